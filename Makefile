@@ -1,0 +1,24 @@
+# Two commands do everything: `make demo` and `make test`.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint clean
+
+demo: $(READY) ## Tune, distil and evaluate the embedded default; prints the table and says where the report is.
+	$(VENV)/bin/isogloss run
+
+test: $(READY) ## Format, lint, types, tests.
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --jaxtyping-packages=isogloss,beartype.beartype
+
+$(READY): pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt torch
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

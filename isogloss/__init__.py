@@ -1,0 +1,54 @@
+"""isogloss: one instruction, followed the same way in every language.
+
+`run()` does the whole job of the command line; `load()` gives a finished run's model in one language.
+"""
+
+from pathlib import Path
+from typing import Any
+
+__all__ = ["load", "run"]
+
+
+def run(config: str | Path | None = None, **overrides: Any) -> Path:
+    """Run every stage and return the run's folder.
+
+    Args:
+        config: A YAML file of settings; the embedded default if not given.
+        overrides: Settings by dotted name, for example `**{"distill.lr": 1e-3}`.
+
+    Raises:
+        isogloss.errors.IsoglossError: Something that the caller can mend.
+    """
+    from isogloss import pipeline
+    from isogloss.config import load_config
+
+    settings = load_config(
+        None if config is None else Path(config), tuple(f"{k}={v}" for k, v in overrides.items())
+    )
+    job = pipeline.Run(settings, pipeline.Watcher())
+    pipeline.check(job)
+    pipeline.run_all(pipeline.open_run(settings))
+    return settings.run
+
+
+def load(run: str | Path, language: str) -> tuple[Any, Any]:
+    """A finished run's model, with the adapter of one language, and its tokenizer.
+
+    Returns:
+        A `peft.PeftModel` over the reference model, and the tokenizer.
+
+    Raises:
+        isogloss.errors.RunError: The run is not finished or has no such language.
+    """
+    from peft import PeftModel
+
+    from isogloss import pipeline
+    from isogloss.errors import RunError
+    from isogloss.languages import resolve
+
+    job, code = pipeline.load_run(Path(run)), resolve(language).code
+    folder = job.folder / "adapters" / code
+    if not folder.exists():
+        have = ", ".join(sorted(p.name for p in folder.parent.glob("*/"))) or "none"
+        raise RunError(f"{run} has no adapter for {code}; it has {have}")
+    return PeftModel.from_pretrained(job.reference_model(), str(folder)).eval(), job.tokenizer

@@ -1,0 +1,137 @@
+"""Lines: how every format reads and writes text, and the refusals that all formats share.
+
+Files are UTF-8, gzip-compressed or not, and split on line feeds only: some texts hold other separators.
+"""
+
+import difflib
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from isogloss.errors import DataError
+from isogloss.languages.registry import Language, UnknownLanguageError, resolve
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines without their endings; a final line feed does not start another line.
+
+    Raises:
+        DataError: The file is missing, a damaged gzip, or not UTF-8.
+    """
+    lines = _decode(path, _read_bytes(path)).split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
+def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each JSON object with the number of its line; blank lines are skipped.
+
+    Raises:
+        DataError: A line is no JSON object, or an object has a key twice.
+    """
+    for number, line in enumerate(read_lines(path), start=1):
+        if line.strip():
+            yield number, parse_object(line, path, number)
+
+
+def parse_object(line: str, path: Path, number: int) -> dict[str, Any]:
+    """The one JSON object of a line.
+
+    Raises:
+        DataError: It is something else, or has a key twice.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            hint = "; write Indonesian as 'ind'" if twice == "id" else "; keep one of them"
+            raise DataError(f"the key {twice!r} occurs twice{hint}", path, number)
+        return found
+
+    try:
+        value = json.loads(line, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        message = f"not JSON at column {error.colno} ({error.msg}); each line must be one JSON object"
+        raise DataError(message, path, number) from None
+    if not isinstance(value, dict):
+        message = f"the line holds a {type(value).__name__}; each line must be one JSON object"
+        raise DataError(message, path, number)
+    return value
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write the lines beside the file, then put them in its place; a name in .gz is compressed."""
+    data = "".join(line + "\n" for line in lines).encode()
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        draft.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def plain_or_gz(path: Path) -> Path | None:
+    """The file itself, or the same with .gz behind its name, or None where neither exists."""
+    return next((p for p in (path, path.with_name(path.name + ".gz")) if p.is_file()), None)
+
+
+def language_of(code: object, path: Path, line: int | None = None) -> Language:
+    """The language that a code in a file means.
+
+    Raises:
+        DataError: No language is called so; the message suggests the nearest.
+    """
+    if not isinstance(code, str):
+        raise DataError(f"the language is {code!r}; it must be a code such as sw", path, line)
+    try:
+        return resolve(code)
+    except UnknownLanguageError as error:
+        raise DataError(str(error), path, line) from None
+
+
+def languages_of(codes: Iterable[str], path: Path) -> list[Language]:
+    """The languages that the codes mean, each once.
+
+    Raises:
+        DataError: No language is called so.
+    """
+    return list({language.code: language for language in (language_of(c, path) for c in codes)}.values())
+
+
+def nearest(name: str, names: Collection[str]) -> str:
+    """What to say after an unknown name: the nearest one, else all that there are."""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are: {', '.join(names)}"
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except IsADirectoryError:
+        raise DataError("this is a folder; give one file", path) from None
+    except FileNotFoundError:
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, siblings, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; give the path of an existing file"
+        raise DataError(f"there is no such file{hint}", path) from None
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error):
+        raise DataError("the gzip data are damaged; fetch or compress the file again", path) from None
+
+
+def _decode(path: Path, data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError("the text is not UTF-8; convert the file to UTF-8", path, line) from None

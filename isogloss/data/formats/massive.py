@@ -1,0 +1,128 @@
+"""MASSIVE: what people say to a voice assistant, with its intent and slots, in 51 languages.
+
+The locales share their ids. Looked for as massive/<locale>.jsonl, as the releases lay it out
+(1.0/data/<locale>.jsonl, 1.1/data/…), and for dev also as massive/dev_only/<locale>.jsonl.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from isogloss.data.formats.lines import languages_of, nearest, plain_or_gz, read_objects
+from isogloss.errors import DataError
+from isogloss.languages.registry import Language
+from isogloss.languages.registry import languages as all_languages
+
+PARTITIONS: Final = ("train", "dev", "test")
+_FOLDERS: Final = ("massive", "1.0/data", "1.1/data")
+_DEV_FOLDER: Final = "massive/dev_only"
+_KEYS: Final = ("id", "partition", "scenario", "intent", "utt", "annot_utt")
+_SLOT: Final = re.compile(r"\[(\w+) : ([^\[\]]*)\]")
+
+
+@dataclass(frozen=True)
+class MassiveRow:
+    """One utterance; `utt` and `slots` (name, value) by our language code, slots in the order of the text."""
+
+    id: str
+    scenario: str
+    intent: str
+    utt: dict[str, str]
+    slots: dict[str, tuple[tuple[str, str], ...]]
+
+
+def read(root: Path, partition: str, languages: Iterable[str]) -> list[MassiveRow]:
+    """The rows of a partition, in the order of the first language.
+
+    Args:
+        root: The folder that holds massive, or a release's 1.0.
+        partition: train, dev or test.
+        languages: Codes of any data set.
+
+    Raises:
+        DataError: A language or partition is not there, a row is malformed, or the languages do not match.
+    """
+    if partition not in PARTITIONS:
+        raise DataError(f"{partition!r} is not a partition; {nearest(partition, PARTITIONS)}", root)
+    files = {lang.code: _file(root, partition, lang) for lang in languages_of(languages, root)}
+    utterances = {code: dict(_read(path, partition)) for code, path in files.items()}
+    first = next(iter(utterances), None)
+    if first is None:
+        return []
+    for code, rows in utterances.items():
+        if not rows:
+            raise DataError(f"no rows of partition {partition}; give a file that has them", files[code])
+        _refuse_mismatch(code, rows, first, utterances[first], files[code])
+    return [
+        MassiveRow(
+            id,
+            row["scenario"],
+            row["intent"],
+            {code: rows[id]["utt"] for code, rows in utterances.items()},
+            {code: _slots(rows[id]) for code, rows in utterances.items()},
+        )
+        for id, row in utterances[first].items()
+    ]
+
+
+def available(root: Path, partition: str = "train") -> set[str]:
+    """Our codes of the languages whose file is there; what is only in dev_only counts for dev alone."""
+    return {
+        code
+        for code, lang in all_languages().items()
+        if lang.massive and _found(root, partition, lang.massive)
+    }
+
+
+def _file(root: Path, partition: str, language: Language) -> Path:
+    if language.massive is None:
+        raise DataError(f"MASSIVE has no {language.name} ({language.code}); leave it out", root)
+    path = _found(root, partition, language.massive)
+    if path is None:
+        looked = ", ".join(f"{folder}/{language.massive}.jsonl" for folder in _folders(partition))
+        message = f"no MASSIVE {partition} in {language.code}; looked for {looked}, plain or .gz"
+        raise DataError(message, root)
+    return path
+
+
+def _found(root: Path, partition: str, locale: str) -> Path | None:
+    paths = (plain_or_gz(root / folder / f"{locale}.jsonl") for folder in _folders(partition))
+    return next((path for path in paths if path), None)
+
+
+def _folders(partition: str) -> tuple[str, ...]:
+    return (*_FOLDERS, _DEV_FOLDER) if partition == "dev" else _FOLDERS
+
+
+def _read(path: Path, partition: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    seen: set[str] = set()
+    for line, row in read_objects(path):
+        for key in _KEYS:
+            if not isinstance(row.get(key), str):
+                hint = "it must be a text" if key in row else nearest(key, list(row))
+                raise DataError(f"no text under the key {key!r}; {hint}", path, line)
+        if row["partition"] != partition:
+            continue
+        if row["id"] in seen:
+            raise DataError(f"id {row['id']!r} occurs twice in {partition}; ids are unique", path, line)
+        seen.add(row["id"])
+        if set("[]") & set(_SLOT.sub("", row["annot_utt"])):
+            message = "a slot in annot_utt is malformed; it must read [name : value]"
+            raise DataError(message, path, line)
+        yield row["id"], row
+
+
+def _slots(row: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, value.strip()) for name, value in _SLOT.findall(row["annot_utt"]))
+
+
+def _refuse_mismatch(code: str, rows: dict[str, Any], first: str, firsts: dict[str, Any], path: Path) -> None:
+    for id in [*firsts, *rows]:
+        if id not in rows or id not in firsts:
+            has, lacks = (first, code) if id in firsts else (code, first)
+            raise DataError(f"id {id} is there in {has} but not in {lacks}; both must have it", path)
+        if rows[id]["intent"] != firsts[id]["intent"]:
+            message = f"id {id} is {rows[id]['intent']!r} in {code} but {firsts[id]['intent']!r} in {first}"
+            raise DataError(message + "; translations share their intent", path)

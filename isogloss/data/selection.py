@@ -1,0 +1,398 @@
+"""Selection: which of the English examples are worth tuning on, and why each of the others is not.
+
+`select` drops what is broken or said twice, by rules that need no model. `keep_best` then keeps what a model
+learns most from, by losses that the caller measured under the base model. Knows no model and no file format.
+Flow: select → keep_best → summary, write.
+"""
+
+import json
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from isogloss.data.examples import ParallelExample, Turn
+from isogloss.data.formats.lines import nearest, write_lines
+from isogloss.errors import ConfigError
+from isogloss.languages.registry import XGLUE_TWELVE, languages, resolve
+
+RULES: Final = ("empty", "degenerate", "truncated", "wrong_language", "duplicate", "near_duplicate")
+SCORE_RULES: Final = ("instruction_does_not_help", "below_share")
+
+_SAYS_AGAIN: Final = re.compile(r"copy|repeat|echo|translat")  # tasks whose answer may equal the instruction
+_LONGEST_PERIOD: Final = 60  # characters that a repeated unit may have
+_LEAST_REPEATED: Final = 20  # characters that a repetition must fill, so that "ha ha ha" may stay
+_LONG: Final = 20  # words from which a text counts as long
+_PROSE_LINE: Final = 8  # words from which a line counts as prose
+_LEAST_LETTERS: Final = 40  # what the language detector needs
+_SURE: Final = 0.99  # probability from which the detector is believed
+_SHINGLE: Final = 5  # characters
+
+_BRACKETS: Final = {"(": ")", "[": "]", "{": "}"}
+_TERMINAL: Final = ".!?…。！？｡।॥۔؟።፧។៕။։"
+_WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
+# Words that change nothing about what an instruction asks. "not", "no" and numbers are not among them.
+_FUNCTION_WORDS: Final = frozenset(
+    ("a", "an", "the", "please", "kindly", "of", "to", "and", "that", "this", "these", "those", "following",
+     "given", "below", "above", "is", "are", "be", "i", "me", "you", "your", "can", "could", "would", "will")
+)  # fmt: skip
+# Names in the Unicode table begin with these words, by ISO 15924 script where the script is called otherwise.
+_LETTERS: Final = {
+    "Arab": ("ARABIC",), "Armn": ("ARMENIAN",), "Beng": ("BENGALI",), "Cyrl": ("CYRILLIC",),
+    "Deva": ("DEVANAGARI",), "Ethi": ("ETHIOPIC",), "Geor": ("GEORGIAN",), "Grek": ("GREEK",),
+    "Gujr": ("GUJARATI",), "Guru": ("GURMUKHI",), "Hang": ("HANGUL", "CJK"), "Hans": ("CJK",),
+    "Hant": ("CJK",), "Hebr": ("HEBREW",), "Jpan": ("CJK", "HIRAGANA", "KATAKANA"), "Khmr": ("KHMER",),
+    "Knda": ("KANNADA",), "Laoo": ("LAO",), "Latn": ("LATIN",), "Mlym": ("MALAYALAM",),
+    "Mymr": ("MYANMAR",), "Orya": ("ORIYA",), "Taml": ("TAMIL",), "Telu": ("TELUGU",), "Thai": ("THAI",),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """An example that was not kept: the rule's name, and what it saw."""
+
+    example_id: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was kept and what was dropped, both in the order given."""
+
+    kept: tuple[ParallelExample, ...]
+    dropped: tuple[Dropped, ...]
+
+
+def select(
+    examples: Iterable[ParallelExample],
+    *,
+    language: str = "en",
+    rules: Sequence[str] = RULES,
+    max_chars: int = 8_000,
+    near: float = 0.9,
+) -> Selection:
+    """Keep the examples that pass every rule; each other one is dropped by the first that it fails.
+
+    empty           No instruction or response in the language, or only white space.
+    degenerate      The response repeats one unit over half of itself, equals the instruction (unless the
+                    task copies, repeats or translates), or is longer than `max_chars`.
+    truncated       A long free text that ends in mid-sentence, in an open bracket or quotation, or any
+                    text that ends in open code. Short answers and lists without full stops pass.
+    wrong_language  Most letters are not of the language's script, or the detector (texts of 40 letters
+                    and more) is sure of another language. Tasks that translate are not looked at.
+    duplicate       Instruction and response equal an earlier example's but for case, width and spaces.
+    near_duplicate  An instruction of 20 words and more has the content words of an earlier one in the same
+                    order, and `near` of the character 5-grams (Jaccard). Any other content word, or
+                    number, keeps both: items made from one template are not duplicates.
+
+    Args:
+        examples: Any number; fifty thousand take well under a minute.
+        language: The language whose turns are looked at.
+        rules: Which of `RULES` to use; their order is always the one above.
+        max_chars: What counts as too long a response.
+        near: The Jaccard similarity from which a near duplicate is dropped.
+
+    Raises:
+        ConfigError: A rule is unknown, or `near` is not a share.
+        UnknownLanguageError: No language is called so.
+    """
+    for rule in rules:
+        if rule not in RULES:
+            raise ConfigError(f"{rule!r} is not a rule; {nearest(rule, RULES)}")
+    if not 0 < near <= 1:
+        raise ConfigError(f"near is {near}; it must be above 0 and at most 1")
+    code = resolve(language).code
+    checks: dict[str, Callable[[ParallelExample, Turn], str | None]] = {
+        "empty": lambda example, turn: _empty(turn),
+        "degenerate": lambda example, turn: _degenerate(example.task, turn, max_chars),
+        "truncated": lambda example, turn: truncation(turn.response or "", code),
+        "wrong_language": lambda example, turn: _wrong_language(example.task, turn, code),
+        "duplicate": _Duplicates(),
+        "near_duplicate": _NearDuplicates(near),
+    }
+    used = [(rule, checks[rule]) for rule in RULES if rule in rules]
+    kept: list[ParallelExample] = []
+    dropped: list[Dropped] = []
+    for example in examples:
+        turn = example.turns.get(code, Turn(""))
+        found = ((rule, check(example, turn)) for rule, check in used)
+        failed = next(((rule, detail) for rule, detail in found if detail), None)
+        if failed:
+            dropped.append(Dropped(example.id, *failed))
+        else:
+            kept.append(example)
+    return Selection(tuple(kept), tuple(dropped))
+
+
+def instruction_following_difficulty(
+    loss_with: Sequence[float], loss_without: Sequence[float]
+) -> list[float]:
+    """How little the instruction helps the base model to foresee each response; 1 when not at all.
+
+    The ratio of two mean losses of the response's tokens: after its instruction, and alone (Li et al.
+    2024, arXiv:2308.12032). High means hard: much to learn. Over 1 the instruction misleads.
+
+    Raises:
+        ValueError: The lengths differ, or a loss is not finite, below 0, or 0 without the instruction.
+    """
+    ratios = []
+    for index, (told, alone) in enumerate(zip(loss_with, loss_without, strict=True)):
+        if not (0 <= told < math.inf and 0 < alone < math.inf):
+            raise ValueError(f"losses {index} are {told} and {alone}; they must be finite and above 0")
+        ratios.append(told / alone)
+    return ratios
+
+
+def keep_best(examples: Sequence[ParallelExample], scores: Sequence[float], share: float) -> Selection:
+    """Keep the hardest share of the examples whose instruction helps at all.
+
+    Those with a ratio of 1 and more go first (instruction_does_not_help). Of the rest, `share` with the
+    highest ratios stay, rounded to a whole number and at least one; equal ratios go by order.
+
+    Args:
+        examples: What `select` kept.
+        scores: Their `instruction_following_difficulty`.
+        share: Of the examples below 1, how much to keep: above 0, at most 1.
+
+    Raises:
+        ConfigError: `share` is not in that range.
+        ValueError: The lengths differ, or a score is not a number.
+    """
+    if not 0 < share <= 1:
+        raise ConfigError(f"share is {share}; it must be above 0 and at most 1")
+    rows = list(zip(examples, scores, strict=True))
+    if any(math.isnan(score) for score in scores):
+        raise ValueError("a score is not a number; every score must be one")
+    helped = [index for index, (_, score) in enumerate(rows) if score < 1]
+    count = max(1, math.floor(share * len(helped) + 0.5))
+    best = set(sorted(helped, key=lambda index: -rows[index][1])[:count])
+    useless, easy = SCORE_RULES
+    return Selection(
+        tuple(example for index, (example, _) in enumerate(rows) if index in best),
+        tuple(
+            Dropped(example.id, easy if score < 1 else useless, f"ratio {score:.3f}")
+            for index, (example, score) in enumerate(rows)
+            if index not in best
+        ),
+    )
+
+
+def summary(selection: Selection) -> dict[str, int]:
+    """How many examples each rule dropped, in the order of the rules; rules that dropped none are absent."""
+    counts = Counter(dropped.reason for dropped in selection.dropped)
+    return {reason: counts[reason] for reason in (*RULES, *SCORE_RULES) if counts[reason]}
+
+
+def write(selection: Selection, path: Path) -> None:
+    """Write one line per example, first the kept: its id, whether it was kept, else reason and detail."""
+    rows: list[dict[str, Any]] = [{"id": example.id, "kept": True} for example in selection.kept]
+    rows += [
+        {"id": dropped.example_id, "kept": False, "reason": dropped.reason, "detail": dropped.detail}
+        for dropped in selection.dropped
+    ]
+    write_lines(path, (json.dumps(row, ensure_ascii=False) for row in rows))
+
+
+def _empty(turn: Turn) -> str | None:
+    if not turn.instruction.strip():
+        return "no instruction"
+    return None if turn.response and turn.response.strip() else "no response"
+
+
+def _degenerate(task: str, turn: Turn, max_chars: int) -> str | None:
+    response = turn.response or ""
+    if len(response) > max_chars:
+        return f"{len(response)} characters"
+    said = _normalise(response)
+    if said == _normalise(turn.instruction) and not _SAYS_AGAIN.search(task.casefold()):
+        return "the response is the instruction"
+    unit = repeated_unit(said)
+    return unit and f"repeats {unit!r}"
+
+
+def repeated_unit(text: str) -> str | None:
+    """What a text repeats over at least half of itself, five times or more; None where it does not."""
+    grams = max(1, len(text) - 2)
+    # Half a text in fifths has at most 0.6 of its 3-grams once; the rest is spared the search.
+    if len(text) < _LEAST_REPEATED or len({text[i : i + 3] for i in range(grams)}) > 0.65 * grams + 3:
+        return None
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    needed = max(_LEAST_REPEATED, len(text) / 2)
+    for period in range(1, min(_LONGEST_PERIOD, len(text) // 5) + 1):
+        breaks = np.flatnonzero(codes[period:] != codes[:-period])
+        edges = np.concatenate(([-1], breaks, [len(text) - period]))
+        gaps = np.diff(edges) - 1
+        longest = int(gaps.argmax())
+        filled = int(gaps[longest]) + period
+        if filled >= needed and filled >= 5 * period:
+            start = int(edges[longest]) + 1
+            return text[start : start + period].strip() or text[start : start + period]
+    return None
+
+
+def truncation(text: str, language: str) -> str | None:
+    """What is open at the end of a long free text, or None where it ends as a text does."""
+    if text.count("```") % 2:
+        return "ends in an open code fence"
+    prose = re.sub(r"```.*?```", "\n\n", text, flags=re.DOTALL).rstrip()
+    if "```" in text and not prose.endswith(text.rstrip()[-1:]):
+        return None  # it ends with code
+    lines = [line.strip() for line in prose.split("\n") if line.strip()]
+    if not lines or len(_words(prose)) < _LONG:
+        return None
+    last = lines[-1]
+    if last.rstrip("\"'”’»)]}*_")[-1:] in _TERMINAL:
+        return None
+    opened = _open_mark(prose, last)
+    return f"ends in an open {opened}" if opened else _broken_off(lines, prose, language)
+
+
+def _open_mark(text: str, last: str) -> str | None:
+    # Only what opens a word of the last line counts: a face :( opens nothing, and 1) closes nothing.
+    opened: list[str] = []
+    for before, character in zip(" " + last, last, strict=False):
+        if character in _BRACKETS and not before.isalnum() and before not in ":;=-":
+            opened.append(character)
+        elif opened and character in _BRACKETS.values():
+            opened.pop()
+    if opened:
+        return opened[-1]
+    # Typed and printed quotation marks mix; 10" are inches.
+    marks = re.compile(r"(?<!\d)[\"“”„]")
+    if len(marks.findall(last)) % 2 and len(marks.findall(text)) % 2:
+        return marks.findall(last)[-1]
+    return None
+
+
+def _broken_off(lines: list[str], text: str, language: str) -> str | None:
+    last = lines[-1]
+    words = _words(last)
+    if resolve(language).script in ("Thai", "Laoo") or len(words) < _PROSE_LINE:
+        return None
+    if words[-1].startswith("#") or sum(any(map(str.isalpha, word)) for word in words) * 3 < len(words) * 2:
+        return None  # a tag, or figures
+    if re.search(r"[=<>{}|\\_;]|https?:|\w\(", last):
+        return None  # code, a table or an address
+    end = last.rstrip("\ufe0f")[-1:]  # what makes an emoji colourful is a mark like those of Hindi
+    if end in ",،、，:：-–—":
+        return f"ends in {end!r}"
+    if unicodedata.category(end)[0] not in "LM":
+        return None
+    # A writer who ends no line with a full stop, as in lists and verse, has not been cut off.
+    earlier = [line for line in lines[:-1] if len(_words(line)) >= _PROSE_LINE // 2]
+    if earlier and sum(line.rstrip("\"'”’)]*")[-1:] in _TERMINAL for line in earlier) * 2 < len(earlier):
+        return None
+    sentences = any(mark in text for mark in "。！？।॥۔؟።") or re.search(r"[.!?…][\"'”’)]*\s", text)
+    count = len(_words(text))
+    if sentences or (count >= _LONG * 3 // 2 and text.count(",") * 4 < count):
+        return "ends in mid-sentence"
+    return None
+
+
+def _wrong_language(task: str, turn: Turn, code: str) -> str | None:
+    if "translat" in task.casefold():
+        return None
+    for part, text in (("instruction", turn.instruction), ("response", turn.response or "")):
+        detail = _foreign(text, code)
+        if detail:
+            return f"{part}: {detail}"
+    return None
+
+
+def _foreign(text: str, code: str) -> str | None:
+    letters = {c: n for c, n in Counter(unicodedata.normalize("NFKC", text)).items() if c.isalpha()}
+    total = sum(letters.values())
+    script = resolve(code).script
+    ours = sum(n for c, n in letters.items() if _letter_of(c, script))
+    if total and ours * 2 < total:
+        return f"{ours} of {total} letters are {script}"
+    identify = _identifier(code)
+    if total < _LEAST_LETTERS or identify is None:
+        return None
+    found, probability = identify(text)
+    return f"{found} ({probability:.2f})" if found != code and probability >= _SURE else None
+
+
+@cache
+def _letter_of(character: str, script: str) -> bool:
+    return unicodedata.name(character, "").startswith(_LETTERS[script])
+
+
+@cache
+def _identifier(code: str) -> Callable[[str], tuple[str, float]] | None:
+    """The detector among this language and XGLUE's in its script; None where there is nothing to choose."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    script = languages()[code].script
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    others = {other for other in ("en", "de", *XGLUE_TWELVE) if languages()[other].script == script}
+    if code not in identifier.labels or not others - {code}:
+        return None
+    identifier.set_languages({code, *others})
+    return identifier.classify
+
+
+class _Duplicates:
+    """Says which earlier example had the same instruction and response."""
+
+    def __init__(self) -> None:
+        self._ids: dict[tuple[str, str], str] = {}
+
+    def __call__(self, example: ParallelExample, turn: Turn) -> str | None:
+        key = _normalise(turn.instruction), _normalise(turn.response or "")
+        if key in self._ids:
+            return f"same as {self._ids[key]}"
+        self._ids[key] = example.id
+        return None
+
+
+class _NearDuplicates:
+    """Says which earlier example asked the same in nearly the same words."""
+
+    def __init__(self, near: float) -> None:
+        self._near = near
+        self._buckets: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+
+    def __call__(self, example: ParallelExample, turn: Turn) -> str | None:
+        words = list(_bare_words(turn.instruction))
+        if len(words) < _LONG:
+            return None
+        text = " ".join(words)
+        bucket = self._buckets.setdefault(tuple(w for w in words if w not in _FUNCTION_WORDS), [])
+        for id, other in bucket:
+            alike = _jaccard(text, other)
+            if alike >= self._near:
+                return f"{alike:.2f} like {id}"
+        bucket.append((example.id, text))
+        return None
+
+
+def _jaccard(text: str, other: str) -> float:
+    if text == other:
+        return 1.0
+    ours, theirs = ({t[i : i + _SHINGLE] for i in range(len(t) - _SHINGLE + 1)} for t in (text, other))
+    return len(ours & theirs) / len(ours | theirs)
+
+
+def _normalise(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _bare_words(text: str) -> Iterator[str]:
+    for word in _words(_normalise(text)):
+        bare = word.strip("".join({c for c in word if unicodedata.category(c)[0] in "PZ"}))
+        if bare:
+            yield bare
+
+
+def _words(text: str) -> list[str]:
+    """Words between spaces; Chinese and Japanese characters count as words."""
+    return _WORD.findall(text)

@@ -1,0 +1,70 @@
+"""From the settings' `data` to examples: English ones for stage 1, parallel ones for stage 2."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from isogloss.config import ChatFile, Config, DemoData, MassiveData, ParallelFile, TableFile
+from isogloss.data.examples import ParallelExample
+from isogloss.data.formats import chat_jsonl, massive, parallel_jsonl, table
+from isogloss.demo.items import demo_items
+from isogloss.errors import DataError
+from isogloss.evaluate.suites import massive as massive_tasks
+from isogloss.languages import SOURCE
+
+
+def english_examples(config: Config, root: Path | None) -> list[ParallelExample]:
+    """Examples for stage 1, each with an English turn that has a response.
+
+    Raises:
+        DataError: There is none.
+    """
+    match config.data:
+        case DemoData() as demo:
+            found = [
+                item.example for item in demo_items("train", demo.english_items, [SOURCE], draw="english")
+            ]
+        case MassiveData() as data:
+            found = massive_tasks.examples(_root(root, "massive"), [], data.tasks)
+            if data.english_items is not None:
+                found = found[: data.english_items]
+        case _:
+            found = _file(config)
+    found = [e for e in found if SOURCE in e.turns and e.turns[SOURCE].response is not None]
+    if not found:
+        raise DataError("data: no example has an English instruction with a response; stage 1 needs them")
+    return found
+
+
+def parallel_examples(config: Config, root: Path | None, languages: Sequence[str]) -> list[ParallelExample]:
+    """Examples for stage 2, each in English and in at least one of the languages."""
+    match config.data:
+        case DemoData():
+            most = max(config.languages.amount(code) for code in languages)
+            found = [
+                item.example for item in demo_items("train", most, [SOURCE, *languages], draw="parallel")
+            ]
+        case MassiveData() as data:
+            folder = _root(root, "massive")
+            there = [code for code in languages if code in massive.available(folder)]
+            tasks = [task for task in data.tasks if task != "slot"]
+            found = massive_tasks.examples(folder, there, tasks)
+        case _:
+            found = _file(config)
+    return [e for e in found if SOURCE in e.turns and any(code in e.turns for code in languages)]
+
+
+def _file(config: Config) -> list[ParallelExample]:
+    match config.data:
+        case ParallelFile(path=path):
+            return parallel_jsonl.read(path)
+        case ChatFile(path=path, language=language):
+            return chat_jsonl.read(path, language)
+        case TableFile(path=path, columns=columns):
+            return table.read(path, columns)
+    raise TypeError(config.data)
+
+
+def _root(root: Path | None, name: str) -> Path:
+    if root is None:
+        raise DataError(f"data {name} needs a data root; set data_root, --data-root or ISOGLOSS_DATA")
+    return root

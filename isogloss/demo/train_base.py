@@ -1,0 +1,248 @@
+"""Trains the demo's base model: `python -m isogloss.demo.train_base --data-root ../shared/data OUT`.
+
+Flow: documents → byte-level BPE → packed blocks → a small Qwen3 → plain Hugging Face files.
+Every step's text depends on the seed and the step alone, so a killed run goes on exactly where it was.
+"""
+
+import json
+import math
+import random
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from isogloss.demo import base_text
+from isogloss.demo.grammar import LANGUAGES, phrases
+from isogloss.demo.split import events_of
+
+SPECIAL = ("<|endoftext|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{- '<|' + message['role'] + '|>' -}}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{%- generation -%}{{- message['content'] + '<|end|>' -}}{%- endgeneration -%}"
+    "{%- else -%}{{- message['content'] + '<|end|>' -}}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+)
+VOCABULARY = 12_288
+BLOCK = 128
+
+
+def train_tokenizer(real: base_text.Real, seed: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE on the same kinds of text, each language given the same number of sentences."""
+    rng = random.Random(seed)
+
+    def sentences() -> list[str]:
+        texts: list[str] = []
+        for code in LANGUAGES:
+            rows = [real.rows[i][code] for i in real.by_language[code]]
+            # Few rows are repeated rather than outvoted: every script should cost alike.
+            texts.extend(rng.choices(rows, k=9_000))
+            texts.extend(phrases(code).event(event) for event in rng.sample(events_of("train"), 3_000))
+            texts.extend(phrases(code).opinion(opinion) for opinion in base_text.opinions())
+        return texts
+
+    tokenizer = Tokenizer(models.BPE())
+    # A word keeps its leading space; digits stand alone; marks stay with the letters of Indic and Thai script.
+    pattern = r" ?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        sentences(),
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=list(SPECIAL),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            max_token_length=24,
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        extra_special_tokens={t.strip("<|>"): t for t in SPECIAL if t not in ("<|end|>", "<|pad|>")},
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=512,
+    )
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=64,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+class Packed:
+    """Blocks of `BLOCK` tokens, documents end to end; step n is the same whenever it is asked for."""
+
+    def __init__(self, real: base_text.Real, tokenizer: PreTrainedTokenizerFast, rows: int, seed: int):
+        self.real, self.tokenizer, self.rows, self.seed = real, tokenizer, rows, seed
+        self.end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+
+    def step(self, number: int) -> Tensor:
+        stream = base_text.documents(self.real, random.Random(f"{self.seed}/{number}"))
+        need, ids = self.rows * BLOCK, []
+        while len(ids) < need:
+            texts = list(islice(stream, 32))
+            for encoded in self.tokenizer(texts, add_special_tokens=False)["input_ids"]:
+                ids.extend((*encoded, self.end))
+        return torch.tensor(ids[:need]).view(self.rows, BLOCK)
+
+
+def optimisers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for embeddings and norms."""
+    named = list(model.named_parameters())
+    matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
+    rest = [p for name, p in named if p.ndim != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def schedule(step: int, steps: int) -> float:
+    """Warm-up over 100 steps, constant, then linear to zero over the last 30 %."""
+    return min(1.0, (step + 1) / 100, (steps - step) / (0.3 * steps))
+
+
+@torch.no_grad()
+def retrieval(
+    model: nn.Module, tokenizer: PreTrainedTokenizerFast, layer: int = 4, n: int = 120
+) -> dict[str, float]:
+    """Share of dev sentences whose nearest neighbour (mean-pooled, cosine) is their translation, both ways."""
+    said = random.Random(0).sample(events_of("dev"), n)
+
+    def embed(code: str) -> Tensor:
+        batch = tokenizer(
+            [phrases(code).event(e) for e in said], return_tensors="pt", padding=True, padding_side="right"
+        )
+        hidden = model(**batch, output_hidden_states=True, use_cache=False).hidden_states[layer].float()
+        mask = batch["attention_mask"][..., None]
+        return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+
+    english, truth, scores = embed("en"), torch.arange(n), {}
+    for code in LANGUAGES[1:]:
+        similar = english @ embed(code).T
+        hits = (similar.argmax(0) == truth).float().mean() + (similar.argmax(1) == truth).float().mean()
+        scores[code] = hits.item() / 2
+    return scores
+
+
+@torch.no_grad()
+def bits_per_byte(model: nn.Module, tokenizer: PreTrainedTokenizerFast, n: int = 100) -> dict[str, float]:
+    """Bits per UTF-8 byte of unseen demo sentences, by language."""
+    said, scores = random.Random(1).sample(events_of("dev"), n), {}
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    for code in LANGUAGES:
+        nats = size = 0.0
+        for event in said:
+            text = phrases(code).event(event)
+            ids = torch.tensor([[end, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
+            nats += model(input_ids=ids, labels=ids, use_cache=False).loss.item() * (ids.shape[1] - 1)
+            size += len(text.encode())
+        scores[code] = nats / size / math.log(2)
+    return scores
+
+
+def save_atomically(state: dict, path: Path) -> None:
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    part.replace(path)
+
+
+def main(
+    out: Annotated[Path, typer.Argument(help="Folder for the model; checkpoints lie in it too.")],
+    data_root: Annotated[Path, typer.Option(help="Folder of the real data sets.")],
+    steps: Annotated[int, typer.Option(help="Optimiser steps in all.")] = 5_000,
+    rows: Annotated[int, typer.Option(help="Blocks of 128 tokens a step.")] = 24,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    seed: int = 0,
+    stop_after: Annotated[
+        int, typer.Option(help="Stop at this step with a checkpoint; 0: run to the end.")
+    ] = 0,
+) -> None:
+    """Train, or go on from the last checkpoint."""
+    out.mkdir(parents=True, exist_ok=True)
+    real = base_text.load_real(data_root)
+    tokenizer = (
+        PreTrainedTokenizerFast.from_pretrained(out)
+        if (out / "tokenizer.json").exists()
+        else train_tokenizer(real, seed)
+    )
+    tokenizer.save_pretrained(out)
+    model, blocks = new_model(tokenizer, seed), Packed(real, tokenizer, rows, seed)
+    optims, first, saved = optimisers(model, lr), 0, out / "checkpoint.pt"
+    if saved.exists():
+        state = torch.load(saved, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optim, inner in zip(optims, state["optimisers"], strict=True):
+            optim.load_state_dict(inner)
+        first = state["step"]
+    trained, started, log = torch.compile(model), time.monotonic(), open(out / "log.jsonl", "a", buffering=1)
+    last = min(steps, stop_after or steps)
+    for step in range(first, last):
+        for optim in optims:
+            for group in optim.param_groups:
+                group["lr"] = lr * schedule(step, steps)
+        ids = blocks.step(step)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = trained(input_ids=ids, use_cache=False).logits
+        loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optim in optims:
+            optim.step()
+            optim.zero_grad()
+        done = step + 1
+        if done % 20 == 0:
+            seconds = (time.monotonic() - started) / (done - first)
+            log.write(
+                json.dumps({"step": done, "loss": round(loss.item(), 4), "s": round(seconds, 3)}) + "\n"
+            )
+        if done % 250 == 0 or done == last:
+            model.eval()
+            found = retrieval(model, tokenizer)
+            log.write(
+                json.dumps({"step": done, "retrieval": {k: round(v, 3) for k, v in found.items()}}) + "\n"
+            )
+            model.train()
+            save_atomically(
+                {"model": model.state_dict(), "optimisers": [o.state_dict() for o in optims], "step": done},
+                saved,
+            )
+    if last == steps:
+        model.eval()
+        log.write(json.dumps({"bits_per_byte": bits_per_byte(model, tokenizer)}) + "\n")
+        model.to(torch.bfloat16).save_pretrained(out)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,1 @@
+"""Distillation: signals, losses and the trainer."""

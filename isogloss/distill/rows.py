@@ -1,0 +1,139 @@
+"""From parallel examples to training rows, and the order in which steps read them.
+
+Knows the tokenizer and the tree's paths, no model.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from isogloss.data.chat import Encoded, encode
+from isogloss.data.examples import ParallelExample
+from isogloss.errors import ConfigError, DataError
+from isogloss.languages import SOURCE
+from isogloss.teacher.prompts import NodeTexts, privileged_text, teacher_prompt
+from isogloss.tree.nodes import Tree
+
+
+@dataclass(frozen=True)
+class Row:
+    """One response in one language, as student and teacher read it.
+
+    Attributes:
+        example: Number of the parallel example: rows of one example mean the same.
+        student: Plain prompt and response ids.
+        teacher_prompt: Privileged prompt ids; the same response ids are appended to it.
+        twin_prompt: Plain prompt ids of the English twin.
+    """
+
+    id: str
+    language: str
+    example: int
+    student: Encoded
+    teacher_prompt: tuple[int, ...]
+    twin_prompt: tuple[int, ...]
+
+
+def build_rows(
+    examples: Sequence[ParallelExample],
+    amounts: Mapping[str, int],
+    tokenizer: PreTrainedTokenizerBase,
+    tree: Tree,
+    texts: NodeTexts,
+    *,
+    english: Mapping[str, str],
+    responses: str,
+    limit: int,
+) -> list[Row]:
+    """The first `amounts[code]` examples of every language, English read through the root.
+
+    Args:
+        english: The English answer of each example by id, which the teacher reads.
+        responses: `reference` scores the data's response, `teacher` the English answer.
+        limit: Longest prompt in tokens.
+
+    Raises:
+        DataError: A language has no usable example.
+        ConfigError: A prompt is over the limit.
+    """
+    rows: list[Row] = []
+    for code, amount in amounts.items():
+        found = 0
+        for number, example in enumerate(examples):
+            turn, twin = example.turns.get(code), example.turns[SOURCE]
+            answer = english[example.id]
+            response = (
+                answer if responses == "teacher" or code == SOURCE else (turn.response if turn else None)
+            )
+            if turn is None or response is None or found == amount:
+                continue
+            found += 1
+            name = f"{example.id}/{code}"
+            student = encode(tokenizer, turn.instruction, response)
+            if len(student.prompt) > limit:
+                raise ConfigError(
+                    f"the prompt of {name} has {len(student.prompt)} tokens and the limit is {limit}; "
+                    "raise distill.max_prompt or leave the row out"
+                )
+            if code == SOURCE:
+                privileged = student.prompt
+            else:
+                system = privileged_text(
+                    texts, tree.path(code), example.task, type(twin)(twin.instruction, answer)
+                )
+                privileged = teacher_prompt(tokenizer, system, turn.instruction, limit=limit, row=name)
+            plain = student.prompt if code == SOURCE else encode(tokenizer, twin.instruction, answer).prompt
+            rows.append(Row(name, code, number, student, privileged, plain))
+        if found == 0:
+            raise DataError(f"no item has {code}; add items in {code} or take it out of languages.targets")
+    return rows
+
+
+def schedule(
+    languages: Sequence[str],
+    draws: int,
+    *,
+    balance: float,
+    batch: int,
+    lengths: Sequence[int],
+    seed: int,
+    fixed: Mapping[str, float] | None = None,
+) -> list[int]:
+    """Row numbers in the order of training: languages balanced, every row of a language before any again.
+
+    Args:
+        languages: The language of each row.
+        draws: How many rows are read in all; rounded down to whole batches.
+        balance: A language of n rows is drawn in proportion to n^(1/balance).
+        batch: Rows per batch; rows of like length are put together within windows of eight batches.
+        lengths: Tokens of each row.
+        fixed: Share of all draws that a language gets whatever its rows.
+    """
+    rng = random.Random(seed)
+    rows_of: dict[str, list[int]] = {}
+    for number, code in enumerate(languages):
+        rows_of.setdefault(code, []).append(number)
+    fixed = {code: share for code, share in (fixed or {}).items() if code in rows_of}
+    weights = {code: len(rows) ** (1 / balance) for code, rows in rows_of.items() if code not in fixed}
+    free = 1 - sum(fixed.values())
+    shares = {code: free * weight / sum(weights.values()) for code, weight in weights.items()} | fixed
+    draws = max(batch, draws // batch * batch)
+    drawn: list[int] = []
+    for code, rows in rows_of.items():
+        wanted, queue = round(draws * shares[code]), []
+        for _ in range(wanted):
+            if not queue:
+                queue = rng.sample(rows, len(rows))
+            drawn.append(queue.pop())
+    rng.shuffle(drawn)
+    drawn = drawn[:draws] + rng.choices(drawn, k=max(0, draws - len(drawn)))
+    ordered: list[int] = []
+    window = 8 * batch
+    for start in range(0, draws, window):
+        part = sorted(drawn[start : start + window], key=lambda number: lengths[number])
+        batches = [part[i : i + batch] for i in range(0, len(part), batch)]
+        rng.shuffle(batches)
+        ordered.extend(number for one in batches for number in one)
+    return ordered

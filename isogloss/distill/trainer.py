@@ -1,0 +1,269 @@
+"""One `transformers.Trainer` for both stages: response tokens only, normalised over the whole optimiser step.
+
+Stage 1 has cross-entropy; stage 2 adds the divergence from the teacher and the hidden-state term.
+The Trainer keeps its loop, schedule, checkpoints and distribution; the order of rows is fixed
+beforehand, so a resumed run reads what an unbroken one would have read.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from isogloss.data.chat import Encoded, pad, response_positions
+from isogloss.distill import losses
+from isogloss.distill.rows import Row
+from isogloss.distill.signal import Signal
+from isogloss.model import capture, head, last_hidden, mean_pool
+from isogloss.tree.lora import TreeLora
+
+DIVERGENCES = {
+    "forward": losses.forward_kl,
+    "reverse": losses.reverse_kl,
+    "jensen_shannon": losses.jensen_shannon,
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How much each part of the loss counts, and the layer and divergence it reads."""
+
+    ce: float = 1.0
+    kl: float = 0.0
+    hidden: float = 0.0
+    layer: int = 1
+    divergence: str = "forward"
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a batch; stage 1 has neither language nor signal."""
+
+    encoded: Encoded
+    language: str = ""
+    example: int = 0
+    signal: Signal | None = None
+
+
+class Ordered(Dataset):
+    """Samples in the order of training, repeats included."""
+
+    def __init__(self, samples: Sequence[Sample], order: Sequence[int]):
+        self.samples, self.order = samples, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, number: int) -> Sample:
+        return self.samples[self.order[number]]
+
+
+def samples_of(rows: Sequence[Row], signals: Sequence[Signal]) -> list[Sample]:
+    """Rows joined to their signals."""
+    return [
+        Sample(row.student, row.language, row.example, signal)
+        for row, signal in zip(rows, signals, strict=True)
+    ]
+
+
+@dataclass
+class Batch:
+    """A collated batch; rows are padded on the right."""
+
+    ids: Tensor
+    mask: Tensor
+    prompt_mask: Tensor
+    positions: Tensor
+    response: Tensor
+    languages: list[str]
+    examples: Tensor
+    teacher: Tensor | None
+    twin: Tensor | None
+
+    def to(self, device: torch.device) -> "Batch":
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return Batch(**moved)
+
+
+def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
+    """Pad, and note where each response token is predicted."""
+    encoded = [sample.encoded for sample in samples]
+    ids, mask = pad([[*e.prompt, *e.response] for e in encoded], pad_id)
+    starts, lengths = [len(e.prompt) for e in encoded], [len(e.response) for e in encoded]
+    signals = [sample.signal for sample in samples]
+    known = [signal for signal in signals if signal is not None]
+    return Batch(
+        ids=ids,
+        mask=mask,
+        prompt_mask=(torch.arange(ids.shape[1])[None] < torch.tensor(starts)[:, None]).long(),
+        positions=response_positions(starts, lengths, ids.shape[1]),
+        response=torch.tensor([token for e in encoded for token in e.response]),
+        languages=[sample.language for sample in samples],
+        examples=torch.tensor([sample.example for sample in samples]),
+        teacher=torch.cat([signal.teacher for signal in known]) if known else None,
+        twin=torch.stack([signal.twin for signal in known]) if known else None,
+    )
+
+
+def batch_losses(
+    model: nn.Module, batch: Batch, weights: Weights, carrier: TreeLora | None = None
+) -> dict[str, Tensor]:
+    """The parts of the loss as sums: `ce` and `kl` over response tokens, `hidden` over rows."""
+    if carrier is not None:
+        carrier.set_path(batch.languages)
+    with capture(model, weights.layer) as states:
+        hidden = last_hidden(model, batch.ids, batch.mask)
+    student = head(model, hidden.flatten(0, 1)[batch.positions])
+    parts = {"ce": losses.cross_entropy(student, batch.response)}
+    if batch.teacher is not None and weights.kl:
+        with torch.no_grad():
+            teacher = head(model, batch.teacher.to(hidden.dtype))
+        divergence = DIVERGENCES[weights.divergence]
+        parts["kl"] = divergence(student, teacher, temperature=weights.temperature)
+    if batch.twin is not None and weights.hidden:
+        same = batch.examples[:, None] == batch.examples[None]
+        parts["hidden"] = losses.info_nce(mean_pool(states[0], batch.prompt_mask), batch.twin, same)
+    return parts
+
+
+class ResponseTrainer(Trainer):
+    """Trains on response tokens; `carrier` makes it stage 2."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *, weights: Weights, pad_id: int, carrier: TreeLora | None = None, **kwargs: Any):
+        super().__init__(data_collator=lambda samples: {"batch": collate(samples, pad_id)}, **kwargs)
+        self.weights, self.carrier = weights, carrier
+        self.parts: dict[str, float] = {}
+        self.counts = {"tokens": 0, "responses": 0}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # the order is in the data
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
+        """Response tokens and rows of the whole optimiser step, over accumulation and ranks."""
+        batches = [sample["batch"] for sample in batch_samples]
+        items = torch.tensor(
+            [[len(b.response), len(b.ids)] for b in batches], dtype=torch.float32, device=device
+        ).sum(0)
+        if self.args.world_size > 1:
+            items = self.accelerator.gather(items[None]).sum(0)
+        return items
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        batch: Batch = inputs["batch"].to(self.args.device)
+        parts = batch_losses(model, batch, self.weights, self.carrier)
+        tokens, rows = num_items_in_batch
+        scaled = {name: part / (rows if name == "hidden" else tokens) for name, part in parts.items()}
+        loss = sum(getattr(self.weights, name) * part for name, part in scaled.items())
+        for name, part in scaled.items():
+            self.parts[name] = self.parts.get(name, 0.0) + part.item() * self.args.world_size
+        self.counts["tokens"] += int(batch.mask.sum())
+        self.counts["responses"] += len(batch.response)
+        # Distributed wrappers average gradients over ranks; the sum is what the normalisation means.
+        loss = loss * self.args.world_size
+        return (loss, None) if return_outputs else loss
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        (Path(str(output_dir or self.args.output_dir)) / "counts.json").write_text(json.dumps(self.counts))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.counts = json.loads((Path(resume_from_checkpoint) / "counts.json").read_text())
+
+
+class Watch(TrainerCallback):
+    """Writes a line of the learning curve per `every` steps and reports progress."""
+
+    def __init__(self, curve: Path, stage: str, every: int, progress: Callable[[int, int], None]):
+        self.curve, self.stage, self.every, self.progress = curve, stage, every, progress
+        self.trainer: ResponseTrainer | None = None
+        self.sums: dict[str, float] = {}
+        self.since = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Lines beyond the checkpoint that training resumes from are written again."""
+        kept = []
+        if self.curve.exists():
+            for line in self.curve.read_text().splitlines():
+                entry = json.loads(line)
+                if entry["stage"] != self.stage or entry["step"] <= state.global_step:
+                    kept.append(line)
+        self.curve.write_text("".join(line + "\n" for line in kept))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self.trainer is not None
+        for name, value in self.trainer.parts.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.trainer.parts.clear()
+        self.since += 1
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            means = {name: round(value / self.since, 5) for name, value in self.sums.items()}
+            total = sum(getattr(self.trainer.weights, name) * value for name, value in means.items())
+            entry = {"stage": self.stage, "step": state.global_step, "loss": round(total, 5), **means}
+            with self.curve.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+            self.sums, self.since = {}, 0
+        self.progress(state.global_step, state.max_steps)
+
+
+def training_arguments(
+    folder: Path,
+    *,
+    steps: int,
+    batch: int,
+    accumulate: int,
+    lr: float,
+    weight_decay: float,
+    seed: int,
+    bf16: bool,
+    save_every: int,
+) -> TrainingArguments:
+    """What both stages share: AdamW, linear warm-up, cosine to zero, quiet, checkpoints that resume."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulate,
+        learning_rate=lr,
+        weight_decay=weight_decay,
+        adam_beta2=0.98,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, steps // 20),
+        max_grad_norm=1.0,
+        bf16=bf16,
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+        data_seed=seed,
+        save_steps=save_every,
+        save_total_limit=1,
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        include_num_input_tokens_seen=False,
+    )
+
+
+def train(trainer: ResponseTrainer, watch: Watch, folder: Path) -> None:
+    """Run, or go on from the last whole checkpoint in the folder."""
+    watch.trainer = trainer
+    trainer.add_callback(watch)
+    saved = sorted(folder.glob("checkpoint-*/counts.json"), key=lambda p: int(p.parent.name.split("-")[1]))
+    whole = [p.parent for p in saved if (p.parent / "trainer_state.json").exists()]
+    trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)

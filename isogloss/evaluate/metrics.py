@@ -1,0 +1,153 @@
+"""Metrics: whether answers agree and whether parallel sentences find each other. Pure functions.
+
+Everything is kept per item: intervals are made from items (`statistics`). Knows no model and no suite.
+Letters: n sentences, d dimensions. Formulae and sources: docstrings.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+# Two cosines closer than this are a tie: the rounding of a float32 product over some thousand dimensions.
+TIE: Final = 1e-6
+NEIGHBOURS: Final = 4  # Artetxe and Schwenk 2019 (arXiv:1811.01136), and xSIM after them
+
+
+def agreement(reference: Sequence[str | None], answers: Sequence[str | None]) -> list[bool]:
+    """Per item, whether both answers mean the same; an unreadable one (None) agrees with nothing.
+
+    Raises:
+        ValueError: The two differ in length.
+    """
+    return [a is not None and a == b for a, b in zip(reference, answers, strict=True)]
+
+
+def correct(gold: Sequence[str], answers: Sequence[str | None]) -> list[bool]:
+    """Per item, whether the answer has the gold meaning; an unreadable one (None) is wrong.
+
+    Items whose gold nobody knows are for the caller to leave out, knowingly.
+
+    Raises:
+        ValueError: The two differ in length.
+    """
+    return [a == b for a, b in zip(gold, answers, strict=True)]
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Per sentence, whether its translation was found, from English (forward) and into English (backward)."""
+
+    forward: Bool[Tensor, " n"]
+    backward: Bool[Tensor, " n"]
+    margin_forward: Bool[Tensor, " n"]
+    margin_backward: Bool[Tensor, " n"]
+
+    @property
+    def strict(self) -> Bool[Tensor, " n"]:
+        """True pair above all others of its row and its column (MEXA, Kargaran et al. 2024)."""
+        return self.forward & self.backward
+
+    @property
+    def scores(self) -> list[float]:
+        """Per sentence 0, ½ or 1: the mean of both directions; for resampling."""
+        return ((self.forward.float() + self.backward.float()) / 2).tolist()
+
+    @property
+    def accuracy(self) -> float:
+        return (_share(self.forward) + _share(self.backward)) / 2
+
+    @property
+    def strict_accuracy(self) -> float:
+        return _share(self.strict)
+
+    @property
+    def margin_accuracy(self) -> float:
+        return (_share(self.margin_forward) + _share(self.margin_backward)) / 2
+
+
+def retrieve(english: Float[Tensor, "n d"], other: Float[Tensor, "n d"]) -> Retrieval:
+    """Look for each sentence's translation among all, by cosine and by ratio margin, in both directions.
+
+    Row i of both sides means the same. A tie is a failure, so embeddings that are all alike find nothing.
+    The margin is that of xSIM: cosine over the mean of both sides' mean cosine to their 4 nearest, chosen
+    among those 4. Nothing is centred; a mean that is not positive counts as `TIE`, which leaves the sign of
+    the cosine to decide instead of turning it round.
+
+    Args:
+        english: Sentence embeddings of any float type; the products run in float32.
+        other: Embeddings of the translations, in the same order.
+
+    Raises:
+        ValueError: There is no sentence, or an embedding holds a number that is not finite.
+    """
+    if not len(english):
+        raise ValueError("no sentences to retrieve; give at least one pair")
+    english, other = _unit(english, "english"), _unit(other, "other")
+    cosine = english @ other.T  # n n
+    k = min(NEIGHBOURS, len(cosine))
+    row_mean, column_mean = cosine.topk(k, dim=1).values.mean(1), cosine.topk(k, dim=0).values.mean(0)
+    ratio = cosine / ((row_mean[:, None] + column_mean[None, :]) / 2).clamp_min(TIE)
+    return Retrieval(
+        forward=_above_others(cosine),
+        backward=_above_others(cosine.T),
+        margin_forward=_above_neighbours(ratio, cosine, k),
+        margin_backward=_above_neighbours(ratio.T, cosine.T, k),
+    )
+
+
+def alignment(consistency: float, retrieval: float) -> float:
+    """½ (consistency + retrieval): the alignment accuracy of one language."""
+    return (consistency + retrieval) / 2
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How unequal the languages are: the worst one, its value, and the standard deviation over all."""
+
+    worst: str
+    lowest: float
+    deviation: float
+
+
+def spread(values: Mapping[str, float]) -> Spread:
+    """Spread of a measure over its languages: all that there are, so the deviation divides by their number.
+
+    Raises:
+        ValueError: There is no language, or one has no number (nan).
+    """
+    if not values or any(math.isnan(v) for v in values.values()):
+        raise ValueError(f"{dict(values)} has no spread; it needs a number for every language")
+    worst = min(values, key=values.__getitem__)
+    mean = math.fsum(values.values()) / len(values)
+    variance = math.fsum((v - mean) ** 2 for v in values.values()) / len(values)
+    return Spread(worst, values[worst], math.sqrt(variance))
+
+
+def _share(hits: Bool[Tensor, " n"]) -> float:
+    return hits.double().mean().item()
+
+
+def _unit(embeddings: Float[Tensor, "n d"], side: str) -> Float[Tensor, "n d"]:
+    embeddings = embeddings.detach().float()
+    bad = (~embeddings.isfinite().all(1)).nonzero()
+    if len(bad):
+        raise ValueError(f"embedding {int(bad[0])} of {side} holds nan or infinity; all must be finite")
+    return F.normalize(embeddings, dim=1)
+
+
+def _above_others(scores: Float[Tensor, "n n"]) -> Bool[Tensor, " n"]:
+    others = scores.clone().fill_diagonal_(-torch.inf)
+    return scores.diagonal() - others.max(1).values > TIE
+
+
+def _above_neighbours(
+    ratio: Float[Tensor, "n n"], cosine: Float[Tensor, "n n"], k: int
+) -> Bool[Tensor, " n"]:
+    nearest = torch.zeros_like(cosine, dtype=torch.bool).scatter_(1, cosine.topk(k, dim=1).indices, True)
+    return _above_others(ratio.masked_fill(~nearest, -torch.inf)) & nearest.diagonal()

@@ -1,0 +1,120 @@
+"""Reading: what a free-text answer means, so that answers in different languages can be compared.
+
+A closed task's answer becomes one of the item's options; an open task's becomes REFERENCE or its own words.
+Whether it is in the asked language is not judged here: fidelity does that. Knows no model and no metric.
+Flow: normalise → the wordings of the asked language, of English, of the others → a wording inside the answer.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Final
+
+from isogloss.evaluate.items import Item
+
+REFERENCE: Final = "=reference"
+"""The meaning of an open answer that is worded like the reference response."""
+
+_WRAPPING: Final = "\"'`´‘’‚‛“”„‟«»‹›「」『』〝〞〟()[]{}*_"  # quotes, brackets, the emphasis of Markdown
+_OPENING: Final = "¿¡"
+# Sentence and clause marks of Latin, Greek, Arabic, Devanagari, Ethiopic, Khmer, Burmese, Armenian, Hebrew
+# and Tibetan, and the CJK ones that NFKC leaves as they are.
+_FINAL: Final = ".,;:!?‥·،؛؞؟۔।॥።፣፤፥፦፧፨។៕၊။։՞՜׃།。、"
+_DIRECTION_MARKS: Final = {
+    ord(c): None
+    for c in "\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
+}
+_UNSPACED: Final = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+
+
+@lru_cache(maxsize=1 << 16)
+def normalise(text: str) -> str:
+    """The text without what does not change its meaning; empty when nothing is left.
+
+    NFKC, case folding, single spaces; no quotes, brackets or emphasis around it, no punctuation at its end,
+    no direction marks. Turkish ı and İ become i, or a capital would hide that two words are the same.
+    """
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    text = text.translate(_DIRECTION_MARKS).replace("i\u0307", "i").replace("ı", "i")
+    text = " ".join(text.split())
+    return text.lstrip(_WRAPPING + _OPENING + " ").rstrip(_WRAPPING + _FINAL + " ")
+
+
+def readable(text: str) -> bool:
+    """Whether the text holds a letter or a digit; nothing else can be an answer."""
+    return any(_is_letter_or_digit(c) for c in text)
+
+
+def read_answer(item: Item, language: str, answer: str) -> str | None:
+    """The meaning of the answer to the item in this language; None when it is empty or cannot be read.
+
+    Closed task: the option whose wording is the answer, or stands in it as whole words and is not part of a
+    longer wording there. The asked language's wordings go first, then the English, then all others. Wordings
+    of two options at the same stage: None. Scripts that write no spaces have no whole words, and a single
+    Latin letter is not looked for inside an answer ("a" is also an article).
+    Open task: REFERENCE for the wording of the reference response, otherwise the normalised answer itself.
+    """
+    given = normalise(answer)
+    if not readable(given):
+        return None
+    if item.options is None:
+        reference = item.turns[language].response
+        return REFERENCE if reference is not None and given == normalise(reference) else given
+    stages = [_meanings_by_wording(stage) for stage in _stages(item.options, language)]
+    for meanings in stages:
+        if given in meanings:
+            return _only(meanings[given])
+    for meanings in stages:
+        found = _contained(meanings, given)
+        if found:
+            return _only(meaning for wording in found for meaning in meanings[wording])
+    return None
+
+
+def _stages(options: Mapping[str, Mapping[str, str]], language: str) -> Sequence[list[Mapping[str, str]]]:
+    first = [language] if language == "en" else [language, "en"]
+    rest = [wordings for code, wordings in options.items() if code not in first]
+    return [*([options[code]] for code in first if code in options), rest]
+
+
+def _meanings_by_wording(stage: Iterable[Mapping[str, str]]) -> dict[str, set[str]]:
+    meanings: dict[str, set[str]] = {}
+    for wordings in stage:
+        for meaning, wording in wordings.items():
+            meanings.setdefault(normalise(wording), set()).add(meaning)
+    meanings.pop("", None)
+    return meanings
+
+
+def _only(meanings: Iterable[str]) -> str | None:
+    distinct = set(meanings)
+    return distinct.pop() if len(distinct) == 1 else None
+
+
+def _contained(wordings: Iterable[str], given: str) -> set[str]:
+    patterns: dict[str, str] = {}  # what is looked for, with the wording that it stands for
+    for wording in sorted(wordings, key=len, reverse=True):  # the first alternative that fits is the longest
+        words = _words(wording)
+        if words and not (len(words) == 1 and "a" <= words <= "z"):
+            patterns.setdefault(words, wording)
+    if not patterns:
+        return set()
+    pattern = "|".join(_bounded(words) for words in patterns)
+    return {patterns[match] for match in re.findall(pattern, f" {_words(given)} ")}
+
+
+def _words(text: str) -> str:
+    """Words apart by single spaces. Not by `\\w`, which ends a word at every vowel sign of Hindi."""
+    kept = "".join(c if _is_letter_or_digit(c) or c == "-" else " " for c in text)
+    return " ".join(word.strip("-") for word in kept.split() if word.strip("-"))
+
+
+def _bounded(words: str) -> str:
+    escaped = re.escape(words)
+    spaced = not any(unicodedata.name(c, "").startswith(_UNSPACED) for c in words)
+    return rf"(?<= ){escaped}(?= )" if spaced else escaped
+
+
+def _is_letter_or_digit(character: str) -> bool:
+    return unicodedata.category(character)[0] in "LMN"

@@ -1,0 +1,277 @@
+"""From a model to scores: answers, sentence embeddings, and every measure with its interval.
+
+Flow: M's English answers → answers per language → meanings → consistency, accuracy, fidelity;
+sentences → embeddings → retrieval. Knows carriers only as something that has a path.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from isogloss.config import Evaluate
+from isogloss.data.chat import pad
+from isogloss.evaluate.fidelity import in_language
+from isogloss.evaluate.items import Item, SuiteData
+from isogloss.evaluate.metrics import agreement, retrieve, spread
+from isogloss.evaluate.reading import read_answer
+from isogloss.evaluate.statistics import (
+    Estimate,
+    bootstrap_alignment,
+    bootstrap_mean,
+    bootstrap_over_languages,
+    mean_over_languages,
+)
+from isogloss.generate import answers
+from isogloss.languages import SOURCE
+from isogloss.model import capture, last_hidden, layers_of, mean_pool
+from isogloss.tree.lora import TreeLora
+
+Progress = Callable[[int, int], None]
+PER_LANGUAGE = (
+    "alignment",
+    "consistency",
+    "retrieval",
+    "retrieval_strict",
+    "retrieval_margin",
+    "accuracy",
+    "fidelity",
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What answers: the reference model alone, or with its carriers on each language's path."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    carrier: TreeLora | None = None
+
+
+@dataclass
+class Side:
+    """One side of the comparison: scores and the answers behind them."""
+
+    scores: dict[str, Any]
+    tasks: dict[str, dict[str, float]]
+    predictions: list[dict[str, Any]]
+
+
+@torch.no_grad()
+def embed(
+    subject: Model, texts: Sequence[str], language: str, layers: Sequence[int], batch: int
+) -> dict[int, Float[Tensor, "texts hidden"]]:
+    """Mean-pooled states of some decoder layers for bare sentences, read on a language's path."""
+    model, tokenizer, carrier = subject.model, subject.tokenizer, subject.carrier
+    device = next(model.parameters()).device
+    encoded = [tokenizer(text, add_special_tokens=True)["input_ids"] for text in texts]
+    order = sorted(range(len(texts)), key=lambda number: len(encoded[number]))
+    found: dict[int, list[Tensor]] = {layer: [torch.empty(0)] * len(texts) for layer in layers}
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        ids, mask = (t.to(device) for t in pad([list(encoded[i]) for i in chosen], tokenizer.pad_token_id))
+        if carrier is not None:
+            carrier.set_path([language] * len(chosen))
+        captured = {layer: capture(model, layer) for layer in layers}
+        states = {layer: context.__enter__() for layer, context in captured.items()}
+        last_hidden(model, ids, mask)
+        for context in captured.values():
+            context.__exit__(None, None, None)
+        for layer in layers:
+            for number, vector in zip(chosen, mean_pool(states[layer][0], mask), strict=True):
+                found[layer][number] = vector
+    if carrier is not None:
+        carrier.off()
+    return {layer: torch.stack(vectors) for layer, vectors in found.items()}
+
+
+def choose_layer(subject: Model, sentences: Mapping[str, Sequence[str]], batch: int) -> int:
+    """The decoder layer at which the reference model's own retrieval, mean over languages, is best.
+
+    The sentences must not be those that are reported.
+    """
+    layers = range(1, len(layers_of(subject.model)) + 1)
+    english = embed(subject, sentences[SOURCE], SOURCE, layers, batch)
+    totals = dict.fromkeys(layers, 0.0)
+    for code, texts in sentences.items():
+        if code != SOURCE:
+            other = embed(subject, texts, code, layers, batch)
+            for layer in layers:
+                totals[layer] += retrieve(english[layer], other[layer]).accuracy
+    return max(totals, key=lambda layer: totals[layer])
+
+
+def english_answers(subject: Model, suite: SuiteData, settings: Evaluate, progress: Progress) -> list[str]:
+    """The reference model's own answers to the English twins."""
+    return answers(
+        subject.model,
+        subject.tokenizer,
+        [item.turns[SOURCE].instruction for item in suite.items],
+        batch=settings.batch,
+        max_new_tokens=settings.max_new_tokens,
+        progress=progress,
+    )
+
+
+def evaluate_side(
+    subject: Model,
+    suite: SuiteData,
+    languages: Sequence[str],
+    english: Sequence[str],
+    english_vectors: Float[Tensor, "texts hidden"] | None,
+    layer: int,
+    settings: Evaluate,
+    seed: int,
+    progress: Progress,
+) -> Side:
+    """Every measure of one side, per language and on average.
+
+    Args:
+        english: The reference model's English answers, in the order of the items.
+        english_vectors: Its embeddings of the suite's English sentences, None where it has none.
+    """
+    items = [item for item in suite.items]
+    asked = [(item, code) for code in languages for item in items if code in item.turns]
+    given = answers(
+        subject.model,
+        subject.tokenizer,
+        [item.turns[code].instruction for item, code in asked],
+        languages=[code for _, code in asked],
+        carrier=subject.carrier,
+        batch=settings.batch,
+        max_new_tokens=settings.max_new_tokens,
+        progress=progress,
+    )
+    reference = {
+        item.id: (text, read_answer(item, SOURCE, text)) for item, text in zip(items, english, strict=True)
+    }
+    values: dict[str, dict[str, list[bool]]] = {"consistency": {}, "accuracy": {}, "fidelity": {}}
+    tasks: dict[str, dict[str, list[bool]]] = {}
+    predictions = []
+    for (item, code), text in zip(asked, given, strict=True):
+        english_text, english_meaning = reference[item.id]
+        meaning = read_answer(item, code, text)
+        consistent = agreement([english_meaning], [meaning])[0]
+        right = meaning is not None and meaning == _gold(item, code)
+        target = item.answer_language.get(code, code)
+        told = in_language(text, target, candidates=(SOURCE, *languages), known=_known(item))
+        for name, value in (("consistency", consistent), ("accuracy", right), ("fidelity", told)):
+            values[name].setdefault(code, []).append(value)
+        tasks.setdefault(item.task, {}).setdefault(code, []).append(consistent)
+        turn = item.turns[code]
+        predictions.append(
+            {
+                "id": item.id, "task": item.task, "language": code, "instruction": turn.instruction,
+                "english_instruction": item.turns[SOURCE].instruction, "reference": turn.response,
+                "english_answer": english_text, "answer": text,
+                "consistent": consistent, "correct": right, "in_language": told,
+            }
+        )  # fmt: skip
+    if english_vectors is not None:
+        for code in languages:
+            if code in suite.sentences:
+                vectors = embed(subject, suite.sentences[code], code, [layer], settings.batch)[layer]
+                _add_retrieval(values, code, english_vectors, vectors)
+    means = {
+        task: {code: sum(hits) / len(hits) for code, hits in found.items()} for task, found in tasks.items()
+    }
+    return Side(_estimates(values, seed), means, predictions)
+
+
+def english_accuracy(subject: Model, suite: SuiteData, settings: Evaluate, progress: Progress) -> list[bool]:
+    """Which English items are right, with the root carrier on where there is a carrier."""
+    given = answers(
+        subject.model,
+        subject.tokenizer,
+        [item.turns[SOURCE].instruction for item in suite.items],
+        languages=[SOURCE] * len(suite.items),
+        carrier=subject.carrier,
+        batch=settings.batch,
+        max_new_tokens=settings.max_new_tokens,
+        progress=progress,
+    )
+    return english_right(suite, given)
+
+
+def english_right(suite: SuiteData, given: Sequence[str]) -> list[bool]:
+    """Which of the reference model's English answers are right."""
+    return [
+        read_answer(item, SOURCE, text) == _gold(item, SOURCE)
+        for item, text in zip(suite.items, given, strict=True)
+    ]
+
+
+def retention(before: Sequence[bool], after: Sequence[bool], seed: int) -> dict[str, Any]:
+    """English accuracy with the root on minus the reference model's, as a measure of scores.json."""
+    change = [float(b) - float(a) for a, b in zip(before, after, strict=True)]
+    estimate = bootstrap_mean(change, seed=seed)
+    return _measure(estimate, {SOURCE: estimate})
+
+
+def spreads(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Worst language and standard deviation over languages, per measure."""
+    found = {}
+    for name in ("alignment", "consistency", "retrieval"):
+        if name in scores:
+            one = spread({code: entry["value"] for code, entry in scores[name]["languages"].items()})
+            found[name] = {"worst": [one.worst, one.lowest], "sd": one.deviation}
+    return found
+
+
+def _gold(item: Item, code: str) -> str | None:
+    if item.options is not None:
+        return item.gold
+    response = item.turns[code].response
+    return None if response is None else read_answer(item, code, response)
+
+
+def _known(item: Item) -> dict[str, list[str]]:
+    """Wordings whose language is known: what an answer of this item may say."""
+    known = {code: list(options.values()) for code, options in (item.options or {}).items()}
+    for code, turn in item.turns.items():
+        if turn.response is not None:
+            known.setdefault(item.answer_language.get(code, code), []).append(turn.response)
+    return known
+
+
+def _add_retrieval(values: dict[str, dict[str, Any]], code: str, english: Tensor, other: Tensor) -> None:
+    found = retrieve(english, other)
+    both = (found.forward.float() + found.backward.float()) / 2
+    margin = (found.margin_forward.float() + found.margin_backward.float()) / 2
+    strict = found.forward & found.backward
+    for name, hits in (
+        ("retrieval", both),
+        ("retrieval_strict", strict.float()),
+        ("retrieval_margin", margin),
+    ):
+        values.setdefault(name, {})[code] = hits.tolist()
+
+
+def _estimates(values: Mapping[str, Mapping[str, Sequence[float]]], seed: int) -> dict[str, Any]:
+    scores: dict[str, Any] = {}
+    for name, by_language in values.items():
+        if by_language:
+            each = {code: bootstrap_mean(hits, seed=seed) for code, hits in by_language.items()}
+            scores[name] = _measure(bootstrap_over_languages(by_language, seed=seed), each)
+    consistency, retrieval = values.get("consistency", {}), values.get("retrieval", {})
+    shared = [code for code in consistency if code in retrieval]
+    if shared:
+        each = {code: bootstrap_alignment(consistency[code], retrieval[code], seed=seed) for code in shared}
+        mean = bootstrap_alignment(
+            mean_over_languages({code: consistency[code] for code in shared}),
+            mean_over_languages({code: retrieval[code] for code in shared}),
+            seed=seed,
+        )
+        scores["alignment"] = _measure(mean, each)
+    return {name: scores[name] for name in PER_LANGUAGE if name in scores}
+
+
+def _measure(mean: Estimate, each: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {
+        "mean": mean.value, "low": mean.low, "high": mean.high,
+        "languages": {code: asdict(estimate) for code, estimate in each.items()},
+    }  # fmt: skip

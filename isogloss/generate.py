@@ -1,0 +1,66 @@
+"""Greedy answers in batches, each row on its own path; knows no suite."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from isogloss.data.chat import encode_prompt, end_of_turn, pad
+from isogloss.tree.lora import TreeLora
+
+
+@torch.no_grad()
+def answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    instructions: Sequence[str],
+    *,
+    languages: Sequence[str] | None = None,
+    carrier: TreeLora | None = None,
+    systems: Sequence[str | None] | None = None,
+    batch: int = 64,
+    max_new_tokens: int = 24,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> list[str]:
+    """One answer per instruction, in their order, end of turn and special tokens removed.
+
+    Args:
+        languages: With a carrier, whose path each row reads; without it the reference model answers.
+        systems: System text of each row, where there is one.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    systems = systems or [None] * len(instructions)
+    prompts = [
+        encode_prompt(tokenizer, text, system) for text, system in zip(instructions, systems, strict=True)
+    ]
+    stop = tokenizer.convert_tokens_to_ids(end_of_turn(tokenizer))
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    found = [""] * len(prompts)
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        ids, mask = (
+            t.to(device) for t in pad([list(prompts[i]) for i in chosen], tokenizer.pad_token_id, "left")
+        )
+        if carrier is not None and languages is not None:
+            carrier.set_path([languages[i] for i in chosen])
+        made = model.generate(  # type: ignore[operator]  # PeftModel and PreTrainedModel both generate
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            eos_token_id=stop,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        for number, text in zip(
+            chosen, tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True), strict=True
+        ):
+            found[number] = text.strip()
+        progress(start + len(chosen), len(order))
+    if carrier is not None:
+        carrier.off()
+    return found

@@ -1,0 +1,132 @@
+"""Registry: one entry per language, found under any code or name that a data set uses for it.
+
+All facts stand in `languages.yaml`; this module only reads them, refuses clashes, and looks up.
+It must not know models, tensors, files of a data set, or a run's settings.
+Flow: languages.yaml → languages() → an index of normalised spellings → resolve().
+"""
+
+import difflib
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Final, Literal
+
+import yaml
+
+XGLUE_TWELVE: Final = ("ar", "bg", "el", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi")
+TARGETS: Final = XGLUE_TWELVE  # what a run teaches when it names no languages
+
+
+class UnknownLanguageError(ValueError):
+    """No language has this code or name; the message is one line and suggests the nearest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """One language in one script; the head of `languages.yaml` says what each field holds."""
+
+    code: str
+    name: str
+    autonym: str
+    bcp47: str
+    iso639_3: str
+    flores101: str
+    flores200: str
+    ntrex: str | None
+    xglue: str | None
+    massive: str | None
+    script: str
+    direction: Literal["ltr", "rtl"]
+    family: tuple[str, ...]
+    resource: Literal["high", "middle", "low"]
+
+    def codes(self) -> tuple[str, ...]:
+        """Every code that means this language, each once, ours first.
+
+        ISO 639-3 names a language and not its script, so a second script (zh-Hant) leaves that
+        code to the plain entry (zh).
+        """
+        iso = None if "-" in self.code else self.iso639_3
+        spellings = (self.code, self.bcp47, iso, self.flores101, self.flores200)
+        spellings += (self.ntrex, self.xglue, self.massive)
+        return tuple(dict.fromkeys(s for s in spellings if s is not None))
+
+
+@cache
+def languages() -> dict[str, Language]:
+    """All languages by our code, in the order of the file.
+
+    The same dictionary at every call: copy it before changing it.
+
+    Raises:
+        TypeError: An entry lacks a field or has one too many.
+        ValueError: Two languages claim the same code or name.
+    """
+    text = resources.files("isogloss.languages").joinpath("languages.yaml").read_text(encoding="utf-8")
+    rows = yaml.safe_load(text)
+    table = {
+        code: Language(code=code, **{**row, "family": tuple(row["family"])}) for code, row in rows.items()
+    }
+    index_spellings(table)
+    return table
+
+
+def resolve(code: str) -> Language:
+    """The language that any data set's code, its English name or its own name stands for.
+
+    Case does not matter, nor `_` against `-`.
+
+    Raises:
+        UnknownLanguageError: No language is called so.
+    """
+    language = _index().get(_normalise(code))
+    if language is None:
+        raise UnknownLanguageError(_refusal(code))
+    return language
+
+
+def index_spellings(table: Mapping[str, Language]) -> dict[str, Language]:
+    """Every normalised spelling with the one language it means.
+
+    Raises:
+        ValueError: Two languages claim the same spelling.
+    """
+    index: dict[str, Language] = {}
+    for language in table.values():
+        for spelling in _spellings(language):
+            owner = index.setdefault(_normalise(spelling), language)
+            if owner is not language:
+                raise ValueError(
+                    f"{spelling!r} means both {owner.code} and {language.code}; drop one of them"
+                )
+    return index
+
+
+@cache
+def _index() -> dict[str, Language]:
+    return index_spellings(languages())
+
+
+def _spellings(language: Language) -> Iterator[str]:
+    yield from language.codes()
+    yield from (language.name, language.autonym)
+
+
+def _normalise(spelling: str) -> str:
+    # NFC after case folding: keyboards differ in how they compose the letters of Odia or Yoruba.
+    return unicodedata.normalize("NFC", spelling.strip().casefold()).replace("_", "-")
+
+
+def _refusal(code: str) -> str:
+    key = _normalise(code)
+    stem = _index().get(key.split("-")[0])
+    # A known language part (swa in swa_Latn2) settles the language; only its spelling is then in doubt.
+    candidates = [_normalise(s) for s in stem.codes()] if stem else list(_index())
+    nearest = difflib.get_close_matches(key, candidates, n=1, cutoff=0.0 if stem else 0.6)
+    if not nearest:
+        return f"{code!r} is not a known language code; use one such as sw, swh_Latn or Swahili"
+    language = _index()[nearest[0]]
+    spelling = next((s for s in language.codes() if _normalise(s) == nearest[0]), language.code)
+    return f"{code!r} is not a known language code; did you mean {spelling} ({language.name})?"

@@ -1,0 +1,119 @@
+"""The few things asked of any decoder model: load it, its hidden states, its head. Knows no carrier."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from isogloss.errors import ConfigError
+
+EMBEDDED = "demo"
+
+
+def model_folder(name: str) -> str:
+    """A model's folder or hub name; `demo` is the embedded base."""
+    if name == EMBEDDED:
+        return str(resources.files("isogloss.demo") / "base")
+    return name
+
+
+def pick_dtype(dtype: str) -> torch.dtype:
+    """`auto`: bfloat16 where the device multiplies it, float32 elsewhere."""
+    if dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def load_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
+    """Weights in the given type, in evaluation mode.
+
+    Raises:
+        ConfigError: No model lies there.
+    """
+    folder = model_folder(name)
+    _check_folder(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval()
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """A tokenizer that pads; its chat template comes with it."""
+    folder = model_folder(name)
+    _check_folder(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _check_folder(folder: str) -> None:
+    looks_local = folder.startswith((".", "/", "~")) or Path(folder).exists()
+    if looks_local and not (Path(folder) / "config.json").exists():
+        raise ConfigError(f"model: {folder} holds no config.json; name a folder that save_pretrained wrote")
+
+
+def layers_of(model: nn.Module) -> nn.ModuleList:
+    """The decoder's blocks, whatever the architecture calls them."""
+    count = model.config.num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ConfigError(f"no list of {count} decoder layers was found in {type(model).__name__}")
+
+
+@contextmanager
+def capture(model: nn.Module, layer: int) -> Iterator[list[Float[Tensor, "batch tokens hidden"]]]:
+    """Collects the output of decoder layer `layer` (1 is the first) of every forward inside."""
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = layers_of(model)[layer - 1].register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """The model without its head: its output's last_hidden_state is what the head reads."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return causal.get_decoder() if hasattr(causal, "get_decoder") else causal.base_model
+
+
+def last_hidden(
+    model: nn.Module, ids: Int[Tensor, "batch tokens"], mask: Int[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch tokens hidden"]:
+    """Hidden states after the final norm."""
+    return decoder_of(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+
+
+def head(model: nn.Module, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
+    """Logits of some positions, with whatever scaling or capping the architecture adds."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    logits = causal.get_output_embeddings()(hidden)
+    config = causal.config.get_text_config()
+    if scale := getattr(config, "logits_scaling", None):  # Granite divides
+        logits = logits / scale
+    if scale := getattr(config, "logit_scale", None):  # Cohere multiplies
+        logits = logits * scale
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2 and 3
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+def mean_pool(
+    hidden: Float[Tensor, "batch tokens hidden"], mask: Int[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch hidden"]:
+    """Mean over the positions where the mask is 1, in float32."""
+    weights = mask[..., None].float()
+    return (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1)

@@ -1,0 +1,522 @@
+"""The whole job: English tuning → distillation into the tree → evaluation → report.
+
+Each stage leaves its result in the run folder, whole, and is skipped when it is already there; so
+running again resumes, or says that the run is complete.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from isogloss.config import Config, dump_config, load_config
+from isogloss.cost import Ledger, Stage, forward_flops
+from isogloss.data import selection
+from isogloss.data.examples import ParallelExample
+from isogloss.data.sources import english_examples, parallel_examples
+from isogloss.distill.rows import build_rows, schedule
+from isogloss.distill.signal import hidden_signals
+from isogloss.distill.trainer import (
+    Ordered,
+    ResponseTrainer,
+    Watch,
+    Weights,
+    samples_of,
+    train,
+    training_arguments,
+)
+from isogloss.errors import DataError, RunError
+from isogloss.evaluate import runner
+from isogloss.evaluate.items import SuiteData
+from isogloss.evaluate.suites import SUITES
+from isogloss.files import read_lines, write_json, write_lines, write_text
+from isogloss.generate import answers
+from isogloss.languages import SOURCE
+from isogloss.model import layers_of, load_model, load_tokenizer, pick_dtype
+from isogloss.report.page import write_report
+from isogloss.teacher.prompts import load_texts
+from isogloss.tree.lora import TreeLora
+from isogloss.tree.nodes import Tree, build_tree
+from isogloss.tune import english_rows, tune
+
+Progress = Callable[[int, int], None]
+
+
+class Watcher:
+    """Hears what a run is doing; the command line shows it, a program may ignore it."""
+
+    def say(self, text: str) -> None:
+        """One line about the method."""
+
+    @contextmanager
+    def bar(self, what: str) -> Iterator[Progress]:
+        """Progress on something that takes long."""
+        yield lambda done, of: None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's settings, folder and what lies in it."""
+
+    config: Config
+    watcher: Watcher
+
+    @property
+    def folder(self) -> Path:
+        return self.config.run
+
+    @property
+    def tuned(self) -> Path:
+        return self.folder / "tuned"
+
+    @property
+    def carriers(self) -> Path:
+        return self.folder / "adapters" / "tree.safetensors"
+
+    @property
+    def curve(self) -> Path:
+        return self.folder / "curves.jsonl"
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        return pick_dtype(self.config.dtype)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(str(self.tuned) if self.tuned.exists() else self.config.model)
+
+    @cached_property
+    def data_root(self) -> Path | None:
+        given = self.config.data_root or os.environ.get("ISOGLOSS_DATA")
+        if given is not None and not Path(given).is_dir():
+            raise DataError(f"data root {given} does not exist; set data_root, --data-root or ISOGLOSS_DATA")
+        return None if given is None else Path(given)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return Ledger(self.folder / "ledger.json")
+
+    @cached_property
+    def tree(self) -> Tree:
+        settings = self.config.languages
+        ranks = self.config.distill.carrier.ranks
+        return build_tree(
+            self.taught,
+            families=settings.tree,
+            ranks={"root": ranks.root, "family": ranks.family, "language": ranks.language},
+        )
+
+    @cached_property
+    def examples(self) -> list[ParallelExample]:
+        return parallel_examples(self.config, self.data_root, self.config.languages.targets)
+
+    @cached_property
+    def taught(self) -> tuple[str, ...]:
+        """The targets; every one must have data."""
+        have = {code for example in self.examples for code in example.turns}
+        missing = [code for code in self.config.languages.targets if code not in have]
+        if missing:
+            raise DataError(
+                f"the data has no {', '.join(missing)}; add items or take "
+                f"{'it' if len(missing) == 1 else 'them'} out of languages.targets"
+            )
+        return self.config.languages.targets
+
+    def reference_model(self) -> PreTrainedModel:
+        """M: frozen, in evaluation mode.
+
+        Raises:
+            RunError: Stage 1 has not been run.
+        """
+        if not self.tuned.exists():
+            raise RunError(f"{self.folder} has no tuned model; run `isogloss tune` first")
+        model = load_model(str(self.tuned), self.dtype)
+        return model.requires_grad_(False)
+
+    def student(self, model: PreTrainedModel, *, trained: bool) -> TreeLora:
+        """M with the tree's carriers."""
+        settings = self.config.distill.carrier
+        torch.manual_seed(self.config.seed)
+        carrier = TreeLora(model, self.tree, targets=settings.targets, scaling=settings.scaling)
+        if trained:
+            if not self.carriers.exists():
+                raise RunError(f"{self.folder} has no carriers; run `isogloss distill` first")
+            carrier.load_state(load_file(self.carriers))
+        return carrier
+
+
+def open_run(config: Config, watcher: Watcher | None = None) -> Run:
+    """Make the run's folder, or check that it belongs to these settings.
+
+    Raises:
+        RunError: The folder was made with other settings.
+    """
+    file, text = config.run / "config.yaml", dump_config(config)
+    if file.exists():
+        if (theirs := file.read_text("utf-8")) != text:
+            raise RunError(
+                f"{config.run} was made with other settings ({_difference(theirs, text)}); use another run folder or these settings"
+            )
+    else:
+        write_text(file, text)
+    return Run(config, watcher or Watcher())
+
+
+def load_run(folder: Path, watcher: Watcher | None = None) -> Run:
+    """An existing run.
+
+    Raises:
+        RunError: No run lies there.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise RunError(f"{folder} is no run folder; it has no config.yaml")
+    config = load_config(folder / "config.yaml")
+    return Run(config.model_copy(update={"run": folder}), watcher or Watcher())
+
+
+def run_all(run: Run) -> bool:
+    """Every stage that is not there yet; whether anything was left to do."""
+    if (run.folder / "report.html").exists() and (run.folder / "scores.json").exists():
+        return False
+    run_tune(run)
+    run_distill(run)
+    run_evaluate(run)
+    run_report(run)
+    return True
+
+
+def select_english(run: Run) -> selection.Selection:
+    """The English examples that are good enough to learn from, and why the others are not."""
+    examples = english_examples(run.config, run.data_root)
+    settings = run.config.tune.selection
+    if not settings.enabled:
+        return selection.Selection(tuple(examples), ())
+    return selection.select(examples, max_chars=settings.max_chars)
+
+
+def run_tune(run: Run) -> None:
+    """Stage 1: the reference model, in `tuned/`."""
+    if run.tuned.exists():
+        return
+    chosen, settings = select_english(run), run.config.tune
+    selection.write(chosen, run.folder / "selection.jsonl")
+    stage = run.ledger.begin("tune")
+    tokenizer, base = load_tokenizer(run.config.model), load_model(run.config.model, torch.float32)
+    rows = english_rows(chosen.kept, tokenizer, load_texts(run.config.distill.texts), settings.privileged)
+    run.watcher.say(
+        f"Stage 1: {len(chosen.kept)} English instructions tune the base ({len(chosen.dropped)} left out)"
+    )
+    with run.watcher.bar("English tuning") as progress:
+        counts = tune(
+            base, tokenizer, rows, settings, run.tuned,
+            curve=run.curve, seed=run.config.seed, dtype=run.dtype, progress=_pausing(run, stage, progress),
+        )  # fmt: skip
+    stage.tokens_forwarded = stage.tokens_backpropagated = counts["tokens"]
+    stage.flops = 3 * forward_flops(base, counts["tokens"], counts["responses"])
+    run.ledger.pause(stage)
+
+
+def run_distill(run: Run) -> None:
+    """Stage 2: the carriers, in `adapters/`; the reference model is unchanged to the bit."""
+    if run.carriers.exists():
+        return
+    settings, seed = run.config.distill, run.config.seed
+    model, tokenizer = run.reference_model(), run.tokenizer
+    before = fingerprint(model)
+    stage = run.ledger.begin("distill")
+    amounts = {code: run.config.languages.amount(code) for code in run.taught}
+    used = run.examples[: max(amounts.values())] if _complete(run.examples, run.taught) else run.examples
+    used = _needed(used, amounts)
+    english = _english_answers(run, model, used, stage)
+    if settings.retain:
+        amounts[SOURCE] = max(amounts.values())
+    rows = build_rows(
+        used, amounts, tokenizer, run.tree, load_texts(settings.texts),
+        english=english, responses=settings.responses, limit=settings.max_prompt,
+    )  # fmt: skip
+    layer = settings.layer or max(1, len(layers_of(model)) // 2)
+    run.watcher.say(
+        f"Stage 2: {len(rows)} rows in {len(run.taught)} languages, {len(run.tree.nodes)} nodes, rank {run.tree.path_rank()} a path"
+    )
+    with run.watcher.bar("Teacher reads") as progress:
+        signals = hidden_signals(model, rows, layer=layer, pad_id=tokenizer.pad_token_id, progress=progress)
+    stage.teacher_calls = len(rows)
+    read = sum(len(r.teacher_prompt) + len(r.student.response) for r in rows)
+    responses = sum(len(r.student.response) for r in rows)
+    twins = sum(len(p) for p in {r.twin_prompt for r in rows})
+    stage.tokens_forwarded += read + twins
+    stage.flops += forward_flops(model, read + twins, 0)
+    carrier = run.student(model, trained=False)
+    lengths = [len(r.student.prompt) + len(r.student.response) for r in rows]
+    order = schedule(
+        [row.language for row in rows], round(settings.epochs * len(rows)),
+        balance=settings.balance, batch=settings.batch, lengths=lengths, seed=seed,
+        fixed={SOURCE: settings.retain},
+    )  # fmt: skip
+    steps, work = len(order) // settings.batch, run.folder / "distill.work"
+    trainer = ResponseTrainer(
+        model=carrier.model,
+        carrier=carrier,
+        args=training_arguments(
+            work, steps=steps, batch=settings.batch // settings.accumulate, accumulate=settings.accumulate,
+            lr=settings.lr, weight_decay=0.0, seed=seed, bf16=False, save_every=max(50, steps // 4),
+        ),
+        train_dataset=Ordered(samples_of(rows, signals), order),
+        weights=Weights(settings.ce, settings.kl, settings.hidden, layer, settings.divergence, settings.temperature),
+        pad_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    with run.watcher.bar("Distillation") as progress:
+        train(trainer, Watch(run.curve, "distill", max(1, steps // 60), _pausing(run, stage, progress)), work)
+    carrier.off()
+    if fingerprint(model) != before:
+        raise RuntimeError("stage 2 changed the reference model's weights")
+    counts = trainer.counts
+    stage.tokens_forwarded += counts["tokens"]
+    stage.tokens_backpropagated += counts["tokens"]
+    # Frozen weights take no gradient, so backward costs one forward; the head serves teacher and student.
+    stage.flops += 2 * forward_flops(model, counts["tokens"], counts["responses"])
+    stage.flops += forward_flops(model, 0, counts["responses"] if settings.kl else 0)
+    for code in run.taught:
+        carrier.export(code, run.folder / "adapters" / code, base_model="../../tuned")
+    write_json(run.folder / "tree.json", _tree_image(run, rows))
+    save_whole(carrier.state(), run.carriers)
+    run.ledger.pause(stage)
+    _remove(work)
+
+
+def run_evaluate(run: Run) -> None:
+    """Every measure before and after, in `scores.json` and `predictions/`."""
+    file = run.folder / "scores.json"
+    settings = run.config.evaluate
+    scores = json.loads(file.read_text("utf-8")) if file.exists() else _empty_scores()
+    missing = [name for name in settings.suites if name not in scores["suites"]]
+    if not missing:
+        return
+    model = run.reference_model()
+    plain = runner.Model(model, run.tokenizer)
+    stage = run.ledger.begin("evaluate")
+    loaded = {
+        name: SUITES[name](run.data_root, settings.split, run.taught, settings.items, settings.sentences)
+        for name in missing
+    }
+    found = {name: _before(run, plain, suite) for name, suite in loaded.items()}
+    carrier = run.student(model, trained=True)
+    aligned = runner.Model(model, run.tokenizer, carrier)
+    for name, suite in loaded.items():
+        scores["suites"][name] = _after(run, aligned, plain, suite, found[name])
+        write_json(file, scores)
+    run.ledger.pause(stage)
+
+
+def run_report(run: Run) -> Path:
+    """The page, in `report.html`."""
+    return write_report(run.folder)
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A hash of every weight that belongs to the reference model."""
+    digest = hashlib.sha256()
+    for name, p in sorted(model.named_parameters()):
+        if "lora_" not in name:
+            digest.update(name.replace(".base_layer", "").replace("base_model.model.", "").encode())
+            digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_whole(state: dict[str, torch.Tensor], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
+    part.replace(path)
+
+
+@dataclass
+class _Before:
+    """What the reference model gives a suite: its side, and what the other side is compared with."""
+
+    side: runner.Side
+    english: list[str]
+    right: list[bool]
+    layer: int
+
+
+def _before(run: Run, plain: runner.Model, suite: SuiteData) -> _Before:
+    settings, languages = run.config.evaluate, _in_suite(suite, run.taught)
+    with run.watcher.bar(f"{suite.name}: before") as progress:
+        english = runner.english_answers(plain, suite, settings, progress) if suite.items else []
+        layer, vectors = _vectors(plain, plain, suite, settings)
+        side = runner.evaluate_side(
+            plain, suite, languages, english, vectors, layer, settings, run.config.seed, progress
+        )
+    right = runner.english_right(suite, english)
+    write_lines(run.folder / "predictions" / f"{suite.name}.before.jsonl", side.predictions)
+    return _Before(side, english, right, layer)
+
+
+def _after(run: Run, aligned: runner.Model, plain: runner.Model, suite: SuiteData, before: _Before) -> dict:
+    settings, languages = run.config.evaluate, _in_suite(suite, run.taught)
+    with run.watcher.bar(f"{suite.name}: after") as progress:
+        layer, vectors = _vectors(aligned, plain, suite, settings)
+        side = runner.evaluate_side(
+            aligned, suite, languages, before.english, vectors, layer, settings, run.config.seed, progress
+        )
+        after = dict(side.scores)
+        if suite.items:
+            right = runner.english_accuracy(aligned, suite, settings, progress)
+            after["retention"] = runner.retention(before.right, right, run.config.seed)
+    write_lines(run.folder / "predictions" / f"{suite.name}.after.jsonl", side.predictions)
+    return {
+        "signature": _signature(run, suite, before.layer, layer),
+        "languages": list(languages),
+        "before": before.side.scores,
+        "after": after,
+        "spread": {"before": runner.spreads(before.side.scores), "after": runner.spreads(after)},
+        "tasks": {"before": before.side.tasks, "after": side.tasks},
+        "english": {"accuracy": sum(before.right) / len(before.right)} if before.right else {},
+        "layer": {"before": before.layer, "after": layer},
+        "notes": _notes(suite, run.taught, languages),
+    }
+
+
+def _vectors(subject: runner.Model, plain: runner.Model, suite: SuiteData, settings) -> tuple:
+    """The layer, chosen on sentences that are not reported, and M's English embeddings there."""
+    if not suite.sentences:
+        return 0, None
+    layer = settings.layer or runner.choose_layer(subject, suite.layer_sentences, settings.batch)
+    english = runner.embed(plain, suite.sentences[SOURCE], SOURCE, [layer], settings.batch)[layer]
+    return layer, english
+
+
+def _in_suite(suite: SuiteData, languages: Sequence[str]) -> tuple[str, ...]:
+    have = {code for item in suite.items for code in item.turns} | set(suite.sentences)
+    return tuple(code for code in languages if code in have)
+
+
+def _notes(suite: SuiteData, targets: Sequence[str], languages: Sequence[str]) -> list[str]:
+    missing = [code for code in targets if code not in languages]
+    return (
+        [f"{suite.name} has no {', '.join(missing)}: left out of every mean of this suite."]
+        if missing
+        else []
+    )
+
+
+def _signature(run: Run, suite: SuiteData, before: int, after: int) -> str:
+    parts = {
+        "suite": suite.name, "rev": suite.revision, "split": suite.split, "items": len(suite.items),
+        "sentences": len(suite.sentences.get(SOURCE, ())), "scoring": "generation", "layer": f"{before}/{after}",
+        "seed": run.config.seed, "model": _short_hash(run.tuned / "model.safetensors"),
+        "dtype": str(run.dtype).removeprefix("torch."), "isogloss": version("isogloss"),
+    }  # fmt: skip
+    return "|".join(f"{name}:{value}" for name, value in parts.items())
+
+
+def _short_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else "sharded"
+
+
+def _english_answers(
+    run: Run, model: PreTrainedModel, examples: Sequence[ParallelExample], stage: Stage
+) -> dict[str, str]:
+    """What the teacher reads as the English answer: the data's, or the reference model's own where it has none.
+
+    With `responses: teacher` it is always the model's own.
+    """
+    own = run.config.distill.responses == "teacher"
+    english = {e.id: e.turns[SOURCE].response or "" for e in examples if not own}
+    asked = [e for e in examples if own or e.turns[SOURCE].response is None]
+    file = run.folder / "english_answers.jsonl"
+    if asked and file.exists():
+        english |= {row["id"]: row["answer"] for row in read_lines(file)}
+        asked = []
+    if asked:
+        with run.watcher.bar("English answers") as progress:
+            texts = answers(
+                model, run.tokenizer, [e.turns[SOURCE].instruction for e in asked], progress=progress
+            )
+        write_lines(file, [{"id": e.id, "answer": text} for e, text in zip(asked, texts, strict=True)])
+        english |= {e.id: text for e, text in zip(asked, texts, strict=True)}
+        stage.tokens_generated += sum(len(run.tokenizer(text)["input_ids"]) for text in texts)
+    return english
+
+
+def _complete(examples: Sequence[ParallelExample], languages: Sequence[str]) -> bool:
+    return all(code in example.turns for example in examples for code in languages)
+
+
+def _needed(examples: Sequence[ParallelExample], amounts: dict[str, int]) -> list[ParallelExample]:
+    """The examples that some language still needs, in their order."""
+    left, kept = dict(amounts), []
+    for example in examples:
+        wanted = [code for code in left if left[code] > 0 and code in example.turns]
+        if wanted:
+            kept.append(example)
+            for code in wanted:
+                left[code] -= 1
+    return kept
+
+
+def _tree_image(run: Run, rows: Sequence) -> dict:
+    texts = load_texts(run.config.distill.texts)
+    return {
+        "nodes": [
+            {
+                "name": node.name, "level": node.level, "parent": node.parent, "rank": node.rank,
+                "languages": list(node.languages), "text": texts.of(node) or "",
+                "items": sum(row.language in node.languages for row in rows),
+            }
+            for node in run.tree.nodes
+        ]
+    }  # fmt: skip
+
+
+def _pausing(run: Run, stage: Stage, progress: Progress) -> Progress:
+    """Progress that also writes the ledger now and then, so that a killed run loses little of its time."""
+
+    def report(done: int, of: int) -> None:
+        if done % 50 == 0:
+            run.ledger.pause(stage)
+        progress(done, of)
+
+    return report
+
+
+def _empty_scores() -> dict:
+    return {"schema": 1, "isogloss": version("isogloss"), "suites": {}}
+
+
+def _difference(theirs: str, ours: str) -> str:
+    for a, b in zip(theirs.split("\n"), ours.split("\n"), strict=False):
+        if a != b:
+            return f"{a.strip()} there, {b.strip()} here"
+    return "of another version"
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def check(run: Run) -> None:
+    """Refuse what cannot work before anything is written.
+
+    Raises:
+        DataError: Data, a language or a suite is missing.
+        ConfigError: The model is not there.
+    """
+    load_tokenizer(run.config.model)
+    load_texts(run.config.distill.texts)
+    english_examples(run.config, run.data_root)
+    settings = run.config.evaluate
+    for name in settings.suites:
+        SUITES[name](run.data_root, settings.split, run.taught, 1, 1)

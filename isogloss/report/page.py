@@ -1,0 +1,151 @@
+"""Page: the report of a run as one HTML file, from the run's files alone.
+
+Knows no model and draws nothing itself: numbers are made in the modules beside it, the templates lay them
+out with autoescape on, because a model's answers may hold anything. No value is ever marked as safe.
+Flow: read_folder → one Block per suite, and the run's curves, tree and costs → page.html.jinja → report.html.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import jinja2
+
+from isogloss.errors import RunError
+from isogloss.report import answers, costs, curves, figures, nodes, scores
+from isogloss.report.folder import RunFolder, read_folder
+
+T = TypeVar("T")
+
+# Not allowed in HTML, or not encodable: controls but tab and newline, and half a surrogate pair.
+FORBIDDEN: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+DAMAGED: Final = (KeyError, TypeError, ValueError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Block:
+    """All of one suite that the template shows."""
+
+    id: str
+    suite: scores.Suite
+    is_demo: bool
+    by_alignment: Sequence[scores.Label]
+    answers: Sequence[answers.Pair]
+    answered: str
+    tally: Sequence[tuple[str, int]]
+    facts: Sequence[tuple[str, str]]
+    missing: str | None
+
+
+def write_report(run: Path) -> Path:
+    """Writes `report.html` into the run folder, whole or not at all, and returns its path.
+
+    The same files give the same bytes.
+
+    Raises:
+        RunError: `scores.json` is missing or cannot be read.
+    """
+    folder = read_folder(run)
+    try:
+        page = render(folder)
+    except (*DAMAGED, jinja2.UndefinedError) as error:
+        raise RunError(
+            f"{run / 'scores.json'} is not as expected ({error!r}); run `isogloss evaluate` again"
+        ) from error
+    path = run / "report.html"
+    partial = run / ".report.html.partial"
+    try:
+        partial.write_text(page, encoding="utf-8", newline="\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def render(run: RunFolder) -> str:
+    """The page as text."""
+    missing = dict(run.missing)
+
+    def tolerant(file: str, rows: Sequence[Any], build: Callable[[Any], T], otherwise: T) -> T:
+        try:
+            return build(rows) if rows else otherwise
+        except DAMAGED:
+            missing[file] = f"{file} is not as expected; its section is left out."
+            return otherwise
+
+    no_charts: tuple[list[curves.Chart], list[curves.Chart]] = ([], [])
+    time, _, _, _, _, flops, _ = tolerant("ledger.json", run.ledger, costs.totals, [""] * len(costs.COLUMNS))
+    no_stages: list[tuple[str, list[str]]] = []
+    no_nodes: list[nodes.Node] = []
+    context = {
+        "run": run,
+        "blocks": [_block(run, name, index) for index, name in enumerate(run.scores["suites"], start=1)],
+        "curves": tolerant("curves.jsonl", run.curves, curves.charts, no_charts),
+        "roots": tolerant("tree.json", run.tree, nodes.grow, no_nodes),
+        "total_rank": tolerant("tree.json", run.tree, nodes.total_rank, 0),
+        "stages": tolerant("ledger.json", run.ledger, costs.rows, no_stages),
+        "totals": tolerant("ledger.json", run.ledger, costs.totals, []),
+        "cost": tolerant("ledger.json", run.ledger, costs.one_line, ""),
+        "columns": [name for _, name, _ in costs.COLUMNS],
+        "time": time,
+        "flops": flops,
+        "missing": missing,
+    }
+    page = _environment().get_template("page.html.jinja").render(context)
+    return FORBIDDEN.sub("\ufffd", page)
+
+
+def _block(run: RunFolder, name: str, index: int) -> Block:
+    suite = scores.Suite(run.scores, name)
+    before, after = run.predictions[name]
+    pairs = answers.pairs(before, after)
+    return Block(
+        id=f"suite-{index}",
+        suite=suite,
+        is_demo=name == "demo" or name.startswith("demo-"),
+        by_alignment=sorted(
+            suite.languages, key=lambda label: -(suite.change("alignment", label.code).after.value or 0)
+        ),
+        answers=answers.chosen(pairs),
+        answered=f"{len(pairs):,}",
+        tally=answers.tally(pairs),
+        facts=_facts(suite),
+        missing=run.missing.get(f"predictions/{name}"),
+    )
+
+
+def _facts(suite: scores.Suite) -> list[tuple[str, str]]:
+    """The signature's fields, and what stands beside it."""
+    fields = [part.partition(":") for part in str(suite.entries.get("signature") or "").split("|") if part]
+    facts = [(field, value) for field, _, value in fields]
+    english = (suite.entries.get("english") or {}).get("accuracy")
+    if english is not None:
+        facts.append(("English accuracy", f"{figures.percent(english)} %"))
+    if suite.entries.get("layer") is not None:
+        facts.append(("retrieval layer", str(suite.entries["layer"])))
+    return facts
+
+
+def _environment() -> jinja2.Environment:
+    templates = resources.files("isogloss.report")
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: templates.joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals.update(
+        MAIN=scores.MAIN,
+        FURTHER=scores.FURTHER,
+        MEANINGS=scores.MEANINGS,
+        RULE=answers.RULE,
+        measure_name=scores.measure_name,
+        percent=figures.percent,
+        cut=answers.cut,
+        place=lambda fraction: f"{100 * min(1.0, max(0.0, fraction)):.2f}%",
+    )
+    return environment

@@ -1,0 +1,1 @@
+"""The teacher: node texts and privileged prompts; knows no carrier."""

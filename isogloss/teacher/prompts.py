@@ -1,0 +1,85 @@
+"""What the teacher reads: the texts on a language's path, the English twin with its answer, the instruction.
+
+A prompt over the limit is refused, never cut: a cut would take away the instruction or the texts.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import yaml
+from transformers import PreTrainedTokenizerBase
+
+from isogloss.data.chat import encode_prompt
+from isogloss.data.examples import Turn
+from isogloss.errors import ConfigError
+from isogloss.tree.nodes import Node
+
+
+@dataclass(frozen=True)
+class NodeTexts:
+    """The text of every node that has one."""
+
+    root: str
+    families: Mapping[str, str] = field(default_factory=dict)
+    languages: Mapping[str, str] = field(default_factory=dict)
+    tasks: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, node: Node) -> str | None:
+        match node.level:
+            case "root":
+                return self.root
+            case "family":
+                return self.families.get(node.name)
+            case "language":
+                return self.languages.get(node.name)
+
+
+@cache
+def load_texts(path: Path | None = None) -> NodeTexts:
+    """The texts of a YAML file; without one, those that come with the package.
+
+    Raises:
+        ConfigError: The file is missing or has other keys.
+    """
+    source = resources.files("isogloss.teacher") / "texts.yaml" if path is None else path
+    if not source.is_file():
+        raise ConfigError(f"distill.texts: {source} does not exist")
+    entries = yaml.safe_load(source.read_text("utf-8"))
+    allowed = ("root", "families", "languages", "tasks")
+    if not isinstance(entries, dict) or "root" not in entries or set(entries) - set(allowed):
+        raise ConfigError(f"{source}: node texts have the keys {', '.join(allowed)}, root at least")
+    return NodeTexts(**entries)
+
+
+def privileged_text(
+    texts: NodeTexts, path: tuple[Node, ...], task: str, twin: Turn | None, *, answer: bool = True
+) -> str:
+    """The system text: node texts from root to leaf, the task's, then the English twin and its answer."""
+    lines = [text for node in path if (text := texts.of(node))]
+    if task in texts.tasks:
+        lines.append(texts.tasks[task])
+    if twin is not None:
+        lines.append(f"English: {twin.instruction}")
+        if answer and twin.response is not None:
+            lines.append(f"English: {twin.response}")
+    return "\n".join(lines)
+
+
+def teacher_prompt(
+    tokenizer: PreTrainedTokenizerBase, system: str, instruction: str, *, limit: int, row: str
+) -> tuple[int, ...]:
+    """The teacher's prompt as ids.
+
+    Raises:
+        ConfigError: It is longer than `limit` tokens.
+    """
+    prompt = encode_prompt(tokenizer, instruction, system)
+    if len(prompt) > limit:
+        raise ConfigError(
+            f"the teacher's prompt for {row} has {len(prompt)} tokens and the limit is {limit}; "
+            "raise distill.max_prompt or shorten the node texts"
+        )
+    return prompt

@@ -1,0 +1,1 @@
+"""The tree: nodes, paths and carriers; knows no data and no loss."""

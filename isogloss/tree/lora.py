@@ -1,0 +1,190 @@
+"""The LoRA carrier: one PEFT adapter whose rows belong to the tree's nodes, and a path for each row of a batch.
+
+PEFT injects, names and stores the adapter; only the two small products are ours. They read, for
+each row of the batch, just the rank rows on that row's path: Σ r(path) instead of Σ r(tree), so
+the cost of a step does not grow with the number of languages. The path is state that the layers
+read during forward *and* during the recomputation of gradient checkpointing: set it before the
+student's forward and leave it until backward is done.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from isogloss.tree.nodes import Node, Tree
+
+ADAPTER = "default"
+
+
+class Routing:
+    """Which rank rows each row of the current batch reads; shared by every layer of one model.
+
+    Rows of one language read the same rank rows, so weights are gathered once per *distinct* path.
+    """
+
+    def __init__(self, tree: Tree):
+        self.tree = tree
+        self.width = max(1, tree.path_rank())
+        self.rows: Int[Tensor, "paths width"] | None = None
+        self.scale: Float[Tensor, "paths width 1"] | None = None
+        self.path_of: Int[Tensor, " batch"] | None = None
+
+    def set(self, languages: Sequence[str], device: torch.device) -> None:
+        """The batch's languages, one per row; None of the tree's nodes off a path is read."""
+        distinct = list(dict.fromkeys(languages))
+        rows = torch.zeros(len(distinct), self.width, dtype=torch.long)
+        scale = torch.zeros(len(distinct), self.width, 1)
+        for number, code in enumerate(distinct):
+            on = [row for node in self.tree.path(code) for row in node.rows]
+            rows[number, : len(on)] = torch.tensor(on, dtype=torch.long)
+            scale[number, : len(on)] = 1.0
+        self.rows, self.scale = rows.to(device), scale.to(device)
+        self.path_of = torch.tensor([distinct.index(code) for code in languages], device=device)
+
+    def gather(
+        self, weight: Float[Tensor, "rank features"], dtype: torch.dtype
+    ) -> Float[Tensor, "batch width features"]:
+        """Each row's share of a weight whose first axis is the tree's rank."""
+        if self.rows is None or self.path_of is None:
+            raise RuntimeError("no path is set; wrap the forward in carrier.on(languages)")
+        return weight[self.rows].to(dtype)[self.path_of]
+
+
+class _Down(nn.Linear):
+    """lora_A, read along each row's path: (batch, tokens, in) → (batch, tokens, width)."""
+
+    routing: Routing
+
+    def forward(self, input: Float[Tensor, "batch tokens features"]) -> Float[Tensor, "batch tokens width"]:
+        return input @ self.routing.gather(self.weight, input.dtype).transpose(1, 2)
+
+
+class _Up(nn.Linear):
+    """lora_B, read along each row's path; rows beyond a short path are scaled to zero."""
+
+    routing: Routing
+
+    def forward(self, input: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens features"]:
+        routing = self.routing
+        if routing.rows is None or routing.path_of is None or routing.scale is None:
+            raise RuntimeError("no path is set; wrap the forward in carrier.on(languages)")
+        columns = (self.weight.t()[routing.rows] * routing.scale).to(input.dtype)
+        return input @ columns[routing.path_of]
+
+
+class TreeLora:
+    """A frozen model with a tree of adapters; carriers are off unless a path is set.
+
+    Args:
+        model: The reference model; its weights are frozen here.
+        tree: Nodes and their ranks.
+        targets: Names of the modules that carry adapters, as PEFT takes them.
+        scaling: What the adapter's output is multiplied by (PEFT's alpha / r).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tree: Tree,
+        *,
+        targets: Sequence[str],
+        scaling: float,
+        dropout: float = 0.0,
+    ):
+        self.tree, self.scaling, self.targets = tree, scaling, list(targets)
+        config = LoraConfig(
+            r=tree.rank,
+            lora_alpha=tree.rank * scaling,  # type: ignore[arg-type]  # any number is read as alpha
+            target_modules=self.targets,
+            lora_dropout=dropout,
+            task_type="CAUSAL_LM",
+        )
+        model.requires_grad_(False)
+        self.model: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=True)
+        self.routing = Routing(tree)
+        for layer in self.layers():
+            for part, kind in ((layer.lora_A, _Down), (layer.lora_B, _Up)):
+                linear = part[ADAPTER]
+                linear.__class__ = kind
+                linear.routing = self.routing
+            # The products run in the base's type; PEFT would carry every input over to float32.
+            layer.cast_input_dtype_enabled = False
+        self.off()
+
+    def layers(self) -> Iterator[LoraLayer]:
+        return (m for m in self.model.modules() if isinstance(m, LoraLayer))
+
+    def off(self) -> None:
+        """The reference model, bit for bit."""
+        for layer in self.layers():
+            layer._disable_adapters = True
+
+    @contextmanager
+    def on(self, languages: Sequence[str]) -> Iterator[PeftModel]:
+        """The student: row b of every forward inside reads the path of `languages[b]`."""
+        self.set_path(languages)
+        try:
+            yield self.model
+        finally:
+            self.off()
+
+    def set_path(self, languages: Sequence[str]) -> None:
+        """As `on`, for a training step whose backward lies outside."""
+        self.routing.set(languages, next(self.model.parameters()).device)
+        for layer in self.layers():
+            layer._disable_adapters = False
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if "lora_" in name}
+
+    def node_parameters(self, node: Node) -> dict[str, Tensor]:
+        """Views of a node's own rows and columns."""
+        rows = slice(node.start, node.start + node.rank)
+        return {
+            name: p.data[rows] if "lora_A" in name else p.data[:, rows]
+            for name, p in self.parameters().items()
+        }
+
+    def path_state(self, language: str) -> dict[str, Tensor]:
+        """An ordinary PEFT state dict of rank Σ r(path)."""
+        on = torch.tensor([row for node in self.tree.path(language) for row in node.rows], dtype=torch.long)
+        return {
+            name.replace(f".{ADAPTER}", ""): (p.data[on] if "lora_A" in name else p.data[:, on])
+            .contiguous()
+            .clone()
+            for name, p in self.parameters().items()
+        }
+
+    def export(self, language: str, folder: Path, base_model: str) -> None:
+        """Write a language's path as a PEFT LoRA that `PeftModel.from_pretrained` loads."""
+        folder.mkdir(parents=True, exist_ok=True)
+        rank = sum(node.rank for node in self.tree.path(language))
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=rank * self.scaling,  # type: ignore[arg-type]
+            target_modules=self.targets,
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=base_model,
+            inference_mode=True,
+        )
+        save_file(self.path_state(language), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        config.save_pretrained(str(folder))
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: p.data for name, p in self.parameters().items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        own = self.parameters()
+        if own.keys() != state.keys():
+            raise ValueError("these carriers belong to a model or tree of another shape")
+        with torch.no_grad():
+            for name, p in own.items():
+                p.copy_(state[name])

@@ -1,0 +1,116 @@
+"""Stage 1: selected English instructions tune the base; the result is the reference model."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from isogloss.config import Tune
+from isogloss.data.chat import Encoded, encode, encode_prompt, encode_response
+from isogloss.data.examples import ParallelExample, Turn
+from isogloss.distill.rows import schedule
+from isogloss.distill.trainer import (
+    Ordered,
+    ResponseTrainer,
+    Sample,
+    Watch,
+    Weights,
+    train,
+    training_arguments,
+)
+from isogloss.languages import SOURCE
+from isogloss.teacher.prompts import NodeTexts, privileged_text
+
+Progress = Callable[[int, int], None]
+
+
+def english_rows(
+    examples: Sequence[ParallelExample],
+    tokenizer: PreTrainedTokenizerBase,
+    texts: NodeTexts,
+    privileged: float,
+) -> list[Encoded]:
+    """English turns as rows; a share of them once more as the teacher will read them.
+
+    The second reading shows the model, in English alone, what the teacher's prompt looks like and
+    that the answer to the twin helps.
+    """
+    rows = []
+    for example in examples:
+        turn = example.turns[SOURCE]
+        assert turn.response is not None
+        rows.append(encode(tokenizer, turn.instruction, turn.response))
+    every = round(1 / privileged) if privileged else 0
+    for example in examples[::every] if every else ():
+        turn = example.turns[SOURCE]
+        assert turn.response is not None
+        system = privileged_text(texts, (), example.task, Turn(turn.instruction, turn.response))
+        system = f"{texts.root}\n{system}"
+        rows.append(
+            Encoded(
+                encode_prompt(tokenizer, turn.instruction, system), encode_response(tokenizer, turn.response)
+            )
+        )
+    return rows
+
+
+def tune(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Encoded],
+    settings: Tune,
+    folder: Path,
+    *,
+    curve: Path,
+    seed: int,
+    dtype: torch.dtype,
+    progress: Progress,
+) -> dict[str, int]:
+    """Train and write the reference model to `folder`, in `dtype`; returns token counts.
+
+    The folder appears at the end, whole; checkpoints lie beside it until then.
+    """
+    work = folder.with_name(folder.name + ".work")
+    lengths = [len(row.prompt) + len(row.response) for row in rows]
+    draws = max(settings.batch, round(len(rows) * settings.epochs))
+    order = schedule(
+        [SOURCE] * len(rows), draws, balance=1.0, batch=settings.batch, lengths=lengths, seed=seed
+    )
+    base = base.to(torch.float32)  # type: ignore[arg-type]  # small steps are lost in bfloat16 weights
+    base.config.use_cache = False
+    if settings.method == "lora":
+        torch.manual_seed(seed)
+        config = LoraConfig(
+            r=settings.lora_rank,
+            lora_alpha=2 * settings.lora_rank,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+        model: torch.nn.Module = get_peft_model(base, config)
+    else:
+        base.requires_grad_(True)
+        model = base
+    steps = len(order) // settings.batch
+    trainer = ResponseTrainer(
+        model=model,
+        args=training_arguments(
+            work, steps=steps, batch=settings.batch // settings.accumulate, accumulate=settings.accumulate,
+            lr=settings.lr, weight_decay=0.01, seed=seed, bf16=dtype == torch.bfloat16, save_every=max(50, steps // 4),
+        ),
+        train_dataset=Ordered([Sample(row) for row in rows], order),
+        weights=Weights(),
+        pad_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    train(trainer, Watch(curve, "tune", max(1, steps // 60), progress), work)
+    tuned = model.merge_and_unload() if settings.method == "lora" else base  # type: ignore[operator]
+    tuned.config.use_cache = True
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    tuned.to(dtype).save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    part.rename(folder)
+    shutil.rmtree(work, ignore_errors=True)
+    return trainer.counts

@@ -1,0 +1,169 @@
+"""Fidelity: short answers judged by hand, and the detector's error on FLORES-101 dev."""
+
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from isogloss.evaluate.fidelity import SCRIPTS, by_line, by_word, detect, in_language
+from isogloss.languages import languages
+
+MAIN = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")
+DATA = Path(os.environ.get("ISOGLOSS_DATA") or Path(__file__).parents[3] / "shared" / "data")
+FLORES = DATA / "flores101_dataset" / "dev"
+ENGLISH = "The weather is going to be very nice tomorrow."
+SWAHILI = "Hali ya hewa itakuwa nzuri sana kesho."
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        (ENGLISH, "en"),
+        (SWAHILI, "sw"),
+        ("Das Wetter wird morgen sehr schön sein.", "de"),
+        ("Hava yarın çok güzel olacak.", "tr"),
+        ("Утре времето ще бъде много хубаво.", "bg"),
+        ("Завтра погода будет очень хорошая.", "ru"),
+        ("سيكون الطقس جميلا جدا غدا.", "ar"),
+        ("کل موسم بہت اچھا ہو گا۔", "ur"),
+        ("ναι", "el"),  # the script singles it out, however short
+        ("हाँ", "hi"),
+        ("ใช่", "th"),
+        ("是", "zh"),
+        ("Apple ने iPhone को बाज़ार में उतारा है", "hi"),
+        ("yes", None),  # too short to tell among the Latin ones
+        ("да", None),
+        ("한국어", None),  # a script of no candidate
+        ("42", None),
+        ("", None),
+    ],
+)
+def test_the_detector_names_the_language_or_none(text, language):
+    """Script first, then the identifier, and no guess for a short text."""
+    assert detect(text, MAIN) == language
+
+
+def test_simplified_and_traditional_are_told_apart():
+    """By characters that only one of them uses; the identifier knows no difference."""
+    assert detect("这个国家的语言说明书", ["zh", "zh-Hant", "en"]) is None  # under 12 letters
+    assert detect("这个国家的语言说明书很难读懂吗", ["zh", "zh-Hant", "en"]) == "zh"
+    assert detect("這個國家的語言說明書很難讀懂嗎", ["zh", "zh-Hant", "en"]) == "zh-Hant"
+
+
+def test_kana_singles_out_japanese_among_han_scripts():
+    """A Japanese sentence is mostly kana, which Chinese has not."""
+    assert detect("ありがとう", ["ja", "zh"]) == "ja"
+
+
+def test_a_language_unknown_to_the_identifier_is_not_mistaken_for_its_neighbour():
+    """Kamba has no label: a Kamba text is not called Swahili, a Swahili text still is."""
+    kamba = "Nĩtonya kũkwatya ũvoo ũsu nũndũ wa mũndũ ũla wĩ vaa ĩndĩ ĩĩ"
+    assert detect(kamba, ["kam", "sw"]) is None
+    assert in_language(kamba, "kam", candidates=["kam", "sw"])
+    assert detect(SWAHILI, ["kam", "sw"]) == "sw"
+    assert not in_language(SWAHILI, "kam", candidates=["kam", "sw"])
+
+
+KNOWN = {"en": ["yes", "no"], "es": ["sí", "no"], "sw": ["ndiyo", "hapana"], "xx": ["zzz"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "expected"),
+    [
+        ("Ndiyo.", "sw", True),
+        ("Yes!", "sw", False),
+        ("No", "es", True),  # a word of both
+        ("no", "en", True),
+        ("no", "sw", False),
+        ("maybe", "sw", True),  # short and unknown: only the script can speak
+        ("zzz", "sw", True),  # known in a language that is no candidate
+        ("да", "sw", False),
+        ("ναι", "sw", False),
+        (ENGLISH, "sw", False),
+        (SWAHILI, "sw", True),
+        ("42", "sw", True),
+        ("४२", "hi", True),
+        ("", "sw", False),
+        ("...", "sw", False),
+        ("🙂", "sw", False),
+        ("-", "sw", False),
+    ],
+)
+def test_an_answer_is_in_the_asked_language_or_not(text, language, expected):
+    """Known wordings, then the detector, then the script; nothing readable is in no language."""
+    assert in_language(text, language, candidates=MAIN, known=KNOWN) is expected
+
+
+def test_the_asked_language_counts_as_a_candidate():
+    """Leaving it out of the candidates does not make it impossible."""
+    assert in_language(SWAHILI, "sw", candidates=["en"])
+    assert not in_language(ENGLISH, "sw", candidates=["en"])
+
+
+def test_another_detector_is_asked_after_the_known_wordings():
+    """It sees the text as it is, and is not asked about a known wording."""
+    asked = []
+
+    def detector(text, candidates, /):
+        asked.append((text, sorted(candidates)))
+        return "sw"
+
+    assert not in_language("Yes.", "sw", candidates=["en"], known=KNOWN, detector=detector)
+    assert in_language("Poa!", "sw", candidates=["en"], known=KNOWN, detector=detector)
+    assert not in_language("Poa!", "en", candidates=["sw"], known=KNOWN, detector=detector)
+    assert asked == [("Poa!", ["en", "sw"]), ("Poa!", ["en", "sw"])]
+
+
+def test_lines_are_judged_one_by_one():
+    """Two of three lines; empty ones and rules do not count, and nothing at all is 0."""
+    text = f"{SWAHILI}\n\n---\n{ENGLISH}\n{SWAHILI}\n"
+    assert by_line(text, "sw", candidates=MAIN) == pytest.approx(2 / 3)
+    assert by_line("\n---\n", "sw", candidates=MAIN) == 0.0
+    assert by_line("Ndiyo\nYes", "sw", candidates=MAIN, known=KNOWN) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "share"),
+    [
+        ("यह एक good उदाहरण है", "hi", 0.8),
+        ("это iPhone-смартфон 15", "ru", 1.0),  # 8 of 14 letters are Cyrillic; 15 is no word
+        ("yes да", "en", 0.5),
+        ("ใช่ ok", "th", 0.6),  # letters: ใ ช and the tone mark, then o k
+        ("我喜欢ABC", "zh", 0.5),
+        ("42", "hi", 1.0),
+        ("", "hi", 0.0),
+        ("?!", "th", 0.0),
+    ],
+)
+def test_words_are_judged_by_script(text, language, share):
+    """Words of the script over all words, or letters over letters where nothing parts the words."""
+    assert by_word(text, language) == pytest.approx(share)
+
+
+def test_every_script_of_the_registry_is_known():
+    """Each language's own name is written in its script."""
+    assert {entry.script for entry in languages().values()} <= SCRIPTS.keys()
+    for entry in languages().values():
+        heads = {unicodedata.name(c).split()[0] for c in entry.autonym if unicodedata.category(c) == "Lo"}
+        assert heads <= SCRIPTS[entry.script] or entry.code == "ja", entry.code
+
+
+def test_an_unknown_language_is_refused():
+    """A candidate that is no code of ours is a mistake of the caller."""
+    with pytest.raises(KeyError, match="swahili"):
+        detect(SWAHILI, ["swahili", "en"])
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not FLORES.is_dir(), reason=f"no FLORES-101 dev in {FLORES}; set ISOGLOSS_DATA")
+def test_the_detector_errs_on_few_sentences_of_flores():
+    """100 dev sentences in each of 15 languages: at most 3 % wrong in the mean, 10 % in any."""
+    errors = {}
+    for code in MAIN:
+        path = FLORES / f"{languages()[code].flores101}.dev"
+        lines = path.read_text(encoding="utf-8").splitlines()[:100]
+        assert len(lines) == 100
+        errors[code] = sum(detect(line, MAIN) != code for line in lines) / 100
+    assert sum(errors.values()) / len(errors) <= 0.03, errors
+    assert max(errors.values()) <= 0.10, errors

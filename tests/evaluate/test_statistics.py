@@ -1,0 +1,154 @@
+"""Statistics: intervals worked out by hand and against scipy; p-values by hand."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from isogloss.evaluate.statistics import (
+    Difference,
+    Estimate,
+    bootstrap_alignment,
+    bootstrap_mean,
+    bootstrap_over_languages,
+    holm,
+    mean_over_languages,
+    paired_bootstrap,
+)
+
+HALVES = [0.0, 1.0]  # resampled means: 0 (¼), ½ (½), 1 (¼)
+
+
+@pytest.mark.parametrize(("level", "low", "high"), [(0.95, 0.0, 1.0), (0.4, 0.5, 0.5)])
+def test_two_items_give_the_interval_worked_out_by_hand(level, low, high):
+    """The outer quarters are 0 and 1, the middle half is ½."""
+    assert bootstrap_mean(HALVES, seed=0, level=level) == Estimate(0.5, low, high, 2)
+
+
+def test_equal_items_leave_no_doubt():
+    """Every resample of ones is one; booleans are values."""
+    assert bootstrap_mean([True, True, True], seed=3) == Estimate(1.0, 1.0, 1.0, 3)
+
+
+def test_the_interval_agrees_with_scipy():
+    """Same method, other draws: both bounds within the noise of 20,000 resamples."""
+    values = np.random.default_rng(1).random(80).tolist()
+    ours = bootstrap_mean(values, seed=0, resamples=20_000, level=0.9)
+    theirs = stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, confidence_level=0.9, method="percentile", rng=5
+    ).confidence_interval
+    assert ours.low == pytest.approx(theirs.low, abs=2e-3)
+    assert ours.high == pytest.approx(theirs.high, abs=2e-3)
+
+
+def test_a_seed_gives_one_interval():
+    """Same seed same interval, another seed another."""
+    values = [0.13, 0.58, 0.71, 0.22, 0.94, 0.37, 0.05, 0.66, 0.49]
+    assert bootstrap_mean(values, seed=7) == bootstrap_mean(values, seed=7)
+    assert bootstrap_mean(values, seed=7) != bootstrap_mean(values, seed=8)
+
+
+def test_many_items_are_drawn_in_blocks():
+    """More indices than a block holds: the interval is still mean ± 1.96 standard errors."""
+    values = [0.0, 1.0] * 5000
+    found = bootstrap_mean(values, seed=0)
+    assert found.low == pytest.approx(0.5 - 1.96 * 0.005, abs=1e-3)
+    assert found.high == pytest.approx(0.5 + 1.96 * 0.005, abs=1e-3)
+
+
+def test_alignment_resamples_each_side_by_itself():
+    """Consistency 1 for sure, retrieval 0 to 1: ½ to 1 around ¾."""
+    assert bootstrap_alignment([1.0, 1.0, 1.0], HALVES, seed=0) == Estimate(0.75, 0.5, 1.0, 2)
+
+
+def test_alignment_sides_are_independent():
+    """Two doubtful sides: both at 0 has chance 1/16, so a level of 0.8 reaches only ¼ and ¾."""
+    assert bootstrap_alignment(HALVES, HALVES, seed=0, level=0.8) == Estimate(0.5, 0.25, 0.75, 2)
+
+
+def test_items_are_drawn_with_all_their_languages():
+    """Opposite languages cancel in every resample; equal ones are as doubtful as one."""
+    assert bootstrap_over_languages({"sw": [0.0, 1.0], "ur": [1.0, 0.0]}, seed=0) == Estimate(
+        0.5, 0.5, 0.5, 2
+    )
+    values = [0.0, 1.0, 1.0, 0.0, 1.0]
+    assert bootstrap_over_languages({"sw": values, "ur": values}, seed=0) == bootstrap_mean(values, seed=0)
+
+
+def test_mean_over_languages_is_per_item():
+    """Item by item, not language by language."""
+    assert mean_over_languages({"sw": [0.0, 1.0, 1.0], "ur": [0.0, 0.0, 1.0]}) == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("table", [{}, {"sw": [1.0, 0.0], "ur": [1.0]}])
+def test_languages_with_other_items_are_refused(table):
+    """A missing item must not become a shorter mean."""
+    with pytest.raises(ValueError, match="there must be languages, all with the same items"):
+        mean_over_languages(table)
+
+
+def test_a_difference_that_never_varies_has_the_smallest_p():
+    """No resample of four equal differences lies as far out: (0 + 1) / (1000 + 1)."""
+    found = paired_bootstrap([1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], seed=0)
+    assert found == Difference(1.0, 1.0, 1.0, 4, 1 / 1001)
+
+
+def test_no_difference_has_p_one():
+    """A system compared with itself."""
+    assert paired_bootstrap([1.0, 0.0], [1.0, 0.0], seed=0) == Difference(0.0, 0.0, 0.0, 2, 1.0)
+
+
+def test_two_sided_p_matches_enumeration():
+    """Differences 1 and 0, seen ½: of the shifted means -½ (¼), 0 (½), ½ (¼) half lie as far out."""
+    found = paired_bootstrap([1.0, 1.0], [0.0, 1.0], seed=0, resamples=20_000)
+    assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
+    assert found.p == pytest.approx(0.5, abs=0.015)
+
+
+def test_the_sign_says_who_is_better():
+    """Swapping the systems turns the interval round and leaves p."""
+    a, b = [1.0, 1.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0, 0.0]
+    one, other = paired_bootstrap(a, b, seed=0), paired_bootstrap(b, a, seed=0)
+    assert (one.value, one.p) == (-other.value, other.p)
+    assert one.low == pytest.approx(-other.high)
+
+
+def test_unpaired_items_are_refused():
+    """Both systems must have answered the same items."""
+    with pytest.raises(ValueError, match=r"^2 values cannot be paired with 1; both need the same items$"):
+        paired_bootstrap([1.0, 0.0], [1.0], seed=0)
+
+
+def test_holm_matches_a_table_worked_out_by_hand():
+    """Sorted .005×4, .01×3, .03×2, then .04×1 raised to the one before it."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holm_refuses_what_is_no_probability():
+    """Nan and numbers outside 0 to 1 are named."""
+    with pytest.raises(ValueError, match=r"^p-value 1 is 1.5; it must lie within 0 and 1$"):
+        holm([0.5, 1.5])
+
+
+@pytest.mark.parametrize("values", [[], [0.5, float("nan")]])
+def test_no_items_or_nan_are_refused(values):
+    """An interval around nothing is none."""
+    with pytest.raises(
+        ValueError, match=r"^an interval needs at least one item, and a finite number for each$"
+    ):
+        bootstrap_mean(values, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"level": 95.0}, "level is 95.0; it must lie between 0 and 1"),
+        ({"resamples": 0}, "resamples is 0; it must be at least 1"),
+    ],
+)
+def test_impossible_settings_are_refused(setting, message):
+    """A level in percent is the usual mistake."""
+    with pytest.raises(ValueError) as caught:
+        bootstrap_mean([0.0, 1.0], seed=0, **setting)
+    assert str(caught.value) == message
