@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from isogloss.data.chat import encode_prompt, end_of_turn, pad
+from isogloss.model import pad_id
 from isogloss.tree.lora import TreeLora
 
 
@@ -40,9 +41,7 @@ def answers(
     found = [""] * len(prompts)
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
-        ids, mask = (
-            t.to(device) for t in pad([list(prompts[i]) for i in chosen], tokenizer.pad_token_id, "left")
-        )
+        ids, mask = (t.to(device) for t in pad([list(prompts[i]) for i in chosen], pad_id(tokenizer), "left"))
         if carrier is not None and languages is not None:
             carrier.set_path([languages[i] for i in chosen])
         made = model.generate(  # type: ignore[operator]  # PeftModel and PreTrainedModel both generate

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -39,7 +40,7 @@ def load_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
     """
     folder = model_folder(name)
     _check_folder(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval()
 
@@ -54,6 +55,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills rows up."""
+    assert isinstance(tokenizer.pad_token_id, int)  # load_tokenizer sees to it
+    return tokenizer.pad_token_id
+
+
 def _check_folder(folder: str) -> None:
     looks_local = folder.startswith((".", "/", "~")) or Path(folder).exists()
     if looks_local and not (Path(folder) / "config.json").exists():
@@ -62,7 +69,7 @@ def _check_folder(folder: str) -> None:
 
 def layers_of(model: nn.Module) -> nn.ModuleList:
     """The decoder's blocks, whatever the architecture calls them."""
-    count = model.config.num_hidden_layers
+    count = causal_of(model).config.get_text_config().num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
@@ -84,9 +91,14 @@ def capture(model: nn.Module, layer: int) -> Iterator[list[Float[Tensor, "batch 
         handle.remove()
 
 
+def causal_of(model: Any) -> Any:
+    """The causal model itself, without a PEFT wrapper around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def decoder_of(model: nn.Module) -> nn.Module:
     """The model without its head: its output's last_hidden_state is what the head reads."""
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = causal_of(model)
     return causal.get_decoder() if hasattr(causal, "get_decoder") else causal.base_model
 
 
@@ -99,7 +111,7 @@ def last_hidden(
 
 def head(model: nn.Module, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
     """Logits of some positions, with whatever scaling or capping the architecture adds."""
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = causal_of(model)
     logits = causal.get_output_embeddings()(hidden)
     config = causal.config.get_text_config()
     if scale := getattr(config, "logits_scaling", None):  # Granite divides

@@ -41,7 +41,7 @@ from isogloss.evaluate.suites import SUITES
 from isogloss.files import read_lines, write_json, write_lines, write_text
 from isogloss.generate import answers
 from isogloss.languages import SOURCE
-from isogloss.model import layers_of, load_model, load_tokenizer, pick_dtype
+from isogloss.model import layers_of, load_model, load_tokenizer, pad_id, pick_dtype
 from isogloss.report.page import write_report
 from isogloss.teacher.prompts import load_texts
 from isogloss.tree.lora import TreeLora
@@ -164,7 +164,8 @@ def open_run(config: Config, watcher: Watcher | None = None) -> Run:
     if file.exists():
         if (theirs := file.read_text("utf-8")) != text:
             raise RunError(
-                f"{config.run} was made with other settings ({_difference(theirs, text)}); use another run folder or these settings"
+                f"{config.run} was made with other settings ({_difference(theirs, text)}); "
+                "use another run folder or these settings"
             )
     else:
         write_text(file, text)
@@ -245,13 +246,13 @@ def run_distill(run: Run) -> None:
     )  # fmt: skip
     layer = settings.layer or max(1, len(layers_of(model)) // 2)
     run.watcher.say(
-        f"Stage 2: {len(rows)} rows in {len(run.taught)} languages, {len(run.tree.nodes)} nodes, rank {run.tree.path_rank()} a path"
+        f"Stage 2: {len(rows)} rows in {len(run.taught)} languages are distilled into "
+        f"{len(run.tree.nodes)} nodes, rank {run.tree.path_rank()} a path"
     )
     with run.watcher.bar("Teacher reads") as progress:
-        signals = hidden_signals(model, rows, layer=layer, pad_id=tokenizer.pad_token_id, progress=progress)
+        signals = hidden_signals(model, rows, layer=layer, pad_id=pad_id(tokenizer), progress=progress)
     stage.teacher_calls = len(rows)
     read = sum(len(r.teacher_prompt) + len(r.student.response) for r in rows)
-    responses = sum(len(r.student.response) for r in rows)
     twins = sum(len(p) for p in {r.twin_prompt for r in rows})
     stage.tokens_forwarded += read + twins
     stage.flops += forward_flops(model, read + twins, 0)
@@ -271,8 +272,10 @@ def run_distill(run: Run) -> None:
             lr=settings.lr, weight_decay=0.0, seed=seed, bf16=False, save_every=max(50, steps // 4),
         ),
         train_dataset=Ordered(samples_of(rows, signals), order),
-        weights=Weights(settings.ce, settings.kl, settings.hidden, layer, settings.divergence, settings.temperature),
-        pad_id=tokenizer.pad_token_id,
+        weights=Weights(
+            settings.ce, settings.kl, settings.hidden, layer, settings.divergence, settings.temperature
+        ),
+        pad_id=pad_id(tokenizer),
     )  # fmt: skip
     with run.watcher.bar("Distillation") as progress:
         train(trainer, Watch(run.curve, "distill", max(1, steps // 60), _pausing(run, stage, progress)), work)
@@ -333,6 +336,7 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 
 def save_whole(state: dict[str, torch.Tensor], path: Path) -> None:
+    """Write tensors whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
@@ -413,7 +417,8 @@ def _notes(suite: SuiteData, targets: Sequence[str], languages: Sequence[str]) -
 def _signature(run: Run, suite: SuiteData, before: int, after: int) -> str:
     parts = {
         "suite": suite.name, "rev": suite.revision, "split": suite.split, "items": len(suite.items),
-        "sentences": len(suite.sentences.get(SOURCE, ())), "scoring": "generation", "layer": f"{before}/{after}",
+        "sentences": len(suite.sentences.get(SOURCE, ())), "scoring": "generation",
+        "layer": f"{before}/{after}",
         "seed": run.config.seed, "model": _short_hash(run.tuned / "model.safetensors"),
         "dtype": str(run.dtype).removeprefix("torch."), "isogloss": version("isogloss"),
     }  # fmt: skip
@@ -427,7 +432,7 @@ def _short_hash(path: Path) -> str:
 def _english_answers(
     run: Run, model: PreTrainedModel, examples: Sequence[ParallelExample], stage: Stage
 ) -> dict[str, str]:
-    """What the teacher reads as the English answer: the data's, or the reference model's own where it has none.
+    """What the teacher reads as the English answer: the data's, or M's own where the data has none.
 
     With `responses: teacher` it is always the model's own.
     """

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -22,6 +23,7 @@ from isogloss.distill.trainer import (
     training_arguments,
 )
 from isogloss.languages import SOURCE
+from isogloss.model import pad_id
 from isogloss.teacher.prompts import NodeTexts, privileged_text
 
 Progress = Callable[[int, int], None]
@@ -98,14 +100,15 @@ def tune(
         model=model,
         args=training_arguments(
             work, steps=steps, batch=settings.batch // settings.accumulate, accumulate=settings.accumulate,
-            lr=settings.lr, weight_decay=0.01, seed=seed, bf16=dtype == torch.bfloat16, save_every=max(50, steps // 4),
+            lr=settings.lr, weight_decay=0.01, seed=seed, bf16=dtype == torch.bfloat16,
+            save_every=max(50, steps // 4),
         ),
         train_dataset=Ordered([Sample(row) for row in rows], order),
         weights=Weights(),
-        pad_id=tokenizer.pad_token_id,
+        pad_id=pad_id(tokenizer),
     )  # fmt: skip
     train(trainer, Watch(curve, "tune", max(1, steps // 60), progress), work)
-    tuned = model.merge_and_unload() if settings.method == "lora" else base  # type: ignore[operator]
+    tuned: Any = model.merge_and_unload() if settings.method == "lora" else base  # type: ignore[operator]
     tuned.config.use_cache = True
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 from isogloss.config import ChatFile, Config, DemoData, MassiveData, ParallelFile, TableFile
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats import chat_jsonl, massive, parallel_jsonl, table
+from isogloss.data.tasks import massive as massive_tasks
 from isogloss.demo.items import demo_items
 from isogloss.errors import DataError
-from isogloss.evaluate.suites import massive as massive_tasks
 from isogloss.languages import SOURCE
 
 

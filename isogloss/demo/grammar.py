@@ -49,11 +49,13 @@ class Opinion:
 
 @cache
 def meanings() -> dict:
+    """What can be talked about: meanings.yaml."""
     return yaml.safe_load(resources.files("isogloss.demo").joinpath("meanings.yaml").read_text("utf-8"))
 
 
 @cache
 def topic_of_action() -> dict[str, str]:
+    """The topic that each action belongs to."""
     return {action: topic for topic, entry in meanings()["topics"].items() for action in entry["actions"]}
 
 
@@ -72,6 +74,7 @@ def events() -> tuple[Event, ...]:
 
 @cache
 def opinions() -> tuple[Opinion, ...]:
+    """All opinions, in a fixed order."""
     m = meanings()
     qualities = [q for group in m["sentiments"].values() for q in group]
     return tuple(Opinion(thing, quality) for thing, quality in itertools.product(m["things"], qualities))
@@ -157,6 +160,7 @@ class Phrases:
 
 @cache
 def phrases(language: str) -> Phrases:
+    """The wording of one of `LANGUAGES`, read once."""
     return Phrases(language)
 
 
@@ -265,4 +269,4 @@ if __name__ == "__main__":
 
     for code in sys.argv[1:] or LANGUAGES:
         faults = check(code)
-        print("\n".join(faults or [f"{code}: complete"] + sample(code)))
+        print("\n".join(faults or [f"{code}: complete", *sample(code)]))

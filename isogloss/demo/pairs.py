@@ -54,6 +54,7 @@ def vary(event: Event, same: bool, rng: random.Random) -> tuple[Said, Said]:
 
 
 def another_person(event: Event, rng: random.Random) -> Event:
+    """The same deed of somebody else."""
     return replace(event, person=rng.choice([p for p in meanings()["people"] if p != event.person]))
 
 

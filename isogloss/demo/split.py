@@ -22,6 +22,7 @@ def split_of(event: Event) -> Split:
 
 @cache
 def events_of(split: Split) -> tuple[Event, ...]:
+    """The split's affirmed events, in a fixed order."""
     return tuple(event for event in events() if split_of(event) == split)
 
 

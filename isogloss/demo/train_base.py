@@ -51,7 +51,7 @@ def train_tokenizer(real: base_text.Real, seed: int) -> PreTrainedTokenizerFast:
         return texts
 
     tokenizer = Tokenizer(models.BPE())
-    # A word keeps its leading space; digits stand alone; marks stay with the letters of Indic and Thai script.
+    # A word keeps its leading space; digits stand alone; Indic and Thai vowel signs stay with their letters.
     pattern = r" ?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -82,6 +82,7 @@ def train_tokenizer(real: base_text.Real, seed: int) -> PreTrainedTokenizerFast:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
+    """Eight million parameters, random."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=VOCABULARY,
@@ -94,8 +95,8 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=SPECIAL.index("<|end|>"),  # special tokens have the first ids
+        pad_token_id=SPECIAL.index("<|pad|>"),
     )
     return Qwen3ForCausalLM(config)
 
@@ -137,7 +138,7 @@ def schedule(step: int, steps: int) -> float:
 def retrieval(
     model: nn.Module, tokenizer: PreTrainedTokenizerFast, layer: int = 4, n: int = 120
 ) -> dict[str, float]:
-    """Share of dev sentences whose nearest neighbour (mean-pooled, cosine) is their translation, both ways."""
+    """Share of dev sentences whose nearest neighbour is their translation: mean-pooled, cosine, both ways."""
     said = random.Random(0).sample(events_of("dev"), n)
 
     def embed(code: str) -> Tensor:
@@ -173,6 +174,7 @@ def bits_per_byte(model: nn.Module, tokenizer: PreTrainedTokenizerFast, n: int =
 
 
 def save_atomically(state: dict, path: Path) -> None:
+    """Replace a checkpoint in one step."""
     part = path.with_suffix(".part")
     torch.save(state, part)
     part.replace(path)
@@ -206,7 +208,8 @@ def main(
         for optim, inner in zip(optims, state["optimisers"], strict=True):
             optim.load_state_dict(inner)
         first = state["step"]
-    trained, started, log = torch.compile(model), time.monotonic(), open(out / "log.jsonl", "a", buffering=1)
+    trained, started = torch.compile(model), time.monotonic()
+    log = (out / "log.jsonl").open("a", buffering=1)
     last = min(steps, stop_after or steps)
     for step in range(first, last):
         for optim in optims:
@@ -241,7 +244,8 @@ def main(
     if last == steps:
         model.eval()
         log.write(json.dumps({"bits_per_byte": bits_per_byte(model, tokenizer)}) + "\n")
-        model.to(torch.bfloat16).save_pretrained(out)
+        nn.Module.to(model, torch.bfloat16)
+        model.save_pretrained(out)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from isogloss.data.chat import Encoded, pad, response_positions
 from isogloss.distill import losses
@@ -88,7 +88,7 @@ class Batch:
     twin: Tensor | None
 
     def to(self, device: torch.device) -> "Batch":
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
         return Batch(**moved)
 
 
@@ -140,6 +140,7 @@ class ResponseTrainer(Trainer):
 
     def __init__(self, *, weights: Weights, pad_id: int, carrier: TreeLora | None = None, **kwargs: Any):
         super().__init__(data_collator=lambda samples: {"batch": collate(samples, pad_id)}, **kwargs)
+        self.remove_callback(PrinterCallback)
         self.weights, self.carrier = weights, carrier
         self.parts: dict[str, float] = {}
         self.counts = {"tokens": 0, "responses": 0}
@@ -150,11 +151,12 @@ class ResponseTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """Response tokens and rows of the whole optimiser step, over accumulation and ranks."""
         batches = [sample["batch"] for sample in batch_samples]
-        items = torch.tensor(
+        items: Any = torch.tensor(
             [[len(b.response), len(b.ids)] for b in batches], dtype=torch.float32, device=device
         ).sum(0)
         if self.args.world_size > 1:
-            items = self.accelerator.gather(items[None]).sum(0)
+            gathered: Any = self.accelerator.gather(items[None])
+            items = gathered.sum(0)
         return items
 
     def compute_loss(

@@ -28,7 +28,7 @@ from isogloss.evaluate.statistics import (
 )
 from isogloss.generate import answers
 from isogloss.languages import SOURCE
-from isogloss.model import capture, last_hidden, layers_of, mean_pool
+from isogloss.model import capture, last_hidden, layers_of, mean_pool, pad_id
 from isogloss.tree.lora import TreeLora
 
 Progress = Callable[[int, int], None]
@@ -73,7 +73,7 @@ def embed(
     found: dict[int, list[Tensor]] = {layer: [torch.empty(0)] * len(texts) for layer in layers}
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
-        ids, mask = (t.to(device) for t in pad([list(encoded[i]) for i in chosen], tokenizer.pad_token_id))
+        ids, mask = (t.to(device) for t in pad([list(encoded[i]) for i in chosen], pad_id(tokenizer)))
         if carrier is not None:
             carrier.set_path([language] * len(chosen))
         captured = {layer: capture(model, layer) for layer in layers}
@@ -134,7 +134,7 @@ def evaluate_side(
         english: The reference model's English answers, in the order of the items.
         english_vectors: Its embeddings of the suite's English sentences, None where it has none.
     """
-    items = [item for item in suite.items]
+    items = list(suite.items)
     asked = [(item, code) for code in languages for item in items if code in item.turns]
     given = answers(
         subject.model,

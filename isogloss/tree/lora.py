@@ -1,4 +1,4 @@
-"""The LoRA carrier: one PEFT adapter whose rows belong to the tree's nodes, and a path for each row of a batch.
+"""The LoRA carrier: one PEFT adapter whose rows belong to the tree's nodes; a batch reads one path per row.
 
 PEFT injects, names and stores the adapter; only the two small products are ours. They read, for
 each row of the batch, just the rank rows on that row's path: Σ r(path) instead of Σ r(tree), so
@@ -114,7 +114,7 @@ class TreeLora:
             for part, kind in ((layer.lora_A, _Down), (layer.lora_B, _Up)):
                 linear = part[ADAPTER]
                 linear.__class__ = kind
-                linear.routing = self.routing
+                object.__setattr__(linear, "routing", self.routing)  # state, not a submodule
             # The products run in the base's type; PEFT would carry every input over to float32.
             layer.cast_input_dtype_enabled = False
         self.off()

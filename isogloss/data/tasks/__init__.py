@@ -1,0 +1,1 @@
+"""How labelled data is put into instructions, per data set."""

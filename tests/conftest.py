@@ -1,0 +1,93 @@
+"""Shared by all tests: a byte tokenizer and tiny random models, made in memory."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from isogloss.tree.lora import TreeLora
+from isogloss.tree.nodes import Tree, build_tree
+
+SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+)
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SIZES = {
+    "vocab_size": 269,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": None,
+}
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    """One token a byte; ids 0 to 4 are special, a turn ends with id 1."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate((*SPECIAL, *alphabet))}
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        extra_special_tokens={t.strip("<|>"): t for t in SPECIAL[2:]},
+        chat_template=TEMPLATE,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., PreTrainedModel]:
+    """Makes a random model of some architecture; the same weights every time for the same seed."""
+
+    def make(
+        kind: str = "qwen3", *, dtype: torch.dtype = torch.float32, seed: int = 0, tie: bool = True
+    ) -> PreTrainedModel:
+        config = AutoConfig.for_model(kind, **SIZES, tie_word_embeddings=tie)
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def five() -> Tree:
+    """Five languages in three families: ranks 2, 1 and 2."""
+    return build_tree(("ru", "bg", "es", "fr", "sw"), ranks={"root": 2, "family": 1, "language": 2})
+
+
+@pytest.fixture(scope="session")
+def student() -> Callable[..., TreeLora]:
+    """Makes a tree of adapters over a model, its columns random, so that every path differs."""
+
+    def make(model: PreTrainedModel, tree: Tree, *, seed: int = 1, filled: bool = True) -> TreeLora:
+        torch.manual_seed(seed)
+        carrier = TreeLora(model, tree, targets=TARGETS, scaling=2.0)
+        if filled:
+            for name, p in carrier.parameters().items():
+                if "lora_B" in name:
+                    torch.nn.init.normal_(p, std=0.1)
+        return carrier
+
+    return make

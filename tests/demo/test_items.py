@@ -1,0 +1,104 @@
+"""The instruction set: reproducible, split by meaning, answerable."""
+
+import itertools
+import random
+from collections import Counter
+
+import pytest
+
+from isogloss.demo import base_text
+from isogloss.demo.grammar import LANGUAGES, Event, events, phrases
+from isogloss.demo.items import TASKS, demo_items
+from isogloss.demo.pairs import infer, vary
+from isogloss.demo.split import events_of, split_of
+from isogloss.evaluate.items import Item
+from isogloss.evaluate.reading import read_answer
+from isogloss.evaluate.suites.demo import load
+
+TEST_SENTENCES = {
+    phrases("en").event(event, sentence) for event in events_of("test") for sentence in ("full", "fronted")
+}
+
+
+def test_every_event_lies_in_one_split_whoever_did_it():
+    """The split depends on deed, place and time, not on the person or on denial."""
+    for event in events()[::97]:
+        for person, denied in itertools.product(("maria", "omar"), (False, True)):
+            assert split_of(Event(person, event.action, event.place, event.time, denied)) == split_of(event)
+
+
+def test_splits_have_the_sizes_that_the_documentation_names():
+    """About 86, 7 and 7 % of all meanings."""
+    assert Counter(split_of(event) for event in events()) == {"train": 29_892, "dev": 2_544, "test": 2_124}
+
+
+@pytest.mark.parametrize("draw", ["english", "parallel"])
+def test_no_training_item_contains_a_test_sentence(draw):
+    """No whole statement of the test split is read in training, whatever the task."""
+    text = "\n".join(
+        item.example.turns["en"].instruction for item in demo_items("train", 3_000, ["en"], draw=draw)
+    )
+    assert not [sentence for sentence in TEST_SENTENCES if sentence in text]
+
+
+def test_the_base_model_reads_no_test_sentence():
+    """Its documents are made of training meanings alone."""
+    real = base_text.Real((dict.fromkeys(LANGUAGES, "Hello."),), dict.fromkeys(LANGUAGES, (0,)))
+    stream = base_text.documents(real, random.Random(0))
+    text = "\n".join(itertools.islice(stream, 5_000))
+    assert not [sentence for sentence in TEST_SENTENCES if sentence in text]
+
+
+def test_items_are_the_same_whatever_languages_are_asked_for():
+    """Item n means the same with three languages as with fifteen."""
+    few, all_ = demo_items("dev", 30, ["en", "sw"]), demo_items("dev", 30, LANGUAGES)
+    assert [item.example.turns["sw"] for item in few] == [item.example.turns["sw"] for item in all_]
+
+
+def test_the_first_48_items_hold_every_task_in_every_phrasing():
+    """A low-resource language sees all of the work in its 48 items."""
+    items = demo_items("train", 48, ["en", "sw"], draw="parallel")
+    assert Counter(item.example.task for item in items).keys() == set(TASKS)
+    openings = {item.example.turns["en"].instruction.split("{")[0][:12] for item in items}
+    assert len(openings) > 15
+
+
+def test_a_reference_response_means_the_gold_answer_in_every_language():
+    """Reading an item's own response gives its gold meaning: no two options read alike."""
+    suite = load(None, "dev", LANGUAGES[1:], 70, 10)
+    for item in suite.items:
+        for code, turn in item.turns.items():
+            assert isinstance(item, Item) and turn.response
+            meaning = read_answer(item, code, turn.response)
+            assert meaning == (item.gold if item.options else "=reference"), (code, turn)
+
+
+def test_a_short_hypothesis_never_follows_from_a_denial():
+    """That somebody did not do it on Monday leaves open whether they ever did."""
+    rng = random.Random(0)
+    denied = Event("maria", "buy_bread", "market", "monday", denied=True)
+    for verdict in ("entailment", "contradiction"):
+        for _ in range(50):
+            _, (_, sentence) = infer(denied, verdict, rng)
+            assert sentence in ("full", "fronted")
+
+
+def test_two_wordings_differ_in_meaning_just_when_they_should():
+    """`vary` returns one event twice, or two different ones of the same split."""
+    rng = random.Random(0)
+    for event in events_of("test")[::50]:
+        (one, _), (other, _) = vary(event, True, rng)
+        assert one == other
+        (one, _), (other, _) = vary(event, False, rng)
+        assert one != other and split_of(other) == split_of(one)
+
+
+def test_retrieval_sentences_are_parallel_and_distinct():
+    """Every language words the same meanings, each once."""
+    suite = load(None, "test", ["sw", "zh"], 1, 100)
+    assert {code: len(set(texts)) for code, texts in suite.sentences.items()} == {
+        "en": 100,
+        "sw": 100,
+        "zh": 100,
+    }
+    assert not set(suite.sentences["en"]) & set(suite.layer_sentences["en"])

@@ -1,0 +1,242 @@
+"""The LoRA carrier: exact invariants of paths, and equality with PEFT's own adapter."""
+
+import copy
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+
+from isogloss.distill.trainer import Sample, Weights, batch_losses, collate
+from isogloss.data.chat import Encoded
+from isogloss.distill.signal import Signal
+from isogloss.tree.nodes import build_tree
+
+LANGUAGES = ["ru", "bg", "es", "fr", "sw"]
+KINDS = ["llama", "qwen3", "mistral", "gemma3_text"]
+IDS = torch.arange(5 * 7).view(5, 7) * 3 % 250 + 5
+RANKS = {"root": 2, "family": 1, "language": 2}
+
+
+def logits(model, ids=IDS):
+    with torch.no_grad():
+        return model(input_ids=ids, use_cache=False).logits
+
+
+def gradients(carrier, languages, ids=IDS):
+    carrier.model.zero_grad()
+    with carrier.on(languages):
+        model = carrier.model
+        model(input_ids=ids, use_cache=False).logits.float().logsumexp(-1).square().sum().backward()
+    return {name: p.grad.clone() for name, p in carrier.parameters().items()}
+
+
+def rows_of(name, tensor, rows):
+    return tensor[list(rows)] if "lora_A" in name else tensor[:, list(rows)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mixed_batch_equals_separate_batches(tiny, five, student, kind):
+    """Five languages in one forward, or in five."""
+    carrier = student(tiny(kind), five)
+    with carrier.on(LANGUAGES) as model:
+        mixed = logits(model)
+    for number, code in enumerate(LANGUAGES):
+        with carrier.on([code]) as model:
+            torch.testing.assert_close(
+                mixed[number : number + 1], logits(model, IDS[number : number + 1]), rtol=1e-5, atol=2e-5
+            )
+
+
+def test_every_language_answers_with_its_own_rows(tiny, five, student):
+    """The same ids read along six paths give six different outputs."""
+    carrier = student(tiny(), five)
+    with carrier.on([*LANGUAGES, "en"]) as model:
+        out = logits(model, IDS[:1].expand(6, -1))
+    assert min((out[i] - out[j]).abs().max() for i in range(6) for j in range(i)) > 1e-2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_carriers_off_is_the_reference_model_to_the_bit(tiny, five, student, kind, dtype):
+    """Nothing is added, not even zero; and it stays so after the carriers were on."""
+    model = tiny(kind, dtype=dtype)
+    before = logits(model)
+    carrier = student(model, five)
+    assert torch.equal(logits(carrier.model), before)
+    with carrier.on(LANGUAGES):
+        assert not torch.equal(logits(carrier.model), before)
+    assert torch.equal(logits(carrier.model), before)
+
+
+def test_carriers_are_off_after_an_error(tiny, five, student):
+    """A failed forward does not leave a path behind."""
+    model = tiny()
+    before = logits(model)
+    carrier = student(model, five)
+    with pytest.raises(IndexError), carrier.on(["sw"]):
+        logits(carrier.model, torch.tensor([[9999]]))
+    assert torch.equal(logits(carrier.model), before)
+
+
+def test_new_carriers_change_nothing(tiny, five, student):
+    """Columns begin at zero, so training begins at the reference model."""
+    model = tiny()
+    before = logits(model)
+    with student(model, five, filled=False).on(LANGUAGES) as on:
+        torch.testing.assert_close(logits(on), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_off_the_path_are_exactly_zero(tiny, five, student, kind, dtype):
+    """A batch of Spanish and Swahili moves the root, both families and both leaves, and nothing else."""
+    carrier = student(tiny(kind, dtype=dtype), five)
+    on = {row for code in ("es", "sw") for node in five.path(code) for row in node.rows}
+    off = sorted(set(range(five.rank)) - on)
+    assert len(on) == 8 and len(off) == 7  # of 2 + 3 · 1 + 5 · 2
+    for name, gradient in gradients(carrier, ["es", "sw", "es"], IDS[:3]).items():
+        assert torch.equal(
+            rows_of(name, gradient, off), torch.zeros_like(rows_of(name, gradient, off))
+        ), name
+        assert all(rows_of(name, gradient, [row]).any() for row in on), name
+
+
+def test_only_carriers_learn(tiny, five, student):
+    """The base's weights take no gradient and carriers are float32 over a bfloat16 base."""
+    carrier = student(tiny(dtype=torch.bfloat16), five)
+    learning = {name for name, p in carrier.model.named_parameters() if p.requires_grad}
+    assert learning == set(carrier.parameters())
+    assert {p.dtype for p in carrier.parameters().values()} == {torch.float32}
+
+
+def test_untouched_nodes_stay_the_same_to_the_bit(tiny, five, student):
+    """AdamW without weight decay leaves off-path rows alone, even after steps that did move them."""
+    carrier = student(tiny(), five)
+    optimiser = torch.optim.AdamW(list(carrier.parameters().values()), lr=0.01, weight_decay=0.0)
+    before = copy.deepcopy({n.name: carrier.node_parameters(n) for n in five.nodes})
+    gradients(carrier, ["es", "sw"], IDS[:2])
+    optimiser.step()
+    moved = {
+        node.name
+        for node in five.nodes
+        if any(not torch.equal(v, before[node.name][k]) for k, v in carrier.node_parameters(node).items())
+    }
+    assert moved == {n.name for code in ("es", "sw") for n in five.path(code)}
+
+
+def test_english_reads_the_roots_rows_alone(tiny, five, student):
+    """Beside longer paths, a short one is padded with rows that count for nothing."""
+    carrier = student(tiny(), five)
+    with carrier.on(["ru", "en"]) as model:
+        mixed = logits(model, IDS[:2])[1]
+    for node in five.nodes[1:]:
+        for tensor in carrier.node_parameters(node).values():
+            tensor.fill_(1e6)
+    with carrier.on(["en"]) as model:
+        torch.testing.assert_close(logits(model, IDS[1:2])[0], mixed, rtol=1e-5, atol=2e-5)
+    root = set(five.nodes[0].rows)
+    for name, gradient in gradients(carrier, ["en"], IDS[:1]).items():
+        off = sorted(set(range(five.rank)) - root)
+        assert torch.equal(
+            rows_of(name, gradient, off), torch.zeros_like(rows_of(name, gradient, off))
+        ), name
+
+
+def test_english_is_the_reference_model_where_the_root_is_empty(tiny, student):
+    """In a flat set English has no row at all, and nothing of the padding is learnt."""
+    tree = build_tree(("es", "sw"), families="flat", ranks=RANKS)
+    model = tiny()
+    before = logits(model)
+    carrier = student(model, tree)
+    with carrier.on(["en"] * 5) as on:
+        torch.testing.assert_close(logits(on), before, rtol=0, atol=0)
+    assert not any(g.any() for g in gradients(carrier, ["en"] * 5).values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exported_language_is_an_ordinary_peft_adapter(tiny, five, student, tmp_path, kind):
+    """`PeftModel.from_pretrained` gives the same logits and the same greedy answers, for every language."""
+    carrier = student(tiny(kind), five)
+    for code in LANGUAGES:
+        carrier.export(code, tmp_path / code, base_model="../../tuned")
+        settings = json.loads((tmp_path / code / "adapter_config.json").read_text())
+        assert (settings["r"], settings["lora_alpha"]) == (5, 10.0)
+        loaded = PeftModel.from_pretrained(tiny(kind), str(tmp_path / code)).eval()
+        options = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(IDS)}
+        with carrier.on([code] * 5) as model:
+            assert (logits(model) - logits(loaded)).abs().max() <= 1e-4
+            assert torch.equal(
+                model.generate(input_ids=IDS, **options), loaded.generate(input_ids=IDS, **options)
+            )
+
+
+def test_a_mixed_batch_generates_what_each_language_generates(tiny, five, student):
+    """Paths hold through the cache's one-token steps."""
+    carrier = student(tiny(), five)
+    options = {"max_new_tokens": 6, "do_sample": False}
+    with carrier.on(LANGUAGES) as model:
+        mixed = model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), **options)
+    for number, code in enumerate(LANGUAGES):
+        ids = IDS[number : number + 1]
+        with carrier.on([code]) as model:
+            alone = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+        assert torch.equal(mixed[number : number + 1], alone)
+
+
+def test_a_saved_state_loads_into_new_carriers(tiny, five, student):
+    """The round trip is exact."""
+    first, second = student(tiny(), five, seed=1), student(tiny(), five, seed=2)
+    with first.on(LANGUAGES) as model:
+        before = logits(model)
+    second.load_state({name: tensor.clone() for name, tensor in first.state().items()})
+    with second.on(LANGUAGES) as model:
+        assert torch.equal(logits(model), before)
+
+
+def test_a_state_of_other_modules_is_refused(tiny, five, student):
+    """A tensor more or less is not the same carrier."""
+    carrier = student(tiny(), five)
+    state = dict(carrier.state())
+    state.popitem()
+    with pytest.raises(ValueError, match="these carriers belong to a model or tree of another shape"):
+        carrier.load_state(state)
+
+
+def test_a_forward_without_a_path_says_what_is_missing(tiny, five, student):
+    """Switching adapters on by hand is not enough."""
+    carrier = student(tiny(), five)
+    for layer in carrier.layers():
+        layer._disable_adapters = False
+    with pytest.raises(RuntimeError) as caught:
+        logits(carrier.model)
+    assert str(caught.value) == "no path is set; wrap the forward in carrier.on(languages)"
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients(tiny, five, student, reentrant):
+    """The recomputation reads the path of its forward, and the hidden-state term keeps its gradient."""
+
+    def run(checkpointing):
+        carrier = student(tiny(), five)
+        model = carrier.model
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        model.train()
+        torch.manual_seed(0)
+        samples = [
+            Sample(
+                Encoded(tuple(row[:4]), tuple(row[4:])), code, n, Signal(torch.randn(3, 24), torch.randn(24))
+            )
+            for n, (row, code) in enumerate(zip(IDS.tolist(), LANGUAGES, strict=True))
+        ]
+        parts = batch_losses(model, collate(samples, 0), Weights(1.0, 1.0, 1.0, layer=2), carrier)
+        sum(parts.values()).backward()
+        hidden = {n: p.grad.clone() for n, p in carrier.parameters().items()}
+        assert set(parts) == {"ce", "kl", "hidden"}
+        return hidden
+
+    plain, recomputed = run(False), run(True)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(recomputed[name], gradient, rtol=1e-5, atol=1e-6)
