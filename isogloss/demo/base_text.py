@@ -1,8 +1,9 @@
 """What the demo's base model reads: sentences of the demo grammar and permissive real text.
 
 Most documents say one thing in two languages, one line each, which is what gives the model one
-space for all of them. Only training meanings occur, and no instruction, no chat and no answer in
-any language but English, whose exercise prose stands for what a base model has read on the web.
+space for all of them. Only training meanings occur, and no instruction or chat in any language.
+Exercise prose, in English or in English and then in another language, stands for what a base model
+has read on the web.
 """
 
 import csv
@@ -35,6 +36,8 @@ NTREX = {
 }  # fmt: skip
 SHARES = {"pair": 0.53, "switched": 0.12, "real": 0.21, "exercise": 0.14}
 """Of documents; pairs are short, so this is about 42, 10, 33 and 15 % of the tokens."""
+LATER_SHARES = {"pair": 0.45, "switched": 0.08, "real": 0.23, "exercise": 0.14, "bilingual": 0.10}
+"""Once words are known: exercises solved in English and then in another language join in."""
 MAX_CHARS = 140
 
 
@@ -92,9 +95,10 @@ def load_real(root: Path) -> Real:
     return Real(tuple(kept), {code: tuple(numbers) for code, numbers in index.items()})
 
 
-def documents(real: Real, rng: random.Random) -> Iterator[str]:
-    """An endless stream of documents."""
-    kinds, shares = list(SHARES), list(SHARES.values())
+def documents(real: Real, rng: random.Random, *, later: bool = False) -> Iterator[str]:
+    """An endless stream of documents, of the first or the later part of training."""
+    mixture = LATER_SHARES if later else SHARES
+    kinds, shares = list(mixture), list(mixture.values())
     while True:
         match rng.choices(kinds, shares)[0]:
             case "pair":
@@ -110,6 +114,8 @@ def documents(real: Real, rng: random.Random) -> Iterator[str]:
                     "en" if "en" in row and rng.random() < 0.7 else rng.choice([c for c in row if c != code])
                 )
                 yield _join({c: row[c] for c in rng.sample((code, other), 2)}, rng)
+            case "bilingual":
+                yield _bilingual(rng)
             case _:
                 yield _exercise(rng)
 
@@ -197,6 +203,43 @@ def _exercise(rng: random.Random) -> str:
             opinion = rng.choice(opinions())
             word = {"positive": "praise", "neutral": "neither praise nor blame", "negative": "blame"}
             return f"{p.event(event, 'no_when')} {p.opinion(opinion)}\n→ {word[opinion.sentiment]}"
+
+
+def _bilingual(rng: random.Random) -> str:
+    """One exercise, solved in English and then in another language, as in a learner's book."""
+    event, codes = _event(rng), ("en", _language(rng, without="en"))
+    named = rng.random() < 0.5
+    task = rng.choice(["question", "inference", "paraphrase", "topic", "sentiment"])
+    match task:
+        case "question":
+            told = rng.sample([event, another_deed(another_person(event, rng), rng)], 2)
+            asked = rng.choice(["who", "where", "when"])
+            texts = {
+                c: f"{' '.join(phrases(c).event(e.affirmed()) for e in told)} "
+                f"{phrases(c).question(asked, event.affirmed())}\n→ {phrases(c).answer(asked, event)}"
+                for c in codes
+            }
+        case "inference" | "paraphrase":
+            if task == "inference":
+                label = rng.choice(["entailment", "contradiction", "neutral"])
+                said = infer(event, label, rng)
+            else:
+                label = rng.choice(["same", "different"])
+                said = vary(event, label == "same", rng)
+            texts = {
+                c: f"{' '.join(phrases(c).event(*one) for one in said)}\n→ {phrases(c).label(task, label)}"
+                for c in codes
+            }
+        case "topic":
+            texts = {c: f"{phrases(c).event(event)}\n→ {phrases(c).label(task, event.topic)}" for c in codes}
+        case _:
+            opinion = rng.choice(opinions())
+            texts = {
+                c: f"{phrases(c).event(event)} {phrases(c).opinion(opinion)}\n"
+                f"→ {phrases(c).label(task, opinion.sentiment)}"
+                for c in codes
+            }
+    return "\n".join(f"{AUTONYMS[code]}: {text}" if named else text for code, text in texts.items())
 
 
 def _lines(path: Path) -> list[str]:

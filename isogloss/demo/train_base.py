@@ -34,6 +34,8 @@ CHAT_TEMPLATE = (
 )
 VOCABULARY = 12_288
 BLOCK = 128
+LATER_FROM = 500
+"""The step from which exercises in two languages join in."""
 
 
 def train_tokenizer(real: base_text.Real, seed: int) -> PreTrainedTokenizerFast:
@@ -109,7 +111,8 @@ class Packed:
         self.end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
 
     def step(self, number: int) -> Tensor:
-        stream = base_text.documents(self.real, random.Random(f"{self.seed}/{number}"))
+        rng = random.Random(f"{self.seed}/{number}")
+        stream = base_text.documents(self.real, rng, later=number >= LATER_FROM)
         need, ids = self.rows * BLOCK, []
         while len(ids) < need:
             texts = list(islice(stream, 32))

@@ -41,10 +41,11 @@ def test_no_training_item_contains_a_test_sentence(draw):
     assert not [sentence for sentence in TEST_SENTENCES if sentence in text]
 
 
-def test_the_base_model_reads_no_test_sentence():
+@pytest.mark.parametrize("later", [False, True])
+def test_the_base_model_reads_no_test_sentence(later):
     """Its documents are made of training meanings alone."""
     real = base_text.Real((dict.fromkeys(LANGUAGES, "Hello."),), dict.fromkeys(LANGUAGES, (0,)))
-    stream = base_text.documents(real, random.Random(0))
+    stream = base_text.documents(real, random.Random(0), later=later)
     text = "\n".join(itertools.islice(stream, 5_000))
     assert not [sentence for sentence in TEST_SENTENCES if sentence in text]
 
