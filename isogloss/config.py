@@ -1,31 +1,81 @@
-"""Settings: strict, frozen, and their own manual; the YAML file is their image. Imports no torch."""
+"""Settings: strict, frozen, and their own manual; the YAML file is their image. Imports no torch.
+
+Flow: YAML file, then --set → entries, each with the place it was written → validation → `Config`.
+Everything that is wrong is said at once, one line each: where, what, what would be right.
+"""
 
 import difflib
 import json
+import os
+import re
+import types
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+from yaml.composer import ComposerError
 
 from isogloss.errors import ConfigError
-from isogloss.languages import XGLUE_TWELVE, UnknownLanguageError, resolve
+from isogloss.languages import SOURCE, XGLUE_TWELVE, resolve
+
+T = TypeVar("T")
+S = TypeVar("S", bound="Settings")
+
+
+def _code(spelling: str) -> str:
+    return resolve(spelling).code  # an UnknownLanguageError is a ValueError: one line, with the nearest code
+
+
+def _target(code: str) -> str:
+    if code == SOURCE:
+        raise ValueError("English is what all others follow; leave it out")
+    return code
+
+
+def _once(values: tuple[T, ...]) -> tuple[T, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+def _refusal(name: str, message: str) -> PydanticCustomError:
+    """A setting that cannot stand beside its neighbours: `tune.accumulate must divide batch`."""
+    return PydanticCustomError("refusal", "{message}", {"name": name, "message": message})
+
+
+def _divided(stage: S) -> S:
+    if stage.batch % stage.accumulate:  # type: ignore[attr-defined]  # both stages have both
+        raise _refusal("accumulate", f"must divide batch, which is {stage.batch}")  # type: ignore[attr-defined]
+    return stage
+
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Rank = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+Code = Annotated[str, AfterValidator(_code)]
+Codes = Annotated[tuple[Code, ...], AfterValidator(_once)]
+Targets = Annotated[
+    tuple[Annotated[Code, AfterValidator(_target)], ...], Field(min_length=1), AfterValidator(_once)
+]
 
 
 class Settings(BaseModel):
     """Base of all settings."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class DemoData(Settings):
     """The instruction set that comes with the package."""
 
     type: Literal["demo"] = "demo"
+    """Which kind of data: demo, massive, parallel, chat or table."""
     english_items: Count = 9_000
     """English items for stage 1."""
 
@@ -34,60 +84,92 @@ class MassiveData(Settings):
     """MASSIVE: virtual-assistant utterances with intent, scenario and slots, parallel in 51 languages."""
 
     type: Literal["massive"] = "massive"
-    tasks: tuple[Literal["intent", "scenario", "slot"], ...] = ("intent", "scenario", "slot")
+    """MASSIVE from the data root."""
+    tasks: Annotated[tuple[Literal["intent", "scenario", "slot"], ...], AfterValidator(_once)] = (
+        "intent",
+        "scenario",
+        "slot",
+    )
     """What is asked about an utterance; slots are asked in stage 1 only."""
     english_items: Count | None = None
     """English utterances for stage 1; all of them if not given."""
+
+    @model_validator(mode="after")
+    def _for_both_stages(self) -> "MassiveData":
+        if set(self.tasks) <= {"slot"}:
+            raise _refusal("tasks", "must name intent or scenario, as slots are asked in stage 1 only")
+        return self
 
 
 class ParallelFile(Settings):
     """Parallel JSON lines: one object with all languages, or one row per language sharing an id."""
 
     type: Literal["parallel"] = "parallel"
+    """A file of parallel JSON lines."""
     path: Path
     """The file; relative to the folder where the command runs."""
 
 
 class ChatFile(Settings):
-    """Chat-format JSON lines in one language: messages with a user and an assistant turn."""
+    """Chat-format JSON lines: messages with a user and an assistant turn; languages are joined by id."""
 
     type: Literal["chat"] = "chat"
+    """A file of chat-format JSON lines."""
     path: Path
-    """The file."""
-    language: str = "en"
-    """The language of its rows."""
+    """The file; relative to the folder where the command runs."""
+    language: Code = "en"
+    """The language of the rows that name none."""
 
 
 class TableFile(Settings):
     """Anything `datasets.load_dataset` opens locally: Parquet, CSV, JSON."""
 
     type: Literal["table"] = "table"
+    """A table."""
     path: Path
-    """The file or folder."""
+    """The file or folder; relative to the folder where the command runs."""
     columns: dict[str, str]
-    """From our field (id, task, language, instruction, response, or sw.instruction …) to the table's column."""
+    """From our field (id, task, language, instruction, response, sw.instruction …) to the table's column."""
 
 
 Data = Annotated[DemoData | MassiveData | ParallelFile | ChatFile | TableFile, Field(discriminator="type")]
 
 
+class Amounts(Settings):
+    """Parallel items per language of each resource class."""
+
+    high: Count = 512
+    """For a language with plenty of data."""
+    middle: Count = 192
+    """For a language with some data."""
+    low: Count = 48
+    """For a language in neither list."""
+
+
 class Languages(Settings):
     """Which languages are taught, how they are related, and how much data each may use."""
 
-    targets: tuple[str, ...] = XGLUE_TWELVE
-    """Language codes of any kind the registry knows."""
+    targets: Targets = XGLUE_TWELVE
+    """Language codes of any kind the registry knows (`isogloss languages` lists them)."""
     tree: Literal["families", "flat", "shared"] = "families"
     """How adapters are shared: by language family, not at all, or by all languages."""
-    high: tuple[str, ...] = ("ar", "es", "fr", "ru", "de", "zh")
+    high: Codes = ("ar", "es", "fr", "ru", "de", "zh")
     """Languages with plenty of data."""
-    middle: tuple[str, ...] = ("bg", "el", "hi", "th", "tr", "vi")
+    middle: Codes = ("bg", "el", "hi", "th", "tr", "vi")
     """Languages with some data."""
-    items: dict[Literal["high", "middle", "low"], Count] = {"high": 512, "middle": 192, "low": 48}
+    items: Amounts = Amounts()
     """Parallel items per language of each class; a language in neither list is low."""
+
+    @model_validator(mode="after")
+    def _one_class_each(self) -> "Languages":
+        if both := set(self.high) & set(self.middle):
+            raise _refusal("middle", f"must not name {', '.join(sorted(both))}, which high names too")
+        return self
 
     def amount(self, code: str) -> int:
         """Parallel items that a language may use."""
-        return self.items["high" if code in self.high else "middle" if code in self.middle else "low"]
+        items = self.items
+        return items.high if code in self.high else items.middle if code in self.middle else items.low
 
 
 class Selection(Settings):
@@ -109,6 +191,7 @@ class Tune(Settings):
     lora_rank: Count = 16
     """Rank, where the method is lora."""
     selection: Selection = Selection()
+    """Which English items are good enough to learn from."""
     epochs: Positive = 2.0
     """Passes over the selected items."""
     batch: Count = 32
@@ -119,24 +202,44 @@ class Tune(Settings):
     """Peak learning rate."""
     privileged: Fraction = 0.1
     """Share of items that are read once more behind the teacher's texts and their own answer."""
+    _whole_batches = model_validator(mode="after")(_divided)
 
 
 class Ranks(Settings):
     """Adapter rows per node."""
 
-    root: Annotated[int, Field(ge=0)] = 8
-    family: Annotated[int, Field(ge=0)] = 4
-    language: Annotated[int, Field(ge=0)] = 4
+    root: Rank = 8
+    """Of the root, which all languages share."""
+    family: Rank = 4
+    """Of each language family."""
+    language: Rank = 4
+    """Of each language."""
+
+    @model_validator(mode="after")
+    def _some(self) -> "Ranks":
+        if not self.root + self.family + self.language:
+            raise _refusal("root", "must be above 0 where family and language are 0 too")
+        return self
 
 
 class Carrier(Settings):
     """What a node's text is distilled into."""
 
     type: Literal["lora"] = "lora"
+    """The only kind there is: low-rank adapters."""
     ranks: Ranks = Ranks()
+    """Adapter rows per node."""
     scaling: Positive = 2.0
     """What the adapter's output is multiplied by (alpha / r)."""
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets: Annotated[tuple[Text, ...], Field(min_length=1), AfterValidator(_once)] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
     """Modules of the model that carry adapters."""
 
 
@@ -144,6 +247,7 @@ class Distill(Settings):
     """Stage 2: the hierarchy of prompts is distilled into the carriers."""
 
     carrier: Carrier = Carrier()
+    """What a node's text is distilled into."""
     texts: Path | None = None
     """Node texts; the package's own if not given."""
     responses: Literal["reference", "teacher"] = "reference"
@@ -152,13 +256,13 @@ class Distill(Settings):
     """Between teacher and student on response tokens."""
     temperature: Positive = 1.0
     """Of the divergence."""
-    kl: Annotated[float, Field(ge=0)] = 1.0
+    kl: Weight = 1.0
     """Weight of the divergence per response token."""
-    ce: Annotated[float, Field(ge=0)] = 1.0
+    ce: Weight = 1.0
     """Weight of cross-entropy per response token."""
-    hidden: Annotated[float, Field(ge=0)] = 0.3
+    hidden: Weight = 0.3
     """Weight of the hidden-state term (InfoNCE) per row."""
-    layer: Annotated[int, Field(ge=1)] | None = None
+    layer: Count | None = None
     """Decoder layer that the hidden-state term reads; half of the layers if not given."""
     retain: Fraction = 0.1
     """Share of rows that are English, answered through the root alone as the reference model answers."""
@@ -174,13 +278,26 @@ class Distill(Settings):
     """Peak learning rate."""
     max_prompt: Count = 512
     """Longest prompt in tokens, the teacher's included; longer ones are refused."""
+    _whole_batches = model_validator(mode="after")(_divided)
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> "Distill":
+        if not self.kl + self.ce + self.hidden:
+            raise _refusal("kl", "must be above 0 where ce and hidden are 0 too")
+        return self
 
 
 class Evaluate(Settings):
     """What is measured before and after."""
 
-    suites: tuple[Literal["demo", "massive", "flores101", "xnli"], ...] = ("demo",)
+    suites: Annotated[
+        tuple[Literal["demo", "massive", "flores101", "xnli"], ...],
+        Field(min_length=1),
+        AfterValidator(_once),
+    ] = ("demo",)
     """Suites, each with a table of its own in the report."""
+    also: Codes = ()
+    """Languages that are measured but not taught; they answer through their family or the root."""
     split: Literal["dev", "test"] = "test"
     """Split of every suite that has it; choose settings on dev only."""
     items: Count = 280
@@ -191,7 +308,7 @@ class Evaluate(Settings):
     """Longest answer."""
     batch: Count = 64
     """Prompts per forward."""
-    layer: Annotated[int, Field(ge=1)] | None = None
+    layer: Count | None = None
     """Decoder layer for retrieval; chosen on dev sentences if not given."""
 
 
@@ -200,133 +317,403 @@ class Config(Settings):
 
     run: Path = Path("runs/demo")
     """The run's folder."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of everything drawn at random."""
-    model: str = "demo"
+    model: Text = "demo"
     """The base: `demo` (embedded), a local folder, or a hub name."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the frozen weights; auto takes bfloat16 where the processor multiplies it."""
     data_root: Path | None = None
     """Folder of the real data sets; the environment variable ISOGLOSS_DATA if not given."""
     languages: Languages = Languages()
+    """Which languages are taught, how they are related, and how much data each may use."""
     data: Data = DemoData()
+    """What is learned from."""
     tune: Tune = Tune()
+    """Stage 1: English instructions tune the base."""
     distill: Distill = Distill()
+    """Stage 2: the hierarchy of prompts is distilled into the carriers."""
     evaluate: Evaluate = Evaluate()
+    """What is measured before and after."""
 
 
-def load_config(path: Path | None = None, overrides: tuple[str, ...] = ()) -> Config:
+ROOTED = ("massive", "flores101", "xnli")
+"""Data and suites that lie under the data root."""
+
+
+def load_config(
+    path: Path | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    data_root: Path | None = None,
+    places: bool = False,
+) -> Config:
     """Settings of a YAML file with `a.b=c` overrides; without a file, the embedded default.
+
+    Args:
+        path: The file.
+        overrides: What --set takes: a dotted name, an equals sign, a YAML value.
+        data_root: What --data-root takes; beats the setting of that name.
+        places: Also refuse files and folders that are named but not there.
 
     Raises:
         ConfigError: All that is wrong, one line each, with file, line and the nearest valid name.
     """
-    text, where = "", "settings"
-    if path is not None:
-        if not path.is_file():
-            raise ConfigError(f"{path} does not exist; name a YAML file of settings")
-        text, where = path.read_text("utf-8"), str(path)
-    try:
-        entries = yaml.safe_load(text) or {}
-        lines = _lines(yaml.compose(text))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f"{where}:{mark.line + 1}" if mark else where
-        raise ConfigError(f"{at}: not YAML: {getattr(error, 'problem', error)}") from None
-    if not isinstance(entries, dict):
-        raise ConfigError(f"{where}:1: settings are written as name: value")
+    written = _Written("settings") if path is None else _read(path)
     for override in overrides:
-        _override(entries, override)
-    return _validate(entries, where, lines)
-
-
-def _override(entries: dict[str, Any], override: str) -> None:
-    name, equals, value = override.partition("=")
-    if not equals or not name:
-        raise ConfigError(f"--set {override}: write it as name=value, for example --set distill.lr=0.001")
-    *parents, last = name.split(".")
-    for parent in parents:
-        entries = entries.setdefault(parent, {})
-        if not isinstance(entries, dict):
-            raise ConfigError(f"--set {override}: {parent} has no settings below it")
-    entries[last] = yaml.safe_load(value)
-
-
-def _validate(entries: dict[str, Any], where: str, lines: dict[tuple, int]) -> Config:
-    if isinstance(entries.get("data"), dict):
-        entries["data"].setdefault("type", "demo")
-    try:
-        config = Config.model_validate_json(json.dumps(entries, default=str))
-    except ValidationError as error:
-        raise ConfigError("\n".join(_fault(fault, where, lines) for fault in error.errors())) from None
-    try:
-        targets = tuple(dict.fromkeys(resolve(code).code for code in config.languages.targets))
-    except UnknownLanguageError as error:
-        raise ConfigError(
-            f"{_at(where, lines, ('languages', 'targets'))}: languages.targets: {error}"
-        ) from None
-    if "en" in targets:
-        raise ConfigError(
-            f"{_at(where, lines, ('languages', 'targets'))}: languages.targets: English is the source; leave en out"
-        )
-    return config.model_copy(update={"languages": config.languages.model_copy(update={"targets": targets})})
-
-
-def _fault(fault: Any, where: str, lines: dict[tuple, int]) -> str:
-    path = tuple(part for part in fault["loc"] if part not in _TAGS)
-    name = ".".join(map(str, path))
-    at = _at(where, lines, path)
-    if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(path[-1]), _names(path[:-1]), n=1, cutoff=0.4)
-        hint = (
-            f"; did you mean {near[0]}?"
-            if near
-            else f"; the settings there are {', '.join(_names(path[:-1]))}"
-        )
-        return f"{at}: {name} is not a setting{hint}"
-    message = fault["msg"].replace("Input should be", "it should be")
-    given = "" if fault["type"] == "missing" else f" is {json.dumps(fault['input'], default=str)}"
-    return f"{at}: {name}{given}: {message}"
-
-
-_TAGS = ("demo", "massive", "parallel", "chat", "table")
-"""Tags of unions, which pydantic puts into a path and no user wrote."""
-
-
-def _names(path: tuple) -> list[str]:
-    """Setting names below a path."""
-    model: Any = Config
-    for part in path:
-        field = getattr(model, "model_fields", {}).get(part)
-        model = field.annotation if field else None
-    if hasattr(model, "model_fields"):
-        return list(model.model_fields)
-    return sorted(
-        {n for kind in (DemoData, MassiveData, ParallelFile, ChatFile, TableFile) for n in kind.model_fields}
-    )
-
-
-def _at(where: str, lines: dict[tuple, int], path: tuple) -> str:
-    while path and path not in lines:
-        path = path[:-1]
-    return f"{where}:{lines[path]}" if path else where
-
-
-def _lines(node: yaml.Node | None, path: tuple = ()) -> dict[tuple, int]:
-    """The line of every key of a YAML document."""
-    found: dict[tuple, int] = {}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            here = (*path, key.value)
-            found[here] = key.start_mark.line + 1
-            found.update(_lines(value, here))
-    elif isinstance(node, yaml.SequenceNode):
-        for number, value in enumerate(node.value):
-            found[(*path, number)] = value.start_mark.line + 1
-            found.update(_lines(value, (*path, number)))
-    return found
+        written.override(override)
+    if data_root is not None:
+        written.entries["data_root"] = str(data_root)
+        written.place(("data_root",), f"--data-root {data_root}")
+    config = _validate(written)
+    if places and (faults := list(_misplaced(config, written))):
+        raise ConfigError("\n".join(faults))
+    return config
 
 
 def dump_config(config: Config) -> str:
-    """The resolved settings as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+    """The resolved settings as YAML; `load_config` reads back the same settings."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, allow_unicode=True, sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's plain scalars: `no` is a text (and Norwegian), `1e-3` a number; aliases are refused."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise ComposerError(None, None, "an alias; write its value out", mark)
+        return super().compose_node(parent, index)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would take for something else."""
+
+
+_NUMBER = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+_SCALARS = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9_]*)", list("-+0123456789")),
+    ("float", _NUMBER, list("-+0123456789.")),
+)
+for _class in (_Loader, _Dumper):
+    _class.yaml_implicit_resolvers = {}
+    for _name, _pattern, _first in _SCALARS:
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+class _Written:
+    """Entries as they were written, and where: `run.yaml:3` or `--set seed=1`."""
+
+    def __init__(self, where: str):
+        self.where = where
+        self.entries: dict[str, Any] = {}
+        self.places: dict[tuple, str] = {}
+        self.faults: list[tuple[tuple, str]] = []
+
+    def place(self, path: tuple, label: str) -> None:
+        """Whatever was below the path is gone; an order of writing is kept."""
+        for known in [known for known in self.places if known[: len(path)] == path]:
+            del self.places[known]
+        self.places[path] = label
+
+    def at(self, path: tuple) -> str:
+        """Where the path, else what it holds, else what holds it, was written."""
+        known = self._nearest(path)
+        return self.where if known is None else self.places[known]
+
+    def order(self, path: tuple) -> int:
+        known = self._nearest(path)
+        return -1 if known is None else list(self.places).index(known)
+
+    def _nearest(self, path: tuple) -> tuple | None:
+        while path:
+            if path in self.places:
+                return path
+            if below := [known for known in self.places if known[: len(path)] == path]:
+                return below[-1]
+            path = path[:-1]
+        return None
+
+    def override(self, override: str) -> None:
+        """Put a `--set` in.
+
+        Raises:
+            ConfigError: It is not written as name=value.
+        """
+        label = f"--set {override}"
+        name, equals, value = override.partition("=")
+        path = tuple(name.strip().split("."))
+        if not equals or not all(path):
+            raise ConfigError(f"{label}: write it as name=value, for example --set distill.lr=0.001")
+        entries = self.entries
+        for depth, parent in enumerate(path[:-1], start=1):
+            below = entries.get(parent)
+            if below is None:
+                below = entries[parent] = {}
+            if not isinstance(below, dict):
+                above = ".".join(path[:depth])
+                raise ConfigError(f"{label}: {above} holds no settings; write --set {above}=value")
+            entries = below
+        try:
+            entries[path[-1]] = yaml.load(value, _Loader)  # a SafeLoader
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{label}: the value is not YAML ({_problem(error)}); quote it") from None
+        self.place(path, label)
+
+
+def _read(path: Path) -> _Written:
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; name a YAML file of settings")
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, siblings, n=1)
+        hint = f"did you mean {path.with_name(near[0])}?" if near else "name a YAML file of settings"
+        raise ConfigError(f"{path} does not exist; {hint}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8; save it as UTF-8") from None
+    written = _Written(str(path))
+    try:
+        node = yaml.compose(text, _Loader)
+        entries = yaml.load(text, _Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{at}: not YAML ({_problem(error)}); write settings as name: value") from None
+    if entries is None:
+        entries = {}
+    if not isinstance(entries, dict):
+        raise ConfigError(f"{path}:{node.start_mark.line + 1}: not settings; write them as name: value")
+    written.entries = entries
+    _note_lines(node, (), written)
+    return written
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    return " ".join(str(getattr(error, "problem", None) or getattr(error, "reason", error)).split())
+
+
+def _note_lines(node: yaml.Node, path: tuple, written: _Written) -> None:
+    pairs: list[tuple[Any, yaml.Node, yaml.Node]] = []
+    if isinstance(node, yaml.MappingNode):
+        pairs = [(str(key.value), key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        pairs = [(number, value, value) for number, value in enumerate(node.value)]
+    for part, begins, value in pairs:
+        here, label = (*path, part), f"{written.where}:{begins.start_mark.line + 1}"
+        if here in written.places:
+            text = f"{label}: {_dotted(here)} was set before, at {written.places[here]}; keep one of them"
+            written.faults.append((here, text))
+        written.places[here] = label
+        _note_lines(value, here, written)
+
+
+def _validate(written: _Written) -> Config:
+    entries = written.entries
+    if isinstance(entries.get("data"), dict):
+        entries["data"].setdefault("type", "demo")
+    faults, config = written.faults, None
+    try:
+        # In JSON mode strict takes a text for a path and a list for a tuple, and nothing else for another.
+        config = Config.model_validate_json(json.dumps(entries, default=str))
+    except ValidationError as error:
+        faults = faults + [_fault(fault, written) for fault in error.errors() if not _follows(fault)]
+    if config is None or faults:
+        ordered = sorted(faults, key=lambda fault: written.order(fault[0]))
+        raise ConfigError("\n".join(dict.fromkeys(text for _, text in ordered)))
+    return config
+
+
+def _follows(fault: Any) -> bool:
+    """A list of which no entry is right also counts as too short: that is not told."""
+    return fault["type"] == "too_short" and len(fault["input"]) > 0
+
+
+def _fault(fault: Any, written: _Written) -> tuple[tuple, str]:
+    """The path and the line of one of pydantic's errors."""
+    kind, context = fault["type"], fault.get("ctx", {})
+    path, holder, hint = _walk(fault["loc"])
+    if kind == "union_tag_invalid":
+        path, hint = (*path, "type"), Literal[tuple(context["expected_tags"].replace("'", "").split(", "))]
+        fault = {**fault, "input": fault["input"]["type"]}
+    elif kind == "refusal":
+        path = (*path, context["name"])
+    at, name = written.at(path), _dotted(path)
+    if kind == "extra_forbidden":
+        return path, f"{at}: {name} is not a setting{_instead(path, holder)}"
+    if kind == "value_error":
+        return path, f"{at}: {name}: {context['error']}"
+    if kind == "refusal":
+        return path, f"{at}: {name} {context['message']}"
+    if kind == "missing":
+        return path, f"{at}: {name} is missing; it must be {_describe(hint)}"
+    given = json.dumps(fault["input"], ensure_ascii=False, default=str)
+    given = given if len(given) <= 60 else given[:59] + "…"
+    holds, must = ("holds", "each must be") if isinstance(path[-1], int) else ("is", "it must be")
+    return path, f"{at}: {name} {holds} {given}; {must} {_describe(hint)}{_mend(fault['input'], hint)}"
+
+
+def _walk(loc: tuple) -> tuple[tuple, type[Settings] | None, Any]:
+    """Pydantic's path as the user wrote it, the settings that hold its end, and what its end may be.
+
+    Pydantic puts a union's tag into its path (data.massive.foo): it picks the class here, and is not kept.
+    """
+    path: list = []
+    holder: type[Settings] | None = None
+    hint: Any = Config
+    parts = iter(loc)
+    for part in parts:
+        holder = hint if isinstance(hint, type) and issubclass(hint, Settings) else None
+        path.append(part)
+        if holder is not None:
+            hint = _hints(holder).get(part)
+        else:
+            hint = next((a for a in get_args(_bare(hint)) if a is not Ellipsis), None)
+        options = _options(hint)
+        if len(options) > 1 and (tag := next(parts, None)) is not None:
+            hint = next(o for o in options if o.model_fields["type"].default == tag)
+        elif options:
+            hint = options[0] if len(options) == 1 else hint
+    return tuple(path), holder, hint
+
+
+def _hints(settings: type[Settings]) -> dict[str, Any]:
+    return {
+        name: Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation  # type: ignore[misc]
+        for name, field in settings.model_fields.items()
+    }
+
+
+def _bare(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def _options(hint: Any) -> list[type[Settings]]:
+    """The classes that a hint chooses from."""
+    hint = _bare(hint)
+    chosen = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return [o for o in chosen if isinstance(o, type) and issubclass(o, Settings)]
+
+
+def _describe(hint: Any) -> str:
+    """What a value must be, in words."""
+    bare, limits = _bare(hint), {}
+    for note in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
+        if getattr(note, "func", None) is _code:
+            return "a language code such as sw"
+        for limit in getattr(note, "metadata", None) or [note]:
+            limits |= {
+                k: v for k in ("ge", "gt", "le", "lt", "min_length") if (v := _limit(limit, k)) is not None
+            }
+    if get_origin(bare) in (Union, types.UnionType):
+        kinds = [kind for kind in get_args(bare) if kind is not types.NoneType]
+        return "settings: a type and what belongs to it" if len(kinds) > 1 else _describe(kinds[0])
+    if get_origin(bare) is Literal:
+        return _or([str(option) for option in get_args(bare)])
+    if get_origin(bare) is tuple:
+        return "a list with at least one entry" if "min_length" in limits else "a list"
+    if get_origin(bare) is dict:
+        return "names with their values, name: value"
+    if isinstance(bare, type) and issubclass(bare, Settings):
+        return f"settings: {', '.join(bare.model_fields)}"
+    if bare in (int, float):
+        return ("a whole number" if bare is int else "a number") + _range(limits)
+    if bare is str:
+        return "a text, not empty" if "min_length" in limits else "a text"
+    return "true or false" if bare is bool else "a path"
+
+
+def _limit(note: Any, name: str) -> Any:
+    return getattr(note, name, None)
+
+
+def _range(limits: dict[str, Any]) -> str:
+    if "ge" in limits and ("le" in limits or "lt" in limits):
+        return f" between {limits['ge']} and {limits['le'] if 'le' in limits else limits['lt'] - 1}"
+    return (
+        f" of at least {limits['ge']}"
+        if "ge" in limits
+        else f" above {limits['gt']}"
+        if "gt" in limits
+        else ""
+    )
+
+
+def _or(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _mend(given: Any, hint: Any) -> str:
+    """The way out, where the mistake is a common one."""
+    bare = _bare(hint)
+    if get_origin(bare) is Literal and isinstance(given, str):
+        near = difflib.get_close_matches(given, map(str, get_args(bare)), n=1)
+        return f"; did you mean {near[0]}?" if near else ""
+    if bare in (int, float) and isinstance(given, str) and re.fullmatch(_NUMBER, given):
+        return ", without quotes"
+    if get_origin(bare) is tuple and isinstance(given, str | int):
+        return f", for example [{given}]"
+    if bare in (str, Path) and isinstance(given, int | float):
+        return "; put it in quotes"
+    return ""
+
+
+def _instead(path: tuple, holder: type[Settings] | None) -> str:
+    """What to write for an unknown name: the nearest there, the same name elsewhere, else all there are."""
+    if holder is None:
+        return ""
+    kind = f" of data type {holder.model_fields['type'].default}" if path[0] == "data" else ""
+    known, word = list(holder.model_fields), str(path[-1])
+    if near := difflib.get_close_matches(word, known, n=1):
+        return f"{kind}; did you mean {near[0]}?"
+    if elsewhere := [name for name in _all_names(Config, "") if name.rpartition(".")[2] == word]:
+        return f"{kind}; did you mean {_or(elsewhere)}?"
+    return f"{kind}; there are {', '.join(known)}"
+
+
+def _all_names(settings: type[Settings], prefix: str) -> Iterator[str]:
+    for name, hint in _hints(settings).items():
+        yield prefix + name
+        for option in _options(hint)[:1]:
+            yield from _all_names(option, f"{prefix}{name}.")
+
+
+def _dotted(path: tuple) -> str:
+    return ".".join(str(part) for part in path if not isinstance(part, int))
+
+
+def _misplaced(config: Config, written: _Written) -> Iterator[str]:
+    """Files and folders that are named and not there."""
+
+    def fault(name: str, text: str) -> str:
+        return f"{written.at(tuple(name.split('.')))}: {name} {text}"
+
+    if config.run.exists() and not config.run.is_dir():
+        yield fault("run", f"is {config.run}, which is a file; name a folder")
+    folder = Path(config.model).expanduser()
+    if config.model.startswith((".", "/", "~")) and not folder.is_dir():
+        yield fault("model", f"is {config.model}; there is no such folder")
+    elif folder.is_dir() and config.model != "demo" and not (folder / "config.json").is_file():
+        yield fault("model", f"is {config.model}; it holds no config.json, which save_pretrained writes")
+    if not isinstance(config.data, DemoData | MassiveData) and not config.data.path.exists():
+        yield fault("data.path", f"is {config.data.path}; there is no such file")
+    if config.distill.texts is not None and not config.distill.texts.is_file():
+        yield fault("distill.texts", f"is {config.distill.texts}; there is no such file")
+    root = config.data_root or os.environ.get("ISOGLOSS_DATA") or None
+    if root is not None and not Path(root).is_dir():
+        if config.data_root is not None:
+            yield fault("data_root", f"is {root}; there is no such folder")
+        else:
+            yield f"ISOGLOSS_DATA is {root}; there is no such folder"
+    if root is None:
+        way = "needs a data root; set data_root, --data-root or ISOGLOSS_DATA"
+        if config.data.type in ROOTED:
+            yield fault("data.type", f"{config.data.type} {way}")
+        for name in config.evaluate.suites:
+            if name in ROOTED:
+                yield fault("evaluate.suites", f"{name} {way}")

@@ -49,6 +49,7 @@ class Frame:
         lead: Blanks before the answer.
         closing: What stands between the answer and the end of turn.
         end: The end-of-turn token.
+        end_id: Its id.
         controls: Ids of all control tokens.
     """
 
@@ -58,6 +59,7 @@ class Frame:
     lead: str
     closing: str
     end: str
+    end_id: int
     controls: frozenset[int]
 
 
@@ -83,7 +85,7 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, response: str) -> tuple[
         found = both[len(border) :]
         if both[: len(border)] == border and frame.controls.isdisjoint(found):
             break
-    return (*found, tokenizer.convert_tokens_to_ids(frame.end))
+    return (*found, frame.end_id)
 
 
 def encode(
@@ -94,7 +96,7 @@ def encode(
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The token that the template writes after an answer; the tokenizer's end of sequence where it writes none."""
+    """The token that the template writes after an answer; where it writes none, the end of sequence."""
     return _frame(tokenizer, _state(tokenizer)).end
 
 
@@ -131,9 +133,12 @@ def _frame(tokenizer: PreTrainedTokenizerBase, state: Hashable) -> Frame:
     end = ends[0] if ends else tokenizer.eos_token
     if not isinstance(end, str):
         raise ConfigError("the chat template ends no turn and the tokenizer has no eos_token; set one")
+    end_id = tokenizer.convert_tokens_to_ids(end)
+    if not isinstance(end_id, int) or tokenizer.convert_ids_to_tokens(end_id) != end:
+        raise ConfigError(f"the tokenizer has no token {end!r} to end a turn with; add it, or set eos_token")
     closing = tail[: tail.index(end)] if ends else ""
     controls = frozenset(number for number, token in added.items() if token.special)
-    return Frame(drop, add, prompt.rpartition(ASKED)[2], lead, closing, end, controls)
+    return Frame(drop, add, prompt.rpartition(ASKED)[2], lead, closing, end, end_id, controls)
 
 
 def _messages(

@@ -7,6 +7,7 @@ from isogloss.config import ChatFile, Config, DemoData, MassiveData, ParallelFil
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats import chat_jsonl, massive, parallel_jsonl, table
 from isogloss.data.tasks import massive as massive_tasks
+from isogloss.demo.grammar import LANGUAGES
 from isogloss.demo.items import demo_items
 from isogloss.errors import DataError
 from isogloss.languages import SOURCE
@@ -39,10 +40,10 @@ def parallel_examples(config: Config, root: Path | None, languages: Sequence[str
     """Examples for stage 2, each in English and in at least one of the languages."""
     match config.data:
         case DemoData():
-            most = max(config.languages.amount(code) for code in languages)
-            found = [
-                item.example for item in demo_items("train", most, [SOURCE, *languages], draw="parallel")
-            ]
+            there = [code for code in languages if code in LANGUAGES]
+            most = max((config.languages.amount(code) for code in there), default=0)
+            items = demo_items("train", most, [SOURCE, *there], draw="parallel")
+            found = [item.example for item in items]
         case MassiveData() as data:
             folder = _root(root, "massive")
             there = [code for code in languages if code in massive.available(folder)]

@@ -57,12 +57,12 @@ def test_reverse_kl_matches_values_worked_out_by_hand(student, teacher, nats):
     ("student", "teacher", "beta", "nats"),
     [
         # m = (0.7, 0.3): ½ [½ ln(½/0.7) + ½ ln(½/0.3)] + ½ [0.9 ln(0.9/0.7) + 0.1 ln(0.1/0.3)]
-        (NINE_TO_ONE, HALVES, 0.5, 0.101750),
-        (HALVES, NINE_TO_ONE, 0.5, 0.101750),
+        (NINE_TO_ONE, HALVES, 0.5, 0.101749),
+        (HALVES, NINE_TO_ONE, 0.5, 0.101749),
         # m = (0.6, 0.4): ¾ [½ ln(½/0.6) + ½ ln(½/0.4)] + ¼ [0.9 ln(0.9/0.6) + 0.1 ln(0.1/0.4)]
-        (NINE_TO_ONE, HALVES, 0.75, 0.071880),
+        (NINE_TO_ONE, HALVES, 0.75, 0.071881),
         # m = (0.8, 0.2): ¾ [0.9 ln(0.9/0.8) + 0.1 ln(0.1/0.2)] + ¼ [½ ln(½/0.8) + ½ ln(½/0.2)]
-        (HALVES, NINE_TO_ONE, 0.75, 0.083305),
+        (HALVES, NINE_TO_ONE, 0.75, 0.083303),
     ],
 )
 def test_jensen_shannon_matches_values_worked_out_by_hand(student, teacher, beta, nats):
@@ -72,7 +72,7 @@ def test_jensen_shannon_matches_values_worked_out_by_hand(student, teacher, beta
 
 def test_jensen_shannon_tends_to_the_two_divergences():
     """JSD / β → forward KL as β → 0, and JSD / (1 - β) → reverse KL as β → 1."""
-    student, teacher = pair(5, 11)
+    student, teacher = (x / 3 for x in pair(5, 11))
     small = jensen_shannon(student.double(), teacher.double(), beta=1e-3).item() / 1e-3
     large = jensen_shannon(student.double(), teacher.double(), beta=1 - 1e-3).item() / 1e-3
     assert small == pytest.approx(kl64(teacher, student).item(), rel=0.03)

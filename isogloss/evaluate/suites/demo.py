@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from isogloss.demo.grammar import phrases
+from isogloss.demo.grammar import LANGUAGES, phrases
 from isogloss.demo.items import demo_items
 from isogloss.demo.split import events_of
 from isogloss.evaluate.items import Item, SuiteData
@@ -14,7 +14,7 @@ REVISION = "1"
 
 def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
     """Items and sentences of the demo grammar; needs no data root."""
-    codes = [SOURCE, *languages]
+    codes = [SOURCE, *(code for code in languages if code in LANGUAGES)]
     made = demo_items("test" if split == "test" else "dev", items, codes)
     return SuiteData(
         name="demo",

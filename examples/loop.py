@@ -1,0 +1,151 @@
+"""The method in one file, for one language: `python examples/loop.py RUN --language sw --steps 5`.
+
+RUN is a folder that `isogloss tune` has been over. The teacher is its tuned model, which reads what a
+person would explain, the English twin and the English answer before the instruction. The student is
+the same model with a LoRA, which reads the instruction alone. Both are asked for the same response,
+and the student learns to say what the teacher says. No tree, no cache, no Trainer: `isogloss distill`
+does the same for all languages at once, and a test proves that the losses are equal.
+"""
+
+import argparse
+import os
+import random
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer, get_cosine_schedule_with_warmup
+
+from isogloss.config import Config, load_config
+from isogloss.data.chat import encode_prompt, encode_response
+from isogloss.data.sources import parallel_examples
+from isogloss.model import pick_dtype
+from isogloss.teacher.prompts import load_texts, privileged_text
+from isogloss.tree.nodes import build_tree
+
+
+class Row(NamedTuple):
+    """Token ids of what is read and answered; rows are different examples, so all mean different things."""
+
+    prompt: list[int]
+    privileged: list[int]
+    twin: list[int]
+    response: list[int]
+
+
+def read_rows(config: Config, tokenizer, language: str) -> list[Row]:
+    """The parallel examples of one language that have a response in it and in English."""
+    texts, ranks = load_texts(config.distill.texts), {"root": 1, "family": 1, "language": 1}
+    path = build_tree([language], ranks=ranks).path(language)  # for the texts of root, family and language
+    data_root = config.data_root or os.environ.get("ISOGLOSS_DATA")
+    rows = []
+    for example in parallel_examples(config, Path(data_root) if data_root else None, [language]):
+        turn, twin = example.turns.get(language), example.turns["en"]
+        if turn is None or turn.response is None or twin.response is None:
+            continue
+        system = privileged_text(texts, path, example.task, twin)
+        rows.append(
+            Row(
+                prompt=list(encode_prompt(tokenizer, turn.instruction)),
+                privileged=list(encode_prompt(tokenizer, turn.instruction, system)),
+                twin=list(encode_prompt(tokenizer, twin.instruction)),
+                response=list(encode_response(tokenizer, turn.response)),
+            )
+        )
+    return rows[: config.languages.amount(language)]
+
+
+def order_of(rows: int, draws: int, seed: int) -> list[int]:
+    """Every row once in random order, then all of them again."""
+    rng, order = random.Random(seed), []
+    while len(order) < draws:
+        order += rng.sample(range(rows), rows)
+    return order[:draws]
+
+
+def read(model, prompts: list[list[int]], responses: list[list[int]], layer: int) -> tuple[Tensor, Tensor]:
+    """Logits of every response token, and the mean state of every prompt after some layer."""
+    texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+    width = max(map(len, texts))
+    # On the right, so the mask hides padding and any id will do.
+    ids = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=model.device)
+    mask = torch.tensor([[1] * len(t) + [0] * (width - len(t)) for t in texts], device=model.device)
+    out = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+    # The token at t is predicted from t - 1, so a response begins with the prompt's last position.
+    spans = [slice(len(p) - 1, len(p) - 1 + len(r)) for p, r in zip(prompts, responses, strict=True)]
+    logits = torch.cat([row[span] for row, span in zip(out.logits, spans, strict=True)])
+    states = out.hidden_states[layer].float()
+    pooled = torch.stack([row[: len(prompt)].mean(0) for row, prompt in zip(states, prompts, strict=True)])
+    return logits.float(), pooled
+
+
+def losses_of(model, rows: list[Row], layer: int, temperature: float) -> dict[str, Tensor]:
+    """Divergence and cross-entropy as means over response tokens, InfoNCE as a mean over rows."""
+    responses = [row.response for row in rows]
+    with torch.no_grad(), model.disable_adapter():
+        teacher, _ = read(model, [row.privileged for row in rows], responses, layer)
+        _, english = read(model, [row.twin for row in rows], [[] for _ in rows], layer)
+    student, pooled = read(model, [row.prompt for row in rows], responses, layer)
+
+    said = torch.tensor([token for response in responses for token in response], device=model.device)
+    ce = F.cross_entropy(student, said)
+
+    p, q = ((logits / temperature).log_softmax(-1) for logits in (teacher, student))
+    kl = (p.exp() * (p - q)).sum(-1).mean() * temperature**2  # KL(teacher ‖ student)
+
+    similar = F.normalize(pooled, dim=-1) @ F.normalize(english, dim=-1).T / 0.1
+    truth = torch.arange(len(rows), device=model.device)
+    hidden = (F.cross_entropy(similar, truth) + F.cross_entropy(similar.T, truth)) / 2
+    return {"ce": ce, "kl": kl, "hidden": hidden}
+
+
+def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
+    """Train the adapter of one language; the losses of every step."""
+    config = load_config(run / "config.yaml")
+    settings, carrier = config.distill, config.distill.carrier
+    tokenizer = AutoTokenizer.from_pretrained(run / "tuned")
+    model = AutoModelForCausalLM.from_pretrained(run / "tuned", dtype=pick_dtype(config.dtype))
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    rows = read_rows(config, tokenizer, language)
+    batch = min(settings.batch, len(rows))  # a row is no negative of itself
+    order = order_of(len(rows), steps * batch, config.seed)
+
+    rank = carrier.ranks.root + carrier.ranks.family + carrier.ranks.language
+    torch.manual_seed(config.seed)
+    lora = LoraConfig(
+        r=rank,
+        lora_alpha=int(rank * carrier.scaling),
+        target_modules=list(carrier.targets),
+        task_type="CAUSAL_LM",
+    )
+    student = get_peft_model(model, lora)
+    learning = [p for p in student.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(learning, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0)
+    schedule = get_cosine_schedule_with_warmup(optimiser, max(1, steps // 20), steps)
+
+    curve = []
+    for step in range(steps):
+        chosen = [rows[number] for number in order[step * batch : (step + 1) * batch]]
+        layer = settings.layer or max(1, model.config.num_hidden_layers // 2)
+        parts = losses_of(student, chosen, layer, settings.temperature)
+        loss = settings.kl * parts["kl"] + settings.ce * parts["ce"] + settings.hidden * parts["hidden"]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad()
+        curve.append({"loss": loss.item(), **{name: part.item() for name, part in parts.items()}})
+        print(f"step {step + 1}: " + "  ".join(f"{name} {value:.4f}" for name, value in curve[-1].items()))
+    return curve
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Distil a run's tuned model into one language.")
+    parser.add_argument("run", type=Path, help="a run folder with tuned/ and config.yaml")
+    parser.add_argument("--language", default="sw", help="one of our language codes")
+    parser.add_argument("--steps", type=int, default=5, help="optimiser steps")
+    asked = parser.parse_args()
+    distil(asked.run, asked.language, asked.steps)

@@ -1,0 +1,468 @@
+"""Prompts, responses and their positions, on TRL's real templates and Mistral's and the demo's tokenizers."""
+
+import random
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from isogloss.data.chat import Encoded, encode, encode_prompt, encode_response, end_of_turn, pad
+from isogloss.data.chat import response_positions as positions
+from isogloss.demo.grammar import LANGUAGES, sample
+from isogloss.errors import ConfigError
+
+# Of each template in TRL: its end of turn, and the other control tokens a short turn shows.
+TRL: dict[str, tuple[str, list[str]]] = {
+    "cohere": (
+        "<|END_OF_TURN_TOKEN|>",
+        ["<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|SYSTEM_TOKEN|>"],
+    ),
+    "cohere2": ("<|END_RESPONSE|>", ["<|START_RESPONSE|>", "<|START_OF_TURN_TOKEN|>"]),
+    "deepseekv3": ("<｜end▁of▁sentence｜>", ["<｜User｜>", "<｜Assistant｜>"]),
+    "deepseek_r1_distill": ("<｜end▁of▁sentence｜>", ["<｜User｜>", "<｜Assistant｜>"]),
+    "gemma": ("<end_of_turn>", ["<start_of_turn>"]),
+    "gemma3": ("<end_of_turn>", ["<start_of_turn>"]),
+    "gemma4_v5": ("<turn|>", ["<|turn>", "<|channel>", "<channel|>"]),
+    "glm4moe": ("</s>", ["[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|system|>"]),
+    "gptoss": ("<|return|>", ["<|start|>", "<|channel|>", "<|message|>", "<|end|>"]),
+    "lfm2_v2": ("<|im_end|>", ["<|im_start|>"]),
+    "llama3": ("<|eot_id|>", ["<|start_header_id|>", "<|end_header_id|>"]),
+    "llama3_1": ("<|eot_id|>", ["<|start_header_id|>", "<|end_header_id|>"]),
+    "muse_glimmer": ("<|eot|>", ["<|header_start|>", "<|header_end|>", "<|message|>"]),
+    "nemotron_3_nano": ("<|im_end|>", ["<|im_start|>"]),
+    "phi3": ("<|end|>", ["<|user|>", "<|assistant|>", "<|system|>"]),
+    "phi3_5": ("<|end|>", ["<|user|>", "<|assistant|>", "<|system|>"]),
+    "qwen2_5": ("<|im_end|>", ["<|im_start|>"]),
+    "qwen3": ("<|im_end|>", ["<|im_start|>"]),
+    "qwen3_5_think": ("<|im_end|>", ["<|im_start|>"]),
+    "qwen3_instruct_2507": ("<|im_end|>", ["<|im_start|>"]),
+}
+LLAMA2 = (
+    "{% for m in messages %}"
+    "{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content.strip() + ' [/INST]' }}"
+    "{% elif m.role == 'assistant' %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+ZEPHYR = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+THINKING = (  # Qwen3-Thinking-2507: generation opens the block that a finished turn closes
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
+OWN = {"llama2": (LLAMA2, "</s>"), "zephyr": (ZEPHYR, "</s>"), "thinking": (THINKING, "<|im_end|>")}
+ENDS = {name: end for name, (end, _) in TRL.items()} | {name: end for name, (_, end) in OWN.items()}
+# Where the prompt differs from the generation prompt: what leaves its end, and what joins it.
+BEYOND = {
+    "deepseekv3": ("<think>\n", ""),
+    "deepseek_r1_distill": ("<think>\n", ""),
+    "gptoss": ("", "<|channel|>final<|message|>"),
+    "muse_glimmer": ("", " to=user<|message|>"),
+    "thinking": ("", "\n</think>\n\n"),
+}
+LEADS = {"glm4moe": "\n", "llama2": " "}
+CLOSINGS = {"llama2": " "}
+TOKENIZERS = ("sentencepiece", "sentencepiece-legacy", "tekken", "bytes", "demo")
+ANSWERS = ("Paris.", "...", "1. a\n2. b", "“Ναι”", "ไม่", "👩‍👩‍👧", "<think>", "x  y\n\n\nz")
+
+
+@cache
+def load(name: str) -> PreTrainedTokenizerBase:
+    """One tokenizer, with the control tokens of all templates added."""
+    if name.startswith("sentencepiece"):
+        tokenizer = sentencepiece(legacy=name.endswith("legacy"))
+    elif name == "tekken":
+        mistral = pytest.importorskip("transformers.integrations.mistral")
+        tokenizer = mistral.convert_tekken_tokenizer(str(mistral_data() / "tekken_240911.json"))
+    elif name == "bytes":
+        tokenizer = bytewise()
+    else:
+        base = resources.files("isogloss.demo") / "base"
+        if not base.joinpath("tokenizer.json").is_file():
+            pytest.skip("the demo's base model has no tokenizer in isogloss/demo/base yet")
+        with resources.as_file(base) as folder:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    tokens = dict.fromkeys(t for end, others in TRL.values() for t in (end, *others))
+    tokenizer.add_tokens(list(tokens), special_tokens=True)
+    tokenizer.add_tokens(["<think>", "</think>"])  # tokens in Qwen 3, GLM and DeepSeek, yet not special ones
+    return tokenizer
+
+
+def mistral_data() -> Path:
+    return Path(pytest.importorskip("mistral_common").__file__).parent / "data"
+
+
+def sentencepiece(legacy: bool) -> PreTrainedTokenizerBase:
+    """Mistral's own SentencePiece model in transformers; the usual converter wants protobuf for the same."""
+    from transformers import LlamaTokenizer
+    from transformers.convert_slow_tokenizer import generate_merges
+
+    model = pytest.importorskip("sentencepiece").SentencePieceProcessor(
+        model_file=str(mistral_data() / "tokenizer.model.v1")
+    )
+    scores = {model.id_to_piece(number): model.get_score(number) for number in range(len(model))}
+    vocabulary = {piece: number for number, piece in enumerate(scores)}
+    return LlamaTokenizer(vocab=vocabulary, merges=generate_merges(vocabulary, scores), legacy=legacy)
+
+
+def bytewise(template: str | None = None, **tokens: str) -> PreTrainedTokenizerFast:
+    """Every byte a token, so every letter outside ASCII is split."""
+    alphabet = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, **(tokens or {"bos_token": "<s>", "eos_token": "</s>"})
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@cache
+def template_of(name: str) -> str:
+    if name in OWN:
+        return OWN[name][0]
+    folder = Path(pytest.importorskip("trl").__file__).parent / "chat_templates"
+    return (folder / f"{name}.jinja").read_text("utf-8")
+
+
+def ready(tokenizer: str, template: str) -> PreTrainedTokenizerBase:
+    found = load(tokenizer)
+    found.chat_template = template_of(template)
+    return found
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, *texts: str, system: str | None = None) -> str:
+    """The reference: transformers' own rendering of a question, or of a question and its answer."""
+    roles = zip(("user", "assistant"), texts, strict=False)
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages += [{"role": role, "content": text} for role, text in roles]
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=len(texts) == 1, enable_thinking=False
+    )
+    assert isinstance(text, str)
+    return text
+
+
+def read(tokenizer: PreTrainedTokenizerBase, ids: tuple[int, ...]) -> str:
+    text = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text.replace(
+        "<｜end of sentence｜>", "<｜end▁of▁sentence｜>"
+    )  # SentencePiece reads each ▁ as a blank
+
+
+def spelled(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+everywhere = pytest.mark.parametrize("tokenizer", TOKENIZERS)
+every_template = pytest.mark.parametrize("template", ENDS)
+
+
+@everywhere
+@every_template
+def test_prompt_is_the_generation_prompt(tokenizer: str, template: str):
+    """The prompt reads as the generation prompt, with one BOS at most, and no thinking block left open."""
+    tok = ready(tokenizer, template)
+    drop, add = BEYOND.get(template, ("", ""))
+    text = rendered(tok, "Où est-ce ?").removesuffix(drop) + add
+    ids = encode_prompt(tok, "Où est-ce ?")
+    assert ids == spelled(tok, text)
+    assert ids.count(tok.bos_token_id) == text.count("<s>") <= 1
+    assert text.count("<think>") == text.count("</think>")
+    if tokenizer != "sentencepiece-legacy":  # which reads a blank behind every control token
+        assert read(tok, ids) == text
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("gemma", "<s><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n"),
+        ("qwen3", "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"),
+        ("phi3", "<|user|>\nHi<|end|>\n<|assistant|>\n"),
+        ("deepseekv3", "<s><｜User｜>Hi<｜Assistant｜>"),
+        ("glm4moe", "[gMASK]<sop><|user|>\nHi/nothink<|assistant|>\n<think></think>"),
+        ("llama2", "<s>[INST] Hi [/INST]"),
+        ("thinking", "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"),
+        (
+            "llama3",
+            "<s><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+    ],
+)
+def test_prompt_literally(template: str, text: str):
+    """Written out by hand, the prompts of eight families."""
+    tok = ready("bytes", template)
+    assert read(tok, encode_prompt(tok, "Hi")) == text
+
+
+@everywhere
+@every_template
+def test_response_ends_with_one_end_of_turn(tokenizer: str, template: str):
+    """The response reads as the answer and one end of turn, with nothing behind it and no thinking."""
+    tok = ready(tokenizer, template)
+    end = tok.convert_tokens_to_ids(ENDS[template])
+    assert isinstance(end, int)
+    assert end_of_turn(tok) == ENDS[template]
+    for answer in ANSWERS:
+        ids = encode_response(tok, answer)
+        assert ids.count(end) == 1
+        assert ids[-1] == end
+        text = LEADS.get(template, "") + answer + CLOSINGS.get(template, "")
+        behind = read(tok, (end, *ids))  # a decoder may drop the first blank of all
+        if tokenizer == "sentencepiece-legacy":
+            behind = behind.replace(ENDS[template] + " ", ENDS[template])
+            text = text.removeprefix(" ")
+        assert behind == ENDS[template] + text + ENDS[template]
+
+
+@everywhere
+@every_template
+def test_row_is_the_whole_conversation(tokenizer: str, template: str):
+    """Prompt and response together are the tokens of the rendered conversation up to its end of turn."""
+    tok = ready(tokenizer, template)
+    for answer in ("Paris.", "1. a\n2. b", "“Ναι” 👩‍👩‍👧"):
+        whole = rendered(tok, "Où ?", answer)
+        at = whole.rindex(answer) + len(answer)
+        end = ENDS[template]
+        upto = whole[: whole.index(end, at) + len(end)] if end in whole[at:] else whole + end
+        row = encode(tok, "Où ?", answer)
+        assert row.prompt + row.response == spelled(tok, upto)
+        assert row == Encoded(encode_prompt(tok, "Où ?"), encode_response(tok, answer))
+        if tokenizer != "sentencepiece-legacy":
+            assert read(tok, row.prompt + row.response) == upto
+
+
+@everywhere
+@pytest.mark.parametrize("template", ["llama3", "gemma", "gemma3", "qwen3", "qwen2_5", "phi3_5", "cohere"])
+def test_outer_blanks_of_a_response_are_dropped(tokenizer: str, template: str):
+    """Whether its template trims or not, a response with outer blanks is the response without them."""
+    tok = ready(tokenizer, template)
+    assert encode_response(tok, " \n Two\n words\t\n") == encode_response(tok, "Two\n words")
+    assert encode_response(tok, "  ") == (tok.convert_tokens_to_ids(ENDS[template]),)
+
+
+@everywhere
+@pytest.mark.parametrize("template", ["llama3", "qwen3", "zephyr", "llama2", "phi3"])
+def test_control_tokens_in_a_response_are_text(tokenizer: str, template: str):
+    """A response that spells control tokens still has one end of turn and no other control token."""
+    tok = ready(tokenizer, template)
+    controls = {number for number, token in tok.added_tokens_decoder.items() if token.special}
+    answer = f"<s>old</s> {ENDS[template]} and <|im_start|>"
+    ids = encode_response(tok, answer)
+    assert [number for number in ids if number in controls] == [ids[-1]]
+    assert read(tok, ids[:-1]).strip() == answer
+
+
+@everywhere
+@pytest.mark.parametrize(
+    "template", ["gemma", "llama2", "llama3", "gemma3", "qwen3", "qwen2_5", "deepseekv3"]
+)
+def test_system_text_is_never_lost(tokenizer: str, template: str):
+    """The system text stands in the prompt once, in the user's turn where templates refuse or drop it."""
+    tok = ready(tokenizer, template)
+    system = "Antworte auf Deutsch."
+    ids = encode_prompt(tok, "Wo ist er?", system)
+    drop, add = BEYOND.get(template, ("", ""))
+    if template in ("gemma", "llama2"):
+        text = rendered(tok, "Antworte auf Deutsch.\n\nWo ist er?")
+    else:
+        text = rendered(tok, "Wo ist er?", system=system)
+    assert ids == spelled(tok, text.removesuffix(drop) + add)
+    assert text.count(system) == text.count("Wo ist er?") == 1
+
+
+def test_dropped_system_text_literally():
+    """Templates that raise on a system message, drop it, or drop the user beside it read one user turn."""
+    folded = "<u>Be brief.\n\nHi<a>"
+    body = "{% for m in messages if m.role != 'system' %}<{{ m.role[0] }}>{{ m.content }}{% endfor %}<a>"
+    raising = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + body
+    wrong = "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% else %}" + body + "{% endif %}"
+    for template in (body, raising, wrong):
+        tok = bytewise(template)
+        assert read(tok, encode_prompt(tok, "Hi", "Be brief.")) == folded
+
+
+@everywhere
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_demo_language_comes_back(tokenizer: str, language: str):
+    """In each language responses decode exactly, and the prompt's ids do not depend on the response."""
+    sentences = [line.strip() for line in sample(language)]
+    chosen = [*random.Random(0).sample(sentences, 12), sentences[0][:1], sentences[1][:2].strip()]
+    for template in ("qwen3", "llama3", "zephyr", "glm4moe"):
+        tok = ready(tokenizer, template)
+        prompt = encode_prompt(tok, sentences[-1])
+        assert sentences[-1] in read(tok, prompt)
+        for sentence in chosen:
+            row = encode(tok, sentences[-1], sentence)
+            assert row.prompt == prompt
+            assert read(tok, row.response[:-1]).strip() == sentence
+            if tokenizer == "bytes":
+                assert len(row.response) == len((LEADS.get(template, "") + sentence).encode()) + 1
+
+
+@pytest.mark.parametrize("language", ["hi", "ur", "th", "zh", "ar"])
+@pytest.mark.parametrize("tokenizer", ["sentencepiece", "bytes"])
+def test_some_letters_are_split(tokenizer: str, language: str):
+    """The test above sees letters spread over several tokens, the first letter of a response among them."""
+    tok = ready(tokenizer, "qwen3")
+    text = "齉龘" if language == "zh" else sample(language)[0][:1] + "ॵ᳐"
+    ids = encode_response(tok, text)
+    assert any("�" in read(tok, (number,)) for number in ids)
+    assert read(tok, ids[:-1]) == text
+
+
+def test_border_that_would_merge():
+    """Where prompt and response would share a token, both are tokenised as if apart."""
+    backend = Tokenizer(models.BPE(vocab={":": 0, ".": 1, ":.": 2, "Ċ": 3}, merges=[(":", ".")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    tok = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    tok.chat_template = "{% for m in messages %}{{ m.content + ':' }}{% endfor %}"
+    assert spelled(tok, ":.") == (2,)
+    assert encode_prompt(tok, "..") == (1, 1, 0)
+    assert encode_response(tok, "..") == (1, 1, tok.eos_token_id)
+
+
+def test_changes_to_a_tokenizer_are_seen():
+    """A new template, end of sequence or control token counts from the next call on; no cache hides it."""
+    tok = bytewise("{% for m in messages %}{{ m.content }}<end>{% endfor %}")
+    assert end_of_turn(tok) == "</s>"
+    tok.add_special_tokens({"eos_token": "<stop>"})
+    assert end_of_turn(tok) == "<stop>"
+    tok.add_tokens(["<end>"], special_tokens=True)
+    assert end_of_turn(tok) == "<end>"
+    tok.chat_template = "{% for m in messages %}{{ m.content }}<stop>{% endfor %}"
+    assert end_of_turn(tok) == "<stop>"
+    assert encode_response(tok, "a")[-1] == tok.eos_token_id
+    other = bytewise("{% for m in messages %}{{ m.content }}</s>{% endfor %}")
+    assert end_of_turn(other) == "</s>"
+
+
+def test_named_templates():
+    """Of several named templates the default one is used."""
+    tok = bytewise()
+    tok.chat_template = {  # type: ignore[assignment]  # transformers reads both
+        "default": "{% for m in messages %}{{ m.content }}</s>{% endfor %}",
+        "tool_use": "no",
+    }
+    assert read(tok, encode_prompt(tok, "Hi", "Be brief.")) == "Be brief.</s>Hi</s>"
+    assert read(tok, encode_response(tok, "Yes")) == "Yes</s>"
+
+
+def test_blank_added_tokens_end_no_turn():
+    """Gemma adds runs of new lines as tokens; one before the end of turn is not taken for it."""
+    tok = bytewise("{% for m in messages %}{{ m.content + '\n\n<end>' }}{% endfor %}")
+    tok.add_tokens(["\n\n", "<end>"])
+    assert end_of_turn(tok) == "<end>"
+    assert read(tok, encode_response(tok, "Yes")) == "Yes\n\n<end>"
+
+
+@pytest.mark.parametrize(
+    "call", [lambda t: encode_prompt(t, "a"), lambda t: encode_response(t, "a"), end_of_turn]
+)
+@pytest.mark.parametrize("template", [None, ""])
+def test_no_template(template: str | None, call):
+    """Without a chat template the error says so and what to set."""
+    with pytest.raises(ConfigError) as caught:
+        call(bytewise(template))
+    assert str(caught.value) == "the tokenizer has no chat template; set tokenizer.chat_template"
+
+
+def test_no_end_of_turn():
+    """A template without an end of turn and a tokenizer without an end of sequence make no response."""
+    tok = bytewise("{% for m in messages %}{{ m.content }}{% endfor %}", unk_token="<unk>")
+    with pytest.raises(ConfigError) as caught:
+        encode_response(tok, "a")
+    assert str(caught.value) == ("the chat template ends no turn and the tokenizer has no eos_token; set one")
+
+
+def test_end_of_turn_without_an_id():
+    """An end of sequence that is no token would silently become the unknown one."""
+    tok = bytewise("{% for m in messages %}{{ m.content }}{% endfor %}", unk_token="<unk>")
+    tok.eos_token = "<stop>"
+    with pytest.raises(ConfigError) as caught:
+        encode_response(tok, "a")
+    assert str(caught.value) == (
+        "the tokenizer has no token '<stop>' to end a turn with; add it, or set eos_token"
+    )
+
+
+@pytest.mark.parametrize("template", ["idefics3", "smolvlm"])
+def test_template_that_leaves_out_the_user(template: str):
+    """Templates for lists of parts render a plain string as nothing, which is refused."""
+    with pytest.raises(ConfigError) as caught:
+        encode_prompt(ready("bytes", template), "Hi")
+    assert str(caught.value) == (
+        "the chat template leaves out the user's text; set one that takes plain strings"
+    )
+
+
+@pytest.mark.parametrize(
+    ("starts", "lengths", "width", "expected"),
+    [
+        ([1], [1], 2, [0]),
+        ([3], [2], 5, [2, 3]),
+        ([2, 4], [3, 1], 5, [1, 2, 3, 8]),
+        ([4, 2, 1], [1, 2, 4], 6, [3, 7, 8, 12, 13, 14, 15]),
+        ([5, 1], [1, 1], 6, [4, 6]),
+    ],
+)
+def test_positions_by_hand(starts: list[int], lengths: list[int], width: int, expected: list[int]):
+    """Each response token is predicted one position before it, in its own row."""
+    assert positions(starts, lengths, width).tolist() == expected
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_positions_select_what_predicts_the_response(seed: int):
+    """The states picked from padded rows are those a double loop over rows and tokens finds."""
+    rng = random.Random(seed)
+    starts = [rng.randint(1, 9) for _ in range(rng.randint(1, 6))]
+    lengths = [rng.choice([1, 1, 2, 7]) for _ in starts]
+    rows = [[rng.randint(5, 99) for _ in range(s + n)] for s, n in zip(starts, lengths, strict=True)]
+    ids, _ = pad(rows, 0)
+    logits = torch.randn(*ids.shape, 3)
+    picked = positions(starts, lengths, ids.shape[1])
+    slow = [
+        logits[b, place - 1] for b, row in enumerate(rows) for place in range(len(row)) if place >= starts[b]
+    ]
+    assert torch.equal(logits.flatten(0, 1)[picked], torch.stack(slow))
+    responses = [token for row, start in zip(rows, starts, strict=True) for token in row[start:]]
+    assert ids.flatten()[picked + 1].tolist() == responses
+
+
+@pytest.mark.parametrize(("start", "length", "width"), [(0, 1, 4), (3, 2, 4), (4, 1, 4)])
+def test_positions_stay_in_their_row(start: int, length: int, width: int):
+    """A response without a prompt, or beyond the row's end, would read the neighbouring row."""
+    with pytest.raises(AssertionError, match="a response leaves its row"):
+        positions([2, start], [1, length], width)
+
+
+@pytest.mark.parametrize(
+    ("side", "ids", "mask"),
+    [
+        ("right", [[1, 2, 3], [4, 9, 9], [9, 9, 9]], [[1, 1, 1], [1, 0, 0], [0, 0, 0]]),
+        ("left", [[1, 2, 3], [9, 9, 4], [9, 9, 9]], [[1, 1, 1], [0, 0, 1], [0, 0, 0]]),
+    ],
+)
+def test_pad(side, ids: list[list[int]], mask: list[list[int]]):
+    """Padded rows and their masks, written out; whole numbers both."""
+    found = pad([[1, 2, 3], [4], []], 9, side)
+    assert [t.tolist() for t in found] == [ids, mask]
+    assert {t.dtype for t in found} == {torch.int64}
+
+
+def test_mask_marks_places_and_not_values():
+    """A pad token that is also a token of the row stays visible there."""
+    ids, mask = pad([[7, 7], [7]], 7, "left")
+    assert ids.tolist() == [[7, 7], [7, 7]]
+    assert mask.tolist() == [[1, 1], [0, 1]]

@@ -1,0 +1,342 @@
+"""The trainer: which tokens carry loss, what a step is normalised by, and what a killed run ends with."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from isogloss.data.chat import Encoded
+from isogloss.distill import losses
+from isogloss.distill.signal import Signal
+from isogloss.distill.trainer import (
+    Ordered,
+    ResponseTrainer,
+    Sample,
+    Watch,
+    Weights,
+    batch_losses,
+    collate,
+    train,
+    training_arguments,
+)
+
+LANGUAGES = ["ru", "bg", "es", "fr", "sw", "en"]
+SIZES = [(3, 2), (7, 1), (2, 9), (5, 4), (4, 4), (6, 3), (2, 1), (3, 6)]
+DISTIL = Weights(ce=0.7, kl=1.3)
+
+
+def sample(number, prompt, response):
+    made = torch.Generator().manual_seed(number)
+
+    def ids(length):
+        return tuple(torch.randint(5, 250, (length,), generator=made).tolist())
+
+    signal = Signal(torch.randn(response, 24, generator=made), torch.randn(24, generator=made))
+    return Sample(Encoded(ids(prompt), ids(response)), LANGUAGES[number % 6], number, signal)
+
+
+SAMPLES = [sample(number, *sizes) for number, sizes in enumerate(SIZES)]
+PLAIN = [Sample(s.encoded) for s in SAMPLES]
+
+
+class Bigrams(nn.Module):
+    """A decoder whose logits at a position are a table's row for the token there."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = torch.tensor(table).log()
+        self.layers = nn.ModuleList([nn.Identity()])
+        self.config = SimpleNamespace(num_hidden_layers=1)
+        self.config.get_text_config = lambda: self.config
+
+    def forward(self, input_ids, attention_mask, use_cache):
+        states = nn.functional.one_hot(input_ids, len(self.table)).float()
+        return SimpleNamespace(last_hidden_state=self.layers[0](states))
+
+    def get_decoder(self):
+        return self
+
+    def get_output_embeddings(self):
+        return lambda states: states @ self.table
+
+
+TABLE = [  # row: token read; column: probability of the next
+    [0.25, 0.25, 0.25, 0.25],
+    [0.10, 0.20, 0.30, 0.40],
+    [0.125, 0.125, 0.25, 0.5],
+    [0.25, 0.05, 0.60, 0.10],
+]
+
+
+def ce_of(*rows):
+    batch = collate([Sample(Encoded(*row)) for row in rows], 0)
+    return batch_losses(Bigrams(TABLE), batch, Weights())["ce"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "nats"),
+    [
+        ((1, 2), (3, 0), 2.079442),  # -ln P(3|2) - ln P(0|3) = ln 2 + ln 4
+        ((1,), (1,), 1.609438),  # -ln P(1|1) = ln 5
+        ((3, 3, 3), (2, 2, 3), 2.590267),  # -ln .6 - ln .25 - ln .5
+        ((2,), (0,), 2.079442),  # -ln P(0|2) = ln 8: the end of a response counts
+    ],
+)
+def test_labels_are_shifted_once(prompt, response, nats):
+    """A response token is predicted from the token before it; the first from the prompt's last."""
+    assert ce_of((prompt, response)).item() == pytest.approx(nats, abs=1e-5)
+
+
+def test_padding_carries_no_loss():
+    """Rows of unequal length: the sum of what each costs alone."""
+    rows = [((1, 2), (3, 0)), ((1,), (1,)), ((3, 3, 3), (2, 2, 3))]
+    assert ce_of(*rows).item() == pytest.approx(2.079442 + 1.609438 + 2.590267, abs=1e-5)
+
+
+def test_prompt_tokens_carry_no_loss():
+    """In a table of pairs, what stands before the prompt's last token changes nothing, to the bit."""
+    first = ce_of(((1, 2), (3, 0)))
+    for prompt in ((0, 2), (3, 2), (3, 1, 0, 2), (2,)):
+        assert torch.equal(ce_of((prompt, (3, 0))), first)
+
+
+def test_collation_matches_a_hand_written_table():
+    """Right padding, and positions in the flattened batch of 2 · 4."""
+    batch = collate([Sample(Encoded((1, 2), (3, 4)), "sw", 5), Sample(Encoded((6,), (7,)), "ur", 9)], 0)
+    assert batch.ids.tolist() == [[1, 2, 3, 4], [6, 7, 0, 0]]
+    assert batch.mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch.prompt_mask.tolist() == [[1, 1, 0, 0], [1, 0, 0, 0]]
+    assert batch.positions.tolist() == [1, 2, 4]
+    assert batch.response.tolist() == [3, 4, 7]
+    assert (batch.languages, batch.examples.tolist()) == (["sw", "ur"], [5, 9])
+    assert batch.teacher is None and batch.twin is None
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "mistral", "gemma3_text"])
+def test_cross_entropy_is_what_transformers_computes(tiny, kind):
+    """Its own loss, with labels of -100 on prompt and padding, times the number of response tokens."""
+    model, batch = tiny(kind), collate(PLAIN, 0)
+    labels = batch.ids.masked_fill(batch.prompt_mask.bool() | (batch.mask == 0), -100)
+    with torch.no_grad():
+        theirs = model(input_ids=batch.ids, attention_mask=batch.mask, labels=labels).loss
+        ours = batch_losses(model, batch, Weights())["ce"]
+    assert len(batch.response) == 30
+    assert ours.item() == pytest.approx(theirs.item() * 30, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "loss"),
+    [
+        ("forward", losses.forward_kl),
+        ("reverse", losses.reverse_kl),
+        ("jensen_shannon", losses.jensen_shannon),
+    ],
+)
+def test_the_divergence_is_between_matching_tokens(tiny, five, student, divergence, loss):
+    """Row by row, token by token, each language on its own path: the sum of eight separate rows."""
+    model = tiny()
+    carrier = student(model, five)
+    weights = Weights(kl=1.0, divergence=divergence, temperature=2.0)
+    total = 0.0
+    with torch.no_grad():
+        for one in SAMPLES:
+            ids = torch.tensor([[*one.encoded.prompt, *one.encoded.response]])
+            with carrier.on([one.language]) as on:
+                said = on(input_ids=ids, use_cache=False).logits[0, len(one.encoded.prompt) - 1 : -1]
+            teacher = one.signal.teacher @ model.get_output_embeddings().weight.T
+            total += loss(said, teacher, temperature=2.0).item()
+        together = batch_losses(carrier.model, collate(SAMPLES, 0), weights, carrier)["kl"]
+    assert together.item() == pytest.approx(total, rel=1e-4)
+
+
+def test_the_hidden_term_pools_the_instruction_alone(tiny, five, student):
+    """The student's middle states over its prompt, on its path, against the stored twins."""
+    carrier = student(tiny(), five)
+    pooled = []
+    with torch.no_grad():
+        for one in SAMPLES:
+            with carrier.on([one.language]) as on:
+                ids = torch.tensor([one.encoded.prompt])
+                pooled.append(on(input_ids=ids, output_hidden_states=True).hidden_states[2][0].mean(0))
+        none = torch.zeros(8, 8, dtype=torch.bool)
+        expected = losses.info_nce(torch.stack(pooled), torch.stack([s.signal.twin for s in SAMPLES]), none)
+        found = batch_losses(carrier.model, collate(SAMPLES, 0), Weights(hidden=1.0, layer=2), carrier)
+    assert found["hidden"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_rows_of_one_example_are_no_negatives(tiny, five, student):
+    """Two rows of the same example alone in a batch cost nothing, of two examples something."""
+    carrier = student(tiny(), five)
+
+    def hidden(example):
+        first, second = SAMPLES[0], SAMPLES[3]
+        pair = [first, Sample(second.encoded, second.language, example, second.signal)]
+        weights = Weights(hidden=1.0, layer=2)
+        return batch_losses(carrier.model, collate(pair, 0), weights, carrier)["hidden"].item()
+
+    assert hidden(SAMPLES[0].example) == pytest.approx(0.0, abs=1e-6)
+    assert hidden(99) > 0.01
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients of every optimiser step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+
+
+def run(folder, model, samples, *, batch=8, accumulate=1, carrier=None, steps=3, weights=None, stop=None):
+    """Train for some steps without clipping; `stop` is the step at which the run is killed."""
+    folder.mkdir(exist_ok=True)
+    arguments = training_arguments(
+        folder / "work", steps=steps, batch=batch, accumulate=accumulate, lr=1e-4, weight_decay=0.0, seed=0,
+        bf16=False, save_every=3,
+    )  # fmt: skip
+    arguments.max_grad_norm = 0.0
+    order = [(number * 5 + number // 8) % 8 for number in range(steps * batch * accumulate)]
+    trainer = ResponseTrainer(
+        model=model, carrier=carrier, args=arguments, train_dataset=Ordered(samples, order),
+        weights=weights or Weights(), pad_id=0,
+    )  # fmt: skip
+    kept = Gradients()
+    trainer.add_callback(kept)
+
+    def progress(done, of):
+        if done == stop:
+            raise KeyboardInterrupt
+
+    train(trainer, Watch(folder / "curve.jsonl", "test", 1, progress), folder / "work")
+    curve = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+    return SimpleNamespace(gradients=kept.steps, counts=trainer.counts, curve=curve)
+
+
+def assert_same_training(one, many, first, second):
+    for ours, theirs in zip(one.gradients, many.gradients, strict=True):
+        for name, gradient in ours.items():
+            torch.testing.assert_close(theirs[name], gradient, rtol=2e-4, atol=1e-6)
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    assert one.counts == many.counts
+    for a, b in zip(one.curve, many.curve, strict=True):
+        assert a == pytest.approx(b, abs=2e-5)
+
+
+@pytest.mark.parametrize(("batch", "accumulate"), [(1, 8), (2, 4)])
+def test_accumulation_does_not_change_stage_1(tiny, tmp_path, batch, accumulate):
+    """Responses of 1 to 9 tokens: a step is normalised by all its tokens, not by means of means."""
+    whole, parts = tiny(), tiny()
+    one = run(tmp_path / "one", whole, PLAIN, steps=2)
+    many = run(tmp_path / "many", parts, PLAIN, batch=batch, accumulate=accumulate, steps=2)
+    assert_same_training(one, many, whole.parameters(), parts.parameters())
+    assert one.counts == {"tokens": 2 * 62, "responses": 2 * 30}
+
+
+@pytest.mark.parametrize(("batch", "accumulate"), [(1, 8), (2, 4)])
+def test_accumulation_does_not_change_stage_2(tiny, five, student, tmp_path, batch, accumulate):
+    """The same for cross-entropy and divergence, on six paths."""
+    whole, parts = student(tiny(), five), student(tiny(), five)
+    one = run(tmp_path / "one", whole.model, SAMPLES, carrier=whole, weights=DISTIL, steps=2)
+    many = run(
+        tmp_path / "many", parts.model, SAMPLES, carrier=parts, weights=DISTIL, steps=2,
+        batch=batch, accumulate=accumulate,
+    )  # fmt: skip
+    assert_same_training(one, many, whole.parameters().values(), parts.parameters().values())
+
+
+def test_a_steps_gradient_is_that_of_the_mean_over_its_tokens(tiny, tmp_path):
+    """The scale too: transformers' own mean loss over the whole batch, differentiated."""
+    model, reference = tiny(), tiny()
+    found = run(tmp_path / "run", model, PLAIN, batch=2, accumulate=4, steps=1)
+    batch = collate(PLAIN, 0)
+    labels = batch.ids.masked_fill(batch.prompt_mask.bool() | (batch.mask == 0), -100)
+    loss = reference(input_ids=batch.ids, attention_mask=batch.mask, labels=labels).loss
+    loss.backward()
+    for name, p in reference.named_parameters():
+        torch.testing.assert_close(found.gradients[0][name], p.grad, rtol=2e-4, atol=1e-6)
+    assert found.curve[0]["ce"] == pytest.approx(loss.item(), abs=2e-5)
+
+
+def test_the_hidden_term_is_a_mean_over_rows(tiny, five, student, tmp_path):
+    """Negatives come from the micro-batch, the normalisation from the whole step."""
+    weights = Weights(ce=1.0, kl=0.5, hidden=0.3, layer=2)
+    carrier = student(tiny(), five)
+    order = [(number * 5 + number // 8) % 8 for number in range(8)]
+    halves = [collate([SAMPLES[n] for n in half], 0) for half in (order[:4], order[4:])]
+    with torch.no_grad():
+        parts = [batch_losses(carrier.model, half, weights, carrier) for half in halves]
+    expected = {name: sum(part[name].item() for part in parts) for name in ("ce", "kl", "hidden")}
+    found = run(
+        tmp_path / "run", carrier.model, SAMPLES, carrier=carrier, weights=weights, batch=4, accumulate=2,
+        steps=1,
+    )  # fmt: skip
+    ce, kl, hidden = expected["ce"] / 30, expected["kl"] / 30, expected["hidden"] / 8
+    assert found.curve == [
+        pytest.approx(
+            {"stage": "test", "step": 1, "loss": ce + 0.5 * kl + 0.3 * hidden, "ce": ce, "kl": kl,
+             "hidden": hidden}, abs=1e-4,
+        )
+    ]  # fmt: skip
+
+
+def curve_of(folder):
+    return (folder / "curve.jsonl").read_text()
+
+
+def test_a_killed_stage_1_ends_with_the_same_weights(tiny, tmp_path):
+    """Killed at step 5 of 8, resumed from the checkpoint of step 3: bit for bit what an unbroken run gives."""
+    whole, broken, resumed = tiny(), tiny(), tiny(seed=9)
+    expected = run(tmp_path / "whole", whole, PLAIN, batch=2, accumulate=2, steps=8)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", broken, PLAIN, batch=2, accumulate=2, steps=8, stop=5)
+    found = run(tmp_path / "broken", resumed, PLAIN, batch=2, accumulate=2, steps=8)
+    assert len(found.gradients) == 5
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert found.counts == expected.counts
+    assert curve_of(tmp_path / "broken") == curve_of(tmp_path / "whole")
+
+
+def test_a_killed_stage_2_ends_with_the_same_carriers(tiny, five, student, tmp_path):
+    """The same for adapters, whose checkpoint PEFT writes and reads; the base stays M's to the bit."""
+    tiny().save_pretrained(tmp_path / "tuned")
+
+    def made(seed):
+        return student(AutoModelForCausalLM.from_pretrained(tmp_path / "tuned"), five, seed=seed)
+
+    whole, broken, resumed = made(1), made(1), made(2)
+    options = {"batch": 2, "accumulate": 2, "steps": 8}
+    options["weights"] = Weights(ce=0.7, kl=1.3, hidden=0.3, layer=2)
+    expected = run(tmp_path / "whole", whole.model, SAMPLES, carrier=whole, **options)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", broken.model, SAMPLES, carrier=broken, stop=5, **options)
+    found = run(tmp_path / "broken", resumed.model, SAMPLES, carrier=resumed, **options)
+    assert len(found.gradients) == 5
+    for name, p in whole.parameters().items():
+        assert torch.equal(p, resumed.parameters()[name])
+    assert found.counts == expected.counts
+    assert curve_of(tmp_path / "broken") == curve_of(tmp_path / "whole")
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned").state_dict()
+    for name, p in resumed.model.get_base_model().state_dict().items():
+        if "lora_" not in name:
+            assert torch.equal(p, reference[name.replace(".base_layer", "")])
+
+
+def test_a_torn_checkpoint_is_passed_over(tiny, tmp_path):
+    """A folder without the file that is written last counts for nothing."""
+    whole, resumed = tiny(), tiny(seed=9)
+    run(tmp_path / "whole", whole, PLAIN, batch=2, steps=4)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", tiny(), PLAIN, batch=2, steps=4, stop=4)
+    torn = tmp_path / "broken" / "work" / "checkpoint-4"
+    torn.mkdir()
+    (torn / "counts.json").write_text("{}")
+    found = run(tmp_path / "broken", resumed, PLAIN, batch=2, steps=4)
+    assert len(found.gradients) == 1
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)

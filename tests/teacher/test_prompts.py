@@ -1,0 +1,99 @@
+"""Teacher prompts: what is said, in which order, and what is refused."""
+
+import pytest
+
+from isogloss.data.examples import Turn
+from isogloss.errors import ConfigError
+from isogloss.languages import TARGETS
+from isogloss.teacher.prompts import NodeTexts, load_texts, privileged_text, teacher_prompt
+from isogloss.tree.nodes import build_tree
+
+TEXTS = NodeTexts(
+    "Root.",
+    {"Indo-European/Balto-Slavic/Slavic": "Slavic.", "Indo-European/Italic/Romance": "Romance."},
+    {"ru": "Russian.", "fr": "French."},
+    {"topic": "Topic."},
+)
+TREE = build_tree(("ru", "bg", "fr", "sw"), ranks={"root": 1, "family": 1, "language": 1})
+SPOKEN = (*TARGETS, "de", "zh")  # the last two are there to be grown
+TWIN = Turn("Say yes", "yes")
+
+
+@pytest.mark.parametrize(
+    ("language", "task", "text"),
+    [
+        ("ru", "topic", "Root.\nSlavic.\nRussian.\nTopic.\nEnglish: Say yes\nEnglish: yes"),
+        ("bg", "topic", "Root.\nSlavic.\nTopic.\nEnglish: Say yes\nEnglish: yes"),
+        ("fr", "other", "Root.\nRomance.\nFrench.\nEnglish: Say yes\nEnglish: yes"),
+        ("pt", "other", "Root.\nRomance.\nEnglish: Say yes\nEnglish: yes"),
+        ("sw", "other", "Root.\nEnglish: Say yes\nEnglish: yes"),
+        ("en", "other", "Root.\nEnglish: Say yes\nEnglish: yes"),
+    ],
+)
+def test_texts_go_from_root_to_leaf_then_task_then_twin(language, task, text):
+    """A node or task without a text is silent."""
+    assert privileged_text(TEXTS, TREE.path(language), task, TWIN) == text
+
+
+def test_the_privileged_answer_can_be_left_out():
+    """The twin's instruction stays: how much the answer itself gives can be measured."""
+    assert privileged_text(TEXTS, TREE.path("sw"), "", TWIN, answer=False) == "Root.\nEnglish: Say yes"
+
+
+def test_a_twin_without_an_answer_gives_its_instruction():
+    """No empty line and no None is shown to the teacher."""
+    assert privileged_text(TEXTS, TREE.path("sw"), "", Turn("Say yes")) == "Root.\nEnglish: Say yes"
+
+
+def test_without_a_twin_only_texts_are_read():
+    """The prompt itself, as a person would write it."""
+    assert privileged_text(TEXTS, TREE.path("ru"), "topic", None) == "Root.\nSlavic.\nRussian.\nTopic."
+
+
+def test_a_teachers_prompt_is_a_system_turn_before_the_instruction(tokenizer):
+    """Through the model's own template, up to where it answers."""
+    ids = teacher_prompt(tokenizer, "Root.", "Sema", limit=100, row="x/sw")
+    assert tokenizer.decode(ids) == "<|system|>Root.<|end|><|user|>Sema<|end|><|assistant|>"
+
+
+def test_a_prompt_at_the_limit_is_taken_and_one_over_it_refused(tokenizer):
+    """1 + 5 + 1 + 1 + 4 + 1 + 1 tokens."""
+    assert len(teacher_prompt(tokenizer, "Root.", "Sema", limit=14, row="x/sw")) == 14
+    with pytest.raises(ConfigError) as caught:
+        teacher_prompt(tokenizer, "Root.", "Sema", limit=13, row="x/sw")
+    assert str(caught.value) == (
+        "the teacher's prompt for x/sw has 14 tokens and the limit is 13; "
+        "raise distill.max_prompt or shorten the node texts"
+    )
+
+
+def test_every_target_has_a_text_at_each_level():
+    """A misspelt node name in the package's texts would be silent for ever."""
+    texts, tree = load_texts(), build_tree(SPOKEN, ranks={"root": 1, "family": 1, "language": 1})
+    assert [node.name for node in tree.nodes if not texts.of(node)] == []
+
+
+def test_every_text_of_the_package_belongs_to_a_node():
+    """No text is kept for a node that no language has."""
+    texts, tree = load_texts(), build_tree(SPOKEN, ranks={"root": 1, "family": 1, "language": 1})
+    assert set(texts.families) | set(texts.languages) <= set(tree.by_name)
+
+
+def test_a_missing_file_of_texts_is_refused(tmp_path):
+    """The message names setting and file."""
+    path = tmp_path / "texts.yaml"
+    with pytest.raises(ConfigError) as caught:
+        load_texts(path)
+    assert str(caught.value) == f"distill.texts: {path} does not exist"
+
+
+@pytest.mark.parametrize("text", ["root: A\nfamily: {}\n", "families: {}\n", "- root\n", ""])
+def test_texts_with_other_keys_are_refused(tmp_path, text):
+    """A key that is misspelt is not left out in silence."""
+    path = tmp_path / "texts.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_texts(path)
+    assert str(caught.value) == (
+        f"{path}: node texts have the keys root, families, languages, tasks, root at least"
+    )

@@ -1,0 +1,119 @@
+"""The flat loop and the package are the same method: equal rows, equal losses at every step."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from isogloss.config import dump_config, load_config
+from isogloss.data.sources import parallel_examples
+from isogloss.distill.rows import build_rows
+from isogloss.distill.signal import hidden_signals
+from isogloss.distill.trainer import (
+    Ordered,
+    ResponseTrainer,
+    Watch,
+    Weights,
+    samples_of,
+    train,
+    training_arguments,
+)
+from isogloss.teacher.prompts import load_texts
+from isogloss.tree.lora import TreeLora
+from isogloss.tree.nodes import build_tree
+
+FILE = Path(__file__).parents[1] / "examples" / "loop.py"
+STEPS = 5
+RANKS = {"root": 8, "family": 4, "language": 4}
+
+
+@pytest.fixture(scope="module")
+def loop():
+    spec = importlib.util.spec_from_file_location("loop", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tokenizer, tmp_path_factory):
+    """A run folder after stage 1: settings, and a tuned model (random, here)."""
+    folder = tmp_path_factory.mktemp("run")
+    overrides = (
+        "dtype=float32", "languages.targets=[sw, ur]", "languages.items={high: 8, middle: 8, low: 10}",
+        "distill.batch=4", "distill.max_prompt=2000",
+    )  # fmt: skip
+    (folder / "config.yaml").write_text(dump_config(load_config(overrides=overrides)))
+    tiny().save_pretrained(folder / "tuned")
+    tokenizer.save_pretrained(folder / "tuned")
+    return folder
+
+
+def package_rows(config, tokenizer):
+    examples = parallel_examples(config, None, ["sw"])
+    english = {e.id: e.turns["en"].response for e in examples}
+    tree = build_tree(["sw"], families="flat", ranks=RANKS)
+    rows = build_rows(
+        examples, {"sw": 10}, tokenizer, tree, load_texts(), english=english, responses="reference",
+        limit=2000,
+    )  # fmt: skip
+    return rows, tree
+
+
+def test_the_loop_reads_what_the_package_reads(loop, run, tokenizer):
+    """The same prompts, privileged prompts, twins and responses, id by id."""
+    config = load_config(run / "config.yaml")
+    ours = [tuple(map(tuple, row)) for row in loop.read_rows(config, tokenizer, "sw")]
+    theirs = [
+        (r.student.prompt, r.teacher_prompt, r.twin_prompt, r.student.response)
+        for r in package_rows(config, tokenizer)[0]
+    ]
+    assert len(ours) == 10
+    assert ours == theirs
+
+
+def test_the_loop_gives_the_packages_losses_at_every_step(loop, run, tokenizer, tmp_path, capsys):
+    """Same rows, same beginning: every part of the loss agrees, and so does what each step learns."""
+    flat = loop.distil(run, "sw", STEPS)
+    printed = capsys.readouterr().out.splitlines()
+    config = load_config(run / "config.yaml")
+    rows, tree = package_rows(config, tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(run / "tuned")
+    signals = hidden_signals(model, rows, layer=1, pad_id=0)
+    torch.manual_seed(config.seed)
+    carrier = TreeLora(model, tree, targets=config.distill.carrier.targets, scaling=2.0)
+    trainer = ResponseTrainer(
+        model=carrier.model, carrier=carrier,
+        args=training_arguments(
+            tmp_path / "work", steps=STEPS, batch=4, accumulate=1, lr=config.distill.lr, weight_decay=0.0,
+            seed=0, bf16=False, save_every=50,
+        ),
+        train_dataset=Ordered(samples_of(rows, signals), loop.order_of(10, STEPS * 4, 0)),
+        weights=Weights(ce=1.0, kl=1.0, hidden=0.3, layer=1), pad_id=0,
+    )  # fmt: skip
+    curve = tmp_path / "curve.jsonl"
+    train(trainer, Watch(curve, "distill", 1, lambda done, of: None), tmp_path / "work")
+    for ours, line in zip(flat, curve.read_text().splitlines(), strict=True):
+        theirs = json.loads(line)
+        assert ours == pytest.approx({name: theirs[name] for name in ours}, abs=1e-4)
+    assert len(printed) == STEPS and printed[0].startswith(f"step 1: loss {flat[0]['loss']:.4f}  ce ")
+    assert flat[-1]["loss"] != pytest.approx(flat[0]["loss"], abs=0.01)
+
+
+def test_the_order_reads_every_row_before_any_again(loop):
+    """Seven draws of three rows: two whole passes and one more."""
+    order = loop.order_of(3, 7, 0)
+    assert sorted(order[:3]) == sorted(order[3:6]) == [0, 1, 2]
+    assert len(order) == 7
+
+
+def test_the_loop_runs_as_a_command(run):
+    """One line a step."""
+    command = [sys.executable, str(FILE), str(run), "--language", "sw", "--steps", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["step 1", "step 2"]

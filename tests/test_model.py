@@ -1,0 +1,135 @@
+"""What is asked of any decoder: its layers, its states, its head."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from isogloss.data.chat import pad
+from isogloss.errors import ConfigError
+from isogloss.model import (
+    capture,
+    head,
+    last_hidden,
+    layers_of,
+    load_model,
+    load_tokenizer,
+    mean_pool,
+    pick_dtype,
+)
+
+IDS, MASK = pad([[5, 6, 7, 8], [9, 10]], 0)
+SCALED = {
+    "gemma2": {"final_logit_softcapping": 3.0},
+    "granite": {"logits_scaling": 8.0},
+    "cohere": {"logit_scale": 0.0625},
+}
+
+
+@pytest.fixture
+def scaled():
+    def make(kind):
+        sizes = {
+            "vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "initializer_range": 0.3,
+            "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
+        }  # fmt: skip
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **SCALED[kind])).eval()
+
+    return make
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "mistral", "gemma3_text"])
+@pytest.mark.parametrize("tie", [True, False])
+def test_the_head_of_the_last_states_is_the_models_logits(tiny, kind, tie):
+    """To the bit: the same operations."""
+    model = tiny(kind, tie=tie)
+    expected = model(input_ids=IDS, attention_mask=MASK, use_cache=False).logits
+    assert torch.equal(head(model, last_hidden(model, IDS, MASK).flatten(0, 1)), expected.flatten(0, 1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", list(SCALED))
+def test_the_head_scales_as_its_architecture_does(scaled, kind):
+    """Capped, divided and multiplied logits."""
+    model = scaled(kind)
+    expected = model(input_ids=IDS, attention_mask=MASK, use_cache=False).logits
+    found = head(model, last_hidden(model, IDS, MASK).flatten(0, 1))
+    torch.testing.assert_close(found, expected.flatten(0, 1))
+    plain = model.get_output_embeddings()(last_hidden(model, IDS, MASK)).flatten(0, 1)
+    assert (plain - found).abs().max() > 0.01
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "mistral", "gemma3_text"])
+@pytest.mark.parametrize("layer", [1, 2])
+def test_a_captured_layer_is_transformers_hidden_state(tiny, five, student, kind, layer):
+    """Layer 1 is the first block's output, with adapters injected or not."""
+    model = tiny(kind)
+    expected = model(input_ids=IDS, attention_mask=MASK, output_hidden_states=True).hidden_states[layer]
+    for one in (model, student(model, five).model):
+        with capture(one, layer) as states:
+            last_hidden(one, IDS, MASK)
+        assert len(states) == 1 and torch.equal(states[0], expected)
+    last_hidden(model, IDS, MASK)
+    assert len(states) == 1
+
+
+def test_a_model_without_layers_is_refused(tiny):
+    """The message says how many were looked for."""
+    model = tiny()
+    model.config.num_hidden_layers = 7
+    with pytest.raises(ConfigError) as caught:
+        layers_of(model)
+    assert str(caught.value) == "no list of 7 decoder layers was found in Qwen3ForCausalLM"
+
+
+def test_a_mean_is_taken_over_real_tokens_in_float32():
+    """(1 + 3) / 2 and 5; a row without tokens is zero, not NaN."""
+    hidden = torch.tensor([[[1.0], [3.0]], [[5.0], [9.0]], [[4.0], [4.0]]], dtype=torch.bfloat16)
+    found = mean_pool(hidden, torch.tensor([[1, 1], [1, 0], [0, 0]]))
+    assert found.dtype == torch.float32
+    assert found.tolist() == [[2.0], [5.0], [0.0]]
+
+
+def test_padding_goes_to_the_side_that_is_asked_for():
+    """Right for training, left for generation."""
+    ids, mask = pad([[7], [8, 9]], 0, "left")
+    assert (ids.tolist(), mask.tolist()) == ([[0, 7], [8, 9]], [[0, 1], [1, 1]])
+    ids, mask = pad([[7], [8, 9]], 0)
+    assert (ids.tolist(), mask.tolist()) == ([[7, 0], [8, 9]], [[1, 0], [1, 1]])
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_a_named_type_is_taken(name, dtype):
+    """Whatever the machine."""
+    assert pick_dtype(name) == dtype
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_is_bfloat16_where_the_processor_multiplies_it(monkeypatch, bf16, dtype):
+    """And float32 elsewhere, where bfloat16 would be slower."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    assert pick_dtype("auto") == dtype
+
+
+def test_a_saved_model_and_tokenizer_load(tiny, tokenizer, tmp_path):
+    """In the type that is asked for, in evaluation mode, with the chat template."""
+    tiny().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, loaded = load_model(str(tmp_path), torch.bfloat16), load_tokenizer(str(tmp_path))
+    assert model.dtype == torch.bfloat16 and not model.training
+    assert loaded.chat_template == tokenizer.chat_template
+    assert loaded("Jambo, dünya")["input_ids"] == tokenizer("Jambo, dünya")["input_ids"]
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, lambda name: load_model(name, torch.float32)])
+def test_a_folder_without_a_model_is_refused(tmp_path, load):
+    """The message says what should lie there."""
+    with pytest.raises(ConfigError) as caught:
+        load(str(tmp_path))
+    assert str(caught.value) == (
+        f"model: {tmp_path} holds no config.json; name a folder that save_pretrained wrote"
+    )

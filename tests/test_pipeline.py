@@ -1,0 +1,199 @@
+"""The whole job on a tiny random model: it resumes, repeats itself, and leaves the reference model alone."""
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from isogloss import pipeline
+from isogloss.config import Config, load_config
+from isogloss.demo.items import demo_items
+from isogloss.demo.train_base import CHAT_TEMPLATE, SPECIAL
+from isogloss.errors import DataError, RunError
+
+SMALL = (
+    "seed=3",
+    "data.english_items=120",
+    "tune.batch=4",
+    "tune.epochs=2",
+    "languages.targets=[sw,ur,hi]",
+    "languages.items={high: 21, middle: 21, low: 14}",
+    "distill.batch=4",
+    "distill.epochs=4.5",
+    "evaluate.items=14",
+    "evaluate.sentences=12",
+    "evaluate.max_new_tokens=4",
+)
+
+
+class Killed(BaseException):
+    """Stands for a process that ends without a word."""
+
+
+class Killer(pipeline.Watcher):
+    """Kills a run at a step of one of its stages."""
+
+    def __init__(self, what: str, at: int):
+        self.what, self.at = what, at
+
+    @contextmanager
+    def bar(self, what):
+        def progress(done, of):
+            if what == self.what and done >= self.at:
+                raise Killed
+
+        yield progress
+
+
+def settings(folder: Path, model: Path, *more: str) -> Config:
+    return load_config(None, (*SMALL, f"run={folder}", f"model={model}", "dtype=float32", *more))
+
+
+def finish(config: Config, watcher: pipeline.Watcher | None = None) -> dict:
+    run = pipeline.open_run(config, watcher)
+    pipeline.run_all(run)
+    return json.loads((config.run / "scores.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def tiny_model_folder(tmp_path_factory) -> Path:
+    """A random model of two layers with a small real tokenizer, as save_pretrained writes them."""
+    texts = [
+        turn.instruction
+        for item in demo_items("train", 400, ("en", "sw", "ur", "hi"))
+        for turn in item.example.turns.values()
+    ]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=2_000, special_tokens=list(SPECIAL), initial_alphabet=alphabet)
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|pad|>", chat_template=CHAT_TEMPLATE
+    )
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None, **sizes,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny")
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_model_folder):
+    """An unbroken run and its scores."""
+    config = settings(tmp_path_factory.mktemp("whole") / "run", tiny_model_folder)
+    return config, finish(config)
+
+
+def test_a_run_leaves_everything_that_the_guide_names(finished):
+    """Settings, models, answers, scores, ledger and page lie in the folder; nothing else does."""
+    config, _ = finished
+    assert {path.name for path in config.run.iterdir()} == {
+        "config.yaml", "selection.jsonl", "tuned", "adapters", "tree.json", "curves.jsonl",
+        "predictions", "scores.json", "ledger.json", "report.html",
+    }  # fmt: skip
+    assert {path.name for path in (config.run / "adapters").iterdir()} == {
+        "sw",
+        "ur",
+        "hi",
+        "tree.safetensors",
+    }
+
+
+@pytest.mark.parametrize(
+    ("what", "at"), [("English tuning", 55), ("Distillation", 52), ("demo: after", 1), ("Teacher reads", 1)]
+)
+def test_a_killed_run_goes_on_to_the_same_scores(finished, tmp_path, tiny_model_folder, what, at):
+    """Whenever the process ends, running again gives the scores of an unbroken run."""
+    config = settings(tmp_path / "run", tiny_model_folder)
+    with pytest.raises(Killed):
+        finish(config, Killer(what, at))
+    assert finish(config)["suites"] == finished[1]["suites"]
+    whole, broken = finished[0].run / "curves.jsonl", config.run / "curves.jsonl"
+    assert [json.loads(line)["step"] for line in broken.open()] == [
+        json.loads(line)["step"] for line in whole.open()
+    ]
+
+
+def test_the_same_seed_gives_the_same_scores(finished, tmp_path, tiny_model_folder):
+    """Two runs with the same settings differ in nothing that is reported."""
+    config = settings(tmp_path / "again", tiny_model_folder)
+    assert finish(config)["suites"] == finished[1]["suites"]
+
+
+def test_a_complete_run_is_left_alone(finished):
+    """Running again says that nothing was left to do."""
+    config, _ = finished
+    assert pipeline.run_all(pipeline.open_run(config)) is False
+
+
+def test_scores_have_the_documented_shape(finished):
+    """schema 1: suite → side → measure → mean and languages with value, interval and n."""
+    scores = finished[1]
+    assert scores["schema"] == 1
+    after = scores["suites"]["demo"]["after"]
+    assert {"alignment", "consistency", "retrieval", "accuracy", "fidelity", "retention"} <= set(after)
+    assert set(after["alignment"]["languages"]) == {"sw", "ur", "hi"}
+    assert set(after["consistency"]["languages"]["sw"]) == {"value", "low", "high", "n"}
+    mean = sum(entry["value"] for entry in after["alignment"]["languages"].values()) / 3
+    assert after["alignment"]["mean"] == pytest.approx(mean)
+
+
+def test_every_adapter_is_an_ordinary_peft_adapter_with_the_same_logits(finished):
+    """PeftModel.from_pretrained on the exported folder equals the tree read along that path."""
+    config, _ = finished
+    run = pipeline.load_run(config.run)
+    ids = torch.arange(20, 60)[None]
+    for code in ("sw", "ur", "hi"):
+        carrier = run.student(run.reference_model(), trained=True)
+        with torch.no_grad(), carrier.on([code]) as model:
+            ours = model(input_ids=ids).logits
+        theirs = PeftModel.from_pretrained(run.reference_model(), str(config.run / "adapters" / code))
+        with torch.no_grad():
+            assert (theirs(input_ids=ids).logits - ours).abs().max() <= 1e-4
+
+
+def test_stage_two_trains_the_carriers(finished):
+    """Every node on a taught path has moved away from zero."""
+    config, _ = finished
+    state = load_file(config.run / "adapters" / "tree.safetensors")
+    run = pipeline.load_run(config.run)
+    for node in run.tree.nodes:
+        columns = [p[:, node.start : node.start + node.rank] for name, p in state.items() if "lora_B" in name]
+        assert any(part.abs().max() > 0 for part in columns), node.name
+
+
+def test_other_settings_are_refused_in_the_same_folder(finished, tiny_model_folder):
+    """A run folder belongs to the settings it was made with; the message names the first difference."""
+    config = settings(finished[0].run, tiny_model_folder, "distill.lr=0.5")
+    with pytest.raises(RunError, match=r"made with other settings \(lr: 0\.004 there, lr: 0\.5 here\)"):
+        pipeline.open_run(config)
+
+
+def test_a_language_without_data_is_refused_before_anything_is_written(tmp_path, tiny_model_folder):
+    """The demo has fifteen languages; Polish is none of them."""
+    config = settings(tmp_path / "run", tiny_model_folder, "languages.targets=[sw,pl]")
+    with pytest.raises(DataError, match="pl"):
+        pipeline.check(pipeline.Run(config, pipeline.Watcher()))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_ledger_counts_every_stage(finished):
+    """Tokens, operations, seconds and memory of tuning, distillation and evaluation."""
+    config, _ = finished
+    stages = {s["stage"]: s for s in json.loads((config.run / "ledger.json").read_text())["stages"]}
+    assert list(stages) == ["tune", "distill", "evaluate"]
+    assert stages["distill"]["teacher_calls"] == 21 + 14 + 14 + 21  # hi, sw, ur and English
+    assert all(stages[name]["flops"] > 0 and stages[name]["seconds"] > 0 for name in ("tune", "distill"))
