@@ -108,8 +108,11 @@ def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
     settings, carrier = config.distill, config.distill.carrier
     tokenizer = AutoTokenizer.from_pretrained(run / "tuned")
     model = AutoModelForCausalLM.from_pretrained(run / "tuned", dtype=pick_dtype(config.dtype))
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps the method
     rows = read_rows(config, tokenizer, language)
+    if not rows:
+        raise SystemExit(f"no item of the run's data has a response in {language}; name another language")
     batch = min(settings.batch, len(rows))  # a row is no negative of itself
     order = order_of(len(rows), steps * batch, config.seed)
 
@@ -117,7 +120,7 @@ def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
     torch.manual_seed(config.seed)
     lora = LoraConfig(
         r=rank,
-        lora_alpha=int(rank * carrier.scaling),
+        lora_alpha=rank * carrier.scaling,  # type: ignore[arg-type]  # any number is read as alpha
         target_modules=list(carrier.targets),
         task_type="CAUSAL_LM",
     )

@@ -3,6 +3,7 @@
 `run()` does the whole job of the command line; `load()` gives a finished run's model in one language.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,18 @@ def run(config: str | Path | None = None, **overrides: Any) -> Path:
     Raises:
         isogloss.errors.IsoglossError: Something that the caller can mend.
     """
-    from isogloss import pipeline
     from isogloss.config import load_config
 
     settings = load_config(
-        None if config is None else Path(config), tuple(f"{k}={v}" for k, v in overrides.items())
+        None if config is None else Path(config),
+        [
+            f"{name}={json.dumps(value, default=_plain, ensure_ascii=False)}"
+            for name, value in overrides.items()
+        ],
+        places=True,
     )
+    from isogloss import pipeline
+
     job = pipeline.Run(settings, pipeline.Watcher())
     pipeline.check(job)
     pipeline.run_all(pipeline.open_run(settings))
@@ -40,15 +47,25 @@ def load(run: str | Path, language: str) -> tuple[Any, Any]:
     Raises:
         isogloss.errors.RunError: The run is not finished or has no such language.
     """
+    from isogloss.errors import RunError
+    from isogloss.languages import UnknownLanguageError, resolve
+
+    try:
+        code = resolve(language).code
+    except UnknownLanguageError as error:
+        raise RunError(str(error)) from None
     from peft import PeftModel
 
     from isogloss import pipeline
-    from isogloss.errors import RunError
-    from isogloss.languages import resolve
 
-    job, code = pipeline.load_run(Path(run)), resolve(language).code
+    job = pipeline.load_run(Path(run))
     folder = job.folder / "adapters" / code
     if not folder.exists():
         have = ", ".join(sorted(p.name for p in folder.parent.glob("*/"))) or "none"
         raise RunError(f"{run} has no adapter for {code}; it has {have}")
     return PeftModel.from_pretrained(job.reference_model(), str(folder)).eval(), job.tokenizer
+
+
+def _plain(value: Any) -> Any:
+    """Paths and sets, which JSON lacks."""
+    return str(value) if isinstance(value, Path) else list(value)

@@ -1,39 +1,62 @@
 """One instruction, answered by the reference model in English, zero-shot, and by the aligned model."""
 
+from isogloss.errors import RunError
 from isogloss.generate import answers
-from isogloss.languages import SOURCE, resolve
+from isogloss.languages import SOURCE, UnknownLanguageError, resolve
 from isogloss.pipeline import Run
+
+LONGEST = 64
+"""Tokens of an answer, at most."""
 
 
 class Asker:
-    """Keeps the model of a run in memory and answers in one language."""
+    """Keeps the model of a run in memory and answers in one language.
+
+    Raises:
+        RunError: The run is not trained, or no language has the code.
+    """
 
     def __init__(self, run: Run, language: str):
-        self.language = resolve(language)
+        try:
+            self.language = resolve(language)
+        except UnknownLanguageError as error:
+            raise RunError(str(error)) from None
         self.run = run
         self.model = run.reference_model()
         self.carrier = run.student(self.model, trained=True)
-        self.note = self._note()
+
+    @property
+    def note(self) -> str:
+        """What stands in for a language that was not taught; empty for one that was."""
+        path = self.run.tree.path(self.language.code)
+        if path[-1].level == "language" or self.language.code == SOURCE:
+            return ""
+        holds = [node for node in path if node.rank]
+        if not holds:
+            return (
+                f"{self.language.name} was not taught and this tree shares nothing: the answer is zero-shot."
+            )
+        node = holds[-1]
+        through = "the root" if node.level == "root" else f"its family, {node.name.replace('/', ' / ')}"
+        return f"{self.language.name} was not taught; it answers through {through}."
 
     def answers(self, text: str, twin: str | None = None) -> dict[str, str]:
-        """Answers by the name of who gives them."""
-        tokenizer, limit = self.run.tokenizer, 64
-        found = {}
-        if twin is not None:
-            found["English twin"] = answers(self.model, tokenizer, [twin], max_new_tokens=limit)[0]
-        found["zero-shot"] = answers(self.model, tokenizer, [text], max_new_tokens=limit)[0]
-        found["aligned"] = answers(
+        """Answers by the name of who gives them.
+
+        Args:
+            text: The instruction in the asker's language.
+            twin: The same in English, where there is one: the reference model answers it.
+        """
+        tokenizer = self.run.tokenizer
+        asked = [text] if twin is None else [text, twin]
+        plain = [answers(self.model, tokenizer, [one], max_new_tokens=LONGEST)[0] for one in asked]
+        aligned = answers(
             self.model,
             tokenizer,
             [text],
             languages=[self.language.code],
             carrier=self.carrier,
-            max_new_tokens=limit,
-        )[0]
-        return found
-
-    def _note(self) -> str:
-        path = self.run.tree.path(self.language.code)
-        if path[-1].level == "language" or self.language.code == SOURCE:
-            return ""
-        return f"{self.language.name} has no leaf in this run; it answers through {path[-1].name}."
+            max_new_tokens=LONGEST,
+        )
+        english = {} if twin is None else {"reference, English": plain[1]}
+        return {**english, "zero-shot": plain[0], "aligned": aligned[0]}

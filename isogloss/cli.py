@@ -1,38 +1,41 @@
-"""The command line: a command parses, calls one function, prints."""
+"""The command line: a command parses, calls one function, prints.
 
+Nothing here imports torch before the settings are known to be right.
+"""
+
+import contextlib
+import json
 import sys
-from collections.abc import Iterator
+import time
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from isogloss.config import Config, load_config
-from isogloss.errors import IsoglossError, RunError
+from isogloss.errors import ConfigError, IsoglossError, RunError
+from isogloss.languages import Language, UnknownLanguageError, resolve
+from isogloss.languages import languages as registry
 
 if TYPE_CHECKING:
+    from isogloss.asking import Asker
     from isogloss.pipeline import Run
 
 app = typer.Typer(
-    help="Tune a language model on English instructions, then have it follow them the same way in every language.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-out, err = Console(), Console(stderr=True)
+out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 
 ConfigFile = Annotated[
     Path | None, typer.Argument(metavar="[CONFIG]", help="YAML settings; without it the embedded default.")
@@ -42,38 +45,41 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, e.g. distill.lr=0.001; repeatable."),
 ]
-DataRoot = Annotated[Path | None, typer.Option(help="Folder of the real data sets; else ISOGLOSS_DATA.")]
+DataRoot = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Folder of the real data sets; else ISOGLOSS_DATA.")
+]
 
 
-class Screen:
-    """Shows a run on the terminal; the Watcher that the pipeline speaks to."""
+def _version(asked: bool) -> bool:
+    if asked:
+        out.print(f"isogloss {version('isogloss')}")
+        raise typer.Exit
+    return asked
 
-    def say(self, text: str) -> None:
-        out.print(f"[bold]{escape(text)}[/]")
 
-    @contextmanager
-    def bar(self, what: str) -> Iterator:
-        """A bar with the time left."""
-        columns = (
-            SpinnerColumn(), TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        )  # fmt: skip
-        with Progress(*columns, console=out, transient=False) as progress:
-            task = progress.add_task(what, total=None)
-            yield lambda done, of: progress.update(task, completed=done, total=of)
+@app.callback()
+def start(
+    asked: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Tune a language model on English instructions,
+    then have it follow them the same way in every language."""
 
 
 @app.command()
 def run(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
     """The whole job: English tuning, distillation, evaluation, report."""
-    job = _open(config, set_, data_root)
+    settings = _settings(config, set_, data_root)
+    job = _open(settings)
     from isogloss import pipeline
 
     if not pipeline.run_all(job):
-        out.print(f"{job.folder} is complete; its report is {job.folder / 'report.html'}")
+        _line(f"{job.folder} is complete; its report is {job.folder / 'report.html'}")
         return
     _show_scores(job)
-    out.print(f"Report: {job.folder / 'report.html'}")
+    _line(f"Report: {job.folder / 'report.html'}")
 
 
 @app.command()
@@ -86,30 +92,35 @@ def tune(
     ] = False,
 ) -> None:
     """Stage 1: selected English instructions tune the base."""
+    settings = _settings(config, set_, data_root)
     if dry_run:
-        _show_selection(_prepare(config, set_, data_root))
+        _show_selection(_prepare(settings))
         return
-    job = _open(config, set_, data_root)
+    job = _open(settings)
     from isogloss import pipeline
 
     pipeline.run_tune(job)
-    out.print(f"Reference model: {job.tuned}")
+    _line(f"Reference model: {job.tuned}")
 
 
 @app.command()
 def distill(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
     """Stage 2: the hierarchy of prompts is distilled into one adapter per language."""
-    job = _open(config, set_, data_root)
+    settings = _settings(config, set_, data_root)
+    _require(settings.run, TUNED)
+    job = _open(settings)
     from isogloss import pipeline
 
     pipeline.run_distill(job)
-    out.print(f"Adapters: {job.folder / 'adapters'}")
+    _line(f"Adapters: {job.folder / 'adapters'}")
 
 
 @app.command()
 def evaluate(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
     """Every measure, before and after."""
-    job = _open(config, set_, data_root)
+    settings = _settings(config, set_, data_root)
+    _require(settings.run, TUNED, DISTILLED)
+    job = _open(settings)
     from isogloss import pipeline
 
     pipeline.run_evaluate(job)
@@ -119,112 +130,197 @@ def evaluate(config: ConfigFile = None, set_: Overrides = None, data_root: DataR
 @app.command()
 def report(run_folder: RunFolder) -> None:
     """Write the page of a run again."""
-    from isogloss import pipeline
+    _is_run(run_folder)
+    from isogloss.report.page import write_report
 
-    out.print(f"Report: {pipeline.run_report(pipeline.load_run(run_folder))}")
+    _line(f"Report: {write_report(run_folder)}")
 
 
 @app.command()
 def languages(
     search: Annotated[str, typer.Argument(help="Part of a name or code; all languages without it.")] = "",
 ) -> None:
-    """The languages that are known, with all their codes."""
-    from isogloss.languages import languages as registry
-
-    table = Table(box=None, header_style="bold")
-    for name in (
-        "code",
-        "name",
-        "autonym",
-        "FLORES-101",
-        "FLORES-200",
-        "XGLUE",
-        "script",
-        "family",
-        "resources",
-    ):
-        table.add_column(name, no_wrap=name != "family")
-    wanted = search.casefold()
-    for code, one in registry().items():
-        row = [
-            code,
-            one.name,
-            one.autonym,
-            one.flores101,
-            one.flores200,
-            one.xglue or "",
-            one.script,
-            " / ".join(one.family),
-            one.resource,
-        ]
-        if wanted in " ".join(row).casefold():
-            table.add_row(*map(escape, row))
-    if not table.rows:
-        raise RunError(f"no language has {search!r} in its name or codes")
+    """The languages that are known; one alone is shown with all its codes."""
+    found = _search(search)
+    if not found:
+        try:
+            resolve(search)
+        except UnknownLanguageError as error:
+            raise RunError(str(error)) from None
+    if len(found) <= 3:
+        for number, one in enumerate(found):
+            out.print(*[""] * bool(number), _card(one), sep="\n")
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("code", "name", "autonym", "data", "family"):
+        table.add_column(name, no_wrap=True)
+    for one in found:
+        branch = one.family[-1]
+        branch = branch if len(branch) <= 22 else branch[:21] + "…"  # so that all fit 80 columns
+        table.add_row(*map(escape, (one.code, one.name, one.autonym, one.resource, branch)))
     out.print(table)
+    out.print(f"{len(found)} languages; `isogloss languages NAME` shows one with all its codes.")
 
 
 @app.command()
 def ask(
     run_folder: RunFolder,
     text: Annotated[str | None, typer.Argument(help="The instruction; without it a prompt loop.")] = None,
-    language: Annotated[str, typer.Option(help="The language asked in, any code.")] = "en",
+    language: Annotated[
+        str, typer.Option(metavar="CODE", help="The language asked in, by any of its codes.")
+    ] = "en",
     twin: Annotated[
-        str | None, typer.Option(help="The same instruction in English, to compare with.")
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="The same instruction in English, answered by the reference model."
+        ),
     ] = None,
 ) -> None:
     """Zero-shot and aligned answers side by side."""
+    _is_run(run_folder)
+    try:
+        code = resolve(language).code
+    except UnknownLanguageError as error:
+        raise ConfigError(f"--language: {error}") from None
+    if text is not None and not text.strip():
+        raise ConfigError("the instruction is empty; write one, or leave it out for a prompt loop")
+    _require(run_folder, TUNED, DISTILLED)
     _quiet()
     from isogloss import asking, pipeline
 
-    asker = asking.Asker(pipeline.load_run(run_folder), language)
+    asker = asking.Asker(pipeline.load_run(run_folder), code)
+    if asker.note:
+        _line(asker.note)
     if text is not None:
         _show_answers(asker, text, twin)
         return
-    out.print(f"Ask in {asker.language.name}; an empty line ends.")
-    while line := typer.prompt("", default="", show_default=False, prompt_suffix="> "):
-        _show_answers(asker, line, None)
+    for line in _typed(asker.language):
+        _show_answers(asker, line, twin)
+        twin = None
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: what a user can mend is one line on stderr and exit code 2."""
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        app(standalone_mode=True)
+        code = app(words, prog_name="isogloss", standalone_mode=False) or 0
+        if code == INTERRUPTED:  # Typer has caught it
+            raise KeyboardInterrupt
+        sys.exit(code)
     except IsoglossError as error:
-        for line in str(error).split("\n"):
-            err.print(f"[red]error[/] {escape(line)}", soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("stopped; run the same command to go on")
-        sys.exit(130)
+        _refuse(str(error))
+    except USAGE_ERROR as error:
+        _refuse(f"{' '.join(error.format_message().split())} See {_help_for(error)}.")
+    except (KeyboardInterrupt, typer.Abort):
+        _stopped()
+    except BrokenPipeError:  # whoever read our output has gone
+        sys.stdout = None  # type: ignore[assignment]  # so that nothing is flushed at exit
+        sys.exit(1)
+    except OSError as error:
+        # Without a number it is transformers that found no model, in several lines.
+        _refuse(str(error).split("\n")[0] if error.errno is None else f"{error.filename}: {error.strerror}")
+
+
+USAGE_ERROR: Any = typer.BadParameter.__base__
+"""What Typer raises for an unknown command, option or missing argument."""
+INTERRUPTED = 130
+TUNED = ("tuned", "no tuned model", "tune")
+DISTILLED = ("adapters/tree.safetensors", "no adapters", "distill")
+
+
+class Clock(ProgressColumn):
+    """Time left while something runs, time taken when it is done."""
+
+    def render(self, task: Task) -> Text:
+        if task.finished:
+            return Text(f"{_time(task.finished_time or 0)}")
+        left = task.time_remaining
+        return Text("" if left is None else f"{_time(left)} left", style="cyan")
+
+
+class Screen:
+    """Shows a run: bars on a terminal, now and then a plain line elsewhere."""
+
+    every = 15.0
+    """Seconds between two plain lines."""
+
+    def say(self, text: str) -> None:
+        """One line about the method."""
+        out.print(escape(text), style="bold")
+
+    @contextmanager
+    def bar(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Progress with the time left."""
+        with self._bar(what) if out.is_terminal else self._lines(what) as progress:
+            yield progress
+
+    @contextmanager
+    def _bar(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        columns = (
+            SpinnerColumn(finished_text="[green]✓[/]"), TextColumn("{task.description:<20}"),
+            BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %"), Clock(),
+        )  # fmt: skip
+        with Progress(*columns, console=out) as progress:
+            task = progress.add_task(escape(what), total=None)
+            yield lambda done, of: progress.update(task, completed=done, total=of)
+            total = progress.tasks[0].total or 1
+            progress.update(task, completed=total, total=total)
+
+    @contextmanager
+    def _lines(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        began = said = time.monotonic()
+
+        def progress(done: int, of: int) -> None:
+            nonlocal said
+            now = time.monotonic()
+            if now - said >= self.every and 0 < done < of:
+                said = now
+                left = (now - began) * (of - done) / done
+                _line(f"  {what}: {100 * done // of} %, {_time(left)} left")
+
+        yield progress
+        _line(f"  {what}: {_time(time.monotonic() - began)}")
 
 
 def _settings(config: Path | None, overrides: list[str] | None, data_root: Path | None) -> Config:
-    given = tuple(overrides or ())
-    if data_root is not None:
-        given += (f"data_root={data_root}",)
-    return load_config(config, given)
+    return load_config(config, overrides or (), data_root=data_root, places=True)
 
 
-def _prepare(config: Path | None, overrides: list[str] | None, data_root: Path | None) -> "Run":
+def _prepare(settings: Config) -> "Run":
     """A run whose folder is not touched."""
-    settings = _settings(config, overrides, data_root)
     _quiet()
     from isogloss import pipeline
 
-    return pipeline.Run(settings, Screen())  # type: ignore[arg-type]  # a Screen is a Watcher in all but name
+    class Shown(Screen, pipeline.Watcher):
+        """A Screen that the pipeline takes; made here because the pipeline imports torch."""
+
+    return pipeline.Run(settings, Shown())
 
 
-def _open(config: Path | None, overrides: list[str] | None, data_root: Path | None) -> "Run":
-    job = _prepare(config, overrides, data_root)
+def _open(settings: Config) -> "Run":
+    """A run whose folder is there; nothing is written before all that it needs is."""
+    job = _prepare(settings)
     from isogloss import pipeline
 
     pipeline.check(job)
-    return pipeline.open_run(job.config, job.watcher)
+    return pipeline.open_run(settings, job.watcher)
+
+
+def _is_run(folder: Path) -> None:
+    if not (folder / "config.yaml").is_file():
+        raise RunError(f"{folder} is no run folder; it has no config.yaml")
+
+
+def _require(folder: Path, *stages: tuple[str, str, str]) -> None:
+    """What an earlier stage leaves in the run folder must be there."""
+    for file, lacks, command in stages:
+        if not (folder / file).exists():
+            raise RunError(f"{folder} has {lacks}; run `isogloss {command}` first")
 
 
 def _quiet() -> None:
     """A run speaks for itself: the libraries' own logs and bars stay silent."""
+    import logging
     import os
     import warnings
 
@@ -233,18 +329,46 @@ def _quiet() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="(torch|transformers|peft|accelerate)")
 
 
-def _show_scores(job: "Run") -> None:
-    import json
+def _refuse(lines: str) -> None:
+    for line in lines.split("\n"):
+        err.print(f"[red]error[/] {escape(line)}", soft_wrap=True)
+    sys.exit(2)
 
+
+def _stopped() -> None:
+    err.print("stopped; the same command goes on where it was")
+    sys.exit(INTERRUPTED)
+
+
+def _help_for(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    return f"`{context.command_path if context else 'isogloss'} --help`"
+
+
+def _line(text: str) -> None:
+    """A line that is never broken, so that a path in it can be copied."""
+    out.print(escape(text), soft_wrap=True)
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _show_scores(job: "Run") -> None:
     from isogloss.report.table import headline, summary_table
 
     scores = json.loads((job.folder / "scores.json").read_text("utf-8"))
     for suite in scores["suites"]:
+        out.print()
         out.print(summary_table(scores, suite))
-        out.print(headline(scores, suite))
+        out.print(escape(headline(scores, suite)))
+    out.print()
 
 
 def _show_selection(job: "Run") -> None:
@@ -252,26 +376,77 @@ def _show_selection(job: "Run") -> None:
     from isogloss.data.selection import summary
 
     chosen = pipeline.select_english(job)
-    table = Table(
-        "reason", "items", box=None, header_style="bold", title="English items", title_justify="left"
-    )
+    table = Table("reason", "items", box=None, header_style="bold", pad_edge=False)
+    table.columns[1].justify = "right"
     for reason, count in summary(chosen).items():
-        table.add_row(reason, str(count))
+        table.add_row(escape(reason), str(count))
     table.add_row("kept", str(len(chosen.kept)), style="bold")
     out.print(table)
     for dropped in chosen.dropped[:20]:
-        out.print(escape(f"{dropped.example_id}: {dropped.reason}: {dropped.detail}"))
+        _line(_plain(f"{dropped.example_id}: {dropped.reason}: {dropped.detail}"))
+    if len(chosen.dropped) > 20:
+        out.print(f"and {len(chosen.dropped) - 20} more")
 
 
-def _show_answers(asker, text: str, twin: str | None) -> None:
-    table = Table(box=None, header_style="bold", show_edge=False)
-    columns = asker.answers(text, twin)
-    for name in columns:
-        table.add_column(name)
-    table.add_row(*(escape(answer) or "—" for answer in columns.values()))
+def _search(text: str) -> list[Language]:
+    """The languages with the text in a name, code or family; a code that is exactly the text comes alone."""
+    wanted = text.strip().casefold()
+    with contextlib.suppress(UnknownLanguageError):
+        return [resolve(text)]
+    return [
+        one
+        for one in registry().values()
+        if wanted in " ".join((*one.codes(), one.name, one.autonym, *one.family, one.script)).casefold()
+    ]
+
+
+def _card(one: Language) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    rows = {
+        one.code: f"{one.name}, {one.autonym}",
+        "BCP 47": one.bcp47, "ISO 639-3": one.iso639_3, "FLORES-101": one.flores101,
+        "FLORES-200": one.flores200, "NTREX": one.ntrex, "XGLUE": one.xglue, "MASSIVE": one.massive,
+        "script": f"{one.script}, {'right to left' if one.direction == 'rtl' else 'left to right'}",
+        "family": " / ".join(one.family), "resources": one.resource,
+    }  # fmt: skip
+    for name, value in rows.items():
+        if value is not None:
+            table.add_row(escape(name), escape(value))
+    return table
+
+
+def _typed(language: Language) -> Iterator[str]:
+    """Lines that are typed, or piped in, until an empty one or the end."""
+    asked = sys.stdin.isatty()
+    if asked:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  # arrow keys and history
+        out.print(f"Ask in {language.name}; an empty line ends.")
+    while True:
+        try:
+            line = input("> " if asked else "").strip()
+        except EOFError:
+            if asked:
+                out.print()
+            return
+        if not line:
+            return
+        yield line
+
+
+def _show_answers(asker: "Asker", text: str, twin: str | None) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
+    answers = asker.answers(text, twin)
+    for name in answers:
+        table.add_column(name, overflow="fold")
+    table.add_row(*(escape(_plain(answer)) or "—" for answer in answers.values()))
     out.print(table)
-    if asker.note:
-        out.print(escape(asker.note), style="dim")
+
+
+def _plain(text: str) -> str:
+    """A model's or a data set's text without control characters, which a terminal would obey."""
+    return "".join("�" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
 if __name__ == "__main__":

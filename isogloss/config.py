@@ -716,4 +716,4 @@ def _misplaced(config: Config, written: _Written) -> Iterator[str]:
             yield fault("data.type", f"{config.data.type} {way}")
         for name in config.evaluate.suites:
             if name in ROOTED:
-                yield fault("evaluate.suites", f"{name} {way}")
+                yield fault("evaluate.suites", f"holds {name}, which {way}")

@@ -46,7 +46,7 @@ from isogloss.report.page import write_report
 from isogloss.teacher.prompts import load_texts
 from isogloss.tree.lora import TreeLora
 from isogloss.tree.nodes import Tree, build_tree
-from isogloss.tune import english_rows, tune
+from isogloss.tune import difficulty, english_rows, tune
 
 Progress = Callable[[int, int], None]
 
@@ -155,20 +155,20 @@ class Run:
 
 
 def open_run(config: Config, watcher: Watcher | None = None) -> Run:
-    """Make the run's folder, or check that it belongs to these settings.
+    """Make the run's folder, or check that it belongs to these settings; evaluation may change.
 
     Raises:
         RunError: The folder was made with other settings.
     """
     file, text = config.run / "config.yaml", dump_config(config)
     if file.exists():
-        if (theirs := file.read_text("utf-8")) != text:
+        before = load_config(file).model_copy(update={"evaluate": config.evaluate})
+        if (theirs := dump_config(before)) != text:
             raise RunError(
                 f"{config.run} was made with other settings ({_difference(theirs, text)}); "
                 "use another run folder or these settings"
             )
-    else:
-        write_text(file, text)
+    write_text(file, text)
     return Run(config, watcher or Watcher())
 
 
@@ -186,7 +186,7 @@ def load_run(folder: Path, watcher: Watcher | None = None) -> Run:
 
 def run_all(run: Run) -> bool:
     """Every stage that is not there yet; whether anything was left to do."""
-    if (run.folder / "report.html").exists() and (run.folder / "scores.json").exists():
+    if (run.folder / "report.html").exists() and not _unscored(run, _scores(run)):
         return False
     run_tune(run)
     run_distill(run)
@@ -199,9 +199,16 @@ def select_english(run: Run) -> selection.Selection:
     """The English examples that are good enough to learn from, and why the others are not."""
     examples = english_examples(run.config, run.data_root)
     settings = run.config.tune.selection
-    if not settings.enabled:
-        return selection.Selection(tuple(examples), ())
-    return selection.select(examples, max_chars=settings.max_chars)
+    chosen = selection.Selection(tuple(examples), ())
+    if settings.enabled:
+        chosen = selection.select(examples, max_chars=settings.max_chars)
+    if settings.keep < 1:
+        base = load_model(run.config.model, run.dtype)
+        with run.watcher.bar("Difficulty") as progress:
+            scores = difficulty(base, load_tokenizer(run.config.model), chosen.kept, progress)
+        best = selection.keep_best(chosen.kept, scores, settings.keep)
+        chosen = selection.Selection(best.kept, chosen.dropped + best.dropped)
+    return chosen
 
 
 def run_tune(run: Run) -> None:
@@ -298,10 +305,8 @@ def run_distill(run: Run) -> None:
 
 def run_evaluate(run: Run) -> None:
     """Every measure before and after, in `scores.json` and `predictions/`."""
-    file = run.folder / "scores.json"
-    settings = run.config.evaluate
-    scores = json.loads(file.read_text("utf-8")) if file.exists() else _empty_scores()
-    missing = [name for name in settings.suites if name not in scores["suites"]]
+    settings, scores = run.config.evaluate, _scores(run)
+    missing = _unscored(run, scores)
     if not missing:
         return
     model = run.reference_model()
@@ -316,7 +321,7 @@ def run_evaluate(run: Run) -> None:
     aligned = runner.Model(model, run.tokenizer, carrier)
     for name, suite in loaded.items():
         scores["suites"][name] = _after(run, aligned, plain, suite, found[name])
-        write_json(file, scores)
+        write_json(run.folder / "scores.json", scores)
     run.ledger.pause(stage)
 
 
@@ -380,6 +385,7 @@ def _after(run: Run, aligned: runner.Model, plain: runner.Model, suite: SuiteDat
     write_lines(run.folder / "predictions" / f"{suite.name}.after.jsonl", side.predictions)
     return {
         "signature": _signature(run, suite, before.layer, layer),
+        "settings": _how(run),
         "languages": list(languages),
         "before": before.side.scores,
         "after": after,
@@ -495,8 +501,21 @@ def _pausing(run: Run, stage: Stage, progress: Progress) -> Progress:
     return report
 
 
-def _empty_scores() -> dict:
+def _scores(run: Run) -> dict:
+    file = run.folder / "scores.json"
+    if file.exists():
+        return json.loads(file.read_text("utf-8"))
     return {"schema": 1, "isogloss": version("isogloss"), "suites": {}}
+
+
+def _unscored(run: Run, scores: dict) -> list[str]:
+    """Suites that are asked for and have no scores, or scores made in another way."""
+    done = {name for name, suite in scores["suites"].items() if suite["settings"] == _how(run)}
+    return [name for name in run.config.evaluate.suites if name not in done]
+
+
+def _how(run: Run) -> dict:
+    return run.config.evaluate.model_dump(mode="json", exclude={"suites"})
 
 
 def _difference(theirs: str, ours: str) -> str:

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from isogloss.config import Tune
 from isogloss.data.chat import Encoded, encode, encode_prompt, encode_response
 from isogloss.data.examples import ParallelExample, Turn
+from isogloss.data.selection import instruction_following_difficulty
 from isogloss.distill.rows import schedule
 from isogloss.distill.trainer import (
     Ordered,
@@ -19,11 +21,12 @@ from isogloss.distill.trainer import (
     Sample,
     Watch,
     Weights,
+    collate,
     train,
     training_arguments,
 )
 from isogloss.languages import SOURCE
-from isogloss.model import pad_id
+from isogloss.model import head, last_hidden, pad_id
 from isogloss.teacher.prompts import NodeTexts, privileged_text
 
 Progress = Callable[[int, int], None]
@@ -57,6 +60,33 @@ def english_rows(
             )
         )
     return rows
+
+
+@torch.no_grad()
+def difficulty(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[ParallelExample],
+    progress: Progress,
+    batch: int = 64,
+) -> list[float]:
+    """How little each English instruction helps the base to foresee its response; see `selection`."""
+    losses: dict[bool, list[float]] = {True: [], False: []}
+    for told, found in losses.items():
+        for start in range(0, len(examples), batch):
+            encoded = []
+            for example in examples[start : start + batch]:
+                turn = example.turns[SOURCE]
+                assert turn.response is not None
+                row = encode(tokenizer, turn.instruction if told else "", turn.response)
+                encoded.append(Sample(row))
+            collated = collate(encoded, pad_id(tokenizer)).to(next(base.parameters()).device)
+            states = last_hidden(base, collated.ids, collated.mask).flatten(0, 1)[collated.positions]
+            tokens = F.cross_entropy(head(base, states).float(), collated.response, reduction="none")
+            lengths = [len(sample.encoded.response) for sample in encoded]
+            found.extend(part.mean().item() for part in tokens.split(lengths))
+            progress(len(losses[True]) + len(losses[False]), 2 * len(examples))
+    return instruction_following_difficulty(losses[True], losses[False])
 
 
 def tune(

@@ -211,17 +211,21 @@ def main(
         for optim, inner in zip(optims, state["optimisers"], strict=True):
             optim.load_state_dict(inner)
         first = state["step"]
-    trained, started = torch.compile(model), time.monotonic()
+
+    @torch.compile
+    def step_loss(ids: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(input_ids=ids, use_cache=False).logits
+        return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+
+    started = time.monotonic()
     log = (out / "log.jsonl").open("a", buffering=1)
     last = min(steps, stop_after or steps)
     for step in range(first, last):
         for optim in optims:
             for group in optim.param_groups:
                 group["lr"] = lr * schedule(step, steps)
-        ids = blocks.step(step)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = trained(input_ids=ids, use_cache=False).logits
-        loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+        loss = step_loss(blocks.step(step))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:

@@ -64,7 +64,7 @@ def privileged_text(
     if twin is not None:
         lines.append(f"English: {twin.instruction}")
         if answer and twin.response is not None:
-            lines.append(f"English: {twin.response}")
+            lines.append(f"→ {twin.response}")
     return "\n".join(lines)
 
 

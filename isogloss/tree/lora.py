@@ -36,6 +36,7 @@ class Routing:
         self.rows: Int[Tensor, "paths width"] | None = None
         self.scale: Float[Tensor, "paths width 1"] | None = None
         self.path_of: Int[Tensor, " batch"] | None = None
+        self.version = 0
 
     def set(self, languages: Sequence[str], device: torch.device) -> None:
         """The batch's languages, one per row; None of the tree's nodes off a path is read."""
@@ -47,6 +48,7 @@ class Routing:
             rows[number, : len(on)] = torch.tensor(on, dtype=torch.long)
             scale[number, : len(on)] = 1.0
         self.rows, self.scale = rows.to(device), scale.to(device)
+        self.version += 1
         self.path_of = torch.tensor([distinct.index(code) for code in languages], device=device)
 
     def gather(

@@ -166,7 +166,7 @@ def test_jensen_shannon_has_the_closed_forms_gradient():
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
 def test_an_impossible_temperature_is_refused(loss, temperature):
     """The message says what it is and what it may be."""
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
+    with pytest.raises(ValueError) as caught:
         loss(HALVES, HALVES, temperature=temperature)
     assert str(caught.value) == f"temperature is {temperature}; it must be a finite number above 0"
 
@@ -174,7 +174,7 @@ def test_an_impossible_temperature_is_refused(loss, temperature):
 @pytest.mark.parametrize("beta", [0.0, 1.0, -0.1, 1.5, math.nan])
 def test_an_impossible_beta_is_refused(beta):
     """At the ends the divergence is zero; the two limits have names of their own."""
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
+    with pytest.raises(ValueError) as caught:
         jensen_shannon(HALVES, HALVES, beta=beta)
     assert str(caught.value) == (
         f"beta is {beta}; it must lie between 0 and 1; at the ends use forward_kl or reverse_kl"

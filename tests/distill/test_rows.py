@@ -38,8 +38,7 @@ def test_a_row_is_what_student_and_teacher_read(build, tokenizer):
     assert tokenizer.decode(row.student.prompt) == "<|user|>Hola<|end|><|assistant|>"
     assert tokenizer.decode(row.student.response) == "sí<|end|>"
     assert tokenizer.decode(row.teacher_prompt) == (
-        "<|system|>Root.\nRomance.\nEspañol.\nEnglish: Hi\nEnglish: yes<|end|>"
-        "<|user|>Hola<|end|><|assistant|>"
+        "<|system|>Root.\nRomance.\nEspañol.\nEnglish: Hi\n→ yes<|end|><|user|>Hola<|end|><|assistant|>"
     )
     assert tokenizer.decode(row.twin_prompt) == "<|user|>Hi<|end|><|assistant|>"
 
@@ -73,7 +72,7 @@ def test_a_language_without_items_is_refused(build):
 
 def test_a_language_without_responses_is_refused(build):
     """Instructions alone cannot be scored against references."""
-    with pytest.raises(DataError, match="^no item has sw; "):
+    with pytest.raises(DataError, match=r"^no item has sw; "):
         build({"sw": 1}, examples=EXAMPLES[2:3])
 
 
@@ -87,10 +86,10 @@ def test_a_long_prompt_of_the_student_is_refused(build):
 
 
 def test_a_long_prompt_of_the_teacher_is_refused(build):
-    """Its system turn is 1 + 48 + 1 tokens of bytes, and 7 more follow."""
+    """Its texts are a token a byte; two enclose the system turn, and seven follow."""
     with pytest.raises(ConfigError) as caught:
         build({"es": 1}, limit=30)
-    text = "Root.\nRomance.\nEspañol.\nEnglish: Hi\nEnglish: yes"
+    text = "Root.\nRomance.\nEspañol.\nEnglish: Hi\n→ yes"
     assert str(caught.value) == (
         f"the teacher's prompt for a/es has {len(text.encode()) + 9} tokens and the limit is 30; "
         "raise distill.max_prompt or shorten the node texts"

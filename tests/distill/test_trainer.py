@@ -289,7 +289,7 @@ def curve_of(folder):
 
 
 def test_a_killed_stage_1_ends_with_the_same_weights(tiny, tmp_path):
-    """Killed at step 5 of 8, resumed from the checkpoint of step 3: bit for bit what an unbroken run gives."""
+    """Killed at step 5 of 8, resumed from the checkpoint of step 3: to the bit what an unbroken one gives."""
     whole, broken, resumed = tiny(), tiny(), tiny(seed=9)
     expected = run(tmp_path / "whole", whole, PLAIN, batch=2, accumulate=2, steps=8)
     with pytest.raises(KeyboardInterrupt):

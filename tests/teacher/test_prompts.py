@@ -22,12 +22,12 @@ TWIN = Turn("Say yes", "yes")
 @pytest.mark.parametrize(
     ("language", "task", "text"),
     [
-        ("ru", "topic", "Root.\nSlavic.\nRussian.\nTopic.\nEnglish: Say yes\nEnglish: yes"),
-        ("bg", "topic", "Root.\nSlavic.\nTopic.\nEnglish: Say yes\nEnglish: yes"),
-        ("fr", "other", "Root.\nRomance.\nFrench.\nEnglish: Say yes\nEnglish: yes"),
-        ("pt", "other", "Root.\nRomance.\nEnglish: Say yes\nEnglish: yes"),
-        ("sw", "other", "Root.\nEnglish: Say yes\nEnglish: yes"),
-        ("en", "other", "Root.\nEnglish: Say yes\nEnglish: yes"),
+        ("ru", "topic", "Root.\nSlavic.\nRussian.\nTopic.\nEnglish: Say yes\n→ yes"),
+        ("bg", "topic", "Root.\nSlavic.\nTopic.\nEnglish: Say yes\n→ yes"),
+        ("fr", "other", "Root.\nRomance.\nFrench.\nEnglish: Say yes\n→ yes"),
+        ("pt", "other", "Root.\nRomance.\nEnglish: Say yes\n→ yes"),
+        ("sw", "other", "Root.\nEnglish: Say yes\n→ yes"),
+        ("en", "other", "Root.\nEnglish: Say yes\n→ yes"),
     ],
 )
 def test_texts_go_from_root_to_leaf_then_task_then_twin(language, task, text):

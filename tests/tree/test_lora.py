@@ -7,9 +7,9 @@ import pytest
 import torch
 from peft import PeftModel
 
-from isogloss.distill.trainer import Sample, Weights, batch_losses, collate
 from isogloss.data.chat import Encoded
 from isogloss.distill.signal import Signal
+from isogloss.distill.trainer import Sample, Weights, batch_losses, collate
 from isogloss.tree.nodes import build_tree
 
 LANGUAGES = ["ru", "bg", "es", "fr", "sw"]

@@ -1,0 +1,291 @@
+"""The command line: what it prints, what it refuses, and that a refusal leaves nothing behind."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from isogloss import cli
+
+SMALL = (
+    "data.english_items=24", "tune.epochs=1", "tune.batch=8", "languages.targets=[sw,es,ur]",
+    "languages.items={high: 6, middle: 6, low: 6}", "distill.epochs=1", "distill.batch=6",
+    "distill.max_prompt=5000", "evaluate.items=7", "evaluate.sentences=6", "evaluate.max_new_tokens=3",
+    "dtype=float32",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tokenizer, tiny, tmp_path_factory) -> Path:
+    """A random model's folder."""
+    folder = tmp_path_factory.mktemp("base")
+    tiny("qwen3").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def small(folder: Path, base: Path) -> list[str]:
+    return [word for s in (*SMALL, f"run={folder}", f"model={base}") for word in ("--set", s)]
+
+
+@pytest.fixture(scope="module")
+def finished(base, tmp_path_factory) -> Path:
+    """A whole run of the command, on three languages."""
+    folder = tmp_path_factory.mktemp("runs") / "done"
+    assert leave(["run", *small(folder, base)]) == 0
+    return folder
+
+
+def leave(arguments: list[str]) -> int:
+    """Run the command and give its exit code."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    return int(caught.value.code or 0)
+
+
+def refusal(arguments: list[str], capsys) -> list[str]:
+    """The lines on stderr of a command that must be refused."""
+    assert leave(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    return said.err.removesuffix("\n").split("\n")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["rnu"], "error No such command 'rnu'. Did you mean 'run'? See `isogloss --help`."),
+        (["run", "--foo"], "error No such option: --foo See `isogloss run --help`."),
+        (["report"], "error Missing argument 'RUN'. See `isogloss report --help`."),
+        (["report", "gone"], "error gone is no run folder; it has no config.yaml"),
+        (["ask", "gone", "hi"], "error gone is no run folder; it has no config.yaml"),
+        (["run", "a.yaml"], "error a.yaml does not exist; name a YAML file of settings"),
+        (
+            ["run", "--set", "seed"],
+            "error --set seed: write it as name=value, for example --set distill.lr=0.001",
+        ),
+        (
+            ["distill"],
+            "error runs/demo has no tuned model; run `isogloss tune` first",
+        ),
+        (["evaluate"], "error runs/demo has no tuned model; run `isogloss tune` first"),
+        (
+            ["tune", "--set", "model=./gone"],
+            "error --set model=./gone: model is ./gone; there is no such folder",
+        ),
+        (
+            ["languages", "swahilli"],
+            "error 'swahilli' is not a known language code; did you mean sw (Swahili)?",
+        ),
+    ],
+)
+def test_a_refusal_is_one_line_and_leaves_nothing_behind(arguments, line, capsys, tmp_path, monkeypatch):
+    """Whatever was wrong, the exit code is 2 and the folder is as it was."""
+    monkeypatch.chdir(tmp_path)
+    assert refusal(arguments, capsys) == [line]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_errors_of_a_file_are_printed(capsys, tmp_path, monkeypatch):
+    """A line each, every one marked."""
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text("sed: 1\ndata:\n  type: demo\n  foo: 1\n")
+    assert refusal(["run", "run.yaml"], capsys) == [
+        "error run.yaml:1: sed is not a setting; did you mean seed?",
+        "error run.yaml:4: data.foo is not a setting of data type demo; there are type, english_items",
+    ]
+    assert list(tmp_path.iterdir()) == [Path(tmp_path / "run.yaml")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (
+            '{"id": "1", "en": {"instruction": "Hi", "response": "Y"}}\n{"id": 2, "sw": {"instruction": ""}}',
+            "data.jsonl:2: the instruction in sw is empty; write one or leave sw out",
+        ),
+        (
+            '{"id": "1", "en": {"instruction": "Hi", "response": "Yo"}, "sw": {"instruction": "Jambo"}}\n',
+            "the data has no ur; add items or take it out of languages.targets",
+        ),
+        (
+            '{"id": "1", "en": {"instruction": "a"}, "sw": {"instruction": "b"}, "ur": {"instruction": "c"}}',
+            "data: no example has an English instruction with a response; stage 1 needs them",
+        ),
+    ],
+)  # fmt: skip
+def test_data_that_cannot_be_used_are_refused_before_the_run_folder_is_made(
+    rows, says, base, capsys, tmp_path, monkeypatch
+):
+    """Malformed rows and languages without data."""
+    monkeypatch.chdir(tmp_path)
+    Path("data.jsonl").write_text(rows)
+    settings = [f"model={base}", "run=new", "data={type: parallel, path: data.jsonl}"]
+    words = [word for s in (*settings, "languages.targets=[sw,ur]") for word in ("--set", s)]
+    assert refusal(["run", *words], capsys) == [f"error {says}"]
+    assert [p.name for p in tmp_path.iterdir()] == ["data.jsonl"]
+
+
+def test_help_and_refused_settings_load_no_torch():
+    """Both answer at once."""
+    code = (
+        "import sys\nfrom isogloss import cli\n"
+        "try: cli.main(sys.argv[1:])\n"
+        "except SystemExit as stop: print(stop.code, 'torch' in sys.modules)"
+    )
+    for arguments, says in ((["--help"], "0 False"), (["run", "--set", "seed=x"], "2 False")):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == says
+
+
+def test_a_run_prints_the_method_in_plain_lines_where_there_is_no_terminal(base, tmp_path, capfd):
+    """No control character, no log of a library, nothing on stderr; then the table and the report's path."""
+    folder = tmp_path / "run"
+    assert leave(["run", *small(folder, base)]) == 0
+    said = capfd.readouterr()
+    assert said.err == ""
+    assert [c for c in said.out if ord(c) < 32 and c != "\n"] == []
+    lines = [line for line in said.out.split("\n") if line]
+    begins = [line.split(":")[0].strip() for line in lines]
+    stages = ["Stage 1", "English tuning", "Stage 2", "Teacher reads", "Distillation"]
+    assert [name for name in begins if name in stages] == stages
+    assert "train_runtime" not in said.out
+    assert lines[-1] == f"Report: {folder}/report.html"
+
+
+def test_a_second_run_says_that_it_is_complete(finished, base, capsys):
+    """Nothing is written again."""
+    before = files(finished)
+    assert leave(["run", *small(finished, base)]) == 0
+    assert capsys.readouterr().out == f"{finished} is complete; its report is {finished}/report.html\n"
+    assert files(finished) == before
+
+
+def test_a_run_folder_made_with_other_settings_is_refused(finished, base, capsys):
+    """The first setting that differs is named, and the folder is as it was."""
+    before = files(finished)
+    assert refusal(["run", *small(finished, base), "--set", "seed=1"], capsys) == [
+        f"error {finished} was made with other settings (seed: 0 there, seed: 1 here); "
+        "use another run folder or these settings"
+    ]
+    assert files(finished) == before
+
+
+def test_a_stage_that_comes_too_early_names_the_one_before(base, finished, capsys, tmp_path):
+    """`ask` too."""
+    (tmp_path / "config.yaml").write_bytes((finished / "config.yaml").read_bytes())
+    line = [f"error {tmp_path} has no tuned model; run `isogloss tune` first"]
+    assert refusal(["ask", str(tmp_path), "Habari", "--language", "sw"], capsys) == line
+    assert refusal(["evaluate", "--set", f"run={tmp_path}"], capsys) == line
+    (tmp_path / "tuned").mkdir()
+    line = [f"error {tmp_path} has no adapters; run `isogloss distill` first"]
+    assert refusal(["ask", str(tmp_path), "Habari"], capsys) == line
+    assert refusal(["report", str(tmp_path)], capsys) == [
+        f"error {tmp_path}/scores.json is missing; run `isogloss evaluate` first, which writes it"
+    ]
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["config.yaml", "tuned"]
+
+
+def test_ask_shows_the_answers_side_by_side(finished, capsys):
+    """The reference model's English answer stands first where a twin is given."""
+    assert leave(["ask", str(finished), "Habari", "--language", "swh", "--twin", "Hello"]) == 0
+    header = capsys.readouterr().out.split("\n")[0]
+    assert header.split() == ["reference,", "English", "zero-shot", "aligned"]
+    assert leave(["ask", str(finished), "Habari", "--language", "sw"]) == 0
+    assert capsys.readouterr().out.split("\n")[0].split() == ["zero-shot", "aligned"]
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("pt", "Portuguese was not taught; it answers through its family, Indo-European / Italic / Romance."),
+        ("zh", "Chinese (Simplified) was not taught; it answers through the root."),
+    ],
+)
+def test_a_language_without_a_leaf_says_through_what_it_answers(code, says, finished, capsys):
+    """Its family where that was taught, else the root."""
+    assert leave(["ask", str(finished), "x", "--language", code]) == 0
+    assert capsys.readouterr().out.split("\n")[0] == says
+
+
+def test_ask_refuses_an_unknown_language(finished, capsys):
+    """With the nearest code."""
+    assert refusal(["ask", str(finished), "x", "--language", "sww"], capsys) == [
+        "error --language: 'sww' is not a known language code; did you mean sw (Swahili)?"
+    ]
+
+
+def test_ask_without_a_text_answers_line_by_line_until_the_end(finished, capsys, monkeypatch):
+    """The end of the input is no error, and neither is an empty line."""
+    for typed in ("Habari\nAsante", "Habari\nAsante\n\nnever read\n"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+        assert leave(["ask", str(finished), "--language", "sw"]) == 0
+        said = capsys.readouterr()
+        assert said.out.count("zero-shot") == 2 and said.err == ""
+
+
+def test_a_models_control_characters_never_reach_the_terminal():
+    """Joiners, which scripts need, do."""
+    assert cli._plain("a\x1b[31m\u200db\n\x07") == "a�[31m\u200db\n�"
+
+
+def test_report_writes_the_page_again(finished, capsys):
+    """Its path is never broken over lines."""
+    (finished / "report.html").unlink()
+    assert leave(["report", str(finished)]) == 0
+    assert capsys.readouterr().out == f"Report: {finished}/report.html\n"
+    assert (finished / "report.html").is_file()
+
+
+def test_a_dry_run_shows_what_is_left_out_and_writes_nothing(base, capsys, tmp_path):
+    """Reasons with their counts."""
+    assert leave(["tune", "--dry-run", *small(tmp_path / "run", base)]) == 0
+    assert capsys.readouterr().out.split("\n")[0].split() == ["reason", "items"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_languages_fit_eighty_columns(capsys):
+    """One line each, and one at the end."""
+    from rich.cells import cell_len
+
+    from isogloss.languages import languages
+
+    assert leave(["languages"]) == 0
+    lines = capsys.readouterr().out.rstrip("\n").split("\n")
+    assert len(lines) == len(languages()) + 2
+    assert max(map(cell_len, lines)) <= 80
+    assert lines[0].split() == ["code", "name", "autonym", "data", "family"]
+
+
+def test_one_language_is_shown_with_all_its_codes(capsys):
+    """By whichever of its names it is looked for."""
+    for name in ("swahili", "swh_Latn", "Kiswahili", "SW"):
+        assert leave(["languages", name]) == 0
+        lines = [line.rstrip() for line in capsys.readouterr().out.split("\n")]
+        assert lines[:6] == [
+            "sw          Swahili, Kiswahili", "BCP 47      sw", "ISO 639-3   swh", "FLORES-101  swh",
+            "FLORES-200  swh_Latn", "NTREX       swa",
+        ]  # fmt: skip
+
+
+def test_a_stopped_command_says_how_to_go_on(monkeypatch, capsys):
+    """With the exit code of an interrupt."""
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load_config", interrupted)
+    assert leave(["run"]) == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on where it was\n"
+
+
+def test_no_arguments_show_the_help(capsys):
+    """And that is no error."""
+    assert leave([]) == 0
+    assert "Usage: isogloss [OPTIONS] COMMAND" in capsys.readouterr().out

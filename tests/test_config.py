@@ -1,0 +1,245 @@
+"""The settings: what is refused, in which words, and that a file's image is the settings again."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from isogloss.config import Config, Settings, dump_config, load_config
+from isogloss.errors import ConfigError
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.yaml"))
+
+
+def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
+    """The lines of the refusal, without the file's folder."""
+    path = tmp_path / "run.yaml"
+    path.write_text(text, "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides, **options)
+    return str(caught.value).replace(f"{tmp_path}/", "").split("\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("sed: 3", "run.yaml:1: sed is not a setting; did you mean seed?"),
+        ("lr: 1", "run.yaml:1: lr is not a setting; did you mean tune.lr or distill.lr?"),
+        (
+            "distill:\n  temprature: 2",
+            "run.yaml:2: distill.temprature is not a setting; did you mean temperature?",
+        ),
+        (
+            "data:\n  type: massive\n  task: [slot]",
+            "run.yaml:3: data.task is not a setting of data type massive; did you mean tasks?",
+        ),
+        (
+            "data: {columns: {}}",
+            "run.yaml:1: data.columns is not a setting of data type demo; there are type, english_items",
+        ),
+        (
+            "data: {type: masive}",
+            'run.yaml:1: data.type is "masive"; it must be demo, massive, parallel, chat or table; '
+            "did you mean massive?",
+        ),
+        ("data: {type: parallel}", "run.yaml:1: data.path is missing; it must be a path"),
+        (
+            "data: {type: table, path: a, columns: {table: 3}}",
+            "run.yaml:1: data.columns.table is 3; it must be a text; put it in quotes",
+        ),
+        (
+            "languages:\n  items: {hihg: 3}",
+            "run.yaml:2: languages.items.hihg is not a setting; did you mean high?",
+        ),
+        (
+            "languages: {targets: [sw, sww]}",
+            "run.yaml:1: languages.targets: 'sww' is not a known language code; did you mean sw (Swahili)?",
+        ),
+        (
+            "languages:\n  targets:\n  - sw\n  - eng",
+            "run.yaml:4: languages.targets: English is what all others follow; leave it out",
+        ),
+        (
+            "languages: {targets: []}",
+            "run.yaml:1: languages.targets is []; it must be a list with at least one entry",
+        ),
+        (
+            "languages: {middle: [es]}",
+            "run.yaml:1: languages.middle must not name es, which high names too",
+        ),
+        ("tune: {lr: 0}", "run.yaml:1: tune.lr is 0; it must be a number above 0"),
+        ("tune: {lr: .nan}", "run.yaml:1: tune.lr is NaN; it must be a number above 0"),
+        ('tune: {lr: "1"}', 'run.yaml:1: tune.lr is "1"; it must be a number above 0, without quotes'),
+        ("tune: {batch: 2.5}", "run.yaml:1: tune.batch is 2.5; it must be a whole number of at least 1"),
+        ("tune: {batch: true}", "run.yaml:1: tune.batch is true; it must be a whole number of at least 1"),
+        ("tune: {accumulate: 5}", "run.yaml:1: tune.accumulate must divide batch, which is 32"),
+        (
+            "tune: {selection: 3}",
+            "run.yaml:1: tune.selection is 3; it must be settings: enabled, keep, max_chars",
+        ),
+        (
+            "tune: {selection: {keep: 2}}",
+            "run.yaml:1: tune.selection.keep is 2; it must be a number between 0 and 1",
+        ),
+        (
+            "tune: {selection: {enabled: 1}}",
+            "run.yaml:1: tune.selection.enabled is 1; it must be true or false",
+        ),
+        (
+            "distill: {carrier: {ranks: {root: -1}}}",
+            "run.yaml:1: distill.carrier.ranks.root is -1; it must be a whole number of at least 0",
+        ),
+        (
+            "distill: {kl: 0, ce: 0, hidden: 0}",
+            "run.yaml:1: distill.kl must be above 0 where ce and hidden are 0 too",
+        ),
+        (
+            "evaluate: {suites: demo}",
+            'run.yaml:1: evaluate.suites is "demo"; it must be a list with at least one entry, '
+            "for example [demo]",
+        ),
+        (
+            "evaluate: {suites: [flores]}",
+            'run.yaml:1: evaluate.suites holds "flores"; each must be demo, massive, flores101 or xnli; '
+            "did you mean flores101?",
+        ),
+        ("model: 3", "run.yaml:1: model is 3; it must be a text, not empty; put it in quotes"),
+        ("seed: -1", "run.yaml:1: seed is -1; it must be a whole number between 0 and 4294967295"),
+        ("seed: 1\n\nseed: 2", "run.yaml:3: seed was set before, at run.yaml:1; keep one of them"),
+        (
+            "a: &x 1\nb: *x",
+            "run.yaml:2: not YAML (an alias; write its value out); write settings as name: value",
+        ),
+        (
+            "tune: [1",
+            "run.yaml:1: not YAML (expected ',' or ']', but got '<stream end>'); "
+            "write settings as name: value",
+        ),
+        ("- 1", "run.yaml:1: not settings; write them as name: value"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_with_its_place_and_the_way_out(text, line, tmp_path):
+    """Union tags never show, names are those the user wrote, and the message says what would be right."""
+    assert refused(text, tmp_path) == [line]
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("seed", "--set seed: write it as name=value, for example --set distill.lr=0.001"),
+        ("=3", "--set =3: write it as name=value, for example --set distill.lr=0.001"),
+        ("seed.x=1", "--set seed.x=1: seed holds no settings; write --set seed=value"),
+        ("tune.lr=-1", "--set tune.lr=-1: tune.lr is -1; it must be a number above 0"),
+        ("a=[1", "--set a=[1: the value is not YAML (expected ',' or ']', but got '<stream end>'); quote it"),
+        ("data.type=chat", "--set data.type=chat: data.path is missing; it must be a path"),
+    ],
+)
+def test_a_wrong_override_names_itself(override, line, tmp_path):
+    """The place of a setting from --set is that option, though the file sets it too."""
+    assert refused("seed: 1\ntune: {lr: 0.1}", tmp_path, override) == [line]
+
+
+def test_all_errors_come_together_in_the_order_of_writing(tmp_path):
+    """One run of the command shows everything that has to be mended."""
+    assert refused("tune: {lr: 0}\nsed: 1\nlanguages: {targets: [xx, en]}", tmp_path, "dtype=x") == [
+        "run.yaml:1: tune.lr is 0; it must be a number above 0",
+        "run.yaml:2: sed is not a setting; did you mean seed?",
+        "run.yaml:3: languages.targets: 'xx' is not a known language code; "
+        "use one such as sw, swh_Latn or Swahili",
+        "run.yaml:3: languages.targets: English is what all others follow; leave it out",
+        '--set dtype=x: dtype is "x"; it must be auto, float32 or bfloat16',
+    ]
+
+
+def test_a_missing_file_or_folder_is_named(tmp_path, monkeypatch):
+    """Places are looked at only when asked, so that a finished run still loads when its data have gone."""
+    monkeypatch.delenv("ISOGLOSS_DATA", raising=False)
+    text = (
+        f"run: {tmp_path}/run.yaml\nmodel: {tmp_path}/base\ndata: {{type: chat, path: {tmp_path}/a.jsonl}}\n"
+        f"distill: {{texts: {tmp_path}/t.yaml}}\nevaluate: {{suites: [demo, xnli]}}\n"
+    )
+    assert refused(text, tmp_path, places=True) == [
+        "run.yaml:1: run is run.yaml, which is a file; name a folder",
+        f"run.yaml:2: model is {tmp_path}/base; there is no such folder".replace(f"{tmp_path}/", ""),
+        "run.yaml:3: data.path is a.jsonl; there is no such file",
+        "run.yaml:4: distill.texts is t.yaml; there is no such file",
+        "run.yaml:5: evaluate.suites holds xnli, which needs a data root; "
+        "set data_root, --data-root or ISOGLOSS_DATA",
+    ]
+    assert load_config(tmp_path / "run.yaml").model == f"{tmp_path}/base"
+
+
+def test_a_data_root_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    """Wherever it was named."""
+    gone = tmp_path / "gone"
+    for option, where in (({"data_root": gone}, f"--data-root {gone}: data_root"), ({}, "ISOGLOSS_DATA")):
+        monkeypatch.setenv("ISOGLOSS_DATA", str(gone))
+        with pytest.raises(ConfigError) as caught:
+            load_config(overrides=["data.type=massive"], places=True, **option)
+        assert str(caught.value) == f"{where} is {gone}; there is no such folder"
+
+
+def test_a_config_that_does_not_exist_suggests_its_neighbour(tmp_path):
+    """A folder is refused in words of its own."""
+    (tmp_path / "massive.yaml").touch()
+    for name, says in (
+        ("masive.yaml", f"{tmp_path}/masive.yaml does not exist; did you mean {tmp_path}/massive.yaml?"),
+        ("x", f"{tmp_path}/x does not exist; name a YAML file of settings"),
+        ("", f"{tmp_path} is a folder; name a YAML file of settings"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_config(tmp_path / name)
+        assert str(caught.value) == says
+
+
+def test_overrides_are_yaml_and_lists_are_replaced():
+    """Plain scalars are those of YAML 1.2: 1e-3 is a number; codes of any kind become ours, each once."""
+    config = load_config(
+        overrides=["tune.lr=1e-3", "languages.targets=[swh_Latn, nb, sw]", "model=no", "data.type=massive"]
+    )
+    assert (config.tune.lr, config.languages.targets, config.model) == (0.001, ("sw", "nb"), "no")
+    assert config.data.type == "massive"
+
+
+def test_amounts_that_are_not_given_keep_their_defaults():
+    """One class may be changed alone."""
+    amount = load_config(overrides=["languages.items.high=16"]).languages.amount
+    assert [amount(code) for code in ("fr", "hi", "sw", "pt")] == [16, 192, 48, 48]
+
+
+@pytest.mark.parametrize("path", [None, *EXAMPLES], ids=lambda p: p.stem if p else "default")
+def test_every_example_loads_and_its_dump_loads_to_the_same(path, tmp_path):
+    """Texts that look like numbers survive too."""
+    config = load_config(path, ["tune.lr=0.00001", 'model="1e3"'])
+    (tmp_path / "config.yaml").write_text(dump_config(config), "utf-8")
+    assert load_config(tmp_path / "config.yaml") == config
+    assert dump_config(load_config(tmp_path / "config.yaml")) == dump_config(config)
+
+
+def test_examples_are_there():
+    """The three that the guide names."""
+    assert [path.stem for path in EXAMPLES] == ["files", "massive", "qwen"]
+
+
+def classes(kind: type) -> set[type]:
+    return {kind} | {below for child in kind.__subclasses__() for below in classes(child)}
+
+
+@pytest.mark.parametrize("kind", sorted(classes(Settings) - {Settings}, key=lambda kind: kind.__name__))
+def test_every_setting_is_documented_and_frozen(kind):
+    """The sentence under a field is its manual."""
+    assert [name for name, field in kind.model_fields.items() if not field.description] == []
+    assert kind.model_config["frozen"] and kind.model_config["strict"] and kind.__doc__
+
+
+def test_the_default_is_the_embedded_one():
+    """Without a file nothing has to be named."""
+    assert load_config() == Config()
+
+
+def test_settings_load_no_torch():
+    """An error in a file is told before anything slow is imported."""
+    code = "import sys, isogloss.config; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
