@@ -127,7 +127,7 @@ def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
     student = get_peft_model(model, lora)
     learning = [p for p in student.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(learning, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0)
-    schedule = get_cosine_schedule_with_warmup(optimiser, max(1, steps // 20), steps)
+    schedule = get_cosine_schedule_with_warmup(optimiser, steps // 20, steps)
 
     curve = []
     for step in range(steps):

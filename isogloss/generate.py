@@ -39,27 +39,31 @@ def answers(
     stop = tokenizer.convert_tokens_to_ids(end_of_turn(tokenizer))
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     found = [""] * len(prompts)
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
-        ids, mask = (t.to(device) for t in pad([list(prompts[i]) for i in chosen], pad_id(tokenizer), "left"))
-        if carrier is not None and languages is not None:
-            carrier.set_path([languages[i] for i in chosen])
-        made = model.generate(  # type: ignore[operator]  # PeftModel and PreTrainedModel both generate
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            eos_token_id=stop,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        for number, text in zip(
-            chosen, tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True), strict=True
-        ):
-            found[number] = text.strip()
-        progress(start + len(chosen), len(order))
-    if carrier is not None:
-        carrier.off()
+    try:
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
+            ids, mask = (
+                t.to(device) for t in pad([list(prompts[i]) for i in chosen], pad_id(tokenizer), "left")
+            )
+            if carrier is not None and languages is not None:
+                carrier.set_path([languages[i] for i in chosen])
+            made = model.generate(  # type: ignore[operator]  # PeftModel and PreTrainedModel both generate
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                eos_token_id=stop,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            for number, text in zip(
+                chosen, tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True), strict=True
+            ):
+                found[number] = text.strip()
+            progress(start + len(chosen), len(order))
+    finally:
+        if carrier is not None:
+            carrier.off()
     return found

@@ -40,7 +40,8 @@ def load_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
     """
     folder = model_folder(name)
     _check_folder(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    with _named(name):
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval()
 
@@ -49,7 +50,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """A tokenizer that pads; its chat template comes with it."""
     folder = model_folder(name)
     _check_folder(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with _named(name):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -59,6 +61,15 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id that fills rows up."""
     assert isinstance(tokenizer.pad_token_id, int)  # load_tokenizer sees to it
     return tokenizer.pad_token_id
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Says which model is not to be had; transformers' own text is a paragraph."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"model: {name} is neither a local folder nor to be had from the hub") from error
 
 
 def _check_folder(folder: str) -> None:

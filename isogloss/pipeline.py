@@ -131,6 +131,11 @@ class Run:
             )
         return self.config.languages.targets
 
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The taught languages and those that are only measured."""
+        return tuple(dict.fromkeys(self.taught + self.config.evaluate.also))
+
     def reference_model(self) -> PreTrainedModel:
         """M: frozen, in evaluation mode.
 
@@ -313,7 +318,7 @@ def run_evaluate(run: Run) -> None:
     plain = runner.Model(model, run.tokenizer)
     stage = run.ledger.begin("evaluate")
     loaded = {
-        name: SUITES[name](run.data_root, settings.split, run.taught, settings.items, settings.sentences)
+        name: SUITES[name](run.data_root, settings.split, run.measured, settings.items, settings.sentences)
         for name in missing
     }
     found = {name: _before(run, plain, suite) for name, suite in loaded.items()}
@@ -359,7 +364,7 @@ class _Before:
 
 
 def _before(run: Run, plain: runner.Model, suite: SuiteData) -> _Before:
-    settings, languages = run.config.evaluate, _in_suite(suite, run.taught)
+    settings, languages = run.config.evaluate, _in_suite(suite, run.measured)
     with run.watcher.bar(f"{suite.name}: before") as progress:
         english = runner.english_answers(plain, suite, settings, progress) if suite.items else []
         layer, vectors = _vectors(plain, plain, suite, settings)
@@ -372,7 +377,7 @@ def _before(run: Run, plain: runner.Model, suite: SuiteData) -> _Before:
 
 
 def _after(run: Run, aligned: runner.Model, plain: runner.Model, suite: SuiteData, before: _Before) -> dict:
-    settings, languages = run.config.evaluate, _in_suite(suite, run.taught)
+    settings, languages = run.config.evaluate, _in_suite(suite, run.measured)
     with run.watcher.bar(f"{suite.name}: after") as progress:
         layer, vectors = _vectors(aligned, plain, suite, settings)
         side = runner.evaluate_side(
@@ -393,7 +398,7 @@ def _after(run: Run, aligned: runner.Model, plain: runner.Model, suite: SuiteDat
         "tasks": {"before": before.side.tasks, "after": side.tasks},
         "english": {"accuracy": sum(before.right) / len(before.right)} if before.right else {},
         "layer": {"before": before.layer, "after": layer},
-        "notes": _notes(suite, run.taught, languages),
+        "notes": _notes(suite, run, languages),
     }
 
 
@@ -411,13 +416,16 @@ def _in_suite(suite: SuiteData, languages: Sequence[str]) -> tuple[str, ...]:
     return tuple(code for code in languages if code in have)
 
 
-def _notes(suite: SuiteData, targets: Sequence[str], languages: Sequence[str]) -> list[str]:
-    missing = [code for code in targets if code not in languages]
-    return (
-        [f"{suite.name} has no {', '.join(missing)}: left out of every mean of this suite."]
-        if missing
-        else []
-    )
+def _notes(suite: SuiteData, run: Run, languages: Sequence[str]) -> list[str]:
+    missing = [code for code in run.measured if code not in languages]
+    notes = [
+        f"{code} was not taught; it is read through {run.tree.path(code)[-1].name}."
+        for code in languages
+        if code not in run.taught
+    ]
+    if missing:
+        notes.append(f"{suite.name} has no {', '.join(missing)}: left out of every mean of this suite.")
+    return notes
 
 
 def _signature(run: Run, suite: SuiteData, before: int, after: int) -> str:
@@ -543,4 +551,4 @@ def check(run: Run) -> None:
     english_examples(run.config, run.data_root)
     settings = run.config.evaluate
     for name in settings.suites:
-        SUITES[name](run.data_root, settings.split, run.taught, 1, 1)
+        SUITES[name](run.data_root, settings.split, run.measured, 1, 1)

@@ -22,7 +22,7 @@ class Row:
     """One response in one language, as student and teacher read it.
 
     Attributes:
-        example: Number of the parallel example: rows of one example mean the same.
+        meaning: Rows of one number mean the same: they come of one English instruction.
         student: Plain prompt and response ids.
         teacher_prompt: Privileged prompt ids; the same response ids are appended to it.
         twin_prompt: Plain prompt ids of the English twin.
@@ -30,7 +30,7 @@ class Row:
 
     id: str
     language: str
-    example: int
+    meaning: int
     student: Encoded
     teacher_prompt: tuple[int, ...]
     twin_prompt: tuple[int, ...]
@@ -58,6 +58,9 @@ def build_rows(
         DataError: A language has no usable example.
         ConfigError: A prompt is over the limit.
     """
+    # Examples that ask the same in English mean the same, whatever their ids.
+    meanings: dict[str, int] = {}
+    meaning = [meanings.setdefault(e.turns[SOURCE].instruction, n) for n, e in enumerate(examples)]
     rows: list[Row] = []
     for code, amount in amounts.items():
         found = 0
@@ -85,7 +88,7 @@ def build_rows(
                 )
                 privileged = teacher_prompt(tokenizer, system, turn.instruction, limit=limit, row=name)
             plain = student.prompt if code == SOURCE else encode(tokenizer, twin.instruction, answer).prompt
-            rows.append(Row(name, code, number, student, privileged, plain))
+            rows.append(Row(name, code, meaning[number], student, privileged, plain))
         if found == 0:
             raise DataError(f"no item has {code}; add items in {code} or take it out of languages.targets")
     return rows
@@ -121,14 +124,13 @@ def schedule(
     shares = {code: free * weight / sum(weights.values()) for code, weight in weights.items()} | fixed
     draws = max(batch, draws // batch * batch)
     drawn: list[int] = []
-    for code, rows in rows_of.items():
-        wanted, queue = round(draws * shares[code]), []
+    for code, wanted in _largest_remainders(shares, draws).items():
+        queue: list[int] = []
         for _ in range(wanted):
             if not queue:
-                queue = rng.sample(rows, len(rows))
+                queue = rng.sample(rows_of[code], len(rows_of[code]))
             drawn.append(queue.pop())
     rng.shuffle(drawn)
-    drawn = drawn[:draws] + rng.choices(drawn, k=max(0, draws - len(drawn)))
     ordered: list[int] = []
     window = 8 * batch
     for start in range(0, draws, window):
@@ -137,3 +139,13 @@ def schedule(
         rng.shuffle(batches)
         ordered.extend(number for one in batches for number in one)
     return ordered
+
+
+def _largest_remainders(shares: Mapping[str, float], total: int) -> dict[str, int]:
+    """Whole numbers in proportion to the shares that add up to the total."""
+    exact = {code: share * total for code, share in shares.items()}
+    whole = {code: int(value) for code, value in exact.items()}
+    short = total - sum(whole.values())
+    for code in sorted(exact, key=lambda code: whole[code] - exact[code])[:short]:
+        whole[code] += 1
+    return whole

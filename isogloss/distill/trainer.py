@@ -20,6 +20,8 @@ from isogloss.data.chat import Encoded, pad, response_positions
 from isogloss.distill import losses
 from isogloss.distill.rows import Row
 from isogloss.distill.signal import Signal
+from isogloss.errors import ConfigError
+from isogloss.files import write_lines
 from isogloss.model import capture, head, last_hidden, mean_pool
 from isogloss.tree.lora import TreeLora
 
@@ -48,7 +50,7 @@ class Sample:
 
     encoded: Encoded
     language: str = ""
-    example: int = 0
+    meaning: int = 0
     signal: Signal | None = None
 
 
@@ -68,7 +70,7 @@ class Ordered(Dataset):
 def samples_of(rows: Sequence[Row], signals: Sequence[Signal]) -> list[Sample]:
     """Rows joined to their signals."""
     return [
-        Sample(row.student, row.language, row.example, signal)
+        Sample(row.student, row.language, row.meaning, signal)
         for row, signal in zip(rows, signals, strict=True)
     ]
 
@@ -83,12 +85,14 @@ class Batch:
     positions: Tensor
     response: Tensor
     languages: list[str]
-    examples: Tensor
+    meanings: Tensor
     teacher: Tensor | None
     twin: Tensor | None
 
     def to(self, device: torch.device) -> "Batch":
-        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        moved: dict[str, Any] = {
+            k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()
+        }
         return Batch(**moved)
 
 
@@ -106,7 +110,7 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         positions=response_positions(starts, lengths, ids.shape[1]),
         response=torch.tensor([token for e in encoded for token in e.response]),
         languages=[sample.language for sample in samples],
-        examples=torch.tensor([sample.example for sample in samples]),
+        meanings=torch.tensor([sample.meaning for sample in samples]),
         teacher=torch.cat([signal.teacher for signal in known]) if known else None,
         twin=torch.stack([signal.twin for signal in known]) if known else None,
     )
@@ -128,7 +132,7 @@ def batch_losses(
         divergence = DIVERGENCES[weights.divergence]
         parts["kl"] = divergence(student, teacher, temperature=weights.temperature)
     if batch.twin is not None and weights.hidden:
-        same = batch.examples[:, None] == batch.examples[None]
+        same = batch.meanings[:, None] == batch.meanings[None]
         parts["hidden"] = losses.info_nce(mean_pool(states[0], batch.prompt_mask), batch.twin, same)
     return parts
 
@@ -139,6 +143,8 @@ class ResponseTrainer(Trainer):
     loss_is_scaled_for_ga = True
 
     def __init__(self, *, weights: Weights, pad_id: int, carrier: TreeLora | None = None, **kwargs: Any):
+        if kwargs["args"].n_gpu > 1:
+            raise ConfigError("one process drives one GPU; start more with `accelerate launch`")
         super().__init__(data_collator=lambda samples: {"batch": collate(samples, pad_id)}, **kwargs)
         self.remove_callback(PrinterCallback)
         self.weights, self.carrier = weights, carrier
@@ -199,13 +205,12 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Lines beyond the checkpoint that training resumes from are written again."""
-        kept = []
-        if self.curve.exists():
-            for line in self.curve.read_text().splitlines():
-                entry = json.loads(line)
-                if entry["stage"] != self.stage or entry["step"] <= state.global_step:
-                    kept.append(line)
-        self.curve.write_text("".join(line + "\n" for line in kept))
+        lines = self.curve.read_text("utf-8").split("\n") if self.curve.exists() else []
+        # A killed process may have left its last line half written; it has no end of line.
+        entries = [json.loads(line) for line in lines[:-1]]
+        write_lines(
+            self.curve, (e for e in entries if e["stage"] != self.stage or e["step"] <= state.global_step)
+        )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.trainer is not None
@@ -245,7 +250,7 @@ def training_arguments(
         weight_decay=weight_decay,
         adam_beta2=0.98,
         lr_scheduler_type="cosine",
-        warmup_steps=max(1, steps // 20),
+        warmup_steps=steps // 20,
         max_grad_norm=1.0,
         bf16=bf16,
         use_cpu=not torch.cuda.is_available(),

@@ -251,7 +251,9 @@ def _add_retrieval(values: dict[str, dict[str, Any]], code: str, english: Tensor
         values.setdefault(name, {})[code] = hits.tolist()
 
 
-def _estimates(values: Mapping[str, Mapping[str, Sequence[float]]], seed: int) -> dict[str, Any]:
+def _estimates(
+    values: Mapping[str, Mapping[str, Sequence[float] | Sequence[bool]]], seed: int
+) -> dict[str, Any]:
     scores: dict[str, Any] = {}
     for name, by_language in values.items():
         if by_language:

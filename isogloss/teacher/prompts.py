@@ -47,7 +47,10 @@ def load_texts(path: Path | None = None) -> NodeTexts:
     source = resources.files("isogloss.teacher") / "texts.yaml" if path is None else path
     if not source.is_file():
         raise ConfigError(f"distill.texts: {source} does not exist")
-    entries = yaml.safe_load(source.read_text("utf-8"))
+    try:
+        entries = yaml.safe_load(source.read_text("utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not YAML: {getattr(error, 'problem', error)}") from None
     allowed = ("root", "families", "languages", "tasks")
     if not isinstance(entries, dict) or "root" not in entries or set(entries) - set(allowed):
         raise ConfigError(f"{source}: node texts have the keys {', '.join(allowed)}, root at least")

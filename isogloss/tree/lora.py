@@ -36,10 +36,9 @@ class Routing:
         self.rows: Int[Tensor, "paths width"] | None = None
         self.scale: Float[Tensor, "paths width 1"] | None = None
         self.path_of: Int[Tensor, " batch"] | None = None
-        self.version = 0
 
     def set(self, languages: Sequence[str], device: torch.device) -> None:
-        """The batch's languages, one per row; None of the tree's nodes off a path is read."""
+        """The batch's languages, one per row; no node off a row's path is read."""
         distinct = list(dict.fromkeys(languages))
         rows = torch.zeros(len(distinct), self.width, dtype=torch.long)
         scale = torch.zeros(len(distinct), self.width, 1)
@@ -48,7 +47,6 @@ class Routing:
             rows[number, : len(on)] = torch.tensor(on, dtype=torch.long)
             scale[number, : len(on)] = 1.0
         self.rows, self.scale = rows.to(device), scale.to(device)
-        self.version += 1
         self.path_of = torch.tensor([distinct.index(code) for code in languages], device=device)
 
     def gather(
@@ -185,7 +183,7 @@ class TreeLora:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         own = self.parameters()
-        if own.keys() != state.keys():
+        if {n: p.shape for n, p in own.items()} != {n: p.shape for n, p in state.items()}:
             raise ValueError("these carriers belong to a model or tree of another shape")
         with torch.no_grad():
             for name, p in own.items():

@@ -99,6 +99,11 @@ def build_tree(
         if isinstance(families, Mapping)
         else {code: family_name(code) for code in targets}
     )
+    for family in group.values():
+        if family in (ROOT, *targets):
+            raise ConfigError(
+                f"a family is called {family}, like a language or the root; give it a name of its own"
+            )
     specs: list[tuple[str, Level, str | None, tuple[str, ...]]] = [(ROOT, "root", None, tuple(targets))]
     for family in dict.fromkeys(group.values()):
         specs.append((family, "family", ROOT, tuple(code for code in targets if group[code] == family)))

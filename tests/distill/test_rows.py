@@ -34,7 +34,7 @@ def build(tokenizer):
 def test_a_row_is_what_student_and_teacher_read(build, tokenizer):
     """Plain prompt, privileged prompt, plain English twin, and the response with its end of turn."""
     row = build({"es": 1})[0]
-    assert (row.id, row.language, row.example) == ("a/es", "es", 0)
+    assert (row.id, row.language, row.meaning) == ("a/es", "es", 0)
     assert tokenizer.decode(row.student.prompt) == "<|user|>Hola<|end|><|assistant|>"
     assert tokenizer.decode(row.student.response) == "sí<|end|>"
     assert tokenizer.decode(row.teacher_prompt) == (
@@ -171,7 +171,6 @@ def test_rows_of_like_length_share_a_batch():
     assert [batch[0] for batch in batches] != [0, 4, 8, 12, 16, 20, 24, 28]
 
 
-@pytest.mark.xfail(strict=True, reason="rounded shares are topped up and cut at random, whatever was read")
 def test_every_row_is_read_before_any_again_when_shares_are_rounded():
     """Shares that are no whole numbers of draws keep the promise too."""
     languages = ["a"] * 7 + ["b"] * 5 + ["c"] * 9 + ["d"]
@@ -182,7 +181,6 @@ def test_every_row_is_read_before_any_again_when_shares_are_rounded():
             assert max(readings) - min(readings) <= 1
 
 
-@pytest.mark.xfail(strict=True, reason="every share rounds to no draw", raises=IndexError)
 def test_fewer_draws_than_languages_still_make_a_batch():
     """Five languages and a batch of two."""
     assert len(plan(["a", "b", "c", "d", "e"], 2, batch=2)) == 2

@@ -68,7 +68,7 @@ def test_equal_twins_are_read_once(tiny):
 def test_a_teacher_without_privilege_is_the_student(tiny, five, student):
     """Reading the student's own prompt, with carriers off, the divergence is zero."""
     model = tiny()
-    plain = [Row(r.id, r.language, r.example, r.student, r.student.prompt, r.twin_prompt) for r in ROWS]
+    plain = [Row(r.id, r.language, r.meaning, r.student, r.student.prompt, r.twin_prompt) for r in ROWS]
     carrier = student(model, five)
     samples = samples_of(plain, hidden_signals(model, plain, layer=1, pad_id=0))
     with torch.no_grad():

@@ -111,7 +111,7 @@ def test_collation_matches_a_hand_written_table():
     assert batch.prompt_mask.tolist() == [[1, 1, 0, 0], [1, 0, 0, 0]]
     assert batch.positions.tolist() == [1, 2, 4]
     assert batch.response.tolist() == [3, 4, 7]
-    assert (batch.languages, batch.examples.tolist()) == (["sw", "ur"], [5, 9])
+    assert (batch.languages, batch.meanings.tolist()) == (["sw", "ur"], [5, 9])
     assert batch.teacher is None and batch.twin is None
 
 
@@ -177,7 +177,7 @@ def test_rows_of_one_example_are_no_negatives(tiny, five, student):
         weights = Weights(hidden=1.0, layer=2)
         return batch_losses(carrier.model, collate(pair, 0), weights, carrier)["hidden"].item()
 
-    assert hidden(SAMPLES[0].example) == pytest.approx(0.0, abs=1e-6)
+    assert hidden(SAMPLES[0].meaning) == pytest.approx(0.0, abs=1e-6)
     assert hidden(99) > 0.01
 
 

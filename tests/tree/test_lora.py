@@ -199,7 +199,6 @@ def test_a_state_of_other_modules_is_refused(tiny, five, student):
         carrier.load_state(state)
 
 
-@pytest.mark.xfail(strict=True, reason="names alone are compared, so a tree of rank one is broadcast")
 def test_a_state_of_another_tree_is_refused(tiny, five, student):
     """Same modules, other ranks: one row is not copied into all fifteen."""
     carrier = student(tiny(), five)
