@@ -1,6 +1,7 @@
 """Greedy answers in batches, each row on its own path; knows no suite."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,7 +37,7 @@ def answers(
     prompts = [
         encode_prompt(tokenizer, text, system) for text, system in zip(instructions, systems, strict=True)
     ]
-    stop = tokenizer.convert_tokens_to_ids(end_of_turn(tokenizer))
+    stop = _stops(model, tokenizer)
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     found = [""] * len(prompts)
     try:
@@ -67,3 +68,11 @@ def answers(
         if carrier is not None:
             carrier.off()
     return found
+
+
+def _stops(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The template's end of turn, and whatever else the model was trained to end on."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = [own] if isinstance(own, int) else list(own or ())
+    stop: Any = tokenizer.convert_tokens_to_ids(end_of_turn(tokenizer))
+    return list(dict.fromkeys([stop, *ends]))

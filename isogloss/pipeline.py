@@ -7,7 +7,7 @@ running again resumes, or says that the run is complete.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ from isogloss.cost import Ledger, Stage, forward_flops
 from isogloss.data import selection
 from isogloss.data.examples import ParallelExample
 from isogloss.data.sources import english_examples, parallel_examples
-from isogloss.distill.rows import build_rows, schedule
+from isogloss.distill.rows import Row, build_rows, schedule
 from isogloss.distill.signal import hidden_signals
 from isogloss.distill.trainer import (
     Ordered,
@@ -246,16 +246,8 @@ def run_distill(run: Run) -> None:
     model, tokenizer = run.reference_model(), run.tokenizer
     before = fingerprint(model)
     stage = run.ledger.begin("distill")
-    amounts = {code: run.config.languages.amount(code) for code in run.taught}
-    used = run.examples[: max(amounts.values())] if _complete(run.examples, run.taught) else run.examples
-    used = _needed(used, amounts)
-    english = _english_answers(run, model, used, stage)
-    if settings.retain:
-        amounts[SOURCE] = max(amounts.values())
-    rows = build_rows(
-        used, amounts, tokenizer, run.tree, load_texts(settings.texts),
-        english=english, responses=settings.responses, limit=settings.max_prompt,
-    )  # fmt: skip
+    used = _needed(run.examples, {code: run.config.languages.amount(code) for code in run.taught})
+    rows = _rows(run, tokenizer, used, _english_answers(run, model, used, stage))
     layer = settings.layer or max(1, len(layers_of(model)) // 2)
     run.watcher.say(
         f"Stage 2: {len(rows)} rows in {len(run.taught)} languages are distilled into "
@@ -433,14 +425,18 @@ def _signature(run: Run, suite: SuiteData, before: int, after: int) -> str:
         "suite": suite.name, "rev": suite.revision, "split": suite.split, "items": len(suite.items),
         "sentences": len(suite.sentences.get(SOURCE, ())), "scoring": "generation",
         "layer": f"{before}/{after}",
-        "seed": run.config.seed, "model": _short_hash(run.tuned / "model.safetensors"),
+        "seed": run.config.seed, "model": _short_hash(run.tuned),
         "dtype": str(run.dtype).removeprefix("torch."), "isogloss": version("isogloss"),
     }  # fmt: skip
     return "|".join(f"{name}:{value}" for name, value in parts.items())
 
 
-def _short_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else "sharded"
+def _short_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:12]
 
 
 def _english_answers(
@@ -468,10 +464,6 @@ def _english_answers(
     return english
 
 
-def _complete(examples: Sequence[ParallelExample], languages: Sequence[str]) -> bool:
-    return all(code in example.turns for example in examples for code in languages)
-
-
 def _needed(examples: Sequence[ParallelExample], amounts: dict[str, int]) -> list[ParallelExample]:
     """The examples that some language still needs, in their order."""
     left, kept = dict(amounts), []
@@ -482,6 +474,23 @@ def _needed(examples: Sequence[ParallelExample], amounts: dict[str, int]) -> lis
             for code in wanted:
                 left[code] -= 1
     return kept
+
+
+def _rows(
+    run: Run,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[ParallelExample],
+    english: Mapping[str, str],
+) -> list[Row]:
+    """What stage 2 reads: each language's share of the examples, and English for the root."""
+    settings = run.config.distill
+    amounts = {code: run.config.languages.amount(code) for code in run.taught}
+    if settings.retain:
+        amounts[SOURCE] = max(amounts.values())
+    return build_rows(
+        examples, amounts, tokenizer, run.tree, load_texts(settings.texts),
+        english=english, responses=settings.responses, limit=settings.max_prompt,
+    )  # fmt: skip
 
 
 def _tree_image(run: Run, rows: Sequence) -> dict:
@@ -546,9 +555,12 @@ def check(run: Run) -> None:
         DataError: Data, a language or a suite is missing.
         ConfigError: The model is not there.
     """
-    load_tokenizer(run.config.model)
-    load_texts(run.config.distill.texts)
-    english_examples(run.config, run.data_root)
+    tokenizer = load_tokenizer(run.config.model)
+    if not run.tuned.exists():
+        english_examples(run.config, run.data_root)
+        # The data's English responses stand in for answers that nobody has given yet.
+        english = {e.id: e.turns[SOURCE].response or "" for e in run.examples}
+        _rows(run, tokenizer, run.examples, english)
     settings = run.config.evaluate
     for name in settings.suites:
         SUITES[name](run.data_root, settings.split, run.measured, 1, 1)

@@ -3,10 +3,10 @@
 import random
 from functools import cache
 from importlib import resources
-from pathlib import Path
 
 import pytest
 import torch
+from real import mistral_data, tekken, trl_template
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -78,8 +78,7 @@ def load(name: str) -> PreTrainedTokenizerBase:
     if name.startswith("sentencepiece"):
         tokenizer = sentencepiece(legacy=name.endswith("legacy"))
     elif name == "tekken":
-        mistral = pytest.importorskip("transformers.integrations.mistral")
-        tokenizer = mistral.convert_tekken_tokenizer(str(mistral_data() / "tekken_240911.json"))
+        tokenizer = tekken()
     elif name == "bytes":
         tokenizer = bytewise()
     else:
@@ -93,10 +92,6 @@ def load(name: str) -> PreTrainedTokenizerBase:
     tokenizer.add_tokens(list(tokens), special_tokens=True)
     tokenizer.add_tokens(["<think>", "</think>"])  # tokens in Qwen 3, GLM and DeepSeek, yet not special ones
     return tokenizer
-
-
-def mistral_data() -> Path:
-    return Path(pytest.importorskip("mistral_common").__file__).parent / "data"
 
 
 def sentencepiece(legacy: bool) -> PreTrainedTokenizerBase:
@@ -125,12 +120,8 @@ def bytewise(template: str | None = None, **tokens: str) -> PreTrainedTokenizerF
     return tokenizer
 
 
-@cache
 def template_of(name: str) -> str:
-    if name in OWN:
-        return OWN[name][0]
-    folder = Path(pytest.importorskip("trl").__file__).parent / "chat_templates"
-    return (folder / f"{name}.jinja").read_text("utf-8")
+    return OWN[name][0] if name in OWN else trl_template(name)
 
 
 def ready(tokenizer: str, template: str) -> PreTrainedTokenizerBase:

@@ -1,0 +1,46 @@
+"""Shared: what real models bring along, from the wheels of mistral-common and trl; nothing is downloaded."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+QWEN3_CONTROLS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
+    "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>",
+    "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+# Tokens in Qwen 3, yet not special ones.
+QWEN3_MARKS = (
+    "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>",
+    "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>",
+)  # fmt: skip
+
+
+def mistral_data() -> Path:
+    return Path(pytest.importorskip("mistral_common").__file__).parent / "data"
+
+
+def tekken() -> PreTrainedTokenizerBase:
+    """Mistral's byte-level BPE of 131072 tokens."""
+    mistral = pytest.importorskip("transformers.integrations.mistral")
+    return mistral.convert_tekken_tokenizer(str(mistral_data() / "tekken_240911.json"))
+
+
+def qwen3_like() -> PreTrainedTokenizerBase:
+    """A real byte-level BPE that has Qwen 3's control tokens, chat template, and no BOS, as Qwen 3's own."""
+    tokenizer = tekken()
+    tokenizer.add_tokens(list(QWEN3_CONTROLS), special_tokens=True)
+    tokenizer.add_tokens(list(QWEN3_MARKS))
+    tokenizer.bos_token = None
+    tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
+    tokenizer.chat_template = trl_template("qwen3")
+    return tokenizer
+
+
+@cache
+def trl_template(name: str) -> str:
+    """A model's own chat template, as trl ships it."""
+    folder = Path(pytest.importorskip("trl").__file__).parent / "chat_templates"
+    return (folder / f"{name}.jinja").read_text("utf-8")
