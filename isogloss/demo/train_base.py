@@ -8,6 +8,7 @@ import json
 import math
 import random
 import time
+from importlib import resources
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -176,6 +177,23 @@ def bits_per_byte(model: nn.Module, tokenizer: PreTrainedTokenizerFast, n: int =
     return scores
 
 
+def model_card(tokens: int, losses: list[float], bits: dict[str, float], found: dict[str, float]) -> str:
+    """The README of the model: data, licence, how much was read, and what came of it."""
+    rows = "\n".join(
+        f"| {code} | {base_text.WEIGHTS[code]} | {bits[code]:.2f} | {100 * found[code]:.0f} |"
+        if code in found
+        else f"| {code} | {base_text.WEIGHTS[code]} | {bits[code]:.2f} | |"
+        for code in LANGUAGES
+    )
+    template = (resources.files("isogloss.demo") / "card.md").read_text("utf-8")
+    return template.format(
+        tokens=f"{tokens / 1e6:.1f}",
+        loss=f"{sum(losses) / len(losses):.2f}",
+        vocabulary=f"{VOCABULARY:,}",
+        rows=rows,
+    )
+
+
 def save_atomically(state: dict, path: Path) -> None:
     """Replace a checkpoint in one step."""
     part = path.with_suffix(".part")
@@ -250,7 +268,12 @@ def main(
             )
     if last == steps:
         model.eval()
-        log.write(json.dumps({"bits_per_byte": bits_per_byte(model, tokenizer)}) + "\n")
+        lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        losses = [line["loss"] for line in lines if "loss" in line][-10:]
+        card = model_card(
+            steps * rows * BLOCK, losses, bits_per_byte(model, tokenizer), retrieval(model, tokenizer)
+        )
+        (out / "README.md").write_text(card, encoding="utf-8")
         nn.Module.to(model, torch.bfloat16)
         model.save_pretrained(out)
 
