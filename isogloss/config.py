@@ -76,7 +76,7 @@ class DemoData(Settings):
 
     type: Literal["demo"] = "demo"
     """Which kind of data: demo, massive, parallel, chat or table."""
-    english_items: Count = 9_000
+    english_items: Count = 8_000
     """English items for stage 1."""
 
 
@@ -192,7 +192,7 @@ class Tune(Settings):
     """Rank, where the method is lora."""
     selection: Selection = Selection()
     """Which English items are good enough to learn from."""
-    epochs: Positive = 2.0
+    epochs: Positive = 1.5
     """Passes over the selected items."""
     batch: Count = 32
     """Rows per optimiser step."""
@@ -200,7 +200,7 @@ class Tune(Settings):
     """Micro-batches per optimiser step."""
     lr: Positive = 1e-3
     """Peak learning rate."""
-    privileged: Fraction = 0.1
+    privileged: Fraction = 0.15
     """Share of items that are read once more behind the teacher's texts and their own answer."""
     _whole_batches = model_validator(mode="after")(_divided)
 

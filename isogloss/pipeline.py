@@ -22,7 +22,7 @@ from isogloss.config import Config, dump_config, load_config
 from isogloss.cost import Ledger, Stage, forward_flops
 from isogloss.data import selection
 from isogloss.data.examples import ParallelExample
-from isogloss.data.sources import english_examples, parallel_examples
+from isogloss.data.sources import english_examples, node_texts, parallel_examples
 from isogloss.distill.rows import Row, build_rows, schedule
 from isogloss.distill.signal import hidden_signals
 from isogloss.distill.trainer import (
@@ -43,7 +43,6 @@ from isogloss.generate import answers
 from isogloss.languages import SOURCE
 from isogloss.model import layers_of, load_model, load_tokenizer, pad_id, pick_dtype
 from isogloss.report.page import write_report
-from isogloss.teacher.prompts import load_texts
 from isogloss.tree.lora import TreeLora
 from isogloss.tree.nodes import Tree, build_tree
 from isogloss.tune import difficulty, english_rows, tune
@@ -224,7 +223,7 @@ def run_tune(run: Run) -> None:
     selection.write(chosen, run.folder / "selection.jsonl")
     stage = run.ledger.begin("tune")
     tokenizer, base = load_tokenizer(run.config.model), load_model(run.config.model, torch.float32)
-    rows = english_rows(chosen.kept, tokenizer, load_texts(run.config.distill.texts), settings.privileged)
+    rows = english_rows(chosen.kept, tokenizer, node_texts(run.config), settings.privileged, run.config.seed)
     run.watcher.say(
         f"Stage 1: {len(chosen.kept)} English instructions tune the base ({len(chosen.dropped)} left out)"
     )
@@ -488,13 +487,13 @@ def _rows(
     if settings.retain:
         amounts[SOURCE] = max(amounts.values())
     return build_rows(
-        examples, amounts, tokenizer, run.tree, load_texts(settings.texts),
+        examples, amounts, tokenizer, run.tree, node_texts(run.config),
         english=english, responses=settings.responses, limit=settings.max_prompt,
     )  # fmt: skip
 
 
 def _tree_image(run: Run, rows: Sequence) -> dict:
-    texts = load_texts(run.config.distill.texts)
+    texts = node_texts(run.config)
     return {
         "nodes": [
             {

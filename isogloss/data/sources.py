@@ -1,16 +1,18 @@
 """From the settings' `data` to examples: English ones for stage 1, parallel ones for stage 2."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from isogloss.config import ChatFile, Config, DemoData, MassiveData, ParallelFile, TableFile
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats import chat_jsonl, massive, parallel_jsonl, table
 from isogloss.data.tasks import massive as massive_tasks
-from isogloss.demo.grammar import LANGUAGES
+from isogloss.demo.grammar import LANGUAGES, phrases
 from isogloss.demo.items import demo_items
 from isogloss.errors import DataError
 from isogloss.languages import SOURCE
+from isogloss.teacher.prompts import NodeTexts, load_texts
 
 
 def english_examples(config: Config, root: Path | None) -> list[ParallelExample]:
@@ -52,6 +54,23 @@ def parallel_examples(config: Config, root: Path | None, languages: Sequence[str
         case _:
             found = _file(config)
     return [e for e in found if SOURCE in e.turns and any(code in e.turns for code in languages)]
+
+
+def node_texts(config: Config) -> NodeTexts:
+    """What the tree's nodes say; the demo's tasks also list their answer words in each language."""
+    texts = load_texts(config.distill.texts)
+    if not isinstance(config.data, DemoData) or texts.answers:
+        return texts
+    english = phrases(SOURCE)
+    answers = {
+        code: {
+            task: {english.label(task, label): word for label, word in phrases(code).labels(task).items()}
+            for task in english.entries["labels"]
+        }
+        for code in LANGUAGES
+        if code != SOURCE
+    }
+    return replace(texts, answers=answers)
 
 
 def _file(config: Config) -> list[ParallelExample]:

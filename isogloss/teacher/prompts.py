@@ -4,7 +4,7 @@ A prompt over the limit is refused, never cut: a cut would take away the instruc
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -26,6 +26,8 @@ class NodeTexts:
     families: Mapping[str, str] = field(default_factory=dict)
     languages: Mapping[str, str] = field(default_factory=dict)
     tasks: Mapping[str, str] = field(default_factory=dict)
+    answers: Mapping[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
+    """By language and task, how each English answer word is said: the text of a task's node."""
 
     def of(self, node: Node) -> str | None:
         match node.level:
@@ -51,19 +53,34 @@ def load_texts(path: Path | None = None) -> NodeTexts:
         entries = yaml.safe_load(source.read_text("utf-8"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not YAML: {getattr(error, 'problem', error)}") from None
-    allowed = ("root", "families", "languages", "tasks")
+    allowed = tuple(field.name for field in fields(NodeTexts))
     if not isinstance(entries, dict) or "root" not in entries or set(entries) - set(allowed):
         raise ConfigError(f"{source}: node texts have the keys {', '.join(allowed)}, root at least")
     return NodeTexts(**entries)
 
 
 def privileged_text(
-    texts: NodeTexts, path: tuple[Node, ...], task: str, twin: Turn | None, *, answer: bool = True
+    texts: NodeTexts,
+    path: tuple[Node, ...],
+    task: str,
+    twin: Turn | None,
+    *,
+    answer: bool = True,
+    words: Mapping[str, str] | None = None,
 ) -> str:
-    """The system text: node texts from root to leaf, the task's, then the English twin and its answer."""
+    """The system text: node texts from root to leaf, the task's, then the English twin and its answer.
+
+    Args:
+        words: How the task's English answer words are said; the leaf's own if not given.
+    """
     lines = [text for node in path if (text := texts.of(node))]
     if task in texts.tasks:
         lines.append(texts.tasks[task])
+    if words is None and path:
+        words = texts.answers.get(path[-1].name, {}).get(task)
+    if words:
+        # No blank before a word: it is then the same tokens as at the beginning of an answer.
+        lines.append("; ".join(f"{english}={word}" for english, word in words.items()))
     if twin is not None:
         lines.append(f"English: {twin.instruction}")
         if answer and twin.response is not None:
