@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, get_cosine_schedul
 
 from isogloss.config import Config, load_config
 from isogloss.data.chat import encode_prompt, encode_response
-from isogloss.data.sources import parallel_examples
+from isogloss.data.sources import node_texts, parallel_examples
 from isogloss.model import pick_dtype
-from isogloss.teacher.prompts import load_texts, privileged_text
+from isogloss.teacher.prompts import privileged_text
 from isogloss.tree.nodes import build_tree
 
 
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 def read_rows(config: Config, tokenizer, language: str) -> list[Row]:
     """The parallel examples of one language that have a response in it and in English."""
-    texts, ranks = load_texts(config.distill.texts), {"root": 1, "family": 1, "language": 1}
+    texts, ranks = node_texts(config), {"root": 1, "family": 1, "language": 1}
     path = build_tree([language], ranks=ranks).path(language)  # for the texts of root, family and language
     data_root = config.data_root or os.environ.get("ISOGLOSS_DATA")
     rows = []

@@ -40,9 +40,11 @@ def load_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
     """
     folder = model_folder(name)
     _check_folder(folder)
-    with _named(name):
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    # On a processor the backward of fused attention costs more than plain products at instruction lengths.
+    attention = "eager" if device == "cpu" else None
+    with _named(name):
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
     return model.to(device).eval()
 
 

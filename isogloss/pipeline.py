@@ -252,10 +252,13 @@ def run_distill(run: Run) -> None:
         f"Stage 2: {len(rows)} rows in {len(run.taught)} languages are distilled into "
         f"{len(run.tree.nodes)} nodes, rank {run.tree.path_rank()} a path"
     )
+    scored = rows if settings.kl else []
     with run.watcher.bar("Teacher reads") as progress:
-        signals = hidden_signals(model, rows, layer=layer, pad_id=pad_id(tokenizer), progress=progress)
-    stage.teacher_calls = len(rows)
-    read = sum(len(r.teacher_prompt) + len(r.student.response) for r in rows)
+        signals = hidden_signals(
+            model, rows, layer=layer, pad_id=pad_id(tokenizer), teacher=bool(settings.kl), progress=progress
+        )
+    stage.teacher_calls = len(scored)
+    read = sum(len(r.teacher_prompt) + len(r.student.response) for r in scored)
     twins = sum(len(p) for p in {r.twin_prompt for r in rows})
     stage.tokens_forwarded += read + twins
     stage.flops += forward_flops(model, read + twins, 0)

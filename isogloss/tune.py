@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from isogloss.config import Tune
-from isogloss.data.chat import Encoded, encode, encode_prompt, encode_response
+from isogloss.data.chat import Encoded, encode
 from isogloss.data.examples import ParallelExample
 from isogloss.data.selection import instruction_following_difficulty
 from isogloss.distill.rows import schedule
@@ -33,10 +33,6 @@ from isogloss.teacher.prompts import NodeTexts, privileged_text
 Progress = Callable[[int, int], None]
 
 
-LONGEST_SPAN = 4
-"""Words of an answer that counts as a span of its instruction, and not as a text of its own."""
-
-
 def english_rows(
     examples: Sequence[ParallelExample],
     tokenizer: PreTrainedTokenizerBase,
@@ -46,51 +42,20 @@ def english_rows(
 ) -> list[Encoded]:
     """English turns as rows; a share of them once more as the teacher will read them.
 
-    The second reading shows the model, in English alone, how a teacher's prompt is to be used. Code
-    words made of random tokens stand for the other language: a task's answer words are listed with
-    their codes and the code is the answer; a span that the instruction holds is a code there, and the
-    twin's answer tells which span it is.
+    The second reading shows the model, in English alone, what the teacher's prompt looks like and
+    that the answer to the twin helps.
     """
     rows = []
     for example in examples:
         turn = example.turns[SOURCE]
         assert turn.response is not None
         rows.append(encode(tokenizer, turn.instruction, turn.response))
-    rng = random.Random(seed)
-    codes = _code_tokens(tokenizer)
-    for example in rng.sample(examples, round(privileged * len(examples))):
-        rows.append(_privileged_row(example, tokenizer, texts, codes, rng))
+    for example in random.Random(seed).sample(examples, round(privileged * len(examples))):
+        turn = example.turns[SOURCE]
+        assert turn.response is not None
+        system = texts.root + "\n" + privileged_text(texts, (), example.task, turn)
+        rows.append(encode(tokenizer, turn.instruction, turn.response, system))
     return rows
-
-
-def _privileged_row(
-    example: ParallelExample,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: NodeTexts,
-    codes: Sequence[str],
-    rng: random.Random,
-) -> Encoded:
-    turn = example.turns[SOURCE]
-    instruction, response, words = turn.instruction, turn.response or "", None
-    known = next((tasks[example.task] for tasks in texts.answers.values() if example.task in tasks), None)
-    if known is not None and response in known:
-        words = {english: _code(codes, rng) for english in rng.sample(list(known), len(known))}
-        response = words[response]
-    elif len(response.split()) <= LONGEST_SPAN and response in instruction:
-        code = _code(codes, rng)
-        instruction, response = instruction.replace(response, code), code
-    system = texts.root + "\n" + privileged_text(texts, (), example.task, turn, words=words)
-    return Encoded(encode_prompt(tokenizer, instruction, system), encode_response(tokenizer, response))
-
-
-def _code_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Tokens of letters alone, of every script that the tokenizer knows."""
-    texts = tokenizer.batch_decode([[number] for number in range(min(len(tokenizer), 50_000))])
-    return [text for text in texts if len(text) > 1 and text.isalpha()]
-
-
-def _code(codes: Sequence[str], rng: random.Random) -> str:
-    return "".join(rng.choices(codes, k=rng.randint(1, 3)))
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from isogloss.config import dump_config, load_config
-from isogloss.data.sources import parallel_examples
+from isogloss.data.sources import node_texts, parallel_examples
 from isogloss.distill.rows import build_rows
 from isogloss.distill.signal import hidden_signals
 from isogloss.distill.trainer import (
@@ -23,7 +23,6 @@ from isogloss.distill.trainer import (
     train,
     training_arguments,
 )
-from isogloss.teacher.prompts import load_texts
 from isogloss.tree.lora import TreeLora
 from isogloss.tree.nodes import build_tree
 
@@ -59,7 +58,7 @@ def package_rows(config, tokenizer):
     english = {e.id: e.turns["en"].response for e in examples}
     tree = build_tree(["sw"], families="flat", ranks=RANKS)
     rows = build_rows(
-        examples, {"sw": 10}, tokenizer, tree, load_texts(), english=english, responses="reference",
+        examples, {"sw": 10}, tokenizer, tree, node_texts(config), english=english, responses="reference",
         limit=2000,
     )  # fmt: skip
     return rows, tree

@@ -20,8 +20,8 @@ from isogloss.model import capture, last_hidden, mean_pool
 class Signal:
     """What one row's loss needs of the reference model."""
 
-    teacher: Float[Tensor, "tokens hidden"]
-    """Last hidden states that predict the response, under the privileged prompt."""
+    teacher: Float[Tensor, "tokens hidden"] | None
+    """Last hidden states that predict the response, under the privileged prompt; None: not asked for."""
     twin: Float[Tensor, " hidden"]
     """Mean-pooled middle state of the English twin's prompt."""
 
@@ -33,17 +33,20 @@ def hidden_signals(
     *,
     layer: int,
     pad_id: int,
+    teacher: bool = True,
     batch: int = 64,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Signal]:
     """Signals of all rows, in their order; the model must be the reference model, carriers off.
 
-    Rows of like length share a forward; equal twins are read once.
+    Without `teacher` only the twins are read: a loss without a divergence needs no more. Rows of like
+    length share a forward; equal twins are read once.
     """
     model.eval()
     device = next(model.parameters()).device
     twins = list(dict.fromkeys(row.twin_prompt for row in rows))
-    work = len(rows) + len(twins)
+    scored = rows if teacher else []
+    work = len(scored) + len(twins)
     done = 0
     pooled: dict[tuple[int, ...], Tensor] = {}
     for chosen in _by_length(twins, batch):
@@ -54,7 +57,7 @@ def hidden_signals(
             pooled[twins[number]] = vector
         progress(done := done + len(chosen), work)
     teachers: list[Tensor | None] = [None] * len(rows)
-    for chosen in _by_length([row.teacher_prompt + row.student.response for row in rows], batch):
+    for chosen in _by_length([row.teacher_prompt + row.student.response for row in scored], batch):
         group = [rows[i] for i in chosen]
         ids, mask = (
             t.to(device) for t in pad([[*row.teacher_prompt, *row.student.response] for row in group], pad_id)
@@ -65,9 +68,7 @@ def hidden_signals(
         for number, states in zip(chosen, hidden.flatten(0, 1)[at].split(lengths), strict=True):
             teachers[number] = states.clone()
         progress(done := done + len(chosen), work)
-    return [
-        Signal(t, pooled[row.twin_prompt]) for t, row in zip(teachers, rows, strict=True) if t is not None
-    ]
+    return [Signal(t, pooled[row.twin_prompt]) for t, row in zip(teachers, rows, strict=True)]
 
 
 def _by_length(texts: Sequence[tuple[int, ...]], batch: int) -> list[list[int]]:

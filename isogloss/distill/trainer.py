@@ -103,6 +103,7 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
     starts, lengths = [len(e.prompt) for e in encoded], [len(e.response) for e in encoded]
     signals = [sample.signal for sample in samples]
     known = [signal for signal in signals if signal is not None]
+    states = [signal.teacher for signal in known if signal.teacher is not None]
     return Batch(
         ids=ids,
         mask=mask,
@@ -111,7 +112,7 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         response=torch.tensor([token for e in encoded for token in e.response]),
         languages=[sample.language for sample in samples],
         meanings=torch.tensor([sample.meaning for sample in samples]),
-        teacher=torch.cat([signal.teacher for signal in known]) if known else None,
+        teacher=torch.cat(states) if states else None,
         twin=torch.stack([signal.twin for signal in known]) if known else None,
     )
 

@@ -66,19 +66,12 @@ def privileged_text(
     twin: Turn | None,
     *,
     answer: bool = True,
-    words: Mapping[str, str] | None = None,
 ) -> str:
-    """The system text: node texts from root to leaf, the task's, then the English twin and its answer.
-
-    Args:
-        words: How the task's English answer words are said; the leaf's own if not given.
-    """
+    """The system text: node texts from root to leaf, the task's, then the English twin and its answer."""
     lines = [text for node in path if (text := texts.of(node))]
     if task in texts.tasks:
         lines.append(texts.tasks[task])
-    if words is None and path:
-        words = texts.answers.get(path[-1].name, {}).get(task)
-    if words:
+    if path and (words := texts.answers.get(path[-1].name, {}).get(task)):
         # No blank before a word: it is then the same tokens as at the beginning of an answer.
         lines.append("; ".join(f"{english}={word}" for english, word in words.items()))
     if twin is not None:
