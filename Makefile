@@ -11,7 +11,7 @@ demo: $(READY) ## Tune, distil and evaluate the embedded default; prints the tab
 test: $(READY) ## Format, lint, types, tests.
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/pyright
+	$(VENV)/bin/pyright --pythonpath $(PYTHON)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist loadfile --jaxtyping-packages=isogloss,beartype.beartype
 
 $(READY): pyproject.toml constraints.txt
