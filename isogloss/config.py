@@ -301,7 +301,7 @@ class Evaluate(Settings):
     """Languages that are measured but not taught; they answer through their family or the root."""
     split: Literal["dev", "test"] = "test"
     """Split of every suite that has it; choose settings on dev only."""
-    items: Count = 280
+    items: Count = 210
     """Items per suite and language, at most."""
     sentences: Count = 300
     """Parallel sentences for retrieval, at most."""

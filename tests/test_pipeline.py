@@ -112,6 +112,7 @@ def test_a_run_leaves_everything_that_the_guide_names(finished):
     }
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what a kill leaves open
 @pytest.mark.parametrize(
     ("what", "at"), [("English tuning", 55), ("Distillation", 52), ("demo: after", 1), ("Teacher reads", 1)]
 )

@@ -95,5 +95,5 @@ def test_texts_with_other_keys_are_refused(tmp_path, text):
     with pytest.raises(ConfigError) as caught:
         load_texts(path)
     assert str(caught.value) == (
-        f"{path}: node texts have the keys root, families, languages, tasks, root at least"
+        f"{path}: node texts have the keys root, families, languages, tasks, answers, root at least"
     )
