@@ -204,7 +204,7 @@ def save_atomically(state: dict, path: Path) -> None:
 def main(
     out: Annotated[Path, typer.Argument(help="Folder for the model; checkpoints lie in it too.")],
     data_root: Annotated[Path, typer.Option(help="Folder of the real data sets.")],
-    steps: Annotated[int, typer.Option(help="Optimiser steps in all.")] = 5_000,
+    steps: Annotated[int, typer.Option(help="Optimiser steps in all.")] = 3_500,
     rows: Annotated[int, typer.Option(help="Blocks of 128 tokens a step.")] = 24,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
     seed: int = 0,
