@@ -7,6 +7,7 @@ running again resumes, or says that the run is complete.
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -299,7 +300,7 @@ def run_distill(run: Run) -> None:
     write_json(run.folder / "tree.json", _tree_image(run, rows))
     save_whole(carrier.state(), run.carriers)
     run.ledger.pause(stage)
-    _remove(work)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def run_evaluate(run: Run) -> None:
@@ -542,12 +543,6 @@ def _difference(theirs: str, ours: str) -> str:
         if a != b:
             return f"{a.strip()} there, {b.strip()} here"
     return "of another version"
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def check(run: Run) -> None:

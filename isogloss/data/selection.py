@@ -5,7 +5,6 @@ learns most from, by losses that the caller measured under the base model. Knows
 Flow: select → keep_best → summary, write.
 """
 
-import json
 import math
 import re
 import unicodedata
@@ -19,8 +18,9 @@ from typing import Any, Final
 import numpy as np
 
 from isogloss.data.examples import ParallelExample, Turn
-from isogloss.data.formats.lines import nearest, write_lines
+from isogloss.data.formats.lines import nearest
 from isogloss.errors import ConfigError
+from isogloss.files import write_lines
 from isogloss.languages.registry import XGLUE_TWELVE, languages, resolve
 
 RULES: Final = ("empty", "degenerate", "truncated", "wrong_language", "duplicate", "near_duplicate")
@@ -198,7 +198,7 @@ def write(selection: Selection, path: Path) -> None:
         {"id": dropped.example_id, "kept": False, "reason": dropped.reason, "detail": dropped.detail}
         for dropped in selection.dropped
     ]
-    write_lines(path, (json.dumps(row, ensure_ascii=False) for row in rows))
+    write_lines(path, rows)
 
 
 def _empty(turn: Turn) -> str | None:

@@ -97,14 +97,12 @@ class TreeLora:
         *,
         targets: Sequence[str],
         scaling: float,
-        dropout: float = 0.0,
     ):
         self.tree, self.scaling, self.targets = tree, scaling, list(targets)
         config = LoraConfig(
             r=tree.rank,
             lora_alpha=tree.rank * scaling,  # type: ignore[arg-type]  # any number is read as alpha
             target_modules=self.targets,
-            lora_dropout=dropout,
             task_type="CAUSAL_LM",
         )
         model.requires_grad_(False)
