@@ -2,8 +2,8 @@
 
 Most documents say one thing in two languages, one line each, which is what gives the model one
 space for all of them. Only training meanings occur, and no instruction or chat in any language.
-Exercise prose, in English or in English and then in another language, stands for what a base model
-has read on the web.
+Exercise prose, in English, in another language or in both, stands for what a base model has read on
+the web.
 """
 
 import csv
@@ -22,8 +22,8 @@ from isogloss.demo.split import events_of
 WEIGHTS = {
     "en": 3.0,
     **dict.fromkeys(("ar", "de", "es", "fr", "ru", "zh"), 1.0),
-    **dict.fromkeys(("bg", "el", "hi", "th", "tr", "vi"), 0.6),
-    **dict.fromkeys(("sw", "ur"), 0.25),
+    **dict.fromkeys(("bg", "el", "hi", "th", "tr", "vi"), 0.7),
+    **dict.fromkeys(("sw", "ur"), 0.4),
 }
 AUTONYMS = {
     "en": "English", "ar": "العربية", "bg": "български", "de": "Deutsch", "el": "Ελληνικά", "es": "español",
@@ -34,10 +34,10 @@ NTREX = {
     "ar": "arb", "bg": "bul", "de": "deu", "el": "ell", "es": "spa", "fr": "fra", "hi": "hin", "ru": "rus",
     "sw": "swa", "th": "tha", "tr": "tur", "ur": "urd", "vi": "vie", "zh": "zho-CN",
 }  # fmt: skip
-SHARES = {"pair": 0.53, "switched": 0.12, "real": 0.21, "exercise": 0.14}
-"""Of documents; pairs are short, so this is about 42, 10, 33 and 15 % of the tokens."""
-LATER_SHARES = {"pair": 0.45, "switched": 0.08, "real": 0.23, "exercise": 0.14, "bilingual": 0.10}
-"""Once words are known: exercises solved in English and then in another language join in."""
+SHARES = {"pair": 0.36, "switched": 0.06, "real": 0.20, "exercise": 0.11, "solved": 0.09, "bilingual": 0.18}
+"""Of documents; pairs are short and exercises in two languages long."""
+EXERCISES = {"question": 4, "inference": 3, "paraphrase": 3, "topic": 2, "sentiment": 1}
+"""How often each kind is met: looking up who did what is the hardest."""
 MAX_CHARS = 140
 
 
@@ -95,10 +95,9 @@ def load_real(root: Path) -> Real:
     return Real(tuple(kept), {code: tuple(numbers) for code, numbers in index.items()})
 
 
-def documents(real: Real, rng: random.Random, *, later: bool = False) -> Iterator[str]:
-    """An endless stream of documents, of the first or the later part of training."""
-    mixture = LATER_SHARES if later else SHARES
-    kinds, shares = list(mixture), list(mixture.values())
+def documents(real: Real, rng: random.Random) -> Iterator[str]:
+    """An endless stream of documents."""
+    kinds, shares = list(SHARES), list(SHARES.values())
     while True:
         match rng.choices(kinds, shares)[0]:
             case "pair":
@@ -114,10 +113,12 @@ def documents(real: Real, rng: random.Random, *, later: bool = False) -> Iterato
                     "en" if "en" in row and rng.random() < 0.7 else rng.choice([c for c in row if c != code])
                 )
                 yield _join({c: row[c] for c in rng.sample((code, other), 2)}, rng)
-            case "bilingual":
-                yield _bilingual(rng)
-            case _:
+            case "exercise":
                 yield _exercise(rng)
+            case "solved":
+                yield _solved((_language(rng, without="en"),), rng)
+            case _:
+                yield _solved(("en", _language(rng, without="en")), rng)
 
 
 def _language(rng: random.Random, without: str = "") -> str:
@@ -182,22 +183,22 @@ def _say(meaning: tuple, code: str) -> str:
 def _exercise(rng: random.Random) -> str:
     """English prose in which statements are compared, questioned and sorted."""
     p, event = phrases("en"), _event(rng)
-    match rng.randrange(5):
-        case 0:
+    match _kind_of_exercise(rng):
+        case "question":
             told = [event.affirmed(), another_deed(another_person(event, rng), rng).affirmed()]
             asked = rng.choice(["who", "where", "when"])
             texts = [p.event(e) for e in rng.sample(told, 2)]
             return f"{' '.join(texts)}\nQ: {p.question(asked, told[0])}\nA: {p.answer(asked, told[0])}"
-        case 1:
+        case "inference":
             word = {"entailment": "true", "contradiction": "false", "neutral": "unknown"}
             verdict = rng.choice(list(word))
             premise, hypothesis = infer(event, verdict, rng)
             return f"{p.event(*premise)}\n{p.event(*hypothesis)}\n→ {word[verdict]}"
-        case 2:
+        case "paraphrase":
             same = rng.random() < 0.5
             first, second = vary(event, same, rng)
             return f"{p.event(*first)}\n{p.event(*second)}\n→ {'equal' if same else 'unequal'}"
-        case 3:
+        case "topic":
             return f"{p.event(event, rng.choice(['full', 'fronted']))}\n→ a sentence about {event.topic}"
         case _:
             opinion = rng.choice(opinions())
@@ -205,41 +206,65 @@ def _exercise(rng: random.Random) -> str:
             return f"{p.event(event, 'no_when')} {p.opinion(opinion)}\n→ {word[opinion.sentiment]}"
 
 
-def _bilingual(rng: random.Random) -> str:
-    """One exercise, solved in English and then in another language, as in a learner's book."""
-    event, codes = _event(rng), ("en", _language(rng, without="en"))
-    named = rng.random() < 0.5
-    task = rng.choice(["question", "inference", "paraphrase", "topic", "sentiment"])
+def _kind_of_exercise(rng: random.Random) -> str:
+    return rng.choices(list(EXERCISES), list(EXERCISES.values()))[0]
+
+
+def _solved(codes: tuple[str, ...], rng: random.Random) -> str:
+    """One exercise, solved in one language, or in English and then in another as in a learner's book.
+
+    It may list the words of the answers first, and may ask in one language about a text in the other.
+    """
+    event, task = _event(rng), _kind_of_exercise(rng)
+    listed = ""
+    if task == "question":
+        told = [event, another_deed(another_person(event, rng), rng)][: rng.choice([1, 2, 2])]
+        told = [e.affirmed() for e in rng.sample(told, len(told))]
+        asked = rng.choice(["who", "where", "when"])
+        read = codes[0] if rng.random() < 0.25 else ""
+        backwards = rng.random() < 0.25
+        texts = {}
+        for c in codes:
+            parts = [
+                " ".join(phrases(read or c).event(e) for e in told),
+                phrases(c).question(asked, event.affirmed()),
+            ]
+            texts[c] = " ".join(reversed(parts) if backwards else parts), phrases(c).answer(asked, event)
+    else:
+        texts, label = _sorted_out(task, event, codes, rng)
+        if rng.random() < 0.4:
+            words = [phrases(c).labels(task) for c in codes]
+            keys = rng.sample(list(words[0]), len(words[0])) if len(words[0]) < 4 else [label]
+            listed = "; ".join("=".join(w[key] for w in words) for key in keys) + "\n"
+    named, mark = rng.random() < 0.5, rng.choice(["\n→ ", "\n", " → "])
+    return listed + "\n".join(
+        f"{AUTONYMS[c]}: {text}{mark}{answer}" if named else f"{text}{mark}{answer}"
+        for c, (text, answer) in texts.items()
+    )
+
+
+def _sorted_out(
+    task: str, event: Event, codes: tuple[str, ...], rng: random.Random
+) -> tuple[dict[str, tuple[str, str]], str]:
+    """By language, statements and the word they are sorted under; and which label that is."""
     match task:
-        case "question":
-            told = rng.sample([event, another_deed(another_person(event, rng), rng)], 2)
-            asked = rng.choice(["who", "where", "when"])
-            texts = {
-                c: f"{' '.join(phrases(c).event(e.affirmed()) for e in told)} "
-                f"{phrases(c).question(asked, event.affirmed())}\n→ {phrases(c).answer(asked, event)}"
-                for c in codes
-            }
-        case "inference" | "paraphrase":
-            if task == "inference":
-                label = rng.choice(["entailment", "contradiction", "neutral"])
-                said = infer(event, label, rng)
-            else:
-                label = rng.choice(["same", "different"])
-                said = vary(event, label == "same", rng)
-            texts = {
-                c: f"{' '.join(phrases(c).event(*one) for one in said)}\n→ {phrases(c).label(task, label)}"
-                for c in codes
-            }
+        case "inference":
+            label = rng.choice(["entailment", "contradiction", "neutral"])
+            said = infer(event, label, rng)
+        case "paraphrase":
+            label = rng.choice(["same", "different"])
+            said = vary(event, label == "same", rng)
         case "topic":
-            texts = {c: f"{phrases(c).event(event)}\n→ {phrases(c).label(task, event.topic)}" for c in codes}
+            label, said = event.topic, ((event, rng.choice(["full", "fronted"])),)
         case _:
             opinion = rng.choice(opinions())
-            texts = {
-                c: f"{phrases(c).event(event)} {phrases(c).opinion(opinion)}\n"
-                f"→ {phrases(c).label(task, opinion.sentiment)}"
-                for c in codes
-            }
-    return "\n".join(f"{AUTONYMS[code]}: {text}" if named else text for code, text in texts.items())
+            label, said = opinion.sentiment, ((event, rng.choice(["full", "no_when"])),)
+    texts = {}
+    for c in codes:
+        p = phrases(c)
+        lines = [p.event(*one) for one in said] + ([p.opinion(opinion)] if task == "sentiment" else [])
+        texts[c] = " ".join(lines), p.label(task, label)
+    return texts, label
 
 
 def _lines(path: Path) -> list[str]:

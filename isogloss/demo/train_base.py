@@ -34,9 +34,7 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
 VOCABULARY = 12_288
-BLOCK = 128
-LATER_FROM = 500
-"""The step from which exercises in two languages join in."""
+BLOCK = 256
 
 
 def train_tokenizer(real: base_text.Real, seed: int) -> PreTrainedTokenizerFast:
@@ -101,25 +99,31 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM
         eos_token_id=SPECIAL.index("<|end|>"),  # special tokens have the first ids
         pad_token_id=SPECIAL.index("<|pad|>"),
     )
+    config._attn_implementation = "eager"  # the faster one for short rows on a processor
     return Qwen3ForCausalLM(config)
 
 
 class Packed:
-    """Blocks of `BLOCK` tokens, documents end to end; step n is the same whenever it is asked for."""
+    """Blocks of `BLOCK` tokens of whole documents; step n is the same whenever it is asked for."""
 
     def __init__(self, real: base_text.Real, tokenizer: PreTrainedTokenizerFast, rows: int, seed: int):
         self.real, self.tokenizer, self.rows, self.seed = real, tokenizer, rows, seed
         self.end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
 
     def step(self, number: int) -> Tensor:
-        rng = random.Random(f"{self.seed}/{number}")
-        stream = base_text.documents(self.real, rng, later=number >= LATER_FROM)
-        need, ids = self.rows * BLOCK, []
-        while len(ids) < need:
+        stream = base_text.documents(self.real, random.Random(f"{self.seed}/{number}"))
+        blocks: list[list[int]] = [[] for _ in range(self.rows)]
+        misses = 0
+        while misses < self.rows:  # first fit: a document cut in two teaches no comparison
             texts = list(islice(stream, 32))
             for encoded in self.tokenizer(texts, add_special_tokens=False)["input_ids"]:
-                ids.extend((*encoded, self.end))
-        return torch.tensor(ids[:need]).view(self.rows, BLOCK)
+                room = next((b for b in blocks if len(b) + len(encoded) < BLOCK), None)
+                if room is None:
+                    misses += 1
+                else:
+                    room.extend((*encoded, self.end))
+        padded = [b + [self.tokenizer.pad_token_id] * (BLOCK - len(b)) for b in blocks]
+        return torch.tensor(padded)
 
 
 def optimisers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
@@ -134,8 +138,8 @@ def optimisers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
 
 
 def schedule(step: int, steps: int) -> float:
-    """Warm-up over 100 steps, constant, then linear to zero over the last 30 %."""
-    return min(1.0, (step + 1) / 100, (steps - step) / (0.3 * steps))
+    """Warm-up over 100 steps, constant, then linear to zero over the last 60 %."""
+    return min(1.0, (step + 1) / 100, (steps - step) / (0.6 * steps))
 
 
 @torch.no_grad()
@@ -205,9 +209,12 @@ def main(
     out: Annotated[Path, typer.Argument(help="Folder for the model; checkpoints lie in it too.")],
     data_root: Annotated[Path, typer.Option(help="Folder of the real data sets.")],
     steps: Annotated[int, typer.Option(help="Optimiser steps in all.")] = 3_500,
-    rows: Annotated[int, typer.Option(help="Blocks of 128 tokens a step.")] = 24,
+    rows: Annotated[int, typer.Option(help="Blocks of 256 tokens a step.")] = 12,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
     seed: int = 0,
+    start: Annotated[
+        Path | None, typer.Option(help="Folder of a model to go on from, with its tokenizer; none: random.")
+    ] = None,
     stop_after: Annotated[
         int, typer.Option(help="Stop at this step with a checkpoint; 0: run to the end.")
     ] = 0,
@@ -215,13 +222,12 @@ def main(
     """Train, or go on from the last checkpoint."""
     out.mkdir(parents=True, exist_ok=True)
     real = base_text.load_real(data_root)
-    tokenizer = (
-        PreTrainedTokenizerFast.from_pretrained(out)
-        if (out / "tokenizer.json").exists()
-        else train_tokenizer(real, seed)
-    )
+    known = out if (out / "tokenizer.json").exists() else start
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(known) if known else train_tokenizer(real, seed)
     tokenizer.save_pretrained(out)
     model, blocks = new_model(tokenizer, seed), Packed(real, tokenizer, rows, seed)
+    if start:
+        model.load_state_dict(Qwen3ForCausalLM.from_pretrained(start, dtype=torch.float32).state_dict())
     optims, first, saved = optimisers(model, lr), 0, out / "checkpoint.pt"
     if saved.exists():
         state = torch.load(saved, weights_only=True)
@@ -234,7 +240,9 @@ def main(
     def step_loss(ids: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(input_ids=ids, use_cache=False).logits
-        return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+        return nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), ignore_index=tokenizer.pad_token_id
+        )
 
     started = time.monotonic()
     log = (out / "log.jsonl").open("a", buffering=1)
