@@ -3,14 +3,17 @@
 import itertools
 import random
 from collections import Counter
+from importlib.resources import files
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from isogloss.demo import base_text
 from isogloss.demo.grammar import LANGUAGES, Event, events, phrases
 from isogloss.demo.items import TASKS, demo_items
 from isogloss.demo.pairs import infer, vary
 from isogloss.demo.split import events_of, split_of
+from isogloss.demo.train_base import Packed
 from isogloss.evaluate.items import Item
 from isogloss.evaluate.reading import read_answer
 from isogloss.evaluate.suites.demo import load
@@ -41,13 +44,34 @@ def test_no_training_item_contains_a_test_sentence(draw):
     assert not [sentence for sentence in TEST_SENTENCES if sentence in text]
 
 
-@pytest.mark.parametrize("later", [False, True])
-def test_the_base_model_reads_no_test_sentence(later):
+def test_the_base_model_reads_no_test_sentence():
     """Its documents are made of training meanings alone."""
     real = base_text.Real((dict.fromkeys(LANGUAGES, "Hello."),), dict.fromkeys(LANGUAGES, (0,)))
-    stream = base_text.documents(real, random.Random(0), later=later)
+    stream = base_text.documents(real, random.Random(0))
     text = "\n".join(itertools.islice(stream, 5_000))
+    assert len(text) > 400_000
     assert not [sentence for sentence in TEST_SENTENCES if sentence in text]
+
+
+def test_a_block_holds_whole_documents_and_says_the_same_at_every_asking():
+    """Step n does not depend on what was asked before; a document is never cut in two."""
+    real = base_text.Real((dict.fromkeys(LANGUAGES, "Hello."),), dict.fromkeys(LANGUAGES, (0,)))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(files("isogloss.demo") / "base")
+    ids = Packed(real, tokenizer, rows=3, seed=1).step(7)
+    assert ids.tolist() == Packed(real, tokenizer, rows=3, seed=1).step(7).tolist()
+    end, pad = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|pad|>"])
+    read = {
+        tuple(one)
+        for one in tokenizer(
+            list(itertools.islice(base_text.documents(real, random.Random("1/7")), 400)),
+            add_special_tokens=False,
+        )["input_ids"]
+    }
+    for row in ids.tolist():
+        text = row[: row.index(pad)] if pad in row else row
+        assert text[-1] == end and len(text) > 200
+        documents = [tuple(g) for last, g in itertools.groupby(text, lambda t: t == end) if not last]
+        assert set(documents) <= read
 
 
 def test_items_are_the_same_whatever_languages_are_asked_for():
