@@ -265,12 +265,13 @@ class Distill(Settings):
     """Weight of the hidden-state term (InfoNCE) per row."""
     layer: Count | None = None
     """Decoder layer that the hidden-state term reads; half of the layers if not given."""
-    retain: Fraction = 0.1
-    """Share of rows that are English, answered through the root alone as the reference model answers."""
+    retain: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of rows that are English of stage 1, answered through the root alone as the reference model
+    answers them: by divergence from it, whatever the other weights."""
     balance: Positive = 2.0
     """Temperature by which languages are balanced: 1 in proportion to data, larger more evenly."""
     epochs: Positive = 7.0
-    """Passes over the parallel items of all languages together."""
+    """Passes over the parallel items of all languages together, English aside."""
     batch: Count = 32
     """Rows per optimiser step."""
     accumulate: Count = 1

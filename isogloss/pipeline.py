@@ -6,7 +6,9 @@ running again resumes, or says that the run is complete.
 
 import hashlib
 import json
+import math
 import os
+import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -249,11 +251,12 @@ def run_distill(run: Run) -> None:
     used = _needed(run.examples, {code: run.config.languages.amount(code) for code in run.taught})
     rows = _rows(run, tokenizer, used, _english_answers(run, model, used, stage))
     layer = settings.layer or max(1, len(layers_of(model)) // 2)
+    parallel = sum(row.language != SOURCE for row in rows)
     run.watcher.say(
-        f"Stage 2: {len(rows)} rows in {len(run.taught)} languages are distilled into "
-        f"{len(run.tree.nodes)} nodes, rank {run.tree.path_rank()} a path"
+        f"Stage 2: {parallel} rows in {len(run.taught)} languages are distilled into {len(run.tree.nodes)} "
+        f"nodes, rank {run.tree.path_rank()} a path; {len(rows) - parallel} in English keep the root to it"
     )
-    scored = rows if settings.kl else []
+    scored = [row for row in rows if settings.kl or row.language == SOURCE]
     with run.watcher.bar("Teacher reads") as progress:
         signals = hidden_signals(
             model, rows, layer=layer, pad_id=pad_id(tokenizer), teacher=bool(settings.kl), progress=progress
@@ -266,7 +269,7 @@ def run_distill(run: Run) -> None:
     carrier = run.student(model, trained=False)
     lengths = [len(r.student.prompt) + len(r.student.response) for r in rows]
     order = schedule(
-        [row.language for row in rows], round(settings.epochs * len(rows)),
+        [row.language for row in rows], round(settings.epochs * parallel / (1 - settings.retain)),
         balance=settings.balance, batch=settings.batch, lengths=lengths, seed=seed,
         fixed={SOURCE: settings.retain},
     )  # fmt: skip
@@ -280,7 +283,8 @@ def run_distill(run: Run) -> None:
         ),
         train_dataset=Ordered(samples_of(rows, signals), order),
         weights=Weights(
-            settings.ce, settings.kl, settings.hidden, layer, settings.divergence, settings.temperature
+            settings.ce, settings.kl, settings.hidden, float(settings.retain > 0),
+            layer, settings.divergence, settings.temperature,
         ),
         pad_id=pad_id(tokenizer),
     )  # fmt: skip
@@ -485,15 +489,31 @@ def _rows(
     examples: Sequence[ParallelExample],
     english: Mapping[str, str],
 ) -> list[Row]:
-    """What stage 2 reads: each language's share of the examples, and English for the root."""
+    """What stage 2 reads: each language's share of the examples, and English of stage 1 for the root."""
     settings = run.config.distill
     amounts = {code: run.config.languages.amount(code) for code in run.taught}
-    if settings.retain:
-        amounts[SOURCE] = max(amounts.values())
+    kept = _english_kept(run) if settings.retain else []
+    if kept:
+        # As many as there are draws, so that none is read twice where there are enough.
+        draws = sum(amounts.values()) * settings.epochs * settings.retain / (1 - settings.retain)
+        kept = random.Random(run.config.seed).sample(kept, min(len(kept), math.ceil(draws)))
+        amounts[SOURCE] = len(kept)
     return build_rows(
-        examples, amounts, tokenizer, run.tree, node_texts(run.config),
-        english=english, responses=settings.responses, limit=settings.max_prompt,
+        [*kept, *examples], amounts, tokenizer, run.tree, node_texts(run.config),
+        english={e.id: e.turns[SOURCE].response or "" for e in kept} | dict(english),
+        responses=settings.responses, limit=settings.max_prompt,
     )  # fmt: skip
+
+
+def _english_kept(run: Run) -> list[ParallelExample]:
+    """What stage 1 read, English alone."""
+    file = run.folder / "selection.jsonl"
+    dropped = {e["id"] for e in read_lines(file) if not e["kept"]} if file.exists() else set()
+    return [
+        ParallelExample(e.id, e.task, {SOURCE: e.turns[SOURCE]})
+        for e in english_examples(run.config, run.data_root)
+        if e.id not in dropped
+    ]
 
 
 def _tree_image(run: Run, rows: Sequence) -> dict:

@@ -49,6 +49,8 @@ def build_rows(
 ) -> list[Row]:
     """The first `amounts[code]` examples of every language, English read through the root.
 
+    English rows want what the reference model itself answers: their teacher reads the plain prompt.
+
     Args:
         english: The English answer of each example by id, which the teacher reads.
         responses: `reference` scores the data's response, `teacher` the English answer.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from isogloss.data.chat import pad, response_positions
 from isogloss.distill.rows import Row
+from isogloss.languages import SOURCE
 from isogloss.model import capture, last_hidden, mean_pool
 
 
@@ -39,13 +40,13 @@ def hidden_signals(
 ) -> list[Signal]:
     """Signals of all rows, in their order; the model must be the reference model, carriers off.
 
-    Without `teacher` only the twins are read: a loss without a divergence needs no more. Rows of like
-    length share a forward; equal twins are read once.
+    Without `teacher` it scores English rows only, which keep to what it answers itself: a loss without
+    a divergence needs no more. Rows of like length share a forward; equal twins are read once.
     """
     model.eval()
     device = next(model.parameters()).device
     twins = list(dict.fromkeys(row.twin_prompt for row in rows))
-    scored = rows if teacher else []
+    scored = [number for number, row in enumerate(rows) if teacher or row.language == SOURCE]
     work = len(scored) + len(twins)
     done = 0
     pooled: dict[tuple[int, ...], Tensor] = {}
@@ -57,7 +58,8 @@ def hidden_signals(
             pooled[twins[number]] = vector
         progress(done := done + len(chosen), work)
     teachers: list[Tensor | None] = [None] * len(rows)
-    for chosen in _by_length([row.teacher_prompt + row.student.response for row in scored], batch):
+    for places in _by_length([rows[i].teacher_prompt + rows[i].student.response for i in scored], batch):
+        chosen = [scored[place] for place in places]
         group = [rows[i] for i in chosen]
         ids, mask = (
             t.to(device) for t in pad([[*row.teacher_prompt, *row.student.response] for row in group], pad_id)

@@ -22,6 +22,7 @@ from isogloss.distill.rows import Row
 from isogloss.distill.signal import Signal
 from isogloss.errors import ConfigError
 from isogloss.files import write_lines
+from isogloss.languages import SOURCE
 from isogloss.model import capture, head, last_hidden, mean_pool
 from isogloss.tree.lora import TreeLora
 
@@ -39,6 +40,7 @@ class Weights:
     ce: float = 1.0
     kl: float = 0.0
     hidden: float = 0.0
+    retain: float = 1.0
     layer: int = 1
     divergence: str = "forward"
     temperature: float = 1.0
@@ -86,6 +88,8 @@ class Batch:
     response: Tensor
     languages: list[str]
     meanings: Tensor
+    scored: Tensor
+    retained: Tensor
     teacher: Tensor | None
     twin: Tensor | None
 
@@ -104,6 +108,9 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
     signals = [sample.signal for sample in samples]
     known = [signal for signal in signals if signal is not None]
     states = [signal.teacher for signal in known if signal.teacher is not None]
+    scored = torch.tensor([signal is not None and signal.teacher is not None for signal in signals])
+    english = torch.tensor([sample.language == SOURCE for sample in samples])
+    tokens = torch.tensor(lengths)
     return Batch(
         ids=ids,
         mask=mask,
@@ -112,6 +119,8 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         response=torch.tensor([token for e in encoded for token in e.response]),
         languages=[sample.language for sample in samples],
         meanings=torch.tensor([sample.meaning for sample in samples]),
+        scored=scored.repeat_interleave(tokens),
+        retained=(scored & english).repeat_interleave(tokens),
         teacher=torch.cat(states) if states else None,
         twin=torch.stack([signal.twin for signal in known]) if known else None,
     )
@@ -120,18 +129,31 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
 def batch_losses(
     model: nn.Module, batch: Batch, weights: Weights, carrier: TreeLora | None = None
 ) -> dict[str, Tensor]:
-    """The parts of the loss as sums: `ce` and `kl` over response tokens, `hidden` over rows."""
+    """The parts of the loss as sums: `ce`, `kl` and `retain` over response tokens, `hidden` over rows.
+
+    In English the reference model is what is wanted, right or wrong: those rows have `retain`, the
+    divergence from its own reading of the same prompt, and neither `ce` nor `kl`.
+    """
     if carrier is not None:
         carrier.set_path(batch.languages)
     with capture(model, weights.layer) as states:
         hidden = last_hidden(model, batch.ids, batch.mask)
-    student = head(model, hidden.flatten(0, 1)[batch.positions])
-    parts = {"ce": losses.cross_entropy(student, batch.response)}
+    answers = hidden.flatten(0, 1)[batch.positions]
+
+    @torch.no_grad()
+    def teacher(tokens: Tensor) -> Tensor:
+        assert batch.teacher is not None
+        return head(model, batch.teacher[tokens[batch.scored]].to(hidden.dtype))
+
+    taught = ~batch.retained
+    student = head(model, answers[taught])
+    parts = {"ce": losses.cross_entropy(student, batch.response[taught])}
     if batch.teacher is not None and weights.kl:
-        with torch.no_grad():
-            teacher = head(model, batch.teacher.to(hidden.dtype))
         divergence = DIVERGENCES[weights.divergence]
-        parts["kl"] = divergence(student, teacher, temperature=weights.temperature)
+        parts["kl"] = divergence(student, teacher(taught), temperature=weights.temperature)
+    if batch.retained.any():
+        own = head(model, answers[batch.retained])
+        parts["retain"] = losses.forward_kl(own, teacher(batch.retained))
     if batch.twin is not None and weights.hidden:
         same = batch.meanings[:, None] == batch.meanings[None]
         parts["hidden"] = losses.info_nce(mean_pool(states[0], batch.prompt_mask), batch.twin, same)

@@ -90,6 +90,34 @@ def test_labels_are_shifted_once(prompt, response, nats):
     assert ce_of((prompt, response)).item() == pytest.approx(nats, abs=1e-5)
 
 
+def test_english_rows_keep_to_the_reference_model_and_nothing_else():
+    """KL of (.25 .25 .25 .25) from (.1 .2 .3 .4) is 0.121776 nats; the Swahili row alone has ce and kl."""
+    model = Bigrams(TABLE)
+    teacher = nn.functional.one_hot(torch.tensor([0]), 4).float()  # reads a 0 where the student reads a 1
+    same = nn.functional.one_hot(torch.tensor([2]), 4).float()
+    rows = [
+        Sample(Encoded((1,), (3,)), "en", 0, Signal(teacher, torch.zeros(4))),
+        Sample(Encoded((2,), (3,)), "sw", 1, Signal(same, torch.zeros(4))),
+    ]
+    parts = batch_losses(model, collate(rows, 0), Weights(kl=1.0))
+    assert {name: part.item() for name, part in parts.items()} == pytest.approx(
+        {"retain": 0.121776, "ce": 0.693147, "kl": 0.0}, abs=1e-5
+    )
+
+
+def test_without_a_divergence_english_rows_are_kept_all_the_same():
+    """Only they have a signal then."""
+    teacher = nn.functional.one_hot(torch.tensor([0]), 4).float()
+    rows = [
+        Sample(Encoded((2,), (3,)), "sw", 1, Signal(None, torch.zeros(4))),
+        Sample(Encoded((1,), (3,)), "en", 0, Signal(teacher, torch.zeros(4))),
+    ]
+    parts = batch_losses(Bigrams(TABLE), collate(rows, 0), Weights())
+    assert {name: part.item() for name, part in parts.items()} == pytest.approx(
+        {"retain": 0.121776, "ce": 0.693147}, abs=1e-5
+    )
+
+
 def test_padding_carries_no_loss():
     """Rows of unequal length: the sum of what each costs alone."""
     rows = [((1, 2), (3, 0)), ((1,), (1,)), ((3, 3, 3), (2, 2, 3))]
@@ -140,16 +168,20 @@ def test_the_divergence_is_between_matching_tokens(tiny, five, student, divergen
     model = tiny()
     carrier = student(model, five)
     weights = Weights(kl=1.0, divergence=divergence, temperature=2.0)
-    total = 0.0
+    total = kept = 0.0
     with torch.no_grad():
         for one in SAMPLES:
             ids = torch.tensor([[*one.encoded.prompt, *one.encoded.response]])
             with carrier.on([one.language]) as on:
                 said = on(input_ids=ids, use_cache=False).logits[0, len(one.encoded.prompt) - 1 : -1]
             teacher = one.signal.teacher @ model.get_output_embeddings().weight.T
-            total += loss(said, teacher, temperature=2.0).item()
-        together = batch_losses(carrier.model, collate(SAMPLES, 0), weights, carrier)["kl"]
-    assert together.item() == pytest.approx(total, rel=1e-4)
+            if one.language == "en":
+                kept += losses.forward_kl(said, teacher).item()
+            else:
+                total += loss(said, teacher, temperature=2.0).item()
+        parts = batch_losses(carrier.model, collate(SAMPLES, 0), weights, carrier)
+    assert parts["kl"].item() == pytest.approx(total, rel=1e-4)
+    assert parts["retain"].item() == pytest.approx(kept, rel=1e-4)
 
 
 def test_the_hidden_term_pools_the_instruction_alone(tiny, five, student):
@@ -270,16 +302,18 @@ def test_the_hidden_term_is_a_mean_over_rows(tiny, five, student, tmp_path):
     halves = [collate([SAMPLES[n] for n in half], 0) for half in (order[:4], order[4:])]
     with torch.no_grad():
         parts = [batch_losses(carrier.model, half, weights, carrier) for half in halves]
-    expected = {name: sum(part[name].item() for part in parts) for name in ("ce", "kl", "hidden")}
+    names = ("ce", "kl", "retain", "hidden")
+    expected = {name: sum(part[name].item() for part in parts if name in part) for name in names}
     found = run(
         tmp_path / "run", carrier.model, SAMPLES, carrier=carrier, weights=weights, batch=4, accumulate=2,
         steps=1,
     )  # fmt: skip
-    ce, kl, hidden = expected["ce"] / 30, expected["kl"] / 30, expected["hidden"] / 8
+    ce, kl, retain = (expected[name] / 30 for name in names[:3])
+    hidden = expected["hidden"] / 8
     assert found.curve == [
         pytest.approx(
-            {"stage": "test", "step": 1, "loss": ce + 0.5 * kl + 0.3 * hidden, "ce": ce, "kl": kl,
-             "hidden": hidden}, abs=1e-4,
+            {"stage": "test", "step": 1, "loss": ce + 0.5 * kl + retain + 0.3 * hidden, "ce": ce, "kl": kl,
+             "retain": retain, "hidden": hidden}, abs=1e-4,
         )
     ]  # fmt: skip
 
