@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -197,6 +197,45 @@ def ask(
     for line in _typed(asker.language):
         _show_answers(asker, line, twin)
         twin = None
+
+
+@app.command()
+def export(
+    run_folder: RunFolder,
+    language: Annotated[
+        list[str] | None, typer.Option(metavar="CODE", help="A language, by any of its codes; repeatable.")
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every language that was taught.")] = False,
+    form: Annotated[
+        Literal["peft", "merged"],
+        typer.Option("--format", help="LoRA adapters over the tuned model, or whole models."),
+    ] = "peft",
+    folder: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Where to; RUN/exports/FORMAT without it.")
+    ] = None,
+    max_rank: Annotated[
+        int | None, typer.Option(min=1, help="Refit adapters of a larger rank to this one.")
+    ] = None,
+) -> None:
+    """Languages as adapters or models that other programs load."""
+    _is_run(run_folder)
+    if bool(language) == all_:
+        raise ConfigError("name the languages by --language CODE, or all of them by --all")
+    if form == "merged" and max_rank is not None:
+        raise ConfigError("--max-rank: a merged model has no rank; leave it out or take --format peft")
+    try:
+        codes = [resolve(one).code for one in language or ()]
+    except UnknownLanguageError as error:
+        raise ConfigError(f"--language: {error}") from None
+    _require(run_folder, TUNED, DISTILLED)
+    job = _prepare(load_config(run_folder / "config.yaml").model_copy(update={"run": run_folder}))
+    from isogloss import exporting
+
+    out_folder = folder or run_folder / "exports" / form
+    made = exporting.export(job, list(dict.fromkeys(codes)) or job.taught, form, out_folder, max_rank)
+    if form == "peft":
+        _line("All at once from vLLM, each as a model named by its code:")
+        out.print(exporting.serving(job, made), soft_wrap=True, markup=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,11 +1,14 @@
 """The command line: what it prints, what it refuses, and that a refusal leaves nothing behind."""
 
 import io
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from isogloss import cli
 
@@ -289,3 +292,58 @@ def test_no_arguments_show_the_help(capsys):
     """And that is no error."""
     assert leave([]) == 0
     assert "Usage: isogloss [OPTIONS] COMMAND" in capsys.readouterr().out
+
+
+def test_export_writes_adapters_that_peft_loads_and_says_how_to_serve_them(finished, capsys, tmp_path):
+    """Two languages, rank 16 each; the export was compared with the run's own model."""
+    target = tmp_path / "out"
+    assert (
+        leave(["export", str(finished), "--language", "swh", "--language", "es", "--out", str(target)]) == 0
+    )
+    said = capsys.readouterr().out
+    assert (
+        f"vllm serve {finished}/tuned --enable-lora --max-lora-rank 16 --lora-modules sw={target}/sw" in said
+    )
+    assert json.loads((target / "es" / "adapter_config.json").read_text())["r"] == 16
+    card = (target / "sw" / "README.md").read_text()
+    assert "language: [sw]" in card and "| alignment |" in card
+    difference = float(re.search(r"largest difference in logits (\S+),", card)[1])
+    assert difference <= 1e-4
+
+
+def test_a_merged_export_is_a_plain_model_of_the_same_logits(finished, capsys, tmp_path):
+    """No PEFT is needed to load it."""
+    target = tmp_path / "out"
+    options = ["--language", "sw", "--format", "merged", "--out", str(target)]
+    assert leave(["export", str(finished), *options]) == 0
+    assert not (target / "sw" / "adapter_config.json").exists()
+    model = AutoModelForCausalLM.from_pretrained(target / "sw")
+    assert not [name for name, _ in model.named_parameters() if "lora" in name]
+    card = (target / "sw" / "README.md").read_text()
+    assert float(re.search(r"largest difference in logits (\S+),", card)[1]) <= 1e-3
+    capsys.readouterr()
+    assert refusal(["export", str(finished), *options], capsys)[-1] == (
+        f"error {target}/sw is there already; name another --out or remove it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ([], "error name the languages by --language CODE, or all of them by --all"),
+        (
+            ["--all", "--language", "sw"],
+            "error name the languages by --language CODE, or all of them by --all",
+        ),
+        (["--language", "sww"], "error --language: 'sww' is not a known language code; did you mean "),
+        (
+            ["--all", "--format", "merged", "--max-rank", "4"],
+            "error --max-rank: a merged model has no rank; leave it out or take --format peft",
+        ),
+    ],
+)
+def test_export_refuses_what_it_cannot_do(options, line, finished, capsys):
+    """Nothing is written."""
+    before = files(finished)
+    assert refusal(["export", str(finished), *options], capsys)[0].startswith(line)
+    assert files(finished) == before

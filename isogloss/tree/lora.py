@@ -161,10 +161,12 @@ class TreeLora:
             for name, p in self.parameters().items()
         }
 
-    def export(self, language: str, folder: Path, base_model: str) -> None:
-        """Write a language's path as a PEFT LoRA that `PeftModel.from_pretrained` loads."""
+    def export(self, language: str, folder: Path, base_model: str, max_rank: int | None = None) -> int:
+        """Write a language's path as a PEFT LoRA that `PeftModel.from_pretrained` loads; returns its rank."""
         folder.mkdir(parents=True, exist_ok=True)
-        rank = sum(node.rank for node in self.tree.path(language))
+        state, rank = self.path_state(language), sum(node.rank for node in self.tree.path(language))
+        if max_rank is not None and max_rank < rank:
+            state, rank = nearest_of_rank(state, max_rank), max_rank
         config = LoraConfig(
             r=rank,
             lora_alpha=rank * self.scaling,  # type: ignore[arg-type]
@@ -173,8 +175,9 @@ class TreeLora:
             base_model_name_or_path=base_model,
             inference_mode=True,
         )
-        save_file(self.path_state(language), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(str(folder))
+        return rank
 
     def state(self) -> dict[str, Tensor]:
         return {name: p.data for name, p in self.parameters().items()}
@@ -186,3 +189,22 @@ class TreeLora:
         with torch.no_grad():
             for name, p in own.items():
                 p.copy_(state[name])
+
+
+def nearest_of_rank(state: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """The LoRA of a smaller rank whose products B·A are nearest in the Frobenius norm.
+
+    The largest singular values of each product are kept (Eckart & Young 1936, doi:10.1007/BF02288367),
+    found through the QR factors of B and Aᵀ, which are as thin as the rank. Scaling stays as it was.
+    """
+    smaller = {}
+    for name in state:
+        if "lora_A" in name:
+            other = name.replace("lora_A", "lora_B")
+            out, inner = torch.linalg.qr(state[other].double())
+            into, outer = torch.linalg.qr(state[name].double().T)
+            left, values, right = torch.linalg.svd(inner @ outer.T)
+            root = values[:rank].sqrt()
+            smaller[name] = (root[:, None] * (right[:rank] @ into.T)).to(state[name].dtype).contiguous()
+            smaller[other] = (out @ left[:, :rank] * root).to(state[other].dtype).contiguous()
+    return smaller

@@ -3,6 +3,7 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -10,6 +11,7 @@ from peft import PeftModel
 from isogloss.data.chat import Encoded
 from isogloss.distill.signal import Signal
 from isogloss.distill.trainer import Sample, Weights, batch_losses, collate
+from isogloss.tree.lora import nearest_of_rank
 from isogloss.tree.nodes import build_tree
 
 LANGUAGES = ["ru", "bg", "es", "fr", "sw"]
@@ -165,6 +167,24 @@ def test_an_exported_language_is_an_ordinary_peft_adapter(tiny, five, student, t
             assert torch.equal(
                 model.generate(input_ids=IDS, **options), loaded.generate(input_ids=IDS, **options)
             )
+
+
+def test_a_refit_to_a_smaller_rank_is_the_nearest_there_is(tiny, five, student, tmp_path):
+    """Each product is cut as numpy's own decomposition cuts it; at full rank nothing is lost."""
+    carrier = student(tiny(), five)
+    full = carrier.path_state("sw")
+    for rank in (1, 3, 5):
+        fitted = nearest_of_rank(full, rank)
+        assert fitted.keys() == full.keys()
+        for name in (name for name in full if "lora_A" in name):
+            other = name.replace("lora_A", "lora_B")
+            left, values, right = np.linalg.svd((full[other] @ full[name]).numpy(), full_matrices=False)
+            expected = left[:, :rank] * values[:rank] @ right[:rank]
+            assert fitted[name].shape[0] == fitted[other].shape[1] == rank
+            np.testing.assert_allclose((fitted[other] @ fitted[name]).numpy(), expected, atol=1e-5)
+    assert carrier.export("sw", tmp_path, "base", max_rank=3) == 3
+    loaded = PeftModel.from_pretrained(tiny(), str(tmp_path))
+    assert loaded.peft_config["default"].r == 3
 
 
 def test_a_mixed_batch_generates_what_each_language_generates(tiny, five, student):
