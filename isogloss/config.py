@@ -151,8 +151,9 @@ class Languages(Settings):
 
     targets: Targets = XGLUE_TWELVE
     """Language codes of any kind the registry knows (`isogloss languages` lists them)."""
-    tree: Literal["families", "flat", "shared"] = "families"
-    """How adapters are shared: by language family, not at all, or by all languages."""
+    tree: Literal["families", "learned", "random", "flat", "shared"] | Path = "families"
+    """How adapters are shared: by language family, by groups that the tuned model represents alike, by groups
+    dealt out at random, not at all, by all languages, or by the groups of a YAML file (`group: [codes]`)."""
     high: Codes = ("ar", "es", "fr", "ru", "de", "zh")
     """Languages with plenty of data."""
     middle: Codes = ("bg", "el", "hi", "th", "tr", "vi")
@@ -704,6 +705,9 @@ def _misplaced(config: Config, written: _Written) -> Iterator[str]:
         yield fault("model", f"is {config.model}; it holds no config.json, which save_pretrained writes")
     if not isinstance(config.data, DemoData | MassiveData) and not config.data.path.exists():
         yield fault("data.path", f"is {config.data.path}; there is no such file")
+    if isinstance(config.languages.tree, Path) and not config.languages.tree.is_file():
+        shapes = "families, learned, random, flat nor shared"
+        yield fault("languages.tree", f"is {config.languages.tree}; it is no file, and neither {shapes}")
     if config.distill.texts is not None and not config.distill.texts.is_file():
         yield fault("distill.texts", f"is {config.distill.texts}; there is no such file")
     root = config.data_root or os.environ.get("ISOGLOSS_DATA") or None

@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -47,7 +48,8 @@ from isogloss.languages import SOURCE
 from isogloss.model import layers_of, load_model, load_tokenizer, pad_id, pick_dtype
 from isogloss.report.page import write_report
 from isogloss.tree.lora import TreeLora
-from isogloss.tree.nodes import Tree, build_tree
+from isogloss.tree.nodes import Tree, build_tree, family_name
+from isogloss.tree.shapes import families_of_file, learned_families, random_families
 from isogloss.tune import difficulty, english_rows, tune
 
 Progress = Callable[[int, int], None]
@@ -107,13 +109,23 @@ class Run:
     def ledger(self) -> Ledger:
         return Ledger(self.folder / "ledger.json")
 
-    @cached_property
+    @property
+    def learned(self) -> Path:
+        return self.folder / "families.yaml"
+
+    @property
     def tree(self) -> Tree:
-        settings = self.config.languages
-        ranks = self.config.distill.carrier.ranks
+        """The tree; learned families are Glottolog's until `run_distill` has learned them."""
+        shape, ranks = self.config.languages.tree, self.config.distill.carrier.ranks
+        if shape == "random":
+            shape = random_families(self.taught, self.config.seed)
+        elif shape == "learned":
+            shape = families_of_file(self.learned, self.taught) if self.learned.exists() else "families"
+        elif isinstance(shape, Path):
+            shape = families_of_file(shape, self.taught)
         return build_tree(
             self.taught,
-            families=settings.tree,
+            families=shape,
             ranks={"root": ranks.root, "family": ranks.family, "language": ranks.language},
         )
 
@@ -248,6 +260,8 @@ def run_distill(run: Run) -> None:
     model, tokenizer = run.reference_model(), run.tokenizer
     before = fingerprint(model)
     stage = run.ledger.begin("distill")
+    if run.config.languages.tree == "learned" and not run.learned.exists():
+        _learn_families(run, model)
     used = _needed(run.examples, {code: run.config.languages.amount(code) for code in run.taught})
     rows = _rows(run, tokenizer, used, _english_answers(run, model, used, stage))
     layer = settings.layer or max(1, len(layers_of(model)) // 2)
@@ -503,6 +517,25 @@ def _rows(
         english={e.id: e.turns[SOURCE].response or "" for e in kept} | dict(english),
         responses=settings.responses, limit=settings.max_prompt,
     )  # fmt: skip
+
+
+def _learn_families(run: Run, model: PreTrainedModel, sentences: int = 48) -> None:
+    """Group the languages by their instructions' middle states, in as many groups as Glottolog has."""
+    shared = [e for e in run.examples if all(code in e.turns for code in run.taught)][:sentences]
+    if len(shared) < 8:
+        raise DataError(
+            f"languages.tree: learned needs 8 examples in all of {', '.join(run.taught)}; the data has "
+            f"{len(shared)}; take families"
+        )
+    layer, subject = max(1, len(layers_of(model)) // 2), runner.Model(model, run.tokenizer)
+    vectors = {
+        code: runner.embed(subject, [e.turns[code].instruction for e in shared], code, [layer], 64)[layer]
+        for code in run.taught
+    }
+    groups: dict[str, list[str]] = {}
+    for code, group in learned_families(vectors, len({family_name(code) for code in run.taught})).items():
+        groups.setdefault(group, []).append(code)
+    write_text(run.learned, yaml.safe_dump(groups, sort_keys=False))
 
 
 def _english_kept(run: Run) -> list[ParallelExample]:

@@ -170,6 +170,15 @@ def test_a_missing_file_or_folder_is_named(tmp_path, monkeypatch):
     assert load_config(tmp_path / "run.yaml").model == f"{tmp_path}/base"
 
 
+def test_a_tree_that_is_no_shape_must_be_a_file(tmp_path):
+    """A misspelt shape is taken for a file, so both are named."""
+    assert refused("languages: {tree: familes}\n", tmp_path, places=True) == [
+        "run.yaml:1: languages.tree is familes; it is no file, and neither "
+        "families, learned, random, flat nor shared",
+    ]
+    assert load_config(tmp_path / "run.yaml").languages.tree == Path("familes")
+
+
 def test_a_data_root_that_is_not_there_is_refused(tmp_path, monkeypatch):
     """Wherever it was named."""
     gone = tmp_path / "gone"

@@ -1,11 +1,13 @@
 """The whole job on a tiny random model: it resumes, repeats itself, and leaves the reference model alone."""
 
 import json
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -198,3 +200,18 @@ def test_the_ledger_counts_every_stage(finished):
     assert list(stages) == ["tune", "distill", "evaluate"]
     assert stages["distill"]["teacher_calls"] == 21 + 14 + 14 + 21  # hi, sw, ur and English
     assert all(stages[name]["flops"] > 0 and stages[name]["seconds"] > 0 for name in ("tune", "distill"))
+
+
+def test_learned_families_are_found_once_and_kept(finished, tmp_path, tiny_model_folder):
+    """The tuned model groups the languages; a later look at the run reads the same tree."""
+    config = settings(tmp_path / "run", tiny_model_folder, "languages.tree=learned")
+    shutil.copytree(finished[0].run / "tuned", config.run / "tuned")
+    run = pipeline.open_run(config)
+    pipeline.run_distill(run)
+    groups = yaml.safe_load((config.run / "families.yaml").read_text())
+    assert sorted(code for codes in groups.values() for code in codes) == ["hi", "sw", "ur"]
+    nodes = json.loads((config.run / "tree.json").read_text())["nodes"]
+    assert {n["name"]: n["languages"] for n in nodes if n["level"] == "family"} == groups
+    again = pipeline.load_run(config.run)
+    assert again.tree == run.tree
+    again.student(again.reference_model(), trained=True)
