@@ -1,13 +1,18 @@
 """isogloss: one instruction, followed the same way in every language.
 
-`run()` does the whole job of the command line; `load()` gives a finished run's model in one language.
+`run()` does the whole job of the command line; `load()` gives a finished run that answers in all languages,
+`load_peft()` its model with the adapter of one.
 """
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["load", "run"]
+if TYPE_CHECKING:
+    from isogloss.evaluate.fidelity import Detector
+    from isogloss.inference import Aligned
+
+__all__ = ["load", "load_peft", "run"]
 
 
 def run(config: str | Path | None = None, **overrides: Any) -> Path:
@@ -38,7 +43,24 @@ def run(config: str | Path | None = None, **overrides: Any) -> Path:
     return settings.run
 
 
-def load(run: str | Path, language: str) -> tuple[Any, Any]:
+def load(run: str | Path, detector: "Detector | None" = None) -> "Aligned":
+    """A finished run: `load(run).generate(texts, languages)`.
+
+    Args:
+        run: The run's folder.
+        detector: Tells the language of a text where none is named; the package's own if not given.
+
+    Raises:
+        isogloss.errors.RunError: The run is not finished.
+    """
+    from isogloss import pipeline
+    from isogloss.evaluate.fidelity import detect
+    from isogloss.inference import Aligned
+
+    return Aligned(pipeline.load_run(Path(run)), detector or detect)
+
+
+def load_peft(run: str | Path, language: str) -> tuple[Any, Any]:
     """A finished run's model, with the adapter of one language, and its tokenizer.
 
     Returns:

@@ -1,12 +1,9 @@
 """One instruction, answered by the reference model in English, zero-shot, and by the aligned model."""
 
 from isogloss.errors import RunError
-from isogloss.generate import answers
+from isogloss.inference import Aligned
 from isogloss.languages import SOURCE, UnknownLanguageError, resolve
 from isogloss.pipeline import Run
-
-LONGEST = 64
-"""Tokens of an answer, at most."""
 
 
 class Asker:
@@ -21,14 +18,12 @@ class Asker:
             self.language = resolve(language)
         except UnknownLanguageError as error:
             raise RunError(str(error)) from None
-        self.run = run
-        self.model = run.reference_model()
-        self.carrier = run.student(self.model, trained=True)
+        self.aligned = Aligned(run)
 
     @property
     def note(self) -> str:
         """What stands in for a language that was not taught; empty for one that was."""
-        path = self.run.tree.path(self.language.code)
+        path = self.aligned.run.tree.path(self.language.code)
         if path[-1].level == "language" or self.language.code == SOURCE:
             return ""
         holds = [node for node in path if node.rank]
@@ -47,16 +42,7 @@ class Asker:
             text: The instruction in the asker's language.
             twin: The same in English, where there is one: the reference model answers it.
         """
-        tokenizer = self.run.tokenizer
-        asked = [text] if twin is None else [text, twin]
-        plain = [answers(self.model, tokenizer, [one], max_new_tokens=LONGEST)[0] for one in asked]
-        aligned = answers(
-            self.model,
-            tokenizer,
-            [text],
-            languages=[self.language.code],
-            carrier=self.carrier,
-            max_new_tokens=LONGEST,
-        )
+        plain = self.aligned.reference([text] if twin is None else [text, twin])
+        aligned = self.aligned.generate([text], self.language.code)
         english = {} if twin is None else {"reference, English": plain[1]}
         return {**english, "zero-shot": plain[0], "aligned": aligned[0]}

@@ -37,7 +37,7 @@ def answers(
     prompts = [
         encode_prompt(tokenizer, text, system) for text, system in zip(instructions, systems, strict=True)
     ]
-    stop = _stops(model, tokenizer)
+    stop = stops(model, tokenizer)
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     found = [""] * len(prompts)
     try:
@@ -70,7 +70,7 @@ def answers(
     return found
 
 
-def _stops(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def stops(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The template's end of turn, and whatever else the model was trained to end on."""
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = [own] if isinstance(own, int) else list(own or ())

@@ -1,4 +1,4 @@
-"""The public API: `isogloss.run` does the whole job, `isogloss.load` gives its model in one language."""
+"""The public API: `isogloss.run` does the whole job, `load` and `load_peft` give its model."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,11 @@ def finished(base, tmp_path_factory) -> Path:
 def test_exports_equal_all():
     """What the package defines under a public name is what it promises."""
     own = {name for name, value in vars(isogloss).items() if getattr(value, "__module__", "") == "isogloss"}
-    assert {name for name in own if not name.startswith("_")} == set(isogloss.__all__) == {"load", "run"}
+    assert (
+        {name for name in own if not name.startswith("_")}
+        == set(isogloss.__all__)
+        == {"load", "load_peft", "run"}
+    )
 
 
 def test_a_run_leaves_the_folder_that_the_design_names(finished):
@@ -48,9 +52,9 @@ def test_a_run_leaves_the_folder_that_the_design_names(finished):
     assert list(json.loads((finished / "scores.json").read_text())["suites"]) == ["demo"]
 
 
-def test_load_gives_the_model_with_the_adapter_of_one_language(finished):
+def test_load_peft_gives_the_model_with_the_adapter_of_one_language(finished):
     """Any of the language's codes; the logits are finite and those of the vocabulary."""
-    model, tokenizer = isogloss.load(finished, "swh_Latn")
+    model, tokenizer = isogloss.load_peft(finished, "swh_Latn")
     ids = tokenizer("Habari", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         logits = model(input_ids=ids).logits
@@ -65,18 +69,19 @@ def test_load_gives_the_model_with_the_adapter_of_one_language(finished):
         ("sww", "'sww' is not a known language code; did you mean sw (Swahili)?"),
     ],
 )
-def test_load_refuses_a_language_that_is_not_there(language, says, finished):
+def test_load_peft_refuses_a_language_that_is_not_there(language, says, finished):
     """And says which there are."""
     with pytest.raises(RunError) as caught:
-        isogloss.load(finished, language)
+        isogloss.load_peft(finished, language)
     assert str(caught.value) == says.format(run=finished)
 
 
 def test_load_refuses_what_is_no_run(tmp_path):
     """In one line."""
-    with pytest.raises(RunError) as caught:
-        isogloss.load(tmp_path, "sw")
-    assert str(caught.value) == f"{tmp_path} is no run folder; it has no config.yaml"
+    for load in (isogloss.load, lambda folder: isogloss.load_peft(folder, "sw")):
+        with pytest.raises(RunError) as caught:
+            load(tmp_path)
+        assert str(caught.value) == f"{tmp_path} is no run folder; it has no config.yaml"
 
 
 def test_run_refuses_wrong_settings_and_makes_no_folder(tmp_path):

@@ -1,0 +1,90 @@
+"""Inference: languages mixed in one batch, detected, streamed."""
+
+from itertools import islice
+
+import pytest
+import torch
+
+from isogloss import pipeline
+from isogloss.config import load_config
+from isogloss.errors import RunError
+from isogloss.inference import Aligned
+
+SMALL = ("languages.targets=[sw,ru,ur]", "distill.carrier.ranks={root: 2, family: 1, language: 2}")
+TEXTS = [
+    "Habari za asubuhi, rafiki yangu",
+    "Доброе утро, мой дорогой друг",
+    "صبح بخیر میرے پیارے دوست",
+    "Good morning",
+]
+
+
+@pytest.fixture(scope="module")
+def aligned(tokenizer, tiny, tmp_path_factory) -> Aligned:
+    """A random model under carriers that differ from language to language."""
+    folder = tmp_path_factory.mktemp("runs") / "done"
+    run = pipeline.open_run(load_config(None, (*SMALL, f"run={folder}", "dtype=float32")))
+    tiny("qwen3").save_pretrained(run.tuned)
+    tokenizer.save_pretrained(run.tuned)
+    carrier = run.student(run.reference_model(), trained=False)
+    torch.manual_seed(1)
+    state = {name: torch.randn_like(p) * 0.3 for name, p in carrier.state().items()}
+    pipeline.save_whole(state, run.carriers)
+    return Aligned(run)
+
+
+def test_a_mixed_batch_answers_as_each_language_alone(aligned):
+    """Any code of a language; English reads the root, and every path gives another answer."""
+    mixed = aligned.generate(TEXTS, ["swh", "rus_Cyrl", "ur", "en"], max_new_tokens=8)
+    alone = [
+        aligned.generate([text], code, max_new_tokens=8)[0]
+        for text, code in zip(TEXTS, ("sw", "ru", "ur", "en"), strict=True)
+    ]
+    assert mixed == alone
+    answers = [aligned.generate(TEXTS[:1], code, max_new_tokens=8)[0] for code in ("sw", "ru", "ur", "en")]
+    assert len({*answers, aligned.reference(TEXTS[:1], max_new_tokens=8)[0]}) == 5
+
+
+def test_the_language_is_detected_where_none_is_named(aligned):
+    """By script and identifier, among English and what was taught; English where nothing can be told."""
+    assert [aligned.language_of(text) for text in (*TEXTS, "12345")] == ["sw", "ru", "ur", "en", "en"]
+    named = aligned.generate(TEXTS, ["sw", "ru", "ur", "en"], max_new_tokens=4)
+    assert aligned.generate(TEXTS, max_new_tokens=4) == named
+
+
+def test_a_detector_of_the_callers_own_is_asked(aligned):
+    """With English and the taught languages to choose from."""
+    asked = []
+
+    def detector(text, candidates):
+        asked.append((text, tuple(candidates)))
+        return "ur"
+
+    own = Aligned(aligned.run, detector)
+    assert own.generate(["hi"], max_new_tokens=4) == aligned.generate(["hi"], "ur", max_new_tokens=4)
+    assert asked == [("hi", ("en", "sw", "ru", "ur"))]
+
+
+def test_a_streamed_answer_is_the_whole_answer(aligned):
+    """In pieces, and the carriers are off afterwards; another thread's turn comes when one is left early."""
+    pieces = list(aligned.stream(TEXTS[1], "ru", max_new_tokens=12))
+    assert "".join(pieces).strip() == aligned.generate(TEXTS[1:2], "ru", max_new_tokens=12)[0]
+    before = aligned.reference(TEXTS[:1], max_new_tokens=4)
+    left = aligned.stream(TEXTS[1], "ru", max_new_tokens=400)
+    list(islice(left, 1))
+    left.close()
+    assert aligned.reference(TEXTS[:1], max_new_tokens=4) == before
+
+
+@pytest.mark.parametrize(
+    ("languages", "says"),
+    [
+        (["sw"], "2 texts and 1 languages; give one language for each text"),
+        ("sww", "'sww' is not a known language code; did you mean sw (Swahili)?"),
+    ],
+)
+def test_wrong_languages_are_refused(languages, says, aligned):
+    """In one line."""
+    with pytest.raises(RunError) as caught:
+        aligned.generate(TEXTS[:2], languages)
+    assert str(caught.value) == says
