@@ -5,6 +5,7 @@ Nothing here imports torch before the settings are known to be right.
 
 import contextlib
 import json
+import socket
 import sys
 import time
 import unicodedata
@@ -236,6 +237,35 @@ def export(
     if form == "peft":
         _line("All at once from vLLM, each as a model named by its code:")
         out.print(exporting.serving(job, made), soft_wrap=True, markup=False)
+
+
+@app.command()
+def serve(
+    run_folder: RunFolder,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    batch: Annotated[int, typer.Option(min=1, help="Most requests answered together.")] = 32,
+    longest: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
+) -> None:
+    """An OpenAI-compatible endpoint: a model for each language, and one that detects it."""
+    _is_run(run_folder)
+    _require(run_folder, TUNED, DISTILLED)
+    _quiet()
+    try:
+        import uvicorn
+
+        from isogloss.serve.app import make_app
+    except ImportError:
+        raise RunError("serving needs FastAPI and uvicorn; install isogloss[serve]") from None
+    from isogloss import load
+
+    model = load(run_folder)
+    with socket.create_server((host, port)) as listening:
+        _line(f"http://{host}:{listening.getsockname()[1]}/v1 answers in {', '.join(model.languages)}")
+        server = uvicorn.Server(
+            uvicorn.Config(make_app(model, size=batch, longest=longest), log_level="warning")
+        )
+        server.run(sockets=[listening])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from isogloss.data.chat import encode_prompt, end_of_turn, pad
@@ -31,47 +32,68 @@ def answers(
         languages: With a carrier, whose path each row reads; without it the reference model answers.
         systems: System text of each row, where there is one.
     """
-    model.eval()
-    device = next(model.parameters()).device
     systems = systems or [None] * len(instructions)
     prompts = [
         encode_prompt(tokenizer, text, system) for text, system in zip(instructions, systems, strict=True)
     ]
-    stop = stops(model, tokenizer)
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     found = [""] * len(prompts)
-    try:
-        for start in range(0, len(order), batch):
-            chosen = order[start : start + batch]
-            ids, mask = (
-                t.to(device) for t in pad([list(prompts[i]) for i in chosen], pad_id(tokenizer), "left")
-            )
-            if carrier is not None and languages is not None:
-                carrier.set_path([languages[i] for i in chosen])
-            made = model.generate(  # type: ignore[operator]  # PeftModel and PreTrainedModel both generate
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                eos_token_id=stop,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-            for number, text in zip(
-                chosen, tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True), strict=True
-            ):
-                found[number] = text.strip()
-            progress(start + len(chosen), len(order))
-    finally:
-        if carrier is not None:
-            carrier.off()
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        made = complete(
+            model, tokenizer, [prompts[i] for i in chosen],
+            languages=None if languages is None else [languages[i] for i in chosen],
+            carrier=carrier, max_new_tokens=max_new_tokens,
+        )  # fmt: skip
+        texts = tokenizer.batch_decode(made, skip_special_tokens=True)
+        for number, text in zip(chosen, texts, strict=True):
+            found[number] = text.strip()
+        progress(start + len(chosen), len(order))
     return found
 
 
+@torch.no_grad()
+def complete(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    languages: Sequence[str] | None = None,
+    carrier: TreeLora | None = None,
+    max_new_tokens: int,
+    **options: Any,
+) -> Int[Tensor, "prompts tokens"]:
+    """New tokens of one greedy batch, padded behind each row's end of turn.
+
+    Args:
+        options: More of what transformers' `generate` takes, such as a streamer.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    ids, mask = (t.to(device) for t in pad([list(prompt) for prompt in prompts], pad_id(tokenizer), "left"))
+    if carrier is not None and languages is not None:
+        carrier.set_path(languages)
+    try:
+        made = model.generate(  # type: ignore[operator]  # PeftModel and PreTrainedModel both generate
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            eos_token_id=stops(model, tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            **options,
+        )
+    finally:
+        if carrier is not None:
+            carrier.off()
+    return made[:, ids.shape[1] :]
+
+
 def stops(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The template's end of turn, and whatever else the model was trained to end on."""
+    """Ids that end an answer: the template's end of turn, and what else the model was trained to end on."""
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = [own] if isinstance(own, int) else list(own or ())
     stop: Any = tokenizer.convert_tokens_to_ids(end_of_turn(tokenizer))

@@ -1,16 +1,20 @@
 """A finished run that answers: languages mixed in one batch, detected where nobody names them."""
 
-from collections.abc import Iterator, Sequence
-from threading import Event, Lock, Thread
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event, Lock
 from typing import Any
 
 import torch
-from transformers import StoppingCriteriaList, TextIteratorStreamer
+from jaxtyping import Int
+from torch import Tensor
+from transformers import TextIteratorStreamer
+from transformers.generation import BaseStreamer
 
 from isogloss.data.chat import encode_prompt
 from isogloss.errors import RunError
 from isogloss.evaluate.fidelity import Detector, detect
-from isogloss.generate import answers, stops
+from isogloss.generate import answers, complete
 from isogloss.languages import SOURCE, UnknownLanguageError, resolve
 from isogloss.pipeline import Run
 
@@ -84,44 +88,53 @@ class Aligned:
         Raises:
             RunError: No language has the code.
         """
-        (code,) = self._codes([text], language)
-        return self._stream(text, code, max_new_tokens)
+        codes, prompt = self._codes([text], language), encode_prompt(self.run.tokenizer, text)
+        return self._stream(prompt, codes, max_new_tokens)
 
-    def _stream(self, text: str, code: str, max_new_tokens: int) -> Iterator[str]:
+    def _stream(self, prompt: Sequence[int], codes: list[str], max_new_tokens: int) -> Iterator[str]:
         tokenizer, left = self.run.tokenizer, Event()
-        ids = torch.tensor([encode_prompt(tokenizer, text)], device=next(self.model.parameters()).device)
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
-        failed: list[Exception] = []
-
-        def speak() -> None:
-            try:
-                self.model.generate(  # type: ignore[operator]
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    temperature=None,
-                    top_p=None,
-                    top_k=None,
-                    eos_token_id=stops(self.model, tokenizer),
-                    pad_token_id=tokenizer.pad_token_id,
-                    streamer=streamer,
-                    stopping_criteria=StoppingCriteriaList([_Left(left)]),
-                )
-            except Exception as error:
-                failed.append(error)
-                streamer.end()
-
-        with self._turn, self.carrier.on([code]):
-            speaker = Thread(target=speak)
-            speaker.start()
+        with ThreadPoolExecutor(1) as speaker:
+            spoken = speaker.submit(
+                self.complete,
+                [prompt],
+                codes,
+                max_new_tokens,
+                streamer=streamer,
+                stopped=lambda _: left.is_set(),
+            )
+            spoken.add_done_callback(lambda _: streamer.end())  # a failure must not leave anybody waiting
             try:
                 yield from streamer
             finally:
                 left.set()
-                speaker.join()
-        if failed:
-            raise failed[0]
+            spoken.result()
+
+    def complete(
+        self,
+        prompts: Sequence[Sequence[int]],
+        codes: Sequence[str] | None,
+        max_new_tokens: int,
+        *,
+        streamer: BaseStreamer | None = None,
+        stopped: Callable[[int], bool] = lambda row: False,
+    ) -> Int[Tensor, "prompts tokens"]:
+        """New tokens of one batch of prompts; without codes the reference model answers.
+
+        Args:
+            streamer: Hears the prompts' ids, then each step's tokens.
+            stopped: Whether nobody waits for a row any more.
+        """
+
+        def criterion(ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+            return torch.tensor([stopped(row) for row in range(len(ids))], device=ids.device)
+
+        with self._turn:
+            return complete(
+                self.model, self.run.tokenizer, prompts, languages=codes,
+                carrier=None if codes is None else self.carrier, max_new_tokens=max_new_tokens,
+                streamer=streamer, stopping_criteria=[criterion],
+            )  # fmt: skip
 
     def _codes(self, texts: Sequence[str], languages: str | Sequence[str] | None) -> list[str]:
         if languages is None:
@@ -133,13 +146,3 @@ class Aligned:
             return [resolve(one).code for one in given]
         except UnknownLanguageError as error:
             raise RunError(str(error)) from None
-
-
-class _Left:
-    """Stops a generation that nobody listens to any more."""
-
-    def __init__(self, left: Event):
-        self.left = left
-
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        return torch.full((len(input_ids),), self.left.is_set(), device=input_ids.device)

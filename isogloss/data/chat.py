@@ -67,8 +67,13 @@ def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, instruction: str, system: str | None = None
 ) -> tuple[int, ...]:
     """The prompt's ids, up to where the model begins to answer."""
+    return encode_chat(tokenizer, _messages(tokenizer, instruction, system))
+
+
+def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> tuple[int, ...]:
+    """As `encode_prompt`, for a conversation of several turns."""
     frame = _frame(tokenizer, _state(tokenizer))
-    text = _render(tokenizer, _messages(tokenizer, instruction, system), generate=True)
+    text = _render(tokenizer, messages, generate=True)
     return _ids(tokenizer, text.removesuffix(frame.drop) + frame.add)
 
 

@@ -1,0 +1,215 @@
+"""Chat completions and models in the form of OpenAI's API.
+
+A model's name is a language, by any of its codes; `auto` detects it in the user's last message, `reference`
+is the model without adapters.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Literal
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from isogloss.data.chat import encode_chat
+from isogloss.inference import Aligned
+from isogloss.languages import UnknownLanguageError, resolve
+from isogloss.serve import batches
+
+AUTO, REFERENCE = "auto", "reference"
+
+
+class Part(BaseModel):
+    """A part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """One turn."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part]
+
+    def plain(self) -> dict[str, str]:
+        text = self.content if isinstance(self.content, str) else "".join(p.text for p in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class Ask(BaseModel):
+    """What of a request is read; what would change the answer and is not offered is refused."""
+
+    model_config = ConfigDict(extra="ignore")
+    model: str
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    stream: bool = False
+    stream_options: dict[str, Any] = Field(default_factory=dict)
+    stop: str | list[str] | None = None
+    n: Literal[1] | None = None
+    temperature: float | None = Field(None, ge=0, le=0, description="answers are greedy")
+    tools: None = None
+    logprobs: Literal[False] | None = None
+    response_format: None = None
+
+
+class Refused(Exception):  # noqa: N818  # the name says what happened to the request
+    """A request that cannot be answered, and with which status."""
+
+    def __init__(self, message: str, status: int = 400, param: str | None = None, code: str | None = None):
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+
+def make_app(model: Aligned, *, size: int = 32, longest: int = 512) -> FastAPI:
+    """The application.
+
+    Args:
+        model: What answers.
+        size: Most requests in a batch.
+        longest: Most tokens of an answer.
+    """
+
+    @asynccontextmanager
+    async def living(app: FastAPI) -> AsyncIterator[None]:
+        app.state.batcher = batches.Batcher(model, size=size)
+        yield
+        app.state.batcher.close()
+
+    app = FastAPI(title="isogloss", lifespan=living)
+    app.add_exception_handler(Refused, _refuse)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    born = int(time.time())
+
+    @app.get("/v1/models")
+    def models() -> dict:
+        names = (AUTO, *model.languages, "en", REFERENCE)
+        about = {"object": "model", "created": born, "owned_by": "isogloss"}
+        return {"object": "list", "data": [{"id": name, **about} for name in names]}
+
+    @app.post("/v1/chat/completions")
+    async def complete(ask: Ask, request: Request) -> Any:
+        job, pieces = _job(ask, model, longest)
+        request.app.state.batcher.submit(job)
+        about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": ask.model}
+        if ask.stream:
+            events = _events(about, job, pieces, bool(ask.stream_options.get("include_usage")))
+            return StreamingResponse(events, media_type="text/event-stream")
+        return await _whole(about, job, pieces, request)
+
+    return app
+
+
+def _job(ask: Ask, model: Aligned, longest: int) -> tuple[batches.Request, asyncio.Queue]:
+    code = _code(ask, model)
+    messages = [message.plain() for message in ask.messages]
+    prompt = encode_chat(model.run.tokenizer, messages)
+    most = int(getattr(model.model.config, "max_position_embeddings", len(prompt) + longest))
+    room = most - len(prompt)
+    if room < 1:
+        raise Refused(
+            f"the messages have {len(prompt)} tokens and the model reads {most} with its answer; shorten "
+            "them",
+            param="messages", code="context_length_exceeded",
+        )  # fmt: skip
+    wanted = ask.max_completion_tokens or ask.max_tokens or longest
+    ends = (ask.stop,) if isinstance(ask.stop, str) else tuple(ask.stop or ())
+    pieces: asyncio.Queue[batches.Piece] = asyncio.Queue()
+    hear = partial(asyncio.get_running_loop().call_soon_threadsafe, pieces.put_nowait)
+    job = batches.Request(prompt, code, min(wanted, longest, room), hear, tuple(filter(None, ends)))
+    return job, pieces
+
+
+def _code(ask: Ask, model: Aligned) -> str | None:
+    if ask.model == REFERENCE:
+        return None
+    if ask.model == AUTO:
+        said = [message.plain()["content"] for message in ask.messages if message.role == "user"]
+        return model.language_of(said[-1] if said else "")
+    try:
+        return resolve(ask.model).code
+    except UnknownLanguageError as error:
+        raise Refused(f"model: {error}; or name auto or reference", 404, "model", "model_not_found") from None
+
+
+async def _whole(
+    about: dict, job: batches.Request, pieces: asyncio.Queue, request: Request
+) -> dict | JSONResponse:
+    text = ""
+    while True:
+        try:
+            piece = await asyncio.wait_for(pieces.get(), timeout=1.0)
+        except TimeoutError:
+            if await request.is_disconnected():
+                job.left.set()
+                return {}
+            continue
+        if piece.error:
+            return _error(f"{type(piece.error).__name__} while answering", 500, "server_error")
+        text += piece.text
+        if piece.finish:
+            message = {"role": "assistant", "content": text}
+            choice = {"index": 0, "message": message, "finish_reason": piece.finish, "logprobs": None}
+            usage = _usage(job, piece.tokens)
+            return {**about, "object": "chat.completion", "choices": [choice], "usage": usage}
+
+
+async def _events(
+    about: dict, job: batches.Request, pieces: asyncio.Queue, with_usage: bool
+) -> AsyncIterator[str]:
+    def event(choices: list[dict], **more: Any) -> str:
+        chunk = {**about, "object": "chat.completion.chunk", "choices": choices, **more}
+        return f"data: {JSONResponse(chunk).body.decode()}\n\n"  # type: ignore[union-attr]
+
+    def choice(delta: dict, finish: str | None = None) -> list[dict]:
+        return [{"index": 0, "delta": delta, "finish_reason": finish}]
+
+    try:
+        yield event(choice({"role": "assistant", "content": ""}))
+        while True:
+            piece: batches.Piece = await pieces.get()
+            if piece.error:
+                body = _error(f"{type(piece.error).__name__} while answering", 500, "server_error").body
+                yield f"data: {body.decode()}\n\n"  # type: ignore[union-attr]
+                return
+            if piece.text:
+                yield event(choice({"content": piece.text}))
+            if piece.finish:
+                yield event(choice({}, piece.finish))
+                if with_usage:
+                    yield event([], usage=_usage(job, piece.tokens))
+                yield "data: [DONE]\n\n"
+                return
+    finally:
+        job.left.set()  # who has gone away is not answered to the end
+
+
+def _usage(job: batches.Request, tokens: int) -> dict[str, int]:
+    read = len(job.prompt)
+    return {"prompt_tokens": read, "completion_tokens": tokens, "total_tokens": read + tokens}
+
+
+def _error(
+    message: str, status: int, kind: str, param: str | None = None, code: str | None = None
+) -> JSONResponse:
+    body = {"message": message, "type": kind, "param": param, "code": code}
+    return JSONResponse({"error": body}, status_code=status)
+
+
+def _refuse(request: Request, refused: Any) -> JSONResponse:
+    return _error(str(refused), refused.status, "invalid_request_error", refused.param, refused.code)
+
+
+def _invalid(request: Request, error: Any) -> JSONResponse:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"][1:]) or "body"
+    said = first["msg"][:1].lower() + first["msg"][1:]
+    return _error(f"{name}: {said}", 400, "invalid_request_error", name)

@@ -1,0 +1,179 @@
+"""Serving: the official client against a real server on loopback."""
+
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import openai
+import pytest
+import torch
+import uvicorn
+
+from isogloss import pipeline
+from isogloss.config import load_config
+from isogloss.inference import Aligned
+from isogloss.serve.app import make_app
+
+SMALL = ("languages.targets=[sw,ru,ur]", "distill.carrier.ranks={root: 2, family: 1, language: 2}")
+RUSSIAN = "Доброе утро, мой дорогой друг"
+
+
+@pytest.fixture(scope="module")
+def aligned(tokenizer, tiny, tmp_path_factory) -> Aligned:
+    """A random model under carriers that differ from language to language."""
+    folder: Path = tmp_path_factory.mktemp("runs") / "done"
+    run = pipeline.open_run(load_config(None, (*SMALL, f"run={folder}", "dtype=float32")))
+    tiny("qwen3").save_pretrained(run.tuned)
+    tokenizer.save_pretrained(run.tuned)
+    carrier = run.student(run.reference_model(), trained=False)
+    torch.manual_seed(1)
+    state = {name: torch.randn_like(p) * 0.3 for name, p in carrier.state().items()}
+    pipeline.save_whole(state, run.carriers)
+    return Aligned(run)
+
+
+@pytest.fixture(scope="module")
+def client(aligned):
+    """The server lives as long as the module's tests."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(make_app(aligned, size=8, longest=48), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = listening.getsockname()[1]
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as made:
+        yield made
+    server.should_exit = True
+    thread.join(20)
+    listening.close()
+    assert not thread.is_alive()
+
+
+def ask(client, model, text, **options):
+    messages = [{"role": "user", "content": text}]
+    return client.chat.completions.create(model=model, messages=messages, **options)
+
+
+def test_every_language_is_a_model(client):
+    """And one detects, English reads the root, and one has no adapters."""
+    assert [model.id for model in client.models.list()] == ["auto", "sw", "ru", "ur", "en", "reference"]
+
+
+def test_an_answer_is_that_of_the_library(client, aligned):
+    """By any code of the language; usage counts prompt and answer."""
+    found = ask(client, "rus_Cyrl", RUSSIAN, max_tokens=12)
+    assert found.choices[0].message.content == aligned.generate([RUSSIAN], "ru", max_new_tokens=12)[0]
+    assert found.choices[0].finish_reason in ("stop", "length")
+    assert found.usage.total_tokens == found.usage.prompt_tokens + found.usage.completion_tokens
+    assert 1 <= found.usage.completion_tokens <= 12
+    plain = ask(client, "reference", RUSSIAN, max_tokens=12).choices[0].message.content
+    assert plain == aligned.reference([RUSSIAN], max_new_tokens=12)[0]
+    assert ask(client, "auto", RUSSIAN, max_tokens=12).choices[0].message == found.choices[0].message
+
+
+def test_requests_of_many_languages_at_once_are_answered_each_on_its_path(client, aligned):
+    """Twenty-four at a time, in batches of eight, mixed with the reference model."""
+    asked = [
+        (model, f"{RUSSIAN} {number}") for number in range(6) for model in ("sw", "ru", "ur", "reference")
+    ]
+    with ThreadPoolExecutor(24) as pool:
+        found = list(pool.map(lambda one: ask(client, *one, max_tokens=8).choices[0].message.content, asked))
+    for (model, text), answer in zip(asked, found, strict=True):
+        if model == "reference":
+            assert answer == aligned.reference([text], max_new_tokens=8)[0]
+        else:
+            assert answer == aligned.generate([text], model, max_new_tokens=8)[0]
+
+
+def test_a_stream_is_the_same_answer_in_pieces(client):
+    """Role first, then text, then why it ended, then usage where it was asked for."""
+    whole = ask(client, "sw", "Habari", max_tokens=16)
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    chunks = list(ask(client, "sw", "Habari", max_tokens=16, **options))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert said == whole.choices[0].message.content
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert chunks[-1].usage == whole.usage
+
+
+def test_an_answer_ends_before_a_stop_text(client):
+    """And says so; a stream never shows a part of it."""
+    whole = ask(client, "sw", "Habari", max_tokens=16).choices[0].message.content
+    end = whole[len(whole) // 2 : len(whole) // 2 + 2]
+    cut = ask(client, "sw", "Habari", max_tokens=16, stop=end).choices[0]
+    assert (cut.message.content, cut.finish_reason) == (whole[: whole.index(end)].rstrip(), "stop")
+    streamed = ask(client, "sw", "Habari", max_tokens=16, stop=[end], stream=True)
+    said = "".join(chunk.choices[0].delta.content or "" for chunk in streamed)
+    assert said.rstrip() == cut.message.content
+
+
+def test_a_conversation_has_several_turns(client):
+    """A system text and earlier turns are read; so the prompt is longer."""
+    short = ask(client, "sw", "Habari", max_tokens=4)
+    messages = [
+        {"role": "system", "content": "Jibu kwa kifupi."},
+        {"role": "user", "content": "Hujambo"},
+        {"role": "assistant", "content": "Sijambo"},
+        {"role": "user", "content": [{"type": "text", "text": "Habari"}]},
+    ]
+    long = client.chat.completions.create(model="sw", messages=messages, max_tokens=4)
+    assert long.usage.prompt_tokens == short.usage.prompt_tokens + 3 * 2 + len(
+        b"Jibu kwa kifupi.HujamboSijambo"
+    )
+
+
+def test_leaving_a_stream_frees_the_server(client):
+    """The next request is answered."""
+    stream = ask(client, "sw", "Habari", max_tokens=48, stream=True)
+    next(iter(stream))
+    stream.close()
+    assert ask(client, "sw", "Habari", max_tokens=2).usage.completion_tokens <= 2
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"model": "sww"}, openai.NotFoundError, "did you mean sw (Swahili)?; or name auto or reference"),
+        ({"model": "sw", "n": 2}, openai.BadRequestError, "n: input should be 1"),
+        (
+            {"model": "sw", "temperature": 0.7},
+            openai.BadRequestError,
+            "temperature: input should be less than",
+        ),
+        (
+            {"model": "sw", "max_tokens": 0},
+            openai.BadRequestError,
+            "max_tokens: input should be greater than",
+        ),
+        ({"model": "sw", "logprobs": True}, openai.BadRequestError, "logprobs: input should be False"),
+        (
+            {"model": "sw", "messages": []},
+            openai.BadRequestError,
+            "messages: list should have at least 1 item",
+        ),
+        (
+            {"model": "sw", "messages": [{"role": "user", "content": "a" * 1100}]},
+            openai.BadRequestError,
+            "the messages have 1103 tokens and the model reads 1024 with its answer; shorten them",
+        ),
+    ],
+)
+def test_what_is_not_offered_is_refused(options, error, says, client):
+    """In the form of the client's own errors."""
+    with pytest.raises(error) as caught:
+        client.chat.completions.create(**{"messages": [{"role": "user", "content": "Habari"}], **options})
+    assert says in caught.value.body["message"]
+    assert caught.value.body["type"] == "invalid_request_error"
+
+
+def test_a_body_that_is_no_json_is_refused(client):
+    """With status 400, not 500."""
+    answer = httpx2.post(
+        f"{client.base_url}chat/completions", content=b"{", headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 400 and "error" in answer.json()
