@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Table
 from rich.text import Text
 
-from isogloss.config import Config, load_config
+from isogloss.config import Config, load_config, refuse_shared
 from isogloss.errors import ConfigError, IsoglossError, RunError
 from isogloss.languages import Language, UnknownLanguageError, resolve
 from isogloss.languages import languages as registry
@@ -237,6 +237,41 @@ def export(
     if form == "peft":
         _line("All at once from vLLM, each as a model named by its code:")
         out.print(exporting.serving(job, made), soft_wrap=True, markup=False)
+
+
+@app.command("add-language")
+def add_language(
+    run_folder: RunFolder,
+    language: Annotated[
+        list[str], typer.Argument(metavar="CODE...", help="Languages, by any of their codes.")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Parallel JSON lines with the language; the run's own data without it."
+        ),
+    ] = None,
+    set_: Overrides = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Teach a finished run another language; every other language stays as it is, to the bit."""
+    _is_run(run_folder)
+    refuse_shared(set_ or ())
+    try:
+        codes = list(dict.fromkeys(resolve(one).code for one in language))
+    except UnknownLanguageError as error:
+        raise ConfigError(f"CODE: {error}") from None
+    more = [f"data={{type: parallel, path: {json.dumps(str(data))}}}"] if data else []
+    settings = load_config(
+        run_folder / "config.yaml", [*more, *(set_ or ())], data_root=data_root, places=True
+    ).model_copy(update={"run": run_folder})
+    _require(run_folder, TUNED, DISTILLED)
+    job = _prepare(settings)
+    from isogloss import growing
+
+    growing.add_languages(job, codes)
+    _line(f"Adapters: {', '.join(str(run_folder / 'adapters' / code) for code in codes)}")
+    _line(f"To measure them too: isogloss evaluate {run_folder / 'config.yaml'}")
 
 
 @app.command()

@@ -374,6 +374,29 @@ def load_config(
     return config
 
 
+OWN = (
+    "data", "data_root", "languages.items", "languages.high", "languages.middle", "distill.responses",
+    "distill.divergence", "distill.temperature", "distill.kl", "distill.ce", "distill.hidden",
+    "distill.layer", "distill.balance", "distill.epochs", "distill.batch", "distill.accumulate", "distill.lr",
+)  # fmt: skip
+"""Settings that a language which joins a finished run may have of its own."""
+
+
+def refuse_shared(overrides: Iterable[str]) -> None:
+    """Refuse to change, for a language that joins, what the run's other languages were trained with.
+
+    Raises:
+        ConfigError: A setting is not among `OWN`.
+    """
+    for override in overrides:
+        name = override.partition("=")[0].strip()
+        if not any(name == one or name.startswith(f"{one}.") for one in OWN):
+            raise ConfigError(
+                f"--set {override}: {name} is the whole run's; a language that joins may have its own "
+                f"{', '.join(OWN)}"
+            )
+
+
 def dump_config(config: Config) -> str:
     """The resolved settings as YAML; `load_config` reads back the same settings."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, allow_unicode=True, sort_keys=False)

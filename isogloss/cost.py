@@ -60,9 +60,13 @@ def forward_flops(model: nn.Module, tokens: int, head_tokens: int) -> float:
     """Floating-point operations of reading `tokens` and projecting `head_tokens` of them.
 
     Twice the weights that each token meets; the attention's own products, small at these lengths,
-    are left out (Kaplan et al. 2020, arXiv:2001.08361, section 2.1).
+    are left out (Kaplan et al. 2020, arXiv:2001.08361, section 2.1), and so are adapters.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head = model.get_output_embeddings().weight  # type: ignore[operator, union-attr]
-    body = sum(p.numel() for p in model.parameters() if id(p) not in embeddings and p is not head)
+    body = sum(
+        p.numel()
+        for name, p in model.named_parameters()
+        if id(p) not in embeddings and p is not head and "lora_" not in name
+    )
     return 2.0 * (body * tokens + head.numel() * head_tokens)

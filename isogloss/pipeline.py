@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -27,17 +28,8 @@ from isogloss.cost import Ledger, Stage, forward_flops
 from isogloss.data import selection
 from isogloss.data.examples import ParallelExample
 from isogloss.data.sources import english_examples, node_texts, parallel_examples
-from isogloss.distill.rows import Row, build_rows, schedule
-from isogloss.distill.signal import hidden_signals
-from isogloss.distill.trainer import (
-    Ordered,
-    ResponseTrainer,
-    Watch,
-    Weights,
-    samples_of,
-    train,
-    training_arguments,
-)
+from isogloss.distill.rows import Row, build_rows
+from isogloss.distill.stage import distil
 from isogloss.errors import DataError, RunError
 from isogloss.evaluate import runner
 from isogloss.evaluate.items import SuiteData
@@ -48,7 +40,7 @@ from isogloss.languages import SOURCE
 from isogloss.model import layers_of, load_model, load_tokenizer, pad_id, pick_dtype
 from isogloss.report.page import write_report
 from isogloss.tree.lora import TreeLora
-from isogloss.tree.nodes import Tree, build_tree, family_name
+from isogloss.tree.nodes import Tree, build_tree, family_name, shaped
 from isogloss.tree.shapes import families_of_file, learned_families, random_families
 from isogloss.tune import difficulty, english_rows, tune
 
@@ -114,28 +106,50 @@ class Run:
         return self.folder / "families.yaml"
 
     @property
+    def families(self) -> dict[str, str]:
+        """By language, its family in the carriers that are there; nothing before stage 2."""
+        if not self.carriers.exists():
+            return {}
+        with safe_open(self.carriers, "pt") as file:
+            return json.loads((file.metadata() or {}).get("families", "{}"))
+
+    @property
     def tree(self) -> Tree:
-        """The tree; learned families are Glottolog's until `run_distill` has learned them."""
-        shape, ranks = self.config.languages.tree, self.config.distill.carrier.ranks
-        if shape == "random":
-            shape = random_families(self.taught, self.config.seed)
-        elif shape == "learned":
-            shape = families_of_file(self.learned, self.taught) if self.learned.exists() else "families"
-        elif isinstance(shape, Path):
-            shape = families_of_file(shape, self.taught)
+        """The tree that the carriers were trained on, else the one that the settings ask for.
+
+        Learned families are Glottolog's until `run_distill` has learned them.
+        """
+        return self.tree_of(self.families) if self.families else self._planned_tree()
+
+    def tree_of(self, families: Mapping[str, str]) -> Tree:
+        """A tree of these languages with the settings' ranks."""
+        shape = self.config.languages.tree
+        ranks = self.config.distill.carrier.ranks.model_dump()
         return build_tree(
-            self.taught,
-            families=shape,
-            ranks={"root": ranks.root, "family": ranks.family, "language": ranks.language},
+            list(families), families=families, ranks=shaped(shape, ranks) if isinstance(shape, str) else ranks
         )
+
+    def _planned_tree(self) -> Tree:
+        shape, codes = self.config.languages.tree, self.taught
+        if shape == "random":
+            return self.tree_of(random_families(codes, self.config.seed))
+        if shape == "learned" and self.learned.exists():
+            return self.tree_of(families_of_file(self.learned, codes))
+        if isinstance(shape, Path):
+            return self.tree_of(families_of_file(shape, codes))
+        return self.tree_of({code: family_name(code) for code in codes})
 
     @cached_property
     def examples(self) -> list[ParallelExample]:
         return parallel_examples(self.config, self.data_root, self.config.languages.targets)
 
-    @cached_property
+    @property
     def taught(self) -> tuple[str, ...]:
-        """The targets; every one must have data."""
+        """The languages that have carriers; before stage 2 the targets, all of which must have data."""
+        return tuple(self.families) or self._targets
+
+    @cached_property
+    def _targets(self) -> tuple[str, ...]:
         have = {code for example in self.examples for code in example.turns}
         missing = [code for code in self.config.languages.targets if code not in have]
         if missing:
@@ -161,11 +175,11 @@ class Run:
         model = load_model(str(self.tuned), self.dtype)
         return model.requires_grad_(False)
 
-    def student(self, model: PreTrainedModel, *, trained: bool) -> TreeLora:
-        """M with the tree's carriers."""
+    def student(self, model: PreTrainedModel, *, trained: bool, tree: Tree | None = None) -> TreeLora:
+        """M with the carriers of the run's tree, or of another."""
         settings = self.config.distill.carrier
         torch.manual_seed(self.config.seed)
-        carrier = TreeLora(model, self.tree, targets=settings.targets, scaling=settings.scaling)
+        carrier = TreeLora(model, tree or self.tree, targets=settings.targets, scaling=settings.scaling)
         if trained:
             if not self.carriers.exists():
                 raise RunError(f"{self.folder} has no carriers; run `isogloss distill` first")
@@ -256,67 +270,40 @@ def run_distill(run: Run) -> None:
     """Stage 2: the carriers, in `adapters/`; the reference model is unchanged to the bit."""
     if run.carriers.exists():
         return
-    settings, seed = run.config.distill, run.config.seed
-    model, tokenizer = run.reference_model(), run.tokenizer
-    before = fingerprint(model)
+    model = run.reference_model()
     stage = run.ledger.begin("distill")
     if run.config.languages.tree == "learned" and not run.learned.exists():
         _learn_families(run, model)
-    used = _needed(run.examples, {code: run.config.languages.amount(code) for code in run.taught})
-    rows = _rows(run, tokenizer, used, _english_answers(run, model, used, stage))
-    layer = settings.layer or max(1, len(layers_of(model)) // 2)
+    rows = rows_for(run, model, run.examples, run.tree, run.taught, stage)
     parallel = sum(row.language != SOURCE for row in rows)
     run.watcher.say(
         f"Stage 2: {parallel} rows in {len(run.taught)} languages are distilled into {len(run.tree.nodes)} "
         f"nodes, rank {run.tree.path_rank()} a path; {len(rows) - parallel} in English keep the root to it"
     )
-    scored = [row for row in rows if settings.kl or row.language == SOURCE]
-    with run.watcher.bar("Teacher reads") as progress:
-        signals = hidden_signals(
-            model, rows, layer=layer, pad_id=pad_id(tokenizer), teacher=bool(settings.kl), progress=progress
-        )
-    stage.teacher_calls = len(scored)
-    read = sum(len(r.teacher_prompt) + len(r.student.response) for r in scored)
-    twins = sum(len(p) for p in {r.twin_prompt for r in rows})
-    stage.tokens_forwarded += read + twins
-    stage.flops += forward_flops(model, read + twins, 0)
-    carrier = run.student(model, trained=False)
-    lengths = [len(r.student.prompt) + len(r.student.response) for r in rows]
-    order = schedule(
-        [row.language for row in rows], round(settings.epochs * parallel / (1 - settings.retain)),
-        balance=settings.balance, batch=settings.batch, lengths=lengths, seed=seed,
-        fixed={SOURCE: settings.retain},
+    train_carrier(run, run.student(model, trained=False), rows, run.taught, stage)
+
+
+def train_carrier(
+    run: Run, carrier: TreeLora, rows: Sequence[Row], codes: Sequence[str], stage: Stage
+) -> None:
+    """Distil the rows into the carriers, then write these, and the languages' adapters, to the run."""
+    before, work = fingerprint(carrier.model), run.folder / f"{stage.stage}.work"
+
+    @contextmanager
+    def bar(what: str) -> Iterator[Progress]:
+        with run.watcher.bar(what) as progress:
+            yield _pausing(run, stage, progress)
+
+    distil(
+        carrier, rows, run.config.distill, pad_id=pad_id(run.tokenizer), seed=run.config.seed,
+        work=work, curve=run.curve, cost=stage, bar=bar,
     )  # fmt: skip
-    steps, work = len(order) // settings.batch, run.folder / "distill.work"
-    trainer = ResponseTrainer(
-        model=carrier.model,
-        carrier=carrier,
-        args=training_arguments(
-            work, steps=steps, batch=settings.batch // settings.accumulate, accumulate=settings.accumulate,
-            lr=settings.lr, weight_decay=0.0, seed=seed, bf16=False, save_every=max(50, steps // 4),
-        ),
-        train_dataset=Ordered(samples_of(rows, signals), order),
-        weights=Weights(
-            settings.ce, settings.kl, settings.hidden, float(settings.retain > 0),
-            layer, settings.divergence, settings.temperature,
-        ),
-        pad_id=pad_id(tokenizer),
-    )  # fmt: skip
-    with run.watcher.bar("Distillation") as progress:
-        train(trainer, Watch(run.curve, "distill", max(1, steps // 60), _pausing(run, stage, progress)), work)
-    carrier.off()
-    if fingerprint(model) != before:
+    if fingerprint(carrier.model) != before:
         raise RuntimeError("stage 2 changed the reference model's weights")
-    counts = trainer.counts
-    stage.tokens_forwarded += counts["tokens"]
-    stage.tokens_backpropagated += counts["tokens"]
-    # Frozen weights take no gradient, so backward costs one forward; the head serves teacher and student.
-    stage.flops += 2 * forward_flops(model, counts["tokens"], counts["responses"])
-    stage.flops += forward_flops(model, 0, counts["responses"] if settings.kl else 0)
-    for code in run.taught:
+    for code in codes:
         carrier.export(code, run.folder / "adapters" / code, base_model="../../tuned")
-    write_json(run.folder / "tree.json", _tree_image(run, rows))
-    save_whole(carrier.state(), run.carriers)
+    write_json(run.folder / "tree.json", _tree_image(run, carrier.tree, rows))
+    save_whole(carrier.state(), run.carriers, {"families": json.dumps(carrier.tree.families)})
     run.ledger.pause(stage)
     shutil.rmtree(work, ignore_errors=True)
 
@@ -358,11 +345,11 @@ def fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save_whole(state: dict[str, torch.Tensor], path: Path) -> None:
-    """Write tensors whole or not at all."""
+def save_whole(state: dict[str, torch.Tensor], path: Path, about: dict[str, str] | None = None) -> None:
+    """Write tensors, and texts about them, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, part, about)
     part.replace(path)
 
 
@@ -471,16 +458,17 @@ def _english_answers(
     english = {e.id: e.turns[SOURCE].response or "" for e in examples if not own}
     asked = [e for e in examples if own or e.turns[SOURCE].response is None]
     file = run.folder / "english_answers.jsonl"
-    if asked and file.exists():
-        english |= {row["id"]: row["answer"] for row in read_lines(file)}
-        asked = []
+    given = {row["id"]: row["answer"] for row in read_lines(file)} if asked and file.exists() else {}
+    english |= {e.id: given[e.id] for e in asked if e.id in given}
+    asked = [e for e in asked if e.id not in given]
     if asked:
         with run.watcher.bar("English answers") as progress:
             texts = answers(
                 model, run.tokenizer, [e.turns[SOURCE].instruction for e in asked], progress=progress
             )
-        write_lines(file, [{"id": e.id, "answer": text} for e, text in zip(asked, texts, strict=True)])
-        english |= {e.id: text for e, text in zip(asked, texts, strict=True)}
+        new = {e.id: text for e, text in zip(asked, texts, strict=True)}
+        write_lines(file, [{"id": id, "answer": text} for id, text in (given | new).items()])
+        english |= new
         stage.tokens_generated += sum(len(run.tokenizer(text)["input_ids"]) for text in texts)
     return english
 
@@ -497,23 +485,46 @@ def _needed(examples: Sequence[ParallelExample], amounts: dict[str, int]) -> lis
     return kept
 
 
+def rows_for(
+    run: Run,
+    model: PreTrainedModel,
+    examples: Sequence[ParallelExample],
+    tree: Tree,
+    codes: Sequence[str],
+    stage: Stage,
+    *,
+    retain: bool = True,
+) -> list[Row]:
+    """What stage 2 reads for these languages; M answers in English where the data does not.
+
+    Args:
+        retain: Also English of stage 1, for the root.
+    """
+    used = _needed(examples, {code: run.config.languages.amount(code) for code in codes})
+    english = _english_answers(run, model, used, stage)
+    return _rows(run, run.tokenizer, used, english, tree, codes, retain=retain)
+
+
 def _rows(
     run: Run,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[ParallelExample],
     english: Mapping[str, str],
+    tree: Tree,
+    codes: Sequence[str],
+    *,
+    retain: bool = True,
 ) -> list[Row]:
-    """What stage 2 reads: each language's share of the examples, and English of stage 1 for the root."""
     settings = run.config.distill
-    amounts = {code: run.config.languages.amount(code) for code in run.taught}
-    kept = _english_kept(run) if settings.retain else []
+    amounts = {code: run.config.languages.amount(code) for code in codes}
+    kept = _english_kept(run) if settings.retain and retain else []
     if kept:
         # As many as there are draws, so that none is read twice where there are enough.
         draws = sum(amounts.values()) * settings.epochs * settings.retain / (1 - settings.retain)
         kept = random.Random(run.config.seed).sample(kept, min(len(kept), math.ceil(draws)))
         amounts[SOURCE] = len(kept)
     return build_rows(
-        [*kept, *examples], amounts, tokenizer, run.tree, node_texts(run.config),
+        [*kept, *examples], amounts, tokenizer, tree, node_texts(run.config),
         english={e.id: e.turns[SOURCE].response or "" for e in kept} | dict(english),
         responses=settings.responses, limit=settings.max_prompt,
     )  # fmt: skip
@@ -549,16 +560,19 @@ def _english_kept(run: Run) -> list[ParallelExample]:
     ]
 
 
-def _tree_image(run: Run, rows: Sequence) -> dict:
-    texts = node_texts(run.config)
+def _tree_image(run: Run, tree: Tree, rows: Sequence) -> dict:
+    """The nodes with their texts and how many rows each has learnt from, before the tree grew too."""
+    texts, file, earlier = node_texts(run.config), run.folder / "tree.json", {}
+    if run.carriers.exists() and file.exists():
+        earlier = {node["name"]: node["items"] for node in json.loads(file.read_text("utf-8"))["nodes"]}
     return {
         "nodes": [
             {
                 "name": node.name, "level": node.level, "parent": node.parent, "rank": node.rank,
                 "languages": list(node.languages), "text": texts.of(node) or "",
-                "items": sum(row.language in node.languages for row in rows),
+                "items": earlier.get(node.name, 0) + sum(row.language in node.languages for row in rows),
             }
-            for node in run.tree.nodes
+            for node in tree.nodes
         ]
     }  # fmt: skip
 
@@ -588,7 +602,8 @@ def _unscored(run: Run, scores: dict) -> list[str]:
 
 
 def _how(run: Run) -> dict:
-    return run.config.evaluate.model_dump(mode="json", exclude={"suites"})
+    how = run.config.evaluate.model_dump(mode="json", exclude={"suites", "also"})
+    return how | {"languages": list(run.measured)}
 
 
 def _difference(theirs: str, ours: str) -> str:
@@ -610,7 +625,7 @@ def check(run: Run) -> None:
         english_examples(run.config, run.data_root)
         # The data's English responses stand in for answers that nobody has given yet.
         english = {e.id: e.turns[SOURCE].response or "" for e in run.examples}
-        _rows(run, tokenizer, run.examples, english)
+        _rows(run, tokenizer, run.examples, english, run.tree, run.taught)
     settings = run.config.evaluate
     for name in settings.suites:
         SUITES[name](run.data_root, settings.split, run.measured, 1, 1)

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -346,4 +347,46 @@ def test_export_refuses_what_it_cannot_do(options, line, finished, capsys):
     """Nothing is written."""
     before = files(finished)
     assert refusal(["export", str(finished), *options], capsys)[0].startswith(line)
+    assert files(finished) == before
+
+
+def test_a_language_joins_a_finished_run(finished, capsys, tmp_path):
+    """From a file of parallel items, or from the run's own data."""
+    grown = tmp_path / "grown"
+    shutil.copytree(finished, grown)
+    file = tmp_path / "de.jsonl"
+    twin, turn = (
+        {"instruction": "Say hi", "response": "Hi"},
+        {"instruction": "Sag hallo", "response": "Hallo"},
+    )
+    file.write_text("".join(json.dumps({"id": str(n), "en": twin, "de": turn}) + "\n" for n in range(4)))
+    assert leave(["add-language", str(grown), "deu", "--data", str(file), "--set", "distill.epochs=2"]) == 0
+    assert leave(["add-language", str(grown), "zh"]) == 0
+    said = capsys.readouterr().out
+    assert f"Adapters: {grown}/adapters/de\n" in said
+    assert f"To measure them too: isogloss evaluate {grown}/config.yaml\n" in said.replace(
+        "\nisogloss", " isogloss"
+    )
+    assert {p.name for p in (grown / "adapters").glob("*/")} == {"sw", "es", "ur", "de", "zh"}
+    assert leave(["ask", str(grown), "Hallo", "--language", "de"]) == 0
+    assert "was not taught" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["sw"], "error sw was taught already; name another language"),
+        (["sww"], "error CODE: 'sww' is not a known language code; did you mean sw (Swahili)?"),
+        (["de", "--set", "distill.carrier.scaling=1"], "error --set distill.carrier.scaling=1: "),
+        (
+            ["de", "--data", "gone.jsonl"],
+            'error --set data={type: parallel, path: "gone.jsonl"}: data.path is ',
+        ),
+        (["pt"], "error the data has no pt; add items, or name a file by --data"),
+    ],
+)
+def test_add_language_refuses_what_cannot_join(options, line, finished, capsys):
+    """Nothing is written."""
+    before = files(finished)
+    assert refusal(["add-language", str(finished), *options], capsys)[0].startswith(line)
     assert files(finished) == before

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from isogloss import pipeline
+from isogloss import growing, pipeline
 from isogloss.config import Config, load_config
 from isogloss.demo.items import demo_items
 from isogloss.demo.train_base import CHAT_TEMPLATE, SPECIAL
@@ -215,3 +215,60 @@ def test_learned_families_are_found_once_and_kept(finished, tmp_path, tiny_model
     again = pipeline.load_run(config.run)
     assert again.tree == run.tree
     again.student(again.reference_model(), trained=True)
+
+
+def test_a_language_joins_and_the_others_stay_as_they_are_to_the_bit(finished, tmp_path, tiny_model_folder):
+    """German joins, then Arabic, each with its family; the others and English answer with the same bits."""
+    config = settings(tmp_path / "run", tiny_model_folder)
+    shutil.copytree(finished[0].run, config.run)
+    run = pipeline.load_run(config.run)
+    ids = torch.arange(20, 40).view(2, 10)
+
+    def logits(code):
+        carrier = run.student(run.reference_model(), trained=True)
+        with torch.no_grad(), carrier.on([code] * 2) as model:
+            return model(input_ids=ids).logits
+
+    before = {code: logits(code) for code in ("sw", "ur", "hi", "en")}
+    zero_shot = logits("de")
+    growing.add_languages(run, ["de"])
+    growing.add_languages(run, ["ar"])
+    assert run.taught == ("sw", "ur", "hi", "de", "ar")
+    assert [node.name for node in run.tree.path("de")] == [
+        "root",
+        "Indo-European/Germanic/West Germanic",
+        "de",
+    ]
+    for code, was in before.items():
+        assert torch.equal(logits(code), was)
+    assert not torch.equal(logits("de"), zero_shot)
+    loaded = PeftModel.from_pretrained(run.reference_model(), str(config.run / "adapters" / "de"))
+    with torch.no_grad():
+        assert (loaded(input_ids=ids).logits - logits("de")).abs().max() <= 1e-4
+    items = {n["name"]: n["items"] for n in json.loads((config.run / "tree.json").read_text())["nodes"]}
+    assert (items["sw"], items["de"], items["ar"]) == (14, 21, 21)
+    stages = json.loads((config.run / "ledger.json").read_text())["stages"]
+    assert [stage["stage"] for stage in stages][-2:] == ["add de", "add ar"]
+    pipeline.run_evaluate(run)
+    scores = json.loads((config.run / "scores.json").read_text())["suites"]["demo"]
+    assert scores["languages"] == ["sw", "ur", "hi", "de", "ar"]
+    old = finished[1]["suites"]["demo"]["after"]["consistency"]["languages"]
+    new = scores["after"]["consistency"]["languages"]
+    assert {code: new[code]["value"] for code in old} == {code: old[code]["value"] for code in old}
+
+
+@pytest.mark.parametrize(
+    ("codes", "error", "says"),
+    [
+        (["sw"], RunError, "sw was taught already; name another language"),
+        (["en"], RunError, "en is what all others follow; name another language"),
+        (["de", "pt"], DataError, "the data has no pt; add items, or name a file by --data"),
+    ],
+)
+def test_what_cannot_join_is_refused(codes, error, says, finished):
+    """And the run is as it was."""
+    before = (finished[0].run / "adapters" / "tree.safetensors").read_bytes()
+    with pytest.raises(error) as caught:
+        growing.add_languages(pipeline.load_run(finished[0].run), codes)
+    assert str(caught.value) == says
+    assert (finished[0].run / "adapters" / "tree.safetensors").read_bytes() == before

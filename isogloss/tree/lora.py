@@ -7,7 +7,7 @@ read during forward *and* during the recomputation of gradient checkpointing: se
 student's forward and leave it until backward is done.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -178,6 +178,28 @@ class TreeLora:
         save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(str(folder))
         return rank
+
+    def learn_only(self, nodes: Iterable[Node]) -> None:
+        """From now on no other node gets a gradient, so its rows stay as they are to the bit."""
+        mask = torch.zeros(self.tree.rank)
+        for node in nodes:
+            mask[node.start : node.start + node.rank] = 1.0
+        for name, p in self.parameters().items():
+            kept = mask[:, None] if "lora_A" in name else mask[None]
+            p.register_hook(lambda gradient, kept=kept.to(p.device): gradient * kept)
+
+    def load_nodes(self, state: dict[str, Tensor], tree: Tree) -> None:
+        """Take over the rows of every node that another tree's carriers share with this one by name."""
+        with torch.no_grad():
+            for name, p in self.parameters().items():
+                for node in tree.nodes:
+                    own = self.tree.by_name.get(node.name)
+                    if own is not None:
+                        theirs, ours = list(node.rows), list(own.rows)
+                        if "lora_A" in name:
+                            p[ours] = state[name][theirs].to(p)
+                        else:
+                            p[:, ours] = state[name][:, theirs].to(p)
 
     def state(self) -> dict[str, Tensor]:
         return {name: p.data for name, p in self.parameters().items()}

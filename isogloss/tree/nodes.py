@@ -45,6 +45,11 @@ class Tree:
         return {node.name: node for node in self.nodes}
 
     @property
+    def families(self) -> dict[str, str]:
+        """The family node of each language."""
+        return {code: self.path(code)[1].name for code in self.languages}
+
+    @property
     def rank(self) -> int:
         return sum(node.rank for node in self.nodes)
 
@@ -65,6 +70,16 @@ class Tree:
     def path_rank(self) -> int:
         """The rank of the longest path: what one language's exported adapter needs at most."""
         return max(sum(node.rank for node in self.path(code)) for code in self.languages)
+
+
+def shaped(shape: str, ranks: Mapping[str, int]) -> dict[str, int]:
+    """Ranks per level: `flat` puts the whole path's into the leaves, `shared` into the root."""
+    whole = sum(ranks[level] for level in LEVELS)
+    if shape == "flat":
+        return {"root": 0, "family": 0, "language": whole}
+    if shape == "shared":
+        return {"root": whole, "family": 0, "language": 0}
+    return dict(ranks)
 
 
 def family_name(language: str) -> str:
@@ -89,11 +104,8 @@ def build_tree(
     """
     if len(set(targets)) < len(targets):
         raise ConfigError("a language is named twice among the targets; name each once")
-    path_rank = sum(ranks[level] for level in LEVELS)
-    if families == "flat":
-        ranks = {"root": 0, "family": 0, "language": path_rank}
-    elif families == "shared":
-        ranks = {"root": path_rank, "family": 0, "language": 0}
+    if isinstance(families, str):
+        ranks = shaped(families, ranks)
     group = (
         {code: families[code] for code in targets}
         if isinstance(families, Mapping)

@@ -1,0 +1,56 @@
+"""A finished run learns another language: new nodes are trained, every other one stays as it is to the bit.
+
+Flow: families of the run + the new languages → larger tree → old rows taken over → only new nodes learn.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from isogloss.data.sources import parallel_examples
+from isogloss.errors import DataError, RunError
+from isogloss.languages import SOURCE
+from isogloss.pipeline import Run, rows_for, train_carrier
+from isogloss.tree.nodes import family_name
+from isogloss.tree.shapes import families_of_file
+
+
+def add_languages(run: Run, codes: Sequence[str]) -> None:
+    """Train a leaf for each language, and its family where the tree has none, and write them to the run.
+
+    Raises:
+        RunError: The run is not distilled, or has a language already.
+        DataError: The data has no item in a language.
+    """
+    if not run.families:
+        raise RunError(f"{run.folder} has no adapters that can be added to; run `isogloss distill` first")
+    for code in codes:
+        if code == SOURCE or code in run.families:
+            what = "is what all others follow" if code == SOURCE else "was taught already"
+            raise RunError(f"{code} {what}; name another language")
+    examples = parallel_examples(run.config, run.data_root, codes)
+    there = {code for example in examples for code in example.turns}
+    if missing := [code for code in codes if code not in there]:
+        raise DataError(f"the data has no {', '.join(missing)}; add items, or name a file by --data")
+    old = run.tree
+    tree = run.tree_of(run.families | _families(run, codes))
+    new = [node for node in tree.nodes if node.name not in old.by_name]
+    model = run.reference_model()
+    stage = run.ledger.begin(f"add {' '.join(codes)}")
+    rows = rows_for(run, model, examples, tree, codes, stage, retain=False)
+    run.watcher.say(
+        f"{len(rows)} rows in {', '.join(codes)} are distilled into {len(new)} new nodes; the others stay"
+    )
+    carrier = run.student(model, trained=False, tree=tree)
+    carrier.load_nodes(load_file(run.carriers), old)
+    carrier.learn_only(new)
+    train_carrier(run, carrier, rows, codes, stage)
+
+
+def _families(run: Run, codes: Sequence[str]) -> dict[str, str]:
+    """Where new languages belong: as the run's file says, else Glottolog."""
+    shape = run.config.languages.tree
+    if isinstance(shape, Path) and shape.is_file():
+        return families_of_file(shape, codes)
+    return {code: family_name(code) for code in codes}
