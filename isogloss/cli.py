@@ -275,6 +275,43 @@ def add_language(
 
 
 @app.command()
+def ablate(
+    config: ConfigFile = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="families, learned, random, flat, shared, no-hidden, no-kl, no-texts, no-english, "
+            "no-retain, or your own as 'NAME: a.b=c d.e=f'; repeatable. Without it the five trees.",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the settings' own on.")] = 1,
+    folder: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of all runs.")] = Path(
+        "runs/ablation"
+    ),
+    set_: Overrides = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Variants of stage 2 side by side, on one reference model per seed."""
+    settings = _settings(config, set_, data_root)
+    _quiet()
+    from isogloss import ablation
+
+    variants = [
+        ablation.parse(text) for text in variant or ("families", "learned", "random", "flat", "shared")
+    ]
+    job = _prepare(settings)
+    from isogloss import pipeline
+
+    pipeline.check(job)
+    rows = ablation.ablate(
+        settings, variants, range(settings.seed, settings.seed + seeds), folder, job.watcher
+    )
+    _show_ablation(ablation.summary(rows))
+    _line(f"Rows: {folder / 'ablation.json'}")
+
+
+@app.command()
 def serve(
     run_folder: RunFolder,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -473,6 +510,27 @@ def _show_scores(job: "Run") -> None:
         out.print(summary_table(scores, suite))
         out.print(escape(headline(scores, suite)))
     out.print()
+
+
+def _show_ablation(summary: Sequence[dict]) -> None:
+    names = ("alignment", "low", "consistency", "retrieval", "fidelity", "retention")
+    for suite in dict.fromkeys(entry["suite"] for entry in summary):
+        table = Table(box=None, header_style="bold", pad_edge=False, title=suite, title_justify="left")
+        table.add_column("variant", no_wrap=True)
+        for name in (*names, "seconds"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for entry in summary:
+            if entry["suite"] == suite:
+                cells = [_mean(entry.get(name), 100) for name in names]
+                table.add_row(escape(entry["variant"]), *cells, _mean(entry.get("seconds"), 1))
+        out.print(table)
+
+
+def _mean(value: tuple[float, float | None] | None, scale: float) -> str:
+    if value is None:
+        return "—"
+    mean, spread = value
+    return f"{scale * mean:.1f}" + ("" if spread is None else f" ±{scale * spread:.1f}")
 
 
 def _show_selection(job: "Run") -> None:

@@ -251,6 +251,12 @@ class Distill(Settings):
     """What a node's text is distilled into."""
     texts: Path | None = None
     """Node texts; the package's own if not given."""
+    teacher_reads: Annotated[tuple[Literal["texts", "twin", "answer"], ...], AfterValidator(_once)] = (
+        "texts",
+        "twin",
+        "answer",
+    )
+    """What stands before the instruction for the teacher: node texts, the English twin, and its answer."""
     responses: Literal["reference", "teacher"] = "reference"
     """Score the data's own responses, or the reference model's English answers."""
     divergence: Literal["forward", "reverse", "jensen_shannon"] = "forward"

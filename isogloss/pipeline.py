@@ -526,7 +526,7 @@ def _rows(
     return build_rows(
         [*kept, *examples], amounts, tokenizer, tree, node_texts(run.config),
         english={e.id: e.turns[SOURCE].response or "" for e in kept} | dict(english),
-        responses=settings.responses, limit=settings.max_prompt,
+        responses=settings.responses, limit=settings.max_prompt, reads=settings.teacher_reads,
     )  # fmt: skip
 
 

@@ -390,3 +390,46 @@ def test_add_language_refuses_what_cannot_join(options, line, finished, capsys):
     before = files(finished)
     assert refusal(["add-language", str(finished), *options], capsys)[0].startswith(line)
     assert files(finished) == before
+
+
+def test_an_ablation_measures_variants_on_one_reference_model(base, tmp_path, capsys):
+    """Two trees and one of the caller's own; stopped and started again it does nothing twice."""
+    folder = tmp_path / "out"
+    asked = ["--variant", "families", "--variant", "flat", "--variant", "small: distill.carrier.ranks.root=2"]
+    command = ["ablate", *small(tmp_path / "unused", base), "--out", str(folder), *asked]
+    assert leave(command) == 0
+    said = capsys.readouterr().out
+    assert [line.split()[0] for line in said.split("\n") if line.startswith(("families ", "flat ", "small "))]
+    rows = json.loads((folder / "ablation.json").read_text())["rows"]
+    assert [(row["variant"], row["seed"], row["suite"]) for row in rows] == [
+        ("families", 0, "demo"), ("flat", 0, "demo"), ("small", 0, "demo"),
+    ]  # fmt: skip
+    assert len({row["trained_tokens"] for row in rows}) == 1
+    assert all(0 <= row["alignment"] <= 1 and set(row["languages"]) == {"sw", "es", "ur"} for row in rows)
+    weights = {(folder / name / "tuned" / "model.safetensors").read_bytes() for name in ("seed-0", "flat-0")}
+    assert len(weights) == 1
+    ranks = [
+        sum(node["rank"] for node in json.loads((folder / name / "tree.json").read_text())["nodes"])
+        for name in ("families-0", "flat-0", "small-0")
+    ]
+    assert ranks == [8 + 6 * 4, 3 * 16, 2 + 6 * 4]
+    before = files(folder)
+    assert leave(command) == 0
+    assert files(folder) == before
+    assert not (tmp_path / "unused").exists()
+
+
+@pytest.mark.parametrize(
+    ("variant", "line"),
+    [
+        ("flatt", "error --variant flatt: there are families, learned, random, flat, shared, "),
+        ("x: tune.lr=1", "error --variant x: tune.lr=1: tune.lr=1 changes stage 1 or the evaluation, "),
+        ("x:", "error --variant x:: write it as 'NAME: a.b=c d.e=f'"),
+    ],
+)
+def test_a_variant_that_is_none_is_refused(variant, line, capsys, tmp_path):
+    """Before anything runs."""
+    assert refusal(["ablate", "--variant", variant, "--out", str(tmp_path / "out")], capsys)[0].startswith(
+        line
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,7 @@ Knows the tokenizer and the tree's paths, no model.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -46,6 +46,7 @@ def build_rows(
     english: Mapping[str, str],
     responses: str,
     limit: int,
+    reads: Collection[str] = ("texts", "twin", "answer"),
 ) -> list[Row]:
     """The first `amounts[code]` examples of every language, English read through the root.
 
@@ -55,6 +56,7 @@ def build_rows(
         english: The English answer of each example by id, which the teacher reads.
         responses: `reference` scores the data's response, `teacher` the English answer.
         limit: Longest prompt in tokens.
+        reads: What the teacher reads before the instruction; nothing: it reads the student's prompt.
 
     Raises:
         DataError: A language has no usable example.
@@ -82,11 +84,15 @@ def build_rows(
                     f"the prompt of {name} has {len(student.prompt)} tokens and the limit is {limit}; "
                     "raise distill.max_prompt or leave the row out"
                 )
-            if code == SOURCE:
+            if code == SOURCE or not reads:
                 privileged = student.prompt
             else:
                 system = privileged_text(
-                    texts, tree.path(code), example.task, type(twin)(twin.instruction, answer)
+                    texts if "texts" in reads else NodeTexts(root=""),
+                    tree.path(code),
+                    example.task,
+                    type(twin)(twin.instruction, answer) if "twin" in reads else None,
+                    answer="answer" in reads,
                 )
                 privileged = teacher_prompt(tokenizer, system, turn.instruction, limit=limit, row=name)
             plain = student.prompt if code == SOURCE else encode(tokenizer, twin.instruction, answer).prompt

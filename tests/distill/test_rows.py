@@ -22,10 +22,18 @@ ENGLISH = {"a": "yes", "b": "no", "c": "one", "d": "two"}
 
 @pytest.fixture
 def build(tokenizer):
-    def made(amounts, responses="reference", limit=200, examples=EXAMPLES):
+    def made(amounts, responses="reference", limit=200, examples=EXAMPLES, **more):
         tree = build_tree(("es", "sw"), ranks={"root": 1, "family": 1, "language": 1})
         return build_rows(
-            examples, amounts, tokenizer, tree, TEXTS, english=ENGLISH, responses=responses, limit=limit
+            examples,
+            amounts,
+            tokenizer,
+            tree,
+            TEXTS,
+            english=ENGLISH,
+            responses=responses,
+            limit=limit,
+            **more,
         )
 
     return made
@@ -41,6 +49,21 @@ def test_a_row_is_what_student_and_teacher_read(build, tokenizer):
         "<|system|>Root.\nRomance.\nEspañol.\nEnglish: Hi\n→ yes<|end|><|user|>Hola<|end|><|assistant|>"
     )
     assert tokenizer.decode(row.twin_prompt) == "<|user|>Hi<|end|><|assistant|>"
+
+
+@pytest.mark.parametrize(
+    ("reads", "system"),
+    [
+        (("texts",), "<|system|>Root.\nRomance.\nEspañol.<|end|>"),
+        (("twin", "answer"), "<|system|>English: Hi\n→ yes<|end|>"),
+        (("texts", "twin"), "<|system|>Root.\nRomance.\nEspañol.\nEnglish: Hi<|end|>"),
+        ((), ""),
+    ],
+)
+def test_each_part_of_the_privilege_can_be_left_out(build, tokenizer, reads, system):
+    """Without any the teacher reads what the student reads."""
+    row = build({"es": 1}, reads=reads)[0]
+    assert tokenizer.decode(row.teacher_prompt) == f"{system}<|user|>Hola<|end|><|assistant|>"
 
 
 def test_a_language_gets_its_first_examples(build):

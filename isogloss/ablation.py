@@ -1,0 +1,146 @@
+"""Variants of stage 2 on one reference model per seed, measured side by side.
+
+Flow: a run per seed for stage 1 → its tuned model into a run per variant and seed → rows → table, JSON.
+Every run is an ordinary run folder, so a stopped ablation goes on where it was.
+"""
+
+import json
+import shutil
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from isogloss.config import Config, dump_config, load_config
+from isogloss.errors import ConfigError
+from isogloss.files import write_json
+from isogloss.pipeline import Run, Watcher, open_run, run_distill, run_evaluate, run_report, run_tune
+
+VARIANTS: Mapping[str, tuple[str, ...]] = {
+    "families": ("languages.tree=families",),
+    "learned": ("languages.tree=learned",),
+    "random": ("languages.tree=random",),
+    "flat": ("languages.tree=flat",),
+    "shared": ("languages.tree=shared",),
+    "no-hidden": ("distill.hidden=0",),
+    "no-kl": ("distill.kl=0",),
+    "no-texts": ("distill.teacher_reads=[twin,answer]",),
+    "no-english": ("distill.teacher_reads=[texts]",),
+    "no-retain": ("distill.retain=0",),
+}
+"""What each variant changes in the settings that are given."""
+MEASURES = ("alignment", "consistency", "retrieval", "accuracy", "fidelity", "retention")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A name, and the settings that make it."""
+
+    name: str
+    overrides: tuple[str, ...]
+
+
+def parse(text: str) -> Variant:
+    """A variant that is known by name, or one of the caller's own: `NAME: a.b=c d.e=f`.
+
+    Raises:
+        ConfigError: The name is unknown, or a setting belongs to stage 1.
+    """
+    name, colon, rest = text.partition(":")
+    name = name.strip()
+    if not colon:
+        if name not in VARIANTS:
+            raise ConfigError(
+                f"--variant {name}: there are {', '.join(VARIANTS)}; or write your own as 'NAME: a.b=c d.e=f'"
+            )
+        return Variant(name, VARIANTS[name])
+    overrides = tuple(rest.split())
+    for override in overrides:
+        if not override.startswith(("distill.", "languages.")):
+            raise ConfigError(
+                f"--variant {text}: {override} changes stage 1 or the evaluation, which variants share; "
+                "begin with distill. or languages."
+            )
+    if not name or not overrides or "/" in name:
+        raise ConfigError(f"--variant {text}: write it as 'NAME: a.b=c d.e=f'")
+    return Variant(name, overrides)
+
+
+def ablate(
+    config: Config, variants: Sequence[Variant], seeds: Sequence[int], folder: Path, watcher: Watcher
+) -> list[dict]:
+    """One row per suite, variant and seed, in `folder/ablation.json` too, which grows as runs end."""
+    rows: list[dict] = []
+    for seed in seeds:
+        first = open_run(_variant(config, (), seed, folder / f"seed-{seed}"), watcher)
+        run_tune(first)
+        for variant in variants:
+            settings = _variant(config, variant.overrides, seed, folder / f"{variant.name}-{seed}")
+            run = open_run(settings, watcher)
+            if not run.tuned.exists():
+                part = run.folder / "tuned.part"
+                shutil.rmtree(part, ignore_errors=True)
+                shutil.copytree(first.tuned, part)
+                shutil.copy(first.folder / "selection.jsonl", run.folder)
+                part.rename(run.tuned)
+            watcher.say(f"{variant.name}, seed {seed}")
+            run_distill(run)
+            run_evaluate(run)
+            run_report(run)
+            rows += _rows(run, variant, seed)
+            write_json(folder / "ablation.json", {"schema": 1, "settings": dump_config(config), "rows": rows})
+    return rows
+
+
+def summary(rows: Sequence[Mapping]) -> list[dict]:
+    """Means over seeds, and the spread between seeds where there are several, by suite and variant."""
+    grouped: dict[tuple[str, str], list[Mapping]] = {}
+    for row in rows:
+        grouped.setdefault((row["suite"], row["variant"]), []).append(row)
+    found = []
+    for (suite, variant), group in grouped.items():
+        entry: dict = {"suite": suite, "variant": variant, "seeds": len(group)}
+        for name in (*MEASURES, "low", "seconds"):
+            values = [row[name] for row in group if row.get(name) is not None]
+            if values:
+                spread = statistics.stdev(values) if len(values) > 1 else None
+                entry[name] = (statistics.fmean(values), spread)
+        found.append(entry)
+    return found
+
+
+def _variant(config: Config, overrides: Sequence[str], seed: int, folder: Path) -> Config:
+    """The settings with a variant's own; they are read anew, so that wrong ones are refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = folder / "settings.yaml"
+    written.write_text(dump_config(config), encoding="utf-8")
+    try:
+        return load_config(written, [*overrides, f"seed={seed}", f"run={json.dumps(str(folder))}"])
+    finally:
+        written.unlink()
+
+
+def _rows(run: Run, variant: Variant, seed: int) -> list[dict]:
+    scores = json.loads((run.folder / "scores.json").read_text("utf-8"))["suites"]
+    stages = json.loads((run.folder / "ledger.json").read_text("utf-8"))["stages"]
+    cost = next(stage for stage in stages if stage["stage"] == "distill")
+    languages = run.config.languages
+    low = [code for code in run.taught if code not in languages.high and code not in languages.middle]
+    rows = []
+    for suite, found in scores.items():
+        after = found["after"]
+        means = {name: after[name]["mean"] for name in MEASURES if name in after}
+        each = {
+            code: entry["value"] for code, entry in after.get("alignment", {}).get("languages", {}).items()
+        }
+        rows.append(
+            {
+                "data": run.config.data.type, "suite": suite, "variant": variant.name,
+                "overrides": list(variant.overrides), "carrier": run.config.distill.carrier.type,
+                "seed": seed, "trained_tokens": cost["tokens_backpropagated"], "flops": cost["flops"],
+                "seconds": cost["seconds"], **means, "languages": each,
+                "low": statistics.fmean(each[code] for code in low) if each and low else None,
+                "signature": found["signature"],
+            }
+        )  # fmt: skip
+    return rows
