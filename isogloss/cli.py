@@ -275,6 +275,41 @@ def add_language(
 
 
 @app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run's folder.")],
+    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another's, on the same items.")],
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+) -> None:
+    """Is one run better than another: difference, interval and p, per language and on average."""
+    _is_run(run_a)
+    _is_run(run_b)
+    from isogloss.comparing import compare as paired
+
+    found = paired(run_a, run_b)
+    if as_json:
+        print(json.dumps([one.plain() for one in found], indent=1))
+        return
+    for suite in dict.fromkeys(one.suite for one in found):
+        table = Table(
+            box=None,
+            header_style="bold",
+            pad_edge=False,
+            title=f"{suite}: A minus B, points",
+            title_justify="left",
+        )
+        for number, name in enumerate(("measure", "language", "difference", "95 % interval", "p", "n")):
+            table.add_column(name, no_wrap=True, justify="left" if number < 2 else "right")
+        for one in found:
+            if one.suite == suite:
+                for code, d in {"mean": one.mean, **one.languages}.items():
+                    interval = f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
+                    measure = one.measure if code == "mean" else ""
+                    table.add_row(measure, code, f"{100 * d.value:+.1f}", interval, f"{d.p:.4f}", str(d.n))
+        out.print(table)
+    _line("p of single languages are corrected for their number (Holm); the mean's is not.")
+
+
+@app.command()
 def ablate(
     config: ConfigFile = None,
     variant: Annotated[

@@ -372,7 +372,7 @@ def _before(run: Run, plain: runner.Model, suite: SuiteData) -> _Before:
             plain, suite, languages, english, vectors, layer, settings, run.config.seed, progress
         )
     right = runner.english_right(suite, english)
-    write_lines(run.folder / "predictions" / f"{suite.name}.before.jsonl", side.predictions)
+    _write_side(run, suite, "before", side)
     return _Before(side, english, right, layer)
 
 
@@ -387,7 +387,7 @@ def _after(run: Run, aligned: runner.Model, plain: runner.Model, suite: SuiteDat
         if suite.items:
             right = runner.english_accuracy(aligned, suite, settings, progress)
             after["retention"] = runner.retention(before.right, right, run.config.seed)
-    write_lines(run.folder / "predictions" / f"{suite.name}.after.jsonl", side.predictions)
+    _write_side(run, suite, "after", side)
     return {
         "signature": _signature(run, suite, before.layer, layer),
         "settings": _how(run),
@@ -400,6 +400,16 @@ def _after(run: Run, aligned: runner.Model, plain: runner.Model, suite: SuiteDat
         "layer": {"before": before.layer, "after": layer},
         "notes": _notes(suite, run, languages),
     }
+
+
+def _write_side(run: Run, suite: SuiteData, phase: str, side: runner.Side) -> None:
+    stem = run.folder / "predictions" / f"{suite.name}.{phase}"
+    write_lines(stem.with_name(stem.name + ".jsonl"), side.predictions)
+    hits = {
+        name: {code: [int(hit) for hit in row] for code, row in side.hits[name].items()} for name in side.hits
+    }
+    ids = [item.id for item in suite.items]
+    write_json(stem.with_name(stem.name + ".hits.json"), {"items": ids, "hits": hits})
 
 
 def _vectors(subject: runner.Model, plain: runner.Model, suite: SuiteData, settings) -> tuple:

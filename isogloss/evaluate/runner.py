@@ -57,6 +57,8 @@ class Side:
     """One side of the comparison: scores and the answers behind them."""
 
     scores: dict[str, Any]
+    hits: dict[str, dict[str, list[bool]]]
+    """By measure and language, which items or sentences were right."""
     tasks: dict[str, dict[str, float]]
     predictions: list[dict[str, Any]]
 
@@ -179,7 +181,7 @@ def evaluate_side(
     means = {
         task: {code: sum(hits) / len(hits) for code, hits in found.items()} for task, found in tasks.items()
     }
-    return Side(_estimates(values, seed), means, predictions)
+    return Side(_estimates(values, seed), values, means, predictions)
 
 
 def english_accuracy(subject: Model, suite: SuiteData, settings: Evaluate, progress: Progress) -> list[bool]:

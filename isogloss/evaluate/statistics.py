@@ -102,13 +102,29 @@ def paired_bootstrap(
     Raises:
         ValueError: a and b differ in length; and as `bootstrap_mean`.
     """
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} values cannot be paired with {len(b)}; both need the same items")
-    items = _array(a) - _array(b)
-    seen = items.mean()
-    means = _resampled_means(items, np.random.default_rng(seed), resamples)
+    return paired_bootstrap_of_halves([(a, b)], seed=seed, resamples=resamples, level=level)
+
+
+def paired_bootstrap_of_halves(
+    halves: Sequence[tuple[Values, Values]], *, seed: int, resamples: int = 1000, level: float = 0.95
+) -> Difference:
+    """As `paired_bootstrap`, for a mean of several measures whose items are not the same, such as alignment.
+
+    Each half is resampled by itself. `n` is the smallest number of items.
+
+    Raises:
+        ValueError: As `paired_bootstrap`, or there is no half.
+    """
+    for a, b in halves:
+        if len(a) != len(b):
+            raise ValueError(f"{len(a)} values cannot be paired with {len(b)}; both need the same items")
+    items, rng = [_array(a) - _array(b) for a, b in halves], np.random.default_rng(seed)
+    if not items:
+        raise ValueError("there is nothing to compare; give at least one pair of measures")
+    seen = float(np.mean([half.mean() for half in items]))
+    means = np.mean([_resampled_means(half, rng, resamples) for half in items], axis=0)
     far = int((np.abs(means - seen) >= abs(seen) - 1e-12).sum())  # 1e-12: a mean's rounding is no evidence
-    estimate = _estimate(seen, means, level, len(items))
+    estimate = _estimate(seen, means, level, min(len(half) for half in items))
     return Difference(estimate.value, estimate.low, estimate.high, estimate.n, (far + 1) / (resamples + 1))
 
 

@@ -1,0 +1,114 @@
+"""Two runs on the same items: is one better, by how much, and could it be chance?
+
+Flow: hits of both → differences per language and over languages → paired bootstrap → Holm over the languages.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from isogloss.errors import RunError
+from isogloss.evaluate.statistics import Difference, holm, mean_over_languages, paired_bootstrap_of_halves
+
+MEASURES = ("alignment", "consistency", "retrieval", "accuracy", "fidelity")
+HALVES = {"alignment": ("consistency", "retrieval")}
+RESAMPLES = 10_000
+
+Hits = Mapping[str, Mapping[str, list[int]]]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One measure of one suite, A minus B, as fractions.
+
+    Attributes:
+        mean: Over the languages that both have, items drawn with all their languages.
+        languages: By language; their p-values are corrected for how many languages there are.
+    """
+
+    suite: str
+    measure: str
+    mean: Difference
+    languages: Mapping[str, Difference]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        each = {code: asdict(one) for code, one in self.languages.items()}
+        return {"suite": self.suite, "measure": self.measure, "mean": asdict(self.mean), "languages": each}
+
+
+def compare(a: Path, b: Path, *, seed: int = 0) -> list[Compared]:
+    """Every measure that both runs have, after training.
+
+    Raises:
+        RunError: They have no suite in common, or one that was measured on other items.
+    """
+    ours, theirs = _signatures(a), _signatures(b)
+    shared = [suite for suite in ours if suite in theirs]
+    if not shared:
+        raise RunError(
+            f"{a} and {b} have no suite in common; they have {', '.join(ours)} and {', '.join(theirs)}"
+        )
+    found = []
+    for suite in shared:
+        if ours[suite] != theirs[suite]:
+            raise RunError(
+                f"{suite} was measured as {ours[suite]} in {a} and as {theirs[suite]} in {b}; "
+                "measure both alike"
+            )
+        (ids_a, hits_a), (ids_b, hits_b) = _hits(a, suite), _hits(b, suite)
+        if ids_a != ids_b:
+            raise RunError(
+                f"{suite} has other items in {a} than in {b}; evaluate both with the same settings"
+            )
+        for measure in MEASURES:
+            if one := _measure(suite, measure, hits_a, hits_b, seed):
+                found.append(one)
+    return found
+
+
+def _measure(suite: str, measure: str, a: Hits, b: Hits, seed: int) -> Compared | None:
+    halves = HALVES.get(measure, (measure,))
+    if not all(half in hits for half in halves for hits in (a, b)):
+        return None
+    codes = [code for code in a[halves[0]] if all(code in hits[half] for half in halves for hits in (a, b))]
+    if not codes:
+        return None
+    each = {
+        code: paired_bootstrap_of_halves(
+            [(a[half][code], b[half][code]) for half in halves], seed=seed, resamples=RESAMPLES
+        )
+        for code in codes
+    }
+    corrected = holm([one.p for one in each.values()])
+    each = {
+        code: Difference(one.value, one.low, one.high, one.n, p)
+        for (code, one), p in zip(each.items(), corrected, strict=True)
+    }
+
+    def over(hits: Hits, half: str) -> list[float]:
+        return mean_over_languages({code: hits[half][code] for code in codes})
+
+    mean = paired_bootstrap_of_halves(
+        [(over(a, half), over(b, half)) for half in halves], seed=seed, resamples=RESAMPLES
+    )
+    return Compared(suite, measure, mean, each)
+
+
+def _signatures(run: Path) -> dict[str, str]:
+    """By suite, what must be equal for a comparison: the suite, its revision, split and sizes."""
+    file = run / "scores.json"
+    if not file.is_file():
+        raise RunError(f"{run} has no scores.json; run `isogloss evaluate` first")
+    suites = json.loads(file.read_text("utf-8"))["suites"]
+    return {name: "|".join(suite["signature"].split("|")[:5]) for name, suite in suites.items()}
+
+
+def _hits(run: Path, suite: str) -> tuple[list[str], Hits]:
+    file = run / "predictions" / f"{suite}.after.hits.json"
+    if not file.is_file():
+        raise RunError(f"{file} is missing; run `isogloss evaluate` again")
+    read = json.loads(file.read_text("utf-8"))
+    return read["items"], read["hits"]

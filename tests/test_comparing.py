@@ -1,0 +1,104 @@
+"""Comparing two runs: differences worked out by hand, and what cannot be compared."""
+
+import json
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from isogloss import cli
+from isogloss.comparing import compare
+from isogloss.errors import RunError
+
+SIGNATURE = "suite:demo|rev:1|split:test|items:4|sentences:2|scoring:generation|seed:{seed}"
+
+
+def written(
+    folder: Path, hits: dict, *, seed: int = 0, items=("a", "b", "c", "d"), signature=SIGNATURE
+) -> Path:
+    """A run's folder with what a comparison reads."""
+    (folder / "predictions").mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    scores = {"schema": 1, "suites": {"demo": {"signature": signature.format(seed=seed)}}}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    text = json.dumps({"items": items, "hits": hits})
+    (folder / "predictions" / "demo.after.hits.json").write_text(text)
+    return folder
+
+
+def test_differences_are_those_worked_out_by_hand(tmp_path):
+    """Swahili gains ½ in consistency and loses ½ in retrieval; Urdu gains ¼ and nothing."""
+    a = written(
+        tmp_path / "a",
+        {"consistency": {"sw": [1, 1, 0, 1], "ur": [1, 0, 0, 0]}, "retrieval": {"sw": [0, 0], "ur": [1, 1]}},
+        seed=1,
+    )
+    b = written(
+        tmp_path / "b",
+        {"consistency": {"sw": [0, 1, 0, 0], "ur": [0, 0, 0, 0]}, "retrieval": {"sw": [1, 0], "ur": [1, 1]}},
+        seed=2,
+    )
+    found = {one.measure: one for one in compare(a, b)}
+    assert set(found) == {"alignment", "consistency", "retrieval"}
+    values = {m: ({c: d.value for c, d in one.languages.items()}, one.mean.value) for m, one in found.items()}
+    assert values == {
+        "alignment": ({"sw": 0.0, "ur": 0.125}, 0.0625),
+        "consistency": ({"sw": 0.5, "ur": 0.25}, 0.375),
+        "retrieval": ({"sw": -0.5, "ur": 0.0}, -0.25),
+    }
+    assert (found["consistency"].mean.n, found["alignment"].mean.n) == (4, 2)
+    assert found["retrieval"].languages["ur"].p == 1.0
+
+
+def test_p_is_near_that_of_a_t_test_and_corrected_for_the_languages(tmp_path):
+    """Many items: the bootstrap's p is the paired t-test's; with two languages it counts twice."""
+    first, second = [1] * 50 + [0] * 550, [0] * 50 + [1] * 30 + [0] * 520
+    ids = [str(number) for number in range(600)]
+    a = written(tmp_path / "a", {"accuracy": {"sw": first, "ur": first}}, items=ids)
+    b = written(tmp_path / "b", {"accuracy": {"sw": second, "ur": first}}, items=ids)
+    (found,) = compare(a, b)
+    expected = stats.ttest_rel(first, second).pvalue
+    assert found.languages["sw"].p == pytest.approx(2 * expected, rel=0.25)
+    assert found.languages["ur"].p == 1.0
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"items": ("a", "b", "c", "e")}, "demo has other items in {a} than in {b}; "),
+        (
+            {"signature": SIGNATURE.replace("test", "dev")},
+            "demo was measured as suite:demo|rev:1|split:test|items:4|",
+        ),
+    ],
+)
+def test_runs_on_other_items_are_refused(other, says, tmp_path):
+    """A difference would mean nothing."""
+    hits = {"accuracy": {"sw": [1, 1, 0, 1]}}
+    a, b = written(tmp_path / "a", hits), written(tmp_path / "b", hits, **other)
+    with pytest.raises(RunError) as caught:
+        compare(a, b)
+    assert str(caught.value).startswith(says.format(a=a, b=b))
+
+
+def test_a_run_without_scores_is_refused(tmp_path):
+    """And the command to run is named."""
+    a = written(tmp_path / "a", {})
+    (tmp_path / "b").mkdir()
+    with pytest.raises(RunError) as caught:
+        compare(a, tmp_path / "b")
+    assert str(caught.value) == f"{tmp_path}/b has no scores.json; run `isogloss evaluate` first"
+
+
+def test_the_command_prints_a_table_or_json(tmp_path, capsys):
+    """The mean first, then each language."""
+    hits = {"accuracy": {"sw": [1, 1, 0, 1]}}
+    a, b = written(tmp_path / "a", hits), written(tmp_path / "b", {"accuracy": {"sw": [0, 1, 0, 1]}})
+    with pytest.raises(SystemExit):
+        cli.main(["compare", str(a), str(b)])
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[2].split()[:3] == ["accuracy", "mean", "+25.0"] and lines[3].split()[:2] == ["sw", "+25.0"]
+    with pytest.raises(SystemExit):
+        cli.main(["compare", str(a), str(b), "--json"])
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert (entry["measure"], entry["languages"]["sw"]["value"]) == ("accuracy", 0.25)
