@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import TextIteratorStreamer
-from transformers.generation import BaseStreamer
+from transformers.generation.streamers import BaseStreamer
 
 from isogloss.data.chat import encode_prompt
 from isogloss.errors import RunError

@@ -11,7 +11,7 @@ import time
 from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from isogloss.demo import base_text
 from isogloss.demo.grammar import LANGUAGES, phrases
 from isogloss.demo.split import events_of
+from isogloss.model import pad_id
 
 SPECIAL = ("<|endoftext|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (
@@ -108,7 +109,7 @@ class Packed:
 
     def __init__(self, real: base_text.Real, tokenizer: PreTrainedTokenizerFast, rows: int, seed: int):
         self.real, self.tokenizer, self.rows, self.seed = real, tokenizer, rows, seed
-        self.end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        self.end: Any = tokenizer.convert_tokens_to_ids("<|endoftext|>")
 
     def step(self, number: int) -> Tensor:
         stream = base_text.documents(self.real, random.Random(f"{self.seed}/{number}"))
@@ -236,12 +237,14 @@ def main(
             optim.load_state_dict(inner)
         first = state["step"]
 
+    blank = pad_id(tokenizer)
+
     @torch.compile
     def step_loss(ids: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(input_ids=ids, use_cache=False).logits
         return nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), ignore_index=tokenizer.pad_token_id
+            logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), ignore_index=blank
         )
 
     started = time.monotonic()

@@ -10,7 +10,7 @@ from threading import Event, Thread
 from typing import Literal
 
 from torch import Tensor
-from transformers.generation import BaseStreamer
+from transformers.generation.streamers import BaseStreamer
 
 from isogloss.generate import stops
 from isogloss.inference import Aligned
@@ -40,7 +40,7 @@ class Request:
     prompt: tuple[int, ...]
     code: str | None
     max_new_tokens: int
-    hear: Callable[[Piece], None]
+    hear: Callable[[Piece], object]
     ends: tuple[str, ...] = ()
     left: Event = field(default_factory=Event)
 
