@@ -82,12 +82,16 @@ def read(model, prompts: list[list[int]], responses: list[list[int]], layer: int
     return logits.float(), pooled
 
 
-def losses_of(model, rows: list[Row], layer: int, temperature: float) -> dict[str, Tensor]:
-    """Divergence and cross-entropy as means over response tokens, InfoNCE as a mean over rows."""
+def losses_of(
+    model, rows: list[Row], own: list[int], twins: Tensor, layer: int, temperature: float
+) -> dict[str, Tensor]:
+    """Divergence and cross-entropy as means over response tokens, InfoNCE as a mean over rows.
+
+    `twins[own[i]]` is the state of row i's English twin; all the others are negatives.
+    """
     responses = [row.response for row in rows]
     with torch.no_grad(), model.disable_adapter():
         teacher, _ = read(model, [row.privileged for row in rows], responses, layer)
-        _, english = read(model, [row.twin for row in rows], [[] for _ in rows], layer)
     student, pooled = read(model, [row.prompt for row in rows], responses, layer)
 
     said = torch.tensor([token for response in responses for token in response], device=model.device)
@@ -96,9 +100,10 @@ def losses_of(model, rows: list[Row], layer: int, temperature: float) -> dict[st
     p, q = ((logits / temperature).log_softmax(-1) for logits in (teacher, student))
     kl = (p.exp() * (p - q)).sum(-1).mean() * temperature**2  # KL(teacher ‖ student)
 
-    similar = F.normalize(pooled, dim=-1) @ F.normalize(english, dim=-1).T / 0.1
+    similar = F.normalize(pooled, dim=-1) @ F.normalize(twins, dim=-1).T / 0.05
+    mine = torch.tensor(own, device=model.device)
     truth = torch.arange(len(rows), device=model.device)
-    hidden = (F.cross_entropy(similar, truth) + F.cross_entropy(similar.T, truth)) / 2
+    hidden = (F.cross_entropy(similar, mine) + F.cross_entropy(similar[:, mine].T, truth)) / 2
     return {"ce": ce, "kl": kl, "hidden": hidden}
 
 
@@ -129,11 +134,14 @@ def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
     optimiser = torch.optim.AdamW(learning, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimiser, steps // 20, steps)
 
+    layer = settings.layer or max(1, model.config.num_hidden_layers // 2)
+    with torch.no_grad(), student.disable_adapter():  # the English twins do not move
+        twins = torch.cat([read(student, [row.twin], [[]], layer)[1] for row in rows])
+
     curve = []
     for step in range(steps):
-        chosen = [rows[number] for number in order[step * batch : (step + 1) * batch]]
-        layer = settings.layer or max(1, model.config.num_hidden_layers // 2)
-        parts = losses_of(student, chosen, layer, settings.temperature)
+        own = order[step * batch : (step + 1) * batch]
+        parts = losses_of(student, [rows[number] for number in own], own, twins, layer, settings.temperature)
         loss = settings.kl * parts["kl"] + settings.ce * parts["ce"] + settings.hidden * parts["hidden"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learning, 1.0)

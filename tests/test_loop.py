@@ -45,7 +45,7 @@ def run(tiny, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     overrides = (
         "dtype=float32", "languages.targets=[sw, ur]", "languages.items={high: 8, middle: 8, low: 10}",
-        "distill.batch=4", "distill.max_prompt=2000",
+        "distill.batch=4", "distill.max_prompt=2000", "distill.kl=0.5",
     )  # fmt: skip
     (folder / "config.yaml").write_text(dump_config(load_config(overrides=overrides)))
     tiny().save_pretrained(folder / "tuned")
@@ -93,7 +93,7 @@ def test_the_loop_gives_the_packages_losses_at_every_step(loop, run, tokenizer, 
             seed=0, bf16=False, save_every=50,
         ),
         train_dataset=Ordered(samples_of(rows, signals), loop.order_of(10, STEPS * 4, 0)),
-        weights=Weights(ce=1.0, kl=0.1, hidden=0.3, layer=1), pad_id=0,
+        weights=Weights(ce=1.0, kl=0.5, hidden=2.0, layer=1), pad_id=0,
     )  # fmt: skip
     curve = tmp_path / "curve.jsonl"
     train(trainer, Watch(curve, "distill", 1, lambda done, of: None), tmp_path / "work")

@@ -28,6 +28,7 @@ SMALL = (
     "languages.items={high: 21, middle: 21, low: 14}",
     "distill.batch=4",
     "distill.epochs=4.5",
+    "distill.kl=0.1",
     "evaluate.items=14",
     "evaluate.sentences=12",
     "evaluate.max_new_tokens=4",

@@ -6,7 +6,7 @@ Every function takes response tokens already gathered from both sides, so nothin
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -77,30 +77,30 @@ def cross_entropy(
 
 def info_nce(
     student: Float[Tensor, "rows hidden"],
-    english: Float[Tensor, "rows hidden"],
-    same_meaning: Bool[Tensor, "rows rows"],
+    twins: Float[Tensor, "meanings hidden"],
+    own: Int[Tensor, " rows"],
     *,
-    temperature: float = 0.1,
+    temperature: float = 0.05,
 ) -> Float[Tensor, ""]:
-    """Sum over rows of the symmetric InfoNCE between instructions and their English twins, in nats.
+    """Sum over rows of the symmetric InfoNCE between instructions and English twins, in nats.
 
-    Row i must be nearer (cosine) to its own twin than to the twins of other meanings, both ways
+    Row i must be nearer (cosine) to its own twin than to the twin of any other meaning, in the batch or not:
+    twins do not move while carriers learn, so all of them are negatives for the price of a product. The
+    other way its twin must be nearer to row i than to the batch's rows of other meanings
     (van den Oord et al. 2018, arXiv:1807.03748, equation 4; the mean of the two directions).
 
     Args:
         student: Mean-pooled hidden states of the instructions.
-        english: The same of their English twins, without gradient.
-        same_meaning: Where rows i and j mean the same; such pairs are no negatives.
+        twins: The same of the English twins, each meaning once, without gradient.
+        own: Which twin is whose.
         temperature: Divides the cosines.
     """
-    similar = F.normalize(student.float(), dim=-1) @ F.normalize(english.float(), dim=-1).T / temperature
-    others = same_meaning & ~torch.eye(len(similar), dtype=torch.bool, device=similar.device)
-    similar = similar.masked_fill(others, -math.inf)
-    truth = torch.arange(len(similar), device=similar.device)
-    both = F.cross_entropy(similar, truth, reduction="sum") + F.cross_entropy(
-        similar.T, truth, reduction="sum"
-    )
-    return both / 2
+    similar = F.normalize(student.float(), dim=-1) @ F.normalize(twins.float(), dim=-1).T / temperature
+    there = F.cross_entropy(similar, own, reduction="sum")
+    same = (own[:, None] == own[None]) & ~torch.eye(len(own), dtype=torch.bool, device=own.device)
+    back = similar[:, own].T.masked_fill(same, -math.inf)
+    truth = torch.arange(len(own), device=own.device)
+    return (there + F.cross_entropy(back, truth, reduction="sum")) / 2
 
 
 def _log_softmax(logits: Float[Tensor, "tokens vocab"], temperature: float) -> Float[Tensor, "tokens vocab"]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -48,7 +49,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Sample:
-    """One row of a batch; stage 1 has neither language nor signal."""
+    """One row of a batch; stage 1 has neither language nor signal. Meanings are numbered from 0 on."""
 
     encoded: Encoded
     language: str = ""
@@ -70,11 +71,18 @@ class Ordered(Dataset):
 
 
 def samples_of(rows: Sequence[Row], signals: Sequence[Signal]) -> list[Sample]:
-    """Rows joined to their signals."""
+    """Rows joined to their signals, their meanings numbered anew without gaps."""
+    numbers = {meaning: n for n, meaning in enumerate(dict.fromkeys(row.meaning for row in rows))}
     return [
-        Sample(row.student, row.language, row.meaning, signal)
+        Sample(row.student, row.language, numbers[row.meaning], signal)
         for row, signal in zip(rows, signals, strict=True)
     ]
+
+
+def twins_of(samples: Sequence[Sample]) -> Float[Tensor, "meanings hidden"] | None:
+    """The English twin of every meaning, in the order of their numbers; None in stage 1."""
+    found = {s.meaning: s.signal.twin for s in samples if s.signal is not None}
+    return torch.stack([found[number] for number in range(len(found))]) if found else None
 
 
 @dataclass
@@ -91,7 +99,6 @@ class Batch:
     scored: Tensor
     retained: Tensor
     teacher: Tensor | None
-    twin: Tensor | None
 
     def to(self, device: torch.device) -> "Batch":
         moved: dict[str, Any] = {
@@ -122,12 +129,15 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         scored=scored.repeat_interleave(tokens),
         retained=(scored & english).repeat_interleave(tokens),
         teacher=torch.cat(states) if states else None,
-        twin=torch.stack([signal.twin for signal in known]) if known else None,
     )
 
 
 def batch_losses(
-    model: nn.Module, batch: Batch, weights: Weights, carrier: TreeLora | None = None
+    model: nn.Module,
+    batch: Batch,
+    weights: Weights,
+    carrier: TreeLora | None = None,
+    twins: Float[Tensor, "meanings hidden"] | None = None,
 ) -> dict[str, Tensor]:
     """The parts of the loss as sums: `ce`, `kl` and `retain` over response tokens, `hidden` over rows.
 
@@ -154,9 +164,8 @@ def batch_losses(
     if batch.retained.any():
         own = head(model, answers[batch.retained])
         parts["retain"] = losses.forward_kl(own, teacher(batch.retained))
-    if batch.twin is not None and weights.hidden:
-        same = batch.meanings[:, None] == batch.meanings[None]
-        parts["hidden"] = losses.info_nce(mean_pool(states[0], batch.prompt_mask), batch.twin, same)
+    if twins is not None and weights.hidden:
+        parts["hidden"] = losses.info_nce(mean_pool(states[0], batch.prompt_mask), twins, batch.meanings)
     return parts
 
 
@@ -171,6 +180,8 @@ class ResponseTrainer(Trainer):
         super().__init__(data_collator=lambda samples: {"batch": collate(samples, pad_id)}, **kwargs)
         self.remove_callback(PrinterCallback)
         self.weights, self.carrier = weights, carrier
+        twins = twins_of(kwargs["train_dataset"].samples)
+        self.twins = None if twins is None else twins.to(self.args.device)
         self.parts: dict[str, float] = {}
         self.counts = {"tokens": 0, "responses": 0}
 
@@ -196,7 +207,7 @@ class ResponseTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         batch: Batch = inputs["batch"].to(self.args.device)
-        parts = batch_losses(model, batch, self.weights, self.carrier)
+        parts = batch_losses(model, batch, self.weights, self.carrier, self.twins)
         tokens, rows = num_items_in_batch
         scaled = {name: part / (rows if name == "hidden" else tokens) for name, part in parts.items()}
         loss = sum(getattr(self.weights, name) * part for name, part in scaled.items())

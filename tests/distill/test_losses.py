@@ -188,43 +188,45 @@ def test_cross_entropy_matches_a_table_worked_out_by_hand():
     assert value == pytest.approx(0.105361 + 0.693147, abs=1e-6)
 
 
-def naive_info_nce(student, english, same, temperature):
-    rows, total = len(student), 0.0
-    cosine = [
-        [float(s @ e / (s.norm() * e.norm())) / temperature for e in english.double()]
-        for s in student.double()
-    ]
-    for i in range(rows):
-        rivals = [j for j in range(rows) if j == i or not same[i][j]]
-        total += math.log(sum(math.exp(cosine[i][j]) for j in rivals)) - cosine[i][i]
-        total += math.log(sum(math.exp(cosine[j][i]) for j in rivals)) - cosine[i][i]
+def naive_info_nce(student, twins, own, temperature):
+    def near(i, j):
+        s, e = student[i].double(), twins[j].double()
+        return float(s @ e / (s.norm() * e.norm())) / temperature
+
+    rows, total = range(len(student)), 0.0
+    for i in rows:
+        total += math.log(sum(math.exp(near(i, j)) for j in range(len(twins)))) - near(i, own[i])
+        rivals = [k for k in rows if k == i or own[k] != own[i]]
+        total += math.log(sum(math.exp(near(k, own[i])) for k in rivals)) - near(i, own[i])
     return total / 2
 
 
-@pytest.mark.parametrize("examples", [[0, 1, 2, 3, 4], [0, 1, 0, 2, 1], [0, 0, 0, 0, 0], [0]])
-@pytest.mark.parametrize("temperature", [0.1, 0.5])
-def test_info_nce_matches_a_naive_loop(examples, temperature):
-    """Twins of one meaning are no negatives of each other, in both directions."""
-    student, english = pair(len(examples), 6, seed=3)
-    same = torch.tensor([[a == b for b in examples] for a in examples])
-    value = info_nce(student, english, same, temperature=temperature).item()
-    assert value == pytest.approx(
-        naive_info_nce(student, english, same.tolist(), temperature), rel=1e-5, abs=1e-6
-    )
+@pytest.mark.parametrize("own", [[0, 1, 2, 3, 4], [4, 1, 4, 2, 1], [3, 3, 3, 3, 3], [0]])
+@pytest.mark.parametrize("temperature", [0.05, 0.5])
+def test_info_nce_matches_a_naive_loop(own, temperature):
+    """Every twin is a negative, in the batch or not; rows of one meaning are none of each other."""
+    student, twins = pair(5, 6, seed=3)
+    value = info_nce(student[: len(own)], twins, torch.tensor(own), temperature=temperature).item()
+    expected = naive_info_nce(student[: len(own)], twins, own, temperature)
+    assert value == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 def test_info_nce_matches_values_worked_out_by_hand():
     """Orthogonal twins at τ = 1: each row and column costs ln(1 + e⁻¹); swapped ones ln(1 + e)."""
-    eye, none = torch.eye(2), torch.zeros(2, 2, dtype=torch.bool)
-    assert info_nce(eye, eye, none, temperature=1.0).item() == pytest.approx(2 * 0.313262, abs=1e-5)
-    assert info_nce(eye, eye.flip(0), none, temperature=1.0).item() == pytest.approx(2 * 1.313262, abs=1e-5)
+    eye, own = torch.eye(2), torch.tensor([0, 1])
+    assert info_nce(eye, eye, own, temperature=1.0).item() == pytest.approx(2 * 0.313262, abs=1e-5)
+    assert info_nce(eye, eye.flip(0), own, temperature=1.0).item() == pytest.approx(2 * 1.313262, abs=1e-5)
+    # A third twin outside the batch, orthogonal to both: ln(1 + 2e⁻¹) there, ln(1 + e⁻¹) back.
+    three = torch.eye(3)
+    value = info_nce(three[:2], three, own, temperature=1.0).item()
+    assert value == pytest.approx(0.551445 + 0.313262, abs=1e-5)
 
 
 def test_rows_that_all_mean_the_same_cost_nothing():
     """Without a negative there is nothing to tell apart, and no gradient that is not a number."""
-    student, english = pair(3, 6)
+    student, twins = pair(3, 6)
     student.requires_grad_()
-    value = info_nce(student, english, torch.ones(3, 3, dtype=torch.bool))
+    value = info_nce(student, twins[:1], torch.zeros(3, dtype=torch.long))
     value.backward()
     assert value.item() == pytest.approx(0.0, abs=1e-6)
     assert torch.equal(student.grad, torch.zeros_like(student))
@@ -232,8 +234,8 @@ def test_rows_that_all_mean_the_same_cost_nothing():
 
 def test_info_nce_does_not_see_length():
     """Cosines: a state ten times as long says the same."""
-    student, english = pair(4, 6)
-    none = torch.zeros(4, 4, dtype=torch.bool)
-    assert info_nce(10 * student, english / 10, none).item() == pytest.approx(
-        info_nce(student, english, none).item(), rel=1e-5
+    student, twins = pair(4, 6)
+    own = torch.arange(4)
+    assert info_nce(10 * student, twins / 10, own).item() == pytest.approx(
+        info_nce(student, twins, own).item(), rel=1e-5
     )
