@@ -182,7 +182,7 @@ def test_stage_two_trains_the_carriers(finished):
 def test_other_settings_are_refused_in_the_same_folder(finished, tiny_model_folder):
     """A run folder belongs to the settings it was made with; the message names the first difference."""
     config = settings(finished[0].run, tiny_model_folder, "distill.lr=0.5")
-    with pytest.raises(RunError, match=r"made with other settings \(lr: 0\.005 there, lr: 0\.5 here\)"):
+    with pytest.raises(RunError, match=r"made with other settings \(lr: 0\.003 there, lr: 0\.5 here\)"):
         pipeline.open_run(config)
 
 
