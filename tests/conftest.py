@@ -1,6 +1,7 @@
 """Shared by all tests: a byte tokenizer and tiny random models, made in memory."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +14,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from isogloss import pipeline
+from isogloss.config import load_config
+from isogloss.inference import Aligned
 from isogloss.tree.lora import TreeLora
 from isogloss.tree.nodes import Tree, build_tree
 
+ANSWERING = ("languages.targets=[sw,ru,ur]", "distill.carrier.ranks={root: 2, family: 1, language: 2}")
 SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 TEMPLATE = (
     "{%- for message in messages -%}"
@@ -91,3 +96,26 @@ def student() -> Callable[..., TreeLora]:
         return carrier
 
     return make
+
+
+@pytest.fixture(scope="session")
+def base(tokenizer, tiny, tmp_path_factory) -> Path:
+    """A random model's folder."""
+    folder = tmp_path_factory.mktemp("base")
+    tiny("qwen3").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def aligned(tokenizer, tiny, tmp_path_factory) -> Aligned:
+    """A random model under carriers that differ from language to language."""
+    folder = tmp_path_factory.mktemp("runs") / "done"
+    run = pipeline.open_run(load_config(None, (*ANSWERING, f"run={folder}", "dtype=float32")))
+    tiny("qwen3").save_pretrained(run.tuned)
+    tokenizer.save_pretrained(run.tuned)
+    carrier = run.student(run.reference_model(), trained=False)
+    torch.manual_seed(1)
+    state = {name: torch.randn_like(p) * 0.3 for name, p in carrier.state().items()}
+    pipeline.save_whole(state, run.carriers)
+    return Aligned(run)

@@ -18,15 +18,6 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def base(tokenizer, tiny, tmp_path_factory) -> Path:
-    """A random model's folder."""
-    folder = tmp_path_factory.mktemp("base")
-    tiny("qwen3").save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def finished(base, tmp_path_factory) -> Path:
     """A run of the API; its overrides are Python's own values."""
     folder = tmp_path_factory.mktemp("runs") / "done"

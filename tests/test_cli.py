@@ -21,15 +21,6 @@ SMALL = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def base(tokenizer, tiny, tmp_path_factory) -> Path:
-    """A random model's folder."""
-    folder = tmp_path_factory.mktemp("base")
-    tiny("qwen3").save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def small(folder: Path, base: Path) -> list[str]:
     return [word for s in (*SMALL, f"run={folder}", f"model={base}") for word in ("--set", s)]
 

@@ -3,34 +3,16 @@
 from itertools import islice
 
 import pytest
-import torch
 
-from isogloss import pipeline
-from isogloss.config import load_config
 from isogloss.errors import RunError
 from isogloss.inference import Aligned
 
-SMALL = ("languages.targets=[sw,ru,ur]", "distill.carrier.ranks={root: 2, family: 1, language: 2}")
 TEXTS = [
     "Habari za asubuhi, rafiki yangu",
     "Доброе утро, мой дорогой друг",
     "صبح بخیر میرے پیارے دوست",
     "Good morning",
 ]
-
-
-@pytest.fixture(scope="module")
-def aligned(tokenizer, tiny, tmp_path_factory) -> Aligned:
-    """A random model under carriers that differ from language to language."""
-    folder = tmp_path_factory.mktemp("runs") / "done"
-    run = pipeline.open_run(load_config(None, (*SMALL, f"run={folder}", "dtype=float32")))
-    tiny("qwen3").save_pretrained(run.tuned)
-    tokenizer.save_pretrained(run.tuned)
-    carrier = run.student(run.reference_model(), trained=False)
-    torch.manual_seed(1)
-    state = {name: torch.randn_like(p) * 0.3 for name, p in carrier.state().items()}
-    pipeline.save_whole(state, run.carriers)
-    return Aligned(run)
 
 
 def test_a_mixed_batch_answers_as_each_language_alone(aligned):

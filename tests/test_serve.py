@@ -4,35 +4,15 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx2
 import openai
 import pytest
-import torch
 import uvicorn
 
-from isogloss import pipeline
-from isogloss.config import load_config
-from isogloss.inference import Aligned
 from isogloss.serve.app import make_app
 
-SMALL = ("languages.targets=[sw,ru,ur]", "distill.carrier.ranks={root: 2, family: 1, language: 2}")
 RUSSIAN = "Доброе утро, мой дорогой друг"
-
-
-@pytest.fixture(scope="module")
-def aligned(tokenizer, tiny, tmp_path_factory) -> Aligned:
-    """A random model under carriers that differ from language to language."""
-    folder: Path = tmp_path_factory.mktemp("runs") / "done"
-    run = pipeline.open_run(load_config(None, (*SMALL, f"run={folder}", "dtype=float32")))
-    tiny("qwen3").save_pretrained(run.tuned)
-    tokenizer.save_pretrained(run.tuned)
-    carrier = run.student(run.reference_model(), trained=False)
-    torch.manual_seed(1)
-    state = {name: torch.randn_like(p) * 0.3 for name, p in carrier.state().items()}
-    pipeline.save_whole(state, run.carriers)
-    return Aligned(run)
 
 
 @pytest.fixture(scope="module")
