@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from isogloss.config import Config, dump_config, load_config
+from isogloss.config import Config, dump_config, with_overrides
 from isogloss.errors import ConfigError
 from isogloss.files import write_json
 from isogloss.pipeline import Run, Watcher, open_run, run_distill, run_evaluate, run_report, run_tune
@@ -110,14 +110,7 @@ def summary(rows: Sequence[Mapping]) -> list[dict]:
 
 
 def _variant(config: Config, overrides: Sequence[str], seed: int, folder: Path) -> Config:
-    """The settings with a variant's own; they are read anew, so that wrong ones are refused."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = folder / "settings.yaml"
-    written.write_text(dump_config(config), encoding="utf-8")
-    try:
-        return load_config(written, [*overrides, f"seed={seed}", f"run={json.dumps(str(folder))}"])
-    finally:
-        written.unlink()
+    return with_overrides(config, [*overrides, f"seed={seed}", f"run={json.dumps(str(folder))}"])
 
 
 def _rows(run: Run, variant: Variant, seed: int) -> list[dict]:

@@ -179,10 +179,7 @@ def ask(
 ) -> None:
     """Zero-shot and aligned answers side by side."""
     _is_run(run_folder)
-    try:
-        code = resolve(language).code
-    except UnknownLanguageError as error:
-        raise ConfigError(f"--language: {error}") from None
+    (code,) = _codes([language], "--language")
     if text is not None and not text.strip():
         raise ConfigError("the instruction is empty; write one, or leave it out for a prompt loop")
     _require(run_folder, TUNED, DISTILLED)
@@ -224,16 +221,13 @@ def export(
         raise ConfigError("name the languages by --language CODE, or all of them by --all")
     if form == "merged" and max_rank is not None:
         raise ConfigError("--max-rank: a merged model has no rank; leave it out or take --format peft")
-    try:
-        codes = [resolve(one).code for one in language or ()]
-    except UnknownLanguageError as error:
-        raise ConfigError(f"--language: {error}") from None
+    codes = _codes(language or (), "--language")
     _require(run_folder, TUNED, DISTILLED)
     job = _prepare(load_config(run_folder / "config.yaml").model_copy(update={"run": run_folder}))
     from isogloss import exporting
 
     out_folder = folder or run_folder / "exports" / form
-    made = exporting.export(job, list(dict.fromkeys(codes)) or job.taught, form, out_folder, max_rank)
+    made = exporting.export(job, codes or job.taught, form, out_folder, max_rank)
     if form == "peft":
         _line("All at once from vLLM, each as a model named by its code:")
         out.print(exporting.serving(job, made), soft_wrap=True, markup=False)
@@ -257,10 +251,7 @@ def add_language(
     """Teach a finished run another language; every other language stays as it is, to the bit."""
     _is_run(run_folder)
     refuse_shared(set_ or ())
-    try:
-        codes = list(dict.fromkeys(resolve(one).code for one in language))
-    except UnknownLanguageError as error:
-        raise ConfigError(f"CODE: {error}") from None
+    codes = _codes(language, "CODE")
     more = [f"data={{type: parallel, path: {json.dumps(str(data))}}}"] if data else []
     settings = load_config(
         run_folder / "config.yaml", [*more, *(set_ or ())], data_root=data_root, places=True
@@ -460,6 +451,14 @@ class Screen:
 
 def _settings(config: Path | None, overrides: list[str] | None, data_root: Path | None) -> Config:
     return load_config(config, overrides or (), data_root=data_root, places=True)
+
+
+def _codes(spellings: Sequence[str], where: str) -> list[str]:
+    """Our codes of languages named on the command line, each once."""
+    try:
+        return list(dict.fromkeys(resolve(one).code for one in spellings))
+    except UnknownLanguageError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _prepare(settings: Config) -> "Run":

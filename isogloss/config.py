@@ -380,6 +380,19 @@ def load_config(
     return config
 
 
+def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
+    """The settings with `a.b=c` overrides.
+
+    Raises:
+        ConfigError: As `load_config`.
+    """
+    written = _Written("settings")
+    written.entries = config.model_dump(mode="json")
+    for override in overrides:
+        written.override(override)
+    return _validate(written)
+
+
 OWN = (
     "data", "data_root", "languages.items", "languages.high", "languages.middle", "distill.responses",
     "distill.divergence", "distill.temperature", "distill.kl", "distill.ce", "distill.hidden",

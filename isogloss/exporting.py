@@ -72,15 +72,19 @@ def export(
         shutil.rmtree(part, ignore_errors=True)
         ranks[code] = carrier.export(code, part, str(run.tuned.resolve()), max_rank)
     del carrier, student  # one model in memory at a time
-    exported = []
+    exported: list[Exported] = []
+    base = run.reference_model() if kind == "peft" else None
     for code in codes:
         part = folder / f"{code}.part"
         if kind == "merged":
             _merge(run, part)
             loaded: Any = load_model(str(part), run.dtype)
         else:
-            loaded = PeftModel.from_pretrained(run.reference_model(), str(part)).eval()
+            assert base is not None
+            loaded = PeftModel.from_pretrained(base, str(part)).eval()
         difference, divergence = _compare(wanted[code], _logits(loaded, prompts[code], run))
+        if kind == "peft":
+            base = loaded.unload()  # the next language's adapter goes onto the same weights
         one = Exported(
             code,
             folder / code,
