@@ -320,24 +320,47 @@ def test_a_merged_export_is_a_plain_model_of_the_same_logits(finished, capsys, t
 
 
 @pytest.mark.parametrize(
-    ("options", "line"),
+    ("command", "options", "line"),
     [
-        ([], "error name the languages by --language CODE, or all of them by --all"),
+        ("export", [], "error name the languages by --language CODE, or all of them by --all"),
         (
+            "export",
             ["--all", "--language", "sw"],
             "error name the languages by --language CODE, or all of them by --all",
         ),
-        (["--language", "sww"], "error --language: 'sww' is not a known language code; did you mean "),
         (
+            "export",
+            ["--language", "sww"],
+            "error --language: 'sww' is not a known language code; did you mean ",
+        ),
+        (
+            "export",
             ["--all", "--format", "merged", "--max-rank", "4"],
             "error --max-rank: a merged model has no rank; leave it out or take --format peft",
         ),
+        ("add-language", ["sw"], "error sw was taught already; name another language"),
+        (
+            "add-language",
+            ["sww"],
+            "error CODE: 'sww' is not a known language code; did you mean sw (Swahili)?",
+        ),
+        (
+            "add-language",
+            ["de", "--set", "distill.carrier.scaling=1"],
+            "error --set distill.carrier.scaling=1: ",
+        ),
+        (
+            "add-language",
+            ["de", "--data", "gone.jsonl"],
+            'error --set data={type: parallel, path: "gone.jsonl"}: data.path is ',
+        ),
+        ("add-language", ["pt"], "error the data has no pt; add items, or name a file by --data"),
     ],
 )
-def test_export_refuses_what_it_cannot_do(options, line, finished, capsys):
-    """Nothing is written."""
+def test_a_finished_run_is_as_it_was_after_a_refusal(command, options, line, finished, capsys):
+    """Neither an export nor a language that joins leaves anything half done."""
     before = files(finished)
-    assert refusal(["export", str(finished), *options], capsys)[0].startswith(line)
+    assert refusal([command, str(finished), *options], capsys)[0].startswith(line)
     assert files(finished) == before
 
 
@@ -361,26 +384,6 @@ def test_a_language_joins_a_finished_run(finished, capsys, tmp_path):
     assert {p.name for p in (grown / "adapters").glob("*/")} == {"sw", "es", "ur", "de", "zh"}
     assert leave(["ask", str(grown), "Hallo", "--language", "de"]) == 0
     assert "was not taught" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("options", "line"),
-    [
-        (["sw"], "error sw was taught already; name another language"),
-        (["sww"], "error CODE: 'sww' is not a known language code; did you mean sw (Swahili)?"),
-        (["de", "--set", "distill.carrier.scaling=1"], "error --set distill.carrier.scaling=1: "),
-        (
-            ["de", "--data", "gone.jsonl"],
-            'error --set data={type: parallel, path: "gone.jsonl"}: data.path is ',
-        ),
-        (["pt"], "error the data has no pt; add items, or name a file by --data"),
-    ],
-)
-def test_add_language_refuses_what_cannot_join(options, line, finished, capsys):
-    """Nothing is written."""
-    before = files(finished)
-    assert refusal(["add-language", str(finished), *options], capsys)[0].startswith(line)
-    assert files(finished) == before
 
 
 def test_an_ablation_measures_variants_on_one_reference_model(base, tmp_path, capsys):
