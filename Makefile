@@ -3,10 +3,13 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test compare clean
 
 demo: $(READY) ## Tune, distil and evaluate the embedded default; prints the table and says where the report is.
 	$(VENV)/bin/isogloss run
+
+compare: $(READY) ## Our method and reinforcement learning on the same work; costs of reaching the same accuracy.
+	$(VENV)/bin/isogloss compare-methods --set evaluate.items=70 --set evaluate.sentences=100
 
 test: $(READY) ## Format, lint, types, tests.
 	$(VENV)/bin/ruff format --check .

@@ -5,6 +5,7 @@ Nothing here imports torch before the settings are known to be right.
 
 import contextlib
 import json
+import os
 import socket
 import sys
 import time
@@ -23,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from isogloss.config import Config, load_config, refuse_shared
-from isogloss.errors import ConfigError, IsoglossError, RunError
+from isogloss.errors import ConfigError, DataError, IsoglossError, RunError
 from isogloss.languages import Language, UnknownLanguageError, resolve
 from isogloss.languages import languages as registry
 
@@ -301,6 +302,68 @@ def compare(
 
 
 @app.command()
+def suites(data_root: DataRoot = None) -> None:
+    """What can be measured: languages, licence, where to get it, and whether it is in the data root."""
+    root = data_root or (Path(given) if (given := os.environ.get("ISOGLOSS_DATA")) else None)
+    if root is not None and not root.is_dir():
+        raise DataError(f"data root {root} does not exist; set --data-root or ISOGLOSS_DATA")
+    from isogloss.evaluate.suites import ABOUT
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("suite", "data", "what it measures, and where it comes from"):
+        table.add_column(name, no_wrap=name != "what it measures, and where it comes from")
+    for name, about in ABOUT.items():
+        there = not about.folders or (
+            root is not None and any((root / folder).is_dir() for folder in about.folders)
+        )
+        table.add_row(name, "here" if there else "—", f"{about.measures}; languages: {about.languages}")
+        table.add_row("", "", f"{about.source}; {about.licence}", style="dim")
+    out.print(table)
+
+
+@app.command("compare-methods")
+def compare_methods(
+    config: ConfigFile = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="isogloss, flat, shared, sft, dpo, grpo or sft-grpo; repeatable. Without it all.",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the settings' own on.")] = 1,
+    points: Annotated[int, typer.Option(min=1, help="Measurements along each method's way.")] = 10,
+    times: Annotated[float, typer.Option(min=0, help="Stop a method after so many times our seconds.")] = 3.0,
+    folder: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of all runs.")] = Path(
+        "runs/methods"
+    ),
+    set_: Overrides = None,
+    data_root: DataRoot = None,
+) -> None:
+    """What our method and reinforcement learning cost to align the languages equally well."""
+    settings = _settings(config, set_, data_root)
+    _quiet()
+    try:
+        from isogloss.baselines import comparison
+    except ImportError as error:
+        raise ConfigError(f"compare-methods needs trl ({error.name}); pip install 'isogloss[rl]'") from None
+
+    for name in method or ():
+        if name not in comparison.METHODS:
+            raise ConfigError(f"--method {name}: there are {', '.join(comparison.METHODS)}")
+    job = _prepare(settings)
+    chosen = tuple(dict.fromkeys(method or comparison.METHODS))
+    if comparison.OURS not in chosen:
+        chosen = (comparison.OURS, *chosen)
+    found = comparison.compare_methods(
+        settings, chosen, range(settings.seed, settings.seed + seeds), folder, job.watcher,
+        points=points, times=times,
+    )  # fmt: skip
+    _show_methods(found["rows"])
+    _line(f"Rows: {folder / 'methods.json'}")
+
+
+@app.command()
 def ablate(
     config: ConfigFile = None,
     variant: Annotated[
@@ -496,7 +559,6 @@ def _require(folder: Path, *stages: tuple[str, str, str]) -> None:
 def _quiet() -> None:
     """A run speaks for itself: the libraries' own logs and bars stay silent."""
     import logging
-    import os
     import warnings
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -558,6 +620,38 @@ def _show_ablation(summary: Sequence[dict]) -> None:
                 cells = [_mean(entry.get(name), 100) for name in names]
                 table.add_row(escape(entry["variant"]), *cells, _mean(entry.get("seconds"), 1))
         out.print(table)
+
+
+def _show_methods(rows: Sequence[dict]) -> None:
+    """Scores of every method, then what it cost to reach each level."""
+    names = ("alignment", "consistency", "retrieval", "fidelity", "retention")
+    ours = {row["seed"]: row["reached"] for row in rows if row["method"] == "isogloss"}
+    scores = Table(box=None, header_style="bold", pad_edge=False)
+    costs = Table(box=None, header_style="bold", pad_edge=False)
+    levels = list(dict.fromkeys(level for row in rows for level in row["reached"]))
+    for table, columns in ((scores, (*names, "seconds", "TFLOP")), (costs, levels)):
+        table.add_column("method", no_wrap=True)
+        for name in ("seed", *columns):
+            table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        scores.add_row(
+            row["method"], str(row["seed"]), *(f"{100 * row[name]:.1f}" for name in names),
+            f"{row['seconds']:.0f}", f"{row['flops'] / 1e12:.1f}",
+        )  # fmt: skip
+        costs.add_row(
+            row["method"], str(row["seed"]),
+            *(_cost(row["reached"].get(level), ours[row["seed"]].get(level)) for level in levels),
+        )  # fmt: skip
+    out.print(scores)
+    out.print("\nCost of reaching an alignment accuracy: seconds, TFLOP (times ours)", style="bold")
+    out.print(costs)
+
+
+def _cost(cost: dict | None, ours: dict | None) -> str:
+    if cost is None:
+        return "—"
+    plain = f"{cost['seconds']:.0f} s, {cost['flops'] / 1e12:.1f}"
+    return plain if ours is None else f"{plain} ({cost['flops'] / ours['flops']:.1f}×)"
 
 
 def _mean(value: tuple[float, float | None] | None, scale: float) -> str:

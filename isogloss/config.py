@@ -296,15 +296,16 @@ class Distill(Settings):
         return self
 
 
+Suite = Literal["demo", "massive", "flores101", "xnli", "pawsx", "sib200", "xcopa"]
+
+
 class Evaluate(Settings):
     """What is measured before and after."""
 
-    suites: Annotated[
-        tuple[Literal["demo", "massive", "flores101", "xnli"], ...],
-        Field(min_length=1),
-        AfterValidator(_once),
-    ] = ("demo",)
+    suites: Annotated[tuple[Suite, ...], Field(min_length=1), AfterValidator(_once)] = ("demo",)
     """Suites, each with a table of its own in the report."""
+    likelihood: Annotated[tuple[Suite, ...], AfterValidator(_once)] = ()
+    """Suites whose closed tasks are answered by the likeliest option; else the model writes its answer."""
     also: Codes = ()
     """Languages that are measured but not taught; they answer through their family or the root."""
     split: Literal["dev", "test"] = "test"
@@ -346,7 +347,7 @@ class Config(Settings):
     """What is measured before and after."""
 
 
-ROOTED = ("massive", "flores101", "xnli")
+ROOTED = ("massive", "flores101", "xnli", "pawsx", "sib200", "xcopa")
 """Data and suites that lie under the data root."""
 
 

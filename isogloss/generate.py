@@ -24,6 +24,7 @@ def answers(
     systems: Sequence[str | None] | None = None,
     batch: int = 64,
     max_new_tokens: int = 24,
+    sample: bool = False,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[str]:
     """One answer per instruction, in their order, end of turn and special tokens removed.
@@ -31,6 +32,7 @@ def answers(
     Args:
         languages: With a carrier, whose path each row reads; without it the reference model answers.
         systems: System text of each row, where there is one.
+        sample: Draw from the model's distribution; else the likeliest token each time.
     """
     systems = systems or [None] * len(instructions)
     prompts = [
@@ -43,7 +45,7 @@ def answers(
         made = complete(
             model, tokenizer, [prompts[i] for i in chosen],
             languages=None if languages is None else [languages[i] for i in chosen],
-            carrier=carrier, max_new_tokens=max_new_tokens,
+            carrier=carrier, max_new_tokens=max_new_tokens, do_sample=sample,
         )  # fmt: skip
         texts = tokenizer.batch_decode(made, skip_special_tokens=True)
         for number, text in zip(chosen, texts, strict=True):
@@ -61,9 +63,10 @@ def complete(
     languages: Sequence[str] | None = None,
     carrier: TreeLora | None = None,
     max_new_tokens: int,
+    do_sample: bool = False,
     **options: Any,
 ) -> Int[Tensor, "prompts tokens"]:
-    """New tokens of one greedy batch, padded behind each row's end of turn.
+    """New tokens of one batch, greedy or drawn, padded behind each row's end of turn.
 
     Args:
         options: More of what transformers' `generate` takes, such as a streamer.
@@ -78,10 +81,10 @@ def complete(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
+            do_sample=do_sample,
+            temperature=1.0 if do_sample else None,
+            top_p=1.0 if do_sample else None,
+            top_k=0 if do_sample else None,
             eos_token_id=stops(model, tokenizer),
             pad_token_id=tokenizer.pad_token_id,
             **options,

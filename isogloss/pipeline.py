@@ -439,9 +439,10 @@ def _notes(suite: SuiteData, run: Run, languages: Sequence[str]) -> list[str]:
 
 
 def _signature(run: Run, suite: SuiteData, before: int, after: int) -> str:
+    scoring = "likelihood" if suite.name in run.config.evaluate.likelihood else "generation"
     parts = {
         "suite": suite.name, "rev": suite.revision, "split": suite.split, "items": len(suite.items),
-        "sentences": len(suite.sentences.get(SOURCE, ())), "scoring": "generation",
+        "sentences": len(suite.sentences.get(SOURCE, ())), "scoring": scoring,
         "layer": f"{before}/{after}",
         "seed": run.config.seed, "model": _short_hash(run.tuned),
         "dtype": str(run.dtype).removeprefix("torch."), "isogloss": version("isogloss"),
@@ -638,4 +639,5 @@ def check(run: Run) -> None:
         _rows(run, tokenizer, run.examples, english, run.tree, run.taught)
     settings = run.config.evaluate
     for name in settings.suites:
-        SUITES[name](run.data_root, settings.split, run.measured, 1, 1)
+        if not _in_suite(SUITES[name](run.data_root, settings.split, run.measured, 1, 1), run.measured):
+            raise DataError(f"{name} has none of {', '.join(run.measured)}; take it out of evaluate.suites")

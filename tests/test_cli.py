@@ -258,6 +258,20 @@ def test_languages_fit_eighty_columns(capsys):
     assert lines[0].split() == ["code", "name", "autonym", "data", "family"]
 
 
+def test_suites_say_whether_their_data_are_there(capsys, tmp_path, monkeypatch):
+    """In eighty columns; what the package brings is always there."""
+    monkeypatch.delenv("ISOGLOSS_DATA", raising=False)
+    (tmp_path / "x-final").mkdir()
+    assert leave(["suites", "--data-root", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.rstrip("\n").split("\n")
+    assert max(map(len, lines)) <= 80
+    there = {line.split()[0]: line.split()[1] for line in lines[1:] if not line.startswith(" ")}
+    assert there == {
+        "demo": "here", "massive": "—", "flores101": "—", "xnli": "—", "pawsx": "here", "sib200": "—",
+        "xcopa": "—",
+    }  # fmt: skip
+
+
 def test_one_language_is_shown_with_all_its_codes(capsys):
     """By whichever of its names it is looked for."""
     for name in ("swahili", "swh_Latn", "Kiswahili", "SW"):

@@ -137,6 +137,42 @@ def test_the_same_seed_gives_the_same_scores(finished, tmp_path, tiny_model_fold
     assert finish(config)["suites"] == finished[1]["suites"]
 
 
+def test_closed_tasks_by_likelihood_answer_with_an_option(finished, tiny_model_folder):
+    """Every answer of a closed task is one of its wordings; fidelity is only of what was written freely."""
+    config, before = finished
+    asked = config.model_copy(
+        update={"evaluate": config.evaluate.model_copy(update={"likelihood": ("demo",)})}
+    )
+    copy = config.run.with_name("likelihood")
+    shutil.copytree(config.run, copy)
+    run = pipeline.Run(asked.model_copy(update={"run": copy}), pipeline.Watcher())
+    pipeline.run_evaluate(run)
+    scored = json.loads((copy / "scores.json").read_text())["suites"]["demo"]
+    assert "scoring:likelihood" in scored["signature"]
+    assert "scoring:generation" in before["suites"]["demo"]["signature"]
+    items = {item.example.id: item for item in demo_items("test", 14, ["en", "sw", "ur", "hi"])}
+    lines = (copy / "predictions" / "demo.after.jsonl").read_text("utf-8").split("\n")[:-1]
+    rows = [json.loads(line) for line in lines]
+    closed = [row for row in rows if items[row["id"]].options]
+    assert closed
+    for row in closed:
+        assert row["answer"] in items[row["id"]].options[row["language"]].values()
+    free = sum(not items[row["id"]].options for row in rows) // 3
+    assert scored["after"]["fidelity"]["languages"]["sw"]["n"] == free
+    assert scored["after"]["consistency"]["languages"]["sw"]["n"] == 14
+
+
+def test_a_suite_without_any_of_the_languages_is_refused(tmp_path, tiny_model_folder):
+    for code in ("en", "es"):
+        folder = tmp_path / "root" / "pawsx" / code
+        folder.mkdir(parents=True)
+        (folder / "dev_2k.tsv").write_text("id\tsentence1\tsentence2\tlabel\n1\ta\tb\t1\n")
+    more = ("evaluate.suites=[pawsx]", "evaluate.split=dev", f"data_root={tmp_path / 'root'}")
+    run = pipeline.Run(settings(tmp_path / "run", tiny_model_folder, *more), pipeline.Watcher())
+    with pytest.raises(DataError, match=r"pawsx has none of sw, ur, hi; take it out of evaluate.suites"):
+        pipeline.check(run)
+
+
 def test_a_complete_run_is_left_alone(finished):
     """Running again says that nothing was left to do."""
     config, _ = finished

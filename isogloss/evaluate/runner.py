@@ -17,6 +17,7 @@ from isogloss.config import Evaluate
 from isogloss.data.chat import pad
 from isogloss.evaluate.fidelity import in_language
 from isogloss.evaluate.items import Item, SuiteData
+from isogloss.evaluate.likelihood import log_probabilities
 from isogloss.evaluate.metrics import agreement, retrieve, spread
 from isogloss.evaluate.reading import read_answer
 from isogloss.evaluate.statistics import (
@@ -108,15 +109,41 @@ def choose_layer(subject: Model, sentences: Mapping[str, Sequence[str]], batch: 
 
 
 def english_answers(subject: Model, suite: SuiteData, settings: Evaluate, progress: Progress) -> list[str]:
-    """The reference model's own answers to the English twins."""
-    return answers(
-        subject.model,
-        subject.tokenizer,
-        [item.turns[SOURCE].instruction for item in suite.items],
-        batch=settings.batch,
-        max_new_tokens=settings.max_new_tokens,
-        progress=progress,
-    )
+    """The subject's own answers to the English twins; with a carrier, through the root."""
+    return _given(subject, suite, [(item, SOURCE) for item in suite.items], settings, progress)
+
+
+def _given(
+    subject: Model,
+    suite: SuiteData,
+    asked: Sequence[tuple[Item, str]],
+    settings: Evaluate,
+    progress: Progress,
+) -> list[str]:
+    """An answer to every item in its language: generated, or the likeliest option's wording."""
+    options = [item.options[code] if item.options else {} for item, code in asked]
+    chosen = [n for n, one in enumerate(options) if one and suite.name in settings.likelihood]
+    free = sorted(set(range(len(asked))) - set(chosen))
+    found = [""] * len(asked)
+
+    def of(numbers: Sequence[int]) -> dict[str, Any]:
+        return {
+            "instructions": [asked[n][0].turns[asked[n][1]].instruction for n in numbers],
+            "languages": [asked[n][1] for n in numbers],
+            "carrier": subject.carrier, "batch": settings.batch, "progress": progress,
+        }  # fmt: skip
+
+    if free:
+        texts = answers(subject.model, subject.tokenizer, **of(free), max_new_tokens=settings.max_new_tokens)
+        for number, text in zip(free, texts, strict=True):
+            found[number] = text
+    if chosen:
+        scores = log_probabilities(
+            subject.model, subject.tokenizer, **of(chosen), options=[options[n] for n in chosen]
+        )
+        for number, one in zip(chosen, scores, strict=True):
+            found[number] = options[number][max(one, key=lambda key: one[key])]
+    return found
 
 
 def evaluate_side(
@@ -138,16 +165,7 @@ def evaluate_side(
     """
     items = list(suite.items)
     asked = [(item, code) for code in languages for item in items if code in item.turns]
-    given = answers(
-        subject.model,
-        subject.tokenizer,
-        [item.turns[code].instruction for item, code in asked],
-        languages=[code for _, code in asked],
-        carrier=subject.carrier,
-        batch=settings.batch,
-        max_new_tokens=settings.max_new_tokens,
-        progress=progress,
-    )
+    given = _given(subject, suite, asked, settings, progress)
     reference = {
         item.id: (text, read_answer(item, SOURCE, text)) for item, text in zip(items, english, strict=True)
     }
@@ -161,8 +179,10 @@ def evaluate_side(
         right = meaning is not None and meaning == _gold(item, code)
         target = item.answer_language.get(code, code)
         told = in_language(text, target, candidates=(SOURCE, *languages), known=_known(item))
-        for name, value in (("consistency", consistent), ("accuracy", right), ("fidelity", told)):
+        for name, value in (("consistency", consistent), ("accuracy", right)):
             values[name].setdefault(code, []).append(value)
+        if item.options is None or suite.name not in settings.likelihood:  # an option is in its language
+            values["fidelity"].setdefault(code, []).append(told)
         tasks.setdefault(item.task, {}).setdefault(code, []).append(consistent)
         turn = item.turns[code]
         predictions.append(
@@ -186,16 +206,7 @@ def evaluate_side(
 
 def english_accuracy(subject: Model, suite: SuiteData, settings: Evaluate, progress: Progress) -> list[bool]:
     """Which English items are right, with the root carrier on where there is a carrier."""
-    given = answers(
-        subject.model,
-        subject.tokenizer,
-        [item.turns[SOURCE].instruction for item in suite.items],
-        languages=[SOURCE] * len(suite.items),
-        carrier=subject.carrier,
-        batch=settings.batch,
-        max_new_tokens=settings.max_new_tokens,
-        progress=progress,
-    )
+    given = english_answers(subject, suite, settings, progress)
     return english_right(suite, given)
 
 

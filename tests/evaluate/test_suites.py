@@ -1,5 +1,6 @@
 """The suites: what they ask, in which language an answer is due, and what they never read."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,13 +8,13 @@ import pytest
 
 from isogloss.data.tasks import massive as tasks
 from isogloss.errors import DataError
-from isogloss.evaluate.suites import SUITES
+from isogloss.evaluate.suites import ABOUT, SUITES
 
 ROOT = Path(os.environ.get("ISOGLOSS_DATA", Path(__file__).parents[3] / "shared" / "data"))
 needs_data = pytest.mark.skipif(not (ROOT / "massive").is_dir(), reason="no data root: set ISOGLOSS_DATA")
 
 
-@pytest.mark.parametrize("name", ["massive", "flores101", "xnli"])
+@pytest.mark.parametrize("name", [name for name, about in ABOUT.items() if about.folders])
 def test_a_suite_of_real_data_says_that_it_needs_a_data_root(name):
     """Without a data root the message names the setting."""
     with pytest.raises(
@@ -61,3 +62,87 @@ def test_xnli_is_asked_and_answered_in_the_language():
     item = next(item for item in suite.items if item.gold == "entailment")
     assert item.options["sw"] == {"entailment": "ndiyo", "neutral": "labda", "contradiction": "hapana"}
     assert item.turns["sw"].response == "ndiyo"
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def pawsx(root: Path, *rows: str, code: str = "es") -> None:
+    write(
+        root / "x-final" / code / "dev_2k.tsv", "\n".join(["id\tsentence1\tsentence2\tlabel", *rows]) + "\n"
+    )
+
+
+def test_pawsx_joins_by_id_and_leaves_out_what_was_not_translated(tmp_path):
+    """A pair with the release's placeholder, or with another label elsewhere, is in no language."""
+    pawsx(tmp_path, '1\tA "b\tB\t1', "2\tC\tD\t0", "3\tE\tF\t0", "4\tG\tH\t1", code="en")
+    pawsx(tmp_path, "4\tg\th\t0", "2\tNS\td\t0", "3\te\tf\t0", '1\ta "b\tb\t1')
+    suite = SUITES["pawsx"](tmp_path, "dev", ["sw", "es"], 10, 0)
+    assert [(item.id, item.gold) for item in suite.items] == [("1", "same"), ("3", "different")]
+    first = suite.items[0].turns["es"]
+    assert 'a "b' in first.instruction and first.response == "igual"
+    assert set(suite.items[0].turns) == {"en", "es"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (["1\ta\tb\t2"], "dev_2k.tsv:2: the label is '2'; it must be 0 or 1"),
+        (["1\ta\tb"], "dev_2k.tsv:2: 3 fields, but the header names 4"),
+        (["1\ta\tb\t1", "1\ta\tb\t1"], "dev_2k.tsv: an id occurs twice; keep one row of each"),
+    ],
+)
+def test_a_damaged_pawsx_file_is_refused_by_line(rows, says, tmp_path):
+    pawsx(tmp_path, "1\tA\tB\t1", code="en")
+    pawsx(tmp_path, *rows)
+    with pytest.raises(DataError) as error:
+        SUITES["pawsx"](tmp_path, "dev", ["es"], 10, 0)
+    assert str(error.value).endswith(says)
+
+
+def test_sib200_is_asked_and_answered_in_the_language(tmp_path):
+    """Rows are joined by index, whatever their order."""
+    header = "index_id\tcategory\ttext\n"
+    write(tmp_path / "sib-200/eng_Latn/dev.tsv", header + "7\ttravel\tBook early.\n9\thealth\tRest.\n")
+    write(tmp_path / "sib-200/swh_Latn/dev.tsv", header + "9\thealth\tPumzika.\n7\ttravel\tWeka nafasi.\n")
+    suite = SUITES["sib200"](tmp_path, "dev", ["sw"], 10, 0)
+    assert [(item.id, item.gold, item.turns["sw"].response) for item in suite.items] == [
+        ("7", "travel", "usafiri"), ("9", "health", "afya"),
+    ]  # fmt: skip
+    assert "Weka nafasi." in suite.items[0].turns["sw"].instruction
+    write(tmp_path / "sib-200/swh_Latn/dev.tsv", header + "9\thealthy\tPumzika.\n")
+    with pytest.raises(DataError, match=r"dev.tsv:2: 'healthy' is no category; did you mean health\?"):
+        SUITES["sib200"](tmp_path, "dev", ["sw"], 10, 0)
+
+
+def test_xcopa_answers_with_the_likelier_choice(tmp_path):
+    """Cause and effect are asked for in the language's own words; rows are joined by idx."""
+
+    def row(idx: int, label: int, question: str, *texts: str) -> str:
+        keys = ("premise", "choice1", "choice2")
+        return json.dumps(
+            dict(zip(keys, texts, strict=True)) | {"question": question, "label": label, "idx": idx}
+        )
+
+    english = [row(0, 1, "cause", "It broke.", "It sang.", "It fell."), row(1, 0, "effect", "P", "Q", "R")]
+    turkish = [row(1, 1, "effect", "p", "q", "r"), row(0, 1, "cause", "Kırıldı.", "Şarkı söyledi.", "Düştü.")]
+    write(tmp_path / "xcopa/data/en/val.en.jsonl", "\n".join(english) + "\n")
+    write(tmp_path / "xcopa/data/tr/val.tr.jsonl", "\n".join(turkish) + "\n")
+    suite = SUITES["xcopa"](tmp_path, "dev", ["tr", "es"], 10, 0)
+    assert [item.id for item in suite.items] == ["0"]  # of the other the labels differ
+    turn = suite.items[0].turns["tr"]
+    assert turn.response == "Düştü."
+    assert turn.instruction == "Kırıldı. Bunun nedeni neydi? 1. Şarkı söyledi. 2. Düştü."
+
+
+@pytest.mark.data
+@needs_data
+@pytest.mark.parametrize(("name", "code"), [("pawsx", "fr"), ("sib200", "ur"), ("xcopa", "th")])
+def test_the_real_files_are_read(name, code):
+    """As they were released."""
+    suite = SUITES[name](ROOT, "dev", [code], 20, 0)
+    assert len(suite.items) >= 20
+    for item in suite.items:
+        assert item.gold in item.options[code] and item.turns[code].response == item.options[code][item.gold]

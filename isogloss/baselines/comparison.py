@@ -1,0 +1,105 @@
+"""What each method costs to reach the same alignment accuracy: `isogloss compare-methods`.
+
+Flow: per seed, stage 1 once → every method from that reference model → levels → rows, in a JSON file
+that grows as methods end, so that a stopped comparison goes on.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from isogloss.baselines.contest import MEASURES, Contest, Entry, Point
+from isogloss.baselines.methods import METHODS
+from isogloss.config import Config, dump_config, with_overrides
+from isogloss.errors import RunError
+from isogloss.files import write_json
+from isogloss.pipeline import Watcher, open_run, run_tune
+
+OURS = "isogloss"
+RL = ("dpo", "grpo", "sft-grpo")
+LEVELS = (80.0, 85.0, 90.0, 92.3)
+BEST_RL = "best-rl"
+
+
+def compare_methods(
+    config: Config,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+    watcher: Watcher,
+    *,
+    points: int = 10,
+    times: float = 3.0,
+) -> dict[str, Any]:
+    """Train and measure each method; returns what `folder/methods.json` holds.
+
+    Args:
+        methods: Names of `METHODS`; ours goes first, as its time bounds the others'.
+        points: Measurements along each method's way.
+        times: A method is stopped after so many times our seconds.
+
+    Raises:
+        RunError: The folder holds a comparison made with other settings.
+    """
+    file = folder / "methods.json"
+    done = _done(file, config)
+    for seed in seeds:
+        run = open_run(
+            with_overrides(config, [f"seed={seed}", f"run={json.dumps(str(folder / f'seed-{seed}'))}"]),
+            watcher,
+        )
+        run_tune(run)
+        contest: Contest | None = None
+        for name in sorted(methods, key=lambda name: name != OURS):
+            if any(entry.method == name and entry.seed == seed for entry in done):
+                continue
+            contest = contest or Contest(run, points=points)
+            ours = next((e.seconds for e in done if e.method == OURS and e.seed == seed), None)
+            contest.limit = None if ours is None else times * ours
+            watcher.say(f"{name}, seed {seed}")
+            done.append(METHODS[name](contest))
+            write_json(file, table(config, done))
+    return table(config, done)
+
+
+def table(config: Config, entries: Sequence[Entry]) -> dict[str, Any]:
+    """The comparison as JSON: a row per method and seed."""
+    rows = []
+    for entry in entries:
+        same_seed = [other for other in entries if other.seed == entry.seed]
+        levels = {f"{level:g}": level / 100 for level in LEVELS}
+        if learners := [other.best for other in same_seed if other.method in RL]:
+            levels[BEST_RL] = max(learners)
+        last = entry.points[-1].scores if entry.points else {}
+        rows.append(
+            {
+                "method": entry.method, "seed": entry.seed, "flops": entry.flops, "seconds": entry.seconds,
+                "tokens_forwarded": entry.tokens_forwarded,
+                "tokens_backpropagated": entry.tokens_backpropagated, "ended": entry.ended,
+                **{name: last.get(name) for name in (*MEASURES, "retention")},
+                "reached": {name: entry.reached(level) for name, level in levels.items()},
+                "levels": levels, "points": [asdict(point) for point in entry.points],
+            }
+        )  # fmt: skip
+    return {
+        "schema": 1, "isogloss": version("isogloss"), "settings": dump_config(config), "rows": rows
+    }  # fmt: skip
+
+
+def _done(file: Path, config: Config) -> list[Entry]:
+    """Methods that an earlier, stopped comparison has measured."""
+    if not file.exists():
+        return []
+    before = json.loads(file.read_text("utf-8"))
+    if before["settings"] != dump_config(config):
+        raise RunError(f"{file} was made with other settings; name another folder by --out")
+    return [
+        Entry(
+            row["method"], row["seed"], [Point(**point) for point in row["points"]], row["flops"],
+            row["seconds"], row["tokens_forwarded"], row["tokens_backpropagated"], row["ended"],
+        )
+        for row in before["rows"]
+    ]  # fmt: skip

@@ -1,0 +1,193 @@
+"""One piece of work for all methods: rows, a clock that stands still while it is measured, and marks.
+
+Flow: a run with stage 1 done → rows in the order of stage 2 → a method trains and ticks → points.
+"""
+
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from isogloss.baselines.reward import Prompt
+from isogloss.cost import Meter, Stage
+from isogloss.distill.rows import Row, schedule
+from isogloss.evaluate import runner
+from isogloss.evaluate.suites import SUITES
+from isogloss.languages import SOURCE
+from isogloss.pipeline import Run, rows_for
+
+MEASURES = ("alignment", "consistency", "retrieval", "accuracy", "fidelity")
+LAYER_SENTENCES = 60
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a method has reached at some cost, measured on held-out items; fractions."""
+
+    step: int
+    flops: float
+    seconds: float
+    scores: dict[str, float]
+
+
+@dataclass
+class Entry:
+    """One method's way: its points and its cost."""
+
+    method: str
+    seed: int
+    points: list[Point] = field(default_factory=list)
+    flops: float = 0.0
+    seconds: float = 0.0
+    tokens_forwarded: int = 0
+    tokens_backpropagated: int = 0
+    ended: str = "trained as long as the others"
+
+    def reached(self, level: float) -> dict[str, float] | None:
+        """Cost at the first point with this alignment accuracy."""
+        for point in self.points:
+            if point.scores["alignment"] >= level:
+                return {"flops": point.flops, "seconds": point.seconds}
+        return None
+
+    @property
+    def best(self) -> float:
+        return max((point.scores["alignment"] for point in self.points), default=0.0)
+
+
+class Contest:
+    """What every method is given: reference model, rows, held-out items."""
+
+    def __init__(self, run: Run, *, points: int):
+        """
+        Args:
+            run: Stage 1 is done; `evaluate` says what is held out.
+            points: Measurements along a method's way, the last at its end.
+        """
+        self.run, self.points = run, points
+        self.limit: float | None = None
+        """Seconds after which a method is stopped."""
+        settings = run.config.evaluate
+        self.suite = SUITES[settings.suites[0]](
+            run.data_root, settings.split, run.taught, settings.items, settings.sentences
+        )
+        self.plain = runner.Model(run.reference_model(), run.tokenizer)
+        self.english = runner.english_answers(self.plain, self.suite, settings, lambda done, of: None)
+        self.right = runner.english_right(self.suite, self.english)
+        self._vectors: dict[int, Any] = {}
+
+    def rows(self, run: Run) -> list[Row]:
+        """Stage 2's rows for the shape of tree that the settings ask for, English ones included."""
+        return rows_for(run, self.plain.model, self.run.examples, run.tree, run.taught, Stage("rows"))
+
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        """Prompts and responses of the languages in stage 2's balance and order."""
+        settings = self.run.config.distill
+        parallel = [row for row in self.rows(self.run) if row.language != SOURCE]
+        by_id = {example.id: example for example in self.run.examples}
+        order = schedule(
+            [row.language for row in parallel], round(settings.epochs * len(parallel)),
+            balance=settings.balance, batch=settings.batch, seed=self.run.config.seed,
+            lengths=[len(row.student.prompt) for row in parallel],
+        )  # fmt: skip
+        found = []
+        for number in order:
+            row = parallel[number]
+            turn = by_id[row.id.rpartition("/")[0]].turns[row.language]
+            response = self.run.tokenizer.decode(row.student.response, skip_special_tokens=True)
+            found.append(Prompt(turn.instruction, str(response), row.language))
+        return found
+
+    @cached_property
+    def english_responses(self) -> list[str]:
+        return [e.turns[SOURCE].response or "" for e in self.run.examples]
+
+    def measure(self, subject: runner.Model) -> dict[str, float]:
+        """Means over the languages, on the held-out items."""
+        settings, seed = self.run.config.evaluate, self.run.config.seed
+        few = {code: texts[:LAYER_SENTENCES] for code, texts in self.suite.layer_sentences.items()}
+        layer = runner.choose_layer(subject, few, settings.batch)
+        if layer not in self._vectors:
+            self._vectors[layer] = runner.embed(
+                self.plain, self.suite.sentences[SOURCE], SOURCE, [layer], settings.batch
+            )[layer]
+        quiet = lambda done, of: None  # noqa: E731
+        side = runner.evaluate_side(
+            subject,
+            self.suite,
+            self.run.taught,
+            self.english,
+            self._vectors[layer],
+            layer,
+            settings,
+            seed,
+            quiet,
+        )
+        right = runner.english_accuracy(subject, self.suite, settings, quiet)
+        scores = {name: side.scores[name]["mean"] for name in MEASURES}
+        return scores | {"retention": (sum(right) - sum(self.right)) / len(right)}
+
+    def start(self, method: str, subject: runner.Model, steps: int, met: float = 1.0) -> "Way":
+        """Begin to count; `steps` is how many the method will take."""
+        return Way(self, Entry(method, self.run.config.seed), subject, steps, met)
+
+
+class Way:
+    """A method under way. Used as a context: what runs inside is counted, save while it is measured."""
+
+    def __init__(self, contest: Contest, entry: Entry, subject: runner.Model, steps: int, met: float):
+        self.contest, self.entry, self.subject, self.steps = contest, entry, subject, steps
+        self.meter = Meter(subject.model, met)
+        every = max(1, steps // contest.points)
+        self.marks = set(range(steps, 0, -every))
+        self.began = 0.0
+
+    def __enter__(self) -> "Way":
+        self._counting = self.meter.counting()
+        self._counting.__enter__()
+        self.began = time.monotonic()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._rest()
+
+    def tick(self, step: int) -> bool:
+        """After an optimiser step: measure where it is due; whether the method may go on."""
+        late = self.contest.limit is not None and self.spent >= self.contest.limit
+        if step in self.marks or late:
+            self.measure(step)
+        if late:
+            self.entry.ended = f"stopped at its time limit, step {step} of {self.steps}"
+        return not late
+
+    @property
+    def spent(self) -> float:
+        return self.entry.seconds + time.monotonic() - self.began
+
+    def measure(self, step: int) -> None:
+        """A point; neither its time nor its arithmetic counts."""
+        self._rest()
+        entry = self.entry
+        point = Point(step, entry.flops, round(entry.seconds, 2), self.contest.measure(self.subject))
+        entry.points.append(point)
+        self.contest.run.watcher.say(
+            f"{entry.method}: step {step} of {self.steps}, {entry.seconds:.0f} s, "
+            f"{entry.flops / 1e12:.1f} TFLOP, alignment {100 * point.scores['alignment']:.1f} %"
+        )
+        self.__enter__()
+
+    def _rest(self) -> None:
+        entry = self.entry
+        entry.seconds += time.monotonic() - self.began
+        self.began = time.monotonic()
+        self._counting.__exit__(None, None, None)
+        entry.flops = self.meter.flops
+        entry.tokens_forwarded = self.meter.forward_tokens
+        entry.tokens_backpropagated = self.meter.backward_tokens
+
+
+def work_folder(run: Run, method: str) -> Path:
+    """Where a method's trainer keeps what it must."""
+    return run.folder / "contest" / method

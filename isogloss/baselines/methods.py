@@ -1,0 +1,235 @@
+"""The methods: ours as trees of three shapes, and trl's supervised, preference and policy training.
+
+Each is a thin call: a model with one LoRA as wide as a path of our tree, the contest's prompts, a tick
+after every step. Their settings stand here; how they were chosen is in docs/baselines.md.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import TrainerCallback
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from isogloss.baselines.contest import Contest, Entry, Way, work_folder
+from isogloss.baselines.reward import Prompt, Reward
+from isogloss.config import with_overrides
+from isogloss.cost import Stage
+from isogloss.distill.stage import distil
+from isogloss.evaluate import runner
+from isogloss.generate import answers
+from isogloss.languages import SOURCE
+from isogloss.model import pad_id
+from isogloss.pipeline import Run
+
+SFT = {"learning_rate": 3e-3}
+DPO = {"learning_rate": 1e-4, "beta": 0.1}
+GRPO = {"learning_rate": 3e-4, "beta": 0.0, "num_generations": 8, "temperature": 1.0}
+SAMPLES = 8
+"""Answers drawn per prompt for preference pairs."""
+
+
+Method = Callable[[Contest], Entry]
+
+
+def distilled(contest: Contest, method: str, *overrides: str) -> Entry:
+    """Our method, on the run's tree or another."""
+    run = Run(with_overrides(contest.run.config, overrides), contest.run.watcher)
+    rows, settings = contest.rows(run), run.config.distill
+    carrier = run.student(contest.run.reference_model(), trained=False)
+    subject = runner.Model(carrier.model, run.tokenizer, carrier)  # type: ignore[arg-type]
+    parallel = sum(row.language != SOURCE for row in rows)
+    steps = round(settings.epochs * parallel / (1 - settings.retain)) // settings.batch
+    way = contest.start(method, subject, steps, carrier.tree.path_rank() / carrier.tree.rank)
+    work = _clean(contest, method)
+
+    @contextmanager
+    def bar(what: str) -> Iterator[Callable[[int, int], None]]:
+        def tick(done: int, of: int) -> None:
+            if what == "Distillation":
+                way.tick(done)
+
+        yield tick
+
+    with way:
+        distil(
+            carrier, rows, settings, pad_id=pad_id(run.tokenizer), seed=run.config.seed,
+            work=work, curve=work / "curve.jsonl", cost=Stage(method), bar=bar,
+        )  # fmt: skip
+    return way.entry
+
+
+def sft(contest: Contest) -> Entry:
+    """Supervised fine-tuning on the responses in every language, one adapter for all."""
+    model, way = _begin(contest, "sft", _steps(contest))
+    with way:
+        _sft(contest, model, way, _steps(contest))
+    return way.entry
+
+
+def dpo(contest: Contest) -> Entry:
+    """Direct preference optimisation on pairs that the reward builds.
+
+    Of `SAMPLES` answers of the reference model and the data's response, the best by the reward is preferred
+    to the worst. Drawing them counts.
+    """
+    model, way = _begin(contest, "dpo", _steps(contest))
+    with way:
+        pairs = _pairs(contest, model)
+        trainer = DPOTrainer(
+            model=model,
+            args=DPOConfig(
+                **DPO, **_arguments(contest, "dpo", _steps(contest)),
+                max_length=None, precompute_ref_log_probs=True,
+            ),
+            train_dataset=pairs, processing_class=contest.run.tokenizer, callbacks=[_Tick(way)],
+        )  # fmt: skip
+        trainer.train()
+    return way.entry
+
+
+def grpo(contest: Contest) -> Entry:
+    """Group-relative policy optimisation from the reference model."""
+    model, way = _begin(contest, "grpo", _steps(contest))
+    with way:
+        _grpo(contest, model, way, _steps(contest))
+    return way.entry
+
+
+def sft_grpo(contest: Contest) -> Entry:
+    """The usual recipe: supervised for a third of the steps, then group-relative policy optimisation."""
+    steps = _steps(contest)
+    model, way = _begin(contest, "sft-grpo", steps + steps // 3)
+    with way:
+        _sft(contest, model, way, steps // 3)
+        _grpo(contest, model, way, steps, after=steps // 3)
+    return way.entry
+
+
+METHODS: Mapping[str, Method] = {
+    "isogloss": lambda contest: distilled(contest, "isogloss"),
+    "flat": lambda contest: distilled(contest, "flat", "languages.tree=flat"),
+    "shared": lambda contest: distilled(contest, "shared", "languages.tree=shared"),
+    "sft": sft,
+    "dpo": dpo,
+    "grpo": grpo,
+    "sft-grpo": sft_grpo,
+}
+"""By name; our own first, as its cost bounds the others'."""
+
+
+def _sft(contest: Contest, model: PeftModel, way: Way, steps: int) -> None:
+    rows = [_chat(prompt) | {"completion": _said(prompt.response)} for prompt in contest.prompts]
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(**SFT, **_arguments(contest, "sft", steps), max_length=None),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=contest.run.tokenizer,
+        callbacks=[_Tick(way)],
+    )
+    trainer.train()
+
+
+def _grpo(contest: Contest, model: PeftModel, way: Way, steps: int, after: int = 0) -> None:
+    prompts = contest.prompts
+    reward = Reward(prompts, contest.english_responses)
+
+    def alignment(completions: list, number: list[int], **kwargs: Any) -> list[float | None]:
+        return [reward(said[0]["content"], prompts[n]) for said, n in zip(completions, number, strict=True)]
+
+    arguments = _arguments(contest, "grpo", steps)
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=alignment,
+        args=GRPOConfig(
+            **GRPO, **arguments, max_completion_length=contest.run.config.evaluate.max_new_tokens,
+        ),
+        train_dataset=Dataset.from_list([_chat(prompt) | {"number": n} for n, prompt in enumerate(prompts)]),
+        processing_class=contest.run.tokenizer,
+        callbacks=[_Tick(way, after)],
+    )  # fmt: skip
+    trainer.train()
+
+
+def _pairs(contest: Contest, model: PeftModel) -> Dataset:
+    """The best and the worst of the model's own answers and the data's."""
+    prompts, tokenizer = list(dict.fromkeys(contest.prompts)), contest.run.tokenizer
+    reward = Reward(prompts, contest.english_responses)
+    torch.manual_seed(contest.run.config.seed)
+    drawn = answers(
+        model, tokenizer, [prompt.text for prompt in prompts for _ in range(SAMPLES)],
+        max_new_tokens=contest.run.config.evaluate.max_new_tokens, sample=True,
+    )  # fmt: skip
+    pairs = []
+    for number, prompt in enumerate(prompts):
+        given = [*drawn[number * SAMPLES : (number + 1) * SAMPLES], prompt.response]
+        scored = sorted(((reward(text, prompt), text) for text in given), key=lambda pair: pair[0])
+        if scored[0][0] < scored[-1][0]:
+            pairs.append(_chat(prompt) | {"chosen": _said(scored[-1][1]), "rejected": _said(scored[0][1])})
+    return Dataset.from_list(pairs)
+
+
+def _begin(contest: Contest, method: str, steps: int) -> tuple[PeftModel, Way]:
+    """The reference model under one LoRA that is as wide as a path of the tree."""
+    run, settings = contest.run, contest.run.config.distill.carrier
+    torch.manual_seed(run.config.seed)
+    rank = run.tree.path_rank()
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank * settings.scaling,  # type: ignore[arg-type]  # any number is read as alpha
+        target_modules=list(settings.targets),
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    model: Any = get_peft_model(run.reference_model(), config)
+    return model, contest.start(method, runner.Model(model, run.tokenizer), steps)
+
+
+def _steps(contest: Contest) -> int:
+    """As many as our method takes on the rows that are not English."""
+    return len(contest.prompts) // contest.run.config.distill.batch
+
+
+def _arguments(contest: Contest, method: str, steps: int) -> dict[str, Any]:
+    """What all of trl's trainers are told alike: our stage 2's batch, schedule and precision."""
+    return {
+        "output_dir": str(_clean(contest, method)), "max_steps": steps, "seed": contest.run.config.seed,
+        "per_device_train_batch_size": contest.run.config.distill.batch, "warmup_steps": steps // 20,
+        "lr_scheduler_type": "cosine", "adam_beta2": 0.98, "bf16": contest.run.dtype == torch.bfloat16,
+        "use_cpu": not torch.cuda.is_available(), "gradient_checkpointing": False, "save_strategy": "no",
+        "logging_strategy": "no", "report_to": [], "disable_tqdm": True, "dataloader_pin_memory": False,
+    }  # fmt: skip
+
+
+def _clean(contest: Contest, method: str) -> Path:
+    folder = work_folder(contest.run, method)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _chat(prompt: Prompt) -> dict[str, Any]:
+    return {"prompt": [{"role": "user", "content": prompt.text}]}
+
+
+def _said(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+class _Tick(TrainerCallback):
+    """Tells the contest after every step, and stops the trainer when it says so."""
+
+    def __init__(self, way: Way, after: int = 0):
+        self.way, self.after = way, after
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop |= not self.way.tick(self.after + state.global_step)

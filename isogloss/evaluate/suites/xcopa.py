@@ -1,0 +1,73 @@
+"""XCOPA: the likelier cause or effect of two (Ponti et al. 2020); English is COPA's own."""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from isogloss.data.examples import Turn
+from isogloss.data.formats.lines import plain_or_gz, read_objects
+from isogloss.errors import DataError
+from isogloss.evaluate.items import Item, SuiteData
+from isogloss.languages import SOURCE
+
+KEYS = ("premise", "choice1", "choice2", "question", "label", "idx")
+FILES = {"dev": "val", "test": "test"}
+
+
+def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
+    """Every k-th premise of the split, in the languages that are asked in here; no sentences."""
+    if root is None:
+        raise DataError("the xcopa suite needs a data root; set data_root or ISOGLOSS_DATA")
+    codes = [SOURCE, *(code for code in languages if code in questions())]
+    tables = {code: _read(root, FILES[split], code) for code in codes}
+    shared = [idx for idx in tables[SOURCE] if all(_same(table, idx, tables) for table in tables.values())]
+    made = []
+    for idx in shared[:: max(1, len(shared) // items)][:items]:
+        gold = str(tables[SOURCE][idx]["label"])
+        options = {code: {"0": t[idx]["choice1"], "1": t[idx]["choice2"]} for code, t in tables.items()}
+        turns = {
+            code: Turn(
+                questions()[code][table[idx]["question"]].format(
+                    premise=table[idx]["premise"], first=options[code]["0"], second=options[code]["1"]
+                ),
+                options[code][gold],
+            )
+            for code, table in tables.items()
+        }
+        made.append(Item(str(idx), "xcopa", turns, options, gold))
+    return SuiteData("xcopa", "1.0", split, tuple(made), {})
+
+
+@cache
+def questions() -> dict[str, dict[str, str]]:
+    """By language, how a cause and an effect are asked for."""
+    source = resources.files("isogloss.evaluate.suites").joinpath("xcopa.yaml")
+    return yaml.safe_load(source.read_text("utf-8"))
+
+
+def _same(table: dict[int, dict], idx: int, tables: dict[str, dict[int, dict]]) -> bool:
+    """Some premises were adapted in translation; what is asked and its answer must be English's."""
+    english = tables[SOURCE][idx]
+    return idx in table and all(table[idx][key] == english[key] for key in ("question", "label"))
+
+
+def _read(root: Path, split: str, code: str) -> dict[int, dict[str, Any]]:
+    wanted = root / "xcopa" / "data" / code / f"{split}.{code}.jsonl"
+    path = plain_or_gz(wanted)
+    if path is None:
+        raise DataError(f"no XCOPA {split} in {code}; put it there or leave the language out", wanted)
+    found: dict[int, dict[str, Any]] = {}
+    for line, row in read_objects(path):
+        if missing := [key for key in KEYS if key not in row]:
+            raise DataError(f"the object has no {', '.join(missing)}", path, line)
+        if row["question"] not in ("cause", "effect") or row["label"] not in (0, 1):
+            asked = f"question is {row['question']!r} and label {row['label']!r}"
+            raise DataError(f"{asked}; they must be cause or effect, and 0 or 1", path, line)
+        if row["idx"] in found:
+            raise DataError(f"idx {row['idx']} occurs twice; keep one row", path, line)
+        found[row["idx"]] = row
+    return found

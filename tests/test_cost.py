@@ -1,0 +1,90 @@
+"""The meter against torch's own counter."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from isogloss.cost import Meter
+from isogloss.generate import complete
+from isogloss.tree.lora import TreeLora
+from isogloss.tree.nodes import build_tree
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def model() -> Qwen3ForCausalLM:
+    """The demo's shape in two layers: wide enough that what is left out is small, as in real models."""
+    config = Qwen3Config(
+        vocab_size=2_000, hidden_size=256, intermediate_size=704, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, head_dim=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    return Qwen3ForCausalLM(config)
+
+
+def counted(run) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def test_a_training_step_of_a_lora():
+    """Forward and backward of a PEFT model, head at every position."""
+    ids = torch.randint(2_000, (4, 48))
+    peft = get_peft_model(model(), LoraConfig(r=16, target_modules=list(TARGETS), task_type="CAUSAL_LM"))
+    meter = Meter(peft)
+
+    def step() -> None:
+        peft(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, use_cache=False).loss.backward()
+
+    with meter.counting():
+        expected = counted(step)
+    assert meter.flops == pytest.approx(expected, rel=0.05)
+    assert meter.forward_tokens == meter.backward_tokens == 4 * 48
+
+
+def test_reading_without_a_gradient_costs_a_forward():
+    """And nothing outside of `counting` counts."""
+    ids = torch.randint(2_000, (4, 48))
+    plain = model()
+    meter = Meter(plain)
+    plain(input_ids=ids)
+    with meter.counting(), torch.no_grad():
+        expected = counted(lambda: plain(input_ids=ids, use_cache=False))
+    assert meter.flops == pytest.approx(expected, rel=0.05)
+    assert (meter.forward_tokens, meter.backward_tokens) == (4 * 48, 0)
+
+
+def test_generation_behind_a_cache(tokenizer):
+    """The prompt once, then a token a step, each against all that came before."""
+    plain = model()
+    plain.generation_config.eos_token_id = None
+    meter = Meter(plain)
+    prompts = [list(range(10, 50)), list(range(30, 50))]
+
+    def draw() -> None:
+        complete(plain, tokenizer, prompts, max_new_tokens=6, min_new_tokens=6)
+
+    with meter.counting():
+        expected = counted(draw)
+    assert meter.flops == pytest.approx(expected, rel=0.05)
+    assert meter.forward_tokens == 2 * (40 + 5)
+
+
+def test_of_a_tree_a_token_meets_its_path():
+    """The share that is met is given; torch counts what the path's layers really multiply."""
+    tree = build_tree(["sw", "es", "ur"], ranks={"root": 8, "family": 4, "language": 4})
+    carrier = TreeLora(model(), tree, targets=TARGETS, scaling=2.0)
+    meter = Meter(carrier.model, tree.path_rank() / tree.rank)
+    ids = torch.randint(2_000, (3, 48))
+
+    def step() -> None:
+        carrier.set_path(["sw", "es", "ur"])
+        carrier.model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+
+    with meter.counting():
+        expected = counted(step)
+    assert meter.flops == pytest.approx(expected, rel=0.05)
