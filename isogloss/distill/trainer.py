@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -24,7 +25,7 @@ from isogloss.distill.signal import Signal
 from isogloss.errors import ConfigError
 from isogloss.files import write_lines
 from isogloss.languages import SOURCE
-from isogloss.model import capture, head, last_hidden, mean_pool
+from isogloss.model import capture, causal_of, head, last_hidden, mean_pool
 from isogloss.tree.lora import TreeLora
 
 DIVERGENCES = {
@@ -155,18 +156,60 @@ def batch_losses(
         assert batch.teacher is not None
         return head(model, batch.teacher[tokens[batch.scored]].to(hidden.dtype))
 
-    taught = ~batch.retained
-    student = head(model, answers[taught])
-    parts = {"ce": losses.cross_entropy(student, batch.response[taught])}
-    if batch.teacher is not None and weights.kl:
-        divergence = DIVERGENCES[weights.divergence]
-        parts["kl"] = divergence(student, teacher(taught), temperature=weights.temperature)
+    divergence = DIVERGENCES[weights.divergence]
+
+    def scored(hidden: Tensor, response: Tensor, teacher: Tensor | None = None) -> Tensor:
+        """Sums of `ce` and `kl` over some response tokens."""
+        student = head(model, hidden)
+        ce = losses.cross_entropy(student, response)
+        if teacher is None:
+            return torch.stack([ce, torch.zeros_like(ce)])
+        with torch.no_grad():
+            logits = head(model, teacher.to(hidden.dtype))
+        return torch.stack([ce, divergence(student, logits, temperature=weights.temperature)])
+
+    def kept(hidden: Tensor, teacher: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits = head(model, teacher.to(hidden.dtype))
+        return losses.forward_kl(head(model, hidden), logits)
+
+    def states_of(tokens: Tensor) -> Tensor:
+        assert batch.teacher is not None
+        return batch.teacher[tokens[batch.scored]]
+
+    taught, size = ~batch.retained, chunk_size(model)
+    given = [batch.response[taught]]
+    divided = batch.teacher is not None and bool(weights.kl)
+    if divided:
+        given.append(states_of(taught))
+    ce, kl = in_chunks(scored, size, answers[taught], *given)
+    parts = {"ce": ce} | ({"kl": kl} if divided else {})
     if batch.retained.any():
-        own = head(model, answers[batch.retained])
-        parts["retain"] = losses.forward_kl(own, teacher(batch.retained))
+        parts["retain"] = in_chunks(kept, size, answers[batch.retained], states_of(batch.retained))
     if twins is not None and weights.hidden:
         parts["hidden"] = losses.info_nce(mean_pool(states[0], batch.prompt_mask), twins, batch.meanings)
     return parts
+
+
+LOGITS = 1 << 25
+"""Logits in memory at a time, of student and of teacher; more are computed in chunks."""
+
+
+def chunk_size(model: nn.Module) -> int:
+    """Response tokens whose logits are held at a time."""
+    return max(1, LOGITS // causal_of(model).config.get_text_config().vocab_size)
+
+
+def in_chunks(score: Callable[..., Tensor], size: int, hidden: Tensor, *others: Tensor) -> Tensor:
+    """The sum of `score` over tokens, never holding the logits of more than `size` of them.
+
+    Equal to one call; where it takes several, each is computed again in backward.
+    """
+    if len(hidden) <= size:
+        return score(hidden, *others)
+    chunks = zip(hidden.split(size), *(other.split(size) for other in others), strict=True)
+    totals = [checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks]
+    return torch.stack(totals).sum(0)
 
 
 class ResponseTrainer(Trainer):

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from isogloss.data.chat import Encoded
-from isogloss.distill import losses
+from isogloss.distill import losses, trainer
 from isogloss.distill.signal import Signal
 from isogloss.distill.trainer import (
     Ordered,
@@ -50,7 +50,7 @@ class Bigrams(nn.Module):
         super().__init__()
         self.table = torch.tensor(table).log()
         self.layers = nn.ModuleList([nn.Identity()])
-        self.config = SimpleNamespace(num_hidden_layers=1)
+        self.config = SimpleNamespace(num_hidden_layers=1, vocab_size=len(table))
         self.config.get_text_config = lambda: self.config
 
     def forward(self, input_ids, attention_mask, use_cache):
@@ -183,6 +183,21 @@ def test_the_divergence_is_between_matching_tokens(tiny, five, student, divergen
         parts = batch_losses(carrier.model, collate(SAMPLES, 0), weights, carrier)
     assert parts["kl"].item() == pytest.approx(total, rel=1e-4)
     assert parts["retain"].item() == pytest.approx(kept, rel=1e-4)
+
+
+def test_chunks_of_tokens_give_the_same_losses_and_gradients(tiny, five, student, monkeypatch):
+    """30 response tokens at once, and three at a time, the last chunk smaller."""
+    found = []
+    for logits in (trainer.LOGITS, 3 * 269):
+        monkeypatch.setattr(trainer, "LOGITS", logits)
+        carrier = student(tiny(), five)
+        parts = batch_losses(carrier.model, collate(SAMPLES, 0), Weights(kl=1.0), carrier)
+        (0.7 * parts["ce"] + 1.3 * parts["kl"] + 0.4 * parts["retain"]).backward()
+        gradients = torch.cat([p.grad.flatten() for p in carrier.parameters().values()])
+        found.append((torch.stack([parts[name] for name in ("ce", "kl", "retain")]), gradients))
+    (whole, its_gradients), (chunked, their_gradients) = found
+    torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(their_gradients, its_gradients, rtol=1e-4, atol=1e-4)
 
 
 def test_the_hidden_term_pools_the_instruction_alone(tiny, five, student):

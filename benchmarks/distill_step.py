@@ -1,0 +1,363 @@
+"""One optimiser step of distillation, ours against peers': seconds and peak memory, all in one run.
+
+    python benchmarks/distill_step.py --workload W2 --out benchmarks/distill_step.json
+
+Every contender runs in a process of its own on the same random model, ids and LoRA targets: one step to warm
+up, then `--steps` that are timed. Peers get what their interface asks for; all of them read a teacher prompt
+no longer than the student's, ours one twice as long. `floor_s` is what the contender's FLOPs cost at the rate
+of a large bfloat16 product measured in the same run.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median, quantiles
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Shapes of one step."""
+
+    model: dict
+    rows: int
+    prompt: int
+    teacher_prompt: int
+    response: int
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    rank: int = 16
+
+
+WORKLOADS = {
+    "W1": Workload(
+        {
+            "model_type": "qwen2", "vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864,
+            "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+            "tie_word_embeddings": True,
+        },
+        8, 128, 256, 128,
+    ),
+    "W2": Workload(
+        {
+            "model_type": "qwen3", "vocab_size": 12_288, "hidden_size": 256, "intermediate_size": 704,
+            "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64,
+            "tie_word_embeddings": True,
+        },
+        32, 48, 96, 16,
+    ),
+}  # fmt: skip
+CODES = ("sw", "es", "ur", "ru")
+TOP_K = 64
+
+
+def ids(work: Workload, length: int, seed: int) -> list[list[int]]:
+    made = torch.Generator().manual_seed(seed)
+    return torch.randint(10, work.model["vocab_size"], (work.rows, length), generator=made).tolist()
+
+
+def model_of(work: Workload) -> nn.Module:
+    torch.manual_seed(0)
+    kind = dict(work.model)
+    config = AutoConfig.for_model(kind.pop("model_type"), **kind)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="eager")
+
+
+def lora(work: Workload):
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=work.rank, lora_alpha=2 * work.rank, target_modules=list(work.targets), task_type="CAUSAL_LM"
+    )
+
+
+class Clock(TrainerCallback):
+    """Seconds of every step of a Trainer."""
+
+    def __init__(self):
+        self.steps: list[float] = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.began = time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps.append(time.monotonic() - self.began)
+
+
+def arguments(folder: str, steps: int, work: Workload) -> dict:
+    return {
+        "output_dir": folder, "max_steps": steps, "per_device_train_batch_size": work.rows,
+        "learning_rate": 1e-4,
+        "use_cpu": not torch.cuda.is_available(), "save_strategy": "no", "logging_strategy": "no",
+        "report_to": [], "disable_tqdm": True, "dataloader_pin_memory": False,
+        "gradient_checkpointing": False,
+    }  # fmt: skip
+
+
+# --- ours
+
+
+def isogloss(work: Workload, steps: int, *, live: bool) -> tuple[list[float], float]:
+    """The package's own trainer on a tree of four languages, a path as wide as the peers' LoRA."""
+    from transformers import TrainingArguments
+
+    from isogloss.cost import Meter
+    from isogloss.data.chat import Encoded
+    from isogloss.distill.rows import Row
+    from isogloss.distill.signal import hidden_signals
+    from isogloss.distill.trainer import Ordered, ResponseTrainer, Weights, collate, samples_of
+    from isogloss.model import layers_of
+    from isogloss.tree.lora import TreeLora
+    from isogloss.tree.nodes import build_tree
+
+    tree = build_tree(
+        list(CODES), ranks={"root": work.rank // 2, "family": work.rank // 4, "language": work.rank // 4}
+    )
+    carrier = TreeLora(model_of(work), tree, targets=work.targets, scaling=2.0)
+    prompts, privileged, twins, responses = (
+        ids(work, length, seed)
+        for seed, length in enumerate((work.prompt, work.teacher_prompt, work.prompt, work.response))
+    )
+    rows = [
+        Row(
+            str(n), CODES[n % 4], n, Encoded(tuple(prompts[n]), tuple(responses[n])),
+            tuple(privileged[n]), tuple(twins[n]),
+        )
+        for n in range(work.rows)
+    ]  # fmt: skip
+    layer = len(layers_of(carrier.model)) // 2
+    carrier.off()
+
+    def read():
+        return hidden_signals(carrier.model, rows, layer=layer, pad_id=0)
+
+    class Live(ResponseTrainer):
+        """Signals are made inside the step."""
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            self.carrier.off()
+            inputs["batch"] = collate(samples_of(rows, read()), 0)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    clock, meter = Clock(), Meter(carrier.model, tree.path_rank() / tree.rank)
+    samples = samples_of(rows, read())
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = (Live if live else ResponseTrainer)(
+            model=carrier.model, carrier=carrier, weights=Weights(1.0, 1.0, 1.0, layer=layer), pad_id=0,
+            train_dataset=Ordered(samples, list(range(work.rows)) * steps), callbacks=[clock],
+            args=TrainingArguments(**arguments(folder, steps, work), remove_unused_columns=False),
+        )  # fmt: skip
+        with meter.counting():
+            trainer.train()
+    # The teacher's own logits at response positions are a product that no hook of the head tells apart.
+    return clock.steps, meter.flops / steps
+
+
+# --- peers
+
+
+def batch_of(work: Workload) -> dict[str, Tensor]:
+    """Right after the prompt the response; labels are -100 elsewhere."""
+    prompts, responses = torch.tensor(ids(work, work.prompt, 0)), torch.tensor(ids(work, work.response, 3))
+    both = torch.cat([prompts, responses], 1)
+    labels = both.clone()
+    labels[:, : work.prompt] = -100
+    return {
+        "input_ids": both, "attention_mask": torch.ones_like(both), "labels": labels, "prompts": prompts,
+        "prompt_attention_mask": torch.ones_like(prompts),
+    }  # fmt: skip
+
+
+def trl_gkd(work: Workload, steps: int) -> tuple[list[float], float]:
+    """trl's GKDTrainer, off-policy, forward divergence, a teacher that is a copy of the model."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl.experimental.gkd.gkd_config import GKDConfig
+    from trl.experimental.gkd.gkd_trainer import GKDTrainer
+
+    from isogloss.cost import Meter
+    from isogloss.model import model_folder
+
+    batch, clock, model, teacher = batch_of(work), Clock(), model_of(work), model_of(work)
+    mine, theirs = Meter(model), Meter(teacher)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = GKDTrainer(
+            model=model, teacher_model=teacher, peft_config=lora(work), callbacks=[clock],
+            args=GKDConfig(**arguments(folder, steps, work), lmbda=0.0, beta=0.0, temperature=1.0),
+            train_dataset=Dataset.from_list([{"number": n} for n in range(work.rows * steps)]),
+            data_collator=lambda rows: {name: value.clone() for name, value in batch.items()},
+            processing_class=AutoTokenizer.from_pretrained(model_folder("demo")),
+        )  # fmt: skip
+        with mine.counting(), theirs.counting():
+            trainer.train()
+    return clock.steps, (mine.flops + theirs.flops) / steps
+
+
+def looped(work: Workload, steps: int, loss_of, *, teacher: str) -> tuple[list[float], float]:
+    """A hand-written loop: PEFT's LoRA, AdamW, a loss; the teacher is the model without its adapter."""
+    from peft import get_peft_model
+
+    from isogloss.cost import Meter
+
+    model = get_peft_model(model_of(work), lora(work))
+    batch, seconds, meter = batch_of(work), [], Meter(model)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(learning, lr=1e-4)
+    asked = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    stored = None
+    if teacher == "stored":
+        with torch.no_grad(), model.disable_adapter():
+            logits = torch.cat([model(input_ids=row[None]).logits for row in batch["input_ids"]])
+        top = logits.float().log_softmax(-1).topk(TOP_K, -1)
+        stored = top.values, top.indices
+        del logits
+    with meter.counting():
+        for _ in range(steps):
+            began = time.monotonic()
+            loss_of(model, asked, batch["labels"], stored).backward()
+            nn.utils.clip_grad_norm_(learning, 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+            seconds.append(time.monotonic() - began)
+    return seconds, meter.flops / steps
+
+
+def plain_loss(model, asked, labels, stored) -> Tensor:
+    """KL of full float32 distributions at every position, then masked."""
+    with torch.no_grad(), model.disable_adapter():
+        p = model(**asked).logits[:, :-1].float().log_softmax(-1)
+    q = model(**asked).logits[:, :-1].float().log_softmax(-1)
+    kl = F.kl_div(q, p, reduction="none", log_target=True).sum(-1)
+    return kl[labels[:, 1:] != -100].mean()
+
+
+def top_k_loss(model, asked, labels, stored) -> Tensor:
+    """Stored top-k log-probabilities against the student's, in the manner of DistillKit, with cross-entropy."""
+    logits = model(**asked).logits[:, :-1].float()
+    q, (values, indices) = logits.log_softmax(-1), stored
+    there = values[:, :-1].exp()
+    kl = (there * (values[:, :-1] - q.gather(-1, indices[:, :-1]))).sum(-1)
+    mask = labels[:, 1:] != -100
+    return kl[mask].mean() + F.cross_entropy(logits[mask], labels[:, 1:][mask])
+
+
+class Fused(torch.autograd.Function):
+    """Sum of forward KL from hidden states, its gradient found chunk by chunk in forward."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+        total, gradient = hidden.new_zeros((), dtype=torch.float32), torch.empty_like(hidden)
+        for start in range(0, len(hidden), 256):
+            part = slice(start, start + 256)
+            p = (teacher[part] @ weight.T).float().log_softmax(-1)
+            q = (hidden[part] @ weight.T).float().log_softmax(-1)
+            total += (p.exp() * (p - q)).sum()
+            gradient[part] = (q.exp_().sub_(p.exp_())).to(weight.dtype) @ weight
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return ctx.saved_tensors[0] * upstream, None, None
+
+
+def fused_loss(model, asked, labels, stored) -> Tensor:
+    """A live teacher, response positions alone, and a divergence that never holds all logits."""
+    decoder, weight = (
+        model.get_base_model().get_decoder(),
+        model.get_base_model().get_output_embeddings().weight,
+    )
+    mask = labels[:, 1:] != -100
+    with torch.no_grad(), model.disable_adapter():
+        teacher = decoder(**asked, use_cache=False).last_hidden_state[:, :-1][mask]
+    hidden = decoder(**asked, use_cache=False).last_hidden_state[:, :-1][mask]
+    return Fused.apply(hidden, teacher, weight) / mask.sum()
+
+
+CONTENDERS = {
+    "isogloss-hidden": lambda work, steps: isogloss(work, steps, live=False),
+    "isogloss-live": lambda work, steps: isogloss(work, steps, live=True),
+    "trl-gkd": trl_gkd,
+    "distillkit-style": lambda work, steps: looped(work, steps, top_k_loss, teacher="stored"),
+    "fused-loop": lambda work, steps: looped(work, steps, fused_loss, teacher="live"),
+    "plain-loop": lambda work, steps: looped(work, steps, plain_loss, teacher="live"),
+}
+
+
+def one(contender: str, workload: str, steps: int) -> dict:
+    """A contender's row, in this process."""
+    work = WORKLOADS[workload]
+    seconds, flops = CONTENDERS[contender](work, steps + 1)
+    timed = seconds[1:]
+    fifths = quantiles(timed, n=5) if len(timed) > 1 else [timed[0]] * 4
+    return {
+        "workload": workload, "contender": contender, "median_s": median(timed), "p20_s": fifths[0],
+        "p80_s": fifths[-1], "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "trained_tokens": work.rows * work.response, "flops": flops,
+    }  # fmt: skip
+
+
+def rate() -> float:
+    """FLOP a second of a large bfloat16 product, best of five."""
+    a = torch.randn(2048, 2048).bfloat16()
+    times = []
+    for _ in range(5):
+        began = time.monotonic()
+        a @ a
+        times.append(time.monotonic() - began)
+    return 2 * 2048**3 / min(times)
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().split("\n") if Path("/proc/cpuinfo").exists() else []
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--workload", action="append", choices=WORKLOADS)
+    parser.add_argument("--contender", action="append", choices=CONTENDERS)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.inside:
+        print(json.dumps(one(asked.contender[0], asked.workload[0], asked.steps)))
+        return
+    speed, rows = rate(), []
+    about = {name: version(name) for name in ("torch", "transformers", "peft", "trl", "isogloss")}
+    about |= {"processor": processor(), "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    for workload in asked.workload or WORKLOADS:
+        for contender in asked.contender or CONTENDERS:
+            command = [sys.executable, __file__, "--inside", "--workload", workload, "--contender", contender]
+            command += ["--steps", str(asked.steps)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                print(f"{workload} {contender}: failed\n{done.stderr[-2000:]}", file=sys.stderr)
+                continue
+            row = json.loads(done.stdout.strip().split("\n")[-1])
+            rows.append(row | {"floor_s": row["flops"] / speed, "versions": about})
+            print(
+                f"{workload} {contender:17} {row['median_s']:7.3f} s  {row['peak_rss_bytes'] / 1e9:5.2f} GB  "
+                f"{row['trained_tokens'] / row['median_s']:6.0f} tokens/s  floor {rows[-1]['floor_s']:.3f} s"
+            )
+    if asked.out:
+        asked.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
