@@ -244,7 +244,7 @@ def plain_loss(model, asked, labels, stored) -> Tensor:
 
 
 def top_k_loss(model, asked, labels, stored) -> Tensor:
-    """Stored top-k log-probabilities against the student's, in the manner of DistillKit, with cross-entropy."""
+    """Stored top-k log-probabilities, in the manner of DistillKit, with cross-entropy."""
     logits = model(**asked).logits[:, :-1].float()
     q, (values, indices) = logits.log_softmax(-1), stored
     there = values[:, :-1].exp()

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from isogloss.demo.grammar import LANGUAGES, Event, opinions, phrases
-from isogloss.demo.pairs import another_deed, another_person, infer, vary
+from isogloss.demo.grammar import LANGUAGES, Event, Opinion, opinions, phrases
+from isogloss.demo.pairs import Said, another_deed, another_person, infer, vary
 from isogloss.demo.split import events_of
 
 # How often a language is met: plenty, some, or next to nothing, as in life.
@@ -34,9 +34,9 @@ NTREX = {
     "ar": "arb", "bg": "bul", "de": "deu", "el": "ell", "es": "spa", "fr": "fra", "hi": "hin", "ru": "rus",
     "sw": "swa", "th": "tha", "tr": "tur", "ur": "urd", "vi": "vie", "zh": "zho-CN",
 }  # fmt: skip
-SHARES = {"pair": 0.36, "switched": 0.06, "real": 0.20, "exercise": 0.11, "solved": 0.09, "bilingual": 0.18}
+SHARES = {"pair": 0.24, "switched": 0.04, "real": 0.12, "exercise": 0.04, "solved": 0.30, "bilingual": 0.26}
 """Of documents; pairs are short and exercises in two languages long."""
-EXERCISES = {"question": 4, "inference": 3, "paraphrase": 3, "topic": 2, "sentiment": 1}
+EXERCISES = {"question": 5, "inference": 4, "paraphrase": 4, "topic": 1, "sentiment": 1}
 """How often each kind is met: looking up who did what is the hardest."""
 MAX_CHARS = 140
 
@@ -116,7 +116,7 @@ def documents(real: Real, rng: random.Random) -> Iterator[str]:
             case "exercise":
                 yield _exercise(rng)
             case "solved":
-                yield _solved((_language(rng, without="en"),), rng)
+                yield _solved((_language(rng),), rng)
             case _:
                 yield _solved(("en", _language(rng, without="en")), rng)
 
@@ -211,60 +211,94 @@ def _kind_of_exercise(rng: random.Random) -> str:
 
 
 def _solved(codes: tuple[str, ...], rng: random.Random) -> str:
-    """One exercise, solved in one language, or in English and then in another as in a learner's book.
+    """An exercise of one to four parts, solved in one language, or in English and then in another as in a
+    learner's book.
 
     It may list the words of the answers first, and may ask in one language about a text in the other.
     """
     event, task = _event(rng), _kind_of_exercise(rng)
+    parts = rng.choice([1, 2, 3, 4]) if len(codes) == 1 else rng.choice([1, 1, 2])
+    named, mark = rng.random() < 0.5, rng.choice(["\n→ ", "\n", " → "])
     listed = ""
     if task == "question":
-        told = [event, another_deed(another_person(event, rng), rng)][: rng.choice([1, 2, 2])]
-        told = [e.affirmed() for e in rng.sample(told, len(told))]
-        asked = rng.choice(["who", "where", "when"])
-        read = codes[0] if rng.random() < 0.25 else ""
-        backwards = rng.random() < 0.25
-        texts = {}
-        for c in codes:
-            parts = [
-                " ".join(phrases(read or c).event(e) for e in told),
-                phrases(c).question(asked, event.affirmed()),
-            ]
-            texts[c] = " ".join(reversed(parts) if backwards else parts), phrases(c).answer(asked, event)
+        texts = _questions(event, codes, parts, rng)
     else:
-        texts, label = _sorted_out(task, event, codes, rng)
+        texts, labels = _sorted_out(task, event, codes, parts, rng)
         if rng.random() < 0.4:
             words = [phrases(c).labels(task) for c in codes]
-            keys = rng.sample(list(words[0]), len(words[0])) if len(words[0]) < 4 else [label]
+            keys = rng.sample(list(words[0]), len(words[0])) if len(words[0]) < 4 else sorted(set(labels))
             listed = "; ".join("=".join(w[key] for w in words) for key in keys) + "\n"
-    named, mark = rng.random() < 0.5, rng.choice(["\n→ ", "\n", " → "])
     return listed + "\n".join(
-        f"{AUTONYMS[c]}: {text}{mark}{answer}" if named else f"{text}{mark}{answer}"
-        for c, (text, answer) in texts.items()
+        (f"{AUTONYMS[c]}: " if named else "") + "\n".join(f"{text}{mark}{answer}" for text, answer in solved)
+        for c, solved in texts.items()
     )
 
 
+Solved = dict[str, list[tuple[str, str]]]
+"""By language, texts and the answers to them."""
+
+
+def _questions(event: Event, codes: tuple[str, ...], parts: int, rng: random.Random) -> Solved:
+    """One or two statements and questions about them."""
+    told = [event, another_deed(another_person(event, rng), rng)][: rng.choice([1, 2, 2, 2])]
+    told = [e.affirmed() for e in rng.sample(told, len(told))]
+    asked = rng.sample([(kind, e) for e in told for kind in ("who", "where", "when")], min(parts, 3))
+    read = codes[0] if rng.random() < 0.25 else ""
+    backwards = rng.random() < 0.25
+    texts: Solved = {}
+    for c in codes:
+        context = " ".join(phrases(read or c).event(e) for e in told)
+        texts[c] = [(phrases(c).question(*one), phrases(c).answer(*one)) for one in asked]
+        first, answer = texts[c][0]
+        texts[c][0] = (f"{first} {context}" if backwards else f"{context} {first}"), answer
+    return texts
+
+
 def _sorted_out(
-    task: str, event: Event, codes: tuple[str, ...], rng: random.Random
-) -> tuple[dict[str, tuple[str, str]], str]:
-    """By language, statements and the word they are sorted under; and which label that is."""
+    task: str, event: Event, codes: tuple[str, ...], parts: int, rng: random.Random
+) -> tuple[Solved, list[str]]:
+    """Statements and the words they are sorted under; and which labels these are.
+
+    Comparisons of several parts state the first sentence once.
+    """
+    compared = task in ("inference", "paraphrase")
+    drawn = [_sort(task, event, rng)]
+    for _ in range(24):  # few wordings are left for some first sentences
+        if len(drawn) == parts:
+            break
+        label, said = _sort(task, event if compared else _event(rng), rng)
+        if compared and said[0] != drawn[0][1][0]:
+            continue
+        fresh = label, said[1:] if compared else said
+        if fresh[1][-1:] not in [seen[-1:] for _, seen in drawn]:
+            drawn.append(fresh)
+    texts: Solved = {}
+    for c in codes:
+        p = phrases(c)
+        texts[c] = [
+            (
+                " ".join(p.opinion(s) if isinstance(s, Opinion) else p.event(*s) for s in said),
+                p.label(task, label),
+            )
+            for label, said in drawn
+        ]
+    return texts, [label for label, _ in drawn]
+
+
+def _sort(task: str, event: Event, rng: random.Random) -> tuple[str, tuple[Said | Opinion, ...]]:
+    """A label and what is said."""
     match task:
         case "inference":
             label = rng.choice(["entailment", "contradiction", "neutral"])
-            said = infer(event, label, rng)
+            return label, infer(event, label, rng)
         case "paraphrase":
             label = rng.choice(["same", "different"])
-            said = vary(event, label == "same", rng)
+            return label, vary(event, label == "same", rng)
         case "topic":
-            label, said = event.topic, ((event, rng.choice(["full", "fronted"])),)
+            return event.topic, ((event, rng.choice(["full", "fronted"])),)
         case _:
             opinion = rng.choice(opinions())
-            label, said = opinion.sentiment, ((event, rng.choice(["full", "no_when"])),)
-    texts = {}
-    for c in codes:
-        p = phrases(c)
-        lines = [p.event(*one) for one in said] + ([p.opinion(opinion)] if task == "sentiment" else [])
-        texts[c] = " ".join(lines), p.label(task, label)
-    return texts, label
+            return opinion.sentiment, ((event, rng.choice(["full", "no_when"])), opinion)
 
 
 def _lines(path: Path) -> list[str]:
