@@ -96,7 +96,7 @@ class Contest:
         for number in order:
             row = parallel[number]
             turn = by_id[row.id.rpartition("/")[0]].turns[row.language]
-            response = self.run.tokenizer.decode(row.student.response, skip_special_tokens=True)
+            response = self.run.tokenizer.decode(list(row.student.response), skip_special_tokens=True)
             found.append(Prompt(turn.instruction, str(response), row.language))
         return found
 
