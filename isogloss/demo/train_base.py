@@ -8,8 +8,10 @@ import json
 import math
 import random
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import resources
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,9 +22,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from isogloss.demo import base_text
+from isogloss.demo.exercises import KINDS, Segment, exercise
 from isogloss.demo.grammar import LANGUAGES, phrases
 from isogloss.demo.split import events_of
-from isogloss.model import pad_id
 
 SPECIAL = ("<|endoftext|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (
@@ -36,6 +38,11 @@ CHAT_TEMPLATE = (
 )
 VOCABULARY = 12_288
 BLOCK = 256
+EXERCISE_ROWS = 0.625
+"""Share of the rows that hold exercises, of which the answers alone are learnt."""
+ANSWERS = 512
+"""Most answer tokens learnt in a step."""
+IGNORED = -100
 
 
 def train_tokenizer(real: base_text.Real, seed: int) -> PreTrainedTokenizerFast:
@@ -104,27 +111,66 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM
     return Qwen3ForCausalLM(config)
 
 
+@dataclass
+class Step:
+    """What one optimiser step reads: rows of prose, then rows of exercises.
+
+    Attributes:
+        ids: (rows, `BLOCK`).
+        prose: What each position of the prose rows but the last is followed by; `IGNORED` where by nothing.
+        at: Positions in the flattened ids that an answer's token follows, `ANSWERS` of them.
+        answers: These tokens, filled up with `IGNORED`.
+    """
+
+    ids: Tensor
+    prose: Tensor
+    at: Tensor
+    answers: Tensor
+
+
 class Packed:
     """Blocks of `BLOCK` tokens of whole documents; step n is the same whenever it is asked for."""
 
     def __init__(self, real: base_text.Real, tokenizer: PreTrainedTokenizerFast, rows: int, seed: int):
-        self.real, self.tokenizer, self.rows, self.seed = real, tokenizer, rows, seed
+        self.real, self.tokenizer, self.seed = real, tokenizer, seed
+        self.exercises = round(rows * EXERCISE_ROWS)
+        self.prose = rows - self.exercises
         self.end: Any = tokenizer.convert_tokens_to_ids("<|endoftext|>")
 
-    def step(self, number: int) -> Tensor:
-        stream = base_text.documents(self.real, random.Random(f"{self.seed}/{number}"))
-        blocks: list[list[int]] = [[] for _ in range(self.rows)]
+    def step(self, number: int) -> Step:
+        rng = random.Random(f"{self.seed}/{number}")
+        prose = ([Segment(text, True)] for text in base_text.prose(self.real, rng))
+        told, _ = self._blocks(prose, self.prose)
+        solved, answered = self._blocks(base_text.exercises(rng), self.exercises)
+        followed = torch.where(told == self.tokenizer.pad_token_id, IGNORED, told)[:, 1:]
+        rows, columns = answered[:, 1:].nonzero(as_tuple=True)
+        keep = sorted(rng.sample(range(len(rows)), min(len(rows), ANSWERS)))
+        at, answers = torch.zeros(ANSWERS, dtype=torch.long), torch.full((ANSWERS,), IGNORED)
+        at[: len(keep)] = ((rows + self.prose) * BLOCK + columns)[keep]
+        answers[: len(keep)] = solved[rows, columns + 1][keep]
+        return Step(torch.cat([told, solved]), followed, at, answers)
+
+    def _blocks(self, documents: Iterator[list[Segment]], rows: int) -> tuple[Tensor, Tensor]:
+        """Ids, and which of them are answers."""
+        blocks: list[list[tuple[int, bool]]] = [[] for _ in range(rows)]
         misses = 0
-        while misses < self.rows:  # first fit: a document cut in two teaches no comparison
-            texts = list(islice(stream, 32))
-            for encoded in self.tokenizer(texts, add_special_tokens=False)["input_ids"]:
-                room = next((b for b in blocks if len(b) + len(encoded) < BLOCK), None)
+        while misses < rows:  # first fit: a document cut in two teaches no comparison
+            some = list(islice(documents, 32))
+            encoded = iter(
+                self.tokenizer([s.text for d in some for s in d], add_special_tokens=False)["input_ids"]
+            )
+            for document in some:
+                ids = [(i, segment.answer) for segment in document for i in next(encoded)]
+                room = next((b for b in blocks if len(b) + len(ids) < BLOCK), None)
                 if room is None:
                     misses += 1
                 else:
-                    room.extend((*encoded, self.end))
-        padded = [b + [self.tokenizer.pad_token_id] * (BLOCK - len(b)) for b in blocks]
-        return torch.tensor(padded)
+                    room.extend((*ids, (self.end, False)))
+        padded = [b + [(self.tokenizer.pad_token_id, False)] * (BLOCK - len(b)) for b in blocks]
+        return (
+            torch.tensor([[i for i, _ in block] for block in padded]),
+            torch.tensor([[answer for _, answer in block] for block in padded]),
+        )
 
 
 def optimisers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
@@ -164,6 +210,29 @@ def retrieval(
         hits = (similar.argmax(0) == truth).float().mean() + (similar.argmax(1) == truth).float().mean()
         scores[code] = hits.item() / 2
     return scores
+
+
+@torch.no_grad()
+def solved(model: nn.Module, tokenizer: PreTrainedTokenizerFast, n: int = 16) -> dict[str, dict[str, float]]:
+    """Share of answers about dev meanings that are right to the last token, by language and kind."""
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    shares: dict[str, dict[str, float]] = {}
+    for code, kind in product(("en", "es", "hi", "tr", "sw"), KINDS):
+        rng, hits = random.Random(f"{code}/{kind}"), []
+        for _ in range(n):
+            segments = exercise(
+                [code], rng, autonyms=base_text.AUTONYMS, split="dev", kind=kind, explained=0.0
+            )
+            ids, places = [end], []
+            texts = tokenizer([s.text for s in segments], add_special_tokens=False)["input_ids"]
+            for segment, text in zip(segments, texts, strict=True):
+                if segment.answer:
+                    places.append(range(len(ids), len(ids) + len(text)))
+                ids.extend(text)
+            said = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].argmax(-1).tolist()
+            hits.extend(all(said[i - 1] == ids[i] for i in place) for place in places)
+        shares.setdefault(code, {})[kind] = round(sum(hits) / len(hits), 2)
+    return shares
 
 
 @torch.no_grad()
@@ -237,14 +306,18 @@ def main(
             optim.load_state_dict(inner)
         first = state["step"]
 
-    blank = pad_id(tokenizer)
-
     @torch.compile
-    def step_loss(ids: Tensor) -> Tensor:
+    def step_losses(step: Step) -> Tensor:
+        """Mean nats a token of prose, and of answers."""
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(input_ids=ids, use_cache=False).logits
-        return nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), ignore_index=blank
+            hidden = model.model(input_ids=step.ids, use_cache=False).last_hidden_state
+            told = model.lm_head(hidden[: len(step.prose), :-1].flatten(0, 1))
+            answered = model.lm_head(hidden.flatten(0, 1)[step.at])
+        return torch.stack(
+            [
+                nn.functional.cross_entropy(logits.float(), truth.flatten(), ignore_index=IGNORED)
+                for logits, truth in ((told, step.prose), (answered, step.answers))
+            ]
         )
 
     started = time.monotonic()
@@ -254,8 +327,8 @@ def main(
         for optim in optims:
             for group in optim.param_groups:
                 group["lr"] = lr * schedule(step, steps)
-        loss = step_loss(blocks.step(step))
-        loss.backward()
+        losses = step_losses(blocks.step(step))
+        losses.sum().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
             optim.step()
@@ -264,13 +337,16 @@ def main(
         if done % 20 == 0:
             seconds = (time.monotonic() - started) / (done - first)
             log.write(
-                json.dumps({"step": done, "loss": round(loss.item(), 4), "s": round(seconds, 3)}) + "\n"
+                json.dumps(
+                    {"step": done, "losses": [round(x, 4) for x in losses.tolist()], "s": round(seconds, 3)}
+                )
+                + "\n"
             )
         if done % 250 == 0 or done == last:
             model.eval()
-            found = retrieval(model, tokenizer)
+            found = {k: round(v, 3) for k, v in retrieval(model, tokenizer).items()}
             log.write(
-                json.dumps({"step": done, "retrieval": {k: round(v, 3) for k, v in found.items()}}) + "\n"
+                json.dumps({"step": done, "retrieval": found, "solved": solved(model, tokenizer)}) + "\n"
             )
             model.train()
             save_atomically(
@@ -280,7 +356,7 @@ def main(
     if last == steps:
         model.eval()
         lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-        losses = [line["loss"] for line in lines if "loss" in line][-10:]
+        losses = [line["losses"][0] for line in lines if "losses" in line][-10:]
         card = model_card(
             steps * rows * BLOCK, losses, bits_per_byte(model, tokenizer), retrieval(model, tokenizer)
         )

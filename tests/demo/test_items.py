@@ -2,18 +2,21 @@
 
 import itertools
 import random
+import re
 from collections import Counter
 from importlib.resources import files
 
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from isogloss.demo import base_text
+from isogloss.demo.exercises import exercise
 from isogloss.demo.grammar import LANGUAGES, Event, events, phrases
 from isogloss.demo.items import TASKS, demo_items
 from isogloss.demo.pairs import infer, vary
 from isogloss.demo.split import events_of, split_of
-from isogloss.demo.train_base import Packed
+from isogloss.demo.train_base import BLOCK, IGNORED, Packed
 from isogloss.evaluate.items import Item
 from isogloss.evaluate.reading import read_answer
 from isogloss.evaluate.suites.demo import load
@@ -44,34 +47,76 @@ def test_no_training_item_contains_a_test_sentence(draw):
     assert not [sentence for sentence in TEST_SENTENCES if sentence in text]
 
 
+REAL = base_text.Real((dict.fromkeys(LANGUAGES, "Hello."),), dict.fromkeys(LANGUAGES, (0,)))
+
+
 def test_the_base_model_reads_no_test_sentence():
     """Its documents are made of training meanings alone."""
-    real = base_text.Real((dict.fromkeys(LANGUAGES, "Hello."),), dict.fromkeys(LANGUAGES, (0,)))
-    stream = base_text.documents(real, random.Random(0))
-    text = "\n".join(itertools.islice(stream, 5_000))
-    assert len(text) > 400_000
+    rng = random.Random(0)
+    solved = itertools.islice(base_text.exercises(rng), 3_000)
+    texts = [*itertools.islice(base_text.prose(REAL, rng), 3_000)]
+    texts.extend("".join(segment.text for segment in document) for document in solved)
+    text = "\n".join(texts)
+    assert len(text) > 800_000
     assert not [sentence for sentence in TEST_SENTENCES if sentence in text]
 
 
 def test_a_block_holds_whole_documents_and_says_the_same_at_every_asking():
     """Step n does not depend on what was asked before; a document is never cut in two."""
-    real = base_text.Real((dict.fromkeys(LANGUAGES, "Hello."),), dict.fromkeys(LANGUAGES, (0,)))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(files("isogloss.demo") / "base")
-    ids = Packed(real, tokenizer, rows=3, seed=1).step(7)
-    assert ids.tolist() == Packed(real, tokenizer, rows=3, seed=1).step(7).tolist()
+    step = Packed(REAL, tokenizer, rows=8, seed=1).step(7)
+    again = Packed(REAL, tokenizer, rows=8, seed=1).step(7)
+    assert torch.equal(step.ids, again.ids) and torch.equal(step.at, again.at)
     end, pad = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|pad|>"])
-    read = {
-        tuple(one)
-        for one in tokenizer(
-            list(itertools.islice(base_text.documents(real, random.Random("1/7")), 400)),
-            add_special_tokens=False,
-        )["input_ids"]
-    }
-    for row in ids.tolist():
+    rng = random.Random("1/7")
+    texts = list(itertools.islice(base_text.prose(REAL, rng), 32 * 20))
+    read = {tuple(one) for one in tokenizer(texts, add_special_tokens=False)["input_ids"]}
+    for row in step.ids[:3].tolist():
         text = row[: row.index(pad)] if pad in row else row
-        assert text[-1] == end and len(text) > 200
+        assert text[-1] == end and len(text) > 180
         documents = [tuple(g) for last, g in itertools.groupby(text, lambda t: t == end) if not last]
         assert set(documents) <= read
+
+
+def test_of_exercises_just_the_answers_are_learnt():
+    """Each position named in `at` is followed by the token beside it in `answers`; prose is learnt whole."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(files("isogloss.demo") / "base")
+    step = Packed(REAL, tokenizer, rows=8, seed=2).step(0)
+    flat, known = step.ids.flatten(), step.answers != IGNORED
+    assert torch.equal(flat[step.at[known] + 1], step.answers[known])
+    assert (step.at[known] >= 3 * BLOCK).all()  # five of eight rows hold exercises
+    assert 20 < known.sum() < 400
+    followed = step.prose != IGNORED
+    assert torch.equal(step.prose[followed], step.ids[:3, 1:][followed])
+
+
+def test_an_exercise_is_solved_in_every_language_it_names():
+    """The same label word stands in both languages, and the difference names the phrases that differ."""
+    rng = random.Random(5)
+    for _ in range(40):
+        segments = exercise(["en", "sw"], rng, autonyms=base_text.AUTONYMS, kind="paraphrase", explained=1.0)
+        answers = [s.text.strip() for s in segments if s.answer]
+        english, swahili = answers[: len(answers) // 2], answers[len(answers) // 2 :]
+        words = {"same": "sawa", "different": "tofauti"}
+        for one, other in zip(english, swahili, strict=True):
+            assert words[one.split(" (")[0]] == other.split(" (")[0]
+            assert ("(" in one) == ("(" in other)
+            assert not one.startswith("same (")
+
+
+def test_a_match_names_the_number_of_the_statement_that_says_the_same():
+    """Among statements that differ in little, the probe's other wording is found by its number."""
+    rng = random.Random(2)
+    for _ in range(40):
+        first, *rest = exercise(["en"], rng, autonyms=base_text.AUTONYMS, kind="match")
+        listed = re.findall(r"(\d)\. ([^.]+\.)", first.text)
+        probe = first.text.split(listed[-1][1], 1)[1]
+        spoken = {event_words(text): number for number, text in listed}
+        assert rest[0].text.strip() == spoken[event_words(probe)]
+
+
+def event_words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", text.lower()))
 
 
 def test_items_are_the_same_whatever_languages_are_asked_for():

@@ -1,0 +1,202 @@
+"""Exercises of the base model's text: statements looked up, compared, matched and sorted, with solutions.
+
+They stand for what a base model has read on the web: solved in one language, or in English and then in
+another as in a learner's book. They contain no instruction in any language, and training meanings only.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from isogloss.demo.grammar import Event, Opinion, opinions, phrases
+from isogloss.demo.pairs import WHOLE, Said, another_deed, another_person, infer, vary
+from isogloss.demo.split import Split, events_of
+
+KINDS = {"question": 5, "inference": 4, "paraphrase": 4, "match": 3, "topic": 1, "sentiment": 1}
+"""How often each kind is met: looking up and comparing are the hardest."""
+PARTS = {"question": 5, "inference": 4, "paraphrase": 4, "match": 4, "topic": 4, "sentiment": 3}
+"""Most questions asked in one language of an exercise; half of them where there are two."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a document; an answer is what the model is to learn from an exercise."""
+
+    text: str
+    answer: bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is read, and the answer; a difference says why, where two statements differ in one phrase."""
+
+    text: str
+    answer: str
+    difference: str = ""
+
+
+def exercise(
+    codes: Sequence[str],
+    rng: random.Random,
+    *,
+    autonyms: dict[str, str],
+    split: Split = "train",
+    kind: str = "",
+    explained: float = 0.6,
+) -> list[Segment]:
+    """One exercise, solved in one language or in several in turn.
+
+    It may name its languages, list the words of the answers first, ask in one language about a text in
+    another, and say in which phrase two statements differ.
+    """
+    kind = kind or rng.choices(list(KINDS), list(KINDS.values()))[0]
+    parts = max(1, rng.randint(1, PARTS[kind]) // len(codes))
+    make = {"question": _questions, "match": _matches}.get(kind)
+    event = draw(split, rng)
+    if make:
+        texts, words = make(event, codes, parts, rng), ""
+    else:
+        texts, labels = _sorted_out(kind, event, codes, parts, rng)
+        words = _listed(kind, codes, labels, rng) if rng.random() < 0.4 else ""
+    named, mark = rng.random() < 0.5, rng.choice(["\n→ ", "\n", " → "])
+    explains = rng.random() < explained
+    segments = [Segment(words, False)] if words else []
+    for code in codes:
+        name = f"{autonyms[code]}: " if named else ""
+        for part in texts[code]:
+            segments.append(Segment(name + part.text + mark, False))
+            why = f" ({part.difference})" if explains and part.difference else ""
+            segments.append(Segment(part.answer + why + "\n", True))
+            name = ""
+    return segments
+
+
+def draw(split: Split, rng: random.Random) -> Event:
+    """An event of the split, denied one time in four."""
+    event = rng.choice(events_of(split))
+    return Event(event.person, event.action, event.place, event.time, rng.random() < 0.25)
+
+
+Solved = dict[str, list[Part]]
+"""What is read in each language."""
+
+
+def _questions(event: Event, codes: Sequence[str], parts: int, rng: random.Random) -> Solved:
+    """One to three statements and questions about them."""
+    told = [event]
+    for _ in range(rng.choice([0, 1, 1, 1, 2])):
+        other = draw_like(told[-1], rng)
+        if other.person != event.person and other.action != event.action:
+            told.append(other)
+    told = [e.affirmed() for e in rng.sample(told, len(told))]
+    asked = [(kind, e) for e in told for kind in ("who", "where", "when")]
+    asked = rng.sample(asked, min(parts, len(asked)))
+    read = rng.choice(codes) if rng.random() < 0.25 else ""
+    backwards = rng.random() < 0.25
+    texts: Solved = {}
+    for c in codes:
+        context = " ".join(phrases(read or c).event(e) for e in told)
+        texts[c] = [Part(phrases(c).question(*one), phrases(c).answer(*one)) for one in asked]
+        first = texts[c][0].text
+        both = f"{first} {context}" if backwards else f"{context} {first}"
+        texts[c][0] = Part(both, texts[c][0].answer)
+    return texts
+
+
+def _matches(event: Event, codes: Sequence[str], parts: int, rng: random.Random) -> Solved:
+    """Numbered statements that differ in little, each found again by another wording or another language."""
+    told, orders = [event], rng.sample(WHOLE, 2)
+    while len(told) < max(2, parts):
+        other = vary(rng.choice(told), False, rng)[1][0]
+        if other not in told:
+            told.append(other)
+    rng.shuffle(told)
+    texts: Solved = {}
+    for c in codes:
+        listed = " ".join(f"{n}. {phrases(codes[0]).event(e, orders[0])}" for n, e in enumerate(told, 1))
+        probes = rng.sample(list(enumerate(told, 1)), min(parts, len(told)))
+        texts[c] = [Part(phrases(c).event(e, orders[1]), str(n)) for n, e in probes]
+        if c == codes[0]:
+            texts[c][0] = Part(f"{listed} {texts[c][0].text}", texts[c][0].answer)
+    return texts
+
+
+def _sorted_out(
+    task: str, event: Event, codes: Sequence[str], parts: int, rng: random.Random
+) -> tuple[Solved, list[str]]:
+    """Statements and the words they are sorted under; and which labels these are.
+
+    Comparisons of several parts state the first sentence once, perhaps in another of the languages.
+    """
+    compared = task in ("inference", "paraphrase")
+    drawn = [_sort(task, event, rng)]
+    for _ in range(24):  # few wordings are left for some first sentences
+        if len(drawn) == parts:
+            break
+        label, said = _sort(task, event if compared else draw_like(event, rng), rng)
+        if compared and said[0] != drawn[0][1][0]:
+            continue
+        if said[-1] not in [seen[-1] for _, seen in drawn]:
+            drawn.append((label, said))
+    first = rng.choice(codes) if compared and rng.random() < 0.25 else ""
+    texts: Solved = {}
+    for c in codes:
+        texts[c] = []
+        for number, (label, said) in enumerate(drawn):
+            read = [_word(one, first if first and not n else c) for n, one in enumerate(said)]
+            why = _difference(said, c) if compared else ""
+            shown = read[1:] if compared and number else read
+            texts[c].append(Part(" ".join(shown), phrases(c).label(task, label), why))
+    return texts, [label for label, _ in drawn]
+
+
+def draw_like(event: Event, rng: random.Random) -> Event:
+    """Another event of the same split."""
+    return another_deed(another_person(event, rng), rng)
+
+
+def _word(said: Said | Opinion, code: str) -> str:
+    return phrases(code).opinion(said) if isinstance(said, Opinion) else phrases(code).event(*said)
+
+
+def _difference(said: tuple[Said | Opinion, ...], code: str) -> str:
+    """The phrases in which two statements of one deed differ, or the phrase that the second adds."""
+    (one, first), (two, second) = said  # type: ignore[misc]
+    p = phrases(code)
+    if one.action != two.action:
+        return ""
+    told = []
+    for kind, field, hides in (
+        ("who", "person", ""),
+        ("where", "place", "no_where"),
+        ("when", "time", "no_when"),
+    ):
+        mine, theirs = p.answer(kind, one), p.answer(kind, two)
+        if first == hides and hides != second:
+            told.append(f"+ {theirs}")
+        elif getattr(one, field) != getattr(two, field) and second != hides:
+            told.append(f"{mine} / {theirs}")
+    return ", ".join(told)
+
+
+def _listed(task: str, codes: Sequence[str], labels: list[str], rng: random.Random) -> str:
+    """The words of the answers in every language: all of them where they are few."""
+    words = [phrases(c).labels(task) for c in codes]
+    keys = rng.sample(list(words[0]), len(words[0])) if len(words[0]) < 4 else sorted(set(labels))
+    return "; ".join("=".join(w[key] for w in words) for key in keys) + "\n"
+
+
+def _sort(task: str, event: Event, rng: random.Random) -> tuple[str, tuple[Said | Opinion, ...]]:
+    """A label and what is said."""
+    match task:
+        case "inference":
+            label = rng.choice(["entailment", "contradiction", "neutral"])
+            return label, infer(event, label, rng)
+        case "paraphrase":
+            label = rng.choice(["same", "different"])
+            return label, vary(event, label == "same", rng)
+        case "topic":
+            return event.topic, ((event, rng.choice(WHOLE)),)
+        case _:
+            opinion = rng.choice(opinions())
+            return opinion.sentiment, ((event, rng.choice(["full", "no_when"])), opinion)
