@@ -42,12 +42,15 @@ def exercise(
     autonyms: dict[str, str],
     split: Split = "train",
     kind: str = "",
-    explained: float = 0.6,
+    explained: float = 0.3,
 ) -> list[Segment]:
     """One exercise, solved in one language or in several in turn.
 
     It may name its languages, list the words of the answers first, ask in one language about a text in
-    another, and say in which phrase two statements differ.
+    another, and say in which phrase two statements differ, before the answer or after it.
+
+    Args:
+        explained: How often the difference stands before the answer; as often it stands after.
     """
     kind = kind or rng.choices(list(KINDS), list(KINDS.values()))[0]
     parts = max(1, rng.randint(1, PARTS[kind]) // len(codes))
@@ -59,14 +62,15 @@ def exercise(
         texts, labels = _sorted_out(kind, event, codes, parts, rng)
         words = _listed(kind, codes, labels, rng) if rng.random() < 0.4 else ""
     named, mark = rng.random() < 0.5, rng.choice(["\n→ ", "\n", " → "])
-    explains = rng.random() < explained
+    before, after = explained > (place := rng.random()), explained <= place < 2 * explained
     segments = [Segment(words, False)] if words else []
     for code in codes:
         name = f"{autonyms[code]}: " if named else ""
         for part in texts[code]:
             segments.append(Segment(name + part.text + mark, False))
-            why = f" ({part.difference})" if explains and part.difference else ""
-            segments.append(Segment(part.answer + why + "\n", True))
+            why = f"({part.difference})" if part.difference else ""
+            told = [why] * before + [part.answer] + [why] * after
+            segments.append(Segment(" ".join(filter(None, told)) + "\n", True))
             name = ""
     return segments
 
@@ -163,9 +167,11 @@ def _difference(said: tuple[Said | Opinion, ...], code: str) -> str:
     """The phrases in which two statements of one deed differ, or the phrase that the second adds."""
     (one, first), (two, second) = said  # type: ignore[misc]
     p = phrases(code)
-    if one.action != two.action:
-        return ""
     told = []
+    if (one.action, one.denied) != (two.action, two.denied):
+        told.append(f"{p.deed(one)} / {p.deed(two)}")
+    if one.action != two.action:
+        return told[0]
     for kind, field, hides in (
         ("who", "person", ""),
         ("where", "place", "no_where"),

@@ -113,6 +113,10 @@ class Phrases:
         slot = {"where": ("places", event.place), "when": ("times", event.time)}[kind]
         return _text(self.entries[slot[0]][slot[1]])
 
+    def deed(self, event: Event) -> str:
+        """What was done or not done, as it stands in the sentence: its verb, or what goes with it."""
+        return self._fill("{did}", event, capital=False)
+
     def label(self, task: str, label: str) -> str:
         return str(self.entries["labels"][task][label])
 
