@@ -34,7 +34,7 @@ NTREX = {
 }  # fmt: skip
 SHARES = {"pair": 0.5, "switched": 0.1, "real": 0.4}
 """Of prose documents."""
-EXERCISES = {"English": 0.15, "one": 0.45, "bilingual": 0.40}
+EXERCISES = {"English": 0.25, "one": 0.45, "bilingual": 0.30}
 """Of exercises: in English alone, in one of all languages, in English and another."""
 MAX_CHARS = 140
 

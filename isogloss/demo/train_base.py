@@ -117,12 +117,14 @@ class Step:
 
     Attributes:
         ids: (rows, `BLOCK`).
+        mask: What is added to attention: a document sees itself alone, as a prompt does.
         prose: What each position of the prose rows but the last is followed by; `IGNORED` where by nothing.
         at: Positions in the flattened ids that an answer's token follows, `ANSWERS` of them.
         answers: These tokens, filled up with `IGNORED`.
     """
 
     ids: Tensor
+    mask: Tensor
     prose: Tensor
     at: Tensor
     answers: Tensor
@@ -140,18 +142,21 @@ class Packed:
     def step(self, number: int) -> Step:
         rng = random.Random(f"{self.seed}/{number}")
         prose = ([Segment(text, True)] for text in base_text.prose(self.real, rng))
-        told, _ = self._blocks(prose, self.prose)
-        solved, answered = self._blocks(base_text.exercises(rng), self.exercises)
+        told, _, texts = self._blocks(prose, self.prose)
+        solved, answered, problems = self._blocks(base_text.exercises(rng), self.exercises)
         followed = torch.where(told == self.tokenizer.pad_token_id, IGNORED, told)[:, 1:]
         rows, columns = answered[:, 1:].nonzero(as_tuple=True)
         keep = sorted(rng.sample(range(len(rows)), min(len(rows), ANSWERS)))
         at, answers = torch.zeros(ANSWERS, dtype=torch.long), torch.full((ANSWERS,), IGNORED)
         at[: len(keep)] = ((rows + self.prose) * BLOCK + columns)[keep]
         answers[: len(keep)] = solved[rows, columns + 1][keep]
-        return Step(torch.cat([told, solved]), followed, at, answers)
+        document = torch.cat([texts, problems])
+        seen = (document[:, None] == document[:, :, None]).tril()[:, None]
+        mask = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill(~seen, -1e4)
+        return Step(torch.cat([told, solved]), mask, followed, at, answers)
 
-    def _blocks(self, documents: Iterator[list[Segment]], rows: int) -> tuple[Tensor, Tensor]:
-        """Ids, and which of them are answers."""
+    def _blocks(self, documents: Iterator[list[Segment]], rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, which of them are answers, and the number of each one's document in its block."""
         blocks: list[list[tuple[int, bool]]] = [[] for _ in range(rows)]
         misses = 0
         while misses < rows:  # first fit: a document cut in two teaches no comparison
@@ -167,10 +172,9 @@ class Packed:
                 else:
                     room.extend((*ids, (self.end, False)))
         padded = [b + [(self.tokenizer.pad_token_id, False)] * (BLOCK - len(b)) for b in blocks]
-        return (
-            torch.tensor([[i for i, _ in block] for block in padded]),
-            torch.tensor([[answer for _, answer in block] for block in padded]),
-        )
+        ids = torch.tensor([[i for i, _ in block] for block in padded])
+        ends = (ids == self.end).long()
+        return ids, torch.tensor([[a for _, a in block] for block in padded]), ends.cumsum(1) - ends
 
 
 def optimisers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
@@ -251,7 +255,9 @@ def bits_per_byte(model: nn.Module, tokenizer: PreTrainedTokenizerFast, n: int =
     return scores
 
 
-def model_card(tokens: int, losses: list[float], bits: dict[str, float], found: dict[str, float]) -> str:
+def model_card(
+    command: str, tokens: int, losses: list[float], bits: dict[str, float], found: dict[str, float]
+) -> str:
     """The README of the model: data, licence, how much was read, and what came of it."""
     rows = "\n".join(
         f"| {code} | {base_text.WEIGHTS[code]} | {bits[code]:.2f} | {100 * found[code]:.0f} |"
@@ -261,6 +267,7 @@ def model_card(tokens: int, losses: list[float], bits: dict[str, float], found: 
     )
     template = (resources.files("isogloss.demo") / "card.md").read_text("utf-8")
     return template.format(
+        command=command,
         tokens=f"{tokens / 1e6:.1f}",
         loss=f"{sum(losses) / len(losses):.2f}",
         vocabulary=f"{VOCABULARY:,}",
@@ -278,12 +285,13 @@ def save_atomically(state: dict, path: Path) -> None:
 def main(
     out: Annotated[Path, typer.Argument(help="Folder for the model; checkpoints lie in it too.")],
     data_root: Annotated[Path, typer.Option(help="Folder of the real data sets.")],
-    steps: Annotated[int, typer.Option(help="Optimiser steps in all.")] = 3_500,
-    rows: Annotated[int, typer.Option(help="Blocks of 256 tokens a step.")] = 12,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    steps: Annotated[int, typer.Option(help="Optimiser steps in all.")] = 1_800,
+    rows: Annotated[int, typer.Option(help="Blocks of 256 tokens a step.")] = 16,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     seed: int = 0,
     start: Annotated[
-        Path | None, typer.Option(help="Folder of a model to go on from, with its tokenizer; none: random.")
+        Path | None,
+        typer.Option(help="Folder of a model, or of a part stopped early, to go on from; none: random."),
     ] = None,
     stop_after: Annotated[
         int, typer.Option(help="Stop at this step with a checkpoint; 0: run to the end.")
@@ -296,7 +304,9 @@ def main(
     tokenizer = PreTrainedTokenizerFast.from_pretrained(known) if known else train_tokenizer(real, seed)
     tokenizer.save_pretrained(out)
     model, blocks = new_model(tokenizer, seed), Packed(real, tokenizer, rows, seed)
-    if start:
+    if start and (start / "checkpoint.pt").exists():
+        model.load_state_dict(torch.load(start / "checkpoint.pt", weights_only=True)["model"])
+    elif start:
         model.load_state_dict(Qwen3ForCausalLM.from_pretrained(start, dtype=torch.float32).state_dict())
     optims, first, saved = optimisers(model, lr), 0, out / "checkpoint.pt"
     if saved.exists():
@@ -310,7 +320,7 @@ def main(
     def step_losses(step: Step) -> Tensor:
         """Mean nats a token of prose, and of answers."""
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = model.model(input_ids=step.ids, use_cache=False).last_hidden_state
+            hidden = model.model(step.ids, step.mask, use_cache=False).last_hidden_state
             told = model.lm_head(hidden[: len(step.prose), :-1].flatten(0, 1))
             answered = model.lm_head(hidden.flatten(0, 1)[step.at])
         return torch.stack(
@@ -358,8 +368,9 @@ def main(
         lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         losses = [line["losses"][0] for line in lines if "losses" in line][-10:]
         card = model_card(
-            steps * rows * BLOCK, losses, bits_per_byte(model, tokenizer), retrieval(model, tokenizer)
-        )
+            f"--steps {steps} --rows {rows} --lr {lr} --seed {seed}", steps * rows * BLOCK, losses,
+            bits_per_byte(model, tokenizer), retrieval(model, tokenizer),
+        )  # fmt: skip
         (out / "README.md").write_text(card, encoding="utf-8")
         nn.Module.to(model, torch.bfloat16)
         model.save_pretrained(out)
