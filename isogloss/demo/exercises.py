@@ -8,13 +8,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from isogloss.demo.grammar import Event, Opinion, opinions, phrases
-from isogloss.demo.pairs import WHOLE, Said, another_deed, another_person, infer, vary
+from isogloss.demo.grammar import Event, Opinion, Phrases, opinions, phrases
+from isogloss.demo.pairs import SHORT, WHOLE, Said, another_deed, another_person, infer, vary
 from isogloss.demo.split import Split, events_of
 
-KINDS = {"question": 5, "inference": 6, "paraphrase": 6, "match": 3, "topic": 1, "sentiment": 1}
-"""How often each kind is met: looking up and comparing are the hardest."""
-PARTS = {"question": 5, "inference": 1, "paraphrase": 1, "match": 4, "topic": 4, "sentiment": 3}
+KINDS = {"question": 4, "inference": 5, "paraphrase": 5, "match": 3, "phrase": 6, "topic": 1, "sentiment": 1}
+"""How often each kind is met: looking up and comparing are the hardest, and begin with single phrases."""
+PARTS = {"question": 5, "inference": 1, "paraphrase": 1, "match": 4, "phrase": 6, "topic": 4, "sentiment": 3}
 """Most questions asked in one language of an exercise; half of them where there are two. A comparison stands
 alone: statements beside it would be compared too."""
 
@@ -55,7 +55,7 @@ def exercise(
     """
     kind = kind or rng.choices(list(KINDS), list(KINDS.values()))[0]
     parts = max(1, rng.randint(1, PARTS[kind]) // len(codes))
-    make = {"question": _questions, "match": _matches}.get(kind)
+    make = {"question": _questions, "match": _matches, "phrase": _phrases}.get(kind)
     event = draw(split, rng)
     if make:
         texts, words = make(event, codes, parts, rng), ""
@@ -105,6 +105,33 @@ def _questions(event: Event, codes: Sequence[str], parts: int, rng: random.Rando
         first = texts[c][0].text
         both = f"{first} {context}" if backwards else f"{context} {first}"
         texts[c][0] = Part(both, texts[c][0].answer)
+    return texts
+
+
+def _phrases(event: Event, codes: Sequence[str], parts: int, rng: random.Random) -> Solved:
+    """A statement, and phrases that stand in it or do not: the smallest comparison."""
+    sentence = rng.choice((*WHOLE, *SHORT))
+    kinds = [kind for kind in ("who", "where", "when") if sentence != f"no_{kind}"]
+    other = draw_like(event, rng)
+    asked = [(kind, said) for kind in (*kinds, "deed") for said in (event, other)]
+    asked = rng.sample(asked, min(parts, len(asked)))
+    read = rng.choice(codes) if rng.random() < 0.25 else ""
+    texts: Solved = {}
+    for c in codes:
+        p = phrases(c)
+
+        def phrase(kind: str, said: Event, p: Phrases = p) -> str:
+            return p.deed(said) if kind == "deed" else p.answer(kind, said)
+
+        texts[c] = []
+        for kind, said in asked:
+            mine, theirs = phrase(kind, event), phrase(kind, said)
+            label = p.label("paraphrase", "same" if mine == theirs else "different")
+            texts[c].append(Part(theirs, label, "" if mine == theirs else f"{mine} / {theirs}"))
+        first = texts[c][0]
+        texts[c][0] = Part(
+            f"{phrases(read or c).event(event, sentence)} {first.text}", first.answer, first.difference
+        )
     return texts
 
 

@@ -50,7 +50,8 @@ def vary(event: Event, same: bool, rng: random.Random) -> tuple[Said, Said]:
             other = replace(event, denied=not event.denied)
         case _:
             other = another_scene(event, rng)
-    return (event, first), (other, rng.choice(WHOLE))
+    # The order of words must not give the answer away.
+    return (event, first), (other, second)
 
 
 def another_person(event: Event, rng: random.Random) -> Event:
