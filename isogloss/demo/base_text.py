@@ -113,10 +113,15 @@ def prose(real: Real, rng: random.Random) -> Iterator[str]:
                 yield _join({c: row[c] for c in rng.sample((code, other), 2)}, rng)
 
 
-def exercises(rng: random.Random) -> Iterator[list[Segment]]:
-    """An endless stream of solved exercises."""
+def exercises(rng: random.Random, *, comparing: bool = False) -> Iterator[list[Segment]]:
+    """An endless stream of solved exercises; or of comparisons alone, mostly English."""
     kinds, shares = list(EXERCISES), list(EXERCISES.values())
     while True:
+        if comparing:
+            codes = ["en"] if rng.random() < 0.75 else [_language(rng)]
+            kind = rng.choices(["phrase", "paraphrase", "inference"], [4, 1, 1])[0]
+            yield exercise(codes, rng, autonyms=AUTONYMS, kind=kind)
+            continue
         match rng.choices(kinds, shares)[0]:
             case "English":
                 codes = ["en"]

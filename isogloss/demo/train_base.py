@@ -40,7 +40,7 @@ VOCABULARY = 12_288
 BLOCK = 256
 EXERCISE_ROWS = 0.625
 """Share of the rows that hold exercises, of which the answers alone are learnt."""
-ANSWERS = 512
+ANSWERS = 768
 """Most answer tokens learnt in a step."""
 IGNORED = -100
 
@@ -133,8 +133,20 @@ class Step:
 class Packed:
     """Blocks of `BLOCK` tokens of whole documents; step n is the same whenever it is asked for."""
 
-    def __init__(self, real: base_text.Real, tokenizer: PreTrainedTokenizerFast, rows: int, seed: int):
-        self.real, self.tokenizer, self.seed = real, tokenizer, seed
+    def __init__(
+        self,
+        real: base_text.Real,
+        tokenizer: PreTrainedTokenizerFast,
+        rows: int,
+        seed: int,
+        comparing: int = 0,
+    ):
+        """
+        Args:
+            comparing: First steps whose exercises are comparisons alone, mostly English. Whether two phrases
+                are the same is learnt from many tries at a time or not at all.
+        """
+        self.real, self.tokenizer, self.seed, self.comparing = real, tokenizer, seed, comparing
         self.exercises = round(rows * EXERCISE_ROWS)
         self.prose = rows - self.exercises
         self.end: Any = tokenizer.convert_tokens_to_ids("<|endoftext|>")
@@ -143,7 +155,9 @@ class Packed:
         rng = random.Random(f"{self.seed}/{number}")
         prose = ([Segment(text, True)] for text in base_text.prose(self.real, rng))
         told, _, texts = self._blocks(prose, self.prose)
-        solved, answered, problems = self._blocks(base_text.exercises(rng), self.exercises)
+        solved, answered, problems = self._blocks(
+            base_text.exercises(rng, comparing=number < self.comparing), self.exercises
+        )
         followed = torch.where(told == self.tokenizer.pad_token_id, IGNORED, told)[:, 1:]
         rows, columns = answered[:, 1:].nonzero(as_tuple=True)
         keep = sorted(rng.sample(range(len(rows)), min(len(rows), ANSWERS)))
@@ -289,6 +303,7 @@ def main(
     rows: Annotated[int, typer.Option(help="Blocks of 256 tokens a step.")] = 16,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     seed: int = 0,
+    comparing: Annotated[int, typer.Option(help="First steps that practise comparing alone.")] = 0,
     start: Annotated[
         Path | None,
         typer.Option(help="Folder of a model, or of a part stopped early, to go on from; none: random."),
@@ -303,7 +318,7 @@ def main(
     known = out if (out / "tokenizer.json").exists() else start
     tokenizer = PreTrainedTokenizerFast.from_pretrained(known) if known else train_tokenizer(real, seed)
     tokenizer.save_pretrained(out)
-    model, blocks = new_model(tokenizer, seed), Packed(real, tokenizer, rows, seed)
+    model, blocks = new_model(tokenizer, seed), Packed(real, tokenizer, rows, seed, comparing)
     if start and (start / "checkpoint.pt").exists():
         model.load_state_dict(torch.load(start / "checkpoint.pt", weights_only=True)["model"])
     elif start:
@@ -368,7 +383,7 @@ def main(
         lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         losses = [line["losses"][0] for line in lines if "losses" in line][-10:]
         card = model_card(
-            f"--steps {steps} --rows {rows} --lr {lr} --seed {seed}", steps * rows * BLOCK, losses,
+            f"--steps {steps} --rows {rows} --lr {lr} --seed {seed} --comparing {comparing}", steps * rows * BLOCK, losses,
             bits_per_byte(model, tokenizer), retrieval(model, tokenizer),
         )  # fmt: skip
         (out / "README.md").write_text(card, encoding="utf-8")
