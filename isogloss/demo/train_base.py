@@ -382,10 +382,10 @@ def main(
         model.eval()
         lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         losses = [line["losses"][0] for line in lines if "losses" in line][-10:]
+        told = f"--steps {steps} --rows {rows} --lr {lr} --seed {seed} --comparing {comparing}"
         card = model_card(
-            f"--steps {steps} --rows {rows} --lr {lr} --seed {seed} --comparing {comparing}", steps * rows * BLOCK, losses,
-            bits_per_byte(model, tokenizer), retrieval(model, tokenizer),
-        )  # fmt: skip
+            told, steps * rows * BLOCK, losses, bits_per_byte(model, tokenizer), retrieval(model, tokenizer)
+        )
         (out / "README.md").write_text(card, encoding="utf-8")
         nn.Module.to(model, torch.bfloat16)
         model.save_pretrained(out)
