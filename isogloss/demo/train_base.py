@@ -42,6 +42,9 @@ EXERCISE_ROWS = 0.625
 """Share of the rows that hold exercises, of which the answers alone are learnt."""
 ANSWERS = 768
 """Most answer tokens learnt in a step."""
+PROSE = 0.15
+"""Weight of prose beside answers: most of its loss is what nobody can know, and drowns what little an answer
+says about comparing."""
 IGNORED = -100
 
 
@@ -345,6 +348,7 @@ def main(
             ]
         )
 
+    share = torch.tensor([PROSE, 1.0])
     started = time.monotonic()
     log = (out / "log.jsonl").open("a", buffering=1)
     last = min(steps, stop_after or steps)
@@ -353,7 +357,7 @@ def main(
             for group in optim.param_groups:
                 group["lr"] = lr * schedule(step, steps)
         losses = step_losses(blocks.step(step))
-        losses.sum().backward()
+        (losses * share).sum().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
             optim.step()
@@ -382,9 +386,13 @@ def main(
         model.eval()
         lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         losses = [line["losses"][0] for line in lines if "losses" in line][-10:]
-        told = f"--steps {steps} --rows {rows} --lr {lr} --seed {seed} --comparing {comparing}"
+        command = f"--steps {steps} --rows {rows} --lr {lr} --seed {seed} --comparing {comparing}"
         card = model_card(
-            told, steps * rows * BLOCK, losses, bits_per_byte(model, tokenizer), retrieval(model, tokenizer)
+            command,
+            steps * rows * BLOCK,
+            losses,
+            bits_per_byte(model, tokenizer),
+            retrieval(model, tokenizer),
         )
         (out / "README.md").write_text(card, encoding="utf-8")
         nn.Module.to(model, torch.bfloat16)
