@@ -146,8 +146,8 @@ class Packed:
     ):
         """
         Args:
-            comparing: First steps whose exercises are comparisons alone, mostly English. Whether two phrases
-                are the same is learnt from many tries at a time or not at all.
+            comparing: First steps, which practise comparing alone. Whether two phrases are the same is
+                learnt from many tries at a time or not at all.
         """
         self.real, self.tokenizer, self.seed, self.comparing = real, tokenizer, seed, comparing
         self.exercises = round(rows * EXERCISE_ROWS)
@@ -158,9 +158,9 @@ class Packed:
         rng = random.Random(f"{self.seed}/{number}")
         prose = ([Segment(text, True)] for text in base_text.prose(self.real, rng))
         told, _, texts = self._blocks(prose, self.prose)
-        solved, answered, problems = self._blocks(
-            base_text.exercises(rng, comparing=number < self.comparing), self.exercises
-        )
+        comparing = number / self.comparing if number < self.comparing else None
+        exercises = base_text.exercises(rng, comparing=comparing)
+        solved, answered, problems = self._blocks(exercises, self.exercises)
         followed = torch.where(told == self.tokenizer.pad_token_id, IGNORED, told)[:, 1:]
         rows, columns = answered[:, 1:].nonzero(as_tuple=True)
         keep = sorted(rng.sample(range(len(rows)), min(len(rows), ANSWERS)))
@@ -348,7 +348,6 @@ def main(
             ]
         )
 
-    share = torch.tensor([PROSE, 1.0])
     started = time.monotonic()
     log = (out / "log.jsonl").open("a", buffering=1)
     last = min(steps, stop_after or steps)
@@ -357,7 +356,7 @@ def main(
             for group in optim.param_groups:
                 group["lr"] = lr * schedule(step, steps)
         losses = step_losses(blocks.step(step))
-        (losses * share).sum().backward()
+        (losses[0] * (PROSE if step >= comparing else 0.0) + losses[1]).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
             optim.step()
