@@ -114,7 +114,7 @@ def prose(real: Real, rng: random.Random) -> Iterator[str]:
 
 
 def exercises(rng: random.Random, *, english_phrases: bool = False) -> Iterator[list[Segment]]:
-    """An endless stream of solved exercises; or of English phrases that are compared, the first step to it."""
+    """An endless stream of solved exercises; or of English phrases compared, the first step to it."""
     kinds, shares = list(EXERCISES), list(EXERCISES.values())
     while True:
         if english_phrases:
