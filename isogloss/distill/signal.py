@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from isogloss.data.chat import pad, response_positions
 from isogloss.distill.rows import Row
+from isogloss.distill.topk import TopK as TopK
 from isogloss.languages import SOURCE
 from isogloss.model import capture, last_hidden, mean_pool
 
