@@ -22,7 +22,7 @@ CERTAIN = 17.0
 
 @dataclass(frozen=True)
 class TopK:
-    """The k tokens that a teacher finds likeliest, for each of T response tokens; `rest` is all others together.
+    """The k tokens that a teacher finds likeliest at each of T response tokens; `rest` is all the others.
 
     Args:
         ids: Token ids, each once in a row, in any order.
@@ -81,8 +81,8 @@ def pack(top: TopK, vocab: int) -> Int32[Tensor, "tokens k"]:
     """One word a pair: the id in as many high bits as V needs, the probability in the others.
 
     Written, from the likeliest on, as its share v of all that is not yet written, in log-odds ln v/(1-v) and
-    equal steps between the least that a likeliest token can have and `CERTAIN`. So every probability keeps its
-    relative size however small it is, and the rest, which is what the shares leave, needs no bits of its own.
+    equal steps between the least that a likeliest token can have and `CERTAIN`. So every probability keeps
+    its relative size however small, and the rest, which is what the shares leave, needs no bits of its own.
     At V = 151,936 there are 18 + 14 bits: a step is 0.2 %, as fine as float16 keeps ln p at these sizes.
     """
     low, step, bits = _steps(vocab)
