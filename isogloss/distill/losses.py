@@ -37,7 +37,7 @@ def forward_kl(
     Raises:
         ValueError: `temperature` is not a finite number above 0, or not 1 where the teacher's rest is a sum.
     """
-    log_q, log_p = outcomes(student, teacher, temperature)
+    log_q, log_p = outcomes_of(log_softmax(student, temperature), teacher, temperature)
     return (log_p.exp() * (log_p - log_q)).sum() * temperature**2
 
 
@@ -48,7 +48,7 @@ def reverse_kl(
     temperature: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Sum over tokens of KL(student ‖ teacher), in nats; arguments as in `forward_kl`."""
-    log_q, log_p = outcomes(student, teacher, temperature)
+    log_q, log_p = outcomes_of(log_softmax(student, temperature), teacher, temperature)
     return (log_q.exp() * (log_q - log_p)).sum() * temperature**2
 
 
@@ -71,7 +71,7 @@ def jensen_shannon(
         raise ValueError(
             f"beta is {beta}; it must lie between 0 and 1; at the ends use forward_kl or reverse_kl"
         )
-    log_q, log_p = outcomes(student, teacher, temperature)
+    log_q, log_p = outcomes_of(log_softmax(student, temperature), teacher, temperature)
     log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
     both = beta * log_p.exp() * (log_p - log_m) + (1 - beta) * log_q.exp() * (log_q - log_m)
     return both.sum() * temperature**2
@@ -81,12 +81,10 @@ def cross_entropy(
     student: Float[Tensor, "tokens vocab"], response: Int[Tensor, " tokens"]
 ) -> Float[Tensor, ""]:
     """Sum over tokens of -ln p(response token), in nats; the softmax runs in float32."""
-    return F.cross_entropy(_wide(student), response, reduction="sum")
+    return F.cross_entropy(wide(student), response, reduction="sum")
 
 
-def cosine(
-    student: Float[Tensor, "rows hidden"], teacher: Float[Tensor, "rows hidden"]
-) -> Float[Tensor, ""]:
+def cosine(student: Float[Tensor, "rows hidden"], teacher: Float[Tensor, "rows hidden"]) -> Float[Tensor, ""]:
     """Sum over rows of 1 - cos(student, teacher): from 0, one direction, to 2 a row, opposite ones.
 
     Of hidden states of one layer, pooled or token by token (Sanh et al. 2019, arXiv:1910.01108, section 3).
@@ -96,7 +94,7 @@ def cosine(
         student: Hidden states.
         teacher: The states that they should point along, without gradient.
     """
-    return (1 - F.cosine_similarity(_wide(student), _wide(teacher), dim=-1)).sum()
+    return (1 - F.cosine_similarity(wide(student), wide(teacher), dim=-1)).sum()
 
 
 def shrinkage(
@@ -141,7 +139,7 @@ def info_nce(
         own: Which twin is whose.
         temperature: Divides the cosines.
     """
-    similar = F.normalize(_wide(student), dim=-1) @ F.normalize(_wide(twins), dim=-1).T / temperature
+    similar = F.normalize(wide(student), dim=-1) @ F.normalize(wide(twins), dim=-1).T / temperature
     there = F.cross_entropy(similar, own, reduction="sum")
     same = (own[:, None] == own[None]) & ~torch.eye(len(own), dtype=torch.bool, device=own.device)
     back = similar[:, own].T.masked_fill(same, -math.inf)
@@ -149,22 +147,24 @@ def info_nce(
     return (there + F.cross_entropy(back, truth, reduction="sum")) / 2
 
 
-def outcomes(
-    student: Float[Tensor, "tokens vocab"],
+def outcomes_of(
+    log_q: Float[Tensor, "tokens vocab"],
     teacher: Float[Tensor, "tokens vocab"] | TopK,
-    temperature: float = 1.0,
+    temperature: float,
 ) -> tuple[Float[Tensor, "tokens outcomes"], Float[Tensor, "tokens outcomes"]]:
     """Log-probabilities of student and teacher over the same outcomes, in nats.
 
     Outcomes are the vocabulary's tokens or, of a `TopK`, those kept in its own order and the rest.
 
+    Args:
+        log_q: The student's log-probabilities at the temperature.
+
     Raises:
         ValueError: As the divergences.
     """
-    log_q = _log_softmax(student, temperature)
     if not isinstance(teacher, TopK):
-        return log_q, _log_softmax(teacher, temperature)
-    ids, whole = teacher.ids.long(), teacher.ids.shape[1] == student.shape[1]
+        return log_q, log_softmax(teacher, temperature)
+    ids, whole = teacher.ids.long(), teacher.ids.shape[1] == log_q.shape[1]
     if temperature != 1 and not whole:
         raise ValueError(
             f"temperature is {temperature}; of the k likeliest tokens and the rest only 1 is exact; "
@@ -172,17 +172,22 @@ def outcomes(
         )
     kept = log_q.gather(1, ids)
     if whole:
-        return kept, _log_softmax(teacher.logprobs, temperature)
+        return kept, log_softmax(teacher.logprobs, temperature)
     rest = log_q.scatter(1, ids, -math.inf).logsumexp(1, keepdim=True)
-    return torch.cat([kept, rest], 1), torch.cat([_wide(teacher.logprobs), _wide(teacher.rest)[:, None]], 1)
+    return torch.cat([kept, rest], 1), torch.cat([wide(teacher.logprobs), wide(teacher.rest)[:, None]], 1)
 
 
-def _log_softmax(logits: Float[Tensor, "tokens vocab"], temperature: float) -> Float[Tensor, "tokens vocab"]:
+def log_softmax(logits: Float[Tensor, "tokens vocab"], temperature: float) -> Float[Tensor, "tokens vocab"]:
+    """ln of the softmax of logits / temperature, in float32 or wider.
+
+    Raises:
+        ValueError: `temperature` is not a finite number above 0.
+    """
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature is {temperature}; it must be a finite number above 0")
-    return F.log_softmax(_wide(logits) / temperature, dim=-1)
+    return F.log_softmax(wide(logits) / temperature, dim=-1)
 
 
-def _wide(values: Tensor) -> Tensor:
+def wide(values: Tensor) -> Tensor:
     """Float32, or what is wider already."""
     return values if values.dtype == torch.float64 else values.float()
