@@ -1,8 +1,8 @@
 """From hidden states and a frozen head to losses and their gradient, a chunk of tokens at a time.
 
-The head does not learn, so nothing is wanted of its logits but one gradient with respect to the states that it
-reads. It has a closed form and is found in forward, while a chunk's logits are there: tokens × vocabulary is
-never held beyond a chunk, nothing is computed twice, and backward multiplies [tokens, hidden] by a number.
+The head does not learn, so nothing is wanted of its logits but one gradient with respect to the states that
+it reads. It has a closed form and is found in forward, while a chunk's logits are there: tokens × vocabulary
+is never held beyond a chunk, nothing is computed twice, and backward multiplies [tokens, hidden] by a number.
 Equal to the functions of `losses` on whole logits.
 Letters: T response tokens, V vocabulary, z logits, q student, p teacher, τ temperature.
 """
