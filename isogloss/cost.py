@@ -37,7 +37,8 @@ class Stage:
     started: float = field(default_factory=time.monotonic, repr=False)
 
 
-SPENT = ("seconds", "teacher_calls", "teacher_tokens", "cached_hits", "cache_bytes_written")
+TEACHER = ("teacher_calls", "teacher_tokens", "cached_hits", "cache_bytes_written")
+SPENT = ("seconds", *TEACHER)
 """What is added up over resumes."""
 
 
@@ -152,7 +153,7 @@ class Meter:
 
 
 def _head(model: nn.Module) -> nn.Linear:
-    return model.get_output_embeddings()  # type: ignore[operator, return-value]
+    return causal_of(model).get_output_embeddings()
 
 
 def _body(model: nn.Module) -> int:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from isogloss.cost import Stage
+from isogloss.cost import Stage, forward_flops
 from isogloss.data.chat import pad, response_positions
 from isogloss.distill.cache import Cache, Part, row_key
 from isogloss.distill.rows import Row
@@ -104,6 +104,7 @@ def hidden_signals(
     for chosen, states in _read(model, distinct, said.absent, pad_id, batch, fork, cost):
         if kind == "top_k":
             states = [pack(TopK.of(head(model, one), k), vocab) for one in states]
+            cost.flops += forward_flops(model, 0, sum(map(len, states)))
         said.keep(chosen, states)
         cost.teacher_calls += len(chosen)
         progress(done := done + len(chosen), work)

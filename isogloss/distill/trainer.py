@@ -253,6 +253,8 @@ class ResponseTrainer(Trainer):
         self.twins = None if twins is None else twins.to(self.args.device)
         self.parts: dict[str, float] = {}
         self.counts = {"tokens": 0, "responses": 0}
+        self.languages: set[str] = set()
+        """Whose rows were read, for whoever clears it."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # the order is in the data
@@ -282,6 +284,7 @@ class ResponseTrainer(Trainer):
         loss = sum(getattr(self.weights, name) * part for name, part in scaled.items())
         for name, part in scaled.items():
             self.parts[name] = self.parts.get(name, 0.0) + part.item() * self.args.world_size
+        self.languages.update(batch.languages)
         self.counts["tokens"] += int(batch.mask.sum())
         self.counts["responses"] += len(batch.response)
         # Distributed wrappers average gradients over ranks; the sum is what the normalisation means.
