@@ -141,13 +141,17 @@ def teacher_prompt(
     """Exactly what teacher and student read of an example; the tokens that are learned from are marked."""
     _is_run(run_folder)
     (code,) = _codes([language], "--language")
-    job = _prepare(load_config(run_folder / "config.yaml", places=True).model_copy(update={"run": run_folder}))
+    job = _prepare(
+        load_config(run_folder / "config.yaml", places=True).model_copy(update={"run": run_folder})
+    )
     from isogloss import pipeline
     from isogloss.teacher.showing import shown
 
     row = pipeline.row_of(job, code, id_)
     for name, prompt in (("Teacher", row.teacher_prompt), ("Student", row.student.prompt)):
-        out.print(f"{name}: {len(prompt)} tokens, then {len(row.student.response)} of the response", style="bold")
+        out.print(
+            f"{name}: {len(prompt)} tokens, then {len(row.student.response)} of the response", style="bold"
+        )
         _line(_plain(shown(job.tokenizer, prompt, row.student.response)))
 
 

@@ -771,6 +771,8 @@ def _misplaced(config: Config, written: _Written) -> Iterator[str]:
         yield fault("languages.tree", f"is {config.languages.tree}; it is no file, and neither {shapes}")
     if config.distill.texts is not None and not config.distill.texts.is_file():
         yield fault("distill.texts", f"is {config.distill.texts}; there is no such file")
+    if config.distill.cache is not None and config.distill.cache.is_file():
+        yield fault("distill.cache", f"is {config.distill.cache}, which is a file; name a folder")
     root = config.data_root or os.environ.get("ISOGLOSS_DATA") or None
     if root is not None and not Path(root).is_dir():
         if config.data_root is not None:

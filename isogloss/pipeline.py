@@ -291,7 +291,7 @@ def run_distill(run: Run) -> None:
 
 
 def run_cache(run: Run) -> Stage:
-    """The teacher's signals of every row, in the cache, so that stage 2 spends nothing on it; what was done."""
+    """The teacher's signals of every row, in the cache, so that stage 2 spends nothing on it; the cost."""
     model = run.reference_model()
     stage, done = run.ledger.begin("cache"), Stage("cache")
     if run.config.languages.tree == "learned" and not run.learned.exists():
@@ -537,7 +537,9 @@ def row_of(run: Run, code: str, id: str) -> Row:
     if run.config.distill.responses == "teacher" or answer is None:
         given = {row["id"]: row["answer"] for row in read_lines(file)} if file.exists() else {}
         if id not in given:
-            raise RunError(f"{id} has no English answer yet; run `isogloss cache` or `isogloss distill` first")
+            raise RunError(
+                f"{id} has no English answer yet; run `isogloss cache` or `isogloss distill` first"
+            )
         answer = given[id]
     (row,) = _rows(run, run.tokenizer, [example], {id: answer}, run.tree, [code], retain=False)
     return row

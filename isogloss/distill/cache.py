@@ -63,7 +63,10 @@ class Part:
     def __init__(self, folder: Path, about: Mapping[str, Any]):
         text = json.dumps(about, sort_keys=True)
         self.name = hashlib.sha256(text.encode()).hexdigest()
-        self.folder, self.manifest = folder / self.name[:16], json.dumps(about, sort_keys=True, indent=1) + "\n"
+        self.folder, self.manifest = (
+            folder / self.name[:16],
+            json.dumps(about, sort_keys=True, indent=1) + "\n",
+        )
 
     def read(self, keys: Collection[bytes]) -> dict[bytes, Tensor]:
         """The tensors of those keys that are there; what is damaged or stale is removed on the way."""
@@ -139,9 +142,7 @@ class Part:
                     part.unlink()
 
 
-def teacher_of(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, weights: str
-) -> dict[str, Any]:
+def teacher_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, weights: str) -> dict[str, Any]:
     """What any signal depends on besides its kind and its ids.
 
     Args:

@@ -1,4 +1,4 @@
-"""Self-checks before and at the beginning of training: cheap, and each of them has a silent failure to show for.
+"""Self-checks before and at the beginning of training: cheap, and each is there for a silent failure.
 
 A check that fails says what is wrong and stops the run: what would be trained is not what is meant. Of the
 user's data it is a `DataError`; else it is a fault of this program, or of a library below it, and no setting
@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from isogloss.data.chat import pad
 from isogloss.distill.rows import Row
 from isogloss.distill.signal import Kind, hidden_signals
-from isogloss.distill.trainer import ResponseTrainer, Sample, Weights, batch_losses, collate, samples_of
+from isogloss.distill.trainer import Sample, Weights, batch_losses, collate, samples_of
 from isogloss.errors import DataError
 from isogloss.model import last_hidden
 from isogloss.tree.lora import TreeLora
@@ -63,7 +63,8 @@ def check_teacher(
     carrier.off()
     signals = hidden_signals(model, plain, layer=layer, pad_id=pad_id, kind=kind, k=k)
     if dropping := [name for name, module in model.named_modules() if module.training]:
-        raise RuntimeError(f"self-check: the teacher reads in training mode ({dropping[0] or 'the model'})")
+        name = dropping[0] or "the model"
+        raise RuntimeError(f"self-check: the teacher reads in training mode ({name})")
     device = next(model.parameters()).device
     ids, mask = (
         t.to(device) for t in pad([[*row.student.prompt, *row.student.response] for row in few], pad_id)
@@ -79,9 +80,8 @@ def check_teacher(
     parts = batch_losses(model, batch, Weights(kl=1.0, layer=layer))
     nats = sum(float(parts[name]) for name in ("kl", "retain") if name in parts) / len(batch.response)
     if not nats <= ROUNDING.get(off.dtype, COARSE):
-        raise RuntimeError(
-            f"self-check: a teacher that reads the student's prompt differs from it by {nats:.4f} nats a token"
-        )
+        far = f"{nats:.4f} nats a token"
+        raise RuntimeError(f"self-check: a teacher that reads the student's prompt differs from it by {far}")
 
 
 @torch.no_grad()
@@ -108,19 +108,22 @@ def divergence_by_language(
 class PathsOnly(TrainerCallback):
     """After the first step that changes anything, only nodes on the paths of what was read have changed.
 
+    Args:
+        read: The languages whose rows were read, as the trainer adds them.
+
     Raises, at that step's end:
         RuntimeError: Another node has changed.
     """
 
-    def __init__(self, trainer: ResponseTrainer, carrier: TreeLora):
-        self.trainer, self.carrier = trainer, carrier
+    def __init__(self, carrier: TreeLora, read: set[str]):
+        self.carrier, self.read = carrier, read
         self.before: dict[str, dict[str, Tensor]] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # After a resume the optimiser's moments move nodes that no row reads; other ranks' rows are not known.
+        # After a resume the optimiser's moments move nodes that no row reads; other ranks' rows are unknown.
         if state.global_step == 0 and args.world_size == 1:
             self.before = {node.name: self._rows(node) for node in self.carrier.tree.nodes}
-            self.trainer.languages.clear()
+            self.read.clear()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         changed = [
@@ -135,7 +138,7 @@ class PathsOnly(TrainerCallback):
         if not changed:  # the first step of a warm-up has a learning rate of 0
             return
         self.before = {}
-        read = {node.name for code in self.trainer.languages for node in self.carrier.tree.path(code)}
+        read = {node.name for code in self.read for node in self.carrier.tree.path(code)}
         if strays := [name for name in changed if name not in read]:
             raise RuntimeError(f"self-check: {strays[0]} has changed, and no row that was read is below it")
 

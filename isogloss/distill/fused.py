@@ -35,15 +35,24 @@ class Head:
     cap: float | None = None
 
     def logits(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
-        """In float32 or wider; where the device can, products of half-precision factors are summed to it."""
-        weight, hidden = self.linear.weight, hidden.to(self.linear.weight.dtype)
-        if _sums_wide(weight):
-            for hook in self.linear._forward_pre_hooks.values():  # a meter's
-                hook(self.linear, (hidden,))
-            z = _product(hidden, weight.T)
-            z = z if self.linear.bias is None else z + self.linear.bias
+        """In float32 or wider: products of half-precision factors are not rounded to half precision.
+
+        Rounded logits move probabilities by percents, and gradients more where teacher and student nearly agree.
+        """
+        weight = self.linear.weight
+        hidden = hidden.to(weight.dtype)
+        self._announce(hidden)
+        if weight.dtype not in (torch.bfloat16, torch.float16):
+            z = hidden @ weight.T
+        elif weight.is_cuda:
+            z = torch.mm(hidden, weight.T, out_dtype=torch.float32)
         else:
-            z = wide(self.linear(hidden))
+            # A processor's product is summed wide and rounded at its end: a second one finds what that took.
+            rounded = hidden @ weight.T
+            z = rounded.float() + torch.addmm(rounded, hidden, weight.T, beta=-1).float()
+            with torch.no_grad():
+                self._announce(hidden)
+        z = z if self.linear.bias is None else z + self.linear.bias
         z = z if self.scale == 1.0 else z * self.scale
         return z if self.cap is None else torch.tanh(z / self.cap) * self.cap
 
@@ -55,13 +64,18 @@ class Head:
             slope *= 1 - (logits / self.cap).square()
         if self.scale != 1.0:
             slope *= self.scale
-        return _product(slope.to(self.linear.weight.dtype), self.linear.weight)
+        return slope.to(self.linear.weight.dtype) @ self.linear.weight
+
+    def _announce(self, hidden: Tensor) -> None:
+        """The product is ours, but a meter's hooks on the head want to hear of it."""
+        for hook in self.linear._forward_pre_hooks.values():
+            hook(self.linear, (hidden,))
 
 
 def frozen_head(model: nn.Module) -> Head | None:
     """The model's head, if it is a plain linear layer that learns nothing and lies whole on its device.
 
-    None for one that is trained, quantised, adapted or sharded: `model.head` with autograd serves all of them.
+    None for one that is trained, quantised, adapted or sharded: `model.head` with autograd serves all.
     """
     causal = causal_of(model)
     linear = causal.get_output_embeddings()
@@ -210,14 +224,3 @@ def _divergence(
     else:
         slope += a
     return value, slope.mul_(tau)
-
-
-def _sums_wide(weight: Tensor) -> bool:
-    return weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16)
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """A matrix product that is not rounded to half precision where the device can leave it wide."""
-    if _sums_wide(right):
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left @ right

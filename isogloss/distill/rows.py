@@ -62,8 +62,8 @@ def build_rows(
 
     Raises:
         DataError: A language has no usable example.
-        ConfigError: A prompt is over the limit, a node lacks its text, or the template writes another response
-            behind the teacher's prompt than behind the student's.
+        ConfigError: A prompt is over the limit, a node lacks its text, or the template writes the response
+            behind the teacher's prompt in another way than behind the student's.
     """
     # Examples that ask the same in English mean the same, whatever their ids.
     meanings: dict[str, int] = {}

@@ -1,10 +1,10 @@
 """Signals: what the reference model says about each row, computed once before training.
 
-Two kinds. *Hidden*: teacher and student share the frozen head, so the teacher's last hidden states at response
-positions are an exact signal of H numbers per token (2·H bytes in bfloat16): the head turns them into full
-logits at the student's step. *Top-k*: the k likeliest tokens and the rest, 4·k bytes per token whatever the
-model, and the only form that a served teacher gives. A loss is handed what a head or a file made of them, and
-never knows which.
+Two kinds. *Hidden*: teacher and student share the frozen head, so the teacher's last hidden states at
+response positions are an exact signal of H numbers per token (2·H bytes in bfloat16): the head turns them
+into full logits at the student's step. *Top-k*: the k likeliest tokens and the rest, 4·k bytes per token
+whatever the model, and the only form that a served teacher gives. A loss takes either and does not know
+where it came from.
 
 Flow: rows → by content from the cache, else read, many together → kept in the cache → `Signal`.
 """
@@ -13,6 +13,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -23,6 +24,7 @@ from transformers import DynamicCache
 from isogloss.cost import Stage, forward_flops
 from isogloss.data.chat import pad, response_positions
 from isogloss.distill.cache import Cache, Part, row_key
+from isogloss.distill.fused import frozen_head
 from isogloss.distill.rows import Row
 from isogloss.distill.topk import TopK, pack, unpack
 from isogloss.languages import SOURCE
@@ -33,8 +35,8 @@ SHARD = 16 << 20
 """Bytes of signals that are written together,"""
 PATIENCE = 20.0
 """or what was read in so many seconds: what a killed run loses at most."""
-WORTH = 4
-"""Fewest rows for which a common prefix is read apart."""
+FORWARD = 256
+"""Tokens that it costs about to read a group of rows apart from the others."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def hidden_signals(
     """
     model.eval()
     cost = Stage("") if cost is None else cost
-    vocab = causal_of(model).config.get_text_config().vocab_size
+    fixed, vocab = frozen_head(model), causal_of(model).config.get_text_config().vocab_size
     twins = list(dict.fromkeys(row.twin_prompt for row in rows))
     scored = [row for row in rows if teacher or row.language == SOURCE]
     distinct = list({(row.teacher_prompt, row.student.response): row.language for row in scored}.items())
@@ -103,7 +105,8 @@ def hidden_signals(
     done = work - len(said.absent)
     for chosen, states in _read(model, distinct, said.absent, pad_id, batch, fork, cost):
         if kind == "top_k":
-            states = [pack(TopK.of(head(model, one), k), vocab) for one in states]
+            logits = (fixed.logits(one) if fixed else head(model, one) for one in states)
+            states = [pack(TopK.of(one, k), vocab) for one in logits]
             cost.flops += forward_flops(model, 0, sum(map(len, states)))
         said.keep(chosen, states)
         cost.teacher_calls += len(chosen)
@@ -191,7 +194,7 @@ def _groups(
     """Rows that are read together, and how many tokens all their prompts begin with; 0: not worth it.
 
     The rows of a language share a path, and in it their node texts. In the order of their ids prompts that
-    begin alike are neighbours, so a group is a stretch; of a stretch and its parts that saves more tokens.
+    begin alike are neighbours, so a group is a stretch; of a stretch and its parts what saves more tokens.
     """
     if not fork:
         return [(list(range(len(prompts))), 0)]
@@ -211,17 +214,18 @@ def _stretches(
     order: list[int], prompts: Sequence[tuple[int, ...]]
 ) -> tuple[int, list[tuple[list[int], int]]]:
     """Tokens saved, and the groups that save them."""
-    if len(order) < WORTH:
+    if len(order) < 2:
         return 0, [(order, 0)]
-    common = [_common(prompts[a], prompts[b]) for a, b in zip(order, order[1:], strict=False)]
+    common = [_common(prompts[a], prompts[b]) for a, b in pairwise(order)]
     least = min(common)
     # A prompt's last token predicts the response's first, so it is read with the response.
     shared = min(least, min(len(prompts[n]) for n in order) - 1)
-    saved, whole = (len(order) - 1) * shared, [(order, shared)]
+    saved = max(0, (len(order) - 1) * shared - FORWARD)
+    whole = [(order, shared if saved else 0)]
     if least == max(common):
         return saved, whole
     cuts = [0, *(place + 1 for place, one in enumerate(common) if one == least), len(order)]
-    parts = [_stretches(order[a:b], prompts) for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [_stretches(order[a:b], prompts) for a, b in pairwise(cuts)]
     if (theirs := sum(one for one, _ in parts)) > saved:
         return theirs, [group for _, groups in parts for group in groups]
     return saved, whole

@@ -47,8 +47,8 @@ def read_signals(
     """What the settings' loss needs of the reference model, from the cache where it is there."""
     with bar("Teacher reads") as progress:
         return hidden_signals(
-            model, rows, layer=layer_of(model, settings), pad_id=pad_id, kind=settings.signal, k=settings.top_k,
-            teacher=bool(settings.kl), cache=cache, cost=cost, progress=progress,
+            model, rows, layer=layer_of(model, settings), pad_id=pad_id, kind=settings.signal,
+            k=settings.top_k, teacher=bool(settings.kl), cache=cache, cost=cost, progress=progress,
         )  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def distil(
         pad_id=pad_id,
     )  # fmt: skip
     if settings.checks:
-        trainer.add_callback(PathsOnly(trainer, carrier))
+        trainer.add_callback(PathsOnly(carrier, trainer.languages))
         if found := divergence_by_language(carrier, samples, weights, pad_id):
             nats = ", ".join(f"{code} {value:.3f}" for code, value in found.items())
             say(f"Divergence from the teacher before training, nats a token: {nats}")

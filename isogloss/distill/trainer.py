@@ -228,8 +228,8 @@ def chunk_size(model: nn.Module) -> int:
 def in_chunks(score: Callable[..., Tensor], size: int, hidden: Tensor, *others: Tensor | TopK) -> Tensor:
     """The sum of `score` over tokens, never holding the logits of more than `size` of them.
 
-    For a head that learns, as in stage 1, or is no plain linear layer; `fused` serves the others. Equal to one
-    call; where it takes several, each is computed again in backward.
+    For a head that learns, as in stage 1, or is no plain linear layer; `fused` serves the others. Equal to
+    one call; where it takes several, each is computed again in backward.
     """
     if len(hidden) <= size:
         return score(hidden, *others)
