@@ -37,7 +37,7 @@ class Head:
     def logits(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
         """In float32 or wider: products of half-precision factors are not rounded to half precision.
 
-        Rounded logits move probabilities by percents, and gradients more where teacher and student nearly agree.
+        Rounded logits move probabilities by percents, and gradients by more where both sides nearly agree.
         """
         weight = self.linear.weight
         hidden = hidden.to(weight.dtype)
