@@ -10,9 +10,10 @@ import math
 import os
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -293,29 +294,25 @@ def run_distill(run: Run) -> None:
 def run_cache(run: Run) -> Stage:
     """The teacher's signals of every row, in the cache, so that stage 2 spends nothing on it; the cost."""
     model = run.reference_model()
-    stage, done = run.ledger.begin("cache"), Stage("cache")
+    stage = run.ledger.begin("cache")
+    earlier = replace(stage)
     if run.config.languages.tree == "learned" and not run.learned.exists():
         _learn_families(run, model)
     rows = rows_for(run, model, run.examples, run.tree, run.taught, stage)
-    earlier = {name: getattr(stage, name) for name in TEACHER}
 
     @contextmanager
     def bar(what: str) -> Iterator[Progress]:
         with run.watcher.bar(what) as progress:
             yield _pausing(run, stage, progress)
 
-    try:
-        read_signals(
-            model, rows, run.config.distill, pad_id=pad_id(run.tokenizer), cost=done, bar=bar,
-            cache=Cache(run.signals, teacher_of(model, run.tokenizer, fingerprint(model))),
-        )  # fmt: skip
-    finally:
-        for name, before in earlier.items():
-            setattr(stage, name, before + getattr(done, name))
-        stage.tokens_forwarded = stage.teacher_tokens
-        stage.flops = done.flops + forward_flops(model, stage.teacher_tokens, 0)
-        run.ledger.pause(stage)
-    return done
+    read_signals(
+        model, rows, run.config.distill, pad_id=pad_id(run.tokenizer), cost=stage, bar=bar,
+        cache=Cache(run.signals, teacher_of(model, run.tokenizer, fingerprint(model))),
+    )  # fmt: skip
+    stage.tokens_forwarded = stage.teacher_tokens
+    stage.flops += forward_flops(model, stage.teacher_tokens, 0)
+    run.ledger.pause(stage)
+    return Stage("cache", **{name: getattr(stage, name) - getattr(earlier, name) for name in TEACHER})
 
 
 def train_carrier(
@@ -654,7 +651,7 @@ def _pausing(run: Run, stage: Stage, progress: Progress) -> Progress:
     """Progress that also writes the ledger now and then, so that a killed run loses little of its time."""
 
     def report(done: int, of: int) -> None:
-        if done % 50 == 0:
+        if done % 50 == 0 or time.monotonic() - stage.started > 10:  # seconds
             run.ledger.pause(stage)
         progress(done, of)
 

@@ -147,3 +147,12 @@ def test_an_unknown_row_is_refused(filled):
     assert str(caught.value) == f"fr is not taught in {run.folder}; there are sw, ur"
     with pytest.raises(RunError, match=r"--id nothing: no example in sw has this id; "):
         pipeline.row_of(run, "sw", "nothing")
+
+
+def test_filling_a_full_cache_reads_nothing(filled):
+    """The ledger's stage keeps what was spent before."""
+    run, _ = filled
+    done = pipeline.run_cache(run)
+    assert (done.teacher_calls, done.teacher_tokens, done.cached_hits) == (0, 0, 14)
+    assert done.cache_bytes_written == 0
+    assert stages(run)["cache"]["teacher_calls"] == 14
