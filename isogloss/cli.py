@@ -118,6 +118,44 @@ def distill(config: ConfigFile = None, set_: Overrides = None, data_root: DataRo
 
 
 @app.command()
+def cache(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
+    """Read the teacher's signals of stage 2 once, so that `distill` spends nothing on them."""
+    settings = _settings(config, set_, data_root)
+    _require(settings.run, TUNED)
+    job = _open(settings)
+    from isogloss import pipeline
+
+    done = pipeline.run_cache(job)
+    _line(
+        f"Signals: {job.signals}; {done.teacher_calls} rows read, {done.cached_hits} there already, "
+        f"{done.cache_bytes_written} bytes written"
+    )
+
+
+@app.command("teacher-prompt")
+def teacher_prompt(
+    run_folder: RunFolder,
+    language: Annotated[str, typer.Option(metavar="CODE", help="A language that is taught, by any code.")],
+    id_: Annotated[str, typer.Option("--id", metavar="ID", help="The id of one of the run's examples.")],
+) -> None:
+    """Exactly what teacher and student read of an example; the tokens that are learned from are marked."""
+    _is_run(run_folder)
+    (code,) = _codes([language], "--language")
+    job = _prepare(
+        load_config(run_folder / "config.yaml", places=True).model_copy(update={"run": run_folder})
+    )
+    from isogloss import pipeline
+    from isogloss.teacher.showing import shown
+
+    row = pipeline.row_of(job, code, id_)
+    for name, prompt in (("Teacher", row.teacher_prompt), ("Student", row.student.prompt)):
+        out.print(
+            f"{name}: {len(prompt)} tokens, then {len(row.student.response)} of the response", style="bold"
+        )
+        _line(_plain(shown(job.tokenizer, prompt, row.student.response)))
+
+
+@app.command()
 def evaluate(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
     """Every measure, before and after."""
     settings = _settings(config, set_, data_root)

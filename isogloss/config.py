@@ -251,6 +251,8 @@ class Distill(Settings):
     """What a node's text is distilled into."""
     texts: Path | None = None
     """Node texts; the package's own if not given."""
+    require_texts: bool = False
+    """Refuse a tree with a node that has no text; else it is silent."""
     teacher_reads: Annotated[tuple[Literal["texts", "twin", "answer"], ...], AfterValidator(_once)] = (
         "texts",
         "twin",
@@ -263,6 +265,15 @@ class Distill(Settings):
     """Between teacher and student on response tokens."""
     temperature: Positive = 1.0
     """Of the divergence."""
+    signal: Literal["hidden", "top_k"] = "hidden"
+    """What is kept of the teacher: its last hidden states, which are exact, or its likeliest tokens with one
+    bucket for the rest."""
+    top_k: Count = 32
+    """Tokens kept, where the signal is top_k; 4 bytes each per response token."""
+    cache: Path | None = None
+    """Folder in which the teacher's signals are kept; `cache` in the run's folder if not given."""
+    checks: bool = True
+    """Check before training that teacher and student are aligned, and tell their divergence per language."""
     kl: Weight = 0.0
     """Weight of the divergence per response token; 0 spares the teacher's reading. The embedded base does
     better without (docs/log.md); 1 suits a model that uses what it reads."""
@@ -293,6 +304,12 @@ class Distill(Settings):
     def _some_loss(self) -> "Distill":
         if not self.kl + self.ce + self.hidden:
             raise _refusal("kl", "must be above 0 where ce and hidden are 0 too")
+        return self
+
+    @model_validator(mode="after")
+    def _exact(self) -> "Distill":
+        if self.signal == "top_k" and self.temperature != 1:
+            raise _refusal("temperature", "must be 1 where signal is top_k; with hidden it may be another")
         return self
 
 
@@ -396,7 +413,8 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
 
 OWN = (
     "data", "data_root", "languages.items", "languages.high", "languages.middle", "distill.responses",
-    "distill.divergence", "distill.temperature", "distill.kl", "distill.ce", "distill.hidden",
+    "distill.divergence", "distill.temperature", "distill.signal", "distill.top_k", "distill.cache",
+    "distill.checks", "distill.kl", "distill.ce", "distill.hidden",
     "distill.layer", "distill.balance", "distill.epochs", "distill.batch", "distill.accumulate", "distill.lr",
 )  # fmt: skip
 """Settings that a language which joins a finished run may have of its own."""
@@ -753,6 +771,8 @@ def _misplaced(config: Config, written: _Written) -> Iterator[str]:
         yield fault("languages.tree", f"is {config.languages.tree}; it is no file, and neither {shapes}")
     if config.distill.texts is not None and not config.distill.texts.is_file():
         yield fault("distill.texts", f"is {config.distill.texts}; there is no such file")
+    if config.distill.cache is not None and config.distill.cache.is_file():
+        yield fault("distill.cache", f"is {config.distill.cache}, which is a file; name a folder")
     root = config.data_root or os.environ.get("ISOGLOSS_DATA") or None
     if root is not None and not Path(root).is_dir():
         if config.data_root is not None:

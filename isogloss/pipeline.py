@@ -10,9 +10,10 @@ import math
 import os
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -24,12 +25,14 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from isogloss.config import Config, dump_config, load_config
-from isogloss.cost import Ledger, Stage, forward_flops
+from isogloss.cost import TEACHER, Ledger, Stage, forward_flops
 from isogloss.data import selection
 from isogloss.data.examples import ParallelExample
+from isogloss.data.formats.lines import nearest
 from isogloss.data.sources import english_examples, node_texts, parallel_examples
+from isogloss.distill.cache import Cache, teacher_of
 from isogloss.distill.rows import Row, build_rows
-from isogloss.distill.stage import distil
+from isogloss.distill.stage import distil, read_signals
 from isogloss.errors import DataError, RunError
 from isogloss.evaluate import runner
 from isogloss.evaluate.items import SuiteData
@@ -77,6 +80,11 @@ class Run:
     @property
     def carriers(self) -> Path:
         return self.folder / "adapters" / "tree.safetensors"
+
+    @property
+    def signals(self) -> Path:
+        """The cache of the teacher's signals."""
+        return self.config.distill.cache or self.folder / "cache"
 
     @property
     def curve(self) -> Path:
@@ -283,6 +291,30 @@ def run_distill(run: Run) -> None:
     train_carrier(run, run.student(model, trained=False), rows, run.taught, stage)
 
 
+def run_cache(run: Run) -> Stage:
+    """The teacher's signals of every row, in the cache, so that stage 2 spends nothing on it; the cost."""
+    model = run.reference_model()
+    stage = run.ledger.begin("cache")
+    earlier = replace(stage)
+    if run.config.languages.tree == "learned" and not run.learned.exists():
+        _learn_families(run, model)
+    rows = rows_for(run, model, run.examples, run.tree, run.taught, stage)
+
+    @contextmanager
+    def bar(what: str) -> Iterator[Progress]:
+        with run.watcher.bar(what) as progress:
+            yield _pausing(run, stage, progress)
+
+    read_signals(
+        model, rows, run.config.distill, pad_id=pad_id(run.tokenizer), cost=stage, bar=bar,
+        cache=Cache(run.signals, teacher_of(model, run.tokenizer, fingerprint(model))),
+    )  # fmt: skip
+    stage.tokens_forwarded = stage.teacher_tokens
+    stage.flops += forward_flops(model, stage.teacher_tokens, 0)
+    run.ledger.pause(stage)
+    return Stage("cache", **{name: getattr(stage, name) - getattr(earlier, name) for name in TEACHER})
+
+
 def train_carrier(
     run: Run, carrier: TreeLora, rows: Sequence[Row], codes: Sequence[str], stage: Stage
 ) -> None:
@@ -293,10 +325,12 @@ def train_carrier(
     def bar(what: str) -> Iterator[Progress]:
         with run.watcher.bar(what) as progress:
             yield _pausing(run, stage, progress)
+        run.ledger.pause(stage)
 
     distil(
         carrier, rows, run.config.distill, pad_id=pad_id(run.tokenizer), seed=run.config.seed,
-        work=work, curve=run.curve, cost=stage, bar=bar,
+        work=work, curve=run.curve, cost=stage, bar=bar, say=run.watcher.say,
+        cache=Cache(run.signals, teacher_of(carrier.model, run.tokenizer, before)),
     )  # fmt: skip
     if fingerprint(carrier.model) != before:
         raise RuntimeError("stage 2 changed the reference model's weights")
@@ -484,6 +518,30 @@ def _english_answers(
     return english
 
 
+def row_of(run: Run, code: str, id: str) -> Row:
+    """What student and teacher read of one example, in one language that is taught.
+
+    Raises:
+        RunError: There is no such example or language, or nobody has answered it in English yet.
+    """
+    if code not in run.taught:
+        raise RunError(f"{code} is not taught in {run.folder}; there are {', '.join(run.taught)}")
+    examples = {e.id: e for e in run.examples if code in e.turns}
+    if id not in examples:
+        raise RunError(f"--id {id}: no example in {code} has this id; {nearest(id, examples)}")
+    example, file = examples[id], run.folder / "english_answers.jsonl"
+    answer = example.turns[SOURCE].response
+    if run.config.distill.responses == "teacher" or answer is None:
+        given = {row["id"]: row["answer"] for row in read_lines(file)} if file.exists() else {}
+        if id not in given:
+            raise RunError(
+                f"{id} has no English answer yet; run `isogloss cache` or `isogloss distill` first"
+            )
+        answer = given[id]
+    (row,) = _rows(run, run.tokenizer, [example], {id: answer}, run.tree, [code], retain=False)
+    return row
+
+
 def _needed(examples: Sequence[ParallelExample], amounts: dict[str, int]) -> list[ParallelExample]:
     """The examples that some language still needs, in their order."""
     left, kept = dict(amounts), []
@@ -538,6 +596,7 @@ def _rows(
         [*kept, *examples], amounts, tokenizer, tree, node_texts(run.config),
         english={e.id: e.turns[SOURCE].response or "" for e in kept} | dict(english),
         responses=settings.responses, limit=settings.max_prompt, reads=settings.teacher_reads,
+        require_texts=settings.require_texts,
     )  # fmt: skip
 
 
@@ -592,7 +651,7 @@ def _pausing(run: Run, stage: Stage, progress: Progress) -> Progress:
     """Progress that also writes the ledger now and then, so that a killed run loses little of its time."""
 
     def report(done: int, of: int) -> None:
-        if done % 50 == 0:
+        if done % 50 == 0 or time.monotonic() - stage.started > 10:  # seconds
             run.ledger.pause(stage)
         progress(done, of)
 

@@ -13,7 +13,7 @@ from isogloss.data.chat import Encoded, encode
 from isogloss.data.examples import ParallelExample
 from isogloss.errors import ConfigError, DataError
 from isogloss.languages import SOURCE
-from isogloss.teacher.prompts import NodeTexts, privileged_text, teacher_prompt
+from isogloss.teacher.prompts import NodeTexts, check_response, check_texts, privileged_text, teacher_prompt
 from isogloss.tree.nodes import Tree
 
 
@@ -47,6 +47,7 @@ def build_rows(
     responses: str,
     limit: int,
     reads: Collection[str] = ("texts", "twin", "answer"),
+    require_texts: bool = False,
 ) -> list[Row]:
     """The first `amounts[code]` examples of every language, English read through the root.
 
@@ -57,10 +58,12 @@ def build_rows(
         responses: `reference` scores the data's response, `teacher` the English answer.
         limit: Longest prompt in tokens.
         reads: What the teacher reads before the instruction; nothing: it reads the student's prompt.
+        require_texts: Refuse a node on a language's path that has no text.
 
     Raises:
         DataError: A language has no usable example.
-        ConfigError: A prompt is over the limit.
+        ConfigError: A prompt is over the limit, a node lacks its text, or the template writes the response
+            behind the teacher's prompt in another way than behind the student's.
     """
     # Examples that ask the same in English mean the same, whatever their ids.
     meanings: dict[str, int] = {}
@@ -68,6 +71,8 @@ def build_rows(
     rows: list[Row] = []
     for code, amount in amounts.items():
         found = 0
+        if require_texts and "texts" in reads and code != SOURCE:
+            check_texts(texts, tree.path(code))
         for number, example in enumerate(examples):
             turn, twin = example.turns.get(code), example.turns[SOURCE]
             answer = english[example.id]
@@ -95,6 +100,8 @@ def build_rows(
                     answer="answer" in reads,
                 )
                 privileged = teacher_prompt(tokenizer, system, turn.instruction, limit=limit, row=name)
+                if found == 1:  # a template does the same to all rows of a language
+                    check_response(tokenizer, system, turn.instruction, response, row=name)
             plain = student.prompt if code == SOURCE else encode(tokenizer, twin.instruction, answer).prompt
             rows.append(Row(name, code, meaning[number], student, privileged, plain))
         if found == 0:
