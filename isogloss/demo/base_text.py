@@ -113,20 +113,12 @@ def prose(real: Real, rng: random.Random) -> Iterator[str]:
                 yield _join({c: row[c] for c in rng.sample((code, other), 2)}, rng)
 
 
-def exercises(rng: random.Random, *, comparing: float | None = None) -> Iterator[list[Segment]]:
-    """An endless stream of solved exercises; or of comparisons alone.
-
-    Args:
-        comparing: How far that practice has come: until the middle of it phrases in English are compared,
-            then also sentences and in other languages.
-    """
+def exercises(rng: random.Random, *, english_phrases: bool = False) -> Iterator[list[Segment]]:
+    """An endless stream of solved exercises; or of English phrases compared, the first step to it."""
     kinds, shares = list(EXERCISES), list(EXERCISES.values())
     while True:
-        if comparing is not None:
-            late = comparing >= 0.5
-            codes = [_language(rng)] if late and rng.random() < 0.6 else ["en"]
-            kind = rng.choice(["phrase", "paraphrase", "inference"]) if late else "phrase"
-            yield exercise(codes, rng, autonyms=AUTONYMS, kind=kind)
+        if english_phrases:
+            yield exercise(["en"], rng, autonyms=AUTONYMS, kind="phrase")
             continue
         match rng.choices(kinds, shares)[0]:
             case "English":

@@ -142,14 +142,14 @@ class Packed:
         tokenizer: PreTrainedTokenizerFast,
         rows: int,
         seed: int,
-        comparing: int = 0,
+        phrases: int = 0,
     ):
         """
         Args:
-            comparing: First steps, which practise comparing alone. Whether two phrases are the same is
-                learnt from many tries at a time or not at all.
+            phrases: First steps whose exercises are English phrases that are compared: whether two are the
+                same is learnt from many tries at a time or not at all.
         """
-        self.real, self.tokenizer, self.seed, self.comparing = real, tokenizer, seed, comparing
+        self.real, self.tokenizer, self.seed, self.phrases = real, tokenizer, seed, phrases
         self.exercises = round(rows * EXERCISE_ROWS)
         self.prose = rows - self.exercises
         self.end: Any = tokenizer.convert_tokens_to_ids("<|endoftext|>")
@@ -158,8 +158,7 @@ class Packed:
         rng = random.Random(f"{self.seed}/{number}")
         prose = ([Segment(text, True)] for text in base_text.prose(self.real, rng))
         told, _, texts = self._blocks(prose, self.prose)
-        comparing = number / self.comparing if number < self.comparing else None
-        exercises = base_text.exercises(rng, comparing=comparing)
+        exercises = base_text.exercises(rng, english_phrases=number < self.phrases)
         solved, answered, problems = self._blocks(exercises, self.exercises)
         followed = torch.where(told == self.tokenizer.pad_token_id, IGNORED, told)[:, 1:]
         rows, columns = answered[:, 1:].nonzero(as_tuple=True)
@@ -306,7 +305,8 @@ def main(
     rows: Annotated[int, typer.Option(help="Blocks of 256 tokens a step.")] = 16,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     seed: int = 0,
-    comparing: Annotated[int, typer.Option(help="First steps that practise comparing alone.")] = 0,
+    phrases: Annotated[int, typer.Option(help="First steps that compare English phrases alone.")] = 0,
+    practice: Annotated[int, typer.Option(help="First steps that learn from exercises alone.")] = 0,
     start: Annotated[
         Path | None,
         typer.Option(help="Folder of a model, or of a part stopped early, to go on from; none: random."),
@@ -321,7 +321,7 @@ def main(
     known = out if (out / "tokenizer.json").exists() else start
     tokenizer = PreTrainedTokenizerFast.from_pretrained(known) if known else train_tokenizer(real, seed)
     tokenizer.save_pretrained(out)
-    model, blocks = new_model(tokenizer, seed), Packed(real, tokenizer, rows, seed, comparing)
+    model, blocks = new_model(tokenizer, seed), Packed(real, tokenizer, rows, seed, phrases)
     if start and (start / "checkpoint.pt").exists():
         model.load_state_dict(torch.load(start / "checkpoint.pt", weights_only=True)["model"])
     elif start:
@@ -356,7 +356,7 @@ def main(
             for group in optim.param_groups:
                 group["lr"] = lr * schedule(step, steps)
         losses = step_losses(blocks.step(step))
-        (losses[0] * (PROSE if step >= comparing else 0.0) + losses[1]).backward()
+        (losses[0] * (PROSE if step >= practice else 0.0) + losses[1]).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
             optim.step()
@@ -385,7 +385,8 @@ def main(
         model.eval()
         lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         losses = [line["losses"][0] for line in lines if "losses" in line][-10:]
-        command = f"--steps {steps} --rows {rows} --lr {lr} --seed {seed} --comparing {comparing}"
+        command = f"--steps {steps} --rows {rows} --lr {lr} --seed {seed}"
+        command += f" --phrases {phrases} --practice {practice}"
         card = model_card(
             command,
             steps * rows * BLOCK,
