@@ -516,6 +516,12 @@ def rows_for(
     return _rows(run, run.tokenizer, used, english, tree, codes, retain=retain)
 
 
+def foreseen_rows(run: Run, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+    """As `rows_for`, before there is a model: the data's English responses stand in for its answers."""
+    english = {e.id: e.turns[SOURCE].response or "" for e in run.examples}
+    return _rows(run, tokenizer, run.examples, english, run.tree, run.taught)
+
+
 def _rows(
     run: Run,
     tokenizer: PreTrainedTokenizerBase,
@@ -634,9 +640,7 @@ def check(run: Run) -> None:
     tokenizer = load_tokenizer(run.config.model)
     if not run.tuned.exists():
         english_examples(run.config, run.data_root)
-        # The data's English responses stand in for answers that nobody has given yet.
-        english = {e.id: e.turns[SOURCE].response or "" for e in run.examples}
-        _rows(run, tokenizer, run.examples, english, run.tree, run.taught)
+        foreseen_rows(run, tokenizer)
     settings = run.config.evaluate
     for name in settings.suites:
         if not _in_suite(SUITES[name](run.data_root, settings.split, run.measured, 1, 1), run.measured):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from isogloss.config import Distill
 from isogloss.data.chat import Encoded, encode
 from isogloss.data.examples import ParallelExample
 from isogloss.errors import ConfigError, DataError
@@ -100,6 +101,17 @@ def build_rows(
         if found == 0:
             raise DataError(f"no item has {code}; add items in {code} or take it out of languages.targets")
     return rows
+
+
+def training_order(rows: Sequence[Row], settings: Distill, seed: int) -> list[int]:
+    """Row numbers in the order in which stage 2 reads them; English gets its share where there is any."""
+    parallel = sum(row.language != SOURCE for row in rows)
+    retain = settings.retain if parallel < len(rows) else 0.0
+    return schedule(
+        [row.language for row in rows], round(settings.epochs * parallel / (1 - retain)),
+        balance=settings.balance, batch=settings.batch, seed=seed, fixed={SOURCE: retain},
+        lengths=[len(r.student.prompt) + len(r.student.response) for r in rows],
+    )  # fmt: skip
 
 
 def schedule(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from isogloss.config import Distill
 from isogloss.cost import Stage, forward_flops
-from isogloss.distill.rows import Row, schedule
+from isogloss.distill.rows import Row, training_order
 from isogloss.distill.signal import hidden_signals
 from isogloss.distill.trainer import (
     Ordered,
@@ -54,13 +54,8 @@ def distil(
     scored = [row for row in rows if settings.kl or row.language == SOURCE]
     read = sum(len(r.teacher_prompt) + len(r.student.response) for r in scored)
     read += sum(len(p) for p in {r.twin_prompt for r in rows})
-    parallel = sum(row.language != SOURCE for row in rows)
-    retain = settings.retain if parallel < len(rows) else 0.0
-    order = schedule(
-        [row.language for row in rows], round(settings.epochs * parallel / (1 - retain)),
-        balance=settings.balance, batch=settings.batch, seed=seed, fixed={SOURCE: retain},
-        lengths=[len(r.student.prompt) + len(r.student.response) for r in rows],
-    )  # fmt: skip
+    retain = settings.retain and any(row.language == SOURCE for row in rows)
+    order = training_order(rows, settings, seed)
     steps = len(order) // settings.batch
     trainer = ResponseTrainer(
         model=carrier.model,
@@ -71,7 +66,7 @@ def distil(
         ),
         train_dataset=Ordered(samples_of(rows, signals), order),
         weights=Weights(
-            settings.ce, settings.kl, settings.hidden, float(retain > 0),
+            settings.ce, settings.kl, settings.hidden, float(bool(retain)),
             layer, settings.divergence, settings.temperature,
         ),
         pad_id=pad_id,
