@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from isogloss.config import Config, dump_config, load_config
+from isogloss.config import Config, ModelTeacher, dump_config, load_config
 from isogloss.cost import Ledger, Stage, forward_flops
 from isogloss.data import selection
 from isogloss.data.examples import ParallelExample
@@ -39,6 +39,7 @@ from isogloss.generate import answers
 from isogloss.languages import SOURCE
 from isogloss.model import layers_of, load_model, load_tokenizer, pad_id, pick_dtype
 from isogloss.report.page import write_report
+from isogloss.teacher import joining
 from isogloss.tree.lora import TreeLora
 from isogloss.tree.nodes import Tree, build_tree, family_name, shaped
 from isogloss.tree.shapes import families_of_file, learned_families, random_families
@@ -296,7 +297,10 @@ def train_carrier(
 
     distil(
         carrier, rows, run.config.distill, pad_id=pad_id(run.tokenizer), seed=run.config.seed,
-        work=work, curve=run.curve, cost=stage, bar=bar,
+        work=work, curve=run.curve, cost=stage, bar=bar, tokenizer=run.tokenizer,
+        scored=joining.scores_of(
+            rows, run.config.distill, run.tokenizer, run.dtype, run.folder / "teacher_scores.jsonl", stage, bar
+        ),
     )  # fmt: skip
     if fingerprint(carrier.model) != before:
         raise RuntimeError("stage 2 changed the reference model's weights")
@@ -513,7 +517,17 @@ def rows_for(
     """
     used = _needed(examples, {code: run.config.languages.amount(code) for code in codes})
     english = _english_answers(run, model, used, stage)
-    return _rows(run, run.tokenizer, used, english, tree, codes, retain=retain)
+    rows = _rows(run, run.tokenizer, used, english, tree, codes, retain=retain)
+    teacher = run.config.distill.teacher
+    if isinstance(teacher, ModelTeacher) and teacher.level == "sequence":
+        theirs = _rows(
+            run, run.tokenizer, used, english, tree, codes, retain=retain, teacher=load_tokenizer(teacher.path)
+        )
+        file = run.folder / "teacher_answers.jsonl"
+        return joining.with_answers(
+            rows, theirs, teacher, run.tokenizer, run.dtype, file, stage, run.watcher.bar
+        )
+    return rows
 
 
 def foreseen_rows(run: Run, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
@@ -531,6 +545,7 @@ def _rows(
     codes: Sequence[str],
     *,
     retain: bool = True,
+    teacher: PreTrainedTokenizerBase | None = None,
 ) -> list[Row]:
     settings = run.config.distill
     amounts = {code: run.config.languages.amount(code) for code in codes}
@@ -544,6 +559,7 @@ def _rows(
         [*kept, *examples], amounts, tokenizer, tree, node_texts(run.config),
         english={e.id: e.turns[SOURCE].response or "" for e in kept} | dict(english),
         responses=settings.responses, limit=settings.max_prompt, reads=settings.teacher_reads,
+        teacher=teacher or joining.tokenizer_of(settings.teacher),
     )  # fmt: skip
 
 
@@ -638,6 +654,7 @@ def check(run: Run) -> None:
         ConfigError: The model is not there.
     """
     tokenizer = load_tokenizer(run.config.model)
+    joining.check_joined(run.config.distill)
     if not run.tuned.exists():
         english_examples(run.config, run.data_root)
         foreseen_rows(run, tokenizer)

@@ -34,6 +34,7 @@ from isogloss.cost import Meter
 from isogloss.data import selection
 from isogloss.data.chat import Encoded, encode_prompt
 from isogloss.data.sources import english_examples, node_texts
+from isogloss.distill.on_policy import is_on_policy
 from isogloss.distill.rows import Row, schedule, training_order
 from isogloss.distill.signal import Signal
 from isogloss.distill.trainer import Batch, Sample, Weights, batch_losses, chunk_size, collate, twins_of
@@ -210,6 +211,8 @@ def plan(config: Config, machine: Machine) -> Plan:
     work = Work(config, machine)
     stages = [tune_plan(work), distill_plan(work), evaluate_plan(work)]
     found = Plan(machine, stages, work.notes)
+    if config.distill.teacher.type != "self":
+        found.notes.append("distill.teacher: what another teacher's own reading costs is not counted")
     found.advice = [
         advise(work, stage) for stage in found.stages if stage.memory_bytes > machine.memory
     ]  # fmt: skip
@@ -452,7 +455,8 @@ def distill_plan(work: Work) -> StagePlan:
     carrier = work.carrier()
     model, found = carrier.model, StagePlan("distill")
     meter = Meter(model, carrier.tree.path_rank() / max(1, carrier.tree.rank))
-    scored = [row for row in rows if settings.kl or row.language == SOURCE]
+    live, hears = Meter(model, 0.0), settings.hears_itself
+    scored = [row for row in rows if hears or row.language == SOURCE]
     privileged = [len(row.teacher_prompt) + len(row.student.response) for row in scored]
     twins = list({row.twin_prompt: len(row.twin_prompt) for row in rows}.values())
     found.tokens_forwarded = sum(privileged) + sum(twins)
@@ -461,8 +465,10 @@ def distill_plan(work: Work) -> StagePlan:
     lengths = [len(row.student.prompt) + len(row.student.response) for row in rows]
     order = training_order(rows, settings, work.config.seed)
     micro = _micro(order, settings.batch, settings.accumulate, machine.devices)
-    for numbers in micro:
+    for number, numbers in enumerate(micro):
         responses = sum(len(rows[n].student.response) for n in numbers)
+        if is_on_policy(number * len(micro[0]) // settings.batch, settings.on_policy):
+            _draw(found, meter, live, [rows[n] for n in numbers])
         asked = sum(
             len(rows[n].student.response) for n in numbers if settings.kl or rows[n].language == SOURCE
         )
@@ -471,7 +477,7 @@ def distill_plan(work: Work) -> StagePlan:
         _count(meter, len(numbers), width, again * (responses + asked), backward=1, taught=responses)
         found.tokens_backpropagated += sum(lengths[n] for n in numbers)
     found.tokens_forwarded += found.tokens_backpropagated
-    found.flops += meter.flops
+    found.flops += meter.flops + live.flops
     found.memory = _distill_memory(work, carrier, micro, lengths, privileged, twins)
     carriers = parameter_bytes(model, carriers=True)
     share = carriers / max(1, carrier.tree.rank)
@@ -481,6 +487,18 @@ def distill_plan(work: Work) -> StagePlan:
     found.kept = round(carriers + exported)
     found.disk = found.kept + 2 * 3 * carriers
     return found
+
+
+def _draw(found: StagePlan, meter: Meter, live: Meter, rows: Sequence[Row]) -> None:
+    """The rows' responses drawn, as long as the data's, and read by the live teacher."""
+    for row in rows:
+        if row.language != SOURCE:
+            _generated(meter, len(row.student.prompt), len(row.student.response))
+            found.tokens_generated += len(row.student.response)
+            found.tokens_forwarded += len(row.student.prompt) + len(row.student.response)
+    lengths = [len(row.teacher_prompt) + len(row.student.response) for row in rows]
+    _count(live, len(rows), max(lengths), 0)
+    found.tokens_forwarded += sum(lengths)
 
 
 def _distill_memory(
@@ -496,7 +514,9 @@ def _distill_memory(
     causal: Any = model.get_base_model()
     hidden, wide = causal.config.get_text_config().hidden_size, work.dtype.itemsize
     meanings = len({row.meaning for row in rows})
-    told = sum(len(row.student.response) for row in rows if settings.kl or row.language == SOURCE)
+    told = sum(
+        len(row.student.response) for row in rows if settings.hears_itself or row.language == SOURCE
+    )  # fmt: skip
     signals = told * hidden * wide + (len(twins) + meanings) * hidden * 4
     layer = settings.layer or max(1, len(layers_of(model)) // 2)
     weights = Weights(

@@ -48,6 +48,7 @@ def build_rows(
     responses: str,
     limit: int,
     reads: Collection[str] = ("texts", "twin", "answer"),
+    teacher: PreTrainedTokenizerBase | None = None,
 ) -> list[Row]:
     """The first `amounts[code]` examples of every language, English read through the root.
 
@@ -58,6 +59,7 @@ def build_rows(
         responses: `reference` scores the data's response, `teacher` the English answer.
         limit: Longest prompt in tokens.
         reads: What the teacher reads before the instruction; nothing: it reads the student's prompt.
+        teacher: Renders the privileged prompts in its own template and ids; the student's tokenizer without it.
 
     Raises:
         DataError: A language has no usable example.
@@ -85,8 +87,11 @@ def build_rows(
                     f"the prompt of {name} has {len(student.prompt)} tokens and the limit is {limit}; "
                     "raise distill.max_prompt or leave the row out"
                 )
-            if code == SOURCE or not reads:
+            if code == SOURCE or (not reads and teacher is None):
                 privileged = student.prompt
+            elif not reads:
+                assert teacher is not None
+                privileged = encode(teacher, turn.instruction, response).prompt
             else:
                 system = privileged_text(
                     texts if "texts" in reads else NodeTexts(root=""),
@@ -95,7 +100,7 @@ def build_rows(
                     type(twin)(twin.instruction, answer) if "twin" in reads else None,
                     answer="answer" in reads,
                 )
-                privileged = teacher_prompt(tokenizer, system, turn.instruction, limit=limit, row=name)
+                privileged = teacher_prompt(teacher or tokenizer, system, turn.instruction, limit=limit, row=name)
             plain = student.prompt if code == SOURCE else encode(tokenizer, twin.instruction, answer).prompt
             rows.append(Row(name, code, meaning[number], student, privileged, plain))
         if found == 0:
