@@ -30,8 +30,8 @@ from isogloss.languages import languages as registry
 
 if TYPE_CHECKING:
     from isogloss.asking import Asker
-    from isogloss.planning import Plan
     from isogloss.pipeline import Run
+    from isogloss.planning import Plan
 
 app = typer.Typer(
     add_completion=False,

@@ -268,7 +268,7 @@ class ModelTeacher(Settings):
 
 
 class ServerTeacher(Settings):
-    """A model behind an OpenAI-compatible endpoint that returns log-probabilities of prompts, as vLLM does."""
+    """A model behind an OpenAI-compatible endpoint that returns prompts' log-probabilities, as vLLM does."""
 
     type: Literal["server"] = "server"
     """A served model; it must read the student's tokens."""
@@ -369,11 +369,15 @@ class Distill(Settings):
     @model_validator(mode="after")
     def _teacher_is_heard(self) -> "Distill":
         if self.scored_elsewhere and not self.kl:
-            raise _refusal("kl", f"must be above 0 where the teacher is a {self.teacher.type} that scores tokens")
+            raise _refusal(
+                "kl", f"must be above 0 where the teacher is a {self.teacher.type} that scores tokens"
+            )
         if self.on_policy and not self.kl:
             raise _refusal("kl", "must be above 0 where on_policy is")
         if self.on_policy and self.teacher.type != "self":
-            raise _refusal("on_policy", f"must be 0 where teacher.type is {self.teacher.type}; only self is live")
+            raise _refusal(
+                "on_policy", f"must be 0 where teacher.type is {self.teacher.type}; only self is live"
+            )
         return self
 
 
@@ -833,9 +837,9 @@ def _misplaced(config: Config, written: _Written) -> Iterator[str]:
         shapes = "families, learned, random, flat nor shared"
         yield fault("languages.tree", f"is {config.languages.tree}; it is no file, and neither {shapes}")
     teacher = config.distill.teacher
-    if isinstance(teacher, ModelTeacher) and teacher.path.startswith((".", "/", "~")):
-        if not (Path(teacher.path).expanduser() / "config.json").is_file():
-            yield fault("distill.teacher.path", f"is {teacher.path}; no model lies there")
+    local = isinstance(teacher, ModelTeacher) and teacher.path.startswith((".", "/", "~"))
+    if local and not (Path(teacher.path).expanduser() / "config.json").is_file():
+        yield fault("distill.teacher.path", f"is {teacher.path}; no model lies there")
     if isinstance(teacher, ServerTeacher) and teacher.key_env and not os.environ.get(teacher.key_env):
         yield fault("distill.teacher.key_env", f"is {teacher.key_env}; that environment variable is not set")
     if config.distill.texts is not None and not config.distill.texts.is_file():

@@ -299,7 +299,8 @@ def train_carrier(
         carrier, rows, run.config.distill, pad_id=pad_id(run.tokenizer), seed=run.config.seed,
         work=work, curve=run.curve, cost=stage, bar=bar, tokenizer=run.tokenizer,
         scored=joining.scores_of(
-            rows, run.config.distill, run.tokenizer, run.dtype, run.folder / "teacher_scores.jsonl", stage, bar
+            rows, run.config.distill, run.tokenizer, run.dtype, run.folder / "teacher_scores.jsonl", stage,
+            bar,
         ),
     )  # fmt: skip
     if fingerprint(carrier.model) != before:
@@ -521,7 +522,14 @@ def rows_for(
     teacher = run.config.distill.teacher
     if isinstance(teacher, ModelTeacher) and teacher.level == "sequence":
         theirs = _rows(
-            run, run.tokenizer, used, english, tree, codes, retain=retain, teacher=load_tokenizer(teacher.path)
+            run,
+            run.tokenizer,
+            used,
+            english,
+            tree,
+            codes,
+            retain=retain,
+            teacher=load_tokenizer(teacher.path),
         )
         file = run.folder / "teacher_answers.jsonl"
         return joining.with_answers(

@@ -41,14 +41,14 @@ from isogloss.distill.trainer import Batch, Sample, Weights, batch_losses, chunk
 from isogloss.errors import ConfigError
 from isogloss.evaluate.suites import SUITES
 from isogloss.languages import SOURCE
-from isogloss.model import EMBEDDED, last_hidden, layers_of, load_tokenizer, model_folder, pad_id, pick_dtype
+from isogloss.model import EMBEDDED, last_hidden, layers_of, load_tokenizer, model_folder, pick_dtype
 from isogloss.pipeline import Run, Watcher, foreseen_rows
 from isogloss.tree.lora import TreeLora
 from isogloss.tree.nodes import Tree
 from isogloss.tune import english_rows
 
 EFFICIENCY = 0.4
-"""Share of the rate of large products that a step reaches; an assumption, and a setting of a machine's file."""
+"""Share of the rate of large products that a step reaches; an assumption, which a machine's file may set."""
 READ_TOGETHER = 64
 """Rows per forward of the teacher."""
 CONTEXT = 600 << 20
@@ -269,9 +269,7 @@ class Work:
         folder = Path(model_folder(self.config.model))
         files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "tekken.json")
         if folder.is_dir() and not any((folder / name).exists() for name in files):
-            self.notes.append(
-                f"{self.config.model} has no tokenizer: tokens are counted by the embedded one"
-            )
+            self.notes.append(f"{self.config.model} has no tokenizer: tokens are counted by the embedded one")
             return load_tokenizer(EMBEDDED)
         return load_tokenizer(self.config.model)
 
@@ -524,7 +522,9 @@ def _distill_memory(
     )
     step = 0
     for numbers in _largest(micro, lengths):
-        samples = [_sample(rows[n], place, settings.kl, hidden, work.dtype) for place, n in enumerate(numbers)]
+        samples = [
+            _sample(rows[n], place, settings.kl, hidden, work.dtype) for place, n in enumerate(numbers)
+        ]
         step = max(
             step, step_bytes(model, samples, weights, carrier, twins=meanings, gpu=machine.gpu)
         )  # fmt: skip
@@ -604,9 +604,7 @@ def evaluate_plan(work: Work) -> StagePlan:
 # --- counts
 
 
-def _count(
-    meter: Meter, rows: int, width: int, heads: int, *, backward: int = 0, taught: int = 0
-) -> None:
+def _count(meter: Meter, rows: int, width: int, heads: int, *, backward: int = 0, taught: int = 0) -> None:
     """A batch into the meter; `backward` is how many forwards the weights cost on the way back."""
     tokens = rows * width
     meter.forward_tokens += tokens

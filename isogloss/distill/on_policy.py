@@ -1,8 +1,8 @@
-"""On-policy steps: the student answers, and the frozen model behind the privileged prompt scores what it said.
+"""On-policy steps: the student answers, and the frozen model behind the privileged prompt scores it.
 
 A stated share of the steps, evenly spread. Their rows in other languages get responses that the student draws
-there and then, each row on its own path; the teacher reads these live, carriers off. The losses are the same,
-except that cross-entropy has no place where a response is the student's own. English rows keep their responses.
+there and then, each row on its own path; the teacher reads these live, carriers off. The losses are the
+same, except that cross-entropy has no place where a response is the student's own. English rows keep theirs.
 What is drawn depends on the seed, the step and the place in it alone, so a resumed run draws the same.
 (Agarwal et al. 2024, arXiv:2306.13649, algorithm 1, with whole steps in place of single draws.)
 """
@@ -90,7 +90,9 @@ class Policy:
         counts["read"] = counts.get("read", 0) + sum(map(len, prompts)) + sum(map(len, responses))
         counts["calls"] = counts.get("calls", 0) + len(known)
         samples = [
-            replace(sample, encoded=Encoded(sample.encoded.prompt, response), signal=Signal(said, _twin(sample)))
+            replace(
+                sample, encoded=Encoded(sample.encoded.prompt, response), signal=Signal(said, _twin(sample))
+            )
             for (_, sample), response, said in zip(known, responses, states, strict=True)
         ]
         return collate(samples, self.filler)
@@ -167,7 +169,7 @@ def live_states(
 
 
 class _drawing:  # noqa: N801  # reads as a phrase
-    """Inside, random numbers depend on the seed, the step and the place alone; outside nothing has changed."""
+    """Inside, random numbers depend on seed, step and place alone; outside nothing has changed."""
 
     def __init__(self, seed: int, step: int, place: int, model: nn.Module):
         self.seed = hash((seed, step, place)) % 2**63

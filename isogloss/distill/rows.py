@@ -59,7 +59,7 @@ def build_rows(
         responses: `reference` scores the data's response, `teacher` the English answer.
         limit: Longest prompt in tokens.
         reads: What the teacher reads before the instruction; nothing: it reads the student's prompt.
-        teacher: Renders the privileged prompts in its own template and ids; the student's tokenizer without it.
+        teacher: Renders the privileged prompts in its own template and ids; else `tokenizer` does.
 
     Raises:
         DataError: A language has no usable example.
@@ -100,7 +100,9 @@ def build_rows(
                     type(twin)(twin.instruction, answer) if "twin" in reads else None,
                     answer="answer" in reads,
                 )
-                privileged = teacher_prompt(teacher or tokenizer, system, turn.instruction, limit=limit, row=name)
+                privileged = teacher_prompt(
+                    teacher or tokenizer, system, turn.instruction, limit=limit, row=name
+                )
             plain = student.prompt if code == SOURCE else encode(tokenizer, twin.instruction, answer).prompt
             rows.append(Row(name, code, meaning[number], student, privileged, plain))
         if found == 0:

@@ -98,9 +98,7 @@ def scores_of(
     assert isinstance(teacher, ModelTeacher)
     model, its = load_model(teacher.path, dtype), load_tokenizer(teacher.path)
     with bar("Teacher reads") as progress:
-        found = other.score(
-            model, asked, other.Translation(tokenizer, its), teacher.top_k, progress=progress
-        )
+        found = other.score(model, asked, other.Translation(tokenizer, its), teacher.top_k, progress=progress)
     read = sum(len(row.teacher_prompt) + len(row.student.response) for row in asked)
     cost.tokens_forwarded += read
     cost.flops += forward_flops(model, read, sum(len(row.student.response) for row in asked))

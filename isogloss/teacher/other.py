@@ -5,12 +5,12 @@ own ids, exactly. With another one there are two ways:
 
     sequence    Its answers become the responses that are learned from: always possible, nothing approximated.
     token       Both cut the same text. A token that both cut alike (same first and last byte) is *covered*:
-                there the teacher's distribution over its next token is carried over, each of its tokens to the
-                student's token of the same bytes; whatever has no such token stays in the bucket of the rest.
+                there the teacher's distribution over its next token is carried over, each of its tokens to
+                the student's of the same bytes; what has no such token stays in the bucket of the rest.
 
-The approximation of the second: what the teacher says of a byte string is taken for what it would say of it in
-the student's cutting. Mass that it puts on the first piece of a word that the student cuts otherwise goes to
-the student's token of that piece; and a place that the student cuts where the teacher does not is left out,
+The approximation of the second: what the teacher says of a byte string is taken for what it would say of it
+in the student's cutting. Mass that it puts on the first piece of a word that the student cuts otherwise goes
+to the student's token of that piece; and a place that the student cuts where the teacher does not is left out,
 as the teacher has no distribution there. Both shrink as the vocabularies grow alike; `Scored.covered` says
 which places there are.
 """
@@ -72,7 +72,7 @@ class Translation:
     def carried(
         self, logits: Float[Tensor, "tokens teacher_vocab"], k: int
     ) -> tuple[Int[Tensor, "tokens k"], Float[Tensor, "tokens k"]]:
-        """The k likeliest of the student's tokens, and ln of the mass that the teacher's equals of it have."""
+        """The k likeliest of the student's tokens, and ln of the mass that the teacher gives their equals."""
         p = logits.float().softmax(-1)[:, : len(self.to)]
         to = self.to[: p.shape[1]].to(p.device)
         known = to != NOWHERE
@@ -116,9 +116,7 @@ def aligned(ours: Sequence[bytes], theirs: Sequence[bytes]) -> tuple[list[tuple[
     """
     texts = b"".join(ours), b"".join(theirs)
     bare = tuple(text.lstrip(b" ") for text in texts)
-    common = next(
-        (n for n, (a, b) in enumerate(zip(*bare, strict=False)) if a != b), min(map(len, bare))
-    )
+    common = next((n for n, (a, b) in enumerate(zip(*bare, strict=False)) if a != b), min(map(len, bare)))
     spans = {
         span: number
         for number, span in enumerate(_spans(theirs, len(texts[1]) - len(bare[1])))
@@ -127,7 +125,7 @@ def aligned(ours: Sequence[bytes], theirs: Sequence[bytes]) -> tuple[list[tuple[
     pairs = [
         (number, spans[span])
         for number, span in enumerate(_spans(ours, len(texts[0]) - len(bare[0])))
-        if span in spans and 0 <= span[0] and span[1] <= common
+        if span in spans and span[0] >= 0 and span[1] <= common
     ]
     return pairs, bare[0] == bare[1]
 
@@ -256,5 +254,5 @@ _SHOWN = [*range(33, 127), *range(161, 173), *range(174, 256)]
 LETTERS = {chr(byte): byte for byte in _SHOWN} | {
     chr(256 + number): byte for number, byte in enumerate(b for b in range(256) if b not in _SHOWN)
 }
-"""The letter that stands for each byte in byte-level vocabularies: itself where it is printable (Radford et al.
-2019, section 2.2, and their code)."""
+"""The letter that stands for each byte in byte-level vocabularies: itself where it is printable (Radford et
+al. 2019, section 2.2, and their code)."""

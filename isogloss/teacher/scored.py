@@ -1,4 +1,4 @@
-"""What a teacher other than the model itself says about a response: its likeliest tokens, and which places."""
+"""What a teacher other than the model itself says about a response: likeliest tokens, and at which places."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""A served teacher: any OpenAI-compatible endpoint that returns log-probabilities of the prompt, as vLLM does.
+"""A served teacher: any OpenAI-compatible endpoint that returns a prompt's log-probabilities, as vLLM does.
 
 Prompt and response are sent as ids to `/completions`; the answer names the likeliest tokens at each place of
 the prompt, of which the response's are kept. The server must therefore read the student's tokens.
@@ -51,8 +51,8 @@ def score(
     """What the server says about every row's response, in the rows' order; rows in the store are not asked.
 
     Raises:
-        ConfigError: The server refuses, returns no log-probabilities of prompts, or reads other tokens; or the
-            environment variable of the key is not set.
+        ConfigError: The server refuses, returns no log-probabilities of prompts, or reads other tokens; or
+            the environment variable of the key is not set.
         RunError: A row was asked as often as the settings say, in vain.
     """
     keys = [key_of(row, settings) for row in rows]
@@ -82,7 +82,7 @@ def key_of(row: Asked, settings: ServerTeacher) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-class _Again(Exception):
+class _Again(Exception):  # noqa: N818  # an attempt, not an error
     """A fault that may pass; `wait` is how many seconds the server wants."""
 
     def __init__(self, what: str, wait: float | None = None):
@@ -90,7 +90,7 @@ class _Again(Exception):
         self.wait = wait
 
 
-class _Stopped(Exception):
+class _Stopped(Exception):  # noqa: N818  # neither
     """Another row has failed for good."""
 
 
@@ -130,8 +130,8 @@ class _Client:
             self._key = os.environ.get(settings.key_env, "")
             if not self._key:
                 raise ConfigError(
-                    f"distill.teacher.key_env: the environment variable {settings.key_env} is not set; put the "
-                    "server's key there"
+                    f"distill.teacher.key_env: the environment variable {settings.key_env} is not set; put "
+                    "the server's key there"
                 )
         self.stop = threading.Event()
         self._pace = _Pace(settings.rate)
@@ -156,8 +156,8 @@ class _Client:
             return retrying(self._once, row)
         except _Again as error:
             raise RunError(
-                f"{self.settings.url} did not answer in {self.settings.attempts} attempts (the last: {error}); "
-                "what it has answered is kept, and the same command asks the rest"
+                f"{self.settings.url} did not answer in {self.settings.attempts} attempts (the last: "
+                f"{error}); what it has answered is kept, and the same command asks the rest"
             ) from None
 
     def _wait(self, state: RetryCallState) -> float:
@@ -209,27 +209,28 @@ def _scored(said: Any, row: Asked, settings: ServerTeacher) -> Scored:
         places = said["choices"][0].get("prompt_logprobs")
     if not isinstance(places, list):
         raise ConfigError(
-            f"distill.teacher: {settings.url} returns no prompt_logprobs; take a server that does, such as vLLM"
+            f"distill.teacher: {settings.url} returns no prompt_logprobs; take a server that does, such as "
+            "vLLM"
         )
     sent = len(row.prompt) + len(row.response)
     if len(places) != sent:
         raise ConfigError(
-            f"distill.teacher: {settings.url} read {len(places)} tokens where {sent} were sent; it must serve "
-            f"{settings.model} with the student's tokenizer"
+            f"distill.teacher: {settings.url} read {len(places)} tokens where {sent} were sent; it must "
+            f"serve {settings.model} with the student's tokenizer"
         )
     ids, logprobs = [], []
     for token, place in zip(row.response, places[len(row.prompt) :], strict=True):
         found = {int(name): float(one["logprob"]) for name, one in (place or {}).items()}
         if token not in found:
             raise ConfigError(
-                f"distill.teacher: {settings.url} read another token than {token}, which was sent; it must serve "
-                f"{settings.model} with the student's tokenizer"
+                f"distill.teacher: {settings.url} read another token than {token}, which was sent; it must "
+                f"serve {settings.model} with the student's tokenizer"
             )
         best = sorted(found.items(), key=lambda one: (-one[1], one[0]))[: settings.top_k]
         if len(best) < settings.top_k:
             raise ConfigError(
-                f"distill.teacher.top_k is {settings.top_k} and {settings.url} returns {len(best)}; lower it, or "
-                "raise the server's own limit (vLLM: --max-logprobs)"
+                f"distill.teacher.top_k is {settings.top_k} and {settings.url} returns {len(best)}; lower "
+                "it, or raise the server's own limit (vLLM: --max-logprobs)"
             )
         ids.append([number for number, _ in best])
         logprobs.append([value for _, value in best])

@@ -37,7 +37,14 @@ def rows():
         prompt = ids(10 * n, 3 + n)
         privileged = prompt if code == "en" else ids(10 * n + 1, 9 - n)
         found.append(
-            Row(f"{n}", code, n, Encoded(prompt, (*ids(10 * n + 2, 2 + n % 3), 1)), privileged, ids(10 * n + 3, 4))
+            Row(
+                f"{n}",
+                code,
+                n,
+                Encoded(prompt, (*ids(10 * n + 2, 2 + n % 3), 1)),
+                privileged,
+                ids(10 * n + 3, 4),
+            )
         )
     return found
 
@@ -53,7 +60,14 @@ def made(tiny, five, student, tokenizer, share=1.0, seed=0):
 
 @pytest.mark.parametrize(
     ("share", "steps"),
-    [(0.0, []), (1.0, list(range(10))), (0.5, [1, 3, 5, 7, 9]), (0.1, [9]), (0.3, [3, 6, 9]), (0.7, [1, 2, 4, 5, 7, 8, 9])],
+    [
+        (0.0, []),
+        (1.0, list(range(10))),
+        (0.5, [1, 3, 5, 7, 9]),
+        (0.1, [9]),
+        (0.3, [3, 6, 9]),
+        (0.7, [1, 2, 4, 5, 7, 8, 9]),
+    ],
 )
 def test_the_share_is_spread_evenly(share, steps):
     """⌊share · n⌋ of the first n steps."""
@@ -111,7 +125,11 @@ def test_every_row_is_drawn_on_its_own_path(tiny, five, student, tokenizer):
     chosen = [row for row in rows() if row.language != "en"]
     options = {"carrier": carrier, "max_new_tokens": 6}
     together = complete(
-        carrier.model, tokenizer, [r.student.prompt for r in chosen], languages=[r.language for r in chosen], **options
+        carrier.model,
+        tokenizer,
+        [r.student.prompt for r in chosen],
+        languages=[r.language for r in chosen],
+        **options,
     )
     for n, row in enumerate(chosen):
         alone = complete(carrier.model, tokenizer, [row.student.prompt], languages=[row.language], **options)
@@ -129,7 +147,11 @@ def test_what_is_drawn_depends_on_seed_step_and_place_alone(tiny, five, student,
     torch.manual_seed(99)
     assert torch.equal(policy.renewed(batch, 3, 0, {}).ids, first.ids)
     _, samples, reseeded = made(tiny, five, student, tokenizer, seed=1)
-    for one in (policy.renewed(batch, 4, 0, {}), policy.renewed(batch, 3, 1, {}), reseeded.renewed(batch, 3, 0, {})):
+    for one in (
+        policy.renewed(batch, 4, 0, {}),
+        policy.renewed(batch, 3, 1, {}),
+        reseeded.renewed(batch, 3, 0, {}),
+    ):
         assert split(one) != split(first)
 
 
@@ -149,7 +171,7 @@ STEPS, BATCH = 6, 4
 ORDER = [n % 6 for n in range(STEPS * BATCH)]
 
 
-class Killed(Exception):
+class Killed(Exception):  # noqa: N818
     pass
 
 
@@ -193,7 +215,7 @@ def test_without_a_share_nothing_is_drawn(tiny, five, student, tokenizer, tmp_pa
 
 
 def test_cross_entropy_has_no_part_in_an_on_policy_step(tiny, five, student, tokenizer, tmp_path):
-    """The first step's loss in the curve is the divergence on what was drawn, and on English, and the hidden term."""
+    """The first step's loss is the divergence on what was drawn, that on English, and the hidden term."""
     trained(tiny, five, student, tokenizer, tmp_path, share=1.0)
     line = json.loads((tmp_path / "curve.jsonl").read_text().split("\n")[0])
     carrier, samples, policy = made(tiny, five, student, tokenizer)
@@ -201,7 +223,9 @@ def test_cross_entropy_has_no_part_in_an_on_policy_step(tiny, five, student, tok
     from isogloss.distill.trainer import twins_of
 
     with torch.no_grad():
-        parts = batch_losses(carrier.model, batch, Weights(1.0, 1.0, 1.0, layer=1), carrier, twins_of(samples))
+        parts = batch_losses(
+            carrier.model, batch, Weights(1.0, 1.0, 1.0, layer=1), carrier, twins_of(samples)
+        )
     tokens = len(batch.response)
     assert line["ce"] == 0.0
     assert line["kl"] == pytest.approx(parts["kl"].item() / tokens, abs=1e-4)
@@ -225,7 +249,11 @@ def test_the_ledger_counts_what_was_drawn_and_read(tiny):
     [
         (["distill.on_policy=0.5"], "distill.kl must be above 0 where on_policy is"),
         (
-            ["distill.on_policy=0.5", "distill.kl=1", "distill.teacher={type: model, path: x, level: sequence}"],
+            [
+                "distill.on_policy=0.5",
+                "distill.kl=1",
+                "distill.teacher={type: model, path: x, level: sequence}",
+            ],
             "distill.on_policy must be 0 where teacher.type is model; only self is live",
         ),
         (

@@ -1,4 +1,4 @@
-"""Another local model as teacher: alignment by hand and on real tokenizers, scores against the model itself."""
+"""Another local model as teacher: alignment by hand and on real tokenizers, scores against the model's."""
 
 import sys
 from pathlib import Path
@@ -128,7 +128,9 @@ def row(number, prompt, response, language="sw"):
 def test_scores_with_the_same_tokenizer_are_the_models_own(tiny, tokenizer):
     """Rows of mixed lengths, in their order: the likeliest of the full distribution at each place."""
     teacher = tiny("llama", seed=3)
-    rows = [row(n, 4 + 3 * n % 7, encode_response(tokenizer, text)) for n, text in enumerate("ab ünd xyz".split())]
+    rows = [
+        row(n, 4 + 3 * n % 7, encode_response(tokenizer, text)) for n, text in enumerate(["ab", "ünd", "xyz"])
+    ]
     found = other.score(teacher, rows, other.Translation(tokenizer, tokenizer), 5, batch=2)
     for one, scored in zip(rows, found, strict=True):
         ids = torch.tensor([[*one.teacher_prompt, *one.student.response]])

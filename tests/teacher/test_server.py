@@ -1,4 +1,4 @@
-"""A served teacher over a real HTTP server on loopback, with faults: nothing is lost, nothing is asked twice."""
+"""A served teacher over a real HTTP server on loopback, with faults: nothing is lost or asked twice."""
 
 import json
 import threading
@@ -23,7 +23,9 @@ ROWS = [Asked(tuple(range(10 + n, 14 + n)), tuple(range(40 + n, 42 + n + n % 3))
 def place(token: int) -> dict:
     """The k likeliest and the token itself, as vLLM names them; the token is likely if it is even."""
     best = {1: -0.5, 2: -1.5, 3: -2.5, token: -1.0 if token % 2 == 0 else -9.0}
-    return {str(number): {"logprob": value, "rank": 1, "decoded_token": "?"} for number, value in best.items()}
+    return {
+        str(number): {"logprob": value, "rank": 1, "decoded_token": "?"} for number, value in best.items()
+    }
 
 
 def expected(row: Asked):
@@ -201,7 +203,9 @@ def test_what_is_answered_is_kept_and_the_rest_is_asked_later(endpoint, tmp_path
 def test_a_server_that_never_answers_ends_the_run(endpoint, tmp_path):
     """As many attempts as the settings say, then one line that says what to do."""
     endpoint.faults = {ids_of(ROWS[0]): [(503,)] * 9}
-    with pytest.raises(RunError, match="did not answer in 3 attempts \\(the last: 503\\); what it has answered"):
+    with pytest.raises(
+        RunError, match="did not answer in 3 attempts \\(the last: 503\\); what it has answered"
+    ):
         served.score(ROWS[:1], settings(endpoint, attempts=3), Store(tmp_path / "rows.jsonl"))
     assert endpoint.asked[ids_of(ROWS[0])] == 3
 
@@ -248,7 +252,9 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(endpoint, tmp_
             "read another token than 40, which was sent",
         ),
         (
-            lambda ids: {"choices": [{"prompt_logprobs": [None, *({str(t): {"logprob": -1}} for t in ids[1:])]}]},
+            lambda ids: {
+                "choices": [{"prompt_logprobs": [None, *({str(t): {"logprob": -1}} for t in ids[1:])]}]
+            },
             "distill.teacher.top_k is 3 and",
         ),
     ],
