@@ -31,6 +31,7 @@ from isogloss.languages import languages as registry
 if TYPE_CHECKING:
     from isogloss.asking import Asker
     from isogloss.pipeline import Run
+    from isogloss.planning import Plan
 
 app = typer.Typer(
     add_completion=False,
@@ -145,14 +146,16 @@ def teacher_prompt(
         load_config(run_folder / "config.yaml", places=True).model_copy(update={"run": run_folder})
     )
     from isogloss import pipeline
+    from isogloss.teacher.joining import tokenizer_of
     from isogloss.teacher.showing import shown
 
-    row = pipeline.row_of(job, code, id_)
-    for name, prompt in (("Teacher", row.teacher_prompt), ("Student", row.student.prompt)):
+    row, reader = pipeline.row_of(job, code, id_), tokenizer_of(job.config.distill.teacher)
+    sides = ("Teacher", row.teacher_prompt, reader), ("Student", row.student.prompt, None)
+    for name, prompt, its in sides:
         out.print(
             f"{name}: {len(prompt)} tokens, then {len(row.student.response)} of the response", style="bold"
         )
-        _line(_plain(shown(job.tokenizer, prompt, row.student.response)))
+        _line(_plain(shown(job.tokenizer, prompt, row.student.response, its)))
 
 
 @app.command()
@@ -439,6 +442,32 @@ def ablate(
 
 
 @app.command()
+def plan(
+    config: ConfigFile = None,
+    machine: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML: devices, memory_gib, tflops; without it this machine."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+    set_: Overrides = None,
+    data_root: DataRoot = None,
+) -> None:
+    """What a run will cost, from shapes alone; exits with 1 where it does not fit."""
+    settings = _settings(config, set_, data_root)
+    _quiet()
+    from isogloss import planning
+
+    there = planning.load_machine(machine) if machine else planning.this_machine(settings.dtype)
+    found = planning.plan(settings, there)
+    if as_json:
+        print(json.dumps(found.plain(), indent=1))
+    else:
+        _show_plan(found)
+    if not found.fits:
+        raise typer.Exit(1)
+
+
+@app.command()
 def serve(
     run_folder: RunFolder,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -658,6 +687,37 @@ def _show_ablation(summary: Sequence[dict]) -> None:
                 cells = [_mean(entry.get(name), 100) for name in names]
                 table.add_row(escape(entry["variant"]), *cells, _mean(entry.get("seconds"), 1))
         out.print(table)
+
+
+def _show_plan(found: "Plan") -> None:
+    """A row per stage, what holds its memory, then what is assumed and what to change."""
+    from isogloss.report import figures
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("stage", no_wrap=True)
+    for name in ("forwarded", "backward", "generated", "arithmetic", "time", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in found.stages:
+        table.add_row(
+            stage.stage,
+            *(figures.count(n) for n in (stage.tokens_forwarded, stage.tokens_backpropagated)),
+            figures.count(stage.tokens_generated), figures.count(stage.flops, "FLOP"),
+            figures.duration(found.seconds(stage)), figures.size(stage.memory_bytes),
+        )  # fmt: skip
+    out.print(table)
+    for stage in found.stages:
+        parts = ", ".join(f"{name} {figures.size(size)}" for name, size in stage.memory.items())
+        disk = f"; on disk {figures.size(stage.disk)}, {figures.size(stage.kept)} of it kept"
+        _line(f"{stage.stage}: {parts}{disk if stage.disk else ''}")
+    machine = found.machine
+    _line(
+        f"On {machine.name}: {machine.devices} × {figures.size(machine.memory)}, "
+        f"{figures.count(machine.rate, 'FLOP')} a second, of which {machine.efficiency:.0%} is reached"
+    )
+    for line in found.notes:
+        _line(line)
+    for line in found.advice or ["It fits."]:
+        _line(line)
 
 
 def _show_methods(rows: Sequence[dict]) -> None:

@@ -244,6 +244,57 @@ class Carrier(Settings):
     """Modules of the model that carry adapters."""
 
 
+class SelfTeacher(Settings):
+    """The frozen model itself, behind the privileged prompt."""
+
+    type: Literal["self"] = "self"
+    """Which teacher: self, model or server."""
+
+
+class ModelTeacher(Settings):
+    """Another model on this machine, behind its own rendering of the privileged prompt."""
+
+    type: Literal["model"] = "model"
+    """Another local model."""
+    path: Text
+    """Its folder, or hub name."""
+    level: Literal["token", "sequence"] = "token"
+    """Score each response token, or write the responses that are learned from. Token by token a teacher with
+    another tokenizer covers the tokens that both cut alike."""
+    top_k: Count = 32
+    """Likeliest tokens kept at each place; the others share one bucket."""
+    max_new_tokens: Count = 128
+    """Longest answer, where level is sequence."""
+
+
+class ServerTeacher(Settings):
+    """A model behind an OpenAI-compatible endpoint that returns prompts' log-probabilities, as vLLM does."""
+
+    type: Literal["server"] = "server"
+    """A served model; it must read the student's tokens."""
+    url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
+    """The endpoint, up to and with /v1; a key has no place in it."""
+    model: Text
+    """The model's name there."""
+    key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """Environment variable that holds the server's key; the key itself is never written down."""
+    top_k: Count = 32
+    """Likeliest tokens kept at each place; vLLM returns 20 unless it is started with --max-logprobs."""
+    concurrency: Count = 8
+    """Requests at a time."""
+    rate: Positive | None = None
+    """Requests a second, at most."""
+    timeout: Positive = 120.0
+    """Seconds without a byte after which a request is made again."""
+    attempts: Count = 8
+    """How often a row is asked before the run ends."""
+    backoff: Positive = 1.0
+    """Seconds of the first wait, at most; it doubles with every attempt."""
+
+
+Teacher = Annotated[SelfTeacher | ModelTeacher | ServerTeacher, Field(discriminator="type")]
+
+
 class Distill(Settings):
     """Stage 2: the hierarchy of prompts is distilled into the carriers."""
 
@@ -253,6 +304,8 @@ class Distill(Settings):
     """Node texts; the package's own if not given."""
     require_texts: bool = False
     """Refuse a tree with a node that has no text; else it is silent."""
+    teacher: Teacher = SelfTeacher()
+    """Whose reading of the privileged prompt is learned: the frozen model's own, another's, or a server's."""
     teacher_reads: Annotated[tuple[Literal["texts", "twin", "answer"], ...], AfterValidator(_once)] = (
         "texts",
         "twin",
@@ -286,6 +339,11 @@ class Distill(Settings):
     retain: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of rows that are English of stage 1, answered through the root alone as the reference model
     answers them: by divergence from it, whatever the other weights."""
+    on_policy: Fraction = 0.0
+    """Share of steps whose responses the student draws itself, scored live by the frozen model behind the
+    privileged prompt."""
+    sample_tokens: Count = 64
+    """Longest response that is drawn."""
     balance: Positive = 2.0
     """Temperature by which languages are balanced: 1 in proportion to data, larger more evenly."""
     epochs: Positive = 6.0
@@ -308,8 +366,43 @@ class Distill(Settings):
 
     @model_validator(mode="after")
     def _exact(self) -> "Distill":
-        if self.signal == "top_k" and self.temperature != 1:
-            raise _refusal("temperature", "must be 1 where signal is top_k; with hidden it may be another")
+        if self.form[0] == "top_k" and self.temperature != 1:
+            name = f"teacher.type is {self.teacher.type}" if self.scored_elsewhere else "signal is top_k"
+            raise _refusal("temperature", f"must be 1 where {name}; with hidden it may be another")
+        return self
+
+    @property
+    def scored_elsewhere(self) -> bool:
+        """Whether another model's scores of each token are learned from."""
+        teacher = self.teacher
+        return isinstance(teacher, ServerTeacher) or (
+            isinstance(teacher, ModelTeacher) and teacher.level == "token"
+        )
+
+    @property
+    def hears_itself(self) -> bool:
+        """Whether the frozen model's own reading of the privileged prompts is needed before training."""
+        return bool(self.kl) and self.on_policy < 1 and not self.scored_elsewhere
+
+    @property
+    def form(self) -> tuple[Literal["hidden", "top_k"], int]:
+        """What is kept of all rows, and k: another teacher's scores are its likeliest tokens."""
+        if self.scored_elsewhere and not isinstance(self.teacher, SelfTeacher):
+            return "top_k", self.teacher.top_k
+        return self.signal, self.top_k
+
+    @model_validator(mode="after")
+    def _teacher_is_heard(self) -> "Distill":
+        if self.scored_elsewhere and not self.kl:
+            raise _refusal(
+                "kl", f"must be above 0 where the teacher is a {self.teacher.type} that scores tokens"
+            )
+        if self.on_policy and not self.kl:
+            raise _refusal("kl", "must be above 0 where on_policy is")
+        if self.on_policy and self.teacher.type != "self":
+            raise _refusal(
+                "on_policy", f"must be 0 where teacher.type is {self.teacher.type}; only self is live"
+            )
         return self
 
 
@@ -413,6 +506,7 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
 
 OWN = (
     "data", "data_root", "languages.items", "languages.high", "languages.middle", "distill.responses",
+    "distill.teacher", "distill.on_policy", "distill.sample_tokens",
     "distill.divergence", "distill.temperature", "distill.signal", "distill.top_k", "distill.cache",
     "distill.checks", "distill.kl", "distill.ce", "distill.hidden",
     "distill.layer", "distill.balance", "distill.epochs", "distill.batch", "distill.accumulate", "distill.lr",
@@ -769,6 +863,12 @@ def _misplaced(config: Config, written: _Written) -> Iterator[str]:
     if isinstance(config.languages.tree, Path) and not config.languages.tree.is_file():
         shapes = "families, learned, random, flat nor shared"
         yield fault("languages.tree", f"is {config.languages.tree}; it is no file, and neither {shapes}")
+    teacher = config.distill.teacher
+    local = isinstance(teacher, ModelTeacher) and teacher.path.startswith((".", "/", "~"))
+    if local and not (Path(teacher.path).expanduser() / "config.json").is_file():
+        yield fault("distill.teacher.path", f"is {teacher.path}; no model lies there")
+    if isinstance(teacher, ServerTeacher) and teacher.key_env and not os.environ.get(teacher.key_env):
+        yield fault("distill.teacher.key_env", f"is {teacher.key_env}; that environment variable is not set")
     if config.distill.texts is not None and not config.distill.texts.is_file():
         yield fault("distill.texts", f"is {config.distill.texts}; there is no such file")
     if config.distill.cache is not None and config.distill.cache.is_file():

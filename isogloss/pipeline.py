@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from isogloss.config import Config, dump_config, load_config
+from isogloss.config import Config, ModelTeacher, dump_config, load_config
 from isogloss.cost import TEACHER, Ledger, Stage, forward_flops
 from isogloss.data import selection
 from isogloss.data.examples import ParallelExample
@@ -32,7 +32,7 @@ from isogloss.data.formats.lines import nearest
 from isogloss.data.sources import english_examples, node_texts, parallel_examples
 from isogloss.distill.cache import Cache, teacher_of
 from isogloss.distill.rows import Row, build_rows
-from isogloss.distill.stage import distil, read_signals
+from isogloss.distill.stage import Bar, distil, read_signals
 from isogloss.errors import DataError, RunError
 from isogloss.evaluate import runner
 from isogloss.evaluate.items import SuiteData
@@ -42,6 +42,8 @@ from isogloss.generate import answers
 from isogloss.languages import SOURCE
 from isogloss.model import layers_of, load_model, load_tokenizer, pad_id, pick_dtype
 from isogloss.report.page import write_report
+from isogloss.teacher import joining
+from isogloss.teacher.scored import Scored
 from isogloss.tree.lora import TreeLora
 from isogloss.tree.nodes import Tree, build_tree, family_name, shaped
 from isogloss.tree.shapes import families_of_file, learned_families, random_families
@@ -305,11 +307,12 @@ def run_cache(run: Run) -> Stage:
         with run.watcher.bar(what) as progress:
             yield _pausing(run, stage, progress)
 
+    scored = scored_elsewhere(run, rows, stage, bar)
     read_signals(
         model, rows, run.config.distill, pad_id=pad_id(run.tokenizer), cost=stage, bar=bar,
-        cache=Cache(run.signals, teacher_of(model, run.tokenizer, fingerprint(model))),
+        cache=Cache(run.signals, teacher_of(model, run.tokenizer, fingerprint(model))), scored=scored,
     )  # fmt: skip
-    stage.tokens_forwarded = stage.teacher_tokens
+    stage.tokens_forwarded += stage.teacher_tokens
     stage.flops += forward_flops(model, stage.teacher_tokens, 0)
     run.ledger.pause(stage)
     return Stage("cache", **{name: getattr(stage, name) - getattr(earlier, name) for name in TEACHER})
@@ -329,8 +332,9 @@ def train_carrier(
 
     distil(
         carrier, rows, run.config.distill, pad_id=pad_id(run.tokenizer), seed=run.config.seed,
-        work=work, curve=run.curve, cost=stage, bar=bar, say=run.watcher.say,
+        work=work, curve=run.curve, cost=stage, bar=bar, say=run.watcher.say, tokenizer=run.tokenizer,
         cache=Cache(run.signals, teacher_of(carrier.model, run.tokenizer, before)),
+        scored=scored_elsewhere(run, rows, stage, bar),
     )  # fmt: skip
     if fingerprint(carrier.model) != before:
         raise RuntimeError("stage 2 changed the reference model's weights")
@@ -571,7 +575,30 @@ def rows_for(
     """
     used = _needed(examples, {code: run.config.languages.amount(code) for code in codes})
     english = _english_answers(run, model, used, stage)
-    return _rows(run, run.tokenizer, used, english, tree, codes, retain=retain)
+    rows = _rows(run, run.tokenizer, used, english, tree, codes, retain=retain)
+    teacher = run.config.distill.teacher
+    if isinstance(teacher, ModelTeacher) and teacher.level == "sequence":
+        theirs = _rows(
+            run,
+            run.tokenizer,
+            used,
+            english,
+            tree,
+            codes,
+            retain=retain,
+            teacher=load_tokenizer(teacher.path),
+        )
+        file = run.folder / "teacher_answers.jsonl"
+        return joining.with_answers(
+            rows, theirs, teacher, run.tokenizer, run.dtype, file, stage, run.watcher.bar
+        )
+    return rows
+
+
+def foreseen_rows(run: Run, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+    """As `rows_for`, before there is a model: the data's English responses stand in for its answers."""
+    english = {e.id: e.turns[SOURCE].response or "" for e in run.examples}
+    return _rows(run, tokenizer, run.examples, english, run.tree, run.taught)
 
 
 def _rows(
@@ -583,6 +610,7 @@ def _rows(
     codes: Sequence[str],
     *,
     retain: bool = True,
+    teacher: PreTrainedTokenizerBase | None = None,
 ) -> list[Row]:
     settings = run.config.distill
     amounts = {code: run.config.languages.amount(code) for code in codes}
@@ -597,6 +625,7 @@ def _rows(
         english={e.id: e.turns[SOURCE].response or "" for e in kept} | dict(english),
         responses=settings.responses, limit=settings.max_prompt, reads=settings.teacher_reads,
         require_texts=settings.require_texts,
+        teacher=teacher or joining.tokenizer_of(settings.teacher),
     )  # fmt: skip
 
 
@@ -628,6 +657,14 @@ def _english_kept(run: Run) -> list[ParallelExample]:
         for e in english_examples(run.config, run.data_root)
         if e.id not in dropped
     ]
+
+
+def scored_elsewhere(run: Run, rows: Sequence[Row], stage: Stage, bar: Bar) -> list[Scored] | None:
+    """What another teacher than the model itself says of the rows that are not English, if there is one."""
+    return joining.scores_of(
+        rows, run.config.distill, run.tokenizer, run.dtype, run.folder / "teacher_scores.jsonl", stage, bar,
+        lambda model, its: Cache(run.signals, teacher_of(model, its, fingerprint(model))),
+    )  # fmt: skip
 
 
 def _tree_image(run: Run, tree: Tree, rows: Sequence) -> dict:
@@ -693,9 +730,7 @@ def check(run: Run) -> None:
     tokenizer = load_tokenizer(run.config.model)
     if not run.tuned.exists():
         english_examples(run.config, run.data_root)
-        # The data's English responses stand in for answers that nobody has given yet.
-        english = {e.id: e.turns[SOURCE].response or "" for e in run.examples}
-        _rows(run, tokenizer, run.examples, english, run.tree, run.taught)
+        foreseen_rows(run, tokenizer)
     settings = run.config.evaluate
     for name in settings.suites:
         if not _in_suite(SUITES[name](run.data_root, settings.split, run.measured, 1, 1), run.measured):

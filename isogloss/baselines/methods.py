@@ -30,7 +30,7 @@ from isogloss.evaluate import runner
 from isogloss.generate import answers
 from isogloss.languages import SOURCE
 from isogloss.model import pad_id
-from isogloss.pipeline import Run
+from isogloss.pipeline import Run, scored_elsewhere
 
 SFT = {"learning_rate": 3e-3}
 DPO = {"learning_rate": 1e-4, "beta": 0.1}
@@ -61,10 +61,12 @@ def distilled(contest: Contest, method: str, *overrides: str) -> Entry:
 
         yield tick
 
+    cost = Stage(method)
     with way:
         distil(
             carrier, rows, settings, pad_id=pad_id(run.tokenizer), seed=run.config.seed,
-            work=work, curve=work / "curve.jsonl", cost=Stage(method), bar=bar,
+            work=work, curve=work / "curve.jsonl", cost=cost, bar=bar, tokenizer=run.tokenizer,
+            scored=scored_elsewhere(run, rows, cost, bar),
         )  # fmt: skip
     return way.entry
 

@@ -151,16 +151,22 @@ def teacher_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, weights: st
     causal = causal_of(model)
     # Where a model lies, and what wrote it, change nothing that it says.
     config = {k: v for k, v in causal.config.to_dict().items() if not k.startswith(("_", "transformers_"))}
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     return {
         "version": VERSION,
         "weights": weights,
         "config": _hash(json.dumps(config, sort_keys=True, default=str)),
-        "tokenizer": _hash(words),
+        "tokenizer": tokenizer_hash(tokenizer),
         "template": _hash(str(tokenizer.chat_template)),
         "dtype": str(next(causal.parameters()).dtype).removeprefix("torch."),
     }
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of all that decides which ids a text gets."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return _hash(
+        backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    )
 
 
 def _hash(text: str) -> str:

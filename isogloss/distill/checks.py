@@ -100,7 +100,8 @@ def divergence_by_language(
         if scored:
             batch = collate(scored[:PER_LANGUAGE], pad_id).to(device)
             parts = batch_losses(carrier.model, batch, replace(weights, kl=1.0), carrier)
-            found[code] = float(parts["retain" if "retain" in parts else "kl"]) / len(batch.response)
+            told = float(parts["retain" if "retain" in parts else "kl"])
+            found[code] = told / max(1, int(batch.scored.sum()))
     carrier.off()
     return found
 

@@ -84,7 +84,7 @@ def frozen_head(model: nn.Module) -> Head | None:
     weight = linear.weight
     if (
         type(weight) is not nn.Parameter
-        or weight.is_meta
+        or (weight.is_meta and hasattr(linear, "_hf_hook"))  # accelerate holds it elsewhere
         or weight.ndim != 2
         or not weight.is_floating_point()
     ):

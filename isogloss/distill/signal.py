@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -48,6 +48,8 @@ class Signal:
     distribution; None: not asked for."""
     twin: Float[Tensor, " hidden"]
     """Mean-pooled middle state of the English twin's prompt."""
+    covered: Bool[Tensor, " response"] | None = None
+    """Which response tokens `teacher` speaks of, where that is not all: another tokenizer cuts some otherwise."""
 
 
 @torch.no_grad()
@@ -86,7 +88,7 @@ def hidden_signals(
     scored = [row for row in rows if teacher or row.language == SOURCE]
     distinct = list({(row.teacher_prompt, row.student.response): row.language for row in scored}.items())
     work = len(distinct) + len(twins)
-    pooled = _Kept(cache and cache.part(signal="pooled", layer=layer), [row_key(t) for t in twins], cost)
+    pooled = Kept(cache and cache.part(signal="pooled", layer=layer), [row_key(t) for t in twins], cost)
     done = len(twins) - len(pooled.absent)
     for chosen in _by_length(twins, batch):
         chosen = [number for number in chosen if number in pooled.absent]
@@ -100,7 +102,7 @@ def hidden_signals(
         progress(done := done + len(chosen), work)
     pooled.flush()
     about: dict[str, Any] = {"signal": kind} | ({"k": k} if kind == "top_k" else {})
-    said = _Kept(cache and cache.part(**about), [row_key(*texts) for texts, _ in distinct], cost)
+    said = Kept(cache and cache.part(**about), [row_key(*texts) for texts, _ in distinct], cost)
     cost.cached_hits += len(distinct) - len(said.absent)
     done = work - len(said.absent)
     for chosen, states in _read(model, distinct, said.absent, pad_id, batch, fork, cost):
@@ -126,7 +128,7 @@ def hidden_signals(
     ]
 
 
-class _Kept:
+class Kept:
     """One tensor for each key: those that the cache has, and those that are read now and kept in it."""
 
     def __init__(self, part: Part | None, keys: Sequence[bytes], cost: Stage):
@@ -169,7 +171,7 @@ def _read(
     an unbroken one, to the bit.
     """
     prompts = [prompt for (prompt, _), _ in rows]
-    for group, shared in _groups(prompts, [language for _, language in rows], fork):
+    for group, shared in groups(prompts, [language for _, language in rows], fork):
         prefix: DynamicCache | None = None
         for places in _by_length([rows[n][0][0] + rows[n][0][1] for n in group], batch):
             chosen = [group[place] for place in places if group[place] in absent]
@@ -188,7 +190,7 @@ def _read(
             yield chosen, list(hidden.flatten(0, 1)[at].split(lengths))
 
 
-def _groups(
+def groups(
     prompts: Sequence[tuple[int, ...]], languages: Sequence[str], fork: bool
 ) -> list[tuple[list[int], int]]:
     """Rows that are read together, and how many tokens all their prompts begin with; 0: not worth it.

@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from isogloss.config import Distill
 from isogloss.cost import Stage, forward_flops
 from isogloss.distill.cache import Cache
 from isogloss.distill.checks import PathsOnly, check_rows, check_teacher, divergence_by_language
-from isogloss.distill.rows import Row, schedule
+from isogloss.distill.on_policy import OnPolicyTrainer, Policy, add_costs
+from isogloss.distill.rows import Row, training_order
 from isogloss.distill.signal import Signal, hidden_signals
 from isogloss.distill.trainer import (
     Ordered,
@@ -22,7 +25,9 @@ from isogloss.distill.trainer import (
     training_arguments,
 )
 from isogloss.languages import SOURCE
-from isogloss.model import layers_of
+from isogloss.model import causal_of, layers_of
+from isogloss.teacher.joining import signals_from
+from isogloss.teacher.scored import Scored
 from isogloss.tree.lora import TreeLora
 
 Progress = Callable[[int, int], None]
@@ -43,13 +48,24 @@ def read_signals(
     cost: Stage,
     bar: Bar,
     cache: Cache | None = None,
+    scored: Sequence[Scored] | None = None,
 ) -> list[Signal]:
-    """What the settings' loss needs of the reference model, from the cache where it is there."""
+    """What the settings' loss needs of the reference model, from the cache where it is there.
+
+    Args:
+        scored: What another teacher says of the rows that are not English, which takes the model's place.
+    """
+    if settings.scored_elsewhere and scored is None:
+        raise ValueError(f"a {settings.teacher.type} teacher's scores must be given")
+    kind, k = settings.form
     with bar("Teacher reads") as progress:
-        return hidden_signals(
-            model, rows, layer=layer_of(model, settings), pad_id=pad_id, kind=settings.signal,
-            k=settings.top_k, teacher=bool(settings.kl), cache=cache, cost=cost, progress=progress,
+        signals = hidden_signals(
+            model, rows, layer=layer_of(model, settings), pad_id=pad_id, kind=kind, k=k,
+            teacher=settings.hears_itself, cache=cache, cost=cost, progress=progress,
         )  # fmt: skip
+    if scored is None:
+        return signals
+    return signals_from(rows, signals, scored, causal_of(model).config.get_text_config().vocab_size)
 
 
 def distil(
@@ -65,6 +81,8 @@ def distil(
     bar: Bar,
     cache: Cache | None = None,
     say: Callable[[str], None] = lambda text: None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    scored: Sequence[Scored] | None = None,
 ) -> None:
     """Train the carriers on the rows; the model below is frozen.
 
@@ -76,27 +94,37 @@ def distil(
         bar: Makes progress on something that takes long.
         cache: Where the teacher's signals are looked for, and kept.
         say: Hears the divergence of every language before training.
+        tokenizer: Needed where some steps are on-policy.
+        scored: What another teacher than the model itself says of the rows that are not English.
     """
     carrier.off()
-    layer = layer_of(carrier.model, settings)
+    layer, (kind, k) = layer_of(carrier.model, settings), settings.form
     if settings.checks:
         check_rows(rows)
-        check_teacher(carrier, rows, pad_id=pad_id, layer=layer, kind=settings.signal, k=settings.top_k)
-    signals = read_signals(carrier.model, rows, settings, pad_id=pad_id, cost=cost, bar=bar, cache=cache)
-    parallel = sum(row.language != SOURCE for row in rows)
-    retain = settings.retain if parallel < len(rows) else 0.0
-    order = schedule(
-        [row.language for row in rows], round(settings.epochs * parallel / (1 - retain)),
-        balance=settings.balance, batch=settings.batch, seed=seed, fixed={SOURCE: retain},
-        lengths=[len(r.student.prompt) + len(r.student.response) for r in rows],
-    )  # fmt: skip
+        # What another teacher says of a prompt cannot be foretold: then the frozen model has English alone.
+        own = [row for row in rows if row.language == SOURCE or not settings.scored_elsewhere]
+        if own:
+            check_teacher(carrier, own, pad_id=pad_id, layer=layer, kind=kind, k=k)
+    signals = read_signals(
+        carrier.model, rows, settings, pad_id=pad_id, cost=cost, bar=bar, cache=cache, scored=scored
+    )
+    samples = samples_of(rows, signals)
+    order = training_order(rows, settings, seed)
     steps = len(order) // settings.batch
+    retain = settings.retain and any(row.language == SOURCE for row in rows)
     weights = Weights(
-        settings.ce, settings.kl, settings.hidden, float(retain > 0),
+        settings.ce, settings.kl, settings.hidden, float(bool(retain)),
         layer, settings.divergence, settings.temperature,
     )  # fmt: skip
-    samples = samples_of(rows, signals)
-    trainer = ResponseTrainer(
+    policy = None
+    if settings.on_policy:
+        assert tokenizer is not None
+        policy = Policy(
+            carrier, tokenizer, rows, samples,
+            share=settings.on_policy, longest=settings.sample_tokens, seed=seed,
+        )  # fmt: skip
+    make = ResponseTrainer if policy is None else partial(OnPolicyTrainer, policy=policy)
+    trainer = make(
         model=carrier.model,
         carrier=carrier,
         args=training_arguments(
@@ -121,7 +149,8 @@ def distil(
     # Frozen weights take no gradient, so backward costs one forward; the head serves teacher and student.
     model = carrier.model.get_base_model()
     cost.flops += forward_flops(model, cost.teacher_tokens, 0) + 2 * forward_flops(model, tokens, responses)
-    cost.flops += forward_flops(model, 0, responses if settings.kl and settings.signal == "hidden" else 0)
+    cost.flops += forward_flops(model, 0, responses if settings.kl and kind == "hidden" else 0)
     # Of the adapters a token meets its path alone, forward and twice backward.
     met = sum(p.numel() for p in carrier.parameters().values()) * carrier.tree.path_rank() / carrier.tree.rank
     cost.flops += 3 * 2 * met * tokens
+    add_costs(cost, trainer.counts, model)

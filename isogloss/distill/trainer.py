@@ -117,9 +117,8 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
     signals = [sample.signal for sample in samples]
     known = [signal for signal in signals if signal is not None]
     said = [signal.teacher for signal in known if signal.teacher is not None]
-    scored = torch.tensor([signal is not None and signal.teacher is not None for signal in signals])
+    scored = torch.cat([_scored(s, length) for s, length in zip(signals, lengths, strict=True)])
     english = torch.tensor([sample.language == SOURCE for sample in samples])
-    tokens = torch.tensor(lengths)
     return Batch(
         ids=ids,
         mask=mask,
@@ -128,10 +127,17 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         response=torch.tensor([token for e in encoded for token in e.response]),
         languages=[sample.language for sample in samples],
         meanings=torch.tensor([sample.meaning for sample in samples]),
-        scored=scored.repeat_interleave(tokens),
-        retained=(scored & english).repeat_interleave(tokens),
+        scored=scored,
+        retained=scored & english.repeat_interleave(torch.tensor(lengths)),
         teacher=_joined(said),
     )
+
+
+def _scored(signal: Signal | None, length: int) -> Tensor:
+    """Which tokens of a response the teacher speaks of."""
+    if signal is None or signal.teacher is None:
+        return torch.zeros(length, dtype=torch.bool)
+    return torch.ones(length, dtype=torch.bool) if signal.covered is None else signal.covered
 
 
 def _joined(said: Sequence[Tensor | TopK]) -> Tensor | TopK | None:
@@ -162,11 +168,16 @@ def batch_losses(
 
     taught = ~batch.retained
     divided = batch.teacher is not None and bool(weights.kl)
+    heard = taught & batch.scored if divided else taught
+    learned = bool(weights.ce), True
     ce, kl = _sums(
-        model, answers[taught], batch.response[taught], _said(batch, taught) if divided else None,
-        weights.divergence, weights.temperature, (bool(weights.ce), True),
+        model, answers[heard], batch.response[heard], _said(batch, heard) if divided else None,
+        weights.divergence, weights.temperature, learned,
     )  # fmt: skip
     parts = {"ce": ce} | ({"kl": kl} if divided else {})
+    unheard = taught & ~heard
+    if unheard.any():
+        parts["ce"] = ce + _sums(model, answers[unheard], batch.response[unheard], None, learned=learned)[0]
     if batch.retained.any():
         kept = batch.retained
         parts["retain"] = _sums(model, answers[kept], None, _said(batch, kept))[1]

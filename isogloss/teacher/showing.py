@@ -7,16 +7,25 @@ from transformers import PreTrainedTokenizerBase
 OPEN, CLOSE = "⟦", "⟧"
 
 
-def shown(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], response: Sequence[int]) -> str:
+def shown(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    response: Sequence[int],
+    reader: PreTrainedTokenizerBase | None = None,
+) -> str:
     """The prompt's text, and behind it each response token between ⟦ and ⟧.
 
     Tokens that hold parts of one character stand in one bracket, with their number.
+
+    Args:
+        tokenizer: Of the response.
+        reader: Of the prompt, where another model reads it.
     """
     marked = "".join(
         f"{OPEN}{text}{CLOSE}" if count == 1 else f"{OPEN}{text}{CLOSE}×{count}"
         for text, count in _characters(tokenizer, response)
     )
-    return str(tokenizer.decode(list(prompt))) + marked
+    return str((reader or tokenizer).decode(list(prompt))) + marked
 
 
 def _characters(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Iterator[tuple[str, int]]:

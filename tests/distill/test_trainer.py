@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from isogloss.data.chat import Encoded
 from isogloss.distill import losses, trainer
 from isogloss.distill.signal import Signal
+from isogloss.distill.topk import TopK
 from isogloss.distill.trainer import (
     Ordered,
     ResponseTrainer,
@@ -392,3 +393,18 @@ def test_a_torn_checkpoint_is_passed_over(tiny, tmp_path):
     assert len(found.gradients) == 1
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_places_that_another_teacher_does_not_cover_have_cross_entropy_alone(tiny):
+    """Two of three tokens are covered: their divergence and everyone's cross-entropy, each as if read alone."""
+    model = tiny("qwen3").requires_grad_(False)
+    encoded = Encoded((5, 6, 7), (40, 41, 1))
+    top = TopK(torch.tensor([[40, 9], [1, 3]], dtype=torch.int32), torch.tensor([[-0.5, -2.0], [-1.0, -1.5]]))
+    covered = torch.tensor([True, False, True])
+    sample = Sample(encoded, "sw", 0, Signal(top, torch.zeros(24), covered))
+    with torch.no_grad():
+        parts = batch_losses(model, collate([sample], 0), Weights(1.0, 1.0))
+        logits = model(torch.tensor([[5, 6, 7, 40, 41, 1]])).logits[0, 2:5]
+    own = losses.cross_entropy(logits, torch.tensor([40, 41, 1]))
+    assert parts["ce"].item() == pytest.approx(own.item(), abs=1e-4)
+    assert parts["kl"].item() == pytest.approx(losses.forward_kl(logits[[0, 2]], top).item(), abs=1e-4)
