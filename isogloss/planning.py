@@ -7,6 +7,7 @@ What is assumed, and where it is off:
     tokens      Exact where the model's tokenizer is at hand; else counted by the embedded one, and said so.
     selection   `tune.selection.keep` drops the last items here, not the hardest.
     answers     Evaluation writes `evaluate.max_new_tokens` each time: a bound, as answers end before.
+    attention   A GPU's fused attention is counted as plain products: a bound, near it at instruction lengths.
     seconds     Operations over the machine's rate of large products, times `EFFICIENCY`.
     devices     A step's rows are split over them; weights, carriers and signals lie on each.
 """
@@ -306,6 +307,8 @@ class Alive(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return 0  # a question about values, such as whether no token is padding, is answered no
         made = func(*args, **kwargs)
         given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for tensor in tree_leaves(made):
@@ -334,16 +337,14 @@ def step_bytes(
     carrier: TreeLora | None = None,
     *,
     twins: int = 0,
-    gpu: bool = False,
 ) -> int:
     """Most bytes that a micro-batch's forward, losses and backward hold at once, gradients included.
 
     Args:
         model: Without storage; for stage 2 the carrier's.
         twins: How many meanings there are in all.
-        gpu: Attention reads no mask, as fused attention holds none.
     """
-    batch = _without_storage(collate(samples, 0), gpu)
+    batch = _without_storage(collate(samples, 0))
     every = twins_of(samples)
     if every is not None and twins > len(every):
         every = torch.empty(twins, every.shape[1], device="meta")
@@ -356,27 +357,22 @@ def step_bytes(
 
 
 @torch.no_grad()
-def read_bytes(model: nn.Module, rows: int, width: int, *, gpu: bool = False) -> int:
+def read_bytes(model: nn.Module, rows: int, width: int) -> int:
     """Most bytes that reading a batch holds at once, head aside."""
     with Alive() as alive:
         last_hidden(
             model, torch.zeros(rows, width, dtype=torch.long, device="meta"),
-            torch.ones(rows, width, dtype=torch.long, device="cpu" if gpu else "meta"),
+            torch.ones(rows, width, dtype=torch.long, device="meta"),
         )  # fmt: skip
     return alive.most
 
 
-def _without_storage(batch: Batch, gpu: bool) -> Batch:
+def _without_storage(batch: Batch) -> Batch:
     """Masks of rows and tokens stay as they are: they decide shapes."""
-    here = {"mask"} if gpu else set()
     entries = {
-        name: value.to("meta")
-        if isinstance(value, Tensor) and value.dtype != torch.bool and name not in here
-        else value
+        name: value.to("meta") if isinstance(value, Tensor) and value.dtype != torch.bool else value
         for name, value in vars(batch).items()
     }
-    if gpu:
-        entries["mask"] = torch.ones_like(batch.mask)
     return Batch(**entries)
 
 
@@ -430,7 +426,7 @@ def tune_plan(work: Work) -> StagePlan:
     if bf16 and whole:  # autocast computes in bfloat16 what a bfloat16 model would
         learner = work.model(torch.bfloat16).requires_grad_(True)
     step = max(
-        step_bytes(learner, [Sample(work.english[n]) for n in numbers], Weights(), gpu=machine.gpu)
+        step_bytes(learner, [Sample(work.english[n]) for n in numbers], Weights())
         for numbers in _largest(micro, lengths)
     )
     if bf16 and whole:
@@ -539,15 +535,11 @@ def _distill_memory(
             _sample(rows[n], place, settings, hidden, work.dtype) for place, n in enumerate(numbers)
         ]
         step = max(
-            step, step_bytes(model, samples, weights, carrier, twins=meanings, gpu=machine.gpu)
+            step, step_bytes(model, samples, weights, carrier, twins=meanings)
         )  # fmt: skip
     carrier.off()
     read = max(
-        (
-            read_bytes(model, min(READ_TOGETHER, len(some)), max(some), gpu=machine.gpu)
-            for some in (privileged, twins)
-            if some
-        ),
+        (read_bytes(model, min(READ_TOGETHER, len(some)), max(some)) for some in (privileged, twins) if some),
         default=0,
     )
     learnt = parameter_bytes(model, carriers=True)
@@ -612,7 +604,7 @@ def evaluate_plan(work: Work) -> StagePlan:
         "program": machine.process, "weights": parameter_bytes(model),
         "carriers": parameter_bytes(model, carriers=True), "cache": cache * settings.batch * width,
         "activations": machine.held(
-            read_bytes(model, settings.batch, longest, gpu=machine.gpu)
+            read_bytes(model, settings.batch, longest)
             + settings.batch * config.vocab_size * (work.dtype.itemsize + 4)
         ),
     }  # fmt: skip

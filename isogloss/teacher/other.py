@@ -10,9 +10,9 @@ own ids, exactly. With another one there are two ways:
 
 The approximation of the second: what the teacher says of a byte string is taken for what it would say of it
 in the student's cutting. Mass that it puts on the first piece of a word that the student cuts otherwise goes
-to the student's token of that piece; and a place that the student cuts where the teacher does not is left out,
-as the teacher has no distribution there. Both shrink as the vocabularies grow alike; `Scored.covered` says
-which places there are.
+to the student's token of that piece. A place that only one of them cuts, or that begins a longer token of the
+other, is left out: there the teacher speaks of other pieces. `Scored.covered` says which places remain; of
+the embedded tokenizer's tokens Tekken, with ten times as many, cuts a quarter to a half alike (tests).
 """
 
 from collections.abc import Callable, Iterator, Sequence
