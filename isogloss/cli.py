@@ -118,9 +118,18 @@ def distill(config: ConfigFile = None, set_: Overrides = None, data_root: DataRo
 
 
 @app.command()
-def evaluate(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
+def evaluate(
+    config: ConfigFile = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A suite to measure in place of the settings' own; repeatable."),
+    ] = None,
+    set_: Overrides = None,
+    data_root: DataRoot = None,
+) -> None:
     """Every measure, before and after."""
-    settings = _settings(config, set_, data_root)
+    chosen = [f"evaluate.suites={json.dumps(suite)}"] if suite else []
+    settings = _settings(config, [*chosen, *(set_ or ())], data_root)
     _require(settings.run, TUNED, DISTILLED)
     job = _open(settings)
     from isogloss import pipeline
@@ -598,12 +607,14 @@ def _time(seconds: float) -> str:
 
 
 def _show_scores(job: "Run") -> None:
-    from isogloss.report.table import headline, summary_table
+    from isogloss.report.table import headline, official_table, summary_table
 
     scores = json.loads((job.folder / "scores.json").read_text("utf-8"))
     for suite in scores["suites"]:
         out.print()
         out.print(summary_table(scores, suite))
+        if scores["suites"][suite].get("official"):
+            out.print(official_table(scores, suite))
         out.print(escape(headline(scores, suite)))
     out.print()
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -33,7 +34,7 @@ from isogloss.distill.stage import distil
 from isogloss.errors import DataError, RunError
 from isogloss.evaluate import runner
 from isogloss.evaluate.items import SuiteData
-from isogloss.evaluate.suites import SUITES
+from isogloss.evaluate.suites import load_suite
 from isogloss.files import read_lines, write_json, write_lines, write_text
 from isogloss.generate import answers
 from isogloss.languages import SOURCE
@@ -317,10 +318,7 @@ def run_evaluate(run: Run) -> None:
     model = run.reference_model()
     plain = runner.Model(model, run.tokenizer)
     stage = run.ledger.begin("evaluate")
-    loaded = {
-        name: SUITES[name](run.data_root, settings.split, run.measured, settings.items, settings.sentences)
-        for name in missing
-    }
+    loaded = {name: load_suite(name, run.data_root, settings, run.measured) for name in missing}
     found = {name: _before(run, plain, suite) for name, suite in loaded.items()}
     carrier = run.student(model, trained=True)
     aligned = runner.Model(model, run.tokenizer, carrier)
@@ -361,6 +359,7 @@ class _Before:
     english: list[str]
     right: list[bool]
     layer: int
+    official: dict[str, Any]
 
 
 def _before(run: Run, plain: runner.Model, suite: SuiteData) -> _Before:
@@ -373,7 +372,7 @@ def _before(run: Run, plain: runner.Model, suite: SuiteData) -> _Before:
         )
     right = runner.english_right(suite, english)
     _write_side(run, suite, "before", side)
-    return _Before(side, english, right, layer)
+    return _Before(side, english, right, layer, _official(run, suite, "before", english, side))
 
 
 def _after(run: Run, aligned: runner.Model, plain: runner.Model, suite: SuiteData, before: _Before) -> dict:
@@ -383,14 +382,17 @@ def _after(run: Run, aligned: runner.Model, plain: runner.Model, suite: SuiteDat
         side = runner.evaluate_side(
             aligned, suite, languages, before.english, vectors, layer, settings, run.config.seed, progress
         )
-        after = dict(side.scores)
+        after, given = dict(side.scores), []
         if suite.items:
-            right = runner.english_accuracy(aligned, suite, settings, progress)
+            given = runner.english_answers(aligned, suite, settings, progress)
+        if before.right:
+            right = runner.english_right(suite, given)
             after["retention"] = runner.retention(before.right, right, run.config.seed)
     _write_side(run, suite, "after", side)
+    more = {"before": before.official, "after": _official(run, suite, "after", given, side)}
     return {
         "signature": _signature(run, suite, before.layer, layer),
-        "settings": _how(run),
+        "settings": _how(run, suite.name),
         "languages": list(languages),
         "before": before.side.scores,
         "after": after,
@@ -398,15 +400,37 @@ def _after(run: Run, aligned: runner.Model, plain: runner.Model, suite: SuiteDat
         "tasks": {"before": before.side.tasks, "after": side.tasks},
         "english": {"accuracy": sum(before.right) / len(before.right)} if before.right else {},
         "layer": {"before": before.layer, "after": layer},
-        "notes": _notes(suite, run, languages),
+        "notes": [*_notes(suite, run, languages), *suite.notes],
+        "unreadable": {"before": before.side.unreadable, "after": side.unreadable},
+        **({"official": more} if suite.score else {}),
     }
+
+
+def _official(
+    run: Run, suite: SuiteData, phase: str, english: Sequence[str], side: runner.Side
+) -> dict[str, Any]:
+    """The benchmark's own metrics; its prediction files are written beside the answers."""
+    if suite.score is None:
+        return {}
+    answered: dict[str, dict[str, str]] = {
+        SOURCE: {item.id: text for item, text in zip(runner.twinned(suite), english, strict=True)}
+    }
+    for row in side.predictions:
+        answered.setdefault(row["language"], {})[row["id"]] = row["answer"]
+    found = suite.score(answered)
+    folder = run.folder / "predictions" / f"{suite.name}.{phase}"
+    for name, text in found.files.items():
+        write_text(folder / name, text)
+    return found.plain()
 
 
 def _write_side(run: Run, suite: SuiteData, phase: str, side: runner.Side) -> None:
     stem = run.folder / "predictions" / f"{suite.name}.{phase}"
     write_lines(stem.with_name(stem.name + ".jsonl"), side.predictions)
     hits = {
-        name: {code: [int(hit) for hit in row] for code, row in side.hits[name].items()} for name in side.hits
+        # Retrieval in one direction of two is half a hit.
+        name: {code: [h if isinstance(h, float) else int(h) for h in row] for code, row in hits.items()}
+        for name, hits in side.hits.items()
     }
     ids = [item.id for item in suite.items]
     write_json(stem.with_name(stem.name + ".hits.json"), {"items": ids, "hits": hits})
@@ -608,12 +632,13 @@ def _scores(run: Run) -> dict:
 
 def _unscored(run: Run, scores: dict) -> list[str]:
     """Suites that are asked for and have no scores, or scores made in another way."""
-    done = {name for name, suite in scores["suites"].items() if suite["settings"] == _how(run)}
+    done = {name for name, suite in scores["suites"].items() if suite["settings"] == _how(run, name)}
     return [name for name in run.config.evaluate.suites if name not in done]
 
 
-def _how(run: Run) -> dict:
-    how = run.config.evaluate.model_dump(mode="json", exclude={"suites", "also"})
+def _how(run: Run, suite: str) -> dict:
+    others = {"xglue", "translation", "parallel"} - {suite}  # settings of suites that this one is not
+    how = run.config.evaluate.model_dump(mode="json", exclude={"suites", "also", *others})
     return how | {"languages": list(run.measured)}
 
 
@@ -639,5 +664,5 @@ def check(run: Run) -> None:
         _rows(run, tokenizer, run.examples, english, run.tree, run.taught)
     settings = run.config.evaluate
     for name in settings.suites:
-        if not _in_suite(SUITES[name](run.data_root, settings.split, run.measured, 1, 1), run.measured):
+        if not _in_suite(load_suite(name, run.data_root, settings, run.measured, 1, 1), run.measured):
             raise DataError(f"{name} has none of {', '.join(run.measured)}; take it out of evaluate.suites")

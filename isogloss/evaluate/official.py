@@ -51,11 +51,11 @@ def token_accuracy(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[s
 
 
 def spans(sentences: Sequence[Sequence[str]]) -> set[Span]:
-    """Spans (type, first, last) of tag sequences, places counted on through all sentences.
+    """Spans (type, first, last) of tag sequences; places are counted through all sentences.
 
     seqeval 1.2's reading, which XGLUE's script uses for POS too: the first character of a tag is its prefix,
-    what follows the first hyphen, or the first character, its type. So IOB1 and IOB2 give the same spans, equal
-    neighbouring POS tags are one span, CCONJ and SCONJ are of one type, and SYM never joins its neighbour.
+    what follows the first hyphen, or the first character, its type. So IOB1 and IOB2 give the same spans,
+    equal neighbouring POS tags are one span, CCONJ and SCONJ are of one type, and SYM joins no neighbour.
     """
     found, before, kind, first = set(), "O", "", 0
     tags = [tag for row in sentences for tag in (*row, "O")]
@@ -142,7 +142,9 @@ def bleu(gold: Sequence[str], predicted: Sequence[str]) -> float:
 
 def _paired(gold: Sequence[object], predicted: Sequence[object]) -> None:
     if len(gold) != len(predicted) or not gold:
-        raise ValueError(f"{len(predicted)} predictions for {len(gold)} gold rows; there must be one for each")
+        raise ValueError(
+            f"{len(predicted)} predictions for {len(gold)} gold rows; there must be one for each"
+        )
 
 
 def _same_tokens(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> None:
@@ -151,9 +153,7 @@ def _same_tokens(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str
             raise ValueError(f"sentence {number} has {len(b)} tags for {len(a)} tokens; tag every token once")
 
 
-def _span_counts(
-    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
-) -> tuple[int, int, int]:
+def _span_counts(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> tuple[int, int, int]:
     """Spans that are right, that were predicted, and that there are."""
     _paired(gold, predicted)
     _same_tokens(gold, predicted)
