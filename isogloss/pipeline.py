@@ -360,19 +360,23 @@ class _Before:
     right: list[bool]
     layer: int
     official: dict[str, Any]
+    family: dict[str, Any]
 
 
 def _before(run: Run, plain: runner.Model, suite: SuiteData) -> _Before:
     settings, languages = run.config.evaluate, _in_suite(suite, run.measured)
+    rankings: runner.Rankings = {}
     with run.watcher.bar(f"{suite.name}: before") as progress:
-        english = runner.english_answers(plain, suite, settings, progress) if suite.items else []
+        english = runner.english_answers(plain, suite, settings, progress, rankings) if suite.items else []
         layer, vectors = _vectors(plain, plain, suite, settings)
         side = runner.evaluate_side(
             plain, suite, languages, english, vectors, layer, settings, run.config.seed, progress
         )
     right = runner.english_right(suite, english)
     _write_side(run, suite, "before", side)
-    return _Before(side, english, right, layer, _official(run, suite, "before", english, side))
+    official = _official(run, suite, "before", english, side)
+    family = runner.family(suite, english, rankings, side, run.config.seed)
+    return _Before(side, english, right, layer, official, family)
 
 
 def _after(run: Run, aligned: runner.Model, plain: runner.Model, suite: SuiteData, before: _Before) -> dict:
@@ -382,14 +386,15 @@ def _after(run: Run, aligned: runner.Model, plain: runner.Model, suite: SuiteDat
         side = runner.evaluate_side(
             aligned, suite, languages, before.english, vectors, layer, settings, run.config.seed, progress
         )
-        after, given = dict(side.scores), []
+        after, given, rankings = dict(side.scores), [], {}
         if suite.items:
-            given = runner.english_answers(aligned, suite, settings, progress)
+            given = runner.english_answers(aligned, suite, settings, progress, rankings)
         if before.right:
             right = runner.english_right(suite, given)
             after["retention"] = runner.retention(before.right, right, run.config.seed)
     _write_side(run, suite, "after", side)
     more = {"before": before.official, "after": _official(run, suite, "after", given, side)}
+    family = runner.family(suite, given, rankings, side, run.config.seed)
     return {
         "signature": _signature(run, suite, before.layer, layer),
         "settings": _how(run, suite.name),
@@ -401,6 +406,7 @@ def _after(run: Run, aligned: runner.Model, plain: runner.Model, suite: SuiteDat
         "english": {"accuracy": sum(before.right) / len(before.right)} if before.right else {},
         "layer": {"before": before.layer, "after": layer},
         "notes": [*_notes(suite, run, languages), *suite.notes],
+        "family": {"before": before.family, "after": family},
         "unreadable": {"before": before.side.unreadable, "after": side.unreadable},
         **({"official": more} if suite.score else {}),
     }

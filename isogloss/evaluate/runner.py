@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from isogloss.config import Evaluate
 from isogloss.data.chat import pad
+from isogloss.evaluate.family import Closed, consistency_family
 from isogloss.evaluate.fidelity import in_language
 from isogloss.evaluate.items import Item, SuiteData
 from isogloss.evaluate.likelihood import log_probabilities
@@ -34,6 +35,8 @@ from isogloss.model import capture, last_hidden, layers_of, mean_pool, pad_id
 from isogloss.tree.lora import TreeLora
 
 Progress = Callable[[int, int], None]
+Rankings = dict[tuple[str, str], tuple[str, ...]]
+"""By language and item id, the options from the likeliest down."""
 PER_LANGUAGE = (
     "alignment",
     "consistency",
@@ -65,6 +68,7 @@ class Side:
     predictions: list[dict[str, Any]]
     unreadable: dict[str, int]
     """By language, how many answers to closed questions name no option; they count as wrong."""
+    rankings: Rankings
 
 
 @torch.no_grad()
@@ -111,9 +115,20 @@ def choose_layer(subject: Model, sentences: Mapping[str, Sequence[str]], batch: 
     return max(totals, key=lambda layer: totals[layer])
 
 
-def english_answers(subject: Model, suite: SuiteData, settings: Evaluate, progress: Progress) -> list[str]:
-    """The subject's own answers to the English twins; with a carrier, through the root."""
-    return _given(subject, suite, [(item, SOURCE) for item in twinned(suite)], settings, progress)
+def english_answers(
+    subject: Model,
+    suite: SuiteData,
+    settings: Evaluate,
+    progress: Progress,
+    rankings: Rankings | None = None,
+) -> list[str]:
+    """The subject's own answers to the English twins; with a carrier, through the root.
+
+    Args:
+        rankings: Takes the rankings of the options, where likelihood gives them.
+    """
+    asked = [(item, SOURCE) for item in twinned(suite)]
+    return _given(subject, suite, asked, settings, progress, {} if rankings is None else rankings)
 
 
 def twinned(suite: SuiteData) -> list[Item]:
@@ -127,6 +142,7 @@ def _given(
     asked: Sequence[tuple[Item, str]],
     settings: Evaluate,
     progress: Progress,
+    rankings: Rankings,
 ) -> list[str]:
     """An answer to every item in its language: generated, or the likeliest option's wording."""
     options = [item.options[code] if item.options else {} for item, code in asked]
@@ -152,7 +168,9 @@ def _given(
             subject.model, subject.tokenizer, **of(chosen), options=[options[n] for n in chosen]
         )
         for number, one in zip(chosen, scores, strict=True):
-            found[number] = options[number][max(one, key=lambda key: one[key])]
+            ranking = tuple(sorted(one, key=lambda key: -one[key]))
+            found[number] = options[number][ranking[0]]
+            rankings[asked[number][1], asked[number][0].id] = ranking
     return found
 
 
@@ -175,7 +193,8 @@ def evaluate_side(
     """
     items = list(suite.items)
     asked = [(item, code) for code in languages for item in items if code in item.turns]
-    given = _given(subject, suite, asked, settings, progress)
+    rankings: Rankings = {}
+    given = _given(subject, suite, asked, settings, progress, rankings)
     reference = {
         item.id: (text, read_answer(item, SOURCE, text))
         for item, text in zip(twinned(suite), english, strict=True)
@@ -216,7 +235,7 @@ def evaluate_side(
     means = {
         task: {code: sum(hits) / len(hits) for code, hits in found.items()} for task, found in tasks.items()
     }
-    return Side(_estimates(values, seed), values, means, predictions, unreadable)
+    return Side(_estimates(values, seed), values, means, predictions, unreadable, rankings)
 
 
 def english_accuracy(subject: Model, suite: SuiteData, settings: Evaluate, progress: Progress) -> list[bool]:
@@ -232,6 +251,26 @@ def english_right(suite: SuiteData, given: Sequence[str]) -> list[bool]:
         for item, text in zip(twinned(suite), given, strict=True)
         if "accuracy" in item.measures
     ]
+
+
+def family(
+    suite: SuiteData, english: Sequence[str], rankings: Rankings, side: Side, seed: int
+) -> dict[str, Any]:
+    """The consistency family of one side's closed questions, its English answers among them.
+
+    Args:
+        english: The side's own answers to the English twins, and their rankings.
+    """
+    items = {item.id: item for item in suite.items if item.options is not None}
+    given = [(SOURCE, item.id, text) for item, text in zip(twinned(suite), english, strict=True)]
+    given += [(row["language"], row["id"], row["answer"]) for row in side.predictions]
+    ranked, answered = rankings | side.rankings, {}
+    for code, id, text in given:
+        if id in items:
+            meaning = read_answer(items[id], code, text)
+            right = meaning is not None and meaning == items[id].gold
+            answered.setdefault(code, {})[id] = Closed(meaning, right, ranked.get((code, id)))
+    return consistency_family(answered, seed=seed)
 
 
 def retention(before: Sequence[bool], after: Sequence[bool], seed: int) -> dict[str, Any]:
