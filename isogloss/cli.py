@@ -330,6 +330,27 @@ def suites(data_root: DataRoot = None) -> None:
     out.print(table)
 
 
+@app.command("check-leaks")
+def check_leaks(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
+    """Which test items stand in the training data, whole or in part; exit code 1 where some do."""
+    job = _prepare(_settings(config, set_, data_root))
+    from isogloss import pipeline
+
+    found = pipeline.leaks(job)
+    for leak in found[:50]:
+        _line(_plain(leak.line()))
+    if len(found) > 50:
+        out.print(f"and {len(found) - 50} more")
+    for suite in job.config.evaluate.suites:
+        exact, part = (
+            len({leak.id for leak in found if leak.suite == suite and leak.whole is whole})
+            for whole in (True, False)
+        )
+        _line(f"{suite}: {exact} items are in the training data word for word, {part} share a long passage")
+    if found:
+        raise typer.Exit(1)
+
+
 @app.command("compare-methods")
 def compare_methods(
     config: ConfigFile = None,

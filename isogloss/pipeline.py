@@ -34,6 +34,7 @@ from isogloss.distill.stage import distil
 from isogloss.errors import DataError, RunError
 from isogloss.evaluate import runner
 from isogloss.evaluate.items import SuiteData
+from isogloss.evaluate.leaks import Leak, Text, find_leaks, texts_of
 from isogloss.evaluate.suites import load_suite
 from isogloss.files import read_lines, write_json, write_lines, write_text
 from isogloss.generate import answers
@@ -222,11 +223,35 @@ def run_all(run: Run) -> bool:
     """Every stage that is not there yet; whether anything was left to do."""
     if (run.folder / "report.html").exists() and not _unscored(run, _scores(run)):
         return False
+    if not run.tuned.exists() and (found := leaks(run)):
+        items = {(leak.suite, leak.id) for leak in found}
+        run.watcher.say(
+            f"Warning: {len(items)} test items are in the training data; `isogloss check-leaks` lists them"
+        )
     run_tune(run)
     run_distill(run)
     run_evaluate(run)
     run_report(run)
     return True
+
+
+def leaks(run: Run) -> list[Leak]:
+    """Test items of the settings' suites that stand in the training data of either stage, in any language."""
+    settings, tests = run.config.evaluate, []
+    for name in settings.suites:
+        tests += texts_of(load_suite(name, run.data_root, settings, run.measured))
+    examples = {example.id: example for example in english_examples(run.config, run.data_root)}
+    training = [*examples.values(), *run.examples]
+    return find_leaks(
+        tests,
+        (
+            Text("", example.id, code, text)
+            for example in training
+            for code, turn in example.turns.items()
+            for text in (turn.instruction, turn.response)
+            if text
+        ),
+    )
 
 
 def select_english(run: Run) -> selection.Selection:

@@ -24,7 +24,7 @@ from isogloss.languages import SOURCE
 
 @dataclass(frozen=True)
 class Closed:
-    """A closed question's answer in one language: its meaning, whether it is right, and all options ranked."""
+    """The answer to a closed question: its meaning, whether it is right, and all options ranked."""
 
     meaning: str | None
     right: bool
@@ -52,9 +52,7 @@ def consistency_family(answers: Mapping[str, Mapping[str, Closed]], *, seed: int
     right = {code: [one.right for one in row] for code, row in table.items()}
     accuracy = sum(sum(row) for row in right.values()) / (len(codes) * len(shared))
     sizes = {"2": 2, "3": 3, "all": len(codes)}
-    several = {
-        name: consistency_of(meanings, size) for name, size in sizes.items() if size <= len(codes)
-    }
+    several = {name: consistency_of(meanings, size) for name, size in sizes.items() if size <= len(codes)}
     found: dict[str, Any] = {
         "items": len(shared),
         "languages": codes,

@@ -231,7 +231,7 @@ def test_correct_overlap_divides_by_what_either_has_right():
 
 
 def test_seaevals_consistency_is_the_mean_over_all_sets_of_languages():
-    """Item 1: a a b, item 2: all c. Pairs: (1 + 3) of 6; triples: 1 of 2; what is unreadable agrees with none."""
+    """Item 1: a a b, item 2: all c. Pairs: (1 + 3) of 6; triples: 1 of 2; None agrees with none."""
     answers = {"en": ["a", "c"], "sw": ["a", "c"], "ur": ["b", "c"]}
     assert metrics.consistency_of(answers, 2) == pytest.approx(4 / 6)
     assert metrics.consistency_of(answers, 3) == pytest.approx(1 / 2)
@@ -250,7 +250,12 @@ def test_the_family_is_measured_on_what_all_languages_answer():
             for n, m in enumerate(meanings)
         }
 
-    answers = {"en": said("x", "y", "x"), "sw": said("x", "x", "x"), "ur": said("x", "y"), "it": {"9": said("x")["0"]}}
+    answers = {
+        "en": said("x", "y", "x"),
+        "sw": said("x", "x", "x"),
+        "ur": said("x", "y"),
+        "it": {"9": said("x")["0"]},
+    }
     found = consistency_family(answers, seed=0)
     assert found["items"] == 2 and found["languages"] == ["en", "sw", "ur"]
     assert found["agreement"]["en"] == {"sw": 0.5, "ur": 1.0} and found["agreement"]["ur"]["sw"] == 0.5

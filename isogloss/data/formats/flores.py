@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from isogloss.data.formats.lines import languages_of, plain_or_gz, read_lines, read_objects
+from isogloss.data.formats.lines import is_text, languages_of, plain_or_gz, read_lines, read_objects
 from isogloss.errors import DataError
 from isogloss.languages.registry import Language
 
@@ -19,11 +19,11 @@ _PLUS: Final = {"cmn_Hans": "zho_Hans", "cmn_Hant": "zho_Hant"}
 def read(root: Path, split: str, languages: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """The sentences of a split by our language code; sentence i means the same in each.
 
-    One release is read, never two at once: FLORES-101, or FLORES-200, or FLORES+, the first that has every
-    file. They differ in corrections.
+    One release is read, never two at once: FLORES-101, FLORES-200 or FLORES+, the first that has every file.
+    They differ in corrections.
 
     Args:
-        root: The folder that holds flores101_dataset, flores200_dataset or floresp.
+        root: The folder that holds flores101_dataset, flores200_dataset, floresp… or flores_plus.
         split: Which sentences, as the release names them: dev or devtest.
         languages: Codes of any data set.
 
@@ -48,7 +48,8 @@ def read_ntrex(root: Path, languages: Iterable[str]) -> dict[str, tuple[str, ...
         wanted = root / "NTREX-128" / f"newstest2019-{name}.txt"
         path = plain_or_gz(wanted)
         if path is None:
-            raise DataError(f"no such file, so NTREX has no {language.code} here; put it there or leave it out", wanted)
+            message = f"no such file, so NTREX has no {language.code} here; put it there or leave it out"
+            raise DataError(message, wanted)
         found[language.code] = (path, tuple(read_lines(path)))
     return _aligned(found)
 
@@ -75,7 +76,7 @@ def _sentences(path: Path) -> tuple[str, ...]:
     rows: dict[int, str] = {}
     for line, row in read_objects(path):
         id, text = row.get("id"), row.get("text")
-        if not isinstance(id, int) or isinstance(id, bool) or not isinstance(text, str):
+        if not isinstance(id, int) or isinstance(id, bool) or not is_text(text):
             given = json.dumps({"id": id, "text": text}, ensure_ascii=False)[:60]
             raise DataError(f"{given}: the object needs a whole number id and a text", path, line)
         if id in rows:
@@ -93,8 +94,7 @@ def _files(root: Path, split: str, languages: list[Language]) -> dict[str, Path]
     names: list[tuple[str, Callable[[Language], str]]] = [
         ("flores101_dataset", lambda one: f"{one.flores101}.{split}"),
         ("flores200_dataset", lambda one: f"{one.flores200}.{split}"),
-        ("floresp", lambda one: f"{split}.{plus(one)}"),  # the archive of the OLDI project
-        ("floresp", lambda one: f"{plus(one)}.jsonl"),  # as the Hub's repository has it
+        *((one.name, lambda one: f"{split}.{plus(one)}") for one in sorted(root.glob("floresp*"))),
         ("flores_plus", lambda one: f"{plus(one)}.jsonl"),
     ]
     layouts = [

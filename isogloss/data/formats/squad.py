@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isogloss.data.formats.lines import read_lines
+from isogloss.data.formats.lines import is_text, read_lines
 from isogloss.errors import DataError
 
 
@@ -29,7 +29,7 @@ def read(path: Path) -> dict[str, Question]:
     text = "\n".join(read_lines(path))
     try:
         whole = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         raise DataError("not JSON; the file must hold one object in SQuAD's layout", path, line) from None
     found: dict[str, Question] = {}
@@ -69,6 +69,6 @@ def _list(holder: Any, key: str, where: str, path: Path) -> list[Any]:
 
 def _text(holder: Any, key: str, where: str, path: Path) -> str:
     value = holder.get(key) if isinstance(holder, dict) else None
-    if not isinstance(value, str) or not value.strip():
+    if not is_text(value) or not value.strip():
         raise DataError(f"{where} has no text {key!r}; the file must be in SQuAD's layout", path)
     return value

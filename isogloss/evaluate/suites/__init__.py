@@ -6,7 +6,21 @@ from pathlib import Path
 
 from isogloss.config import Evaluate
 from isogloss.evaluate.items import SuiteData
-from isogloss.evaluate.suites import demo, flores101, massive, pawsx, sib200, xcopa, xglue, xnli
+from isogloss.evaluate.suites import (
+    demo,
+    flores101,
+    language_confusion,
+    massive,
+    ntrex,
+    parallel,
+    pawsx,
+    sib200,
+    translation,
+    xcopa,
+    xglue,
+    xnli,
+    xquad,
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,11 @@ SUITES: dict[str, Callable[..., SuiteData]] = {
     "sib200": sib200.load,
     "xcopa": xcopa.load,
     "xglue": xglue.load,
+    "ntrex": ntrex.load,
+    "translation": translation.load,
+    "xquad": xquad.load,
+    "language_confusion": language_confusion.load,
+    "parallel": parallel.load,
 }
 ABOUT: dict[str, About] = {
     "demo": About("seven tasks and retrieval on unseen meanings", "15", "Apache-2.0", "the package"),
@@ -59,6 +78,24 @@ ABOUT: dict[str, About] = {
         "eleven tasks, by the benchmark's own metrics", "19 in all, 3 to 18 a task",
         "non-commercial research only", "XGLUE, xglue_full_dataset.tar.gz, or other releases of its parts",
         ("xglue_full_dataset", "XNLI-1.0", "pawsx", "MLQA_V1", "udpos", "wikiann"),
+    ),
+    "ntrex": About(
+        "sentence retrieval with English, in news", "128", "CC BY-SA 4.0", "NTREX-128", ("NTREX-128",)
+    ),
+    "translation": About(
+        "translation from and into English", "101", "CC BY-SA 4.0", "as flores101",
+        ("flores101_dataset", "flores200_dataset"),
+    ),
+    "xquad": About(
+        "questions about a paragraph", "en ar de el es hi ro ru th tr vi zh", "CC BY-SA 4.0", "XQuAD",
+        ("xquad",),
+    ),
+    "language_confusion": About(
+        "answers in the language asked for, by line and by word", "15", "Apache-2.0",
+        "Language Confusion Benchmark, folder test_sets", ("language_confusion", "language_confusion_sample"),
+    ),
+    "parallel": About(
+        "your own instructions", "those of the file", "yours", "evaluate.parallel.path"
     ),
 }  # fmt: skip
 
