@@ -1,4 +1,4 @@
-"""What `scores.json` and the prediction files hold for suites with metrics of their own; a tiny random model."""
+"""What `scores.json` and the prediction files hold for suites with their own metrics; a tiny random model."""
 
 import json
 from pathlib import Path
