@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from isogloss.config import Config, dump_config, load_config
+from isogloss.config import Config, Evaluate, dump_config, load_config
 from isogloss.cost import Ledger, Stage, forward_flops
 from isogloss.data import selection
 from isogloss.data.examples import ParallelExample
@@ -35,7 +35,7 @@ from isogloss.errors import DataError, RunError
 from isogloss.evaluate import runner
 from isogloss.evaluate.items import SuiteData
 from isogloss.evaluate.leaks import Leak, Text, find_leaks, texts_of
-from isogloss.evaluate.suites import load_suite
+from isogloss.evaluate.suites import SUITES, load_suite
 from isogloss.files import read_lines, write_json, write_lines, write_text
 from isogloss.generate import answers
 from isogloss.languages import SOURCE
@@ -668,7 +668,7 @@ def _unscored(run: Run, scores: dict) -> list[str]:
 
 
 def _how(run: Run, suite: str) -> dict:
-    others = {"xglue", "translation", "parallel"} - {suite}  # settings of suites that this one is not
+    others = (SUITES.keys() & Evaluate.model_fields.keys()) - {suite}  # settings of other suites
     how = run.config.evaluate.model_dump(mode="json", exclude={"suites", "also", *others})
     return how | {"languages": list(run.measured)}
 

@@ -82,12 +82,12 @@ class XglueRow:
 class Places:
     """Where XGLUE may lie: its own unpacked folder, and the data root with other releases of its parts."""
 
-    folder: Path | None
+    folder: Path
     root: Path | None
 
     def looked(self, task: str, split: str, code: str) -> list[Path]:
         """The files that may hold a task in a language, in the order in which they are tried."""
-        found = [self.folder / name for name in _official(task, split, code)] if self.folder else []
+        found = [self.folder / name for name in _official(task, split, code)]
         return found + ([self.root / name for name in _stand_ins(task, split, code)] if self.root else [])
 
 

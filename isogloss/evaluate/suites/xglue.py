@@ -54,8 +54,9 @@ def _places(root: Path | None, options: Xglue) -> Places:
     if path is None:
         if root is None:
             raise DataError("the xglue suite needs a data root; set data_root or ISOGLOSS_DATA")
-        path = next((p for p in (root / FOLDER, root / f"{FOLDER}.tar.gz") if p.exists()), None)
-    return Places(unpack(path, FOLDER) if path is not None and path.is_file() else path, root)
+        archive = root / f"{FOLDER}.tar.gz"
+        path = archive if archive.is_file() and not (root / FOLDER).is_dir() else root / FOLDER
+    return Places(unpack(path, FOLDER) if path.is_file() else path, root)
 
 
 def _found(
@@ -69,14 +70,14 @@ def _found(
             continue
         found = xglue.available(task, split, wanted, places)
         if missing := [code for code in wanted if code not in found]:
-            looked = ", ".join(map(str, places.looked(task, split, missing[0]))) or "no other name"
+            looked = ", ".join(map(str, places.looked(task, split, missing[0])))
             lacking.append(f"{task} in {', '.join(missing)} (looked for {looked})")
             notes.append(f"XGLUE's {task} {split} was not found in {', '.join(missing)}.")
         if not found.keys() - {SOURCE}:
             continue
         files[task] = found
         path = next(iter(found.values()))
-        if places.root is not None and not (places.folder and path.is_relative_to(places.folder)):
+        if places.root is not None and not path.is_relative_to(places.folder):
             notes.append(f"XGLUE's {task} was read from {path.relative_to(places.root).parts[0]}.")
     if lacking and not options.skip_missing:
         hint = "put it there, name others in evaluate.xglue.tasks, or set evaluate.xglue.skip_missing"
@@ -98,8 +99,8 @@ def _select(task: str, rows: dict[str, list[XglueRow]], most: int) -> Rows:
     order = []  # ids that most languages have come first, spread over the file
     for count in range(len(by_id), 0, -1):
         ids = [id for id, held in holders.items() if held == count]
-        spread = _every(ids, most)
-        order += spread + [id for id in ids if id not in set(spread)]
+        spread = dict.fromkeys(_every(ids, most))
+        order += [*spread, *(id for id in ids if id not in spread)]
     kept = {code: [id for id in order if id in those][:most] for code, those in by_id.items()}
     english = by_id.get(SOURCE, {})
     twins = [id for ids in kept.values() for id in ids if id in english]
