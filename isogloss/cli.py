@@ -159,9 +159,18 @@ def teacher_prompt(
 
 
 @app.command()
-def evaluate(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
+def evaluate(
+    config: ConfigFile = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A suite to measure in place of the settings' own; repeatable."),
+    ] = None,
+    set_: Overrides = None,
+    data_root: DataRoot = None,
+) -> None:
     """Every measure, before and after."""
-    settings = _settings(config, set_, data_root)
+    chosen = [f"evaluate.suites={json.dumps(suite)}"] if suite else []
+    settings = _settings(config, [*chosen, *(set_ or ())], data_root)
     _require(settings.run, TUNED, DISTILLED)
     job = _open(settings)
     from isogloss import pipeline
@@ -360,6 +369,27 @@ def suites(data_root: DataRoot = None) -> None:
         table.add_row(name, "here" if there else "—", f"{about.measures}; languages: {about.languages}")
         table.add_row("", "", f"{about.source}; {about.licence}", style="dim")
     out.print(table)
+
+
+@app.command("check-leaks")
+def check_leaks(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
+    """Which test items stand in the training data, whole or in part; exit code 1 where some do."""
+    job = _prepare(_settings(config, set_, data_root))
+    from isogloss import pipeline
+
+    found = pipeline.leaks(job)
+    for leak in found[:50]:
+        _line(_plain(leak.line()))
+    if len(found) > 50:
+        out.print(f"and {len(found) - 50} more")
+    for suite in job.config.evaluate.suites:
+        exact, part = (
+            len({leak.id for leak in found if leak.suite == suite and leak.whole is whole})
+            for whole in (True, False)
+        )
+        _line(f"{suite}: {exact} items are in the training data word for word, {part} share a long passage")
+    if found:
+        raise typer.Exit(1)
 
 
 @app.command("compare-methods")
@@ -665,12 +695,14 @@ def _time(seconds: float) -> str:
 
 
 def _show_scores(job: "Run") -> None:
-    from isogloss.report.table import headline, summary_table
+    from isogloss.report.table import headline, official_table, summary_table
 
     scores = json.loads((job.folder / "scores.json").read_text("utf-8"))
     for suite in scores["suites"]:
         out.print()
         out.print(summary_table(scores, suite))
+        if scores["suites"][suite].get("official"):
+            out.print(official_table(scores, suite))
         out.print(escape(headline(scores, suite)))
     out.print()
 

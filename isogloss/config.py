@@ -406,7 +406,36 @@ class Distill(Settings):
         return self
 
 
-Suite = Literal["demo", "massive", "flores101", "xnli", "pawsx", "sib200", "xcopa"]
+Suite = Literal[
+    "demo", "massive", "flores101", "ntrex", "translation", "xnli", "pawsx", "sib200", "xcopa", "xquad",
+    "xglue", "language_confusion", "parallel",
+]  # fmt: skip
+XglueTask = Literal["NER", "POS", "NC", "MLQA", "XNLI", "PAWSX", "QADSM", "WPR", "QAM", "QG", "NTG"]
+
+
+class Xglue(Settings):
+    """What the suite xglue holds."""
+
+    path: Path | None = None
+    """The unpacked folder xglue_full_dataset, or its archive; looked for in the data root if not given."""
+    tasks: Annotated[tuple[XglueTask, ...], Field(min_length=1), AfterValidator(_once)] = get_args(XglueTask)
+    """Which tasks; the overall score is the mean over them."""
+    skip_missing: bool = False
+    """Leave out tasks and languages that are not there; else they are an error."""
+
+
+class ParallelSuite(Settings):
+    """What the suite parallel holds."""
+
+    path: Path | None = None
+    """Parallel JSON lines, as data of type parallel has them, with responses."""
+
+
+class Translation(Settings):
+    """What the suite translation measures."""
+
+    spbleu: bool = True
+    """Also BLEU on SentencePiece pieces; its model is fetched by sacrebleu on first use."""
 
 
 class Evaluate(Settings):
@@ -430,6 +459,12 @@ class Evaluate(Settings):
     """Prompts per forward."""
     layer: Count | None = None
     """Decoder layer for retrieval; chosen on dev sentences if not given."""
+    xglue: Xglue = Xglue()
+    """What the suite xglue holds."""
+    translation: Translation = Translation()
+    """What the suite translation measures."""
+    parallel: ParallelSuite = ParallelSuite()
+    """What the suite parallel holds."""
 
 
 class Config(Settings):
@@ -457,7 +492,10 @@ class Config(Settings):
     """What is measured before and after."""
 
 
-ROOTED = ("massive", "flores101", "xnli", "pawsx", "sib200", "xcopa")
+ROOTED = (
+    "massive", "flores101", "ntrex", "translation", "xnli", "pawsx", "sib200", "xcopa", "xquad", "xglue",
+    "language_confusion",
+)  # fmt: skip
 """Data and suites that lie under the data root."""
 
 
@@ -873,6 +911,11 @@ def _misplaced(config: Config, written: _Written) -> Iterator[str]:
         yield fault("distill.texts", f"is {config.distill.texts}; there is no such file")
     if config.distill.cache is not None and config.distill.cache.is_file():
         yield fault("distill.cache", f"is {config.distill.cache}, which is a file; name a folder")
+    for name in ("xglue", "parallel"):
+        if (path := getattr(config.evaluate, name).path) is not None and not path.exists():
+            yield fault(f"evaluate.{name}.path", f"is {path}; there is no such file or folder")
+    if "parallel" in config.evaluate.suites and config.evaluate.parallel.path is None:
+        yield fault("evaluate.suites", "holds parallel, which needs a file; set evaluate.parallel.path")
     root = config.data_root or os.environ.get("ISOGLOSS_DATA") or None
     if root is not None and not Path(root).is_dir():
         if config.data_root is not None:
@@ -884,5 +927,5 @@ def _misplaced(config: Config, written: _Written) -> Iterator[str]:
         if config.data.type in ROOTED:
             yield fault("data.type", f"{config.data.type} {way}")
         for name in config.evaluate.suites:
-            if name in ROOTED:
+            if name in ROOTED and not (name == "xglue" and config.evaluate.xglue.path):
                 yield fault("evaluate.suites", f"holds {name}, which {way}")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -24,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from isogloss.config import Config, ModelTeacher, dump_config, load_config
+from isogloss.config import Config, Evaluate, ModelTeacher, dump_config, load_config
 from isogloss.cost import TEACHER, Ledger, Stage, forward_flops
 from isogloss.data import selection
 from isogloss.data.examples import ParallelExample
@@ -36,7 +37,8 @@ from isogloss.distill.stage import Bar, distil, read_signals
 from isogloss.errors import DataError, RunError
 from isogloss.evaluate import runner
 from isogloss.evaluate.items import SuiteData
-from isogloss.evaluate.suites import SUITES
+from isogloss.evaluate.leaks import Leak, Text, find_leaks, texts_of
+from isogloss.evaluate.suites import SUITES, load_suite
 from isogloss.files import read_lines, write_json, write_lines, write_text
 from isogloss.generate import answers
 from isogloss.languages import SOURCE
@@ -231,11 +233,35 @@ def run_all(run: Run) -> bool:
     """Every stage that is not there yet; whether anything was left to do."""
     if (run.folder / "report.html").exists() and not _unscored(run, _scores(run)):
         return False
+    if not run.tuned.exists() and (found := leaks(run)):
+        items = {(leak.suite, leak.id) for leak in found}
+        run.watcher.say(
+            f"Warning: {len(items)} test items are in the training data; `isogloss check-leaks` lists them"
+        )
     run_tune(run)
     run_distill(run)
     run_evaluate(run)
     run_report(run)
     return True
+
+
+def leaks(run: Run) -> list[Leak]:
+    """Test items of the settings' suites that stand in the training data of either stage, in any language."""
+    settings, tests = run.config.evaluate, []
+    for name in settings.suites:
+        tests += texts_of(load_suite(name, run.data_root, settings, run.measured))
+    examples = {example.id: example for example in english_examples(run.config, run.data_root)}
+    training = [*examples.values(), *run.examples]
+    return find_leaks(
+        tests,
+        (
+            Text("", example.id, code, text)
+            for example in training
+            for code, turn in example.turns.items()
+            for text in (turn.instruction, turn.response)
+            if text
+        ),
+    )
 
 
 def select_english(run: Run) -> selection.Selection:
@@ -355,10 +381,7 @@ def run_evaluate(run: Run) -> None:
     model = run.reference_model()
     plain = runner.Model(model, run.tokenizer)
     stage = run.ledger.begin("evaluate")
-    loaded = {
-        name: SUITES[name](run.data_root, settings.split, run.measured, settings.items, settings.sentences)
-        for name in missing
-    }
+    loaded = {name: load_suite(name, run.data_root, settings, run.measured) for name in missing}
     found = {name: _before(run, plain, suite) for name, suite in loaded.items()}
     carrier = run.student(model, trained=True)
     aligned = runner.Model(model, run.tokenizer, carrier)
@@ -399,19 +422,24 @@ class _Before:
     english: list[str]
     right: list[bool]
     layer: int
+    official: dict[str, Any]
+    family: dict[str, Any]
 
 
 def _before(run: Run, plain: runner.Model, suite: SuiteData) -> _Before:
     settings, languages = run.config.evaluate, _in_suite(suite, run.measured)
+    rankings: runner.Rankings = {}
     with run.watcher.bar(f"{suite.name}: before") as progress:
-        english = runner.english_answers(plain, suite, settings, progress) if suite.items else []
+        english = runner.english_answers(plain, suite, settings, progress, rankings) if suite.items else []
         layer, vectors = _vectors(plain, plain, suite, settings)
         side = runner.evaluate_side(
             plain, suite, languages, english, vectors, layer, settings, run.config.seed, progress
         )
     right = runner.english_right(suite, english)
     _write_side(run, suite, "before", side)
-    return _Before(side, english, right, layer)
+    official = _official(run, suite, "before", english, side)
+    family = runner.family(suite, english, rankings, side, run.config.seed)
+    return _Before(side, english, right, layer, official, family)
 
 
 def _after(run: Run, aligned: runner.Model, plain: runner.Model, suite: SuiteData, before: _Before) -> dict:
@@ -421,14 +449,18 @@ def _after(run: Run, aligned: runner.Model, plain: runner.Model, suite: SuiteDat
         side = runner.evaluate_side(
             aligned, suite, languages, before.english, vectors, layer, settings, run.config.seed, progress
         )
-        after = dict(side.scores)
+        after, given, rankings = dict(side.scores), [], {}
         if suite.items:
-            right = runner.english_accuracy(aligned, suite, settings, progress)
+            given = runner.english_answers(aligned, suite, settings, progress, rankings)
+        if before.right:
+            right = runner.english_right(suite, given)
             after["retention"] = runner.retention(before.right, right, run.config.seed)
     _write_side(run, suite, "after", side)
+    more = {"before": before.official, "after": _official(run, suite, "after", given, side)}
+    family = runner.family(suite, given, rankings, side, run.config.seed)
     return {
         "signature": _signature(run, suite, before.layer, layer),
-        "settings": _how(run),
+        "settings": _how(run, suite.name),
         "languages": list(languages),
         "before": before.side.scores,
         "after": after,
@@ -436,15 +468,38 @@ def _after(run: Run, aligned: runner.Model, plain: runner.Model, suite: SuiteDat
         "tasks": {"before": before.side.tasks, "after": side.tasks},
         "english": {"accuracy": sum(before.right) / len(before.right)} if before.right else {},
         "layer": {"before": before.layer, "after": layer},
-        "notes": _notes(suite, run, languages),
+        "notes": [*_notes(suite, run, languages), *suite.notes],
+        "family": {"before": before.family, "after": family},
+        "unreadable": {"before": before.side.unreadable, "after": side.unreadable},
+        **({"official": more} if suite.score else {}),
     }
+
+
+def _official(
+    run: Run, suite: SuiteData, phase: str, english: Sequence[str], side: runner.Side
+) -> dict[str, Any]:
+    """The benchmark's own metrics; its prediction files are written beside the answers."""
+    if suite.score is None:
+        return {}
+    answered: dict[str, dict[str, str]] = {
+        SOURCE: {item.id: text for item, text in zip(runner.twinned(suite), english, strict=True)}
+    }
+    for row in side.predictions:
+        answered.setdefault(row["language"], {})[row["id"]] = row["answer"]
+    found = suite.score(answered)
+    folder = run.folder / "predictions" / f"{suite.name}.{phase}"
+    for name, text in found.files.items():
+        write_text(folder / name, text)
+    return found.plain()
 
 
 def _write_side(run: Run, suite: SuiteData, phase: str, side: runner.Side) -> None:
     stem = run.folder / "predictions" / f"{suite.name}.{phase}"
     write_lines(stem.with_name(stem.name + ".jsonl"), side.predictions)
     hits = {
-        name: {code: [int(hit) for hit in row] for code, row in side.hits[name].items()} for name in side.hits
+        # Retrieval in one direction of two is half a hit.
+        name: {code: [h if isinstance(h, float) else int(h) for h in row] for code, row in hits.items()}
+        for name, hits in side.hits.items()
     }
     ids = [item.id for item in suite.items]
     write_json(stem.with_name(stem.name + ".hits.json"), {"items": ids, "hits": hits})
@@ -704,12 +759,13 @@ def _scores(run: Run) -> dict:
 
 def _unscored(run: Run, scores: dict) -> list[str]:
     """Suites that are asked for and have no scores, or scores made in another way."""
-    done = {name for name, suite in scores["suites"].items() if suite["settings"] == _how(run)}
+    done = {name for name, suite in scores["suites"].items() if suite["settings"] == _how(run, name)}
     return [name for name in run.config.evaluate.suites if name not in done]
 
 
-def _how(run: Run) -> dict:
-    how = run.config.evaluate.model_dump(mode="json", exclude={"suites", "also"})
+def _how(run: Run, suite: str) -> dict:
+    others = (SUITES.keys() & Evaluate.model_fields.keys()) - {suite}  # settings of other suites
+    how = run.config.evaluate.model_dump(mode="json", exclude={"suites", "also", *others})
     return how | {"languages": list(run.measured)}
 
 
@@ -733,5 +789,5 @@ def check(run: Run) -> None:
         foreseen_rows(run, tokenizer)
     settings = run.config.evaluate
     for name in settings.suites:
-        if not _in_suite(SUITES[name](run.data_root, settings.split, run.measured, 1, 1), run.measured):
+        if not _in_suite(load_suite(name, run.data_root, settings, run.measured, 1, 1), run.measured):
             raise DataError(f"{name} has none of {', '.join(run.measured)}; take it out of evaluate.suites")

@@ -41,7 +41,7 @@ from isogloss.distill.signal import Signal, groups
 from isogloss.distill.topk import TopK
 from isogloss.distill.trainer import Batch, Sample, Weights, batch_losses, chunk_size, collate, twins_of
 from isogloss.errors import ConfigError
-from isogloss.evaluate.suites import SUITES
+from isogloss.evaluate.suites import load_suite
 from isogloss.languages import SOURCE
 from isogloss.model import EMBEDDED, last_hidden, layers_of, load_tokenizer, model_folder, pick_dtype
 from isogloss.pipeline import Run, Watcher, foreseen_rows
@@ -574,7 +574,7 @@ def evaluate_plan(work: Work) -> StagePlan:
     after = Meter(causal, carrier.tree.path_rank() / max(1, carrier.tree.rank))
     sides, longest, answers = (before, after), 1, settings.max_new_tokens
     for name in settings.suites:
-        suite = SUITES[name](run.data_root, settings.split, run.measured, settings.items, settings.sentences)
+        suite = load_suite(name, run.data_root, settings, run.measured)
         prompts = [
             len(encode_prompt(work.tokenizer, item.turns[code].instruction))
             for item in suite.items

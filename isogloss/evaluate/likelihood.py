@@ -98,4 +98,5 @@ def _read(model: nn.Module, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
 
 
 def _log_softmax(model: nn.Module, hidden: Tensor) -> Tensor:
-    return torch.log_softmax(head(model, hidden).float(), -1)
+    logits = head(model, hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
+    return torch.log_softmax(logits.float(), -1)
