@@ -351,6 +351,11 @@ def compare_methods(
     for name in method or ():
         if name not in comparison.METHODS:
             raise ConfigError(f"--method {name}: there are {', '.join(comparison.METHODS)}")
+    if settings.distill.carrier.type != "lora":
+        raise ConfigError(
+            f"distill.carrier.type is {settings.distill.carrier.type}; methods are compared on LoRAs of one "
+            "width: take lora"
+        )
     job = _prepare(settings)
     chosen = tuple(dict.fromkeys(method or comparison.METHODS))
     if comparison.OURS not in chosen:
@@ -371,7 +376,7 @@ def ablate(
         typer.Option(
             metavar="NAME",
             help="families, learned, random, flat, shared, no-hidden, no-kl, no-texts, no-english, "
-            "no-retain, or your own as 'NAME: a.b=c d.e=f'; repeatable. Without it the five trees.",
+            "no-retain, prefix, embedding, or your own as 'NAME: a.b=c d.e=f'; repeatable. Without it the five trees.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the settings' own on.")] = 1,

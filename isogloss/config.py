@@ -223,11 +223,11 @@ class Ranks(Settings):
         return self
 
 
-class Carrier(Settings):
-    """What a node's text is distilled into."""
+class LoraCarrier(Settings):
+    """Low-rank adapters of a model's linear layers."""
 
     type: Literal["lora"] = "lora"
-    """The only kind there is: low-rank adapters."""
+    """Which kind of carrier: lora, prefix or embedding."""
     ranks: Ranks = Ranks()
     """Adapter rows per node."""
     scaling: Positive = 2.0
@@ -243,11 +243,71 @@ class Carrier(Settings):
     )
     """Modules of the model that carry adapters."""
 
+    @property
+    def levels(self) -> dict[str, int]:
+        """Adapter rows per node of each level."""
+        return self.ranks.model_dump()
+
+
+class Lengths(Settings):
+    """Virtual positions per node."""
+
+    root: Rank = 8
+    """Of the root, which all languages share."""
+    family: Rank = 4
+    """Of each language family."""
+    language: Rank = 4
+    """Of each language."""
+
+    @model_validator(mode="after")
+    def _some(self) -> "Lengths":
+        if not self.root + self.family + self.language:
+            raise _refusal("root", "must be above 0 where family and language are 0 too")
+        return self
+
+
+Init = Literal["random", "text", "parent"]
+
+
+class PrefixCarrier(Settings):
+    """Keys and values of every layer at virtual positions before the text."""
+
+    type: Literal["prefix"] = "prefix"
+    """Trained keys and values."""
+    lengths: Lengths = Lengths()
+    """Virtual positions per node."""
+    init: Init = "text"
+    """How a node begins: at random, as what the model makes of the node's text, or as a copy of its parent."""
+
+    @property
+    def levels(self) -> dict[str, int]:
+        """Virtual positions per node of each level."""
+        return self.lengths.model_dump()
+
+
+class EmbeddingCarrier(Settings):
+    """Soft tokens before the text."""
+
+    type: Literal["embedding"] = "embedding"
+    """Trained input embeddings."""
+    lengths: Lengths = Lengths(root=16, family=8, language=8)
+    """Virtual positions per node."""
+    init: Init = "text"
+    """How a node begins: at random, as what the model makes of the node's text, or as a copy of its parent."""
+
+    @property
+    def levels(self) -> dict[str, int]:
+        """Virtual positions per node of each level."""
+        return self.lengths.model_dump()
+
+
+Carrier = Annotated[LoraCarrier | PrefixCarrier | EmbeddingCarrier, Field(discriminator="type")]
+
 
 class Distill(Settings):
     """Stage 2: the hierarchy of prompts is distilled into the carriers."""
 
-    carrier: Carrier = Carrier()
+    carrier: Carrier = LoraCarrier()
     """What a node's text is distilled into."""
     texts: Path | None = None
     """Node texts; the package's own if not given."""
@@ -285,6 +345,8 @@ class Distill(Settings):
     """Micro-batches per optimiser step."""
     lr: Positive = 3e-3
     """Peak learning rate."""
+    gradient_checkpointing: bool = False
+    """Compute each layer again in backward: less memory, more time; not with a prefix."""
     max_prompt: Count = 512
     """Longest prompt in tokens, the teacher's included; longer ones are refused."""
     _whole_batches = model_validator(mode="after")(_divided)
@@ -293,6 +355,16 @@ class Distill(Settings):
     def _some_loss(self) -> "Distill":
         if not self.kl + self.ce + self.hidden:
             raise _refusal("kl", "must be above 0 where ce and hidden are 0 too")
+        return self
+
+    @model_validator(mode="after")
+    def _kept_positions(self) -> "Distill":
+        if self.gradient_checkpointing and self.carrier.type == "prefix":
+            raise _refusal(
+                "gradient_checkpointing",
+                "must be false with carrier.type prefix: layers that are computed again read no past keys and "
+                "values; take lora or embedding",
+            )
         return self
 
 
@@ -563,6 +635,9 @@ def _validate(written: _Written) -> Config:
     entries = written.entries
     if isinstance(entries.get("data"), dict):
         entries["data"].setdefault("type", "demo")
+    carrier = entries["distill"].get("carrier") if isinstance(entries.get("distill"), dict) else None
+    if isinstance(carrier, dict):
+        carrier.setdefault("type", "lora")
     faults, config = written.faults, None
     try:
         # In JSON mode strict takes a text for a path and a list for a tuple, and nothing else for another.
@@ -713,7 +788,8 @@ def _instead(path: tuple, holder: type[Settings] | None) -> str:
     """What to write for an unknown name: the nearest there, the same name elsewhere, else all there are."""
     if holder is None:
         return ""
-    kind = f" of data type {holder.model_fields['type'].default}" if path[0] == "data" else ""
+    typed = holder.model_fields.get("type")
+    kind = f" of {''.join(path[-2:-1])} type {typed.default}" if typed else ""
     known, word = list(holder.model_fields), str(path[-1])
     if near := difflib.get_close_matches(word, known, n=1):
         return f"{kind}; did you mean {near[0]}?"

@@ -19,13 +19,13 @@ from isogloss.distill.trainer import (
 )
 from isogloss.languages import SOURCE
 from isogloss.model import layers_of
-from isogloss.tree.lora import TreeLora
+from isogloss.tree.carrier import Carrier
 
 Progress = Callable[[int, int], None]
 
 
 def distil(
-    carrier: TreeLora,
+    carrier: Carrier,
     rows: Sequence[Row],
     settings: Distill,
     *,
@@ -62,6 +62,8 @@ def distil(
         lengths=[len(r.student.prompt) + len(r.student.response) for r in rows],
     )  # fmt: skip
     steps = len(order) // settings.batch
+    if settings.gradient_checkpointing:
+        carrier.model.gradient_checkpointing_enable({"use_reentrant": False})
     trainer = ResponseTrainer(
         model=carrier.model,
         carrier=carrier,
@@ -87,6 +89,4 @@ def distil(
     model = carrier.model.get_base_model()
     cost.flops += forward_flops(model, read, 0) + 2 * forward_flops(model, tokens, responses)
     cost.flops += forward_flops(model, 0, responses if settings.kl else 0)
-    # Of the adapters a token meets its path alone, forward and twice backward.
-    met = sum(p.numel() for p in carrier.parameters().values()) * carrier.tree.path_rank() / carrier.tree.rank
-    cost.flops += 3 * 2 * met * tokens
+    cost.flops += carrier.flops(tokens, len(order))

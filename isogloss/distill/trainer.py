@@ -26,7 +26,7 @@ from isogloss.errors import ConfigError
 from isogloss.files import write_lines
 from isogloss.languages import SOURCE
 from isogloss.model import capture, causal_of, head, last_hidden, mean_pool
-from isogloss.tree.lora import TreeLora
+from isogloss.tree.carrier import Carrier
 
 DIVERGENCES = {
     "forward": losses.forward_kl,
@@ -137,7 +137,7 @@ def batch_losses(
     model: nn.Module,
     batch: Batch,
     weights: Weights,
-    carrier: TreeLora | None = None,
+    carrier: Carrier | None = None,
     twins: Float[Tensor, "meanings hidden"] | None = None,
 ) -> dict[str, Tensor]:
     """The parts of the loss as sums: `ce`, `kl` and `retain` over response tokens, `hidden` over rows.
@@ -217,7 +217,7 @@ class ResponseTrainer(Trainer):
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, weights: Weights, pad_id: int, carrier: TreeLora | None = None, **kwargs: Any):
+    def __init__(self, *, weights: Weights, pad_id: int, carrier: Carrier | None = None, **kwargs: Any):
         if kwargs["args"].n_gpu > 1:
             raise ConfigError("one process drives one GPU; start more with `accelerate launch`")
         super().__init__(data_collator=lambda samples: {"batch": collate(samples, pad_id)}, **kwargs)

@@ -30,7 +30,7 @@ from isogloss.evaluate.statistics import (
 from isogloss.generate import answers
 from isogloss.languages import SOURCE
 from isogloss.model import capture, last_hidden, layers_of, mean_pool, pad_id
-from isogloss.tree.lora import TreeLora
+from isogloss.tree.carrier import Carrier
 
 Progress = Callable[[int, int], None]
 PER_LANGUAGE = (
@@ -50,7 +50,7 @@ class Model:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    carrier: TreeLora | None = None
+    carrier: Carrier | None = None
 
 
 @dataclass
