@@ -347,6 +347,17 @@ class Distill(Settings):
     """Peak learning rate."""
     gradient_checkpointing: bool = False
     """Compute each layer again in backward: less memory, more time; not with a prefix."""
+    level_dropout: Fraction = 0.0
+    """Probability that a row trains without its leaf, or, as often, without leaf and family."""
+    shrinkage: Weight = 0.0
+    """Pull of each node's rows toward its parent, divided by the node's number of training rows; lora only."""
+    lr_b_ratio: Positive = 1.0
+    """How many times larger the step of an adapter's B is than that of its A; lora only."""
+    average: Fraction = 0.0
+    """Share of the last steps over which weights are averaged; 0 takes the last step's."""
+    prune: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the meanings kept from training to judge nodes by: one whose rows do not lower the held-out
+    cross-entropy of its languages is emptied. 0 keeps all nodes, and all rows for training."""
     max_prompt: Count = 512
     """Longest prompt in tokens, the teacher's included; longer ones are refused."""
     _whole_batches = model_validator(mode="after")(_divided)
@@ -365,6 +376,9 @@ class Distill(Settings):
                 "must be false with carrier.type prefix: layers that are computed again read no past keys and "
                 "values; take lora or embedding",
             )
+        for name, usual in (("shrinkage", 0.0), ("lr_b_ratio", 1.0)):
+            if self.carrier.type != "lora" and getattr(self, name) != usual:
+                raise _refusal(name, f"must be {usual:g} with carrier.type {self.carrier.type}; it is for lora")
         return self
 
 
@@ -793,7 +807,8 @@ def _instead(path: tuple, holder: type[Settings] | None) -> str:
     known, word = list(holder.model_fields), str(path[-1])
     if near := difflib.get_close_matches(word, known, n=1):
         return f"{kind}; did you mean {near[0]}?"
-    if elsewhere := [name for name in _all_names(Config, "") if name.rpartition(".")[2] == word]:
+    names = (name for name in _all_names(Config, "") if name != _dotted(path))
+    if elsewhere := [name for name in names if name.rpartition(".")[2] == word]:
         return f"{kind}; did you mean {_or(elsewhere)}?"
     return f"{kind}; there are {', '.join(known)}"
 

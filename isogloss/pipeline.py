@@ -318,15 +318,25 @@ def train_carrier(
         with run.watcher.bar(what) as progress:
             yield _pausing(run, stage, progress)
 
-    distil(
+    gains = distil(
         carrier, rows, run.config.distill, pad_id=pad_id(run.tokenizer), seed=run.config.seed,
         work=work, curve=run.curve, cost=stage, bar=bar,
     )  # fmt: skip
     if fingerprint(carrier.model) != before:
         raise RuntimeError("stage 2 changed the reference model's weights")
-    for code in codes:
+    for gain in gains:
+        if not gain.helps:
+            run.watcher.say(
+                f"Pruned: {gain.node}; held-out rows cost {gain.own:.3f} nats a token with it, "
+                f"{gain.without:.3f} without"
+            )
+    for code in filter(carrier.reads, codes):
         carrier.export(code, run.folder / "adapters" / code, base_model="../../tuned")
-    write_json(run.folder / "tree.json", _tree_image(run, carrier.tree, rows))
+    image = _tree_image(run, carrier.tree, rows)
+    for entry in image["nodes"]:
+        if carrier.is_clear(carrier.tree.by_name[entry["name"]]):
+            entry["pruned"] = True
+    write_json(run.folder / "tree.json", image)
     save_whole(carrier.state(), run.carriers, {"families": json.dumps(carrier.tree.families)})
     run.ledger.pause(stage)
     shutil.rmtree(work, ignore_errors=True)

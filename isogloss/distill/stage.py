@@ -4,6 +4,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from peft.optimizers import create_loraplus_optimizer
+from torch.optim import AdamW, Optimizer
+
 from isogloss.config import Distill
 from isogloss.cost import Stage, forward_flops
 from isogloss.distill.rows import Row, schedule
@@ -17,6 +20,7 @@ from isogloss.distill.trainer import (
     train,
     training_arguments,
 )
+from isogloss.distill.treewise import Average, Gain, Shrinkage, held_out, prune, rows_below
 from isogloss.languages import SOURCE
 from isogloss.model import layers_of
 from isogloss.tree.carrier import Carrier
@@ -35,8 +39,8 @@ def distil(
     curve: Path,
     cost: Stage,
     bar: Callable[[str], AbstractContextManager[Progress]],
-) -> None:
-    """Train the carriers on the rows; the model below is frozen.
+) -> list[Gain]:
+    """Train the carriers on the rows; the model below is frozen. Returns the gains by which nodes were pruned.
 
     Args:
         work: Folder for checkpoints, from which a killed run goes on; removed by the caller, who knows when
@@ -46,6 +50,9 @@ def distil(
         bar: Makes progress on something that takes long.
     """
     carrier.off()
+    held: list[Row] = []
+    if settings.prune:
+        rows, held = held_out(rows, settings.prune, seed)
     layer = settings.layer or max(1, len(layers_of(carrier.model)) // 2)
     with bar("Teacher reads") as progress:
         signals = hidden_signals(
@@ -77,10 +84,18 @@ def distil(
             layer, settings.divergence, settings.temperature,
         ),
         pad_id=pad_id,
+        level_dropout=settings.level_dropout,
+        optimizers=(_larger_b(carrier, settings) if settings.lr_b_ratio != 1 else None, None),
     )  # fmt: skip
+    if settings.shrinkage:
+        counts = rows_below(carrier.tree.nodes, rows)
+        trainer.add_callback(Shrinkage(carrier, settings.shrinkage, counts))
+    if settings.average:
+        trainer.add_callback(Average(settings.average))
     with bar("Distillation") as progress:
         train(trainer, Watch(curve, cost.stage, max(1, steps // 60), progress), work)
     carrier.off()
+    gains = prune(carrier, held, pad_id=pad_id)
     tokens, responses = trainer.counts["tokens"], trainer.counts["responses"]
     cost.teacher_calls = len(scored)
     cost.tokens_forwarded += read + tokens
@@ -90,3 +105,11 @@ def distil(
     cost.flops += forward_flops(model, read, 0) + 2 * forward_flops(model, tokens, responses)
     cost.flops += forward_flops(model, 0, responses if settings.kl else 0)
     cost.flops += carrier.flops(tokens, len(order))
+    return gains
+
+
+def _larger_b(carrier: Carrier, settings: Distill) -> Optimizer:
+    """The Trainer's AdamW, with a larger step for every B (Hayou et al. 2024, arXiv:2402.12354)."""
+    return create_loraplus_optimizer(
+        carrier.model, AdamW, lr=settings.lr, loraplus_lr_ratio=settings.lr_b_ratio, betas=(0.9, 0.98)
+    )

@@ -75,6 +75,12 @@ class Carrier(ABC):
 
     tree: Tree
     model: Any
+    _learning: tuple[Node, ...] | None = None
+
+    @property
+    def learning(self) -> tuple[Node, ...]:
+        """The nodes that are trained: all, unless `learn_only` said otherwise."""
+        return self.tree.nodes if self._learning is None else self._learning
 
     @abstractmethod
     def off(self) -> None:
@@ -100,6 +106,10 @@ class Carrier(ABC):
             tokens: That the student read.
             rows: Batch rows that it read.
         """
+
+    def reads(self, language: str) -> bool:
+        """Whether a language's path holds anything that could be exported."""
+        return True
 
     def axis(self, name: str) -> int:
         """Which axis of a parameter counts the tree's rows."""
@@ -143,8 +153,9 @@ class Carrier(ABC):
 
     def learn_only(self, nodes: Iterable[Node]) -> None:
         """From now on no other node gets a gradient, so its rows stay as they are to the bit."""
+        self._learning = tuple(nodes)
         mask = torch.zeros(self.tree.rank)
-        for node in nodes:
+        for node in self._learning:
             mask[node.start : node.start + node.rank] = 1.0
         for name, p in self.parameters().items():
             p.register_hook(lambda gradient, kept=self.over_rows(name, mask): gradient * kept)

@@ -142,11 +142,16 @@ class Virtual(Carrier):
                 rows.copy_(found[name])
         self.off()
 
+    def reads(self, language: str) -> bool:
+        return bool(self._on(language))
+
+    def _on(self, language: str) -> list[int]:
+        nodes = [node for node in self.tree.path(language) if node.name not in self._cleared]
+        return [row for node in nodes for row in node.rows]
+
     def path_rows(self, language: str) -> dict[str, Tensor]:
         """A path's rows, as every parameter has them."""
-        nodes = [node for node in self.tree.path(language) if node.name not in self._cleared]
-        on = [row for node in nodes for row in node.rows]
-        if not on:
+        if not (on := self._on(language)):
             raise RunError(f"{language} has no virtual positions of its own nor through the tree; leave it out")
         return {name: self.rows_of(name, p.data, on) for name, p in self.parameters().items()}
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from peft import PeftModel
 
 from isogloss.data.chat import Encoded
 from isogloss.distill.signal import Signal
@@ -120,6 +121,20 @@ def test_begun_from_texts_is_reading_the_texts(tiny, five, make, kind):
     carrier.start("text", texts)
     with carrier.on(["es"]) as student:
         torch.testing.assert_close(logits(student), wanted, rtol=1e-4, atol=1e-4)
+
+
+@every_model
+@both
+def test_an_exported_language_is_pefts_own(tiny, five, make, kind, tmp_path):
+    """`PeftModel.from_pretrained` gives the same logits and the same greedy answers."""
+    carrier = make(tiny(kind), five)
+    assert carrier.export("sw", tmp_path, "../../tuned") == 5
+    loaded = PeftModel.from_pretrained(tiny(kind), str(tmp_path)).eval()
+    ones = torch.ones_like(IDS)
+    options = {"input_ids": IDS, "attention_mask": ones, "max_new_tokens": 5, "do_sample": False}
+    with carrier.on(["sw"] * 5) as model:
+        assert (logits(model) - logits(loaded, mask=ones)).abs().max() <= 1e-4
+        assert torch.equal(model.generate(**options), loaded.generate(**options))
 
 
 @both
