@@ -381,7 +381,8 @@ def ablate(
         typer.Option(
             metavar="NAME",
             help="families, learned, random, flat, shared, no-hidden, no-kl, no-texts, no-english, "
-            "no-retain, prefix, embedding, or your own as 'NAME: a.b=c d.e=f'; repeatable. Without it the five trees.",
+            "no-retain, prefix, embedding, or your own as 'NAME: a.b=c d.e=f'; repeatable. Without it the "
+            "five trees.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the settings' own on.")] = 1,

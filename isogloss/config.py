@@ -277,7 +277,7 @@ class PrefixCarrier(Settings):
     lengths: Lengths = Lengths()
     """Virtual positions per node."""
     init: Init = "text"
-    """How a node begins: at random, as what the model makes of the node's text, or as a copy of its parent."""
+    """How a node begins: at random, as what the model makes of its text, or as a copy of its parent."""
 
     @property
     def levels(self) -> dict[str, int]:
@@ -293,7 +293,7 @@ class EmbeddingCarrier(Settings):
     lengths: Lengths = Lengths(root=16, family=8, language=8)
     """Virtual positions per node."""
     init: Init = "text"
-    """How a node begins: at random, as what the model makes of the node's text, or as a copy of its parent."""
+    """How a node begins: at random, as what the model makes of its text, or as a copy of its parent."""
 
     @property
     def levels(self) -> dict[str, int]:
@@ -350,7 +350,7 @@ class Distill(Settings):
     level_dropout: Fraction = 0.0
     """Probability that a row trains without its leaf, or, as often, without leaf and family."""
     shrinkage: Weight = 0.0
-    """Pull of each node's rows toward its parent, divided by the node's number of training rows; lora only."""
+    """Pull of a node's rows toward its parent, divided by its number of training rows; lora only."""
     lr_b_ratio: Positive = 1.0
     """How many times larger the step of an adapter's B is than that of its A; lora only."""
     average: Fraction = 0.0
@@ -373,12 +373,14 @@ class Distill(Settings):
         if self.gradient_checkpointing and self.carrier.type == "prefix":
             raise _refusal(
                 "gradient_checkpointing",
-                "must be false with carrier.type prefix: layers that are computed again read no past keys and "
-                "values; take lora or embedding",
+                "must be false with carrier.type prefix: layers that are computed again read no past keys "
+                "and values; take lora or embedding",
             )
         for name, usual in (("shrinkage", 0.0), ("lr_b_ratio", 1.0)):
             if self.carrier.type != "lora" and getattr(self, name) != usual:
-                raise _refusal(name, f"must be {usual:g} with carrier.type {self.carrier.type}; it is for lora")
+                raise _refusal(
+                    name, f"must be {usual:g} with carrier.type {self.carrier.type}; it is for lora"
+                )
         return self
 
 

@@ -61,8 +61,8 @@ def export(
 
     Args:
         codes: Our codes; one without a leaf is exported as its family or the root answers for it.
-        kind: `peft` writes adapters over the run's tuned model in PEFT's format for the carrier, `merged` whole
-            models, `lora` LoRA adapters whatever the carrier, `vllm-embeds` soft tokens as prompt embeddings.
+        kind: `peft` writes adapters over the run's tuned model in PEFT's format for the carrier, `merged`
+            whole models, `lora` LoRA adapters whatever the carrier, `vllm-embeds` prompt embeddings.
         max_rank: Refit adapters to this rank where their path has a larger one; with `lora`, the rank.
 
     Raises:
@@ -138,7 +138,9 @@ def _refuse(run: Run, kind: Kind, max_rank: int | None) -> None:
     if kind == "vllm-embeds" and carrier != "embedding":
         raise RunError(f"--format vllm-embeds: only carriers of type embedding are prompts, not {carrier}")
     if kind == "peft" and carrier != "lora" and max_rank is not None:
-        raise RunError(f"--max-rank: a carrier of type {carrier} has no rank; leave it out or take --format lora")
+        raise RunError(
+            f"--max-rank: a carrier of type {carrier} has no rank; leave it out or take --format lora"
+        )
 
 
 def _refit(run: Run, carrier: Any, code: str, folder: Path, rank: int | None) -> int:
@@ -193,6 +195,7 @@ def _logits(model: Any, prompts: Sequence[Sequence[int]], run: Run) -> Float[Ten
     ids, mask = pad([list(prompt) for prompt in prompts], pad_id(run.tokenizer))
     device = next(model.parameters()).device
     found = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+    found = found[:, -ids.shape[1] :]  # PEFT's prompt tuning also gives those of its virtual tokens
     return found[mask.bool().to(device)].float().cpu()
 
 

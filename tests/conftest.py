@@ -74,7 +74,10 @@ def tiny() -> Callable[..., PreTrainedModel]:
     def make(
         kind: str = "qwen3", *, dtype: torch.dtype = torch.float32, seed: int = 0, tie: bool = True
     ) -> PreTrainedModel:
-        config = AutoConfig.for_model(kind, **SIZES | EXTRA.get(kind, {}), tie_word_embeddings=tie)
+        sizes = SIZES | EXTRA.get(kind, {})
+        if kind in ("gpt2", "bloom", "xglm"):  # as many keys as queries, and no setting for it
+            sizes = {k: v for k, v in sizes.items() if k not in ("num_key_value_heads", "head_dim")}
+        config = AutoConfig.for_model(kind, **sizes, tie_word_embeddings=tie)
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 

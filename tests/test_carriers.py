@@ -9,7 +9,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from isogloss import exporting, growing, pipeline
-from isogloss.config import load_config
+from isogloss.ablation import VARIANTS
+from isogloss.config import load_config, with_overrides
 from isogloss.distill.refit import lora_of_path
 from isogloss.errors import RunError
 from isogloss.inference import Aligned
@@ -18,14 +19,15 @@ from isogloss.tree.virtual import TreeEmbedding, TreePrefix
 SMALL = (
     "languages.targets=[sw,ru]", "languages.items={high: 5, middle: 5, low: 5}", "data.english_items=20",
     "distill.epochs=2", "distill.batch=4", "distill.lr=0.01", "evaluate.items=7", "evaluate.sentences=4",
-    "evaluate.max_new_tokens=2", "dtype=float32",
+    "evaluate.max_new_tokens=2", "distill.max_prompt=1024", "dtype=float32",
 )  # fmt: skip
 IDS = torch.arange(20, 40).view(2, 10)
 
 
 def logits(model):
     with torch.no_grad():
-        return model(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits
+        # PEFT's prompt tuning also gives the logits of its virtual tokens.
+        return model(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits[:, -IDS.shape[1] :]
 
 
 @pytest.fixture(scope="module", params=["prefix", "embedding"])
@@ -53,7 +55,9 @@ def test_training_moves_every_node_and_leaves_the_model(done):
     done.start(began)
     ended = load_file(done.carriers)
     assert ended.keys() == began.state().keys()
-    pruned = {n["name"] for n in json.loads((done.folder / "tree.json").read_text())["nodes"] if "pruned" in n}
+    pruned = {
+        n["name"] for n in json.loads((done.folder / "tree.json").read_text())["nodes"] if "pruned" in n
+    }
     for node in done.tree.nodes:
         for name, rows in began.node_parameters(node).items():
             now = ended[name][node.start : node.start + node.rank]
@@ -64,7 +68,9 @@ def test_training_moves_every_node_and_leaves_the_model(done):
 def test_every_language_is_what_peft_loads(done):
     """PEFT's own prefix and prompt tuning give the same logits and the same greedy answers."""
     for code in ("sw", "ru"):
-        loaded = PeftModel.from_pretrained(done.reference_model(), str(done.folder / "adapters" / code)).eval()
+        loaded = PeftModel.from_pretrained(
+            done.reference_model(), str(done.folder / "adapters" / code)
+        ).eval()
         kind = {"prefix": "PREFIX_TUNING", "embedding": "PROMPT_TUNING"}[done.config.distill.carrier.type]
         assert loaded.active_peft_config.peft_type == kind
         assert (logits(loaded) - answers_of(done, code)).abs().max() <= 1e-4
@@ -125,7 +131,7 @@ def test_exports_load_as_their_cards_say(done, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("make", [TreePrefix, TreeEmbedding])
 def test_a_lora_learns_what_a_carrier_does(tiny, five, tokenizer, tmp_path, make):
-    """Sixty steps leave less than a third of the divergence; the carrier's model is as before when it is off."""
+    """Sixty steps leave less than a third of the divergence; unloaded, the model is as before."""
     model = tiny("llama")
     reference = logits(model)
     carrier = make(model, five)
@@ -145,3 +151,10 @@ def test_a_lora_learns_what_a_carrier_does(tiny, five, tokenizer, tmp_path, make
     assert divergence(found) < divergence(reference) / 3
     assert torch.equal(logits(student.model.unload()), reference)
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("kind", ["prefix", "embedding"])
+def test_each_carrier_is_a_variant_of_an_ablation(kind):
+    """It replaces the adapters' settings as a whole."""
+    config = with_overrides(load_config(None, ["distill.carrier.ranks.root=3"]), VARIANTS[kind])
+    assert config.distill.carrier.type == kind

@@ -92,7 +92,8 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         ),
         (
             "distill: {carrier: {type: prefix, ranks: {root: 1}}}",
-            "run.yaml:1: distill.carrier.ranks is not a setting of carrier type prefix; there are type, lengths, init",
+            "run.yaml:1: distill.carrier.ranks is not a setting of carrier type prefix; there are type, "
+            "lengths, init",
         ),
         (
             "distill: {carrier: {type: soft}}",
@@ -100,8 +101,8 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         ),
         (
             "distill: {carrier: {type: prefix}, gradient_checkpointing: true}",
-            "run.yaml:1: distill.gradient_checkpointing must be false with carrier.type prefix: layers that are "
-            "computed again read no past keys and values; take lora or embedding",
+            "run.yaml:1: distill.gradient_checkpointing must be false with carrier.type prefix: layers that "
+            "are computed again read no past keys and values; take lora or embedding",
         ),
         (
             "distill: {carrier: {type: embedding}, lr_b_ratio: 4.0}",

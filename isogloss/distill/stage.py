@@ -40,7 +40,7 @@ def distil(
     cost: Stage,
     bar: Callable[[str], AbstractContextManager[Progress]],
 ) -> list[Gain]:
-    """Train the carriers on the rows; the model below is frozen. Returns the gains by which nodes were pruned.
+    """Train the carriers on the rows, the model below being frozen; returns what judged nodes gain.
 
     Args:
         work: Folder for checkpoints, from which a killed run goes on; removed by the caller, who knows when

@@ -28,8 +28,8 @@ class Shrinkage(TrainerCallback):
     """Pulls every node but the root toward its parent, more strongly the less data it has.
 
     What a node adds to its parent is its own rows, so they are shrunk to zero: after each step they lose
-    learning rate · weight / number of rows of themselves. That is an L2 penalty kept apart from Adam's scaling
-    (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2), which would undo the division by data.
+    learning rate · weight / number of rows of themselves. That is an L2 penalty kept apart from Adam's
+    scaling (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2), which would undo the division by data.
 
     Args:
         counts: Rows of training below each node, by its name.
@@ -52,7 +52,7 @@ class Shrinkage(TrainerCallback):
 class Average(TrainerCallback):
     """Ends training with the mean of the carrier's weights over the last share of the steps.
 
-    The running mean lies in the optimiser's state, so a checkpoint holds it and a resumed run goes on with it.
+    The running mean lies in the optimiser's state, so a checkpoint holds it and a resumed run keeps it.
     """
 
     def __init__(self, share: float):

@@ -1,7 +1,8 @@
-"""What every carrier is: parameters whose rows belong to the tree's nodes, read along one path per row of a batch.
+"""What every carrier is: parameters with rows for the tree's nodes, of which each text reads one path.
 
 A carrier is off until a path is set. The path is state that the model reads during forward *and* during the
-recomputation of gradient checkpointing: set it before the student's forward and leave it until backward is done.
+recomputation of gradient checkpointing: set it before the student's forward and leave it until backward is
+done.
 """
 
 from abc import ABC, abstractmethod
@@ -20,8 +21,8 @@ from isogloss.tree.nodes import Node, Tree
 class Routing:
     """Which rows each row of the current batch reads; shared by all parameters of one carrier.
 
-    Batch rows of one language read the same rows, so weights are gathered once per *distinct* path. A path that
-    is shorter than others is filled up in front with rows that count for nothing.
+    Batch rows of one language read the same rows, so weights are gathered once per *distinct* path. A path
+    that is shorter than others is filled up in front with rows that count for nothing.
     """
 
     def __init__(self, tree: Tree):
@@ -58,8 +59,8 @@ class Routing:
         self.rows = self.scale = self.path_of = None
 
     def gather(
-        self, weight: Float[Tensor, "rank *features"], dtype: torch.dtype
-    ) -> Float[Tensor, "batch width *features"]:
+        self, weight: Float[Tensor, "rank ..."], dtype: torch.dtype
+    ) -> Float[Tensor, "batch width ..."]:
         """Each batch row's share of a weight whose first axis is the tree's rows."""
         if self.rows is None or self.path_of is None:
             raise RuntimeError("no path is set; wrap the forward in carrier.on(languages)")
@@ -88,7 +89,7 @@ class Carrier(ABC):
 
     @abstractmethod
     def set_path(self, languages: Sequence[str]) -> None:
-        """As `on`, for a training step whose backward lies outside. A node's name reads as far as that node."""
+        """As `on`, for a training step whose backward lies outside; a node's name reads as far as it."""
 
     @abstractmethod
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -115,7 +116,9 @@ class Carrier(ABC):
         """Which axis of a parameter counts the tree's rows."""
         return 0
 
-    def start(self, init: str, texts: Mapping[str, Sequence[int]], nodes: Iterable[Node] | None = None) -> None:
+    def start(  # noqa: B027  # adapters begin as PEFT makes them
+        self, init: str, texts: Mapping[str, Sequence[int]], nodes: Iterable[Node] | None = None
+    ) -> None:
         """Give nodes (all if not given) their first rows; parents before children.
 
         Args:
@@ -178,9 +181,7 @@ class Carrier(ABC):
                     own = self.tree.by_name.get(node.name)
                     if own is not None:
                         rows = torch.tensor(list(own.rows), dtype=torch.long, device=p.device)
-                        p.index_copy_(
-                            self.axis(name), rows, self.rows_of(name, state[name], node.rows).to(p)
-                        )
+                        p.index_copy_(self.axis(name), rows, self.rows_of(name, state[name], node.rows).to(p))
 
     def state(self) -> dict[str, Tensor]:
         return {name: p.data for name, p in self.parameters().items()}

@@ -15,7 +15,7 @@ def refuse_misfit(config: Config) -> None:
     """Refuse a carrier that the settings' model cannot have.
 
     Raises:
-        ConfigError: The model lacks one of the modules that adapters are wanted on, or a layer that a prefix needs.
+        ConfigError: The model lacks a module that adapters are wanted on, or keys that a prefix needs.
     """
     settings = config.distill.carrier
     if settings.type == "lora":
@@ -23,7 +23,8 @@ def refuse_misfit(config: Config) -> None:
         if missing := [t for t in settings.targets if not any(f".{n}".endswith(f".{t}") for n in linear)]:
             there = dict.fromkeys(name.rpartition(".")[2] for name in linear)
             raise ConfigError(
-                f"distill.carrier.targets: {config.model} has no {', '.join(missing)}; it has {', '.join(there)}"
+                f"distill.carrier.targets: {config.model} has no {', '.join(missing)}; "
+                f"it has {', '.join(there)}"
             )
     elif settings.type == "prefix":
         kinds = getattr(skeleton(config.model).config.get_text_config(), "layer_types", None) or ()
@@ -37,6 +38,4 @@ def refuse_misfit(config: Config) -> None:
 def linear_names(model: nn.Module) -> list[str]:
     """The modules that adapters can be put on, the head aside."""
     head = model.get_output_embeddings()  # type: ignore[operator]
-    return [
-        name for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head
-    ]
+    return [name for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]

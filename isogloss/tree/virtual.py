@@ -1,10 +1,10 @@
-"""Carriers of virtual positions: what stands before a row's tokens, one block per node, concatenated along the path.
+"""Carriers of virtual positions, which stand before a row's tokens: a block per node along the path.
 
-`TreePrefix` has keys and values for every layer, `TreeEmbedding` soft tokens. Both meet the model at one place
-only, where its decoder is called: a hook puts the path's positions before what is read, lengthens the mask, counts
-positions from it and takes the virtual ones out of what comes back. So last hidden states, logits and generation
-have the tokens' own positions, and any decoder of transformers will do. Behind a cache the positions are there
-already: a cache belongs to the path under which it was begun.
+`TreePrefix` has keys and values for every layer, `TreeEmbedding` soft tokens. Both meet the model at one
+place only, where its decoder is called: a hook puts the path's positions before what is read, lengthens the
+mask, counts positions from it and takes the virtual ones out of what comes back. So last hidden states,
+logits and generation have the tokens' own positions, and any decoder of transformers will do. Behind a cache
+the positions are there already: a cache belongs to the path under which it was begun.
 
 Flow: Routing → gathered rows → cache (prefix) or input embeddings (embedding) → decoder → tokens' states.
 Letters: P virtual positions of the longest path in the batch; a shorter path is masked in front.
@@ -27,7 +27,7 @@ from isogloss.cost import forward_flops
 from isogloss.errors import ConfigError, RunError
 from isogloss.model import decoder_of
 from isogloss.tree.carrier import Carrier, Routing
-from isogloss.tree.nodes import ROOT, Node, Tree
+from isogloss.tree.nodes import Node, Tree
 
 PROBED = 32
 """Tokens whose keys, values or embeddings say how random rows are spread."""
@@ -59,7 +59,9 @@ class Carried(nn.Module):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return self.rows.state_dict(*args, **kwargs)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         return self.rows.load_state_dict(state_dict, strict, assign)
 
 
@@ -85,7 +87,7 @@ class Virtual(Carrier):
         self._decoder.register_forward_hook(self._after)
 
     @abstractmethod
-    def samples(self, ids: Sequence[int], behind: str | None) -> dict[str, Float[Tensor, "tokens *features"]]:
+    def samples(self, ids: Sequence[int], behind: str | None) -> dict[str, Float[Tensor, "tokens ..."]]:
         """What the frozen model makes of some tokens, shaped like rows of the parameters.
 
         Args:
@@ -94,10 +96,12 @@ class Virtual(Carrier):
 
     @abstractmethod
     def put_before(self, call: dict[str, Any]) -> int:
-        """Put the path's positions into a call of the decoder; returns how many of them its states will have."""
+        """Put the path's positions into a call of the decoder; returns by how many its states are longer."""
 
     @abstractmethod
-    def peft(self, language: str, about: dict[str, Any]) -> tuple[Float[Tensor, "tokens features"], PeftConfig]:
+    def peft(
+        self, language: str, about: dict[str, Any]
+    ) -> tuple[Float[Tensor, "tokens features"], PeftConfig]:
         """A path as PEFT writes it."""
 
     def off(self) -> None:
@@ -122,7 +126,9 @@ class Virtual(Carrier):
         super().load_nodes(state, tree)
         self._note_cleared()
 
-    def start(self, init: str, texts: Mapping[str, Sequence[int]], nodes: Iterable[Node] | None = None) -> None:
+    def start(
+        self, init: str, texts: Mapping[str, Sequence[int]], nodes: Iterable[Node] | None = None
+    ) -> None:
         """As in `Carrier.start`; a text is cut or repeated to the node's length. The root has no parent and
         reads its text; a node without what it should begin with stays random."""
         for node in nodes or self.tree.nodes:
@@ -152,7 +158,9 @@ class Virtual(Carrier):
     def path_rows(self, language: str) -> dict[str, Tensor]:
         """A path's rows, as every parameter has them."""
         if not (on := self._on(language)):
-            raise RunError(f"{language} has no virtual positions of its own nor through the tree; leave it out")
+            raise RunError(
+                f"{language} has no virtual positions of its own nor through the tree; leave it out"
+            )
         return {name: self.rows_of(name, p.data, on) for name, p in self.parameters().items()}
 
     def export(self, language: str, folder: Path, base_model: str, max_rank: int | None = None) -> int:
@@ -190,6 +198,7 @@ class Virtual(Carrier):
     def _before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
         """The decoder's call with the path's positions; None leaves it as it is."""
         scale, path_of = self.routing.scale, self.routing.path_of
+        self._read_tokens, self._keeps = 0, True
         if scale is None or path_of is None or not scale.shape[1]:
             return None
         call = dict(self._takes.bind_partial(*args, **kwargs).arguments)
@@ -238,7 +247,7 @@ class TreePrefix(Virtual):
         ConfigError: A layer of the model has no keys and values.
     """
 
-    def samples(self, ids: Sequence[int], behind: str | None) -> dict[str, Float[Tensor, "tokens *features"]]:
+    def samples(self, ids: Sequence[int], behind: str | None) -> dict[str, Float[Tensor, "tokens ..."]]:
         device = self._embed.weight.device
         cache = DynamicCache()
         if behind is not None:
@@ -276,7 +285,9 @@ class TreePrefix(Virtual):
     def flops(self, tokens: int, rows: int) -> float:
         return 0.0  # products of attention only, which `forward_flops` leaves out too
 
-    def peft(self, language: str, about: dict[str, Any]) -> tuple[Float[Tensor, "tokens features"], PeftConfig]:
+    def peft(
+        self, language: str, about: dict[str, Any]
+    ) -> tuple[Float[Tensor, "tokens features"], PeftConfig]:
         rows = self.path_rows(language)
         if len({tensor.shape for tensor in rows.values()}) > 1:
             raise RunError("PEFT's prefix tuning wants keys and values of one shape; export as lora instead")
@@ -291,9 +302,11 @@ class TreePrefix(Virtual):
 class TreeEmbedding(Virtual):
     """Soft tokens, in the space of the model's input embeddings."""
 
-    def samples(self, ids: Sequence[int], behind: str | None) -> dict[str, Float[Tensor, "tokens *features"]]:
+    def samples(self, ids: Sequence[int], behind: str | None) -> dict[str, Float[Tensor, "tokens ..."]]:
         with torch.no_grad():
-            return {"embedding": self._embed(torch.tensor(list(ids), device=self._embed.weight.device)).float()}
+            return {
+                "embedding": self._embed(torch.tensor(list(ids), device=self._embed.weight.device)).float()
+            }
 
     def put_before(self, call: dict[str, Any]) -> int:
         ids, given = call.get("input_ids"), call.get("inputs_embeds")
@@ -306,7 +319,9 @@ class TreeEmbedding(Virtual):
         # As many tokens more; frozen weights take no gradient, so backward costs one forward.
         return 2 * forward_flops(self.model.get_base_model(), rows * self.tree.path_rank(), 0)
 
-    def peft(self, language: str, about: dict[str, Any]) -> tuple[Float[Tensor, "tokens features"], PeftConfig]:
+    def peft(
+        self, language: str, about: dict[str, Any]
+    ) -> tuple[Float[Tensor, "tokens features"], PeftConfig]:
         rows = self.path_rows(language)["embedding"]
         config = PromptTuningConfig(
             num_virtual_tokens=len(rows),

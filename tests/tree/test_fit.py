@@ -18,11 +18,13 @@ def settings(tiny, folder, kind, *overrides):
     [
         (
             "gpt2",
-            "has no q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; it has c_attn, c_proj, c_fc",
+            "has no q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; "
+            "it has c_attn, c_proj, c_fc",
         ),
         (
             "phi3",
-            "has no q_proj, k_proj, v_proj, gate_proj, up_proj; it has o_proj, qkv_proj, gate_up_proj, down_proj",
+            "has no q_proj, k_proj, v_proj, gate_proj, up_proj; "
+            "it has o_proj, qkv_proj, gate_up_proj, down_proj",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Prefix and embedding carriers: exact invariants of paths, and equality with reading the texts themselves."""
+"""Prefix and embedding carriers: exact invariants of paths, equality with reading the texts themselves."""
 
 import copy
 
@@ -123,6 +123,9 @@ def test_begun_from_texts_is_reading_the_texts(tiny, five, make, kind):
         torch.testing.assert_close(logits(student), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Position ids are not supported"
+)  # PEFT's own generation calls its forward so
 @every_model
 @both
 def test_an_exported_language_is_pefts_own(tiny, five, make, kind, tmp_path):
@@ -133,7 +136,7 @@ def test_an_exported_language_is_pefts_own(tiny, five, make, kind, tmp_path):
     ones = torch.ones_like(IDS)
     options = {"input_ids": IDS, "attention_mask": ones, "max_new_tokens": 5, "do_sample": False}
     with carrier.on(["sw"] * 5) as model:
-        assert (logits(model) - logits(loaded, mask=ones)).abs().max() <= 1e-4
+        assert (logits(model) - logits(loaded, mask=ones)[:, -7:]).abs().max() <= 1e-4
         assert torch.equal(model.generate(**options), loaded.generate(**options))
 
 
@@ -208,7 +211,9 @@ def test_losses_of_a_mixed_batch_are_the_sum_of_its_rows(tiny, five, make):
     for name in ("ce", "kl", "retain"):
         total = sum(parts[name] for parts in alone if name in parts)
         torch.testing.assert_close(whole[name], total, rtol=1e-4, atol=1e-4)
-    hidden = batch_losses(model, collate(samples, 0), Weights(hidden=1.0, layer=2), carrier, twins_of(samples))
+    hidden = batch_losses(
+        model, collate(samples, 0), Weights(hidden=1.0, layer=2), carrier, twins_of(samples)
+    )
     hidden["hidden"].backward()
     assert all(p.grad[0].any() for n, p in carrier.parameters().items() if not n.endswith("_2"))
 
@@ -293,7 +298,10 @@ def test_a_path_without_positions_is_the_reference_model_to_the_bit(tiny, make):
     tree = build_tree(("es", "sw"), families="flat", ranks=LENGTHS)
     model = tiny()
     before = logits(model)
-    with make(model, tree).on(["en"] * 5) as student:
+    carrier = make(model, tree)
+    with carrier.on(["es"] * 2) as student:
+        logits(student, IDS[:2, :3])
+    with carrier.on(["en"] * 5) as student:
         assert torch.equal(logits(student), before)
 
 
@@ -301,7 +309,10 @@ def test_a_path_without_positions_is_the_reference_model_to_the_bit(tiny, make):
 def test_a_path_for_other_rows_is_refused(tiny, five, make):
     """Two languages for five rows is a mistake of the caller's."""
     carrier = make(tiny(), five)
-    with pytest.raises(RuntimeError, match="a path is set for 2 rows and 5 are read"), carrier.on(["es", "sw"]):
+    with (
+        pytest.raises(RuntimeError, match="a path is set for 2 rows and 5 are read"),
+        carrier.on(["es", "sw"]),
+    ):
         logits(carrier.model)
 
 
@@ -329,6 +340,6 @@ def test_a_prefix_for_a_layer_without_keys_is_refused(five):
     with pytest.raises(ConfigError) as caught:
         TreePrefix(AutoModelForCausalLM.from_config(config), five)
     assert str(caught.value) == (
-        "distill.carrier.type: prefix needs keys and values in every layer, and layer 1 of MambaModel has none; "
-        "take lora or embedding"
+        "distill.carrier.type: prefix needs keys and values in every layer, and layer 1 of MambaModel has "
+        "none; take lora or embedding"
     )
