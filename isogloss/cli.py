@@ -256,8 +256,12 @@ def export(
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every language that was taught.")] = False,
     form: Annotated[
-        Literal["peft", "merged"],
-        typer.Option("--format", help="LoRA adapters over the tuned model, or whole models."),
+        Literal["peft", "merged", "lora", "vllm-embeds"],
+        typer.Option(
+            "--format",
+            help="Adapters over the tuned model in PEFT's format, whole models, LoRA adapters whatever the "
+            "carrier, or soft tokens as prompt embeddings.",
+        ),
     ] = "peft",
     folder: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="Where to; RUN/exports/FORMAT without it.")
@@ -270,8 +274,9 @@ def export(
     _is_run(run_folder)
     if bool(language) == all_:
         raise ConfigError("name the languages by --language CODE, or all of them by --all")
-    if form == "merged" and max_rank is not None:
-        raise ConfigError("--max-rank: a merged model has no rank; leave it out or take --format peft")
+    if form in ("merged", "vllm-embeds") and max_rank is not None:
+        what = "a merged model has" if form == "merged" else "prompt embeddings have"
+        raise ConfigError(f"--max-rank: {what} no rank; leave it out or take --format peft")
     codes = _codes(language or (), "--language")
     _require(run_folder, TUNED, DISTILLED)
     job = _prepare(load_config(run_folder / "config.yaml").model_copy(update={"run": run_folder}))
@@ -279,7 +284,7 @@ def export(
 
     out_folder = folder or run_folder / "exports" / form
     made = exporting.export(job, codes or job.taught, form, out_folder, max_rank)
-    if form == "peft":
+    if form == "lora" or (form == "peft" and job.config.distill.carrier.type == "lora"):
         _line("All at once from vLLM, each as a model named by its code:")
         out.print(exporting.serving(job, made), soft_wrap=True, markup=False)
 
@@ -422,6 +427,11 @@ def compare_methods(
     for name in method or ():
         if name not in comparison.METHODS:
             raise ConfigError(f"--method {name}: there are {', '.join(comparison.METHODS)}")
+    if settings.distill.carrier.type != "lora":
+        raise ConfigError(
+            f"distill.carrier.type is {settings.distill.carrier.type}; methods are compared on LoRAs of one "
+            "width: take lora"
+        )
     job = _prepare(settings)
     chosen = tuple(dict.fromkeys(method or comparison.METHODS))
     if comparison.OURS not in chosen:
@@ -442,7 +452,8 @@ def ablate(
         typer.Option(
             metavar="NAME",
             help="families, learned, random, flat, shared, no-hidden, no-kl, no-texts, no-english, "
-            "no-retain, or your own as 'NAME: a.b=c d.e=f'; repeatable. Without it the five trees.",
+            "no-retain, prefix, embedding, or your own as 'NAME: a.b=c d.e=f'; repeatable. Without it the "
+            "five trees.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the settings' own on.")] = 1,

@@ -223,11 +223,11 @@ class Ranks(Settings):
         return self
 
 
-class Carrier(Settings):
-    """What a node's text is distilled into."""
+class LoraCarrier(Settings):
+    """Low-rank adapters of a model's linear layers."""
 
     type: Literal["lora"] = "lora"
-    """The only kind there is: low-rank adapters."""
+    """Which kind of carrier: lora, prefix or embedding."""
     ranks: Ranks = Ranks()
     """Adapter rows per node."""
     scaling: Positive = 2.0
@@ -242,6 +242,66 @@ class Carrier(Settings):
         "down_proj",
     )
     """Modules of the model that carry adapters."""
+
+    @property
+    def levels(self) -> dict[str, int]:
+        """Adapter rows per node of each level."""
+        return self.ranks.model_dump()
+
+
+class Lengths(Settings):
+    """Virtual positions per node."""
+
+    root: Rank = 8
+    """Of the root, which all languages share."""
+    family: Rank = 4
+    """Of each language family."""
+    language: Rank = 4
+    """Of each language."""
+
+    @model_validator(mode="after")
+    def _some(self) -> "Lengths":
+        if not self.root + self.family + self.language:
+            raise _refusal("root", "must be above 0 where family and language are 0 too")
+        return self
+
+
+Init = Literal["random", "text", "parent"]
+
+
+class PrefixCarrier(Settings):
+    """Keys and values of every layer at virtual positions before the text."""
+
+    type: Literal["prefix"] = "prefix"
+    """Trained keys and values."""
+    lengths: Lengths = Lengths()
+    """Virtual positions per node."""
+    init: Init = "text"
+    """How a node begins: at random, as what the model makes of its text, or as a copy of its parent."""
+
+    @property
+    def levels(self) -> dict[str, int]:
+        """Virtual positions per node of each level."""
+        return self.lengths.model_dump()
+
+
+class EmbeddingCarrier(Settings):
+    """Soft tokens before the text."""
+
+    type: Literal["embedding"] = "embedding"
+    """Trained input embeddings."""
+    lengths: Lengths = Lengths(root=16, family=8, language=8)
+    """Virtual positions per node."""
+    init: Init = "text"
+    """How a node begins: at random, as what the model makes of its text, or as a copy of its parent."""
+
+    @property
+    def levels(self) -> dict[str, int]:
+        """Virtual positions per node of each level."""
+        return self.lengths.model_dump()
+
+
+Carrier = Annotated[LoraCarrier | PrefixCarrier | EmbeddingCarrier, Field(discriminator="type")]
 
 
 class SelfTeacher(Settings):
@@ -298,7 +358,7 @@ Teacher = Annotated[SelfTeacher | ModelTeacher | ServerTeacher, Field(discrimina
 class Distill(Settings):
     """Stage 2: the hierarchy of prompts is distilled into the carriers."""
 
-    carrier: Carrier = Carrier()
+    carrier: Carrier = LoraCarrier()
     """What a node's text is distilled into."""
     texts: Path | None = None
     """Node texts; the package's own if not given."""
@@ -354,6 +414,19 @@ class Distill(Settings):
     """Micro-batches per optimiser step."""
     lr: Positive = 3e-3
     """Peak learning rate."""
+    gradient_checkpointing: bool = False
+    """Compute each layer again in backward: less memory, more time; not with a prefix."""
+    level_dropout: Fraction = 0.0
+    """Probability that a row trains without its leaf, or, as often, without leaf and family."""
+    shrinkage: Weight = 0.0
+    """Pull of a node's rows toward its parent, divided by its number of training rows; lora only."""
+    lr_b_ratio: Positive = 1.0
+    """How many times larger the step of an adapter's B is than that of its A; lora only."""
+    average: Fraction = 0.0
+    """Share of the last steps over which weights are averaged; 0 takes the last step's."""
+    prune: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the meanings kept from training to judge nodes by: one whose rows do not lower the held-out
+    cross-entropy of its languages is emptied. 0 keeps all nodes, and all rows for training."""
     max_prompt: Count = 512
     """Longest prompt in tokens, the teacher's included; longer ones are refused."""
     _whole_batches = model_validator(mode="after")(_divided)
@@ -369,6 +442,21 @@ class Distill(Settings):
         if self.form[0] == "top_k" and self.temperature != 1:
             name = f"teacher.type is {self.teacher.type}" if self.scored_elsewhere else "signal is top_k"
             raise _refusal("temperature", f"must be 1 where {name}; with hidden it may be another")
+        return self
+
+    @model_validator(mode="after")
+    def _kept_positions(self) -> "Distill":
+        if self.gradient_checkpointing and self.carrier.type == "prefix":
+            raise _refusal(
+                "gradient_checkpointing",
+                "must be false with carrier.type prefix: layers that are computed again read no past keys "
+                "and values; take lora or embedding",
+            )
+        for name, usual in (("shrinkage", 0.0), ("lr_b_ratio", 1.0)):
+            if self.carrier.type != "lora" and getattr(self, name) != usual:
+                raise _refusal(
+                    name, f"must be {usual:g} with carrier.type {self.carrier.type}; it is for lora"
+                )
         return self
 
     @property
@@ -544,7 +632,8 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
 
 OWN = (
     "data", "data_root", "languages.items", "languages.high", "languages.middle", "distill.responses",
-    "distill.teacher", "distill.on_policy", "distill.sample_tokens",
+    "distill.teacher", "distill.on_policy", "distill.sample_tokens", "distill.gradient_checkpointing",
+    "distill.level_dropout", "distill.shrinkage", "distill.lr_b_ratio", "distill.average", "distill.prune",
     "distill.divergence", "distill.temperature", "distill.signal", "distill.top_k", "distill.cache",
     "distill.checks", "distill.kl", "distill.ce", "distill.hidden",
     "distill.layer", "distill.balance", "distill.epochs", "distill.batch", "distill.accumulate", "distill.lr",
@@ -713,6 +802,9 @@ def _validate(written: _Written) -> Config:
     entries = written.entries
     if isinstance(entries.get("data"), dict):
         entries["data"].setdefault("type", "demo")
+    carrier = entries["distill"].get("carrier") if isinstance(entries.get("distill"), dict) else None
+    if isinstance(carrier, dict):
+        carrier.setdefault("type", "lora")
     faults, config = written.faults, None
     try:
         # In JSON mode strict takes a text for a path and a list for a tuple, and nothing else for another.
@@ -863,11 +955,13 @@ def _instead(path: tuple, holder: type[Settings] | None) -> str:
     """What to write for an unknown name: the nearest there, the same name elsewhere, else all there are."""
     if holder is None:
         return ""
-    kind = f" of data type {holder.model_fields['type'].default}" if path[0] == "data" else ""
+    typed = holder.model_fields.get("type")
+    kind = f" of {''.join(path[-2:-1])} type {typed.default}" if typed else ""
     known, word = list(holder.model_fields), str(path[-1])
     if near := difflib.get_close_matches(word, known, n=1):
         return f"{kind}; did you mean {near[0]}?"
-    if elsewhere := [name for name in _all_names(Config, "") if name.rpartition(".")[2] == word]:
+    names = (name for name in _all_names(Config, "") if name != _dotted(path))
+    if elsewhere := [name for name in names if name.rpartition(".")[2] == word]:
         return f"{kind}; did you mean {_or(elsewhere)}?"
     return f"{kind}; there are {', '.join(known)}"
 

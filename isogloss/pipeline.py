@@ -11,7 +11,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -42,13 +42,16 @@ from isogloss.evaluate.suites import SUITES, load_suite
 from isogloss.files import read_lines, write_json, write_lines, write_text
 from isogloss.generate import answers
 from isogloss.languages import SOURCE
-from isogloss.model import layers_of, load_model, load_tokenizer, pad_id, pick_dtype
+from isogloss.model import causal_of, layers_of, load_model, load_tokenizer, pad_id, pick_dtype
 from isogloss.report.page import write_report
 from isogloss.teacher import joining
 from isogloss.teacher.scored import Scored
+from isogloss.tree.carrier import Carrier
+from isogloss.tree.fit import refuse_misfit
 from isogloss.tree.lora import TreeLora
-from isogloss.tree.nodes import Tree, build_tree, family_name, shaped
+from isogloss.tree.nodes import Node, Tree, build_tree, family_name, shaped
 from isogloss.tree.shapes import families_of_file, learned_families, random_families
+from isogloss.tree.virtual import TreeEmbedding, TreePrefix
 from isogloss.tune import difficulty, english_rows, tune
 
 Progress = Callable[[int, int], None]
@@ -136,7 +139,7 @@ class Run:
     def tree_of(self, families: Mapping[str, str]) -> Tree:
         """A tree of these languages with the settings' ranks."""
         shape = self.config.languages.tree
-        ranks = self.config.distill.carrier.ranks.model_dump()
+        ranks = self.config.distill.carrier.levels
         return build_tree(
             list(families), families=families, ranks=shaped(shape, ranks) if isinstance(shape, str) else ranks
         )
@@ -187,16 +190,29 @@ class Run:
         model = load_model(str(self.tuned), self.dtype)
         return model.requires_grad_(False)
 
-    def student(self, model: PreTrainedModel, *, trained: bool, tree: Tree | None = None) -> TreeLora:
+    def student(self, model: PreTrainedModel, *, trained: bool, tree: Tree | None = None) -> Carrier:
         """M with the carriers of the run's tree, or of another."""
-        settings = self.config.distill.carrier
+        settings, tree = self.config.distill.carrier, tree or self.tree
         torch.manual_seed(self.config.seed)
-        carrier = TreeLora(model, tree or self.tree, targets=settings.targets, scaling=settings.scaling)
+        if settings.type == "lora":
+            carrier: Carrier = TreeLora(model, tree, targets=settings.targets, scaling=settings.scaling)
+        else:
+            carrier = (TreePrefix if settings.type == "prefix" else TreeEmbedding)(model, tree)
         if trained:
             if not self.carriers.exists():
                 raise RunError(f"{self.folder} has no carriers; run `isogloss distill` first")
             carrier.load_state(load_file(self.carriers))
         return carrier
+
+    def start(self, carrier: Carrier, nodes: Iterable[Node] | None = None) -> None:
+        """The first rows of a carrier's nodes, or of some, as the settings want them."""
+        settings, texts = self.config.distill.carrier, node_texts(self.config)
+        if settings.type != "lora":
+            ids = {
+                node.name: self.tokenizer(texts.of(node) or "", add_special_tokens=False)["input_ids"]
+                for node in carrier.tree.nodes
+            }
+            carrier.start(settings.init, ids, nodes)
 
 
 def open_run(config: Config, watcher: Watcher | None = None) -> Run:
@@ -314,9 +330,17 @@ def run_distill(run: Run) -> None:
     parallel = sum(row.language != SOURCE for row in rows)
     run.watcher.say(
         f"Stage 2: {parallel} rows in {len(run.taught)} languages are distilled into {len(run.tree.nodes)} "
-        f"nodes, rank {run.tree.path_rank()} a path; {len(rows) - parallel} in English keep the root to it"
+        f"nodes, {_width(run)} a path; {len(rows) - parallel} in English keep the root to it"
     )
-    train_carrier(run, run.student(model, trained=False), rows, run.taught, stage)
+    carrier = run.student(model, trained=False)
+    run.start(carrier)
+    train_carrier(run, carrier, rows, run.taught, stage)
+
+
+def _width(run: Run) -> str:
+    """How much a path holds, in words."""
+    width = run.tree.path_rank()
+    return f"rank {width}" if run.config.distill.carrier.type == "lora" else f"{width} virtual positions"
 
 
 def run_cache(run: Run) -> Stage:
@@ -345,7 +369,7 @@ def run_cache(run: Run) -> Stage:
 
 
 def train_carrier(
-    run: Run, carrier: TreeLora, rows: Sequence[Row], codes: Sequence[str], stage: Stage
+    run: Run, carrier: Carrier, rows: Sequence[Row], codes: Sequence[str], stage: Stage
 ) -> None:
     """Distil the rows into the carriers, then write these, and the languages' adapters, to the run."""
     before, work = fingerprint(carrier.model), run.folder / f"{stage.stage}.work"
@@ -356,7 +380,7 @@ def train_carrier(
             yield _pausing(run, stage, progress)
         run.ledger.pause(stage)
 
-    distil(
+    gains = distil(
         carrier, rows, run.config.distill, pad_id=pad_id(run.tokenizer), seed=run.config.seed,
         work=work, curve=run.curve, cost=stage, bar=bar, say=run.watcher.say, tokenizer=run.tokenizer,
         cache=Cache(run.signals, teacher_of(carrier.model, run.tokenizer, before)),
@@ -364,9 +388,19 @@ def train_carrier(
     )  # fmt: skip
     if fingerprint(carrier.model) != before:
         raise RuntimeError("stage 2 changed the reference model's weights")
-    for code in codes:
+    for gain in gains:
+        if not gain.helps:
+            run.watcher.say(
+                f"Pruned: {gain.node}; held-out rows cost {gain.own:.3f} nats a token with it, "
+                f"{gain.without:.3f} without"
+            )
+    for code in filter(carrier.reads, codes):
         carrier.export(code, run.folder / "adapters" / code, base_model="../../tuned")
-    write_json(run.folder / "tree.json", _tree_image(run, carrier.tree, rows))
+    image = _tree_image(run, carrier.tree, rows)
+    for entry in image["nodes"]:
+        if carrier.is_clear(carrier.tree.by_name[entry["name"]]):
+            entry["pruned"] = True
+    write_json(run.folder / "tree.json", image)
     save_whole(carrier.state(), run.carriers, {"families": json.dumps(carrier.tree.families)})
     run.ledger.pause(stage)
     shutil.rmtree(work, ignore_errors=True)
@@ -399,9 +433,9 @@ def run_report(run: Run) -> Path:
 def fingerprint(model: torch.nn.Module) -> str:
     """A hash of every weight that belongs to the reference model."""
     digest = hashlib.sha256()
-    for name, p in sorted(model.named_parameters()):
+    for name, p in sorted(causal_of(model).named_parameters()):
         if "lora_" not in name:
-            digest.update(name.replace(".base_layer", "").replace("base_model.model.", "").encode())
+            digest.update(name.replace(".base_layer", "").encode())
             digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
@@ -781,8 +815,9 @@ def check(run: Run) -> None:
 
     Raises:
         DataError: Data, a language or a suite is missing.
-        ConfigError: The model is not there.
+        ConfigError: The model is not there, or the carrier does not fit it.
     """
+    refuse_misfit(run.config)
     tokenizer = load_tokenizer(run.config.model)
     if not run.tuned.exists():
         english_examples(run.config, run.data_root)

@@ -45,7 +45,7 @@ from isogloss.evaluate.suites import load_suite
 from isogloss.languages import SOURCE
 from isogloss.model import EMBEDDED, last_hidden, layers_of, load_tokenizer, model_folder, pick_dtype
 from isogloss.pipeline import Run, Watcher, foreseen_rows
-from isogloss.tree.lora import TreeLora
+from isogloss.tree.carrier import Carrier
 from isogloss.tree.nodes import Tree
 from isogloss.tune import english_rows
 
@@ -215,6 +215,8 @@ def plan(config: Config, machine: Machine) -> Plan:
     found = Plan(machine, stages, work.notes)
     if config.distill.teacher.type != "self":
         found.notes.append("distill.teacher: what another teacher's own reading costs is not counted")
+    if config.distill.carrier.type != "lora":
+        found.notes.append("distill.carrier: the arithmetic of virtual positions is not counted")
     found.advice = [
         advise(work, stage) for stage in found.stages if stage.memory_bytes > machine.memory
     ]  # fmt: skip
@@ -261,11 +263,9 @@ class Work:
         """The model without storage."""
         return meta_model(self.config.model, dtype, gpu=self.machine.gpu)
 
-    def carrier(self) -> TreeLora:
-        settings = self.config.distill.carrier
-        return TreeLora(
-            self.model(self.dtype), self.tree, targets=settings.targets, scaling=settings.scaling
-        )  # fmt: skip
+    def carrier(self) -> Carrier:
+        run = Run(self.config, Watcher())
+        return run.student(self.model(self.dtype), trained=False, tree=self.tree)
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         folder = Path(model_folder(self.config.model))
@@ -334,7 +334,7 @@ def step_bytes(
     model: nn.Module,
     samples: Sequence[Sample],
     weights: Weights,
-    carrier: TreeLora | None = None,
+    carrier: Carrier | None = None,
     *,
     twins: int = 0,
 ) -> int:
@@ -377,9 +377,11 @@ def _without_storage(batch: Batch) -> Batch:
 
 
 def parameter_bytes(model: nn.Module, *, carriers: bool = False) -> int:
-    """Bytes of the frozen weights, tied ones once; or those of the adapters."""
+    """Bytes of the frozen weights, tied ones once; or those of the carriers."""
     return sum(
-        p.numel() * p.element_size() for n, p in model.named_parameters() if ("lora_" in n) == carriers
+        p.numel() * p.element_size()
+        for n, p in model.named_parameters()
+        if ("lora_" in n or n.startswith("rows.")) == carriers
     )
 
 
@@ -510,7 +512,7 @@ def _draw(found: StagePlan, meter: Meter, live: Meter, rows: Sequence[Row]) -> N
 
 def _distill_memory(
     work: Work,
-    carrier: TreeLora,
+    carrier: Carrier,
     micro: list[list[int]],
     lengths: list[int],
     privileged: list[int],

@@ -91,6 +91,24 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
             "run.yaml:1: distill.carrier.ranks.root is -1; it must be a whole number of at least 0",
         ),
         (
+            "distill: {carrier: {type: prefix, ranks: {root: 1}}}",
+            "run.yaml:1: distill.carrier.ranks is not a setting of carrier type prefix; there are type, "
+            "lengths, init",
+        ),
+        (
+            "distill: {carrier: {type: soft}}",
+            'run.yaml:1: distill.carrier.type is "soft"; it must be lora, prefix or embedding',
+        ),
+        (
+            "distill: {carrier: {type: prefix}, gradient_checkpointing: true}",
+            "run.yaml:1: distill.gradient_checkpointing must be false with carrier.type prefix: layers that "
+            "are computed again read no past keys and values; take lora or embedding",
+        ),
+        (
+            "distill: {carrier: {type: embedding}, lr_b_ratio: 4.0}",
+            "run.yaml:1: distill.lr_b_ratio must be 1 with carrier.type embedding; it is for lora",
+        ),
+        (
             "distill: {kl: 0, ce: 0, hidden: 0}",
             "run.yaml:1: distill.kl must be above 0 where ce and hidden are 0 too",
         ),

@@ -15,6 +15,7 @@ from isogloss.distill.signal import hidden_signals
 from isogloss.distill.trainer import Sample, Weights, batch_losses, collate, samples_of, twins_of
 from isogloss.errors import ConfigError
 from isogloss.planning import Alive, Machine, StagePlan
+from isogloss.tree.lora import TreeLora
 
 SMALL = (
     "languages.targets=[sw, ur]", "languages.items={high: 8, middle: 8, low: 12}", "data.english_items=60",
@@ -157,7 +158,7 @@ def test_stage_2_against_torchs_counter(read):
     found = planning.distill_plan(work)
     config = planning.meta_model("demo", torch.float32, gpu=False).config
     real = planning.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    carrier = planning.TreeLora(
+    carrier = TreeLora(
         real, work.tree, targets=work.config.distill.carrier.targets, scaling=2.0
     )  # fmt: skip
     order = planning.training_order(work.rows, work.config.distill, work.config.seed)

@@ -47,6 +47,7 @@ def distilled(contest: Contest, method: str, *overrides: str) -> Entry:
     run = Run(with_overrides(contest.run.config, overrides), contest.run.watcher)
     rows, settings = contest.rows(run), run.config.distill
     carrier = run.student(contest.run.reference_model(), trained=False)
+    run.start(carrier)
     subject = runner.Model(carrier.model, run.tokenizer, carrier)  # type: ignore[arg-type]
     parallel = sum(row.language != SOURCE for row in rows)
     steps = round(settings.epochs * parallel / (1 - settings.retain)) // settings.batch
@@ -184,6 +185,7 @@ def _pairs(contest: Contest, model: PeftModel) -> Dataset:
 def _begin(contest: Contest, method: str, steps: int) -> tuple[PeftModel, Way]:
     """The reference model under one LoRA that is as wide as a path of the tree."""
     run, settings = contest.run, contest.run.config.distill.carrier
+    assert settings.type == "lora"  # the command refuses others
     torch.manual_seed(run.config.seed)
     rank = run.tree.path_rank()
     config = LoraConfig(

@@ -5,6 +5,7 @@ user's data it is a `DataError`; else it is a fault of this program, or of a lib
 mends it.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,8 +21,8 @@ from isogloss.distill.rows import Row
 from isogloss.distill.signal import Kind, hidden_signals
 from isogloss.distill.trainer import Sample, Weights, batch_losses, collate, samples_of
 from isogloss.errors import DataError
-from isogloss.model import last_hidden
-from isogloss.tree.lora import TreeLora
+from isogloss.model import decoder_of, last_hidden
+from isogloss.tree.carrier import Carrier
 
 FEW = 4
 """Rows that are read to see that teacher and student agree."""
@@ -45,7 +46,7 @@ def check_rows(rows: Sequence[Row]) -> None:
 
 @torch.no_grad()
 def check_teacher(
-    carrier: TreeLora, rows: Sequence[Row], *, pad_id: int, layer: int, kind: Kind, k: int
+    carrier: Carrier, rows: Sequence[Row], *, pad_id: int, layer: int, kind: Kind, k: int
 ) -> None:
     """The teacher is the reference model, reads without dropout, and is aligned with the student.
 
@@ -86,7 +87,7 @@ def check_teacher(
 
 @torch.no_grad()
 def divergence_by_language(
-    carrier: TreeLora, samples: Sequence[Sample], weights: Weights, pad_id: int
+    carrier: Carrier, samples: Sequence[Sample], weights: Weights, pad_id: int
 ) -> dict[str, float]:
     """Nats a response token between teacher and student, as the carriers are, on a few rows per language.
 
@@ -116,7 +117,7 @@ class PathsOnly(TrainerCallback):
         RuntimeError: Another node has changed.
     """
 
-    def __init__(self, carrier: TreeLora, read: set[str]):
+    def __init__(self, carrier: Carrier, read: set[str]):
         self.carrier, self.read = carrier, read
         self.before: dict[str, dict[str, Tensor]] = {}
 
@@ -149,7 +150,10 @@ class PathsOnly(TrainerCallback):
 
 @contextmanager
 def _without(model: nn.Module) -> Iterator[None]:
-    """The model with its own layers in the places of those that carry adapters."""
+    """The model with its own layers in the places of those that carry adapters, and its decoder without the
+    hooks that put virtual positions before a text."""
+    decoder = decoder_of(model)
+    hooks = {name: getattr(decoder, name) for name in ("_forward_pre_hooks", "_forward_hooks")}
     places = [
         (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], module)
         for name, module in model.named_modules()
@@ -158,7 +162,11 @@ def _without(model: nn.Module) -> Iterator[None]:
     try:
         for parent, child, module in places:
             setattr(parent, child, module.base_layer)
+        for name in hooks:
+            setattr(decoder, name, OrderedDict())
         yield
     finally:
         for parent, child, module in places:
             setattr(parent, child, module)
+        for name, own in hooks.items():
+            setattr(decoder, name, own)

@@ -25,7 +25,7 @@ from isogloss.distill.trainer import Batch, ResponseTrainer, Sample, collate
 from isogloss.generate import complete, stops
 from isogloss.languages import SOURCE
 from isogloss.model import last_hidden, pad_id
-from isogloss.tree.lora import TreeLora
+from isogloss.tree.carrier import Carrier
 
 
 def is_on_policy(step: int, share: float) -> bool:
@@ -47,7 +47,7 @@ class Policy:
 
     def __init__(
         self,
-        carrier: TreeLora,
+        carrier: Carrier,
         tokenizer: PreTrainedTokenizerBase,
         rows: Sequence[Row],
         samples: Sequence[Sample],

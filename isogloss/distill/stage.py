@@ -5,7 +5,9 @@ from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
+from peft.optimizers import create_loraplus_optimizer
 from torch import nn
+from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedTokenizerBase
 
 from isogloss.config import Distill
@@ -24,11 +26,12 @@ from isogloss.distill.trainer import (
     train,
     training_arguments,
 )
+from isogloss.distill.treewise import Average, Gain, Shrinkage, held_out, prune, rows_below
 from isogloss.languages import SOURCE
 from isogloss.model import causal_of, layers_of
 from isogloss.teacher.joining import signals_from
 from isogloss.teacher.scored import Scored
-from isogloss.tree.lora import TreeLora
+from isogloss.tree.carrier import Carrier
 
 Progress = Callable[[int, int], None]
 Bar = Callable[[str], AbstractContextManager[Progress]]
@@ -69,7 +72,7 @@ def read_signals(
 
 
 def distil(
-    carrier: TreeLora,
+    carrier: Carrier,
     rows: Sequence[Row],
     settings: Distill,
     *,
@@ -83,8 +86,8 @@ def distil(
     say: Callable[[str], None] = lambda text: None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     scored: Sequence[Scored] | None = None,
-) -> None:
-    """Train the carriers on the rows; the model below is frozen.
+) -> list[Gain]:
+    """Train the carriers on the rows, the model below being frozen; returns what judged nodes gain.
 
     Args:
         work: Folder for checkpoints, from which a killed run goes on; removed by the caller, who knows when
@@ -105,6 +108,11 @@ def distil(
         own = [row for row in rows if row.language == SOURCE or not settings.scored_elsewhere]
         if own:
             check_teacher(carrier, own, pad_id=pad_id, layer=layer, kind=kind, k=k)
+    held: list[Row] = []
+    if settings.prune:
+        said = dict(zip((row.id for row in rows if row.language != SOURCE), scored or (), strict=False))
+        rows, held = held_out(rows, settings.prune, seed)
+        scored = scored and [said[row.id] for row in rows if row.language != SOURCE]
     signals = read_signals(
         carrier.model, rows, settings, pad_id=pad_id, cost=cost, bar=bar, cache=cache, scored=scored
     )
@@ -123,6 +131,8 @@ def distil(
             carrier, tokenizer, rows, samples,
             share=settings.on_policy, longest=settings.sample_tokens, seed=seed,
         )  # fmt: skip
+    if settings.gradient_checkpointing:
+        carrier.model.gradient_checkpointing_enable({"use_reentrant": False})
     make = ResponseTrainer if policy is None else partial(OnPolicyTrainer, policy=policy)
     trainer = make(
         model=carrier.model,
@@ -134,15 +144,24 @@ def distil(
         train_dataset=Ordered(samples, order),
         weights=weights,
         pad_id=pad_id,
+        level_dropout=settings.level_dropout,
+        optimizers=(_larger_b(carrier, settings) if settings.lr_b_ratio != 1 else None, None),
     )  # fmt: skip
+    if settings.shrinkage:
+        counts = rows_below(carrier.tree.nodes, rows)
+        trainer.add_callback(Shrinkage(carrier, settings.shrinkage, counts))
+    if settings.average:
+        trainer.add_callback(Average(settings.average))
     if settings.checks:
-        trainer.add_callback(PathsOnly(carrier, trainer.languages))
+        if not settings.shrinkage:  # which moves nodes that no row reads
+            trainer.add_callback(PathsOnly(carrier, trainer.languages))
         if found := divergence_by_language(carrier, samples, weights, pad_id):
             nats = ", ".join(f"{code} {value:.3f}" for code, value in found.items())
             say(f"Divergence from the teacher before training, nats a token: {nats}")
     with bar("Distillation") as progress:
         train(trainer, Watch(curve, cost.stage, max(1, steps // 60), progress), work)
     carrier.off()
+    gains = prune(carrier, held, pad_id=pad_id)
     tokens, responses = trainer.counts["tokens"], trainer.counts["responses"]
     cost.tokens_forwarded += cost.teacher_tokens + tokens
     cost.tokens_backpropagated += tokens
@@ -150,7 +169,13 @@ def distil(
     model = carrier.model.get_base_model()
     cost.flops += forward_flops(model, cost.teacher_tokens, 0) + 2 * forward_flops(model, tokens, responses)
     cost.flops += forward_flops(model, 0, responses if settings.kl and kind == "hidden" else 0)
-    # Of the adapters a token meets its path alone, forward and twice backward.
-    met = sum(p.numel() for p in carrier.parameters().values()) * carrier.tree.path_rank() / carrier.tree.rank
-    cost.flops += 3 * 2 * met * tokens
+    cost.flops += carrier.flops(tokens, len(order))
     add_costs(cost, trainer.counts, model)
+    return gains
+
+
+def _larger_b(carrier: Carrier, settings: Distill) -> Optimizer:
+    """The Trainer's AdamW, with a larger step for every B (Hayou et al. 2024, arXiv:2402.12354)."""
+    return create_loraplus_optimizer(
+        carrier.model, AdamW, lr=settings.lr, loraplus_lr_ratio=settings.lr_b_ratio, betas=(0.9, 0.98)
+    )

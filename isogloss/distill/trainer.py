@@ -27,7 +27,8 @@ from isogloss.errors import ConfigError
 from isogloss.files import write_lines
 from isogloss.languages import SOURCE
 from isogloss.model import capture, causal_of, head, last_hidden, mean_pool
-from isogloss.tree.lora import TreeLora
+from isogloss.tree.carrier import Carrier
+from isogloss.tree.nodes import Tree
 
 DIVERGENCES = {
     "forward": losses.forward_kl,
@@ -152,7 +153,7 @@ def batch_losses(
     model: nn.Module,
     batch: Batch,
     weights: Weights,
-    carrier: TreeLora | None = None,
+    carrier: Carrier | None = None,
     twins: Float[Tensor, "meanings hidden"] | None = None,
 ) -> dict[str, Tensor]:
     """The parts of the loss as sums: `ce`, `kl` and `retain` over response tokens, `hidden` over rows.
@@ -227,6 +228,18 @@ def _sums(
     return ce, kl
 
 
+def drop_levels(tree: Tree, languages: Sequence[str], probability: float) -> list[str]:
+    """Whose path each row reads where some leave out their leaf, and half of these their family too.
+
+    Drawn from torch's own generator, which a checkpoint holds.
+    """
+    drawn = torch.rand(len(languages)).tolist()
+    return [
+        code if one >= probability else tree.cut(code, 1 if one >= probability / 2 else 2)
+        for code, one in zip(languages, drawn, strict=True)
+    ]
+
+
 LOGITS = 1 << 25
 """Logits in memory at a time, of student and of teacher; more are computed in chunks."""
 
@@ -254,12 +267,20 @@ class ResponseTrainer(Trainer):
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, weights: Weights, pad_id: int, carrier: TreeLora | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        weights: Weights,
+        pad_id: int,
+        carrier: Carrier | None = None,
+        level_dropout: float = 0.0,
+        **kwargs: Any,
+    ):
         if kwargs["args"].n_gpu > 1:
             raise ConfigError("one process drives one GPU; start more with `accelerate launch`")
         super().__init__(data_collator=lambda samples: {"batch": collate(samples, pad_id)}, **kwargs)
         self.remove_callback(PrinterCallback)
-        self.weights, self.carrier = weights, carrier
+        self.weights, self.carrier, self.level_dropout = weights, carrier, level_dropout
         twins = twins_of(kwargs["train_dataset"].samples)
         self.twins = None if twins is None else twins.to(self.args.device)
         self.parts: dict[str, float] = {}
@@ -289,6 +310,8 @@ class ResponseTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         batch: Batch = inputs["batch"].to(self.args.device)
+        if self.carrier is not None and self.level_dropout:
+            batch.languages = drop_levels(self.carrier.tree, batch.languages, self.level_dropout)
         parts = batch_losses(model, batch, self.weights, self.carrier, self.twins)
         tokens, rows = num_items_in_batch
         scaled = {name: part / (rows if name == "hidden" else tokens) for name, part in parts.items()}

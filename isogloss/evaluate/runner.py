@@ -32,7 +32,7 @@ from isogloss.evaluate.statistics import (
 from isogloss.generate import answers
 from isogloss.languages import SOURCE
 from isogloss.model import capture, last_hidden, layers_of, mean_pool, pad_id
-from isogloss.tree.lora import TreeLora
+from isogloss.tree.carrier import Carrier
 
 Progress = Callable[[int, int], None]
 Rankings = dict[tuple[str, str], tuple[str, ...]]
@@ -54,7 +54,7 @@ class Model:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    carrier: TreeLora | None = None
+    carrier: Carrier | None = None
 
 
 @dataclass

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, TrainerCallback
 
@@ -24,6 +25,7 @@ from isogloss.distill.trainer import (
     training_arguments,
     twins_of,
 )
+from isogloss.tree.virtual import TreeEmbedding, TreePrefix
 
 LANGUAGES = ["ru", "bg", "es", "fr", "sw", "en"]
 SIZES = [(3, 2), (7, 1), (2, 9), (5, 4), (4, 4), (6, 3), (2, 1), (3, 6)]
@@ -378,6 +380,24 @@ def test_a_killed_stage_2_ends_with_the_same_carriers(tiny, five, student, tmp_p
     for name, p in resumed.model.get_base_model().state_dict().items():
         if "lora_" not in name:
             assert torch.equal(p, reference[name.replace(".base_layer", "")])
+
+
+@pytest.mark.parametrize("make", [TreePrefix, TreeEmbedding])
+def test_a_killed_stage_2_ends_with_the_same_virtual_positions(tiny, five, tmp_path, make):
+    """The same for carriers that PEFT does not save; a checkpoint holds them and not the model."""
+    whole, broken, resumed = (make(tiny(), five) for _ in range(3))
+    options = {"batch": 2, "accumulate": 2, "steps": 8}
+    options["weights"] = Weights(ce=0.7, kl=1.3, hidden=0.3, layer=2)
+    expected = run(tmp_path / "whole", whole.model, SAMPLES, carrier=whole, **options)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", broken.model, SAMPLES, carrier=broken, stop=5, **options)
+    saved = load_file(tmp_path / "broken" / "work" / "checkpoint-3" / "model.safetensors")
+    assert saved.keys() == whole.parameters().keys()
+    found = run(tmp_path / "broken", resumed.model, SAMPLES, carrier=resumed, **options)
+    assert len(found.gradients) == 5
+    for name, p in whole.parameters().items():
+        assert torch.equal(p, resumed.parameters()[name])
+    assert found.counts == expected.counts
 
 
 def test_a_torn_checkpoint_is_passed_over(tiny, tmp_path):
