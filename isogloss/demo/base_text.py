@@ -34,8 +34,8 @@ NTREX = {
 }  # fmt: skip
 SHARES = {"pair": 0.5, "switched": 0.1, "real": 0.4}
 """Of prose documents."""
-EXERCISES = {"English": 0.25, "one": 0.45, "bilingual": 0.30}
-"""Of exercises: in English alone, in one of all languages, in English and another."""
+EXERCISES = {"English": 0.15, "one": 0.60, "bilingual": 0.25}
+"""Of exercises: in English, in another language, in English and another."""
 MAX_CHARS = 140
 
 
@@ -124,7 +124,7 @@ def exercises(rng: random.Random, *, english_phrases: bool = False) -> Iterator[
             case "English":
                 codes = ["en"]
             case "one":
-                codes = [_language(rng)]
+                codes = [_language(rng, without="en")]
             case _:
                 codes = ["en", _language(rng, without="en")]
         yield exercise(codes, rng, autonyms=AUTONYMS)

@@ -12,7 +12,7 @@ from isogloss.demo.grammar import Event, Opinion, Phrases, opinions, phrases
 from isogloss.demo.pairs import SHORT, WHOLE, Said, another_deed, another_person, infer, vary
 from isogloss.demo.split import Split, events_of
 
-KINDS = {"question": 4, "inference": 5, "paraphrase": 5, "match": 2, "phrase": 5, "topic": 1, "sentiment": 1}
+KINDS = {"question": 4, "inference": 5, "paraphrase": 5, "match": 1, "phrase": 8, "topic": 1, "sentiment": 1}
 """How often each kind is met: looking up and comparing are the hardest, and begin with single phrases."""
 PARTS = {"question": 5, "inference": 1, "paraphrase": 1, "match": 4, "phrase": 6, "topic": 4, "sentiment": 3}
 """Most questions asked in one language of an exercise; half of them where there are two. A comparison stands

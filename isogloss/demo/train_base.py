@@ -42,9 +42,9 @@ EXERCISE_ROWS = 0.625
 """Share of the rows that hold exercises, of which the answers alone are learnt."""
 ANSWERS = 768
 """Most answer tokens learnt in a step."""
-PROSE = 0.15
-"""Weight of prose beside answers: most of its loss is what nobody can know, and drowns what little an answer
-says about comparing."""
+PROSE, PRACTICE = 0.3, 0.05
+"""Weight of prose beside answers, and in practice: most of its loss is what nobody can know, and drowns what
+little an answer says about comparing. Without any it is forgotten."""
 IGNORED = -100
 
 
@@ -306,7 +306,7 @@ def main(
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     seed: int = 0,
     phrases: Annotated[int, typer.Option(help="First steps that compare English phrases alone.")] = 0,
-    practice: Annotated[int, typer.Option(help="First steps that learn from exercises alone.")] = 0,
+    practice: Annotated[int, typer.Option(help="First steps in which prose hardly counts.")] = 0,
     start: Annotated[
         Path | None,
         typer.Option(help="Folder of a model, or of a part stopped early, to go on from; none: random."),
@@ -356,7 +356,7 @@ def main(
             for group in optim.param_groups:
                 group["lr"] = lr * schedule(step, steps)
         losses = step_losses(blocks.step(step))
-        (losses[0] * (PROSE if step >= practice else 0.0) + losses[1]).backward()
+        (losses[0] * (PROSE if step >= practice else PRACTICE) + losses[1]).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
             optim.step()
