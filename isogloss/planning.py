@@ -492,7 +492,8 @@ def _privileged(rows: Sequence[Row]) -> list[int]:
     """Tokens of every text that the frozen teacher reads: equal rows once, and what prompts begin with."""
     distinct = list({(row.teacher_prompt, row.student.response): row.language for row in rows}.items())
     found: list[int] = []
-    for group, shared in groups([prompt for (prompt, _), _ in distinct], [code for _, code in distinct], True):
+    prompts, languages = [prompt for (prompt, _), _ in distinct], [code for _, code in distinct]
+    for group, shared in groups(prompts, languages, True):
         found += [shared] if shared else []
         found += [len(distinct[n][0][0]) - shared + len(distinct[n][0][1]) for n in group]
     return found
@@ -533,9 +534,7 @@ def _distill_memory(
     )
     step = 0
     for numbers in _largest(micro, lengths):
-        samples = [
-            _sample(rows[n], place, settings, hidden, work.dtype) for place, n in enumerate(numbers)
-        ]
+        samples = [_sample(rows[n], place, settings, hidden, work.dtype) for place, n in enumerate(numbers)]
         step = max(
             step, step_bytes(model, samples, weights, carrier, twins=meanings)
         )  # fmt: skip

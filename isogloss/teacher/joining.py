@@ -109,7 +109,9 @@ def scores_of(
     model, its = load_model(teacher.path, dtype), load_tokenizer(teacher.path)
     with bar("Teacher reads") as progress:
         cache = None if cache_of is None else cache_of(model, its)
-        return _scored_by(model, asked, other.Translation(tokenizer, its), teacher.top_k, cache, cost, progress)
+        return _scored_by(
+            model, asked, other.Translation(tokenizer, its), teacher.top_k, cache, cost, progress
+        )
 
 
 def _scored_by(

@@ -416,7 +416,7 @@ def test_a_torn_checkpoint_is_passed_over(tiny, tmp_path):
 
 
 def test_places_that_another_teacher_does_not_cover_have_cross_entropy_alone(tiny):
-    """Two of three tokens are covered: their divergence and everyone's cross-entropy, each as if read alone."""
+    """Of two of three tokens the divergence, of all the cross-entropy, each as if read alone."""
     model = tiny("qwen3").requires_grad_(False)
     encoded = Encoded((5, 6, 7), (40, 41, 1))
     top = TopK(torch.tensor([[40, 9], [1, 3]], dtype=torch.int32), torch.tensor([[-0.5, -2.0], [-1.0, -1.5]]))

@@ -330,7 +330,7 @@ def test_two_writers_share_a_file(tmp_path):
 def test_a_model_and_a_server_of_the_same_weights_teach_the_same(
     endpoint, base, tiny, five, student, tokenizer, tmp_path
 ):
-    """Both train; scores agree to what packing keeps; before the first step the divergence is the textbook's."""
+    """Both train; scores agree to what packing keeps; the divergence before the first step is the textbook's."""
     teacher = tiny("qwen3", seed=5)
     teacher.save_pretrained(tmp_path / "teacher")
     tokenizer.save_pretrained(tmp_path / "teacher")
@@ -341,7 +341,8 @@ def test_a_model_and_a_server_of_the_same_weights_teach_the_same(
         places = []
         for place, token in enumerate(ids[1:]):
             best = said[place].topk(8)
-            names = {str(n): {"logprob": v} for n, v in zip(best.indices.tolist(), best.values.tolist())}
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            names = {str(n): {"logprob": v} for n, v in pairs}
             places.append(names | {str(token): {"logprob": said[place, token].item()}})
         return {"choices": [{"prompt_logprobs": [None, *places]}]}
 
