@@ -49,7 +49,7 @@ class Signal:
     twin: Float[Tensor, " hidden"]
     """Mean-pooled middle state of the English twin's prompt."""
     covered: Bool[Tensor, " response"] | None = None
-    """Which response tokens `teacher` speaks of, where that is not all: another tokenizer cuts some otherwise."""
+    """Which response tokens `teacher` speaks of; None: all. Another tokenizer cuts some otherwise."""
 
 
 @torch.no_grad()

@@ -330,7 +330,7 @@ def test_two_writers_share_a_file(tmp_path):
 def test_a_model_and_a_server_of_the_same_weights_teach_the_same(
     endpoint, base, tiny, five, student, tokenizer, tmp_path
 ):
-    """Both train; scores agree to what packing keeps; the divergence before the first step is the textbook's."""
+    """Both train, with scores equal to what packing keeps; the divergence told before is the textbook's."""
     teacher = tiny("qwen3", seed=5)
     teacher.save_pretrained(tmp_path / "teacher")
     tokenizer.save_pretrained(tmp_path / "teacher")
