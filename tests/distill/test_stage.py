@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from isogloss import cli, pipeline
 from isogloss.config import load_config
 from isogloss.errors import ConfigError, RunError
+from isogloss.model import load_tokenizer
+from isogloss.teacher.other import Translation
 
 SMALL = (
     "data.english_items=24", "languages.targets=[sw,ur]", "languages.items={high: 6, middle: 6, low: 6}",
@@ -156,3 +158,64 @@ def test_filling_a_full_cache_reads_nothing(filled):
     assert (done.teacher_calls, done.teacher_tokens, done.cached_hits) == (0, 0, 14)
     assert done.cache_bytes_written == 0
     assert stages(run)["cache"]["teacher_calls"] == 14
+
+
+@pytest.fixture(scope="module")
+def other_cut(tiny, tokenizer, tmp_path_factory) -> Path:
+    """A random model whose tokenizer joins four pairs of letters."""
+    folder = tmp_path_factory.mktemp("other")
+    tiny("qwen3", seed=5).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer.json"
+    made = json.loads(file.read_text("utf-8"))
+    for pair in ("an", "in", "ki", "wa"):
+        made["model"]["vocab"][pair] = len(made["model"]["vocab"])
+        made["model"]["merges"].append(list(pair))
+    file.write_text(json.dumps(made), "utf-8")
+    return folder
+
+
+def test_another_teacher_is_learned_from_where_both_cut_alike_and_asked_once(other_cut, base, tmp_path):
+    """12 rows are scored by it, 2 in English by the model; a second run asks nobody and learns the same."""
+    teacher = f"distill.teacher={{type: model, path: '{other_cut}', top_k: 8}}"
+    first = opened(tmp_path / "one", base, teacher)
+    translation = Translation(first.tokenizer, load_tokenizer(str(other_cut)))
+    assert translation.covered(tuple(first.tokenizer("kisu")["input_ids"])).tolist() == [
+        False, False, True, True
+    ]  # fmt: skip
+    pipeline.run_distill(first)
+    assert stages(first)["distill"]["teacher_calls"] == 14
+    second = opened(tmp_path / "two", base, teacher, f"distill.cache={first.signals}")
+    pipeline.run_distill(second)
+    assert (stages(second)["distill"]["teacher_calls"], stages(second)["distill"]["cached_hits"]) == (0, 14)
+    ours, theirs = load_file(first.carriers), load_file(second.carriers)
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+    plain = opened(tmp_path / "three", base)
+    pipeline.run_distill(plain)
+    itself = load_file(plain.carriers)
+    assert not all((ours[name] == itself[name]).all() for name in ours)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "distill.on_policy=0.5",
+        "distill.prune=0.2",
+        "distill.shrinkage=1.0",
+        "distill.level_dropout=0.5",
+        "distill.carrier={type: prefix, lengths: {root: 2, family: 1, language: 2}}",
+        "distill.carrier={type: embedding, lengths: {root: 2, family: 1, language: 2}}",
+    ],
+)
+def test_ways_of_training_and_carriers_pass_the_checks_with_each_signal(base, tmp_path, way):
+    """With the divergence on, each kind of signal and all self-checks, a run ends with its carriers."""
+    carrier = ("distill.carrier.ranks={root: 2, family: 1, language: 2}",) if "carrier" not in way else ()
+    settings = tuple(one for one in SMALL if "carrier" not in one)
+    for signal in ("hidden", "top_k"):
+        folder = tmp_path / signal
+        made = (*settings, *carrier, f"run={folder}", f"model={base}", f"distill.signal={signal}")
+        run = pipeline.open_run(load_config(None, (*made, "distill.sample_tokens=4", way)), Heard())
+        shutil.copytree(base, run.tuned)
+        pipeline.run_distill(run)
+        assert run.carriers.exists()
+        assert any(line.startswith("Divergence") for line in run.watcher.lines)
