@@ -389,6 +389,6 @@ def test_a_model_and_a_server_of_the_same_weights_teach_the_same(
     assert len(endpoint.asked) == 3
     for name in ("kl", "ce", "hidden", "retain"):
         ours, theirs = ([line[name] for line in curves[kind] if name in line] for kind in kinds)
-        assert ours == pytest.approx(theirs, abs=5e-3) and len(ours) > 3
+        assert ours == pytest.approx(theirs, abs=2e-2) and len(ours) > 3
     divergences = [line["kl"] for line in curves["server"] if "kl" in line]
     assert divergences[-1] < divergences[0]
