@@ -11,7 +11,7 @@ from isogloss.data.chat import Encoded
 from isogloss.distill import signal as module
 from isogloss.distill.cache import Cache
 from isogloss.distill.rows import Row
-from isogloss.distill.signal import _groups, hidden_signals
+from isogloss.distill.signal import groups, hidden_signals
 from isogloss.distill.topk import TopK
 from isogloss.distill.trainer import Weights, batch_losses, collate, samples_of
 from isogloss.model import head
@@ -129,15 +129,15 @@ def test_rows_are_grouped_by_what_their_prompts_begin_with(monkeypatch):
     prompts = [(1, 2, 3, 4, n) for n in range(4)] + [(1, 2, 9, 9, 9, n) for n in range(4)] + [(1, 2, 3, 4)]
     codes = ["sw"] * 9
     # All nine share 2 tokens: 16 saved. Four and five share 5 and 3: 15 + 12.
-    assert _groups(prompts, codes, True) == [([8, 0, 1, 2, 3], 3), ([4, 5, 6, 7], 5)]
-    assert _groups(prompts, codes, False) == [(list(range(9)), 0)]
+    assert groups(prompts, codes, True) == [([8, 0, 1, 2, 3], 3), ([4, 5, 6, 7], 5)]
+    assert groups(prompts, codes, False) == [(list(range(9)), 0)]
     # Rows of other languages share nothing, whatever their ids.
-    assert _groups(prompts[:4], ["sw", "sw", "sw", "ru"], True) == [([3], 0), ([0, 1, 2], 4)]
-    assert _groups([(1, 2, 3)] * 4, ["sw"] * 4, True) == [([0, 1, 2, 3], 2)]
+    assert groups(prompts[:4], ["sw", "sw", "sw", "ru"], True) == [([3], 0), ([0, 1, 2], 4)]
+    assert groups([(1, 2, 3)] * 4, ["sw"] * 4, True) == [([0, 1, 2, 3], 2)]
     # Five rows save 4 · 2 tokens, which is no more than a forward costs; six save 10.
     monkeypatch.setattr(module, "FORWARD", 8)
-    assert _groups([(1, 2, 3)] * 5, ["sw"] * 5, True) == [([0, 1, 2, 3, 4], 0)]
-    assert _groups([(1, 2, 3)] * 6, ["sw"] * 6, True) == [([0, 1, 2, 3, 4, 5], 2)]
+    assert groups([(1, 2, 3)] * 5, ["sw"] * 5, True) == [([0, 1, 2, 3, 4], 0)]
+    assert groups([(1, 2, 3)] * 6, ["sw"] * 6, True) == [([0, 1, 2, 3, 4, 5], 2)]
 
 
 @pytest.mark.parametrize("k", [4, 269])
