@@ -15,6 +15,7 @@ from isogloss.config import Config, dump_config, with_overrides
 from isogloss.errors import ConfigError
 from isogloss.files import write_json
 from isogloss.pipeline import Run, Watcher, open_run, run_distill, run_evaluate, run_report, run_tune
+from isogloss.tree.fit import refuse_misfit
 
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "families": ("languages.tree=families",),
@@ -27,6 +28,8 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "no-texts": ("distill.teacher_reads=[twin,answer]",),
     "no-english": ("distill.teacher_reads=[texts]",),
     "no-retain": ("distill.retain=0",),
+    "prefix": ("distill.carrier={type: prefix}",),
+    "embedding": ("distill.carrier={type: embedding}",),
 }
 """What each variant changes in the settings that are given."""
 MEASURES = ("alignment", "consistency", "retrieval", "accuracy", "fidelity", "retention")
@@ -71,6 +74,8 @@ def ablate(
 ) -> list[dict]:
     """One row per suite, variant and seed, in `folder/ablation.json` too, which grows as runs end."""
     rows: list[dict] = []
+    for variant in variants:
+        refuse_misfit(_variant(config, variant.overrides, 0, folder))
     for seed in seeds:
         first = open_run(_variant(config, (), seed, folder / f"seed-{seed}"), watcher)
         run_tune(first)

@@ -31,6 +31,7 @@ from isogloss.languages import languages as registry
 if TYPE_CHECKING:
     from isogloss.asking import Asker
     from isogloss.pipeline import Run
+    from isogloss.planning import Plan
 
 app = typer.Typer(
     add_completion=False,
@@ -118,9 +119,58 @@ def distill(config: ConfigFile = None, set_: Overrides = None, data_root: DataRo
 
 
 @app.command()
-def evaluate(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
-    """Every measure, before and after."""
+def cache(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
+    """Read the teacher's signals of stage 2 once, so that `distill` spends nothing on them."""
     settings = _settings(config, set_, data_root)
+    _require(settings.run, TUNED)
+    job = _open(settings)
+    from isogloss import pipeline
+
+    done = pipeline.run_cache(job)
+    _line(
+        f"Signals: {job.signals}; {done.teacher_calls} rows read, {done.cached_hits} there already, "
+        f"{done.cache_bytes_written} bytes written"
+    )
+
+
+@app.command("teacher-prompt")
+def teacher_prompt(
+    run_folder: RunFolder,
+    language: Annotated[str, typer.Option(metavar="CODE", help="A language that is taught, by any code.")],
+    id_: Annotated[str, typer.Option("--id", metavar="ID", help="The id of one of the run's examples.")],
+) -> None:
+    """Exactly what teacher and student read of an example; the tokens that are learned from are marked."""
+    _is_run(run_folder)
+    (code,) = _codes([language], "--language")
+    job = _prepare(
+        load_config(run_folder / "config.yaml", places=True).model_copy(update={"run": run_folder})
+    )
+    from isogloss import pipeline
+    from isogloss.teacher.joining import tokenizer_of
+    from isogloss.teacher.showing import shown
+
+    row, reader = pipeline.row_of(job, code, id_), tokenizer_of(job.config.distill.teacher)
+    sides = ("Teacher", row.teacher_prompt, reader), ("Student", row.student.prompt, None)
+    for name, prompt, its in sides:
+        out.print(
+            f"{name}: {len(prompt)} tokens, then {len(row.student.response)} of the response", style="bold"
+        )
+        _line(_plain(shown(job.tokenizer, prompt, row.student.response, its)))
+
+
+@app.command()
+def evaluate(
+    config: ConfigFile = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A suite to measure in place of the settings' own; repeatable."),
+    ] = None,
+    set_: Overrides = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Every measure, before and after."""
+    chosen = [f"evaluate.suites={json.dumps(suite)}"] if suite else []
+    settings = _settings(config, [*chosen, *(set_ or ())], data_root)
     _require(settings.run, TUNED, DISTILLED)
     job = _open(settings)
     from isogloss import pipeline
@@ -206,8 +256,12 @@ def export(
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every language that was taught.")] = False,
     form: Annotated[
-        Literal["peft", "merged"],
-        typer.Option("--format", help="LoRA adapters over the tuned model, or whole models."),
+        Literal["peft", "merged", "lora", "vllm-embeds"],
+        typer.Option(
+            "--format",
+            help="Adapters over the tuned model in PEFT's format, whole models, LoRA adapters whatever the "
+            "carrier, or soft tokens as prompt embeddings.",
+        ),
     ] = "peft",
     folder: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="Where to; RUN/exports/FORMAT without it.")
@@ -220,8 +274,9 @@ def export(
     _is_run(run_folder)
     if bool(language) == all_:
         raise ConfigError("name the languages by --language CODE, or all of them by --all")
-    if form == "merged" and max_rank is not None:
-        raise ConfigError("--max-rank: a merged model has no rank; leave it out or take --format peft")
+    if form in ("merged", "vllm-embeds") and max_rank is not None:
+        what = "a merged model has" if form == "merged" else "prompt embeddings have"
+        raise ConfigError(f"--max-rank: {what} no rank; leave it out or take --format peft")
     codes = _codes(language or (), "--language")
     _require(run_folder, TUNED, DISTILLED)
     job = _prepare(load_config(run_folder / "config.yaml").model_copy(update={"run": run_folder}))
@@ -229,7 +284,7 @@ def export(
 
     out_folder = folder or run_folder / "exports" / form
     made = exporting.export(job, codes or job.taught, form, out_folder, max_rank)
-    if form == "peft":
+    if form == "lora" or (form == "peft" and job.config.distill.carrier.type == "lora"):
         _line("All at once from vLLM, each as a model named by its code:")
         out.print(exporting.serving(job, made), soft_wrap=True, markup=False)
 
@@ -321,6 +376,27 @@ def suites(data_root: DataRoot = None) -> None:
     out.print(table)
 
 
+@app.command("check-leaks")
+def check_leaks(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
+    """Which test items stand in the training data, whole or in part; exit code 1 where some do."""
+    job = _prepare(_settings(config, set_, data_root))
+    from isogloss import pipeline
+
+    found = pipeline.leaks(job)
+    for leak in found[:50]:
+        _line(_plain(leak.line()))
+    if len(found) > 50:
+        out.print(f"and {len(found) - 50} more")
+    for suite in job.config.evaluate.suites:
+        exact, part = (
+            len({leak.id for leak in found if leak.suite == suite and leak.whole is whole})
+            for whole in (True, False)
+        )
+        _line(f"{suite}: {exact} items are in the training data word for word, {part} share a long passage")
+    if found:
+        raise typer.Exit(1)
+
+
 @app.command("compare-methods")
 def compare_methods(
     config: ConfigFile = None,
@@ -351,6 +427,11 @@ def compare_methods(
     for name in method or ():
         if name not in comparison.METHODS:
             raise ConfigError(f"--method {name}: there are {', '.join(comparison.METHODS)}")
+    if settings.distill.carrier.type != "lora":
+        raise ConfigError(
+            f"distill.carrier.type is {settings.distill.carrier.type}; methods are compared on LoRAs of one "
+            "width: take lora"
+        )
     job = _prepare(settings)
     chosen = tuple(dict.fromkeys(method or comparison.METHODS))
     if comparison.OURS not in chosen:
@@ -371,7 +452,8 @@ def ablate(
         typer.Option(
             metavar="NAME",
             help="families, learned, random, flat, shared, no-hidden, no-kl, no-texts, no-english, "
-            "no-retain, or your own as 'NAME: a.b=c d.e=f'; repeatable. Without it the five trees.",
+            "no-retain, prefix, embedding, or your own as 'NAME: a.b=c d.e=f'; repeatable. Without it the "
+            "five trees.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the settings' own on.")] = 1,
@@ -398,6 +480,32 @@ def ablate(
     )
     _show_ablation(ablation.summary(rows))
     _line(f"Rows: {folder / 'ablation.json'}")
+
+
+@app.command()
+def plan(
+    config: ConfigFile = None,
+    machine: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML: devices, memory_gib, tflops; without it this machine."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+    set_: Overrides = None,
+    data_root: DataRoot = None,
+) -> None:
+    """What a run will cost, from shapes alone; exits with 1 where it does not fit."""
+    settings = _settings(config, set_, data_root)
+    _quiet()
+    from isogloss import planning
+
+    there = planning.load_machine(machine) if machine else planning.this_machine(settings.dtype)
+    found = planning.plan(settings, there)
+    if as_json:
+        print(json.dumps(found.plain(), indent=1))
+    else:
+        _show_plan(found)
+    if not found.fits:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -598,12 +706,14 @@ def _time(seconds: float) -> str:
 
 
 def _show_scores(job: "Run") -> None:
-    from isogloss.report.table import headline, summary_table
+    from isogloss.report.table import headline, official_table, summary_table
 
     scores = json.loads((job.folder / "scores.json").read_text("utf-8"))
     for suite in scores["suites"]:
         out.print()
         out.print(summary_table(scores, suite))
+        if scores["suites"][suite].get("official"):
+            out.print(official_table(scores, suite))
         out.print(escape(headline(scores, suite)))
     out.print()
 
@@ -620,6 +730,37 @@ def _show_ablation(summary: Sequence[dict]) -> None:
                 cells = [_mean(entry.get(name), 100) for name in names]
                 table.add_row(escape(entry["variant"]), *cells, _mean(entry.get("seconds"), 1))
         out.print(table)
+
+
+def _show_plan(found: "Plan") -> None:
+    """A row per stage, what holds its memory, then what is assumed and what to change."""
+    from isogloss.report import figures
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("stage", no_wrap=True)
+    for name in ("forwarded", "backward", "generated", "arithmetic", "time", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in found.stages:
+        table.add_row(
+            stage.stage,
+            *(figures.count(n) for n in (stage.tokens_forwarded, stage.tokens_backpropagated)),
+            figures.count(stage.tokens_generated), figures.count(stage.flops, "FLOP"),
+            figures.duration(found.seconds(stage)), figures.size(stage.memory_bytes),
+        )  # fmt: skip
+    out.print(table)
+    for stage in found.stages:
+        parts = ", ".join(f"{name} {figures.size(size)}" for name, size in stage.memory.items())
+        disk = f"; on disk {figures.size(stage.disk)}, {figures.size(stage.kept)} of it kept"
+        _line(f"{stage.stage}: {parts}{disk if stage.disk else ''}")
+    machine = found.machine
+    _line(
+        f"On {machine.name}: {machine.devices} × {figures.size(machine.memory)}, "
+        f"{figures.count(machine.rate, 'FLOP')} a second, of which {machine.efficiency:.0%} is reached"
+    )
+    for line in found.notes:
+        _line(line)
+    for line in found.advice or ["It fits."]:
+        _line(line)
 
 
 def _show_methods(rows: Sequence[dict]) -> None:

@@ -16,7 +16,7 @@ MEASURES = ("alignment", "consistency", "retrieval", "accuracy", "fidelity")
 HALVES = {"alignment": ("consistency", "retrieval")}
 RESAMPLES = 10_000
 
-Hits = Mapping[str, Mapping[str, list[int]]]
+Hits = Mapping[str, Mapping[str, list[float]]]
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,18 @@ def _measure(suite: str, measure: str, a: Hits, b: Hits, seed: int) -> Compared 
         for (code, one), p in zip(each.items(), corrected, strict=True)
     }
 
+    # Languages with other items each are resampled apart.
+    joint = all(len({len(a[half][code]) for code in codes}) == 1 for half in halves)
+
     def over(hits: Hits, half: str) -> list[float]:
         return mean_over_languages({code: hits[half][code] for code in codes})
 
-    mean = paired_bootstrap_of_halves(
-        [(over(a, half), over(b, half)) for half in halves], seed=seed, resamples=RESAMPLES
+    pairs = (
+        [(over(a, half), over(b, half)) for half in halves]
+        if joint
+        else [(a[half][code], b[half][code]) for half in halves for code in codes]
     )
+    mean = paired_bootstrap_of_halves(pairs, seed=seed, resamples=RESAMPLES)
     return Compared(suite, measure, mean, each)
 
 

@@ -223,11 +223,11 @@ class Ranks(Settings):
         return self
 
 
-class Carrier(Settings):
-    """What a node's text is distilled into."""
+class LoraCarrier(Settings):
+    """Low-rank adapters of a model's linear layers."""
 
     type: Literal["lora"] = "lora"
-    """The only kind there is: low-rank adapters."""
+    """Which kind of carrier: lora, prefix or embedding."""
     ranks: Ranks = Ranks()
     """Adapter rows per node."""
     scaling: Positive = 2.0
@@ -243,14 +243,129 @@ class Carrier(Settings):
     )
     """Modules of the model that carry adapters."""
 
+    @property
+    def levels(self) -> dict[str, int]:
+        """Adapter rows per node of each level."""
+        return self.ranks.model_dump()
+
+
+class Lengths(Settings):
+    """Virtual positions per node."""
+
+    root: Rank = 8
+    """Of the root, which all languages share."""
+    family: Rank = 4
+    """Of each language family."""
+    language: Rank = 4
+    """Of each language."""
+
+    @model_validator(mode="after")
+    def _some(self) -> "Lengths":
+        if not self.root + self.family + self.language:
+            raise _refusal("root", "must be above 0 where family and language are 0 too")
+        return self
+
+
+Init = Literal["random", "text", "parent"]
+
+
+class PrefixCarrier(Settings):
+    """Keys and values of every layer at virtual positions before the text."""
+
+    type: Literal["prefix"] = "prefix"
+    """Trained keys and values."""
+    lengths: Lengths = Lengths()
+    """Virtual positions per node."""
+    init: Init = "text"
+    """How a node begins: at random, as what the model makes of its text, or as a copy of its parent."""
+
+    @property
+    def levels(self) -> dict[str, int]:
+        """Virtual positions per node of each level."""
+        return self.lengths.model_dump()
+
+
+class EmbeddingCarrier(Settings):
+    """Soft tokens before the text."""
+
+    type: Literal["embedding"] = "embedding"
+    """Trained input embeddings."""
+    lengths: Lengths = Lengths(root=16, family=8, language=8)
+    """Virtual positions per node."""
+    init: Init = "text"
+    """How a node begins: at random, as what the model makes of its text, or as a copy of its parent."""
+
+    @property
+    def levels(self) -> dict[str, int]:
+        """Virtual positions per node of each level."""
+        return self.lengths.model_dump()
+
+
+Carrier = Annotated[LoraCarrier | PrefixCarrier | EmbeddingCarrier, Field(discriminator="type")]
+
+
+class SelfTeacher(Settings):
+    """The frozen model itself, behind the privileged prompt."""
+
+    type: Literal["self"] = "self"
+    """Which teacher: self, model or server."""
+
+
+class ModelTeacher(Settings):
+    """Another model on this machine, behind its own rendering of the privileged prompt."""
+
+    type: Literal["model"] = "model"
+    """Another local model."""
+    path: Text
+    """Its folder, or hub name."""
+    level: Literal["token", "sequence"] = "token"
+    """Score each response token, or write the responses that are learned from. Token by token a teacher with
+    another tokenizer covers the tokens that both cut alike."""
+    top_k: Count = 32
+    """Likeliest tokens kept at each place; the others share one bucket."""
+    max_new_tokens: Count = 128
+    """Longest answer, where level is sequence."""
+
+
+class ServerTeacher(Settings):
+    """A model behind an OpenAI-compatible endpoint that returns prompts' log-probabilities, as vLLM does."""
+
+    type: Literal["server"] = "server"
+    """A served model; it must read the student's tokens."""
+    url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
+    """The endpoint, up to and with /v1; a key has no place in it."""
+    model: Text
+    """The model's name there."""
+    key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """Environment variable that holds the server's key; the key itself is never written down."""
+    top_k: Count = 32
+    """Likeliest tokens kept at each place; vLLM returns 20 unless it is started with --max-logprobs."""
+    concurrency: Count = 8
+    """Requests at a time."""
+    rate: Positive | None = None
+    """Requests a second, at most."""
+    timeout: Positive = 120.0
+    """Seconds without a byte after which a request is made again."""
+    attempts: Count = 8
+    """How often a row is asked before the run ends."""
+    backoff: Positive = 1.0
+    """Seconds of the first wait, at most; it doubles with every attempt."""
+
+
+Teacher = Annotated[SelfTeacher | ModelTeacher | ServerTeacher, Field(discriminator="type")]
+
 
 class Distill(Settings):
     """Stage 2: the hierarchy of prompts is distilled into the carriers."""
 
-    carrier: Carrier = Carrier()
+    carrier: Carrier = LoraCarrier()
     """What a node's text is distilled into."""
     texts: Path | None = None
     """Node texts; the package's own if not given."""
+    require_texts: bool = False
+    """Refuse a tree with a node that has no text; else it is silent."""
+    teacher: Teacher = SelfTeacher()
+    """Whose reading of the privileged prompt is learned: the frozen model's own, another's, or a server's."""
     teacher_reads: Annotated[tuple[Literal["texts", "twin", "answer"], ...], AfterValidator(_once)] = (
         "texts",
         "twin",
@@ -263,6 +378,15 @@ class Distill(Settings):
     """Between teacher and student on response tokens."""
     temperature: Positive = 1.0
     """Of the divergence."""
+    signal: Literal["hidden", "top_k"] = "hidden"
+    """What is kept of the teacher: its last hidden states, which are exact, or its likeliest tokens with one
+    bucket for the rest."""
+    top_k: Count = 32
+    """Tokens kept, where the signal is top_k; 4 bytes each per response token."""
+    cache: Path | None = None
+    """Folder in which the teacher's signals are kept; `cache` in the run's folder if not given."""
+    checks: bool = True
+    """Check before training that teacher and student are aligned, and tell their divergence per language."""
     kl: Weight = 0.0
     """Weight of the divergence per response token; 0 spares the teacher's reading. The embedded base does
     better without (docs/log.md); 1 suits a model that uses what it reads."""
@@ -275,6 +399,11 @@ class Distill(Settings):
     retain: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of rows that are English of stage 1, answered through the root alone as the reference model
     answers them: by divergence from it, whatever the other weights."""
+    on_policy: Fraction = 0.0
+    """Share of steps whose responses the student draws itself, scored live by the frozen model behind the
+    privileged prompt."""
+    sample_tokens: Count = 64
+    """Longest response that is drawn."""
     balance: Positive = 2.0
     """Temperature by which languages are balanced: 1 in proportion to data, larger more evenly."""
     epochs: Positive = 6.0
@@ -285,6 +414,19 @@ class Distill(Settings):
     """Micro-batches per optimiser step."""
     lr: Positive = 3e-3
     """Peak learning rate."""
+    gradient_checkpointing: bool = False
+    """Compute each layer again in backward: less memory, more time; not with a prefix."""
+    level_dropout: Fraction = 0.0
+    """Probability that a row trains without its leaf, or, as often, without leaf and family."""
+    shrinkage: Weight = 0.0
+    """Pull of a node's rows toward its parent, divided by its number of training rows; lora only."""
+    lr_b_ratio: Positive = 1.0
+    """How many times larger the step of an adapter's B is than that of its A; lora only."""
+    average: Fraction = 0.0
+    """Share of the last steps over which weights are averaged; 0 takes the last step's."""
+    prune: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the meanings kept from training to judge nodes by: one whose rows do not lower the held-out
+    cross-entropy of its languages is emptied. 0 keeps all nodes, and all rows for training."""
     max_prompt: Count = 512
     """Longest prompt in tokens, the teacher's included; longer ones are refused."""
     _whole_batches = model_validator(mode="after")(_divided)
@@ -295,8 +437,93 @@ class Distill(Settings):
             raise _refusal("kl", "must be above 0 where ce and hidden are 0 too")
         return self
 
+    @model_validator(mode="after")
+    def _exact(self) -> "Distill":
+        if self.form[0] == "top_k" and self.temperature != 1:
+            name = f"teacher.type is {self.teacher.type}" if self.scored_elsewhere else "signal is top_k"
+            raise _refusal("temperature", f"must be 1 where {name}; with hidden it may be another")
+        return self
 
-Suite = Literal["demo", "massive", "flores101", "xnli", "pawsx", "sib200", "xcopa"]
+    @model_validator(mode="after")
+    def _kept_positions(self) -> "Distill":
+        if self.gradient_checkpointing and self.carrier.type == "prefix":
+            raise _refusal(
+                "gradient_checkpointing",
+                "must be false with carrier.type prefix: layers that are computed again read no past keys "
+                "and values; take lora or embedding",
+            )
+        for name, usual in (("shrinkage", 0.0), ("lr_b_ratio", 1.0)):
+            if self.carrier.type != "lora" and getattr(self, name) != usual:
+                raise _refusal(
+                    name, f"must be {usual:g} with carrier.type {self.carrier.type}; it is for lora"
+                )
+        return self
+
+    @property
+    def scored_elsewhere(self) -> bool:
+        """Whether another model's scores of each token are learned from."""
+        teacher = self.teacher
+        return isinstance(teacher, ServerTeacher) or (
+            isinstance(teacher, ModelTeacher) and teacher.level == "token"
+        )
+
+    @property
+    def hears_itself(self) -> bool:
+        """Whether the frozen model's own reading of the privileged prompts is needed before training."""
+        return bool(self.kl) and self.on_policy < 1 and not self.scored_elsewhere
+
+    @property
+    def form(self) -> tuple[Literal["hidden", "top_k"], int]:
+        """What is kept of all rows, and k: another teacher's scores are its likeliest tokens."""
+        if self.scored_elsewhere and not isinstance(self.teacher, SelfTeacher):
+            return "top_k", self.teacher.top_k
+        return self.signal, self.top_k
+
+    @model_validator(mode="after")
+    def _teacher_is_heard(self) -> "Distill":
+        if self.scored_elsewhere and not self.kl:
+            raise _refusal(
+                "kl", f"must be above 0 where the teacher is a {self.teacher.type} that scores tokens"
+            )
+        if self.on_policy and not self.kl:
+            raise _refusal("kl", "must be above 0 where on_policy is")
+        if self.on_policy and self.teacher.type != "self":
+            raise _refusal(
+                "on_policy", f"must be 0 where teacher.type is {self.teacher.type}; only self is live"
+            )
+        return self
+
+
+Suite = Literal[
+    "demo", "massive", "flores101", "ntrex", "translation", "xnli", "pawsx", "sib200", "xcopa", "xquad",
+    "xglue", "language_confusion", "parallel",
+]  # fmt: skip
+XglueTask = Literal["NER", "POS", "NC", "MLQA", "XNLI", "PAWSX", "QADSM", "WPR", "QAM", "QG", "NTG"]
+
+
+class Xglue(Settings):
+    """What the suite xglue holds."""
+
+    path: Path | None = None
+    """The unpacked folder xglue_full_dataset, or its archive; looked for in the data root if not given."""
+    tasks: Annotated[tuple[XglueTask, ...], Field(min_length=1), AfterValidator(_once)] = get_args(XglueTask)
+    """Which tasks; the overall score is the mean over them."""
+    skip_missing: bool = False
+    """Leave out tasks and languages that are not there; else they are an error."""
+
+
+class ParallelSuite(Settings):
+    """What the suite parallel holds."""
+
+    path: Path | None = None
+    """Parallel JSON lines, as data of type parallel has them, with responses."""
+
+
+class Translation(Settings):
+    """What the suite translation measures."""
+
+    spbleu: bool = True
+    """Also BLEU on SentencePiece pieces; its model is fetched by sacrebleu on first use."""
 
 
 class Evaluate(Settings):
@@ -320,6 +547,12 @@ class Evaluate(Settings):
     """Prompts per forward."""
     layer: Count | None = None
     """Decoder layer for retrieval; chosen on dev sentences if not given."""
+    xglue: Xglue = Xglue()
+    """What the suite xglue holds."""
+    translation: Translation = Translation()
+    """What the suite translation measures."""
+    parallel: ParallelSuite = ParallelSuite()
+    """What the suite parallel holds."""
 
 
 class Config(Settings):
@@ -347,7 +580,10 @@ class Config(Settings):
     """What is measured before and after."""
 
 
-ROOTED = ("massive", "flores101", "xnli", "pawsx", "sib200", "xcopa")
+ROOTED = (
+    "massive", "flores101", "ntrex", "translation", "xnli", "pawsx", "sib200", "xcopa", "xquad", "xglue",
+    "language_confusion",
+)  # fmt: skip
 """Data and suites that lie under the data root."""
 
 
@@ -396,7 +632,10 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
 
 OWN = (
     "data", "data_root", "languages.items", "languages.high", "languages.middle", "distill.responses",
-    "distill.divergence", "distill.temperature", "distill.kl", "distill.ce", "distill.hidden",
+    "distill.teacher", "distill.on_policy", "distill.sample_tokens", "distill.gradient_checkpointing",
+    "distill.level_dropout", "distill.shrinkage", "distill.lr_b_ratio", "distill.average", "distill.prune",
+    "distill.divergence", "distill.temperature", "distill.signal", "distill.top_k", "distill.cache",
+    "distill.checks", "distill.kl", "distill.ce", "distill.hidden",
     "distill.layer", "distill.balance", "distill.epochs", "distill.batch", "distill.accumulate", "distill.lr",
 )  # fmt: skip
 """Settings that a language which joins a finished run may have of its own."""
@@ -563,6 +802,9 @@ def _validate(written: _Written) -> Config:
     entries = written.entries
     if isinstance(entries.get("data"), dict):
         entries["data"].setdefault("type", "demo")
+    carrier = entries["distill"].get("carrier") if isinstance(entries.get("distill"), dict) else None
+    if isinstance(carrier, dict):
+        carrier.setdefault("type", "lora")
     faults, config = written.faults, None
     try:
         # In JSON mode strict takes a text for a path and a list for a tuple, and nothing else for another.
@@ -713,11 +955,13 @@ def _instead(path: tuple, holder: type[Settings] | None) -> str:
     """What to write for an unknown name: the nearest there, the same name elsewhere, else all there are."""
     if holder is None:
         return ""
-    kind = f" of data type {holder.model_fields['type'].default}" if path[0] == "data" else ""
+    typed = holder.model_fields.get("type")
+    kind = f" of {''.join(path[-2:-1])} type {typed.default}" if typed else ""
     known, word = list(holder.model_fields), str(path[-1])
     if near := difflib.get_close_matches(word, known, n=1):
         return f"{kind}; did you mean {near[0]}?"
-    if elsewhere := [name for name in _all_names(Config, "") if name.rpartition(".")[2] == word]:
+    names = (name for name in _all_names(Config, "") if name != _dotted(path))
+    if elsewhere := [name for name in names if name.rpartition(".")[2] == word]:
         return f"{kind}; did you mean {_or(elsewhere)}?"
     return f"{kind}; there are {', '.join(known)}"
 
@@ -751,8 +995,21 @@ def _misplaced(config: Config, written: _Written) -> Iterator[str]:
     if isinstance(config.languages.tree, Path) and not config.languages.tree.is_file():
         shapes = "families, learned, random, flat nor shared"
         yield fault("languages.tree", f"is {config.languages.tree}; it is no file, and neither {shapes}")
+    teacher = config.distill.teacher
+    local = isinstance(teacher, ModelTeacher) and teacher.path.startswith((".", "/", "~"))
+    if local and not (Path(teacher.path).expanduser() / "config.json").is_file():
+        yield fault("distill.teacher.path", f"is {teacher.path}; no model lies there")
+    if isinstance(teacher, ServerTeacher) and teacher.key_env and not os.environ.get(teacher.key_env):
+        yield fault("distill.teacher.key_env", f"is {teacher.key_env}; that environment variable is not set")
     if config.distill.texts is not None and not config.distill.texts.is_file():
         yield fault("distill.texts", f"is {config.distill.texts}; there is no such file")
+    if config.distill.cache is not None and config.distill.cache.is_file():
+        yield fault("distill.cache", f"is {config.distill.cache}, which is a file; name a folder")
+    for name in ("xglue", "parallel"):
+        if (path := getattr(config.evaluate, name).path) is not None and not path.exists():
+            yield fault(f"evaluate.{name}.path", f"is {path}; there is no such file or folder")
+    if "parallel" in config.evaluate.suites and config.evaluate.parallel.path is None:
+        yield fault("evaluate.suites", "holds parallel, which needs a file; set evaluate.parallel.path")
     root = config.data_root or os.environ.get("ISOGLOSS_DATA") or None
     if root is not None and not Path(root).is_dir():
         if config.data_root is not None:
@@ -764,5 +1021,5 @@ def _misplaced(config: Config, written: _Written) -> Iterator[str]:
         if config.data.type in ROOTED:
             yield fault("data.type", f"{config.data.type} {way}")
         for name in config.evaluate.suites:
-            if name in ROOTED:
+            if name in ROOTED and not (name == "xglue" and config.evaluate.xglue.path):
                 yield fault("evaluate.suites", f"holds {name}, which {way}")

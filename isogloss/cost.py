@@ -25,10 +25,21 @@ class Stage:
     tokens_backpropagated: int = 0
     tokens_generated: int = 0
     teacher_calls: int = 0
+    """Rows that the teacher has really scored,"""
+    teacher_tokens: int = 0
+    """and what it read for them and for twins."""
+    cached_hits: int = 0
+    """Rows whose signals were there already."""
+    cache_bytes_written: int = 0
     flops: float = 0.0
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     started: float = field(default_factory=time.monotonic, repr=False)
+
+
+TEACHER = ("teacher_calls", "teacher_tokens", "cached_hits", "cache_bytes_written")
+SPENT = ("seconds", *TEACHER)
+"""What is added up over resumes."""
 
 
 class Ledger:
@@ -42,12 +53,13 @@ class Ledger:
                 self.stages[entry["stage"]] = Stage(**entry)
 
     def begin(self, stage: str) -> Stage:
-        """A stage's entry; one that was begun before keeps its seconds and starts its counts anew.
+        """A stage's entry; one that was begun before keeps its seconds and its teacher's work.
 
-        Counts are set by the stage from its checkpoints at the end; seconds really spent are added.
+        Other counts start anew: the stage sets them from its checkpoints at the end. What the teacher read
+        before a kill is in the cache and not read again, so it is added up like seconds.
         """
-        spent = self.stages[stage].seconds if stage in self.stages else 0.0
-        self.stages[stage] = Stage(stage, seconds=spent)
+        before = self.stages.get(stage, Stage(stage))
+        self.stages[stage] = Stage(stage, **{name: getattr(before, name) for name in SPENT})
         return self.stages[stage]
 
     def pause(self, stage: Stage) -> None:
@@ -141,7 +153,7 @@ class Meter:
 
 
 def _head(model: nn.Module) -> nn.Linear:
-    return model.get_output_embeddings()  # type: ignore[operator, return-value]
+    return causal_of(model).get_output_embeddings()
 
 
 def _body(model: nn.Module) -> int:

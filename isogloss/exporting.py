@@ -1,4 +1,4 @@
-"""A run's languages in forms that other programs load: PEFT adapters, or whole merged models.
+"""A run's languages in forms that other programs load: PEFT adapters, merged models, prompt embeddings.
 
 Every exported language is loaded again as its user will load it and compared with the run's own model.
 """
@@ -8,24 +8,31 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from peft import PeftModel
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from isogloss.data.chat import encode_prompt, pad
+from isogloss.distill.refit import RANK, lora_of_path
 from isogloss.errors import RunError
 from isogloss.languages import SOURCE, resolve
 from isogloss.model import load_model, model_folder, pad_id
 from isogloss.pipeline import Run
+from isogloss.tree.virtual import TreeEmbedding
 
-Kind = Literal["peft", "merged"]
+Kind = Literal["peft", "merged", "lora", "vllm-embeds"]
+EMBEDS = "prompt_embeds.safetensors"
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as max_lora_rank, 1 aside."""
 COMPARED = 16
 """Instructions on which an export is compared with the run's own model."""
+REFIT = 512
+"""Instructions, at most, from which a LoRA learns what a prefix or soft tokens do."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Exported:
     """One language's files.
 
     Attributes:
-        rank: Of the adapter; 0 for a merged model.
+        rank: Of the adapter, or its virtual positions; 0 for a merged model.
         difference: Largest absolute difference in logits from the run's own model.
         divergence: Mean KL from the run's own model to this one, in nats a token.
         tokens: Prompt tokens over which both were taken.
@@ -54,12 +61,15 @@ def export(
 
     Args:
         codes: Our codes; one without a leaf is exported as its family or the root answers for it.
-        kind: `peft` writes LoRA adapters over the run's tuned model, `merged` whole models.
-        max_rank: Refit adapters to this rank where their path has a larger one.
+        kind: `peft` writes adapters over the run's tuned model in PEFT's format for the carrier, `merged`
+            whole models, `lora` LoRA adapters whatever the carrier, `vllm-embeds` prompt embeddings.
+        max_rank: Refit adapters to this rank where their path has a larger one; with `lora`, the rank.
 
     Raises:
-        RunError: A folder is there already, or the run is not trained.
+        RunError: A folder is there already, the run is not trained, or its carrier has no such form.
     """
+    _refuse(run, kind, max_rank)
+    refitted = kind == "lora" and run.config.distill.carrier.type != "lora"
     if there := [code for code in codes if (folder / code).exists()]:
         raise RunError(f"{folder / there[0]} is there already; name another --out or remove it")
     carrier = run.student(run.reference_model(), trained=True)
@@ -70,25 +80,35 @@ def export(
             wanted[code] = _logits(student, prompts[code], run)
         part = folder / f"{code}.part"
         shutil.rmtree(part, ignore_errors=True)
-        ranks[code] = carrier.export(code, part, str(run.tuned.resolve()), max_rank)
+        if refitted:
+            ranks[code] = _refit(run, carrier, code, part, max_rank)
+        elif kind == "vllm-embeds":
+            assert isinstance(carrier, TreeEmbedding)
+            rows = carrier.path_rows(code)["embedding"].to(run.dtype)
+            part.mkdir(parents=True)
+            save_file({"prompt_embeds": rows.contiguous()}, part / EMBEDS)
+            ranks[code] = len(rows)
+        else:
+            ranks[code] = carrier.export(code, part, str(run.tuned.resolve()), max_rank)
     del carrier, student  # one model in memory at a time
     exported: list[Exported] = []
-    base = run.reference_model() if kind == "peft" else None
+    base: Any = run.reference_model() if kind != "merged" else None
     for code in codes:
         part = folder / f"{code}.part"
         if kind == "merged":
             _merge(run, part)
             loaded: Any = load_model(str(part), run.dtype)
+        elif kind == "vllm-embeds":
+            loaded = _Prepended(base, load_file(part / EMBEDS)["prompt_embeds"])
         else:
-            assert base is not None
             loaded = PeftModel.from_pretrained(base, str(part)).eval()
         difference, divergence = _compare(wanted[code], _logits(loaded, prompts[code], run))
-        if kind == "peft":
+        if (part / "adapter_config.json").exists() and loaded.active_peft_config.peft_type == "LORA":
             base = loaded.unload()  # the next language's adapter goes onto the same weights
         one = Exported(
             code,
             folder / code,
-            ranks[code] if kind == "peft" else 0,
+            ranks[code] if kind != "merged" else 0,
             difference,
             divergence,
             len(wanted[code]),
@@ -111,6 +131,47 @@ def serving(run: Run, exported: Sequence[Exported]) -> str:
     return f"vllm serve {run.tuned} --enable-lora --max-lora-rank {limit} --lora-modules {modules}"
 
 
+def _refuse(run: Run, kind: Kind, max_rank: int | None) -> None:
+    carrier = run.config.distill.carrier.type
+    if kind == "merged" and carrier != "lora":
+        raise RunError(f"--format merged: a carrier of type {carrier} is no weight of the model; take lora")
+    if kind == "vllm-embeds" and carrier != "embedding":
+        raise RunError(f"--format vllm-embeds: only carriers of type embedding are prompts, not {carrier}")
+    if kind == "peft" and carrier != "lora" and max_rank is not None:
+        raise RunError(
+            f"--max-rank: a carrier of type {carrier} has no rank; leave it out or take --format lora"
+        )
+
+
+def _refit(run: Run, carrier: Any, code: str, folder: Path, rank: int | None) -> int:
+    """Distil a path into a LoRA, which `peft` would have written of a lora carrier."""
+    with run.watcher.bar(f"{code}: into a LoRA") as progress:
+        student = lora_of_path(
+            carrier, code, _prompts(run, code, REFIT), run.tokenizer,
+            work=folder.with_suffix(".work"), seed=run.config.seed, rank=rank or RANK,
+            max_new_tokens=run.config.evaluate.max_new_tokens, progress=progress,
+        )  # fmt: skip
+    found = student.export(code, folder, str(run.tuned.resolve()))
+    student.model.unload()
+    return found
+
+
+class _Prepended(nn.Module):
+    """A model that reads prompt embeddings before its tokens, as the card tells the user to."""
+
+    def __init__(self, model: Any, rows: Tensor):
+        super().__init__()
+        self.model, self.rows = model, rows
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool) -> Any:
+        embedded = self.model.get_input_embeddings()(input_ids)
+        before = self.rows.to(embedded)[None].expand(len(input_ids), -1, -1)
+        mask = torch.cat([attention_mask.new_ones(before.shape[:2]), attention_mask], 1)
+        read = torch.cat([before, embedded], 1)
+        logits = self.model(inputs_embeds=read, attention_mask=mask, use_cache=use_cache).logits
+        return SimpleNamespace(logits=logits[:, before.shape[1] :])
+
+
 def _merge(run: Run, folder: Path) -> None:
     """Replace an adapter by the whole model; the sum is taken in float32, then rounded once."""
     exact = PeftModel.from_pretrained(load_model(str(run.tuned), torch.float32), str(folder))
@@ -120,12 +181,12 @@ def _merge(run: Run, folder: Path) -> None:
     run.tokenizer.save_pretrained(folder)
 
 
-def _prompts(run: Run, code: str) -> list[tuple[int, ...]]:
+def _prompts(run: Run, code: str, most: int = COMPARED) -> list[tuple[int, ...]]:
     """Plain prompts in the language, from the run's own data; in English where it has none."""
     turns = [example.turns for example in run.examples]
     texts = [turn[code].instruction for turn in turns if code in turn]
     texts = texts or [turn[SOURCE].instruction for turn in turns]
-    return [encode_prompt(run.tokenizer, text) for text in texts[:COMPARED]]
+    return [encode_prompt(run.tokenizer, text) for text in texts[:most]]
 
 
 @torch.no_grad()
@@ -134,6 +195,7 @@ def _logits(model: Any, prompts: Sequence[Sequence[int]], run: Run) -> Float[Ten
     ids, mask = pad([list(prompt) for prompt in prompts], pad_id(run.tokenizer))
     device = next(model.parameters()).device
     found = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+    found = found[:, -ids.shape[1] :]  # PEFT's prompt tuning also gives those of its virtual tokens
     return found[mask.bool().to(device)].float().cpu()
 
 
@@ -144,20 +206,44 @@ def _compare(
     return (ours - theirs).abs().max().item(), (p.exp() * (p - q)).sum(-1).mean().item()
 
 
+PREPEND = """\
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from vllm import LLM
+
+tokenizer = AutoTokenizer.from_pretrained("{tuned}")
+embed = AutoModelForCausalLM.from_pretrained("{tuned}").get_input_embeddings()
+chat = [{{"role": "user", "content": "..."}}]
+ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+soft = load_file("{file}")["prompt_embeds"]
+prompt = torch.cat([soft, embed(ids)[0].to(soft)])  # the soft tokens come before the whole prompt
+answer = LLM("{tuned}", enable_prompt_embeds=True).generate({{"prompt_embeds": prompt}})"""
+"""How vLLM is given prompt embeddings."""
+
+
 def _card(run: Run, one: Exported, kind: Kind) -> str:
     """The README of an export: what it is, how well it does, and how it is loaded."""
     language = resolve(one.code)
     base, licence = run.config.model, _licence(run)
+    carrier, peft = run.config.distill.carrier.type, kind in ("peft", "lora")
     load = (
         f'model = AutoModelForCausalLM.from_pretrained("{run.tuned.resolve()}")\n'
         f'model = PeftModel.from_pretrained(model, "{one.folder}")'
-        if kind == "peft"
+        if peft
         else f'model = AutoModelForCausalLM.from_pretrained("{one.folder}")'
     )
     imports = "from transformers import AutoModelForCausalLM\n" + (
-        "from peft import PeftModel\n" if kind == "peft" else ""
+        "from peft import PeftModel\n" if peft else ""
     )
-    what = f"A LoRA adapter of rank {one.rank}" if kind == "peft" else "A whole model"
+    what = f"A LoRA adapter of rank {one.rank}" if peft else "A whole model"
+    if carrier != "lora" and kind == "lora":
+        what += f", distilled from a carrier of type {carrier},"
+    elif carrier != "lora":
+        form = "PEFT prefix tuning" if carrier == "prefix" else "PEFT prompt tuning"
+        what = f"{one.rank} virtual positions ({form if peft else 'prompt embeddings'})"
+    if kind == "vllm-embeds":
+        imports, load = "", PREPEND.format(tuned=run.tuned.resolve(), file=one.folder / EMBEDS)
     taught = one.code in run.taught
     through = "" if taught else f" It was not taught; it answers through {run.tree.path(one.code)[-1].name}."
     return "\n".join(
@@ -165,7 +251,7 @@ def _card(run: Run, one: Exported, kind: Kind) -> str:
             "---",
             *([f"license: {licence}"] if licence else []),
             f"language: [{language.bcp47}]",
-            *(["library_name: peft"] if kind == "peft" else []),
+            *(["library_name: peft"] if peft else []),
             "pipeline_tag: text-generation",
             "---",
             f"# {language.name}, by isogloss",

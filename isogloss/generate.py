@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from isogloss.data.chat import encode_prompt, end_of_turn, pad
 from isogloss.model import pad_id
-from isogloss.tree.lora import TreeLora
+from isogloss.tree.carrier import Carrier
 
 
 @torch.no_grad()
@@ -20,7 +20,7 @@ def answers(
     instructions: Sequence[str],
     *,
     languages: Sequence[str] | None = None,
-    carrier: TreeLora | None = None,
+    carrier: Carrier | None = None,
     systems: Sequence[str | None] | None = None,
     batch: int = 64,
     max_new_tokens: int = 24,
@@ -61,7 +61,7 @@ def complete(
     prompts: Sequence[Sequence[int]],
     *,
     languages: Sequence[str] | None = None,
-    carrier: TreeLora | None = None,
+    carrier: Carrier | None = None,
     max_new_tokens: int,
     do_sample: bool = False,
     **options: Any,

@@ -44,6 +44,7 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
     )
     carrier = run.student(model, trained=False, tree=tree)
     carrier.load_nodes(load_file(run.carriers), old)
+    run.start(carrier, new)
     carrier.learn_only(new)
     train_carrier(run, carrier, rows, codes, stage)
 

@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from isogloss.errors import ConfigError
 
@@ -46,6 +52,20 @@ def load_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
     with _named(name):
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
     return model.to(device).eval()
+
+
+def skeleton(name: str) -> PreTrainedModel:
+    """The model without its weights: modules and shapes, on no device.
+
+    Raises:
+        ConfigError: No model lies there.
+    """
+    folder = model_folder(name)
+    _check_folder(folder)
+    with _named(name):
+        config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -91,17 +111,31 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
 
 @contextmanager
 def capture(model: nn.Module, layer: int) -> Iterator[list[Float[Tensor, "batch tokens hidden"]]]:
-    """Collects the output of decoder layer `layer` (1 is the first) of every forward inside."""
+    """Collects the output of decoder layer `layer` (1 is the first) of every forward inside.
+
+    Of the tokens that the decoder is asked to read: what a carrier puts before them is left out.
+    """
     found: list[Tensor] = []
+    tokens = [0]
+
+    def asked(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        read = kwargs.get("input_ids", args[0] if args else None)
+        tokens[0] = (kwargs["inputs_embeds"] if read is None else read).shape[1]
 
     def keep(module: nn.Module, inputs: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
-        found.append(output[0] if isinstance(output, tuple) else output)
+        states = output[0] if isinstance(output, tuple) else output
+        found.append(states[:, -tokens[0] :])
 
-    handle = layers_of(model)[layer - 1].register_forward_hook(keep)
+    handles = [
+        # Before any hook of a carrier, which would show it the longer text.
+        decoder_of(model).register_forward_pre_hook(asked, prepend=True, with_kwargs=True),
+        layers_of(model)[layer - 1].register_forward_hook(keep),
+    ]
     try:
         yield found
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def causal_of(model: Any) -> Any:
@@ -122,7 +156,7 @@ def last_hidden(
     return decoder_of(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
 
-def head(model: nn.Module, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
+def head(model: nn.Module, hidden: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens vocab"]:
     """Logits of some positions, with whatever scaling or capping the architecture adds."""
     causal = causal_of(model)
     logits = causal.get_output_embeddings()(hidden)

@@ -10,12 +10,14 @@ import math
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -23,25 +25,33 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from isogloss.config import Config, dump_config, load_config
-from isogloss.cost import Ledger, Stage, forward_flops
+from isogloss.config import Config, Evaluate, ModelTeacher, dump_config, load_config
+from isogloss.cost import TEACHER, Ledger, Stage, forward_flops
 from isogloss.data import selection
 from isogloss.data.examples import ParallelExample
+from isogloss.data.formats.lines import nearest
 from isogloss.data.sources import english_examples, node_texts, parallel_examples
+from isogloss.distill.cache import Cache, teacher_of
 from isogloss.distill.rows import Row, build_rows
-from isogloss.distill.stage import distil
+from isogloss.distill.stage import Bar, distil, read_signals
 from isogloss.errors import DataError, RunError
 from isogloss.evaluate import runner
 from isogloss.evaluate.items import SuiteData
-from isogloss.evaluate.suites import SUITES
+from isogloss.evaluate.leaks import Leak, Text, find_leaks, texts_of
+from isogloss.evaluate.suites import SUITES, load_suite
 from isogloss.files import read_lines, write_json, write_lines, write_text
 from isogloss.generate import answers
 from isogloss.languages import SOURCE
-from isogloss.model import layers_of, load_model, load_tokenizer, pad_id, pick_dtype
+from isogloss.model import causal_of, layers_of, load_model, load_tokenizer, pad_id, pick_dtype
 from isogloss.report.page import write_report
+from isogloss.teacher import joining
+from isogloss.teacher.scored import Scored
+from isogloss.tree.carrier import Carrier
+from isogloss.tree.fit import refuse_misfit
 from isogloss.tree.lora import TreeLora
-from isogloss.tree.nodes import Tree, build_tree, family_name, shaped
+from isogloss.tree.nodes import Node, Tree, build_tree, family_name, shaped
 from isogloss.tree.shapes import families_of_file, learned_families, random_families
+from isogloss.tree.virtual import TreeEmbedding, TreePrefix
 from isogloss.tune import difficulty, english_rows, tune
 
 Progress = Callable[[int, int], None]
@@ -77,6 +87,11 @@ class Run:
     @property
     def carriers(self) -> Path:
         return self.folder / "adapters" / "tree.safetensors"
+
+    @property
+    def signals(self) -> Path:
+        """The cache of the teacher's signals."""
+        return self.config.distill.cache or self.folder / "cache"
 
     @property
     def curve(self) -> Path:
@@ -124,7 +139,7 @@ class Run:
     def tree_of(self, families: Mapping[str, str]) -> Tree:
         """A tree of these languages with the settings' ranks."""
         shape = self.config.languages.tree
-        ranks = self.config.distill.carrier.ranks.model_dump()
+        ranks = self.config.distill.carrier.levels
         return build_tree(
             list(families), families=families, ranks=shaped(shape, ranks) if isinstance(shape, str) else ranks
         )
@@ -175,16 +190,29 @@ class Run:
         model = load_model(str(self.tuned), self.dtype)
         return model.requires_grad_(False)
 
-    def student(self, model: PreTrainedModel, *, trained: bool, tree: Tree | None = None) -> TreeLora:
+    def student(self, model: PreTrainedModel, *, trained: bool, tree: Tree | None = None) -> Carrier:
         """M with the carriers of the run's tree, or of another."""
-        settings = self.config.distill.carrier
+        settings, tree = self.config.distill.carrier, tree or self.tree
         torch.manual_seed(self.config.seed)
-        carrier = TreeLora(model, tree or self.tree, targets=settings.targets, scaling=settings.scaling)
+        if settings.type == "lora":
+            carrier: Carrier = TreeLora(model, tree, targets=settings.targets, scaling=settings.scaling)
+        else:
+            carrier = (TreePrefix if settings.type == "prefix" else TreeEmbedding)(model, tree)
         if trained:
             if not self.carriers.exists():
                 raise RunError(f"{self.folder} has no carriers; run `isogloss distill` first")
             carrier.load_state(load_file(self.carriers))
         return carrier
+
+    def start(self, carrier: Carrier, nodes: Iterable[Node] | None = None) -> None:
+        """The first rows of a carrier's nodes, or of some, as the settings want them."""
+        settings, texts = self.config.distill.carrier, node_texts(self.config)
+        if settings.type != "lora":
+            ids = {
+                node.name: self.tokenizer(texts.of(node) or "", add_special_tokens=False)["input_ids"]
+                for node in carrier.tree.nodes
+            }
+            carrier.start(settings.init, ids, nodes)
 
 
 def open_run(config: Config, watcher: Watcher | None = None) -> Run:
@@ -221,11 +249,35 @@ def run_all(run: Run) -> bool:
     """Every stage that is not there yet; whether anything was left to do."""
     if (run.folder / "report.html").exists() and not _unscored(run, _scores(run)):
         return False
+    if not run.tuned.exists() and (found := leaks(run)):
+        items = {(leak.suite, leak.id) for leak in found}
+        run.watcher.say(
+            f"Warning: {len(items)} test items are in the training data; `isogloss check-leaks` lists them"
+        )
     run_tune(run)
     run_distill(run)
     run_evaluate(run)
     run_report(run)
     return True
+
+
+def leaks(run: Run) -> list[Leak]:
+    """Test items of the settings' suites that stand in the training data of either stage, in any language."""
+    settings, tests = run.config.evaluate, []
+    for name in settings.suites:
+        tests += texts_of(load_suite(name, run.data_root, settings, run.measured))
+    examples = {example.id: example for example in english_examples(run.config, run.data_root)}
+    training = [*examples.values(), *run.examples]
+    return find_leaks(
+        tests,
+        (
+            Text("", example.id, code, text)
+            for example in training
+            for code, turn in example.turns.items()
+            for text in (turn.instruction, turn.response)
+            if text
+        ),
+    )
 
 
 def select_english(run: Run) -> selection.Selection:
@@ -278,13 +330,46 @@ def run_distill(run: Run) -> None:
     parallel = sum(row.language != SOURCE for row in rows)
     run.watcher.say(
         f"Stage 2: {parallel} rows in {len(run.taught)} languages are distilled into {len(run.tree.nodes)} "
-        f"nodes, rank {run.tree.path_rank()} a path; {len(rows) - parallel} in English keep the root to it"
+        f"nodes, {_width(run)} a path; {len(rows) - parallel} in English keep the root to it"
     )
-    train_carrier(run, run.student(model, trained=False), rows, run.taught, stage)
+    carrier = run.student(model, trained=False)
+    run.start(carrier)
+    train_carrier(run, carrier, rows, run.taught, stage)
+
+
+def _width(run: Run) -> str:
+    """How much a path holds, in words."""
+    width = run.tree.path_rank()
+    return f"rank {width}" if run.config.distill.carrier.type == "lora" else f"{width} virtual positions"
+
+
+def run_cache(run: Run) -> Stage:
+    """The teacher's signals of every row, in the cache, so that stage 2 spends nothing on it; the cost."""
+    model = run.reference_model()
+    stage = run.ledger.begin("cache")
+    earlier = replace(stage)
+    if run.config.languages.tree == "learned" and not run.learned.exists():
+        _learn_families(run, model)
+    rows = rows_for(run, model, run.examples, run.tree, run.taught, stage)
+
+    @contextmanager
+    def bar(what: str) -> Iterator[Progress]:
+        with run.watcher.bar(what) as progress:
+            yield _pausing(run, stage, progress)
+
+    scored = scored_elsewhere(run, rows, stage, bar)
+    read_signals(
+        model, rows, run.config.distill, pad_id=pad_id(run.tokenizer), cost=stage, bar=bar,
+        cache=Cache(run.signals, teacher_of(model, run.tokenizer, fingerprint(model))), scored=scored,
+    )  # fmt: skip
+    stage.tokens_forwarded += stage.teacher_tokens
+    stage.flops += forward_flops(model, stage.teacher_tokens, 0)
+    run.ledger.pause(stage)
+    return Stage("cache", **{name: getattr(stage, name) - getattr(earlier, name) for name in TEACHER})
 
 
 def train_carrier(
-    run: Run, carrier: TreeLora, rows: Sequence[Row], codes: Sequence[str], stage: Stage
+    run: Run, carrier: Carrier, rows: Sequence[Row], codes: Sequence[str], stage: Stage
 ) -> None:
     """Distil the rows into the carriers, then write these, and the languages' adapters, to the run."""
     before, work = fingerprint(carrier.model), run.folder / f"{stage.stage}.work"
@@ -293,16 +378,29 @@ def train_carrier(
     def bar(what: str) -> Iterator[Progress]:
         with run.watcher.bar(what) as progress:
             yield _pausing(run, stage, progress)
+        run.ledger.pause(stage)
 
-    distil(
+    gains = distil(
         carrier, rows, run.config.distill, pad_id=pad_id(run.tokenizer), seed=run.config.seed,
-        work=work, curve=run.curve, cost=stage, bar=bar,
+        work=work, curve=run.curve, cost=stage, bar=bar, say=run.watcher.say, tokenizer=run.tokenizer,
+        cache=Cache(run.signals, teacher_of(carrier.model, run.tokenizer, before)),
+        scored=scored_elsewhere(run, rows, stage, bar),
     )  # fmt: skip
     if fingerprint(carrier.model) != before:
         raise RuntimeError("stage 2 changed the reference model's weights")
-    for code in codes:
+    for gain in gains:
+        if not gain.helps:
+            run.watcher.say(
+                f"Pruned: {gain.node}; held-out rows cost {gain.own:.3f} nats a token with it, "
+                f"{gain.without:.3f} without"
+            )
+    for code in filter(carrier.reads, codes):
         carrier.export(code, run.folder / "adapters" / code, base_model="../../tuned")
-    write_json(run.folder / "tree.json", _tree_image(run, carrier.tree, rows))
+    image = _tree_image(run, carrier.tree, rows)
+    for entry in image["nodes"]:
+        if carrier.is_clear(carrier.tree.by_name[entry["name"]]):
+            entry["pruned"] = True
+    write_json(run.folder / "tree.json", image)
     save_whole(carrier.state(), run.carriers, {"families": json.dumps(carrier.tree.families)})
     run.ledger.pause(stage)
     shutil.rmtree(work, ignore_errors=True)
@@ -317,10 +415,7 @@ def run_evaluate(run: Run) -> None:
     model = run.reference_model()
     plain = runner.Model(model, run.tokenizer)
     stage = run.ledger.begin("evaluate")
-    loaded = {
-        name: SUITES[name](run.data_root, settings.split, run.measured, settings.items, settings.sentences)
-        for name in missing
-    }
+    loaded = {name: load_suite(name, run.data_root, settings, run.measured) for name in missing}
     found = {name: _before(run, plain, suite) for name, suite in loaded.items()}
     carrier = run.student(model, trained=True)
     aligned = runner.Model(model, run.tokenizer, carrier)
@@ -338,9 +433,9 @@ def run_report(run: Run) -> Path:
 def fingerprint(model: torch.nn.Module) -> str:
     """A hash of every weight that belongs to the reference model."""
     digest = hashlib.sha256()
-    for name, p in sorted(model.named_parameters()):
+    for name, p in sorted(causal_of(model).named_parameters()):
         if "lora_" not in name:
-            digest.update(name.replace(".base_layer", "").replace("base_model.model.", "").encode())
+            digest.update(name.replace(".base_layer", "").encode())
             digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
@@ -361,19 +456,24 @@ class _Before:
     english: list[str]
     right: list[bool]
     layer: int
+    official: dict[str, Any]
+    family: dict[str, Any]
 
 
 def _before(run: Run, plain: runner.Model, suite: SuiteData) -> _Before:
     settings, languages = run.config.evaluate, _in_suite(suite, run.measured)
+    rankings: runner.Rankings = {}
     with run.watcher.bar(f"{suite.name}: before") as progress:
-        english = runner.english_answers(plain, suite, settings, progress) if suite.items else []
+        english = runner.english_answers(plain, suite, settings, progress, rankings) if suite.items else []
         layer, vectors = _vectors(plain, plain, suite, settings)
         side = runner.evaluate_side(
             plain, suite, languages, english, vectors, layer, settings, run.config.seed, progress
         )
     right = runner.english_right(suite, english)
     _write_side(run, suite, "before", side)
-    return _Before(side, english, right, layer)
+    official = _official(run, suite, "before", english, side)
+    family = runner.family(suite, english, rankings, side, run.config.seed)
+    return _Before(side, english, right, layer, official, family)
 
 
 def _after(run: Run, aligned: runner.Model, plain: runner.Model, suite: SuiteData, before: _Before) -> dict:
@@ -383,14 +483,18 @@ def _after(run: Run, aligned: runner.Model, plain: runner.Model, suite: SuiteDat
         side = runner.evaluate_side(
             aligned, suite, languages, before.english, vectors, layer, settings, run.config.seed, progress
         )
-        after = dict(side.scores)
+        after, given, rankings = dict(side.scores), [], {}
         if suite.items:
-            right = runner.english_accuracy(aligned, suite, settings, progress)
+            given = runner.english_answers(aligned, suite, settings, progress, rankings)
+        if before.right:
+            right = runner.english_right(suite, given)
             after["retention"] = runner.retention(before.right, right, run.config.seed)
     _write_side(run, suite, "after", side)
+    more = {"before": before.official, "after": _official(run, suite, "after", given, side)}
+    family = runner.family(suite, given, rankings, side, run.config.seed)
     return {
         "signature": _signature(run, suite, before.layer, layer),
-        "settings": _how(run),
+        "settings": _how(run, suite.name),
         "languages": list(languages),
         "before": before.side.scores,
         "after": after,
@@ -398,15 +502,38 @@ def _after(run: Run, aligned: runner.Model, plain: runner.Model, suite: SuiteDat
         "tasks": {"before": before.side.tasks, "after": side.tasks},
         "english": {"accuracy": sum(before.right) / len(before.right)} if before.right else {},
         "layer": {"before": before.layer, "after": layer},
-        "notes": _notes(suite, run, languages),
+        "notes": [*_notes(suite, run, languages), *suite.notes],
+        "family": {"before": before.family, "after": family},
+        "unreadable": {"before": before.side.unreadable, "after": side.unreadable},
+        **({"official": more} if suite.score else {}),
     }
+
+
+def _official(
+    run: Run, suite: SuiteData, phase: str, english: Sequence[str], side: runner.Side
+) -> dict[str, Any]:
+    """The benchmark's own metrics; its prediction files are written beside the answers."""
+    if suite.score is None:
+        return {}
+    answered: dict[str, dict[str, str]] = {
+        SOURCE: {item.id: text for item, text in zip(runner.twinned(suite), english, strict=True)}
+    }
+    for row in side.predictions:
+        answered.setdefault(row["language"], {})[row["id"]] = row["answer"]
+    found = suite.score(answered)
+    folder = run.folder / "predictions" / f"{suite.name}.{phase}"
+    for name, text in found.files.items():
+        write_text(folder / name, text)
+    return found.plain()
 
 
 def _write_side(run: Run, suite: SuiteData, phase: str, side: runner.Side) -> None:
     stem = run.folder / "predictions" / f"{suite.name}.{phase}"
     write_lines(stem.with_name(stem.name + ".jsonl"), side.predictions)
     hits = {
-        name: {code: [int(hit) for hit in row] for code, row in side.hits[name].items()} for name in side.hits
+        # Retrieval in one direction of two is half a hit.
+        name: {code: [h if isinstance(h, float) else int(h) for h in row] for code, row in hits.items()}
+        for name, hits in side.hits.items()
     }
     ids = [item.id for item in suite.items]
     write_json(stem.with_name(stem.name + ".hits.json"), {"items": ids, "hits": hits})
@@ -484,6 +611,30 @@ def _english_answers(
     return english
 
 
+def row_of(run: Run, code: str, id: str) -> Row:
+    """What student and teacher read of one example, in one language that is taught.
+
+    Raises:
+        RunError: There is no such example or language, or nobody has answered it in English yet.
+    """
+    if code not in run.taught:
+        raise RunError(f"{code} is not taught in {run.folder}; there are {', '.join(run.taught)}")
+    examples = {e.id: e for e in run.examples if code in e.turns}
+    if id not in examples:
+        raise RunError(f"--id {id}: no example in {code} has this id; {nearest(id, examples)}")
+    example, file = examples[id], run.folder / "english_answers.jsonl"
+    answer = example.turns[SOURCE].response
+    if run.config.distill.responses == "teacher" or answer is None:
+        given = {row["id"]: row["answer"] for row in read_lines(file)} if file.exists() else {}
+        if id not in given:
+            raise RunError(
+                f"{id} has no English answer yet; run `isogloss cache` or `isogloss distill` first"
+            )
+        answer = given[id]
+    (row,) = _rows(run, run.tokenizer, [example], {id: answer}, run.tree, [code], retain=False)
+    return row
+
+
 def _needed(examples: Sequence[ParallelExample], amounts: dict[str, int]) -> list[ParallelExample]:
     """The examples that some language still needs, in their order."""
     left, kept = dict(amounts), []
@@ -513,7 +664,30 @@ def rows_for(
     """
     used = _needed(examples, {code: run.config.languages.amount(code) for code in codes})
     english = _english_answers(run, model, used, stage)
-    return _rows(run, run.tokenizer, used, english, tree, codes, retain=retain)
+    rows = _rows(run, run.tokenizer, used, english, tree, codes, retain=retain)
+    teacher = run.config.distill.teacher
+    if isinstance(teacher, ModelTeacher) and teacher.level == "sequence":
+        theirs = _rows(
+            run,
+            run.tokenizer,
+            used,
+            english,
+            tree,
+            codes,
+            retain=retain,
+            teacher=load_tokenizer(teacher.path),
+        )
+        file = run.folder / "teacher_answers.jsonl"
+        return joining.with_answers(
+            rows, theirs, teacher, run.tokenizer, run.dtype, file, stage, run.watcher.bar
+        )
+    return rows
+
+
+def foreseen_rows(run: Run, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+    """As `rows_for`, before there is a model: the data's English responses stand in for its answers."""
+    english = {e.id: e.turns[SOURCE].response or "" for e in run.examples}
+    return _rows(run, tokenizer, run.examples, english, run.tree, run.taught)
 
 
 def _rows(
@@ -525,6 +699,7 @@ def _rows(
     codes: Sequence[str],
     *,
     retain: bool = True,
+    teacher: PreTrainedTokenizerBase | None = None,
 ) -> list[Row]:
     settings = run.config.distill
     amounts = {code: run.config.languages.amount(code) for code in codes}
@@ -538,6 +713,8 @@ def _rows(
         [*kept, *examples], amounts, tokenizer, tree, node_texts(run.config),
         english={e.id: e.turns[SOURCE].response or "" for e in kept} | dict(english),
         responses=settings.responses, limit=settings.max_prompt, reads=settings.teacher_reads,
+        require_texts=settings.require_texts,
+        teacher=teacher or joining.tokenizer_of(settings.teacher),
     )  # fmt: skip
 
 
@@ -571,6 +748,14 @@ def _english_kept(run: Run) -> list[ParallelExample]:
     ]
 
 
+def scored_elsewhere(run: Run, rows: Sequence[Row], stage: Stage, bar: Bar) -> list[Scored] | None:
+    """What another teacher than the model itself says of the rows that are not English, if there is one."""
+    return joining.scores_of(
+        rows, run.config.distill, run.tokenizer, run.dtype, run.folder / "teacher_scores.jsonl", stage, bar,
+        lambda model, its: Cache(run.signals, teacher_of(model, its, fingerprint(model))),
+    )  # fmt: skip
+
+
 def _tree_image(run: Run, tree: Tree, rows: Sequence) -> dict:
     """The nodes with their texts and how many rows each has learnt from, before the tree grew too."""
     texts, file, earlier = node_texts(run.config), run.folder / "tree.json", {}
@@ -592,7 +777,7 @@ def _pausing(run: Run, stage: Stage, progress: Progress) -> Progress:
     """Progress that also writes the ledger now and then, so that a killed run loses little of its time."""
 
     def report(done: int, of: int) -> None:
-        if done % 50 == 0:
+        if done % 50 == 0 or time.monotonic() - stage.started > 10:  # seconds
             run.ledger.pause(stage)
         progress(done, of)
 
@@ -608,12 +793,13 @@ def _scores(run: Run) -> dict:
 
 def _unscored(run: Run, scores: dict) -> list[str]:
     """Suites that are asked for and have no scores, or scores made in another way."""
-    done = {name for name, suite in scores["suites"].items() if suite["settings"] == _how(run)}
+    done = {name for name, suite in scores["suites"].items() if suite["settings"] == _how(run, name)}
     return [name for name in run.config.evaluate.suites if name not in done]
 
 
-def _how(run: Run) -> dict:
-    how = run.config.evaluate.model_dump(mode="json", exclude={"suites", "also"})
+def _how(run: Run, suite: str) -> dict:
+    others = (SUITES.keys() & Evaluate.model_fields.keys()) - {suite}  # settings of other suites
+    how = run.config.evaluate.model_dump(mode="json", exclude={"suites", "also", *others})
     return how | {"languages": list(run.measured)}
 
 
@@ -629,15 +815,14 @@ def check(run: Run) -> None:
 
     Raises:
         DataError: Data, a language or a suite is missing.
-        ConfigError: The model is not there.
+        ConfigError: The model is not there, or the carrier does not fit it.
     """
+    refuse_misfit(run.config)
     tokenizer = load_tokenizer(run.config.model)
     if not run.tuned.exists():
         english_examples(run.config, run.data_root)
-        # The data's English responses stand in for answers that nobody has given yet.
-        english = {e.id: e.turns[SOURCE].response or "" for e in run.examples}
-        _rows(run, tokenizer, run.examples, english, run.tree, run.taught)
+        foreseen_rows(run, tokenizer)
     settings = run.config.evaluate
     for name in settings.suites:
-        if not _in_suite(SUITES[name](run.data_root, settings.split, run.measured, 1, 1), run.measured):
+        if not _in_suite(load_suite(name, run.data_root, settings, run.measured, 1, 1), run.measured):
             raise DataError(f"{name} has none of {', '.join(run.measured)}; take it out of evaluate.suites")

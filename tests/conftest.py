@@ -43,6 +43,11 @@ SIZES = {
     "eos_token_id": 1,
     "bos_token_id": None,
 }
+EXTRA = {
+    "mixtral": {"num_local_experts": 3},
+    "qwen3_moe": {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "xglm": {"ffn_dim": 40},
+}
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +74,10 @@ def tiny() -> Callable[..., PreTrainedModel]:
     def make(
         kind: str = "qwen3", *, dtype: torch.dtype = torch.float32, seed: int = 0, tie: bool = True
     ) -> PreTrainedModel:
-        config = AutoConfig.for_model(kind, **SIZES, tie_word_embeddings=tie)
+        sizes = SIZES | EXTRA.get(kind, {})
+        if kind in ("gpt2", "bloom", "xglm"):  # as many keys as queries, and no setting for it
+            sizes = {k: v for k, v in sizes.items() if k not in ("num_key_value_heads", "head_dim")}
+        config = AutoConfig.for_model(kind, **sizes, tie_word_embeddings=tie)
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 

@@ -102,3 +102,12 @@ def test_the_command_prints_a_table_or_json(tmp_path, capsys):
         cli.main(["compare", str(a), str(b), "--json"])
     (entry,) = json.loads(capsys.readouterr().out)
     assert (entry["measure"], entry["languages"]["sw"]["value"]) == ("accuracy", 0.25)
+
+
+def test_languages_with_other_items_each_are_compared_apart(tmp_path):
+    """Swahili gains ½ on four items, Urdu loses 1 on two: the mean is −¼."""
+    a = written(tmp_path / "a", {"accuracy": {"sw": [1, 1, 0, 1], "ur": [0, 0]}})
+    b = written(tmp_path / "b", {"accuracy": {"sw": [0, 1, 0, 0], "ur": [1, 1]}})
+    (found,) = compare(a, b)
+    assert found.mean.value == -0.25 and found.mean.n == 2
+    assert {code: one.value for code, one in found.languages.items()} == {"sw": 0.5, "ur": -1.0}

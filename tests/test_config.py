@@ -91,6 +91,24 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
             "run.yaml:1: distill.carrier.ranks.root is -1; it must be a whole number of at least 0",
         ),
         (
+            "distill: {carrier: {type: prefix, ranks: {root: 1}}}",
+            "run.yaml:1: distill.carrier.ranks is not a setting of carrier type prefix; there are type, "
+            "lengths, init",
+        ),
+        (
+            "distill: {carrier: {type: soft}}",
+            'run.yaml:1: distill.carrier.type is "soft"; it must be lora, prefix or embedding',
+        ),
+        (
+            "distill: {carrier: {type: prefix}, gradient_checkpointing: true}",
+            "run.yaml:1: distill.gradient_checkpointing must be false with carrier.type prefix: layers that "
+            "are computed again read no past keys and values; take lora or embedding",
+        ),
+        (
+            "distill: {carrier: {type: embedding}, lr_b_ratio: 4.0}",
+            "run.yaml:1: distill.lr_b_ratio must be 1 with carrier.type embedding; it is for lora",
+        ),
+        (
             "distill: {kl: 0, ce: 0, hidden: 0}",
             "run.yaml:1: distill.kl must be above 0 where ce and hidden are 0 too",
         ),
@@ -101,7 +119,8 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         ),
         (
             "evaluate: {suites: [flores]}",
-            'run.yaml:1: evaluate.suites holds "flores"; each must be demo, massive, flores101 or xnli; '
+            'run.yaml:1: evaluate.suites holds "flores"; each must be demo, massive, flores101, '
+            "ntrex, translation, xnli, pawsx, sib200, xcopa, xquad, xglue, language_confusion or parallel; "
             "did you mean flores101?",
         ),
         ("model: 3", "run.yaml:1: model is 3; it must be a text, not empty; put it in quotes"),
@@ -252,3 +271,12 @@ def test_settings_load_no_torch():
     code = "import sys, isogloss.config; print('torch' in sys.modules, 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"
+
+
+def test_a_suites_own_file_must_be_there(tmp_path):
+    """XGLUE and your own file have paths of their own; XGLUE's makes a data root needless."""
+    text = f"evaluate:\n  suites: [xglue, parallel]\n  xglue: {{path: {tmp_path}/x.tar.gz}}\n"
+    assert refused(text, tmp_path, places=True) == [
+        "run.yaml:3: evaluate.xglue.path is x.tar.gz; there is no such file or folder",
+        "run.yaml:2: evaluate.suites holds parallel, which needs a file; set evaluate.parallel.path",
+    ]

@@ -39,7 +39,7 @@ SMALL = (
 )
 ARTEFACTS = {
     "config.yaml", "selection.jsonl", "tuned", "adapters", "tree.json", "curves.jsonl",
-    "predictions", "scores.json", "ledger.json", "report.html",
+    "predictions", "scores.json", "ledger.json", "report.html", "cache",
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from isogloss.baselines.reward import Prompt
 from isogloss.cost import Meter, Stage
 from isogloss.distill.rows import Row, schedule
 from isogloss.evaluate import runner
-from isogloss.evaluate.suites import SUITES
+from isogloss.evaluate.suites import load_suite
 from isogloss.languages import SOURCE
 from isogloss.pipeline import Run, rows_for
 
@@ -69,9 +69,7 @@ class Contest:
         self.limit: float | None = None
         """Seconds after which a method is stopped."""
         settings = run.config.evaluate
-        self.suite = SUITES[settings.suites[0]](
-            run.data_root, settings.split, run.taught, settings.items, settings.sentences
-        )
+        self.suite = load_suite(settings.suites[0], run.data_root, settings, run.taught)
         self.plain = runner.Model(run.reference_model(), run.tokenizer)
         self.english = runner.english_answers(self.plain, self.suite, settings, lambda done, of: None)
         self.right = runner.english_right(self.suite, self.english)

@@ -30,7 +30,7 @@ from isogloss.evaluate import runner
 from isogloss.generate import answers
 from isogloss.languages import SOURCE
 from isogloss.model import pad_id
-from isogloss.pipeline import Run
+from isogloss.pipeline import Run, scored_elsewhere
 
 SFT = {"learning_rate": 3e-3}
 DPO = {"learning_rate": 1e-4, "beta": 0.1}
@@ -47,6 +47,7 @@ def distilled(contest: Contest, method: str, *overrides: str) -> Entry:
     run = Run(with_overrides(contest.run.config, overrides), contest.run.watcher)
     rows, settings = contest.rows(run), run.config.distill
     carrier = run.student(contest.run.reference_model(), trained=False)
+    run.start(carrier)
     subject = runner.Model(carrier.model, run.tokenizer, carrier)  # type: ignore[arg-type]
     parallel = sum(row.language != SOURCE for row in rows)
     steps = round(settings.epochs * parallel / (1 - settings.retain)) // settings.batch
@@ -61,10 +62,12 @@ def distilled(contest: Contest, method: str, *overrides: str) -> Entry:
 
         yield tick
 
+    cost = Stage(method)
     with way:
         distil(
             carrier, rows, settings, pad_id=pad_id(run.tokenizer), seed=run.config.seed,
-            work=work, curve=work / "curve.jsonl", cost=Stage(method), bar=bar,
+            work=work, curve=work / "curve.jsonl", cost=cost, bar=bar, tokenizer=run.tokenizer,
+            scored=scored_elsewhere(run, rows, cost, bar),
         )  # fmt: skip
     return way.entry
 
@@ -182,6 +185,7 @@ def _pairs(contest: Contest, model: PeftModel) -> Dataset:
 def _begin(contest: Contest, method: str, steps: int) -> tuple[PeftModel, Way]:
     """The reference model under one LoRA that is as wide as a path of the tree."""
     run, settings = contest.run, contest.run.config.distill.carrier
+    assert settings.type == "lora"  # the command refuses others
     torch.manual_seed(run.config.seed)
     rank = run.tree.path_rank()
     config = LoraConfig(

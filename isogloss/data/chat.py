@@ -100,6 +100,15 @@ def encode(
     return Encoded(encode_prompt(tokenizer, instruction, system), encode_response(tokenizer, response))
 
 
+def written_behind(
+    tokenizer: PreTrainedTokenizerBase, instruction: str, response: str, system: str | None = None
+) -> str:
+    """All that the template writes after the instruction in a finished turn; nothing if it rewrites that."""
+    turn = [*_messages(tokenizer, instruction, system), {"role": "assistant", "content": response}]
+    _, found, behind = _render(tokenizer, turn, generate=False).rpartition(instruction.strip())
+    return behind if found else ""
+
+
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
     """The token that the template writes after an answer; where it writes none, the end of sequence."""
     return _frame(tokenizer, _state(tokenizer)).end

@@ -1,6 +1,13 @@
-"""The losses, as pure functions of tensors: sums over tokens or means over rows, in nats.
+"""The losses, as pure functions of tensors: sums over tokens, rows or nodes; divergences in nats.
 
 Every function takes response tokens already gathered from both sides, so nothing is masked here.
+
+A divergence takes the teacher as dense logits or as its k likeliest tokens and the rest (`TopK`). Of the
+latter it is the divergence between two distributions over k + 1 outcomes, the student's tokens that were not
+kept being one outcome too: no mass is renormalised away. It is never more than the dense one (data
+processing; Cover & Thomas 2006, section 2.8), and equal to it where teacher and student agree on how the rest
+is shared out, or where k = V. Exact is temperature 1 alone: how another temperature would change the rest
+cannot be told from its sum, so that is refused unless k = V.
 """
 
 import math
@@ -10,10 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from isogloss.distill.topk import TopK
+
 
 def forward_kl(
     student: Float[Tensor, "tokens vocab"],
-    teacher: Float[Tensor, "tokens vocab"],
+    teacher: Float[Tensor, "tokens vocab"] | TopK,
     *,
     temperature: float = 1.0,
 ) -> Float[Tensor, ""]:
@@ -21,31 +30,31 @@ def forward_kl(
 
     Args:
         student: Raw logits of any float type; the softmax runs in float32.
-        teacher: Raw logits of the same tokens, without gradient.
+        teacher: Raw logits of the same tokens, or what was kept of their distribution; without gradient.
         temperature: Divides both logits; the sum is multiplied by its square, which keeps the
             gradient's size (Hinton et al. 2015, arXiv:1503.02531, section 2).
 
     Raises:
-        ValueError: `temperature` is not a finite number above 0.
+        ValueError: `temperature` is not a finite number above 0, or not 1 where the teacher's rest is a sum.
     """
-    log_p, log_q = _log_softmax(teacher, temperature), _log_softmax(student, temperature)
+    log_q, log_p = outcomes_of(log_softmax(student, temperature), teacher, temperature)
     return (log_p.exp() * (log_p - log_q)).sum() * temperature**2
 
 
 def reverse_kl(
     student: Float[Tensor, "tokens vocab"],
-    teacher: Float[Tensor, "tokens vocab"],
+    teacher: Float[Tensor, "tokens vocab"] | TopK,
     *,
     temperature: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Sum over tokens of KL(student ‖ teacher), in nats; arguments as in `forward_kl`."""
-    log_p, log_q = _log_softmax(teacher, temperature), _log_softmax(student, temperature)
+    log_q, log_p = outcomes_of(log_softmax(student, temperature), teacher, temperature)
     return (log_q.exp() * (log_q - log_p)).sum() * temperature**2
 
 
 def jensen_shannon(
     student: Float[Tensor, "tokens vocab"],
-    teacher: Float[Tensor, "tokens vocab"],
+    teacher: Float[Tensor, "tokens vocab"] | TopK,
     *,
     beta: float = 0.5,
     temperature: float = 1.0,
@@ -62,7 +71,7 @@ def jensen_shannon(
         raise ValueError(
             f"beta is {beta}; it must lie between 0 and 1; at the ends use forward_kl or reverse_kl"
         )
-    log_p, log_q = _log_softmax(teacher, temperature), _log_softmax(student, temperature)
+    log_q, log_p = outcomes_of(log_softmax(student, temperature), teacher, temperature)
     log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
     both = beta * log_p.exp() * (log_p - log_m) + (1 - beta) * log_q.exp() * (log_q - log_m)
     return both.sum() * temperature**2
@@ -72,7 +81,42 @@ def cross_entropy(
     student: Float[Tensor, "tokens vocab"], response: Int[Tensor, " tokens"]
 ) -> Float[Tensor, ""]:
     """Sum over tokens of -ln p(response token), in nats; the softmax runs in float32."""
-    return F.cross_entropy(student.float(), response, reduction="sum")
+    return F.cross_entropy(wide(student), response, reduction="sum")
+
+
+def cosine(student: Float[Tensor, "rows hidden"], teacher: Float[Tensor, "rows hidden"]) -> Float[Tensor, ""]:
+    """Sum over rows of 1 - cos(student, teacher): from 0, one direction, to 2 a row, opposite ones.
+
+    Of hidden states of one layer, pooled or token by token (Sanh et al. 2019, arXiv:1910.01108, section 3).
+    The angle alone counts, so a teacher's larger norm does not; a state of zeros has no angle and costs 1.
+
+    Args:
+        student: Hidden states.
+        teacher: The states that they should point along, without gradient.
+    """
+    return (1 - F.cosine_similarity(wide(student), wide(teacher), dim=-1)).sum()
+
+
+def shrinkage(
+    norms: Float[Tensor, " nodes"], items: Int[Tensor, " nodes"], *, prior: float
+) -> Float[Tensor, ""]:
+    """½ Σ over nodes of prior / (prior + items) · norm²: a node without data is pulled to its parent most.
+
+    A node's rows add to what its parent's give, so their norm is its distance from the parent, and a node of
+    zeros is its parent. The factor is the parent's share in a partially pooled estimate (Gelman & Hill 2006,
+    section 12.2): 1 without items, ½ at items = prior, 0 in the limit of many.
+
+    Args:
+        norms: Frobenius norm of each node's rows of the adapter, over all layers; in the adapter's own unit.
+        items: Rows of training data on each node.
+        prior: How many items weigh as much as the parent does.
+
+    Raises:
+        ValueError: `prior` is not a finite number above 0.
+    """
+    if not (math.isfinite(prior) and prior > 0):
+        raise ValueError(f"prior is {prior}; it must be a finite number above 0")
+    return (prior / (prior + items.to(norms.dtype)) * norms.square()).sum() / 2
 
 
 def info_nce(
@@ -95,7 +139,7 @@ def info_nce(
         own: Which twin is whose.
         temperature: Divides the cosines.
     """
-    similar = F.normalize(student.float(), dim=-1) @ F.normalize(twins.float(), dim=-1).T / temperature
+    similar = F.normalize(wide(student), dim=-1) @ F.normalize(wide(twins), dim=-1).T / temperature
     there = F.cross_entropy(similar, own, reduction="sum")
     same = (own[:, None] == own[None]) & ~torch.eye(len(own), dtype=torch.bool, device=own.device)
     back = similar[:, own].T.masked_fill(same, -math.inf)
@@ -103,7 +147,47 @@ def info_nce(
     return (there + F.cross_entropy(back, truth, reduction="sum")) / 2
 
 
-def _log_softmax(logits: Float[Tensor, "tokens vocab"], temperature: float) -> Float[Tensor, "tokens vocab"]:
+def outcomes_of(
+    log_q: Float[Tensor, "tokens vocab"],
+    teacher: Float[Tensor, "tokens vocab"] | TopK,
+    temperature: float,
+) -> tuple[Float[Tensor, "tokens outcomes"], Float[Tensor, "tokens outcomes"]]:
+    """Log-probabilities of student and teacher over the same outcomes, in nats.
+
+    Outcomes are the vocabulary's tokens or, of a `TopK`, those kept in its own order and the rest.
+
+    Args:
+        log_q: The student's log-probabilities at the temperature.
+
+    Raises:
+        ValueError: As the divergences.
+    """
+    if not isinstance(teacher, TopK):
+        return log_q, log_softmax(teacher, temperature)
+    ids, whole = teacher.ids.long(), teacher.ids.shape[1] == log_q.shape[1]
+    if temperature != 1 and not whole:
+        raise ValueError(
+            f"temperature is {temperature}; of the k likeliest tokens and the rest only 1 is exact; "
+            "take 1, or hidden states as the signal"
+        )
+    kept = log_q.gather(1, ids)
+    if whole:
+        return kept, log_softmax(teacher.logprobs, temperature)
+    rest = log_q.scatter(1, ids, -math.inf).logsumexp(1, keepdim=True)
+    return torch.cat([kept, rest], 1), torch.cat([wide(teacher.logprobs), wide(teacher.rest)[:, None]], 1)
+
+
+def log_softmax(logits: Float[Tensor, "tokens vocab"], temperature: float) -> Float[Tensor, "tokens vocab"]:
+    """ln of the softmax of logits / temperature, in float32 or wider.
+
+    Raises:
+        ValueError: `temperature` is not a finite number above 0.
+    """
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature is {temperature}; it must be a finite number above 0")
-    return F.log_softmax(logits.float() / temperature, dim=-1)
+    return F.log_softmax(wide(logits) / temperature, dim=-1)
+
+
+def wide(values: Tensor) -> Tensor:
+    """Float32, or what is wider already."""
+    return values if values.dtype == torch.float64 else values.float()

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from isogloss.config import Distill
 from isogloss.data.chat import Encoded, encode
 from isogloss.data.examples import ParallelExample
 from isogloss.errors import ConfigError, DataError
 from isogloss.languages import SOURCE
-from isogloss.teacher.prompts import NodeTexts, privileged_text, teacher_prompt
+from isogloss.teacher.prompts import NodeTexts, check_response, check_texts, privileged_text, teacher_prompt
 from isogloss.tree.nodes import Tree
 
 
@@ -47,6 +48,8 @@ def build_rows(
     responses: str,
     limit: int,
     reads: Collection[str] = ("texts", "twin", "answer"),
+    require_texts: bool = False,
+    teacher: PreTrainedTokenizerBase | None = None,
 ) -> list[Row]:
     """The first `amounts[code]` examples of every language, English read through the root.
 
@@ -57,10 +60,13 @@ def build_rows(
         responses: `reference` scores the data's response, `teacher` the English answer.
         limit: Longest prompt in tokens.
         reads: What the teacher reads before the instruction; nothing: it reads the student's prompt.
+        require_texts: Refuse a node on a language's path that has no text.
+        teacher: Renders the privileged prompts in its own template and ids; else `tokenizer` does.
 
     Raises:
         DataError: A language has no usable example.
-        ConfigError: A prompt is over the limit.
+        ConfigError: A prompt is over the limit, a node lacks its text, or the template writes the response
+            behind the teacher's prompt in another way than behind the student's.
     """
     # Examples that ask the same in English mean the same, whatever their ids.
     meanings: dict[str, int] = {}
@@ -68,6 +74,8 @@ def build_rows(
     rows: list[Row] = []
     for code, amount in amounts.items():
         found = 0
+        if require_texts and "texts" in reads and code != SOURCE:
+            check_texts(texts, tree.path(code))
         for number, example in enumerate(examples):
             turn, twin = example.turns.get(code), example.turns[SOURCE]
             answer = english[example.id]
@@ -84,8 +92,11 @@ def build_rows(
                     f"the prompt of {name} has {len(student.prompt)} tokens and the limit is {limit}; "
                     "raise distill.max_prompt or leave the row out"
                 )
-            if code == SOURCE or not reads:
+            if code == SOURCE or (not reads and teacher is None):
                 privileged = student.prompt
+            elif not reads:
+                assert teacher is not None
+                privileged = encode(teacher, turn.instruction, response).prompt
             else:
                 system = privileged_text(
                     texts if "texts" in reads else NodeTexts(root=""),
@@ -94,12 +105,29 @@ def build_rows(
                     type(twin)(twin.instruction, answer) if "twin" in reads else None,
                     answer="answer" in reads,
                 )
-                privileged = teacher_prompt(tokenizer, system, turn.instruction, limit=limit, row=name)
+                privileged = teacher_prompt(
+                    teacher or tokenizer, system, turn.instruction, limit=limit, row=name
+                )
+                # A template does the same to all rows of a language. Another model has its own, and its own
+                # tokens: what it scores is never what its template writes.
+                if found == 1 and teacher is None:
+                    check_response(tokenizer, system, turn.instruction, response, row=name)
             plain = student.prompt if code == SOURCE else encode(tokenizer, twin.instruction, answer).prompt
             rows.append(Row(name, code, meaning[number], student, privileged, plain))
         if found == 0:
             raise DataError(f"no item has {code}; add items in {code} or take it out of languages.targets")
     return rows
+
+
+def training_order(rows: Sequence[Row], settings: Distill, seed: int) -> list[int]:
+    """Row numbers in the order in which stage 2 reads them; English gets its share where there is any."""
+    parallel = sum(row.language != SOURCE for row in rows)
+    retain = settings.retain if parallel < len(rows) else 0.0
+    return schedule(
+        [row.language for row in rows], round(settings.epochs * parallel / (1 - retain)),
+        balance=settings.balance, batch=settings.batch, seed=seed, fixed={SOURCE: retain},
+        lengths=[len(r.student.prompt) + len(r.student.response) for r in rows],
+    )  # fmt: skip
 
 
 def schedule(

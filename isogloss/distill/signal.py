@@ -1,30 +1,55 @@
 """Signals: what the reference model says about each row, computed once before training.
 
-Teacher and student share the frozen head, so the teacher's last hidden states at response positions
-are an exact signal of 2·H bytes per token: the head turns them into full logits at the student's step.
+Two kinds. *Hidden*: teacher and student share the frozen head, so the teacher's last hidden states at
+response positions are an exact signal of H numbers per token (2·H bytes in bfloat16): the head turns them
+into full logits at the student's step. *Top-k*: the k likeliest tokens and the rest, 4·k bytes per token
+whatever the model, and the only form that a served teacher gives. A loss takes either and does not know
+where it came from.
+
+Flow: rows → by content from the cache, else read, many together → kept in the cache → `Signal`.
 """
 
-from collections.abc import Callable, Sequence
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from transformers import DynamicCache
 
+from isogloss.cost import Stage, forward_flops
 from isogloss.data.chat import pad, response_positions
+from isogloss.distill.cache import Cache, Part, row_key
+from isogloss.distill.fused import frozen_head
 from isogloss.distill.rows import Row
+from isogloss.distill.topk import TopK, pack, unpack
 from isogloss.languages import SOURCE
-from isogloss.model import capture, last_hidden, mean_pool
+from isogloss.model import capture, causal_of, decoder_of, head, last_hidden, mean_pool
+
+Kind = Literal["hidden", "top_k"]
+SHARD = 16 << 20
+"""Bytes of signals that are written together,"""
+PATIENCE = 20.0
+"""or what was read in so many seconds: what a killed run loses at most."""
+FORWARD = 256
+"""Tokens that it costs about to read a group of rows apart from the others."""
 
 
 @dataclass(frozen=True)
 class Signal:
     """What one row's loss needs of the reference model."""
 
-    teacher: Float[Tensor, "tokens hidden"] | None
-    """Last hidden states that predict the response, under the privileged prompt; None: not asked for."""
+    teacher: Float[Tensor, "tokens hidden"] | TopK | None
+    """What it says of the response under the privileged prompt: last hidden states, or what was kept of the
+    distribution; None: not asked for."""
     twin: Float[Tensor, " hidden"]
     """Mean-pooled middle state of the English twin's prompt."""
+    covered: Bool[Tensor, " response"] | None = None
+    """Which response tokens `teacher` speaks of; None: all. Another tokenizer cuts some otherwise."""
 
 
 @torch.no_grad()
@@ -34,43 +59,221 @@ def hidden_signals(
     *,
     layer: int,
     pad_id: int,
+    kind: Kind = "hidden",
+    k: int = 32,
     teacher: bool = True,
     batch: int = 64,
+    cache: Cache | None = None,
+    cost: Stage | None = None,
+    fork: bool = True,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Signal]:
     """Signals of all rows, in their order; the model must be the reference model, carriers off.
 
-    Without `teacher` it scores English rows only, which keep to what it answers itself: a loss without
-    a divergence needs no more. Rows of like length share a forward; equal twins are read once.
+    Rows of like length share a forward; equal twins, and equal rows, are read once.
+
+    Args:
+        layer: Decoder layer of the twins' states.
+        kind: What is kept of the teacher; `k` belongs to `top_k`.
+        teacher: Without it English rows alone are scored, which keep to what the model answers itself: a loss
+            without a divergence needs no more.
+        cache: Where signals are looked for, and kept.
+        cost: Gets calls, hits, tokens really read and bytes written.
+        fork: Read the node texts that prompts begin with once for all of them.
     """
     model.eval()
-    device = next(model.parameters()).device
+    cost = Stage("") if cost is None else cost
+    fixed, vocab = frozen_head(model), causal_of(model).config.get_text_config().vocab_size
     twins = list(dict.fromkeys(row.twin_prompt for row in rows))
-    scored = [number for number, row in enumerate(rows) if teacher or row.language == SOURCE]
-    work = len(scored) + len(twins)
-    done = 0
-    pooled: dict[tuple[int, ...], Tensor] = {}
+    scored = [row for row in rows if teacher or row.language == SOURCE]
+    distinct = list({(row.teacher_prompt, row.student.response): row.language for row in scored}.items())
+    work = len(distinct) + len(twins)
+    pooled = Kept(cache and cache.part(signal="pooled", layer=layer), [row_key(t) for t in twins], cost)
+    done = len(twins) - len(pooled.absent)
     for chosen in _by_length(twins, batch):
-        ids, mask = (t.to(device) for t in pad([list(twins[i]) for i in chosen], pad_id))
+        chosen = [number for number in chosen if number in pooled.absent]
+        if not chosen:
+            continue
+        ids, mask = _padded(model, [twins[i] for i in chosen], pad_id)
         with capture(model, layer) as states:
             last_hidden(model, ids, mask)
-        for number, vector in zip(chosen, mean_pool(states[0], mask), strict=True):
-            pooled[twins[number]] = vector
+        cost.teacher_tokens += int(mask.sum())
+        pooled.keep(chosen, list(mean_pool(states[0], mask).split(1)))
         progress(done := done + len(chosen), work)
-    teachers: list[Tensor | None] = [None] * len(rows)
-    for places in _by_length([rows[i].teacher_prompt + rows[i].student.response for i in scored], batch):
-        chosen = [scored[place] for place in places]
-        group = [rows[i] for i in chosen]
-        ids, mask = (
-            t.to(device) for t in pad([[*row.teacher_prompt, *row.student.response] for row in group], pad_id)
+    pooled.flush()
+    about: dict[str, Any] = {"signal": kind} | ({"k": k} if kind == "top_k" else {})
+    said = Kept(cache and cache.part(**about), [row_key(*texts) for texts, _ in distinct], cost)
+    cost.cached_hits += len(distinct) - len(said.absent)
+    done = work - len(said.absent)
+    for chosen, states in _read(model, distinct, said.absent, pad_id, batch, fork, cost):
+        if kind == "top_k":
+            logits = (fixed.logits(one) if fixed else head(model, one) for one in states)
+            states = [pack(TopK.of(one, k), vocab) for one in logits]
+            cost.flops += forward_flops(model, 0, sum(map(len, states)))
+        said.keep(chosen, states)
+        cost.teacher_calls += len(chosen)
+        progress(done := done + len(chosen), work)
+    said.flush()
+    found = {
+        texts: unpack(one, vocab) if kind == "top_k" else one
+        for (texts, _), one in zip(distinct, said.tensors(), strict=True)
+    }
+    vectors = dict(zip(twins, pooled.tensors(), strict=True))
+    return [
+        Signal(
+            found[row.teacher_prompt, row.student.response] if teacher or row.language == SOURCE else None,
+            vectors[row.twin_prompt][0],
         )
-        starts, lengths = [len(r.teacher_prompt) for r in group], [len(r.student.response) for r in group]
-        hidden = last_hidden(model, ids, mask)
-        at = response_positions(starts, lengths, ids.shape[1]).to(device)
-        for number, states in zip(chosen, hidden.flatten(0, 1)[at].split(lengths), strict=True):
-            teachers[number] = states.clone()
-        progress(done := done + len(chosen), work)
-    return [Signal(t, pooled[row.twin_prompt]) for t, row in zip(teachers, rows, strict=True)]
+        for row in rows
+    ]
+
+
+class Kept:
+    """One tensor for each key: those that the cache has, and those that are read now and kept in it."""
+
+    def __init__(self, part: Part | None, keys: Sequence[bytes], cost: Stage):
+        self.part, self.keys, self.cost = part, keys, cost
+        self.found = {} if part is None else part.read(keys)
+        self.absent = {number for number, key in enumerate(keys) if key not in self.found}
+        self.fresh: dict[bytes, Tensor] = {}
+        self.since = time.monotonic()
+
+    def keep(self, numbers: Sequence[int], tensors: Sequence[Tensor]) -> None:
+        # Moved or cloned: a view would keep a whole batch of states in memory.
+        fresh = {self.keys[n]: t.to("cpu", copy=True) for n, t in zip(numbers, tensors, strict=True)}
+        self.found |= fresh
+        self.fresh |= fresh
+        waited = time.monotonic() - self.since
+        if waited > PATIENCE or sum(t.nbytes for t in self.fresh.values()) >= SHARD:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.part is not None:
+            self.cost.cache_bytes_written += self.part.write(self.fresh)
+        self.fresh, self.since = {}, time.monotonic()
+
+    def tensors(self) -> list[Tensor]:
+        return [self.found[key] for key in self.keys]
+
+
+def _read(
+    model: nn.Module,
+    rows: Sequence[tuple[tuple[tuple[int, ...], tuple[int, ...]], str]],
+    absent: set[int],
+    pad_id: int,
+    batch: int,
+    fork: bool,
+    cost: Stage,
+) -> Iterator[tuple[list[int], list[Tensor]]]:
+    """Last hidden states at response positions of the absent rows, ((prompt, response), language) each.
+
+    Batches are laid out for all rows, so that what a killed run had read and what it had not are read as in
+    an unbroken one, to the bit.
+    """
+    prompts = [prompt for (prompt, _), _ in rows]
+    for group, shared in groups(prompts, [language for _, language in rows], fork):
+        prefix: DynamicCache | None = None
+        for places in _by_length([rows[n][0][0] + rows[n][0][1] for n in group], batch):
+            chosen = [group[place] for place in places if group[place] in absent]
+            if not chosen:
+                continue
+            if shared and prefix is None:
+                prefix = _prefill(model, prompts[group[0]][:shared], cost)
+                shared = 0 if prefix is None else shared
+            texts = [(*rows[n][0][0][shared:], *rows[n][0][1]) for n in chosen]
+            ids, mask = _padded(model, texts, pad_id)
+            cost.teacher_tokens += int(mask.sum())
+            hidden = last_hidden(model, ids, mask) if prefix is None else _behind(model, prefix, ids, mask)
+            lengths = [len(rows[n][0][1]) for n in chosen]
+            starts = [len(prompts[n]) - shared for n in chosen]
+            at = response_positions(starts, lengths, ids.shape[1]).to(ids.device)
+            yield chosen, list(hidden.flatten(0, 1)[at].split(lengths))
+
+
+def groups(
+    prompts: Sequence[tuple[int, ...]], languages: Sequence[str], fork: bool
+) -> list[tuple[list[int], int]]:
+    """Rows that are read together, and how many tokens all their prompts begin with; 0: not worth it.
+
+    The rows of a language share a path, and in it their node texts. In the order of their ids prompts that
+    begin alike are neighbours, so a group is a stretch; of a stretch and its parts what saves more tokens.
+    """
+    if not fork:
+        return [(list(range(len(prompts))), 0)]
+    apart: list[tuple[list[int], int]] = []
+    plain: list[int] = []
+    for code in dict.fromkeys(languages):
+        order = sorted((n for n, one in enumerate(languages) if one == code), key=lambda n: prompts[n])
+        for group, shared in _stretches(order, prompts)[1]:
+            if shared:
+                apart.append((group, shared))
+            else:
+                plain.extend(group)
+    return ([(sorted(plain), 0)] if plain else []) + apart
+
+
+def _stretches(
+    order: list[int], prompts: Sequence[tuple[int, ...]]
+) -> tuple[int, list[tuple[list[int], int]]]:
+    """Tokens saved, and the groups that save them."""
+    if len(order) < 2:
+        return 0, [(order, 0)]
+    common = [_common(prompts[a], prompts[b]) for a, b in pairwise(order)]
+    least = min(common)
+    # A prompt's last token predicts the response's first, so it is read with the response.
+    shared = min(least, min(len(prompts[n]) for n in order) - 1)
+    saved = max(0, (len(order) - 1) * shared - FORWARD)
+    whole = [(order, shared if saved else 0)]
+    if least == max(common):
+        return saved, whole
+    cuts = [0, *(place + 1 for place, one in enumerate(common) if one == least), len(order)]
+    parts = [_stretches(order[a:b], prompts) for a, b in pairwise(cuts)]
+    if (theirs := sum(one for one, _ in parts)) > saved:
+        return theirs, [group for _, groups in parts for group in groups]
+    return saved, whole
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    for place, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return place
+    return min(len(one), len(other))
+
+
+def _prefill(model: nn.Module, prefix: Sequence[int], cost: Stage) -> DynamicCache | None:
+    """Keys and values of a prefix; None where the architecture keeps something else."""
+    kinds = getattr(causal_of(model).config.get_text_config(), "layer_types", None) or ()
+    if not set(kinds) <= {"full_attention", "sliding_attention"}:
+        return None
+    cache = DynamicCache()
+    ids = torch.tensor([list(prefix)], device=next(model.parameters()).device)
+    decoder_of(model)(
+        input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, use_cache=True
+    )
+    cost.teacher_tokens += len(prefix)
+    return cache if cache.get_seq_length() == len(prefix) else None
+
+
+def _behind(model: nn.Module, prefix: DynamicCache, ids: Tensor, mask: Tensor) -> Tensor:
+    """Last hidden states of rows that stand behind one prefix; its cache is left as it was."""
+    rows, width = ids.shape
+    start = prefix.get_seq_length()
+    forked = copy.deepcopy(prefix)
+    forked.batch_repeat_interleave(rows)
+    return decoder_of(model)(
+        input_ids=ids,
+        attention_mask=torch.cat([mask.new_ones(rows, start), mask], 1),
+        position_ids=torch.arange(start, start + width, device=ids.device)[None].expand(rows, -1),
+        past_key_values=forked,
+        use_cache=True,
+    ).last_hidden_state
+
+
+def _padded(model: nn.Module, texts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    device = next(model.parameters()).device
+    ids, mask = pad([list(text) for text in texts], pad_id)
+    return ids.to(device), mask.to(device)
 
 
 def _by_length(texts: Sequence[tuple[int, ...]], batch: int) -> list[list[int]]:

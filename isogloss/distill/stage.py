@@ -2,12 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
+
+from peft.optimizers import create_loraplus_optimizer
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from transformers import PreTrainedTokenizerBase
 
 from isogloss.config import Distill
 from isogloss.cost import Stage, forward_flops
-from isogloss.distill.rows import Row, schedule
-from isogloss.distill.signal import hidden_signals
+from isogloss.distill.cache import Cache
+from isogloss.distill.checks import PathsOnly, check_rows, check_teacher, divergence_by_language
+from isogloss.distill.on_policy import OnPolicyTrainer, Policy, add_costs
+from isogloss.distill.rows import Row, training_order
+from isogloss.distill.signal import Signal, hidden_signals
 from isogloss.distill.trainer import (
     Ordered,
     ResponseTrainer,
@@ -17,15 +26,53 @@ from isogloss.distill.trainer import (
     train,
     training_arguments,
 )
+from isogloss.distill.treewise import Average, Gain, Shrinkage, held_out, prune, rows_below
 from isogloss.languages import SOURCE
-from isogloss.model import layers_of
-from isogloss.tree.lora import TreeLora
+from isogloss.model import causal_of, layers_of
+from isogloss.teacher.joining import signals_from
+from isogloss.teacher.scored import Scored
+from isogloss.tree.carrier import Carrier
 
 Progress = Callable[[int, int], None]
+Bar = Callable[[str], AbstractContextManager[Progress]]
+
+
+def layer_of(model: nn.Module, settings: Distill) -> int:
+    """The decoder layer that the hidden-state term reads."""
+    return settings.layer or max(1, len(layers_of(model)) // 2)
+
+
+def read_signals(
+    model: nn.Module,
+    rows: Sequence[Row],
+    settings: Distill,
+    *,
+    pad_id: int,
+    cost: Stage,
+    bar: Bar,
+    cache: Cache | None = None,
+    scored: Sequence[Scored] | None = None,
+) -> list[Signal]:
+    """What the settings' loss needs of the reference model, from the cache where it is there.
+
+    Args:
+        scored: What another teacher says of the rows that are not English, which takes the model's place.
+    """
+    if settings.scored_elsewhere and scored is None:
+        raise ValueError(f"a {settings.teacher.type} teacher's scores must be given")
+    kind, k = settings.form
+    with bar("Teacher reads") as progress:
+        signals = hidden_signals(
+            model, rows, layer=layer_of(model, settings), pad_id=pad_id, kind=kind, k=k,
+            teacher=settings.hears_itself, cache=cache, cost=cost, progress=progress,
+        )  # fmt: skip
+    if scored is None:
+        return signals
+    return signals_from(rows, signals, scored, causal_of(model).config.get_text_config().vocab_size)
 
 
 def distil(
-    carrier: TreeLora,
+    carrier: Carrier,
     rows: Sequence[Row],
     settings: Distill,
     *,
@@ -34,9 +81,13 @@ def distil(
     work: Path,
     curve: Path,
     cost: Stage,
-    bar: Callable[[str], AbstractContextManager[Progress]],
-) -> None:
-    """Train the carriers on the rows; the model below is frozen.
+    bar: Bar,
+    cache: Cache | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    scored: Sequence[Scored] | None = None,
+) -> list[Gain]:
+    """Train the carriers on the rows, the model below being frozen; returns what judged nodes gain.
 
     Args:
         work: Folder for checkpoints, from which a killed run goes on; removed by the caller, who knows when
@@ -44,49 +95,87 @@ def distil(
         curve: File that gets the learning curve.
         cost: Gets tokens, teacher calls and FLOPs; its name is the curve's.
         bar: Makes progress on something that takes long.
+        cache: Where the teacher's signals are looked for, and kept.
+        say: Hears the divergence of every language before training.
+        tokenizer: Needed where some steps are on-policy.
+        scored: What another teacher than the model itself says of the rows that are not English.
     """
     carrier.off()
-    layer = settings.layer or max(1, len(layers_of(carrier.model)) // 2)
-    with bar("Teacher reads") as progress:
-        signals = hidden_signals(
-            carrier.model, rows, layer=layer, pad_id=pad_id, teacher=bool(settings.kl), progress=progress
-        )
-    scored = [row for row in rows if settings.kl or row.language == SOURCE]
-    read = sum(len(r.teacher_prompt) + len(r.student.response) for r in scored)
-    read += sum(len(p) for p in {r.twin_prompt for r in rows})
-    parallel = sum(row.language != SOURCE for row in rows)
-    retain = settings.retain if parallel < len(rows) else 0.0
-    order = schedule(
-        [row.language for row in rows], round(settings.epochs * parallel / (1 - retain)),
-        balance=settings.balance, batch=settings.batch, seed=seed, fixed={SOURCE: retain},
-        lengths=[len(r.student.prompt) + len(r.student.response) for r in rows],
-    )  # fmt: skip
+    layer, (kind, k) = layer_of(carrier.model, settings), settings.form
+    if settings.checks:
+        check_rows(rows)
+        # What another teacher says of a prompt cannot be foretold: then the frozen model has English alone.
+        own = [row for row in rows if row.language == SOURCE or not settings.scored_elsewhere]
+        if own:
+            check_teacher(carrier, own, pad_id=pad_id, layer=layer, kind=kind, k=k)
+    held: list[Row] = []
+    if settings.prune:
+        said = dict(zip((row.id for row in rows if row.language != SOURCE), scored or (), strict=False))
+        rows, held = held_out(rows, settings.prune, seed)
+        scored = scored and [said[row.id] for row in rows if row.language != SOURCE]
+    signals = read_signals(
+        carrier.model, rows, settings, pad_id=pad_id, cost=cost, bar=bar, cache=cache, scored=scored
+    )
+    samples = samples_of(rows, signals)
+    order = training_order(rows, settings, seed)
     steps = len(order) // settings.batch
-    trainer = ResponseTrainer(
+    retain = settings.retain and any(row.language == SOURCE for row in rows)
+    weights = Weights(
+        settings.ce, settings.kl, settings.hidden, float(bool(retain)),
+        layer, settings.divergence, settings.temperature,
+    )  # fmt: skip
+    policy = None
+    if settings.on_policy:
+        assert tokenizer is not None
+        policy = Policy(
+            carrier, tokenizer, rows, samples,
+            share=settings.on_policy, longest=settings.sample_tokens, seed=seed,
+        )  # fmt: skip
+    if settings.gradient_checkpointing:
+        carrier.model.gradient_checkpointing_enable({"use_reentrant": False})
+    make = ResponseTrainer if policy is None else partial(OnPolicyTrainer, policy=policy)
+    trainer = make(
         model=carrier.model,
         carrier=carrier,
         args=training_arguments(
             work, steps=steps, batch=settings.batch // settings.accumulate, accumulate=settings.accumulate,
             lr=settings.lr, weight_decay=0.0, seed=seed, bf16=False, save_every=max(50, steps // 4),
         ),
-        train_dataset=Ordered(samples_of(rows, signals), order),
-        weights=Weights(
-            settings.ce, settings.kl, settings.hidden, float(retain > 0),
-            layer, settings.divergence, settings.temperature,
-        ),
+        train_dataset=Ordered(samples, order),
+        weights=weights,
         pad_id=pad_id,
+        level_dropout=settings.level_dropout,
+        optimizers=(_larger_b(carrier, settings) if settings.lr_b_ratio != 1 else None, None),
     )  # fmt: skip
+    if settings.shrinkage:
+        counts = rows_below(carrier.tree.nodes, rows)
+        trainer.add_callback(Shrinkage(carrier, settings.shrinkage, counts))
+    if settings.average:
+        trainer.add_callback(Average(settings.average))
+    if settings.checks:
+        if not settings.shrinkage:  # which moves nodes that no row reads
+            trainer.add_callback(PathsOnly(carrier, trainer.languages))
+        if found := divergence_by_language(carrier, samples, weights, pad_id):
+            nats = ", ".join(f"{code} {value:.3f}" for code, value in found.items())
+            say(f"Divergence from the teacher before training, nats a token: {nats}")
     with bar("Distillation") as progress:
         train(trainer, Watch(curve, cost.stage, max(1, steps // 60), progress), work)
     carrier.off()
+    gains = prune(carrier, held, pad_id=pad_id)
     tokens, responses = trainer.counts["tokens"], trainer.counts["responses"]
-    cost.teacher_calls = len(scored)
-    cost.tokens_forwarded += read + tokens
+    cost.tokens_forwarded += cost.teacher_tokens + tokens
     cost.tokens_backpropagated += tokens
     # Frozen weights take no gradient, so backward costs one forward; the head serves teacher and student.
     model = carrier.model.get_base_model()
-    cost.flops += forward_flops(model, read, 0) + 2 * forward_flops(model, tokens, responses)
-    cost.flops += forward_flops(model, 0, responses if settings.kl else 0)
-    # Of the adapters a token meets its path alone, forward and twice backward.
-    met = sum(p.numel() for p in carrier.parameters().values()) * carrier.tree.path_rank() / carrier.tree.rank
-    cost.flops += 3 * 2 * met * tokens
+    cost.flops += forward_flops(model, cost.teacher_tokens, 0) + 2 * forward_flops(model, tokens, responses)
+    cost.flops += forward_flops(model, 0, responses if settings.kl and kind == "hidden" else 0)
+    cost.flops += carrier.flops(tokens, len(order))
+    add_costs(cost, trainer.counts, model)
+    return gains
+
+
+def _larger_b(carrier: Carrier, settings: Distill) -> Optimizer:
+    """The Trainer's AdamW, with a larger step for every B (Hayou et al. 2024, arXiv:2402.12354)."""
+    return create_loraplus_optimizer(
+        carrier.model, AdamW, lr=settings.lr, loraplus_lr_ratio=settings.lr_b_ratio, betas=(0.9, 0.98)
+    )

@@ -19,14 +19,16 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from isogloss.data.chat import Encoded, pad, response_positions
-from isogloss.distill import losses
+from isogloss.distill import fused, losses
 from isogloss.distill.rows import Row
 from isogloss.distill.signal import Signal
+from isogloss.distill.topk import TopK
 from isogloss.errors import ConfigError
 from isogloss.files import write_lines
 from isogloss.languages import SOURCE
 from isogloss.model import capture, causal_of, head, last_hidden, mean_pool
-from isogloss.tree.lora import TreeLora
+from isogloss.tree.carrier import Carrier
+from isogloss.tree.nodes import Tree
 
 DIVERGENCES = {
     "forward": losses.forward_kl,
@@ -44,7 +46,7 @@ class Weights:
     hidden: float = 0.0
     retain: float = 1.0
     layer: int = 1
-    divergence: str = "forward"
+    divergence: fused.Divergence = "forward"
     temperature: float = 1.0
 
 
@@ -99,11 +101,11 @@ class Batch:
     meanings: Tensor
     scored: Tensor
     retained: Tensor
-    teacher: Tensor | None
+    teacher: Tensor | TopK | None
 
     def to(self, device: torch.device) -> "Batch":
         moved: dict[str, Any] = {
-            k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()
+            k: v.to(device) if isinstance(v, Tensor | TopK) else v for k, v in vars(self).items()
         }
         return Batch(**moved)
 
@@ -115,10 +117,9 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
     starts, lengths = [len(e.prompt) for e in encoded], [len(e.response) for e in encoded]
     signals = [sample.signal for sample in samples]
     known = [signal for signal in signals if signal is not None]
-    states = [signal.teacher for signal in known if signal.teacher is not None]
-    scored = torch.tensor([signal is not None and signal.teacher is not None for signal in signals])
+    said = [signal.teacher for signal in known if signal.teacher is not None]
+    scored = torch.cat([_scored(s, length) for s, length in zip(signals, lengths, strict=True)])
     english = torch.tensor([sample.language == SOURCE for sample in samples])
-    tokens = torch.tensor(lengths)
     return Batch(
         ids=ids,
         mask=mask,
@@ -127,17 +128,32 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         response=torch.tensor([token for e in encoded for token in e.response]),
         languages=[sample.language for sample in samples],
         meanings=torch.tensor([sample.meaning for sample in samples]),
-        scored=scored.repeat_interleave(tokens),
-        retained=(scored & english).repeat_interleave(tokens),
-        teacher=torch.cat(states) if states else None,
+        scored=scored,
+        retained=scored & english.repeat_interleave(torch.tensor(lengths)),
+        teacher=_joined(said),
     )
+
+
+def _scored(signal: Signal | None, length: int) -> Tensor:
+    """Which tokens of a response the teacher speaks of."""
+    if signal is None or signal.teacher is None:
+        return torch.zeros(length, dtype=torch.bool)
+    return torch.ones(length, dtype=torch.bool) if signal.covered is None else signal.covered
+
+
+def _joined(said: Sequence[Tensor | TopK]) -> Tensor | TopK | None:
+    """What the teacher says of one row after the other; a batch's signals are all of one kind."""
+    if not said:
+        return None
+    tops = [one for one in said if isinstance(one, TopK)]
+    return TopK.cat(tops) if tops else torch.cat([one for one in said if isinstance(one, Tensor)])
 
 
 def batch_losses(
     model: nn.Module,
     batch: Batch,
     weights: Weights,
-    carrier: TreeLora | None = None,
+    carrier: Carrier | None = None,
     twins: Float[Tensor, "meanings hidden"] | None = None,
 ) -> dict[str, Tensor]:
     """The parts of the loss as sums: `ce`, `kl` and `retain` over response tokens, `hidden` over rows.
@@ -151,44 +167,77 @@ def batch_losses(
         hidden = last_hidden(model, batch.ids, batch.mask)
     answers = hidden.flatten(0, 1)[batch.positions]
 
-    @torch.no_grad()
-    def teacher(tokens: Tensor) -> Tensor:
-        assert batch.teacher is not None
-        return head(model, batch.teacher[tokens[batch.scored]].to(hidden.dtype))
-
-    divergence = DIVERGENCES[weights.divergence]
-
-    def scored(hidden: Tensor, response: Tensor, teacher: Tensor | None = None) -> Tensor:
-        """Sums of `ce` and `kl` over some response tokens."""
-        student = head(model, hidden)
-        ce = losses.cross_entropy(student, response)
-        if teacher is None:
-            return torch.stack([ce, torch.zeros_like(ce)])
-        with torch.no_grad():
-            logits = head(model, teacher.to(hidden.dtype))
-        return torch.stack([ce, divergence(student, logits, temperature=weights.temperature)])
-
-    def kept(hidden: Tensor, teacher: Tensor) -> Tensor:
-        with torch.no_grad():
-            logits = head(model, teacher.to(hidden.dtype))
-        return losses.forward_kl(head(model, hidden), logits)
-
-    def states_of(tokens: Tensor) -> Tensor:
-        assert batch.teacher is not None
-        return batch.teacher[tokens[batch.scored]]
-
-    taught, size = ~batch.retained, chunk_size(model)
-    given = [batch.response[taught]]
+    taught = ~batch.retained
     divided = batch.teacher is not None and bool(weights.kl)
-    if divided:
-        given.append(states_of(taught))
-    ce, kl = in_chunks(scored, size, answers[taught], *given)
+    heard = taught & batch.scored if divided else taught
+    learned = bool(weights.ce), True
+    ce, kl = _sums(
+        model, answers[heard], batch.response[heard], _said(batch, heard) if divided else None,
+        weights.divergence, weights.temperature, learned,
+    )  # fmt: skip
     parts = {"ce": ce} | ({"kl": kl} if divided else {})
+    unheard = taught & ~heard
+    if unheard.any():
+        parts["ce"] = ce + _sums(model, answers[unheard], batch.response[unheard], None, learned=learned)[0]
     if batch.retained.any():
-        parts["retain"] = in_chunks(kept, size, answers[batch.retained], states_of(batch.retained))
+        kept = batch.retained
+        parts["retain"] = _sums(model, answers[kept], None, _said(batch, kept))[1]
     if twins is not None and weights.hidden:
         parts["hidden"] = losses.info_nce(mean_pool(states[0], batch.prompt_mask), twins, batch.meanings)
     return parts
+
+
+def _said(batch: Batch, tokens: Tensor) -> Tensor | TopK:
+    """The teacher's part of some response tokens, all of which it has scored."""
+    assert batch.teacher is not None
+    return batch.teacher[tokens[batch.scored]]
+
+
+def _sums(
+    model: nn.Module,
+    hidden: Tensor,
+    response: Tensor | None,
+    teacher: Tensor | TopK | None,
+    divergence: fused.Divergence = "forward",
+    temperature: float = 1.0,
+    learned: tuple[bool, bool] = (True, True),
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and divergence of some response tokens, sums in nats; 0 what is not asked for."""
+    if not isinstance(teacher, TopK | None):
+        teacher = teacher.to(hidden.dtype)
+    size, fixed = chunk_size(model), fused.frozen_head(model)
+    if fixed is not None:
+        return fused.scored(
+            hidden, fixed, size=size, response=response, teacher=teacher, divergence=divergence,
+            temperature=temperature, learned=learned,
+        )  # fmt: skip
+
+    def score(hidden: Tensor, *given: Any) -> Tensor:
+        student, left = head(model, hidden), list(given)
+        ce = kl = student.new_zeros((), dtype=torch.float32)
+        if response is not None:
+            ce = losses.cross_entropy(student, left.pop(0))
+        if teacher is not None:
+            said = left.pop(0)
+            with torch.no_grad():
+                said = said if isinstance(said, TopK) else head(model, said)
+            kl = DIVERGENCES[divergence](student, said, temperature=temperature)
+        return torch.stack([ce, kl])
+
+    ce, kl = in_chunks(score, size, hidden, *(one for one in (response, teacher) if one is not None))
+    return ce, kl
+
+
+def drop_levels(tree: Tree, languages: Sequence[str], probability: float) -> list[str]:
+    """Whose path each row reads where some leave out their leaf, and half of these their family too.
+
+    Drawn from torch's own generator, which a checkpoint holds.
+    """
+    drawn = torch.rand(len(languages)).tolist()
+    return [
+        code if one >= probability else tree.cut(code, 1 if one >= probability / 2 else 2)
+        for code, one in zip(languages, drawn, strict=True)
+    ]
 
 
 LOGITS = 1 << 25
@@ -200,10 +249,11 @@ def chunk_size(model: nn.Module) -> int:
     return max(1, LOGITS // causal_of(model).config.get_text_config().vocab_size)
 
 
-def in_chunks(score: Callable[..., Tensor], size: int, hidden: Tensor, *others: Tensor) -> Tensor:
+def in_chunks(score: Callable[..., Tensor], size: int, hidden: Tensor, *others: Tensor | TopK) -> Tensor:
     """The sum of `score` over tokens, never holding the logits of more than `size` of them.
 
-    Equal to one call; where it takes several, each is computed again in backward.
+    For a head that learns, as in stage 1, or is no plain linear layer; `fused` serves the others. Equal to
+    one call; where it takes several, each is computed again in backward.
     """
     if len(hidden) <= size:
         return score(hidden, *others)
@@ -217,16 +267,26 @@ class ResponseTrainer(Trainer):
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, weights: Weights, pad_id: int, carrier: TreeLora | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        weights: Weights,
+        pad_id: int,
+        carrier: Carrier | None = None,
+        level_dropout: float = 0.0,
+        **kwargs: Any,
+    ):
         if kwargs["args"].n_gpu > 1:
             raise ConfigError("one process drives one GPU; start more with `accelerate launch`")
         super().__init__(data_collator=lambda samples: {"batch": collate(samples, pad_id)}, **kwargs)
         self.remove_callback(PrinterCallback)
-        self.weights, self.carrier = weights, carrier
+        self.weights, self.carrier, self.level_dropout = weights, carrier, level_dropout
         twins = twins_of(kwargs["train_dataset"].samples)
         self.twins = None if twins is None else twins.to(self.args.device)
         self.parts: dict[str, float] = {}
         self.counts = {"tokens": 0, "responses": 0}
+        self.languages: set[str] = set()
+        """Whose rows were read, for whoever clears it."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # the order is in the data
@@ -250,12 +310,15 @@ class ResponseTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         batch: Batch = inputs["batch"].to(self.args.device)
+        if self.carrier is not None and self.level_dropout:
+            batch.languages = drop_levels(self.carrier.tree, batch.languages, self.level_dropout)
         parts = batch_losses(model, batch, self.weights, self.carrier, self.twins)
         tokens, rows = num_items_in_batch
         scaled = {name: part / (rows if name == "hidden" else tokens) for name, part in parts.items()}
         loss = sum(getattr(self.weights, name) * part for name, part in scaled.items())
         for name, part in scaled.items():
             self.parts[name] = self.parts.get(name, 0.0) + part.item() * self.args.world_size
+        self.languages.update(batch.languages)
         self.counts["tokens"] += int(batch.mask.sum())
         self.counts["responses"] += len(batch.response)
         # Distributed wrappers average gradients over ranks; the sum is what the normalisation means.

@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from isogloss.data.chat import encode, pad
 from isogloss.model import decoder_of, head, pad_id
-from isogloss.tree.lora import TreeLora
+from isogloss.tree.carrier import Carrier
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def log_probabilities(
     options: Sequence[Mapping[str, str]],
     *,
     languages: Sequence[str] | None = None,
-    carrier: TreeLora | None = None,
+    carrier: Carrier | None = None,
     batch: int = 64,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[dict[str, float]]:
@@ -98,4 +98,5 @@ def _read(model: nn.Module, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
 
 
 def _log_softmax(model: nn.Module, hidden: Tensor) -> Tensor:
-    return torch.log_softmax(head(model, hidden).float(), -1)
+    logits = head(model, hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
+    return torch.log_softmax(logits.float(), -1)

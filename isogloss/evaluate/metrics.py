@@ -5,8 +5,11 @@ Letters: n sentences, d dimensions. Formulae and sources: docstrings.
 """
 
 import math
+import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import torch
@@ -151,3 +154,107 @@ def _above_neighbours(
 ) -> Bool[Tensor, " n"]:
     nearest = torch.zeros_like(cosine, dtype=torch.bool).scatter_(1, cosine.topk(k, dim=1).indices, True)
     return _above_others(ratio.masked_fill(~nearest, -torch.inf)) & nearest.diagonal()
+
+
+def rank_c(a: Sequence[Sequence[str]], b: Sequence[Sequence[str]]) -> list[float]:
+    """Per query, how alike two languages rank the same candidates (RankC, Qi et al. 2023).
+
+    Sum over j of w_j · |top j of a ∩ top j of b| / j with w = softmax(N, N − 1, …, 1). Never 0: see
+    `rank_c_chance`.
+
+    Args:
+        a: For each query its candidates from the likeliest down, by meaning.
+        b: The same queries in another language.
+
+    Raises:
+        ValueError: The two differ in queries or in a query's candidates.
+    """
+    found = []
+    for number, (first, second) in enumerate(zip(a, b, strict=True), start=1):
+        if len(set(first)) != len(first) or sorted(first) != sorted(second):
+            raise ValueError(f"query {number} has other candidates on each side; both must rank the same")
+        overlap, seen, value = 0, (set(), set()), 0.0
+        for j, (one, other) in enumerate(zip(first, second, strict=True), start=1):
+            seen[0].add(one)
+            seen[1].add(other)
+            overlap += (one in seen[1]) + (other in seen[0]) - (one == other)
+            value += _rank_weights(len(first))[j - 1] * overlap / j
+        found.append(value)
+    return found
+
+
+def rank_c_chance(sizes: Sequence[int]) -> float:
+    """What rankings drawn at random come to on average: P@j is j/N, so Σ w_j · j/N, mean over the queries.
+
+    Raises:
+        ValueError: There is no query, or one without candidates.
+    """
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"the queries have {list(sizes)} candidates; there must be queries, each with some")
+    each = [math.fsum(w * j / n for j, w in enumerate(_rank_weights(n), start=1)) for n in sizes]
+    return math.fsum(each) / len(each)
+
+
+def rank_c_shuffled(
+    a: Sequence[Sequence[str]], b: Sequence[Sequence[str]], *, seed: int, draws: int = 20
+) -> float | None:
+    """RankC when each query meets another one's ranking: what a liking for the same options brings by itself.
+
+    Queries change places only with those that have the same candidates; None where no two do.
+    """
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for number, candidates in enumerate(a):
+        groups.setdefault(tuple(sorted(candidates)), []).append(number)
+    groups = {key: numbers for key, numbers in groups.items() if len(numbers) > 1}
+    rng, values = random.Random(seed), []
+    for _ in range(draws):
+        for numbers in groups.values():
+            dealt = rng.sample(numbers, len(numbers))
+            values += rank_c([a[n] for n in numbers], [b[n] for n in dealt])
+    return math.fsum(values) / len(values) if values else None
+
+
+def correct_overlap(a: Sequence[bool], b: Sequence[bool]) -> float | None:
+    """Right in both over right in either (Jiang et al. 2020); None where neither has anything right.
+
+    Raises:
+        ValueError: The two differ in length.
+    """
+    pairs = list(zip(a, b, strict=True))
+    either = sum(x or y for x, y in pairs)
+    return sum(x and y for x, y in pairs) / either if either else None
+
+
+def consistency_of(answers: Mapping[str, Sequence[str | None]], size: int) -> float:
+    """SeaEval's C_s: over all sets of `size` languages, the share of items that all of them answer alike.
+
+    The same wrong answer is consistent; an unreadable one (None) agrees with nothing. An item on which groups
+    of g₁, g₂, … languages agree counts Σ C(gᵢ, s) / C(L, s), which is the mean over all sets.
+
+    Raises:
+        ValueError: `size` is not within 2 and the number of languages, there is no item, or the languages
+            differ in length.
+    """
+    if not 2 <= size <= len(answers):
+        raise ValueError(f"sets of {size} of {len(answers)} languages; the size must be 2 to their number")
+    items = list(zip(*answers.values(), strict=True))
+    if not items:
+        raise ValueError("no items; consistency needs at least one")
+    alike = sum(
+        math.comb(count, size)
+        for item in items
+        for count in Counter(answer for answer in item if answer is not None).values()
+    )
+    return alike / (math.comb(len(answers), size) * len(items))
+
+
+def ac3(consistency: float, accuracy: float) -> float:
+    """SeaEval's AC3: the harmonic mean of consistency and accuracy; 0 where both are."""
+    total = consistency + accuracy
+    return 2 * consistency * accuracy / total if total else 0.0
+
+
+@cache
+def _rank_weights(n: int) -> tuple[float, ...]:
+    powers = [math.exp(-j) for j in range(n)]  # softmax of n, n - 1, … 1
+    return tuple(power / math.fsum(powers) for power in powers)

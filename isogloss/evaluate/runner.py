@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from isogloss.config import Evaluate
 from isogloss.data.chat import pad
+from isogloss.evaluate.family import Closed, consistency_family
 from isogloss.evaluate.fidelity import in_language
 from isogloss.evaluate.items import Item, SuiteData
 from isogloss.evaluate.likelihood import log_probabilities
@@ -23,6 +24,7 @@ from isogloss.evaluate.reading import read_answer
 from isogloss.evaluate.statistics import (
     Estimate,
     bootstrap_alignment,
+    bootstrap_apart,
     bootstrap_mean,
     bootstrap_over_languages,
     mean_over_languages,
@@ -30,9 +32,11 @@ from isogloss.evaluate.statistics import (
 from isogloss.generate import answers
 from isogloss.languages import SOURCE
 from isogloss.model import capture, last_hidden, layers_of, mean_pool, pad_id
-from isogloss.tree.lora import TreeLora
+from isogloss.tree.carrier import Carrier
 
 Progress = Callable[[int, int], None]
+Rankings = dict[tuple[str, str], tuple[str, ...]]
+"""By language and item id, the options from the likeliest down."""
 PER_LANGUAGE = (
     "alignment",
     "consistency",
@@ -50,7 +54,7 @@ class Model:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    carrier: TreeLora | None = None
+    carrier: Carrier | None = None
 
 
 @dataclass
@@ -62,6 +66,9 @@ class Side:
     """By measure and language, which items or sentences were right."""
     tasks: dict[str, dict[str, float]]
     predictions: list[dict[str, Any]]
+    unreadable: dict[str, int]
+    """By language, how many answers to closed questions name no option; they count as wrong."""
+    rankings: Rankings
 
 
 @torch.no_grad()
@@ -108,9 +115,25 @@ def choose_layer(subject: Model, sentences: Mapping[str, Sequence[str]], batch: 
     return max(totals, key=lambda layer: totals[layer])
 
 
-def english_answers(subject: Model, suite: SuiteData, settings: Evaluate, progress: Progress) -> list[str]:
-    """The subject's own answers to the English twins; with a carrier, through the root."""
-    return _given(subject, suite, [(item, SOURCE) for item in suite.items], settings, progress)
+def english_answers(
+    subject: Model,
+    suite: SuiteData,
+    settings: Evaluate,
+    progress: Progress,
+    rankings: Rankings | None = None,
+) -> list[str]:
+    """The subject's own answers to the English twins; with a carrier, through the root.
+
+    Args:
+        rankings: Takes the rankings of the options, where likelihood gives them.
+    """
+    asked = [(item, SOURCE) for item in twinned(suite)]
+    return _given(subject, suite, asked, settings, progress, {} if rankings is None else rankings)
+
+
+def twinned(suite: SuiteData) -> list[Item]:
+    """The items that are there in English."""
+    return [item for item in suite.items if SOURCE in item.turns]
 
 
 def _given(
@@ -119,6 +142,7 @@ def _given(
     asked: Sequence[tuple[Item, str]],
     settings: Evaluate,
     progress: Progress,
+    rankings: Rankings,
 ) -> list[str]:
     """An answer to every item in its language: generated, or the likeliest option's wording."""
     options = [item.options[code] if item.options else {} for item, code in asked]
@@ -133,16 +157,20 @@ def _given(
             "carrier": subject.carrier, "batch": settings.batch, "progress": progress,
         }  # fmt: skip
 
-    if free:
-        texts = answers(subject.model, subject.tokenizer, **of(free), max_new_tokens=settings.max_new_tokens)
-        for number, text in zip(free, texts, strict=True):
+    limits = [max(settings.max_new_tokens, item.longest or 0) for item, _ in asked]
+    for limit in sorted({limits[n] for n in free}):
+        numbers = [n for n in free if limits[n] == limit]
+        texts = answers(subject.model, subject.tokenizer, **of(numbers), max_new_tokens=limit)
+        for number, text in zip(numbers, texts, strict=True):
             found[number] = text
     if chosen:
         scores = log_probabilities(
             subject.model, subject.tokenizer, **of(chosen), options=[options[n] for n in chosen]
         )
         for number, one in zip(chosen, scores, strict=True):
-            found[number] = options[number][max(one, key=lambda key: one[key])]
+            ranking = tuple(sorted(one, key=lambda key: -one[key]))
+            found[number] = options[number][ranking[0]]
+            rankings[asked[number][1], asked[number][0].id] = ranking
     return found
 
 
@@ -165,30 +193,36 @@ def evaluate_side(
     """
     items = list(suite.items)
     asked = [(item, code) for code in languages for item in items if code in item.turns]
-    given = _given(subject, suite, asked, settings, progress)
+    rankings: Rankings = {}
+    given = _given(subject, suite, asked, settings, progress, rankings)
     reference = {
-        item.id: (text, read_answer(item, SOURCE, text)) for item, text in zip(items, english, strict=True)
+        item.id: (text, read_answer(item, SOURCE, text))
+        for item, text in zip(twinned(suite), english, strict=True)
     }
     values: dict[str, dict[str, list[bool]]] = {"consistency": {}, "accuracy": {}, "fidelity": {}}
     tasks: dict[str, dict[str, list[bool]]] = {}
-    predictions = []
+    predictions, unreadable = [], {}
     for (item, code), text in zip(asked, given, strict=True):
-        english_text, english_meaning = reference[item.id]
+        english_text, english_meaning = reference.get(item.id, (None, None))
         meaning = read_answer(item, code, text)
-        consistent = agreement([english_meaning], [meaning])[0]
+        consistent = agreement([english_meaning], [meaning])[0] if item.id in reference else None
         right = meaning is not None and meaning == _gold(item, code)
+        if item.options is not None:
+            unreadable[code] = unreadable.get(code, 0) + (meaning is None)
         target = item.answer_language.get(code, code)
         told = in_language(text, target, candidates=(SOURCE, *languages), known=_known(item))
-        for name, value in (("consistency", consistent), ("accuracy", right)):
-            values[name].setdefault(code, []).append(value)
-        if item.options is None or suite.name not in settings.likelihood:  # an option is in its language
-            values["fidelity"].setdefault(code, []).append(told)
-        tasks.setdefault(item.task, {}).setdefault(code, []).append(consistent)
-        turn = item.turns[code]
+        # An option is in its language.
+        chosen = item.options is not None and suite.name in settings.likelihood
+        for name, value in (("consistency", consistent), ("accuracy", right), ("fidelity", told)):
+            if name in item.measures and value is not None and not (name == "fidelity" and chosen):
+                values[name].setdefault(code, []).append(value)
+        if consistent is not None and "consistency" in item.measures:
+            tasks.setdefault(item.task, {}).setdefault(code, []).append(consistent)
+        turn, twin = item.turns[code], item.turns.get(SOURCE)
         predictions.append(
             {
                 "id": item.id, "task": item.task, "language": code, "instruction": turn.instruction,
-                "english_instruction": item.turns[SOURCE].instruction, "reference": turn.response,
+                "english_instruction": twin and twin.instruction, "reference": turn.response,
                 "english_answer": english_text, "answer": text,
                 "consistent": consistent, "correct": right, "in_language": told,
             }
@@ -201,7 +235,7 @@ def evaluate_side(
     means = {
         task: {code: sum(hits) / len(hits) for code, hits in found.items()} for task, found in tasks.items()
     }
-    return Side(_estimates(values, seed), values, means, predictions)
+    return Side(_estimates(values, seed), values, means, predictions, unreadable, rankings)
 
 
 def english_accuracy(subject: Model, suite: SuiteData, settings: Evaluate, progress: Progress) -> list[bool]:
@@ -214,8 +248,29 @@ def english_right(suite: SuiteData, given: Sequence[str]) -> list[bool]:
     """Which of the reference model's English answers are right."""
     return [
         read_answer(item, SOURCE, text) == _gold(item, SOURCE)
-        for item, text in zip(suite.items, given, strict=True)
+        for item, text in zip(twinned(suite), given, strict=True)
+        if "accuracy" in item.measures
     ]
+
+
+def family(
+    suite: SuiteData, english: Sequence[str], rankings: Rankings, side: Side, seed: int
+) -> dict[str, Any]:
+    """The consistency family of one side's closed questions, its English answers among them.
+
+    Args:
+        english: The side's own answers to the English twins, and their rankings.
+    """
+    items = {item.id: item for item in suite.items if item.options is not None}
+    given = [(SOURCE, item.id, text) for item, text in zip(twinned(suite), english, strict=True)]
+    given += [(row["language"], row["id"], row["answer"]) for row in side.predictions]
+    ranked, answered = rankings | side.rankings, {}
+    for code, id, text in given:
+        if id in items:
+            meaning = read_answer(items[id], code, text)
+            right = meaning is not None and meaning == items[id].gold
+            answered.setdefault(code, {})[id] = Closed(meaning, right, ranked.get((code, id)))
+    return consistency_family(answered, seed=seed)
 
 
 def retention(before: Sequence[bool], after: Sequence[bool], seed: int) -> dict[str, Any]:
@@ -271,18 +326,25 @@ def _estimates(
     for name, by_language in values.items():
         if by_language:
             each = {code: bootstrap_mean(hits, seed=seed) for code, hits in by_language.items()}
-            scores[name] = _measure(bootstrap_over_languages(by_language, seed=seed), each)
+            scores[name] = _measure(_mean_of(by_language, seed), each)
     consistency, retrieval = values.get("consistency", {}), values.get("retrieval", {})
     shared = [code for code in consistency if code in retrieval]
     if shared:
         each = {code: bootstrap_alignment(consistency[code], retrieval[code], seed=seed) for code in shared}
-        mean = bootstrap_alignment(
-            mean_over_languages({code: consistency[code] for code in shared}),
-            mean_over_languages({code: retrieval[code] for code in shared}),
-            seed=seed,
-        )
+        sides = [{code: values[code] for code in shared} for values in (consistency, retrieval)]
+        if all(len({len(hits) for hits in side.values()}) == 1 for side in sides):
+            mean = bootstrap_alignment(*map(mean_over_languages, sides), seed=seed)
+        else:
+            mean = bootstrap_apart([hits for side in sides for hits in side.values()], seed=seed)
         scores["alignment"] = _measure(mean, each)
     return {name: scores[name] for name in PER_LANGUAGE if name in scores}
+
+
+def _mean_of(by_language: Mapping[str, Sequence[float] | Sequence[bool]], seed: int) -> Estimate:
+    """Over languages: drawn jointly where all have as many items, else each by itself."""
+    if len({len(hits) for hits in by_language.values()}) == 1:
+        return bootstrap_over_languages(by_language, seed=seed)
+    return bootstrap_apart(list(by_language.values()), seed=seed)
 
 
 def _measure(mean: Estimate, each: Mapping[str, Estimate]) -> dict[str, Any]:

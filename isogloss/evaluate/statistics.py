@@ -91,6 +91,24 @@ def bootstrap_over_languages(
     )
 
 
+def bootstrap_apart(
+    values: Sequence[Values], *, seed: int, resamples: int = 1000, level: float = 0.95
+) -> Estimate:
+    """Mean of several means whose items are not the same, such as languages with other items each.
+
+    Each is resampled by itself. `n` is the smallest number of items.
+
+    Raises:
+        ValueError: As `bootstrap_mean`, or there is none.
+    """
+    sides, rng = [_array(one) for one in values], np.random.default_rng(seed)
+    if not sides:
+        raise ValueError("there is nothing to average; give at least one language")
+    means = np.mean([_resampled_means(side, rng, resamples) for side in sides], axis=0)
+    value = float(np.mean([side.mean() for side in sides]))
+    return _estimate(value, means, level, min(len(side) for side in sides))
+
+
 def paired_bootstrap(
     a: Values, b: Values, *, seed: int, resamples: int = 1000, level: float = 0.95
 ) -> Difference:

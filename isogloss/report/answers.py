@@ -62,7 +62,9 @@ class Pair:
 def pairs(before: Iterable[Row], after: Iterable[Row]) -> list[Pair]:
     """The items answered both before and after, in the order of the answers after."""
     earlier = {(str(row.get("language")), str(row.get("id"))): row for row in before}
-    found = ((earlier.get((str(row.get("language")), str(row.get("id")))), row) for row in after)
+    # Rows without an English twin have no verdict.
+    judged = (row for row in after if row.get("consistent", False) is not None)
+    found = ((earlier.get((str(row.get("language")), str(row.get("id")))), row) for row in judged)
     return [Pair(was, now) for was, now in found if was is not None]
 
 

@@ -124,6 +124,12 @@ def _facts(suite: scores.Suite) -> list[tuple[str, str]]:
     english = (suite.entries.get("english") or {}).get("accuracy")
     if english is not None:
         facts.append(("English accuracy", f"{figures.percent(english)} %"))
+    official = suite.entries.get("official") or {}
+    for task, metrics in (official.get("after") or {}).get("tasks", {}).items():
+        for metric, one in metrics.items():
+            was = official.get("before", {}).get("tasks", {}).get(task, {}).get(metric, {}).get("mean")
+            values = f"{figures.percent(was)} → {figures.percent(one['mean'])} %"
+            facts.append((f"{task} {metric.replace('_', ' ')}", values))
     if suite.entries.get("layer") is not None:
         facts.append(("retrieval layer", str(suite.entries["layer"])))
     return facts

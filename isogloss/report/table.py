@@ -37,6 +37,31 @@ def summary_table(scores: Mapping[str, Any], suite: str) -> Table:
     return table
 
 
+def official_table(scores: Mapping[str, Any], suite: str) -> Table:
+    """The benchmark's own metrics, mean over languages, before → after in per cent."""
+    by_phase = scores["suites"][suite]["official"]
+    table = Table(
+        title=Text(f"{suite}: the benchmark's own metrics, %"), box=box.SIMPLE_HEAD, show_edge=False
+    )
+    for name in ("task", "metric", "languages", "mean", "unreadable"):
+        table.add_column(Text(name), justify="left" if name in ("task", "metric") else "right", no_wrap=True)
+    after = by_phase["after"]
+    for task, metrics in after["tasks"].items():
+        unread = after.get("unreadable", {}).get(task)
+        for metric, one in metrics.items():
+            was = by_phase["before"].get("tasks", {}).get(task, {}).get(metric, {}).get("mean")
+            means = " → ".join(figures.percent(value) for value in (was, one["mean"]))
+            count = "" if unread is None else str(sum(unread.values()))
+            table.add_row(
+                *map(Text, (task, metric.replace("_", " "), str(len(one["languages"])), means, count))
+            )
+    if after.get("overall") is not None:
+        values = (by_phase["before"].get("overall"), after["overall"])
+        means = " → ".join(figures.percent(value) for value in values)
+        table.add_row(Text("overall"), Text("mean over tasks"), "", Text(means), "", style="bold")
+    return table
+
+
 def headline(scores: Mapping[str, Any], suite: str) -> str:
     """One plain sentence: alignment accuracy with its interval, worst language, fidelity, retention.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from isogloss.data.chat import encode_prompt
+from isogloss.data.chat import encode_prompt, written_behind
 from isogloss.data.examples import Turn
 from isogloss.errors import ConfigError
 from isogloss.tree.nodes import Node
@@ -96,3 +96,39 @@ def teacher_prompt(
             "raise distill.max_prompt or shorten the node texts"
         )
     return prompt
+
+
+def check_texts(texts: NodeTexts, path: tuple[Node, ...]) -> None:
+    """Every node on a path says something.
+
+    Raises:
+        ConfigError: A node has no text.
+    """
+    keys = {"family": "families", "language": "languages"}
+    for node in path:
+        if not texts.of(node):
+            where = f"under {keys[node.level]} " if node.level in keys else ""
+            raise ConfigError(
+                f"the node {node.name} has no text and distill.require_texts is true; "
+                f"write one {where}in the file of distill.texts"
+            )
+
+
+def check_response(
+    tokenizer: PreTrainedTokenizerBase, system: str, instruction: str, response: str, *, row: str
+) -> None:
+    """Behind the teacher's prompt the template writes the response as it does behind the student's.
+
+    Ids are appended as ids, so both always score the same tokens; but of a template that writes an answer in
+    another way where a system text stands before, these would not be what the teacher expects to say.
+
+    Raises:
+        ConfigError: The two differ.
+    """
+    ours = written_behind(tokenizer, instruction, response)
+    theirs = written_behind(tokenizer, instruction, response, system)
+    if ours != theirs:
+        raise ConfigError(
+            f"the chat template writes the response of {row} behind the teacher's prompt as {theirs!r} and "
+            f"behind the student's as {ours!r}; set a tokenizer.chat_template that writes both alike"
+        )

@@ -2,60 +2,24 @@
 
 PEFT injects, names and stores the adapter; only the two small products are ours. They read, for
 each row of the batch, just the rank rows on that row's path: Σ r(path) instead of Σ r(tree), so
-the cost of a step does not grow with the number of languages. The path is state that the layers
-read during forward *and* during the recomputation of gradient checkpointing: set it before the
-student's forward and leave it until backward is done.
+the cost of a step does not grow with the number of languages.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from isogloss.tree.nodes import Node, Tree
+from isogloss.tree.carrier import Carrier, Routing
+from isogloss.tree.nodes import Tree
 
 ADAPTER = "default"
-
-
-class Routing:
-    """Which rank rows each row of the current batch reads; shared by every layer of one model.
-
-    Rows of one language read the same rank rows, so weights are gathered once per *distinct* path.
-    """
-
-    def __init__(self, tree: Tree):
-        self.tree = tree
-        self.width = max(1, tree.path_rank())
-        self.rows: Int[Tensor, "paths width"] | None = None
-        self.scale: Float[Tensor, "paths width 1"] | None = None
-        self.path_of: Int[Tensor, " batch"] | None = None
-
-    def set(self, languages: Sequence[str], device: torch.device) -> None:
-        """The batch's languages, one per row; no node off a row's path is read."""
-        distinct = list(dict.fromkeys(languages))
-        rows = torch.zeros(len(distinct), self.width, dtype=torch.long)
-        scale = torch.zeros(len(distinct), self.width, 1)
-        for number, code in enumerate(distinct):
-            on = [row for node in self.tree.path(code) for row in node.rows]
-            rows[number, : len(on)] = torch.tensor(on, dtype=torch.long)
-            scale[number, : len(on)] = 1.0
-        self.rows, self.scale = rows.to(device), scale.to(device)
-        self.path_of = torch.tensor([distinct.index(code) for code in languages], device=device)
-
-    def gather(
-        self, weight: Float[Tensor, "rank features"], dtype: torch.dtype
-    ) -> Float[Tensor, "batch width features"]:
-        """Each row's share of a weight whose first axis is the tree's rank."""
-        if self.rows is None or self.path_of is None:
-            raise RuntimeError("no path is set; wrap the forward in carrier.on(languages)")
-        return weight[self.rows].to(dtype)[self.path_of]
 
 
 class _Down(nn.Linear):
@@ -80,8 +44,8 @@ class _Up(nn.Linear):
         return input @ columns[routing.path_of]
 
 
-class TreeLora:
-    """A frozen model with a tree of adapters; carriers are off unless a path is set.
+class TreeLora(Carrier):
+    """A tree of low-rank adapters.
 
     Args:
         model: The reference model; its weights are frozen here.
@@ -125,39 +89,28 @@ class TreeLora:
         for layer in self.layers():
             layer._disable_adapters = True
 
-    @contextmanager
-    def on(self, languages: Sequence[str]) -> Iterator[PeftModel]:
-        """The student: row b of every forward inside reads the path of `languages[b]`."""
-        self.set_path(languages)
-        try:
-            yield self.model
-        finally:
-            self.off()
-
     def set_path(self, languages: Sequence[str]) -> None:
-        """As `on`, for a training step whose backward lies outside."""
-        self.routing.set(languages, next(self.model.parameters()).device)
+        width = max(1, self.tree.path_rank())
+        self.routing.set(languages, next(self.model.parameters()).device, width=width)
         for layer in self.layers():
             layer._disable_adapters = False
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if "lora_" in name}
 
-    def node_parameters(self, node: Node) -> dict[str, Tensor]:
-        """Views of a node's own rows and columns."""
-        rows = slice(node.start, node.start + node.rank)
-        return {
-            name: p.data[rows] if "lora_A" in name else p.data[:, rows]
-            for name, p in self.parameters().items()
-        }
+    def axis(self, name: str) -> int:
+        return 0 if "lora_A" in name else 1
+
+    def flops(self, tokens: int, rows: int) -> float:
+        # Of the adapters a token meets its path alone, forward and twice backward.
+        met = sum(p.numel() for p in self.parameters().values()) * self.tree.path_rank() / self.tree.rank
+        return 3 * 2 * met * tokens
 
     def path_state(self, language: str) -> dict[str, Tensor]:
         """An ordinary PEFT state dict of rank Σ r(path)."""
-        on = torch.tensor([row for node in self.tree.path(language) for row in node.rows], dtype=torch.long)
+        on = [row for node in self.tree.path(language) for row in node.rows]
         return {
-            name.replace(f".{ADAPTER}", ""): (p.data[on] if "lora_A" in name else p.data[:, on])
-            .contiguous()
-            .clone()
+            name.replace(f".{ADAPTER}", ""): self.rows_of(name, p.data, on).contiguous()
             for name, p in self.parameters().items()
         }
 
@@ -178,39 +131,6 @@ class TreeLora:
         save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(str(folder))
         return rank
-
-    def learn_only(self, nodes: Iterable[Node]) -> None:
-        """From now on no other node gets a gradient, so its rows stay as they are to the bit."""
-        mask = torch.zeros(self.tree.rank)
-        for node in nodes:
-            mask[node.start : node.start + node.rank] = 1.0
-        for name, p in self.parameters().items():
-            kept = mask[:, None] if "lora_A" in name else mask[None]
-            p.register_hook(lambda gradient, kept=kept.to(p.device): gradient * kept)
-
-    def load_nodes(self, state: dict[str, Tensor], tree: Tree) -> None:
-        """Take over the rows of every node that another tree's carriers share with this one by name."""
-        with torch.no_grad():
-            for name, p in self.parameters().items():
-                for node in tree.nodes:
-                    own = self.tree.by_name.get(node.name)
-                    if own is not None:
-                        theirs, ours = list(node.rows), list(own.rows)
-                        if "lora_A" in name:
-                            p[ours] = state[name][theirs].to(p)
-                        else:
-                            p[:, ours] = state[name][:, theirs].to(p)
-
-    def state(self) -> dict[str, Tensor]:
-        return {name: p.data for name, p in self.parameters().items()}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        own = self.parameters()
-        if {n: p.shape for n, p in own.items()} != {n: p.shape for n, p in state.items()}:
-            raise ValueError("these carriers belong to a model or tree of another shape")
-        with torch.no_grad():
-            for name, p in own.items():
-                p.copy_(state[name])
 
 
 def nearest_of_rank(state: dict[str, Tensor], rank: int) -> dict[str, Tensor]:

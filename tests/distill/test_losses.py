@@ -1,11 +1,21 @@
 """Losses: nats worked out by hand, a float64 reference of our own, and identities."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 
-from isogloss.distill.losses import cross_entropy, forward_kl, info_nce, jensen_shannon, reverse_kl
+from isogloss.distill.losses import (
+    cosine,
+    cross_entropy,
+    forward_kl,
+    info_nce,
+    jensen_shannon,
+    reverse_kl,
+    shrinkage,
+)
+from isogloss.distill.topk import TopK
 
 HALVES = torch.tensor([[0.5, 0.5]]).log()
 NINE_TO_ONE = torch.tensor([[0.9, 0.1]]).log()
@@ -239,3 +249,183 @@ def test_info_nce_does_not_see_length():
     assert info_nce(10 * student, twins / 10, own).item() == pytest.approx(
         info_nce(student, twins, own).item(), rel=1e-5
     )
+
+
+# --- the k likeliest tokens and the rest
+
+
+def bucketed64(student, teacher, k):
+    """Float64 probabilities of both over the k likeliest of the teacher and all others, by a plain loop."""
+    p, q = teacher.double().softmax(-1), student.double().softmax(-1)
+    ours, theirs = [], []
+    for row in range(len(p)):
+        kept = p[row].topk(k).indices.tolist()
+        others = [v for v in range(p.shape[1]) if v not in kept]
+        theirs.append([*p[row, kept].tolist(), sum(p[row, others].tolist())])
+        ours.append([*q[row, kept].tolist(), sum(q[row, others].tolist())])
+    return torch.tensor(theirs, dtype=torch.float64), torch.tensor(ours, dtype=torch.float64)
+
+
+def tabled(student, teacher, k, beta=0.5):
+    p, q = bucketed64(student, teacher, k)
+    m = beta * p + (1 - beta) * q
+    return {
+        forward_kl: (p * (p / q).log()).sum().item(),
+        reverse_kl: (q * (q / p).log()).sum().item(),
+        jensen_shannon: (beta * p * (p / m).log() + (1 - beta) * q * (q / m).log()).sum().item(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("loss", "nats", "turned"),
+    [
+        # Teacher 0.6 and 0.4 in two, student 0.2 and 0.8 in two: 0.6 ln 3 + 0.4 ln ½; 0.2 ln ⅓ + 0.8 ln 2
+        (forward_kl, 0.381909, 0.334795),
+        (reverse_kl, 0.334795, 0.381909),
+    ],
+)
+def test_top_1_and_the_rest_match_values_worked_out_by_hand(loss, nats, turned):
+    """The student's other tokens are one outcome, whatever each of them has; the direction is pinned."""
+    student, ids = torch.tensor([[0.2, 0.7, 0.1]]).log(), torch.tensor([[0]], dtype=torch.int32)
+    teacher = TopK(ids, torch.tensor([[0.6]]).log())
+    assert loss(student, teacher).item() == pytest.approx(nats, abs=1e-6)
+    teacher, student = TopK(ids, torch.tensor([[0.2]]).log()), torch.tensor([[0.6, 0.1, 0.3]]).log()
+    assert loss(student, teacher).item() == pytest.approx(turned, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", DIVERGENCES)
+@pytest.mark.parametrize(("tokens", "vocab", "k"), [(1, 3, 1), (7, 13, 5), (9, 271, 32)])
+def test_top_k_divergences_match_float64(loss, tokens, vocab, k):
+    """A loop over tokens and outcomes, in float64."""
+    student, teacher = pair(tokens, vocab)
+    value = loss(student, TopK.of(teacher, k)).item()
+    assert value == pytest.approx(tabled(student, teacher, k)[loss], rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", DIVERGENCES)
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
+def test_all_tokens_kept_equal_the_dense_divergence_and_its_gradient(loss, temperature):
+    """k = V, at any temperature, to 1e-6 of the value."""
+    student, teacher = (x / 3 for x in pair(7, 31))
+    found = []
+    for said in (teacher, TopK.of(teacher, 31)):
+        ours = student.clone().requires_grad_()
+        value = loss(ours, said, temperature=temperature)
+        value.backward()
+        found.append((value.detach(), ours.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", DIVERGENCES)
+@pytest.mark.parametrize("k", [1, 4, 12, 13])
+def test_equal_inputs_give_zero_on_top_k_as_well(loss, k):
+    """And no gradient."""
+    student = (pair(7, 13)[0] / 3).requires_grad_()
+    value = loss(student, TopK.of(student.detach(), k))
+    value.backward()
+    assert value.item() == pytest.approx(0.0, abs=1e-5)
+    assert student.grad.abs().max().item() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", DIVERGENCES)
+def test_fewer_outcomes_never_show_more(loss):
+    """Data processing: what is told apart less differs less, and k = V - 1 is exact already."""
+    student, teacher = pair(7, 13)
+    values = [loss(student, TopK.of(teacher, k)).item() for k in range(1, 13)]
+    dense = loss(student, teacher).item()
+    assert all(a < b + 1e-4 for a, b in pairwise(values))
+    assert values[-1] == pytest.approx(dense, rel=1e-5)
+    assert values[0] < dense - 0.1
+
+
+@pytest.mark.parametrize("loss", DIVERGENCES)
+@pytest.mark.parametrize("k", [None, 1, 3, 5])
+def test_gradients_are_those_of_finite_differences(loss, k):
+    """gradcheck in float64, dense and on k of five tokens."""
+    student, teacher = (x.double() / 3 for x in pair(3, 5))
+    if k is not None:
+        top = teacher.log_softmax(-1).topk(k)
+        teacher = TopK(top.indices, top.values)
+    assert torch.autograd.gradcheck(lambda s: loss(s, teacher), [student.requires_grad_()])
+
+
+@pytest.mark.parametrize("loss", DIVERGENCES)
+@pytest.mark.parametrize("kept", [False, True])
+def test_masks_are_indices(loss, kept):
+    """Tokens left out by a mask, or never gathered: the same sum, and nothing pulls on the others."""
+    student, teacher = pair(7, 13)
+    mask = torch.tensor([True, False, True, True, False, False, True])
+    said = TopK.of(teacher, 4) if kept else teacher
+    student.requires_grad_()
+    value = loss(student[mask], said[mask])
+    value.backward()
+    one_by_one = sum(loss(student[i : i + 1], said[i : i + 1]) for i in (0, 2, 3, 6))
+    assert value.item() == pytest.approx(one_by_one.item(), rel=1e-6)
+    assert torch.equal(student.grad[~mask], torch.zeros(3, 13))
+
+
+@pytest.mark.parametrize("loss", DIVERGENCES)
+def test_top_k_at_another_temperature_is_refused(loss):
+    """What it would do to the rest cannot be told; the message names the way out."""
+    student, teacher = pair(3, 13)
+    with pytest.raises(ValueError) as caught:
+        loss(student, TopK.of(teacher, 4), temperature=2.0)
+    assert str(caught.value) == (
+        "temperature is 2.0; of the k likeliest tokens and the rest only 1 is exact; "
+        "take 1, or hidden states as the signal"
+    )
+
+
+@pytest.mark.parametrize("loss", DIVERGENCES)
+def test_a_certain_teacher_and_a_sure_but_wrong_student_stay_finite(loss):
+    """Neither a rest of nothing nor a student's of exp(-200) is NaN."""
+    student = torch.tensor([[200.0, 0.0, 0.0, 0.0]], requires_grad=True)
+    value = loss(student, TopK.of(torch.tensor([[0.0, 200.0, 1.0, 0.0]]), 2))
+    value.backward()
+    assert value.isfinite() and student.grad.isfinite().all()
+
+
+# --- hidden states and nodes
+
+
+def test_cosine_matches_a_table_worked_out_by_hand():
+    """Same direction 0, orthogonal 1, opposite 2, 60° ½: a sum over rows."""
+    student = torch.tensor([[2.0, 0.0], [1.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
+    teacher = torch.tensor([[7.0, 0.0], [0.0, 3.0], [-2.0, -2.0], [0.5, 0.75**0.5]])
+    each = [cosine(student[i : i + 1], teacher[i : i + 1]).item() for i in range(4)]
+    assert each == pytest.approx([0.0, 1.0, 2.0, 0.5], abs=1e-6)
+    assert cosine(student, teacher).item() == pytest.approx(3.5, abs=1e-6)
+
+
+def test_cosine_has_the_gradient_of_finite_differences_and_sees_no_length():
+    """gradcheck in float64; a student ten times as long costs the same."""
+    student, teacher = (x.double() for x in pair(3, 6))
+    assert cosine(10 * student, teacher).item() == pytest.approx(cosine(student, teacher).item(), rel=1e-12)
+    assert torch.autograd.gradcheck(lambda s: cosine(s, teacher), [student.requires_grad_()])
+    zeros = torch.zeros(2, 6, requires_grad=True)
+    cosine(zeros, torch.ones(2, 6)).backward()
+    assert zeros.grad.isfinite().all()
+
+
+def test_shrinkage_matches_a_table_worked_out_by_hand():
+    """prior 50: ½ (1 · 4 + ½ · 9 + 1/11 · 121) = 9.75."""
+    norms, items = torch.tensor([2.0, 3.0, 11.0]), torch.tensor([0, 50, 500])
+    assert shrinkage(norms, items, prior=50.0).item() == pytest.approx(9.75, rel=1e-6)
+    assert shrinkage(torch.zeros(3), items, prior=50.0).item() == 0.0
+
+
+def test_shrinkage_pulls_in_proportion_to_the_distance():
+    """gradcheck, and its gradient prior / (prior + items) · norm."""
+    norms = torch.tensor([2.0, 3.0, 11.0], dtype=torch.float64, requires_grad=True)
+    items = torch.tensor([0, 50, 500])
+    shrinkage(norms, items, prior=50.0).backward()
+    assert norms.grad.tolist() == pytest.approx([2.0, 1.5, 1.0], rel=1e-6)
+    assert torch.autograd.gradcheck(lambda n: shrinkage(n, items, prior=50.0), [norms])
+
+
+@pytest.mark.parametrize("prior", [0.0, -1.0, math.inf, math.nan])
+def test_an_impossible_prior_is_refused(prior):
+    """The message says what it is and what it may be."""
+    with pytest.raises(ValueError) as caught:
+        shrinkage(torch.ones(1), torch.ones(1, dtype=torch.long), prior=prior)
+    assert str(caught.value) == f"prior is {prior}; it must be a finite number above 0"

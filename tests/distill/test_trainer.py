@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from isogloss.data.chat import Encoded
 from isogloss.distill import losses, trainer
 from isogloss.distill.signal import Signal
+from isogloss.distill.topk import TopK
 from isogloss.distill.trainer import (
     Ordered,
     ResponseTrainer,
@@ -23,6 +25,7 @@ from isogloss.distill.trainer import (
     training_arguments,
     twins_of,
 )
+from isogloss.tree.virtual import TreeEmbedding, TreePrefix
 
 LANGUAGES = ["ru", "bg", "es", "fr", "sw", "en"]
 SIZES = [(3, 2), (7, 1), (2, 9), (5, 4), (4, 4), (6, 3), (2, 1), (3, 6)]
@@ -379,6 +382,24 @@ def test_a_killed_stage_2_ends_with_the_same_carriers(tiny, five, student, tmp_p
             assert torch.equal(p, reference[name.replace(".base_layer", "")])
 
 
+@pytest.mark.parametrize("make", [TreePrefix, TreeEmbedding])
+def test_a_killed_stage_2_ends_with_the_same_virtual_positions(tiny, five, tmp_path, make):
+    """The same for carriers that PEFT does not save; a checkpoint holds them and not the model."""
+    whole, broken, resumed = (make(tiny(), five) for _ in range(3))
+    options = {"batch": 2, "accumulate": 2, "steps": 8}
+    options["weights"] = Weights(ce=0.7, kl=1.3, hidden=0.3, layer=2)
+    expected = run(tmp_path / "whole", whole.model, SAMPLES, carrier=whole, **options)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", broken.model, SAMPLES, carrier=broken, stop=5, **options)
+    saved = load_file(tmp_path / "broken" / "work" / "checkpoint-3" / "model.safetensors")
+    assert saved.keys() == whole.parameters().keys()
+    found = run(tmp_path / "broken", resumed.model, SAMPLES, carrier=resumed, **options)
+    assert len(found.gradients) == 5
+    for name, p in whole.parameters().items():
+        assert torch.equal(p, resumed.parameters()[name])
+    assert found.counts == expected.counts
+
+
 def test_a_torn_checkpoint_is_passed_over(tiny, tmp_path):
     """A folder without the file that is written last counts for nothing."""
     whole, resumed = tiny(), tiny(seed=9)
@@ -392,3 +413,18 @@ def test_a_torn_checkpoint_is_passed_over(tiny, tmp_path):
     assert len(found.gradients) == 1
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_places_that_another_teacher_does_not_cover_have_cross_entropy_alone(tiny):
+    """Of two of three tokens the divergence, of all the cross-entropy, each as if read alone."""
+    model = tiny("qwen3").requires_grad_(False)
+    encoded = Encoded((5, 6, 7), (40, 41, 1))
+    top = TopK(torch.tensor([[40, 9], [1, 3]], dtype=torch.int32), torch.tensor([[-0.5, -2.0], [-1.0, -1.5]]))
+    covered = torch.tensor([True, False, True])
+    sample = Sample(encoded, "sw", 0, Signal(top, torch.zeros(24), covered))
+    with torch.no_grad():
+        parts = batch_losses(model, collate([sample], 0), Weights(1.0, 1.0))
+        logits = model(torch.tensor([[5, 6, 7, 40, 41, 1]])).logits[0, 2:5]
+    own = losses.cross_entropy(logits, torch.tensor([40, 41, 1]))
+    assert parts["ce"].item() == pytest.approx(own.item(), abs=1e-4)
+    assert parts["kl"].item() == pytest.approx(losses.forward_kl(logits[[0, 2]], top).item(), abs=1e-4)

@@ -1,10 +1,13 @@
 """Metrics: tables worked out by hand, a slow reference for the margin, and identities."""
 
 import math
+from itertools import permutations
 
 import pytest
 import torch
 
+from isogloss.evaluate import metrics
+from isogloss.evaluate.family import Closed, consistency_family
 from isogloss.evaluate.metrics import agreement, alignment, correct, retrieve, spread
 
 
@@ -185,3 +188,80 @@ def test_spread_refuses_a_language_without_a_number(values):
     """Nan would hide the worst language."""
     with pytest.raises(ValueError, match="it needs a number for every language"):
         spread(values)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "value"),
+    [
+        ("xy", "xy", 1.0),
+        ("xy", "yx", 0.268941),  # P@1 = 0, P@2 = 1, w = 1/(1+e) for j = 2
+        ("xyz", "yxz", 0.334759),  # w2 + w3 = 0.244728 + 0.090031
+        ("xyz", "xzy", 0.877636),  # w1 + w2/2 + w3 = 0.665241 + 0.122364 + 0.090031
+    ],
+)
+def test_rank_c_matches_values_worked_out_by_hand(a, b, value):
+    """Overlap of the best j, weighted by the softmax of N − j + 1; the same both ways."""
+    assert metrics.rank_c([list(a)], [list(b)]) == pytest.approx([value], abs=1e-6)
+    assert metrics.rank_c([list(b)], [list(a)]) == pytest.approx([value], abs=1e-6)
+
+
+@pytest.mark.parametrize(("n", "chance"), [(1, 1.0), (2, 0.634471), (3, 0.474930), (10, 0.158152)])
+def test_the_chance_of_rank_c_is_the_mean_over_all_rankings(n, chance):
+    """Enumerated; for 10 the mean of a cut geometric series, (1/(1 − q) − 10 q¹⁰/(1 − q¹⁰)) / 10, q = 1/e."""
+    assert metrics.rank_c_chance([n]) == pytest.approx(chance, abs=1e-5)
+    if n < 5:
+        every = list(permutations("abcdefghij"[:n]))
+        values = metrics.rank_c([every[0]] * len(every), every)
+        assert sum(values) / len(values) == pytest.approx(chance, abs=1e-5)
+
+
+def test_shuffled_rank_c_keeps_what_both_always_prefer():
+    """Languages that always rank alike get 1 from any pairing, where chance is 0.634."""
+    a = [["x", "y"]] * 6
+    assert metrics.rank_c_shuffled(a, a, seed=0) == 1.0
+    assert metrics.rank_c_shuffled([["x", "y"]], [["x", "y"]], seed=0) is None
+    with pytest.raises(ValueError, match="query 1 has other candidates on each side"):
+        metrics.rank_c([["x", "y"]], [["x", "z"]])
+
+
+def test_correct_overlap_divides_by_what_either_has_right():
+    """Both right once, one of them twice more: 1/3; nothing right: no number."""
+    assert metrics.correct_overlap([True, True, False, False], [True, False, True, False]) == 1 / 3
+    assert metrics.correct_overlap([False], [False]) is None
+
+
+def test_seaevals_consistency_is_the_mean_over_all_sets_of_languages():
+    """Item 1: a a b, item 2: all c. Pairs: (1 + 3) of 6; triples: 1 of 2; None agrees with none."""
+    answers = {"en": ["a", "c"], "sw": ["a", "c"], "ur": ["b", "c"]}
+    assert metrics.consistency_of(answers, 2) == pytest.approx(4 / 6)
+    assert metrics.consistency_of(answers, 3) == pytest.approx(1 / 2)
+    assert metrics.consistency_of({"en": [None], "sw": [None]}, 2) == 0.0
+    assert metrics.ac3(0.5, 1.0) == pytest.approx(2 / 3) and metrics.ac3(0.0, 0.0) == 0.0
+    with pytest.raises(ValueError, match="sets of 4 of 3 languages; the size must be 2 to their number"):
+        metrics.consistency_of(answers, 4)
+
+
+def test_the_family_is_measured_on_what_all_languages_answer():
+    """Two shared items; the third is not there in Urdu, and Italian shares none with English."""
+
+    def said(*meanings: str | None) -> dict[str, Closed]:
+        return {
+            str(n): Closed(m, m == "x", None if m is None else (m, "y" if m == "x" else "x"))
+            for n, m in enumerate(meanings)
+        }
+
+    answers = {
+        "en": said("x", "y", "x"),
+        "sw": said("x", "x", "x"),
+        "ur": said("x", "y"),
+        "it": {"9": said("x")["0"]},
+    }
+    found = consistency_family(answers, seed=0)
+    assert found["items"] == 2 and found["languages"] == ["en", "sw", "ur"]
+    assert found["agreement"]["en"] == {"sw": 0.5, "ur": 1.0} and found["agreement"]["ur"]["sw"] == 0.5
+    assert found["correct_overlap"]["en"] == {"sw": 0.5, "ur": 1.0}
+    assert found["consistency"] == {"2": pytest.approx(4 / 6), "3": 0.5, "all": 0.5}
+    assert found["ac3"]["3"] == pytest.approx(2 * 0.5 * (4 / 6) / (0.5 + 4 / 6))
+    assert found["rankc"]["pairs"]["en"]["sw"] == pytest.approx((1 + 0.268941) / 2, abs=1e-6)
+    assert found["rankc"]["chance"] == pytest.approx(0.634471, abs=1e-6)
+    assert consistency_family({"en": said("x")}, seed=0) == {}

@@ -8,6 +8,7 @@ from isogloss.evaluate.statistics import (
     Difference,
     Estimate,
     bootstrap_alignment,
+    bootstrap_apart,
     bootstrap_mean,
     bootstrap_over_languages,
     holm,
@@ -152,3 +153,13 @@ def test_impossible_settings_are_refused(setting, message):
     with pytest.raises(ValueError) as caught:
         bootstrap_mean([0.0, 1.0], seed=0, **setting)
     assert str(caught.value) == message
+
+
+def test_languages_with_other_items_each_are_drawn_apart():
+    """The mean of both means, whatever their lengths; the tails are those of independent draws."""
+    assert bootstrap_apart([[1, 1, 1], [0]], seed=0) == Estimate(0.5, 0.5, 0.5, 1)
+    # Means of two: 0 (1/16), ¼ (1/4), ½ (3/8), ¾ (1/4), 1 (1/16). 5 % tails are the ends, 20 % ones ¼, ¾.
+    assert bootstrap_apart([HALVES, HALVES], seed=0, level=0.9) == Estimate(0.5, 0.0, 1.0, 2)
+    assert bootstrap_apart([HALVES, HALVES], seed=0, level=0.6) == Estimate(0.5, 0.25, 0.75, 2)
+    with pytest.raises(ValueError, match="there is nothing to average; give at least one language"):
+        bootstrap_apart([], seed=0)

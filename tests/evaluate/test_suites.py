@@ -91,7 +91,7 @@ def test_pawsx_joins_by_id_and_leaves_out_what_was_not_translated(tmp_path):
     [
         (["1\ta\tb\t2"], "dev_2k.tsv:2: the label is '2'; it must be 0 or 1"),
         (["1\ta\tb"], "dev_2k.tsv:2: 3 fields, but the header names 4"),
-        (["1\ta\tb\t1", "1\ta\tb\t1"], "dev_2k.tsv: an id occurs twice; keep one row of each"),
+        (["1\ta\tb\t1", "1\ta\tb\t1"], "dev_2k.tsv:3: id 1 occurs twice; keep one row of each"),
     ],
 )
 def test_a_damaged_pawsx_file_is_refused_by_line(rows, says, tmp_path):

@@ -1,11 +1,21 @@
 """Teacher prompts: what is said, in which order, and what is refused."""
 
+import copy
+
 import pytest
 
 from isogloss.data.examples import Turn
 from isogloss.errors import ConfigError
 from isogloss.languages import TARGETS
-from isogloss.teacher.prompts import NodeTexts, load_texts, privileged_text, teacher_prompt
+from isogloss.teacher.prompts import (
+    NodeTexts,
+    check_response,
+    check_texts,
+    load_texts,
+    privileged_text,
+    teacher_prompt,
+)
+from isogloss.teacher.showing import shown
 from isogloss.tree.nodes import build_tree
 
 TEXTS = NodeTexts(
@@ -97,3 +107,43 @@ def test_texts_with_other_keys_are_refused(tmp_path, text):
     assert str(caught.value) == (
         f"{path}: node texts have the keys root, families, languages, tasks, answers, root at least"
     )
+
+
+def test_a_node_without_a_text_is_refused_where_texts_are_demanded():
+    """Root, family and language; the message says under which key to write it."""
+    check_texts(TEXTS, TREE.path("ru"))
+    with pytest.raises(ConfigError) as caught:
+        check_texts(TEXTS, TREE.path("bg"))
+    assert str(caught.value) == (
+        "the node bg has no text and distill.require_texts is true; "
+        "write one under languages in the file of distill.texts"
+    )
+    with pytest.raises(ConfigError, match=r"^the node Atlantic-Congo.* write one under families in the file"):
+        check_texts(TEXTS, TREE.path("sw"))
+    with pytest.raises(ConfigError, match=r"^the node root has no text .*; write one in the file of"):
+        check_texts(NodeTexts(""), TREE.path("ru"))
+
+
+def test_a_template_that_writes_the_response_otherwise_behind_a_system_text_is_refused(tokenizer):
+    """Here it greets where a system text stands before."""
+    check_response(tokenizer, "Root.", "Sema", "ndiyo", row="x/sw")
+    greeting = copy.deepcopy(tokenizer)
+    greeting.chat_template = (
+        "{%- for m in messages -%}{{- '<|' + m['role'] + '|>' -}}"
+        "{%- if m['role'] == 'assistant' and messages[0]['role'] == 'system' -%}Well, {% endif -%}"
+        "{{- m['content'] + '<|end|>' -}}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+    )
+    with pytest.raises(ConfigError) as caught:
+        check_response(greeting, "Root.", "Sema", "ndiyo", row="x/sw")
+    assert str(caught.value) == (
+        "the chat template writes the response of x/sw behind the teacher's prompt as "
+        "'<|end|><|assistant|>Well, ndiyo<|end|>' and behind the student's as "
+        "'<|end|><|assistant|>ndiyo<|end|>'; set a tokenizer.chat_template that writes both alike"
+    )
+
+
+def test_response_tokens_are_shown_one_by_one_and_split_characters_together(tokenizer):
+    """Byte tokens: ж is two of them, its own bracket says so."""
+    ids = tokenizer("aж")["input_ids"]
+    assert shown(tokenizer, [3, *tokenizer("Hi")["input_ids"]], [*ids, 1]) == "<|user|>Hi⟦a⟧⟦ж⟧×2⟦<|end|>⟧"

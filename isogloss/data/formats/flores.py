@@ -1,21 +1,29 @@
-"""FLORES: the same sentences in every language, one a line, in the folders of FLORES-101 or FLORES-200."""
+"""FLORES and NTREX: the same sentences in every language, one a line.
 
-from collections.abc import Iterable
+FLORES-101, FLORES-200 and FLORES+ differ in the names of folders and files; NTREX has one test set of news.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Final
 
-from isogloss.data.formats.lines import languages_of, plain_or_gz, read_lines
+from isogloss.data.formats.lines import is_text, languages_of, plain_or_gz, read_lines, read_objects
 from isogloss.errors import DataError
 from isogloss.languages.registry import Language
+
+_PLUS: Final = {"cmn_Hans": "zho_Hans", "cmn_Hant": "zho_Hant"}
+"""What FLORES+ calls otherwise than FLORES-200 did, by its own name."""
 
 
 def read(root: Path, split: str, languages: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """The sentences of a split by our language code; sentence i means the same in each.
 
-    One release is read, never two at once: FLORES-101, or FLORES-200 where 101 lacks a file. They
-    differ in corrections.
+    One release is read, never two at once: FLORES-101, FLORES-200 or FLORES+, the first that has every file.
+    They differ in corrections.
 
     Args:
-        root: The folder that holds flores101_dataset or flores200_dataset.
+        root: The folder that holds flores101_dataset, flores200_dataset, floresp… or flores_plus.
         split: Which sentences, as the release names them: dev or devtest.
         languages: Codes of any data set.
 
@@ -23,23 +31,75 @@ def read(root: Path, split: str, languages: Iterable[str]) -> dict[str, tuple[st
         DataError: A file is missing, has an empty line, or is of another length than the others.
     """
     files = _files(root, split, languages_of(languages, root))
-    sentences = {code: tuple(read_lines(path)) for code, path in files.items()}
-    for code, path in files.items():
-        for number, sentence in enumerate(sentences[code], start=1):
+    return _aligned({code: (path, _sentences(path)) for code, path in files.items()})
+
+
+def read_ntrex(root: Path, languages: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """NTREX-128's 1,997 sentences of news by our language code, English being the source.
+
+    Raises:
+        DataError: As `read`; or NTREX has no such language.
+    """
+    found = {}
+    for language in languages_of(languages, root):
+        if language.ntrex is None:
+            raise DataError(f"NTREX has no {language.name} ({language.code}); leave it out", root)
+        name = "src.eng" if language.code == "en" else f"ref.{language.ntrex}"
+        wanted = root / "NTREX-128" / f"newstest2019-{name}.txt"
+        path = plain_or_gz(wanted)
+        if path is None:
+            message = f"no such file, so NTREX has no {language.code} here; put it there or leave it out"
+            raise DataError(message, wanted)
+        found[language.code] = (path, tuple(read_lines(path)))
+    return _aligned(found)
+
+
+def _aligned(found: Mapping[str, tuple[Path, tuple[str, ...]]]) -> dict[str, tuple[str, ...]]:
+    for path, sentences in found.values():
+        for number, sentence in enumerate(sentences, start=1):
             if not sentence.strip():
                 message = "the line is empty; line n must hold the same sentence in every language"
                 raise DataError(message, path, number)
-        first = next(iter(files))
-        if len(sentences[code]) != len(sentences[first]):
-            message = f"{len(sentences[code])} lines, but {len(sentences[first])} in {files[first].name}"
+        if not sentences:
+            raise DataError("the file is empty; it must hold a sentence a line", path)
+        first, lines = next(iter(found.values()))
+        if len(sentences) != len(lines):
+            message = f"{len(sentences)} lines, but {len(lines)} in {first.name}"
             raise DataError(message + "; the files of a split must be aligned", path)
-    return sentences
+    return {code: sentences for code, (_, sentences) in found.items()}
+
+
+def _sentences(path: Path) -> tuple[str, ...]:
+    """Of FLORES+, one JSON object a line with its id and text; else one sentence a line."""
+    if ".jsonl" not in path.name:
+        return tuple(read_lines(path))
+    rows: dict[int, str] = {}
+    for line, row in read_objects(path):
+        id, text = row.get("id"), row.get("text")
+        if not isinstance(id, int) or isinstance(id, bool) or not is_text(text):
+            given = json.dumps({"id": id, "text": text}, ensure_ascii=False)[:60]
+            raise DataError(f"{given}: the object needs a whole number id and a text", path, line)
+        if id in rows:
+            raise DataError(f"id {id} occurs twice; keep one row", path, line)
+        rows[id] = text
+    if list(rows) != sorted(rows):
+        raise DataError("the ids do not rise; keep the release's order, which aligns the languages", path)
+    return tuple(rows.values())
 
 
 def _files(root: Path, split: str, languages: list[Language]) -> dict[str, Path]:
+    def plus(language: Language) -> str:
+        return next((ours for ours, was in _PLUS.items() if was == language.flores200), language.flores200)
+
+    names: list[tuple[str, Callable[[Language], str]]] = [
+        ("flores101_dataset", lambda one: f"{one.flores101}.{split}"),
+        ("flores200_dataset", lambda one: f"{one.flores200}.{split}"),
+        *((one.name, lambda one: f"{split}.{plus(one)}") for one in sorted(root.glob("floresp*"))),
+        ("flores_plus", lambda one: f"{plus(one)}.jsonl"),
+    ]
     layouts = [
-        {lang.code: root / "flores101_dataset" / split / f"{lang.flores101}.{split}" for lang in languages},
-        {lang.code: root / "flores200_dataset" / split / f"{lang.flores200}.{split}" for lang in languages},
+        {language.code: root / folder / split / name(language) for language in languages}
+        for folder, name in names
     ]
     missing: list[tuple[str, Path]] = []
     for layout in layouts:

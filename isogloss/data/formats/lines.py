@@ -60,10 +60,29 @@ def parse_object(line: str, path: Path, number: int) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         message = f"not JSON at column {error.colno} ({error.msg}); each line must be one JSON object"
         raise DataError(message, path, number) from None
+    except RecursionError:
+        message = "the JSON is nested too deeply; each line must be one JSON object"
+        raise DataError(message, path, number) from None
+    except DataError:
+        raise
+    except ValueError:
+        message = "not JSON (a number of too many digits); each line must be one JSON object"
+        raise DataError(message, path, number) from None
     if not isinstance(value, dict):
         message = f"the line holds a {type(value).__name__}; each line must be one JSON object"
         raise DataError(message, path, number)
     return value
+
+
+def is_text(value: object) -> bool:
+    """Whether the value is a text that can be written as UTF-8; JSON may spell half of a surrogate pair."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from isogloss.data.formats.lines import languages_of, nearest, plain_or_gz, read_objects
+from isogloss.data.formats.lines import is_text, languages_of, nearest, plain_or_gz, read_objects
 from isogloss.errors import DataError
 from isogloss.languages.registry import Language
 from isogloss.languages.registry import languages as all_languages
@@ -100,7 +100,7 @@ def _read(path: Path, partition: str) -> Iterator[tuple[str, dict[str, Any]]]:
     seen: set[str] = set()
     for line, row in read_objects(path):
         for key in _KEYS:
-            if not isinstance(row.get(key), str):
+            if not is_text(row.get(key)):
                 hint = "it must be a text" if key in row else nearest(key, list(row))
                 raise DataError(f"no text under the key {key!r}; {hint}", path, line)
         if row["partition"] != partition:

@@ -25,7 +25,7 @@ def join(rows: Iterable[Row], path: Path) -> list[ParallelExample]:
     """One example per id, in the order in which the ids first occur.
 
     Raises:
-        DataError: An id has a language twice, or two tasks.
+        DataError: There is no row, or an id has a language twice, or two tasks.
     """
     firsts: dict[str, Row] = {}
     turns: dict[str, dict[str, Turn]] = {}
@@ -39,6 +39,8 @@ def join(rows: Iterable[Row], path: Path) -> list[ParallelExample]:
             message = f"id {row.id!r} has {row.language} twice; give each row an id of its own"
             raise DataError(message, path, row.line)
         of_id[row.language] = row.turn
+    if not firsts:
+        raise DataError("the file holds no row; give it at least one", path)
     return [ParallelExample(id, first.task, turns[id]) for id, first in firsts.items()]
 
 

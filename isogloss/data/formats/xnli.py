@@ -45,15 +45,40 @@ def read(root: Path, split: str, languages: Iterable[str]) -> list[XnliRow]:
     """
     asked = languages_of(languages, root)
     official = plain_or_gz(root / "XNLI-1.0" / f"xnli.{split}.tsv")
+    official = official or plain_or_gz(root / "XNLI" / f"xnli.{split}.tsv")
     if official:
-        return _join(_read_official(official, asked), {lang.code: official for lang in asked})
+        return read_files(split, {lang.code: official for lang in asked})
     files = {lang.code: plain_or_gz(root / "XNLI" / f"{_code(lang)}.{split}") for lang in asked}
     found = {code: path for code, path in files.items() if path}
     lacking = next((lang for lang in asked if lang.code not in found), None)
     if lacking is None:
-        return _join({code: _read_xglue(path) for code, path in found.items()}, found)
+        return read_files(split, found)
     looked = f"looked for XNLI-1.0/xnli.{split}.tsv and XNLI/{_code(lacking)}.{split}"
     raise DataError(f"no XNLI {split} in {lacking.code}; {looked}, plain or .gz", root)
+
+
+def read_files(split: str, files: dict[str, Path]) -> list[XnliRow]:
+    """As `read`, from one file of all languages, or from one of each.
+
+    Args:
+        files: By our language code; a file named xnli.<split>.tsv holds several languages.
+
+    Raises:
+        DataError: As `read`.
+    """
+    together = next((path for path in files.values() if path.name.startswith(f"xnli.{split}.tsv")), None)
+    if together is None:
+        return _join({code: _read_xglue(path) for code, path in files.items()}, files)
+    return _join(_read_official(together, languages_of(files, together)), files)
+
+
+def languages_in(path: Path) -> set[str]:
+    """The codes of the languages that a file of all languages holds; none where its header is not one."""
+    lines = [line.split("\t") for line in read_lines(path)]
+    if not lines or "language" not in lines[0]:
+        return set()
+    place = lines[0].index("language")
+    return {fields[place] for fields in lines[1:] if len(fields) > place}
 
 
 def _read_official(path: Path, languages: list[Language]) -> dict[str, list[_Pair]]:

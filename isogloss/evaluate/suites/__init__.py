@@ -1,10 +1,26 @@
 """The registry of suites: a name, what loads it, and what a user must know about it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from isogloss.config import Evaluate
 from isogloss.evaluate.items import SuiteData
-from isogloss.evaluate.suites import demo, flores101, massive, pawsx, sib200, xcopa, xnli
+from isogloss.evaluate.suites import (
+    demo,
+    flores101,
+    language_confusion,
+    massive,
+    ntrex,
+    parallel,
+    pawsx,
+    sib200,
+    translation,
+    xcopa,
+    xglue,
+    xnli,
+    xquad,
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +46,12 @@ SUITES: dict[str, Callable[..., SuiteData]] = {
     "pawsx": pawsx.load,
     "sib200": sib200.load,
     "xcopa": xcopa.load,
+    "xglue": xglue.load,
+    "ntrex": ntrex.load,
+    "translation": translation.load,
+    "xquad": xquad.load,
+    "language_confusion": language_confusion.load,
+    "parallel": parallel.load,
 }
 ABOUT: dict[str, About] = {
     "demo": About("seven tasks and retrieval on unseen meanings", "15", "Apache-2.0", "the package"),
@@ -52,4 +74,50 @@ ABOUT: dict[str, About] = {
         "topics of sentences", "15 here, 205 in all", "CC BY-SA 4.0", "SIB-200", ("sib-200",)
     ),
     "xcopa": About("causes and effects", "en sw th tr vi zh", "CC BY 4.0", "XCOPA", ("xcopa",)),
+    "xglue": About(
+        "eleven tasks, by the benchmark's own metrics", "19 in all, 3 to 18 a task",
+        "non-commercial research only", "XGLUE, xglue_full_dataset.tar.gz, or other releases of its parts",
+        ("xglue_full_dataset", "XNLI-1.0", "pawsx", "MLQA_V1", "udpos", "wikiann"),
+    ),
+    "ntrex": About(
+        "sentence retrieval with English, in news", "128", "CC BY-SA 4.0", "NTREX-128", ("NTREX-128",)
+    ),
+    "translation": About(
+        "translation from and into English", "101", "CC BY-SA 4.0", "as flores101",
+        ("flores101_dataset", "flores200_dataset"),
+    ),
+    "xquad": About(
+        "questions about a paragraph", "en ar de el es hi ro ru th tr vi zh", "CC BY-SA 4.0", "XQuAD",
+        ("xquad",),
+    ),
+    "language_confusion": About(
+        "answers in the language asked for, by line and by word", "15", "Apache-2.0",
+        "Language Confusion Benchmark, folder test_sets", ("language_confusion", "language_confusion_sample"),
+    ),
+    "parallel": About(
+        "your own instructions", "those of the file", "yours", "evaluate.parallel.path"
+    ),
 }  # fmt: skip
+
+
+def load_suite(
+    name: str,
+    root: Path | None,
+    settings: Evaluate,
+    languages: Sequence[str],
+    items: int | None = None,
+    sentences: int | None = None,
+) -> SuiteData:
+    """A suite as the settings ask for it; a setting of the suite's own name is passed on as its options.
+
+    Args:
+        items: Fewer of them than the settings say.
+        sentences: Fewer of them.
+
+    Raises:
+        DataError: Its data are not there, or damaged.
+    """
+    more = {"options": getattr(settings, name)} if name in Evaluate.model_fields else {}
+    most = settings.items if items is None else items
+    lines = settings.sentences if sentences is None else sentences
+    return SUITES[name](root, settings.split, languages, most, lines, **more)

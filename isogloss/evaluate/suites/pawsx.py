@@ -62,7 +62,11 @@ def _read(root: Path, split: str, code: str) -> dict[str, dict[str, str]]:
     for line, row in enumerate(rows, start=2):
         if row["label"] not in LABELS:
             raise DataError(f"the label is {row['label']!r}; it must be 0 or 1", path, line)
-    found = {row["id"]: row for row in rows}
-    if len(found) < len(rows):
-        raise DataError("an id occurs twice; keep one row of each", path)
+    found: dict[str, dict[str, str]] = {}
+    for line, row in enumerate(rows, start=2):
+        if row["id"] in found:
+            raise DataError(f"id {row['id']} occurs twice; keep one row of each", path, line)
+        found[row["id"]] = row
+    if not found:
+        raise DataError("the file has no row below its header", path)
     return found

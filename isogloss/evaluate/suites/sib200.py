@@ -61,4 +61,6 @@ def _read(root: Path, split: str, code: str) -> dict[str, tuple[str, str]]:
         if row["index_id"] in found:
             raise DataError(f"index {row['index_id']} occurs twice; keep one row", path, line)
         found[row["index_id"]] = row["category"], row["text"]
+    if not found:
+        raise DataError("the file has no row below its header", path)
     return found

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from isogloss.data.examples import Turn
-from isogloss.data.formats.lines import plain_or_gz, read_objects
+from isogloss.data.formats.lines import is_text, plain_or_gz, read_objects
 from isogloss.errors import DataError
 from isogloss.evaluate.items import Item, SuiteData
 from isogloss.languages import SOURCE
@@ -64,10 +64,17 @@ def _read(root: Path, split: str, code: str) -> dict[int, dict[str, Any]]:
     for line, row in read_objects(path):
         if missing := [key for key in KEYS if key not in row]:
             raise DataError(f"the object has no {', '.join(missing)}", path, line)
+        for key in KEYS[:3]:
+            if not is_text(row[key]) or not row[key].strip():
+                raise DataError(f"{key} is {row[key]!r}; it must be a text", path, line)
+        if not isinstance(row["idx"], int):
+            raise DataError(f"idx is {row['idx']!r}; it must be a whole number", path, line)
         if row["question"] not in ("cause", "effect") or row["label"] not in (0, 1):
             asked = f"question is {row['question']!r} and label {row['label']!r}"
             raise DataError(f"{asked}; they must be cause or effect, and 0 or 1", path, line)
         if row["idx"] in found:
             raise DataError(f"idx {row['idx']} occurs twice; keep one row", path, line)
         found[row["idx"]] = row
+    if not found:
+        raise DataError("the file is empty; it must hold one object a line", path)
     return found

@@ -1,0 +1,134 @@
+"""What the k likeliest tokens and one bucket lose: error of the divergence and of its gradient against dense.
+
+    python benchmarks/topk_error.py runs/demo/tuned --out benchmarks/topk_error.json
+
+On parallel rows of the embedded instruction set, as stage 2 reads them: the model is its own teacher, which
+reads node texts, the English twin and its answer; the student reads the instruction alone. Per divergence and
+k, packed as the cache packs it: nats a token and the share of the dense value, and the norm of the error of
+the gradient with respect to the student's hidden states as a share of the dense gradient's norm. `exact`
+leaves the packing out, so the difference is what four bytes a pair cost. `hidden` is the other kind of
+signal in the type in which it is kept, against states in float32.
+"""
+
+import argparse
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from isogloss.config import load_config
+from isogloss.data.chat import pad, response_positions
+from isogloss.data.sources import node_texts, parallel_examples
+from isogloss.distill.fused import Divergence, Head, frozen_head, scored
+from isogloss.distill.rows import Row, build_rows
+from isogloss.distill.topk import TopK, pack, unpack
+from isogloss.languages import SOURCE
+from isogloss.model import last_hidden, load_model, load_tokenizer, pad_id
+from isogloss.tree.nodes import build_tree
+
+DIVERGENCES: tuple[Divergence, ...] = ("forward", "reverse", "jensen_shannon")
+
+
+def rows_of(folder: str, items: int, limit: int) -> list[Row]:
+    """The first items of every target language, as stage 2 reads them."""
+    config = load_config()
+    codes = config.languages.targets
+    examples = parallel_examples(config, None, codes)
+    tree = build_tree(list(codes), ranks={"root": 1, "family": 1, "language": 1})
+    return build_rows(
+        examples, dict.fromkeys(codes, items), load_tokenizer(folder), tree, node_texts(config),
+        english={e.id: e.turns[SOURCE].response or "" for e in examples}, responses="reference", limit=limit,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def states(model, rows: list[Row], blank: int, *, privileged: bool) -> Tensor:
+    """Last hidden states at all response positions, under one prompt or the other."""
+    found = []
+    for start in range(0, len(rows), 32):
+        part = rows[start : start + 32]
+        prompts = [row.teacher_prompt if privileged else row.student.prompt for row in part]
+        texts = [[*prompt, *row.student.response] for prompt, row in zip(prompts, part, strict=True)]
+        ids, mask = pad(texts, blank)
+        lengths = [len(row.student.response) for row in part]
+        at = response_positions([len(prompt) for prompt in prompts], lengths, ids.shape[1])
+        found.append(last_hidden(model, ids, mask).flatten(0, 1)[at])
+    return torch.cat(found)
+
+
+def judged(student: Tensor, head: Head, said: Tensor | TopK, divergence: Divergence) -> tuple[float, Tensor]:
+    """Nats a token and the gradient with respect to the states."""
+    hidden = student.clone().requires_grad_()
+    total = scored(hidden, head, size=64, teacher=said, divergence=divergence)[1]
+    total.backward()
+    assert hidden.grad is not None
+    return total.item() / len(hidden), hidden.grad
+
+
+def measure(folder: str, ks: list[int], items: int, limit: int) -> list[dict]:
+    """A row per divergence and signal."""
+    model = load_model(folder, torch.float32).requires_grad_(False)
+    head = frozen_head(model)
+    assert head is not None, "the model's head is no plain linear layer"
+    rows, blank = rows_of(folder, items, limit), pad_id(load_tokenizer(folder))
+    student = states(model, rows, blank, privileged=False)
+    teacher = states(model, rows, blank, privileged=True)
+    vocab = head.linear.weight.shape[0]
+    found: list[dict] = []
+    for divergence in DIVERGENCES:
+        dense, slope = judged(student, head, teacher, divergence)
+
+        def add(
+            signal: str,
+            size: float,
+            said: Tensor | TopK,
+            divergence=divergence,
+            dense=dense,
+            slope=slope,
+            **more,
+        ) -> None:
+            value, other = judged(student, head, said, divergence)
+            found.append(
+                {
+                    "divergence": divergence, "signal": signal, "bytes_per_token": size, **more,
+                    "dense_nats": dense, "nats": value, "value_error": abs(value - dense) / dense,
+                    "gradient_error": float((other - slope).norm() / slope.norm()),
+                }
+            )  # fmt: skip
+
+        half = teacher.bfloat16()
+        add("hidden", half.shape[1] * 2, half.float())
+        for k in ks:
+            tops = [TopK.of(head.logits(part), k) for part in teacher.split(64)]
+            add("exact", 8 * k, TopK.cat(tops), k=k)
+            add("top_k", 4 * k, TopK.cat([unpack(pack(top, vocab), vocab) for top in tops]), k=k)
+    for row in found:
+        row["tokens"] = len(student)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", help="a model's folder, or `demo`")
+    parser.add_argument("--k", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64, 128])
+    parser.add_argument("--items", type=int, default=16, help="rows per language")
+    parser.add_argument("--limit", type=int, default=2048, help="longest prompt in tokens")
+    parser.add_argument("--out", type=Path, help="where the JSON goes; printed without it")
+    given = parser.parse_args()
+    found = {
+        "model": given.model, "rows": measure(given.model, given.k, given.items, given.limit),
+        "versions": {name: version(name) for name in ("isogloss", "torch", "transformers")},
+        "processor": platform.processor() or platform.machine(),
+    }  # fmt: skip
+    text = json.dumps(found, indent=1)
+    if given.out:
+        given.out.write_text(text + "\n")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

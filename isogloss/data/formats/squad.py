@@ -1,0 +1,74 @@
+"""SQuAD's layout, in which MLQA and XQuAD are released: paragraphs with questions and their answer spans."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isogloss.data.formats.lines import is_text, read_lines
+from isogloss.errors import DataError
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a context, with every answer that counts as right."""
+
+    id: str
+    context: str
+    question: str
+    answers: tuple[str, ...]
+
+
+def read(path: Path) -> dict[str, Question]:
+    """The questions by id, in the order of the file.
+
+    Raises:
+        DataError: The file is no JSON, an entry is malformed, an id occurs twice, or an answer does not stand
+            in its context.
+    """
+    text = "\n".join(read_lines(path))
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise DataError("not JSON; the file must hold one object in SQuAD's layout", path, line) from None
+    found: dict[str, Question] = {}
+    for a, article in enumerate(_list(whole, "data", "the file", path)):
+        where = f"data[{a}]"
+        for p, paragraph in enumerate(_list(article, "paragraphs", where, path)):
+            inside = f"{where}.paragraphs[{p}]"
+            context = _text(paragraph, "context", inside, path)
+            for q, entry in enumerate(_list(paragraph, "qas", inside, path)):
+                one = _question(entry, context, f"{inside}.qas[{q}]", path)
+                if one.id in found:
+                    raise DataError(f"id {one.id!r} occurs twice; keep one question of each", path)
+                found[one.id] = one
+    if not found:
+        raise DataError("the file holds no question; give one in SQuAD's layout", path)
+    return found
+
+
+def _question(entry: Any, context: str, where: str, path: Path) -> Question:
+    id, asked = _text(entry, "id", where, path), _text(entry, "question", where, path)
+    answers = []
+    for number, answer in enumerate(_list(entry, "answers", where, path)):
+        said = _text(answer, "text", f"{where}.answers[{number}]", path)
+        if said not in context:
+            raise DataError(f"{where}: the answer {said!r} does not stand in its context", path)
+        answers.append(said)
+    if not answers:
+        raise DataError(f"{where}: the question has no answer; every question needs one", path)
+    return Question(id, context, asked, tuple(dict.fromkeys(answers)))
+
+
+def _list(holder: Any, key: str, where: str, path: Path) -> list[Any]:
+    if not isinstance(holder, dict) or not isinstance(holder.get(key), list):
+        raise DataError(f"{where} has no list {key!r}; the file must be in SQuAD's layout", path)
+    return holder[key]
+
+
+def _text(holder: Any, key: str, where: str, path: Path) -> str:
+    value = holder.get(key) if isinstance(holder, dict) else None
+    if not is_text(value) or not value.strip():
+        raise DataError(f"{where} has no text {key!r}; the file must be in SQuAD's layout", path)
+    return value

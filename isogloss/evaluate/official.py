@@ -1,0 +1,191 @@
+"""Official metrics: what the benchmarks' own scripts compute, as pure functions of gold and predictions.
+
+All values lie within 0 and 1. Knows no model, no suite and no file. Intervals are not made here: most of
+these numbers belong to a corpus and not to an item.
+Sources: XGLUE's evaluation script (Liang et al. 2020), which calls seqeval for tags and sacrebleu for texts;
+MLQA's (Lewis et al. 2020); Järvelin and Kekäläinen 2002 for nDCG.
+"""
+
+import math
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import groupby
+from typing import Final
+
+from sacrebleu.metrics.bleu import BLEU
+
+_ARTICLES: Final = {
+    "en": r"\b(a|an|the)\b",
+    "es": r"\b(un|una|unos|unas|el|la|los|las)\b",
+    "de": r"\b(ein|eine|einen|einem|eines|einer|der|die|das|den|dem|des)\b",
+    "vi": r"\b(của|là|cái|chiếc|những)\b",
+    "ar": "ال",  # anywhere, also inside a word, as the official script has it
+}
+_HAN: Final = re.compile("[\u4e00-\u9fa5]")
+Span = tuple[str, int, int]
+
+
+def accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
+    """Share of predictions that are the gold label.
+
+    Raises:
+        ValueError: The two differ in length, or there is none.
+    """
+    _paired(gold, predicted)
+    return sum(a == b for a, b in zip(gold, predicted, strict=True)) / len(gold)
+
+
+def token_accuracy(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> float:
+    """Share of tokens whose tag is right, over all sentences: what XGLUE documents for POS.
+
+    Raises:
+        ValueError: As `accuracy`; or a sentence has more tags on one side.
+    """
+    _paired(gold, predicted)
+    _same_tokens(gold, predicted)
+    return accuracy([t for row in gold for t in row], [t for row in predicted for t in row])
+
+
+def spans(sentences: Sequence[Sequence[str]]) -> set[Span]:
+    """Spans (type, first, last) of tag sequences; places are counted through all sentences.
+
+    seqeval 1.2's reading, which XGLUE's script uses for POS too: the first character of a tag is its prefix,
+    what follows the first hyphen, or the first character, its type. So IOB1 and IOB2 give the same spans,
+    equal neighbouring POS tags are one span, CCONJ and SCONJ are of one type, and SYM joins no neighbour.
+    """
+    found, before, kind, first = set(), "O", "", 0
+    tags = [tag for row in sentences for tag in (*row, "O")]
+    for place, tag in enumerate([*tags, "O"]):
+        head, this = tag[0], tag[1:].split("-", maxsplit=1)[-1] or "_"
+        changed = kind != this
+        if before in "ES" or (before in "BI" and head in "BSO") or (before not in "O." and changed):
+            found.add((kind, first, place - 1))
+        if head in "BS" or (before in "ESO" and head in "EI") or (head not in "O." and changed):
+            first = place
+        before, kind = head, this
+    return found
+
+
+def span_precision(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> float:
+    """Share of predicted spans that are gold spans; 0 where none is predicted. What XGLUE computes for POS.
+
+    Raises:
+        ValueError: As `token_accuracy`.
+    """
+    right, found, _ = _span_counts(gold, predicted)
+    return right / found if found else 0.0
+
+
+def span_f1(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> float:
+    """Micro F1 of spans, 0 where there is none on either side: XGLUE's NER.
+
+    Raises:
+        ValueError: As `token_accuracy`.
+    """
+    right, found, there = _span_counts(gold, predicted)
+    return 2 * right / (found + there) if found + there else 0.0
+
+
+def answer_f1(gold: Sequence[str], predicted: str, language: str) -> float:
+    """MLQA's F1 of one answer: overlap of normalised tokens with the gold answer that it fits best.
+
+    Raises:
+        ValueError: There is no gold answer.
+    """
+    if not gold:
+        raise ValueError("a question has no gold answer; it needs at least one")
+    given = _answer_tokens(predicted, language)
+
+    def one(answer: str) -> float:
+        wanted = _answer_tokens(answer, language)
+        common = (Counter(given) & Counter(wanted)).total()
+        return 2 * common / (len(given) + len(wanted)) if common else 0.0
+
+    return max(map(one, gold))
+
+
+def answer_match(gold: Sequence[str], predicted: str, language: str) -> bool:
+    """MLQA's exact match: some gold answer has the same normalised tokens."""
+    return any(_answer_tokens(one, language) == _answer_tokens(predicted, language) for one in gold)
+
+
+def ndcg(queries: Sequence[str], gold: Sequence[float], predicted: Sequence[float]) -> float:
+    """Mean nDCG over groups of adjacent rows with the same query, as XGLUE's script groups them.
+
+    All ranks count, the gain is the relevance itself, rows that are predicted alike share their mean gain. A
+    group of one row is left out; one in which nothing is relevant is 0.
+
+    Raises:
+        ValueError: The three differ in length, or no query has two rows.
+    """
+    rows = zip(queries, gold, predicted, strict=True)
+    groups = [[row[1:] for row in group] for _, group in groupby(rows, key=lambda row: row[0])]
+    values = [_ndcg_of([g for g, _ in group], [p for _, p in group]) for group in groups if len(group) > 1]
+    if not values:
+        raise ValueError("no query has two rows that stand together; a ranking needs at least two")
+    return math.fsum(values) / len(values)
+
+
+def bleu(gold: Sequence[str], predicted: Sequence[str]) -> float:
+    """Corpus BLEU over 100, lower-cased, tokenised as 13a in every language: XGLUE's QG and NTG.
+
+    Raises:
+        ValueError: As `accuracy`.
+    """
+    _paired(gold, predicted)
+    return BLEU(lowercase=True, tokenize="13a").corpus_score(list(predicted), [list(gold)]).score / 100
+
+
+def _paired(gold: Sequence[object], predicted: Sequence[object]) -> None:
+    if len(gold) != len(predicted) or not gold:
+        raise ValueError(
+            f"{len(predicted)} predictions for {len(gold)} gold rows; there must be one for each"
+        )
+
+
+def _same_tokens(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> None:
+    for number, (a, b) in enumerate(zip(gold, predicted, strict=True), start=1):
+        if len(a) != len(b):
+            raise ValueError(f"sentence {number} has {len(b)} tags for {len(a)} tokens; tag every token once")
+
+
+def _span_counts(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> tuple[int, int, int]:
+    """Spans that are right, that were predicted, and that there are."""
+    _paired(gold, predicted)
+    _same_tokens(gold, predicted)
+    there, found = spans(gold), spans(predicted)
+    return len(there & found), len(found), len(there)
+
+
+def _ndcg_of(gold: Sequence[float], predicted: Sequence[float]) -> float:
+    discounts = [1 / math.log2(rank + 1) for rank in range(1, len(gold) + 1)]
+    best = sum(g * d for g, d in zip(sorted(gold, reverse=True), discounts, strict=True))
+    if not best:
+        return 0.0
+    order, rank, total = sorted(range(len(gold)), key=lambda i: -predicted[i]), 0, 0.0
+    for _, tied in groupby(order, key=lambda i: predicted[i]):
+        gains = [gold[i] for i in tied]
+        total += sum(discounts[rank : rank + len(gains)]) * sum(gains) / len(gains)
+        rank += len(gains)
+    return total / best
+
+
+def _answer_tokens(text: str, language: str) -> list[str]:
+    kept = "".join(c for c in text.lower() if not _is_punctuation(c))
+    if language in _ARTICLES:
+        kept = re.sub(_ARTICLES[language], " ", kept)
+    return list(_mixed(kept)) if language == "zh" else kept.split()
+
+
+def _mixed(text: str) -> Iterator[str]:
+    """Every Chinese character is a token, the rest is split at blanks."""
+    yield from _HAN.sub(lambda match: f" {match[0]} ", text).split()
+
+
+@cache
+def _is_punctuation(character: str) -> bool:
+    return character in string.punctuation or unicodedata.category(character).startswith("P")

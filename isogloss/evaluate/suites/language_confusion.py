@@ -1,0 +1,104 @@
+"""The Language Confusion Benchmark: are answers in the language asked for (Marchisio et al. 2024)."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from isogloss.data.examples import Turn
+from isogloss.data.formats.lines import nearest, read_lines
+from isogloss.errors import DataError
+from isogloss.evaluate.confusion import harmonic, lines_pass, words_pass
+from isogloss.evaluate.items import Item, Official, SuiteData, over_languages
+from isogloss.languages import SOURCE
+
+SETTINGS = ("monolingual", "crosslingual")
+FOLDERS = ("language_confusion/test_sets", "language_confusion", "language_confusion_sample")
+LONGEST = 100
+COLUMNS = ("prompt", "language")
+
+
+def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
+    """Every k-th prompt of each setting, source and language; it has one set, whatever the split."""
+    if root is None:
+        raise DataError("the language_confusion suite needs a data root; set data_root or ISOGLOSS_DATA")
+    folder = next((root / one for one in FOLDERS if (root / one / SETTINGS[0]).is_dir()), None)
+    if folder is None:
+        looked = ", ".join(FOLDERS)
+        raise DataError(f"no Language Confusion Benchmark; looked for monolingual in {looked}", root)
+    files = [
+        (setting, source.name, code, source / f"{code}.csv")
+        for setting in SETTINGS
+        for source in sorted((folder / setting).iterdir() if (folder / setting).is_dir() else ())
+        for code in (SOURCE, *languages)
+        if (source / f"{code}.csv").is_file()
+    ]
+    each = {code: sum(one == code for _, _, one, _ in files) for _, _, code, _ in files}
+    made = []
+    for setting, source, code, path in files:
+        prompts = _read(path, code)
+        most = max(1, items // each[code])
+        for number in range(0, len(prompts), max(1, len(prompts) // most))[:most]:
+            made.append(
+                Item(
+                    f"{setting}-{source}-{code}-{number + 1}", f"{setting}/{source}",
+                    {code: Turn(prompts[number])}, measures=frozenset({"fidelity"}), longest=LONGEST,
+                )
+            )  # fmt: skip
+    return SuiteData("language_confusion", "1.0", "test", tuple(made), {}, score=partial(score, made))
+
+
+def score(items: Sequence[Item], answers: Mapping[str, Mapping[str, str]]) -> Official:
+    """Pass rates by setting and language, a language's being the mean over the sources of its prompts."""
+    candidates = list(answers)
+    rates: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for task in dict.fromkeys(item.task for item in items):
+        setting = task.split("/")[0]
+        for code, given in answers.items():
+            texts = [given[item.id] for item in items if item.task == task and item.id in given]
+            if not texts:
+                continue
+            passed = [text for text in texts if lines_pass(text, code, candidates=candidates)]
+            words = [told for text in passed if (told := words_pass(text, code)) is not None]
+            line, word = len(passed) / len(texts), sum(words) / len(words) if words else None
+            found = {"lpr": line, "wpr": word, "lcpr": harmonic(line, word)}
+            for name, value in found.items():
+                if value is not None:
+                    rates.setdefault(setting, {}).setdefault(name, {}).setdefault(code, []).append(value)
+    return Official(
+        {
+            setting: {
+                name: over_languages({code: sum(v) / len(v) for code, v in by_code.items()})
+                for name, by_code in by_name.items()
+            }
+            for setting, by_name in rates.items()
+        }
+    )
+
+
+def _read(path: Path, code: str) -> list[str]:
+    """The prompts of a file; quoted ones go over several lines."""
+    text = "\n".join(read_lines(path))
+    reader = csv.reader(io.StringIO(text), strict=True)
+    prompts: list[str] = []
+    try:
+        header = next(reader, [])
+        for column in COLUMNS:
+            if column not in header:
+                raise DataError(f"the header has no column {column}; {nearest(column, header)}", path, 1)
+        for row in reader:
+            if len(row) != len(header):
+                message = f"{len(row)} fields, but the header names {len(header)}"
+                raise DataError(message, path, reader.line_num)
+            prompt, language = (row[header.index(column)] for column in COLUMNS)
+            if language != code:
+                raise DataError(f"the language is {language!r}; the file is {code}'s", path, reader.line_num)
+            if not prompt.strip():
+                raise DataError("the prompt is empty; leave the row out", path, reader.line_num)
+            prompts.append(prompt)
+    except csv.Error as error:
+        raise DataError(f"not CSV ({error}); quote prompts that hold lines", path, reader.line_num) from None
+    if not prompts:
+        raise DataError("the file is empty; it must hold prompts", path)
+    return prompts

@@ -1,0 +1,33 @@
+"""NTREX-128: sentence retrieval in news, shaped as FLORES; a test set alone (Federmann et al. 2022)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from isogloss.data.formats import flores
+from isogloss.data.formats.lines import languages_of
+from isogloss.errors import DataError
+from isogloss.evaluate.items import SuiteData
+from isogloss.languages import SOURCE
+
+FOR_LAYER = 200
+"""Lines on which the layer is chosen; they are not reported."""
+
+
+def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
+    """Sentences after the first 200, in the languages that NTREX has; no items."""
+    if root is None:
+        raise DataError("the ntrex suite needs a data root; set data_root or ISOGLOSS_DATA")
+    if split != "test":
+        raise DataError(
+            f"NTREX has no {split}; take ntrex out of evaluate.suites, or set evaluate.split=test"
+        )
+    there = [language.code for language in languages_of(languages, root) if language.ntrex]
+    lines = flores.read_ntrex(root, [SOURCE, *there])
+    return SuiteData(
+        "ntrex",
+        "128",
+        "test",
+        (),
+        {code: texts[FOR_LAYER:][:sentences] for code, texts in lines.items()},
+        {code: texts[:FOR_LAYER] for code, texts in lines.items()},
+    )

@@ -1,0 +1,104 @@
+"""Translation of FLORES sentences from and into English, by chrF++ and spBLEU (Goyal et al. 2022).
+
+Asked in the wording of the demo's tasks where they are worded in the language, else in English.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.utils import SACREBLEU_DIR
+
+from isogloss.config import Translation
+from isogloss.data.examples import Turn
+from isogloss.data.formats import flores
+from isogloss.demo.grammar import LANGUAGES, phrases
+from isogloss.errors import DataError
+from isogloss.evaluate.items import Item, Official, SuiteData, over_languages
+from isogloss.languages import SOURCE, resolve
+
+TASKS = ("from_english", "to_english")
+LONGEST = 192
+"""Tokens that a translation may need."""
+
+
+def load(
+    root: Path | None,
+    split: str,
+    languages: Sequence[str],
+    items: int,
+    sentences: int,
+    options: Translation = Translation(),  # frozen
+) -> SuiteData:
+    """Every k-th sentence of dev or devtest, once from English and once into it."""
+    if root is None:
+        raise DataError("the translation suite needs a data root; set data_root or ISOGLOSS_DATA")
+    metrics: dict[str, BLEU | CHRF] = {"chrf++": CHRF(word_order=2)}
+    if options.spbleu:
+        metrics["spbleu"] = _spbleu()
+    lines = flores.read(root, "dev" if split == "dev" else "devtest", [SOURCE, *languages])
+    english = lines[SOURCE]
+    made = []
+    for number in range(0, len(english), max(1, len(english) // items))[:items]:
+        for task in TASKS:
+            turns = {
+                code: _turn(task, code, english[number], texts[number])
+                for code, texts in lines.items()
+                if code != SOURCE
+            }
+            made.append(
+                Item(
+                    f"{task}-{number + 1}", task, turns,
+                    answer_language=dict.fromkeys(turns, SOURCE) if task == "to_english" else {},
+                    measures=frozenset({"fidelity"}), longest=LONGEST,
+                )
+            )  # fmt: skip
+    return SuiteData("translation", "101", split, tuple(made), {}, score=partial(score, made, metrics))
+
+
+def score(
+    items: Sequence[Item], metrics: Mapping[str, BLEU | CHRF], answers: Mapping[str, Mapping[str, str]]
+) -> Official:
+    """Corpus scores over 100, by task, metric and language; an empty answer stays an empty hypothesis."""
+    tasks: dict[str, dict] = {}
+    empty: dict[str, dict[str, int]] = {task: {} for task in TASKS}
+    for task in TASKS:
+        asked = [item for item in items if item.task == task]
+        for name, metric in metrics.items():
+            values = {}
+            for code, given in answers.items():
+                pairs = [
+                    (" ".join(given[item.id].split()), item.turns[code].response or "")
+                    for item in asked
+                    if item.id in given
+                ]
+                if pairs:
+                    texts, references = map(list, zip(*pairs, strict=True))
+                    empty[task][code] = sum(not text for text in texts)
+                    values[code] = metric.corpus_score(texts, [references]).score / 100
+            if values:
+                tasks.setdefault(task, {})[name] = over_languages(values)
+    signatures = {name: str(metric.get_signature()) for name, metric in metrics.items()}
+    return Official(tasks, {"unreadable": empty, "signatures": signatures})
+
+
+def _turn(task: str, code: str, english: str, other: str) -> Turn:
+    text, reference = (english, other) if task == "from_english" else (other, english)
+    if code in LANGUAGES:
+        return Turn(phrases(code).instruction(task, 0, text=text), reference)
+    target = resolve(code if task == "from_english" else SOURCE).name
+    return Turn(f"Translate into {target}: {text}", reference)
+
+
+def _spbleu() -> BLEU:
+    """BLEU on the pieces of the SentencePiece model that FLORES-101 was released with."""
+    try:
+        return BLEU(tokenize="flores101")
+    except ImportError:
+        way = "install sentencepiece"
+    except Exception:  # whatever a download may raise, in any library
+        model = Path(SACREBLEU_DIR) / "models" / "sacrebleu_tokenizer_spm.model"
+        way = f"its model {model} is not there and cannot be fetched; put it there"
+    raise DataError(f"spBLEU cannot be computed: {way}, or set evaluate.translation.spbleu=false")

@@ -1,0 +1,124 @@
+"""XGLUE: eleven tasks, scored as the benchmark scores them (Liang et al. 2020).
+
+Items of XNLI, PAWS-X and MLQA are parallel and have an English twin; those of the other tasks stand alone, so
+nothing is said of their consistency.
+Flow: files → rows, some of each language → items (`xglue_items`) → answers → scores (`xglue_scores`).
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import TypeVar
+
+from isogloss.config import Xglue
+from isogloss.data.formats import xglue
+from isogloss.data.formats.archive import unpack
+from isogloss.data.formats.xglue import Places, XglueRow
+from isogloss.errors import DataError
+from isogloss.evaluate.items import SuiteData
+from isogloss.evaluate.suites.xglue_items import make_items
+from isogloss.evaluate.suites.xglue_scores import score
+from isogloss.languages import SOURCE
+
+FOLDER = "xglue_full_dataset"
+Rows = dict[str, dict[str, XglueRow]]
+"""By language and id, in the order of the file."""
+T = TypeVar("T")
+
+
+def load(
+    root: Path | None,
+    split: str,
+    languages: Sequence[str],
+    items: int,
+    sentences: int,
+    options: Xglue = Xglue(),  # frozen
+) -> SuiteData:
+    """Rows of every task that has one of the languages, at most `items` per task and language; no sentences.
+
+    Raises:
+        DataError: A task or language is not there, unless the options skip it; or a file is damaged.
+    """
+    places = _places(root, options)
+    files, notes = _found(split, languages, options, places)
+    rows = {task: _select(task, xglue.read(task, split, those), items) for task, those in files.items()}
+    made = make_items(rows)
+    return SuiteData(
+        "xglue", "1.0", split, tuple(item for _, item, _ in made), {}, score=partial(score, made), notes=notes
+    )
+
+
+def _places(root: Path | None, options: Xglue) -> Places:
+    path = options.path
+    if path is None:
+        if root is None:
+            raise DataError("the xglue suite needs a data root; set data_root or ISOGLOSS_DATA")
+        archive = root / f"{FOLDER}.tar.gz"
+        path = archive if archive.is_file() and not (root / FOLDER).is_dir() else root / FOLDER
+    return Places(unpack(path, FOLDER) if path.is_file() else path, root)
+
+
+def _found(
+    split: str, languages: Sequence[str], options: Xglue, places: Places
+) -> tuple[dict[str, dict[str, Path]], tuple[str, ...]]:
+    """By task and language the files, and what a reader must know of them."""
+    files, notes, lacking = {}, [], []
+    for task in options.tasks:
+        wanted = [code for code in xglue.LANGUAGES[task] if code == SOURCE or code in languages]
+        if wanted == [SOURCE]:
+            continue
+        found = xglue.available(task, split, wanted, places)
+        if missing := [code for code in wanted if code not in found]:
+            looked = ", ".join(map(str, places.looked(task, split, missing[0])))
+            lacking.append(f"{task} in {', '.join(missing)} (looked for {looked})")
+            notes.append(f"XGLUE's {task} {split} was not found in {', '.join(missing)}.")
+        if not found.keys() - {SOURCE}:
+            continue
+        files[task] = found
+        path = next(iter(found.values()))
+        if places.root is not None and not path.is_relative_to(places.folder):
+            notes.append(f"XGLUE's {task} was read from {path.relative_to(places.root).parts[0]}.")
+    if lacking and not options.skip_missing:
+        hint = "put it there, name others in evaluate.xglue.tasks, or set evaluate.xglue.skip_missing"
+        raise DataError(f"XGLUE {split} lacks {'; '.join(lacking)}; {hint}")
+    if not files:
+        raise DataError(f"XGLUE {split} has no task here in any of {', '.join(languages)}; add a language")
+    return files, tuple(notes)
+
+
+def _select(task: str, rows: dict[str, list[XglueRow]], most: int) -> Rows:
+    """At most so many rows of each language; of parallel tasks the same in all, as far as they have them."""
+    if task not in xglue.PARALLEL:
+        return {code: {row.id: row for row in _some(task, those, most)} for code, those in rows.items()}
+    by_id = {code: {row.id: row for row in those} for code, those in rows.items()}
+    holders: dict[str, int] = {}
+    for those in by_id.values():
+        for id in those:
+            holders[id] = holders.get(id, 0) + 1
+    order = []  # ids that most languages have come first, spread over the file
+    for count in range(len(by_id), 0, -1):
+        ids = [id for id, held in holders.items() if held == count]
+        spread = dict.fromkeys(_every(ids, most))
+        order += [*spread, *(id for id in ids if id not in spread)]
+    kept = {code: [id for id in order if id in those][:most] for code, those in by_id.items()}
+    english = by_id.get(SOURCE, {})
+    twins = [id for ids in kept.values() for id in ids if id in english]
+    if english:
+        kept[SOURCE] = list(dict.fromkeys([*kept[SOURCE], *twins]))
+    return {code: {id: by_id[code][id] for id in ids} for code, ids in kept.items()}
+
+
+def _some(task: str, rows: list[XglueRow], most: int) -> list[XglueRow]:
+    """Every k-th row, so that the whole file is met; of a ranking, whole queries."""
+    if task != "WPR":
+        return _every(rows, most)
+    queries = [list(group) for _, group in groupby(rows, key=lambda row: row.parts["query"])]
+    if len(rows) > most:
+        queries = [group for group in queries if len(group) > 1]
+        queries = _every(queries, max(1, most * len(queries) // len(rows)))
+    return [row for group in queries for row in group]
+
+
+def _every(rows: list[T], most: int) -> list[T]:
+    return rows[:: max(1, len(rows) // most)][:most]

@@ -1,0 +1,112 @@
+"""XGLUE's rows as items: how they are asked, in the words of `xglue.yaml`, and what may be answered."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from isogloss.data.examples import Turn
+from isogloss.data.formats import xglue
+from isogloss.data.formats.xglue import XglueRow
+from isogloss.demo.grammar import phrases
+from isogloss.evaluate.items import Item
+from isogloss.languages import SOURCE
+
+LONGEST = {"NER": 256, "POS": 256, "MLQA": 48, "QG": 48, "NTG": 48}
+"""Tokens that an answer may need."""
+MEASURES = {"NER": (), "POS": (), "QG": ("fidelity",), "NTG": ("fidelity",)}
+"""What is judged item by item, where not everything is: a whole headline is hardly ever right."""
+CUT = 1_500
+"""Characters of an article or passage that are shown, except where the answer must stand in it."""
+
+Made = tuple[str, Item, Mapping[str, XglueRow]]
+"""The task, an item of it, and its row in each language."""
+
+
+def make_items(rows: Mapping[str, Mapping[str, Mapping[str, XglueRow]]]) -> list[Made]:
+    """Items from rows by task, language and id."""
+    made = []
+    for task, by_language in rows.items():
+        for id, twins in _twins(task, by_language):
+            made.append((task, _item(task, id, twins), twins))
+    return made
+
+
+def ask(task: str, code: str, row: XglueRow) -> str:
+    """A task's instruction about a row."""
+    parts: dict[str, Any] = dict(row.parts)
+    if task == "XNLI":
+        return phrases(code).instruction("inference", 0, **parts)
+    if task == "PAWSX":
+        return phrases(code).instruction("paraphrase", 0, **parts)
+    if task != "MLQA":
+        parts = {name: text if len(text) <= CUT else f"{text[:CUT]} …" for name, text in parts.items()}
+    if task in xglue.TAGS:
+        text = " ".join("_".join(token.split()) for token in row.tokens)
+        parts = {"text": text, "count": len(row.tokens), "tags": ", ".join(xglue.TAGS[task])}
+    if task in wordings()["labels"]:
+        parts["labels"] = ", ".join(labels(task, code).values())
+    return wordings()["ask"][task][code].format(**parts)
+
+
+def labels(task: str, code: str) -> dict[str, str]:
+    """The wording of a closed task's labels in a language."""
+    if task == "XNLI":
+        return phrases(code).labels("inference")
+    if task == "PAWSX":
+        return {
+            label: phrases(code).label("paraphrase", name)
+            for label, name in (("0", "different"), ("1", "same"))
+        }
+    return wordings()["labels"][task][code]
+
+
+@cache
+def wordings() -> dict[str, Any]:
+    """Instruction templates, and the labels' wording, by task and language."""
+    return yaml.safe_load(
+        resources.files("isogloss.evaluate.suites").joinpath("xglue.yaml").read_text("utf-8")
+    )
+
+
+def _twins(
+    task: str, by_language: Mapping[str, Mapping[str, XglueRow]]
+) -> Sequence[tuple[str, dict[str, XglueRow]]]:
+    """Rows that are one item: of one id where the task is parallel and the label the same, else single."""
+    found: list[tuple[str, dict[str, XglueRow]]] = []
+    joined: dict[str, dict[str, XglueRow]] = {}
+    english = by_language.get(SOURCE, {})
+    for code, rows in by_language.items():
+        for id, row in rows.items():
+            twin = english.get(id)
+            same = twin is not None and (task == "MLQA" or row.gold == twin.gold)
+            if task in xglue.PARALLEL and same:
+                if id not in joined:
+                    joined[id] = {}
+                    found.append((f"{task}-{id}", joined[id]))
+                joined[id][code] = row
+            else:
+                found.append((f"{task}-{id}-{code}", {code: row}))
+    return found
+
+
+def _item(task: str, id: str, rows: Mapping[str, XglueRow]) -> Item:
+    closed = task in xglue.LABELS
+    options = {code: labels(task, code) for code in rows} if closed else None
+
+    def response(code: str, row: XglueRow) -> str:
+        return (
+            labels(task, code)[row.gold[0]] if closed else " ".join(row.gold) if row.tokens else row.gold[0]
+        )
+
+    return Item(
+        id,
+        task,
+        {code: Turn(ask(task, code, row), response(code, row)) for code, row in rows.items()},
+        options,
+        next(iter(rows.values())).gold[0] if closed else None,
+        measures=frozenset(MEASURES.get(task, ("consistency", "accuracy", "fidelity"))),
+        longest=LONGEST.get(task),
+    )

@@ -1,0 +1,80 @@
+"""XQuAD: a question about a paragraph, answered with words of it, in twelve languages (Artetxe et al. 2020).
+
+Asked in the wording of XGLUE's MLQA, and scored as MLQA is: by normalisation that knows each language's
+articles and, in Chinese, counts characters. SQuAD's own script knows English only.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from isogloss.data.examples import Turn
+from isogloss.data.formats import squad
+from isogloss.data.formats.lines import plain_or_gz
+from isogloss.data.formats.squad import Question
+from isogloss.errors import DataError
+from isogloss.evaluate.items import Item, Official, SuiteData, over_languages
+from isogloss.evaluate.official import answer_f1, answer_match
+from isogloss.evaluate.reading import normalise, readable
+from isogloss.evaluate.suites.xglue_items import LONGEST, wordings
+from isogloss.languages import SOURCE
+
+LANGUAGES = ("en", "ar", "de", "el", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
+
+
+def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
+    """Every k-th question, in the languages that XQuAD has; no sentences. It has a test set alone."""
+    if root is None:
+        raise DataError("the xquad suite needs a data root; set data_root or ISOGLOSS_DATA")
+    if split != "test":
+        raise DataError(
+            f"XQuAD has no {split}; take xquad out of evaluate.suites, or set evaluate.split=test"
+        )
+    codes = [SOURCE, *(code for code in languages if code in LANGUAGES)]
+    tables = {code: _read(root, code) for code in codes}
+    for code, table in tables.items():
+        if table.keys() != tables[SOURCE].keys():
+            id = min(table.keys() ^ tables[SOURCE].keys())
+            raise DataError(f"question {id} is there in en or in {code}, but not in both", root / "xquad")
+    ids = list(tables[SOURCE])
+    chosen = ids[:: max(1, len(ids) // items)][:items]
+    ask = wordings()["ask"]["MLQA"]
+    made = [
+        Item(
+            id,
+            "xquad",
+            {
+                code: Turn(
+                    ask[code].format(context=table[id].context, question=table[id].question),
+                    table[id].answers[0],
+                )
+                for code, table in tables.items()
+            },
+            longest=LONGEST["MLQA"],
+        )
+        for id in chosen
+    ]
+    return SuiteData("xquad", "1.0", split, tuple(made), {}, score=partial(score, tables))
+
+
+def score(tables: Mapping[str, Mapping[str, Question]], answers: Mapping[str, Mapping[str, str]]) -> Official:
+    """F1 and exact match by language."""
+    f1, exact, unread = {}, {}, {}
+    for code, given in answers.items():
+        rows = [(tables[code][id].answers, " ".join(text.split())) for id, text in given.items()]
+        if rows:
+            f1[code] = sum(answer_f1(gold, text, code) for gold, text in rows) / len(rows)
+            exact[code] = sum(answer_match(gold, text, code) for gold, text in rows) / len(rows)
+            unread[code] = sum(not readable(normalise(text)) for _, text in rows)
+    if not f1:
+        return Official({})
+    scores = {"f1": over_languages(f1), "exact_match": over_languages(exact)}
+    return Official({"xquad": scores}, {"unreadable": {"xquad": unread}})
+
+
+def _read(root: Path, code: str) -> dict[str, Question]:
+    wanted = root / "xquad" / f"xquad.{code}.json"
+    path = plain_or_gz(wanted)
+    if path is None:
+        raise DataError(f"no XQuAD in {code}; put it there or leave the language out", wanted)
+    return squad.read(path)

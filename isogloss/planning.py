@@ -1,0 +1,706 @@
+"""Preflight: what a run will cost, before anything runs and from shapes alone; needs no weights.
+
+Flow: settings → the rows and batches that will be read → operations (by `cost.Meter`'s formulae) and, from
+one step on tensors without storage, the bytes that are alive at once → time and fit on a machine → advice.
+
+What is assumed, and where it is off:
+    tokens      Exact where the model's tokenizer is at hand; else counted by the embedded one, and said so.
+    selection   `tune.selection.keep` drops the last items here, not the hardest.
+    answers     Evaluation writes `evaluate.max_new_tokens` each time: a bound, as answers end before.
+    attention   A GPU's fused attention is counted as plain products: a bound, near it at instruction lengths.
+    seconds     Operations over the machine's rate of large products, times `EFFICIENCY`.
+    devices     A step's rows are split over them; weights, carriers and signals lie on each.
+"""
+
+import math
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import yaml
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from isogloss.config import Config, Count, Distill, Positive, Settings, with_overrides
+from isogloss.cost import Meter
+from isogloss.data import selection
+from isogloss.data.chat import Encoded, encode_prompt
+from isogloss.data.sources import english_examples, node_texts
+from isogloss.distill.on_policy import is_on_policy
+from isogloss.distill.rows import Row, schedule, training_order
+from isogloss.distill.signal import Signal, groups
+from isogloss.distill.topk import TopK
+from isogloss.distill.trainer import Batch, Sample, Weights, batch_losses, chunk_size, collate, twins_of
+from isogloss.errors import ConfigError
+from isogloss.evaluate.suites import load_suite
+from isogloss.languages import SOURCE
+from isogloss.model import EMBEDDED, last_hidden, layers_of, load_tokenizer, model_folder, pick_dtype
+from isogloss.pipeline import Run, Watcher, foreseen_rows
+from isogloss.tree.carrier import Carrier
+from isogloss.tree.nodes import Tree
+from isogloss.tune import english_rows
+
+EFFICIENCY = 0.4
+"""Share of the rate of large products that a step reaches; an assumption, which a machine's file may set."""
+READ_TOGETHER = 64
+"""Rows per forward of the teacher."""
+CONTEXT = 600 << 20
+"""Bytes that a GPU's context and its products' workspace take; an assumption."""
+HEAP = 1.3
+"""Without a GPU: bytes that the C library's heap holds for each byte of tensors that come and go; 1.2 to 1.4
+was seen. An assumption."""
+GIB = 1 << 30
+
+
+class MachineFile(Settings):
+    """A machine that is not this one."""
+
+    devices: Count = 1
+    """How many."""
+    memory_gib: Positive
+    """Memory of each device, in GiB."""
+    tflops: Positive
+    """Rate of large products on each device in the weights' type, in 10^12 operations a second."""
+    efficiency: Positive = EFFICIENCY
+    """Share of this rate that a step reaches."""
+    gpu: bool = True
+    """Whether the devices are GPUs: weights are then bfloat16 unless `dtype` says otherwise."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a plan is made for; bytes, and operations a second, of each device."""
+
+    name: str
+    devices: int
+    memory: int
+    rate: float
+    gpu: bool
+    efficiency: float = EFFICIENCY
+    process: int = CONTEXT
+    """Bytes that the program takes on a device before it has a model."""
+
+    def held(self, alive: int) -> int:
+        """Bytes held for tensors of which at most `alive` bytes are needed at once."""
+        return alive if self.gpu else round(HEAP * alive)
+
+    def dtype(self, asked: str) -> torch.dtype:
+        """The type of frozen weights there."""
+        return torch.bfloat16 if asked == "auto" and self.gpu else pick_dtype(asked)
+
+
+def load_machine(path: Path) -> Machine:
+    """A machine from a YAML file: devices, memory_gib, tflops, efficiency, gpu.
+
+    Raises:
+        ConfigError: The file is missing or says something else.
+    """
+    try:
+        entries = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--machine: {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {getattr(error, 'problem', error)}") from None
+    try:
+        said = MachineFile.model_validate(entries)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"])) or "a machine"
+        raise ConfigError(
+            f"{path}: {where}: {fault['msg']}; there are {', '.join(MachineFile.model_fields)}"
+        ) from None
+    process = CONTEXT if said.gpu else psutil.Process().memory_info().rss
+    return Machine(
+        path.stem, said.devices, round(said.memory_gib * GIB), said.tflops * 1e12, said.gpu,
+        said.efficiency, process,
+    )  # fmt: skip
+
+
+def this_machine(dtype: str = "auto") -> Machine:
+    """This machine, its rate measured for about a second."""
+    gpu = torch.cuda.is_available()
+    if gpu:
+        memory, devices = torch.cuda.get_device_properties(0).total_memory, torch.cuda.device_count()
+    else:
+        memory, devices = psutil.virtual_memory().total, 1
+    kind = pick_dtype(dtype)
+    process = CONTEXT if gpu else psutil.Process().memory_info().rss
+    return Machine("this machine", devices, memory, measured_rate(kind), gpu, process=process)
+
+
+def measured_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """Operations a second of a large product, the best of as many as fit into the time, two at least."""
+    gpu = torch.cuda.is_available()
+    size = 8192 if gpu else 1024
+    a = torch.randn(size, size, device="cuda" if gpu else "cpu").to(dtype)
+    ends, best, done = time.monotonic() + seconds, math.inf, 0
+    while done < 2 or time.monotonic() < ends:
+        began = time.monotonic()
+        _ = a @ a
+        if gpu:
+            torch.cuda.synchronize()
+        best, done = min(best, time.monotonic() - began), done + 1
+    return 2 * size**3 / best
+
+
+@dataclass
+class StagePlan:
+    """What a stage will cost; memory is each device's, in bytes, by what holds it, at its fullest moment."""
+
+    stage: str
+    tokens_forwarded: int = 0
+    tokens_backpropagated: int = 0
+    tokens_generated: int = 0
+    flops: float = 0.0
+    memory: dict[str, int] = field(default_factory=dict)
+    disk: int = 0
+    """Bytes written that are there together at some moment, checkpoints included."""
+    kept: int = 0
+    """Bytes that stay."""
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(self.memory.values())
+
+
+@dataclass
+class Plan:
+    """All stages of a run on a machine."""
+
+    machine: Machine
+    stages: list[StagePlan]
+    notes: list[str]
+    advice: list[str] = field(default_factory=list)
+    """One line for each stage that does not fit: what to change."""
+
+    def seconds(self, stage: StagePlan) -> float:
+        """How long a stage takes."""
+        machine = self.machine
+        return stage.flops / (machine.rate * machine.efficiency * machine.devices)
+
+    @property
+    def fits(self) -> bool:
+        return not self.advice
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        stages = [
+            {**vars(stage), "memory_bytes": stage.memory_bytes, "seconds": round(self.seconds(stage), 1)}
+            for stage in self.stages
+        ]
+        return {
+            "machine": vars(self.machine), "stages": stages, "fits": self.fits, "advice": self.advice,
+            "notes": self.notes,
+        }  # fmt: skip
+
+
+def plan(config: Config, machine: Machine) -> Plan:
+    """What each stage of a run costs on a machine, and what to change where one does not fit.
+
+    Raises:
+        DataError: Data, a language or a suite is missing.
+        ConfigError: The model's shapes are not to be had.
+    """
+    work = Work(config, machine)
+    stages = [tune_plan(work), distill_plan(work), evaluate_plan(work)]
+    found = Plan(machine, stages, work.notes)
+    if config.distill.teacher.type != "self":
+        found.notes.append("distill.teacher: what another teacher's own reading costs is not counted")
+    if config.distill.carrier.type != "lora":
+        found.notes.append("distill.carrier: the arithmetic of virtual positions is not counted")
+    found.advice = [
+        advise(work, stage) for stage in found.stages if stage.memory_bytes > machine.memory
+    ]  # fmt: skip
+    return found
+
+
+class Work:
+    """What a run will read, and the shapes that it is read with."""
+
+    def __init__(self, config: Config, machine: Machine):
+        self.config, self.machine = config, machine
+        self.run = Run(config, Watcher())
+        self.dtype = machine.dtype(config.dtype)
+        self.notes: list[str] = []
+        self.tokenizer = self._tokenizer()
+
+    def changed(self, overrides: Iterable[str]) -> "Work":
+        """The same reading under other settings of how it is batched and trained."""
+        other = object.__new__(Work)
+        other.__dict__ |= self.__dict__ | {"config": with_overrides(self.config, overrides)}
+        other.dtype = self.machine.dtype(other.config.dtype)
+        return other
+
+    @cached_property
+    def english(self) -> list[Encoded]:
+        """Rows of stage 1."""
+        settings, examples = self.config.tune, english_examples(self.config, self.run.data_root)
+        if settings.selection.enabled:
+            examples = list(selection.select(examples, max_chars=settings.selection.max_chars).kept)
+        kept = examples[: max(1, round(settings.selection.keep * len(examples)))]
+        texts = node_texts(self.config)
+        return english_rows(kept, self.tokenizer, texts, settings.privileged, self.config.seed)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Rows of stage 2."""
+        return foreseen_rows(self.run, self.tokenizer)
+
+    @cached_property
+    def tree(self) -> Tree:
+        return self.run.tree
+
+    def model(self, dtype: torch.dtype) -> PreTrainedModel:
+        """The model without storage."""
+        return meta_model(self.config.model, dtype, gpu=self.machine.gpu)
+
+    def carrier(self) -> Carrier:
+        run = Run(self.config, Watcher())
+        return run.student(self.model(self.dtype), trained=False, tree=self.tree)
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        folder = Path(model_folder(self.config.model))
+        files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "tekken.json")
+        if folder.is_dir() and not any((folder / name).exists() for name in files):
+            self.notes.append(f"{self.config.model} has no tokenizer: tokens are counted by the embedded one")
+            return load_tokenizer(EMBEDDED)
+        return load_tokenizer(self.config.model)
+
+
+def meta_model(name: str, dtype: torch.dtype, *, gpu: bool) -> PreTrainedModel:
+    """A model of a folder's or hub name's shapes, without storage, attention as `load_model` would take it.
+
+    Raises:
+        ConfigError: There is no config.json.
+    """
+    folder = model_folder(name)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model: {name} has no config.json that transformers reads") from error
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation="sdpa" if gpu else "eager"
+        )
+    return model.eval()
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of the tensors made inside that are alive, now and at most; views and parameters cost nothing.
+
+    Autograd's saved tensors, gradients and the products' own intermediate results are among them.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self._there: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return 0  # a question about values, such as whether no token is padding, is answered no
+        made = func(*args, **kwargs)
+        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if id(storage) not in given and id(storage) not in self._there:
+                    self._add(storage)
+        return made
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+
+        def gone(_: Any) -> None:
+            self.now -= size
+            self._there.pop(key, None)
+
+        self._there[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.most = max(self.most, self.now)
+
+
+def step_bytes(
+    model: nn.Module,
+    samples: Sequence[Sample],
+    weights: Weights,
+    carrier: Carrier | None = None,
+    *,
+    twins: int = 0,
+) -> int:
+    """Most bytes that a micro-batch's forward, losses and backward hold at once, gradients included.
+
+    Args:
+        model: Without storage; for stage 2 the carrier's.
+        twins: How many meanings there are in all.
+    """
+    batch = _without_storage(collate(samples, 0))
+    every = twins_of(samples)
+    if every is not None and twins > len(every):
+        every = torch.empty(twins, every.shape[1], device="meta")
+    with Alive() as alive:
+        parts = batch_losses(model, batch, weights, carrier, every)
+        loss: Any = sum(getattr(weights, name) * part for name, part in parts.items())
+        loss.backward()
+    model.zero_grad(set_to_none=True)
+    return alive.most
+
+
+@torch.no_grad()
+def read_bytes(model: nn.Module, rows: int, width: int) -> int:
+    """Most bytes that reading a batch holds at once, head aside."""
+    with Alive() as alive:
+        last_hidden(
+            model, torch.zeros(rows, width, dtype=torch.long, device="meta"),
+            torch.ones(rows, width, dtype=torch.long, device="meta"),
+        )  # fmt: skip
+    return alive.most
+
+
+def _without_storage(batch: Batch) -> Batch:
+    """Masks of rows and tokens stay as they are: they decide shapes."""
+    entries = {
+        name: value.to("meta") if isinstance(value, Tensor) and value.dtype != torch.bool else value
+        for name, value in vars(batch).items()
+    }
+    return Batch(**entries)
+
+
+def parameter_bytes(model: nn.Module, *, carriers: bool = False) -> int:
+    """Bytes of the frozen weights, tied ones once; or those of the carriers."""
+    return sum(
+        p.numel() * p.element_size()
+        for n, p in model.named_parameters()
+        if ("lora_" in n or n.startswith("rows.")) == carriers
+    )
+
+
+# --- stage 1
+
+
+def tune_plan(work: Work) -> StagePlan:
+    """Stage 1: operations of every step, memory of its largest."""
+    settings, machine = work.config.tune, work.machine
+    lengths = [len(row.prompt) + len(row.response) for row in work.english]
+    draws = max(settings.batch, round(len(lengths) * settings.epochs))
+    order = schedule(
+        [SOURCE] * len(lengths), draws, balance=1.0, batch=settings.batch, lengths=lengths,
+        seed=work.config.seed,
+    )  # fmt: skip
+    micro = _micro(order, settings.batch, settings.accumulate, machine.devices)
+    model: nn.Module = work.model(torch.float32)
+    whole = settings.method == "full"
+    trained = weights = parameter_bytes(model)
+    if not whole:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(r=settings.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(work.model(torch.float32), config)
+        trained = parameter_bytes(model, carriers=True)
+    else:
+        model.requires_grad_(True)
+    found, meter = StagePlan("tune"), Meter(model)
+    for numbers in micro:
+        rows = [work.english[n] for n in numbers]
+        width = max(lengths[n] for n in numbers)
+        responses = sum(len(row.response) for row in rows)
+        again = 2 if responses > chunk_size(model) else 1
+        # A weight that learns costs a second product in backward.
+        _count(meter, len(rows), width, again * responses, backward=2 if whole else 1, taught=responses)
+        found.tokens_forwarded += sum(lengths[n] for n in numbers)
+    found.tokens_backpropagated = found.tokens_forwarded
+    found.flops = meter.flops
+    if work.config.tune.selection.keep < 1:
+        found.flops += 2 * _reading(model, lengths, READ_TOGETHER)
+        found.tokens_forwarded += 2 * sum(lengths)
+    bf16 = work.dtype == torch.bfloat16
+    learner = model
+    if bf16 and whole:  # autocast computes in bfloat16 what a bfloat16 model would
+        learner = work.model(torch.bfloat16).requires_grad_(True)
+    step = max(
+        step_bytes(learner, [Sample(work.english[n]) for n in numbers], Weights())
+        for numbers in _largest(micro, lengths)
+    )
+    if bf16 and whole:
+        step += trained // 2  # gradients are float32
+    found.memory = {
+        "program": machine.process, "weights": weights + (0 if whole else trained),
+        "optimiser": 2 * trained, "activations": machine.held(step) + (weights // 2 if bf16 else 0),
+    }  # fmt: skip
+    found.kept = sum(p.numel() for p in work.model(work.dtype).parameters()) * work.dtype.itemsize
+    # A checkpoint has what learns and two moments of it; the next is written before the last goes.
+    found.disk = found.kept + 2 * 3 * trained
+    return found
+
+
+# --- stage 2
+
+
+def distill_plan(work: Work) -> StagePlan:
+    """Stage 2: the teacher's reading, then every step; memory of the fuller of the two."""
+    settings, machine, rows = work.config.distill, work.machine, work.rows
+    carrier = work.carrier()
+    model, found = carrier.model, StagePlan("distill")
+    meter = Meter(model, carrier.tree.path_rank() / max(1, carrier.tree.rank))
+    live, hears = Meter(model, 0.0), settings.hears_itself
+    privileged = _privileged([row for row in rows if hears or row.language == SOURCE])
+    twins = list({row.twin_prompt: len(row.twin_prompt) for row in rows}.values())
+    found.tokens_forwarded = sum(privileged) + sum(twins)
+    found.flops = _reading(model, privileged, READ_TOGETHER, off=True)
+    found.flops += _reading(model, twins, READ_TOGETHER, off=True)
+    lengths = [len(row.student.prompt) + len(row.student.response) for row in rows]
+    order = training_order(rows, settings, work.config.seed)
+    micro = _micro(order, settings.batch, settings.accumulate, machine.devices)
+    for number, numbers in enumerate(micro):
+        responses = sum(len(rows[n].student.response) for n in numbers)
+        if is_on_policy(number * len(micro[0]) // settings.batch, settings.on_policy):
+            _draw(found, meter, live, [rows[n] for n in numbers])
+        asked = sum(
+            len(rows[n].student.response)
+            for n in numbers
+            if settings.form[0] == "hidden" and (settings.kl or rows[n].language == SOURCE)
+        )
+        width = max(lengths[n] for n in numbers)
+        _count(meter, len(numbers), width, responses + asked, backward=1, taught=responses)
+        found.tokens_backpropagated += sum(lengths[n] for n in numbers)
+    found.tokens_forwarded += found.tokens_backpropagated
+    found.flops += meter.flops + live.flops
+    told = [row for row in rows if hears or settings.scored_elsewhere or row.language == SOURCE]
+    tokens = sum(len(row.student.response) for row in told)
+    found.memory = _distill_memory(work, carrier, micro, lengths, privileged, twins, tokens)
+    carriers = parameter_bytes(model, carriers=True)
+    share = carriers / max(1, carrier.tree.rank)
+    exported = sum(
+        share * sum(node.rank for node in carrier.tree.path(code)) for code in carrier.tree.languages
+    )
+    found.kept = round(carriers + exported)
+    found.disk = found.kept + 2 * 3 * carriers
+    return found
+
+
+def _privileged(rows: Sequence[Row]) -> list[int]:
+    """Tokens of every text that the frozen teacher reads: equal rows once, and what prompts begin with."""
+    distinct = list({(row.teacher_prompt, row.student.response): row.language for row in rows}.items())
+    found: list[int] = []
+    prompts, languages = [prompt for (prompt, _), _ in distinct], [code for _, code in distinct]
+    for group, shared in groups(prompts, languages, True):
+        found += [shared] if shared else []
+        found += [len(distinct[n][0][0]) - shared + len(distinct[n][0][1]) for n in group]
+    return found
+
+
+def _draw(found: StagePlan, meter: Meter, live: Meter, rows: Sequence[Row]) -> None:
+    """The rows' responses drawn, as long as the data's, and read by the live teacher."""
+    for row in rows:
+        if row.language != SOURCE:
+            _generated(meter, len(row.student.prompt), len(row.student.response))
+            found.tokens_generated += len(row.student.response)
+            found.tokens_forwarded += len(row.student.prompt) + len(row.student.response)
+    lengths = [len(row.teacher_prompt) + len(row.student.response) for row in rows]
+    _count(live, len(rows), max(lengths), 0)
+    found.tokens_forwarded += sum(lengths)
+
+
+def _distill_memory(
+    work: Work,
+    carrier: Carrier,
+    micro: list[list[int]],
+    lengths: list[int],
+    privileged: list[int],
+    twins: list[int],
+    told: int,
+) -> dict[str, int]:
+    settings, machine, rows = work.config.distill, work.machine, work.rows
+    model = carrier.model
+    causal: Any = model.get_base_model()
+    hidden, wide = causal.config.get_text_config().hidden_size, work.dtype.itemsize
+    meanings = len({row.meaning for row in rows})
+    kind, k = settings.form
+    each = hidden * wide if kind == "hidden" else 8 * k
+    signals = told * each + (len(twins) + meanings) * hidden * 4
+    layer = settings.layer or max(1, len(layers_of(model)) // 2)
+    weights = Weights(
+        settings.ce, settings.kl, settings.hidden, 1.0, layer, settings.divergence, settings.temperature
+    )
+    step = 0
+    for numbers in _largest(micro, lengths):
+        samples = [_sample(rows[n], place, settings, hidden, work.dtype) for place, n in enumerate(numbers)]
+        step = max(
+            step, step_bytes(model, samples, weights, carrier, twins=meanings)
+        )  # fmt: skip
+    carrier.off()
+    read = max(
+        (read_bytes(model, min(READ_TOGETHER, len(some)), max(some)) for some in (privileged, twins) if some),
+        default=0,
+    )
+    learnt = parameter_bytes(model, carriers=True)
+    frozen = {"program": machine.process, "weights": parameter_bytes(model), "carriers": learnt}
+    reading = frozen | {"signals": signals, "activations": machine.held(read)}
+    training = frozen | {"optimiser": 2 * learnt, "signals": signals, "activations": machine.held(step)}
+    return max(reading, training, key=lambda memory: sum(memory.values()))
+
+
+def _sample(row: Row, place: int, settings: Distill, hidden: int, dtype: torch.dtype) -> Sample:
+    tokens, (kind, k) = len(row.student.response), settings.form
+    said: Tensor | TopK | None = None
+    with torch.device("meta"):
+        if settings.kl or row.language == SOURCE:
+            said = torch.empty(tokens, hidden, dtype=dtype)
+            if kind == "top_k":
+                said = TopK(torch.empty(tokens, k, dtype=torch.int32), torch.empty(tokens, k))
+        return Sample(row.student, row.language, place, Signal(said, torch.empty(hidden)))
+
+
+# --- evaluation
+
+
+def evaluate_plan(work: Work) -> StagePlan:
+    """Every answer before and after, and the sentences' embeddings."""
+    settings, run, machine = work.config.evaluate, work.run, work.machine
+    carrier = work.carrier()
+    model, found = carrier.model, StagePlan("evaluate")
+    causal: Any = model.get_base_model()
+    config = causal.config.get_text_config()
+    before = Meter(causal, 0.0)
+    after = Meter(causal, carrier.tree.path_rank() / max(1, carrier.tree.rank))
+    sides, longest, answers = (before, after), 1, settings.max_new_tokens
+    for name in settings.suites:
+        suite = load_suite(name, run.data_root, settings, run.measured)
+        prompts = [
+            len(encode_prompt(work.tokenizer, item.turns[code].instruction))
+            for item in suite.items
+            for code in (*run.measured, SOURCE)
+            if code in item.turns
+        ]
+        longest = max([longest, *prompts])
+        for side in sides:
+            for prompt in prompts:
+                _generated(side, prompt, answers)
+        found.tokens_forwarded += 2 * (sum(prompts) + len(prompts) * (answers - 1))
+        found.tokens_generated += 2 * len(prompts) * answers
+        for sentences in (suite.sentences, suite.layer_sentences):
+            for code, texts in sentences.items():
+                if code in (*run.measured, SOURCE):
+                    sizes = [len(work.tokenizer(text)["input_ids"]) for text in texts]
+                    for side in sides:
+                        for size in sizes:
+                            _count(side, 1, size, 0)
+                    found.tokens_forwarded += 2 * sum(sizes)
+    found.flops = before.flops + after.flops
+    width = longest + settings.max_new_tokens
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * head * work.dtype.itemsize
+    carrier.off()
+    found.memory = {
+        "program": machine.process, "weights": parameter_bytes(model),
+        "carriers": parameter_bytes(model, carriers=True), "cache": cache * settings.batch * width,
+        "activations": machine.held(
+            read_bytes(model, settings.batch, longest)
+            + settings.batch * config.vocab_size * (work.dtype.itemsize + 4)
+        ),
+    }  # fmt: skip
+    return found
+
+
+# --- counts
+
+
+def _count(meter: Meter, rows: int, width: int, heads: int, *, backward: int = 0, taught: int = 0) -> None:
+    """A batch into the meter; `backward` is how many forwards the weights cost on the way back."""
+    tokens = rows * width
+    meter.forward_tokens += tokens
+    meter.forward_pairs += tokens * width
+    meter.forward_heads += heads
+    meter.backward_tokens += backward * tokens
+    meter.backward_pairs += tokens * width if backward else 0
+    meter.backward_heads += backward * taught
+
+
+def _generated(meter: Meter, prompt: int, new: int) -> None:
+    """The prompt once, then a token a time, each against all before it."""
+    meter.forward_tokens += prompt + new - 1
+    meter.forward_pairs += prompt**2 + sum(range(prompt + 1, prompt + new))
+    meter.forward_heads += new
+
+
+def _reading(model: nn.Module, lengths: Sequence[int], together: int, *, off: bool = False) -> float:
+    """Operations of reading texts, those of like length together, without a head."""
+    meter = Meter(model, 0.0 if off else 1.0)
+    ordered = sorted(lengths)
+    for start in range(0, len(ordered), together):
+        some = ordered[start : start + together]
+        _count(meter, len(some), some[-1], 0)
+    return meter.flops
+
+
+def _micro(order: Sequence[int], batch: int, accumulate: int, devices: int) -> list[list[int]]:
+    """Row numbers of every micro-batch of a device."""
+    size = max(1, math.ceil(batch / accumulate / devices))
+    return [list(order[i : i + size]) for i in range(0, len(order), size)]
+
+
+def _largest(micro: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[Sequence[int]]:
+    """The micro-batch of most tokens, padding included, and the one with the longest row."""
+
+    def width(numbers: Sequence[int]) -> int:
+        return max(lengths[n] for n in numbers)
+
+    found = [max(micro, key=lambda numbers: len(numbers) * width(numbers)), max(micro, key=width)]
+    return found[:1] if found[0] is found[1] else found
+
+
+# --- advice
+
+STAGES: dict[str, Callable[[Work], StagePlan]] = {
+    "tune": tune_plan,
+    "distill": distill_plan,
+    "evaluate": evaluate_plan,
+}
+
+
+def advise(work: Work, stage: StagePlan) -> str:
+    """What to change so that a stage fits: the first of the settings tried, from the mildest on."""
+    needs, has = stage.memory_bytes / GIB, work.machine.memory / GIB
+    least, best = needs, ()
+    for changes in _changes(work, stage.stage):
+        found = STAGES[stage.stage](work.changed(changes)).memory_bytes
+        if found <= work.machine.memory:
+            return (
+                f"{stage.stage} needs {needs:.1f} GiB and a device has {has:.1f}: set {' '.join(changes)} "
+                f"({found / GIB:.1f} GiB)"
+            )
+        if found / GIB < least:
+            least, best = found / GIB, changes
+    with_best = f"; with {' '.join(best)} a device of {math.ceil(least)} GiB would do" if best else ""
+    return (
+        f"{stage.stage} needs {needs:.1f} GiB and a device has {has:.1f}: no setting makes it fit; take "
+        f"larger devices or a smaller model{with_best}"
+    )
+
+
+def _changes(work: Work, stage: str) -> list[tuple[str, ...]]:
+    """Settings to try, the mildest first."""
+    config = work.config
+    if stage == "evaluate":
+        sizes = [config.evaluate.batch // n for n in (2, 4, 8, 16, 32, 64) if config.evaluate.batch // n]
+        return [(f"evaluate.batch={size}",) for size in sizes]
+    batch, now = getattr(config, stage).batch, getattr(config, stage).accumulate
+    smaller = [(f"{stage}.accumulate={n}",) for n in range(now + 1, batch + 1) if batch % n == 0]
+    smaller = smaller[:: max(1, len(smaller) // 3)] + smaller[-1:] if len(smaller) > 4 else smaller
+    more: list[tuple[str, ...]] = []
+    if stage == "tune" and config.tune.method == "full":
+        more.append(("tune.method=lora",))
+    if stage == "distill" and work.dtype == torch.float32:
+        more.append(("dtype=bfloat16",))
+    last = smaller[-1:] or [()]
+    return [*smaller, *more, *((*some, *last[0]) for some in more)]

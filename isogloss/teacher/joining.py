@@ -1,0 +1,189 @@
+"""From the settings' teacher to what stage 2 reads of it: the one place that tells the kinds apart.
+
+`self` needs nothing of this. English rows keep to the frozen model, whoever teaches the other languages.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from isogloss.config import Distill, ModelTeacher, SelfTeacher, ServerTeacher
+from isogloss.cost import Stage, forward_flops
+from isogloss.data.chat import Encoded
+from isogloss.distill.cache import Cache, row_key, tokenizer_hash
+from isogloss.distill.rows import Row
+from isogloss.distill.signal import Kept, Signal
+from isogloss.distill.topk import TopK, pack, unpack
+from isogloss.errors import ConfigError
+from isogloss.files import read_lines, write_lines
+from isogloss.languages import SOURCE
+from isogloss.model import load_model, load_tokenizer
+from isogloss.teacher import other
+from isogloss.teacher.scored import Asked, Scored
+
+Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+Teacher = SelfTeacher | ModelTeacher | ServerTeacher
+
+
+def signals_from(
+    rows: Sequence[Row], signals: Sequence[Signal], scored: Sequence[Scored], vocab: int
+) -> list[Signal]:
+    """The rows' signals, those of every row that is not English with another teacher's scores in them.
+
+    Args:
+        signals: The frozen model's, as its likeliest tokens.
+        scored: Of the rows that are not English, in their order.
+        vocab: Tokens that the student's head knows.
+
+    Raises:
+        ConfigError: The teacher names tokens that the student has not, or no probabilities.
+    """
+    left, found = iter(scored), []
+    for row, signal in zip(rows, signals, strict=True):
+        if row.language != SOURCE:
+            one = next(left)
+            said = TopK(one.ids.int(), one.logprobs)
+            try:
+                said.check(vocab)
+            except ValueError as error:
+                raise ConfigError(
+                    f"distill.teacher: of {row.id}, {error}; take a teacher that scores the student's tokens"
+                ) from None
+            signal = Signal(said, signal.twin, None if bool(one.covered.all()) else one.covered)
+        found.append(signal)
+    return found
+
+
+def tokenizer_of(teacher: Teacher) -> PreTrainedTokenizerBase | None:
+    """What renders the privileged prompts for who scores, where it is not the student's tokenizer."""
+    scores = isinstance(teacher, ModelTeacher) and teacher.level == "token"
+    return load_tokenizer(teacher.path) if scores else None
+
+
+def scores_of(
+    rows: Sequence[Row],
+    settings: Distill,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    store: Path,
+    cost: Stage,
+    bar: Bar,
+    cache_of: Callable[[nn.Module, PreTrainedTokenizerBase], Cache] | None = None,
+) -> list[Scored] | None:
+    """What another teacher says of every row that is not English, in their order; None: nobody is asked.
+
+    Args:
+        tokenizer: The student's.
+        dtype: Of a local teacher's weights.
+        store: File in which a server's scores are kept.
+        cost: Gets tokens, calls, hits and FLOPs.
+        cache_of: Where a local teacher's scores are looked for, and kept.
+    """
+    if not settings.scored_elsewhere:
+        return None
+    teacher = settings.teacher
+    asked = [row for row in rows if row.language != SOURCE]
+    if isinstance(teacher, ServerTeacher):
+        try:
+            from isogloss.teacher import server
+            from isogloss.teacher.store import Store
+        except ImportError as error:
+            raise ConfigError(
+                f"distill.teacher: a server needs {error.name}; pip install 'isogloss[teacher]'"
+            ) from None
+        kept = Store(store)
+        had = len(kept)
+        with bar("Teacher answers") as progress:
+            both = [Asked(row.teacher_prompt, row.student.response) for row in asked]
+            try:
+                return server.score(both, teacher, kept, progress)
+            finally:
+                cost.teacher_calls += len(kept) - had
+                cost.cached_hits += max(0, len(asked) - (len(kept) - had))
+    assert isinstance(teacher, ModelTeacher)
+    model, its = load_model(teacher.path, dtype), load_tokenizer(teacher.path)
+    with bar("Teacher reads") as progress:
+        cache = None if cache_of is None else cache_of(model, its)
+        return _scored_by(
+            model, asked, other.Translation(tokenizer, its), teacher.top_k, cache, cost, progress
+        )
+
+
+def _scored_by(
+    model: nn.Module,
+    rows: Sequence[Row],
+    translation: other.Translation,
+    k: int,
+    cache: Cache | None,
+    cost: Stage,
+    progress: Callable[[int, int], None],
+    together: int = 256,
+) -> list[Scored]:
+    """A local teacher's scores, from the cache where they are there; packed, so that both are the same.
+
+    Args:
+        together: Rows that are scored at a time.
+    """
+    words = tokenizer_hash(translation.student)
+    part = None if cache is None else cache.part(signal="scored", k=k, student=words)
+    kept = Kept(part, [row_key(row.teacher_prompt, row.student.response) for row in rows], cost)
+    absent, vocab = sorted(kept.absent), len(translation.student_bytes)
+    cost.cached_hits += len(rows) - len(absent)
+    for begin in range(0, len(absent), together):
+        chosen = absent[begin : begin + together]
+        some = [rows[n] for n in chosen]
+        fresh = other.score(model, some, translation, k)
+        kept.keep(chosen, [pack(TopK(one.ids, one.logprobs), vocab) for one in fresh])
+        read = sum(len(row.teacher_prompt) + len(row.student.response) for row in some)
+        cost.teacher_calls += len(some)
+        cost.tokens_forwarded += read
+        cost.flops += forward_flops(model, read, sum(len(row.student.response) for row in some))
+        progress(len(rows) - len(absent) + begin + len(chosen), len(rows))
+    kept.flush()
+    tops = (unpack(one, vocab) for one in kept.tensors())
+    return [
+        Scored(top.ids, top.logprobs, translation.covered(row.student.response))
+        for row, top in zip(rows, tops, strict=True)
+    ]
+
+
+def with_answers(
+    rows: Sequence[Row],
+    theirs: Sequence[Row],
+    teacher: ModelTeacher,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    file: Path,
+    cost: Stage,
+    bar: Bar,
+    together: int = 256,
+) -> list[Row]:
+    """The rows with another model's answers as responses, which are kept in a file.
+
+    Args:
+        theirs: The same rows, their privileged prompts in the teacher's own ids.
+        tokenizer: The student's.
+        together: Answers that are written at a time: what a killed run loses at most.
+    """
+    given = {entry["id"]: entry["response"] for entry in read_lines(file)} if file.exists() else {}
+    missing = [row for row in theirs if row.language != SOURCE and row.id not in given]
+    if missing:
+        model, its = load_model(teacher.path, dtype), load_tokenizer(teacher.path)
+        with bar("Teacher answers") as progress:
+            for begin in range(0, len(missing), together):
+                some = missing[begin : begin + together]
+                for one in other.written(model, some, its, tokenizer, max_new_tokens=teacher.max_new_tokens):
+                    given[one.id] = list(one.student.response)
+                    cost.tokens_generated += len(one.student.response)
+                    cost.tokens_forwarded += len(one.teacher_prompt) + len(one.student.response)
+                write_lines(file, [{"id": id, "response": response} for id, response in given.items()])
+                progress(begin + len(some), len(missing))
+    return [
+        replace(row, student=Encoded(row.student.prompt, tuple(given[row.id]))) if row.id in given else row
+        for row in rows
+    ]

@@ -1,0 +1,41 @@
+"""Does a carrier fit the model? Told from the model's configuration, before any weight is loaded."""
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from isogloss.config import Config
+from isogloss.errors import ConfigError
+from isogloss.model import skeleton
+
+KEYED = ("full_attention", "sliding_attention", "chunked_attention")
+"""Kinds of layers, in transformers' words, that keep keys and values."""
+
+
+def refuse_misfit(config: Config) -> None:
+    """Refuse a carrier that the settings' model cannot have.
+
+    Raises:
+        ConfigError: The model lacks a module that adapters are wanted on, or keys that a prefix needs.
+    """
+    settings = config.distill.carrier
+    if settings.type == "lora":
+        linear = linear_names(skeleton(config.model))
+        if missing := [t for t in settings.targets if not any(f".{n}".endswith(f".{t}") for n in linear)]:
+            there = dict.fromkeys(name.rpartition(".")[2] for name in linear)
+            raise ConfigError(
+                f"distill.carrier.targets: {config.model} has no {', '.join(missing)}; "
+                f"it has {', '.join(there)}"
+            )
+    elif settings.type == "prefix":
+        kinds = getattr(skeleton(config.model).config.get_text_config(), "layer_types", None) or ()
+        if keyless := sorted(set(kinds) - set(KEYED)):
+            raise ConfigError(
+                f"distill.carrier.type: prefix needs keys and values in every layer, and {config.model} has "
+                f"{', '.join(keyless)}; take lora or embedding"
+            )
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """The modules that adapters can be put on, the head aside."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return [name for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]

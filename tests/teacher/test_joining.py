@@ -1,0 +1,127 @@
+"""The settings' teacher and what stage 2 gets of it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from isogloss.config import load_config
+from isogloss.cost import Stage
+from isogloss.data.chat import Encoded
+from isogloss.distill.cache import Cache, teacher_of
+from isogloss.distill.rows import Row
+from isogloss.distill.signal import Signal
+from isogloss.distill.topk import TopK
+from isogloss.errors import ConfigError
+from isogloss.pipeline import Watcher
+from isogloss.teacher import joining
+from isogloss.teacher.scored import Scored, whole
+
+ROWS = [
+    Row(f"{n}/{code}", code, n, Encoded((5, 6), (40 + n, 1)), (7, 8, 9), (5,))
+    for n, code in enumerate(["sw", "en", "ru", "es"])
+]
+THEIRS = [replace(row, teacher_prompt=(107, 108)) for row in ROWS]
+BAR = Watcher().bar
+
+
+def distill(*overrides):
+    return load_config(None, [f"distill.{one}" for one in overrides]).distill
+
+
+def signals():
+    """The frozen model's two likeliest of every response token."""
+    said = TopK(torch.tensor([[3, 4], [5, 6]], dtype=torch.int32), torch.full((2, 2), -1.0))
+    return [Signal(said, torch.full((4,), float(n))) for n in range(4)]
+
+
+def test_another_teachers_scores_take_the_place_of_all_but_english():
+    """In the rows' order; twins stay; places that are not covered are told."""
+    first, second = (torch.tensor([[7, 8], [9, 2]]), torch.tensor([[7, 8]]))
+    covered = torch.tensor([False, True])
+    scored = [
+        whole(first, torch.tensor([[-0.5, -2.0], [-0.1, -5.0]])),
+        Scored(second, torch.tensor([[-0.7, -0.8]]), covered),
+        whole(first, torch.tensor([[-0.5, -2.0], [-0.1, -5.0]])),
+    ]
+    found = joining.signals_from(ROWS, signals(), scored, 10)
+    assert [one.teacher.ids.tolist() for one in found] == [
+        [[7, 8], [9, 2]], [[3, 4], [5, 6]], [[7, 8]], [[7, 8], [9, 2]]
+    ]  # fmt: skip
+    assert [one.covered if one.covered is None else one.covered.tolist() for one in found] == [
+        None, None, [False, True], None
+    ]  # fmt: skip
+    assert [one.twin[0].item() for one in found] == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_a_token_that_the_student_has_not_is_refused():
+    """One line, before any loss would look it up."""
+    scored = [whole(torch.tensor([[7, 8], [9, 2]]), torch.full((2, 2), -1.0))] * 3
+    with pytest.raises(ConfigError, match="of 0/sw, a top-k id is out of range; the vocabulary has 9 tokens"):
+        joining.signals_from(ROWS, signals(), scored, 9)
+
+
+def test_what_a_local_teacher_has_scored_is_found_again(base, tokenizer, tmp_path, monkeypatch):
+    """The same scores, and no row is read twice; another k is another part."""
+    settings = distill("kl=1.0", f"teacher={{type: model, path: '{base}', top_k: 4}}")
+
+    def ask(settings):
+        cost = Stage("distill")
+        found = joining.scores_of(
+            ROWS, settings, tokenizer, torch.float32, Path("none"), cost, BAR,
+            lambda model, its: Cache(tmp_path, teacher_of(model, its, "weights")),
+        )  # fmt: skip
+        return found, (cost.teacher_calls, cost.cached_hits)
+
+    first, spent = ask(settings)
+    assert spent == (3, 0)
+    again, spent = ask(settings)
+    assert spent == (0, 3)
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one.ids, other.ids) and torch.equal(one.logprobs, other.logprobs)
+    assert ask(distill("kl=1.0", f"teacher={{type: model, path: '{base}', top_k: 5}}"))[1] == (3, 0)
+
+
+def test_nobody_is_asked_where_the_model_teaches_itself(tokenizer):
+    """Neither scores nor another rendering."""
+    settings, cost = distill("kl=1.0"), Stage("distill")
+    assert joining.tokenizer_of(settings.teacher) is None
+    found = joining.scores_of(ROWS, settings, tokenizer, torch.float32, Path("none"), cost, BAR)
+    assert found is None and cost.teacher_calls == 0
+
+
+def test_a_local_teacher_scores_what_is_not_english(base, tokenizer):
+    """Three rows of four, likeliest first, and the ledger has their tokens."""
+    settings, cost = distill("kl=1.0", f"teacher={{type: model, path: '{base}', top_k: 4}}"), Stage("distill")
+    found = joining.scores_of(ROWS, settings, tokenizer, torch.float32, Path("none"), cost, BAR)
+    assert [one.ids.shape for one in found] == [(2, 4)] * 3
+    assert all((one.logprobs.diff(dim=1) <= 0).all() for one in found)
+    assert (cost.teacher_calls, cost.cached_hits, cost.tokens_forwarded) == (3, 0, 3 * (3 + 2))
+
+
+def test_answers_are_kept_and_never_asked_again(base, tokenizer, tmp_path, monkeypatch):
+    """Privileged prompts in the teacher's ids for it, the student's own for whoever comes after."""
+    asked = []
+
+    def written(model, rows, its, student, *, max_new_tokens):
+        asked.append([(row.id, row.teacher_prompt, max_new_tokens) for row in rows])
+        return [replace(row, student=Encoded(row.student.prompt, (90 + row.meaning, 1))) for row in rows]
+
+    monkeypatch.setattr(joining.other, "written", written)
+    teacher = distill(f"teacher={{type: model, path: '{base}', level: sequence, max_new_tokens: 9}}").teacher
+    file, cost = tmp_path / "answers.jsonl", Stage("distill")
+
+    def ask(rows, theirs):
+        return joining.with_answers(
+            rows, theirs, teacher, tokenizer, torch.float32, file, cost, BAR, together=1
+        )
+
+    first = ask(ROWS[:3], THEIRS[:3])
+    assert asked == [[("0/sw", (107, 108), 9)], [("2/ru", (107, 108), 9)]]
+    assert [row.student.response for row in first] == [(90, 1), (41, 1), (92, 1)]
+    assert [row.teacher_prompt for row in first] == [(7, 8, 9)] * 3
+    assert (cost.tokens_generated, cost.tokens_forwarded) == (4, 8)
+    second = ask(ROWS, THEIRS)
+    assert asked[2:] == [[("3/es", (107, 108), 9)]]
+    assert [row.student.response for row in second] == [(90, 1), (41, 1), (92, 1), (93, 1)]

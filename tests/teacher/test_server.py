@@ -1,0 +1,394 @@
+"""A served teacher over a real HTTP server on loopback, with faults: nothing is lost or asked twice."""
+
+import json
+import threading
+import time
+from collections import Counter
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+
+from isogloss.config import ServerTeacher, load_config
+from isogloss.cost import Stage
+from isogloss.data.chat import Encoded
+from isogloss.distill.rows import Row
+from isogloss.distill.stage import distil
+from isogloss.errors import ConfigError, RunError
+from isogloss.pipeline import Watcher
+from isogloss.teacher import server as served
+from isogloss.teacher.joining import scores_of
+from isogloss.teacher.scored import Asked, whole
+from isogloss.teacher.store import Store
+
+K = 3
+ROWS = [Asked(tuple(range(10 + n, 14 + n)), tuple(range(40 + n, 42 + n + n % 3))) for n in range(6)]
+
+
+def place(token: int) -> dict:
+    """The k likeliest and the token itself, as vLLM names them; the token is likely if it is even."""
+    best = {1: -0.5, 2: -1.5, 3: -2.5, token: -1.0 if token % 2 == 0 else -9.0}
+    return {
+        str(number): {"logprob": value, "rank": 1, "decoded_token": "?"} for number, value in best.items()
+    }
+
+
+def expected(row: Asked):
+    """By hand: an even token is second, an odd one is left out."""
+    ids = [[1, t, 2] if t % 2 == 0 else [1, 2, 3] for t in row.response]
+    logprobs = [[-0.5, -1.0, -1.5] if t % 2 == 0 else [-0.5, -1.5, -2.5] for t in row.response]
+    return torch.tensor(ids), torch.tensor(logprobs)
+
+
+class Endpoint(ThreadingHTTPServer):
+    """Answers as vLLM does, after the faults that a row has left."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.faults: dict[tuple[int, ...], list] = {}
+        self.asked: Counter = Counter()
+        self.headers, self.bodies, self.times = [], [], []
+        self.release = threading.Event()
+        self.now = self.most = 0
+        self.lock = threading.Lock()
+        self.pause = 0.0
+        self.answer = lambda ids: {"choices": [{"prompt_logprobs": [None, *(place(t) for t in ids[1:])]}]}
+
+    def handle_error(self, request, client_address):
+        """A client that hangs up is what some tests want."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Endpoint
+
+    def log_message(self, *args):
+        pass
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        ids, there = tuple(body["prompt"]), self.server
+        with there.lock:
+            there.asked[ids] += 1
+            there.times.append((time.monotonic(), ids))
+            there.headers.append(dict(self.headers))
+            there.bodies.append(body)
+            left = there.faults.get(ids, [])
+            fault = left.pop(0) if left else None
+            there.now += 1
+            there.most = max(there.most, there.now)
+        try:
+            time.sleep(there.pause)
+            self.respond(fault, json.dumps(there.answer(ids)).encode())
+        finally:
+            with there.lock:
+                there.now -= 1
+
+    def respond(self, fault, whole_answer: bytes):
+        status, headers, sent, length = 200, {}, whole_answer, len(whole_answer)
+        match fault:
+            case "slow":
+                self.server.release.wait(60)
+            case "drop":
+                self.close_connection = True
+                return
+            case "cut":  # fewer bytes than were promised
+                sent = whole_answer[: length // 2]
+                self.close_connection = True
+            case "half":  # a whole answer over HTTP whose JSON ends in the middle
+                sent = whole_answer[: length // 2]
+                length = len(sent)
+            case (int() as code, *more):
+                status, sent = code, (more[1] if len(more) > 1 else b"{}")
+                length, headers = len(sent), (more[0] if more else {})
+        self.send_response(status)
+        for name, value in {**headers, "content-type": "application/json", "content-length": length}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(sent)
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    made = Endpoint()
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    yield made
+    made.release.set()
+    made.shutdown()
+    made.server_close()
+
+
+def settings(endpoint, **more) -> ServerTeacher:
+    given = {"top_k": K, "backoff": 0.01, "attempts": 5, "timeout": 60.0} | more
+    return ServerTeacher(url=endpoint.url, model="teacher", **given)
+
+
+def ids_of(row: Asked) -> tuple[int, ...]:
+    return row.prompt + row.response
+
+
+def check(found):
+    for row, one in zip(ROWS, found, strict=True):
+        ids, logprobs = expected(row)
+        assert torch.equal(one.ids, ids)
+        assert torch.equal(one.logprobs, logprobs)
+        assert one.covered.all() and len(one.covered) == len(row.response)
+
+
+def test_the_likeliest_tokens_of_the_response_alone(endpoint, tmp_path):
+    """Each row is asked once, as ids, and the prompt's places are left out."""
+    check(served.score(ROWS, settings(endpoint), Store(tmp_path / "rows.jsonl")))
+    assert endpoint.asked == Counter({ids_of(row): 1 for row in ROWS})
+    assert endpoint.bodies[0] | {"prompt": []} == {
+        "model": "teacher", "prompt": [], "max_tokens": 1, "temperature": 0, "prompt_logprobs": K,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "fault", [(500,), (503,), (429, {"retry-after": "0"}), (408,), "drop", "cut", "half"]
+)
+def test_a_fault_that_passes_costs_one_more_request_each_time(endpoint, tmp_path, fault):
+    """Two rows fail once and thrice: two and four requests; the results are those without faults."""
+    endpoint.faults = {ids_of(ROWS[1]): [fault], ids_of(ROWS[4]): [fault] * 3}
+    check(served.score(ROWS, settings(endpoint), Store(tmp_path / "rows.jsonl")))
+    counts = dict.fromkeys(map(ids_of, ROWS), 1) | {ids_of(ROWS[1]): 2, ids_of(ROWS[4]): 4}
+    assert endpoint.asked == Counter(counts)
+
+
+def test_a_slow_answer_is_asked_for_again(endpoint, tmp_path):
+    """A time-out, then the answer."""
+    endpoint.faults = {ids_of(ROWS[0]): ["slow"]}
+    check(served.score(ROWS, settings(endpoint, timeout=4.0, concurrency=2), Store(tmp_path / "rows.jsonl")))
+    assert endpoint.asked == Counter(dict.fromkeys(map(ids_of, ROWS), 1) | {ids_of(ROWS[0]): 2})
+
+
+def test_retry_after_is_waited_for_by_everybody(endpoint, tmp_path):
+    """After a 429 that names 0.7 seconds no request starts before; one that was under way may."""
+    endpoint.faults = {ids_of(ROWS[0]): [(429, {"retry-after": "0.7"})]}
+    check(served.score(ROWS, settings(endpoint, concurrency=1), Store(tmp_path / "rows.jsonl")))
+    (first, name), (second, _), *_ = endpoint.times
+    assert name == ids_of(ROWS[0])
+    assert second - first >= 0.69
+    assert endpoint.asked[ids_of(ROWS[0])] == 2
+
+
+def test_retry_after_by_hand():
+    """Seconds, a date, what is past, what is neither."""
+    assert served._retry_after("3") == 3.0
+    assert served._retry_after(formatdate(time.time() + 30, usegmt=True)) == pytest.approx(30, abs=3)
+    assert served._retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert served._retry_after("soon") is None
+    assert served._retry_after(None) is None
+
+
+def test_what_is_answered_is_kept_and_the_rest_is_asked_later(endpoint, tmp_path):
+    """One row is refused: the run ends with one line. Healed, only what is missing is asked."""
+    endpoint.faults = {ids_of(ROWS[3]): [(400, {}, b'{"error": "too   long"}')]}
+    store = Store(tmp_path / "rows.jsonl")
+    with pytest.raises(ConfigError) as error:
+        served.score(ROWS, settings(endpoint, concurrency=1), store)
+    assert str(error.value) == f'distill.teacher: {endpoint.url} answered 400: {{"error": "too long"}}'
+    before = Counter(endpoint.asked)
+    again = Store(tmp_path / "rows.jsonl")
+    assert len(again) == sum(before.values()) - 1 >= 3
+    check(served.score(ROWS, settings(endpoint), again))
+    assert endpoint.asked == Counter(dict.fromkeys(map(ids_of, ROWS), 1) | {ids_of(ROWS[3]): 2})
+    check(served.score(ROWS, settings(endpoint), Store(tmp_path / "rows.jsonl")))
+    assert sum(endpoint.asked.values()) == 7
+
+
+def test_a_server_that_never_answers_ends_the_run(endpoint, tmp_path):
+    """As many attempts as the settings say, then one line that says what to do."""
+    endpoint.faults = {ids_of(ROWS[0]): [(503,)] * 9}
+    with pytest.raises(
+        RunError, match="did not answer in 3 attempts \\(the last: 503\\); what it has answered"
+    ):
+        served.score(ROWS[:1], settings(endpoint, attempts=3), Store(tmp_path / "rows.jsonl"))
+    assert endpoint.asked[ids_of(ROWS[0])] == 3
+
+
+def test_equal_rows_are_asked_once(endpoint, tmp_path):
+    """Twice in the list, once over the wire."""
+    found = served.score([ROWS[0], ROWS[0]], settings(endpoint), Store(tmp_path / "rows.jsonl"))
+    assert torch.equal(found[0].ids, found[1].ids)
+    assert endpoint.asked == Counter({ids_of(ROWS[0]): 1})
+
+
+def test_no_more_at_a_time_and_no_faster_than_the_settings_say(endpoint, tmp_path):
+    """Two at once, ten a second: six rows take half a second at least."""
+    endpoint.pause = 0.15
+    served.score(ROWS, settings(endpoint, concurrency=2, rate=10.0), Store(tmp_path / "rows.jsonl"))
+    assert endpoint.most <= 2
+    times = [moment for moment, _ in endpoint.times]
+    assert times[-1] - times[0] >= 0.45
+
+
+def test_the_key_comes_from_the_environment_and_goes_nowhere_else(endpoint, tmp_path, monkeypatch):
+    """It is in the header, neither in the store nor in an error that repeats it."""
+    with pytest.raises(ConfigError, match="the environment variable TEACHER_KEY is not set"):
+        served.score(ROWS, settings(endpoint, key_env="TEACHER_KEY"), Store(tmp_path / "rows.jsonl"))
+    monkeypatch.setenv("TEACHER_KEY", "s3cret")
+    store = Store(tmp_path / "rows.jsonl")
+    served.score(ROWS[:1], settings(endpoint, key_env="TEACHER_KEY"), store)
+    assert {h.get("authorization") or h.get("Authorization") for h in endpoint.headers} == {"Bearer s3cret"}
+    endpoint.faults = {ids_of(ROWS[1]): [(400, {}, b"no s3cret here"), (401, {}, b"bad s3cret")]}
+    for says in (f"{endpoint.url} answered 400: no … here", f"{endpoint.url} answered 401; name the"):
+        with pytest.raises(ConfigError) as error:
+            served.score(ROWS[1:2], settings(endpoint, key_env="TEACHER_KEY"), store)
+        assert says in str(error.value) and "s3cret" not in str(error.value)
+    assert b"s3cret" not in (tmp_path / "rows.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda ids: {"choices": [{"text": "x"}]}, "returns no prompt_logprobs; take a server that does"),
+        (lambda ids: {"choices": [{"prompt_logprobs": [None]}]}, "read 1 tokens where 6 were sent"),
+        (
+            lambda ids: {"choices": [{"prompt_logprobs": [None] + [place(99)] * (len(ids) - 1)}]},
+            "read another token than 40, which was sent",
+        ),
+        (
+            lambda ids: {
+                "choices": [{"prompt_logprobs": [None, *({str(t): {"logprob": -1}} for t in ids[1:])]}]
+            },
+            "distill.teacher.top_k is 3 and",
+        ),
+    ],
+)
+def test_another_kind_of_server_is_refused_in_one_line(endpoint, tmp_path, answer, says):
+    """Once: asking again would not help."""
+    endpoint.answer = answer
+    with pytest.raises(ConfigError) as error:
+        served.score(ROWS[:1], settings(endpoint), Store(tmp_path / "rows.jsonl"))
+    assert says in str(error.value) and "\n" not in str(error.value)
+    assert sum(endpoint.asked.values()) == 1
+
+
+# --- the store
+
+
+ROW = whole(torch.tensor([[5, 7], [9, 2]]), torch.tensor([[-0.1, -2.5], [-0.7, -1e-8]]))
+
+
+def test_a_row_comes_back_to_the_bit(tmp_path):
+    """From the file, by another reader."""
+    Store(tmp_path / "s").put("a", ROW)
+    found = Store(tmp_path / "s")["a"]
+    assert torch.equal(found.ids, ROW.ids) and torch.equal(found.logprobs, ROW.logprobs)
+
+
+def test_a_torn_line_is_not_there_and_takes_no_other_with_it(tmp_path):
+    """Cut anywhere within the last line: the first row stays, a third can be added."""
+    path = tmp_path / "s"
+    store = Store(path)
+    store.put("a", ROW)
+    first = path.stat().st_size
+    store.put("b", ROW)
+    content = path.read_bytes()
+    for cut in range(first + 1, len(content), 7):
+        path.write_bytes(content[:cut])
+        torn = Store(path)
+        assert "a" in torn and "b" not in torn
+        torn.put("c", ROW)
+        healed = Store(path)
+        assert "a" in healed and "b" not in healed and "c" in healed
+
+
+def test_a_damaged_row_is_not_there(tmp_path):
+    """Another letter within the numbers, although the line is still JSON."""
+    path = tmp_path / "s"
+    Store(path).put("a", ROW)
+    entry = json.loads(path.read_text())
+    entry["ids"] = entry["ids"].replace("BQAAAA", "BgAAAA")
+    path.write_text(json.dumps(entry) + "\n")
+    assert "a" not in Store(path)
+
+
+def test_two_writers_share_a_file(tmp_path):
+    """Each appends; a third reads both."""
+    one, two = Store(tmp_path / "s"), Store(tmp_path / "s")
+    one.put("a", ROW)
+    two.put("b", ROW)
+    one.put("c", ROW)
+    found = Store(tmp_path / "s")
+    assert len(found) == 3 and all(name in found for name in "abc")
+
+
+# --- training
+
+
+def test_a_model_and_a_server_of_the_same_weights_teach_the_same(
+    endpoint, base, tiny, five, student, tokenizer, tmp_path
+):
+    """Both train, with scores equal to what packing keeps; the divergence told before is the textbook's."""
+    teacher = tiny("qwen3", seed=5)
+    teacher.save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+
+    def answer(ids):
+        with torch.no_grad():
+            said = teacher(torch.tensor([ids])).logits[0].log_softmax(-1)
+        places = []
+        for place, token in enumerate(ids[1:]):
+            best = said[place].topk(8)
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            names = {str(n): {"logprob": v} for n, v in pairs}
+            places.append(names | {str(token): {"logprob": said[place, token].item()}})
+        return {"choices": [{"prompt_logprobs": [None, *places]}]}
+
+    endpoint.answer = answer
+    rows = [
+        Row(f"{n}", code, n, Encoded((5 + n, 6, 7), (40 + n, 41, 1)), (8, 9, 10 + n), (11 + n, 12))
+        for n, code in enumerate(["sw", "ru", "en", "es"])
+    ]
+    kinds = {
+        "model": f"{{type: model, path: '{tmp_path / 'teacher'}', top_k: 8}}",
+        "server": f"{{type: server, url: '{endpoint.url}', model: m, top_k: 8}}",
+    }
+    curves = {}
+    for kind, given in kinds.items():
+        settings = load_config(
+            None, [f"distill.teacher={given}", "distill.kl=1.0", "distill.batch=4", "distill.epochs=12"]
+        ).distill
+        cost, bar = Stage("distill"), Watcher().bar
+        scored = scores_of(rows, settings, tokenizer, torch.float32, tmp_path / "scores.jsonl", cost, bar)
+        assert cost.teacher_calls == 3
+        carrier, said = student(tiny("qwen3"), five), []
+        before = {name: p.detach().clone() for name, p in carrier.parameters().items()}
+        distil(
+            carrier, rows, settings, pad_id=0, seed=0, work=tmp_path / f"{kind}.work",
+            curve=tmp_path / f"{kind}.jsonl", cost=cost, bar=bar, say=said.append, scored=scored,
+        )  # fmt: skip
+        assert any(not torch.equal(p, before[name]) for name, p in carrier.parameters().items())
+        curves[kind] = [json.loads(line) for line in (tmp_path / f"{kind}.jsonl").read_text().splitlines()]
+        told = dict(pair.split() for pair in said[0].split(": ")[1].split(", "))
+
+        fresh = student(tiny("qwen3"), five)
+        for row in rows[:2]:
+            fresh.set_path([row.language])
+            text = torch.tensor([[*row.student.prompt, *row.student.response]])
+            other = torch.tensor([[*row.teacher_prompt, *row.student.response]])
+            with torch.no_grad():
+                q = fresh.model(text).logits[0, 2:5].double().softmax(-1)
+                p = teacher(other).logits[0, 2:5].double().softmax(-1)
+            kept = p.topk(8).indices
+            p8, q8 = p.gather(1, kept), q.gather(1, kept)
+            p9, q9 = (torch.cat([x, 1 - x.sum(1, keepdim=True)], 1) for x in (p8, q8))
+            nats = (p9 * (p9.log() - q9.log())).sum(1).mean().item()
+            assert float(told[row.language]) == pytest.approx(nats, abs=5e-3)
+    assert len(endpoint.asked) == 3
+    for name in ("kl", "ce", "hidden", "retain"):
+        ours, theirs = ([line[name] for line in curves[kind] if name in line] for kind in kinds)
+        assert ours == pytest.approx(theirs, abs=2e-2) and len(ours) > 3
+    divergences = [line["kl"] for line in curves["server"] if "kl" in line]
+    assert divergences[-1] < divergences[0]

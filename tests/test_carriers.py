@@ -1,0 +1,160 @@
+"""Prefix and embedding runs from training to export, on a tiny random model."""
+
+import functools
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from isogloss import exporting, growing, pipeline
+from isogloss.ablation import VARIANTS
+from isogloss.config import load_config, with_overrides
+from isogloss.distill.refit import lora_of_path
+from isogloss.errors import RunError
+from isogloss.inference import Aligned
+from isogloss.tree.virtual import TreeEmbedding, TreePrefix
+
+SMALL = (
+    "languages.targets=[sw,ru]", "languages.items={high: 5, middle: 5, low: 5}", "data.english_items=20",
+    "distill.epochs=2", "distill.batch=4", "distill.lr=0.01", "evaluate.items=7", "evaluate.sentences=4",
+    "evaluate.max_new_tokens=2", "distill.max_prompt=1024", "dtype=float32",
+)  # fmt: skip
+IDS = torch.arange(20, 40).view(2, 10)
+
+
+def logits(model):
+    with torch.no_grad():
+        # PEFT's prompt tuning also gives the logits of its virtual tokens.
+        return model(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits[:, -IDS.shape[1] :]
+
+
+@pytest.fixture(scope="module", params=["prefix", "embedding"])
+def done(request, base, tiny, tokenizer, tmp_path_factory):
+    """A run whose stage 2 is done; its reference model is a random one."""
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    carrier = f"distill.carrier={{type: {request.param}, lengths: {{root: 3, family: 1, language: 2}}}}"
+    config = load_config(None, (*SMALL, carrier, "distill.prune=0.2", f"run={folder}", f"model={base}"))
+    run = pipeline.open_run(config)
+    tiny("qwen3").save_pretrained(run.tuned)
+    tokenizer.save_pretrained(run.tuned)
+    pipeline.run_distill(run)
+    return run
+
+
+def answers_of(run, code):
+    carrier = run.student(run.reference_model(), trained=True)
+    with carrier.on([code] * 2) as model:
+        return logits(model)
+
+
+def test_training_moves_every_node_and_leaves_the_model(done):
+    """The tree is whole on disk, and differs from where it began."""
+    began = done.student(done.reference_model(), trained=False)
+    done.start(began)
+    ended = load_file(done.carriers)
+    assert ended.keys() == began.state().keys()
+    pruned = {
+        n["name"] for n in json.loads((done.folder / "tree.json").read_text())["nodes"] if "pruned" in n
+    }
+    for node in done.tree.nodes:
+        for name, rows in began.node_parameters(node).items():
+            now = ended[name][node.start : node.start + node.rank]
+            assert not torch.equal(now, rows)
+            assert (node.name in pruned) == (not now.any())
+
+
+def test_every_language_is_what_peft_loads(done):
+    """PEFT's own prefix and prompt tuning give the same logits and the same greedy answers."""
+    for code in ("sw", "ru"):
+        loaded = PeftModel.from_pretrained(
+            done.reference_model(), str(done.folder / "adapters" / code)
+        ).eval()
+        kind = {"prefix": "PREFIX_TUNING", "embedding": "PROMPT_TUNING"}[done.config.distill.carrier.type]
+        assert loaded.active_peft_config.peft_type == kind
+        assert (logits(loaded) - answers_of(done, code)).abs().max() <= 1e-4
+
+
+def test_languages_mixed_in_a_batch_answer_as_alone(done):
+    """Through the inference interface; English has a shorter path than the others."""
+    aligned = Aligned(done)
+    texts, codes = ["habari ya leo", "что", "hello there you"], ["sw", "ru", "en"]
+    together = aligned.generate(texts, codes, max_new_tokens=4)
+    alone = [aligned.generate([t], c, max_new_tokens=4)[0] for t, c in zip(texts, codes, strict=True)]
+    assert together == alone
+    assert aligned.reference(texts, max_new_tokens=4) == Aligned(done).reference(texts, max_new_tokens=4)
+
+
+def test_a_language_joins_and_the_others_stay_to_the_bit(done):
+    """Spanish, with a family of its own; then all are measured."""
+    before = {code: answers_of(done, code) for code in ("sw", "ru", "en")}
+    growing.add_languages(done, ["es"])
+    assert done.taught == ("sw", "ru", "es")
+    for code, was in before.items():
+        assert torch.equal(answers_of(done, code), was)
+    pipeline.run_evaluate(done)
+    suite = json.loads((done.folder / "scores.json").read_text())["suites"]["demo"]
+    assert suite["languages"] == ["sw", "ru", "es"]
+    assert set(suite["after"]) >= {"alignment", "consistency", "retrieval", "retention"}
+
+
+def test_exports_load_as_their_cards_say(done, tmp_path, monkeypatch):
+    """In PEFT's format, as prompt embeddings, and distilled into a LoRA; whole models are refused."""
+    kind = done.config.distill.carrier.type
+    (peft,) = exporting.export(done, ["sw"], "peft", tmp_path / "peft")
+    assert peft.difference <= 1e-4
+    carrier = done.student(done.reference_model(), trained=True)
+    assert peft.rank == sum(node.rank for node in done.tree.path("sw") if not carrier.is_clear(node))
+    card = (peft.folder / "README.md").read_text()
+    assert f"{peft.rank} virtual positions (PEFT {'prefix' if kind == 'prefix' else 'prompt'} tuning)" in card
+    monkeypatch.setattr(exporting, "lora_of_path", functools.partial(lora_of_path, steps=3))
+    (lora,) = exporting.export(done, ["sw"], "lora", tmp_path / "lora", max_rank=4)
+    settings = json.loads((lora.folder / "adapter_config.json").read_text())
+    assert (settings["peft_type"], settings["r"], lora.rank) == ("LORA", 4, 4)
+    assert f"distilled from a carrier of type {kind}" in (lora.folder / "README.md").read_text()
+    assert sorted(p.name for p in (tmp_path / "lora").iterdir()) == ["sw"]
+    with pytest.raises(RunError, match=f"a carrier of type {kind} is no weight of the model; take lora"):
+        exporting.export(done, ["sw"], "merged", tmp_path / "merged")
+    with pytest.raises(RunError, match=f"a carrier of type {kind} has no rank; leave it out"):
+        exporting.export(done, ["sw"], "peft", tmp_path / "ranked", max_rank=4)
+    if kind == "prefix":
+        with pytest.raises(RunError, match="only carriers of type embedding are prompts, not prefix"):
+            exporting.export(done, ["sw"], "vllm-embeds", tmp_path / "embeds")
+        return
+    (embeds,) = exporting.export(done, ["sw"], "vllm-embeds", tmp_path / "embeds")
+    assert embeds.difference <= 1e-4
+    rows = load_file(embeds.folder / "prompt_embeds.safetensors")["prompt_embeds"]
+    assert rows.shape == (embeds.rank, 24)
+    assert "enable_prompt_embeds=True" in (embeds.folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("make", [TreePrefix, TreeEmbedding])
+def test_a_lora_learns_what_a_carrier_does(tiny, five, tokenizer, tmp_path, make):
+    """Sixty steps leave less than a third of the divergence; unloaded, the model is as before."""
+    model = tiny("llama")
+    reference = logits(model)
+    carrier = make(model, five)
+    with carrier.on(["sw"]) as on:
+        wanted = logits(on)
+    prompts = [row.tolist() for row in torch.arange(20, 40).repeat(4).view(8, 10)]
+    student = lora_of_path(
+        carrier, "sw", prompts, tokenizer, work=tmp_path / "work", seed=0, rank=8, steps=60, max_new_tokens=4
+    )
+    with student.on(["root"] * 2) as on:
+        found = logits(on)
+
+    def divergence(other):
+        p, q = wanted.log_softmax(-1), other.log_softmax(-1)
+        return (p.exp() * (p - q)).sum(-1).mean()
+
+    assert divergence(found) < divergence(reference) / 3
+    assert torch.equal(logits(student.model.unload()), reference)
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("kind", ["prefix", "embedding"])
+def test_each_carrier_is_a_variant_of_an_ablation(kind):
+    """It replaces the adapters' settings as a whole."""
+    config = with_overrides(load_config(None, ["distill.carrier.ranks.root=3"]), VARIANTS[kind])
+    assert config.distill.carrier.type == kind

@@ -1,0 +1,295 @@
+"""The preflight: bytes worked out by hand, operations against torch's counter, advice that holds."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen2Config, Qwen3Config, Qwen3ForCausalLM
+
+from isogloss import cli, planning
+from isogloss.config import load_config
+from isogloss.cost import Meter
+from isogloss.data.chat import Encoded
+from isogloss.distill.signal import hidden_signals
+from isogloss.distill.trainer import Sample, Weights, batch_losses, collate, samples_of, twins_of
+from isogloss.errors import ConfigError
+from isogloss.planning import Alive, Machine, StagePlan
+from isogloss.tree.lora import TreeLora
+
+SMALL = (
+    "languages.targets=[sw, ur]", "languages.items={high: 8, middle: 8, low: 12}", "data.english_items=60",
+    "evaluate.items=14", "evaluate.sentences=10", "tune.epochs=2", "distill.epochs=2",
+    "distill.batch=8", "tune.batch=8",
+)  # fmt: skip
+BIG = Machine("big", 1, 64 << 30, 1e12, gpu=False, efficiency=0.5, process=0)
+
+
+@pytest.fixture(scope="module")
+def read():
+    """A small run whose rows are read once for all tests; what they change is how it is trained."""
+    work = planning.Work(load_config(None, (*SMALL, "dtype=float32")), BIG)
+    assert work.english and work.rows
+    return work
+
+
+def qwen3(**sizes) -> Qwen3ForCausalLM:
+    config = Qwen3Config(**{
+        "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True,
+    } | sizes)  # fmt: skip
+    config._attn_implementation = "eager"
+    return Qwen3ForCausalLM(config)
+
+
+# --- bytes
+
+
+def test_what_is_alive_by_hand():
+    """Views and inputs are free, a result lives until it is dropped, the most is remembered."""
+    a = torch.empty(10, 100, device="meta")
+    with Alive() as alive:
+        b = a + 1
+        c = b.T[:5]
+        assert alive.now == 4000
+        d = b * 2
+        del b, c
+        assert alive.now == 4000
+        a.add_(1)
+        del d
+    assert (alive.now, alive.most) == (0, 8000)
+
+
+def test_a_layers_saved_tensors_by_hand():
+    """x·W, then its square: 6 × 20 results twice in forward, as much again and W's gradient in backward."""
+    x = torch.empty(6, 10, device="meta")
+    w = torch.empty(10, 20, device="meta", requires_grad=True)
+    with Alive() as alive:
+        product = x @ w
+        loss = (product * product).sum()
+        assert alive.now == 2 * 480 + 4 - 480  # the square is not kept, the product is, and the sum
+        del product
+        loss.backward()
+    assert w.grad.untyped_storage().nbytes() == 800
+    assert alive.now == 4 + 800
+
+
+def test_parameters_by_hand():
+    """Qwen 3 in two layers, embeddings tied: each number from its matrices' shapes."""
+    layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 2 * 8 + 3 * 32 * 48 + 2 * 32
+    with torch.device("meta"):
+        model = qwen3()
+    assert planning.parameter_bytes(model) == 4 * (300 * 32 + 2 * layer + 32)
+
+
+def test_billions_of_weights_need_none(tmp_path):
+    """Qwen2.5-7B's shapes: 7,615,616,512 parameters, the published count, in bfloat16."""
+    Qwen2Config(
+        vocab_size=152_064, hidden_size=3584, intermediate_size=18_944, num_hidden_layers=28,
+        num_attention_heads=28, num_key_value_heads=4, tie_word_embeddings=False,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    model = planning.meta_model(str(tmp_path), torch.bfloat16, gpu=True)
+    assert planning.parameter_bytes(model) == 2 * 7_615_616_512
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
+def test_the_carriers_are_counted_by_node(read):
+    """Root 2, two families of 1, two leaves of 3: rank 10 over seven modules of six layers."""
+    work = read.changed(["distill.carrier.ranks={root: 2, family: 1, language: 3}"])
+    work.run = planning.Run(work.config, planning.Watcher())
+    sizes = 4 * (256 + 256) + 2 * (256 + 704) + (704 + 256)
+    found = planning.distill_plan(work)
+    assert found.memory["carriers"] == 4 * 10 * 6 * sizes
+    assert found.memory["optimiser"] == 2 * found.memory["carriers"]
+    # All rows once, and each language's path of 2 + 1 + 3.
+    assert found.kept == 4 * (10 + 2 * 6) * 6 * sizes
+
+
+def test_a_step_without_storage_holds_what_a_real_one_holds(five, student):
+    """The same counter over real tensors, losses and gradients included; but for some indices."""
+    rows = [
+        Sample(Encoded(tuple(range(5, 5 + p)), tuple(range(9, 9 + r))), code, n)
+        for n, (p, r, code) in enumerate([(9, 4, "sw"), (7, 6, "ru"), (12, 3, "es")])
+    ]
+    carrier = student(qwen3(), five)
+    with Alive() as alive:
+        parts = batch_losses(carrier.model, collate(rows, 0), Weights(), carrier)
+        sum(parts.values()).backward()
+    with torch.device("meta"):
+        other = student(qwen3(), five, filled=False)
+    found = planning.step_bytes(other.model, rows, Weights(), other)
+    assert found == pytest.approx(alive.most, rel=1e-3)
+    assert found > 300_000
+
+
+# --- operations
+
+
+def counted(run) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def test_stage_1_against_torchs_counter(read):
+    """Every step of full tuning on the embedded model, twelve rows in batches of four."""
+    work = read.changed(["tune.batch=4", "tune.epochs=1"])
+    work.__dict__["english"] = read.english[:12]
+    found = planning.tune_plan(work)
+    config = planning.meta_model("demo", torch.float32, gpu=False).config
+    model = planning.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    lengths = [len(row.prompt) + len(row.response) for row in work.english]
+    order = planning.schedule(
+        ["en"] * 12, 12, balance=1.0, batch=4, lengths=lengths, seed=work.config.seed
+    )  # fmt: skip
+
+    def steps():
+        for start in (0, 4, 8):
+            batch = collate([Sample(work.english[n]) for n in order[start : start + 4]], 0)
+            batch_losses(model, batch, Weights())["ce"].backward()
+
+    assert found.flops == pytest.approx(counted(steps), rel=0.05)
+    assert found.tokens_forwarded == sum(lengths)
+
+
+def test_stage_2_against_torchs_counter(read):
+    """The teacher's reading of every row and twin, then each step of the student with the divergence."""
+    work = read.changed(["distill.kl=1.0", "distill.batch=8", "distill.epochs=1"])
+    found = planning.distill_plan(work)
+    config = planning.meta_model("demo", torch.float32, gpu=False).config
+    real = planning.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    carrier = TreeLora(
+        real, work.tree, targets=work.config.distill.carrier.targets, scaling=2.0
+    )  # fmt: skip
+    order = planning.training_order(work.rows, work.config.distill, work.config.seed)
+    carrier.off()
+
+    def everything():
+        samples = samples_of(work.rows, hidden_signals(real, work.rows, layer=3, pad_id=0))
+        twins = twins_of(samples)
+        for start in range(0, len(order), 8):
+            batch = collate([samples[n] for n in order[start : start + 8]], 0)
+            parts = batch_losses(
+                carrier.model, batch, Weights(1.0, 1.0, 1.0, layer=3), carrier, twins
+            )  # fmt: skip
+            sum(parts.values()).backward()
+            carrier.off()
+
+    assert found.flops == pytest.approx(counted(everything), rel=0.05)
+
+
+def test_an_answer_against_the_meter():
+    """A prompt of 40 and five more tokens: 44 read, each against all before it, the head five times."""
+    meter = Meter(qwen3(), 0.0)
+    planning._generated(meter, 40, 5)
+    assert (meter.forward_tokens, meter.forward_heads) == (44, 5)
+    assert meter.forward_pairs == 1600 + 41 + 42 + 43 + 44
+
+
+# --- machines, advice, command
+
+
+def test_time_is_work_over_what_the_machine_reaches():
+    """1e15 operations on two devices of 100 TFLOP/s that reach 40 % of it: 12.5 seconds."""
+    machine = Machine("two", 2, 1 << 30, 1e14, gpu=True, efficiency=0.4)
+    found = planning.Plan(machine, [StagePlan("tune", flops=1e15)], [])
+    assert found.seconds(found.stages[0]) == pytest.approx(12.5)
+
+
+def test_a_machines_file(tmp_path):
+    """GiB, TFLOP/s and devices, and the type that weights have there."""
+    file = tmp_path / "a100.yaml"
+    file.write_text("devices: 4\nmemory_gib: 80\ntflops: 200\n")
+    found = planning.load_machine(file)
+    assert (found.name, found.devices, found.memory, found.rate) == ("a100", 4, 80 << 30, 2e14)
+    assert found.dtype("auto") == torch.bfloat16
+    assert found.dtype("float32") == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("memory_gib: 80\n", "tflops: Field required; there are devices, memory_gib, tflops"),
+        ("memory_gib: 80\ntflops: 1\ngpus: 2\n", "gpus: Extra inputs are not permitted; there are devices"),
+        ("- 1\n", "a machine: Input should be a valid dictionary"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_a_wrong_machines_file_is_one_line(tmp_path, text, says):
+    """The file, the entry, and what there is."""
+    file = tmp_path / "machine.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        planning.load_machine(file)
+    assert str(error.value).startswith(f"{file}: ") and says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_does_not_fit_is_mended_by_what_is_advised(read):
+    """The advised settings, taken, fit; the ones before did not."""
+    work = read.changed([])
+    needs = planning.distill_plan(work)
+    less = planning.distill_plan(work.changed(["distill.accumulate=4"]))
+    assert less.memory_bytes < needs.memory_bytes
+    tight = Machine("tight", 1, less.memory_bytes, 1e12, gpu=False, process=0)
+    work.machine = tight
+    advice = planning.advise(work, needs)
+    assert "set distill.accumulate=4 (" in advice and "no setting" not in advice
+
+
+def test_what_no_setting_mends_is_said(read):
+    """A device smaller than the weights."""
+    work = read.changed(["tune.batch=2", "tune.method=lora"])
+    work.machine = Machine("none", 1, 1 << 20, 1e12, gpu=False, process=0)
+    advice = planning.advise(work, planning.tune_plan(work))
+    assert "no setting makes it fit" in advice and "a device of 1 GiB would do" in advice
+
+
+def test_more_devices_share_a_steps_rows(read):
+    """Eight rows on four devices are two rows each: less to hold, as many tokens."""
+    one, four = read.changed([]), read.changed([])
+    four.machine = Machine("four", 4, 64 << 30, 1e12, gpu=False, efficiency=0.5, process=0)
+    alone, shared = planning.distill_plan(one), planning.distill_plan(four)
+    assert shared.memory["activations"] < alone.memory["activations"]
+    assert shared.tokens_backpropagated == alone.tokens_backpropagated
+
+
+def test_the_command_prints_a_plan_and_touches_nothing(tmp_path, monkeypatch, capsys):
+    """JSON for programs; exit code 1 where it does not fit; no run folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(planning, "advise", lambda work, stage: f"{stage.stage} is too large")
+    (tmp_path / "tiny.yaml").write_text("memory_gib: 0.01\ntflops: 1\n")
+    overrides = [word for one in SMALL for word in ("--set", one)]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["plan", "--machine", "tiny.yaml", "--json", *overrides])
+    assert stopped.value.code == 1
+    said = json.loads(capsys.readouterr().out)
+    assert [stage["stage"] for stage in said["stages"]] == ["tune", "distill", "evaluate"]
+    assert not said["fits"] and said["advice"] == [
+        "tune is too large", "distill is too large", "evaluate is too large"
+    ]  # fmt: skip
+    (tmp_path / "large.yaml").write_text("memory_gib: 64\ntflops: 1\ngpu: false\n")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["plan", "--machine", "large.yaml", *overrides])
+    assert stopped.value.code == 0
+    assert "It fits." in capsys.readouterr().out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["large.yaml", "tiny.yaml"]
+
+
+def test_a_folder_of_shapes_alone_is_planned_with_a_note(tmp_path):
+    """No tokenizer there: the embedded one counts, and the plan says so."""
+    qwen3().config.save_pretrained(tmp_path)
+    work = planning.Work(load_config(None, (*SMALL, f"model={tmp_path}")), BIG)
+    assert work.notes == [f"{tmp_path} has no tokenizer: tokens are counted by the embedded one"]
+    assert planning.parameter_bytes(work.model(torch.float32)) == planning.parameter_bytes(qwen3())
+
+
+def test_on_policy_steps_are_planned(read):
+    """At a share of 1 every row that is not English is drawn each time that it is read."""
+    plain, drawn = read.changed(["distill.kl=1.0"]), read.changed(["distill.kl=1.0", "distill.on_policy=1.0"])
+    before, after = planning.distill_plan(plain), planning.distill_plan(drawn)
+    order = planning.training_order(read.rows, drawn.config.distill, read.config.seed)
+    others = [read.rows[n] for n in order if read.rows[n].language != "en"]
+    assert before.tokens_generated == 0
+    assert after.tokens_generated == sum(len(row.student.response) for row in others)
+    assert after.flops > before.flops

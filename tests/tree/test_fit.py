@@ -1,0 +1,55 @@
+"""Carriers that a model cannot have are refused from its configuration alone."""
+
+import pytest
+
+from isogloss.config import load_config
+from isogloss.errors import ConfigError
+from isogloss.tree.fit import refuse_misfit
+
+
+def settings(tiny, folder, kind, *overrides):
+    """A folder with a configuration and no weights: nothing could be loaded from it."""
+    tiny(kind).config.save_pretrained(folder)
+    return load_config(None, [f"model={folder}", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        (
+            "gpt2",
+            "has no q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; "
+            "it has c_attn, c_proj, c_fc",
+        ),
+        (
+            "phi3",
+            "has no q_proj, k_proj, v_proj, gate_proj, up_proj; "
+            "it has o_proj, qkv_proj, gate_up_proj, down_proj",
+        ),
+    ],
+)
+def test_adapters_on_modules_that_are_not_there_are_refused(tiny, tmp_path, kind, says):
+    """One missing is enough: what is left would be another method than was asked for."""
+    with pytest.raises(ConfigError) as caught:
+        refuse_misfit(settings(tiny, tmp_path, kind))
+    assert str(caught.value) == f"distill.carrier.targets: {tmp_path} {says}"
+
+
+@pytest.mark.parametrize("carrier", ["{targets: [c_attn]}", "{type: prefix}", "{type: embedding}"])
+def test_what_a_model_has_is_accepted(tiny, tmp_path, carrier):
+    """Modules of its own, keys and values, embeddings."""
+    refuse_misfit(settings(tiny, tmp_path, "gpt2", f"distill.carrier={carrier}"))
+
+
+def test_a_prefix_on_layers_without_keys_is_refused(tiny, tmp_path):
+    """Named in transformers' words."""
+    config = settings(tiny, tmp_path, "qwen3", "distill.carrier.type=prefix")
+    text = (tmp_path / "config.json").read_text()
+    assert text.count('"full_attention"') == 3
+    (tmp_path / "config.json").write_text(text.replace('"full_attention"', '"linear_attention"', 1))
+    with pytest.raises(ConfigError) as caught:
+        refuse_misfit(config)
+    assert str(caught.value) == (
+        f"distill.carrier.type: prefix needs keys and values in every layer, and {tmp_path} has "
+        "linear_attention; take lora or embedding"
+    )
