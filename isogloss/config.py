@@ -996,9 +996,9 @@ def _misplaced(config: Config, written: _Written) -> Iterator[str]:
         shapes = "families, learned, random, flat nor shared"
         yield fault("languages.tree", f"is {config.languages.tree}; it is no file, and neither {shapes}")
     teacher = config.distill.teacher
-    local = isinstance(teacher, ModelTeacher) and teacher.path.startswith((".", "/", "~"))
-    if local and not (Path(teacher.path).expanduser() / "config.json").is_file():
-        yield fault("distill.teacher.path", f"is {teacher.path}; no model lies there")
+    path = teacher.path if isinstance(teacher, ModelTeacher) else ""
+    if path.startswith((".", "/", "~")) and not (Path(path).expanduser() / "config.json").is_file():
+        yield fault("distill.teacher.path", f"is {path}; no model lies there")
     if isinstance(teacher, ServerTeacher) and teacher.key_env and not os.environ.get(teacher.key_env):
         yield fault("distill.teacher.key_env", f"is {teacher.key_env}; that environment variable is not set")
     if config.distill.texts is not None and not config.distill.texts.is_file():

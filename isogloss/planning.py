@@ -369,7 +369,7 @@ def read_bytes(model: nn.Module, rows: int, width: int) -> int:
 
 def _without_storage(batch: Batch) -> Batch:
     """Masks of rows and tokens stay as they are: they decide shapes."""
-    entries = {
+    entries: dict[str, Any] = {
         name: value.to("meta") if isinstance(value, Tensor) and value.dtype != torch.bool else value
         for name, value in vars(batch).items()
     }

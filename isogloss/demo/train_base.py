@@ -25,6 +25,7 @@ from isogloss.demo import base_text
 from isogloss.demo.exercises import KINDS, Segment, exercise
 from isogloss.demo.grammar import LANGUAGES, phrases
 from isogloss.demo.split import events_of
+from isogloss.model import pad_id
 
 SPECIAL = ("<|endoftext|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (
@@ -160,7 +161,7 @@ class Packed:
         told, _, texts = self._blocks(prose, self.prose)
         exercises = base_text.exercises(rng, english_phrases=number < self.phrases)
         solved, answered, problems = self._blocks(exercises, self.exercises)
-        followed = torch.where(told == self.tokenizer.pad_token_id, IGNORED, told)[:, 1:]
+        followed = told.masked_fill(told.eq(pad_id(self.tokenizer)), IGNORED)[:, 1:]
         rows, columns = answered[:, 1:].nonzero(as_tuple=True)
         keep = sorted(rng.sample(range(len(rows)), min(len(rows), ANSWERS)))
         at, answers = torch.zeros(ANSWERS, dtype=torch.long), torch.full((ANSWERS,), IGNORED)

@@ -61,8 +61,9 @@ def signals_from(
 
 def tokenizer_of(teacher: Teacher) -> PreTrainedTokenizerBase | None:
     """What renders the privileged prompts for who scores, where it is not the student's tokenizer."""
-    scores = isinstance(teacher, ModelTeacher) and teacher.level == "token"
-    return load_tokenizer(teacher.path) if scores else None
+    if isinstance(teacher, ModelTeacher) and teacher.level == "token":
+        return load_tokenizer(teacher.path)
+    return None
 
 
 def scores_of(

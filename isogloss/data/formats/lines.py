@@ -10,7 +10,7 @@ import os
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from isogloss.errors import DataError
 from isogloss.languages.registry import Language, UnknownLanguageError, resolve
@@ -74,7 +74,7 @@ def parse_object(line: str, path: Path, number: int) -> dict[str, Any]:
     return value
 
 
-def is_text(value: object) -> bool:
+def is_text(value: object) -> TypeGuard[str]:
     """Whether the value is a text that can be written as UTF-8; JSON may spell half of a surrogate pair."""
     if not isinstance(value, str):
         return False
