@@ -453,10 +453,11 @@ def distill_plan(work: Work) -> StagePlan:
     model, found = carrier.model, StagePlan("distill")
     meter = Meter(model, carrier.tree.path_rank() / max(1, carrier.tree.rank))
     live, hears = Meter(model, 0.0), settings.hears_itself
-    privileged = _privileged([row for row in rows if hears or row.language == SOURCE])
+    together = _privileged([row for row in rows if hears or row.language == SOURCE])
+    privileged = [length for some in together for length in some]
     twins = list({row.twin_prompt: len(row.twin_prompt) for row in rows}.values())
     found.tokens_forwarded = sum(privileged) + sum(twins)
-    found.flops = _reading(model, privileged, READ_TOGETHER, off=True)
+    found.flops = sum(_reading(model, some, READ_TOGETHER, off=True) for some in together)
     found.flops += _reading(model, twins, READ_TOGETHER, off=True)
     lengths = [len(row.student.prompt) + len(row.student.response) for row in rows]
     order = training_order(rows, settings, work.config.seed)
@@ -488,14 +489,17 @@ def distill_plan(work: Work) -> StagePlan:
     return found
 
 
-def _privileged(rows: Sequence[Row]) -> list[int]:
-    """Tokens of every text that the frozen teacher reads: equal rows once, and what prompts begin with."""
+def _privileged(rows: Sequence[Row]) -> list[list[int]]:
+    """Tokens of every text that the frozen teacher reads, those together that are read together.
+
+    Equal rows are read once, and so is what prompts begin with.
+    """
     distinct = list({(row.teacher_prompt, row.student.response): row.language for row in rows}.items())
-    found: list[int] = []
+    found: list[list[int]] = []
     prompts, languages = [prompt for (prompt, _), _ in distinct], [code for _, code in distinct]
     for group, shared in groups(prompts, languages, True):
-        found += [shared] if shared else []
-        found += [len(distinct[n][0][0]) - shared + len(distinct[n][0][1]) for n in group]
+        found += [[shared]] if shared else []
+        found.append([len(distinct[n][0][0]) - shared + len(distinct[n][0][1]) for n in group])
     return found
 
 
