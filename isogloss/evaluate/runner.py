@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -52,7 +53,7 @@ PER_LANGUAGE = (
 class Model:
     """What answers: the reference model alone, or with its carriers on each language's path."""
 
-    model: PreTrainedModel
+    model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     carrier: Carrier | None = None
 

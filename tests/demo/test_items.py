@@ -57,7 +57,7 @@ def test_the_base_model_reads_no_test_sentence():
     texts = [*itertools.islice(base_text.prose(REAL, rng), 3_000)]
     texts.extend("".join(segment.text for segment in document) for document in solved)
     text = "\n".join(texts)
-    assert len(text) > 800_000
+    assert len(text) > 600_000
     assert not [sentence for sentence in TEST_SENTENCES if sentence in text]
 
 
@@ -99,9 +99,8 @@ def test_an_exercise_is_solved_in_every_language_it_names():
         english, swahili = answers[: len(answers) // 2], answers[len(answers) // 2 :]
         words = {"same": "sawa", "different": "tofauti"}
         for one, other in zip(english, swahili, strict=True):
-            assert words[one.split(" (")[0]] == other.split(" (")[0]
-            assert ("(" in one) == ("(" in other)
-            assert not one.startswith("same (")
+            assert words[one.rsplit(") ")[-1]] == other.rsplit(") ")[-1]
+            assert ("(" in one) == ("(" in other) == (not one.endswith("same"))
 
 
 def test_a_match_names_the_number_of_the_statement_that_says_the_same():
