@@ -70,14 +70,15 @@ class Contest:
         """Seconds after which a method is stopped."""
         settings = run.config.evaluate
         self.suite = load_suite(settings.suites[0], run.data_root, settings, run.taught)
-        self.plain = runner.Model(run.reference_model(), run.tokenizer)
+        self.reference = run.reference_model()
+        self.plain = runner.Model(self.reference, run.tokenizer)
         self.english = runner.english_answers(self.plain, self.suite, settings, lambda done, of: None)
         self.right = runner.english_right(self.suite, self.english)
         self._vectors: dict[int, Any] = {}
 
     def rows(self, run: Run) -> list[Row]:
         """Stage 2's rows for the shape of tree that the settings ask for, English ones included."""
-        return rows_for(run, self.plain.model, self.run.examples, run.tree, run.taught, Stage("rows"))
+        return rows_for(run, self.reference, self.run.examples, run.tree, run.taught, Stage("rows"))
 
     @cached_property
     def prompts(self) -> list[Prompt]:
