@@ -1,6 +1,6 @@
 """Greedy answers in batches, each row on its own path; knows no suite."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -101,3 +101,9 @@ def stops(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     ends = [own] if isinstance(own, int) else list(own or ())
     stop: Any = tokenizer.convert_tokens_to_ids(end_of_turn(tokenizer))
     return list(dict.fromkeys([stop, *ends]))
+
+
+def up_to_end(ids: Sequence[int], ends: Collection[int]) -> tuple[int, ...]:
+    """New tokens up to the first that ends an answer, and with it; all of one that never ends."""
+    end = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
+    return tuple(ids[:end])

@@ -1,6 +1,6 @@
 """The few things asked of any decoder model: load it, its hidden states, its head. Knows no carrier."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from isogloss.data.chat import pad, response_positions
 from isogloss.errors import ConfigError
 
 EMBEDDED = "demo"
@@ -154,6 +155,19 @@ def last_hidden(
 ) -> Float[Tensor, "batch tokens hidden"]:
     """Hidden states after the final norm."""
     return decoder_of(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+
+
+@torch.no_grad()
+def response_states(
+    model: nn.Module, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int
+) -> list[Float[Tensor, "tokens hidden"]]:
+    """Hidden states after the final norm that predict each response behind its prompt, in one forward."""
+    device = next(model.parameters()).device
+    ids, mask = pad([[*p, *r] for p, r in zip(prompts, responses, strict=True)], pad_id)
+    lengths = [len(response) for response in responses]
+    at = response_positions([len(prompt) for prompt in prompts], lengths, ids.shape[1])
+    hidden = last_hidden(model, ids.to(device), mask.to(device)).flatten(0, 1)[at.to(device)]
+    return list(hidden.split(lengths))
 
 
 def head(model: nn.Module, hidden: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens vocab"]:

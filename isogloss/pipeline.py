@@ -155,6 +155,11 @@ class Run:
         return self.tree_of({code: family_name(code) for code in codes})
 
     @cached_property
+    def english(self) -> list[ParallelExample]:
+        """What stage 1 may read."""
+        return english_examples(self.config, self.data_root)
+
+    @cached_property
     def examples(self) -> list[ParallelExample]:
         return parallel_examples(self.config, self.data_root, self.config.languages.targets)
 
@@ -266,7 +271,7 @@ def leaks(run: Run) -> list[Leak]:
     settings, tests = run.config.evaluate, []
     for name in settings.suites:
         tests += texts_of(load_suite(name, run.data_root, settings, run.measured))
-    examples = {example.id: example for example in english_examples(run.config, run.data_root)}
+    examples = {example.id: example for example in run.english}
     training = [*examples.values(), *run.examples]
     return find_leaks(
         tests,
@@ -282,7 +287,7 @@ def leaks(run: Run) -> list[Leak]:
 
 def select_english(run: Run) -> selection.Selection:
     """The English examples that are good enough to learn from, and why the others are not."""
-    examples = english_examples(run.config, run.data_root)
+    examples = run.english
     settings = run.config.tune.selection
     chosen = selection.Selection(tuple(examples), ())
     if settings.enabled:
@@ -742,9 +747,7 @@ def _english_kept(run: Run) -> list[ParallelExample]:
     file = run.folder / "selection.jsonl"
     dropped = {e["id"] for e in read_lines(file) if not e["kept"]} if file.exists() else set()
     return [
-        ParallelExample(e.id, e.task, {SOURCE: e.turns[SOURCE]})
-        for e in english_examples(run.config, run.data_root)
-        if e.id not in dropped
+        ParallelExample(e.id, e.task, {SOURCE: e.turns[SOURCE]}) for e in run.english if e.id not in dropped
     ]
 
 
@@ -820,7 +823,7 @@ def check(run: Run) -> None:
     refuse_misfit(run.config)
     tokenizer = load_tokenizer(run.config.model)
     if not run.tuned.exists():
-        english_examples(run.config, run.data_root)
+        _ = run.english  # refuses data that is not there
         foreseen_rows(run, tokenizer)
     settings = run.config.evaluate
     for name in settings.suites:

@@ -34,7 +34,7 @@ from isogloss.config import Config, Count, Distill, Positive, Settings, with_ove
 from isogloss.cost import Meter
 from isogloss.data import selection
 from isogloss.data.chat import Encoded, encode_prompt
-from isogloss.data.sources import english_examples, node_texts
+from isogloss.data.sources import node_texts
 from isogloss.distill.on_policy import is_on_policy
 from isogloss.distill.rows import Row, schedule, training_order
 from isogloss.distill.signal import Signal, groups
@@ -243,7 +243,7 @@ class Work:
     @cached_property
     def english(self) -> list[Encoded]:
         """Rows of stage 1."""
-        settings, examples = self.config.tune, english_examples(self.config, self.run.data_root)
+        settings, examples = self.config.tune, self.run.english
         if settings.selection.enabled:
             examples = list(selection.select(examples, max_chars=settings.selection.max_chars).kept)
         kept = examples[: max(1, round(settings.selection.keep * len(examples)))]

@@ -6,7 +6,7 @@ another as in a learner's book. They contain no instruction in any language, and
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isogloss.demo.grammar import Event, Opinion, Phrases, opinions, phrases
 from isogloss.demo.pairs import SHORT, WHOLE, Said, another_deed, another_person, infer, vary
@@ -78,8 +78,7 @@ def exercise(
 
 def draw(split: Split, rng: random.Random) -> Event:
     """An event of the split, denied one time in four."""
-    event = rng.choice(events_of(split))
-    return Event(event.person, event.action, event.place, event.time, rng.random() < 0.25)
+    return replace(rng.choice(events_of(split)), denied=rng.random() < 0.25)
 
 
 Solved = dict[str, list[Part]]
@@ -158,27 +157,24 @@ def _sorted_out(
 ) -> tuple[Solved, list[str]]:
     """Statements and the words they are sorted under; and which labels these are.
 
-    Comparisons of several parts state the first sentence once, perhaps in another of the languages.
+    The first sentence of a comparison may stand in another of the languages.
     """
     compared = task in ("inference", "paraphrase")
     drawn = [_sort(task, event, rng)]
-    for _ in range(24):  # few wordings are left for some first sentences
+    for _ in range(24):  # few opinions are left beside some
         if len(drawn) == parts:
             break
-        label, said = _sort(task, event if compared else draw_like(event, rng), rng)
-        if compared and said[0] != drawn[0][1][0]:
-            continue
+        label, said = _sort(task, draw_like(event, rng), rng)
         if said[-1] not in [seen[-1] for _, seen in drawn]:
             drawn.append((label, said))
     first = rng.choice(codes) if compared and rng.random() < 0.25 else ""
     texts: Solved = {}
     for c in codes:
         texts[c] = []
-        for number, (label, said) in enumerate(drawn):
-            read = [_word(one, first if first and not n else c) for n, one in enumerate(said)]
+        for label, said in drawn:
+            read = [_word(said[0], first or c), *(_word(one, c) for one in said[1:])]
             why = _difference(said, c) if compared else ""
-            shown = read[1:] if compared and number else read
-            texts[c].append(Part(" ".join(shown), phrases(c).label(task, label), why))
+            texts[c].append(Part(" ".join(read), phrases(c).label(task, label), why))
     return texts, [label for label, _ in drawn]
 
 

@@ -16,7 +16,6 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from isogloss.data.chat import pad
 from isogloss.distill.rows import Row
 from isogloss.distill.signal import Kind, hidden_signals
 from isogloss.distill.trainer import Sample, Weights, batch_losses, collate, samples_of
@@ -66,18 +65,14 @@ def check_teacher(
     if dropping := [name for name, module in model.named_modules() if module.training]:
         name = dropping[0] or "the model"
         raise RuntimeError(f"self-check: the teacher reads in training mode ({name})")
-    device = next(model.parameters()).device
-    ids, mask = (
-        t.to(device) for t in pad([[*row.student.prompt, *row.student.response] for row in few], pad_id)
-    )
-    off, again = last_hidden(model, ids, mask), last_hidden(model, ids, mask)
+    batch = collate(samples_of(plain, signals), pad_id).to(next(model.parameters()).device)
+    off, again = (last_hidden(model, batch.ids, batch.mask) for _ in range(2))
     with _without(model):
-        bare = last_hidden(model, ids, mask)
+        bare = last_hidden(model, batch.ids, batch.mask)
     if not torch.equal(off, again):
         raise RuntimeError("self-check: the teacher says another thing when it reads the same rows again")
     if not torch.equal(off, bare):
         raise RuntimeError("self-check: with carriers off the model is not the reference model")
-    batch = collate(samples_of(plain, signals), pad_id).to(device)
     parts = batch_losses(model, batch, Weights(kl=1.0, layer=layer))
     nats = sum(float(parts[name]) for name in ("kl", "retain") if name in parts) / len(batch.response)
     if not nats <= ROUNDING.get(off.dtype, COARSE):

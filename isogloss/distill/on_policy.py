@@ -8,7 +8,8 @@ What is drawn depends on the seed, the step and the place in it alone, so a resu
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,13 +19,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from isogloss.cost import Stage, forward_flops
-from isogloss.data.chat import Encoded, pad, response_positions
+from isogloss.data.chat import Encoded
 from isogloss.distill.rows import Row
 from isogloss.distill.signal import Signal
 from isogloss.distill.trainer import Batch, ResponseTrainer, Sample, collate
-from isogloss.generate import complete, stops
+from isogloss.generate import complete, stops, up_to_end
 from isogloss.languages import SOURCE
-from isogloss.model import last_hidden, pad_id
+from isogloss.model import pad_id, response_states
 from isogloss.tree.carrier import Carrier
 
 
@@ -81,7 +82,7 @@ class Policy:
                     max_new_tokens=self.longest, do_sample=True,
                 )  # fmt: skip
             for n, ids in zip(drawn, made.tolist(), strict=True):
-                responses[n] = self._ended(ids)
+                responses[n] = up_to_end(ids, self.ends)
                 counts["generated"] = counts.get("generated", 0) + len(responses[n])
                 counts["prompted"] = counts.get("prompted", 0) + len(known[n][0].student.prompt)
         prompts = [row.teacher_prompt for row, _ in known]
@@ -96,13 +97,6 @@ class Policy:
             for (_, sample), response, said in zip(known, responses, states, strict=True)
         ]
         return collate(samples, self.filler)
-
-    def _ended(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """Up to the first end of turn, and with it; one that never ends is learned from without."""
-        for place, number in enumerate(ids):
-            if number in self.ends:
-                return tuple(ids[: place + 1])
-        return tuple(ids)
 
 
 class OnPolicyTrainer(ResponseTrainer):
@@ -158,31 +152,23 @@ def live_states(
     model: nn.Module, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], filler: int
 ) -> list[Float[Tensor, "tokens hidden"]]:
     """Last hidden states that predict each response behind its prompt, as the model is switched now."""
-    device, training = next(model.parameters()).device, model.training
+    training = model.training
     model.eval()
-    ids, mask = pad([[*p, *r] for p, r in zip(prompts, responses, strict=True)], filler)
-    lengths = [len(response) for response in responses]
-    at = response_positions([len(prompt) for prompt in prompts], lengths, ids.shape[1])
-    hidden = last_hidden(model, ids.to(device), mask.to(device)).flatten(0, 1)[at.to(device)]
+    found = [states.cpu() for states in response_states(model, prompts, responses, filler)]
     model.train(training)
-    return [states.cpu() for states in hidden.split(lengths)]
+    return found
 
 
-class _drawing:  # noqa: N801  # reads as a phrase
+@contextmanager
+def _drawing(seed: int, step: int, place: int, model: nn.Module) -> Iterator[None]:
     """Inside, random numbers depend on seed, step and place alone; outside nothing has changed."""
-
-    def __init__(self, seed: int, step: int, place: int, model: nn.Module):
-        self.seed = hash((seed, step, place)) % 2**63
-        self.model, self.training = model, model.training
-        self.fork = torch.random.fork_rng()
-
-    def __enter__(self) -> None:
-        self.fork.__enter__()
-        torch.manual_seed(self.seed)
-
-    def __exit__(self, *error: Any) -> None:
-        self.fork.__exit__(*error)
-        self.model.train(self.training)
+    training = model.training
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(hash((seed, step, place)) % 2**63)
+            yield
+    finally:
+        model.train(training)
 
 
 def _twin(sample: Sample) -> Tensor:

@@ -21,12 +21,11 @@ from isogloss.distill.trainer import (
     Sample,
     Watch,
     Weights,
-    collate,
     train,
     training_arguments,
 )
-from isogloss.generate import complete, stops
-from isogloss.model import last_hidden, pad_id
+from isogloss.generate import complete, stops, up_to_end
+from isogloss.model import pad_id, response_states
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.fit import linear_names
 from isogloss.tree.lora import TreeLora
@@ -110,8 +109,7 @@ def _answered(
             languages=[language] * len(chosen), carrier=carrier, max_new_tokens=max_new_tokens,
         )  # fmt: skip
         for prompt, answer in zip(chosen, made.tolist(), strict=True):
-            end = next((n + 1 for n, token in enumerate(answer) if token in ends), len(answer))
-            ids = (*prompt, *answer[:end])
+            ids = (*prompt, *up_to_end(answer, ends))
             found.append(Encoded(ids[:1], ids[1:]))
     return found
 
@@ -122,11 +120,9 @@ def _states(
 ) -> list[Float[Tensor, "tokens hidden"]]:
     """What the head reads on the path, at every token but the last."""
     found: list[Tensor] = []
-    device = next(carrier.model.parameters()).device
     for start in range(0, len(texts), READ):
         chosen = texts[start : start + READ]
-        batch = collate([Sample(text) for text in chosen], blank).to(device)
         with carrier.on([language] * len(chosen)) as model:
-            hidden = last_hidden(model, batch.ids, batch.mask).flatten(0, 1)[batch.positions]
-        found += [states.clone() for states in hidden.split([len(text.response) for text in chosen])]
+            states = response_states(model, [t.prompt for t in chosen], [t.response for t in chosen], blank)
+        found += [one.clone() for one in states]
     return found

@@ -24,11 +24,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from isogloss.data.chat import Encoded, encode_response, end_of_turn, pad, response_positions
+from isogloss.data.chat import Encoded, encode_response, end_of_turn
 from isogloss.distill.rows import Row
 from isogloss.generate import complete, stops
 from isogloss.languages import SOURCE
-from isogloss.model import head, last_hidden, pad_id
+from isogloss.model import head, pad_id, response_states
 from isogloss.teacher.scored import Scored
 
 Progress = Callable[[int, int], None]
@@ -157,7 +157,7 @@ def score(
         k: Tokens kept at each place.
     """
     model.eval()
-    device, filler = next(model.parameters()).device, pad_id(translation.teacher)
+    filler = pad_id(translation.teacher)
     asked = [
         (row.student.response, None) if translation.same else translation.response(row.student.response)
         for row in rows
@@ -166,12 +166,9 @@ def score(
     found: dict[int, Scored] = {}
     for begin in range(0, len(order), batch):
         chosen = order[begin : begin + batch]
-        ids, mask = (
-            t.to(device) for t in pad([[*rows[n].teacher_prompt, *asked[n][0]] for n in chosen], filler)
+        hidden = response_states(
+            model, [rows[n].teacher_prompt for n in chosen], [asked[n][0] for n in chosen], filler
         )
-        starts, lengths = [len(rows[n].teacher_prompt) for n in chosen], [len(asked[n][0]) for n in chosen]
-        at = response_positions(starts, lengths, ids.shape[1]).to(device)
-        hidden = last_hidden(model, ids, mask).flatten(0, 1)[at].split(lengths)
         for n, states in zip(chosen, hidden, strict=True):
             found[n] = _kept(model, states, len(rows[n].student.response), asked[n][1], translation, k)
         progress(len(found), len(rows))
