@@ -142,7 +142,7 @@ def info_nce(
     similar = F.normalize(wide(student), dim=-1) @ F.normalize(wide(twins), dim=-1).T / temperature
     there = F.cross_entropy(similar, own, reduction="sum")
     same = (own[:, None] == own[None]) & ~torch.eye(len(own), dtype=torch.bool, device=own.device)
-    back = similar[:, own].T.masked_fill(same, -math.inf)
+    back = similar.index_select(1, own).T.masked_fill(same, -math.inf)
     truth = torch.arange(len(own), device=own.device)
     return (there + F.cross_entropy(back, truth, reduction="sum")) / 2
 

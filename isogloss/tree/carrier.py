@@ -59,12 +59,21 @@ class Routing:
         self.rows = self.scale = self.path_of = None
 
     def gather(
-        self, weight: Float[Tensor, "rank ..."], dtype: torch.dtype
+        self, weight: Float[Tensor, "rank ..."], dtype: torch.dtype, *, scaled: bool = False
     ) -> Float[Tensor, "batch width ..."]:
-        """Each batch row's share of a weight whose first axis is the tree's rows."""
-        if self.rows is None or self.path_of is None:
+        """Each batch row's share of a weight whose first axis is the tree's rows.
+
+        Languages share rows, whose gradient is a sum. `index_select` adds it up in one order; behind an index
+        in brackets the threads of a processor add as they come, and no two runs are alike.
+
+        Args:
+            scaled: Rows that fill up a short path are zero.
+        """
+        if self.rows is None or self.path_of is None or self.scale is None:
             raise RuntimeError("no path is set; wrap the forward in carrier.on(languages)")
-        return weight[self.rows].to(dtype)[self.path_of]
+        rows = weight.index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape)
+        rows = rows * self.scale if scaled else rows
+        return rows.to(dtype).index_select(0, self.path_of)
 
 
 class Carrier(ABC):

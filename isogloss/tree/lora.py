@@ -37,11 +37,7 @@ class _Up(nn.Linear):
     routing: Routing
 
     def forward(self, input: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens features"]:
-        routing = self.routing
-        if routing.rows is None or routing.path_of is None or routing.scale is None:
-            raise RuntimeError("no path is set; wrap the forward in carrier.on(languages)")
-        columns = (self.weight.t()[routing.rows] * routing.scale).to(input.dtype)
-        return input @ columns[routing.path_of]
+        return input @ self.routing.gather(self.weight.t(), input.dtype, scaled=True)
 
 
 class TreeLora(Carrier):

@@ -11,6 +11,7 @@ from peft import PeftModel
 from isogloss.data.chat import Encoded
 from isogloss.distill.signal import Signal
 from isogloss.distill.trainer import Sample, Weights, batch_losses, collate, twins_of
+from isogloss.tree.carrier import Routing
 from isogloss.tree.lora import nearest_of_rank
 from isogloss.tree.nodes import build_tree
 
@@ -56,6 +57,27 @@ def test_every_language_answers_with_its_own_rows(tiny, five, student):
     with carrier.on([*LANGUAGES, "en"]) as model:
         out = logits(model, IDS[:1].expand(6, -1))
     assert min((out[i] - out[j]).abs().max() for i in range(6) for j in range(i)) > 1e-2
+
+
+def test_the_gradient_of_shared_rows_is_the_same_to_the_bit_every_time():
+    """Five languages add to the root's rows, on two threads, in one order."""
+    routing = Routing(build_tree(LANGUAGES, ranks={"root": 8, "family": 4, "language": 4}))
+    routing.set(LANGUAGES * 8, torch.device("cpu"))
+    torch.manual_seed(0)
+    weight, slope = torch.randn(routing.tree.rank, 704), torch.randn(40, 16, 704)
+
+    def gradient():
+        leaf = weight.clone().requires_grad_(True)
+        (routing.gather(leaf, torch.float32, scaled=True) * slope).sum().backward()
+        return leaf.grad
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first = gradient()
+        assert all(torch.equal(gradient(), first) for _ in range(300))
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("kind", KINDS)
