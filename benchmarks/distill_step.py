@@ -39,8 +39,15 @@ class Workload:
     response: int
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     rank: int = 16
+    languages: int = 4
+    """In the tree; rows take turns in as many of them as there are rows."""
 
 
+SMALL = {
+    "model_type": "qwen3", "vocab_size": 12_288, "hidden_size": 256, "intermediate_size": 704,
+    "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64,
+    "tie_word_embeddings": True,
+}  # fmt: skip
 WORKLOADS = {
     "W1": Workload(
         {
@@ -50,17 +57,22 @@ WORKLOADS = {
         },
         8, 128, 256, 128,
     ),
-    "W2": Workload(
-        {
-            "model_type": "qwen3", "vocab_size": 12_288, "hidden_size": 256, "intermediate_size": 704,
-            "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64,
-            "tie_word_embeddings": True,
-        },
-        32, 48, 96, 16,
-    ),
+    "W2": Workload(SMALL, 32, 48, 96, 16),
+    "W3-1": Workload(SMALL, 32, 48, 96, 16, languages=1),
+    "W3-12": Workload(SMALL, 32, 48, 96, 16, languages=12),
+    "W3-50": Workload(SMALL, 32, 48, 96, 16, languages=50),
+    "W3-101": Workload(SMALL, 32, 48, 96, 16, languages=101),
 }  # fmt: skip
-CODES = ("sw", "es", "ur", "ru")
 TOP_K = 64
+
+
+def languages_of(work: Workload) -> list[str]:
+    """Languages of many families, as the registry has them, English aside."""
+    from isogloss.languages import languages
+
+    first = ["sw", "es", "ur", "ru"]
+    others = [code for code in languages() if code not in (*first, "en")]
+    return (first + others)[: work.languages]
 
 
 def ids(work: Workload, length: int, seed: int) -> list[list[int]]:
@@ -109,21 +121,27 @@ def arguments(folder: str, steps: int, work: Workload) -> dict:
 # --- ours
 
 
-def isogloss(work: Workload, steps: int, *, live: bool) -> tuple[list[float], float]:
-    """The package's own trainer on a tree of four languages, a path as wide as the peers' LoRA."""
+def isogloss(
+    work: Workload, steps: int, *, kind: str = "hidden", live: bool = False, on_policy: bool = False
+) -> tuple[list[float], float]:
+    """The package's own trainer on a tree of languages, a path as wide as the peers' LoRA."""
+    from functools import partial
+
     from transformers import TrainingArguments
 
     from isogloss.cost import Meter
     from isogloss.data.chat import Encoded
+    from isogloss.distill.on_policy import OnPolicyTrainer, Policy
     from isogloss.distill.rows import Row
     from isogloss.distill.signal import hidden_signals
     from isogloss.distill.trainer import Ordered, ResponseTrainer, Weights, collate, samples_of
-    from isogloss.model import layers_of
+    from isogloss.model import layers_of, load_tokenizer
     from isogloss.tree.lora import TreeLora
     from isogloss.tree.nodes import build_tree
 
+    codes = languages_of(work)
     tree = build_tree(
-        list(CODES), ranks={"root": work.rank // 2, "family": work.rank // 4, "language": work.rank // 4}
+        codes, ranks={"root": work.rank // 2, "family": work.rank // 4, "language": work.rank // 4}
     )
     carrier = TreeLora(model_of(work), tree, targets=work.targets, scaling=2.0)
     prompts, privileged, twins, responses = (
@@ -132,7 +150,7 @@ def isogloss(work: Workload, steps: int, *, live: bool) -> tuple[list[float], fl
     )
     rows = [
         Row(
-            str(n), CODES[n % 4], n, Encoded(tuple(prompts[n]), tuple(responses[n])),
+            str(n), codes[n * len(codes) // work.rows if len(codes) > work.rows else n % len(codes)], n, Encoded(tuple(prompts[n]), tuple(responses[n])),
             tuple(privileged[n]), tuple(twins[n]),
         )
         for n in range(work.rows)
@@ -141,7 +159,7 @@ def isogloss(work: Workload, steps: int, *, live: bool) -> tuple[list[float], fl
     carrier.off()
 
     def read():
-        return hidden_signals(carrier.model, rows, layer=layer, pad_id=0)
+        return hidden_signals(carrier.model, rows, layer=layer, pad_id=0, kind=kind, k=TOP_K)
 
     class Live(ResponseTrainer):
         """Signals are made inside the step."""
@@ -153,8 +171,13 @@ def isogloss(work: Workload, steps: int, *, live: bool) -> tuple[list[float], fl
 
     clock, meter = Clock(), Meter(carrier.model, tree.path_rank() / tree.rank)
     samples = samples_of(rows, read())
+    make = Live if live else ResponseTrainer
+    if on_policy:
+        tokenizer = load_tokenizer("demo")
+        policy = Policy(carrier, tokenizer, rows, samples, share=1.0, longest=work.response, seed=0)
+        make = partial(OnPolicyTrainer, policy=policy)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = (Live if live else ResponseTrainer)(
+        trainer = make(
             model=carrier.model, carrier=carrier, weights=Weights(1.0, 1.0, 1.0, layer=layer), pad_id=0,
             train_dataset=Ordered(samples, list(range(work.rows)) * steps), callbacks=[clock],
             args=TrainingArguments(**arguments(folder, steps, work), remove_unused_columns=False),
@@ -203,6 +226,77 @@ def trl_gkd(work: Workload, steps: int) -> tuple[list[float], float]:
         with mine.counting(), theirs.counting():
             trainer.train()
     return clock.steps, (mine.flops + theirs.flops) / steps
+
+
+def texts(work: Workload, length: int, seed: int) -> list[str]:
+    """One text a row that is exactly so long for the demo's tokenizer: words that are one token each."""
+    from isogloss.model import load_tokenizer
+
+    tokenizer = load_tokenizer("demo")
+    pieces = (tokenizer.decode([number]) for number in range(1000, tokenizer.vocab_size))
+    words = [piece for piece in pieces if piece[0] == " " and piece[1:].isascii() and piece[1:].isalpha()]
+    chosen = torch.randint(len(words), (work.rows, length), generator=torch.Generator().manual_seed(seed))
+    made = ["".join(words[number] for number in row) for row in chosen.tolist()]
+    assert {len(tokenizer(text)["input_ids"]) for text in made} == {length}
+    return made
+
+
+def on_policy_arguments(folder: str, steps: int, work: Workload) -> dict:
+    """Every response is drawn to its full length."""
+    return arguments(folder, steps, work) | {
+        "max_completion_length": work.response, "temperature": 1.0, "bf16": False,
+        "generation_kwargs": {"min_new_tokens": work.response},
+    }  # fmt: skip
+
+
+def trl_distillation(work: Workload, steps: int) -> tuple[list[float], float]:
+    """trl's DistillationTrainer: on-policy, forward divergence, a teacher that reads the student's prompt."""
+    from datasets import Dataset
+    from trl import DistillationConfig, DistillationTrainer
+
+    from isogloss.cost import Meter
+    from isogloss.model import load_tokenizer
+
+    clock, model, teacher = Clock(), model_of(work), model_of(work)
+    mine, theirs = Meter(model), Meter(teacher)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = DistillationTrainer(
+            model=model, teacher_model=teacher, peft_config=lora(work), callbacks=[clock],
+            args=DistillationConfig(**on_policy_arguments(folder, steps, work), beta=0.0),
+            train_dataset=Dataset.from_dict({"prompt": texts(work, work.prompt, 0) * steps}),
+            processing_class=load_tokenizer("demo"),
+        )  # fmt: skip
+        with mine.counting(), theirs.counting():
+            trainer.train()
+    return clock.steps, (mine.flops + theirs.flops) / steps
+
+
+def trl_sdft(work: Workload, steps: int) -> tuple[list[float], float]:
+    """trl's SDFTTrainer: on-policy, the model without its adapter reads a longer prompt, all logits."""
+    from datasets import Dataset
+    from trl.experimental.sdft import SDFTConfig, SDFTTrainer
+
+    from isogloss.cost import Meter
+    from isogloss.model import load_tokenizer
+
+    clock, model = Clock(), model_of(work)
+    meter = Meter(model)
+    context = texts(work, work.teacher_prompt - work.prompt, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SDFTTrainer(
+            model=model, peft_config=lora(work), callbacks=[clock],
+            args=SDFTConfig(
+                **on_policy_arguments(folder, steps, work), num_generations=1, distillation_alpha=0.0,
+                distillation_mode="full_logits", teacher_prompt_template="{prompt}{privileged_context}",
+            ),
+            train_dataset=Dataset.from_dict(
+                {"prompt": texts(work, work.prompt, 0) * steps, "privileged_context": context * steps}
+            ),
+            processing_class=load_tokenizer("demo"),
+        )  # fmt: skip
+        with meter.counting():
+            trainer.train()
+    return clock.steps, meter.flops / steps
 
 
 def looped(work: Workload, steps: int, loss_of, *, teacher: str) -> tuple[list[float], float]:
@@ -287,13 +381,21 @@ def fused_loss(model, asked, labels, stored) -> Tensor:
 
 
 CONTENDERS = {
-    "isogloss-hidden": lambda work, steps: isogloss(work, steps, live=False),
+    "isogloss-cached": lambda work, steps: isogloss(work, steps, kind="top_k"),
+    "isogloss-hidden": isogloss,
     "isogloss-live": lambda work, steps: isogloss(work, steps, live=True),
+    "isogloss-on-policy": lambda work, steps: isogloss(work, steps, on_policy=True),
     "trl-gkd": trl_gkd,
+    "trl-sdft": trl_sdft,
+    "trl-distillation": trl_distillation,
     "distillkit-style": lambda work, steps: looped(work, steps, top_k_loss, teacher="stored"),
     "fused-loop": lambda work, steps: looped(work, steps, fused_loss, teacher="live"),
     "plain-loop": lambda work, steps: looped(work, steps, plain_loss, teacher="live"),
 }
+
+
+SCALING = ("isogloss-hidden",)
+"""Who shows how cost grows with the number of languages."""
 
 
 def one(contender: str, workload: str, steps: int) -> dict:
@@ -342,7 +444,7 @@ def main() -> None:
     about = {name: version(name) for name in ("torch", "transformers", "peft", "trl", "isogloss")}
     about |= {"processor": processor(), "threads": torch.get_num_threads(), "cores": os.cpu_count()}
     for workload in asked.workload or WORKLOADS:
-        for contender in asked.contender or CONTENDERS:
+        for contender in asked.contender or (SCALING if workload.startswith("W3") else CONTENDERS):
             command = [sys.executable, __file__, "--inside", "--workload", workload, "--contender", contender]
             command += ["--steps", str(asked.steps)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
