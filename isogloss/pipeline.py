@@ -221,14 +221,17 @@ class Run:
 
 
 def open_run(config: Config, watcher: Watcher | None = None) -> Run:
-    """Make the run's folder, or check that it belongs to these settings; evaluation may change.
+    """Make the run's folder, or check that it belongs to these settings.
+
+    How it is evaluated may change, and where the data lie.
 
     Raises:
         RunError: The folder was made with other settings.
     """
     file, text = config.run / "config.yaml", dump_config(config)
     if file.exists():
-        before = load_config(file).model_copy(update={"evaluate": config.evaluate})
+        free = {"evaluate": config.evaluate, "data_root": config.data_root}
+        before = load_config(file).model_copy(update=free)
         if (theirs := dump_config(before)) != text:
             raise RunError(
                 f"{config.run} was made with other settings ({_difference(theirs, text)}); "

@@ -222,6 +222,12 @@ def test_other_settings_are_refused_in_the_same_folder(finished, tiny_model_fold
         pipeline.open_run(config)
 
 
+def test_a_run_may_be_given_another_data_root(finished, tiny_model_folder, tmp_path):
+    """Data sets move, and more suites need more of them."""
+    config = settings(finished[0].run, tiny_model_folder, f"data_root={tmp_path}")
+    assert pipeline.open_run(config).data_root == tmp_path
+
+
 def test_a_language_without_data_is_refused_before_anything_is_written(tmp_path, tiny_model_folder):
     """The demo has fifteen languages; Polish is none of them."""
     config = settings(tmp_path / "run", tiny_model_folder, "languages.targets=[sw,pl]")
