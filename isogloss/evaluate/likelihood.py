@@ -1,13 +1,13 @@
 """Closed tasks without generation: the option that the model finds likeliest.
 
-Flow: prompts → what they have in common, once → keys and values → each option behind them → log-probability of
-the whole answer. A batch is of one language, whose prompts begin alike: all of them with the words of the
+Flow: prompts → keys and values, once for what they share → each option behind them → log-probability of the
+whole answer. A batch is of one language, whose prompts begin alike: all of them with the words of the
 template, some with a whole premise. Such a beginning is read once and its keys and values are shared.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from isogloss.data.chat import encode_prompt, encode_response, pad
-from isogloss.model import causal_of, decoder_of, head, pad_id
+from isogloss.model import causal_of, decoder_of, head, most_tokens, pad_id
 from isogloss.tree.carrier import Carrier
 
 Ids = Sequence[int]
 SHARED = 8
 """Tokens in common that are worth a forward of their own."""
-TOKENS = 1536
-"""Tokens of a forward on a processor; the states of more do not stay in its cache."""
 
 
 @torch.no_grad()
@@ -52,9 +50,8 @@ def log_probabilities(
     prompts = [encode_prompt(tokenizer, text) for text in instructions]
     answers = [[answer(wording) for wording in wordings.values()] for wordings in options]
     found: list[dict[str, float]] = [{} for _ in prompts]
-    on_processor = next(model.parameters()).device.type == "cpu"
     done = 0
-    for units in _batches(prompts, languages or [""] * len(prompts), batch, TOKENS if on_processor else None):
+    for units in _batches(prompts, languages or [""] * len(prompts), batch, most_tokens(model)):
         chosen = [number for unit in units for number in unit]
 
         def set_path(rows: int, code: str = languages[chosen[0]] if languages else "") -> None:
@@ -77,18 +74,18 @@ def log_probabilities(
 
 
 def _batches(
-    prompts: Sequence[Ids], languages: Sequence[str], rows: int, tokens: int | None
+    prompts: Sequence[Ids], languages: Sequence[str], rows: int, tokens: float
 ) -> Iterator[list[list[int]]]:
     """Row numbers by batch and unit: rows of one language, of about one length, alone or all in company."""
     for code in dict.fromkeys(languages):
-        order = sorted((n for n, its in enumerate(languages) if its == code), key=lambda n: prompts[n])
+        order = sorted((n for n, its in enumerate(languages) if its == code), key=lambda n: tuple(prompts[n]))
         units = _units(order, prompts, rows)
         units.sort(key=lambda unit: (len(unit) > 1, max(len(prompts[n]) for n in unit)))
         made: list[list[int]] = []
         for unit in units:
             longest = max(len(prompts[n]) for n in unit)
             count = sum(map(len, made)) + len(unit)
-            full = count > rows or (tokens is not None and count * longest > tokens)
+            full = count > rows or count * longest > tokens
             if made and (full or (len(made[0]) > 1) != (len(unit) > 1)):
                 yield made
                 made = []
@@ -112,7 +109,8 @@ def _units(order: Sequence[int], prompts: Sequence[Ids], rows: int) -> list[list
 
 def _beginning(prompts: Sequence[Ids]) -> Ids:
     """What all have in common, but for the last token of each, whose state predicts the answer."""
-    return tuple(commonprefix([prompt[:-1] for prompt in prompts]))
+    places = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+    return tuple(tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, places))
 
 
 def _levels(
