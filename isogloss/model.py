@@ -95,6 +95,24 @@ def most_tokens(model: nn.Module) -> float:
 
 
 @contextmanager
+def fused_attention(model: nn.Module) -> Iterator[None]:
+    """Attention as one kernel while nothing learns, where the architecture has it."""
+    causal = causal_of(model)
+    config = causal.config.get_text_config()
+    before = config._attn_implementation
+    # The kernel knows no capped logits (Gemma 2).
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    if before != "eager" or capped or not getattr(causal, "_supports_sdpa", False):
+        yield
+        return
+    causal.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        causal.set_attn_implementation(before)
+
+
+@contextmanager
 def _named(name: str) -> Iterator[None]:
     """Says which model is not to be had; transformers' own text is a paragraph."""
     try:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from isogloss.data.chat import encode_prompt, encode_response, pad
-from isogloss.model import causal_of, decoder_of, head, most_tokens, pad_id
+from isogloss.model import causal_of, decoder_of, fused_attention, head, most_tokens, pad_id
 from isogloss.tree.carrier import Carrier
 
 Ids = Sequence[int]
@@ -59,10 +59,11 @@ def log_probabilities(
                 carrier.set_path([code] * rows)
 
         try:
-            scores = _score(
-                model, [prompts[n] for n in chosen], [answers[n] for n in chosen], pad_id(tokenizer),
-                list(map(len, units)), set_path,
-            )  # fmt: skip
+            with fused_attention(model):
+                scores = _score(
+                    model, [prompts[n] for n in chosen], [answers[n] for n in chosen], pad_id(tokenizer),
+                    list(map(len, units)), set_path,
+                )  # fmt: skip
         finally:
             if carrier is not None:
                 carrier.off()

@@ -108,3 +108,22 @@ def test_a_shared_beginning_reads_its_language(kind, tokenizer, tiny, five, stud
         with carrier.on([code]) as model:
             told = by_itself(model, tokenizer, ASKED[number], "yes")
         assert found[number]["yes"] == pytest.approx(told, abs=3e-4)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma2", "gpt2"])
+def test_attention_is_as_it_was_behind_the_scoring(kind, tokenizer, tiny, monkeypatch):
+    """One kernel while scoring, save for capped logits, which it would leave uncapped."""
+    model, seen = tiny(kind), []
+    model.set_attn_implementation("eager")
+    inner = likelihood._read
+    monkeypatch.setattr(
+        likelihood,
+        "_read",
+        lambda *given: seen.append(model.config._attn_implementation) or inner(*given),
+    )
+    found = log_probabilities(model, tokenizer, INSTRUCTIONS, OPTIONS)
+    assert set(seen) == {"eager" if kind == "gemma2" else "sdpa"}
+    assert model.config._attn_implementation == "eager"
+    for one, instruction, options in zip(found, INSTRUCTIONS, OPTIONS, strict=True):
+        for key, wording in options.items():
+            assert one[key] == pytest.approx(by_itself(model, tokenizer, instruction, wording), abs=2e-4)
