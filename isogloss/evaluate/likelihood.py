@@ -1,13 +1,14 @@
 """Closed tasks without generation: the option that the model finds likeliest.
 
 Flow: prompts → keys and values, once for what they share → each option behind them → log-probability of the
-whole answer. A batch is of one language, whose prompts begin alike: all of them with the words of the
-template, some with a whole premise. Such a beginning is read once and its keys and values are shared.
+whole answer. Prompts of one language begin alike: all of them with the words of the template, the lead, and
+some, a unit, with a whole premise. Such a beginning is read once and its keys and values are shared.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from functools import cache
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any
 
 import torch
@@ -51,57 +52,66 @@ def log_probabilities(
     answers = [[answer(wording) for wording in wordings.values()] for wordings in options]
     found: list[dict[str, float]] = [{} for _ in prompts]
     done = 0
-    for units in _batches(prompts, languages or [""] * len(prompts), batch, most_tokens(model)):
-        chosen = [number for unit in units for number in unit]
+    for code, numbers in _by_language(languages or [""] * len(prompts)).items():
 
-        def set_path(rows: int, code: str = languages[chosen[0]] if languages else "") -> None:
+        def set_path(rows: int, code: str = code) -> None:
             if carrier is not None and languages is not None:
                 carrier.set_path([code] * rows)
 
-        try:
-            with fused_attention(model):
-                scores = _score(
-                    model, [prompts[n] for n in chosen], [answers[n] for n in chosen], pad_id(tokenizer),
-                    list(map(len, units)), set_path,
-                )  # fmt: skip
-        finally:
-            if carrier is not None:
-                carrier.off()
-        for number, row in zip(chosen, scores, strict=True):
-            found[number] = dict(zip(options[number], row, strict=True))
-        done += len(chosen)
-        progress(done, len(prompts))
+        lead = _beginning([prompts[n] for n in numbers])
+        lead = lead if len(lead) >= SHARED else ()
+        begun: list[DynamicCache] = []
+        for units in _batches(numbers, prompts, len(lead), batch, most_tokens(model)):
+            chosen = [number for unit in units for number in unit]
+            try:
+                with fused_attention(model):
+                    scores = _score(
+                        model, [prompts[n] for n in chosen], [answers[n] for n in chosen], pad_id(tokenizer),
+                        list(map(len, units)), lead, begun, set_path,
+                    )  # fmt: skip
+            finally:
+                if carrier is not None:
+                    carrier.off()
+            for number, row in zip(chosen, scores, strict=True):
+                found[number] = dict(zip(options[number], row, strict=True))
+            done += len(chosen)
+            progress(done, len(prompts))
+    return found
+
+
+def _by_language(languages: Sequence[str]) -> dict[str, list[int]]:
+    """The rows of each language."""
+    found: dict[str, list[int]] = {}
+    for number, code in enumerate(languages):
+        found.setdefault(code, []).append(number)
     return found
 
 
 def _batches(
-    prompts: Sequence[Ids], languages: Sequence[str], rows: int, tokens: float
+    numbers: Sequence[int], prompts: Sequence[Ids], lead: int, rows: int, tokens: float
 ) -> Iterator[list[list[int]]]:
-    """Row numbers by batch and unit: rows of one language, of about one length, alone or all in company."""
-    for code in dict.fromkeys(languages):
-        order = sorted((n for n, its in enumerate(languages) if its == code), key=lambda n: tuple(prompts[n]))
-        units = _units(order, prompts, rows)
-        units.sort(key=lambda unit: (len(unit) > 1, max(len(prompts[n]) for n in unit)))
-        made: list[list[int]] = []
-        for unit in units:
-            longest = max(len(prompts[n]) for n in unit)
-            count = sum(map(len, made)) + len(unit)
-            full = count > rows or count * longest > tokens
-            if made and (full or (len(made[0]) > 1) != (len(unit) > 1)):
-                yield made
-                made = []
-            made.append(unit)
-        yield made
+    """A language's rows by batch and unit: of about one length, each alone or all in company."""
+    units = _units(sorted(numbers, key=lambda n: tuple(prompts[n])), prompts, lead, rows)
+    units.sort(key=lambda unit: (len(unit) > 1, max(len(prompts[n]) for n in unit)))
+    made: list[list[int]] = []
+    for unit in units:
+        longest = max(len(prompts[n]) for n in unit)
+        count = sum(map(len, made)) + len(unit)
+        full = count > rows or count * (longest - lead) > tokens
+        if made and (full or (len(made[0]) > 1) != (len(unit) > 1)):
+            yield made
+            made = []
+        made.append(unit)
+    yield made
 
 
-def _units(order: Sequence[int], prompts: Sequence[Ids], rows: int) -> list[list[int]]:
-    """Neighbours in the alphabet that share most of what not all have in common, such as a premise."""
-    least = len(_beginning([prompts[order[0]], prompts[order[-1]]]))
+def _units(order: Sequence[int], prompts: Sequence[Ids], lead: int, rows: int) -> list[list[int]]:
+    """Neighbours in the alphabet that share most of what stands behind the lead, such as a premise."""
     units: list[list[int]] = []
     for number in order:
         first = prompts[units[-1][0]] if units else ()
-        alike = len(_beginning([first, prompts[number]])) - least
-        if alike >= max(SHARED, (len(prompts[number]) - least) / 2) and len(units[-1]) < rows:
+        alike = len(_beginning([first, prompts[number]])) - lead
+        if alike >= max(SHARED, (len(prompts[number]) - lead) / 2) and len(units[-1]) < rows:
             units[-1].append(number)
         else:
             units.append([number])
@@ -114,34 +124,22 @@ def _beginning(prompts: Sequence[Ids]) -> Ids:
     return tuple(tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, places))
 
 
-def _levels(
-    prompts: Sequence[Ids], sizes: Sequence[int], longest: float
-) -> list[tuple[list[Ids], list[int]]]:
-    """What is read in turn: texts, and the number of the text of the level before that each stands behind.
+def _levels(prompts: Sequence[Ids], sizes: Sequence[int], lead: int) -> list[tuple[list[Ids], list[int]]]:
+    """What is read behind the lead, in turn: texts, and behind which text of the level before each stands.
 
     Args:
         sizes: Of each unit, how many of the prompts it has.
-        longest: Tokens that a level's padding and texts may fill in all.
+        lead: Tokens that all have in common.
     """
+    if len(sizes) == len(prompts):
+        return [([prompt[lead:] for prompt in prompts], [0] * len(prompts))]
     unit_of = [unit for unit, size in enumerate(sizes) for _ in range(size)]
-    whole = _beginning(prompts)
-    lead = whole if len(whole) >= SHARED else ()
-    levels = [([lead], [0])] if lead else []
-    begun = [len(lead)] * len(prompts)
-    if len(sizes) < len(prompts):
-        heads = [
-            _beginning([p for p, its in zip(prompts, unit_of, strict=True) if its == unit])
-            for unit in range(len(sizes))
-        ]
-        if len(heads) > 1 and min(map(len, heads)) > len(lead):
-            levels.append(([one[len(lead) :] for one in heads], [0] * len(heads)))
-            begun = [len(heads[unit]) for unit in unit_of]
-    rest = [prompt[start:] for prompt, start in zip(prompts, begun, strict=True)]
-    behind = unit_of if levels and len(levels[-1][0]) > 1 else [0] * len(prompts)
-    levels.append((rest, behind))
-    if sum(max(map(len, texts)) for texts, _ in levels) > longest:
-        return [(list(prompts), [0] * len(prompts))]
-    return levels
+    heads = [
+        _beginning([prompt for prompt, its in zip(prompts, unit_of, strict=True) if its == unit])
+        for unit in range(len(sizes))
+    ]
+    rests = [prompt[len(heads[unit]) :] for prompt, unit in zip(prompts, unit_of, strict=True)]
+    return [([head[lead:] for head in heads], [0] * len(heads)), (rests, unit_of)]
 
 
 def _score(
@@ -150,29 +148,34 @@ def _score(
     options: Sequence[Sequence[Ids]],
     blank: int,
     sizes: Sequence[int] | None = None,
+    lead: Ids = (),
+    begun: list[DynamicCache] | None = None,
     set_path: Callable[[int], None] = lambda rows: None,
 ) -> list[list[float]]:
     """Rows × their options; prompts are padded on the left, so that every option begins at one place.
 
     Args:
         sizes: Of each unit of rows that begin alike, how many of the prompts it has; each row is one without.
+        lead: What all prompts begin with, where it is to be read once.
+        begun: Keys and values of the lead; empty before the first batch.
         set_path: Called with the rows of a forward before it.
     """
     device = next(model.parameters()).device
-    past, mask, hidden = DynamicCache(), None, None
-    more = max(len(answer) for row in options for answer in row)
-    # Blanks between a beginning and its rest would count in a sliding window.
-    longest = (getattr(causal_of(model).config.get_text_config(), "sliding_window", None) or torch.inf) - more
-    for texts, behind in _levels(prompts, sizes or [1] * len(prompts), longest):
+    levels = _levels(prompts, sizes or [1] * len(prompts), len(lead))
+    longest = len(lead) + sum(max(map(len, texts)) for texts, _ in levels) + max(map(len, chain(*options)))
+    if longest > (getattr(causal_of(model).config.get_text_config(), "sliding_window", None) or longest):
+        # Blanks between a beginning and its rest would count in a sliding window.
+        lead, levels = (), [(list(prompts), [0] * len(prompts))]
+    past = _read_lead(model, lead, [] if begun is None else begun, set_path) if lead else DynamicCache()
+    mask, hidden = torch.ones(1, len(lead), dtype=torch.long, device=device), None
+    for texts, behind in levels:
         ids, there = (t.to(device) for t in pad([list(text) for text in texts], blank, "left"))
-        if mask is not None:
-            rows = torch.tensor(behind, device=device)
-            past.batch_select_indices(rows)
-            there = torch.cat([mask[rows], there], 1)
-        mask = there
+        rows = torch.tensor(behind, device=device)
+        past.batch_select_indices(rows)
+        mask = torch.cat([mask[rows], there], 1)
         set_path(len(texts))
         hidden = _read(model, ids, mask, past)
-    assert mask is not None and hidden is not None
+    assert hidden is not None
     first = _log_softmax(model, hidden[:, -1:])
     scores: list[list[float]] = [[] for _ in prompts]
     for place in range(max(map(len, options))):
@@ -189,6 +192,18 @@ def _score(
             if place < len(options[number]):
                 scores[number].append(total)
     return scores
+
+
+def _read_lead(
+    model: nn.Module, lead: Ids, begun: list[DynamicCache], set_path: Callable[[int], None]
+) -> DynamicCache:
+    """Keys and values of the lead, read when it is first asked for."""
+    if not begun:
+        ids = torch.tensor([list(lead)], device=next(model.parameters()).device)
+        begun.append(DynamicCache())
+        set_path(1)
+        _read(model, ids, torch.ones_like(ids), begun[0])
+    return deepcopy(begun[0])
 
 
 def _read(model: nn.Module, ids: Tensor, mask: Tensor, past: Any) -> Tensor:

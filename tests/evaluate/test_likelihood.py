@@ -90,11 +90,13 @@ def test_what_prompts_share_is_read_once(tokenizer, tiny, monkeypatch):
         "_read",
         lambda model, ids, mask, past: read.append(ids.shape) or inner(model, ids, mask, past),
     )
-    log_probabilities(model, tokenizer, ABOUT, [{"yes": "y"}] * len(ABOUT))
+    log_probabilities(model, tokenizer, ABOUT, [{"yes": "y"}] * len(ABOUT), batch=4)
     lead = len("U") + len("Take what follows as given. ")
     tail = len("?") + 2  # the question mark, the end of turn and the assistant's token
-    heads = max(map(len, PREMISES)) + len(" Is it so: ")
-    assert read[:3] == [(1, lead), (2, heads), (8, len("bread is sold in the morning") + tail)]
+    rest = len("bread is sold in the morning") + tail
+    heads = [len(premise) + len(" Is it so: ") for premise in PREMISES]
+    units = [shape for head in heads for shape in ((1, head), (4, rest), (4, 1))]  # (4, 1) is the option's
+    assert read == [(1, lead), *units]
 
 
 @pytest.mark.parametrize("kind", [None, TreePrefix, TreeEmbedding])
