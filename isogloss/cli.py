@@ -180,12 +180,25 @@ def evaluate(
 
 
 @app.command()
-def report(run_folder: RunFolder) -> None:
+def report(
+    run_folder: RunFolder,
+    lm_eval_json: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Also write the scores as lm-evaluation-harness writes its own."),
+    ] = None,
+) -> None:
     """Write the page of a run again."""
     _is_run(run_folder)
     from isogloss.report.page import write_report
 
     _line(f"Report: {write_report(run_folder)}")
+    if lm_eval_json is not None:
+        _quiet()
+        from isogloss import pipeline
+        from isogloss.report.lm_eval import write_results
+
+        for file in write_results(pipeline.load_run(run_folder), lm_eval_json):
+            _line(f"Results: {file}")
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """The few things asked of any decoder model: load it, its hidden states, its head. Knows no carrier."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
@@ -21,6 +22,8 @@ from isogloss.data.chat import pad, response_positions
 from isogloss.errors import ConfigError
 
 EMBEDDED = "demo"
+TOKENS = 1536
+"""Tokens of a forward without gradient on a processor, whose cache does not hold the states of more."""
 
 
 def model_folder(name: str) -> str:
@@ -84,6 +87,29 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id that fills rows up."""
     assert isinstance(tokenizer.pad_token_id, int)  # load_tokenizer sees to it
     return tokenizer.pad_token_id
+
+
+def most_tokens(model: nn.Module) -> float:
+    """Tokens, padding included, that a forward without gradient should read at most where the model lies."""
+    return TOKENS if next(model.parameters()).device.type == "cpu" else math.inf
+
+
+@contextmanager
+def fused_attention(model: nn.Module) -> Iterator[None]:
+    """Attention as one kernel while nothing learns, where the architecture has it."""
+    causal = causal_of(model)
+    config = causal.config.get_text_config()
+    before = config._attn_implementation
+    # The kernel knows no capped logits (Gemma 2).
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    if before != "eager" or capped or not getattr(causal, "_supports_sdpa", False):
+        yield
+        return
+    causal.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        causal.set_attn_implementation(before)
 
 
 @contextmanager

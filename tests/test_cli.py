@@ -238,6 +238,22 @@ def test_report_writes_the_page_again(finished, capsys):
     assert (finished / "report.html").is_file()
 
 
+def test_report_writes_results_as_lm_evaluation_harness_does(finished, capsys, tmp_path):
+    """A file for each side; a task for each suite and language, a group for each suite."""
+    assert leave(["report", str(finished), "--lm-eval-json", str(tmp_path)]) == 0
+    before, after = (next((tmp_path / phase).glob("results_*.json")) for phase in ("before", "after"))
+    assert capsys.readouterr().out.split("\n")[1:3] == [f"Results: {before}", f"Results: {after}"]
+    found = json.loads(after.read_text("utf-8"))
+    assert found["group_subtasks"] == {"demo": ["demo_sw", "demo_es", "demo_ur"]}
+    scores = json.loads((finished / "scores.json").read_text("utf-8"))["suites"]["demo"]["after"]
+    one = found["results"]["demo_sw"]
+    assert one["acc,none"] == pytest.approx(scores["accuracy"]["languages"]["sw"]["value"])
+    assert one["retrieval,none"] == pytest.approx(scores["retrieval"]["languages"]["sw"]["value"])
+    assert found["groups"]["demo"]["acc,none"] == scores["accuracy"]["mean"]
+    assert "peft" in found["config"]["model_args"]
+    assert "peft" not in json.loads(before.read_text("utf-8"))["config"]["model_args"]
+
+
 def test_a_dry_run_shows_what_is_left_out_and_writes_nothing(base, capsys, tmp_path):
     """Reasons with their counts."""
     assert leave(["tune", "--dry-run", *small(tmp_path / "run", base)]) == 0

@@ -1,18 +1,27 @@
 """Closed tasks without generation: the option that the model finds likeliest.
 
-Flow: prompts → keys and values once → each option behind them → log-probability of the whole answer.
+Flow: prompts → keys and values, once for what they share → each option behind them → log-probability of the
+whole answer. Prompts of one language begin alike: all of them with the words of the template, the lead, and
+some, a unit, with a whole premise. Such a beginning is read once and its keys and values are shared.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from functools import cache
+from itertools import chain, takewhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from isogloss.data.chat import encode, pad
-from isogloss.model import decoder_of, head, pad_id
+from isogloss.data.chat import encode_prompt, encode_response, pad
+from isogloss.model import causal_of, decoder_of, fused_attention, head, most_tokens, pad_id
 from isogloss.tree.carrier import Carrier
+
+Ids = Sequence[int]
+SHARED = 8
+"""Tokens in common that are worth a forward of their own."""
 
 
 @torch.no_grad()
@@ -35,43 +44,139 @@ def log_probabilities(
     Args:
         options: By meaning, the wordings that may answer each instruction.
         languages: With a carrier, whose path each row reads; without it the reference model is asked.
+        batch: Rows of a forward, at most.
     """
     model.eval()
-    encoded = [
-        {key: encode(tokenizer, text, wording) for key, wording in wordings.items()}
-        for text, wordings in zip(instructions, options, strict=True)
-    ]
-    prompts = [next(iter(one.values())).prompt for one in encoded]
-    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    answer = cache(lambda wording: encode_response(tokenizer, wording))  # options are the same in many rows
+    prompts = [encode_prompt(tokenizer, text) for text in instructions]
+    answers = [[answer(wording) for wording in wordings.values()] for wordings in options]
     found: list[dict[str, float]] = [{} for _ in prompts]
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
-        if carrier is not None and languages is not None:
-            carrier.set_path([languages[i] for i in chosen])
-        try:
-            scores = _score(
-                model,
-                [prompts[i] for i in chosen],
-                [[one.response for one in encoded[i].values()] for i in chosen],
-                pad_id(tokenizer),
-            )
-        finally:
-            if carrier is not None:
-                carrier.off()
-        for number, row in zip(chosen, scores, strict=True):
-            found[number] = dict(zip(encoded[number], row, strict=True))
-        progress(start + len(chosen), len(order))
+    done = 0
+    for code, numbers in _by_language(languages or [""] * len(prompts)).items():
+
+        def set_path(rows: int, code: str = code) -> None:
+            if carrier is not None and languages is not None:
+                carrier.set_path([code] * rows)
+
+        lead = _beginning([prompts[n] for n in numbers])
+        lead = lead if len(lead) >= SHARED else ()
+        begun: list[DynamicCache] = []
+        for units in _batches(numbers, prompts, len(lead), batch, most_tokens(model)):
+            chosen = [number for unit in units for number in unit]
+            try:
+                with fused_attention(model):
+                    scores = _score(
+                        model, [prompts[n] for n in chosen], [answers[n] for n in chosen], pad_id(tokenizer),
+                        list(map(len, units)), lead, begun, set_path,
+                    )  # fmt: skip
+            finally:
+                if carrier is not None:
+                    carrier.off()
+            for number, row in zip(chosen, scores, strict=True):
+                found[number] = dict(zip(options[number], row, strict=True))
+            done += len(chosen)
+            progress(done, len(prompts))
     return found
 
 
+def _by_language(languages: Sequence[str]) -> dict[str, list[int]]:
+    """The rows of each language."""
+    found: dict[str, list[int]] = {}
+    for number, code in enumerate(languages):
+        found.setdefault(code, []).append(number)
+    return found
+
+
+def _batches(
+    numbers: Sequence[int], prompts: Sequence[Ids], lead: int, rows: int, tokens: float
+) -> Iterator[list[list[int]]]:
+    """A language's rows by batch and unit: of about one length, each alone or all in company."""
+    units = _units(sorted(numbers, key=lambda n: tuple(prompts[n])), prompts, lead, rows)
+    units.sort(key=lambda unit: (len(unit) > 1, max(len(prompts[n]) for n in unit)))
+    made: list[list[int]] = []
+    for unit in units:
+        longest = max(len(prompts[n]) for n in unit)
+        count = sum(map(len, made)) + len(unit)
+        full = count > rows or count * (longest - lead) > tokens
+        if made and (full or (len(made[0]) > 1) != (len(unit) > 1)):
+            yield made
+            made = []
+        made.append(unit)
+    yield made
+
+
+def _units(order: Sequence[int], prompts: Sequence[Ids], lead: int, rows: int) -> list[list[int]]:
+    """Neighbours in the alphabet that share most of what stands behind the lead, such as a premise."""
+    units: list[list[int]] = []
+    for number in order:
+        first = prompts[units[-1][0]] if units else ()
+        alike = len(_beginning([first, prompts[number]])) - lead
+        if alike >= max(SHARED, (len(prompts[number]) - lead) / 2) and len(units[-1]) < rows:
+            units[-1].append(number)
+        else:
+            units.append([number])
+    return units
+
+
+def _beginning(prompts: Sequence[Ids]) -> Ids:
+    """What all have in common, but for the last token of each, whose state predicts the answer."""
+    places = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+    return tuple(tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, places))
+
+
+def _levels(prompts: Sequence[Ids], sizes: Sequence[int], lead: int) -> list[tuple[list[Ids], list[int]]]:
+    """What is read behind the lead, in turn: texts, and behind which text of the level before each stands.
+
+    Args:
+        sizes: Of each unit, how many of the prompts it has.
+        lead: Tokens that all have in common.
+    """
+    if len(sizes) == len(prompts):
+        return [([prompt[lead:] for prompt in prompts], [0] * len(prompts))]
+    unit_of = [unit for unit, size in enumerate(sizes) for _ in range(size)]
+    heads = [
+        _beginning([prompt for prompt, its in zip(prompts, unit_of, strict=True) if its == unit])
+        for unit in range(len(sizes))
+    ]
+    rests = [prompt[len(heads[unit]) :] for prompt, unit in zip(prompts, unit_of, strict=True)]
+    return [([head[lead:] for head in heads], [0] * len(heads)), (rests, unit_of)]
+
+
 def _score(
-    model: nn.Module, prompts: Sequence[Sequence[int]], options: Sequence[Sequence[Sequence[int]]], blank: int
+    model: nn.Module,
+    prompts: Sequence[Ids],
+    options: Sequence[Sequence[Ids]],
+    blank: int,
+    sizes: Sequence[int] | None = None,
+    lead: Ids = (),
+    begun: list[DynamicCache] | None = None,
+    set_path: Callable[[int], None] = lambda rows: None,
 ) -> list[list[float]]:
-    """Rows × their options; prompts are padded on the left, so that every option begins at one place."""
+    """Rows × their options; prompts are padded on the left, so that every option begins at one place.
+
+    Args:
+        sizes: Of each unit of rows that begin alike, how many of the prompts it has; each row is one without.
+        lead: What all prompts begin with, where it is to be read once.
+        begun: Keys and values of the lead; empty before the first batch.
+        set_path: Called with the rows of a forward before it.
+    """
     device = next(model.parameters()).device
-    ids, mask = (t.to(device) for t in pad([list(prompt) for prompt in prompts], blank, "left"))
-    cache = DynamicCache()
-    first = _log_softmax(model, _read(model, ids, mask, cache)[:, -1:])
+    levels = _levels(prompts, sizes or [1] * len(prompts), len(lead))
+    longest = len(lead) + sum(max(map(len, texts)) for texts, _ in levels) + max(map(len, chain(*options)))
+    if longest > (getattr(causal_of(model).config.get_text_config(), "sliding_window", None) or longest):
+        # Blanks between a beginning and its rest would count in a sliding window.
+        lead, levels = (), [(list(prompts), [0] * len(prompts))]
+    past = _read_lead(model, lead, [] if begun is None else begun, set_path) if lead else DynamicCache()
+    mask, hidden = torch.ones(1, len(lead), dtype=torch.long, device=device), None
+    for texts, behind in levels:
+        ids, there = (t.to(device) for t in pad([list(text) for text in texts], blank, "left"))
+        rows = torch.tensor(behind, device=device)
+        past.batch_select_indices(rows)
+        mask = torch.cat([mask[rows], there], 1)
+        set_path(len(texts))
+        hidden = _read(model, ids, mask, past)
+    assert hidden is not None
+    first = _log_softmax(model, hidden[:, -1:])
     scores: list[list[float]] = [[] for _ in prompts]
     for place in range(max(map(len, options))):
         # A row with fewer options reads an end of its own, which nobody counts.
@@ -79,9 +184,9 @@ def _score(
         behind, there = (t.to(device) for t in pad(answers, blank))
         logits = first
         if behind.shape[1] > 1:
-            hidden = _read(model, behind[:, :-1], torch.cat([mask, there[:, :-1]], 1), cache)
+            hidden = _read(model, behind[:, :-1], torch.cat([mask, there[:, :-1]], 1), past)
             logits = torch.cat([first, _log_softmax(model, hidden)], 1)
-            cache.crop(1 - behind.shape[1])
+            past.crop(1 - behind.shape[1])
         each = logits.gather(-1, behind[..., None])[..., 0] * there
         for number, total in enumerate(each.sum(1).tolist()):
             if place < len(options[number]):
@@ -89,11 +194,23 @@ def _score(
     return scores
 
 
-def _read(model: nn.Module, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
+def _read_lead(
+    model: nn.Module, lead: Ids, begun: list[DynamicCache], set_path: Callable[[int], None]
+) -> DynamicCache:
+    """Keys and values of the lead, read when it is first asked for."""
+    if not begun:
+        ids = torch.tensor([list(lead)], device=next(model.parameters()).device)
+        begun.append(DynamicCache())
+        set_path(1)
+        _read(model, ids, torch.ones_like(ids), begun[0])
+    return deepcopy(begun[0])
+
+
+def _read(model: nn.Module, ids: Tensor, mask: Tensor, past: Any) -> Tensor:
     """Last hidden states of `ids`, which stand at the end of what the mask covers."""
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     return decoder_of(model)(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=past, use_cache=True
     ).last_hidden_state
 
 

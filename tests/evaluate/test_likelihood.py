@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from isogloss.data.chat import encode
+from isogloss.evaluate import likelihood
 from isogloss.evaluate.likelihood import log_probabilities
+from isogloss.tree.virtual import TreeEmbedding, TreePrefix
 
 INSTRUCTIONS = ("Is it so?", "A much longer question, about something else altogether: is it so?", "¿Sí?")
 OPTIONS = (
@@ -53,3 +55,77 @@ def test_each_row_reads_its_own_path(tokenizer, aligned):
     plain = log_probabilities(model, tokenizer, INSTRUCTIONS, OPTIONS)
     expected = by_itself(model, tokenizer, INSTRUCTIONS[0], "yes")
     assert plain[0]["yes"] == pytest.approx(expected, abs=2e-4)
+
+
+PREMISES = ("The market opens at dawn.", "It rained all of last week, and nobody went out.")
+ABOUT = tuple(
+    f"Take what follows as given. {premise} Is it so: {claim}?"
+    for premise in PREMISES
+    for claim in ("they slept", "bread is sold in the morning", "it was wet", "they slept")
+)
+ASKED = (*ABOUT, "Take what follows as given. No more.", "Take what")
+EACH = [OPTIONS[0]] * len(ASKED)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma3_text", "mistral", "gpt2"])
+@pytest.mark.parametrize("batch", [64, 3])
+@pytest.mark.parametrize("window", [4096, 64])
+def test_a_beginning_that_is_shared_changes_no_score(kind, batch, window, tokenizer, tiny):
+    """Template and premise are read once; a sliding window is as wide as for each prompt alone."""
+    model = tiny(kind)
+    if kind != "gpt2":
+        model.config.sliding_window = window
+    found = log_probabilities(model, tokenizer, ASKED, EACH, batch=batch)
+    for one, instruction, options in zip(found, ASKED, EACH, strict=True):
+        for key, wording in options.items():
+            assert one[key] == pytest.approx(by_itself(model, tokenizer, instruction, wording), abs=3e-4)
+
+
+def test_what_prompts_share_is_read_once(tokenizer, tiny, monkeypatch):
+    """One token a byte: the template's words once, each premise once, and the claims."""
+    model, read = tiny(), []
+    inner = likelihood._read
+    monkeypatch.setattr(
+        likelihood,
+        "_read",
+        lambda model, ids, mask, past: read.append(ids.shape) or inner(model, ids, mask, past),
+    )
+    log_probabilities(model, tokenizer, ABOUT, [{"yes": "y"}] * len(ABOUT), batch=4)
+    lead = len("U") + len("Take what follows as given. ")
+    tail = len("?") + 2  # the question mark, the end of turn and the assistant's token
+    rest = len("bread is sold in the morning") + tail
+    heads = [len(premise) + len(" Is it so: ") for premise in PREMISES]
+    units = [shape for head in heads for shape in ((1, head), (4, rest), (4, 1))]  # (4, 1) is the option's
+    assert read == [(1, lead), *units]
+
+
+@pytest.mark.parametrize("kind", [None, TreePrefix, TreeEmbedding])
+def test_a_shared_beginning_reads_its_language(kind, tokenizer, tiny, five, student):
+    """Two languages in one call, each on its own path, whatever the carrier."""
+    torch.manual_seed(2)
+    carrier = student(tiny(), five) if kind is None else kind(tiny(), five)
+    codes = ["sw" if number % 2 else "ru" for number in range(len(ASKED))]
+    found = log_probabilities(carrier.model, tokenizer, ASKED, EACH, languages=codes, carrier=carrier)
+    for number, code in enumerate(codes):
+        with carrier.on([code]) as model:
+            told = by_itself(model, tokenizer, ASKED[number], "yes")
+        assert found[number]["yes"] == pytest.approx(told, abs=3e-4)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma2", "gpt2"])
+def test_attention_is_as_it_was_behind_the_scoring(kind, tokenizer, tiny, monkeypatch):
+    """One kernel while scoring, save for capped logits, which it would leave uncapped."""
+    model, seen = tiny(kind), []
+    model.set_attn_implementation("eager")
+    inner = likelihood._read
+    monkeypatch.setattr(
+        likelihood,
+        "_read",
+        lambda *given: seen.append(model.config._attn_implementation) or inner(*given),
+    )
+    found = log_probabilities(model, tokenizer, INSTRUCTIONS, OPTIONS)
+    assert set(seen) == {"eager" if kind == "gemma2" else "sdpa"}
+    assert model.config._attn_implementation == "eager"
+    for one, instruction, options in zip(found, INSTRUCTIONS, OPTIONS, strict=True):
+        for key, wording in options.items():
+            assert one[key] == pytest.approx(by_itself(model, tokenizer, instruction, wording), abs=2e-4)

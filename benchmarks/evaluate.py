@@ -1,0 +1,267 @@
+"""Closed questions by likelihood, ours against lm-evaluation-harness: items a second and accuracy, one run.
+
+    python benchmarks/evaluate.py --data-root ../shared/data --out benchmarks/evaluate.json
+
+Every contender runs in a process of its own on the same items, in the same wording, with the same model and
+type. The clock starts when model and items are in memory and stops when the accuracy is there: chat template,
+tokens, forward passes and metric are in it. `load_s` is the rest, libraries included; `cpu_s` is processor
+time within the clock, over all threads. The harness runs once per batch size, and its fastest is the row.
+`same_answers` is the share of items to which both gave the same answer.
+
+`--retrieval` (FLORES-101) and `--all-languages` (XNLI) time our own evaluation of twelve languages alone: the
+reference model's side of a suite as `isogloss evaluate` makes it. Install `isogloss[lm-eval]`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+TASKS = Path(__file__).parents[1] / "examples" / "lm_eval"
+SUITES = {"xnli": "sw", "pawsx": "es"}
+"""What is compared, and in which language."""
+CODES = ("ar", "bg", "el", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi")
+Asked = argparse.Namespace
+
+
+class Clock:
+    """Seconds and processor seconds of what is done inside."""
+
+    def __enter__(self) -> "Clock":
+        self.began, self.cpu_began = time.monotonic(), time.process_time()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds = time.monotonic() - self.began
+        self.cpu_s = time.process_time() - self.cpu_began
+
+
+def row(clock: Clock, items: int, **more: Any) -> dict[str, Any]:
+    return {
+        "items": items, "items_per_s": items / clock.seconds, "seconds": clock.seconds, "cpu_s": clock.cpu_s,
+        **more,
+    }  # fmt: skip
+
+
+def base(asked: Asked) -> Any:
+    import torch
+
+    from isogloss.model import load_model
+
+    return load_model(asked.model, getattr(torch, asked.dtype))
+
+
+# --- contenders
+
+
+def isogloss(asked: Asked) -> dict[str, Any]:
+    """The package's own scoring."""
+    from peft import PeftModel
+
+    from isogloss.evaluate.likelihood import log_probabilities
+    from isogloss.evaluate.suites import SUITES as LOADERS
+    from isogloss.model import load_tokenizer
+
+    (name,), code = asked.suite, asked.language
+    items = LOADERS[name](asked.data_root, "dev", [code], asked.items, 0).items
+    model, tokenizer = base(asked), load_tokenizer(asked.model)
+    if asked.adapter:
+        model = PeftModel.from_pretrained(model, str(asked.adapter)).eval()
+    with Clock() as clock:
+        scores = log_probabilities(
+            model, tokenizer, [item.turns[code].instruction for item in items],
+            [item.options[code] for item in items], batch=int(asked.batch[0]),
+        )  # fmt: skip
+        answers = [max(one, key=lambda key: one[key]) for one in scores]
+        right = sum(answer == item.gold for answer, item in zip(answers, items, strict=True))
+    places = [list(one).index(answer) for one, answer in zip(scores, answers, strict=True)]
+    return row(clock, len(items), accuracy=right / len(items), answers=places)
+
+
+def harness(asked: Asked) -> dict[str, Any]:
+    """lm-evaluation-harness with its Hugging Face model, without the bootstrap that only errors need."""
+    from lm_eval import evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    from isogloss.model import model_folder
+
+    folder, batch = model_folder(asked.model), asked.batch[0]
+    given = {"pretrained": folder, "language": asked.language, "data_root": str(asked.data_root)}
+    task = f"isogloss_{asked.suite[0]}"
+    manager = TaskManager(
+        include_path=str(TASKS), include_defaults=False, metadata={**given, "items": asked.items}
+    )
+    loaded = manager.load([task])
+    model = HFLM(
+        pretrained=folder, peft=asked.adapter and str(asked.adapter), dtype=asked.dtype, device=asked.device,
+        batch_size=batch if batch == "auto" else int(batch),
+    )  # fmt: skip
+    scores: dict[int, list[float]] = {}
+    scored = model.loglikelihood
+
+    def kept(requests: list, **options: Any) -> list:
+        found = scored(requests, **options)
+        for request, (value, _) in zip(requests, found, strict=True):
+            scores.setdefault(request.doc_id, []).append(value)
+        return found
+
+    model.loglikelihood = kept
+    with Clock() as clock:
+        done = evaluate(model, loaded, bootstrap_iters=0, apply_chat_template=True, log_samples=False)
+    places = [values.index(max(values)) for _, values in sorted(scores.items())]
+    return row(clock, len(places), accuracy=done["results"][task]["acc,none"], answers=places)
+
+
+# --- our own evaluation of twelve languages
+
+
+def side(asked: Asked, name: str) -> dict[str, Any]:
+    """The reference model's side of a suite, as a run makes it; English answers are the data's own."""
+    from isogloss.config import Evaluate
+    from isogloss.evaluate import runner
+    from isogloss.evaluate.suites import load_suite
+    from isogloss.languages import SOURCE
+    from isogloss.model import load_tokenizer
+
+    settings = Evaluate(split="dev", items=asked.items, sentences=997, likelihood=("xnli",))
+    suite = load_suite(name, asked.data_root, settings, CODES)
+    subject = runner.Model(base(asked), load_tokenizer(asked.model))
+    english = [item.turns[SOURCE].response or "" for item in runner.twinned(suite)]
+    with Clock() as clock:
+        layer, vectors = 0, None
+        if suite.sentences:
+            layer = runner.choose_layer(subject, suite.layer_sentences, settings.batch)
+            vectors = runner.embed(subject, suite.sentences[SOURCE], SOURCE, [layer], settings.batch)[layer]
+        found = runner.evaluate_side(
+            subject, suite, CODES, english, vectors, layer, settings, 0, lambda done, of: None
+        )
+    measure = "retrieval" if suite.sentences else "accuracy"
+    each = len(suite.sentences[SOURCE]) if suite.sentences else len(suite.items)
+    return row(clock, each * len(CODES), accuracy=found.scores[measure]["mean"], languages=len(CODES))
+
+
+CONTENDERS: dict[str, Callable[[Asked], dict[str, Any]]] = {
+    "isogloss": isogloss,
+    "lm-eval": harness,
+    "retrieval": lambda asked: side(asked, "flores101"),
+    "all-languages": lambda asked: side(asked, "xnli"),
+}
+
+
+# --- one run
+
+
+def about() -> dict[str, Any]:
+    import torch
+
+    names = ("isogloss", "lm-eval", "torch", "transformers", "peft")
+    return {
+        "versions": {name: version(name) for name in names}, "processor": processor(),
+        "threads": torch.get_num_threads(), "cores": os.cpu_count(),
+    }  # fmt: skip
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().split("\n") if Path("/proc/cpuinfo").exists() else []
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+
+
+def apart(contender: str, suite: str, batch: str, asked: Asked) -> dict[str, Any] | None:
+    """A contender's row from a process of its own; None where it failed."""
+    command = [sys.executable, __file__, "--inside", contender, "--suite", suite, "--batch", batch]
+    command += ["--language", asked.language or SUITES.get(suite, ""), "--items", str(asked.items)]
+    command += ["--data-root", str(asked.data_root), "--model", asked.model, "--dtype", asked.dtype]
+    command += ["--adapter", str(asked.adapter)] if asked.adapter else []
+    began = time.monotonic()
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+    )  # fmt: skip
+    took = time.monotonic() - began
+    if done.returncode:
+        print(f"{suite} {contender} batch {batch}: failed\n{done.stderr[-2000:]}", file=sys.stderr)
+        return None
+    found = json.loads(done.stdout.strip().split("\n")[-1])
+    found = {
+        "suite": suite,
+        "contender": contender,
+        "batch": batch,
+        **found,
+        "load_s": took - found["seconds"],
+    }
+    print(
+        f"{suite:9} {contender:13} batch {batch:>4} {found['items']:6} items {found['seconds']:7.1f} s "
+        f"{found['items_per_s']:7.1f} items/s  processor {found['cpu_s']:6.1f} s  "
+        f"accuracy {found['accuracy']:.4f}",
+        flush=True,
+    )
+    return found
+
+
+def compared(suite: str, asked: Asked) -> list[dict[str, Any]]:
+    """Our row and the harness's best, with what each has over the other."""
+    ours = apart("isogloss", suite, str(asked.ours), asked)
+    tries = [found for batch in asked.batch if (found := apart("lm-eval", suite, batch, asked))]
+    if ours is None or not tries:
+        raise SystemExit(1)
+    theirs = max(tries, key=lambda one: one["items_per_s"])
+    theirs["tried"] = {one["batch"]: one["items_per_s"] for one in tries}
+    answers = [one.pop("answers") for one in (ours, theirs)]
+    ours["same_answers"] = sum(map(int.__eq__, *answers)) / len(answers[0])
+    ours["times"] = ours["items_per_s"] / theirs["items_per_s"]
+    ours["times_cpu"] = theirs["cpu_s"] / ours["cpu_s"]
+    print(
+        f"{suite:9} {ours['times']:.2f} times the items a second, {ours['times_cpu']:.2f} by processor time; "
+        f"the same answer to {ours['same_answers']:.2%}"
+    )
+    return [one | {"language": asked.language or SUITES[suite]} for one in (ours, theirs)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--suite", action="append", help="xnli, pawsx; both without it")
+    parser.add_argument("--language", help="of the comparison, in place of each suite's own")
+    parser.add_argument("--items", type=int, default=2490, help="at most, of each suite and language")
+    parser.add_argument("--batch", action="append", help="of lm-eval, repeatable; 8, 64 and auto without it")
+    parser.add_argument("--ours", type=int, default=64, help="our batch")
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--adapter", type=Path, help="a PEFT adapter over the model")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--retrieval", action="store_true", help="FLORES-101 dev in twelve languages, alone")
+    parser.add_argument("--all-languages", action="store_true", help="XNLI dev in twelve languages, alone")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--inside", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.inside:
+        print(json.dumps(CONTENDERS[asked.inside](asked)))
+        return
+    asked.batch = asked.batch or ["8", "64", "auto"]
+    alone = {"retrieval": "flores101", "all-languages": "xnli"}
+    chosen = [name for name in alone if getattr(asked, name.replace("-", "_"))]
+    rows = [apart(name, alone[name], str(asked.ours), asked) for name in chosen]
+    for suite in [] if chosen else asked.suite or SUITES:
+        rows += compared(suite, asked)
+    if asked.out:
+        done = {json.dumps([one["suite"], one["contender"]]) for one in rows if one}
+        old = json.loads(asked.out.read_text("utf-8")) if asked.out.exists() else []
+        kept = [one for one in old if json.dumps([one["suite"], one["contender"]]) not in done]
+        new = [one | about() | {"dtype": asked.dtype} for one in rows if one]
+        asked.out.write_text(json.dumps([*kept, *new], indent=1) + "\n", encoding="utf-8")
+    if None in rows:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
