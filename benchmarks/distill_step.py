@@ -150,7 +150,8 @@ def isogloss(
     )
     rows = [
         Row(
-            str(n), codes[n * len(codes) // work.rows if len(codes) > work.rows else n % len(codes)], n, Encoded(tuple(prompts[n]), tuple(responses[n])),
+            str(n), codes[n * max(1, len(codes) // work.rows) % len(codes)], n,
+            Encoded(tuple(prompts[n]), tuple(responses[n])),
             tuple(privileged[n]), tuple(twins[n]),
         )
         for n in range(work.rows)

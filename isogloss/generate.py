@@ -1,6 +1,6 @@
 """Greedy answers in batches, each row on its own path; knows no suite."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from isogloss.data.chat import encode_prompt, end_of_turn, pad
-from isogloss.model import pad_id
+from isogloss.model import most_tokens, pad_id
 from isogloss.tree.carrier import Carrier
+
+PROMPTS = 8192
+"""Tokens of prompts that are answered together on a processor, whose memory long ones would fill."""
 
 
 @torch.no_grad()
@@ -40,8 +43,8 @@ def answers(
     ]
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     found = [""] * len(prompts)
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
+    done = 0
+    for chosen in in_batches(order, prompts, batch, most_tokens(model, PROMPTS)):
         made = complete(
             model, tokenizer, [prompts[i] for i in chosen],
             languages=None if languages is None else [languages[i] for i in chosen],
@@ -50,8 +53,23 @@ def answers(
         texts = tokenizer.batch_decode(made, skip_special_tokens=True)
         for number, text in zip(chosen, texts, strict=True):
             found[number] = text.strip()
-        progress(start + len(chosen), len(order))
+        done += len(chosen)
+        progress(done, len(order))
     return found
+
+
+def in_batches(
+    order: Sequence[int], encoded: Sequence[Sequence[int]], rows: int, tokens: float
+) -> Iterator[list[int]]:
+    """Row numbers in this order, from the shortest row on, at most so many rows and tokens together."""
+    made: list[int] = []
+    for number in order:
+        if made and (len(made) == rows or (len(made) + 1) * len(encoded[number]) > tokens):
+            yield made
+            made = []
+        made.append(number)
+    if made:
+        yield made
 
 
 @torch.no_grad()

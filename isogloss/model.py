@@ -89,9 +89,9 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.pad_token_id
 
 
-def most_tokens(model: nn.Module) -> float:
+def most_tokens(model: nn.Module, on_processor: int = TOKENS) -> float:
     """Tokens, padding included, that a forward without gradient should read at most where the model lies."""
-    return TOKENS if next(model.parameters()).device.type == "cpu" else math.inf
+    return on_processor if next(model.parameters()).device.type == "cpu" else math.inf
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from itertools import islice
 import pytest
 
 from isogloss.errors import RunError
+from isogloss.generate import in_batches
 from isogloss.inference import Aligned
 
 TEXTS = [
@@ -25,6 +26,14 @@ def test_a_mixed_batch_answers_as_each_language_alone(aligned):
     assert mixed == alone
     answers = [aligned.generate(TEXTS[:1], code, max_new_tokens=8)[0] for code in ("sw", "ru", "ur", "en")]
     assert len({*answers, aligned.reference(TEXTS[:1], max_new_tokens=8)[0]}) == 5
+
+
+def test_batches_hold_no_more_rows_and_tokens_than_they_may():
+    """Padding counts; a row that is too long alone is read alone."""
+    encoded = [[0] * length for length in (2, 2, 3, 5, 20)]
+    assert list(in_batches(range(5), encoded, rows=2, tokens=9)) == [[0, 1], [2], [3], [4]]
+    assert list(in_batches(range(5), encoded, rows=4, tokens=12)) == [[0, 1, 2], [3], [4]]
+    assert list(in_batches([], [], rows=4, tokens=12)) == []
 
 
 def test_the_language_is_detected_where_none_is_named(aligned):

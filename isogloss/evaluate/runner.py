@@ -4,7 +4,7 @@ Flow: M's English answers → answers per language → meanings → consistency,
 sentences → embeddings → retrieval. Knows carriers only as something that has a path.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from isogloss.evaluate.statistics import (
     bootstrap_over_languages,
     mean_over_languages,
 )
-from isogloss.generate import answers
+from isogloss.generate import answers, in_batches
 from isogloss.languages import SOURCE
 from isogloss.model import capture, last_hidden, layers_of, mean_pool, most_tokens, pad_id
 from isogloss.tree.carrier import Carrier
@@ -82,7 +82,7 @@ def embed(
     encoded = [tokenizer(text, add_special_tokens=True)["input_ids"] for text in texts]
     order = sorted(range(len(texts)), key=lambda number: len(encoded[number]))
     found: dict[int, list[Tensor]] = {layer: [torch.empty(0)] * len(texts) for layer in layers}
-    for chosen in _in_batches(order, encoded, batch, most_tokens(model)):
+    for chosen in in_batches(order, encoded, batch, most_tokens(model)):
         ids, mask = (t.to(device) for t in pad([list(encoded[i]) for i in chosen], pad_id(tokenizer)))
         if carrier is not None:
             carrier.set_path([language] * len(chosen))
@@ -97,19 +97,6 @@ def embed(
     if carrier is not None:
         carrier.off()
     return {layer: torch.stack(vectors) for layer, vectors in found.items()}
-
-
-def _in_batches(
-    order: Sequence[int], encoded: Sequence[Sequence[int]], rows: int, tokens: float
-) -> Iterator[list[int]]:
-    """Row numbers from the shortest row on."""
-    made: list[int] = []
-    for number in order:
-        if made and (len(made) == rows or (len(made) + 1) * len(encoded[number]) > tokens):
-            yield made
-            made = []
-        made.append(number)
-    yield made
 
 
 def choose_layer(subject: Model, sentences: Mapping[str, Sequence[str]], batch: int) -> int:
