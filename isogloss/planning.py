@@ -228,7 +228,8 @@ class Work:
 
     def __init__(self, config: Config, machine: Machine):
         self.config, self.machine = config, machine
-        self.run = Run(config, Watcher())
+        # Foretold from the settings alone: what an earlier run left in the folder has no say.
+        self.run = Run(config.model_copy(update={"run": config.run / "planned"}), Watcher())
         self.dtype = machine.dtype(config.dtype)
         self.notes: list[str] = []
         self.tokenizer = self._tokenizer()

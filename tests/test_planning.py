@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen3Config, Qwen3ForCausalLM
 
@@ -26,11 +27,21 @@ BIG = Machine("big", 1, 64 << 30, 1e12, gpu=False, efficiency=0.5, process=0)
 
 
 @pytest.fixture(scope="module")
-def read():
+def read(tmp_path_factory):
     """A small run whose rows are read once for all tests; what they change is how it is trained."""
-    work = planning.Work(load_config(None, (*SMALL, "dtype=float32")), BIG)
+    folder = tmp_path_factory.mktemp("plan") / "run"
+    work = planning.Work(load_config(None, (*SMALL, "dtype=float32", f"run={folder}")), BIG)
     assert work.english and work.rows
     return work
+
+
+def test_what_an_earlier_run_left_in_the_folder_has_no_say(tmp_path):
+    """A finished run of German lies there; the settings ask for others."""
+    (tmp_path / "adapters").mkdir()
+    state = {"rows": torch.zeros(1)}
+    save_file(state, tmp_path / "adapters" / "tree.safetensors", {"families": '{"de": "Germanic"}'})
+    work = planning.Work(load_config(None, (*SMALL, "dtype=float32", f"run={tmp_path}")), BIG)
+    assert "de" not in {row.language for row in work.rows} and "de" not in work.tree.families
 
 
 def qwen3(**sizes) -> Qwen3ForCausalLM:
