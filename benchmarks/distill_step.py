@@ -11,7 +11,6 @@ of a large bfloat16 product measured in the same run.
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 from statistics import median, quantiles
 
 import torch
+from machine import processor
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
@@ -423,13 +423,6 @@ def rate() -> float:
         a @ a
         times.append(time.monotonic() - began)
     return 2 * 2048**3 / min(times)
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().split("\n") if Path("/proc/cpuinfo").exists() else []
-    return next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
 
 
 def main() -> None:

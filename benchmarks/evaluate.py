@@ -15,7 +15,6 @@ reference model's side of a suite as `isogloss evaluate` makes it. Install `isog
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -23,6 +22,8 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from machine import processor
 
 TASKS = Path(__file__).parents[1] / "examples" / "lm_eval"
 SUITES = {"xnli": "sw", "pawsx": "es"}
@@ -169,13 +170,6 @@ def about() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().split("\n") if Path("/proc/cpuinfo").exists() else []
-    return next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
-
-
 def apart(contender: str, suite: str, batch: str, asked: Asked) -> dict[str, Any] | None:
     """A contender's row from a process of its own; None where it failed."""
     command = [sys.executable, __file__, "--inside", contender, "--suite", suite, "--batch", batch]
@@ -254,9 +248,9 @@ def main() -> None:
     for suite in [] if chosen else asked.suite or SUITES:
         rows += compared(suite, asked)
     if asked.out:
-        done = {json.dumps([one["suite"], one["contender"]]) for one in rows if one}
+        done = {(one["suite"], one["contender"]) for one in rows if one}
         old = json.loads(asked.out.read_text("utf-8")) if asked.out.exists() else []
-        kept = [one for one in old if json.dumps([one["suite"], one["contender"]]) not in done]
+        kept = [one for one in old if (one["suite"], one["contender"]) not in done]
         new = [one | about() | {"dtype": asked.dtype} for one in rows if one]
         asked.out.write_text(json.dumps([*kept, *new], indent=1) + "\n", encoding="utf-8")
     if None in rows:

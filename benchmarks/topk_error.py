@@ -12,11 +12,11 @@ signal in the type in which it is kept, against states in float32.
 
 import argparse
 import json
-import platform
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from machine import processor
 from torch import Tensor
 
 from isogloss.config import load_config
@@ -121,7 +121,7 @@ def main() -> None:
     found = {
         "model": given.model, "rows": measure(given.model, given.k, given.items, given.limit),
         "versions": {name: version(name) for name in ("isogloss", "torch", "transformers")},
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
     }  # fmt: skip
     text = json.dumps(found, indent=1)
     if given.out:
