@@ -417,7 +417,8 @@ def compare_methods(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="isogloss, flat, shared, sft, dpo, grpo or sft-grpo; repeatable. Without it all.",
+            help="isogloss, flat, shared, sft, sft-languages, sequence, dpo, grpo or sft-grpo; repeatable. "
+            "Without it all.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the settings' own on.")] = 1,

@@ -4,17 +4,22 @@ Flow: a run with stage 1 done → rows in the order of stage 2 → a method trai
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from isogloss.baselines.reward import Prompt
 from isogloss.cost import Meter, Stage
 from isogloss.distill.rows import Row, schedule
 from isogloss.evaluate import runner
 from isogloss.evaluate.suites import load_suite
+from isogloss.generate import PROMPTS, complete, in_batches
 from isogloss.languages import SOURCE
+from isogloss.model import most_tokens
 from isogloss.pipeline import Run, rows_for
 
 MEASURES = ("alignment", "consistency", "retrieval", "accuracy", "fidelity")
@@ -83,20 +88,42 @@ class Contest:
     @cached_property
     def prompts(self) -> list[Prompt]:
         """Prompts and responses of the languages in stage 2's balance and order."""
-        settings = self.run.config.distill
-        parallel = [row for row in self.rows(self.run) if row.language != SOURCE]
+        return self._prompts([row.student.response for row in self.parallel])
+
+    def taught_prompts(self, model: nn.Module) -> list[Prompt]:
+        """The same with what a model answers behind the teacher's prompts in place of the responses."""
+        tokenizer, settings = self.run.tokenizer, self.run.config.evaluate
+        prompts = [row.teacher_prompt for row in self.parallel]
+        said: list[list[int]] = [[]] * len(prompts)
+        order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+        for batch in in_batches(order, prompts, settings.batch, most_tokens(model, PROMPTS)):
+            made = complete(
+                model, tokenizer, [prompts[n] for n in batch], max_new_tokens=settings.max_new_tokens
+            )
+            for number, ids in zip(batch, made.tolist(), strict=True):
+                said[number] = ids
+        return self._prompts(said)
+
+    @cached_property
+    def parallel(self) -> list[Row]:
+        """Stage 2's rows without the English ones."""
+        return [row for row in self.rows(self.run) if row.language != SOURCE]
+
+    def _prompts(self, responses: Sequence[Sequence[int]]) -> list[Prompt]:
+        """A prompt per parallel row and response, as often and in the order in which stage 2 reads them."""
+        settings, parallel = self.run.config.distill, self.parallel
         by_id = {example.id: example for example in self.run.examples}
         order = schedule(
             [row.language for row in parallel], round(settings.epochs * len(parallel)),
             balance=settings.balance, batch=settings.batch, seed=self.run.config.seed,
             lengths=[len(row.student.prompt) for row in parallel],
         )  # fmt: skip
+        texts = self.run.tokenizer.batch_decode([list(ids) for ids in responses], skip_special_tokens=True)
         found = []
         for number in order:
             row = parallel[number]
             turn = by_id[row.id.rpartition("/")[0]].turns[row.language]
-            response = self.run.tokenizer.decode(list(row.student.response), skip_special_tokens=True)
-            found.append(Prompt(turn.instruction, str(response), row.language))
+            found.append(Prompt(turn.instruction, texts[number].strip(), row.language))
         return found
 
     @cached_property

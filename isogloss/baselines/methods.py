@@ -5,7 +5,7 @@ after every step. Their settings stand here; how they were chosen is in docs/bas
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,11 +76,23 @@ def sft(contest: Contest) -> Entry:
     """Supervised fine-tuning on the responses in every language, one adapter for all."""
     model, way = _begin(contest, "sft", _steps(contest))
     with way:
-        _sft(contest, model, way, _steps(contest))
+        _sft(contest, model, way, _steps(contest), contest.prompts)
     return way.entry
 
 
-def dpo(contest: Contest) -> Entry:
+def sequence(contest: Contest) -> Entry:
+    """Sequence-level distillation (Kim & Rush 2016, D16-1139): supervised on what the teacher answers.
+
+    The teacher reads the same privileged prompts as in our method, and is as likely to answer in another
+    language as it is. Its answers count.
+    """
+    model, way = _begin(contest, "sequence", _steps(contest))
+    with way:
+        _sft(contest, model, way, _steps(contest), contest.taught_prompts(model))
+    return way.entry
+
+
+def dpo(contest: Contest, settings: Mapping[str, Any] = DPO, pairs: Dataset | None = None) -> Entry:
     """Direct preference optimisation on pairs that the reward builds.
 
     Of `SAMPLES` answers of the reference model and the data's response, the best by the reward is preferred
@@ -88,24 +100,24 @@ def dpo(contest: Contest) -> Entry:
     """
     model, way = _begin(contest, "dpo", _steps(contest))
     with way:
-        pairs = _pairs(contest, model)
         trainer = DPOTrainer(
             model=model,
             args=DPOConfig(
-                **DPO, **_arguments(contest, "dpo", _steps(contest)),
+                **_arguments(contest, "dpo", _steps(contest)) | dict(settings),
                 max_length=None, precompute_ref_log_probs=True,
             ),
-            train_dataset=pairs, processing_class=contest.run.tokenizer, callbacks=[_Tick(way)],
+            train_dataset=pairs if pairs is not None else preference_pairs(contest, model),
+            processing_class=contest.run.tokenizer, callbacks=[_Tick(way)],
         )  # fmt: skip
         trainer.train()
     return way.entry
 
 
-def grpo(contest: Contest) -> Entry:
+def grpo(contest: Contest, settings: Mapping[str, Any] = GRPO) -> Entry:
     """Group-relative policy optimisation from the reference model."""
     model, way = _begin(contest, "grpo", _steps(contest))
     with way:
-        _grpo(contest, model, way, _steps(contest))
+        _grpo(contest, model, way, _steps(contest), settings)
     return way.entry
 
 
@@ -114,8 +126,8 @@ def sft_grpo(contest: Contest) -> Entry:
     steps = _steps(contest)
     model, way = _begin(contest, "sft-grpo", steps + steps // 3)
     with way:
-        _sft(contest, model, way, steps // 3)
-        _grpo(contest, model, way, steps, after=steps // 3)
+        _sft(contest, model, way, steps // 3, contest.prompts)
+        _grpo(contest, model, way, steps, GRPO, after=steps // 3)
     return way.entry
 
 
@@ -124,6 +136,10 @@ METHODS: Mapping[str, Method] = {
     "flat": lambda contest: distilled(contest, "flat", "languages.tree=flat"),
     "shared": lambda contest: distilled(contest, "shared", "languages.tree=shared"),
     "sft": sft,
+    "sft-languages": lambda contest: distilled(
+        contest, "sft-languages", "languages.tree=flat", "distill.hidden=0", "distill.retain=0"
+    ),
+    "sequence": sequence,
     "dpo": dpo,
     "grpo": grpo,
     "sft-grpo": sft_grpo,
@@ -131,8 +147,8 @@ METHODS: Mapping[str, Method] = {
 """By name; our own first, as its cost bounds the others'."""
 
 
-def _sft(contest: Contest, model: PeftModel, way: Way, steps: int) -> None:
-    rows = [_chat(prompt) | {"completion": _said(prompt.response)} for prompt in contest.prompts]
+def _sft(contest: Contest, model: PeftModel, way: Way, steps: int, prompts: Sequence[Prompt]) -> None:
+    rows = [_chat(prompt) | {"completion": _said(prompt.response)} for prompt in prompts]
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(**SFT, **_arguments(contest, "sft", steps), max_length=None),
@@ -143,7 +159,9 @@ def _sft(contest: Contest, model: PeftModel, way: Way, steps: int) -> None:
     trainer.train()
 
 
-def _grpo(contest: Contest, model: PeftModel, way: Way, steps: int, after: int = 0) -> None:
+def _grpo(
+    contest: Contest, model: PeftModel, way: Way, steps: int, settings: Mapping[str, Any], after: int = 0
+) -> None:
     prompts = contest.prompts
     reward = Reward(prompts, contest.english_responses)
 
@@ -155,7 +173,7 @@ def _grpo(contest: Contest, model: PeftModel, way: Way, steps: int, after: int =
         model=model,
         reward_funcs=alignment,
         args=GRPOConfig(
-            **GRPO, **arguments, max_completion_length=contest.run.config.evaluate.max_new_tokens,
+            **arguments | dict(settings), max_completion_length=contest.run.config.evaluate.max_new_tokens,
         ),
         train_dataset=Dataset.from_list([_chat(prompt) | {"number": n} for n, prompt in enumerate(prompts)]),
         processing_class=contest.run.tokenizer,
@@ -164,8 +182,8 @@ def _grpo(contest: Contest, model: PeftModel, way: Way, steps: int, after: int =
     trainer.train()
 
 
-def _pairs(contest: Contest, model: PeftModel) -> Dataset:
-    """The best and the worst of the model's own answers and the data's."""
+def preference_pairs(contest: Contest, model: PeftModel) -> Dataset:
+    """The best and the worst of the model's own answers and the data's, as DPO reads them."""
     prompts, tokenizer = list(dict.fromkeys(contest.prompts)), contest.run.tokenizer
     reward = Reward(prompts, contest.english_responses)
     torch.manual_seed(contest.run.config.seed)

@@ -11,7 +11,7 @@ from isogloss.baselines.contest import Entry, Point
 from isogloss.cli import main
 from isogloss.config import load_config
 
-METHODS = ("isogloss", "flat", "shared", "sft", "dpo", "grpo", "sft-grpo")
+METHODS = ("isogloss", "flat", "shared", "sft", "sft-languages", "sequence", "dpo", "grpo", "sft-grpo")
 
 
 def leave(command: list[str]) -> int:
@@ -60,7 +60,8 @@ def test_every_method_is_trained_and_measured_and_a_stopped_comparison_goes_on(b
 def test_an_unknown_method_is_refused(tmp_path, capsys):
     assert leave(["compare-methods", "--method", "ppo", "--out", str(tmp_path / "out")]) == 2
     assert (
-        "--method ppo: there are isogloss, flat, shared, sft, dpo, grpo, sft-grpo" in capsys.readouterr().err
+        "--method ppo: there are isogloss, flat, shared, sft, sft-languages, sequence, dpo, grpo, sft-grpo"
+        in capsys.readouterr().err
     )
     assert list(tmp_path.iterdir()) == []
 
