@@ -3,8 +3,9 @@
     python benchmarks/rl_search.py --out benchmarks/rl_search.json
 
 One reference model, one seed; every candidate changes the settings of `isogloss.baselines.methods` that are
-named in its row, and is stopped after the same seconds. Rows are added as candidates end; one that is there
-is not trained again. Nothing here is counted as a method's cost. Install `isogloss[rl]`.
+named in its row, and is stopped after the same seconds; later ones start from the best so far. Rows are added
+as candidates end; one that is there is not trained again. Nothing here is counted as a method's cost.
+Install `isogloss[rl]`.
 """
 
 import argparse
@@ -16,28 +17,23 @@ from typing import Any
 from machine import processor
 
 from isogloss.baselines import methods
-from isogloss.baselines.contest import Contest
+from isogloss.baselines.contest import Contest, Entry
 from isogloss.config import load_config
 from isogloss.files import write_json
 from isogloss.pipeline import Watcher, open_run, run_tune
 
-GRPO: list[dict[str, Any]] = [
-    {},
-    {"learning_rate": 1e-3},
-    {"learning_rate": 3e-3},
-    {"learning_rate": 1e-3, "num_generations": 4},
-    {"learning_rate": 1e-3, "num_generations": 16},
-    {"learning_rate": 1e-3, "temperature": 1.3},
-    {"learning_rate": 1e-3, "beta": 0.04},
-    {"learning_rate": 1e-3, "num_iterations": 2},
-]
-DPO: list[dict[str, Any]] = [
-    {},
-    {"learning_rate": 5e-4},
-    {"learning_rate": 2e-3},
-    {"learning_rate": 5e-4, "beta": 0.5},
-    {"learning_rate": 5e-4, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]},
-]
+SEARCH: dict[str, list[list[dict[str, Any]]]] = {
+    "grpo": [
+        [{"learning_rate": 3e-4}, {"learning_rate": 1e-3}, {"learning_rate": 3e-3}],
+        [{"num_generations": 4}, {"num_generations": 16}, {"temperature": 1.3}, {"num_iterations": 2}],
+        [{"beta": 0.04}],
+    ],
+    "dpo": [
+        [{"learning_rate": 1e-4}, {"learning_rate": 5e-4}, {"learning_rate": 2e-3}],
+        [{"beta": 0.5}, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]}],
+    ],
+}
+"""Rounds of changes; each round changes the best candidate of the rounds before."""
 
 
 def main() -> None:
@@ -55,32 +51,37 @@ def main() -> None:
     contest = Contest(run, points=1)
     contest.limit = asked.seconds
     rows = json.loads(asked.out.read_text("utf-8"))["rows"] if asked.out.exists() else []
-    candidates = [("grpo", one) for one in GRPO] + [("dpo", one) for one in DPO]
-    pairs = None
-    for method, change in candidates:
-        known = any((row["method"], row["change"]) == (method, change) for row in rows)
-        if known or method not in (asked.method or ("grpo", "dpo")):
-            continue
-        drawn_s = None
-        if method == "grpo":
-            entry = methods.grpo(contest, {**methods.GRPO, **change})
-        else:
-            began = time.monotonic()
-            if pairs is None:
-                pairs = methods.preference_pairs(contest, run.reference_model())
-                drawn_s = round(time.monotonic() - began, 1)
-            entry = methods.dpo(contest, {**methods.DPO, **change}, pairs)
-        rows.append(
-            {
-                "method": method, "change": change, "seconds": entry.seconds, "drawn_s": drawn_s,
-                "flops": entry.flops, "step": entry.points[-1].step, **entry.points[-1].scores,
-            }
-        )  # fmt: skip
-        print(json.dumps(rows[-1]), flush=True)
-        write_json(
-            asked.out,
-            {"schema": 1, "processor": processor(), "grpo": methods.GRPO, "dpo": methods.DPO, "rows": rows},
-        )
+    pairs, drawn_s = None, 0.0
+    for method in asked.method or SEARCH:
+        seen: list[dict[str, Any]] = []
+        for changes in SEARCH[method]:
+            best = max(seen, key=lambda row: row["alignment"])["settings"] if seen else {}
+            for settings in [{**best, **change} for change in changes]:
+                known = [r for r in rows if (r["method"], r["settings"]) == (method, settings)]
+                if known:
+                    seen += known
+                    continue
+                if method == "dpo" and pairs is None:
+                    began = time.monotonic()
+                    pairs = methods.preference_pairs(contest, run.reference_model())
+                    drawn_s = time.monotonic() - began
+                entry = _train(contest, method, settings, pairs)
+                rows.append(
+                    {
+                        "method": method, "settings": settings, "seconds": entry.seconds,
+                        "drawn_s": round(drawn_s, 1), "flops": entry.flops, "step": entry.points[-1].step,
+                        **entry.points[-1].scores,
+                    }
+                )  # fmt: skip
+                seen.append(rows[-1])
+                print(json.dumps(rows[-1]), flush=True)
+                write_json(asked.out, {"schema": 1, "processor": processor(), "rows": rows})
+
+
+def _train(contest: Contest, method: str, settings: dict[str, Any], pairs: Any) -> Entry:
+    if method == "grpo":
+        return methods.grpo(contest, {**methods.GRPO, **settings})
+    return methods.dpo(contest, {**methods.DPO, **settings}, pairs)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import TrainerCallback
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -182,7 +183,7 @@ def _grpo(
     trainer.train()
 
 
-def preference_pairs(contest: Contest, model: PeftModel) -> Dataset:
+def preference_pairs(contest: Contest, model: nn.Module) -> Dataset:
     """The best and the worst of the model's own answers and the data's, as DPO reads them."""
     prompts, tokenizer = list(dict.fromkeys(contest.prompts)), contest.run.tokenizer
     reward = Reward(prompts, contest.english_responses)
