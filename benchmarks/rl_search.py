@@ -24,13 +24,12 @@ from isogloss.pipeline import Watcher, open_run, run_tune
 
 SEARCH: dict[str, list[list[dict[str, Any]]]] = {
     "grpo": [
-        [{"learning_rate": 3e-4}, {"learning_rate": 1e-3}, {"learning_rate": 3e-3}],
-        [{"num_generations": 4}, {"num_generations": 16}, {"temperature": 1.3}, {"num_iterations": 2}],
-        [{"beta": 0.04}],
+        [{"learning_rate": 1e-3}, {"learning_rate": 3e-3}, {"learning_rate": 1e-2}],
+        [{"num_generations": 4}, {"beta": 0.04}],
     ],
     "dpo": [
-        [{"learning_rate": 1e-4}, {"learning_rate": 5e-4}, {"learning_rate": 2e-3}],
-        [{"beta": 0.5}, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]}],
+        [{"learning_rate": 5e-4}, {"learning_rate": 2e-3}],
+        [{"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]}],
     ],
 }
 """Rounds of changes; each round changes the best candidate of the rounds before."""

@@ -35,7 +35,9 @@ from isogloss.pipeline import Run, scored_elsewhere
 
 SFT = {"learning_rate": 3e-3}
 DPO = {"learning_rate": 1e-4, "beta": 0.1}
-GRPO = {"learning_rate": 3e-4, "beta": 0.0, "num_generations": 8, "temperature": 1.0}
+GRPO = {
+    "learning_rate": 1e-3, "beta": 0.0, "num_generations": 8, "temperature": 1.0, "steps_per_generation": 4,
+}  # fmt: skip
 SAMPLES = 8
 """Answers drawn per prompt for preference pairs."""
 
