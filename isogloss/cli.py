@@ -417,8 +417,8 @@ def compare_methods(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="isogloss, flat, shared, sft, sft-languages, sequence, dpo, grpo or sft-grpo; repeatable. "
-            "Without it all.",
+            help="isogloss, reference, flat, shared, sft, sft-languages, sequence, dpo, grpo or sft-grpo; "
+            "repeatable. Without it all.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the settings' own on.")] = 1,
@@ -455,7 +455,7 @@ def compare_methods(
         points=points, times=times,
     )  # fmt: skip
     _show_methods(found["rows"])
-    _line(f"Rows: {folder / 'methods.json'}")
+    _line(f"Rows: {folder / 'methods.json'}; plot: {folder / 'methods.svg'}")
 
 
 @app.command()

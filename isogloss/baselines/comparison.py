@@ -1,7 +1,7 @@
 """What each method costs to reach the same alignment accuracy: `isogloss compare-methods`.
 
 Flow: per seed, stage 1 once → every method from that reference model → levels → rows, in a JSON file
-that grows as methods end, so that a stopped comparison goes on.
+that grows as methods end, so that a stopped comparison goes on; a plot at the end.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 
 from isogloss.baselines.contest import MEASURES, Contest, Entry, Point
 from isogloss.baselines.methods import METHODS
+from isogloss.baselines.plot import draw
 from isogloss.config import Config, dump_config, with_overrides
 from isogloss.errors import RunError
 from isogloss.files import write_json
@@ -34,7 +35,7 @@ def compare_methods(
     points: int = 10,
     times: float = 3.0,
 ) -> dict[str, Any]:
-    """Train and measure each method; returns what `folder/methods.json` holds.
+    """Train and measure each method; returns what `folder/methods.json` holds, and draws `methods.svg`.
 
     Args:
         methods: Names of `METHODS`; ours goes first, as its time bounds the others'.
@@ -62,7 +63,9 @@ def compare_methods(
             watcher.say(f"{name}, seed {seed}")
             done.append(METHODS[name](contest))
             write_json(file, table(config, done))
-    return table(config, done)
+    found = table(config, done)
+    draw(found["rows"], folder / "methods.svg")
+    return found
 
 
 def table(config: Config, entries: Sequence[Entry]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from isogloss.baselines.contest import Contest, Entry, Way, work_folder
+from isogloss.baselines.contest import Contest, Entry, Point, Way, work_folder
 from isogloss.baselines.reward import Prompt, Reward
 from isogloss.config import with_overrides
 from isogloss.cost import Stage
@@ -43,6 +43,12 @@ SAMPLES = 8
 
 
 Method = Callable[[Contest], Entry]
+
+
+def untrained(contest: Contest) -> Entry:
+    """The reference model as it is: where every method begins."""
+    point = Point(0, 0.0, 0.0, contest.measure(contest.plain))
+    return Entry("reference", contest.run.config.seed, [point], ended="not trained")
 
 
 def distilled(contest: Contest, method: str, *overrides: str) -> Entry:
@@ -136,6 +142,7 @@ def sft_grpo(contest: Contest) -> Entry:
 
 METHODS: Mapping[str, Method] = {
     "isogloss": lambda contest: distilled(contest, "isogloss"),
+    "reference": untrained,
     "flat": lambda contest: distilled(contest, "flat", "languages.tree=flat"),
     "shared": lambda contest: distilled(contest, "shared", "languages.tree=shared"),
     "sft": sft,

@@ -11,7 +11,18 @@ from isogloss.baselines.contest import Entry, Point
 from isogloss.cli import main
 from isogloss.config import load_config
 
-METHODS = ("isogloss", "flat", "shared", "sft", "sft-languages", "sequence", "dpo", "grpo", "sft-grpo")
+METHODS = (
+    "isogloss",
+    "reference",
+    "flat",
+    "shared",
+    "sft",
+    "sft-languages",
+    "sequence",
+    "dpo",
+    "grpo",
+    "sft-grpo",
+)
 
 
 def leave(command: list[str]) -> int:
@@ -41,6 +52,8 @@ def test_every_method_is_trained_and_measured_and_a_stopped_comparison_goes_on(b
     assert "sft-grpo" in capsys.readouterr().out
     rows = {row["method"]: row for row in json.loads((folder / "methods.json").read_text())["rows"]}
     assert set(rows) == set(METHODS)
+    reference = rows.pop("reference")
+    assert (reference["flops"], reference["ended"], len(reference["points"])) == (0, "not trained", 1)
     for name, row in rows.items():
         steps, flops = [p["step"] for p in row["points"]], [p["flops"] for p in row["points"]]
         assert steps == sorted(steps) and len(steps) >= 2, name
@@ -50,6 +63,8 @@ def test_every_method_is_trained_and_measured_and_a_stopped_comparison_goes_on(b
         assert 0 <= row["alignment"] <= 1 and -1 <= row["retention"] <= 1
     # A group of eight answers is drawn for each prompt before a step on them.
     assert rows["grpo"]["tokens_forwarded"] > 1.5 * rows["grpo"]["tokens_backpropagated"]
+    drawn = (folder / "methods.svg").read_text()
+    assert all(f">{name}</text>" in drawn for name in rows)
     before = (folder / "methods.json").read_bytes()
     assert leave(command) == 0
     assert (folder / "methods.json").read_bytes() == before
@@ -59,9 +74,9 @@ def test_every_method_is_trained_and_measured_and_a_stopped_comparison_goes_on(b
 
 def test_an_unknown_method_is_refused(tmp_path, capsys):
     assert leave(["compare-methods", "--method", "ppo", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
     assert (
-        "--method ppo: there are isogloss, flat, shared, sft, sft-languages, sequence, dpo, grpo, sft-grpo"
-        in capsys.readouterr().err
+        "--method ppo: there are isogloss, reference, flat, shared, sft, sft-languages, sequence, dpo" in said
     )
     assert list(tmp_path.iterdir()) == []
 
