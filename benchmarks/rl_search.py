@@ -27,10 +27,7 @@ SEARCH: dict[str, list[list[dict[str, Any]]]] = {
         [{"learning_rate": 1e-3}, {"learning_rate": 3e-3}, {"learning_rate": 1e-2}],
         [{"num_generations": 4}, {"beta": 0.04}],
     ],
-    "dpo": [
-        [{"learning_rate": 5e-4}, {"learning_rate": 2e-3}],
-        [{"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]}],
-    ],
+    "dpo": [[{"learning_rate": 5e-4}, {"learning_rate": 2e-3}]],
 }
 """Rounds of changes; each round changes the best candidate of the rounds before."""
 
@@ -38,7 +35,12 @@ SEARCH: dict[str, list[list[dict[str, Any]]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/rl-search"), help="run folder of stage 1")
-    parser.add_argument("--seconds", type=float, default=120.0, help="training time of a candidate")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=120.0,
+        help="a candidate's time, DPO's reading of its reference in it",
+    )
     parser.add_argument("--method", choices=("grpo", "dpo"), action="append")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()

@@ -34,12 +34,14 @@ from isogloss.model import pad_id
 from isogloss.pipeline import Run, scored_elsewhere
 
 SFT = {"learning_rate": 3e-3}
-DPO = {"learning_rate": 1e-4, "beta": 0.1}
+DPO = {"learning_rate": 5e-4, "beta": 0.1, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]}
 GRPO = {
-    "learning_rate": 1e-3, "beta": 0.0, "num_generations": 8, "temperature": 1.0, "steps_per_generation": 4,
+    "learning_rate": 3e-3, "beta": 0.04, "num_generations": 8, "temperature": 1.0, "steps_per_generation": 4,
 }  # fmt: skip
-SAMPLES = 8
+SAMPLES = 4
 """Answers drawn per prompt for preference pairs."""
+TOGETHER = 256
+"""Answers drawn at a time."""
 
 
 Method = Callable[[Contest], Entry]
@@ -199,7 +201,7 @@ def preference_pairs(contest: Contest, model: nn.Module) -> Dataset:
     torch.manual_seed(contest.run.config.seed)
     drawn = answers(
         model, tokenizer, [prompt.text for prompt in prompts for _ in range(SAMPLES)],
-        max_new_tokens=contest.run.config.evaluate.max_new_tokens, sample=True,
+        max_new_tokens=contest.run.config.evaluate.max_new_tokens, sample=True, batch=TOGETHER,
     )  # fmt: skip
     pairs = []
     for number, prompt in enumerate(prompts):
