@@ -6,7 +6,7 @@ done.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,16 @@ from torch import Tensor, nn
 from isogloss.tree.nodes import Node, Tree
 
 
+KEPT = 1 << 28
+"""Bytes of gathered rows that are kept, at most, while nothing learns."""
+
+
 class Routing:
     """Which rows each row of the current batch reads; shared by all parameters of one carrier.
 
     Batch rows of one language read the same rows, so weights are gathered once per *distinct* path. A path
-    that is shorter than others is filled up in front with rows that count for nothing.
+    that is shorter than others is filled up in front with rows that count for nothing. Without gradients, as in
+    generation, where every token would gather anew, what was gathered is kept until the path changes.
     """
 
     def __init__(self, tree: Tree):
@@ -30,6 +35,7 @@ class Routing:
         self.rows: Int[Tensor, "paths width"] | None = None
         self.scale: Float[Tensor, "paths width 1"] | None = None
         self.path_of: Int[Tensor, " batch"] | None = None
+        self._kept: dict[Hashable, Tensor] = {}
 
     def set(
         self, names: Sequence[str], device: torch.device, *, width: int = 0, without: Collection[str] = ()
@@ -51,12 +57,14 @@ class Routing:
         for number, on in enumerate(paths):
             rows[number, width - len(on) :] = torch.tensor(on, dtype=torch.long)
             scale[number, width - len(on) :] = 1.0
+        self.clear()
         self.rows, self.scale = rows.to(device), scale.to(device)
         self.path_of = torch.tensor([distinct.index(name) for name in names], device=device)
 
     def clear(self) -> None:
         """No path is set."""
         self.rows = self.scale = self.path_of = None
+        self._kept.clear()
 
     def gather(
         self, weight: Float[Tensor, "rank ..."], dtype: torch.dtype, *, scaled: bool = False
@@ -69,6 +77,20 @@ class Routing:
         Args:
             scaled: Rows that fill up a short path are zero.
         """
+        if torch.is_grad_enabled() or weight.is_meta:
+            return self._gathered(weight, dtype, scaled)
+        # Memory and version tell a weight from others and from what it was.
+        name = (weight.data_ptr(), weight.shape, weight._version, dtype, scaled)
+        if name not in self._kept:
+            found = self._gathered(weight, dtype, scaled)
+            if sum(one.nbytes for one in self._kept.values()) + found.nbytes > KEPT:
+                return found
+            self._kept[name] = found
+        return self._kept[name]
+
+    def _gathered(
+        self, weight: Float[Tensor, "rank ..."], dtype: torch.dtype, scaled: bool
+    ) -> Float[Tensor, "batch width ..."]:
         if self.rows is None or self.path_of is None or self.scale is None:
             raise RuntimeError("no path is set; wrap the forward in carrier.on(languages)")
         rows = weight.index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape)

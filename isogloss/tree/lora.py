@@ -82,6 +82,7 @@ class TreeLora(Carrier):
 
     def off(self) -> None:
         """The reference model, bit for bit."""
+        self.routing.clear()
         for layer in self.layers():
             layer._disable_adapters = True
 

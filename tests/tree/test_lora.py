@@ -80,6 +80,26 @@ def test_the_gradient_of_shared_rows_is_the_same_to_the_bit_every_time():
         torch.set_num_threads(threads)
 
 
+def test_rows_are_gathered_once_while_nothing_learns_and_never_stale():
+    """Literal rows: root 0, then a leaf for each of two languages; a path, a changed weight, a gradient."""
+    routing = Routing(build_tree(["es", "sw"], ranks={"root": 1, "family": 0, "language": 1}))
+    weight = torch.nn.Parameter(torch.tensor([[1.0], [2.0], [3.0]]))
+    routing.set(["es", "sw", "es"], torch.device("cpu"))
+    with torch.no_grad():
+        first = routing.gather(weight, torch.float32)
+        assert first.tolist() == [[[1], [2]], [[1], [3]], [[1], [2]]]
+        assert routing.gather(weight, torch.float32) is first
+        assert routing.gather(weight, torch.bfloat16).dtype == torch.bfloat16
+        weight[2] = 4.0
+        assert routing.gather(weight, torch.float32).tolist() == [[[1], [2]], [[1], [4]], [[1], [2]]]
+        routing.set(["sw"], torch.device("cpu"))
+        assert routing.gather(weight, torch.float32).tolist() == [[[1], [4]]]
+    assert routing.gather(weight, torch.float32).requires_grad
+    routing.clear()
+    with torch.no_grad(), pytest.raises(RuntimeError, match="no path is set"):
+        routing.gather(weight, torch.float32)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_carriers_off_is_the_reference_model_to_the_bit(tiny, five, student, kind, dtype):
