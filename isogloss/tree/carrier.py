@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from isogloss.tree.nodes import Node, Tree
 
-
 KEPT = 1 << 28
 """Bytes of gathered rows that are kept, at most, while nothing learns."""
 
@@ -26,8 +25,8 @@ class Routing:
     """Which rows each row of the current batch reads; shared by all parameters of one carrier.
 
     Batch rows of one language read the same rows, so weights are gathered once per *distinct* path. A path
-    that is shorter than others is filled up in front with rows that count for nothing. Without gradients, as in
-    generation, where every token would gather anew, what was gathered is kept until the path changes.
+    that is shorter than others is filled up in front with rows that count for nothing. Without gradients, as
+    in generation, where every token would gather anew, what was gathered is kept until the path changes.
     """
 
     def __init__(self, tree: Tree):
