@@ -23,9 +23,9 @@ from isogloss.data.chat import Encoded
 from isogloss.distill.rows import Row
 from isogloss.distill.signal import Signal
 from isogloss.distill.trainer import Batch, ResponseTrainer, Sample, collate
-from isogloss.generate import complete, stops, up_to_end
+from isogloss.generate import complete, in_batches, stops, up_to_end
 from isogloss.languages import SOURCE
-from isogloss.model import pad_id, response_states
+from isogloss.model import fused_attention, most_tokens, pad_id, response_states
 from isogloss.tree.carrier import Carrier
 
 
@@ -154,7 +154,14 @@ def live_states(
     """Last hidden states that predict each response behind its prompt, as the model is switched now."""
     training = model.training
     model.eval()
-    found = [states.cpu() for states in response_states(model, prompts, responses, filler)]
+    whole = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+    order = sorted(range(len(whole)), key=lambda number: len(whole[number]))
+    found = [torch.empty(0)] * len(whole)
+    with fused_attention(model):
+        for some in in_batches(order, whole, len(whole), most_tokens(model)):
+            states = response_states(model, [prompts[n] for n in some], [responses[n] for n in some], filler)
+            for number, one in zip(some, states, strict=True):
+                found[number] = one.cpu()
     model.train(training)
     return found
 
