@@ -167,7 +167,7 @@ class Way:
         self.contest, self.entry, self.subject, self.steps = contest, entry, subject, steps
         self.meter = Meter(subject.model, met)
         every = max(1, steps // contest.points)
-        self.marks = set(range(steps, 0, -every))
+        self.marks = set(range(steps, 0, -every)[: contest.points])
         self.began = 0.0
 
     def __enter__(self) -> "Way":
