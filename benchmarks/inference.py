@@ -1,0 +1,83 @@
+"""What the adapters cost while answering: the same prompts with and without them, in one process, in turn.
+
+    python benchmarks/inference.py --out benchmarks/inference.json
+
+Batches of 1 and of 32 rows, whose languages are the demo's twelve in turn, each row on its own path; every
+answer has as many tokens. `times` is seconds with the adapters over seconds of the model as transformers loads
+it; medians over repetitions, the first of each left out.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import processor
+
+from isogloss.config import load_config
+from isogloss.data.chat import encode_prompt
+from isogloss.data.sources import parallel_examples
+from isogloss.generate import complete
+from isogloss.model import load_model, load_tokenizer, pick_dtype
+from isogloss.tree.lora import TreeLora
+from isogloss.tree.nodes import build_tree
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--tokens", type=int, default=24, help="of every answer")
+    parser.add_argument("--repeat", type=int, default=15)
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    config, dtype = load_config(), pick_dtype(asked.dtype)
+    settings, codes = config.distill.carrier, list(config.languages.targets)
+    assert settings.type == "lora"
+    tokenizer = load_tokenizer(asked.model)
+    tree = build_tree(codes, ranks=settings.ranks.model_dump())
+    carrier = TreeLora(
+        load_model(asked.model, dtype), tree, targets=settings.targets, scaling=settings.scaling
+    )
+    alone = load_model(asked.model, dtype)
+    examples = parallel_examples(config, None, codes)
+    rows = []
+    for batch in (1, 32):
+        languages = [codes[n % len(codes)] for n in range(batch)]
+        prompts = [
+            encode_prompt(tokenizer, examples[n].turns[code].instruction) for n, code in enumerate(languages)
+        ]
+
+        def answer(on: bool, languages: list[str] = languages, prompts: list = prompts) -> float:
+            began = time.perf_counter()
+            given: dict[str, Any] = {"languages": languages, "carrier": carrier} if on else {}
+            complete(
+                carrier.model if on else alone, tokenizer, prompts, max_new_tokens=asked.tokens, min_new_tokens=asked.tokens,
+                **given,
+            )  # fmt: skip
+            return time.perf_counter() - began
+
+        taken = [(answer(False), answer(True)) for _ in range(asked.repeat + 1)][1:]
+        bare, aligned = (statistics.median(one) for one in zip(*taken, strict=True))
+        rows.append(
+            {
+                "batch": batch, "languages": len(set(languages)), "tokens": asked.tokens, "bare_s": bare,
+                "aligned_s": aligned, "times": statistics.median(on / off for off, on in taken),
+            }
+        )  # fmt: skip
+        print(f"batch {batch:2}: {bare:.3f} s bare, {aligned:.3f} s on paths, {rows[-1]['times']:.2f} times")
+    if asked.out:
+        about = {
+            "model": asked.model, "dtype": str(dtype).removeprefix("torch."), "processor": processor(),
+            "threads": torch.get_num_threads(),
+            "versions": {name: version(name) for name in ("isogloss", "torch", "transformers", "peft")},
+        }  # fmt: skip
+        asked.out.write_text(json.dumps([row | about for row in rows], indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
