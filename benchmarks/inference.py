@@ -3,8 +3,8 @@
     python benchmarks/inference.py --out benchmarks/inference.json
 
 Batches of 1 and of 32 rows, whose languages are the demo's twelve in turn, each row on its own path; every
-answer has as many tokens. `times` is seconds with the adapters over seconds of the model as transformers loads
-it; medians over repetitions, the first of each left out.
+answer has as many tokens. `times` is seconds with the adapters over seconds of the model as transformers
+loads it; medians over repetitions, the first of each left out.
 """
 
 import argparse
@@ -56,8 +56,8 @@ def main() -> None:
             began = time.perf_counter()
             given: dict[str, Any] = {"languages": languages, "carrier": carrier} if on else {}
             complete(
-                carrier.model if on else alone, tokenizer, prompts, max_new_tokens=asked.tokens, min_new_tokens=asked.tokens,
-                **given,
+                carrier.model if on else alone, tokenizer, prompts, max_new_tokens=asked.tokens,
+                min_new_tokens=asked.tokens, **given,
             )  # fmt: skip
             return time.perf_counter() - began
 
