@@ -2,9 +2,9 @@
 
     python benchmarks/rl_search.py --out benchmarks/rl_search.json
 
-One reference model, one seed; every candidate changes the settings of `isogloss.baselines.methods` that are
-named in its row, and is stopped after the same seconds; later ones start from the best so far. Rows are added
-as candidates end; one that is there is not trained again. Nothing here is counted as a method's cost.
+One reference model, one seed; every candidate is stopped after the same seconds, its step grown and shrunk
+within them; later ones start from the best so far. Rows are added as candidates end; one that is there is not
+trained again. Nothing here is counted as a method's cost.
 Install `isogloss[rl]`.
 """
 
@@ -22,12 +22,25 @@ from isogloss.config import load_config
 from isogloss.files import write_json
 from isogloss.pipeline import Watcher, open_run, run_tune
 
+START: dict[str, dict[str, Any]] = {
+    "grpo": {
+        "learning_rate": 1e-3, "beta": 0.0, "num_generations": 8, "temperature": 1.0,
+        "steps_per_generation": 4,
+    },
+    "dpo": {
+        "learning_rate": 5e-4, "beta": 0.1, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0],
+    },
+}  # fmt: skip
+"""Where the search starts."""
 SEARCH: dict[str, list[list[dict[str, Any]]]] = {
     "grpo": [
         [{"learning_rate": 1e-3}, {"learning_rate": 3e-3}, {"learning_rate": 1e-2}],
         [{"num_generations": 4}, {"beta": 0.04}],
     ],
-    "dpo": [[{"learning_rate": 5e-4}, {"learning_rate": 2e-3}]],
+    "dpo": [
+        [{"learning_rate": 5e-4}, {"learning_rate": 2e-3}, {"learning_rate": 5e-3}],
+        [{"beta": 0.5}],
+    ],
 }
 """Rounds of changes; each round changes the best candidate of the rounds before."""
 
@@ -56,7 +69,7 @@ def main() -> None:
     for method in asked.method or SEARCH:
         seen: list[dict[str, Any]] = []
         for changes in SEARCH[method]:
-            best = max(seen, key=lambda row: row["alignment"])["settings"] if seen else {}
+            best = max(seen, key=lambda row: row["alignment"])["settings"] if seen else START[method]
             for settings in [{**best, **change} for change in changes]:
                 known = [r for r in rows if (r["method"], r["settings"]) == (method, settings)]
                 if known:
@@ -81,8 +94,8 @@ def main() -> None:
 
 def _train(contest: Contest, method: str, settings: dict[str, Any], pairs: Any) -> Entry:
     if method == "grpo":
-        return methods.grpo(contest, {**methods.GRPO, **settings})
-    return methods.dpo(contest, {**methods.DPO, **settings}, pairs)
+        return methods.grpo(contest, settings)
+    return methods.dpo(contest, settings, pairs)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,9 @@ class Meter:
     @property
     def flops(self) -> float:
         """All that was counted, in floating-point operations."""
-        adapters = self.met * sum(p.numel() for n, p in self.causal.named_parameters() if "lora_" in n)
+        # trl keeps the adapter that training began with beside the one that learns.
+        lora = [(n, p) for n, p in self.causal.named_parameters() if "lora_" in n and ".ref." not in n]
+        adapters = self.met * sum(p.numel() for _, p in lora)
         frozen = self.body * (self.forward_tokens + self.backward_tokens)
         frozen += self.head * (self.forward_heads + self.backward_heads)
         return (

@@ -5,14 +5,14 @@ that grows as methods end, so that a stopped comparison goes on; a plot at the e
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from isogloss.baselines.contest import MEASURES, Contest, Entry, Point
-from isogloss.baselines.methods import METHODS
+from isogloss.baselines.methods import DPO, GRPO, METHODS, SAMPLES, SFT
 from isogloss.baselines.plot import draw
 from isogloss.config import Config, dump_config, with_overrides
 from isogloss.errors import RunError
@@ -23,6 +23,9 @@ OURS = "isogloss"
 RL = ("dpo", "grpo", "sft-grpo")
 LEVELS = (80.0, 85.0, 90.0, 92.3)
 BEST_RL = "best-rl"
+REACHED = {"alignment": "reached", "consistency": "reached_consistency"}
+"""Measures whose levels are looked for, and what the rows call them. The reward is blind to retrieval, the
+other half of alignment, so consistency is shown too."""
 
 
 def compare_methods(
@@ -46,7 +49,8 @@ def compare_methods(
         RunError: The folder holds a comparison made with other settings.
     """
     file = folder / "methods.json"
-    done = _done(file, config)
+    about = {"points": points, "times": times, "sft": SFT, "dpo": DPO, "grpo": GRPO, "samples": SAMPLES}
+    done = _done(file, config, about)
     for seed in seeds:
         run = open_run(
             with_overrides(config, [f"seed={seed}", f"run={json.dumps(str(folder / f'seed-{seed}'))}"]),
@@ -62,20 +66,21 @@ def compare_methods(
             contest.limit = None if ours is None else times * ours
             watcher.say(f"{name}, seed {seed}")
             done.append(METHODS[name](contest))
-            write_json(file, table(config, done))
-    found = table(config, done)
+            write_json(file, table(config, done, about))
+    found = table(config, done, about)
     draw(found["rows"], folder / "methods.svg")
     return found
 
 
-def table(config: Config, entries: Sequence[Entry]) -> dict[str, Any]:
-    """The comparison as JSON: a row per method and seed."""
+def table(config: Config, entries: Sequence[Entry], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The comparison as JSON: a row per method and seed; `about` is what else it was made with."""
     rows = []
     for entry in entries:
         same_seed = [other for other in entries if other.seed == entry.seed]
-        levels = {f"{level:g}": level / 100 for level in LEVELS}
-        if learners := [other.best for other in same_seed if other.method in RL]:
-            levels[BEST_RL] = max(learners)
+        levels = {name: {f"{level:g}": level / 100 for level in LEVELS} for name in REACHED}
+        for name in REACHED:
+            if learners := [other.best(name) for other in same_seed if other.method in RL]:
+                levels[name][BEST_RL] = max(learners)
         last = entry.points[-1].scores if entry.points else {}
         rows.append(
             {
@@ -83,21 +88,26 @@ def table(config: Config, entries: Sequence[Entry]) -> dict[str, Any]:
                 "tokens_forwarded": entry.tokens_forwarded,
                 "tokens_backpropagated": entry.tokens_backpropagated, "ended": entry.ended,
                 **{name: last.get(name) for name in (*MEASURES, "retention")},
-                "reached": {name: entry.reached(level) for name, level in levels.items()},
-                "levels": levels, "points": [asdict(point) for point in entry.points],
+                "levels": levels["alignment"],
+                **{
+                    key: {level: entry.reached(value, name) for level, value in levels[name].items()}
+                    for name, key in REACHED.items()
+                },
+                "points": [asdict(point) for point in entry.points],
             }
         )  # fmt: skip
     return {
-        "schema": 1, "isogloss": version("isogloss"), "settings": dump_config(config), "rows": rows
+        "schema": 1, "isogloss": version("isogloss"), "trl": version("trl"), "contest": dict(about),
+        "settings": dump_config(config), "rows": rows,
     }  # fmt: skip
 
 
-def _done(file: Path, config: Config) -> list[Entry]:
+def _done(file: Path, config: Config, about: Mapping[str, Any]) -> list[Entry]:
     """Methods that an earlier, stopped comparison has measured."""
     if not file.exists():
         return []
     before = json.loads(file.read_text("utf-8"))
-    if before["settings"] != dump_config(config):
+    if (before["settings"], before["contest"]) != (dump_config(config), about):
         raise RunError(f"{file} was made with other settings; name another folder by --out")
     return [
         Entry(

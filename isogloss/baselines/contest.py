@@ -49,16 +49,15 @@ class Entry:
     tokens_backpropagated: int = 0
     ended: str = "trained as long as the others"
 
-    def reached(self, level: float) -> dict[str, float] | None:
-        """Cost at the first point with this alignment accuracy."""
+    def reached(self, level: float, measure: str = "alignment") -> dict[str, float] | None:
+        """Cost at the first point with this alignment accuracy, or so much of another measure."""
         for point in self.points:
-            if point.scores["alignment"] >= level:
+            if point.scores[measure] >= level:
                 return {"flops": point.flops, "seconds": point.seconds}
         return None
 
-    @property
-    def best(self) -> float:
-        return max((point.scores["alignment"] for point in self.points), default=0.0)
+    def best(self, measure: str = "alignment") -> float:
+        return max((point.scores[measure] for point in self.points), default=0.0)
 
 
 class Contest:
@@ -68,7 +67,7 @@ class Contest:
         """
         Args:
             run: Stage 1 is done; `evaluate` says what is held out.
-            points: Measurements along a method's way, the last at its end.
+            points: Measurements along a method's way: at its end, at half the steps, a quarter and so on.
         """
         self.run, self.points = run, points
         self.limit: float | None = None
@@ -166,8 +165,7 @@ class Way:
     def __init__(self, contest: Contest, entry: Entry, subject: runner.Model, steps: int, met: float):
         self.contest, self.entry, self.subject, self.steps = contest, entry, subject, steps
         self.meter = Meter(subject.model, met)
-        every = max(1, steps // contest.points)
-        self.marks = set(range(steps, 0, -every)[: contest.points])
+        self.marks = {steps >> number for number in range(contest.points)} - {0}
         self.began = 0.0
 
     def __enter__(self) -> "Way":

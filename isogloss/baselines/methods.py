@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import TrainerCallback
+from transformers import Trainer
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.grpo_config import GRPOConfig
@@ -23,6 +23,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from isogloss.baselines.contest import Contest, Entry, Point, Way, work_folder
+from isogloss.baselines.peers import Course, labelled_positions
 from isogloss.baselines.reward import Prompt, Reward
 from isogloss.config import with_overrides
 from isogloss.cost import Stage
@@ -30,7 +31,7 @@ from isogloss.distill.stage import distil
 from isogloss.evaluate import runner
 from isogloss.generate import answers
 from isogloss.languages import SOURCE
-from isogloss.model import pad_id
+from isogloss.model import causal_of, pad_id
 from isogloss.pipeline import Run, scored_elsewhere
 
 SFT = {"learning_rate": 3e-3}
@@ -40,6 +41,8 @@ GRPO = {
 }  # fmt: skip
 SAMPLES = 4
 """Answers drawn per prompt for preference pairs."""
+PLAIN = {"enable_thinking": False}
+"""As our own prompts are rendered."""
 TOGETHER = 256
 """Answers drawn at a time."""
 
@@ -86,8 +89,7 @@ def distilled(contest: Contest, method: str, *overrides: str) -> Entry:
 def sft(contest: Contest) -> Entry:
     """Supervised fine-tuning on the responses in every language, one adapter for all."""
     model, way = _begin(contest, "sft", _steps(contest))
-    with way:
-        _sft(contest, model, way, _steps(contest), contest.prompts)
+    _sft(contest, model, way, _steps(contest), contest.prompts)
     return way.entry
 
 
@@ -99,7 +101,8 @@ def sequence(contest: Contest) -> Entry:
     """
     model, way = _begin(contest, "sequence", _steps(contest))
     with way:
-        _sft(contest, model, way, _steps(contest), contest.taught_prompts(model))
+        prompts = contest.taught_prompts(model)
+    _sft(contest, model, way, _steps(contest), prompts)
     return way.entry
 
 
@@ -110,25 +113,24 @@ def dpo(contest: Contest, settings: Mapping[str, Any] = DPO, pairs: Dataset | No
     to the worst. Drawing them counts.
     """
     model, way = _begin(contest, "dpo", _steps(contest))
-    with way:
-        trainer = DPOTrainer(
-            model=model,
-            args=DPOConfig(
-                **_arguments(contest, "dpo", _steps(contest)) | dict(settings),
-                max_length=None, precompute_ref_log_probs=True,
-            ),
-            train_dataset=pairs if pairs is not None else preference_pairs(contest, model),
-            processing_class=contest.run.tokenizer, callbacks=[_Tick(way)],
-        )  # fmt: skip
-        trainer.train()
+    if pairs is None:
+        with way:
+            pairs = preference_pairs(contest, model)
+    trainer = DPOTrainer(
+        model=model,
+        args=DPOConfig(
+            **_arguments(contest, "dpo", _steps(contest)) | dict(settings), max_length=None
+        ),
+        train_dataset=pairs, processing_class=contest.run.tokenizer, callbacks=[Course(way)],
+    )  # fmt: skip
+    _train(trainer, contest, way)
     return way.entry
 
 
 def grpo(contest: Contest, settings: Mapping[str, Any] = GRPO) -> Entry:
     """Group-relative policy optimisation from the reference model."""
     model, way = _begin(contest, "grpo", _steps(contest))
-    with way:
-        _grpo(contest, model, way, _steps(contest), settings)
+    _grpo(contest, model, way, _steps(contest), settings)
     return way.entry
 
 
@@ -136,9 +138,8 @@ def sft_grpo(contest: Contest) -> Entry:
     """The usual recipe: supervised for a third of the steps, then group-relative policy optimisation."""
     steps = _steps(contest)
     model, way = _begin(contest, "sft-grpo", steps + steps // 3)
-    with way:
-        _sft(contest, model, way, steps // 3, contest.prompts)
-        _grpo(contest, model, way, steps, GRPO, after=steps // 3)
+    _sft(contest, model, way, steps // 3, contest.prompts)
+    _grpo(contest, model, way, steps, GRPO, after=steps // 3)
     return way.entry
 
 
@@ -166,9 +167,9 @@ def _sft(contest: Contest, model: PeftModel, way: Way, steps: int, prompts: Sequ
         args=SFTConfig(**SFT, **_arguments(contest, "sft", steps), max_length=None),
         train_dataset=Dataset.from_list(rows),
         processing_class=contest.run.tokenizer,
-        callbacks=[_Tick(way)],
+        callbacks=[Course(way)],
     )
-    trainer.train()
+    _train(trainer, contest, way)
 
 
 def _grpo(
@@ -186,12 +187,19 @@ def _grpo(
         reward_funcs=alignment,
         args=GRPOConfig(
             **arguments | dict(settings), max_completion_length=contest.run.config.evaluate.max_new_tokens,
+            shuffle_dataset=False, chat_template_kwargs=PLAIN,
         ),
         train_dataset=Dataset.from_list([_chat(prompt) | {"number": n} for n, prompt in enumerate(prompts)]),
         processing_class=contest.run.tokenizer,
-        callbacks=[_Tick(way, after)],
+        callbacks=[Course(way, after)],
     )  # fmt: skip
-    trainer.train()
+    _train(trainer, contest, way)
+
+
+def _train(trainer: Trainer, contest: Contest, way: Way) -> None:
+    """The clock runs for training alone: texts became ids before."""
+    with labelled_positions(causal_of(way.subject.model)), way:
+        trainer.train()
 
 
 def preference_pairs(contest: Contest, model: nn.Module) -> Dataset:
@@ -203,13 +211,13 @@ def preference_pairs(contest: Contest, model: nn.Module) -> Dataset:
         model, tokenizer, [prompt.text for prompt in prompts for _ in range(SAMPLES)],
         max_new_tokens=contest.run.config.evaluate.max_new_tokens, sample=True, batch=TOGETHER,
     )  # fmt: skip
-    pairs = []
+    pairs = {}
     for number, prompt in enumerate(prompts):
         given = [*drawn[number * SAMPLES : (number + 1) * SAMPLES], prompt.response]
         scored = sorted(((reward(text, prompt), text) for text in given), key=lambda pair: pair[0])
         if scored[0][0] < scored[-1][0]:
-            pairs.append(_chat(prompt) | {"chosen": _said(scored[-1][1]), "rejected": _said(scored[0][1])})
-    return Dataset.from_list(pairs)
+            pairs[prompt] = {"chosen": _said(scored[-1][1]), "rejected": _said(scored[0][1])}
+    return Dataset.from_list([_chat(one) | pairs[one] for one in contest.prompts if one in pairs])
 
 
 def _begin(contest: Contest, method: str, steps: int) -> tuple[PeftModel, Way]:
@@ -234,11 +242,12 @@ def _steps(contest: Contest) -> int:
 
 
 def _arguments(contest: Contest, method: str, steps: int) -> dict[str, Any]:
-    """What all of trl's trainers are told alike: our stage 2's batch, schedule and precision."""
+    """What all of trl's trainers are told alike: our stage 2's batch, order and precision."""
     return {
         "output_dir": str(_clean(contest, method)), "max_steps": steps, "seed": contest.run.config.seed,
-        "per_device_train_batch_size": contest.run.config.distill.batch, "warmup_steps": steps // 20,
-        "lr_scheduler_type": "cosine", "adam_beta2": 0.98, "bf16": contest.run.dtype == torch.bfloat16,
+        "per_device_train_batch_size": contest.run.config.distill.batch,
+        "lr_scheduler_type": "constant", "train_sampling_strategy": "sequential",
+        "adam_beta2": 0.98, "bf16": contest.run.dtype == torch.bfloat16,
         "use_cpu": not torch.cuda.is_available(), "gradient_checkpointing": False, "save_strategy": "no",
         "logging_strategy": "no", "report_to": [], "disable_tqdm": True, "dataloader_pin_memory": False,
     }  # fmt: skip
@@ -252,18 +261,8 @@ def _clean(contest: Contest, method: str) -> Path:
 
 
 def _chat(prompt: Prompt) -> dict[str, Any]:
-    return {"prompt": [{"role": "user", "content": prompt.text}]}
+    return {"prompt": [{"role": "user", "content": prompt.text}], "chat_template_kwargs": PLAIN}
 
 
 def _said(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
-
-
-class _Tick(TrainerCallback):
-    """Tells the contest after every step, and stops the trainer when it says so."""
-
-    def __init__(self, way: Way, after: int = 0):
-        self.way, self.after = way, after
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_training_stop |= not self.way.tick(self.after + state.global_step)

@@ -76,10 +76,11 @@ class Routing:
         Args:
             scaled: Rows that fill up a short path are zero.
         """
-        if torch.is_grad_enabled() or weight.is_meta:
+        if torch.is_grad_enabled() or weight.is_meta or weight.is_inference():
             return self._gathered(weight, dtype, scaled)
-        # Memory and version tell a weight from others and from what it was.
-        name = (weight.data_ptr(), weight.shape, weight._version, dtype, scaled)
+        # Memory and version tell a weight from others and from what it was; a batch may be repeated in place.
+        rows = None if self.path_of is None else len(self.path_of)
+        name = (weight.data_ptr(), weight.shape, weight._version, dtype, scaled, rows)
         if name not in self._kept:
             found = self._gathered(weight, dtype, scaled)
             if sum(one.nbytes for one in self._kept.values()) + found.nbytes > KEPT:
@@ -173,7 +174,7 @@ class Carrier(ABC):
     def node_parameters(self, node: Node) -> dict[str, Tensor]:
         """Views of a node's own rows."""
         return {
-            name: p.data.narrow(self.axis(name), node.start, node.rank)
+            name: p.detach().narrow(self.axis(name), node.start, node.rank)
             for name, p in self.parameters().items()
         }
 

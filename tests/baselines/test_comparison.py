@@ -59,7 +59,7 @@ def test_every_method_is_trained_and_measured_and_a_stopped_comparison_goes_on(b
         assert steps == sorted(steps) and len(steps) >= 2, name
         assert 0 < flops[0] < flops[-1] <= row["flops"], name
         assert row["ended"] == "trained as long as the others"
-        assert set(row["reached"]) == {"80", "85", "90", "92.3", "best-rl"}
+        assert set(row["reached"]) == {"80", "85", "90", "92.3", "best-rl"} == set(row["reached_consistency"])
         assert 0 <= row["alignment"] <= 1 and -1 <= row["retention"] <= 1
     # A group of eight answers is drawn for each prompt before a step on them.
     assert rows["grpo"]["tokens_forwarded"] > 1.5 * rows["grpo"]["tokens_backpropagated"]
@@ -69,6 +69,7 @@ def test_every_method_is_trained_and_measured_and_a_stopped_comparison_goes_on(b
     assert leave(command) == 0
     assert (folder / "methods.json").read_bytes() == before
     assert leave([*command, "--set", "seed=1"]) == 2
+    assert leave([*command, "--points", "3"]) == 2
     assert (folder / "methods.json").read_bytes() == before
 
 
@@ -85,11 +86,16 @@ def test_levels_are_reached_at_the_first_point_that_has_them():
     """Literal points; `best-rl` is the best that any RL method has at any point, by seed."""
 
     def entry(method: str, *found: float) -> Entry:
-        points = [Point(n, 10.0 * n, float(n), {"alignment": a}) for n, a in enumerate(found, start=1)]
+        points = [
+            Point(n, 10.0 * n, float(n), {"alignment": a, "consistency": a - 0.1})
+            for n, a in enumerate(found, start=1)
+        ]
         return Entry(method, 0, points)
 
     made = comparison.table(
-        load_config(), [entry("isogloss", 0.7, 0.84, 0.91), entry("grpo", 0.5, 0.83, 0.81), entry("dpo", 0.6)]
+        load_config(),
+        [entry("isogloss", 0.7, 0.84, 0.91), entry("grpo", 0.5, 0.83, 0.81), entry("dpo", 0.6)],
+        {"points": 3},
     )
     ours, grpo, dpo = (row["reached"] for row in made["rows"])
     assert ours == {
@@ -98,3 +104,7 @@ def test_levels_are_reached_at_the_first_point_that_has_them():
     }  # fmt: skip
     assert grpo["best-rl"] == grpo["80"] == {"flops": 20.0, "seconds": 2.0}
     assert set(dpo.values()) == {None}
+    assert made["rows"][0]["reached_consistency"] == {
+        "80": {"flops": 30.0, "seconds": 3.0}, "85": None, "90": None, "92.3": None,
+        "best-rl": {"flops": 20.0, "seconds": 2.0},
+    }  # fmt: skip
