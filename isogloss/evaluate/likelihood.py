@@ -167,31 +167,48 @@ def _score(
         # Blanks between a beginning and its rest would count in a sliding window.
         lead, levels = (), [(list(prompts), [0] * len(prompts))]
     past = _read_lead(model, lead, [] if begun is None else begun, set_path) if lead else DynamicCache()
-    mask, hidden = torch.ones(1, len(lead), dtype=torch.long, device=device), None
-    for texts, behind in levels:
-        ids, there = (t.to(device) for t in pad([list(text) for text in texts], blank, "left"))
-        rows = torch.tensor(behind, device=device)
-        past.batch_select_indices(rows)
-        mask = torch.cat([mask[rows], there], 1)
-        set_path(len(texts))
-        hidden = _read(model, ids, mask, past)
-    assert hidden is not None
-    first = _log_softmax(model, hidden[:, -1:])
+    mask = torch.ones(1, len(lead), dtype=torch.long, device=device)
+    for texts, parents in levels[:-1]:
+        ids, mask = _behind(texts, parents, mask, past, blank, set_path)
+        _read(model, ids, mask, past)
+    # What is left of the prompts is read in one go with the first option.
+    unread, mask = _behind(*levels[-1], mask, past, blank, set_path)
+    first: Tensor | None = None
     scores: list[list[float]] = [[] for _ in prompts]
     for place in range(max(map(len, options))):
         # A row with fewer options reads an end of its own, which nobody counts.
         answers = [list(row[place]) if place < len(row) else [blank] for row in options]
-        behind, there = (t.to(device) for t in pad(answers, blank))
-        logits = first
-        if behind.shape[1] > 1:
-            hidden = _read(model, behind[:, :-1], torch.cat([mask, there[:, :-1]], 1), past)
-            logits = torch.cat([first, _log_softmax(model, hidden)], 1)
-            past.crop(1 - behind.shape[1])
-        each = logits.gather(-1, behind[..., None])[..., 0] * there
+        said, there = (t.to(device) for t in pad(answers, blank))
+        ids = torch.cat([unread, said[:, :-1]], 1)
+        found = [] if first is None else [first]
+        if ids.shape[1]:
+            hidden = _read(model, ids, torch.cat([mask, there[:, :-1]], 1), past)
+            found.append(_logits(model, hidden[:, -said.shape[1] :]))
+            if said.shape[1] > 1:
+                past.crop(1 - said.shape[1])
+        logits = torch.cat(found, 1)
+        first, unread = logits[:, :1], unread[:, :0]
+        each = (logits.gather(-1, said[..., None])[..., 0] - logits.logsumexp(-1)) * there
         for number, total in enumerate(each.sum(1).tolist()):
             if place < len(options[number]):
                 scores[number].append(total)
     return scores
+
+
+def _behind(
+    texts: Sequence[Ids],
+    parents: Sequence[int],
+    mask: Tensor,
+    past: DynamicCache,
+    blank: int,
+    set_path: Callable[[int], None],
+) -> tuple[Tensor, Tensor]:
+    """A level's ids and the mask with them; what stands before each in the cache is its parent's."""
+    ids, there = (t.to(mask.device) for t in pad([list(text) for text in texts], blank, "left"))
+    rows = torch.tensor(parents, device=mask.device)
+    past.batch_select_indices(rows)
+    set_path(len(texts))
+    return ids, torch.cat([mask[rows], there], 1)
 
 
 def _read_lead(
@@ -214,6 +231,5 @@ def _read(model: nn.Module, ids: Tensor, mask: Tensor, past: Any) -> Tensor:
     ).last_hidden_state
 
 
-def _log_softmax(model: nn.Module, hidden: Tensor) -> Tensor:
-    logits = head(model, hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
-    return torch.log_softmax(logits.float(), -1)
+def _logits(model: nn.Module, hidden: Tensor) -> Tensor:
+    return head(model, hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2]).float()

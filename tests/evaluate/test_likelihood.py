@@ -82,7 +82,7 @@ def test_a_beginning_that_is_shared_changes_no_score(kind, batch, window, tokeni
 
 
 def test_what_prompts_share_is_read_once(tokenizer, tiny, monkeypatch):
-    """One token a byte: the template's words once, each premise once, and the claims."""
+    """One token a byte: the template's words once, each premise once, and the claims with an option."""
     model, read = tiny(), []
     inner = likelihood._read
     monkeypatch.setattr(
@@ -90,12 +90,13 @@ def test_what_prompts_share_is_read_once(tokenizer, tiny, monkeypatch):
         "_read",
         lambda model, ids, mask, past: read.append(ids.shape) or inner(model, ids, mask, past),
     )
-    log_probabilities(model, tokenizer, ABOUT, [{"yes": "y"}] * len(ABOUT), batch=4)
+    log_probabilities(model, tokenizer, ABOUT, [{"yes": "y", "no": "no"}] * len(ABOUT), batch=4)
     lead = len("U") + len("Take what follows as given. ")
     tail = len("?") + 2  # the question mark, the end of turn and the assistant's token
     rest = len("bread is sold in the morning") + tail
     heads = [len(premise) + len(" Is it so: ") for premise in PREMISES]
-    units = [shape for head in heads for shape in ((1, head), (4, rest), (4, 1))]  # (4, 1) is the option's
+    # The first option is read with the rest of the prompt, the other behind it.
+    units = [shape for head in heads for shape in ((1, head), (4, rest + 1), (4, 2))]
     assert read == [(1, lead), *units]
 
 
