@@ -48,12 +48,7 @@ SEARCH: dict[str, list[list[dict[str, Any]]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/rl-search"), help="run folder of stage 1")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=120.0,
-        help="a candidate's time, DPO's reading of its reference in it",
-    )
+    parser.add_argument("--seconds", type=float, default=120.0, help="training time of a candidate")
     parser.add_argument("--method", choices=("grpo", "dpo"), action="append")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()

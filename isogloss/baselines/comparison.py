@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from isogloss.baselines.contest import MEASURES, Contest, Entry, Point
+from isogloss.baselines.contest import MEASURES, OURS, Contest, Entry, Point
 from isogloss.baselines.methods import DPO, GRPO, METHODS, SAMPLES, SFT
 from isogloss.baselines.plot import draw
 from isogloss.config import Config, dump_config, with_overrides
@@ -19,7 +19,6 @@ from isogloss.errors import RunError
 from isogloss.files import write_json
 from isogloss.pipeline import Watcher, open_run, run_tune
 
-OURS = "isogloss"
 RL = ("dpo", "grpo", "sft-grpo")
 LEVELS = (80.0, 85.0, 90.0, 92.3)
 BEST_RL = "best-rl"
@@ -107,7 +106,7 @@ def _done(file: Path, config: Config, about: Mapping[str, Any]) -> list[Entry]:
     if not file.exists():
         return []
     before = json.loads(file.read_text("utf-8"))
-    if (before["settings"], before["contest"]) != (dump_config(config), about):
+    if (before["settings"], before.get("contest")) != (dump_config(config), about):
         raise RunError(f"{file} was made with other settings; name another folder by --out")
     return [
         Entry(

@@ -17,11 +17,11 @@ from isogloss.cost import Meter, Stage
 from isogloss.distill.rows import Row, schedule
 from isogloss.evaluate import runner
 from isogloss.evaluate.suites import load_suite
-from isogloss.generate import PROMPTS, complete, in_batches
 from isogloss.languages import SOURCE
-from isogloss.model import most_tokens
 from isogloss.pipeline import Run, rows_for
+from isogloss.teacher.other import written
 
+OURS, REFERENCE = "isogloss", "reference"
 MEASURES = ("alignment", "consistency", "retrieval", "accuracy", "fidelity")
 LAYER_SENTENCES = 60
 
@@ -87,37 +87,30 @@ class Contest:
     @cached_property
     def prompts(self) -> list[Prompt]:
         """Prompts and responses of the languages in stage 2's balance and order."""
-        return self._prompts([row.student.response for row in self.parallel])
+        return self._prompts(self.parallel)
 
     def taught_prompts(self, model: nn.Module) -> list[Prompt]:
         """The same with what a model answers behind the teacher's prompts in place of the responses."""
-        tokenizer, settings = self.run.tokenizer, self.run.config.evaluate
-        prompts = [row.teacher_prompt for row in self.parallel]
-        said: list[list[int]] = [[]] * len(prompts)
-        order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-        for batch in in_batches(order, prompts, settings.batch, most_tokens(model, PROMPTS)):
-            made = complete(
-                model, tokenizer, [prompts[n] for n in batch], max_new_tokens=settings.max_new_tokens
-            )
-            for number, ids in zip(batch, made.tolist(), strict=True):
-                said[number] = ids
-        return self._prompts(said)
+        tokenizer, longest = self.run.tokenizer, self.run.config.evaluate.max_new_tokens
+        return self._prompts(written(model, self.parallel, tokenizer, tokenizer, max_new_tokens=longest))
 
     @cached_property
     def parallel(self) -> list[Row]:
         """Stage 2's rows without the English ones."""
         return [row for row in self.rows(self.run) if row.language != SOURCE]
 
-    def _prompts(self, responses: Sequence[Sequence[int]]) -> list[Prompt]:
-        """A prompt per parallel row and response, as often and in the order in which stage 2 reads them."""
-        settings, parallel = self.run.config.distill, self.parallel
+    def _prompts(self, parallel: Sequence[Row]) -> list[Prompt]:
+        """A prompt per row, as often and in the order in which stage 2 reads them."""
+        settings = self.run.config.distill
         by_id = {example.id: example for example in self.run.examples}
         order = schedule(
             [row.language for row in parallel], round(settings.epochs * len(parallel)),
             balance=settings.balance, batch=settings.batch, seed=self.run.config.seed,
             lengths=[len(row.student.prompt) for row in parallel],
         )  # fmt: skip
-        texts = self.run.tokenizer.batch_decode([list(ids) for ids in responses], skip_special_tokens=True)
+        texts = self.run.tokenizer.batch_decode(
+            [list(row.student.response) for row in parallel], skip_special_tokens=True
+        )
         found = []
         for number in order:
             row = parallel[number]

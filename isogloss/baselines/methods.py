@@ -22,7 +22,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from isogloss.baselines.contest import Contest, Entry, Point, Way, work_folder
+from isogloss.baselines.contest import OURS, REFERENCE, Contest, Entry, Point, Way, work_folder
 from isogloss.baselines.peers import Course, labelled_positions
 from isogloss.baselines.reward import Prompt, Reward
 from isogloss.config import with_overrides
@@ -53,7 +53,7 @@ Method = Callable[[Contest], Entry]
 def untrained(contest: Contest) -> Entry:
     """The reference model as it is: where every method begins."""
     point = Point(0, 0.0, 0.0, contest.measure(contest.plain))
-    return Entry("reference", contest.run.config.seed, [point], ended="not trained")
+    return Entry(REFERENCE, contest.run.config.seed, [point], ended="not trained")
 
 
 def distilled(contest: Contest, method: str, *overrides: str) -> Entry:
@@ -97,7 +97,7 @@ def sequence(contest: Contest) -> Entry:
     """Sequence-level distillation (Kim & Rush 2016, D16-1139): supervised on what the teacher answers.
 
     The teacher reads the same privileged prompts as in our method, and is as likely to answer in another
-    language as it is. Its answers count.
+    language as it is. Its answers count; where one does not end, the data's response stays.
     """
     model, way = _begin(contest, "sequence", _steps(contest))
     with way:
@@ -123,7 +123,7 @@ def dpo(contest: Contest, settings: Mapping[str, Any] = DPO, pairs: Dataset | No
         ),
         train_dataset=pairs, processing_class=contest.run.tokenizer, callbacks=[Course(way)],
     )  # fmt: skip
-    _train(trainer, contest, way)
+    _train(trainer, way)
     return way.entry
 
 
@@ -144,8 +144,8 @@ def sft_grpo(contest: Contest) -> Entry:
 
 
 METHODS: Mapping[str, Method] = {
-    "isogloss": lambda contest: distilled(contest, "isogloss"),
-    "reference": untrained,
+    OURS: lambda contest: distilled(contest, OURS),
+    REFERENCE: untrained,
     "flat": lambda contest: distilled(contest, "flat", "languages.tree=flat"),
     "shared": lambda contest: distilled(contest, "shared", "languages.tree=shared"),
     "sft": sft,
@@ -169,7 +169,7 @@ def _sft(contest: Contest, model: PeftModel, way: Way, steps: int, prompts: Sequ
         processing_class=contest.run.tokenizer,
         callbacks=[Course(way)],
     )
-    _train(trainer, contest, way)
+    _train(trainer, way)
 
 
 def _grpo(
@@ -193,10 +193,10 @@ def _grpo(
         processing_class=contest.run.tokenizer,
         callbacks=[Course(way, after)],
     )  # fmt: skip
-    _train(trainer, contest, way)
+    _train(trainer, way)
 
 
-def _train(trainer: Trainer, contest: Contest, way: Way) -> None:
+def _train(trainer: Trainer, way: Way) -> None:
     """The clock runs for training alone: texts became ids before."""
     with labelled_positions(causal_of(way.subject.model)), way:
         trainer.train()

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from isogloss.baselines.contest import Way
+from isogloss.distill.fused import announce
 
 WARMUP = 0.05
 """Share of the way over which the step grows."""
@@ -29,10 +30,10 @@ def labelled_positions(model: PreTrainedModel) -> Iterator[None]:
     class Heard:
         @staticmethod
         def apply(hidden: torch.Tensor, *given: Any) -> Any:
-            for again in (False, True) if torch.is_grad_enabled() else (False,):
-                with torch.set_grad_enabled(torch.is_grad_enabled() and not again):
-                    for hook in head._forward_pre_hooks.values():
-                        hook(head, (hidden,))
+            announce(head, hidden)
+            if torch.is_grad_enabled():
+                with torch.no_grad():
+                    announce(head, hidden)
             return chunked.apply(hidden, *given)
 
     utils._use_triton, utils._ChunkedLogProbFunction = lambda device: True, Heard

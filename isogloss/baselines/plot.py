@@ -9,12 +9,13 @@ from typing import Any
 
 import matplotlib
 
+from isogloss.baselines.contest import OURS, REFERENCE
+
 matplotlib.use("svg")
 from matplotlib import pyplot
 from matplotlib.ticker import LogLocator, NullFormatter
 
 COSTS = (("flops", 1e12, "operations, TFLOP"), ("seconds", 1.0, "seconds"))
-OURS = "isogloss"
 
 
 def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
@@ -23,8 +24,8 @@ def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     Args:
         rows: Of `methods.json`: `method` and `points`, each with its costs, and scores as fractions.
     """
-    starts = [row["points"][0]["scores"]["alignment"] for row in rows if row["method"] == "reference"]
-    rows = [row for row in rows if row["method"] != "reference"]
+    starts = [row["points"][0]["scores"]["alignment"] for row in rows if row["method"] == REFERENCE]
+    rows = [row for row in rows if row["method"] != REFERENCE]
     methods = list(dict.fromkeys(row["method"] for row in rows))
     colours = dict(zip(methods, pyplot.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
     with pyplot.rc_context({"svg.hashsalt": OURS, "font.size": 9, "svg.fonttype": "none"}):

@@ -41,7 +41,7 @@ class Head:
         """
         weight = self.linear.weight
         hidden = hidden.to(weight.dtype)
-        self._announce(hidden)
+        announce(self.linear, hidden)
         if weight.dtype not in (torch.bfloat16, torch.float16):
             z = hidden @ weight.T
         elif weight.is_cuda:
@@ -51,7 +51,7 @@ class Head:
             rounded = hidden @ weight.T
             z = rounded.float() + torch.addmm(rounded, hidden, weight.T, beta=-1).float()
             with torch.no_grad():
-                self._announce(hidden)
+                announce(self.linear, hidden)
         z = z if self.linear.bias is None else z + self.linear.bias
         z = z if self.scale == 1.0 else z * self.scale
         return z if self.cap is None else torch.tanh(z / self.cap) * self.cap
@@ -66,10 +66,11 @@ class Head:
             slope *= self.scale
         return slope.to(self.linear.weight.dtype) @ self.linear.weight
 
-    def _announce(self, hidden: Tensor) -> None:
-        """The product is ours, but a meter's hooks on the head want to hear of it."""
-        for hook in self.linear._forward_pre_hooks.values():
-            hook(self.linear, (hidden,))
+
+def announce(linear: nn.Linear, hidden: Tensor) -> None:
+    """The product is made beside the head, but a meter's hooks on it want to hear of it."""
+    for hook in linear._forward_pre_hooks.values():
+        hook(linear, (hidden,))
 
 
 def frozen_head(model: nn.Module) -> Head | None:

@@ -60,6 +60,14 @@ class Routing:
         self.rows, self.scale = rows.to(device), scale.to(device)
         self.path_of = torch.tensor([distinct.index(name) for name in names], device=device)
 
+    def repeat(self, batch: int) -> Int[Tensor, " batch"]:
+        """The one path that is set, for as many rows."""
+        if self.path_of is None:
+            raise RuntimeError("no path is set; wrap the forward in carrier.on(languages)")
+        self.path_of = self.path_of.expand(batch)
+        self._kept.clear()
+        return self.path_of
+
     def clear(self) -> None:
         """No path is set."""
         self.rows = self.scale = self.path_of = None
@@ -78,9 +86,8 @@ class Routing:
         """
         if torch.is_grad_enabled() or weight.is_meta or weight.is_inference():
             return self._gathered(weight, dtype, scaled)
-        # Memory and version tell a weight from others and from what it was; a batch may be repeated in place.
-        rows = None if self.path_of is None else len(self.path_of)
-        name = (weight.data_ptr(), weight.shape, weight._version, dtype, scaled, rows)
+        # Memory and version tell a weight from others and from what it was.
+        name = (weight.data_ptr(), weight.shape, weight._version, dtype, scaled)
         if name not in self._kept:
             found = self._gathered(weight, dtype, scaled)
             if sum(one.nbytes for one in self._kept.values()) + found.nbytes > KEPT:

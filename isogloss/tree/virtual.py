@@ -206,8 +206,8 @@ class Virtual(Carrier):
             call |= call.pop(name, {})
         read = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
         batch, tokens = read.shape[:2]
-        if len(path_of) == 1:
-            self.routing.path_of = path_of = path_of.expand(batch)  # one path for whatever is read
+        if len(path_of) == 1 != batch:
+            path_of = self.routing.repeat(batch)  # one path for whatever is read
         if len(path_of) != batch:
             raise RuntimeError(f"a path is set for {len(path_of)} rows and {batch} are read")
         cache = call.get("past_key_values")

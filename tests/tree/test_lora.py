@@ -94,6 +94,8 @@ def test_rows_are_gathered_once_while_nothing_learns_and_never_stale():
         assert routing.gather(weight, torch.float32).tolist() == [[[1], [2]], [[1], [4]], [[1], [2]]]
         routing.set(["sw"], torch.device("cpu"))
         assert routing.gather(weight, torch.float32).tolist() == [[[1], [4]]]
+        routing.repeat(2)
+        assert routing.gather(weight, torch.float32).tolist() == [[[1], [4]], [[1], [4]]]
     assert routing.gather(weight, torch.float32).requires_grad
     routing.clear()
     with torch.no_grad(), pytest.raises(RuntimeError, match="no path is set"):
