@@ -19,11 +19,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from machine import processor
+from machine import about
 
 TASKS = Path(__file__).parents[1] / "examples" / "lm_eval"
 SUITES = {"xnli": "sw", "pawsx": "es"}
@@ -160,16 +159,6 @@ CONTENDERS: dict[str, Callable[[Asked], dict[str, Any]]] = {
 # --- one run
 
 
-def about() -> dict[str, Any]:
-    import torch
-
-    names = ("isogloss", "lm-eval", "torch", "transformers", "peft")
-    return {
-        "versions": {name: version(name) for name in names}, "processor": processor(),
-        "threads": torch.get_num_threads(), "cores": os.cpu_count(),
-    }  # fmt: skip
-
-
 def apart(contender: str, suite: str, batch: str, asked: Asked) -> dict[str, Any] | None:
     """A contender's row from a process of its own; None where it failed."""
     command = [sys.executable, __file__, "--inside", contender, "--suite", suite, "--batch", batch]
@@ -251,7 +240,11 @@ def main() -> None:
         done = {(one["suite"], one["contender"]) for one in rows if one}
         old = json.loads(asked.out.read_text("utf-8")) if asked.out.exists() else []
         kept = [one for one in old if (one["suite"], one["contender"]) not in done]
-        new = [one | about() | {"dtype": asked.dtype} for one in rows if one]
+        new = [
+            one | about("isogloss", "lm-eval", "torch", "transformers", "peft") | {"dtype": asked.dtype}
+            for one in rows
+            if one
+        ]
         asked.out.write_text(json.dumps([*kept, *new], indent=1) + "\n", encoding="utf-8")
     if None in rows:
         raise SystemExit(1)

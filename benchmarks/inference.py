@@ -11,12 +11,10 @@ import argparse
 import json
 import statistics
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from machine import processor
+from machine import about
 
 from isogloss.config import load_config
 from isogloss.data.chat import encode_prompt
@@ -71,12 +69,9 @@ def main() -> None:
         )  # fmt: skip
         print(f"batch {batch:2}: {bare:.3f} s bare, {aligned:.3f} s on paths, {rows[-1]['times']:.2f} times")
     if asked.out:
-        about = {
-            "model": asked.model, "dtype": str(dtype).removeprefix("torch."), "processor": processor(),
-            "threads": torch.get_num_threads(),
-            "versions": {name: version(name) for name in ("isogloss", "torch", "transformers", "peft")},
-        }  # fmt: skip
-        asked.out.write_text(json.dumps([row | about for row in rows], indent=1) + "\n", encoding="utf-8")
+        here = {"model": asked.model, "dtype": str(dtype).removeprefix("torch.")}
+        here |= about("isogloss", "torch", "transformers", "peft")
+        asked.out.write_text(json.dumps([row | here for row in rows], indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,20 @@
-"""What every benchmark says of the machine it ran on."""
+"""What every benchmark says of the machine it ran on, and of what it ran."""
 
+import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+
+def about(*packages: str) -> dict[str, Any]:
+    """Versions of these packages, the processor, and how much of it torch uses."""
+    import torch  # not before a benchmark's own processes have been started
+
+    return {
+        "versions": {name: version(name) for name in packages}, "processor": processor(),
+        "threads": torch.get_num_threads(), "cores": os.cpu_count(),
+    }  # fmt: skip
 
 
 def processor() -> str:

@@ -12,11 +12,10 @@ signal in the type in which it is kept, against states in float32.
 
 import argparse
 import json
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from machine import processor
+from machine import about
 from torch import Tensor
 
 from isogloss.config import load_config
@@ -120,8 +119,7 @@ def main() -> None:
     given = parser.parse_args()
     found = {
         "model": given.model, "rows": measure(given.model, given.k, given.items, given.limit),
-        "versions": {name: version(name) for name in ("isogloss", "torch", "transformers")},
-        "processor": processor(),
+        **about("isogloss", "torch", "transformers"),
     }  # fmt: skip
     text = json.dumps(found, indent=1)
     if given.out:
