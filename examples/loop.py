@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_cosine_schedule_with_warmup
 
-from isogloss.config import Config, load_config
+from isogloss.config import Config, Distill, load_config
 from isogloss.data.chat import encode_prompt, encode_response
 from isogloss.data.sources import node_texts, parallel_examples
 from isogloss.model import pick_dtype
@@ -83,7 +83,7 @@ def read(model, prompts: list[list[int]], responses: list[list[int]], layer: int
 
 
 def losses_of(
-    model, rows: list[Row], own: list[int], twins: Tensor, layer: int, temperature: float
+    model, rows: list[Row], own: list[int], twins: Tensor, layer: int, settings: Distill
 ) -> dict[str, Tensor]:
     """Divergence and cross-entropy as means over response tokens, InfoNCE as a mean over rows.
 
@@ -97,10 +97,10 @@ def losses_of(
     said = torch.tensor([token for response in responses for token in response], device=model.device)
     ce = F.cross_entropy(student, said)
 
-    p, q = ((logits / temperature).log_softmax(-1) for logits in (teacher, student))
-    kl = (p.exp() * (p - q)).sum(-1).mean() * temperature**2  # KL(teacher ‖ student)
+    p, q = ((logits / settings.temperature).log_softmax(-1) for logits in (teacher, student))
+    kl = (p.exp() * (p - q)).sum(-1).mean() * settings.temperature**2  # KL(teacher ‖ student)
 
-    similar = F.normalize(pooled, dim=-1) @ F.normalize(twins, dim=-1).T / 0.05
+    similar = F.normalize(pooled, dim=-1) @ F.normalize(twins, dim=-1).T / settings.contrast
     mine = torch.tensor(own, device=model.device)
     truth = torch.arange(len(rows), device=model.device)
     hidden = (F.cross_entropy(similar, mine) + F.cross_entropy(similar[:, mine].T, truth)) / 2
@@ -134,14 +134,14 @@ def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
     optimiser = torch.optim.AdamW(learning, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimiser, steps // 20, steps)
 
-    layer = settings.layer or max(1, model.config.num_hidden_layers // 2)
+    layer = settings.layer or max(1, 5 * model.config.num_hidden_layers // 6)
     with torch.no_grad(), student.disable_adapter():  # the English twins do not move
         twins = torch.cat([read(student, [row.twin], [[]], layer)[1] for row in rows])
 
     curve = []
     for step in range(steps):
         own = order[step * batch : (step + 1) * batch]
-        parts = losses_of(student, [rows[number] for number in own], own, twins, layer, settings.temperature)
+        parts = losses_of(student, [rows[number] for number in own], own, twins, layer, settings)
         loss = settings.kl * parts["kl"] + settings.ce * parts["ce"] + settings.hidden * parts["hidden"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learning, 1.0)

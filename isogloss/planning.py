@@ -38,12 +38,13 @@ from isogloss.data.sources import node_texts
 from isogloss.distill.on_policy import is_on_policy
 from isogloss.distill.rows import Row, schedule, training_order
 from isogloss.distill.signal import Signal, groups
+from isogloss.distill.stage import layer_of
 from isogloss.distill.topk import TopK
 from isogloss.distill.trainer import Batch, Sample, Weights, batch_losses, chunk_size, collate, twins_of
 from isogloss.errors import ConfigError
 from isogloss.evaluate.suites import load_suite
 from isogloss.languages import SOURCE
-from isogloss.model import EMBEDDED, last_hidden, layers_of, load_tokenizer, model_folder, pick_dtype
+from isogloss.model import EMBEDDED, last_hidden, load_tokenizer, model_folder, pick_dtype
 from isogloss.pipeline import Run, Watcher, foreseen_rows
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.nodes import Tree
@@ -533,10 +534,11 @@ def _distill_memory(
     kind, k = settings.form
     each = hidden * wide if kind == "hidden" else 8 * k
     signals = told * each + (len(twins) + meanings) * hidden * 4
-    layer = settings.layer or max(1, len(layers_of(model)) // 2)
+    layer = layer_of(model, settings)
     weights = Weights(
-        settings.ce, settings.kl, settings.hidden, 1.0, layer, settings.divergence, settings.temperature
-    )
+        settings.ce, settings.kl, settings.hidden, 1.0, layer, settings.divergence, settings.temperature,
+        settings.contrast,
+    )  # fmt: skip
     step = 0
     for numbers in _largest(micro, lengths):
         samples = [_sample(rows[n], place, settings, hidden, work.dtype) for place, n in enumerate(numbers)]

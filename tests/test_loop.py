@@ -14,6 +14,7 @@ from isogloss.config import dump_config, load_config
 from isogloss.data.sources import node_texts, parallel_examples
 from isogloss.distill.rows import build_rows
 from isogloss.distill.signal import hidden_signals
+from isogloss.distill.stage import layer_of
 from isogloss.distill.trainer import (
     Ordered,
     ResponseTrainer,
@@ -83,7 +84,8 @@ def test_the_loop_gives_the_packages_losses_at_every_step(loop, run, tokenizer, 
     config = load_config(run / "config.yaml")
     rows, tree = package_rows(config, tokenizer)
     model = AutoModelForCausalLM.from_pretrained(run / "tuned")
-    signals = hidden_signals(model, rows, layer=1, pad_id=0)
+    layer = layer_of(model, config.distill)
+    signals = hidden_signals(model, rows, layer=layer, pad_id=0)
     torch.manual_seed(config.seed)
     carrier = TreeLora(model, tree, targets=config.distill.carrier.targets, scaling=2.0)
     trainer = ResponseTrainer(
@@ -93,7 +95,8 @@ def test_the_loop_gives_the_packages_losses_at_every_step(loop, run, tokenizer, 
             seed=0, bf16=False, save_every=50,
         ),
         train_dataset=Ordered(samples_of(rows, signals), loop.order_of(10, STEPS * 4, 0)),
-        weights=Weights(ce=1.0, kl=0.5, hidden=2.0, layer=1), pad_id=0,
+        weights=Weights(ce=1.0, kl=0.5, hidden=config.distill.hidden, layer=layer, contrast=config.distill.contrast),
+        pad_id=0,
     )  # fmt: skip
     curve = tmp_path / "curve.jsonl"
     train(trainer, Watch(curve, "distill", 1, lambda done, of: None), tmp_path / "work")

@@ -124,7 +124,7 @@ def info_nce(
     twins: Float[Tensor, "meanings hidden"],
     own: Int[Tensor, " rows"],
     *,
-    temperature: float = 0.05,
+    temperature: float,
 ) -> Float[Tensor, ""]:
     """Sum over rows of the symmetric InfoNCE between instructions and English twins, in nats.
 
@@ -137,7 +137,8 @@ def info_nce(
         student: Mean-pooled hidden states of the instructions.
         twins: The same of the English twins, each meaning once, without gradient.
         own: Which twin is whose.
-        temperature: Divides the cosines.
+        temperature: Divides the cosines; the smaller, the sooner a row that is nearest to its own twin is
+            left alone.
     """
     similar = F.normalize(wide(student), dim=-1) @ F.normalize(wide(twins), dim=-1).T / temperature
     there = F.cross_entropy(similar, own, reduction="sum")

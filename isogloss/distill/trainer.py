@@ -39,7 +39,7 @@ DIVERGENCES = {
 
 @dataclass(frozen=True)
 class Weights:
-    """How much each part of the loss counts, and the layer and divergence it reads."""
+    """How much each part of the loss counts, the layer and divergence it reads, and their temperatures."""
 
     ce: float = 1.0
     kl: float = 0.0
@@ -48,6 +48,7 @@ class Weights:
     layer: int = 1
     divergence: fused.Divergence = "forward"
     temperature: float = 1.0
+    contrast: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,8 @@ def batch_losses(
         kept = batch.retained
         parts["retain"] = _sums(model, answers[kept], None, _said(batch, kept))[1]
     if twins is not None and weights.hidden:
-        parts["hidden"] = losses.info_nce(mean_pool(states[0], batch.prompt_mask), twins, batch.meanings)
+        pooled = mean_pool(states[0], batch.prompt_mask)
+        parts["hidden"] = losses.info_nce(pooled, twins, batch.meanings, temperature=weights.contrast)
     return parts
 
 

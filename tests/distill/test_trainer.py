@@ -214,7 +214,7 @@ def test_the_hidden_term_pools_the_instruction_alone(tiny, five, student):
                 pooled.append(on(input_ids=ids, output_hidden_states=True).hidden_states[2][0].mean(0))
         twins = twins_of(SAMPLES)
         assert torch.equal(twins, torch.stack([s.signal.twin for s in SAMPLES]))
-        expected = losses.info_nce(torch.stack(pooled), twins, torch.arange(8))
+        expected = losses.info_nce(torch.stack(pooled), twins, torch.arange(8), temperature=0.05)
         found = batch_losses(carrier.model, collate(SAMPLES, 0), Weights(hidden=1.0, layer=2), carrier, twins)
     assert found["hidden"].item() == pytest.approx(expected.item(), rel=1e-4)
 
