@@ -9,7 +9,7 @@ demo: $(READY) ## Tune, distil and evaluate the embedded default; prints the tab
 	$(VENV)/bin/isogloss run
 
 compare: $(READY) ## Our method and reinforcement learning on the same work; costs of reaching the same accuracy.
-	$(VENV)/bin/isogloss compare-methods --points 4 --set distill.epochs=3 --set evaluate.items=56 --set evaluate.sentences=100
+	$(VENV)/bin/isogloss compare-methods --points 7 --set distill.epochs=3 --set evaluate.items=56 --set evaluate.sentences=100
 
 test: $(READY) ## Format, lint, types, tests.
 	$(VENV)/bin/ruff format --check .

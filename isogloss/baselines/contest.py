@@ -67,7 +67,8 @@ class Contest:
         """
         Args:
             run: Stage 1 is done; `evaluate` says what is held out.
-            points: Measurements along a method's way: at its end, at half the steps, a quarter and so on.
+            points: Measurements along a method's way: at its end, and each before that at 1/√2 of the steps
+                of the one behind it.
         """
         self.run, self.points = run, points
         self.limit: float | None = None
@@ -158,7 +159,7 @@ class Way:
     def __init__(self, contest: Contest, entry: Entry, subject: runner.Model, steps: int, met: float):
         self.contest, self.entry, self.subject, self.steps = contest, entry, subject, steps
         self.meter = Meter(subject.model, met)
-        self.marks = {steps >> number for number in range(contest.points)} - {0}
+        self.marks = {round(steps / 2 ** (number / 2)) for number in range(contest.points)} - {0}
         self.began = 0.0
 
     def __enter__(self) -> "Way":

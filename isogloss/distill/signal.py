@@ -47,7 +47,7 @@ class Signal:
     """What it says of the response under the privileged prompt: last hidden states, or what was kept of the
     distribution; None: not asked for."""
     twin: Float[Tensor, " hidden"]
-    """Mean-pooled middle state of the English twin's prompt."""
+    """Mean-pooled state of the English twin's prompt, after the layer that the hidden-state term reads."""
     covered: Bool[Tensor, " response"] | None = None
     """Which response tokens `teacher` speaks of; None: all. Another tokenizer cuts some otherwise."""
 
