@@ -134,7 +134,7 @@ def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
     optimiser = torch.optim.AdamW(learning, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimiser, steps // 20, steps)
 
-    layer = settings.layer or max(1, 5 * model.config.num_hidden_layers // 6)
+    layer = settings.layer or max(1, 2 * model.config.num_hidden_layers // 3)
     with torch.no_grad(), student.disable_adapter():  # the English twins do not move
         twins = torch.cat([read(student, [row.twin], [[]], layer)[1] for row in rows])
 
@@ -142,7 +142,10 @@ def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
     for step in range(steps):
         own = order[step * batch : (step + 1) * batch]
         parts = losses_of(student, [rows[number] for number in own], own, twins, layer, settings)
-        loss = settings.kl * parts["kl"] + settings.ce * parts["ce"] + settings.hidden * parts["hidden"]
+        fade = max(0.0, 1 - step / steps / settings.fade) if settings.fade else 1.0
+        loss = (
+            settings.kl * parts["kl"] + settings.ce * parts["ce"] + settings.hidden * fade * parts["hidden"]
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimiser.step()

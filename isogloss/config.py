@@ -392,12 +392,14 @@ class Distill(Settings):
     better without (docs/log.md); 1 suits a model that uses what it reads."""
     ce: Weight = 1.0
     """Weight of cross-entropy per response token."""
-    hidden: Weight = 0.15
+    hidden: Weight = 2.0
     """Weight of the hidden-state term (InfoNCE) per row."""
-    contrast: Positive = 0.02
+    contrast: Positive = 0.05
     """Temperature of the hidden-state term, which divides its cosines."""
+    fade: Fraction = 0.7
+    """Share of the steps over which the weight of the hidden-state term falls to 0; 0 keeps it."""
     layer: Count | None = None
-    """Decoder layer that the hidden-state term reads; five sixths of the way up if not given."""
+    """Decoder layer that the hidden-state term reads; two thirds of the way up if not given."""
     retain: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of rows that are English of stage 1, answered through the root alone as the reference model
     answers them: by divergence from it, whatever the other weights."""

@@ -46,7 +46,7 @@ def run(tiny, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     overrides = (
         "dtype=float32", "languages.targets=[sw, ur]", "languages.items={high: 8, middle: 8, low: 10}",
-        "distill.batch=4", "distill.max_prompt=2000", "distill.kl=0.5",
+        "distill.batch=4", "distill.max_prompt=2000", "distill.kl=0.5", "distill.fade=1.0",
     )  # fmt: skip
     (folder / "config.yaml").write_text(dump_config(load_config(overrides=overrides)))
     tiny().save_pretrained(folder / "tuned")
@@ -95,7 +95,10 @@ def test_the_loop_gives_the_packages_losses_at_every_step(loop, run, tokenizer, 
             seed=0, bf16=False, save_every=50,
         ),
         train_dataset=Ordered(samples_of(rows, signals), loop.order_of(10, STEPS * 4, 0)),
-        weights=Weights(ce=1.0, kl=0.5, hidden=config.distill.hidden, layer=layer, contrast=config.distill.contrast),
+        weights=Weights(
+            1.0, 0.5, config.distill.hidden, layer=layer, contrast=config.distill.contrast,
+            fade=config.distill.fade,
+        ),
         pad_id=0,
     )  # fmt: skip
     curve = tmp_path / "curve.jsonl"

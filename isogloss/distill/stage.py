@@ -38,9 +38,9 @@ Bar = Callable[[str], AbstractContextManager[Progress]]
 
 
 def layer_of(model: nn.Module, settings: Distill) -> int:
-    """The decoder layer that the hidden-state term reads: late, as what lies below it must still tell languages
-    apart to answer in them (docs/log.md), but not the last, which turns to words."""
-    return settings.layer or max(1, 5 * len(layers_of(model)) // 6)
+    """The decoder layer that the hidden-state term reads: late, as the layers below must still tell languages
+    apart to answer in them, but not the last, which turns to words (docs/log.md)."""
+    return settings.layer or max(1, 2 * len(layers_of(model)) // 3)
 
 
 def read_signals(
@@ -123,7 +123,7 @@ def distil(
     retain = settings.retain and any(row.language == SOURCE for row in rows)
     weights = Weights(
         settings.ce, settings.kl, settings.hidden, float(bool(retain)),
-        layer, settings.divergence, settings.temperature, settings.contrast,
+        layer, settings.divergence, settings.temperature, settings.contrast, settings.fade,
     )  # fmt: skip
     policy = None
     if settings.on_policy:

@@ -7,7 +7,7 @@ beforehand, so a resumed run reads what an unbroken one would have read.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,11 @@ class Weights:
     divergence: fused.Divergence = "forward"
     temperature: float = 1.0
     contrast: float = 0.05
+    fade: float = 0.0
+
+    def at(self, done: float) -> "Weights":
+        """These at a share of the way: the weight of `hidden` falls to 0 in a line over `fade` of it."""
+        return replace(self, hidden=self.hidden * max(0.0, 1 - done / self.fade)) if self.fade else self
 
 
 @dataclass(frozen=True)
@@ -314,11 +319,12 @@ class ResponseTrainer(Trainer):
         batch: Batch = inputs["batch"].to(self.args.device)
         if self.carrier is not None and self.level_dropout:
             batch.languages = drop_levels(self.carrier.tree, batch.languages, self.level_dropout)
-        parts = batch_losses(model, batch, self.weights, self.carrier, self.twins)
+        weights = self.weights.at(self.state.global_step / self.state.max_steps)
+        parts = batch_losses(model, batch, weights, self.carrier, self.twins)
         tokens, rows = num_items_in_batch
         scaled = {name: part / (rows if name == "hidden" else tokens) for name, part in parts.items()}
-        loss = sum(getattr(self.weights, name) * part for name, part in scaled.items())
-        for name, part in scaled.items():
+        loss = sum((getattr(weights, name) * part for name, part in scaled.items()), tokens.new_zeros(()))
+        for name, part in (scaled | {"loss": loss}).items():
             self.parts[name] = self.parts.get(name, 0.0) + part.item() * self.args.world_size
         self.languages.update(batch.languages)
         self.counts["tokens"] += int(batch.mask.sum())
@@ -362,8 +368,7 @@ class Watch(TrainerCallback):
         self.since += 1
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             means = {name: round(value / self.since, 5) for name, value in self.sums.items()}
-            total = sum(getattr(self.trainer.weights, name) * value for name, value in means.items())
-            entry = {"stage": self.stage, "step": state.global_step, "loss": round(total, 5), **means}
+            entry = {"stage": self.stage, "step": state.global_step, "loss": means.pop("loss"), **means}
             with self.curve.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
             self.sums, self.since = {}, 0

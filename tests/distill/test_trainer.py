@@ -219,6 +219,14 @@ def test_the_hidden_term_pools_the_instruction_alone(tiny, five, student):
     assert found["hidden"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_the_hidden_terms_weight_fades_in_a_line():
+    """From all of it at the start to none at `fade` of the way and behind it; without `fade` it stays."""
+    fading = Weights(ce=0.5, hidden=2.0, fade=0.5)
+    assert [fading.at(done).hidden for done in (0.0, 0.25, 0.5, 0.75)] == [2.0, 1.0, 0.0, 0.0]
+    assert fading.at(0.75).ce == 0.5
+    assert Weights(hidden=2.0).at(0.75).hidden == 2.0
+
+
 def test_rows_of_one_example_are_no_negatives(tiny, five, student):
     """Two rows of the same example alone in a batch cost nothing, of two examples something."""
     carrier = student(tiny(), five)
