@@ -323,7 +323,7 @@ class ResponseTrainer(Trainer):
         parts = batch_losses(model, batch, weights, self.carrier, self.twins)
         tokens, rows = num_items_in_batch
         scaled = {name: part / (rows if name == "hidden" else tokens) for name, part in parts.items()}
-        loss = sum((getattr(weights, name) * part for name, part in scaled.items()), tokens.new_zeros(()))
+        loss: Any = sum(getattr(weights, name) * part for name, part in scaled.items())
         for name, part in (scaled | {"loss": loss}).items():
             self.parts[name] = self.parts.get(name, 0.0) + part.item() * self.args.world_size
         self.languages.update(batch.languages)
