@@ -38,7 +38,7 @@ from isogloss.data.sources import node_texts
 from isogloss.distill.on_policy import is_on_policy
 from isogloss.distill.rows import Row, schedule, training_order
 from isogloss.distill.signal import Signal, groups
-from isogloss.distill.stage import layer_of
+from isogloss.distill.stage import weights_of
 from isogloss.distill.topk import TopK
 from isogloss.distill.trainer import Batch, Sample, Weights, batch_losses, chunk_size, collate, twins_of
 from isogloss.errors import ConfigError
@@ -534,11 +534,7 @@ def _distill_memory(
     kind, k = settings.form
     each = hidden * wide if kind == "hidden" else 8 * k
     signals = told * each + (len(twins) + meanings) * hidden * 4
-    layer = layer_of(model, settings)
-    weights = Weights(
-        settings.ce, settings.kl, settings.hidden, 1.0, layer, settings.divergence, settings.temperature,
-        settings.contrast,
-    )  # fmt: skip
+    weights = weights_of(model, settings, retain=True)
     step = 0
     for numbers in _largest(micro, lengths):
         samples = [_sample(rows[n], place, settings, hidden, work.dtype) for place, n in enumerate(numbers)]

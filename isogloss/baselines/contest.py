@@ -159,7 +159,7 @@ class Way:
     def __init__(self, contest: Contest, entry: Entry, subject: runner.Model, steps: int, met: float):
         self.contest, self.entry, self.subject, self.steps = contest, entry, subject, steps
         self.meter = Meter(subject.model, met)
-        self.marks = {round(steps / 2 ** (number / 2)) for number in range(contest.points)} - {0}
+        self.marks = {int(steps / 2 ** (number / 2)) for number in range(contest.points)} - {0}
         self.began = 0.0
 
     def __enter__(self) -> "Way":

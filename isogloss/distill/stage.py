@@ -43,6 +43,14 @@ def layer_of(model: nn.Module, settings: Distill) -> int:
     return settings.layer or max(1, 2 * len(layers_of(model)) // 3)
 
 
+def weights_of(model: nn.Module, settings: Distill, *, retain: bool) -> Weights:
+    """The settings' loss for a model; `retain`: there are English rows."""
+    return Weights(
+        settings.ce, settings.kl, settings.hidden, float(retain), layer_of(model, settings),
+        settings.divergence, settings.temperature, settings.contrast, settings.fade,
+    )  # fmt: skip
+
+
 def read_signals(
     model: nn.Module,
     rows: Sequence[Row],
@@ -120,11 +128,8 @@ def distil(
     samples = samples_of(rows, signals)
     order = training_order(rows, settings, seed)
     steps = len(order) // settings.batch
-    retain = settings.retain and any(row.language == SOURCE for row in rows)
-    weights = Weights(
-        settings.ce, settings.kl, settings.hidden, float(bool(retain)),
-        layer, settings.divergence, settings.temperature, settings.contrast, settings.fade,
-    )  # fmt: skip
+    retain = bool(settings.retain) and any(row.language == SOURCE for row in rows)
+    weights = weights_of(carrier.model, settings, retain=retain)
     policy = None
     if settings.on_policy:
         assert tokenizer is not None
