@@ -137,7 +137,7 @@ def isogloss(
     from isogloss.distill.rows import Row
     from isogloss.distill.signal import hidden_signals
     from isogloss.distill.trainer import Ordered, ResponseTrainer, Weights, collate, samples_of
-    from isogloss.model import layers_of, load_tokenizer
+    from isogloss.model import load_tokenizer, two_thirds
     from isogloss.tree.lora import TreeLora
     from isogloss.tree.nodes import build_tree
 
@@ -158,7 +158,7 @@ def isogloss(
         )
         for n in range(work.rows)
     ]  # fmt: skip
-    layer = len(layers_of(carrier.model)) // 2
+    layer = two_thirds(carrier.model)
     carrier.off()
 
     def read():

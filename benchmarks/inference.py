@@ -20,7 +20,7 @@ from isogloss.config import load_config
 from isogloss.data.chat import encode_prompt
 from isogloss.data.sources import parallel_examples
 from isogloss.generate import complete
-from isogloss.model import load_model, load_tokenizer, pick_dtype
+from isogloss.model import load_model, load_tokenizer, pick_dtype, two_thirds
 from isogloss.tree.lora import TreeLora
 from isogloss.tree.nodes import build_tree
 
@@ -38,10 +38,11 @@ def main() -> None:
     assert settings.type == "lora"
     tokenizer = load_tokenizer(asked.model)
     tree = build_tree(codes, ranks=settings.ranks.model_dump())
+    alone, under = (load_model(asked.model, dtype) for _ in range(2))
     carrier = TreeLora(
-        load_model(asked.model, dtype), tree, targets=settings.targets, scaling=settings.scaling
-    )
-    alone = load_model(asked.model, dtype)
+        under, tree, targets=settings.targets, scaling=settings.scaling,
+        layers=settings.layers or two_thirds(under),
+    )  # fmt: skip
     examples = parallel_examples(config, None, codes)
     rows = []
     for batch in (1, 32):

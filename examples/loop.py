@@ -121,12 +121,14 @@ def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
     batch = min(settings.batch, len(rows))  # a row is no negative of itself
     order = order_of(len(rows), steps * batch, config.seed)
 
+    late = max(1, 2 * model.config.num_hidden_layers // 3)
     rank = carrier.ranks.root + carrier.ranks.family + carrier.ranks.language
     torch.manual_seed(config.seed)
     lora = LoraConfig(
         r=rank,
         lora_alpha=rank * carrier.scaling,  # type: ignore[arg-type]  # any number is read as alpha
         target_modules=list(carrier.targets),
+        layers_to_transform=list(range(carrier.layers or late)),
         task_type="CAUSAL_LM",
     )
     student = get_peft_model(model, lora)
@@ -134,7 +136,7 @@ def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
     optimiser = torch.optim.AdamW(learning, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimiser, steps // 20, steps)
 
-    layer = settings.layer or max(1, 2 * model.config.num_hidden_layers // 3)
+    layer = settings.layer or late
     with torch.no_grad(), student.disable_adapter():  # the English twins do not move
         twins = torch.cat([read(student, [row.twin], [[]], layer)[1] for row in rows])
 

@@ -136,6 +136,11 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
     raise ConfigError(f"no list of {count} decoder layers was found in {type(model).__name__}")
 
 
+def two_thirds(model: nn.Module) -> int:
+    """How many of the decoder's layers lie in its lower two thirds, where languages are told apart."""
+    return max(1, 2 * len(layers_of(model)) // 3)
+
+
 @contextmanager
 def capture(model: nn.Module, layer: int) -> Iterator[list[Float[Tensor, "batch tokens hidden"]]]:
     """Collects the output of decoder layer `layer` (1 is the first) of every forward inside.

@@ -87,7 +87,7 @@ def test_the_loop_gives_the_packages_losses_at_every_step(loop, run, tokenizer, 
     layer = layer_of(model, config.distill)
     signals = hidden_signals(model, rows, layer=layer, pad_id=0)
     torch.manual_seed(config.seed)
-    carrier = TreeLora(model, tree, targets=config.distill.carrier.targets, scaling=2.0)
+    carrier = TreeLora(model, tree, targets=config.distill.carrier.targets, scaling=2.0, layers=layer)
     trainer = ResponseTrainer(
         model=carrier.model, carrier=carrier,
         args=training_arguments(

@@ -28,7 +28,7 @@ from isogloss.distill.trainer import (
 )
 from isogloss.distill.treewise import Average, Gain, Shrinkage, held_out, prune, rows_below
 from isogloss.languages import SOURCE
-from isogloss.model import causal_of, layers_of
+from isogloss.model import causal_of, two_thirds
 from isogloss.teacher.joining import signals_from
 from isogloss.teacher.scored import Scored
 from isogloss.tree.carrier import Carrier
@@ -40,7 +40,7 @@ Bar = Callable[[str], AbstractContextManager[Progress]]
 def layer_of(model: nn.Module, settings: Distill) -> int:
     """The decoder layer that the hidden-state term reads: late, as the layers below must still tell languages
     apart to answer in them, but not the last, which turns to words (docs/log.md)."""
-    return settings.layer or max(1, 2 * len(layers_of(model)) // 3)
+    return settings.layer or two_thirds(model)
 
 
 def weights_of(model: nn.Module, settings: Distill, *, retain: bool) -> Weights:
@@ -95,6 +95,7 @@ def distil(
     say: Callable[[str], None] = lambda text: None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     scored: Sequence[Scored] | None = None,
+    what: str = "Distillation",
 ) -> list[Gain]:
     """Train the carriers on the rows, the model below being frozen; returns what judged nodes gain.
 
@@ -108,6 +109,7 @@ def distil(
         say: Hears the divergence of every language before training.
         tokenizer: Needed where some steps are on-policy.
         scored: What another teacher than the model itself says of the rows that are not English.
+        what: The bar's name.
     """
     carrier.off()
     layer, (kind, k) = layer_of(carrier.model, settings), settings.form
@@ -164,7 +166,7 @@ def distil(
         if found := divergence_by_language(carrier, samples, weights, pad_id):
             nats = ", ".join(f"{code} {value:.3f}" for code, value in found.items())
             say(f"Divergence from the teacher before training, nats a token: {nats}")
-    with bar("Distillation") as progress:
+    with bar(what) as progress:
         train(trainer, Watch(curve, cost.stage, max(1, steps // 60), progress), work)
     carrier.off()
     gains = prune(carrier, held, pad_id=pad_id)

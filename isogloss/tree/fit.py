@@ -5,7 +5,7 @@ from transformers.pytorch_utils import Conv1D
 
 from isogloss.config import Config
 from isogloss.errors import ConfigError
-from isogloss.model import skeleton
+from isogloss.model import layers_of, skeleton
 
 KEYED = ("full_attention", "sliding_attention", "chunked_attention")
 """Kinds of layers, in transformers' words, that keep keys and values."""
@@ -19,7 +19,12 @@ def refuse_misfit(config: Config) -> None:
     """
     settings = config.distill.carrier
     if settings.type == "lora":
-        linear = linear_names(skeleton(config.model))
+        model = skeleton(config.model)
+        if (settings.layers or 0) > (count := len(layers_of(model))):
+            raise ConfigError(
+                f"distill.carrier.layers: {config.model} has {count} decoder layers, not {settings.layers}"
+            )
+        linear = linear_names(model)
         if missing := [t for t in settings.targets if not any(f".{n}".endswith(f".{t}") for n in linear)]:
             there = dict.fromkeys(name.rpartition(".")[2] for name in linear)
             raise ConfigError(

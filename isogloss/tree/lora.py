@@ -6,7 +6,9 @@ the cost of a step does not grow with the number of languages.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from isogloss.model import layers_of
 from isogloss.tree.carrier import Carrier, Routing
 from isogloss.tree.nodes import Tree
 
@@ -40,6 +43,36 @@ class _Up(nn.Linear):
         return input @ self.routing.gather(self.weight.t(), input.dtype, scaled=True)
 
 
+def lora_config(
+    model: nn.Module,
+    rank: int,
+    *,
+    targets: Sequence[str],
+    scaling: float,
+    layers: int | None = None,
+    **more: Any,
+) -> LoraConfig:
+    """PEFT's configuration of a LoRA on the targets of the lowest decoder layers, or of all.
+
+    Args:
+        scaling: What the adapter's output is multiplied by (PEFT's alpha / r).
+        layers: How many layers; None for all.
+        more: Further fields of `LoraConfig`.
+    """
+    if layers is not None:
+        blocks = layers_of(model)
+        name = next(name for name, module in model.named_modules() if module is blocks)
+        # The list's own name, or the number of an expert inside a layer would be taken for the layer's.
+        more |= {"layers_to_transform": list(range(layers)), "layers_pattern": name.rpartition(".")[2]}
+    return LoraConfig(
+        r=rank,
+        lora_alpha=rank * scaling,  # type: ignore[arg-type]  # any number is read as alpha
+        target_modules=list(targets),
+        task_type="CAUSAL_LM",
+        **more,
+    )
+
+
 class TreeLora(Carrier):
     """A tree of low-rank adapters.
 
@@ -48,6 +81,7 @@ class TreeLora(Carrier):
         tree: Nodes and their ranks.
         targets: Names of the modules that carry adapters, as PEFT takes them.
         scaling: What the adapter's output is multiplied by (PEFT's alpha / r).
+        layers: How many decoder layers, from the lowest, carry adapters; None for all.
     """
 
     def __init__(
@@ -57,14 +91,11 @@ class TreeLora(Carrier):
         *,
         targets: Sequence[str],
         scaling: float,
+        layers: int | None = None,
     ):
-        self.tree, self.scaling, self.targets = tree, scaling, list(targets)
-        config = LoraConfig(
-            r=tree.rank,
-            lora_alpha=tree.rank * scaling,  # type: ignore[arg-type]  # any number is read as alpha
-            target_modules=self.targets,
-            task_type="CAUSAL_LM",
-        )
+        self.tree = tree
+        self.like = partial(lora_config, model, targets=targets, scaling=scaling, layers=layers)
+        config = self.like(tree.rank)
         model.requires_grad_(False)
         self.model: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=True)
         self.routing = Routing(tree)
@@ -117,14 +148,7 @@ class TreeLora(Carrier):
         state, rank = self.path_state(language), sum(node.rank for node in self.tree.path(language))
         if max_rank is not None and max_rank < rank:
             state, rank = nearest_of_rank(state, max_rank), max_rank
-        config = LoraConfig(
-            r=rank,
-            lora_alpha=rank * self.scaling,  # type: ignore[arg-type]
-            target_modules=self.targets,
-            task_type="CAUSAL_LM",
-            base_model_name_or_path=base_model,
-            inference_mode=True,
-        )
+        config = self.like(rank, base_model_name_or_path=base_model, inference_mode=True)
         save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(str(folder))
         return rank

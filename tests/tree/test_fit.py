@@ -35,6 +35,14 @@ def test_adapters_on_modules_that_are_not_there_are_refused(tiny, tmp_path, kind
     assert str(caught.value) == f"distill.carrier.targets: {tmp_path} {says}"
 
 
+def test_adapters_on_more_layers_than_there_are_are_refused(tiny, tmp_path):
+    """Three is all it has."""
+    refuse_misfit(settings(tiny, tmp_path, "llama", "distill.carrier.layers=3"))
+    with pytest.raises(ConfigError) as caught:
+        refuse_misfit(settings(tiny, tmp_path, "llama", "distill.carrier.layers=4"))
+    assert str(caught.value) == f"distill.carrier.layers: {tmp_path} has 3 decoder layers, not 4"
+
+
 @pytest.mark.parametrize("carrier", ["{targets: [c_attn]}", "{type: prefix}", "{type: embedding}"])
 def test_what_a_model_has_is_accepted(tiny, tmp_path, carrier):
     """Modules of its own, keys and values, embeddings."""

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from isogloss.data.chat import Encoded
 from isogloss.distill.signal import Signal
 from isogloss.distill.trainer import Sample, Weights, batch_losses, collate, twins_of
 from isogloss.tree.carrier import Routing
-from isogloss.tree.lora import nearest_of_rank
+from isogloss.tree.lora import TreeLora, nearest_of_rank
 from isogloss.tree.nodes import build_tree
 
 LANGUAGES = ["ru", "bg", "es", "fr", "sw"]
@@ -211,6 +212,29 @@ def test_an_exported_language_is_an_ordinary_peft_adapter(tiny, five, student, t
             assert torch.equal(
                 model.generate(input_ids=IDS, **options), loaded.generate(input_ids=IDS, **options)
             )
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets"),
+    [
+        ("llama", ("q_proj", "down_proj")), ("phi3", ("qkv_proj",)), ("bloom", ("dense_h_to_4h",)),
+        ("xglm", ("fc1",)), ("mixtral", ("q_proj", "o_proj")),
+    ],
+)  # fmt: skip
+def test_adapters_of_the_lowest_layers_leave_the_others_alone(tiny, five, tmp_path, kind, targets):
+    """Two of three layers carry them, whatever the architecture calls its layers; an export says so."""
+    carrier = TreeLora(tiny(kind), five, targets=targets, scaling=2.0, layers=2)
+    numbers = [re.findall(r"\.(?:layers|h)\.(\d+)\.", name) for name in carrier.parameters()]
+    assert sorted(numbers) == sorted([["0"], ["1"]] * 2 * len(targets))
+    for name, p in carrier.parameters().items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.1)
+    carrier.export("sw", tmp_path, base_model="../../tuned")
+    loaded = PeftModel.from_pretrained(tiny(kind), str(tmp_path)).eval()
+    with carrier.on(["sw"] * 5) as model:
+        on = logits(model)
+    torch.testing.assert_close(on, logits(loaded), rtol=0, atol=1e-4)
+    assert (on - logits(tiny(kind))).abs().max() > 0.1
 
 
 def test_a_refit_to_a_smaller_rank_is_the_nearest_there_is(tiny, five, student, tmp_path):
