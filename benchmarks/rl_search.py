@@ -30,6 +30,7 @@ START: dict[str, dict[str, Any]] = {
     "dpo": {
         "learning_rate": 5e-4, "beta": 0.1, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0],
     },
+    "sft-grpo": dict(methods.GRPO),
 }  # fmt: skip
 """Where the search starts."""
 SEARCH: dict[str, list[list[dict[str, Any]]]] = {
@@ -41,6 +42,7 @@ SEARCH: dict[str, list[list[dict[str, Any]]]] = {
         [{"learning_rate": 5e-4}, {"learning_rate": 2e-3}, {"learning_rate": 5e-3}],
         [{"beta": 0.5}],
     ],
+    "sft-grpo": [[{"learning_rate": 1e-4}, {"learning_rate": 3e-4}, {"learning_rate": 1e-3}]],
 }
 """Rounds of changes; each round changes the best candidate of the rounds before."""
 
@@ -49,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/rl-search"), help="run folder of stage 1")
     parser.add_argument("--seconds", type=float, default=120.0, help="training time of a candidate")
-    parser.add_argument("--method", choices=("grpo", "dpo"), action="append")
+    parser.add_argument("--method", choices=tuple(SEARCH), action="append")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     overrides = [
@@ -90,6 +92,8 @@ def main() -> None:
 def _train(contest: Contest, method: str, settings: dict[str, Any], pairs: Any) -> Entry:
     if method == "grpo":
         return methods.grpo(contest, settings)
+    if method == "sft-grpo":
+        return methods.sft_grpo(contest, settings)
     return methods.dpo(contest, settings, pairs)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import Trainer
 from trl.trainer.dpo_config import DPOConfig
@@ -31,14 +31,16 @@ from isogloss.distill.stage import distil
 from isogloss.evaluate import runner
 from isogloss.generate import answers
 from isogloss.languages import SOURCE
-from isogloss.model import causal_of, pad_id
+from isogloss.model import causal_of, pad_id, two_thirds
 from isogloss.pipeline import Run, scored_elsewhere
+from isogloss.tree.lora import lora_config
 
 SFT = {"learning_rate": 3e-3}
 DPO = {"learning_rate": 2e-3, "beta": 0.1, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]}
 GRPO = {
     "learning_rate": 3e-3, "beta": 0.04, "num_generations": 8, "temperature": 1.0, "steps_per_generation": 4,
 }  # fmt: skip
+BEHIND_SFT = GRPO | {"learning_rate": 1e-3}
 SAMPLES = 4
 """Answers drawn per prompt for preference pairs."""
 PLAIN = {"enable_thinking": False}
@@ -134,12 +136,12 @@ def grpo(contest: Contest, settings: Mapping[str, Any] = GRPO) -> Entry:
     return way.entry
 
 
-def sft_grpo(contest: Contest) -> Entry:
+def sft_grpo(contest: Contest, settings: Mapping[str, Any] = BEHIND_SFT) -> Entry:
     """The usual recipe: supervised for a third of the steps, then group-relative policy optimisation."""
     steps = _steps(contest)
     model, way = _begin(contest, "sft-grpo", steps + steps // 3)
     _sft(contest, model, way, steps // 3, contest.prompts)
-    _grpo(contest, model, way, steps, GRPO, after=steps // 3)
+    _grpo(contest, model, way, steps, settings, after=steps // 3)
     return way.entry
 
 
@@ -226,13 +228,12 @@ def _begin(contest: Contest, method: str, steps: int) -> tuple[PeftModel, Way]:
     assert settings.type == "lora"  # the command refuses others
     torch.manual_seed(run.config.seed)
     rank = run.tree.path_rank()
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=rank * settings.scaling,  # type: ignore[arg-type]  # any number is read as alpha
-        target_modules=list(settings.targets),
-        task_type="CAUSAL_LM",
+    reference = run.reference_model()
+    config = lora_config(
+        reference, rank, targets=settings.targets, scaling=settings.scaling,
+        layers=settings.layers or two_thirds(reference),
     )  # fmt: skip
-    model: Any = get_peft_model(run.reference_model(), config)
+    model: Any = get_peft_model(reference, config)
     return model, contest.start(method, runner.Model(model, run.tokenizer), steps)
 
 
