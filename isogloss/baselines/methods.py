@@ -40,7 +40,7 @@ DPO = {"learning_rate": 2e-3, "beta": 0.1, "loss_type": ["sigmoid", "sft"], "los
 GRPO = {
     "learning_rate": 3e-3, "beta": 0.04, "num_generations": 8, "temperature": 1.0, "steps_per_generation": 4,
 }  # fmt: skip
-BEHIND_SFT = GRPO | {"learning_rate": 1e-3}
+BEHIND_SFT = GRPO | {"learning_rate": 1e-4}
 SAMPLES = 4
 """Answers drawn per prompt for preference pairs."""
 PLAIN = {"enable_thinking": False}
