@@ -121,10 +121,7 @@ def _variant(config: Config, overrides: Sequence[str], seed: int, folder: Path) 
 def _rows(run: Run, variant: Variant, seed: int) -> list[dict]:
     scores = json.loads((run.folder / "scores.json").read_text("utf-8"))["suites"]
     stages = json.loads((run.folder / "ledger.json").read_text("utf-8"))["stages"]
-    taken = [stage for stage in stages if stage["stage"] in ("translate", "distill")]
-    cost = {
-        name: sum(stage[name] for stage in taken) for name in ("tokens_backpropagated", "flops", "seconds")
-    }
+    cost = next(stage for stage in stages if stage["stage"] == "distill")
     languages = run.config.languages
     low = [code for code in run.taught if code not in languages.high and code not in languages.middle]
     rows = []

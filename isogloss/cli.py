@@ -446,10 +446,6 @@ def compare_methods(
             f"distill.carrier.type is {settings.distill.carrier.type}; methods are compared on LoRAs of one "
             "width: take lora"
         )
-    if settings.distill.fill:
-        raise ConfigError(
-            f"distill.fill is {settings.distill.fill}; methods are compared on the same items: take 0"
-        )
     job = _prepare(settings)
     chosen = tuple(dict.fromkeys(method or comparison.METHODS))
     if comparison.OURS not in chosen:

@@ -172,10 +172,6 @@ class Languages(Settings):
         items = self.items
         return items.high if code in self.high else items.middle if code in self.middle else items.low
 
-    def amounts(self, codes: Iterable[str]) -> dict[str, int]:
-        """The same for several."""
-        return {code: self.amount(code) for code in codes}
-
 
 class Selection(Settings):
     """Which English items are good enough to learn from."""
@@ -438,13 +434,6 @@ class Distill(Settings):
     prune: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the meanings kept from training to judge nodes by: one whose rows do not lower the held-out
     cross-entropy of its languages is emptied. 0 keeps all nodes, and all rows for training."""
-    fill: Annotated[int, Field(ge=0)] = 0
-    """Items that every language with fewer is filled up to by the model's own translations of stage 1's
-    English, kept where the way back gives the English again, word for word; 0: none."""
-    fill_epochs: Positive = 3.0
-    """Passes over the parallel items as translations, from English and into it, before it translates."""
-    fill_tries: Annotated[float, Field(ge=1)] = 1.5
-    """Translations drawn for each item that is wanted."""
     max_prompt: Count = 512
     """Longest prompt in tokens, the teacher's included; longer ones are refused."""
     _whole_batches = model_validator(mode="after")(_divided)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from isogloss.data.sources import parallel_examples
 from isogloss.errors import DataError, RunError
 from isogloss.languages import SOURCE
-from isogloss.pipeline import Run, own_translations, rows_for, train_carrier
+from isogloss.pipeline import Run, rows_for, train_carrier
 from isogloss.tree.nodes import family_name
 from isogloss.tree.shapes import families_of_file
 
@@ -37,16 +37,15 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
     tree = run.tree_of(run.families | _families(run, codes))
     new = [node for node in tree.nodes if node.name not in old.by_name]
     model = run.reference_model()
+    stage = run.ledger.begin(f"add {' '.join(codes)}")
+    rows = rows_for(run, model, examples, tree, codes, stage, retain=False)
+    run.watcher.say(
+        f"{len(rows)} rows in {', '.join(codes)} are distilled into {len(new)} new nodes; the others stay"
+    )
     carrier = run.student(model, trained=False, tree=tree)
     carrier.load_nodes(load_file(run.carriers), old)
     run.start(carrier, new)
     carrier.learn_only(new)
-    own = own_translations(run, carrier, examples, codes, f"translate {' '.join(codes)}")
-    stage = run.ledger.begin(f"add {' '.join(codes)}")
-    rows = rows_for(run, model, examples, tree, codes, stage, retain=False, own=own)
-    run.watcher.say(
-        f"{len(rows)} rows in {', '.join(codes)} are distilled into {len(new)} new nodes; the others stay"
-    )
     train_carrier(run, carrier, rows, codes, stage)
 
 

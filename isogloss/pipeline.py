@@ -11,7 +11,6 @@ import os
 import random
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,10 +28,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from isogloss.config import Config, Evaluate, ModelTeacher, dump_config, load_config
 from isogloss.cost import TEACHER, Ledger, Stage, forward_flops
 from isogloss.data import selection
-from isogloss.data.examples import ParallelExample, Turn
+from isogloss.data.examples import ParallelExample
 from isogloss.data.formats.lines import nearest
 from isogloss.data.sources import english_examples, node_texts, parallel_examples
-from isogloss.distill import round_trip
 from isogloss.distill.cache import Cache, teacher_of
 from isogloss.distill.rows import Row, build_rows
 from isogloss.distill.stage import Bar, distil, read_signals
@@ -336,18 +334,17 @@ def run_distill(run: Run) -> None:
     if run.carriers.exists():
         return
     model = run.reference_model()
+    stage = run.ledger.begin("distill")
     if run.config.languages.tree == "learned" and not run.learned.exists():
         _learn_families(run, model)
-    carrier = run.student(model, trained=False)
-    run.start(carrier)
-    own = own_translations(run, carrier, run.examples, run.taught, "translate")
-    stage = run.ledger.begin("distill")
-    rows = rows_for(run, model, run.examples, run.tree, run.taught, stage, own=own)
+    rows = rows_for(run, model, run.examples, run.tree, run.taught, stage)
     parallel = sum(row.language != SOURCE for row in rows)
     run.watcher.say(
         f"Stage 2: {parallel} rows in {len(run.taught)} languages are distilled into {len(run.tree.nodes)} "
         f"nodes, {_width(run)} a path; {len(rows) - parallel} in English keep the root to it"
     )
+    carrier = run.student(model, trained=False)
+    run.start(carrier)
     train_carrier(run, carrier, rows, run.taught, stage)
 
 
@@ -365,7 +362,12 @@ def run_cache(run: Run) -> Stage:
     if run.config.languages.tree == "learned" and not run.learned.exists():
         _learn_families(run, model)
     rows = rows_for(run, model, run.examples, run.tree, run.taught, stage)
-    bar = _bar(run, stage)
+
+    @contextmanager
+    def bar(what: str) -> Iterator[Progress]:
+        with run.watcher.bar(what) as progress:
+            yield _pausing(run, stage, progress)
+
     scored = scored_elsewhere(run, rows, stage, bar)
     read_signals(
         model, rows, run.config.distill, pad_id=pad_id(run.tokenizer), cost=stage, bar=bar,
@@ -377,98 +379,18 @@ def run_cache(run: Run) -> Stage:
     return Stage("cache", **{name: getattr(stage, name) - getattr(earlier, name) for name in TEACHER})
 
 
-def lack(
-    run: Run, examples: Sequence[ParallelExample], codes: Sequence[str]
-) -> tuple[list[ParallelExample], dict[str, int], list[ParallelExample]]:
-    """The examples that these languages use, how many more each should have, and English to fill up with."""
-    used = _needed(examples, run.config.languages.amounts(codes))
-    have = Counter(code for example in used for code in example.turns)
-    fill = run.config.distill.fill
-    wanted = {code: fill - have[code] for code in codes if have[code] < fill}
-    tasks, known = {e.task for e in used}, {e.turns[SOURCE].instruction for e in used}
-    pool = [e for e in _english_kept(run) if e.task in tasks and e.turns[SOURCE].instruction not in known]
-    random.Random(run.config.seed).shuffle(pool)
-    return used, wanted, pool
-
-
-def own_translations(
-    run: Run, carrier: Carrier, examples: Sequence[ParallelExample], codes: Sequence[str], name: str
-) -> list[ParallelExample]:
-    """What fills up languages with few items, in `translated/`; the carriers are left as they came.
-
-    Args:
-        name: Of the stage in the ledger.
-    """
-    used, wanted, pool = lack(run, examples, codes)
-    if not wanted or not pool:
-        return []
-    files = {code: run.folder / "translated" / f"{code}.jsonl" for code in wanted}
-    if not all(file.exists() for file in files.values()):
-        stage = run.ledger.begin(name)
-        made = _translate(run, carrier, used, codes, pool, wanted, stage)
-        for code, file in files.items():
-            write_lines(file, [_image(e) for e in made if code in e.turns])
-        run.ledger.pause(stage)
-    made = [_example(row) for file in files.values() for row in read_lines(file)]
-    run.watcher.say(
-        f"{len(wanted)} languages lack {sum(wanted.values())} items; the model translates {len(made)} "
-        "itself, from English of stage 1 and back without a change"
-    )
-    return made
-
-
-def _translate(
-    run: Run,
-    carrier: Carrier,
-    used: Sequence[ParallelExample],
-    codes: Sequence[str],
-    pool: Sequence[ParallelExample],
-    wanted: Mapping[str, int],
-    stage: Stage,
-) -> list[ParallelExample]:
-    """The carriers learn to translate, do so, and are put back."""
-    settings, work = run.config.distill, run.folder / f"{stage.stage}.work"
-    responses = settings.responses == "reference"
-    first = {name: p.clone() for name, p in carrier.state().items()}
-    rows = round_trip.translation_rows(
-        used, codes, run.tokenizer, responses=responses, limit=settings.max_prompt
-    )
-    if not rows:
-        return []
-    distil(
-        carrier, rows, round_trip.translator(settings), pad_id=pad_id(run.tokenizer), seed=run.config.seed,
-        work=work, curve=run.curve, cost=stage, bar=_bar(run, stage),
-        cache=Cache(run.signals, teacher_of(carrier.model, run.tokenizer, fingerprint(carrier.model))),
-        what="Learning to translate",
-    )  # fmt: skip
-    with run.watcher.bar("Translation") as progress:
-        made = round_trip.translated(
-            carrier, run.tokenizer, pool, wanted, tries=settings.fill_tries, responses=responses,
-            longest=max(len(row.student.response) for row in rows), cost=stage, progress=progress,
-        )  # fmt: skip
-    carrier.load_state(first)
-    shutil.rmtree(work, ignore_errors=True)
-    return made
-
-
-def _image(example: ParallelExample) -> dict:
-    turns = {
-        code: {"instruction": t.instruction, "response": t.response} for code, t in example.turns.items()
-    }
-    return {"id": example.id, "task": example.task, **turns}
-
-
-def _example(row: dict) -> ParallelExample:
-    turns = {code: Turn(**turn) for code, turn in row.items() if code not in ("id", "task")}
-    return ParallelExample(row["id"], row["task"], turns)
-
-
 def train_carrier(
     run: Run, carrier: Carrier, rows: Sequence[Row], codes: Sequence[str], stage: Stage
 ) -> None:
     """Distil the rows into the carriers, then write these, and the languages' adapters, to the run."""
     before, work = fingerprint(carrier.model), run.folder / f"{stage.stage}.work"
-    bar = _bar(run, stage)
+
+    @contextmanager
+    def bar(what: str) -> Iterator[Progress]:
+        with run.watcher.bar(what) as progress:
+            yield _pausing(run, stage, progress)
+        run.ledger.pause(stage)
+
     gains = distil(
         carrier, rows, run.config.distill, pad_id=pad_id(run.tokenizer), seed=run.config.seed,
         work=work, curve=run.curve, cost=stage, bar=bar, say=run.watcher.say, tokenizer=run.tokenizer,
@@ -725,13 +647,12 @@ def row_of(run: Run, code: str, id: str) -> Row:
 
 
 def _needed(examples: Sequence[ParallelExample], amounts: dict[str, int]) -> list[ParallelExample]:
-    """The first examples of every language, in their order, without the turns that are beyond its amount."""
+    """The examples that some language still needs, in their order."""
     left, kept = dict(amounts), []
     for example in examples:
         wanted = [code for code in left if left[code] > 0 and code in example.turns]
         if wanted:
-            turns = {code: turn for code, turn in example.turns.items() if code in (SOURCE, *wanted)}
-            kept.append(replace(example, turns=turns))
+            kept.append(example)
             for code in wanted:
                 left[code] -= 1
     return kept
@@ -746,15 +667,13 @@ def rows_for(
     stage: Stage,
     *,
     retain: bool = True,
-    own: Sequence[ParallelExample] = (),
 ) -> list[Row]:
     """What stage 2 reads for these languages; M answers in English where the data does not.
 
     Args:
         retain: Also English of stage 1, for the root.
-        own: Examples that the model has translated itself.
     """
-    used = [*_needed(examples, run.config.languages.amounts(codes)), *own]
+    used = _needed(examples, {code: run.config.languages.amount(code) for code in codes})
     english = _english_answers(run, model, used, stage)
     rows = _rows(run, run.tokenizer, used, english, tree, codes, retain=retain)
     teacher = run.config.distill.teacher
@@ -778,14 +697,8 @@ def rows_for(
 
 def foreseen_rows(run: Run, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     """As `rows_for`, before there is a model: the data's English responses stand in for its answers."""
-    used, wanted, pool = lack(run, run.examples, run.taught)
-    responses = run.config.distill.responses == "reference"
-    # Of what the model will translate itself, the English stands in, and all of it comes back unchanged.
-    for code, example, _ in round_trip.drawn(pool, wanted, 1.0, responses=responses):
-        turn = example.turns[SOURCE]
-        used.append(ParallelExample(f"{example.id}~{code}", example.task, {SOURCE: turn, code: turn}))
-    english = {e.id: e.turns[SOURCE].response or "" for e in used}
-    return _rows(run, tokenizer, used, english, run.tree, run.taught)
+    english = {e.id: e.turns[SOURCE].response or "" for e in run.examples}
+    return _rows(run, tokenizer, run.examples, english, run.tree, run.taught)
 
 
 def _rows(
@@ -800,8 +713,7 @@ def _rows(
     teacher: PreTrainedTokenizerBase | None = None,
 ) -> list[Row]:
     settings = run.config.distill
-    count = Counter(code for example in examples for code in example.turns)
-    amounts = {code: count[code] for code in codes}
+    amounts = {code: run.config.languages.amount(code) for code in codes}
     kept = _english_kept(run) if settings.retain and retain else []
     if kept:
         # As many as there are draws, so that none is read twice where there are enough.
@@ -868,18 +780,6 @@ def _tree_image(run: Run, tree: Tree, rows: Sequence) -> dict:
             for node in tree.nodes
         ]
     }  # fmt: skip
-
-
-def _bar(run: Run, stage: Stage) -> Bar:
-    """Bars that keep a stage's entry in the ledger up to date."""
-
-    @contextmanager
-    def bar(what: str) -> Iterator[Progress]:
-        with run.watcher.bar(what) as progress:
-            yield _pausing(run, stage, progress)
-        run.ledger.pause(stage)
-
-    return bar
 
 
 def _pausing(run: Run, stage: Stage, progress: Progress) -> Progress:

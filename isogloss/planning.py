@@ -16,8 +16,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,6 @@ from isogloss.cost import Meter
 from isogloss.data import selection
 from isogloss.data.chat import Encoded, encode_prompt
 from isogloss.data.sources import node_texts
-from isogloss.distill import round_trip
 from isogloss.distill.on_policy import is_on_policy
 from isogloss.distill.rows import Row, schedule, training_order
 from isogloss.distill.signal import Signal, groups
@@ -47,7 +45,7 @@ from isogloss.errors import ConfigError
 from isogloss.evaluate.suites import load_suite
 from isogloss.languages import SOURCE
 from isogloss.model import EMBEDDED, last_hidden, load_tokenizer, model_folder, pick_dtype
-from isogloss.pipeline import Run, Watcher, foreseen_rows, lack
+from isogloss.pipeline import Run, Watcher, foreseen_rows
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.nodes import Tree
 from isogloss.tune import english_rows
@@ -215,8 +213,6 @@ def plan(config: Config, machine: Machine) -> Plan:
     """
     work = Work(config, machine)
     stages = [tune_plan(work), distill_plan(work), evaluate_plan(work)]
-    if work.translations:
-        stages.insert(1, translate_plan(work))
     found = Plan(machine, stages, work.notes)
     if config.distill.teacher.type != "self":
         found.notes.append("distill.teacher: what another teacher's own reading costs is not counted")
@@ -260,20 +256,6 @@ class Work:
     def rows(self) -> list[Row]:
         """Rows of stage 2."""
         return foreseen_rows(self.run, self.tokenizer)
-
-    @cached_property
-    def translations(self) -> list[Row]:
-        """Rows that carriers learn to translate from, where languages are filled up; else none."""
-        run, settings = self.run, self.config.distill
-        used, wanted, pool = lack(run, run.examples, run.taught)
-        codes = run.taught if wanted and pool else ()
-        return round_trip.translation_rows(
-            used,
-            codes,
-            self.tokenizer,
-            responses=settings.responses == "reference",
-            limit=settings.max_prompt,
-        )
 
     @cached_property
     def tree(self) -> Tree:
@@ -509,28 +491,6 @@ def distill_plan(work: Work) -> StagePlan:
     return found
 
 
-def translate_plan(work: Work) -> StagePlan:
-    """Languages are filled up: carriers learn to translate, translate, and read the way back."""
-    settings, run = work.config.distill, work.run
-    learning = copy(work)
-    learning.config = work.config.model_copy(update={"distill": round_trip.translator(settings)})
-    learning.__dict__["rows"] = work.translations
-    found = replace(distill_plan(learning), stage="translate", kept=0)
-    carrier = work.carrier()
-    meter = Meter(carrier.model, carrier.tree.path_rank() / max(1, carrier.tree.rank))
-    _, wanted, pool = lack(run, run.examples, run.taught)
-    responses = settings.responses == "reference"
-    for code, _, text in round_trip.drawn(pool, wanted, settings.fill_tries, responses=responses):
-        prompt = len(encode_prompt(work.tokenizer, round_trip.asked(code, text)))
-        new = len(work.tokenizer(text)["input_ids"])  # as long as the English
-        _generated(meter, prompt, new)
-        _count(meter, 1, prompt + new, new)
-        found.tokens_generated += new
-        found.tokens_forwarded += 2 * (prompt + new)
-    found.flops += meter.flops
-    return found
-
-
 def _privileged(rows: Sequence[Row]) -> list[list[int]]:
     """Tokens of every text that the frozen teacher reads, those together that are read together.
 
@@ -706,7 +666,6 @@ def _largest(micro: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[Seq
 
 STAGES: dict[str, Callable[[Work], StagePlan]] = {
     "tune": tune_plan,
-    "translate": translate_plan,
     "distill": distill_plan,
     "evaluate": evaluate_plan,
 }
@@ -738,7 +697,6 @@ def _changes(work: Work, stage: str) -> list[tuple[str, ...]]:
     if stage == "evaluate":
         sizes = [config.evaluate.batch // n for n in (2, 4, 8, 16, 32, 64) if config.evaluate.batch // n]
         return [(f"evaluate.batch={size}",) for size in sizes]
-    stage = "distill" if stage == "translate" else stage
     batch, now = getattr(config, stage).batch, getattr(config, stage).accumulate
     smaller = [(f"{stage}.accumulate={n}",) for n in range(now + 1, batch + 1) if batch % n == 0]
     smaller = smaller[:: max(1, len(smaller) // 3)] + smaller[-1:] if len(smaller) > 4 else smaller

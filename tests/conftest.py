@@ -20,7 +20,10 @@ from isogloss.inference import Aligned
 from isogloss.tree.lora import TreeLora
 from isogloss.tree.nodes import Tree, build_tree
 
-ANSWERING = ("languages.targets=[sw,ru,ur]", "distill.carrier.ranks={root: 2, family: 1, language: 2}")
+ANSWERING = (
+    "languages.targets=[sw,ru,ur]", "distill.carrier.ranks={root: 2, family: 1, language: 2}",
+    "distill.carrier.layers=3",
+)  # fmt: skip
 SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 TEMPLATE = (
     "{%- for message in messages -%}"

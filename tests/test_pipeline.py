@@ -28,7 +28,6 @@ SMALL = (
     "languages.items={high: 21, middle: 21, low: 14}",
     "distill.batch=4",
     "distill.epochs=4.5",
-    "distill.fill=28",
     "distill.kl=0.1",
     "evaluate.items=14",
     "evaluate.sentences=12",
@@ -106,7 +105,7 @@ def test_a_run_leaves_everything_that_the_guide_names(finished):
     config, _ = finished
     assert {path.name for path in config.run.iterdir()} == {
         "config.yaml", "selection.jsonl", "tuned", "adapters", "tree.json", "curves.jsonl",
-        "predictions", "scores.json", "ledger.json", "report.html", "cache", "translated",
+        "predictions", "scores.json", "ledger.json", "report.html", "cache",
     }  # fmt: skip
     assert {path.name for path in (config.run / "adapters").iterdir()} == {
         "sw",
@@ -118,15 +117,7 @@ def test_a_run_leaves_everything_that_the_guide_names(finished):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what a kill leaves open
 @pytest.mark.parametrize(
-    ("what", "at"),
-    [
-        ("English tuning", 55),
-        ("Distillation", 52),
-        ("demo: after", 1),
-        ("Teacher reads", 1),
-        ("Learning to translate", 20),
-        ("Translation", 1),
-    ],
+    ("what", "at"), [("English tuning", 55), ("Distillation", 52), ("demo: after", 1), ("Teacher reads", 1)]
 )
 def test_a_killed_run_goes_on_to_the_same_scores(finished, tmp_path, tiny_model_folder, what, at):
     """Whenever the process ends, running again gives the scores of an unbroken run."""
@@ -249,50 +240,11 @@ def test_the_ledger_counts_every_stage(finished):
     """Tokens, operations, seconds and memory of tuning, distillation and evaluation."""
     config, _ = finished
     stages = {s["stage"]: s for s in json.loads((config.run / "ledger.json").read_text())["stages"]}
-    assert list(stages) == ["tune", "translate", "distill", "evaluate"]
+    assert list(stages) == ["tune", "distill", "evaluate"]
     assert (
         stages["distill"]["teacher_calls"] == 21 + 14 + 14 + 25
     )  # hi, sw, ur, and English for a tenth of 4.5 passes
     assert all(stages[name]["flops"] > 0 and stages[name]["seconds"] > 0 for name in ("tune", "distill"))
-
-
-def test_own_translations_fill_up_languages_with_few_items(
-    finished, tmp_path, tiny_model_folder, monkeypatch
-):
-    """Each language has 28 items then, the given ones first; training starts from carriers as new."""
-    config = settings(tmp_path / "run", tiny_model_folder)
-    shutil.copytree(finished[0].run / "tuned", config.run / "tuned")
-    run = pipeline.open_run(config)
-    begun, states = [], []
-
-    def canned(model, tokenizer, instructions, *, languages, **options):
-        begun.append(len(instructions))
-        return [f"{code} {n}\n\nyes" for n, code in enumerate(languages)]
-
-    def spy(run, carrier, rows, codes, stage):
-        states.append({name: p.clone() for name, p in carrier.state().items()})
-        return train(run, carrier, rows, codes, stage)
-
-    train = pipeline.train_carrier
-    monkeypatch.setattr(pipeline.round_trip, "answers", canned)
-    monkeypatch.setattr(
-        pipeline.round_trip, "_exact", lambda carrier, codes, rows, filler: [True] * len(rows)
-    )
-    monkeypatch.setattr(pipeline, "train_carrier", spy)
-    pipeline.run_distill(run)
-    assert begun == [round(14 * 1.5) * 2 + round(7 * 1.5)]
-    items = {n["name"]: n["items"] for n in json.loads((config.run / "tree.json").read_text())["nodes"]}
-    assert (items["sw"], items["ur"], items["hi"], items["root"]) == (28, 28, 28, 84)
-    written = (config.run / "translated" / "sw.jsonl").read_text().splitlines()
-    made = [json.loads(line) for line in written]
-    assert len(made) == 14 and made[0]["sw"] == {"instruction": "sw 0", "response": "yes"}
-    given = {e.turns["en"].instruction for e in run.examples}
-    assert not given & {row["en"]["instruction"] for row in made}
-    fresh = run.student(run.reference_model(), trained=False, tree=run.tree).state()
-    assert all(torch.equal(states[0][name], p) for name, p in fresh.items())
-    shutil.rmtree(config.run / "adapters")
-    pipeline.run_distill(pipeline.open_run(config))  # what was translated is read again, not made again
-    assert len(begun) == 1 and len(states) == 2
 
 
 def test_learned_families_are_found_once_and_kept(finished, tmp_path, tiny_model_folder):
@@ -341,7 +293,7 @@ def test_a_language_joins_and_the_others_stay_as_they_are_to_the_bit(finished, t
     items = {n["name"]: n["items"] for n in json.loads((config.run / "tree.json").read_text())["nodes"]}
     assert (items["sw"], items["de"], items["ar"]) == (14, 21, 21)
     stages = json.loads((config.run / "ledger.json").read_text())["stages"]
-    assert [stage["stage"] for stage in stages][-4:] == ["translate de", "add de", "translate ar", "add ar"]
+    assert [stage["stage"] for stage in stages][-2:] == ["add de", "add ar"]
     pipeline.run_evaluate(run)
     scores = json.loads((config.run / "scores.json").read_text())["suites"]["demo"]
     assert scores["languages"] == ["sw", "ur", "hi", "de", "ar"]

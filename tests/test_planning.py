@@ -1,7 +1,6 @@
 """The preflight: bytes worked out by hand, operations against torch's counter, advice that holds."""
 
 import json
-from collections import Counter
 
 import pytest
 import torch
@@ -13,11 +12,9 @@ from isogloss import cli, planning
 from isogloss.config import load_config
 from isogloss.cost import Meter
 from isogloss.data.chat import Encoded
-from isogloss.distill import round_trip
 from isogloss.distill.signal import hidden_signals
 from isogloss.distill.trainer import Sample, Weights, batch_losses, collate, samples_of, twins_of
 from isogloss.errors import ConfigError
-from isogloss.pipeline import lack
 from isogloss.planning import Alive, Machine, StagePlan
 from isogloss.tree.lora import TreeLora
 
@@ -164,30 +161,6 @@ def test_stage_1_against_torchs_counter(read):
 
     assert found.flops == pytest.approx(counted(steps), rel=0.05)
     assert found.tokens_forwarded == sum(lengths)
-
-
-def test_filling_up_is_planned_as_it_is_done(tmp_path):
-    """Swahili lacks 18 items of 30, Spanish 22: rows of both, translations either way, 1½ drawn for each."""
-    overrides = (*SMALL, "languages.targets=[sw, es]", "distill.fill=30", f"run={tmp_path}")
-    work = planning.Work(load_config(None, (*overrides, "data.english_items=200", "dtype=float32")), BIG)
-    assert Counter(row.language for row in work.rows if row.language != "en") == {"sw": 30, "es": 30}
-    assert Counter(row.language for row in work.translations) == {"sw": 2 * 12, "es": 2 * 8}
-    found = planning.translate_plan(work)
-    order = planning.training_order(work.translations, round_trip.translator(work.config.distill), 0)
-    assert len(order) == 40 * 3
-    trained = [work.translations[n].student for n in order]
-    assert found.tokens_backpropagated == sum(len(one.prompt) + len(one.response) for one in trained)
-    _, wanted, pool = lack(work.run, work.run.examples, work.run.taught)
-    assert wanted == {"sw": 18, "es": 22} and len(pool) > 150
-    texts = [text for *_, text in round_trip.drawn(pool, wanted, 1.5, responses=True)]
-    assert len(texts) == 27 + 33
-    assert found.tokens_generated == sum(len(work.tokenizer(text)["input_ids"]) for text in texts)
-    assert [s.stage for s in planning.plan(work.config, BIG).stages] == [
-        "tune",
-        "translate",
-        "distill",
-        "evaluate",
-    ]
 
 
 def test_stage_2_against_torchs_counter(read):

@@ -95,7 +95,6 @@ def distil(
     say: Callable[[str], None] = lambda text: None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     scored: Sequence[Scored] | None = None,
-    what: str = "Distillation",
 ) -> list[Gain]:
     """Train the carriers on the rows, the model below being frozen; returns what judged nodes gain.
 
@@ -109,7 +108,6 @@ def distil(
         say: Hears the divergence of every language before training.
         tokenizer: Needed where some steps are on-policy.
         scored: What another teacher than the model itself says of the rows that are not English.
-        what: The bar's name.
     """
     carrier.off()
     layer, (kind, k) = layer_of(carrier.model, settings), settings.form
@@ -166,7 +164,7 @@ def distil(
         if found := divergence_by_language(carrier, samples, weights, pad_id):
             nats = ", ".join(f"{code} {value:.3f}" for code, value in found.items())
             say(f"Divergence from the teacher before training, nats a token: {nats}")
-    with bar(what) as progress:
+    with bar("Distillation") as progress:
         train(trainer, Watch(curve, cost.stage, max(1, steps // 60), progress), work)
     carrier.off()
     gains = prune(carrier, held, pad_id=pad_id)

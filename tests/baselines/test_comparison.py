@@ -82,13 +82,6 @@ def test_an_unknown_method_is_refused(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_items_that_only_one_method_has_are_refused(tmp_path, capsys):
-    command = ["compare-methods", "--set", "distill.fill=64", "--out", str(tmp_path / "out")]
-    assert leave(command) == 2
-    assert "distill.fill is 64; methods are compared on the same items: take 0" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_levels_are_reached_at_the_first_point_that_has_them():
     """Literal points; `best-rl` is the best that any RL method has at any point, by seed."""
 
