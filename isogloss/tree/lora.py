@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from isogloss.errors import ConfigError
 from isogloss.model import layers_of
 from isogloss.tree.carrier import Carrier, Routing
 from isogloss.tree.nodes import Tree
@@ -82,6 +83,9 @@ class TreeLora(Carrier):
         targets: Names of the modules that carry adapters, as PEFT takes them.
         scaling: What the adapter's output is multiplied by (PEFT's alpha / r).
         layers: How many decoder layers, from the lowest, carry adapters; None for all.
+
+    Raises:
+        ConfigError: PEFT puts a target on a layer above them.
     """
 
     def __init__(
@@ -98,6 +102,8 @@ class TreeLora(Carrier):
         config = self.like(tree.rank)
         model.requires_grad_(False)
         self.model: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=True)
+        if layers is not None:
+            self._refuse_above(layers)
         self.routing = Routing(tree)
         for layer in self.layers():
             for part, kind in ((layer.lora_A, _Down), (layer.lora_B, _Up)):
@@ -107,6 +113,17 @@ class TreeLora(Carrier):
             # The products run in the base's type; PEFT would carry every input over to float32.
             layer.cast_input_dtype_enabled = False
         self.off()
+
+    def _refuse_above(self, layers: int) -> None:
+        # PEFT has rules of its own for some mixtures of experts, which pass over the layers asked for.
+        within = {id(module) for block in layers_of(self.model)[:layers] for module in block.modules()}
+        for name, module in self.model.named_modules():
+            if isinstance(module, LoraLayer) and id(module) not in within:
+                target = name.rpartition(".")[2]
+                raise ConfigError(
+                    f"distill.carrier.layers: PEFT puts an adapter on {name}, above the lowest {layers}; "
+                    f"leave {target} out of distill.carrier.targets or let all layers carry adapters"
+                )
 
     def layers(self) -> Iterator[LoraLayer]:
         return (m for m in self.model.modules() if isinstance(m, LoraLayer))

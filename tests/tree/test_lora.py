@@ -12,6 +12,7 @@ from peft import PeftModel
 from isogloss.data.chat import Encoded
 from isogloss.distill.signal import Signal
 from isogloss.distill.trainer import Sample, Weights, batch_losses, collate, twins_of
+from isogloss.errors import ConfigError
 from isogloss.tree.carrier import Routing
 from isogloss.tree.lora import TreeLora, nearest_of_rank
 from isogloss.tree.nodes import build_tree
@@ -235,6 +236,17 @@ def test_adapters_of_the_lowest_layers_leave_the_others_alone(tiny, five, tmp_pa
         on = logits(model)
     torch.testing.assert_close(on, logits(loaded), rtol=0, atol=1e-4)
     assert (on - logits(tiny(kind))).abs().max() > 0.1
+
+
+def test_an_adapter_above_the_lowest_layers_is_refused(tiny, five):
+    """PEFT gives a router to every layer, whatever layers are asked for."""
+    with pytest.raises(ConfigError) as caught:
+        TreeLora(tiny("qwen3_moe"), five, targets=("q_proj", "gate"), scaling=2.0, layers=2)
+    assert str(caught.value) == (
+        "distill.carrier.layers: PEFT puts an adapter on base_model.model.model.layers.2.mlp.gate, above the "
+        "lowest 2; leave gate out of distill.carrier.targets or let all layers carry adapters"
+    )
+    TreeLora(tiny("qwen3_moe"), five, targets=("q_proj", "gate"), scaling=2.0)
 
 
 def test_a_refit_to_a_smaller_rank_is_the_nearest_there_is(tiny, five, student, tmp_path):
