@@ -20,7 +20,8 @@ from isogloss.config import load_config
 from isogloss.data.chat import encode_prompt
 from isogloss.data.sources import parallel_examples
 from isogloss.generate import complete
-from isogloss.model import load_model, load_tokenizer, pick_dtype, two_thirds
+from isogloss.model import load_model, load_tokenizer, pick_dtype
+from isogloss.tree.fit import lora_shape
 from isogloss.tree.lora import TreeLora
 from isogloss.tree.nodes import build_tree
 
@@ -39,10 +40,7 @@ def main() -> None:
     tokenizer = load_tokenizer(asked.model)
     tree = build_tree(codes, ranks=settings.ranks.model_dump())
     alone, under = (load_model(asked.model, dtype) for _ in range(2))
-    carrier = TreeLora(
-        under, tree, targets=settings.targets, scaling=settings.scaling,
-        layers=settings.layers or two_thirds(under),
-    )  # fmt: skip
+    carrier = TreeLora(under, tree, **lora_shape(under, settings))
     examples = parallel_examples(config, None, codes)
     rows = []
     for batch in (1, 32):

@@ -90,11 +90,9 @@ def main() -> None:
 
 
 def _train(contest: Contest, method: str, settings: dict[str, Any], pairs: Any) -> Entry:
-    if method == "grpo":
-        return methods.grpo(contest, settings)
-    if method == "sft-grpo":
-        return methods.sft_grpo(contest, settings)
-    return methods.dpo(contest, settings, pairs)
+    if method == "dpo":
+        return methods.dpo(contest, settings, pairs)
+    return {"grpo": methods.grpo, "sft-grpo": methods.sft_grpo}[method](contest, settings)
 
 
 if __name__ == "__main__":

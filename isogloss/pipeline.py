@@ -42,12 +42,12 @@ from isogloss.evaluate.suites import SUITES, load_suite
 from isogloss.files import read_lines, write_json, write_lines, write_text
 from isogloss.generate import answers
 from isogloss.languages import SOURCE
-from isogloss.model import causal_of, layers_of, load_model, load_tokenizer, pad_id, pick_dtype, two_thirds
+from isogloss.model import causal_of, layers_of, load_model, load_tokenizer, pad_id, pick_dtype
 from isogloss.report.page import write_report
 from isogloss.teacher import joining
 from isogloss.teacher.scored import Scored
 from isogloss.tree.carrier import Carrier
-from isogloss.tree.fit import refuse_misfit
+from isogloss.tree.fit import lora_shape, refuse_misfit
 from isogloss.tree.lora import TreeLora
 from isogloss.tree.nodes import Node, Tree, build_tree, family_name, shaped
 from isogloss.tree.shapes import families_of_file, learned_families, random_families
@@ -200,10 +200,7 @@ class Run:
         settings, tree = self.config.distill.carrier, tree or self.tree
         torch.manual_seed(self.config.seed)
         if settings.type == "lora":
-            carrier: Carrier = TreeLora(
-                model, tree, targets=settings.targets, scaling=settings.scaling,
-                layers=settings.layers or two_thirds(model),
-            )  # fmt: skip
+            carrier: Carrier = TreeLora(model, tree, **lora_shape(model, settings))
         else:
             carrier = (TreePrefix if settings.type == "prefix" else TreeEmbedding)(model, tree)
         if trained:

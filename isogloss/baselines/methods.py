@@ -31,8 +31,9 @@ from isogloss.distill.stage import distil
 from isogloss.evaluate import runner
 from isogloss.generate import answers
 from isogloss.languages import SOURCE
-from isogloss.model import causal_of, pad_id, two_thirds
+from isogloss.model import causal_of, pad_id
 from isogloss.pipeline import Run, scored_elsewhere
+from isogloss.tree.fit import lora_shape
 from isogloss.tree.lora import lora_config
 
 SFT = {"learning_rate": 3e-3}
@@ -229,11 +230,7 @@ def _begin(contest: Contest, method: str, steps: int) -> tuple[PeftModel, Way]:
     torch.manual_seed(run.config.seed)
     rank = run.tree.path_rank()
     reference = run.reference_model()
-    config = lora_config(
-        reference, rank, targets=settings.targets, scaling=settings.scaling,
-        layers=settings.layers or two_thirds(reference),
-    )  # fmt: skip
-    model: Any = get_peft_model(reference, config)
+    model: Any = get_peft_model(reference, lora_config(reference, rank, **lora_shape(reference, settings)))
     return model, contest.start(method, runner.Model(model, run.tokenizer), steps)
 
 

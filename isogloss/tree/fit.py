@@ -1,11 +1,13 @@
 """Does a carrier fit the model? Told from the model's configuration, before any weight is loaded."""
 
+from typing import Any
+
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from isogloss.config import Config
+from isogloss.config import Config, LoraCarrier
 from isogloss.errors import ConfigError
-from isogloss.model import layers_of, skeleton
+from isogloss.model import layers_of, skeleton, two_thirds
 
 KEYED = ("full_attention", "sliding_attention", "chunked_attention")
 """Kinds of layers, in transformers' words, that keep keys and values."""
@@ -38,6 +40,12 @@ def refuse_misfit(config: Config) -> None:
                 f"distill.carrier.type: prefix needs keys and values in every layer, and {config.model} has "
                 f"{', '.join(keyless)}; take lora or embedding"
             )
+
+
+def lora_shape(model: nn.Module, settings: LoraCarrier) -> dict[str, Any]:
+    """Where a model carries adapters and how they are scaled, as `TreeLora` and `lora_config` take it."""
+    layers = settings.layers or two_thirds(model)
+    return {"targets": settings.targets, "scaling": settings.scaling, "layers": layers}
 
 
 def linear_names(model: nn.Module) -> list[str]:

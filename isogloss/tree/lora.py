@@ -115,7 +115,7 @@ class TreeLora(Carrier):
         self.off()
 
     def _refuse_above(self, layers: int) -> None:
-        # PEFT has rules of its own for some mixtures of experts, which pass over the layers asked for.
+        # Targets that a mixture of experts keeps as parameters, PEFT looks for in every layer.
         within = {id(module) for block in layers_of(self.model)[:layers] for module in block.modules()}
         for name, module in self.model.named_modules():
             if isinstance(module, LoraLayer) and id(module) not in within:
