@@ -1,16 +1,18 @@
 """Variants of stage 2 on one reference model per seed, measured side by side.
 
-Flow: a run per seed for stage 1 → its tuned model into a run per variant and seed → rows → table, JSON.
-Every run is an ordinary run folder, so a stopped ablation goes on where it was.
+Flow: a run per seed for stage 1 → its tuned model into a run per variant and seed → rows; over the seeds each
+variant against the first → table, JSON. Every run is an ordinary run folder, so a stopped ablation goes on
+where it was.
 """
 
 import json
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from isogloss.comparing import compare_groups
 from isogloss.config import Config, dump_config, with_overrides
 from isogloss.errors import ConfigError
 from isogloss.files import write_json
@@ -69,10 +71,38 @@ def parse(text: str) -> Variant:
     return Variant(name, overrides)
 
 
+def with_items(variants: Sequence[Variant], items: Sequence[int]) -> list[Variant]:
+    """Each variant with so many parallel items in every language, which makes a learning curve."""
+    if not items:
+        return list(variants)
+    return [
+        Variant(
+            f"{variant.name}@{n}",
+            (*variant.overrides, f"languages.items={{high: {n}, middle: {n}, low: {n}}}"),
+        )
+        for n in items
+        for variant in variants
+    ]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What came out.
+
+    Attributes:
+        rows: One per suite, variant and seed.
+        differences: One per suite, group of languages ("all", "low") and variant but the first (of its number
+            of items): alignment accuracy against the first, mean over seeds, paired over items.
+    """
+
+    rows: list[dict]
+    differences: list[dict]
+
+
 def ablate(
     config: Config, variants: Sequence[Variant], seeds: Sequence[int], folder: Path, watcher: Watcher
-) -> list[dict]:
-    """One row per suite, variant and seed, in `folder/ablation.json` too, which grows as runs end."""
+) -> Ablation:
+    """Run what was not run yet; `folder/ablation.json` grows as runs end."""
     rows: list[dict] = []
     for variant in variants:
         refuse_misfit(_variant(config, variant.overrides, 0, folder))
@@ -93,8 +123,45 @@ def ablate(
             run_evaluate(run)
             run_report(run)
             rows += _rows(run, variant, seed)
-            write_json(folder / "ablation.json", {"schema": 1, "settings": dump_config(config), "rows": rows})
-    return rows
+            _write(config, Ablation(rows, []), folder)
+    done = Ablation(rows, _differences(config, variants, seeds, folder))
+    _write(config, done, folder)
+    return done
+
+
+def _write(config: Config, done: Ablation, folder: Path) -> None:
+    written = {
+        "schema": 1,
+        "settings": dump_config(config),
+        "rows": done.rows,
+        "differences": done.differences,
+    }
+    write_json(folder / "ablation.json", written)
+
+
+def _differences(
+    config: Config, variants: Sequence[Variant], seeds: Sequence[int], folder: Path
+) -> list[dict]:
+    """Each variant minus the first of as many items, over all languages and over the low-resource ones."""
+    found = []
+    for variant in variants:
+        number = variant.name.partition("@")[2]
+        first = next(one for one in variants if one.name.partition("@")[2] == number)
+        if variant == first:
+            continue
+        ours, theirs = ([folder / f"{one.name}-{seed}" for seed in seeds] for one in (variant, first))
+        for group, codes in (("all", None), ("low", _low(config))):
+            for one in compare_groups(ours, theirs, codes=codes):
+                if one.measure == "alignment":
+                    about = {"suite": one.suite, "variant": variant.name, "against": first.name}
+                    found.append({**about, "languages": group, "measure": one.measure, **asdict(one.mean)})
+    return found
+
+
+def _low(config: Config) -> list[str]:
+    """The languages of few items."""
+    languages = config.languages
+    return [code for code in languages.targets if code not in (*languages.high, *languages.middle)]
 
 
 def summary(rows: Sequence[Mapping]) -> list[dict]:
@@ -122,8 +189,7 @@ def _rows(run: Run, variant: Variant, seed: int) -> list[dict]:
     scores = json.loads((run.folder / "scores.json").read_text("utf-8"))["suites"]
     stages = json.loads((run.folder / "ledger.json").read_text("utf-8"))["stages"]
     cost = next(stage for stage in stages if stage["stage"] == "distill")
-    languages = run.config.languages
-    low = [code for code in run.taught if code not in languages.high and code not in languages.middle]
+    low = [code for code in _low(run.config) if code in run.taught]
     rows = []
     for suite, found in scores.items():
         after = found["after"]

@@ -470,6 +470,13 @@ def ablate(
             "five trees.",
         ),
     ] = None,
+    items: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Every variant with so many parallel items in each language; repeatable: a learning curve.",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the settings' own on.")] = 1,
     folder: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of all runs.")] = Path(
         "runs/ablation"
@@ -482,17 +489,18 @@ def ablate(
     _quiet()
     from isogloss import ablation
 
-    variants = [
-        ablation.parse(text) for text in variant or ("families", "learned", "random", "flat", "shared")
-    ]
+    variants = ablation.with_items(
+        [ablation.parse(text) for text in variant or ("families", "learned", "random", "flat", "shared")],
+        items or (),
+    )
     job = _prepare(settings)
     from isogloss import pipeline
 
     pipeline.check(job)
-    rows = ablation.ablate(
+    done = ablation.ablate(
         settings, variants, range(settings.seed, settings.seed + seeds), folder, job.watcher
     )
-    _show_ablation(ablation.summary(rows))
+    _show_ablation(ablation.summary(done.rows), done.differences)
     _line(f"Rows: {folder / 'ablation.json'}")
 
 
@@ -732,7 +740,7 @@ def _show_scores(job: "Run") -> None:
     out.print()
 
 
-def _show_ablation(summary: Sequence[dict]) -> None:
+def _show_ablation(summary: Sequence[dict], differences: Sequence[dict]) -> None:
     names = ("alignment", "low", "consistency", "retrieval", "fidelity", "retention")
     for suite in dict.fromkeys(entry["suite"] for entry in summary):
         table = Table(box=None, header_style="bold", pad_edge=False, title=suite, title_justify="left")
@@ -743,6 +751,21 @@ def _show_ablation(summary: Sequence[dict]) -> None:
             if entry["suite"] == suite:
                 cells = [_mean(entry.get(name), 100) for name in names]
                 table.add_row(escape(entry["variant"]), *cells, _mean(entry.get("seconds"), 1))
+        out.print(table)
+        against = [one for one in differences if one["suite"] == suite]
+        if not against:
+            continue
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for number, name in enumerate(
+            ("alignment", "against", "languages", "difference", "95 % interval", "p", "n")
+        ):
+            table.add_column(name, no_wrap=True, justify="left" if number < 3 else "right")
+        for one in against:
+            interval = f"{100 * one['low']:+.1f} to {100 * one['high']:+.1f}"
+            table.add_row(
+                escape(one["variant"]), escape(one["against"]), one["languages"],
+                f"{100 * one['value']:+.1f}", interval, f"{one['p']:.4f}", str(one["n"]),
+            )  # fmt: skip
         out.print(table)
 
 

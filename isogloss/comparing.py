@@ -1,13 +1,15 @@
-"""Two runs on the same items: is one better, by how much, and could it be chance?
+"""Two runs on the same items, or two groups of them: is one better, by how much, and could it be chance?
 
 Flow: hits of both → differences per language and over languages → paired bootstrap → Holm over the languages.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from isogloss.errors import RunError
 from isogloss.evaluate.statistics import Difference, holm, mean_over_languages, paired_bootstrap_of_halves
@@ -45,24 +47,48 @@ def compare(a: Path, b: Path, *, seed: int = 0) -> list[Compared]:
     Raises:
         RunError: They have no suite in common, or one that was measured on other items.
     """
-    ours, theirs = _signatures(a), _signatures(b)
-    shared = [suite for suite in ours if suite in theirs]
-    if not shared:
-        raise RunError(
-            f"{a} and {b} have no suite in common; they have {', '.join(ours)} and {', '.join(theirs)}"
-        )
+    return compare_groups([a], [b], seed=seed)
+
+
+def compare_groups(
+    a: Sequence[Path], b: Sequence[Path], *, codes: Sequence[str] | None = None, seed: int = 0
+) -> list[Compared]:
+    """As `compare`, for runs that differ in their seed alone: an item counts as its mean over a group's runs.
+
+    The interval is for other items, not for other seeds.
+
+    Args:
+        codes: The languages to look at; all that both groups have when not given.
+
+    Raises:
+        RunError: As `compare`.
+    """
+    ours = _signatures(a[0])
+    shared = list(ours)
+    for run in (*a[1:], *b):
+        theirs = _signatures(run)
+        shared = [suite for suite in shared if suite in theirs]
+        if not shared:
+            raise RunError(
+                f"{a[0]} and {run} have no suite in common; "
+                f"they have {', '.join(ours)} and {', '.join(theirs)}"
+            )
+        for suite in shared:
+            if ours[suite] != theirs[suite]:
+                raise RunError(
+                    f"{suite} was measured as {ours[suite]} in {a[0]} and as {theirs[suite]} in {run}; "
+                    "measure both alike"
+                )
     found = []
     for suite in shared:
-        if ours[suite] != theirs[suite]:
-            raise RunError(
-                f"{suite} was measured as {ours[suite]} in {a} and as {theirs[suite]} in {b}; "
-                "measure both alike"
-            )
-        (ids_a, hits_a), (ids_b, hits_b) = _hits(a, suite), _hits(b, suite)
-        if ids_a != ids_b:
-            raise RunError(
-                f"{suite} has other items in {a} than in {b}; evaluate both with the same settings"
-            )
+        read = [_read(run, suite) for run in (*a, *b)]
+        for run, one in zip((*a, *b), read, strict=True):
+            if one["items"] != read[0]["items"]:
+                raise RunError(
+                    f"{suite} has other items in {a[0]} than in {run}; evaluate both with the same settings"
+                )
+        hits = [one["hits"] for one in read]
+        hits_a, hits_b = _mean_hits(hits[: len(a)], codes), _mean_hits(hits[len(a) :], codes)
         for measure in MEASURES:
             if one := _measure(suite, measure, hits_a, hits_b, seed):
                 found.append(one)
@@ -112,9 +138,19 @@ def _signatures(run: Path) -> dict[str, str]:
     return {name: "|".join(suite["signature"].split("|")[:5]) for name, suite in suites.items()}
 
 
-def _hits(run: Path, suite: str) -> tuple[list[str], Hits]:
+def _mean_hits(runs: Sequence[Hits], codes: Sequence[str] | None) -> Hits:
+    """By measure and language, each item's mean over the runs; what one of them lacks is left out."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for measure in runs[0]:
+        for code in runs[0][measure]:
+            each = [hits.get(measure, {}).get(code, []) for hits in runs]
+            if all(each) and (codes is None or code in codes):
+                found.setdefault(measure, {})[code] = np.mean(each, axis=0).tolist()
+    return found
+
+
+def _read(run: Path, suite: str) -> dict[str, Any]:
     file = run / "predictions" / f"{suite}.after.hits.json"
     if not file.is_file():
         raise RunError(f"{file} is missing; run `isogloss evaluate` again")
-    read = json.loads(file.read_text("utf-8"))
-    return read["items"], read["hits"]
+    return json.loads(file.read_text("utf-8"))

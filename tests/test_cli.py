@@ -425,7 +425,17 @@ def test_an_ablation_measures_variants_on_one_reference_model(base, tmp_path, ca
     assert leave(command) == 0
     said = capsys.readouterr().out
     assert [line.split()[0] for line in said.split("\n") if line.startswith(("families ", "flat ", "small "))]
-    rows = json.loads((folder / "ablation.json").read_text())["rows"]
+    written = json.loads((folder / "ablation.json").read_text())
+    rows, differences = written["rows"], written["differences"]
+    assert [(one["variant"], one["against"], one["languages"]) for one in differences] == [
+        ("flat", "families", "all"), ("flat", "families", "low"),
+        ("small", "families", "all"), ("small", "families", "low"),
+    ]  # fmt: skip
+    means = {row["variant"]: row for row in rows}
+    for one in differences:
+        name = "alignment" if one["languages"] == "all" else "low"
+        expected = means[one["variant"]][name] - means["families"][name]
+        assert one["value"] == pytest.approx(expected) and 0 < one["p"] <= 1
     assert [(row["variant"], row["seed"], row["suite"]) for row in rows] == [
         ("families", 0, "demo"), ("flat", 0, "demo"), ("small", 0, "demo"),
     ]  # fmt: skip
@@ -442,6 +452,19 @@ def test_an_ablation_measures_variants_on_one_reference_model(base, tmp_path, ca
     assert leave(command) == 0
     assert files(folder) == before
     assert not (tmp_path / "unused").exists()
+
+
+def test_an_ablation_over_numbers_of_items_is_a_learning_curve(base, tmp_path):
+    """Every variant once for each number, compared with the first of the same number."""
+    folder = tmp_path / "out"
+    asked = ["--variant", "families", "--variant", "flat", "--items", "2", "--items", "4"]
+    assert leave(["ablate", *small(tmp_path / "unused", base), "--out", str(folder), *asked]) == 0
+    written = json.loads((folder / "ablation.json").read_text())
+    assert [row["variant"] for row in written["rows"]] == ["families@2", "flat@2", "families@4", "flat@4"]
+    tokens = [row["trained_tokens"] for row in written["rows"]]
+    assert tokens[0] == tokens[1] < tokens[2] == tokens[3]
+    compared = [(one["variant"], one["against"]) for one in written["differences"]]
+    assert compared == [("flat@2", "families@2")] * 2 + [("flat@4", "families@4")] * 2
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from isogloss import cli
-from isogloss.comparing import compare
+from isogloss.comparing import compare, compare_groups
 from isogloss.errors import RunError
 
 SIGNATURE = "suite:demo|rev:1|split:test|items:4|sentences:2|scoring:generation|seed:{seed}"
@@ -111,3 +111,30 @@ def test_languages_with_other_items_each_are_compared_apart(tmp_path):
     (found,) = compare(a, b)
     assert found.mean.value == -0.25 and found.mean.n == 2
     assert {code: one.value for code, one in found.languages.items()} == {"sw": 0.5, "ur": -1.0}
+
+
+def test_seeds_of_a_group_are_averaged_item_by_item(tmp_path):
+    """Two seeds each: Swahili's items are worth 1, ½, 0, ½ against 0, ½, 0, 0; Urdu is not asked for."""
+    ours = [
+        written(tmp_path / "a0", {"accuracy": {"sw": [1, 1, 0, 1], "ur": [0, 0, 0, 0]}}, seed=0),
+        written(tmp_path / "a1", {"accuracy": {"sw": [1, 0, 0, 0], "ur": [0, 0, 0, 0]}}, seed=1),
+    ]
+    theirs = [
+        written(tmp_path / "b0", {"accuracy": {"sw": [0, 1, 0, 0], "ur": [1, 1, 1, 1]}}, seed=0),
+        written(tmp_path / "b1", {"accuracy": {"sw": [0, 0, 0, 0], "ur": [1, 1, 1, 1]}}, seed=1),
+    ]
+    (found,) = compare_groups(ours, theirs, codes=["sw"])
+    assert (found.mean.value, found.mean.n, list(found.languages)) == (0.375, 4, ["sw"])
+    both = compare_groups(ours, theirs)[0]
+    assert both.languages["ur"].value == -1.0
+
+
+def test_a_group_with_one_run_on_other_items_is_refused(tmp_path):
+    """Whichever of them it is."""
+    hits = {"accuracy": {"sw": [1, 1, 0, 1]}}
+    a, b, c = (
+        written(tmp_path / name, hits, items=tuple(items))
+        for name, items in (("a", "abcd"), ("b", "abcd"), ("c", "abce"))
+    )
+    with pytest.raises(RunError, match=f"^demo has other items in {a} than in {c}; "):
+        compare_groups([a], [b, c])
