@@ -113,13 +113,10 @@ def prose(real: Real, rng: random.Random) -> Iterator[str]:
                 yield _join({c: row[c] for c in rng.sample((code, other), 2)}, rng)
 
 
-def exercises(rng: random.Random, *, english_phrases: bool = False) -> Iterator[list[Segment]]:
-    """An endless stream of solved exercises; or of English phrases compared, the first step to it."""
+def exercises(rng: random.Random, *, kind: str = "") -> Iterator[list[Segment]]:
+    """An endless stream of solved exercises, of all kinds or of one."""
     kinds, shares = list(EXERCISES), list(EXERCISES.values())
     while True:
-        if english_phrases:
-            yield exercise(["en"], rng, autonyms=AUTONYMS, kind="phrase")
-            continue
         match rng.choices(kinds, shares)[0]:
             case "English":
                 codes = ["en"]
@@ -127,7 +124,7 @@ def exercises(rng: random.Random, *, english_phrases: bool = False) -> Iterator[
                 codes = [_language(rng, without="en")]
             case _:
                 codes = ["en", _language(rng, without="en")]
-        yield exercise(codes, rng, autonyms=AUTONYMS)
+        yield exercise(codes, rng, autonyms=AUTONYMS, kind=kind)
 
 
 def _language(rng: random.Random, without: str = "") -> str:

@@ -12,19 +12,26 @@ from isogloss.demo.grammar import Event, Opinion, Phrases, opinions, phrases
 from isogloss.demo.pairs import SHORT, WHOLE, Said, another_deed, another_person, infer, vary
 from isogloss.demo.split import Split, events_of
 
-KINDS = {"question": 4, "inference": 5, "paraphrase": 5, "match": 1, "phrase": 8, "topic": 1, "sentiment": 1}
+KINDS = {"question": 8, "inference": 5, "paraphrase": 5, "match": 1, "phrase": 8, "topic": 1, "sentiment": 1}
 """How often each kind is met: looking up and comparing are the hardest, and begin with single phrases."""
 PARTS = {"question": 5, "inference": 1, "paraphrase": 1, "match": 4, "phrase": 6, "topic": 4, "sentiment": 3}
 """Most questions asked in one language of an exercise; half of them where there are two. A comparison stands
 alone: statements beside it would be compared too."""
 
 
+ASKED = {"who": 3, "where": 1, "when": 1}
+"""How often each is asked for: a place or a time mostly follows the deed that it belongs to, and is found at
+once; a person stands before it, and that is learnt from many questions or not at all."""
+EXPLAINED = 0.3
+"""What a token that says why counts beside one of the answer, which is meant and has fewer of them."""
+
+
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a document; an answer is what the model is to learn from an exercise."""
+    """A piece of a document, and what one of its tokens counts as a thing to learn; 0: it is read alone."""
 
     text: str
-    answer: bool
+    counts: float
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,8 @@ def exercise(
         explained: How often the difference stands before the answer; as often it stands after.
     """
     kind = kind or rng.choices(list(KINDS), list(KINDS.values()))[0]
-    parts = max(1, rng.randint(1, PARTS[kind]) // len(codes))
-    make = {"question": _questions, "match": _matches, "phrase": _phrases}.get(kind)
+    parts = max(1, rng.randint(1, PARTS.get(kind, 3)) // len(codes))
+    make = {"question": _questions, "who": _who, "match": _matches, "phrase": _phrases}.get(kind)
     event = draw(split, rng)
     if make:
         texts, words = make(event, codes, parts, rng), ""
@@ -64,14 +71,18 @@ def exercise(
         words = _listed(kind, codes, labels, rng) if rng.random() < 0.4 else ""
     named, mark = rng.random() < 0.5, rng.choice(["\n→ ", "\n", " → "])
     before, after = explained > (place := rng.random()), explained <= place < 2 * explained
-    segments = [Segment(words, False)] if words else []
+    segments = [Segment(words, 0.0)] if words else []
     for code in codes:
         name = f"{autonyms[code]}: " if named else ""
         for part in texts[code]:
-            segments.append(Segment(name + part.text + mark, False))
+            segments.append(Segment(name + part.text + mark, 0.0))
             why = f"({part.difference})" if part.difference else ""
-            told = [why] * before + [part.answer] + [why] * after
-            segments.append(Segment(" ".join(filter(None, told)) + "\n", True))
+            if why and before:
+                segments += [Segment(why, EXPLAINED), Segment(f" {part.answer}\n", 1.0)]
+            elif why and after:
+                segments += [Segment(part.answer, 1.0), Segment(f" {why}\n", EXPLAINED)]
+            else:
+                segments.append(Segment(f"{part.answer}\n", 1.0))
             name = ""
     return segments
 
@@ -87,14 +98,45 @@ Solved = dict[str, list[Part]]
 
 def _questions(event: Event, codes: Sequence[str], parts: int, rng: random.Random) -> Solved:
     """One to three statements and questions about them."""
+    kinds = [kind for kind, times in ASKED.items() for _ in range(times)]
+    return _asked(event, codes, parts, rng, kinds, others=rng.choice([0, 1, 1, 1, 2]))
+
+
+def _who(event: Event, codes: Sequence[str], parts: int, rng: random.Random) -> Solved:
+    """Two or three statements, and who did what: the drill.
+
+    More often than not every statement is followed by its person, so that what ends a statement comes to
+    hold who it is about, which is where a question's deed can find it.
+    """
+    others = rng.choice([1, 1, 2])
+    if rng.random() < 0.4:
+        return _asked(event, codes, parts, rng, ["who"], others)
+    told = _told(event, others, rng)
+    asked = rng.sample(told, min(parts, len(told)))
+    return {
+        c: [Part(phrases(c).event(e), phrases(c).answer("who", e)) for e in told]
+        + [Part(phrases(c).question("who", e), phrases(c).answer("who", e)) for e in asked]
+        for c in codes
+    }
+
+
+def _told(event: Event, others: int, rng: random.Random) -> list[Event]:
+    """An event and at most so many others of other people, none of them denied, in any order."""
     told = [event]
-    for _ in range(rng.choice([0, 1, 1, 1, 2])):
+    for _ in range(others):
         other = draw_like(told[-1], rng)
         if other.person != event.person and other.action != event.action:
             told.append(other)
-    told = [e.affirmed() for e in rng.sample(told, len(told))]
-    asked = [(kind, e) for e in told for kind in ("who", "where", "when")]
-    asked = rng.sample(asked, min(parts, len(asked)))
+    return [e.affirmed() for e in rng.sample(told, len(told))]
+
+
+def _asked(
+    event: Event, codes: Sequence[str], parts: int, rng: random.Random, kinds: Sequence[str], others: int
+) -> Solved:
+    """Statements, and questions of some kinds about them, the more often named the more often asked."""
+    told = _told(event, others, rng)
+    all_of_them = [(kind, e) for e in told for kind in kinds]
+    asked = list(dict.fromkeys(rng.sample(all_of_them, len(all_of_them))))[:parts]
     read = rng.choice(codes) if rng.random() < 0.25 else ""
     backwards = rng.random() < 0.25
     texts: Solved = {}

@@ -39,7 +39,7 @@ CHAT_TEMPLATE = (
 )
 VOCABULARY = 12_288
 BLOCK = 256
-EXERCISE_ROWS = 0.625
+EXERCISE_ROWS = 0.75
 """Share of the rows that hold exercises, of which the answers alone are learnt."""
 ANSWERS = 768
 """Most answer tokens learnt in a step."""
@@ -125,6 +125,7 @@ class Step:
         prose: What each position of the prose rows but the last is followed by; `IGNORED` where by nothing.
         at: Positions in the flattened ids that an answer's token follows, `ANSWERS` of them.
         answers: These tokens, filled up with `IGNORED`.
+        counts: What each of them counts.
     """
 
     ids: Tensor
@@ -132,6 +133,7 @@ class Step:
     prose: Tensor
     at: Tensor
     answers: Tensor
+    counts: Tensor
 
 
 class Packed:
@@ -143,38 +145,42 @@ class Packed:
         tokenizer: PreTrainedTokenizerFast,
         rows: int,
         seed: int,
-        phrases: int = 0,
+        drill: str = "",
+        drilled: int = 0,
     ):
         """
         Args:
-            phrases: First steps whose exercises are English phrases that are compared: whether two are the
-                same is learnt from many tries at a time or not at all.
+            drill: The one kind of exercise of the first steps: some are learnt from many tries at a time or
+                not at all.
+            drilled: How many steps these are.
         """
-        self.real, self.tokenizer, self.seed, self.phrases = real, tokenizer, seed, phrases
+        self.real, self.tokenizer, self.seed, self.drill, self.drilled = real, tokenizer, seed, drill, drilled
         self.exercises = round(rows * EXERCISE_ROWS)
         self.prose = rows - self.exercises
         self.end: Any = tokenizer.convert_tokens_to_ids("<|endoftext|>")
 
     def step(self, number: int) -> Step:
         rng = random.Random(f"{self.seed}/{number}")
-        prose = ([Segment(text, True)] for text in base_text.prose(self.real, rng))
+        prose = ([Segment(text, 1.0)] for text in base_text.prose(self.real, rng))
         told, _, texts = self._blocks(prose, self.prose)
-        exercises = base_text.exercises(rng, english_phrases=number < self.phrases)
+        exercises = base_text.exercises(rng, kind=self.drill if number < self.drilled else "")
         solved, answered, problems = self._blocks(exercises, self.exercises)
         followed = told.masked_fill(told.eq(pad_id(self.tokenizer)), IGNORED)[:, 1:]
         rows, columns = answered[:, 1:].nonzero(as_tuple=True)
         keep = sorted(rng.sample(range(len(rows)), min(len(rows), ANSWERS)))
         at, answers = torch.zeros(ANSWERS, dtype=torch.long), torch.full((ANSWERS,), IGNORED)
+        counts = torch.zeros(ANSWERS)
         at[: len(keep)] = ((rows + self.prose) * BLOCK + columns)[keep]
         answers[: len(keep)] = solved[rows, columns + 1][keep]
+        counts[: len(keep)] = answered[rows, columns + 1][keep]
         document = torch.cat([texts, problems])
         seen = (document[:, None] == document[:, :, None]).tril()[:, None]
         mask = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill(~seen, -1e4)
-        return Step(torch.cat([told, solved]), mask, followed, at, answers)
+        return Step(torch.cat([told, solved]), mask, followed, at, answers, counts)
 
     def _blocks(self, documents: Iterator[list[Segment]], rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids, which of them are answers, and the number of each one's document in its block."""
-        blocks: list[list[tuple[int, bool]]] = [[] for _ in range(rows)]
+        """Ids, what each counts as an answer, and the number of each one's document in its block."""
+        blocks: list[list[tuple[int, float]]] = [[] for _ in range(rows)]
         misses = 0
         while misses < rows:  # first fit: a document cut in two teaches no comparison
             some = list(islice(documents, 32))
@@ -182,13 +188,13 @@ class Packed:
                 self.tokenizer([s.text for d in some for s in d], add_special_tokens=False)["input_ids"]
             )
             for document in some:
-                ids = [(i, segment.answer) for segment in document for i in next(encoded)]
+                ids = [(i, segment.counts) for segment in document for i in next(encoded)]
                 room = next((b for b in blocks if len(b) + len(ids) < BLOCK), None)
                 if room is None:
                     misses += 1
                 else:
-                    room.extend((*ids, (self.end, False)))
-        padded = [b + [(self.tokenizer.pad_token_id, False)] * (BLOCK - len(b)) for b in blocks]
+                    room.extend((*ids, (self.end, 0.0)))
+        padded = [b + [(self.tokenizer.pad_token_id, 0.0)] * (BLOCK - len(b)) for b in blocks]
         ids = torch.tensor([[i for i, _ in block] for block in padded])
         ends = (ids == self.end).long()
         return ids, torch.tensor([[a for _, a in block] for block in padded]), ends.cumsum(1) - ends
@@ -247,7 +253,7 @@ def solved(model: nn.Module, tokenizer: PreTrainedTokenizerFast, n: int = 24) ->
             ids, places = [end], []
             texts = tokenizer([s.text for s in segments], add_special_tokens=False)["input_ids"]
             for segment, text in zip(segments, texts, strict=True):
-                if segment.answer:
+                if segment.counts:
                     places.append(range(len(ids), len(ids) + len(text)))
                 ids.extend(text)
             said = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].argmax(-1).tolist()
@@ -306,7 +312,10 @@ def main(
     rows: Annotated[int, typer.Option(help="Blocks of 256 tokens a step.")] = 16,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     seed: int = 0,
-    phrases: Annotated[int, typer.Option(help="First steps that compare English phrases alone.")] = 0,
+    drill: Annotated[
+        str, typer.Option(help="The one kind of exercise of the first steps, such as who.")
+    ] = "",
+    drilled: Annotated[int, typer.Option(help="How many steps these are.")] = 0,
     practice: Annotated[int, typer.Option(help="First steps in which prose hardly counts.")] = 0,
     start: Annotated[
         Path | None,
@@ -322,7 +331,7 @@ def main(
     known = out if (out / "tokenizer.json").exists() else start
     tokenizer = PreTrainedTokenizerFast.from_pretrained(known) if known else train_tokenizer(real, seed)
     tokenizer.save_pretrained(out)
-    model, blocks = new_model(tokenizer, seed), Packed(real, tokenizer, rows, seed, phrases)
+    model, blocks = new_model(tokenizer, seed), Packed(real, tokenizer, rows, seed, drill, drilled)
     if start and (start / "checkpoint.pt").exists():
         model.load_state_dict(torch.load(start / "checkpoint.pt", weights_only=True)["model"])
     elif start:
@@ -342,12 +351,11 @@ def main(
             hidden = model.model(step.ids, step.mask, use_cache=False).last_hidden_state
             told = model.lm_head(hidden[: len(step.prose), :-1].flatten(0, 1))
             answered = model.lm_head(hidden.flatten(0, 1)[step.at])
-        return torch.stack(
-            [
-                nn.functional.cross_entropy(logits.float(), truth.flatten(), ignore_index=IGNORED)
-                for logits, truth in ((told, step.prose), (answered, step.answers))
-            ]
+        prose = nn.functional.cross_entropy(told.float(), step.prose.flatten(), ignore_index=IGNORED)
+        nats = nn.functional.cross_entropy(
+            answered.float(), step.answers, ignore_index=IGNORED, reduction="none"
         )
+        return torch.stack([prose, (nats * step.counts).sum() / step.counts.sum()])
 
     started = time.monotonic()
     log = (out / "log.jsonl").open("a", buffering=1)
@@ -387,7 +395,7 @@ def main(
         lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         losses = [line["losses"][0] for line in lines if "losses" in line][-10:]
         command = f"--steps {steps} --rows {rows} --lr {lr} --seed {seed}"
-        command += f" --phrases {phrases} --practice {practice}"
+        command += f" --drill {drill} --drilled {drilled} --practice {practice}"
         card = model_card(
             command,
             steps * rows * BLOCK,

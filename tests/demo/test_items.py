@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from isogloss.demo import base_text
-from isogloss.demo.exercises import exercise
+from isogloss.demo.exercises import EXPLAINED, exercise
 from isogloss.demo.grammar import LANGUAGES, Event, events, phrases
 from isogloss.demo.items import TASKS, demo_items
 from isogloss.demo.pairs import infer, vary
@@ -71,7 +71,7 @@ def test_a_block_holds_whole_documents_and_says_the_same_at_every_asking():
     rng = random.Random("1/7")
     texts = list(itertools.islice(base_text.prose(REAL, rng), 32 * 20))
     read = {tuple(one) for one in tokenizer(texts, add_special_tokens=False)["input_ids"]}
-    for row in step.ids[:3].tolist():
+    for row in step.ids[:2].tolist():
         text = row[: row.index(pad)] if pad in row else row
         assert text[-1] == end and len(text) > 180
         documents = [tuple(g) for last, g in itertools.groupby(text, lambda t: t == end) if not last]
@@ -84,18 +84,21 @@ def test_of_exercises_just_the_answers_are_learnt():
     step = Packed(REAL, tokenizer, rows=8, seed=2).step(0)
     flat, known = step.ids.flatten(), step.answers != IGNORED
     assert torch.equal(flat[step.at[known] + 1], step.answers[known])
-    assert (step.at[known] >= 3 * BLOCK).all()  # five of eight rows hold exercises
-    assert 20 < known.sum() < 400
+    assert (step.at[known] >= 2 * BLOCK).all()  # six of eight rows hold exercises
+    assert 20 < known.sum() < 500
+    assert set(step.counts[known].tolist()) == {1.0, torch.tensor(EXPLAINED).item()}
+    assert not step.counts[~known].any()
     followed = step.prose != IGNORED
-    assert torch.equal(step.prose[followed], step.ids[:3, 1:][followed])
+    assert torch.equal(step.prose[followed], step.ids[:2, 1:][followed])
 
 
 def test_an_exercise_is_solved_in_every_language_it_names():
-    """The same label word stands in both languages, and the difference names the phrases that differ."""
+    """The same label word stands in both languages; the difference names phrases, and counts less."""
     rng = random.Random(5)
     for _ in range(40):
         segments = exercise(["en", "sw"], rng, autonyms=base_text.AUTONYMS, kind="paraphrase", explained=1.0)
-        answers = [s.text.strip() for s in segments if s.answer]
+        assert all((s.counts == EXPLAINED) == s.text.startswith("(") for s in segments)
+        answers = "".join(s.text if s.counts else "\n" for s in segments).strip().split("\n\n")
         english, swahili = answers[: len(answers) // 2], answers[len(answers) // 2 :]
         words = {"same": "sawa", "different": "tofauti"}
         for one, other in zip(english, swahili, strict=True):
@@ -171,3 +174,19 @@ def test_retrieval_sentences_are_parallel_and_distinct():
         "zh": 100,
     }
     assert not set(suite.sentences["en"]) & set(suite.layer_sentences["en"])
+
+
+def test_the_drill_asks_for_persons_alone():
+    """The answer is whose statement is asked about; some drills name the person behind each statement."""
+    rng, noted = random.Random(4), 0
+    people = {entry["text"] for entry in phrases("en").entries["people"].values()}
+    for _ in range(60):
+        segments = exercise(["en"], rng, autonyms=base_text.AUTONYMS, kind="who")
+        answers = [segment.text.strip() for segment in segments if segment.counts]
+        assert set(answers) <= people
+        text = "".join(segment.text for segment in segments)
+        deeds = re.findall(r"Who ([^?]*)\?", text)
+        told = answers[-len(deeds) :]
+        assert all(f"{person} {deed}." in text for person, deed in zip(told, deeds, strict=True))
+        noted += len(answers) > len(deeds)
+    assert 20 < noted < 50
