@@ -802,12 +802,15 @@ def _show_plan(found: "Plan") -> None:
 
 def _show_methods(rows: Sequence[dict]) -> None:
     """Scores of every method, then what it cost to reach each level."""
-    names = ("alignment", "consistency", "retrieval", "fidelity", "retention")
+    names = {
+        "alignment": "align.", "consistency": "consist.", "retrieval": "retr.", "fidelity": "fid.",
+        "retention": "ret.",
+    }  # fmt: skip
     ours = {row["seed"]: row["reached"] for row in rows if row["method"] == "isogloss"}
     scores = Table(box=None, header_style="bold", pad_edge=False)
     costs = Table(box=None, header_style="bold", pad_edge=False)
     levels = list(dict.fromkeys(level for row in rows for level in row["reached"]))
-    for table, columns in ((scores, (*names, "seconds", "TFLOP")), (costs, levels)):
+    for table, columns in ((scores, (*names.values(), "s", "TFLOP")), (costs, levels)):
         table.add_column("method", no_wrap=True)
         for name in ("seed", *columns):
             table.add_column(name, justify="right", no_wrap=True)
@@ -821,14 +824,14 @@ def _show_methods(rows: Sequence[dict]) -> None:
             *(_cost(row["reached"].get(level), ours[row["seed"]].get(level)) for level in levels),
         )  # fmt: skip
     out.print(scores)
-    out.print("\nCost of reaching an alignment accuracy: seconds, TFLOP (times ours)", style="bold")
+    out.print("\nCost of reaching an alignment accuracy: seconds; TFLOP (times ours)", style="bold")
     out.print(costs)
 
 
 def _cost(cost: dict | None, ours: dict | None) -> str:
     if cost is None:
         return "—"
-    plain = f"{cost['seconds']:.0f} s, {cost['flops'] / 1e12:.1f}"
+    plain = f"{cost['seconds']:.0f} s\n{cost['flops'] / 1e12:.1f}"
     return plain if ours is None else f"{plain} ({cost['flops'] / ours['flops']:.1f}×)"
 
 
