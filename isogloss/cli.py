@@ -824,7 +824,7 @@ def _show_methods(rows: Sequence[dict]) -> None:
             *(_cost(row["reached"].get(level), ours[row["seed"]].get(level)) for level in levels),
         )  # fmt: skip
     out.print(scores)
-    out.print("\nCost of reaching an alignment accuracy: seconds; TFLOP (times ours)", style="bold")
+    out.print("\nCost of reaching an alignment accuracy: seconds; TFLOP, times ours", style="bold")
     out.print(costs)
 
 
@@ -832,7 +832,7 @@ def _cost(cost: dict | None, ours: dict | None) -> str:
     if cost is None:
         return "—"
     plain = f"{cost['seconds']:.0f} s\n{cost['flops'] / 1e12:.1f}"
-    return plain if ours is None else f"{plain} ({cost['flops'] / ours['flops']:.1f}×)"
+    return plain if ours is None else f"{plain}, {cost['flops'] / ours['flops']:.1f}×"
 
 
 def _mean(value: tuple[float, float | None] | None, scale: float) -> str:
