@@ -39,10 +39,11 @@ MEASURES = ("alignment", "consistency", "retrieval", "accuracy", "fidelity", "re
 
 @dataclass(frozen=True)
 class Variant:
-    """A name, and the settings that make it."""
+    """A name, the settings that make it, and how many items every language gets where that is one number."""
 
     name: str
     overrides: tuple[str, ...]
+    items: int | None = None
 
 
 def parse(text: str) -> Variant:
@@ -79,6 +80,7 @@ def with_items(variants: Sequence[Variant], items: Sequence[int]) -> list[Varian
         Variant(
             f"{variant.name}@{n}",
             (*variant.overrides, f"languages.items={{high: {n}, middle: {n}, low: {n}}}"),
+            items=n,
         )
         for n in items
         for variant in variants
@@ -145,16 +147,14 @@ def _differences(
     """Each variant minus the first of as many items, over all languages and over the low-resource ones."""
     found = []
     for variant in variants:
-        number = variant.name.partition("@")[2]
-        first = next(one for one in variants if one.name.partition("@")[2] == number)
+        first = next(one for one in variants if one.items == variant.items)
         if variant == first:
             continue
         ours, theirs = ([folder / f"{one.name}-{seed}" for seed in seeds] for one in (variant, first))
         for group, codes in (("all", None), ("low", _low(config))):
-            for one in compare_groups(ours, theirs, codes=codes):
-                if one.measure == "alignment":
-                    about = {"suite": one.suite, "variant": variant.name, "against": first.name}
-                    found.append({**about, "languages": group, "measure": one.measure, **asdict(one.mean)})
+            for one in compare_groups(ours, theirs, codes=codes, measures=["alignment"]):
+                about = {"suite": one.suite, "variant": variant.name, "against": first.name}
+                found.append({**about, "languages": group, "measure": one.measure, **asdict(one.mean)})
     return found
 
 
@@ -189,7 +189,7 @@ def _rows(run: Run, variant: Variant, seed: int) -> list[dict]:
     scores = json.loads((run.folder / "scores.json").read_text("utf-8"))["suites"]
     stages = json.loads((run.folder / "ledger.json").read_text("utf-8"))["stages"]
     cost = next(stage for stage in stages if stage["stage"] == "distill")
-    low = [code for code in _low(run.config) if code in run.taught]
+    low = _low(run.config)
     rows = []
     for suite, found in scores.items():
         after = found["after"]

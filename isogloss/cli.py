@@ -12,6 +12,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -362,9 +363,7 @@ def compare(
         for one in found:
             if one.suite == suite:
                 for code, d in {"mean": one.mean, **one.languages}.items():
-                    interval = f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
-                    measure = one.measure if code == "mean" else ""
-                    table.add_row(measure, code, f"{100 * d.value:+.1f}", interval, f"{d.p:.4f}", str(d.n))
+                    table.add_row(one.measure if code == "mean" else "", code, *_difference(asdict(d)))
         out.print(table)
     _line("p of single languages are corrected for their number (Holm); the mean's is not.")
 
@@ -761,11 +760,7 @@ def _show_ablation(summary: Sequence[dict], differences: Sequence[dict]) -> None
         ):
             table.add_column(name, no_wrap=True, justify="left" if number < 3 else "right")
         for one in against:
-            interval = f"{100 * one['low']:+.1f} to {100 * one['high']:+.1f}"
-            table.add_row(
-                escape(one["variant"]), escape(one["against"]), one["languages"],
-                f"{100 * one['value']:+.1f}", interval, f"{one['p']:.4f}", str(one["n"]),
-            )  # fmt: skip
+            table.add_row(escape(one["variant"]), escape(one["against"]), one["languages"], *_difference(one))
         out.print(table)
 
 
@@ -833,6 +828,12 @@ def _cost(cost: dict | None, ours: dict | None) -> str:
         return "—"
     plain = f"{cost['seconds']:.0f} s\n{cost['flops'] / 1e12:.1f}"
     return plain if ours is None else f"{plain}, {cost['flops'] / ours['flops']:.1f}×"
+
+
+def _difference(one: dict) -> tuple[str, str, str, str]:
+    """A paired difference in points, its interval, p and n."""
+    interval = f"{100 * one['low']:+.1f} to {100 * one['high']:+.1f}"
+    return f"{100 * one['value']:+.1f}", interval, f"{one['p']:.4f}", str(one["n"])
 
 
 def _mean(value: tuple[float, float | None] | None, scale: float) -> str:

@@ -51,7 +51,12 @@ def compare(a: Path, b: Path, *, seed: int = 0) -> list[Compared]:
 
 
 def compare_groups(
-    a: Sequence[Path], b: Sequence[Path], *, codes: Sequence[str] | None = None, seed: int = 0
+    a: Sequence[Path],
+    b: Sequence[Path],
+    *,
+    codes: Sequence[str] | None = None,
+    measures: Sequence[str] = MEASURES,
+    seed: int = 0,
 ) -> list[Compared]:
     """As `compare`, for runs that differ in their seed alone: an item counts as its mean over a group's runs.
 
@@ -59,6 +64,7 @@ def compare_groups(
 
     Args:
         codes: The languages to look at; all that both groups have when not given.
+        measures: The measures to look at, of `MEASURES`.
 
     Raises:
         RunError: As `compare`.
@@ -89,7 +95,7 @@ def compare_groups(
                 )
         hits = [one["hits"] for one in read]
         hits_a, hits_b = _mean_hits(hits[: len(a)], codes), _mean_hits(hits[len(a) :], codes)
-        for measure in MEASURES:
+        for measure in measures:
             if one := _measure(suite, measure, hits_a, hits_b, seed):
                 found.append(one)
     return found

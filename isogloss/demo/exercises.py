@@ -14,7 +14,16 @@ from isogloss.demo.split import Split, events_of
 
 KINDS = {"question": 8, "inference": 5, "paraphrase": 5, "match": 1, "phrase": 8, "topic": 1, "sentiment": 1}
 """How often each kind is met: looking up and comparing are the hardest, and begin with single phrases."""
-PARTS = {"question": 5, "inference": 1, "paraphrase": 1, "match": 4, "phrase": 6, "topic": 4, "sentiment": 3}
+PARTS = {
+    "question": 5,
+    "who": 3,
+    "inference": 1,
+    "paraphrase": 1,
+    "match": 4,
+    "phrase": 6,
+    "topic": 4,
+    "sentiment": 3,
+}
 """Most questions asked in one language of an exercise; half of them where there are two. A comparison stands
 alone: statements beside it would be compared too."""
 
@@ -61,7 +70,7 @@ def exercise(
         explained: How often the difference stands before the answer; as often it stands after.
     """
     kind = kind or rng.choices(list(KINDS), list(KINDS.values()))[0]
-    parts = max(1, rng.randint(1, PARTS.get(kind, 3)) // len(codes))
+    parts = max(1, rng.randint(1, PARTS[kind]) // len(codes))
     make = {"question": _questions, "who": _who, "match": _matches, "phrase": _phrases}.get(kind)
     event = draw(split, rng)
     if make:

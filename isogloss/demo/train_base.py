@@ -395,7 +395,8 @@ def main(
         lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         losses = [line["losses"][0] for line in lines if "losses" in line][-10:]
         command = f"--steps {steps} --rows {rows} --lr {lr} --seed {seed}"
-        command += f" --drill {drill} --drilled {drilled} --practice {practice}"
+        command += f" --drill {drill} --drilled {drilled}" if drill else ""
+        command += f" --practice {practice}"
         card = model_card(
             command,
             steps * rows * BLOCK,
