@@ -5,7 +5,8 @@
 Every contender runs in a process of its own on the same random model, ids and LoRA targets: one step to warm
 up, then `--steps` that are timed. Peers get what their interface asks for; all of them read a teacher prompt
 no longer than the student's, ours one twice as long. `floor_s` is what the contender's FLOPs cost at the rate
-of a large bfloat16 product measured in the same run.
+of a large bfloat16 product measured in the same run. With a GPU everything runs on it, W1 at 32 rows besides,
+and the peak of its own memory is measured.
 """
 
 import argparse
@@ -48,15 +49,14 @@ SMALL = {
     "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64,
     "tie_word_embeddings": True,
 }  # fmt: skip
+HALF_BILLION = {
+    "model_type": "qwen2", "vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864,
+    "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}  # fmt: skip
 WORKLOADS = {
-    "W1": Workload(
-        {
-            "model_type": "qwen2", "vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864,
-            "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
-            "tie_word_embeddings": True,
-        },
-        8, 128, 256, 128,
-    ),
+    "W1": Workload(HALF_BILLION, 8, 128, 256, 128),
+    "W1-32": Workload(HALF_BILLION, 32, 128, 256, 128),
     "W2": Workload(SMALL, 32, 48, 96, 16),
     "W3-1": Workload(SMALL, 32, 48, 96, 16, languages=1),
     "W3-12": Workload(SMALL, 32, 48, 96, 16, languages=12),
@@ -64,6 +64,15 @@ WORKLOADS = {
     "W3-101": Workload(SMALL, 32, 48, 96, 16, languages=101),
 }  # fmt: skip
 TOP_K = 64
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+
+
+def now() -> float:
+    """Seconds, when all that was asked for has been done."""
+    if GPU:
+        torch.cuda.synchronize()
+    return time.monotonic()
 
 
 def languages_of(work: Workload) -> list[str]:
@@ -84,7 +93,9 @@ def model_of(work: Workload) -> nn.Module:
     torch.manual_seed(0)
     kind = dict(work.model)
     config = AutoConfig.for_model(kind.pop("model_type"), **kind)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="eager")
+    attention = None if GPU else "eager"  # as the package loads models
+    made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention)
+    return made.to(DEVICE)
 
 
 def lora(work: Workload):
@@ -102,19 +113,19 @@ class Clock(TrainerCallback):
         self.steps: list[float] = []
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.before = time.monotonic()
+        self.before = now()
 
     def on_step_end(self, args, state, control, **kwargs):
-        now = time.monotonic()
-        self.steps.append(now - self.before)
-        self.before = now
+        after = now()
+        self.steps.append(after - self.before)
+        self.before = after
 
 
 def arguments(folder: str, steps: int, work: Workload) -> dict:
     return {
         "output_dir": folder, "max_steps": steps, "per_device_train_batch_size": work.rows,
         "learning_rate": 1e-4,
-        "use_cpu": not torch.cuda.is_available(), "save_strategy": "no", "logging_strategy": "no",
+        "use_cpu": not GPU, "save_strategy": "no", "logging_strategy": "no",
         "report_to": [], "disable_tqdm": True, "dataloader_pin_memory": False,
         "gradient_checkpointing": False,
     }  # fmt: skip
@@ -196,7 +207,10 @@ def isogloss(
 
 def batch_of(work: Workload) -> dict[str, Tensor]:
     """Right after the prompt the response; labels are -100 elsewhere."""
-    prompts, responses = torch.tensor(ids(work, work.prompt, 0)), torch.tensor(ids(work, work.response, 3))
+    prompts, responses = (
+        torch.tensor(ids(work, length, seed), device=DEVICE)
+        for length, seed in ((work.prompt, 0), (work.response, 3))
+    )
     both = torch.cat([prompts, responses], 1)
     labels = both.clone()
     labels[:, : work.prompt] = -100
@@ -322,12 +336,12 @@ def looped(work: Workload, steps: int, loss_of, *, teacher: str) -> tuple[list[f
         del logits
     with meter.counting():
         for _ in range(steps):
-            began = time.monotonic()
+            began = now()
             loss_of(model, asked, batch["labels"], stored).backward()
             nn.utils.clip_grad_norm_(learning, 1.0)
             optimiser.step()
             optimiser.zero_grad()
-            seconds.append(time.monotonic() - began)
+            seconds.append(now() - began)
     return seconds, meter.flops / steps
 
 
@@ -411,18 +425,20 @@ def one(contender: str, workload: str, steps: int) -> dict:
         "workload": workload, "contender": contender, "median_s": median(timed), "p20_s": fifths[0],
         "p80_s": fifths[-1], "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "trained_tokens": work.rows * work.response, "flops": flops,
+        "peak_device_bytes": torch.cuda.max_memory_allocated() if GPU else None,
     }  # fmt: skip
 
 
 def rate() -> float:
     """FLOP a second of a large bfloat16 product, best of five."""
-    a = torch.randn(2048, 2048).bfloat16()
+    size = 8192 if GPU else 2048
+    a = torch.randn(size, size, device=DEVICE).bfloat16()
     times = []
     for _ in range(5):
-        began = time.monotonic()
+        began = now()
         a @ a
-        times.append(time.monotonic() - began)
-    return 2 * 2048**3 / min(times)
+        times.append(now() - began)
+    return 2 * size**3 / min(times)
 
 
 def main() -> None:
@@ -438,8 +454,13 @@ def main() -> None:
         return
     speed, rows = rate(), []
     about = {name: version(name) for name in ("torch", "transformers", "peft", "trl", "isogloss")}
-    about |= {"processor": processor(), "threads": torch.get_num_threads(), "cores": os.cpu_count()}
-    for workload in asked.workload or WORKLOADS:
+    about |= {
+        "processor": processor(),
+        "device": torch.cuda.get_device_name() if GPU else "cpu",
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
+    for workload in asked.workload or [name for name in WORKLOADS if GPU or name != "W1-32"]:
         for contender in asked.contender or (SCALING if workload.startswith("W3") else CONTENDERS):
             command = [sys.executable, __file__, "--inside", "--workload", workload, "--contender", contender]
             command += ["--steps", str(asked.steps)]
@@ -449,12 +470,13 @@ def main() -> None:
                 continue
             row = json.loads(done.stdout.strip().split("\n")[-1])
             rows.append(row | {"floor_s": row["flops"] / speed, "versions": about})
+            if asked.out:
+                asked.out.write_text(json.dumps(rows, indent=1) + "\n")
+            memory = row["peak_device_bytes"] or row["peak_rss_bytes"]
             print(
-                f"{workload} {contender:17} {row['median_s']:7.3f} s  {row['peak_rss_bytes'] / 1e9:5.2f} GB  "
+                f"{workload} {contender:17} {row['median_s']:7.3f} s  {memory / 1e9:5.2f} GB  "
                 f"{row['trained_tokens'] / row['median_s']:6.0f} tokens/s  floor {rows[-1]['floor_s']:.3f} s"
             )
-    if asked.out:
-        asked.out.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from isogloss.comparing import compare_groups
 from isogloss.config import Config, dump_config, with_overrides
 from isogloss.errors import ConfigError
@@ -135,6 +137,7 @@ def _write(config: Config, done: Ablation, folder: Path) -> None:
     written = {
         "schema": 1,
         "settings": dump_config(config),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "rows": done.rows,
         "differences": done.differences,
     }

@@ -207,13 +207,13 @@ class Tune(Settings):
 
 
 class Ranks(Settings):
-    """Adapter rows per node."""
+    """Adapter rows per node; most in the root, which a language of few items cannot fill alone."""
 
-    root: Rank = 8
+    root: Rank = 12
     """Of the root, which all languages share."""
-    family: Rank = 4
+    family: Rank = 2
     """Of each language family."""
-    language: Rank = 4
+    language: Rank = 2
     """Of each language."""
 
     @model_validator(mode="after")

@@ -80,7 +80,7 @@ def learned_families(vectors: Mapping[str, Float[Tensor, "sentences hidden"]], c
     codes = list(vectors)
     if len(codes) <= count:
         return {code: f"group {number + 1}" for number, code in enumerate(codes)}
-    stacked = torch.stack([vectors[code].double() for code in codes])
+    stacked = torch.stack([vectors[code].double().cpu() for code in codes])
     left = torch.nn.functional.normalize(stacked - stacked.mean(0), dim=-1)
     distance = 1 - torch.einsum("ash,bsh->ab", left, left) / left.shape[1]
     distance.fill_diagonal_(0)
