@@ -85,9 +85,9 @@ def read(model, prompts: list[list[int]], responses: list[list[int]], layer: int
 def losses_of(
     model, rows: list[Row], own: list[int], twins: Tensor, layer: int, settings: Distill
 ) -> dict[str, Tensor]:
-    """Divergence and cross-entropy as means over response tokens, InfoNCE as a mean over rows.
+    """Divergence and cross-entropy as means over response tokens, similarity as a mean over rows.
 
-    `twins[own[i]]` is the state of row i's English twin; all the others are negatives.
+    `twins[own[i]]` is the state of row i's English twin, whose likeness to all twins row i is to have.
     """
     responses = [row.response for row in rows]
     with torch.no_grad(), model.disable_adapter():
@@ -100,10 +100,11 @@ def losses_of(
     p, q = ((logits / settings.temperature).log_softmax(-1) for logits in (teacher, student))
     kl = (p.exp() * (p - q)).sum(-1).mean() * settings.temperature**2  # KL(teacher ‖ student)
 
-    similar = F.normalize(pooled, dim=-1) @ F.normalize(twins, dim=-1).T / settings.contrast
-    mine = torch.tensor(own, device=model.device)
-    truth = torch.arange(len(rows), device=model.device)
-    hidden = (F.cross_entropy(similar, mine) + F.cross_entropy(similar[:, mine].T, truth)) / 2
+    ours, english = F.normalize(pooled, dim=-1), F.normalize(twins, dim=-1)
+    mine, tau = english[own], settings.contrast
+    pairs = ((mine @ english.T, ours @ english.T), (mine @ mine.T, mine @ ours.T))  # wanted, found
+    p, q = zip(*(((a / tau).log_softmax(-1), (b / tau).log_softmax(-1)) for a, b in pairs), strict=True)
+    hidden = sum((a.exp() * (a - b)).sum(-1).mean() for a, b in zip(p, q, strict=True)) / 2
     return {"ce": ce, "kl": kl, "hidden": hidden}
 
 
@@ -118,7 +119,7 @@ def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
     rows = read_rows(config, tokenizer, language)
     if not rows:
         raise SystemExit(f"no item of the run's data has a response in {language}; name another language")
-    batch = min(settings.batch, len(rows))  # a row is no negative of itself
+    batch = min(settings.batch, len(rows))  # no row twice in a step
     order = order_of(len(rows), steps * batch, config.seed)
 
     late = max(1, 2 * model.config.num_hidden_layers // 3)

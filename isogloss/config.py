@@ -396,7 +396,7 @@ class Distill(Settings):
     ce: Weight = 1.0
     """Weight of cross-entropy per response token."""
     hidden: Weight = 2.0
-    """Weight of the hidden-state term (InfoNCE) per row."""
+    """Weight of the hidden-state term (similarity distillation) per row."""
     contrast: Positive = 0.05
     """Temperature of the hidden-state term, which divides its cosines."""
     fade: Fraction = 0.7

@@ -119,33 +119,37 @@ def shrinkage(
     return (prior / (prior + items.to(norms.dtype)) * norms.square()).sum() / 2
 
 
-def info_nce(
+def similarity(
     student: Float[Tensor, "rows hidden"],
     twins: Float[Tensor, "meanings hidden"],
     own: Int[Tensor, " rows"],
     *,
     temperature: float,
 ) -> Float[Tensor, ""]:
-    """Sum over rows of the symmetric InfoNCE between instructions and English twins, in nats.
+    """Sum over rows of KL from whom the English twin is like to whom the instruction is like, in nats.
 
-    Row i must be nearer (cosine) to its own twin than to the twin of any other meaning, in the batch or not:
-    twins do not move while carriers learn, so all of them are negatives for the price of a product. The
-    other way its twin must be nearer to row i than to the batch's rows of other meanings
-    (van den Oord et al. 2018, arXiv:1807.03748, equation 4; the mean of the two directions).
+    The twin's likeness to each twin, softmax of cosines / τ, is what the row's likeness to them should be
+    (similarity distillation: Fang et al. 2021, arXiv:2101.04731, equation 5, with all twins for its queue).
+    The other way the twin should be as like the batch's rows as it is like their twins; the mean of the two.
+    Where every row lies on its twin this is 0 and pulls nowhere. InfoNCE, which wants the own twin alone,
+    goes on from there: away from the twins of much the same wording, where the layers above cannot read it.
 
     Args:
         student: Mean-pooled hidden states of the instructions.
         twins: The same of the English twins, each meaning once, without gradient.
         own: Which twin is whose.
-        temperature: Divides the cosines; the smaller, the sooner a row that is nearest to its own twin is
-            left alone.
+        temperature: Divides the cosines; the smaller, the more it is about the nearest alone.
     """
-    similar = F.normalize(wide(student), dim=-1) @ F.normalize(wide(twins), dim=-1).T / temperature
-    there = F.cross_entropy(similar, own, reduction="sum")
-    same = (own[:, None] == own[None]) & ~torch.eye(len(own), dtype=torch.bool, device=own.device)
-    back = similar.index_select(1, own).T.masked_fill(same, -math.inf)
-    truth = torch.arange(len(own), device=own.device)
-    return (there + F.cross_entropy(back, truth, reduction="sum")) / 2
+    ours, theirs = F.normalize(wide(student), dim=-1), F.normalize(wide(twins), dim=-1)
+    mine = theirs[own]
+    there = _divergence_of(ours @ theirs.T / temperature, mine @ theirs.T / temperature)
+    back = _divergence_of(mine @ ours.T / temperature, mine @ mine.T / temperature)
+    return (there + back) / 2
+
+
+def _divergence_of(student: Tensor, teacher: Tensor) -> Tensor:
+    """Σ over rows of KL(softmax teacher ‖ softmax student)."""
+    return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="sum", log_target=True)
 
 
 def outcomes_of(

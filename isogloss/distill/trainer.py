@@ -190,7 +190,7 @@ def batch_losses(
         parts["retain"] = _sums(model, answers[kept], None, _said(batch, kept))[1]
     if twins is not None and weights.hidden:
         pooled = mean_pool(states[0], batch.prompt_mask)
-        parts["hidden"] = losses.info_nce(pooled, twins, batch.meanings, temperature=weights.contrast)
+        parts["hidden"] = losses.similarity(pooled, twins, batch.meanings, temperature=weights.contrast)
     return parts
 
 

@@ -10,10 +10,10 @@ from isogloss.distill.losses import (
     cosine,
     cross_entropy,
     forward_kl,
-    info_nce,
     jensen_shannon,
     reverse_kl,
     shrinkage,
+    similarity,
 )
 from isogloss.distill.topk import TopK
 
@@ -198,56 +198,59 @@ def test_cross_entropy_matches_a_table_worked_out_by_hand():
     assert value == pytest.approx(0.105361 + 0.693147, abs=1e-6)
 
 
-def naive_info_nce(student, twins, own, temperature):
-    def near(i, j):
-        s, e = student[i].double(), twins[j].double()
-        return float(s @ e / (s.norm() * e.norm())) / temperature
+def naive_similarity(student, twins, own, temperature):
+    def near(x, y):
+        x, y = x.double(), y.double()
+        return math.exp(float(x @ y / (x.norm() * y.norm())) / temperature)
 
-    rows, total = range(len(student)), 0.0
-    for i in rows:
-        total += math.log(sum(math.exp(near(i, j)) for j in range(len(twins)))) - near(i, own[i])
-        rivals = [k for k in rows if k == i or own[k] != own[i]]
-        total += math.log(sum(math.exp(near(k, own[i])) for k in rivals)) - near(i, own[i])
+    def kl(wanted, found):
+        shares = zip((w / sum(wanted) for w in wanted), (f / sum(found) for f in found), strict=True)
+        return sum(p * math.log(p / q) for p, q in shares)
+
+    total = 0.0
+    for row, number in zip(student, own, strict=True):
+        twin = twins[number]
+        total += kl([near(twin, other) for other in twins], [near(row, other) for other in twins])
+        total += kl([near(twin, twins[n]) for n in own], [near(twin, other) for other in student])
     return total / 2
 
 
 @pytest.mark.parametrize("own", [[0, 1, 2, 3, 4], [4, 1, 4, 2, 1], [3, 3, 3, 3, 3], [0]])
 @pytest.mark.parametrize("temperature", [0.05, 0.5])
-def test_info_nce_matches_a_naive_loop(own, temperature):
-    """Every twin is a negative, in the batch or not; rows of one meaning are none of each other."""
+def test_similarity_matches_a_naive_loop(own, temperature):
+    """All twins are compared with, in the batch or not; rows of one meaning have equal shares."""
     student, twins = pair(5, 6, seed=3)
-    value = info_nce(student[: len(own)], twins, torch.tensor(own), temperature=temperature).item()
-    expected = naive_info_nce(student[: len(own)], twins, own, temperature)
+    value = similarity(student[: len(own)], twins, torch.tensor(own), temperature=temperature).item()
+    expected = naive_similarity(student[: len(own)], twins, own, temperature)
     assert value == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
-def test_info_nce_matches_values_worked_out_by_hand():
-    """Orthogonal twins at τ = 1: each row and column costs ln(1 + e⁻¹); swapped ones ln(1 + e)."""
+def test_similarity_matches_values_worked_out_by_hand():
+    """Orthogonal twins at τ = 1, swapped: (e - 1) / (e + 1) a row and way; (e - 1) / (e + 2) among three."""
     eye, own = torch.eye(2), torch.tensor([0, 1])
-    assert info_nce(eye, eye, own, temperature=1.0).item() == pytest.approx(2 * 0.313262, abs=1e-5)
-    assert info_nce(eye, eye.flip(0), own, temperature=1.0).item() == pytest.approx(2 * 1.313262, abs=1e-5)
-    # A third twin outside the batch, orthogonal to both: ln(1 + 2e⁻¹) there, ln(1 + e⁻¹) back.
+    assert similarity(eye.flip(0), eye, own, temperature=1.0).item() == pytest.approx(2 * 0.462117, abs=1e-5)
+    # A third twin outside the batch, orthogonal to both.
     three = torch.eye(3)
-    value = info_nce(three[:2], three, own, temperature=1.0).item()
-    assert value == pytest.approx(0.551445 + 0.313262, abs=1e-5)
+    value = similarity(three[:2].flip(0), three, own, temperature=1.0).item()
+    assert value == pytest.approx(0.364175 + 0.462117, abs=1e-5)
 
 
-def test_rows_that_all_mean_the_same_cost_nothing():
-    """Without a negative there is nothing to tell apart, and no gradient that is not a number."""
-    student, twins = pair(3, 6)
-    student.requires_grad_()
-    value = info_nce(student, twins[:1], torch.zeros(3, dtype=torch.long), temperature=0.05)
+def test_rows_that_lie_on_their_twins_are_left_alone():
+    """However alike two twins are: a longer state is on its twin too, and nothing pulls."""
+    twins = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
+    student = (3 * twins).requires_grad_()
+    value = similarity(student, twins, torch.arange(3), temperature=0.05)
     value.backward()
     assert value.item() == pytest.approx(0.0, abs=1e-6)
-    assert torch.equal(student.grad, torch.zeros_like(student))
+    assert student.grad.abs().max().item() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_info_nce_does_not_see_length():
+def test_similarity_does_not_see_length():
     """Cosines: a state ten times as long says the same."""
     student, twins = pair(4, 6)
     own = torch.arange(4)
-    assert info_nce(10 * student, twins / 10, own, temperature=0.05).item() == pytest.approx(
-        info_nce(student, twins, own, temperature=0.05).item(), rel=1e-5
+    assert similarity(10 * student, twins / 10, own, temperature=0.05).item() == pytest.approx(
+        similarity(student, twins, own, temperature=0.05).item(), rel=1e-5
     )
 
 
