@@ -395,7 +395,7 @@ class Distill(Settings):
     better without (docs/log.md); 1 suits a model that uses what it reads."""
     ce: Weight = 1.0
     """Weight of cross-entropy per response token."""
-    hidden: Weight = 2.0
+    hidden: Weight = 4.0
     """Weight of the hidden-state term (similarity distillation) per row."""
     contrast: Positive = 0.05
     """Temperature of the hidden-state term, which divides its cosines."""
