@@ -142,14 +142,9 @@ def similarity(
     """
     ours, theirs = F.normalize(wide(student), dim=-1), F.normalize(wide(twins), dim=-1)
     mine = theirs[own]
-    there = _divergence_of(ours @ theirs.T / temperature, mine @ theirs.T / temperature)
-    back = _divergence_of(mine @ ours.T / temperature, mine @ mine.T / temperature)
+    there = forward_kl(ours @ theirs.T / temperature, mine @ theirs.T / temperature)
+    back = forward_kl(mine @ ours.T / temperature, mine @ mine.T / temperature)
     return (there + back) / 2
-
-
-def _divergence_of(student: Tensor, teacher: Tensor) -> Tensor:
-    """Σ over rows of KL(softmax teacher ‖ softmax student)."""
-    return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="sum", log_target=True)
 
 
 def outcomes_of(
