@@ -55,7 +55,14 @@ def load_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
     attention = "eager" if device == "cpu" else None
     with _named(name):
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    if (last := model.get_output_embeddings()) is not None:
+        last.register_forward_pre_hook(_gap_free)
     return model.to(device).eval()
+
+
+def _gap_free(module: nn.Module, read: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The last token's states lie apart in memory; torch would copy a frozen head for each row of them."""
+    return read[0].flatten().view_as(read[0]), *read[1:]
 
 
 def skeleton(name: str) -> PreTrainedModel:

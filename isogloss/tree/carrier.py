@@ -19,6 +19,7 @@ from isogloss.tree.nodes import Node, Tree
 
 KEPT = 1 << 28
 """Bytes of gathered rows that are kept, at most, while nothing learns."""
+NO_PATH = "no path is set; wrap the forward in carrier.on(languages)"
 
 
 class Routing:
@@ -27,6 +28,10 @@ class Routing:
     Batch rows of one language read the same rows, so weights are gathered once per *distinct* path. A path
     that is shorter than others is filled up in front with rows that count for nothing. Without gradients, as
     in generation, where every token would gather anew, what was gathered is kept until the path changes.
+
+    Two ways lead to the same sums. `gather` gives each batch row its own rows: as many products as a path is
+    wide. `shared` gives all batch rows what any of them reads, with a mask: more products, but in one plain
+    matrix, which is faster where few tokens are read at a time.
     """
 
     def __init__(self, tree: Tree):
@@ -63,7 +68,7 @@ class Routing:
     def repeat(self, batch: int) -> Int[Tensor, " batch"]:
         """The one path that is set, for as many rows."""
         if self.path_of is None:
-            raise RuntimeError("no path is set; wrap the forward in carrier.on(languages)")
+            raise RuntimeError(NO_PATH)
         self.path_of = self.path_of.expand(batch)
         self._kept.clear()
         return self.path_of
@@ -95,11 +100,24 @@ class Routing:
             self._kept[name] = found
         return self._kept[name]
 
+    def shared(self) -> tuple[Int[Tensor, " used"], Float[Tensor, "batch 1 used"] | None]:
+        """The rows that any row of the batch reads, in the tree's order, and 1 where one reads them, else 0.
+
+        Instead of the zeros and ones None, where all of the batch read one path.
+        """
+        if self.rows is None or self.path_of is None or self.scale is None:
+            raise RuntimeError(NO_PATH)
+        used = self.rows[self.scale[..., 0] > 0].unique()
+        if len(self.rows) == 1:
+            return used, None
+        reads = (self.rows[..., None] == used) * self.scale  # paths width used
+        return used, reads.amax(1)[self.path_of][:, None]
+
     def _gathered(
         self, weight: Float[Tensor, "rank ..."], dtype: torch.dtype, scaled: bool
     ) -> Float[Tensor, "batch width ..."]:
         if self.rows is None or self.path_of is None or self.scale is None:
-            raise RuntimeError("no path is set; wrap the forward in carrier.on(languages)")
+            raise RuntimeError(NO_PATH)
         rows = weight.index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape)
         rows = rows * self.scale if scaled else rows
         return rows.to(dtype).index_select(0, self.path_of)
