@@ -103,13 +103,14 @@ def divergence_by_language(
 
 
 class PathsOnly(TrainerCallback):
-    """After the first step that changes anything, only nodes on the paths of what was read have changed.
+    """After the first step that changes anything, only nodes on the paths of what was read have changed,
+    and to finite numbers.
 
     Args:
         read: The languages whose rows were read, as the trainer adds them.
 
     Raises, at that step's end:
-        RuntimeError: Another node has changed.
+        RuntimeError: Another node has changed, or one holds no numbers any more.
     """
 
     def __init__(self, carrier: Carrier, read: set[str]):
@@ -135,6 +136,10 @@ class PathsOnly(TrainerCallback):
         if not changed:  # the first step of a warm-up has a learning rate of 0
             return
         self.before = {}
+        for name in changed:
+            rows = self.carrier.node_parameters(self.carrier.tree.by_name[name]).values()
+            if not all(torch.isfinite(p).all() for p in rows):
+                raise RuntimeError(f"self-check: the first step has made {name} nan or infinite")
         read = {node.name for code in self.read for node in self.carrier.tree.path(code)}
         if strays := [name for name in changed if name not in read]:
             raise RuntimeError(f"self-check: {strays[0]} has changed, and no row that was read is below it")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -420,4 +421,6 @@ def train(trainer: ResponseTrainer, watch: Watch, folder: Path) -> None:
     trainer.add_callback(watch)
     saved = sorted(folder.glob("checkpoint-*/counts.json"), key=lambda p: int(p.parent.name.split("-")[1]))
     whole = [p.parent for p in saved if (p.parent / "trainer_state.json").exists()]
-    trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+    # Not cuDNN's attention: its backward gives nan where a row's first positions are masked (torch 2.11).
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)

@@ -123,6 +123,17 @@ def test_nodes_on_the_paths_may_change(tiny, five, student):
     assert check.before == {}
 
 
+def test_a_first_step_that_ends_in_no_number_is_caught(tiny, five, student):
+    """Nan differs from itself, and would pass for a node that was rightly changed."""
+    carrier = student(tiny(), five)
+    check = checker(carrier, ["sw"])
+    for p in carrier.node_parameters(carrier.tree.by_name["sw"]).values():
+        p += float("nan")
+    with pytest.raises(RuntimeError) as caught:
+        check.on_step_end(None, None, None)
+    assert str(caught.value) == "self-check: the first step has made sw nan or infinite"
+
+
 def test_a_resumed_run_is_not_compared(tiny, five, student):
     """The optimiser's moments move what no row reads."""
     check = PathsOnly(student(tiny(), five), set())

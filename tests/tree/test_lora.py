@@ -53,6 +53,22 @@ def test_a_mixed_batch_equals_separate_batches(tiny, five, student, kind):
             )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 7, 40])
+@pytest.mark.parametrize("languages", [[*LANGUAGES, "en"], ["sw"] * 6])
+def test_answering_reads_what_learning_reads(tiny, five, student, languages, tokens, dtype):
+    """Masked products without gradients, gathered ones with them: apart by rounding alone."""
+    carrier = student(tiny(dtype=dtype), five)
+    ids = torch.arange(6 * tokens).view(6, tokens) * 3 % 250 + 5
+    with carrier.on(languages) as model:
+        learning = model(input_ids=ids, use_cache=False).logits.detach()
+    with torch.no_grad(), carrier.on(languages):
+        answering = logits(carrier.model, ids)
+    plain = logits(carrier.model, ids)
+    apart, changed = ((one - learning).float().norm() for one in (answering, plain))
+    assert apart < (1e-4 if dtype == torch.float32 else 0.1) * changed
+
+
 def test_every_language_answers_with_its_own_rows(tiny, five, student):
     """The same ids read along six paths give six different outputs."""
     carrier = student(tiny(), five)
