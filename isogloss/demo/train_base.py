@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from isogloss.demo import base_text
-from isogloss.demo.exercises import KINDS, Segment, exercise
+from isogloss.demo.exercises import KINDS, PARTS, Segment, exercise
 from isogloss.demo.grammar import LANGUAGES, phrases
 from isogloss.demo.split import events_of
 from isogloss.model import pad_id
@@ -326,6 +326,8 @@ def main(
     ] = 0,
 ) -> None:
     """Train, or go on from the last checkpoint."""
+    if drill and drill not in PARTS:
+        raise typer.BadParameter(f"--drill {drill}: there are {', '.join(PARTS)}")
     out.mkdir(parents=True, exist_ok=True)
     real = base_text.load_real(data_root)
     known = out if (out / "tokenizer.json").exists() else start
