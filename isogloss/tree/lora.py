@@ -55,7 +55,7 @@ class _Answering(LoraLinear):
     """Rows of A and of B that any row of the batch reads, and which of them each reads."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.path is None or torch.is_grad_enabled() or x.ndim != 3:
+        if self.path is None or self._disable_adapters or torch.is_grad_enabled() or x.ndim != 3:
             return super().forward(x, *args, **kwargs)
         down, up, mask = self.path
         if x.shape[0] * x.shape[1] > FEW:
