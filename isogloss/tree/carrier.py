@@ -19,7 +19,8 @@ from isogloss.tree.nodes import Node, Tree
 
 KEPT = 1 << 28
 """Bytes of gathered rows that are kept, at most, while nothing learns."""
-NO_PATH = "no path is set; wrap the forward in carrier.on(languages)"
+Shared = tuple[Int[Tensor, " used"], Float[Tensor, "batch 1 used"] | None]
+"""Rows that a batch reads, and which of its rows reads which; see `Routing.shared`."""
 
 
 class Routing:
@@ -67,9 +68,7 @@ class Routing:
 
     def repeat(self, batch: int) -> Int[Tensor, " batch"]:
         """The one path that is set, for as many rows."""
-        if self.path_of is None:
-            raise RuntimeError(NO_PATH)
-        self.path_of = self.path_of.expand(batch)
+        self.path_of = self._set()[2].expand(batch)
         self._kept.clear()
         return self.path_of
 
@@ -100,27 +99,31 @@ class Routing:
             self._kept[name] = found
         return self._kept[name]
 
-    def shared(self) -> tuple[Int[Tensor, " used"], Float[Tensor, "batch 1 used"] | None]:
+    def shared(self) -> Shared:
         """The rows that any row of the batch reads, in the tree's order, and 1 where one reads them, else 0.
 
         Instead of the zeros and ones None, where all of the batch read one path.
         """
-        if self.rows is None or self.path_of is None or self.scale is None:
-            raise RuntimeError(NO_PATH)
-        used = self.rows[self.scale[..., 0] > 0].unique()
-        if len(self.rows) == 1:
+        rows, scale, path_of = self._set()
+        used = rows[scale[..., 0] > 0].unique()
+        if len(rows) == 1:
             return used, None
-        reads = (self.rows[..., None] == used) * self.scale  # paths width used
-        return used, reads.amax(1)[self.path_of][:, None]
+        reads = (rows[..., None] == used) * scale  # paths width used
+        return used, reads.amax(1)[path_of][:, None]
 
     def _gathered(
         self, weight: Float[Tensor, "rank ..."], dtype: torch.dtype, scaled: bool
     ) -> Float[Tensor, "batch width ..."]:
-        if self.rows is None or self.path_of is None or self.scale is None:
-            raise RuntimeError(NO_PATH)
-        rows = weight.index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape)
-        rows = rows * self.scale if scaled else rows
-        return rows.to(dtype).index_select(0, self.path_of)
+        rows, scale, path_of = self._set()
+        found = weight.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+        found = found * scale if scaled else found
+        return found.to(dtype).index_select(0, path_of)
+
+    def _set(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, scale and path of each batch row."""
+        if self.rows is None or self.scale is None or self.path_of is None:
+            raise RuntimeError("no path is set; wrap the forward in carrier.on(languages)")
+        return self.rows, self.scale, self.path_of
 
 
 class Carrier(ABC):

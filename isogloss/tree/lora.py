@@ -2,7 +2,8 @@
 
 PEFT injects, names and stores the adapter; only the two small products are ours. They read, for
 each row of the batch, just the rank rows on that row's path: Σ r(path) instead of Σ r(tree), so
-the cost of a step does not grow with the number of languages.
+the cost of a step does not grow with the number of languages. While nothing learns, plain linear layers
+read what the whole batch reads in one masked product instead.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel
 
 from isogloss.errors import ConfigError
 from isogloss.model import layers_of
-from isogloss.tree.carrier import Carrier, Routing
+from isogloss.tree.carrier import Carrier, Routing, Shared
 from isogloss.tree.nodes import Tree
 
 ADAPTER = "default"
@@ -65,11 +66,12 @@ class _Answering(LoraLinear):
             read *= mask
         return self.base_layer(x, *args, **kwargs).add_(read @ up)
 
-    def follow(self, used: Tensor | None, mask: Tensor | None = None) -> None:
+    def follow(self, shared: Shared | None) -> None:
         """Take the rows that a batch reads, or none."""
-        if used is None:
+        if shared is None:
             self.path = None
             return
+        used, mask = shared
         a: Any = self.lora_A[ADAPTER].weight
         b: Any = self.lora_B[ADAPTER].weight
         base: Any = self.base_layer
@@ -175,11 +177,11 @@ class TreeLora(Carrier):
     def set_path(self, languages: Sequence[str]) -> None:
         width = max(1, self.tree.path_rank())
         self.routing.set(languages, next(self.model.parameters()).device, width=width)
-        shared = (None,) if torch.is_grad_enabled() else self.routing.shared()
+        shared = None if torch.is_grad_enabled() else self.routing.shared()
         for layer in self.layers():
             layer._disable_adapters = False
             if isinstance(layer, _Answering):
-                layer.follow(*shared)
+                layer.follow(shared)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if "lora_" in name}
