@@ -77,13 +77,14 @@ def run(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot =
     """The whole job: English tuning, distillation, evaluation, report."""
     settings = _settings(config, set_, data_root)
     job = _open(settings)
-    from isogloss import pipeline
+    from isogloss import pipeline, processes
 
     if not pipeline.run_all(job):
         _line(f"{job.folder} is complete; its report is {job.folder / 'report.html'}")
         return
-    _show_scores(job)
-    _line(f"Report: {job.folder / 'report.html'}")
+    if processes.is_main():
+        _show_scores(job)
+        _line(f"Report: {job.folder / 'report.html'}")
 
 
 @app.command()
@@ -147,10 +148,9 @@ def teacher_prompt(
         load_config(run_folder / "config.yaml", places=True).model_copy(update={"run": run_folder})
     )
     from isogloss import pipeline
-    from isogloss.teacher.joining import tokenizer_of
     from isogloss.teacher.showing import shown
 
-    row, reader = pipeline.row_of(job, code, id_), tokenizer_of(job.config.distill.teacher)
+    row, reader = pipeline.row_of(job, code, id_)
     sides = ("Teacher", row.teacher_prompt, reader), ("Student", row.student.prompt, None)
     for name, prompt, its in sides:
         out.print(
@@ -654,9 +654,11 @@ def _codes(spellings: Sequence[str], where: str) -> list[str]:
 
 
 def _prepare(settings: Config) -> "Run":
-    """A run whose folder is not touched."""
+    """A run whose folder is not touched; of several processes one speaks."""
     _quiet()
-    from isogloss import pipeline
+    from isogloss import pipeline, processes
+
+    out.quiet = not processes.is_main()
 
     class Shown(Screen, pipeline.Watcher):
         """A Screen that the pipeline takes; made here because the pipeline imports torch."""

@@ -410,7 +410,8 @@ class Distill(Settings):
     """Share of steps whose responses the student draws itself, scored live by the frozen model behind the
     privileged prompt."""
     sample_tokens: Count = 64
-    """Longest response that is drawn."""
+    """Longest response that is drawn on-policy, and longest English answer that the model writes, in tokens;
+    an answer without an end within it is not learned from."""
     balance: Positive = 2.0
     """Temperature by which languages are balanced: 1 in proportion to data, larger more evenly."""
     epochs: Positive = 6.0
@@ -573,6 +574,8 @@ class Config(Settings):
     """The base: `demo` (embedded), a local folder, or a hub name."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the frozen weights; auto takes bfloat16 where the processor multiplies it."""
+    four_bit: bool = False
+    """From stage 2 on the frozen model's layers lie in 4 bits a weight (NF4); needs bitsandbytes."""
     data_root: Path | None = None
     """Folder of the real data sets; the environment variable ISOGLOSS_DATA if not given."""
     languages: Languages = Languages()

@@ -14,9 +14,11 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import is_bitsandbytes_available
 
 from isogloss.data.chat import pad, response_positions
 from isogloss.errors import ConfigError
@@ -42,22 +44,37 @@ def pick_dtype(dtype: str) -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
-def load_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
+def load_model(name: str, dtype: torch.dtype, *, four_bit: bool = False) -> PreTrainedModel:
     """Weights in the given type, in evaluation mode.
 
+    Args:
+        four_bit: The linear layers below the head lie in 4 bits a weight (NF4; Dettmers et al. 2023,
+            arXiv:2305.14314) and are multiplied in `dtype`.
+
     Raises:
-        ConfigError: No model lies there.
+        ConfigError: No model lies there, or bitsandbytes is missing.
     """
     folder = model_folder(name)
     _check_folder(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # On a processor the backward of fused attention costs more than plain products at instruction lengths.
     attention = "eager" if device == "cpu" else None
+    more: dict[str, Any] = {}
+    if four_bit:
+        if not is_bitsandbytes_available():
+            raise ConfigError("four_bit: needs bitsandbytes; pip install 'isogloss[four-bit]'")
+        quantized = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_use_double_quant=True,
+        )  # fmt: skip
+        more = {"quantization_config": quantized, "device_map": {"": device}}
     with _named(name):
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention, **more
+        )
     if (last := model.get_output_embeddings()) is not None:
         last.register_forward_pre_hook(_gap_free)
-    return model.to(device).eval()
+    return model.eval() if four_bit else model.to(device).eval()
 
 
 def _gap_free(module: nn.Module, read: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -25,26 +25,29 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from isogloss import processes
 from isogloss.config import Config, Evaluate, ModelTeacher, dump_config, load_config
-from isogloss.cost import TEACHER, Ledger, Stage, forward_flops
+from isogloss.cost import TEACHER, Ledger, Stage, spending
 from isogloss.data import selection
+from isogloss.data.chat import encode_prompt
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats.lines import nearest
 from isogloss.data.sources import english_examples, node_texts, parallel_examples
 from isogloss.distill.cache import Cache, teacher_of
 from isogloss.distill.rows import Row, build_rows
 from isogloss.distill.stage import Bar, distil, read_signals
+from isogloss.distill.treewise import Gain
 from isogloss.errors import DataError, RunError
 from isogloss.evaluate import runner
 from isogloss.evaluate.items import SuiteData
 from isogloss.evaluate.leaks import Leak, Text, find_leaks, texts_of
 from isogloss.evaluate.suites import SUITES, load_suite
 from isogloss.files import read_lines, write_json, write_lines, write_text
-from isogloss.generate import answers
 from isogloss.languages import SOURCE
 from isogloss.model import causal_of, layers_of, load_model, load_tokenizer, pad_id, pick_dtype
 from isogloss.report.page import write_report
 from isogloss.teacher import joining
+from isogloss.teacher.answered import TOGETHER, Answers, ended
 from isogloss.teacher.scored import Scored
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.fit import lora_shape, refuse_misfit
@@ -192,7 +195,7 @@ class Run:
         """
         if not self.tuned.exists():
             raise RunError(f"{self.folder} has no tuned model; run `isogloss tune` first")
-        model = load_model(str(self.tuned), self.dtype)
+        model = load_model(str(self.tuned), self.dtype, four_bit=self.config.four_bit)
         return model.requires_grad_(False)
 
     def student(self, model: PreTrainedModel, *, trained: bool, tree: Tree | None = None) -> Carrier:
@@ -237,7 +240,8 @@ def open_run(config: Config, watcher: Watcher | None = None) -> Run:
                 f"{config.run} was made with other settings ({_difference(theirs, text)}); "
                 "use another run folder or these settings"
             )
-    write_text(file, text)
+    if processes.is_main():
+        write_text(file, text)
     return Run(config, watcher or Watcher())
 
 
@@ -264,8 +268,9 @@ def run_all(run: Run) -> bool:
         )
     run_tune(run)
     run_distill(run)
-    run_evaluate(run)
-    run_report(run)
+    if processes.is_main():  # the others have no part in the rest
+        run_evaluate(run)
+        run_report(run)
     return True
 
 
@@ -288,8 +293,12 @@ def leaks(run: Run) -> list[Leak]:
     )
 
 
-def select_english(run: Run) -> selection.Selection:
-    """The English examples that are good enough to learn from, and why the others are not."""
+def select_english(run: Run, stage: Stage | None = None) -> selection.Selection:
+    """The English examples that are good enough to learn from, and why the others are not.
+
+    Args:
+        stage: Gets what it costs to find out.
+    """
     examples = run.english
     settings = run.config.tune.selection
     chosen = selection.Selection(tuple(examples), ())
@@ -297,7 +306,7 @@ def select_english(run: Run) -> selection.Selection:
         chosen = selection.select(examples, max_chars=settings.max_chars)
     if settings.keep < 1:
         base = load_model(run.config.model, run.dtype)
-        with run.watcher.bar("Difficulty") as progress:
+        with run.watcher.bar("Difficulty") as progress, spending(stage or Stage(""), base):
             scores = difficulty(base, load_tokenizer(run.config.model), chosen.kept, progress)
         best = selection.keep_best(chosen.kept, scores, settings.keep)
         chosen = selection.Selection(best.kept, chosen.dropped + best.dropped)
@@ -308,9 +317,10 @@ def run_tune(run: Run) -> None:
     """Stage 1: the reference model, in `tuned/`."""
     if run.tuned.exists():
         return
-    chosen, settings = select_english(run), run.config.tune
-    selection.write(chosen, run.folder / "selection.jsonl")
-    stage = run.ledger.begin("tune")
+    stage, settings = run.ledger.begin("tune"), run.config.tune
+    chosen = select_english(run, stage)
+    if processes.is_main():
+        selection.write(chosen, run.folder / "selection.jsonl")
     tokenizer, base = load_tokenizer(run.config.model), load_model(run.config.model, torch.float32)
     rows = english_rows(chosen.kept, tokenizer, node_texts(run.config), settings.privileged, run.config.seed)
     run.watcher.say(
@@ -321,8 +331,9 @@ def run_tune(run: Run) -> None:
             base, tokenizer, rows, settings, run.tuned,
             curve=run.curve, seed=run.config.seed, dtype=run.dtype, progress=_pausing(run, stage, progress),
         )  # fmt: skip
-    stage.tokens_forwarded = stage.tokens_backpropagated = counts["tokens"]
-    stage.flops = 3 * forward_flops(base, counts["tokens"], counts["responses"])
+    stage.tokens_forwarded += int(counts["tokens"])
+    stage.tokens_backpropagated += int(counts["tokens"])
+    stage.flops += counts["flops"]
     run.ledger.pause(stage)
 
 
@@ -332,8 +343,7 @@ def run_distill(run: Run) -> None:
         return
     model = run.reference_model()
     stage = run.ledger.begin("distill")
-    if run.config.languages.tree == "learned" and not run.learned.exists():
-        _learn_families(run, model)
+    _learn_families(run, model, stage)
     rows = rows_for(run, model, run.examples, run.tree, run.taught, stage)
     parallel = sum(row.language != SOURCE for row in rows)
     run.watcher.say(
@@ -356,8 +366,7 @@ def run_cache(run: Run) -> Stage:
     model = run.reference_model()
     stage = run.ledger.begin("cache")
     earlier = replace(stage)
-    if run.config.languages.tree == "learned" and not run.learned.exists():
-        _learn_families(run, model)
+    _learn_families(run, model, stage)
     rows = rows_for(run, model, run.examples, run.tree, run.taught, stage)
 
     @contextmanager
@@ -370,8 +379,6 @@ def run_cache(run: Run) -> Stage:
         model, rows, run.config.distill, pad_id=pad_id(run.tokenizer), cost=stage, bar=bar,
         cache=Cache(run.signals, teacher_of(model, run.tokenizer, fingerprint(model))), scored=scored,
     )  # fmt: skip
-    stage.tokens_forwarded += stage.teacher_tokens
-    stage.flops += forward_flops(model, stage.teacher_tokens, 0)
     run.ledger.pause(stage)
     return Stage("cache", **{name: getattr(stage, name) - getattr(earlier, name) for name in TEACHER})
 
@@ -394,6 +401,21 @@ def train_carrier(
         cache=Cache(run.signals, teacher_of(carrier.model, run.tokenizer, before)),
         scored=scored_elsewhere(run, rows, stage, bar),
     )  # fmt: skip
+    if processes.is_main():
+        _keep(run, carrier, rows, codes, before, gains)
+        run.ledger.pause(stage)
+        shutil.rmtree(work, ignore_errors=True)
+    processes.wait()
+
+
+def _keep(
+    run: Run, carrier: Carrier, rows: Sequence[Row], codes: Sequence[str], before: str, gains: Sequence[Gain]
+) -> None:
+    """Write trained carriers: the adapter of each language, the tree, and last what says that all are there.
+
+    Args:
+        before: Fingerprint of the reference model when training began.
+    """
     if fingerprint(carrier.model) != before:
         raise RuntimeError("stage 2 changed the reference model's weights")
     for gain in gains:
@@ -410,8 +432,6 @@ def train_carrier(
             entry["pruned"] = True
     write_json(run.folder / "tree.json", image)
     save_whole(carrier.state(), run.carriers, {"families": json.dumps(carrier.tree.families)})
-    run.ledger.pause(stage)
-    shutil.rmtree(work, ignore_errors=True)
 
 
 def run_evaluate(run: Run) -> None:
@@ -424,12 +444,15 @@ def run_evaluate(run: Run) -> None:
     plain = runner.Model(model, run.tokenizer)
     stage = run.ledger.begin("evaluate")
     loaded = {name: load_suite(name, run.data_root, settings, run.measured) for name in missing}
-    found = {name: _before(run, plain, suite) for name, suite in loaded.items()}
+    with spending(stage, model):
+        found = {name: _before(run, plain, suite) for name, suite in loaded.items()}
     carrier = run.student(model, trained=True)
     aligned = runner.Model(model, run.tokenizer, carrier)
     for name, suite in loaded.items():
-        scores["suites"][name] = _after(run, aligned, plain, suite, found[name])
+        with spending(stage, carrier.model, carrier.met):
+            scores["suites"][name] = _after(run, aligned, plain, suite, found[name])
         write_json(run.folder / "scores.json", scores)
+        run.ledger.pause(stage)
     run.ledger.pause(stage)
 
 
@@ -598,49 +621,71 @@ def _english_answers(
 ) -> dict[str, str]:
     """What the teacher reads as the English answer: the data's, or M's own where the data has none.
 
-    With `responses: teacher` it is always the model's own.
+    With `responses: teacher` it is M's own, unless that has no end; an example without any is left out.
     """
-    own = run.config.distill.responses == "teacher"
-    english = {e.id: e.turns[SOURCE].response or "" for e in examples if not own}
-    asked = [e for e in examples if own or e.turns[SOURCE].response is None]
-    file = run.folder / "english_answers.jsonl"
-    given = {row["id"]: row["answer"] for row in read_lines(file)} if asked and file.exists() else {}
-    english |= {e.id: given[e.id] for e in asked if e.id in given}
-    asked = [e for e in asked if e.id not in given]
+    longest = run.config.distill.sample_tokens
+    kept = Answers(run.folder / "english_answers.jsonl")
+    asked = [e for e in examples if _asks(run, e) and kept.of(*_asked(e)) is None]
     if asked:
         with run.watcher.bar("English answers") as progress:
-            texts = answers(
-                model, run.tokenizer, [e.turns[SOURCE].instruction for e in asked], progress=progress
-            )
-        new = {e.id: text for e, text in zip(asked, texts, strict=True)}
-        write_lines(file, [{"id": id, "answer": text} for id, text in (given | new).items()])
-        english |= new
-        stage.tokens_generated += sum(len(run.tokenizer(text)["input_ids"]) for text in texts)
+            for begin in range(0, len(asked), TOGETHER):
+                some = asked[begin : begin + TOGETHER]
+                prompts = [encode_prompt(run.tokenizer, e.turns[SOURCE].instruction) for e in some]
+                with spending(stage, model):
+                    texts = dict(ended(model, run.tokenizer, prompts, max_new_tokens=longest))
+                kept.keep({_asked(e): texts[n] for n, e in enumerate(some)})
+                progress(begin + len(some), len(asked))
+    english = {e.id: answer for e in examples if (answer := _english_answer(run, e, kept))}
+    if without := len(examples) - len(english):
+        run.watcher.say(
+            f"{without} of {len(examples)} examples are left out: the model's English answer has no end "
+            f"within {longest} tokens (distill.sample_tokens)"
+        )
     return english
 
 
-def row_of(run: Run, code: str, id: str) -> Row:
+def _asks(run: Run, example: ParallelExample) -> bool:
+    """Whether M answers an example in English."""
+    return run.config.distill.responses == "teacher" or example.turns[SOURCE].response is None
+
+
+def _asked(example: ParallelExample) -> tuple[str, str]:
+    return example.id, example.turns[SOURCE].instruction
+
+
+def _english_answer(run: Run, example: ParallelExample, kept: Answers) -> str | None:
+    """M's answer where it is asked for and has an end, else the data's."""
+    return (_asks(run, example) and kept.of(*_asked(example))) or example.turns[SOURCE].response
+
+
+def row_of(run: Run, code: str, id: str) -> tuple[Row, PreTrainedTokenizerBase | None]:
     """What student and teacher read of one example, in one language that is taught.
 
+    Also the teacher's tokenizer, where it is another.
+
     Raises:
-        RunError: There is no such example or language, or nobody has answered it in English yet.
+        RunError: There is no such example or language, or nobody has answered it yet.
     """
     if code not in run.taught:
         raise RunError(f"{code} is not taught in {run.folder}; there are {', '.join(run.taught)}")
     examples = {e.id: e for e in run.examples if code in e.turns}
     if id not in examples:
         raise RunError(f"--id {id}: no example in {code} has this id; {nearest(id, examples)}")
-    example, file = examples[id], run.folder / "english_answers.jsonl"
-    answer = example.turns[SOURCE].response
-    if run.config.distill.responses == "teacher" or answer is None:
-        given = {row["id"]: row["answer"] for row in read_lines(file)} if file.exists() else {}
-        if id not in given:
-            raise RunError(
-                f"{id} has no English answer yet; run `isogloss cache` or `isogloss distill` first"
-            )
-        answer = given[id]
-    (row,) = _rows(run, run.tokenizer, [example], {id: answer}, run.tree, [code], retain=False)
-    return row
+    example, kept = examples[id], Answers(run.folder / "english_answers.jsonl")
+    answer = _english_answer(run, example, kept)
+    if answer is None or (_asks(run, example) and kept.of(*_asked(example)) is None):
+        raise RunError(f"{id} has no English answer yet; run `isogloss cache` or `isogloss distill` first")
+    given: tuple = run.tokenizer, [example], {id: answer}, run.tree, [code]
+    teacher = run.config.distill.teacher
+    (row,) = _rows(run, *given, retain=False)
+    if not (isinstance(teacher, ModelTeacher) and teacher.level == "sequence"):
+        return row, joining.tokenizer_of(teacher)
+    its = load_tokenizer(teacher.path)
+    theirs = _rows(run, *given, retain=False, teacher=its)
+    (answered,) = joining.answered_rows([row], theirs, Answers(run.folder / "teacher_answers.jsonl"))
+    if answered is row:
+        raise RunError(f"{id} has no answer of {teacher.path} yet; run `isogloss distill` first")
+    return replace(answered, teacher_prompt=theirs[0].teacher_prompt), its
 
 
 def _needed(examples: Sequence[ParallelExample], amounts: dict[str, int]) -> list[ParallelExample]:
@@ -671,24 +716,18 @@ def rows_for(
         retain: Also English of stage 1, for the root.
     """
     used = _needed(examples, {code: run.config.languages.amount(code) for code in codes})
-    english = _english_answers(run, model, used, stage)
+    with processes.main_first():
+        english = _english_answers(run, model, used, stage)
+    used = [example for example in used if example.id in english]
     rows = _rows(run, run.tokenizer, used, english, tree, codes, retain=retain)
     teacher = run.config.distill.teacher
     if isinstance(teacher, ModelTeacher) and teacher.level == "sequence":
-        theirs = _rows(
-            run,
-            run.tokenizer,
-            used,
-            english,
-            tree,
-            codes,
-            retain=retain,
-            teacher=load_tokenizer(teacher.path),
-        )
-        file = run.folder / "teacher_answers.jsonl"
-        return joining.with_answers(
-            rows, theirs, teacher, run.tokenizer, run.dtype, file, stage, run.watcher.bar
-        )
+        its, file = load_tokenizer(teacher.path), run.folder / "teacher_answers.jsonl"
+        theirs = _rows(run, run.tokenizer, used, english, tree, codes, retain=retain, teacher=its)
+        with processes.main_first():
+            return joining.with_answers(
+                rows, theirs, teacher, run.tokenizer, run.dtype, file, stage, run.watcher.bar
+            )
     return rows
 
 
@@ -726,8 +765,17 @@ def _rows(
     )  # fmt: skip
 
 
-def _learn_families(run: Run, model: PreTrainedModel, sentences: int = 48) -> None:
-    """Group the languages by their instructions' middle states, in as many groups as Glottolog has."""
+def _learn_families(run: Run, model: PreTrainedModel, stage: Stage, sentences: int = 48) -> None:
+    """Group the languages by their instructions' middle states, in as many groups as Glottolog has; if the
+    settings want that and it is not done."""
+    if run.config.languages.tree != "learned":
+        return
+    with processes.main_first():
+        if not run.learned.exists():
+            write_text(run.learned, yaml.safe_dump(_learned(run, model, stage, sentences), sort_keys=False))
+
+
+def _learned(run: Run, model: PreTrainedModel, stage: Stage, sentences: int) -> dict[str, list[str]]:
     shared = [e for e in run.examples if all(code in e.turns for code in run.taught)][:sentences]
     if len(shared) < 8:
         raise DataError(
@@ -735,14 +783,15 @@ def _learn_families(run: Run, model: PreTrainedModel, sentences: int = 48) -> No
             f"{len(shared)}; take families"
         )
     layer, subject = max(1, len(layers_of(model)) // 2), runner.Model(model, run.tokenizer)
-    vectors = {
-        code: runner.embed(subject, [e.turns[code].instruction for e in shared], code, [layer], 64)[layer]
-        for code in run.taught
-    }
+    with spending(stage, model):
+        vectors = {
+            code: runner.embed(subject, [e.turns[code].instruction for e in shared], code, [layer], 64)[layer]
+            for code in run.taught
+        }
     groups: dict[str, list[str]] = {}
     for code, group in learned_families(vectors, len({family_name(code) for code in run.taught})).items():
         groups.setdefault(group, []).append(code)
-    write_text(run.learned, yaml.safe_dump(groups, sort_keys=False))
+    return groups
 
 
 def _english_kept(run: Run) -> list[ParallelExample]:
@@ -756,10 +805,11 @@ def _english_kept(run: Run) -> list[ParallelExample]:
 
 def scored_elsewhere(run: Run, rows: Sequence[Row], stage: Stage, bar: Bar) -> list[Scored] | None:
     """What another teacher than the model itself says of the rows that are not English, if there is one."""
-    return joining.scores_of(
-        rows, run.config.distill, run.tokenizer, run.dtype, run.folder / "teacher_scores.jsonl", stage, bar,
-        lambda model, its: Cache(run.signals, teacher_of(model, its, fingerprint(model))),
-    )  # fmt: skip
+    with processes.main_first():
+        return joining.scores_of(
+            rows, run.config.distill, run.tokenizer, run.dtype, run.folder / "teacher_scores.jsonl", stage,
+            bar, lambda model, its: Cache(run.signals, teacher_of(model, its, fingerprint(model))),
+        )  # fmt: skip
 
 
 def _tree_image(run: Run, tree: Tree, rows: Sequence) -> dict:

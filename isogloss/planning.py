@@ -44,7 +44,7 @@ from isogloss.distill.trainer import Batch, Sample, Weights, batch_losses, chunk
 from isogloss.errors import ConfigError
 from isogloss.evaluate.suites import load_suite
 from isogloss.languages import SOURCE
-from isogloss.model import EMBEDDED, last_hidden, load_tokenizer, model_folder, pick_dtype
+from isogloss.model import EMBEDDED, last_hidden, layers_of, load_tokenizer, model_folder, pick_dtype
 from isogloss.pipeline import Run, Watcher, foreseen_rows
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.nodes import Tree
@@ -216,6 +216,10 @@ def plan(config: Config, machine: Machine) -> Plan:
     found = Plan(machine, stages, work.notes)
     if config.distill.teacher.type != "self":
         found.notes.append("distill.teacher: what another teacher's own reading costs is not counted")
+    if config.distill.gradient_checkpointing:
+        found.notes.append("distill.gradient_checkpointing: the second forward's arithmetic is not counted")
+    if config.distill.responses == "teacher":
+        found.notes.append("distill.responses: what the model's English answers cost is not counted")
     if config.distill.carrier.type != "lora":
         found.notes.append("distill.carrier: the arithmetic of virtual positions is not counted")
     found.advice = [
@@ -378,12 +382,24 @@ def _without_storage(batch: Batch) -> Batch:
     return Batch(**entries)
 
 
-def parameter_bytes(model: nn.Module, *, carriers: bool = False) -> int:
-    """Bytes of the frozen weights, tied ones once; or those of the carriers."""
-    return sum(
-        p.numel() * p.element_size()
-        for n, p in model.named_parameters()
-        if ("lora_" in n or n.startswith("rows.")) == carriers
+def parameter_bytes(model: nn.Module, *, carriers: bool = False, four_bit: bool = False) -> int:
+    """Bytes of the frozen weights, tied ones once; or those of the carriers.
+
+    Args:
+        four_bit: Linear layers below the head hold 4 bits a weight, 8 for each 64 of them, 32 for each 256 of
+            those (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+    """
+    packed = set()
+    if four_bit:
+        linear = (m for m in layers_of(model).modules() if isinstance(m, nn.Linear))
+        packed = {id(m.weight) for m in linear}
+    each = 4 / 8 + 1 / 64 + 4 / (64 * 256)
+    return round(
+        sum(
+            p.numel() * (each if id(p) in packed else p.element_size())
+            for n, p in model.named_parameters()
+            if ("lora_" in n or n.startswith("rows.")) == carriers
+        )
     )
 
 
@@ -411,14 +427,13 @@ def tune_plan(work: Work) -> StagePlan:
         trained = parameter_bytes(model, carriers=True)
     else:
         model.requires_grad_(True)
-    found, meter = StagePlan("tune"), Meter(model)
+    found, meter = StagePlan("tune"), Meter(model, learns=whole)
     for numbers in micro:
         rows = [work.english[n] for n in numbers]
         width = max(lengths[n] for n in numbers)
         responses = sum(len(row.response) for row in rows)
         again = 2 if responses > chunk_size(model) else 1
-        # A weight that learns costs a second product in backward.
-        _count(meter, len(rows), width, again * responses, backward=2 if whole else 1, taught=responses)
+        _count(meter, len(rows), width, again * responses, backward=True, taught=responses)
         found.tokens_forwarded += sum(lengths[n] for n in numbers)
     found.tokens_backpropagated = found.tokens_forwarded
     found.flops = meter.flops
@@ -474,7 +489,7 @@ def distill_plan(work: Work) -> StagePlan:
             if settings.form[0] == "hidden" and (settings.kl or rows[n].language == SOURCE)
         )
         width = max(lengths[n] for n in numbers)
-        _count(meter, len(numbers), width, responses + asked, backward=1, taught=responses)
+        _count(meter, len(numbers), width, responses + asked, backward=True, taught=responses)
         found.tokens_backpropagated += sum(lengths[n] for n in numbers)
     found.tokens_forwarded += found.tokens_backpropagated
     found.flops += meter.flops + live.flops
@@ -534,20 +549,25 @@ def _distill_memory(
     kind, k = settings.form
     each = hidden * wide if kind == "hidden" else 8 * k
     signals = told * each + (len(twins) + meanings) * hidden * 4
-    weights = weights_of(model, settings, retain=True)
+    loss = weights_of(model, settings, retain=True)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train(settings.gradient_checkpointing)
     step = 0
     for numbers in _largest(micro, lengths):
         samples = [_sample(rows[n], place, settings, hidden, work.dtype) for place, n in enumerate(numbers)]
         step = max(
-            step, step_bytes(model, samples, weights, carrier, twins=meanings)
+            step, step_bytes(model, samples, loss, carrier, twins=meanings)
         )  # fmt: skip
+    model.eval()
     carrier.off()
     read = max(
         (read_bytes(model, min(READ_TOGETHER, len(some)), max(some)) for some in (privileged, twins) if some),
         default=0,
     )
     learnt = parameter_bytes(model, carriers=True)
-    frozen = {"program": machine.process, "weights": parameter_bytes(model), "carriers": learnt}
+    weights = parameter_bytes(model, four_bit=work.config.four_bit)
+    frozen = {"program": machine.process, "weights": weights, "carriers": learnt}
     reading = frozen | {"signals": signals, "activations": machine.held(read)}
     training = frozen | {"optimiser": 2 * learnt, "signals": signals, "activations": machine.held(step)}
     return max(reading, training, key=lambda memory: sum(memory.values()))
@@ -605,7 +625,7 @@ def evaluate_plan(work: Work) -> StagePlan:
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * head * work.dtype.itemsize
     carrier.off()
     found.memory = {
-        "program": machine.process, "weights": parameter_bytes(model),
+        "program": machine.process, "weights": parameter_bytes(model, four_bit=work.config.four_bit),
         "carriers": parameter_bytes(model, carriers=True), "cache": cache * settings.batch * width,
         "activations": machine.held(
             read_bytes(model, settings.batch, longest)
@@ -618,22 +638,21 @@ def evaluate_plan(work: Work) -> StagePlan:
 # --- counts
 
 
-def _count(meter: Meter, rows: int, width: int, heads: int, *, backward: int = 0, taught: int = 0) -> None:
-    """A batch into the meter; `backward` is how many forwards the weights cost on the way back."""
-    tokens = rows * width
-    meter.forward_tokens += tokens
-    meter.forward_pairs += tokens * width
-    meter.forward_heads += heads
-    meter.backward_tokens += backward * tokens
-    meter.backward_pairs += tokens * width if backward else 0
-    meter.backward_heads += backward * taught
+def _count(
+    meter: Meter, rows: int, width: int, heads: int, *, backward: bool = False, taught: int = 0
+) -> None:
+    """A batch into the meter; of what the head reads, so many tokens have a gradient."""
+    meter.read(rows, width, backward=backward)
+    meter.project(taught, backward=backward)
+    meter.project(heads - taught)
 
 
 def _generated(meter: Meter, prompt: int, new: int) -> None:
     """The prompt once, then a token a time, each against all before it."""
-    meter.forward_tokens += prompt + new - 1
-    meter.forward_pairs += prompt**2 + sum(range(prompt + 1, prompt + new))
-    meter.forward_heads += new
+    meter.read(1, prompt)
+    for seen in range(prompt + 1, prompt + new):
+        meter.read(1, 1, seen=seen)
+    meter.project(new)
 
 
 def _reading(model: nn.Module, lengths: Sequence[int], together: int, *, off: bool = False) -> float:
@@ -703,7 +722,11 @@ def _changes(work: Work, stage: str) -> list[tuple[str, ...]]:
     more: list[tuple[str, ...]] = []
     if stage == "tune" and config.tune.method == "full":
         more.append(("tune.method=lora",))
-    if stage == "distill" and work.dtype == torch.float32:
-        more.append(("dtype=bfloat16",))
+    if stage == "distill":
+        more += (
+            [("distill.gradient_checkpointing=true",)] if not config.distill.gradient_checkpointing else []
+        )
+        more += [("dtype=bfloat16",)] if work.dtype == torch.float32 else []
+        more += [("four_bit=true",)] if not config.four_bit else []
     last = smaller[-1:] or [()]
     return [*smaller, *more, *((*some, *last[0]) for some in more)]

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from isogloss import processes
 from isogloss.config import Tune
 from isogloss.data.chat import Encoded, encode
 from isogloss.data.examples import ParallelExample
@@ -96,8 +97,8 @@ def tune(
     seed: int,
     dtype: torch.dtype,
     progress: Progress,
-) -> dict[str, int]:
-    """Train and write the reference model to `folder`, in `dtype`; returns token counts.
+) -> dict[str, float]:
+    """Train and write the reference model to `folder`, in `dtype`; returns the trainer's counts.
 
     The folder appears at the end, whole; checkpoints lie beside it until then.
     """
@@ -125,7 +126,7 @@ def tune(
     trainer = ResponseTrainer(
         model=model,
         args=training_arguments(
-            work, steps=steps, batch=settings.batch // settings.accumulate, accumulate=settings.accumulate,
+            work, steps=steps, batch=settings.batch, accumulate=settings.accumulate,
             lr=settings.lr, weight_decay=0.01, seed=seed, bf16=dtype == torch.bfloat16,
             save_every=max(50, steps // 4),
         ),
@@ -136,10 +137,12 @@ def tune(
     train(trainer, Watch(curve, "tune", max(1, steps // 60), progress), work)
     tuned: Any = model.merge_and_unload() if settings.method == "lora" else base  # type: ignore[operator]
     tuned.config.use_cache = True
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    tuned.to(dtype).save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    part.rename(folder)
-    shutil.rmtree(work, ignore_errors=True)
+    if processes.is_main():
+        part = folder.with_name(folder.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        tuned.to(dtype).save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        part.rename(folder)
+        shutil.rmtree(work, ignore_errors=True)
+    processes.wait()
     return trainer.counts

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from isogloss import growing, pipeline
 from isogloss.config import Config, load_config
+from isogloss.cost import CORE_WATTS, TEACHER
 from isogloss.demo.items import demo_items
 from isogloss.demo.train_base import CHAT_TEMPLATE, SPECIAL
 from isogloss.errors import DataError, RunError
@@ -56,6 +57,10 @@ class Killer(pipeline.Watcher):
 
 def settings(folder: Path, model: Path, *more: str) -> Config:
     return load_config(None, (*SMALL, f"run={folder}", f"model={model}", "dtype=float32", *more))
+
+
+def ledger_of(config: Config) -> dict[str, dict]:
+    return {s["stage"]: s for s in json.loads((config.run / "ledger.json").read_text())["stages"]}
 
 
 def finish(config: Config, watcher: pipeline.Watcher | None = None) -> dict:
@@ -129,6 +134,11 @@ def test_a_killed_run_goes_on_to_the_same_scores(finished, tmp_path, tiny_model_
     assert [json.loads(line)["step"] for line in broken.open()] == [
         json.loads(line)["step"] for line in whole.open()
     ]
+    # Nothing is lost, and nothing counted twice.
+    for ours, theirs in zip(ledger_of(config).values(), ledger_of(finished[0]).values(), strict=True):
+        for name in ("tokens_forwarded", "tokens_backpropagated", "tokens_generated", *TEACHER[:2]):
+            assert ours[name] == theirs[name], name
+        assert ours["flops"] == pytest.approx(theirs["flops"], rel=1e-9)
 
 
 def test_the_same_seed_gives_the_same_scores(finished, tmp_path, tiny_model_folder):
@@ -239,12 +249,23 @@ def test_a_language_without_data_is_refused_before_anything_is_written(tmp_path,
 def test_the_ledger_counts_every_stage(finished):
     """Tokens, operations, seconds and memory of tuning, distillation and evaluation."""
     config, _ = finished
-    stages = {s["stage"]: s for s in json.loads((config.run / "ledger.json").read_text())["stages"]}
+    stages = ledger_of(config)
     assert list(stages) == ["tune", "distill", "evaluate"]
     assert (
         stages["distill"]["teacher_calls"] == 21 + 14 + 14 + 25
     )  # hi, sw, ur, and English for a tenth of 4.5 passes
-    assert all(stages[name]["flops"] > 0 and stages[name]["seconds"] > 0 for name in ("tune", "distill"))
+    assert all(stages[name]["flops"] > 0 and stages[name]["seconds"] > 0 for name in stages)
+    # Three languages and English before and after, at most four tokens an answer.
+    asked = 14 * 4 * 2
+    assert asked < stages["evaluate"]["tokens_generated"] <= 4 * asked
+    for stage in stages.values():
+        assert stage["device_seconds"] == pytest.approx(stage["seconds"], abs=0.5)
+        assert stage["energy_joules"] == pytest.approx(
+            stage["seconds"] * CORE_WATTS * torch.get_num_threads(), rel=0.2
+        )
+        assert stage["peak_memory_bytes"] > 100e6
+    # The signals' cache, the checkpoints and the adapters are among what was written.
+    assert stages["distill"]["bytes_written"] > stages["distill"]["cache_bytes_written"] > 0
 
 
 def test_learned_families_are_found_once_and_kept(finished, tmp_path, tiny_model_folder):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Qwen2Config, Qwen3Config, Qwen3ForCausalLM
+from transformers import LlamaConfig, Qwen2Config, Qwen3Config, Qwen3ForCausalLM
 
 from isogloss import cli, planning
 from isogloss.config import load_config
@@ -102,6 +102,18 @@ def test_billions_of_weights_need_none(tmp_path):
     model = planning.meta_model(str(tmp_path), torch.bfloat16, gpu=True)
     assert planning.parameter_bytes(model) == 2 * 7_615_616_512
     assert {p.device.type for p in model.parameters()} == {"meta"}
+    # 28 layers of 233,046,016 weights in 4 + 8/64 + 32/16,384 bits each; embeddings, norms and biases stay.
+    assert planning.parameter_bytes(model, four_bit=True) == 3_366_194_944 + 2 * 1_090_328_064
+
+
+def test_llamas_shapes_too(tmp_path):
+    """Llama-3.1-8B: 8,030,261,248 parameters, the published count."""
+    LlamaConfig(
+        vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=False,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    model = planning.meta_model(str(tmp_path), torch.bfloat16, gpu=True)
+    assert planning.parameter_bytes(model) == 2 * 8_030_261_248
 
 
 def test_the_carriers_are_counted_by_node(read):
@@ -254,6 +266,14 @@ def test_what_no_setting_mends_is_said(read):
     work.machine = Machine("none", 1, 1 << 20, 1e12, gpu=False, process=0)
     advice = planning.advise(work, planning.tune_plan(work))
     assert "no setting makes it fit" in advice and "a device of 1 GiB would do" in advice
+
+
+def test_checkpointing_holds_less(read):
+    """The layers' inputs alone are kept for backward; what follows from it is said."""
+    work = read.changed([])
+    kept = planning.distill_plan(work).memory["activations"]
+    again = read.changed(["distill.gradient_checkpointing=true"])
+    assert planning.distill_plan(again).memory["activations"] < 0.8 * kept
 
 
 def test_more_devices_share_a_steps_rows(read):

@@ -16,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from isogloss import processes
 from isogloss.distill.rows import Row
 from isogloss.distill.signal import Kind, hidden_signals
 from isogloss.distill.trainer import Sample, Weights, batch_losses, collate, samples_of
@@ -118,8 +119,8 @@ class PathsOnly(TrainerCallback):
         self.before: dict[str, dict[str, Tensor]] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # After a resume the optimiser's moments move nodes that no row reads; other ranks' rows are unknown.
-        if state.global_step == 0 and args.world_size == 1:
+        # After a resume the optimiser's moments move nodes that no row reads.
+        if state.global_step == 0:
             self.before = {node.name: self._rows(node) for node in self.carrier.tree.nodes}
             self.read.clear()
 
@@ -140,7 +141,8 @@ class PathsOnly(TrainerCallback):
             rows = self.carrier.node_parameters(self.carrier.tree.by_name[name]).values()
             if not all(torch.isfinite(p).all() for p in rows):
                 raise RuntimeError(f"self-check: the first step has made {name} nan or infinite")
-        read = {node.name for code in self.read for node in self.carrier.tree.path(code)}
+        everywhere = processes.gathered(sorted(self.read))
+        read = {node.name for code in everywhere for node in self.carrier.tree.path(code)}
         if strays := [name for name in changed if name not in read]:
             raise RuntimeError(f"self-check: {strays[0]} has changed, and no row that was read is below it")
 

@@ -8,7 +8,7 @@ What is drawn depends on the seed, the step and the place in it alone, so a resu
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from isogloss.cost import Stage, forward_flops
+from isogloss.cost import Stage
 from isogloss.data.chat import Encoded
 from isogloss.distill.rows import Row
 from isogloss.distill.signal import Signal
@@ -114,7 +114,7 @@ class OnPolicyTrainer(ResponseTrainer):
             for number, sample in enumerate(batch_samples):
                 place = number * self.args.world_size + self.args.process_index
                 sample["batch"] = self.policy.renewed(
-                    sample["batch"], self.state.global_step, place, self.counts
+                    sample["batch"], self.state.global_step, place, self.fresh
                 )
         return super()._get_num_items_in_batch(batch_samples, device)
 
@@ -127,24 +127,22 @@ class OnPolicyTrainer(ResponseTrainer):
     ) -> Any:
         if not self._on:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        weights, ce = self.weights, self.parts.get("ce")
+        weights, ce = self.weights, self.fresh.get("ce")
         self.weights = replace(weights, ce=0.0)
         try:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         finally:
             self.weights = weights
             # The curve shows what was learned from.
-            self.parts["ce"] = 0.0 if ce is None else ce
+            self.fresh["ce"] = 0.0 if ce is None else ce
 
 
-def add_costs(cost: Stage, counts: dict[str, int], model: nn.Module) -> None:
+def add_costs(cost: Stage, counts: Mapping[str, float]) -> None:
     """What on-policy steps cost beside the student's step: drawing, and the teacher's reading."""
-    generated, read = counts.get("generated", 0), counts.get("read", 0)
-    forwarded = counts.get("prompted", 0) + generated
+    generated = int(counts.get("generated", 0))
     cost.tokens_generated += generated
-    cost.teacher_calls += counts.get("calls", 0)
-    cost.tokens_forwarded += forwarded + read
-    cost.flops += forward_flops(model, forwarded, generated) + forward_flops(model, read, 0)
+    cost.teacher_calls += int(counts.get("calls", 0))
+    cost.tokens_forwarded += int(counts.get("prompted", 0) + counts.get("read", 0)) + generated
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ Flow: rows → by content from the cache, else read, many together → kept in t
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -21,7 +21,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from isogloss.cost import Stage, forward_flops
+from isogloss import processes
+from isogloss.cost import Meter, Stage
 from isogloss.data.chat import pad, response_positions
 from isogloss.distill.cache import Cache, Part, row_key
 from isogloss.distill.fused import frozen_head
@@ -78,42 +79,41 @@ def hidden_signals(
         teacher: Without it English rows alone are scored, which keep to what the model answers itself: a loss
             without a divergence needs no more.
         cache: Where signals are looked for, and kept.
-        cost: Gets calls, hits, tokens really read and bytes written.
+        cost: Gets calls, hits, what was really read, operations and bytes written.
         fork: Read the node texts that prompts begin with once for all of them.
     """
     model.eval()
     cost = Stage("") if cost is None else cost
-    fixed, vocab = frozen_head(model), causal_of(model).config.get_text_config().vocab_size
+    meter, before = Meter(model, 0.0), replace(cost)
     twins = list(dict.fromkeys(row.twin_prompt for row in rows))
     scored = [row for row in rows if teacher or row.language == SOURCE]
     distinct = list({(row.teacher_prompt, row.student.response): row.language for row in scored}.items())
-    work = len(distinct) + len(twins)
     pooled = Kept(cache and cache.part(signal="pooled", layer=layer), [row_key(t) for t in twins], cost)
-    done = len(twins) - len(pooled.absent)
-    for chosen in _by_length(twins, batch):
-        chosen = [number for number in chosen if number in pooled.absent]
-        if not chosen:
-            continue
-        ids, mask = _padded(model, [twins[i] for i in chosen], pad_id)
-        with capture(model, layer) as states:
-            last_hidden(model, ids, mask)
-        cost.teacher_tokens += int(mask.sum())
-        pooled.keep(chosen, list(mean_pool(states[0], mask).split(1)))
-        progress(done := done + len(chosen), work)
-    pooled.flush()
     about: dict[str, Any] = {"signal": kind} | ({"k": k} if kind == "top_k" else {})
     said = Kept(cache and cache.part(**about), [row_key(*texts) for texts, _ in distinct], cost)
     cost.cached_hits += len(distinct) - len(said.absent)
-    done = work - len(said.absent)
-    for chosen, states in _read(model, distinct, said.absent, pad_id, batch, fork, cost):
-        if kind == "top_k":
-            logits = (fixed.logits(one) if fixed else head(model, one) for one in states)
-            states = [pack(TopK.of(one, k), vocab) for one in logits]
-            cost.flops += forward_flops(model, 0, sum(map(len, states)))
-        said.keep(chosen, states)
-        cost.teacher_calls += len(chosen)
-        progress(done := done + len(chosen), work)
-    said.flush()
+    if said.several:
+        processes.wait()  # all must have seen the same before anything is added
+    vocab, work = causal_of(model).config.get_text_config().vocab_size, len(distinct) + len(twins)
+    done = work - len(pooled.absent) - len(said.absent)
+    with meter.counting():
+        for chosen, states in _pooled(model, twins, pooled.share, layer, pad_id, batch, cost):
+            cost.add(meter)
+            pooled.keep(chosen, states)
+            progress(done := done + len(chosen), work)
+        pooled.join()
+        fixed = frozen_head(model)
+        for chosen, states in _read(model, distinct, said.share, pad_id, batch, fork, cost):
+            if kind == "top_k":
+                logits = (fixed.logits(one) if fixed else head(model, one) for one in states)
+                states = [pack(TopK.of(one, k), vocab) for one in logits]
+            cost.add(meter)
+            cost.teacher_calls += len(chosen)
+            said.keep(chosen, states)
+            progress(done := done + len(chosen), work)
+        said.join()
+    if said.several:
+        cost.over_processes(before)
     found = {
         texts: unpack(one, vocab) if kind == "top_k" else one
         for (texts, _), one in zip(distinct, said.tensors(), strict=True)
@@ -129,12 +129,19 @@ def hidden_signals(
 
 
 class Kept:
-    """One tensor for each key: those that the cache has, and those that are read now and kept in it."""
+    """One tensor for each key: those that the cache has, and those that are read now and kept in it.
+
+    Several processes share out what is absent, and find in the cache what the others have read.
+    """
 
     def __init__(self, part: Part | None, keys: Sequence[bytes], cost: Stage):
         self.part, self.keys, self.cost = part, keys, cost
         self.found = {} if part is None else part.read(keys)
         self.absent = {number for number, key in enumerate(keys) if key not in self.found}
+        self.several = part is not None and processes.count() > 1
+        here = slice(processes.index(), None, processes.count()) if self.several else slice(None)
+        self.share = set(sorted(self.absent)[here])
+        """What this process is to read."""
         self.fresh: dict[bytes, Tensor] = {}
         self.since = time.monotonic()
 
@@ -152,8 +159,34 @@ class Kept:
             self.cost.cache_bytes_written += self.part.write(self.fresh)
         self.fresh, self.since = {}, time.monotonic()
 
+    def join(self) -> None:
+        """After the last: what the other processes have read is there too."""
+        self.flush()
+        if self.several and self.part is not None:
+            processes.wait()
+            self.found |= self.part.read([self.keys[n] for n in sorted(self.absent - self.share)])
+
     def tensors(self) -> list[Tensor]:
         return [self.found[key] for key in self.keys]
+
+
+def _pooled(
+    model: nn.Module,
+    texts: Sequence[tuple[int, ...]],
+    absent: set[int],
+    layer: int,
+    pad_id: int,
+    batch: int,
+    cost: Stage,
+) -> Iterator[tuple[list[int], list[Tensor]]]:
+    """Mean-pooled states of the absent texts after a layer."""
+    for places in _by_length(texts, batch):
+        if chosen := [number for number in places if number in absent]:
+            ids, mask = _padded(model, [texts[n] for n in chosen], pad_id)
+            with capture(model, layer) as states:
+                last_hidden(model, ids, mask)
+            cost.teacher_tokens += int(mask.sum())
+            yield chosen, list(mean_pool(states[0], mask).split(1))
 
 
 def _read(

@@ -11,7 +11,7 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedTokenizerBase
 
 from isogloss.config import Distill
-from isogloss.cost import Stage, forward_flops
+from isogloss.cost import Stage, spending
 from isogloss.distill.cache import Cache
 from isogloss.distill.checks import PathsOnly, check_rows, check_teacher, divergence_by_language
 from isogloss.distill.on_policy import OnPolicyTrainer, Policy, add_costs
@@ -144,14 +144,14 @@ def distil(
         model=carrier.model,
         carrier=carrier,
         args=training_arguments(
-            work, steps=steps, batch=settings.batch // settings.accumulate, accumulate=settings.accumulate,
+            work, steps=steps, batch=settings.batch, accumulate=settings.accumulate,
             lr=settings.lr, weight_decay=0.0, seed=seed, bf16=False, save_every=max(50, steps // 4),
         ),
         train_dataset=Ordered(samples, order),
         weights=weights,
         pad_id=pad_id,
         level_dropout=settings.level_dropout,
-        optimizers=(_larger_b(carrier, settings) if settings.lr_b_ratio != 1 else None, None),
+        optimiser=partial(_larger_b, settings=settings) if settings.lr_b_ratio != 1 else None,
     )  # fmt: skip
     if settings.shrinkage:
         counts = rows_below(carrier.tree.nodes, rows)
@@ -167,21 +167,18 @@ def distil(
     with bar("Distillation") as progress:
         train(trainer, Watch(curve, cost.stage, max(1, steps // 60), progress), work)
     carrier.off()
-    gains = prune(carrier, held, pad_id=pad_id)
-    tokens, responses = trainer.counts["tokens"], trainer.counts["responses"]
-    cost.tokens_forwarded += cost.teacher_tokens + tokens
+    with spending(cost, carrier.model, carrier.met):
+        gains = prune(carrier, held, pad_id=pad_id)
+    tokens = int(trainer.counts["tokens"])
+    cost.tokens_forwarded += tokens
     cost.tokens_backpropagated += tokens
-    # Frozen weights take no gradient, so backward costs one forward; the head serves teacher and student.
-    model = carrier.model.get_base_model()
-    cost.flops += forward_flops(model, cost.teacher_tokens, 0) + 2 * forward_flops(model, tokens, responses)
-    cost.flops += forward_flops(model, 0, responses if settings.kl and kind == "hidden" else 0)
-    cost.flops += carrier.flops(tokens, len(order))
-    add_costs(cost, trainer.counts, model)
+    cost.flops += trainer.counts["flops"]
+    add_costs(cost, trainer.counts)
     return gains
 
 
-def _larger_b(carrier: Carrier, settings: Distill) -> Optimizer:
+def _larger_b(model: nn.Module, settings: Distill) -> Optimizer:
     """The Trainer's AdamW, with a larger step for every B (Hayou et al. 2024, arXiv:2402.12354)."""
     return create_loraplus_optimizer(
-        carrier.model, AdamW, lr=settings.lr, loraplus_lr_ratio=settings.lr_b_ratio, betas=(0.9, 0.98)
+        model, AdamW, lr=settings.lr, loraplus_lr_ratio=settings.lr_b_ratio, betas=(0.9, 0.98)
     )

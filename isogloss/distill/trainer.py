@@ -6,19 +6,23 @@ beforehand, so a resumed run reads what an unbroken one would have read.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from isogloss import processes
+from isogloss.cost import Meter
 from isogloss.data.chat import Encoded, pad, response_positions
 from isogloss.distill import fused, losses
 from isogloss.distill.rows import Row
@@ -27,7 +31,7 @@ from isogloss.distill.topk import TopK
 from isogloss.errors import ConfigError
 from isogloss.files import write_lines
 from isogloss.languages import SOURCE
-from isogloss.model import capture, causal_of, head, last_hidden, mean_pool
+from isogloss.model import capture, causal_of, decoder_of, head, last_hidden, mean_pool
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.nodes import Tree
 
@@ -270,31 +274,95 @@ def in_chunks(score: Callable[..., Tensor], size: int, hidden: Tensor, *others: 
     return torch.stack(totals).sum(0)
 
 
+class Objective(nn.Module):
+    """The parts of the loss as one module's forward.
+
+    A wrapper for several processes hears only of that call, and brings together only then what they found.
+    Its state is what learns: a checkpoint has no frozen weight.
+    """
+
+    def __init__(self, model: nn.Module, carrier: Carrier | None, twins: Tensor | None):
+        super().__init__()
+        self.model, self.carrier, self.twins = model, carrier, twins
+
+    def forward(self, batch: Batch, weights: Weights) -> dict[str, Tensor]:
+        return batch_losses(self.model, batch, weights, self.carrier, self.twins)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if state_dict.keys() != self.state_dict().keys():
+            raise ValueError("the checkpoint belongs to a model or tree of another shape")
+        super().load_state_dict(state_dict, strict=False)
+        return SimpleNamespace(missing_keys=[], unexpected_keys=[])
+
+
+PARTS = ("loss", "ce", "kl", "retain", "hidden")
+COUNTS = ("tokens", "responses", "generated", "prompted", "read", "calls", "flops")
+
+
 class ResponseTrainer(Trainer):
-    """Trains on response tokens; `carrier` makes it stage 2."""
+    """Trains on response tokens; `carrier` makes it stage 2.
+
+    Args:
+        optimiser: Makes the optimiser for the model, where it is not the Trainer's own.
+
+    Attributes:
+        counts: Of all processes and steps so far: `tokens`, `responses` (tokens of them), `flops`, and what
+            on-policy steps add.
+    """
 
     loss_is_scaled_for_ga = True
 
     def __init__(
         self,
         *,
+        model: nn.Module,
         weights: Weights,
         pad_id: int,
         carrier: Carrier | None = None,
         level_dropout: float = 0.0,
+        optimiser: Callable[[nn.Module], Optimizer] | None = None,
         **kwargs: Any,
     ):
-        if kwargs["args"].n_gpu > 1:
+        args = kwargs["args"]
+        if args.n_gpu > 1:
             raise ConfigError("one process drives one GPU; start more with `accelerate launch`")
-        super().__init__(data_collator=lambda samples: {"batch": collate(samples, pad_id)}, **kwargs)
+        # An expert that no token is sent to has no gradient; all else has one in every step.
+        args.ddp_find_unused_parameters = carrier is None and any(
+            "experts" in n for n, _ in model.named_modules()
+        )
+        twins = twins_of(kwargs["train_dataset"].samples)
+        super().__init__(
+            model=Objective(model, carrier, None if twins is None else twins.to(args.device)),
+            data_collator=lambda samples: {"batch": collate(samples, pad_id)},
+            **kwargs,
+        )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ConfigError(
+                "FSDP and DeepSpeed cut a model into parts, of which the hidden-state term would read one alone; "
+                "start with examples/accelerate/ddp.yaml, and for a large model set four_bit"
+            )
         self.remove_callback(PrinterCallback)
         self.weights, self.carrier, self.level_dropout = weights, carrier, level_dropout
-        twins = twins_of(kwargs["train_dataset"].samples)
-        self.twins = None if twins is None else twins.to(self.args.device)
-        self.parts: dict[str, float] = {}
-        self.counts = {"tokens": 0, "responses": 0}
+        self.make_optimiser = optimiser
+        whole = all(p.requires_grad for p in decoder_of(model).parameters())
+        self.meter = Meter(model, 1.0 if carrier is None else carrier.met, learns=whole)
+        self.counts: dict[str, float] = {"tokens": 0, "responses": 0, "flops": 0}
+        self.fresh: dict[str, float] = {}
+        """Counts and parts of the loss of this process since all were brought together."""
         self.languages: set[str] = set()
         """Whose rows were read, for whoever clears it."""
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        with self.meter.counting():
+            return super().train(*args, **kwargs)
+
+    def create_optimizer(self, model: Any = None) -> Optimizer:
+        if self.make_optimiser is not None and self.optimizer is None:
+            self.optimizer = self.make_optimiser(self.model.model)  # type: ignore[union-attr]
+        return super().create_optimizer(*(() if model is None else (model,)))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # the order is in the data
@@ -302,13 +370,8 @@ class ResponseTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """Response tokens and rows of the whole optimiser step, over accumulation and ranks."""
         batches = [sample["batch"] for sample in batch_samples]
-        items: Any = torch.tensor(
-            [[len(b.response), len(b.ids)] for b in batches], dtype=torch.float32, device=device
-        ).sum(0)
-        if self.args.world_size > 1:
-            gathered: Any = self.accelerator.gather(items[None])
-            items = gathered.sum(0)
-        return items
+        here = sum(len(b.response) for b in batches), sum(len(b.ids) for b in batches)
+        return torch.tensor(processes.total(here), dtype=torch.float32, device=device)
 
     def compute_loss(
         self,
@@ -321,22 +384,42 @@ class ResponseTrainer(Trainer):
         if self.carrier is not None and self.level_dropout:
             batch.languages = drop_levels(self.carrier.tree, batch.languages, self.level_dropout)
         weights = self.weights.at(self.state.global_step / self.state.max_steps)
-        parts = batch_losses(model, batch, weights, self.carrier, self.twins)
+        parts = model(batch, weights)
         tokens, rows = num_items_in_batch
         scaled = {name: part / (rows if name == "hidden" else tokens) for name, part in parts.items()}
         loss: Any = sum(getattr(weights, name) * part for name, part in scaled.items())
         for name, part in (scaled | {"loss": loss}).items():
-            self.parts[name] = self.parts.get(name, 0.0) + part.item() * self.args.world_size
+            self.note(name, part.item())
         self.languages.update(batch.languages)
-        self.counts["tokens"] += int(batch.mask.sum())
-        self.counts["responses"] += len(batch.response)
-        # Distributed wrappers average gradients over ranks; the sum is what the normalisation means.
+        self.note("tokens", int(batch.mask.sum()))
+        self.note("responses", len(batch.response))
+        # Wrappers for several processes average their gradients; the sum is what the normalisation means.
         loss = loss * self.args.world_size
         return (loss, None) if return_outputs else loss
 
+    def note(self, name: str, amount: float) -> None:
+        """More of a count or of a part of the loss."""
+        self.fresh[name] = self.fresh.get(name, 0) + amount
+
+    def settle(self) -> dict[str, float]:
+        """Bring together what all processes have noted since this was done last; returns the loss's parts."""
+        self.note("flops", self.meter.take()[0])
+        here, self.fresh = self.fresh, {}
+        if self.args.world_size > 1:
+            names = (*PARTS, *COUNTS)
+            everywhere = zip(names, processes.total([here.get(name, 0) for name in names]), strict=True)
+            here = {name: value for name, value in everywhere if value or name in here}
+        for name in COUNTS:
+            if name in here:
+                amount = here.pop(name)
+                self.counts[name] = self.counts.get(name, 0) + (amount if name == "flops" else round(amount))
+        return here
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        (Path(str(output_dir or self.args.output_dir)) / "counts.json").write_text(json.dumps(self.counts))
+        if self.args.should_save:
+            counts = Path(str(output_dir or self.args.output_dir)) / "counts.json"
+            counts.write_text(json.dumps(self.counts))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -354,6 +437,8 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Lines beyond the checkpoint that training resumes from are written again."""
+        if not state.is_world_process_zero:
+            return
         lines = self.curve.read_text("utf-8").split("\n") if self.curve.exists() else []
         # A killed process may have left its last line half written; it has no end of line.
         entries = [json.loads(line) for line in lines[:-1]]
@@ -363,15 +448,15 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.trainer is not None
-        for name, value in self.trainer.parts.items():
+        for name, value in self.trainer.settle().items():
             self.sums[name] = self.sums.get(name, 0.0) + value
-        self.trainer.parts.clear()
         self.since += 1
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             means = {name: round(value / self.since, 5) for name, value in self.sums.items()}
             entry = {"stage": self.stage, "step": state.global_step, "loss": means.pop("loss"), **means}
-            with self.curve.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
+            if state.is_world_process_zero:
+                with self.curve.open("a") as file:
+                    file.write(json.dumps(entry) + "\n")
             self.sums, self.since = {}, 0
         self.progress(state.global_step, state.max_steps)
 
@@ -388,11 +473,27 @@ def training_arguments(
     bf16: bool,
     save_every: int,
 ) -> TrainingArguments:
-    """What both stages share: AdamW, linear warm-up, cosine to zero, quiet, checkpoints that resume."""
+    """What both stages share: AdamW, linear warm-up, cosine to zero, quiet, checkpoints that resume.
+
+    Args:
+        batch: Rows of an optimiser step, over accumulation and processes.
+        accumulate: Parts in which a process reads its share of them, one after the other.
+
+    Raises:
+        ConfigError: A step's rows cannot be shared out evenly.
+    """
+    several = processes.count()
+    rows, left = divmod(batch, accumulate * several)
+    if left:
+        many = f"{several} processes" if several > 1 else "one process"
+        raise ConfigError(
+            f"batch: {batch} rows a step are not to be had by {many} in {accumulate} equal parts each; "
+            f"take a multiple of {accumulate * several}"
+        )
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
-        per_device_train_batch_size=batch,
+        per_device_train_batch_size=rows,
         gradient_accumulation_steps=accumulate,
         learning_rate=lr,
         weight_decay=weight_decay,

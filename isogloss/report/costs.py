@@ -13,6 +13,7 @@ COLUMNS: Final = (
     ("teacher_calls", "teacher calls", figures.count),
     ("flops", "arithmetic", lambda number: figures.count(number, "FLOP")),
     ("peak_memory_bytes", "peak memory", figures.size),
+    ("energy_joules", "energy, estimated", lambda joules: figures.count(joules, "J")),
 )
 
 
@@ -31,7 +32,7 @@ def totals(stages: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def one_line(stages: Sequence[Mapping[str, Any]]) -> str:
     """As "20 min 46 s · 18.1 M tokens forwarded · 9.21 TFLOP · peak memory 2.10 GiB"."""
-    time, forwarded, _, _, _, flops, memory = totals(stages)
+    time, forwarded, _, _, _, flops, memory, _ = totals(stages)
     return f"{time} · {forwarded} tokens forwarded · {flops} · peak memory {memory}"
 
 

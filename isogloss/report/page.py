@@ -77,7 +77,7 @@ def render(run: RunFolder) -> str:
             return otherwise
 
     no_charts: tuple[list[curves.Chart], list[curves.Chart]] = ([], [])
-    time, _, _, _, _, flops, _ = tolerant("ledger.json", run.ledger, costs.totals, [""] * len(costs.COLUMNS))
+    time, _, _, _, _, flops, *_ = tolerant("ledger.json", run.ledger, costs.totals, [""] * len(costs.COLUMNS))
     no_stages: list[tuple[str, list[str]]] = []
     no_nodes: list[nodes.Node] = []
     context = {

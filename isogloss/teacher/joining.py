@@ -13,17 +13,17 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from isogloss.config import Distill, ModelTeacher, SelfTeacher, ServerTeacher
-from isogloss.cost import Stage, forward_flops
+from isogloss.cost import Stage, spending
 from isogloss.data.chat import Encoded
 from isogloss.distill.cache import Cache, row_key, tokenizer_hash
 from isogloss.distill.rows import Row
 from isogloss.distill.signal import Kept, Signal
 from isogloss.distill.topk import TopK, pack, unpack
 from isogloss.errors import ConfigError
-from isogloss.files import read_lines, write_lines
 from isogloss.languages import SOURCE
 from isogloss.model import load_model, load_tokenizer
 from isogloss.teacher import other
+from isogloss.teacher.answered import TOGETHER, Answers
 from isogloss.teacher.scored import Asked, Scored
 
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
@@ -138,12 +138,12 @@ def _scored_by(
     for begin in range(0, len(absent), together):
         chosen = absent[begin : begin + together]
         some = [rows[n] for n in chosen]
-        fresh = other.score(model, some, translation, k)
+        with spending(cost, model):
+            fresh = other.score(model, some, translation, k)
         kept.keep(chosen, [pack(TopK(one.ids, one.logprobs), vocab) for one in fresh])
         read = sum(len(row.teacher_prompt) + len(row.student.response) for row in some)
         cost.teacher_calls += len(some)
-        cost.tokens_forwarded += read
-        cost.flops += forward_flops(model, read, sum(len(row.student.response) for row in some))
+        cost.teacher_tokens += read
         progress(len(rows) - len(absent) + begin + len(chosen), len(rows))
     kept.flush()
     tops = (unpack(one, vocab) for one in kept.tensors())
@@ -162,29 +162,36 @@ def with_answers(
     file: Path,
     cost: Stage,
     bar: Bar,
-    together: int = 256,
 ) -> list[Row]:
     """The rows with another model's answers as responses, which are kept in a file.
 
     Args:
         theirs: The same rows, their privileged prompts in the teacher's own ids.
         tokenizer: The student's.
-        together: Answers that are written at a time: what a killed run loses at most.
     """
-    given = {entry["id"]: entry["response"] for entry in read_lines(file)} if file.exists() else {}
-    missing = [row for row in theirs if row.language != SOURCE and row.id not in given]
+    kept = Answers(file)
+    missing = [row for row in theirs if row.language != SOURCE and kept.of(*_asked(row)) is None]
     if missing:
         model, its = load_model(teacher.path, dtype), load_tokenizer(teacher.path)
         with bar("Teacher answers") as progress:
-            for begin in range(0, len(missing), together):
-                some = missing[begin : begin + together]
-                for one in other.written(model, some, its, tokenizer, max_new_tokens=teacher.max_new_tokens):
-                    given[one.id] = list(one.student.response)
-                    cost.tokens_generated += len(one.student.response)
-                    cost.tokens_forwarded += len(one.teacher_prompt) + len(one.student.response)
-                write_lines(file, [{"id": id, "response": response} for id, response in given.items()])
+            for begin in range(0, len(missing), TOGETHER):
+                some = missing[begin : begin + TOGETHER]
+                longest = teacher.max_new_tokens
+                with spending(cost, model):
+                    answered = other.written(model, some, its, tokenizer, max_new_tokens=longest)
+                kept.keep({_asked(row): list(row.student.response) for row in answered})
                 progress(begin + len(some), len(missing))
+    return answered_rows(rows, theirs, kept)
+
+
+def answered_rows(rows: Sequence[Row], theirs: Sequence[Row], kept: Answers) -> list[Row]:
+    """The rows with the answers that are kept as responses; those without one stay."""
+    given = [kept.of(*_asked(row)) for row in theirs]
     return [
-        replace(row, student=Encoded(row.student.prompt, tuple(given[row.id]))) if row.id in given else row
-        for row in rows
+        replace(row, student=Encoded(row.student.prompt, tuple(response))) if response else row
+        for row, response in zip(rows, given, strict=True)
     ]
+
+
+def _asked(row: Row) -> tuple[str, str]:
+    return row.id, row_key(row.teacher_prompt).hex()

@@ -26,9 +26,9 @@ from transformers import PreTrainedTokenizerBase
 
 from isogloss.data.chat import Encoded, encode_response, end_of_turn
 from isogloss.distill.rows import Row
-from isogloss.generate import complete, stops
 from isogloss.languages import SOURCE
 from isogloss.model import head, pad_id, response_states
+from isogloss.teacher.answered import ended
 from isogloss.teacher.scored import Scored
 
 Progress = Callable[[int, int], None]
@@ -182,30 +182,19 @@ def written(
     student: PreTrainedTokenizerBase,
     *,
     max_new_tokens: int,
-    batch: int = 16,
-    progress: Progress = lambda done, of: None,
 ) -> list[Row]:
     """The rows with the teacher's answers as responses; English ones stay.
 
     An answer that is empty, or not ended within the limit, teaches nothing or a wrong end: its row keeps the
     data's response.
     """
-    ends = set(stops(model, tokenizer))
     asked = [n for n, row in enumerate(rows) if row.language != SOURCE]
-    asked.sort(key=lambda n: len(rows[n].teacher_prompt))
-    found = list(rows)
-    for begin in range(0, len(asked), batch):
-        chosen = asked[begin : begin + batch]
-        made = complete(
-            model, tokenizer, [rows[n].teacher_prompt for n in chosen], max_new_tokens=max_new_tokens
-        )
-        for n, ids in zip(chosen, made.tolist(), strict=True):
-            end = next((place for place, number in enumerate(ids) if number in ends), None)
-            text = "" if end is None else str(tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
-            if text:
-                prompt = rows[n].student.prompt
-                found[n] = replace(rows[n], student=Encoded(prompt, encode_response(student, text)))
-        progress(begin + len(chosen), len(asked))
+    prompts, found = [rows[n].teacher_prompt for n in asked], list(rows)
+    for place, text in ended(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch=16):
+        if text:
+            row = rows[asked[place]]
+            response = encode_response(student, text)
+            found[asked[place]] = replace(row, student=Encoded(row.student.prompt, response))
     return found
 
 

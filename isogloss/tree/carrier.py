@@ -135,6 +135,7 @@ class Carrier(ABC):
 
     tree: Tree
     model: Any
+    routing: Routing
     _learning: tuple[Node, ...] | None = None
 
     @property
@@ -158,14 +159,9 @@ class Carrier(ABC):
     def export(self, language: str, folder: Path, base_model: str, max_rank: int | None = None) -> int:
         """Write a language's path as `PeftModel.from_pretrained` loads it; returns how many rows it has."""
 
-    @abstractmethod
-    def flops(self, tokens: int, rows: int) -> float:
-        """Operations that training adds to the frozen model's own.
-
-        Args:
-            tokens: That the student read.
-            rows: Batch rows that it read.
-        """
+    def met(self) -> float:
+        """Share of its rows that a text meets as it is set now: those of a path, or none."""
+        return 0.0 if self.routing.rows is None else self.tree.path_rank() / max(1, self.tree.rank)
 
     def reads(self, language: str) -> bool:
         """Whether a language's path holds anything that could be exported."""

@@ -189,11 +189,6 @@ class TreeLora(Carrier):
     def axis(self, name: str) -> int:
         return 0 if "lora_A" in name else 1
 
-    def flops(self, tokens: int, rows: int) -> float:
-        # Of the adapters a token meets its path alone, forward and twice backward.
-        met = sum(p.numel() for p in self.parameters().values()) * self.tree.path_rank() / self.tree.rank
-        return 3 * 2 * met * tokens
-
     def path_state(self, language: str) -> dict[str, Tensor]:
         """An ordinary PEFT state dict of rank Σ r(path)."""
         on = [row for node in self.tree.path(language) for row in node.rows]

@@ -23,7 +23,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from isogloss.cost import forward_flops
 from isogloss.errors import ConfigError, RunError
 from isogloss.model import decoder_of
 from isogloss.tree.carrier import Carrier, Routing
@@ -282,9 +281,6 @@ class TreePrefix(Virtual):
             cache.update(keys, values, number)
         return 0
 
-    def flops(self, tokens: int, rows: int) -> float:
-        return 0.0  # products of attention only, which `forward_flops` leaves out too
-
     def peft(
         self, language: str, about: dict[str, Any]
     ) -> tuple[Float[Tensor, "tokens features"], PeftConfig]:
@@ -314,10 +310,6 @@ class TreeEmbedding(Virtual):
         soft = self.routing.gather(self.model.rows["embedding"], embedded.dtype)
         call["input_ids"], call["inputs_embeds"] = None, torch.cat([soft, embedded], 1)
         return soft.shape[1]
-
-    def flops(self, tokens: int, rows: int) -> float:
-        # As many tokens more; frozen weights take no gradient, so backward costs one forward.
-        return 2 * forward_flops(self.model.get_base_model(), rows * self.tree.path_rank(), 0)
 
     def peft(
         self, language: str, about: dict[str, Any]

@@ -128,7 +128,8 @@ def test_the_prompt_of_a_row_is_shown_as_it_is_read(filled, capsys):
         cli.main(["teacher-prompt", str(run.folder), "--language", "swh", "--id", example.id])
     assert ended.value.code == 0
     teacher, student = capsys.readouterr().out.split("Student: ")
-    row = pipeline.row_of(run, "sw", example.id)
+    row, reader = pipeline.row_of(run, "sw", example.id)
+    assert reader is None
     length = len(row.student.response)
     assert teacher.startswith(f"Teacher: {len(row.teacher_prompt)} tokens, then {length} of the response\n")
     assert student.startswith(f"{len(row.student.prompt)} tokens, then {length} of the response\n")

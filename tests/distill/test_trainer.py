@@ -25,6 +25,7 @@ from isogloss.distill.trainer import (
     training_arguments,
     twins_of,
 )
+from isogloss.errors import ConfigError
 from isogloss.tree.virtual import TreeEmbedding, TreePrefix
 
 LANGUAGES = ["ru", "bg", "es", "fr", "sw", "en"]
@@ -249,15 +250,15 @@ class Gradients(TrainerCallback):
         self.steps = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+        self.steps.append({n: p.grad.clone() for n, p in model.model.named_parameters() if p.requires_grad})
 
 
 def run(folder, model, samples, *, batch=8, accumulate=1, carrier=None, steps=3, weights=None, stop=None):
     """Train for some steps without clipping; `stop` is the step at which the run is killed."""
     folder.mkdir(exist_ok=True)
     arguments = training_arguments(
-        folder / "work", steps=steps, batch=batch, accumulate=accumulate, lr=1e-4, weight_decay=0.0, seed=0,
-        bf16=False, save_every=3,
+        folder / "work", steps=steps, batch=batch * accumulate, accumulate=accumulate, lr=1e-4,
+        weight_decay=0.0, seed=0, bf16=False, save_every=3,
     )  # fmt: skip
     arguments.max_grad_norm = 0.0
     order = [(number * 5 + number // 8) % 8 for number in range(steps * batch * accumulate)]
@@ -283,7 +284,8 @@ def assert_same_training(one, many, first, second):
             torch.testing.assert_close(theirs[name], gradient, rtol=2e-4, atol=1e-6)
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
-    assert one.counts == many.counts
+    for name in ("tokens", "responses"):
+        assert one.counts[name] == many.counts[name]
     for a, b in zip(one.curve, many.curve, strict=True):
         assert a == pytest.approx(b, abs=2e-5)
 
@@ -295,7 +297,7 @@ def test_accumulation_does_not_change_stage_1(tiny, tmp_path, batch, accumulate)
     one = run(tmp_path / "one", whole, PLAIN, steps=2)
     many = run(tmp_path / "many", parts, PLAIN, batch=batch, accumulate=accumulate, steps=2)
     assert_same_training(one, many, whole.parameters(), parts.parameters())
-    assert one.counts == {"tokens": 2 * 62, "responses": 2 * 30}
+    assert (one.counts["tokens"], one.counts["responses"]) == (2 * 62, 2 * 30)
 
 
 @pytest.mark.parametrize(("batch", "accumulate"), [(1, 8), (2, 4)])
@@ -308,6 +310,26 @@ def test_accumulation_does_not_change_stage_2(tiny, five, student, tmp_path, bat
         batch=batch, accumulate=accumulate,
     )  # fmt: skip
     assert_same_training(one, many, whole.parameters().values(), parts.parameters().values())
+
+
+def test_rows_that_cannot_be_shared_out_are_refused(tmp_path, monkeypatch):
+    """Seven rows a step and two processes."""
+    monkeypatch.setattr(trainer.processes, "count", lambda: 2)
+    with pytest.raises(ConfigError) as caught:
+        training_arguments(
+            tmp_path,
+            steps=1,
+            batch=7,
+            accumulate=1,
+            lr=1e-3,
+            weight_decay=0.0,
+            seed=0,
+            bf16=False,
+            save_every=9,
+        )
+    assert str(caught.value) == (
+        "batch: 7 rows a step are not to be had by 2 processes in 1 equal parts each; take a multiple of 2"
+    )
 
 
 def test_a_steps_gradient_is_that_of_the_mean_over_its_tokens(tiny, tmp_path):
@@ -400,7 +422,7 @@ def test_a_killed_stage_2_ends_with_the_same_virtual_positions(tiny, five, tmp_p
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "broken", broken.model, SAMPLES, carrier=broken, stop=5, **options)
     saved = load_file(tmp_path / "broken" / "work" / "checkpoint-3" / "model.safetensors")
-    assert saved.keys() == whole.parameters().keys()
+    assert saved.keys() == {f"model.rows.{name}" for name in whole.parameters()}
     found = run(tmp_path / "broken", resumed.model, SAMPLES, carrier=resumed, **options)
     assert len(found.gradients) == 5
     for name, p in whole.parameters().items():

@@ -140,7 +140,7 @@ def test_the_last_half_of_four_steps_is_averaged_over_a_resume_too():
 def test_b_takes_a_larger_step_than_a(tiny, five, student):
     """Four times the rate, with the betas of the usual optimiser."""
     carrier = student(tiny(), five)
-    made = _larger_b(carrier, Distill(lr=0.5, lr_b_ratio=4.0))
+    made = _larger_b(carrier.model, Distill(lr=0.5, lr_b_ratio=4.0))
     rates = {id(p): group["lr"] for group in made.param_groups for p in group["params"]}
     assert {rates[id(p)] for n, p in carrier.parameters().items() if "lora_A" in n} == {0.5}
     assert {rates[id(p)] for n, p in carrier.parameters().items() if "lora_B" in n} == {2.0}

@@ -175,7 +175,7 @@ LEDGER = {
         {
             **{"stage": "tune", "tokens_forwarded": 4_200_000, "tokens_backpropagated": 1_300_000},
             **{"tokens_generated": 0, "flops": 2.31e14, "seconds": 261.4, "peak_memory_bytes": 1_610_612_736},
-            "teacher_calls": 0,
+            **{"teacher_calls": 0, "energy_joules": 16_000.0},
         },
         {
             **{"stage": "distill", "tokens_forwarded": 12_345_678, "tokens_backpropagated": 5_000_000},
@@ -185,7 +185,7 @@ LEDGER = {
                 "seconds": 985,
                 "peak_memory_bytes": 2_254_857_830,
             },
-            "teacher_calls": 3296,
+            **{"teacher_calls": 3296, "energy_joules": 60_800.0},
         },
     ],
 }

@@ -59,7 +59,7 @@ def test_orphans_and_rings_are_shown_and_never_loop():
 
 def test_costs_are_summed_and_memory_is_the_highest():
     assert costs.totals(LEDGER["stages"]) == [
-        *["20 min 46 s", "16.5 M", "6.30 M", "8,400", "3,296", "921 TFLOP", "2.10 GiB"]
+        *["20 min 46 s", "16.5 M", "6.30 M", "8,400", "3,296", "921 TFLOP", "2.10 GiB", "76.8 kJ"]
     ]
     assert (
         costs.one_line(LEDGER["stages"])

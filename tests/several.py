@@ -1,0 +1,72 @@
+"""What each process does in test_processes: trains from a folder; the first writes what came out.
+
+Beside the package it needs nothing of the tests, as a launcher starts it alone.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from isogloss import processes
+from isogloss.distill.trainer import Ordered, ResponseTrainer, Watch, Weights, train, training_arguments
+from isogloss.tree.lora import TreeLora
+from isogloss.tree.nodes import build_tree
+
+STEPS, BATCH = 5, 8
+CODES = ("ru", "bg", "es", "fr", "sw")
+TARGETS = ("q_proj", "v_proj", "down_proj")
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients of every optimiser step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        model = getattr(model, "module", model)  # without the wrapper of several processes
+        self.steps.append({n: p.grad.clone() for n, p in model.model.named_parameters() if p.requires_grad})
+
+
+def job(folder: Path, name: str, *, stage: int, accumulate: int = 1, stop: int | None = None) -> None:
+    """Train the folder's model on its samples; `stop` is the step at which all processes are killed."""
+    samples = torch.load(folder / "samples.pt", weights_only=False)
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", attn_implementation="eager")
+    carrier, weights = None, Weights()
+    if stage == 2:
+        tree = build_tree(CODES, ranks={"root": 2, "family": 1, "language": 2})
+        torch.manual_seed(1)
+        carrier = TreeLora(model, tree, targets=TARGETS, scaling=2.0)
+        model, weights = carrier.model, Weights(0.7, 1.3, 0.5, layer=2)
+    out = folder / name
+    out.mkdir(exist_ok=True)
+    arguments = training_arguments(
+        out / "work", steps=STEPS, batch=BATCH, accumulate=accumulate, lr=1e-3, weight_decay=0.0, seed=0,
+        bf16=False, save_every=2,
+    )  # fmt: skip
+    arguments.max_grad_norm = 0.0
+    order = [(number * 5 + number // 8) % len(samples) for number in range(STEPS * BATCH)]
+    trainer = ResponseTrainer(
+        model=model, carrier=carrier, args=arguments, train_dataset=Ordered(samples, order), weights=weights,
+        pad_id=0,
+    )  # fmt: skip
+    kept = Gradients()
+    trainer.add_callback(kept)
+
+    def progress(done, of):
+        if done == stop:
+            raise SystemExit(9)
+
+    train(trainer, Watch(out / "curve.jsonl", "test", 1, progress), out / "work")
+    if processes.is_main():
+        learned = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+        torch.save({"gradients": kept.steps, "weights": learned}, out / "found.pt")
+        (out / "counts.json").write_text(json.dumps(trainer.counts))
+
+
+if __name__ == "__main__":
+    for one in json.loads(sys.argv[2]):
+        job(Path(sys.argv[1]), **one)

@@ -1,0 +1,121 @@
+"""Answers that a model writes before training: whole or none, each kept under what was asked."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from isogloss import pipeline
+from isogloss.config import load_config
+from isogloss.errors import RunError
+from isogloss.generate import stops
+from isogloss.model import load_tokenizer
+from isogloss.teacher import answered
+from isogloss.teacher.answered import Answers, ended
+
+SMALL = (
+    "languages.targets=[sw]", "distill.carrier.ranks={root: 2, family: 1, language: 2}", "distill.epochs=1",
+    "distill.batch=2", "distill.lr=1e-4", "distill.max_prompt=5000", "dtype=float32", "distill.retain=0",
+    "evaluate.suites=[demo]", "distill.responses=teacher",
+)  # fmt: skip
+ITEMS = [
+    {"id": "1", "en": {"instruction": "Say yes."}, "sw": {"instruction": "Sema ndiyo."}},
+    {"id": "2", "en": {"instruction": "Say no."}, "sw": {"instruction": "Sema hapana."}},
+    {"id": "3", "en": {"instruction": "Say it.", "response": "it"}, "sw": {"instruction": "Sema hicho."}},
+]
+
+
+class Heard(pipeline.Watcher):
+    def __init__(self):
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_an_answer_without_an_end_is_none(tiny, tokenizer, monkeypatch):
+    """Cut at the limit it would teach a wrong end; the prompts' own order does not matter."""
+    (end, *_) = stops(tiny(), tokenizer)
+    yes = tokenizer("yes", add_special_tokens=False)["input_ids"]
+    made = {5: [*yes, end, 0], 2: [*yes, *yes][:4], 3: [end, 0, 0, 0]}
+
+    def complete(model, tokenizer, prompts, max_new_tokens):
+        return torch.tensor([made[len(prompt)] for prompt in prompts])
+
+    monkeypatch.setattr(answered, "complete", complete)
+    found = dict(ended(tiny(), tokenizer, [[9] * 5, [9] * 2, [9] * 3], max_new_tokens=4, batch=2))
+    assert found == {0: "yes", 1: "", 2: ""}
+
+
+def test_answers_belong_to_what_was_asked(tmp_path):
+    """Another file's example of the same id has none yet; an empty answer is an answer."""
+    kept = Answers(tmp_path / "answers.jsonl")
+    kept.keep({("1", "Say yes."): "yes", ("2", "Say no."): ""})
+    again = Answers(tmp_path / "answers.jsonl")
+    assert (again.of("1", "Say yes."), again.of("2", "Say no."), again.of("1", "Say no.")) == (
+        "yes",
+        "",
+        None,
+    )
+    again.keep({("1", "Say no."): "no"})
+    lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"id": "1", "asked": "Say yes.", "answer": "yes"},
+        {"id": "2", "asked": "Say no.", "answer": ""},
+        {"id": "1", "asked": "Say no.", "answer": "no"},
+    ]
+
+
+@pytest.fixture
+def run(base, tmp_path):
+    """Stage 1 is done; two of three examples have no English response."""
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
+    data = f"data={{type: parallel, path: {tmp_path / 'data.jsonl'}}}"
+    settings = (*SMALL, data, f"run={tmp_path / 'run'}", f"model={base}", "distill.sample_tokens=6")
+    made = pipeline.open_run(load_config(None, settings), Heard())
+    shutil.copytree(base, made.tuned)
+    return made
+
+
+def test_an_example_whose_answer_has_no_end_is_left_out_and_told(run, monkeypatch):
+    """The first is answered, the second is not, the third falls back to its own response."""
+    asked = []
+
+    def answer(model, tokenizer, prompts, *, max_new_tokens):
+        asked.append((len(prompts), max_new_tokens))
+        yield from [(0, "yes"), (1, ""), (2, "")]
+
+    monkeypatch.setattr(pipeline, "ended", answer)
+    stage = run.ledger.begin("distill")
+    rows = pipeline.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
+    texts = {row.id: run.tokenizer.decode(row.student.response, skip_special_tokens=True) for row in rows}
+    assert texts == {"1/sw": "yes", "3/sw": "it"}
+    assert run.watcher.lines == [
+        "1 of 3 examples are left out: the model's English answer has no end within 6 tokens "
+        "(distill.sample_tokens)"
+    ]
+    pipeline.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
+    assert asked == [(3, 6)]  # once
+
+
+def test_a_teachers_own_answer_and_prompt_are_shown(run, base, monkeypatch):
+    """Where another model writes the responses; before it has, there is nothing to show."""
+    config = load_config(
+        run.folder / "config.yaml",
+        [f"distill.teacher={{type: model, path: {base}, level: sequence}}", "distill.responses=reference"],
+    )
+    items = [item | {"en": item["en"] | {"response": "a"}} for item in ITEMS]
+    items = [item | {"sw": item["sw"] | {"response": "b"}} for item in items]
+    config.data.path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    run = pipeline.Run(config, Heard())
+    with pytest.raises(RunError, match=r"^1 has no answer of .* yet; run `isogloss distill` first$"):
+        pipeline.row_of(run, "sw", "1")
+    monkeypatch.setattr("isogloss.teacher.other.ended", lambda *given, **how: iter([(0, "ndiyo")]))
+    stage = run.ledger.begin("distill")
+    pipeline.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
+    row, its = pipeline.row_of(run, "sw", "1")
+    assert run.tokenizer.decode(row.student.response, skip_special_tokens=True) == "ndiyo"
+    assert its is not None and type(its) is type(load_tokenizer(str(base)))
+    other, _ = pipeline.row_of(run, "sw", "2")  # its answer had no end: the data's response stays
+    assert run.tokenizer.decode(other.student.response, skip_special_tokens=True) == "b"

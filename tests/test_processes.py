@@ -1,0 +1,144 @@
+"""Two processes over gloo, as a launcher starts them: together they learn what one learns alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import several
+import torch
+from safetensors.torch import load_file
+
+from isogloss.data.chat import Encoded
+from isogloss.distill.signal import Signal
+from isogloss.distill.trainer import Sample
+
+SIZES = [(3, 2), (7, 1), (2, 9), (5, 4), (4, 4), (6, 3), (2, 1), (3, 6), (9, 2), (1, 5)]
+LANGUAGES = ["ru", "bg", "es", "fr", "sw", "en"]
+SMALL = (
+    "data.english_items=24", "tune.batch=4", "tune.epochs=1", "languages.targets=[sw,ur]",
+    "languages.items={high: 6, middle: 6, low: 6}", "distill.carrier.ranks={root: 2, family: 1, language: 2}",
+    "distill.epochs=2", "distill.batch=6", "distill.kl=0.5", "distill.lr=1e-4", "distill.max_prompt=5000",
+    "dtype=float32", "evaluate.items=7", "evaluate.sentences=4", "evaluate.max_new_tokens=2",
+)  # fmt: skip
+
+
+def sample(number: int, prompt: int, response: int) -> Sample:
+    made = torch.Generator().manual_seed(number)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(torch.randint(5, 250, (length,), generator=made).tolist())
+
+    signal = Signal(torch.randn(response, 24, generator=made), torch.randn(24, generator=made))
+    return Sample(Encoded(ids(prompt), ids(response)), LANGUAGES[number % 6], number, signal)
+
+
+def two(*command: str, code: int = 0) -> subprocess.CompletedProcess:
+    """Two processes of a Python command, each on one thread; they must end with this code."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, *command], text=True, capture_output=True, check=False, timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory) -> Path:
+    """Both stages by one process and by two, and by two that are killed and go on."""
+    folder = tmp_path_factory.mktemp("several")
+    tiny().save_pretrained(folder / "model")
+    samples = [sample(number, *sizes) for number, sizes in enumerate(SIZES)]
+    torch.save(samples, folder / "samples.pt")
+    jobs = []
+    for stage in (1, 2):
+        several.job(folder, f"one-{stage}", stage=stage)
+        jobs += [
+            {"name": f"two-{stage}", "stage": stage},
+            {"name": f"parts-{stage}", "stage": stage, "accumulate": 2},
+        ]
+    script = str(Path(several.__file__))
+    two(script, str(folder), json.dumps(jobs))
+    two(script, str(folder), json.dumps([{"name": "killed-2", "stage": 2, "stop": 3}]), code=1)
+    two(script, str(folder), json.dumps([{"name": "killed-2", "stage": 2}]))
+    return folder
+
+
+def found(folder: Path, name: str) -> dict:
+    return torch.load(folder / name / "found.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("way", ["two", "parts"])
+def test_two_processes_find_the_gradients_of_one(trained, way, stage):
+    """Responses of 1 to 9 tokens: a step is normalised by all its tokens, whoever has read them."""
+    ours, theirs = found(trained, f"{way}-{stage}"), found(trained, f"one-{stage}")
+    for mine, its in zip(ours["gradients"], theirs["gradients"], strict=True):
+        assert mine.keys() == its.keys()
+        for name, gradient in its.items():
+            torch.testing.assert_close(mine[name], gradient, rtol=5e-4, atol=2e-6)
+    for name, weight in theirs["weights"].items():
+        torch.testing.assert_close(ours["weights"][name], weight, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_counts_and_curve_are_those_of_all_processes(trained, stage):
+    """Tokens, operations but for padding, and every part of the loss."""
+    ours, theirs = (json.loads((trained / f"{n}-{stage}/counts.json").read_text()) for n in ("two", "one"))
+    assert (ours["tokens"], ours["responses"]) == (theirs["tokens"], theirs["responses"])
+    assert ours["flops"] == pytest.approx(theirs["flops"], rel=0.15)
+    curves = [(trained / f"{n}-{stage}/curve.jsonl").read_text().splitlines() for n in ("two", "one")]
+    for mine, its in zip(*curves, strict=True):
+        assert json.loads(mine) == pytest.approx(json.loads(its), abs=5e-5)
+
+
+def test_two_killed_processes_go_on_to_the_same_weights(trained):
+    """Killed at step 3 of 5, resumed from the checkpoint of step 2: to the bit what unbroken ones give."""
+    ours, theirs = found(trained, "killed-2"), found(trained, "two-2")
+    assert len(ours["gradients"]) == 3
+    assert all(torch.equal(ours["weights"][name], weight) for name, weight in theirs["weights"].items())
+    counts = [json.loads((trained / n / "counts.json").read_text()) for n in ("killed-2", "two-2")]
+    assert counts[0] == counts[1]
+    assert (trained / "killed-2/curve.jsonl").read_text() == (trained / "two-2/curve.jsonl").read_text()
+
+
+def test_a_checkpoint_holds_what_learns_and_no_frozen_weight(trained):
+    """The adapters and the optimiser's moments of them."""
+    (saved,) = (trained / "killed-2/work").glob("checkpoint-*/model.safetensors")
+    state = load_file(saved)
+    assert state and all("lora_" in name for name in state)
+    moments = torch.load(saved.with_name("optimizer.pt"), weights_only=True)["state"]
+    assert len(moments) == len(state)
+
+
+def test_a_whole_run_by_two_processes(base, tmp_path):
+    """Both stages, evaluation and report; the ledger has the tokens of a run by one."""
+    stages = []
+    for folder, start in ((tmp_path / "one", None), (tmp_path / "two", two)):
+        sets = [f"--set={one}" for one in (*SMALL, f"run={folder}", f"model={base}")]
+        if start is None:
+            command = [sys.executable, "-m", "isogloss", "run", *sets]
+            subprocess.run(command, check=True, capture_output=True, timeout=300)
+        else:
+            said = start("-m", "isogloss", "run", *sets).stdout
+            assert said.count("Report: ") == 1  # one of them speaks
+        ledger = json.loads((folder / "ledger.json").read_text())
+        stages.append({stage["stage"]: stage for stage in ledger["stages"]})
+    one, both = stages
+    for stage in ("tune", "distill"):
+        for name in ("tokens_backpropagated", "teacher_calls"):
+            assert both[stage][name] == one[stage][name], (stage, name)
+        # Each process reads the node texts that prompts begin with.
+        assert (
+            one[stage]["tokens_forwarded"]
+            <= both[stage]["tokens_forwarded"]
+            < 1.1 * one[stage]["tokens_forwarded"]
+        )
+        assert both[stage]["device_seconds"] == pytest.approx(2 * both[stage]["seconds"], abs=0.5)
+    ours, theirs = (load_file(tmp_path / n / "adapters/tree.safetensors") for n in ("two", "one"))
+    for name, rows in theirs.items():
+        torch.testing.assert_close(ours[name], rows, rtol=0, atol=1e-4)
+    assert (tmp_path / "two/report.html").exists()
