@@ -231,6 +231,19 @@ def test_what_is_not_offered_is_refused(options, error, says, client):
     assert caught.value.body["type"] == "invalid_request_error"
 
 
+def test_turns_that_the_template_refuses_are_refused_in_its_words(client, aligned, monkeypatch):
+    """With status 400: others can be answered."""
+    tokenizer = aligned.run.tokenizer
+    raising = (
+        "{%- if messages[0]['role'] == 'system' -%}{{- raise_exception('no system texts') -}}{%- endif -%}"
+    )
+    monkeypatch.setattr(tokenizer, "chat_template", raising + tokenizer.chat_template)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="sw", messages=[{"role": "system", "content": "Jibu."}])
+    assert caught.value.body["message"] == "messages: the model's chat template says: no system texts"
+    assert ask(client, "sw", "Habari", max_tokens=1).choices
+
+
 def test_a_body_that_is_no_json_is_refused(client):
     """With status 400, not 500."""
     answer = httpx2.post(

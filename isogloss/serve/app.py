@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from isogloss.data.chat import encode_chat
@@ -157,7 +158,10 @@ def make_app(model: Aligned, *, size: int = 32, longest: int = 512) -> FastAPI:
 def _job(ask: Ask, model: Aligned, longest: int) -> tuple[batches.Request, asyncio.Queue]:
     code = _code(ask, model)
     messages = [message.plain() for message in ask.messages]
-    prompt = encode_chat(model.run.tokenizer, messages)
+    try:
+        prompt = encode_chat(model.run.tokenizer, messages)
+    except TemplateError as error:
+        raise Refused(f"messages: the model's chat template says: {error}", param="messages") from None
     most = int(getattr(model.model.config, "max_position_embeddings", len(prompt) + longest))
     room = most - len(prompt)
     if room < 1:
