@@ -1,6 +1,7 @@
 """Shared: what real models bring along, from the wheels of mistral-common and trl; nothing is downloaded."""
 
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,10 @@ def trl_template(name: str) -> str:
     """A model's own chat template, as trl ships it."""
     folder = Path(pytest.importorskip("trl").__file__).parent / "chat_templates"
     return (folder / f"{name}.jinja").read_text("utf-8")
+
+
+def trl_templates() -> list[str]:
+    """The names of all that trl ships; none where it is not installed."""
+    spec = find_spec("trl")
+    folder = Path(spec.origin).parent if spec and spec.origin else Path()
+    return sorted(path.stem for path in folder.glob("chat_templates/*.jinja"))

@@ -189,6 +189,26 @@ def test_a_missing_file_or_folder_is_named(tmp_path, monkeypatch):
     assert load_config(tmp_path / "run.yaml").model == f"{tmp_path}/base"
 
 
+@pytest.mark.parametrize(
+    ("distill", "line"),
+    [
+        ("teacher: {type: model, path: FOLDER/large}", "distill.teacher.path is large; no model lies there"),
+        (
+            "teacher: {type: server, url: 'http://a/v1', model: m, key_env: NO_KEY}",
+            "distill.teacher.key_env is NO_KEY; that environment variable is not set",
+        ),
+        ("cache: FOLDER/run.yaml", "distill.cache is run.yaml, which is a file; name a folder"),
+    ],
+)
+def test_what_a_teacher_needs_must_be_there(distill, line, tmp_path, monkeypatch):
+    """A folder without a model is none; an empty variable is not set."""
+    (tmp_path / "large").mkdir()
+    monkeypatch.setenv("NO_KEY", "")
+    text = f"distill:\n  kl: 1.0\n  {distill}\n".replace("FOLDER", str(tmp_path))
+    assert refused(text, tmp_path, places=True) == [f"run.yaml:3: {line}"]
+    load_config(tmp_path / "run.yaml")
+
+
 def test_a_tree_that_is_no_shape_must_be_a_file(tmp_path):
     """A misspelt shape is taken for a file, so both are named."""
     assert refused("languages: {tree: familes}\n", tmp_path, places=True) == [

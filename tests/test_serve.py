@@ -115,6 +115,86 @@ def test_leaving_a_stream_frees_the_server(client):
     assert ask(client, "sw", "Habari", max_tokens=2).usage.completion_tokens <= 2
 
 
+def test_what_changes_no_answer_is_taken(client):
+    """What says that there is nothing, what other servers read, and a null whatever its name."""
+    options = {
+        "n": 1, "temperature": 0, "top_p": 0.5, "seed": 7, "frequency_penalty": 0, "presence_penalty": 0.0,
+        "logit_bias": {"50": 0}, "logprobs": False, "top_logprobs": 0, "tools": [], "functions": [],
+        "tool_choice": "auto", "function_call": "none", "parallel_tool_calls": True,
+        "response_format": {"type": "text"}, "modalities": ["text"], "reasoning_effort": "none",
+        "verbosity": "medium", "user": "u", "safety_identifier": "s", "metadata": {"a": "b"}, "store": True,
+        "service_tier": "auto", "prompt_cache_key": "k", "prompt_cache_retention": "24h",
+        "prompt_cache_options": {}, "prediction": {"type": "content", "content": "a"}, "audio": None,
+        "stream": None, "stream_options": None, "web_search_options": None, "extra_body": {"other": None},
+    }  # fmt: skip
+    plain = ask(client, "sw", "Habari", max_tokens=8)
+    assert ask(client, "sw", "Habari", max_tokens=8, **options).choices == plain.choices
+    nothing = {"logit_bias": {}, "temperature": None, "response_format": None, "tools": None}
+    assert ask(client, "sw", "Habari", max_tokens=8, **nothing).choices == plain.choices
+
+
+def test_the_clients_own_message_goes_back_as_a_turn(client):
+    """As an object and as all its fields, most of them null."""
+    said = ask(client, "sw", "Habari", max_tokens=4).choices[0].message
+    turns = [
+        [{"role": "user", "content": "a"}, one, {"role": "user", "content": "b"}]
+        for one in (said, said.model_dump(), {"role": "assistant", "content": said.content})
+    ]
+    usages = [
+        client.chat.completions.create(model="sw", messages=m, max_tokens=1).usage.prompt_tokens
+        for m in turns
+    ]
+    assert usages[0] == usages[1] == usages[2]
+
+
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"frequency_penalty": 0.5}, "frequency_penalty: input should be less than or equal to 0"),
+        ({"presence_penalty": -1}, "presence_penalty: input should be greater than or equal to 0"),
+        ({"logit_bias": {"50": -100}}, "logit_bias.50: input should be greater than or equal to 0"),
+        ({"n": 0}, "n: input should be 1"),
+        ({"top_logprobs": 2}, "top_logprobs: input should be 0"),
+        ({"tools": [TOOL]}, "tools: list should have at most 0 items after validation, not 1"),
+        (
+            {"functions": [{"name": "f"}]},
+            "functions: list should have at most 0 items after validation, not 1",
+        ),
+        ({"tool_choice": "required"}, "tool_choice: input should be 'none' or 'auto'"),
+        ({"function_call": {"name": "f"}}, "function_call: input should be 'none' or 'auto'"),
+        ({"response_format": {"type": "json_object"}}, "response_format.type: input should be 'text'"),
+        ({"modalities": ["text", "audio"]}, "modalities.1: input should be 'text'"),
+        ({"audio": {"voice": "alloy", "format": "wav"}}, "audio: not offered here; leave it out"),
+        ({"reasoning_effort": "high"}, "reasoning_effort: input should be 'none'"),
+        ({"verbosity": "low"}, "verbosity: input should be 'medium'"),
+        ({"web_search_options": {}}, "web_search_options: not offered here; leave it out"),
+        ({"extra_body": {"repetition_penalty": 1.3}}, "repetition_penalty: not offered here; leave it out"),
+        (
+            {"messages": [{"role": "assistant", "content": "a", "tool_calls": [CALL]}]},
+            "messages.0.tool_calls: not offered here; leave it out",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a", "name": "Asha"}]},
+            "messages.0.name: not offered here; leave it out",
+        ),
+    ],
+    ids=lambda one: next(iter(one)) if isinstance(one, dict) else "",
+)
+def test_what_would_change_the_answer_is_not_dropped(options, says, client):
+    """One line that begins with the parameter."""
+    given = {"model": "sw", "messages": [{"role": "user", "content": "Habari"}]} | options
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**given)
+    body = caught.value.body
+    assert body == {
+        "message": says, "type": "invalid_request_error", "param": says.split(":")[0], "code": None,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
@@ -149,6 +229,19 @@ def test_what_is_not_offered_is_refused(options, error, says, client):
         client.chat.completions.create(**{"messages": [{"role": "user", "content": "Habari"}], **options})
     assert says in caught.value.body["message"]
     assert caught.value.body["type"] == "invalid_request_error"
+
+
+def test_turns_that_the_template_refuses_are_refused_in_its_words(client, aligned, monkeypatch):
+    """With status 400: others can be answered."""
+    tokenizer = aligned.run.tokenizer
+    raising = (
+        "{%- if messages[0]['role'] == 'system' -%}{{- raise_exception('no system texts') -}}{%- endif -%}"
+    )
+    monkeypatch.setattr(tokenizer, "chat_template", raising + tokenizer.chat_template)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="sw", messages=[{"role": "system", "content": "Jibu."}])
+    assert caught.value.body["message"] == "messages: the model's chat template says: no system texts"
+    assert ask(client, "sw", "Habari", max_tokens=1).choices
 
 
 def test_a_body_that_is_no_json_is_refused(client):

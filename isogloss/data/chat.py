@@ -72,9 +72,7 @@ def encode_prompt(
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> tuple[int, ...]:
     """As `encode_prompt`, for a conversation of several turns."""
-    frame = _frame(tokenizer, _state(tokenizer))
-    text = _render(tokenizer, messages, generate=True)
-    return _ids(tokenizer, text.removesuffix(frame.drop) + frame.add)
+    return _ids(tokenizer, _prompt(tokenizer, messages))
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, response: str) -> tuple[int, ...]:
@@ -102,11 +100,14 @@ def encode(
 
 def written_behind(
     tokenizer: PreTrainedTokenizerBase, instruction: str, response: str, system: str | None = None
-) -> str:
-    """All that the template writes after the instruction in a finished turn; nothing if it rewrites that."""
-    turn = [*_messages(tokenizer, instruction, system), {"role": "assistant", "content": response}]
-    _, found, behind = _render(tokenizer, turn, generate=False).rpartition(instruction.strip())
-    return behind if found else ""
+) -> tuple[str, str]:
+    """What a finished turn has behind the prompt, and what of the prompt's end stands there no more."""
+    messages = _messages(tokenizer, instruction, system)
+    prompt = _prompt(tokenizer, messages)
+    finished = _render(tokenizer, [*messages, {"role": "assistant", "content": response}], generate=False)
+    pairs = enumerate(zip(prompt, finished, strict=False))
+    common = next((n for n, (a, b) in pairs if a != b), min(len(prompt), len(finished)))
+    return finished[common:], prompt[common:]
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -126,8 +127,14 @@ def _state(tokenizer: PreTrainedTokenizerBase) -> Hashable:
 @lru_cache(maxsize=64)
 def _frame(tokenizer: PreTrainedTokenizerBase, state: Hashable) -> Frame:
     asked = [{"role": "user", "content": ASKED}]
-    generation = _render(tokenizer, asked, generate=True)
-    finished = _render(tokenizer, [*asked, {"role": "assistant", "content": SENTINEL}], generate=False)
+    try:
+        generation = _render(tokenizer, asked, generate=True)
+        finished = _render(tokenizer, [*asked, {"role": "assistant", "content": SENTINEL}], generate=False)
+    except Exception as error:  # a template refuses by raising whatever its author chose
+        raise ConfigError(
+            f"the chat template cannot write a question and its answer ({error}); set one that takes plain "
+            "strings"
+        ) from None
     if ASKED not in generation:
         raise ConfigError("the chat template leaves out the user's text; set one that takes plain strings")
     head, written, tail = finished.rpartition(SENTINEL)
@@ -153,6 +160,11 @@ def _frame(tokenizer: PreTrainedTokenizerBase, state: Hashable) -> Frame:
     closing = tail[: tail.index(end)] if ends else ""
     controls = frozenset(number for number, token in added.items() if token.special)
     return Frame(drop, add, prompt.rpartition(ASKED)[2], lead, closing, end, end_id, controls)
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+    frame = _frame(tokenizer, _state(tokenizer))
+    return _render(tokenizer, messages, generate=True).removesuffix(frame.drop) + frame.add
 
 
 def _messages(

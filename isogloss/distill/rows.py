@@ -72,6 +72,7 @@ def build_rows(
     meanings: dict[str, int] = {}
     meaning = [meanings.setdefault(e.turns[SOURCE].instruction, n) for n, e in enumerate(examples)]
     rows: list[Row] = []
+    checked: set[tuple[str, str]] = set()
     for code, amount in amounts.items():
         found = 0
         if require_texts and "texts" in reads and code != SOURCE:
@@ -108,9 +109,11 @@ def build_rows(
                 privileged = teacher_prompt(
                     teacher or tokenizer, system, turn.instruction, limit=limit, row=name
                 )
-                # A template does the same to all rows of a language. Another model has its own, and its own
-                # tokens: what it scores is never what its template writes.
-                if found == 1 and teacher is None:
+                # What a template may go by is the system text, of which a language and a task decide all but
+                # the twin. Another model has its own template, and its own tokens: what it scores is never
+                # what its template writes.
+                if teacher is None and (code, example.task) not in checked:
+                    checked.add((code, example.task))
                     check_response(tokenizer, system, turn.instruction, response, row=name)
             plain = student.prompt if code == SOURCE else encode(tokenizer, twin.instruction, answer).prompt
             rows.append(Row(name, code, meaning[number], student, privileged, plain))

@@ -10,12 +10,13 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from jinja2 import TemplateError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from isogloss.data.chat import encode_chat
 from isogloss.inference import Aligned
@@ -32,7 +33,18 @@ class Part(BaseModel):
     text: str
 
 
-class Message(BaseModel):
+class Given(BaseModel):
+    """Takes no name that is not known, except with null, which says that nothing is given."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, body: Any) -> Any:
+        return {k: v for k, v in body.items() if v is not None} if isinstance(body, dict) else body
+
+
+class Message(Given):
     """One turn."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -43,10 +55,19 @@ class Message(BaseModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class Ask(BaseModel):
+class Text(Given):
+    """The one form of an answer."""
+
+    type: Literal["text"]
+
+
+Zero = Annotated[float, Field(ge=0, le=0)]
+Nothing = Annotated[list[Any], Field(max_length=0)]
+
+
+class Ask(Given):
     """What of a request is read; what would change the answer and is not offered is refused."""
 
-    model_config = ConfigDict(extra="ignore")
     model: str
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
@@ -54,11 +75,37 @@ class Ask(BaseModel):
     stream: bool = False
     stream_options: dict[str, Any] = Field(default_factory=dict)
     stop: str | list[str] | None = None
+
+    # Answers are greedy text from the messages alone; these may say so.
     n: Literal[1] | None = None
-    temperature: float | None = Field(None, ge=0, le=0, description="answers are greedy")
-    tools: None = None
+    temperature: Zero | None = None
+    frequency_penalty: Zero | None = None
+    presence_penalty: Zero | None = None
+    logit_bias: dict[str, Zero] | None = None
     logprobs: Literal[False] | None = None
-    response_format: None = None
+    top_logprobs: Literal[0] | None = None
+    tools: Nothing | None = None
+    functions: Nothing | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    function_call: Literal["none", "auto"] | None = None
+    response_format: Text | None = None
+    modalities: list[Literal["text"]] | None = None
+    reasoning_effort: Literal["none"] | None = None
+    verbosity: Literal["medium"] | None = None
+
+    # Whatever they are, a greedy answer is the same.
+    top_p: float | None = Field(None, ge=0, le=1)
+    seed: Any = None
+    user: Any = None
+    safety_identifier: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    parallel_tool_calls: Any = None
+    prediction: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
 
 
 class Refused(Exception):  # noqa: N818  # the name says what happened to the request
@@ -111,7 +158,10 @@ def make_app(model: Aligned, *, size: int = 32, longest: int = 512) -> FastAPI:
 def _job(ask: Ask, model: Aligned, longest: int) -> tuple[batches.Request, asyncio.Queue]:
     code = _code(ask, model)
     messages = [message.plain() for message in ask.messages]
-    prompt = encode_chat(model.run.tokenizer, messages)
+    try:
+        prompt = encode_chat(model.run.tokenizer, messages)
+    except TemplateError as error:
+        raise Refused(f"messages: the model's chat template says: {error}", param="messages") from None
     most = int(getattr(model.model.config, "max_position_embeddings", len(prompt) + longest))
     room = most - len(prompt)
     if room < 1:
@@ -212,4 +262,6 @@ def _invalid(request: Request, error: Any) -> JSONResponse:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"][1:]) or "body"
     said = first["msg"][:1].lower() + first["msg"][1:]
+    if first["type"] == "extra_forbidden":
+        said = "not offered here; leave it out"
     return _error(f"{name}: {said}", 400, "invalid_request_error", name)

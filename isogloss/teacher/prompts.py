@@ -125,10 +125,10 @@ def check_response(
     Raises:
         ConfigError: The two differ.
     """
-    ours = written_behind(tokenizer, instruction, response)
-    theirs = written_behind(tokenizer, instruction, response, system)
+    ours, theirs = (written_behind(tokenizer, instruction, response, text) for text in (None, system))
     if ours != theirs:
+        said = [f"{one!r}" + (f" in place of {gone!r}" if gone else "") for one, gone in (theirs, ours)]
         raise ConfigError(
-            f"the chat template writes the response of {row} behind the teacher's prompt as {theirs!r} and "
-            f"behind the student's as {ours!r}; set a tokenizer.chat_template that writes both alike"
+            f"the chat template writes the response of {row} behind the teacher's prompt as {said[0]} and "
+            f"behind the student's as {said[1]}; set a tokenizer.chat_template that writes both alike"
         )

@@ -12,11 +12,12 @@ Every other refusal ends the run with one line; what was answered is kept, and t
 import email.utils
 import hashlib
 import json
+import math
 import os
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -33,8 +34,8 @@ from tenacity import (
 
 from isogloss.config import ServerTeacher
 from isogloss.errors import ConfigError, RunError
-from isogloss.teacher.scored import Asked, Scored, whole
-from isogloss.teacher.store import Store
+from isogloss.teacher.scored import Asked, Scored
+from isogloss.teacher.store import Store, usable
 
 VERSION = 1
 """Of what a key stands for."""
@@ -51,8 +52,8 @@ def score(
     """What the server says about every row's response, in the rows' order; rows in the store are not asked.
 
     Raises:
-        ConfigError: The server refuses, returns no log-probabilities of prompts, or reads other tokens; or
-            the environment variable of the key is not set.
+        ConfigError: The server refuses, returns no usable log-probabilities of prompts, or reads other
+            tokens; or the environment variable of the key is not set.
         RunError: A row was asked as often as the settings say, in vain.
     """
     keys = [key_of(row, settings) for row in rows]
@@ -204,9 +205,10 @@ class _Client:
 
 def _scored(said: Any, row: Asked, settings: ServerTeacher) -> Scored:
     """The response's places of an answer."""
-    places = None
-    if isinstance(said, Mapping) and said.get("choices"):
-        places = said["choices"][0].get("prompt_logprobs")
+    try:
+        places = said["choices"][0]["prompt_logprobs"]
+    except (TypeError, LookupError):
+        places = None
     if not isinstance(places, list):
         raise ConfigError(
             f"distill.teacher: {settings.url} returns no prompt_logprobs; take a server that does, such as "
@@ -220,13 +222,21 @@ def _scored(said: Any, row: Asked, settings: ServerTeacher) -> Scored:
         )
     ids, logprobs = [], []
     for token, place in zip(row.response, places[len(row.prompt) :], strict=True):
-        found = {int(name): float(one["logprob"]) for name, one in (place or {}).items()}
+        try:
+            found = {int(name): float(one["logprob"]) for name, one in place.items()}
+        except (AttributeError, TypeError, LookupError, ValueError, OverflowError):
+            raise ConfigError(
+                f"distill.teacher: {settings.url} returns prompt_logprobs that do not name a logprob for the "
+                "id of each token; take a server that does, such as vLLM"
+            ) from None
         if token not in found:
             raise ConfigError(
                 f"distill.teacher: {settings.url} read another token than {token}, which was sent; it must "
                 f"serve {settings.model} with the student's tokenizer"
             )
-        best = sorted(found.items(), key=lambda one: (-one[1], one[0]))[: settings.top_k]
+        # What is no number comes first: it must not be left out unseen.
+        best = sorted(found.items(), key=lambda one: (not math.isnan(one[1]), -one[1], one[0]))
+        best = best[: settings.top_k]
         if len(best) < settings.top_k:
             raise ConfigError(
                 f"distill.teacher.top_k is {settings.top_k} and {settings.url} returns {len(best)}; lower "
@@ -234,7 +244,13 @@ def _scored(said: Any, row: Asked, settings: ServerTeacher) -> Scored:
             )
         ids.append([number for number, _ in best])
         logprobs.append([value for _, value in best])
-    return whole(torch.tensor(ids), torch.tensor(logprobs))
+    try:
+        return usable(torch.tensor(ids), torch.tensor(logprobs))
+    except (ValueError, RuntimeError, OverflowError) as error:  # of the latter, an id beyond 64 bits
+        raise ConfigError(
+            f"distill.teacher: {settings.url} returns no distribution: {error}; see which model it serves, "
+            "and in which dtype"
+        ) from None
 
 
 def _retry_after(header: str | None) -> float | None:

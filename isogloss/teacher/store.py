@@ -1,7 +1,8 @@
 """Rows that a served teacher has scored, in a file that only grows: what is there is never asked again.
 
 One JSON line a row, appended by a single write and flushed to the disk, so that a kill leaves whole lines and
-at most one torn one, which counts as not there. Several processes may append to one file.
+at most one torn one, which counts as not there; so does a row that is no distribution. Several processes may
+append to one file.
 """
 
 import base64
@@ -15,9 +16,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
+from isogloss.distill.topk import TopK
 from isogloss.errors import RunError
 from isogloss.teacher.scored import Scored, whole
+
+LARGEST = 2**31
+"""Ids are kept in four bytes; which of them the student has is for the reader to know."""
+
+
+def usable(ids: Int[Tensor, "tokens k"], logprobs: Float[Tensor, "tokens k"]) -> Scored:
+    """Every token of the response is covered, by a distribution.
+
+    Raises:
+        ValueError: Some token's is none.
+    """
+    TopK(ids, logprobs).check(LARGEST)
+    return whole(ids, logprobs)
 
 
 class Store:
@@ -78,14 +95,14 @@ def _line(key: str, scored: Scored) -> bytes:
 
 
 def _read(line: bytes) -> tuple[str, Scored] | None:
-    """The row of a line; None where it is torn or damaged."""
+    """The row of a line; None where it is torn, damaged or of no use."""
     try:
         entry: dict[str, Any] = json.loads(line)
         ids, logprobs = base64.b64decode(entry["ids"]), base64.b64decode(entry["logprobs"])
         if zlib.crc32(ids + logprobs) != entry["crc"]:
             return None
         shape = (-1, entry["k"])
-        return entry["key"], whole(
+        return entry["key"], usable(
             torch.from_numpy(np.frombuffer(ids, "<i4").astype(np.int64).reshape(shape)),
             torch.from_numpy(np.frombuffer(logprobs, "<f4").astype(np.float32).reshape(shape)),
         )

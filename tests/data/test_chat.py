@@ -6,7 +6,7 @@ from importlib import resources
 
 import pytest
 import torch
-from real import mistral_data, tekken, trl_template
+from real import mistral_data, tekken, trl_template, trl_templates
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -14,8 +14,9 @@ from isogloss.data.chat import Encoded, encode, encode_prompt, encode_response, 
 from isogloss.data.chat import response_positions as positions
 from isogloss.demo.grammar import LANGUAGES, sample
 from isogloss.errors import ConfigError
+from isogloss.teacher.prompts import check_response, teacher_prompt
 
-# Of each template in TRL: its end of turn, and the other control tokens a short turn shows.
+# Of one template in TRL of each kind: its end of turn, and the other control tokens a short turn shows.
 TRL: dict[str, tuple[str, list[str]]] = {
     "cohere": (
         "<|END_OF_TURN_TOKEN|>",
@@ -66,6 +67,18 @@ BEYOND = {
     "muse_glimmer": ("", " to=user<|message|>"),
     "thinking": ("", "\n</think>\n\n"),
 }
+# Of all others, by the beginning of their names, the longest that is here.
+FAMILIES = {
+    "cohere": "<|END_OF_TURN_TOKEN|>", "cohere2": "<|END_RESPONSE|>", "deepseek": "<｜end▁of▁sentence｜>",
+    "diffusion_gemma": "<turn|>", "gemma": "<end_of_turn>", "gemma4": "<turn|>", "glm4moe": "</s>",
+    "glm4moe_training": "<|user|>", "gptoss": "<|return|>", "lfm2": "<|im_end|>", "llama3": "<|eot_id|>",
+    "muse": "<|eot|>", "nemotron": "<|im_end|>", "phi3": "<|end|>", "qwen": "<|im_end|>",
+}  # fmt: skip
+LISTS = ("idefics3", "llava_next", "smolvlm")
+"""Their templates write no plain strings, only lists of parts: refused below."""
+SHIPPED = [name for name in trl_templates() if not name.startswith(LISTS)]
+FOLDING = ("gemma", "gemma_training")
+"""They raise at a system text."""
 LEADS = {"glm4moe": "\n", "llama2": " "}
 CLOSINGS = {"llama2": " "}
 TOKENIZERS = ("sentencepiece", "sentencepiece-legacy", "tekken", "bytes", "demo")
@@ -216,21 +229,47 @@ def test_response_ends_with_one_end_of_turn(tokenizer: str, template: str):
         assert behind == ENDS[template] + text + ENDS[template]
 
 
+def upto(end: str, whole: str, answer: str) -> str:
+    """A rendered conversation up to the end of its last turn."""
+    at = whole.rindex(answer) + len(answer)
+    return whole[: whole.index(end, at) + len(end)] if end in whole[at:] else whole + end
+
+
 @everywhere
 @every_template
 def test_row_is_the_whole_conversation(tokenizer: str, template: str):
     """Prompt and response together are the tokens of the rendered conversation up to its end of turn."""
     tok = ready(tokenizer, template)
     for answer in ("Paris.", "1. a\n2. b", "“Ναι” 👩‍👩‍👧"):
-        whole = rendered(tok, "Où ?", answer)
-        at = whole.rindex(answer) + len(answer)
-        end = ENDS[template]
-        upto = whole[: whole.index(end, at) + len(end)] if end in whole[at:] else whole + end
+        text = upto(ENDS[template], rendered(tok, "Où ?", answer), answer)
         row = encode(tok, "Où ?", answer)
-        assert row.prompt + row.response == spelled(tok, upto)
+        assert row.prompt + row.response == spelled(tok, text)
         assert row == Encoded(encode_prompt(tok, "Où ?"), encode_response(tok, answer))
         if tokenizer != "sentencepiece-legacy":
-            assert read(tok, row.prompt + row.response) == upto
+            assert read(tok, row.prompt + row.response) == text
+
+
+@pytest.mark.parametrize("tokenizer", ["sentencepiece", "tekken", "bytes"])
+@pytest.mark.parametrize("template", SHIPPED)
+def test_the_response_is_the_same_behind_the_teachers_prompt(tokenizer: str, template: str):
+    """Under each of TRL's templates, in five scripts; either row is what transformers renders."""
+    tok, end = ready(tokenizer, template), FAMILIES[max(filter(template.startswith, FAMILIES), key=len)]
+    assert end_of_turn(tok) == end
+    for language in ("th", "hi", "zh", "ar", "sw"):
+        asked, answer, twin = (line.strip() for line in sample(language)[:3])
+        system = f"Root.\nEnglish: {twin}\n→ yes"
+        check_response(tok, system, asked, answer, row="x")
+        prompt = teacher_prompt(tok, system, asked, limit=4000, row="x")
+        folded = template in FOLDING
+        whole = (
+            rendered(tok, f"{system}\n\n{asked}", answer) if folded
+            else rendered(tok, asked, answer, system=system)
+        )  # fmt: skip
+        assert whole.count(system) == whole.count(asked) == 1
+        row = encode(tok, asked, answer)
+        assert prompt + row.response == spelled(tok, upto(end, whole, answer))
+        plain = upto(end, rendered(tok, asked, answer), answer)
+        assert row.prompt + row.response == spelled(tok, plain)
 
 
 @everywhere
@@ -388,13 +427,16 @@ def test_end_of_turn_without_an_id():
     )
 
 
-@pytest.mark.parametrize("template", ["idefics3", "smolvlm"])
-def test_template_that_leaves_out_the_user(template: str):
-    """Templates for lists of parts render a plain string as nothing, which is refused."""
+@pytest.mark.parametrize("template", [name for name in trl_templates() if name.startswith(LISTS)])
+def test_template_that_takes_no_plain_strings(template: str):
+    """Templates for lists of parts render a plain string as nothing, or fail at it, which is refused."""
     with pytest.raises(ConfigError) as caught:
         encode_prompt(ready("bytes", template), "Hi")
     assert str(caught.value) == (
-        "the chat template leaves out the user's text; set one that takes plain strings"
+        "the chat template cannot write a question and its answer ('str object' has no attribute 'text'); "
+        "set one that takes plain strings"
+        if template.startswith("llava_next")
+        else "the chat template leaves out the user's text; set one that takes plain strings"
     )
 
 

@@ -1,6 +1,7 @@
 """Rows and their order: what student and teacher read, and how often."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -117,6 +118,24 @@ def test_a_long_prompt_of_the_teacher_is_refused(build):
         f"the teacher's prompt for a/es has {len(text.encode()) + 9} tokens and the limit is 30; "
         "raise distill.max_prompt or shorten the node texts"
     )
+
+
+def test_the_response_is_checked_in_each_task_of_a_language(build, tokenizer, monkeypatch):
+    """Here the template greets behind a system text that holds "one", which the second task's has."""
+    says = "('Well, ' if m['role'] == 'assistant' and 'one' in messages[0]['content'] else '')"
+    monkeypatch.setattr(
+        tokenizer,
+        "chat_template",
+        "{%- for m in messages -%}{{- '<|' + m['role'] + '|>' + SAYS + m['content'] + '<|end|>' -}}"
+        "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}".replace(
+            "SAYS", says
+        ),
+    )
+    build({"es": 1})
+    with pytest.raises(
+        ConfigError, match=r"^the chat template writes the response of c/es behind the teacher's"
+    ):
+        build({"es": 2}, examples=[EXAMPLES[0], replace(EXAMPLES[2], task="letter")])
 
 
 def plan(languages, draws, **options):

@@ -458,3 +458,10 @@ def test_places_that_another_teacher_does_not_cover_have_cross_entropy_alone(tin
     own = losses.cross_entropy(logits, torch.tensor([40, 41, 1]))
     assert parts["ce"].item() == pytest.approx(own.item(), abs=1e-4)
     assert parts["kl"].item() == pytest.approx(losses.forward_kl(logits[[0, 2]], top).item(), abs=1e-4)
+
+
+def test_one_process_does_not_drive_two_gpus():
+    """torch would copy the model onto both, whose paths and counts then part."""
+    with pytest.raises(ConfigError) as caught:
+        ResponseTrainer(weights=DISTIL, pad_id=0, args=SimpleNamespace(n_gpu=2))
+    assert str(caught.value) == "one process drives one GPU; start more with `accelerate launch`"

@@ -1,5 +1,6 @@
 """The settings' teacher and what stage 2 gets of it."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +90,19 @@ def test_nobody_is_asked_where_the_model_teaches_itself(tokenizer):
     assert joining.tokenizer_of(settings.teacher) is None
     found = joining.scores_of(ROWS, settings, tokenizer, torch.float32, Path("none"), cost, BAR)
     assert found is None and cost.teacher_calls == 0
+
+
+def test_a_server_without_what_it_needs_names_the_extra(tokenizer, monkeypatch):
+    """Told before anything is asked."""
+    import isogloss.teacher
+
+    monkeypatch.setitem(sys.modules, "tenacity", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "isogloss.teacher.server", raising=False)
+    monkeypatch.delattr(isogloss.teacher, "server", raising=False)
+    settings = distill("kl=1.0", "teacher={type: server, url: 'http://127.0.0.1:9/v1', model: m}")
+    with pytest.raises(ConfigError) as caught:
+        joining.scores_of(ROWS, settings, tokenizer, torch.float32, Path("none"), Stage("distill"), BAR)
+    assert str(caught.value) == ("distill.teacher: a server needs tenacity; pip install 'isogloss[teacher]'")
 
 
 def test_a_local_teacher_scores_what_is_not_english(base, tokenizer):

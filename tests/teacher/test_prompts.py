@@ -138,8 +138,40 @@ def test_a_template_that_writes_the_response_otherwise_behind_a_system_text_is_r
         check_response(greeting, "Root.", "Sema", "ndiyo", row="x/sw")
     assert str(caught.value) == (
         "the chat template writes the response of x/sw behind the teacher's prompt as "
-        "'<|end|><|assistant|>Well, ndiyo<|end|>' and behind the student's as "
-        "'<|end|><|assistant|>ndiyo<|end|>'; set a tokenizer.chat_template that writes both alike"
+        "'Well, ndiyo<|end|>' and behind the student's as 'ndiyo<|end|>'; "
+        "set a tokenizer.chat_template that writes both alike"
+    )
+
+
+@pytest.mark.parametrize(("instruction", "response"), [("Sema\nsasa", "ndiyo"), ("ndiyo", "O ndiyo")])
+def test_a_template_that_rewrites_the_instruction_is_checked_too(tokenizer, instruction, response):
+    """It writes it on one line, and greets behind a system text; a response may repeat the instruction."""
+    made = copy.deepcopy(tokenizer)
+    plain = (
+        "{%- for m in messages -%}{{- '<|' + m['role'] + '|>' + GREETING -}}"
+        "{{- m['content'] | replace('\\n', ' ') + '<|end|>' -}}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+    )
+    made.chat_template = plain.replace("GREETING", "''")
+    check_response(made, "Root.", instruction, response, row="x/sw")
+    greeting = "('Well, ' if m['role'] == 'assistant' and messages[0]['role'] == 'system' else '')"
+    made.chat_template = plain.replace("GREETING", greeting)
+    with pytest.raises(
+        ConfigError, match=f"prompt as 'Well, {response}<.*' and behind the student's as '{response}<"
+    ):
+        check_response(made, "Root.", instruction, response, row="x/sw")
+
+
+def test_a_prompt_that_ends_otherwise_behind_a_system_text_is_refused(tokenizer):
+    """Here the teacher alone would begin to think."""
+    thinking = copy.deepcopy(tokenizer)
+    thinking.chat_template = tokenizer.chat_template.replace(
+        "'<|assistant|>'", "'<|assistant|>' + ('<think>' if messages[0]['role'] == 'system' else '')"
+    )
+    with pytest.raises(ConfigError) as caught:
+        check_response(thinking, "Root.", "Sema", "ndiyo", row="x/sw")
+    assert "as 'ndiyo<|end|>' in place of '<think>' and behind the student's as 'ndiyo<|end|>';" in str(
+        caught.value
     )
 
 

@@ -1,6 +1,7 @@
 """A served teacher over a real HTTP server on loopback, with faults: nothing is lost or asked twice."""
 
 import json
+import math
 import threading
 import time
 from collections import Counter
@@ -28,7 +29,7 @@ ROWS = [Asked(tuple(range(10 + n, 14 + n)), tuple(range(40 + n, 42 + n + n % 3))
 
 def place(token: int) -> dict:
     """The k likeliest and the token itself, as vLLM names them; the token is likely if it is even."""
-    best = {1: -0.5, 2: -1.5, 3: -2.5, token: -1.0 if token % 2 == 0 else -9.0}
+    best = {1: -1.0, 2: -2.0, 3: -3.0, token: -1.5 if token % 2 == 0 else -9.0}
     return {
         str(number): {"logprob": value, "rank": 1, "decoded_token": "?"} for number, value in best.items()
     }
@@ -37,7 +38,7 @@ def place(token: int) -> dict:
 def expected(row: Asked):
     """By hand: an even token is second, an odd one is left out."""
     ids = [[1, t, 2] if t % 2 == 0 else [1, 2, 3] for t in row.response]
-    logprobs = [[-0.5, -1.0, -1.5] if t % 2 == 0 else [-0.5, -1.5, -2.5] for t in row.response]
+    logprobs = [[-1.0, -1.5, -2.0] if t % 2 == 0 else [-1.0, -2.0, -3.0] for t in row.response]
     return torch.tensor(ids), torch.tensor(logprobs)
 
 
@@ -248,6 +249,17 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(endpoint, tmp_
     assert b"s3cret" not in (tmp_path / "rows.jsonl").read_bytes()
 
 
+def answering(place):
+    """The same at every place."""
+    return lambda ids: {"choices": [{"prompt_logprobs": [None] + [place] * (len(ids) - 1)}]}
+
+
+def likeliest(logprob: float, token: int = 2) -> dict:
+    """The tokens that ROWS[0] sends, and two of which one is kept."""
+    named = {1: logprob, token: logprob, 40: -2.0, 41: -2.0}
+    return {str(number): {"logprob": value} for number, value in named.items()}
+
+
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
@@ -263,6 +275,52 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(endpoint, tmp_
             },
             "distill.teacher.top_k is 3 and",
         ),
+        *(
+            (lambda ids, said=said: said, "returns no prompt_logprobs; take a server that does")
+            for said in (
+                None,
+                [],
+                "no",
+                {},
+                {"choices": None},
+                {"choices": []},
+                {"choices": [None]},
+                {"choices": ["x"]},
+                {"choices": {"0": 1}},
+                {"choices": [{"prompt_logprobs": {"1": 2}}]},
+            )
+        ),
+        *(
+            (answering(place), "returns prompt_logprobs that do not name a logprob for the id")
+            for place in (
+                None,
+                [],
+                "x",
+                3,
+                {"x": {"logprob": -1.0}},
+                {"1.5": {"logprob": -1.0}},
+                {"1": None},
+                {"1": -1.0},
+                {"1": {}},
+                {"1": {"logprob": None}},
+                {"1": {"logprob": "high"}},
+                {"1": {"logprob": [-1.0]}},
+                {"1": {"logprob": 10**400}},
+            )
+        ),
+        *(
+            (answering(place), "returns no distribution: ")
+            for place in (
+                likeliest(-math.inf),
+                likeliest(math.nan),
+                likeliest(math.inf),
+                likeliest(0.5),
+                likeliest(-0.5),
+                likeliest(-1.0, token=-1),
+                likeliest(-1.0, token=2**31),
+                likeliest(-1.0, token=2**70),
+            )
+        ),
     ],
 )
 def test_another_kind_of_server_is_refused_in_one_line(endpoint, tmp_path, answer, says):
@@ -271,13 +329,23 @@ def test_another_kind_of_server_is_refused_in_one_line(endpoint, tmp_path, answe
     with pytest.raises(ConfigError) as error:
         served.score(ROWS[:1], settings(endpoint), Store(tmp_path / "rows.jsonl"))
     assert says in str(error.value) and "\n" not in str(error.value)
-    assert sum(endpoint.asked.values()) == 1
+    assert sum(endpoint.asked.values()) == 1 and not (tmp_path / "rows.jsonl").exists()
+
+
+def test_a_sent_token_that_is_impossible_but_not_among_the_likeliest_is_no_fault(endpoint, tmp_path):
+    """-Infinity for the token itself, which is then left out."""
+    best = {str(number): {"logprob": -float(number)} for number in (1, 2, 3)}
+    endpoint.answer = lambda ids: {
+        "choices": [{"prompt_logprobs": [None, *(best | {str(t): {"logprob": -math.inf}} for t in ids[1:])]}]
+    }
+    (found,) = served.score(ROWS[:1], settings(endpoint), Store(tmp_path / "rows.jsonl"))
+    assert found.ids.tolist() == [[1, 2, 3]] * 2
 
 
 # --- the store
 
 
-ROW = whole(torch.tensor([[5, 7], [9, 2]]), torch.tensor([[-0.1, -2.5], [-0.7, -1e-8]]))
+ROW = whole(torch.tensor([[5, 7], [9, 2]]), torch.tensor([[-0.1, -2.5], [-1e-8, -20.5]]))
 
 
 def test_a_row_comes_back_to_the_bit(tmp_path):
@@ -312,6 +380,14 @@ def test_a_damaged_row_is_not_there(tmp_path):
     entry["ids"] = entry["ids"].replace("BQAAAA", "BgAAAA")
     path.write_text(json.dumps(entry) + "\n")
     assert "a" not in Store(path)
+
+
+def test_a_row_of_no_use_is_not_there(tmp_path):
+    """So that a file which holds one is asked for it again, and need not be deleted."""
+    Store(tmp_path / "s").put("a", whole(ROW.ids, torch.full((2, 2), -math.inf)))
+    Store(tmp_path / "s").put("b", ROW)
+    found = Store(tmp_path / "s")
+    assert "a" not in found and "b" in found
 
 
 def test_two_writers_share_a_file(tmp_path):
