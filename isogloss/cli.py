@@ -740,8 +740,10 @@ def _show_scores(job: "Run") -> None:
 
 
 def _show_ablation(summary: Sequence[dict], differences: Sequence[dict]) -> None:
-    names = ("alignment", "low", "consistency", "retrieval", "fidelity", "retention")
     for suite in dict.fromkeys(entry["suite"] for entry in summary):
+        measured = {name for entry in summary if entry["suite"] == suite for name in entry}
+        shown = [n for n in ("alignment", "consistency", "retrieval") if n in measured] or ["accuracy"]
+        names = (shown[0], "low", *shown[1:], "fidelity", "retention")
         table = Table(box=None, header_style="bold", pad_edge=False, title=suite, title_justify="left")
         table.add_column("variant", no_wrap=True)
         for name in (*names, "seconds"):
@@ -756,7 +758,7 @@ def _show_ablation(summary: Sequence[dict], differences: Sequence[dict]) -> None
             continue
         table = Table(box=None, header_style="bold", pad_edge=False)
         for number, name in enumerate(
-            ("alignment", "against", "languages", "difference", "95 % interval", "p", "n")
+            (against[0]["measure"], "against", "languages", "difference", "95 % interval", "p", "n")
         ):
             table.add_column(name, no_wrap=True, justify="left" if number < 3 else "right")
         for one in against:
