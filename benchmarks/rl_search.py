@@ -3,14 +3,16 @@
     python benchmarks/rl_search.py --out benchmarks/rl_search.json
 
 One reference model, one seed; every candidate is stopped after the same seconds, its step grown and shrunk
-within them; later ones start from the best so far. Rows are added as candidates end; one that is there is not
-trained again. Nothing here is counted as a method's cost.
+within them; later rounds start from the best so far. Rows are added as candidates end, so a stopped search
+goes on with the same command; `spent_s` adds up its time behind stage 1, a candidate that was cut off aside.
+A winner on the edge of what was tried is told. Nothing here is counted as a method's cost.
 Install `isogloss[rl]`.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +38,18 @@ START: dict[str, dict[str, Any]] = {
 SEARCH: dict[str, list[list[dict[str, Any]]]] = {
     "grpo": [
         [{"learning_rate": 1e-3}, {"learning_rate": 3e-3}, {"learning_rate": 1e-2}],
-        [{"num_generations": 4}, {"beta": 0.04}],
+        [{"num_generations": 4}, {"num_generations": 16}, {"beta": 0.04}, {"beta": 0.1}],
+        [{"temperature": 0.7}, {"temperature": 1.3}],
     ],
     "dpo": [
         [{"learning_rate": 5e-4}, {"learning_rate": 2e-3}, {"learning_rate": 5e-3}],
-        [{"beta": 0.5}],
+        [{"beta": 0.03}, {"beta": 0.5}],
     ],
-    "sft-grpo": [[{"learning_rate": 1e-4}, {"learning_rate": 3e-4}, {"learning_rate": 1e-3}]],
+    "sft-grpo": [
+        [{"learning_rate": rate} for rate in (3e-5, 1e-4, 3e-4, 1e-3)],
+        [{"beta": 0.0}, {"beta": 0.1}],
+        [{"temperature": 0.7}, {"temperature": 1.3}],
+    ],
 }
 """Rounds of changes; each round changes the best candidate of the rounds before."""
 
@@ -61,32 +68,60 @@ def main() -> None:
     run_tune(run)
     contest = Contest(run, points=1)
     contest.limit = asked.seconds
-    rows = json.loads(asked.out.read_text("utf-8"))["rows"] if asked.out.exists() else []
-    pairs, drawn_s = None, 0.0
+    kept: dict[str, Any] = json.loads(asked.out.read_text("utf-8")) if asked.out.exists() else {"rows": []}
+    rows = kept["rows"]
+    before = kept.get("spent_s", sum(row["seconds"] for row in rows)) - time.monotonic()
+    pairs = None
     for method in asked.method or SEARCH:
-        seen: list[dict[str, Any]] = []
-        for changes in SEARCH[method]:
-            best = max(seen, key=lambda row: row["alignment"])["settings"] if seen else START[method]
-            for settings in [{**best, **change} for change in changes]:
-                known = [r for r in rows if (r["method"], r["settings"]) == (method, settings)]
-                if known:
-                    seen += known
-                    continue
-                if method == "dpo" and pairs is None:
-                    began = time.monotonic()
-                    pairs = methods.preference_pairs(contest, run.reference_model())
-                    drawn_s = time.monotonic() - began
-                entry = _train(contest, method, settings, pairs)
-                rows.append(
-                    {
-                        "method": method, "settings": settings, "seconds": entry.seconds,
-                        "drawn_s": round(drawn_s, 1), "flops": entry.flops, "step": entry.points[-1].step,
-                        **entry.points[-1].scores,
-                    }
-                )  # fmt: skip
-                seen.append(rows[-1])
-                print(json.dumps(rows[-1]), flush=True)
-                write_json(asked.out, {"schema": 1, "processor": processor(), "rows": rows})
+        for settings in untried(method, asked.seconds, rows):
+            drawn = time.monotonic()
+            if method == "dpo" and pairs is None:
+                pairs = methods.preference_pairs(contest, run.reference_model())
+            drawn_s = time.monotonic() - drawn
+            entry = _train(contest, method, settings, pairs)
+            rows.append(
+                {
+                    "method": method, "settings": settings, "limit_s": asked.seconds,
+                    "seconds": entry.seconds, "drawn_s": round(drawn_s, 1), "flops": entry.flops,
+                    "step": entry.points[-1].step, **entry.points[-1].scores,
+                }
+            )  # fmt: skip
+            print(json.dumps(rows[-1]), flush=True)
+            spent = round(before + time.monotonic(), 1)
+            write_json(asked.out, {"schema": 1, "processor": processor(), "spent_s": spent, "rows": rows})
+        for line in edges(method, asked.seconds, rows):
+            print(line)
+    print(f"the search has spent {before + time.monotonic():.0f} s")
+
+
+def untried(method: str, limit: float, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Candidates that have no row yet under this limit; each needs its row before the next is asked for."""
+    best, tried = START[method], []
+    for changes in SEARCH[method]:
+        # Of a stopped search later rounds' rows are there too, which must not change where this one starts.
+        tried += [best | change for change in changes]
+        for settings in tried[-len(changes) :]:
+            if not any(row["settings"] == settings for row in _alike(method, limit, rows)):
+                yield settings
+        best = _best(row for row in _alike(method, limit, rows) if row["settings"] in tried)
+
+
+def edges(method: str, limit: float, rows: list[dict[str, Any]]) -> list[str]:
+    """What of the best candidate is the smallest or largest value that was tried."""
+    best, found = _best(_alike(method, limit, rows)), []
+    for name in {name for changes in SEARCH[method] for change in changes for name in change}:
+        tried = sorted({row["settings"][name] for row in _alike(method, limit, rows)})
+        if best[name] in (tried[0], tried[-1]) and best[name] != 0:
+            found.append(f"{method}: {name} {best[name]:g} is on the edge of {tried[0]:g} to {tried[-1]:g}")
+    return sorted(found)
+
+
+def _best(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    return max(rows, key=lambda row: row["alignment"])["settings"]
+
+
+def _alike(method: str, limit: float, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if (row["method"], row.get("limit_s")) == (method, limit)]
 
 
 def _train(contest: Contest, method: str, settings: dict[str, Any], pairs: Any) -> Entry:

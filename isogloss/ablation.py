@@ -9,12 +9,12 @@ import json
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
-from isogloss.comparing import compare_groups
+from isogloss.comparing import compare_groups, main_measure
 from isogloss.config import Config, dump_config, with_overrides
 from isogloss.errors import ConfigError
 from isogloss.files import write_json
@@ -29,6 +29,7 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "shared": ("languages.tree=shared",),
     "no-hidden": ("distill.hidden=0",),
     "no-kl": ("distill.kl=0",),
+    "with-kl": ("distill.kl=1",),
     "no-texts": ("distill.teacher_reads=[twin,answer]",),
     "no-english": ("distill.teacher_reads=[texts]",),
     "no-retain": ("distill.retain=0",),
@@ -36,16 +37,32 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "embedding": ("distill.carrier={type: embedding}",),
 }
 """What each variant changes in the settings that are given."""
+READINGS = ("no-texts", "no-english")
+"""Variants of what the teacher reads, which its divergence alone tells the student."""
+CHANGES = ("no-", "with-")
+"""How variants begin that take a part of the method away or add one."""
+OPPOSITES = {"no-kl": "with-kl", "with-kl": "no-kl"}
 MEASURES = ("alignment", "consistency", "retrieval", "accuracy", "fidelity", "retention")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A name, the settings that make it, and how many items every language gets where that is one number."""
+    """A name and the settings that make it.
+
+    Attributes:
+        items: How many every language gets, where that is one number; it ends the name.
+        against: The variant it is compared with, by name; the first of as many items if None.
+    """
 
     name: str
     overrides: tuple[str, ...]
     items: int | None = None
+    against: str | None = None
+
+    @property
+    def base(self) -> str:
+        """The name without the number of items."""
+        return self.name if self.items is None else self.name.removesuffix(f"@{self.items}")
 
 
 def parse(text: str) -> Variant:
@@ -81,12 +98,61 @@ def with_items(variants: Sequence[Variant], items: Sequence[int]) -> list[Varian
     return [
         Variant(
             f"{variant.name}@{n}",
-            (*variant.overrides, f"languages.items={{high: {n}, middle: {n}, low: {n}}}"),
+            (*variant.overrides, *_items(n)),
             items=n,
         )
         for n in items
         for variant in variants
     ]
+
+
+def _items(n: int | None) -> tuple[str, ...]:
+    return () if n is None else (f"languages.items={{high: {n}, middle: {n}, low: {n}}}",)
+
+
+def resolved(config: Config, variants: Sequence[Variant]) -> list[Variant]:
+    """The variants as these settings have them trained.
+
+    Where no divergence tells the student what its teacher reads, `READINGS` take that of `with-kl` along and
+    are compared with it; it is trained too if nobody asked for it.
+
+    Raises:
+        ConfigError: A variant would train what the settings, or an earlier variant, train already.
+    """
+    found: list[Variant] = []
+    # What another teacher writes is learned from without a divergence too.
+    unheard = not config.distill.kl and config.distill.teacher.type == "self"
+    for variant in variants:
+        if unheard and variant.base in READINGS:
+            told = Variant("with-kl", VARIANTS["with-kl"])
+            (told,) = with_items([told], () if variant.items is None else [variant.items])
+            if told not in (*variants, *found):
+                found.append(told)
+            variant = replace(variant, overrides=(*told.overrides, *variant.overrides), against=told.name)
+        found.append(variant)
+    _refuse_alike(config, found)
+    return found
+
+
+def _refuse_alike(config: Config, variants: Sequence[Variant]) -> None:
+    def trained(*overrides: str) -> str:
+        return dump_config(with_overrides(config, overrides))
+
+    seen: dict[str, str] = {}
+    for variant in variants:
+        settings = trained(*variant.overrides)
+        # A tree or a carrier may be the settings' own, for others to be compared with.
+        if variant.base.startswith(CHANGES) and settings == trained(*_items(variant.items)):
+            override = variant.overrides[0]
+            other = OPPOSITES.get(variant.base) or f"another {override.partition('=')[0]} by --set"
+            raise ConfigError(
+                f"--variant {variant.name}: the settings have {override} already; take {other} or none"
+            )
+        if settings in seen:
+            raise ConfigError(
+                f"--variant {variant.name}: it trains what {seen[settings]} does; leave one out"
+            )
+        seen[settings] = variant.name
 
 
 @dataclass(frozen=True)
@@ -96,7 +162,8 @@ class Ablation:
     Attributes:
         rows: One per suite, variant and seed.
         differences: One per suite, group of languages ("all", "low") and variant but the first (of its number
-            of items): alignment accuracy against the first, mean over seeds, paired over items.
+            of items): the suite's main measure against the first, or against what the variant names, mean
+            over seeds, paired over items.
     """
 
     rows: list[dict]
@@ -106,7 +173,12 @@ class Ablation:
 def ablate(
     config: Config, variants: Sequence[Variant], seeds: Sequence[int], folder: Path, watcher: Watcher
 ) -> Ablation:
-    """Run what was not run yet; `folder/ablation.json` grows as runs end."""
+    """Run what was not run yet; `folder/ablation.json` grows as runs end.
+
+    Raises:
+        ConfigError: As `resolved`.
+    """
+    variants = resolved(config, variants)
     rows: list[dict] = []
     for variant in variants:
         refuse_misfit(_variant(config, variant.overrides, 0, folder))
@@ -128,7 +200,8 @@ def ablate(
             run_report(run)
             rows += _rows(run, variant, seed)
             _write(config, Ablation(rows, []), folder)
-    done = Ablation(rows, _differences(config, variants, seeds, folder))
+    measures = {row["suite"]: [row["measure"]] for row in rows if row["measure"]}
+    done = Ablation(rows, _differences(config, variants, seeds, folder, measures))
     _write(config, done, folder)
     return done
 
@@ -145,17 +218,23 @@ def _write(config: Config, done: Ablation, folder: Path) -> None:
 
 
 def _differences(
-    config: Config, variants: Sequence[Variant], seeds: Sequence[int], folder: Path
+    config: Config,
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    folder: Path,
+    measures: Mapping[str, Sequence[str]],
 ) -> list[dict]:
-    """Each variant minus the first of as many items, over all languages and over the low-resource ones."""
+    """Each variant minus what it is compared with, over all languages and over the low-resource ones."""
     found = []
     for variant in variants:
-        first = next(one for one in variants if one.items == variant.items)
+        first = next(
+            one for one in variants if variant.against in (None, one.name) and one.items == variant.items
+        )
         if variant == first:
             continue
         ours, theirs = ([folder / f"{one.name}-{seed}" for seed in seeds] for one in (variant, first))
         for group, codes in (("all", None), ("low", _low(config))):
-            for one in compare_groups(ours, theirs, codes=codes, measures=["alignment"]):
+            for one in compare_groups(ours, theirs, codes=codes, measures=measures):
                 about = {"suite": one.suite, "variant": variant.name, "against": first.name}
                 found.append({**about, "languages": group, "measure": one.measure, **asdict(one.mean)})
     return found
@@ -197,17 +276,18 @@ def _rows(run: Run, variant: Variant, seed: int) -> list[dict]:
     for suite, found in scores.items():
         after = found["after"]
         means = {name: after[name]["mean"] for name in MEASURES if name in after}
-        each = {
-            code: entry["value"] for code, entry in after.get("alignment", {}).get("languages", {}).items()
-        }
+        measure = main_measure(after)
+        each = (
+            {code: entry["value"] for code, entry in after[measure]["languages"].items()} if measure else {}
+        )
+        few = [each[code] for code in low if code in each]
         rows.append(
             {
                 "data": run.config.data.type, "suite": suite, "variant": variant.name,
                 "overrides": list(variant.overrides), "carrier": run.config.distill.carrier.type,
                 "seed": seed, "trained_tokens": cost["tokens_backpropagated"], "flops": cost["flops"],
-                "seconds": cost["seconds"], **means, "languages": each,
-                "low": statistics.fmean(each[code] for code in low) if each and low else None,
-                "signature": found["signature"],
+                "seconds": cost["seconds"], **means, "measure": measure, "languages": each,
+                "low": statistics.fmean(few) if few else None, "signature": found["signature"],
             }
         )  # fmt: skip
     return rows

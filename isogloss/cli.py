@@ -742,8 +742,10 @@ def _show_scores(job: "Run") -> None:
 
 
 def _show_ablation(summary: Sequence[dict], differences: Sequence[dict]) -> None:
-    names = ("alignment", "low", "consistency", "retrieval", "fidelity", "retention")
     for suite in dict.fromkeys(entry["suite"] for entry in summary):
+        measured = {name for entry in summary if entry["suite"] == suite for name in entry}
+        shown = [n for n in ("alignment", "consistency", "retrieval") if n in measured] or ["accuracy"]
+        names = (shown[0], "low", *shown[1:], "fidelity", "retention")
         table = Table(box=None, header_style="bold", pad_edge=False, title=suite, title_justify="left")
         table.add_column("variant", no_wrap=True)
         for name in (*names, "seconds"):
@@ -758,7 +760,7 @@ def _show_ablation(summary: Sequence[dict], differences: Sequence[dict]) -> None
             continue
         table = Table(box=None, header_style="bold", pad_edge=False)
         for number, name in enumerate(
-            ("alignment", "against", "languages", "difference", "95 % interval", "p", "n")
+            (against[0]["measure"], "against", "languages", "difference", "95 % interval", "p", "n")
         ):
             table.add_column(name, no_wrap=True, justify="left" if number < 3 else "right")
         for one in against:
@@ -798,38 +800,67 @@ def _show_plan(found: "Plan") -> None:
 
 
 def _show_methods(rows: Sequence[dict]) -> None:
-    """Scores of every method, then what it cost to reach each level."""
+    """Scores of every method, then what it cost to reach each level, over the seeds."""
+    from isogloss.baselines.summary import saving, summary
+
     names = {
         "alignment": "align.", "consistency": "consist.", "retrieval": "retr.", "fidelity": "fid.",
         "retention": "ret.",
     }  # fmt: skip
-    ours = {row["seed"]: row["reached"] for row in rows if row["method"] == "isogloss"}
+    methods = summary(rows)
+    levels = list(dict.fromkeys(level for entry in methods for level in entry["reached"]))
     scores = Table(box=None, header_style="bold", pad_edge=False)
-    costs = Table(box=None, header_style="bold", pad_edge=False)
-    levels = list(dict.fromkeys(level for row in rows for level in row["reached"]))
-    for table, columns in ((scores, (*names.values(), "s", "TFLOP")), (costs, levels)):
+    costs = {name: Table(box=None, header_style="bold", pad_edge=False) for name in ("seconds", "flops")}
+    for table, columns in (
+        (scores, (*names.values(), "s", "TFLOP")),
+        *((one, levels) for one in costs.values()),
+    ):
         table.add_column("method", no_wrap=True)
-        for name in ("seed", *columns):
+        for name in columns:
             table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
+    for entry in methods:
         scores.add_row(
-            row["method"], str(row["seed"]), *(f"{100 * row[name]:.1f}" for name in names),
-            f"{row['seconds']:.0f}", f"{row['flops'] / 1e12:.1f}",
+            entry["method"], *(_over_seeds(entry[name], 100) for name in names),
+            f"{entry['seconds']['mean']:.0f}", f"{entry['flops']['mean'] / 1e12:.1f}",
         )  # fmt: skip
-        costs.add_row(
-            row["method"], str(row["seed"]),
-            *(_cost(row["reached"].get(level), ours[row["seed"]].get(level)) for level in levels),
-        )  # fmt: skip
+        for name, table in costs.items():
+            table.add_row(entry["method"], *(_cost(entry, level, name) for level in levels))
     out.print(scores)
-    out.print("\nCost of reaching an alignment accuracy: seconds; TFLOP, times ours", style="bold")
-    out.print(costs)
+    for name, unit in (("seconds", "Seconds"), ("flops", "TFLOP")):
+        about = "to an alignment accuracy, times ours; > n×: not within n times ours"
+        out.print(f"\n{unit} {about}", style="bold")
+        out.print(costs[name])
+    seeds = max(entry["seeds"] for entry in methods)
+    if seeds > 1:
+        _line(f"Means over {seeds} seeds; ± is a 95 % t interval, `to` the range of fewer than 3 seeds")
+    saved = saving(rows)
+    for name, what in (("seconds", "seconds"), ("flops", "operations")):
+        if saved[name]:
+            _line(f"To what the best RL method reaches: {_over_seeds(saved[name], 100, ' ')} % fewer {what}")
 
 
-def _cost(cost: dict | None, ours: dict | None) -> str:
+def _cost(entry: dict, level: str, name: str) -> str:
+    """What a level cost to reach and how many times ours, or how many times ours did not do."""
+    scale, digits = (1e-12, 1) if name == "flops" else (1, 0)
+    cost, ratio = entry["reached"].get(level), entry["times"].get(level)
     if cost is None:
+        bound = entry["not_within"].get(level)
+        return f"> {bound[name]:.1f}×" if bound else "—"
+    mean, *interval = _over_seeds(cost[name], scale, digits=digits).split("\n")
+    some = f"{cost[name]['n']} of {entry['seeds']}"
+    text = mean + (f", {ratio[name]['mean']:.1f}×" if ratio else "")
+    return "\n".join((text, *interval, *([some] if cost[name]["n"] < entry["seeds"] else [])))
+
+
+def _over_seeds(value: dict | None, scale: float, between: str = "\n", digits: int = 1) -> str:
+    """A mean, and its interval where there are several seeds."""
+    if value is None:
         return "—"
-    plain = f"{cost['seconds']:.0f} s\n{cost['flops'] / 1e12:.1f}"
-    return plain if ours is None else f"{plain}, {cost['flops'] / ours['flops']:.1f}×"
+    mean, low, high = (f"{scale * value[name]:.{digits}f}" for name in ("mean", "low", "high"))
+    if value["n"] == 1:
+        return mean
+    half = f"±{scale * (value['high'] - value['mean']):.{digits}f}"
+    return mean + between + (half if value["interval"] == "t" else f"{low} to {high}")
 
 
 def _difference(one: dict) -> tuple[str, str, str, str]:

@@ -4,7 +4,7 @@ Flow: hits of both → differences per language and over languages → paired bo
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,11 @@ HALVES = {"alignment": ("consistency", "retrieval")}
 RESAMPLES = 10_000
 
 Hits = Mapping[str, Mapping[str, list[float]]]
+
+
+def main_measure(measured: Collection[str]) -> str | None:
+    """What a suite with these measures is judged by: alignment, else consistency, else what it has."""
+    return next((name for name in MEASURES if name in measured), None)
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def compare_groups(
     b: Sequence[Path],
     *,
     codes: Sequence[str] | None = None,
-    measures: Sequence[str] = MEASURES,
+    measures: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
 ) -> list[Compared]:
     """As `compare`, for runs that differ in their seed alone: an item counts as its mean over a group's runs.
@@ -64,7 +69,7 @@ def compare_groups(
 
     Args:
         codes: The languages to look at; all that both groups have when not given.
-        measures: The measures to look at, of `MEASURES`.
+        measures: By suite, the measures to look at; all of `MEASURES` when not given.
 
     Raises:
         RunError: As `compare`.
@@ -95,7 +100,7 @@ def compare_groups(
                 )
         hits = [one["hits"] for one in read]
         hits_a, hits_b = _mean_hits(hits[: len(a)], codes), _mean_hits(hits[len(a) :], codes)
-        for measure in measures:
+        for measure in MEASURES if measures is None else measures.get(suite, ()):
             if one := _measure(suite, measure, hits_a, hits_b, seed):
                 found.append(one)
     return found

@@ -47,6 +47,7 @@ class Entry:
     seconds: float = 0.0
     tokens_forwarded: int = 0
     tokens_backpropagated: int = 0
+    tokens_generated: int = 0
     ended: str = "trained as long as the others"
 
     def reached(self, level: float, measure: str = "alignment") -> dict[str, float] | None:

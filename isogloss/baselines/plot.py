@@ -5,6 +5,7 @@ Flow: rows of methods.json → each method's points → lines on logarithmic axe
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib
@@ -21,24 +22,30 @@ COSTS = (("flops", 1e12, "operations, TFLOP"), ("seconds", 1.0, "seconds"))
 def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Write the plot; the reference model, which cost nothing, is a dotted line.
 
+    With several seeds each has a pale line, and the means of their first, second, … points a strong one.
+
     Args:
         rows: Of `methods.json`: `method` and `points`, each with its costs, and scores as fractions.
     """
     starts = [row["points"][0]["scores"]["alignment"] for row in rows if row["method"] == REFERENCE]
     rows = [row for row in rows if row["method"] != REFERENCE]
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    colours = dict(zip(methods, pyplot.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
     with pyplot.rc_context({"svg.hashsalt": OURS, "font.size": 9, "svg.fonttype": "none"}):
         figure, panels = pyplot.subplots(1, 2, figsize=(9, 4.2), sharey=True, layout="constrained")
         for panel, (name, unit, label) in zip(panels, COSTS, strict=True):
-            for row in rows:
-                across = [point[name] / unit for point in row["points"]]
-                up = [100 * point["scores"]["alignment"] for point in row["points"]]
-                first = row is next(r for r in rows if r["method"] == row["method"])
+            for method, colour in zip(methods, pyplot.get_cmap("tab10").colors, strict=False):  # type: ignore[attr-defined]
+                ways = [
+                    [(point[name] / unit, 100 * point["scores"]["alignment"]) for point in row["points"]]
+                    for row in rows
+                    if row["method"] == method
+                ]
+                for way in ways if len(ways) > 1 else ():
+                    panel.plot(*zip(*way, strict=True), color=colour, linewidth=0.8, alpha=0.4)
+                # Seeds that are stopped by the clock end at other steps.
+                mean = [tuple(map(fmean, zip(*same, strict=True))) for same in zip(*ways, strict=False)]
                 panel.plot(
-                    across, up, marker="o", markersize=3, color=colours[row["method"]],
-                    linewidth=2.4 if row["method"] == OURS else 1.2,
-                    label=row["method"] if first else None,
+                    *zip(*mean, strict=True), marker="o", markersize=3, color=colour,
+                    linewidth=2.4 if method == OURS else 1.2, label=method,
                 )  # fmt: skip
             for start in starts:
                 panel.axhline(100 * start, color="0.6", linewidth=0.8, linestyle=":")

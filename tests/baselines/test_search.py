@@ -1,0 +1,60 @@
+"""The search for settings of reinforcement learning: it goes on where it was; edges are told."""
+
+import importlib
+import math
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("trl", reason="the baselines need the extra isogloss[rl]")
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def search(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("rl_search")
+
+
+def walk(search, method, rows, best, stop=100):
+    """Rows of the candidates that are left, each the better the nearer it is to `best`."""
+    for settings in search.untried(method, 60.0, rows):
+        if not stop:
+            break
+        far = sum(abs(math.log((settings[name] + 0.01) / (value + 0.01))) for name, value in best.items())
+        rows.append({"method": method, "limit_s": 60.0, "settings": settings, "alignment": -far})
+        stop -= 1
+    return rows
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2, 5, 8])
+def test_a_stopped_search_goes_on_with_the_candidates_that_are_left(search, stop):
+    """In the same order, whatever later rounds had found by then."""
+    best = {"learning_rate": 3e-3, "beta": 0.04, "num_generations": 8, "temperature": 1.3}
+    whole = walk(search, "grpo", [], best)
+    assert len(whole) == 3 + 4 + 2
+    assert whole[-1]["settings"] == best | {"steps_per_generation": 4}
+    assert walk(search, "grpo", walk(search, "grpo", [], best, stop), best) == whole
+    assert list(search.untried("grpo", 60.0, whole)) == []
+    assert next(search.untried("grpo", 240.0, whole)) == search.START["grpo"]  # rows of another limit
+
+
+@pytest.mark.parametrize(
+    ("method", "best"),
+    [
+        ("grpo", {"learning_rate": 3e-3, "beta": 0.04, "num_generations": 8, "temperature": 1.0}),
+        ("dpo", {"learning_rate": 2e-3, "beta": 0.1}),
+        ("sft-grpo", {"learning_rate": 1e-4, "beta": 0.04, "temperature": 1.0}),
+    ],
+)
+def test_the_settings_in_use_lie_inside_what_is_tried(search, method, best):
+    """Those of `baselines/methods.py`; a better one at an edge is told."""
+    used = {"grpo": search.methods.GRPO, "dpo": search.methods.DPO, "sft-grpo": search.methods.BEHIND_SFT}
+    assert used[method] | best == used[method]
+    assert search.edges(method, 60.0, walk(search, method, [], best)) == []
+    tried = {"grpo": "0.001 to 0.01", "dpo": "0.0005 to 0.005", "sft-grpo": "3e-05 to 0.001"}[method]
+    low = walk(search, method, [], best | {"learning_rate": 1e-9})
+    assert search.edges(method, 60.0, low) == [
+        f"{method}: learning_rate {tried.split()[0]} is on the edge of {tried}"
+    ]
