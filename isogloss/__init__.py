@@ -54,10 +54,10 @@ def load(run: str | Path, detector: "Detector | None" = None) -> "Aligned":
         isogloss.errors.RunError: The run is not finished.
     """
     from isogloss import pipeline
-    from isogloss.evaluate.fidelity import detect
+    from isogloss.evaluate.fidelity import guess
     from isogloss.inference import Aligned
 
-    return Aligned(pipeline.load_run(Path(run)), detector or detect)
+    return Aligned(pipeline.load_run(Path(run)), detector or guess)
 
 
 def load_peft(run: str | Path, language: str) -> tuple[Any, Any]:

@@ -1,6 +1,8 @@
 """A run's languages in forms that other programs load: PEFT adapters, merged models, prompt embeddings.
 
-Every exported language is loaded again as its user will load it and compared with the run's own model.
+Every exported language is loaded again as its user will load it and compared with the run's own model. An
+adapter as it was trained must be that model, in float32, where no other rounding hides a difference. What is
+smaller, merged or distilled cannot be, so there the differences are told.
 """
 
 import json
@@ -17,20 +19,26 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from isogloss.config import DemoData, MassiveData
 from isogloss.data.chat import encode_prompt, pad
 from isogloss.distill.refit import RANK, lora_of_path
 from isogloss.errors import RunError
+from isogloss.evaluate.suites import ABOUT
+from isogloss.generate import complete
 from isogloss.languages import SOURCE, resolve
 from isogloss.model import load_model, model_folder, pad_id
 from isogloss.pipeline import Run
+from isogloss.tree.carrier import Carrier
 from isogloss.tree.virtual import TreeEmbedding
 
 Kind = Literal["peft", "merged", "lora", "vllm-embeds"]
 EMBEDS = "prompt_embeds.safetensors"
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as max_lora_rank, 1 aside."""
-COMPARED = 16
-"""Instructions on which an export is compared with the run's own model."""
+COMPARED, ANSWERED = 16, 4
+"""Instructions on which an export is compared with the run's own model: their logits, and their answers."""
+EXACT = 1e-4
+"""Largest difference in logits of what is the run's own model."""
 REFIT = 512
 """Instructions, at most, from which a LoRA learns what a prefix or soft tokens do."""
 
@@ -44,6 +52,8 @@ class Exported:
         difference: Largest absolute difference in logits from the run's own model.
         divergence: Mean KL from the run's own model to this one, in nats a token.
         tokens: Prompt tokens over which both were taken.
+        same: Greedy answers that are the run's own to the token.
+        asked: Out of how many.
     """
 
     code: str
@@ -52,6 +62,16 @@ class Exported:
     difference: float
     divergence: float
     tokens: int
+    same: int
+    asked: int
+
+    @property
+    def compared(self) -> str:
+        """What came of the comparison, in words."""
+        return (
+            f"largest difference in logits {self.difference:.2g}, mean divergence {self.divergence:.2g} nats "
+            f"a token, {self.same} of {self.asked} greedy answers the same"
+        )
 
 
 def export(
@@ -66,21 +86,24 @@ def export(
         max_rank: Refit adapters to this rank where their path has a larger one; with `lora`, the rank.
 
     Raises:
-        RunError: A folder is there already, the run is not trained, or its carrier has no such form.
+        RunError: A folder is there already, the run is not trained, its carrier has no such form, or an
+            adapter that was loaded again is not what was trained.
     """
     _refuse(run, kind, max_rank)
-    refitted = kind == "lora" and run.config.distill.carrier.type != "lora"
+    if kind == "lora" and run.config.distill.carrier.type == "lora":
+        kind = "peft"  # it is one already
     if there := [code for code in codes if (folder / code).exists()]:
         raise RunError(f"{folder / there[0]} is there already; name another --out or remove it")
-    carrier = run.student(run.reference_model(), trained=True)
+    carrier = run.student(_reference(run, kind), trained=True)
     prompts = {code: _prompts(run, code) for code in codes}
-    wanted, ranks = {}, {}
+    wanted, answers, ranks = {}, {}, {}
     for code in codes:
         with carrier.on([code] * len(prompts[code])) as student:
             wanted[code] = _logits(student, prompts[code], run)
+        answers[code] = _answers(carrier.model, prompts[code], run, carrier, code)
         part = folder / f"{code}.part"
         shutil.rmtree(part, ignore_errors=True)
-        if refitted:
+        if kind == "lora":
             ranks[code] = _refit(run, carrier, code, part, max_rank)
         elif kind == "vllm-embeds":
             assert isinstance(carrier, TreeEmbedding)
@@ -92,7 +115,7 @@ def export(
             ranks[code] = carrier.export(code, part, str(run.tuned.resolve()), max_rank)
     del carrier, student  # one model in memory at a time
     exported: list[Exported] = []
-    base: Any = run.reference_model() if kind != "merged" else None
+    base: Any = _reference(run, kind) if kind != "merged" else None
     for code in codes:
         part = folder / f"{code}.part"
         if kind == "merged":
@@ -103,6 +126,7 @@ def export(
         else:
             loaded = PeftModel.from_pretrained(base, str(part)).eval()
         difference, divergence = _compare(wanted[code], _logits(loaded, prompts[code], run))
+        found = _answers(loaded, prompts[code], run)
         if (part / "adapter_config.json").exists() and loaded.active_peft_config.peft_type == "LORA":
             base = loaded.unload()  # the next language's adapter goes onto the same weights
         one = Exported(
@@ -112,14 +136,14 @@ def export(
             difference,
             divergence,
             len(wanted[code]),
+            sum(map(list.__eq__, found, answers[code])),
+            len(found),
         )
+        _judge(run, one, part, _loss(run, kind, code, max_rank))
         (part / "README.md").write_text(_card(run, one, kind), encoding="utf-8")
         part.rename(one.folder)
         exported.append(one)
-        run.watcher.say(
-            f"{code}: {one.folder}, largest difference in logits {difference:.2g}, "
-            f"mean divergence {divergence:.2g} nats a token"
-        )
+        run.watcher.say(f"{code}: {one.folder}, {one.compared}")
     return exported
 
 
@@ -143,6 +167,35 @@ def _refuse(run: Run, kind: Kind, max_rank: int | None) -> None:
         )
 
 
+def _reference(run: Run, kind: Kind) -> Any:
+    """The tuned model; where an adapter must be what was trained, in float32."""
+    model = run.reference_model()
+    return model.float() if kind == "peft" else model
+
+
+def _loss(run: Run, kind: Kind, code: str, max_rank: int | None) -> str:
+    """Why an export need not be the run's own model; nothing where it must be."""
+    if kind == "lora":
+        return "a LoRA only comes near the carrier"
+    if max_rank is not None and max_rank < sum(node.rank for node in run.tree.path(code)):
+        return f"rank {max_rank} does not hold all of the path"
+    if kind == "merged" or (kind == "vllm-embeds" and run.dtype != torch.float32):
+        return f"it is rounded to {str(run.dtype).removeprefix('torch.')}"
+    return ""
+
+
+def _judge(run: Run, one: Exported, part: Path, loss: str) -> None:
+    """Refuse an export that is not what it has to be, and say where another answers differently."""
+    if not loss and not (one.difference <= EXACT and one.same == one.asked):
+        raise RunError(
+            f"{one.code}: loaded again, the export is not the run's own model: {one.compared}, where at most "
+            f"{EXACT} and all are right; it is left in {part}"
+        )
+    if one.same < one.asked:
+        differ = one.asked - one.same
+        run.watcher.say(f"Warning: {one.code}: {differ} of {one.asked} greedy answers differ; {loss}")
+
+
 def _refit(run: Run, carrier: Any, code: str, folder: Path, rank: int | None) -> int:
     """Distil a path into a LoRA, which `peft` would have written of a lora carrier."""
     with run.watcher.bar(f"{code}: into a LoRA") as progress:
@@ -161,15 +214,23 @@ class _Prepended(nn.Module):
 
     def __init__(self, model: Any, rows: Tensor):
         super().__init__()
-        self.model, self.rows = model, rows
+        self.model, self.rows, self.generation_config = model, rows, model.generation_config
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool) -> Any:
-        embedded = self.model.get_input_embeddings()(input_ids)
-        before = self.rows.to(embedded)[None].expand(len(input_ids), -1, -1)
-        mask = torch.cat([attention_mask.new_ones(before.shape[:2]), attention_mask], 1)
-        read = torch.cat([before, embedded], 1)
-        logits = self.model(inputs_embeds=read, attention_mask=mask, use_cache=use_cache).logits
-        return SimpleNamespace(logits=logits[:, before.shape[1] :])
+        logits = self.model(**self._read(input_ids, attention_mask), use_cache=use_cache).logits
+        return SimpleNamespace(logits=logits[:, len(self.rows) :])
+
+    def generate(self, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
+        made = self.model.generate(**self._read(input_ids, attention_mask), **options)
+        return torch.cat([input_ids, made], 1)
+
+    def _read(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        embedded = self.model.get_input_embeddings()(ids)
+        before = self.rows.to(embedded)[None].expand(len(ids), -1, -1)
+        return {
+            "inputs_embeds": torch.cat([before, embedded], 1),
+            "attention_mask": torch.cat([mask.new_ones(before.shape[:2]), mask], 1),
+        }
 
 
 def _merge(run: Run, folder: Path) -> None:
@@ -199,6 +260,20 @@ def _logits(model: Any, prompts: Sequence[Sequence[int]], run: Run) -> Float[Ten
     return found[mask.bool().to(device)].float().cpu()
 
 
+def _answers(
+    model: Any, prompts: Sequence[Sequence[int]], run: Run, carrier: Carrier | None = None, code: str = ""
+) -> list[list[int]]:
+    """New tokens behind the first prompts, each alone: PEFT counts padding before a prompt as positions."""
+    most = run.config.evaluate.max_new_tokens
+    return [
+        complete(
+            model, run.tokenizer, [prompt],
+            languages=[code] if carrier else None, carrier=carrier, max_new_tokens=most,
+        )[0].tolist()
+        for prompt in prompts[:ANSWERED]
+    ]  # fmt: skip
+
+
 def _compare(
     ours: Float[Tensor, "tokens vocab"], theirs: Float[Tensor, "tokens vocab"]
 ) -> tuple[float, float]:
@@ -206,44 +281,59 @@ def _compare(
     return (ours - theirs).abs().max().item(), (p.exp() * (p - q)).sum(-1).mean().item()
 
 
-PREPEND = """\
+TOKENS = """\
+tokenizer = AutoTokenizer.from_pretrained("{tokenizer}")
+chat = [{{"role": "user", "content": "..."}}]
+ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+"""
+LOAD = (
+    """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+"""
+    + TOKENS
+    + """\
+model = {model}
+answer = model.generate(input_ids=ids, max_new_tokens=64)[0, ids.shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True))"""
+)
+"""How an adapter or a model is loaded and asked."""
+PREPEND = (
+    """\
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from vllm import LLM
 
-tokenizer = AutoTokenizer.from_pretrained("{tuned}")
 embed = AutoModelForCausalLM.from_pretrained("{tuned}").get_input_embeddings()
-chat = [{{"role": "user", "content": "..."}}]
-ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+"""
+    + TOKENS
+    + """\
 soft = load_file("{file}")["prompt_embeds"]
 prompt = torch.cat([soft, embed(ids)[0].to(soft)])  # the soft tokens come before the whole prompt
 answer = LLM("{tuned}", enable_prompt_embeds=True).generate({{"prompt_embeds": prompt}})"""
+)
 """How vLLM is given prompt embeddings."""
 
 
 def _card(run: Run, one: Exported, kind: Kind) -> str:
     """The README of an export: what it is, how well it does, and how it is loaded."""
-    language = resolve(one.code)
+    language, exact = resolve(one.code), " in float32" if kind == "peft" else ""
     base, licence = run.config.model, _licence(run)
     carrier, peft = run.config.distill.carrier.type, kind in ("peft", "lora")
-    load = (
-        f'model = AutoModelForCausalLM.from_pretrained("{run.tuned.resolve()}")\n'
-        f'model = PeftModel.from_pretrained(model, "{one.folder}")'
-        if peft
-        else f'model = AutoModelForCausalLM.from_pretrained("{one.folder}")'
-    )
-    imports = "from transformers import AutoModelForCausalLM\n" + (
-        "from peft import PeftModel\n" if peft else ""
-    )
+    tuned = run.tuned.resolve()
+    load, imports = f'AutoModelForCausalLM.from_pretrained("{tuned if peft else one.folder}")', ""
+    if peft:
+        load, imports = f'PeftModel.from_pretrained({load}, "{one.folder}")', "from peft import PeftModel\n"
+    usage = imports + LOAD.format(tokenizer=tuned if peft else one.folder, model=load)
     what = f"A LoRA adapter of rank {one.rank}" if peft else "A whole model"
-    if carrier != "lora" and kind == "lora":
+    if kind == "lora":
         what += f", distilled from a carrier of type {carrier},"
     elif carrier != "lora":
         form = "PEFT prefix tuning" if carrier == "prefix" else "PEFT prompt tuning"
         what = f"{one.rank} virtual positions ({form if peft else 'prompt embeddings'})"
     if kind == "vllm-embeds":
-        imports, load = "", PREPEND.format(tuned=run.tuned.resolve(), file=one.folder / EMBEDS)
+        usage = PREPEND.format(tokenizer=tuned, tuned=tuned, file=one.folder / EMBEDS)
     taught = one.code in run.taught
     through = "" if taught else f" It was not taught; it answers through {run.tree.path(one.code)[-1].name}."
     return "\n".join(
@@ -259,15 +349,16 @@ def _card(run: Run, one: Exported, kind: Kind) -> str:
             f"{what} that has a model tuned on English instructions follow them in {language.name} "
             f"({language.autonym}).{through}",
             "",
-            f"Base: {base}, tuned on English instructions of data type {run.config.data.type}; seed "
-            f"{run.config.seed}. Licence: {licence or 'that of the base model and of the data'}.",
+            f"Base: {base}; licence: {licence or 'not stated in its card'}. Seed {run.config.seed}.",
             "",
-            f"Compared with the run's own model on {one.tokens} prompt tokens: largest difference in logits "
-            f"{one.difference:.2g}, mean divergence {one.divergence:.2g} nats a token.",
+            f"Data: {_data(run, one.code)}",
+            "",
+            f"Compared{exact} with the run's own model on {one.tokens} prompt tokens and {one.asked} "
+            f"instructions: {one.compared}.",
             "",
             *_measured(run, one.code),
             "```python",
-            imports + load,
+            usage,
             "```",
             "",
         )
@@ -299,6 +390,19 @@ def _measured(run: Run, code: str) -> list[str]:
 
 def _percent(score: dict | None) -> str:
     return "" if score is None else f"{100 * score['value']:.1f}"
+
+
+def _data(run: Run, code: str) -> str:
+    """What was learned from, with its licence where that is known."""
+    data = run.config.data
+    if isinstance(data, DemoData | MassiveData):
+        about = ABOUT[data.type]
+        found = f"{data.type} ({about.source}); licence: {about.licence}."
+    else:
+        found = f"{data.path.name}; its licence is not known here: state it before you pass this on."
+    if code in run.families and code not in run.config.languages.targets:
+        found += " The language was added later, from these data or from a file of its own."
+    return found
 
 
 def _licence(run: Run) -> str:

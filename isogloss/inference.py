@@ -13,7 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from isogloss.data.chat import encode_prompt
 from isogloss.errors import RunError
-from isogloss.evaluate.fidelity import Detector, detect
+from isogloss.evaluate.fidelity import Detector, guess
 from isogloss.generate import answers, complete
 from isogloss.languages import SOURCE, UnknownLanguageError, resolve
 from isogloss.pipeline import Run
@@ -33,7 +33,7 @@ class Aligned:
         RunError: The run is not trained.
     """
 
-    def __init__(self, run: Run, detector: Detector = detect):
+    def __init__(self, run: Run, detector: Detector = guess):
         self.run, self.detector = run, detector
         self.model = run.reference_model()
         self.carrier = run.student(self.model, trained=True)
@@ -45,7 +45,11 @@ class Aligned:
         return self.run.taught
 
     def language_of(self, text: str) -> str:
-        """The detector's choice among English and the taught languages; English where it has none."""
+        """The detector's choice among English and the taught languages; English where it has none.
+
+        The package's own has none for texts without letters or in a script of no taught language, nor for
+        those of under 6 letters in the script of English.
+        """
         return self.detector(text, (SOURCE, *self.languages)) or SOURCE
 
     def generate(

@@ -17,6 +17,7 @@ from transformers import (
 from isogloss import pipeline
 from isogloss.config import load_config
 from isogloss.inference import Aligned
+from isogloss.tree.fit import linear_names
 from isogloss.tree.lora import TreeLora
 from isogloss.tree.nodes import Tree, build_tree
 
@@ -31,7 +32,6 @@ TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SIZES = {
     "vocab_size": 269,
     "hidden_size": 24,
@@ -48,9 +48,13 @@ SIZES = {
 }
 EXTRA = {
     "mixtral": {"num_local_experts": 3},
+    "qwen2_moe": {
+        "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    },
     "qwen3_moe": {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
     "xglm": {"ffn_dim": 40},
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +103,8 @@ def student() -> Callable[..., TreeLora]:
 
     def make(model: PreTrainedModel, tree: Tree, *, seed: int = 1, filled: bool = True) -> TreeLora:
         torch.manual_seed(seed)
-        carrier = TreeLora(model, tree, targets=TARGETS, scaling=2.0)
+        targets = sorted({name.rpartition(".")[2] for name in linear_names(model)})
+        carrier = TreeLora(model, tree, targets=targets, scaling=2.0)
         if filled:
             for name, p in carrier.parameters().items():
                 if "lora_B" in name:

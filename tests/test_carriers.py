@@ -2,6 +2,8 @@
 
 import functools
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,6 +24,11 @@ SMALL = (
     "evaluate.max_new_tokens=2", "distill.max_prompt=1024", "dtype=float32",
 )  # fmt: skip
 IDS = torch.arange(20, 40).view(2, 10)
+
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Position ids are not supported"
+)  # PEFT's own generation calls its forward so
 
 
 def logits(model):
@@ -74,6 +81,11 @@ def test_every_language_is_what_peft_loads(done):
         kind = {"prefix": "PREFIX_TUNING", "embedding": "PROMPT_TUNING"}[done.config.distill.carrier.type]
         assert loaded.active_peft_config.peft_type == kind
         assert (logits(loaded) - answers_of(done, code)).abs().max() <= 1e-4
+        carrier = done.student(done.reference_model(), trained=True)
+        options = {"attention_mask": torch.ones_like(IDS), "max_new_tokens": 4, "do_sample": False}
+        with carrier.on([code] * 2) as model:
+            wanted = model.generate(input_ids=IDS, **options)
+        assert torch.equal(loaded.generate(input_ids=IDS, **options), wanted)
 
 
 def test_languages_mixed_in_a_batch_answer_as_alone(done):
@@ -102,16 +114,20 @@ def test_a_language_joins_and_the_others_stay_to_the_bit(done):
 def test_exports_load_as_their_cards_say(done, tmp_path, monkeypatch):
     """In PEFT's format, as prompt embeddings, and distilled into a LoRA; whole models are refused."""
     kind = done.config.distill.carrier.type
+    said = []
+    monkeypatch.setattr(done.watcher, "say", said.append)
     (peft,) = exporting.export(done, ["sw"], "peft", tmp_path / "peft")
-    assert peft.difference <= 1e-4
+    assert peft.difference <= 1e-4 and (peft.same, peft.asked) == (4, 4)
     carrier = done.student(done.reference_model(), trained=True)
     assert peft.rank == sum(node.rank for node in done.tree.path("sw") if not carrier.is_clear(node))
     card = (peft.folder / "README.md").read_text()
     assert f"{peft.rank} virtual positions (PEFT {'prefix' if kind == 'prefix' else 'prompt'} tuning)" in card
+    exec(card.split("```")[1].removeprefix("python"), {})
     monkeypatch.setattr(exporting, "lora_of_path", functools.partial(lora_of_path, steps=3))
     (lora,) = exporting.export(done, ["sw"], "lora", tmp_path / "lora", max_rank=4)
     settings = json.loads((lora.folder / "adapter_config.json").read_text())
     assert (settings["peft_type"], settings["r"], lora.rank) == ("LORA", 4, 4)
+    assert any(say.startswith("Warning: sw: ") for say in said) == (lora.same < lora.asked)
     assert f"distilled from a carrier of type {kind}" in (lora.folder / "README.md").read_text()
     assert sorted(p.name for p in (tmp_path / "lora").iterdir()) == ["sw"]
     with pytest.raises(RunError, match=f"a carrier of type {kind} is no weight of the model; take lora"):
@@ -123,10 +139,62 @@ def test_exports_load_as_their_cards_say(done, tmp_path, monkeypatch):
             exporting.export(done, ["sw"], "vllm-embeds", tmp_path / "embeds")
         return
     (embeds,) = exporting.export(done, ["sw"], "vllm-embeds", tmp_path / "embeds")
-    assert embeds.difference <= 1e-4
+    assert embeds.difference <= 1e-4 and embeds.same == embeds.asked == 4
     rows = load_file(embeds.folder / "prompt_embeds.safetensors")["prompt_embeds"]
     assert rows.shape == (embeds.rank, 24)
     assert "enable_prompt_embeds=True" in (embeds.folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["peft", "merged"])
+def test_a_card_tells_how_to_load_and_ask(aligned, tmp_path, capsys, kind):
+    """Its lines, run as they are, print what the run answers."""
+    (one,) = exporting.export(aligned.run, ["sw"], kind, tmp_path)
+    card = (one.folder / "README.md").read_text()
+    assert "Data: demo (the package); licence: Apache-2.0." in card
+    exec(card.split("```")[1].removeprefix("python").replace('"..."', '"Habari ya leo"'), {})
+    assert capsys.readouterr().out.strip() == aligned.generate(["Habari ya leo"], "sw")[0]
+
+
+def test_an_adapter_of_a_bfloat16_run_is_compared_without_rounding(aligned, tmp_path):
+    """So it has to be exact there too."""
+    run = pipeline.Run(aligned.run.config.model_copy(update={"dtype": "bfloat16"}), aligned.run.watcher)
+    (one,) = exporting.export(run, ["ru"], "peft", tmp_path)
+    assert one.difference <= 1e-4 and one.same == one.asked == 4
+    assert "Compared in float32 with the run's own model on " in (one.folder / "README.md").read_text()
+
+
+def test_a_file_of_ones_own_has_a_licence_to_be_stated(tmp_path, monkeypatch):
+    """The package cannot know it; and a language that joined may have come from another."""
+    data = f"data={{type: parallel, path: {tmp_path}/mine.jsonl}}"
+    run = pipeline.Run(load_config(None, [data, "languages.targets=[ru]"]), pipeline.Watcher())
+    monkeypatch.setattr(pipeline.Run, "families", {"ru": "Slavic", "sw": "Bantu"})
+    mine = "mine.jsonl; its licence is not known here: state it before you pass this on."
+    assert exporting._data(run, "ru") == mine
+    later = "The language was added later, from these data or from a file of its own."
+    assert exporting._data(run, "sw") == f"{mine} {later}"
+
+
+def test_an_export_that_is_not_what_was_trained_is_refused(done, tmp_path, monkeypatch):
+    """The carrier writes another language's path, and no folder of that name is left."""
+    kind = {"prefix": TreePrefix, "embedding": TreeEmbedding}[done.config.distill.carrier.type]
+    write = kind.export
+    monkeypatch.setattr(kind, "export", lambda self, code, *rest: write(self, "ru", *rest))
+    with pytest.raises(RunError, match=r"^sw: loaded again, the export is not the run's own model: largest"):
+        exporting.export(done, ["sw"], "peft", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["sw.part"]
+
+
+def test_an_export_that_only_comes_near_says_where_it_answers_differently(done, tmp_path):
+    """One line; what must be exact is refused for the same, or for a difference that is no number."""
+    said = []
+    watcher = type("Heard", (pipeline.Watcher,), {"say": lambda self, text: said.append(text)})()
+    run = pipeline.Run(done.config, watcher)
+    one = exporting.Exported("sw", tmp_path, 4, 0.5, 0.1, 9, same=3, asked=4)
+    exporting._judge(run, one, tmp_path, "rank 4 does not hold all of the path")
+    assert said == ["Warning: sw: 1 of 4 greedy answers differ; rank 4 does not hold all of the path"]
+    for wrong in ({"difference": 0.0}, {"difference": math.nan, "same": 4}):
+        with pytest.raises(RunError, match=r"where at most 0\.0001 and all are right; it is left in"):
+            exporting._judge(run, replace(one, **wrong), tmp_path, "")
 
 
 @pytest.mark.parametrize("make", [TreePrefix, TreeEmbedding])

@@ -39,6 +39,8 @@ def test_batches_hold_no_more_rows_and_tokens_than_they_may():
 def test_the_language_is_detected_where_none_is_named(aligned):
     """By script and identifier, among English and what was taught; English where nothing can be told."""
     assert [aligned.language_of(text) for text in (*TEXTS, "12345")] == ["sw", "ru", "ur", "en", "en"]
+    short = ("да", "ہاں", "Habari", "ok", "สวัสดีตอนเช้าครับ")  # Thai is not taught
+    assert [aligned.language_of(text) for text in short] == ["ru", "ur", "sw", "en", "en"]
     named = aligned.generate(TEXTS, ["sw", "ru", "ur", "en"], max_new_tokens=4)
     assert aligned.generate(TEXTS, max_new_tokens=4) == named
 

@@ -26,7 +26,9 @@ def forward_kl(
     *,
     temperature: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Sum over tokens of KL(teacher ‖ student), in nats; 0 when both agree.
+    """Sum over tokens of KL(teacher ‖ student) = Σ p·(ln p - ln q), in nats; 0 when both agree.
+
+    p is the teacher's distribution, q the student's (Kullback & Leibler 1951, doi:10.1214/aoms/1177729694).
 
     Args:
         student: Raw logits of any float type; the softmax runs in float32.
@@ -47,7 +49,14 @@ def reverse_kl(
     *,
     temperature: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Sum over tokens of KL(student ‖ teacher), in nats; arguments as in `forward_kl`."""
+    """Sum over tokens of KL(student ‖ teacher) = Σ q·(ln q - ln p), in nats; 0 when both agree.
+
+    It keeps the student from tokens that the teacher finds unlikely, where the forward one has it cover all
+    that the teacher finds likely (Gu et al. 2024, arXiv:2306.08543, section 2). Arguments as in `forward_kl`.
+
+    Raises:
+        ValueError: As `forward_kl`.
+    """
     log_q, log_p = outcomes_of(log_softmax(student, temperature), teacher, temperature)
     return (log_q.exp() * (log_q - log_p)).sum() * temperature**2
 
@@ -65,7 +74,7 @@ def jensen_shannon(
     (Agarwal et al. 2024, arXiv:2306.13649, section 2). Other arguments as in `forward_kl`.
 
     Raises:
-        ValueError: `beta` does not lie strictly between 0 and 1.
+        ValueError: `beta` does not lie strictly between 0 and 1, or as `forward_kl`.
     """
     if not 0.0 < beta < 1.0:
         raise ValueError(
@@ -80,7 +89,15 @@ def jensen_shannon(
 def cross_entropy(
     student: Float[Tensor, "tokens vocab"], response: Int[Tensor, " tokens"]
 ) -> Float[Tensor, ""]:
-    """Sum over tokens of -ln p(response token), in nats; the softmax runs in float32."""
+    """Sum over tokens of -ln q(response token), in nats, where q is the student's distribution.
+
+    The negative log-likelihood of the response (Bishop 2006, section 4.3.4); what one-hot teachers make of
+    `forward_kl`.
+
+    Args:
+        student: Raw logits of any float type; the softmax runs in float32.
+        response: The id of the token at each position.
+    """
     return F.cross_entropy(wide(student), response, reduction="sum")
 
 

@@ -8,6 +8,8 @@ from transformers.pytorch_utils import Conv1D
 from isogloss.config import Config, LoraCarrier
 from isogloss.errors import ConfigError
 from isogloss.model import layers_of, skeleton, two_thirds
+from isogloss.tree.lora import TreeLora
+from isogloss.tree.nodes import ROOT, Node, Tree
 
 KEYED = ("full_attention", "sliding_attention", "chunked_attention")
 """Kinds of layers, in transformers' words, that keep keys and values."""
@@ -17,7 +19,8 @@ def refuse_misfit(config: Config) -> None:
     """Refuse a carrier that the settings' model cannot have.
 
     Raises:
-        ConfigError: The model lacks a module that adapters are wanted on, or keys that a prefix needs.
+        ConfigError: The model lacks a module that adapters are wanted on, or a path could not be read there,
+            or it lacks keys that a prefix needs.
     """
     settings = config.distill.carrier
     if settings.type == "lora":
@@ -33,6 +36,7 @@ def refuse_misfit(config: Config) -> None:
                 f"distill.carrier.targets: {config.model} has no {', '.join(missing)}; "
                 f"it has {', '.join(there)}"
             )
+        TreeLora(model, Tree((Node(ROOT, "root", None, (ROOT,), 1, 0),)), **lora_shape(model, settings))
     elif settings.type == "prefix":
         kinds = getattr(skeleton(config.model).config.get_text_config(), "layer_types", None) or ()
         if keyless := sorted(set(kinds) - set(KEYED)):

@@ -16,10 +16,12 @@ from jaxtyping import Float
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from isogloss.errors import ConfigError
 from isogloss.model import layers_of
@@ -36,7 +38,12 @@ class _Down(nn.Linear):
 
     routing: Routing
 
-    def forward(self, input: Float[Tensor, "batch tokens features"]) -> Float[Tensor, "batch tokens width"]:
+    def forward(self, input: Float[Tensor, "..."]) -> Float[Tensor, "batch tokens width"]:
+        if input.ndim != 3:
+            raise ConfigError(
+                f"distill.carrier.targets: one, of {self.in_features} features, reads tokens apart from "
+                "their rows, as routers and experts do; name linear layers outside them"
+            )
         return input @ self.routing.gather(self.weight, input.dtype).transpose(1, 2)
 
 
@@ -106,6 +113,7 @@ def lora_config(
         lora_alpha=rank * scaling,  # type: ignore[arg-type]  # any number is read as alpha
         target_modules=list(targets),
         task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),  # GPT-2's kind of linear layer
         **more,
     )
 
@@ -121,7 +129,7 @@ class TreeLora(Carrier):
         layers: How many decoder layers, from the lowest, carry adapters; None for all.
 
     Raises:
-        ConfigError: PEFT puts a target on a layer above them.
+        ConfigError: PEFT refuses a target or puts it on a parameter that is no linear layer's, as of experts.
     """
 
     def __init__(
@@ -137,9 +145,11 @@ class TreeLora(Carrier):
         self.like = partial(lora_config, model, targets=targets, scaling=scaling, layers=layers)
         config = self.like(tree.rank)
         model.requires_grad_(False)
-        self.model: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=True)
-        if layers is not None:
-            self._refuse_above(layers)
+        try:
+            self.model: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=True)
+        except ValueError as error:  # such as experts that can only be adapted together
+            raise ConfigError(f"distill.carrier.targets: {error}") from None
+        self._refuse_parameters()
         self.routing = Routing(tree)
         for layer in self.layers():
             for part, kind in ((layer.lora_A, _Down), (layer.lora_B, _Up)):
@@ -152,15 +162,14 @@ class TreeLora(Carrier):
             layer.cast_input_dtype_enabled = False
         self.off()
 
-    def _refuse_above(self, layers: int) -> None:
-        # Targets that a mixture of experts keeps as parameters, PEFT looks for in every layer.
-        within = {id(module) for block in layers_of(self.model)[:layers] for module in block.modules()}
+    def _refuse_parameters(self) -> None:
+        # PEFT adds all rows to such a weight before it is used: no path could be read, and no layer left out.
         for name, module in self.model.named_modules():
-            if isinstance(module, LoraLayer) and id(module) not in within:
-                target = name.rpartition(".")[2]
+            if isinstance(module, ParamWrapper):
+                where = f"{name.removeprefix('base_model.model.')}.{module.parameter_name}"
                 raise ConfigError(
-                    f"distill.carrier.layers: PEFT puts an adapter on {name}, above the lowest {layers}; "
-                    f"leave {target} out of distill.carrier.targets or let all layers carry adapters"
+                    f"distill.carrier.targets: PEFT would add all languages' rows to the parameter {where}; "
+                    "name linear layers outside experts and routers"
                 )
 
     def layers(self) -> Iterator[LoraLayer]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from isogloss.evaluate.fidelity import SCRIPTS, by_line, by_word, detect, in_language
+from isogloss.evaluate.fidelity import SCRIPTS, by_line, by_word, detect, guess, in_language
 from isogloss.languages import languages
 
 MAIN = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")
@@ -42,6 +42,27 @@ SWAHILI = "Hali ya hewa itakuwa nzuri sana kesho."
 def test_the_detector_names_the_language_or_none(text, language):
     """Script first, then the identifier, and no guess for a short text."""
     assert detect(text, MAIN) == language
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("добрый", "ru"),  # no English, so the likeliest, however short
+        ("какъв", "bg"),
+        ("مرحبا", "ar"),
+        ("ہیلو", "ur"),
+        ("danke schön", "de"),  # Latin: from six letters on
+        ("günaydın", "tr"),
+        ("hello", None),
+        ("danke", None),
+        ("한국어", None),
+        ("42", None),
+    ],
+)
+def test_of_a_short_instruction_the_likeliest_language_is_guessed(text, language):
+    """Only what could well be English is left open under six letters."""
+    assert guess(text, MAIN) == language
+    assert detect(text, MAIN) is None
 
 
 def test_simplified_and_traditional_are_told_apart():

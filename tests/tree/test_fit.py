@@ -2,7 +2,7 @@
 
 import pytest
 
-from isogloss.config import load_config
+from isogloss.config import load_config, with_overrides
 from isogloss.errors import ConfigError
 from isogloss.tree.fit import refuse_misfit
 
@@ -35,6 +35,24 @@ def test_adapters_on_modules_that_are_not_there_are_refused(tiny, tmp_path, kind
     assert str(caught.value) == f"distill.carrier.targets: {tmp_path} {says}"
 
 
+def test_adapters_on_experts_are_refused(tiny, tmp_path):
+    """One weight holds all, to which PEFT would add every language's rows; the first layer has none."""
+    config = settings(tiny, tmp_path, "qwen3_moe", "distill.carrier.targets=[q_proj, down_proj]")
+    text = (tmp_path / "config.json").read_text()
+    assert text.count('"mlp_only_layers": []') == 1
+    (tmp_path / "config.json").write_text(text.replace('"mlp_only_layers": []', '"mlp_only_layers": [0]'))
+    with pytest.raises(ConfigError) as caught:
+        refuse_misfit(config)
+    assert str(caught.value) == (
+        "distill.carrier.targets: PEFT would add all languages' rows to the parameter "
+        "model.layers.1.mlp.experts.down_proj; name linear layers outside experts and routers"
+    )
+    with pytest.raises(
+        ConfigError, match=r"^distill.carrier.targets: Cannot convert PEFT target\(s\) gate_proj"
+    ):
+        refuse_misfit(with_overrides(config, ["distill.carrier.targets=[gate_proj]"]))
+
+
 def test_adapters_on_more_layers_than_there_are_are_refused(tiny, tmp_path):
     """Three is all it has."""
     refuse_misfit(settings(tiny, tmp_path, "llama", "distill.carrier.layers=3"))
@@ -43,10 +61,16 @@ def test_adapters_on_more_layers_than_there_are_are_refused(tiny, tmp_path):
     assert str(caught.value) == f"distill.carrier.layers: {tmp_path} has 3 decoder layers, not 4"
 
 
-@pytest.mark.parametrize("carrier", ["{targets: [c_attn]}", "{type: prefix}", "{type: embedding}"])
-def test_what_a_model_has_is_accepted(tiny, tmp_path, carrier):
+@pytest.mark.parametrize(
+    ("kind", "carrier"),
+    [
+        ("gpt2", "{targets: [c_attn]}"), ("gpt2", "{type: prefix}"), ("gpt2", "{type: embedding}"),
+        ("qwen3_moe", "{targets: [q_proj, o_proj]}"),
+    ],
+)  # fmt: skip
+def test_what_a_model_has_is_accepted(tiny, tmp_path, kind, carrier):
     """Modules of its own, keys and values, embeddings."""
-    refuse_misfit(settings(tiny, tmp_path, "gpt2", f"distill.carrier={carrier}"))
+    refuse_misfit(settings(tiny, tmp_path, kind, f"distill.carrier={carrier}"))
 
 
 def test_a_prefix_on_layers_without_keys_is_refused(tiny, tmp_path):
