@@ -174,10 +174,11 @@ def evaluate(
     settings = _settings(config, [*chosen, *(set_ or ())], data_root)
     _require(settings.run, TUNED, DISTILLED)
     job = _open(settings)
-    from isogloss import pipeline
+    from isogloss import pipeline, processes
 
-    pipeline.run_evaluate(job)
-    _show_scores(job)
+    if processes.is_main():
+        pipeline.run_evaluate(job)
+        _show_scores(job)
 
 
 @app.command()
@@ -464,7 +465,7 @@ def ablate(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="families, learned, random, flat, shared, no-hidden, no-kl, no-texts, no-english, "
+            help="families, learned, random, flat, shared, no-hidden, no-kl, with-kl, no-texts, no-english, "
             "no-retain, prefix, embedding, or your own as 'NAME: a.b=c d.e=f'; repeatable. Without it the "
             "five trees.",
         ),

@@ -235,8 +235,8 @@ class Meter:
             # Behind a cache the mask is longer than what is read.
             seen = width if mask is None else mask.shape[-1]
             self.read(rows, width, seen=seen, backward=torch.is_grad_enabled())
-            plain = mask is not None and mask.ndim == 2
-            self._read = self._read + (mask[:, -width:].sum() if plain else rows * width)
+            real = mask[:, -width:].sum() if mask is not None and mask.ndim == 2 else rows * width
+            self._read = self._read + real
 
         def head(module: nn.Module, args: tuple) -> None:
             # Within a backward pass what was checkpointed is computed again: one forward more.

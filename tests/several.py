@@ -31,7 +31,15 @@ class Gradients(TrainerCallback):
         self.steps.append({n: p.grad.clone() for n, p in model.model.named_parameters() if p.requires_grad})
 
 
-def job(folder: Path, name: str, *, stage: int, accumulate: int = 1, stop: int | None = None) -> None:
+def job(
+    folder: Path,
+    name: str,
+    *,
+    stage: int,
+    accumulate: int = 1,
+    hidden: float = 0.0,
+    stop: int | None = None,
+) -> None:
     """Train the folder's model on its samples; `stop` is the step at which all processes are killed."""
     samples = torch.load(folder / "samples.pt", weights_only=False)
     model = AutoModelForCausalLM.from_pretrained(folder / "model", attn_implementation="eager")
@@ -40,7 +48,7 @@ def job(folder: Path, name: str, *, stage: int, accumulate: int = 1, stop: int |
         tree = build_tree(CODES, ranks={"root": 2, "family": 1, "language": 2})
         torch.manual_seed(1)
         carrier = TreeLora(model, tree, targets=TARGETS, scaling=2.0)
-        model, weights = carrier.model, Weights(0.7, 1.3, 0.5, layer=2)
+        model, weights = carrier.model, Weights(0.7, 1.3, hidden, layer=2)
     out = folder / name
     out.mkdir(exist_ok=True)
     arguments = training_arguments(
@@ -48,7 +56,7 @@ def job(folder: Path, name: str, *, stage: int, accumulate: int = 1, stop: int |
         bf16=False, save_every=2,
     )  # fmt: skip
     arguments.max_grad_norm = 0.0
-    order = [(number * 5 + number // 8) % len(samples) for number in range(STEPS * BATCH)]
+    order = [(number * 3 + number // 8) % len(samples) for number in range(STEPS * BATCH)]
     trainer = ResponseTrainer(
         model=model, carrier=carrier, args=arguments, train_dataset=Ordered(samples, order), weights=weights,
         pad_id=0,

@@ -21,7 +21,8 @@ SMALL = (
     "data.english_items=24", "tune.batch=4", "tune.epochs=1", "languages.targets=[sw,ur]",
     "languages.items={high: 6, middle: 6, low: 6}", "distill.carrier.ranks={root: 2, family: 1, language: 2}",
     "distill.epochs=2", "distill.batch=6", "distill.kl=0.5", "distill.lr=1e-4", "distill.max_prompt=5000",
-    "dtype=float32", "evaluate.items=7", "evaluate.sentences=4", "evaluate.max_new_tokens=2",
+    "dtype=float32", "distill.hidden=0", "evaluate.items=7", "evaluate.sentences=4",
+    "evaluate.max_new_tokens=2",
 )  # fmt: skip
 
 
@@ -62,8 +63,10 @@ def trained(tiny, tmp_path_factory) -> Path:
         ]
     script = str(Path(several.__file__))
     two(script, str(folder), json.dumps(jobs))
-    two(script, str(folder), json.dumps([{"name": "killed-2", "stage": 2, "stop": 3}]), code=1)
-    two(script, str(folder), json.dumps([{"name": "killed-2", "stage": 2}]))
+    two(script, str(folder), json.dumps([{"name": "killed", "stage": 2, "hidden": 0.5, "stop": 3}]), code=1)
+    two(
+        script, str(folder), json.dumps([{"name": n, "stage": 2, "hidden": 0.5} for n in ("killed", "whole")])
+    )
     return folder
 
 
@@ -97,17 +100,17 @@ def test_counts_and_curve_are_those_of_all_processes(trained, stage):
 
 def test_two_killed_processes_go_on_to_the_same_weights(trained):
     """Killed at step 3 of 5, resumed from the checkpoint of step 2: to the bit what unbroken ones give."""
-    ours, theirs = found(trained, "killed-2"), found(trained, "two-2")
+    ours, theirs = found(trained, "killed"), found(trained, "whole")
     assert len(ours["gradients"]) == 3
     assert all(torch.equal(ours["weights"][name], weight) for name, weight in theirs["weights"].items())
-    counts = [json.loads((trained / n / "counts.json").read_text()) for n in ("killed-2", "two-2")]
+    counts = [json.loads((trained / n / "counts.json").read_text()) for n in ("killed", "whole")]
     assert counts[0] == counts[1]
-    assert (trained / "killed-2/curve.jsonl").read_text() == (trained / "two-2/curve.jsonl").read_text()
+    assert (trained / "killed/curve.jsonl").read_text() == (trained / "whole/curve.jsonl").read_text()
 
 
 def test_a_checkpoint_holds_what_learns_and_no_frozen_weight(trained):
     """The adapters and the optimiser's moments of them."""
-    (saved,) = (trained / "killed-2/work").glob("checkpoint-*/model.safetensors")
+    (saved,) = (trained / "killed/work").glob("checkpoint-*/model.safetensors")
     state = load_file(saved)
     assert state and all("lora_" in name for name in state)
     moments = torch.load(saved.with_name("optimizer.pt"), weights_only=True)["state"]
@@ -138,7 +141,7 @@ def test_a_whole_run_by_two_processes(base, tmp_path):
             < 1.1 * one[stage]["tokens_forwarded"]
         )
         assert both[stage]["device_seconds"] == pytest.approx(2 * both[stage]["seconds"], abs=0.5)
-    ours, theirs = (load_file(tmp_path / n / "adapters/tree.safetensors") for n in ("two", "one"))
-    for name, rows in theirs.items():
-        torch.testing.assert_close(ours[name], rows, rtol=0, atol=1e-4)
+    curves = [(tmp_path / n / "curves.jsonl").read_text().splitlines() for n in ("two", "one")]
+    for mine, its in zip(*curves, strict=True):
+        assert json.loads(mine) == pytest.approx(json.loads(its), abs=2e-3)
     assert (tmp_path / "two/report.html").exists()

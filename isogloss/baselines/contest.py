@@ -205,6 +205,7 @@ class Way:
         entry.flops = self.meter.flops
         entry.tokens_forwarded = self.meter.forward_tokens
         entry.tokens_backpropagated = self.meter.backward_tokens
+        entry.tokens_generated = self.meter.generated
 
 
 def work_folder(run: Run, method: str) -> Path:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
@@ -177,7 +178,7 @@ def distil(
     return gains
 
 
-def _larger_b(model: nn.Module, settings: Distill) -> Optimizer:
+def _larger_b(model: Any, settings: Distill) -> Optimizer:
     """The Trainer's AdamW, with a larger step for every B (Hayou et al. 2024, arXiv:2402.12354)."""
     return create_loraplus_optimizer(
         model, AdamW, lr=settings.lr, loraplus_lr_ratio=settings.lr_b_ratio, betas=(0.9, 0.98)

@@ -24,7 +24,9 @@ class Answers:
     def __init__(self, file: Path):
         self.file = file
         entries = read_lines(file) if file.exists() else ()
-        self.given = {(e["id"], e.get("asked")): e["answer"] for e in entries}
+        self.given: dict[tuple[str, str], Any] = {
+            (str(e["id"]), str(e.get("asked"))): e["answer"] for e in entries
+        }
 
     def of(self, id: str, asked: str) -> Any:
         """The answer; None: there is none yet."""
@@ -32,7 +34,7 @@ class Answers:
 
     def keep(self, new: Mapping[tuple[str, str], Any]) -> None:
         """Add answers to the file, which is replaced whole."""
-        self.given |= new
+        self.given.update(new)
         write_lines(
             self.file, [{"id": id, "asked": asked, "answer": one} for (id, asked), one in self.given.items()]
         )

@@ -463,5 +463,5 @@ def test_places_that_another_teacher_does_not_cover_have_cross_entropy_alone(tin
 def test_one_process_does_not_drive_two_gpus():
     """torch would copy the model onto both, whose paths and counts then part."""
     with pytest.raises(ConfigError) as caught:
-        ResponseTrainer(weights=DISTIL, pad_id=0, args=SimpleNamespace(n_gpu=2))
+        ResponseTrainer(model=nn.Linear(1, 1), weights=DISTIL, pad_id=0, args=SimpleNamespace(n_gpu=2))
     assert str(caught.value) == "one process drives one GPU; start more with `accelerate launch`"

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from isogloss.data.chat import Encoded, encode_response
 from isogloss.distill.rows import Row
 from isogloss.model import head, last_hidden, model_folder
-from isogloss.teacher import other
+from isogloss.teacher import answered, other
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from real import qwen3_like
@@ -180,8 +180,8 @@ def test_answers_become_responses_in_the_students_ids(tiny, tokenizer, monkeypat
         width = max(map(len, said))
         return torch.tensor([[*ids, *[0] * (width - len(ids))][:width] for ids in said])
 
-    monkeypatch.setattr(other, "complete", complete)
-    monkeypatch.setattr(other, "stops", lambda model, its: [end])
+    monkeypatch.setattr(answered, "complete", complete)
+    monkeypatch.setattr(answered, "stops", lambda model, its: [end])
     rows = [row(n, 3 + n, (50 + n, end)) for n in range(3)] + [row(9, 3, (60, end), "en")]
     found = other.written(tiny(), rows, tokenizer, tokenizer, max_new_tokens=8)
     assert [r.student.response for r in found] == [
