@@ -341,8 +341,8 @@ class ResponseTrainer(Trainer):
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ConfigError(
-                "FSDP and DeepSpeed were never tried with these carriers; start with examples/accelerate/ddp.yaml, "
-                "and for a large model set four_bit"
+                "FSDP and DeepSpeed were not served; start with examples/accelerate/ddp.yaml, and for a "
+                "large model set four_bit"
             )
         self.remove_callback(PrinterCallback)
         self.weights, self.carrier, self.level_dropout = weights, carrier, level_dropout
