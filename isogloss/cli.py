@@ -694,6 +694,8 @@ def _quiet() -> None:
     import warnings
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # oneDNN keeps the code of the last 1,024 shapes: with batches of every width, megabytes for each of them.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     import transformers
 
     transformers.logging.set_verbosity_error()
