@@ -671,6 +671,11 @@ def dump_config(config: Config) -> str:
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, allow_unicode=True, sort_keys=False)
 
 
+def parse_config(text: str) -> Config:
+    """What `dump_config` has written; a setting that there was not yet has its default."""
+    return Config.model_validate_json(json.dumps(yaml.load(text, Loader=_Loader)))
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain scalars: `no` is a text (and Norwegian), `1e-3` a number; aliases are refused."""
 

@@ -15,7 +15,7 @@ from isogloss.baselines.contest import MEASURES, OURS, Contest, Entry, Point
 from isogloss.baselines.methods import DPO, GRPO, METHODS, SAMPLES, SFT
 from isogloss.baselines.plot import draw
 from isogloss.baselines.summary import BEST_RL, OWN_BEST, RL, ratios, saving, summary
-from isogloss.config import Config, dump_config, with_overrides
+from isogloss.config import Config, dump_config, parse_config, with_overrides
 from isogloss.errors import RunError
 from isogloss.files import write_json
 from isogloss.pipeline import Watcher, open_run, run_tune
@@ -125,7 +125,7 @@ def _done(file: Path, config: Config, about: Mapping[str, Any]) -> list[Entry]:
     if not file.exists():
         return []
     before = json.loads(file.read_text("utf-8"))
-    if (before["settings"], before.get("contest")) != (dump_config(config), about):
+    if (parse_config(before["settings"]), before.get("contest")) != (config, about):
         raise RunError(f"{file} was made with other settings; name another folder by --out")
     names = {one.name for one in fields(Entry)} - {"points"}
     return [
