@@ -575,7 +575,7 @@ class Config(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the frozen weights; auto takes bfloat16 where the processor multiplies it."""
     four_bit: bool = False
-    """From stage 2 on the frozen model's layers lie in 4 bits a weight (NF4); needs bitsandbytes."""
+    """From stage 2 on the frozen model's layers lie in 4 bits each (NF4); needs bitsandbytes and a GPU."""
     data_root: Path | None = None
     """Folder of the real data sets; the environment variable ISOGLOSS_DATA if not given."""
     languages: Languages = Languages()

@@ -52,7 +52,7 @@ def load_model(name: str, dtype: torch.dtype, *, four_bit: bool = False) -> PreT
             arXiv:2305.14314) and are multiplied in `dtype`.
 
     Raises:
-        ConfigError: No model lies there, or bitsandbytes is missing.
+        ConfigError: No model lies there, or a GPU or bitsandbytes is missing.
     """
     folder = model_folder(name)
     _check_folder(folder)
@@ -61,6 +61,8 @@ def load_model(name: str, dtype: torch.dtype, *, four_bit: bool = False) -> PreT
     attention = "eager" if device == "cpu" else None
     more: dict[str, Any] = {}
     if four_bit:
+        if device == "cpu":  # bitsandbytes has no backward for its products there
+            raise ConfigError("four_bit: needs a GPU; leave it out")
         if not is_bitsandbytes_available():
             raise ConfigError("four_bit: needs bitsandbytes; pip install 'isogloss[four-bit]'")
         quantized = BitsAndBytesConfig(

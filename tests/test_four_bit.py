@@ -16,18 +16,29 @@ SMALL = (
     "distill.carrier.ranks={root: 2, family: 1, language: 2}", "distill.epochs=1", "distill.batch=6",
     "distill.kl=0.5", "distill.lr=1e-3", "distill.max_prompt=5000", "dtype=float32", "four_bit=true",
 )  # fmt: skip
-needs = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+there = find_spec("bitsandbytes") is not None and torch.cuda.is_available()
+needs = pytest.mark.skipif(not there, reason="needs a GPU and bitsandbytes")
 
 
 @pytest.fixture(scope="module")
-def run(base, tmp_path_factory) -> pipeline.Run:
+def run(tmp_path_factory) -> pipeline.Run:
+    """The embedded base: a processor's 4-bit products want whole blocks of rows."""
     folder = tmp_path_factory.mktemp("four")
-    made = pipeline.open_run(load_config(None, (*SMALL, f"run={folder / 'run'}", f"model={base}")))
-    shutil.copytree(base, made.tuned)
+    made = pipeline.open_run(load_config(None, (*SMALL, f"run={folder / 'run'}", "model=demo")))
+    shutil.copytree(model.model_folder("demo"), made.tuned)
     return made
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_is_refused(run):
+    """bitsandbytes answers on a processor, but has no gradients there."""
+    with pytest.raises(ConfigError, match=r"^four_bit: needs a GPU; leave it out$"):
+        run.reference_model()
+
+
 def test_without_the_library_it_is_refused(run, monkeypatch):
+    """The extra's name is told."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(model, "is_bitsandbytes_available", lambda: False)
     with pytest.raises(
         ConfigError, match=r"^four_bit: needs bitsandbytes; pip install 'isogloss\[four-bit\]'$"
@@ -52,6 +63,6 @@ def test_carriers_learn_beside_it_and_it_stays(run):
 
 
 @needs
-def test_its_weights_are_counted_whole(run, tiny):
+def test_its_weights_are_counted_whole(run):
     """Two of them lie in a byte; a product needs both."""
-    assert Meter(run.reference_model()).body == Meter(tiny()).body
+    assert Meter(run.reference_model()).body == Meter(model.load_model("demo", torch.float32)).body
