@@ -64,8 +64,9 @@ class Stage:
         self.tokens_generated += drawn
 
     def over_processes(self, before: "Stage") -> None:
-        """What each process has spent since `before` becomes what all of them have."""
-        names = ("flops", "tokens_forwarded", "tokens_generated", *TEACHER)
+        """What each process has spent since `before` becomes what all have; hits are the same in all."""
+        names = ["flops", "tokens_forwarded", "tokens_generated", *TEACHER]
+        names.remove("cached_hits")
         spent = processes.total([getattr(self, name) - getattr(before, name) for name in names])
         for name, value in zip(names, spent, strict=True):
             was = getattr(before, name)
