@@ -9,11 +9,12 @@ languages. Of a script without spaces, two letters count as a word.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, median
+
+from machine import put
 
 from isogloss.demo.grammar import LANGUAGES
 from isogloss.evaluate.fidelity import _UNSPACED, _letters, detect, guess
@@ -68,11 +69,7 @@ def main() -> None:
     given = parser.parse_args()
     rows = measure(given.data_root / "flores101_dataset" / "dev")
     found = {"rows": rows, "versions": {name: version(name) for name in ("isogloss", "py3langid")}}
-    text = json.dumps(found, indent=1)
-    if given.out:
-        given.out.write_text(text + "\n")
-    else:
-        print(text)
+    put(found, given.out)
 
 
 if __name__ == "__main__":

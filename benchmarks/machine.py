@@ -1,5 +1,6 @@
 """What every benchmark says of the machine it ran on, and of what it ran."""
 
+import json
 import os
 import platform
 from importlib.metadata import version
@@ -15,6 +16,15 @@ def about(*packages: str) -> dict[str, Any]:
         "versions": {name: version(name) for name in packages}, "processor": processor(),
         "threads": torch.get_num_threads(), "cores": os.cpu_count(),
     }  # fmt: skip
+
+
+def put(found: dict[str, Any], out: Path | None) -> None:
+    """A benchmark's result into its file, or onto the screen."""
+    text = json.dumps(found, indent=1)
+    if out:
+        out.write_text(text + "\n", encoding="utf-8")
+    else:
+        print(text)
 
 
 def processor() -> str:

@@ -11,11 +11,10 @@ signal in the type in which it is kept, against states in float32.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
-from machine import about
+from machine import about, put
 from torch import Tensor
 
 from isogloss.config import load_config
@@ -121,11 +120,7 @@ def main() -> None:
         "model": given.model, "rows": measure(given.model, given.k, given.items, given.limit),
         **about("isogloss", "torch", "transformers"),
     }  # fmt: skip
-    text = json.dumps(found, indent=1)
-    if given.out:
-        given.out.write_text(text + "\n")
-    else:
-        print(text)
+    put(found, given.out)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -190,17 +191,21 @@ class Meter:
     def tokens(self) -> int:
         return int(self._read)
 
+    @cached_property
+    def adapters(self) -> int:
+        """Their weights, counted when first asked for: trainers put them on the model that they are given."""
+        # trl keeps the adapter that training began with beside the one that learns.
+        lora = (p for n, p in self.causal.named_parameters() if "lora_" in n and ".ref." not in n)
+        return sum(p.numel() for p in lora)
+
     @property
     def flops(self) -> float:
         """All that was counted, in floating-point operations."""
-        # trl keeps the adapter that training began with beside the one that learns.
-        lora = [(n, p) for n, p in self.causal.named_parameters() if "lora_" in n and ".ref." not in n]
-        adapters = sum(p.numel() for _, p in lora)
         weights = self.body * (self.forward_tokens + self.back * self.backward_tokens)
         weights += self.head * (self.forward_heads + self.back * self.backward_heads)
         return (
             2.0 * weights
-            + 2.0 * adapters * self.adapted
+            + 2.0 * self.adapters * self.adapted
             + self.attended * (self.forward_pairs + 2 * self.backward_pairs)
         )
 

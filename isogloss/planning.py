@@ -718,10 +718,13 @@ def _changes(work: Work, stage: str) -> list[tuple[str, ...]]:
     if stage == "tune" and config.tune.method == "full":
         more.append(("tune.method=lora",))
     if stage == "distill":
-        more += (
-            [("distill.gradient_checkpointing=true",)] if not config.distill.gradient_checkpointing else []
-        )
-        more += [("dtype=bfloat16",)] if work.dtype == torch.float32 else []
-        more += [("four_bit=true",)] if not config.four_bit else []
+        distill = config.distill
+        helps = {  # prefixes refuse the first, processors the last
+            "distill.gradient_checkpointing=true": not distill.gradient_checkpointing
+            and distill.carrier.type != "prefix",
+            "dtype=bfloat16": work.dtype == torch.float32,
+            "four_bit=true": not config.four_bit and work.machine.gpu,
+        }
+        more += [(change,) for change, can in helps.items() if can]
     last = smaller[-1:] or [()]
     return [*smaller, *more, *((*some, *last[0]) for some in more)]

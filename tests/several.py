@@ -1,6 +1,7 @@
 """What each process does in test_processes: trains from a folder; the first writes what came out.
 
-Beside the package it needs nothing of the tests, as a launcher starts it alone.
+Beside the package it needs nothing of the tests, as a launcher starts it alone. Tests of one process take
+its samples and callback too.
 """
 
 import json
@@ -11,13 +12,35 @@ import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from isogloss import processes
-from isogloss.distill.trainer import Ordered, ResponseTrainer, Watch, Weights, train, training_arguments
+from isogloss.data.chat import Encoded
+from isogloss.distill.signal import Signal
+from isogloss.distill.trainer import (
+    Ordered,
+    ResponseTrainer,
+    Sample,
+    Watch,
+    Weights,
+    train,
+    training_arguments,
+)
 from isogloss.tree.lora import TreeLora
 from isogloss.tree.nodes import build_tree
 
 STEPS, BATCH = 5, 8
+LANGUAGES = ["ru", "bg", "es", "fr", "sw", "en"]
 CODES = ("ru", "bg", "es", "fr", "sw")
 TARGETS = ("q_proj", "v_proj", "down_proj")
+
+
+def sample(number: int, prompt: int, response: int) -> Sample:
+    """A row of random ids, prompt and response so long, in one of six languages, with a random signal."""
+    made = torch.Generator().manual_seed(number)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(torch.randint(5, 250, (length,), generator=made).tolist())
+
+    signal = Signal(torch.randn(response, 24, generator=made), torch.randn(24, generator=made))
+    return Sample(Encoded(ids(prompt), ids(response)), LANGUAGES[number % 6], number, signal)
 
 
 class Gradients(TrainerCallback):

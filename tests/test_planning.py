@@ -93,27 +93,33 @@ def test_parameters_by_hand():
     assert planning.parameter_bytes(model) == 4 * (300 * 32 + 2 * layer + 32)
 
 
-def test_billions_of_weights_need_none(tmp_path):
-    """Qwen2.5-7B's shapes: 7,615,616,512 parameters, the published count, in bfloat16."""
-    Qwen2Config(
-        vocab_size=152_064, hidden_size=3584, intermediate_size=18_944, num_hidden_layers=28,
-        num_attention_heads=28, num_key_value_heads=4, tie_word_embeddings=False,
-    ).save_pretrained(tmp_path)  # fmt: skip
+QWEN_7B = Qwen2Config(
+    vocab_size=152_064, hidden_size=3584, intermediate_size=18_944, num_hidden_layers=28,
+    num_attention_heads=28, num_key_value_heads=4, tie_word_embeddings=False,
+)  # fmt: skip
+LLAMA_8B = LlamaConfig(
+    vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32,
+    num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=False,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shapes", "count", "in_four_bit"),
+    [
+        # 28 layers of 233,046,016 weights in 4 + 8/64 + 32/16,384 bits each; embeddings, norms, biases stay.
+        (QWEN_7B, 7_615_616_512, 3_366_194_944 + 2 * 1_090_328_064),
+        # 32 layers of 218,103,808.
+        (LLAMA_8B, 8_030_261_248, 3_600_416_768 + 2 * 1_050_939_392),
+    ],
+    ids=["Qwen2.5-7B", "Llama-3.1-8B"],
+)
+def test_billions_of_weights_need_none(tmp_path, shapes, count, in_four_bit):
+    """The published counts of parameters, in bfloat16 and in 4 bits."""
+    shapes.save_pretrained(tmp_path)
     model = planning.meta_model(str(tmp_path), torch.bfloat16, gpu=True)
-    assert planning.parameter_bytes(model) == 2 * 7_615_616_512
+    assert planning.parameter_bytes(model) == 2 * count
     assert {p.device.type for p in model.parameters()} == {"meta"}
-    # 28 layers of 233,046,016 weights in 4 + 8/64 + 32/16,384 bits each; embeddings, norms and biases stay.
-    assert planning.parameter_bytes(model, four_bit=True) == 3_366_194_944 + 2 * 1_090_328_064
-
-
-def test_llamas_shapes_too(tmp_path):
-    """Llama-3.1-8B: 8,030,261,248 parameters, the published count."""
-    LlamaConfig(
-        vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32,
-        num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=False,
-    ).save_pretrained(tmp_path)  # fmt: skip
-    model = planning.meta_model(str(tmp_path), torch.bfloat16, gpu=True)
-    assert planning.parameter_bytes(model) == 2 * 8_030_261_248
+    assert planning.parameter_bytes(model, four_bit=True) == in_four_bit
 
 
 def test_the_carriers_are_counted_by_node(read):

@@ -11,12 +11,7 @@ import several
 import torch
 from safetensors.torch import load_file
 
-from isogloss.data.chat import Encoded
-from isogloss.distill.signal import Signal
-from isogloss.distill.trainer import Sample
-
 SIZES = [(3, 2), (7, 1), (2, 9), (5, 4), (4, 4), (6, 3), (2, 1), (3, 6), (9, 2), (1, 5)]
-LANGUAGES = ["ru", "bg", "es", "fr", "sw", "en"]
 SMALL = (
     "data.english_items=24", "tune.batch=4", "tune.epochs=1", "languages.targets=[sw,ur]",
     "languages.items={high: 6, middle: 6, low: 6}", "distill.carrier.ranks={root: 2, family: 1, language: 2}",
@@ -24,16 +19,6 @@ SMALL = (
     "dtype=float32", "distill.hidden=0", "evaluate.items=7", "evaluate.sentences=4",
     "evaluate.max_new_tokens=2",
 )  # fmt: skip
-
-
-def sample(number: int, prompt: int, response: int) -> Sample:
-    made = torch.Generator().manual_seed(number)
-
-    def ids(length: int) -> tuple[int, ...]:
-        return tuple(torch.randint(5, 250, (length,), generator=made).tolist())
-
-    signal = Signal(torch.randn(response, 24, generator=made), torch.randn(24, generator=made))
-    return Sample(Encoded(ids(prompt), ids(response)), LANGUAGES[number % 6], number, signal)
 
 
 def two(*command: str, code: int = 0) -> subprocess.CompletedProcess:
@@ -52,7 +37,7 @@ def trained(tiny, tmp_path_factory) -> Path:
     """Both stages by one process and by two, and by two that are killed and go on."""
     folder = tmp_path_factory.mktemp("several")
     tiny().save_pretrained(folder / "model")
-    samples = [sample(number, *sizes) for number, sizes in enumerate(SIZES)]
+    samples = [several.sample(number, *sizes) for number, sizes in enumerate(SIZES)]
     torch.save(samples, folder / "samples.pt")
     jobs = []
     for stage in (1, 2):

@@ -341,7 +341,7 @@ class ResponseTrainer(Trainer):
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ConfigError(
-                "FSDP and DeepSpeed were not served; start with examples/accelerate/ddp.yaml, and for a "
+                "FSDP and DeepSpeed are not served; start with examples/accelerate/ddp.yaml, and for a "
                 "large model set four_bit"
             )
         self.remove_callback(PrinterCallback)
@@ -362,7 +362,7 @@ class ResponseTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> Optimizer:
         if self.make_optimiser is not None and self.optimizer is None:
             self.optimizer = self.make_optimiser(self.model.model)  # type: ignore[union-attr]
-        return super().create_optimizer(*(() if model is None else (model,)))
+        return super().create_optimizer(model)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # the order is in the data

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from isogloss.files import read_lines, write_lines
-from isogloss.generate import PROMPTS, complete, in_batches, stops
+from isogloss.generate import PROMPTS, complete, in_batches, stops, up_to_end
 from isogloss.model import most_tokens
 
 TOGETHER = 256
@@ -57,6 +57,6 @@ def ended(
     for chosen in in_batches(order, prompts, batch, most_tokens(model, PROMPTS)):
         made = complete(model, tokenizer, [prompts[n] for n in chosen], max_new_tokens=max_new_tokens)
         for number, ids in zip(chosen, made.tolist(), strict=True):
-            end = next((place for place, token in enumerate(ids) if token in ends), None)
-            text = "" if end is None else str(tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
+            *said, last = up_to_end(ids, ends)
+            text = str(tokenizer.decode(said, skip_special_tokens=True)).strip() if last in ends else ""
             yield number, text

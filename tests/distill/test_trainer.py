@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from several import Gradients, sample
 from torch import nn
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM
 
 from isogloss.data.chat import Encoded
 from isogloss.distill import losses, trainer
@@ -28,19 +29,8 @@ from isogloss.distill.trainer import (
 from isogloss.errors import ConfigError
 from isogloss.tree.virtual import TreeEmbedding, TreePrefix
 
-LANGUAGES = ["ru", "bg", "es", "fr", "sw", "en"]
 SIZES = [(3, 2), (7, 1), (2, 9), (5, 4), (4, 4), (6, 3), (2, 1), (3, 6)]
 DISTIL = Weights(ce=0.7, kl=1.3)
-
-
-def sample(number, prompt, response):
-    made = torch.Generator().manual_seed(number)
-
-    def ids(length):
-        return tuple(torch.randint(5, 250, (length,), generator=made).tolist())
-
-    signal = Signal(torch.randn(response, 24, generator=made), torch.randn(24, generator=made))
-    return Sample(Encoded(ids(prompt), ids(response)), LANGUAGES[number % 6], number, signal)
 
 
 SAMPLES = [sample(number, *sizes) for number, sizes in enumerate(SIZES)]
@@ -241,16 +231,6 @@ def test_rows_of_one_example_share_its_twin(tiny, five, student):
 
     assert hidden(SAMPLES[0].meaning, SAMPLES[0].signal) == pytest.approx(0.0, abs=1e-6)
     assert hidden(1, SAMPLES[3].signal) > 0.01
-
-
-class Gradients(TrainerCallback):
-    """Keeps the gradients of every optimiser step."""
-
-    def __init__(self):
-        self.steps = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.steps.append({n: p.grad.clone() for n, p in model.model.named_parameters() if p.requires_grad})
 
 
 def run(folder, model, samples, *, batch=8, accumulate=1, carrier=None, steps=3, weights=None, stop=None):
