@@ -8,12 +8,12 @@ from isogloss.report import figures
 COLUMNS: Final = (
     ("seconds", "time", figures.duration),
     ("tokens_forwarded", "tokens forwarded", figures.count),
-    ("tokens_backpropagated", "tokens backpropagated", figures.count),
+    ("tokens_backpropagated", "tokens backward", figures.count),
     ("tokens_generated", "tokens generated", figures.count),
     ("teacher_calls", "teacher calls", figures.count),
     ("flops", "arithmetic", lambda number: figures.count(number, "FLOP")),
     ("peak_memory_bytes", "peak memory", figures.size),
-    ("energy_joules", "energy, estimated", lambda joules: figures.count(joules, "J")),
+    ("energy_joules", "energy", lambda joules: figures.count(joules, "J")),
 )
 
 
