@@ -21,12 +21,16 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median, quantiles
+from typing import TYPE_CHECKING
 
 import torch
 from machine import processor
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
+
+if TYPE_CHECKING:
+    from isogloss.distill.rows import Row
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,31 @@ def arguments(folder: str, steps: int, work: Workload) -> dict:
 # --- ours
 
 
+def ranks(work: Workload) -> dict[str, int]:
+    """Of a tree whose paths are as wide as the peers' LoRA."""
+    return {"root": work.rank // 2, "family": work.rank // 4, "language": work.rank // 4}
+
+
+def rows_of(work: Workload) -> list["Row"]:
+    """Random rows in the languages in turn."""
+    from isogloss.data.chat import Encoded
+    from isogloss.distill.rows import Row
+
+    codes = languages_of(work)
+    prompts, privileged, twins, responses = (
+        ids(work, length, seed)
+        for seed, length in enumerate((work.prompt, work.teacher_prompt, work.prompt, work.response))
+    )
+    return [
+        Row(
+            str(n), codes[n * max(1, len(codes) // work.rows) % len(codes)], n,
+            Encoded(tuple(prompts[n]), tuple(responses[n])),
+            tuple(privileged[n]), tuple(twins[n]),
+        )
+        for n in range(work.rows)
+    ]  # fmt: skip
+
+
 def isogloss(
     work: Workload, steps: int, *, kind: str = "hidden", live: bool = False, on_policy: bool = False
 ) -> tuple[list[float], float]:
@@ -143,32 +172,16 @@ def isogloss(
     from transformers import TrainingArguments
 
     from isogloss.cost import Meter
-    from isogloss.data.chat import Encoded
     from isogloss.distill.on_policy import OnPolicyTrainer, Policy
-    from isogloss.distill.rows import Row
     from isogloss.distill.signal import hidden_signals
     from isogloss.distill.trainer import Ordered, ResponseTrainer, Weights, collate, samples_of
     from isogloss.model import load_tokenizer, two_thirds
     from isogloss.tree.lora import TreeLora
     from isogloss.tree.nodes import build_tree
 
-    codes = languages_of(work)
-    tree = build_tree(
-        codes, ranks={"root": work.rank // 2, "family": work.rank // 4, "language": work.rank // 4}
-    )
+    tree = build_tree(languages_of(work), ranks=ranks(work))
     carrier = TreeLora(model_of(work), tree, targets=work.targets, scaling=2.0)
-    prompts, privileged, twins, responses = (
-        ids(work, length, seed)
-        for seed, length in enumerate((work.prompt, work.teacher_prompt, work.prompt, work.response))
-    )
-    rows = [
-        Row(
-            str(n), codes[n * max(1, len(codes) // work.rows) % len(codes)], n,
-            Encoded(tuple(prompts[n]), tuple(responses[n])),
-            tuple(privileged[n]), tuple(twins[n]),
-        )
-        for n in range(work.rows)
-    ]  # fmt: skip
+    rows = rows_of(work)
     layer = two_thirds(carrier.model)
     carrier.off()
 

@@ -28,6 +28,7 @@ from isogloss.config import Config, load_config, refuse_shared
 from isogloss.errors import ConfigError, DataError, IsoglossError, RunError
 from isogloss.languages import Language, UnknownLanguageError, resolve
 from isogloss.languages import languages as registry
+from isogloss.quiet import quiet
 
 if TYPE_CHECKING:
     from isogloss.asking import Asker
@@ -195,7 +196,7 @@ def report(
 
     _line(f"Report: {write_report(run_folder)}")
     if lm_eval_json is not None:
-        _quiet()
+        quiet()
         from isogloss import pipeline
         from isogloss.report.lm_eval import write_results
 
@@ -249,7 +250,7 @@ def ask(
     if text is not None and not text.strip():
         raise ConfigError("the instruction is empty; write one, or leave it out for a prompt loop")
     _require(run_folder, TUNED, DISTILLED)
-    _quiet()
+    quiet()
     from isogloss import asking, pipeline
 
     asker = asking.Asker(pipeline.load_run(run_folder), code)
@@ -432,7 +433,7 @@ def compare_methods(
 ) -> None:
     """What our method and reinforcement learning cost to align the languages equally well."""
     settings = _settings(config, set_, data_root)
-    _quiet()
+    quiet()
     try:
         from isogloss.baselines import comparison
     except ImportError as error:
@@ -481,12 +482,15 @@ def ablate(
     folder: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of all runs.")] = Path(
         "runs/ablation"
     ),
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Runs at a time; more than one pay on a GPU that one run leaves idle.")
+    ] = 1,
     set_: Overrides = None,
     data_root: DataRoot = None,
 ) -> None:
     """Variants of stage 2 side by side, on one reference model per seed."""
     settings = _settings(config, set_, data_root)
-    _quiet()
+    quiet()
     from isogloss import ablation
 
     variants = ablation.with_items(
@@ -498,7 +502,7 @@ def ablate(
 
     pipeline.check(job)
     done = ablation.ablate(
-        settings, variants, range(settings.seed, settings.seed + seeds), folder, job.watcher
+        settings, variants, range(settings.seed, settings.seed + seeds), folder, job.watcher, jobs=jobs
     )
     _show_ablation(ablation.summary(done.rows), done.differences)
     _line(f"Rows: {folder / 'ablation.json'}")
@@ -517,7 +521,7 @@ def plan(
 ) -> None:
     """What a run will cost, from shapes alone; exits with 1 where it does not fit."""
     settings = _settings(config, set_, data_root)
-    _quiet()
+    quiet()
     from isogloss import planning
 
     there = planning.load_machine(machine) if machine else planning.this_machine(settings.dtype)
@@ -541,7 +545,7 @@ def serve(
     """An OpenAI-compatible endpoint: a model for each language, and one that detects it."""
     _is_run(run_folder)
     _require(run_folder, TUNED, DISTILLED)
-    _quiet()
+    quiet()
     try:
         import uvicorn
 
@@ -656,7 +660,7 @@ def _codes(spellings: Sequence[str], where: str) -> list[str]:
 
 def _prepare(settings: Config) -> "Run":
     """A run whose folder is not touched; of several processes one speaks."""
-    _quiet()
+    quiet()
     from isogloss import pipeline, processes
 
     out.quiet = not processes.is_main()
@@ -686,22 +690,6 @@ def _require(folder: Path, *stages: tuple[str, str, str]) -> None:
     for file, lacks, command in stages:
         if not (folder / file).exists():
             raise RunError(f"{folder} has {lacks}; run `isogloss {command}` first")
-
-
-def _quiet() -> None:
-    """A run speaks for itself: the libraries' own logs and bars stay silent."""
-    import logging
-    import warnings
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # oneDNN keeps the code of the last 1,024 shapes: with batches of every width, megabytes for each of them.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="(torch|transformers|peft|accelerate)")
 
 
 def _refuse(lines: str) -> None:

@@ -381,6 +381,9 @@ class Distill(Settings):
     """Between teacher and student on response tokens."""
     temperature: Positive = 1.0
     """Of the divergence."""
+    hear: Literal["all", "right"] = "all"
+    """Take the divergence at every response token, or only where the teacher finds the response's own token
+    likeliest."""
     signal: Literal["hidden", "top_k"] = "hidden"
     """What is kept of the teacher: its last hidden states, which are exact, or its likeliest tokens with one
     bucket for the rest."""

@@ -35,6 +35,7 @@ from isogloss.cost import Meter
 from isogloss.data import selection
 from isogloss.data.chat import Encoded, encode_prompt
 from isogloss.data.sources import node_texts
+from isogloss.distill.fused import frozen_head
 from isogloss.distill.on_policy import is_on_policy
 from isogloss.distill.rows import Row, schedule, training_order
 from isogloss.distill.signal import Signal, groups
@@ -474,6 +475,8 @@ def distill_plan(work: Work) -> StagePlan:
     lengths = [len(row.student.prompt) + len(row.student.response) for row in rows]
     order = training_order(rows, settings, work.config.seed)
     micro = _micro(order, settings.batch, settings.accumulate, machine.devices)
+    # In half precision a processor makes the frozen head's product again, for what was rounded.
+    again = 2 if not machine.gpu and work.dtype.itemsize == 2 and frozen_head(model) else 1
     for number, numbers in enumerate(micro):
         responses = sum(len(rows[n].student.response) for n in numbers)
         if is_on_policy(number * len(micro[0]) // settings.batch, settings.on_policy):
@@ -484,7 +487,8 @@ def distill_plan(work: Work) -> StagePlan:
             if settings.form[0] == "hidden" and (settings.kl or rows[n].language == SOURCE)
         )
         width = max(lengths[n] for n in numbers)
-        _count(meter, len(numbers), width, responses + asked, backward=True, taught=responses)
+        heads = again * (responses + asked)
+        _count(meter, len(numbers), width, heads, backward=True, taught=responses)
         found.tokens_backpropagated += sum(lengths[n] for n in numbers)
     found.tokens_forwarded += found.tokens_backpropagated
     found.flops += meter.flops + live.flops

@@ -1,13 +1,14 @@
 """Variants of stage 2: what they train on given settings, which are refused, and what they are judged by."""
 
 import json
+import os
 
 import pytest
 
 from isogloss import ablation, cli
 from isogloss.ablation import Variant, parse, resolved, with_items
 from isogloss.config import load_config
-from isogloss.errors import ConfigError
+from isogloss.errors import ConfigError, RunError
 from isogloss.pipeline import Run, Watcher
 
 
@@ -79,6 +80,21 @@ def test_a_refusal_leaves_nothing_behind(tmp_path):
     with pytest.raises(ConfigError, match=r"^--variant no-kl: "):
         ablation.ablate(load_config(), variants("families", "no-kl"), [0], tmp_path / "out", Watcher())
     assert list(tmp_path.iterdir()) == []
+
+
+def killed(watcher: Watcher) -> None:
+    """A run's process under the kernel's hand."""
+    os._exit(9)
+
+
+def test_a_process_that_is_ended_from_outside_is_told():
+    """The others stop, and the line says what helps."""
+    with pytest.raises(RunError) as caught, ablation._calling(2, Watcher()) as each:
+        list(each(killed, [(), ()]))
+    assert str(caught.value) == (
+        "a run's process was ended from outside, as for want of memory; --jobs 1 needs less, and goes on "
+        "where this was"
+    )
 
 
 MASSIVE = {

@@ -223,6 +223,6 @@ def test_a_lora_learns_what_a_carrier_does(tiny, five, tokenizer, tmp_path, make
 
 @pytest.mark.parametrize("kind", ["prefix", "embedding"])
 def test_each_carrier_is_a_variant_of_an_ablation(kind):
-    """It replaces the adapters' settings as a whole."""
+    """It replaces the adapters' settings as a whole, and the step with them."""
     config = with_overrides(load_config(None, ["distill.carrier.ranks.root=3"]), VARIANTS[kind])
-    assert config.distill.carrier.type == kind
+    assert (config.distill.carrier.type, config.distill.lr) == (kind, 0.1)

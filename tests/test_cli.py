@@ -454,6 +454,24 @@ def test_an_ablation_measures_variants_on_one_reference_model(base, tmp_path, ca
     assert not (tmp_path / "unused").exists()
 
 
+def test_an_ablation_of_several_runs_at_a_time_is_the_same(base, tmp_path, capsys):
+    """Row by row, save what the clock says; what ends first is told first."""
+    asked = ["--variant", "families", "--variant", "flat"]
+    found = []
+    for jobs in ("1", "2"):
+        folder = tmp_path / jobs
+        command = ["ablate", *small(tmp_path / "unused", base), "--out", str(folder), *asked, "--jobs", jobs]
+        assert leave(command) == 0
+        written = json.loads((folder / "ablation.json").read_text())
+        for row in written["rows"]:
+            row.pop("seconds")
+        found.append(written)
+    said = [line for line in capsys.readouterr().out.split("\n") if line.endswith(": done")]
+    assert sorted(said) == ["families, seed 0: done", "flat, seed 0: done"]
+    assert [row["variant"] for row in found[0]["rows"]] == ["families", "flat"]
+    assert found[0] == found[1]
+
+
 def test_an_ablation_over_numbers_of_items_is_a_learning_curve(base, tmp_path):
     """Every variant once for each number, compared with the first of the same number."""
     folder = tmp_path / "out"

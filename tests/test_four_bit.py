@@ -53,7 +53,7 @@ def test_carriers_learn_beside_it_and_it_stays(run):
     reference = run.reference_model()
     kinds = {type(m).__name__ for m in reference.modules()}
     assert "Linear4bit" in kinds and reference.get_output_embeddings().weight.dtype == torch.float32
-    ids = torch.arange(20, 40).view(2, 10)
+    ids = torch.arange(20, 40, device=reference.device).view(2, 10)
     with torch.no_grad():
         plain = reference(input_ids=ids).logits
         carrier = run.student(run.reference_model(), trained=True)

@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -126,6 +126,33 @@ def hidden_signals(
         )
         for row in rows
     ]
+
+
+@torch.no_grad()
+def where_right(model: nn.Module, rows: Sequence[Row], signals: Sequence[Signal]) -> list[Signal]:
+    """Signals that speak only of response tokens which the teacher itself finds likeliest in their place.
+
+    Where it expects another token than the response has, the divergence would teach that one. English, which
+    keeps to what the model says, is left as it is.
+    """
+    found = []
+    for row, signal in zip(rows, signals, strict=True):
+        if signal.teacher is not None and row.language != SOURCE:
+            response, covered = torch.tensor(row.student.response), signal.covered
+            if covered is None:
+                covered = torch.ones_like(response, dtype=torch.bool)
+            right = _likeliest(model, signal.teacher) == response[covered]
+            covered = covered.masked_scatter(covered, right)
+            signal = replace(signal, teacher=signal.teacher[right], covered=covered)
+        found.append(signal)
+    return found
+
+
+def _likeliest(model: nn.Module, teacher: Tensor | TopK) -> Int[Tensor, " tokens"]:
+    if isinstance(teacher, TopK):
+        return teacher.ids.gather(1, teacher.logprobs.argmax(1, keepdim=True))[:, 0].long()
+    weight = next(model.parameters())
+    return head(model, teacher.to(weight.device, weight.dtype)).argmax(-1).cpu()
 
 
 class Kept:

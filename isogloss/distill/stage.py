@@ -17,7 +17,7 @@ from isogloss.distill.cache import Cache
 from isogloss.distill.checks import PathsOnly, check_rows, check_teacher, divergence_by_language
 from isogloss.distill.on_policy import OnPolicyTrainer, Policy, add_costs
 from isogloss.distill.rows import Row, training_order
-from isogloss.distill.signal import Signal, hidden_signals
+from isogloss.distill.signal import Signal, hidden_signals, where_right
 from isogloss.distill.trainer import (
     Ordered,
     ResponseTrainer,
@@ -126,6 +126,8 @@ def distil(
     signals = read_signals(
         carrier.model, rows, settings, pad_id=pad_id, cost=cost, bar=bar, cache=cache, scored=scored
     )
+    if settings.hear == "right":
+        signals = where_right(carrier.model, rows, signals)
     samples = samples_of(rows, signals)
     order = training_order(rows, settings, seed)
     steps = len(order) // settings.batch

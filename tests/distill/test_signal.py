@@ -1,6 +1,7 @@
 """Signals: what is stored is what the teacher says live."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from isogloss.data.chat import Encoded
 from isogloss.distill import signal as module
 from isogloss.distill.cache import Cache
 from isogloss.distill.rows import Row
-from isogloss.distill.signal import groups, hidden_signals
+from isogloss.distill.signal import groups, hidden_signals, where_right
 from isogloss.distill.topk import TopK
 from isogloss.distill.trainer import Weights, batch_losses, collate, samples_of
 from isogloss.model import head
@@ -83,6 +84,30 @@ def test_a_teacher_without_privilege_is_the_student(tiny, five, student):
     assert parts["kl"].item() == pytest.approx(0.0, abs=1e-5)
     on = batch_losses(carrier.model, collate(samples, 0), Weights(kl=1.0), carrier)
     assert on["kl"].item() > 1.0
+
+
+@pytest.mark.parametrize("kind", ["hidden", "top_k"])
+def test_a_teacher_is_heard_only_where_it_is_right(tiny, kind):
+    """A response of what it writes itself, with the second and last token changed; English as it is."""
+    model = tiny()
+    with torch.no_grad():
+        ids = list(ROWS[0].teacher_prompt)
+        for place in range(4):
+            said = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax().item()
+            ids.append(said + 1 if place in (1, 3) else said)
+    response = tuple(ids[len(ROWS[0].teacher_prompt) :])
+    rows = [
+        replace(ROWS[0], language=code, student=Encoded(ROWS[0].student.prompt, response))
+        for code in ("sw", "en")
+    ]
+    whole = hidden_signals(model, rows, layer=1, pad_id=0, kind=kind, k=4)
+    found, english = where_right(model, rows, whole)
+    assert found.covered.tolist() == [True, False, True, False] and len(found.teacher) == 2
+    assert english is whole[1]
+    if kind == "hidden":
+        assert torch.equal(found.teacher, whole[0].teacher[[0, 2]])
+    parts = batch_losses(model, collate(samples_of(rows[:1], [found]), 0), Weights(kl=1.0))
+    assert parts["ce"] > 0 and parts["kl"] > 0
 
 
 def shared_rows():

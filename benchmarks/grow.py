@@ -1,0 +1,103 @@
+"""What a language that joins a finished run reaches, beside a run that had it from the start.
+
+    python benchmarks/grow.py --seeds 3 --out benchmarks/grow.json
+
+The demo, twelve languages, and fourteen with German and Chinese; per seed one reference model for both. Then
+each of the two joins a copy of the run of twelve, alone. What it costs is a share of the operations of the
+fourteen languages' stage 2. It can be stopped and goes on where it was.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+
+from machine import about, put
+
+from isogloss.config import dump_config, load_config
+
+JOINING = {"de": "its family is there", "zh": "without a relative in the tree"}
+WITH = "from-start"
+
+
+def isogloss(*arguments: str | Path) -> None:
+    subprocess.run([sys.executable, "-m", "isogloss", *map(str, arguments)], check=True)
+
+
+def overrides(settings: list[str]) -> list[str]:
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+def join(folder: Path, name: str, seed: int, code: str, given: argparse.Namespace) -> Path:
+    """A copy of the seed's run of twelve languages that has learnt this one too, and was measured."""
+    run = folder / f"{name}-{code}-{seed}"
+    if not run.exists():
+        part = run.with_name(run.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(folder / f"families-{seed}", part)
+        (part / "scores.json").unlink()
+        config = load_config(part / "config.yaml").model_copy(update={"run": run})
+        (part / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        isogloss("add-language", part, code, *overrides(given.joining))
+        part.rename(run)
+    isogloss("evaluate", run / "config.yaml")
+    return run
+
+
+def scores(run: Path, code: str) -> dict[str, float]:
+    """One language's alignment and both halves."""
+    after = json.loads((run / "scores.json").read_text("utf-8"))["suites"]["demo"]["after"]
+    return {
+        name: after[name]["languages"][code]["value"] for name in ("alignment", "consistency", "retrieval")
+    }
+
+
+def flops(run: Path, stage: str) -> float:
+    stages = json.loads((run / "ledger.json").read_text("utf-8"))["stages"]
+    return next(one["flops"] for one in stages if one["stage"] == stage)
+
+
+def row(folder: Path, name: str, seed: int, code: str) -> Mapping:
+    joined, start = folder / f"{name}-{code}-{seed}", folder / f"{WITH}-{seed}"
+    return {
+        "language": code, "seed": seed, "joined": scores(joined, code), "from_start": scores(start, code),
+        "flops": flops(joined, f"add {code}"), "from_start_flops": flops(start, "distill"),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--runs", type=Path, default=Path("runs/grow"), help="folder of all runs")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of all runs")
+    parser.add_argument(
+        "--joining", action="append", default=[], metavar="NAME=VALUE", help="of joining alone"
+    )
+    parser.add_argument(
+        "--name", default="joined", help="what runs that joined are called; one for each --joining"
+    )
+    parser.add_argument("--out", type=Path, help="where the JSON goes; printed without it")
+    given = parser.parse_args()
+    targets = ",".join((*load_config().languages.targets, *JOINING))
+    isogloss(
+        "ablate", "--variant", "families", "--variant", f"{WITH}: languages.targets=[{targets}]",
+        "--seeds", str(given.seeds), "--jobs", str(given.jobs), "--out", given.runs, *overrides(given.set),
+    )  # fmt: skip
+    calls = list(product(range(given.seeds), JOINING))
+    with ThreadPoolExecutor(given.jobs) as pool:
+        list(pool.map(lambda call: join(given.runs, given.name, *call, given), calls))
+    rows = [row(given.runs, given.name, *call) for call in calls]
+    put(
+        {"settings": given.set, "joining": given.joining, "rows": rows, **about("isogloss", "torch")},
+        given.out,
+    )
+
+
+if __name__ == "__main__":
+    main()

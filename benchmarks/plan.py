@@ -1,0 +1,81 @@
+"""What `isogloss plan` foretells beside what was then measured: memory and operations.
+
+    python benchmarks/plan.py --run runs/demo --out benchmarks/plan.json
+
+Every stage of a finished run, from its ledger, and one optimiser step of W1 behind a live teacher, as
+`benchmarks/distill_step.py` measured it on a processor (`--steps` names its file). Both are to be run on the
+machine that plans.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from distill_step import WORKLOADS, Workload, languages_of, ranks, rows_of
+from machine import about, put
+from transformers import AutoConfig
+
+from isogloss.config import Config, load_config
+from isogloss.planning import StagePlan, Work, distill_plan, plan, this_machine
+from isogloss.quiet import quiet
+from isogloss.tree.nodes import build_tree
+
+
+def row(what: str, stage: StagePlan, flops: float, memory: int) -> dict:
+    return {
+        "what": what, "stage": stage.stage, "planned_flops": stage.flops, "measured_flops": flops,
+        "planned_bytes": stage.memory_bytes, "measured_bytes": memory, "parts": stage.memory,
+        "flops_ratio": stage.flops / flops, "bytes_ratio": stage.memory_bytes / memory,
+    }  # fmt: skip
+
+
+def of_run(folder: Path) -> list[dict]:
+    """A row a stage."""
+    config = load_config(folder / "config.yaml").model_copy(update={"run": folder})
+    ledger = {one["stage"]: one for one in json.loads((folder / "ledger.json").read_text("utf-8"))["stages"]}
+    return [
+        row("demo", stage, ledger[stage.stage]["flops"], ledger[stage.stage]["peak_memory_bytes"])
+        for stage in plan(config, this_machine(config.dtype)).stages
+    ]
+
+
+def step_of(work: Workload) -> StagePlan:
+    """One step of the workload, and what its signals cost."""
+    with tempfile.TemporaryDirectory() as folder:
+        kind = dict(work.model)
+        AutoConfig.for_model(kind.pop("model_type"), **kind).save_pretrained(folder)
+        settings: Config = load_config(
+            None,
+            [
+                f"model={folder}", "dtype=bfloat16", f"distill.batch={work.rows}", "distill.epochs=1",
+                "distill.kl=1", "distill.hidden=1", "distill.retain=0", "distill.fade=0",
+                f"distill.carrier.ranks={json.dumps(ranks(work))}",
+                f"distill.carrier.targets={json.dumps(work.targets)}",
+                f"distill.carrier.layers={work.model['num_hidden_layers']}",
+            ],
+        )  # fmt: skip
+        planned = Work(settings, this_machine(settings.dtype))
+        vars(planned).update(rows=rows_of(work), tree=build_tree(languages_of(work), ranks=ranks(work)))
+        return distill_plan(planned)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--run", type=Path, action="append", default=[], help="a finished run's folder")
+    parser.add_argument("--steps", type=Path, help="the JSON of benchmarks/distill_step.py with W1")
+    parser.add_argument("--out", type=Path, help="where the JSON goes; printed without it")
+    given = parser.parse_args()
+    quiet()
+    rows = [one for folder in given.run for one in of_run(folder)]
+    if given.steps:
+        measured = {
+            (one["workload"], one["contender"]): one for one in json.loads(given.steps.read_text("utf-8"))
+        }
+        found = measured["W1", "isogloss-live"]
+        rows.append(row("W1", step_of(WORKLOADS["W1"]), found["flops"], found["peak_rss_bytes"]))
+    put({"rows": rows, **about("isogloss", "torch", "transformers")}, given.out)
+
+
+if __name__ == "__main__":
+    main()
