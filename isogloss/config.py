@@ -433,11 +433,6 @@ class Distill(Settings):
     """Pull of a node's rows toward its parent, divided by its number of training rows; lora only."""
     lr_b_ratio: Positive = 1.0
     """How many times larger the step of an adapter's B is than that of its A; lora only."""
-    average: Fraction = 0.0
-    """Share of the last steps over which weights are averaged; 0 takes the last step's."""
-    prune: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the meanings kept from training to judge nodes by: one whose rows do not lower the held-out
-    cross-entropy of its languages is emptied. 0 keeps all nodes, and all rows for training."""
     max_prompt: Count = 512
     """Longest prompt in tokens, the teacher's included; longer ones are refused."""
     _whole_batches = model_validator(mode="after")(_divided)
@@ -646,7 +641,7 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
 OWN = (
     "data", "data_root", "languages.items", "languages.high", "languages.middle", "distill.responses",
     "distill.teacher", "distill.on_policy", "distill.sample_tokens", "distill.gradient_checkpointing",
-    "distill.level_dropout", "distill.shrinkage", "distill.lr_b_ratio", "distill.average", "distill.prune",
+    "distill.level_dropout", "distill.shrinkage", "distill.lr_b_ratio",
     "distill.divergence", "distill.temperature", "distill.signal", "distill.top_k", "distill.cache",
     "distill.checks", "distill.kl", "distill.ce", "distill.hidden",
     "distill.layer", "distill.balance", "distill.epochs", "distill.batch", "distill.accumulate", "distill.lr",

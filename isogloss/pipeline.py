@@ -36,7 +36,6 @@ from isogloss.data.sources import english_examples, node_texts, parallel_example
 from isogloss.distill.cache import Cache, teacher_of
 from isogloss.distill.rows import Row, build_rows
 from isogloss.distill.stage import Bar, distil, read_signals
-from isogloss.distill.treewise import Gain
 from isogloss.errors import DataError, RunError
 from isogloss.evaluate import runner
 from isogloss.evaluate.items import SuiteData
@@ -395,22 +394,20 @@ def train_carrier(
             yield _pausing(run, stage, progress)
         run.ledger.pause(stage)
 
-    gains = distil(
+    distil(
         carrier, rows, run.config.distill, pad_id=pad_id(run.tokenizer), seed=run.config.seed,
         work=work, curve=run.curve, cost=stage, bar=bar, say=run.watcher.say, tokenizer=run.tokenizer,
         cache=Cache(run.signals, teacher_of(carrier.model, run.tokenizer, before)),
         scored=scored_elsewhere(run, rows, stage, bar),
     )  # fmt: skip
     if processes.is_main():
-        _keep(run, carrier, rows, codes, before, gains)
+        _keep(run, carrier, rows, codes, before)
         run.ledger.pause(stage)
         shutil.rmtree(work, ignore_errors=True)
     processes.wait()
 
 
-def _keep(
-    run: Run, carrier: Carrier, rows: Sequence[Row], codes: Sequence[str], before: str, gains: Sequence[Gain]
-) -> None:
+def _keep(run: Run, carrier: Carrier, rows: Sequence[Row], codes: Sequence[str], before: str) -> None:
     """Write trained carriers: the adapter of each language, the tree, and last what says that all are there.
 
     Args:
@@ -418,19 +415,9 @@ def _keep(
     """
     if fingerprint(carrier.model) != before:
         raise RuntimeError("stage 2 changed the reference model's weights")
-    for gain in gains:
-        if not gain.helps:
-            run.watcher.say(
-                f"Pruned: {gain.node}; held-out rows cost {gain.own:.3f} nats a token with it, "
-                f"{gain.without:.3f} without"
-            )
     for code in filter(carrier.reads, codes):
         carrier.export(code, run.folder / "adapters" / code, base_model="../../tuned")
-    image = _tree_image(run, carrier.tree, rows)
-    for entry in image["nodes"]:
-        if carrier.is_clear(carrier.tree.by_name[entry["name"]]):
-            entry["pruned"] = True
-    write_json(run.folder / "tree.json", image)
+    write_json(run.folder / "tree.json", _tree_image(run, carrier.tree, rows))
     save_whole(carrier.state(), run.carriers, {"families": json.dumps(carrier.tree.families)})
 
 

@@ -12,7 +12,7 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedTokenizerBase
 
 from isogloss.config import Distill
-from isogloss.cost import Stage, spending
+from isogloss.cost import Stage
 from isogloss.distill.cache import Cache
 from isogloss.distill.checks import PathsOnly, check_rows, check_teacher, divergence_by_language
 from isogloss.distill.on_policy import OnPolicyTrainer, Policy, add_costs
@@ -27,7 +27,7 @@ from isogloss.distill.trainer import (
     train,
     training_arguments,
 )
-from isogloss.distill.treewise import Average, Gain, Shrinkage, held_out, prune, rows_below
+from isogloss.distill.treewise import Shrinkage, rows_below
 from isogloss.languages import SOURCE
 from isogloss.model import causal_of, two_thirds
 from isogloss.teacher.joining import signals_from
@@ -96,8 +96,8 @@ def distil(
     say: Callable[[str], None] = lambda text: None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     scored: Sequence[Scored] | None = None,
-) -> list[Gain]:
-    """Train the carriers on the rows, the model below being frozen; returns what judged nodes gain.
+) -> None:
+    """Train the carriers on the rows, the model below being frozen.
 
     Args:
         work: Folder for checkpoints, from which a killed run goes on; removed by the caller, who knows when
@@ -118,11 +118,6 @@ def distil(
         own = [row for row in rows if row.language == SOURCE or not settings.scored_elsewhere]
         if own:
             check_teacher(carrier, own, pad_id=pad_id, layer=layer, kind=kind, k=k)
-    held: list[Row] = []
-    if settings.prune:
-        said = dict(zip((row.id for row in rows if row.language != SOURCE), scored or (), strict=False))
-        rows, held = held_out(rows, settings.prune, seed)
-        scored = scored and [said[row.id] for row in rows if row.language != SOURCE]
     signals = read_signals(
         carrier.model, rows, settings, pad_id=pad_id, cost=cost, bar=bar, cache=cache, scored=scored
     )
@@ -159,8 +154,6 @@ def distil(
     if settings.shrinkage:
         counts = rows_below(carrier.tree.nodes, rows)
         trainer.add_callback(Shrinkage(carrier, settings.shrinkage, counts))
-    if settings.average:
-        trainer.add_callback(Average(settings.average))
     if settings.checks:
         if not settings.shrinkage:  # which moves nodes that no row reads
             trainer.add_callback(PathsOnly(carrier, trainer.languages))
@@ -170,14 +163,11 @@ def distil(
     with bar("Distillation") as progress:
         train(trainer, Watch(curve, cost.stage, max(1, steps // 60), progress), work)
     carrier.off()
-    with spending(cost, carrier.model, carrier.met):
-        gains = prune(carrier, held, pad_id=pad_id)
     tokens = int(trainer.counts["tokens"])
     cost.tokens_forwarded += tokens
     cost.tokens_backpropagated += tokens
     cost.flops += trainer.counts["flops"]
     add_costs(cost, trainer.counts)
-    return gains
 
 
 def _larger_b(model: Any, settings: Distill) -> Optimizer:

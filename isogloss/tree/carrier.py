@@ -6,7 +6,7 @@ done.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,20 +42,14 @@ class Routing:
         self.path_of: Int[Tensor, " batch"] | None = None
         self._kept: dict[Hashable, Tensor] = {}
 
-    def set(
-        self, names: Sequence[str], device: torch.device, *, width: int = 0, without: Collection[str] = ()
-    ) -> None:
+    def set(self, names: Sequence[str], device: torch.device, *, width: int = 0) -> None:
         """The batch's languages (or nodes), one per row; no node off a row's path is read.
 
         Args:
             width: Rows that are gathered at least, however short the batch's paths.
-            without: Nodes that are not read although they are on a path.
         """
         distinct = list(dict.fromkeys(names))
-        paths = [
-            [row for node in self.tree.path(name) if node.name not in without for row in node.rows]
-            for name in distinct
-        ]
+        paths = [[row for node in self.tree.path(name) for row in node.rows] for name in distinct]
         width = max(width, *map(len, paths))
         rows = torch.zeros(len(distinct), width, dtype=torch.long)
         scale = torch.zeros(len(distinct), width, 1)
@@ -217,16 +211,6 @@ class Carrier(ABC):
             mask[node.start : node.start + node.rank] = 1.0
         for name, p in self.parameters().items():
             p.register_hook(lambda gradient, kept=self.over_rows(name, mask): gradient * kept)
-
-    def clear(self, nodes: Iterable[Node]) -> None:
-        """Set nodes to zero rows: they add nothing to their parents any more."""
-        for node in nodes:
-            for rows in self.node_parameters(node).values():
-                rows.zero_()
-
-    def is_clear(self, node: Node) -> bool:
-        """Whether a node has rows and all are zero."""
-        return node.rank > 0 and not any(rows.any() for rows in self.node_parameters(node).values())
 
     def load_nodes(self, state: dict[str, Tensor], tree: Tree) -> None:
         """Take over the rows of every node that another tree's carriers share with this one by name."""

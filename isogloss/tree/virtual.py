@@ -79,7 +79,6 @@ class Virtual(Carrier):
         self._takes = inspect.signature(self._decoder.forward)
         self._rest = [p.name for p in self._takes.parameters.values() if p.kind is p.VAR_KEYWORD]
         self._embed: Any = model.get_input_embeddings()
-        self._cleared: frozenset[str] = frozenset()
         self._read_tokens, self._keeps = 0, True
         self.model = Carried(model, self._random(model))
         self._decoder.register_forward_pre_hook(self._before, with_kwargs=True)
@@ -108,22 +107,10 @@ class Virtual(Carrier):
 
     def set_path(self, languages: Sequence[str]) -> None:
         device = next(self.model.parameters()).device
-        self.routing.set(languages, device, without=self._cleared)
+        self.routing.set(languages, device)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.model.rows.items())
-
-    def clear(self, nodes: Iterable[Node]) -> None:
-        super().clear(nodes)
-        self._note_cleared()
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        super().load_state(state)
-        self._note_cleared()
-
-    def load_nodes(self, state: dict[str, Tensor], tree: Tree) -> None:
-        super().load_nodes(state, tree)
-        self._note_cleared()
 
     def start(
         self, init: str, texts: Mapping[str, Sequence[int]], nodes: Iterable[Node] | None = None
@@ -151,8 +138,7 @@ class Virtual(Carrier):
         return bool(self._on(language))
 
     def _on(self, language: str) -> list[int]:
-        nodes = [node for node in self.tree.path(language) if node.name not in self._cleared]
-        return [row for node in nodes for row in node.rows]
+        return [row for node in self.tree.path(language) for row in node.rows]
 
     def path_rows(self, language: str) -> dict[str, Tensor]:
         """A path's rows, as every parameter has them."""
@@ -179,10 +165,6 @@ class Virtual(Carrier):
         )
         settings.save_pretrained(str(folder))
         return len(rows)
-
-    def _note_cleared(self) -> None:
-        """Zero positions would still be attended to, so cleared nodes are not read at all."""
-        self._cleared = frozenset(node.name for node in self.tree.nodes if self.is_clear(node))
 
     def _random(self, model: PreTrainedModel) -> dict[str, Tensor]:
         """Rows as far apart as what the model itself makes of tokens drawn at random."""

@@ -201,7 +201,6 @@ def test_another_teacher_is_learned_from_where_both_cut_alike_and_asked_once(oth
     "way",
     [
         "distill.on_policy=0.5",
-        "distill.prune=0.2",
         "distill.shrinkage=1.0",
         "distill.level_dropout=0.5",
         "distill.carrier={type: prefix, lengths: {root: 2, family: 1, language: 2}}",

@@ -1,9 +1,7 @@
 """Ways of training a tree, each against values worked out by hand or by definition."""
 
-import copy
 from types import SimpleNamespace
 
-import pytest
 import torch
 from transformers import TrainerControl
 
@@ -22,8 +20,7 @@ from isogloss.distill.trainer import (
     train,
     training_arguments,
 )
-from isogloss.distill.treewise import Average, Shrinkage, held_out, prune, rows_below
-from isogloss.tree.virtual import TreeEmbedding
+from isogloss.distill.treewise import Shrinkage, rows_below
 
 CONTROL = TrainerControl()
 
@@ -108,35 +105,6 @@ def test_nodes_that_do_not_learn_do_not_shrink(tiny, five, student):
         assert torch.equal(rows, before[key])
 
 
-def test_the_last_half_of_four_steps_is_averaged_over_a_resume_too():
-    """Weights 1, 2, 3 and 4 after the steps end as 3.5, also where a checkpoint lies between the last two."""
-
-    def optimiser(value):
-        p = torch.nn.Parameter(torch.tensor([value]))
-        return p, torch.optim.AdamW([p], lr=0.0, weight_decay=0.0)
-
-    def step(average, p, made, number):
-        p.grad = torch.zeros_like(p)
-        made.step()
-        with torch.no_grad():
-            p.fill_(float(number))
-        state = SimpleNamespace(global_step=number, max_steps=4)
-        average.on_step_end(None, state, CONTROL, optimizer=made)
-        return state
-
-    p, made = optimiser(0.0)
-    for number in (1, 2, 3):
-        step(Average(0.5), p, made, number)
-    saved = copy.deepcopy(made.state_dict())
-    again, resumed = optimiser(3.0)
-    resumed.load_state_dict(saved)
-    for weight, one in ((p, made), (again, resumed)):
-        average = Average(0.5)
-        state = step(average, weight, one, 4)
-        average.on_train_end(None, state, CONTROL, optimizer=one)
-        assert weight.item() == 3.5
-
-
 def test_b_takes_a_larger_step_than_a(tiny, five, student):
     """Four times the rate, with the betas of the usual optimiser."""
     carrier = student(tiny(), five)
@@ -145,42 +113,6 @@ def test_b_takes_a_larger_step_than_a(tiny, five, student):
     assert {rates[id(p)] for n, p in carrier.parameters().items() if "lora_A" in n} == {0.5}
     assert {rates[id(p)] for n, p in carrier.parameters().items() if "lora_B" in n} == {2.0}
     assert {(*g["betas"], g["weight_decay"]) for g in made.param_groups} == {(0.9, 0.98, 0.0)}
-
-
-def test_meanings_are_held_out_in_every_language_at_once():
-    """A fifth of ten meanings is two: six rows of three languages; English stays."""
-    kept, held = held_out(ROWS, 0.2, seed=3)
-    assert (len(kept), len(held)) == (34, 6)
-    assert len({r.meaning for r in held}) == 2 and {r.language for r in held} == {"sw", "es", "fr"}
-    assert {r.meaning for r in held}.isdisjoint(r.meaning for r in kept if r.language != "en")
-    assert held_out(ROWS, 0.2, seed=3) == (kept, held) != held_out(ROWS, 0.2, seed=4)
-
-
-@pytest.mark.parametrize("kind", ["lora", "embedding"])
-def test_a_node_stays_where_it_lowers_the_held_out_cross_entropy(tiny, five, student, kind):
-    """Leaves are judged first, each against its parent; what does not help is emptied."""
-    model = tiny()
-    carrier = student(model, five) if kind == "lora" else TreeEmbedding(model, five)
-
-    def nats(name, code):
-        chosen = [r for r in ROWS if r.language == code]
-        total = 0.0
-        for one in chosen:
-            ids = torch.tensor([[*one.student.prompt, *one.student.response]])
-            with torch.no_grad(), carrier.on([name]) as on:
-                told = on(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
-            total -= sum(told[3 + n, token].item() for n, token in enumerate(one.student.response))
-        return total / (3 * len(chosen))
-
-    wanted = {code: (nats(code, code), nats(five.path(code)[1].name, code)) for code in ("sw", "fr", "es")}
-    gains = prune(carrier, ROWS, pad_id=0, batch=4)
-    assert [gain.node for gain in gains][:3] == ["sw", "fr", "es"]
-    assert len(gains) == 5  # and two families; no row is Slavic
-    for gain in gains[:3]:
-        assert (gain.own, gain.without) == pytest.approx(wanted[gain.node], abs=1e-4)
-    emptied = {node.name for node in five.nodes if carrier.is_clear(node)}
-    assert emptied == {gain.node for gain in gains if gain.own >= gain.without}
-    assert len(emptied) > 0
 
 
 def test_level_dropout_is_off_by_default(five):

@@ -264,21 +264,6 @@ def test_a_larger_tree_takes_over_every_row_and_learns_the_new_ones_alone(tiny, 
 
 
 @both
-def test_a_cleared_node_is_not_read(tiny, five, make):
-    """Zero rows would still be attended to: a leaf that is cleared leaves its family's answers."""
-    carrier = make(tiny(), five)
-    with carrier.on([five.path("sw")[1].name]) as model:
-        family = logits(model)
-    carrier.clear([five.by_name["sw"]])
-    again = make(tiny(), five)
-    again.load_state({name: rows.clone() for name, rows in carrier.state().items()})
-    for one in (carrier, again):
-        assert [node.name for node in five.nodes if one.is_clear(node)] == ["sw"]
-        with one.on(["sw"]) as model:
-            assert torch.equal(logits(model), family)
-
-
-@both
 def test_a_saved_state_loads_into_new_carriers(tiny, five, make):
     """The round trip is exact; a state of another tree is refused."""
     first, second = make(tiny(), five), make(tiny(), five)
