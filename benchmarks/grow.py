@@ -21,7 +21,8 @@ from machine import about, put
 
 from isogloss.config import dump_config, load_config
 
-JOINING = {"de": "its family is there", "zh": "without a relative in the tree"}
+JOINING = ("de", "zh")
+"""One whose family is there, one without a relative in the tree."""
 WITH = "from-start"
 
 
@@ -33,20 +34,18 @@ def overrides(settings: list[str]) -> list[str]:
     return [word for setting in settings for word in ("--set", setting)]
 
 
-def join(folder: Path, name: str, seed: int, code: str, given: argparse.Namespace) -> Path:
+def join(run: Path, seed: int, code: str, joining: list[str]) -> None:
     """A copy of the seed's run of twelve languages that has learnt this one too, and was measured."""
-    run = folder / f"{name}-{code}-{seed}"
     if not run.exists():
         part = run.with_name(run.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(folder / f"families-{seed}", part)
+        shutil.copytree(run.with_name(f"families-{seed}"), part)
         (part / "scores.json").unlink()
         config = load_config(part / "config.yaml").model_copy(update={"run": run})
         (part / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        isogloss("add-language", part, code, *overrides(given.joining))
+        isogloss("add-language", part, code, *overrides(joining))
         part.rename(run)
     isogloss("evaluate", run / "config.yaml")
-    return run
 
 
 def scores(run: Path, code: str) -> dict[str, float]:
@@ -62,8 +61,8 @@ def flops(run: Path, stage: str) -> float:
     return next(one["flops"] for one in stages if one["stage"] == stage)
 
 
-def row(folder: Path, name: str, seed: int, code: str) -> Mapping:
-    joined, start = folder / f"{name}-{code}-{seed}", folder / f"{WITH}-{seed}"
+def row(joined: Path, seed: int, code: str) -> Mapping:
+    start = joined.with_name(f"{WITH}-{seed}")
     return {
         "language": code, "seed": seed, "joined": scores(joined, code), "from_start": scores(start, code),
         "flops": flops(joined, f"add {code}"), "from_start_flops": flops(start, "distill"),
@@ -89,10 +88,13 @@ def main() -> None:
         "ablate", "--variant", "families", "--variant", f"{WITH}: languages.targets=[{targets}]",
         "--seeds", str(given.seeds), "--jobs", str(given.jobs), "--out", given.runs, *overrides(given.set),
     )  # fmt: skip
-    calls = list(product(range(given.seeds), JOINING))
+    calls = [
+        (given.runs / f"{given.name}-{code}-{seed}", seed, code)
+        for seed, code in product(range(given.seeds), JOINING)
+    ]
     with ThreadPoolExecutor(given.jobs) as pool:
-        list(pool.map(lambda call: join(given.runs, given.name, *call, given), calls))
-    rows = [row(given.runs, given.name, *call) for call in calls]
+        list(pool.map(lambda call: join(*call, given.joining), calls))
+    rows = [row(*call) for call in calls]
     put(
         {"settings": given.set, "joining": given.joining, "rows": rows, **about("isogloss", "torch")},
         given.out,

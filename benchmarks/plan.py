@@ -1,6 +1,6 @@
 """What `isogloss plan` foretells beside what was then measured: memory and operations.
 
-    python benchmarks/plan.py --run runs/demo --out benchmarks/plan.json
+    python benchmarks/plan.py --run runs/demo --steps benchmarks/distill_step.json --out benchmarks/plan.json
 
 Every stage of a finished run, from its ledger, and one optimiser step of W1 behind a live teacher, as
 `benchmarks/distill_step.py` measured it on a processor (`--steps` names its file). Both are to be run on the

@@ -25,15 +25,7 @@ from isogloss.comparing import compare_groups, main_measure
 from isogloss.config import Config, dump_config, with_overrides
 from isogloss.errors import ConfigError, RunError
 from isogloss.files import write_json
-from isogloss.pipeline import (
-    Run,
-    Watcher,
-    open_run,
-    run_distill,
-    run_evaluate,
-    run_report,
-    run_tune,
-)
+from isogloss.pipeline import Run, Watcher, open_run, run_distill, run_evaluate, run_report, run_tune
 from isogloss.quiet import quiet
 from isogloss.tree.fit import refuse_misfit
 
@@ -210,11 +202,11 @@ def ablate(
         refuse_misfit(_variant(config, variant.overrides, 0, folder))
     found: dict[tuple[int, str], list[dict]] = {}
     with _calling(jobs, watcher) as each:
-        for _ in each(_tuned, [(config, seed, folder) for seed in seeds]):
+        for _ in each(_tune, [(config, seed, folder) for seed in seeds]):
             pass
         calls = [(config, variant, seed, folder) for seed in seeds for variant in variants]
-        for variant, seed, rows in each(_measured, calls):
-            found[seed, variant.name] = rows
+        for variant, seed, measured in each(_measured, calls):
+            found[seed, variant.name] = measured
             if jobs > 1:
                 watcher.say(f"{variant.name}, seed {seed}: done")
             rows = [row for seed in seeds for v in variants for row in found.get((seed, v.name), ())]
@@ -260,11 +252,9 @@ def _begin(jobs: int) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
 
 
-def _tuned(config: Config, seed: int, folder: Path, watcher: Watcher) -> Run:
+def _tune(config: Config, seed: int, folder: Path, watcher: Watcher) -> None:
     """Stage 1 of a seed, which its variants share."""
-    run = open_run(_variant(config, (), seed, folder / f"seed-{seed}"), watcher)
-    run_tune(run)
-    return run
+    run_tune(open_run(_variant(config, (), seed, folder / f"seed-{seed}"), watcher))
 
 
 def _measured(

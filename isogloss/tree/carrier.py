@@ -49,7 +49,7 @@ class Routing:
             width: Rows that are gathered at least, however short the batch's paths.
         """
         distinct = list(dict.fromkeys(names))
-        paths = [[row for node in self.tree.path(name) for row in node.rows] for name in distinct]
+        paths = [self.tree.rows(name) for name in distinct]
         width = max(width, *map(len, paths))
         rows = torch.zeros(len(distinct), width, dtype=torch.long)
         scale = torch.zeros(len(distinct), width, 1)

@@ -200,7 +200,7 @@ class TreeLora(Carrier):
 
     def path_state(self, language: str) -> dict[str, Tensor]:
         """An ordinary PEFT state dict of rank Σ r(path)."""
-        on = [row for node in self.tree.path(language) for row in node.rows]
+        on = self.tree.rows(language)
         return {
             name.replace(f".{ADAPTER}", ""): self.rows_of(name, p.data, on).contiguous()
             for name, p in self.parameters().items()

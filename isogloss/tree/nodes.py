@@ -67,6 +67,10 @@ class Tree:
             path.insert(0, self.by_name[path[0].parent])
         return tuple(path)
 
+    def rows(self, language: str) -> list[int]:
+        """Rows of all nodes on a path, root first."""
+        return [row for node in self.path(language) for row in node.rows]
+
     def cut(self, language: str, levels: int) -> str:
         """The node at which a path without its last levels ends; its name is read as a language's code."""
         path = self.path(language)

@@ -135,14 +135,11 @@ class Virtual(Carrier):
         self.off()
 
     def reads(self, language: str) -> bool:
-        return bool(self._on(language))
-
-    def _on(self, language: str) -> list[int]:
-        return [row for node in self.tree.path(language) for row in node.rows]
+        return bool(self.tree.rows(language))
 
     def path_rows(self, language: str) -> dict[str, Tensor]:
         """A path's rows, as every parameter has them."""
-        if not (on := self._on(language)):
+        if not (on := self.tree.rows(language)):
             raise RunError(
                 f"{language} has no virtual positions of its own nor through the tree; leave it out"
             )
