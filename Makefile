@@ -15,7 +15,7 @@ test: $(READY) ## Format, lint, types, tests.
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright --pythonpath $(PYTHON)
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist loadfile --jaxtyping-packages='isogloss,beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))'
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist loadfile
 
 $(READY): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)

@@ -574,6 +574,9 @@ class Config(Settings):
     """Type of the frozen weights; auto takes bfloat16 where the processor multiplies it."""
     four_bit: bool = False
     """From stage 2 on the frozen model's layers lie in 4 bits each (NF4); needs bitsandbytes and a GPU."""
+    shard: bool = False
+    """While adapters learn, each of several processes holds a part of the frozen model's layers, which come
+    together as they are read."""
     data_root: Path | None = None
     """Folder of the real data sets; the environment variable ISOGLOSS_DATA if not given."""
     languages: Languages = Languages()
@@ -586,6 +589,19 @@ class Config(Settings):
     """Stage 2: the hierarchy of prompts is distilled into the carriers."""
     evaluate: Evaluate = Evaluate()
     """What is measured before and after."""
+
+    @model_validator(mode="after")
+    def _in_parts(self) -> "Config":
+        if self.shard:
+            if self.four_bit:
+                raise _refusal("four_bit", "must be false with shard; each is there for a large model")
+            if self.tune.method != "lora":
+                raise _refusal("tune.method", "must be lora with shard, which splits weights that are frozen")
+            if self.distill.on_policy:
+                raise _refusal(
+                    "distill.on_policy", "must be 0 with shard: processes draw responses of unlike lengths"
+                )
+        return self
 
 
 ROOTED = (
@@ -843,7 +859,7 @@ def _fault(fault: Any, written: _Written) -> tuple[tuple, str]:
         path, hint = (*path, "type"), Literal[tuple(context["expected_tags"].replace("'", "").split(", "))]
         fault = {**fault, "input": fault["input"]["type"]}
     elif kind == "refusal":
-        path = (*path, context["name"])
+        path = (*path, *context["name"].split("."))
     at, name = written.at(path), _dotted(path)
     if kind == "extra_forbidden":
         return path, f"{at}: {name} is not a setting{_instead(path, holder)}"

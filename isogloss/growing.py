@@ -36,7 +36,7 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
     old = run.tree
     tree = run.tree_of(run.families | _families(run, codes))
     new = [node for node in tree.nodes if node.name not in old.by_name]
-    model = run.reference_model()
+    model = run.reference_model(learning=True)
     stage = run.ledger.begin(f"add {' '.join(codes)}")
     rows = rows_for(run, model, examples, tree, codes, stage, retain=False)
     run.watcher.say(

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,6 +23,7 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_bitsandbytes_available
 
+from isogloss import processes
 from isogloss.data.chat import pad, response_positions
 from isogloss.errors import ConfigError
 
@@ -44,15 +48,18 @@ def pick_dtype(dtype: str) -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
-def load_model(name: str, dtype: torch.dtype, *, four_bit: bool = False) -> PreTrainedModel:
+def load_model(
+    name: str, dtype: torch.dtype, *, four_bit: bool = False, shard: bool = False
+) -> PreTrainedModel:
     """Weights in the given type, in evaluation mode.
 
     Args:
         four_bit: The linear layers below the head lie in 4 bits a weight (NF4; Dettmers et al. 2023,
             arXiv:2305.14314) and are multiplied in `dtype`.
+        shard: The layers, frozen, lie in parts with the processes that run together.
 
     Raises:
-        ConfigError: No model lies there, or a GPU or bitsandbytes is missing.
+        ConfigError: No model lies there; a GPU or bitsandbytes is missing, or other processes are.
     """
     folder = model_folder(name)
     _check_folder(folder)
@@ -76,6 +83,8 @@ def load_model(name: str, dtype: torch.dtype, *, four_bit: bool = False) -> PreT
         )
     if (last := model.get_output_embeddings()) is not None:
         last.register_forward_pre_hook(_gap_free)
+    if shard:
+        in_parts(model.requires_grad_(False))
     return model.eval() if four_bit else model.to(device).eval()
 
 
@@ -136,6 +145,31 @@ def fused_attention(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         causal.set_attn_implementation(before)
+
+
+def in_parts(model: nn.Module) -> None:
+    """Split the decoder's layers over all processes, each of which takes part in every forward from now on.
+
+    torch's `fully_shard` (Zhao et al. 2023, arXiv:2304.11277) puts a layer together while it is read, in
+    forward and again in backward. Embeddings and head, which losses and signals use by themselves, and what
+    is added to the layers afterwards are whole with every process.
+
+    Raises:
+        ConfigError: There is one process alone.
+    """
+    if processes.count() == 1:
+        raise ConfigError("shard: needs several processes; start with `accelerate launch`, or leave it out")
+    mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (processes.count(),))
+    for layer in layers_of(model):
+        fully_shard(layer, mesh=mesh)
+    # One root for all layers, so that the next is gathered while one is read.
+    rest = {p for p in decoder_of(model).parameters() if not isinstance(p, DTensor)}
+    fully_shard(decoder_of(model), mesh=mesh, ignored_params=rest)
+
+
+def parts_of(model: nn.Module) -> list[str]:
+    """The names of the parameters that lie in parts with several processes."""
+    return [name for name, p in model.named_parameters() if isinstance(p, DTensor)]
 
 
 @contextmanager

@@ -23,6 +23,7 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from isogloss import processes
@@ -43,7 +44,7 @@ from isogloss.evaluate.leaks import Leak, Text, find_leaks, texts_of
 from isogloss.evaluate.suites import SUITES, load_suite
 from isogloss.files import read_lines, write_json, write_lines, write_text
 from isogloss.languages import SOURCE
-from isogloss.model import causal_of, layers_of, load_model, load_tokenizer, pad_id, pick_dtype
+from isogloss.model import causal_of, layers_of, load_model, load_tokenizer, pad_id, parts_of, pick_dtype
 from isogloss.report.page import write_report
 from isogloss.teacher import joining
 from isogloss.teacher.answered import TOGETHER, Answers, ended
@@ -186,15 +187,20 @@ class Run:
         """The taught languages and those that are only measured."""
         return tuple(dict.fromkeys(self.taught + self.config.evaluate.also))
 
-    def reference_model(self) -> PreTrainedModel:
+    def reference_model(self, *, learning: bool = False) -> PreTrainedModel:
         """M: frozen, in evaluation mode.
+
+        Args:
+            learning: Adapters will be trained on it, by all processes together.
 
         Raises:
             RunError: Stage 1 has not been run.
         """
         if not self.tuned.exists():
             raise RunError(f"{self.folder} has no tuned model; run `isogloss tune` first")
-        model = load_model(str(self.tuned), self.dtype, four_bit=self.config.four_bit)
+        model = load_model(
+            str(self.tuned), self.dtype, four_bit=self.config.four_bit, shard=learning and self.config.shard
+        )
         return model.requires_grad_(False)
 
     def student(self, model: PreTrainedModel, *, trained: bool, tree: Tree | None = None) -> Carrier:
@@ -304,7 +310,7 @@ def select_english(run: Run, stage: Stage | None = None) -> selection.Selection:
     if settings.enabled:
         chosen = selection.select(examples, max_chars=settings.max_chars)
     if settings.keep < 1:
-        base = load_model(run.config.model, run.dtype)
+        base = load_model(run.config.model, run.dtype, shard=run.config.shard)
         with run.watcher.bar("Difficulty") as progress, spending(stage or Stage(""), base):
             scores = difficulty(base, load_tokenizer(run.config.model), chosen.kept, progress)
         best = selection.keep_best(chosen.kept, scores, settings.keep)
@@ -320,7 +326,10 @@ def run_tune(run: Run) -> None:
     chosen = select_english(run, stage)
     if processes.is_main():
         selection.write(chosen, run.folder / "selection.jsonl")
-    tokenizer, base = load_tokenizer(run.config.model), load_model(run.config.model, torch.float32)
+    tokenizer = load_tokenizer(run.config.model)
+    # Small steps are lost in weights of bfloat16; frozen ones take none.
+    dtype = torch.float32 if settings.method == "full" else run.dtype
+    base = load_model(run.config.model, dtype, shard=run.config.shard)
     rows = english_rows(chosen.kept, tokenizer, node_texts(run.config), settings.privileged, run.config.seed)
     run.watcher.say(
         f"Stage 1: {len(chosen.kept)} English instructions tune the base ({len(chosen.dropped)} left out)"
@@ -340,7 +349,7 @@ def run_distill(run: Run) -> None:
     """Stage 2: the carriers, in `adapters/`; the reference model is unchanged to the bit."""
     if run.carriers.exists():
         return
-    model = run.reference_model()
+    model = run.reference_model(learning=True)
     stage = run.ledger.begin("distill")
     _learn_families(run, model, stage)
     rows = rows_for(run, model, run.examples, run.tree, run.taught, stage)
@@ -362,7 +371,7 @@ def _width(run: Run) -> str:
 
 def run_cache(run: Run) -> Stage:
     """The teacher's signals of every row, in the cache, so that stage 2 spends nothing on it; the cost."""
-    model = run.reference_model()
+    model = run.reference_model(learning=True)
     stage = run.ledger.begin("cache")
     earlier = replace(stage)
     _learn_families(run, model, stage)
@@ -400,21 +409,17 @@ def train_carrier(
         cache=Cache(run.signals, teacher_of(carrier.model, run.tokenizer, before)),
         scored=scored_elsewhere(run, rows, stage, bar),
     )  # fmt: skip
+    if fingerprint(carrier.model) != before:
+        raise RuntimeError("stage 2 changed the reference model's weights")
     if processes.is_main():
-        _keep(run, carrier, rows, codes, before)
+        _keep(run, carrier, rows, codes)
         run.ledger.pause(stage)
         shutil.rmtree(work, ignore_errors=True)
     processes.wait()
 
 
-def _keep(run: Run, carrier: Carrier, rows: Sequence[Row], codes: Sequence[str], before: str) -> None:
-    """Write trained carriers: the adapter of each language, the tree, and last what says that all are there.
-
-    Args:
-        before: Fingerprint of the reference model when training began.
-    """
-    if fingerprint(carrier.model) != before:
-        raise RuntimeError("stage 2 changed the reference model's weights")
+def _keep(run: Run, carrier: Carrier, rows: Sequence[Row], codes: Sequence[str]) -> None:
+    """Write trained carriers: each language's adapter, the tree, and last what says that all are there."""
     for code in filter(carrier.reads, codes):
         carrier.export(code, run.folder / "adapters" / code, base_model="../../tuned")
     write_json(run.folder / "tree.json", _tree_image(run, carrier.tree, rows))
@@ -449,12 +454,15 @@ def run_report(run: Run) -> Path:
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """A hash of every weight that belongs to the reference model."""
+    """A hash of every weight that belongs to the reference model; of parts, for all processes together."""
     digest = hashlib.sha256()
     for name, p in sorted(causal_of(model).named_parameters()):
         if "lora_" not in name:
+            weight = p.detach()
+            if isinstance(weight, DTensor):
+                weight = weight.full_tensor()
             digest.update(name.replace(".base_layer", "").encode())
-            digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(weight.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -620,7 +628,8 @@ def _english_answers(
                 prompts = [encode_prompt(run.tokenizer, e.turns[SOURCE].instruction) for e in some]
                 with spending(stage, model):
                     texts = dict(ended(model, run.tokenizer, prompts, max_new_tokens=longest))
-                kept.keep({_asked(e): texts[n] for n, e in enumerate(some)})
+                # Of parts of a model all processes make the same answers.
+                kept.keep({_asked(e): texts[n] for n, e in enumerate(some)}, write=processes.is_main())
                 progress(begin + len(some), len(asked))
     english = {e.id: answer for e in examples if (answer := _english_answer(run, e, kept))}
     if without := len(examples) - len(english):
@@ -703,7 +712,7 @@ def rows_for(
         retain: Also English of stage 1, for the root.
     """
     used = _needed(examples, {code: run.config.languages.amount(code) for code in codes})
-    with processes.main_first():
+    with processes.main_first(together=bool(parts_of(model))):
         english = _english_answers(run, model, used, stage)
     used = [example for example in used if example.id in english]
     rows = _rows(run, run.tokenizer, used, english, tree, codes, retain=retain)
@@ -757,9 +766,11 @@ def _learn_families(run: Run, model: PreTrainedModel, stage: Stage, sentences: i
     settings want that and it is not done."""
     if run.config.languages.tree != "learned":
         return
-    with processes.main_first():
+    with processes.main_first(together=bool(parts_of(model))):
         if not run.learned.exists():
-            write_text(run.learned, yaml.safe_dump(_learned(run, model, stage, sentences), sort_keys=False))
+            families = _learned(run, model, stage, sentences)
+            if processes.is_main():
+                write_text(run.learned, yaml.safe_dump(families, sort_keys=False))
 
 
 def _learned(run: Run, model: PreTrainedModel, stage: Stage, sentences: int) -> dict[str, list[str]]:

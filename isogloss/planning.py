@@ -9,7 +9,8 @@ What is assumed, and where it is off:
     answers     Evaluation writes `evaluate.max_new_tokens` each time: a bound, as answers end before.
     attention   A GPU's fused attention is counted as plain products: a bound, near it at instruction lengths.
     seconds     Operations over the machine's rate of large products, times `EFFICIENCY`.
-    devices     A step's rows are split over them; weights, carriers and signals lie on each.
+    devices     A step's rows are split over them; weights, carriers and signals lie on each. With `shard` the
+                layers' weights lie in parts but for two layers, the one that is read and the next.
 """
 
 import math
@@ -266,6 +267,11 @@ class Work:
     def tree(self) -> Tree:
         return self.run.tree
 
+    @property
+    def parts(self) -> int:
+        """Over how many devices the frozen layers are split."""
+        return self.machine.devices if self.config.shard else 1
+
     def model(self, dtype: torch.dtype) -> PreTrainedModel:
         """The model without storage."""
         return meta_model(self.config.model, dtype, gpu=self.machine.gpu)
@@ -383,25 +389,34 @@ def _without_storage(batch: Batch) -> Batch:
     return Batch(**entries)
 
 
-def parameter_bytes(model: nn.Module, *, carriers: bool = False, four_bit: bool = False) -> int:
+def parameter_bytes(
+    model: nn.Module, *, carriers: bool = False, four_bit: bool = False, parts: int = 1
+) -> int:
     """Bytes of the frozen weights, tied ones once; or those of the carriers.
 
     Args:
         four_bit: Linear layers below the head hold 4 bits a weight, 8 for each 64 of them, 32 for each 256 of
             those (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+        parts: Processes over which the layers' frozen weights are split.
     """
     packed = set()
     if four_bit:
         linear = (m for m in layers_of(model).modules() if isinstance(m, nn.Linear))
         packed = {id(m.weight) for m in linear}
     each = 4 / 8 + 1 / 64 + 4 / (64 * 256)
-    return round(
-        sum(
-            p.numel() * (each if id(p) in packed else p.element_size())
-            for n, p in model.named_parameters()
-            if ("lora_" in n or n.startswith("rows.")) == carriers
-        )
+    total = sum(
+        p.numel() * (each if id(p) in packed else p.element_size())
+        for n, p in model.named_parameters()
+        if ("lora_" in n or n.startswith("rows.")) == carriers
     )
+    if parts > 1 and not carriers:
+        layers = [
+            sum(p.nbytes for n, p in layer.named_parameters() if "lora_" not in n)
+            for layer in layers_of(model)
+        ]
+        total -= sum(layers) * (1 - 1 / parts)
+        total += sum(sorted(layers)[-2:])
+    return round(total)
 
 
 # --- stage 1
@@ -417,14 +432,14 @@ def tune_plan(work: Work) -> StagePlan:
         seed=work.config.seed,
     )  # fmt: skip
     micro = _micro(order, settings.batch, settings.accumulate, machine.devices)
-    model: nn.Module = work.model(torch.float32)
     whole = settings.method == "full"
-    trained = weights = parameter_bytes(model)
+    model: nn.Module = work.model(torch.float32 if whole else work.dtype)
+    trained = weights = parameter_bytes(model, parts=work.parts)
     if not whole:
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(r=settings.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = get_peft_model(work.model(torch.float32), config)
+        model = get_peft_model(work.model(work.dtype), config)
         trained = parameter_bytes(model, carriers=True)
     else:
         model.requires_grad_(True)
@@ -565,7 +580,7 @@ def _distill_memory(
         default=0,
     )
     learnt = parameter_bytes(model, carriers=True)
-    weights = parameter_bytes(model, four_bit=work.config.four_bit)
+    weights = parameter_bytes(model, four_bit=work.config.four_bit, parts=work.parts)
     frozen = {"program": machine.process, "weights": weights, "carriers": learnt}
     reading = frozen | {"signals": signals, "activations": machine.held(read)}
     training = frozen | {"optimiser": 2 * learnt, "signals": signals, "activations": machine.held(step)}
@@ -721,13 +736,17 @@ def _changes(work: Work, stage: str) -> list[tuple[str, ...]]:
     more: list[tuple[str, ...]] = []
     if stage == "tune" and config.tune.method == "full":
         more.append(("tune.method=lora",))
+    several = work.machine.devices > 1 and not (config.shard or config.four_bit or config.distill.on_policy)
+    if stage == "tune" and several:
+        more.append(("tune.method=lora", "shard=true"))
     if stage == "distill":
         distill = config.distill
         helps = {  # prefixes refuse the first, processors the last
             "distill.gradient_checkpointing=true": not distill.gradient_checkpointing
             and distill.carrier.type != "prefix",
             "dtype=bfloat16": work.dtype == torch.float32,
-            "four_bit=true": not config.four_bit and work.machine.gpu,
+            "four_bit=true": not (config.four_bit or config.shard) and work.machine.gpu,
+            "shard=true": several and config.tune.method == "lora",
         }
         more += [(change,) for change, can in helps.items() if can]
     last = smaller[-1:] or [()]

@@ -37,8 +37,16 @@ def wait() -> None:
 
 
 @contextmanager
-def main_first() -> Iterator[None]:
-    """The one that writes goes first; the others find what it has written."""
+def main_first(together: bool = False) -> Iterator[None]:
+    """The one that writes goes first; the others find what it has written.
+
+    Args:
+        together: All go at the same time, as each has a part of the model that is read; one writes.
+    """
+    if together:
+        yield
+        wait()
+        return
     with _state().main_process_first():
         yield
 

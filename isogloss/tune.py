@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.nn import functional as F
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from isogloss import processes
 from isogloss.config import Tune
@@ -28,7 +28,7 @@ from isogloss.distill.trainer import (
     training_arguments,
 )
 from isogloss.languages import SOURCE
-from isogloss.model import head, last_hidden, pad_id
+from isogloss.model import causal_of, head, last_hidden, pad_id, parts_of
 from isogloss.teacher.prompts import NodeTexts, privileged_text
 
 Progress = Callable[[int, int], None]
@@ -101,6 +101,9 @@ def tune(
     """Train and write the reference model to `folder`, in `dtype`; returns the trainer's counts.
 
     The folder appears at the end, whole; checkpoints lie beside it until then.
+
+    Args:
+        base: In float32 where all of it is tuned; of what steps add to bfloat16 most is rounded away.
     """
     work = folder.with_name(folder.name + ".work")
     lengths = [len(row.prompt) + len(row.response) for row in rows]
@@ -108,7 +111,6 @@ def tune(
     order = schedule(
         [SOURCE] * len(rows), draws, balance=1.0, batch=settings.batch, lengths=lengths, seed=seed
     )
-    base = base.to(torch.float32)  # type: ignore[arg-type]  # small steps are lost in bfloat16 weights
     base.config.use_cache = False
     if settings.method == "lora":
         torch.manual_seed(seed)
@@ -135,9 +137,11 @@ def tune(
         pad_id=pad_id(tokenizer),
     )  # fmt: skip
     train(trainer, Watch(curve, "tune", max(1, steps // 60), progress), work)
-    tuned: Any = model.merge_and_unload() if settings.method == "lora" else base  # type: ignore[operator]
-    tuned.config.use_cache = True
     if processes.is_main():
+        tuned: Any = base
+        if settings.method == "lora":
+            tuned = (_put_together(model) if parts_of(base) else model).merge_and_unload()  # type: ignore
+        tuned.config.use_cache = True
         part = folder.with_name(folder.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         tuned.to(dtype).save_pretrained(part)
@@ -146,3 +150,11 @@ def tune(
         shutil.rmtree(work, ignore_errors=True)
     processes.wait()
     return trainer.counts
+
+
+def _put_together(model: Any) -> Any:
+    """The LoRA of a model that lies in parts, on the base read anew, whole and on the host."""
+    base = AutoModelForCausalLM.from_pretrained(causal_of(model).name_or_path, dtype=causal_of(model).dtype)
+    there = get_peft_model(base, model.peft_config["default"])
+    set_peft_model_state_dict(there, {n: p.cpu() for n, p in get_peft_model_state_dict(model).items()})
+    return there

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -13,6 +14,15 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+
+PACKAGE = Path(__file__).parent.parent / "isogloss"
+TENSORS = [
+    ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)
+    for file in sorted(PACKAGE.rglob("*.py"))
+    if "from jaxtyping" in file.read_text("utf-8")
+]
+"""Modules whose functions say the shapes of their tensors: these are checked in every call of a test."""
+install_import_hook(TENSORS, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from isogloss import pipeline
 from isogloss.config import load_config

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from isogloss import processes
@@ -23,6 +24,7 @@ from isogloss.distill.trainer import (
     train,
     training_arguments,
 )
+from isogloss.model import in_parts, layers_of
 from isogloss.tree.lora import TreeLora
 from isogloss.tree.nodes import build_tree
 
@@ -62,10 +64,16 @@ def job(
     accumulate: int = 1,
     hidden: float = 0.0,
     stop: int | None = None,
+    shard: bool = False,
 ) -> None:
     """Train the folder's model on its samples; `stop` is the step at which all processes are killed."""
     samples = torch.load(folder / "samples.pt", weights_only=False)
     model = AutoModelForCausalLM.from_pretrained(folder / "model", attn_implementation="eager")
+    if shard:
+        in_parts(model.requires_grad_(False))
+        split = [p for p in layers_of(model).parameters() if isinstance(p, DTensor)]
+        assert split == list(layers_of(model).parameters())
+        assert sum(p.to_local().numel() for p in split) <= 0.51 * sum(p.numel() for p in split)
     carrier, weights = None, Weights()
     if stage == 2:
         tree = build_tree(CODES, ranks={"root": 2, "family": 1, "language": 2})

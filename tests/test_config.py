@@ -113,6 +113,18 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
             "run.yaml:1: distill.kl must be above 0 where ce and hidden are 0 too",
         ),
         (
+            "shard: true\ntune: {method: full}",
+            "run.yaml:2: tune.method must be lora with shard, which splits weights that are frozen",
+        ),
+        (
+            "shard: true\nfour_bit: true\ntune: {method: lora}",
+            "run.yaml:2: four_bit must be false with shard; each is there for a large model",
+        ),
+        (
+            "shard: true\ntune: {method: lora}\ndistill:\n  on_policy: 0.5\n  kl: 1",
+            "run.yaml:4: distill.on_policy must be 0 with shard: processes draw responses of unlike lengths",
+        ),
+        (
             "evaluate: {suites: demo}",
             'run.yaml:1: evaluate.suites is "demo"; it must be a list with at least one entry, '
             "for example [demo]",

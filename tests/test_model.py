@@ -133,3 +133,9 @@ def test_a_folder_without_a_model_is_refused(tmp_path, load):
     assert str(caught.value) == (
         f"model: {tmp_path} holds no config.json; name a folder that save_pretrained wrote"
     )
+
+
+def test_one_process_alone_holds_no_part(base):
+    """The line says how more are started."""
+    with pytest.raises(ConfigError, match=r"^shard: needs several processes; start with `accelerate launch`"):
+        load_model(str(base), torch.float32, shard=True)

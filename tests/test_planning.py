@@ -120,6 +120,11 @@ def test_billions_of_weights_need_none(tmp_path, shapes, count, in_four_bit):
     assert planning.parameter_bytes(model) == 2 * count
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert planning.parameter_bytes(model, four_bit=True) == in_four_bit
+    # Half of each layer, and two whole ones: that which is read and the next.
+    layer = 2 * sum(p.numel() for p in model.model.layers[0].parameters())
+    whole = 2 * count - len(model.model.layers) * layer
+    in_halves = whole + len(model.model.layers) * layer // 2 + 2 * layer
+    assert planning.parameter_bytes(model, parts=2) == in_halves
 
 
 def test_the_carriers_are_counted_by_node(read):
@@ -264,6 +269,17 @@ def test_what_does_not_fit_is_mended_by_what_is_advised(read):
     work.machine = tight
     advice = planning.advise(work, needs)
     assert "set distill.accumulate=4 (" in advice and "no setting" not in advice
+
+
+@pytest.mark.parametrize("stage", ["tune", "distill"])
+def test_a_model_that_several_devices_hold_together_is_split(read, stage):
+    """Beside what learns each has its part of the layers, and two layers more."""
+    work = read.changed([] if stage == "tune" else ["tune.method=lora", "dtype=bfloat16"])
+    plan = planning.tune_plan if stage == "tune" else planning.distill_plan
+    work.machine = Machine("eight", 8, 64 << 30, 1e12, gpu=False, process=0)
+    least = plan(work.changed(["tune.method=lora", "shard=true", f"{stage}.accumulate=4"]))
+    work.machine = Machine("eight", 8, least.memory_bytes, 1e12, gpu=False, process=0)
+    assert " shard=true" in planning.advise(work, plan(work))
 
 
 def test_what_no_setting_mends_is_said(read):

@@ -46,9 +46,10 @@ def trained(tiny, tmp_path_factory) -> Path:
             {"name": f"two-{stage}", "stage": stage},
             {"name": f"parts-{stage}", "stage": stage, "accumulate": 2},
         ]
+    jobs.append({"name": "sharded-2", "stage": 2, "accumulate": 2, "shard": True})
     script = str(Path(several.__file__))
-    two(script, str(folder), json.dumps(jobs))
-    two(script, str(folder), json.dumps([{"name": "killed", "stage": 2, "hidden": 0.5, "stop": 3}]), code=1)
+    jobs.append({"name": "killed", "stage": 2, "hidden": 0.5, "stop": 3})
+    two(script, str(folder), json.dumps(jobs), code=1)
     two(
         script, str(folder), json.dumps([{"name": n, "stage": 2, "hidden": 0.5} for n in ("killed", "whole")])
     )
@@ -59,8 +60,9 @@ def found(folder: Path, name: str) -> dict:
     return torch.load(folder / name / "found.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-@pytest.mark.parametrize("way", ["two", "parts"])
+@pytest.mark.parametrize(
+    ("way", "stage"), [("two", 1), ("two", 2), ("parts", 1), ("parts", 2), ("sharded", 2)]
+)
 def test_two_processes_find_the_gradients_of_one(trained, way, stage):
     """Responses of 1 to 9 tokens: a step is normalised by all its tokens, whoever has read them."""
     ours, theirs = found(trained, f"{way}-{stage}"), found(trained, f"one-{stage}")
@@ -102,11 +104,21 @@ def test_a_checkpoint_holds_what_learns_and_no_frozen_weight(trained):
     assert len(moments) == len(state)
 
 
-def test_a_whole_run_by_two_processes(base, tmp_path):
+SHARDED = (
+    "tune.method=lora", "distill.responses=teacher", "distill.sample_tokens=9", "languages.tree=learned",
+    "distill.gradient_checkpointing=true", "languages.items={high: 8, middle: 8, low: 8}",
+)  # fmt: skip
+"""The model reads and writes by itself before stage 2."""
+
+
+@pytest.mark.parametrize("how", [(), SHARDED], ids=["whole", "sharded"])
+def test_a_whole_run_by_two_processes(base, tmp_path, how):
     """Both stages, evaluation and report; the ledger has the tokens of a run by one."""
     stages = []
     for folder, start in ((tmp_path / "one", None), (tmp_path / "two", two)):
-        sets = [f"--set={one}" for one in (*SMALL, f"run={folder}", f"model={base}")]
+        sets = [f"--set={one}" for one in (*SMALL, *how, f"run={folder}", f"model={base}")]
+        if how and start is two:
+            sets.append("--set=shard=true")
         if start is None:
             command = [sys.executable, "-m", "isogloss", "run", *sets]
             subprocess.run(command, check=True, capture_output=True, timeout=300)

@@ -29,7 +29,7 @@ from isogloss.distill.fused import frozen_head
 from isogloss.distill.rows import Row
 from isogloss.distill.topk import TopK, pack, unpack
 from isogloss.languages import SOURCE
-from isogloss.model import capture, causal_of, decoder_of, head, last_hidden, mean_pool
+from isogloss.model import capture, causal_of, decoder_of, head, last_hidden, mean_pool, parts_of
 
 Kind = Literal["hidden", "top_k"]
 SHARD = 16 << 20
@@ -88,22 +88,23 @@ def hidden_signals(
     twins = list(dict.fromkeys(row.twin_prompt for row in rows))
     scored = [row for row in rows if teacher or row.language == SOURCE]
     distinct = list({(row.teacher_prompt, row.student.response): row.language for row in scored}.items())
-    pooled = Kept(cache and cache.part(signal="pooled", layer=layer), [row_key(t) for t in twins], cost)
+    meets, keys = bool(parts_of(model)), [row_key(text) for text in twins]
+    pooled = Kept(cache and cache.part(signal="pooled", layer=layer), keys, cost, meets)
     about: dict[str, Any] = {"signal": kind} | ({"k": k} if kind == "top_k" else {})
-    said = Kept(cache and cache.part(**about), [row_key(*texts) for texts, _ in distinct], cost)
+    said = Kept(cache and cache.part(**about), [row_key(*texts) for texts, _ in distinct], cost, meets)
     cost.cached_hits += len(distinct) - len(said.absent)
     if said.several:
         processes.wait()  # all must have seen the same before anything is added
     vocab, work = causal_of(model).config.get_text_config().vocab_size, len(distinct) + len(twins)
     done = work - len(pooled.absent) - len(said.absent)
     with meter.counting():
-        for chosen, states in _pooled(model, twins, pooled.share, layer, pad_id, batch, cost):
+        for chosen, states in _pooled(model, twins, pooled, layer, pad_id, batch, cost):
             cost.add(meter)
             pooled.keep(chosen, states)
             progress(done := done + len(chosen), work)
         pooled.join()
         fixed = frozen_head(model)
-        for chosen, states in _read(model, distinct, said.share, pad_id, batch, fork, cost):
+        for chosen, states in _read(model, distinct, said, pad_id, batch, fork, cost):
             if kind == "top_k":
                 logits = (fixed.logits(one) if fixed else head(model, one) for one in states)
                 states = [pack(TopK.of(one, k), vocab) for one in logits]
@@ -159,10 +160,13 @@ class Kept:
     """One tensor for each key: those that the cache has, and those that are read now and kept in it.
 
     Several processes share out what is absent, and find in the cache what the others have read.
+
+    Args:
+        meets: Every forward needs all processes.
     """
 
-    def __init__(self, part: Part | None, keys: Sequence[bytes], cost: Stage):
-        self.part, self.keys, self.cost = part, keys, cost
+    def __init__(self, part: Part | None, keys: Sequence[bytes], cost: Stage, meets: bool = False):
+        self.part, self.keys, self.cost, self.meets = part, keys, cost, meets
         self.found = {} if part is None else part.read(keys)
         self.absent = {number for number, key in enumerate(keys) if key not in self.found}
         self.several = part is not None and processes.count() > 1
@@ -172,9 +176,21 @@ class Kept:
         self.fresh: dict[bytes, Tensor] = {}
         self.since = time.monotonic()
 
+    def chosen(self, together: Sequence[int]) -> list[int]:
+        """What this process reads of some that are read together.
+
+        Where it has none of them and a forward needs it, the first that another reads.
+        """
+        own = [number for number in together if number in self.share]
+        return own or [number for number in together if self.meets and number in self.absent][:1]
+
     def keep(self, numbers: Sequence[int], tensors: Sequence[Tensor]) -> None:
         # Moved or cloned: a view would keep a whole batch of states in memory.
-        fresh = {self.keys[n]: t.to("cpu", copy=True) for n, t in zip(numbers, tensors, strict=True)}
+        fresh = {
+            self.keys[n]: t.to("cpu", copy=True)
+            for n, t in zip(numbers, tensors, strict=True)
+            if n in self.share
+        }
         self.found |= fresh
         self.fresh |= fresh
         waited = time.monotonic() - self.since
@@ -200,7 +216,7 @@ class Kept:
 def _pooled(
     model: nn.Module,
     texts: Sequence[tuple[int, ...]],
-    absent: set[int],
+    kept: Kept,
     layer: int,
     pad_id: int,
     batch: int,
@@ -208,7 +224,7 @@ def _pooled(
 ) -> Iterator[tuple[list[int], list[Tensor]]]:
     """Mean-pooled states of the absent texts after a layer."""
     for places in _by_length(texts, batch):
-        if chosen := [number for number in places if number in absent]:
+        if chosen := kept.chosen(places):
             ids, mask = _padded(model, [texts[n] for n in chosen], pad_id)
             with capture(model, layer) as states:
                 last_hidden(model, ids, mask)
@@ -219,7 +235,7 @@ def _pooled(
 def _read(
     model: nn.Module,
     rows: Sequence[tuple[tuple[tuple[int, ...], tuple[int, ...]], str]],
-    absent: set[int],
+    kept: Kept,
     pad_id: int,
     batch: int,
     fork: bool,
@@ -234,7 +250,7 @@ def _read(
     for group, shared in groups(prompts, [language for _, language in rows], fork):
         prefix: DynamicCache | None = None
         for places in _by_length([rows[n][0][0] + rows[n][0][1] for n in group], batch):
-            chosen = [group[place] for place in places if group[place] in absent]
+            chosen = kept.chosen([group[place] for place in places])
             if not chosen:
                 continue
             if shared and prefix is None:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset, SequentialSampler
@@ -31,7 +32,7 @@ from isogloss.distill.topk import TopK
 from isogloss.errors import ConfigError
 from isogloss.files import write_lines
 from isogloss.languages import SOURCE
-from isogloss.model import capture, causal_of, decoder_of, head, last_hidden, mean_pool
+from isogloss.model import capture, causal_of, decoder_of, head, last_hidden, mean_pool, parts_of
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.nodes import Tree
 
@@ -334,15 +335,18 @@ class ResponseTrainer(Trainer):
             "experts" in n for n, _ in model.named_modules()
         )
         twins = twins_of(kwargs["train_dataset"].samples)
+        objective = Objective(model, carrier, None if twins is None else twins.to(args.device))
+        # What lies in parts is not DDP's to compare and to bring together.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, parts_of(objective))
         super().__init__(
-            model=Objective(model, carrier, None if twins is None else twins.to(args.device)),
+            model=objective,
             data_collator=lambda samples: {"batch": collate(samples, pad_id)},
             **kwargs,
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ConfigError(
-                "FSDP and DeepSpeed are not served; start with examples/accelerate/ddp.yaml, and for a "
-                "large model set four_bit"
+                "accelerate's FSDP and DeepSpeed are not served; start with examples/accelerate/ddp.yaml, "
+                "and for a large model set shard or four_bit"
             )
         self.remove_callback(PrinterCallback)
         self.weights, self.carrier, self.level_dropout = weights, carrier, level_dropout

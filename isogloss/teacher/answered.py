@@ -32,9 +32,11 @@ class Answers:
         """The answer; None: there is none yet."""
         return self.given.get((id, asked))
 
-    def keep(self, new: Mapping[tuple[str, str], Any]) -> None:
-        """Add answers to the file, which is replaced whole."""
+    def keep(self, new: Mapping[tuple[str, str], Any], *, write: bool = True) -> None:
+        """Add answers, and to the file too, which is replaced whole."""
         self.given.update(new)
+        if not write:
+            return
         write_lines(
             self.file, [{"id": id, "asked": asked, "answer": one} for (id, asked), one in self.given.items()]
         )
