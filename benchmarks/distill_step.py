@@ -5,8 +5,9 @@
 Every contender runs in a process of its own on the same random model, ids and LoRA targets: one step to warm
 up, then `--steps` that are timed. Peers get what their interface asks for; all of them read a teacher prompt
 no longer than the student's, ours one twice as long. `floor_s` is what the contender's FLOPs cost at the rate
-of a large bfloat16 product measured in the same run. With a GPU everything runs on it, W1 at 32 rows besides,
-and the peak of its own memory is measured.
+of a large product of the same type measured in the same run. With a GPU everything runs on it, W1 at 32 rows
+besides, and the peak of its own memory is measured. `--dtype float32` is for processors that do not multiply
+bfloat16, for all contenders.
 """
 
 import argparse
@@ -68,6 +69,8 @@ WORKLOADS = {
     "W3-101": Workload(SMALL, 32, 48, 96, 16, languages=101),
 }  # fmt: skip
 TOP_K = 64
+DTYPE = getattr(torch, os.environ.get("STEP_DTYPE", "bfloat16"))
+"""Of weights and activations; `--dtype` sets it in the contenders' processes."""
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 
@@ -98,7 +101,7 @@ def model_of(work: Workload) -> nn.Module:
     kind = dict(work.model)
     config = AutoConfig.for_model(kind.pop("model_type"), **kind)
     attention = None if GPU else "eager"  # as the package loads models
-    made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention)
+    made = AutoModelForCausalLM.from_config(config, dtype=DTYPE, attn_implementation=attention)
     return made.to(DEVICE)
 
 
@@ -437,15 +440,15 @@ def one(contender: str, workload: str, steps: int) -> dict:
     return {
         "workload": workload, "contender": contender, "median_s": median(timed), "p20_s": fifths[0],
         "p80_s": fifths[-1], "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "trained_tokens": work.rows * work.response, "flops": flops,
+        "trained_tokens": work.rows * work.response, "flops": flops, "dtype": str(DTYPE).split(".")[-1],
         "peak_device_bytes": torch.cuda.max_memory_allocated() if GPU else None,
     }  # fmt: skip
 
 
-def rate() -> float:
-    """FLOP a second of a large bfloat16 product, best of five."""
+def rate(dtype: torch.dtype) -> float:
+    """FLOP a second of a large product, best of five."""
     size = 8192 if GPU else 2048
-    a = torch.randn(size, size, device=DEVICE).bfloat16()
+    a = torch.randn(size, size, device=DEVICE, dtype=dtype)
     times = []
     for _ in range(5):
         began = now()
@@ -459,13 +462,14 @@ def main() -> None:
     parser.add_argument("--workload", action="append", choices=WORKLOADS)
     parser.add_argument("--contender", action="append", choices=CONTENDERS)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.inside:
         print(json.dumps(one(asked.contender[0], asked.workload[0], asked.steps)))
         return
-    speed, rows = rate(), []
+    speed, rows = rate(getattr(torch, asked.dtype)), []
     about = {name: version(name) for name in ("torch", "transformers", "peft", "trl", "isogloss")}
     about |= {
         "processor": processor(),
@@ -477,7 +481,10 @@ def main() -> None:
         for contender in asked.contender or (SCALING if workload.startswith("W3") else CONTENDERS):
             command = [sys.executable, __file__, "--inside", "--workload", workload, "--contender", contender]
             command += ["--steps", str(asked.steps)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False,
+                env=os.environ | {"STEP_DTYPE": asked.dtype},
+            )  # fmt: skip
             if done.returncode:
                 print(f"{workload} {contender}: failed\n{done.stderr[-2000:]}", file=sys.stderr)
                 continue

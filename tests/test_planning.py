@@ -153,7 +153,7 @@ def test_a_step_without_storage_holds_what_a_real_one_holds(five, student):
         other = student(qwen3(), five, filled=False)
     found = planning.step_bytes(other.model, rows, Weights(), other)
     assert found == pytest.approx(alive.most, rel=1e-2)
-    assert found > 300_000
+    assert found > 250_000
 
 
 # --- operations

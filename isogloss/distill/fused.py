@@ -4,6 +4,10 @@ The head does not learn, so nothing is wanted of its logits but one gradient wit
 it reads. It has a closed form and is found in forward, while a chunk's logits are there: tokens × vocabulary
 is never held beyond a chunk, nothing is computed twice, and backward multiplies [tokens, hidden] by a number.
 Equal to the functions of `losses` on whole logits.
+
+Cross-entropy, and a divergence on top-k, set apart a few tokens: the response's own and those that are kept.
+The slopes of all others are as q: one product of q with the head, times a number a token, to which the few
+are added from their own rows of the head.
 Letters: T response tokens, V vocabulary, z logits, q student, p teacher, τ temperature.
 """
 
@@ -15,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from isogloss.distill.losses import log_softmax, outcomes_of, wide
 from isogloss.distill.topk import TopK
@@ -49,22 +54,34 @@ class Head:
         else:
             # A processor's product is summed wide and rounded at its end: a second one finds what that took.
             rounded = hidden @ weight.T
-            z = rounded.float() + torch.addmm(rounded, hidden, weight.T, beta=-1).float()
+            z = rounded.float().add_(torch.addmm(rounded, hidden, weight.T, beta=-1))
             with torch.no_grad():
                 announce(self.linear, hidden)
         z = z if self.linear.bias is None else z + self.linear.bias
         z = z if self.scale == 1.0 else z * self.scale
         return z if self.cap is None else torch.tanh(z / self.cap) * self.cap
 
+    def bend(self, logits: Float[Tensor, "tokens any"]) -> Tensor | float:
+        """Derivative of the capping at some logits."""
+        return 1.0 if self.cap is None else 1 - (logits / self.cap).square()
+
     def back(
-        self, slope: Float[Tensor, "tokens vocab"], logits: Float[Tensor, "tokens vocab"]
+        self, slope: Float[Tensor, "tokens vocab"], bend: Tensor | float
     ) -> Float[Tensor, "tokens hidden"]:
         """The gradient with respect to the states, from that with respect to the logits, which is used up."""
-        if self.cap is not None:
-            slope *= 1 - (logits / self.cap).square()
-        if self.scale != 1.0:
-            slope *= self.scale
-        return slope.to(self.linear.weight.dtype) @ self.linear.weight
+        slope = slope if isinstance(bend, float) else slope.mul_(bend)
+        back = slope.to(self.linear.weight.dtype) @ self.linear.weight
+        return back if self.scale == 1.0 else back * self.scale
+
+    def back_some(
+        self,
+        slope: Float[Tensor, "tokens some"],
+        bend: Tensor | float,
+        ids: Int[Tensor, "tokens some"],
+    ) -> Float[Tensor, "tokens hidden"]:
+        """As `back`, of some tokens' logits alone."""
+        weight, each = self.linear.weight, slope * bend * self.scale
+        return F.embedding_bag(ids, weight, mode="sum", per_sample_weights=each.to(weight.dtype))
 
 
 def announce(linear: nn.Linear, hidden: Tensor) -> None:
@@ -105,7 +122,7 @@ def scored(
     divergence: Divergence = "forward",
     beta: float = 0.5,
     temperature: float = 1.0,
-    learned: tuple[bool, bool] = (True, True),
+    weights: tuple[float, float] = (1.0, 1.0),
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Cross-entropy and divergence, sums over tokens in nats, as `losses` has them; 0 what is not asked for.
 
@@ -114,16 +131,19 @@ def scored(
         size: Tokens whose logits are held at a time.
         response: The tokens of the cross-entropy.
         teacher: The teacher's states under the same head, or what was kept of its distribution.
-        learned: Of which of the two a gradient is wanted; each costs one product with the head.
+        weights: How much either will count in what is differentiated, up to a common factor, so that one
+            product gives the gradient of both; nothing is learned of one that has 0.
 
     Raises:
         ValueError: As the divergences of `losses`.
+        RuntimeError: In backward, where the two count in another ratio.
     """
     if divergence == "jensen_shannon" and not 0.0 < beta < 1.0:
         raise ValueError(
             f"beta is {beta}; it must lie between 0 and 1; at the ends use forward_kl or reverse_kl"
         )
-    how = _How(head, size, divergence, beta, temperature, learned)
+    weights = weights[0] if response is not None else 0.0, weights[1] if teacher is not None else 0.0
+    how = _How(head, size, divergence, beta, temperature, weights)
     return _Scored.apply(hidden, response, teacher, how)  # type: ignore[return-value]
 
 
@@ -134,7 +154,11 @@ class _How:
     divergence: Divergence
     beta: float
     temperature: float
-    learned: tuple[bool, bool]
+    weights: tuple[float, float]
+
+
+Scores = tuple[Tensor | float, Tensor | float, Tensor | None]
+"""Cross-entropy, divergence, and the gradient of what they add up to."""
 
 
 class _Scored(torch.autograd.Function):
@@ -142,86 +166,110 @@ class _Scored(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, response: Tensor | None, teacher: Tensor | TopK | None, how: _How
     ) -> tuple[Tensor, Tensor]:
-        asked = [response is not None, teacher is not None]
-        learns = [ctx.needs_input_grad[0] and a and b for a, b in zip(asked, how.learned, strict=True)]
-        states = hidden.detach()
-        gradients = [torch.empty_like(states) if one else None for one in learns]
+        learn = ctx.needs_input_grad[0] and any(how.weights)
+        states, ctx.weights = hidden.detach(), how.weights
+        gradient = torch.empty_like(states) if learn else None
         sums = torch.zeros(2, dtype=wide(states[:0]).dtype, device=states.device)
         for start in range(0, len(states), how.size):
             part = slice(start, start + how.size)
             # Nothing here requires a gradient; a meter on the head sees that one is found.
-            with torch.set_grad_enabled(any(learns)):
+            with torch.set_grad_enabled(learn):
                 z = how.head.logits(states[part])
-            log_q = log_softmax(z, 1.0) if response is not None or how.temperature == 1 else None
-            if response is not None and log_q is not None:
-                value, slope = _cross_entropy(log_q, response[part], learns[0])
-                sums[0] += value
-                if slope is not None:
-                    gradients[0][part] = how.head.back(slope, z)  # type: ignore[index]
-            if teacher is not None:
-                said = teacher[part]
-                said = said if isinstance(said, TopK) else how.head.logits(said)
-                value, slope = _divergence(z, log_q, said, how, learns[1])
-                sums[1] += value
-                if slope is not None:
-                    gradients[1][part] = how.head.back(slope, z)  # type: ignore[index]
-        ctx.save_for_backward(*gradients)
+            own = None if response is None else response[part]
+            said = None if teacher is None else teacher[part]
+            if isinstance(said, TopK) and said.ids.shape[1] == z.shape[1]:
+                said = torch.empty_like(z).scatter_(1, said.ids.long(), said.logprobs.to(z))
+            elif isinstance(said, Tensor):
+                said = how.head.logits(said)
+            score = _all if isinstance(said, Tensor) else _few
+            ce, kl, found = score(z, own, said, how, learn)
+            sums[0] += ce
+            sums[1] += kl
+            if gradient is not None:
+                gradient[part] = found
+        ctx.save_for_backward(gradient)
         return sums[0].clone(), sums[1].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple:
-        parts = [
-            gradient * factor.to(gradient.dtype)
-            for gradient, factor in zip(ctx.saved_tensors, outer, strict=True)
-            if gradient is not None
-        ]
-        return (sum(parts[1:], parts[0]) if parts else None), None, None, None
+        (gradient,) = ctx.saved_tensors
+        if gradient is None:
+            return None, None, None, None
+        factor, *other = [one / weight for one, weight in zip(outer, ctx.weights, strict=True) if weight]
+        if other and not factor.is_meta and not torch.isclose(factor, other[0], rtol=1e-4):
+            raise RuntimeError(f"cross-entropy and divergence count otherwise than {ctx.weights}")
+        return gradient * factor.to(gradient.dtype), None, None, None
 
 
-def _cross_entropy(log_q: Tensor, response: Tensor, learn: bool) -> tuple[Tensor, Tensor | None]:
-    """-Σ ln q(response), and its slope q - 1[response] on the logits."""
-    own = response[:, None]
-    value = -log_q.gather(1, own).sum()
-    if not learn:
-        return value, None
-    slope = log_q.exp()
-    return value, slope.scatter_add_(1, own, torch.full_like(slope[:, :1], -1.0))
+def _few(z: Tensor, response: Tensor | None, top: TopK | None, how: _How, learn: bool) -> Scores:
+    """Of the response's own tokens and of those that a teacher kept; all others have a slope like q's.
 
-
-def _divergence(
-    z: Tensor, log_q: Tensor | None, teacher: Tensor | TopK, how: _How, learn: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The divergence times τ², and its slope on the logits.
-
-    With a = ∂D/∂ln q of each outcome, a token of its own outcome has the slope a - q Σa, and one of the rest
-    a(rest) · q/q(rest) - q Σa.
+    With a = ∂D/∂ln q of each outcome, a kept token has the slope a - q Σa and one of the rest
+    (a(rest)/q(rest) - Σa) q; cross-entropy's slope is q, less 1 for the response's own token.
     """
-    tau = how.temperature
-    if log_q is None or tau != 1:
-        log_q = log_softmax(z, tau)
-    ours, theirs = outcomes_of(log_q, teacher, tau)
+    if top is not None and how.temperature != 1:
+        outcomes_of(z, top, how.temperature)  # refuses it
+    none = torch.empty(len(z), 0, dtype=torch.long, device=z.device)
+    ids = none if top is None else top.ids.long()
+    own = none if response is None else response[:, None]
+    few, kept = torch.cat([ids, own], 1), ids.shape[1]
+    # The response's own token may stand among those kept: then its last place is empty.
+    there = torch.ones_like(few, dtype=torch.bool)
+    if top is not None and response is not None:
+        there[:, kept:] = (ids != own).all(1, keepdim=True)
+    bends = how.head.bend(z), how.head.bend(z.gather(1, few))
+    # In place z becomes the others' exp(z - max): a number a token makes q of it.
+    logits = z.gather(1, few) - (highest := z.amax(1, keepdim=True))
+    others = z.sub_(highest).exp_().scatter_(1, few, 0.0)
+    some, rest = logits.exp() * there, others.sum(1, keepdim=True)
+    total = some.sum(1, keepdim=True) + rest
+    some, rest, logits = some / total, rest / total, logits - total.log()
+    (w_ce, w_kl), tiny = how.weights, torch.finfo(z.dtype).tiny
+    ce, kl, factor, slope = 0.0, 0.0, torch.full_like(total, w_ce), w_ce * some
+    if response is not None:
+        ce = -logits[:, kept:].sum()
+        slope -= w_ce * ((few == own) & there)
+    if top is not None:
+        rest = (rest + some[:, kept:].sum(1, keepdim=True)).clamp(min=tiny)
+        ours = torch.cat([logits[:, :kept], rest.log()], 1)
+        kl, a = _outcomes(ours, torch.cat([wide(top.logprobs), wide(top.rest)[:, None]], 1), how)
+        like_q, a = -a.sum(1, keepdim=True), torch.cat([a[:, :kept], a[:, kept:] / rest], 1)
+        factor = factor + w_kl * (like_q + a[:, kept:])
+        slope += w_kl * like_q * some
+        slope += w_kl * torch.cat([a[:, :kept], a[:, kept:] * some[:, kept:]], 1)
+    if not learn:
+        return ce, kl, None
+    most = how.head.back(others, bends[0]) * (factor / total)
+    return ce, kl, most + how.head.back_some(slope, bends[1], few)
+
+
+def _all(z: Tensor, response: Tensor | None, teacher: Tensor, how: _How, learn: bool) -> Scores:
+    """Of all tokens; at a temperature the divergence is times τ², and its slope (a - q Σa) τ."""
+    tau, (w_ce, w_kl), ce = how.temperature, how.weights, 0.0
+    ours, theirs = log_softmax(z, tau), log_softmax(teacher, tau)
+    if response is not None:
+        ce = F.nll_loss(ours if tau == 1 else log_softmax(z, 1.0), response, reduction="sum")
+    kl, a = _outcomes(ours, theirs, how)
+    if not learn:
+        return ce, kl * tau**2, None
+    factor = -w_kl * tau * a.sum(1, keepdim=True)
+    slope = ours.exp_().mul_(factor + w_ce if tau == 1 else factor).add_(a, alpha=w_kl * tau)
+    if w_ce and response is not None:
+        if tau != 1:
+            slope.add_(z.softmax(1), alpha=w_ce)
+        slope[torch.arange(len(z), device=z.device), response] -= w_ce
+    return ce, kl * tau**2, how.head.back(slope, how.head.bend(z))
+
+
+def _outcomes(ours: Tensor, theirs: Tensor, how: _How) -> tuple[Tensor, Tensor]:
+    """The divergence of log-probabilities over outcomes, and its derivative by `ours`; uses `theirs` up."""
     if how.divergence == "forward":
         p = theirs.exp()
-        value, a = (p * (theirs - ours)).sum(), p.neg_()
-    elif how.divergence == "reverse":
-        a = ours.exp() * (ours - theirs)
-        value = a.sum()
-    else:
-        middle = torch.logaddexp(theirs + math.log(how.beta), ours + math.log1p(-how.beta))
-        a = (1 - how.beta) * ours.exp() * (ours - middle)
-        value = a.sum() + how.beta * (theirs.exp() * (theirs - middle)).sum()
-    value = value * tau**2
-    if not learn:
-        return value, None
-    total = a.sum(1, keepdim=True)
-    slope = log_q.exp().mul_(-total)
-    if isinstance(teacher, TopK):
-        ids = teacher.ids.long()
-        kept = ids.shape[1]
-        if a.shape[1] > kept:
-            slope += a[:, kept:] * (log_q.scatter(1, ids, -math.inf) - ours[:, kept:]).exp_()
-        slope.scatter_add_(1, ids, a[:, :kept].contiguous())
-    else:
-        slope += a
-    return value, slope.mul_(tau)
+        return theirs.sub_(ours).mul_(p).sum(), p.neg_()
+    if how.divergence == "reverse":
+        a = ours.exp().mul_(theirs.neg_().add_(ours))
+        return a.sum(), a
+    middle = torch.logaddexp(theirs + math.log(how.beta), ours + math.log1p(-how.beta))
+    a = (1 - how.beta) * ours.exp() * (ours - middle)
+    return a.sum() + how.beta * (theirs.exp() * (theirs - middle)).sum(), a

@@ -202,7 +202,8 @@ def log_softmax(logits: Float[Tensor, "tokens vocab"], temperature: float) -> Fl
     """
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature is {temperature}; it must be a finite number above 0")
-    return F.log_softmax(wide(logits) / temperature, dim=-1)
+    logits = wide(logits)
+    return F.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
 
 
 def wide(values: Tensor) -> Tensor:

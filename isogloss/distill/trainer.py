@@ -182,15 +182,15 @@ def batch_losses(
     taught = ~batch.retained
     divided = batch.teacher is not None and bool(weights.kl)
     heard = taught & batch.scored if divided else taught
-    learned = bool(weights.ce), True
     ce, kl = _sums(
         model, answers[heard], batch.response[heard], _said(batch, heard) if divided else None,
-        weights.divergence, weights.temperature, learned,
+        weights.divergence, weights.temperature, (weights.ce, weights.kl),
     )  # fmt: skip
     parts = {"ce": ce} | ({"kl": kl} if divided else {})
     unheard = taught & ~heard
     if unheard.any():
-        parts["ce"] = ce + _sums(model, answers[unheard], batch.response[unheard], None, learned=learned)[0]
+        alone = _sums(model, answers[unheard], batch.response[unheard], None, weighed=(weights.ce, 0.0))
+        parts["ce"] = ce + alone[0]
     if batch.retained.any():
         kept = batch.retained
         parts["retain"] = _sums(model, answers[kept], None, _said(batch, kept))[1]
@@ -213,7 +213,7 @@ def _sums(
     teacher: Tensor | TopK | None,
     divergence: fused.Divergence = "forward",
     temperature: float = 1.0,
-    learned: tuple[bool, bool] = (True, True),
+    weighed: tuple[float, float] = (1.0, 1.0),
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy and divergence of some response tokens, sums in nats; 0 what is not asked for."""
     if not isinstance(teacher, TopK | None):
@@ -222,7 +222,7 @@ def _sums(
     if fixed is not None:
         return fused.scored(
             hidden, fixed, size=size, response=response, teacher=teacher, divergence=divergence,
-            temperature=temperature, learned=learned,
+            temperature=temperature, weights=weighed,
         )  # fmt: skip
 
     def score(hidden: Tensor, *given: Any) -> Tensor:

@@ -48,7 +48,7 @@ def test_dense_losses_and_gradients_equal_the_plain_form(divergence, kind, tempe
         if fused:
             ce, kl = scored(
                 states, head, size=size, response=response, teacher=teacher, divergence=divergence,
-                temperature=temperature,
+                temperature=temperature, weights=(1.4, 2.6),
             )  # fmt: skip
         else:
             z = dense(head, states)
@@ -62,34 +62,47 @@ def test_dense_losses_and_gradients_equal_the_plain_form(divergence, kind, tempe
 @pytest.mark.parametrize("divergence", PLAIN)
 @pytest.mark.parametrize("k", [1, 8, 40, 41])
 @pytest.mark.parametrize("kind", HEADS)
-def test_top_k_losses_and_gradients_equal_the_plain_form(divergence, k, kind):
-    """The rest's slope is shared out among the tokens in it as the student shares its own rest."""
+@pytest.mark.parametrize("weights", [(0.7, 1.3), (0, 1)])
+def test_top_k_losses_and_gradients_equal_the_plain_form(divergence, k, kind, weights):
+    """The rest's slope is shared out among the tokens in it as the student shares its own rest.
+
+    The response's own token stands there, or among those kept, or is not asked for.
+    """
     scale, cap = HEADS[kind]
-    head, hidden, teacher, _ = made(scale=scale, cap=cap)
+    head, hidden, teacher, response = made(scale=scale, cap=cap)
     said = TopK.of(dense(head, teacher), k)
     found = []
     for fused in (True, False):
         states = hidden.clone().requires_grad_()
         if fused:
-            kl = scored(states, head, size=7, teacher=said, divergence=divergence)[1]
+            ce, kl = scored(
+                states, head, size=7, response=response if weights[0] else None, teacher=said,
+                divergence=divergence, weights=weights,
+            )  # fmt: skip
         else:
-            kl = PLAIN[divergence](dense(head, states), said)
-        kl.backward()
-        found.append((kl.detach(), states.grad))
+            z = dense(head, states)
+            ce = losses.cross_entropy(z, response) if weights[0] else z.new_zeros(())
+            kl = PLAIN[divergence](z, said)
+        (weights[0] * ce + weights[1] * kl).backward()
+        found.append((ce.detach(), kl.detach(), states.grad))
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("divergence", PLAIN)
 @pytest.mark.parametrize("k", [None, 2])
 def test_gradients_are_those_of_finite_differences(divergence, k):
-    """gradcheck in float64 through scale and cap, both parts at once."""
+    """gradcheck in float64 through scale and cap, both parts at once, weighed as was said."""
     head, hidden, teacher, response = made(3, 4, 6, dtype=torch.float64, scale=0.5, cap=4.0)
     if k is not None:
         top = dense(head, teacher).log_softmax(-1).topk(k)
         teacher = TopK(top.indices, top.values)
 
     def both(states):
-        return scored(states, head, size=2, response=response, teacher=teacher, divergence=divergence)
+        ce, kl = scored(
+            states, head, size=2, response=response, teacher=teacher, divergence=divergence,
+            weights=(0.7, 1.3),
+        )  # fmt: skip
+        return 0.7 * ce + 1.3 * kl
 
     assert torch.autograd.gradcheck(both, [hidden.requires_grad_()])
 
@@ -137,13 +150,31 @@ def test_what_is_not_learned_is_told_and_does_not_pull():
     head, hidden, teacher, response = made()
     both = scored(hidden, head, size=5, response=response, teacher=teacher)
     states = hidden.clone().requires_grad_()
-    ce, kl = scored(states, head, size=5, response=response, teacher=teacher, learned=(False, True))
+    ce, kl = scored(states, head, size=5, response=response, teacher=teacher, weights=(0, 1))
     assert (ce.item(), kl.item()) == (both[0].item(), both[1].item())
     (5 * ce + kl).backward()
     alone = hidden.clone().requires_grad_()
     scored(alone, head, size=5, teacher=teacher)[1].backward()
     assert torch.equal(states.grad, alone.grad)
     assert scored(hidden, head, size=5)[0].item() == 0.0
+
+
+def test_parts_that_count_otherwise_than_was_said_are_refused():
+    """One gradient was found for both."""
+    head, hidden, teacher, response = made()
+    ce, kl = scored(hidden.requires_grad_(), head, size=5, response=response, teacher=teacher, weights=(1, 2))
+    with pytest.raises(RuntimeError, match=r"cross-entropy and divergence count otherwise than \(1, 2\)"):
+        (ce + kl).backward()
+
+
+def test_a_rest_that_the_student_rules_out_leaves_numbers():
+    """Logits 400 nats apart, where the teacher gives the rest a tenth."""
+    head, hidden, _, response = made()
+    said = TopK(response[:, None].int(), torch.full((23, 1), 0.9).log())
+    states = (hidden * 0 + 100 * head.linear.weight[response]).requires_grad_()
+    ce, kl = scored(states, head, size=5, response=response, teacher=said)
+    (ce + kl).backward()
+    assert kl.isfinite() and states.grad.isfinite().all() and kl > 100
 
 
 def test_no_tokens_give_zero():
