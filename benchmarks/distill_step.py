@@ -251,7 +251,10 @@ def trl_gkd(work: Workload, steps: int) -> tuple[list[float], float]:
     with tempfile.TemporaryDirectory() as folder:
         trainer = GKDTrainer(
             model=model, teacher_model=teacher, peft_config=lora(work), callbacks=[clock],
-            args=GKDConfig(**arguments(folder, steps, work), lmbda=0.0, beta=0.0, temperature=1.0),
+            args=GKDConfig(
+                **arguments(folder, steps, work), lmbda=0.0, beta=0.0, temperature=1.0,
+                bf16=DTYPE.itemsize == 2,  # its default, whatever the weights' type
+            ),
             train_dataset=Dataset.from_list([{"number": n} for n in range(work.rows * steps)]),
             data_collator=lambda rows: {name: value.clone() for name, value in batch.items()},
             processing_class=AutoTokenizer.from_pretrained(model_folder("demo")),
