@@ -181,11 +181,13 @@ class _Scored(torch.autograd.Function):
                 said = torch.empty_like(z).scatter_(1, said.ids.long(), said.logprobs.to(z))
             elif isinstance(said, Tensor):
                 said = how.head.logits(said)
-            score = _all if isinstance(said, Tensor) else _few
-            ce, kl, found = score(z, own, said, how, learn)
+            if isinstance(said, Tensor):
+                ce, kl, found = _all(z, own, said, how, learn)
+            else:
+                ce, kl, found = _few(z, own, said, how, learn)
             sums[0] += ce
             sums[1] += kl
-            if gradient is not None:
+            if gradient is not None and found is not None:
                 gradient[part] = found
         ctx.save_for_backward(gradient)
         return sums[0].clone(), sums[1].clone()
