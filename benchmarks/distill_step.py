@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median, quantiles
@@ -47,6 +47,8 @@ class Workload:
     rank: int = 16
     languages: int = 4
     """In the tree; rows take turns in as many of them as there are rows."""
+    dtype: torch.dtype = torch.bfloat16
+    """Of weights and activations."""
 
 
 SMALL = {
@@ -69,8 +71,6 @@ WORKLOADS = {
     "W3-101": Workload(SMALL, 32, 48, 96, 16, languages=101),
 }  # fmt: skip
 TOP_K = 64
-DTYPE = getattr(torch, os.environ.get("STEP_DTYPE", "bfloat16"))
-"""Of weights and activations; `--dtype` sets it in the contenders' processes."""
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 
@@ -101,7 +101,7 @@ def model_of(work: Workload) -> nn.Module:
     kind = dict(work.model)
     config = AutoConfig.for_model(kind.pop("model_type"), **kind)
     attention = None if GPU else "eager"  # as the package loads models
-    made = AutoModelForCausalLM.from_config(config, dtype=DTYPE, attn_implementation=attention)
+    made = AutoModelForCausalLM.from_config(config, dtype=work.dtype, attn_implementation=attention)
     return made.to(DEVICE)
 
 
@@ -253,7 +253,7 @@ def trl_gkd(work: Workload, steps: int) -> tuple[list[float], float]:
             model=model, teacher_model=teacher, peft_config=lora(work), callbacks=[clock],
             args=GKDConfig(
                 **arguments(folder, steps, work), lmbda=0.0, beta=0.0, temperature=1.0,
-                bf16=DTYPE.itemsize == 2,  # its default, whatever the weights' type
+                bf16=work.dtype == torch.bfloat16,  # its default, whatever the weights' type
             ),
             train_dataset=Dataset.from_list([{"number": n} for n in range(work.rows * steps)]),
             data_collator=lambda rows: {name: value.clone() for name, value in batch.items()},
@@ -434,16 +434,16 @@ SCALING = ("isogloss-hidden",)
 """Who shows how cost grows with the number of languages."""
 
 
-def one(contender: str, workload: str, steps: int) -> dict:
+def one(contender: str, workload: str, steps: int, dtype: str) -> dict:
     """A contender's row, in this process."""
-    work = WORKLOADS[workload]
+    work = replace(WORKLOADS[workload], dtype=getattr(torch, dtype))
     seconds, flops = CONTENDERS[contender](work, steps + 1)
     timed = seconds[1:]
     fifths = quantiles(timed, n=5) if len(timed) > 1 else [timed[0]] * 4
     return {
         "workload": workload, "contender": contender, "median_s": median(timed), "p20_s": fifths[0],
         "p80_s": fifths[-1], "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "trained_tokens": work.rows * work.response, "flops": flops, "dtype": str(DTYPE).split(".")[-1],
+        "trained_tokens": work.rows * work.response, "flops": flops, "dtype": dtype,
         "peak_device_bytes": torch.cuda.max_memory_allocated() if GPU else None,
     }  # fmt: skip
 
@@ -470,7 +470,7 @@ def main() -> None:
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.inside:
-        print(json.dumps(one(asked.contender[0], asked.workload[0], asked.steps)))
+        print(json.dumps(one(asked.contender[0], asked.workload[0], asked.steps, asked.dtype)))
         return
     speed, rows = rate(getattr(torch, asked.dtype)), []
     about = {name: version(name) for name in ("torch", "transformers", "peft", "trl", "isogloss")}
@@ -483,11 +483,8 @@ def main() -> None:
     for workload in asked.workload or [name for name in WORKLOADS if GPU or name != "W1-32"]:
         for contender in asked.contender or (SCALING if workload.startswith("W3") else CONTENDERS):
             command = [sys.executable, __file__, "--inside", "--workload", workload, "--contender", contender]
-            command += ["--steps", str(asked.steps)]
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=False,
-                env=os.environ | {"STEP_DTYPE": asked.dtype},
-            )  # fmt: skip
+            command += ["--steps", str(asked.steps), "--dtype", asked.dtype]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 print(f"{workload} {contender}: failed\n{done.stderr[-2000:]}", file=sys.stderr)
                 continue

@@ -220,9 +220,10 @@ def _few(z: Tensor, response: Tensor | None, top: TopK | None, how: _How, learn:
     there = torch.ones_like(few, dtype=torch.bool)
     if top is not None and response is not None:
         there[:, kept:] = (ids != own).all(1, keepdim=True)
-    bends = how.head.bend(z), how.head.bend(z.gather(1, few))
+    logits, highest = z.gather(1, few), z.amax(1, keepdim=True)
+    bends = how.head.bend(z), how.head.bend(logits)
+    logits = logits - highest
     # In place z becomes the others' exp(z - max): a number a token makes q of it.
-    logits = z.gather(1, few) - (highest := z.amax(1, keepdim=True))
     others = z.sub_(highest).exp_().scatter_(1, few, 0.0)
     some, rest = logits.exp() * there, others.sum(1, keepdim=True)
     total = some.sum(1, keepdim=True) + rest
@@ -236,10 +237,10 @@ def _few(z: Tensor, response: Tensor | None, top: TopK | None, how: _How, learn:
         rest = (rest + some[:, kept:].sum(1, keepdim=True)).clamp(min=tiny)
         ours = torch.cat([logits[:, :kept], rest.log()], 1)
         kl, a = _outcomes(ours, torch.cat([wide(top.logprobs), wide(top.rest)[:, None]], 1), how)
-        like_q, a = -a.sum(1, keepdim=True), torch.cat([a[:, :kept], a[:, kept:] / rest], 1)
-        factor = factor + w_kl * (like_q + a[:, kept:])
-        slope += w_kl * like_q * some
-        slope += w_kl * torch.cat([a[:, :kept], a[:, kept:] * some[:, kept:]], 1)
+        all_q, rest_q = -a.sum(1, keepdim=True), a[:, kept:] / rest
+        factor = factor + w_kl * (all_q + rest_q)
+        own_a = torch.cat([a[:, :kept], rest_q * some[:, kept:]], 1)
+        slope += w_kl * (all_q * some + own_a)
     if not learn:
         return ce, kl, None
     most = how.head.back(others, bends[0]) * (factor / total)
