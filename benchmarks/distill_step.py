@@ -167,7 +167,13 @@ def rows_of(work: Workload) -> list["Row"]:
 
 
 def isogloss(
-    work: Workload, steps: int, *, kind: str = "hidden", live: bool = False, on_policy: bool = False
+    work: Workload,
+    steps: int,
+    *,
+    kind: str = "hidden",
+    live: bool = False,
+    on_policy: bool = False,
+    compile: bool = False,
 ) -> tuple[list[float], float]:
     """The package's own trainer on a tree of languages, a path as wide as the peers' LoRA."""
     from functools import partial
@@ -209,6 +215,7 @@ def isogloss(
     with tempfile.TemporaryDirectory() as folder:
         trainer = make(
             model=carrier.model, carrier=carrier, weights=Weights(1.0, 1.0, 1.0, layer=layer), pad_id=0,
+            compile=compile,
             train_dataset=Ordered(samples, list(range(work.rows)) * steps), callbacks=[clock],
             args=TrainingArguments(**arguments(folder, steps, work), remove_unused_columns=False),
         )  # fmt: skip
@@ -236,7 +243,7 @@ def batch_of(work: Workload) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
-def trl_gkd(work: Workload, steps: int) -> tuple[list[float], float]:
+def trl_gkd(work: Workload, steps: int, **more) -> tuple[list[float], float]:
     """trl's GKDTrainer, off-policy, forward divergence, a teacher that is a copy of the model."""
     from datasets import Dataset
     from transformers import AutoTokenizer
@@ -254,6 +261,7 @@ def trl_gkd(work: Workload, steps: int) -> tuple[list[float], float]:
             args=GKDConfig(
                 **arguments(folder, steps, work), lmbda=0.0, beta=0.0, temperature=1.0,
                 bf16=work.dtype == torch.bfloat16,  # its default, whatever the weights' type
+                **more,
             ),
             train_dataset=Dataset.from_list([{"number": n} for n in range(work.rows * steps)]),
             data_collator=lambda rows: {name: value.clone() for name, value in batch.items()},
@@ -419,11 +427,13 @@ def fused_loss(model, asked, labels, stored) -> Tensor:
 CONTENDERS = {
     "isogloss-cached": lambda work, steps: isogloss(work, steps, kind="top_k"),
     "isogloss-hidden": isogloss,
+    "isogloss-compiled": lambda work, steps: isogloss(work, steps, kind="top_k", compile=True),
     "isogloss-live": lambda work, steps: isogloss(work, steps, live=True),
     "isogloss-on-policy": lambda work, steps: isogloss(work, steps, on_policy=True),
     "trl-gkd": trl_gkd,
     "trl-sdft": trl_sdft,
     "trl-distillation": trl_distillation,
+    "trl-gkd-compiled": lambda work, steps: trl_gkd(work, steps, torch_compile=True),
     "distillkit-style": lambda work, steps: looped(work, steps, top_k_loss, teacher="stored"),
     "fused-loop": lambda work, steps: looped(work, steps, fused_loss, teacher="live"),
     "plain-loop": lambda work, steps: looped(work, steps, plain_loss, teacher="live"),
@@ -481,7 +491,8 @@ def main() -> None:
         "cores": os.cpu_count(),
     }
     for workload in asked.workload or [name for name in WORKLOADS if GPU or name != "W1-32"]:
-        for contender in asked.contender or (SCALING if workload.startswith("W3") else CONTENDERS):
+        every = [name for name in CONTENDERS if GPU or not name.endswith("compiled")]
+        for contender in asked.contender or (SCALING if workload.startswith("W3") else every):
             command = [sys.executable, __file__, "--inside", "--workload", workload, "--contender", contender]
             command += ["--steps", str(asked.steps), "--dtype", asked.dtype]
             done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -577,6 +577,9 @@ class Config(Settings):
     shard: bool = False
     """While adapters learn, each of several processes holds a part of the frozen model's layers, which come
     together as they are read."""
+    compile: bool = False
+    """While something learns, torch compiles the decoder's layers: a minute at first, then shorter steps and
+    less memory on a GPU."""
     data_root: Path | None = None
     """Folder of the real data sets; the environment variable ISOGLOSS_DATA if not given."""
     languages: Languages = Languages()
@@ -591,7 +594,14 @@ class Config(Settings):
     """What is measured before and after."""
 
     @model_validator(mode="after")
-    def _in_parts(self) -> "Config":
+    def _apart(self) -> "Config":
+        if self.compile:
+            if self.shard:
+                raise _refusal("shard", "must be false with compile, which wants a layer whole")
+            if self.distill.on_policy:
+                raise _refusal(
+                    "distill.on_policy", "must be 0 with compile: every length drawn has its shape"
+                )
         if self.shard:
             if self.four_bit:
                 raise _refusal("four_bit", "must be false with shard; each is there for a large model")

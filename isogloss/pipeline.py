@@ -338,6 +338,7 @@ def run_tune(run: Run) -> None:
         counts = tune(
             base, tokenizer, rows, settings, run.tuned,
             curve=run.curve, seed=run.config.seed, dtype=run.dtype, progress=_pausing(run, stage, progress),
+            compile=run.config.compile,
         )  # fmt: skip
     stage.tokens_forwarded += int(counts["tokens"])
     stage.tokens_backpropagated += int(counts["tokens"])
@@ -407,7 +408,7 @@ def train_carrier(
         carrier, rows, run.config.distill, pad_id=pad_id(run.tokenizer), seed=run.config.seed,
         work=work, curve=run.curve, cost=stage, bar=bar, say=run.watcher.say, tokenizer=run.tokenizer,
         cache=Cache(run.signals, teacher_of(carrier.model, run.tokenizer, before)),
-        scored=scored_elsewhere(run, rows, stage, bar),
+        scored=scored_elsewhere(run, rows, stage, bar), compile=run.config.compile,
     )  # fmt: skip
     if fingerprint(carrier.model) != before:
         raise RuntimeError("stage 2 changed the reference model's weights")

@@ -46,7 +46,15 @@ from isogloss.distill.trainer import Batch, Sample, Weights, batch_losses, chunk
 from isogloss.errors import ConfigError
 from isogloss.evaluate.suites import load_suite
 from isogloss.languages import SOURCE
-from isogloss.model import EMBEDDED, last_hidden, layers_of, load_tokenizer, model_folder, pick_dtype
+from isogloss.model import (
+    EMBEDDED,
+    last_hidden,
+    layers_of,
+    load_tokenizer,
+    model_folder,
+    pick_dtype,
+    thrifty_attention,
+)
 from isogloss.pipeline import Run, Watcher, foreseen_rows
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.nodes import Tree
@@ -350,19 +358,21 @@ def step_bytes(
     carrier: Carrier | None = None,
     *,
     twins: int = 0,
+    gpu: bool = False,
 ) -> int:
     """Most bytes that a micro-batch's forward, losses and backward hold at once, gradients included.
 
     Args:
         model: Without storage; for stage 2 the carrier's.
         twins: How many meanings there are in all.
+        gpu: It will be done on one.
     """
     batch = _without_storage(collate(samples, 0))
     every = twins_of(samples)
     if every is not None and twins > len(every):
         every = torch.empty(twins, every.shape[1], device="meta")
-    with Alive() as alive:
-        parts = batch_losses(model, batch, weights, carrier, every)
+    with Alive() as alive, thrifty_attention(model):
+        parts = batch_losses(model, batch, weights, carrier, every, gpu=gpu)
         loss: Any = sum(getattr(weights, name) * part for name, part in parts.items())
         loss.backward()
     model.zero_grad(set_to_none=True)
@@ -448,7 +458,7 @@ def tune_plan(work: Work) -> StagePlan:
         rows = [work.english[n] for n in numbers]
         width = max(lengths[n] for n in numbers)
         responses = sum(len(row.response) for row in rows)
-        again = 2 if responses > chunk_size(model) else 1
+        again = 2 if responses > chunk_size(model, machine.gpu) else 1
         _count(meter, len(rows), width, again * responses, backward=True, taught=responses)
         found.tokens_forwarded += sum(lengths[n] for n in numbers)
     found.tokens_backpropagated = found.tokens_forwarded
@@ -458,7 +468,7 @@ def tune_plan(work: Work) -> StagePlan:
         found.tokens_forwarded += 2 * sum(lengths)
     # Autocast holds copies beside what it leaves in float32: about a fifth less than float32 alone.
     step = max(
-        step_bytes(model, [Sample(work.english[n]) for n in numbers], Weights())
+        step_bytes(model, [Sample(work.english[n]) for n in numbers], Weights(), gpu=machine.gpu)
         for numbers in _largest(micro, lengths)
     )
     found.memory = {
@@ -571,7 +581,7 @@ def _distill_memory(
     for numbers in _largest(micro, lengths):
         samples = [_sample(rows[n], place, settings, hidden, work.dtype) for place, n in enumerate(numbers)]
         step = max(
-            step, step_bytes(model, samples, loss, carrier, twins=meanings)
+            step, step_bytes(model, samples, loss, carrier, twins=meanings, gpu=machine.gpu)
         )  # fmt: skip
     model.eval()
     carrier.off()

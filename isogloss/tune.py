@@ -97,6 +97,7 @@ def tune(
     seed: int,
     dtype: torch.dtype,
     progress: Progress,
+    compile: bool = False,
 ) -> dict[str, float]:
     """Train and write the reference model to `folder`, in `dtype`; returns the trainer's counts.
 
@@ -104,6 +105,7 @@ def tune(
 
     Args:
         base: In float32 where all of it is tuned; of what steps add to bfloat16 most is rounded away.
+        compile: As in `ResponseTrainer`.
     """
     work = folder.with_name(folder.name + ".work")
     lengths = [len(row.prompt) + len(row.response) for row in rows]
@@ -135,6 +137,7 @@ def tune(
         train_dataset=Ordered([Sample(row) for row in rows], order),
         weights=Weights(),
         pad_id=pad_id(tokenizer),
+        compile=compile,
     )  # fmt: skip
     train(trainer, Watch(curve, "tune", max(1, steps // 60), progress), work)
     if processes.is_main():

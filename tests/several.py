@@ -6,13 +6,14 @@ its samples and callback too.
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from isogloss import processes
+from isogloss import distill, processes
 from isogloss.data.chat import Encoded
 from isogloss.distill.signal import Signal
 from isogloss.distill.trainer import (
@@ -24,7 +25,7 @@ from isogloss.distill.trainer import (
     train,
     training_arguments,
 )
-from isogloss.model import in_parts, layers_of
+from isogloss.model import compiled, in_parts, layers_of
 from isogloss.tree.lora import TreeLora
 from isogloss.tree.nodes import build_tree
 
@@ -65,8 +66,12 @@ def job(
     hidden: float = 0.0,
     stop: int | None = None,
     shard: bool = False,
+    backend: str = "",
 ) -> None:
-    """Train the folder's model on its samples; `stop` is the step at which all processes are killed."""
+    """Train the folder's model on its samples.
+
+    `stop` is the step at which all processes are killed, `backend` torch's that compiles the layers.
+    """
     samples = torch.load(folder / "samples.pt", weights_only=False)
     model = AutoModelForCausalLM.from_pretrained(folder / "model", attn_implementation="eager")
     if shard:
@@ -90,7 +95,7 @@ def job(
     order = [(number * 3 + number // 8) % len(samples) for number in range(STEPS * BATCH)]
     trainer = ResponseTrainer(
         model=model, carrier=carrier, args=arguments, train_dataset=Ordered(samples, order), weights=weights,
-        pad_id=0,
+        pad_id=0, compile=bool(backend),
     )  # fmt: skip
     kept = Gradients()
     trainer.add_callback(kept)
@@ -99,11 +104,20 @@ def job(
         if done == stop:
             raise SystemExit(9)
 
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    distill.trainer.compiled = partial(compiled, backend=backend)
     train(trainer, Watch(out / "curve.jsonl", "test", 1, progress), out / "work")
     if processes.is_main():
         learned = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
         torch.save({"gradients": kept.steps, "weights": learned}, out / "found.pt")
         (out / "counts.json").write_text(json.dumps(trainer.counts))
+        seen = torch._dynamo.utils.counters
+        about = {
+            "graphs": seen["stats"]["unique_graphs"], "breaks": list(seen["graph_break"]),
+            "plain": all(layer._compiled_call_impl is None for layer in layers_of(model)),
+        }  # fmt: skip
+        (out / "compiled.json").write_text(json.dumps(about))
 
 
 if __name__ == "__main__":

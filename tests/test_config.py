@@ -125,6 +125,14 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
             "run.yaml:4: distill.on_policy must be 0 with shard: processes draw responses of unlike lengths",
         ),
         (
+            "compile: true\nshard: true\ntune: {method: lora}",
+            "run.yaml:2: shard must be false with compile, which wants a layer whole",
+        ),
+        (
+            "compile: true\ndistill:\n  on_policy: 0.5\n  kl: 1",
+            "run.yaml:3: distill.on_policy must be 0 with compile: every length drawn has its shape",
+        ),
+        (
             "evaluate: {suites: demo}",
             'run.yaml:1: evaluate.suites is "demo"; it must be a list with at least one entry, '
             "for example [demo]",

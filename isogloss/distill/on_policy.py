@@ -64,7 +64,7 @@ class Policy:
             _name(s.language, s.meaning, s.encoded): (row, s) for row, s in zip(rows, samples, strict=True)
         }
 
-    def renewed(self, batch: Batch, step: int, place: int, counts: dict[str, float]) -> Batch:
+    def renewed(self, batch: Batch, step: int, place: int, counts: dict[str, Any]) -> Batch:
         """The batch with the student's own responses, scored live.
 
         Args:

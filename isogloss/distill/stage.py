@@ -96,6 +96,7 @@ def distil(
     say: Callable[[str], None] = lambda text: None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     scored: Sequence[Scored] | None = None,
+    compile: bool = False,
 ) -> None:
     """Train the carriers on the rows, the model below being frozen.
 
@@ -109,6 +110,7 @@ def distil(
         say: Hears the divergence of every language before training.
         tokenizer: Needed where some steps are on-policy.
         scored: What another teacher than the model itself says of the rows that are not English.
+        compile: As in `ResponseTrainer`.
     """
     carrier.off()
     layer, (kind, k) = layer_of(carrier.model, settings), settings.form
@@ -148,6 +150,7 @@ def distil(
         train_dataset=Ordered(samples, order),
         weights=weights,
         pad_id=pad_id,
+        compile=compile,
         level_dropout=settings.level_dropout,
         optimiser=partial(_larger_b, settings=settings) if settings.lr_b_ratio != 1 else None,
     )  # fmt: skip

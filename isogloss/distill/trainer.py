@@ -8,6 +8,7 @@ beforehand, so a resumed run reads what an unbroken one would have read.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +33,17 @@ from isogloss.distill.topk import TopK
 from isogloss.errors import ConfigError
 from isogloss.files import write_lines
 from isogloss.languages import SOURCE
-from isogloss.model import capture, causal_of, decoder_of, head, last_hidden, mean_pool, parts_of
+from isogloss.model import (
+    capture,
+    causal_of,
+    compiled,
+    decoder_of,
+    head,
+    last_hidden,
+    mean_pool,
+    parts_of,
+    thrifty_attention,
+)
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.nodes import Tree
 
@@ -167,12 +178,18 @@ def batch_losses(
     weights: Weights,
     carrier: Carrier | None = None,
     twins: Float[Tensor, "meanings hidden"] | None = None,
+    *,
+    gpu: bool | None = None,
 ) -> dict[str, Tensor]:
     """The parts of the loss as sums: `ce`, `kl` and `retain` over response tokens, `hidden` over rows.
 
     In English the reference model is what is wanted, right or wrong: those rows have `retain`, the
     divergence from its own reading of the same prompt, and neither `ce` nor `kl`.
+
+    Args:
+        gpu: Logits are held as on a GPU, or as on a processor; as where the batch lies if not given.
     """
+    score = partial(_sums, model, size=chunk_size(model, batch.ids.is_cuda if gpu is None else gpu))
     if carrier is not None:
         carrier.set_path(batch.languages)
     with capture(model, weights.layer) as states:
@@ -182,18 +199,18 @@ def batch_losses(
     taught = ~batch.retained
     divided = batch.teacher is not None and bool(weights.kl)
     heard = taught & batch.scored if divided else taught
-    ce, kl = _sums(
-        model, answers[heard], batch.response[heard], _said(batch, heard) if divided else None,
+    ce, kl = score(
+        answers[heard], batch.response[heard], _said(batch, heard) if divided else None,
         weights.divergence, weights.temperature, (weights.ce, weights.kl),
     )  # fmt: skip
     parts = {"ce": ce} | ({"kl": kl} if divided else {})
     unheard = taught & ~heard
     if unheard.any():
-        alone = _sums(model, answers[unheard], batch.response[unheard], None, weighed=(weights.ce, 0.0))
+        alone = score(answers[unheard], batch.response[unheard], None, weighed=(weights.ce, 0.0))
         parts["ce"] = ce + alone[0]
     if batch.retained.any():
         kept = batch.retained
-        parts["retain"] = _sums(model, answers[kept], None, _said(batch, kept))[1]
+        parts["retain"] = score(answers[kept], None, _said(batch, kept))[1]
     if twins is not None and weights.hidden:
         pooled = mean_pool(states[0], batch.prompt_mask)
         parts["hidden"] = losses.similarity(pooled, twins, batch.meanings, temperature=weights.contrast)
@@ -214,11 +231,13 @@ def _sums(
     divergence: fused.Divergence = "forward",
     temperature: float = 1.0,
     weighed: tuple[float, float] = (1.0, 1.0),
+    *,
+    size: int,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy and divergence of some response tokens, sums in nats; 0 what is not asked for."""
     if not isinstance(teacher, TopK | None):
         teacher = teacher.to(hidden.dtype)
-    size, fixed = chunk_size(model), fused.frozen_head(model)
+    fixed = fused.frozen_head(model)
     if fixed is not None:
         return fused.scored(
             hidden, fixed, size=size, response=response, teacher=teacher, divergence=divergence,
@@ -253,13 +272,16 @@ def drop_levels(tree: Tree, languages: Sequence[str], probability: float) -> lis
     ]
 
 
-LOGITS = 1 << 25
-"""Logits in memory at a time, of student and of teacher; more are computed in chunks."""
+LOGITS, LOGITS_GPU = 1 << 25, 1 << 27
+"""Logits in memory at a time, of student and of teacher; more are computed in chunks.
+
+A GPU works off a chunk of the former before the next can be started (docs/log.md)."""
 
 
-def chunk_size(model: nn.Module) -> int:
+def chunk_size(model: nn.Module, gpu: bool) -> int:
     """Response tokens whose logits are held at a time."""
-    return max(1, LOGITS // causal_of(model).config.get_text_config().vocab_size)
+    many = LOGITS_GPU if gpu else LOGITS
+    return max(1, many // causal_of(model).config.get_text_config().vocab_size)
 
 
 def in_chunks(score: Callable[..., Tensor], size: int, hidden: Tensor, *others: Tensor | TopK) -> Tensor:
@@ -308,6 +330,7 @@ class ResponseTrainer(Trainer):
 
     Args:
         optimiser: Makes the optimiser for the model, where it is not the Trainer's own.
+        compile: The decoder's layers are compiled while it trains.
 
     Attributes:
         counts: Of all processes and steps so far: `tokens`, `responses` (tokens of them), `flops`, and what
@@ -325,6 +348,7 @@ class ResponseTrainer(Trainer):
         carrier: Carrier | None = None,
         level_dropout: float = 0.0,
         optimiser: Callable[[nn.Module], Optimizer] | None = None,
+        compile: bool = False,
         **kwargs: Any,
     ):
         args = kwargs["args"]
@@ -350,17 +374,20 @@ class ResponseTrainer(Trainer):
             )
         self.remove_callback(PrinterCallback)
         self.weights, self.carrier, self.level_dropout = weights, carrier, level_dropout
-        self.make_optimiser = optimiser
+        self.make_optimiser, self.compile = optimiser, compile
         whole = all(p.requires_grad for p in decoder_of(model).parameters())
         self.meter = Meter(model, 1.0 if carrier is None else carrier.met, learns=whole)
         self.counts: dict[str, float] = {"tokens": 0, "responses": 0, "flops": 0}
-        self.fresh: dict[str, float] = {}
-        """Counts and parts of the loss of this process since all were brought together."""
+        self.fresh: dict[str, float | Tensor] = {}
+        """Counts and parts of the loss of this process since all were brought together.
+
+        The parts lie on the device until then: to read one there would be to wait for it."""
         self.languages: set[str] = set()
         """Whose rows were read, for whoever clears it."""
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        with self.meter.counting():
+        below: Any = self.model.model  # type: ignore[union-attr]
+        with self.meter.counting(), compiled(below) if self.compile else thrifty_attention(below):
             return super().train(*args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
@@ -393,22 +420,22 @@ class ResponseTrainer(Trainer):
         scaled = {name: part / (rows if name == "hidden" else tokens) for name, part in parts.items()}
         loss: Any = sum(getattr(weights, name) * part for name, part in scaled.items())
         for name, part in (scaled | {"loss": loss}).items():
-            self.note(name, part.item())
+            self.note(name, part.detach())
         self.languages.update(batch.languages)
-        self.note("tokens", int(batch.mask.sum()))
+        self.note("tokens", int(inputs["batch"].mask.sum()))
         self.note("responses", len(batch.response))
         # Wrappers for several processes average their gradients; the sum is what the normalisation means.
         loss = loss * self.args.world_size
         return (loss, None) if return_outputs else loss
 
-    def note(self, name: str, amount: float) -> None:
+    def note(self, name: str, amount: float | Tensor) -> None:
         """More of a count or of a part of the loss."""
         self.fresh[name] = self.fresh.get(name, 0) + amount
 
     def settle(self) -> dict[str, float]:
         """Bring together what all processes have noted since this was done last; returns the loss's parts."""
         self.note("flops", self.meter.take()[0])
-        here, self.fresh = self.fresh, {}
+        here, self.fresh = {name: float(value) for name, value in self.fresh.items()}, {}
         if self.args.world_size > 1:
             names = (*PARTS, *COUNTS)
             everywhere = zip(names, processes.total([here.get(name, 0) for name in names]), strict=True)

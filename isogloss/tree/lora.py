@@ -2,10 +2,12 @@
 
 PEFT injects, names and stores the adapter; only the two small products are ours. They read, for
 each row of the batch, just the rank rows on that row's path: Σ r(path) instead of Σ r(tree), so
-the cost of a step does not grow with the number of languages. While nothing learns, plain linear layers
+the cost of a step does not grow with the number of languages. While something learns, these rows are gathered
+for all adapters at once when the path is set; while nothing does, plain linear layers
 read what the whole batch reads in one masked product instead.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +26,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from isogloss.errors import ConfigError
-from isogloss.model import layers_of
+from isogloss.model import causal_of, layers_of
 from isogloss.tree.carrier import Carrier, Routing, Shared
 from isogloss.tree.nodes import Tree
 
@@ -33,10 +35,16 @@ FEW = 64
 """Tokens up to which a processor sets up a product in half precision for longer than one in float32 takes."""
 
 
-class _Down(nn.Linear):
-    """lora_A, read along each row's path: (batch, tokens, in) → (batch, tokens, width)."""
+class _Part(nn.Linear):
+    """One of the two products; its rows are those of the batch's paths."""
 
     routing: Routing
+    read: Float[Tensor, "batch width features"] | None
+    """What was gathered for a batch that is learned from."""
+
+
+class _Down(_Part):
+    """lora_A, read along each row's path: (batch, tokens, in) → (batch, tokens, width)."""
 
     def forward(self, input: Float[Tensor, "..."]) -> Float[Tensor, "batch tokens width"]:
         if input.ndim != 3:
@@ -44,26 +52,34 @@ class _Down(nn.Linear):
                 f"distill.carrier.targets: one, of {self.in_features} features, reads tokens apart from "
                 "their rows, as routers and experts do; name linear layers outside them"
             )
-        return input @ self.routing.gather(self.weight, input.dtype).transpose(1, 2)
+        read = self.routing.gather(self.weight, input.dtype) if self.read is None else self.read
+        return input @ read.transpose(1, 2).to(input.dtype)
 
 
-class _Up(nn.Linear):
+class _Up(_Part):
     """lora_B, read along each row's path; rows beyond a short path are scaled to zero."""
 
-    routing: Routing
-
     def forward(self, input: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens features"]:
+        if self.read is not None:
+            return input @ self.read.to(input.dtype)
         return input @ self.routing.gather(self.weight.t(), input.dtype, scaled=True)
 
 
-class _Answering(LoraLinear):
-    """PEFT's adapter on a linear layer, with a shorter way where nothing learns."""
+class _Plain(LoraLinear):
+    """PEFT's adapter on a linear layer, with shorter ways while something learns and while nothing does."""
 
     path: tuple[Tensor, Tensor, Tensor | None] | None
     """Rows of A and of B that any row of the batch reads, and which of them each reads."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.path is None or self._disable_adapters or torch.is_grad_enabled() or x.ndim != 3:
+        if self._disable_adapters or x.ndim != 3:
+            return super().forward(x, *args, **kwargs)
+        a: Any = self.lora_A[ADAPTER]
+        b: Any = self.lora_B[ADAPTER]
+        if torch.is_grad_enabled() and a.read is not None and a.read.dtype == x.dtype:
+            base = self.base_layer(x, *args, **kwargs)
+            return torch.baddbmm(base, a(x), b.read, alpha=self.scaling[ADAPTER])
+        if self.path is None or torch.is_grad_enabled():
             return super().forward(x, *args, **kwargs)
         down, up, mask = self.path
         if x.shape[0] * x.shape[1] > FEW:
@@ -150,6 +166,7 @@ class TreeLora(Carrier):
         except ValueError as error:  # such as experts that can only be adapted together
             raise ConfigError(f"distill.carrier.targets: {error}") from None
         self._refuse_parameters()
+        self._layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
         self.routing = Routing(tree)
         for layer in self.layers():
             for part, kind in ((layer.lora_A, _Down), (layer.lora_B, _Up)):
@@ -157,7 +174,7 @@ class TreeLora(Carrier):
                 linear.__class__ = kind
                 object.__setattr__(linear, "routing", self.routing)  # state, not a submodule
             if type(layer) is LoraLinear:
-                layer.__class__ = _Answering
+                layer.__class__ = _Plain
             # The products run in the base's type; PEFT would carry every input over to float32.
             layer.cast_input_dtype_enabled = False
         self.off()
@@ -173,24 +190,51 @@ class TreeLora(Carrier):
                 )
 
     def layers(self) -> Iterator[LoraLayer]:
-        return (m for m in self.model.modules() if isinstance(m, LoraLayer))
+        return iter(self._layers)
+
+    def parts(self) -> Iterator[_Part]:
+        for layer in self.layers():
+            yield from (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER])  # type: ignore[misc]
 
     def off(self) -> None:
         """The reference model, bit for bit."""
         self.routing.clear()
+        self._forget()
         for layer in self.layers():
             layer._disable_adapters = True
-            if isinstance(layer, _Answering):
+            if isinstance(layer, _Plain):
                 layer.follow(None)
 
     def set_path(self, languages: Sequence[str]) -> None:
         width = max(1, self.tree.path_rank())
         self.routing.set(languages, next(self.model.parameters()).device, width=width)
+        self._forget()
         shared = None if torch.is_grad_enabled() else self.routing.shared()
         for layer in self.layers():
             layer._disable_adapters = False
-            if isinstance(layer, _Answering):
+            if isinstance(layer, _Plain):
                 layer.follow(shared)
+        # Where layers are computed again in backward, each on its own, each gathers for itself.
+        if torch.is_grad_enabled() and not any(
+            getattr(layer, "gradient_checkpointing", False) for layer in layers_of(self.model)
+        ):
+            self._gather()
+
+    def _forget(self) -> None:
+        for part in self.parts():
+            part.read = None
+
+    def _gather(self) -> None:
+        """For the batch that is learned from: the rows of all adapters, those of one shape together."""
+        alike: dict[tuple, list[_Part]] = defaultdict(list)
+        for part in self.parts():
+            alike[type(part), part.weight.shape, part.weight.device].append(part)
+        dtype = causal_of(self.model).dtype
+        for (kind, *_), parts in alike.items():
+            scaled = kind is _Up
+            weights = [part.weight.t() if scaled else part.weight for part in parts]
+            for part, read in zip(parts, self.routing.gather_all(weights, dtype, scaled=scaled), strict=True):
+                part.read = read
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if "lora_" in name}

@@ -1,0 +1,60 @@
+"""Decoder layers that torch compiles while something learns, in a process that checks no tensors' types."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import several
+import torch
+
+SIZES = [(3, 2), (7, 1), (2, 9), (5, 4), (4, 4), (6, 3), (2, 1), (3, 6), (9, 2), (1, 5)]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory) -> Path:
+    """Both stages, compiled and as they are; the backend traces and differentiates, and writes no C++."""
+    folder = tmp_path_factory.mktemp("compiled")
+    tiny().save_pretrained(folder / "model")
+    torch.save([several.sample(number, *sizes) for number, sizes in enumerate(SIZES)], folder / "samples.pt")
+    jobs = [
+        {"name": f"{backend or 'plain'}-{stage}", "stage": stage, "backend": backend, "hidden": stage - 1}
+        for stage in (1, 2)
+        for backend in ("", "aot_eager")
+    ]
+    command = [sys.executable, several.__file__, str(folder), json.dumps(jobs)]
+    done = subprocess.run(command, text=True, capture_output=True, check=False, timeout=300)
+    assert done.returncode == 0 and "UserWarning" not in done.stderr, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_compiled_layers_learn_the_same(trained, stage):
+    """Every gradient of five steps of five shapes, on paths, middle states captured."""
+    plain, ours = (
+        torch.load(trained / f"{name}-{stage}" / "found.pt", weights_only=True)["gradients"]
+        for name in ("plain", "aot_eager")
+    )
+    assert len(ours) == several.STEPS
+    for expected, found in zip(plain, ours, strict=True):
+        assert found.keys() == expected.keys()
+        for name in found:
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_layers_share_what_was_compiled(trained, stage):
+    """Three layers, five shapes: a graph of the first shape and one of all others, for layers that
+    are observed and for others. Nothing falls back to Python; afterwards layers are plain."""
+    found = json.loads((trained / f"aot_eager-{stage}" / "compiled.json").read_text())
+    assert 2 <= found.pop("graphs") <= 2 * stage
+    assert found == {"breaks": [], "plain": True}
+
+
+def test_costs_are_the_same(trained):
+    """Hooks count as they did."""
+    plain, ours = (
+        json.loads((trained / f"{n}-2" / "counts.json").read_text()) for n in ("plain", "aot_eager")
+    )
+    assert ours == plain and ours["flops"] > 0
