@@ -6,8 +6,8 @@ Every contender runs in a process of its own on the same random model, ids and L
 up, then `--steps` that are timed. Peers get what their interface asks for; all of them read a teacher prompt
 no longer than the student's, ours one twice as long. `floor_s` is what the contender's FLOPs cost at the rate
 of a large product of the same type measured in the same run. With a GPU everything runs on it, W1 at 32 rows
-besides, and the peak of its own memory is measured. `--dtype float32` is for processors that do not multiply
-bfloat16, for all contenders.
+besides, and the peak of its own memory is measured. For processors that do not multiply bfloat16 there are
+`--dtype float32`, and `--memory-only`, which does its products in float32 piece by piece: times mean nothing.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,7 @@ import torch
 from machine import processor
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
 if TYPE_CHECKING:
@@ -136,6 +138,39 @@ def arguments(folder: str, steps: int, work: Workload) -> dict:
         "report_to": [], "disable_tqdm": True, "dataloader_pin_memory": False,
         "gradient_checkpointing": False,
     }  # fmt: skip
+
+
+class Pieces(TorchDispatchMode):
+    """Products of bfloat16 in float32, piece by piece, for a processor that does not multiply the former.
+
+    The tensors that are held are the same but for a piece's copies, about 50 MB.
+    """
+
+    SIZE = 2048
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        products = torch.ops.aten.mm, torch.ops.aten.bmm
+        sums = torch.ops.aten.addmm, torch.ops.aten.baddbmm
+        if func.overloadpacket in products and args[0].dtype == torch.bfloat16:
+            return self.product(*args)
+        if func.overloadpacket in sums and args[1].dtype == torch.bfloat16:
+            first, left, right = args
+            beta, alpha = (kwargs or {}).get("beta", 1), (kwargs or {}).get("alpha", 1)
+            return self.product(left, right, first, beta, alpha)
+        return func(*args, **(kwargs or {}))
+
+    def product(self, left: Tensor, right: Tensor, first=None, beta=1, alpha=1) -> Tensor:
+        """alpha · left · right + beta · first, summed up wide and rounded once."""
+        out = left.new_empty(*left.shape[:-1], right.shape[-1])
+        first = None if first is None else first.expand(out.shape)
+        for column in range(0, out.shape[-1], self.SIZE):
+            there = slice(column, column + self.SIZE)
+            total = 0.0 if first is None else beta * first[..., there].float()
+            for row in range(0, right.shape[-2], self.SIZE):
+                part = slice(row, row + self.SIZE)
+                total = total + alpha * (left[..., part].float() @ right[..., part, there].float())
+            out[..., there] = total
+        return out
 
 
 # --- ours
@@ -444,16 +479,18 @@ SCALING = ("isogloss-hidden",)
 """Who shows how cost grows with the number of languages."""
 
 
-def one(contender: str, workload: str, steps: int, dtype: str) -> dict:
+def one(contender: str, workload: str, steps: int, dtype: str, memory_only: bool) -> dict:
     """A contender's row, in this process."""
     work = replace(WORKLOADS[workload], dtype=getattr(torch, dtype))
-    seconds, flops = CONTENDERS[contender](work, steps + 1)
+    with Pieces() if memory_only else nullcontext():
+        seconds, flops = CONTENDERS[contender](work, steps + 1)
     timed = seconds[1:]
     fifths = quantiles(timed, n=5) if len(timed) > 1 else [timed[0]] * 4
     return {
         "workload": workload, "contender": contender, "median_s": median(timed), "p20_s": fifths[0],
         "p80_s": fifths[-1], "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "trained_tokens": work.rows * work.response, "flops": flops, "dtype": dtype,
+        "memory_only": memory_only,
         "peak_device_bytes": torch.cuda.max_memory_allocated() if GPU else None,
     }  # fmt: skip
 
@@ -476,13 +513,15 @@ def main() -> None:
     parser.add_argument("--contender", action="append", choices=CONTENDERS)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--memory-only", action="store_true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.inside:
-        print(json.dumps(one(asked.contender[0], asked.workload[0], asked.steps, asked.dtype)))
+        found = one(asked.contender[0], asked.workload[0], asked.steps, asked.dtype, asked.memory_only)
+        print(json.dumps(found))
         return
-    speed, rows = rate(getattr(torch, asked.dtype)), []
+    speed, rows = None if asked.memory_only else rate(getattr(torch, asked.dtype)), []
     about = {name: version(name) for name in ("torch", "transformers", "peft", "trl", "isogloss")}
     about |= {
         "processor": processor(),
@@ -495,18 +534,21 @@ def main() -> None:
         for contender in asked.contender or (SCALING if workload.startswith("W3") else every):
             command = [sys.executable, __file__, "--inside", "--workload", workload, "--contender", contender]
             command += ["--steps", str(asked.steps), "--dtype", asked.dtype]
+            command += ["--memory-only"] * asked.memory_only
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 print(f"{workload} {contender}: failed\n{done.stderr[-2000:]}", file=sys.stderr)
                 continue
             row = json.loads(done.stdout.strip().split("\n")[-1])
-            rows.append(row | {"floor_s": row["flops"] / speed, "versions": about})
+            floor = row["flops"] / speed if speed else None
+            rows.append(row | {"floor_s": floor, "versions": about})
             if asked.out:
                 asked.out.write_text(json.dumps(rows, indent=1) + "\n")
             memory = row["peak_device_bytes"] or row["peak_rss_bytes"]
             print(
                 f"{workload} {contender:17} {row['median_s']:7.3f} s  {memory / 1e9:5.2f} GB  "
-                f"{row['trained_tokens'] / row['median_s']:6.0f} tokens/s  floor {rows[-1]['floor_s']:.3f} s"
+                f"{row['trained_tokens'] / row['median_s']:6.0f} tokens/s"
+                + (f"  floor {floor:.3f} s" if floor else "")
             )
 
 

@@ -228,6 +228,10 @@ def plan(config: Config, machine: Machine) -> Plan:
         found.notes.append("distill.teacher: what another teacher's own reading costs is not counted")
     if config.distill.gradient_checkpointing:
         found.notes.append("distill.gradient_checkpointing: the second forward's arithmetic is not counted")
+    if config.compile:
+        found.notes.append(
+            "compile: less memory is held than is planned; the time of compiling is not counted"
+        )
     if config.distill.responses == "teacher":
         found.notes.append("distill.responses: what the model's English answers cost is not counted")
     if config.distill.carrier.type != "lora":

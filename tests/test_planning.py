@@ -12,6 +12,7 @@ from isogloss import cli, planning
 from isogloss.config import load_config
 from isogloss.cost import Meter
 from isogloss.data.chat import Encoded
+from isogloss.distill import trainer
 from isogloss.distill.signal import hidden_signals
 from isogloss.distill.trainer import Sample, Weights, batch_losses, collate, samples_of, twins_of
 from isogloss.errors import ConfigError
@@ -154,6 +155,17 @@ def test_a_step_without_storage_holds_what_a_real_one_holds(five, student):
     found = planning.step_bytes(other.model, rows, Weights(), other)
     assert found == pytest.approx(alive.most, rel=1e-2)
     assert found > 250_000
+
+
+def test_a_gpu_holds_the_logits_of_more_tokens_at_a_time(five, student, monkeypatch):
+    """One token's 300 logits at a time, or all of twelve tokens: eleven more in float32."""
+    monkeypatch.setattr(trainer, "LOGITS", 300)
+    monkeypatch.setattr(trainer, "LOGITS_GPU", 12 * 300)
+    with torch.device("meta"):
+        carrier = student(qwen3(), five, filled=False)
+    rows = [Sample(Encoded((5, 6, 7), tuple(range(9, 21))), "sw", 0)]
+    few, many = (planning.step_bytes(carrier.model, rows, Weights(), carrier, gpu=g) for g in (False, True))
+    assert many - few >= 11 * 300 * 4
 
 
 # --- operations
@@ -314,13 +326,16 @@ def test_the_command_prints_a_plan_and_touches_nothing(tmp_path, monkeypatch, ca
     (tmp_path / "tiny.yaml").write_text("memory_gib: 0.01\ntflops: 1\n")
     overrides = [word for one in SMALL for word in ("--set", one)]
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["plan", "--machine", "tiny.yaml", "--json", *overrides])
+        cli.main(["plan", "--machine", "tiny.yaml", "--json", *overrides, "--set", "compile=true"])
     assert stopped.value.code == 1
     said = json.loads(capsys.readouterr().out)
     assert [stage["stage"] for stage in said["stages"]] == ["tune", "distill", "evaluate"]
     assert not said["fits"] and said["advice"] == [
         "tune is too large", "distill is too large", "evaluate is too large"
     ]  # fmt: skip
+    assert said["notes"] == [
+        "compile: less memory is held than is planned; the time of compiling is not counted"
+    ]
     (tmp_path / "large.yaml").write_text("memory_gib: 64\ntflops: 1\ngpu: false\n")
     with pytest.raises(SystemExit) as stopped:
         cli.main(["plan", "--machine", "large.yaml", *overrides])
