@@ -6,7 +6,7 @@ done.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,18 @@ class _Rows(torch.autograd.Function):
     """The same rows of many weights, in one tensor; languages share rows, whose gradient is a sum."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, *weights: Tensor) -> Float[Tensor, "weights rows features"]:
-        ctx.rows, ctx.rank = rows, len(weights[0])
+    def forward(
+        ctx: Any, rows: Tensor, spent: Callable[[], None], *weights: Tensor
+    ) -> Float[Tensor, "weights rows features"]:
+        ctx.rows, ctx.rank, ctx.spent = rows, len(weights[0]), spent
         return torch.stack([weight.index_select(0, rows) for weight in weights])
 
     @staticmethod
     def backward(ctx: Any, *outer: Float[Tensor, "weights rows features"]) -> tuple:
+        ctx.spent()
         (found,) = outer
         whole = found.new_zeros(len(found), ctx.rank, found.shape[2])
-        return None, *whole.index_add_(1, ctx.rows, found).unbind()
+        return None, None, *whole.index_add_(1, ctx.rows, found).unbind()
 
 
 class Routing:
@@ -109,11 +112,20 @@ class Routing:
         return self._kept[name]
 
     def gather_all(
-        self, weights: Sequence[Float[Tensor, "rank features"]], dtype: torch.dtype, *, scaled: bool = False
+        self,
+        weights: Sequence[Float[Tensor, "rank features"]],
+        dtype: torch.dtype,
+        spent: Callable[[], None],
+        *,
+        scaled: bool = False,
     ) -> Sequence[Float[Tensor, "batch width features"]]:
-        """As `gather`, for many weights of one shape: a few operations where each would take its own."""
+        """As `gather`, for many weights of one shape: a few operations where each would take its own.
+
+        Args:
+            spent: Called in backward, after which what was gathered can be learned from no more.
+        """
         rows, scale, path_of = self._set()
-        found: Any = _Rows.apply(rows.flatten(), *weights)
+        found: Any = _Rows.apply(rows.flatten(), spent, *weights)
         found = found.unflatten(1, rows.shape)
         found = found * scale if scaled else found
         return found.to(dtype).index_select(1, path_of).unbind()

@@ -233,7 +233,8 @@ class TreeLora(Carrier):
         for (kind, *_), parts in alike.items():
             scaled = kind is _Up
             weights = [part.weight.t() if scaled else part.weight for part in parts]
-            for part, read in zip(parts, self.routing.gather_all(weights, dtype, scaled=scaled), strict=True):
+            gathered = self.routing.gather_all(weights, dtype, self._forget, scaled=scaled)
+            for part, read in zip(parts, gathered, strict=True):
                 part.read = read
 
     def parameters(self) -> dict[str, nn.Parameter]:

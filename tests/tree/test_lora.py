@@ -13,6 +13,7 @@ from isogloss.data.chat import Encoded
 from isogloss.distill.signal import Signal
 from isogloss.distill.trainer import Sample, Weights, batch_losses, collate, twins_of
 from isogloss.errors import ConfigError
+from isogloss.model import last_hidden
 from isogloss.tree.carrier import Routing
 from isogloss.tree.lora import TreeLora, nearest_of_rank
 from isogloss.tree.nodes import build_tree
@@ -120,6 +121,40 @@ def test_rows_are_gathered_once_while_nothing_learns_and_never_stale():
     routing.clear()
     with torch.no_grad(), pytest.raises(RuntimeError, match="no path is set"):
         routing.gather(weight, torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2", "qwen3_moe"])
+def test_two_steps_on_one_path_are_two_steps(tiny, five, student, kind):
+    """What was gathered for the first is not learned from twice, nor read after the rows have changed."""
+    found = []
+    for again in (False, True):
+        carrier = student(tiny(kind), five)
+        optimiser = torch.optim.SGD(carrier.parameters().values(), lr=0.1)
+        carrier.set_path(LANGUAGES)
+        for step in range(2):
+            if step and again:
+                carrier.set_path(LANGUAGES)
+            optimiser.zero_grad()
+            last_hidden(carrier.model, IDS, torch.ones_like(IDS)).square().mean().backward()
+            optimiser.step()
+        found.append(carrier.state())
+    for name, ours in found[0].items():
+        torch.testing.assert_close(ours, found[1][name], rtol=1e-5, atol=1e-7)
+    assert not torch.equal(ours, student(tiny(kind), five).state()[name])
+
+
+def test_two_readings_of_a_path_are_learned_from_together(tiny, five, student):
+    """One backward of both is the sum of a backward each."""
+    carrier, other = student(tiny(), five), student(tiny(), five)
+    mask = torch.ones_like(IDS)
+    with carrier.on(LANGUAGES) as model:
+        (last_hidden(model, IDS, mask).square().sum() + last_hidden(model, IDS + 1, mask).sum()).backward()
+    with other.on(LANGUAGES) as model:
+        last_hidden(model, IDS, mask).square().sum().backward()
+    with other.on(LANGUAGES) as model:
+        last_hidden(model, IDS + 1, mask).sum().backward()
+    for name, p in carrier.parameters().items():
+        torch.testing.assert_close(p.grad, other.parameters()[name].grad, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
