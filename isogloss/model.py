@@ -1,8 +1,6 @@
 """The few things asked of any decoder model: load it, its hidden states, its head. Knows no carrier."""
 
 import math
-import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
@@ -15,9 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import checkpoint
 from transformers import (
-    AttentionInterface,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,7 +21,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from isogloss import processes
@@ -35,11 +30,6 @@ from isogloss.errors import ConfigError
 EMBEDDED = "demo"
 TOKENS = 1536
 """Tokens of a forward without gradient on a processor, whose cache does not hold the states of more."""
-
-LONG = 128
-"""Tokens from which a processor's attention keeps no probabilities for backward."""
-RECOMPUTED = "recomputed"
-"""Name of that attention among those of transformers."""
 
 
 def model_folder(name: str) -> str:
@@ -137,90 +127,6 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def most_tokens(model: nn.Module, on_processor: int = TOKENS) -> float:
     """Tokens, padding included, that a forward without gradient should read at most where the model lies."""
     return on_processor if next(model.parameters()).device.type == "cpu" else math.inf
-
-
-@contextmanager
-def fused_attention(model: nn.Module) -> Iterator[None]:
-    """Attention as one kernel while nothing learns, where the architecture has it."""
-    causal = causal_of(model)
-    config = causal.config.get_text_config()
-    # The kernel knows no capped logits (Gemma 2).
-    capped = getattr(config, "attn_logit_softcapping", None) is not None
-    plain = config._attn_implementation in ("eager", RECOMPUTED)
-    served = plain and not capped and getattr(causal, "_supports_sdpa", False)
-    with _attending(causal, "sdpa" if served else None):
-        yield
-
-
-@contextmanager
-def thrifty_attention(model: nn.Module) -> Iterator[None]:
-    """Attention as the architecture's own plain products, where it was that, keeping less for backward.
-
-    Its probabilities, heads × tokens × tokens a row in float32 and once more in the type of the states, are
-    computed again in backward. Texts of fewer than `LONG` tokens keep them: there they are few.
-    """
-    causal = causal_of(model)
-    plain = causal.config.get_text_config()._attn_implementation == "eager"
-    # Architectures that take other attention name their own so.
-    own = hasattr(sys.modules[type(causal).__module__], "eager_attention_forward")
-    with _attending(causal, RECOMPUTED if plain and own else None):
-        yield
-
-
-@contextmanager
-def _attending(causal: Any, how: str | None) -> Iterator[None]:
-    """Another implementation of attention inside, or the same."""
-    before = causal.config.get_text_config()._attn_implementation
-    if how is not None:
-        causal.set_attn_implementation(how)
-    try:
-        yield
-    finally:
-        if how is not None:
-            causal.set_attn_implementation(before)
-
-
-def _recomputed(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """As transformers asks of an attention function; no weights are returned."""
-    plain = sys.modules[type(module).__module__].eager_attention_forward
-
-    def attend(*given: Tensor | None) -> Tensor:
-        return plain(module, *given, **kwargs)[0]
-
-    if not torch.is_grad_enabled() or key.shape[-2] < LONG:
-        return attend(query, key, value, mask), None
-    random = bool(kwargs.get("dropout"))
-    found = checkpoint(attend, query, key, value, mask, use_reentrant=False, preserve_rng_state=random)
-    return found, None
-
-
-AttentionInterface.register(RECOMPUTED, _recomputed)
-AttentionMaskInterface.register(RECOMPUTED, eager_mask)
-
-
-@contextmanager
-def compiled(model: nn.Module, **how: Any) -> Iterator[None]:
-    """Decoder layers compiled by torch inside; layers alike share what was compiled.
-
-    The first batch compiles for its own shape, the next shape for all.
-
-    Args:
-        how: As `torch.compile` takes it.
-    """
-    layers = layers_of(model)
-    for layer in layers:
-        layer.compile(**how)
-    try:
-        # One compilation each for layers with carriers and without, observed or not, of a shape or of any.
-        with torch._dynamo.config.patch(recompile_limit=32), warnings.catch_warnings():
-            # torch looks for one on all that a layer reads; a carrier's gathered rows have none.
-            warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor that is not a leaf")
-            yield
-    finally:
-        for layer in layers:
-            layer._compiled_call_impl = None  # as before `compile`, which has no opposite
 
 
 def in_parts(model: nn.Module) -> None:

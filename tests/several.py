@@ -25,7 +25,8 @@ from isogloss.distill.trainer import (
     train,
     training_arguments,
 )
-from isogloss.model import compiled, in_parts, layers_of
+from isogloss.model import in_parts, layers_of
+from isogloss.modes import compiled
 from isogloss.tree.lora import TreeLora
 from isogloss.tree.nodes import build_tree
 

@@ -9,9 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from isogloss.data.chat import pad
 from isogloss.errors import ConfigError
 from isogloss.model import (
-    LONG,
     capture,
-    fused_attention,
     head,
     last_hidden,
     layers_of,
@@ -19,8 +17,8 @@ from isogloss.model import (
     load_tokenizer,
     mean_pool,
     pick_dtype,
-    thrifty_attention,
 )
+from isogloss.modes import LONG, fused_attention, thrifty_attention
 
 IDS, MASK = pad([[5, 6, 7, 8], [9, 10]], 0)
 SCALED = {

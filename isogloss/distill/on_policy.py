@@ -25,7 +25,8 @@ from isogloss.distill.signal import Signal
 from isogloss.distill.trainer import Batch, ResponseTrainer, Sample, collate
 from isogloss.generate import complete, in_batches, stops, up_to_end
 from isogloss.languages import SOURCE
-from isogloss.model import fused_attention, most_tokens, pad_id, response_states
+from isogloss.model import most_tokens, pad_id, response_states
+from isogloss.modes import fused_attention
 from isogloss.tree.carrier import Carrier
 
 

@@ -33,17 +33,8 @@ from isogloss.distill.topk import TopK
 from isogloss.errors import ConfigError
 from isogloss.files import write_lines
 from isogloss.languages import SOURCE
-from isogloss.model import (
-    capture,
-    causal_of,
-    compiled,
-    decoder_of,
-    head,
-    last_hidden,
-    mean_pool,
-    parts_of,
-    thrifty_attention,
-)
+from isogloss.model import capture, causal_of, decoder_of, head, last_hidden, mean_pool, parts_of
+from isogloss.modes import compiled, thrifty_attention
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.nodes import Tree
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from isogloss.data.chat import encode_prompt, encode_response, pad
-from isogloss.model import causal_of, decoder_of, fused_attention, head, most_tokens, pad_id
+from isogloss.model import causal_of, decoder_of, head, most_tokens, pad_id
+from isogloss.modes import fused_attention
 from isogloss.tree.carrier import Carrier
 
 Ids = Sequence[int]
