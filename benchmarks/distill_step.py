@@ -529,8 +529,8 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
     }
+    every = [name for name in CONTENDERS if GPU or not name.endswith("compiled")]
     for workload in asked.workload or [name for name in WORKLOADS if GPU or name != "W1-32"]:
-        every = [name for name in CONTENDERS if GPU or not name.endswith("compiled")]
         for contender in asked.contender or (SCALING if workload.startswith("W3") else every):
             command = [sys.executable, __file__, "--inside", "--workload", workload, "--contender", contender]
             command += ["--steps", str(asked.steps), "--dtype", asked.dtype]

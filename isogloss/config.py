@@ -578,8 +578,8 @@ class Config(Settings):
     """While adapters learn, each of several processes holds a part of the frozen model's layers, which come
     together as they are read."""
     compile: bool = False
-    """While something learns, torch compiles the decoder's layers: a minute at first, then shorter steps and
-    less memory on a GPU."""
+    """While something learns, torch compiles the decoder's layers: half a minute at first, then shorter steps
+    and less memory on a GPU."""
     data_root: Path | None = None
     """Folder of the real data sets; the environment variable ISOGLOSS_DATA if not given."""
     languages: Languages = Languages()

@@ -34,6 +34,8 @@ STEPS, BATCH = 5, 8
 LANGUAGES = ["ru", "bg", "es", "fr", "sw", "en"]
 CODES = ("ru", "bg", "es", "fr", "sw")
 TARGETS = ("q_proj", "v_proj", "down_proj")
+SIZES = [(3, 2), (7, 1), (2, 9), (5, 4), (4, 4), (6, 3), (2, 1), (3, 6), (9, 2), (1, 5)]
+"""Tokens of prompts and responses."""
 
 
 def sample(number: int, prompt: int, response: int) -> Sample:
@@ -45,6 +47,12 @@ def sample(number: int, prompt: int, response: int) -> Sample:
 
     signal = Signal(torch.randn(response, 24, generator=made), torch.randn(24, generator=made))
     return Sample(Encoded(ids(prompt), ids(response)), LANGUAGES[number % 6], number, signal)
+
+
+def prepare(folder: Path, model) -> None:
+    """What `job` reads: the model, and ten samples of unlike lengths."""
+    model.save_pretrained(folder / "model")
+    torch.save([sample(number, *sizes) for number, sizes in enumerate(SIZES)], folder / "samples.pt")
 
 
 class Gradients(TrainerCallback):

@@ -9,15 +9,12 @@ import pytest
 import several
 import torch
 
-SIZES = [(3, 2), (7, 1), (2, 9), (5, 4), (4, 4), (6, 3), (2, 1), (3, 6), (9, 2), (1, 5)]
-
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory) -> Path:
     """Both stages, compiled and as they are; the backend traces and differentiates, and writes no C++."""
     folder = tmp_path_factory.mktemp("compiled")
-    tiny().save_pretrained(folder / "model")
-    torch.save([several.sample(number, *sizes) for number, sizes in enumerate(SIZES)], folder / "samples.pt")
+    several.prepare(folder, tiny())
     jobs = [
         {"name": f"{backend or 'plain'}-{stage}", "stage": stage, "backend": backend, "hidden": stage - 1}
         for stage in (1, 2)

@@ -11,7 +11,6 @@ import several
 import torch
 from safetensors.torch import load_file
 
-SIZES = [(3, 2), (7, 1), (2, 9), (5, 4), (4, 4), (6, 3), (2, 1), (3, 6), (9, 2), (1, 5)]
 SMALL = (
     "data.english_items=24", "tune.batch=4", "tune.epochs=1", "languages.targets=[sw,ur]",
     "languages.items={high: 6, middle: 6, low: 6}", "distill.carrier.ranks={root: 2, family: 1, language: 2}",
@@ -36,9 +35,7 @@ def two(*command: str, code: int = 0) -> subprocess.CompletedProcess:
 def trained(tiny, tmp_path_factory) -> Path:
     """Both stages by one process and by two, and by two that are killed and go on."""
     folder = tmp_path_factory.mktemp("several")
-    tiny().save_pretrained(folder / "model")
-    samples = [several.sample(number, *sizes) for number, sizes in enumerate(SIZES)]
-    torch.save(samples, folder / "samples.pt")
+    several.prepare(folder, tiny())
     jobs = []
     for stage in (1, 2):
         several.job(folder, f"one-{stage}", stage=stage)

@@ -9,7 +9,7 @@ read what the whole batch reads in one masked product instead.
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,21 @@ FEW = 64
 class _Part(nn.Linear):
     """One of the two products; its rows are those of the batch's paths."""
 
+    scaled = False
+    """Rows that fill up a short path are zero."""
     routing: Routing
     read: Float[Tensor, "batch width features"] | None
     """What was gathered for a batch that is learned from."""
+
+    def by_rank(self) -> Float[Tensor, "rank features"]:
+        """The weight, the tree's rows first."""
+        return self.weight
+
+    def rows(self, dtype: torch.dtype) -> Float[Tensor, "batch width features"]:
+        """What each row of the batch reads."""
+        if self.read is not None:
+            return self.read.to(dtype)
+        return self.routing.gather(self.by_rank(), dtype, scaled=self.scaled)
 
 
 class _Down(_Part):
@@ -52,17 +64,19 @@ class _Down(_Part):
                 f"distill.carrier.targets: one, of {self.in_features} features, reads tokens apart from "
                 "their rows, as routers and experts do; name linear layers outside them"
             )
-        read = self.routing.gather(self.weight, input.dtype) if self.read is None else self.read
-        return input @ read.transpose(1, 2).to(input.dtype)
+        return input @ self.rows(input.dtype).transpose(1, 2)
 
 
 class _Up(_Part):
     """lora_B, read along each row's path; rows beyond a short path are scaled to zero."""
 
+    scaled = True
+
+    def by_rank(self) -> Float[Tensor, "rank features"]:
+        return self.weight.t()
+
     def forward(self, input: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens features"]:
-        if self.read is not None:
-            return input @ self.read.to(input.dtype)
-        return input @ self.routing.gather(self.weight.t(), input.dtype, scaled=True)
+        return input @ self.rows(input.dtype)
 
 
 class _Plain(LoraLinear):
@@ -226,16 +240,20 @@ class TreeLora(Carrier):
 
     def _gather(self) -> None:
         """For the batch that is learned from: the rows of all adapters, those of one shape together."""
-        alike: dict[tuple, list[_Part]] = defaultdict(list)
-        for part in self.parts():
-            alike[type(part), part.weight.shape, part.weight.device].append(part)
         dtype = causal_of(self.model).dtype
-        for (kind, *_), parts in alike.items():
-            scaled = kind is _Up
-            weights = [part.weight.t() if scaled else part.weight for part in parts]
-            gathered = self.routing.gather_all(weights, dtype, self._forget, scaled=scaled)
+        for parts in self._alike:
+            weights = [part.by_rank() for part in parts]
+            gathered = self.routing.gather_all(weights, dtype, self._forget, scaled=parts[0].scaled)
             for part, read in zip(parts, gathered, strict=True):
                 part.read = read
+
+    @cached_property
+    def _alike(self) -> list[list[_Part]]:
+        """Parts of one kind, shape and device together."""
+        found: dict[tuple, list[_Part]] = defaultdict(list)
+        for part in self.parts():
+            found[type(part), part.weight.shape, part.weight.device].append(part)
+        return list(found.values())
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if "lora_" in name}
