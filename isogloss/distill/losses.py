@@ -11,6 +11,7 @@ cannot be told from its sum, so that is refused unless k = V.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -134,6 +135,33 @@ def shrinkage(
     if not (math.isfinite(prior) and prior > 0):
         raise ValueError(f"prior is {prior}; it must be a finite number above 0")
     return (prior / (prior + items.to(norms.dtype)) * norms.square()).sum() / 2
+
+
+def answer_set_kl(
+    scores: Float[Tensor, " options"], targets: Float[Tensor, " options"], sizes: Sequence[int]
+) -> Float[Tensor, ""]:
+    """Sum over rows of KL(p ‖ q) between two distributions over a row's answer options, in nats.
+
+    q is the student's distribution over the options worded in the row's language, p the reference model's
+    over the same options in English: a softmax over sequence log-probabilities renormalises each to the set,
+    so an option's length or the model's habit of naming other answers does not count.
+
+    Args:
+        scores: The student's ln probability of each option as a whole answer, end of turn included; rows one
+            behind the other.
+        targets: The reference model's, in the same order; without gradient.
+        sizes: How many options each row has.
+
+    Raises:
+        ValueError: The sizes do not add up to the options.
+    """
+    if sum(sizes) != len(scores) or len(scores) != len(targets):
+        raise ValueError(f"{len(scores)} scores and {len(targets)} targets for rows of {list(sizes)} options")
+    total = scores.new_zeros(())
+    for ours, theirs in zip(scores.split(list(sizes)), targets.split(list(sizes)), strict=True):
+        log_q, log_p = ours.log_softmax(0), theirs.to(ours.dtype).log_softmax(0)
+        total = total + (log_p.exp() * (log_p - log_q)).sum()
+    return total
 
 
 def similarity(

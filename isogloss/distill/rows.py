@@ -27,6 +27,9 @@ class Row:
         student: Plain prompt and response ids.
         teacher_prompt: Privileged prompt ids; the same response ids are appended to it.
         twin_prompt: Plain prompt ids of the English twin.
+        options: Of a closed task whose answers are words of the row's language: ids of each possible answer,
+            end of turn included.
+        twin_options: The same answers in English, in the same order.
     """
 
     id: str
@@ -35,6 +38,8 @@ class Row:
     student: Encoded
     teacher_prompt: tuple[int, ...]
     twin_prompt: tuple[int, ...]
+    options: tuple[tuple[int, ...], ...] = ()
+    twin_options: tuple[tuple[int, ...], ...] = ()
 
 
 def build_rows(

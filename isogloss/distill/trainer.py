@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -27,6 +29,7 @@ from isogloss import processes
 from isogloss.cost import Meter
 from isogloss.data.chat import Encoded, pad, response_positions
 from isogloss.distill import fused, losses
+from isogloss.distill.branches import branched_hidden, layout
 from isogloss.distill.rows import Row
 from isogloss.distill.signal import Signal
 from isogloss.distill.topk import TopK
@@ -72,6 +75,8 @@ class Sample:
     language: str = ""
     meaning: int = 0
     signal: Signal | None = None
+    options: tuple[tuple[int, ...], ...] = ()
+    """All that may be answered, end of turn included, where the signal has a distribution over it."""
 
 
 class Ordered(Dataset):
@@ -91,7 +96,13 @@ def samples_of(rows: Sequence[Row], signals: Sequence[Signal]) -> list[Sample]:
     """Rows joined to their signals, their meanings numbered anew without gaps."""
     numbers = {meaning: n for n, meaning in enumerate(dict.fromkeys(row.meaning for row in rows))}
     return [
-        Sample(row.student, row.language, numbers[row.meaning], signal)
+        Sample(
+            row.student,
+            row.language,
+            numbers[row.meaning],
+            signal,
+            row.options if signal.options is not None else (),
+        )
         for row, signal in zip(rows, signals, strict=True)
     ]
 
@@ -100,6 +111,32 @@ def twins_of(samples: Sequence[Sample]) -> Float[Tensor, "meanings hidden"] | No
     """The English twin of every meaning, in the order of their numbers; None in stage 1."""
     found = {s.meaning: s.signal.twin for s in samples if s.signal is not None}
     return torch.stack([found[number] for number in range(len(found))]) if found else None
+
+
+@dataclass
+class Options:
+    """The answer options of a batch's rows, one behind the other.
+
+    Attributes:
+        branch: Which answer of its row each token belongs to, as `branches` lays them out.
+        place: The position of each token, as if its answer alone stood behind the prompt.
+        positions: Where each option token is predicted, in the flattened batch.
+        ids: The option tokens.
+        lengths: Tokens of each option.
+        sizes: Options of each row that has any.
+        targets: ln probability of each option under the reference model, in the order of `lengths`.
+    """
+
+    branch: Tensor
+    place: Tensor
+    positions: Tensor
+    ids: Tensor
+    lengths: list[int]
+    sizes: list[int]
+    targets: Tensor
+
+    def to(self, device: torch.device) -> "Options":
+        return Options(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()})
 
 
 @dataclass
@@ -116,10 +153,11 @@ class Batch:
     scored: Tensor
     retained: Tensor
     teacher: Tensor | TopK | None
+    options: Options | None = None
 
     def to(self, device: torch.device) -> "Batch":
         moved: dict[str, Any] = {
-            k: v.to(device) if isinstance(v, Tensor | TopK) else v for k, v in vars(self).items()
+            k: v.to(device) if isinstance(v, Tensor | TopK | Options) else v for k, v in vars(self).items()
         }
         return Batch(**moved)
 
@@ -127,7 +165,10 @@ class Batch:
 def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
     """Pad, and note where each response token is predicted."""
     encoded = [sample.encoded for sample in samples]
-    ids, mask = pad([[*e.prompt, *e.response] for e in encoded], pad_id)
+    # The response comes first, so what is said of responses is the same whatever stands behind them.
+    others = [[one for one in s.options if one != s.encoded.response] for s in samples]
+    texts = [[*e.prompt, *e.response, *chain(*more)] for e, more in zip(encoded, others, strict=True)]
+    ids, mask = pad(texts, pad_id)
     starts, lengths = [len(e.prompt) for e in encoded], [len(e.response) for e in encoded]
     signals = [sample.signal for sample in samples]
     known = [signal for signal in signals if signal is not None]
@@ -145,6 +186,35 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         scored=scored,
         retained=scored & english.repeat_interleave(torch.tensor(lengths)),
         teacher=_joined(said),
+        options=_options(samples, others, ids.shape[1]) if any(s.options for s in samples) else None,
+    )
+
+
+def _options(samples: Sequence[Sample], others: Sequence[Sequence[tuple[int, ...]]], width: int) -> Options:
+    branches, places, positions, ids, lengths, targets = [], [], [], [], [], []
+    for number, (sample, more) in enumerate(zip(samples, others, strict=True)):
+        prompt, answers = len(sample.encoded.prompt), [sample.encoded.response, *more]
+        branch, place, starts = layout(prompt, [len(answer) for answer in answers])
+        branches.append(branch)
+        places.append(place)
+        for option in sample.options:
+            start = starts[answers.index(option)]
+            # The prompt's last token predicts every answer's first.
+            before = [prompt - 1, *range(start, start + len(option) - 1)]
+            positions += [number * width + one for one in before]
+            ids += option
+            lengths.append(len(option))
+        if sample.options:
+            assert sample.signal is not None and sample.signal.options is not None
+            targets.append(sample.signal.options)
+    return Options(
+        branch=pad(branches, -1)[0],
+        place=pad(places, 0)[0],
+        positions=torch.tensor(positions),
+        ids=torch.tensor(ids),
+        lengths=lengths,
+        sizes=[len(sample.options) for sample in samples if sample.options],
+        targets=torch.cat(targets).float(),
     )
 
 
@@ -172,7 +242,8 @@ def batch_losses(
     *,
     gpu: bool | None = None,
 ) -> dict[str, Tensor]:
-    """The parts of the loss as sums: `ce`, `kl` and `retain` over response tokens, `hidden` over rows.
+    """The parts of the loss as sums: `ce`, `kl` and `retain` over response tokens, `options` and `hidden`
+    over rows.
 
     In English the reference model is what is wanted, right or wrong: those rows have `retain`, the
     divergence from its own reading of the same prompt, and neither `ce` nor `kl`.
@@ -184,7 +255,10 @@ def batch_losses(
     if carrier is not None:
         carrier.set_path(batch.languages)
     with capture(model, weights.layer) as states:
-        hidden = last_hidden(model, batch.ids, batch.mask)
+        if batch.options is None:
+            hidden = last_hidden(model, batch.ids, batch.mask)
+        else:
+            hidden = branched_hidden(model, batch.ids, batch.options.branch, batch.options.place)
     answers = hidden.flatten(0, 1)[batch.positions]
 
     taught = ~batch.retained
@@ -202,10 +276,23 @@ def batch_losses(
     if batch.retained.any():
         kept = batch.retained
         parts["retain"] = score(answers[kept], None, _said(batch, kept))[1]
+    if batch.options is not None and weights.kl:
+        parts["options"] = _answer_sets(model, hidden, batch.options, score.keywords["size"])
     if twins is not None and weights.hidden:
         pooled = mean_pool(states[0], batch.prompt_mask)
         parts["hidden"] = losses.similarity(pooled, twins, batch.meanings, temperature=weights.contrast)
     return parts
+
+
+def _answer_sets(model: nn.Module, hidden: Tensor, options: Options, size: int) -> Tensor:
+    """Sum over rows of the divergence between reference model and student over a row's answer options."""
+    states, fixed = hidden.flatten(0, 1)[options.positions], fused.frozen_head(model)
+    if fixed is not None:
+        tokens = fused.token_log_probs(states, fixed, options.ids, size=size)
+    else:
+        tokens = -F.cross_entropy(head(model, states).float(), options.ids, reduction="none")
+    scores = torch.stack([part.sum() for part in tokens.split(options.lengths)])
+    return losses.answer_set_kl(scores, options.targets, options.sizes)
 
 
 def _said(batch: Batch, tokens: Tensor) -> Tensor | TopK:
@@ -312,7 +399,11 @@ class Objective(nn.Module):
         return SimpleNamespace(missing_keys=[], unexpected_keys=[])
 
 
-PARTS = ("loss", "ce", "kl", "retain", "hidden")
+PARTS = ("loss", "ce", "kl", "options", "retain", "hidden")
+BY_ROW = ("options", "hidden")
+"""Parts that are means over rows; the others are means over response tokens."""
+WEIGHED = {"options": "kl"}
+"""Parts that are weighed by the weight of another: both are divergences from the reference model."""
 COUNTS = ("tokens", "responses", "generated", "prompted", "read", "calls", "flops")
 
 
@@ -408,8 +499,8 @@ class ResponseTrainer(Trainer):
         weights = self.weights.at(self.state.global_step / self.state.max_steps)
         parts = model(batch, weights)
         tokens, rows = num_items_in_batch
-        scaled = {name: part / (rows if name == "hidden" else tokens) for name, part in parts.items()}
-        loss: Any = sum(getattr(weights, name) * part for name, part in scaled.items())
+        scaled = {name: part / (rows if name in BY_ROW else tokens) for name, part in parts.items()}
+        loss: Any = sum(getattr(weights, WEIGHED.get(name, name)) * part for name, part in scaled.items())
         for name, part in (scaled | {"loss": loss}).items():
             self.note(name, part.detach())
         self.languages.update(batch.languages)
