@@ -369,6 +369,9 @@ class Distill(Settings):
     """Refuse a tree with a node that has no text; else it is silent."""
     teacher: Teacher = SelfTeacher()
     """Whose reading of the privileged prompt is learned: the frozen model's own, another's, or a server's."""
+    teacher_view: Literal["english", "prompt"] = "prompt"
+    """How the teacher reads a row: `english` – the English twin alone, where the answer is the same words in
+    every language or one of a closed set; the privileged prompt elsewhere –, or always the prompt."""
     teacher_reads: Annotated[tuple[Literal["texts", "twin", "answer"], ...], AfterValidator(_once)] = (
         "texts",
         "twin",
@@ -400,8 +403,9 @@ class Distill(Settings):
     """Weight of cross-entropy per response token."""
     hidden: Weight = 4.0
     """Weight of the hidden-state term (similarity distillation) per row."""
-    contrast: Positive = 0.05
-    """Temperature of the hidden-state term, which divides its cosines."""
+    contrast: Positive | None = None
+    """Temperature of the hidden-state term, which divides its cosines; if not given, such that a twin is
+    likened to ten on average."""
     fade: Fraction = 0.7
     """Share of the steps over which the weight of the hidden-state term falls to 0; 0 keeps it."""
     layer: Count | None = None

@@ -36,6 +36,8 @@ class Encoded:
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
+    asked: tuple[bool, ...] = ()
+    """Which tokens of the prompt hold the instruction itself; empty: nobody has said."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def encode(
     tokenizer: PreTrainedTokenizerBase, instruction: str, response: str, system: str | None = None
 ) -> Encoded:
     """A turn as a row."""
-    return Encoded(encode_prompt(tokenizer, instruction, system), encode_response(tokenizer, response))
+    prompt, asked = encode_prompt_with_text(tokenizer, instruction, system)
+    return Encoded(prompt, encode_response(tokenizer, response), asked)
 
 
 def written_behind(
@@ -202,10 +205,10 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, plain: bool = False) -> 
 
 
 def pad(
-    rows: list[list[int]], value: int, side: Literal["left", "right"] = "right"
+    rows: list[list[int]], value: int, side: Literal["left", "right"] = "right", *, width: int = 0
 ) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch length"]]:
-    """Ids padded to the longest row, and the mask that is 1 on real tokens."""
-    width = max(map(len, rows))
+    """Ids padded to the longest row, or to a greater width, and the mask that is 1 on real tokens."""
+    width = max(width, *map(len, rows))
     ids = torch.full((len(rows), width), value)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
     for number, row in enumerate(rows):

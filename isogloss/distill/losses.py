@@ -192,6 +192,31 @@ def similarity(
     return (there + back) / 2
 
 
+def perplexity(twins: Float[Tensor, "meanings hidden"], temperature: float) -> float:
+    """How many twins the target of `similarity` names, on average: exp of its entropy.
+
+    1 is one-hot, the number of meanings uniform; near either it says nothing about which meanings are alike.
+
+    Args:
+        twins: The English twins' states, as `similarity` reads them.
+    """
+    units = F.normalize(wide(twins), dim=-1)
+    log_p = F.log_softmax(units @ units.T / temperature, dim=-1)
+    return (-(log_p.exp() * log_p).sum(-1)).exp().mean().item()
+
+
+def temperature_of(twins: Float[Tensor, "meanings hidden"], wanted: float) -> float:
+    """The temperature at which the target of `similarity` names so many twins; by bisection, to 1 %.
+
+    The perplexity rises with the temperature from the number of equal twins to the number of all.
+    """
+    low, high = 1e-3, 10.0
+    while high / low > 1.01:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if perplexity(twins, middle) < wanted else (low, middle)
+    return math.sqrt(low * high)
+
+
 def outcomes_of(
     log_q: Float[Tensor, "tokens vocab"],
     teacher: Float[Tensor, "tokens vocab"] | TopK,

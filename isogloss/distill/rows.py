@@ -27,6 +27,7 @@ class Row:
         student: Plain prompt and response ids.
         teacher_prompt: Privileged prompt ids; the same response ids are appended to it.
         twin_prompt: Plain prompt ids of the English twin.
+        twin_asked: Which of them hold the instruction itself; empty: nobody has said.
         options: Of a closed task whose answers are words of the row's language: ids of each possible answer,
             end of turn included.
         twin_options: The same answers in English, in the same order.
@@ -40,6 +41,7 @@ class Row:
     twin_prompt: tuple[int, ...]
     options: tuple[tuple[int, ...], ...] = ()
     twin_options: tuple[tuple[int, ...], ...] = ()
+    twin_asked: tuple[bool, ...] = ()
 
 
 def build_rows(
@@ -120,8 +122,10 @@ def build_rows(
                 if teacher is None and (code, example.task) not in checked:
                     checked.add((code, example.task))
                     check_response(tokenizer, system, turn.instruction, response, row=name)
-            plain = student.prompt if code == SOURCE else encode(tokenizer, twin.instruction, answer).prompt
-            rows.append(Row(name, code, meaning[number], student, privileged, plain))
+            plain = student if code == SOURCE else encode(tokenizer, twin.instruction, answer)
+            rows.append(
+                Row(name, code, meaning[number], student, privileged, plain.prompt, twin_asked=plain.asked)
+            )
         if found == 0:
             raise DataError(f"no item has {code}; add items in {code} or take it out of languages.targets")
     return rows

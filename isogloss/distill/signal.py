@@ -30,7 +30,8 @@ from isogloss.distill.fused import frozen_head
 from isogloss.distill.rows import Row
 from isogloss.distill.topk import TopK, pack, unpack
 from isogloss.languages import SOURCE
-from isogloss.model import capture, causal_of, decoder_of, head, last_hidden, mean_pool, parts_of
+from isogloss.model import causal_of, decoder_of, head, last_hidden, mean_pool, parts_of, states_up_to
+from isogloss.standardise import Statistics, statistics_of
 
 Kind = Literal["hidden", "top_k"]
 SHARD = 16 << 20
@@ -88,11 +89,11 @@ def hidden_signals(
     model.eval()
     cost = Stage("") if cost is None else cost
     meter, before = Meter(model, 0.0), replace(cost)
-    twins = list(dict.fromkeys(row.twin_prompt for row in rows))
+    twins = list(dict.fromkeys((row.twin_prompt, row.twin_asked) for row in rows))
     scored = [row for row in rows if _read_alone(row, teacher)]
     distinct = list({(row.teacher_prompt, row.student.response): row.language for row in scored}.items())
-    meets, keys = bool(parts_of(model)), [row_key(text) for text in twins]
-    pooled = Kept(cache and cache.part(signal="pooled", layer=layer), keys, cost, meets)
+    meets = bool(parts_of(model))
+    pooled = Kept(_pooled_part(cache, layer), list(map(_pooled_key, twins)), cost, meets)
     about: dict[str, Any] = {"signal": kind} | ({"k": k} if kind == "top_k" else {})
     said = Kept(cache and cache.part(**about), [row_key(*texts) for texts, _ in distinct], cost, meets)
     cost.cached_hits += len(distinct) - len(said.absent)
@@ -127,7 +128,7 @@ def hidden_signals(
     return [
         Signal(
             found.get((row.teacher_prompt, row.student.response)) if _read_alone(row, teacher) else None,
-            vectors[row.twin_prompt][0],
+            vectors[row.twin_prompt, row.twin_asked][0],
             options=chances.get((row.twin_prompt, row.twin_options)),
         )
         for row in rows
@@ -281,23 +282,73 @@ class Kept:
         return [self.found[key] for key in self.keys]
 
 
+@torch.no_grad()
+def language_statistics(
+    model: nn.Module,
+    rows: Sequence[Row],
+    *,
+    layer: int,
+    pad_id: int,
+    batch: int = 64,
+    cache: Cache | None = None,
+    cost: Stage | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> dict[str, Statistics]:
+    """By language, mean and spread of the reference model's pooled states of its instructions after a layer.
+
+    English is measured on the twins. The layers above are not read.
+    """
+    cost = Stage("") if cost is None else cost
+    of: dict[str, list[Asked]] = {SOURCE: [(row.twin_prompt, row.twin_asked) for row in rows]}
+    for row in rows:
+        of.setdefault(row.language, []).append((row.student.prompt, row.student.asked))
+    texts = list(dict.fromkeys(chain(*of.values())))
+    kept = Kept(_pooled_part(cache, layer), list(map(_pooled_key, texts)), cost, bool(parts_of(model)))
+    if kept.several:
+        processes.wait()
+    meter, done = Meter(model, 0.0), len(texts) - len(kept.absent)
+    with meter.counting():
+        for chosen, states in _pooled(model, texts, kept, layer, pad_id, batch, cost):
+            cost.add(meter)
+            kept.keep(chosen, states)
+            progress(done := done + len(chosen), len(texts))
+        kept.join()
+    vectors = dict(zip(texts, kept.tensors(), strict=True))
+    return {
+        code: statistics_of(torch.cat([vectors[text] for text in dict.fromkeys(some)]))
+        for code, some in of.items()
+    }
+
+
+Asked = tuple[tuple[int, ...], tuple[bool, ...]]
+"""A prompt's ids, and which of them hold the instruction itself; where nobody has said, all count."""
+
+
+def _pooled_part(cache: Cache | None, layer: int) -> Part | None:
+    return cache and cache.part(signal="pooled", layer=layer)
+
+
+def _pooled_key(text: Asked) -> bytes:
+    return row_key(text[0], list(map(int, text[1])))
+
+
 def _pooled(
     model: nn.Module,
-    texts: Sequence[tuple[int, ...]],
+    texts: Sequence[Asked],
     kept: Kept,
     layer: int,
     pad_id: int,
     batch: int,
     cost: Stage,
 ) -> Iterator[tuple[list[int], list[Tensor]]]:
-    """Mean-pooled states of the absent texts after a layer."""
-    for places in _by_length(texts, batch):
+    """States of the absent texts after a layer, mean over the instruction's own tokens."""
+    for places in _by_length([ids for ids, _ in texts], batch):
         if chosen := kept.chosen(places):
-            ids, mask = _padded(model, [texts[n] for n in chosen], pad_id)
-            with capture(model, layer) as states:
-                last_hidden(model, ids, mask)
+            ids, mask = _padded(model, [texts[n][0] for n in chosen], pad_id)
+            own = [list(map(int, texts[n][1])) or [1] * len(texts[n][0]) for n in chosen]
+            states = states_up_to(model, ids, mask, [layer])[layer]
             cost.teacher_tokens += int(mask.sum())
-            yield chosen, list(mean_pool(states[0], mask).split(1))
+            yield chosen, list(mean_pool(states, pad(own, 0)[0].to(mask.device)).split(1))
 
 
 def _read(

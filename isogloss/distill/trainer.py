@@ -38,6 +38,7 @@ from isogloss.files import write_lines
 from isogloss.languages import SOURCE
 from isogloss.model import capture, causal_of, decoder_of, head, last_hidden, mean_pool, parts_of
 from isogloss.modes import compiled, thrifty_attention
+from isogloss.standardise import Statistics, standardised
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.nodes import Tree
 
@@ -146,6 +147,8 @@ class Batch:
     ids: Tensor
     mask: Tensor
     prompt_mask: Tensor
+    asked: Tensor
+    """1 where a token belongs to the instruction itself, not to BOS or the template."""
     positions: Tensor
     response: Tensor
     languages: list[str]
@@ -179,6 +182,9 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         ids=ids,
         mask=mask,
         prompt_mask=(torch.arange(ids.shape[1])[None] < torch.tensor(starts)[:, None]).long(),
+        asked=pad([list(map(int, e.asked)) or [1] * len(e.prompt) for e in encoded], 0, width=ids.shape[1])[
+            0
+        ],
         positions=response_positions(starts, lengths, ids.shape[1]),
         response=torch.tensor([token for e in encoded for token in e.response]),
         languages=[sample.language for sample in samples],
@@ -239,6 +245,7 @@ def batch_losses(
     weights: Weights,
     carrier: Carrier | None = None,
     twins: Float[Tensor, "meanings hidden"] | None = None,
+    statistics: Mapping[str, Statistics] | None = None,
     *,
     gpu: bool | None = None,
 ) -> dict[str, Tensor]:
@@ -249,6 +256,8 @@ def batch_losses(
     divergence from its own reading of the same prompt, and neither `ce` nor `kl`.
 
     Args:
+        twins: The English twins' states, standardised where `statistics` are given.
+        statistics: Of the reference model's states of each language's instructions, at the layer of `hidden`.
         gpu: Logits are held as on a GPU, or as on a processor; as where the batch lies if not given.
     """
     score = partial(_sums, model, size=chunk_size(model, batch.ids.is_cuda if gpu is None else gpu))
@@ -279,7 +288,13 @@ def batch_losses(
     if batch.options is not None and weights.kl:
         parts["options"] = _answer_sets(model, hidden, batch.options, score.keywords["size"])
     if twins is not None and weights.hidden:
-        pooled = mean_pool(states[0], batch.prompt_mask)
+        pooled = mean_pool(states[0], batch.asked)
+        if statistics is not None:
+            each = [
+                standardised(one[None], statistics[code])
+                for one, code in zip(pooled, batch.languages, strict=True)
+            ]
+            pooled = torch.cat(each)
         parts["hidden"] = losses.similarity(pooled, twins, batch.meanings, temperature=weights.contrast)
     return parts
 
@@ -382,12 +397,18 @@ class Objective(nn.Module):
     Its state is what learns: a checkpoint has no frozen weight.
     """
 
-    def __init__(self, model: nn.Module, carrier: Carrier | None, twins: Tensor | None):
+    def __init__(
+        self,
+        model: nn.Module,
+        carrier: Carrier | None,
+        twins: Tensor | None,
+        statistics: Mapping[str, Statistics] | None,
+    ):
         super().__init__()
-        self.model, self.carrier, self.twins = model, carrier, twins
+        self.model, self.carrier, self.twins, self.statistics = model, carrier, twins, statistics
 
     def forward(self, batch: Batch, weights: Weights) -> dict[str, Tensor]:
-        return batch_losses(self.model, batch, weights, self.carrier, self.twins)
+        return batch_losses(self.model, batch, weights, self.carrier, self.twins, self.statistics)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
@@ -411,6 +432,8 @@ class ResponseTrainer(Trainer):
     """Trains on response tokens; `carrier` makes it stage 2.
 
     Args:
+        statistics: By language, by which the hidden-state term standardises; without them it compares
+            states as they are.
         optimiser: Makes the optimiser for the model, where it is not the Trainer's own.
         compile: The decoder's layers are compiled while it trains.
 
@@ -428,6 +451,7 @@ class ResponseTrainer(Trainer):
         weights: Weights,
         pad_id: int,
         carrier: Carrier | None = None,
+        statistics: Mapping[str, Statistics] | None = None,
         level_dropout: float = 0.0,
         optimiser: Callable[[nn.Module], Optimizer] | None = None,
         compile: bool = False,
@@ -441,7 +465,9 @@ class ResponseTrainer(Trainer):
             "experts" in n for n, _ in model.named_modules()
         )
         twins = twins_of(kwargs["train_dataset"].samples)
-        objective = Objective(model, carrier, None if twins is None else twins.to(args.device))
+        if twins is not None:
+            twins = (twins if statistics is None else standardised(twins, statistics[SOURCE])).to(args.device)
+        objective = Objective(model, carrier, twins, statistics)
         # What lies in parts is not DDP's to compare and to bring together.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, parts_of(objective))
         super().__init__(
