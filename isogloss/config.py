@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 from yaml.composer import ComposerError
 
 from isogloss.errors import ConfigError
-from isogloss.languages import SOURCE, XGLUE_TWELVE, resolve
+from isogloss.languages import SOURCE, XGLUE_TWELVE, languages, resolve
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Settings")
@@ -136,14 +136,14 @@ Data = Annotated[DemoData | MassiveData | ParallelFile | ChatFile | TableFile, F
 
 
 class Amounts(Settings):
-    """Parallel items per language of each resource class."""
+    """Parallel items per language of each resource class; `isogloss languages` shows the classes."""
 
     high: Count = 512
-    """For a language with plenty of data."""
+    """For a high-resource language."""
     middle: Count = 192
-    """For a language with some data."""
+    """For a language of the middle class."""
     low: Count = 48
-    """For a language in neither list."""
+    """For a low-resource language."""
 
 
 class Languages(Settings):
@@ -154,23 +154,14 @@ class Languages(Settings):
     tree: Literal["families", "learned", "random", "flat", "shared"] | Path = "families"
     """How adapters are shared: by language family, by groups that the tuned model represents alike, by groups
     dealt out at random, not at all, by all languages, or by the groups of a YAML file (`group: [codes]`)."""
-    high: Codes = ("ar", "es", "fr", "ru", "de", "zh")
-    """Languages with plenty of data."""
-    middle: Codes = ("bg", "el", "hi", "th", "tr", "vi")
-    """Languages with some data."""
     items: Amounts = Amounts()
-    """Parallel items per language of each class; a language in neither list is low."""
-
-    @model_validator(mode="after")
-    def _one_class_each(self) -> "Languages":
-        if both := set(self.high) & set(self.middle):
-            raise _refusal("middle", f"must not name {', '.join(sorted(both))}, which high names too")
-        return self
+    """Parallel items per language of each resource class, over all tasks together."""
+    amounts: dict[Code, Count] = {}
+    """Languages with an amount of their own, `code: items`."""
 
     def amount(self, code: str) -> int:
         """Parallel items that a language may use."""
-        items = self.items
-        return items.high if code in self.high else items.middle if code in self.middle else items.low
+        return self.amounts.get(code) or getattr(self.items, languages()[code].resource)
 
 
 class Selection(Settings):
@@ -665,7 +656,7 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
 
 
 OWN = (
-    "data", "data_root", "languages.items", "languages.high", "languages.middle", "distill.responses",
+    "data", "data_root", "languages.items", "languages.amounts", "distill.responses",
     "distill.teacher", "distill.on_policy", "distill.sample_tokens", "distill.gradient_checkpointing",
     "distill.level_dropout", "distill.shrinkage", "distill.lr_b_ratio",
     "distill.divergence", "distill.temperature", "distill.signal", "distill.top_k", "distill.cache",
@@ -673,6 +664,12 @@ OWN = (
     "distill.layer", "distill.balance", "distill.epochs", "distill.batch", "distill.accumulate", "distill.lr",
 )  # fmt: skip
 """Settings that a language which joins a finished run may have of its own."""
+GONE = {
+    f"languages.{name}": "was removed: resource classes now come from the registry (`isogloss languages`); "
+    "languages.amounts gives single languages another amount"
+    for name in ("high", "middle")
+}
+"""Settings of earlier releases, and what to do instead."""
 
 
 def refuse_shared(overrides: Iterable[str]) -> None:
@@ -871,6 +868,8 @@ def _fault(fault: Any, written: _Written) -> tuple[tuple, str]:
     elif kind == "refusal":
         path = (*path, *context["name"].split("."))
     at, name = written.at(path), _dotted(path)
+    if kind == "extra_forbidden" and (why := GONE.get(_dotted(path))):
+        return path, f"{at}: {name} {why}"
     if kind == "extra_forbidden":
         return path, f"{at}: {name} is not a setting{_instead(path, holder)}"
     if kind == "value_error":
@@ -900,7 +899,9 @@ def _walk(loc: tuple) -> tuple[tuple, type[Settings] | None, Any]:
         if holder is not None:
             hint = _hints(holder).get(part)
         else:
-            hint = next((a for a in get_args(_bare(hint)) if a is not Ellipsis), None)
+            kinds = [a for a in get_args(_bare(hint)) if a is not Ellipsis]
+            # Of a mapping the last kind is the values'; a fault in a key is its own part.
+            hint = kinds[-1] if kinds else None
         options = _options(hint)
         if len(options) > 1 and (tag := next(parts, None)) is not None:
             hint = next(o for o in options if o.model_fields["type"].default == tag)
@@ -1013,7 +1014,8 @@ def _all_names(settings: type[Settings], prefix: str) -> Iterator[str]:
 
 
 def _dotted(path: tuple) -> str:
-    return ".".join(str(part) for part in path if not isinstance(part, int))
+    # pydantic's last part where it is a mapping's key that is wrong
+    return ".".join(str(part) for part in path if not isinstance(part, int) and part != "[key]")
 
 
 def _misplaced(config: Config, written: _Written) -> Iterator[str]:
@@ -1031,6 +1033,9 @@ def _misplaced(config: Config, written: _Written) -> Iterator[str]:
         yield fault("model", f"is {config.model}; it holds no config.json, which save_pretrained writes")
     if not isinstance(config.data, DemoData | MassiveData) and not config.data.path.exists():
         yield fault("data.path", f"is {config.data.path}; there is no such file")
+    for code in config.languages.amounts:
+        if code not in config.languages.targets:
+            yield fault("languages.amounts", f"names {code}, which is not among languages.targets")
     if isinstance(config.languages.tree, Path) and not config.languages.tree.is_file():
         shapes = "families, learned, random, flat nor shared"
         yield fault("languages.tree", f"is {config.languages.tree}; it is no file, and neither {shapes}")
