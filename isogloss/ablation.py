@@ -354,7 +354,8 @@ def _rows(run: Run, variant: Variant, seed: int) -> list[dict]:
         few = [each[code] for code in low if code in each]
         rows.append(
             {
-                "data": run.config.data.type, "suite": suite, "variant": variant.name,
+                "data": "+".join(source.type for source in run.config.sources),
+                "suite": suite, "variant": variant.name,
                 "overrides": list(variant.overrides), "carrier": run.config.distill.carrier.type,
                 "seed": seed, "trained_tokens": cost["tokens_backpropagated"], "flops": cost["flops"],
                 "seconds": cost["seconds"], **means, "measure": measure, "languages": each,

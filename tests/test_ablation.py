@@ -134,7 +134,7 @@ def measured(monkeypatch):
 
 
 def test_a_suite_without_alignment_is_judged_by_its_consistency(measured, tmp_path, capsys):
-    """Flat loses ¼ in Swahili and in Urdu: a sixth over three languages, a quarter in the low-resource one."""
+    """Flat loses ¼ in Swahili and in Urdu: a sixth over three languages, a quarter in the low class."""
     config = load_config(None, ["languages.targets=[es,sw,ur]"])
     done = ablation.ablate(config, variants("families", "flat"), [0], tmp_path / "out", Watcher())
     rows = {row["variant"]: (row["measure"], row["languages"], row["low"]) for row in done.rows}
