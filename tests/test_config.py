@@ -8,6 +8,7 @@ import pytest
 
 from isogloss.config import Config, Settings, dump_config, load_config
 from isogloss.errors import ConfigError
+from isogloss.languages import XGLUE_TWELVE
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.yaml"))
 
@@ -66,7 +67,17 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         ),
         (
             "languages: {middle: [es]}",
-            "run.yaml:1: languages.middle must not name es, which high names too",
+            "run.yaml:1: languages.middle was removed: resource classes now come from the registry "
+            "(`isogloss languages`); languages.amounts gives single languages another amount",
+        ),
+        (
+            "languages:\n  amounts: {sww: 3}",
+            "run.yaml:2: languages.amounts.sww: 'sww' is not a known language code; "
+            "did you mean sw (Swahili)?",
+        ),
+        (
+            "languages:\n  amounts: {sw: many}",
+            'run.yaml:2: languages.amounts.sw is "many"; it must be a whole number of at least 1',
         ),
         ("tune: {lr: 0}", "run.yaml:1: tune.lr is 0; it must be a number above 0"),
         ("tune: {lr: .nan}", "run.yaml:1: tune.lr is NaN; it must be a number above 0"),
@@ -273,7 +284,26 @@ def test_overrides_are_yaml_and_lists_are_replaced():
 def test_amounts_that_are_not_given_keep_their_defaults():
     """One class may be changed alone."""
     amount = load_config(overrides=["languages.items.high=16"]).languages.amount
-    assert [amount(code) for code in ("fr", "hi", "sw", "pt")] == [16, 192, 48, 48]
+    assert [amount(code) for code in ("fr", "hi", "th", "sw", "pt")] == [16, 16, 192, 48, 16]
+
+
+def test_amounts_follow_the_resource_class_of_the_registry():
+    """Joshi et al.'s classes, of which every language has one; a language may have an amount of its own."""
+    amount = load_config().languages.amount
+    assert {code: amount(code) for code in XGLUE_TWELVE} == {
+        "ar": 512, "es": 512, "fr": 512, "hi": 512, "ru": 512, "tr": 512, "vi": 512,
+        "bg": 192, "el": 192, "th": 192, "ur": 192, "sw": 48,
+    }  # fmt: skip
+    assert [amount(code) for code in ("pt", "it", "ja", "ko", "pl", "nl")] == [512] * 6
+    own = load_config(overrides=["languages.amounts={swh_Latn: 100}", "languages.items.low=7"]).languages
+    assert [own.amount(code) for code in ("sw", "am", "fr")] == [100, 7, 512]
+
+
+def test_an_amount_of_a_language_that_is_not_taught_is_refused(tmp_path):
+    """It would have no effect."""
+    assert refused("languages: {targets: [sw], amounts: {ur: 9}}", tmp_path, places=True) == [
+        "run.yaml:1: languages.amounts names ur, which is not among languages.targets"
+    ]
 
 
 @pytest.mark.parametrize("path", [None, *EXAMPLES], ids=lambda p: p.stem if p else "default")

@@ -39,6 +39,11 @@ class Encoded:
     asked: tuple[bool, ...] = ()
     """Which tokens of the prompt hold the instruction itself; empty: nobody has said."""
 
+    @property
+    def tokens(self) -> int:
+        """Of both together."""
+        return len(self.prompt) + len(self.response)
+
 
 @dataclass(frozen=True)
 class Frame:

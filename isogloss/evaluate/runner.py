@@ -16,12 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from isogloss.config import Evaluate
 from isogloss.data.chat import pad
+from isogloss.data.reading import read_answer
 from isogloss.evaluate.family import Closed, consistency_family
 from isogloss.evaluate.fidelity import in_language
 from isogloss.evaluate.items import Item, SuiteData
 from isogloss.evaluate.likelihood import log_probabilities
 from isogloss.evaluate.metrics import agreement, retrieve, spread
-from isogloss.evaluate.reading import read_answer
 from isogloss.evaluate.statistics import (
     Estimate,
     bootstrap_alignment,

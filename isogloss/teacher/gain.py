@@ -99,9 +99,7 @@ def gains(
         return given
 
     english = ask([(item, SOURCE) for item in items], [None] * len(items))
-    reference = {
-        item.id: read_answer(item, SOURCE, text) for item, text in zip(items, english, strict=True)
-    }
+    reference = {item.id: read_answer(item, SOURCE, text) for item, text in zip(items, english, strict=True)}
     agrees: dict[str, list[bool]] = {}
     for view, reads in views.items():
         systems = [prompted(item, code, reads, texts, tree) for item, code in asked]
