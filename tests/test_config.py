@@ -80,7 +80,7 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         ),
         (
             "tune: {selection: {keep: 2}}",
-            "run.yaml:1: tune.selection.keep is 2; it must be a number between 0 and 1",
+            "run.yaml:1: tune.selection.keep is 2; it must be a number above 0 and at most 1",
         ),
         (
             "tune: {selection: {enabled: 1}}",
