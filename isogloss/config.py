@@ -405,8 +405,8 @@ Teacher = Annotated[SelfTeacher | ModelTeacher | ServerTeacher, Field(discrimina
 
 KL_ONLY = ("texts", "require_texts", "teacher_reads", "divergence", "temperature", "hear")
 HIDDEN_ONLY = ("contrast", "fade", "layer")
-"""Settings of stage 2 that one term of the loss alone heeds, but for a teacher that writes answers, which heeds
-the first three of the former."""
+"""Settings of stage 2 that one term of the loss alone heeds; the first three of the former are heeded by a
+teacher that writes answers too."""
 
 
 class Distill(Settings):
@@ -445,8 +445,8 @@ class Distill(Settings):
     checks: bool = True
     """Check before training that teacher and student are aligned, and tell their divergence per language."""
     kl: Weight = 0.0
-    """Weight of the divergence per response token; 0 spares the teacher's reading. The embedded base does
-    better without (docs/log.md); 1 suits a model that uses what it reads."""
+    """Weight of the divergence per response token; 0 spares the teacher's reading: no prompt is distilled.
+    If not given, 0 for the embedded model, which does better without (docs/log.md), and 1 for every other."""
     ce: Weight = 1.0
     """Weight of cross-entropy per response token."""
     hidden: Weight = 4.0

@@ -689,7 +689,7 @@ def evaluate_plan(work: Work) -> StagePlan:
     carrier.off()
     found.memory = {
         "program": machine.process, "weights": parameter_bytes(model, four_bit=work.config.four_bit),
-        "carriers": parameter_bytes(model, carriers=True), 
+        "carriers": parameter_bytes(model, carriers=True),
         "cache": cache_bytes(causal, settings.batch, width),
         "activations": machine.held(
             read_bytes(model, settings.batch, longest)
