@@ -5,7 +5,6 @@ Nothing here imports torch before the settings are known to be right.
 
 import contextlib
 import json
-import os
 import socket
 import sys
 import time
@@ -24,7 +23,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Table
 from rich.text import Text
 
-from isogloss.config import Config, load_config, refuse_shared
+from isogloss.config import Config, for_choosing, home, load_config, refuse_shared, root_of_environment
 from isogloss.errors import ConfigError, DataError, IsoglossError, RunError
 from isogloss.languages import Language, UnknownLanguageError, resolve
 from isogloss.languages import languages as registry
@@ -42,16 +41,24 @@ app = typer.Typer(
 )
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 
+
+def _path(text: Any) -> Path:
+    """A path on the command line; a shell leaves the `~` of `--out=~/runs` as it is."""
+    return home(Path(text))
+
+
 ConfigFile = Annotated[
-    Path | None, typer.Argument(metavar="[CONFIG]", help="YAML settings; without it the embedded default.")
+    Path | None,
+    typer.Argument(metavar="[CONFIG]", parser=_path, help="YAML settings; without it the embedded default."),
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", parser=_path, help="A run's folder.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, e.g. distill.lr=0.001; repeatable."),
 ]
 DataRoot = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Folder of the real data sets; else ISOGLOSS_DATA.")
+    Path | None,
+    typer.Option(metavar="FOLDER", parser=_path, help="Folder of the real data sets; else ISOGLOSS_DATA."),
 ]
 
 
@@ -111,7 +118,7 @@ def tune(
 
 @app.command()
 def distill(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
-    """Stage 2: the hierarchy of prompts is distilled into one adapter per language."""
+    """Stage 2: one adapter per language, into which the prompts are distilled where distill.kl is above 0."""
     settings = _settings(config, set_, data_root)
     _require(settings.run, TUNED)
     job = _open(settings)
@@ -187,7 +194,11 @@ def report(
     run_folder: RunFolder,
     lm_eval_json: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Also write the scores as lm-evaluation-harness writes its own."),
+        typer.Option(
+            metavar="FOLDER",
+            parser=_path,
+            help="Also write the scores as lm-evaluation-harness writes its own.",
+        ),
     ] = None,
 ) -> None:
     """Write the page of a run again."""
@@ -280,7 +291,10 @@ def export(
         ),
     ] = "peft",
     folder: Annotated[
-        Path | None, typer.Option("--out", metavar="FOLDER", help="Where to; RUN/exports/FORMAT without it.")
+        Path | None,
+        typer.Option(
+            "--out", metavar="FOLDER", parser=_path, help="Where to; RUN/exports/FORMAT without it."
+        ),
     ] = None,
     max_rank: Annotated[
         int | None, typer.Option(min=1, help="Refit adapters of a larger rank to this one.")
@@ -314,7 +328,9 @@ def add_language(
     data: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Parallel JSON lines with the language; the run's own data without it."
+            metavar="FILE",
+            parser=_path,
+            help="Parallel JSON lines with the language; the run's own data without it.",
         ),
     ] = None,
     set_: Overrides = None,
@@ -339,8 +355,10 @@ def add_language(
 
 @app.command()
 def compare(
-    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run's folder.")],
-    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another's, on the same items.")],
+    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", parser=_path, help="A run's folder.")],
+    run_b: Annotated[
+        Path, typer.Argument(metavar="RUN_B", parser=_path, help="Another's, on the same items.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
 ) -> None:
     """Is one run better than another: difference, interval and p, per language and on average."""
@@ -373,7 +391,7 @@ def compare(
 @app.command()
 def suites(data_root: DataRoot = None) -> None:
     """What can be measured: languages, licence, where to get it, and whether it is in the data root."""
-    root = data_root or (Path(given) if (given := os.environ.get("ISOGLOSS_DATA")) else None)
+    root = data_root or root_of_environment()
     if root is not None and not root.is_dir():
         raise DataError(f"data root {root} does not exist; set --data-root or ISOGLOSS_DATA")
     from isogloss.evaluate.suites import ABOUT
@@ -425,14 +443,14 @@ def compare_methods(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the settings' own on.")] = 1,
     points: Annotated[int, typer.Option(min=1, help="Measurements along each method's way.")] = 10,
     times: Annotated[float, typer.Option(min=0, help="Stop a method after so many times our seconds.")] = 3.0,
-    folder: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of all runs.")] = Path(
-        "runs/methods"
-    ),
+    folder: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", parser=_path, help="Folder of all runs.")
+    ] = Path("runs/methods"),
     set_: Overrides = None,
     data_root: DataRoot = None,
 ) -> None:
     """What our method and reinforcement learning cost to align the languages equally well."""
-    settings = _settings(config, set_, data_root)
+    settings = _choosing(_settings(config, set_, data_root))
     quiet()
     try:
         from isogloss.baselines import comparison
@@ -479,9 +497,9 @@ def ablate(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the settings' own on.")] = 1,
-    folder: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of all runs.")] = Path(
-        "runs/ablation"
-    ),
+    folder: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", parser=_path, help="Folder of all runs.")
+    ] = Path("runs/ablation"),
     jobs: Annotated[
         int, typer.Option(min=1, help="Runs at a time; more than one pay on a GPU that one run leaves idle.")
     ] = 1,
@@ -489,7 +507,7 @@ def ablate(
     data_root: DataRoot = None,
 ) -> None:
     """Variants of stage 2 side by side, on one reference model per seed."""
-    settings = _settings(config, set_, data_root)
+    settings = _choosing(_settings(config, set_, data_root))
     quiet()
     from isogloss import ablation
 
@@ -513,7 +531,9 @@ def plan(
     config: ConfigFile = None,
     machine: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="YAML: devices, memory_gib, tflops; without it this machine."),
+        typer.Option(
+            metavar="FILE", parser=_path, help="YAML: devices, memory_gib, tflops; without it this machine."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
     set_: Overrides = None,
@@ -650,6 +670,14 @@ def _settings(config: Path | None, overrides: list[str] | None, data_root: Path 
     return load_config(config, overrides or (), data_root=data_root, places=True)
 
 
+def _choosing(settings: Config) -> Config:
+    """Settings of a command by which variants or methods are chosen: on dev unless test is asked for."""
+    chosen = for_choosing(settings)
+    if chosen.evaluate.split == "test":
+        _line("Warning: evaluate.split is test, on which nothing should be chosen; leave it out for dev")
+    return chosen
+
+
 def _codes(spellings: Sequence[str], where: str) -> list[str]:
     """Our codes of languages named on the command line, each once."""
     try:
@@ -751,12 +779,28 @@ def _show_ablation(summary: Sequence[dict], differences: Sequence[dict]) -> None
             continue
         table = Table(box=None, header_style="bold", pad_edge=False)
         for number, name in enumerate(
-            (against[0]["measure"], "against", "languages", "difference", "95 % interval", "p", "n")
+            (
+                against[0]["measure"],
+                "against",
+                "languages",
+                "difference",
+                "95 % interval",
+                "p, items",
+                "n",
+                "p, seeds",
+            )
         ):
             table.add_column(name, no_wrap=True, justify="left" if number < 3 else "right")
         for one in against:
-            table.add_row(escape(one["variant"]), escape(one["against"]), one["languages"], *_difference(one))
+            seeds = "–" if one["p_seeds"] is None else f"{one['p_seeds']:.4f}"
+            table.add_row(
+                escape(one["variant"]), escape(one["against"]), one["languages"], *_difference(one), seeds
+            )
         out.print(table)
+        _line(
+            f"p are corrected for the {len(against)} comparisons (Holm): over items, which others might have "
+            "been, and over seeds (paired t test; – under 3)"
+        )
 
 
 def _show_plan(found: "Plan") -> None:
@@ -784,7 +828,7 @@ def _show_plan(found: "Plan") -> None:
         f"On {machine.name}: {machine.devices} × {figures.size(machine.memory)}, "
         f"{figures.count(machine.rate, 'FLOP')} a second, of which {machine.efficiency:.0%} is reached"
     )
-    for line in found.notes:
+    for line in (*found.settings, *found.notes):
         _line(line)
     for line in found.advice or ["It fits."]:
         _line(line)

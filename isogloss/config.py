@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from yaml.composer import ComposerError
 
+from isogloss.defaults import EMBEDDED, Facts, by_model, look_up
 from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE, XGLUE_TWELVE, languages, resolve
 
@@ -53,6 +54,27 @@ def _refusal(name: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("refusal", "{message}", {"name": name, "message": message})
 
 
+def _without_effect(settings: S, *cases: tuple[Any, Iterable[str], str]) -> S:
+    """Refuse what was changed and does nothing beside its neighbours.
+
+    A value that equals its default passes, so that resolved settings can be read again.
+
+    Args:
+        cases: Whether settings are without effect, their names, and why.
+    """
+    for idle, names, why in cases:
+        for name in names:
+            if idle and getattr(settings, name) != type(settings).model_fields[name].default:
+                raise _refusal(name, f"has no effect {why}")
+    return settings
+
+
+def home(path: T) -> T:
+    """A path, or a text that may be one, with a leading `~` written out."""
+    written = os.path.expanduser(path)  # type: ignore[call-overload]  # noqa: PTH111  # keeps an unknown ~user
+    return type(path)(written)  # type: ignore[call-arg]
+
+
 def _divided(stage: S) -> S:
     if stage.batch % stage.accumulate:  # type: ignore[attr-defined]  # both stages have both
         raise _refusal("accumulate", f"must divide batch, which is {stage.batch}")  # type: ignore[attr-defined]
@@ -60,11 +82,16 @@ def _divided(stage: S) -> S:
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Rank = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
+Place = Annotated[Path, AfterValidator(home)]
+"""A file or folder; `~` is the user's home."""
+ModelName = Annotated[Text, AfterValidator(home)]
+"""A model's folder, in which `~` is the user's home, or its hub name."""
 Code = Annotated[str, AfterValidator(_code)]
 Codes = Annotated[tuple[Code, ...], AfterValidator(_once)]
 Targets = Annotated[
@@ -160,7 +187,7 @@ class FileData(Source):
 
     english_items: Count | None = None
     """English items for stage 1, drawn over tasks and labels; all of them if not given."""
-    path: Path
+    path: Place
     """The file; relative to the folder where the command runs."""
 
 
@@ -239,7 +266,7 @@ class Languages(Settings):
 
     targets: Targets = XGLUE_TWELVE
     """Language codes of any kind the registry knows (`isogloss languages` lists them)."""
-    tree: Literal["families", "learned", "random", "flat", "shared"] | Path = "families"
+    tree: Literal["families", "learned", "random", "flat", "shared"] | Place = "families"
     """How adapters are shared: by language family, by groups that the tuned model represents alike, by groups
     dealt out at random, not at all, by all languages, or by the groups of a YAML file (`group: [codes]`)."""
     items: Amounts = Amounts()
@@ -257,29 +284,34 @@ class Selection(Settings):
 
     enabled: bool = True
     """Drop empty, degenerate, truncated, wrong-language and duplicate items."""
-    keep: Fraction = 1.0
+    keep: Share = 1.0
     """Share kept by instruction-following difficulty under the base model; 1 keeps all and skips scoring."""
     max_chars: Count = 4_000
     """Longest response."""
+
+    @model_validator(mode="after")
+    def _heeded(self) -> "Selection":
+        return _without_effect(self, (not self.enabled, ["max_chars"], "where enabled is false"))
 
 
 class Tune(Settings):
     """Stage 1: English instructions tune the base."""
 
     method: Literal["full", "lora"] = "full"
-    """All weights, or a LoRA that is merged at the end."""
+    """All weights, or a LoRA that is merged at the end; if not given, full for the embedded model and lora
+    for every other."""
     lora_rank: Count = 16
-    """Rank, where the method is lora."""
+    """Rank, where the method is lora; by the model if not given."""
     selection: Selection = Selection()
     """Which English items are good enough to learn from."""
     epochs: Positive = 1.5
-    """Passes over the selected items."""
+    """Passes over the selected items; by the model if not given."""
     batch: Count = 32
     """Rows per optimiser step."""
     accumulate: Count = 1
     """Micro-batches per optimiser step."""
     lr: Positive = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate; by the model if not given."""
     max_tokens: Count | None = None
     """Longest row, prompt and response together; the model's positions, at most 2048, if not given. Longer
     rows are left out."""
@@ -287,9 +319,14 @@ class Tune(Settings):
     """Share of items that are read once more behind the teacher's texts and their own answer."""
     _whole_batches = model_validator(mode="after")(_divided)
 
+    @model_validator(mode="after")
+    def _heeded(self) -> "Tune":
+        return _without_effect(self, (self.method == "full", ["lora_rank"], "with method full; take lora"))
+
 
 class Ranks(Settings):
-    """Adapter rows per node; most in the root, which a language of few items cannot fill alone."""
+    """Adapter rows per node; most in the root, which a language of few items cannot fill alone. What is not
+    given follows the model."""
 
     root: Rank = 12
     """Of the root, which all languages share."""
@@ -401,7 +438,7 @@ class ModelTeacher(Settings):
 
     type: Literal["model"] = "model"
     """Another local model."""
-    path: Text
+    path: ModelName
     """Its folder, or hub name."""
     level: Literal["token", "sequence"] = "token"
     """Score each response token, or write the responses that are learned from. Token by token a teacher with
@@ -410,6 +447,14 @@ class ModelTeacher(Settings):
     """Likeliest tokens kept at each place; the others share one bucket."""
     max_new_tokens: Count = 128
     """Longest answer, where level is sequence."""
+
+    @model_validator(mode="after")
+    def _heeded(self) -> "ModelTeacher":
+        return _without_effect(
+            self,
+            (self.level == "token", ["max_new_tokens"], "where level is token, which writes nothing"),
+            (self.level == "sequence", ["top_k"], "where level is sequence, which scores nothing"),
+        )
 
 
 class ServerTeacher(Settings):
@@ -440,12 +485,18 @@ class ServerTeacher(Settings):
 Teacher = Annotated[SelfTeacher | ModelTeacher | ServerTeacher, Field(discriminator="type")]
 
 
+KL_ONLY = ("texts", "require_texts", "teacher_reads", "divergence", "temperature", "hear")
+HIDDEN_ONLY = ("contrast", "fade", "layer")
+"""Settings of stage 2 that one term of the loss alone heeds; the first three of the former are heeded by a
+teacher that writes answers too."""
+
+
 class Distill(Settings):
-    """Stage 2: the hierarchy of prompts is distilled into the carriers."""
+    """Stage 2: the carriers learn; where `kl` is above 0, the hierarchy of prompts is distilled into them."""
 
     carrier: Carrier = LoraCarrier()
     """What a node's text is distilled into."""
-    texts: Path | None = None
+    texts: Place | None = None
     """Node texts; the package's own if not given."""
     require_texts: bool = False
     """Refuse a tree with a node that has no text; else it is silent."""
@@ -474,13 +525,13 @@ class Distill(Settings):
     bucket for the rest."""
     top_k: Count = 32
     """Tokens kept, where the signal is top_k; 4 bytes each per response token."""
-    cache: Path | None = None
+    cache: Place | None = None
     """Folder in which the teacher's signals are kept; `cache` in the run's folder if not given."""
     checks: bool = True
     """Check before training that teacher and student are aligned, and tell their divergence per language."""
     kl: Weight = 0.0
-    """Weight of the divergence per response token; 0 spares the teacher's reading. The embedded base does
-    better without (docs/log.md); 1 suits a model that uses what it reads."""
+    """Weight of the divergence per response token; 0 spares the teacher's reading: no prompt is distilled.
+    If not given, 0 for the embedded model, which does better without (docs/log.md), and 1 for every other."""
     ce: Weight = 1.0
     """Weight of cross-entropy per response token."""
     hidden: Weight = 4.0
@@ -504,13 +555,13 @@ class Distill(Settings):
     balance: Positive = 2.0
     """Temperature by which languages are balanced: 1 in proportion to data, larger more evenly."""
     epochs: Positive = 6.0
-    """Passes over the parallel items of all languages together, English aside."""
+    """Passes over the parallel items of all languages together, English aside; by the model if not given."""
     batch: Count = 32
     """Rows per optimiser step."""
     accumulate: Count = 1
     """Micro-batches per optimiser step."""
     lr: Positive = 3e-3
-    """Peak learning rate."""
+    """Peak learning rate; by the model if not given."""
     gradient_checkpointing: bool = False
     """Compute each layer again in backward: less memory, more time; not with a prefix."""
     level_dropout: Fraction = 0.0
@@ -585,6 +636,37 @@ class Distill(Settings):
             )
         return self
 
+    @property
+    def prompts_are_read(self) -> bool:
+        """Whether a teacher reads the privileged prompts: to be learned from token by token, or to answer."""
+        return bool(self.kl) or (isinstance(self.teacher, ModelTeacher) and self.teacher.level == "sequence")
+
+    @model_validator(mode="after")
+    def _heeded(self) -> "Distill":
+        mute = "with kl 0, where no prompt is distilled; set distill.kl above 0"
+        # A node of virtual positions begins as what its text says.
+        begun = self.carrier.type != "lora" and self.carrier.init != "random"
+        retained = "with kl and retain 0, where the teacher says nothing"
+        kept = self.form[0] == "top_k" and not self.scored_elsewhere
+        return _without_effect(
+            self,
+            (not self.prompts_are_read, ["teacher_reads", "require_texts"], mute),
+            (not self.prompts_are_read and not begun, ["texts"], mute),
+            (not self.kl, ["divergence", "temperature", "hear"], mute),
+            (
+                "texts" not in self.teacher_reads and not begun, ["texts", "require_texts"],
+                "where teacher_reads has no texts",
+            ),
+            (self.on_policy, ["hear"], "on steps that are on-policy; set on_policy to 0"),
+            (self.scored_elsewhere, ["signal"], "on what another teacher scores, which is its top_k"),
+            (not self.kl and not self.retain, ["signal", "top_k"], retained),
+            (self.on_policy == 1, ["signal", "top_k"], "where all steps are on-policy"),
+            (self.on_policy == 1 and self.ce, ["ce"], "where all steps are on-policy; set it to 0"),
+            (self.scored_elsewhere, ["top_k"], "on what another teacher scores; set teacher.top_k"),
+            (not kept, ["top_k"], f"where signal is {self.signal}"),
+            (not self.hidden, HIDDEN_ONLY, "with hidden 0"),
+        )  # fmt: skip
+
 
 Suite = Literal[
     "demo", "massive", "flores101", "ntrex", "translation", "xnli", "pawsx", "sib200", "xcopa", "xquad",
@@ -596,7 +678,7 @@ XglueTask = Literal["NER", "POS", "NC", "MLQA", "XNLI", "PAWSX", "QADSM", "WPR",
 class Xglue(Settings):
     """What the suite xglue holds."""
 
-    path: Path | None = None
+    path: Place | None = None
     """The unpacked folder xglue_full_dataset, or its archive; looked for in the data root if not given."""
     tasks: Annotated[tuple[XglueTask, ...], Field(min_length=1), AfterValidator(_once)] = get_args(XglueTask)
     """Which tasks; the overall score is the mean over them."""
@@ -607,7 +689,7 @@ class Xglue(Settings):
 class ParallelSuite(Settings):
     """What the suite parallel holds."""
 
-    path: Path | None = None
+    path: Place | None = None
     """Parallel JSON lines, as data of type parallel has them, with responses."""
 
 
@@ -628,7 +710,8 @@ class Evaluate(Settings):
     also: Codes = ()
     """Languages that are measured but not taught; they answer through their family or the root."""
     split: Literal["dev", "test"] = "test"
-    """Split of every suite that has it; choose settings on dev only."""
+    """Split of every suite that has it; choose settings on dev only. `ablate` and `compare-methods`, which
+    are for choosing, take dev if not given."""
     items: Count = 210
     """Items per suite and language, at most."""
     sentences: Count = 300
@@ -650,11 +733,11 @@ class Evaluate(Settings):
 class Config(Settings):
     """A whole run."""
 
-    run: Path = Path("runs/demo")
+    run: Place = Path("runs/demo")
     """The run's folder."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of everything drawn at random."""
-    model: Text = "demo"
+    model: ModelName = EMBEDDED
     """The base: `demo` (embedded), a local folder, or a hub name."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the frozen weights; auto takes bfloat16 where the processor multiplies it."""
@@ -666,7 +749,7 @@ class Config(Settings):
     compile: bool = False
     """While something learns, torch compiles the decoder's layers: half a minute at first, then shorter steps
     and less memory on a GPU."""
-    data_root: Path | None = None
+    data_root: Place | None = None
     """Folder of the real data sets; the environment variable ISOGLOSS_DATA if not given."""
     languages: Languages = Languages()
     """Which languages are taught, how they are related, and how much data each may use."""
@@ -677,7 +760,7 @@ class Config(Settings):
     tune: Tune = Tune()
     """Stage 1: English instructions tune the base."""
     distill: Distill = Distill()
-    """Stage 2: the hierarchy of prompts is distilled into the carriers."""
+    """Stage 2: the carriers learn, by distilling the hierarchy of prompts or without it."""
     evaluate: Evaluate = Evaluate()
     """What is measured before and after."""
 
@@ -696,6 +779,17 @@ class Config(Settings):
         ):
             if twice := [one for one in dict.fromkeys(names) if names.count(one) > 1]:
                 raise _refusal(name, f"holds {twice[0]} twice; name each source once")
+        return self
+
+    @model_validator(mode="after")
+    def _heeded(self) -> "Config":
+        levels = self.distill.carrier.levels
+        if self.languages.tree == "shared" or not levels["family"] + levels["language"]:
+            for name in ("level_dropout", "shrinkage"):
+                if getattr(self.distill, name):
+                    raise _refusal(f"distill.{name}", "must be 0 where the root has all of a path's rows")
+        if taught := [code for code in self.evaluate.also if code in self.languages.targets]:
+            raise _refusal("evaluate.also", f"names {', '.join(taught)}, which languages.targets does too")
         return self
 
     @model_validator(mode="after")
@@ -739,7 +833,8 @@ def load_config(
         path: The file.
         overrides: What --set takes: a dotted name, an equals sign, a YAML value.
         data_root: What --data-root takes; beats the setting of that name.
-        places: Also refuse files and folders that are named but not there.
+        places: Also refuse files and folders that are named but not there, and ask the hub about a model
+            that is no folder. Without it such a model is taken for a large one where settings follow it.
 
     Raises:
         ConfigError: All that is wrong, one line each, with file, line and the nearest valid name.
@@ -753,7 +848,19 @@ def load_config(
     config = _validate(written)
     if places and (faults := list(_misplaced(config, written))):
         raise ConfigError("\n".join(faults))
+    if by_model(written.entries, None)[1] and (places or _is_folder(config.model)):
+        config = _validate(written, look_up(config.model))
     return config
+
+
+def root_of_environment() -> Path | None:
+    """The data root that the environment names."""
+    given = os.environ.get("ISOGLOSS_DATA")
+    return home(Path(given)) if given else None
+
+
+def _is_folder(model: str) -> bool:
+    return (Path(model) / "config.json").is_file()
 
 
 def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
@@ -769,13 +876,21 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
     return _validate(written)
 
 
+def for_choosing(config: Config) -> Config:
+    """The settings measured on dev, unless a split was asked for by name: test is not for choosing."""
+    if "split" in config.evaluate.model_fields_set:
+        return config
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"split": "dev"})})
+
+
 OWN = (
     "data", "data_root", "parallel_text", "languages.items", "languages.amounts", "distill.responses",
     "distill.teacher", "distill.on_policy", "distill.sample_tokens", "distill.gradient_checkpointing",
     "distill.level_dropout", "distill.shrinkage", "distill.lr_b_ratio",
     "distill.divergence", "distill.temperature", "distill.signal", "distill.top_k", "distill.cache",
-    "distill.checks", "distill.kl", "distill.ce", "distill.hidden",
-    "distill.layer", "distill.balance", "distill.epochs", "distill.batch", "distill.accumulate", "distill.lr",
+    "distill.checks", "distill.kl", "distill.hear", "distill.ce", "distill.hidden", "distill.contrast",
+    "distill.fade", "distill.layer", "distill.max_prompt", "distill.balance",
+    "distill.epochs", "distill.batch", "distill.accumulate", "distill.lr",
 )  # fmt: skip
 """Settings that a language which joins a finished run may have of its own."""
 GONE = {
@@ -948,8 +1063,9 @@ def _note_lines(node: yaml.Node, path: tuple, written: _Written) -> None:
         _note_lines(value, here, written)
 
 
-def _validate(written: _Written) -> Config:
-    entries = written.entries
+def _validate(written: _Written, facts: Facts | None = None) -> Config:
+    """The settings, those that follow the model filled in; without facts, as for a large one."""
+    entries, _ = by_model(written.entries, facts)
     if isinstance(entries.get("data"), dict):
         entries["data"].setdefault("type", "demo")
     carrier = entries["distill"].get("carrier") if isinstance(entries.get("distill"), dict) else None
@@ -1085,6 +1201,8 @@ def _limit(note: Any, name: str) -> Any:
 def _range(limits: dict[str, Any]) -> str:
     if "ge" in limits and ("le" in limits or "lt" in limits):
         return f" between {limits['ge']} and {limits['le'] if 'le' in limits else limits['lt'] - 1}"
+    if "gt" in limits and "le" in limits:
+        return f" above {limits['gt']} and at most {limits['le']}"
     return (
         f" of at least {limits['ge']}"
         if "ge" in limits
@@ -1149,10 +1267,10 @@ def _misplaced(config: Config, written: _Written) -> Iterator[str]:
 
     if config.run.exists() and not config.run.is_dir():
         yield fault("run", f"is {config.run}, which is a file; name a folder")
-    folder = Path(config.model).expanduser()
-    if config.model.startswith((".", "/", "~")) and not folder.is_dir():
+    folder = Path(config.model)
+    if config.model.startswith((".", "/")) and not folder.is_dir():
         yield fault("model", f"is {config.model}; there is no such folder")
-    elif folder.is_dir() and config.model != "demo" and not (folder / "config.json").is_file():
+    elif folder.is_dir() and config.model != EMBEDDED and not (folder / "config.json").is_file():
         yield fault("model", f"is {config.model}; it holds no config.json, which save_pretrained writes")
     for source in config.sources:
         if isinstance(source, FileData) and not source.path.exists():
@@ -1165,7 +1283,7 @@ def _misplaced(config: Config, written: _Written) -> Iterator[str]:
         yield fault("languages.tree", f"is {config.languages.tree}; it is no file, and neither {shapes}")
     teacher = config.distill.teacher
     path = teacher.path if isinstance(teacher, ModelTeacher) else ""
-    if path.startswith((".", "/", "~")) and not (Path(path).expanduser() / "config.json").is_file():
+    if path.startswith((".", "/")) and not _is_folder(path):
         yield fault("distill.teacher.path", f"is {path}; no model lies there")
     if isinstance(teacher, ServerTeacher) and teacher.key_env and not os.environ.get(teacher.key_env):
         yield fault("distill.teacher.key_env", f"is {teacher.key_env}; that environment variable is not set")
@@ -1178,8 +1296,8 @@ def _misplaced(config: Config, written: _Written) -> Iterator[str]:
             yield fault(f"evaluate.{name}.path", f"is {path}; there is no such file or folder")
     if "parallel" in config.evaluate.suites and config.evaluate.parallel.path is None:
         yield fault("evaluate.suites", "holds parallel, which needs a file; set evaluate.parallel.path")
-    root = config.data_root or os.environ.get("ISOGLOSS_DATA") or None
-    if root is not None and not Path(root).is_dir():
+    root = config.data_root or root_of_environment()
+    if root is not None and not root.is_dir():
         if config.data_root is not None:
             yield fault("data_root", f"is {root}; there is no such folder")
         else:

@@ -25,9 +25,9 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 
 from isogloss import processes
 from isogloss.data.chat import pad, response_positions
+from isogloss.defaults import EMBEDDED
 from isogloss.errors import ConfigError
 
-EMBEDDED = "demo"
 TOKENS = 1536
 """Tokens of a forward without gradient on a processor, whose cache does not hold the states of more."""
 

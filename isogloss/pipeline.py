@@ -7,7 +7,6 @@ running again resumes, or says that the run is complete.
 import hashlib
 import json
 import math
-import os
 import random
 import shutil
 import time
@@ -28,7 +27,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from isogloss import processes
-from isogloss.config import Config, Evaluate, ModelTeacher, dump_config, load_config
+from isogloss.config import Config, Evaluate, ModelTeacher, dump_config, load_config, root_of_environment
 from isogloss.cost import TEACHER, Ledger, Stage, spending
 from isogloss.data import selection
 from isogloss.data.chat import encode_prompt
@@ -123,10 +122,10 @@ class Run:
 
     @cached_property
     def data_root(self) -> Path | None:
-        given = self.config.data_root or os.environ.get("ISOGLOSS_DATA")
-        if given is not None and not Path(given).is_dir():
-            raise DataError(f"data root {given} does not exist; set data_root, --data-root or ISOGLOSS_DATA")
-        return None if given is None else Path(given)
+        root = self.config.data_root or root_of_environment()
+        if root is not None and not root.is_dir():
+            raise DataError(f"data root {root} does not exist; set data_root, --data-root or ISOGLOSS_DATA")
+        return root
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -393,7 +392,7 @@ def run_distill(run: Run) -> None:
     rows = rows_for(run, model, run.examples, run.tree, run.taught, stage)
     parallel = sum(row.language != SOURCE for row in rows)
     run.watcher.say(
-        f"Stage 2: {parallel} rows in {len(run.taught)} languages are distilled into {len(run.tree.nodes)} "
+        f"Stage 2: {parallel} rows in {len(run.taught)} languages {into(run.config)} {len(run.tree.nodes)} "
         f"nodes, {_width(run)} a path; {len(rows) - parallel} in English keep the root to it"
     )
     for line in _drawn(run, rows, run.taught):
@@ -401,6 +400,13 @@ def run_distill(run: Run) -> None:
     carrier = run.student(model, trained=False)
     run.start(carrier)
     train_carrier(run, carrier, rows, run.taught, stage)
+
+
+def into(config: Config) -> str:
+    """What stage 2 has rows do to nodes, in words: without a divergence they have no prompt distilled."""
+    if config.distill.prompts_are_read:
+        return "are distilled into"
+    return "train (distill.kl is 0, so no prompt is distilled)"
 
 
 def _width(run: Run) -> str:
@@ -865,7 +871,8 @@ def _rows(
     return build_rows(
         [*kept, *examples], amounts, tokenizer, tree, node_texts(run.config),
         english={e.id: e.turns[SOURCE].response or "" for e in [*kept, *pairs]} | dict(english),
-        responses=settings.responses, limit=settings.max_prompt, view=settings.teacher_view, reads=settings.teacher_reads,
+        responses=settings.responses, limit=settings.max_prompt, view=settings.teacher_view,
+        reads=settings.teacher_reads,
         require_texts=settings.require_texts,
         teacher=teacher or joining.tokenizer_of(settings.teacher),
         weights=[source.weight for source in run.config.sources], extra=pairs,

@@ -16,7 +16,7 @@ What is assumed, and where it is off:
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,13 +29,20 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from isogloss.config import Config, Count, Distill, Positive, Settings, with_overrides
 from isogloss.cost import Meter
 from isogloss.data import selection
 from isogloss.data.chat import Encoded, encode_prompt
 from isogloss.data.sources import node_texts
+from isogloss.defaults import explain, facts_of
 from isogloss.distill.fused import frozen_head
 from isogloss.distill.on_policy import is_on_policy
 from isogloss.distill.rows import Row, schedule, training_order
@@ -46,10 +53,19 @@ from isogloss.distill.trainer import Batch, Sample, Weights, batch_losses, chunk
 from isogloss.errors import ConfigError
 from isogloss.evaluate.suites import load_suite
 from isogloss.languages import SOURCE
-from isogloss.model import EMBEDDED, last_hidden, layers_of, load_tokenizer, model_folder, pick_dtype
+from isogloss.model import (
+    EMBEDDED,
+    decoder_of,
+    last_hidden,
+    layers_of,
+    load_tokenizer,
+    model_folder,
+    pick_dtype,
+)
 from isogloss.modes import thrifty_attention
 from isogloss.pipeline import Run, Watcher, foreseen_rows
 from isogloss.tree.carrier import Carrier
+from isogloss.tree.fit import refuse_misfit
 from isogloss.tree.nodes import Tree
 from isogloss.tune import english_rows, longest_row, within
 
@@ -185,6 +201,8 @@ class Plan:
     notes: list[str]
     advice: list[str] = field(default_factory=list)
     """One line for each stage that does not fit: what to change."""
+    settings: list[str] = field(default_factory=list)
+    """What the settings that follow the model are, and why."""
 
     def seconds(self, stage: StagePlan) -> float:
         """How long a stage takes."""
@@ -203,7 +221,7 @@ class Plan:
         ]
         return {
             "machine": vars(self.machine), "stages": stages, "fits": self.fits, "advice": self.advice,
-            "notes": self.notes,
+            "notes": self.notes, "settings": self.settings,
         }  # fmt: skip
 
 
@@ -212,8 +230,9 @@ def plan(config: Config, machine: Machine) -> Plan:
 
     Raises:
         DataError: Data, a language or a suite is missing.
-        ConfigError: The model's shapes are not to be had.
+        ConfigError: The model's shapes are not to be had, or the settings do not fit them.
     """
+    refuse_misfit(config)
     work = Work(config, machine)
     stages = [tune_plan(work), distill_plan(work), evaluate_plan(work)]
     found = Plan(machine, stages, work.notes)
@@ -229,6 +248,7 @@ def plan(config: Config, machine: Machine) -> Plan:
         found.notes.append("distill.responses: what the model's English answers cost is not counted")
     if config.distill.carrier.type != "lora":
         found.notes.append("distill.carrier: the arithmetic of virtual positions is not counted")
+    found.settings = explain(config, facts_of(work.model(work.dtype)))
     found.advice = [
         advise(work, stage) for stage in found.stages if stage.memory_bytes > machine.memory
     ]  # fmt: skip
@@ -387,6 +407,30 @@ def read_bytes(model: nn.Module, rows: int, width: int) -> int:
             torch.ones(rows, width, dtype=torch.long, device="meta"),
         )  # fmt: skip
     return alive.most
+
+
+@torch.no_grad()
+def cache_bytes(model: nn.Module, rows: int, width: int) -> int:
+    """Bytes that the model itself keeps of what it has read: keys and values, windows of them, or states."""
+    mask = torch.ones(rows, width, dtype=torch.long, device="meta")
+    found: Any = decoder_of(model)(input_ids=torch.zeros_like(mask), attention_mask=mask, use_cache=True)
+    kept = getattr(found, "past_key_values", None) or getattr(found, "cache_params", None)
+    return sum(tensor.nbytes for tensor in _tensors(kept, set()))
+
+
+def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Every tensor in a cache, each once, whatever its class calls it."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (one for each in value.values() for one in _tensors(each, seen))
+    elif isinstance(value, list | tuple):
+        yield from (one for each in value for one in _tensors(each, seen))
+    elif type(value).__module__.startswith("transformers.") and not isinstance(value, PretrainedConfig):
+        yield from _tensors(vars(value), seen)
 
 
 def _without_storage(batch: Batch) -> Batch:
@@ -644,12 +688,11 @@ def evaluate_plan(work: Work) -> StagePlan:
                     found.tokens_forwarded += 2 * sum(sizes)
     found.flops = before.flops + after.flops
     width = longest + settings.max_new_tokens
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * head * work.dtype.itemsize
     carrier.off()
     found.memory = {
         "program": machine.process, "weights": parameter_bytes(model, four_bit=work.config.four_bit),
-        "carriers": parameter_bytes(model, carriers=True), "cache": cache * settings.batch * width,
+        "carriers": parameter_bytes(model, carriers=True),
+        "cache": cache_bytes(causal, settings.batch, width),
         "activations": machine.held(
             read_bytes(model, settings.batch, longest)
             + settings.batch * config.vocab_size * (work.dtype.itemsize + 4)

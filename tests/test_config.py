@@ -3,10 +3,21 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from isogloss.config import Config, Settings, dump_config, load_config
+from isogloss.config import (
+    Config,
+    Evaluate,
+    Settings,
+    dump_config,
+    for_choosing,
+    home,
+    load_config,
+    refuse_shared,
+    root_of_environment,
+)
 from isogloss.errors import ConfigError
 from isogloss.languages import XGLUE_TWELVE
 
@@ -80,6 +91,10 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
             'run.yaml:2: languages.amounts.sw is "many"; it must be a whole number of at least 1',
         ),
         ("tune: {lr: 0}", "run.yaml:1: tune.lr is 0; it must be a number above 0"),
+        (
+            "tune: {selection: {keep: 0}}",
+            "run.yaml:1: tune.selection.keep is 0; it must be a number above 0 and at most 1",
+        ),
         ("tune: {lr: .nan}", "run.yaml:1: tune.lr is NaN; it must be a number above 0"),
         ('tune: {lr: "1"}', 'run.yaml:1: tune.lr is "1"; it must be a number above 0, without quotes'),
         ("tune: {batch: 2.5}", "run.yaml:1: tune.batch is 2.5; it must be a whole number of at least 1"),
@@ -91,7 +106,7 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         ),
         (
             "tune: {selection: {keep: 2}}",
-            "run.yaml:1: tune.selection.keep is 2; it must be a number between 0 and 1",
+            "run.yaml:1: tune.selection.keep is 2; it must be a number above 0 and at most 1",
         ),
         (
             "tune: {selection: {enabled: 1}}",
@@ -172,6 +187,167 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
 def test_a_wrong_setting_is_one_line_with_its_place_and_the_way_out(text, line, tmp_path):
     """Union tags never show, names are those the user wrote, and the message says what would be right."""
     assert refused(text, tmp_path) == [line]
+
+
+MUTE = "has no effect with kl 0, where no prompt is distilled; set distill.kl above 0"
+SERVER = "kl: 1, teacher: {type: server, url: 'http://a/v1', model: m}"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("distill: {texts: a.yaml}", f"distill.texts {MUTE}"),
+        ("distill: {require_texts: true}", f"distill.require_texts {MUTE}"),
+        ("distill: {teacher_reads: [texts]}", f"distill.teacher_reads {MUTE}"),
+        ("distill: {divergence: reverse}", f"distill.divergence {MUTE}"),
+        ("distill: {hear: right}", f"distill.hear {MUTE}"),
+        ("distill: {temperature: 2}", f"distill.temperature {MUTE}"),
+        (
+            "distill: {carrier: {type: prefix, init: random}, texts: a.yaml}", f"distill.texts {MUTE}",
+        ),
+        ("distill: {top_k: 8}", "distill.top_k has no effect where signal is hidden"),
+        (
+            "distill: {signal: top_k, retain: 0}",
+            "distill.signal has no effect with kl and retain 0, where the teacher says nothing",
+        ),
+        (
+            "distill: {kl: 1, teacher_reads: [twin], texts: a.yaml}",
+            "distill.texts has no effect where teacher_reads has no texts",
+        ),
+        (
+            "distill: {kl: 1, hear: right, on_policy: 0.5}",
+            "distill.hear has no effect on steps that are on-policy; set on_policy to 0",
+        ),
+        (
+            "distill: {kl: 1, on_policy: 1, signal: top_k}",
+            "distill.signal has no effect where all steps are on-policy",
+        ),
+        (
+            "distill: {kl: 1, on_policy: 1, ce: 2}",
+            "distill.ce has no effect where all steps are on-policy; set it to 0",
+        ),
+        (
+            f"distill: {{{SERVER}, signal: top_k}}",
+            "distill.signal has no effect on what another teacher scores, which is its top_k",
+        ),
+        (
+            f"distill: {{{SERVER}, top_k: 8}}",
+            "distill.top_k has no effect on what another teacher scores; set teacher.top_k",
+        ),
+        ("distill: {hidden: 0, contrast: 0.1}", "distill.contrast has no effect with hidden 0"),
+        ("distill: {hidden: 0, fade: 0}", "distill.fade has no effect with hidden 0"),
+        ("distill: {hidden: 0, layer: 3}", "distill.layer has no effect with hidden 0"),
+        (
+            "distill: {kl: 1, teacher: {type: model, path: a/b, max_new_tokens: 9}}",
+            "distill.teacher.max_new_tokens has no effect where level is token, which writes nothing",
+        ),
+        (
+            "distill: {teacher: {type: model, path: a/b, level: sequence, top_k: 9}}",
+            "distill.teacher.top_k has no effect where level is sequence, which scores nothing",
+        ),
+        ("tune: {lora_rank: 8}", "tune.lora_rank has no effect with method full; take lora"),
+        (
+            "tune: {selection: {enabled: false, max_chars: 9}}",
+            "tune.selection.max_chars has no effect where enabled is false",
+        ),
+        (
+            "distill: {level_dropout: 0.1}\nlanguages: {tree: shared}",
+            "distill.level_dropout must be 0 where the root has all of a path's rows",
+        ),
+        (
+            "distill: {shrinkage: 0.1, carrier: {ranks: {family: 0, language: 0}}}",
+            "distill.shrinkage must be 0 where the root has all of a path's rows",
+        ),
+        (
+            "evaluate: {also: [bg, sw]}",
+            "evaluate.also names bg, sw, which languages.targets does too",
+        ),
+    ],
+)  # fmt: skip
+def test_a_setting_without_effect_is_refused(text, says, tmp_path):
+    """Whoever sets it wants something that would not happen."""
+    assert refused(text, tmp_path) == [f"run.yaml:1: {says}"]
+
+
+@pytest.mark.parametrize(
+    "distill",
+    [
+        "{kl: 1, texts: a.yaml, teacher_reads: [texts], divergence: reverse, hear: right}",
+        "{signal: top_k, top_k: 8}",  # English rows keep to what the model says
+        "{carrier: {type: prefix}, texts: a.yaml}",  # nodes begin as their texts
+        "{teacher: {type: model, path: a/b, level: sequence}, teacher_reads: [texts], texts: a.yaml}",
+        "{temperature: 1, hear: all, top_k: 32}",  # as without
+    ],
+)
+def test_a_setting_with_an_effect_is_taken(distill, tmp_path):
+    """Heeded by another part of the loss, by the carrier, or by the teacher; or it says what is so anyway."""
+    (tmp_path / "run.yaml").write_text(f"distill: {distill}")
+    config = load_config(tmp_path / "run.yaml")
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_a_home_is_written_out_in_every_path(tmp_path, monkeypatch):
+    """A path, or a model's folder, wherever it stands; what is no home stays."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    config = load_config(
+        None,
+        [
+            "run=~/r", "model=~/m", "data_root=~/d", "data={type: table, path: ~/t, columns: {}}",
+            "languages.tree=~/tree.yaml", "distill.kl=1", "distill.texts=~/x", "distill.cache=~/c",
+            "distill.teacher={type: model, path: ~/big}", "evaluate.xglue.path=~/g",
+            "evaluate.parallel.path=~/p",
+        ],
+    )  # fmt: skip
+    assert [
+        config.run, config.model, config.data_root, getattr(config.data, "path", None),
+        config.languages.tree, config.distill.texts, config.distill.cache,
+        getattr(config.distill.teacher, "path", None), config.evaluate.xglue.path,
+        config.evaluate.parallel.path,
+    ] == [
+        Path("/home/ada/r"), "/home/ada/m", Path("/home/ada/d"), Path("/home/ada/t"),
+        Path("/home/ada/tree.yaml"), Path("/home/ada/x"), Path("/home/ada/c"), "/home/ada/big",
+        Path("/home/ada/g"), Path("/home/ada/p"),
+    ]  # fmt: skip
+    monkeypatch.setenv("ISOGLOSS_DATA", "~/data")
+    assert root_of_environment() == Path("/home/ada/data")
+    assert load_config(None, ["model=no/~one", "run=~no-such-user/r"]).run == Path("~no-such-user/r")
+
+
+def test_no_path_is_left_that_knows_no_home():
+    """Every setting that is a path is of the type that writes `~` out."""
+    plain = [
+        f"{kind.__name__}.{name}"
+        for kind in classes(Settings)
+        for name, field in kind.model_fields.items()
+        if Path in (field.annotation, *get_args(field.annotation)) and home not in notes(field)
+    ]
+    assert plain == []
+
+
+def notes(field) -> list:
+    """The functions that a field's value goes through, in a union too."""
+    parts = [field, *get_args(field.annotation)]
+    return [
+        getattr(note, "func", None)
+        for part in parts
+        for note in (*getattr(part, "metadata", ()), *getattr(part, "__metadata__", ()))
+    ]
+
+
+def test_what_is_for_choosing_is_measured_on_dev():
+    """Unless a split is asked for by name."""
+    assert for_choosing(load_config()).evaluate.split == "dev"
+    assert for_choosing(load_config(None, ["evaluate.split=test"])).evaluate.split == "test"
+    assert for_choosing(load_config(None, ["evaluate.items=5"])).evaluate == Evaluate(split="dev", items=5)
+
+
+@pytest.mark.parametrize("setting", ["max_prompt=9", "hear=all", "contrast=0.1", "fade=0"])
+def test_a_language_that_joins_may_raise_what_a_message_tells_it_to(setting):
+    """Training settings are its own; what the run's other languages share is not."""
+    refuse_shared([f"distill.{setting}"])
+    with pytest.raises(ConfigError, match=r"^--set seed=3: seed is the whole run's"):
+        refuse_shared([f"distill.{setting}", "seed=3"])
 
 
 @pytest.mark.parametrize(

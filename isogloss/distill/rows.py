@@ -74,8 +74,8 @@ def build_rows(
         responses: `reference` scores the data's response, `teacher` the English answer, which in a closed
             task is said in the language.
         limit: Longest prompt in tokens.
-        view: `english` has the teacher read the English twin alone where the response is the same tokens as the
-            English answer, or one of a closed set in the language; `prompt` the privileged prompt always.
+        view: `english` has the teacher read the English twin alone where the response is the same tokens as
+            the English answer, or one of a closed set in the language; `prompt` the privileged prompt always.
         reads: What the teacher reads before the instruction; nothing: it reads the student's prompt.
         require_texts: Refuse a node on a language's path that has no text.
         teacher: Renders the privileged prompts in its own template and ids; else `tokenizer` does.
