@@ -4,7 +4,9 @@ Nothing here imports torch before the settings are known to be right.
 """
 
 import contextlib
+import io
 import json
+import shlex
 import socket
 import sys
 import time
@@ -22,9 +24,19 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
 
-from isogloss.config import Config, for_choosing, home, load_config, refuse_shared, root_of_environment
+from isogloss.config import (
+    Config,
+    for_choosing,
+    home,
+    load_config,
+    refuse_shared,
+    root_of_environment,
+    run_folder_of,
+)
 from isogloss.errors import ConfigError, DataError, IsoglossError, RunError
+from isogloss.files import locked
 from isogloss.languages import Language, UnknownLanguageError, resolve
 from isogloss.languages import languages as registry
 from isogloss.quiet import quiet
@@ -34,7 +46,19 @@ if TYPE_CHECKING:
     from isogloss.pipeline import Run
     from isogloss.planning import Plan
 
+
+class Commands(TyperGroup):
+    """Click takes every EOFError for Ctrl-D; from anywhere but the prompt it is a damaged file's."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:
+            raise RuntimeError("a file ended too early") from error
+
+
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -49,7 +73,11 @@ def _path(text: Any) -> Path:
 
 ConfigFile = Annotated[
     Path | None,
-    typer.Argument(metavar="[CONFIG]", parser=_path, help="YAML settings; without it the embedded default."),
+    typer.Argument(
+        metavar="[CONFIG]",
+        parser=_path,
+        help="YAML settings, or a run's folder; without it the embedded default.",
+    ),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", parser=_path, help="A run's folder.")]
 Overrides = Annotated[
@@ -152,9 +180,7 @@ def teacher_prompt(
     """Exactly what teacher and student read of an example; the tokens that are learned from are marked."""
     _is_run(run_folder)
     (code,) = _codes([language], "--language")
-    job = _prepare(
-        load_config(run_folder / "config.yaml", places=True).model_copy(update={"run": run_folder})
-    )
+    job = _prepare(load_config(run_folder, places=True))
     from isogloss import pipeline
     from isogloss.teacher.showing import shown
 
@@ -169,7 +195,7 @@ def teacher_prompt(
 
 @app.command()
 def evaluate(
-    config: ConfigFile = None,
+    run_folder: RunFolder,
     suite: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A suite to measure in place of the settings' own; repeatable."),
@@ -177,13 +203,22 @@ def evaluate(
     set_: Overrides = None,
     data_root: DataRoot = None,
 ) -> None:
-    """Every measure, before and after."""
+    """Every measure of a run, before and after."""
+    _is_run(run_folder)
+    for override in set_ or ():
+        if override.partition("=")[0].strip().partition(".")[0] not in ("evaluate", "data_root"):
+            raise ConfigError(
+                f"--set {override}: a finished run may be given other settings of evaluate and another "
+                "data_root, nothing else"
+            )
     chosen = [f"evaluate.suites={json.dumps(suite)}"] if suite else []
-    settings = _settings(config, [*chosen, *(set_ or ())], data_root)
-    _require(settings.run, TUNED, DISTILLED)
-    job = _open(settings)
+    settings = load_config(run_folder, [*chosen, *(set_ or ())], data_root=data_root)
+    _require(run_folder, TUNED, DISTILLED)
+    job = _prepare(settings)
     from isogloss import pipeline, processes
 
+    pipeline.check_suites(job)
+    job = pipeline.open_run(settings, job.watcher)
     if processes.is_main():
         pipeline.run_evaluate(job)
         _show_scores(job)
@@ -205,7 +240,8 @@ def report(
     _is_run(run_folder)
     from isogloss.report.page import write_report
 
-    _line(f"Report: {write_report(run_folder)}")
+    with locked(run_folder):
+        _line(f"Report: {write_report(run_folder)}")
     if lm_eval_json is not None:
         quiet()
         from isogloss import pipeline
@@ -260,11 +296,13 @@ def ask(
     (code,) = _codes([language], "--language")
     if text is not None and not text.strip():
         raise ConfigError("the instruction is empty; write one, or leave it out for a prompt loop")
+    for given in filter(None, (text, twin)):
+        _readable(given)
     _require(run_folder, TUNED, DISTILLED)
     quiet()
-    from isogloss import asking, pipeline
+    from isogloss import asking
 
-    asker = asking.Asker(pipeline.load_run(run_folder), code)
+    asker = asking.Asker(_load(run_folder), code)
     if asker.note:
         _line(asker.note)
     if text is not None:
@@ -309,7 +347,7 @@ def export(
         raise ConfigError(f"--max-rank: {what} no rank; leave it out or take --format peft")
     codes = _codes(language or (), "--language")
     _require(run_folder, TUNED, DISTILLED)
-    job = _prepare(load_config(run_folder / "config.yaml").model_copy(update={"run": run_folder}))
+    job = _load(run_folder)
     from isogloss import exporting
 
     out_folder = folder or run_folder / "exports" / form
@@ -341,16 +379,14 @@ def add_language(
     refuse_shared(set_ or ())
     codes = _codes(language, "CODE")
     more = [f"data={{type: parallel, path: {json.dumps(str(data))}}}"] if data else []
-    settings = load_config(
-        run_folder / "config.yaml", [*more, *(set_ or ())], data_root=data_root, places=True
-    ).model_copy(update={"run": run_folder})
+    settings = load_config(run_folder, [*more, *(set_ or ())], data_root=data_root, places=True)
     _require(run_folder, TUNED, DISTILLED)
     job = _prepare(settings)
     from isogloss import growing
 
     growing.add_languages(job, codes)
     _line(f"Adapters: {', '.join(str(run_folder / 'adapters' / code) for code in codes)}")
-    _line(f"To measure them too: isogloss evaluate {run_folder / 'config.yaml'}")
+    _line(f"To measure them too: isogloss evaluate {shlex.quote(str(run_folder))}")
 
 
 @app.command()
@@ -572,10 +608,18 @@ def serve(
         from isogloss.serve.app import make_app
     except ImportError:
         raise RunError("serving needs FastAPI and uvicorn; install isogloss[serve]") from None
-    from isogloss import load
+    from isogloss.inference import Aligned
 
-    model = load(run_folder)
-    with socket.create_server((host, port)) as listening:
+    try:
+        listening = socket.create_server((host, port))
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (")[0]
+        raise RunError(
+            f"cannot listen on {host}:{port}: {reason}; name another --port or --host; --port 0 takes a free "
+            "port"
+        ) from None
+    with listening:
+        model = Aligned(_load(run_folder))
         _line(f"http://{host}:{listening.getsockname()[1]}/v1 answers in {', '.join(model.languages)}")
         server = uvicorn.Server(
             uvicorn.Config(make_app(model, size=batch, longest=longest), log_level="warning")
@@ -586,6 +630,10 @@ def serve(
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: what a user can mend is one line on stderr and exit code 2."""
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    # A terminal of another encoding shows a question mark for what it lacks, rather than end a run.
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "replace"), (sys.stdin, "surrogateescape")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
     try:
         code = app(words, prog_name="isogloss", standalone_mode=False) or 0
         if code == INTERRUPTED:  # Typer has caught it
@@ -602,7 +650,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except OSError as error:
         # Without a number it is transformers that found no model, in several lines.
-        _refuse(str(error).split("\n")[0] if error.errno is None else f"{error.filename}: {error.strerror}")
+        told = str(error).split("\n")[0] if error.errno is None else error.strerror or str(error)
+        _refuse(told if error.filename is None else f"{error.filename}: {told}")
 
 
 USAGE_ERROR: Any = typer.BadParameter.__base__
@@ -708,7 +757,18 @@ def _open(settings: Config) -> "Run":
     return pipeline.open_run(settings, job.watcher)
 
 
+def _load(run_folder: Path) -> "Run":
+    """An existing run, as it is."""
+    watcher = _prepare(load_config(run_folder)).watcher
+    from isogloss import pipeline
+
+    return pipeline.load_run(run_folder, watcher)
+
+
 def _is_run(folder: Path) -> None:
+    if folder.is_file():
+        own = run_folder_of(folder)
+        raise RunError(f"{folder} is a file; name the run's folder{f', {own}' if own else ''}")
     if not (folder / "config.yaml").is_file():
         raise RunError(f"{folder} is no run folder; it has no config.yaml")
 
@@ -972,7 +1032,20 @@ def _typed(language: Language) -> Iterator[str]:
             return
         if not line:
             return
-        yield line
+        yield _readable(line)
+
+
+def _readable(text: str) -> str:
+    """A text as it was typed.
+
+    Raises:
+        ConfigError: It came in another encoding.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError("the instruction is not UTF-8; set the terminal, or convert the text") from None
+    return text
 
 
 def _show_answers(asker: "Asker", text: str, twin: str | None) -> None:

@@ -839,7 +839,16 @@ def load_config(
     Raises:
         ConfigError: All that is wrong, one line each, with file, line and the nearest valid name.
     """
-    written = _Written("settings") if path is None else _read(path)
+    folder = None if path is None else run_folder_of(path)
+    if folder is not None:
+        written = _read(folder / "config.yaml")
+        if not written.entries:
+            raise ConfigError(
+                f"{folder / 'config.yaml'} is empty; restore it, or begin in another run folder"
+            )
+        written.entries["run"] = str(folder)  # whatever it was called when it was made
+    else:
+        written = _Written("settings") if path is None else _read(path)
     for override in overrides:
         written.override(override)
     if data_root is not None:
@@ -861,6 +870,16 @@ def root_of_environment() -> Path | None:
 
 def _is_folder(model: str) -> bool:
     return (Path(model) / "config.json").is_file()
+
+
+def run_folder_of(path: Path) -> Path | None:
+    """The run whose settings a path names: its folder, or the `config.yaml` of a run that has begun.
+
+    A run is what lies in its folder, copied or renamed; None for any other file.
+    """
+    if path.is_dir():
+        return path if (path / "config.yaml").is_file() else None
+    return path.parent if path.name == "config.yaml" and (path.parent / "ledger.json").is_file() else None
 
 
 def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
@@ -1015,7 +1034,7 @@ class _Written:
 
 def _read(path: Path) -> _Written:
     if path.is_dir():
-        raise ConfigError(f"{path} is a folder; name a YAML file of settings")
+        raise ConfigError(f"{path} is a folder without config.yaml; name a YAML file of settings")
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:

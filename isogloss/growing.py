@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from isogloss.data.sources import parallel_examples
 from isogloss.errors import RunError
 from isogloss.languages import SOURCE
-from isogloss.pipeline import Run, into, refuse_unusable, rows_for, train_carrier
+from isogloss.pipeline import Run, into, refuse_unusable, rows_for, train_carrier, writing
 from isogloss.tree.fit import refuse_misfit
 from isogloss.tree.nodes import family_name
 from isogloss.tree.shapes import families_of_file
 
 
+@writing
 def add_languages(run: Run, codes: Sequence[str]) -> None:
     """Train a leaf for each language, and its family where the tree has none, and write them to the run.
 

@@ -9,19 +9,20 @@ import json
 import math
 import random
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 import yaml
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,9 +53,20 @@ from isogloss.distill.stage import Bar, distil, read_signals
 from isogloss.errors import DataError, RunError
 from isogloss.evaluate import runner
 from isogloss.evaluate.items import SuiteData
-from isogloss.evaluate.leaks import Leak, find_leaks, texts_of, trained_texts
+from isogloss.evaluate.leaks import Leak, Text, find_leaks, texts_of, trained_texts
+from isogloss.evaluate.signature import RULER, data_hashes, fields_of, settings_fields, signature
 from isogloss.evaluate.suites import SUITES, load_suite
-from isogloss.files import read_lines, write_json, write_lines, write_text
+from isogloss.files import (
+    content_hash,
+    locked,
+    naming,
+    read_json,
+    read_lines,
+    replacing,
+    write_json,
+    write_lines,
+    write_text,
+)
 from isogloss.languages import SOURCE, languages
 from isogloss.model import causal_of, layers_of, load_model, load_tokenizer, pad_id, parts_of, pick_dtype
 from isogloss.report.page import write_report
@@ -70,6 +82,8 @@ from isogloss.tree.virtual import TreeEmbedding, TreePrefix
 from isogloss.tune import difficulty, english_rows, longest_row, tune, within
 
 Progress = Callable[[int, int], None]
+SILENCE = 5.0
+"""Seconds after which a user is told what is being waited for."""
 
 
 class Watcher:
@@ -82,6 +96,17 @@ class Watcher:
     def bar(self, what: str) -> Iterator[Progress]:
         """Progress on something that takes long."""
         yield lambda done, of: None
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Something that cannot tell how far it is; said if it takes longer than `SILENCE`."""
+        timer = threading.Timer(SILENCE, self.say, (f"{what} …",))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 @dataclass(frozen=True)
@@ -140,8 +165,34 @@ class Run:
         """By language, its family in the carriers that are there; nothing before stage 2."""
         if not self.carriers.exists():
             return {}
-        with safe_open(self.carriers, "pt") as file:
-            return json.loads((file.metadata() or {}).get("families", "{}"))
+        try:
+            with safe_open(self.carriers, "pt") as file:
+                return json.loads((file.metadata() or {}).get("families", "{}"))
+        except SafetensorError as error:
+            raise RunError(
+                f"{self.carriers} is damaged ({error}); remove it and run `isogloss distill` again"
+            ) from None
+
+    @cached_property
+    def answering(self) -> dict[str, str]:
+        """What the reference model's answers depend on besides what it is asked, as hashes of its files.
+
+        Raises:
+            RunError: Stage 1 has not been run.
+        """
+        self._need_tuned()
+        dtype, files = str(self.dtype).removeprefix("torch."), set(self.tuned.iterdir())
+        model = {file for file in files if ".safetensors" in file.name or file.name.endswith("config.json")}
+        model -= {file for file in model if file.name.startswith("tokenizer")}
+        return {
+            "model": content_hash(model),
+            "template": content_hash(file for file in files - model if file.is_file()),
+            "dtype": f"nf4 in {dtype}" if self.config.four_bit else dtype,
+        }
+
+    def _need_tuned(self) -> None:
+        if not self.tuned.exists():
+            raise RunError(f"{self.folder} has no tuned model; run `isogloss tune` first")
 
     @property
     def tree(self) -> Tree:
@@ -206,11 +257,14 @@ class Run:
         Raises:
             RunError: Stage 1 has not been run.
         """
-        if not self.tuned.exists():
-            raise RunError(f"{self.folder} has no tuned model; run `isogloss tune` first")
-        model = load_model(
-            str(self.tuned), self.dtype, four_bit=self.config.four_bit, shard=learning and self.config.shard
-        )
+        self._need_tuned()
+        with self.watcher.waiting(f"Loading {self.tuned}"):
+            model = load_model(
+                str(self.tuned),
+                self.dtype,
+                four_bit=self.config.four_bit,
+                shard=learning and self.config.shard,
+            )
         return model.requires_grad_(False)
 
     def student(self, model: PreTrainedModel, *, trained: bool, tree: Tree | None = None) -> Carrier:
@@ -259,18 +313,39 @@ def refuse_unusable(
             raise DataError(nothing_in(code, found))
 
 
+P, T = ParamSpec("P"), TypeVar("T")
+
+
+def writing(stage: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:
+    """A function that writes to a run's folder, and meanwhile keeps other programs from doing so."""
+
+    @wraps(stage)
+    def alone(run: Run, *args: P.args, **kwargs: P.kwargs) -> T:
+        with locked(run.folder) if processes.is_main() else nullcontext():
+            return stage(run, *args, **kwargs)
+
+    return alone
+
+
 def open_run(config: Config, watcher: Watcher | None = None) -> Run:
     """Make the run's folder, or check that it belongs to these settings.
 
-    How it is evaluated may change, and where the data lie.
+    How it is evaluated may change, and where the data and the folder itself lie.
 
     Raises:
-        RunError: The folder was made with other settings.
+        RunError: The folder was made with other settings, or another process writes to it.
     """
-    file, text = config.run / "config.yaml", dump_config(config)
+    run = Run(config, watcher or Watcher())
+    _keep_settings(run)
+    return run
+
+
+@writing
+def _keep_settings(run: Run) -> None:
+    config, file, text = run.config, run.folder / "config.yaml", dump_config(run.config)
     if file.exists():
-        free = {"evaluate": config.evaluate, "data_root": config.data_root}
-        before = load_config(file).model_copy(update=free)
+        free = {"evaluate": config.evaluate, "data_root": config.data_root, "run": config.run}
+        before = load_config(run.folder).model_copy(update=free)
         if (theirs := dump_config(before)) != text:
             raise RunError(
                 f"{config.run} was made with other settings ({_difference(theirs, text)}); "
@@ -278,7 +353,7 @@ def open_run(config: Config, watcher: Watcher | None = None) -> Run:
             )
     if processes.is_main():
         write_text(file, text)
-    return Run(config, watcher or Watcher())
+        _point_to_base(run)
 
 
 def load_run(folder: Path, watcher: Watcher | None = None) -> Run:
@@ -289,10 +364,29 @@ def load_run(folder: Path, watcher: Watcher | None = None) -> Run:
     """
     if not (folder / "config.yaml").is_file():
         raise RunError(f"{folder} is no run folder; it has no config.yaml")
-    config = load_config(folder / "config.yaml")
-    return Run(config.model_copy(update={"run": folder}), watcher or Watcher())
+    run = Run(load_config(folder), watcher or Watcher())
+    if processes.is_main():
+        with suppress(OSError):  # a run that one may only read
+            _point_to_base(run)
+    return run
 
 
+def _point_to_base(run: Run) -> None:
+    """Write into the adapters where their base lies now: the run may have been moved or copied.
+
+    PEFT takes a relative path from the working directory, so only an absolute one is found from anywhere.
+    """
+    base = str(run.tuned.resolve())
+    there = [*run.folder.glob("adapters/*/adapter_config.json")]
+    there += run.folder.glob("exports/*/*/adapter_config.json")
+    for file in there:
+        remedy = f"remove {file.parent} and write it anew with `isogloss export`"
+        config = read_json(file, "base_model_name_or_path", remedy)
+        if config["base_model_name_or_path"] != base:
+            write_text(file, json.dumps(config | {"base_model_name_or_path": base}, indent=2, sort_keys=True))
+
+
+@writing
 def run_all(run: Run) -> bool:
     """Every stage that is not there yet; whether anything was left to do."""
     if (run.folder / "report.html").exists() and not _unscored(run, _scores(run)):
@@ -317,7 +411,15 @@ def leaks(run: Run) -> list[Leak]:
         tests += texts_of(load_suite(name, run.data_root, settings, run.measured))
     examples = {example.id: example for example in run.english}
     pairs = translation_examples(run.pairs(run.config.languages.targets))
-    return find_leaks(tests, trained_texts([*examples.values(), *run.examples, *pairs]))
+    training = [*examples.values(), *run.examples, *pairs]
+
+    def texts(progress: Progress) -> Iterator[Text]:
+        for number, example in enumerate(training, start=1):
+            yield from trained_texts([example])
+            progress(number, len(training))
+
+    with run.watcher.bar("Leak check") as progress:
+        return find_leaks(tests, texts(progress))
 
 
 def select_english(run: Run, stage: Stage | None = None) -> selection.Selection:
@@ -339,7 +441,7 @@ def select_english(run: Run, stage: Stage | None = None) -> selection.Selection:
             + ", ".join(f"{rule} {count}" for rule, count in selection.summary(chosen).items())
         )
     if settings.keep < 1:
-        base = load_model(run.config.model, run.dtype, shard=run.config.shard)
+        base = _base(run, run.dtype)
         with run.watcher.bar("Difficulty") as progress, spending(stage or Stage(""), base):
             scores = difficulty(base, load_tokenizer(run.config.model), chosen.kept, progress)
         best = selection.keep_best(chosen.kept, scores, settings.keep)
@@ -347,6 +449,12 @@ def select_english(run: Run, stage: Stage | None = None) -> selection.Selection:
     return chosen
 
 
+def _base(run: Run, dtype: torch.dtype) -> PreTrainedModel:
+    with run.watcher.waiting(f"Loading {run.config.model}"):
+        return load_model(run.config.model, dtype, shard=run.config.shard)
+
+
+@writing
 def run_tune(run: Run) -> None:
     """Stage 1: the reference model, in `tuned/`."""
     if run.tuned.exists():
@@ -354,13 +462,14 @@ def run_tune(run: Run) -> None:
     stage, settings = run.ledger.begin("tune"), run.config.tune
     if processes.is_main() and (divided := divisions(run.config, run.data_root)):
         write_json(run.folder / "division.json", {one.name: one.plain() for one in divided})
-    chosen = select_english(run, stage)
+    selecting = Stage("")  # done again where training is killed, so counted when it has ended
+    chosen = select_english(run, selecting)
     if processes.is_main():
         selection.write(chosen, run.folder / "selection.jsonl")
     tokenizer = load_tokenizer(run.config.model)
     # Small steps are lost in weights of bfloat16; frozen ones take none.
     dtype = torch.float32 if settings.method == "full" else run.dtype
-    base = load_model(run.config.model, dtype, shard=run.config.shard)
+    base = _base(run, dtype)
     rows = english_rows(
         chosen.kept, tokenizer, node_texts(run.config), settings.privileged, run.config.seed,
         longest_row(run.config),
@@ -374,14 +483,16 @@ def run_tune(run: Run) -> None:
         counts = tune(
             base, tokenizer, rows, settings, run.tuned,
             curve=run.curve, seed=run.config.seed, dtype=run.dtype, progress=_pausing(run, stage, progress),
-            compile=run.config.compile,
+            compile=run.config.compile, say=run.watcher.say,
         )  # fmt: skip
+    stage.take(selecting)
     stage.tokens_forwarded += int(counts["tokens"])
     stage.tokens_backpropagated += int(counts["tokens"])
     stage.flops += counts["flops"]
     run.ledger.pause(stage)
 
 
+@writing
 def run_distill(run: Run) -> None:
     """Stage 2: the carriers, in `adapters/`; the reference model is unchanged to the bit."""
     if run.carriers.exists():
@@ -415,6 +526,7 @@ def _width(run: Run) -> str:
     return f"rank {width}" if run.config.distill.carrier.type == "lora" else f"{width} virtual positions"
 
 
+@writing
 def run_cache(run: Run) -> Stage:
     """The teacher's signals of every row, in the cache, so that stage 2 spends nothing on it; the cost."""
     model = run.reference_model(learning=True)
@@ -467,33 +579,41 @@ def train_carrier(
 def _keep(run: Run, carrier: Carrier, rows: Sequence[Row], codes: Sequence[str]) -> None:
     """Write trained carriers: each language's adapter, the tree, and last what says that all are there."""
     for code in filter(carrier.reads, codes):
-        carrier.export(code, run.folder / "adapters" / code, base_model="../../tuned")
+        adapter = run.folder / "adapters" / code
+        with naming(adapter):
+            carrier.export(code, adapter, base_model=str(run.tuned.resolve()))
     write_json(run.folder / "tree.json", _tree_image(run, carrier.tree, rows))
     save_whole(carrier.state(), run.carriers, {"families": json.dumps(carrier.tree.families)})
 
 
+@writing
 def run_evaluate(run: Run) -> None:
     """Every measure before and after, in `scores.json` and `predictions/`."""
     settings, scores = run.config.evaluate, _scores(run)
-    missing = _unscored(run, scores)
+    with run.watcher.waiting("Reading the suites"):
+        loaded = {name: load_suite(name, run.data_root, settings, run.measured) for name in settings.suites}
+    missing = _unscored(run, scores, loaded)
     if not missing:
         return
     model = run.reference_model()
     plain = runner.Model(model, run.tokenizer)
     stage = run.ledger.begin("evaluate")
-    loaded = {name: load_suite(name, run.data_root, settings, run.measured) for name in missing}
-    with spending(stage, model):
-        found = {name: _before(run, plain, suite) for name, suite in loaded.items()}
+    # Counted when its scores are written: what a kill loses is done again.
+    costs, found = {name: Stage("evaluate") for name in missing}, {}
+    for name in missing:
+        with spending(costs[name], model):
+            found[name] = _before(run, plain, loaded[name])
     carrier = run.student(model, trained=True)
     aligned = runner.Model(model, run.tokenizer, carrier)
-    for name, suite in loaded.items():
-        with spending(stage, carrier.model, carrier.met):
-            scores["suites"][name] = _after(run, aligned, plain, suite, found[name])
+    for name in missing:
+        with spending(costs[name], carrier.model, carrier.met):
+            scores["suites"][name] = _after(run, aligned, plain, loaded[name], found[name])
         write_json(run.folder / "scores.json", scores)
+        stage.take(costs[name])
         run.ledger.pause(stage)
-    run.ledger.pause(stage)
 
 
+@writing
 def run_report(run: Run) -> Path:
     """The page, in `report.html`."""
     return write_report(run.folder)
@@ -514,10 +634,8 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 def save_whole(state: dict[str, torch.Tensor], path: Path, about: dict[str, str] | None = None) -> None:
     """Write tensors, and texts about them, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, part, about)
-    part.replace(path)
+    with replacing(path) as draft:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, draft, about)
 
 
 @dataclass
@@ -537,7 +655,7 @@ def _before(run: Run, plain: runner.Model, suite: SuiteData) -> _Before:
     rankings: runner.Rankings = {}
     with run.watcher.bar(f"{suite.name}: before") as progress:
         english = runner.english_answers(plain, suite, settings, progress, rankings) if suite.items else []
-        layer, vectors = _vectors(plain, plain, suite, settings)
+        layer, vectors = _vectors(plain, plain, suite, settings, progress)
         side = runner.evaluate_side(
             plain, suite, languages, english, vectors, layer, settings, run.config.seed, progress
         )
@@ -551,7 +669,7 @@ def _before(run: Run, plain: runner.Model, suite: SuiteData) -> _Before:
 def _after(run: Run, aligned: runner.Model, plain: runner.Model, suite: SuiteData, before: _Before) -> dict:
     settings, languages = run.config.evaluate, _in_suite(suite, run.measured)
     with run.watcher.bar(f"{suite.name}: after") as progress:
-        layer, vectors = _vectors(aligned, plain, suite, settings)
+        layer, vectors = _vectors(aligned, plain, suite, settings, progress)
         side = runner.evaluate_side(
             aligned, suite, languages, before.english, vectors, layer, settings, run.config.seed, progress
         )
@@ -608,14 +726,17 @@ def _write_side(run: Run, suite: SuiteData, phase: str, side: runner.Side) -> No
         for name, hits in side.hits.items()
     }
     ids = [item.id for item in suite.items]
-    write_json(stem.with_name(stem.name + ".hits.json"), {"items": ids, "hits": hits})
+    found = {"items": ids, "data": data_hashes(suite), "hits": hits}
+    write_json(stem.with_name(stem.name + ".hits.json"), found)
 
 
-def _vectors(subject: runner.Model, plain: runner.Model, suite: SuiteData, settings) -> tuple:
+def _vectors(
+    subject: runner.Model, plain: runner.Model, suite: SuiteData, settings: Evaluate, progress: Progress
+) -> tuple:
     """The layer, chosen on sentences that are not reported, and M's English embeddings there."""
     if not suite.sentences:
         return 0, None
-    layer = settings.layer or runner.choose_layer(subject, suite.layer_sentences, settings.batch)
+    layer = settings.layer or runner.choose_layer(subject, suite.layer_sentences, settings.batch, progress)
     english = runner.embed(plain, suite.sentences[SOURCE], SOURCE, [layer], settings.batch)[layer]
     return layer, english
 
@@ -638,23 +759,24 @@ def _notes(suite: SuiteData, run: Run, languages: Sequence[str]) -> list[str]:
 
 
 def _signature(run: Run, suite: SuiteData, before: int, after: int) -> str:
-    scoring = "likelihood" if suite.name in run.config.evaluate.likelihood else "generation"
-    parts = {
-        "suite": suite.name, "rev": suite.revision, "split": suite.split, "items": len(suite.items),
-        "sentences": len(suite.sentences.get(SOURCE, ())), "scoring": scoring,
-        "layer": f"{before}/{after}",
-        "seed": run.config.seed, "model": _short_hash(run.tuned),
-        "dtype": str(run.dtype).removeprefix("torch."), "isogloss": version("isogloss"),
-    }  # fmt: skip
-    return "|".join(f"{name}:{value}" for name, value in parts.items())
+    rule = "settings" if run.config.evaluate.layer else "sentences"
+    return signature(
+        {
+            "suite": suite.name, "rev": suite.revision, "split": suite.split, "items": len(suite.items),
+            "sentences": len(suite.sentences.get(SOURCE, ())), **_measuring(run, suite.name),
+            "data": data_hashes(suite)[SOURCE], "layer_from": rule, "layer": f"{before}/{after}",
+            "seed": run.config.seed, "isogloss": version("isogloss"),
+        }
+    )  # fmt: skip
 
 
-def _short_hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()[:12]
+def _measuring(run: Run, suite: str) -> dict[str, str]:
+    """Who is measured, and how: what is known of a suite's signature before its data are read."""
+    scoring = "likelihood" if suite in run.config.evaluate.likelihood else "generation"
+    who = run.answering if run.tuned.exists() else {}  # both may have been removed to make room
+    adapters = {"adapters": content_hash([run.carriers])} if run.carriers.exists() else {}
+    settings = settings_fields(_how(run, suite))
+    return {"scoring": scoring, **settings, **who, **adapters, "ruler": str(RULER)}
 
 
 def _english_answers(
@@ -665,7 +787,7 @@ def _english_answers(
     With `responses: teacher` it is M's own, unless that has no end; an example without any is not there.
     """
     longest = run.config.distill.sample_tokens
-    kept = Answers(run.folder / "english_answers.jsonl")
+    kept = _kept_answers(run)
     asked = [e for e in examples if _asks(run, e) and kept.of(*_asked(e)) is None]
     if asked:
         with run.watcher.bar("English answers") as progress:
@@ -678,6 +800,12 @@ def _english_answers(
                 kept.keep({_asked(e): texts[n] for n, e in enumerate(some)}, write=processes.is_main())
                 progress(begin + len(some), len(asked))
     return {e.id: answer for e in examples if (answer := _english_answer(run, e, kept)) is not None}
+
+
+def _kept_answers(run: Run) -> Answers:
+    """M's English answers: none that another model, template or limit gave."""
+    limit = run.config.distill.sample_tokens
+    return Answers(run.folder / "english_answers.jsonl", {**run.answering, "limit": limit})
 
 
 def _asks(run: Run, example: ParallelExample) -> bool:
@@ -710,7 +838,7 @@ def row_of(run: Run, code: str, id: str) -> tuple[Row, PreTrainedTokenizerBase |
     examples = {e.id: e for e in run.examples if code in e.turns}
     if id not in examples:
         raise RunError(f"--id {id}: no example in {code} has this id; {nearest(id, examples)}")
-    example, kept = examples[id], Answers(run.folder / "english_answers.jsonl")
+    example, kept = examples[id], _kept_answers(run)
     answer = _english_answer(run, example, kept)
     if answer is None or (_asks(run, example) and kept.of(*_asked(example)) is None):
         raise RunError(f"{id} has no English answer yet; run `isogloss cache` or `isogloss distill` first")
@@ -721,7 +849,8 @@ def row_of(run: Run, code: str, id: str) -> tuple[Row, PreTrainedTokenizerBase |
         return row, joining.tokenizer_of(teacher)
     its = load_tokenizer(teacher.path)
     theirs = _rows(run, *given, retain=False, teacher=its)
-    (answered,) = joining.answered_rows([row], theirs, Answers(run.folder / "teacher_answers.jsonl"))
+    answers = joining.answers_of(teacher, run.tokenizer, run.dtype, run.folder / "teacher_answers.jsonl")
+    (answered,) = joining.answered_rows([row], theirs, answers)
     if answered is row:
         raise RunError(f"{id} has no answer of {teacher.path} yet; run `isogloss distill` first")
     return replace(answered, teacher_prompt=theirs[0].teacher_prompt), its
@@ -913,7 +1042,8 @@ def _learned(run: Run, model: PreTrainedModel, stage: Stage, sentences: int) -> 
 def _english_kept(run: Run) -> list[ParallelExample]:
     """What stage 1 read, English alone."""
     file = run.folder / "selection.jsonl"
-    dropped = {e["id"] for e in read_lines(file) if not e["kept"]} if file.exists() else set()
+    remedy = "restore it, or tune again in another run folder"
+    dropped = {e["id"] for e in read_lines(file, remedy) if not e["kept"]} if file.exists() else set()
     return [
         ParallelExample(e.id, e.task, {SOURCE: e.turns[SOURCE]})
         for e in run.english
@@ -934,7 +1064,8 @@ def _tree_image(run: Run, tree: Tree, rows: Sequence) -> dict:
     """The nodes with their texts and how many rows each has learnt from, before the tree grew too."""
     texts, file, earlier = node_texts(run.config), run.folder / "tree.json", {}
     if run.carriers.exists() and file.exists():
-        earlier = {node["name"]: node["items"] for node in json.loads(file.read_text("utf-8"))["nodes"]}
+        remedy = "remove it; how many items the nodes have learned from is then counted anew"
+        earlier = {node["name"]: node["items"] for node in read_json(file, "nodes", remedy)["nodes"]}
     return {
         "nodes": [
             {
@@ -961,14 +1092,27 @@ def _pausing(run: Run, stage: Stage, progress: Progress) -> Progress:
 def _scores(run: Run) -> dict:
     file = run.folder / "scores.json"
     if file.exists():
-        return json.loads(file.read_text("utf-8"))
+        return read_json(file, "suites", "remove it and run `isogloss evaluate` again")
     return {"schema": 1, "isogloss": version("isogloss"), "suites": {}}
 
 
-def _unscored(run: Run, scores: dict) -> list[str]:
-    """Suites that are asked for and have no scores, or scores made in another way."""
-    done = {name for name, suite in scores["suites"].items() if suite["settings"] == _how(run, name)}
-    return [name for name in run.config.evaluate.suites if name not in done]
+def _unscored(run: Run, scores: dict, loaded: Mapping[str, SuiteData] | None = None) -> list[str]:
+    """Suites that are asked for and have no scores, or those of another model or measured in another way.
+
+    Args:
+        loaded: The suites, if their data are to be compared too.
+    """
+
+    def done(name: str) -> bool:
+        suite = scores["suites"].get(name)
+        if suite is None or suite["settings"] != _how(run, name):
+            return False
+        signed, now = fields_of(suite["signature"]), _measuring(run, name)
+        if loaded is not None:
+            now["data"] = data_hashes(loaded[name])[SOURCE]
+        return all(signed.get(field) == value for field, value in now.items())
+
+    return [name for name in run.config.evaluate.suites if not done(name)]
 
 
 def _how(run: Run, suite: str) -> dict:
@@ -991,11 +1135,21 @@ def check(run: Run) -> None:
         DataError: Data, a language or a suite is missing.
         ConfigError: The model is not there, or the carrier does not fit it.
     """
-    refuse_misfit(run.config)
-    tokenizer = load_tokenizer(run.config.model)
-    if not run.tuned.exists():
-        _ = run.english  # refuses data that is not there
-        foreseen_rows(run, tokenizer)
+    with run.watcher.waiting("Checking the settings, the model and the data"):
+        refuse_misfit(run.config)
+        tokenizer = load_tokenizer(run.config.model)
+        if not run.tuned.exists():
+            _ = run.english  # refuses data that is not there
+            foreseen_rows(run, tokenizer)
+        check_suites(run)
+
+
+def check_suites(run: Run) -> None:
+    """Refuse an evaluation that cannot be made.
+
+    Raises:
+        DataError: A suite's data are missing, or have none of the languages.
+    """
     settings = run.config.evaluate
     for name in settings.suites:
         if not _in_suite(load_suite(name, run.data_root, settings, run.measured, 1, 1), run.measured):

@@ -519,8 +519,8 @@ def tune_plan(work: Work) -> StagePlan:
         "optimiser": 2 * trained, "activations": machine.held(step),
     }  # fmt: skip
     found.kept = sum(p.numel() for p in work.model(work.dtype).parameters()) * work.dtype.itemsize
-    # A checkpoint has what learns and two moments of it; the next is written before the last goes.
-    found.disk = found.kept + 2 * 3 * trained
+    # A checkpoint has what learns and two moments of it; two are kept, and one is written before one goes.
+    found.disk = found.kept + 3 * 3 * trained
     return found
 
 
@@ -569,7 +569,7 @@ def distill_plan(work: Work) -> StagePlan:
         share * sum(node.rank for node in carrier.tree.path(code)) for code in carrier.tree.languages
     )
     found.kept = round(carriers + exported)
-    found.disk = found.kept + 2 * 3 * carriers
+    found.disk = found.kept + 3 * 3 * carriers
     return found
 
 

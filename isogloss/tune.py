@@ -29,6 +29,7 @@ from isogloss.distill.trainer import (
     training_arguments,
 )
 from isogloss.errors import ConfigError
+from isogloss.files import naming
 from isogloss.languages import SOURCE
 from isogloss.model import causal_of, head, last_hidden, pad_id, parts_of, positions
 from isogloss.teacher.prompts import NodeTexts, privileged_text
@@ -137,6 +138,7 @@ def tune(
     dtype: torch.dtype,
     progress: Progress,
     compile: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, float]:
     """Train and write the reference model to `folder`, in `dtype`; returns the trainer's counts.
 
@@ -145,6 +147,7 @@ def tune(
     Args:
         base: In float32 where all of it is tuned; of what steps add to bfloat16 most is rounded away.
         compile: As in `ResponseTrainer`.
+        say: As in `train`.
     """
     work = folder.with_name(folder.name + ".work")
     lengths = [len(row.prompt) + len(row.response) for row in rows]
@@ -178,7 +181,7 @@ def tune(
         pad_id=pad_id(tokenizer),
         compile=compile,
     )  # fmt: skip
-    train(trainer, Watch(curve, "tune", max(1, steps // 60), progress), work)
+    train(trainer, Watch(curve, "tune", max(1, steps // 60), progress), work, say)
     if processes.is_main():
         tuned: Any = base
         if settings.method == "lora":
@@ -186,8 +189,9 @@ def tune(
         tuned.config.use_cache = True
         part = folder.with_name(folder.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
-        tuned.to(dtype).save_pretrained(part)
-        tokenizer.save_pretrained(part)
+        with naming(part):
+            tuned.to(dtype).save_pretrained(part)
+            tokenizer.save_pretrained(part)
         part.rename(folder)
         shutil.rmtree(work, ignore_errors=True)
     processes.wait()

@@ -69,7 +69,8 @@ def files(folder: Path) -> dict[str, bytes]:
             ["distill"],
             "error runs/demo has no tuned model; run `isogloss tune` first",
         ),
-        (["evaluate"], "error runs/demo has no tuned model; run `isogloss tune` first"),
+        (["evaluate"], "error Missing argument 'RUN'. See `isogloss evaluate --help`."),
+        (["evaluate", "gone"], "error gone is no run folder; it has no config.yaml"),
         (
             ["tune", "--set", "model=./gone"],
             "error --set model=./gone: model is ./gone; there is no such folder",
@@ -177,7 +178,7 @@ def test_a_stage_that_comes_too_early_names_the_one_before(base, finished, capsy
     (tmp_path / "config.yaml").write_bytes((finished / "config.yaml").read_bytes())
     line = [f"error {tmp_path} has no tuned model; run `isogloss tune` first"]
     assert refusal(["ask", str(tmp_path), "Habari", "--language", "sw"], capsys) == line
-    assert refusal(["evaluate", "--set", f"run={tmp_path}"], capsys) == line
+    assert refusal(["evaluate", str(tmp_path)], capsys) == line
     (tmp_path / "tuned").mkdir()
     line = [f"error {tmp_path} has no adapters; run `isogloss distill` first"]
     assert refusal(["ask", str(tmp_path), "Habari"], capsys) == line
@@ -409,9 +410,7 @@ def test_a_language_joins_a_finished_run(finished, capsys, tmp_path):
     assert leave(["add-language", str(grown), "zh"]) == 0
     said = capsys.readouterr().out
     assert f"Adapters: {grown}/adapters/de\n" in said
-    assert f"To measure them too: isogloss evaluate {grown}/config.yaml\n" in said.replace(
-        "\nisogloss", " isogloss"
-    )
+    assert f"To measure them too: isogloss evaluate {grown}\n" in said.replace("\nisogloss", " isogloss")
     assert {p.name for p in (grown / "adapters").glob("*/")} == {"sw", "es", "ur", "de", "zh"}
     assert leave(["ask", str(grown), "Hallo", "--language", "de"]) == 0
     assert "was not taught" not in capsys.readouterr().out

@@ -68,7 +68,7 @@ def test_p_is_near_that_of_a_t_test_and_corrected_for_the_languages(tmp_path):
         ({"items": ("a", "b", "c", "e")}, "demo has other items in {a} than in {b}; "),
         (
             {"signature": SIGNATURE.replace("test", "dev")},
-            "demo was measured as suite:demo|rev:1|split:test|items:4|",
+            "demo was measured differently: split is test in {a} and dev in {b}; evaluate both alike",
         ),
     ],
 )

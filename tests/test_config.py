@@ -441,7 +441,7 @@ def test_a_config_that_does_not_exist_suggests_its_neighbour(tmp_path):
     for name, says in (
         ("masive.yaml", f"{tmp_path}/masive.yaml does not exist; did you mean {tmp_path}/massive.yaml?"),
         ("x", f"{tmp_path}/x does not exist; name a YAML file of settings"),
-        ("", f"{tmp_path} is a folder; name a YAML file of settings"),
+        ("", f"{tmp_path} is a folder without config.yaml; name a YAML file of settings"),
     ):
         with pytest.raises(ConfigError) as caught:
             load_config(tmp_path / name)

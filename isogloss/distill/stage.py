@@ -206,7 +206,7 @@ def distil(
             nats = ", ".join(f"{code} {value:.3f}" for code, value in found.items())
             say(f"Divergence from the teacher before training, nats a token: {nats}")
     with bar("Distillation") as progress:
-        train(trainer, Watch(curve, cost.stage, max(1, steps // 60), progress), work)
+        train(trainer, Watch(curve, cost.stage, max(1, steps // 60), progress), work, say)
     carrier.off()
     tokens = int(trainer.counts["tokens"])
     cost.tokens_forwarded += tokens

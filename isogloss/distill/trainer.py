@@ -6,6 +6,7 @@ beforehand, so a resumed run reads what an unbroken one would have read.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,9 +14,11 @@ from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -33,8 +36,8 @@ from isogloss.distill.branches import branched_hidden, layout
 from isogloss.distill.rows import Row
 from isogloss.distill.signal import Signal
 from isogloss.distill.topk import TopK
-from isogloss.errors import ConfigError
-from isogloss.files import write_lines
+from isogloss.errors import ConfigError, RunError
+from isogloss.files import naming, write_lines
 from isogloss.languages import SOURCE
 from isogloss.model import capture, causal_of, decoder_of, head, last_hidden, mean_pool, parts_of
 from isogloss.modes import compiled, thrifty_attention
@@ -558,11 +561,25 @@ class ResponseTrainer(Trainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             counts = Path(str(output_dir or self.args.output_dir)) / "counts.json"
-            counts.write_text(json.dumps(self.counts))
+            counts.write_text(json.dumps(self.counts), encoding="utf-8")
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        folder = Path(str(self.args.output_dir))
+        try:
+            with naming(folder):
+                super()._save_checkpoint(*args, **kwargs)
+        except RuntimeError as error:  # torch tells a full disk by a wrong position in its file
+            if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+                raise
+            free = shutil.disk_usage(folder).free
+            raise RunError(
+                f"{folder}: a checkpoint could not be written; {free / 1e9:.1f} GB are free there: make room "
+                "and run again"
+            ) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.counts = json.loads((Path(resume_from_checkpoint) / "counts.json").read_text())
+        self.counts = json.loads((Path(resume_from_checkpoint) / "counts.json").read_text("utf-8"))
 
 
 class Watch(TrainerCallback):
@@ -579,8 +596,8 @@ class Watch(TrainerCallback):
         if not state.is_world_process_zero:
             return
         lines = self.curve.read_text("utf-8").split("\n") if self.curve.exists() else []
-        # A killed process may have left its last line half written; it has no end of line.
-        entries = [json.loads(line) for line in lines[:-1]]
+        # A killed process may have left its last line half written; a power cut, lines of nothing.
+        entries = [entry for line in lines if (entry := _entry(line)) is not None]
         write_lines(
             self.curve, (e for e in entries if e["stage"] != self.stage or e["step"] <= state.global_step)
         )
@@ -594,10 +611,19 @@ class Watch(TrainerCallback):
             means = {name: round(value / self.since, 5) for name, value in self.sums.items()}
             entry = {"stage": self.stage, "step": state.global_step, "loss": means.pop("loss"), **means}
             if state.is_world_process_zero:
-                with self.curve.open("a") as file:
+                with self.curve.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(entry) + "\n")
             self.sums, self.since = {}, 0
         self.progress(state.global_step, state.max_steps)
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    """A line of a learning curve; None where it is damaged."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and {"stage", "step"} <= entry.keys() else None
 
 
 def training_arguments(
@@ -645,7 +671,7 @@ def training_arguments(
         seed=seed,
         data_seed=seed,
         save_steps=save_every,
-        save_total_limit=1,
+        save_total_limit=2,  # the last may be damaged
         logging_strategy="no",
         report_to=[],
         disable_tqdm=True,
@@ -655,12 +681,60 @@ def training_arguments(
     )
 
 
-def train(trainer: ResponseTrainer, watch: Watch, folder: Path) -> None:
-    """Run, or go on from the last whole checkpoint in the folder."""
+def train(
+    trainer: ResponseTrainer, watch: Watch, folder: Path, say: Callable[[str], None] = lambda text: None
+) -> None:
+    """Run, or go on from the last whole checkpoint in the folder.
+
+    Args:
+        say: Hears of checkpoints that are damaged and passed over.
+    """
     watch.trainer = trainer
     trainer.add_callback(watch)
-    saved = sorted(folder.glob("checkpoint-*/counts.json"), key=lambda p: int(p.parent.name.split("-")[1]))
-    whole = [p.parent for p in saved if (p.parent / "trainer_state.json").exists()]
+    checkpoint = last_whole(folder, say)
     # Not cuDNN's attention: its backward gives nan where a row's first positions are masked (torch 2.11).
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-        trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+NEEDED = ("counts.json", "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "*model*")
+"""What a checkpoint consists of; transformers silently does without some of it."""
+
+
+def last_whole(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The last checkpoint that can be read; None: training begins anew.
+
+    Every file is read to its end beforehand: a library that meets a damaged one while it loads may raise
+    anything, and an EOFError, which command-line libraries take for Ctrl-D.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    for one in reversed(found):
+        fault = _fault(one)
+        if fault is None:
+            return one
+        if fault:
+            say(f"Warning: {fault}; training goes back to an earlier checkpoint, or to its beginning")
+    return None
+
+
+def _fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint: empty where a kill has left it unfinished; None: it is whole."""
+    if not (checkpoint / "trainer_state.json").exists():  # which is written last
+        return ""
+    for pattern in NEEDED:
+        if not any(checkpoint.glob(pattern)):
+            return f"{checkpoint} has no {pattern}"
+    for file in sorted(path for path in checkpoint.iterdir() if path.is_file()):
+        try:
+            if file.suffix == ".json":
+                json.loads(file.read_text("utf-8"))
+            elif file.suffix == ".safetensors":
+                with safe_open(file, "pt") as tensors:
+                    tensors.keys()
+            elif file.suffix in (".pt", ".pth"):  # zip archives with checksums
+                with ZipFile(file) as archive:
+                    if (name := archive.testzip()) is not None:
+                        return f"{file} is damaged at {name}"
+        except (ValueError, BadZipFile, SafetensorError, OSError) as error:
+            return f"{file} is damaged ({error})"
+    return None

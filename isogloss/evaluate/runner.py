@@ -99,7 +99,12 @@ def embed(
     return {layer: torch.stack(vectors) for layer, vectors in found.items()}
 
 
-def choose_layer(subject: Model, sentences: Mapping[str, Sequence[str]], batch: int) -> int:
+def choose_layer(
+    subject: Model,
+    sentences: Mapping[str, Sequence[str]],
+    batch: int,
+    progress: Progress = lambda done, of: None,
+) -> int:
     """The decoder layer at which the reference model's own retrieval, mean over languages, is best.
 
     The sentences must not be those that are reported.
@@ -107,7 +112,8 @@ def choose_layer(subject: Model, sentences: Mapping[str, Sequence[str]], batch: 
     layers = range(1, len(layers_of(subject.model)) + 1)
     english = embed(subject, sentences[SOURCE], SOURCE, layers, batch)
     totals = dict.fromkeys(layers, 0.0)
-    for code, texts in sentences.items():
+    for number, (code, texts) in enumerate(sentences.items(), start=1):
+        progress(number, len(sentences))
         if code != SOURCE:
             other = embed(subject, texts, code, layers, batch)
             for layer in layers:
@@ -228,7 +234,8 @@ def evaluate_side(
             }
         )  # fmt: skip
     if english_vectors is not None:
-        for code in languages:
+        for number, code in enumerate(languages, start=1):
+            progress(number, len(languages))
             if code in suite.sentences:
                 vectors = embed(subject, suite.sentences[code], code, [layer], settings.batch)[layer]
                 _add_retrieval(values, code, english_vectors, vectors)
