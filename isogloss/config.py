@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 from yaml.composer import ComposerError
 
+from isogloss.bases import SUFFIX, unavailable
 from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE, XGLUE_TWELVE, resolve
 
@@ -569,7 +570,11 @@ class Config(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of everything drawn at random."""
     model: Text = "demo"
-    """The base: `demo` (embedded), a local folder, or a hub name."""
+    """The base: `demo` (embedded), a local folder, a `.gguf` file, a hub name, or a model that a package
+    holds: `gemma-3-270m` (extra `gemma`), `smollm2-135m` (extra `smollm2`)."""
+    chat_template: Text | None = None
+    """The base's chat template: gemma, chatml, llama3, mistral, plain, or a Jinja file. If not given the
+    tokenizer's own, and where it has none the first of these whose control tokens it has."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the frozen weights; auto takes bfloat16 where the processor multiplies it."""
     four_bit: bool = False
@@ -1025,7 +1030,11 @@ def _misplaced(config: Config, written: _Written) -> Iterator[str]:
     if config.run.exists() and not config.run.is_dir():
         yield fault("run", f"is {config.run}, which is a file; name a folder")
     folder = Path(config.model).expanduser()
-    if config.model.startswith((".", "/", "~")) and not folder.is_dir():
+    if reason := unavailable(config.model):
+        yield fault("model", f"is {config.model}; {reason.removeprefix(config.model + ' ')}")
+    elif config.model.endswith(SUFFIX):
+        pass
+    elif config.model.startswith((".", "/", "~")) and not folder.is_dir():
         yield fault("model", f"is {config.model}; there is no such folder")
     elif folder.is_dir() and config.model != "demo" and not (folder / "config.json").is_file():
         yield fault("model", f"is {config.model}; it holds no config.json, which save_pretrained writes")
