@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from isogloss import bundle
 from isogloss.config import (
     Config,
     for_choosing,
@@ -321,11 +322,11 @@ def export(
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every language that was taught.")] = False,
     form: Annotated[
-        Literal["peft", "merged", "lora", "vllm-embeds"],
+        Literal["peft", "merged", "lora", "vllm-embeds", "bundle"],
         typer.Option(
             "--format",
             help="Adapters over the tuned model in PEFT's format, whole models, LoRA adapters whatever the "
-            "carrier, or soft tokens as prompt embeddings.",
+            "carrier, soft tokens as prompt embeddings, or the run without what its base has already.",
         ),
     ] = "peft",
     folder: Annotated[
@@ -340,6 +341,17 @@ def export(
 ) -> None:
     """Languages as adapters or models that other programs load."""
     _is_run(run_folder)
+    if form == "bundle":
+        if language or all_ or max_rank is not None:
+            raise ConfigError(
+                "--format bundle: holds all languages as they are; leave out --language, --all, --max-rank"
+            )
+        _require(run_folder, TUNED, DISTILLED)
+        job = _prepare(load_config(run_folder / "config.yaml").model_copy(update={"run": run_folder}))
+        made = bundle.write(job, folder or run_folder / "exports" / form)
+        told = f"{made.asked} answers are the same" if made.tree == "bfloat16" else "bfloat16 changes answers"
+        _line(f"Bundle: {made.folder}, {made.size / 1e6:.1f} MB; the tree is in {made.tree}: {told}")
+        return
     if bool(language) == all_:
         raise ConfigError("name the languages by --language CODE, or all of them by --all")
     if form in ("merged", "vllm-embeds") and max_rank is not None:
@@ -775,6 +787,7 @@ def _is_run(folder: Path) -> None:
 
 def _require(folder: Path, *stages: tuple[str, str, str]) -> None:
     """What an earlier stage leaves in the run folder must be there."""
+    bundle.restore(folder, _line)
     for file, lacks, command in stages:
         if not (folder / file).exists():
             raise RunError(f"{folder} has {lacks}; run `isogloss {command}` first")

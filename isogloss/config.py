@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from yaml.composer import ComposerError
 
+from isogloss.bases import PACKAGED, SUFFIX, unavailable
 from isogloss.defaults import EMBEDDED, Facts, by_model, look_up
 from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE, XGLUE_TWELVE, languages, resolve
@@ -738,7 +739,11 @@ class Config(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of everything drawn at random."""
     model: ModelName = EMBEDDED
-    """The base: `demo` (embedded), a local folder, or a hub name."""
+    """The base: `demo` (embedded), a local folder, a `.gguf` file, a hub name, or a model that a package
+    holds: `gemma-3-270m` (extra `gemma`), `smollm2-135m` (extra `smollm2`)."""
+    chat_template: Text | None = None
+    """The base's chat template: gemma, chatml, llama3, mistral, plain, or a Jinja file. If not given the
+    tokenizer's own, and where it has none the first of these whose control tokens it has."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the frozen weights; auto takes bfloat16 where the processor multiplies it."""
     four_bit: bool = False
@@ -869,7 +874,7 @@ def root_of_environment() -> Path | None:
 
 
 def _is_folder(model: str) -> bool:
-    return (Path(model) / "config.json").is_file()
+    return model in PACKAGED or (Path(model) / "config.json").is_file()
 
 
 def run_folder_of(path: Path) -> Path | None:
@@ -1287,7 +1292,11 @@ def _misplaced(config: Config, written: _Written) -> Iterator[str]:
     if config.run.exists() and not config.run.is_dir():
         yield fault("run", f"is {config.run}, which is a file; name a folder")
     folder = Path(config.model)
-    if config.model.startswith((".", "/")) and not folder.is_dir():
+    if reason := unavailable(config.model):
+        yield fault("model", f"is {config.model}; {reason.removeprefix(config.model + ' ')}")
+    elif config.model.endswith(SUFFIX):
+        pass
+    elif config.model.startswith((".", "/")) and not folder.is_dir():
         yield fault("model", f"is {config.model}; there is no such folder")
     elif folder.is_dir() and config.model != EMBEDDED and not (folder / "config.json").is_file():
         yield fault("model", f"is {config.model}; it holds no config.json, which save_pretrained writes")

@@ -23,8 +23,9 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_bitsandbytes_available
 
-from isogloss import processes
+from isogloss import bases, processes
 from isogloss.data.chat import pad, response_positions
+from isogloss.data.templates import give_template
 from isogloss.defaults import EMBEDDED
 from isogloss.errors import ConfigError
 
@@ -33,10 +34,14 @@ TOKENS = 1536
 
 
 def model_folder(name: str) -> str:
-    """A model's folder or hub name; `demo` is the embedded base."""
+    """A model's folder or hub name; `demo` is the embedded base, and `bases` knows of packaged ones.
+
+    Raises:
+        ConfigError: A packaged model or GGUF file is not there.
+    """
     if name == EMBEDDED:
         return str(resources.files("isogloss.demo") / "base")
-    return name
+    return bases.local(name)
 
 
 def pick_dtype(dtype: str) -> torch.dtype:
@@ -120,14 +125,23 @@ def positions(name: str) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """A tokenizer that pads; its chat template comes with it."""
+def load_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """A tokenizer that pads and has a chat template: its own, or one that its control tokens suggest.
+
+    Args:
+        chat_template: Another template, by name or as a file; see `data.templates`.
+
+    Raises:
+        ConfigError: No model lies there, or the template is not to be had.
+    """
     folder = model_folder(name)
     _check_folder(folder)
     with _named(name):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        # Beside a tekken.json mistral-common's would be taken, which has no template as text.
+        tokenizer = AutoTokenizer.from_pretrained(folder, mistral_format=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    give_template(tokenizer, chat_template)
     return tokenizer
 
 
@@ -173,7 +187,10 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"model: {name} is neither a local folder nor to be had from the hub") from error
+        raise ConfigError(
+            f"model: {name} is neither a local folder, a packaged model ({', '.join(bases.PACKAGED)}) nor to "
+            "be had from the hub"
+        ) from error
 
 
 def _check_folder(folder: str) -> None:

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from isogloss import processes
+from isogloss import bundle, processes
 from isogloss.config import Config, Evaluate, ModelTeacher, dump_config, load_config, root_of_environment
 from isogloss.cost import TEACHER, Ledger, Stage, spending
 from isogloss.data import selection
@@ -47,6 +47,7 @@ from isogloss.data.sources import (
     parallel_examples,
     told,
 )
+from isogloss.data.templates import template_name
 from isogloss.distill.cache import Cache, teacher_of
 from isogloss.distill.rows import Row, build_rows
 from isogloss.distill.stage import Bar, distil, read_signals
@@ -143,7 +144,11 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(str(self.tuned) if self.tuned.exists() else self.config.model)
+        return load_tokenizer(str(self.tuned)) if self.tuned.exists() else self.base_tokenizer()
+
+    def base_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base's tokenizer, with the chat template that the settings want."""
+        return load_tokenizer(self.config.model, self.config.chat_template)
 
     @cached_property
     def data_root(self) -> Path | None:
@@ -364,6 +369,7 @@ def load_run(folder: Path, watcher: Watcher | None = None) -> Run:
     """
     if not (folder / "config.yaml").is_file():
         raise RunError(f"{folder} is no run folder; it has no config.yaml")
+    bundle.restore(folder, (watcher or Watcher()).say)
     run = Run(load_config(folder), watcher or Watcher())
     if processes.is_main():
         with suppress(OSError):  # a run that one may only read
@@ -433,7 +439,7 @@ def select_english(run: Run, stage: Stage | None = None) -> selection.Selection:
     chosen = selection.Selection(tuple(examples), ())
     if settings.enabled:
         chosen = selection.select(examples, max_chars=settings.max_chars)
-    short = within(chosen.kept, load_tokenizer(run.config.model), longest_row(run.config))
+    short = within(chosen.kept, run.base_tokenizer(), longest_row(run.config))
     chosen = selection.Selection(short.kept, chosen.dropped + short.dropped)
     if not chosen.kept:
         raise DataError(
@@ -443,7 +449,7 @@ def select_english(run: Run, stage: Stage | None = None) -> selection.Selection:
     if settings.keep < 1:
         base = _base(run, run.dtype)
         with run.watcher.bar("Difficulty") as progress, spending(stage or Stage(""), base):
-            scores = difficulty(base, load_tokenizer(run.config.model), chosen.kept, progress)
+            scores = difficulty(base, run.base_tokenizer(), chosen.kept, progress)
         best = selection.keep_best(chosen.kept, scores, settings.keep)
         chosen = selection.Selection(best.kept, chosen.dropped + best.dropped)
     return chosen
@@ -466,7 +472,11 @@ def run_tune(run: Run) -> None:
     chosen = select_english(run, selecting)
     if processes.is_main():
         selection.write(chosen, run.folder / "selection.jsonl")
-    tokenizer = load_tokenizer(run.config.model)
+    tokenizer = run.base_tokenizer()
+    if name := template_name(tokenizer):
+        run.watcher.say(
+            f"Chat template: {name}" + ("" if run.config.chat_template else ", as the base has none")
+        )
     # Small steps are lost in weights of bfloat16; frozen ones take none.
     dtype = torch.float32 if settings.method == "full" else run.dtype
     base = _base(run, dtype)
@@ -481,7 +491,7 @@ def run_tune(run: Run) -> None:
     )
     with run.watcher.bar("English tuning") as progress:
         counts = tune(
-            base, tokenizer, rows, settings, run.tuned,
+            base, tokenizer, rows, settings, run.tuned, name=run.config.model,
             curve=run.curve, seed=run.config.seed, dtype=run.dtype, progress=_pausing(run, stage, progress),
             compile=run.config.compile, say=run.watcher.say,
         )  # fmt: skip
@@ -1137,7 +1147,7 @@ def check(run: Run) -> None:
     """
     with run.watcher.waiting("Checking the settings, the model and the data"):
         refuse_misfit(run.config)
-        tokenizer = load_tokenizer(run.config.model)
+        tokenizer = run.base_tokenizer()
         if not run.tuned.exists():
             _ = run.english  # refuses data that is not there
             foreseen_rows(run, tokenizer)

@@ -313,7 +313,7 @@ class Work:
         if folder.is_dir() and not any((folder / name).exists() for name in files):
             self.notes.append(f"{self.config.model} has no tokenizer: tokens are counted by the embedded one")
             return load_tokenizer(EMBEDDED)
-        return load_tokenizer(self.config.model)
+        return self.run.base_tokenizer()
 
 
 def meta_model(name: str, dtype: torch.dtype, *, gpu: bool) -> PreTrainedModel:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -31,12 +32,16 @@ from isogloss.distill.trainer import (
 from isogloss.errors import ConfigError
 from isogloss.files import naming
 from isogloss.languages import SOURCE
-from isogloss.model import causal_of, head, last_hidden, pad_id, parts_of, positions
+from isogloss.model import causal_of, head, last_hidden, model_folder, pad_id, parts_of, positions
+from isogloss.notices import write_derived_card
 from isogloss.teacher.prompts import NodeTexts, privileged_text
 
 Progress = Callable[[int, int], None]
+ADAPTER = "stage1_adapter"
+"""Folder in the reference model's, where stage 1 was a LoRA: what to add to the base."""
 USUAL = 2_048
 """Tokens of stage 1's longest row, unless the settings say so or the model has fewer positions."""
+CARD = "# A base tuned on English instructions: the reference model of a run of isogloss"
 
 
 def english_rows(
@@ -133,6 +138,7 @@ def tune(
     settings: Tune,
     folder: Path,
     *,
+    name: str,
     curve: Path,
     seed: int,
     dtype: torch.dtype,
@@ -146,6 +152,7 @@ def tune(
 
     Args:
         base: In float32 where all of it is tuned; of what steps add to bfloat16 most is rounded away.
+        name: The base, as the settings name it.
         compile: As in `ResponseTrainer`.
         say: As in `train`.
     """
@@ -183,24 +190,40 @@ def tune(
     )  # fmt: skip
     train(trainer, Watch(curve, "tune", max(1, steps // 60), progress), work, say)
     if processes.is_main():
-        tuned: Any = base
-        if settings.method == "lora":
-            tuned = (_put_together(model) if parts_of(base) else model).merge_and_unload()  # type: ignore
-        tuned.config.use_cache = True
         part = folder.with_name(folder.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
+        tuned: Any = base
         with naming(part):
+            if settings.method == "lora":
+                _write_adapter(model, part / ADAPTER, name)
+                tuned = merged(_whole(model), part / ADAPTER)
+            tuned.config.use_cache = True
             tuned.to(dtype).save_pretrained(part)
             tokenizer.save_pretrained(part)
+            write_derived_card(part, name, Path(model_folder(name)), CARD)
         part.rename(folder)
         shutil.rmtree(work, ignore_errors=True)
     processes.wait()
     return trainer.counts
 
 
-def _put_together(model: Any) -> Any:
-    """The LoRA of a model that lies in parts, on the base read anew, whole and on the host."""
-    base = AutoModelForCausalLM.from_pretrained(causal_of(model).name_or_path, dtype=causal_of(model).dtype)
-    there = get_peft_model(base, model.peft_config["default"])
-    set_peft_model_state_dict(there, {n: p.cpu() for n, p in get_peft_model_state_dict(model).items()})
-    return there
+def merged(base: Any, adapter: Path) -> Any:
+    """The base with stage 1's adapter in its weights."""
+    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()  # type: ignore[operator]
+
+
+def _write_adapter(model: Any, folder: Path, name: str) -> None:
+    """In bfloat16: what is kept is the reference model's own, because that is made of it."""
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.inference_mode = name, True
+    config.save_pretrained(folder)
+    state = {n: p.cpu().bfloat16().contiguous() for n, p in get_peft_model_state_dict(model).items()}
+    save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
+
+
+def _whole(model: Any) -> Any:
+    """The base without adapters; of a model that lies in parts, read anew, whole and on the host."""
+    if not parts_of(model):
+        return model.unload()
+    base = causal_of(model)
+    return AutoModelForCausalLM.from_pretrained(base.name_or_path, dtype=base.dtype)

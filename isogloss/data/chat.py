@@ -177,7 +177,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
 def _state(tokenizer: PreTrainedTokenizerBase) -> Hashable:
     """What a frame depends on besides the tokenizer object, which may be changed in place."""
     if not tokenizer.chat_template:
-        raise ConfigError("the tokenizer has no chat template; set tokenizer.chat_template")
+        raise ConfigError("the tokenizer has no chat template; set chat_template")
     template = tokenizer.get_chat_template()
     tokens = (tokenizer.bos_token, tokenizer.eos_token, *tokenizer.all_special_tokens)
     return template, tokens, len(tokenizer)

@@ -417,7 +417,7 @@ def test_no_template(template: str | None, call):
     """Without a chat template the error says so and what to set."""
     with pytest.raises(ConfigError) as caught:
         call(bytewise(template))
-    assert str(caught.value) == "the tokenizer has no chat template; set tokenizer.chat_template"
+    assert str(caught.value) == "the tokenizer has no chat template; set chat_template"
 
 
 def test_no_end_of_turn():
