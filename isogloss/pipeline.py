@@ -614,7 +614,9 @@ def _summary(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
         for task, one in suite["english"].get("tasks", {}).items()
         if one["mastered"]
     }
-    return tasks.summary(read("before"), read("after"), mastered, seed=run.config.seed)
+    learned = run.config.languages
+    low = [code for code in run.measured if learned.amount(code) <= learned.items.low]
+    return tasks.summary(read("before"), read("after"), mastered, low=low, seed=run.config.seed)
 
 
 def _official(

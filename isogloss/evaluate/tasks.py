@@ -6,7 +6,7 @@ Flow: hits → mastery (English alone) → means over mastered tasks and over al
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from isogloss.evaluate.metrics import agreement, beyond_chance, chance_agreement
 from isogloss.evaluate.statistics import Estimate, Resampled, over_tasks, resampled_means
-from isogloss.languages import SOURCE, languages
+from isogloss.languages import SOURCE
 
 MASTERED_ACCURACY: Final = 0.8
 """English accuracy from which on a task counts as mastered …"""
@@ -141,20 +141,27 @@ class SuiteHits:
 
 
 def summary(
-    before: Mapping[str, SuiteHits], after: Mapping[str, SuiteHits], mastered: Collection[str], *, seed: int
+    before: Mapping[str, SuiteHits],
+    after: Mapping[str, SuiteHits],
+    mastered: Collection[str],
+    *,
+    low: Collection[str] = (),
+    seed: int,
 ) -> dict[str, Any]:
     """A run in a few numbers, over all its suites, for both sides; what a run lacks is left out.
 
     A task is a suite's task, `suite/task`, and counts as much as any other; so does each suite that has
     sentences. Every mean is one over tasks, then over languages, its interval a bootstrap over the items of
-    every task. `alignment_low` and `alignment_low_mastered` are of the languages of few resources alone.
+    every task. `alignment_low` is of the low-resource languages over all tasks, `alignment_low_mastered` over
+    the mastered ones.
     `retention` is the change of English accuracy, mean over tasks.
 
     Args:
         mastered: The tasks, as `suite/task`, that the reference model masters.
+        low: The low-resource languages.
     """
     sides = {"before": before, "after": after}
-    found: dict[str, Any] = {phase: _side_summary(side, mastered, seed) for phase, side in sides.items()}
+    found: dict[str, Any] = {phase: _side_summary(side, mastered, low, seed) for phase, side in sides.items()}
     change = {
         name: {SOURCE: {id: row[id] - earlier[name][id] for id in row if id in earlier.get(name, {})}}
         for earlier in [_of_english(before)]
@@ -165,10 +172,13 @@ def summary(
     if estimates := over_tasks([kept]):
         found["after"]["retention"] = measure(estimates)
     every = dict.fromkeys(name for side in sides.values() for name in _tasks(side, "consistency"))
-    return found | {"mastered": [t for t in every if t in mastered], "tasks": list(every)}
+    names = {"tasks": list(every), "mastered": [task for task in every if task in mastered]}
+    return found | names | {"low": sorted(low)}
 
 
-def _side_summary(side: Mapping[str, SuiteHits], mastered: Collection[str], seed: int) -> dict[str, Any]:
+def _side_summary(
+    side: Mapping[str, SuiteHits], mastered: Collection[str], low: Collection[str], seed: int
+) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     every = {task: resampled_means(hits, rng) for task, hits in _tasks(side, "consistency").items()}
     sentences = [resampled_means(one.retrieval, rng) for one in side.values() if one.retrieval]
@@ -179,14 +189,14 @@ def _side_summary(side: Mapping[str, SuiteHits], mastered: Collection[str], seed
         if estimates := over_tasks([resampled]):
             found[name] = measure(estimates)
 
-    def low(resampled: Iterable[Resampled]) -> list[Resampled]:
-        return [{c: one[c] for c in one if languages()[c].resource == "low"} for one in resampled]
+    def of_low(resampled: Resampled) -> Resampled:
+        return {code: one for code, one in resampled.items() if code in low}
 
-    for name, value in _both(
-        {t: low([one])[0] for t, one in every.items()}, mastered, low(sentences)
-    ).items():
-        if name.startswith("alignment"):
-            found[{"alignment_all": "alignment_low"}.get(name, "alignment_low_mastered")] = value
+    scarce = {task: of_low(one) for task, one in every.items()}
+    names = {"alignment_all": "alignment_low", "alignment_mastered": "alignment_low_mastered"}
+    for name, value in _both(scarce, mastered, list(map(of_low, sentences))).items():
+        if name in names:
+            found[names[name]] = value
     return found
 
 
