@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -188,7 +188,13 @@ def capture(model: nn.Module, layer: int) -> Iterator[list[Float[Tensor, "batch 
     """Collects the output of decoder layer `layer` (1 is the first) of every forward inside.
 
     Of the tokens that the decoder is asked to read: what a carrier puts before them is left out.
+
+    Raises:
+        ConfigError: The decoder has no such layer.
     """
+    layers = layers_of(model)
+    if not 1 <= layer <= len(layers):
+        raise ConfigError(f"there is no decoder layer {layer}; the first is 1 and the last {len(layers)}")
     found: list[Tensor] = []
     tokens = [0]
 
@@ -203,13 +209,46 @@ def capture(model: nn.Module, layer: int) -> Iterator[list[Float[Tensor, "batch 
     handles = [
         # Before any hook of a carrier, which would show it the longer text.
         decoder_of(model).register_forward_pre_hook(asked, prepend=True, with_kwargs=True),
-        layers_of(model)[layer - 1].register_forward_hook(keep),
+        layers[layer - 1].register_forward_hook(keep),
     ]
     try:
         yield found
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _ReadEnough(Exception):  # noqa: N818 - no error
+    """No layer above is to be read."""
+
+
+def states_up_to(
+    model: nn.Module,
+    ids: Int[Tensor, "batch tokens"],
+    mask: Int[Tensor, "batch tokens"],
+    layers: Sequence[int],
+) -> dict[int, Float[Tensor, "batch tokens hidden"]]:
+    """What `capture` finds of some decoder layers in one forward that ends with the highest of them.
+
+    A decoder whose layers lie in parts with several processes is read to its end.
+
+    Raises:
+        ConfigError: The decoder has no such layer.
+    """
+
+    def stop(module: nn.Module, args: tuple) -> None:
+        raise _ReadEnough
+
+    above = layers_of(model)[max(layers) :]
+    with ExitStack() as stack:
+        found = {layer: stack.enter_context(capture(model, layer)) for layer in layers}
+        if len(above) and not parts_of(above):
+            # Before any other hook, so that nothing is made ready for that layer.
+            handle = above[0].register_forward_pre_hook(stop, prepend=True)
+            stack.callback(handle.remove)
+        stack.enter_context(suppress(_ReadEnough))
+        last_hidden(model, ids, mask)
+    return {layer: states[0] for layer, states in found.items()}
 
 
 def causal_of(model: Any) -> Any:
