@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from isogloss.config import Evaluate
-from isogloss.data.chat import pad
+from isogloss.data.chat import encode_text, pad
 from isogloss.data.examples import Turn
 from isogloss.evaluate.family import Closed, consistency_family
 from isogloss.evaluate.fidelity import in_language, tells_languages_apart
@@ -34,7 +34,7 @@ from isogloss.evaluate.statistics import (
 from isogloss.evaluate.tasks import Mastery, corrected_for_chance, mastery, over_language_tasks
 from isogloss.generate import answers, in_batches
 from isogloss.languages import SOURCE
-from isogloss.model import capture, last_hidden, layers_of, mean_pool, most_tokens, pad_id
+from isogloss.model import layers_of, mean_pool, most_tokens, pad_id, states_up_to
 from isogloss.standardise import FEWEST, Statistics, standardised, statistics_of
 from isogloss.tree.carrier import Carrier
 
@@ -158,6 +158,8 @@ def embed(
 ) -> dict[int, Float[Tensor, "texts hidden"]]:
     """States of some decoder layers for bare sentences, read on a language's path, as the mean over the text.
 
+    No layer above the highest of them is read.
+
     BOS and other control tokens are read but not pooled: they say nothing of the sentence, and in many models
     the first token's states are longer than all others together.
 
@@ -166,33 +168,22 @@ def embed(
     """
     model, tokenizer, carrier = subject.model, subject.tokenizer, subject.carrier
     device = next(model.parameters()).device
-    encoded = [_encoded(tokenizer, text) for text in texts]
+    encoded = [encode_text(tokenizer, text) for text in texts]
     rows = [ids for ids, _ in encoded]
     order = sorted(range(len(texts)), key=lambda number: len(rows[number]))
     found: dict[int, list[Tensor]] = {layer: [torch.empty(0)] * len(texts) for layer in layers}
     for chosen in in_batches(order, rows, batch, most_tokens(model)):
         ids, mask = (t.to(device) for t in pad([list(rows[i]) for i in chosen], pad_id(tokenizer)))
-        of_text, _ = pad([[int(one) for one in encoded[i][1]] for i in chosen], 0)
+        own, _ = pad([[int(one) for one in encoded[i][1]] for i in chosen], 0)
         if carrier is not None:
             carrier.set_path([language] * len(chosen))
-        captured = {layer: capture(model, layer) for layer in layers}
-        states = {layer: context.__enter__() for layer, context in captured.items()}
-        last_hidden(model, ids, mask)
-        for context in captured.values():
-            context.__exit__(None, None, None)
-        for layer in layers:
-            pooled = mean_pool(states[layer][0], of_text.to(device))
-            for number, vector in zip(chosen, pooled, strict=True):
+        for layer, states in states_up_to(model, ids, mask, layers).items():
+            for number, vector in zip(chosen, mean_pool(states, own.to(device)), strict=True):
                 found[layer][number] = vector
         done(len(chosen))
     if carrier is not None:
         carrier.off()
     return {layer: torch.stack(vectors) for layer, vectors in found.items()}
-
-
-def _encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[bool]]:
-    ids = tokenizer(text, add_special_tokens=True)["input_ids"]
-    return ids, [one not in tokenizer.all_special_ids for one in ids]
 
 
 def retriever(
@@ -321,9 +312,10 @@ def _given(
     limits = [max(settings.max_new_tokens, item.longest or 0) for item, _ in asked]
     for limit in sorted({limits[n] for n in free}):
         numbers = [n for n in free if limits[n] == limit]
-        texts = answers(subject.model, subject.tokenizer, **of(numbers), max_new_tokens=limit)
-        for number, text in zip(numbers, texts, strict=True):
-            found.texts[number] = text
+        cut: list[bool] = []
+        texts = answers(subject.model, subject.tokenizer, **of(numbers), max_new_tokens=limit, cut=cut)
+        for number, text, one in zip(numbers, texts, cut, strict=True):
+            found.texts[number], found.cut[number] = text, one
     if chosen:
         scores = log_probabilities(
             subject.model, subject.tokenizer, **of(chosen), options=[options[n] for n in chosen]

@@ -54,3 +54,8 @@ def examples(root: Path, languages: Sequence[str], tasks: Sequence[str]) -> list
 def ask(task: str, code: str, utt: str) -> str:
     """A task's instruction about an utterance."""
     return templates()[code][task].format(utt=utt)
+
+
+def reworded(task: str, utt: str) -> str:
+    """A task's English instruction in other words."""
+    return templates()["en_reworded"][task].format(utt=utt)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from isogloss.data.examples import Turn
 from isogloss.data.formats import massive
-from isogloss.data.tasks.massive import CLOSED, ask, wording
+from isogloss.data.tasks.massive import CLOSED, ask, reworded, wording
 from isogloss.errors import DataError
 from isogloss.evaluate.items import Item, SuiteData
 from isogloss.languages import SOURCE
@@ -32,6 +32,7 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
                 options={code: {label: wording(label) for label in labels[task]} for code in codes},
                 gold=getattr(row, task),
                 answer_language=dict.fromkeys(codes, SOURCE),
+                paraphrases=(reworded(task, row.utt[SOURCE]),),
             )
         )
     return SuiteData("massive", "1.0", split, tuple(made), {})

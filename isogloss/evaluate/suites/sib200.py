@@ -37,7 +37,9 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
             code: Turn(phrases(code).instruction("topic", 0, text=table[index][1]), labels()[code][category])
             for code, table in tables.items()
         }
-        made.append(Item(index, "sib200", turns, {code: labels()[code] for code in codes}, category))
+        again = phrases(SOURCE).instruction("topic", 1, text=tables[SOURCE][index][1])
+        options = {code: labels()[code] for code in codes}
+        made.append(Item(index, "sib200", turns, options, category, paraphrases=(again,)))
     return SuiteData("sib200", "1.0", split, tuple(made), {})
 
 
