@@ -1,10 +1,10 @@
-"""The real model: our method, its parts taken away one by one, and its opponents, on one reference model a seed.
+"""The real model: our method, its parts taken away one by one, and its opponents, one reference model a seed.
 
     python benchmarks/real.py --data-root FOLDER --out benchmarks/real.json
     python benchmarks/real.py --data-root FOLDER --variants ours,sft --seeds 3 --set evaluate.items=30
 
-Dev data only. Every variant is a run of `isogloss ablate` over examples/real.yaml, so a stopped benchmark goes
-on where it was; what is there already is not trained again. Rows have the measures by suite and language;
+Dev data only. Every variant is a run of `isogloss ablate` over examples/real.yaml, so a stopped benchmark
+goes on where it was; what is there already is not trained again. Rows have the measures by suite and language;
 `summary` has, by variant and setting, the means over seeds with the lowest and highest seed.
 """
 
@@ -28,8 +28,8 @@ VARIANTS = {
     "flat": "languages.tree=flat",
     "random": "languages.tree=random",
 }
-"""By name, what it changes in the example's stage 2. `sft` is what a user would do without us: cross-entropy on
-the same rows, one adapter of the same capacity for all languages."""
+"""By name, what it changes in the example's stage 2. `sft` is what a user would do without us: cross-entropy
+on the same rows, one adapter of the same capacity for all languages."""
 SUMMARY = (
     "alignment_mastered", "alignment_all", "consistency_mastered", "consistency_all", "retrieval",
     "retrieval_raw", "alignment_low", "fidelity", "retention",

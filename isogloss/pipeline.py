@@ -52,7 +52,7 @@ from isogloss.distill.cache import Cache, teacher_of
 from isogloss.distill.rows import Row, build_rows
 from isogloss.distill.stage import Bar, distil, read_signals
 from isogloss.errors import DataError, RunError
-from isogloss.evaluate import runner
+from isogloss.evaluate import runner, tasks
 from isogloss.evaluate.items import SuiteData
 from isogloss.evaluate.leaks import Leak, Text, find_leaks, texts_of, trained_texts
 from isogloss.evaluate.signature import RULER, data_hashes, fields_of, settings_fields, signature
@@ -618,6 +618,7 @@ def run_evaluate(run: Run) -> None:
     for name in missing:
         with spending(costs[name], carrier.model, carrier.met):
             scores["suites"][name] = _after(run, aligned, plain, loaded[name], found[name])
+        scores["summary"] = _summary(run, scores)
         write_json(run.folder / "scores.json", scores)
         stage.take(costs[name])
         run.ledger.pause(stage)
@@ -653,60 +654,142 @@ class _Before:
     """What the reference model gives a suite: its side, and what the other side is compared with."""
 
     side: runner.Side
-    english: list[str]
-    right: list[bool]
-    layer: int
+    english: runner.Given
+    mastery: dict[str, tasks.Mastery]
+    retriever: runner.Retriever | None
     official: dict[str, Any]
     family: dict[str, Any]
 
 
 def _before(run: Run, plain: runner.Model, suite: SuiteData) -> _Before:
-    settings, languages = run.config.evaluate, _in_suite(suite, run.measured)
-    rankings: runner.Rankings = {}
-    with run.watcher.bar(f"{suite.name}: before") as progress:
-        english = runner.english_answers(plain, suite, settings, progress, rankings) if suite.items else []
-        layer, vectors = _vectors(plain, plain, suite, settings, progress)
-        side = runner.evaluate_side(
-            plain, suite, languages, english, vectors, layer, settings, run.config.seed, progress
-        )
-    right = runner.english_right(suite, english)
+    settings = run.config.evaluate
+    english, rephrased = runner.Given([], []), {}
+    if suite.items:
+        with run.watcher.bar(f"{suite.name}: English") as progress:
+            english = runner.english_answers(plain, suite, settings, progress)
+            rephrased = runner.rephrased_answers(plain, suite, english.texts, settings, progress)
+    mastery = runner.mastery_by_task(suite, english.texts, rephrased)
+    mastered = [task for task, one in mastery.items() if one.mastered]
+    side, retriever = _side(run, plain, plain, suite, english.texts, mastered, "before")
+    side.by_task["accuracy"] = _with_english(suite, side, english)
     _write_side(run, suite, "before", side)
-    official = _official(run, suite, "before", english, side)
-    family = runner.family(suite, english, rankings, side, run.config.seed)
-    return _Before(side, english, right, layer, official, family)
+    official = _official(run, suite, "before", english.texts, side)
+    family = runner.family(suite, english.texts, english.rankings, side, run.config.seed)
+    return _Before(side, english, mastery, retriever, official, family)
 
 
 def _after(run: Run, aligned: runner.Model, plain: runner.Model, suite: SuiteData, before: _Before) -> dict:
     settings, languages = run.config.evaluate, _in_suite(suite, run.measured)
-    with run.watcher.bar(f"{suite.name}: after") as progress:
-        layer, vectors = _vectors(aligned, plain, suite, settings, progress)
-        side = runner.evaluate_side(
-            aligned, suite, languages, before.english, vectors, layer, settings, run.config.seed, progress
+    mastered = [task for task, one in before.mastery.items() if one.mastered]
+    side, retriever = _side(run, aligned, plain, suite, before.english.texts, mastered, "after")
+    after, given = dict(side.scores), runner.Given([], [])
+    if suite.items:
+        with run.watcher.bar(f"{suite.name}: English after") as progress:
+            given = runner.english_answers(aligned, suite, settings, progress)
+    right = runner.english_right(suite, before.english.texts)
+    if right:
+        after["retention"] = runner.retention(
+            right, runner.english_right(suite, given.texts), run.config.seed
         )
-        after, given, rankings = dict(side.scores), [], {}
-        if suite.items:
-            given = runner.english_answers(aligned, suite, settings, progress, rankings)
-        if before.right:
-            right = runner.english_right(suite, given)
-            after["retention"] = runner.retention(before.right, right, run.config.seed)
+    side.by_task["accuracy"] = _with_english(suite, side, given)
     _write_side(run, suite, "after", side)
-    more = {"before": before.official, "after": _official(run, suite, "after", given, side)}
-    family = runner.family(suite, given, rankings, side, run.config.seed)
+    more = {"before": before.official, "after": _official(run, suite, "after", given.texts, side)}
+    family = runner.family(suite, given.texts, given.rankings, side, run.config.seed)
+    accuracy = {"accuracy": sum(right) / len(right)} if right else {}
     return {
-        "signature": _signature(run, suite, before.layer, layer),
+        "signature": _signature(run, suite, before.retriever, retriever),
         "settings": _how(run, suite.name),
         "languages": list(languages),
         "before": before.side.scores,
         "after": after,
         "spread": {"before": runner.spreads(before.side.scores), "after": runner.spreads(after)},
         "tasks": {"before": before.side.tasks, "after": side.tasks},
-        "english": {"accuracy": sum(before.right) / len(before.right)} if before.right else {},
-        "layer": {"before": before.layer, "after": layer},
+        "kappa": {"before": before.side.kappa, "after": side.kappa},
+        "english": accuracy | {"tasks": {task: one.plain() for task, one in before.mastery.items()}},
+        "layer": {"before": _layers(before.retriever), "after": _layers(retriever)},
         "notes": [*_notes(suite, run, languages), *suite.notes],
         "family": {"before": before.family, "after": family},
         "unreadable": {"before": before.side.unreadable, "after": side.unreadable},
+        "cut": {
+            phase: runner.cut_shares([SOURCE] * len(own.cut), own.cut) | one.cut
+            for phase, own, one in (("before", before.english, before.side), ("after", given, side))
+        },
         **({"official": more} if suite.score else {}),
     }
+
+
+def _side(
+    run: Run,
+    subject: runner.Model,
+    plain: runner.Model,
+    suite: SuiteData,
+    english: Sequence[str],
+    mastered: Sequence[str],
+    phase: str,
+) -> tuple[runner.Side, runner.Retriever | None]:
+    """One side's scores, means over its tasks among them, and how its sentences were compared."""
+    settings, seed, retriever = run.config.evaluate, run.config.seed, None
+    if suite.sentences:
+        with run.watcher.bar(f"{suite.name}: layer {phase}") as progress:
+            retriever = runner.retriever(subject, plain, suite, settings, progress)
+    with run.watcher.bar(f"{suite.name}: {phase}") as progress:
+        side = runner.evaluate_side(
+            subject, suite, _in_suite(suite, run.measured), english, retriever, settings, seed,
+            progress,
+        )  # fmt: skip
+    side.scores |= tasks.suite_means(
+        side.by_task["consistency"], _by_place(side.hits.get("retrieval", {})), mastered, seed=seed
+    )
+    return side, retriever
+
+
+def _with_english(
+    suite: SuiteData, side: runner.Side, english: runner.Given
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Accuracy by task, language and item, English among the languages."""
+    found = {task: dict(by_language) for task, by_language in side.by_task["accuracy"].items()}
+    for task, hits in runner.english_hits(suite, english.texts).items():
+        found.setdefault(task, {})[SOURCE] = {id: float(hit) for id, hit in hits.items()}
+    return found
+
+
+def _by_place(hits: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Sentences are the same in every language by their place."""
+    return {code: {str(n): float(hit) for n, hit in enumerate(row)} for code, row in hits.items()}
+
+
+def _layers(retriever: runner.Retriever | None) -> dict[str, Any]:
+    if retriever is None:
+        return {}
+    return {
+        "retrieval": retriever.layer,
+        "retrieval_raw": retriever.raw_layer,
+        "kind": retriever.kind,
+        "statistics": retriever.sentences if retriever.statistics else 0,
+    }
+
+
+def _summary(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's numbers over all suites, from the hits that lie beside the answers."""
+
+    def read(phase: str) -> dict[str, tasks.SuiteHits]:
+        found = {}
+        for name in scores["suites"]:
+            file = run.folder / "predictions" / f"{name}.{phase}.hits.json"
+            kept = json.loads(file.read_text("utf-8"))
+            sentences = [_by_place(kept["hits"].get(m, {})) for m in ("retrieval", "retrieval_raw")]
+            found[name] = tasks.SuiteHits(kept.get("tasks", {}), *sentences)
+        return found
+
+    mastered = {
+        f"{name}/{task}"
+        for name, suite in scores["suites"].items()
+        for task, one in suite["english"].get("tasks", {}).items()
+        if one["mastered"]
+    }
+    learned = run.config.languages
+    low = [code for code in run.measured if learned.amount(code) <= learned.items.low]
+    return tasks.summary(read("before"), read("after"), mastered, low=low, seed=run.config.seed)
 
 
 def _official(
@@ -731,24 +814,13 @@ def _write_side(run: Run, suite: SuiteData, phase: str, side: runner.Side) -> No
     stem = run.folder / "predictions" / f"{suite.name}.{phase}"
     write_lines(stem.with_name(stem.name + ".jsonl"), side.predictions)
     hits = {
-        # Retrieval in one direction of two is half a hit.
-        name: {code: [h if isinstance(h, float) else int(h) for h in row] for code, row in hits.items()}
+        # Retrieval in one direction of two is half a hit; null where a measure says nothing of an answer.
+        name: {code: [int(h) if isinstance(h, bool) else h for h in row] for code, row in hits.items()}
         for name, hits in side.hits.items()
     }
     ids = [item.id for item in suite.items]
-    found = {"items": ids, "data": data_hashes(suite), "hits": hits}
+    found = {"items": ids, "data": data_hashes(suite), "hits": hits, "tasks": side.by_task}
     write_json(stem.with_name(stem.name + ".hits.json"), found)
-
-
-def _vectors(
-    subject: runner.Model, plain: runner.Model, suite: SuiteData, settings: Evaluate, progress: Progress
-) -> tuple:
-    """The layer, chosen on sentences that are not reported, and M's English embeddings there."""
-    if not suite.sentences:
-        return 0, None
-    layer = settings.layer or runner.choose_layer(subject, suite.layer_sentences, settings.batch, progress)
-    english = runner.embed(plain, suite.sentences[SOURCE], SOURCE, [layer], settings.batch)[layer]
-    return layer, english
 
 
 def _in_suite(suite: SuiteData, languages: Sequence[str]) -> tuple[str, ...]:
@@ -768,13 +840,16 @@ def _notes(suite: SuiteData, run: Run, languages: Sequence[str]) -> list[str]:
     return notes
 
 
-def _signature(run: Run, suite: SuiteData, before: int, after: int) -> str:
-    rule = "settings" if run.config.evaluate.layer else "sentences"
+def _signature(
+    run: Run, suite: SuiteData, before: runner.Retriever | None, after: runner.Retriever | None
+) -> str:
     return signature(
         {
             "suite": suite.name, "rev": suite.revision, "split": suite.split, "items": len(suite.items),
             "sentences": len(suite.sentences.get(SOURCE, ())), **_measuring(run, suite.name),
-            "data": data_hashes(suite)[SOURCE], "layer_from": rule, "layer": f"{before}/{after}",
+            "data": data_hashes(suite)[SOURCE],
+            "layer_from": "settings" if run.config.evaluate.layer else "sentences",
+            **_how_retrieved(before, after),
             "seed": run.config.seed, "isogloss": version("isogloss"),
         }
     )  # fmt: skip
@@ -787,6 +862,16 @@ def _measuring(run: Run, suite: str) -> dict[str, str]:
     adapters = {"adapters": content_hash([run.carriers])} if run.carriers.exists() else {}
     settings = settings_fields(_how(run, suite))
     return {"scoring": scoring, **settings, **who, **adapters, "ruler": str(RULER)}
+
+
+def _how_retrieved(before: runner.Retriever | None, after: runner.Retriever | None) -> dict[str, Any]:
+    """How sentences were compared, at which layer before and after, and what the statistics are of."""
+    if before is None or after is None:
+        return {}
+    found: dict[str, Any] = {"retrieval": before.kind, "layer": f"{before.layer}/{after.layer}"}
+    if before.statistics is not None:
+        found["statistics"] = f"own-{before.sentences}"  # of each side's own states of so many sentences
+    return found | {"raw_layer": f"{before.raw_layer}/{after.raw_layer}"}
 
 
 def _english_answers(
@@ -1103,7 +1188,7 @@ def _scores(run: Run) -> dict:
     file = run.folder / "scores.json"
     if file.exists():
         return read_json(file, "suites", "remove it and run `isogloss evaluate` again")
-    return {"schema": 1, "isogloss": version("isogloss"), "suites": {}}
+    return {"schema": 1, "isogloss": version("isogloss"), "summary": {}, "suites": {}}
 
 
 def _unscored(run: Run, scores: dict, loaded: Mapping[str, SuiteData] | None = None) -> list[str]:

@@ -83,9 +83,10 @@ def give_template(tokenizer: PreTrainedTokenizerBase, wanted: str | None = None)
         return
     controls, text = TEMPLATES[wanted]
     if lacking := _lacks(tokenizer, controls):
+        others = [name for name, (needs, _) in TEMPLATES.items() if not _lacks(tokenizer, needs)]
         raise ConfigError(
             f"chat_template: {wanted} needs the tokens {', '.join(lacking)}, which the model's tokenizer "
-            f"lacks; it can have {', '.join(name for name, (c, _) in TEMPLATES.items() if not _lacks(tokenizer, c))}"
+            f"lacks; it can have {', '.join(others)}"
         )
     if "eos_token" in text and not tokenizer.eos_token:
         raise ConfigError(

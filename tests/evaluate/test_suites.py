@@ -32,6 +32,7 @@ def test_massive_asks_about_intents_and_scenarios_in_turn():
     item = suite.items[0]
     assert set(item.turns) == {"en", "sw"} and item.answer_language == {"en": "en", "sw": "en"}
     assert item.turns["sw"].response == item.turns["en"].response == item.options["sw"][item.gold]
+    assert item.paraphrases != (item.turns["en"].instruction,) and len(item.paraphrases) == 1
 
 
 @pytest.mark.data
@@ -112,6 +113,8 @@ def test_sib200_is_asked_and_answered_in_the_language(tmp_path):
         ("7", "travel", "usafiri"), ("9", "health", "afya"),
     ]  # fmt: skip
     assert "Weka nafasi." in suite.items[0].turns["sw"].instruction
+    (again,) = suite.items[0].paraphrases
+    assert "Book early." in again and again != suite.items[0].turns["en"].instruction
     write(tmp_path / "sib-200/swh_Latn/dev.tsv", header + "9\thealthy\tPumzika.\n")
     with pytest.raises(DataError, match=r"dev.tsv:2: 'healthy' is no category; did you mean health\?"):
         SUITES["sib200"](tmp_path, "dev", ["sw"], 10, 0)

@@ -73,3 +73,8 @@ def examples(
 def ask(task: str, code: str, utt: str) -> str:
     """A task's instruction about an utterance."""
     return templates()[code][task].format(utt=utt)
+
+
+def reworded(task: str, utt: str) -> str:
+    """A task's English instruction in other words."""
+    return templates()["en_reworded"][task].format(utt=utt)

@@ -23,9 +23,9 @@ Table = dict[str, tuple[str, str]]
 """By index, the category and the text."""
 
 
-def ask(code: str, text: str) -> str:
-    """The instruction about a sentence."""
-    return phrases(code).instruction("topic", 0, text=text)
+def ask(code: str, text: str, wording: int = 0) -> str:
+    """The instruction about a sentence, in one of the demo's wordings."""
+    return phrases(code).instruction("topic", wording, text=text)
 
 
 @cache

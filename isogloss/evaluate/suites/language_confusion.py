@@ -58,9 +58,11 @@ def score(items: Sequence[Item], answers: Mapping[str, Mapping[str, str]]) -> Of
         setting = task.split("/")[0]
         for code, given in answers.items():
             texts = [given[item.id] for item in items if item.task == task and item.id in given]
+            told = {text: lines_pass(text, code, candidates=candidates) for text in texts}
+            texts = [text for text in texts if told[text] is not None]
             if not texts:
                 continue
-            passed = [text for text in texts if lines_pass(text, code, candidates=candidates)]
+            passed = [text for text in texts if told[text]]
             words = [told for text in passed if (told := words_pass(text, code)) is not None]
             line, word = len(passed) / len(texts), sum(words) / len(words) if words else None
             found = {"lpr": line, "wpr": word, "lcpr": harmonic(line, word)}

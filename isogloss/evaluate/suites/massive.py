@@ -6,7 +6,7 @@ from pathlib import Path
 from isogloss.data.draw import sample
 from isogloss.data.examples import Turn
 from isogloss.data.formats import massive
-from isogloss.data.tasks.massive import CLOSED, ask, available, options, wording
+from isogloss.data.tasks.massive import CLOSED, ask, available, options, reworded, wording
 from isogloss.errors import DataError
 from isogloss.evaluate.items import Item, SuiteData
 from isogloss.languages import SOURCE
@@ -34,6 +34,7 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
                 options=dict.fromkeys(codes, labels[task]),
                 gold=getattr(row, task),
                 answer_language=dict.fromkeys(codes, SOURCE),
+                paraphrases=(reworded(task, row.utt[SOURCE]),),
             )
         )
     return SuiteData("massive", "1.0", split, tuple(made), {})
