@@ -4,7 +4,7 @@
     python benchmarks/real.py --data-root FOLDER --variants ours,sft --seeds 3 --set evaluate.items=30
 
 Dev data only. Every variant is a run of `isogloss ablate` over examples/real.yaml, so a stopped benchmark
-goes on where it was; what is there already is not trained again. Rows have the measures by suite and language;
+goes on where it was, and trains nothing twice. Rows have the measures by suite and language;
 `summary` has, by variant and setting, the means over seeds with the lowest and highest seed.
 """
 
