@@ -194,6 +194,47 @@ def teacher_prompt(
         _line(_plain(shown(job.tokenizer, prompt, row.student.response, its)))
 
 
+@app.command("teacher-gain")
+def teacher_gain(
+    run_folder: RunFolder,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A suite whose dev items are asked; the run's own without it."),
+    ] = None,
+    items: Annotated[int, typer.Option(min=1, help="Items of each suite, at most.")] = 40,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+) -> None:
+    """What prompting adds in context: agreement with the model's own English answer, by prompt and language.
+
+    What is distilled can be no better. Needs stage 1 alone.
+    """
+    _is_run(run_folder)
+    _require(run_folder, TUNED)
+    job = _prepare(load_config(run_folder / "config.yaml").model_copy(update={"run": run_folder}))
+    from isogloss import pipeline
+
+    found = pipeline.teacher_gains(job, suite or job.config.evaluate.suites, items)
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=1))
+        return
+    for task in dict.fromkeys(one.task for one in found):
+        rows = [one for one in found if one.task == task]
+        codes = list(dict.fromkeys(one.language for one in rows))
+        table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left")
+        table.title = f"{task}: answers as in English, %"
+        table.add_column("read before the instruction", no_wrap=True)
+        for name in ("mean", "gain", *codes):
+            table.add_column(name, no_wrap=True, justify="right")
+        for view in dict.fromkeys(one.view for one in rows):
+            each = {one.language: one for one in rows if one.view == view}
+            mean = sum(one.agreement for one in each.values()) / len(each)
+            gain = sum(one.gain.value for one in each.values()) / len(each)
+            shares = [f"{100 * each[code].agreement:.0f}" if code in each else "" for code in codes]
+            plus = "" if view == "bare" else f"{100 * gain:+.1f}"
+            table.add_row(view, f"{100 * mean:.1f}", plus, *shares)
+        out.print(table)
+
+
 @app.command()
 def evaluate(
     run_folder: RunFolder,

@@ -73,6 +73,7 @@ from isogloss.model import causal_of, layers_of, load_model, load_tokenizer, pad
 from isogloss.report.page import write_report
 from isogloss.teacher import joining
 from isogloss.teacher.answered import TOGETHER, Answers, ended
+from isogloss.teacher.gain import Gain, gains
 from isogloss.teacher.scored import Scored
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.fit import lora_shape, refuse_misfit
@@ -622,6 +623,34 @@ def run_evaluate(run: Run) -> None:
         write_json(run.folder / "scores.json", scores)
         stage.take(costs[name])
         run.ledger.pause(stage)
+
+
+def teacher_gains(run: Run, suites: Sequence[str], items: int) -> list[Gain]:
+    """What each way of prompting adds in context, on the dev items of some suites; see `teacher.gain`.
+
+    Args:
+        items: Of each suite, at most.
+
+    Raises:
+        RunError: Stage 1 has not been run.
+        DataError: No suite has items that can be asked in English.
+    """
+    held_out = run.config.evaluate.model_copy(update={"split": "dev"})
+    asked = [
+        item
+        for name in suites
+        for item in load_suite(name, run.data_root, held_out, run.taught, items).items
+        if SOURCE in item.turns and "consistency" in item.measures
+    ]
+    if not asked:
+        raise DataError(f"{', '.join(suites)}: no item can be compared with an English answer; name others")
+    model = run.reference_model()
+    with run.watcher.bar("Gain in context") as progress:
+        return gains(
+            model, run.tokenizer, asked, run.taught, node_texts(run.config), run.tree,
+            batch=held_out.batch, max_new_tokens=held_out.max_new_tokens, seed=run.config.seed,
+            progress=progress,
+        )  # fmt: skip
 
 
 @writing

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from isogloss.data.examples import Turn
 from isogloss.evaluate.items import Item
-from isogloss.evaluate.reading import read_answer
+from isogloss.data.reading import read_answer
 from isogloss.evaluate.statistics import Estimate, bootstrap_mean
 from isogloss.generate import answers
 from isogloss.languages import SOURCE
