@@ -48,12 +48,32 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         ),
         (
             "data: {columns: {}}",
-            "run.yaml:1: data.columns is not a setting of data type demo; there are type, english_items",
+            "run.yaml:1: data.columns is not a setting of data type demo; there are weight, type, "
+            "english_items",
         ),
         (
             "data: {type: masive}",
-            'run.yaml:1: data.type is "masive"; it must be demo, massive, parallel, chat or table; '
-            "did you mean massive?",
+            'run.yaml:1: data.type is "masive"; it must be demo, massive, sib200, xnli, pawsx, mlqa, '
+            "parallel, chat or table; did you mean massive?",
+        ),
+        (
+            "data:\n- {type: massive}\n- {type: xnli, english_itms: 3}",
+            "run.yaml:3: data.english_itms is not a setting of data type xnli; did you mean english_items?",
+        ),
+        (
+            "data:\n- {type: massive}\n- {type: xcopa}",
+            'run.yaml:3: data.type is "xcopa"; it must be demo, massive, sib200, xnli, pawsx, mlqa, '
+            "parallel, chat or table",
+        ),
+        (
+            "data: [{type: massive}, {type: xnli, weight: 0}]",
+            "run.yaml:1: data.weight is 0; it must be a number above 0",
+        ),
+        ("data: {type: massive, weight: 2}", "run.yaml:1: data.weight must be 1 where there is one source"),
+        ("data: [{type: xnli}, {type: xnli}]", "run.yaml:1: data holds xnli twice; name each source once"),
+        (
+            "parallel_text:\n- {type: tatoeba, item: 3}",
+            "run.yaml:2: parallel_text.item is not a setting; did you mean items?",
         ),
         ("data: {type: parallel}", "run.yaml:1: data.path is missing; it must be a path"),
         (
@@ -166,8 +186,8 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         (
             "evaluate: {suites: [flores]}",
             'run.yaml:1: evaluate.suites holds "flores"; each must be demo, massive, flores101, '
-            "ntrex, translation, xnli, pawsx, sib200, xcopa, xquad, xglue, language_confusion or parallel; "
-            "did you mean flores101?",
+            "ntrex, translation, xnli, pawsx, sib200, xcopa, xquad, mlqa, xglue, language_confusion or "
+            "parallel; did you mean flores101?",
         ),
         ("model: 3", "run.yaml:1: model is 3; it must be a text, not empty; put it in quotes"),
         ("seed: -1", "run.yaml:1: seed is -1; it must be a whole number between 0 and 4294967295"),
@@ -526,3 +546,20 @@ def test_a_suites_own_file_must_be_there(tmp_path):
         "run.yaml:3: evaluate.xglue.path is x.tar.gz; there is no such file or folder",
         "run.yaml:2: evaluate.suites holds parallel, which needs a file; set evaluate.parallel.path",
     ]
+
+
+def test_several_sources_load_and_dump_to_the_same(tmp_path):
+    """One source stays what it was written as."""
+    text = "data: [{type: massive, weight: 2.0}, {type: xnli}]\nparallel_text: [{type: tatoeba}]\n"
+    (tmp_path / "run.yaml").write_text(text)
+    config = load_config(tmp_path / "run.yaml")
+    assert [(one.type, one.weight) for one in config.sources] == [("massive", 2.0), ("xnli", 1.0)]
+    (tmp_path / "again.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "again.yaml") == config
+    assert [one.type for one in load_config().sources] == ["demo"]
+
+
+def test_a_file_of_several_must_be_there(tmp_path):
+    """Its line is told."""
+    text = f"data:\n- {{type: demo}}\n- {{type: parallel, path: {tmp_path}/x.jsonl}}\n"
+    assert refused(text, tmp_path, places=True) == ["run.yaml:1: data.path is x.jsonl; there is no such file"]

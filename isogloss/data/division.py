@@ -5,7 +5,8 @@ it are on one side; the same on every machine and for every run, whatever its se
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -59,11 +60,17 @@ def is_learned(name: str, group: str) -> bool:
     return int.from_bytes(digest[:6]) / 2**48 < LEARNED
 
 
-def components(keys: Mapping[str, Iterable[str]]) -> dict[str, str]:
-    """By id, the group of all that are linked by common keys, named by the smallest of these.
+def components(
+    texts: Mapping[str, Iterable[str]], keys: Mapping[str, Iterable[str]] | None = None, words: int = 6
+) -> dict[str, str]:
+    """By id, the group of all rows that are linked, named by the smallest of what links them.
+
+    Texts are linked that have the same words, in whatever order, or share a passage: sets hold near copies.
 
     Args:
-        keys: By id, what a row shares with others: its sentences, its passage and article.
+        texts: By id, the English texts that a row is about.
+        keys: By id, what else rows have in common: an article's title.
+        words: Length of a passage.
     """
     parents: dict[str, str] = {}
 
@@ -74,9 +81,24 @@ def components(keys: Mapping[str, Iterable[str]]) -> dict[str, str]:
             key = parents[key]
         return key
 
-    for linked in keys.values():
-        first, *others = map(root, linked)
-        for other in others:
-            one, two = sorted((root(first), root(other)))
+    firsts = {}
+    for id, some in texts.items():
+        bags = [" ".join(sorted(words_of(text))) for text in some]
+        linked = [*bags, *(keys or {}).get(id, ()), *(p for text in some for p in passages(text, words))]
+        firsts[id] = linked[0]
+        for other in linked[1:]:
+            one, two = sorted((root(linked[0]), root(other)))
             parents[two] = one
-    return {id: root(next(iter(linked))) for id, linked in keys.items()}
+    return {id: root(first) for id, first in firsts.items()}
+
+
+def passages(text: str, words: int) -> Iterator[str]:
+    """Every run of so many words."""
+    found = words_of(text)
+    return (" ".join(found[start : start + words]) for start in range(len(found) - words + 1))
+
+
+def words_of(text: str) -> list[str]:
+    """Letters, signs and digits alone, case folded, between spaces."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded).split()

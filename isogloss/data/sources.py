@@ -163,7 +163,8 @@ def nothing_in(code: str, found: Mapping[str, Counter[str]]) -> str:
     if not (reasons := found.get(code)):
         return f"no item has {code}; add items in {code} or take it out of languages.targets"
     whys = ", ".join(f"{why} ({count})" for why, count in reasons.most_common())
-    return f"no item in {code} can be learned: {whys}; mend them or take {code} out of languages.targets"
+    way = f"mend them, set distill.responses=teacher or take {code} out of languages.targets"
+    return f"no item in {code} can be learned: {whys}; {way}"
 
 
 def told(found: Mapping[str, Counter[str]]) -> list[str]:

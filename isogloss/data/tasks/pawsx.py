@@ -62,7 +62,7 @@ def read(root: Path, split: str, code: str) -> Table:
 
 
 def division(pairs: Mapping[str, tuple[str, str]]) -> Division:
-    """The dev set in two parts; English pairs that share a sentence, if only by others, are on one side."""
+    """The dev set in two parts; English pairs with a like sentence, if only by others, are on one side."""
     return Division("PAWS-X", "sentence", components(pairs))
 
 

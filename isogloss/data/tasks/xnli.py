@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from isogloss.data.division import Division
+from isogloss.data.division import Division, components
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.formats import xglue, xnli
 from isogloss.demo.grammar import phrases
@@ -31,7 +31,7 @@ def options(code: str) -> dict[str, str]:
 
 def division(premises: Mapping[str, str]) -> Division:
     """The dev set in two parts, by the English premise of each row."""
-    return Division("XNLI", "premise", {id: " ".join(text.split()) for id, text in premises.items()})
+    return Division("XNLI", "premise", components({id: (text,) for id, text in premises.items()}))
 
 
 def examples(root: Path, languages: Sequence[str], *, all_labels: bool) -> list[ParallelExample]:

@@ -7,11 +7,13 @@ never reported, and choose the layer instead.
 from collections.abc import Sequence
 from pathlib import Path
 
+from isogloss.data.division import passages
 from isogloss.data.draw import sample
 from isogloss.data.formats import flores
 from isogloss.data.tasks.sib200 import flores_lines
 from isogloss.errors import DataError
 from isogloss.evaluate.items import SuiteData
+from isogloss.evaluate.leaks import WORDS
 from isogloss.languages import SOURCE
 
 FOR_LAYER = 200
@@ -27,7 +29,12 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
     every, learned = range(len(dev[SOURCE])), flores_lines(root)
     first = [*(n for n in every if n in learned), *(n for n in every if n not in learned)]
     for_layer = _some(first[: max(FOR_LAYER, len(learned))], FOR_LAYER)
-    reported = [n for n in every if n not in learned and n not in set(for_layer)]
+    taken = {passage for n in learned for passage in passages(dev[SOURCE][n], WORDS)} if learned else set()
+    reported = [
+        n
+        for n in every
+        if n not in learned and n not in for_layer and taken.isdisjoint(passages(dev[SOURCE][n], WORDS))
+    ]
     name, notes = "dev", ()
     if split == "test":
         lines = flores.read(root, "devtest", codes)
