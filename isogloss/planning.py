@@ -5,6 +5,7 @@ one step on tensors without storage, the bytes that are alive at once → time a
 
 What is assumed, and where it is off:
     tokens      Exact where the model's tokenizer is at hand; else counted by the embedded one, and said so.
+                Of more than `SAMPLE` English examples in stage 1 so many are, spread over all lengths.
     selection   `tune.selection.keep` drops the last items here, not the hardest.
     answers     Evaluation writes `evaluate.max_new_tokens` each time: a bound, as answers end before.
     attention   A GPU's fused attention is counted as plain products: a bound, near it at instruction lengths.
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -41,6 +42,8 @@ from isogloss.config import Config, Count, Distill, Positive, Settings, with_ove
 from isogloss.cost import Meter
 from isogloss.data import selection
 from isogloss.data.chat import Encoded, encode_prompt
+from isogloss.data.counting import unchanging
+from isogloss.data.examples import ParallelExample
 from isogloss.data.sources import node_texts
 from isogloss.defaults import explain, facts_of
 from isogloss.distill.fused import frozen_head
@@ -69,8 +72,13 @@ from isogloss.tree.fit import refuse_misfit
 from isogloss.tree.nodes import Tree
 from isogloss.tune import english_rows, longest_row, within
 
+T = TypeVar("T")
+
 EFFICIENCY = 0.4
 """Share of the rate of large products that a step reaches; an assumption, which a machine's file may set."""
+SAMPLE = 8_000
+"""English examples of stage 1 that are encoded; of more, the others are taken to be as long as these, which is
+right within 1 %."""
 READ_TOGETHER = 64
 """Rows per forward of the teacher."""
 CONTEXT = 600 << 20
@@ -264,7 +272,7 @@ class Work:
         self.run = Run(config.model_copy(update={"run": config.run / "planned"}), Watcher())
         self.dtype = machine.dtype(config.dtype)
         self.notes: list[str] = []
-        self.tokenizer = self._tokenizer()
+        self.tokenizer = unchanging(self._tokenizer())
 
     def changed(self, overrides: Iterable[str]) -> "Work":
         """The same reading under other settings of how it is batched and trained."""
@@ -282,8 +290,10 @@ class Work:
         limit = longest_row(self.config)
         examples = within(examples, self.tokenizer, limit).kept
         kept = examples[: max(1, round(settings.selection.keep * len(examples)))]
-        texts = node_texts(self.config)
-        return english_rows(kept, self.tokenizer, texts, settings.privileged, self.config.seed, limit)
+        sample, texts = spread(kept, SAMPLE), node_texts(self.config)
+        rows = english_rows(sample, self.tokenizer, texts, settings.privileged, self.config.seed, limit)
+        rows.sort(key=lambda row: len(row.prompt) + len(row.response))
+        return stretched(rows, round(len(rows) * len(kept) / len(sample)))
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -314,6 +324,24 @@ class Work:
             self.notes.append(f"{self.config.model} has no tokenizer: tokens are counted by the embedded one")
             return load_tokenizer(EMBEDDED)
         return self.run.base_tokenizer()
+
+
+def spread(examples: Sequence[ParallelExample], most: int) -> list[ParallelExample]:
+    """So many of the examples, of all lengths in English alike, the longest among them."""
+    if len(examples) <= most:
+        return list(examples)
+
+    def length(example: ParallelExample) -> int:
+        turn = example.turns[SOURCE]
+        return len(turn.instruction) + len(turn.response or "")
+
+    ordered = sorted(examples, key=length)
+    return [ordered[len(ordered) - 1 - n * (len(ordered) - 1) // (most - 1)] for n in range(most)]
+
+
+def stretched(rows: Sequence[T], count: int) -> list[T]:
+    """So many rows in the place of a sorted sample, each standing for its neighbours."""
+    return [rows[n * (len(rows) - 1) // max(1, count - 1)] for n in range(count)]
 
 
 def meta_model(name: str, dtype: torch.dtype, *, gpu: bool) -> PreTrainedModel:
@@ -681,7 +709,7 @@ def evaluate_plan(work: Work) -> StagePlan:
         for sentences in (suite.sentences, suite.layer_sentences):
             for code, texts in sentences.items():
                 if code in (*run.measured, SOURCE):
-                    sizes = [len(work.tokenizer(text)["input_ids"]) for text in texts]
+                    sizes = [len(ids) for ids in work.tokenizer(list(texts))["input_ids"]]
                     for side in sides:
                         for size in sizes:
                             _count(side, 1, size, 0)
