@@ -213,9 +213,6 @@ def _convert(file: Path, folder: Path) -> str:
     # transformers would draw them at random.
     if lacking := sorted(about["missing_keys"]):
         raise ValueError(f"it has no weights for {', '.join(lacking[:3])}")
-    # They are plain weights from here on, which a quantised model refuses to save.
-    del model.config.quantization_config
-    del model.hf_quantizer
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return stated.contents() if stated else ""

@@ -83,15 +83,15 @@ def give_template(tokenizer: PreTrainedTokenizerBase, wanted: str | None = None)
         return
     controls, text = TEMPLATES[wanted]
     if lacking := _lacks(tokenizer, controls):
-        others = [name for name, (needs, _) in TEMPLATES.items() if not _lacks(tokenizer, needs)]
+        fitting = [name for name, (needed, _) in TEMPLATES.items() if not _lacks(tokenizer, needed)]
         raise ConfigError(
             f"chat_template: {wanted} needs the tokens {', '.join(lacking)}, which the model's tokenizer "
-            f"lacks; it can have {', '.join(others)}"
+            f"lacks; take {' or '.join(fitting)}, or leave it out"
         )
     if "eos_token" in text and not tokenizer.eos_token:
         raise ConfigError(
-            "chat_template: the model's tokenizer has neither control tokens for turns nor an eos_token to "
-            "end them with; set chat_template to a Jinja file that ends an answer with a token it has"
+            f"chat_template: {wanted} ends a turn with the end of sequence, and the model's tokenizer names "
+            "none (eos_token); set chat_template to a Jinja file that ends an answer with a token it has"
         )
     tokenizer.chat_template = ("{{- bos_token -}}" if _begins(tokenizer) else "") + text
 
