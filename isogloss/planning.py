@@ -77,8 +77,8 @@ T = TypeVar("T")
 EFFICIENCY = 0.4
 """Share of the rate of large products that a step reaches; an assumption, which a machine's file may set."""
 SAMPLE = 8_000
-"""English examples of stage 1 that are encoded; of more, the others are taken to be as long as these, which is
-right within 1 %."""
+"""English examples of stage 1 that are encoded; of more, the others are taken to be as long as these, which
+is right within 1 %."""
 READ_TOGETHER = 64
 """Rows per forward of the teacher."""
 CONTEXT = 600 << 20

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from isogloss.data.examples import Turn
-from isogloss.evaluate.items import Item
 from isogloss.data.reading import read_answer
+from isogloss.evaluate.items import Item
 from isogloss.evaluate.statistics import Estimate, bootstrap_mean
 from isogloss.generate import answers
 from isogloss.languages import SOURCE
