@@ -7,10 +7,10 @@ Flow: name → verified file → `made_once` → the converted folder, with its 
 """
 
 import hashlib
+import logging
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +25,8 @@ from isogloss.notices import Licence, write_card
 
 SUFFIX = ".gguf"
 Say = Callable[[str], None]
+LOG: Say = logging.getLogger("isogloss").warning
+"""Hears what is said where no run listens; on stderr, unless the program sets up logging."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,7 @@ PACKAGED = {
 """By name, the models that `model:` takes besides folders, files and names of the hub."""
 
 
-def stderr(text: str) -> None:
-    """Says something where no run listens."""
-    print(text, file=sys.stderr)
-
-
-def local(name: str, say: Say = stderr) -> str:
+def local(name: str, say: Say = LOG) -> str:
     """The folder of a packaged model or GGUF file, converted if need be; another name with `~` expanded.
 
     Args:

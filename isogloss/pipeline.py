@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from isogloss import bundle, processes
+from isogloss import bases, bundle, processes
 from isogloss.config import Config, Evaluate, ModelTeacher, dump_config, load_config, root_of_environment
 from isogloss.cost import TEACHER, Ledger, Stage, spending
 from isogloss.data import selection
@@ -1260,6 +1260,7 @@ def check(run: Run) -> None:
         DataError: Data, a language or a suite is missing.
         ConfigError: The model is not there, or the carrier does not fit it.
     """
+    bases.local(run.config.model, run.watcher.say)  # where it has to be converted, that is told first
     with run.watcher.waiting("Checking the settings, the model and the data"):
         refuse_misfit(run.config)
         tokenizer = run.base_tokenizer()

@@ -19,7 +19,8 @@ SMALL = (
     "data.english_items=16", "tune.method=lora", "tune.lora_rank=2", "tune.lr=0.01", "tune.batch=4",
     "tune.epochs=1", "tune.privileged=0", "languages.targets=[sw,ur]",
     "languages.items={high: 7, middle: 7, low: 7}", "distill.carrier.layers=3", "distill.batch=4",
-    "distill.epochs=1", "distill.retain=0", "distill.max_prompt=1500", "evaluate.max_new_tokens=4", "dtype=float32",
+    "distill.epochs=1", "distill.retain=0", "distill.max_prompt=1500",
+    "evaluate.max_new_tokens=4", "dtype=float32",
 )  # fmt: skip
 ASKED = ["Habari?", "Ndiyo", "سلام", "Hello"]
 

@@ -1,6 +1,7 @@
 """Gemma 3 270M from its package, end to end: tokenizer, template, logits, one step of each stage, export.
 
-The model is converted once a machine, into the user's cache.
+The model is converted once a machine, into the user's cache. SmolLM2, another layout with a template of its
+own, goes the same way where slow tests are asked for.
 """
 
 import json
@@ -20,9 +21,10 @@ from isogloss.model import head, last_hidden, load_model, load_tokenizer, skelet
 from isogloss.tree.carrier import Carrier
 
 NAME = "gemma-3-270m"
+NAMES = (NAME, pytest.param("smollm2-135m", marks=pytest.mark.slow))
 BOS, START, END = 2, 105, 106
 SETTINGS = (
-    f"model={NAME}", "dtype=float32", "seed=0", "data.english_items=8", "tune.method=lora",
+    "dtype=float32", "seed=0", "data.english_items=8", "tune.method=lora",
     "tune.lora_rank=4", "tune.lr=0.0002", "tune.batch=2", "tune.epochs=0.5", "tune.privileged=0",
     "languages.targets=[sw,ur]", "languages.items={high: 2, middle: 2, low: 2}",
     "distill.carrier.ranks={root: 2, family: 1, language: 1}", "distill.batch=2", "distill.epochs=1",
@@ -66,10 +68,17 @@ def test_the_plan_reads_shapes_and_no_weights():
     assert all(p.is_meta for p in skeleton(NAME).parameters())
 
 
+@pytest.fixture(scope="module", params=NAMES)
+def name(request) -> str:
+    if reason := bases.unavailable(request.param):
+        pytest.skip(reason)
+    return request.param
+
+
 @torch.no_grad()
-def test_the_head_gives_the_models_own_logits(tokenizer):
-    """And weights that know the language: the capital of France comes first."""
-    model = load_model(NAME, torch.float32)
+def test_the_head_gives_the_models_own_logits(name: str):
+    """And weights that know the language: Paris is the capital of France."""
+    model, tokenizer = load_model(name, torch.float32), load_tokenizer(name)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     ids = torch.tensor([tokenizer("The capital of France is")["input_ids"]])
     own = model(input_ids=ids).logits
@@ -79,9 +88,10 @@ def test_the_head_gives_the_models_own_logits(tokenizer):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory) -> pipeline.Run:
+def done(name: str, tmp_path_factory) -> pipeline.Run:
     """All stages, a step or two each."""
-    config = load_config(None, (*SETTINGS, f"run={tmp_path_factory.mktemp('gemma') / 'run'}"))
+    folder = tmp_path_factory.mktemp(name) / "run"
+    config = load_config(None, (*SETTINGS, f"model={name}", f"run={folder}"))
     pipeline.check(pipeline.Run(config, pipeline.Watcher()))
     run = pipeline.open_run(config)
     pipeline.run_all(run)
@@ -94,8 +104,10 @@ def test_every_stage_takes_a_step(done: pipeline.Run):
     losses = [v for line in lines for k, v in line.items() if k == "loss"]
     assert losses and all(0 < loss < 20 for loss in losses)
     tuned = {f.name for f in done.tuned.iterdir()}
-    assert {"stage1_adapter", "NOTICE.md", "GEMMA_TERMS.html", "README.md"} <= tuned
-    assert "license: gemma" in (done.tuned / "README.md").read_text()
+    assert {"stage1_adapter", "NOTICE.md", "README.md"} <= tuned
+    licence = bases.PACKAGED[done.config.model].licence
+    assert f"license: {licence.code}\n" in (done.tuned / "README.md").read_text()
+    assert ("GEMMA_TERMS.html" in tuned) == (licence.code == "gemma")
     suite = json.loads((done.folder / "scores.json").read_text())["suites"]["demo"]
     assert set(suite["before"]) & set(suite["after"]) >= {"consistency"}
 
@@ -106,8 +118,9 @@ def test_an_exported_adapter_is_the_path(done: pipeline.Run, tmp_path: Path):
     (made,) = exporting.export(done, ["sw"], "peft", tmp_path)
     assert made.difference <= exporting.EXACT and made.same == made.asked
     card = (made.folder / "README.md").read_text()
-    assert "license: gemma" in card and "Gemma Terms of Use found at ai.google.dev/gemma/terms" in card
-    assert "not Google's original release" in card and (made.folder / "GEMMA_TERMS.html").exists()
+    licence = bases.PACKAGED[done.config.model].licence
+    assert f"license: {licence.code}\n" in card and licence.notice in card
+    assert (made.folder / "NOTICE.md").exists()
     carrier: Carrier = done.student(done.reference_model(), trained=True)
     ids = torch.tensor([encode_prompt(done.tokenizer, "Habari?")])
     with carrier.on(["sw"]) as student:

@@ -55,14 +55,13 @@ def test_a_gguf_files_tokenizer_reads_its_control_tokens(cache: Path, tmp_path: 
     )
 
 
-def test_a_gguf_file_is_converted_once(cache: Path, tmp_path: Path, monkeypatch, capsys):
+def test_a_gguf_file_is_converted_once(cache: Path, tmp_path: Path, monkeypatch, caplog):
     """Its folder is named by its content; the licence is said the first time, and lies there."""
     file = write_gguf(tmp_path / "tiny.gguf")
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     folder = Path(model_folder(str(file)))
     assert folder == cache / "models" / f"tiny-{sha256[:12]}"
-    said = [line for line in capsys.readouterr().err.split("\n") if line.startswith("tiny:")]
-    assert said == [
+    assert caplog.messages == [
         f"tiny: converted once, into {folder}; up to a minute",
         "tiny: mit. These are the weights of tiny.gguf, dequantised; not the original release.",
     ]
@@ -70,7 +69,7 @@ def test_a_gguf_file_is_converted_once(cache: Path, tmp_path: Path, monkeypatch,
     monkeypatch.setenv("HOME", str(tmp_path))
     assert model_folder("~/tiny.gguf") == str(folder)
     assert skeleton("~/tiny.gguf").config.num_hidden_layers == 1
-    assert capsys.readouterr().err == ""
+    assert len(caplog.messages) == 2
     assert licence_of(folder) == "mit"
     assert f"Source: tiny.gguf, SHA-256 {sha256}." in (folder / "NOTICE.md").read_text()
 
