@@ -1,6 +1,7 @@
 """Lines: how every format reads and writes text, and the refusals that all formats share.
 
-Files are UTF-8, gzip-compressed or not, and split on line feeds only: some texts hold other separators.
+Files are UTF-8, compressed or not, and split on line feeds only: some texts hold other separators. Texts are
+in the form that `isogloss.data.text` states.
 """
 
 import difflib
@@ -12,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from isogloss.data.text import canonical, canonical_values, is_unicode
 from isogloss.errors import DataError
 from isogloss.languages.registry import Language, UnknownLanguageError, resolve
 
@@ -25,7 +27,7 @@ def read_lines(path: Path) -> list[str]:
     lines = _decode(path, _read_bytes(path)).split("\n")
     if lines[-1] == "":
         lines.pop()
-    return [line.removesuffix("\r") for line in lines]
+    return [canonical(line.removesuffix("\r")) for line in lines]
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -71,18 +73,12 @@ def parse_object(line: str, path: Path, number: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         message = f"the line holds a {type(value).__name__}; each line must be one JSON object"
         raise DataError(message, path, number)
-    return value
+    return canonical_values(value)
 
 
 def is_text(value: object) -> TypeGuard[str]:
-    """Whether the value is a text that can be written as UTF-8; JSON may spell half of a surrogate pair."""
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    """Whether the value is a text, and one that can be written as UTF-8."""
+    return isinstance(value, str) and is_unicode(value)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isogloss.data.examples import ParallelExample, Turn
+from isogloss.data.text import canonical
 from isogloss.errors import DataError
 
 TASK = "instruction"  # the task of a row that names none
@@ -95,9 +96,4 @@ def _text(value: object, field: str, language: str, path: Path, line: int) -> st
     if not isinstance(value, str):
         message = f"the {field} in {language} is a {type(value).__name__}; it must be a text"
         raise DataError(message, path, line)
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        message = f"the {field} in {language} holds half of a surrogate pair; write the whole character"
-        raise DataError(message, path, line) from None
-    return value
+    return canonical(value, f"the {field} in {language}", path, line)

@@ -19,6 +19,7 @@ from typing import Any, Final
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats.lines import language_of, nearest, parse_object, read_lines
 from isogloss.data.formats.rows import Row, identifier, join, task_of, turn
+from isogloss.data.text import canonical_values
 from isogloss.errors import DataError
 
 _TURN: Final = ("instruction", "response")
@@ -234,7 +235,7 @@ def _json(path: Path) -> Numbered:
                 yield number, parse_object(line, path, number)
         return
     try:
-        rows = json.loads(text)
+        rows = canonical_values(json.loads(text))
     except json.JSONDecodeError as error:
         message = f"not JSON at column {error.colno} ({error.msg}); the file must be one list of objects"
         raise DataError(message, path, error.lineno) from None
@@ -283,7 +284,7 @@ def _arrow_rows(load: Callable[[], Any], path: Path) -> Numbered:
     except (pyarrow.ArrowInvalid, OSError) as error:
         message = str(error).splitlines()[0].rstrip(". ")
         raise DataError(f"the table cannot be read ({message}); write it again", path) from None
-    return enumerate(rows, start=1)
+    return enumerate(canonical_values(rows), start=1)
 
 
 _OPENERS: Final[dict[str, Callable[[Path], Numbered]]] = {
