@@ -111,18 +111,20 @@ class ParallelFile(Settings):
 
 
 class ChatFile(Settings):
-    """Chat-format JSON lines: messages with a user and an assistant turn; languages are joined by id."""
+    """Chats: messages with a user and an assistant turn; languages are joined by id."""
 
     type: Literal["chat"] = "chat"
-    """A file of chat-format JSON lines."""
+    """Chats, as JSON lines or any other table."""
     path: Path
-    """The file; relative to the folder where the command runs."""
+    """The file or folder; relative to the folder where the command runs."""
     language: Code = "en"
     """The language of the rows that name none."""
+    split: str | None = None
+    """Which part of a folder is read; train where it holds several and none is named."""
 
 
 class TableFile(Settings):
-    """Anything `datasets.load_dataset` opens locally: Parquet, CSV, JSON."""
+    """Parquet, CSV, JSON or Arrow, or a folder of them with splits and shards, as data sets are published."""
 
     type: Literal["table"] = "table"
     """A table."""
@@ -130,6 +132,8 @@ class TableFile(Settings):
     """The file or folder; relative to the folder where the command runs."""
     columns: dict[str, str]
     """From our field (id, task, language, instruction, response, sw.instruction …) to the table's column."""
+    split: str | None = None
+    """Which part of a folder is read; train where it holds several and none is named."""
 
 
 Data = Annotated[DemoData | MassiveData | ParallelFile | ChatFile | TableFile, Field(discriminator="type")]

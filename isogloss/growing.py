@@ -29,7 +29,7 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
         if code == SOURCE or code in run.families:
             what = "is what all others follow" if code == SOURCE else "was taught already"
             raise RunError(f"{code} {what}; name another language")
-    examples = parallel_examples(run.config, run.data_root, codes)
+    examples = parallel_examples(run.config, run.data_root, codes, run.watcher.say_once)
     there = {code for example in examples for code in example.turns}
     if missing := [code for code in codes if code not in there]:
         raise DataError(f"the data has no {', '.join(missing)}; add items, or name a file by --data")

@@ -7,6 +7,7 @@ from pathlib import Path
 from isogloss.config import ChatFile, Config, DemoData, MassiveData, ParallelFile, TableFile
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats import chat_jsonl, massive, parallel_jsonl, table
+from isogloss.data.formats.records import Tell, nobody
 from isogloss.data.tasks import massive as massive_tasks
 from isogloss.demo.grammar import LANGUAGES, phrases
 from isogloss.demo.items import demo_items
@@ -15,8 +16,13 @@ from isogloss.languages import SOURCE
 from isogloss.teacher.prompts import NodeTexts, load_texts
 
 
-def english_examples(config: Config, root: Path | None) -> list[ParallelExample]:
+def english_examples(config: Config, root: Path | None, tell: Tell = nobody) -> list[ParallelExample]:
     """Examples for stage 1, each with an English turn that has a response.
+
+    Args:
+        config: The settings.
+        root: The folder of the real data sets.
+        tell: Hears what of a file is left out, and why.
 
     Raises:
         DataError: There is none.
@@ -31,14 +37,16 @@ def english_examples(config: Config, root: Path | None) -> list[ParallelExample]
             if data.english_items is not None:
                 found = found[: data.english_items]
         case _:
-            found = _file(config)
+            found = _file(config, tell)
     found = [e for e in found if SOURCE in e.turns and e.turns[SOURCE].response is not None]
     if not found:
         raise DataError("data: no example has an English instruction with a response; stage 1 needs them")
     return found
 
 
-def parallel_examples(config: Config, root: Path | None, languages: Sequence[str]) -> list[ParallelExample]:
+def parallel_examples(
+    config: Config, root: Path | None, languages: Sequence[str], tell: Tell = nobody
+) -> list[ParallelExample]:
     """Examples for stage 2, each in English and in at least one of the languages."""
     match config.data:
         case DemoData():
@@ -52,7 +60,7 @@ def parallel_examples(config: Config, root: Path | None, languages: Sequence[str
             tasks = [task for task in data.tasks if task != "slot"]
             found = massive_tasks.examples(folder, there, tasks)
         case _:
-            found = _file(config)
+            found = _file(config, tell)
     return [e for e in found if SOURCE in e.turns and any(code in e.turns for code in languages)]
 
 
@@ -73,14 +81,14 @@ def node_texts(config: Config) -> NodeTexts:
     return replace(texts, answers=answers)
 
 
-def _file(config: Config) -> list[ParallelExample]:
+def _file(config: Config, tell: Tell) -> list[ParallelExample]:
     match config.data:
         case ParallelFile(path=path):
-            return parallel_jsonl.read(path)
-        case ChatFile(path=path, language=language):
-            return chat_jsonl.read(path, language)
-        case TableFile(path=path, columns=columns):
-            return table.read(path, columns)
+            return parallel_jsonl.read(path, tell=tell)
+        case ChatFile(path=path, language=language, split=split):
+            return chat_jsonl.read(path, language, split=split, tell=tell)
+        case TableFile(path=path, columns=columns, split=split):
+            return table.read(path, columns, split=split, tell=tell)
     raise TypeError(config.data)
 
 

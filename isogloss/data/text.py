@@ -1,7 +1,7 @@
 """Text: the one form in which everything that comes in is learned, asked and compared.
 
-Files, tables, requests and prompts spell the same text in several ways: Vietnamese typed on a Mac is decomposed,
-Windows ends lines with two characters. A model reads each spelling as other tokens, so there is one rule, here.
+Files, tables and requests spell the same text in several ways: Vietnamese may be composed or not, and Windows
+ends lines with two characters. A model reads each spelling as other tokens, so there is one rule, here.
 """
 
 import unicodedata

@@ -74,12 +74,9 @@ CHAT = {
     "messages": [{"role": "user", "content": NFC}, {"role": "assistant", "content": NFC}],
     "language": "vi",
 }
-MASSIVE = {
-    "id": "1", "partition": "dev", "scenario": "s", "intent": "i", "utt": NFC, "annot_utt": f"[a : {NFC}]",
-}  # fmt: skip
-SQUAD = {
-    "data": [{"paragraphs": [{"context": NFC, "qas": [{"id": "1", "question": NFC, "answers": [{"text": NFC}]}]}]}]
-}  # fmt: skip
+MASSIVE = {"id": "1", "partition": "dev", "scenario": "s", "intent": "i", "utt": NFC, "annot_utt": NFC}
+QUESTION = {"id": "1", "question": NFC, "answers": [{"text": NFC}]}
+SQUAD = {"data": [{"paragraphs": [{"context": NFC, "qas": [QUESTION]}]}]}
 ASKED = {"instruction": "q"}
 
 
