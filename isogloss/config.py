@@ -200,21 +200,25 @@ class ParallelFile(FileData):
 
 
 class ChatFile(FileData):
-    """Chat-format JSON lines: messages with a user and an assistant turn; languages are joined by id."""
+    """Chats: messages with a user and an assistant turn; languages are joined by id."""
 
     type: Literal["chat"] = "chat"
-    """A file of chat-format JSON lines."""
+    """Chats, as JSON lines or any other table."""
     language: Code = "en"
     """The language of the rows that name none."""
+    split: str | None = None
+    """Which part of a folder is read; train where it holds several and none is named."""
 
 
 class TableFile(FileData):
-    """Anything `datasets.load_dataset` opens locally: Parquet, CSV, JSON."""
+    """Parquet, CSV, JSON or Arrow, or a folder of them with splits and shards, as data sets are published."""
 
     type: Literal["table"] = "table"
     """A table, or a folder of them."""
     columns: dict[str, str]
     """From our field (id, task, language, instruction, response, sw.instruction …) to the table's column."""
+    split: str | None = None
+    """Which part of a folder is read; train where it holds several and none is named."""
 
 
 AnySource = Annotated[

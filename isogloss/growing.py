@@ -32,7 +32,7 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
         if code == SOURCE or code in run.families:
             what = "is what all others follow" if code == SOURCE else "was taught already"
             raise RunError(f"{code} {what}; name another language")
-    examples = parallel_examples(run.config, run.data_root, codes)
+    examples = parallel_examples(run.config, run.data_root, codes, run.watcher.say_once)
     refuse_unusable(run.config, examples, codes, "add items, or name a file by --data")
     old = run.tree
     tree = run.tree_of(run.families | _families(run, codes))

@@ -94,6 +94,13 @@ class Watcher:
     def say(self, text: str) -> None:
         """One line about the method."""
 
+    def say_once(self, text: str) -> None:
+        """As `say`, unless it was said before: both stages read the same file."""
+        said = self.__dict__.setdefault("_said", set())
+        if text not in said:
+            said.add(text)
+            self.say(text)
+
     @contextmanager
     def bar(self, what: str) -> Iterator[Progress]:
         """Progress on something that takes long."""
@@ -229,11 +236,12 @@ class Run:
     @cached_property
     def english(self) -> list[ParallelExample]:
         """What stage 1 may read."""
-        return english_examples(self.config, self.data_root)
+        return english_examples(self.config, self.data_root, self.watcher.say_once)
 
     @cached_property
     def examples(self) -> list[ParallelExample]:
-        return parallel_examples(self.config, self.data_root, self.config.languages.targets)
+        targets = self.config.languages.targets
+        return parallel_examples(self.config, self.data_root, targets, self.watcher.say_once)
 
     def pairs(self, codes: Sequence[str]) -> dict[str, list[Pair]]:
         """By language, pairs of sentences without any task, as often as they are read."""

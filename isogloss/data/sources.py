@@ -23,6 +23,7 @@ from isogloss.data.division import Division
 from isogloss.data.draw import in_draw_order
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats import chat_jsonl, parallel_jsonl, table, xnli
+from isogloss.data.formats.records import Tell, nobody
 from isogloss.data.reading import read_answer
 from isogloss.data.tasks import massive as massive_tasks
 from isogloss.data.tasks import mlqa as mlqa_tasks
@@ -36,10 +37,15 @@ from isogloss.languages import SOURCE
 from isogloss.teacher.prompts import NodeTexts, load_texts
 
 
-def english_examples(config: Config, root: Path | None) -> list[ParallelExample]:
+def english_examples(config: Config, root: Path | None, tell: Tell = nobody) -> list[ParallelExample]:
     """Examples for stage 1, each with an English turn that has a response.
 
     Of a source with a limit those that are drawn first, in that order; else all, in the file's.
+
+    Args:
+        config: The settings.
+        root: The folder of the real data sets.
+        tell: Hears what of a file is left out, and why.
 
     Raises:
         DataError: There is none, or two sources share an id.
@@ -50,7 +56,7 @@ def english_examples(config: Config, root: Path | None) -> list[ParallelExample]
             items = demo_items("train", source.english_items, [SOURCE], draw="english")
             some = [item.example for item in items]
         else:
-            some = [e for e in _read(config, source, root, []) if SOURCE in e.turns]
+            some = [e for e in _read(config, source, root, [], tell) if SOURCE in e.turns]
             some = [e for e in some if e.turns[SOURCE].response is not None]
             if source.english_items is not None:
                 some = in_draw_order(some, config.seed)[: source.english_items]
@@ -60,8 +66,13 @@ def english_examples(config: Config, root: Path | None) -> list[ParallelExample]
     return _of_different_ids(found)
 
 
-def parallel_examples(config: Config, root: Path | None, languages: Sequence[str]) -> list[ParallelExample]:
+def parallel_examples(
+    config: Config, root: Path | None, languages: Sequence[str], tell: Tell = nobody
+) -> list[ParallelExample]:
     """Examples for stage 2, each in English and in at least one of the languages, as they are drawn.
+
+    Args:
+        tell: Hears what of a file is left out, and why.
 
     Raises:
         DataError: Two sources share an id.
@@ -75,7 +86,7 @@ def parallel_examples(config: Config, root: Path | None, languages: Sequence[str
             items = demo_items("train", most, [SOURCE, *there], draw="parallel")
             some = [item.example for item in items]
         else:
-            some = _read(config, source, root, languages)
+            some = _read(config, source, root, languages, tell)
             some = [e for e in some if SOURCE in e.turns and any(code in e.turns for code in languages)]
             some = in_draw_order(some, config.seed)
         found += [replace(e, source=number) for e in some]
@@ -195,7 +206,7 @@ def node_texts(config: Config) -> NodeTexts:
 
 
 def _read(
-    config: Config, source: AnySource, root: Path | None, languages: Sequence[str]
+    config: Config, source: AnySource, root: Path | None, languages: Sequence[str], tell: Tell
 ) -> list[ParallelExample]:
     """All of a source's examples, in English and in those of the languages that it has."""
     match source:
@@ -219,7 +230,7 @@ def _read(
                 _root(root, source.type), languages, all_labels=source.responses == "all"
             )
         case FileData():
-            found = _file(source)
+            found = _file(source, tell)
             if len(config.sources) == 1:
                 return found
             # Files count from 1, each for itself.
@@ -230,14 +241,14 @@ def _read(
     raise TypeError(source)
 
 
-def _file(source: FileData) -> list[ParallelExample]:
+def _file(source: FileData, tell: Tell) -> list[ParallelExample]:
     match source:
         case ParallelFile(path=path):
-            return parallel_jsonl.read(path)
-        case ChatFile(path=path, language=language):
-            return chat_jsonl.read(path, language)
-        case TableFile(path=path, columns=columns):
-            return table.read(path, columns)
+            return parallel_jsonl.read(path, tell=tell)
+        case ChatFile(path=path, language=language, split=split):
+            return chat_jsonl.read(path, language, split=split, tell=tell)
+        case TableFile(path=path, columns=columns, split=split):
+            return table.read(path, columns, split=split, tell=tell)
     raise TypeError(source)
 
 

@@ -60,6 +60,29 @@ def test_flores_plus_is_read_from_objects_in_the_order_of_their_ids(tmp_path):
         flores.read(tmp_path, "dev", ["en", "zh"])
 
 
+@pytest.mark.parametrize("folder", ["flores_plus", "flores_plus_v4.2", "floresp-v4.2"])
+def test_flores_plus_is_read_from_parquet_under_its_new_codes(folder, tmp_path):
+    """As the Hub has it since 2024; what is missing is said of the release that is there."""
+    import pyarrow
+    import pyarrow.parquet
+
+    for code, text in (("eng_Latn", "one"), ("ekk_Latn", "üks"), ("fil_Latn", "isa")):
+        rows = [{"id": 0, "iso_639_3": code[:3], "text": text}, {"id": 1, "iso_639_3": code[:3], "text": "2"}]
+        path = tmp_path / folder / "devtest" / f"{code}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    assert flores.read(tmp_path, "devtest", ["en", "est", "ekk_Latn", "tl"]) == {
+        "en": ("one", "2"),
+        "et": ("üks", "2"),
+        "tl": ("isa", "2"),
+    }
+    with pytest.raises(DataError) as error:
+        flores.read(tmp_path, "devtest", ["en", "zh"])
+    missing = tmp_path / folder / "devtest" / "cmn_Hans.parquet"
+    says = "no such file, so FLORES devtest has no zh here; put it there or leave it out"
+    assert str(error.value) == f"{missing}: {says}"
+
+
 @pytest.fixture
 def translated(tmp_path):
     write(tmp_path / "flores101_dataset/dev/eng.dev", "The cat sat on it.", "It rained all day.")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from isogloss.data.formats.lines import is_text, read_lines
+from isogloss.data.text import canonical_values
 from isogloss.errors import DataError
 
 
@@ -29,7 +30,7 @@ def read(path: Path) -> dict[str, Question]:
     """
     text = "\n".join(read_lines(path))
     try:
-        whole = json.loads(text)
+        whole = canonical_values(json.loads(text))
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         raise DataError("not JSON; the file must hold one object in SQuAD's layout", path, line) from None

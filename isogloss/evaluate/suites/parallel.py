@@ -30,9 +30,10 @@ def load(
     """
     if options.path is None:
         raise DataError("the parallel suite needs a file; set evaluate.parallel.path")
+    notes: list[str] = []
     examples = [
         example
-        for example in parallel_jsonl.read(options.path)
+        for example in parallel_jsonl.read(options.path, tell=notes.append)
         if SOURCE in example.turns and any(code in example.turns for code in languages)
     ]
     if not examples:
@@ -55,4 +56,6 @@ def load(
     def texts(chosen: list) -> dict[str, tuple[str, ...]]:
         return {code: tuple(e.turns[code].instruction for e in chosen) for code in codes} if chosen else {}
 
-    return SuiteData("parallel", "1", split, tuple(made), texts(reported), texts(for_layer))
+    return SuiteData(
+        "parallel", "1", split, tuple(made), texts(reported), texts(for_layer), notes=tuple(notes)
+    )
