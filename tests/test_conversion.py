@@ -1,4 +1,4 @@
-"""Packaged models against transformers' own reading of their files; Gemma's tokenizer against sentencepiece."""
+"""Packaged models against transformers' own reading; Gemma's tokenizer against sentencepiece."""
 
 from pathlib import Path
 
