@@ -34,6 +34,8 @@ from isogloss.model import causal_of, decoder_of, head, last_hidden, mean_pool, 
 from isogloss.standardise import Statistics, statistics_of
 
 Kind = Literal["hidden", "top_k"]
+FEW = 8
+"""Instructions of a language below which all languages' together stand in for its statistics."""
 SHARD = 16 << 20
 """Bytes of signals that are written together,"""
 PATIENCE = 20.0
@@ -314,10 +316,12 @@ def language_statistics(
             progress(done := done + len(chosen), len(texts))
         kept.join()
     vectors = dict(zip(texts, kept.tensors(), strict=True))
-    return {
-        code: statistics_of(torch.cat([vectors[text] for text in dict.fromkeys(some)]))
-        for code, some in of.items()
-    }
+    everything = torch.cat(list(vectors.values()))
+    found = {}
+    for code, some in of.items():
+        own = torch.cat([vectors[text] for text in dict.fromkeys(some)])
+        found[code] = statistics_of(own if len(own) >= FEW else everything)
+    return found
 
 
 Asked = tuple[tuple[int, ...], tuple[bool, ...]]

@@ -76,7 +76,8 @@ def privileged_text(
         lines.append("; ".join(f"{english}={word}" for english, word in words.items()))
     if twin is not None:
         # Alone it is read as it stands: a label in front of it costs agreement with the English answer.
-        lines.append(f"English: {twin.instruction}" if lines else twin.instruction)
+        alone = not lines and not answer
+        lines.append(twin.instruction if alone else f"English: {twin.instruction}")
         if answer and twin.response is not None:
             lines.append(f"→ {twin.response}")
     return "\n".join(lines)
