@@ -3,7 +3,6 @@
 Flow: hits of both → differences per language and over languages → paired bootstrap → Holm over the languages.
 """
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from isogloss.errors import RunError
+from isogloss.evaluate.signature import Fields, fields_of, unlike
 from isogloss.evaluate.statistics import Difference, holm, mean_over_languages, paired_bootstrap_of_halves
+from isogloss.files import read_json
 
 MEASURES = ("alignment", "consistency", "retrieval", "accuracy", "fidelity")
 HALVES = {"alignment": ("consistency", "retrieval")}
@@ -50,7 +51,7 @@ def compare(a: Path, b: Path, *, seed: int = 0) -> list[Compared]:
     """Every measure that both runs have, after training.
 
     Raises:
-        RunError: They have no suite in common, or one that was measured on other items.
+        RunError: They have no suite in common, or one that was measured on other items or in another way.
     """
     return compare_groups([a], [b], seed=seed)
 
@@ -85,10 +86,11 @@ def compare_groups(
                 f"they have {', '.join(ours)} and {', '.join(theirs)}"
             )
         for suite in shared:
-            if ours[suite] != theirs[suite]:
+            if (field := unlike(ours[suite], theirs[suite])) is not None:
+                one, other = (signed[suite].get(field, "not told") for signed in (ours, theirs))
                 raise RunError(
-                    f"{suite} was measured as {ours[suite]} in {a[0]} and as {theirs[suite]} in {run}; "
-                    "measure both alike"
+                    f"{suite} was measured differently: {field} is {one} in {a[0]} and {other} in {run}; "
+                    "evaluate both alike"
                 )
     found = []
     for suite in shared:
@@ -97,6 +99,12 @@ def compare_groups(
             if one["items"] != read[0]["items"]:
                 raise RunError(
                     f"{suite} has other items in {a[0]} than in {run}; evaluate both with the same settings"
+                )
+            here, there = read[0].get("data", {}), one.get("data", {})
+            if code := next((c for c in here if c in there and here[c] != there[c]), None):
+                raise RunError(
+                    f"{suite} has other texts in {code} in {a[0]} than in {run}; evaluate both on the same "
+                    "data"
                 )
         hits = [one["hits"] for one in read]
         hits_a, hits_b = _mean_hits(hits[: len(a)], codes), _mean_hits(hits[len(a) :], codes)
@@ -113,9 +121,23 @@ def _measure(suite: str, measure: str, a: Hits, b: Hits, seed: int) -> Compared 
     codes = [code for code in a[halves[0]] if all(code in hits[half] for half in halves for hits in (a, b))]
     if not codes:
         return None
+    told = {
+        (half, code): np.isfinite(a[half][code]) & np.isfinite(b[half][code])
+        for half in halves
+        for code in codes
+    }
+    codes = [code for code in codes if all(told[half, code].any() for half in halves)]
+    if not codes:
+        return None
+
+    def pair(half: str, code: str) -> tuple[list[float], list[float]]:
+        """Both sides where the measure says something of both."""
+        kept = told[half, code]
+        return np.array(a[half][code])[kept].tolist(), np.array(b[half][code])[kept].tolist()
+
     each = {
         code: paired_bootstrap_of_halves(
-            [(a[half][code], b[half][code]) for half in halves], seed=seed, resamples=RESAMPLES
+            [pair(half, code) for half in halves], seed=seed, resamples=RESAMPLES
         )
         for code in codes
     }
@@ -126,7 +148,10 @@ def _measure(suite: str, measure: str, a: Hits, b: Hits, seed: int) -> Compared 
     }
 
     # Languages with other items each are resampled apart.
-    joint = all(len({len(a[half][code]) for code in codes}) == 1 for half in halves)
+    joint = all(
+        len({len(a[half][code]) for code in codes}) == 1 and all(told[half, code].all() for code in codes)
+        for half in halves
+    )
 
     def over(hits: Hits, half: str) -> list[float]:
         return mean_over_languages({code: hits[half][code] for code in codes})
@@ -134,19 +159,19 @@ def _measure(suite: str, measure: str, a: Hits, b: Hits, seed: int) -> Compared 
     pairs = (
         [(over(a, half), over(b, half)) for half in halves]
         if joint
-        else [(a[half][code], b[half][code]) for half in halves for code in codes]
+        else [pair(half, code) for half in halves for code in codes]
     )
     mean = paired_bootstrap_of_halves(pairs, seed=seed, resamples=RESAMPLES)
     return Compared(suite, measure, mean, each)
 
 
-def _signatures(run: Path) -> dict[str, str]:
-    """By suite, what must be equal for a comparison: the suite, its revision, split and sizes."""
+def _signatures(run: Path) -> dict[str, Fields]:
+    """By suite, the fields of its signature."""
     file = run / "scores.json"
     if not file.is_file():
         raise RunError(f"{run} has no scores.json; run `isogloss evaluate` first")
-    suites = json.loads(file.read_text("utf-8"))["suites"]
-    return {name: "|".join(suite["signature"].split("|")[:5]) for name, suite in suites.items()}
+    suites = read_json(file, "suites", "remove it and run `isogloss evaluate` again")["suites"]
+    return {name: fields_of(suite["signature"]) for name, suite in suites.items()}
 
 
 def _mean_hits(runs: Sequence[Hits], codes: Sequence[str] | None) -> Hits:
@@ -156,7 +181,8 @@ def _mean_hits(runs: Sequence[Hits], codes: Sequence[str] | None) -> Hits:
         for code in runs[0][measure]:
             each = [hits.get(measure, {}).get(code, []) for hits in runs]
             if all(each) and (codes is None or code in codes):
-                found.setdefault(measure, {})[code] = np.mean(each, axis=0).tolist()
+                # null, of which a measure says nothing, is nan from here on
+                found.setdefault(measure, {})[code] = np.mean(np.array(each, float), axis=0).tolist()
     return found
 
 
@@ -164,4 +190,4 @@ def _read(run: Path, suite: str) -> dict[str, Any]:
     file = run / "predictions" / f"{suite}.after.hits.json"
     if not file.is_file():
         raise RunError(f"{file} is missing; run `isogloss evaluate` again")
-    return json.loads(file.read_text("utf-8"))
+    return read_json(file, "hits", "run `isogloss evaluate` again once scores.json is removed")

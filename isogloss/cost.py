@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import json
 import math
 import resource
 import time
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from isogloss import processes
-from isogloss.files import write_text
+from isogloss.files import read_json, write_json
 from isogloss.model import causal_of, decoder_of
 
 CORE_WATTS, GPU_WATTS = 8.0, 400.0
@@ -64,6 +63,11 @@ class Stage:
         self.tokens_forwarded += read
         self.tokens_generated += drawn
 
+    def take(self, other: "Stage") -> None:
+        """Add another's tokens, calls and operations."""
+        for name in ("tokens_forwarded", "tokens_generated", "flops", *TEACHER):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
     def over_processes(self, before: "Stage") -> None:
         """What each process has spent since `before` becomes what all have; hits are the same in all."""
         names = ["flops", "tokens_forwarded", "tokens_generated", *TEACHER]
@@ -84,7 +88,8 @@ class Ledger:
         self.path = path
         self.stages: dict[str, Stage] = {}
         if path.exists():
-            for entry in json.loads(path.read_text("utf-8"))["stages"]:
+            remedy = "remove it to go on; what was counted so far is lost"
+            for entry in read_json(path, "stages", remedy)["stages"]:
                 self.stages[entry["stage"]] = Stage(**entry)
 
     def begin(self, stage: str) -> Stage:
@@ -114,7 +119,7 @@ class Ledger:
             {k: v for k, v in asdict(s).items() if k not in ("started", "had_written")}
             for s in self.stages.values()
         ]
-        write_text(self.path, json.dumps({"schema": 1, "assumed": ASSUMED, "stages": entries}, indent=1))
+        write_json(self.path, {"schema": 1, "assumed": ASSUMED, "stages": entries})
 
 
 def _watts() -> float:

@@ -5,9 +5,10 @@ adapter as it was trained must be that model, in float32, where no other roundin
 smaller, merged or distilled cannot be, so there the differences are told.
 """
 
-import json
+import shlex
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,14 +20,16 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from isogloss.config import DemoData, MassiveData
+from isogloss.config import FileData
 from isogloss.data.chat import encode_prompt, pad
 from isogloss.distill.refit import RANK, lora_of_path
 from isogloss.errors import RunError
 from isogloss.evaluate.suites import ABOUT
+from isogloss.files import locked, naming, read_json
 from isogloss.generate import complete
 from isogloss.languages import SOURCE, resolve
 from isogloss.model import load_model, model_folder, pad_id
+from isogloss.notices import CARD, base_section, carry, licence_of
 from isogloss.pipeline import Run
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.virtual import TreeEmbedding
@@ -89,6 +92,12 @@ def export(
         RunError: A folder is there already, the run is not trained, its carrier has no such form, or an
             adapter that was loaded again is not what was trained.
     """
+    within = folder.resolve().is_relative_to(run.folder.resolve())
+    with locked(run.folder) if within else nullcontext(), naming(folder):
+        return _export(run, codes, kind, folder, max_rank)
+
+
+def _export(run: Run, codes: Sequence[str], kind: Kind, folder: Path, max_rank: int | None) -> list[Exported]:
     _refuse(run, kind, max_rank)
     if kind == "lora" and run.config.distill.carrier.type == "lora":
         kind = "peft"  # it is one already
@@ -140,7 +149,8 @@ def export(
             len(found),
         )
         _judge(run, one, part, _loss(run, kind, code, max_rank))
-        (part / "README.md").write_text(_card(run, one, kind), encoding="utf-8")
+        carried = carry(Path(model_folder(run.config.model)), part)
+        (part / CARD).write_text(_card(run, one, kind, carried), encoding="utf-8")
         part.rename(one.folder)
         exported.append(one)
         run.watcher.say(f"{code}: {one.folder}, {one.compared}")
@@ -151,8 +161,9 @@ def serving(run: Run, exported: Sequence[Exported]) -> str:
     """The command by which vLLM serves all exported adapters at once, each as a model named by its code."""
     most = max(one.rank for one in exported)
     limit = next((rank for rank in RANKS if rank >= most), most)
-    modules = " ".join(f"{one.code}={one.folder}" for one in exported)
-    return f"vllm serve {run.tuned} --enable-lora --max-lora-rank {limit} --lora-modules {modules}"
+    modules = [f"{one.code}={one.folder}" for one in exported]
+    rank = ["--enable-lora", "--max-lora-rank", str(limit)]
+    return shlex.join(["vllm", "serve", str(run.tuned), *rank, "--lora-modules", *modules])
 
 
 def _refuse(run: Run, kind: Kind, max_rank: int | None) -> None:
@@ -282,7 +293,7 @@ def _compare(
 
 
 TOKENS = """\
-tokenizer = AutoTokenizer.from_pretrained("{tokenizer}")
+tokenizer = AutoTokenizer.from_pretrained({tokenizer!r})
 chat = [{{"role": "user", "content": "..."}}]
 ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
 """
@@ -305,27 +316,28 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from vllm import LLM
 
-embed = AutoModelForCausalLM.from_pretrained("{tuned}").get_input_embeddings()
+embed = AutoModelForCausalLM.from_pretrained({tuned!r}).get_input_embeddings()
 """
     + TOKENS
     + """\
-soft = load_file("{file}")["prompt_embeds"]
+soft = load_file({file!r})["prompt_embeds"]
 prompt = torch.cat([soft, embed(ids)[0].to(soft)])  # the soft tokens come before the whole prompt
-answer = LLM("{tuned}", enable_prompt_embeds=True).generate({{"prompt_embeds": prompt}})"""
+answer = LLM({tuned!r}, enable_prompt_embeds=True).generate({{"prompt_embeds": prompt}})"""
 )
 """How vLLM is given prompt embeddings."""
 
 
-def _card(run: Run, one: Exported, kind: Kind) -> str:
-    """The README of an export: what it is, how well it does, and how it is loaded."""
+def _card(run: Run, one: Exported, kind: Kind, carried: list[str]) -> str:
+    """The README of an export: what it is, how well it does, how it is loaded, and the base's terms."""
     language, exact = resolve(one.code), " in float32" if kind == "peft" else ""
-    base, licence = run.config.model, _licence(run)
+    base = Path(model_folder(run.config.model))
+    licence = licence_of(base)
     carrier, peft = run.config.distill.carrier.type, kind in ("peft", "lora")
-    tuned = run.tuned.resolve()
-    load, imports = f'AutoModelForCausalLM.from_pretrained("{tuned if peft else one.folder}")', ""
+    tuned, folder = str(run.tuned.resolve()), str(one.folder.resolve())
+    load, imports = f"AutoModelForCausalLM.from_pretrained({(tuned if peft else folder)!r})", ""
     if peft:
-        load, imports = f'PeftModel.from_pretrained({load}, "{one.folder}")', "from peft import PeftModel\n"
-    usage = imports + LOAD.format(tokenizer=tuned if peft else one.folder, model=load)
+        load, imports = f"PeftModel.from_pretrained({load}, {folder!r})", "from peft import PeftModel\n"
+    usage = imports + LOAD.format(tokenizer=tuned if peft else folder, model=load)
     what = f"A LoRA adapter of rank {one.rank}" if peft else "A whole model"
     if kind == "lora":
         what += f", distilled from a carrier of type {carrier},"
@@ -333,7 +345,7 @@ def _card(run: Run, one: Exported, kind: Kind) -> str:
         form = "PEFT prefix tuning" if carrier == "prefix" else "PEFT prompt tuning"
         what = f"{one.rank} virtual positions ({form if peft else 'prompt embeddings'})"
     if kind == "vllm-embeds":
-        usage = PREPEND.format(tokenizer=tuned, tuned=tuned, file=one.folder / EMBEDS)
+        usage = PREPEND.format(tokenizer=tuned, tuned=tuned, file=str(Path(folder) / EMBEDS))
     taught = one.code in run.taught
     through = "" if taught else f" It was not taught; it answers through {run.tree.path(one.code)[-1].name}."
     return "\n".join(
@@ -349,7 +361,7 @@ def _card(run: Run, one: Exported, kind: Kind) -> str:
             f"{what} that has a model tuned on English instructions follow them in {language.name} "
             f"({language.autonym}).{through}",
             "",
-            f"Base: {base}; licence: {licence or 'not stated in its card'}. Seed {run.config.seed}.",
+            f"Seed {run.config.seed}.",
             "",
             f"Data: {_data(run, one.code)}",
             "",
@@ -361,6 +373,7 @@ def _card(run: Run, one: Exported, kind: Kind) -> str:
             usage,
             "```",
             "",
+            *base_section(run.config.model, base, carried),
         )
     )
 
@@ -368,7 +381,8 @@ def _card(run: Run, one: Exported, kind: Kind) -> str:
 def _measured(run: Run, code: str) -> list[str]:
     """A table of the language's scores for each suite, with the suite's signature."""
     file = run.folder / "scores.json"
-    suites = json.loads(file.read_text("utf-8"))["suites"] if file.exists() else {}
+    remedy = "remove it and run `isogloss evaluate` again"
+    suites = read_json(file, "suites", remedy)["suites"] if file.exists() else {}
     lines = []
     for name, suite in suites.items():
         rows = [
@@ -394,21 +408,14 @@ def _percent(score: dict | None) -> str:
 
 def _data(run: Run, code: str) -> str:
     """What was learned from, with its licence where that is known."""
-    data = run.config.data
-    if isinstance(data, DemoData | MassiveData):
-        about = ABOUT[data.type]
-        found = f"{data.type} ({about.source}); licence: {about.licence}."
-    else:
-        found = f"{data.path.name}; its licence is not known here: state it before you pass this on."
+    found = " ".join(
+        f"{source.path.name}; its licence is not known here: state it before you pass this on."
+        if isinstance(source, FileData)
+        else f"{source.type} ({ABOUT[source.type].source}); licence: {ABOUT[source.type].licence}."
+        for source in run.config.sources
+    )
+    if run.config.parallel_text:
+        found += f" Pairs of sentences of {', '.join(one.type for one in run.config.parallel_text)}."
     if code in run.families and code not in run.config.languages.targets:
         found += " The language was added later, from these data or from a file of its own."
     return found
-
-
-def _licence(run: Run) -> str:
-    """What the base model's own card says; nothing where it has none."""
-    card = Path(model_folder(run.config.model)) / "README.md"
-    if not card.is_file():
-        return ""
-    found = [line for line in card.read_text("utf-8").split("\n")[:30] if line.startswith("license:")]
-    return found[0].removeprefix("license:").strip() if found else ""

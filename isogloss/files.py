@@ -1,17 +1,65 @@
-"""Files that are written whole or not at all."""
+"""Files of a run: written whole or not at all, by one process at a time, and named in every error."""
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from isogloss.errors import RunError
+
+LOCK = "lock"
+"""The file in a run's folder that its writer holds; it stays there."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of writing inside say which path it was: a full disk is reported without one.
+
+    Raises:
+        OSError: With the path as its `filename`.
+        RunError: The library that writes raised no OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except SafetensorError as error:
+        raise RunError(f"{path} could not be written: {error}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A draft beside the file that takes its place at the end: a kill leaves the old file or the new one.
+
+    Raises:
+        OSError, RunError: As `naming`; the old file is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".part")
+    try:
+        with naming(path):
+            yield draft
+            # Without this a power cut may leave the new name with no content.
+            with draft.open("rb") as written:
+                os.fsync(written.fileno())
+            draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step, so that a kill leaves the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    """Replace a file in one step."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -24,6 +72,76 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file."""
-    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+def read_json(path: Path, key: str, remedy: str) -> dict[str, Any]:
+    """A JSON object that must have a key.
+
+    Raises:
+        RunError: It is empty, damaged or something else; `remedy` says what to do about that.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:  # of JSON or of UTF-8
+        problem = f"is not JSON ({error})" if path.stat().st_size else "is empty"
+        raise RunError(f"{path} {problem}; {remedy}") from error
+    if not isinstance(value, dict) or key not in value:
+        raise RunError(f"{path} has no {key}; {remedy}")
+    return value
+
+
+def read_lines(path: Path, remedy: str) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file.
+
+    Raises:
+        RunError: A line is damaged; `remedy` says what to do about that.
+    """
+    found = []
+    try:
+        lines = path.read_text("utf-8").split("\n")  # not splitlines(): U+2028 may stand inside a string
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path} is not UTF-8; {remedy}") from error
+    for number, line in enumerate(lines, start=1):
+        if line:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise RunError(f"{path}:{number} is not a JSON object; {remedy}")
+            found.append(row)
+    return found
+
+
+def content_hash(files: Iterable[Path]) -> str:
+    """Of the files' names and contents, in the order of their names: 12 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        with file.open("rb") as opened:
+            digest.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:12]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes from writing to a run's folder; may be taken again by who has it.
+
+    The system frees the lock of a process that ends, however it ends.
+
+    Raises:
+        RunError: Another process or thread has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / LOCK
+    lock = FileLock(file, is_singleton=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = file.read_text("utf-8").strip() or "another process"
+        raise RunError(
+            f"{folder} is being written to by {holder}; wait for it to end, or name another run folder"
+        ) from None
+    try:
+        if lock.lock_counter == 1:
+            file.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        yield
+    finally:
+        lock.release()

@@ -69,7 +69,8 @@ def files(folder: Path) -> dict[str, bytes]:
             ["distill"],
             "error runs/demo has no tuned model; run `isogloss tune` first",
         ),
-        (["evaluate"], "error runs/demo has no tuned model; run `isogloss tune` first"),
+        (["evaluate"], "error Missing argument 'RUN'. See `isogloss evaluate --help`."),
+        (["evaluate", "gone"], "error gone is no run folder; it has no config.yaml"),
         (
             ["tune", "--set", "model=./gone"],
             "error --set model=./gone: model is ./gone; there is no such folder",
@@ -93,7 +94,8 @@ def test_all_errors_of_a_file_are_printed(capsys, tmp_path, monkeypatch):
     Path("run.yaml").write_text("sed: 1\ndata:\n  type: demo\n  foo: 1\n")
     assert refusal(["run", "run.yaml"], capsys) == [
         "error run.yaml:1: sed is not a setting; did you mean seed?",
-        "error run.yaml:4: data.foo is not a setting of data type demo; there are type, english_items",
+        "error run.yaml:4: data.foo is not a setting of data type demo; there are weight, type, "
+        "english_items",
     ]
     assert list(tmp_path.iterdir()) == [Path(tmp_path / "run.yaml")]
 
@@ -177,7 +179,7 @@ def test_a_stage_that_comes_too_early_names_the_one_before(base, finished, capsy
     (tmp_path / "config.yaml").write_bytes((finished / "config.yaml").read_bytes())
     line = [f"error {tmp_path} has no tuned model; run `isogloss tune` first"]
     assert refusal(["ask", str(tmp_path), "Habari", "--language", "sw"], capsys) == line
-    assert refusal(["evaluate", "--set", f"run={tmp_path}"], capsys) == line
+    assert refusal(["evaluate", str(tmp_path)], capsys) == line
     (tmp_path / "tuned").mkdir()
     line = [f"error {tmp_path} has no adapters; run `isogloss distill` first"]
     assert refusal(["ask", str(tmp_path), "Habari"], capsys) == line
@@ -212,7 +214,7 @@ def test_a_language_without_a_leaf_says_through_what_it_answers(code, says, fini
 def test_ask_refuses_an_unknown_language(finished, capsys):
     """With the nearest code."""
     assert refusal(["ask", str(finished), "x", "--language", "sww"], capsys) == [
-        "error --language: 'sww' is not a known language code; did you mean sw (Swahili)?"
+        "error --language: 'sww' is not a known language code; use one such as sw, swh_Latn or Swahili"
     ]
 
 
@@ -362,7 +364,7 @@ def test_a_merged_export_is_a_plain_model_of_the_same_logits(finished, capsys, t
         (
             "export",
             ["--language", "sww"],
-            "error --language: 'sww' is not a known language code; did you mean ",
+            "error --language: 'sww' is not a known language code; use one such as ",
         ),
         (
             "export",
@@ -373,7 +375,7 @@ def test_a_merged_export_is_a_plain_model_of_the_same_logits(finished, capsys, t
         (
             "add-language",
             ["sww"],
-            "error CODE: 'sww' is not a known language code; did you mean sw (Swahili)?",
+            "error CODE: 'sww' is not a known language code; use one such as sw, swh_Latn or Swahili",
         ),
         (
             "add-language",
@@ -409,9 +411,7 @@ def test_a_language_joins_a_finished_run(finished, capsys, tmp_path):
     assert leave(["add-language", str(grown), "zh"]) == 0
     said = capsys.readouterr().out
     assert f"Adapters: {grown}/adapters/de\n" in said
-    assert f"To measure them too: isogloss evaluate {grown}/config.yaml\n" in said.replace(
-        "\nisogloss", " isogloss"
-    )
+    assert f"To measure them too: isogloss evaluate {grown}\n" in said.replace("\nisogloss", " isogloss")
     assert {p.name for p in (grown / "adapters").glob("*/")} == {"sw", "es", "ur", "de", "zh"}
     assert leave(["ask", str(grown), "Hallo", "--language", "de"]) == 0
     assert "was not taught" not in capsys.readouterr().out

@@ -14,14 +14,14 @@ SIGNATURE = "suite:demo|rev:1|split:test|items:4|sentences:2|scoring:generation|
 
 
 def written(
-    folder: Path, hits: dict, *, seed: int = 0, items=("a", "b", "c", "d"), signature=SIGNATURE
+    folder: Path, hits: dict, *, seed: int = 0, items=("a", "b", "c", "d"), signature=SIGNATURE, data=None
 ) -> Path:
     """A run's folder with what a comparison reads."""
     (folder / "predictions").mkdir(parents=True)
     (folder / "config.yaml").touch()
     scores = {"schema": 1, "suites": {"demo": {"signature": signature.format(seed=seed)}}}
     (folder / "scores.json").write_text(json.dumps(scores))
-    text = json.dumps({"items": items, "hits": hits})
+    text = json.dumps({"items": items, "hits": hits} | ({"data": data} if data else {}))
     (folder / "predictions" / "demo.after.hits.json").write_text(text)
     return folder
 
@@ -68,7 +68,7 @@ def test_p_is_near_that_of_a_t_test_and_corrected_for_the_languages(tmp_path):
         ({"items": ("a", "b", "c", "e")}, "demo has other items in {a} than in {b}; "),
         (
             {"signature": SIGNATURE.replace("test", "dev")},
-            "demo was measured as suite:demo|rev:1|split:test|items:4|",
+            "demo was measured differently: split is test in {a} and dev in {b}; evaluate both alike",
         ),
     ],
 )
@@ -79,6 +79,44 @@ def test_runs_on_other_items_are_refused(other, says, tmp_path):
     with pytest.raises(RunError) as caught:
         compare(a, b)
     assert str(caught.value).startswith(says.format(a=a, b=b))
+
+
+def test_runs_measured_in_another_way_are_refused(tmp_path):
+    """By likelihood and by generation, on the same items: p would be of the scoring."""
+    hits = {"accuracy": {"sw": [1, 1, 0, 1]}}
+    a = written(tmp_path / "a", hits)
+    b = written(tmp_path / "b", hits, signature=SIGNATURE.replace("generation", "likelihood"))
+    with pytest.raises(RunError) as caught:
+        compare(a, b)
+    assert str(caught.value) == (
+        f"demo was measured differently: scoring is generation in {a} and likelihood in {b}; "
+        "evaluate both alike"
+    )
+
+
+def test_runs_with_other_texts_in_a_language_of_both_are_refused(tmp_path):
+    """Under the same ids; a language that one lacks does not matter."""
+    hits = {"accuracy": {"sw": [1, 1, 0, 1]}}
+    a = written(tmp_path / "a", hits, data={"en": "1", "sw": "2", "ur": "3"})
+    b = written(tmp_path / "b", hits, data={"en": "1", "sw": "2", "hi": "4"})
+    c = written(tmp_path / "c", hits, data={"en": "1", "sw": "5"})
+    assert compare(a, b)[0].mean.value == 0.0
+    with pytest.raises(RunError) as caught:
+        compare(a, c)
+    assert str(caught.value) == (
+        f"demo has other texts in sw in {a} than in {c}; evaluate both on the same data"
+    )
+
+
+def test_damaged_scores_are_named(tmp_path):
+    """An empty file, as after a full disk."""
+    a, b = (written(tmp_path / name, {"accuracy": {"sw": [1, 1, 0, 1]}}) for name in "ab")
+    (b / "predictions" / "demo.after.hits.json").write_bytes(b"")
+    with pytest.raises(RunError, match=rf"^{b}/predictions/demo.after.hits.json is empty; run "):
+        compare(a, b)
+    (b / "scores.json").write_bytes(b"")
+    with pytest.raises(RunError, match=rf"^{b}/scores.json is empty; remove it and run "):
+        compare(a, b)
 
 
 def test_a_run_without_scores_is_refused(tmp_path):

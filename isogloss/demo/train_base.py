@@ -360,7 +360,7 @@ def main(
         return torch.stack([prose, (nats * step.counts).sum() / step.counts.sum()])
 
     started = time.monotonic()
-    log = (out / "log.jsonl").open("a", buffering=1)
+    log = (out / "log.jsonl").open("a", buffering=1, encoding="utf-8")
     last = min(steps, stop_after or steps)
     for step in range(first, last):
         for optim in optims:
@@ -394,7 +394,7 @@ def main(
             )
     if last == steps:
         model.eval()
-        lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()]
         losses = [line["losses"][0] for line in lines if "losses" in line][-10:]
         command = f"--steps {steps} --rows {rows} --lr {lr} --seed {seed}"
         command += f" --drill {drill} --drilled {drilled}" if drill else ""

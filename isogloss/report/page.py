@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import jinja2
 
 from isogloss.errors import RunError
+from isogloss.files import write_text
 from isogloss.report import answers, costs, curves, figures, nodes, scores
 from isogloss.report.folder import RunFolder, read_folder
 
@@ -56,12 +57,7 @@ def write_report(run: Path) -> Path:
             f"{run / 'scores.json'} is not as expected ({error!r}); run `isogloss evaluate` again"
         ) from error
     path = run / "report.html"
-    partial = run / ".report.html.partial"
-    try:
-        partial.write_text(page, encoding="utf-8", newline="\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, page)
     return path
 
 

@@ -16,21 +16,40 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from jinja2 import TemplateError
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as Event
 
 from isogloss.data.chat import encode_chat
+from isogloss.data.formats.lines import is_text
 from isogloss.inference import Aligned
 from isogloss.languages import UnknownLanguageError, resolve
 from isogloss.serve import batches
 
 AUTO, REFERENCE = "auto", "reference"
+LARGEST = 16 << 20
+"""Bytes of a request's body, at most: far more than a model reads."""
+
+
+def _encodable(text: str) -> str:
+    if not is_text(text):
+        raise PydanticCustomError(
+            "surrogate", "holds half of a surrogate pair; send text that UTF-8 can write"
+        )
+    return text
+
+
+Written = Annotated[str, AfterValidator(_encodable)]
+"""JSON can spell what is no text, and no tokenizer reads."""
 
 
 class Part(BaseModel):
     """A part of a message's content."""
 
     type: Literal["text"]
-    text: str
+    text: Written
 
 
 class Given(BaseModel):
@@ -48,7 +67,7 @@ class Message(Given):
     """One turn."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: Written | list[Part]
 
     def plain(self) -> dict[str, str]:
         text = self.content if isinstance(self.content, str) else "".join(p.text for p in self.content)
@@ -68,13 +87,13 @@ Nothing = Annotated[list[Any], Field(max_length=0)]
 class Ask(Given):
     """What of a request is read; what would change the answer and is not offered is refused."""
 
-    model: str
+    model: Written
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     stream: bool = False
     stream_options: dict[str, Any] = Field(default_factory=dict)
-    stop: str | list[str] | None = None
+    stop: Written | list[Written] | None = None
 
     # Answers are greedy text from the messages alone; these may say so.
     n: Literal[1] | None = None
@@ -134,23 +153,33 @@ def make_app(model: Aligned, *, size: int = 32, longest: int = 512) -> FastAPI:
     app = FastAPI(title="isogloss", lifespan=living)
     app.add_exception_handler(Refused, _refuse)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _unserved)
+    app.add_middleware(Bounded)
     born = int(time.time())
+
+    def about(name: str) -> dict:
+        return {"id": name, "object": "model", "created": born, "owned_by": "isogloss"}
 
     @app.get("/v1/models")
     def models() -> dict:
         names = (AUTO, *model.languages, "en", REFERENCE)
-        about = {"object": "model", "created": born, "owned_by": "isogloss"}
-        return {"object": "list", "data": [{"id": name, **about} for name in names]}
+        return {"object": "list", "data": [about(name) for name in names]}
+
+    @app.get("/v1/models/{name:path}")
+    def one_model(name: str) -> dict:
+        if name not in (AUTO, REFERENCE):
+            _language(name)
+        return about(name)
 
     @app.post("/v1/chat/completions")
     async def complete(ask: Ask, request: Request) -> Any:
         job, pieces = _job(ask, model, longest)
         request.app.state.batcher.submit(job)
-        about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": ask.model}
+        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": ask.model}
         if ask.stream:
-            events = _events(about, job, pieces, bool(ask.stream_options.get("include_usage")))
+            events = _events(head, job, pieces, bool(ask.stream_options.get("include_usage")))
             return StreamingResponse(events, media_type="text/event-stream")
-        return await _whole(about, job, pieces, request)
+        return await _whole(head, job, pieces, request)
 
     return app
 
@@ -184,8 +213,12 @@ def _code(ask: Ask, model: Aligned) -> str | None:
     if ask.model == AUTO:
         said = [message.plain()["content"] for message in ask.messages if message.role == "user"]
         return model.language_of(said[-1] if said else "")
+    return _language(ask.model)
+
+
+def _language(name: str) -> str:
     try:
-        return resolve(ask.model).code
+        return resolve(name).code
     except UnknownLanguageError as error:
         raise Refused(f"model: {error}; or name auto or reference", 404, "model", "model_not_found") from None
 
@@ -250,7 +283,10 @@ def _usage(job: batches.Request, tokens: int) -> dict[str, int]:
 def _error(
     message: str, status: int, kind: str, param: str | None = None, code: str | None = None
 ) -> JSONResponse:
-    body = {"message": message, "type": kind, "param": param, "code": code}
+    # A name that the request spelled with half a surrogate pair cannot be sent back.
+    said = message.encode("utf-8", "replace").decode()
+    body = {"message": said, "type": kind, "param": param and param.encode("utf-8", "replace").decode()}
+    body["code"] = code
     return JSONResponse({"error": body}, status_code=status)
 
 
@@ -258,10 +294,44 @@ def _refuse(request: Request, refused: Any) -> JSONResponse:
     return _error(str(refused), refused.status, "invalid_request_error", refused.param, refused.code)
 
 
+def _unserved(request: Request, error: Any) -> JSONResponse:
+    """A path or method that is not there, or a body that is no JSON, in the form of all other errors."""
+    said = {
+        400: "body: not JSON in UTF-8",
+        404: f"there is no {request.method} {request.url.path} here; there are GET /v1/models, GET "
+        "/v1/models/NAME and POST /v1/chat/completions",
+        405: f"{request.url.path} takes no {request.method}; it takes {(error.headers or {}).get('Allow')}",
+    }
+    return _error(said.get(error.status_code, str(error.detail)), error.status_code, "invalid_request_error")
+
+
+class Bounded:
+    """Reads no body of more than `LARGEST` bytes, whether it tells its length or not."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        read = 0
+
+        async def bounded() -> Event:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > LARGEST:
+                raise HTTPException(413, f"the body has more than {LARGEST >> 20} MiB; shorten the messages")
+            return message
+
+        await self.app(scope, bounded, send)
+
+
 def _invalid(request: Request, error: Any) -> JSONResponse:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"][1:]) or "body"
     said = first["msg"][:1].lower() + first["msg"][1:]
+    if first["type"] == "json_invalid":
+        name, said = "body", f"not JSON at byte {first['loc'][-1]} ({first['ctx']['error']})"
     if first["type"] == "extra_forbidden":
         said = "not offered here; leave it out"
     return _error(f"{name}: {said}", 400, "invalid_request_error", name)

@@ -23,7 +23,7 @@ from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE
 from isogloss.model import load_model, load_tokenizer
 from isogloss.teacher import other
-from isogloss.teacher.answered import TOGETHER, Answers
+from isogloss.teacher.answered import TOGETHER, Answers, identity
 from isogloss.teacher.scored import Asked, Scored
 
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
@@ -169,7 +169,7 @@ def with_answers(
         theirs: The same rows, their privileged prompts in the teacher's own ids.
         tokenizer: The student's.
     """
-    kept = Answers(file)
+    kept = answers_of(teacher, tokenizer, dtype, file)
     missing = [row for row in theirs if row.language != SOURCE and kept.of(*_asked(row)) is None]
     if missing:
         model, its = load_model(teacher.path, dtype), load_tokenizer(teacher.path)
@@ -182,6 +182,21 @@ def with_answers(
                 kept.keep({_asked(row): list(row.student.response) for row in answered})
                 progress(begin + len(some), len(missing))
     return answered_rows(rows, theirs, kept)
+
+
+def answers_of(
+    teacher: ModelTeacher, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, file: Path
+) -> Answers:
+    """The answers in a file that this teacher gave with these settings, in the student's tokens.
+
+    Raises:
+        ConfigError: There is no such teacher.
+    """
+    by = {
+        "teacher": identity(teacher.path), "dtype": str(dtype), "limit": teacher.max_new_tokens,
+        "student": tokenizer_hash(tokenizer),
+    }  # fmt: skip
+    return Answers(file, by)
 
 
 def answered_rows(rows: Sequence[Row], theirs: Sequence[Row], kept: Answers) -> list[Row]:

@@ -1,7 +1,10 @@
 """The trainer: which tokens carry loss, what a step is normalised by, and what a killed run ends with."""
 
+import errno
 import json
+import shutil
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -26,7 +29,7 @@ from isogloss.distill.trainer import (
     training_arguments,
     twins_of,
 )
-from isogloss.errors import ConfigError
+from isogloss.errors import ConfigError, RunError
 from isogloss.tree.virtual import TreeEmbedding, TreePrefix
 
 SIZES = [(3, 2), (7, 1), (2, 9), (5, 4), (4, 4), (6, 3), (2, 1), (3, 6)]
@@ -233,7 +236,19 @@ def test_rows_of_one_example_share_its_twin(tiny, five, student):
     assert hidden(1, SAMPLES[3].signal) > 0.01
 
 
-def run(folder, model, samples, *, batch=8, accumulate=1, carrier=None, steps=3, weights=None, stop=None):
+def run(
+    folder,
+    model,
+    samples,
+    *,
+    batch=8,
+    accumulate=1,
+    carrier=None,
+    steps=3,
+    weights=None,
+    stop=None,
+    say=print,
+):
     """Train for some steps without clipping; `stop` is the step at which the run is killed."""
     folder.mkdir(exist_ok=True)
     arguments = training_arguments(
@@ -253,7 +268,7 @@ def run(folder, model, samples, *, batch=8, accumulate=1, carrier=None, steps=3,
         if done == stop:
             raise KeyboardInterrupt
 
-    train(trainer, Watch(folder / "curve.jsonl", "test", 1, progress), folder / "work")
+    train(trainer, Watch(folder / "curve.jsonl", "test", 1, progress), folder / "work", say)
     curve = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
     return SimpleNamespace(gradients=kept.steps, counts=trainer.counts, curve=curve)
 
@@ -423,6 +438,79 @@ def test_a_torn_checkpoint_is_passed_over(tiny, tmp_path):
     assert len(found.gradients) == 1
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def empty(checkpoint):
+    (checkpoint / "optimizer.pt").write_bytes(b"")
+
+
+def flip(checkpoint):
+    """A byte in the middle of the optimiser's moments."""
+    content = bytearray((checkpoint / "optimizer.pt").read_bytes())
+    content[len(content) // 2] ^= 255
+    (checkpoint / "optimizer.pt").write_bytes(content)
+
+
+def cut(checkpoint):
+    file = checkpoint / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+
+
+def lose(checkpoint):
+    (checkpoint / "scheduler.pt").unlink()
+
+
+def blank(checkpoint):
+    (checkpoint / "counts.json").write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [empty, flip, cut, lose, blank])
+def test_a_damaged_checkpoint_is_told_and_an_earlier_one_taken(tiny, tmp_path, damage):
+    """The last of two is damaged, then both: the weights are those of an unbroken run each time."""
+    whole = tiny()
+    run(tmp_path / "whole", whole, PLAIN, batch=2, steps=8)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", tiny(), PLAIN, batch=2, steps=8, stop=7)
+    for damaged, steps in ((["checkpoint-6"], 5), (["checkpoint-6", "checkpoint-3"], 8)):
+        folder, said = tmp_path / f"{steps} left", []
+        shutil.copytree(tmp_path / "broken", folder)
+        for name in damaged:
+            damage(folder / "work" / name)
+        resumed = tiny(seed=9 if steps == 5 else 0)
+        assert len(run(folder, resumed, PLAIN, batch=2, steps=8, say=said.append).gradients) == steps
+        assert len(said) == len(damaged)
+        for name, line in zip(damaged, said, strict=True):
+            assert line.startswith(f"Warning: {folder}/work/{name}")
+            assert line.endswith("; training goes back to an earlier checkpoint, or to its beginning")
+        for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_checkpoint_that_finds_no_room_names_its_folder(tiny, tmp_path, monkeypatch):
+    """torch tells of a wrong position, safetensors and the system of no space; other errors stay theirs."""
+    position = "[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file data/0"
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for error, type_, says in (
+        (RuntimeError(position), RunError, "work: a checkpoint could not be written; "),
+        (full, OSError, "No space left on device"),
+        (RuntimeError("CUDA error"), RuntimeError, "CUDA error"),
+    ):
+        monkeypatch.setattr(torch, "save", Mock(side_effect=error))
+        with pytest.raises(type_) as caught:
+            run(tmp_path / "run", tiny(), PLAIN, batch=2, steps=4)
+        assert says in str(caught.value)
+        if type_ is OSError:
+            assert caught.value.filename == str(tmp_path / "run" / "work")
+
+
+def test_damaged_lines_of_a_curve_are_left_out(tmp_path):
+    """Zeros after a power cut, half a line after a kill; whole lines of other stages stay."""
+    curve = tmp_path / "curves.jsonl"
+    curve.write_text('{"stage": "tune", "step": 9, "loss": 1.0}\n\0\0\n{"stage": "test", "st')
+    Watch(curve, "test", 1, lambda done, of: None).on_train_begin(
+        None, SimpleNamespace(is_world_process_zero=True, global_step=3), None
+    )
+    assert curve.read_text() == '{"stage": "tune", "step": 9, "loss": 1.0}\n'
 
 
 def test_places_that_another_teacher_does_not_cover_have_cross_entropy_alone(tiny):

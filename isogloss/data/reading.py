@@ -10,13 +10,14 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Final, Protocol
 
-from isogloss.evaluate.items import Item
-from isogloss.evaluate.writing import same_spelling
+from isogloss.data.examples import Turn
+from isogloss.data.writing import same_spelling
 
 REFERENCE: Final = "=reference"
 """The meaning of an open answer that is worded like the reference response."""
+
 
 _WRAPPING: Final = "\"'`´‘’‚‛“”„‟«»‹›「」『』〝〞〟()[]{}*_"  # quotes, brackets, the emphasis of Markdown
 _OPENING: Final = "¿¡"
@@ -24,6 +25,20 @@ _OPENING: Final = "¿¡"
 # and Tibetan, and the CJK ones that NFKC leaves as they are.
 _FINAL: Final = ".,;:!?‥·،؛؞؟۔।॥።፣፤፥፦፧፨។៕၊။։՞՜׃།。、"
 _UNSPACED: Final = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+
+
+class Question(Protocol):
+    """What an answer is read by: a training example, or a suite's item."""
+
+    @property
+    def turns(self) -> Mapping[str, Turn]:
+        """Instruction and reference response by language."""
+        ...
+
+    @property
+    def options(self) -> Mapping[str, Mapping[str, str]] | None:
+        """By language, the wording of each possible meaning; None: open task."""
+        ...
 
 
 @lru_cache(maxsize=1 << 16)
@@ -42,7 +57,7 @@ def readable(text: str) -> bool:
     return any(_is_letter_or_digit(c) for c in text)
 
 
-def read_answer(item: Item, language: str, answer: str) -> str | None:
+def read_answer(item: Question, language: str, answer: str) -> str | None:
     """The meaning of the answer to the item in this language; None when it is empty or cannot be read.
 
     Closed task: the option whose wording is the answer, or stands in it as whole words and is not part of a

@@ -5,8 +5,8 @@ import unicodedata
 import pytest
 
 from isogloss.data.examples import Turn
+from isogloss.data.reading import REFERENCE, normalise, read_answer
 from isogloss.evaluate.items import Item
-from isogloss.evaluate.reading import REFERENCE, normalise, read_answer
 
 SAME = {
     "Arabic": [

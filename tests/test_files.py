@@ -1,0 +1,125 @@
+"""Files of a run: whole or not at all, one writer at a time, and named when something is wrong with them."""
+
+import ast
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from isogloss import files
+from isogloss.errors import RunError
+
+PACKAGE = Path(files.__file__).parent
+HOLD = """
+import sys
+from pathlib import Path
+from isogloss.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_file_is_replaced_whole_or_left_as_it_was(tmp_path):
+    """A full disk and a kill leave the old text, and no draft."""
+    path = tmp_path / "below" / "a.json"
+    files.write_text(path, "old")
+    for stop in (OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()):
+        with pytest.raises(type(stop)), files.replacing(path) as draft:
+            draft.write_text("half")
+            raise stop
+    assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+def test_a_full_disk_is_reported_with_its_path(tmp_path):
+    """The system names none when a write fails, and neither does safetensors."""
+    with pytest.raises(OSError) as caught, files.naming(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert (caught.value.filename, caught.value.errno) == (str(tmp_path / "a"), errno.ENOSPC)
+    with pytest.raises(RunError) as refused, files.naming(tmp_path / "b"):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+    assert str(refused.value) == (
+        f"{tmp_path}/b could not be written: I/O error: No space left on device (os error 28)"
+    )
+    with pytest.raises(OSError) as named, files.naming(tmp_path / "c"):
+        (tmp_path / "gone" / "d").read_text()
+    assert named.value.filename == str(tmp_path / "gone" / "d")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty; mend it"),
+        (b"{", "is not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))"),
+        (b'{"a": "\xff"}', "is not JSON ('utf-8' codec can't decode byte 0xff in position 7"),
+        (b"[]", "has no suites; mend it"),
+        (b'{"a": 1}', "has no suites; mend it"),
+    ],
+)
+def test_a_damaged_state_file_is_named(content, says, tmp_path):
+    """With what is to be done."""
+    path = tmp_path / "scores.json"
+    path.write_bytes(content)
+    with pytest.raises(RunError) as caught:
+        files.read_json(path, "suites", "mend it")
+    assert str(caught.value).startswith(f"{path} {says}") and str(caught.value).endswith("; mend it")
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    """By its number; a separator of Unicode's inside a string ends no line."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": "x\u2028y"}\n\n{"a": 2}\n', "utf-8")
+    assert files.read_lines(path, "mend it") == [{"a": "x\u2028y"}, {"a": 2}]
+    path.write_text('{"a": 1}\n[1]\n')
+    with pytest.raises(RunError) as caught:
+        files.read_lines(path, "mend it")
+    assert str(caught.value) == f"{path}:2 is not a JSON object; mend it"
+
+
+def test_another_process_may_not_write_to_a_run_that_is_being_written_to(tmp_path):
+    """It is told who does; when that one is killed, the lock is free."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(RunError) as caught, files.locked(tmp_path):
+            pass
+        holder.kill()
+    begin, end = str(caught.value).split(f"process {holder.pid} on ")
+    assert begin == f"{tmp_path} is being written to by "
+    assert end.endswith("; wait for it to end, or name another run folder")
+    with files.locked(tmp_path), files.locked(tmp_path):  # who has it may take it again
+        pass
+
+
+def test_content_is_told_apart_by_name_and_bytes(tmp_path):
+    """And by nothing else: neither folder nor order."""
+    for folder, names in (("a", "xy"), ("b", "yx")):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).write_text(name)
+    first, second = (files.content_hash((tmp_path / folder).iterdir()) for folder in "ab")
+    assert first == second and len(first) == 12
+    (tmp_path / "b" / "x").write_text("z")
+    assert files.content_hash((tmp_path / "b").iterdir()) != first
+
+
+def test_every_text_file_is_opened_as_utf8():
+    """Whatever the system's own encoding is; what the kernel writes is ASCII."""
+    found = []
+    for module in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text("utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            before = {"read_text": 0, "write_text": 1, "open": 0}.get(node.func.attr)
+            given = [ast.unparse(one) for one in (*node.args, *(word.value for word in node.keywords))]
+            of = ast.unparse(node.func.value)
+            if before is None or of in ("os", "tarfile") or "/proc/" in of:
+                continue
+            if "'utf-8'" not in given[before:] and not any(mode in given for mode in ("'rb'", "'wb'")):
+                found.append(f"{module.name}:{node.lineno}: {ast.unparse(node)}")
+    assert found == []
