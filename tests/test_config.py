@@ -86,7 +86,8 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         ),
         (
             "languages: {targets: [sw, sww]}",
-            "run.yaml:1: languages.targets: 'sww' is not a known language code; did you mean sw (Swahili)?",
+            "run.yaml:1: languages.targets: 'sww' is not a known language code; "
+            "use one such as sw, swh_Latn or Swahili",
         ),
         (
             "languages:\n  targets:\n  - sw\n  - eng",
@@ -104,7 +105,7 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         (
             "languages:\n  amounts: {sww: 3}",
             "run.yaml:2: languages.amounts.sww: 'sww' is not a known language code; "
-            "did you mean sw (Swahili)?",
+            "use one such as sw, swh_Latn or Swahili",
         ),
         (
             "languages:\n  amounts: {sw: many}",

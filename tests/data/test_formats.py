@@ -329,7 +329,7 @@ def test_table_reads_train_of_several_splits(tmp_path: Path) -> None:
     columns = {"instruction": "q"}
     told: list[str] = []
     assert table.read(tmp_path, columns, tell=told.append)[0].turns["en"].instruction == "x"
-    assert told == [f"{tmp_path}: train is read of the splits train, test (data.split)"]
+    assert told == [f"{tmp_path}: of the splits train, test train is read; data.split names another"]
     assert f"{tmp_path}: there is no split 'trian'; did you mean train?" == refusal(
         table.read, tmp_path, columns, split="trian"
     )

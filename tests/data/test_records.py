@@ -296,9 +296,9 @@ def test_rows_in_unknown_languages_are_left_out_and_told(tmp_path):
     assert asked(parallel_jsonl.read(path, tell=told.append)) == ["Hi"]
     unknown = "in 'tlh', which is no language known here"
     assert told == [
-        f"{tmp_path}/a.csv: of 5 rows are left out: 2 {unknown}; 1 without a language",
-        f"{tmp_path}/a.jsonl: of 2 rows are left out: 1 {unknown}",
-        f"{tmp_path}/b.jsonl: of 2 rows are left out: 1 {unknown}",
+        f"{tmp_path}/a.csv: left out of 5 rows: 2 {unknown}; 1 without a language",
+        f"{tmp_path}/a.jsonl: left out of 2 rows: 1 {unknown}",
+        f"{tmp_path}/b.jsonl: left out of 2 rows: 1 {unknown}",
     ]
 
 
@@ -320,11 +320,11 @@ def test_the_stages_say_what_was_left_out(tmp_path):
     config, told = Config(data=ChatFile(path=path)), []
     english_examples(config, None, told.append)
     parallel_examples(config, None, ["sw"], told.append)
-    assert told == [f"{path}: of 3 rows are left out: 1 in 'tlh', which is no language known here"] * 2
+    assert told == [f"{path}: left out of 3 rows: 1 in 'tlh', which is no language known here"] * 2
     wide = {"id": 1, "en": {"instruction": "Hi"}, "sw": {"instruction": "Je"}, "tlh": {"instruction": "nuq"}}
     path = put(tmp_path / "b.jsonl", lines(wide))
     suite = SUITES["parallel"](None, "dev", ["sw"], 9, 9, options=ParallelSuite(path=path))
-    assert suite.notes == (f"{path}: of 3 rows are left out: 1 in 'tlh', which is no language known here",)
+    assert suite.notes == (f"{path}: left out of 3 rows: 1 in 'tlh', which is no language known here",)
 
 
 # Chats
@@ -351,7 +351,7 @@ def test_an_answer_of_weight_0_is_not_learned(row, tmp_path):
     told: list[str] = []
     path = put(tmp_path / "a.jsonl", lines(row, weighed(1), weighed(None), weighed(True, "train")))
     assert [e.id for e in chat_jsonl.read(path, tell=told.append)] == ["2", "3", "4"]
-    assert told == [f"{path}: of 4 rows are left out: 1 that are not to be learned, as they say"]
+    assert told == [f"{path}: left out of 4 rows: 1 that are not to be learned, as they say"]
     says = "it is not to be learned, as it says; some row must be"
     assert refusal(chat_jsonl.read, put(path, lines(row))) == f"{path}:1: {says}"
 
@@ -385,7 +385,7 @@ def test_of_several_turns_the_first_is_read_and_the_others_are_told(tmp_path):
         Turn("e", "f"),
         Turn("g", "h"),
     ]
-    assert told == [f"{path}: of 3 rows are left out: all after the first turn of 2"]
+    assert told == [f"{path}: left out of 3 rows: all after the first turn of 2"]
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_chats_with_tools_are_left_out_and_told(more, tmp_path):
     told: list[str] = []
     path = put(tmp_path / "a.jsonl", lines(chat("Hi", "Ho") | more, chat("Hi", "Ho", tools=[])))
     assert [e.id for e in chat_jsonl.read(path, tell=told.append)] == ["2"]
-    assert told == [f"{path}: of 2 rows are left out: 1 that call tools"]
+    assert told == [f"{path}: left out of 2 rows: 1 that call tools"]
 
 
 SHAREGPT = {

@@ -33,12 +33,11 @@ NTREX = """
 afr amh arb aze-Latn bak bel bem ben bod bos bul cat ces ckb-Arab cym dan deu div dzo ell eng-GB eng-IN eng-US
 est eus ewe fao fas fij fil fin fra fra-CA fuc gle glg guj hau heb hin hmn hrv hun hye ibo ind isl ita jpn kan
 kat kaz khm kin kir kmr kor lao lav lit ltz mal mar mey mkd mlg mlt mon mri msa mya nde nep nld nno nob nso
-nya
-orm pan pol por por-BR prs pus ron rus shi sin slk slv smo sna-Latn snd-Arab som spa spa-MX sqi srp-Cyrl
+nya orm pan pol por por-BR prs pus ron rus shi sin slk slv smo sna-Latn snd-Arab som spa spa-MX sqi srp-Cyrl
 srp-Latn ssw swa swe tah tam tat tel tgk-Cyrl tha tir ton tsn tuk tur uig ukr urd uzb ven vie wol xho yor yue
 zho-CN zho-TW zul
 """
-# The 102 of our languages among the 220 names of FLORES+ (2024 on).
+# The names of FLORES+ (2024 on) for our languages.
 FLORES_PLUS = """
 afr_Latn amh_Ethi arb_Arab asm_Beng ast_Latn azj_Latn bel_Cyrl ben_Beng bos_Latn bul_Cyrl cat_Latn ceb_Latn
 ces_Latn ckb_Arab cmn_Hans cmn_Hant cym_Latn dan_Latn deu_Latn ekk_Latn ell_Grek eng_Latn fil_Latn fin_Latn

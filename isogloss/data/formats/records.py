@@ -98,6 +98,7 @@ def _kind(path: Path) -> str:
 def _folder(path: Path, split: str | None, tell: Tell) -> Iterator[Iterable[Record]]:
     import datasets
     from datasets.data_files import SPLIT_KEYWORDS
+    from datasets.exceptions import DatasetsError
 
     if (path / "dataset_dict.json").is_file():
         saved = {p.name: p for p in sorted(path.iterdir()) if p.is_dir()}
@@ -110,7 +111,7 @@ def _folder(path: Path, split: str | None, tell: Tell) -> Iterator[Iterable[Reco
         try:  # its rules for names of splits and shards, and what a README says of them
             with tempfile.TemporaryDirectory() as cache:
                 found = datasets.load_dataset_builder(str(path), cache_dir=cache).config.data_files or {}
-        except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        except (DatasetsError, OSError, ValueError) as error:
             kinds = ", .".join(_OPENERS)
             message = f"no table in the folder ({str(error).splitlines()[0][:90].rstrip('. ')})"
             raise DataError(f"{message}; it must hold files in .{kinds}", path) from None
@@ -132,7 +133,7 @@ def _one(splits: Sequence[str], split: str | None, path: Path, tell: Tell) -> st
         raise DataError(
             f"the folder holds {', '.join(splits)} and no train; set data.split to one of them", path
         )
-    tell(f"{path}: train is read of the splits {', '.join(splits)} (data.split)")
+    tell(f"{path}: of the splits {', '.join(splits)} train is read; data.split names another")
     return "train"
 
 

@@ -76,7 +76,7 @@ def join(rows: Iterable[Row | LeftOut], path: Path, tell: Tell = nobody) -> list
     if left:
         counts = Counter(one.why for one in left)
         reasons = "; ".join(why.format(number) for why, number in counts.most_common())
-        tell(f"{path}: of {used + sum(one.whole for one in left)} rows are left out: {reasons}")
+        tell(f"{path}: left out of {used + sum(one.whole for one in left)} rows: {reasons}")
     return [ParallelExample(id, first.task, turns[id]) for id, first in firsts.items()]
 
 
