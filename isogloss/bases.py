@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -201,10 +202,11 @@ def _convert(file: Path, folder: Path) -> str:
     at = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     with _opened_once() as opened:
         config = AutoConfig.from_pretrained(**at)
-        model, about = AutoModelForCausalLM.from_pretrained(
+        read: Any = AutoModelForCausalLM.from_pretrained(
             **at, config=config, dtype=torch.float32, output_loading_info=True,
             quantization_config=GgufConfig(dequantize=True),
         )  # fmt: skip
+        model, about = read
         tokenizer = AutoTokenizer.from_pretrained(**at)
         stated = opened(str(file)).get_field("general.license")
     # transformers would draw them at random.

@@ -212,12 +212,14 @@ def merged(base: Any, adapter: Path) -> Any:
     return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()  # type: ignore[operator]
 
 
-def _write_adapter(model: Any, folder: Path, name: str) -> None:
+def _write_adapter(model: Any, folder: Path, base: str) -> None:
     """In bfloat16: what is kept is the reference model's own, because that is made of it."""
     config = model.peft_config["default"]
-    config.base_model_name_or_path, config.inference_mode = name, True
+    config.base_model_name_or_path, config.inference_mode = base, True
     config.save_pretrained(folder)
-    state = {n: p.cpu().bfloat16().contiguous() for n, p in get_peft_model_state_dict(model).items()}
+    # Otherwise peft asks the hub for the base's configuration.
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    state = {name: p.cpu().bfloat16().contiguous() for name, p in state.items()}
     save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
 
 

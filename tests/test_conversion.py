@@ -1,4 +1,4 @@
-"""Packaged models against transformers' own reading; Gemma's tokenizer against sentencepiece."""
+"""Packaged models against transformers' own reading of their files; Gemma's ids against sentencepiece's."""
 
 from pathlib import Path
 
