@@ -203,8 +203,9 @@ def test_evaluate_works_on_the_folder_that_it_is_given(finished, capsys, tmp_pat
     scores = json.loads((copy / "scores.json").read_text())["suites"]["demo"]
     assert scores["after"]["consistency"]["languages"]["sw"]["n"] == 3
     assert files(finished) == before
+    assert capsys.readouterr().out.endswith(f"\nReport: {copy}/report.html\n")
     assert leave(["run", str(copy)]) == 0
-    assert f"Report: {copy}/report.html" in capsys.readouterr().out
+    assert capsys.readouterr().out == f"{copy} is complete; its report is {copy}/report.html\n"
     assert refusal(["evaluate", str(copy / "config.yaml")], capsys) == [
         f"error {copy}/config.yaml is a file; name the run's folder, {copy}"
     ]
@@ -260,7 +261,7 @@ def test_a_terminal_of_another_encoding_ends_nothing(more):
     command = [sys.executable, "-m", "isogloss", "languages", "Thai"]
     done = subprocess.run(command, capture_output=True, env={**os.environ, **more})
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.split(b"\n")[0].startswith(b"th ") and b"Thai, ???????" in done.stdout
+    assert done.stdout.split(b"\n")[0].startswith(b"th ") and b"Thai, ???" in done.stdout
 
 
 def test_a_text_that_is_not_utf8_is_refused(finished, capsys):

@@ -173,7 +173,8 @@ def test_other_adapters_data_or_limits_are_measured_anew(finished, tmp_path):
         {name: 2 * p for name, p in state.items()}, run.carriers, {"families": json.dumps(run.families)}
     )
     assert pipeline._unscored(run, scores(run)) == ["xglue", "parallel"]
-    was, now = (fields_of(pipeline._signature(one, loaded["parallel"], 0, 0)) for one in (finished, run))
+    was = fields_of(scores(run)["suites"]["parallel"]["signature"])
+    now = fields_of(pipeline._signature(run, loaded["parallel"], 0, 0))
     assert {name for name in was if was[name] != now[name]} == {"adapters", "data"}
 
 
