@@ -263,7 +263,9 @@ def evaluate(
     job = pipeline.open_run(settings, job.watcher)
     if processes.is_main():
         pipeline.run_evaluate(job)
+        page = pipeline.run_report(job)
         _show_scores(job)
+        _line(f"Report: {page}")
 
 
 @app.command()

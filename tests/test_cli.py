@@ -1,12 +1,18 @@
 """The command line: what it prints, what it refuses, and that a refusal leaves nothing behind."""
 
+import ast
+import errno
 import io
 import json
+import os
 import re
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -187,6 +193,115 @@ def test_a_stage_that_comes_too_early_names_the_one_before(base, finished, capsy
         f"error {tmp_path}/scores.json is missing; run `isogloss evaluate` first, which writes it"
     ]
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["config.yaml", "tuned"]
+
+
+def test_evaluate_works_on_the_folder_that_it_is_given(finished, capsys, tmp_path):
+    """A copy is measured by itself: the other run, which its settings name, is as it was."""
+    copy, before = tmp_path / "a copy", files(finished)
+    shutil.copytree(finished, copy)
+    (copy / "scores.json").unlink()
+    assert leave(["evaluate", str(copy), "--set", "evaluate.items=3"]) == 0
+    scores = json.loads((copy / "scores.json").read_text())["suites"]["demo"]
+    assert scores["after"]["consistency"]["languages"]["sw"]["n"] == 3
+    assert files(finished) == before
+    assert capsys.readouterr().out.endswith(f"\nReport: {copy}/report.html\n")
+    assert leave(["run", str(copy)]) == 0
+    assert capsys.readouterr().out == f"{copy} is complete; its report is {copy}/report.html\n"
+    assert refusal(["evaluate", str(copy / "config.yaml")], capsys) == [
+        f"error {copy}/config.yaml is a file; name the run's folder, {copy}"
+    ]
+    for name in ("seed=1", "run=other", "distill.lr=1"):
+        assert refusal(["evaluate", str(copy), "--set", name], capsys) == [
+            f"error --set {name}: a finished run may be given other settings of evaluate and another "
+            "data_root, nothing else"
+        ]
+
+
+def test_a_run_that_another_process_writes_to_is_left_alone(finished, base, capsys):
+    """By every command that would write to it; it may be read."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom isogloss.files import locked\n"
+        "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(finished)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        before = files(finished)
+        for arguments in (
+            ["run", *small(finished, base)], ["evaluate", str(finished)], ["report", str(finished)],
+            ["add-language", str(finished), "de"], ["export", str(finished), "--all"],
+        ):  # fmt: skip
+            (line,) = refusal(arguments, capsys)
+            assert line.startswith(f"error {finished} is being written to by process {holder.pid} on ")
+        assert files(finished) == before
+        assert leave(["ask", str(finished), "Habari", "--language", "sw"]) == 0
+        holder.stdin.close()
+
+
+def test_a_name_with_blanks_is_quoted_where_it_is_to_be_copied(finished, capsys, tmp_path):
+    """vLLM's command and the card's Python read it whole."""
+    folder = tmp_path / "two words" / "it's"
+    shutil.copytree(finished, folder)
+    assert leave(["export", str(folder), "--language", "sw"]) == 0
+    command = capsys.readouterr().out.splitlines()[-1]
+    out = folder / "exports" / "peft" / "sw"
+    assert shlex.split(command) == [
+        "vllm", "serve", f"{folder}/tuned", "--enable-lora", "--max-lora-rank", "16", "--lora-modules",
+        f"sw={out}",
+    ]  # fmt: skip
+    source = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    texts = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    assert {f"{folder}/tuned", str(out)} <= set(texts)
+
+
+@pytest.mark.parametrize(
+    "more", [{"PYTHONIOENCODING": "cp1252"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+)
+def test_a_terminal_of_another_encoding_ends_nothing(more):
+    """What it lacks is a question mark."""
+    command = [sys.executable, "-m", "isogloss", "languages", "Thai"]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **more})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.split(b"\n")[0].startswith(b"th ") and b"Thai, ???" in done.stdout
+
+
+def test_a_text_that_is_not_utf8_is_refused(finished, capsys):
+    """As the shell hands it over."""
+    assert refusal(["ask", str(finished), "a\udcff", "--language", "sw"], capsys) == [
+        "error the instruction is not UTF-8; set the terminal, or convert the text"
+    ]
+
+
+def test_a_port_that_is_taken_is_named(finished, capsys):
+    """Before the model is loaded."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        assert refusal(["serve", str(finished), "--port", str(port)], capsys) == [
+            f"error cannot listen on 127.0.0.1:{port}: Address already in use; name another --port or "
+            "--host; --port 0 takes a free port"
+        ]
+
+
+def test_a_librarys_end_of_file_is_no_interrupt(monkeypatch):
+    """Click would say that the same command goes on where it was, every time."""
+    monkeypatch.setattr(cli, "load_config", Mock(side_effect=EOFError))
+    with pytest.raises(RuntimeError, match="a file ended too early"):
+        cli.main(["run"])
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "error No space left on device\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), "error /x: No space left on device\n"),
+        (OSError("no model\nis there"), "error no model\n"),
+    ],
+)
+def test_a_system_error_never_says_none(error, line, monkeypatch, capsys):
+    """With its path where it has one."""
+    monkeypatch.setattr(cli, "load_config", Mock(side_effect=error))
+    assert leave(["run"]) == 2
+    assert capsys.readouterr().err == line
 
 
 def test_ask_shows_the_answers_side_by_side(finished, capsys):

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -18,7 +19,7 @@ from isogloss.config import Config, load_config
 from isogloss.cost import CORE_WATTS, TEACHER
 from isogloss.demo.items import demo_items
 from isogloss.demo.train_base import CHAT_TEMPLATE, SPECIAL
-from isogloss.errors import DataError, RunError
+from isogloss.errors import ConfigError, DataError, RunError
 
 SMALL = (
     "seed=3",
@@ -213,6 +214,72 @@ def test_every_adapter_is_an_ordinary_peft_adapter_with_the_same_logits(finished
         theirs = PeftModel.from_pretrained(run.reference_model(), str(config.run / "adapters" / code))
         with torch.no_grad():
             assert (theirs(input_ids=ids).logits - ours).abs().max() <= 1e-4
+
+
+def test_an_adapter_finds_its_base_from_anywhere_and_after_a_move(finished, tmp_path, monkeypatch):
+    """As PEFT loads it by itself, whatever the working directory; a copy's base is its own."""
+    monkeypatch.chdir(tmp_path)
+    copy = tmp_path / "a copy"
+    shutil.copytree(finished[0].run, copy)
+    for folder in (finished[0].run, copy):
+        pipeline.load_run(folder)  # any command that looks at it
+        about = json.loads((folder / "adapters" / "sw" / "adapter_config.json").read_text())
+        assert about["base_model_name_or_path"] == str(folder / "tuned")
+        loaded = AutoPeftModelForCausalLM.from_pretrained(str(folder / "adapters" / "sw"))
+        assert loaded.get_base_model().name_or_path == str(folder / "tuned")
+
+
+def test_a_run_is_what_lies_in_its_folder(finished, tmp_path):
+    """Copied or renamed, whatever it is called in its settings; its settings' file means the same folder."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[0].run, copy)
+    for path in (copy, copy / "config.yaml"):
+        assert load_config(path).run == copy
+    assert load_config(copy, [f"run={tmp_path / 'new'}"]).run == tmp_path / "new"
+    assert pipeline.run_all(pipeline.open_run(load_config(copy))) is False
+    assert f"run: {copy}\n" in (copy / "config.yaml").read_text("utf-8")
+    assert f"run: {finished[0].run}\n" in (finished[0].run / "config.yaml").read_text("utf-8")
+    (copy / "config.yaml").write_bytes(b"")  # not the default settings
+    with pytest.raises(ConfigError) as caught:
+        pipeline.load_run(copy)
+    assert str(caught.value) == f"{copy}/config.yaml is empty; restore it, or begin in another run folder"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("ledger.json", "ledger.json is empty; remove it to go on; what was counted so far is lost"),
+        ("scores.json", "scores.json is empty; remove it and run `isogloss evaluate` again"),
+        ("adapters/tree.safetensors", "adapters/tree.safetensors is damaged (Error while deserializing "),
+        ("adapters/sw/adapter_config.json", "adapters/sw/adapter_config.json is empty; remove "),
+    ],
+)
+def test_an_empty_state_file_is_named(finished, tmp_path, name, says):
+    """As a power cut may leave one."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[0].run, copy)
+    (copy / name).write_bytes(b"")
+    with pytest.raises(RunError) as caught:
+        run = pipeline.load_run(copy)
+        _ = run.ledger
+        pipeline.run_evaluate(run)
+    assert str(caught.value).startswith(f"{copy}/{says}")
+
+
+def test_what_takes_long_is_said(capsys):
+    """And nothing is where it does not."""
+
+    class Told(pipeline.Watcher):
+        def say(self, text):
+            print(text)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "SILENCE", 0.01)
+        with Told().waiting("Loading x"):
+            time.sleep(0.2)
+    with Told().waiting("Loading y"):
+        pass
+    assert capsys.readouterr().out == "Loading x …\n"
 
 
 def test_stage_two_trains_the_carriers(finished):

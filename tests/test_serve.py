@@ -10,7 +10,7 @@ import openai
 import pytest
 import uvicorn
 
-from isogloss.serve.app import make_app
+from isogloss.serve.app import LARGEST, make_app
 
 RUSSIAN = "Доброе утро, мой дорогой друг"
 
@@ -246,6 +246,72 @@ def test_turns_that_the_template_refuses_are_refused_in_its_words(client, aligne
         client.chat.completions.create(model="sw", messages=[{"role": "system", "content": "Jibu."}])
     assert caught.value.body["message"] == "messages: the model's chat template says: no system texts"
     assert ask(client, "sw", "Habari", max_tokens=1).choices
+
+
+def post(client, body):
+    headers = {"content-type": "application/json"}
+    return httpx2.post(f"{client.base_url}chat/completions", content=body, headers=headers)
+
+
+TURN = '"messages": [{"role": "user", "content": "%s"}]'
+HALF = "\\ud800"
+PARTS = '"messages": [{"role": "user", "content": [{"type": "text", "text": "%s"}]}]'
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ('{"model": "sw", ' + TURN % HALF + "}", "messages.0.content"),
+        ('{"model": "sw", ' + PARTS % HALF + "}", "messages.0.content"),
+        ('{"model": "' + HALF + '", ' + TURN % "a" + "}", "model"),
+        ('{"model": "sw", "stop": ["' + HALF + '"], ' + TURN % "a" + "}", "stop"),
+        ('{"model": "sw", "' + HALF + '": 1, ' + TURN % "a" + "}", "body"),
+    ],
+)
+def test_half_a_surrogate_pair_is_refused(body, param, client):
+    """JSON can spell it, no tokenizer reads it; wherever it stands."""
+    answer = post(client, body.encode())
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["type"] == "invalid_request_error" and error["param"].startswith(param)
+    assert "\n" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        (b'{"model": "\xff"}', 400, "body: not JSON in UTF-8"),
+        (b"[" * 100_000, 400, "body: not JSON in UTF-8"),
+        (b'{"model": }', 400, "body: not JSON at byte 10 (Expecting value)"),
+        (b" " * (LARGEST + 1), 413, "the body has more than 16 MiB; shorten the messages"),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_refused_in_one_line(body, status, says, client):
+    """Other encodings, endless nesting, half a document, too much of it."""
+    answer = post(client, body)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (status, says)
+
+
+def test_a_model_is_found_by_any_code_of_its_language(client):
+    """As the client asks whether a model is there."""
+    for name in ("sw", "swh_Latn", "auto", "reference", "en"):
+        assert client.models.retrieve(name).id == name
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("sww")
+    assert caught.value.body["code"] == "model_not_found"
+    assert "did you mean sw (Swahili)?" in caught.value.body["message"]
+
+
+def test_what_is_not_served_says_what_is(client):
+    """Another path, and another method on one that there is."""
+    found = httpx2.post(f"{client.base_url}embeddings", json={})
+    assert found.status_code == 404 and found.json()["error"]["message"] == (
+        "there is no POST /v1/embeddings here; there are GET /v1/models, GET /v1/models/NAME and POST "
+        "/v1/chat/completions"
+    )
+    found = httpx2.get(f"{client.base_url}chat/completions")
+    assert found.status_code == 405
+    assert found.json()["error"]["message"] == "/v1/chat/completions takes no GET; it takes POST"
 
 
 def test_a_body_that_is_no_json_is_refused(client):

@@ -1,15 +1,22 @@
 """What `scores.json` and the prediction files hold for suites with their own metrics; a tiny random model."""
 
 import json
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from xglue_files import put
 
 from isogloss import pipeline
 from isogloss.config import load_config
+from isogloss.data.examples import Turn
 from isogloss.data.formats import parallel_jsonl
+from isogloss.evaluate.signature import fields_of
+from isogloss.evaluate.suites import load_suite
 from isogloss.report.table import headline, official_table, summary_table
 
 EVALUATE = (
@@ -113,6 +120,68 @@ def test_what_is_evaluated_stays_so(finished):
     )
     other = pipeline.Run(finished.config.model_copy(update={"evaluate": changed}), pipeline.Watcher())
     assert pipeline._unscored(other, scores(finished)) == []
+
+
+class Killed(BaseException):
+    """Stands for a process that ends without a word."""
+
+
+class Killer(pipeline.Watcher):
+    """Kills an evaluation in its second suite."""
+
+    @contextmanager
+    def bar(self, what):
+        def progress(done, of):
+            if what == "parallel: after":
+                raise Killed
+
+        yield progress
+
+
+def copied(run: pipeline.Run, folder: Path, *lost: str) -> pipeline.Run:
+    shutil.copytree(run.folder, folder)
+    for name in lost:
+        (folder / name).unlink()
+    return pipeline.load_run(folder)
+
+
+def test_a_kill_in_the_second_suite_counts_no_work_twice(finished, tmp_path):
+    """What was done before it for both is done again for the second alone."""
+    killed = copied(finished, tmp_path / "killed", "scores.json", "ledger.json")
+    with pytest.raises(Killed):
+        pipeline.run_evaluate(pipeline.Run(killed.config, Killer()))
+    assert list(scores(killed)["suites"]) == ["xglue"]
+    pipeline.run_evaluate(pipeline.load_run(killed.folder))
+    assert scores(killed)["suites"] == scores(finished)["suites"]
+    ours, theirs = (json.loads((run.folder / "ledger.json").read_text()) for run in (killed, finished))
+    for name in ("tokens_forwarded", "tokens_generated", "flops"):
+        assert ours["stages"][0][name] == pytest.approx(theirs["stages"][0][name], rel=1e-9) and name
+    assert ours["stages"][0]["tokens_generated"] > 0
+
+
+def test_other_adapters_data_or_limits_are_measured_anew(finished, tmp_path):
+    """Scores are of who was measured and of what was asked; batches change nothing."""
+    run = copied(finished, tmp_path / "copy")
+    assert pipeline._unscored(run, scores(run)) == []
+    settings = run.config.evaluate
+    for change, suites in (({"max_new_tokens": 4}, ["xglue", "parallel"]), ({"likelihood": ()}, ["xglue"])):
+        changed = settings.model_copy(update=change)
+        other = pipeline.Run(run.config.model_copy(update={"evaluate": changed}), run.watcher)
+        assert set(suites) <= set(pipeline._unscored(other, scores(run)))
+    loaded = {name: load_suite(name, run.data_root, settings, run.measured) for name in settings.suites}
+    assert pipeline._unscored(run, scores(run), loaded) == []
+    (item,) = loaded["parallel"].items
+    turns = {**item.turns, "en": Turn("Hello")}
+    loaded["parallel"] = replace(loaded["parallel"], items=(replace(item, turns=turns),))
+    assert pipeline._unscored(run, scores(run), loaded) == ["parallel"]
+    state = load_file(run.carriers)
+    pipeline.save_whole(
+        {name: 2 * p for name, p in state.items()}, run.carriers, {"families": json.dumps(run.families)}
+    )
+    assert pipeline._unscored(run, scores(run)) == ["xglue", "parallel"]
+    was = fields_of(scores(run)["suites"]["parallel"]["signature"])
+    now = fields_of(pipeline._signature(run, loaded["parallel"], 0, 0))
+    assert {name for name in was if was[name] != now[name]} == {"adapters", "data"}
 
 
 def test_the_terminal_shows_the_official_scores(finished):

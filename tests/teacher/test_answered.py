@@ -8,7 +8,7 @@ import torch
 
 from isogloss import pipeline
 from isogloss.config import load_config
-from isogloss.errors import RunError
+from isogloss.errors import ConfigError, RunError
 from isogloss.generate import stops
 from isogloss.model import load_tokenizer
 from isogloss.teacher import answered
@@ -60,11 +60,51 @@ def test_answers_belong_to_what_was_asked(tmp_path):
     )
     again.keep({("1", "Say no."): "no"})
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    assert lines == [
-        {"id": "1", "asked": "Say yes.", "answer": "yes"},
-        {"id": "2", "asked": "Say no.", "answer": ""},
-        {"id": "1", "asked": "Say no.", "answer": "no"},
-    ]
+    assert [(line["id"], line["asked"], line["answer"]) for line in lines] == [
+        ("1", "Say yes.", "yes"), ("2", "Say no.", ""), ("1", "Say no.", "no"),
+    ]  # fmt: skip
+
+
+def test_answers_belong_to_who_gave_them(tmp_path):
+    """Another teacher, limit or version of ours asks again; who answered before is not asked twice."""
+    file, asked = tmp_path / "answers.jsonl", ("1", "Say yes.")
+    file.write_text('{"id": "1", "asked": "Say yes.", "answer": ""}\n')  # of the first version
+    assert Answers(file).of(*asked) is None
+    for by, answer in (({"model": "a", "limit": 9}, ""), ({"model": "a", "limit": 99}, "yes"), ({}, "no")):
+        kept = Answers(file, by)
+        assert kept.of(*asked) is None
+        kept.keep({asked: answer})
+    assert Answers(file, {"limit": 9, "model": "a"}).of(*asked) == ""
+    assert Answers(file, {"model": "a", "limit": 99}).of(*asked) == "yes"
+    assert len(file.read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"id": "1"', ":1 is not a JSON object; "),
+        ('{"id": "1"}', " has lines without id, asked or answer; "),
+    ],
+)
+def test_damaged_answers_are_named(line, says, tmp_path):
+    """With what is to be done."""
+    (tmp_path / "answers.jsonl").write_text(line + "\n")
+    with pytest.raises(RunError) as caught:
+        Answers(tmp_path / "answers.jsonl")
+    assert str(caught.value) == (
+        f"{tmp_path}/answers.jsonl{says}remove the file, and its answers are asked for again"
+    )
+
+
+def test_a_teacher_is_its_files(base, tmp_path):
+    """A copy is the same one; another weight, template or setting is another; a missing one is refused."""
+    copy = tmp_path / "copy"
+    shutil.copytree(base, copy)
+    assert answered.identity(str(copy)) == answered.identity(str(base))
+    (copy / "generation_config.json").write_text("{}")
+    assert answered.identity(str(copy)) != answered.identity(str(base))
+    with pytest.raises(ConfigError):
+        answered.identity(str(tmp_path / "gone"))
 
 
 @pytest.fixture
@@ -97,6 +137,12 @@ def test_an_example_whose_answer_has_no_end_is_left_out_and_told(run, monkeypatc
     ]
     pipeline.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
     assert asked == [(3, 6)]  # once
+    more = load_config(run.folder, ["distill.sample_tokens=9"])
+    pipeline.rows_for(
+        pipeline.Run(more, run.watcher), run.reference_model(), run.examples, run.tree, run.taught, stage
+    )
+    assert asked == [(3, 6), (3, 9)]  # with another limit, again
+    assert run.watcher.lines[-1].endswith("has no end within 9 tokens (distill.sample_tokens)")
 
 
 def test_a_teachers_own_answer_and_prompt_are_shown(run, base, monkeypatch):
@@ -117,5 +163,14 @@ def test_a_teachers_own_answer_and_prompt_are_shown(run, base, monkeypatch):
     row, its = pipeline.row_of(run, "sw", "1")
     assert run.tokenizer.decode(row.student.response, skip_special_tokens=True) == "ndiyo"
     assert its is not None and type(its) is type(load_tokenizer(str(base)))
+    longer = load_config(
+        run.folder / "config.yaml",
+        [
+            f"distill.teacher={{type: model, path: {base}, level: sequence, max_new_tokens: 9}}",
+            "distill.responses=reference",
+        ],
+    )
+    with pytest.raises(RunError, match=r"^1 has no answer of .* yet; "):  # with another limit
+        pipeline.row_of(pipeline.Run(longer, Heard()), "sw", "1")
     other, _ = pipeline.row_of(run, "sw", "2")  # its answer had no end: the data's response stays
     assert run.tokenizer.decode(other.student.response, skip_special_tokens=True) == "b"
