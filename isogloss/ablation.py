@@ -25,6 +25,7 @@ from isogloss.comparing import compare_groups, main_measure
 from isogloss.config import Config, dump_config, with_overrides
 from isogloss.errors import ConfigError, RunError
 from isogloss.files import write_json
+from isogloss.languages import languages
 from isogloss.pipeline import Run, Watcher, open_run, run_distill, run_evaluate, run_report, run_tune
 from isogloss.quiet import quiet
 from isogloss.tree.fit import refuse_misfit
@@ -116,7 +117,9 @@ def with_items(variants: Sequence[Variant], items: Sequence[int]) -> list[Varian
 
 
 def _items(n: int | None) -> tuple[str, ...]:
-    return () if n is None else (f"languages.items={{high: {n}, middle: {n}, low: {n}}}",)
+    if n is None:
+        return ()
+    return (f"languages.items={{high: {n}, middle: {n}, low: {n}}}", "languages.amounts={}")
 
 
 def resolved(config: Config, variants: Sequence[Variant]) -> list[Variant]:
@@ -310,9 +313,8 @@ def _differences(
 
 
 def _low(config: Config) -> list[str]:
-    """The languages of few items."""
-    languages = config.languages
-    return [code for code in languages.targets if code not in (*languages.high, *languages.middle)]
+    """The low-resource languages."""
+    return [code for code in config.languages.targets if languages()[code].resource == "low"]
 
 
 def summary(rows: Sequence[Mapping]) -> list[dict]:
@@ -352,7 +354,8 @@ def _rows(run: Run, variant: Variant, seed: int) -> list[dict]:
         few = [each[code] for code in low if code in each]
         rows.append(
             {
-                "data": run.config.data.type, "suite": suite, "variant": variant.name,
+                "data": "+".join(source.type for source in run.config.sources),
+                "suite": suite, "variant": variant.name,
                 "overrides": list(variant.overrides), "carrier": run.config.distill.carrier.type,
                 "seed": seed, "trained_tokens": cost["tokens_backpropagated"], "flops": cost["flops"],
                 "seconds": cost["seconds"], **means, "measure": measure, "languages": each,

@@ -14,12 +14,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 from yaml.composer import ComposerError
 
 from isogloss.errors import ConfigError
-from isogloss.languages import SOURCE, XGLUE_TWELVE, resolve
+from isogloss.languages import SOURCE, XGLUE_TWELVE, languages, resolve
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Settings")
@@ -71,28 +80,43 @@ class Settings(BaseModel):
     )
 
 
-class DemoData(Settings):
+class Source(Settings):
+    """Where instructions come from."""
+
+    weight: Positive = 1.0
+    """Its share of a language's items, in proportion to the weights of all sources that have the language;
+    what one of them cannot fill goes to the others."""
+
+
+class DemoData(Source):
     """The instruction set that comes with the package."""
 
     type: Literal["demo"] = "demo"
-    """Which kind of data: demo, massive, parallel, chat or table."""
+    """Which kind of data: demo, massive, sib200, xnli, pawsx, mlqa, parallel, chat or table."""
     english_items: Count = 8_000
     """English items for stage 1."""
 
 
-class MassiveData(Settings):
+class LabelledData(Source):
+    """A labelled set under the data root, put into instructions."""
+
+    english_items: Count | None = None
+    """English items for stage 1, drawn over tasks and labels; all of them if not given."""
+    responses: Literal["english", "all"] = "english"
+    """Whose labels are read: of English alone, or of every language."""
+
+
+class MassiveData(LabelledData):
     """MASSIVE: virtual-assistant utterances with intent, scenario and slots, parallel in 51 languages."""
 
     type: Literal["massive"] = "massive"
-    """MASSIVE from the data root."""
+    """MASSIVE's train partition."""
     tasks: Annotated[tuple[Literal["intent", "scenario", "slot"], ...], AfterValidator(_once)] = (
         "intent",
         "scenario",
         "slot",
     )
     """What is asked about an utterance; slots are asked in stage 1 only."""
-    english_items: Count | None = None
-    """English utterances for stage 1; all of them if not given."""
 
     @model_validator(mode="after")
     def _for_both_stages(self) -> "MassiveData":
@@ -101,49 +125,113 @@ class MassiveData(Settings):
         return self
 
 
-class ParallelFile(Settings):
+class Sib200Data(LabelledData):
+    """SIB-200: the topic of a sentence, one of seven."""
+
+    type: Literal["sib200"] = "sib200"
+    """SIB-200's train file; its sentences are lines of FLORES, which the suites then leave out."""
+
+
+class XnliData(LabelledData):
+    """XNLI: does a hypothesis follow from a premise."""
+
+    type: Literal["xnli"] = "xnli"
+    """The part of XNLI's dev set that is never reported."""
+
+
+class PawsxData(LabelledData):
+    """PAWS-X: do two sentences of nearly the same words mean the same."""
+
+    type: Literal["pawsx"] = "pawsx"
+    """The part of PAWS-X's dev set that is never reported."""
+
+
+class MlqaData(LabelledData):
+    """MLQA: a question about a passage, answered with words of it."""
+
+    type: Literal["mlqa"] = "mlqa"
+    """The part of MLQA's dev set that is never reported."""
+    max_chars: Count = 1_000
+    """Longest passage; questions about longer ones are not asked."""
+
+
+class FileData(Source):
+    """A file of the user's own."""
+
+    english_items: Count | None = None
+    """English items for stage 1, drawn over tasks and labels; all of them if not given."""
+    path: Path
+    """The file; relative to the folder where the command runs."""
+
+
+class ParallelFile(FileData):
     """Parallel JSON lines: one object with all languages, or one row per language sharing an id."""
 
     type: Literal["parallel"] = "parallel"
     """A file of parallel JSON lines."""
-    path: Path
-    """The file; relative to the folder where the command runs."""
 
 
-class ChatFile(Settings):
+class ChatFile(FileData):
     """Chat-format JSON lines: messages with a user and an assistant turn; languages are joined by id."""
 
     type: Literal["chat"] = "chat"
     """A file of chat-format JSON lines."""
-    path: Path
-    """The file; relative to the folder where the command runs."""
     language: Code = "en"
     """The language of the rows that name none."""
 
 
-class TableFile(Settings):
+class TableFile(FileData):
     """Anything `datasets.load_dataset` opens locally: Parquet, CSV, JSON."""
 
     type: Literal["table"] = "table"
-    """A table."""
-    path: Path
-    """The file or folder; relative to the folder where the command runs."""
+    """A table, or a folder of them."""
     columns: dict[str, str]
     """From our field (id, task, language, instruction, response, sw.instruction …) to the table's column."""
 
 
-Data = Annotated[DemoData | MassiveData | ParallelFile | ChatFile | TableFile, Field(discriminator="type")]
+AnySource = Annotated[
+    DemoData
+    | MassiveData
+    | Sib200Data
+    | XnliData
+    | PawsxData
+    | MlqaData
+    | ParallelFile
+    | ChatFile
+    | TableFile,
+    Field(discriminator="type"),
+]
+_ONE, _SEVERAL = "one source", "several sources"
+Data = Annotated[
+    Annotated[AnySource, Tag(_ONE)]
+    | Annotated[Annotated[tuple[AnySource, ...], Field(min_length=1)], Tag(_SEVERAL)],
+    Discriminator(lambda given: _SEVERAL if isinstance(given, list | tuple) else _ONE),
+]
+
+
+class ParallelText(Settings):
+    """Pairs of sentences without any task, English and another language, under the data root."""
+
+    type: Literal["tatoeba", "tico19", "course_text", "massive"]
+    """Tatoeba's sentences, TICO-19's about health, course text (machine-translated), or MASSIVE's train
+    utterances."""
+    items: Count = 2_000
+    """Pairs per language, at most."""
+    low_resource_factor: Positive = 1.0
+    """How many times as often a pair of a low-resource language is read."""
+    max_chars: Count = 400
+    """Longest sentence; pairs with a longer one are left out."""
 
 
 class Amounts(Settings):
-    """Parallel items per language of each resource class."""
+    """Parallel items per language of each resource class; `isogloss languages` shows the classes."""
 
     high: Count = 512
-    """For a language with plenty of data."""
+    """For a high-resource language."""
     middle: Count = 192
-    """For a language with some data."""
+    """For a language of the middle class."""
     low: Count = 48
-    """For a language in neither list."""
+    """For a low-resource language."""
 
 
 class Languages(Settings):
@@ -154,23 +242,14 @@ class Languages(Settings):
     tree: Literal["families", "learned", "random", "flat", "shared"] | Path = "families"
     """How adapters are shared: by language family, by groups that the tuned model represents alike, by groups
     dealt out at random, not at all, by all languages, or by the groups of a YAML file (`group: [codes]`)."""
-    high: Codes = ("ar", "es", "fr", "ru", "de", "zh")
-    """Languages with plenty of data."""
-    middle: Codes = ("bg", "el", "hi", "th", "tr", "vi")
-    """Languages with some data."""
     items: Amounts = Amounts()
-    """Parallel items per language of each class; a language in neither list is low."""
-
-    @model_validator(mode="after")
-    def _one_class_each(self) -> "Languages":
-        if both := set(self.high) & set(self.middle):
-            raise _refusal("middle", f"must not name {', '.join(sorted(both))}, which high names too")
-        return self
+    """Parallel items per language of each resource class, over all tasks together."""
+    amounts: dict[Code, Count] = {}
+    """Languages with an amount of their own, `code: items`."""
 
     def amount(self, code: str) -> int:
         """Parallel items that a language may use."""
-        items = self.items
-        return items.high if code in self.high else items.middle if code in self.middle else items.low
+        return self.amounts.get(code) or getattr(self.items, languages()[code].resource)
 
 
 class Selection(Settings):
@@ -201,6 +280,9 @@ class Tune(Settings):
     """Micro-batches per optimiser step."""
     lr: Positive = 1e-3
     """Peak learning rate."""
+    max_tokens: Count | None = None
+    """Longest row, prompt and response together; the model's positions, at most 2048, if not given. Longer
+    rows are left out."""
     privileged: Fraction = 0.1
     """Share of items that are read once more behind the teacher's texts and their own answer."""
     _whole_batches = model_validator(mode="after")(_divided)
@@ -502,7 +584,7 @@ class Distill(Settings):
 
 Suite = Literal[
     "demo", "massive", "flores101", "ntrex", "translation", "xnli", "pawsx", "sib200", "xcopa", "xquad",
-    "xglue", "language_confusion", "parallel",
+    "mlqa", "xglue", "language_confusion", "parallel",
 ]  # fmt: skip
 XglueTask = Literal["NER", "POS", "NC", "MLQA", "XNLI", "PAWSX", "QADSM", "WPR", "QAM", "QG", "NTG"]
 
@@ -585,13 +667,32 @@ class Config(Settings):
     languages: Languages = Languages()
     """Which languages are taught, how they are related, and how much data each may use."""
     data: Data = DemoData()
-    """What is learned from."""
+    """What is learned from: one source, or a list of them."""
+    parallel_text: tuple[ParallelText, ...] = ()
+    """Pairs without any task, for translation both ways in stage 2."""
     tune: Tune = Tune()
     """Stage 1: English instructions tune the base."""
     distill: Distill = Distill()
     """Stage 2: the hierarchy of prompts is distilled into the carriers."""
     evaluate: Evaluate = Evaluate()
     """What is measured before and after."""
+
+    @property
+    def sources(self) -> tuple[AnySource, ...]:
+        """What is learned from, in the order given."""
+        return self.data if isinstance(self.data, tuple) else (self.data,)
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "Config":
+        if len(self.sources) == 1 and self.sources[0].weight != 1:
+            raise _refusal("data.weight", "must be 1 where there is one source")
+        for name, names in (
+            ("data", [str(one.path) if isinstance(one, FileData) else one.type for one in self.sources]),
+            ("parallel_text", [one.type for one in self.parallel_text]),
+        ):
+            if twice := [one for one in dict.fromkeys(names) if names.count(one) > 1]:
+                raise _refusal(name, f"holds {twice[0]} twice; name each source once")
+        return self
 
     @model_validator(mode="after")
     def _apart(self) -> "Config":
@@ -615,8 +716,8 @@ class Config(Settings):
 
 
 ROOTED = (
-    "massive", "flores101", "ntrex", "translation", "xnli", "pawsx", "sib200", "xcopa", "xquad", "xglue",
-    "language_confusion",
+    "massive", "flores101", "ntrex", "translation", "xnli", "pawsx", "sib200", "xcopa", "xquad", "mlqa",
+    "xglue", "language_confusion",
 )  # fmt: skip
 """Data and suites that lie under the data root."""
 
@@ -665,7 +766,7 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
 
 
 OWN = (
-    "data", "data_root", "languages.items", "languages.high", "languages.middle", "distill.responses",
+    "data", "data_root", "parallel_text", "languages.items", "languages.amounts", "distill.responses",
     "distill.teacher", "distill.on_policy", "distill.sample_tokens", "distill.gradient_checkpointing",
     "distill.level_dropout", "distill.shrinkage", "distill.lr_b_ratio",
     "distill.divergence", "distill.temperature", "distill.signal", "distill.top_k", "distill.cache",
@@ -673,6 +774,12 @@ OWN = (
     "distill.layer", "distill.balance", "distill.epochs", "distill.batch", "distill.accumulate", "distill.lr",
 )  # fmt: skip
 """Settings that a language which joins a finished run may have of its own."""
+GONE = {
+    f"languages.{name}": "was removed: resource classes now come from the registry (`isogloss languages`); "
+    "languages.amounts gives single languages another amount"
+    for name in ("high", "middle")
+}
+"""Settings of earlier releases, and what to do instead."""
 
 
 def refuse_shared(overrides: Iterable[str]) -> None:
@@ -864,13 +971,15 @@ def _follows(fault: Any) -> bool:
 def _fault(fault: Any, written: _Written) -> tuple[tuple, str]:
     """The path and the line of one of pydantic's errors."""
     kind, context = fault["type"], fault.get("ctx", {})
-    path, holder, hint = _walk(fault["loc"])
+    path, holder, hint = _walk(tuple(part for part in fault["loc"] if part not in (_ONE, _SEVERAL)))
     if kind == "union_tag_invalid":
         path, hint = (*path, "type"), Literal[tuple(context["expected_tags"].replace("'", "").split(", "))]
         fault = {**fault, "input": fault["input"]["type"]}
     elif kind == "refusal":
         path = (*path, *context["name"].split("."))
     at, name = written.at(path), _dotted(path)
+    if kind == "extra_forbidden" and (why := GONE.get(_dotted(path))):
+        return path, f"{at}: {name} {why}"
     if kind == "extra_forbidden":
         return path, f"{at}: {name} is not a setting{_instead(path, holder)}"
     if kind == "value_error":
@@ -900,9 +1009,15 @@ def _walk(loc: tuple) -> tuple[tuple, type[Settings] | None, Any]:
         if holder is not None:
             hint = _hints(holder).get(part)
         else:
-            hint = next((a for a in get_args(_bare(hint)) if a is not Ellipsis), None)
+            kinds = [a for a in get_args(_bare(hint)) if a is not Ellipsis]
+            # Of a mapping the last kind is the values'; a fault in a key is its own part.
+            hint = kinds[-1] if kinds else None
         options = _options(hint)
         if len(options) > 1 and (tag := next(parts, None)) is not None:
+            if isinstance(tag, int):  # of a list of such settings
+                path.append(tag)
+                if (tag := next(parts, None)) is None:
+                    break
             hint = next(o for o in options if o.model_fields["type"].default == tag)
         elif options:
             hint = options[0] if len(options) == 1 else hint
@@ -921,10 +1036,14 @@ def _bare(hint: Any) -> Any:
 
 
 def _options(hint: Any) -> list[type[Settings]]:
-    """The classes that a hint chooses from."""
+    """The classes that a hint chooses from; a list of what is chosen from counts as that."""
     hint = _bare(hint)
-    chosen = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    return [o for o in chosen if isinstance(o, type) and issubclass(o, Settings)]
+    if get_origin(hint) in (Union, types.UnionType):
+        return list(dict.fromkeys(option for one in get_args(hint) for option in _options(one)))
+    if get_origin(hint) is tuple and get_args(hint)[-1] is Ellipsis:
+        several = _options(get_args(hint)[0])
+        return several if len(several) > 1 else []
+    return [hint] if isinstance(hint, type) and issubclass(hint, Settings) else []
 
 
 def _describe(hint: Any) -> str:
@@ -995,7 +1114,8 @@ def _instead(path: tuple, holder: type[Settings] | None) -> str:
     if holder is None:
         return ""
     typed = holder.model_fields.get("type")
-    kind = f" of {''.join(path[-2:-1])} type {typed.default}" if typed else ""
+    of = next((part for part in reversed(path[:-1]) if isinstance(part, str)), "")
+    kind = f" of {of} type {typed.default}" if typed and isinstance(typed.default, str) else ""
     known, word = list(holder.model_fields), str(path[-1])
     if near := difflib.get_close_matches(word, known, n=1):
         return f"{kind}; did you mean {near[0]}?"
@@ -1013,7 +1133,8 @@ def _all_names(settings: type[Settings], prefix: str) -> Iterator[str]:
 
 
 def _dotted(path: tuple) -> str:
-    return ".".join(str(part) for part in path if not isinstance(part, int))
+    # pydantic's last part where it is a mapping's key that is wrong
+    return ".".join(str(part) for part in path if not isinstance(part, int) and part != "[key]")
 
 
 def _misplaced(config: Config, written: _Written) -> Iterator[str]:
@@ -1029,8 +1150,12 @@ def _misplaced(config: Config, written: _Written) -> Iterator[str]:
         yield fault("model", f"is {config.model}; there is no such folder")
     elif folder.is_dir() and config.model != "demo" and not (folder / "config.json").is_file():
         yield fault("model", f"is {config.model}; it holds no config.json, which save_pretrained writes")
-    if not isinstance(config.data, DemoData | MassiveData) and not config.data.path.exists():
-        yield fault("data.path", f"is {config.data.path}; there is no such file")
+    for source in config.sources:
+        if isinstance(source, FileData) and not source.path.exists():
+            yield fault("data.path", f"is {source.path}; there is no such file")
+    for code in config.languages.amounts:
+        if code not in config.languages.targets:
+            yield fault("languages.amounts", f"names {code}, which is not among languages.targets")
     if isinstance(config.languages.tree, Path) and not config.languages.tree.is_file():
         shapes = "families, learned, random, flat nor shared"
         yield fault("languages.tree", f"is {config.languages.tree}; it is no file, and neither {shapes}")
@@ -1057,8 +1182,11 @@ def _misplaced(config: Config, written: _Written) -> Iterator[str]:
             yield f"ISOGLOSS_DATA is {root}; there is no such folder"
     if root is None:
         way = "needs a data root; set data_root, --data-root or ISOGLOSS_DATA"
-        if config.data.type in ROOTED:
-            yield fault("data.type", f"{config.data.type} {way}")
+        for source in config.sources:
+            if source.type in ROOTED:
+                yield fault("data.type", f"{source.type} {way}")
+        if config.parallel_text:
+            yield fault("parallel_text", way)
         for name in config.evaluate.suites:
             if name in ROOTED and not (name == "xglue" and config.evaluate.xglue.path):
                 yield fault("evaluate.suites", f"holds {name}, which {way}")

@@ -19,7 +19,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from isogloss.config import DemoData, MassiveData
+from isogloss.config import FileData
 from isogloss.data.chat import encode_prompt, pad
 from isogloss.distill.refit import RANK, lora_of_path
 from isogloss.errors import RunError
@@ -394,12 +394,14 @@ def _percent(score: dict | None) -> str:
 
 def _data(run: Run, code: str) -> str:
     """What was learned from, with its licence where that is known."""
-    data = run.config.data
-    if isinstance(data, DemoData | MassiveData):
-        about = ABOUT[data.type]
-        found = f"{data.type} ({about.source}); licence: {about.licence}."
-    else:
-        found = f"{data.path.name}; its licence is not known here: state it before you pass this on."
+    found = " ".join(
+        f"{source.path.name}; its licence is not known here: state it before you pass this on."
+        if isinstance(source, FileData)
+        else f"{source.type} ({ABOUT[source.type].source}); licence: {ABOUT[source.type].licence}."
+        for source in run.config.sources
+    )
+    if run.config.parallel_text:
+        found += f" Pairs of sentences of {', '.join(one.type for one in run.config.parallel_text)}."
     if code in run.families and code not in run.config.languages.targets:
         found += " The language was added later, from these data or from a file of its own."
     return found

@@ -9,9 +9,9 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from isogloss.data.sources import parallel_examples
-from isogloss.errors import DataError, RunError
+from isogloss.errors import RunError
 from isogloss.languages import SOURCE
-from isogloss.pipeline import Run, rows_for, train_carrier
+from isogloss.pipeline import Run, refuse_unusable, rows_for, train_carrier
 from isogloss.tree.nodes import family_name
 from isogloss.tree.shapes import families_of_file
 
@@ -30,9 +30,7 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
             what = "is what all others follow" if code == SOURCE else "was taught already"
             raise RunError(f"{code} {what}; name another language")
     examples = parallel_examples(run.config, run.data_root, codes)
-    there = {code for example in examples for code in example.turns}
-    if missing := [code for code in codes if code not in there]:
-        raise DataError(f"the data has no {', '.join(missing)}; add items, or name a file by --data")
+    refuse_unusable(run.config, examples, codes, "add items, or name a file by --data")
     old = run.tree
     tree = run.tree_of(run.families | _families(run, codes))
     new = [node for node in tree.nodes if node.name not in old.by_name]

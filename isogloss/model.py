@@ -107,6 +107,19 @@ def skeleton(name: str) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config)
 
 
+def positions(name: str) -> int | None:
+    """How many tokens a model can read; None where its configuration sets no limit.
+
+    Raises:
+        ConfigError: No model lies there.
+    """
+    folder = model_folder(name)
+    _check_folder(folder)
+    with _named(name):
+        config = AutoConfig.from_pretrained(folder).get_text_config(decoder=True)
+    return getattr(config, "max_position_embeddings", None)
+
+
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """A tokenizer that pads; its chat template comes with it."""
     folder = model_folder(name)

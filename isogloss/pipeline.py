@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,19 +32,31 @@ from isogloss.config import Config, Evaluate, ModelTeacher, dump_config, load_co
 from isogloss.cost import TEACHER, Ledger, Stage, spending
 from isogloss.data import selection
 from isogloss.data.chat import encode_prompt
+from isogloss.data.draw import choose, labels_of
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats.lines import nearest
-from isogloss.data.sources import english_examples, node_texts, parallel_examples
+from isogloss.data.parallel_text import Pair, pairs_for, translation_examples
+from isogloss.data.reading import read_answer
+from isogloss.data.sources import (
+    divisions,
+    english_examples,
+    lacking,
+    left_out,
+    node_texts,
+    nothing_in,
+    parallel_examples,
+    told,
+)
 from isogloss.distill.cache import Cache, teacher_of
 from isogloss.distill.rows import Row, build_rows
 from isogloss.distill.stage import Bar, distil, read_signals
 from isogloss.errors import DataError, RunError
 from isogloss.evaluate import runner, tasks
 from isogloss.evaluate.items import SuiteData
-from isogloss.evaluate.leaks import Leak, Text, find_leaks, texts_of
+from isogloss.evaluate.leaks import Leak, find_leaks, texts_of, trained_texts
 from isogloss.evaluate.suites import SUITES, load_suite
 from isogloss.files import read_lines, write_json, write_lines, write_text
-from isogloss.languages import SOURCE
+from isogloss.languages import SOURCE, languages
 from isogloss.model import causal_of, layers_of, load_model, load_tokenizer, pad_id, parts_of, pick_dtype
 from isogloss.report.page import write_report
 from isogloss.teacher import joining
@@ -55,7 +68,7 @@ from isogloss.tree.lora import TreeLora
 from isogloss.tree.nodes import Node, Tree, build_tree, family_name, shaped
 from isogloss.tree.shapes import families_of_file, learned_families, random_families
 from isogloss.tree.virtual import TreeEmbedding, TreePrefix
-from isogloss.tune import difficulty, english_rows, tune
+from isogloss.tune import difficulty, english_rows, longest_row, tune, within
 
 Progress = Callable[[int, int], None]
 
@@ -166,6 +179,10 @@ class Run:
     def examples(self) -> list[ParallelExample]:
         return parallel_examples(self.config, self.data_root, self.config.languages.targets)
 
+    def pairs(self, codes: Sequence[str]) -> dict[str, list[Pair]]:
+        """By language, pairs of sentences without any task, as often as they are read."""
+        return pairs_for(self.config.parallel_text, self.data_root, codes, self.config.seed)
+
     @property
     def taught(self) -> tuple[str, ...]:
         """The languages that have carriers; before stage 2 the targets, all of which must have data."""
@@ -173,13 +190,7 @@ class Run:
 
     @cached_property
     def _targets(self) -> tuple[str, ...]:
-        have = {code for example in self.examples for code in example.turns}
-        missing = [code for code in self.config.languages.targets if code not in have]
-        if missing:
-            raise DataError(
-                f"the data has no {', '.join(missing)}; add items or take "
-                f"{'it' if len(missing) == 1 else 'them'} out of languages.targets"
-            )
+        refuse_unusable(self.config, self.examples, self.config.languages.targets)
         return self.config.languages.targets
 
     @property
@@ -226,6 +237,27 @@ class Run:
                 for node in carrier.tree.nodes
             }
             carrier.start(settings.init, ids, nodes)
+
+
+def refuse_unusable(
+    config: Config,
+    examples: Sequence[ParallelExample],
+    codes: Sequence[str],
+    way: str = "add items or take {them} out of languages.targets",
+) -> None:
+    """Refuse languages that have no example at all, or none that can be learned.
+
+    Raises:
+        DataError: There is one.
+    """
+    have = {code for example in examples for code in example.turns}
+    if missing := [code for code in codes if code not in have]:
+        them = "it" if len(missing) == 1 else "them"
+        raise DataError(f"the data has no {', '.join(missing)}; {way.format(them=them)}")
+    found = left_out(examples, codes, lambda e, code: lacking(e, code, config.distill.responses))
+    for code, reasons in found.items():
+        if reasons.total() == sum(code in example.turns for example in examples):
+            raise DataError(nothing_in(code, found))
 
 
 def open_run(config: Config, watcher: Watcher | None = None) -> Run:
@@ -285,17 +317,8 @@ def leaks(run: Run) -> list[Leak]:
     for name in settings.suites:
         tests += texts_of(load_suite(name, run.data_root, settings, run.measured))
     examples = {example.id: example for example in run.english}
-    training = [*examples.values(), *run.examples]
-    return find_leaks(
-        tests,
-        (
-            Text("", example.id, code, text)
-            for example in training
-            for code, turn in example.turns.items()
-            for text in (turn.instruction, turn.response)
-            if text
-        ),
-    )
+    pairs = translation_examples(run.pairs(run.config.languages.targets))
+    return find_leaks(tests, trained_texts([*examples.values(), *run.examples, *pairs]))
 
 
 def select_english(run: Run, stage: Stage | None = None) -> selection.Selection:
@@ -309,6 +332,13 @@ def select_english(run: Run, stage: Stage | None = None) -> selection.Selection:
     chosen = selection.Selection(tuple(examples), ())
     if settings.enabled:
         chosen = selection.select(examples, max_chars=settings.max_chars)
+    short = within(chosen.kept, load_tokenizer(run.config.model), longest_row(run.config))
+    chosen = selection.Selection(short.kept, chosen.dropped + short.dropped)
+    if not chosen.kept:
+        raise DataError(
+            f"none of {len(examples)} English examples is left to tune on: "
+            + ", ".join(f"{rule} {count}" for rule, count in selection.summary(chosen).items())
+        )
     if settings.keep < 1:
         base = load_model(run.config.model, run.dtype, shard=run.config.shard)
         with run.watcher.bar("Difficulty") as progress, spending(stage or Stage(""), base):
@@ -323,6 +353,8 @@ def run_tune(run: Run) -> None:
     if run.tuned.exists():
         return
     stage, settings = run.ledger.begin("tune"), run.config.tune
+    if processes.is_main() and (divided := divisions(run.config, run.data_root)):
+        write_json(run.folder / "division.json", {one.name: one.plain() for one in divided})
     chosen = select_english(run, stage)
     if processes.is_main():
         selection.write(chosen, run.folder / "selection.jsonl")
@@ -330,9 +362,14 @@ def run_tune(run: Run) -> None:
     # Small steps are lost in weights of bfloat16; frozen ones take none.
     dtype = torch.float32 if settings.method == "full" else run.dtype
     base = load_model(run.config.model, dtype, shard=run.config.shard)
-    rows = english_rows(chosen.kept, tokenizer, node_texts(run.config), settings.privileged, run.config.seed)
+    rows = english_rows(
+        chosen.kept, tokenizer, node_texts(run.config), settings.privileged, run.config.seed,
+        longest_row(run.config),
+    )  # fmt: skip
+    why = ", ".join(f"{count} {rule}" for rule, count in selection.summary(chosen).items())
     run.watcher.say(
-        f"Stage 1: {len(chosen.kept)} English instructions tune the base ({len(chosen.dropped)} left out)"
+        f"Stage 1: {len(chosen.kept)} English instructions tune the base ({len(chosen.dropped)} left out"
+        + (f": {why})" if why else ")")
     )
     with run.watcher.bar("English tuning") as progress:
         counts = tune(
@@ -359,6 +396,8 @@ def run_distill(run: Run) -> None:
         f"Stage 2: {parallel} rows in {len(run.taught)} languages are distilled into {len(run.tree.nodes)} "
         f"nodes, {_width(run)} a path; {len(rows) - parallel} in English keep the root to it"
     )
+    for line in _drawn(run, rows, run.taught):
+        run.watcher.say(line)
     carrier = run.student(model, trained=False)
     run.start(carrier)
     train_carrier(run, carrier, rows, run.taught, stage)
@@ -704,7 +743,7 @@ def _english_answers(
 ) -> dict[str, str]:
     """What the teacher reads as the English answer: the data's, or M's own where the data has none.
 
-    With `responses: teacher` it is M's own, unless that has no end; an example without any is left out.
+    With `responses: teacher` it is M's own, unless that has no end; an example without any is not there.
     """
     longest = run.config.distill.sample_tokens
     kept = Answers(run.folder / "english_answers.jsonl")
@@ -719,17 +758,13 @@ def _english_answers(
                 # Of parts of a model all processes make the same answers.
                 kept.keep({_asked(e): texts[n] for n, e in enumerate(some)}, write=processes.is_main())
                 progress(begin + len(some), len(asked))
-    english = {e.id: answer for e in examples if (answer := _english_answer(run, e, kept))}
-    if without := len(examples) - len(english):
-        run.watcher.say(
-            f"{without} of {len(examples)} examples are left out: the model's English answer has no end "
-            f"within {longest} tokens (distill.sample_tokens)"
-        )
-    return english
+    return {e.id: answer for e in examples if (answer := _english_answer(run, e, kept)) is not None}
 
 
 def _asks(run: Run, example: ParallelExample) -> bool:
     """Whether M answers an example in English."""
+    if example.own_response:
+        return False
     return run.config.distill.responses == "teacher" or example.turns[SOURCE].response is None
 
 
@@ -738,8 +773,9 @@ def _asked(example: ParallelExample) -> tuple[str, str]:
 
 
 def _english_answer(run: Run, example: ParallelExample, kept: Answers) -> str | None:
-    """M's answer where it is asked for and has an end, else the data's."""
-    return (_asks(run, example) and kept.of(*_asked(example))) or example.turns[SOURCE].response
+    """M's answer where it is asked for and has an end, else the data's; None where both are empty."""
+    given = (_asks(run, example) and kept.of(*_asked(example))) or example.turns[SOURCE].response
+    return given if given and given.strip() else None
 
 
 def row_of(run: Run, code: str, id: str) -> tuple[Row, PreTrainedTokenizerBase | None]:
@@ -772,16 +808,15 @@ def row_of(run: Run, code: str, id: str) -> tuple[Row, PreTrainedTokenizerBase |
     return replace(answered, teacher_prompt=theirs[0].teacher_prompt), its
 
 
-def _needed(examples: Sequence[ParallelExample], amounts: dict[str, int]) -> list[ParallelExample]:
-    """The examples that some language still needs, in their order."""
-    left, kept = dict(amounts), []
-    for example in examples:
-        wanted = [code for code in left if left[code] > 0 and code in example.turns]
-        if wanted:
-            kept.append(example)
-            for code in wanted:
-                left[code] -= 1
-    return kept
+def _needed(
+    examples: Sequence[ParallelExample],
+    amounts: Mapping[str, int],
+    weights: Sequence[float] = (1.0,),
+    responses: str = "reference",
+) -> list[ParallelExample]:
+    """The examples that some language learns from, as far as that is known before M answers."""
+    chosen = choose(examples, amounts, weights, lambda e, code: lacking(e, code, responses))
+    return [examples[place] for place in sorted({place for places in chosen.values() for place in places})]
 
 
 def rows_for(
@@ -796,18 +831,42 @@ def rows_for(
 ) -> list[Row]:
     """What stage 2 reads for these languages; M answers in English where the data does not.
 
+    An example whose English answer has no end, or names no option of a closed task, is left out, and the next
+    one that is drawn takes its place.
+
     Args:
         retain: Also English of stage 1, for the root.
     """
-    used = _needed(examples, {code: run.config.languages.amount(code) for code in codes})
-    with processes.main_first(together=bool(parts_of(model))):
-        english = _english_answers(run, model, used, stage)
-    used = [example for example in used if example.id in english]
-    rows = _rows(run, run.tokenizer, used, english, tree, codes, retain=retain)
+    english: dict[str, str] = {}
+    without: Counter[str] = Counter()
+    useless: set[str] = set()
+    asked, responses = 0, run.config.distill.responses
+    amounts = {code: run.config.languages.amount(code) for code in codes}
+    weights = [source.weight for source in run.config.sources]
+    while True:
+        left = [e for e in examples if e.id not in useless]
+        used = _needed(left, amounts, weights, responses)
+        new = [e for e in used if e.id not in english]
+        if not new:
+            break
+        with processes.main_first(together=bool(parts_of(model))):
+            english |= _english_answers(run, model, new, stage)
+        asked += len(new)
+        for example in new:
+            if why := _useless(run, example, english.get(example.id)):
+                without[why] += 1
+                useless.add(example.id)
+                english.pop(example.id, None)
+    for why, count in without.items():
+        run.watcher.say(f"{count} of {asked} examples are left out: {why}")
+    for line in told(left_out(examples, codes, lambda e, code: lacking(e, code, responses))):
+        run.watcher.say(line)
+    pairs = translation_examples(run.pairs(codes))
+    rows = _rows(run, run.tokenizer, used, english, tree, codes, pairs, retain=retain)
     teacher = run.config.distill.teacher
     if isinstance(teacher, ModelTeacher) and teacher.level == "sequence":
         its, file = load_tokenizer(teacher.path), run.folder / "teacher_answers.jsonl"
-        theirs = _rows(run, run.tokenizer, used, english, tree, codes, retain=retain, teacher=its)
+        theirs = _rows(run, run.tokenizer, used, english, tree, codes, pairs, retain=retain, teacher=its)
         with processes.main_first():
             return joining.with_answers(
                 rows, theirs, teacher, run.tokenizer, run.dtype, file, stage, run.watcher.bar
@@ -815,10 +874,52 @@ def rows_for(
     return rows
 
 
+def _useless(run: Run, example: ParallelExample, answer: str | None) -> str | None:
+    """Why M's English answer teaches no language anything; None where it does."""
+    if answer is None:
+        limit = run.config.distill.sample_tokens
+        return f"the model's English answer has no end within {limit} tokens (distill.sample_tokens)"
+    if not _asks(run, example) or example.options is None or run.config.distill.responses != "teacher":
+        return None
+    names = read_answer(example, SOURCE, answer) is not None
+    return None if names else "the model's English answer names no option of its task"
+
+
+def _drawn(run: Run, rows: Sequence[Row], codes: Sequence[str]) -> Iterator[str]:
+    """What the languages of each resource class learn from: how many rows, which tasks, how many labels."""
+    by_id, labels = {e.id: e for e in run.examples}, labels_of(run.examples)
+    every: dict[str, set[str]] = {}
+    for example in run.examples:
+        every.setdefault(example.task, set()).update({labels.get(example.id, "")} - {""})
+    for resource in ("high", "middle", "low"):
+        those = [code for code in codes if languages()[code].resource == resource]
+        ids = {code: [row.id.rpartition("/")[0] for row in rows if row.language == code] for code in those}
+        used = [by_id[id] for found in ids.values() for id in found if id in by_id]
+        met: dict[str, set[str]] = {}
+        for example in used:
+            met.setdefault(example.task, set()).update({labels.get(example.id, "")} - {""})
+        if those:
+            counts = sorted({len(found) for found in ids.values()})
+            span = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+            tasks = [
+                f"{task} ({len(found)} of {len(every[task])} labels)" if every[task] else task
+                for task, found in met.items()
+            ]
+            yield f"{resource} ({', '.join(those)}): {span} rows a language: {', '.join(tasks)}"
+
+
+def _foreseen(example: ParallelExample) -> str:
+    """What stands in for M's English answer until there is one: the data's response, else a wording."""
+    if given := (example.turns[SOURCE].response or "").strip():
+        return given
+    return next(iter((example.options or {}).get(SOURCE, {}).values()), "…")
+
+
 def foreseen_rows(run: Run, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     """As `rows_for`, before there is a model: the data's English responses stand in for its answers."""
-    english = {e.id: e.turns[SOURCE].response or "" for e in run.examples}
-    return _rows(run, tokenizer, run.examples, english, run.tree, run.taught)
+    english = {e.id: _foreseen(e) for e in run.examples}
+    pairs = translation_examples(run.pairs(run.taught))
+    return _rows(run, tokenizer, run.examples, english, run.tree, run.taught, pairs)
 
 
 def _rows(
@@ -828,6 +929,7 @@ def _rows(
     english: Mapping[str, str],
     tree: Tree,
     codes: Sequence[str],
+    pairs: Sequence[ParallelExample] = (),
     *,
     retain: bool = True,
     teacher: PreTrainedTokenizerBase | None = None,
@@ -837,15 +939,23 @@ def _rows(
     kept = _english_kept(run) if settings.retain and retain else []
     if kept:
         # As many as there are draws, so that none is read twice where there are enough.
-        draws = sum(amounts.values()) * settings.epochs * settings.retain / (1 - settings.retain)
+        read = sum(amounts.values()) + sum(code in e.turns for e in pairs for code in codes)
+        draws = read * settings.epochs * settings.retain / (1 - settings.retain)
         kept = random.Random(run.config.seed).sample(kept, min(len(kept), math.ceil(draws)))
+        # Stage 1 may have read longer ones.
+        kept = [
+            e
+            for e in kept
+            if len(encode_prompt(tokenizer, e.turns[SOURCE].instruction)) <= settings.max_prompt
+        ]
         amounts[SOURCE] = len(kept)
     return build_rows(
         [*kept, *examples], amounts, tokenizer, tree, node_texts(run.config),
-        english={e.id: e.turns[SOURCE].response or "" for e in kept} | dict(english),
+        english={e.id: e.turns[SOURCE].response or "" for e in [*kept, *pairs]} | dict(english),
         responses=settings.responses, limit=settings.max_prompt, reads=settings.teacher_reads,
         require_texts=settings.require_texts,
         teacher=teacher or joining.tokenizer_of(settings.teacher),
+        weights=[source.weight for source in run.config.sources], extra=pairs,
     )  # fmt: skip
 
 
@@ -885,7 +995,9 @@ def _english_kept(run: Run) -> list[ParallelExample]:
     file = run.folder / "selection.jsonl"
     dropped = {e["id"] for e in read_lines(file) if not e["kept"]} if file.exists() else set()
     return [
-        ParallelExample(e.id, e.task, {SOURCE: e.turns[SOURCE]}) for e in run.english if e.id not in dropped
+        ParallelExample(e.id, e.task, {SOURCE: e.turns[SOURCE]})
+        for e in run.english
+        if e.id not in dropped and (e.turns[SOURCE].response or "").strip()
     ]
 
 

@@ -51,7 +51,7 @@ from isogloss.modes import thrifty_attention
 from isogloss.pipeline import Run, Watcher, foreseen_rows
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.nodes import Tree
-from isogloss.tune import english_rows
+from isogloss.tune import english_rows, longest_row, within
 
 EFFICIENCY = 0.4
 """Share of the rate of large products that a step reaches; an assumption, which a machine's file may set."""
@@ -259,9 +259,11 @@ class Work:
         settings, examples = self.config.tune, self.run.english
         if settings.selection.enabled:
             examples = list(selection.select(examples, max_chars=settings.selection.max_chars).kept)
+        limit = longest_row(self.config)
+        examples = within(examples, self.tokenizer, limit).kept
         kept = examples[: max(1, round(settings.selection.keep * len(examples)))]
         texts = node_texts(self.config)
-        return english_rows(kept, self.tokenizer, texts, settings.privileged, self.config.seed)
+        return english_rows(kept, self.tokenizer, texts, settings.privileged, self.config.seed, limit)
 
     @cached_property
     def rows(self) -> list[Row]:

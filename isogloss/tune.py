@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from isogloss import processes
-from isogloss.config import Tune
+from isogloss.config import Config, Tune
+from isogloss.data import selection
 from isogloss.data.chat import Encoded, encode
 from isogloss.data.examples import ParallelExample
 from isogloss.data.selection import instruction_following_difficulty
@@ -27,11 +28,14 @@ from isogloss.distill.trainer import (
     train,
     training_arguments,
 )
+from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE
-from isogloss.model import causal_of, head, last_hidden, pad_id, parts_of
+from isogloss.model import causal_of, head, last_hidden, pad_id, parts_of, positions
 from isogloss.teacher.prompts import NodeTexts, privileged_text
 
 Progress = Callable[[int, int], None]
+USUAL = 2_048
+"""Tokens of stage 1's longest row, unless the settings say so or the model has fewer positions."""
 
 
 def english_rows(
@@ -40,11 +44,12 @@ def english_rows(
     texts: NodeTexts,
     privileged: float,
     seed: int,
+    limit: int | None = None,
 ) -> list[Encoded]:
     """English turns as rows; a share of them once more as the teacher will read them.
 
     The second reading shows the model, in English alone, what the teacher's prompt looks like and
-    that the answer to the twin helps.
+    that the answer to the twin helps. One of more than `limit` tokens is not read so.
     """
     rows = []
     for example in examples:
@@ -55,8 +60,42 @@ def english_rows(
         turn = example.turns[SOURCE]
         assert turn.response is not None
         system = texts.root + "\n" + privileged_text(texts, (), example.task, turn)
-        rows.append(encode(tokenizer, turn.instruction, turn.response, system))
+        behind = encode(tokenizer, turn.instruction, turn.response, system)
+        if limit is None or behind.tokens <= limit:
+            rows.append(behind)
     return rows
+
+
+def longest_row(config: Config) -> int:
+    """Tokens of the longest row of stage 1: what the settings say, else the model's positions.
+
+    Raises:
+        ConfigError: The settings ask for more than the model has.
+    """
+    there = positions(config.model)
+    asked = config.tune.max_tokens
+    if asked is not None and there is not None and asked > there:
+        raise ConfigError(f"tune.max_tokens is {asked}; the model has {there} positions")
+    return asked or min(there or USUAL, USUAL)
+
+
+def within(
+    examples: Sequence[ParallelExample], tokenizer: PreTrainedTokenizerBase, limit: int
+) -> selection.Selection:
+    """The examples whose row has at most `limit` tokens, prompt and response together."""
+    lengths = [
+        encode(tokenizer, turn.instruction, turn.response or "").tokens
+        for turn in (example.turns[SOURCE] for example in examples)
+    ]
+    both = list(zip(examples, lengths, strict=True))
+    return selection.Selection(
+        tuple(example for example, tokens in both if tokens <= limit),
+        tuple(
+            selection.Dropped(example.id, selection.TOO_LONG, f"{tokens} tokens; tune.max_tokens is {limit}")
+            for example, tokens in both
+            if tokens > limit
+        ),
+    )
 
 
 @torch.no_grad()

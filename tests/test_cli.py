@@ -93,7 +93,8 @@ def test_all_errors_of_a_file_are_printed(capsys, tmp_path, monkeypatch):
     Path("run.yaml").write_text("sed: 1\ndata:\n  type: demo\n  foo: 1\n")
     assert refusal(["run", "run.yaml"], capsys) == [
         "error run.yaml:1: sed is not a setting; did you mean seed?",
-        "error run.yaml:4: data.foo is not a setting of data type demo; there are type, english_items",
+        "error run.yaml:4: data.foo is not a setting of data type demo; there are weight, type, "
+        "english_items",
     ]
     assert list(tmp_path.iterdir()) == [Path(tmp_path / "run.yaml")]
 

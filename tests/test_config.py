@@ -8,6 +8,7 @@ import pytest
 
 from isogloss.config import Config, Settings, dump_config, load_config
 from isogloss.errors import ConfigError
+from isogloss.languages import XGLUE_TWELVE
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.yaml"))
 
@@ -36,12 +37,32 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         ),
         (
             "data: {columns: {}}",
-            "run.yaml:1: data.columns is not a setting of data type demo; there are type, english_items",
+            "run.yaml:1: data.columns is not a setting of data type demo; there are weight, type, "
+            "english_items",
         ),
         (
             "data: {type: masive}",
-            'run.yaml:1: data.type is "masive"; it must be demo, massive, parallel, chat or table; '
-            "did you mean massive?",
+            'run.yaml:1: data.type is "masive"; it must be demo, massive, sib200, xnli, pawsx, mlqa, '
+            "parallel, chat or table; did you mean massive?",
+        ),
+        (
+            "data:\n- {type: massive}\n- {type: xnli, english_itms: 3}",
+            "run.yaml:3: data.english_itms is not a setting of data type xnli; did you mean english_items?",
+        ),
+        (
+            "data:\n- {type: massive}\n- {type: xcopa}",
+            'run.yaml:3: data.type is "xcopa"; it must be demo, massive, sib200, xnli, pawsx, mlqa, '
+            "parallel, chat or table",
+        ),
+        (
+            "data: [{type: massive}, {type: xnli, weight: 0}]",
+            "run.yaml:1: data.weight is 0; it must be a number above 0",
+        ),
+        ("data: {type: massive, weight: 2}", "run.yaml:1: data.weight must be 1 where there is one source"),
+        ("data: [{type: xnli}, {type: xnli}]", "run.yaml:1: data holds xnli twice; name each source once"),
+        (
+            "parallel_text:\n- {type: tatoeba, item: 3}",
+            "run.yaml:2: parallel_text.item is not a setting; did you mean items?",
         ),
         ("data: {type: parallel}", "run.yaml:1: data.path is missing; it must be a path"),
         (
@@ -66,7 +87,17 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         ),
         (
             "languages: {middle: [es]}",
-            "run.yaml:1: languages.middle must not name es, which high names too",
+            "run.yaml:1: languages.middle was removed: resource classes now come from the registry "
+            "(`isogloss languages`); languages.amounts gives single languages another amount",
+        ),
+        (
+            "languages:\n  amounts: {sww: 3}",
+            "run.yaml:2: languages.amounts.sww: 'sww' is not a known language code; "
+            "did you mean sw (Swahili)?",
+        ),
+        (
+            "languages:\n  amounts: {sw: many}",
+            'run.yaml:2: languages.amounts.sw is "many"; it must be a whole number of at least 1',
         ),
         ("tune: {lr: 0}", "run.yaml:1: tune.lr is 0; it must be a number above 0"),
         ("tune: {lr: .nan}", "run.yaml:1: tune.lr is NaN; it must be a number above 0"),
@@ -140,8 +171,8 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         (
             "evaluate: {suites: [flores]}",
             'run.yaml:1: evaluate.suites holds "flores"; each must be demo, massive, flores101, '
-            "ntrex, translation, xnli, pawsx, sib200, xcopa, xquad, xglue, language_confusion or parallel; "
-            "did you mean flores101?",
+            "ntrex, translation, xnli, pawsx, sib200, xcopa, xquad, mlqa, xglue, language_confusion or "
+            "parallel; did you mean flores101?",
         ),
         ("model: 3", "run.yaml:1: model is 3; it must be a text, not empty; put it in quotes"),
         ("seed: -1", "run.yaml:1: seed is -1; it must be a whole number between 0 and 4294967295"),
@@ -273,7 +304,26 @@ def test_overrides_are_yaml_and_lists_are_replaced():
 def test_amounts_that_are_not_given_keep_their_defaults():
     """One class may be changed alone."""
     amount = load_config(overrides=["languages.items.high=16"]).languages.amount
-    assert [amount(code) for code in ("fr", "hi", "sw", "pt")] == [16, 192, 48, 48]
+    assert [amount(code) for code in ("fr", "hi", "th", "sw", "pt")] == [16, 16, 192, 48, 16]
+
+
+def test_amounts_follow_the_resource_class_of_the_registry():
+    """Joshi et al.'s classes, of which every language has one; a language may have an amount of its own."""
+    amount = load_config().languages.amount
+    assert {code: amount(code) for code in XGLUE_TWELVE} == {
+        "ar": 512, "es": 512, "fr": 512, "hi": 512, "ru": 512, "tr": 512, "vi": 512,
+        "bg": 192, "el": 192, "th": 192, "ur": 192, "sw": 48,
+    }  # fmt: skip
+    assert [amount(code) for code in ("pt", "it", "ja", "ko", "pl", "nl")] == [512] * 6
+    own = load_config(overrides=["languages.amounts={swh_Latn: 100}", "languages.items.low=7"]).languages
+    assert [own.amount(code) for code in ("sw", "am", "fr")] == [100, 7, 512]
+
+
+def test_an_amount_of_a_language_that_is_not_taught_is_refused(tmp_path):
+    """It would have no effect."""
+    assert refused("languages: {targets: [sw], amounts: {ur: 9}}", tmp_path, places=True) == [
+        "run.yaml:1: languages.amounts names ur, which is not among languages.targets"
+    ]
 
 
 @pytest.mark.parametrize("path", [None, *EXAMPLES], ids=lambda p: p.stem if p else "default")
@@ -320,3 +370,20 @@ def test_a_suites_own_file_must_be_there(tmp_path):
         "run.yaml:3: evaluate.xglue.path is x.tar.gz; there is no such file or folder",
         "run.yaml:2: evaluate.suites holds parallel, which needs a file; set evaluate.parallel.path",
     ]
+
+
+def test_several_sources_load_and_dump_to_the_same(tmp_path):
+    """One source stays what it was written as."""
+    text = "data: [{type: massive, weight: 2.0}, {type: xnli}]\nparallel_text: [{type: tatoeba}]\n"
+    (tmp_path / "run.yaml").write_text(text)
+    config = load_config(tmp_path / "run.yaml")
+    assert [(one.type, one.weight) for one in config.sources] == [("massive", 2.0), ("xnli", 1.0)]
+    (tmp_path / "again.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "again.yaml") == config
+    assert [one.type for one in load_config().sources] == ["demo"]
+
+
+def test_a_file_of_several_must_be_there(tmp_path):
+    """Its line is told."""
+    text = f"data:\n- {{type: demo}}\n- {{type: parallel, path: {tmp_path}/x.jsonl}}\n"
+    assert refused(text, tmp_path, places=True) == ["run.yaml:1: data.path is x.jsonl; there is no such file"]

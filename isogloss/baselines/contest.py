@@ -14,6 +14,7 @@ from torch import nn
 
 from isogloss.baselines.reward import Prompt
 from isogloss.cost import Meter, Stage
+from isogloss.data.parallel_text import translation_examples
 from isogloss.distill.rows import Row, schedule
 from isogloss.evaluate import runner
 from isogloss.evaluate.suites import load_suite
@@ -103,7 +104,8 @@ class Contest:
     def _prompts(self, parallel: Sequence[Row]) -> list[Prompt]:
         """A prompt per row, as often and in the order in which stage 2 reads them."""
         settings = self.run.config.distill
-        by_id = {example.id: example for example in self.run.examples}
+        pairs = translation_examples(self.run.pairs(self.run.taught))
+        by_id = {example.id: example for example in (*self.run.examples, *pairs)}
         order = schedule(
             [row.language for row in parallel], round(settings.epochs * len(parallel)),
             balance=settings.balance, batch=settings.batch, seed=self.run.config.seed,

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from sacrebleu.metrics.chrf import CHRF
 
+from isogloss.data.reading import normalise
 from isogloss.evaluate.fidelity import in_language
-from isogloss.evaluate.reading import normalise
 from isogloss.languages import SOURCE
 
 DENSE = 0.5

@@ -53,6 +53,11 @@ class Encoded:
     prompt: tuple[int, ...]
     response: tuple[int, ...]
 
+    @property
+    def tokens(self) -> int:
+        """Of both together."""
+        return len(self.prompt) + len(self.response)
+
 
 @dataclass(frozen=True)
 class Frame:

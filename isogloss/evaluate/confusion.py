@@ -11,8 +11,8 @@ import string
 from collections.abc import Collection
 from typing import Final
 
+from isogloss.data.reading import readable
 from isogloss.evaluate.fidelity import Detector, in_language
-from isogloss.evaluate.reading import readable
 from isogloss.languages import languages
 
 FEWEST: Final = 5

@@ -15,7 +15,7 @@ from typing import Final, Protocol, runtime_checkable
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from isogloss.evaluate.reading import normalise, readable
+from isogloss.data.reading import normalise, readable
 from isogloss.languages import SOURCE, languages
 
 # ISO 15924 to the first words of the Unicode names of its letters and signs: every script of the registry.

@@ -17,12 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from isogloss.config import Evaluate
 from isogloss.data.chat import encode_text, pad
 from isogloss.data.examples import Turn
+from isogloss.data.reading import normalise, read_answer
 from isogloss.evaluate.family import Closed, consistency_family
 from isogloss.evaluate.fidelity import in_language, tells_languages_apart
 from isogloss.evaluate.items import Item, SuiteData
 from isogloss.evaluate.likelihood import log_probabilities
 from isogloss.evaluate.metrics import Retrieval, agreement, correct, retrieve, same_targets, spread
-from isogloss.evaluate.reading import normalise, read_answer
 from isogloss.evaluate.statistics import (
     Estimate,
     bootstrap_alignment,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from isogloss.data.draw import sample
 from isogloss.data.examples import Turn
 from isogloss.data.formats.lines import nearest, read_lines
 from isogloss.errors import DataError
@@ -39,7 +40,7 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
     for setting, source, code, path in files:
         prompts = _read(path, code)
         most = max(1, items // each[code])
-        for number in range(0, len(prompts), max(1, len(prompts) // most))[:most]:
+        for number in sample(range(len(prompts)), most, key=str, strata=lambda number: ()):
             made.append(
                 Item(
                     f"{setting}-{source}-{code}-{number + 1}", f"{setting}/{source}",

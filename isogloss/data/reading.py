@@ -9,12 +9,13 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Final, Protocol
 
-from isogloss.evaluate.items import Item
+from isogloss.data.examples import Turn
 
 REFERENCE: Final = "=reference"
 """The meaning of an open answer that is worded like the reference response."""
+
 
 _WRAPPING: Final = "\"'`´‘’‚‛“”„‟«»‹›「」『』〝〞〟()[]{}*_"  # quotes, brackets, the emphasis of Markdown
 _OPENING: Final = "¿¡"
@@ -26,6 +27,20 @@ _DIRECTION_MARKS: Final = {
     for c in "\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
 }
 _UNSPACED: Final = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+
+
+class Question(Protocol):
+    """What an answer is read by: a training example, or a suite's item."""
+
+    @property
+    def turns(self) -> Mapping[str, Turn]:
+        """Instruction and reference response by language."""
+        ...
+
+    @property
+    def options(self) -> Mapping[str, Mapping[str, str]] | None:
+        """By language, the wording of each possible meaning; None: open task."""
+        ...
 
 
 @lru_cache(maxsize=1 << 16)
@@ -46,7 +61,7 @@ def readable(text: str) -> bool:
     return any(_is_letter_or_digit(c) for c in text)
 
 
-def read_answer(item: Item, language: str, answer: str) -> str | None:
+def read_answer(item: Question, language: str, answer: str) -> str | None:
     """The meaning of the answer to the item in this language; None when it is empty or cannot be read.
 
     Closed task: the option whose wording is the answer, or stands in it as whole words and is not part of a
