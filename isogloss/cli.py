@@ -864,7 +864,7 @@ def _time(seconds: float) -> str:
 
 
 def _show_scores(job: "Run") -> None:
-    from isogloss.report.table import headline, official_table, summary_table
+    from isogloss.report.table import headline, official_table, overview_table, summary_table, tasks_table
 
     scores = json.loads((job.folder / "scores.json").read_text("utf-8"))
     for suite in scores["suites"]:
@@ -873,6 +873,10 @@ def _show_scores(job: "Run") -> None:
         if scores["suites"][suite].get("official"):
             out.print(official_table(scores, suite))
         out.print(escape(headline(scores, suite)))
+    for table in (tasks_table(scores), overview_table(scores)):
+        if table is not None:
+            out.print()
+            out.print(table)
     out.print()
 
 

@@ -635,6 +635,15 @@ class Distill(Settings):
             )
         if self.on_policy and not self.kl:
             raise _refusal("kl", "must be above 0 where on_policy is")
+        if self.teacher_view == "english":
+            reasons = {
+                "where kl is 0, which scores nothing": not self.kl,
+                f"where teacher.type is {self.teacher.type}": self.teacher.type != "self",
+                f"with carrier.type {self.carrier.type}": self.carrier.type != "lora",
+                "where on_policy is above 0": bool(self.on_policy),
+            }
+            for why in (why for why, holds in reasons.items() if holds):
+                raise _refusal("teacher_view", f"must be prompt {why}")
         if self.on_policy and self.teacher.type != "self":
             raise _refusal(
                 "on_policy", f"must be 0 where teacher.type is {self.teacher.type}; only self is live"

@@ -7,7 +7,7 @@ Flow: settings as written, and facts about the model → `by_model` → settings
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,14 +55,14 @@ class Default:
     why: str
 
 
-def table(facts: Facts | None, *, method: str, carrier: str) -> dict[str, Default]:
+def table(facts: Facts | None, get: Callable[[str, Any], Any]) -> dict[str, Default]:
     """By dotted name, the defaults for a model that was trained before.
 
     Args:
         facts: None where the model is not at hand: then it is taken for a large one.
-        method: `tune.method`.
-        carrier: `distill.carrier.type`.
+        get: Gives a setting as it was written, or what stands behind the comma.
     """
+    method, carrier = get("tune.method", "lora"), get("distill.carrier.type", "lora")
     size = facts.parameters if facts else MIDDLE + 1
     few = size <= SMALL
     big = "the model's size is unknown" if facts is None else f"{size / 1e6:,.0f} million weights"
@@ -85,15 +85,18 @@ def table(facts: Facts | None, *, method: str, carrier: str) -> dict[str, Defaul
     found["distill.lr"] = Default(step, f"adapters on {big}")
     # The pilot gained 3.7 points by it, which the embedded model, too small to use a prompt, did not.
     found["distill.kl"] = Default(1.0, "the model was trained before and uses what it reads")
-    # On the same model the English twin alone is followed in 92 to 98 % of answers, through node texts in 58
-    # to 78 %, and an answer that is read is copied rather than learned from.
-    found["distill.teacher_view"] = Default("english", "the model was trained before and uses what it reads")
-    found["distill.teacher_reads"] = Default(("twin",), "where answers are a language's own words")
-    found["tune.privileged"] = Default(0.0, "the teacher reads no node texts")
+    teacher = get("distill.teacher.type", "self")
+    if get("distill.kl", 1.0) and teacher == "self" and carrier == "lora" and not get("distill.on_policy", 0):
+        # On the same model the English twin alone is followed in 92 to 98 % of answers, through node texts in
+        # 58 to 78 %, and an answer that is read is copied rather than learned from.
+        found["distill.teacher_view"] = Default("english", "the model was trained before")
+        found["distill.teacher_reads"] = Default(("twin",), "where answers are a language's own words")
+        found["tune.privileged"] = Default(0.0, "the teacher reads no node texts")
     found["distill.hidden"] = Default(1.0, "the model was trained before")
-    # Standardised states find translations best a third of the way up; from there on they turn to answers.
-    layer = max(1, round(0.4 * facts.layers)) if facts else None
-    found["distill.layer"] = Default(layer, "two fifths of the way up, where translations are alike")
+    if facts and get("distill.hidden", 1.0):
+        # Standardised states find translations best a third of the way up; above they turn to answers.
+        layer = max(1, round(0.4 * facts.layers))
+        found["distill.layer"] = Default(layer, f"two fifths of {facts.layers}, where translations are alike")
     found["distill.epochs"] = Default(2.0, "the model was trained before")
     if carrier == "lora":
         # Together the pilot's rank of 16 a path; half of it shared, as the tree's gain lies in that split.
@@ -103,7 +106,11 @@ def table(facts: Facts | None, *, method: str, carrier: str) -> dict[str, Defaul
 
 
 NAMES = tuple(
-    dict.fromkeys(name for method in ("lora", "full") for name in table(None, method=method, carrier="lora"))
+    dict.fromkeys(
+        name
+        for method in ("lora", "full")
+        for name in table(Facts(1, 1, 1), lambda name, default: method if name == "tune.method" else default)  # noqa: B023
+    )
 )
 """Settings that follow the model, in the order in which they are explained."""
 
@@ -122,10 +129,8 @@ def by_model(entries: Mapping[str, Any], facts: Facts | None) -> tuple[dict[str,
             _parent(filled, name).pop(name.rpartition(".")[2])  # type: ignore[union-attr]
     if filled.get("model", EMBEDDED) == EMBEDDED:
         return filled, []
-    method = _get(filled, "tune.method", "lora")
-    carrier = _get(filled, "distill.carrier.type", "lora")
     done = []
-    for name, default in table(facts, method=method, carrier=carrier).items():
+    for name, default in table(facts, lambda name, usual: _get(filled, name, usual)).items():
         parent, last = _parent(filled, name, make=True), name.rpartition(".")[2]
         if parent is not None and last not in parent:
             parent[last] = default.value
@@ -143,10 +148,15 @@ def explain(config: Any, facts: Facts) -> list[str]:
     )
     lines = [head]
     carrier = config.distill.carrier
-    for name, default in table(facts, method=config.tune.method, carrier=carrier.type).items():
+
+    def get(name: str, usual: Any = None) -> Any:
         value = config
         for part in name.split("."):
             value = getattr(value, part)
+        return value
+
+    for name, default in table(facts, get).items():
+        value = get(name)
         asked = f"as set; by the model {_plain(default.value)}"
         lines.append(f"  {name} {_plain(value)}: {default.why if value == default.value else asked}")
     if carrier.type == "lora":

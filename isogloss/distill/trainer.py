@@ -155,6 +155,8 @@ class Batch:
     positions: Tensor
     response: Tensor
     languages: list[str]
+    paths: list[str]
+    """Whose path each row reads: its language's, or a node's above it."""
     meanings: Tensor
     scored: Tensor
     retained: Tensor
@@ -191,6 +193,7 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         positions=response_positions(starts, lengths, ids.shape[1]),
         response=torch.tensor([token for e in encoded for token in e.response]),
         languages=[sample.language for sample in samples],
+        paths=[sample.language for sample in samples],
         meanings=torch.tensor([sample.meaning for sample in samples]),
         scored=scored,
         retained=scored & english.repeat_interleave(torch.tensor(lengths)),
@@ -265,7 +268,7 @@ def batch_losses(
     """
     score = partial(_sums, model, size=chunk_size(model, batch.ids.is_cuda if gpu is None else gpu))
     if carrier is not None:
-        carrier.set_path(batch.languages)
+        carrier.set_path(batch.paths)
     with capture(model, weights.layer) as states:
         if batch.options is None:
             hidden = last_hidden(model, batch.ids, batch.mask)
@@ -524,7 +527,7 @@ class ResponseTrainer(Trainer):
     ) -> Any:
         batch: Batch = inputs["batch"].to(self.args.device)
         if self.carrier is not None and self.level_dropout:
-            batch.languages = drop_levels(self.carrier.tree, batch.languages, self.level_dropout)
+            batch.paths = drop_levels(self.carrier.tree, batch.languages, self.level_dropout)
         weights = self.weights.at(self.state.global_step / self.state.max_steps)
         parts = model(batch, weights)
         tokens, rows = num_items_in_batch
@@ -532,7 +535,7 @@ class ResponseTrainer(Trainer):
         loss: Any = sum(getattr(weights, WEIGHED.get(name, name)) * part for name, part in scaled.items())
         for name, part in (scaled | {"loss": loss}).items():
             self.note(name, part.detach())
-        self.languages.update(batch.languages)
+        self.languages.update(batch.paths)
         self.note("tokens", int(inputs["batch"].mask.sum()))
         self.note("responses", len(batch.response))
         # Wrappers for several processes average their gradients; the sum is what the normalisation means.

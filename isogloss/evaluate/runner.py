@@ -479,7 +479,7 @@ def retention(before: Sequence[bool], after: Sequence[bool], seed: int) -> dict[
 def spreads(scores: Mapping[str, Any]) -> dict[str, Any]:
     """Worst language and standard deviation over languages, per measure."""
     found = {}
-    for name in ("alignment", "consistency", "retrieval"):
+    for name in ("alignment", "consistency", "retrieval", "accuracy", "fidelity"):
         if name in scores:
             one = spread({code: entry["value"] for code, entry in scores[name]["languages"].items()})
             found[name] = {"worst": [one.worst, one.lowest], "sd": one.deviation}

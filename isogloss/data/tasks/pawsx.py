@@ -26,9 +26,9 @@ Table = dict[str, dict[str, str]]
 """By id, the columns of a row."""
 
 
-def ask(code: str, first: str, second: str) -> str:
-    """The instruction about a pair of sentences."""
-    return phrases(code).instruction("paraphrase", 0, first=first, second=second)
+def ask(code: str, first: str, second: str, *, phrasing: int = 0) -> str:
+    """The instruction about a pair of sentences, in one of the wordings."""
+    return phrases(code).instruction("paraphrase", phrasing, first=first, second=second)
 
 
 @cache

@@ -23,9 +23,9 @@ Table = dict[str, tuple[str, str]]
 """By index, the category and the text."""
 
 
-def ask(code: str, text: str, wording: int = 0) -> str:
-    """The instruction about a sentence, in one of the demo's wordings."""
-    return phrases(code).instruction("topic", wording, text=text)
+def ask(code: str, text: str, *, phrasing: int = 0) -> str:
+    """The instruction about a sentence, in one of the wordings."""
+    return phrases(code).instruction("topic", phrasing, text=text)
 
 
 @cache

@@ -18,9 +18,9 @@ TASK = "xnli"
 LANGUAGES = xglue.LANGUAGES["XNLI"]
 
 
-def ask(code: str, premise: str, hypothesis: str) -> str:
-    """The instruction about a pair of sentences."""
-    return phrases(code).instruction("inference", 0, premise=premise, hypothesis=hypothesis)
+def ask(code: str, premise: str, hypothesis: str, *, phrasing: int = 0) -> str:
+    """The instruction about a pair of sentences, in one of the wordings."""
+    return phrases(code).instruction("inference", phrasing, premise=premise, hypothesis=hypothesis)
 
 
 @cache

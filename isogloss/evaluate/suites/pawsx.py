@@ -37,5 +37,7 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
             code: Turn(ask(code, table[id]["sentence1"], table[id]["sentence2"]), options(code)[label])
             for code, table in tables.items()
         }
-        made.append(Item(id, TASK, turns, {code: options(code) for code in codes}, label))
+        again = ask(SOURCE, english[id]["sentence1"], english[id]["sentence2"], phrasing=1)
+        wordings = {code: options(code) for code in codes}
+        made.append(Item(id, TASK, turns, wordings, label, paraphrases=(again,)))
     return SuiteData(TASK, "1.0", split, tuple(made), {}, notes=notes)

@@ -29,7 +29,7 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
         turns = {
             code: Turn(ask(code, table[index][1]), labels()[code][category]) for code, table in tables.items()
         }
-        again = ask(SOURCE, english[index][1], 1)
+        again = ask(SOURCE, english[index][1], phrasing=1)
         options = {code: labels()[code] for code in codes}
         made.append(Item(index, TASK, turns, options, category, paraphrases=(again,)))
     return SuiteData(TASK, "1.0", split, tuple(made), {})

@@ -35,6 +35,7 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
             },
             {code: options(code) for code in codes},
             row.label,
+            paraphrases=(ask(SOURCE, row.premise[SOURCE], row.hypothesis[SOURCE], phrasing=1),),
         )
         for row in sample(rows, items, key=lambda row: row.id, strata=lambda row: (row.label,))
     ]
