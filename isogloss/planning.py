@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
@@ -56,8 +55,10 @@ from isogloss.distill.trainer import Batch, Sample, Weights, batch_losses, chunk
 from isogloss.errors import ConfigError
 from isogloss.evaluate.suites import load_suite
 from isogloss.languages import SOURCE
+from isogloss.loading import read_config
 from isogloss.model import (
     EMBEDDED,
+    check_base,
     decoder_of,
     last_hidden,
     layers_of,
@@ -323,7 +324,9 @@ class Work:
         if folder.is_dir() and not any((folder / name).exists() for name in files):
             self.notes.append(f"{self.config.model} has no tokenizer: tokens are counted by the embedded one")
             return load_tokenizer(EMBEDDED)
-        return self.run.base_tokenizer()
+        tokenizer = self.run.base_tokenizer()
+        check_base(self.config.model, tokenizer, weights=False)
+        return tokenizer
 
 
 def spread(examples: Sequence[ParallelExample], most: int) -> list[ParallelExample]:
@@ -352,8 +355,8 @@ def meta_model(name: str, dtype: torch.dtype, *, gpu: bool) -> PreTrainedModel:
     """
     folder = model_folder(name)
     try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        config = read_config(name, folder)
+    except OSError as error:
         raise ConfigError(f"model: {name} has no config.json that transformers reads") from error
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(
