@@ -78,8 +78,8 @@ T = TypeVar("T")
 EFFICIENCY = 0.4
 """Share of the rate of large products that a step reaches; an assumption, which a machine's file may set."""
 SAMPLE = 8_000
-"""English examples of stage 1 that are encoded; of more, the others are taken to be as long as these, which
-is right within 1 %."""
+"""English examples of stage 1 that are encoded; of more, the others are taken to be as long as these: right
+within 1 %."""
 READ_TOGETHER = 64
 """Rows per forward of the teacher."""
 CONTEXT = 600 << 20
@@ -443,8 +443,8 @@ def read_bytes(model: nn.Module, rows: int, width: int) -> int:
 @torch.no_grad()
 def cache_bytes(model: nn.Module, rows: int, width: int) -> int:
     """Bytes that the model itself keeps of what it has read: keys and values, windows of them, or states."""
-    mask = torch.ones(rows, width, dtype=torch.long, device="meta")
-    found: Any = decoder_of(model)(input_ids=torch.zeros_like(mask), attention_mask=mask, use_cache=True)
+    ids = torch.zeros(rows, width, dtype=torch.long, device="meta")
+    found: Any = decoder_of(model)(input_ids=ids, use_cache=True)
     kept = getattr(found, "past_key_values", None) or getattr(found, "cache_params", None)
     return sum(tensor.nbytes for tensor in _tensors(kept, set()))
 
