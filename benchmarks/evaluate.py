@@ -136,13 +136,9 @@ def side(asked: Asked, name: str) -> dict[str, Any]:
     subject = runner.Model(base(asked), load_tokenizer(asked.model))
     english = [item.turns[SOURCE].response or "" for item in runner.twinned(suite)]
     with Clock() as clock:
-        layer, vectors = 0, None
-        if suite.sentences:
-            layer = runner.choose_layer(subject, suite.layer_sentences, settings.batch)
-            vectors = runner.embed(subject, suite.sentences[SOURCE], SOURCE, [layer], settings.batch)[layer]
-        found = runner.evaluate_side(
-            subject, suite, CODES, english, vectors, layer, settings, 0, lambda done, of: None
-        )
+        quiet = lambda done, of: None  # noqa: E731
+        retriever = runner.retriever(subject, subject, suite, settings, quiet)
+        found = runner.evaluate_side(subject, suite, CODES, english, retriever, settings, 0, quiet)
     measure = "retrieval" if suite.sentences else "accuracy"
     each = len(suite.sentences[SOURCE]) if suite.sentences else len(suite.items)
     return row(clock, each * len(CODES), accuracy=found.scores[measure]["mean"], languages=len(CODES))

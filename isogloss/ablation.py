@@ -20,14 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import ttest_1samp
 
 from isogloss.comparing import compare_groups, main_measure
-from isogloss.config import Config, dump_config, with_overrides
+from isogloss.config import HIDDEN_ONLY, KL_ONLY, Config, Distill, dump_config, with_overrides
 from isogloss.errors import ConfigError, RunError
+from isogloss.evaluate.statistics import holm
 from isogloss.files import write_json
+from isogloss.languages import languages
 from isogloss.pipeline import Run, Watcher, open_run, run_distill, run_evaluate, run_report, run_tune
 from isogloss.quiet import quiet
 from isogloss.tree.fit import refuse_misfit
+
+
+def _as_usual(*names: str) -> tuple[str, ...]:
+    """Settings of stage 2 at their defaults: what a variant would leave without effect is refused."""
+    usual = Distill().model_dump(mode="json")
+    return tuple(f"distill.{name}={json.dumps(usual[name])}" for name in names)
+
 
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "families": ("languages.tree=families",),
@@ -35,8 +45,8 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "random": ("languages.tree=random",),
     "flat": ("languages.tree=flat",),
     "shared": ("languages.tree=shared",),
-    "no-hidden": ("distill.hidden=0",),
-    "no-kl": ("distill.kl=0",),
+    "no-hidden": ("distill.hidden=0", *_as_usual(*HIDDEN_ONLY)),
+    "no-kl": ("distill.kl=0", *_as_usual(*KL_ONLY, "on_policy")),
     "with-kl": ("distill.kl=1",),
     "no-texts": ("distill.teacher_reads=[twin,answer]",),
     "no-english": ("distill.teacher_reads=[texts]",),
@@ -51,6 +61,8 @@ READINGS = ("no-texts", "no-english")
 CHANGES = ("no-", "with-")
 """How variants begin that take a part of the method away or add one."""
 OPPOSITES = {"no-kl": "with-kl", "with-kl": "no-kl"}
+FEWEST = 3
+"""Seeds that a t test is made from."""
 MEASURES = ("alignment", "consistency", "retrieval", "accuracy", "fidelity", "retention")
 
 
@@ -116,7 +128,9 @@ def with_items(variants: Sequence[Variant], items: Sequence[int]) -> list[Varian
 
 
 def _items(n: int | None) -> tuple[str, ...]:
-    return () if n is None else (f"languages.items={{high: {n}, middle: {n}, low: {n}}}",)
+    if n is None:
+        return ()
+    return (f"languages.items={{high: {n}, middle: {n}, low: {n}}}", "languages.amounts={}")
 
 
 def resolved(config: Config, variants: Sequence[Variant]) -> list[Variant]:
@@ -172,7 +186,9 @@ class Ablation:
         rows: One per suite, variant and seed.
         differences: One per suite, group of languages ("all", "low") and variant but the first (of its number
             of items): the suite's main measure against the first, or against what the variant names, mean
-            over seeds, paired over items.
+            over seeds. `p` is over items (would others have shown it too?), `p_seeds` over seeds (paired t
+            test; None where there are under `FEWEST`); both are corrected for the suite's `comparisons`
+            (Holm 1979).
     """
 
     rows: list[dict]
@@ -212,7 +228,8 @@ def ablate(
             rows = [row for seed in seeds for v in variants for row in found.get((seed, v.name), ())]
             _write(config, Ablation(rows, []), folder)
     measures = {row["suite"]: [row["measure"]] for row in rows if row["measure"]}
-    done = Ablation(rows, _differences(config, variants, seeds, folder, measures))
+    found_differences = _differences(config, variants, seeds, folder, measures)
+    done = Ablation(rows, corrected(with_seeds(found_differences, rows)))
     _write(config, done, folder)
     return done
 
@@ -309,10 +326,46 @@ def _differences(
     return found
 
 
+def with_seeds(differences: Sequence[dict], rows: Sequence[Mapping]) -> list[dict]:
+    """The differences, each with its p over the seeds: of a paired t test of the means over languages."""
+
+    def by_seed(one: Mapping, variant: str) -> dict[int, float]:
+        of = [row for row in rows if (row["suite"], row["variant"]) == (one["suite"], variant)]
+        means = {row["seed"]: row["low"] for row in of}
+        if one["languages"] == "all":
+            means = {row["seed"]: statistics.fmean(row["languages"].values()) for row in of}
+        return means
+
+    found = []
+    for one in differences:
+        ours, theirs = by_seed(one, one["variant"]), by_seed(one, one["against"])
+        pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+        p = None
+        if len(pairs) >= FEWEST:
+            apart = [a - b for a, b in pairs]
+            # Without any spread there is no t: the same difference in every seed, or none.
+            p = float(ttest_1samp(apart, 0).pvalue) if len(set(apart)) > 1 else float(not apart[0])
+        found.append({**one, "p_seeds": p})
+    return found
+
+
+def corrected(differences: Sequence[dict]) -> list[dict]:
+    """The differences with p corrected for how many of a suite are looked at, by Holm's method."""
+    found = [dict(one) for one in differences]
+    for suite in dict.fromkeys(one["suite"] for one in found):
+        together = [one for one in found if one["suite"] == suite]
+        for name in ("p", "p_seeds"):
+            known = [one for one in together if one[name] is not None]
+            for one, p in zip(known, holm([one[name] for one in known]), strict=True):
+                one[name] = p
+        for one in together:
+            one["comparisons"] = len(together)
+    return found
+
+
 def _low(config: Config) -> list[str]:
-    """The languages of few items."""
-    languages = config.languages
-    return [code for code in languages.targets if code not in (*languages.high, *languages.middle)]
+    """The low-resource languages."""
+    return [code for code in config.languages.targets if languages()[code].resource == "low"]
 
 
 def summary(rows: Sequence[Mapping]) -> list[dict]:
@@ -352,7 +405,8 @@ def _rows(run: Run, variant: Variant, seed: int) -> list[dict]:
         few = [each[code] for code in low if code in each]
         rows.append(
             {
-                "data": run.config.data.type, "suite": suite, "variant": variant.name,
+                "data": "+".join(source.type for source in run.config.sources),
+                "suite": suite, "variant": variant.name,
                 "overrides": list(variant.overrides), "carrier": run.config.distill.carrier.type,
                 "seed": seed, "trained_tokens": cost["tokens_backpropagated"], "flops": cost["flops"],
                 "seconds": cost["seconds"], **means, "measure": measure, "languages": each,

@@ -6,7 +6,6 @@ Nothing here imports torch before the settings are known to be right.
 import contextlib
 import io
 import json
-import os
 import shlex
 import socket
 import sys
@@ -27,7 +26,16 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from isogloss.config import Config, load_config, refuse_shared, run_folder_of
+from isogloss import bundle
+from isogloss.config import (
+    Config,
+    for_choosing,
+    home,
+    load_config,
+    refuse_shared,
+    root_of_environment,
+    run_folder_of,
+)
 from isogloss.errors import ConfigError, DataError, IsoglossError, RunError
 from isogloss.files import locked
 from isogloss.languages import Language, UnknownLanguageError, resolve
@@ -58,19 +66,28 @@ app = typer.Typer(
 )
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 
+
+def _path(text: Any) -> Path:
+    """A path on the command line; a shell leaves the `~` of `--out=~/runs` as it is."""
+    return home(Path(text))
+
+
 ConfigFile = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[CONFIG]", help="YAML settings, or a run's folder; without it the embedded default."
+        metavar="[CONFIG]",
+        parser=_path,
+        help="YAML settings, or a run's folder; without it the embedded default.",
     ),
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", parser=_path, help="A run's folder.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, e.g. distill.lr=0.001; repeatable."),
 ]
 DataRoot = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Folder of the real data sets; else ISOGLOSS_DATA.")
+    Path | None,
+    typer.Option(metavar="FOLDER", parser=_path, help="Folder of the real data sets; else ISOGLOSS_DATA."),
 ]
 
 
@@ -130,7 +147,7 @@ def tune(
 
 @app.command()
 def distill(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
-    """Stage 2: the hierarchy of prompts is distilled into one adapter per language."""
+    """Stage 2: one adapter per language, into which the prompts are distilled where distill.kl is above 0."""
     settings = _settings(config, set_, data_root)
     _require(settings.run, TUNED)
     job = _open(settings)
@@ -177,6 +194,47 @@ def teacher_prompt(
         _line(_plain(shown(job.tokenizer, prompt, row.student.response, its)))
 
 
+@app.command("teacher-gain")
+def teacher_gain(
+    run_folder: RunFolder,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A suite whose dev items are asked; the run's own without it."),
+    ] = None,
+    items: Annotated[int, typer.Option(min=1, help="Items of each suite, at most.")] = 40,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+) -> None:
+    """What prompting adds in context: agreement with the model's own English answer, by prompt and language.
+
+    What is distilled can be no better. Needs stage 1 alone.
+    """
+    _is_run(run_folder)
+    _require(run_folder, TUNED)
+    job = _prepare(load_config(run_folder / "config.yaml").model_copy(update={"run": run_folder}))
+    from isogloss import pipeline
+
+    found = pipeline.teacher_gains(job, suite or job.config.evaluate.suites, items)
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=1))
+        return
+    for task in dict.fromkeys(one.task for one in found):
+        rows = [one for one in found if one.task == task]
+        codes = list(dict.fromkeys(one.language for one in rows))
+        table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left")
+        table.title = f"{task}: answers as in English, %"
+        table.add_column("read before the instruction", no_wrap=True)
+        for name in ("mean", "gain", *codes):
+            table.add_column(name, no_wrap=True, justify="right")
+        for view in dict.fromkeys(one.view for one in rows):
+            each = {one.language: one for one in rows if one.view == view}
+            mean = sum(one.agreement for one in each.values()) / len(each)
+            gain = sum(one.gain.value for one in each.values()) / len(each)
+            shares = [f"{100 * each[code].agreement:.0f}" if code in each else "" for code in codes]
+            plus = "" if view == "bare" else f"{100 * gain:+.1f}"
+            table.add_row(view, f"{100 * mean:.1f}", plus, *shares)
+        out.print(table)
+
+
 @app.command()
 def evaluate(
     run_folder: RunFolder,
@@ -215,7 +273,11 @@ def report(
     run_folder: RunFolder,
     lm_eval_json: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Also write the scores as lm-evaluation-harness writes its own."),
+        typer.Option(
+            metavar="FOLDER",
+            parser=_path,
+            help="Also write the scores as lm-evaluation-harness writes its own.",
+        ),
     ] = None,
 ) -> None:
     """Write the page of a run again."""
@@ -303,15 +365,18 @@ def export(
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every language that was taught.")] = False,
     form: Annotated[
-        Literal["peft", "merged", "lora", "vllm-embeds"],
+        Literal["peft", "merged", "lora", "vllm-embeds", "bundle"],
         typer.Option(
             "--format",
             help="Adapters over the tuned model in PEFT's format, whole models, LoRA adapters whatever the "
-            "carrier, or soft tokens as prompt embeddings.",
+            "carrier, soft tokens as prompt embeddings, or the run without what its base has already.",
         ),
     ] = "peft",
     folder: Annotated[
-        Path | None, typer.Option("--out", metavar="FOLDER", help="Where to; RUN/exports/FORMAT without it.")
+        Path | None,
+        typer.Option(
+            "--out", metavar="FOLDER", parser=_path, help="Where to; RUN/exports/FORMAT without it."
+        ),
     ] = None,
     max_rank: Annotated[
         int | None, typer.Option(min=1, help="Refit adapters of a larger rank to this one.")
@@ -319,6 +384,17 @@ def export(
 ) -> None:
     """Languages as adapters or models that other programs load."""
     _is_run(run_folder)
+    if form == "bundle":
+        if language or all_ or max_rank is not None:
+            raise ConfigError(
+                "--format bundle: holds all languages as they are; leave out --language, --all, --max-rank"
+            )
+        _require(run_folder, TUNED, DISTILLED)
+        job = _prepare(load_config(run_folder / "config.yaml").model_copy(update={"run": run_folder}))
+        made = bundle.write(job, folder or run_folder / "exports" / form)
+        told = f"{made.asked} answers are the same" if made.tree == "bfloat16" else "bfloat16 changes answers"
+        _line(f"Bundle: {made.folder}, {made.size / 1e6:.1f} MB; the tree is in {made.tree}: {told}")
+        return
     if bool(language) == all_:
         raise ConfigError("name the languages by --language CODE, or all of them by --all")
     if form in ("merged", "vllm-embeds") and max_rank is not None:
@@ -345,7 +421,9 @@ def add_language(
     data: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Parallel JSON lines with the language; the run's own data without it."
+            metavar="FILE",
+            parser=_path,
+            help="Parallel JSON lines with the language; the run's own data without it.",
         ),
     ] = None,
     set_: Overrides = None,
@@ -368,8 +446,10 @@ def add_language(
 
 @app.command()
 def compare(
-    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run's folder.")],
-    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another's, on the same items.")],
+    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", parser=_path, help="A run's folder.")],
+    run_b: Annotated[
+        Path, typer.Argument(metavar="RUN_B", parser=_path, help="Another's, on the same items.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
 ) -> None:
     """Is one run better than another: difference, interval and p, per language and on average."""
@@ -402,7 +482,7 @@ def compare(
 @app.command()
 def suites(data_root: DataRoot = None) -> None:
     """What can be measured: languages, licence, where to get it, and whether it is in the data root."""
-    root = data_root or (Path(given) if (given := os.environ.get("ISOGLOSS_DATA")) else None)
+    root = data_root or root_of_environment()
     if root is not None and not root.is_dir():
         raise DataError(f"data root {root} does not exist; set --data-root or ISOGLOSS_DATA")
     from isogloss.evaluate.suites import ABOUT
@@ -454,14 +534,14 @@ def compare_methods(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the settings' own on.")] = 1,
     points: Annotated[int, typer.Option(min=1, help="Measurements along each method's way.")] = 10,
     times: Annotated[float, typer.Option(min=0, help="Stop a method after so many times our seconds.")] = 3.0,
-    folder: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of all runs.")] = Path(
-        "runs/methods"
-    ),
+    folder: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", parser=_path, help="Folder of all runs.")
+    ] = Path("runs/methods"),
     set_: Overrides = None,
     data_root: DataRoot = None,
 ) -> None:
     """What our method and reinforcement learning cost to align the languages equally well."""
-    settings = _settings(config, set_, data_root)
+    settings = _choosing(_settings(config, set_, data_root))
     quiet()
     try:
         from isogloss.baselines import comparison
@@ -508,9 +588,9 @@ def ablate(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the settings' own on.")] = 1,
-    folder: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of all runs.")] = Path(
-        "runs/ablation"
-    ),
+    folder: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", parser=_path, help="Folder of all runs.")
+    ] = Path("runs/ablation"),
     jobs: Annotated[
         int, typer.Option(min=1, help="Runs at a time; more than one pay on a GPU that one run leaves idle.")
     ] = 1,
@@ -518,7 +598,7 @@ def ablate(
     data_root: DataRoot = None,
 ) -> None:
     """Variants of stage 2 side by side, on one reference model per seed."""
-    settings = _settings(config, set_, data_root)
+    settings = _choosing(_settings(config, set_, data_root))
     quiet()
     from isogloss import ablation
 
@@ -542,7 +622,9 @@ def plan(
     config: ConfigFile = None,
     machine: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="YAML: devices, memory_gib, tflops; without it this machine."),
+        typer.Option(
+            metavar="FILE", parser=_path, help="YAML: devices, memory_gib, tflops; without it this machine."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
     set_: Overrides = None,
@@ -692,6 +774,14 @@ def _settings(config: Path | None, overrides: list[str] | None, data_root: Path 
     return load_config(config, overrides or (), data_root=data_root, places=True)
 
 
+def _choosing(settings: Config) -> Config:
+    """Settings of a command by which variants or methods are chosen: on dev unless test is asked for."""
+    chosen = for_choosing(settings)
+    if chosen.evaluate.split == "test":
+        _line("Warning: evaluate.split is test, on which nothing should be chosen; leave it out for dev")
+    return chosen
+
+
 def _codes(spellings: Sequence[str], where: str) -> list[str]:
     """Our codes of languages named on the command line, each once."""
     try:
@@ -740,6 +830,7 @@ def _is_run(folder: Path) -> None:
 
 def _require(folder: Path, *stages: tuple[str, str, str]) -> None:
     """What an earlier stage leaves in the run folder must be there."""
+    bundle.restore(folder, _line)
     for file, lacks, command in stages:
         if not (folder / file).exists():
             raise RunError(f"{folder} has {lacks}; run `isogloss {command}` first")
@@ -773,7 +864,7 @@ def _time(seconds: float) -> str:
 
 
 def _show_scores(job: "Run") -> None:
-    from isogloss.report.table import headline, official_table, summary_table
+    from isogloss.report.table import headline, official_table, overview_table, summary_table, tasks_table
 
     scores = json.loads((job.folder / "scores.json").read_text("utf-8"))
     for suite in scores["suites"]:
@@ -782,6 +873,10 @@ def _show_scores(job: "Run") -> None:
         if scores["suites"][suite].get("official"):
             out.print(official_table(scores, suite))
         out.print(escape(headline(scores, suite)))
+    for table in (tasks_table(scores), overview_table(scores)):
+        if table is not None:
+            out.print()
+            out.print(table)
     out.print()
 
 
@@ -804,12 +899,28 @@ def _show_ablation(summary: Sequence[dict], differences: Sequence[dict]) -> None
             continue
         table = Table(box=None, header_style="bold", pad_edge=False)
         for number, name in enumerate(
-            (against[0]["measure"], "against", "languages", "difference", "95 % interval", "p", "n")
+            (
+                against[0]["measure"],
+                "against",
+                "languages",
+                "difference",
+                "95 % interval",
+                "p, items",
+                "n",
+                "p, seeds",
+            )
         ):
             table.add_column(name, no_wrap=True, justify="left" if number < 3 else "right")
         for one in against:
-            table.add_row(escape(one["variant"]), escape(one["against"]), one["languages"], *_difference(one))
+            seeds = "–" if one["p_seeds"] is None else f"{one['p_seeds']:.4f}"
+            table.add_row(
+                escape(one["variant"]), escape(one["against"]), one["languages"], *_difference(one), seeds
+            )
         out.print(table)
+        _line(
+            f"p are corrected for the {len(against)} comparisons (Holm): over items, which others might have "
+            "been, and over seeds (paired t test; – under 3)"
+        )
 
 
 def _show_plan(found: "Plan") -> None:
@@ -837,7 +948,7 @@ def _show_plan(found: "Plan") -> None:
         f"On {machine.name}: {machine.devices} × {figures.size(machine.memory)}, "
         f"{figures.count(machine.rate, 'FLOP')} a second, of which {machine.efficiency:.0%} is reached"
     )
-    for line in found.notes:
+    for line in (*found.settings, *found.notes):
         _line(line)
     for line in found.advice or ["It fits."]:
         _line(line)

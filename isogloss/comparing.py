@@ -121,9 +121,23 @@ def _measure(suite: str, measure: str, a: Hits, b: Hits, seed: int) -> Compared 
     codes = [code for code in a[halves[0]] if all(code in hits[half] for half in halves for hits in (a, b))]
     if not codes:
         return None
+    told = {
+        (half, code): np.isfinite(a[half][code]) & np.isfinite(b[half][code])
+        for half in halves
+        for code in codes
+    }
+    codes = [code for code in codes if all(told[half, code].any() for half in halves)]
+    if not codes:
+        return None
+
+    def pair(half: str, code: str) -> tuple[list[float], list[float]]:
+        """Both sides where the measure says something of both."""
+        kept = told[half, code]
+        return np.array(a[half][code])[kept].tolist(), np.array(b[half][code])[kept].tolist()
+
     each = {
         code: paired_bootstrap_of_halves(
-            [(a[half][code], b[half][code]) for half in halves], seed=seed, resamples=RESAMPLES
+            [pair(half, code) for half in halves], seed=seed, resamples=RESAMPLES
         )
         for code in codes
     }
@@ -134,7 +148,10 @@ def _measure(suite: str, measure: str, a: Hits, b: Hits, seed: int) -> Compared 
     }
 
     # Languages with other items each are resampled apart.
-    joint = all(len({len(a[half][code]) for code in codes}) == 1 for half in halves)
+    joint = all(
+        len({len(a[half][code]) for code in codes}) == 1 and all(told[half, code].all() for code in codes)
+        for half in halves
+    )
 
     def over(hits: Hits, half: str) -> list[float]:
         return mean_over_languages({code: hits[half][code] for code in codes})
@@ -142,7 +159,7 @@ def _measure(suite: str, measure: str, a: Hits, b: Hits, seed: int) -> Compared 
     pairs = (
         [(over(a, half), over(b, half)) for half in halves]
         if joint
-        else [(a[half][code], b[half][code]) for half in halves for code in codes]
+        else [pair(half, code) for half in halves for code in codes]
     )
     mean = paired_bootstrap_of_halves(pairs, seed=seed, resamples=RESAMPLES)
     return Compared(suite, measure, mean, each)
@@ -164,7 +181,8 @@ def _mean_hits(runs: Sequence[Hits], codes: Sequence[str] | None) -> Hits:
         for code in runs[0][measure]:
             each = [hits.get(measure, {}).get(code, []) for hits in runs]
             if all(each) and (codes is None or code in codes):
-                found.setdefault(measure, {})[code] = np.mean(each, axis=0).tolist()
+                # null, of which a measure says nothing, is nan from here on
+                found.setdefault(measure, {})[code] = np.mean(np.array(each, float), axis=0).tolist()
     return found
 
 

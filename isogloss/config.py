@@ -14,12 +14,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 from yaml.composer import ComposerError
 
+from isogloss.bases import PACKAGED, SUFFIX, unavailable
+from isogloss.defaults import EMBEDDED, Facts, by_model, look_up
 from isogloss.errors import ConfigError
-from isogloss.languages import SOURCE, XGLUE_TWELVE, resolve
+from isogloss.languages import SOURCE, XGLUE_TWELVE, languages, resolve
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Settings")
@@ -44,6 +55,27 @@ def _refusal(name: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("refusal", "{message}", {"name": name, "message": message})
 
 
+def _without_effect(settings: S, *cases: tuple[Any, Iterable[str], str]) -> S:
+    """Refuse what was changed and does nothing beside its neighbours.
+
+    A value that equals its default passes, so that resolved settings can be read again.
+
+    Args:
+        cases: Whether settings are without effect, their names, and why.
+    """
+    for idle, names, why in cases:
+        for name in names:
+            if idle and getattr(settings, name) != type(settings).model_fields[name].default:
+                raise _refusal(name, f"has no effect {why}")
+    return settings
+
+
+def home(path: T) -> T:
+    """A path, or a text that may be one, with a leading `~` written out."""
+    written = os.path.expanduser(path)  # type: ignore[call-overload]  # noqa: PTH111  # keeps an unknown ~user
+    return type(path)(written)  # type: ignore[call-arg]
+
+
 def _divided(stage: S) -> S:
     if stage.batch % stage.accumulate:  # type: ignore[attr-defined]  # both stages have both
         raise _refusal("accumulate", f"must divide batch, which is {stage.batch}")  # type: ignore[attr-defined]
@@ -51,11 +83,16 @@ def _divided(stage: S) -> S:
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Rank = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
+Place = Annotated[Path, AfterValidator(home)]
+"""A file or folder; `~` is the user's home."""
+ModelName = Annotated[Text, AfterValidator(home)]
+"""A model's folder, in which `~` is the user's home, or its hub name."""
 Code = Annotated[str, AfterValidator(_code)]
 Codes = Annotated[tuple[Code, ...], AfterValidator(_once)]
 Targets = Annotated[
@@ -71,28 +108,43 @@ class Settings(BaseModel):
     )
 
 
-class DemoData(Settings):
+class Source(Settings):
+    """Where instructions come from."""
+
+    weight: Positive = 1.0
+    """Its share of a language's items, in proportion to the weights of all sources that have the language;
+    what one of them cannot fill goes to the others."""
+
+
+class DemoData(Source):
     """The instruction set that comes with the package."""
 
     type: Literal["demo"] = "demo"
-    """Which kind of data: demo, massive, parallel, chat or table."""
+    """Which kind of data: demo, massive, sib200, xnli, pawsx, mlqa, parallel, chat or table."""
     english_items: Count = 8_000
     """English items for stage 1."""
 
 
-class MassiveData(Settings):
+class LabelledData(Source):
+    """A labelled set under the data root, put into instructions."""
+
+    english_items: Count | None = None
+    """English items for stage 1, drawn over tasks and labels; all of them if not given."""
+    responses: Literal["english", "all"] = "english"
+    """Whose labels are read: of English alone, or of every language."""
+
+
+class MassiveData(LabelledData):
     """MASSIVE: virtual-assistant utterances with intent, scenario and slots, parallel in 51 languages."""
 
     type: Literal["massive"] = "massive"
-    """MASSIVE from the data root."""
+    """MASSIVE's train partition."""
     tasks: Annotated[tuple[Literal["intent", "scenario", "slot"], ...], AfterValidator(_once)] = (
         "intent",
         "scenario",
         "slot",
     )
     """What is asked about an utterance; slots are asked in stage 1 only."""
-    english_items: Count | None = None
-    """English utterances for stage 1; all of them if not given."""
 
     @model_validator(mode="after")
     def _for_both_stages(self) -> "MassiveData":
@@ -101,49 +153,117 @@ class MassiveData(Settings):
         return self
 
 
-class ParallelFile(Settings):
+class Sib200Data(LabelledData):
+    """SIB-200: the topic of a sentence, one of seven."""
+
+    type: Literal["sib200"] = "sib200"
+    """SIB-200's train file; its sentences are lines of FLORES, which the suites then leave out."""
+
+
+class XnliData(LabelledData):
+    """XNLI: does a hypothesis follow from a premise."""
+
+    type: Literal["xnli"] = "xnli"
+    """The part of XNLI's dev set that is never reported."""
+
+
+class PawsxData(LabelledData):
+    """PAWS-X: do two sentences of nearly the same words mean the same."""
+
+    type: Literal["pawsx"] = "pawsx"
+    """The part of PAWS-X's dev set that is never reported."""
+
+
+class MlqaData(LabelledData):
+    """MLQA: a question about a passage, answered with words of it."""
+
+    type: Literal["mlqa"] = "mlqa"
+    """The part of MLQA's dev set that is never reported."""
+    max_chars: Count = 1_000
+    """Longest passage; questions about longer ones are not asked."""
+
+
+class FileData(Source):
+    """A file of the user's own."""
+
+    english_items: Count | None = None
+    """English items for stage 1, drawn over tasks and labels; all of them if not given."""
+    path: Place
+    """The file; relative to the folder where the command runs."""
+
+
+class ParallelFile(FileData):
     """Parallel JSON lines: one object with all languages, or one row per language sharing an id."""
 
     type: Literal["parallel"] = "parallel"
     """A file of parallel JSON lines."""
-    path: Path
-    """The file; relative to the folder where the command runs."""
 
 
-class ChatFile(Settings):
-    """Chat-format JSON lines: messages with a user and an assistant turn; languages are joined by id."""
+class ChatFile(FileData):
+    """Chats: messages with a user and an assistant turn; languages are joined by id."""
 
     type: Literal["chat"] = "chat"
-    """A file of chat-format JSON lines."""
-    path: Path
-    """The file; relative to the folder where the command runs."""
+    """Chats, as JSON lines or any other table."""
     language: Code = "en"
     """The language of the rows that name none."""
+    split: str | None = None
+    """Which part of a folder is read; train where it holds several and none is named."""
 
 
-class TableFile(Settings):
-    """Anything `datasets.load_dataset` opens locally: Parquet, CSV, JSON."""
+class TableFile(FileData):
+    """Parquet, CSV, JSON or Arrow, or a folder of them with splits and shards, as data sets are published."""
 
     type: Literal["table"] = "table"
-    """A table."""
-    path: Path
-    """The file or folder; relative to the folder where the command runs."""
+    """A table, or a folder of them."""
     columns: dict[str, str]
     """From our field (id, task, language, instruction, response, sw.instruction …) to the table's column."""
+    split: str | None = None
+    """Which part of a folder is read; train where it holds several and none is named."""
 
 
-Data = Annotated[DemoData | MassiveData | ParallelFile | ChatFile | TableFile, Field(discriminator="type")]
+AnySource = Annotated[
+    DemoData
+    | MassiveData
+    | Sib200Data
+    | XnliData
+    | PawsxData
+    | MlqaData
+    | ParallelFile
+    | ChatFile
+    | TableFile,
+    Field(discriminator="type"),
+]
+_ONE, _SEVERAL = "one source", "several sources"
+Data = Annotated[
+    Annotated[AnySource, Tag(_ONE)]
+    | Annotated[Annotated[tuple[AnySource, ...], Field(min_length=1)], Tag(_SEVERAL)],
+    Discriminator(lambda given: _SEVERAL if isinstance(given, list | tuple) else _ONE),
+]
+
+
+class ParallelText(Settings):
+    """Pairs of sentences without any task, English and another language, under the data root."""
+
+    type: Literal["tatoeba", "tico19", "course_text", "massive"]
+    """Tatoeba's sentences, TICO-19's about health, course text (machine-translated), or MASSIVE's train
+    utterances."""
+    items: Count = 2_000
+    """Pairs per language, at most."""
+    low_resource_factor: Positive = 1.0
+    """How many times as often a pair of a low-resource language is read."""
+    max_chars: Count = 400
+    """Longest sentence; pairs with a longer one are left out."""
 
 
 class Amounts(Settings):
-    """Parallel items per language of each resource class."""
+    """Parallel items per language of each resource class; `isogloss languages` shows the classes."""
 
     high: Count = 512
-    """For a language with plenty of data."""
+    """For a high-resource language."""
     middle: Count = 192
-    """For a language with some data."""
+    """For a language of the middle class."""
     low: Count = 48
-    """For a language in neither list."""
+    """For a low-resource language."""
 
 
 class Languages(Settings):
@@ -151,26 +271,17 @@ class Languages(Settings):
 
     targets: Targets = XGLUE_TWELVE
     """Language codes of any kind the registry knows (`isogloss languages` lists them)."""
-    tree: Literal["families", "learned", "random", "flat", "shared"] | Path = "families"
+    tree: Literal["families", "learned", "random", "flat", "shared"] | Place = "families"
     """How adapters are shared: by language family, by groups that the tuned model represents alike, by groups
     dealt out at random, not at all, by all languages, or by the groups of a YAML file (`group: [codes]`)."""
-    high: Codes = ("ar", "es", "fr", "ru", "de", "zh")
-    """Languages with plenty of data."""
-    middle: Codes = ("bg", "el", "hi", "th", "tr", "vi")
-    """Languages with some data."""
     items: Amounts = Amounts()
-    """Parallel items per language of each class; a language in neither list is low."""
-
-    @model_validator(mode="after")
-    def _one_class_each(self) -> "Languages":
-        if both := set(self.high) & set(self.middle):
-            raise _refusal("middle", f"must not name {', '.join(sorted(both))}, which high names too")
-        return self
+    """Parallel items per language of each resource class, over all tasks together."""
+    amounts: dict[Code, Count] = {}
+    """Languages with an amount of their own, `code: items`."""
 
     def amount(self, code: str) -> int:
         """Parallel items that a language may use."""
-        items = self.items
-        return items.high if code in self.high else items.middle if code in self.middle else items.low
+        return self.amounts.get(code) or getattr(self.items, languages()[code].resource)
 
 
 class Selection(Settings):
@@ -178,36 +289,49 @@ class Selection(Settings):
 
     enabled: bool = True
     """Drop empty, degenerate, truncated, wrong-language and duplicate items."""
-    keep: Fraction = 1.0
+    keep: Share = 1.0
     """Share kept by instruction-following difficulty under the base model; 1 keeps all and skips scoring."""
     max_chars: Count = 4_000
     """Longest response."""
+
+    @model_validator(mode="after")
+    def _heeded(self) -> "Selection":
+        return _without_effect(self, (not self.enabled, ["max_chars"], "where enabled is false"))
 
 
 class Tune(Settings):
     """Stage 1: English instructions tune the base."""
 
     method: Literal["full", "lora"] = "full"
-    """All weights, or a LoRA that is merged at the end."""
+    """All weights, or a LoRA that is merged at the end; if not given, full for the embedded model and lora
+    for every other."""
     lora_rank: Count = 16
-    """Rank, where the method is lora."""
+    """Rank, where the method is lora; by the model if not given."""
     selection: Selection = Selection()
     """Which English items are good enough to learn from."""
     epochs: Positive = 1.5
-    """Passes over the selected items."""
+    """Passes over the selected items; by the model if not given."""
     batch: Count = 32
     """Rows per optimiser step."""
     accumulate: Count = 1
     """Micro-batches per optimiser step."""
     lr: Positive = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate; by the model if not given."""
+    max_tokens: Count | None = None
+    """Longest row, prompt and response together; the model's positions, at most 2048, if not given. Longer
+    rows are left out."""
     privileged: Fraction = 0.1
     """Share of items that are read once more behind the teacher's texts and their own answer."""
     _whole_batches = model_validator(mode="after")(_divided)
 
+    @model_validator(mode="after")
+    def _heeded(self) -> "Tune":
+        return _without_effect(self, (self.method == "full", ["lora_rank"], "with method full; take lora"))
+
 
 class Ranks(Settings):
-    """Adapter rows per node; most in the root, which a language of few items cannot fill alone."""
+    """Adapter rows per node; most in the root, which a language of few items cannot fill alone. What is not
+    given follows the model."""
 
     root: Rank = 12
     """Of the root, which all languages share."""
@@ -319,7 +443,7 @@ class ModelTeacher(Settings):
 
     type: Literal["model"] = "model"
     """Another local model."""
-    path: Text
+    path: ModelName
     """Its folder, or hub name."""
     level: Literal["token", "sequence"] = "token"
     """Score each response token, or write the responses that are learned from. Token by token a teacher with
@@ -328,6 +452,14 @@ class ModelTeacher(Settings):
     """Likeliest tokens kept at each place; the others share one bucket."""
     max_new_tokens: Count = 128
     """Longest answer, where level is sequence."""
+
+    @model_validator(mode="after")
+    def _heeded(self) -> "ModelTeacher":
+        return _without_effect(
+            self,
+            (self.level == "token", ["max_new_tokens"], "where level is token, which writes nothing"),
+            (self.level == "sequence", ["top_k"], "where level is sequence, which scores nothing"),
+        )
 
 
 class ServerTeacher(Settings):
@@ -358,17 +490,26 @@ class ServerTeacher(Settings):
 Teacher = Annotated[SelfTeacher | ModelTeacher | ServerTeacher, Field(discriminator="type")]
 
 
+KL_ONLY = ("texts", "require_texts", "teacher_reads", "divergence", "temperature", "hear")
+HIDDEN_ONLY = ("contrast", "fade", "layer")
+"""Settings of stage 2 that one term of the loss alone heeds; the first three of the former are heeded by a
+teacher that writes answers too."""
+
+
 class Distill(Settings):
-    """Stage 2: the hierarchy of prompts is distilled into the carriers."""
+    """Stage 2: the carriers learn; where `kl` is above 0, the hierarchy of prompts is distilled into them."""
 
     carrier: Carrier = LoraCarrier()
     """What a node's text is distilled into."""
-    texts: Path | None = None
+    texts: Place | None = None
     """Node texts; the package's own if not given."""
     require_texts: bool = False
     """Refuse a tree with a node that has no text; else it is silent."""
     teacher: Teacher = SelfTeacher()
     """Whose reading of the privileged prompt is learned: the frozen model's own, another's, or a server's."""
+    teacher_view: Literal["english", "prompt"] = "prompt"
+    """How the teacher reads a row: `english` – the English twin alone, where the answer is the same words in
+    every language or one of a closed set; the privileged prompt elsewhere –, or always the prompt."""
     teacher_reads: Annotated[tuple[Literal["texts", "twin", "answer"], ...], AfterValidator(_once)] = (
         "texts",
         "twin",
@@ -389,19 +530,20 @@ class Distill(Settings):
     bucket for the rest."""
     top_k: Count = 32
     """Tokens kept, where the signal is top_k; 4 bytes each per response token."""
-    cache: Path | None = None
+    cache: Place | None = None
     """Folder in which the teacher's signals are kept; `cache` in the run's folder if not given."""
     checks: bool = True
     """Check before training that teacher and student are aligned, and tell their divergence per language."""
     kl: Weight = 0.0
-    """Weight of the divergence per response token; 0 spares the teacher's reading. The embedded base does
-    better without (docs/log.md); 1 suits a model that uses what it reads."""
+    """Weight of the divergence per response token; 0 spares the teacher's reading: no prompt is distilled.
+    If not given, 0 for the embedded model, which does better without (docs/log.md), and 1 for every other."""
     ce: Weight = 1.0
     """Weight of cross-entropy per response token."""
     hidden: Weight = 4.0
     """Weight of the hidden-state term (similarity distillation) per row."""
-    contrast: Positive = 0.05
-    """Temperature of the hidden-state term, which divides its cosines."""
+    contrast: Positive | None = None
+    """Temperature of the hidden-state term, which divides its cosines; if not given, such that a twin is
+    likened to ten on average."""
     fade: Fraction = 0.7
     """Share of the steps over which the weight of the hidden-state term falls to 0; 0 keeps it."""
     layer: Count | None = None
@@ -418,13 +560,13 @@ class Distill(Settings):
     balance: Positive = 2.0
     """Temperature by which languages are balanced: 1 in proportion to data, larger more evenly."""
     epochs: Positive = 6.0
-    """Passes over the parallel items of all languages together, English aside."""
+    """Passes over the parallel items of all languages together, English aside; by the model if not given."""
     batch: Count = 32
     """Rows per optimiser step."""
     accumulate: Count = 1
     """Micro-batches per optimiser step."""
     lr: Positive = 3e-3
-    """Peak learning rate."""
+    """Peak learning rate; by the model if not given."""
     gradient_checkpointing: bool = False
     """Compute each layer again in backward: less memory, more time; not with a prefix."""
     level_dropout: Fraction = 0.0
@@ -493,16 +635,56 @@ class Distill(Settings):
             )
         if self.on_policy and not self.kl:
             raise _refusal("kl", "must be above 0 where on_policy is")
+        if self.teacher_view == "english":
+            reasons = {
+                "where kl is 0, which scores nothing": not self.kl,
+                f"where teacher.type is {self.teacher.type}": self.teacher.type != "self",
+                f"with carrier.type {self.carrier.type}": self.carrier.type != "lora",
+                "where on_policy is above 0": bool(self.on_policy),
+            }
+            for why in (why for why, holds in reasons.items() if holds):
+                raise _refusal("teacher_view", f"must be prompt {why}")
         if self.on_policy and self.teacher.type != "self":
             raise _refusal(
                 "on_policy", f"must be 0 where teacher.type is {self.teacher.type}; only self is live"
             )
         return self
 
+    @property
+    def prompts_are_read(self) -> bool:
+        """Whether a teacher reads the privileged prompts: to be learned from token by token, or to answer."""
+        return bool(self.kl) or (isinstance(self.teacher, ModelTeacher) and self.teacher.level == "sequence")
+
+    @model_validator(mode="after")
+    def _heeded(self) -> "Distill":
+        mute = "with kl 0, where no prompt is distilled; set distill.kl above 0"
+        # A node of virtual positions begins as what its text says.
+        begun = self.carrier.type != "lora" and self.carrier.init != "random"
+        retained = "with kl and retain 0, where the teacher says nothing"
+        kept = self.form[0] == "top_k" and not self.scored_elsewhere
+        return _without_effect(
+            self,
+            (not self.prompts_are_read, ["teacher_reads", "require_texts"], mute),
+            (not self.prompts_are_read and not begun, ["texts"], mute),
+            (not self.kl, ["divergence", "temperature", "hear"], mute),
+            (
+                "texts" not in self.teacher_reads and not begun, ["texts", "require_texts"],
+                "where teacher_reads has no texts",
+            ),
+            (self.on_policy, ["hear"], "on steps that are on-policy; set on_policy to 0"),
+            (self.scored_elsewhere, ["signal"], "on what another teacher scores, which is its top_k"),
+            (not self.kl and not self.retain, ["signal", "top_k"], retained),
+            (self.on_policy == 1, ["signal", "top_k"], "where all steps are on-policy"),
+            (self.on_policy == 1 and self.ce, ["ce"], "where all steps are on-policy; set it to 0"),
+            (self.scored_elsewhere, ["top_k"], "on what another teacher scores; set teacher.top_k"),
+            (not kept, ["top_k"], f"where signal is {self.signal}"),
+            (not self.hidden, HIDDEN_ONLY, "with hidden 0"),
+        )  # fmt: skip
+
 
 Suite = Literal[
     "demo", "massive", "flores101", "ntrex", "translation", "xnli", "pawsx", "sib200", "xcopa", "xquad",
-    "xglue", "language_confusion", "parallel",
+    "mlqa", "xglue", "language_confusion", "parallel",
 ]  # fmt: skip
 XglueTask = Literal["NER", "POS", "NC", "MLQA", "XNLI", "PAWSX", "QADSM", "WPR", "QAM", "QG", "NTG"]
 
@@ -510,7 +692,7 @@ XglueTask = Literal["NER", "POS", "NC", "MLQA", "XNLI", "PAWSX", "QADSM", "WPR",
 class Xglue(Settings):
     """What the suite xglue holds."""
 
-    path: Path | None = None
+    path: Place | None = None
     """The unpacked folder xglue_full_dataset, or its archive; looked for in the data root if not given."""
     tasks: Annotated[tuple[XglueTask, ...], Field(min_length=1), AfterValidator(_once)] = get_args(XglueTask)
     """Which tasks; the overall score is the mean over them."""
@@ -521,7 +703,7 @@ class Xglue(Settings):
 class ParallelSuite(Settings):
     """What the suite parallel holds."""
 
-    path: Path | None = None
+    path: Place | None = None
     """Parallel JSON lines, as data of type parallel has them, with responses."""
 
 
@@ -542,7 +724,8 @@ class Evaluate(Settings):
     also: Codes = ()
     """Languages that are measured but not taught; they answer through their family or the root."""
     split: Literal["dev", "test"] = "test"
-    """Split of every suite that has it; choose settings on dev only."""
+    """Split of every suite that has it; choose settings on dev only. `ablate` and `compare-methods`, which
+    are for choosing, take dev if not given."""
     items: Count = 210
     """Items per suite and language, at most."""
     sentences: Count = 300
@@ -564,12 +747,16 @@ class Evaluate(Settings):
 class Config(Settings):
     """A whole run."""
 
-    run: Path = Path("runs/demo")
+    run: Place = Path("runs/demo")
     """The run's folder."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of everything drawn at random."""
-    model: Text = "demo"
-    """The base: `demo` (embedded), a local folder, or a hub name."""
+    model: ModelName = EMBEDDED
+    """The base: `demo` (embedded), a local folder, a `.gguf` file, a hub name, or a model that a package
+    holds: `gemma-3-270m` (extra `gemma`), `smollm2-135m` (extra `smollm2`)."""
+    chat_template: Text | None = None
+    """The base's chat template: gemma, chatml, llama3, mistral, plain, or a Jinja file. If not given the
+    tokenizer's own, and where it has none the first of these whose control tokens it has."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the frozen weights; auto takes bfloat16 where the processor multiplies it."""
     four_bit: bool = False
@@ -580,18 +767,48 @@ class Config(Settings):
     compile: bool = False
     """While something learns, torch compiles the decoder's layers: half a minute at first, then shorter steps
     and less memory on a GPU."""
-    data_root: Path | None = None
+    data_root: Place | None = None
     """Folder of the real data sets; the environment variable ISOGLOSS_DATA if not given."""
     languages: Languages = Languages()
     """Which languages are taught, how they are related, and how much data each may use."""
     data: Data = DemoData()
-    """What is learned from."""
+    """What is learned from: one source, or a list of them."""
+    parallel_text: tuple[ParallelText, ...] = ()
+    """Pairs without any task, for translation both ways in stage 2."""
     tune: Tune = Tune()
     """Stage 1: English instructions tune the base."""
     distill: Distill = Distill()
-    """Stage 2: the hierarchy of prompts is distilled into the carriers."""
+    """Stage 2: the carriers learn, by distilling the hierarchy of prompts or without it."""
     evaluate: Evaluate = Evaluate()
     """What is measured before and after."""
+
+    @property
+    def sources(self) -> tuple[AnySource, ...]:
+        """What is learned from, in the order given."""
+        return self.data if isinstance(self.data, tuple) else (self.data,)
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "Config":
+        if len(self.sources) == 1 and self.sources[0].weight != 1:
+            raise _refusal("data.weight", "must be 1 where there is one source")
+        for name, names in (
+            ("data", [str(one.path) if isinstance(one, FileData) else one.type for one in self.sources]),
+            ("parallel_text", [one.type for one in self.parallel_text]),
+        ):
+            if twice := [one for one in dict.fromkeys(names) if names.count(one) > 1]:
+                raise _refusal(name, f"holds {twice[0]} twice; name each source once")
+        return self
+
+    @model_validator(mode="after")
+    def _heeded(self) -> "Config":
+        levels = self.distill.carrier.levels
+        if self.languages.tree == "shared" or not levels["family"] + levels["language"]:
+            for name in ("level_dropout", "shrinkage"):
+                if getattr(self.distill, name):
+                    raise _refusal(f"distill.{name}", "must be 0 where the root has all of a path's rows")
+        if taught := [code for code in self.evaluate.also if code in self.languages.targets]:
+            raise _refusal("evaluate.also", f"names {', '.join(taught)}, which languages.targets does too")
+        return self
 
     @model_validator(mode="after")
     def _apart(self) -> "Config":
@@ -615,8 +832,8 @@ class Config(Settings):
 
 
 ROOTED = (
-    "massive", "flores101", "ntrex", "translation", "xnli", "pawsx", "sib200", "xcopa", "xquad", "xglue",
-    "language_confusion",
+    "massive", "flores101", "ntrex", "translation", "xnli", "pawsx", "sib200", "xcopa", "xquad", "mlqa",
+    "xglue", "language_confusion",
 )  # fmt: skip
 """Data and suites that lie under the data root."""
 
@@ -634,7 +851,8 @@ def load_config(
         path: The file.
         overrides: What --set takes: a dotted name, an equals sign, a YAML value.
         data_root: What --data-root takes; beats the setting of that name.
-        places: Also refuse files and folders that are named but not there.
+        places: Also refuse files and folders that are named but not there, and ask the hub about a model
+            that is no folder. Without it such a model is taken for a large one where settings follow it.
 
     Raises:
         ConfigError: All that is wrong, one line each, with file, line and the nearest valid name.
@@ -657,7 +875,19 @@ def load_config(
     config = _validate(written)
     if places and (faults := list(_misplaced(config, written))):
         raise ConfigError("\n".join(faults))
+    if by_model(written.entries, None)[1] and (places or _is_folder(config.model)):
+        config = _validate(written, look_up(config.model))
     return config
+
+
+def root_of_environment() -> Path | None:
+    """The data root that the environment names."""
+    given = os.environ.get("ISOGLOSS_DATA")
+    return home(Path(given)) if given else None
+
+
+def _is_folder(model: str) -> bool:
+    return model in PACKAGED or (Path(model) / "config.json").is_file()
 
 
 def run_folder_of(path: Path) -> Path | None:
@@ -683,15 +913,29 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
     return _validate(written)
 
 
+def for_choosing(config: Config) -> Config:
+    """The settings measured on dev, unless a split was asked for by name: test is not for choosing."""
+    if "split" in config.evaluate.model_fields_set:
+        return config
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"split": "dev"})})
+
+
 OWN = (
-    "data", "data_root", "languages.items", "languages.high", "languages.middle", "distill.responses",
+    "data", "data_root", "parallel_text", "languages.items", "languages.amounts", "distill.responses",
     "distill.teacher", "distill.on_policy", "distill.sample_tokens", "distill.gradient_checkpointing",
     "distill.level_dropout", "distill.shrinkage", "distill.lr_b_ratio",
     "distill.divergence", "distill.temperature", "distill.signal", "distill.top_k", "distill.cache",
-    "distill.checks", "distill.kl", "distill.ce", "distill.hidden",
-    "distill.layer", "distill.balance", "distill.epochs", "distill.batch", "distill.accumulate", "distill.lr",
+    "distill.checks", "distill.kl", "distill.hear", "distill.ce", "distill.hidden", "distill.contrast",
+    "distill.fade", "distill.layer", "distill.max_prompt", "distill.balance",
+    "distill.epochs", "distill.batch", "distill.accumulate", "distill.lr",
 )  # fmt: skip
 """Settings that a language which joins a finished run may have of its own."""
+GONE = {
+    f"languages.{name}": "was removed: resource classes now come from the registry (`isogloss languages`); "
+    "languages.amounts gives single languages another amount"
+    for name in ("high", "middle")
+}
+"""Settings of earlier releases, and what to do instead."""
 
 
 def refuse_shared(overrides: Iterable[str]) -> None:
@@ -856,8 +1100,9 @@ def _note_lines(node: yaml.Node, path: tuple, written: _Written) -> None:
         _note_lines(value, here, written)
 
 
-def _validate(written: _Written) -> Config:
-    entries = written.entries
+def _validate(written: _Written, facts: Facts | None = None) -> Config:
+    """The settings, those that follow the model filled in; without facts, as for a large one."""
+    entries, _ = by_model(written.entries, facts)
     if isinstance(entries.get("data"), dict):
         entries["data"].setdefault("type", "demo")
     carrier = entries["distill"].get("carrier") if isinstance(entries.get("distill"), dict) else None
@@ -883,13 +1128,15 @@ def _follows(fault: Any) -> bool:
 def _fault(fault: Any, written: _Written) -> tuple[tuple, str]:
     """The path and the line of one of pydantic's errors."""
     kind, context = fault["type"], fault.get("ctx", {})
-    path, holder, hint = _walk(fault["loc"])
+    path, holder, hint = _walk(tuple(part for part in fault["loc"] if part not in (_ONE, _SEVERAL)))
     if kind == "union_tag_invalid":
         path, hint = (*path, "type"), Literal[tuple(context["expected_tags"].replace("'", "").split(", "))]
         fault = {**fault, "input": fault["input"]["type"]}
     elif kind == "refusal":
         path = (*path, *context["name"].split("."))
     at, name = written.at(path), _dotted(path)
+    if kind == "extra_forbidden" and (why := GONE.get(_dotted(path))):
+        return path, f"{at}: {name} {why}"
     if kind == "extra_forbidden":
         return path, f"{at}: {name} is not a setting{_instead(path, holder)}"
     if kind == "value_error":
@@ -919,9 +1166,15 @@ def _walk(loc: tuple) -> tuple[tuple, type[Settings] | None, Any]:
         if holder is not None:
             hint = _hints(holder).get(part)
         else:
-            hint = next((a for a in get_args(_bare(hint)) if a is not Ellipsis), None)
+            kinds = [a for a in get_args(_bare(hint)) if a is not Ellipsis]
+            # Of a mapping the last kind is the values'; a fault in a key is its own part.
+            hint = kinds[-1] if kinds else None
         options = _options(hint)
         if len(options) > 1 and (tag := next(parts, None)) is not None:
+            if isinstance(tag, int):  # of a list of such settings
+                path.append(tag)
+                if (tag := next(parts, None)) is None:
+                    break
             hint = next(o for o in options if o.model_fields["type"].default == tag)
         elif options:
             hint = options[0] if len(options) == 1 else hint
@@ -940,10 +1193,14 @@ def _bare(hint: Any) -> Any:
 
 
 def _options(hint: Any) -> list[type[Settings]]:
-    """The classes that a hint chooses from."""
+    """The classes that a hint chooses from; a list of what is chosen from counts as that."""
     hint = _bare(hint)
-    chosen = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    return [o for o in chosen if isinstance(o, type) and issubclass(o, Settings)]
+    if get_origin(hint) in (Union, types.UnionType):
+        return list(dict.fromkeys(option for one in get_args(hint) for option in _options(one)))
+    if get_origin(hint) is tuple and get_args(hint)[-1] is Ellipsis:
+        several = _options(get_args(hint)[0])
+        return several if len(several) > 1 else []
+    return [hint] if isinstance(hint, type) and issubclass(hint, Settings) else []
 
 
 def _describe(hint: Any) -> str:
@@ -981,6 +1238,8 @@ def _limit(note: Any, name: str) -> Any:
 def _range(limits: dict[str, Any]) -> str:
     if "ge" in limits and ("le" in limits or "lt" in limits):
         return f" between {limits['ge']} and {limits['le'] if 'le' in limits else limits['lt'] - 1}"
+    if "gt" in limits and "le" in limits:
+        return f" above {limits['gt']} and at most {limits['le']}"
     return (
         f" of at least {limits['ge']}"
         if "ge" in limits
@@ -1014,7 +1273,8 @@ def _instead(path: tuple, holder: type[Settings] | None) -> str:
     if holder is None:
         return ""
     typed = holder.model_fields.get("type")
-    kind = f" of {''.join(path[-2:-1])} type {typed.default}" if typed else ""
+    of = next((part for part in reversed(path[:-1]) if isinstance(part, str)), "")
+    kind = f" of {of} type {typed.default}" if typed and isinstance(typed.default, str) else ""
     known, word = list(holder.model_fields), str(path[-1])
     if near := difflib.get_close_matches(word, known, n=1):
         return f"{kind}; did you mean {near[0]}?"
@@ -1032,7 +1292,8 @@ def _all_names(settings: type[Settings], prefix: str) -> Iterator[str]:
 
 
 def _dotted(path: tuple) -> str:
-    return ".".join(str(part) for part in path if not isinstance(part, int))
+    # pydantic's last part where it is a mapping's key that is wrong
+    return ".".join(str(part) for part in path if not isinstance(part, int) and part != "[key]")
 
 
 def _misplaced(config: Config, written: _Written) -> Iterator[str]:
@@ -1043,19 +1304,27 @@ def _misplaced(config: Config, written: _Written) -> Iterator[str]:
 
     if config.run.exists() and not config.run.is_dir():
         yield fault("run", f"is {config.run}, which is a file; name a folder")
-    folder = Path(config.model).expanduser()
-    if config.model.startswith((".", "/", "~")) and not folder.is_dir():
+    folder = Path(config.model)
+    if reason := unavailable(config.model):
+        yield fault("model", f"is {config.model}; {reason.removeprefix(config.model + ' ')}")
+    elif config.model.endswith(SUFFIX):
+        pass
+    elif config.model.startswith((".", "/")) and not folder.is_dir():
         yield fault("model", f"is {config.model}; there is no such folder")
-    elif folder.is_dir() and config.model != "demo" and not (folder / "config.json").is_file():
+    elif folder.is_dir() and config.model != EMBEDDED and not (folder / "config.json").is_file():
         yield fault("model", f"is {config.model}; it holds no config.json, which save_pretrained writes")
-    if not isinstance(config.data, DemoData | MassiveData) and not config.data.path.exists():
-        yield fault("data.path", f"is {config.data.path}; there is no such file")
+    for source in config.sources:
+        if isinstance(source, FileData) and not source.path.exists():
+            yield fault("data.path", f"is {source.path}; there is no such file")
+    for code in config.languages.amounts:
+        if code not in config.languages.targets:
+            yield fault("languages.amounts", f"names {code}, which is not among languages.targets")
     if isinstance(config.languages.tree, Path) and not config.languages.tree.is_file():
         shapes = "families, learned, random, flat nor shared"
         yield fault("languages.tree", f"is {config.languages.tree}; it is no file, and neither {shapes}")
     teacher = config.distill.teacher
     path = teacher.path if isinstance(teacher, ModelTeacher) else ""
-    if path.startswith((".", "/", "~")) and not (Path(path).expanduser() / "config.json").is_file():
+    if path.startswith((".", "/")) and not _is_folder(path):
         yield fault("distill.teacher.path", f"is {path}; no model lies there")
     if isinstance(teacher, ServerTeacher) and teacher.key_env and not os.environ.get(teacher.key_env):
         yield fault("distill.teacher.key_env", f"is {teacher.key_env}; that environment variable is not set")
@@ -1068,16 +1337,19 @@ def _misplaced(config: Config, written: _Written) -> Iterator[str]:
             yield fault(f"evaluate.{name}.path", f"is {path}; there is no such file or folder")
     if "parallel" in config.evaluate.suites and config.evaluate.parallel.path is None:
         yield fault("evaluate.suites", "holds parallel, which needs a file; set evaluate.parallel.path")
-    root = config.data_root or os.environ.get("ISOGLOSS_DATA") or None
-    if root is not None and not Path(root).is_dir():
+    root = config.data_root or root_of_environment()
+    if root is not None and not root.is_dir():
         if config.data_root is not None:
             yield fault("data_root", f"is {root}; there is no such folder")
         else:
             yield f"ISOGLOSS_DATA is {root}; there is no such folder"
     if root is None:
         way = "needs a data root; set data_root, --data-root or ISOGLOSS_DATA"
-        if config.data.type in ROOTED:
-            yield fault("data.type", f"{config.data.type} {way}")
+        for source in config.sources:
+            if source.type in ROOTED:
+                yield fault("data.type", f"{source.type} {way}")
+        if config.parallel_text:
+            yield fault("parallel_text", way)
         for name in config.evaluate.suites:
             if name in ROOTED and not (name == "xglue" and config.evaluate.xglue.path):
                 yield fault("evaluate.suites", f"holds {name}, which {way}")

@@ -20,7 +20,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from isogloss.config import DemoData, MassiveData
+from isogloss.config import FileData
 from isogloss.data.chat import encode_prompt, pad
 from isogloss.distill.refit import RANK, lora_of_path
 from isogloss.errors import RunError
@@ -29,6 +29,7 @@ from isogloss.files import locked, naming, read_json
 from isogloss.generate import complete
 from isogloss.languages import SOURCE, resolve
 from isogloss.model import load_model, model_folder, pad_id
+from isogloss.notices import CARD, base_section, carry, licence_of
 from isogloss.pipeline import Run
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.virtual import TreeEmbedding
@@ -148,7 +149,8 @@ def _export(run: Run, codes: Sequence[str], kind: Kind, folder: Path, max_rank: 
             len(found),
         )
         _judge(run, one, part, _loss(run, kind, code, max_rank))
-        (part / "README.md").write_text(_card(run, one, kind), encoding="utf-8")
+        carried = carry(Path(model_folder(run.config.model)), part)
+        (part / CARD).write_text(_card(run, one, kind, carried), encoding="utf-8")
         part.rename(one.folder)
         exported.append(one)
         run.watcher.say(f"{code}: {one.folder}, {one.compared}")
@@ -325,10 +327,11 @@ answer = LLM({tuned!r}, enable_prompt_embeds=True).generate({{"prompt_embeds": p
 """How vLLM is given prompt embeddings."""
 
 
-def _card(run: Run, one: Exported, kind: Kind) -> str:
-    """The README of an export: what it is, how well it does, and how it is loaded."""
+def _card(run: Run, one: Exported, kind: Kind, carried: list[str]) -> str:
+    """The README of an export: what it is, how well it does, how it is loaded, and the base's terms."""
     language, exact = resolve(one.code), " in float32" if kind == "peft" else ""
-    base, licence = run.config.model, _licence(run)
+    base = Path(model_folder(run.config.model))
+    licence = licence_of(base)
     carrier, peft = run.config.distill.carrier.type, kind in ("peft", "lora")
     tuned, folder = str(run.tuned.resolve()), str(one.folder.resolve())
     load, imports = f"AutoModelForCausalLM.from_pretrained({(tuned if peft else folder)!r})", ""
@@ -358,7 +361,7 @@ def _card(run: Run, one: Exported, kind: Kind) -> str:
             f"{what} that has a model tuned on English instructions follow them in {language.name} "
             f"({language.autonym}).{through}",
             "",
-            f"Base: {base}; licence: {licence or 'not stated in its card'}. Seed {run.config.seed}.",
+            f"Seed {run.config.seed}.",
             "",
             f"Data: {_data(run, one.code)}",
             "",
@@ -370,6 +373,7 @@ def _card(run: Run, one: Exported, kind: Kind) -> str:
             usage,
             "```",
             "",
+            *base_section(run.config.model, base, carried),
         )
     )
 
@@ -404,21 +408,14 @@ def _percent(score: dict | None) -> str:
 
 def _data(run: Run, code: str) -> str:
     """What was learned from, with its licence where that is known."""
-    data = run.config.data
-    if isinstance(data, DemoData | MassiveData):
-        about = ABOUT[data.type]
-        found = f"{data.type} ({about.source}); licence: {about.licence}."
-    else:
-        found = f"{data.path.name}; its licence is not known here: state it before you pass this on."
+    found = " ".join(
+        f"{source.path.name}; its licence is not known here: state it before you pass this on."
+        if isinstance(source, FileData)
+        else f"{source.type} ({ABOUT[source.type].source}); licence: {ABOUT[source.type].licence}."
+        for source in run.config.sources
+    )
+    if run.config.parallel_text:
+        found += f" Pairs of sentences of {', '.join(one.type for one in run.config.parallel_text)}."
     if code in run.families and code not in run.config.languages.targets:
         found += " The language was added later, from these data or from a file of its own."
     return found
-
-
-def _licence(run: Run) -> str:
-    """What the base model's own card says; nothing where it has none."""
-    card = Path(model_folder(run.config.model)) / "README.md"
-    if not card.is_file():
-        return ""
-    found = [line for line in card.read_text("utf-8").split("\n")[:30] if line.startswith("license:")]
-    return found[0].removeprefix("license:").strip() if found else ""

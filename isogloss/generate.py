@@ -29,6 +29,7 @@ def answers(
     max_new_tokens: int = 24,
     sample: bool = False,
     progress: Callable[[int, int], None] = lambda done, of: None,
+    cut: list[bool] | None = None,
 ) -> list[str]:
     """One answer per instruction, in their order, end of turn and special tokens removed.
 
@@ -36,14 +37,15 @@ def answers(
         languages: With a carrier, whose path each row reads; without it the reference model answers.
         systems: System text of each row, where there is one.
         sample: Draw from the model's distribution; else the likeliest token each time.
+        cut: Filled with whether each answer had no end within `max_new_tokens`.
     """
     systems = systems or [None] * len(instructions)
     prompts = [
         encode_prompt(tokenizer, text, system) for text, system in zip(instructions, systems, strict=True)
     ]
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    found = [""] * len(prompts)
-    done = 0
+    found, unended = [""] * len(prompts), [False] * len(prompts)
+    done, ends = 0, set(stops(model, tokenizer)) if prompts else set()
     for chosen in in_batches(order, prompts, batch, most_tokens(model, PROMPTS)):
         made = complete(
             model, tokenizer, [prompts[i] for i in chosen],
@@ -51,10 +53,12 @@ def answers(
             carrier=carrier, max_new_tokens=max_new_tokens, do_sample=sample,
         )  # fmt: skip
         texts = tokenizer.batch_decode(made, skip_special_tokens=True)
-        for number, text in zip(chosen, texts, strict=True):
-            found[number] = text.strip()
+        for number, text, row in zip(chosen, texts, made.tolist(), strict=True):
+            found[number], unended[number] = text.strip(), ends.isdisjoint(row)
         done += len(chosen)
         progress(done, len(order))
+    if cut is not None:
+        cut[:] = unended
     return found
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from isogloss.data.sources import parallel_examples
-from isogloss.errors import DataError, RunError
+from isogloss.errors import RunError
 from isogloss.languages import SOURCE
-from isogloss.pipeline import Run, rows_for, train_carrier, writing
+from isogloss.pipeline import Run, into, refuse_unusable, rows_for, train_carrier, writing
+from isogloss.tree.fit import refuse_misfit
 from isogloss.tree.nodes import family_name
 from isogloss.tree.shapes import families_of_file
 
@@ -21,8 +22,9 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
     """Train a leaf for each language, and its family where the tree has none, and write them to the run.
 
     Raises:
-        RunError: The run is not distilled, or has a language already.
+        RunError: The run is not distilled, has a language already, or its tree gives a new one no rows.
         DataError: The data has no item in a language.
+        ConfigError: A setting names a layer that the model lacks.
     """
     if not run.families:
         raise RunError(f"{run.folder} has no adapters that can be added to; run `isogloss distill` first")
@@ -30,18 +32,26 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
         if code == SOURCE or code in run.families:
             what = "is what all others follow" if code == SOURCE else "was taught already"
             raise RunError(f"{code} {what}; name another language")
-    examples = parallel_examples(run.config, run.data_root, codes)
-    there = {code for example in examples for code in example.turns}
-    if missing := [code for code in codes if code not in there]:
-        raise DataError(f"the data has no {', '.join(missing)}; add items, or name a file by --data")
+    examples = parallel_examples(run.config, run.data_root, codes, run.watcher.say_once)
+    refuse_unusable(run.config, examples, codes, "add items, or name a file by --data")
     old = run.tree
     tree = run.tree_of(run.families | _families(run, codes))
     new = [node for node in tree.nodes if node.name not in old.by_name]
+    names = {node.name for node in new}
+    for code in codes:
+        path = tree.path(code)
+        if not any(node.rank for node in path if node.name in names):
+            held = " and ".join(node.name for node in path if node.rank)
+            raise RunError(
+                f"{code} would learn nothing: its nodes would have no adapter rows, all of its path's being "
+                f"those of {held}, which stay as they are; it answers through them as it is"
+            )
+    refuse_misfit(run.config.model_copy(update={"model": str(run.tuned)}))
     model = run.reference_model(learning=True)
     stage = run.ledger.begin(f"add {' '.join(codes)}")
     rows = rows_for(run, model, examples, tree, codes, stage, retain=False)
     run.watcher.say(
-        f"{len(rows)} rows in {', '.join(codes)} are distilled into {len(new)} new nodes; the others stay"
+        f"{len(rows)} rows in {', '.join(codes)} {into(run.config)} {len(new)} new nodes; the others stay"
     )
     carrier = run.student(model, trained=False, tree=tree)
     carrier.load_nodes(load_file(run.carriers), old)

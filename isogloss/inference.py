@@ -12,6 +12,7 @@ from transformers import TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 
 from isogloss.data.chat import encode_prompt
+from isogloss.data.text import canonical
 from isogloss.errors import RunError
 from isogloss.evaluate.fidelity import Detector, guess
 from isogloss.generate import answers, complete
@@ -71,7 +72,9 @@ class Aligned:
 
         Raises:
             RunError: No language has a code, or there is not one language per text.
+            DataError: A text holds half of a surrogate pair.
         """
+        texts = [canonical(text, "the instruction") for text in texts]
         codes = self._codes(texts, languages)
         with self._turn:
             return answers(
@@ -81,6 +84,7 @@ class Aligned:
 
     def reference(self, texts: Sequence[str], *, max_new_tokens: int = LONGEST) -> list[str]:
         """Greedy answers of the reference model, carriers off."""
+        texts = [canonical(text, "the instruction") for text in texts]
         with self._turn:
             return answers(self.model, self.run.tokenizer, texts, max_new_tokens=max_new_tokens)
 
@@ -92,6 +96,7 @@ class Aligned:
         Raises:
             RunError: No language has the code.
         """
+        text = canonical(text, "the instruction")
         codes, prompt = self._codes([text], language), encode_prompt(self.run.tokenizer, text)
         return self._stream(prompt, codes, max_new_tokens)
 

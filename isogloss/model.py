@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,25 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_bitsandbytes_available
 
-from isogloss import processes
+from isogloss import bases, processes
 from isogloss.data.chat import pad, response_positions
+from isogloss.data.templates import give_template
+from isogloss.defaults import EMBEDDED
 from isogloss.errors import ConfigError
 
-EMBEDDED = "demo"
 TOKENS = 1536
 """Tokens of a forward without gradient on a processor, whose cache does not hold the states of more."""
 
 
 def model_folder(name: str) -> str:
-    """A model's folder or hub name; `demo` is the embedded base."""
+    """A model's folder or hub name; `demo` is the embedded base, and `bases` knows of packaged ones.
+
+    Raises:
+        ConfigError: A packaged model or GGUF file is not there.
+    """
     if name == EMBEDDED:
         return str(resources.files("isogloss.demo") / "base")
-    return name
+    return bases.local(name)
 
 
 def pick_dtype(dtype: str) -> torch.dtype:
@@ -107,14 +112,36 @@ def skeleton(name: str) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config)
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """A tokenizer that pads; its chat template comes with it."""
+def positions(name: str) -> int | None:
+    """How many tokens a model can read; None where its configuration sets no limit.
+
+    Raises:
+        ConfigError: No model lies there.
+    """
     folder = model_folder(name)
     _check_folder(folder)
     with _named(name):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder).get_text_config(decoder=True)
+    return getattr(config, "max_position_embeddings", None)
+
+
+def load_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """A tokenizer that pads and has a chat template: its own, or one that its control tokens suggest.
+
+    Args:
+        chat_template: Another template, by name or as a file; see `data.templates`.
+
+    Raises:
+        ConfigError: No model lies there, or the template is not to be had.
+    """
+    folder = model_folder(name)
+    _check_folder(folder)
+    with _named(name):
+        # Beside a tekken.json mistral-common's would be taken, which has no template as text.
+        tokenizer = AutoTokenizer.from_pretrained(folder, mistral_format=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    give_template(tokenizer, chat_template)
     return tokenizer
 
 
@@ -160,7 +187,10 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"model: {name} is neither a local folder nor to be had from the hub") from error
+        raise ConfigError(
+            f"model: {name} is neither a local folder, a packaged model ({', '.join(bases.PACKAGED)}) nor to "
+            "be had from the hub"
+        ) from error
 
 
 def _check_folder(folder: str) -> None:
@@ -188,7 +218,13 @@ def capture(model: nn.Module, layer: int) -> Iterator[list[Float[Tensor, "batch 
     """Collects the output of decoder layer `layer` (1 is the first) of every forward inside.
 
     Of the tokens that the decoder is asked to read: what a carrier puts before them is left out.
+
+    Raises:
+        ConfigError: The decoder has no such layer.
     """
+    layers = layers_of(model)
+    if not 1 <= layer <= len(layers):
+        raise ConfigError(f"there is no decoder layer {layer}; the first is 1 and the last {len(layers)}")
     found: list[Tensor] = []
     tokens = [0]
 
@@ -203,13 +239,46 @@ def capture(model: nn.Module, layer: int) -> Iterator[list[Float[Tensor, "batch 
     handles = [
         # Before any hook of a carrier, which would show it the longer text.
         decoder_of(model).register_forward_pre_hook(asked, prepend=True, with_kwargs=True),
-        layers_of(model)[layer - 1].register_forward_hook(keep),
+        layers[layer - 1].register_forward_hook(keep),
     ]
     try:
         yield found
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _ReadEnough(Exception):  # noqa: N818 - no error
+    """No layer above is to be read."""
+
+
+def states_up_to(
+    model: nn.Module,
+    ids: Int[Tensor, "batch tokens"],
+    mask: Int[Tensor, "batch tokens"],
+    layers: Sequence[int],
+) -> dict[int, Float[Tensor, "batch tokens hidden"]]:
+    """What `capture` finds of some decoder layers in one forward that ends with the highest of them.
+
+    A decoder whose layers lie in parts with several processes is read to its end.
+
+    Raises:
+        ConfigError: The decoder has no such layer.
+    """
+
+    def stop(module: nn.Module, args: tuple) -> None:
+        raise _ReadEnough
+
+    above = layers_of(model)[max(layers) :]
+    with ExitStack() as stack:
+        found = {layer: stack.enter_context(capture(model, layer)) for layer in layers}
+        if len(above) and not parts_of(above):
+            # Before any other hook, so that nothing is made ready for that layer.
+            handle = above[0].register_forward_pre_hook(stop, prepend=True)
+            stack.callback(handle.remove)
+        stack.enter_context(suppress(_ReadEnough))
+        last_hidden(model, ids, mask)
+    return {layer: states[0] for layer, states in found.items()}
 
 
 def causal_of(model: Any) -> Any:

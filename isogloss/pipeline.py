@@ -7,11 +7,11 @@ running again resumes, or says that the run is complete.
 import hashlib
 import json
 import math
-import os
 import random
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -27,21 +27,34 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from isogloss import processes
-from isogloss.config import Config, Evaluate, ModelTeacher, dump_config, load_config
+from isogloss import bases, bundle, processes
+from isogloss.config import Config, Evaluate, ModelTeacher, dump_config, load_config, root_of_environment
 from isogloss.cost import TEACHER, Ledger, Stage, spending
 from isogloss.data import selection
 from isogloss.data.chat import encode_prompt
+from isogloss.data.draw import choose, labels_of
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats.lines import nearest
-from isogloss.data.sources import english_examples, node_texts, parallel_examples
+from isogloss.data.parallel_text import Pair, pairs_for, translation_examples
+from isogloss.data.reading import read_answer
+from isogloss.data.sources import (
+    divisions,
+    english_examples,
+    lacking,
+    left_out,
+    node_texts,
+    nothing_in,
+    parallel_examples,
+    told,
+)
+from isogloss.data.templates import template_name
 from isogloss.distill.cache import Cache, teacher_of
 from isogloss.distill.rows import Row, build_rows
 from isogloss.distill.stage import Bar, distil, read_signals
 from isogloss.errors import DataError, RunError
-from isogloss.evaluate import runner
+from isogloss.evaluate import runner, tasks
 from isogloss.evaluate.items import SuiteData
-from isogloss.evaluate.leaks import Leak, Text, find_leaks, texts_of
+from isogloss.evaluate.leaks import Leak, Text, find_leaks, texts_of, trained_texts
 from isogloss.evaluate.signature import RULER, data_hashes, fields_of, settings_fields, signature
 from isogloss.evaluate.suites import SUITES, load_suite
 from isogloss.files import (
@@ -55,11 +68,12 @@ from isogloss.files import (
     write_lines,
     write_text,
 )
-from isogloss.languages import SOURCE
+from isogloss.languages import SOURCE, languages
 from isogloss.model import causal_of, layers_of, load_model, load_tokenizer, pad_id, parts_of, pick_dtype
 from isogloss.report.page import write_report
 from isogloss.teacher import joining
 from isogloss.teacher.answered import TOGETHER, Answers, ended
+from isogloss.teacher.gain import Gain, gains
 from isogloss.teacher.scored import Scored
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.fit import lora_shape, refuse_misfit
@@ -67,7 +81,7 @@ from isogloss.tree.lora import TreeLora
 from isogloss.tree.nodes import Node, Tree, build_tree, family_name, shaped
 from isogloss.tree.shapes import families_of_file, learned_families, random_families
 from isogloss.tree.virtual import TreeEmbedding, TreePrefix
-from isogloss.tune import difficulty, english_rows, tune
+from isogloss.tune import difficulty, english_rows, longest_row, tune, within
 
 Progress = Callable[[int, int], None]
 SILENCE = 5.0
@@ -79,6 +93,13 @@ class Watcher:
 
     def say(self, text: str) -> None:
         """One line about the method."""
+
+    def say_once(self, text: str) -> None:
+        """As `say`, unless it was said before: both stages read the same file."""
+        said = self.__dict__.setdefault("_said", set())
+        if text not in said:
+            said.add(text)
+            self.say(text)
 
     @contextmanager
     def bar(self, what: str) -> Iterator[Progress]:
@@ -131,14 +152,18 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(str(self.tuned) if self.tuned.exists() else self.config.model)
+        return load_tokenizer(str(self.tuned)) if self.tuned.exists() else self.base_tokenizer()
+
+    def base_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base's tokenizer, with the chat template that the settings want."""
+        return load_tokenizer(self.config.model, self.config.chat_template)
 
     @cached_property
     def data_root(self) -> Path | None:
-        given = self.config.data_root or os.environ.get("ISOGLOSS_DATA")
-        if given is not None and not Path(given).is_dir():
-            raise DataError(f"data root {given} does not exist; set data_root, --data-root or ISOGLOSS_DATA")
-        return None if given is None else Path(given)
+        root = self.config.data_root or root_of_environment()
+        if root is not None and not root.is_dir():
+            raise DataError(f"data root {root} does not exist; set data_root, --data-root or ISOGLOSS_DATA")
+        return root
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -211,11 +236,16 @@ class Run:
     @cached_property
     def english(self) -> list[ParallelExample]:
         """What stage 1 may read."""
-        return english_examples(self.config, self.data_root)
+        return english_examples(self.config, self.data_root, self.watcher.say_once)
 
     @cached_property
     def examples(self) -> list[ParallelExample]:
-        return parallel_examples(self.config, self.data_root, self.config.languages.targets)
+        targets = self.config.languages.targets
+        return parallel_examples(self.config, self.data_root, targets, self.watcher.say_once)
+
+    def pairs(self, codes: Sequence[str]) -> dict[str, list[Pair]]:
+        """By language, pairs of sentences without any task, as often as they are read."""
+        return pairs_for(self.config.parallel_text, self.data_root, codes, self.config.seed)
 
     @property
     def taught(self) -> tuple[str, ...]:
@@ -224,13 +254,7 @@ class Run:
 
     @cached_property
     def _targets(self) -> tuple[str, ...]:
-        have = {code for example in self.examples for code in example.turns}
-        missing = [code for code in self.config.languages.targets if code not in have]
-        if missing:
-            raise DataError(
-                f"the data has no {', '.join(missing)}; add items or take "
-                f"{'it' if len(missing) == 1 else 'them'} out of languages.targets"
-            )
+        refuse_unusable(self.config, self.examples, self.config.languages.targets)
         return self.config.languages.targets
 
     @property
@@ -280,6 +304,27 @@ class Run:
                 for node in carrier.tree.nodes
             }
             carrier.start(settings.init, ids, nodes)
+
+
+def refuse_unusable(
+    config: Config,
+    examples: Sequence[ParallelExample],
+    codes: Sequence[str],
+    way: str = "add items or take {them} out of languages.targets",
+) -> None:
+    """Refuse languages that have no example at all, or none that can be learned.
+
+    Raises:
+        DataError: There is one.
+    """
+    have = {code for example in examples for code in example.turns}
+    if missing := [code for code in codes if code not in have]:
+        them = "it" if len(missing) == 1 else "them"
+        raise DataError(f"the data has no {', '.join(missing)}; {way.format(them=them)}")
+    found = left_out(examples, codes, lambda e, code: lacking(e, code, config.distill.responses))
+    for code, reasons in found.items():
+        if reasons.total() == sum(code in example.turns for example in examples):
+            raise DataError(nothing_in(code, found))
 
 
 P = ParamSpec("P")
@@ -334,6 +379,7 @@ def load_run(folder: Path, watcher: Watcher | None = None) -> Run:
     """
     if not (folder / "config.yaml").is_file():
         raise RunError(f"{folder} is no run folder; it has no config.yaml")
+    bundle.restore(folder, (watcher or Watcher()).say)
     run = Run(load_config(folder), watcher or Watcher())
     if processes.is_main():
         with suppress(OSError):  # a run that one may only read
@@ -380,14 +426,12 @@ def leaks(run: Run) -> list[Leak]:
     for name in settings.suites:
         tests += texts_of(load_suite(name, run.data_root, settings, run.measured))
     examples = {example.id: example for example in run.english}
-    training = [*examples.values(), *run.examples]
+    pairs = translation_examples(run.pairs(run.config.languages.targets))
+    training = [*examples.values(), *run.examples, *pairs]
 
     def texts(progress: Progress) -> Iterator[Text]:
         for number, example in enumerate(training, start=1):
-            for code, turn in example.turns.items():
-                for text in (turn.instruction, turn.response):
-                    if text:
-                        yield Text("", example.id, code, text)
+            yield from trained_texts([example])
             progress(number, len(training))
 
     with run.watcher.bar("Leak check") as progress:
@@ -405,10 +449,17 @@ def select_english(run: Run, stage: Stage | None = None) -> selection.Selection:
     chosen = selection.Selection(tuple(examples), ())
     if settings.enabled:
         chosen = selection.select(examples, max_chars=settings.max_chars)
+    short = within(chosen.kept, run.base_tokenizer(), longest_row(run.config))
+    chosen = selection.Selection(short.kept, chosen.dropped + short.dropped)
+    if not chosen.kept:
+        raise DataError(
+            f"none of {len(examples)} English examples is left to tune on: "
+            + ", ".join(f"{rule} {count}" for rule, count in selection.summary(chosen).items())
+        )
     if settings.keep < 1:
         base = _base(run, run.dtype)
         with run.watcher.bar("Difficulty") as progress, spending(stage or Stage(""), base):
-            scores = difficulty(base, load_tokenizer(run.config.model), chosen.kept, progress)
+            scores = difficulty(base, run.base_tokenizer(), chosen.kept, progress)
         best = selection.keep_best(chosen.kept, scores, settings.keep)
         chosen = selection.Selection(best.kept, chosen.dropped + best.dropped)
     return chosen
@@ -425,21 +476,32 @@ def run_tune(run: Run) -> None:
     if run.tuned.exists():
         return
     stage, settings = run.ledger.begin("tune"), run.config.tune
+    if processes.is_main() and (divided := divisions(run.config, run.data_root)):
+        write_json(run.folder / "division.json", {one.name: one.plain() for one in divided})
     selecting = Stage("")  # done again where training is killed, so counted when it has ended
     chosen = select_english(run, selecting)
     if processes.is_main():
         selection.write(chosen, run.folder / "selection.jsonl")
-    tokenizer = load_tokenizer(run.config.model)
+    tokenizer = run.base_tokenizer()
+    if name := template_name(tokenizer):
+        run.watcher.say(
+            f"Chat template: {name}" + ("" if run.config.chat_template else ", as the base has none")
+        )
     # Small steps are lost in weights of bfloat16; frozen ones take none.
     dtype = torch.float32 if settings.method == "full" else run.dtype
     base = _base(run, dtype)
-    rows = english_rows(chosen.kept, tokenizer, node_texts(run.config), settings.privileged, run.config.seed)
+    rows = english_rows(
+        chosen.kept, tokenizer, node_texts(run.config), settings.privileged, run.config.seed,
+        longest_row(run.config),
+    )  # fmt: skip
+    why = ", ".join(f"{count} {rule}" for rule, count in selection.summary(chosen).items())
     run.watcher.say(
-        f"Stage 1: {len(chosen.kept)} English instructions tune the base ({len(chosen.dropped)} left out)"
+        f"Stage 1: {len(chosen.kept)} English instructions tune the base ({len(chosen.dropped)} left out"
+        + (f": {why})" if why else ")")
     )
     with run.watcher.bar("English tuning") as progress:
         counts = tune(
-            base, tokenizer, rows, settings, run.tuned,
+            base, tokenizer, rows, settings, run.tuned, name=run.config.model,
             curve=run.curve, seed=run.config.seed, dtype=run.dtype, progress=_pausing(run, stage, progress),
             compile=run.config.compile, say=run.watcher.say,
         )  # fmt: skip
@@ -461,12 +523,21 @@ def run_distill(run: Run) -> None:
     rows = rows_for(run, model, run.examples, run.tree, run.taught, stage)
     parallel = sum(row.language != SOURCE for row in rows)
     run.watcher.say(
-        f"Stage 2: {parallel} rows in {len(run.taught)} languages are distilled into {len(run.tree.nodes)} "
+        f"Stage 2: {parallel} rows in {len(run.taught)} languages {into(run.config)} {len(run.tree.nodes)} "
         f"nodes, {_width(run)} a path; {len(rows) - parallel} in English keep the root to it"
     )
+    for line in _drawn(run, rows, run.taught):
+        run.watcher.say(line)
     carrier = run.student(model, trained=False)
     run.start(carrier)
     train_carrier(run, carrier, rows, run.taught, stage)
+
+
+def into(config: Config) -> str:
+    """What stage 2 has rows do to nodes, in words: without a divergence they have no prompt distilled."""
+    if config.distill.prompts_are_read:
+        return "are distilled into"
+    return "train (distill.kl is 0, so no prompt is distilled)"
 
 
 def _width(run: Run) -> str:
@@ -557,9 +628,38 @@ def run_evaluate(run: Run) -> None:
     for name in missing:
         with spending(costs[name], carrier.model, carrier.met):
             scores["suites"][name] = _after(run, aligned, plain, loaded[name], found[name])
+        scores["summary"] = _summary(run, scores)
         write_json(run.folder / "scores.json", scores)
         stage.take(costs[name])
         run.ledger.pause(stage)
+
+
+def teacher_gains(run: Run, suites: Sequence[str], items: int) -> list[Gain]:
+    """What each way of prompting adds in context, on the dev items of some suites; see `teacher.gain`.
+
+    Args:
+        items: Of each suite, at most.
+
+    Raises:
+        RunError: Stage 1 has not been run.
+        DataError: No suite has items that can be asked in English.
+    """
+    held_out = run.config.evaluate.model_copy(update={"split": "dev"})
+    asked = [
+        item
+        for name in suites
+        for item in load_suite(name, run.data_root, held_out, run.taught, items).items
+        if SOURCE in item.turns and "consistency" in item.measures
+    ]
+    if not asked:
+        raise DataError(f"{', '.join(suites)}: no item can be compared with an English answer; name others")
+    model = run.reference_model()
+    with run.watcher.bar("Gain in context") as progress:
+        return gains(
+            model, run.tokenizer, asked, run.taught, node_texts(run.config), run.tree,
+            batch=held_out.batch, max_new_tokens=held_out.max_new_tokens, seed=run.config.seed,
+            progress=progress,
+        )  # fmt: skip
 
 
 @writing
@@ -592,60 +692,142 @@ class _Before:
     """What the reference model gives a suite: its side, and what the other side is compared with."""
 
     side: runner.Side
-    english: list[str]
-    right: list[bool]
-    layer: int
+    english: runner.Given
+    mastery: dict[str, tasks.Mastery]
+    retriever: runner.Retriever | None
     official: dict[str, Any]
     family: dict[str, Any]
 
 
 def _before(run: Run, plain: runner.Model, suite: SuiteData) -> _Before:
-    settings, languages = run.config.evaluate, _in_suite(suite, run.measured)
-    rankings: runner.Rankings = {}
-    with run.watcher.bar(f"{suite.name}: before") as progress:
-        english = runner.english_answers(plain, suite, settings, progress, rankings) if suite.items else []
-        layer, vectors = _vectors(plain, plain, suite, settings, progress)
-        side = runner.evaluate_side(
-            plain, suite, languages, english, vectors, layer, settings, run.config.seed, progress
-        )
-    right = runner.english_right(suite, english)
+    settings = run.config.evaluate
+    english, rephrased = runner.Given([], []), {}
+    if suite.items:
+        with run.watcher.bar(f"{suite.name}: English") as progress:
+            english = runner.english_answers(plain, suite, settings, progress)
+            rephrased = runner.rephrased_answers(plain, suite, english.texts, settings, progress)
+    mastery = runner.mastery_by_task(suite, english.texts, rephrased)
+    mastered = [task for task, one in mastery.items() if one.mastered]
+    side, retriever = _side(run, plain, plain, suite, english.texts, mastered, "before")
+    side.by_task["accuracy"] = _with_english(suite, side, english)
     _write_side(run, suite, "before", side)
-    official = _official(run, suite, "before", english, side)
-    family = runner.family(suite, english, rankings, side, run.config.seed)
-    return _Before(side, english, right, layer, official, family)
+    official = _official(run, suite, "before", english.texts, side)
+    family = runner.family(suite, english.texts, english.rankings, side, run.config.seed)
+    return _Before(side, english, mastery, retriever, official, family)
 
 
 def _after(run: Run, aligned: runner.Model, plain: runner.Model, suite: SuiteData, before: _Before) -> dict:
     settings, languages = run.config.evaluate, _in_suite(suite, run.measured)
-    with run.watcher.bar(f"{suite.name}: after") as progress:
-        layer, vectors = _vectors(aligned, plain, suite, settings, progress)
-        side = runner.evaluate_side(
-            aligned, suite, languages, before.english, vectors, layer, settings, run.config.seed, progress
+    mastered = [task for task, one in before.mastery.items() if one.mastered]
+    side, retriever = _side(run, aligned, plain, suite, before.english.texts, mastered, "after")
+    after, given = dict(side.scores), runner.Given([], [])
+    if suite.items:
+        with run.watcher.bar(f"{suite.name}: English after") as progress:
+            given = runner.english_answers(aligned, suite, settings, progress)
+    right = runner.english_right(suite, before.english.texts)
+    if right:
+        after["retention"] = runner.retention(
+            right, runner.english_right(suite, given.texts), run.config.seed
         )
-        after, given, rankings = dict(side.scores), [], {}
-        if suite.items:
-            given = runner.english_answers(aligned, suite, settings, progress, rankings)
-        if before.right:
-            right = runner.english_right(suite, given)
-            after["retention"] = runner.retention(before.right, right, run.config.seed)
+    side.by_task["accuracy"] = _with_english(suite, side, given)
     _write_side(run, suite, "after", side)
-    more = {"before": before.official, "after": _official(run, suite, "after", given, side)}
-    family = runner.family(suite, given, rankings, side, run.config.seed)
+    more = {"before": before.official, "after": _official(run, suite, "after", given.texts, side)}
+    family = runner.family(suite, given.texts, given.rankings, side, run.config.seed)
+    accuracy = {"accuracy": sum(right) / len(right)} if right else {}
     return {
-        "signature": _signature(run, suite, before.layer, layer),
+        "signature": _signature(run, suite, before.retriever, retriever),
         "settings": _how(run, suite.name),
         "languages": list(languages),
         "before": before.side.scores,
         "after": after,
         "spread": {"before": runner.spreads(before.side.scores), "after": runner.spreads(after)},
         "tasks": {"before": before.side.tasks, "after": side.tasks},
-        "english": {"accuracy": sum(before.right) / len(before.right)} if before.right else {},
-        "layer": {"before": before.layer, "after": layer},
+        "kappa": {"before": before.side.kappa, "after": side.kappa},
+        "english": accuracy | {"tasks": {task: one.plain() for task, one in before.mastery.items()}},
+        "layer": {"before": _layers(before.retriever), "after": _layers(retriever)},
         "notes": [*_notes(suite, run, languages), *suite.notes],
         "family": {"before": before.family, "after": family},
         "unreadable": {"before": before.side.unreadable, "after": side.unreadable},
+        "cut": {
+            phase: runner.cut_shares([SOURCE] * len(own.cut), own.cut) | one.cut
+            for phase, own, one in (("before", before.english, before.side), ("after", given, side))
+        },
         **({"official": more} if suite.score else {}),
     }
+
+
+def _side(
+    run: Run,
+    subject: runner.Model,
+    plain: runner.Model,
+    suite: SuiteData,
+    english: Sequence[str],
+    mastered: Sequence[str],
+    phase: str,
+) -> tuple[runner.Side, runner.Retriever | None]:
+    """One side's scores, means over its tasks among them, and how its sentences were compared."""
+    settings, seed, retriever = run.config.evaluate, run.config.seed, None
+    if suite.sentences:
+        with run.watcher.bar(f"{suite.name}: layer {phase}") as progress:
+            retriever = runner.retriever(subject, plain, suite, settings, progress)
+    with run.watcher.bar(f"{suite.name}: {phase}") as progress:
+        side = runner.evaluate_side(
+            subject, suite, _in_suite(suite, run.measured), english, retriever, settings, seed,
+            progress,
+        )  # fmt: skip
+    side.scores |= tasks.suite_means(
+        side.by_task["consistency"], _by_place(side.hits.get("retrieval", {})), mastered, seed=seed
+    )
+    return side, retriever
+
+
+def _with_english(
+    suite: SuiteData, side: runner.Side, english: runner.Given
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Accuracy by task, language and item, English among the languages."""
+    found = {task: dict(by_language) for task, by_language in side.by_task["accuracy"].items()}
+    for task, hits in runner.english_hits(suite, english.texts).items():
+        found.setdefault(task, {})[SOURCE] = {id: float(hit) for id, hit in hits.items()}
+    return found
+
+
+def _by_place(hits: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Sentences are the same in every language by their place."""
+    return {code: {str(n): float(hit) for n, hit in enumerate(row)} for code, row in hits.items()}
+
+
+def _layers(retriever: runner.Retriever | None) -> dict[str, Any]:
+    if retriever is None:
+        return {}
+    return {
+        "retrieval": retriever.layer,
+        "retrieval_raw": retriever.raw_layer,
+        "kind": retriever.kind,
+        "statistics": retriever.sentences if retriever.statistics else 0,
+    }
+
+
+def _summary(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's numbers over all suites, from the hits that lie beside the answers."""
+
+    def read(phase: str) -> dict[str, tasks.SuiteHits]:
+        found = {}
+        for name in scores["suites"]:
+            file = run.folder / "predictions" / f"{name}.{phase}.hits.json"
+            kept = json.loads(file.read_text("utf-8"))
+            sentences = [_by_place(kept["hits"].get(m, {})) for m in ("retrieval", "retrieval_raw")]
+            found[name] = tasks.SuiteHits(kept.get("tasks", {}), *sentences)
+        return found
+
+    mastered = {
+        f"{name}/{task}"
+        for name, suite in scores["suites"].items()
+        for task, one in suite["english"].get("tasks", {}).items()
+        if one["mastered"]
+    }
+    learned = run.config.languages
+    low = [code for code in run.measured if learned.amount(code) <= learned.items.low]
+    return tasks.summary(read("before"), read("after"), mastered, low=low, seed=run.config.seed)
 
 
 def _official(
@@ -670,24 +852,13 @@ def _write_side(run: Run, suite: SuiteData, phase: str, side: runner.Side) -> No
     stem = run.folder / "predictions" / f"{suite.name}.{phase}"
     write_lines(stem.with_name(stem.name + ".jsonl"), side.predictions)
     hits = {
-        # Retrieval in one direction of two is half a hit.
-        name: {code: [h if isinstance(h, float) else int(h) for h in row] for code, row in hits.items()}
+        # Retrieval in one direction of two is half a hit; null where a measure says nothing of an answer.
+        name: {code: [int(h) if isinstance(h, bool) else h for h in row] for code, row in hits.items()}
         for name, hits in side.hits.items()
     }
     ids = [item.id for item in suite.items]
-    found = {"items": ids, "data": data_hashes(suite), "hits": hits}
+    found = {"items": ids, "data": data_hashes(suite), "hits": hits, "tasks": side.by_task}
     write_json(stem.with_name(stem.name + ".hits.json"), found)
-
-
-def _vectors(
-    subject: runner.Model, plain: runner.Model, suite: SuiteData, settings: Evaluate, progress: Progress
-) -> tuple:
-    """The layer, chosen on sentences that are not reported, and M's English embeddings there."""
-    if not suite.sentences:
-        return 0, None
-    layer = settings.layer or runner.choose_layer(subject, suite.layer_sentences, settings.batch, progress)
-    english = runner.embed(plain, suite.sentences[SOURCE], SOURCE, [layer], settings.batch)[layer]
-    return layer, english
 
 
 def _in_suite(suite: SuiteData, languages: Sequence[str]) -> tuple[str, ...]:
@@ -707,13 +878,16 @@ def _notes(suite: SuiteData, run: Run, languages: Sequence[str]) -> list[str]:
     return notes
 
 
-def _signature(run: Run, suite: SuiteData, before: int, after: int) -> str:
-    rule = "settings" if run.config.evaluate.layer else "sentences"
+def _signature(
+    run: Run, suite: SuiteData, before: runner.Retriever | None, after: runner.Retriever | None
+) -> str:
     return signature(
         {
             "suite": suite.name, "rev": suite.revision, "split": suite.split, "items": len(suite.items),
             "sentences": len(suite.sentences.get(SOURCE, ())), **_measuring(run, suite.name),
-            "data": data_hashes(suite)[SOURCE], "layer_from": rule, "layer": f"{before}/{after}",
+            "data": data_hashes(suite)[SOURCE],
+            "layer_from": "settings" if run.config.evaluate.layer else "sentences",
+            **_how_retrieved(before, after),
             "seed": run.config.seed, "isogloss": version("isogloss"),
         }
     )  # fmt: skip
@@ -728,12 +902,22 @@ def _measuring(run: Run, suite: str) -> dict[str, str]:
     return {"scoring": scoring, **settings, **who, **adapters, "ruler": str(RULER)}
 
 
+def _how_retrieved(before: runner.Retriever | None, after: runner.Retriever | None) -> dict[str, Any]:
+    """How sentences were compared, at which layer before and after, and what the statistics are of."""
+    if before is None or after is None:
+        return {}
+    found: dict[str, Any] = {"retrieval": before.kind, "layer": f"{before.layer}/{after.layer}"}
+    if before.statistics is not None:
+        found["statistics"] = f"own-{before.sentences}"  # of each side's own states of so many sentences
+    return found | {"raw_layer": f"{before.raw_layer}/{after.raw_layer}"}
+
+
 def _english_answers(
     run: Run, model: PreTrainedModel, examples: Sequence[ParallelExample], stage: Stage
 ) -> dict[str, str]:
     """What the teacher reads as the English answer: the data's, or M's own where the data has none.
 
-    With `responses: teacher` it is M's own, unless that has no end; an example without any is left out.
+    With `responses: teacher` it is M's own, unless that has no end; an example without any is not there.
     """
     longest = run.config.distill.sample_tokens
     kept = _kept_answers(run)
@@ -748,13 +932,7 @@ def _english_answers(
                 # Of parts of a model all processes make the same answers.
                 kept.keep({_asked(e): texts[n] for n, e in enumerate(some)}, write=processes.is_main())
                 progress(begin + len(some), len(asked))
-    english = {e.id: answer for e in examples if (answer := _english_answer(run, e, kept))}
-    if without := len(examples) - len(english):
-        run.watcher.say(
-            f"{without} of {len(examples)} examples are left out: the model's English answer has no end "
-            f"within {longest} tokens (distill.sample_tokens)"
-        )
-    return english
+    return {e.id: answer for e in examples if (answer := _english_answer(run, e, kept)) is not None}
 
 
 def _kept_answers(run: Run) -> Answers:
@@ -765,6 +943,8 @@ def _kept_answers(run: Run) -> Answers:
 
 def _asks(run: Run, example: ParallelExample) -> bool:
     """Whether M answers an example in English."""
+    if example.own_response:
+        return False
     return run.config.distill.responses == "teacher" or example.turns[SOURCE].response is None
 
 
@@ -773,8 +953,9 @@ def _asked(example: ParallelExample) -> tuple[str, str]:
 
 
 def _english_answer(run: Run, example: ParallelExample, kept: Answers) -> str | None:
-    """M's answer where it is asked for and has an end, else the data's."""
-    return (_asks(run, example) and kept.of(*_asked(example))) or example.turns[SOURCE].response
+    """M's answer where it is asked for and has an end, else the data's; None where both are empty."""
+    given = (_asks(run, example) and kept.of(*_asked(example))) or example.turns[SOURCE].response
+    return given if given and given.strip() else None
 
 
 def row_of(run: Run, code: str, id: str) -> tuple[Row, PreTrainedTokenizerBase | None]:
@@ -808,16 +989,15 @@ def row_of(run: Run, code: str, id: str) -> tuple[Row, PreTrainedTokenizerBase |
     return replace(answered, teacher_prompt=theirs[0].teacher_prompt), its
 
 
-def _needed(examples: Sequence[ParallelExample], amounts: dict[str, int]) -> list[ParallelExample]:
-    """The examples that some language still needs, in their order."""
-    left, kept = dict(amounts), []
-    for example in examples:
-        wanted = [code for code in left if left[code] > 0 and code in example.turns]
-        if wanted:
-            kept.append(example)
-            for code in wanted:
-                left[code] -= 1
-    return kept
+def _needed(
+    examples: Sequence[ParallelExample],
+    amounts: Mapping[str, int],
+    weights: Sequence[float] = (1.0,),
+    responses: str = "reference",
+) -> list[ParallelExample]:
+    """The examples that some language learns from, as far as that is known before M answers."""
+    chosen = choose(examples, amounts, weights, lambda e, code: lacking(e, code, responses))
+    return [examples[place] for place in sorted({place for places in chosen.values() for place in places})]
 
 
 def rows_for(
@@ -832,18 +1012,42 @@ def rows_for(
 ) -> list[Row]:
     """What stage 2 reads for these languages; M answers in English where the data does not.
 
+    An example whose English answer has no end, or names no option of a closed task, is left out, and the next
+    one that is drawn takes its place.
+
     Args:
         retain: Also English of stage 1, for the root.
     """
-    used = _needed(examples, {code: run.config.languages.amount(code) for code in codes})
-    with processes.main_first(together=bool(parts_of(model))):
-        english = _english_answers(run, model, used, stage)
-    used = [example for example in used if example.id in english]
-    rows = _rows(run, run.tokenizer, used, english, tree, codes, retain=retain)
+    english: dict[str, str] = {}
+    without: Counter[str] = Counter()
+    useless: set[str] = set()
+    asked, responses = 0, run.config.distill.responses
+    amounts = {code: run.config.languages.amount(code) for code in codes}
+    weights = [source.weight for source in run.config.sources]
+    while True:
+        left = [e for e in examples if e.id not in useless]
+        used = _needed(left, amounts, weights, responses)
+        new = [e for e in used if e.id not in english]
+        if not new:
+            break
+        with processes.main_first(together=bool(parts_of(model))):
+            english |= _english_answers(run, model, new, stage)
+        asked += len(new)
+        for example in new:
+            if why := _useless(run, example, english.get(example.id)):
+                without[why] += 1
+                useless.add(example.id)
+                english.pop(example.id, None)
+    for why, count in without.items():
+        run.watcher.say(f"{count} of {asked} examples are left out: {why}")
+    for line in told(left_out(examples, codes, lambda e, code: lacking(e, code, responses))):
+        run.watcher.say(line)
+    pairs = translation_examples(run.pairs(codes))
+    rows = _rows(run, run.tokenizer, used, english, tree, codes, pairs, retain=retain)
     teacher = run.config.distill.teacher
     if isinstance(teacher, ModelTeacher) and teacher.level == "sequence":
         its, file = load_tokenizer(teacher.path), run.folder / "teacher_answers.jsonl"
-        theirs = _rows(run, run.tokenizer, used, english, tree, codes, retain=retain, teacher=its)
+        theirs = _rows(run, run.tokenizer, used, english, tree, codes, pairs, retain=retain, teacher=its)
         with processes.main_first():
             return joining.with_answers(
                 rows, theirs, teacher, run.tokenizer, run.dtype, file, stage, run.watcher.bar
@@ -851,10 +1055,52 @@ def rows_for(
     return rows
 
 
+def _useless(run: Run, example: ParallelExample, answer: str | None) -> str | None:
+    """Why M's English answer teaches no language anything; None where it does."""
+    if answer is None:
+        limit = run.config.distill.sample_tokens
+        return f"the model's English answer has no end within {limit} tokens (distill.sample_tokens)"
+    if not _asks(run, example) or example.options is None or run.config.distill.responses != "teacher":
+        return None
+    names = read_answer(example, SOURCE, answer) is not None
+    return None if names else "the model's English answer names no option of its task"
+
+
+def _drawn(run: Run, rows: Sequence[Row], codes: Sequence[str]) -> Iterator[str]:
+    """What the languages of each resource class learn from: how many rows, which tasks, how many labels."""
+    by_id, labels = {e.id: e for e in run.examples}, labels_of(run.examples)
+    every: dict[str, set[str]] = {}
+    for example in run.examples:
+        every.setdefault(example.task, set()).update({labels.get(example.id, "")} - {""})
+    for resource in ("high", "middle", "low"):
+        those = [code for code in codes if languages()[code].resource == resource]
+        ids = {code: [row.id.rpartition("/")[0] for row in rows if row.language == code] for code in those}
+        used = [by_id[id] for found in ids.values() for id in found if id in by_id]
+        met: dict[str, set[str]] = {}
+        for example in used:
+            met.setdefault(example.task, set()).update({labels.get(example.id, "")} - {""})
+        if those:
+            counts = sorted({len(found) for found in ids.values()})
+            span = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+            tasks = [
+                f"{task} ({len(found)} of {len(every[task])} labels)" if every[task] else task
+                for task, found in met.items()
+            ]
+            yield f"{resource} ({', '.join(those)}): {span} rows a language: {', '.join(tasks)}"
+
+
+def _foreseen(example: ParallelExample) -> str:
+    """What stands in for M's English answer until there is one: the data's response, else a wording."""
+    if given := (example.turns[SOURCE].response or "").strip():
+        return given
+    return next(iter((example.options or {}).get(SOURCE, {}).values()), "…")
+
+
 def foreseen_rows(run: Run, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     """As `rows_for`, before there is a model: the data's English responses stand in for its answers."""
-    english = {e.id: e.turns[SOURCE].response or "" for e in run.examples}
-    return _rows(run, tokenizer, run.examples, english, run.tree, run.taught)
+    english = {e.id: _foreseen(e) for e in run.examples}
+    pairs = translation_examples(run.pairs(run.taught))
+    return _rows(run, tokenizer, run.examples, english, run.tree, run.taught, pairs)
 
 
 def _rows(
@@ -864,6 +1110,7 @@ def _rows(
     english: Mapping[str, str],
     tree: Tree,
     codes: Sequence[str],
+    pairs: Sequence[ParallelExample] = (),
     *,
     retain: bool = True,
     teacher: PreTrainedTokenizerBase | None = None,
@@ -873,15 +1120,24 @@ def _rows(
     kept = _english_kept(run) if settings.retain and retain else []
     if kept:
         # As many as there are draws, so that none is read twice where there are enough.
-        draws = sum(amounts.values()) * settings.epochs * settings.retain / (1 - settings.retain)
+        read = sum(amounts.values()) + sum(code in e.turns for e in pairs for code in codes)
+        draws = read * settings.epochs * settings.retain / (1 - settings.retain)
         kept = random.Random(run.config.seed).sample(kept, min(len(kept), math.ceil(draws)))
+        # Stage 1 may have read longer ones.
+        kept = [
+            e
+            for e in kept
+            if len(encode_prompt(tokenizer, e.turns[SOURCE].instruction)) <= settings.max_prompt
+        ]
         amounts[SOURCE] = len(kept)
     return build_rows(
         [*kept, *examples], amounts, tokenizer, tree, node_texts(run.config),
-        english={e.id: e.turns[SOURCE].response or "" for e in kept} | dict(english),
-        responses=settings.responses, limit=settings.max_prompt, reads=settings.teacher_reads,
+        english={e.id: e.turns[SOURCE].response or "" for e in [*kept, *pairs]} | dict(english),
+        responses=settings.responses, limit=settings.max_prompt, view=settings.teacher_view,
+        reads=settings.teacher_reads,
         require_texts=settings.require_texts,
         teacher=teacher or joining.tokenizer_of(settings.teacher),
+        weights=[source.weight for source in run.config.sources], extra=pairs,
     )  # fmt: skip
 
 
@@ -922,7 +1178,9 @@ def _english_kept(run: Run) -> list[ParallelExample]:
     remedy = "restore it, or tune again in another run folder"
     dropped = {e["id"] for e in read_lines(file, remedy) if not e["kept"]} if file.exists() else set()
     return [
-        ParallelExample(e.id, e.task, {SOURCE: e.turns[SOURCE]}) for e in run.english if e.id not in dropped
+        ParallelExample(e.id, e.task, {SOURCE: e.turns[SOURCE]})
+        for e in run.english
+        if e.id not in dropped and (e.turns[SOURCE].response or "").strip()
     ]
 
 
@@ -968,7 +1226,7 @@ def _scores(run: Run) -> dict:
     file = run.folder / "scores.json"
     if file.exists():
         return read_json(file, "suites", "remove it and run `isogloss evaluate` again")
-    return {"schema": 1, "isogloss": version("isogloss"), "suites": {}}
+    return {"schema": 1, "isogloss": version("isogloss"), "summary": {}, "suites": {}}
 
 
 def _unscored(run: Run, scores: dict, loaded: Mapping[str, SuiteData] | None = None) -> list[str]:
@@ -1010,9 +1268,10 @@ def check(run: Run) -> None:
         DataError: Data, a language or a suite is missing.
         ConfigError: The model is not there, or the carrier does not fit it.
     """
+    bases.local(run.config.model, run.watcher.say)  # where it has to be converted, that is told first
     with run.watcher.waiting("Checking the settings, the model and the data"):
         refuse_misfit(run.config)
-        tokenizer = load_tokenizer(run.config.model)
+        tokenizer = run.base_tokenizer()
         if not run.tuned.exists():
             _ = run.english  # refuses data that is not there
             foreseen_rows(run, tokenizer)

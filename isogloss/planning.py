@@ -5,6 +5,7 @@ one step on tensors without storage, the bytes that are alive at once → time a
 
 What is assumed, and where it is off:
     tokens      Exact where the model's tokenizer is at hand; else counted by the embedded one, and said so.
+                Of more than `SAMPLE` English examples in stage 1 so many are, spread over all lengths.
     selection   `tune.selection.keep` drops the last items here, not the hardest.
     answers     Evaluation writes `evaluate.max_new_tokens` each time: a bound, as answers end before.
     attention   A GPU's fused attention is counted as plain products: a bound, near it at instruction lengths.
@@ -16,11 +17,11 @@ What is assumed, and where it is off:
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -29,13 +30,22 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from isogloss.config import Config, Count, Distill, Positive, Settings, with_overrides
 from isogloss.cost import Meter
 from isogloss.data import selection
 from isogloss.data.chat import Encoded, encode_prompt
+from isogloss.data.counting import unchanging
+from isogloss.data.examples import ParallelExample
 from isogloss.data.sources import node_texts
+from isogloss.defaults import explain, facts_of
 from isogloss.distill.fused import frozen_head
 from isogloss.distill.on_policy import is_on_policy
 from isogloss.distill.rows import Row, schedule, training_order
@@ -46,15 +56,29 @@ from isogloss.distill.trainer import Batch, Sample, Weights, batch_losses, chunk
 from isogloss.errors import ConfigError
 from isogloss.evaluate.suites import load_suite
 from isogloss.languages import SOURCE
-from isogloss.model import EMBEDDED, last_hidden, layers_of, load_tokenizer, model_folder, pick_dtype
+from isogloss.model import (
+    EMBEDDED,
+    decoder_of,
+    last_hidden,
+    layers_of,
+    load_tokenizer,
+    model_folder,
+    pick_dtype,
+)
 from isogloss.modes import thrifty_attention
 from isogloss.pipeline import Run, Watcher, foreseen_rows
 from isogloss.tree.carrier import Carrier
+from isogloss.tree.fit import refuse_misfit
 from isogloss.tree.nodes import Tree
-from isogloss.tune import english_rows
+from isogloss.tune import english_rows, longest_row, within
+
+T = TypeVar("T")
 
 EFFICIENCY = 0.4
 """Share of the rate of large products that a step reaches; an assumption, which a machine's file may set."""
+SAMPLE = 8_000
+"""English examples of stage 1 that are encoded; of more, the others are taken to be as long as these, which
+is right within 1 %."""
 READ_TOGETHER = 64
 """Rows per forward of the teacher."""
 CONTEXT = 600 << 20
@@ -185,6 +209,8 @@ class Plan:
     notes: list[str]
     advice: list[str] = field(default_factory=list)
     """One line for each stage that does not fit: what to change."""
+    settings: list[str] = field(default_factory=list)
+    """What the settings that follow the model are, and why."""
 
     def seconds(self, stage: StagePlan) -> float:
         """How long a stage takes."""
@@ -203,7 +229,7 @@ class Plan:
         ]
         return {
             "machine": vars(self.machine), "stages": stages, "fits": self.fits, "advice": self.advice,
-            "notes": self.notes,
+            "notes": self.notes, "settings": self.settings,
         }  # fmt: skip
 
 
@@ -212,8 +238,9 @@ def plan(config: Config, machine: Machine) -> Plan:
 
     Raises:
         DataError: Data, a language or a suite is missing.
-        ConfigError: The model's shapes are not to be had.
+        ConfigError: The model's shapes are not to be had, or the settings do not fit them.
     """
+    refuse_misfit(config)
     work = Work(config, machine)
     stages = [tune_plan(work), distill_plan(work), evaluate_plan(work)]
     found = Plan(machine, stages, work.notes)
@@ -229,6 +256,7 @@ def plan(config: Config, machine: Machine) -> Plan:
         found.notes.append("distill.responses: what the model's English answers cost is not counted")
     if config.distill.carrier.type != "lora":
         found.notes.append("distill.carrier: the arithmetic of virtual positions is not counted")
+    found.settings = explain(config, facts_of(work.model(work.dtype)))
     found.advice = [
         advise(work, stage) for stage in found.stages if stage.memory_bytes > machine.memory
     ]  # fmt: skip
@@ -244,7 +272,7 @@ class Work:
         self.run = Run(config.model_copy(update={"run": config.run / "planned"}), Watcher())
         self.dtype = machine.dtype(config.dtype)
         self.notes: list[str] = []
-        self.tokenizer = self._tokenizer()
+        self.tokenizer = unchanging(self._tokenizer())
 
     def changed(self, overrides: Iterable[str]) -> "Work":
         """The same reading under other settings of how it is batched and trained."""
@@ -259,9 +287,13 @@ class Work:
         settings, examples = self.config.tune, self.run.english
         if settings.selection.enabled:
             examples = list(selection.select(examples, max_chars=settings.selection.max_chars).kept)
+        limit = longest_row(self.config)
+        examples = within(examples, self.tokenizer, limit).kept
         kept = examples[: max(1, round(settings.selection.keep * len(examples)))]
-        texts = node_texts(self.config)
-        return english_rows(kept, self.tokenizer, texts, settings.privileged, self.config.seed)
+        sample, texts = spread(kept, SAMPLE), node_texts(self.config)
+        rows = english_rows(sample, self.tokenizer, texts, settings.privileged, self.config.seed, limit)
+        rows.sort(key=lambda row: len(row.prompt) + len(row.response))
+        return stretched(rows, round(len(rows) * len(kept) / len(sample)))
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -291,7 +323,25 @@ class Work:
         if folder.is_dir() and not any((folder / name).exists() for name in files):
             self.notes.append(f"{self.config.model} has no tokenizer: tokens are counted by the embedded one")
             return load_tokenizer(EMBEDDED)
-        return load_tokenizer(self.config.model)
+        return self.run.base_tokenizer()
+
+
+def spread(examples: Sequence[ParallelExample], most: int) -> list[ParallelExample]:
+    """So many of the examples, of all lengths in English alike, the longest among them."""
+    if len(examples) <= most:
+        return list(examples)
+
+    def length(example: ParallelExample) -> int:
+        turn = example.turns[SOURCE]
+        return len(turn.instruction) + len(turn.response or "")
+
+    ordered = sorted(examples, key=length)
+    return [ordered[len(ordered) - 1 - n * (len(ordered) - 1) // (most - 1)] for n in range(most)]
+
+
+def stretched(rows: Sequence[T], count: int) -> list[T]:
+    """So many rows in the place of a sorted sample, each standing for its neighbours."""
+    return [rows[n * (len(rows) - 1) // max(1, count - 1)] for n in range(count)]
 
 
 def meta_model(name: str, dtype: torch.dtype, *, gpu: bool) -> PreTrainedModel:
@@ -385,6 +435,30 @@ def read_bytes(model: nn.Module, rows: int, width: int) -> int:
             torch.ones(rows, width, dtype=torch.long, device="meta"),
         )  # fmt: skip
     return alive.most
+
+
+@torch.no_grad()
+def cache_bytes(model: nn.Module, rows: int, width: int) -> int:
+    """Bytes that the model itself keeps of what it has read: keys and values, windows of them, or states."""
+    mask = torch.ones(rows, width, dtype=torch.long, device="meta")
+    found: Any = decoder_of(model)(input_ids=torch.zeros_like(mask), attention_mask=mask, use_cache=True)
+    kept = getattr(found, "past_key_values", None) or getattr(found, "cache_params", None)
+    return sum(tensor.nbytes for tensor in _tensors(kept, set()))
+
+
+def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Every tensor in a cache, each once, whatever its class calls it."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (one for each in value.values() for one in _tensors(each, seen))
+    elif isinstance(value, list | tuple):
+        yield from (one for each in value for one in _tensors(each, seen))
+    elif type(value).__module__.startswith("transformers.") and not isinstance(value, PretrainedConfig):
+        yield from _tensors(vars(value), seen)
 
 
 def _without_storage(batch: Batch) -> Batch:
@@ -635,19 +709,18 @@ def evaluate_plan(work: Work) -> StagePlan:
         for sentences in (suite.sentences, suite.layer_sentences):
             for code, texts in sentences.items():
                 if code in (*run.measured, SOURCE):
-                    sizes = [len(work.tokenizer(text)["input_ids"]) for text in texts]
+                    sizes = [len(ids) for ids in work.tokenizer(list(texts))["input_ids"]]
                     for side in sides:
                         for size in sizes:
                             _count(side, 1, size, 0)
                     found.tokens_forwarded += 2 * sum(sizes)
     found.flops = before.flops + after.flops
     width = longest + settings.max_new_tokens
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * head * work.dtype.itemsize
     carrier.off()
     found.memory = {
         "program": machine.process, "weights": parameter_bytes(model, four_bit=work.config.four_bit),
-        "carriers": parameter_bytes(model, carriers=True), "cache": cache * settings.batch * width,
+        "carriers": parameter_bytes(model, carriers=True),
+        "cache": cache_bytes(causal, settings.batch, width),
         "activations": machine.held(
             read_bytes(model, settings.batch, longest)
             + settings.batch * config.vocab_size * (work.dtype.itemsize + 4)

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from isogloss import processes
-from isogloss.config import Tune
+from isogloss.config import Config, Tune
+from isogloss.data import selection
 from isogloss.data.chat import Encoded, encode
 from isogloss.data.examples import ParallelExample
 from isogloss.data.selection import instruction_following_difficulty
@@ -27,12 +29,19 @@ from isogloss.distill.trainer import (
     train,
     training_arguments,
 )
+from isogloss.errors import ConfigError
 from isogloss.files import naming
 from isogloss.languages import SOURCE
-from isogloss.model import causal_of, head, last_hidden, pad_id, parts_of
+from isogloss.model import causal_of, head, last_hidden, model_folder, pad_id, parts_of, positions
+from isogloss.notices import write_derived_card
 from isogloss.teacher.prompts import NodeTexts, privileged_text
 
 Progress = Callable[[int, int], None]
+ADAPTER = "stage1_adapter"
+"""Folder in the reference model's, where stage 1 was a LoRA: what to add to the base."""
+USUAL = 2_048
+"""Tokens of stage 1's longest row, unless the settings say so or the model has fewer positions."""
+CARD = "# A base tuned on English instructions: the reference model of a run of isogloss"
 
 
 def english_rows(
@@ -41,11 +50,12 @@ def english_rows(
     texts: NodeTexts,
     privileged: float,
     seed: int,
+    limit: int | None = None,
 ) -> list[Encoded]:
     """English turns as rows; a share of them once more as the teacher will read them.
 
     The second reading shows the model, in English alone, what the teacher's prompt looks like and
-    that the answer to the twin helps.
+    that the answer to the twin helps. One of more than `limit` tokens is not read so.
     """
     rows = []
     for example in examples:
@@ -56,8 +66,42 @@ def english_rows(
         turn = example.turns[SOURCE]
         assert turn.response is not None
         system = texts.root + "\n" + privileged_text(texts, (), example.task, turn)
-        rows.append(encode(tokenizer, turn.instruction, turn.response, system))
+        behind = encode(tokenizer, turn.instruction, turn.response, system)
+        if limit is None or behind.tokens <= limit:
+            rows.append(behind)
     return rows
+
+
+def longest_row(config: Config) -> int:
+    """Tokens of the longest row of stage 1: what the settings say, else the model's positions.
+
+    Raises:
+        ConfigError: The settings ask for more than the model has.
+    """
+    there = positions(config.model)
+    asked = config.tune.max_tokens
+    if asked is not None and there is not None and asked > there:
+        raise ConfigError(f"tune.max_tokens is {asked}; the model has {there} positions")
+    return asked or min(there or USUAL, USUAL)
+
+
+def within(
+    examples: Sequence[ParallelExample], tokenizer: PreTrainedTokenizerBase, limit: int
+) -> selection.Selection:
+    """The examples whose row has at most `limit` tokens, prompt and response together."""
+    lengths = [
+        encode(tokenizer, turn.instruction, turn.response or "").tokens
+        for turn in (example.turns[SOURCE] for example in examples)
+    ]
+    both = list(zip(examples, lengths, strict=True))
+    return selection.Selection(
+        tuple(example for example, tokens in both if tokens <= limit),
+        tuple(
+            selection.Dropped(example.id, selection.TOO_LONG, f"{tokens} tokens; tune.max_tokens is {limit}")
+            for example, tokens in both
+            if tokens > limit
+        ),
+    )
 
 
 @torch.no_grad()
@@ -94,6 +138,7 @@ def tune(
     settings: Tune,
     folder: Path,
     *,
+    name: str,
     curve: Path,
     seed: int,
     dtype: torch.dtype,
@@ -107,6 +152,7 @@ def tune(
 
     Args:
         base: In float32 where all of it is tuned; of what steps add to bfloat16 most is rounded away.
+        name: The base, as the settings name it.
         compile: As in `ResponseTrainer`.
         say: As in `train`.
     """
@@ -144,24 +190,42 @@ def tune(
     )  # fmt: skip
     train(trainer, Watch(curve, "tune", max(1, steps // 60), progress), work, say)
     if processes.is_main():
-        tuned: Any = base
-        if settings.method == "lora":
-            tuned = (_put_together(model) if parts_of(base) else model).merge_and_unload()  # type: ignore
-        tuned.config.use_cache = True
         part = folder.with_name(folder.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
+        tuned: Any = base
         with naming(part):
+            if settings.method == "lora":
+                _write_adapter(model, part / ADAPTER, name)
+                tuned = merged(_whole(model), part / ADAPTER)
+            tuned.config.use_cache = True
             tuned.to(dtype).save_pretrained(part)
             tokenizer.save_pretrained(part)
+            write_derived_card(part, name, Path(model_folder(name)), CARD)
         part.rename(folder)
         shutil.rmtree(work, ignore_errors=True)
     processes.wait()
     return trainer.counts
 
 
-def _put_together(model: Any) -> Any:
-    """The LoRA of a model that lies in parts, on the base read anew, whole and on the host."""
-    base = AutoModelForCausalLM.from_pretrained(causal_of(model).name_or_path, dtype=causal_of(model).dtype)
-    there = get_peft_model(base, model.peft_config["default"])
-    set_peft_model_state_dict(there, {n: p.cpu() for n, p in get_peft_model_state_dict(model).items()})
-    return there
+def merged(base: Any, adapter: Path) -> Any:
+    """The base with stage 1's adapter in its weights."""
+    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()  # type: ignore[operator]
+
+
+def _write_adapter(model: Any, folder: Path, base: str) -> None:
+    """In bfloat16: what is kept is the reference model's own, because that is made of it."""
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.inference_mode = base, True
+    config.save_pretrained(folder)
+    # Otherwise peft asks the hub for the base's configuration.
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    state = {name: p.cpu().bfloat16().contiguous() for name, p in state.items()}
+    save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
+
+
+def _whole(model: Any) -> Any:
+    """The base without adapters; of a model that lies in parts, read anew, whole and on the host."""
+    if not parts_of(model):
+        return model.unload()
+    base = causal_of(model)
+    return AutoModelForCausalLM.from_pretrained(base.name_or_path, dtype=base.dtype)

@@ -6,8 +6,8 @@ import os
 import pytest
 
 from isogloss import ablation, cli
-from isogloss.ablation import Variant, parse, resolved, with_items
-from isogloss.config import load_config
+from isogloss.ablation import Variant, corrected, parse, resolved, with_items, with_seeds
+from isogloss.config import load_config, with_overrides
 from isogloss.errors import ConfigError, RunError
 from isogloss.pipeline import Run, Watcher
 
@@ -38,6 +38,15 @@ def test_each_number_of_items_has_its_own_divergence_to_compare_with():
     ]  # fmt: skip
 
 
+def test_a_variant_takes_along_what_it_leaves_without_effect():
+    """Settings that only the term which goes would heed are refused elsewhere, and are gone here."""
+    config = load_config(None, ["distill.kl=1", "distill.divergence=reverse", "distill.contrast=0.1"])
+    for name, setting, usual in (("no-kl", "divergence", "forward"), ("no-hidden", "contrast", 0.05)):
+        changed = with_overrides(config, parse(name).overrides)
+        assert getattr(changed.distill, name.removeprefix("no-")) == 0
+        assert getattr(changed.distill, setting) == usual
+
+
 @pytest.mark.parametrize(
     "setting",
     ["distill.kl=0.5", "distill.teacher={type: model, path: elsewhere, level: sequence}"],
@@ -63,8 +72,8 @@ def test_a_teacher_that_is_heard_is_left_alone(setting):
         ),
         ([], ["families", "mine: distill.hidden=4"], (), "mine: it trains what families does; leave one out"),
         (
-            ["distill.teacher_reads=[texts]"], ["families", "no-english"], (),
-            "no-english: it trains what with-kl does; leave one out",
+            ["distill.kl=1"], ["no-english", "mine: distill.teacher_reads=[texts]"], (),
+            "mine: it trains what no-english does; leave one out",
         ),
     ],
 )  # fmt: skip
@@ -95,6 +104,52 @@ def test_a_process_that_is_ended_from_outside_is_told():
         "a run's process was ended from outside, as for want of memory; --jobs 1 needs less, and goes on "
         "where this was"
     )
+
+
+def difference(variant: str, p: float, suite: str = "demo", languages: str = "all") -> dict:
+    about = {"suite": suite, "variant": variant, "against": "families", "languages": languages}
+    return {**about, "measure": "alignment", "value": 0.1, "p": p}
+
+
+def test_p_is_corrected_for_the_comparisons_of_a_suite():
+    """0.01, 0.02 and 0.4 of three become 0.03, 0.04 and 0.4; another suite's one stays."""
+    given = [
+        difference("a", 0.02),
+        difference("b", 0.01),
+        difference("c", 0.4),
+        difference("a", 0.03, "xnli"),
+    ]
+    found = corrected([{**one, "p_seeds": None} for one in given])
+    assert [one["p"] for one in found] == pytest.approx([0.04, 0.03, 0.4, 0.03])
+    assert [one["comparisons"] for one in found] == [3, 3, 3, 1]
+    assert [one["p"] for one in given] == [0.02, 0.01, 0.4, 0.03]
+
+
+def test_p_over_seeds_is_a_paired_t_tests():
+    """Differences of 1, 2 and 3 points: t = 2 · √3 with 2 degrees of freedom; two seeds give none."""
+
+    def row(variant: str, seed: int, value: float) -> dict:
+        languages = {"es": value, "sw": value}
+        return {"suite": "demo", "variant": variant, "seed": seed, "languages": languages, "low": value}
+
+    rows = [row("families", seed, 0.5) for seed in (0, 1, 2)]
+    rows += [row("flat", seed, 0.5 + (seed + 1) / 100) for seed in (0, 1, 2)]
+    for languages in ("all", "low"):
+        (found,) = with_seeds([difference("flat", 0.5, languages=languages)], rows)
+        assert found["p_seeds"] == pytest.approx(0.0741799, abs=1e-6)
+    (few,) = with_seeds([difference("flat", 0.5)], [one for one in rows if one["seed"] < 2])
+    assert few["p_seeds"] is None
+
+
+def test_seeds_without_a_spread_need_no_t_test():
+    """The same difference in every seed, or none at all."""
+    for value, p in ((0.75, 0.0), (0.5, 1.0)):
+        rows = [
+            {"suite": "demo", "variant": variant, "seed": seed, "languages": {"sw": each}, "low": each}
+            for variant, each in (("families", 0.5), ("flat", value))
+            for seed in range(3)
+        ]
+        assert with_seeds([difference("flat", 0.5)], rows)[0]["p_seeds"] == p
 
 
 MASSIVE = {
@@ -134,15 +189,16 @@ def measured(monkeypatch):
 
 
 def test_a_suite_without_alignment_is_judged_by_its_consistency(measured, tmp_path, capsys):
-    """Flat loses ¼ in Swahili and in Urdu: a sixth over three languages, a quarter where data are few."""
+    """Flat loses ¼ in Swahili and in Urdu: a sixth over three languages, a quarter in the low class."""
     config = load_config(None, ["languages.targets=[es,sw,ur]"])
     done = ablation.ablate(config, variants("families", "flat"), [0], tmp_path / "out", Watcher())
     rows = {row["variant"]: (row["measure"], row["languages"], row["low"]) for row in done.rows}
     assert rows == {
-        "families": ("consistency", {"es": 0.75, "sw": 0.25, "ur": 0.5}, 0.375),
-        "flat": ("consistency", {"es": 0.75, "sw": 0.0, "ur": 0.25}, 0.125),
+        "families": ("consistency", {"es": 0.75, "sw": 0.25, "ur": 0.5}, 0.25),
+        "flat": ("consistency", {"es": 0.75, "sw": 0.0, "ur": 0.25}, 0.0),
     }
     found = [(one["languages"], one["measure"], one["value"], one["n"]) for one in done.differences]
+    assert [(one["comparisons"], one["p_seeds"]) for one in done.differences] == [(2, None), (2, None)]
     assert found == [("all", "consistency", pytest.approx(-1 / 6), 4), ("low", "consistency", -0.25, 4)]
     cli._show_ablation(ablation.summary(done.rows), done.differences)
     heads = [

@@ -57,7 +57,7 @@ def test_load_peft_gives_the_model_with_the_adapter_of_one_language(finished):
     ("language", "says"),
     [
         ("pt", "{run} has no adapter for pt; it has sw, ur"),
-        ("sww", "'sww' is not a known language code; did you mean sw (Swahili)?"),
+        ("sww", "'sww' is not a known language code; use one such as sw, swh_Latn or Swahili"),
     ],
 )
 def test_load_peft_refuses_a_language_that_is_not_there(language, says, finished):

@@ -100,7 +100,8 @@ def test_all_errors_of_a_file_are_printed(capsys, tmp_path, monkeypatch):
     Path("run.yaml").write_text("sed: 1\ndata:\n  type: demo\n  foo: 1\n")
     assert refusal(["run", "run.yaml"], capsys) == [
         "error run.yaml:1: sed is not a setting; did you mean seed?",
-        "error run.yaml:4: data.foo is not a setting of data type demo; there are type, english_items",
+        "error run.yaml:4: data.foo is not a setting of data type demo; there are weight, type, "
+        "english_items",
     ]
     assert list(tmp_path.iterdir()) == [Path(tmp_path / "run.yaml")]
 
@@ -328,7 +329,7 @@ def test_a_language_without_a_leaf_says_through_what_it_answers(code, says, fini
 def test_ask_refuses_an_unknown_language(finished, capsys):
     """With the nearest code."""
     assert refusal(["ask", str(finished), "x", "--language", "sww"], capsys) == [
-        "error --language: 'sww' is not a known language code; did you mean sw (Swahili)?"
+        "error --language: 'sww' is not a known language code; use one such as sw, swh_Latn or Swahili"
     ]
 
 
@@ -478,7 +479,7 @@ def test_a_merged_export_is_a_plain_model_of_the_same_logits(finished, capsys, t
         (
             "export",
             ["--language", "sww"],
-            "error --language: 'sww' is not a known language code; did you mean ",
+            "error --language: 'sww' is not a known language code; use one such as ",
         ),
         (
             "export",
@@ -489,7 +490,7 @@ def test_a_merged_export_is_a_plain_model_of_the_same_logits(finished, capsys, t
         (
             "add-language",
             ["sww"],
-            "error CODE: 'sww' is not a known language code; did you mean sw (Swahili)?",
+            "error CODE: 'sww' is not a known language code; use one such as sw, swh_Latn or Swahili",
         ),
         (
             "add-language",

@@ -3,11 +3,23 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from isogloss.config import Config, Settings, dump_config, load_config
+from isogloss.config import (
+    Config,
+    Evaluate,
+    Settings,
+    dump_config,
+    for_choosing,
+    home,
+    load_config,
+    refuse_shared,
+    root_of_environment,
+)
 from isogloss.errors import ConfigError
+from isogloss.languages import XGLUE_TWELVE
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.yaml"))
 
@@ -36,12 +48,32 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         ),
         (
             "data: {columns: {}}",
-            "run.yaml:1: data.columns is not a setting of data type demo; there are type, english_items",
+            "run.yaml:1: data.columns is not a setting of data type demo; there are weight, type, "
+            "english_items",
         ),
         (
             "data: {type: masive}",
-            'run.yaml:1: data.type is "masive"; it must be demo, massive, parallel, chat or table; '
-            "did you mean massive?",
+            'run.yaml:1: data.type is "masive"; it must be demo, massive, sib200, xnli, pawsx, mlqa, '
+            "parallel, chat or table; did you mean massive?",
+        ),
+        (
+            "data:\n- {type: massive}\n- {type: xnli, english_itms: 3}",
+            "run.yaml:3: data.english_itms is not a setting of data type xnli; did you mean english_items?",
+        ),
+        (
+            "data:\n- {type: massive}\n- {type: xcopa}",
+            'run.yaml:3: data.type is "xcopa"; it must be demo, massive, sib200, xnli, pawsx, mlqa, '
+            "parallel, chat or table",
+        ),
+        (
+            "data: [{type: massive}, {type: xnli, weight: 0}]",
+            "run.yaml:1: data.weight is 0; it must be a number above 0",
+        ),
+        ("data: {type: massive, weight: 2}", "run.yaml:1: data.weight must be 1 where there is one source"),
+        ("data: [{type: xnli}, {type: xnli}]", "run.yaml:1: data holds xnli twice; name each source once"),
+        (
+            "parallel_text:\n- {type: tatoeba, item: 3}",
+            "run.yaml:2: parallel_text.item is not a setting; did you mean items?",
         ),
         ("data: {type: parallel}", "run.yaml:1: data.path is missing; it must be a path"),
         (
@@ -54,7 +86,8 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         ),
         (
             "languages: {targets: [sw, sww]}",
-            "run.yaml:1: languages.targets: 'sww' is not a known language code; did you mean sw (Swahili)?",
+            "run.yaml:1: languages.targets: 'sww' is not a known language code; "
+            "use one such as sw, swh_Latn or Swahili",
         ),
         (
             "languages:\n  targets:\n  - sw\n  - eng",
@@ -66,9 +99,23 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         ),
         (
             "languages: {middle: [es]}",
-            "run.yaml:1: languages.middle must not name es, which high names too",
+            "run.yaml:1: languages.middle was removed: resource classes now come from the registry "
+            "(`isogloss languages`); languages.amounts gives single languages another amount",
+        ),
+        (
+            "languages:\n  amounts: {sww: 3}",
+            "run.yaml:2: languages.amounts.sww: 'sww' is not a known language code; "
+            "use one such as sw, swh_Latn or Swahili",
+        ),
+        (
+            "languages:\n  amounts: {sw: many}",
+            'run.yaml:2: languages.amounts.sw is "many"; it must be a whole number of at least 1',
         ),
         ("tune: {lr: 0}", "run.yaml:1: tune.lr is 0; it must be a number above 0"),
+        (
+            "tune: {selection: {keep: 0}}",
+            "run.yaml:1: tune.selection.keep is 0; it must be a number above 0 and at most 1",
+        ),
         ("tune: {lr: .nan}", "run.yaml:1: tune.lr is NaN; it must be a number above 0"),
         ('tune: {lr: "1"}', 'run.yaml:1: tune.lr is "1"; it must be a number above 0, without quotes'),
         ("tune: {batch: 2.5}", "run.yaml:1: tune.batch is 2.5; it must be a whole number of at least 1"),
@@ -80,7 +127,7 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         ),
         (
             "tune: {selection: {keep: 2}}",
-            "run.yaml:1: tune.selection.keep is 2; it must be a number between 0 and 1",
+            "run.yaml:1: tune.selection.keep is 2; it must be a number above 0 and at most 1",
         ),
         (
             "tune: {selection: {enabled: 1}}",
@@ -140,8 +187,8 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         (
             "evaluate: {suites: [flores]}",
             'run.yaml:1: evaluate.suites holds "flores"; each must be demo, massive, flores101, '
-            "ntrex, translation, xnli, pawsx, sib200, xcopa, xquad, xglue, language_confusion or parallel; "
-            "did you mean flores101?",
+            "ntrex, translation, xnli, pawsx, sib200, xcopa, xquad, mlqa, xglue, language_confusion or "
+            "parallel; did you mean flores101?",
         ),
         ("model: 3", "run.yaml:1: model is 3; it must be a text, not empty; put it in quotes"),
         ("seed: -1", "run.yaml:1: seed is -1; it must be a whole number between 0 and 4294967295"),
@@ -161,6 +208,167 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
 def test_a_wrong_setting_is_one_line_with_its_place_and_the_way_out(text, line, tmp_path):
     """Union tags never show, names are those the user wrote, and the message says what would be right."""
     assert refused(text, tmp_path) == [line]
+
+
+MUTE = "has no effect with kl 0, where no prompt is distilled; set distill.kl above 0"
+SERVER = "kl: 1, teacher: {type: server, url: 'http://a/v1', model: m}"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("distill: {texts: a.yaml}", f"distill.texts {MUTE}"),
+        ("distill: {require_texts: true}", f"distill.require_texts {MUTE}"),
+        ("distill: {teacher_reads: [texts]}", f"distill.teacher_reads {MUTE}"),
+        ("distill: {divergence: reverse}", f"distill.divergence {MUTE}"),
+        ("distill: {hear: right}", f"distill.hear {MUTE}"),
+        ("distill: {temperature: 2}", f"distill.temperature {MUTE}"),
+        (
+            "distill: {carrier: {type: prefix, init: random}, texts: a.yaml}", f"distill.texts {MUTE}",
+        ),
+        ("distill: {top_k: 8}", "distill.top_k has no effect where signal is hidden"),
+        (
+            "distill: {signal: top_k, retain: 0}",
+            "distill.signal has no effect with kl and retain 0, where the teacher says nothing",
+        ),
+        (
+            "distill: {kl: 1, teacher_reads: [twin], texts: a.yaml}",
+            "distill.texts has no effect where teacher_reads has no texts",
+        ),
+        (
+            "distill: {kl: 1, hear: right, on_policy: 0.5}",
+            "distill.hear has no effect on steps that are on-policy; set on_policy to 0",
+        ),
+        (
+            "distill: {kl: 1, on_policy: 1, signal: top_k}",
+            "distill.signal has no effect where all steps are on-policy",
+        ),
+        (
+            "distill: {kl: 1, on_policy: 1, ce: 2}",
+            "distill.ce has no effect where all steps are on-policy; set it to 0",
+        ),
+        (
+            f"distill: {{{SERVER}, signal: top_k}}",
+            "distill.signal has no effect on what another teacher scores, which is its top_k",
+        ),
+        (
+            f"distill: {{{SERVER}, top_k: 8}}",
+            "distill.top_k has no effect on what another teacher scores; set teacher.top_k",
+        ),
+        ("distill: {hidden: 0, contrast: 0.1}", "distill.contrast has no effect with hidden 0"),
+        ("distill: {hidden: 0, fade: 0}", "distill.fade has no effect with hidden 0"),
+        ("distill: {hidden: 0, layer: 3}", "distill.layer has no effect with hidden 0"),
+        (
+            "distill: {kl: 1, teacher: {type: model, path: a/b, max_new_tokens: 9}}",
+            "distill.teacher.max_new_tokens has no effect where level is token, which writes nothing",
+        ),
+        (
+            "distill: {teacher: {type: model, path: a/b, level: sequence, top_k: 9}}",
+            "distill.teacher.top_k has no effect where level is sequence, which scores nothing",
+        ),
+        ("tune: {lora_rank: 8}", "tune.lora_rank has no effect with method full; take lora"),
+        (
+            "tune: {selection: {enabled: false, max_chars: 9}}",
+            "tune.selection.max_chars has no effect where enabled is false",
+        ),
+        (
+            "distill: {level_dropout: 0.1}\nlanguages: {tree: shared}",
+            "distill.level_dropout must be 0 where the root has all of a path's rows",
+        ),
+        (
+            "distill: {shrinkage: 0.1, carrier: {ranks: {family: 0, language: 0}}}",
+            "distill.shrinkage must be 0 where the root has all of a path's rows",
+        ),
+        (
+            "evaluate: {also: [bg, sw]}",
+            "evaluate.also names bg, sw, which languages.targets does too",
+        ),
+    ],
+)  # fmt: skip
+def test_a_setting_without_effect_is_refused(text, says, tmp_path):
+    """Whoever sets it wants something that would not happen."""
+    assert refused(text, tmp_path) == [f"run.yaml:1: {says}"]
+
+
+@pytest.mark.parametrize(
+    "distill",
+    [
+        "{kl: 1, texts: a.yaml, teacher_reads: [texts], divergence: reverse, hear: right}",
+        "{signal: top_k, top_k: 8}",  # English rows keep to what the model says
+        "{carrier: {type: prefix}, texts: a.yaml}",  # nodes begin as their texts
+        "{teacher: {type: model, path: a/b, level: sequence}, teacher_reads: [texts], texts: a.yaml}",
+        "{temperature: 1, hear: all, top_k: 32}",  # as without
+    ],
+)
+def test_a_setting_with_an_effect_is_taken(distill, tmp_path):
+    """Heeded by another part of the loss, by the carrier, or by the teacher; or it says what is so anyway."""
+    (tmp_path / "run.yaml").write_text(f"distill: {distill}")
+    config = load_config(tmp_path / "run.yaml")
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_a_home_is_written_out_in_every_path(tmp_path, monkeypatch):
+    """A path, or a model's folder, wherever it stands; what is no home stays."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    config = load_config(
+        None,
+        [
+            "run=~/r", "model=~/m", "data_root=~/d", "data={type: table, path: ~/t, columns: {}}",
+            "languages.tree=~/tree.yaml", "distill.kl=1", "distill.texts=~/x", "distill.cache=~/c",
+            "distill.teacher={type: model, path: ~/big}", "evaluate.xglue.path=~/g",
+            "evaluate.parallel.path=~/p",
+        ],
+    )  # fmt: skip
+    assert [
+        config.run, config.model, config.data_root, getattr(config.data, "path", None),
+        config.languages.tree, config.distill.texts, config.distill.cache,
+        getattr(config.distill.teacher, "path", None), config.evaluate.xglue.path,
+        config.evaluate.parallel.path,
+    ] == [
+        Path("/home/ada/r"), "/home/ada/m", Path("/home/ada/d"), Path("/home/ada/t"),
+        Path("/home/ada/tree.yaml"), Path("/home/ada/x"), Path("/home/ada/c"), "/home/ada/big",
+        Path("/home/ada/g"), Path("/home/ada/p"),
+    ]  # fmt: skip
+    monkeypatch.setenv("ISOGLOSS_DATA", "~/data")
+    assert root_of_environment() == Path("/home/ada/data")
+    assert load_config(None, ["model=no/~one", "run=~no-such-user/r"]).run == Path("~no-such-user/r")
+
+
+def test_no_path_is_left_that_knows_no_home():
+    """Every setting that is a path is of the type that writes `~` out."""
+    plain = [
+        f"{kind.__name__}.{name}"
+        for kind in classes(Settings)
+        for name, field in kind.model_fields.items()
+        if Path in (field.annotation, *get_args(field.annotation)) and home not in notes(field)
+    ]
+    assert plain == []
+
+
+def notes(field) -> list:
+    """The functions that a field's value goes through, in a union too."""
+    parts = [field, *get_args(field.annotation)]
+    return [
+        getattr(note, "func", None)
+        for part in parts
+        for note in (*getattr(part, "metadata", ()), *getattr(part, "__metadata__", ()))
+    ]
+
+
+def test_what_is_for_choosing_is_measured_on_dev():
+    """Unless a split is asked for by name."""
+    assert for_choosing(load_config()).evaluate.split == "dev"
+    assert for_choosing(load_config(None, ["evaluate.split=test"])).evaluate.split == "test"
+    assert for_choosing(load_config(None, ["evaluate.items=5"])).evaluate == Evaluate(split="dev", items=5)
+
+
+@pytest.mark.parametrize("setting", ["max_prompt=9", "hear=all", "contrast=0.1", "fade=0"])
+def test_a_language_that_joins_may_raise_what_a_message_tells_it_to(setting):
+    """Training settings are its own; what the run's other languages share is not."""
+    refuse_shared([f"distill.{setting}"])
+    with pytest.raises(ConfigError, match=r"^--set seed=3: seed is the whole run's"):
+        refuse_shared([f"distill.{setting}", "seed=3"])
 
 
 @pytest.mark.parametrize(
@@ -273,7 +481,26 @@ def test_overrides_are_yaml_and_lists_are_replaced():
 def test_amounts_that_are_not_given_keep_their_defaults():
     """One class may be changed alone."""
     amount = load_config(overrides=["languages.items.high=16"]).languages.amount
-    assert [amount(code) for code in ("fr", "hi", "sw", "pt")] == [16, 192, 48, 48]
+    assert [amount(code) for code in ("fr", "hi", "th", "sw", "pt")] == [16, 16, 192, 48, 16]
+
+
+def test_amounts_follow_the_resource_class_of_the_registry():
+    """Joshi et al.'s classes, of which every language has one; a language may have an amount of its own."""
+    amount = load_config().languages.amount
+    assert {code: amount(code) for code in XGLUE_TWELVE} == {
+        "ar": 512, "es": 512, "fr": 512, "hi": 512, "ru": 512, "tr": 512, "vi": 512,
+        "bg": 192, "el": 192, "th": 192, "ur": 192, "sw": 48,
+    }  # fmt: skip
+    assert [amount(code) for code in ("pt", "it", "ja", "ko", "pl", "nl")] == [512] * 6
+    own = load_config(overrides=["languages.amounts={swh_Latn: 100}", "languages.items.low=7"]).languages
+    assert [own.amount(code) for code in ("sw", "am", "fr")] == [100, 7, 512]
+
+
+def test_an_amount_of_a_language_that_is_not_taught_is_refused(tmp_path):
+    """It would have no effect."""
+    assert refused("languages: {targets: [sw], amounts: {ur: 9}}", tmp_path, places=True) == [
+        "run.yaml:1: languages.amounts names ur, which is not among languages.targets"
+    ]
 
 
 @pytest.mark.parametrize("path", [None, *EXAMPLES], ids=lambda p: p.stem if p else "default")
@@ -320,3 +547,20 @@ def test_a_suites_own_file_must_be_there(tmp_path):
         "run.yaml:3: evaluate.xglue.path is x.tar.gz; there is no such file or folder",
         "run.yaml:2: evaluate.suites holds parallel, which needs a file; set evaluate.parallel.path",
     ]
+
+
+def test_several_sources_load_and_dump_to_the_same(tmp_path):
+    """One source stays what it was written as."""
+    text = "data: [{type: massive, weight: 2.0}, {type: xnli}]\nparallel_text: [{type: tatoeba}]\n"
+    (tmp_path / "run.yaml").write_text(text)
+    config = load_config(tmp_path / "run.yaml")
+    assert [(one.type, one.weight) for one in config.sources] == [("massive", 2.0), ("xnli", 1.0)]
+    (tmp_path / "again.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "again.yaml") == config
+    assert [one.type for one in load_config().sources] == ["demo"]
+
+
+def test_a_file_of_several_must_be_there(tmp_path):
+    """Its line is told."""
+    text = f"data:\n- {{type: demo}}\n- {{type: parallel, path: {tmp_path}/x.jsonl}}\n"
+    assert refused(text, tmp_path, places=True) == ["run.yaml:1: data.path is x.jsonl; there is no such file"]

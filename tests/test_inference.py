@@ -73,7 +73,7 @@ def test_a_streamed_answer_is_the_whole_answer(aligned):
     ("languages", "says"),
     [
         (["sw"], "2 texts and 1 languages; give one language for each text"),
-        ("sww", "'sww' is not a known language code; did you mean sw (Swahili)?"),
+        ("sww", "'sww' is not a known language code; use one such as sw, swh_Latn or Swahili"),
     ],
 )
 def test_wrong_languages_are_refused(languages, says, aligned):

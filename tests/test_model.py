@@ -1,5 +1,7 @@
 """What is asked of any decoder: its layers, its states, its head."""
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -15,7 +17,9 @@ from isogloss.model import (
     load_tokenizer,
     mean_pool,
     pick_dtype,
+    states_up_to,
 )
+from isogloss.tree.virtual import TreeEmbedding
 
 IDS, MASK = pad([[5, 6, 7, 8], [9, 10]], 0)
 SCALED = {
@@ -139,3 +143,50 @@ def test_one_process_alone_holds_no_part(base):
     """The line says how more are started."""
     with pytest.raises(ConfigError, match=r"^shard: needs several processes; start with `accelerate launch`"):
         load_model(str(base), torch.float32, shard=True)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma3_text", "gpt2"])
+def test_a_forward_ends_with_the_highest_layer_that_is_asked_for(tiny, five, student, kind):
+    """The states are those of a whole forward, to the bit, and no layer above is run; nor when it learns."""
+    model = tiny(kind)
+    carrier = student(model, five)
+    carrier.set_path(["sw", "ru"])
+    run = []
+    for number, layer in enumerate(layers_of(model), 1):
+        layer.register_forward_hook(lambda *_, number=number: run.append(number))
+    with ExitStack() as stack:
+        whole = {layer: stack.enter_context(capture(carrier.model, layer)) for layer in (1, 2)}
+        last_hidden(carrier.model, IDS, MASK)
+    assert run == [1, 2, 3]
+    run.clear()
+    found = states_up_to(carrier.model, IDS, MASK, (2, 1))
+    assert run == [1, 2]
+    assert all(torch.equal(found[layer], whole[layer][0]) for layer in (1, 2))
+    found[2].sum().backward()
+    learned = {name for name, p in carrier.parameters().items() if p.grad is not None and p.grad.any()}
+    assert any(".1." in name for name in learned) and not any(".2." in name for name in learned)
+    run.clear()
+    assert torch.equal(
+        states_up_to(carrier.model, IDS, MASK, (3,))[3], states_up_to(carrier.model, IDS, MASK, (1, 3))[3]
+    )
+    last_hidden(carrier.model, IDS, MASK)
+    assert run == [1, 2, 3] * 3
+
+
+def test_virtual_positions_are_as_ever_after_a_forward_that_ended_early(tiny, five):
+    """The next whole forward has the states that it would have had."""
+    carrier = TreeEmbedding(tiny(), five)
+    carrier.set_path(["sw", "ru"])
+    whole = last_hidden(carrier.model, IDS, MASK)
+    with capture(carrier.model, 1) as states:
+        last_hidden(carrier.model, IDS, MASK)
+    assert torch.equal(states_up_to(carrier.model, IDS, MASK, [1])[1], states[0])
+    assert torch.equal(last_hidden(carrier.model, IDS, MASK), whole)
+
+
+@pytest.mark.parametrize("layer", [0, 4])
+def test_a_layer_that_is_not_there_is_refused(tiny, layer):
+    """The line says which there are; 0 is not the last."""
+    with pytest.raises(ConfigError) as caught, capture(tiny(), layer):
+        pass
+    assert str(caught.value) == f"there is no decoder layer {layer}; the first is 1 and the last 3"

@@ -198,7 +198,11 @@ def test_what_would_change_the_answer_is_not_dropped(options, says, client):
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"model": "sww"}, openai.NotFoundError, "did you mean sw (Swahili)?; or name auto or reference"),
+        (
+            {"model": "sww"},
+            openai.NotFoundError,
+            "use one such as sw, swh_Latn or Swahili; or name auto or reference",
+        ),
         ({"model": "sw", "n": 2}, openai.BadRequestError, "n: input should be 1"),
         (
             {"model": "sw", "temperature": 0.7},

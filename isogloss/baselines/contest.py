@@ -5,7 +5,7 @@ Flow: a run with stage 1 done → rows in the order of stage 2 → a method trai
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 
 from isogloss.baselines.reward import Prompt
 from isogloss.cost import Meter, Stage
+from isogloss.data.parallel_text import translation_examples
 from isogloss.distill.rows import Row, schedule
 from isogloss.evaluate import runner
 from isogloss.evaluate.suites import load_suite
@@ -78,9 +79,8 @@ class Contest:
         self.suite = load_suite(settings.suites[0], run.data_root, settings, run.taught)
         self.reference = run.reference_model()
         self.plain = runner.Model(self.reference, run.tokenizer)
-        self.english = runner.english_answers(self.plain, self.suite, settings, lambda done, of: None)
+        self.english = runner.english_answers(self.plain, self.suite, settings, lambda done, of: None).texts
         self.right = runner.english_right(self.suite, self.english)
-        self._vectors: dict[int, Any] = {}
 
     def rows(self, run: Run) -> list[Row]:
         """Stage 2's rows for the shape of tree that the settings ask for, English ones included."""
@@ -104,7 +104,8 @@ class Contest:
     def _prompts(self, parallel: Sequence[Row]) -> list[Prompt]:
         """A prompt per row, as often and in the order in which stage 2 reads them."""
         settings = self.run.config.distill
-        by_id = {example.id: example for example in self.run.examples}
+        pairs = translation_examples(self.run.pairs(self.run.taught))
+        by_id = {example.id: example for example in (*self.run.examples, *pairs)}
         order = schedule(
             [row.language for row in parallel], round(settings.epochs * len(parallel)),
             balance=settings.balance, batch=settings.batch, seed=self.run.config.seed,
@@ -128,22 +129,12 @@ class Contest:
         """Means over the languages, on the held-out items."""
         settings, seed = self.run.config.evaluate, self.run.config.seed
         few = {code: texts[:LAYER_SENTENCES] for code, texts in self.suite.layer_sentences.items()}
-        layer = runner.choose_layer(subject, few, settings.batch)
-        if layer not in self._vectors:
-            self._vectors[layer] = runner.embed(
-                self.plain, self.suite.sentences[SOURCE], SOURCE, [layer], settings.batch
-            )[layer]
         quiet = lambda done, of: None  # noqa: E731
+        retriever = runner.retriever(
+            subject, self.plain, replace(self.suite, layer_sentences=few), settings, quiet
+        )
         side = runner.evaluate_side(
-            subject,
-            self.suite,
-            self.run.taught,
-            self.english,
-            self._vectors[layer],
-            layer,
-            settings,
-            seed,
-            quiet,
+            subject, self.suite, self.run.taught, self.english, retriever, settings, seed, quiet
         )
         right = runner.english_accuracy(subject, self.suite, settings, quiet)
         scores = {name: side.scores[name]["mean"] for name in MEASURES}

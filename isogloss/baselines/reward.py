@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from sacrebleu.metrics.chrf import CHRF
 
+from isogloss.data.reading import normalise
 from isogloss.evaluate.fidelity import in_language
-from isogloss.evaluate.reading import normalise
 from isogloss.languages import SOURCE
 
 DENSE = 0.5
@@ -52,6 +52,6 @@ class Reward:
             return 1.0 + DENSE
         target = SOURCE if wanted in self.known[SOURCE] else prompt.language
         owners = {code: (given,) for code, wordings in self.known.items() if given in wordings}
-        if not in_language(given, target, candidates=self.known.keys(), known=owners):
+        if in_language(given, target, candidates=self.known.keys(), known=owners) is False:
             return 0.0
         return DENSE * self.chrf.sentence_score(given, [wanted]).score / 100

@@ -11,12 +11,16 @@ What surrounds an answer is read off the template once, by rendering a turn whos
   and a finished turn lacks is left out. So nothing of it is ever supervised;
 - outer blanks of a response are dropped, as many templates and our own reading of generated answers do;
   blanks that the template itself writes around an answer are kept, and belong to the response;
-- control tokens spelled out inside a response are plain text.
+- control tokens spelled out in a message, whoever wrote it, are plain text: nobody can end a turn but the
+  template;
+- a template that writes today's date writes that of `TODAY`.
 """
 
-from collections.abc import Hashable
+import re
+import secrets
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 import torch
@@ -24,10 +28,22 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from isogloss.data.tokens import Marked, Piece, find_controls, tokenize, tokenize_alone, tokenize_with_asked
 from isogloss.errors import ConfigError
 
 ASKED = "isoglossinstruction"
 SENTINEL = "isoglossresponse"
+HELD = secrets.token_hex(8)
+"""Stands with a number where a message spells a control token, while the template is rendered."""
+TODAY = {
+    "%Y": "2024", "%y": "24", "%m": "07", "%-m": "7", "%B": "July", "%b": "Jul", "%d": "26", "%-d": "26",
+    "%e": "26", "%j": "208", "%A": "Friday", "%a": "Fri", "%H": "00", "%I": "12", "%M": "00", "%S": "00",
+    "%p": "AM", "%F": "2024-07-26", "%D": "07/26/24", "%T": "00:00:00",
+}  # fmt: skip
+"""The day of every rendering, by strftime's directives: what is learned must not depend on the calendar.
+
+It is the one that Llama 3's template itself falls back on.
+"""
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,13 @@ class Encoded:
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
+    asked: tuple[bool, ...] = ()
+    """Which tokens of the prompt hold the instruction itself; empty: nobody has said."""
+
+    @property
+    def tokens(self) -> int:
+        """Of both together."""
+        return len(self.prompt) + len(self.response)
 
 
 @dataclass(frozen=True)
@@ -50,7 +73,8 @@ class Frame:
         closing: What stands between the answer and the end of turn.
         end: The end-of-turn token.
         end_id: Its id.
-        controls: Ids of all control tokens.
+        controls: Ids of control tokens: the special ones, and those of the others that the template writes
+            around a question and its answer, thinking marks aside.
     """
 
     drop: str
@@ -70,23 +94,57 @@ def encode_prompt(
     return encode_chat(tokenizer, _messages(tokenizer, instruction, system))
 
 
+def encode_prompt_with_text(
+    tokenizer: PreTrainedTokenizerBase, instruction: str, system: str | None = None
+) -> Marked:
+    """As `encode_prompt`, and which of the ids hold the instruction itself.
+
+    BOS, what the template writes, a system text and the end of turn do not. A token in which the text's first
+    or last letter has grown together with the template's does.
+
+    Raises:
+        ConfigError: The template writes the instruction in other words, or the tokenizer knows no offsets.
+    """
+    held, spelled = _held(tokenizer, _messages(tokenizer, instruction, system))
+    prompt = _prompt(tokenizer, held)
+    bare = _prompt(tokenizer, _held(tokenizer, _messages(tokenizer, ASKED, system))[0])
+    before, _, behind = bare.rpartition(ASKED)
+    inside = prompt[len(before) : len(prompt) - len(behind)]
+    asked = _pieces(inside, spelled, asked=True)
+    words = "".join(piece.text for piece in asked)
+    if before + inside + behind != prompt or words.strip() != instruction.strip():
+        raise ConfigError("the chat template rewrites the user's text; set one that writes it as it is")
+    pieces = [*_pieces(before, spelled), *asked, *_pieces(behind, spelled)]
+    return tokenize_with_asked(tokenizer, pieces, _frame(tokenizer, _state(tokenizer)).controls)
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Marked:
+    """A bare text's ids, with what the tokenizer puts around any text (BOS), and which are the text's own.
+
+    Control tokens spelled out in it are text.
+    """
+    return tokenize_alone(tokenizer, text)
+
+
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> tuple[int, ...]:
     """As `encode_prompt`, for a conversation of several turns."""
-    return _ids(tokenizer, _prompt(tokenizer, messages))
+    held, spelled = _held(tokenizer, messages)
+    pieces = _pieces(_prompt(tokenizer, held), spelled)
+    return tokenize(tokenizer, pieces, _frame(tokenizer, _state(tokenizer)).controls)
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, response: str) -> tuple[int, ...]:
     """The response's ids with the end of turn, the same whatever the prompt."""
     frame = _frame(tokenizer, _state(tokenizer))
-    text = frame.lead + response.strip() + frame.closing
+    answer = [Piece(frame.lead), Piece(response.strip(), plain=True), Piece(frame.closing)]
     found: tuple[int, ...] = ()
-    # Read behind the template's own opening, because SentencePiece puts a blank before a text's first word.
-    # Where the border would merge, or the text spells a control token, behind a new line or nothing.
-    for before, plain in ((frame.opening, False), ("\n", True), ("", True)):
-        border = _ids(tokenizer, before, plain)
-        both = _ids(tokenizer, before + text, plain)
+    # Read behind the template's own opening, because SentencePiece puts a blank before a text's first word;
+    # where the border would merge, behind a new line or nothing.
+    for before in (frame.opening, "\n", ""):
+        border = tokenize(tokenizer, [Piece(before)], frame.controls)
+        both = tokenize(tokenizer, [Piece(before), *answer], frame.controls)
         found = both[len(border) :]
-        if both[: len(border)] == border and frame.controls.isdisjoint(found):
+        if both[: len(border)] == border:
             break
     return (*found, frame.end_id)
 
@@ -95,7 +153,8 @@ def encode(
     tokenizer: PreTrainedTokenizerBase, instruction: str, response: str, system: str | None = None
 ) -> Encoded:
     """A turn as a row."""
-    return Encoded(encode_prompt(tokenizer, instruction, system), encode_response(tokenizer, response))
+    prompt, asked = encode_prompt_with_text(tokenizer, instruction, system)
+    return Encoded(prompt, encode_response(tokenizer, response), asked)
 
 
 def written_behind(
@@ -118,7 +177,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
 def _state(tokenizer: PreTrainedTokenizerBase) -> Hashable:
     """What a frame depends on besides the tokenizer object, which may be changed in place."""
     if not tokenizer.chat_template:
-        raise ConfigError("the tokenizer has no chat template; set tokenizer.chat_template")
+        raise ConfigError("the tokenizer has no chat template; set chat_template")
     template = tokenizer.get_chat_template()
     tokens = (tokenizer.bos_token, tokenizer.eos_token, *tokenizer.all_special_tokens)
     return template, tokens, len(tokenizer)
@@ -158,7 +217,15 @@ def _frame(tokenizer: PreTrainedTokenizerBase, state: Hashable) -> Frame:
     if not isinstance(end_id, int) or tokenizer.convert_ids_to_tokens(end_id) != end:
         raise ConfigError(f"the tokenizer has no token {end!r} to end a turn with; add it, or set eos_token")
     closing = tail[: tail.index(end)] if ends else ""
-    controls = frozenset(number for number, token in added.items() if token.special)
+    thinking = ("<think>", "</think>")
+    controls = frozenset(
+        number
+        for number, token in added.items()
+        if token.special
+        or (
+            token.content.strip() and token.content in generation + finished and token.content not in thinking
+        )
+    )
     return Frame(drop, add, prompt.rpartition(ASKED)[2], lead, closing, end, end_id, controls)
 
 
@@ -167,11 +234,15 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) 
     return _render(tokenizer, messages, generate=True).removesuffix(frame.drop) + frame.add
 
 
+def _asking(instruction: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": instruction}]
+
+
 def _messages(
     tokenizer: PreTrainedTokenizerBase, instruction: str, system: str | None
 ) -> list[dict[str, str]]:
     if system is None:
-        return [{"role": "user", "content": instruction}]
+        return _asking(instruction)
     if _renders_system(tokenizer, _state(tokenizer)):
         return [{"role": "system", "content": system}, {"role": "user", "content": instruction}]
     return [{"role": "user", "content": f"{system}\n\n{instruction}"}]
@@ -190,22 +261,50 @@ def _renders_system(tokenizer: PreTrainedTokenizerBase, state: Hashable) -> bool
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, generate: bool) -> str:
     # Hybrid templates insert a thinking block unless told not to, on one side only.
     options: dict[str, Any] = {"enable_thinking": False}
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate, **options)
+    template = _on_the_day() + tokenizer.get_chat_template()
+    text = tokenizer.apply_chat_template(
+        messages, chat_template=template, tokenize=False, add_generation_prompt=generate, **options
+    )
     assert isinstance(text, str)
     return text
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, plain: bool = False) -> tuple[int, ...]:
-    """Ids of a text that already has its control tokens; none are read from a plain one."""
-    found = tokenizer(text, add_special_tokens=False, split_special_tokens=plain)
-    return tuple(found["input_ids"])
+@cache
+def _on_the_day() -> str:
+    """Jinja for the calendar of `TODAY`; the new line behind it belongs to it."""
+    date = "".join(f"|replace({directive!r},{text!r})" for directive, text in TODAY.items())
+    return f"{{%- macro strftime_now(format) -%}}{{{{ format{date} }}}}{{%- endmacro %}}\n"
+
+
+def _held(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]
+) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """The messages with a placeholder for each control token that they spell, and what each stands for.
+
+    So a template that trims its messages does so as ever, and what it writes itself is told from their texts.
+    """
+    controls, spelled, held = _frame(tokenizer, _state(tokenizer)).controls, {}, []
+    for message in messages:
+        text, content, end = message["content"], "", 0
+        for start, stop in find_controls(tokenizer, controls, text):
+            place = f"<{HELD}:{len(spelled)}>"
+            spelled[place] = text[start:stop]
+            content, end = content + text[end:start] + place, stop
+        held.append({**message, "content": content + text[end:]})
+    return held, spelled
+
+
+def _pieces(text: str, spelled: Mapping[str, str], *, asked: bool = False) -> list[Piece]:
+    """A rendering with the control tokens that its messages spell back in their places."""
+    found = re.split(f"(<{HELD}:[0-9]+>)", text)
+    return [Piece(spelled.get(part, part), asked or part in spelled, asked) for part in found]
 
 
 def pad(
-    rows: list[list[int]], value: int, side: Literal["left", "right"] = "right"
+    rows: list[list[int]], value: int, side: Literal["left", "right"] = "right", *, width: int = 0
 ) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch length"]]:
-    """Ids padded to the longest row, and the mask that is 1 on real tokens."""
-    width = max(map(len, rows))
+    """Ids padded to the longest row, or to a greater width, and the mask that is 1 on real tokens."""
+    width = max(width, *map(len, rows))
     ids = torch.full((len(rows), width), value)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
     for number, row in enumerate(rows):

@@ -25,6 +25,8 @@ from isogloss.languages.registry import XGLUE_TWELVE, languages, resolve
 
 RULES: Final = ("empty", "degenerate", "truncated", "wrong_language", "duplicate", "near_duplicate")
 SCORE_RULES: Final = ("instruction_does_not_help", "below_share")
+TOO_LONG: Final = "too_long"
+"""Why an example is dropped that has more tokens than stage 1 reads in a row."""
 
 _SAYS_AGAIN: Final = re.compile(r"copy|repeat|echo|translat")  # tasks whose answer may equal the instruction
 _LONGEST_PERIOD: Final = 60  # characters that a repeated unit may have
@@ -188,7 +190,7 @@ def keep_best(examples: Sequence[ParallelExample], scores: Sequence[float], shar
 def summary(selection: Selection) -> dict[str, int]:
     """How many examples each rule dropped, in the order of the rules; rules that dropped none are absent."""
     counts = Counter(dropped.reason for dropped in selection.dropped)
-    return {reason: counts[reason] for reason in (*RULES, *SCORE_RULES) if counts[reason]}
+    return {reason: counts[reason] for reason in (*RULES, TOO_LONG, *SCORE_RULES) if counts[reason]}
 
 
 def write(selection: Selection, path: Path) -> None:

@@ -1,13 +1,35 @@
 """From the settings' `data` to examples: English ones for stage 1, parallel ones for stage 2."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from isogloss.config import ChatFile, Config, DemoData, MassiveData, ParallelFile, TableFile
+from isogloss.config import (
+    AnySource,
+    ChatFile,
+    Config,
+    DemoData,
+    FileData,
+    MassiveData,
+    MlqaData,
+    ParallelFile,
+    PawsxData,
+    Sib200Data,
+    TableFile,
+    XnliData,
+)
+from isogloss.data.division import Division
+from isogloss.data.draw import in_draw_order
 from isogloss.data.examples import ParallelExample
-from isogloss.data.formats import chat_jsonl, massive, parallel_jsonl, table
+from isogloss.data.formats import chat_jsonl, parallel_jsonl, table, xnli
+from isogloss.data.formats.records import Tell, nobody
+from isogloss.data.reading import read_answer
 from isogloss.data.tasks import massive as massive_tasks
+from isogloss.data.tasks import mlqa as mlqa_tasks
+from isogloss.data.tasks import pawsx as pawsx_tasks
+from isogloss.data.tasks import sib200 as sib200_tasks
+from isogloss.data.tasks import xnli as xnli_tasks
 from isogloss.demo.grammar import LANGUAGES, phrases
 from isogloss.demo.items import demo_items
 from isogloss.errors import DataError
@@ -15,51 +37,161 @@ from isogloss.languages import SOURCE
 from isogloss.teacher.prompts import NodeTexts, load_texts
 
 
-def english_examples(config: Config, root: Path | None) -> list[ParallelExample]:
+def english_examples(config: Config, root: Path | None, tell: Tell = nobody) -> list[ParallelExample]:
     """Examples for stage 1, each with an English turn that has a response.
 
+    Of a source with a limit those that are drawn first, in that order; else all, in the file's.
+
+    Args:
+        config: The settings.
+        root: The folder of the real data sets.
+        tell: Hears what of a file is left out, and why.
+
     Raises:
-        DataError: There is none.
+        DataError: There is none, or two sources share an id.
     """
-    match config.data:
-        case DemoData() as demo:
-            found = [
-                item.example for item in demo_items("train", demo.english_items, [SOURCE], draw="english")
-            ]
-        case MassiveData() as data:
-            found = massive_tasks.examples(_root(root, "massive"), [], data.tasks)
-            if data.english_items is not None:
-                found = found[: data.english_items]
-        case _:
-            found = _file(config)
-    found = [e for e in found if SOURCE in e.turns and e.turns[SOURCE].response is not None]
+    found = []
+    for number, source in enumerate(config.sources):
+        if isinstance(source, DemoData):
+            items = demo_items("train", source.english_items, [SOURCE], draw="english")
+            some = [item.example for item in items]
+        else:
+            some = [e for e in _read(config, source, root, [], tell) if SOURCE in e.turns]
+            some = [e for e in some if e.turns[SOURCE].response is not None]
+            if source.english_items is not None:
+                some = in_draw_order(some, config.seed)[: source.english_items]
+        found += [replace(e, source=number) for e in some]
     if not found:
         raise DataError("data: no example has an English instruction with a response; stage 1 needs them")
+    return _of_different_ids(found)
+
+
+def parallel_examples(
+    config: Config, root: Path | None, languages: Sequence[str], tell: Tell = nobody
+) -> list[ParallelExample]:
+    """Examples for stage 2, each in English and in at least one of the languages, as they are drawn.
+
+    Args:
+        tell: Hears what of a file is left out, and why.
+
+    Raises:
+        DataError: Two sources share an id.
+    """
+    found = []
+    for number, source in enumerate(config.sources):
+        if isinstance(source, DemoData):
+            there = [code for code in languages if code in LANGUAGES]
+            most = max((config.languages.amount(code) for code in there), default=0)
+            # Its series is a draw already: tasks and phrasings take turns.
+            items = demo_items("train", most, [SOURCE, *there], draw="parallel")
+            some = [item.example for item in items]
+        else:
+            some = _read(config, source, root, languages, tell)
+            some = [e for e in some if SOURCE in e.turns and any(code in e.turns for code in languages)]
+            some = in_draw_order(some, config.seed)
+        found += [replace(e, source=number) for e in some]
+    return _of_different_ids(found)
+
+
+def divisions(config: Config, root: Path | None) -> list[Division]:
+    """How the dev sets that the settings learn from are divided."""
+    found = []
+    for source in config.sources:
+        match source:
+            case XnliData():
+                rows = xnli.read(_root(root, source.type), "dev", [SOURCE])
+                found.append(xnli_tasks.division({row.id: row.premise[SOURCE] for row in rows}))
+            case PawsxData():
+                english = pawsx_tasks.read(_root(root, source.type), "dev", SOURCE)
+                found.append(pawsx_tasks.division(pawsx_tasks.pairs(english)))
+            case MlqaData():
+                found.append(mlqa_tasks.division(mlqa_tasks.read(_root(root, source.type), "dev", SOURCE)))
     return found
 
 
-def parallel_examples(config: Config, root: Path | None, languages: Sequence[str]) -> list[ParallelExample]:
-    """Examples for stage 2, each in English and in at least one of the languages."""
-    match config.data:
-        case DemoData():
-            there = [code for code in languages if code in LANGUAGES]
-            most = max((config.languages.amount(code) for code in there), default=0)
-            items = demo_items("train", most, [SOURCE, *there], draw="parallel")
-            found = [item.example for item in items]
-        case MassiveData() as data:
-            folder = _root(root, "massive")
-            there = [code for code in languages if code in massive.available(folder)]
-            tasks = [task for task in data.tasks if task != "slot"]
-            found = massive_tasks.examples(folder, there, tasks)
-        case _:
-            found = _file(config)
-    return [e for e in found if SOURCE in e.turns and any(code in e.turns for code in languages)]
+def lacking(example: ParallelExample, code: str, responses: str) -> str | None:
+    """Why an example cannot be learned in a language that it has, before anybody answers; None where it can.
+
+    Args:
+        example: It has a turn in the language and in English.
+        code: The language.
+        responses: As in `response_of`.
+    """
+    turn, twin = example.turns[code], example.turns[SOURCE]
+    if not turn.instruction.strip() or not twin.instruction.strip():
+        return "the instruction is empty"
+    if responses == "teacher" and not example.own_response:
+        return None
+    if twin.response is not None and not twin.response.strip():
+        return "the English response is empty"
+    if code == SOURCE:
+        return None
+    if turn.response is None:
+        return "there is no response"
+    return None if turn.response.strip() else "the response is empty"
+
+
+def response_of(
+    example: ParallelExample, code: str, answer: str, responses: str
+) -> tuple[str | None, str | None]:
+    """What an example teaches to answer in a language, or else why it cannot.
+
+    Args:
+        example: It has a turn in the language and in English.
+        code: The language.
+        answer: The English answer that the teacher reads.
+        responses: `reference` takes the data's response; `teacher` the English answer, which a closed task's
+            options say in the language.
+    """
+    if why := lacking(example, code, responses):
+        return None, why
+    if not answer.strip():
+        return None, "there is no English answer"
+    if code == SOURCE:
+        return answer, None
+    if responses == "reference" or example.own_response:
+        return example.turns[code].response, None
+    if example.options is None:
+        return answer, None
+    wording = example.options.get(code, {}).get(read_answer(example, SOURCE, answer) or "")
+    return wording, None if wording else "the English answer names no option"
+
+
+def left_out(
+    examples: Sequence[ParallelExample],
+    codes: Sequence[str],
+    lack: Callable[[ParallelExample, str], str | None],
+) -> dict[str, Counter[str]]:
+    """By language how many of its examples cannot be learned, by reason; languages without any are absent."""
+    found = {
+        code: Counter(why for e in examples if code in e.turns and (why := lack(e, code))) for code in codes
+    }
+    return {code: reasons for code, reasons in found.items() if reasons}
+
+
+def nothing_in(code: str, found: Mapping[str, Counter[str]]) -> str:
+    """Why a language has nothing to learn from, in one line; `found` is what `left_out` says of it."""
+    if not (reasons := found.get(code)):
+        return f"no item has {code}; add items in {code} or take it out of languages.targets"
+    whys = ", ".join(f"{why} ({count})" for why, count in reasons.most_common())
+    way = f"mend them, set distill.responses=teacher or take {code} out of languages.targets"
+    return f"no item in {code} can be learned: {whys}; {way}"
+
+
+def told(found: Mapping[str, Counter[str]]) -> list[str]:
+    """The same as lines, one a reason."""
+    reasons = dict.fromkeys(reason for counts in found.values() for reason in counts)
+    return [
+        f"Left out, as {reason}: "
+        + ", ".join(f"{counts[reason]} in {code}" for code, counts in found.items() if counts[reason])
+        for reason in reasons
+    ]
 
 
 def node_texts(config: Config) -> NodeTexts:
     """What the tree's nodes say; the demo's tasks also list their answer words in each language."""
     texts = load_texts(config.distill.texts)
-    if not isinstance(config.data, DemoData) or texts.answers:
+    if not any(isinstance(source, DemoData) for source in config.sources) or texts.answers:
         return texts
     english = phrases(SOURCE)
     answers = {
@@ -73,15 +205,59 @@ def node_texts(config: Config) -> NodeTexts:
     return replace(texts, answers=answers)
 
 
-def _file(config: Config) -> list[ParallelExample]:
-    match config.data:
+def _read(
+    config: Config, source: AnySource, root: Path | None, languages: Sequence[str], tell: Tell
+) -> list[ParallelExample]:
+    """All of a source's examples, in English and in those of the languages that it has."""
+    match source:
+        case MassiveData():
+            folder = _root(root, source.type)
+            has = massive_tasks.available(folder, "train")
+            there = [code for code in languages if code in has]
+            # Slots are asked in stage 1 alone, which reads no other language.
+            tasks = [task for task in source.tasks if task != "slot" or not languages]
+            return massive_tasks.examples(folder, there, tasks, all_labels=source.responses == "all")
+        case MlqaData():
+            return mlqa_tasks.examples(
+                _root(root, source.type),
+                languages,
+                all_labels=source.responses == "all",
+                most=source.max_chars,
+            )
+        case Sib200Data() | XnliData() | PawsxData():
+            tasks_of = {"sib200": sib200_tasks, "xnli": xnli_tasks, "pawsx": pawsx_tasks}[source.type]
+            return tasks_of.examples(
+                _root(root, source.type), languages, all_labels=source.responses == "all"
+            )
+        case FileData():
+            found = _file(source, tell)
+            if len(config.sources) == 1:
+                return found
+            # Files count from 1, each for itself.
+            return [
+                replace(e, id=(id := f"{source.path.stem}-{e.id}"), group=id if e.group == e.id else e.group)
+                for e in found
+            ]
+    raise TypeError(source)
+
+
+def _file(source: FileData, tell: Tell) -> list[ParallelExample]:
+    match source:
         case ParallelFile(path=path):
-            return parallel_jsonl.read(path)
-        case ChatFile(path=path, language=language):
-            return chat_jsonl.read(path, language)
-        case TableFile(path=path, columns=columns):
-            return table.read(path, columns)
-    raise TypeError(config.data)
+            return parallel_jsonl.read(path, tell=tell)
+        case ChatFile(path=path, language=language, split=split):
+            return chat_jsonl.read(path, language, split=split, tell=tell)
+        case TableFile(path=path, columns=columns, split=split):
+            return table.read(path, columns, split=split, tell=tell)
+    raise TypeError(source)
+
+
+def _of_different_ids(examples: list[ParallelExample]) -> list[ParallelExample]:
+    seen: dict[str, int] = {}
+    for example in examples:
+        if seen.setdefault(example.id, example.source) != example.source:
+            raise DataError(f"data: the id {example.id!r} is in two sources; give each file ids of its own")
+    return examples
 
 
 def _root(root: Path | None, name: str) -> Path:

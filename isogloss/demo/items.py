@@ -42,7 +42,7 @@ def _item(split: Split, number: int, languages: Sequence[str], draw: str, tasks:
     make = globals()[f"_{task}"]
     turns, options, gold = make(event, [phrases(code) for code in languages], phrasing, rng)
     name = f"{split}{'-' + draw if draw else ''}-{number:05d}-{task}"
-    return DemoItem(ParallelExample(name, task, turns), options, gold)
+    return DemoItem(ParallelExample(name, task, turns, options), options, gold)
 
 
 Made = tuple[dict[str, Turn], dict[str, dict[str, str]] | None, str | None]

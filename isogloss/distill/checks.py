@@ -60,7 +60,7 @@ def check_teacher(
     model = carrier.model
     shortest = sorted(rows, key=lambda row: len(row.student.prompt) + len(row.student.response))
     few = list({row.language: row for row in reversed(shortest)}.values())[-FEW:]
-    plain = [replace(row, teacher_prompt=row.student.prompt) for row in few]
+    plain = [replace(row, teacher_prompt=row.student.prompt, options=()) for row in few]
     carrier.off()
     signals = hidden_signals(model, plain, layer=layer, pad_id=pad_id, kind=kind, k=k)
     if dropping := [name for name, module in model.named_modules() if module.training]:

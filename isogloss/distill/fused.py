@@ -147,6 +147,50 @@ def scored(
     return _Scored.apply(hidden, response, teacher, how)  # type: ignore[return-value]
 
 
+def token_log_probs(
+    hidden: Float[Tensor, "tokens hidden"], head: Head, ids: Int[Tensor, " tokens"], *, size: int
+) -> Float[Tensor, " tokens"]:
+    """ln q(id) of one token at each position, in nats, differentiable with respect to the states.
+
+    d ln q(y) / dh = W_y - Σ_v q_v W_v needs the logits once; it is found in forward, a chunk at a time, so
+    backward is a number per token times a vector of the hidden size.
+
+    Args:
+        hidden: The student's states, which the head reads.
+        ids: The token whose probability is asked for at each position.
+        size: Tokens whose logits are held at a time.
+    """
+    return _TokenLogProbs.apply(hidden, ids, head, size)  # type: ignore[return-value]
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, ids: Tensor, head: Head, size: int) -> Tensor:
+        learn, states = ctx.needs_input_grad[0], hidden.detach()
+        gradient = torch.empty_like(states) if learn else None
+        found = torch.empty(len(states), dtype=wide(states[:0]).dtype, device=states.device)
+        for start in range(0, len(states), size):
+            part = slice(start, start + size)
+            # Nothing here requires a gradient; a meter on the head sees that one is found.
+            with torch.set_grad_enabled(learn):
+                z = head.logits(states[part])
+            each = log_softmax(z, 1.0)
+            own = ids[part, None]
+            found[part] = each.gather(1, own)[:, 0]
+            if gradient is not None:
+                slope = each.exp_().neg_()
+                slope.scatter_add_(1, own, torch.ones_like(own, dtype=slope.dtype))
+                gradient[part] = head.back(slope, head.bend(z))
+        ctx.save_for_backward(gradient)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> tuple:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer[0][:, None].to(gradient.dtype), None, None, None
+
+
 @dataclass(frozen=True)
 class _How:
     head: Head

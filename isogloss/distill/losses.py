@@ -11,6 +11,7 @@ cannot be told from its sum, so that is refused unless k = V.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -136,6 +137,33 @@ def shrinkage(
     return (prior / (prior + items.to(norms.dtype)) * norms.square()).sum() / 2
 
 
+def answer_set_kl(
+    scores: Float[Tensor, " options"], targets: Float[Tensor, " options"], sizes: Sequence[int]
+) -> Float[Tensor, ""]:
+    """Sum over rows of KL(p ‖ q) between two distributions over a row's answer options, in nats.
+
+    q is the student's distribution over the options worded in the row's language, p the reference model's
+    over the same options in English: a softmax over sequence log-probabilities renormalises each to the set,
+    so an option's length or the model's habit of naming other answers does not count.
+
+    Args:
+        scores: The student's ln probability of each option as a whole answer, end of turn included; rows one
+            behind the other.
+        targets: The reference model's, in the same order; without gradient.
+        sizes: How many options each row has.
+
+    Raises:
+        ValueError: The sizes do not add up to the options.
+    """
+    if sum(sizes) != len(scores) or len(scores) != len(targets):
+        raise ValueError(f"{len(scores)} scores and {len(targets)} targets for rows of {list(sizes)} options")
+    total = scores.new_zeros(())
+    for ours, theirs in zip(scores.split(list(sizes)), targets.split(list(sizes)), strict=True):
+        log_q, log_p = ours.log_softmax(0), theirs.to(ours.dtype).log_softmax(0)
+        total = total + (log_p.exp() * (log_p - log_q)).sum()
+    return total
+
+
 def similarity(
     student: Float[Tensor, "rows hidden"],
     twins: Float[Tensor, "meanings hidden"],
@@ -162,6 +190,31 @@ def similarity(
     there = forward_kl(ours @ theirs.T / temperature, mine @ theirs.T / temperature)
     back = forward_kl(mine @ ours.T / temperature, mine @ mine.T / temperature)
     return (there + back) / 2
+
+
+def perplexity(twins: Float[Tensor, "meanings hidden"], temperature: float) -> float:
+    """How many twins the target of `similarity` names, on average: exp of its entropy.
+
+    1 is one-hot, the number of meanings uniform; near either it says nothing about which meanings are alike.
+
+    Args:
+        twins: The English twins' states, as `similarity` reads them.
+    """
+    units = F.normalize(wide(twins), dim=-1)
+    log_p = F.log_softmax(units @ units.T / temperature, dim=-1)
+    return (-(log_p.exp() * log_p).sum(-1)).exp().mean().item()
+
+
+def temperature_of(twins: Float[Tensor, "meanings hidden"], wanted: float) -> float:
+    """The temperature at which the target of `similarity` names so many twins; by bisection, to 1 %.
+
+    The perplexity rises with the temperature from the number of equal twins to the number of all.
+    """
+    low, high = 1e-3, 10.0
+    while high / low > 1.01:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if perplexity(twins, middle) < wanted else (low, middle)
+    return math.sqrt(low * high)
 
 
 def outcomes_of(

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from isogloss.config import Distill
-from isogloss.data.chat import Encoded, encode
+from isogloss.data.chat import Encoded, encode, encode_response
+from isogloss.data.draw import choose
 from isogloss.data.examples import ParallelExample
+from isogloss.data.sources import left_out, nothing_in, response_of
 from isogloss.errors import ConfigError, DataError
 from isogloss.languages import SOURCE
 from isogloss.teacher.prompts import NodeTexts, check_response, check_texts, privileged_text, teacher_prompt
@@ -27,6 +29,10 @@ class Row:
         student: Plain prompt and response ids.
         teacher_prompt: Privileged prompt ids; the same response ids are appended to it.
         twin_prompt: Plain prompt ids of the English twin.
+        twin_asked: Which of them hold the instruction itself; empty: nobody has said.
+        options: Of a closed task whose answers are words of the row's language: ids of each possible answer,
+            end of turn included.
+        twin_options: The same answers in English, in the same order.
     """
 
     id: str
@@ -35,6 +41,9 @@ class Row:
     student: Encoded
     teacher_prompt: tuple[int, ...]
     twin_prompt: tuple[int, ...]
+    options: tuple[tuple[int, ...], ...] = ()
+    twin_options: tuple[tuple[int, ...], ...] = ()
+    twin_asked: tuple[bool, ...] = ()
 
 
 def build_rows(
@@ -47,21 +56,31 @@ def build_rows(
     english: Mapping[str, str],
     responses: str,
     limit: int,
+    view: str = "prompt",
     reads: Collection[str] = ("texts", "twin", "answer"),
     require_texts: bool = False,
     teacher: PreTrainedTokenizerBase | None = None,
+    weights: Sequence[float] = (1.0,),
+    extra: Sequence[ParallelExample] = (),
 ) -> list[Row]:
-    """The first `amounts[code]` examples of every language, English read through the root.
+    """The first `amounts[code]` usable examples of every language, English read through the root.
 
     English rows want what the reference model itself answers: their teacher reads the plain prompt.
 
     Args:
-        english: The English answer of each example by id, which the teacher reads.
-        responses: `reference` scores the data's response, `teacher` the English answer.
+        examples: In the order in which they are drawn.
+        english: The English answer of each example by id, which the teacher reads; an example without one is
+            left out.
+        responses: `reference` scores the data's response, `teacher` the English answer, which in a closed
+            task is said in the language.
         limit: Longest prompt in tokens.
+        view: `english` has the teacher read the English twin alone where the response is the same tokens as
+            the English answer, or one of a closed set in the language; `prompt` the privileged prompt always.
         reads: What the teacher reads before the instruction; nothing: it reads the student's prompt.
         require_texts: Refuse a node on a language's path that has no text.
         teacher: Renders the privileged prompts in its own template and ids; else `tokenizer` does.
+        weights: Of each source of examples; see `draw.choose`.
+        extra: Examples that are read besides the amounts, in every language that they have.
 
     Raises:
         DataError: A language has no usable example.
@@ -70,31 +89,42 @@ def build_rows(
     """
     # Examples that ask the same in English mean the same, whatever their ids.
     meanings: dict[str, int] = {}
-    meaning = [meanings.setdefault(e.turns[SOURCE].instruction, n) for n, e in enumerate(examples)]
+    everything = [*examples, *extra]
+    meaning = [meanings.setdefault(e.turns[SOURCE].instruction, n) for n, e in enumerate(everything)]
+
+    def taught(example: ParallelExample, code: str) -> tuple[str | None, str | None]:
+        return response_of(example, code, english.get(example.id, ""), responses)
+
+    chosen = choose(examples, amounts, weights, lambda example, code: taught(example, code)[1])
     rows: list[Row] = []
+    too_long: list[str] = []
     checked: set[tuple[str, str]] = set()
-    for code, amount in amounts.items():
-        found = 0
+    for code in amounts:
+        more = [n for n, e in enumerate(extra, start=len(examples)) if code in e.turns and taught(e, code)[0]]
         if require_texts and "texts" in reads and code != SOURCE:
             check_texts(texts, tree.path(code))
-        for number, example in enumerate(examples):
-            turn, twin = example.turns.get(code), example.turns[SOURCE]
-            answer = english[example.id]
-            response = (
-                answer if responses == "teacher" or code == SOURCE else (turn.response if turn else None)
-            )
-            if turn is None or response is None or found == amount:
-                continue
-            found += 1
+        for number in [*chosen[code], *more]:
+            example = everything[number]
+            turn, twin, answer = example.turns[code], example.turns[SOURCE], english[example.id]
+            response, _ = taught(example, code)
+            assert response is not None
             name = f"{example.id}/{code}"
             student = encode(tokenizer, turn.instruction, response)
             if len(student.prompt) > limit:
-                raise ConfigError(
+                too_long.append(
                     f"the prompt of {name} has {len(student.prompt)} tokens and the limit is {limit}; "
                     "raise distill.max_prompt or leave the row out"
                 )
+                continue
+            plain = student if code == SOURCE else encode(tokenizer, twin.instruction, answer)
+            options, twin_options = (), ()
+            if view == "english" and code != SOURCE and student.response != plain.response:
+                options, twin_options = _options(tokenizer, example, code, student.response)
+            english_alone = options or (view == "english" and student.response == plain.response)
             if code == SOURCE or (not reads and teacher is None):
                 privileged = student.prompt
+            elif english_alone:
+                privileged = plain.prompt
             elif not reads:
                 assert teacher is not None
                 privileged = encode(teacher, turn.instruction, response).prompt
@@ -106,20 +136,50 @@ def build_rows(
                     type(twin)(twin.instruction, answer) if "twin" in reads else None,
                     answer="answer" in reads,
                 )
-                privileged = teacher_prompt(
-                    teacher or tokenizer, system, turn.instruction, limit=limit, row=name
-                )
+                try:
+                    privileged = teacher_prompt(
+                        teacher or tokenizer, system, turn.instruction, limit=limit, row=name
+                    )
+                except ConfigError as error:
+                    too_long.append(str(error))
+                    continue
                 # What a template may go by is the system text, of which a language and a task decide all but
                 # the twin. Another model has its own template, and its own tokens: what it scores is never
                 # what its template writes.
                 if teacher is None and (code, example.task) not in checked:
                     checked.add((code, example.task))
                     check_response(tokenizer, system, turn.instruction, response, row=name)
-            plain = student.prompt if code == SOURCE else encode(tokenizer, twin.instruction, answer).prompt
-            rows.append(Row(name, code, meaning[number], student, privileged, plain))
-        if found == 0:
-            raise DataError(f"no item has {code}; add items in {code} or take it out of languages.targets")
+            rows.append(
+                Row(
+                    name, code, meaning[number], student, privileged, plain.prompt, options, twin_options,
+                    plain.asked,
+                )
+            )  # fmt: skip
+        if not chosen[code]:
+            raise DataError(nothing_in(code, left_out(examples, [code], lambda e, c: taught(e, c)[1])))
+    if too_long:
+        others = f" ({len(too_long) - 1} more rows are over it)" if len(too_long) > 1 else ""
+        raise ConfigError(too_long[0] + others)
     return rows
+
+
+Answers = tuple[tuple[int, ...], ...]
+
+
+def _options(
+    tokenizer: PreTrainedTokenizerBase, example: ParallelExample, code: str, response: tuple[int, ...]
+) -> tuple[Answers, Answers]:
+    """All answers that a closed task allows, in a language and in English, in one order; none of an open one.
+
+    A response that is none of them, as in data whose labels are worded in another way, makes no set.
+    """
+    ours, theirs = ((example.options or {}).get(one, {}) for one in (code, SOURCE))
+    if not ours or ours.keys() != theirs.keys():
+        return (), ()
+    options = tuple(encode_response(tokenizer, ours[meaning]) for meaning in theirs)
+    if response not in options or len(set(options)) < len(options):
+        return (), ()
+    return options, tuple(encode_response(tokenizer, wording) for wording in theirs.values())
 
 
 def training_order(rows: Sequence[Row], settings: Distill, seed: int) -> list[int]:

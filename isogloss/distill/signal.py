@@ -13,7 +13,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Literal
 
 import torch
@@ -24,14 +24,18 @@ from transformers import DynamicCache
 from isogloss import processes
 from isogloss.cost import Meter, Stage
 from isogloss.data.chat import pad, response_positions
+from isogloss.distill.branches import branched_hidden, layout
 from isogloss.distill.cache import Cache, Part, row_key
 from isogloss.distill.fused import frozen_head
 from isogloss.distill.rows import Row
 from isogloss.distill.topk import TopK, pack, unpack
 from isogloss.languages import SOURCE
-from isogloss.model import capture, causal_of, decoder_of, head, last_hidden, mean_pool, parts_of
+from isogloss.model import causal_of, decoder_of, head, last_hidden, mean_pool, parts_of, states_up_to
+from isogloss.standardise import Statistics, statistics_of
 
 Kind = Literal["hidden", "top_k"]
+FEW = 8
+"""Instructions of a language below which all languages' together stand in for its statistics."""
 SHARD = 16 << 20
 """Bytes of signals that are written together,"""
 PATIENCE = 20.0
@@ -51,6 +55,8 @@ class Signal:
     """Mean-pooled state of the English twin's prompt, after the layer that the hidden-state term reads."""
     covered: Bool[Tensor, " response"] | None = None
     """Which response tokens `teacher` speaks of; None: all. Another tokenizer cuts some otherwise."""
+    options: Float[Tensor, " options"] | None = None
+    """ln probability of each of the row's answer options, in English behind the English twin alone."""
 
 
 @torch.no_grad()
@@ -85,11 +91,11 @@ def hidden_signals(
     model.eval()
     cost = Stage("") if cost is None else cost
     meter, before = Meter(model, 0.0), replace(cost)
-    twins = list(dict.fromkeys(row.twin_prompt for row in rows))
-    scored = [row for row in rows if teacher or row.language == SOURCE]
+    twins = list(dict.fromkeys((row.twin_prompt, row.twin_asked) for row in rows))
+    scored = [row for row in rows if _read_alone(row, teacher)]
     distinct = list({(row.teacher_prompt, row.student.response): row.language for row in scored}.items())
-    meets, keys = bool(parts_of(model)), [row_key(text) for text in twins]
-    pooled = Kept(cache and cache.part(signal="pooled", layer=layer), keys, cost, meets)
+    meets = bool(parts_of(model))
+    pooled = Kept(_pooled_part(cache, layer), list(map(_pooled_key, twins)), cost, meets)
     about: dict[str, Any] = {"signal": kind} | ({"k": k} if kind == "top_k" else {})
     said = Kept(cache and cache.part(**about), [row_key(*texts) for texts, _ in distinct], cost, meets)
     cost.cached_hits += len(distinct) - len(said.absent)
@@ -120,13 +126,78 @@ def hidden_signals(
         for (texts, _), one in zip(distinct, said.tensors(), strict=True)
     }
     vectors = dict(zip(twins, pooled.tensors(), strict=True))
+    chances = _option_signals(model, rows, pad_id, batch, cache, cost, progress) if teacher else {}
     return [
         Signal(
-            found[row.teacher_prompt, row.student.response] if teacher or row.language == SOURCE else None,
-            vectors[row.twin_prompt][0],
+            found.get((row.teacher_prompt, row.student.response)) if _read_alone(row, teacher) else None,
+            vectors[row.twin_prompt, row.twin_asked][0],
+            options=chances.get((row.twin_prompt, row.twin_options)),
         )
         for row in rows
     ]
+
+
+def _read_alone(row: Row, teacher: bool) -> bool:
+    """Whether the teacher scores a row's response token by token; of answer sets it is asked for the set."""
+    return row.language == SOURCE or (teacher and not row.options)
+
+
+Set = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
+"""An English prompt and the answers that may follow it."""
+
+
+def _option_signals(
+    model: nn.Module,
+    rows: Sequence[Row],
+    pad_id: int,
+    batch: int,
+    cache: Cache | None,
+    cost: Stage,
+    progress: Callable[[int, int], None],
+) -> dict[Set, Float[Tensor, " options"]]:
+    """ln probability of every option, end of turn included, behind the English twin; one reading a meaning.
+
+    The options of a prompt are read in one row (`branches`), each as if it stood there alone.
+    """
+    sets = list(dict.fromkeys((row.twin_prompt, row.twin_options) for row in rows if row.options))
+    if not sets:
+        return {}
+    meets = bool(parts_of(model))
+    kept = Kept(cache and cache.part(signal="options"), [row_key(p, *o) for p, o in sets], cost, meets)
+    cost.cached_hits += len(sets) - len(kept.absent)
+    if kept.several:
+        processes.wait()
+    meter, fixed, done = Meter(model, 0.0), frozen_head(model), len(sets) - len(kept.absent)
+    with meter.counting():
+        for places in _by_length([(*p, *chain(*o)) for p, o in sets], batch):
+            chosen = kept.chosen(places)
+            if not chosen:
+                continue
+            laid = [layout(len(sets[n][0]), [len(o) for o in sets[n][1]]) for n in chosen]
+            ids, mask = _padded(model, [(*sets[n][0], *chain(*sets[n][1])) for n in chosen], pad_id)
+            branch, place = (
+                pad(part, fill)[0].to(ids.device)
+                for part, fill in (([one for one, _, _ in laid], -1), ([one for _, one, _ in laid], 0))
+            )
+            cost.teacher_tokens += int(mask.sum())
+            cost.teacher_calls += len(chosen)
+            hidden = branched_hidden(model, ids, branch, place)
+            found = []
+            for row, (n, (_, _, starts)) in enumerate(zip(chosen, laid, strict=True)):
+                prompt, options = sets[n]
+                scores = []
+                for start, option in zip(starts, options, strict=True):
+                    at = [len(prompt) - 1, *range(start, start + len(option) - 1)]
+                    states = hidden[row, at]
+                    logits = (fixed.logits(states) if fixed else head(model, states)).float()
+                    own = torch.tensor(option, device=ids.device)[:, None]
+                    scores.append((logits.gather(1, own)[:, 0] - logits.logsumexp(1)).sum())
+                found.append(torch.stack(scores))
+            cost.add(meter)
+            kept.keep(chosen, found)
+            progress(done := done + len(chosen), len(sets))
+        kept.join()
+    return dict(zip(sets, kept.tensors(), strict=True))
 
 
 @torch.no_grad()
@@ -213,23 +284,75 @@ class Kept:
         return [self.found[key] for key in self.keys]
 
 
+@torch.no_grad()
+def language_statistics(
+    model: nn.Module,
+    rows: Sequence[Row],
+    *,
+    layer: int,
+    pad_id: int,
+    batch: int = 64,
+    cache: Cache | None = None,
+    cost: Stage | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> dict[str, Statistics]:
+    """By language, mean and spread of the reference model's pooled states of its instructions after a layer.
+
+    English is measured on the twins. The layers above are not read.
+    """
+    cost = Stage("") if cost is None else cost
+    of: dict[str, list[Asked]] = {SOURCE: [(row.twin_prompt, row.twin_asked) for row in rows]}
+    for row in rows:
+        of.setdefault(row.language, []).append((row.student.prompt, row.student.asked))
+    texts = list(dict.fromkeys(chain(*of.values())))
+    kept = Kept(_pooled_part(cache, layer), list(map(_pooled_key, texts)), cost, bool(parts_of(model)))
+    if kept.several:
+        processes.wait()
+    meter, done = Meter(model, 0.0), len(texts) - len(kept.absent)
+    with meter.counting():
+        for chosen, states in _pooled(model, texts, kept, layer, pad_id, batch, cost):
+            cost.add(meter)
+            kept.keep(chosen, states)
+            progress(done := done + len(chosen), len(texts))
+        kept.join()
+    vectors = dict(zip(texts, kept.tensors(), strict=True))
+    everything = torch.cat(list(vectors.values()))
+    found = {}
+    for code, some in of.items():
+        own = torch.cat([vectors[text] for text in dict.fromkeys(some)])
+        found[code] = statistics_of(own if len(own) >= FEW else everything)
+    return found
+
+
+Asked = tuple[tuple[int, ...], tuple[bool, ...]]
+"""A prompt's ids, and which of them hold the instruction itself; where nobody has said, all count."""
+
+
+def _pooled_part(cache: Cache | None, layer: int) -> Part | None:
+    return cache and cache.part(signal="pooled", layer=layer)
+
+
+def _pooled_key(text: Asked) -> bytes:
+    return row_key(text[0], list(map(int, text[1])))
+
+
 def _pooled(
     model: nn.Module,
-    texts: Sequence[tuple[int, ...]],
+    texts: Sequence[Asked],
     kept: Kept,
     layer: int,
     pad_id: int,
     batch: int,
     cost: Stage,
 ) -> Iterator[tuple[list[int], list[Tensor]]]:
-    """Mean-pooled states of the absent texts after a layer."""
-    for places in _by_length(texts, batch):
+    """States of the absent texts after a layer, mean over the instruction's own tokens."""
+    for places in _by_length([ids for ids, _ in texts], batch):
         if chosen := kept.chosen(places):
-            ids, mask = _padded(model, [texts[n] for n in chosen], pad_id)
-            with capture(model, layer) as states:
-                last_hidden(model, ids, mask)
+            ids, mask = _padded(model, [texts[n][0] for n in chosen], pad_id)
+            own = [list(map(int, texts[n][1])) or [1] * len(texts[n][0]) for n in chosen]
+            states = states_up_to(model, ids, mask, [layer])[layer]
             cost.teacher_tokens += int(mask.sum())
-            yield chosen, list(mean_pool(states[0], mask).split(1))
+            yield chosen, list(mean_pool(states, pad(own, 0)[0].to(mask.device)).split(1))
 
 
 def _read(

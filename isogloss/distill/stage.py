@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -13,23 +15,28 @@ from transformers import PreTrainedTokenizerBase
 
 from isogloss.config import Distill
 from isogloss.cost import Stage
+from isogloss.distill import losses
 from isogloss.distill.cache import Cache
 from isogloss.distill.checks import PathsOnly, check_rows, check_teacher, divergence_by_language
 from isogloss.distill.on_policy import OnPolicyTrainer, Policy, add_costs
 from isogloss.distill.rows import Row, training_order
-from isogloss.distill.signal import Signal, hidden_signals, where_right
+from isogloss.distill.signal import Signal, hidden_signals, language_statistics, where_right
 from isogloss.distill.trainer import (
     Ordered,
     ResponseTrainer,
+    Sample,
     Watch,
     Weights,
     samples_of,
     train,
     training_arguments,
+    twins_of,
 )
 from isogloss.distill.treewise import Shrinkage, rows_below
+from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE
 from isogloss.model import causal_of, two_thirds
+from isogloss.standardise import Statistics, standardised
 from isogloss.teacher.joining import signals_from
 from isogloss.teacher.scored import Scored
 from isogloss.tree.carrier import Carrier
@@ -48,7 +55,7 @@ def weights_of(model: nn.Module, settings: Distill, *, retain: bool) -> Weights:
     """The settings' loss for a model; `retain`: there are English rows."""
     return Weights(
         settings.ce, settings.kl, settings.hidden, float(retain), layer_of(model, settings),
-        settings.divergence, settings.temperature, settings.contrast, settings.fade,
+        settings.divergence, settings.temperature, settings.contrast or 1.0, settings.fade,
     )  # fmt: skip
 
 
@@ -79,6 +86,32 @@ def read_signals(
     if scored is None:
         return signals
     return signals_from(rows, signals, scored, causal_of(model).config.get_text_config().vocab_size)
+
+
+NAMED = 10.0
+"""Twins that the target of the hidden-state term names on average, where the settings give no temperature."""
+
+
+def contrast_of(samples: Sequence[Sample], english: Statistics, settings: Distill) -> float:
+    """The temperature of the hidden-state term: the settings', else what has its target name `NAMED` twins.
+
+    Raises:
+        ConfigError: At the settings' temperature the target is nearly one-hot or nearly uniform: it says
+            nothing about which meanings are alike.
+    """
+    twins = twins_of(samples)
+    assert twins is not None
+    twins = standardised(twins[torch.linspace(0, len(twins) - 1, min(len(twins), 2048)).long()], english)
+    if settings.contrast is None:
+        return losses.temperature_of(twins, min(NAMED, max(2.0, len(twins) / 4)))
+    named = losses.perplexity(twins, settings.contrast)
+    if not 2 <= named <= len(twins) / 2:
+        says = "one twin alone" if named < 2 else "nearly all of them alike"
+        raise ConfigError(
+            f"distill.contrast is {settings.contrast:g}: the hidden-state term's target names {named:.1f} of "
+            f"{len(twins)} twins, {says}; leave it out, or take {losses.temperature_of(twins, NAMED):.2g}"
+        )
+    return settings.contrast
 
 
 def distil(
@@ -126,10 +159,18 @@ def distil(
     if settings.hear == "right":
         signals = where_right(carrier.model, rows, signals)
     samples = samples_of(rows, signals)
+    weights = weights_of(carrier.model, settings, retain=False)
+    statistics = None
+    if settings.hidden:
+        with bar("Instructions in each language") as progress:
+            statistics = language_statistics(
+                carrier.model, rows, layer=layer, pad_id=pad_id, cache=cache, cost=cost, progress=progress
+            )
+        weights = replace(weights, contrast=contrast_of(samples, statistics[SOURCE], settings))
     order = training_order(rows, settings, seed)
     steps = len(order) // settings.batch
     retain = bool(settings.retain) and any(row.language == SOURCE for row in rows)
-    weights = weights_of(carrier.model, settings, retain=retain)
+    weights = replace(weights, retain=float(retain))
     policy = None
     if settings.on_policy:
         assert tokenizer is not None
@@ -151,6 +192,7 @@ def distil(
         weights=weights,
         pad_id=pad_id,
         compile=compile,
+        statistics=statistics,
         level_dropout=settings.level_dropout,
         optimiser=partial(_larger_b, settings=settings) if settings.lr_b_ratio != 1 else None,
     )  # fmt: skip

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -30,6 +32,7 @@ from isogloss import processes
 from isogloss.cost import Meter
 from isogloss.data.chat import Encoded, pad, response_positions
 from isogloss.distill import fused, losses
+from isogloss.distill.branches import branched_hidden, layout
 from isogloss.distill.rows import Row
 from isogloss.distill.signal import Signal
 from isogloss.distill.topk import TopK
@@ -38,6 +41,7 @@ from isogloss.files import naming, write_lines
 from isogloss.languages import SOURCE
 from isogloss.model import capture, causal_of, decoder_of, head, last_hidden, mean_pool, parts_of
 from isogloss.modes import compiled, thrifty_attention
+from isogloss.standardise import Statistics, standardised
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.nodes import Tree
 
@@ -75,6 +79,8 @@ class Sample:
     language: str = ""
     meaning: int = 0
     signal: Signal | None = None
+    options: tuple[tuple[int, ...], ...] = ()
+    """All that may be answered, end of turn included, where the signal has a distribution over it."""
 
 
 class Ordered(Dataset):
@@ -94,7 +100,13 @@ def samples_of(rows: Sequence[Row], signals: Sequence[Signal]) -> list[Sample]:
     """Rows joined to their signals, their meanings numbered anew without gaps."""
     numbers = {meaning: n for n, meaning in enumerate(dict.fromkeys(row.meaning for row in rows))}
     return [
-        Sample(row.student, row.language, numbers[row.meaning], signal)
+        Sample(
+            row.student,
+            row.language,
+            numbers[row.meaning],
+            signal,
+            row.options if signal.options is not None else (),
+        )
         for row, signal in zip(rows, signals, strict=True)
     ]
 
@@ -106,23 +118,54 @@ def twins_of(samples: Sequence[Sample]) -> Float[Tensor, "meanings hidden"] | No
 
 
 @dataclass
+class Options:
+    """The answer options of a batch's rows, one behind the other.
+
+    Attributes:
+        branch: Which answer of its row each token belongs to, as `branches` lays them out.
+        place: The position of each token, as if its answer alone stood behind the prompt.
+        positions: Where each option token is predicted, in the flattened batch.
+        ids: The option tokens.
+        lengths: Tokens of each option.
+        sizes: Options of each row that has any.
+        targets: ln probability of each option under the reference model, in the order of `lengths`.
+    """
+
+    branch: Tensor
+    place: Tensor
+    positions: Tensor
+    ids: Tensor
+    lengths: list[int]
+    sizes: list[int]
+    targets: Tensor
+
+    def to(self, device: torch.device) -> "Options":
+        return Options(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()})
+
+
+@dataclass
 class Batch:
     """A collated batch; rows are padded on the right."""
 
     ids: Tensor
     mask: Tensor
     prompt_mask: Tensor
+    asked: Tensor
+    """1 where a token belongs to the instruction itself, not to BOS or the template."""
     positions: Tensor
     response: Tensor
     languages: list[str]
+    paths: list[str]
+    """Whose path each row reads: its language's, or a node's above it."""
     meanings: Tensor
     scored: Tensor
     retained: Tensor
     teacher: Tensor | TopK | None
+    options: Options | None = None
 
     def to(self, device: torch.device) -> "Batch":
         moved: dict[str, Any] = {
-            k: v.to(device) if isinstance(v, Tensor | TopK) else v for k, v in vars(self).items()
+            k: v.to(device) if isinstance(v, Tensor | TopK | Options) else v for k, v in vars(self).items()
         }
         return Batch(**moved)
 
@@ -130,7 +173,10 @@ class Batch:
 def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
     """Pad, and note where each response token is predicted."""
     encoded = [sample.encoded for sample in samples]
-    ids, mask = pad([[*e.prompt, *e.response] for e in encoded], pad_id)
+    # The response comes first, so what is said of responses is the same whatever stands behind them.
+    others = [[one for one in s.options if one != s.encoded.response] for s in samples]
+    texts = [[*e.prompt, *e.response, *chain(*more)] for e, more in zip(encoded, others, strict=True)]
+    ids, mask = pad(texts, pad_id)
     starts, lengths = [len(e.prompt) for e in encoded], [len(e.response) for e in encoded]
     signals = [sample.signal for sample in samples]
     known = [signal for signal in signals if signal is not None]
@@ -141,13 +187,46 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         ids=ids,
         mask=mask,
         prompt_mask=(torch.arange(ids.shape[1])[None] < torch.tensor(starts)[:, None]).long(),
+        asked=pad([list(map(int, e.asked)) or [1] * len(e.prompt) for e in encoded], 0, width=ids.shape[1])[
+            0
+        ],
         positions=response_positions(starts, lengths, ids.shape[1]),
         response=torch.tensor([token for e in encoded for token in e.response]),
         languages=[sample.language for sample in samples],
+        paths=[sample.language for sample in samples],
         meanings=torch.tensor([sample.meaning for sample in samples]),
         scored=scored,
         retained=scored & english.repeat_interleave(torch.tensor(lengths)),
         teacher=_joined(said),
+        options=_options(samples, others, ids.shape[1]) if any(s.options for s in samples) else None,
+    )
+
+
+def _options(samples: Sequence[Sample], others: Sequence[Sequence[tuple[int, ...]]], width: int) -> Options:
+    branches, places, positions, ids, lengths, targets = [], [], [], [], [], []
+    for number, (sample, more) in enumerate(zip(samples, others, strict=True)):
+        prompt, answers = len(sample.encoded.prompt), [sample.encoded.response, *more]
+        branch, place, starts = layout(prompt, [len(answer) for answer in answers])
+        branches.append(branch)
+        places.append(place)
+        for option in sample.options:
+            start = starts[answers.index(option)]
+            # The prompt's last token predicts every answer's first.
+            before = [prompt - 1, *range(start, start + len(option) - 1)]
+            positions += [number * width + one for one in before]
+            ids += option
+            lengths.append(len(option))
+        if sample.options:
+            assert sample.signal is not None and sample.signal.options is not None
+            targets.append(sample.signal.options)
+    return Options(
+        branch=pad(branches, -1)[0],
+        place=pad(places, 0)[0],
+        positions=torch.tensor(positions),
+        ids=torch.tensor(ids),
+        lengths=lengths,
+        sizes=[len(sample.options) for sample in samples if sample.options],
+        targets=torch.cat(targets).float(),
     )
 
 
@@ -172,22 +251,29 @@ def batch_losses(
     weights: Weights,
     carrier: Carrier | None = None,
     twins: Float[Tensor, "meanings hidden"] | None = None,
+    statistics: Mapping[str, Statistics] | None = None,
     *,
     gpu: bool | None = None,
 ) -> dict[str, Tensor]:
-    """The parts of the loss as sums: `ce`, `kl` and `retain` over response tokens, `hidden` over rows.
+    """The parts of the loss as sums: `ce`, `kl` and `retain` over response tokens, `options` and `hidden`
+    over rows.
 
     In English the reference model is what is wanted, right or wrong: those rows have `retain`, the
     divergence from its own reading of the same prompt, and neither `ce` nor `kl`.
 
     Args:
+        twins: The English twins' states, standardised where `statistics` are given.
+        statistics: Of the reference model's states of each language's instructions, at the layer of `hidden`.
         gpu: Logits are held as on a GPU, or as on a processor; as where the batch lies if not given.
     """
     score = partial(_sums, model, size=chunk_size(model, batch.ids.is_cuda if gpu is None else gpu))
     if carrier is not None:
-        carrier.set_path(batch.languages)
+        carrier.set_path(batch.paths)
     with capture(model, weights.layer) as states:
-        hidden = last_hidden(model, batch.ids, batch.mask)
+        if batch.options is None:
+            hidden = last_hidden(model, batch.ids, batch.mask)
+        else:
+            hidden = branched_hidden(model, batch.ids, batch.options.branch, batch.options.place)
     answers = hidden.flatten(0, 1)[batch.positions]
 
     taught = ~batch.retained
@@ -205,10 +291,29 @@ def batch_losses(
     if batch.retained.any():
         kept = batch.retained
         parts["retain"] = score(answers[kept], None, _said(batch, kept))[1]
+    if batch.options is not None and weights.kl:
+        parts["options"] = _answer_sets(model, hidden, batch.options, score.keywords["size"])
     if twins is not None and weights.hidden:
-        pooled = mean_pool(states[0], batch.prompt_mask)
+        pooled = mean_pool(states[0], batch.asked)
+        if statistics is not None:
+            each = [
+                standardised(one[None], statistics[code])
+                for one, code in zip(pooled, batch.languages, strict=True)
+            ]
+            pooled = torch.cat(each)
         parts["hidden"] = losses.similarity(pooled, twins, batch.meanings, temperature=weights.contrast)
     return parts
+
+
+def _answer_sets(model: nn.Module, hidden: Tensor, options: Options, size: int) -> Tensor:
+    """Sum over rows of the divergence between reference model and student over a row's answer options."""
+    states, fixed = hidden.flatten(0, 1)[options.positions], fused.frozen_head(model)
+    if fixed is not None:
+        tokens = fused.token_log_probs(states, fixed, options.ids, size=size)
+    else:
+        tokens = -F.cross_entropy(head(model, states).float(), options.ids, reduction="none")
+    scores = torch.stack([part.sum() for part in tokens.split(options.lengths)])
+    return losses.answer_set_kl(scores, options.targets, options.sizes)
 
 
 def _said(batch: Batch, tokens: Tensor) -> Tensor | TopK:
@@ -298,12 +403,18 @@ class Objective(nn.Module):
     Its state is what learns: a checkpoint has no frozen weight.
     """
 
-    def __init__(self, model: nn.Module, carrier: Carrier | None, twins: Tensor | None):
+    def __init__(
+        self,
+        model: nn.Module,
+        carrier: Carrier | None,
+        twins: Tensor | None,
+        statistics: Mapping[str, Statistics] | None,
+    ):
         super().__init__()
-        self.model, self.carrier, self.twins = model, carrier, twins
+        self.model, self.carrier, self.twins, self.statistics = model, carrier, twins, statistics
 
     def forward(self, batch: Batch, weights: Weights) -> dict[str, Tensor]:
-        return batch_losses(self.model, batch, weights, self.carrier, self.twins)
+        return batch_losses(self.model, batch, weights, self.carrier, self.twins, self.statistics)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
@@ -315,7 +426,11 @@ class Objective(nn.Module):
         return SimpleNamespace(missing_keys=[], unexpected_keys=[])
 
 
-PARTS = ("loss", "ce", "kl", "retain", "hidden")
+PARTS = ("loss", "ce", "kl", "options", "retain", "hidden")
+BY_ROW = ("options", "hidden")
+"""Parts that are means over rows; the others are means over response tokens."""
+WEIGHED = {"options": "kl"}
+"""Parts that are weighed by the weight of another: both are divergences from the reference model."""
 COUNTS = ("tokens", "responses", "generated", "prompted", "read", "calls", "flops")
 
 
@@ -323,6 +438,8 @@ class ResponseTrainer(Trainer):
     """Trains on response tokens; `carrier` makes it stage 2.
 
     Args:
+        statistics: By language, by which the hidden-state term standardises; without them it compares
+            states as they are.
         optimiser: Makes the optimiser for the model, where it is not the Trainer's own.
         compile: The decoder's layers are compiled while it trains.
 
@@ -340,6 +457,7 @@ class ResponseTrainer(Trainer):
         weights: Weights,
         pad_id: int,
         carrier: Carrier | None = None,
+        statistics: Mapping[str, Statistics] | None = None,
         level_dropout: float = 0.0,
         optimiser: Callable[[nn.Module], Optimizer] | None = None,
         compile: bool = False,
@@ -353,7 +471,9 @@ class ResponseTrainer(Trainer):
             "experts" in n for n, _ in model.named_modules()
         )
         twins = twins_of(kwargs["train_dataset"].samples)
-        objective = Objective(model, carrier, None if twins is None else twins.to(args.device))
+        if twins is not None:
+            twins = (twins if statistics is None else standardised(twins, statistics[SOURCE])).to(args.device)
+        objective = Objective(model, carrier, twins, statistics)
         # What lies in parts is not DDP's to compare and to bring together.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, parts_of(objective))
         super().__init__(
@@ -407,15 +527,15 @@ class ResponseTrainer(Trainer):
     ) -> Any:
         batch: Batch = inputs["batch"].to(self.args.device)
         if self.carrier is not None and self.level_dropout:
-            batch.languages = drop_levels(self.carrier.tree, batch.languages, self.level_dropout)
+            batch.paths = drop_levels(self.carrier.tree, batch.languages, self.level_dropout)
         weights = self.weights.at(self.state.global_step / self.state.max_steps)
         parts = model(batch, weights)
         tokens, rows = num_items_in_batch
-        scaled = {name: part / (rows if name == "hidden" else tokens) for name, part in parts.items()}
-        loss: Any = sum(getattr(weights, name) * part for name, part in scaled.items())
+        scaled = {name: part / (rows if name in BY_ROW else tokens) for name, part in parts.items()}
+        loss: Any = sum(getattr(weights, WEIGHED.get(name, name)) * part for name, part in scaled.items())
         for name, part in (scaled | {"loss": loss}).items():
             self.note(name, part.detach())
-        self.languages.update(batch.languages)
+        self.languages.update(batch.paths)
         self.note("tokens", int(inputs["batch"].mask.sum()))
         self.note("responses", len(batch.response))
         # Wrappers for several processes average their gradients; the sum is what the normalisation means.

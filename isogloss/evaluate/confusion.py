@@ -1,8 +1,9 @@
 """Language confusion by line and by word (Marchisio et al. 2024, arXiv:2406.20052), for any language.
 
-As the benchmark defines them, with three differences: an empty answer fails instead of being skipped; scripts
-without spaces are counted by letter, or no line of Thai would be long enough; an English word in a text of
-another script is any lower-case Latin one of more than 3 letters, which needs no word list.
+As the benchmark defines them, with four differences: an empty answer fails instead of being skipped; one too
+short to be told from English does not count; scripts without spaces are counted by letter, or no line of Thai
+would be long enough; an English word in a text of another script is any lower-case Latin one of more than 3
+letters, which needs no word list.
 """
 
 import re
@@ -10,8 +11,8 @@ import string
 from collections.abc import Collection
 from typing import Final
 
+from isogloss.data.reading import readable
 from isogloss.evaluate.fidelity import Detector, in_language
-from isogloss.evaluate.reading import readable
 from isogloss.languages import languages
 
 FEWEST: Final = 5
@@ -23,8 +24,8 @@ _ENGLISH: Final = re.compile(r"(?<![A-Za-z])[a-z]{4,}(?![A-Za-z])")
 
 def lines_pass(
     text: str, language: str, *, candidates: Collection[str], detector: Detector | None = None
-) -> bool:
-    """Whether every line of at least five tokens is in the language.
+) -> bool | None:
+    """Whether every line of at least five tokens is in the language; None where it can be told of no line.
 
     Where no line is that long, the answer is judged as a whole. Without a letter or digit it fails.
     """
@@ -33,7 +34,8 @@ def lines_pass(
         return False
     stripped = (line.translate(_STRIP).strip() for line in text.splitlines())
     lines = [line for line in stripped if _tokens(line, language) >= FEWEST] or [text]
-    return all(in_language(line, language, candidates=candidates, detector=detector) for line in lines)
+    told = [in_language(line, language, candidates=candidates, detector=detector) for line in lines]
+    return None if told.count(None) == len(told) else False not in told
 
 
 def words_pass(text: str, language: str) -> bool | None:

@@ -1,8 +1,9 @@
 """Fidelity: is an answer in the language that was asked for?
 
 The script decides where it can, then known wordings, then a language identifier among the candidates of that
-script. Whether the answer is right is not judged here. An empty or unreadable answer is in no language.
-Flow: known wordings → detector (script, then py3langid) → the script alone, where the text is too short.
+script. Whether the answer is right is not judged here. An empty or unreadable answer is in no language; where
+an answer could as well be English, nothing is said of it.
+Flow: known wordings → detector (script, then py3langid) → the script, if it is not English's, or undecided.
 """
 
 import copy
@@ -14,7 +15,7 @@ from typing import Final, Protocol, runtime_checkable
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from isogloss.evaluate.reading import normalise, readable
+from isogloss.data.reading import normalise, readable
 from isogloss.languages import SOURCE, languages
 
 # ISO 15924 to the first words of the Unicode names of its letters and signs: every script of the registry.
@@ -54,27 +55,52 @@ def in_language(
     candidates: Collection[str],
     known: Mapping[str, Collection[str]] | None = None,
     detector: Detector | None = None,
-) -> bool:
-    """Whether the text is in the language rather than in another candidate.
+) -> bool | None:
+    """Whether the text is in the language rather than in another candidate; None where that cannot be told.
+
+    It cannot be told of digits, of a wording that English has too, and of a text too short for the detector
+    in a script that English also writes. Another script than English's is evidence enough.
 
     Args:
-        text: An answer. Empty or without a letter or digit: False. Digits alone are in any language.
+        text: An answer. Empty or without a letter or digit: False.
         language: Our code of the asked language, counted among the candidates.
         candidates: Our codes of the languages that may be met, such as those of the run.
         known: By language, wordings that are surely in it, such as an item's options. A text that is one of
             the language's is in it, one that is only other candidates' is not, without asking the detector.
-        detector: Asked for the rest; `detect` when None. Where it cannot tell, the script decides.
+        detector: Asked for the rest; `detect` when None.
     """
-    folded = normalise(text)
-    if not folded:
+    if not readable(text):
         return False
+    folded, letters, script = normalise(text), _letters(text), languages()[language].script
     owners = {code for code, wordings in (known or {}).items() if folded in map(normalise, wordings)}
     if language in owners:
-        return True
+        return None if owners & _rivals(language, candidates) else True
     if owners.intersection(candidates):
         return False
-    found = (detector or detect)(text, {*candidates, language})
-    return _in_script(text, language) if found is None else found == language
+    if (found := (detector or detect)(text, {*candidates, language})) is not None:
+        return found == language
+    share = _share(letters, script)
+    if share is None:
+        return None
+    short = letters.total() < _FEWEST_LETTERS and script == languages()[SOURCE].script
+    return (None if short else True) if share >= 0.5 else False
+
+
+def tells_languages_apart(
+    language: str, *, candidates: Collection[str], known: Mapping[str, Collection[str]]
+) -> bool:
+    """Whether answers to an item can show their language: not where all of its wordings are English's too.
+
+    Labels that are the same words in every language are such a case: who gives one has chosen no language.
+    """
+    own = set(map(normalise, known.get(language, ())))
+    theirs = {normalise(text) for code in _rivals(language, candidates) for text in known.get(code, ())}
+    return not own or not own <= theirs
+
+
+def _rivals(language: str, candidates: Collection[str]) -> set[str]:
+    """What an answer in the language is mistaken for: English, and where English is asked for, the others."""
+    return {SOURCE} if language != SOURCE else set(candidates) - {SOURCE}
 
 
 def by_line(
@@ -85,12 +111,14 @@ def by_line(
     known: Mapping[str, Collection[str]] | None = None,
     detector: Detector | None = None,
 ) -> float:
-    """Share of lines that are `in_language`; lines without a letter or digit do not count, and none is 0."""
-    lines = [line for line in text.splitlines() if readable(line)]
-    hits = [
-        in_language(line, language, candidates=candidates, known=known, detector=detector) for line in lines
+    """Share of lines that are `in_language`, among those of which it can be told; where there is none, 0."""
+    told = [
+        in_language(line, language, candidates=candidates, known=known, detector=detector)
+        for line in text.splitlines()
+        if readable(line)
     ]
-    return sum(hits) / len(lines) if lines else 0.0
+    hits = [one for one in told if one is not None]
+    return sum(hits) / len(hits) if hits else 0.0
 
 
 def by_word(text: str, language: str) -> float:

@@ -18,6 +18,7 @@ class Item:
         answer_language: The language that an answer must be in, where it is not the instruction's.
         measures: What is judged item by item; the suite's own score may judge more.
         longest: Tokens that an answer may need, where that is more than the settings give.
+        paraphrases: Other wordings of the English instruction, the same question with the same answer.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Item:
     answer_language: Mapping[str, str] = field(default_factory=dict)
     measures: frozenset[str] = frozenset({"consistency", "accuracy", "fidelity"})
     longest: int | None = None
+    paraphrases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class SuiteData:
     items: tuple[Item, ...]
     sentences: Mapping[str, tuple[str, ...]]
     layer_sentences: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Parallel sentences on which the retrieval layer may be chosen; never those that are reported."""
+    """Parallel sentences that give retrieval its layers and statistics; never those that are reported."""
     score: Callable[[Mapping[str, Mapping[str, str]]], Official] | None = None
     """The benchmark's own metrics: from answers by language and item id."""
     notes: tuple[str, ...] = ()

@@ -1,35 +1,42 @@
 """Leaks: test items that stand in the training data, word for word or by a long passage, in any language.
 
 A passage is 13 words in a row (Brown et al. 2020, appendix C), or 30 letters where a script puts no spaces
-between words. Passages that three items of a suite share are its own wording and no leak. The demo's texts
-are made from one grammar, so every passage of theirs is common: they are compared whole.
+between words. How a task is worded is no leak: what an instruction is about is taken out of its template, on
+both sides, and compared part by part, however many items share it. The demo's texts are made from one
+grammar, so every passage of theirs is common: they are compared whole.
 Knows no model. Flow: texts of the suites → index of passages → training texts, one by one → leaks.
 """
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
+from isogloss.data.examples import ParallelExample
+from isogloss.data.tasks.templates import parts_of
 from isogloss.evaluate.items import SuiteData
 from isogloss.languages import languages
 
 WORDS: Final = 13
 LETTERS: Final = 30
-OWN_WORDING: Final = 3
-"""Items of a suite that share a passage which is then no leak."""
 _UNSPACED: Final = ("Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai")
 _MADE: Final = ("demo",)
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text in a language; of a suite's item, or of a training example, whose suite is empty."""
+    """A text in a language; of a suite's item, or of a training example, whose suite is empty.
+
+    Attributes:
+        parts: What it is about, where it is an instruction whose template is known; else the text itself.
+    """
 
     suite: str
     id: str
     language: str
     text: str
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Leak:
 def texts_of(suite: SuiteData) -> list[Text]:
     """What a suite asks and retrieves; its answers are single words as a rule, and stand anywhere."""
     asked = [
-        Text(suite.name, item.id, code, turn.instruction)
+        Text(suite.name, item.id, code, turn.instruction, parts_of(item.task, code, turn.instruction))
         for item in suite.items
         for code, turn in item.turns.items()
     ]
@@ -71,38 +78,41 @@ def texts_of(suite: SuiteData) -> list[Text]:
     ]
 
 
+def trained_texts(examples: Iterable[ParallelExample]) -> Iterator[Text]:
+    """What examples ask and answer."""
+    for example in examples:
+        for code, turn in example.turns.items():
+            asked = turn.instruction
+            yield Text("", example.id, code, asked, parts_of(example.task, code, asked))
+            if turn.response:
+                yield Text("", example.id, code, turn.response)
+
+
 def find_leaks(tests: Iterable[Text], training: Iterable[Text]) -> list[Leak]:
     """For every test text the first training text that is the same, else the first that shares a passage."""
     tests = list(tests)
-    whole: dict[tuple[str, ...], list[int]] = {}
+    whole: dict[tuple[tuple[str, ...], ...], list[int]] = {}
     passages: dict[tuple[str, ...], list[int]] = {}
     for number, test in enumerate(tests):
-        tokens = _tokens(test)
-        if not tokens:
+        parts = _parts(test)
+        if not any(parts):
             continue
-        whole.setdefault(tokens, []).append(number)
+        whole.setdefault(parts, []).append(number)
         if test.suite not in _MADE:
-            for passage in set(_passages(tokens, test.language)):
+            for passage in {passage for part in parts for passage in _passages(part, test.language)}:
                 passages.setdefault(passage, []).append(number)
-    passages = {passage: numbers for passage, numbers in passages.items() if not _own(tests, numbers)}
     same: dict[int, Leak] = {}
     shared: dict[int, Leak] = {}
     for text in training:
-        tokens = _tokens(text)
-        for number in whole.get(tokens, ()):
-            same.setdefault(number, _leak(tests[number], text, True, tokens))
-        for passage in _passages(tokens, text.language) if passages else ():
-            for number in passages.get(passage, ()):
-                shared.setdefault(number, _leak(tests[number], text, False, passage))
+        parts = _parts(text)
+        for number in whole.get(parts, ()):
+            same.setdefault(number, _leak(tests[number], text, True, tuple(chain(*parts))))
+        for part in parts if passages else ():
+            for passage in _passages(part, text.language):
+                for number in passages.get(passage, ()):
+                    shared.setdefault(number, _leak(tests[number], text, False, passage))
     found = shared | same
     return [found[number] for number in sorted(found)]
-
-
-def _own(tests: Sequence[Text], numbers: Sequence[int]) -> bool:
-    items: dict[str, set[str]] = {}
-    for number in numbers:
-        items.setdefault(tests[number].suite, set()).add(tests[number].id)
-    return any(len(ids) >= OWN_WORDING for ids in items.values())
 
 
 def _leak(test: Text, text: Text, whole: bool, tokens: tuple[str, ...]) -> Leak:
@@ -110,11 +120,14 @@ def _leak(test: Text, text: Text, whole: bool, tokens: tuple[str, ...]) -> Leak:
     return Leak(test.suite, test.id, test.language, whole, passage, (text.id, text.language))
 
 
-def _tokens(text: Text) -> tuple[str, ...]:
-    """Letters, signs and digits alone, case folded; by word, or by character without spaces."""
-    folded = unicodedata.normalize("NFKC", text.text).casefold()
-    kept = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded)
-    return tuple("".join(kept.split())) if _unspaced(text.language) else tuple(kept.split())
+def _parts(text: Text) -> tuple[tuple[str, ...], ...]:
+    """Of each part letters, signs and digits alone, case folded; by word, or by character without spaces."""
+    found = []
+    for part in text.parts or (text.text,):
+        folded = unicodedata.normalize("NFKC", part).casefold()
+        kept = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded)
+        found.append(tuple("".join(kept.split())) if _unspaced(text.language) else tuple(kept.split()))
+    return tuple(found)
 
 
 def _passages(tokens: tuple[str, ...], language: str) -> Iterator[tuple[str, ...]]:

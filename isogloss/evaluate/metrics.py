@@ -6,6 +6,7 @@ Letters: n sentences, d dimensions. Formulae and sources: docstrings.
 
 import math
 import random
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,15 +32,44 @@ def agreement(reference: Sequence[str | None], answers: Sequence[str | None]) ->
     return [a is not None and a == b for a, b in zip(reference, answers, strict=True)]
 
 
-def correct(gold: Sequence[str], answers: Sequence[str | None]) -> list[bool]:
+def correct(gold: Sequence[str | None], answers: Sequence[str | None]) -> list[bool]:
     """Per item, whether the answer has the gold meaning; an unreadable one (None) is wrong.
 
-    Items whose gold nobody knows are for the caller to leave out, knowingly.
+    A gold that cannot be read is nobody's meaning: every answer is wrong. Items whose gold nobody knows are
+    for the caller to leave out, knowingly.
 
     Raises:
         ValueError: The two differ in length.
     """
-    return [a == b for a, b in zip(gold, answers, strict=True)]
+    return agreement(gold, answers)
+
+
+def chance_agreement(reference: Sequence[str | None], answers: Sequence[str | None]) -> float:
+    """How often both would agree if each kept its answers but gave them to other items: Σ_k p_k q_k.
+
+    p and q are the shares of meaning k among all answers of either side; an unreadable one (None) has no
+    meaning, so the shares need not add up to 1.
+
+    Raises:
+        ValueError: The two differ in length, or there is no item.
+    """
+    if len(reference) != len(answers) or not answers:
+        raise ValueError(
+            f"{len(reference)} and {len(answers)} answers; both need the same items, at least one"
+        )
+    ours, theirs = Counter(reference), Counter(answers)
+    shared = sum(count * theirs[meaning] for meaning, count in ours.items() if meaning is not None)
+    return shared / len(answers) ** 2
+
+
+def beyond_chance(observed: float, chance: float) -> float:
+    """Cohen's κ = (observed - chance) / (1 - chance), 1960 (doi:10.1177/001316446002000104).
+
+    1 where both always agree, 0 where they agree as often as chance has it, below 0 where less often. Where
+    both sides give one and the same answer to everything κ has no value; it counts as 0, since such agreement
+    shows nothing.
+    """
+    return (observed - chance) / (1 - chance) if chance < 1 else 0.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +104,30 @@ class Retrieval:
         return (_share(self.margin_forward) + _share(self.margin_backward)) / 2
 
 
-def retrieve(english: Float[Tensor, "n d"], other: Float[Tensor, "n d"]) -> Retrieval:
+def same_targets(english: Sequence[str], other: Sequence[str]) -> Bool[Tensor, "n n"]:
+    """Which pairs of rows count as one in retrieval: the same sentence in English or in the other language.
+
+    Whichever of two equal sentences is found, it is the right one. White space does not tell sentences apart.
+
+    Raises:
+        ValueError: The two differ in length.
+    """
+    pairs = list(zip(english, other, strict=True))
+    same = torch.eye(len(pairs), dtype=torch.bool)
+    for texts in zip(*pairs, strict=True):
+        rows: dict[str, list[int]] = {}
+        for row, text in enumerate(texts):
+            rows.setdefault(" ".join(unicodedata.normalize("NFC", text).split()), []).append(row)
+        for alike in rows.values():
+            if len(alike) > 1:
+                numbers = torch.tensor(alike)
+                same[numbers[:, None], numbers[None, :]] = True
+    return same
+
+
+def retrieve(
+    english: Float[Tensor, "n d"], other: Float[Tensor, "n d"], same: Bool[Tensor, "n n"] | None = None
+) -> Retrieval:
     """Look for each sentence's translation among all, by cosine and by ratio margin, in both directions.
 
     Row i of both sides means the same. A tie is a failure, so embeddings that are all alike find nothing.
@@ -85,6 +138,8 @@ def retrieve(english: Float[Tensor, "n d"], other: Float[Tensor, "n d"]) -> Retr
     Args:
         english: Sentence embeddings of any float type; the products run in float32.
         other: Embeddings of the translations, in the same order.
+        same: Rows that count as one, from `same_targets`: any of them is the right one to find. When not
+            given, each row is right for itself alone.
 
     Raises:
         ValueError: There is no sentence, or an embedding holds a number that is not finite.
@@ -96,11 +151,13 @@ def retrieve(english: Float[Tensor, "n d"], other: Float[Tensor, "n d"]) -> Retr
     k = min(NEIGHBOURS, len(cosine))
     row_mean, column_mean = cosine.topk(k, dim=1).values.mean(1), cosine.topk(k, dim=0).values.mean(0)
     ratio = cosine / ((row_mean[:, None] + column_mean[None, :]) / 2).clamp_min(TIE)
+    right = torch.eye(len(cosine), dtype=torch.bool) if same is None else same
+    right = right.to(cosine.device)  # symmetric
     return Retrieval(
-        forward=_above_others(cosine),
-        backward=_above_others(cosine.T),
-        margin_forward=_above_neighbours(ratio, cosine, k),
-        margin_backward=_above_neighbours(ratio.T, cosine.T, k),
+        forward=_above_others(cosine, right),
+        backward=_above_others(cosine.T, right),
+        margin_forward=_above_neighbours(ratio, cosine, k, right),
+        margin_backward=_above_neighbours(ratio.T, cosine.T, k, right),
     )
 
 
@@ -144,16 +201,18 @@ def _unit(embeddings: Float[Tensor, "n d"], side: str) -> Float[Tensor, "n d"]:
     return F.normalize(embeddings, dim=1)
 
 
-def _above_others(scores: Float[Tensor, "n n"]) -> Bool[Tensor, " n"]:
-    others = scores.clone().fill_diagonal_(-torch.inf)
-    return scores.diagonal() - others.max(1).values > TIE
+def _above_others(scores: Float[Tensor, "n n"], right: Bool[Tensor, "n n"]) -> Bool[Tensor, " n"]:
+    best = scores.masked_fill(~right, -torch.inf).amax(1)
+    others = scores.masked_fill(right, -torch.inf).amax(1)
+    return best - others > TIE
 
 
 def _above_neighbours(
-    ratio: Float[Tensor, "n n"], cosine: Float[Tensor, "n n"], k: int
+    ratio: Float[Tensor, "n n"], cosine: Float[Tensor, "n n"], k: int, right: Bool[Tensor, "n n"]
 ) -> Bool[Tensor, " n"]:
     nearest = torch.zeros_like(cosine, dtype=torch.bool).scatter_(1, cosine.topk(k, dim=1).indices, True)
-    return _above_others(ratio.masked_fill(~nearest, -torch.inf)) & nearest.diagonal()
+    found = (nearest & right).any(1)
+    return _above_others(ratio.masked_fill(~nearest, -torch.inf), right) & found
 
 
 def rank_c(a: Sequence[Sequence[str]], b: Sequence[Sequence[str]]) -> list[float]:

@@ -1,11 +1,11 @@
 """From a model to scores: answers, sentence embeddings, and every measure with its interval.
 
 Flow: M's English answers → answers per language → meanings → consistency, accuracy, fidelity;
-sentences → embeddings → retrieval. Knows carriers only as something that has a path.
+sentences → embeddings → standardised → retrieval. Knows carriers only as something that has a path.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,13 +15,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from isogloss.config import Evaluate
-from isogloss.data.chat import pad
+from isogloss.data.chat import encode_text, pad
+from isogloss.data.examples import Turn
+from isogloss.data.reading import normalise, read_answer
 from isogloss.evaluate.family import Closed, consistency_family
-from isogloss.evaluate.fidelity import in_language
+from isogloss.evaluate.fidelity import in_language, tells_languages_apart
 from isogloss.evaluate.items import Item, SuiteData
 from isogloss.evaluate.likelihood import log_probabilities
-from isogloss.evaluate.metrics import agreement, retrieve, spread
-from isogloss.evaluate.reading import read_answer
+from isogloss.evaluate.metrics import Retrieval, agreement, correct, retrieve, same_targets, spread
 from isogloss.evaluate.statistics import (
     Estimate,
     bootstrap_alignment,
@@ -30,9 +31,11 @@ from isogloss.evaluate.statistics import (
     bootstrap_over_languages,
     mean_over_languages,
 )
+from isogloss.evaluate.tasks import Mastery, corrected_for_chance, mastery, over_language_tasks
 from isogloss.generate import answers, in_batches
 from isogloss.languages import SOURCE
-from isogloss.model import capture, last_hidden, layers_of, mean_pool, most_tokens, pad_id
+from isogloss.model import layers_of, mean_pool, most_tokens, pad_id, states_up_to
+from isogloss.standardise import FEWEST, Statistics, standardised, statistics_of
 from isogloss.tree.carrier import Carrier
 
 Progress = Callable[[int, int], None]
@@ -41,7 +44,9 @@ Rankings = dict[tuple[str, str], tuple[str, ...]]
 PER_LANGUAGE = (
     "alignment",
     "consistency",
+    "consistency_kappa",
     "retrieval",
+    "retrieval_raw",
     "retrieval_strict",
     "retrieval_margin",
     "accuracy",
@@ -58,83 +63,223 @@ class Model:
     carrier: Carrier | None = None
 
 
+@dataclass(frozen=True)
+class Given:
+    """Answers in the order in which they were asked for.
+
+    Attributes:
+        cut: Whether each had no end within its limit; None where an option was chosen by likelihood.
+        rankings: Of the options, where likelihood gives them.
+    """
+
+    texts: list[str]
+    cut: list[bool | None]
+    rankings: Rankings = field(default_factory=dict)
+
+
 @dataclass
 class Side:
     """One side of the comparison: scores and the answers behind them."""
 
     scores: dict[str, Any]
-    hits: dict[str, dict[str, list[bool]]]
-    """By measure and language, which items or sentences were right."""
-    tasks: dict[str, dict[str, float]]
+    hits: dict[str, dict[str, list[Any]]]
+    """By measure and language, which items or sentences were right; None where a measure says nothing."""
+    by_task: dict[str, dict[str, dict[str, dict[str, float]]]]
+    """By measure, task, language and item id."""
+    kappa: dict[str, dict[str, float]]
+    """By closed task and language, consistency corrected for chance."""
     predictions: list[dict[str, Any]]
     unreadable: dict[str, int]
     """By language, how many answers to closed questions name no option; they count as wrong."""
+    cut: dict[str, float]
+    """By language, the share of written answers that had no end within their limit."""
     rankings: Rankings
+
+    @property
+    def tasks(self) -> dict[str, dict[str, float]]:
+        """Consistency by task and language."""
+        return {
+            task: {code: sum(hits.values()) / len(hits) for code, hits in by_language.items()}
+            for task, by_language in self.by_task["consistency"].items()
+        }
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """How a subject's sentences are looked for among the reference model's English ones, and back.
+
+    Both layers and the statistics come from sentences that are not reported. The statistics of a language
+    are of the subject that is measured, read on the language's path, so each side is standardised by its
+    own; English is the reference model's on both sides, statistics included.
+
+    Attributes:
+        layer: Decoder layer of `retrieval` and its variants, the best one for them.
+        raw_layer: That of `retrieval_raw`, the plain cosine.
+        statistics: By language, at `layer`; None where there are fewer than `standardise.FEWEST` sentences to
+            take them from: `retrieval` is then the plain cosine too.
+        english: The reference model's embeddings of the reported English sentences, by layer.
+        sentences: How many the statistics are from.
+    """
+
+    layer: int
+    raw_layer: int
+    statistics: Mapping[str, Statistics] | None
+    english: Mapping[int, Float[Tensor, "n d"]]
+    sentences: int
+
+    @property
+    def kind(self) -> str:
+        return "raw" if self.statistics is None else "standardised"
+
+    def compare(
+        self, code: str, english: Sequence[str], texts: Sequence[str], vectors: Mapping[int, Tensor]
+    ) -> tuple[Retrieval, Retrieval]:
+        """Retrieval, and retrieval by the plain cosine, of a language's reported sentences.
+
+        Args:
+            vectors: The subject's embeddings of the texts, at both layers.
+        """
+        same = same_targets(english, texts)
+        raw = retrieve(self.english[self.raw_layer], vectors[self.raw_layer], same)
+        sides = {SOURCE: self.english[self.layer], code: vectors[self.layer]}
+        if self.statistics is not None:
+            sides = {one: standardised(side, self.statistics[one]) for one, side in sides.items()}
+        return retrieve(sides[SOURCE], sides[code], same), raw
 
 
 @torch.no_grad()
 def embed(
-    subject: Model, texts: Sequence[str], language: str, layers: Sequence[int], batch: int
+    subject: Model,
+    texts: Sequence[str],
+    language: str,
+    layers: Sequence[int],
+    batch: int,
+    done: Callable[[int], None] = lambda count: None,
 ) -> dict[int, Float[Tensor, "texts hidden"]]:
-    """Mean-pooled states of some decoder layers for bare sentences, read on a language's path."""
+    """States of some decoder layers for bare sentences, read on a language's path, as the mean over the text.
+
+    No layer above the highest of them is read.
+
+    BOS and other control tokens are read but not pooled: they say nothing of the sentence, and in many models
+    the first token's states are longer than all others together.
+
+    Args:
+        done: Told after each batch how many texts it held.
+    """
     model, tokenizer, carrier = subject.model, subject.tokenizer, subject.carrier
     device = next(model.parameters()).device
-    encoded = [tokenizer(text, add_special_tokens=True)["input_ids"] for text in texts]
-    order = sorted(range(len(texts)), key=lambda number: len(encoded[number]))
+    encoded = [encode_text(tokenizer, text) for text in texts]
+    rows = [ids for ids, _ in encoded]
+    order = sorted(range(len(texts)), key=lambda number: len(rows[number]))
     found: dict[int, list[Tensor]] = {layer: [torch.empty(0)] * len(texts) for layer in layers}
-    for chosen in in_batches(order, encoded, batch, most_tokens(model)):
-        ids, mask = (t.to(device) for t in pad([list(encoded[i]) for i in chosen], pad_id(tokenizer)))
+    for chosen in in_batches(order, rows, batch, most_tokens(model)):
+        ids, mask = (t.to(device) for t in pad([list(rows[i]) for i in chosen], pad_id(tokenizer)))
+        own, _ = pad([[int(one) for one in encoded[i][1]] for i in chosen], 0)
         if carrier is not None:
             carrier.set_path([language] * len(chosen))
-        captured = {layer: capture(model, layer) for layer in layers}
-        states = {layer: context.__enter__() for layer, context in captured.items()}
-        last_hidden(model, ids, mask)
-        for context in captured.values():
-            context.__exit__(None, None, None)
-        for layer in layers:
-            for number, vector in zip(chosen, mean_pool(states[layer][0], mask), strict=True):
+        for layer, states in states_up_to(model, ids, mask, layers).items():
+            for number, vector in zip(chosen, mean_pool(states, own.to(device)), strict=True):
                 found[layer][number] = vector
+        done(len(chosen))
     if carrier is not None:
         carrier.off()
     return {layer: torch.stack(vectors) for layer, vectors in found.items()}
 
 
-def choose_layer(
-    subject: Model,
-    sentences: Mapping[str, Sequence[str]],
-    batch: int,
-    progress: Progress = lambda done, of: None,
-) -> int:
-    """The decoder layer at which the reference model's own retrieval, mean over languages, is best.
+def retriever(
+    subject: Model, reference: Model, suite: SuiteData, settings: Evaluate, progress: Progress
+) -> Retriever | None:
+    """The layers at which a subject's retrieval is best, mean over languages, and its statistics there.
 
-    The sentences must not be those that are reported.
+    Chosen on what is scored: the subject's sentences against the reference model's English ones, of lines
+    that are not reported. None where the suite has no sentences.
     """
-    layers = range(1, len(layers_of(subject.model)) + 1)
-    english = embed(subject, sentences[SOURCE], SOURCE, layers, batch)
-    totals = dict.fromkeys(layers, 0.0)
-    for number, (code, texts) in enumerate(sentences.items(), start=1):
-        progress(number, len(sentences))
-        if code != SOURCE:
-            other = embed(subject, texts, code, layers, batch)
+    if not suite.sentences:
+        return None
+    texts = suite.layer_sentences
+    enough = len(texts.get(SOURCE, ())) >= FEWEST
+    layers = [settings.layer] if settings.layer else list(range(1, len(layers_of(subject.model)) + 1))
+    done = _adding_up(progress, sum(map(len, texts.values())) + len(suite.sentences[SOURCE]))
+    raw, scaled = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
+    statistics: dict[int, dict[str, Statistics]] = {layer: {} for layer in layers}
+    if settings.layer is None or enough:
+        english = embed(reference, texts[SOURCE], SOURCE, layers, settings.batch, done)
+        for code in (SOURCE, *(code for code in texts if code != SOURCE)):
+            vectors = english
+            if code != SOURCE:
+                vectors = embed(subject, texts[code], code, layers, settings.batch, done)
+            same = same_targets(texts[SOURCE], texts[code])
             for layer in layers:
-                totals[layer] += retrieve(english[layer], other[layer]).accuracy
-    return max(totals, key=lambda layer: totals[layer])
+                if enough:
+                    statistics[layer][code] = statistics_of(vectors[layer])
+                if code != SOURCE:
+                    raw[layer] += retrieve(english[layer], vectors[layer], same).accuracy
+                if code != SOURCE and enough:
+                    of = statistics[layer]
+                    sides = standardised(english[layer], of[SOURCE]), standardised(vectors[layer], of[code])
+                    scaled[layer] += retrieve(*sides, same).accuracy
+    raw_layer = max(raw, key=lambda layer: raw[layer])
+    layer = max(scaled, key=lambda layer: scaled[layer]) if enough else raw_layer
+    chosen = sorted({layer, raw_layer})
+    english = embed(reference, suite.sentences[SOURCE], SOURCE, chosen, settings.batch, done)
+    return Retriever(
+        layer, raw_layer, statistics[layer] if enough else None, english, len(texts.get(SOURCE, ()))
+    )
 
 
-def english_answers(
-    subject: Model,
-    suite: SuiteData,
-    settings: Evaluate,
-    progress: Progress,
-    rankings: Rankings | None = None,
-) -> list[str]:
-    """The subject's own answers to the English twins; with a carrier, through the root.
+def _adding_up(progress: Progress, total: int) -> Callable[[int], None]:
+    """Progress told of parts."""
+    seen = [0]
+
+    def done(count: int) -> None:
+        seen[0] += count
+        progress(seen[0], total)
+
+    return done
+
+
+def english_answers(subject: Model, suite: SuiteData, settings: Evaluate, progress: Progress) -> Given:
+    """The subject's own answers to the English twins; with a carrier, through the root."""
+    return _given(subject, suite, [(item, SOURCE) for item in twinned(suite)], settings, progress)
+
+
+def rephrased_answers(
+    subject: Model, suite: SuiteData, english: Sequence[str], settings: Evaluate, progress: Progress
+) -> dict[str, list[bool]]:
+    """By task, whether the answers to other wordings of the English instructions mean what the first do.
 
     Args:
-        rankings: Takes the rankings of the options, where likelihood gives them.
+        english: The subject's answers to the first wordings, in the order of `twinned`.
     """
-    asked = [(item, SOURCE) for item in twinned(suite)]
-    return _given(subject, suite, asked, settings, progress, {} if rankings is None else rankings)
+    asked, meant = [], []
+    for item, text in zip(twinned(suite), english, strict=True):
+        for wording in item.paraphrases:
+            asked.append(replace(item, turns={SOURCE: Turn(wording, item.turns[SOURCE].response)}))
+            meant.append(read_answer(item, SOURCE, text))
+    given = _given(subject, suite, [(item, SOURCE) for item in asked], settings, progress)
+    found: dict[str, list[bool]] = {}
+    for item, first, text in zip(asked, meant, given.texts, strict=True):
+        found.setdefault(item.task, []).extend(agreement([first], [read_answer(item, SOURCE, text)]))
+    return found
+
+
+def mastery_by_task(
+    suite: SuiteData, english: Sequence[str], rephrased: Mapping[str, Sequence[bool]]
+) -> dict[str, Mastery]:
+    """How well the reference model does each task in English.
+
+    Args:
+        english: Its answers, in the order of `twinned`.
+        rephrased: From `rephrased_answers`.
+    """
+    answered: dict[str, list[str]] = {}
+    right: dict[str, list[bool | None]] = {}
+    for item, text in zip(twinned(suite), english, strict=True):
+        meaning = read_answer(item, SOURCE, text) if item.options is not None else None
+        answered.setdefault(item.task, []).append(normalise(text) if meaning is None else f"={meaning}")
+        known = "accuracy" in item.measures
+        right.setdefault(item.task, []).append(is_right(item, SOURCE, text) if known else None)
+    return {task: mastery(texts, right[task], rephrased.get(task, ())) for task, texts in answered.items()}
 
 
 def twinned(suite: SuiteData) -> list[Item]:
@@ -148,35 +293,37 @@ def _given(
     asked: Sequence[tuple[Item, str]],
     settings: Evaluate,
     progress: Progress,
-    rankings: Rankings,
-) -> list[str]:
+) -> Given:
     """An answer to every item in its language: generated, or the likeliest option's wording."""
     options = [item.options[code] if item.options else {} for item, code in asked]
     chosen = [n for n, one in enumerate(options) if one and suite.name in settings.likelihood]
     free = sorted(set(range(len(asked))) - set(chosen))
-    found = [""] * len(asked)
+    found = Given([""] * len(asked), [None] * len(asked))
 
     def of(numbers: Sequence[int]) -> dict[str, Any]:
         return {
             "instructions": [asked[n][0].turns[asked[n][1]].instruction for n in numbers],
             "languages": [asked[n][1] for n in numbers],
-            "carrier": subject.carrier, "batch": settings.batch, "progress": progress,
-        }  # fmt: skip
+            "carrier": subject.carrier,
+            "batch": settings.batch,
+            "progress": progress,
+        }
 
     limits = [max(settings.max_new_tokens, item.longest or 0) for item, _ in asked]
     for limit in sorted({limits[n] for n in free}):
         numbers = [n for n in free if limits[n] == limit]
-        texts = answers(subject.model, subject.tokenizer, **of(numbers), max_new_tokens=limit)
-        for number, text in zip(numbers, texts, strict=True):
-            found[number] = text
+        cut: list[bool] = []
+        texts = answers(subject.model, subject.tokenizer, **of(numbers), max_new_tokens=limit, cut=cut)
+        for number, text, one in zip(numbers, texts, cut, strict=True):
+            found.texts[number], found.cut[number] = text, one
     if chosen:
         scores = log_probabilities(
             subject.model, subject.tokenizer, **of(chosen), options=[options[n] for n in chosen]
         )
         for number, one in zip(chosen, scores, strict=True):
             ranking = tuple(sorted(one, key=lambda key: -one[key]))
-            found[number] = options[number][ranking[0]]
-            rankings[asked[number][1], asked[number][0].id] = ranking
+            found.texts[number] = options[number][ranking[0]]
+            found.rankings[asked[number][1], asked[number][0].id] = ranking
     return found
 
 
@@ -185,8 +332,7 @@ def evaluate_side(
     suite: SuiteData,
     languages: Sequence[str],
     english: Sequence[str],
-    english_vectors: Float[Tensor, "texts hidden"] | None,
-    layer: int,
+    retriever: Retriever | None,
     settings: Evaluate,
     seed: int,
     progress: Progress,
@@ -195,69 +341,113 @@ def evaluate_side(
 
     Args:
         english: The reference model's English answers, in the order of the items.
-        english_vectors: Its embeddings of the suite's English sentences, None where it has none.
+        retriever: How its sentences are compared, None where the suite has none.
     """
     items = list(suite.items)
     asked = [(item, code) for code in languages for item in items if code in item.turns]
-    rankings: Rankings = {}
-    given = _given(subject, suite, asked, settings, progress, rankings)
+    given = _given(subject, suite, asked, settings, progress)
     reference = {
         item.id: (text, read_answer(item, SOURCE, text))
         for item, text in zip(twinned(suite), english, strict=True)
     }
-    values: dict[str, dict[str, list[bool]]] = {"consistency": {}, "accuracy": {}, "fidelity": {}}
-    tasks: dict[str, dict[str, list[bool]]] = {}
+    values: dict[str, dict[str, list[Any]]] = {"consistency": {}, "accuracy": {}, "fidelity": {}}
+    by_task: dict[str, dict[str, dict[str, dict[str, float]]]] = {name: {} for name in values}
+    meanings: dict[str, dict[str, list[tuple[str | None, str | None]]]] = {}
     predictions, unreadable = [], {}
-    for (item, code), text in zip(asked, given, strict=True):
+    for (item, code), text, cut in zip(asked, given.texts, given.cut, strict=True):
         english_text, english_meaning = reference.get(item.id, (None, None))
         meaning = read_answer(item, code, text)
         consistent = agreement([english_meaning], [meaning])[0] if item.id in reference else None
-        right = meaning is not None and meaning == _gold(item, code)
+        right = is_right(item, code, text)
         if item.options is not None:
             unreadable[code] = unreadable.get(code, 0) + (meaning is None)
-        target = item.answer_language.get(code, code)
-        told = in_language(text, target, candidates=(SOURCE, *languages), known=_known(item))
         # An option is in its language.
         chosen = item.options is not None and suite.name in settings.likelihood
+        told = None if chosen else _told(item, code, text, candidates=(SOURCE, *languages))
         for name, value in (("consistency", consistent), ("accuracy", right), ("fidelity", told)):
-            if name in item.measures and value is not None and not (name == "fidelity" and chosen):
-                values[name].setdefault(code, []).append(value)
-        if consistent is not None and "consistency" in item.measures:
-            tasks.setdefault(item.task, {}).setdefault(code, []).append(consistent)
+            if name not in item.measures or (name == "consistency" and value is None):
+                continue
+            values[name].setdefault(code, []).append(value)  # pairs of runs are found by their place
+            if value is not None:
+                hits = by_task[name].setdefault(item.task, {}).setdefault(code, {})
+                hits[item.id] = float(value)
+        if consistent is not None and "consistency" in item.measures and item.options is not None:
+            pairs = meanings.setdefault(item.task, {}).setdefault(code, [])
+            pairs.append((english_meaning, meaning))
         turn, twin = item.turns[code], item.turns.get(SOURCE)
         predictions.append(
             {
-                "id": item.id, "task": item.task, "language": code, "instruction": turn.instruction,
-                "english_instruction": twin and twin.instruction, "reference": turn.response,
-                "english_answer": english_text, "answer": text,
-                "consistent": consistent, "correct": right, "in_language": told,
+                "id": item.id,
+                "task": item.task,
+                "language": code,
+                "instruction": turn.instruction,
+                "english_instruction": twin and twin.instruction,
+                "reference": turn.response,
+                "english_answer": english_text,
+                "answer": text,
+                "consistent": consistent,
+                "correct": right,
+                "in_language": told,
+                "cut": cut,
             }
-        )  # fmt: skip
-    if english_vectors is not None:
-        for number, code in enumerate(languages, start=1):
-            progress(number, len(languages))
-            if code in suite.sentences:
-                vectors = embed(subject, suite.sentences[code], code, [layer], settings.batch)[layer]
-                _add_retrieval(values, code, english_vectors, vectors)
-    means = {
-        task: {code: sum(hits) / len(hits) for code, hits in found.items()} for task, found in tasks.items()
-    }
-    return Side(_estimates(values, seed), values, means, predictions, unreadable, rankings)
+        )
+    if retriever is not None:
+        _add_retrieval(values, subject, suite, languages, retriever, settings, progress)
+    kappa = corrected_for_chance(meanings)
+    scores = _estimates(values, seed)
+    if kappa:
+        scores["consistency_kappa"] = over_language_tasks(kappa)
+    return Side(
+        scores={name: scores[name] for name in PER_LANGUAGE if name in scores},
+        hits={name: by_language for name, by_language in values.items() if by_language},
+        by_task=by_task,
+        kappa=kappa,
+        predictions=predictions,
+        unreadable=unreadable,
+        cut=cut_shares((code for _, code in asked), given.cut),
+        rankings=given.rankings,
+    )
+
+
+def cut_shares(codes: Iterable[str], cut: Sequence[bool | None]) -> dict[str, float]:
+    """By language, the share of written answers that had no end within their limit."""
+    found: dict[str, list[bool]] = {}
+    for code, one in zip(codes, cut, strict=True):
+        if one is not None:
+            found.setdefault(code, []).append(one)
+    return {code: sum(row) / len(row) for code, row in found.items()}
 
 
 def english_accuracy(subject: Model, suite: SuiteData, settings: Evaluate, progress: Progress) -> list[bool]:
     """Which English items are right, with the root carrier on where there is a carrier."""
-    given = english_answers(subject, suite, settings, progress)
-    return english_right(suite, given)
+    return english_right(suite, english_answers(subject, suite, settings, progress).texts)
 
 
 def english_right(suite: SuiteData, given: Sequence[str]) -> list[bool]:
     """Which of the reference model's English answers are right."""
-    return [
-        read_answer(item, SOURCE, text) == _gold(item, SOURCE)
-        for item, text in zip(twinned(suite), given, strict=True)
-        if "accuracy" in item.measures
-    ]
+    return [hit for hits in english_hits(suite, given).values() for hit in hits.values()]
+
+
+def english_hits(suite: SuiteData, given: Sequence[str]) -> dict[str, dict[str, bool]]:
+    """By task and item, which English answers are right, of the items whose gold is known."""
+    found: dict[str, dict[str, bool]] = {}
+    for item, text in zip(twinned(suite), given, strict=True):
+        if "accuracy" in item.measures:
+            found.setdefault(item.task, {})[item.id] = is_right(item, SOURCE, text)
+    return found
+
+
+def is_right(item: Item, code: str, text: str) -> bool:
+    """Whether an answer has the gold meaning; where either cannot be read, it has not."""
+    return correct([_gold(item, code)], [read_answer(item, code, text)])[0]
+
+
+def _told(item: Item, code: str, text: str, *, candidates: Sequence[str]) -> bool | None:
+    """Whether an answer is in the language asked for; None where answers to the item cannot show it."""
+    target, known = item.answer_language.get(code, code), _known(item)
+    if not tells_languages_apart(target, candidates=candidates, known=known):
+        return None
+    return in_language(text, target, candidates=candidates, known=known)
 
 
 def family(
@@ -274,8 +464,7 @@ def family(
     ranked, answered = rankings | side.rankings, {}
     for code, id, text in given:
         if id in items:
-            meaning = read_answer(items[id], code, text)
-            right = meaning is not None and meaning == items[id].gold
+            meaning, right = read_answer(items[id], code, text), is_right(items[id], code, text)
             answered.setdefault(code, {})[id] = Closed(meaning, right, ranked.get((code, id)))
     return consistency_family(answered, seed=seed)
 
@@ -290,7 +479,7 @@ def retention(before: Sequence[bool], after: Sequence[bool], seed: int) -> dict[
 def spreads(scores: Mapping[str, Any]) -> dict[str, Any]:
     """Worst language and standard deviation over languages, per measure."""
     found = {}
-    for name in ("alignment", "consistency", "retrieval"):
+    for name in ("alignment", "consistency", "retrieval", "accuracy", "fidelity"):
         if name in scores:
             one = spread({code: entry["value"] for code, entry in scores[name]["languages"].items()})
             found[name] = {"worst": [one.worst, one.lowest], "sd": one.deviation}
@@ -313,28 +502,46 @@ def _known(item: Item) -> dict[str, list[str]]:
     return known
 
 
-def _add_retrieval(values: dict[str, dict[str, Any]], code: str, english: Tensor, other: Tensor) -> None:
-    found = retrieve(english, other)
-    both = (found.forward.float() + found.backward.float()) / 2
-    margin = (found.margin_forward.float() + found.margin_backward.float()) / 2
-    strict = found.forward & found.backward
-    for name, hits in (
-        ("retrieval", both),
-        ("retrieval_strict", strict.float()),
-        ("retrieval_margin", margin),
-    ):
-        values.setdefault(name, {})[code] = hits.tolist()
+def _add_retrieval(
+    values: dict[str, dict[str, Any]],
+    subject: Model,
+    suite: SuiteData,
+    languages: Sequence[str],
+    retriever: Retriever,
+    settings: Evaluate,
+    progress: Progress,
+) -> None:
+    codes = [code for code in languages if code in suite.sentences]
+    done = _adding_up(progress, sum(len(suite.sentences[code]) for code in codes))
+    layers = sorted({retriever.layer, retriever.raw_layer})
+    for code in codes:
+        texts = suite.sentences[code]
+        vectors = embed(subject, texts, code, layers, settings.batch, done)
+        found, raw = retriever.compare(code, suite.sentences[SOURCE], texts, vectors)
+        margin = (found.margin_forward.float() + found.margin_backward.float()) / 2
+        for name, hits in (
+            ("retrieval", found.scores),
+            ("retrieval_raw", raw.scores),
+            ("retrieval_strict", found.strict.float().tolist()),
+            ("retrieval_margin", margin.tolist()),
+        ):
+            values.setdefault(name, {})[code] = hits
 
 
-def _estimates(
-    values: Mapping[str, Mapping[str, Sequence[float] | Sequence[bool]]], seed: int
-) -> dict[str, Any]:
+def _estimates(values: Mapping[str, Mapping[str, Sequence[Any]]], seed: int) -> dict[str, Any]:
+    known = {
+        name: {
+            code: told for code, hits in by_language.items() if (told := [h for h in hits if h is not None])
+        }
+        for name, by_language in values.items()
+    }
     scores: dict[str, Any] = {}
-    for name, by_language in values.items():
+    for name, by_language in known.items():
         if by_language:
             each = {code: bootstrap_mean(hits, seed=seed) for code, hits in by_language.items()}
-            scores[name] = _measure(_mean_of(by_language, seed), each)
-    consistency, retrieval = values.get("consistency", {}), values.get("retrieval", {})
+            apart = any(len(hits) != len(values[name][code]) for code, hits in by_language.items())
+            scores[name] = _measure(_mean_of(by_language, seed, apart=apart), each)
+    consistency, retrieval = known.get("consistency", {}), known.get("retrieval", {})
     shared = [code for code in consistency if code in retrieval]
     if shared:
         each = {code: bootstrap_alignment(consistency[code], retrieval[code], seed=seed) for code in shared}
@@ -344,12 +551,14 @@ def _estimates(
         else:
             mean = bootstrap_apart([hits for side in sides for hits in side.values()], seed=seed)
         scores["alignment"] = _measure(mean, each)
-    return {name: scores[name] for name in PER_LANGUAGE if name in scores}
+    return scores
 
 
-def _mean_of(by_language: Mapping[str, Sequence[float] | Sequence[bool]], seed: int) -> Estimate:
-    """Over languages: drawn jointly where all have as many items, else each by itself."""
-    if len({len(hits) for hits in by_language.values()}) == 1:
+def _mean_of(
+    by_language: Mapping[str, Sequence[float] | Sequence[bool]], seed: int, *, apart: bool
+) -> Estimate:
+    """Over languages: drawn jointly where all have the same items, else each by itself."""
+    if not apart and len({len(hits) for hits in by_language.values()}) == 1:
         return bootstrap_over_languages(by_language, seed=seed)
     return bootstrap_apart(list(by_language.values()), seed=seed)
 

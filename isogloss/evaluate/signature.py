@@ -12,9 +12,9 @@ from typing import Any, Final
 from isogloss.evaluate.items import SuiteData
 from isogloss.languages import SOURCE
 
-RULER: Final = 2
+RULER: Final = 3
 """To be raised when a measure, its layer or its interval is computed otherwise: scores are then made anew."""
-SUBJECT: Final = frozenset({"model", "adapters", "template", "seed", "layer", "isogloss"})
+SUBJECT: Final = frozenset({"model", "adapters", "template", "seed", "layer", "raw_layer", "isogloss"})
 """What may differ between runs that are compared: the model, its adapters, what its prompts look like, the
 run's seed, the layers that each side was found to be best at, and the program's version.
 """

@@ -109,6 +109,72 @@ def bootstrap_apart(
     return _estimate(value, means, level, min(len(side) for side in sides))
 
 
+Resampled = Mapping[str, tuple[float, NDArray[np.float64]]]
+"""By language, a statistic of one task as it was seen, and its value in every resample."""
+
+
+def resampled_means(
+    table: Mapping[str, Mapping[str, float]], rng: np.random.Generator, resamples: int = 1000
+) -> Resampled:
+    """Means over items, an item being drawn with all the languages that have it.
+
+    Args:
+        table: By language and item id, a value; languages may have other items each.
+    """
+    values, there, draws = _drawn(table, rng, resamples)
+    with np.errstate(invalid="ignore"):  # a resample may hold no item of a language: nan
+        means = (draws @ values) / (draws @ there)
+    seen = values.sum(0) / there.sum(0)
+    return {code: (float(seen[n]), means[:, n]) for n, code in enumerate(table)}
+
+
+def over_tasks(halves: Sequence[Sequence[Resampled]], *, level: float = 0.95) -> dict[str, Estimate]:
+    """Tasks count alike however many items they have: mean over tasks, then over halves, per language.
+
+    The mean over languages stands under `""`. One half is a plain mean over tasks; alignment has two, the
+    tasks and the sentences. A task that a language lacks is left out of its mean, a language that one half
+    lacks out of all. `n` is the number of tasks, or of a language's tasks; empty where no language is left.
+    """
+    codes = [
+        code
+        for code in dict.fromkeys(code for half in halves for one in half for code in one)
+        if all(any(code in one for one in half) for half in halves)
+    ]
+    if not codes:
+        return {}
+    found, resampled = {}, []
+    for code in codes:
+        tasks = [[one[code] for one in half if code in one] for half in halves]
+        seen = float(np.mean([np.mean([value for value, _ in half]) for half in tasks]))
+        draws = np.mean([_mean_of_known([draw for _, draw in half]) for half in tasks], axis=0)
+        resampled.append((seen, draws))
+        found[code] = _estimate(seen, draws[np.isfinite(draws)], level, sum(map(len, tasks)))
+    mean = float(np.mean([seen for seen, _ in resampled]))
+    draws = _mean_of_known([draw for _, draw in resampled])
+    return {
+        "": _estimate(mean, draws[np.isfinite(draws)], level, max(one.n for one in found.values())),
+        **found,
+    }
+
+
+def _mean_of_known(draws: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    stacked = np.stack(draws)
+    known = np.isfinite(stacked)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, stacked, 0.0).sum(0) / known.sum(0)
+
+
+def _drawn(
+    table: Mapping[str, Mapping[str, float]], rng: np.random.Generator, resamples: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Items × languages: values and which are there; resamples × items: how often each is drawn."""
+    ids = list(dict.fromkeys(id for row in table.values() for id in row))
+    values = np.array([[row.get(id, 0.0) for row in table.values()] for id in ids], dtype=np.float64)
+    there = np.array([[float(id in row) for row in table.values()] for id in ids])
+    draws = rng.multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=resamples).astype(np.float64)
+    return values, there, draws
+
+
 def paired_bootstrap(
     a: Values, b: Values, *, seed: int, resamples: int = 1000, level: float = 0.95
 ) -> Difference:

@@ -11,12 +11,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import yaml
 
 XGLUE_TWELVE: Final = ("ar", "bg", "el", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi")
 TARGETS: Final = XGLUE_TWELVE  # what a run teaches when it names no languages
+_SLIP: Final = 0.85
+"""How alike two spellings of a name are, at least, of which one has a slip (Swahilli: 0.93)."""
 
 
 class UnknownLanguageError(ValueError):
@@ -41,16 +43,18 @@ class Language:
     direction: Literal["ltr", "rtl"]
     family: tuple[str, ...]
     resource: Literal["high", "middle", "low"]
+    flores_plus: str = ""
+    also: tuple[str, ...] = ()
 
     def codes(self) -> tuple[str, ...]:
         """Every code that means this language, each once, ours first.
 
-        ISO 639-3 names a language and not its script, so a second script (zh-Hant) leaves that
-        code to the plain entry (zh).
+        ISO 639-3 names a language and not its script, so a second script (zh-Hant) leaves those
+        codes to the plain entry (zh).
         """
-        iso = None if "-" in self.code else self.iso639_3
-        spellings = (self.code, self.bcp47, iso, self.flores101, self.flores200)
-        spellings += (self.ntrex, self.xglue, self.massive)
+        bare = () if "-" in self.code else (self.iso639_3, self.flores_plus.split("_")[0])
+        spellings = (self.code, self.bcp47, *bare, self.flores101, self.flores200, self.flores_plus)
+        spellings += (self.ntrex, self.xglue, self.massive, *self.also)
         return tuple(dict.fromkeys(s for s in spellings if s is not None))
 
 
@@ -66,9 +70,7 @@ def languages() -> dict[str, Language]:
     """
     text = resources.files("isogloss.languages").joinpath("languages.yaml").read_text(encoding="utf-8")
     rows = yaml.safe_load(text)
-    table = {
-        code: Language(code=code, **{**row, "family": tuple(row["family"])}) for code, row in rows.items()
-    }
+    table = {code: _entry(code, row) for code, row in rows.items()}
     index_spellings(table)
     return table
 
@@ -104,6 +106,11 @@ def index_spellings(table: Mapping[str, Language]) -> dict[str, Language]:
     return index
 
 
+def _entry(code: str, row: Mapping[str, Any]) -> Language:
+    names = {"flores_plus": row["flores200"], "also": (), **row}
+    return Language(code=code, **{**names, "family": tuple(row["family"]), "also": tuple(names["also"])})
+
+
 @cache
 def _index() -> dict[str, Language]:
     return index_spellings(languages())
@@ -120,13 +127,26 @@ def _normalise(spelling: str) -> str:
 
 
 def _refusal(code: str) -> str:
-    key = _normalise(code)
-    stem = _index().get(key.split("-")[0])
-    # A known language part (swa in swa_Latn2) settles the language; only its spelling is then in doubt.
-    candidates = [_normalise(s) for s in stem.codes()] if stem else list(_index())
-    nearest = difflib.get_close_matches(key, candidates, n=1, cutoff=0.0 if stem else 0.6)
-    if not nearest:
+    nearest = _nearest(_normalise(code))
+    if nearest is None:
         return f"{code!r} is not a known language code; use one such as sw, swh_Latn or Swahili"
-    language = _index()[nearest[0]]
-    spelling = next((s for s in language.codes() if _normalise(s) == nearest[0]), language.code)
+    language = _index()[nearest]
+    spelling = next((s for s in language.codes() if _normalise(s) == nearest), language.code)
     return f"{code!r} is not a known language code; did you mean {spelling} ({language.name})?"
+
+
+def _nearest(key: str) -> str | None:
+    """The spelling that was meant, if any.
+
+    A known language part (swa in swa_Latn2) settles the language, and only its spelling is then in doubt.
+    Another code of two or three letters is hardly a slip, but one of the 7,000 languages that are not here,
+    so nothing is offered. What is longer may be a name with a slip or two.
+    """
+    part = key.split("-")[0]
+    if known := _index().get(part):
+        return _closest(key, [_normalise(s) for s in known.codes()], 0.0)
+    return _closest(key, list(_index()), _SLIP) if len(part) > 3 and len(key) > 4 else None
+
+
+def _closest(key: str, spellings: list[str], cutoff: float) -> str | None:
+    return next(iter(difflib.get_close_matches(key, spellings, n=1, cutoff=cutoff)), None)

@@ -86,11 +86,16 @@ def results(run: Run, phase: Phase) -> dict[str, Any]:
 
 
 def _hits(run: Run, suite: str, phase: Phase) -> dict[str, dict[str, list[float]]]:
-    """By measure and language, what each item or sentence counted."""
+    """By measure and language, what each item or sentence counted, where the measure says anything of it."""
     path = run.folder / "predictions" / f"{suite}.{phase}.hits.json"
     if not path.is_file():
         raise RunError(f"{path} is missing; run `isogloss evaluate` again, which writes it")
-    return json.loads(path.read_text("utf-8"))["hits"]
+    hits = json.loads(path.read_text("utf-8"))["hits"]
+    told = {
+        measure: {code: [h for h in row if h is not None] for code, row in by_language.items()}
+        for measure, by_language in hits.items()
+    }
+    return {measure: {c: row for c, row in by.items() if row} for measure, by in told.items()}
 
 
 def _name(measure: str) -> str:

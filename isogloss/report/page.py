@@ -6,7 +6,7 @@ Flow: read_folder → one Block per suite, and the run's curves, tree and costs 
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,7 +16,7 @@ import jinja2
 
 from isogloss.errors import RunError
 from isogloss.files import write_text
-from isogloss.report import answers, costs, curves, figures, nodes, scores
+from isogloss.report import answers, costs, curves, figures, nodes, overview, scores
 from isogloss.report.folder import RunFolder, read_folder
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ class Block:
     id: str
     suite: scores.Suite
     is_demo: bool
-    by_alignment: Sequence[scores.Label]
+    by_main: Sequence[scores.Label]
     answers: Sequence[answers.Pair]
     answered: str
     tally: Sequence[tuple[str, int]]
@@ -76,8 +76,11 @@ def render(run: RunFolder) -> str:
     time, _, _, _, _, flops, *_ = tolerant("ledger.json", run.ledger, costs.totals, [""] * len(costs.COLUMNS))
     no_stages: list[tuple[str, list[str]]] = []
     no_nodes: list[nodes.Node] = []
+    glance = overview.Overview(run.scores)
     context = {
         "run": run,
+        "overview": glance,
+        "facts": _glance(glance),
         "blocks": [_block(run, name, index) for index, name in enumerate(run.scores["suites"], start=1)],
         "curves": tolerant("curves.jsonl", run.curves, curves.charts, no_charts),
         "roots": tolerant("tree.json", run.tree, nodes.grow, no_nodes),
@@ -102,8 +105,8 @@ def _block(run: RunFolder, name: str, index: int) -> Block:
         id=f"suite-{index}",
         suite=suite,
         is_demo=name == "demo" or name.startswith("demo-"),
-        by_alignment=sorted(
-            suite.languages, key=lambda label: -(suite.change("alignment", label.code).after.value or 0)
+        by_main=sorted(
+            suite.languages, key=lambda label: -(suite.change(suite.main or "", label.code).after.value or 0)
         ),
         answers=answers.chosen(pairs),
         answered=f"{len(pairs):,}",
@@ -111,6 +114,21 @@ def _block(run: RunFolder, name: str, index: int) -> Block:
         facts=_facts(suite),
         missing=run.missing.get(f"predictions/{name}"),
     )
+
+
+def _glance(view: overview.Overview) -> list[tuple[str, scores.Change, str]]:
+    """What stands below the headline of a run: a title, the values, a word on them."""
+    other = "all" if view.kind == "mastered" else "mastered"
+    low = ", ".join(label.name for label in view.low)
+    alone = f"consistency alone {view.mean(f'consistency_{other}').arrow}"
+    raw = view.mean("retrieval_raw")
+    return [
+        (f"Consistency, {view.kind} tasks", view.mean(f"consistency_{view.kind}"), ""),
+        (f"Alignment accuracy, {other} tasks", view.mean(f"alignment_{other}"), alone),
+        ("Retrieval of sentences", view.mean("retrieval"), f"by the plain cosine {raw.arrow}"),
+        ("Alignment, low-resource languages", view.mean("alignment_low"), f"{low}; all tasks"),
+        ("Fidelity: answers in the asked language", view.mean("fidelity"), ""),
+    ]
 
 
 def _facts(suite: scores.Suite) -> list[tuple[str, str]]:
@@ -126,9 +144,27 @@ def _facts(suite: scores.Suite) -> list[tuple[str, str]]:
             was = official.get("before", {}).get("tasks", {}).get(task, {}).get(metric, {}).get("mean")
             values = f"{figures.percent(was)} → {figures.percent(one['mean'])} %"
             facts.append((f"{task} {metric.replace('_', ' ')}", values))
-    if suite.entries.get("layer") is not None:
-        facts.append(("retrieval layer", str(suite.entries["layer"])))
+    if layer := _layer(suite.entries.get("layer")):
+        facts.append(("retrieval layer", layer))
+    for phase in scores.PHASES:
+        if (cut := suite.cut(phase)) is not None:
+            facts.append((f"answers cut at their limit, {phase}", f"{figures.percent(cut)} %"))
     return facts
+
+
+def _layer(layer: Any) -> str:
+    """The layers of both sides, by measure, and what was standardised by; empty without retrieval."""
+    if not isinstance(layer, Mapping):
+        return "" if layer is None else str(layer)
+    was, now = layer["before"], layer["after"]
+    if not now:
+        return ""
+    text = (
+        f"{was['retrieval']} → {now['retrieval']}; raw cosine {was['retrieval_raw']} → {now['retrieval_raw']}"
+    )
+    if not now["statistics"]:
+        return f"{text}; not standardised, too few other sentences"
+    return f"{text}; statistics of {now['statistics']} other sentences"
 
 
 def _environment() -> jinja2.Environment:
@@ -140,11 +176,15 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["capfirst"] = lambda text: text[:1].upper() + text[1:]
     environment.globals.update(
         MAIN=scores.MAIN,
         FURTHER=scores.FURTHER,
         MEANINGS=scores.MEANINGS,
         RULE=answers.RULE,
+        VERDICTS=overview.RULE,
+        MASTERED=overview.MASTERED,
+        OVER_TASKS=scores.OVER_TASKS,
         measure_name=scores.measure_name,
         percent=figures.percent,
         cut=answers.cut,

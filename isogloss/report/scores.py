@@ -10,27 +10,42 @@ from functools import cached_property
 from typing import Any, Final
 
 from isogloss.errors import RunError
-from isogloss.languages import UnknownLanguageError, resolve
+from isogloss.languages import SOURCE, UnknownLanguageError, resolve
 from isogloss.report import figures
 
-MAIN: Final = ("alignment", "consistency", "retrieval", "accuracy", "fidelity")
+MAIN: Final = (
+    *("alignment", "consistency", "consistency_kappa", "retrieval", "retrieval_raw", "accuracy", "fidelity"),
+)
 FURTHER: Final = ("retrieval_strict", "retrieval_margin")
+OVER_TASKS: Final = ("mastered", "all")
+"""Means in which every task counts alike, of consistency and alignment."""
 PHASES: Final = ("before", "after")
 
 NAMES: Final = {
     "alignment": "alignment accuracy",
+    "consistency_kappa": "κ, corrected for chance",
+    "retrieval_raw": "retrieval, raw cosine",
+    "consistency_mastered": "consistency, mastered tasks",
+    "consistency_all": "consistency, all tasks",
+    "alignment_mastered": "alignment, mastered tasks",
+    "alignment_all": "alignment, all tasks",
     "retrieval_strict": "retrieval, strict",
     "retrieval_margin": "retrieval, by margin",
 }
 MEANINGS: Final = {
     "alignment": "The mean of consistency and retrieval, then over languages.",
     "consistency": "Share of items whose answer means the same as the reference model's own English answer.",
-    "retrieval": "Share of parallel sentences that find each other among all others by their hidden states, "
-    "from English and into it.",
+    "consistency_kappa": "Cohen's κ of the answers to closed questions: 0 where they agree no more often "
+    "than both sides' habits alone would bring about, 100 where always; mean over tasks.",
+    "retrieval": "Share of parallel sentences that find each other among all others by the cosine of their "
+    "hidden states, from English and into it; each language's states less their mean, by their spread, both "
+    "taken from other sentences. The signature says so; it says raw where there were too few for that.",
+    "retrieval_raw": "The same by the plain cosine, at the layer that is best for it.",
     "retrieval_strict": "Both directions right at once, and no tie.",
     "retrieval_margin": "Retrieval by the ratio to the nearest neighbours' similarity instead of cosine.",
     "accuracy": "Share of items answered as the gold says.",
-    "fidelity": "Share of answers written in the language that was asked for.",
+    "fidelity": "Share of answers written in the language that was asked for, among those that can be told "
+    "from English; labels that are the same words in every language and short words do not count.",
     "retention": "English accuracy after training minus the reference model's.",
 }
 
@@ -140,6 +155,29 @@ class Suite:
         cells = (self._measure(phase, measure).get("languages", {}).get(code) for phase in PHASES)
         return Change(*map(Score.of, cells))
 
+    @cached_property
+    def headline(self) -> tuple[str, Change] | None:
+        """What the suite is headed with: its first main measure, else its benchmark's own first metric."""
+        for measure in MAIN:
+            if self.mean(measure).after.value is not None:
+                return measure_name(measure), self.mean(measure)
+        official = self.entries.get("official") or {}
+        for task, metrics in (official.get("after") or {}).get("tasks", {}).items():
+            for metric, one in metrics.items():
+                was = (official.get("before") or {}).get("tasks", {}).get(task, {}).get(metric)
+                return f"{task} {metric.replace('_', ' ')}", Change(Score.of(was), Score.of(one))
+        return None
+
+    @cached_property
+    def main(self) -> str | None:
+        """The first of its main measures."""
+        return next((measure for measure in MAIN if measure in self.measures), None)
+
+    def cut(self, phase: str) -> float | None:
+        """Share of the written answers that had no end within their limit, mean over the languages."""
+        shares = (self.entries.get("cut") or {}).get(phase, {})
+        return _mean(share for code, share in shares.items() if code != SOURCE)
+
     def spread(self, measure: str, phase: str) -> tuple[Label, float, float | None] | None:
         """The worst language, its value, and the standard deviation over languages."""
         entry = self.entries.get("spread", {}).get(phase, {}).get(measure)
@@ -157,13 +195,13 @@ class Suite:
         by_phase = self.entries.get("tasks", {})
         return tuple(dict.fromkeys(task for phase in PHASES for task in by_phase.get(phase, {})))
 
-    def task(self, task: str, code: str) -> Change:
-        by_phase = self.entries.get("tasks", {})
+    def task(self, task: str, code: str, measure: str = "tasks") -> Change:
+        by_phase = self.entries.get(measure, {})
         return Change(*(Score(_number(by_phase.get(p, {}).get(task, {}).get(code))) for p in PHASES))
 
-    def task_mean(self, task: str) -> Change:
-        """Over the languages that have the task."""
-        rows = [self.task(task, label.code) for label in self.languages]
+    def task_mean(self, task: str, measure: str = "tasks") -> Change:
+        """Over the languages that have the task: consistency, or `kappa`."""
+        rows = [self.task(task, label.code, measure) for label in self.languages]
         return Change(
             Score(_mean(row.before.value for row in rows)), Score(_mean(row.after.value for row in rows))
         )

@@ -8,32 +8,94 @@ from rich.table import Table
 from rich.text import Text
 
 from isogloss.report import figures
-from isogloss.report.scores import Suite
+from isogloss.report.overview import Overview
+from isogloss.report.scores import OVER_TASKS, Suite, measure_name
 
-SHOWN: Final = ("consistency", "retrieval", "alignment", "accuracy", "fidelity")
+SHOWN: Final = (
+    *("consistency", "consistency_kappa", "retrieval", "retrieval_raw", "alignment", "accuracy", "fidelity"),
+)
+WIDEST: Final = 5
+"""Measures that fit 80 columns; the ones corrected or raw go first, and stand in the headline."""
+HEADS: Final = {"consistency_kappa": "κ", "retrieval_raw": "raw cosine"}
+
+
+def overview_table(scores: Mapping[str, Any]) -> Table | None:
+    """Per language what to conclude, over mastered tasks, with means over these and over all; None without.
+
+    Fits 80 columns.
+    """
+    view = Overview(scores)
+    if not view:
+        return None
+    table = _table(f"The run: {view.counted}; before → after, %", "language")
+    shown = (f"consistency_{view.kind}", "retrieval", f"alignment_{view.kind}")
+    shown = [name for name in shown if view.mean(name).after.value is not None]
+    for name in shown:
+        table.add_column(Text(name.split("_")[0]), justify="right", no_wrap=True)
+    table.add_column(Text("conclusion"))
+    for label in view.by_consistency:
+        cells = [Text(view.change(name, label.code).arrow) for name in shown]
+        table.add_row(Text(label.name), *cells, Text(view.verdict(label.code).text))
+    table.add_section()
+    for kind in OVER_TASKS:
+        means = [view.mean(name.replace(view.kind, kind)) for name in shown]
+        if any(mean.after.value is not None for mean in means):
+            cells = [Text(f"{mean.arrow}\n{mean.after.interval}".rstrip()) for mean in means]
+            table.add_row(Text(f"{kind} tasks"), *cells, style="bold" if kind == view.kind else "")
+    return table
+
+
+def tasks_table(scores: Mapping[str, Any]) -> Table | None:
+    """Per task how well the reference model does it in English, and how consistent the languages are."""
+    view = Overview(scores)
+    if not view.tasks:
+        return None
+    table = _table("Tasks: the reference model in English, and the languages with it, %", "task")
+    for name in ("English", "commonest", "reworded", "consistency", "κ after"):
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    table.add_column(Text("mastered"), no_wrap=True)
+    for row in view.tasks:
+        alone = (row.accuracy.percent, row.commonest.percent, row.rephrased.percent)
+        cells = (*alone, row.consistency.arrow, row.kappa.after.percent, "yes" if row.mastered else "no")
+        table.add_row(Text(row.name), *map(Text, cells))
+    return table
 
 
 def summary_table(scores: Mapping[str, Any], suite: str) -> Table:
-    """Per language before → after in per cent; the last row is the mean, the interval after below it.
+    """Per language before → after in per cent; the last rows are means, the interval after below them.
 
-    Fits 80 columns. Texts from the file are never read as markup.
+    The first mean is over items, the others over tasks, each of which counts alike: those that the reference
+    model masters in English, and all. Fits 80 columns. Texts from the file are never read as markup.
 
     Raises:
         RunError: The scores have no such suite.
     """
     view = Suite(scores, suite)
-    title = Text(f"{suite}: before → after, %")
-    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(Text("language"), no_wrap=True)
-    for measure in SHOWN:
-        table.add_column(Text(measure), justify="right", no_wrap=True)
+    shown = [measure for measure in SHOWN if measure in view.measures]
+    shown = shown if len(shown) <= WIDEST else [measure for measure in shown if measure not in HEADS]
+    table = _table(f"{suite}: before → after, %", "language")
+    for measure in shown:
+        table.add_column(Text(HEADS.get(measure, measure)), justify="right", no_wrap=True)
     for label in view.languages:
-        cells = [Text(view.change(measure, label.code).arrow) for measure in SHOWN]
+        cells = [Text(view.change(measure, label.code).arrow) for measure in shown]
         table.add_row(Text(label.name), *cells)
     table.add_section()
-    means = [view.mean(measure) for measure in SHOWN]
+    means = [view.mean(measure) for measure in shown]
     cells = [Text(f"{mean.arrow}\n{mean.after.interval}".rstrip()) for mean in means]
     table.add_row(Text("mean"), *cells, style="bold")
+    for kind in OVER_TASKS:
+        means = [view.mean(f"{measure}_{kind}") for measure in shown]
+        if any(mean.after.value is not None for mean in means):
+            cells = [Text(mean.arrow if mean.after.value is not None else "") for mean in means]
+            table.add_row(Text(f"{kind} tasks"), *cells)
+    return table
+
+
+def _table(title: str, first: str) -> Table:
+    table = Table(
+        title=Text(title), box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    table.add_column(Text(first), no_wrap=True)
     return table
 
 
@@ -63,22 +125,27 @@ def official_table(scores: Mapping[str, Any], suite: str) -> Table:
 
 
 def headline(scores: Mapping[str, Any], suite: str) -> str:
-    """One plain sentence: alignment accuracy with its interval, worst language, fidelity, retention.
+    """One plain sentence: what the suite measures first, its interval, worst language, fidelity, retention.
 
     Raises:
         RunError: The scores have no such suite.
     """
     view = Suite(scores, suite)
-    alignment = view.mean("alignment")
-    parts = [f"alignment accuracy {alignment.arrow} %"]
-    if alignment.after.interval:
-        parts[0] += f" (interval {alignment.after.interval})"
-    worst = view.spread("alignment", "after")
+    if view.headline is None:
+        return f"{suite}: nothing was measured"
+    name, first = view.headline
+    parts = [f"{name} {first.arrow} %"]
+    if first.after.interval:
+        parts[0] += f" (interval {first.after.interval})"
+    worst = view.spread(view.main, "after") if view.main else None
     if worst:
         parts.append(f"worst language {worst[0].name} {figures.percent(worst[1])} %")
-    fidelity = view.mean("fidelity")
-    if fidelity.after.value is not None:
-        parts.append(f"fidelity {fidelity.arrow} %")
+    for measure in ("retrieval_raw", "consistency_kappa", "fidelity"):
+        mean = view.mean(measure)
+        if mean.after.value is not None and measure != view.main:
+            parts.append(f"{measure_name(measure)} {mean.arrow} %")
     if view.retention.value is not None:
         parts.append(f"English accuracy {view.retention.points} points")
+    if cut := view.cut("after"):
+        parts.append(f"{figures.percent(cut)} % of the answers cut at their limit")
     return f"{suite}: " + "; ".join(parts)

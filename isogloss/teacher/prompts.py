@@ -75,7 +75,9 @@ def privileged_text(
         # No blank before a word: it is then the same tokens as at the beginning of an answer.
         lines.append("; ".join(f"{english}={word}" for english, word in words.items()))
     if twin is not None:
-        lines.append(f"English: {twin.instruction}")
+        # Alone it is read as it stands: a label in front of it costs agreement with the English answer.
+        alone = not lines and not answer
+        lines.append(twin.instruction if alone else f"English: {twin.instruction}")
         if answer and twin.response is not None:
             lines.append(f"→ {twin.response}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Does a carrier fit the model? Told from the model's configuration, before any weight is loaded."""
+"""Do the settings fit the model? Told from the model's configuration, before any weight is loaded."""
 
 from typing import Any
 
@@ -16,19 +16,21 @@ KEYED = ("full_attention", "sliding_attention", "chunked_attention")
 
 
 def refuse_misfit(config: Config) -> None:
-    """Refuse a carrier that the settings' model cannot have.
+    """Refuse a carrier, or a layer, that the settings' model cannot have.
 
     Raises:
-        ConfigError: The model lacks a module that adapters are wanted on, or a path could not be read there,
-            or it lacks keys that a prefix needs.
+        ConfigError: The model has fewer layers than a setting names, lacks a module that adapters are wanted
+            on, or a path could not be read there, or it lacks keys that a prefix needs.
     """
-    settings = config.distill.carrier
+    settings, model = config.distill.carrier, skeleton(config.model)
+    count = len(layers_of(model))
+    named = {"distill.layer": config.distill.layer, "evaluate.layer": config.evaluate.layer}
     if settings.type == "lora":
-        model = skeleton(config.model)
-        if (settings.layers or 0) > (count := len(layers_of(model))):
-            raise ConfigError(
-                f"distill.carrier.layers: {config.model} has {count} decoder layers, not {settings.layers}"
-            )
+        named["distill.carrier.layers"] = settings.layers
+    for name, layer in named.items():
+        if (layer or 0) > count:
+            raise ConfigError(f"{name}: {config.model} has {count} decoder layers, not {layer}")
+    if settings.type == "lora":
         linear = linear_names(model)
         if missing := [t for t in settings.targets if not any(f".{n}".endswith(f".{t}") for n in linear)]:
             there = dict.fromkeys(name.rpartition(".")[2] for name in linear)
@@ -38,7 +40,7 @@ def refuse_misfit(config: Config) -> None:
             )
         TreeLora(model, Tree((Node(ROOT, "root", None, (ROOT,), 1, 0),)), **lora_shape(model, settings))
     elif settings.type == "prefix":
-        kinds = getattr(skeleton(config.model).config.get_text_config(), "layer_types", None) or ()
+        kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
         if keyless := sorted(set(kinds) - set(KEYED)):
             raise ConfigError(
                 f"distill.carrier.type: prefix needs keys and values in every layer, and {config.model} has "

@@ -169,13 +169,9 @@ def test_chat_reads_single_turns(tmp_path: Path) -> None:
     ]
 
 
-TWO_TURNS = (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
-
-
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        (chat(*TWO_TURNS), "the conversation has 2 turns; only single turns are read, so split it"),
         (chat(("assistant", "b"), ("user", "a")),
          "the roles are assistant, user; they must be user and assistant, after at most one system"),
         (chat(("usr", "a")), "'usr' is not a role; did you mean user?"),
@@ -188,7 +184,7 @@ TWO_TURNS = (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"
     ],
 )  # fmt: skip
 def test_chat_refuses_malformed_rows(tmp_path: Path, line: str, says: str) -> None:
-    """Several turns, unknown roles and odd content are refused with the line."""
+    """Roles out of turn or unknown, and odd content, are refused with the line."""
     path = put(tmp_path / "a.jsonl", line)
     assert f"{path}:1: {says}" == refusal(chat_jsonl.read, path)
 
@@ -326,14 +322,14 @@ def test_table_refuses_malformed_files(tmp_path: Path, name: str, lines: list[st
     assert refusal(table.read, path, {"instruction": "q"}).startswith(f"{path}{says}")
 
 
-def test_table_asks_which_split(tmp_path: Path) -> None:
-    """A folder of several splits wants one named, and names the nearest of an unknown one."""
+def test_table_reads_train_of_several_splits(tmp_path: Path) -> None:
+    """It says so; another is read where it is named, and an unknown one gets the nearest."""
     put(tmp_path / "train.csv", "q", "x")
     put(tmp_path / "test.csv", "q", "y")
     columns = {"instruction": "q"}
-    assert f"{tmp_path}: the folder holds several splits; name one of test, train" == refusal(
-        table.read, tmp_path, columns
-    )
+    told: list[str] = []
+    assert table.read(tmp_path, columns, tell=told.append)[0].turns["en"].instruction == "x"
+    assert told == [f"{tmp_path}: of the splits train, test train is read; data.split names another"]
     assert f"{tmp_path}: there is no split 'trian'; did you mean train?" == refusal(
         table.read, tmp_path, columns, split="trian"
     )

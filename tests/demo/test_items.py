@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from isogloss.data.reading import read_answer
 from isogloss.demo import base_text
 from isogloss.demo.exercises import EXPLAINED, exercise
 from isogloss.demo.grammar import LANGUAGES, Event, events, phrases
@@ -18,7 +19,6 @@ from isogloss.demo.pairs import infer, vary
 from isogloss.demo.split import events_of, split_of
 from isogloss.demo.train_base import BLOCK, IGNORED, Packed
 from isogloss.evaluate.items import Item
-from isogloss.evaluate.reading import read_answer
 from isogloss.evaluate.suites.demo import load
 
 TEST_SENTENCES = {

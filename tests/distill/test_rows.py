@@ -23,7 +23,7 @@ ENGLISH = {"a": "yes", "b": "no", "c": "one", "d": "two"}
 
 @pytest.fixture
 def build(tokenizer):
-    def made(amounts, responses="reference", limit=200, examples=EXAMPLES, **more):
+    def made(amounts, responses="reference", limit=200, examples=EXAMPLES, english=ENGLISH, **more):
         tree = build_tree(("es", "sw"), ranks={"root": 1, "family": 1, "language": 1})
         return build_rows(
             examples,
@@ -31,7 +31,7 @@ def build(tokenizer):
             tokenizer,
             tree,
             TEXTS,
-            english=ENGLISH,
+            english=english,
             responses=responses,
             limit=limit,
             **more,
@@ -95,9 +95,60 @@ def test_a_language_without_items_is_refused(build):
 
 
 def test_a_language_without_responses_is_refused(build):
-    """Instructions alone cannot be scored against references."""
-    with pytest.raises(DataError, match=r"^no item has sw; "):
+    """Instructions alone cannot be scored against references; the reason is the true one."""
+    with pytest.raises(DataError) as caught:
         build({"sw": 1}, examples=EXAMPLES[2:3])
+    assert str(caught.value) == (
+        "no item in sw can be learned: there is no response (1); "
+        "mend them, set distill.responses=teacher or take sw out of languages.targets"
+    )
+
+
+@pytest.mark.parametrize(
+    ("twin", "turn"),
+    [
+        (Turn("Moon", "three"), Turn("Mwezi", " ")),
+        (Turn("Moon", "three"), Turn("\n", "tatu")),
+        (Turn("Moon", ""), Turn("Mwezi", "tatu")),
+        (Turn(" ", "three"), Turn("Mwezi", "tatu")),
+    ],
+)
+def test_what_is_blank_in_either_language_is_not_learned(build, twin, turn):
+    """The next usable example takes its place."""
+    blank = ParallelExample("blank", "topic", {"en": twin, "sw": turn})
+    rows = build({"sw": 1}, examples=[blank, *EXAMPLES], english=ENGLISH | {"blank": twin.response})
+    assert [row.id for row in rows] == ["b/sw"]
+
+
+def test_a_closed_answer_is_said_in_the_language(build, tokenizer):
+    """The model's "No." is Swahili's hapana; an answer that names no option teaches nothing."""
+    options = {"en": {"1": "yes", "0": "no"}, "sw": {"1": "ndiyo", "0": "hapana"}}
+    closed = [
+        ParallelExample(id, "xnli", {"en": Turn(id, "yes"), "sw": Turn(f"s{id}")}, options) for id in "xyz"
+    ]
+    english = {"x": "Well.", "y": "No.", "z": "It is yes"}
+    rows = build({"sw": 9}, "teacher", examples=closed, english=english)
+    assert [(row.id, tokenizer.decode(row.student.response)) for row in rows] == [
+        ("y/sw", "hapana<|end|>"),
+        ("z/sw", "ndiyo<|end|>"),
+    ]
+
+
+def test_extra_examples_are_read_besides_the_amounts(build, tokenizer):
+    """Their own text is learned, whatever the English answers are."""
+    pair = ParallelExample(
+        "p", "to_english", {"en": Turn("To English: Hi", "Hi"), "es": Turn("Al inglés: Hola", "Hi")},
+        own_response=True,
+    )  # fmt: skip
+    rows = build({"es": 1}, "teacher", extra=[pair], english=ENGLISH | {"p": "Hi"})
+    assert [row.id for row in rows] == ["a/es", "p/es"]
+    assert tokenizer.decode(rows[1].student.response) == "Hi<|end|>"
+
+
+def test_all_rows_that_are_too_long_are_counted(build):
+    """The first is named."""
+    with pytest.raises(ConfigError, match=r"^the prompt of a/es has 7 .*out \(2 more rows are over it\)$"):
+        build({"es": 9}, limit=6)
 
 
 def test_a_long_prompt_of_the_student_is_refused(build):

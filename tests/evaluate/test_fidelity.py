@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from isogloss.evaluate.fidelity import SCRIPTS, by_line, by_word, detect, guess, in_language
+from isogloss.evaluate.fidelity import (
+    SCRIPTS,
+    by_line,
+    by_word,
+    detect,
+    guess,
+    in_language,
+    tells_languages_apart,
+)
 from isogloss.languages import languages
 
 MAIN = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")
@@ -94,17 +102,23 @@ KNOWN = {"en": ["yes", "no"], "es": ["sí", "no"], "sw": ["ndiyo", "hapana"], "x
     [
         ("Ndiyo.", "sw", True),
         ("Yes!", "sw", False),
-        ("No", "es", True),  # a word of both
-        ("no", "en", True),
+        ("No", "es", None),  # a word of both
+        ("no", "en", None),
+        ("sí", "es", True),
         ("no", "sw", False),
-        ("maybe", "sw", True),  # short and unknown: only the script can speak
-        ("zzz", "sw", True),  # known in a language that is no candidate
+        ("maybe", "sw", None),  # short and unknown: it could as well be English
+        ("zzz", "sw", None),  # known in a language that is no candidate
+        ("weather query", "tr", False),  # an English label, long enough for the identifier …
+        ("weather", "tr", None),  # … and not
+        ("погода", "ru", True),  # no English in that script
+        ("I do not know", "sw", None),
+        ("a red car", "sw", None),
         ("да", "sw", False),
         ("ναι", "sw", False),
         (ENGLISH, "sw", False),
         (SWAHILI, "sw", True),
-        ("42", "sw", True),
-        ("४२", "hi", True),
+        ("42", "sw", None),
+        ("४२", "hi", None),
         ("", "sw", False),
         ("...", "sw", False),
         ("🙂", "sw", False),
@@ -112,7 +126,7 @@ KNOWN = {"en": ["yes", "no"], "es": ["sí", "no"], "sw": ["ndiyo", "hapana"], "x
     ],
 )
 def test_an_answer_is_in_the_asked_language_or_not(text, language, expected):
-    """Known wordings, then the detector, then the script; nothing readable is in no language."""
+    """Known wordings, then the detector, then the script; None where it could as well be English."""
     assert in_language(text, language, candidates=MAIN, known=KNOWN) is expected
 
 
@@ -120,6 +134,22 @@ def test_the_asked_language_counts_as_a_candidate():
     """Leaving it out of the candidates does not make it impossible."""
     assert in_language(SWAHILI, "sw", candidates=["en"])
     assert not in_language(ENGLISH, "sw", candidates=["en"])
+
+
+@pytest.mark.parametrize(
+    ("known", "language", "tells"),
+    [
+        ({"en": ["alarm set", "news"], "tr": ["alarm set", "news"]}, "en", False),  # MASSIVE: English labels
+        ({"en": ["alarm set", "news"], "tr": ["Alarm set.", "News"]}, "tr", False),
+        ({"en": ["yes", "no"], "es": ["sí", "no"]}, "es", True),  # one label of two is the language's own
+        ({"en": ["Paris"], "fr": ["Paris"]}, "fr", False),
+        ({"en": ["At the market."]}, "en", True),  # translated into English from anywhere
+        ({}, "sw", True),  # nothing is known of an open question
+    ],
+)
+def test_answers_of_the_same_words_in_all_languages_tell_no_language(known, language, tells):
+    """Neither a right label nor a long wrong answer is then counted, or only the wrong ones would be."""
+    assert tells_languages_apart(language, candidates=MAIN, known=known) is tells
 
 
 def test_another_detector_is_asked_after_the_known_wordings():

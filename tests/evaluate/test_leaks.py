@@ -2,6 +2,9 @@
 
 import pytest
 
+from isogloss.data.tasks import massive, pawsx, sib200, translation, xnli
+from isogloss.data.tasks.templates import parts_of
+from isogloss.demo.grammar import LANGUAGES
 from isogloss.evaluate.leaks import Text, find_leaks
 
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen"
@@ -30,12 +33,42 @@ def test_what_leaks(tested, trained, whole):
     assert [leak.whole for leak in found] == ([] if whole is None else [whole])
 
 
-def test_what_a_suite_says_in_every_item_is_no_leak():
-    """Two items with a passage leak, three have it as their wording; a whole text of theirs still leaks."""
-    tests = [said(f"{LONG} {n}", id=str(n)) for n in range(3)]
-    assert find_leaks(tests, [said(f"{LONG} other")]) == []
-    assert len(find_leaks(tests[:2], [said(f"{LONG} other")])) == 2
-    (leak,) = find_leaks(tests, [Text("", "t", "en", f"{LONG} 2!")])
+@pytest.mark.parametrize("items", [1, 2, 3, 50])
+def test_a_passage_leaks_however_many_items_share_it(items):
+    """Questions about one passage are all leaks where the passage is trained on."""
+    tests = [said(f"Read this. {LONG} Question {n}?", suite="xquad", id=str(n)) for n in range(items)]
+    assert [leak.id for leak in find_leaks(tests, [said(f"{LONG} other")])] == [str(n) for n in range(items)]
+
+
+def test_how_a_task_is_worded_is_no_leak():
+    """Eleven words of template and a hypothesis of two are no passage; the premise alone is one."""
+    premise, other = LONG, LONG.replace("seven", "7").replace("one", "1")
+    asked = [xnli.ask("en", one, "It rained.") for one in (premise, other, f"{premise} and on")]
+    tested = Text("xnli", "1", "en", asked[0], parts_of("xnli", "en", asked[0]))
+    assert tested.parts == (premise.capitalize(), "It rained.")
+    apart, same = (Text("", "t", "en", one, parts_of("xnli", "en", one)) for one in asked[1:])
+    assert find_leaks([tested], [apart]) == []
+    assert [leak.whole for leak in find_leaks([tested], [same, tested])] == [True]
+    assert [leak.passage for leak in find_leaks([tested], [same])] == [LONG]
+    # What is taken out is compared whole too: the same sentence in another suite's wording.
+    assert parts_of("sib200", "sw", sib200.ask("sw", "Mvua imenyesha.")) == ("Mvua imenyesha.",)
+    assert parts_of("xnli", "en", "Something else") == ()
+
+
+@pytest.mark.parametrize("code", LANGUAGES)
+def test_every_template_is_taken_off_again(code):
+    """In all fifteen languages, whatever stands in the slots."""
+    assert parts_of("xnli", code, xnli.ask(code, "A b.", "c d")) == ("A b.", "c d")
+    assert parts_of("pawsx", code, pawsx.ask(code, "A b.", "c d")) == ("A b.", "c d")
+    assert parts_of("intent", code, massive.ask("intent", code, "a b")) == ("a b",)
+    assert parts_of("to_english", code, translation.turn("to_english", code, "x", "a b").instruction) in (
+        ("a b",), ("x",),
+    )  # fmt: skip
+
+
+def test_a_leak_is_told_in_one_line():
+    """Case and punctuation aside the two are the same."""
+    (leak,) = find_leaks([said(f"{LONG} 2", id="2")], [Text("", "t", "en", f"{LONG} 2!")])
     assert leak.line() == (
         "xnli 2 in en is t in en: one two three four five six seven eight nine ten eleven twelve thirteen 2"
     )

@@ -8,7 +8,17 @@ import torch
 
 from isogloss.evaluate import metrics
 from isogloss.evaluate.family import Closed, consistency_family
-from isogloss.evaluate.metrics import agreement, alignment, correct, retrieve, spread
+from isogloss.evaluate.metrics import (
+    agreement,
+    alignment,
+    beyond_chance,
+    chance_agreement,
+    correct,
+    retrieve,
+    same_targets,
+    spread,
+)
+from isogloss.standardise import standardised, statistics_of
 
 
 def test_unreadable_answers_never_agree():
@@ -25,6 +35,11 @@ def test_unreadable_answers_never_agree():
 def test_an_unreadable_answer_is_wrong():
     """None is wrong and stays in the denominator."""
     assert correct(["a", "b", "c"], ["a", "c", None]) == [True, False, False]
+
+
+def test_a_gold_that_cannot_be_read_makes_nothing_right():
+    """None is no meaning that an unreadable answer could share."""
+    assert correct([None, None], [None, "a"]) == [False, False]
 
 
 @pytest.mark.parametrize("measure", [agreement, correct])
@@ -85,6 +100,83 @@ def test_two_equal_translations_are_a_tie_for_both():
     assert found.forward.tolist() == [False, False, True]
     assert found.backward.tolist() == [True, False, True]
     assert found.margin_forward.tolist() == [False, False, True]
+
+
+def test_equal_sentences_are_one_target():
+    """By text in either language; white space and composition do not tell them apart."""
+    same = same_targets(["a", "b", "a", "c"], ["u", "\u1ec7  x", "v", "e\u0323\u0302 x "])
+    assert same.tolist() == [
+        [True, False, True, False],
+        [False, True, False, True],
+        [True, False, True, False],
+        [False, True, False, True],
+    ]
+
+
+def test_every_sentence_twice_is_retrieved_as_well_as_once():
+    """A copy of the right translation is right, so no score changes; counted by row, none is found."""
+    english, other = noisy_pairs(20, 0)
+    texts = [f"sentence {n}" for n in range(20)]
+    once = retrieve(english, other, same_targets(texts, texts))
+    twice = retrieve(english.repeat(2, 1), other.repeat(2, 1), same_targets(texts * 2, texts * 2))
+    assert 0 < once.accuracy < 1
+    assert twice.forward.tolist() == once.forward.tolist() * 2
+    assert twice.backward.tolist() == once.backward.tolist() * 2
+    assert twice.strict_accuracy == once.strict_accuracy
+    assert retrieve(english.repeat(2, 1), other.repeat(2, 1)).accuracy == 0.0
+
+
+def test_a_copy_of_a_wrong_sentence_stays_wrong():
+    """x0 and x1 are one sentence, both nearest to y2: neither is found, and y2 is still its own."""
+    english = torch.tensor([[0.0, 0.6, 0.8], [0.0, 0.6, 0.8], [0.0, 0.0, 1.0]])
+    other = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    found = retrieve(english, other, same_targets(["a", "a", "b"], ["u", "v", "w"]))
+    assert found.forward.tolist() == [False, False, True]
+
+
+def test_three_huge_dimensions_drown_the_plain_cosine_and_not_the_standardised_one():
+    """Sentence i has its meaning in dimension 3 + i; the first three are 1,000 times as large, and noise.
+
+    The other language lies elsewhere and is half as wide. Its plain cosines are within 1e-4 of each other,
+    so noise decides.
+    """
+    meaning, far = torch.eye(6), torch.tensor([1000.0, -2000.0, 3000.0])
+    noise = torch.tensor([[1.0, -1, 1, -1, 1, -1], [1, 1, -1, -1, 1, -1], [-1, 1, 1, -1, -1, 1]]).T
+    english = torch.cat([far + noise, meaning], dim=1)
+    other = torch.cat([far + noise.roll(2, 0) + 5, 0.5 * meaning + 7], dim=1)
+    cosine = torch.nn.functional.cosine_similarity(english[:, None], other[None], dim=2)
+    assert (cosine.max() - cosine.min()).item() < 1e-4
+    assert retrieve(english, other).accuracy == 0.0
+    scaled = [standardised(side, statistics_of(side)) for side in (english, other)]
+    assert retrieve(*scaled).accuracy == 1.0
+
+
+def test_agreement_by_chance_is_that_of_both_sides_own_answers():
+    """p = (½, ½), q = (¾, ¼): ½·¾ + ½·¼ = ½; with one unreadable answer q = (½, ¼) and 3/8."""
+    english = ["a", "a", "b", "b"]
+    assert chance_agreement(english, ["a", "a", "a", "b"]) == 0.5
+    assert chance_agreement(english, ["a", "a", None, "b"]) == 0.375
+
+
+@pytest.mark.parametrize(
+    ("answers", "kappa"),
+    [
+        (["a", "a", "b", "b"], 1.0),
+        (["a", "a", "a", "b"], 0.5),  # (¾ - ½) / (1 - ½)
+        (["a", "a", "a", "a"], 0.0),  # right half the time without reading anything
+        (["b", "b", "a", "a"], -1.0),
+    ],
+)
+def test_kappa_matches_values_worked_out_by_hand(answers, kappa):
+    """Cohen's formula, both sides having two answers of four."""
+    english = ["a", "a", "b", "b"]
+    observed = sum(agreement(english, answers)) / 4
+    assert beyond_chance(observed, chance_agreement(english, answers)) == pytest.approx(kappa)
+
+
+def test_two_models_that_always_say_the_same_agree_no_more_than_chance():
+    """κ has no value there; it counts as 0."""
+    assert beyond_chance(1.0, chance_agreement(["a", "a"], ["a", "a"])) == 0.0
 
 
 def test_negative_cosines_do_not_turn_the_margin_round():

@@ -3,8 +3,8 @@
 import pytest
 
 from isogloss.data.examples import Turn
+from isogloss.data.reading import REFERENCE, normalise, read_answer
 from isogloss.evaluate.items import Item
-from isogloss.evaluate.reading import REFERENCE, normalise, read_answer
 
 CLOSED = Item(
     id="1",

@@ -31,6 +31,12 @@ EVALUATE = (
 def finished(tokenizer, tiny, tmp_path_factory) -> pipeline.Run:
     """A run whose carriers are random, evaluated on XGLUE's official layout and on a file of one's own."""
     folder = tmp_path_factory.mktemp("scored")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("isogloss.data.division.LEARNED", 0.0)  # two rows a task are too few to divide
+        yield scored(folder, tokenizer, tiny)
+
+
+def scored(folder, tokenizer, tiny) -> pipeline.Run:
     put(folder)
     own = folder / "own.jsonl"
     own.write_text('{"id": "1", "en": {"instruction": "Hi"}, "es": {"instruction": "Hola"}}\n')

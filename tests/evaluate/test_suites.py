@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from isogloss.data.draw import in_draw_order
 from isogloss.data.tasks import massive as tasks
+from isogloss.data.tasks import sib200
 from isogloss.errors import DataError
 from isogloss.evaluate.suites import ABOUT, SUITES
 
@@ -32,6 +34,7 @@ def test_massive_asks_about_intents_and_scenarios_in_turn():
     item = suite.items[0]
     assert set(item.turns) == {"en", "sw"} and item.answer_language == {"en": "en", "sw": "en"}
     assert item.turns["sw"].response == item.turns["en"].response == item.options["sw"][item.gold]
+    assert item.paraphrases != (item.turns["en"].instruction,) and len(item.paraphrases) == 1
 
 
 @pytest.mark.data
@@ -42,16 +45,25 @@ def test_training_examples_of_massive_hold_no_label_outside_english():
     assert all(turn.response is None for e in examples for code, turn in e.turns.items() if code != "en")
     assert all(e.turns["en"].response for e in examples)
     assert {e.task for e in examples[:6]} == {"intent", "scenario", "slot"}
+    first = in_draw_order(examples, 0)[:180]
+    assert len({e.turns["en"].response for e in first if e.task == "intent"}) == 60
+    assert len({e.turns["en"].response for e in first if e.task == "scenario"}) == 18
     assert all(set(e.turns) == {"en"} for e in examples if e.task == "slot")
 
 
 @pytest.mark.data
 @needs_data
 def test_flores_reports_no_sentence_on_which_its_layer_was_chosen():
-    """The first 200 dev lines choose the layer, the others are reported."""
+    """200 of SIB-200's 420 lines choose it; none of the 420 is reported, nor a near copy: 997 - 421."""
     suite = SUITES["flores101"](ROOT, "dev", ["sw", "bg"], 0, 900)
-    assert {code: len(lines) for code, lines in suite.sentences.items()} == {"en": 797, "sw": 797, "bg": 797}
+    assert {code: len(lines) for code, lines in suite.sentences.items()} == {"en": 576, "sw": 576, "bg": 576}
+    assert {code: len(lines) for code, lines in suite.layer_sentences.items()} == {
+        "en": 200, "sw": 200, "bg": 200,
+    }  # fmt: skip
     assert not set(suite.sentences["en"]) & set(suite.layer_sentences["en"])
+    topics = {text for table in sib200.read(ROOT, "train", ["en"]).values() for _, text in table.values()}
+    assert not set(suite.sentences["en"]) & topics and set(suite.layer_sentences["en"]) & topics
+    assert suite.split == "dev (576 lines without SIB-200's)"
 
 
 @pytest.mark.data
@@ -62,6 +74,38 @@ def test_xnli_is_asked_and_answered_in_the_language():
     item = next(item for item in suite.items if item.gold == "entailment")
     assert item.options["sw"] == {"entailment": "ndiyo", "neutral": "labda", "contradiction": "hapana"}
     assert item.turns["sw"].response == "ndiyo"
+
+
+def xnli(root: Path, *rows: tuple[str, str, str], codes=("en", "sw"), split: str = "dev") -> None:
+    lines = [
+        f"{code}\t{label}\t{premise}\t{hypothesis}\t{n}"
+        for code in codes
+        for n, (premise, hypothesis, label) in enumerate(rows)
+    ]
+    header = "language\tgold_label\tsentence1\tsentence2\tpairID"
+    write(root / f"XNLI-1.0/xnli.{split}.tsv", "\n".join([header, *lines]) + "\n")
+
+
+def test_a_language_that_a_suite_does_not_have_is_left_out(tmp_path):
+    """XNLI has no Japanese, nor had it ever; a missing file of one that it has is still an error."""
+    xnli(tmp_path, ("It rained.", "It was wet.", "entailment"), split="test")
+    suite = SUITES["xnli"](tmp_path, "test", ["sw", "ja"], 10, 0)
+    assert set(suite.items[0].turns) == {"en", "sw"} and suite.split == "test"
+    with pytest.raises(DataError, match="no rows in ur; there are: en, sw"):
+        SUITES["xnli"](tmp_path, "test", ["sw", "ur"], 10, 0)
+
+
+def test_massive_is_asked_in_the_languages_of_the_split_that_is_read(tmp_path):
+    """Of a language in dev_only nothing is there but dev; one that is not worded here is left out."""
+    for locale, utt in (("en-US", "wake me up"), ("sw-KE", "niamshe"), ("cy-GB", "deffro fi")):
+        rows = [
+            {"id": str(n), "partition": "dev", "scenario": "alarm", "intent": "alarm_set", "utt": utt,
+             "annot_utt": utt}
+            for n in range(4)
+        ]  # fmt: skip
+        write(tmp_path / f"massive/dev_only/{locale}.jsonl", "\n".join(map(json.dumps, rows)) + "\n")
+    suite = SUITES["massive"](tmp_path, "dev", ["sw", "cy"], 4, 0)
+    assert [set(item.turns) for item in suite.items] == [{"en", "sw"}] * 4
 
 
 def write(path: Path, text: str) -> None:
@@ -75,7 +119,13 @@ def pawsx(root: Path, *rows: str, code: str = "es") -> None:
     )
 
 
-def test_pawsx_joins_by_id_and_leaves_out_what_was_not_translated(tmp_path):
+@pytest.fixture
+def undivided(monkeypatch):
+    """All of a dev set is reported; `test_division.py` has the division."""
+    monkeypatch.setattr("isogloss.data.division.LEARNED", 0.0)
+
+
+def test_pawsx_joins_by_id_and_leaves_out_what_was_not_translated(tmp_path, undivided):
     """A pair with the release's placeholder, or with another label elsewhere, is in no language."""
     pawsx(tmp_path, '1\tA "b\tB\t1', "2\tC\tD\t0", "3\tE\tF\t0", "4\tG\tH\t1", code="en")
     pawsx(tmp_path, "4\tg\th\t0", "2\tNS\td\t0", "3\te\tf\t0", '1\ta "b\tb\t1')
@@ -112,6 +162,8 @@ def test_sib200_is_asked_and_answered_in_the_language(tmp_path):
         ("7", "travel", "usafiri"), ("9", "health", "afya"),
     ]  # fmt: skip
     assert "Weka nafasi." in suite.items[0].turns["sw"].instruction
+    (again,) = suite.items[0].paraphrases
+    assert "Book early." in again and again != suite.items[0].turns["en"].instruction
     write(tmp_path / "sib-200/swh_Latn/dev.tsv", header + "9\thealthy\tPumzika.\n")
     with pytest.raises(DataError, match=r"dev.tsv:2: 'healthy' is no category; did you mean health\?"):
         SUITES["sib200"](tmp_path, "dev", ["sw"], 10, 0)

@@ -29,6 +29,26 @@ af-ZA am-ET ar-SA az-AZ bn-BD ca-ES cy-GB da-DK de-DE el-GR en-US es-ES fa-IR fi
 hy-AM id-ID is-IS it-IT ja-JP jv-ID ka-GE km-KH kn-IN ko-KR lv-LV ml-IN mn-MN ms-MY my-MM nb-NO nl-NL pl-PL
 pt-PT ro-RO ru-RU sl-SL sv-SE sw-KE ta-IN te-IN th-TH tl-PH tr-TR ur-PK vi-VN zh-CN zh-TW
 """
+NTREX = """
+afr amh arb aze-Latn bak bel bem ben bod bos bul cat ces ckb-Arab cym dan deu div dzo ell eng-GB eng-IN eng-US
+est eus ewe fao fas fij fil fin fra fra-CA fuc gle glg guj hau heb hin hmn hrv hun hye ibo ind isl ita jpn kan
+kat kaz khm kin kir kmr kor lao lav lit ltz mal mar mey mkd mlg mlt mon mri msa mya nde nep nld nno nob nso
+nya orm pan pol por por-BR prs pus ron rus shi sin slk slv smo sna-Latn snd-Arab som spa spa-MX sqi srp-Cyrl
+srp-Latn ssw swa swe tah tam tat tel tgk-Cyrl tha tir ton tsn tuk tur uig ukr urd uzb ven vie wol xho yor yue
+zho-CN zho-TW zul
+"""
+# The names of FLORES+ (2024 on) for our languages.
+FLORES_PLUS = """
+afr_Latn amh_Ethi arb_Arab asm_Beng ast_Latn azj_Latn bel_Cyrl ben_Beng bos_Latn bul_Cyrl cat_Latn ceb_Latn
+ces_Latn ckb_Arab cmn_Hans cmn_Hant cym_Latn dan_Latn deu_Latn ekk_Latn ell_Grek eng_Latn fil_Latn fin_Latn
+fra_Latn fuv_Latn gaz_Latn gle_Latn glg_Latn guj_Gujr hau_Latn heb_Hebr hin_Deva hrv_Latn hun_Latn hye_Armn
+ibo_Latn ind_Latn isl_Latn ita_Latn jav_Latn jpn_Jpan kam_Latn kan_Knda kat_Geor kaz_Cyrl kea_Latn khk_Cyrl
+khm_Khmr kir_Cyrl kor_Hang lao_Laoo lin_Latn lit_Latn ltz_Latn lug_Latn luo_Latn lvs_Latn mal_Mlym mar_Deva
+mkd_Cyrl mlt_Latn mri_Latn mya_Mymr nld_Latn nob_Latn npi_Deva nso_Latn nya_Latn oci_Latn ory_Orya pan_Guru
+pbt_Arab pes_Arab pol_Latn por_Latn ron_Latn rus_Cyrl slk_Latn slv_Latn sna_Latn snd_Arab som_Latn spa_Latn
+srp_Cyrl swe_Latn swh_Latn tam_Taml tel_Telu tgk_Cyrl tha_Thai tur_Latn ukr_Cyrl umb_Latn urd_Arab uzn_Latn
+vie_Latn wol_Latn xho_Latn yor_Latn zsm_Latn zul_Latn
+"""
 NOT_IN_NTREX = "as ast ceb ff jv kam kea lg ln luo oc or umb"
 # ISO 15924 to the words that begin the Unicode names of its letters.
 LETTERS = {
@@ -59,6 +79,50 @@ def test_languages_that_ntrex_lacks_have_no_code_there() -> None:
     assert NOT_IN_NTREX.split() == sorted(
         language.code for language in languages().values() if language.ntrex is None
     )
+
+
+def test_every_code_is_one_of_its_release() -> None:
+    """FLORES-200 as NLLB's tokenizer lists it, FLORES+ as its repository does, NTREX as its LANGUAGES.tsv."""
+    from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
+
+    table = languages().values()
+    assert {language.flores200 for language in table} <= set(FAIRSEQ_LANGUAGE_CODES)
+    assert sorted(language.flores_plus for language in table) == FLORES_PLUS.split()
+    assert {language.ntrex for language in table} - {None, "eng"} <= set(NTREX.split())
+
+
+def test_what_flores_plus_renamed_leads_to_the_same_language() -> None:
+    """Estonian, Filipino and Chinese; a new code alone means the language, of Chinese the simplified."""
+    renamed = {one.code: one.flores_plus for one in languages().values() if one.flores_plus != one.flores200}
+    assert renamed == {"et": "ekk_Latn", "tl": "fil_Latn", "zh": "cmn_Hans", "zh-Hant": "cmn_Hant"}
+    for code, name in renamed.items():
+        assert resolve(name).code == code
+    assert [resolve(code).code for code in ("ekk", "fil", "cmn")] == ["et", "tl", "zh"]
+
+
+@pytest.mark.parametrize(
+    ("spelling", "code"),
+    [
+        *[("iw", "he"), ("in", "id"), ("jw", "jv"), ("mo", "ro")],  # withdrawn
+        *[("no", "nb"), ("nor", "nb"), ("aze", "az"), ("ori", "or"), ("lav", "lv")],  # of the macrolanguage
+        *[("ger", "de"), ("fre", "fr"), ("chi", "zh"), ("per", "fa"), ("dut", "nl")],  # ISO 639-2/B
+        *[("pt-BR", "pt"), ("en_GB", "en")],
+    ],
+)
+def test_other_codes_in_use_resolve(spelling: str, code: str) -> None:
+    """Withdrawn ones, those of macrolanguages, of ISO 639-2/B, and of regions that data sets name."""
+    assert resolve(spelling).code == code
+
+
+@pytest.mark.parametrize(
+    "code", ["vec", "qya", "tlh_Latn", "xx", "kas_Arab", "Uru", "Latin", "Corsican", "Sumerian"]
+)
+def test_no_language_is_offered_for_another(code: str) -> None:
+    """A code that is not known is hardly a slip; nor is a name of which a third is different."""
+    with pytest.raises(UnknownLanguageError) as error:
+        resolve(code)
+    says = "is not a known language code; use one such as sw, swh_Latn or Swahili"
+    assert str(error.value) == f"{code!r} {says}"
 
 
 def test_flores_200_codes_are_distinct_and_made_of_language_and_script() -> None:

@@ -46,16 +46,64 @@ def test_the_headline_is_one_sentence():
 
 def test_a_language_without_a_value_keeps_its_row():
     scores = make_scores("demo")
-    del scores["suites"]["demo"]["before"]["accuracy"]["languages"]["sw"]
-    scores["suites"]["demo"]["after"].pop("retrieval")
-    scores["suites"]["demo"]["before"].pop("retrieval")
-    assert show(summary_table(scores, "demo"))[10].split()[:6] == [
-        "Swahili",
-        "12.2",
-        "→",
-        "40.7",
-        "–",
-        "21.2",
+    for phase in ("before", "after"):
+        del scores["suites"]["demo"][phase]["retrieval"]["languages"]["sw"]
+    assert show(summary_table(scores, "demo"))[10] == (
+        "Swahili     12.2 → 40.7            –  21.2 → 49.7  16.2 → 44.7   46.2 → 74.7"
+    )
+
+
+def test_a_measure_that_the_suite_lacks_has_no_column_and_is_not_its_headline():
+    scores = make_scores("massive")
+    for phase in ("before", "after"):
+        for name in ("retrieval", "retrieval_strict", "retrieval_margin", "alignment", "fidelity"):
+            del scores["suites"]["massive"][phase][name]
+    assert show(summary_table(scores, "massive"))[1] == "language    consistency     accuracy"
+    assert headline(scores, "massive") == (
+        "massive: consistency 33.1 → 53.7 % (interval 52.5–54.9); English accuracy −0.4 points"
+    )
+
+
+def test_a_suite_with_nothing_but_its_own_metric_is_headed_with_that():
+    official = {"to_english": {"chrf": {"mean": 0.3, "languages": {"sw": 0.3}}}}
+    after = {"to_english": {"chrf": {"mean": 0.44, "languages": {"sw": 0.44}}}}
+    suite = {
+        "languages": ["sw"], "before": {}, "after": {},
+        "official": {"before": {"tasks": official}, "after": {"tasks": after}},
+    }  # fmt: skip
+    assert headline({"suites": {"translation": suite}}, "translation") == (
+        "translation: to_english chrf 30.0 → 44.0 %"
+    )
+
+
+def test_what_is_corrected_or_raw_stands_in_a_column_where_there_is_room_else_in_the_headline():
+    def measure(value):
+        return {"mean": value, "languages": {"sw": {"value": value}}}
+
+    sides = {
+        "before": {"consistency": measure(0.5), "consistency_kappa": measure(0.25)},
+        "after": {"consistency": measure(0.75), "consistency_kappa": measure(0.5)},
+    }
+    scores = {"suites": {"xnli": {"languages": ["sw"], **sides}}}
+    assert show(summary_table(scores, "xnli"))[1] == "language  consistency            κ"
+    full = make_scores("demo")
+    for side, value in (("before", 0.2), ("after", 0.4)):
+        full["suites"]["demo"][side]["retrieval_raw"] = measure(value)
+    assert "raw" not in show(summary_table(full, "demo"))[1]
+    assert "retrieval, raw cosine 20.0 → 40.0 %" in headline(full, "demo")
+
+
+def test_means_over_mastered_tasks_and_over_all_stand_below_the_mean_over_items():
+    scores = make_scores("demo")
+    for side, values in (("before", (0.4, 0.3)), ("after", (0.9, 0.7))):
+        for kind, value in zip(("mastered", "all"), values, strict=True):
+            scores["suites"]["demo"][side] |= {
+                f"consistency_{kind}": {"mean": value}, f"alignment_{kind}": {"mean": value + 0.05},
+            }  # fmt: skip
+    lines = show(summary_table(scores, "demo"))
+    assert lines[-2:] == [
+        "mastered tasks  40.0 → 90.0               45.0 → 95.0",
+        "all tasks       30.0 → 70.0               35.0 → 75.0",
     ]
 
 

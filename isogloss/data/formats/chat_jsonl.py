@@ -1,71 +1,190 @@
-"""Chat format: JSON lines of {"messages": [{"role": …, "content": …}, …]}, optionally with id and language.
+"""Chats: rows of messages in any layout that instruction data comes in, also with an id and a language.
 
-One user message and its answer are read, a system message being put before the instruction. Without an id
-the line number serves; rows that share an id are the same item in several languages.
+    {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
+    {"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]}    ShareGPT
+    {"prompt": "…", "completion": "…"}, each a text or a list of messages                  TRL
+    {"instruction": "…", "input": "…", "output": "…"}                                      Alpaca
+
+The first user message and its answer are read, a system message being put before the instruction. Left out,
+and told, are what follows in the conversation, as an example is one turn; rows in a language that is not
+known here, with tools, or whose answer says of itself that it is not to be learned (`"weight": 0`). Without
+an id the line number serves; rows that share an id are the same item in several languages. What can be
+opened is said in `records`.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from isogloss.data.examples import ParallelExample
-from isogloss.data.formats.lines import language_of, nearest, read_objects
-from isogloss.data.formats.rows import Row, identifier, join, task_of, turn
+from isogloss.data.formats.lines import language_of, nearest
+from isogloss.data.formats.records import Record, Tell, nobody, read_records
+from isogloss.data.formats.rows import (
+    LeftOut,
+    Row,
+    absent,
+    identifier,
+    join,
+    language_or_none,
+    task_of,
+    turn,
+)
 from isogloss.errors import DataError
 
 _ROLES: Final = ("system", "user", "assistant")
+_SAME: Final = {"developer": "system"}
+_SENDERS: Final = {"human": "user", "gpt": "assistant"}
+_TOOLS: Final = ("tools", "functions", "tool_calls", "function_call")
+_LEARNED: Final = ("weight", "loss", "learn", "train", "training")
+"""Keys by which a row or an answer says that it is learned or, with 0 or false, that it is not."""
+_BY_TOKEN: Final = ("loss_mask", "train_mask", "train_detail", "training_detail", "assistant_masks")
+"""Keys that say it of parts of an answer."""
 
 
-def read(path: Path, language: str = "en") -> list[ParallelExample]:
-    """All conversations of the file.
+class Message(NamedTuple):
+    """What one side says, and whether it says of itself that it is to be learned."""
+
+    role: str
+    content: str
+    learned: bool
+
+
+def read(
+    path: Path, language: str = "en", *, split: str | None = None, tell: Tell = nobody
+) -> list[ParallelExample]:
+    """The first turn of every conversation.
 
     Args:
-        path: The file.
+        path: A file or folder.
         language: The language of the rows that name none.
+        split: Which part of a folder to read; train where it holds several and none is named.
+        tell: Hears which split was taken, and what is left out, and why.
 
     Raises:
-        DataError: The file is missing, or a row is malformed or has several user turns.
+        DataError: The file is missing, a row is malformed or says of itself what cannot be heeded, or none
+            can be used.
     """
-    return join(_rows(path, language_of(language, path).code), path)
+    default = language_of(language, path).code
+    return join(_rows(path, default, split, tell), path, tell)
 
 
-def _rows(path: Path, default: str) -> Iterator[Row]:
-    for line, row in read_objects(path):
-        code = language_of(row.get("language", default), path, line).code
-        if "messages" not in row:
-            raise DataError(f"no key 'messages'; {nearest('messages', list(row))}", path, line)
-        said = _messages(row["messages"], path, line)
-        instruction = "\n\n".join(said[role] for role in ("system", "user") if said.get(role))
-        if not said["user"].strip():
-            instruction = ""  # system text alone asks nothing
-        id = identifier(row.get("id", line), path, line)
-        task = task_of(row.get("task"), path, line)
-        yield Row(line, id, task, code, turn(instruction, said.get("assistant"), code, path, line))
+def _rows(path: Path, default: str, split: str | None, tell: Tell) -> Iterator[Row | LeftOut]:
+    for record in read_records(path, split, tell=tell, kind="jsonl"):
+        yield from _row(record, default)
 
 
-def _messages(messages: Any, path: Path, line: int) -> dict[str, str]:
+def _row(record: Record, default: str) -> Iterator[Row | LeftOut]:
+    path, line, number, cells = record
+    named = cells.get("language")
+    code = default if absent(named) else language_or_none(named, path, line)
+    if isinstance(code, LeftOut):
+        yield code
+        return
+    given = _given(cells, path, line)
+    if any(_calls_tools(one) for one in (cells, *given)):
+        yield LeftOut("{} that call tools", DataError("it calls tools; leave such chats out", path, line))
+        return
+    messages = _turns([_message(one, path, line) for one in given], path, line)
+    first = {message.role: message for message in messages[: 3 if messages[0].role == "system" else 2]}
+    if not _learned(cells, path, line) or ("assistant" in first and not first["assistant"].learned):
+        error = DataError("it is not to be learned, as it says; some row must be", path, line)
+        yield LeftOut("{} that are not to be learned, as they say", error)
+        return
+    said = {role: message.content for role, message in first.items()}
+    instruction = "\n\n".join(said[role] for role in ("system", "user") if said.get(role))
+    if not said["user"].strip():
+        instruction = ""  # system text alone asks nothing
+    id = identifier(number if absent(cells.get("id")) else cells["id"], path, line)
+    task = task_of(cells.get("task"), path, line)
+    yield Row(path, line, id, task, code, turn(instruction, said.get("assistant"), code, path, line))
+    if len(messages) > len(first):
+        error = DataError("it has several turns", path, line)
+        yield LeftOut("all after the first turn of {}", error, whole=False)
+
+
+def _given(cells: Mapping[str, Any], path: Path, line: int) -> list[Mapping[str, Any]]:
+    """The messages of a row in any layout, as mappings with role and content."""
+    has = {key for key, value in cells.items() if not absent(value)}
+    if "messages" in has:
+        return _list(cells["messages"], "messages", path, line)
+    if "conversations" in has:
+        return [
+            {**one, "role": _SENDERS.get(one["from"], one["from"]), "content": one.get("value")}
+            if isinstance(one.get("from"), str)
+            else one
+            for one in _list(cells["conversations"], "conversations", path, line)
+        ]
+    if "prompt" in has:
+        answer = cells.get("completion")
+        asked = _either(cells["prompt"], "user", path, line)
+        return asked if absent(answer) else [*asked, *_either(answer, "assistant", path, line)]
+    if "instruction" in has:
+        more, answer = cells.get("input"), cells.get("output")
+        asked = cells["instruction"] if absent(more) or more == "" else f"{cells['instruction']}\n\n{more}"
+        said = [] if absent(answer) else [{"role": "assistant", "content": answer}]
+        return [{"role": "user", "content": asked}, *said]
+    raise DataError(f"no key 'messages'; {nearest('messages', list(cells))}", path, line)
+
+
+def _either(value: Any, role: str, path: Path, line: int) -> list[Mapping[str, Any]]:
+    """A text as the message that it is; messages as they are."""
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    return _list(value, "prompt" if role == "user" else "completion", path, line)
+
+
+def _list(messages: Any, key: str, path: Path, line: int) -> list[Mapping[str, Any]]:
     if not isinstance(messages, list) or not messages:
-        raise DataError("'messages' must be a list of a user message and its answer", path, line)
-    pairs = [_message(message, path, line) for message in messages]
-    roles = [role for role, _ in pairs]
-    turns = max(roles.count("user"), roles.count("assistant"))
-    if turns > 1:
-        message = f"the conversation has {turns} turns; only single turns are read, so split it"
-        raise DataError(message, path, line)
-    if tuple(roles) not in {_ROLES, _ROLES[:2], _ROLES[1:], _ROLES[1:2]}:
+        raise DataError(f"{key!r} must be a list of a user message and its answer", path, line)
+    if not all(isinstance(message, Mapping) for message in messages):
+        raise DataError("a message lacks its role or content; it must have both", path, line)
+    return messages
+
+
+def _message(message: Mapping[str, Any], path: Path, line: int) -> Message:
+    if not {"role", "content"} <= message.keys():
+        raise DataError("a message lacks its role or content; it must have both", path, line)
+    role, content = message["role"], message["content"]
+    role = _SAME.get(role, role) if isinstance(role, str) else role
+    if role not in _ROLES:
+        raise DataError(f"{role!r} is not a role; {nearest(str(role), _ROLES)}", path, line)
+    if isinstance(content, list) and content and all(_is_text(part) for part in content):
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise DataError(f"the {role}'s content is a {type(content).__name__}; it must be a text", path, line)
+    return Message(role, content, role != "assistant" or _learned(message, path, line))
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def _turns(messages: list[Message], path: Path, line: int) -> list[Message]:
+    """The messages, if they are turns of user and assistant behind at most one system message."""
+    roles = [message.role for message in messages]
+    said = roles[1:] if roles[0] == "system" else roles
+    if not said or said != [("user", "assistant")[n % 2] for n in range(len(said))]:
         message = (
             f"the roles are {', '.join(roles)}; they must be user and assistant, after at most one system"
         )
         raise DataError(message, path, line)
-    return dict(pairs)
+    return messages
 
 
-def _message(message: Any, path: Path, line: int) -> tuple[str, str]:
-    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-        raise DataError("a message lacks its role or content; it must have both", path, line)
-    role, content = message["role"], message["content"]
-    if role not in _ROLES:
-        raise DataError(f"{role!r} is not a role; {nearest(str(role), _ROLES)}", path, line)
-    if not isinstance(content, str):
-        raise DataError(f"the {role}'s content is a {type(content).__name__}; it must be a text", path, line)
-    return role, content
+def _calls_tools(holder: Mapping[str, Any]) -> bool:
+    return holder.get("role") in ("tool", "function") or any(holder.get(key) for key in _TOOLS)
+
+
+def _learned(holder: Mapping[str, Any], path: Path, line: int) -> bool:
+    """Whether a row or an answer says that it is learned; where it says nothing, it is."""
+    for key in _BY_TOKEN:
+        if not absent(holder.get(key)):
+            message = (
+                f"{key!r} says which parts are learned, which cannot be heeded here; an answer is learned"
+            )
+            raise DataError(f"{message} whole, so leave the row or the key out", path, line)
+    said = {key: holder[key] for key in _LEARNED if not absent(holder.get(key))}
+    for key, value in said.items():
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise DataError(f"{key!r} is {value!r}; it must be 1 or 0, for learned or not", path, line)
+    return all(said.values())

@@ -6,14 +6,11 @@ FLORES-101, FLORES-200 and FLORES+ differ in the names of folders and files; NTR
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Final
 
-from isogloss.data.formats.lines import is_text, languages_of, plain_or_gz, read_lines, read_objects
+from isogloss.data.formats.lines import is_text, languages_of, plain_or_gz, read_lines
+from isogloss.data.formats.records import read_file
 from isogloss.errors import DataError
 from isogloss.languages.registry import Language
-
-_PLUS: Final = {"cmn_Hans": "zho_Hans", "cmn_Hant": "zho_Hant"}
-"""What FLORES+ calls otherwise than FLORES-200 did, by its own name."""
 
 
 def read(root: Path, split: str, languages: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -23,7 +20,8 @@ def read(root: Path, split: str, languages: Iterable[str]) -> dict[str, tuple[st
     They differ in corrections.
 
     Args:
-        root: The folder that holds flores101_dataset, flores200_dataset, floresp… or flores_plus.
+        root: The folder that holds flores101_dataset, flores200_dataset, floresp… or flores_plus, the last
+            with text, JSON lines or Parquet.
         split: Which sentences, as the release names them: dev or devtest.
         languages: Codes of any data set.
 
@@ -70,15 +68,15 @@ def _aligned(found: Mapping[str, tuple[Path, tuple[str, ...]]]) -> dict[str, tup
 
 
 def _sentences(path: Path) -> tuple[str, ...]:
-    """Of FLORES+, one JSON object a line with its id and text; else one sentence a line."""
-    if ".jsonl" not in path.name:
+    """Of FLORES+ on the Hub, rows with an id and a text; else one sentence a line."""
+    if not {".jsonl", ".parquet"} & set(path.suffixes):
         return tuple(read_lines(path))
     rows: dict[int, str] = {}
-    for line, row in read_objects(path):
+    for _, line, _, row in read_file(path):
         id, text = row.get("id"), row.get("text")
         if not isinstance(id, int) or isinstance(id, bool) or not is_text(text):
             given = json.dumps({"id": id, "text": text}, ensure_ascii=False)[:60]
-            raise DataError(f"{given}: the object needs a whole number id and a text", path, line)
+            raise DataError(f"{given}: the row needs a whole number id and a text", path, line)
         if id in rows:
             raise DataError(f"id {id} occurs twice; keep one row", path, line)
         rows[id] = text
@@ -88,26 +86,27 @@ def _sentences(path: Path) -> tuple[str, ...]:
 
 
 def _files(root: Path, split: str, languages: list[Language]) -> dict[str, Path]:
-    def plus(language: Language) -> str:
-        return next((ours for ours, was in _PLUS.items() if was == language.flores200), language.flores200)
-
     names: list[tuple[str, Callable[[Language], str]]] = [
         ("flores101_dataset", lambda one: f"{one.flores101}.{split}"),
         ("flores200_dataset", lambda one: f"{one.flores200}.{split}"),
-        *((one.name, lambda one: f"{split}.{plus(one)}") for one in sorted(root.glob("floresp*"))),
-        ("flores_plus", lambda one: f"{plus(one)}.jsonl"),
     ]
+    for folder in sorted({path.name for name in ("floresp*", "flores*plus*") for path in root.glob(name)}):
+        names += [
+            (folder, lambda one: f"{split}.{one.flores_plus}"),
+            (folder, lambda one: f"{one.flores_plus}.parquet"),
+            (folder, lambda one: f"{one.flores_plus}.jsonl"),
+        ]
     layouts = [
         {language.code: root / folder / split / name(language) for language in languages}
         for folder, name in names
     ]
-    missing: list[tuple[str, Path]] = []
+    missing: list[tuple[str, Path, int]] = []
     for layout in layouts:
         found = {code: plain_or_gz(path) for code, path in layout.items()}
         files = {code: path for code, path in found.items() if path}
         if len(files) == len(layout):
             return files
-        missing.append(next((code, path) for code, path in layout.items() if code not in files))
-    present = [(code, path) for code, path in missing if path.parent.is_dir()]
-    code, path = (present or missing)[0]
+        missing.append(next((code, path, len(files)) for code, path in layout.items() if code not in files))
+    # Of the release that has the most of them.
+    code, path, _ = max(missing, key=lambda one: (one[2], one[1].parent.is_dir()))
     raise DataError(f"no such file, so FLORES {split} has no {code} here; put it there or leave it out", path)

@@ -1,17 +1,25 @@
 """Lines: how every format reads and writes text, and the refusals that all formats share.
 
-Files are UTF-8, gzip-compressed or not, and split on line feeds only: some texts hold other separators.
+Files are UTF-8, compressed or not, and split on line feeds only: some texts hold other separators. Texts are
+in the form that `isogloss.data.text` states.
 """
 
+import bz2
+import contextlib
 import difflib
 import gzip
+import io
 import json
+import lzma
 import os
+import re
+import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Final, TypeGuard
 
+from isogloss.data.text import canonical, canonical_values, is_unicode
 from isogloss.errors import DataError
 from isogloss.languages.registry import Language, UnknownLanguageError, resolve
 
@@ -20,12 +28,12 @@ def read_lines(path: Path) -> list[str]:
     """The lines without their endings; a final line feed does not start another line.
 
     Raises:
-        DataError: The file is missing, a damaged gzip, or not UTF-8.
+        DataError: The file is missing, damaged, or not UTF-8.
     """
     lines = _decode(path, _read_bytes(path)).split("\n")
     if lines[-1] == "":
         lines.pop()
-    return [line.removesuffix("\r") for line in lines]
+    return [canonical(line.removesuffix("\r")) for line in lines]
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -71,18 +79,12 @@ def parse_object(line: str, path: Path, number: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         message = f"the line holds a {type(value).__name__}; each line must be one JSON object"
         raise DataError(message, path, number)
-    return value
+    return canonical_values(value)
 
 
 def is_text(value: object) -> TypeGuard[str]:
-    """Whether the value is a text that can be written as UTF-8; JSON may spell half of a surrogate pair."""
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    """Whether the value is a text, and one that can be written as UTF-8."""
+    return isinstance(value, str) and is_unicode(value)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -140,12 +142,49 @@ def _read_bytes(path: Path) -> bytes:
         near = difflib.get_close_matches(path.name, siblings, n=1)
         hint = f"; did you mean {near[0]}?" if near else "; give the path of an existing file"
         raise DataError(f"there is no such file{hint}", path) from None
-    if not data.startswith(b"\x1f\x8b"):
-        return data
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error):
-        raise DataError("the gzip data are damaged; fetch or compress the file again", path) from None
+    for begins, (name, decompress) in _COMPRESSED.items():
+        if data.startswith(begins):
+            try:
+                return decompress(data)
+            except LookupError as error:
+                message = f"the archive holds {error}; it must hold one file, so unpack it"
+                raise DataError(message, path) from None
+            except (OSError, EOFError, ValueError, RuntimeError, *_DAMAGES):
+                message = f"the {name} data are damaged; fetch or compress the file again"
+                raise DataError(message, path) from None
+    return data
+
+
+def name_within(path: Path, begins: bytes) -> str:
+    """A file's name without what compressed it, or the name of the one file in a zip archive."""
+    if begins.startswith(_ZIP):
+        with contextlib.suppress(zipfile.BadZipFile, LookupError), zipfile.ZipFile(path) as archive:
+            return _member(archive)
+    return re.sub(r"\.(gz|bz2|xz|zip)$", "", path.name)
+
+
+def _member(archive: zipfile.ZipFile) -> str:
+    names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
+    names = [name for name in names if not name.endswith("/")]
+    if len(names) != 1:
+        raise LookupError(f"{len(names)} files")
+    return names[0]
+
+
+def _unzip(data: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return archive.read(_member(archive))
+
+
+_DAMAGES: Final = (zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+_ZIP: Final = b"PK\x03\x04"
+_COMPRESSED: Final[dict[bytes, tuple[str, Callable[[bytes], bytes]]]] = {
+    b"\x1f\x8b": ("gzip", gzip.decompress),
+    b"BZh": ("bzip2", bz2.decompress),
+    b"\xfd7zXZ": ("xz", lzma.decompress),
+    _ZIP: ("zip", _unzip),
+}
+"""By what a file begins with, whatever its name."""
 
 
 def _decode(path: Path, data: bytes) -> str:

@@ -9,7 +9,8 @@ or one language a line, joined by id:
     {"id": "1", "task": "qa", "language": "sw", "instruction": "…", "response": "…"}
 
 The first row settles the form of the file. A task may be left out, and so may a response, which a teacher
-then writes. Indonesian is `ind` in the first form, because `id` is the item's.
+then writes; a language that is null is not there. Indonesian is `ind` in the first form, because `id` is the
+item's. The same rows may come as a list in a .json, or as .csv or .parquet.
 """
 
 import json
@@ -18,8 +19,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from isogloss.data.examples import ParallelExample, Turn
-from isogloss.data.formats.lines import language_of, nearest, read_objects, write_lines
-from isogloss.data.formats.rows import Row, identifier, join, task_of, turn
+from isogloss.data.formats.lines import language_of, nearest, write_lines
+from isogloss.data.formats.records import Tell, nobody, read_file
+from isogloss.data.formats.rows import (
+    LeftOut,
+    Row,
+    absent,
+    identifier,
+    join,
+    language_or_none,
+    task_of,
+    turn,
+)
 from isogloss.errors import DataError
 from isogloss.languages.registry import resolve
 
@@ -28,13 +39,17 @@ _TURN: Final = ("instruction", "response")
 _ROW: Final = (*_ITEM, "language", *_TURN)
 
 
-def read(path: Path) -> list[ParallelExample]:
+def read(path: Path, *, tell: Tell = nobody) -> list[ParallelExample]:
     """All items of the file, in the order in which their ids first occur.
 
+    Args:
+        path: The file.
+        tell: Hears how many rows are left out because their language is not known here.
+
     Raises:
-        DataError: The file is missing, or a row is malformed.
+        DataError: The file is missing, a row is malformed, or none can be used.
     """
-    return join(_rows(path), path)
+    return join(_rows(path), path, tell)
 
 
 def write(path: Path, examples: Iterable[ParallelExample]) -> None:
@@ -42,9 +57,9 @@ def write(path: Path, examples: Iterable[ParallelExample]) -> None:
     write_lines(path, (json.dumps(_item(example), ensure_ascii=False) for example in examples))
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def _rows(path: Path) -> Iterator[Row | LeftOut]:
     form: bool | None = None
-    for line, row in read_objects(path):
+    for _, line, _, row in read_file(path, "jsonl"):
         one_language = "language" in row or "instruction" in row
         if form is None:
             form = one_language
@@ -56,39 +71,41 @@ def _rows(path: Path) -> Iterator[Row]:
         yield from [_row(row, path, line)] if one_language else _wide(row, path, line)
 
 
-def _row(row: Mapping[str, Any], path: Path, line: int) -> Row:
+def _row(row: Mapping[str, Any], path: Path, line: int) -> Row | LeftOut:
     _refuse_unknown(row, _ROW, path, line)
-    if "language" not in row:
+    if absent(row.get("language")):
         raise DataError('no language; add one such as "language": "sw"', path, line)
-    language = language_of(row["language"], path, line).code
+    code = language_or_none(row["language"], path, line)
+    if isinstance(code, LeftOut):
+        return code
+    said = turn(row.get("instruction"), row.get("response"), code, path, line)
     return Row(
-        line,
-        identifier(row.get("id"), path, line),
-        task_of(row.get("task"), path, line),
-        language,
-        turn(row.get("instruction"), row.get("response"), language, path, line),
+        path, line, identifier(row.get("id"), path, line), task_of(row.get("task"), path, line), code, said
     )
 
 
-def _wide(row: Mapping[str, Any], path: Path, line: int) -> Iterator[Row]:
+def _wide(row: Mapping[str, Any], path: Path, line: int) -> Iterator[Row | LeftOut]:
     id, task = identifier(row.get("id"), path, line), task_of(row.get("task"), path, line)
-    codes = [key for key in row if key not in _ITEM]
-    if not codes:
+    said = {key: value for key, value in row.items() if key not in _ITEM and not _empty(value)}
+    if not said:
         raise DataError('no language; add one such as "sw": {"instruction": "…"}', path, line)
-    for code in codes:
-        language = language_of(code, path, line).code
-        said = row[code]
-        if not isinstance(said, dict):
-            message = f"{code} holds a {type(said).__name__}; it must be an object with an instruction"
+    for key, value in said.items():
+        if not isinstance(value, dict):
+            language_of(key, path, line)
+            message = f"{key} holds a {type(value).__name__}; it must be an object with an instruction"
             raise DataError(message, path, line)
-        _refuse_unknown(said, _TURN, path, line)
-        yield Row(
-            line,
-            id,
-            task,
-            language,
-            turn(said.get("instruction"), said.get("response"), language, path, line),
-        )
+        _refuse_unknown(value, _TURN, path, line)
+        code = language_or_none(key, path, line)
+        if isinstance(code, LeftOut):
+            yield code
+            continue
+        asked = turn(value.get("instruction"), value.get("response"), code, path, line)
+        yield Row(path, line, id, task, code, asked)
+
+
+def _empty(value: Any) -> bool:
+    """Whether a language is not there: tables have null in its place, or an object of nulls."""
+    return absent(value) or (isinstance(value, dict) and value != {} and all(map(absent, value.values())))
 
 
 def _refuse_unknown(keys: Iterable[str], known: Collection[str], path: Path, line: int) -> None:

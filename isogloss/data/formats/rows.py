@@ -1,10 +1,15 @@
 """Rows: one turn in one language, as most formats give it, and their joining by id into examples."""
 
+import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from isogloss.data.examples import ParallelExample, Turn
+from isogloss.data.formats.lines import language_of
+from isogloss.data.formats.records import Tell, nobody
+from isogloss.data.text import canonical
 from isogloss.errors import DataError
 
 TASK = "instruction"  # the task of a row that names none
@@ -12,8 +17,9 @@ TASK = "instruction"  # the task of a row that names none
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A turn, the language it is in (our code), and the line where it stands."""
+    """A turn, the language it is in (our code), and the file and line where it stands."""
 
+    path: Path
     line: int
     id: str
     task: str
@@ -21,45 +27,96 @@ class Row:
     turn: Turn
 
 
-def join(rows: Iterable[Row], path: Path) -> list[ParallelExample]:
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What a file holds and this reader cannot use, which is no reason to refuse the rest.
+
+    Attributes:
+        why: In words, {} being how many there are of the same.
+        error: What is said where the file holds nothing else.
+        whole: Whether it is a row, or a part of one that is used otherwise.
+    """
+
+    why: str
+    error: DataError
+    whole: bool = True
+
+
+def join(rows: Iterable[Row | LeftOut], path: Path, tell: Tell = nobody) -> list[ParallelExample]:
     """One example per id, in the order in which the ids first occur.
 
+    Args:
+        rows: In the order of the file.
+        path: The file or folder, for messages.
+        tell: Hears how much is left out, and why, in one line.
+
     Raises:
-        DataError: There is no row, or an id has a language twice, or two tasks.
+        DataError: There is no row that can be used, or an id has a language twice, or two tasks.
     """
     firsts: dict[str, Row] = {}
     turns: dict[str, dict[str, Turn]] = {}
+    left: list[LeftOut] = []
+    used = 0
     for row in rows:
+        if isinstance(row, LeftOut):
+            left.append(row)
+            continue
+        used += 1
         first = firsts.setdefault(row.id, row)
         if first.task != row.task:
             message = f"id {row.id!r} has task {row.task!r} here and {first.task!r} in line {first.line}"
-            raise DataError(message + "; an id has one task", path, row.line)
+            raise DataError(message + "; an id has one task", row.path, row.line)
         of_id = turns.setdefault(row.id, {})
         if row.language in of_id:
             message = f"id {row.id!r} has {row.language} twice; give each row an id of its own"
-            raise DataError(message, path, row.line)
+            raise DataError(message, row.path, row.line)
         of_id[row.language] = row.turn
     if not firsts:
-        raise DataError("the file holds no row; give it at least one", path)
+        raise left[0].error if left else DataError("the file holds no row; give it at least one", path)
+    if left:
+        counts = Counter(one.why for one in left)
+        reasons = "; ".join(why.format(number) for why, number in counts.most_common())
+        tell(f"{path}: left out of {used + sum(one.whole for one in left)} rows: {reasons}")
     return [ParallelExample(id, first.task, turns[id]) for id, first in firsts.items()]
 
 
+def language_or_none(code: object, path: Path, line: int) -> str | LeftOut:
+    """Our code of the language; a row in a language that is not known here is left out.
+
+    Raises:
+        DataError: It is no text.
+    """
+    try:
+        return language_of(code, path, line).code
+    except DataError as error:
+        if not isinstance(code, str):
+            raise
+        return LeftOut(f"{{}} in {code!r}, which is no language known here", error)
+
+
+def absent(value: object) -> bool:
+    """Whether a cell is empty: null, or pandas' not-a-number."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def identifier(value: object, path: Path, line: int) -> str:
-    """A text or whole number as an id.
+    """A text or whole number as an id; 3.0, which pandas makes of 3 where an id is missing, is 3.
 
     Raises:
         DataError: It is empty or something else.
     """
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, dict):
         message = "the id is an object; it must be a text or a whole number (Indonesian is written 'ind')"
         raise DataError(message, path, line)
-    if value is None or value == "":
+    if absent(value) or value == "":
         raise DataError("no id; give each item a text or a whole number", path, line)
     if not isinstance(value, str):
         raise DataError(f"the id is {value!r}; it must be a text or a whole number", path, line)
-    return value
+    return canonical(value, "the id", path, line)
 
 
 def turn(instruction: object, response: object, language: str, path: Path, line: int) -> Turn:
@@ -68,13 +125,13 @@ def turn(instruction: object, response: object, language: str, path: Path, line:
     Raises:
         DataError: The instruction is absent or empty, or one of them is no text.
     """
-    if instruction is None:
+    if absent(instruction):
         raise DataError(f"no instruction in {language}; add one or leave {language} out", path, line)
     asked = _text(instruction, "instruction", language, path, line)
     if not asked.strip():
         message = f"the instruction in {language} is empty; write one or leave {language} out"
         raise DataError(message, path, line)
-    answer = None if response is None else _text(response, "response", language, path, line)
+    answer = None if absent(response) else _text(response, "response", language, path, line)
     return Turn(asked, answer)
 
 
@@ -84,20 +141,15 @@ def task_of(value: object, path: Path, line: int) -> str:
     Raises:
         DataError: It is empty or no text.
     """
-    if value is None:
+    if absent(value):
         return TASK
     if not isinstance(value, str) or not value:
         raise DataError(f"the task is {value!r}; it must be a name such as {TASK!r}", path, line)
-    return value
+    return canonical(value, "the task", path, line)
 
 
 def _text(value: object, field: str, language: str, path: Path, line: int) -> str:
     if not isinstance(value, str):
         message = f"the {field} in {language} is a {type(value).__name__}; it must be a text"
         raise DataError(message, path, line)
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        message = f"the {field} in {language} holds half of a surrogate pair; write the whole character"
-        raise DataError(message, path, line) from None
-    return value
+    return canonical(value, f"the {field} in {language}", path, line)

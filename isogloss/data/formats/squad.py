@@ -1,22 +1,24 @@
 """SQuAD's layout, in which MLQA and XQuAD are released: paragraphs with questions and their answer spans."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from isogloss.data.formats.lines import is_text, read_lines
+from isogloss.data.text import canonical_values
 from isogloss.errors import DataError
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a context, with every answer that counts as right."""
+    """A question about a context, with every answer that counts as right, and its article's title."""
 
     id: str
     context: str
     question: str
     answers: tuple[str, ...]
+    article: str = ""
 
 
 def read(path: Path) -> dict[str, Question]:
@@ -28,18 +30,20 @@ def read(path: Path) -> dict[str, Question]:
     """
     text = "\n".join(read_lines(path))
     try:
-        whole = json.loads(text)
+        whole = canonical_values(json.loads(text))
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         raise DataError("not JSON; the file must hold one object in SQuAD's layout", path, line) from None
     found: dict[str, Question] = {}
     for a, article in enumerate(_list(whole, "data", "the file", path)):
         where = f"data[{a}]"
+        title = article.get("title") if isinstance(article, dict) else None
         for p, paragraph in enumerate(_list(article, "paragraphs", where, path)):
             inside = f"{where}.paragraphs[{p}]"
             context = _text(paragraph, "context", inside, path)
             for q, entry in enumerate(_list(paragraph, "qas", inside, path)):
                 one = _question(entry, context, f"{inside}.qas[{q}]", path)
+                one = replace(one, article=title if is_text(title) else "")
                 if one.id in found:
                     raise DataError(f"id {one.id!r} occurs twice; keep one question of each", path)
                 found[one.id] = one

@@ -14,7 +14,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         DataError: A column is missing, or a row has more or fewer fields than the header.
     """
     lines = read_lines(path)
-    header = lines[0].removeprefix("\ufeff").split("\t") if lines else []
+    header = lines[0].split("\t") if lines else []
     for column in columns:
         if column not in header:
             raise DataError(f"the header has no column {column}; {nearest(column, header)}", path, 1)

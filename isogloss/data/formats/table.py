@@ -1,57 +1,72 @@
-"""Tables: any file that `datasets` can open, read through a map from our fields to the table's columns.
+"""Tables: files and folders of them, read through a map from our fields to the table's columns.
 
 One language a row, joined by id:       {"id": "uid", "language": "locale", "instruction": "text"}
 all languages in a row:                 {"en.instruction": "question", "sw.instruction": "question_sw"}
 A field may be a template of columns:   {"instruction": "{premise}\\n{hypothesis}", "response": "label"}
 
-Opens .csv, .tsv, .json, .jsonl (all of these also .gz), .parquet, .arrow, a folder of such files, and what
-`Dataset.save_to_disk` wrote. A .tsv is split at tabs, its quotation marks being text. Nothing is cached.
+What can be opened is said in `records`.
 """
 
-import csv
-import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Formatter
 from typing import Any, Final
 
 from isogloss.data.examples import ParallelExample
-from isogloss.data.formats.lines import language_of, nearest, parse_object, read_lines
-from isogloss.data.formats.rows import Row, identifier, join, task_of, turn
+from isogloss.data.formats.lines import language_of, nearest
+from isogloss.data.formats.records import Record, Tell, nobody, read_records
+from isogloss.data.formats.rows import (
+    LeftOut,
+    Row,
+    absent,
+    identifier,
+    join,
+    language_or_none,
+    task_of,
+    turn,
+)
+from isogloss.data.text import canonical
 from isogloss.errors import DataError
 
 _TURN: Final = ("instruction", "response")
 _FIELDS: Final = ("id", "task", "language", *_TURN)
 
-Cells = Mapping[str, Any]
-Numbered = Iterator[tuple[int, Cells]]
+Fill = Callable[[Record], str | None]
 
 
 def read(
-    path: Path, columns: Mapping[str, str], *, language: str = "en", split: str | None = None
+    path: Path,
+    columns: Mapping[str, str],
+    *,
+    language: str = "en",
+    split: str | None = None,
+    tell: Tell = nobody,
 ) -> list[ParallelExample]:
     """All items of the table, in the order in which their ids first occur.
 
     Columns inside an object are named with dots (translation.sw). Where all languages are in a row, one
-    whose cells are empty is left out. Without an id the number of the row serves.
+    whose cells are empty is left out, and so is a row in a language that is not known here. Without an id the
+    number of the row serves.
 
     Args:
         path: A file or folder.
         columns: Our field (id, task, language, instruction, response, or sw.instruction …) to the name of
             a column, or to a template with names of columns in braces.
         language: The language of instruction and response where there is no language column.
-        split: Which part of a folder to read; needed only where it holds several.
+        split: Which part of a folder to read; train where it holds several and none is named.
+        tell: Hears which split was taken, and how many rows are left out, and why.
 
     Raises:
-        DataError: The table cannot be opened, lacks a column, or has a malformed row. In a file without
-            lines (parquet, arrow) the number after the path counts rows.
+        DataError: The table cannot be opened, lacks a column, has a malformed row, or none that can be used.
+            In a file without lines (parquet, arrow) the number after the path counts rows.
     """
     languages = _languages(columns, language_of(language, path).code, path)
-    table = [(at, _flat(cells)) for at, cells in _open(path, split)]
-    names = list(dict.fromkeys(name for _, cells in table for name in cells))
-    templates = {field: _template(column, names, path) for field, column in columns.items()} if table else {}
-    return join(_rows(table, templates, languages, path), path)
+    records = read_records(path, split, tell=tell)
+    table = _integers([record._replace(cells=_flat(record.cells)) for record in records])
+    names = list(dict.fromkeys(name for record in table for name in record.cells))
+    columns = {field: canonical(column) for field, column in columns.items()}
+    fills = {field: _template(column, names, path) for field, column in columns.items()} if table else {}
+    return join(_rows(table, fills, languages), path, tell)
 
 
 def _languages(columns: Mapping[str, str], default: str, path: Path) -> dict[str, str]:
@@ -81,37 +96,43 @@ def _languages(columns: Mapping[str, str], default: str, path: Path) -> dict[str
 
 
 def _rows(
-    table: Sequence[tuple[int, Cells]],
-    templates: Mapping[str, Callable[[Cells, int], str | None]],
-    languages: Mapping[str, str],
-    path: Path,
-) -> Iterator[Row]:
-    def cell(field: str, cells: Cells, at: int) -> str | None:
-        return templates[field](cells, at) if field in templates else None
+    table: Sequence[Record], fills: Mapping[str, Fill], languages: Mapping[str, str]
+) -> Iterator[Row | LeftOut]:
+    def cell(field: str, record: Record) -> str | None:
+        return fills[field](record) if field in fills else None
 
-    for number, (at, cells) in enumerate(table, start=1):
-        id = identifier(cell("id", cells, at) if "id" in templates else number, path, at)
-        task = task_of(cell("task", cells, at), path, at)
+    for number, record in enumerate(table, start=1):
+        path, line = record.path, record.line
+        code = _language(cell("language", record), path, line) if "language" in fills else ""
+        if isinstance(code, LeftOut):
+            yield code
+            continue
+        id = identifier(cell("id", record) if "id" in fills else number, path, line)
+        task = task_of(cell("task", record), path, line)
         there = False
         for prefix, default in languages.items():
-            code = default
-            if "language" in templates:
-                code = language_of(cell("language", cells, at), path, at).code
             dot = f"{prefix}." if prefix else ""
-            instruction, response = (cell(f"{dot}{field}", cells, at) for field in _TURN)
+            instruction, response = (cell(f"{dot}{field}", record) for field in _TURN)
             if prefix and instruction is None and response is None:
                 continue
             there = True
-            yield Row(at, id, task, code, turn(instruction, response, code, path, at))
+            said = turn(instruction, response, code or default, path, line)
+            yield Row(path, line, id, task, code or default, said)
         if not there:
-            raise DataError("no instruction in any language; fill one in or remove the row", path, at)
+            raise DataError("no instruction in any language; fill one in or remove the row", path, line)
 
 
-def _template(column: str, names: list[str], path: Path) -> Callable[[Cells, int], str | None]:
+def _language(code: str | None, path: Path, line: int) -> str | LeftOut:
+    if code is None:
+        return LeftOut("{} without a language", DataError("no language; fill it in", path, line))
+    return language_or_none(code, path, line)
+
+
+def _template(column: str, names: list[str], path: Path) -> Fill:
     """What fills a field from a row: a column's text, or several in a template."""
     if column in names or "{" not in column:
         _refuse_unknown(column, names, path)
-        return lambda cells, at: _text(cells.get(column), column, path, at)
+        return lambda record: _text(column, record)
     try:
         parts = [
             (
@@ -127,8 +148,8 @@ def _template(column: str, names: list[str], path: Path) -> Callable[[Cells, int
         if name is not None:
             _refuse_unknown(name, names, path)
 
-    def fill(cells: Cells, at: int) -> str | None:
-        values = [None if name is None else _text(cells.get(name), name, path, at) for _, name in parts]
+    def fill(record: Record) -> str | None:
+        values = [None if name is None else _text(name, record) for _, name in parts]
         if all(value is None for value in values):
             return None
         return "".join(text + (value or "") for (text, _), value in zip(parts, values, strict=True))
@@ -141,156 +162,41 @@ def _refuse_unknown(column: str, names: list[str], path: Path) -> None:
         raise DataError(f"the table has no column {column!r}; {nearest(column, names)}", path)
 
 
-def _text(value: Any, column: str, path: Path, at: int) -> str | None:
+def _text(column: str, record: Record) -> str | None:
     """A cell as text; None where it is empty or not a number."""
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+    value = record.cells.get(column)
+    if absent(value) or value == "":
         return None
     if isinstance(value, list | dict | bytes):
         message = f"the column {column!r} holds a {type(value).__name__}; only texts and numbers can be read"
-        raise DataError(message, path, at)
+        raise DataError(message, record.path, record.line)
     return str(value)
 
 
-def _flat(cells: Cells, prefix: str = "") -> dict[str, Any]:
+def _integers(table: list[Record]) -> list[Record]:
+    """Whole numbers of the columns that pandas turned into floats because a cell is empty."""
+    gaps = {name for record in table for name, value in record.cells.items() if absent(value)}
+    for record in table:
+        gaps -= {
+            name
+            for name, value in record.cells.items()
+            if not absent(value) and not (isinstance(value, float) and value.is_integer())
+        }
+    if not gaps:
+        return table
+    return [
+        record._replace(
+            cells={
+                name: int(value) if name in gaps and isinstance(value, float) and not absent(value) else value
+                for name, value in record.cells.items()
+            }
+        )
+        for record in table
+    ]
+
+
+def _flat(cells: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in cells.items():
         flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
     return flat
-
-
-def _open(path: Path, split: str | None) -> Numbered:
-    if path.is_dir():
-        return _open_folder(path, split)
-    kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
-    if kind not in _OPENERS:
-        raise DataError(f"{path.name!r} is not a kind of table; {nearest(kind, _OPENERS)}", path)
-    return _OPENERS[kind](path)
-
-
-def _open_folder(path: Path, split: str | None) -> Numbered:
-    if (path / "dataset_dict.json").is_file():
-        splits = sorted(p.name for p in path.iterdir() if p.is_dir())
-        return _open_folder(path / _one(splits, split, path), None)
-    if (path / "state.json").is_file():
-        return _saved(path)
-    files = sorted(p for p in path.iterdir() if p.name.removesuffix(".gz").rpartition(".")[2] in _OPENERS)
-    if not files:
-        raise DataError(f"no table in the folder; it must hold files in .{', .'.join(_OPENERS)}", path)
-    # Shards are named train-00000-of-00002.parquet, other files train.csv.
-    by_split: dict[str, list[Path]] = {}
-    for file in files:
-        by_split.setdefault(file.name.split(".")[0].split("-0")[0], []).append(file)
-    chosen = by_split[_one(list(by_split), split, path)]
-    return ((at, cells) for file in chosen for at, cells in _open(file, None))
-
-
-def _one(splits: list[str], split: str | None, path: Path) -> str:
-    if split is None and len(splits) != 1:
-        raise DataError(f"the folder holds several splits; name one of {', '.join(splits)}", path)
-    if split is not None and split not in splits:
-        raise DataError(f"there is no split {split!r}; {nearest(split, splits)}", path)
-    return split or splits[0]
-
-
-def _csv(path: Path) -> Numbered:
-    lines = read_lines(path)
-    reader = csv.reader((line + "\n" for line in lines), strict=True)
-    start = 1
-    header: list[str] | None = None
-    try:
-        for fields in reader:
-            if fields and header is None:
-                header = fields
-            elif fields and header is not None:
-                yield start, _named(header, fields, path, start)
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(
-            f"not CSV ({error}); quote each field that holds a quotation mark", path, start
-        ) from None
-
-
-def _tsv(path: Path) -> Numbered:
-    lines = read_lines(path)
-    header = lines[0].split("\t") if lines else []
-    for number, line in enumerate(lines[1:], start=2):
-        if line:
-            yield number, _named(header, line.split("\t"), path, number)
-
-
-def _named(header: list[str], fields: list[str], path: Path, line: int) -> Cells:
-    if len(fields) != len(header):
-        message = f"{len(fields)} fields, but the header has {len(header)}; each row must have as many"
-        raise DataError(message, path, line)
-    return dict(zip(header, fields, strict=True))
-
-
-def _json(path: Path) -> Numbered:
-    lines = read_lines(path)
-    text = "\n".join(lines)
-    if not text.lstrip().startswith("["):
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield number, parse_object(line, path, number)
-        return
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        message = f"not JSON at column {error.colno} ({error.msg}); the file must be one list of objects"
-        raise DataError(message, path, error.lineno) from None
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            message = f"item {number} of the list is a {type(row).__name__}; it must be an object"
-            raise DataError(message, path)
-        yield number, row
-
-
-def _parquet(path: Path) -> Numbered:
-    import pyarrow.parquet
-
-    return _arrow_rows(lambda: pyarrow.parquet.ParquetFile(path).read(), path)
-
-
-def _arrow(path: Path) -> Numbered:
-    import pyarrow
-
-    def table() -> Any:
-        with pyarrow.OSFile(str(path)) as file:
-            if file.read(6) == b"ARROW1":  # the file format; the library that writes data sets streams
-                file.seek(0)
-                return pyarrow.ipc.open_file(file).read_all()
-            file.seek(0)
-            return pyarrow.ipc.open_stream(file).read_all()
-
-    return _arrow_rows(table, path)
-
-
-def _saved(path: Path) -> Numbered:
-    import datasets
-
-    return _arrow_rows(
-        lambda: datasets.load_from_disk(str(path), keep_in_memory=True).with_format("arrow")[:], path
-    )
-
-
-def _arrow_rows(load: Callable[[], Any], path: Path) -> Numbered:
-    import pyarrow
-
-    try:
-        rows = load().to_pylist()
-    except FileNotFoundError:
-        raise DataError("there is no such file; give the path of an existing file", path) from None
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        message = str(error).splitlines()[0].rstrip(". ")
-        raise DataError(f"the table cannot be read ({message}); write it again", path) from None
-    return enumerate(rows, start=1)
-
-
-_OPENERS: Final[dict[str, Callable[[Path], Numbered]]] = {
-    "parquet": _parquet,
-    "csv": _csv,
-    "tsv": _tsv,
-    "json": _json,
-    "jsonl": _json,
-    "arrow": _arrow,
-}

@@ -28,29 +28,53 @@ def wording(label: str) -> str:
     return label.replace("_", " ")
 
 
-def examples(root: Path, languages: Sequence[str], tasks: Sequence[str]) -> list[ParallelExample]:
-    """Train utterances with English labels; another language's labels are never read.
+def available(root: Path, partition: str) -> set[str]:
+    """The languages whose file has the partition, and in which utterances are asked about here."""
+    return massive.available(root, partition) & templates().keys()
 
-    Tasks take turns over utterances, so that any first n examples hold them all; slots are English only.
+
+def options(rows: Sequence[massive.MassiveRow], task: str) -> dict[str, str]:
+    """The wording of every label that is met, the same in each language."""
+    return {label: wording(label) for label in sorted({getattr(row, task) for row in rows})}
+
+
+def examples(
+    root: Path, languages: Sequence[str], tasks: Sequence[str], *, all_labels: bool = False
+) -> list[ParallelExample]:
+    """Train utterances with English labels; slots are English only.
+
+    Args:
+        root: The data root.
+        languages: Beside English.
+        tasks: What is asked about each utterance.
+        all_labels: Also give the labels to other languages than English.
     """
     made = []
-    for number, row in enumerate(massive.read(root, "train", [SOURCE, *languages])):
-        for offset in range(len(tasks)):
-            task = tasks[(number + offset) % len(tasks)]
+    rows = massive.read(root, "train", [SOURCE, *languages])
+    by_task = {task: options(rows, task) for task in tasks if task in CLOSED}
+    for row in rows:
+        for task in tasks:
             if task == "slot":
                 for slot, value in row.slots.get(SOURCE, ())[:1]:
                     text = templates()[SOURCE]["slot"].format(slot=wording(slot), utt=row.utt[SOURCE])
-                    made.append(ParallelExample(f"{row.id}-slot", task, {SOURCE: Turn(text, value)}))
+                    turns = {SOURCE: Turn(text, value)}
+                    made.append(ParallelExample(f"{row.id}-slot", task, turns, group=row.id))
             else:
                 label = wording(getattr(row, task))
                 turns = {
-                    code: Turn(ask(task, code, utt), label if code == SOURCE else None)
+                    code: Turn(ask(task, code, utt), label if all_labels or code == SOURCE else None)
                     for code, utt in row.utt.items()
                 }
-                made.append(ParallelExample(f"{row.id}-{task}", task, turns))
+                texts = dict.fromkeys(turns, by_task[task])
+                made.append(ParallelExample(f"{row.id}-{task}", task, turns, texts, row.id))
     return made
 
 
 def ask(task: str, code: str, utt: str) -> str:
     """A task's instruction about an utterance."""
     return templates()[code][task].format(utt=utt)
+
+
+def reworded(task: str, utt: str) -> str:
+    """A task's English instruction in other words."""
+    return templates()["en_reworded"][task].format(utt=utt)

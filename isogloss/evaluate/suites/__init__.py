@@ -11,6 +11,7 @@ from isogloss.evaluate.suites import (
     flores101,
     language_confusion,
     massive,
+    mlqa,
     ntrex,
     parallel,
     pawsx,
@@ -50,6 +51,7 @@ SUITES: dict[str, Callable[..., SuiteData]] = {
     "ntrex": ntrex.load,
     "translation": translation.load,
     "xquad": xquad.load,
+    "mlqa": mlqa.load,
     "language_confusion": language_confusion.load,
     "parallel": parallel.load,
 }
@@ -89,6 +91,9 @@ ABOUT: dict[str, About] = {
     "xquad": About(
         "questions about a paragraph", "en ar de el es hi ro ru th tr vi zh", "CC BY-SA 4.0", "XQuAD",
         ("xquad",),
+    ),
+    "mlqa": About(
+        "questions about a passage", "en ar de es hi vi zh", "CC BY-SA 3.0", "MLQA_V1.zip", ("MLQA_V1",)
     ),
     "language_confusion": About(
         "answers in the language asked for, by line and by word", "15", "Apache-2.0",

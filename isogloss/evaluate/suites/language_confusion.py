@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from isogloss.data.draw import sample
 from isogloss.data.examples import Turn
 from isogloss.data.formats.lines import nearest, read_lines
 from isogloss.errors import DataError
@@ -39,7 +40,7 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
     for setting, source, code, path in files:
         prompts = _read(path, code)
         most = max(1, items // each[code])
-        for number in range(0, len(prompts), max(1, len(prompts) // most))[:most]:
+        for number in sample(range(len(prompts)), most, key=str, strata=lambda number: ()):
             made.append(
                 Item(
                     f"{setting}-{source}-{code}-{number + 1}", f"{setting}/{source}",
@@ -57,9 +58,11 @@ def score(items: Sequence[Item], answers: Mapping[str, Mapping[str, str]]) -> Of
         setting = task.split("/")[0]
         for code, given in answers.items():
             texts = [given[item.id] for item in items if item.task == task and item.id in given]
+            told = {text: lines_pass(text, code, candidates=candidates) for text in texts}
+            texts = [text for text in texts if told[text] is not None]
             if not texts:
                 continue
-            passed = [text for text in texts if lines_pass(text, code, candidates=candidates)]
+            passed = [text for text in texts if told[text]]
             words = [told for text in passed if (told := words_pass(text, code)) is not None]
             line, word = len(passed) / len(texts), sum(words) / len(words) if words else None
             found = {"lpr": line, "wpr": word, "lcpr": harmonic(line, word)}

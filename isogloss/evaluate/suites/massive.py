@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from isogloss.data.draw import sample
 from isogloss.data.examples import Turn
 from isogloss.data.formats import massive
-from isogloss.data.tasks.massive import CLOSED, ask, wording
+from isogloss.data.tasks.massive import CLOSED, ask, available, options, reworded, wording
 from isogloss.errors import DataError
 from isogloss.evaluate.items import Item, SuiteData
 from isogloss.languages import SOURCE
@@ -15,13 +16,14 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
     """Dev or test utterances of the languages that MASSIVE has; the others are named in no mean."""
     if root is None:
         raise DataError("the massive suite needs a data root; set data_root or ISOGLOSS_DATA")
-    there = [code for code in languages if code in massive.available(root)]
-    rows = massive.read(root, split, [SOURCE, *there])
-    labels = {task: sorted({getattr(row, task) for row in rows}) for task in CLOSED}
+    has = available(root, split)
+    codes = [SOURCE, *(code for code in languages if code in has)]
+    rows = massive.read(root, split, codes)
+    labels = {task: options(rows, task) for task in CLOSED}
     made = []
-    for number, row in enumerate(rows[:: max(1, len(rows) // items)][:items]):
+    chosen = sample(rows, items, key=lambda row: row.id, strata=lambda row: (row.scenario, row.intent))
+    for number, row in enumerate(chosen):
         task = CLOSED[number % 2]
-        codes = [SOURCE, *there]
         made.append(
             Item(
                 id=f"{row.id}-{task}",
@@ -29,9 +31,10 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
                 turns={
                     code: Turn(ask(task, code, row.utt[code]), wording(getattr(row, task))) for code in codes
                 },
-                options={code: {label: wording(label) for label in labels[task]} for code in codes},
+                options=dict.fromkeys(codes, labels[task]),
                 gold=getattr(row, task),
                 answer_language=dict.fromkeys(codes, SOURCE),
+                paraphrases=(reworded(task, row.utt[SOURCE]),),
             )
         )
     return SuiteData("massive", "1.0", split, tuple(made), {})

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from isogloss.data.draw import sample
 from isogloss.data.formats import flores
 from isogloss.data.formats.lines import languages_of
 from isogloss.errors import DataError
@@ -23,11 +24,13 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
         )
     there = [language.code for language in languages_of(languages, root) if language.ntrex]
     lines = flores.read_ntrex(root, [SOURCE, *there])
+    after = range(FOR_LAYER, len(lines[SOURCE]))
+    chosen = sample(after, sentences, key=str, strata=lambda n: ())
     return SuiteData(
         "ntrex",
         "128",
         "test",
         (),
-        {code: texts[FOR_LAYER:][:sentences] for code, texts in lines.items()},
+        {code: tuple(texts[n] for n in chosen) for code, texts in lines.items()},
         {code: texts[:FOR_LAYER] for code, texts in lines.items()},
     )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from isogloss.config import ParallelSuite
+from isogloss.data.draw import FIXED, draw, labels_of, sample
 from isogloss.data.formats import parallel_jsonl
 from isogloss.errors import DataError
 from isogloss.evaluate.items import Item, SuiteData
@@ -21,21 +22,27 @@ def load(
     sentences: int,
     options: ParallelSuite = ParallelSuite(),  # frozen
 ) -> SuiteData:
-    """Every k-th example that has English and one of the languages; retrieval is between the instructions.
+    """Examples that have English and one of the languages, spread over tasks and labels.
+
+    Retrieval is between the instructions.
 
     Accuracy is of the examples whose every response is there.
     """
     if options.path is None:
         raise DataError("the parallel suite needs a file; set evaluate.parallel.path")
+    notes: list[str] = []
     examples = [
         example
-        for example in parallel_jsonl.read(options.path)
+        for example in parallel_jsonl.read(options.path, tell=notes.append)
         if SOURCE in example.turns and any(code in example.turns for code in languages)
     ]
     if not examples:
         raise DataError(f"no example is in English and one of {', '.join(languages)}", options.path)
     made = []
-    for example in examples[:: max(1, len(examples) // items)][:items]:
+    labels = labels_of(examples)
+    for example in sample(
+        examples, items, key=lambda e: e.id, strata=lambda e: (e.task, labels.get(e.id, ""))
+    ):
         turns = {code: turn for code, turn in example.turns.items() if code in (SOURCE, *languages)}
         known = all(turn.response is not None for turn in turns.values())
         measures = {"consistency", "fidelity"} | ({"accuracy"} if known else set())
@@ -43,9 +50,12 @@ def load(
     codes = [SOURCE, *(code for code in languages if any(code in e.turns for e in examples))]
     shared = [e for e in examples if all(code in e.turns for code in codes)]
     shared = shared if len(shared) >= FEWEST else []
+    shared = draw(shared, FIXED, key=lambda e: e.id, strata=lambda e: (e.task,), proportional=True)
     for_layer, reported = shared[: len(shared) // 4], shared[len(shared) // 4 :][:sentences]
 
     def texts(chosen: list) -> dict[str, tuple[str, ...]]:
         return {code: tuple(e.turns[code].instruction for e in chosen) for code in codes} if chosen else {}
 
-    return SuiteData("parallel", "1", split, tuple(made), texts(reported), texts(for_layer))
+    return SuiteData(
+        "parallel", "1", split, tuple(made), texts(reported), texts(for_layer), notes=tuple(notes)
+    )

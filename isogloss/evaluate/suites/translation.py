@@ -1,7 +1,4 @@
-"""Translation of FLORES sentences from and into English, by chrF++ and spBLEU (Goyal et al. 2022).
-
-Asked in the wording of the demo's tasks where they are worded in the language, else in English.
-"""
+"""Translation of FLORES sentences from and into English, by chrF++ and spBLEU (Goyal et al. 2022)."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,14 +9,14 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.utils import SACREBLEU_DIR
 
 from isogloss.config import Translation
-from isogloss.data.examples import Turn
+from isogloss.data.draw import sample
 from isogloss.data.formats import flores
-from isogloss.demo.grammar import LANGUAGES, phrases
+from isogloss.data.tasks.sib200 import flores_lines
+from isogloss.data.tasks.translation import TASKS, turn
 from isogloss.errors import DataError
 from isogloss.evaluate.items import Item, Official, SuiteData, over_languages
-from isogloss.languages import SOURCE, resolve
+from isogloss.languages import SOURCE
 
-TASKS = ("from_english", "to_english")
 LONGEST = 192
 """Tokens that a translation may need."""
 
@@ -32,7 +29,10 @@ def load(
     sentences: int,
     options: Translation = Translation(),  # frozen
 ) -> SuiteData:
-    """Every k-th sentence of dev or devtest, once from English and once into it."""
+    """Sentences of dev or devtest, spread over the file, once from English and once into it.
+
+    Of dev those that SIB-200 does not hold, as far as it lies in the data root.
+    """
     if root is None:
         raise DataError("the translation suite needs a data root; set data_root or ISOGLOSS_DATA")
     metrics: dict[str, BLEU | CHRF] = {"chrf++": CHRF(word_order=2)}
@@ -41,10 +41,14 @@ def load(
     lines = flores.read(root, "dev" if split == "dev" else "devtest", [SOURCE, *languages])
     english = lines[SOURCE]
     made = []
-    for number in range(0, len(english), max(1, len(english) // items))[:items]:
+    taken, notes = flores_lines(root) if split == "dev" else frozenset(), ()
+    if taken:
+        notes = (f"{len(taken)} lines of FLORES dev are SIB-200's and are not translated.",)
+    free = [number for number in range(len(english)) if number not in taken]
+    for number in sample(free, items, key=str, strata=lambda number: ()):
         for task in TASKS:
             turns = {
-                code: _turn(task, code, english[number], texts[number])
+                code: turn(task, code, english[number], texts[number])
                 for code, texts in lines.items()
                 if code != SOURCE
             }
@@ -55,7 +59,9 @@ def load(
                     measures=frozenset({"fidelity"}), longest=LONGEST,
                 )
             )  # fmt: skip
-    return SuiteData("translation", "101", split, tuple(made), {}, score=partial(score, made, metrics))
+    return SuiteData(
+        "translation", "101", split, tuple(made), {}, score=partial(score, made, metrics), notes=notes
+    )
 
 
 def score(
@@ -82,14 +88,6 @@ def score(
                 tasks.setdefault(task, {})[name] = over_languages(values)
     signatures = {name: str(metric.get_signature()) for name, metric in metrics.items()}
     return Official(tasks, {"unreadable": empty, "signatures": signatures})
-
-
-def _turn(task: str, code: str, english: str, other: str) -> Turn:
-    text, reference = (english, other) if task == "from_english" else (other, english)
-    if code in LANGUAGES:
-        return Turn(phrases(code).instruction(task, 0, text=text), reference)
-    target = resolve(code if task == "from_english" else SOURCE).name
-    return Turn(f"Translate into {target}: {text}", reference)
 
 
 def _spbleu() -> BLEU:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from isogloss.data.draw import sample
 from isogloss.data.examples import Turn
 from isogloss.data.formats.lines import is_text, plain_or_gz, read_objects
 from isogloss.errors import DataError
@@ -19,14 +20,16 @@ FILES = {"dev": "val", "test": "test"}
 
 
 def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
-    """Every k-th premise of the split, in the languages that are asked in here; no sentences."""
+    """Premises of the split, spread over question and answer, in the languages worded here; no sentences."""
     if root is None:
         raise DataError("the xcopa suite needs a data root; set data_root or ISOGLOSS_DATA")
     codes = [SOURCE, *(code for code in languages if code in questions())]
     tables = {code: _read(root, FILES[split], code) for code in codes}
     shared = [idx for idx in tables[SOURCE] if all(_same(table, idx, tables) for table in tables.values())]
     made = []
-    for idx in shared[:: max(1, len(shared) // items)][:items]:
+    english = tables[SOURCE]
+    strata = {idx: (english[idx]["question"], str(english[idx]["label"])) for idx in shared}
+    for idx in sample(shared, items, key=str, strata=strata.__getitem__):
         gold = str(tables[SOURCE][idx]["label"])
         options = {code: {"0": t[idx]["choice1"], "1": t[idx]["choice2"]} for code, t in tables.items()}
         turns = {

@@ -5,16 +5,19 @@ nothing is said of their consistency.
 Flow: files → rows, some of each language → items (`xglue_items`) → answers → scores (`xglue_scores`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
 from isogloss.config import Xglue
-from isogloss.data.formats import xglue
+from isogloss.data.division import REPORTED, Division
+from isogloss.data.draw import sample
+from isogloss.data.formats import squad, xglue
 from isogloss.data.formats.archive import unpack
 from isogloss.data.formats.xglue import Places, XglueRow
+from isogloss.data.tasks import mlqa, pawsx, xnli
 from isogloss.errors import DataError
 from isogloss.evaluate.items import SuiteData
 from isogloss.evaluate.suites.xglue_items import make_items
@@ -42,11 +45,39 @@ def load(
     """
     places = _places(root, options)
     files, notes = _found(split, languages, options, places)
-    rows = {task: _select(task, xglue.read(task, split, those), items) for task, those in files.items()}
-    made = make_items(rows)
+    parts: tuple[str, ...] = ()
+    read = {task: xglue.read(task, split, those) for task, those in files.items()}
+    for task in read if split == "dev" else ():
+        if divided := _division(task, read[task].get(SOURCE, []), files[task]):
+            read[task] = {
+                code: [row for row in rows if not divided.learned(row.id)]
+                for code, rows in read[task].items()
+            }
+            notes, parts = (*notes, divided.note), (*parts, f"{REPORTED} of {task}")
+    made = make_items({task: _select(task, rows, items) for task, rows in read.items()})
     return SuiteData(
-        "xglue", "1.0", split, tuple(item for _, item, _ in made), {}, score=partial(score, made), notes=notes
+        "xglue",
+        "1.0",
+        f"{split} ({', '.join(parts)})" if parts else split,
+        tuple(item for _, item, _ in made),
+        {},
+        score=partial(score, made),
+        notes=notes,
     )
+
+
+def _division(task: str, english: Sequence[XglueRow], files: Mapping[str, Path]) -> Division | None:
+    """How the dev set of a task that may be learned is divided; English rows decide it."""
+    if not english:
+        return None
+    match task:
+        case "XNLI":
+            return xnli.division({row.id: row.parts["premise"] for row in english})
+        case "PAWSX":
+            return pawsx.division({row.id: (row.parts["first"], row.parts["second"]) for row in english})
+        case "MLQA":
+            return mlqa.division(squad.read(files[SOURCE]))
+    return None
 
 
 def _places(root: Path | None, options: Xglue) -> Places:
@@ -110,7 +141,7 @@ def _select(task: str, rows: dict[str, list[XglueRow]], most: int) -> Rows:
 
 
 def _some(task: str, rows: list[XglueRow], most: int) -> list[XglueRow]:
-    """Every k-th row, so that the whole file is met; of a ranking, whole queries."""
+    """Some rows, spread over the file; of a ranking, whole queries."""
     if task != "WPR":
         return _every(rows, most)
     queries = [list(group) for _, group in groupby(rows, key=lambda row: row.parts["query"])]
@@ -121,4 +152,4 @@ def _some(task: str, rows: list[XglueRow], most: int) -> list[XglueRow]:
 
 
 def _every(rows: list[T], most: int) -> list[T]:
-    return rows[:: max(1, len(rows) // most)][:most]
+    return [rows[place] for place in sample(range(len(rows)), most, key=str, strata=lambda place: ())]

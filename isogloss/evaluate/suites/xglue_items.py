@@ -10,16 +10,19 @@ import yaml
 from isogloss.data.examples import Turn
 from isogloss.data.formats import xglue
 from isogloss.data.formats.xglue import XglueRow
-from isogloss.demo.grammar import phrases
+from isogloss.data.tasks import mlqa, pawsx, xnli
 from isogloss.evaluate.items import Item
 from isogloss.languages import SOURCE
 
-LONGEST = {"NER": 256, "POS": 256, "MLQA": 48, "QG": 48, "NTG": 48}
+LONGEST = {"NER": 256, "POS": 256, "MLQA": mlqa.LONGEST, "QG": 48, "NTG": 48}
 """Tokens that an answer may need."""
 MEASURES = {"NER": (), "POS": (), "QG": ("fidelity",), "NTG": ("fidelity",)}
 """What is judged item by item, where not everything is: a whole headline is hardly ever right."""
 CUT = 1_500
 """Characters of an article or passage that are shown, except where the answer must stand in it."""
+
+SHARED = {"XNLI": xnli, "PAWSX": pawsx, "MLQA": mlqa}
+"""Tasks that are worded with the set of that name."""
 
 Made = tuple[str, Item, Mapping[str, XglueRow]]
 """The task, an item of it, and its row in each language."""
@@ -37,12 +40,9 @@ def make_items(rows: Mapping[str, Mapping[str, Mapping[str, XglueRow]]]) -> list
 def ask(task: str, code: str, row: XglueRow) -> str:
     """A task's instruction about a row."""
     parts: dict[str, Any] = dict(row.parts)
-    if task == "XNLI":
-        return phrases(code).instruction("inference", 0, **parts)
-    if task == "PAWSX":
-        return phrases(code).instruction("paraphrase", 0, **parts)
-    if task != "MLQA":
-        parts = {name: text if len(text) <= CUT else f"{text[:CUT]} …" for name, text in parts.items()}
+    if task in SHARED:
+        return SHARED[task].ask(code, **parts)
+    parts = {name: text if len(text) <= CUT else f"{text[:CUT]} …" for name, text in parts.items()}
     if task in xglue.TAGS:
         text = " ".join("_".join(token.split()) for token in row.tokens)
         parts = {"text": text, "count": len(row.tokens), "tags": ", ".join(xglue.TAGS[task])}
@@ -54,12 +54,9 @@ def ask(task: str, code: str, row: XglueRow) -> str:
 def labels(task: str, code: str) -> dict[str, str]:
     """The wording of a closed task's labels in a language."""
     if task == "XNLI":
-        return phrases(code).labels("inference")
+        return xnli.options(code)
     if task == "PAWSX":
-        return {
-            label: phrases(code).label("paraphrase", name)
-            for label, name in (("0", "different"), ("1", "same"))
-        }
+        return {label: pawsx.options(code)[name] for label, name in pawsx.LABELS.items()}
     return wordings()["labels"][task][code]
 
 

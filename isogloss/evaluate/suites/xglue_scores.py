@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from isogloss.data.formats import xglue
 from isogloss.data.formats.xglue import XglueRow
+from isogloss.data.reading import normalise, read_answer, readable
 from isogloss.evaluate import official
 from isogloss.evaluate.items import Item, Official, over_languages
-from isogloss.evaluate.reading import normalise, read_answer, readable
 from isogloss.evaluate.suites.xglue_items import Made
 
 MAIN: Final = {

@@ -1,29 +1,32 @@
 """XQuAD: a question about a paragraph, answered with words of it, in twelve languages (Artetxe et al. 2020).
 
-Asked in the wording of XGLUE's MLQA, and scored as MLQA is: by normalisation that knows each language's
-articles and, in Chinese, counts characters. SQuAD's own script knows English only.
+Asked in the wording of MLQA, and scored as MLQA is: by normalisation that knows each language's articles and,
+in Chinese, counts characters. SQuAD's own script knows English only.
 """
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from isogloss.data.draw import sample
 from isogloss.data.examples import Turn
 from isogloss.data.formats import squad
 from isogloss.data.formats.lines import plain_or_gz
 from isogloss.data.formats.squad import Question
+from isogloss.data.reading import normalise, readable
+from isogloss.data.tasks.mlqa import LONGEST, ask
 from isogloss.errors import DataError
 from isogloss.evaluate.items import Item, Official, SuiteData, over_languages
 from isogloss.evaluate.official import answer_f1, answer_match
-from isogloss.evaluate.reading import normalise, readable
-from isogloss.evaluate.suites.xglue_items import LONGEST, wordings
 from isogloss.languages import SOURCE
 
 LANGUAGES = ("en", "ar", "de", "el", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
+Tables = Mapping[str, Mapping[str, Question]]
+"""By language and id."""
 
 
 def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
-    """Every k-th question, in the languages that XQuAD has; no sentences. It has a test set alone."""
+    """Questions, spread over the file, in the languages that XQuAD has; no sentences. It is a test set."""
     if root is None:
         raise DataError("the xquad suite needs a data root; set data_root or ISOGLOSS_DATA")
     if split != "test":
@@ -36,28 +39,28 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
         if table.keys() != tables[SOURCE].keys():
             id = min(table.keys() ^ tables[SOURCE].keys())
             raise DataError(f"question {id} is there in en or in {code}, but not in both", root / "xquad")
-    ids = list(tables[SOURCE])
-    chosen = ids[:: max(1, len(ids) // items)][:items]
-    ask = wordings()["ask"]["MLQA"]
-    made = [
+    made = questions("xquad", tables, list(tables[SOURCE]), items)
+    return SuiteData("xquad", "1.0", split, made, {}, score=partial(score, "xquad", tables))
+
+
+def questions(task: str, tables: Tables, ids: Sequence[str], items: int) -> tuple[Item, ...]:
+    """Items of so many of the questions, in the languages that have each."""
+    return tuple(
         Item(
             id,
-            "xquad",
+            task,
             {
-                code: Turn(
-                    ask[code].format(context=table[id].context, question=table[id].question),
-                    table[id].answers[0],
-                )
+                code: Turn(ask(code, table[id].context, table[id].question), table[id].answers[0])
                 for code, table in tables.items()
+                if id in table
             },
-            longest=LONGEST["MLQA"],
+            longest=LONGEST,
         )
-        for id in chosen
-    ]
-    return SuiteData("xquad", "1.0", split, tuple(made), {}, score=partial(score, tables))
+        for id in sample(ids, items, key=str, strata=lambda id: ())
+    )
 
 
-def score(tables: Mapping[str, Mapping[str, Question]], answers: Mapping[str, Mapping[str, str]]) -> Official:
+def score(task: str, tables: Tables, answers: Mapping[str, Mapping[str, str]]) -> Official:
     """F1 and exact match by language."""
     f1, exact, unread = {}, {}, {}
     for code, given in answers.items():
@@ -69,7 +72,7 @@ def score(tables: Mapping[str, Mapping[str, Question]], answers: Mapping[str, Ma
     if not f1:
         return Official({})
     scores = {"f1": over_languages(f1), "exact_match": over_languages(exact)}
-    return Official({"xquad": scores}, {"unreadable": {"xquad": unread}})
+    return Official({task: scores}, {"unreadable": {task: unread}})
 
 
 def _read(root: Path, code: str) -> dict[str, Question]:

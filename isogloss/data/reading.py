@@ -2,6 +2,7 @@
 
 A closed task's answer becomes one of the item's options; an open task's becomes REFERENCE or its own words.
 Whether it is in the asked language is not judged here: fidelity does that. Knows no model and no metric.
+What a script writes in several ways without a change of meaning is in `writing`.
 Flow: normalise → the wordings of the asked language, of English, of the others → a wording inside the answer.
 """
 
@@ -9,35 +10,45 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Final, Protocol
 
-from isogloss.evaluate.items import Item
+from isogloss.data.examples import Turn
+from isogloss.data.writing import same_spelling
 
 REFERENCE: Final = "=reference"
 """The meaning of an open answer that is worded like the reference response."""
+
 
 _WRAPPING: Final = "\"'`´‘’‚‛“”„‟«»‹›「」『』〝〞〟()[]{}*_"  # quotes, brackets, the emphasis of Markdown
 _OPENING: Final = "¿¡"
 # Sentence and clause marks of Latin, Greek, Arabic, Devanagari, Ethiopic, Khmer, Burmese, Armenian, Hebrew
 # and Tibetan, and the CJK ones that NFKC leaves as they are.
 _FINAL: Final = ".,;:!?‥·،؛؞؟۔।॥።፣፤፥፦፧፨។៕၊။։՞՜׃།。、"
-_DIRECTION_MARKS: Final = {
-    ord(c): None
-    for c in "\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
-}
 _UNSPACED: Final = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+
+
+class Question(Protocol):
+    """What an answer is read by: a training example, or a suite's item."""
+
+    @property
+    def turns(self) -> Mapping[str, Turn]:
+        """Instruction and reference response by language."""
+        ...
+
+    @property
+    def options(self) -> Mapping[str, Mapping[str, str]] | None:
+        """By language, the wording of each possible meaning; None: open task."""
+        ...
 
 
 @lru_cache(maxsize=1 << 16)
 def normalise(text: str) -> str:
     """The text without what does not change its meaning; empty when nothing is left.
 
-    NFKC, case folding, single spaces; no quotes, brackets or emphasis around it, no punctuation at its end,
-    no direction marks. Turkish ı and İ become i, or a capital would hide that two words are the same.
+    One spelling of what `writing.same_spelling` knows to be the same, single spaces; no quotes, brackets or
+    emphasis around it, no punctuation at its end.
     """
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    text = text.translate(_DIRECTION_MARKS).replace("i\u0307", "i").replace("ı", "i")
-    text = " ".join(text.split())
+    text = " ".join(same_spelling(text).split())
     return text.lstrip(_WRAPPING + _OPENING + " ").rstrip(_WRAPPING + _FINAL + " ")
 
 
@@ -46,7 +57,7 @@ def readable(text: str) -> bool:
     return any(_is_letter_or_digit(c) for c in text)
 
 
-def read_answer(item: Item, language: str, answer: str) -> str | None:
+def read_answer(item: Question, language: str, answer: str) -> str | None:
     """The meaning of the answer to the item in this language; None when it is empty or cannot be read.
 
     Closed task: the option whose wording is the answer, or stands in it as whole words and is not part of a

@@ -1,0 +1,163 @@
+"""Draws: in which order examples are taken, so that any first n of them are a fair sample.
+
+Public sets are sorted by topic more often than not, so the first n of a file teach one topic, and say of the
+others nothing. Knows no file, no tokenizer and no language.
+Flow: examples → their strata (task, label) → order → the first n that can be used, over several sources.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeVar
+
+from isogloss.data.examples import ParallelExample
+from isogloss.languages import SOURCE
+
+T = TypeVar("T")
+
+MOST_LABELS: Final = 128
+"""Distinct English responses that a task without options may have and still count as closed."""
+FIXED: Final = 0
+"""The seed of evaluation's draws, which do not depend on a run's."""
+
+
+def draw(
+    items: Sequence[T],
+    seed: int,
+    *,
+    key: Callable[[T], str],
+    strata: Callable[[T], tuple[str, ...]],
+    proportional: bool = False,
+) -> list[T]:
+    """All items in the order in which they are drawn.
+
+    Within a stratum the order is that of a hash of seed and key: neither the file's order nor what is added
+    to the file changes which of two items comes first. Strata take turns, the outer ones first: any first n
+    items hold every task as often as possible, and within a task every label.
+
+    Args:
+        items: What is drawn from, each once.
+        seed: Another seed draws others.
+        key: What identifies an item's meaning, the same in every language.
+        strata: Of an item, outermost first: its task, its label. As many of every item.
+        proportional: Strata are met in proportion to their sizes instead, so that a mean over the items drawn
+            estimates the mean over all.
+    """
+
+    def ordered(some: Sequence[T], path: tuple[str, ...]) -> list[T]:
+        if not some or len(path) == len(strata(some[0])):
+            return sorted(some, key=lambda item: _hash(seed, key(item)))
+        groups: dict[str, list[T]] = {}
+        for item in some:
+            groups.setdefault(strata(item)[len(path)], []).append(item)
+        placed = []
+        for name, group in groups.items():
+            start = _hash(seed, *path, name)
+            for rank, item in enumerate(ordered(group, (*path, name))):
+                # A start of its own lets small strata come early or late as chance has it.
+                place = (rank + start) / len(group) if proportional else rank
+                placed.append((place, start, item))
+        return [item for _, _, item in sorted(placed, key=lambda one: one[:2])]
+
+    return ordered(items, ())
+
+
+def sample(
+    items: Sequence[T], most: int, *, key: Callable[[T], str], strata: Callable[[T], tuple[str, ...]]
+) -> list[T]:
+    """What an evaluation reads: so many items, in proportion to their strata, in the order given."""
+    if len(items) <= most:
+        return list(items)
+    drawn = draw(items, FIXED, key=key, strata=strata, proportional=True)[:most]
+    kept = {key(item) for item in drawn}
+    return [item for item in items if key(item) in kept]
+
+
+def in_draw_order(examples: Sequence[ParallelExample], seed: int) -> list[ParallelExample]:
+    """Training examples as they are drawn: tasks take turns, and within a closed task its labels."""
+    labels = labels_of(examples)
+    return draw(examples, seed, key=lambda e: e.id, strata=lambda e: (e.task, labels.get(e.id, "")))
+
+
+def labels_of(examples: Sequence[ParallelExample]) -> dict[str, str]:
+    """By id the label of each example of a closed task: its English response.
+
+    A task is closed where its options are known, or where three examples and more share a response on
+    average, and no more than `MOST_LABELS` responses are met.
+    """
+    responses: dict[str, Counter[str]] = {}
+    for example in examples:
+        if (label := _label(example)) is not None:
+            responses.setdefault(example.task, Counter())[label] += 1
+    closed = {
+        task for task, found in responses.items() if len(found) <= min(MOST_LABELS, found.total() / 3)
+    } | {example.task for example in examples if example.options}
+    return {e.id: label for e in examples if e.task in closed and (label := _label(e)) is not None}
+
+
+def _label(example: ParallelExample) -> str | None:
+    twin = example.turns.get(SOURCE)
+    return twin.response.strip() if twin and twin.response else None
+
+
+def _hash(*parts: object) -> float:
+    """A number from 0 to 1 that the parts decide, the same on every machine."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:6]) / 2**48
+
+
+def choose(
+    examples: Sequence[ParallelExample],
+    amounts: Mapping[str, int],
+    weights: Sequence[float],
+    lack: Callable[[ParallelExample, str], str | None],
+) -> dict[str, list[int]]:
+    """By language the places of the examples that it learns from: the first usable ones of every source.
+
+    A source gets its share of a language's amount in proportion to its weight, over the sources that have the
+    language; what it cannot fill goes to the others.
+
+    Args:
+        examples: In the order in which they are drawn.
+        amounts: How many each language takes, at most.
+        weights: Of each source; `source` of an example is the place of its own.
+        lack: Why an example cannot be used in a language; None where it can.
+    """
+    chosen: dict[str, list[int]] = {}
+    for code, amount in amounts.items():
+        there: dict[int, list[int]] = {}
+        for n, example in enumerate(examples):
+            if code in example.turns:
+                # English is not divided: what stage 1 has read comes before the others' twins.
+                there.setdefault(0 if code == SOURCE else example.source, []).append(n)
+        held = {source: len(places) for source, places in there.items()}
+        rest = {source: iter(places) for source, places in there.items()}
+        found: dict[int, list[int]] = {source: [] for source in there}
+        while True:
+            wanted = shares(amount, {source: weights[source] for source in there}, held)
+            for source, count in wanted.items():
+                while len(found[source]) < count and (n := next(rest[source], None)) is not None:
+                    if lack(examples[n], code) is None:
+                        found[source].append(n)
+            short = {source: len(found[source]) for source in there if len(found[source]) < wanted[source]}
+            if not short:
+                break
+            held |= short  # it has no more; the others fill up
+        chosen[code] = sorted(n for source, count in wanted.items() for n in found[source][:count])
+    return chosen
+
+
+def shares(amount: int, weights: Mapping[int, float], held: Mapping[int, int]) -> dict[int, int]:
+    """An amount divided in proportion to weights, by largest remainders; nobody gets more than is held."""
+    got = dict.fromkeys(weights, 0)
+    while (left := min(amount, sum(held[one] for one in weights)) - sum(got.values())) > 0:
+        open_ones = [one for one in weights if got[one] < held[one]]
+        whole = sum(weights[one] for one in open_ones)
+        exact = {one: left * weights[one] / whole for one in open_ones}
+        given = {one: int(exact[one]) for one in open_ones}
+        spare = left - sum(given.values())
+        for one in sorted(open_ones, key=lambda one: given[one] - exact[one])[:spare]:
+            given[one] += 1
+        for one in open_ones:
+            got[one] = min(held[one], got[one] + given[one])
+    return got

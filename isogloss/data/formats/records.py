@@ -1,0 +1,242 @@
+"""Records: the rows of any file or folder that people keep tables and chats in, each with where it stands.
+
+Opens .jsonl, .json, .csv and .tsv, compressed or not, .parquet, .arrow, a folder of such files with its
+splits and shards, and what `Dataset.save_to_disk` wrote. A .tsv is split at tabs, its quotation marks being
+text. Text stays as it is written: readers that guess types make 1.0 of an id 1, and nothing of the answers
+"None" and "NA". Nothing is cached.
+"""
+
+import csv
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from isogloss.data.formats.lines import name_within, nearest, read_lines, read_objects
+from isogloss.data.text import canonical_values
+from isogloss.errors import DataError
+
+Tell = Callable[[str], object]
+"""Takes one line about what was read, for the user."""
+
+
+Numbered = Iterator[tuple[int, Mapping[str, Any]]]
+
+
+class Record(NamedTuple):
+    """A row by column or key.
+
+    Attributes:
+        path: The file.
+        line: Its line there, or the number of the row where there are no lines, from 1.
+        number: The line, going on over the files of a folder.
+        cells: Values by column or key.
+    """
+
+    path: Path
+    line: int
+    number: int
+    cells: Mapping[str, Any]
+
+
+def nobody(text: str) -> None:
+    """Tells nobody."""
+
+
+def read_records(
+    path: Path, split: str | None = None, *, tell: Tell = nobody, kind: str | None = None
+) -> Iterator[Record]:
+    """The rows of a file, or of one split of a folder, its shards in the order of their names.
+
+    Args:
+        path: A file or folder.
+        split: Which part of a folder; train where there are several and none is named.
+        tell: Hears which split was taken where there were several.
+        kind: What a file is whose name does not say it, such as jsonl.
+
+    Raises:
+        DataError: The file is missing, damaged or of an unknown kind, or the folder has no such split.
+    """
+    if path.is_dir():
+        before = 0
+        for rows in _folder(path, split, tell):
+            last = 0
+            for record in rows:
+                last = record.line
+                yield record._replace(number=before + last)
+            before += last
+        return
+    if split is not None:
+        raise DataError(f"it is a file, which has no split {split!r}; leave data.split out", path)
+    yield from read_file(path, kind)
+
+
+def read_file(path: Path, kind: str | None = None) -> Iterator[Record]:
+    """As `read_records`, of one file."""
+    told = _kind(path)
+    found = told if told in _OPENERS or kind is None else kind
+    if found not in _OPENERS:
+        raise DataError(f"{path.name!r} is not a kind of table; {nearest(found, _OPENERS)}", path)
+    for line, cells in _OPENERS[found](path):
+        yield Record(path, line, line, cells)
+
+
+def _kind(path: Path) -> str:
+    """By what a file begins with, else by its name's ending."""
+    begins = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            begins = file.read(6)
+    if begins.startswith(b"PAR1"):
+        return "parquet"
+    if begins == b"ARROW1":
+        return "arrow"
+    return name_within(path, begins).rpartition(".")[2].lower()
+
+
+def _folder(path: Path, split: str | None, tell: Tell) -> Iterator[Iterable[Record]]:
+    import datasets
+    from datasets.data_files import SPLIT_KEYWORDS
+    from datasets.exceptions import DatasetsError
+
+    if (path / "dataset_dict.json").is_file():
+        saved = {p.name: p for p in sorted(path.iterdir()) if p.is_dir()}
+        yield _saved(saved[_one(list(saved), split, path, tell)])
+    elif (path / "state.json").is_file():
+        if split is not None:
+            raise DataError(f"it has no splits, so no {split!r} either; leave data.split out", path)
+        yield _saved(path)
+    else:
+        try:  # its rules for names of splits and shards, and what a README says of them
+            with tempfile.TemporaryDirectory() as cache:
+                found = datasets.load_dataset_builder(str(path), cache_dir=cache).config.data_files or {}
+        except (DatasetsError, OSError, ValueError) as error:
+            kinds = ", .".join(_OPENERS)
+            message = f"no table in the folder ({str(error).splitlines()[0][:90].rstrip('. ')})"
+            raise DataError(f"{message}; it must hold files in .{kinds}", path) from None
+        files = {str(name): sorted(map(Path, paths)) for name, paths in found.items()}
+        known = {word: str(name) for name, words in SPLIT_KEYWORDS.items() for word in words}
+        asked = split if split is None or split in files else known.get(split, split)
+        for file in files[_one(list(files), asked, path, tell)]:
+            yield read_file(file)
+
+
+def _one(splits: Sequence[str], split: str | None, path: Path, tell: Tell) -> str:
+    if split is not None:
+        if split not in splits:
+            raise DataError(f"there is no split {split!r}; {nearest(split, splits)}", path)
+        return split
+    if len(splits) == 1:
+        return splits[0]
+    if "train" not in splits:
+        raise DataError(
+            f"the folder holds {', '.join(splits)} and no train; set data.split to one of them", path
+        )
+    tell(f"{path}: of the splits {', '.join(splits)} train is read; data.split names another")
+    return "train"
+
+
+def _saved(path: Path) -> Iterator[Record]:
+    import datasets
+
+    for line, cells in _arrow_rows(
+        lambda: datasets.load_from_disk(str(path), keep_in_memory=True).with_format("arrow")[:], path
+    ):
+        yield Record(path, line, line, cells)
+
+
+def _csv(path: Path) -> Numbered:
+    csv.field_size_limit(1 << 30)  # a document may be longer than 128 KiB
+    reader = csv.reader((line + "\n" for line in read_lines(path)), strict=True)
+    start = 1
+    header: list[str] | None = None
+    try:
+        for fields in reader:
+            if fields and header is None:
+                header = fields
+            elif fields and header is not None:
+                yield start, _named(header, fields, path, start)
+            start = reader.line_num + 1
+    except csv.Error as error:
+        message = f"not CSV ({error}); quote each field that holds a quotation mark"
+        raise DataError(message, path, start) from None
+
+
+def _tsv(path: Path) -> Numbered:
+    lines = read_lines(path)
+    header = lines[0].split("\t") if lines else []
+    for number, line in enumerate(lines[1:], start=2):
+        if line:
+            yield number, _named(header, line.split("\t"), path, number)
+
+
+def _named(header: list[str], fields: list[str], path: Path, line: int) -> Mapping[str, Any]:
+    if len(fields) != len(header):
+        message = f"{len(fields)} fields, but the header has {len(header)}; each row must have as many"
+        raise DataError(message, path, line)
+    return dict(zip(header, fields, strict=True))
+
+
+def _json(path: Path) -> Numbered:
+    text = "\n".join(read_lines(path))
+    if not text.lstrip().startswith("["):
+        yield from read_objects(path)
+        return
+    try:
+        rows = canonical_values(json.loads(text))
+    except json.JSONDecodeError as error:
+        message = f"not JSON at column {error.colno} ({error.msg}); the file must be one list of objects"
+        raise DataError(message, path, error.lineno) from None
+    except (RecursionError, ValueError):
+        raise DataError("the JSON is nested too deeply, or has a number of too many digits", path) from None
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            message = f"item {number} of the list is a {type(row).__name__}; it must be an object"
+            raise DataError(message, path)
+        yield number, row
+
+
+def _parquet(path: Path) -> Numbered:
+    import pyarrow.parquet
+
+    return _arrow_rows(lambda: pyarrow.parquet.ParquetFile(path).read(), path)
+
+
+def _arrow(path: Path) -> Numbered:
+    import pyarrow
+
+    def table() -> Any:
+        with pyarrow.OSFile(str(path)) as file:
+            if file.read(6) == b"ARROW1":  # the file format; the library that writes data sets streams
+                file.seek(0)
+                return pyarrow.ipc.open_file(file).read_all()
+            file.seek(0)
+            return pyarrow.ipc.open_stream(file).read_all()
+
+    return _arrow_rows(table, path)
+
+
+def _arrow_rows(load: Callable[[], Any], path: Path) -> Numbered:
+    import pyarrow
+
+    try:
+        rows = load().to_pylist()
+    except FileNotFoundError:
+        raise DataError("there is no such file; give the path of an existing file", path) from None
+    except UnicodeDecodeError:
+        raise DataError("a text is not UTF-8; write the table again", path) from None
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        message = str(error).splitlines()[0].rstrip(". ")
+        raise DataError(f"the table cannot be read ({message}); write it again", path) from None
+    return enumerate(canonical_values(rows), start=1)
+
+
+_OPENERS: Final[dict[str, Callable[[Path], Numbered]]] = {
+    "parquet": _parquet,
+    "csv": _csv,
+    "tsv": _tsv,
+    "json": _json,
+    "jsonl": read_objects,
+    "arrow": _arrow,
+}

@@ -1,0 +1,136 @@
+"""Parallel text: sentences in English and another language, without any task.
+
+A pair can be read as two instructions that mean the same, for the hidden-state term, or be asked as a
+translation both ways; its text is a translation and no label. Sentences that evaluation retrieves or has
+translated are left out.
+Flow: files → pairs, each once, without evaluation's sentences → drawn by seed → examples.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from isogloss.config import ParallelText
+from isogloss.data.draw import draw
+from isogloss.data.examples import ParallelExample
+from isogloss.data.formats import flores, massive
+from isogloss.data.formats.lines import plain_or_gz
+from isogloss.data.formats.tab import read_table
+from isogloss.data.reading import normalise
+from isogloss.data.tasks import translation
+from isogloss.errors import DataError
+from isogloss.languages import SOURCE, languages
+
+FILES = {
+    "tatoeba": "tatoeba/en-{code}.tsv",
+    "tico19": "tico-19/all.en-{code}.tsv",
+    "course_text": "course_text/en-{code}.tsv",
+}
+SPELLINGS = {"tico19": {"es": "es-LA"}}
+"""Languages that a set calls otherwise."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A sentence in English and in another language."""
+
+    id: str
+    english: str
+    code: str
+    text: str
+
+
+def pairs_for(
+    sources: Sequence[ParallelText], root: Path | None, codes: Sequence[str], seed: int
+) -> dict[str, list[Pair]]:
+    """By language its pairs, as often as they are read; languages that no source has are absent.
+
+    Of each source at most `items` pairs of a language, drawn by seed. Those of a low-resource language come
+    `low_resource_factor` times: all of them as often as that goes, then the first drawn once more.
+
+    Raises:
+        DataError: There is no data root, a source has none of the languages, or a file is damaged.
+    """
+    if sources and root is None:
+        raise DataError("parallel_text needs a data root; set data_root, --data-root or ISOGLOSS_DATA")
+    found: dict[str, list[Pair]] = {}
+    for source in sources:
+        assert root is not None
+        there = 0
+        for code in codes:
+            pairs = [
+                pair
+                for pair in _once(_read(source.type, root, code), held_out(root, code))
+                if max(len(pair.english), len(pair.text)) <= source.max_chars
+            ]
+            there += len(pairs)
+            drawn = draw(pairs, seed, key=lambda pair: pair.english, strata=lambda pair: ())[: source.items]
+            factor = source.low_resource_factor if languages()[code].resource == "low" else 1.0
+            reads = round(factor * len(drawn))
+            if reads:
+                found.setdefault(code, []).extend(drawn[n % len(drawn)] for n in range(reads))
+        if not there:
+            raise DataError(f"parallel_text: {source.type} has none of {', '.join(codes)}; take it out", root)
+    return found
+
+
+def translation_examples(pairs: Mapping[str, Sequence[Pair]]) -> list[ParallelExample]:
+    """Every pair asked both ways in its language; in English, the sentence is its own translation."""
+    return [
+        ParallelExample(
+            f"{pair.id}-{task}",
+            task,
+            {
+                SOURCE: translation.turn(task, SOURCE, pair.english, pair.english),
+                code: translation.turn(task, code, pair.english, pair.text),
+            },
+            group=pair.id,
+            own_response=True,
+        )
+        for code, those in pairs.items()
+        for pair in those
+        for task in translation.TASKS
+    ]
+
+
+@cache
+def held_out(root: Path, code: str) -> frozenset[str]:
+    """What evaluation retrieves and has translated, normalised: all of FLORES and NTREX that lies there.
+
+    Whatever the suites are, so that the pairs do not depend on them.
+    """
+    found: set[str] = set()
+    for one in (SOURCE, code):
+        for split in ("dev", "devtest", "ntrex"):
+            try:
+                lines = (
+                    flores.read_ntrex(root, [one]) if split == "ntrex" else flores.read(root, split, [one])
+                )
+            except DataError:  # it is not there: a suite that needs it says so
+                continue
+            found.update(map(normalise, lines[one]))
+    return frozenset(found)
+
+
+def _once(pairs: Iterator[Pair], held_out: Collection[str]) -> Iterator[Pair]:
+    """Pairs with two texts, each English and each other sentence once, none of them held out."""
+    seen: set[str] = set()
+    for pair in pairs:
+        both = normalise(pair.english), normalise(pair.text)
+        if all(both) and both[0] != both[1] and not any(one in held_out or one in seen for one in both):
+            seen.update(both)
+            yield pair
+
+
+def _read(name: str, root: Path, code: str) -> Iterator[Pair]:
+    """A set's pairs in a language, in the file's order; none where it does not have the language."""
+    if name == "massive":
+        if code in massive.available(root):
+            for row in massive.read(root, "train", [SOURCE, code]):
+                yield Pair(f"massive-{code}-{row.id}", row.utt[SOURCE], code, row.utt[code])
+        return
+    spelling = SPELLINGS.get(name, {}).get(code, code)
+    if path := plain_or_gz(root / FILES[name].format(code=spelling)):
+        for number, row in enumerate(read_table(path, (SOURCE, spelling)), start=1):
+            yield Pair(f"{name}-{code}-{number}", row[SOURCE], code, row[spelling])

@@ -1,0 +1,96 @@
+"""PAWS-X: do two sentences of nearly the same words mean the same (Yang et al. 2019).
+
+Asked in the wording of the demo's paraphrase task, with label words in the language. Its training files are
+machine translations and are not read: the dev set is divided by what the English sentences share.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from isogloss.data.division import Division, components
+from isogloss.data.examples import ParallelExample, Turn
+from isogloss.data.formats.lines import plain_or_gz
+from isogloss.data.formats.tab import read_table
+from isogloss.demo.grammar import phrases
+from isogloss.errors import DataError
+from isogloss.languages import SOURCE
+
+TASK = "pawsx"
+LABELS = {"0": "different", "1": "same"}
+LANGUAGES = ("en", "de", "es", "fr", "zh")
+UNTRANSLATED = "NS"
+"""What stands in the release where a sentence was not translated; such a pair is not there."""
+
+Table = dict[str, dict[str, str]]
+"""By id, the columns of a row."""
+
+
+def ask(code: str, first: str, second: str, *, phrasing: int = 0) -> str:
+    """The instruction about a pair of sentences, in one of the wordings."""
+    return phrases(code).instruction("paraphrase", phrasing, first=first, second=second)
+
+
+@cache
+def options(code: str) -> dict[str, str]:
+    """The wording of each label."""
+    return phrases(code).labels("paraphrase")
+
+
+def read(root: Path, split: str, code: str) -> Table:
+    """The pairs of a split in one language, without those that were not translated.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    wanted = root / "pawsx" / code / f"{split}_2k.tsv"
+    path = plain_or_gz(wanted) or plain_or_gz(root / "x-final" / code / f"{split}_2k.tsv")
+    if path is None:
+        raise DataError(f"no PAWS-X {split} in {code}; put it there or leave the language out", wanted)
+    rows = read_table(path, ("id", "sentence1", "sentence2", "label"))
+    for line, row in enumerate(rows, start=2):
+        if row["label"] not in LABELS:
+            raise DataError(f"the label is {row['label']!r}; it must be 0 or 1", path, line)
+    found: Table = {}
+    for line, row in enumerate(rows, start=2):
+        if row["id"] in found:
+            raise DataError(f"id {row['id']} occurs twice; keep one row of each", path, line)
+        found[row["id"]] = row
+    if not found:
+        raise DataError("the file has no row below its header", path)
+    return {id: row for id, row in found.items() if UNTRANSLATED not in (row["sentence1"], row["sentence2"])}
+
+
+def division(pairs: Mapping[str, tuple[str, str]]) -> Division:
+    """The dev set in two parts; English pairs with a like sentence, if only by others, are on one side."""
+    return Division("PAWS-X", "sentence", components(pairs))
+
+
+def pairs(table: Table) -> dict[str, tuple[str, str]]:
+    """Both sentences of each row."""
+    return {id: (row["sentence1"], row["sentence2"]) for id, row in table.items()}
+
+
+def examples(root: Path, languages: Sequence[str], *, all_labels: bool) -> list[ParallelExample]:
+    """The part of dev that may be learned, in the languages that PAWS-X has; see `xnli.examples`."""
+    codes = [SOURCE, *(code for code in languages if code in LANGUAGES)]
+    tables = {code: read(root, "dev", code) for code in codes}
+    divided = division(pairs(tables[SOURCE]))
+    found = []
+    for id, english in tables[SOURCE].items():
+        if not divided.learned(id):
+            continue
+        rows = {code: table[id] for code, table in tables.items() if id in table}
+        if all_labels:  # of some pairs the translation has another
+            rows = {code: row for code, row in rows.items() if row["label"] == english["label"]}
+        label = LABELS[english["label"]]
+        turns = {
+            code: Turn(
+                ask(code, row["sentence1"], row["sentence2"]),
+                options(code)[label] if all_labels or code == SOURCE else None,
+            )
+            for code, row in rows.items()
+        }
+        texts = {code: options(code) for code in rows}
+        found.append(ParallelExample(f"{TASK}-{id}", TASK, turns, texts, divided.groups[id]))
+    return found

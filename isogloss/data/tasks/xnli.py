@@ -1,0 +1,64 @@
+"""XNLI: does a hypothesis follow from a premise, in fifteen languages (Conneau et al. 2018).
+
+Asked in the wording of the demo's inference task, with label words in the language. There is no training file
+in the languages: the dev set is divided by premise.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from isogloss.data.division import Division, components
+from isogloss.data.examples import ParallelExample, Turn
+from isogloss.data.formats import xglue, xnli
+from isogloss.demo.grammar import phrases
+from isogloss.languages import SOURCE
+
+TASK = "xnli"
+LANGUAGES = xglue.LANGUAGES["XNLI"]
+
+
+def ask(code: str, premise: str, hypothesis: str, *, phrasing: int = 0) -> str:
+    """The instruction about a pair of sentences, in one of the wordings."""
+    return phrases(code).instruction("inference", phrasing, premise=premise, hypothesis=hypothesis)
+
+
+@cache
+def options(code: str) -> dict[str, str]:
+    """The wording of each label."""
+    return phrases(code).labels("inference")
+
+
+def division(premises: Mapping[str, str]) -> Division:
+    """The dev set in two parts, by the English premise of each row."""
+    return Division("XNLI", "premise", components({id: (text,) for id, text in premises.items()}))
+
+
+def examples(root: Path, languages: Sequence[str], *, all_labels: bool) -> list[ParallelExample]:
+    """The part of dev that may be learned, in the languages that XNLI has.
+
+    Args:
+        root: The data root.
+        languages: Beside English.
+        all_labels: Also read the labels of other languages than English.
+    """
+    codes = [SOURCE, *(code for code in languages if code in LANGUAGES)]
+    rows = xnli.read(root, "dev", codes)
+    divided = division({row.id: row.premise[SOURCE] for row in rows})
+    return [
+        ParallelExample(
+            f"{TASK}-{row.id}",
+            TASK,
+            {
+                code: Turn(
+                    ask(code, row.premise[code], row.hypothesis[code]),
+                    options(code)[row.label] if all_labels or code == SOURCE else None,
+                )
+                for code in codes
+            },
+            {code: options(code) for code in codes},
+            divided.groups[row.id],
+        )
+        for row in rows
+        if divided.learned(row.id)
+    ]

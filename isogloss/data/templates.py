@@ -1,0 +1,131 @@
+"""Chat templates for tokenizers that bring none, as a base model's do.
+
+Each is made of control tokens that the base's tokenizer has, so that a turn ends with one token that no text
+spells; a tokenizer without any gets plain text and its end of sequence. A system text stands before the first
+turn of the user where a family of models has no role for it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from isogloss.errors import ConfigError
+
+# What the first user turn says before its own text.
+_SYSTEM_FIRST = (
+    "{%- set ns = namespace(told='') -%}"
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'system' -%}"
+    "{%- set ns.told = ns.told + message['content'] | trim + '\\n\\n' -%}"
+    "{%- else -%}"
+    "{%- set text = ns.told + message['content'] | trim -%}"
+    "{%- set ns.told = '' -%}"
+)
+_END = "{%- endif -%}{%- endfor -%}"
+
+
+def _asked(text: str) -> str:
+    return "{%- if add_generation_prompt -%}{{- '" + text + "' -}}{%- endif -%}"
+
+
+TEMPLATES: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "gemma": (
+        ("<start_of_turn>", "<end_of_turn>"),
+        _SYSTEM_FIRST
+        + "{{- '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) -}}"
+        "{{- '\\n' + text + '<end_of_turn>\\n' -}}" + _END + _asked("<start_of_turn>model\\n"),
+    ),
+    "chatml": (
+        ("<|im_start|>", "<|im_end|>"),
+        "{%- for message in messages -%}"
+        "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] | trim + '<|im_end|>\\n' -}}"
+        "{%- endfor -%}" + _asked("<|im_start|>assistant\\n"),
+    ),
+    "llama3": (
+        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        "{%- for message in messages -%}"
+        "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' -}}"
+        "{{- message['content'] | trim + '<|eot_id|>' -}}"
+        "{%- endfor -%}" + _asked("<|start_header_id|>assistant<|end_header_id|>\\n\\n"),
+    ),
+    "mistral": (
+        ("[INST]", "[/INST]"),
+        _SYSTEM_FIRST
+        + "{{- text + eos_token if message['role'] == 'assistant' else '[INST]' + text + '[/INST]' -}}"
+        + _END,
+    ),
+    "plain": (
+        (),
+        _SYSTEM_FIRST + "{{- 'Assistant:\\n' + text + eos_token if message['role'] == 'assistant' -}}"
+        "{{- 'User:\\n' + text + '\\n\\n' if message['role'] == 'user' -}}" + _END + _asked("Assistant:\\n"),
+    ),
+}
+"""By name, the control tokens that a template needs, and the template; the first that fits is the default."""
+
+
+def give_template(tokenizer: PreTrainedTokenizerBase, wanted: str | None = None) -> None:
+    """See that a tokenizer has a chat template.
+
+    Args:
+        wanted: A name of `TEMPLATES` or a Jinja file, instead of the tokenizer's own.
+
+    Raises:
+        ConfigError: The tokenizer lacks a template's control tokens, or an end of sequence; no such file.
+    """
+    if wanted is None and tokenizer.chat_template:
+        return
+    if wanted is None:
+        wanted = next(name for name, (controls, _) in TEMPLATES.items() if not _lacks(tokenizer, controls))
+    if wanted not in TEMPLATES:
+        tokenizer.chat_template = _read(wanted)
+        return
+    controls, text = TEMPLATES[wanted]
+    if lacking := _lacks(tokenizer, controls):
+        fitting = [name for name, (needed, _) in TEMPLATES.items() if not _lacks(tokenizer, needed)]
+        raise ConfigError(
+            f"chat_template: {wanted} needs the tokens {', '.join(lacking)}, which the model's tokenizer "
+            f"lacks; take {' or '.join(fitting)}, or leave it out"
+        )
+    if "eos_token" in text and not tokenizer.eos_token:
+        raise ConfigError(
+            f"chat_template: {wanted} ends a turn with the end of sequence, and the model's tokenizer names "
+            "none (eos_token); set chat_template to a Jinja file that ends an answer with a token it has"
+        )
+    tokenizer.chat_template = ("{{- bos_token -}}" if _begins(tokenizer) else "") + text
+
+
+def template_name(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Which of `TEMPLATES` a tokenizer has been given; nothing where it has one of its own."""
+    given = str(tokenizer.chat_template).removeprefix("{{- bos_token -}}")
+    return next((name for name, (_, text) in TEMPLATES.items() if text == given), "")
+
+
+def _lacks(tokenizer: PreTrainedTokenizerBase, controls: tuple[str, ...]) -> list[str]:
+    """Those that a text's reading would cut into pieces."""
+    return [token for token in controls if len(_ids(tokenizer, token)) != 1]
+
+
+def _begins(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer writes the beginning of sequence before a text, which the model then expects."""
+    read: Any = tokenizer("a")["input_ids"]
+    return tokenizer.bos_token is not None and read[0] == tokenizer.bos_token_id
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    found: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return found
+
+
+def _read(file: str) -> str:
+    path = Path(file).expanduser()
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(
+            f"chat_template: {file} is neither {', '.join(TEMPLATES)} nor a file of UTF-8 text"
+        ) from None
+    if not text.strip():
+        raise ConfigError(f"chat_template: {file} is empty")
+    return text

@@ -1,0 +1,76 @@
+"""Writing: what each script writes in several ways without a change of meaning, as one.
+
+Only for comparing answers: what is learned and shown keeps its spelling. A rule is of one script and holds in
+all its languages; what tells words apart in one of them is left alone (vowel signs of India, tones of Thai,
+Vietnamese and Yoruba, hamza, the dots of Arabic letters, й, ä).
+Flow: marks of every script → width and case → letters of one script.
+"""
+
+import re
+import unicodedata
+from typing import Final
+
+
+def same_spelling(text: str) -> str:
+    """The text in one of the spellings that mean the same.
+
+    Every script: composition, width, ligatures (NFKC), case, apostrophes, hyphens, quotation marks and
+    digits; no joiners, direction marks, variation selectors and soft hyphens.
+    Latin: Turkish ı and İ are i, or a capital would hide that two words are the same; Romanian ș and ț are
+    the older ş and ţ; œ is oe; the tone of Vietnamese oa, oe, uy stands on the first vowel (hoà, hòa).
+    Cyrillic: ё is е. Greek: no tonos, which capitals lack.
+    Arabic: no vowel marks, no tatweel; Arabic ك, ي, ه are ک, ی, ہ, as each keyboard has one of them.
+    Hebrew: no points. Ethiopic: letters that sound alike in Amharic are one.
+    Devanagari: anusvara is candrabindu, and a nasal before its own consonants is one (हिन्दी, हिंदी); no nukta
+    but in ड़ and ढ़. Malayalam: chillu letters by themselves. Thai and Lao: ae is one letter, not e twice.
+    """
+    text = unicodedata.normalize("NFKC", text.translate(_MARKS))
+    text = unicodedata.normalize("NFKC", text.casefold())
+    for chillu, letter in _CHILLU.items():
+        text = text.replace(chillu, letter)
+    text = unicodedata.normalize("NFC", _DROPPED.sub("", text).translate(_LETTERS))
+    text = text.replace("i\u0307", "i").replace("\u0e40\u0e40", "\u0e41").replace("\u0ec0\u0ec0", "\u0ec1")
+    text = _NUKTA.sub("", _NASAL.sub("\u0902", text)).replace("\u0902", "\u0901")
+    text = _TONED.sub(lambda found: _FIRST_VOWEL[found[0]], text)
+    return re.sub(r"\d", lambda digit: str(unicodedata.decimal(digit[0])), text)
+
+
+def _all(characters: str, become: str) -> dict[int, str]:
+    return dict.fromkeys(map(ord, characters), become)
+
+
+_MARKS: Final = {
+    **_all("\u2018\u2019\u201a\u201b\u2032\u02b9\u02bb\u02bc\u05f3\uff07`\u00b4", "'"),
+    **_all("\u201c\u201d\u201e\u201f\u2033\u05f4\u00ab\u00bb", '"'),
+    **_all("\u2010\u2011\u2012\u2013\u2212\u058a\u05be\ufe63\uff0d", "-"),
+    **_all("\u066a", "%"),
+    **_all("\u066b", "."),
+    **_all("\u066c", ","),
+}
+_DROPPED: Final = re.compile(
+    "[\u00ad\u034f\u061c\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufe00-\ufe0f"  # not seen
+    "\u0610-\u061a\u0640\u064b-\u0652\u0656-\u065f\u0670"
+    "\u06d6-\u06dc\u06df-\u06e4\u06e7\u06e8\u06ea-\u06ed"
+    "\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7]"
+)
+"""What is not seen; Arabic vowel marks and tatweel, but no hamza; Hebrew points."""
+_ETHIOPIC: Final = {
+    ord(alike) + order: chr(ord(letter) + order)
+    for alike, letter in (("ሐ", "ሀ"), ("ኀ", "ሀ"), ("ሠ", "ሰ"), ("ዐ", "አ"), ("ፀ", "ጸ"))
+    for order in range(7)
+}
+_LETTERS: Final = {
+    **dict(zip(map(ord, "ıșțёάέήίόύώΐΰ"), "işţеαεηιουωϊϋ", strict=True)),
+    **dict(zip(map(ord, "كيه"), "کیہ", strict=True)),
+    **_all("œ", "oe"),
+    **_ETHIOPIC,
+}
+_CHILLU: Final = {letter + "\u0d4d\u200d": chillu for letter, chillu in zip("ണനരലളക", "ൺൻർൽൾൿ", strict=True)}
+_NASAL: Final = re.compile("ङ्(?=[क-घ])|ञ्(?=[च-झ])|ण्(?=[ट-ढ])|न्(?=[त-ध])|म्(?=[प-भ])")
+_NUKTA: Final = re.compile("(?<=[कखगजफ])\u093c")
+_FIRST_VOWEL: Final = {
+    unicodedata.normalize("NFC", first + second + tone): unicodedata.normalize("NFC", first + tone + second)
+    for first, second in ("oa", "oe", "uy")
+    for tone in "\u0300\u0301\u0303\u0309\u0323"
+}
+_TONED: Final = re.compile(rf"(?<!q)({'|'.join(_FIRST_VOWEL)})(?!\w)")

@@ -1,0 +1,35 @@
+"""MLQA: a question about a passage, answered with words of it, in seven languages (Lewis et al. 2020)."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from isogloss.data.tasks.mlqa import LANGUAGES, TASK, division, read
+from isogloss.errors import DataError
+from isogloss.evaluate.items import SuiteData
+from isogloss.evaluate.suites.xquad import questions, score
+from isogloss.languages import SOURCE
+
+
+def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
+    """Questions in the languages that MLQA has, those that most languages have first; no sentences.
+
+    Of dev the part that nobody learns.
+    """
+    if root is None:
+        raise DataError("the mlqa suite needs a data root; set data_root or ISOGLOSS_DATA")
+    codes = [SOURCE, *(code for code in languages if code in LANGUAGES)]
+    tables = {code: read(root, split, code) for code in codes}
+    ids, notes = list(tables[SOURCE]), ()
+    if split == "dev":
+        divided = division(tables[SOURCE])
+        ids = [id for id in ids if not divided.learned(id)]
+        split, notes = divided.split, (divided.note,)
+    # A question is there in English and in some of the languages: each of these gets its items.
+    chosen = {
+        item.id
+        for code in codes[1:]
+        for item in questions(TASK, tables, [id for id in ids if id in tables[code]], items)
+    }
+    made = questions(TASK, tables, [id for id in ids if id in chosen], len(ids))
+    return SuiteData(TASK, "1.0", split, made, {}, score=partial(score, TASK, tables), notes=notes)

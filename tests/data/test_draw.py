@@ -1,0 +1,119 @@
+"""Draws: any first n of them are a fair sample, and stay so when the file grows."""
+
+from collections import Counter
+
+import pytest
+
+from isogloss.data.draw import choose, draw, in_draw_order, labels_of, sample, shares
+from isogloss.data.examples import ParallelExample, Turn
+from isogloss.data.sources import lacking
+
+
+def example(id: str, task: str = "qa", label: str | None = None, codes=("en", "es", "sw"), source: int = 0):
+    turns = {code: Turn(f"{id} {code}", label if code == "en" else "x") for code in codes}
+    return ParallelExample(id, task, turns, source=source)
+
+
+SORTED = [
+    example(f"{task}-{label}-{n}", task, label)
+    for task, labels in (("topic", "abcde"), ("mood", "+-"))
+    for label in labels
+    for n in range(30)
+]
+"""210 examples: a file that is sorted by task and label, as public sets are."""
+
+
+def strata(e: ParallelExample) -> tuple[str, str]:
+    return e.task, e.turns["en"].response or ""
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("count", [10, 20, 60])
+def test_any_first_n_hold_tasks_and_labels_as_evenly_as_possible(count, seed):
+    """Tasks take turns, and within a task its labels."""
+    met = Counter(map(strata, in_draw_order(SORTED, seed)[:count]))
+    tasks = Counter(task for task, _ in met.elements())
+    assert tasks == {"topic": count / 2, "mood": count / 2}
+    assert {met["topic", label] for label in "abcde"} == {count / 10}
+    assert {met["mood", label] for label in "+-"} <= {count // 4, -(-count // 4)}
+
+
+def test_the_file_s_order_has_no_say():
+    """Nor do two seeds draw the same."""
+    ids = [e.id for e in in_draw_order(SORTED, 3)]
+    assert [e.id for e in in_draw_order(SORTED[::-1], 3)] == ids
+    assert [e.id for e in in_draw_order(SORTED, 4)][:50] != ids[:50]
+
+
+def test_of_two_examples_of_a_label_the_same_comes_first_when_the_file_grows():
+    """New rows fall between the old ones."""
+    more = [example(f"new-{n}", "topic", "a") for n in range(50)]
+    before, after = ([e.id for e in in_draw_order(some, 0)] for some in (SORTED, [*more, *SORTED]))
+    for label in ("topic-a", "topic-e", "mood-+"):
+        old = [id for id in before if id.startswith(label)]
+        assert [id for id in after if id.startswith(label)] == old
+
+
+def test_open_tasks_have_no_labels():
+    """Thirty answers to thirty questions are no classes; with options they are."""
+    opened = [example(str(n), "qa", f"answer {n}") for n in range(30)]
+    assert labels_of(opened) == {}
+    assert labels_of(SORTED[:60])["topic-b-0"] == "b"
+    options = {"en": {"1": "answer 1"}}
+    closed = [ParallelExample(e.id, e.task, e.turns, options) for e in opened]
+    assert labels_of(closed)["7"] == "answer 7"
+
+
+def test_an_evaluation_s_sample_keeps_the_proportions_and_the_order():
+    """Of 90 and 10 it takes 18 and 2, whatever the run's seed is."""
+    items = [("common", n) for n in range(90)] + [("rare", n) for n in range(10)]
+    found = sample(items, 20, key=str, strata=lambda item: item[:1])
+    assert Counter(name for name, _ in found) == {"common": 18, "rare": 2}
+    assert found == sorted(found) and found[:18] != items[:18]
+    assert sample(items, 100, key=str, strata=lambda item: item[:1]) == items
+
+
+def test_proportional_strata_of_one_are_met_by_chance():
+    """A hundred labels of one item each: the first ten are not those of one place in the file."""
+    drawn = draw(range(100), 0, key=str, strata=lambda n: (str(n),), proportional=True)
+    assert sorted(drawn) == list(range(100)) and max(drawn[:10]) > 50 > min(drawn[:10])
+
+
+@pytest.mark.parametrize(
+    ("amount", "weights", "held", "expected"),
+    [
+        (48, {0: 1.0, 1: 1.0}, {0: 100, 1: 100}, {0: 24, 1: 24}),
+        (48, {0: 2.0, 1: 1.0}, {0: 100, 1: 100}, {0: 32, 1: 16}),
+        (48, {0: 1.0, 1: 1.0}, {0: 10, 1: 100}, {0: 10, 1: 38}),  # what one lacks the other fills
+        (48, {0: 1.0, 1: 1.0, 2: 2.0}, {0: 5, 1: 9, 2: 11}, {0: 5, 1: 9, 2: 11}),
+        (7, {0: 1.0, 1: 1.0, 2: 1.0}, {0: 9, 1: 9, 2: 0}, {0: 4, 1: 3, 2: 0}),
+    ],
+)
+def test_an_amount_is_shared_by_weight(amount, weights, held, expected):
+    """By largest remainders."""
+    assert shares(amount, weights, held) == expected
+
+
+def usable(e: ParallelExample, code: str) -> str | None:
+    return lacking(e, code, "reference")
+
+
+def test_a_language_of_few_has_the_first_of_one_with_many():
+    """The same meanings, though another language lacks some."""
+    drawn = in_draw_order(SORTED, 0)
+    chosen = choose(drawn, {"es": 120, "sw": 40}, [1.0], usable)
+    assert chosen["sw"] == chosen["es"][:40] == list(range(40))
+
+
+def test_a_source_without_a_language_leaves_its_share_to_the_others():
+    """Weights are over the sources that have the language; what cannot be used is passed over."""
+    first = [example(f"a{n}", label="x", codes=("en", "es")) for n in range(40)]
+    second = [example(f"b{n}", label="x", source=1) for n in range(40)]
+    blank = [
+        ParallelExample(f"c{n}", "qa", {"en": Turn("q", "a"), "sw": Turn("s", " ")}, source=1)
+        for n in range(3)
+    ]
+    chosen = choose([*first, *blank, *second], {"es": 12, "sw": 12}, [3.0, 1.0], usable)
+    assert chosen["es"] == [*range(9), 43, 44, 45]
+    assert chosen["sw"] == list(range(43, 55))
+    assert choose([*first, *blank], {"sw": 5}, [1.0, 1.0], usable) == {"sw": []}

