@@ -75,7 +75,8 @@ def test_nothing_that_is_learned_is_reported():
         [
             "data=[{type: xnli}, {type: pawsx}, {type: mlqa, max_chars: 20000}, {type: sib200}]",
             "languages.targets=[es, zh]", "distill.responses=teacher", "evaluate.split=dev",
-            "evaluate.items=5000", "evaluate.sentences=997", "evaluate.suites=[xnli, pawsx, mlqa, sib200, flores101]",
+            "evaluate.items=5000", "evaluate.sentences=997",
+            "evaluate.suites=[xnli, pawsx, mlqa, sib200, flores101]",
         ],
         data_root=ROOT,
     )  # fmt: skip

@@ -53,7 +53,7 @@ def test_training_examples_of_massive_hold_no_label_outside_english():
 @pytest.mark.data
 @needs_data
 def test_flores_reports_no_sentence_on_which_its_layer_was_chosen():
-    """200 of SIB-200's 420 lines choose the layer; none of the 420 is reported, nor the one near copy of one: 997 - 421."""
+    """200 of SIB-200's 420 lines choose the layer; of the others one is a near copy: 997 - 421."""
     suite = SUITES["flores101"](ROOT, "dev", ["sw", "bg"], 0, 900)
     assert {code: len(lines) for code, lines in suite.sentences.items()} == {"en": 576, "sw": 576, "bg": 576}
     assert {code: len(lines) for code, lines in suite.layer_sentences.items()} == {
