@@ -559,7 +559,7 @@ class Distill(Settings):
     an answer without an end within it is not learned from."""
     balance: Positive = 2.0
     """Temperature by which languages are balanced: 1 in proportion to data, larger more evenly."""
-    epochs: Positive = 6.0
+    epochs: Positive = 4.5
     """Passes over the parallel items of all languages together, English aside; by the model if not given."""
     batch: Count = 32
     """Rows per optimiser step."""

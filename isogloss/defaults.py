@@ -90,7 +90,8 @@ def table(facts: Facts | None, get: Callable[[str, Any], Any]) -> dict[str, Defa
         # On the same model the English twin alone is followed in 92 to 98 % of answers, through node texts in
         # 58 to 78 %, and an answer that is read is copied rather than learned from.
         found["distill.teacher_view"] = Default("english", "the model was trained before")
-        found["distill.teacher_reads"] = Default(("twin",), "where answers are a language's own words")
+        if not get("distill.texts", None):
+            found["distill.teacher_reads"] = Default(("twin",), "where answers are a language's own words")
         found["tune.privileged"] = Default(0.0, "the teacher reads no node texts")
     found["distill.hidden"] = Default(1.0, "the model was trained before")
     if facts and get("distill.hidden", 1.0):

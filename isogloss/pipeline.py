@@ -69,7 +69,18 @@ from isogloss.files import (
     write_text,
 )
 from isogloss.languages import SOURCE, languages
-from isogloss.model import causal_of, layers_of, load_model, load_tokenizer, pad_id, parts_of, pick_dtype
+from isogloss.model import (
+    causal_of,
+    check_base,
+    check_length,
+    layers_of,
+    load_model,
+    load_tokenizer,
+    pad_id,
+    parts_of,
+    pick_dtype,
+    skeleton,
+)
 from isogloss.report.page import write_report
 from isogloss.teacher import joining
 from isogloss.teacher.answered import TOGETHER, Answers, ended
@@ -1261,6 +1272,13 @@ def _difference(theirs: str, ours: str) -> str:
     return "of another version"
 
 
+def _check_lengths(run: Run, rows: Sequence[Row]) -> None:
+    model = skeleton(run.config.model)
+    for row in rows:
+        for prompt in (row.student.prompt, row.teacher_prompt):
+            check_length(model, run.config.model, len(prompt) + len(row.student.response), row.id)
+
+
 def check(run: Run) -> None:
     """Refuse what cannot work before anything is written.
 
@@ -1270,11 +1288,12 @@ def check(run: Run) -> None:
     """
     bases.local(run.config.model, run.watcher.say)  # where it has to be converted, that is told first
     with run.watcher.waiting("Checking the settings, the model and the data"):
-        refuse_misfit(run.config)
         tokenizer = run.base_tokenizer()
+        check_base(run.config.model, tokenizer, weights=not run.tuned.exists())
+        refuse_misfit(run.config)
         if not run.tuned.exists():
             _ = run.english  # refuses data that is not there
-            foreseen_rows(run, tokenizer)
+            _check_lengths(run, foreseen_rows(run, tokenizer))
         check_suites(run)
 
 

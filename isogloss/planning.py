@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
@@ -56,8 +55,10 @@ from isogloss.distill.trainer import Batch, Sample, Weights, batch_losses, chunk
 from isogloss.errors import ConfigError
 from isogloss.evaluate.suites import load_suite
 from isogloss.languages import SOURCE
+from isogloss.loading import read_config
 from isogloss.model import (
     EMBEDDED,
+    check_base,
     decoder_of,
     last_hidden,
     layers_of,
@@ -77,8 +78,8 @@ T = TypeVar("T")
 EFFICIENCY = 0.4
 """Share of the rate of large products that a step reaches; an assumption, which a machine's file may set."""
 SAMPLE = 8_000
-"""English examples of stage 1 that are encoded; of more, the others are taken to be as long as these, which
-is right within 1 %."""
+"""English examples of stage 1 that are encoded; of more, the others are taken to be as long as these: right
+within 1 %."""
 READ_TOGETHER = 64
 """Rows per forward of the teacher."""
 CONTEXT = 600 << 20
@@ -323,7 +324,9 @@ class Work:
         if folder.is_dir() and not any((folder / name).exists() for name in files):
             self.notes.append(f"{self.config.model} has no tokenizer: tokens are counted by the embedded one")
             return load_tokenizer(EMBEDDED)
-        return self.run.base_tokenizer()
+        tokenizer = self.run.base_tokenizer()
+        check_base(self.config.model, tokenizer, weights=False)
+        return tokenizer
 
 
 def spread(examples: Sequence[ParallelExample], most: int) -> list[ParallelExample]:
@@ -352,8 +355,8 @@ def meta_model(name: str, dtype: torch.dtype, *, gpu: bool) -> PreTrainedModel:
     """
     folder = model_folder(name)
     try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        config = read_config(name, folder)
+    except OSError as error:
         raise ConfigError(f"model: {name} has no config.json that transformers reads") from error
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(
@@ -440,8 +443,8 @@ def read_bytes(model: nn.Module, rows: int, width: int) -> int:
 @torch.no_grad()
 def cache_bytes(model: nn.Module, rows: int, width: int) -> int:
     """Bytes that the model itself keeps of what it has read: keys and values, windows of them, or states."""
-    mask = torch.ones(rows, width, dtype=torch.long, device="meta")
-    found: Any = decoder_of(model)(input_ids=torch.zeros_like(mask), attention_mask=mask, use_cache=True)
+    ids = torch.zeros(rows, width, dtype=torch.long, device="meta")
+    found: Any = decoder_of(model)(input_ids=ids, use_cache=True)
     kept = getattr(found, "past_key_values", None) or getattr(found, "cache_params", None)
     return sum(tensor.nbytes for tensor in _tensors(kept, set()))
 

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from isogloss import processes
 from isogloss.config import Config, Tune
@@ -32,7 +32,16 @@ from isogloss.distill.trainer import (
 from isogloss.errors import ConfigError
 from isogloss.files import naming
 from isogloss.languages import SOURCE
-from isogloss.model import causal_of, head, last_hidden, model_folder, pad_id, parts_of, positions
+from isogloss.model import (
+    causal_of,
+    head,
+    last_hidden,
+    load_weights,
+    model_folder,
+    pad_id,
+    parts_of,
+    positions,
+)
 from isogloss.notices import write_derived_card
 from isogloss.teacher.prompts import NodeTexts, privileged_text
 
@@ -228,4 +237,4 @@ def _whole(model: Any) -> Any:
     if not parts_of(model):
         return model.unload()
     base = causal_of(model)
-    return AutoModelForCausalLM.from_pretrained(base.name_or_path, dtype=base.dtype)
+    return load_weights(base.name_or_path, base.dtype)

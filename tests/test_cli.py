@@ -566,7 +566,7 @@ def test_an_ablation_measures_variants_on_one_reference_model(base, tmp_path, ca
         sum(node["rank"] for node in json.loads((folder / name / "tree.json").read_text())["nodes"])
         for name in ("families-0", "flat-0", "small-0")
     ]
-    assert ranks == [12 + 6 * 2, 3 * 16, 2 + 6 * 2]
+    assert ranks == [8 + 6 * 4, 3 * 16, 2 + 6 * 4]
     before = files(folder)
     assert leave(command) == 0
     assert files(folder) == before

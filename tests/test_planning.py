@@ -6,7 +6,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, Qwen2Config, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from isogloss import cli, planning
 from isogloss.config import load_config
@@ -166,6 +173,70 @@ def test_a_gpu_holds_the_logits_of_more_tokens_at_a_time(five, student, monkeypa
     rows = [Sample(Encoded((5, 6, 7), tuple(range(9, 21))), "sw", 0)]
     few, many = (planning.step_bytes(carrier.model, rows, Weights(), carrier, gpu=g) for g in (False, True))
     assert many - few >= 11 * 300 * 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers"),
+    [
+        ("gpt2", 2 * 3 * 24),  # as many keys as queries
+        ("qwen3", 2 * 3 * 2 * 6),  # two keys for four queries
+        ("bloom", 2 * 3 * 24),
+    ],
+)
+def test_a_cache_is_what_the_model_keeps(tiny, kind, numbers):
+    """Keys and values of three layers, for five rows of seven tokens, 4 bytes each."""
+    config = tiny(kind).config
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    assert planning.cache_bytes(model, 5, 7) == numbers * 5 * 7 * 4
+
+
+def test_a_window_is_all_that_its_layers_keep():
+    """Of 100 tokens one layer in two keeps the last 15, as the sixteenth is the one that is read next."""
+    config = Gemma3TextConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    assert planning.cache_bytes(model, 1, 100) == 2 * 8 * (15 + 100) * 4
+
+
+def test_a_model_without_grouped_heads_is_planned(tiny, tokenizer, tmp_path):
+    """GPT-2 has no setting for its keys; all stages are foreseen, and what follows the model explained."""
+    tiny("gpt2").save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    more = ("distill.carrier.targets=[c_attn]", "distill.max_prompt=5000", f"run={tmp_path / 'run'}")
+    found = planning.plan(load_config(None, (*SMALL, f"model={tmp_path / 'gpt2'}", *more)), BIG)
+    assert [stage.stage for stage in found.stages] == ["tune", "distill", "evaluate"]
+    assert found.stages[2].memory["cache"] > 0 and "  tune.method lora: " in "\n".join(found.settings)
+
+
+def test_a_plan_refuses_what_the_model_lacks(tiny, tokenizer, tmp_path):
+    """As `run` does, not after it has said that all fits."""
+    tiny("gpt2").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for override, says in (
+        ("distill.carrier.targets=[q_proj]", "distill.carrier.targets: .* has no q_proj"),
+        ("evaluate.layer=4", "evaluate.layer: .* has 3 decoder layers, not 4"),
+    ):
+        config = load_config(
+            None, (*SMALL, f"model={tmp_path}", "distill.carrier.targets=[c_attn]", override)
+        )
+        with pytest.raises(ConfigError, match=says):
+            planning.plan(config, BIG)
+
+
+def test_a_sample_of_english_rows_stands_for_all(read, monkeypatch):
+    """A fifth of them, of all lengths alike: as many rows, nearly as many tokens, the longest among them."""
+    lengths = sorted(len(row.prompt) + len(row.response) for row in read.english)
+    work = read.changed([])
+    del work.__dict__["english"]
+    monkeypatch.setattr(planning, "SAMPLE", 12)
+    found = sorted(len(row.prompt) + len(row.response) for row in work.english)
+    assert len(found) == len(lengths) and found[-1] == lengths[-1]
+    assert sum(found) == pytest.approx(sum(lengths), rel=0.05)
 
 
 # --- operations

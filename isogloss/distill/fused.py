@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from isogloss.distill.losses import log_softmax, outcomes_of, wide
 from isogloss.distill.topk import TopK
-from isogloss.model import causal_of
+from isogloss.model import causal_of, readout
 
 Divergence = Literal["forward", "reverse", "jensen_shannon"]
 
@@ -107,9 +107,8 @@ def frozen_head(model: nn.Module) -> Head | None:
         or not weight.is_floating_point()
     ):
         return None
-    config = causal.config.get_text_config()
-    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-    return Head(linear, scale, getattr(config, "final_logit_softcapping", None) or None)
+    made = readout(model)
+    return Head(linear, made.scale, made.cap)
 
 
 def scored(

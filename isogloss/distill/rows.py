@@ -4,13 +4,14 @@ Knows the tokenizer and the tree's paths, no model.
 """
 
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 from transformers import PreTrainedTokenizerBase
 
 from isogloss.config import Distill
-from isogloss.data.chat import Encoded, encode, encode_response
+from isogloss.data.chat import Encoded, encode, encode_prompt_with_text, encode_response
 from isogloss.data.draw import choose
 from isogloss.data.examples import ParallelExample
 from isogloss.data.sources import left_out, nothing_in, response_of
@@ -95,6 +96,14 @@ def build_rows(
     def taught(example: ParallelExample, code: str) -> tuple[str | None, str | None]:
         return response_of(example, code, english.get(example.id, ""), responses)
 
+    # A twin is read once for all languages, and few answers are given often.
+    said = cache(partial(encode_response, tokenizer))
+    asked = cache(partial(encode_prompt_with_text, tokenizer))
+
+    def read(instruction: str, response: str) -> Encoded:
+        prompt, own = asked(instruction)
+        return Encoded(prompt, said(response), own)
+
     chosen = choose(examples, amounts, weights, lambda example, code: taught(example, code)[1])
     rows: list[Row] = []
     too_long: list[str] = []
@@ -109,17 +118,17 @@ def build_rows(
             response, _ = taught(example, code)
             assert response is not None
             name = f"{example.id}/{code}"
-            student = encode(tokenizer, turn.instruction, response)
+            student = read(turn.instruction, response)
             if len(student.prompt) > limit:
                 too_long.append(
                     f"the prompt of {name} has {len(student.prompt)} tokens and the limit is {limit}; "
                     "raise distill.max_prompt or leave the row out"
                 )
                 continue
-            plain = student if code == SOURCE else encode(tokenizer, twin.instruction, answer)
+            plain = student if code == SOURCE else read(twin.instruction, answer)
             options, twin_options = (), ()
             if view == "english" and code != SOURCE and student.response != plain.response:
-                options, twin_options = _options(tokenizer, example, code, student.response)
+                options, twin_options = _options(said, example, code, student.response)
             english_alone = options or (view == "english" and student.response == plain.response)
             if code == SOURCE or (not reads and teacher is None):
                 privileged = student.prompt
@@ -167,7 +176,7 @@ Answers = tuple[tuple[int, ...], ...]
 
 
 def _options(
-    tokenizer: PreTrainedTokenizerBase, example: ParallelExample, code: str, response: tuple[int, ...]
+    said: Callable[[str], tuple[int, ...]], example: ParallelExample, code: str, response: tuple[int, ...]
 ) -> tuple[Answers, Answers]:
     """All answers that a closed task allows, in a language and in English, in one order; none of an open one.
 
@@ -176,10 +185,10 @@ def _options(
     ours, theirs = ((example.options or {}).get(one, {}) for one in (code, SOURCE))
     if not ours or ours.keys() != theirs.keys():
         return (), ()
-    options = tuple(encode_response(tokenizer, ours[meaning]) for meaning in theirs)
+    options = tuple(said(ours[meaning]) for meaning in theirs)
     if response not in options or len(set(options)) < len(options):
         return (), ()
-    return options, tuple(encode_response(tokenizer, wording) for wording in theirs.values())
+    return options, tuple(said(wording) for wording in theirs.values())
 
 
 def training_order(rows: Sequence[Row], settings: Distill, seed: int) -> list[int]:

@@ -36,6 +36,8 @@ from isogloss.standardise import Statistics, statistics_of
 Kind = Literal["hidden", "top_k"]
 FEW = 8
 """Instructions of a language below which all languages' together stand in for its statistics."""
+LOGITS = 1 << 25
+"""Logits in memory at a time."""
 SHARD = 16 << 20
 """Bytes of signals that are written together,"""
 PATIENCE = 20.0
@@ -167,7 +169,7 @@ def _option_signals(
     cost.cached_hits += len(sets) - len(kept.absent)
     if kept.several:
         processes.wait()
-    meter, fixed, done = Meter(model, 0.0), frozen_head(model), len(sets) - len(kept.absent)
+    meter, done = Meter(model, 0.0), len(sets) - len(kept.absent)
     with meter.counting():
         for places in _by_length([(*p, *chain(*o)) for p, o in sets], batch):
             chosen = kept.chosen(places)
@@ -182,22 +184,32 @@ def _option_signals(
             cost.teacher_tokens += int(mask.sum())
             cost.teacher_calls += len(chosen)
             hidden = branched_hidden(model, ids, branch, place)
-            found = []
+            at, options = [], [option for n in chosen for option in sets[n][1]]
             for row, (n, (_, _, starts)) in enumerate(zip(chosen, laid, strict=True)):
-                prompt, options = sets[n]
-                scores = []
-                for start, option in zip(starts, options, strict=True):
-                    at = [len(prompt) - 1, *range(start, start + len(option) - 1)]
-                    states = hidden[row, at]
-                    logits = (fixed.logits(states) if fixed else head(model, states)).float()
-                    own = torch.tensor(option, device=ids.device)[:, None]
-                    scores.append((logits.gather(1, own)[:, 0] - logits.logsumexp(1)).sum())
-                found.append(torch.stack(scores))
+                for start, option in zip(starts, sets[n][1], strict=True):
+                    # The prompt's last token predicts every answer's first.
+                    before = [len(sets[n][0]) - 1, *range(start, start + len(option) - 1)]
+                    at += [row * ids.shape[1] + one for one in before]
+            said = _log_probs(
+                model, hidden.flatten(0, 1)[at], torch.tensor([*chain(*options)]).to(ids.device)
+            )
+            scores = torch.stack([one.sum() for one in said.split([len(option) for option in options])])
+            found = list(scores.split([len(sets[n][1]) for n in chosen]))
             cost.add(meter)
             kept.keep(chosen, found)
             progress(done := done + len(chosen), len(sets))
         kept.join()
     return dict(zip(sets, kept.tensors(), strict=True))
+
+
+def _log_probs(model: nn.Module, states: Tensor, ids: Tensor) -> Float[Tensor, " tokens"]:
+    """ln probability of a token at each state, the logits of a chunk at a time."""
+    fixed, vocab = frozen_head(model), causal_of(model).config.get_text_config().vocab_size
+    size, found = max(1, LOGITS // vocab), []
+    for part, own in zip(states.split(size), ids.split(size), strict=True):
+        logits = (fixed.logits(part) if fixed else head(model, part)).float()
+        found.append(logits.gather(1, own[:, None])[:, 0] - logits.logsumexp(1))
+    return torch.cat(found)
 
 
 @torch.no_grad()

@@ -69,8 +69,9 @@ def read_signals(
     bar: Bar,
     cache: Cache | None = None,
     scored: Sequence[Scored] | None = None,
-) -> list[Signal]:
-    """What the settings' loss needs of the reference model, from the cache where it is there.
+) -> tuple[list[Signal], dict[str, Statistics] | None]:
+    """What the settings' loss needs of the reference model, from the cache where it is there: each row's
+    signal, and by language the statistics of the hidden-state term.
 
     Args:
         scored: What another teacher says of the rows that are not English, which takes the model's place.
@@ -83,9 +84,17 @@ def read_signals(
             model, rows, layer=layer_of(model, settings), pad_id=pad_id, kind=kind, k=k,
             teacher=settings.hears_itself, cache=cache, cost=cost, progress=progress,
         )  # fmt: skip
+    statistics = None
+    if settings.hidden:
+        with bar("Instructions in each language") as progress:
+            statistics = language_statistics(
+                model, rows, layer=layer_of(model, settings), pad_id=pad_id, cache=cache, cost=cost,
+                progress=progress,
+            )  # fmt: skip
     if scored is None:
-        return signals
-    return signals_from(rows, signals, scored, causal_of(model).config.get_text_config().vocab_size)
+        return signals, statistics
+    vocab = causal_of(model).config.get_text_config().vocab_size
+    return signals_from(rows, signals, scored, vocab), statistics
 
 
 NAMED = 10.0
@@ -153,19 +162,14 @@ def distil(
         own = [row for row in rows if row.language == SOURCE or not settings.scored_elsewhere]
         if own:
             check_teacher(carrier, own, pad_id=pad_id, layer=layer, kind=kind, k=k)
-    signals = read_signals(
+    signals, statistics = read_signals(
         carrier.model, rows, settings, pad_id=pad_id, cost=cost, bar=bar, cache=cache, scored=scored
     )
     if settings.hear == "right":
         signals = where_right(carrier.model, rows, signals)
     samples = samples_of(rows, signals)
     weights = weights_of(carrier.model, settings, retain=False)
-    statistics = None
-    if settings.hidden:
-        with bar("Instructions in each language") as progress:
-            statistics = language_statistics(
-                carrier.model, rows, layer=layer, pad_id=pad_id, cache=cache, cost=cost, progress=progress
-            )
+    if statistics is not None:
         weights = replace(weights, contrast=contrast_of(samples, statistics[SOURCE], settings))
     order = training_order(rows, settings, seed)
     steps = len(order) // settings.batch

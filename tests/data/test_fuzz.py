@@ -14,6 +14,7 @@ from xglue_files import FILES, put, squad
 
 from isogloss.config import ParallelSuite, Xglue
 from isogloss.data.formats import chat_jsonl, flores, massive, parallel_jsonl, xnli
+from isogloss.data.formats import table as tables
 from isogloss.errors import DataError
 from isogloss.evaluate.suites import SUITES
 
@@ -169,6 +170,19 @@ LOADERS = {
         },
         "own.jsonl",
         lambda root: chat_jsonl.read(root / "own.jsonl"),
+    ),
+    "table": Loader(
+        {"own.csv": table("id,lang,q,a", *(f"{n},en,q {n},a" for n in NUMBERS))},
+        "own.csv",
+        lambda root: tables.read(
+            root / "own.csv", {"id": "id", "language": "lang", "instruction": "q", "response": "a"}
+        ),
+        ",",
+    ),
+    "alpaca": Loader(
+        {"own.json": jsonl(*({"instruction": f"q {n}", "input": "", "output": "a"} for n in NUMBERS))},
+        "own.json",
+        lambda root: chat_jsonl.read(root / "own.json"),
     ),
 } | {
     f"xglue {name}": Loader(

@@ -18,6 +18,7 @@ SMALL = (
     "data.english_items=24", "languages.targets=[sw,ur]", "languages.items={high: 6, middle: 6, low: 6}",
     "distill.carrier.ranks={root: 2, family: 1, language: 2}", "distill.epochs=1", "distill.batch=6",
     "distill.kl=0.5", "distill.lr=1e-4", "distill.max_prompt=5000", "dtype=float32",
+    "distill.teacher_view=prompt", "distill.teacher_reads=[texts,twin,answer]",
 )  # fmt: skip
 
 
@@ -67,6 +68,23 @@ def test_the_cache_is_filled_once_and_distillation_spends_nothing_on_the_teacher
     assert spent == {"teacher_calls": 0, "teacher_tokens": 0, "cached_hits": rows}
     assert ledger["distill"]["cache_bytes_written"] == 0
     assert run.signals == run.folder / "cache"
+
+
+def test_in_the_english_view_one_reading_of_a_meaning_serves_all_languages(base, tmp_path):
+    """No prompt is privileged: the twin alone is read, for answers of the same tokens and for closed sets."""
+    run = opened(tmp_path / "english", base, "distill.teacher_view=english", "distill.responses=reference")
+    model, stage = run.reference_model(), pipeline.Stage("distill")
+    rows = pipeline.rows_for(run, model, run.examples, run.tree, run.taught, stage)
+    closed = [row for row in rows if row.options]
+    assert {row.language for row in closed} == {"sw", "ur"}
+    for row in closed:
+        assert row.student.response in row.options
+        assert row.teacher_prompt == row.twin_prompt
+    pipeline.run_distill(run)
+    sets = {(row.twin_prompt, row.twin_options) for row in closed}
+    assert len(sets) < len(closed)
+    alone = {(row.teacher_prompt, row.student.response) for row in rows if not row.options}
+    assert stages(run)["distill"]["teacher_calls"] == len(sets) + len(alone)
 
 
 def test_a_second_distillation_of_the_same_data_spends_nothing_and_learns_the_same(filled, base, tmp_path):

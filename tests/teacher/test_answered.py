@@ -149,7 +149,11 @@ def test_a_teachers_own_answer_and_prompt_are_shown(run, base, monkeypatch):
     """Where another model writes the responses; before it has, there is nothing to show."""
     config = load_config(
         run.folder / "config.yaml",
-        [f"distill.teacher={{type: model, path: {base}, level: sequence}}", "distill.responses=reference"],
+        [
+            f"distill.teacher={{type: model, path: {base}, level: sequence}}",
+            "distill.responses=reference",
+            "distill.teacher_view=prompt",
+        ],
     )
     items = [item | {"en": item["en"] | {"response": "a"}} for item in ITEMS]
     items = [item | {"sw": item["sw"] | {"response": "b"}} for item in items]

@@ -61,6 +61,19 @@ def test_adapters_on_more_layers_than_there_are_are_refused(tiny, tmp_path):
     assert str(caught.value) == f"distill.carrier.layers: {tmp_path} has 3 decoder layers, not 4"
 
 
+@pytest.mark.parametrize("carrier", ["lora", "prefix", "embedding"])
+@pytest.mark.parametrize("name", ["distill.layer", "evaluate.layer"])
+def test_a_layer_above_the_models_is_refused(tiny, tmp_path, name, carrier):
+    """Whatever carries what is learned; the last layer there is will do."""
+    more = (f"distill.carrier.type={carrier}", "distill.carrier.layers=3") if carrier == "lora" else (
+        f"distill.carrier.type={carrier}",
+    )  # fmt: skip
+    refuse_misfit(settings(tiny, tmp_path, "qwen3", *more, f"{name}=3"))
+    with pytest.raises(ConfigError) as caught:
+        refuse_misfit(settings(tiny, tmp_path, "qwen3", *more, f"{name}=99"))
+    assert str(caught.value) == f"{name}: {tmp_path} has 3 decoder layers, not 99"
+
+
 @pytest.mark.parametrize(
     ("kind", "carrier"),
     [

@@ -1,0 +1,112 @@
+"""Readers of real data on files of a few lines: what the tests on the data root say, where there is none."""
+
+import gzip
+import json
+import unicodedata
+from pathlib import Path
+
+from xglue_files import squad
+
+from isogloss.data.formats import squad as squad_format
+from isogloss.data.tasks import massive as tasks
+from isogloss.evaluate.suites import SUITES
+
+INTENTS = ("alarm_set", "play_music", "weather_query")
+LOCALES = {"en": "en-US", "sw": "sw-KE", "ur": "ur-PK"}
+
+
+def write(path: Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = "".join(line + "\n" for line in lines).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def massive(root: Path) -> None:
+    """Six utterances of train and of dev in three languages, compressed as in the data root."""
+    for code, locale in LOCALES.items():
+        rows = [
+            {
+                "id": str(n),
+                "partition": partition,
+                "scenario": INTENTS[n % 3].split("_")[0],
+                "intent": INTENTS[n % 3],
+                "utt": f"{code} {partition} {n}",
+                "annot_utt": f"[time : {code} {n}] {partition}",
+            }
+            for partition in ("train", "dev")
+            for n in range(6)
+        ]
+        write(root / f"massive/{locale}.jsonl.gz", *map(json.dumps, rows))
+
+
+def test_massive_asks_about_intents_and_scenarios_in_turn(tmp_path):
+    """Labels are English in every language; Bulgarian is not there."""
+    massive(tmp_path)
+    suite = SUITES["massive"](tmp_path, "dev", ["sw", "bg"], 6, 0)
+    assert [item.task for item in suite.items] == ["intent", "scenario"] * 3
+    for item in suite.items:
+        number = int(item.id.split("-")[0])
+        intent = INTENTS[number % 3]
+        label = intent.replace("_", " ") if item.task == "intent" else intent.split("_")[0]
+        assert set(item.turns) == {"en", "sw"} and item.answer_language == {"en": "en", "sw": "en"}
+        assert item.turns["sw"].response == item.turns["en"].response == label
+        assert f"sw dev {number}" in item.turns["sw"].instruction
+
+
+def test_training_examples_of_massive_hold_no_label_outside_english(tmp_path):
+    """And slots in English only, of which the first is asked for."""
+    massive(tmp_path)
+    examples = tasks.examples(tmp_path, ["sw", "ur"], ["intent", "scenario", "slot"])
+    assert len(examples) == 18
+    assert all(turn.response is None for e in examples for code, turn in e.turns.items() if code != "en")
+    slots = [e for e in examples if e.task == "slot"]
+    assert [(set(e.turns), e.turns["en"].response) for e in slots] == [({"en"}, f"en {n}") for n in range(6)]
+
+
+def test_flores_reports_no_sentence_on_which_its_layer_was_chosen(tmp_path):
+    """200 of 203 lines of dev choose; all of devtest are reported."""
+    for code in ("eng", "bul"):
+        write(tmp_path / f"flores101_dataset/dev/{code}.dev", *(f"{code} dev {n}" for n in range(203)))
+        write(tmp_path / f"flores101_dataset/devtest/{code}.devtest", *(f"{code} test {n}" for n in range(4)))
+    suite = SUITES["flores101"](tmp_path, "dev", ["bg"], 0, 900)
+    assert {code: len(lines) for code, lines in suite.sentences.items()} == {"en": 3, "bg": 3}
+    assert {code: len(lines) for code, lines in suite.layer_sentences.items()} == {"en": 200, "bg": 200}
+    assert not set(suite.sentences["en"]) & set(suite.layer_sentences["en"])
+    for english, bulgarian in zip(suite.sentences["en"], suite.sentences["bg"], strict=True):
+        assert english.replace("eng", "bul") == bulgarian
+    assert SUITES["flores101"](tmp_path, "test", ["bg"], 0, 900).sentences["bg"] == (
+        "bul test 0",
+        "bul test 1",
+        "bul test 2",
+        "bul test 3",
+    )
+
+
+def test_xnli_is_asked_and_answered_in_the_language(tmp_path):
+    """Premise, hypothesis and label word are all in Swahili."""
+    rows = [
+        f"{code}\t{label}\t{code} premise {n}\t{code} hypothesis {n}\t{n}"
+        for code in ("en", "sw")
+        for n, label in enumerate(("entailment", "neutral", "contradiction"))
+    ]
+    header = "language\tgold_label\tsentence1\tsentence2\tpairID"
+    write(tmp_path / "XNLI-1.0/xnli.test.tsv.gz", header, *rows)
+    items = SUITES["xnli"](tmp_path, "test", ["sw"], 30, 0).items
+    assert sorted((item.gold, item.turns["sw"].response) for item in items) == [
+        ("contradiction", "hapana"),
+        ("entailment", "ndiyo"),
+        ("neutral", "labda"),
+    ]
+    for item in items:
+        asked = item.turns["sw"].instruction
+        assert f"Sw premise {item.id}" in asked and f"sw hypothesis {item.id}" in asked
+
+
+def test_mlqa_s_files_are_read_compressed(tmp_path):
+    """Its answers stand in their contexts; letters that JSON escapes do too."""
+    path = tmp_path / "dev-context-vi-question-vi.json.gz"
+    context, asked = (unicodedata.normalize("NFD", text) for text in ("Hà Nội là thủ đô.", "Ở đâu?"))
+    text = squad(("q1", context, asked, "Hà Nội"))
+    path.write_bytes(gzip.compress(text.encode()))
+    (one,) = squad_format.read(path).values()
+    assert one.answers == ("Hà Nội",) and one.context == "Hà Nội là thủ đô." and one.question == "Ở đâu?"

@@ -1,0 +1,42 @@
+"""A language that joins a finished run: what is refused before its model is loaded."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from isogloss import growing
+from isogloss.config import load_config
+from isogloss.errors import ConfigError, RunError
+from isogloss.pipeline import Run, Watcher
+
+SMALL = ("languages.targets=[sw]", "languages.items={high: 2, middle: 2, low: 2}")
+
+
+def distilled(folder, *overrides: str) -> Run:
+    """A run whose tree teaches Swahili; there are no weights that could be loaded."""
+    (folder / "adapters").mkdir()
+    state = {"rows": torch.zeros(1)}
+    save_file(state, folder / "adapters" / "tree.safetensors", {"families": '{"sw": "Bantu"}'})
+    return Run(load_config(None, (*SMALL, f"run={folder}", *overrides)), Watcher())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "codes", "held"),
+    [
+        (["languages.tree=shared"], ["es"], "root"),
+        (["distill.carrier.ranks={family: 0, language: 0}"], ["es"], "root"),
+        (["distill.carrier.ranks={root: 0, family: 3, language: 0}"], ["es", "fr"], None),
+        (["distill.carrier={type: prefix, lengths: {family: 0, language: 0}}"], ["es"], "root"),
+    ],
+)
+def test_a_language_whose_nodes_would_have_no_rows_is_refused(tmp_path, overrides, codes, held):
+    """It would be trained for nothing; a new family of some rows is enough to learn in."""
+    run = distilled(tmp_path, *overrides)
+    with pytest.raises((RunError, ConfigError)) as caught:
+        growing.add_languages(run, codes)
+    nothing = (
+        f"{codes[0]} would learn nothing: its nodes would have no adapter rows, all of its path's being "
+        f"those of {held}, which stay as they are; it answers through them as it is"
+    )
+    # What is not refused for its tree goes on to look for the tuned model, which is not there.
+    assert str(caught.value) == nothing if held else "would learn nothing" not in str(caught.value)
