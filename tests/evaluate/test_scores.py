@@ -180,7 +180,7 @@ def test_other_adapters_data_or_limits_are_measured_anew(finished, tmp_path):
     )
     assert pipeline._unscored(run, scores(run)) == ["xglue", "parallel"]
     was = fields_of(scores(run)["suites"]["parallel"]["signature"])
-    now = fields_of(pipeline._signature(run, loaded["parallel"], 0, 0))
+    now = fields_of(pipeline._signature(run, loaded["parallel"], None, None))
     assert {name for name in was if was[name] != now[name]} == {"adapters", "data"}
 
 
