@@ -9,7 +9,6 @@ that returns known states and a head that returns known logits, and what it make
 No weight is read, so it works on a model without storage.
 """
 
-import copy
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -125,7 +124,7 @@ def _fit(logits: Tensor, product: Tensor) -> Readout | None:
 
 def _with(parent: nn.Module, name: str, forward: Callable[..., Any]) -> Any:
     """A copy of a module, weights shared, in which one below it has another forward."""
-    made = copy.copy(parent)
+    made = object.__new__(type(parent))  # copy.copy would call what a sharded module's class makes anew
     made.__dict__ = dict(parent.__dict__)
     made._modules = dict(parent._modules)
     for hooks in ("_forward_pre_hooks", "_forward_hooks"):
