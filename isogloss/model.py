@@ -266,6 +266,13 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
     raise ConfigError(f"no list of {count} decoder layers was found in {type(model).__name__}")
 
 
+def decoder_prefix(model: nn.Module) -> str:
+    """What the names of the text decoder's modules begin with, seen from the causal model."""
+    causal, decoder = causal_of(model), decoder_of(model)
+    name = next(name for name, module in causal.named_modules() if module is decoder)
+    return f"{name}." if name else ""
+
+
 def keeps_keys_alone(model: nn.Module) -> bool:
     """Whether what the decoder keeps of a text is keys and values of every token.
 

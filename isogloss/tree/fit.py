@@ -7,7 +7,7 @@ from transformers.pytorch_utils import Conv1D
 
 from isogloss.config import Config, LoraCarrier
 from isogloss.errors import ConfigError
-from isogloss.model import KEYED, keeps_keys_alone, layers_of, skeleton, two_thirds
+from isogloss.model import KEYED, decoder_prefix, keeps_keys_alone, layers_of, skeleton, two_thirds
 from isogloss.tree.lora import TreeLora
 from isogloss.tree.nodes import ROOT, Node, Tree
 
@@ -50,6 +50,10 @@ def lora_shape(model: nn.Module, settings: LoraCarrier) -> dict[str, Any]:
 
 
 def linear_names(model: nn.Module) -> list[str]:
-    """The modules that adapters can be put on, the head aside."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    return [name for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    """The text decoder's modules that adapters can be put on."""
+    prefix, head = decoder_prefix(model), model.get_output_embeddings()  # type: ignore[operator]
+    return [
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Linear | Conv1D) and name.startswith(prefix) and m is not head
+    ]
