@@ -1,23 +1,40 @@
 """Greedy answers in batches, each row on its own path; knows no suite."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from isogloss.data.chat import encode_prompt, end_of_turn, pad
-from isogloss.model import most_tokens, pad_id
+from isogloss.model import causal_of, most_tokens, pad_id
 from isogloss.tree.carrier import Carrier
 
 PROMPTS = 8192
 """Tokens of prompts that are answered together on a processor, whose memory long ones would fill."""
 
 
-@torch.no_grad()
+class Answer(NamedTuple):
+    """What a model answers."""
+
+    text: str
+    """Without end of turn and special tokens."""
+    ended: bool
+    """It ends where the model ended it, not where the limit of new tokens cut it."""
+
+
 def answers(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, instructions: Sequence[str], **how: Any
+) -> list[str]:
+    """The texts of `whole_answers`, which takes the same arguments."""
+    return [answer.text for answer in whole_answers(model, tokenizer, instructions, **how)]
+
+
+@torch.no_grad()
+def whole_answers(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     instructions: Sequence[str],
@@ -29,23 +46,22 @@ def answers(
     max_new_tokens: int = 24,
     sample: bool = False,
     progress: Callable[[int, int], None] = lambda done, of: None,
-    cut: list[bool] | None = None,
-) -> list[str]:
-    """One answer per instruction, in their order, end of turn and special tokens removed.
+) -> list[Answer]:
+    """One answer per instruction, in their order.
 
     Args:
         languages: With a carrier, whose path each row reads; without it the reference model answers.
         systems: System text of each row, where there is one.
         sample: Draw from the model's distribution; else the likeliest token each time.
-        cut: Filled with whether each answer had no end within `max_new_tokens`.
     """
     systems = systems or [None] * len(instructions)
     prompts = [
         encode_prompt(tokenizer, text, system) for text, system in zip(instructions, systems, strict=True)
     ]
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    found, unended = [""] * len(prompts), [False] * len(prompts)
-    done, ends = 0, set(stops(model, tokenizer)) if prompts else set()
+    found = [Answer("", ended=False)] * len(prompts)
+    ends = set(stops(model, tokenizer))
+    done = 0
     for chosen in in_batches(order, prompts, batch, most_tokens(model, PROMPTS)):
         made = complete(
             model, tokenizer, [prompts[i] for i in chosen],
@@ -53,12 +69,10 @@ def answers(
             carrier=carrier, max_new_tokens=max_new_tokens, do_sample=sample,
         )  # fmt: skip
         texts = tokenizer.batch_decode(made, skip_special_tokens=True)
-        for number, text, row in zip(chosen, texts, made.tolist(), strict=True):
-            found[number], unended[number] = text.strip(), ends.isdisjoint(row)
+        for number, text, tokens in zip(chosen, texts, made.tolist(), strict=True):
+            found[number] = Answer(text.strip(), ended=not ends.isdisjoint(tokens))
         done += len(chosen)
         progress(done, len(order))
-    if cut is not None:
-        cut[:] = unended
     return found
 
 
@@ -92,29 +106,41 @@ def complete(
 
     Args:
         options: More of what transformers' `generate` takes, such as a streamer.
+
+    Every token is the likeliest, or drawn from the model's own distribution; nothing that a model's folder
+    says of generation acts but which tokens end an answer.
     """
     model.eval()
     device = next(model.parameters()).device
     ids, mask = (t.to(device) for t in pad([list(prompt) for prompt in prompts], pad_id(tokenizer), "left"))
     if carrier is not None and languages is not None:
         carrier.set_path(languages)
+    drawn = {"temperature": 1.0, "top_p": 1.0, "top_k": 0} if do_sample else {}
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=do_sample, use_cache=True,
+        eos_token_id=stops(model, tokenizer), pad_token_id=pad_id(tokenizer), **drawn,
+    )  # fmt: skip
     try:
-        made = model.generate(  # type: ignore[operator]  # PeftModel and PreTrainedModel both generate
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=do_sample,
-            temperature=1.0 if do_sample else None,
-            top_p=1.0 if do_sample else None,
-            top_k=0 if do_sample else None,
-            eos_token_id=stops(model, tokenizer),
-            pad_token_id=tokenizer.pad_token_id,
-            **options,
-        )
+        with _generating(model, settings):
+            made = model.generate(  # type: ignore[operator]  # PeftModel and PreTrainedModel both generate
+                input_ids=ids, attention_mask=mask, generation_config=settings, **options
+            )
     finally:
         if carrier is not None:
             carrier.off()
     return made[:, ids.shape[1] :]
+
+
+@contextmanager
+def _generating(model: nn.Module, settings: GenerationConfig) -> Iterator[None]:
+    """`generate` fills what its settings leave open from the model's own, which are these inside."""
+    causal = causal_of(model)
+    own = causal.generation_config
+    causal.generation_config = settings
+    try:
+        yield
+    finally:
+        causal.generation_config = own
 
 
 def stops(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:

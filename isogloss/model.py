@@ -14,7 +14,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -24,10 +23,17 @@ from transformers import (
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from isogloss import processes
-from isogloss.data.chat import pad, response_positions
+from isogloss.data.chat import encode_prompt, encode_response, pad, response_positions
+from isogloss.data.tokens import special_ids
 from isogloss.errors import ConfigError
+from isogloss.loading import check_adapter, check_weights, keep_ends, named, read_config, take_plainly
+from isogloss.readout import Readout, readout_of
 
 EMBEDDED = "demo"
+KEYED = ("full_attention", "sliding_attention", "chunked_attention")
+"""Kinds of layers, in transformers' words, that keep keys and values."""
+PROBED = 8
+"""Tokens on which a model's own logits are compared with ours."""
 TOKENS = 1536
 """Tokens of a forward without gradient on a processor, whose cache does not hold the states of more."""
 
@@ -77,15 +83,42 @@ def load_model(
             bnb_4bit_use_double_quant=True,
         )  # fmt: skip
         more = {"quantization_config": quantized, "device_map": {"": device}}
-    with _named(name):
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, **more
-        )
+    model = _weights(name, folder, dtype, attn_implementation=attention, **more)
     if (last := model.get_output_embeddings()) is not None:
         last.register_forward_pre_hook(_gap_free)
     if shard:
         in_parts(model.requires_grad_(False))
-    return model.eval() if four_bit else model.to(device).eval()
+    model = model.eval() if four_bit else model.to(device).eval()
+    check_logits(model, name)
+    return model
+
+
+def load_weights(name: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A model in one process, on the host, to be written again.
+
+    Raises:
+        ConfigError: As `load_model`.
+    """
+    folder = model_folder(name)
+    _check_folder(folder)
+    return _weights(name, folder, dtype)
+
+
+def _weights(name: str, folder: str, dtype: torch.dtype, **more: Any) -> Any:
+    check_weights(name, folder, {})
+    with _named(name):
+        config = read_config(name, folder)
+        both: Any = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True, **more
+        )
+    model, told = both
+    if getattr(model, "_hf_peft_config_loaded", False):
+        check_adapter(name, folder)
+        raise ConfigError(f"model: {name} holds an adapter; name a model without one")
+    if missing := sorted(told["missing_keys"]):
+        raise ConfigError(f"model: {name} lacks the weights {', '.join(missing[:3])}; fetch it again")
+    keep_ends(model)
+    return model
 
 
 def _gap_free(module: nn.Module, read: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -102,9 +135,48 @@ def skeleton(name: str) -> PreTrainedModel:
     folder = model_folder(name)
     _check_folder(folder)
     with _named(name):
-        config = AutoConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        config = read_config(name, folder)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+
+
+def check_base(name: str, tokenizer: PreTrainedTokenizerBase, *, weights: bool = True) -> None:
+    """What would stop a run later, read off the folder's files: nothing of the weights is loaded.
+
+    Args:
+        weights: Refuse a folder without any.
+
+    Raises:
+        ConfigError: The weights are missing, broken or of another shape, the logits are made in an unknown
+            way, or a text has ids that the model has no embedding for.
+    """
+    folder, model = model_folder(name), skeleton(name)
+    if weights or list(Path(folder).glob("*.safetensors")):
+        check_weights(name, folder, {key: tuple(p.shape) for key, p in model.named_parameters()})
+    readout(model)
+    rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    # Special tokens that no template writes (Gemma's of images) may lie beyond: texts never become them.
+    never = special_ids(tokenizer, len(tokenizer))
+    written = {*encode_prompt(tokenizer, "?"), *encode_response(tokenizer, "?"), pad_id(tokenizer)}
+    ids = (set(tokenizer.get_vocab().values()) - never) | written
+    if max(ids) >= rows:
+        token = tokenizer.convert_ids_to_tokens(max(ids))
+        raise ConfigError(
+            f"model: {name} has embeddings for {rows} tokens and its tokenizer gives {token!r} the id "
+            f"{max(ids)}; name a tokenizer of the same model, or resize the embeddings"
+        )
+
+
+def check_length(model: nn.Module | PreTrainedModel, name: str, longest: int, what: str) -> None:
+    """No text is longer than the model's positions, beyond which learned ones end and others are untrained.
+
+    Raises:
+        ConfigError: One is.
+    """
+    config = causal_of(model).config.get_text_config()
+    most = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    if most is not None and longest > most:
+        raise ConfigError(f"{what} has {longest} tokens and {name} has {most} positions; leave it out")
 
 
 def positions(name: str) -> int | None:
@@ -116,7 +188,7 @@ def positions(name: str) -> int | None:
     folder = model_folder(name)
     _check_folder(folder)
     with _named(name):
-        config = AutoConfig.from_pretrained(folder).get_text_config(decoder=True)
+        config = read_config(name, folder).get_text_config(decoder=True)
     return getattr(config, "max_position_embeddings", None)
 
 
@@ -125,8 +197,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     folder = model_folder(name)
     _check_folder(folder)
     with _named(name):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    take_plainly(tokenizer)
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ConfigError(
+                f"model: the tokenizer of {name} has neither a pad_token nor an eos_token; name one of them "
+                "in its tokenizer_config.json"
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -171,24 +249,51 @@ def parts_of(model: nn.Module) -> list[str]:
 def _named(name: str) -> Iterator[None]:
     """Says which model is not to be had; transformers' own text is a paragraph."""
     try:
-        yield
+        with named(name):
+            yield
     except OSError as error:
+        if Path(name).is_dir():
+            raise ConfigError(
+                f"model: {name} cannot be loaded: {str(error).partition(chr(10))[0]}"
+            ) from error
         raise ConfigError(f"model: {name} is neither a local folder nor to be had from the hub") from error
 
 
 def _check_folder(folder: str) -> None:
     looks_local = folder.startswith((".", "/", "~")) or Path(folder).exists()
     if looks_local and not (Path(folder) / "config.json").exists():
+        check_adapter(folder, folder)
         raise ConfigError(f"model: {folder} holds no config.json; name a folder that save_pretrained wrote")
+    check_adapter(folder, folder)
 
 
 def layers_of(model: nn.Module) -> nn.ModuleList:
-    """The decoder's blocks, whatever the architecture calls them."""
+    """The decoder's blocks, whatever the architecture calls them.
+
+    They are looked for below the text decoder alone: the tower of a model that sees may have as many.
+    """
     count = causal_of(model).config.get_text_config().num_hidden_layers
-    for module in model.modules():
+    for module in decoder_of(model).modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise ConfigError(f"no list of {count} decoder layers was found in {type(model).__name__}")
+
+
+def decoder_prefix(model: nn.Module) -> str:
+    """What the names of the text decoder's modules begin with, seen from the causal model."""
+    causal, decoder = causal_of(model), decoder_of(model)
+    name = next(name for name, module in causal.named_modules() if module is decoder)
+    return f"{name}." if name else ""
+
+
+def keeps_keys_alone(model: nn.Module) -> bool:
+    """Whether what the decoder keeps of a text is keys and values of every token.
+
+    These can be cut, shared and read at other positions; a state that runs along the text cannot.
+    """
+    causal = causal_of(model)
+    kinds = getattr(causal.config.get_text_config(), "layer_types", None) or ()
+    return not getattr(causal, "_is_stateful", False) and set(kinds) <= set(KEYED)
 
 
 def two_thirds(model: nn.Module) -> int:
@@ -272,7 +377,10 @@ def causal_of(model: Any) -> Any:
 def decoder_of(model: nn.Module) -> nn.Module:
     """The model without its head: its output's last_hidden_state is what the head reads."""
     causal = causal_of(model)
-    return causal.get_decoder() if hasattr(causal, "get_decoder") else causal.base_model
+    found = causal.get_decoder() if hasattr(causal, "get_decoder") else causal.base_model
+    if found is causal:  # such as Llama 4's text model, whose prefix is that of the whole
+        found = next((child for child in causal.children() if isinstance(child, PreTrainedModel)), causal)
+    return found
 
 
 def last_hidden(
@@ -298,15 +406,49 @@ def response_states(
 def head(model: nn.Module, hidden: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens vocab"]:
     """Logits of some positions, with whatever scaling or capping the architecture adds."""
     causal = causal_of(model)
-    logits = causal.get_output_embeddings()(hidden)
-    config = causal.config.get_text_config()
-    if scale := getattr(config, "logits_scaling", None):  # Granite divides
-        logits = logits / scale
-    if scale := getattr(config, "logit_scale", None):  # Cohere multiplies
-        logits = logits * scale
-    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2 and 3
-        logits = torch.tanh(logits / cap) * cap
-    return logits
+    return readout(model)(causal.get_output_embeddings()(hidden))
+
+
+def readout(model: nn.Module) -> Readout:
+    """What the architecture makes of its head's product.
+
+    Raises:
+        ConfigError: Something else than scaled or capped logits.
+    """
+    return readout_of(causal_of(model), decoder_of(model))
+
+
+@torch.no_grad()
+def check_logits(model: nn.Module, name: str) -> None:
+    """What is read off the model here is what it says itself, on a few tokens.
+
+    Its own logits are the reference: for `head` on `last_hidden`, and for a text that goes on behind a token,
+    which must not matter there.
+
+    Raises:
+        ConfigError: The two differ, or the model reads ahead.
+    """
+    causal = causal_of(model)
+    vocabulary = causal.get_input_embeddings().weight.shape[0]
+    ids = torch.linspace(vocabulary // 4, vocabulary // 2, PROBED, device=causal.device).long()[None]
+    mask = torch.ones_like(ids)
+    own = causal(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
+    ours = head(model, last_hidden(model, ids, mask)).float()
+    short = head(model, last_hidden(model, ids[:, :2], mask[:, :2])).float()
+    what = f"model: {name} ({type(causal).__name__})"
+    if own.shape != ours.shape or _apart(own, ours):
+        raise ConfigError(
+            f"{what} makes its logits of its last states in a way that is not known here; take another base"
+        )
+    if _apart(own[:, :2], short):
+        raise ConfigError(f"{what} reads the tokens behind a position; take a causal language model")
+
+
+def _apart(one: Tensor, other: Tensor) -> bool:
+    """Whether logits differ by more than the types of their factors round, as far as half precision goes."""
+    finite = one.isfinite() & other.isfinite()
+    far = ((one - other).abs() > 0.05 * one[finite].abs().max().clamp(min=1e-6)) & finite
+    return bool(far.any() or (one.isfinite() != other.isfinite()).any())
 
 
 def mean_pool(

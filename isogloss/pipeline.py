@@ -57,7 +57,18 @@ from isogloss.evaluate.leaks import Leak, find_leaks, texts_of, trained_texts
 from isogloss.evaluate.suites import SUITES, load_suite
 from isogloss.files import read_lines, write_json, write_lines, write_text
 from isogloss.languages import SOURCE, languages
-from isogloss.model import causal_of, layers_of, load_model, load_tokenizer, pad_id, parts_of, pick_dtype
+from isogloss.model import (
+    causal_of,
+    check_base,
+    check_length,
+    layers_of,
+    load_model,
+    load_tokenizer,
+    pad_id,
+    parts_of,
+    pick_dtype,
+    skeleton,
+)
 from isogloss.report.page import write_report
 from isogloss.teacher import joining
 from isogloss.teacher.answered import TOGETHER, Answers, ended
@@ -1064,6 +1075,13 @@ def _difference(theirs: str, ours: str) -> str:
     return "of another version"
 
 
+def _check_lengths(run: Run, rows: Sequence[Row]) -> None:
+    model = skeleton(run.config.model)
+    for row in rows:
+        for prompt in (row.student.prompt, row.teacher_prompt):
+            check_length(model, run.config.model, len(prompt) + len(row.student.response), row.id)
+
+
 def check(run: Run) -> None:
     """Refuse what cannot work before anything is written.
 
@@ -1071,11 +1089,12 @@ def check(run: Run) -> None:
         DataError: Data, a language or a suite is missing.
         ConfigError: The model is not there, or the carrier does not fit it.
     """
-    refuse_misfit(run.config)
     tokenizer = load_tokenizer(run.config.model)
+    check_base(run.config.model, tokenizer, weights=not run.tuned.exists())
+    refuse_misfit(run.config)
     if not run.tuned.exists():
         _ = run.english  # refuses data that is not there
-        foreseen_rows(run, tokenizer)
+        _check_lengths(run, foreseen_rows(run, tokenizer))
     settings = run.config.evaluate
     for name in settings.suites:
         if not _in_suite(load_suite(name, run.data_root, settings, run.measured, 1, 1), run.measured):

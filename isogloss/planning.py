@@ -29,7 +29,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from isogloss.config import Config, Count, Distill, Positive, Settings, with_overrides
 from isogloss.cost import Meter
@@ -46,7 +46,16 @@ from isogloss.distill.trainer import Batch, Sample, Weights, batch_losses, chunk
 from isogloss.errors import ConfigError
 from isogloss.evaluate.suites import load_suite
 from isogloss.languages import SOURCE
-from isogloss.model import EMBEDDED, last_hidden, layers_of, load_tokenizer, model_folder, pick_dtype
+from isogloss.loading import read_config
+from isogloss.model import (
+    EMBEDDED,
+    check_base,
+    last_hidden,
+    layers_of,
+    load_tokenizer,
+    model_folder,
+    pick_dtype,
+)
 from isogloss.modes import thrifty_attention
 from isogloss.pipeline import Run, Watcher, foreseen_rows
 from isogloss.tree.carrier import Carrier
@@ -293,7 +302,9 @@ class Work:
         if folder.is_dir() and not any((folder / name).exists() for name in files):
             self.notes.append(f"{self.config.model} has no tokenizer: tokens are counted by the embedded one")
             return load_tokenizer(EMBEDDED)
-        return load_tokenizer(self.config.model)
+        tokenizer = load_tokenizer(self.config.model)
+        check_base(self.config.model, tokenizer, weights=False)
+        return tokenizer
 
 
 def meta_model(name: str, dtype: torch.dtype, *, gpu: bool) -> PreTrainedModel:
@@ -304,8 +315,8 @@ def meta_model(name: str, dtype: torch.dtype, *, gpu: bool) -> PreTrainedModel:
     """
     folder = model_folder(name)
     try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        config = read_config(name, folder)
+    except OSError as error:
         raise ConfigError(f"model: {name} has no config.json that transformers reads") from error
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(

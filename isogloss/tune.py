@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from isogloss import processes
 from isogloss.config import Config, Tune
@@ -30,7 +30,7 @@ from isogloss.distill.trainer import (
 )
 from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE
-from isogloss.model import causal_of, head, last_hidden, pad_id, parts_of, positions
+from isogloss.model import causal_of, head, last_hidden, load_weights, pad_id, parts_of, positions
 from isogloss.teacher.prompts import NodeTexts, privileged_text
 
 Progress = Callable[[int, int], None]
@@ -196,7 +196,7 @@ def tune(
 
 def _put_together(model: Any) -> Any:
     """The LoRA of a model that lies in parts, on the base read anew, whole and on the host."""
-    base = AutoModelForCausalLM.from_pretrained(causal_of(model).name_or_path, dtype=causal_of(model).dtype)
+    base = load_weights(causal_of(model).name_or_path, causal_of(model).dtype)
     there = get_peft_model(base, model.peft_config["default"])
     set_peft_model_state_dict(there, {n: p.cpu() for n, p in get_peft_model_state_dict(model).items()})
     return there

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from isogloss.distill.losses import log_softmax, outcomes_of, wide
+from isogloss.distill.losses import LEAST, log_softmax, outcomes_of, wide
 from isogloss.distill.topk import TopK
-from isogloss.model import causal_of
+from isogloss.model import causal_of, readout
 
 Divergence = Literal["forward", "reverse", "jensen_shannon"]
 
@@ -107,9 +107,8 @@ def frozen_head(model: nn.Module) -> Head | None:
         or not weight.is_floating_point()
     ):
         return None
-    config = causal.config.get_text_config()
-    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-    return Head(linear, scale, getattr(config, "final_logit_softcapping", None) or None)
+    made = readout(model)
+    return Head(linear, made.scale, made.cap)
 
 
 def scored(
@@ -236,7 +235,8 @@ def _few(z: Tensor, response: Tensor | None, top: TopK | None, how: _How, learn:
     if top is not None:
         rest = (rest + some[:, kept:].sum(1, keepdim=True)).clamp(min=tiny)
         ours = torch.cat([logits[:, :kept], rest.log()], 1)
-        kl, a = _outcomes(ours, torch.cat([wide(top.logprobs), wide(top.rest)[:, None]], 1), how)
+        theirs = torch.cat([wide(top.logprobs), wide(top.rest)[:, None]], 1)
+        kl, a = _outcomes(ours.clamp_(min=LEAST), theirs.clamp_(min=LEAST), how)
         all_q, rest_q = -a.sum(1, keepdim=True), a[:, kept:] / rest
         factor = factor + w_kl * (all_q + rest_q)
         own_a = torch.cat([a[:, :kept], rest_q * some[:, kept:]], 1)

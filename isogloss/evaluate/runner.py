@@ -32,7 +32,7 @@ from isogloss.evaluate.statistics import (
     mean_over_languages,
 )
 from isogloss.evaluate.tasks import Mastery, corrected_for_chance, mastery, over_language_tasks
-from isogloss.generate import answers, in_batches
+from isogloss.generate import in_batches, whole_answers
 from isogloss.languages import SOURCE
 from isogloss.model import layers_of, mean_pool, most_tokens, pad_id, states_up_to
 from isogloss.standardise import FEWEST, Statistics, standardised, statistics_of
@@ -312,10 +312,9 @@ def _given(
     limits = [max(settings.max_new_tokens, item.longest or 0) for item, _ in asked]
     for limit in sorted({limits[n] for n in free}):
         numbers = [n for n in free if limits[n] == limit]
-        cut: list[bool] = []
-        texts = answers(subject.model, subject.tokenizer, **of(numbers), max_new_tokens=limit, cut=cut)
-        for number, text, one in zip(numbers, texts, cut, strict=True):
-            found.texts[number], found.cut[number] = text, one
+        written = whole_answers(subject.model, subject.tokenizer, **of(numbers), max_new_tokens=limit)
+        for number, one in zip(numbers, written, strict=True):
+            found.texts[number], found.cut[number] = one.text, not one.ended
     if chosen:
         scores = log_probabilities(
             subject.model, subject.tokenizer, **of(chosen), options=[options[n] for n in chosen]

@@ -145,6 +145,23 @@ def bytewise(template: str | None = None, **tokens: str) -> PreTrainedTokenizerF
     return tokenizer
 
 
+def stop_clock(monkeypatch: pytest.MonkeyPatch, day: str) -> None:
+    """The day that transformers tells templates."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.fromisoformat(day)
+
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
+
+
+@pytest.fixture(autouse=True)
+def on_the_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference is rendered on the day that all our prompts are of."""
+    stop_clock(monkeypatch, "2024-07-26")
+
+
 def template_of(name: str) -> str:
     return OWN[name][0] if name in OWN else trl_template(name)
 
@@ -587,12 +604,7 @@ def test_a_unigram_model_that_knows_control_tokens_as_words():
 def test_no_prompt_depends_on_the_day(monkeypatch, day: str):
     """Whatever a template asks of the calendar; Llama 3's own fallback is the day that all read."""
 
-    class Clock(datetime):
-        @classmethod
-        def now(cls, tz=None):
-            return datetime.fromisoformat(day)
-
-    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
+    stop_clock(monkeypatch, day)
     dated = "{{ strftime_now('%d %b %Y, %A %-d %B %y %H:%M') }}: "
     tok = bytewise("\n  {% if strftime_now is defined %}" + dated + "{% endif %}"
                    "{% for m in messages %}{{ m.content + '</s>' }}{% endfor %}")  # fmt: skip

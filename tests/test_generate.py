@@ -1,0 +1,134 @@
+"""Greedy and drawn tokens, whatever a model's folder says of generation."""
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from isogloss.data.chat import encode_prompt
+from isogloss.generate import answers, complete, whole_answers
+from isogloss.model import load_model, load_tokenizer
+
+ASKED = ["Jambo", "abc abc abc", "Wo?", "1 2 3 4"]
+BROUGHT = {
+    "repetition_penalty": 1.3, "no_repeat_ngram_size": 1, "num_beams": 3, "min_new_tokens": 12,
+    "suppress_tokens": list(range(5, 200)), "bad_words_ids": [[7]], "forced_eos_token_id": 9,
+    "forced_bos_token_id": 8, "encoder_repetition_penalty": 2.0, "begin_suppress_tokens": [200, 201],
+    "num_return_sequences": 2, "return_dict_in_generate": True, "cache_implementation": "static",
+    "use_cache": False, "stop_strings": ["a"], "sequence_bias": [[[50], 50.0]], "max_time": 1e-6,
+    "guidance_scale": 2.0, "exponential_decay_length_penalty": [1, 9.0], "remove_invalid_values": True,
+    "prompt_lookup_num_tokens": 2, "max_length": 3, "do_sample": True, "temperature": 0.01, "top_k": 1,
+    "top_p": 0.1, "min_p": 0.9, "typical_p": 0.1, "epsilon_cutoff": 0.5, "renormalize_logits": True,
+}  # fmt: skip
+SETTINGS = [{key: value} for key, value in BROUGHT.items()] + [{"num_beams": 4, "num_beam_groups": 2}]
+
+
+def with_settings(model, settings: dict):
+    model.generation_config = GenerationConfig(eos_token_id=1, pad_token_id=0)
+    for key, value in settings.items():
+        setattr(model.generation_config, key, value)
+    return model
+
+
+@torch.no_grad()
+def by_hand(model, prompt: tuple[int, ...], tokens: int) -> list[int]:
+    """The reference: the likeliest token of a whole forward, one after the other."""
+    ids = list(prompt)
+    while len(ids) < len(prompt) + tokens and (len(ids) == len(prompt) or ids[-1] != 1):
+        ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+@pytest.fixture(scope="module")
+def greedy(tiny, tokenizer) -> dict[tuple[int, ...], list[int]]:
+    """Each prompt's likeliest tokens."""
+    model = tiny()
+    return {prompt: by_hand(model, prompt, 10) for prompt in (encode_prompt(tokenizer, t) for t in ASKED)}
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(s))
+def test_greedy_is_greedy_whatever_the_folder_says(tiny, tokenizer, greedy, settings):
+    """Token for token as by hand; the model's own settings are as they were afterwards."""
+    model = with_settings(tiny(), settings)
+    before = model.generation_config
+    made = complete(model, tokenizer, list(greedy), max_new_tokens=10)
+    assert model.generation_config is before
+    for row, expected in zip(made.tolist(), greedy.values(), strict=True):
+        assert row[: len(expected)] == expected
+        assert not any(row[len(expected) :])
+
+
+@pytest.mark.parametrize(
+    "brought",
+    [
+        ("repetition_penalty", "suppress_tokens"),
+        ("temperature", "top_k", "top_p"),
+        ("min_p",),
+        ("typical_p", "epsilon_cutoff"),
+        ("num_beams",),
+        ("sequence_bias", "forced_eos_token_id"),
+    ],
+)
+def test_what_is_drawn_is_the_models_own_distribution(tiny, tokenizer, brought):
+    """Of 1,000 first tokens each share is within four standard errors of its probability."""
+    model = with_settings(tiny(), {key: BROUGHT[key] for key in brought})
+    prompt = encode_prompt(tokenizer, "aa")
+    torch.manual_seed(0)
+    drawn = complete(model, tokenizer, [prompt] * 1000, max_new_tokens=1, do_sample=True)[:, 0]
+    with torch.no_grad():
+        p = model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
+    share = torch.bincount(drawn, minlength=len(p)) / len(drawn)
+    assert ((share - p).abs() <= 4 * (p * (1 - p) / len(drawn)).sqrt() + 1 / len(drawn)).all()
+
+
+def test_a_loaded_model_keeps_the_ends_of_turn_and_nothing_else(tiny, tokenizer, tmp_path):
+    """And what is saved from it holds no more either; noise while it learns is gone too."""
+    model = tiny("gpt2")
+    model.config.attn_pdrop = model.config.resid_pdrop = model.config.embd_pdrop = 0.5
+    model.config.use_cache = False
+    with_settings(model, {"repetition_penalty": 1.3, "do_sample": True, "top_k": 5, "eos_token_id": [1, 3]})
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    loaded = load_model(str(tmp_path / "base"), torch.float32)
+    loaded.save_pretrained(tmp_path / "tuned")
+    for one in (loaded, load_model(str(tmp_path / "tuned"), torch.float32)):
+        said = {k: v for k, v in one.generation_config.to_diff_dict().items() if v is not None}
+        said.pop("transformers_version", None)
+        assert said == {"eos_token_id": [1, 3], "pad_token_id": 0}
+        assert one.config.use_cache
+        ids = torch.tensor([[5, 6, 7]])
+        one.train()
+        assert torch.equal(one(ids).logits, one(ids).logits)
+        one.eval()
+
+
+def test_a_loaded_tokenizer_neither_cuts_nor_fills_nor_tidies(tiny, tokenizer, tmp_path):
+    """Whatever its files say."""
+    tiny().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    baked = load_tokenizer(str(tmp_path))
+    baked.backend_tokenizer.enable_truncation(3)
+    baked.backend_tokenizer.enable_padding(length=9)
+    baked.clean_up_tokenization_spaces = True
+    baked.padding_side = baked.truncation_side = "left"
+    baked.split_special_tokens = True
+    baked.save_pretrained(tmp_path)
+    plain = load_tokenizer(str(tmp_path))
+    assert plain.backend_tokenizer.truncation is None and plain.backend_tokenizer.padding is None
+    assert encode_prompt(plain, "Was ?") == encode_prompt(tokenizer, "Was ?")
+    assert plain.decode(plain("x != y , ok .")["input_ids"]) == "x != y , ok ."
+
+
+def test_answers_that_were_cut_are_told_from_those_that_ended(tiny, tokenizer):
+    """The limit's last token may be the end of turn: then the answer has ended."""
+    model = tiny()
+    prompts = [encode_prompt(tokenizer, text) for text in ASKED]
+    whole = [by_hand(model, prompt, 12) for prompt in prompts]
+    model.generation_config.eos_token_id = ends = [1, whole[0][2]]
+    length = next(n for n, token in enumerate(whole[0], 1) if token in ends)
+    found = whole_answers(model, tokenizer, ASKED, max_new_tokens=length)
+    expected = [any(token in ends for token in row[:length]) for row in whole]
+    assert [answer.ended for answer in found] == expected
+    assert expected[0]
+    cut = whole_answers(model, tokenizer, ASKED[:1], max_new_tokens=length - 1)
+    assert not cut[0].ended
+    assert answers(model, tokenizer, ASKED, max_new_tokens=length) == [answer.text for answer in found]
