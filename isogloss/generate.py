@@ -53,7 +53,6 @@ def whole_answers(
         languages: With a carrier, whose path each row reads; without it the reference model answers.
         systems: System text of each row, where there is one.
         sample: Draw from the model's distribution; else the likeliest token each time.
-        cut: Filled with whether each answer had no end within `max_new_tokens`.
     """
     systems = systems or [None] * len(instructions)
     prompts = [

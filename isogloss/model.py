@@ -31,6 +31,8 @@ from isogloss.errors import ConfigError
 from isogloss.loading import check_adapter, check_weights, keep_ends, named, read_config, take_plainly
 from isogloss.readout import Readout, readout_of
 
+KEYED = ("full_attention", "sliding_attention", "chunked_attention")
+"""Kinds of layers, in transformers' words, that keep keys and values."""
 PROBED = 8
 """Tokens on which a model's own logits are compared with ours."""
 TOKENS = 1536
@@ -294,6 +296,23 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise ConfigError(f"no list of {count} decoder layers was found in {type(model).__name__}")
+
+
+def decoder_prefix(model: nn.Module) -> str:
+    """What the names of the text decoder's modules begin with, seen from the causal model."""
+    causal, decoder = causal_of(model), decoder_of(model)
+    name = next(name for name, module in causal.named_modules() if module is decoder)
+    return f"{name}." if name else ""
+
+
+def keeps_keys_alone(model: nn.Module) -> bool:
+    """Whether what the decoder keeps of a text is keys and values of every token.
+
+    These can be cut, shared and read at other positions; a state that runs along the text cannot.
+    """
+    causal = causal_of(model)
+    kinds = getattr(causal.config.get_text_config(), "layer_types", None) or ()
+    return not getattr(causal, "_is_stateful", False) and set(kinds) <= set(KEYED)
 
 
 def two_thirds(model: nn.Module) -> int:

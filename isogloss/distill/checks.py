@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from isogloss import processes
+from isogloss.distill.losses import cross_entropy, forward_kl
 from isogloss.distill.rows import Row
 from isogloss.distill.signal import Kind, hidden_signals
+from isogloss.distill.topk import TopK
 from isogloss.distill.trainer import Sample, Weights, batch_losses, collate, samples_of
 from isogloss.errors import DataError
-from isogloss.model import decoder_of, last_hidden
+from isogloss.model import causal_of, decoder_of, head, last_hidden
 from isogloss.tree.carrier import Carrier
 
 FEW = 4
@@ -52,7 +54,8 @@ def check_teacher(
 
     On the shortest row of up to `FEW` languages: with carriers off the states are those of the model without
     any carrier, to the bit, and the same when read again; and a teacher that reads the student's own prompt,
-    through signals, collation and loss, differs from the student without carriers by nothing but rounding.
+    through signals, collation and loss, differs by nothing but rounding from the student without carriers and
+    from the logits that the model's own forward gives, as does the cross-entropy.
 
     Raises:
         RuntimeError: One of these does not hold.
@@ -74,11 +77,28 @@ def check_teacher(
         raise RuntimeError("self-check: the teacher says another thing when it reads the same rows again")
     if not torch.equal(off, bare):
         raise RuntimeError("self-check: with carriers off the model is not the reference model")
+    few_nats = ROUNDING.get(off.dtype, COARSE)
     parts = batch_losses(model, batch, Weights(kl=1.0, layer=layer))
     nats = sum(float(parts[name]) for name in ("kl", "retain") if name in parts) / len(batch.response)
-    if not nats <= ROUNDING.get(off.dtype, COARSE):
+    if not nats <= few_nats:
         far = f"{nats:.4f} nats a token"
         raise RuntimeError(f"self-check: a teacher that reads the student's prompt differs from it by {far}")
+    # The reference is no code of ours: what transformers' own forward makes of the same rows.
+    own = causal_of(model)(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+    own = own.flatten(0, 1)[batch.positions]
+    assert batch.teacher is not None
+    said = batch.teacher if isinstance(batch.teacher, TopK) else head(model, batch.teacher.to(off.dtype))
+    taught = ~batch.retained
+    apart = {
+        "the teacher's distribution": forward_kl(own[batch.scored], said) / int(batch.scored.sum()),
+        "the cross-entropy": (parts["ce"] - cross_entropy(own[taught], batch.response[taught])).abs()
+        / max(1, int(taught.sum())),
+    }
+    for what, far in apart.items():
+        if not float(far) <= few_nats:
+            raise RuntimeError(
+                f"self-check: {what} differs from the model's own logits by {float(far):.4f} nats a token"
+            )
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from isogloss.distill.losses import log_softmax, outcomes_of, wide
+from isogloss.distill.losses import LEAST, log_softmax, outcomes_of, wide
 from isogloss.distill.topk import TopK
 from isogloss.model import causal_of, readout
 
@@ -279,7 +279,8 @@ def _few(z: Tensor, response: Tensor | None, top: TopK | None, how: _How, learn:
     if top is not None:
         rest = (rest + some[:, kept:].sum(1, keepdim=True)).clamp(min=tiny)
         ours = torch.cat([logits[:, :kept], rest.log()], 1)
-        kl, a = _outcomes(ours, torch.cat([wide(top.logprobs), wide(top.rest)[:, None]], 1), how)
+        theirs = torch.cat([wide(top.logprobs), wide(top.rest)[:, None]], 1)
+        kl, a = _outcomes(ours.clamp_(min=LEAST), theirs.clamp_(min=LEAST), how)
         all_q, rest_q = -a.sum(1, keepdim=True), a[:, kept:] / rest
         factor = factor + w_kl * (all_q + rest_q)
         own_a = torch.cat([a[:, :kept], rest_q * some[:, kept:]], 1)

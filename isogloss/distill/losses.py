@@ -20,6 +20,9 @@ from torch.nn import functional as F
 
 from isogloss.distill.topk import TopK
 
+LEAST = -1e30
+"""ln p of what has the logit -inf, such as padded tokens: p is 0, and 0 · ln 0 is 0, not nan."""
+
 
 def forward_kl(
     student: Float[Tensor, "tokens vocab"],
@@ -244,7 +247,8 @@ def outcomes_of(
     if whole:
         return kept, log_softmax(teacher.logprobs, temperature)
     rest = log_q.scatter(1, ids, -math.inf).logsumexp(1, keepdim=True)
-    return torch.cat([kept, rest], 1), torch.cat([wide(teacher.logprobs), wide(teacher.rest)[:, None]], 1)
+    kept = torch.cat([kept, rest], 1).clamp(min=LEAST)
+    return kept, torch.cat([wide(teacher.logprobs), wide(teacher.rest)[:, None]], 1).clamp(min=LEAST)
 
 
 def log_softmax(logits: Float[Tensor, "tokens vocab"], temperature: float) -> Float[Tensor, "tokens vocab"]:
@@ -256,7 +260,8 @@ def log_softmax(logits: Float[Tensor, "tokens vocab"], temperature: float) -> Fl
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature is {temperature}; it must be a finite number above 0")
     logits = wide(logits)
-    return F.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
+    found = F.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
+    return found.clamp(min=LEAST) if found.requires_grad else found.clamp_(min=LEAST)
 
 
 def wide(values: Tensor) -> Tensor:

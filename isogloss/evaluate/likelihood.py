@@ -2,7 +2,8 @@
 
 Flow: prompts → keys and values, once for what they share → each option behind them → log-probability of the
 whole answer. Prompts of one language begin alike: all of them with the words of the template, the lead, and
-some, a unit, with a whole premise. Such a beginning is read once and its keys and values are shared.
+some, a unit, with a whole premise. Such a beginning is read once and its keys and values are shared. Of
+models whose states run along the text (Mamba, linear attention) nothing is shared.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,15 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from isogloss.data.chat import encode_prompt, encode_response, pad
-from isogloss.model import causal_of, decoder_of, head, most_tokens, pad_id
+from isogloss.model import (
+    causal_of,
+    decoder_of,
+    head,
+    keeps_keys_alone,
+    most_tokens,
+    pad_id,
+    response_states,
+)
 from isogloss.modes import fused_attention
 from isogloss.tree.carrier import Carrier
 
@@ -52,6 +61,7 @@ def log_probabilities(
     prompts = [encode_prompt(tokenizer, text) for text in instructions]
     answers = [[answer(wording) for wording in wordings.values()] for wordings in options]
     found: list[dict[str, float]] = [{} for _ in prompts]
+    shares = keeps_keys_alone(model)
     done = 0
     for code, numbers in _by_language(languages or [""] * len(prompts)).items():
 
@@ -59,14 +69,14 @@ def log_probabilities(
             if carrier is not None and languages is not None:
                 carrier.set_path([code] * rows)
 
-        lead = _beginning([prompts[n] for n in numbers])
+        lead = _beginning([prompts[n] for n in numbers]) if shares else ()
         lead = lead if len(lead) >= SHARED else ()
         begun: list[DynamicCache] = []
         for units in _batches(numbers, prompts, len(lead), batch, most_tokens(model)):
             chosen = [number for unit in units for number in unit]
             try:
                 with fused_attention(model):
-                    scores = _score(
+                    scores = (_score if shares else _score_whole)(
                         model, [prompts[n] for n in chosen], [answers[n] for n in chosen], pad_id(tokenizer),
                         list(map(len, units)), lead, begun, set_path,
                     )  # fmt: skip
@@ -164,8 +174,10 @@ def _score(
     device = next(model.parameters()).device
     levels = _levels(prompts, sizes or [1] * len(prompts), len(lead))
     longest = len(lead) + sum(max(map(len, texts)) for texts, _ in levels) + max(map(len, chain(*options)))
-    if longest > (getattr(causal_of(model).config.get_text_config(), "sliding_window", None) or longest):
-        # Blanks between a beginning and its rest would count in a sliding window.
+    config = causal_of(model).config.get_text_config()
+    windows = (getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size"))
+    if longest > min((window for window in windows if window), default=longest):
+        # Blanks between a beginning and its rest would count in a sliding window, or move a chunk's border.
         lead, levels = (), [(list(prompts), [0] * len(prompts))]
     past = _read_lead(model, lead, [] if begun is None else begun, set_path) if lead else DynamicCache()
     mask = torch.ones(1, len(lead), dtype=torch.long, device=device)
@@ -193,6 +205,30 @@ def _score(
         for number, total in enumerate(each.sum(1).tolist()):
             if place < len(options[number]):
                 scores[number].append(total)
+    return scores
+
+
+def _score_whole(
+    model: nn.Module,
+    prompts: Sequence[Ids],
+    options: Sequence[Sequence[Ids]],
+    blank: int,
+    sizes: Sequence[int],
+    lead: Ids,
+    begun: list[DynamicCache],
+    set_path: Callable[[int], None],
+) -> list[list[float]]:
+    """As `_score`, of a model whose states run along the text: every prompt is read with every option."""
+    scores: list[list[float]] = [[] for _ in prompts]
+    for place in range(max(map(len, options))):
+        rows = [number for number, row in enumerate(options) if place < len(row)]
+        answers = [options[number][place] for number in rows]
+        set_path(len(rows))
+        states = response_states(model, [prompts[number] for number in rows], answers, blank)
+        for number, answer, hidden in zip(rows, answers, states, strict=True):
+            each = head(model, hidden).float().log_softmax(-1)
+            said = torch.tensor(answer, device=each.device)
+            scores[number].append(float(each.gather(1, said[:, None]).sum()))
     return scores
 
 

@@ -312,8 +312,8 @@ def _given(
     limits = [max(settings.max_new_tokens, item.longest or 0) for item, _ in asked]
     for limit in sorted({limits[n] for n in free}):
         numbers = [n for n in free if limits[n] == limit]
-        given = whole_answers(subject.model, subject.tokenizer, **of(numbers), max_new_tokens=limit)
-        for number, one in zip(numbers, given, strict=True):
+        written = whole_answers(subject.model, subject.tokenizer, **of(numbers), max_new_tokens=limit)
+        for number, one in zip(numbers, written, strict=True):
             found.texts[number], found.cut[number] = one.text, not one.ended
     if chosen:
         scores = log_probabilities(

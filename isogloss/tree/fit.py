@@ -7,12 +7,9 @@ from transformers.pytorch_utils import Conv1D
 
 from isogloss.config import Config, LoraCarrier
 from isogloss.errors import ConfigError
-from isogloss.model import layers_of, skeleton, two_thirds
+from isogloss.model import KEYED, decoder_prefix, keeps_keys_alone, layers_of, skeleton, two_thirds
 from isogloss.tree.lora import TreeLora
 from isogloss.tree.nodes import ROOT, Node, Tree
-
-KEYED = ("full_attention", "sliding_attention", "chunked_attention")
-"""Kinds of layers, in transformers' words, that keep keys and values."""
 
 
 def refuse_misfit(config: Config) -> None:
@@ -39,13 +36,13 @@ def refuse_misfit(config: Config) -> None:
                 f"it has {', '.join(there)}"
             )
         TreeLora(model, Tree((Node(ROOT, "root", None, (ROOT,), 1, 0),)), **lora_shape(model, settings))
-    elif settings.type == "prefix":
+    elif settings.type == "prefix" and not keeps_keys_alone(model):
         kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
-        if keyless := sorted(set(kinds) - set(KEYED)):
-            raise ConfigError(
-                f"distill.carrier.type: prefix needs keys and values in every layer, and {config.model} has "
-                f"{', '.join(keyless)}; take lora or embedding"
-            )
+        other = ", ".join(sorted(set(kinds) - set(KEYED))) or "states that run along the text"
+        raise ConfigError(
+            f"distill.carrier.type: prefix needs keys and values in every layer, and {config.model} has "
+            f"{other}; take lora or embedding"
+        )
 
 
 def lora_shape(model: nn.Module, settings: LoraCarrier) -> dict[str, Any]:
@@ -55,6 +52,10 @@ def lora_shape(model: nn.Module, settings: LoraCarrier) -> dict[str, Any]:
 
 
 def linear_names(model: nn.Module) -> list[str]:
-    """The modules that adapters can be put on, the head aside."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    return [name for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    """The text decoder's modules that adapters can be put on."""
+    prefix, head = decoder_prefix(model), model.get_output_embeddings()  # type: ignore[operator]
+    return [
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Linear | Conv1D) and name.startswith(prefix) and m is not head
+    ]

@@ -7,6 +7,7 @@ for all adapters at once when the path is set; while nothing does, plain linear 
 read what the whole batch reads in one masked product instead.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
@@ -26,7 +27,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from isogloss.errors import ConfigError
-from isogloss.model import causal_of, layers_of
+from isogloss.model import causal_of, decoder_prefix, layers_of
 from isogloss.tree.carrier import Carrier, Routing, Shared
 from isogloss.tree.nodes import Tree
 
@@ -138,6 +139,12 @@ def lora_config(
         name = next(name for name, module in model.named_modules() if module is blocks)
         # The list's own name, or the number of an expert inside a layer would be taken for the layer's.
         more |= {"layers_to_transform": list(range(layers)), "layers_pattern": name.rpartition(".")[2]}
+    prefix = decoder_prefix(model)
+    if any(
+        not name.startswith(prefix) and name.rpartition(".")[2] in targets
+        for name, _ in causal_of(model).named_modules()
+    ):  # such as a vision tower's, which no text reaches
+        more |= {"exclude_modules": rf"(?!{re.escape(prefix)}).*"}
     return LoraConfig(
         r=rank,
         lora_alpha=rank * scaling,  # type: ignore[arg-type]  # any number is read as alpha

@@ -232,5 +232,8 @@ def test_your_own_file_is_a_suite(tmp_path):
     assert len(suite.layer_sentences["sw"]) == len(suite.sentences["en"]) == 10
     assert not set(suite.layer_sentences["sw"]) & set(suite.sentences["sw"])
     assert set(suite.layer_sentences["sw"]) != {f"s {n}" for n in range(10)}  # not the first of the file
+    write(path, *map(json.dumps, more), *(json.dumps({**row, "id": f"again {row['id']}"}) for row in more))
+    twice = SUITES["parallel"](None, "dev", ["sw"], 10, 10, options=ParallelSuite(path=path))
+    assert (twice.sentences, twice.layer_sentences) == (suite.sentences, suite.layer_sentences)
     with pytest.raises(DataError, match="no example is in English and one of ur"):
         SUITES["parallel"](None, "dev", ["ur"], 10, 10, options=ParallelSuite(path=path))

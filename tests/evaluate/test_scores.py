@@ -73,12 +73,11 @@ def test_the_benchmarks_own_metrics_stand_beside_ours(finished):
     assert accuracy["mean"] == pytest.approx(mean)
     assert entry["unreadable"]["after"] == {"es": 0, "fr": 0}  # by likelihood all are options
     # French is no language of NC's and QG's files here, and Spanish none of QAM's at all.
-    divided = (
+    assert entry["notes"] == [
+        *(f"XGLUE's {task} dev was not found in fr." for task in ("XNLI", "NC", "QG")),
         "XNLI has no training file: of its dev set 40 %, divided by premise, are reported, and the others "
-        "are free to be learned."
-    )
-    missing = [f"XGLUE's {task} dev was not found in fr." for task in ("XNLI", "NC", "QG")]
-    assert sorted(entry["notes"]) == sorted([*missing, divided])
+        "are free to be learned.",
+    ]
 
 
 def test_only_items_with_an_english_twin_are_consistent_or_not(finished):
@@ -115,6 +114,32 @@ def test_official_prediction_files_are_written_for_both_sides(finished):
             for code in codes.split()
         }
         assert all(text.count("\n") == 2 for text in found.values())
+
+
+def test_the_run_is_summed_up_at_the_top(finished):
+    """Over both suites; each mean has its interval, and the gate is the reference model's English."""
+    found = scores(finished)
+    assert list(found)[:3] == ["schema", "isogloss", "summary"]
+    summary = found["summary"]
+    assert summary["tasks"] == ["xglue/XNLI", "parallel/instruction"]
+    english = found["suites"]["xglue"]["english"]["tasks"]
+    assert summary["mastered"] == [f"xglue/{task}" for task, one in english.items() if one["mastered"]]
+    for phase in ("before", "after"):
+        suites = [found["suites"][name]["tasks"][phase] for name in ("xglue", "parallel")]
+        each = [values["es"] for tasks in suites for values in tasks.values()]
+        one = summary[phase]["consistency_all"]
+        assert one["mean"] == pytest.approx(sum(each) / len(each))
+        assert one["low"] <= one["mean"] <= one["high"]
+    assert summary["after"]["retention"]["languages"].keys() == {"en"}
+
+
+def test_written_answers_are_counted_where_they_were_cut(finished):
+    """Three tokens are no answer to a random model; what likelihood chooses is never cut."""
+    cut = scores(finished)["suites"]["parallel"]["cut"]
+    assert set(cut) == {"before", "after"} and set(cut["after"]) == {"en", "es"}
+    assert all(0 <= share <= 1 for shares in cut.values() for share in shares.values())
+    lines = (finished.folder / "predictions" / "parallel.after.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["cut"] for line in lines] == [cut["after"]["es"] == 1.0]
 
 
 def test_what_is_evaluated_stays_so(finished):
@@ -195,6 +220,7 @@ def test_the_terminal_shows_the_official_scores(finished):
     table = official_table(found, "xglue")
     assert [str(cell) for cell in table.columns[0].cells] == ["XNLI", "NC", "QAM", "QG", "overall"]
     assert [str(cell) for cell in table.columns[2].cells] == ["2", "2", "2", "2", ""]
+    # Two languages, their mean, and the mean over all tasks; none is mastered.
     assert summary_table(found, "xglue").row_count == 4 and headline(found, "xglue").startswith("xglue: ")
 
 

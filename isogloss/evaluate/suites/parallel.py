@@ -48,7 +48,9 @@ def load(
         measures = {"consistency", "fidelity"} | ({"accuracy"} if known else set())
         made.append(Item(example.id, example.task, turns, measures=frozenset(measures)))
     codes = [SOURCE, *(code for code in languages if any(code in e.turns for e in examples))]
-    shared = [e for e in examples if all(code in e.turns for code in codes)]
+    # Each text once: a copy among the reported ones would have been seen when the layer was chosen.
+    distinct = {e.turns[SOURCE].instruction: e for e in reversed(examples)}.values()
+    shared = [e for e in distinct if all(code in e.turns for code in codes)]
     shared = shared if len(shared) >= FEWEST else []
     shared = draw(shared, FIXED, key=lambda e: e.id, strata=lambda e: (e.task,), proportional=True)
     for_layer, reported = shared[: len(shared) // 4], shared[len(shared) // 4 :][:sentences]
