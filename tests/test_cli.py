@@ -285,7 +285,7 @@ def test_suites_say_whether_their_data_are_there(capsys, tmp_path, monkeypatch):
     there = {line.split()[0]: line.split()[1] for line in lines[1:] if not line.startswith(" ")}
     assert there == {
         "demo": "here", "massive": "—", "flores101": "—", "xnli": "—", "pawsx": "here", "sib200": "—",
-        "xcopa": "—", "xglue": "—", "ntrex": "—", "translation": "—", "xquad": "—",
+        "xcopa": "—", "xglue": "—", "ntrex": "—", "translation": "—", "xquad": "—", "mlqa": "—",
         "language_confusion": "—", "parallel": "here",
     }  # fmt: skip
 
