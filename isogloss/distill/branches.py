@@ -15,10 +15,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from isogloss.model import causal_of, decoder_of
+from isogloss.model import causal_of, decoder_of, keeps_keys_alone
 
 ATTENTION = {"full_attention", "sliding_attention"}
 """Kinds of layers, in transformers' words, that a mask over pairs of tokens decides about."""
+
+
+def branches_fit(model: nn.Module) -> bool:
+    """Whether every layer of the model attends through a mask; recurrent layers read what stands before."""
+    kinds = getattr(causal_of(model).config.get_text_config(), "layer_types", None) or ()
+    return keeps_keys_alone(model) and set(kinds) <= ATTENTION
 
 
 def layout(prompt: int, answers: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
@@ -44,12 +50,6 @@ def visible(branch: Int[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens t
     shared = (branch == 0)[:, None, :] & (branch >= 0)[:, :, None]
     seen = causal & (own | shared) & (branch >= 0)[:, None, :]
     return seen | torch.eye(tokens, dtype=torch.bool, device=branch.device)
-
-
-def branches_fit(model: nn.Module) -> bool:
-    """Whether every layer of the model attends through a mask; recurrent layers read what stands before."""
-    kinds = getattr(causal_of(model).config.get_text_config(), "layer_types", None) or ()
-    return set(kinds) <= ATTENTION and not any("mamba" in name for name, _ in model.named_modules())
 
 
 def branched_hidden(

@@ -24,7 +24,7 @@ from transformers import DynamicCache
 from isogloss import processes
 from isogloss.cost import Meter, Stage
 from isogloss.data.chat import pad, response_positions
-from isogloss.distill.branches import branched_hidden, layout
+from isogloss.distill.branches import branched_hidden, branches_fit, layout
 from isogloss.distill.cache import Cache, Part, row_key
 from isogloss.distill.fused import frozen_head
 from isogloss.distill.rows import Row
@@ -162,7 +162,7 @@ def _option_signals(
     The options of a prompt are read in one row (`branches`), each as if it stood there alone.
     """
     sets = list(dict.fromkeys((row.twin_prompt, row.twin_options) for row in rows if row.options))
-    if not sets:
+    if not sets or not branches_fit(model):  # then such rows have cross-entropy alone
         return {}
     meets = bool(parts_of(model))
     kept = Kept(cache and cache.part(signal="options"), [row_key(p, *o) for p, o in sets], cost, meets)

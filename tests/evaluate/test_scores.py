@@ -78,6 +78,7 @@ def test_the_benchmarks_own_metrics_stand_beside_ours(finished):
         "XNLI has no training file: of its dev set 40 %, divided by premise, are reported, and the others "
         "are free to be learned.",
     ]
+    assert "|split:dev (40 % of XNLI)|" in entry["signature"]
 
 
 def test_only_items_with_an_english_twin_are_consistent_or_not(finished):
