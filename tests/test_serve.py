@@ -299,7 +299,7 @@ def test_a_model_is_found_by_any_code_of_its_language(client):
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("Swahilli")
     assert caught.value.body["code"] == "model_not_found"
-    assert "did you mean sw (Swahili)?" in caught.value.body["message"]
+    assert "use one such as sw, swh_Latn or Swahili" in caught.value.body["message"]
 
 
 def test_what_is_not_served_says_what_is(client):

@@ -24,6 +24,7 @@ from starlette.types import Message as Event
 
 from isogloss.data.chat import encode_chat
 from isogloss.data.formats.lines import is_text
+from isogloss.data.text import canonical
 from isogloss.inference import Aligned
 from isogloss.languages import UnknownLanguageError, resolve
 from isogloss.serve import batches
@@ -38,7 +39,7 @@ def _encodable(text: str) -> str:
         raise PydanticCustomError(
             "surrogate", "holds half of a surrogate pair; send text that UTF-8 can write"
         )
-    return text
+    return canonical(text)
 
 
 Written = Annotated[str, AfterValidator(_encodable)]

@@ -128,6 +128,16 @@ def test_letters_that_json_escapes_have_the_same_form(tmp_path):
     assert parallel_jsonl.read(path)[0].turns["fr"].instruction == "été"
 
 
+def test_a_request_has_the_form():
+    """Of its whole content, and of each part."""
+    from isogloss.serve.app import Message
+
+    parts = [{"type": "text", "text": NFD}, {"type": "text", "text": "\r\n"}]
+    for content, form in ((NFD, NFC), (parts, NFC + "\n")):
+        message = Message.model_validate({"role": "user", "content": content})
+        assert message.plain() == {"role": "user", "content": form}
+
+
 def test_half_a_surrogate_pair_in_a_field_that_nobody_reads_is_no_harm(tmp_path):
     """A chat's source may hold anything."""
     row = CHAT | {"source": "\ud800"}
