@@ -28,7 +28,7 @@ SETTINGS = (
     "tune.lora_rank=4", "tune.lr=0.0002", "tune.batch=2", "tune.epochs=0.5", "tune.privileged=0",
     "languages.targets=[sw,ur]", "languages.items={high: 2, middle: 2, low: 2}",
     "distill.carrier.ranks={root: 2, family: 1, language: 1}", "distill.batch=2", "distill.epochs=1",
-    "distill.retain=0", "distill.lr=0.0005", "evaluate.items=4", "evaluate.sentences=8",
+    "distill.retain=0", "distill.lr=0.0005", "evaluate.items=4", "evaluate.sentences=8", "evaluate.layer=6",
     "evaluate.max_new_tokens=4",
 )  # fmt: skip
 
