@@ -70,7 +70,7 @@ from isogloss.pipeline import Run, Watcher, foreseen_rows
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.fit import refuse_misfit
 from isogloss.tree.nodes import Tree
-from isogloss.tune import english_rows
+from isogloss.tune import english_rows, lora_everywhere
 
 T = TypeVar("T")
 
@@ -290,8 +290,10 @@ class Work:
         kept = examples[: max(1, round(settings.selection.keep * len(examples)))]
         sample, texts = spread(kept, SAMPLE), node_texts(self.config)
         rows = english_rows(sample, self.tokenizer, texts, settings.privileged, self.config.seed)
+        if len(sample) == len(kept):
+            return rows
         rows.sort(key=lambda row: len(row.prompt) + len(row.response))
-        return stretched(rows, round(len(rows) * len(kept) / len(sample)))
+        return stretched(rows, len(kept) + round(settings.privileged * len(kept)))
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -438,10 +440,11 @@ def read_bytes(model: nn.Module, rows: int, width: int) -> int:
 @torch.no_grad()
 def cache_bytes(model: nn.Module, rows: int, width: int) -> int:
     """Bytes that the model itself keeps of what it has read: keys and values, windows of them, or states."""
-    ids = torch.zeros(rows, width, dtype=torch.long, device="meta")
-    found: Any = decoder_of(model)(input_ids=ids, use_cache=True)
+    mask = torch.ones(rows, width, dtype=torch.long, device="meta")
+    with Alive():  # which answers a model's questions about padding
+        found: Any = decoder_of(model)(input_ids=torch.zeros_like(mask), attention_mask=mask, use_cache=True)
     kept = getattr(found, "past_key_values", None) or getattr(found, "cache_params", None)
-    return sum(tensor.nbytes for tensor in _tensors(kept, set()))
+    return sum(tensor.nbytes for tensor in _tensors(kept, set()) if tensor.is_floating_point())
 
 
 def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
@@ -515,10 +518,10 @@ def tune_plan(work: Work) -> StagePlan:
     model: nn.Module = work.model(torch.float32 if whole else work.dtype)
     trained = weights = parameter_bytes(model, parts=work.parts)
     if not whole:
-        from peft import LoraConfig, get_peft_model
+        from peft import get_peft_model
 
-        config = LoraConfig(r=settings.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = get_peft_model(work.model(work.dtype), config)
+        base = work.model(work.dtype)
+        model = get_peft_model(base, lora_everywhere(base, settings.lora_rank))
         trained = parameter_bytes(model, carriers=True)
     else:
         model.requires_grad_(True)

@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from isogloss import processes
 from isogloss.config import Tune
@@ -32,6 +33,17 @@ from isogloss.model import causal_of, head, last_hidden, pad_id, parts_of
 from isogloss.teacher.prompts import NodeTexts, privileged_text
 
 Progress = Callable[[int, int], None]
+
+
+def lora_everywhere(model: torch.nn.Module, rank: int) -> LoraConfig:
+    """Stage 1's LoRA: on every linear layer below the head."""
+    return LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),  # GPT-2's kind of linear layer
+    )
 
 
 def english_rows(
@@ -116,13 +128,7 @@ def tune(
     base.config.use_cache = False
     if settings.method == "lora":
         torch.manual_seed(seed)
-        config = LoraConfig(
-            r=settings.lora_rank,
-            lora_alpha=2 * settings.lora_rank,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
-        model: torch.nn.Module = get_peft_model(base, config)
+        model: torch.nn.Module = get_peft_model(base, lora_everywhere(base, settings.lora_rank))
     else:
         base.requires_grad_(True)
         model = base
