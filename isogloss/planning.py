@@ -341,7 +341,7 @@ def spread(examples: Sequence[ParallelExample], most: int) -> list[ParallelExamp
 
 def stretched(rows: Sequence[T], count: int) -> list[T]:
     """So many rows in the place of a sorted sample, each standing for its neighbours."""
-    return [rows[n * (len(rows) - 1) // max(1, count - 1)] for n in range(count)]
+    return [rows[(2 * n + 1) * len(rows) // (2 * count)] for n in range(count)]
 
 
 def meta_model(name: str, dtype: torch.dtype, *, gpu: bool) -> PreTrainedModel:
