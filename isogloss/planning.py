@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import torch
@@ -71,8 +71,6 @@ from isogloss.tree.carrier import Carrier
 from isogloss.tree.fit import refuse_misfit
 from isogloss.tree.nodes import Tree
 from isogloss.tune import english_rows, lora_everywhere
-
-T = TypeVar("T")
 
 EFFICIENCY = 0.4
 """Share of the rate of large products that a step reaches; an assumption, which a machine's file may set."""
@@ -288,12 +286,14 @@ class Work:
         if settings.selection.enabled:
             examples = list(selection.select(examples, max_chars=settings.selection.max_chars).kept)
         kept = examples[: max(1, round(settings.selection.keep * len(examples)))]
-        sample, texts = spread(kept, SAMPLE), node_texts(self.config)
-        rows = english_rows(sample, self.tokenizer, texts, settings.privileged, self.config.seed)
-        if len(sample) == len(kept):
-            return rows
-        rows.sort(key=lambda row: len(row.prompt) + len(row.response))
-        return stretched(rows, len(kept) + round(settings.privileged * len(kept)))
+        texts, seed, share = node_texts(self.config), self.config.seed, settings.privileged
+        if len(kept) <= SAMPLE:
+            return english_rows(kept, self.tokenizer, texts, share, seed)
+        bare = english_rows(spread(kept, SAMPLE), self.tokenizer, texts, 0.0, seed)
+        # Each is read both ways; which are once more behind the texts is a matter of chance.
+        some = spread(kept, max(2, round(share * SAMPLE)))
+        behind = english_rows(some, self.tokenizer, texts, 1.0, seed)[len(some) :] if share else []
+        return stretched(bare, len(kept)) + stretched(behind, round(share * len(kept)))
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -339,9 +339,10 @@ def spread(examples: Sequence[ParallelExample], most: int) -> list[ParallelExamp
     return [ordered[len(ordered) - 1 - n * (len(ordered) - 1) // (most - 1)] for n in range(most)]
 
 
-def stretched(rows: Sequence[T], count: int) -> list[T]:
-    """So many rows in the place of a sorted sample, each standing for its neighbours."""
-    return [rows[(2 * n + 1) * len(rows) // (2 * count)] for n in range(count)]
+def stretched(rows: Sequence[Encoded], count: int) -> list[Encoded]:
+    """So many rows in the place of a sample, each of its rows standing for those of like length."""
+    ordered = sorted(rows, key=lambda row: len(row.prompt) + len(row.response))
+    return [ordered[(2 * n + 1) * len(ordered) // (2 * count)] for n in range(count)]
 
 
 def meta_model(name: str, dtype: torch.dtype, *, gpu: bool) -> PreTrainedModel:

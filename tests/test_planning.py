@@ -232,14 +232,14 @@ def test_a_plan_refuses_what_the_model_lacks(tiny, tokenizer, tmp_path):
 
 
 def test_a_sample_of_english_rows_stands_for_all(read, monkeypatch):
-    """A third of them, of all lengths alike: as many rows, nearly as many tokens, the longest as long."""
+    """A third of them, of all lengths alike: as many rows, nearly as many tokens, none shorter at the end."""
     lengths = sorted(len(row.prompt) + len(row.response) for row in read.english)
     work = read.changed([])
     del work.__dict__["english"]
     monkeypatch.setattr(planning, "SAMPLE", 20)
     found = sorted(len(row.prompt) + len(row.response) for row in work.english)
     assert len(found) == len(lengths)
-    assert found[-1] == pytest.approx(lengths[-1], rel=0.1)
+    assert found[-1] >= lengths[-1]
     assert sum(found) == pytest.approx(sum(lengths), rel=0.05)
 
 
