@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import torch
@@ -37,7 +37,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.pytorch_utils import Conv1D
 
 from isogloss.config import Config, Count, Distill, Positive, Settings, with_overrides
 from isogloss.cost import Meter
@@ -88,7 +87,7 @@ from isogloss.standardise import Statistics
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.fit import refuse_misfit
 from isogloss.tree.nodes import Tree
-from isogloss.tune import english_rows, longest_row, within
+from isogloss.tune import english_rows, longest_row, lora_everywhere, within
 
 T = TypeVar("T")
 
@@ -366,9 +365,10 @@ def spread(examples: Sequence[ParallelExample], most: int) -> list[ParallelExamp
     return [ordered[len(ordered) - 1 - n * (len(ordered) - 1) // (most - 1)] for n in range(most)]
 
 
-def stretched(rows: Sequence[T], count: int) -> list[T]:
-    """So many rows in the place of a sorted sample, each standing for its neighbours."""
-    return [rows[n * (len(rows) - 1) // max(1, count - 1)] for n in range(count)]
+def stretched(rows: Sequence[Encoded], count: int) -> list[Encoded]:
+    """So many rows in the place of a sample, each of its rows standing for those of like length."""
+    ordered = sorted(rows, key=lambda row: len(row.prompt) + len(row.response))
+    return [ordered[(2 * n + 1) * len(ordered) // (2 * count)] for n in range(count)]
 
 
 def meta_model(name: str, dtype: torch.dtype, *, gpu: bool) -> PreTrainedModel:
@@ -490,7 +490,7 @@ def cache_bytes(model: nn.Module, rows: int, width: int) -> int:
     with Alive():  # which answers what a decoder asks about values
         found: Any = decoder_of(model)(input_ids=ids, use_cache=True)
     kept = getattr(found, "past_key_values", None) or getattr(found, "cache_params", None)
-    return sum(tensor.nbytes for tensor in _tensors(kept, set()))
+    return sum(tensor.nbytes for tensor in _tensors(kept, set()) if tensor.is_floating_point())
 
 
 def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
@@ -567,14 +567,10 @@ def tune_plan(work: Work) -> StagePlan:
     model: nn.Module = work.model(torch.float32 if whole else work.dtype)
     trained = weights = parameter_bytes(model, parts=work.parts)
     if not whole:
-        from peft import LoraConfig, get_peft_model
+        from peft import get_peft_model
 
         base = work.model(work.dtype)
-        config = LoraConfig(
-            r=settings.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM",
-            fan_in_fan_out=any(isinstance(m, Conv1D) for m in base.modules()),
-        )  # fmt: skip
-        model = get_peft_model(base, config)
+        model = get_peft_model(base, lora_everywhere(base, settings.lora_rank))
         trained = parameter_bytes(model, carriers=True)
     else:
         model.requires_grad_(True)

@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from isogloss import processes
 from isogloss.config import Config, Tune
@@ -51,6 +52,17 @@ ADAPTER = "stage1_adapter"
 USUAL = 2_048
 """Tokens of stage 1's longest row, unless the settings say so or the model has fewer positions."""
 CARD = "# A base tuned on English instructions: the reference model of a run of isogloss"
+
+
+def lora_everywhere(model: torch.nn.Module, rank: int) -> LoraConfig:
+    """Stage 1's LoRA: on every linear layer below the head."""
+    return LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),  # GPT-2's kind of linear layer
+    )
 
 
 def english_rows(
@@ -174,13 +186,7 @@ def tune(
     base.config.use_cache = False
     if settings.method == "lora":
         torch.manual_seed(seed)
-        config = LoraConfig(
-            r=settings.lora_rank,
-            lora_alpha=2 * settings.lora_rank,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
-        model: torch.nn.Module = get_peft_model(base, config)
+        model: torch.nn.Module = get_peft_model(base, lora_everywhere(base, settings.lora_rank))
     else:
         base.requires_grad_(True)
         model = base

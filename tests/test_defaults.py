@@ -184,7 +184,7 @@ def test_a_documented_command_takes_sane_steps(command, known, monkeypatch, tmp_
     overrides = [words[n + 1] for n, word in enumerate(words) if word == "--set"]
     found = load_config(file, overrides, data_root=tmp_path, places=True)
     if found.model == defaults.EMBEDDED:
-        assert (found.tune.method, found.distill.lr) == ("full", 3e-3)
+        assert (found.tune.method, found.distill.lr) == ("full", 3e-3), found.model
     else:
         assert found.tune.method == "lora" and found.tune.lr <= 5e-4 and found.distill.lr <= 1e-3
 

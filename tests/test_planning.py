@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
+    GPT2Config,
     LlamaConfig,
     Qwen2Config,
     Qwen3Config,
@@ -25,6 +26,7 @@ from isogloss.distill.cache import Cache
 from isogloss.distill.stage import read_signals
 from isogloss.distill.trainer import Sample, Weights, batch_losses, collate, samples_of, twins_of
 from isogloss.errors import ConfigError
+from isogloss.model import load_tokenizer
 from isogloss.planning import Alive, Machine, StagePlan
 from isogloss.standardise import standardised
 from isogloss.tree.lora import TreeLora
@@ -206,11 +208,12 @@ def test_a_window_is_all_that_its_layers_keep():
     assert planning.cache_bytes(model, 1, 100) == 2 * 8 * (15 + 100) * 4
 
 
-def test_a_model_without_grouped_heads_is_planned(tiny, tokenizer, tmp_path):
+def test_a_model_without_grouped_heads_is_planned(tmp_path):
     """GPT-2 has no setting for its keys; all stages are foreseen, and what follows the model explained."""
-    tiny("gpt2").save_pretrained(tmp_path / "gpt2")
-    tokenizer.save_pretrained(tmp_path / "gpt2")
-    more = ("distill.carrier.targets=[c_attn]", "distill.max_prompt=5000", f"run={tmp_path / 'run'}")
+    words = load_tokenizer("demo")
+    words.save_pretrained(tmp_path / "gpt2")
+    GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=len(words)).save_pretrained(tmp_path / "gpt2")
+    more = ("distill.carrier.targets=[c_attn]", f"run={tmp_path / 'run'}")
     found = planning.plan(load_config(None, (*SMALL, f"model={tmp_path / 'gpt2'}", *more)), BIG)
     assert [stage.stage for stage in found.stages] == ["tune", "distill", "evaluate"]
     assert found.stages[2].memory["cache"] > 0 and "  tune.method lora: " in "\n".join(found.settings)
@@ -232,13 +235,14 @@ def test_a_plan_refuses_what_the_model_lacks(tiny, tokenizer, tmp_path):
 
 
 def test_a_sample_of_english_rows_stands_for_all(read, monkeypatch):
-    """A fifth of them, of all lengths alike: as many rows, nearly as many tokens, the longest among them."""
+    """A third of them, of all lengths alike: as many rows, nearly as many tokens, none shorter at the end."""
     lengths = sorted(len(row.prompt) + len(row.response) for row in read.english)
     work = read.changed([])
     del work.__dict__["english"]
-    monkeypatch.setattr(planning, "SAMPLE", 12)
+    monkeypatch.setattr(planning, "SAMPLE", 20)
     found = sorted(len(row.prompt) + len(row.response) for row in work.english)
-    assert len(found) == len(lengths) and found[-1] == lengths[-1]
+    assert len(found) == len(lengths)
+    assert found[-1] >= lengths[-1]
     assert sum(found) == pytest.approx(sum(lengths), rel=0.05)
 
 
