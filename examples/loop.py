@@ -20,9 +20,12 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_cosine_schedule_with_warmup
 
 from isogloss.config import Config, Distill, load_config
-from isogloss.data.chat import encode_prompt, encode_response
+from isogloss.data.chat import encode_prompt, encode_prompt_with_text, encode_response
 from isogloss.data.sources import node_texts, parallel_examples
+from isogloss.distill.losses import temperature_of
+from isogloss.distill.stage import NAMED
 from isogloss.model import pick_dtype
+from isogloss.standardise import Statistics, standardised, statistics_of
 from isogloss.teacher.prompts import privileged_text
 from isogloss.tree.nodes import build_tree
 
@@ -34,6 +37,8 @@ class Row(NamedTuple):
     privileged: list[int]
     twin: list[int]
     response: list[int]
+    asked: list[bool]  # which tokens of the prompt are the instruction itself: no BOS, no template
+    twin_asked: list[bool]
 
 
 def read_rows(config: Config, tokenizer, language: str) -> list[Row]:
@@ -53,6 +58,8 @@ def read_rows(config: Config, tokenizer, language: str) -> list[Row]:
                 privileged=list(encode_prompt(tokenizer, turn.instruction, system)),
                 twin=list(encode_prompt(tokenizer, twin.instruction)),
                 response=list(encode_response(tokenizer, turn.response)),
+                asked=list(encode_prompt_with_text(tokenizer, turn.instruction)[1]),
+                twin_asked=list(encode_prompt_with_text(tokenizer, twin.instruction)[1]),
             )
         )
     return rows[: config.languages.amount(language)]
@@ -66,8 +73,10 @@ def order_of(rows: int, draws: int, seed: int) -> list[int]:
     return order[:draws]
 
 
-def read(model, prompts: list[list[int]], responses: list[list[int]], layer: int) -> tuple[Tensor, Tensor]:
-    """Logits of every response token, and the mean state of every prompt after some layer."""
+def read(
+    model, prompts: list[list[int]], responses: list[list[int]], layer: int, asked: list[list[bool]]
+) -> tuple[Tensor, Tensor]:
+    """Logits of every response token, and the mean state of every instruction after some layer."""
     texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
     width = max(map(len, texts))
     # On the right, so the mask hides padding and any id will do.
@@ -78,21 +87,30 @@ def read(model, prompts: list[list[int]], responses: list[list[int]], layer: int
     spans = [slice(len(p) - 1, len(p) - 1 + len(r)) for p, r in zip(prompts, responses, strict=True)]
     logits = torch.cat([row[span] for row, span in zip(out.logits, spans, strict=True)])
     states = out.hidden_states[layer].float()
-    pooled = torch.stack([row[: len(prompt)].mean(0) for row, prompt in zip(states, prompts, strict=True)])
+    own = [torch.tensor(one, device=model.device) for one in asked]
+    pooled = torch.stack([row[: len(one)][one].mean(0) for row, one in zip(states, own, strict=True)])
     return logits.float(), pooled
 
 
 def losses_of(
-    model, rows: list[Row], own: list[int], twins: Tensor, layer: int, settings: Distill
+    model,
+    rows: list[Row],
+    own: list[int],
+    twins: Tensor,
+    language: Statistics,
+    tau: float,
+    layer: int,
+    settings: Distill,
 ) -> dict[str, Tensor]:
     """Divergence and cross-entropy as means over response tokens, similarity as a mean over rows.
 
-    `twins[own[i]]` is the state of row i's English twin, whose likeness to all twins row i is to have.
+    `twins[own[i]]` is the standardised state of row i's English twin, whose likeness to all twins row i, by
+    the statistics of its language, is to have.
     """
-    responses = [row.response for row in rows]
+    responses, asked = [row.response for row in rows], [row.asked for row in rows]
     with torch.no_grad(), model.disable_adapter():
-        teacher, _ = read(model, [row.privileged for row in rows], responses, layer)
-    student, pooled = read(model, [row.prompt for row in rows], responses, layer)
+        teacher, _ = read(model, [row.privileged for row in rows], responses, layer, asked)
+    student, pooled = read(model, [row.prompt for row in rows], responses, layer, asked)
 
     said = torch.tensor([token for response in responses for token in response], device=model.device)
     ce = F.cross_entropy(student, said)
@@ -100,8 +118,8 @@ def losses_of(
     p, q = ((logits / settings.temperature).log_softmax(-1) for logits in (teacher, student))
     kl = (p.exp() * (p - q)).sum(-1).mean() * settings.temperature**2  # KL(teacher ‖ student)
 
-    ours, english = F.normalize(pooled, dim=-1), F.normalize(twins, dim=-1)
-    mine, tau = english[own], settings.contrast
+    ours, english = F.normalize(standardised(pooled, language), dim=-1), F.normalize(twins, dim=-1)
+    mine = english[own]
     pairs = ((mine @ english.T, ours @ english.T), (mine @ mine.T, mine @ ours.T))  # wanted, found
     p, q = zip(*(((a / tau).log_softmax(-1), (b / tau).log_softmax(-1)) for a, b in pairs), strict=True)
     hidden = sum((a.exp() * (a - b)).sum(-1).mean() for a, b in zip(p, q, strict=True)) / 2
@@ -139,12 +157,18 @@ def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
 
     layer = settings.layer or late
     with torch.no_grad(), student.disable_adapter():  # the English twins do not move
-        twins = torch.cat([read(student, [row.twin], [[]], layer)[1] for row in rows])
+        twins = torch.cat([read(student, [row.twin], [[]], layer, [row.twin_asked])[1] for row in rows])
+        plain = torch.cat([read(student, [row.prompt], [[]], layer, [row.asked])[1] for row in rows])
+    statistics, twins = statistics_of(plain), standardised(twins, statistics_of(twins))
+    # By default such that the target likens a twin to ten on average.
+    tau = settings.contrast or temperature_of(twins, min(NAMED, max(2.0, len(rows) / 4)))
 
     curve = []
     for step in range(steps):
         own = order[step * batch : (step + 1) * batch]
-        parts = losses_of(student, [rows[number] for number in own], own, twins, layer, settings)
+        parts = losses_of(
+            student, [rows[number] for number in own], own, twins, statistics, tau, layer, settings
+        )
         fade = max(0.0, 1 - step / steps / settings.fade) if settings.fade else 1.0
         loss = (
             settings.kl * parts["kl"] + settings.ce * parts["ce"] + settings.hidden * fade * parts["hidden"]

@@ -33,7 +33,7 @@ from isogloss.quiet import quiet
 from isogloss.tree.fit import refuse_misfit
 
 
-def _as_usual(*names: str) -> tuple[str, ...]:
+def as_usual(*names: str) -> tuple[str, ...]:
     """Settings of stage 2 at their defaults: what a variant would leave without effect is refused."""
     usual = Distill().model_dump(mode="json")
     return tuple(f"distill.{name}={json.dumps(usual[name])}" for name in names)
@@ -45,14 +45,14 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "random": ("languages.tree=random",),
     "flat": ("languages.tree=flat",),
     "shared": ("languages.tree=shared",),
-    "no-hidden": ("distill.hidden=0", *_as_usual(*HIDDEN_ONLY)),
-    "no-kl": ("distill.kl=0", *_as_usual(*KL_ONLY, "on_policy")),
+    "no-hidden": ("distill.hidden=0", *as_usual(*HIDDEN_ONLY)),
+    "no-kl": ("distill.kl=0", *as_usual(*KL_ONLY, "teacher_view", "on_policy")),
     "with-kl": ("distill.kl=1",),
     "no-texts": ("distill.teacher_reads=[twin,answer]",),
-    "no-english": ("distill.teacher_reads=[texts]",),
+    "no-english": ("distill.teacher_reads=[texts]", *as_usual("teacher_view")),
     "no-retain": ("distill.retain=0",),
-    "prefix": ("distill.carrier={type: prefix}", "distill.lr=0.1"),
-    "embedding": ("distill.carrier={type: embedding}", "distill.lr=0.1"),
+    "prefix": ("distill.carrier={type: prefix}", "distill.lr=0.1", *as_usual("teacher_view")),
+    "embedding": ("distill.carrier={type: embedding}", "distill.lr=0.1", *as_usual("teacher_view")),
 }
 """What each variant changes in the settings that are given. Virtual positions want a larger step than a LoRA;
 theirs was chosen on the demo's dev split (docs/log.md)."""

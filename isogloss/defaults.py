@@ -170,6 +170,9 @@ def explain(config: Any, facts: Facts) -> list[str]:
 
 
 def _plain(value: Any) -> str:
+    """As it would be written in a file of settings."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_plain, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

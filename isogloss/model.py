@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from isogloss import bases, processes
-from isogloss.data.chat import encode_prompt, encode_response, pad, response_positions
+from isogloss.data.chat import encode_prompt, encode_response, end_of_turn, pad, response_positions
 from isogloss.data.templates import give_template
 from isogloss.data.tokens import special_ids
 from isogloss.defaults import EMBEDDED
@@ -210,14 +210,16 @@ def load_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTok
         # Beside a tekken.json mistral-common's would be taken, which has no template as text.
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, mistral_format=False)
     take_plainly(tokenizer)
+    give_template(tokenizer, chat_template)
     if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
+        try:
+            # A template may end its turns with a token of its own.
+            tokenizer.pad_token = tokenizer.eos_token or end_of_turn(tokenizer)
+        except ConfigError:
             raise ConfigError(
                 f"model: the tokenizer of {name} has neither a pad_token nor an eos_token; name one of them "
                 "in its tokenizer_config.json"
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    give_template(tokenizer, chat_template)
+            ) from None
     return tokenizer
 
 

@@ -1144,7 +1144,7 @@ def _rows(
         # As many as there are draws, so that none is read twice where there are enough.
         read = sum(amounts.values()) + sum(code in e.turns for e in pairs for code in codes)
         draws = read * settings.epochs * settings.retain / (1 - settings.retain)
-        kept = random.Random(run.config.seed).sample(kept, min(len(kept), math.ceil(draws)))
+        kept = random.Random(run.config.seed).sample(kept, min(len(kept), math.ceil(draws - 1e-9)))
         # Stage 1 may have read longer ones.
         kept = [
             e

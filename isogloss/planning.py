@@ -15,6 +15,7 @@ What is assumed, and where it is off:
 """
 
 import math
+import random
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 
 from isogloss.config import Config, Count, Distill, Positive, Settings, with_overrides
 from isogloss.cost import Meter
@@ -45,29 +47,44 @@ from isogloss.data.counting import unchanging
 from isogloss.data.examples import ParallelExample
 from isogloss.data.sources import node_texts
 from isogloss.defaults import explain, facts_of
+from isogloss.distill.branches import branched_hidden
 from isogloss.distill.fused import frozen_head
 from isogloss.distill.on_policy import is_on_policy
 from isogloss.distill.rows import Row, schedule, training_order
-from isogloss.distill.signal import Signal, groups
-from isogloss.distill.stage import weights_of
+from isogloss.distill.signal import LOGITS, Signal, groups
+from isogloss.distill.stage import layer_of, weights_of
 from isogloss.distill.topk import TopK
-from isogloss.distill.trainer import Batch, Sample, Weights, batch_losses, chunk_size, collate, twins_of
+from isogloss.distill.trainer import (
+    WEIGHED,
+    Batch,
+    Options,
+    Sample,
+    Weights,
+    batch_losses,
+    chunk_size,
+    collate,
+    twins_of,
+)
 from isogloss.errors import ConfigError
 from isogloss.evaluate.suites import load_suite
 from isogloss.languages import SOURCE
 from isogloss.loading import read_config
 from isogloss.model import (
     EMBEDDED,
+    causal_of,
     check_base,
     decoder_of,
+    head,
     last_hidden,
     layers_of,
     load_tokenizer,
     model_folder,
     pick_dtype,
+    readout,
 )
 from isogloss.modes import thrifty_attention
 from isogloss.pipeline import Run, Watcher, foreseen_rows
+from isogloss.standardise import Statistics
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.fit import refuse_misfit
 from isogloss.tree.nodes import Tree
@@ -291,10 +308,17 @@ class Work:
         limit = longest_row(self.config)
         examples = within(examples, self.tokenizer, limit).kept
         kept = examples[: max(1, round(settings.selection.keep * len(examples)))]
-        sample, texts = spread(kept, SAMPLE), node_texts(self.config)
-        rows = english_rows(sample, self.tokenizer, texts, settings.privileged, self.config.seed, limit)
-        rows.sort(key=lambda row: len(row.prompt) + len(row.response))
-        return stretched(rows, round(len(rows) * len(kept) / len(sample)))
+        seed, texts = self.config.seed, node_texts(self.config)
+        # The examples that `english_rows` would draw of all: its draw of a sample has other lengths.
+        drawn = random.Random(seed).sample(kept, round(settings.privileged * len(kept)))
+        found: list[Encoded] = []
+        for examples, again in ((kept, 0.0), (drawn, 1.0)):
+            sample = spread(examples, SAMPLE)
+            rows = english_rows(sample, self.tokenizer, texts, again, seed, limit)
+            rows = rows[len(sample) :] if again else rows
+            rows.sort(key=lambda row: len(row.prompt) + len(row.response))
+            found += stretched(rows, round(len(rows) * len(examples) / max(1, len(sample))))
+        return found
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -408,6 +432,7 @@ def step_bytes(
     carrier: Carrier | None = None,
     *,
     twins: int = 0,
+    statistics: Mapping[str, Statistics] | None = None,
     gpu: bool = False,
 ) -> int:
     """Most bytes that a micro-batch's forward, losses and backward hold at once, gradients included.
@@ -415,15 +440,17 @@ def step_bytes(
     Args:
         model: Without storage; for stage 2 the carrier's.
         twins: How many meanings there are in all.
+        statistics: As in `batch_losses`, without storage.
         gpu: It will be done on one.
     """
     batch = _without_storage(collate(samples, 0))
     every = twins_of(samples)
     if every is not None and twins > len(every):
         every = torch.empty(twins, every.shape[1], device="meta")
+    readout(model)  # is looked for once, long before a step
     with Alive() as alive, thrifty_attention(model):
-        parts = batch_losses(model, batch, weights, carrier, every, gpu=gpu)
-        loss: Any = sum(getattr(weights, name) * part for name, part in parts.items())
+        parts = batch_losses(model, batch, weights, carrier, every, statistics, gpu=gpu)
+        loss: Any = sum(getattr(weights, WEIGHED.get(name, name)) * part for name, part in parts.items())
         loss.backward()
     model.zero_grad(set_to_none=True)
     return alive.most
@@ -441,10 +468,27 @@ def read_bytes(model: nn.Module, rows: int, width: int) -> int:
 
 
 @torch.no_grad()
+def options_bytes(model: nn.Module, rows: int, width: int, tokens: int) -> int:
+    """Most bytes that reading a batch of answer sets holds at once.
+
+    Args:
+        width: Tokens of the longest prompt with all its answers.
+        tokens: Of all answers, a chunk of whose logits is held.
+    """
+    ids = torch.zeros(rows, width, dtype=torch.long, device="meta")
+    vocab = causal_of(model).config.get_text_config().vocab_size
+    with Alive() as alive:
+        states = branched_hidden(model, ids, ids, ids).flatten(0, 1)[: min(tokens, max(1, LOGITS // vocab))]
+        head(model, states).float().logsumexp(1)
+    return alive.most
+
+
+@torch.no_grad()
 def cache_bytes(model: nn.Module, rows: int, width: int) -> int:
     """Bytes that the model itself keeps of what it has read: keys and values, windows of them, or states."""
     ids = torch.zeros(rows, width, dtype=torch.long, device="meta")
-    found: Any = decoder_of(model)(input_ids=ids, use_cache=True)
+    with Alive():  # which answers what a decoder asks about values
+        found: Any = decoder_of(model)(input_ids=ids, use_cache=True)
     kept = getattr(found, "past_key_values", None) or getattr(found, "cache_params", None)
     return sum(tensor.nbytes for tensor in _tensors(kept, set()))
 
@@ -455,7 +499,8 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
         return
     seen.add(id(value))
     if isinstance(value, Tensor):
-        yield value
+        if value.ndim:  # a single number, such as the length of a window, is no state
+            yield value
     elif isinstance(value, Mapping):
         yield from (one for each in value.values() for one in _tensors(each, seen))
     elif isinstance(value, list | tuple):
@@ -467,7 +512,9 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
 def _without_storage(batch: Batch) -> Batch:
     """Masks of rows and tokens stay as they are: they decide shapes."""
     entries: dict[str, Any] = {
-        name: value.to("meta") if isinstance(value, Tensor) and value.dtype != torch.bool else value
+        name: value.to(torch.device("meta"))
+        if isinstance(value, Options) or (isinstance(value, Tensor) and value.dtype != torch.bool)
+        else value
         for name, value in vars(batch).items()
     }
     return Batch(**entries)
@@ -522,8 +569,12 @@ def tune_plan(work: Work) -> StagePlan:
     if not whole:
         from peft import LoraConfig, get_peft_model
 
-        config = LoraConfig(r=settings.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = get_peft_model(work.model(work.dtype), config)
+        base = work.model(work.dtype)
+        config = LoraConfig(
+            r=settings.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM",
+            fan_in_fan_out=any(isinstance(m, Conv1D) for m in base.modules()),
+        )  # fmt: skip
+        model = get_peft_model(base, config)
         trained = parameter_bytes(model, carriers=True)
     else:
         model.requires_grad_(True)
@@ -565,35 +616,43 @@ def distill_plan(work: Work) -> StagePlan:
     model, found = carrier.model, StagePlan("distill")
     meter = Meter(model, carrier.tree.path_rank() / max(1, carrier.tree.rank))
     live, hears = Meter(model, 0.0), settings.hears_itself
-    together = _privileged([row for row in rows if hears or row.language == SOURCE])
-    privileged = [length for some in together for length in some]
-    twins = list({row.twin_prompt: len(row.twin_prompt) for row in rows}.values())
-    found.tokens_forwarded = sum(privileged) + sum(twins)
-    found.flops = sum(_reading(model, some, READ_TOGETHER, off=True) for some in together)
-    found.flops += _reading(model, twins, READ_TOGETHER, off=True)
-    lengths = [len(row.student.prompt) + len(row.student.response) for row in rows]
+    read = _read(rows, settings)
+    found.tokens_forwarded = read.tokens
+    found.flops = sum(_reading(model, some, READ_TOGETHER, off=True) for some in read.privileged)
+    found.flops += _reading(model, read.sets, READ_TOGETHER, off=True, heads=read.options)
+    # The twins' states, and those of each language's instructions, are read up to a layer.
+    share = 1.0 if work.parts > 1 else layer_of(model, settings) / len(layers_of(model))
+    found.flops += share * sum(
+        _reading(model, some, READ_TOGETHER, off=True) for some in (read.twins, read.prompts)
+    )
+    others = [_options(row, hears) for row in rows]
+    lengths = [
+        len(row.student.prompt) + len(row.student.response) + sum(map(len, more))
+        for row, more in zip(rows, others, strict=True)
+    ]
     order = training_order(rows, settings, work.config.seed)
     micro = _micro(order, settings.batch, settings.accumulate, machine.devices)
     # In half precision a processor makes the frozen head's product again, for what was rounded.
     again = 2 if not machine.gpu and work.dtype.itemsize == 2 and frozen_head(model) else 1
     for number, numbers in enumerate(micro):
-        responses = sum(len(rows[n].student.response) for n in numbers)
+        taught = sum(len(rows[n].student.response) for n in numbers)
+        # Beside its cross-entropy an answer is one of the options that are scored.
+        taught += sum(len(o) for n in numbers if others[n] for o in rows[n].options)
         if is_on_policy(number * len(micro[0]) // settings.batch, settings.on_policy):
             _draw(found, meter, live, [rows[n] for n in numbers])
         asked = sum(
             len(rows[n].student.response)
             for n in numbers
-            if settings.form[0] == "hidden" and (settings.kl or rows[n].language == SOURCE)
+            if settings.form[0] == "hidden"
+            and (rows[n].language == SOURCE or (settings.kl and not others[n]))
         )
         width = max(lengths[n] for n in numbers)
-        heads = again * (responses + asked)
-        _count(meter, len(numbers), width, heads, backward=True, taught=responses)
+        heads = again * (taught + asked)
+        _count(meter, len(numbers), width, heads, backward=True, taught=taught)
         found.tokens_backpropagated += sum(lengths[n] for n in numbers)
     found.tokens_forwarded += found.tokens_backpropagated
     found.flops += meter.flops + live.flops
-    told = [row for row in rows if hears or settings.scored_elsewhere or row.language == SOURCE]
-    tokens = sum(len(row.student.response) for row in told)
-    found.memory = _distill_memory(work, carrier, micro, lengths, privileged, twins, tokens)
+    found.memory = _distill_memory(work, carrier, micro, lengths, read)
     carriers = parameter_bytes(model, carriers=True)
     share = carriers / max(1, carrier.tree.rank)
     exported = sum(
@@ -602,6 +661,49 @@ def distill_plan(work: Work) -> StagePlan:
     found.kept = round(carriers + exported)
     found.disk = found.kept + 3 * 3 * carriers
     return found
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What the frozen model reads before training, in tokens of each text."""
+
+    privileged: list[list[int]]
+    """Behind privileged prompts, those together that are read together,"""
+    sets: list[int]
+    """English prompts with all answers of a closed set,"""
+    options: list[int]
+    """of which answers are,"""
+    twins: list[int]
+    """English twins, up to a layer,"""
+    prompts: list[int]
+    """and instructions of the other languages, up to the same."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(sum, (*self.privileged, self.sets, self.twins, self.prompts)))
+
+
+def _read(rows: Sequence[Row], settings: Distill) -> _Reading:
+    """As `stage.read_signals` reads the rows: each text once."""
+    hears = settings.hears_itself
+    alone = [row for row in rows if row.language == SOURCE or (hears and not row.options)]
+    sets = {(row.twin_prompt, row.twin_options) for row in rows if hears and row.options}
+    twins = {(row.twin_prompt, row.twin_asked) for row in rows}
+    prompts = {(row.student.prompt, row.student.asked) for row in rows} if settings.hidden else set()
+    answers = {key: sum(map(len, key[1])) for key in sets}
+    ordered = sorted(answers, key=lambda key: len(key[0]) + answers[key])
+    return _Reading(
+        _privileged(alone),
+        [len(key[0]) + answers[key] for key in ordered],
+        [answers[key] for key in ordered],
+        [len(prompt) for prompt, _ in twins],
+        [len(prompt) for prompt, _ in prompts - twins],
+    )
+
+
+def _options(row: Row, hears: bool) -> list[tuple[int, ...]]:
+    """The answers that stand behind a row's own response while it trains."""
+    return [one for one in row.options if one != row.student.response] if hears else []
 
 
 def _privileged(rows: Sequence[Row]) -> list[list[int]]:
@@ -635,9 +737,7 @@ def _distill_memory(
     carrier: Carrier,
     micro: list[list[int]],
     lengths: list[int],
-    privileged: list[int],
-    twins: list[int],
-    told: int,
+    texts: _Reading,
 ) -> dict[str, int]:
     settings, machine, rows = work.config.distill, work.machine, work.rows
     model = carrier.model
@@ -646,40 +746,60 @@ def _distill_memory(
     meanings = len({row.meaning for row in rows})
     kind, k = settings.form
     each = hidden * wide if kind == "hidden" else 8 * k
-    signals = told * each + (len(twins) + meanings) * hidden * 4
+    told = sum(len(row.student.response) for row in rows if _is_told(row, settings))
+    signals = told * each + (len(texts.twins) + meanings) * hidden * 4
     loss = weights_of(model, settings, retain=True)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train(settings.gradient_checkpointing)
+    with torch.device("meta"):
+        each_language = {row.language: Statistics(torch.empty(hidden), torch.empty(hidden)) for row in rows}
     step = 0
     for numbers in _largest(micro, lengths):
         samples = [_sample(rows[n], place, settings, hidden, work.dtype) for place, n in enumerate(numbers)]
-        step = max(
-            step, step_bytes(model, samples, loss, carrier, twins=meanings, gpu=machine.gpu)
+        bytes_held = step_bytes(
+            model, samples, loss, carrier, twins=meanings, gpu=machine.gpu,
+            statistics=each_language if settings.hidden else None,
         )  # fmt: skip
+        step = max(step, bytes_held)
     model.eval()
     carrier.off()
+    plain = ([length for some in texts.privileged for length in some], texts.twins, texts.prompts)
     read = max(
-        (read_bytes(model, min(READ_TOGETHER, len(some)), max(some)) for some in (privileged, twins) if some),
-        default=0,
+        (read_bytes(model, min(READ_TOGETHER, len(some)), max(some)) for some in plain if some), default=0
     )
+    if last := texts.options[-READ_TOGETHER:]:
+        read = max(read, options_bytes(model, len(last), texts.sets[-1], sum(last)))
     learnt = parameter_bytes(model, carriers=True)
     weights = parameter_bytes(model, four_bit=work.config.four_bit, parts=work.parts)
     frozen = {"program": machine.process, "weights": weights, "carriers": learnt}
-    reading = frozen | {"signals": signals, "activations": machine.held(read)}
+    # The states of all instructions are there together, and once more as one tensor.
+    states = 2 * (len(texts.twins) + len(texts.prompts)) * hidden * 4 if settings.hidden else 0
+    reading = frozen | {"signals": signals + states, "activations": machine.held(read)}
     training = frozen | {"optimiser": 2 * learnt, "signals": signals, "activations": machine.held(step)}
     return max(reading, training, key=lambda memory: sum(memory.values()))
+
+
+def _is_told(row: Row, settings: Distill) -> bool:
+    """Whether a teacher scores a row's response token by token."""
+    if row.language == SOURCE or settings.scored_elsewhere:
+        return True
+    return settings.hears_itself and not row.options
 
 
 def _sample(row: Row, place: int, settings: Distill, hidden: int, dtype: torch.dtype) -> Sample:
     tokens, (kind, k) = len(row.student.response), settings.form
     said: Tensor | TopK | None = None
+    options = row.options if settings.hears_itself else ()
     with torch.device("meta"):
-        if settings.kl or row.language == SOURCE:
+        # On-policy steps are scored live.
+        if row.language == SOURCE or (settings.kl and not options):
             said = torch.empty(tokens, hidden, dtype=dtype)
             if kind == "top_k":
                 said = TopK(torch.empty(tokens, k, dtype=torch.int32), torch.empty(tokens, k))
-        return Sample(row.student, row.language, place, Signal(said, torch.empty(hidden)))
+        chances = torch.empty(len(options)) if options else None
+        signal = Signal(said, torch.empty(hidden), options=chances)
+        return Sample(row.student, row.language, place, signal, options)
 
 
 # --- evaluation
@@ -752,9 +872,17 @@ def _generated(meter: Meter, prompt: int, new: int) -> None:
     meter.project(new)
 
 
-def _reading(model: nn.Module, lengths: Sequence[int], together: int, *, off: bool = False) -> float:
-    """Operations of reading texts, those of like length together, without a head."""
+def _reading(
+    model: nn.Module,
+    lengths: Sequence[int],
+    together: int,
+    *,
+    off: bool = False,
+    heads: Sequence[int] = (),
+) -> float:
+    """Operations of reading texts, those of like length together; of each the head reads so many tokens."""
     meter = Meter(model, 0.0 if off else 1.0)
+    meter.project(sum(heads))
     ordered = sorted(lengths)
     for start in range(0, len(ordered), together):
         some = ordered[start : start + together]

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from isogloss import ablation, cli
-from isogloss.ablation import Variant, corrected, parse, resolved, with_items, with_seeds
+from isogloss.ablation import VARIANTS, Variant, corrected, parse, resolved, with_items, with_seeds
 from isogloss.config import load_config, with_overrides
 from isogloss.errors import ConfigError, RunError
 from isogloss.pipeline import Run, Watcher
@@ -23,7 +23,11 @@ def test_what_the_teacher_reads_is_told_by_a_divergence_where_the_settings_have_
         ("families", ("languages.tree=families",), None),
         ("with-kl", ("distill.kl=1",), None),
         ("no-texts", ("distill.kl=1", "distill.teacher_reads=[twin,answer]"), "with-kl"),
-        ("no-english", ("distill.kl=1", "distill.teacher_reads=[texts]"), "with-kl"),
+        (
+            "no-english",
+            ("distill.kl=1", "distill.teacher_reads=[texts]", 'distill.teacher_view="prompt"'),
+            "with-kl",
+        ),
     ]
     asked = variants("families", "no-texts", "with-kl")
     assert [one.name for one in resolved(load_config(), asked)] == ["families", "no-texts", "with-kl"]
@@ -41,10 +45,24 @@ def test_each_number_of_items_has_its_own_divergence_to_compare_with():
 def test_a_variant_takes_along_what_it_leaves_without_effect():
     """Settings that only the term which goes would heed are refused elsewhere, and are gone here."""
     config = load_config(None, ["distill.kl=1", "distill.divergence=reverse", "distill.contrast=0.1"])
-    for name, setting, usual in (("no-kl", "divergence", "forward"), ("no-hidden", "contrast", 0.05)):
+    for name, setting, usual in (("no-kl", "divergence", "forward"), ("no-hidden", "contrast", None)):
         changed = with_overrides(config, parse(name).overrides)
         assert getattr(changed.distill, name.removeprefix("no-")) == 0
         assert getattr(changed.distill, setting) == usual
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_one_of_a_model_that_was_trained_before_too(name):
+    """Whose teacher reads English alone, at a layer of its own: what a variant cannot have of it is gone."""
+    settings = [
+        "distill.kl=1",
+        "distill.teacher_view=english",
+        "distill.teacher_reads=[twin]",
+        "distill.layer=2",
+    ]
+    changed = with_overrides(load_config(None, settings), parse(name).overrides).distill
+    without = ("no-kl", "no-english", "prefix", "embedding")
+    assert changed.teacher_view == ("prompt" if name in without else "english")
 
 
 @pytest.mark.parametrize(

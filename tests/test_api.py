@@ -82,8 +82,8 @@ def test_run_refuses_wrong_settings_and_makes_no_folder(tmp_path):
     assert str(caught.value).split("\n") == [
         "--set distill.lr=0: distill.lr is 0; it must be a number above 0",
         '--set evaluate.suites=["flores"]: evaluate.suites holds "flores"; each must be demo, massive, '
-        "flores101, ntrex, translation, xnli, pawsx, sib200, xcopa, xquad, xglue, language_confusion or "
-        "parallel; did you mean flores101?",
+        "flores101, ntrex, translation, xnli, pawsx, sib200, xcopa, xquad, mlqa, xglue, language_confusion "
+        "or parallel; did you mean flores101?",
     ]
     assert issubclass(ConfigError, IsoglossError) and issubclass(IsoglossError, ValueError)
     assert list(tmp_path.iterdir()) == []

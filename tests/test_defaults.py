@@ -36,7 +36,7 @@ def followed(config: Config) -> tuple:
 
 def test_the_embedded_models_defaults_are_its_own(known):
     """As measured in docs/log.md; nothing is looked up for it."""
-    assert followed(load_config(places=True)) == ("full", 16, 1.5, 1e-3, 3e-3, 6.0, 0.0, (12, 2, 2))
+    assert followed(load_config(places=True)) == ("full", 16, 1.5, 1e-3, 3e-3, 4.5, 0.0, (12, 2, 2))
     assert followed(load_config(None, ["model=demo", "tune.lr=null"])) == followed(Config())
 
 
@@ -151,6 +151,11 @@ def test_what_was_taken_is_explained(known):
         "  tune.lora_rank 32: the model was trained before",
         "  distill.lr 0.001: adapters on 268 million weights",
         "  distill.kl 1: the model was trained before and uses what it reads",
+        "  distill.teacher_view english: the model was trained before",
+        "  distill.teacher_reads [twin]: where answers are a language's own words",
+        "  tune.privileged 0: the teacher reads no node texts",
+        "  distill.hidden 1: the model was trained before",
+        "  distill.layer 7: two fifths of 18, where translations are alike",
         "  distill.epochs 4: as set; by the model 2",
         "  distill.carrier.ranks.root 8: rank 16 a path",
         "  distill.carrier.ranks.family 4: rank 16 a path",

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from isogloss.config import dump_config, load_config
 from isogloss.data.sources import node_texts, parallel_examples
 from isogloss.distill.rows import build_rows
-from isogloss.distill.signal import hidden_signals
-from isogloss.distill.stage import layer_of
+from isogloss.distill.signal import hidden_signals, language_statistics
+from isogloss.distill.stage import contrast_of, layer_of
 from isogloss.distill.trainer import (
     Ordered,
     ResponseTrainer,
@@ -70,7 +70,14 @@ def test_the_loop_reads_what_the_package_reads(loop, run, tokenizer):
     config = load_config(run / "config.yaml")
     ours = [tuple(map(tuple, row)) for row in loop.read_rows(config, tokenizer, "sw")]
     theirs = [
-        (r.student.prompt, r.teacher_prompt, r.twin_prompt, r.student.response)
+        (
+            r.student.prompt,
+            r.teacher_prompt,
+            r.twin_prompt,
+            r.student.response,
+            r.student.asked,
+            r.twin_asked,
+        )
         for r in package_rows(config, tokenizer)[0]
     ]
     assert len(ours) == 10
@@ -86,6 +93,8 @@ def test_the_loop_gives_the_packages_losses_at_every_step(loop, run, tokenizer, 
     model = AutoModelForCausalLM.from_pretrained(run / "tuned")
     layer = layer_of(model, config.distill)
     signals = hidden_signals(model, rows, layer=layer, pad_id=0)
+    statistics = language_statistics(model, rows, layer=layer, pad_id=0)
+    samples = samples_of(rows, signals)
     torch.manual_seed(config.seed)
     carrier = TreeLora(model, tree, targets=config.distill.carrier.targets, scaling=2.0, layers=layer)
     trainer = ResponseTrainer(
@@ -94,12 +103,13 @@ def test_the_loop_gives_the_packages_losses_at_every_step(loop, run, tokenizer, 
             tmp_path / "work", steps=STEPS, batch=4, accumulate=1, lr=config.distill.lr, weight_decay=0.0,
             seed=0, bf16=False, save_every=50,
         ),
-        train_dataset=Ordered(samples_of(rows, signals), loop.order_of(10, STEPS * 4, 0)),
+        train_dataset=Ordered(samples, loop.order_of(10, STEPS * 4, 0)),
         weights=Weights(
-            1.0, 0.5, config.distill.hidden, layer=layer, contrast=config.distill.contrast,
+            1.0, 0.5, config.distill.hidden, layer=layer,
+            contrast=contrast_of(samples, statistics["en"], config.distill),
             fade=config.distill.fade,
         ),
-        pad_id=0,
+        pad_id=0, statistics=statistics,
     )  # fmt: skip
     curve = tmp_path / "curve.jsonl"
     train(trainer, Watch(curve, "distill", 1, lambda done, of: None), tmp_path / "work")

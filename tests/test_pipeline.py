@@ -31,6 +31,9 @@ SMALL = (
     "distill.batch=4",
     "distill.epochs=4.5",
     "distill.kl=0.1",
+    "distill.lr=0.003",
+    "distill.teacher_view=prompt",
+    "distill.teacher_reads=[texts,twin,answer]",
     "evaluate.items=14",
     "evaluate.sentences=12",
     "evaluate.max_new_tokens=4",
@@ -319,8 +322,8 @@ def test_the_ledger_counts_every_stage(finished):
     stages = ledger_of(config)
     assert list(stages) == ["tune", "distill", "evaluate"]
     assert (
-        stages["distill"]["teacher_calls"] == 21 + 14 + 14 + 25
-    )  # hi, sw, ur, and English for a tenth of 4.5 passes
+        stages["distill"]["teacher_calls"] == 21 + 14 + 21 + 28
+    )  # hi, sw, ur, and English for a tenth of all draws: 4.5 passes over 56 rows are 252, a ninth of them
     assert all(stages[name]["flops"] > 0 and stages[name]["seconds"] > 0 for name in stages)
     # Three languages and English before and after, at most four tokens an answer.
     asked = 14 * 4 * 2

@@ -1,6 +1,7 @@
 """The preflight: bytes worked out by hand, operations against torch's counter, advice that holds."""
 
 import json
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -17,13 +18,15 @@ from transformers import (
 
 from isogloss import cli, planning
 from isogloss.config import load_config
-from isogloss.cost import Meter
+from isogloss.cost import Meter, Stage
 from isogloss.data.chat import Encoded
 from isogloss.distill import trainer
-from isogloss.distill.signal import hidden_signals
+from isogloss.distill.cache import Cache
+from isogloss.distill.stage import read_signals
 from isogloss.distill.trainer import Sample, Weights, batch_losses, collate, samples_of, twins_of
 from isogloss.errors import ConfigError
 from isogloss.planning import Alive, Machine, StagePlan
+from isogloss.standardise import standardised
 from isogloss.tree.lora import TreeLora
 
 SMALL = (
@@ -269,9 +272,21 @@ def test_stage_1_against_torchs_counter(read):
     assert found.tokens_forwarded == sum(lengths)
 
 
-def test_stage_2_against_torchs_counter(read):
-    """The teacher's reading of every row and twin, then each step of the student with the divergence."""
-    work = read.changed(["distill.kl=1.0", "distill.batch=8", "distill.epochs=1"])
+@pytest.mark.parametrize("view", ["prompt", "english"])
+def test_stage_2_against_torchs_counter(read, tmp_path, view):
+    """What the teacher reads of every row, twin and instruction, then each step of the student with the
+    divergence; where it reads English alone, over each closed task's answers too."""
+    settings = [
+        "distill.kl=1.0",
+        "distill.hidden=1.0",
+        "distill.layer=3",
+        "distill.batch=8",
+        "distill.epochs=1",
+    ]
+    work = read.changed([*settings, f"distill.teacher_view={view}"])
+    work.run = planning.Run(work.config, planning.Watcher())
+    del work.__dict__["rows"]
+    assert any(row.options for row in work.rows) == (view == "english")
     found = planning.distill_plan(work)
     config = planning.meta_model("demo", torch.float32, gpu=False).config
     real = planning.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
@@ -280,19 +295,29 @@ def test_stage_2_against_torchs_counter(read):
     )  # fmt: skip
     order = planning.training_order(work.rows, work.config.distill, work.config.seed)
     carrier.off()
+    cost, weights = Stage("distill"), Weights(1.0, 1.0, 1.0, layer=3)
 
     def everything():
-        samples = samples_of(work.rows, hidden_signals(real, work.rows, layer=3, pad_id=0))
-        twins = twins_of(samples)
+        signals, statistics = read_signals(
+            real, work.rows, work.config.distill, pad_id=0, cost=cost, bar=silent, cache=Cache(tmp_path, {})
+        )
+        samples = samples_of(work.rows, signals)
+        twins = standardised(twins_of(samples), statistics["en"])
         for start in range(0, len(order), 8):
             batch = collate([samples[n] for n in order[start : start + 8]], 0)
-            parts = batch_losses(
-                carrier.model, batch, Weights(1.0, 1.0, 1.0, layer=3), carrier, twins
-            )  # fmt: skip
+            parts = batch_losses(carrier.model, batch, weights, carrier, twins, statistics)
             sum(parts.values()).backward()
+            cost.tokens_backpropagated += int(batch.mask.sum())
             carrier.off()
 
     assert found.flops == pytest.approx(counted(everything), rel=0.05)
+    assert found.tokens_backpropagated == cost.tokens_backpropagated
+    assert found.tokens_forwarded == cost.teacher_tokens + cost.tokens_backpropagated
+
+
+@contextmanager
+def silent(what):
+    yield lambda done, of: None
 
 
 def test_an_answer_against_the_meter():

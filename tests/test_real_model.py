@@ -39,7 +39,7 @@ SMALL = (
 )
 ARTEFACTS = {
     "config.yaml", "selection.jsonl", "tuned", "adapters", "tree.json", "curves.jsonl",
-    "predictions", "scores.json", "ledger.json", "report.html", "cache",
+    "predictions", "scores.json", "ledger.json", "report.html", "cache", "lock",
 }  # fmt: skip
 
 
@@ -169,17 +169,19 @@ def test_a_run_leaves_every_artefact(finished):
 
 
 def test_the_tuned_folder_is_a_whole_model(finished, base):
-    """Tokenizer, chat template and generation settings come along unchanged."""
+    """Tokenizer and template come along unchanged; of generation settings what begins, ends and fills."""
     tuned, given = (AutoTokenizer.from_pretrained(f) for f in (finished.folder / "tuned", base.shards))
     assert tuned.chat_template == given.chat_template == trl_template("qwen3")
     assert tuned.get_vocab() == given.get_vocab()
     assert tuned.special_tokens_map == given.special_tokens_map
     for text in (item for code in TAUGHT for item in questions(finished.run, code)):
         assert tuned(text)["input_ids"] == given(text)["input_ids"]
-    settings = [
-        GenerationConfig.from_pretrained(f).to_dict() for f in (finished.folder / "tuned", base.shards)
-    ]
-    assert settings[0] == settings[1]
+    kept, theirs = (
+        GenerationConfig.from_pretrained(f).to_diff_dict() for f in (finished.folder / "tuned", base.shards)
+    )
+    assert "top_p" in theirs and "top_p" not in kept
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        assert kept.get(name) == theirs.get(name)
 
 
 def test_no_thinking_is_supervised(finished):
@@ -192,7 +194,7 @@ def test_no_thinking_is_supervised(finished):
         learnt = torch.zeros_like(batch.ids).flatten()
         learnt[batch.positions + 1] = 1
         for ids, mine, mask in zip(batch.ids, learnt.view_as(batch.ids), batch.mask, strict=True):
-            prompt = tokenizer.decode(ids[(mine == 0) & (mask == 1)])
+            prompt = tokenizer.decode(ids[: int((mask == 1).nonzero()[-1]) + 1][: int(mine.nonzero()[0])])
             answer = tokenizer.decode(ids[mine == 1])
             assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
             assert answer.endswith("<|im_end|>")
@@ -262,6 +264,7 @@ def test_teacher_prompts_over_the_limit_are_refused(finished, tmp_path):
     limit = max(len(encode_prompt(first.tokenizer, text)) for text in texts)
     shutil.copytree(first.tuned, tmp_path / "run" / "tuned")
     more = (f"run={tmp_path / 'run'}", f"model={first.config.model}", "dtype=float32")
+    more += ("distill.teacher_view=prompt", "distill.teacher_reads=[texts,twin,answer]")
     run = pipeline.open_run(load_config(None, (*SMALL, *more, f"distill.max_prompt={limit}")))
     with pytest.raises(ConfigError) as caught:
         pipeline.run_all(run)
@@ -269,4 +272,4 @@ def test_teacher_prompts_over_the_limit_are_refused(finished, tmp_path):
     assert "\n" not in message
     assert message.startswith("the teacher's prompt for train-parallel-")
     assert f"the limit is {limit}; raise distill.max_prompt" in message
-    assert {path.name for path in run.folder.iterdir()} == {"config.yaml", "tuned"}
+    assert {path.name for path in run.folder.iterdir()} == {"config.yaml", "lock", "tuned"}

@@ -297,7 +297,7 @@ def test_a_model_is_found_by_any_code_of_its_language(client):
     for name in ("sw", "swh_Latn", "auto", "reference", "en"):
         assert client.models.retrieve(name).id == name
     with pytest.raises(openai.NotFoundError) as caught:
-        client.models.retrieve("sww")
+        client.models.retrieve("Swahilli")
     assert caught.value.body["code"] == "model_not_found"
     assert "did you mean sw (Swahili)?" in caught.value.body["message"]
 

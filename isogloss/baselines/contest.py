@@ -12,7 +12,9 @@ from typing import Any
 
 from torch import nn
 
+from isogloss.ablation import as_usual
 from isogloss.baselines.reward import Prompt
+from isogloss.config import with_overrides
 from isogloss.cost import Meter, Stage
 from isogloss.data.parallel_text import translation_examples
 from isogloss.distill.rows import Row, schedule
@@ -94,7 +96,10 @@ class Contest:
     def taught_prompts(self, model: nn.Module) -> list[Prompt]:
         """The same with what a model answers behind the teacher's prompts in place of the responses."""
         tokenizer, longest = self.run.tokenizer, self.run.config.evaluate.max_new_tokens
-        return self._prompts(written(model, self.parallel, tokenizer, tokenizer, max_new_tokens=longest))
+        # Where the teacher scores a row behind its English twin alone, it would answer in English.
+        run = Run(with_overrides(self.run.config, as_usual("teacher_view")), self.run.watcher)
+        rows = [row for row in self.rows(run) if row.language != SOURCE]
+        return self._prompts(written(model, rows, tokenizer, tokenizer, max_new_tokens=longest))
 
     @cached_property
     def parallel(self) -> list[Row]:

@@ -22,6 +22,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from isogloss.ablation import VARIANTS, as_usual
 from isogloss.baselines.contest import OURS, REFERENCE, Contest, Entry, Point, Way, work_folder
 from isogloss.baselines.peers import Course, labelled_positions
 from isogloss.baselines.reward import Prompt, Reward
@@ -44,6 +45,11 @@ GRPO = {
 BEHIND_SFT = GRPO | {"learning_rate": 1e-4}
 SAMPLES = 4
 """Answers drawn per prompt for preference pairs."""
+CROSS_ENTROPY = (
+    "languages.tree=flat", *VARIANTS["no-hidden"], *VARIANTS["no-kl"], "distill.retain=0",
+    *as_usual("signal", "top_k"),
+)  # fmt: skip
+"""Settings of our trainer with nothing but cross-entropy, on an adapter for each language."""
 PLAIN = {"enable_thinking": False}
 """As our own prompts are rendered."""
 TOGETHER = 256
@@ -152,9 +158,7 @@ METHODS: Mapping[str, Method] = {
     "flat": lambda contest: distilled(contest, "flat", "languages.tree=flat"),
     "shared": lambda contest: distilled(contest, "shared", "languages.tree=shared"),
     "sft": sft,
-    "sft-languages": lambda contest: distilled(
-        contest, "sft-languages", "languages.tree=flat", "distill.hidden=0", "distill.retain=0"
-    ),
+    "sft-languages": lambda contest: distilled(contest, "sft-languages", *CROSS_ENTROPY),
     "sequence": sequence,
     "dpo": dpo,
     "grpo": grpo,

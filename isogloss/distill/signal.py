@@ -106,21 +106,22 @@ def hidden_signals(
     vocab, work = causal_of(model).config.get_text_config().vocab_size, len(distinct) + len(twins)
     done = work - len(pooled.absent) - len(said.absent)
     with meter.counting():
-        for chosen, states in _pooled(model, twins, pooled, layer, pad_id, batch, cost):
-            cost.add(meter)
+        for chosen, states in _pooled(model, twins, pooled, layer, pad_id, batch):
+            pooled.spent.add(meter)
             pooled.keep(chosen, states)
             progress(done := done + len(chosen), work)
         pooled.join()
         fixed = frozen_head(model)
-        for chosen, states in _read(model, distinct, said, pad_id, batch, fork, cost):
+        for chosen, states in _read(model, distinct, said, pad_id, batch, fork):
             if kind == "top_k":
                 logits = (fixed.logits(one) if fixed else head(model, one) for one in states)
                 states = [pack(TopK.of(one, k), vocab) for one in logits]
-            cost.add(meter)
-            cost.teacher_calls += len(chosen)
+            said.spent.add(meter)
+            said.spent.teacher_calls += len(chosen)
             said.keep(chosen, states)
             progress(done := done + len(chosen), work)
         said.join()
+    chances = _option_signals(model, rows, pad_id, batch, cache, cost, progress) if teacher else {}
     if said.several:
         cost.over_processes(before)
     found = {
@@ -128,7 +129,6 @@ def hidden_signals(
         for (texts, _), one in zip(distinct, said.tensors(), strict=True)
     }
     vectors = dict(zip(twins, pooled.tensors(), strict=True))
-    chances = _option_signals(model, rows, pad_id, batch, cache, cost, progress) if teacher else {}
     return [
         Signal(
             found.get((row.teacher_prompt, row.student.response)) if _read_alone(row, teacher) else None,
@@ -181,8 +181,8 @@ def _option_signals(
                 pad(part, fill)[0].to(ids.device)
                 for part, fill in (([one for one, _, _ in laid], -1), ([one for _, one, _ in laid], 0))
             )
-            cost.teacher_tokens += int(mask.sum())
-            cost.teacher_calls += len(chosen)
+            kept.spent.teacher_tokens += int(mask.sum())
+            kept.spent.teacher_calls += len(chosen)
             hidden = branched_hidden(model, ids, branch, place)
             at, options = [], [option for n in chosen for option in sets[n][1]]
             for row, (n, (_, _, starts)) in enumerate(zip(chosen, laid, strict=True)):
@@ -195,7 +195,7 @@ def _option_signals(
             )
             scores = torch.stack([one.sum() for one in said.split([len(option) for option in options])])
             found = list(scores.split([len(sets[n][1]) for n in chosen]))
-            cost.add(meter)
+            kept.spent.add(meter)
             kept.keep(chosen, found)
             progress(done := done + len(chosen), len(sets))
         kept.join()
@@ -257,6 +257,8 @@ class Kept:
         self.share = set(sorted(self.absent)[here])
         """What this process is to read."""
         self.fresh: dict[bytes, Tensor] = {}
+        self.spent = Stage("")
+        """What the fresh ones cost: counted when they are safe, as a killed process reads them again."""
         self.since = time.monotonic()
 
     def chosen(self, together: Sequence[int]) -> list[int]:
@@ -282,8 +284,9 @@ class Kept:
 
     def flush(self) -> None:
         if self.part is not None:
-            self.cost.cache_bytes_written += self.part.write(self.fresh)
-        self.fresh, self.since = {}, time.monotonic()
+            self.spent.cache_bytes_written += self.part.write(self.fresh)
+        self.cost.take(self.spent)
+        self.fresh, self.spent, self.since = {}, Stage(""), time.monotonic()
 
     def join(self) -> None:
         """After the last: what the other processes have read is there too."""
@@ -320,13 +323,15 @@ def language_statistics(
     kept = Kept(_pooled_part(cache, layer), list(map(_pooled_key, texts)), cost, bool(parts_of(model)))
     if kept.several:
         processes.wait()
-    meter, done = Meter(model, 0.0), len(texts) - len(kept.absent)
+    meter, before, done = Meter(model, 0.0), replace(cost), len(texts) - len(kept.absent)
     with meter.counting():
-        for chosen, states in _pooled(model, texts, kept, layer, pad_id, batch, cost):
-            cost.add(meter)
+        for chosen, states in _pooled(model, texts, kept, layer, pad_id, batch):
+            kept.spent.add(meter)
             kept.keep(chosen, states)
             progress(done := done + len(chosen), len(texts))
         kept.join()
+    if kept.several:
+        cost.over_processes(before)
     vectors = dict(zip(texts, kept.tensors(), strict=True))
     everything = torch.cat(list(vectors.values()))
     found = {}
@@ -355,7 +360,6 @@ def _pooled(
     layer: int,
     pad_id: int,
     batch: int,
-    cost: Stage,
 ) -> Iterator[tuple[list[int], list[Tensor]]]:
     """States of the absent texts after a layer, mean over the instruction's own tokens."""
     for places in _by_length([ids for ids, _ in texts], batch):
@@ -363,7 +367,7 @@ def _pooled(
             ids, mask = _padded(model, [texts[n][0] for n in chosen], pad_id)
             own = [list(map(int, texts[n][1])) or [1] * len(texts[n][0]) for n in chosen]
             states = states_up_to(model, ids, mask, [layer])[layer]
-            cost.teacher_tokens += int(mask.sum())
+            kept.spent.teacher_tokens += int(mask.sum())
             yield chosen, list(mean_pool(states, pad(own, 0)[0].to(mask.device)).split(1))
 
 
@@ -374,7 +378,6 @@ def _read(
     pad_id: int,
     batch: int,
     fork: bool,
-    cost: Stage,
 ) -> Iterator[tuple[list[int], list[Tensor]]]:
     """Last hidden states at response positions of the absent rows, ((prompt, response), language) each.
 
@@ -389,11 +392,11 @@ def _read(
             if not chosen:
                 continue
             if shared and prefix is None:
-                prefix = _prefill(model, prompts[group[0]][:shared], cost)
+                prefix = _prefill(model, prompts[group[0]][:shared], kept.spent)
                 shared = 0 if prefix is None else shared
             texts = [(*rows[n][0][0][shared:], *rows[n][0][1]) for n in chosen]
             ids, mask = _padded(model, texts, pad_id)
-            cost.teacher_tokens += int(mask.sum())
+            kept.spent.teacher_tokens += int(mask.sum())
             hidden = last_hidden(model, ids, mask) if prefix is None else _behind(model, prefix, ids, mask)
             lengths = [len(rows[n][0][1]) for n in chosen]
             starts = [len(prompts[n]) - shared for n in chosen]

@@ -12,7 +12,7 @@ from datetime import datetime
 from importlib.metadata import version
 from math import sqrt
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, Final, Literal
 
 from isogloss.data.chat import end_of_turn
@@ -106,7 +106,11 @@ def _count(hits: dict[str, list[float]]) -> int:
 
 
 def _error(hits: list[float]) -> float | str:
-    return stdev(hits) / sqrt(len(hits)) if len(hits) > 1 else "N/A"
+    if len(hits) < 2:
+        return "N/A"
+    # Summed as the harness sums, so that equal answers have equal errors to the last digit.
+    middle = sum(hits) / len(hits)
+    return sqrt(sum((hit - middle) ** 2 for hit in hits) / (len(hits) - 1)) / sqrt(len(hits))
 
 
 def _entry(name: str, metrics: Mapping[str, tuple[float, float | str]]) -> dict[str, Any]:

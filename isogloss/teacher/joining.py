@@ -138,12 +138,12 @@ def _scored_by(
     for begin in range(0, len(absent), together):
         chosen = absent[begin : begin + together]
         some = [rows[n] for n in chosen]
-        with spending(cost, model):
+        with spending(kept.spent, model):
             fresh = other.score(model, some, translation, k)
-        kept.keep(chosen, [pack(TopK(one.ids, one.logprobs), vocab) for one in fresh])
         read = sum(len(row.teacher_prompt) + len(row.student.response) for row in some)
-        cost.teacher_calls += len(some)
-        cost.teacher_tokens += read
+        kept.spent.teacher_calls += len(some)
+        kept.spent.teacher_tokens += read
+        kept.keep(chosen, [pack(TopK(one.ids, one.logprobs), vocab) for one in fresh])
         progress(len(rows) - len(absent) + begin + len(chosen), len(rows))
     kept.flush()
     tops = (unpack(one, vocab) for one in kept.tensors())

@@ -132,5 +132,5 @@ def check_response(
         said = [f"{one!r}" + (f" in place of {gone!r}" if gone else "") for one, gone in (theirs, ours)]
         raise ConfigError(
             f"the chat template writes the response of {row} behind the teacher's prompt as {said[0]} and "
-            f"behind the student's as {said[1]}; set a tokenizer.chat_template that writes both alike"
+            f"behind the student's as {said[1]}; set chat_template to one that writes both alike"
         )

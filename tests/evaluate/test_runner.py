@@ -9,6 +9,7 @@ from isogloss.config import Evaluate
 from isogloss.data.examples import Turn
 from isogloss.evaluate import runner
 from isogloss.evaluate.items import Item, SuiteData
+from isogloss.generate import Answer, whole_answers
 from isogloss.standardise import standardised, statistics_of
 
 SETTINGS = Evaluate(max_new_tokens=3, batch=8)
@@ -167,11 +168,10 @@ def answers(monkeypatch):
     """By instruction, what every model answers."""
     texts = {}
 
-    def answer(*_, instructions, cut, **__):
-        cut[:] = [texts[i].endswith("…") for i in instructions]
-        return [texts[i] for i in instructions]
+    def answer(*_, instructions, **__):
+        return [Answer(texts[i], ended=not texts[i].endswith("…")) for i in instructions]
 
-    monkeypatch.setattr(runner, "answers", answer)
+    monkeypatch.setattr(runner, "whole_answers", answer)
     return texts
 
 
@@ -227,13 +227,11 @@ def test_the_share_of_answers_without_an_end_is_counted_by_language(subject, ans
 
 def test_an_answer_is_cut_when_no_end_of_turn_stands_in_it(tokenizer, tiny):
     """A random model hardly ever ends; one whose every token ends a turn always does."""
-    model, cut = tiny(), []
+    model = tiny()
     ask = {"instructions": ["one", "two and more"], "max_new_tokens": 2}
-    runner.answers(model, tokenizer, **ask, cut=cut)
-    assert cut == [True, True]
+    assert [one.ended for one in whole_answers(model, tokenizer, **ask)] == [False, False]
     model.generation_config.eos_token_id = list(range(269))
-    runner.answers(model, tokenizer, **ask, cut=cut)
-    assert cut == [False, False]
+    assert [one.ended for one in whole_answers(model, tokenizer, **ask)] == [True, True]
 
 
 def test_the_noise_floor_is_the_models_agreement_with_itself_on_another_wording(subject, answers):

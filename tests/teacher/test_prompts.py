@@ -139,7 +139,7 @@ def test_a_template_that_writes_the_response_otherwise_behind_a_system_text_is_r
     assert str(caught.value) == (
         "the chat template writes the response of x/sw behind the teacher's prompt as "
         "'Well, ndiyo<|end|>' and behind the student's as 'ndiyo<|end|>'; "
-        "set a tokenizer.chat_template that writes both alike"
+        "set chat_template to one that writes both alike"
     )
 
 
