@@ -26,7 +26,7 @@ from isogloss.comparing import compare_groups, main_measure
 from isogloss.config import HIDDEN_ONLY, KL_ONLY, Config, Distill, dump_config, with_overrides
 from isogloss.errors import ConfigError, RunError
 from isogloss.evaluate.statistics import holm
-from isogloss.files import write_json
+from isogloss.files import read_json, write_json
 from isogloss.languages import languages
 from isogloss.pipeline import Run, Watcher, open_run, run_distill, run_evaluate, run_report, run_tune
 from isogloss.quiet import quiet
@@ -390,8 +390,9 @@ def _variant(config: Config, overrides: Sequence[str], seed: int, folder: Path) 
 
 
 def _rows(run: Run, variant: Variant, seed: int) -> list[dict]:
-    scores = json.loads((run.folder / "scores.json").read_text("utf-8"))["suites"]
-    stages = json.loads((run.folder / "ledger.json").read_text("utf-8"))["stages"]
+    remedy = f"remove {run.folder} and run again"
+    scores = read_json(run.folder / "scores.json", "suites", remedy)["suites"]
+    stages = read_json(run.folder / "ledger.json", "stages", remedy)["stages"]
     cost = next(stage for stage in stages if stage["stage"] == "distill")
     low = _low(run.config)
     rows = []

@@ -37,7 +37,7 @@ from isogloss.config import (
     run_folder_of,
 )
 from isogloss.errors import ConfigError, DataError, IsoglossError, RunError
-from isogloss.files import locked
+from isogloss.files import locked, read_json
 from isogloss.languages import Language, UnknownLanguageError, resolve
 from isogloss.languages import languages as registry
 from isogloss.quiet import quiet
@@ -210,7 +210,7 @@ def teacher_gain(
     """
     _is_run(run_folder)
     _require(run_folder, TUNED)
-    job = _prepare(load_config(run_folder / "config.yaml").model_copy(update={"run": run_folder}))
+    job = _load(run_folder)
     from isogloss import pipeline
 
     found = pipeline.teacher_gains(job, suite or job.config.evaluate.suites, items)
@@ -390,7 +390,7 @@ def export(
                 "--format bundle: holds all languages as they are; leave out --language, --all, --max-rank"
             )
         _require(run_folder, TUNED, DISTILLED)
-        job = _prepare(load_config(run_folder / "config.yaml").model_copy(update={"run": run_folder}))
+        job = _load(run_folder)
         made = bundle.write(job, folder or run_folder / "exports" / form)
         told = f"{made.asked} answers are the same" if made.tree == "bfloat16" else "bfloat16 changes answers"
         _line(f"Bundle: {made.folder}, {made.size / 1e6:.1f} MB; the tree is in {made.tree}: {told}")
@@ -866,7 +866,7 @@ def _time(seconds: float) -> str:
 def _show_scores(job: "Run") -> None:
     from isogloss.report.table import headline, official_table, overview_table, summary_table, tasks_table
 
-    scores = json.loads((job.folder / "scores.json").read_text("utf-8"))
+    scores = read_json(job.folder / "scores.json", "suites", "remove it and run `isogloss evaluate` again")
     for suite in scores["suites"]:
         out.print()
         out.print(summary_table(scores, suite))

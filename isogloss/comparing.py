@@ -190,4 +190,4 @@ def _read(run: Path, suite: str) -> dict[str, Any]:
     file = run / "predictions" / f"{suite}.after.hits.json"
     if not file.is_file():
         raise RunError(f"{file} is missing; run `isogloss evaluate` again")
-    return read_json(file, "hits", "run `isogloss evaluate` again once scores.json is removed")
+    return read_json(file, "hits", "remove scores.json and run `isogloss evaluate` again")

@@ -626,6 +626,10 @@ def run_evaluate(run: Run) -> None:
     missing = _unscored(run, scores, loaded)
     if not missing:
         return
+    for name in [name for name, suite in scores["suites"].items() if not _is_of(run, name, suite)]:
+        del scores["suites"][name]
+        if name not in missing:
+            run.watcher.say(f"{name} was scored with another model or other measures; its scores are dropped")
     model = run.reference_model()
     plain = runner.Model(model, run.tokenizer)
     stage = run.ledger.begin("evaluate")
@@ -825,7 +829,7 @@ def _summary(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
         found = {}
         for name in scores["suites"]:
             file = run.folder / "predictions" / f"{name}.{phase}.hits.json"
-            kept = json.loads(file.read_text("utf-8"))
+            kept = read_json(file, "hits", "remove scores.json and run `isogloss evaluate` again")
             sentences = [_by_place(kept["hits"].get(m, {})) for m in ("retrieval", "retrieval_raw")]
             found[name] = tasks.SuiteHits(kept.get("tasks", {}), *sentences)
         return found
@@ -911,6 +915,13 @@ def _measuring(run: Run, suite: str) -> dict[str, str]:
     adapters = {"adapters": content_hash([run.carriers])} if run.carriers.exists() else {}
     settings = settings_fields(_how(run, suite))
     return {"scoring": scoring, **settings, **who, **adapters, "ruler": str(RULER)}
+
+
+def _is_of(run: Run, name: str, suite: Mapping[str, Any]) -> bool:
+    """Whether a suite's scores are of the run's model and adapters as they are now, by today's measures."""
+    signed, now = fields_of(suite["signature"]), _measuring(run, name)
+    who = ("model", "template", "dtype", "adapters", "ruler")
+    return all(signed.get(field) == now.get(field) for field in who)
 
 
 def _how_retrieved(before: runner.Retriever | None, after: runner.Retriever | None) -> dict[str, Any]:

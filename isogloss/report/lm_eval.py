@@ -6,7 +6,6 @@ is null or empty.
 """
 
 import hashlib
-import json
 import platform
 from collections.abc import Mapping
 from datetime import datetime
@@ -18,7 +17,7 @@ from typing import Any, Final, Literal
 
 from isogloss.data.chat import end_of_turn
 from isogloss.errors import RunError
-from isogloss.files import write_json
+from isogloss.files import read_json, write_json
 from isogloss.model import skeleton
 from isogloss.pipeline import Run
 from isogloss.report.folder import read_folder
@@ -90,7 +89,7 @@ def _hits(run: Run, suite: str, phase: Phase) -> dict[str, dict[str, list[float]
     path = run.folder / "predictions" / f"{suite}.{phase}.hits.json"
     if not path.is_file():
         raise RunError(f"{path} is missing; run `isogloss evaluate` again, which writes it")
-    hits = json.loads(path.read_text("utf-8"))["hits"]
+    hits = read_json(path, "hits", "remove scores.json and run `isogloss evaluate` again")["hits"]
     told = {
         measure: {code: [h for h in row if h is not None] for code, row in by_language.items()}
         for measure, by_language in hits.items()

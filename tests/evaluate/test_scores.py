@@ -157,6 +157,14 @@ class Killed(BaseException):
     """Stands for a process that ends without a word."""
 
 
+class Told(pipeline.Watcher):
+    def __init__(self):
+        self.lines: list[str] = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
 class Killer(pipeline.Watcher):
     """Kills an evaluation in its second suite."""
 
@@ -210,7 +218,13 @@ def test_other_adapters_data_or_limits_are_measured_anew(finished, tmp_path):
         {name: 2 * p for name, p in state.items()}, run.carriers, {"families": json.dumps(run.families)}
     )
     assert pipeline._unscored(run, scores(run)) == ["xglue", "parallel"]
-    was = fields_of(scores(run)["suites"]["parallel"]["signature"])
+    pages = run.config.evaluate.model_copy(update={"suites": ("parallel",)})
+    told = Told()
+    pipeline.run_evaluate(pipeline.Run(run.config.model_copy(update={"evaluate": pages}), told))
+    assert list(scores(run)["suites"]) == ["parallel"]  # none of the adapters that are no more
+    assert told.lines == ["xglue was scored with another model or other measures; its scores are dropped"]
+    run = pipeline.load_run(run.folder)
+    was = fields_of(scores(finished)["suites"]["parallel"]["signature"])
     now = fields_of(pipeline._signature(run, loaded["parallel"], None, None))
     assert {name for name in was if was[name] != now[name]} == {"adapters", "data"}
 

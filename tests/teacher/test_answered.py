@@ -172,6 +172,7 @@ def test_a_teachers_own_answer_and_prompt_are_shown(run, base, monkeypatch):
         [
             f"distill.teacher={{type: model, path: {base}, level: sequence, max_new_tokens: 9}}",
             "distill.responses=reference",
+            "distill.teacher_view=prompt",
         ],
     )
     with pytest.raises(RunError, match=r"^1 has no answer of .* yet; "):  # with another limit
