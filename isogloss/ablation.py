@@ -344,7 +344,8 @@ def with_seeds(differences: Sequence[dict], rows: Sequence[Mapping]) -> list[dic
         if len(pairs) >= FEWEST:
             apart = [a - b for a, b in pairs]
             # Without any spread there is no t: the same difference in every seed, or none.
-            p = float(ttest_1samp(apart, 0).pvalue) if len(set(apart)) > 1 else float(not apart[0])
+            test: Any = ttest_1samp(apart, 0)
+            p = float(test.pvalue) if len(set(apart)) > 1 else float(not apart[0])
         found.append({**one, "p_seeds": p})
     return found
 

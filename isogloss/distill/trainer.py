@@ -140,7 +140,10 @@ class Options:
     targets: Tensor
 
     def to(self, device: torch.device) -> "Options":
-        return Options(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()})
+        moved: dict[str, Any] = {
+            k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()
+        }
+        return Options(**moved)
 
 
 @dataclass
@@ -532,7 +535,9 @@ class ResponseTrainer(Trainer):
         parts = model(batch, weights)
         tokens, rows = num_items_in_batch
         scaled = {name: part / (rows if name in BY_ROW else tokens) for name, part in parts.items()}
-        loss: Any = sum(getattr(weights, WEIGHED.get(name, name)) * part for name, part in scaled.items())
+        loss: Any = sum(
+            getattr(weights, str(WEIGHED.get(name, name))) * part for name, part in scaled.items()
+        )
         for name, part in (scaled | {"loss": loss}).items():
             self.note(name, part.detach())
         self.languages.update(batch.paths)

@@ -319,8 +319,8 @@ def _given(
         scores = log_probabilities(
             subject.model, subject.tokenizer, **of(chosen), options=[options[n] for n in chosen]
         )
-        for number, one in zip(chosen, scores, strict=True):
-            ranking = tuple(sorted(one, key=lambda key: -one[key]))
+        for number, by_option in zip(chosen, scores, strict=True):
+            ranking = tuple(sorted(by_option, key=lambda key: -by_option[key]))
             found.texts[number] = options[number][ranking[0]]
             found.rankings[asked[number][1], asked[number][0].id] = ranking
     return found

@@ -144,11 +144,16 @@ class Overview:
             suite, english = Suite(self.scores, name), (entry.get("english") or {}).get("tasks", {})
             for task in suite.tasks:
                 one = english.get(task, {})
+                accuracy, commonest, rephrased = (
+                    Score(one.get(key)) for key in ("accuracy", "commonest", "rephrased")
+                )
                 rows.append(
                     TaskRow(
                         name if task == name else f"{name}: {task}",
                         bool(one.get("mastered")),
-                        *(Score(one.get(key)) for key in ("accuracy", "commonest", "rephrased")),
+                        accuracy,
+                        commonest,
+                        rephrased,
                         suite.task_mean(task),
                         suite.task_mean(task, "kappa"),
                     )
