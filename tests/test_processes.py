@@ -16,7 +16,8 @@ SMALL = (
     "languages.items={high: 6, middle: 6, low: 6}", "distill.carrier.ranks={root: 2, family: 1, language: 2}",
     "distill.epochs=2", "distill.batch=6", "distill.kl=0.5", "distill.lr=1e-4", "distill.max_prompt=5000",
     "dtype=float32", "distill.hidden=0", "evaluate.items=7", "evaluate.sentences=4",
-    "evaluate.max_new_tokens=2",
+    "evaluate.max_new_tokens=2", "distill.teacher_view=prompt",
+    "distill.teacher_reads=[texts,twin,answer]",
 )  # fmt: skip
 
 
