@@ -112,7 +112,8 @@ def test_damaged_scores_are_named(tmp_path):
     """An empty file, as after a full disk."""
     a, b = (written(tmp_path / name, {"accuracy": {"sw": [1, 1, 0, 1]}}) for name in "ab")
     (b / "predictions" / "demo.after.hits.json").write_bytes(b"")
-    with pytest.raises(RunError, match=rf"^{b}/predictions/demo.after.hits.json is empty; run "):
+    hits = b / "predictions" / "demo.after.hits.json"
+    with pytest.raises(RunError, match=rf"^{hits} is empty; remove scores.json and run "):
         compare(a, b)
     (b / "scores.json").write_bytes(b"")
     with pytest.raises(RunError, match=rf"^{b}/scores.json is empty; remove it and run "):

@@ -171,9 +171,13 @@ def test_more_tokens_than_embeddings(folder):
 
 
 def test_neither_padding_nor_an_end(folder):
-    """One of them has to fill rows up."""
+    """The template's end of turn fills rows up; a template that ends none leaves nothing that could."""
     backend = PreTrainedTokenizerFast.from_pretrained(folder).backend_tokenizer
-    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
+    bare = PreTrainedTokenizerFast(tokenizer_object=backend)
+    bare.save_pretrained(folder)
+    assert load_tokenizer(str(folder)).pad_token == "<|end|>"
+    bare.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    bare.save_pretrained(folder)
     with pytest.raises(ConfigError) as caught:
         load_tokenizer(str(folder))
     assert str(caught.value) == (

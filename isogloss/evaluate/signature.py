@@ -19,9 +19,10 @@ SUBJECT: Final = frozenset({"model", "adapters", "template", "seed", "layer", "r
 run's seed, the layers that each side was found to be best at, and the program's version.
 """
 NOT_SIGNED: Final = frozenset(
-    {"suites", "also", "likelihood", "languages", "batch", "path", "items", "sentences", "layer"}
+    {"suites", "also", "likelihood", "languages", "batch", "path", "items", "sentences", "layer", "split"}
 )
-"""Settings of `evaluate` that change no score, or that other fields tell more exactly (`path`: the data)."""
+"""Settings of `evaluate` that change no score, or that other fields tell more exactly (`path`: the data;
+`split`: the suite's own, which may be a part of dev)."""
 
 Fields = dict[str, str]
 

@@ -38,7 +38,7 @@ def test_settings_that_change_a_score_are_signed():
     """Whatever they are called, a suite's own among them; not where its data lie, nor how many at a time."""
     plain = Evaluate().model_dump(mode="json", exclude={"translation", "parallel"})
     assert settings_fields(plain) == {
-        "split": "test", "max_new_tokens": "24", "xglue.skip_missing": "False",
+        "max_new_tokens": "24", "xglue.skip_missing": "False",
         "xglue.tasks": "NER,POS,NC,MLQA,XNLI,PAWSX,QADSM,WPR,QAM,QG,NTG",
     }  # fmt: skip
     other = Evaluate(batch=1, max_new_tokens=9, xglue=Xglue(tasks=("NC",))).model_dump(mode="json")
