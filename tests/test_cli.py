@@ -413,7 +413,7 @@ def test_one_language_is_shown_with_all_its_codes(capsys):
         lines = [line.rstrip() for line in capsys.readouterr().out.split("\n")]
         assert lines[:6] == [
             "sw          Swahili, Kiswahili", "BCP 47      sw", "ISO 639-3   swh", "FLORES-101  swh",
-            "FLORES-200  swh_Latn", "NTREX       swa",
+            "FLORES-200  swh_Latn", "FLORES+     swh_Latn", "NTREX       swa",
         ]  # fmt: skip
 
 
