@@ -1066,7 +1066,8 @@ def _card(one: Language) -> Table:
     rows = {
         one.code: f"{one.name}, {one.autonym}",
         "BCP 47": one.bcp47, "ISO 639-3": one.iso639_3, "FLORES-101": one.flores101,
-        "FLORES-200": one.flores200, "NTREX": one.ntrex, "XGLUE": one.xglue, "MASSIVE": one.massive,
+        "FLORES-200": one.flores200, "FLORES+": one.flores_plus,
+        "NTREX": one.ntrex, "XGLUE": one.xglue, "MASSIVE": one.massive,
         "script": f"{one.script}, {'right to left' if one.direction == 'rtl' else 'left to right'}",
         "family": " / ".join(one.family), "resources": one.resource,
     }  # fmt: skip
