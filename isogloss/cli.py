@@ -37,7 +37,7 @@ from isogloss.config import (
     run_folder_of,
 )
 from isogloss.errors import ConfigError, DataError, IsoglossError, RunError
-from isogloss.files import locked, read_json
+from isogloss.files import read_json
 from isogloss.languages import Language, UnknownLanguageError, resolve
 from isogloss.languages import languages as registry
 from isogloss.quiet import quiet
@@ -284,8 +284,7 @@ def report(
     _is_run(run_folder)
     from isogloss.report.page import write_report
 
-    with locked(run_folder):
-        _line(f"Report: {write_report(run_folder)}")
+    _line(f"Report: {write_report(run_folder)}")
     if lm_eval_json is not None:
         quiet()
         from isogloss import pipeline

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 import jinja2
 
 from isogloss.errors import RunError
-from isogloss.files import write_text
+from isogloss.files import locked, write_text
 from isogloss.report import answers, costs, curves, figures, nodes, overview, scores
 from isogloss.report.folder import RunFolder, read_folder
 
@@ -47,7 +47,7 @@ def write_report(run: Path) -> Path:
     The same files give the same bytes.
 
     Raises:
-        RunError: `scores.json` is missing or cannot be read.
+        RunError: `scores.json` is missing or cannot be read, or another process writes to the run.
     """
     folder = read_folder(run)
     try:
@@ -57,7 +57,8 @@ def write_report(run: Path) -> Path:
             f"{run / 'scores.json'} is not as expected ({error!r}); run `isogloss evaluate` again"
         ) from error
     path = run / "report.html"
-    write_text(path, page)
+    with locked(run):
+        write_text(path, page)
     return path
 
 
