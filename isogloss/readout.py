@@ -58,7 +58,8 @@ def readout_of(causal: Any, decoder: nn.Module) -> Readout:
         ConfigError: Its logits are another function of its last states.
     """
     if causal not in _seen:
-        _seen[causal] = _look(causal, decoder)
+        with torch.device("cpu"):  # whatever is made of the model meanwhile
+            _seen[causal] = _look(causal, decoder)
     return _seen[causal]
 
 

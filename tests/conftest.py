@@ -64,6 +64,17 @@ EXTRA = {
     },
     "qwen3_moe": {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
     "xglm": {"ffn_dim": 40},
+    "qwen3_next": {
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"], "num_experts": 2,
+        "num_experts_per_tok": 1, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+        "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 6,
+        "linear_value_head_dim": 6,
+    },
+    "falcon_h1": {
+        "mamba_d_ssm": 24, "mamba_n_heads": 4, "mamba_d_head": 6, "mamba_d_state": 8, "mamba_n_groups": 1,
+        "mamba_chunk_size": 8, "lm_head_multiplier": 0.5,
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
 }  # fmt: skip
 
 

@@ -7,9 +7,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from isogloss.data.chat import pad
+from isogloss.distill.fused import frozen_head
 from isogloss.errors import ConfigError
 from isogloss.model import (
     capture,
+    check_logits,
     head,
     last_hidden,
     layers_of,
@@ -17,16 +19,41 @@ from isogloss.model import (
     load_tokenizer,
     mean_pool,
     pick_dtype,
+    readout,
     states_up_to,
 )
+from isogloss.readout import Readout
 from isogloss.tree.virtual import TreeEmbedding
 
 IDS, MASK = pad([[5, 6, 7, 8], [9, 10]], 0)
 SCALED = {
-    "gemma2": {"final_logit_softcapping": 3.0},
-    "granite": {"logits_scaling": 8.0},
-    "cohere": {"logit_scale": 0.0625},
-}
+    "gemma2": ({"final_logit_softcapping": 3.0}, Readout(1.0, 3.0)),
+    "gemma4_text": ({"final_logit_softcapping": 5.0}, Readout(1.0, 5.0)),
+    "nanochat": ({"final_logit_softcapping": 2.0}, Readout(1.0, 2.0)),
+    "recurrent_gemma": ({"logits_soft_cap": 2.0, "lru_width": 24}, Readout(1.0, 2.0)),
+    "granite": ({"logits_scaling": 8.0}, Readout(0.125)),
+    "hyperclovax": ({"logits_scaling": 0.125}, Readout(0.125)),
+    "cohere": ({"logit_scale": 0.0625}, Readout(0.0625)),
+    "cohere2_moe": ({"logit_scale": 0.25, "num_experts": 2, "num_experts_per_tok": 1}, Readout(0.25)),
+    "falcon_h1": (
+        {
+            "lm_head_multiplier": 0.0195, "mamba_d_ssm": 24, "mamba_n_heads": 4, "mamba_d_head": 6,
+            "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8,
+        },
+        Readout(0.0195),
+    ),
+    "minicpm3": (
+        {
+            "dim_model_base": 8, "q_lora_rank": 16, "kv_lora_rank": 8, "qk_nope_head_dim": 6,
+            "qk_rope_head_dim": 6, "v_head_dim": 6, "num_key_value_heads": 4,
+        },
+        Readout(1 / 3),
+    ),
+    "llama4_text": ({"num_local_experts": 2, "intermediate_size_mlp": 40}, Readout()),
+    "opt": ({"ffn_dim": 40, "word_embed_proj_dim": 16}, Readout()),
+    "gptj": ({"rotary_dim": 4}, Readout()),  # its head has a bias
+}  # fmt: skip
+"""What an architecture does behind its head, by setting, and as it is to be seen."""
 
 
 @pytest.fixture
@@ -38,7 +65,8 @@ def scaled():
             "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
         }  # fmt: skip
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **SCALED[kind])).eval()
+        config = AutoConfig.for_model(kind, **(sizes | SCALED[kind][0]))
+        return AutoModelForCausalLM.from_config(config).eval()
 
     return make
 
@@ -53,16 +81,74 @@ def test_the_head_of_the_last_states_is_the_models_logits(tiny, kind, tie):
     assert torch.equal(head(model, last_hidden(model, IDS, MASK).flatten(0, 1)), expected.flatten(0, 1))
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("kind", list(SCALED))
-def test_the_head_scales_as_its_architecture_does(scaled, kind):
-    """Capped, divided and multiplied logits."""
-    model = scaled(kind)
-    expected = model(input_ids=IDS, attention_mask=MASK, use_cache=False).logits
-    found = head(model, last_hidden(model, IDS, MASK).flatten(0, 1))
-    torch.testing.assert_close(found, expected.flatten(0, 1))
-    plain = model.get_output_embeddings()(last_hidden(model, IDS, MASK)).flatten(0, 1)
-    assert (plain - found).abs().max() > 0.01
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_head_scales_as_its_architecture_does(scaled, kind, dtype):
+    """Seen, not read off a setting's name, and the same in the losses; the check on the weights agrees."""
+    model = scaled(kind).to(dtype).requires_grad_(False)
+    found = readout(model)
+    assert found.cap == SCALED[kind][1].cap
+    assert found.scale == pytest.approx(SCALED[kind][1].scale, rel=1e-6)
+    expected = model(input_ids=IDS, attention_mask=MASK, use_cache=False).logits.flatten(0, 1).float()
+    states = last_hidden(model, IDS, MASK).flatten(0, 1)
+    near = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(head(model, states).float(), expected, **near)
+    fixed = frozen_head(model)
+    assert fixed is not None
+    torch.testing.assert_close(fixed.logits(states).float(), expected, **near)
+    check_logits(model, "it")
+
+
+def test_the_readout_is_seen_without_weights_and_leaves_the_model_as_it_was(scaled):
+    """On no device at all, hooks unheard."""
+    model = scaled("granite")
+    heard = []
+    for module in model.modules():
+        module.register_forward_hook(lambda *_: heard.append(1))
+    before = {name: (type(m), id(m), dict(vars(m))) for name, m in model.named_modules()}
+    assert readout(model) == readout(model.to("meta")) == Readout(0.125)
+    after = {name: (type(m), id(m), dict(vars(m))) for name, m in model.named_modules()}
+    assert not heard and before.keys() == after.keys()
+    assert all(before[name][:2] == after[name][:2] for name in before)
+    with torch.device("meta"):
+        assert readout(AutoModelForCausalLM.from_config(model.config)) == Readout(0.125)
+
+
+@pytest.mark.parametrize("kind", ["bert", "ernie"])
+def test_logits_of_another_kind_are_refused_by_name(kind):
+    """A layer stands between the last states and the head."""
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, vocab_size=61, is_decoder=True, **sizes)
+    )
+    with pytest.raises(ConfigError) as caught:
+        readout(model)
+    assert str(caught.value) == (
+        f"model: {type(model).__name__} makes its logits of its last states in a way that is not known here "
+        "(scaled or capped ones are); take another base"
+    )
+
+
+@pytest.mark.parametrize("fault", [lambda z: z * 1.5, lambda z: z + 3 * (z > 0), lambda z: z[..., :-1]])
+def test_logits_that_differ_from_the_models_own_are_refused(tiny, fault):
+    """Whatever was seen before: the check has the last word."""
+    model = tiny()
+    assert readout(model) == Readout()
+    own = model.forward
+
+    def forward(*args, **kwargs):
+        output = own(*args, **kwargs)
+        output.logits = fault(output.logits)
+        return output
+
+    check_logits(model, "x")
+    model.forward = forward
+    with pytest.raises(ConfigError) as caught:
+        check_logits(model, "x")
+    assert str(caught.value) == (
+        "model: x (Qwen3ForCausalLM) makes its logits of its last states in a way that is not known here; "
+        "take another base"
+    )
 
 
 @torch.no_grad()

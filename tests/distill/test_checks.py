@@ -5,14 +5,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from isogloss import readout
 from isogloss.data import chat
 from isogloss.data.chat import Encoded
-from isogloss.distill import signal
+from isogloss.distill import signal, trainer
 from isogloss.distill.checks import PathsOnly, check_rows, check_teacher, divergence_by_language
 from isogloss.distill.rows import Row
 from isogloss.distill.signal import hidden_signals
 from isogloss.distill.trainer import Weights, batch_losses, collate, samples_of
 from isogloss.errors import DataError
+from isogloss.readout import Readout
 
 OPTIONS = {"pad_id": 0, "layer": 1, "kind": "hidden", "k": 4}
 
@@ -153,3 +155,26 @@ def test_divergences_before_training_are_means_over_each_languages_tokens(tiny, 
         english = batch_losses(carrier.model, collate([samples[2]], 0), Weights(), carrier)
     assert found["sw"] == pytest.approx(float(alone["kl"]) / 4, rel=1e-4)
     assert found["en"] == pytest.approx(float(english["retain"]) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["hidden", "top_k"])
+@pytest.mark.parametrize("wrong", [Readout(scale=2.0), Readout(cap=1.0), Readout(scale=0.5)])
+def test_logits_that_the_model_does_not_say_are_caught(tiny, five, student, monkeypatch, kind, wrong):
+    """Teacher and student would share the fault, and agree; the model's own forward does not have it."""
+    carrier = student(tiny(), five)
+    monkeypatch.setitem(readout._seen, carrier.model.get_base_model(), wrong)
+    expected = r"^self-check: the teacher's distribution is \d\.\d+ nats a token from the model's own$"
+    with pytest.raises(RuntimeError, match=expected):
+        check_teacher(carrier, ROWS, **(OPTIONS | {"kind": kind}))
+
+
+def test_a_student_one_position_late_is_caught(tiny, five, student, monkeypatch):
+    """Together with its teacher, so that both agree."""
+
+    def late(starts, lengths, width):
+        return chat.response_positions(starts, lengths, width) - 1
+
+    monkeypatch.setattr(signal, "response_positions", late)
+    monkeypatch.setattr(trainer, "response_positions", late)
+    with pytest.raises(RuntimeError, match=r"^self-check: the cross-entropy is \d+\.\d+ nats a token from"):
+        check_teacher(student(tiny(), five), ROWS, **OPTIONS)

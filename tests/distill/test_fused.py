@@ -251,3 +251,21 @@ def test_impossible_settings_are_refused_as_in_the_plain_form(temperature):
         scored(hidden, head, size=5, teacher=TopK.of(dense(head, teacher), 3), temperature=2.0)
     with pytest.raises(ValueError, match=r"beta is 1.0; it must lie between 0 and 1"):
         scored(hidden, head, size=5, teacher=teacher, divergence="jensen_shannon", beta=1.0)
+
+
+@pytest.mark.parametrize("divergence", PLAIN)
+@pytest.mark.parametrize("k", [None, 4])
+def test_tokens_that_cannot_be_said_change_nothing(divergence, k):
+    """A head's bias of -inf on padded tokens: values and gradient are those of a head without them."""
+    head, hidden, teacher, response = made(bias=True)
+    linear = nn.Linear(12, 44).requires_grad_(False)
+    linear.weight.data = torch.cat([head.linear.weight, torch.ones(3, 12)])
+    linear.bias.data = torch.cat([head.linear.bias, torch.full((3,), -torch.inf)])
+    found = []
+    for one in (head, Head(linear)):
+        states = hidden.clone().requires_grad_()
+        told = teacher if k is None else TopK.of(dense(head, teacher), k)
+        ce, kl = scored(states, one, size=5, response=response, teacher=told, divergence=divergence)
+        (ce + kl).backward()
+        found.append((ce.detach(), kl.detach(), states.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)

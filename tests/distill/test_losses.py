@@ -432,3 +432,26 @@ def test_an_impossible_prior_is_refused(prior):
     with pytest.raises(ValueError) as caught:
         shrinkage(torch.ones(1), torch.ones(1, dtype=torch.long), prior=prior)
     assert str(caught.value) == f"prior is {prior}; it must be a finite number above 0"
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_what_cannot_be_said_costs_nothing(divergence):
+    """Padded tokens have the logit -inf on both sides: value and slopes are those without them."""
+    student, teacher = pair(5, 9)
+    ruled_out = torch.full((5, 3), -math.inf)
+    longer = torch.cat([student, ruled_out], 1).requires_grad_()
+    plain = student.clone().requires_grad_()
+    found = divergence(longer, torch.cat([teacher, ruled_out], 1))
+    expected = divergence(plain, teacher)
+    torch.testing.assert_close(found, expected)
+    found.backward()
+    expected.backward()
+    torch.testing.assert_close(longer.grad, torch.cat([plain.grad, torch.zeros(5, 3)], 1))
+    kept = TopK.of(torch.cat([teacher, ruled_out], 1), 4)
+    torch.testing.assert_close(divergence(longer, kept), divergence(plain, kept))
+
+
+def test_what_the_teacher_says_and_the_student_cannot_is_no_nan():
+    """It costs more than anything else."""
+    found = forward_kl(torch.tensor([[0.0, -math.inf]]), torch.tensor([[0.0, 0.0]]))
+    assert found > 1e20

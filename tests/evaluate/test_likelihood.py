@@ -130,3 +130,26 @@ def test_attention_is_as_it_was_behind_the_scoring(kind, tokenizer, tiny, monkey
     for one, instruction, options in zip(found, INSTRUCTIONS, OPTIONS, strict=True):
         for key, wording in options.items():
             assert one[key] == pytest.approx(by_itself(model, tokenizer, instruction, wording), abs=2e-4)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "qwen3_next", "falcon_h1", "lfm2"])
+def test_states_that_run_along_the_text_are_never_cut(kind, tokenizer, tiny):
+    """Every score is that of the whole answer read alone, though prompts begin alike."""
+    model = tiny(kind)
+    found = log_probabilities(model, tokenizer, ASKED[-3:], OPTIONS, batch=2)
+    for one, instruction, options in zip(found, ASKED[-3:], OPTIONS, strict=True):
+        assert list(one) == list(options)
+        for key, wording in options.items():
+            assert one[key] == pytest.approx(by_itself(model, tokenizer, instruction, wording), abs=3e-4)
+
+
+def test_states_that_run_along_the_text_read_their_language(tokenizer, tiny, five, student):
+    """Carriers lie on the layers of both kinds."""
+    carrier = student(tiny("lfm2"), five)
+    found = log_probabilities(
+        carrier.model, tokenizer, INSTRUCTIONS[:2], OPTIONS[:2], languages=["sw", "ru"], carrier=carrier
+    )
+    for one, instruction, code in zip(found, INSTRUCTIONS, ("sw", "ru"), strict=False):
+        with carrier.on([code]) as on:
+            told = by_itself(on, tokenizer, instruction, OPTIONS[code == "ru"]["no"])
+        assert one["no"] == pytest.approx(told, abs=3e-4)
