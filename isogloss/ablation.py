@@ -326,6 +326,11 @@ def _differences(
     return found
 
 
+def _paired_p(apart: Sequence[float]) -> float:
+    found: Any = ttest_1samp(apart, 0)
+    return float(found.pvalue)
+
+
 def with_seeds(differences: Sequence[dict], rows: Sequence[Mapping]) -> list[dict]:
     """The differences, each with its p over the seeds: of a paired t test of the means over languages."""
 
@@ -344,8 +349,7 @@ def with_seeds(differences: Sequence[dict], rows: Sequence[Mapping]) -> list[dic
         if len(pairs) >= FEWEST:
             apart = [a - b for a, b in pairs]
             # Without any spread there is no t: the same difference in every seed, or none.
-            test: Any = ttest_1samp(apart, 0)
-            p = float(test.pvalue) if len(set(apart)) > 1 else float(not apart[0])
+            p = _paired_p(apart) if len(set(apart)) > 1 else float(not apart[0])
         found.append({**one, "p_seeds": p})
     return found
 

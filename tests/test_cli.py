@@ -198,7 +198,7 @@ def test_a_stage_that_comes_too_early_names_the_one_before(base, finished, capsy
     assert refusal(["report", str(tmp_path)], capsys) == [
         f"error {tmp_path}/scores.json is missing; run `isogloss evaluate` first, which writes it"
     ]
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["config.yaml", "lock", "tuned"]
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["config.yaml", "tuned"]
 
 
 def test_evaluate_works_on_the_folder_that_it_is_given(finished, capsys, tmp_path):
