@@ -513,9 +513,9 @@ def test_a_merged_export_is_a_plain_model_of_the_same_logits(finished, capsys, t
 )
 def test_a_finished_run_is_as_it_was_after_a_refusal(command, options, line, finished, capsys):
     """Neither an export nor a language that joins leaves anything half done."""
-    before = files(finished)
+    before = but_locks(finished)
     assert refusal([command, str(finished), *options], capsys)[0].startswith(line)
-    assert files(finished) == before
+    assert but_locks(finished) == before
 
 
 def test_a_language_joins_a_finished_run(finished, capsys, tmp_path):
