@@ -1,10 +1,12 @@
 """Packaged models against transformers' own reading of their files; Gemma's ids against sentencepiece's."""
 
+import struct
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations.gguf import read_gguf_metadata
 
 pytest.importorskip("gguf")
 
@@ -55,22 +57,39 @@ def test_token_ids_are_transformers_own(both: tuple[str, Path]):
 def test_gemmas_token_ids_are_sentencepieces(tmp_path: Path):
     """The file's vocabulary, in its order, as a sentencepiece model of its own."""
     sentencepiece = pytest.importorskip("sentencepiece")
-    pb2 = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
     if reason := bases.unavailable("gemma-3-270m"):
         pytest.skip(reason)
-    reader = pytest.importorskip("gguf").GGUFReader(bases._joined("gemma-3-270m", tmp_path))
-    tokens = reader.get_field("tokenizer.ggml.tokens").contents()
-    types = reader.get_field("tokenizer.ggml.token_type").contents()
-    model = pb2.ModelProto()
-    model.trainer_spec.model_type, model.trainer_spec.byte_fallback = pb2.TrainerSpec.BPE, True
-    model.normalizer_spec.name = "identity"
-    model.normalizer_spec.add_dummy_prefix = model.normalizer_spec.remove_extra_whitespaces = False
-    model.trainer_spec.pad_id, model.trainer_spec.eos_id = 0, 1
-    model.trainer_spec.bos_id, model.trainer_spec.unk_id = 2, 3
+    file = bases._joined("gemma-3-270m", tmp_path)
+    about, _ = read_gguf_metadata(str(file), ["tokenizer.ggml.tokens"])
+    tokens, types = about["tokenizer.ggml.tokens"], about["tokenizer.ggml.token_type"]
+    pieces = []
     for number, (token, kind) in enumerate(zip(tokens, types, strict=True)):
-        model.pieces.add(piece=token.replace(" ", "▁"), score=-number, type=kind)
-    model.pieces[3].type = pb2.ModelProto.SentencePiece.UNKNOWN
-    reference = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+        spelled, kind = token.replace(" ", "▁").encode(), UNKNOWN if number == 3 else kind
+        pieces.append(field(1, field(1, spelled) + field(2, -float(number)) + field(3, kind)))
+    ids = field(40, 3) + field(41, 2) + field(42, 1) + field(43, 0)  # unknown, begin, end, padding
+    model = b"".join(pieces) + field(2, field(3, BPE) + field(35, 1) + ids)  # unknown letters as bytes
+    model += field(3, field(1, b"identity") + field(3, 0) + field(4, 0))  # no blank before, none taken out
+    reference = sentencepiece.SentencePieceProcessor(model_proto=model)
     ours = load_tokenizer("gemma-3-270m")
     asked = [text for text in texts() if "<start_of_turn>" not in text]  # sentencepiece reads it as letters
     assert [ours(t, add_special_tokens=False)["input_ids"] for t in asked] == reference.encode(asked)
+
+
+BPE = UNKNOWN = 2
+"""In sentencepiece's model file: the kind of model, and of a piece."""
+
+
+def field(number: int, value: bytes | float | int) -> bytes:
+    """A field of a protocol buffer, which that file is."""
+    if isinstance(value, bytes):
+        return varint(number << 3 | 2) + varint(len(value)) + value
+    if isinstance(value, float):
+        return varint(number << 3 | 5) + struct.pack("<f", value)
+    return varint(number << 3) + varint(value)
+
+
+def varint(value: int) -> bytes:
+    found = b""
+    while value > 127:
+        found, value = found + bytes([value & 127 | 128]), value >> 7
+    return found + bytes([value])
