@@ -9,7 +9,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,41 +18,20 @@ from isogloss.files import write_json, write_text
 
 if TYPE_CHECKING:
     from isogloss.pipeline import Run
-    from isogloss.tree.carrier import Carrier
 
 MANIFEST = "bundle.json"
 FORMAT = 1
 TREE = "adapters/tree.safetensors"
 TEMPLATE = "chat_template.jinja"
-COMPARED = 16
-"""Instructions of each language, at most, whose answers decide whether the tree may be rounded."""
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """What was written.
-
-    Attributes:
-        size: Bytes of all files.
-        tree: Type of the tree's numbers: bfloat16 where every compared answer stays the same, else float32.
-        asked: How many answers were compared.
-    """
-
-    folder: Path
-    size: int
-    tree: str
-    asked: int
-
-
-def write(run: "Run", folder: Path) -> Bundle:
-    """Write a finished run's bundle, whole or not at all.
+def write(run: "Run", folder: Path) -> int:
+    """Write a finished run's bundle, whole or not at all; its bytes.
 
     Raises:
         RunError: The folder is there already, stage 1 left no adapter, or the bundle would not give back the
             reference model to the bit.
     """
-    from safetensors.torch import load_file, save_file
-
     from isogloss.config import dump_config
     from isogloss.model import load_model, model_folder
     from isogloss.notices import write_derived_card
@@ -86,13 +64,8 @@ def write(run: "Run", folder: Path) -> Bundle:
             f"{config.model} and {adapter} do not give {run.tuned}; the base, or transformers or peft, is "
             "another than stage 1's"
         )
-    state, texts = load_file(run.carriers), _instructions(run)
-    rounded = {name: rows.bfloat16() for name, rows in state.items()}
-    carrier = run.student(model, trained=False)
-    same = _answers(run, carrier, state, texts) == _answers(run, carrier, rounded, texts)
     (part / TREE).parent.mkdir()
-    about = {"families": json.dumps(run.families)}
-    save_file(rounded if same else state, part / TREE, about)
+    shutil.copyfile(run.carriers, part / TREE)
     write_derived_card(
         part, config.model, Path(model_folder(config.model)),
         f"# {run.folder.name}: a run of isogloss, in {', '.join(run.taught)}\n\n"
@@ -106,8 +79,7 @@ def write(run: "Run", folder: Path) -> Bundle:
     )
     size = sum(f.stat().st_size for f in part.rglob("*") if f.is_file())
     part.rename(folder)
-    kind = "bfloat16" if same else "float32"
-    return Bundle(folder, size, kind, sum(len(asked) for asked in texts.values()))
+    return size
 
 
 def restore(folder: Path, say: Callable[[str], None] = lambda text: None) -> None:
@@ -160,24 +132,6 @@ def _checked(folder: Path) -> dict[str, Any]:
         if _hash(folder / file) != digest:
             raise RunError(f"{folder / file} is not as the bundle was written; get it anew")
     return manifest
-
-
-def _instructions(run: "Run") -> dict[str, list[str]]:
-    """Some of each taught language, from the run's own data."""
-    turns = [example.turns for example in run.examples]
-    return {code: [t[code].instruction for t in turns if code in t][:COMPARED] for code in run.taught}
-
-
-def _answers(run: "Run", carrier: "Carrier", state: dict[str, Any], texts: dict[str, list[str]]) -> list[str]:
-    """With the carriers' rows as in a state."""
-    from isogloss.generate import answers
-
-    carrier.load_state(state)
-    return answers(
-        carrier.model, run.tokenizer, [text for asked in texts.values() for text in asked],
-        languages=[code for code, asked in texts.items() for _ in asked],
-        carrier=carrier, max_new_tokens=run.config.evaluate.max_new_tokens,
-    )  # fmt: skip
 
 
 def _hash(file: Path) -> str:

@@ -390,9 +390,8 @@ def export(
             )
         _require(run_folder, TUNED, DISTILLED)
         job = _load(run_folder)
-        made = bundle.write(job, folder or run_folder / "exports" / form)
-        told = f"{made.asked} answers are the same" if made.tree == "bfloat16" else "bfloat16 changes answers"
-        _line(f"Bundle: {made.folder}, {made.size / 1e6:.1f} MB; the tree is in {made.tree}: {told}")
+        written = folder or run_folder / "exports" / form
+        _line(f"Bundle: {written}, {bundle.write(job, written) / 1e6:.1f} MB")
         return
     if bool(language) == all_:
         raise ConfigError("name the languages by --language CODE, or all of them by --all")
