@@ -236,6 +236,67 @@ def teacher_gain(
 
 
 @app.command()
+def transfer(
+    run_folder: RunFolder,
+    language: Annotated[
+        list[str], typer.Option(metavar="CODE", help="A language that the run was not taught; repeatable.")
+    ],
+    suite: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A suite; the run's own without it.")
+    ] = None,
+    set_: Overrides = None,
+    data_root: DataRoot = None,
+) -> None:
+    """What untaught languages get today: through their family, the root, other families, and no adapter.
+
+    Consistency and retrieval over the same items; written to transfer.json.
+    """
+    _is_run(run_folder)
+    _require(run_folder, TUNED, DISTILLED)
+    from isogloss import pipeline
+    from isogloss.evaluate import transfer as measure
+    from isogloss.languages import resolve
+
+    codes = list(dict.fromkeys(resolve(one).code for one in language))
+    job = _prepare(load_config(run_folder, set_ or (), data_root=data_root))
+    found = pipeline.run_transfer(job, codes, suite or job.config.evaluate.suites)
+    seed = job.config.seed
+    for name, title in (("consistency", "Consistency, %"), ("retrieval", "Retrieval, %")):
+        rows = [one for one in measure.transfers(found, seed) if one.measure == name]
+        if not rows:
+            continue
+        table = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
+        for head in (
+            "suite",
+            "language",
+            "no adapters",
+            "root",
+            "family",
+            "other families",
+            "gain",
+            "interval",
+        ):
+            table.add_column(head, no_wrap=True, justify="left" if head in ("suite", "language") else "right")
+        for one in rows:
+            shares = [f"{100 * one.nothing:.1f}", f"{100 * one.root:.1f}"]
+            shares += ["–" if one.family is None else f"{100 * one.family:.1f}", f"{100 * one.others:.1f}"]
+            gain = one.over_root
+            table.add_row(
+                one.suite, one.language, *shares, f"{100 * gain.value:+.1f}",
+                f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}",
+            )  # fmt: skip
+        out.print(table)
+        relatives = list(dict.fromkeys(one.language for one in rows if one.family is not None))
+        others = [code for code in codes if code not in relatives]
+        for what, some in (("with relatives in the tree", relatives), ("without", others)):
+            for key, gain in measure.over_languages(found, some, name, seed).items():
+                against = {"over_root": "over the root", "over_others": "over other families"}[key]
+                gains = f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+                _line(f"{', '.join(some)} ({what}), {against}: {gains}")
+    _line("gain: family less root, or other families less root where a language has no relative in the tree")
+
+
+@app.command()
 def evaluate(
     run_folder: RunFolder,
     suite: Annotated[

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, wraps
 from importlib.metadata import version
 from pathlib import Path
@@ -51,8 +51,8 @@ from isogloss.data.templates import template_name
 from isogloss.distill.cache import Cache, teacher_of
 from isogloss.distill.rows import Row, build_rows
 from isogloss.distill.stage import Bar, distil, read_signals
-from isogloss.errors import DataError, RunError
-from isogloss.evaluate import runner, tasks
+from isogloss.errors import ConfigError, DataError, RunError
+from isogloss.evaluate import runner, tasks, transfer
 from isogloss.evaluate.items import SuiteData
 from isogloss.evaluate.leaks import Leak, Text, find_leaks, texts_of, trained_texts
 from isogloss.evaluate.signature import RULER, data_hashes, fields_of, settings_fields, signature
@@ -681,6 +681,37 @@ def teacher_gains(run: Run, suites: Sequence[str], items: int) -> list[Gain]:
             batch=held_out.batch, max_new_tokens=held_out.max_new_tokens, seed=run.config.seed,
             progress=progress,
         )  # fmt: skip
+
+
+@writing
+def run_transfer(run: Run, languages: Sequence[str], suites: Sequence[str]) -> list[transfer.Reading]:
+    """Untaught languages through every node of the tree, in `transfer.json`; see `evaluate.transfer`.
+
+    Raises:
+        RunError: Stage 2 has not been run, or the tree has no family that could be read through.
+        ConfigError: A language was taught.
+        DataError: No suite has one of the languages.
+    """
+    if taught := [code for code in languages if code in run.taught]:
+        raise ConfigError(f"{', '.join(taught)} was taught; name languages that the run has not seen")
+    model = run.reference_model()
+    carrier = run.student(model, trained=True)
+    if not any(node.level == "family" and node.rank for node in carrier.tree.nodes):
+        raise RunError(
+            f"{run.folder}: no family of its tree has rows (languages.tree {run.config.languages.tree})"
+        )
+    plain, found = runner.Model(model, run.tokenizer), []
+    for name in suites:
+        suite = load_suite(name, run.data_root, run.config.evaluate, languages)
+        with run.watcher.bar(f"{name}: languages that were not taught") as progress:
+            found += transfer.readings(
+                plain, carrier, suite, languages, run.config.evaluate, run.config.seed, progress
+            )
+    if not found:
+        raise DataError(f"{', '.join(suites)} has none of {', '.join(languages)}")
+    made = [asdict(one) for one in transfer.transfers(found, run.config.seed)]
+    write_json(run.folder / "transfer.json", {"transfers": made, "readings": [asdict(one) for one in found]})
+    return found
 
 
 @writing

@@ -151,6 +151,27 @@ def test_the_same_seed_gives_the_same_scores(finished, tmp_path, tiny_model_fold
     assert finish(config)["suites"] == finished[1]["suites"]
 
 
+def test_untaught_languages_are_read_through_every_node(finished, tmp_path):
+    """Spanish without adapters is answered as before training, and through the root as in evaluation."""
+    config, _ = finished
+    folder = shutil.copytree(config.run, tmp_path / "run")
+    also = load_config(folder, ["evaluate.also=[es]"])
+    with pytest.raises(ConfigError) as caught:
+        pipeline.run_transfer(pipeline.load_run(folder), ["sw"], ["demo"])
+    assert str(caught.value) == "sw was taught; name languages that the run has not seen"
+    run = pipeline.load_run(folder)
+    found = {one.through: one for one in pipeline.run_transfer(run, ["es"], ["demo"])}
+    kinds = [one.kind for one in found.values()]
+    assert kinds == ["nothing", "root", "other family", "other family"]
+    pipeline.run_evaluate(pipeline.open_run(also))
+    measured = json.loads((folder / "scores.json").read_text())["suites"]["demo"]
+    for side, node in (("before", "nothing"), ("after", "root")):
+        assert found[node].mean("consistency") == measured[side]["consistency"]["languages"]["es"]["value"]
+    kept = json.loads((folder / "transfer.json").read_text())
+    assert [one["measure"] for one in kept["transfers"]] == ["consistency", "retrieval"]
+    assert kept["transfers"][0]["root"] == found["root"].mean("consistency")
+
+
 def test_closed_tasks_by_likelihood_answer_with_an_option(finished, tiny_model_folder):
     """Every answer of a closed task is one of its wordings; fidelity is only of what was written freely."""
     config, before = finished

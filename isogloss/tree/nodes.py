@@ -5,7 +5,7 @@ or all in the leaves.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -36,9 +36,14 @@ class Node:
 
 @dataclass(frozen=True)
 class Tree:
-    """All nodes in the order of their rows."""
+    """All nodes in the order of their rows.
+
+    Attributes:
+        through: Languages that are read through a node of another name, as far as that node.
+    """
 
     nodes: tuple[Node, ...]
+    through: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def by_name(self) -> dict[str, Node]:
@@ -59,6 +64,7 @@ class Tree:
 
     def path(self, language: str) -> tuple[Node, ...]:
         """Root to leaf; a language without a leaf goes as far as its family, or stays at the root."""
+        language = self.through.get(language, language)
         node = self.by_name[ROOT] if language == SOURCE else self.by_name.get(language)
         if node is None:
             node = self.by_name.get(family_name(language)) or self.by_name[ROOT]

@@ -1,0 +1,228 @@
+"""Zero-shot transfer: how languages that were never taught answer through each node of a trained tree.
+
+A language without data is read through its family's node, or the root where it has none. Whether that family
+helps is seen beside three other readings of the same items: the reference model alone, the root, and the
+other families' nodes, which have learned from languages that are no relatives.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from isogloss.config import Evaluate
+from isogloss.evaluate import runner
+from isogloss.evaluate.items import SuiteData
+from isogloss.evaluate.statistics import Estimate, bootstrap_mean
+from isogloss.languages import SOURCE
+from isogloss.tree.carrier import Carrier
+from isogloss.tree.nodes import ROOT, Tree, family_name
+
+Progress = Callable[[int, int], None]
+NOTHING = "nothing"
+"""The reference model, adapters off."""
+MEASURES = ("consistency", "retrieval")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A suite in one language through one node.
+
+    Attributes:
+        through: A node's name, or `NOTHING`.
+        kind: `nothing`, `root`, `family` (the language's own) or `other family`.
+        hits: By measure, each item's or sentence's score; items are the same in all readings of a language.
+    """
+
+    suite: str
+    language: str
+    through: str
+    kind: str
+    hits: Mapping[str, Sequence[float]]
+
+    def mean(self, measure: str) -> float:
+        return sum(self.hits[measure]) / len(self.hits[measure])
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What a language's own family gives it, in one suite and measure; differences over the same items.
+
+    Attributes:
+        nothing: Mean of the reference model alone.
+        root: Through the root.
+        family: Through its family's node; None where the tree has no relative.
+        others: Mean over the nodes of the other families.
+        over_root: Family less root; of a language without relatives, the other families less the root.
+        over_others: Family less the mean of the others; None without a relative.
+    """
+
+    suite: str
+    language: str
+    measure: str
+    nothing: float
+    root: float
+    family: float | None
+    others: float
+    over_root: Estimate
+    over_others: Estimate | None
+
+
+@contextmanager
+def read_through(carrier: Carrier, language: str, node: str) -> Iterator[Carrier]:
+    """A language's texts read a node's path, as far as that node."""
+    before = carrier.routing.tree
+    carrier.routing.tree = replace(before, through={language: node})
+    try:
+        yield carrier
+    finally:
+        carrier.routing.tree = before
+
+
+def nodes_for(tree: Tree, language: str) -> dict[str, str]:
+    """By name, the nodes that a language is read through, and what each is to it."""
+    own = family_name(language)
+    families = [node.name for node in tree.nodes if node.level == "family" and node.rank]
+    return {ROOT: "root"} | {name: "family" if name == own else "other family" for name in families}
+
+
+def readings(
+    plain: runner.Model,
+    carrier: Carrier,
+    suite: SuiteData,
+    languages: Sequence[str],
+    settings: Evaluate,
+    seed: int,
+    progress: Progress,
+) -> list[Reading]:
+    """Every language of a suite through every node.
+
+    Sentences are compared at the layer that suits the reference model's reading of these languages best, the
+    same for all readings; each reading is standardised by its own statistics.
+    """
+    aligned = runner.Model(plain.model, plain.tokenizer, carrier)
+    languages = [code for code in languages if code in suite.sentences or _asked(suite, code).items]
+    work, done = sum(1 + len(nodes_for(carrier.tree, code)) for code in languages), 0
+    english = runner.english_answers(plain, suite, settings, _silent).texts if suite.items else []
+    answered = {item.id: text for item, text in zip(runner.twinned(suite), english, strict=True)}
+    if suite.sentences and settings.layer is None:
+        found = runner.retriever(plain, plain, _only(suite, languages), settings, _silent)
+        settings = settings.model_copy(update={"layer": found and found.layer})
+    made = []
+    for code in languages:
+        asked = _asked(_only(suite, [code]), code)
+        own = [answered[item.id] for item in runner.twinned(asked)]
+        for node, kind in {NOTHING: NOTHING, **nodes_for(carrier.tree, code)}.items():
+            if node == NOTHING:
+                hits = _hits(plain, plain, asked, code, own, settings, seed)
+            else:
+                with read_through(carrier, code, node):
+                    hits = _hits(aligned, plain, asked, code, own, settings, seed)
+            made.append(Reading(suite.name, code, node, kind, hits))
+            progress(done := done + 1, work)
+    return made
+
+
+def transfers(found: Sequence[Reading], seed: int) -> list[Transfer]:
+    """What each language's family gives it, from all readings."""
+    made = []
+    for suite, code in dict.fromkeys((one.suite, one.language) for one in found):
+        of = [one for one in found if (one.suite, one.language) == (suite, code)]
+        for measure in MEASURES:
+            by_kind = {
+                kind: _mean_hits(of, kind, measure) for kind in (NOTHING, "root", "family", "other family")
+            }
+            nothing, root, family, others = by_kind.values()
+            if not nothing or not root or not (family or others):
+                continue
+            made.append(
+                Transfer(
+                    suite,
+                    code,
+                    measure,
+                    _mean(nothing),
+                    _mean(root),
+                    _mean(family) if family else None,
+                    _mean(others),
+                    _difference(family or others, root, seed),
+                    _difference(family, others, seed) if family and others else None,
+                )
+            )
+    return made
+
+
+def over_languages(
+    found: Sequence[Reading], languages: Sequence[str], measure: str, seed: int
+) -> dict[str, Estimate]:
+    """Mean differences over some languages, items drawn once for all: `over_root`, `over_others`.
+
+    Of languages without relatives `over_root` is that of the other families, and there is no other.
+    """
+    chosen = [one for one in found if one.language in languages and measure in one.hits]
+    differences: dict[str, list[list[float]]] = {"over_root": [], "over_others": []}
+    for suite, code in dict.fromkeys((one.suite, one.language) for one in chosen):
+        of = [one for one in chosen if (one.suite, one.language) == (suite, code)]
+        root, family, others = (_mean_hits(of, kind, measure) for kind in ("root", "family", "other family"))
+        if root and (family or others):
+            differences["over_root"].append(_minus(family or others, root))
+        if family and others:
+            differences["over_others"].append(_minus(family, others))
+    return {
+        name: bootstrap_mean([_mean(one) for one in zip(*rows, strict=True)], seed=seed)
+        for name, rows in differences.items()
+        if rows and len({len(row) for row in rows}) == 1
+    }
+
+
+def _hits(
+    subject: runner.Model,
+    plain: runner.Model,
+    suite: SuiteData,
+    code: str,
+    english: Sequence[str],
+    settings: Evaluate,
+    seed: int,
+) -> dict[str, list[float]]:
+    retriever = runner.retriever(subject, plain, suite, settings, _silent)
+    side = runner.evaluate_side(subject, suite, [code], english, retriever, settings, seed, _silent)
+    return {
+        name: [float(hit) for hit in side.hits[name][code]]
+        for name in MEASURES
+        if code in side.hits.get(name, {})
+    }
+
+
+def _only(suite: SuiteData, languages: Sequence[str]) -> SuiteData:
+    """The suite's sentences in some languages, and English."""
+    kept = (SOURCE, *languages)
+    return replace(
+        suite,
+        sentences={code: suite.sentences[code] for code in kept if code in suite.sentences},
+        layer_sentences={code: suite.layer_sentences[code] for code in kept if code in suite.layer_sentences},
+    )
+
+
+def _asked(suite: SuiteData, code: str) -> SuiteData:
+    """The items that are there in a language and in English."""
+    items = tuple(item for item in suite.items if code in item.turns and SOURCE in item.turns)
+    return replace(suite, items=items)
+
+
+def _mean_hits(readings: Sequence[Reading], kind: str, measure: str) -> list[float]:
+    rows = [one.hits[measure] for one in readings if one.kind == kind and measure in one.hits]
+    return [_mean(one) for one in zip(*rows, strict=True)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _minus(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    return [a - b for a, b in zip(one, other, strict=True)]
+
+
+def _difference(one: Sequence[float], other: Sequence[float], seed: int) -> Estimate:
+    return bootstrap_mean(_minus(one, other), seed=seed)
+
+
+def _silent(done: int, of: int) -> None:
+    """A reading is over before a line of its own is worth it."""
