@@ -253,6 +253,11 @@ class ParallelText(Settings):
     """How many times as often a pair of a low-resource language is read."""
     max_chars: Count = 400
     """Longest sentence; pairs with a longer one are left out."""
+    use: Annotated[tuple[Literal["alignment", "translation"], ...], Field(min_length=1)] = (
+        "alignment",
+        "translation",
+    )
+    """`alignment`: bare sentences, for the hidden-state term; `translation`: instructions, both ways."""
 
 
 class Amounts(Settings):
@@ -806,6 +811,15 @@ class Config(Settings):
             for name in ("level_dropout", "shrinkage"):
                 if getattr(self.distill, name):
                     raise _refusal(f"distill.{name}", "must be 0 where the root has all of a path's rows")
+        if any("alignment" in source.use for source in self.parallel_text):
+            if not self.distill.hidden:
+                raise _refusal(
+                    "parallel_text",
+                    "must have use: [translation] where distill.hidden is 0: alignment is "
+                    "what the hidden-state term does",
+                )
+            if self.distill.on_policy:
+                raise _refusal("parallel_text", "must have use: [translation] with distill.on_policy")
         if taught := [code for code in self.evaluate.also if code in self.languages.targets]:
             raise _refusal("evaluate.also", f"names {', '.join(taught)}, which languages.targets does too")
         return self

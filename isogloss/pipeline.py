@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property, wraps
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -49,7 +50,7 @@ from isogloss.data.sources import (
 )
 from isogloss.data.templates import template_name
 from isogloss.distill.cache import Cache, teacher_of
-from isogloss.distill.rows import Row, build_rows
+from isogloss.distill.rows import Row, build_rows, sentence_rows
 from isogloss.distill.stage import Bar, distil, read_signals
 from isogloss.errors import ConfigError, DataError, RunError
 from isogloss.evaluate import runner, tasks, transfer
@@ -254,9 +255,10 @@ class Run:
         targets = self.config.languages.targets
         return parallel_examples(self.config, self.data_root, targets, self.watcher.say_once)
 
-    def pairs(self, codes: Sequence[str]) -> dict[str, list[Pair]]:
-        """By language, pairs of sentences without any task, as often as they are read."""
-        return pairs_for(self.config.parallel_text, self.data_root, codes, self.config.seed)
+    def pairs(self, codes: Sequence[str], use: str) -> dict[str, list[Pair]]:
+        """By language, pairs of sentences without any task, as often as they are read for a use."""
+        sources = [source for source in self.config.parallel_text if use in source.use]
+        return pairs_for(sources, self.data_root, codes, self.config.seed)
 
     @property
     def taught(self) -> tuple[str, ...]:
@@ -437,7 +439,9 @@ def leaks(run: Run) -> list[Leak]:
     for name in settings.suites:
         tests += texts_of(load_suite(name, run.data_root, settings, run.measured))
     examples = {example.id: example for example in run.english}
-    pairs = translation_examples(run.pairs(run.config.languages.targets))
+    # What is aligned as a bare sentence is what would be translated.
+    targets = run.config.languages.targets
+    pairs = [p for use in ("translation", "alignment") for p in translation_examples(run.pairs(targets, use))]
     training = [*examples.values(), *run.examples, *pairs]
 
     def texts(progress: Progress) -> Iterator[Text]:
@@ -1101,17 +1105,26 @@ def rows_for(
         run.watcher.say(f"{count} of {asked} examples are left out: {why}")
     for line in told(left_out(examples, codes, lambda e, code: lacking(e, code, responses))):
         run.watcher.say(line)
-    pairs = translation_examples(run.pairs(codes))
-    rows = _rows(run, run.tokenizer, used, english, tree, codes, pairs, retain=retain)
+    pairs, bare = translation_examples(run.pairs(codes, "translation")), run.pairs(codes, "alignment")
+    rows = _rows(run, run.tokenizer, used, english, tree, codes, pairs, bare, retain=retain)
     teacher = run.config.distill.teacher
     if isinstance(teacher, ModelTeacher) and teacher.level == "sequence":
         its, file = load_tokenizer(teacher.path), run.folder / "teacher_answers.jsonl"
-        theirs = _rows(run, run.tokenizer, used, english, tree, codes, pairs, retain=retain, teacher=its)
+        theirs = _rows(
+            run, run.tokenizer, used, english, tree, codes, pairs, bare, retain=retain, teacher=its
+        )
         with processes.main_first():
-            return joining.with_answers(
+            rows = joining.with_answers(
                 rows, theirs, teacher, run.tokenizer, run.dtype, file, stage, run.watcher.bar
             )
-    return rows
+    return rows + _bare_rows(run, run.tokenizer, bare, rows)
+
+
+def _bare_rows(
+    run: Run, tokenizer: PreTrainedTokenizerBase, pairs: Mapping[str, Sequence[Pair]], rows: Sequence[Row]
+) -> list[Row]:
+    first = 1 + max((row.meaning for row in rows), default=-1)
+    return sentence_rows(pairs, tokenizer, run.config.distill.max_prompt, first)
 
 
 def _useless(run: Run, example: ParallelExample, answer: str | None) -> str | None:
@@ -1133,7 +1146,10 @@ def _drawn(run: Run, rows: Sequence[Row], codes: Sequence[str]) -> Iterator[str]
         every.setdefault(example.task, set()).update({labels.get(example.id, "")} - {""})
     for resource in ("high", "middle", "low"):
         those = [code for code in codes if languages()[code].resource == resource]
-        ids = {code: [row.id.rpartition("/")[0] for row in rows if row.language == code] for code in those}
+        answered = [row for row in rows if not row.bare]
+        ids = {
+            code: [row.id.rpartition("/")[0] for row in answered if row.language == code] for code in those
+        }
         used = [by_id[id] for found in ids.values() for id in found if id in by_id]
         met: dict[str, set[str]] = {}
         for example in used:
@@ -1146,6 +1162,9 @@ def _drawn(run: Run, rows: Sequence[Row], codes: Sequence[str]) -> Iterator[str]
                 for task, found in met.items()
             ]
             yield f"{resource} ({', '.join(those)}): {span} rows a language: {', '.join(tasks)}"
+    if sentences := Counter(row.language for row in rows if row.bare):
+        counted = ", ".join(f"{code} {count:,}" for code, count in sentences.items())
+        yield f"Parallel text, for the hidden-state term alone: {sentences.total():,} sentences: {counted}"
 
 
 def _foreseen(example: ParallelExample) -> str:
@@ -1158,8 +1177,10 @@ def _foreseen(example: ParallelExample) -> str:
 def foreseen_rows(run: Run, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     """As `rows_for`, before there is a model: the data's English responses stand in for its answers."""
     english = {e.id: _foreseen(e) for e in run.examples}
-    pairs = translation_examples(run.pairs(run.taught))
-    return _rows(run, tokenizer, run.examples, english, run.tree, run.taught, pairs)
+    pairs = translation_examples(run.pairs(run.taught, "translation"))
+    bare = run.pairs(run.taught, "alignment")
+    rows = _rows(run, tokenizer, run.examples, english, run.tree, run.taught, pairs, bare)
+    return rows + _bare_rows(run, tokenizer, bare, rows)
 
 
 def _rows(
@@ -1170,6 +1191,7 @@ def _rows(
     tree: Tree,
     codes: Sequence[str],
     pairs: Sequence[ParallelExample] = (),
+    bare: Mapping[str, Sequence[Pair]] = MappingProxyType({}),
     *,
     retain: bool = True,
     teacher: PreTrainedTokenizerBase | None = None,
@@ -1180,6 +1202,7 @@ def _rows(
     if kept:
         # As many as there are draws, so that none is read twice where there are enough.
         read = sum(amounts.values()) + sum(code in e.turns for e in pairs for code in codes)
+        read += sum(map(len, bare.values()))
         draws = read * settings.epochs * settings.retain / (1 - settings.retain)
         kept = random.Random(run.config.seed).sample(kept, min(len(kept), math.ceil(draws - 1e-9)))
         # Stage 1 may have read longer ones.

@@ -682,7 +682,7 @@ class _Reading:
 def _read(rows: Sequence[Row], settings: Distill) -> _Reading:
     """As `stage.read_signals` reads the rows: each text once."""
     hears = settings.hears_itself
-    alone = [row for row in rows if row.language == SOURCE or (hears and not row.options)]
+    alone = [r for r in rows if not r.bare and (r.language == SOURCE or (hears and not r.options))]
     sets = {(row.twin_prompt, row.twin_options) for row in rows if hears and row.options}
     twins = {(row.twin_prompt, row.twin_asked) for row in rows}
     prompts = {(row.student.prompt, row.student.asked) for row in rows} if settings.hidden else set()
@@ -749,13 +749,14 @@ def _distill_memory(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train(settings.gradient_checkpointing)
     with torch.device("meta"):
-        each_language = {row.language: Statistics(torch.empty(hidden), torch.empty(hidden)) for row in rows}
+        populations = {one for row in rows for one in (row.population, row.twin_population)}
+        each_population = {one: Statistics(torch.empty(hidden), torch.empty(hidden)) for one in populations}
     step = 0
     for numbers in _largest(micro, lengths):
         samples = [_sample(rows[n], place, settings, hidden, work.dtype) for place, n in enumerate(numbers)]
         bytes_held = step_bytes(
             model, samples, loss, carrier, twins=meanings, gpu=machine.gpu,
-            statistics=each_language if settings.hidden else None,
+            statistics=each_population if settings.hidden else None,
         )  # fmt: skip
         step = max(step, bytes_held)
     model.eval()
@@ -778,6 +779,8 @@ def _distill_memory(
 
 def _is_told(row: Row, settings: Distill) -> bool:
     """Whether a teacher scores a row's response token by token."""
+    if row.bare:
+        return False
     if row.language == SOURCE or settings.scored_elsewhere:
         return True
     return settings.hears_itself and not row.options
@@ -789,7 +792,7 @@ def _sample(row: Row, place: int, settings: Distill, hidden: int, dtype: torch.d
     options = row.options if settings.hears_itself else ()
     with torch.device("meta"):
         # On-policy steps are scored live.
-        if row.language == SOURCE or (settings.kl and not options):
+        if not row.bare and (row.language == SOURCE or (settings.kl and not options)):
             said = torch.empty(tokens, hidden, dtype=dtype)
             if kind == "top_k":
                 said = TopK(torch.empty(tokens, k, dtype=torch.int32), torch.empty(tokens, k))

@@ -109,7 +109,7 @@ class Contest:
     def _prompts(self, parallel: Sequence[Row]) -> list[Prompt]:
         """A prompt per row, as often and in the order in which stage 2 reads them."""
         settings = self.run.config.distill
-        pairs = translation_examples(self.run.pairs(self.run.taught))
+        pairs = translation_examples(self.run.pairs(self.run.taught, "translation"))
         by_id = {example.id: example for example in (*self.run.examples, *pairs)}
         order = schedule(
             [row.language for row in parallel], round(settings.epochs * len(parallel)),

@@ -40,10 +40,10 @@ def check_rows(rows: Sequence[Row]) -> None:
     """Every row has something to learn from: a batch without response tokens has a loss of exactly 0.
 
     Raises:
-        DataError: A row has no response token.
+        DataError: A row that is asked for an answer has no response token.
     """
     for row in rows:
-        if not row.student.response:
+        if row.teacher_prompt and not row.student.response:
             raise DataError(f"{row.id} has no response token; give it a response or leave it out")
 
 

@@ -11,9 +11,10 @@ from functools import cache, partial
 from transformers import PreTrainedTokenizerBase
 
 from isogloss.config import Distill
-from isogloss.data.chat import Encoded, encode, encode_prompt_with_text, encode_response
+from isogloss.data.chat import Encoded, encode, encode_prompt_with_text, encode_response, encode_text
 from isogloss.data.draw import choose
 from isogloss.data.examples import ParallelExample
+from isogloss.data.parallel_text import Pair
 from isogloss.data.sources import left_out, nothing_in, response_of
 from isogloss.errors import ConfigError, DataError
 from isogloss.languages import SOURCE
@@ -45,6 +46,26 @@ class Row:
     options: tuple[tuple[int, ...], ...] = ()
     twin_options: tuple[tuple[int, ...], ...] = ()
     twin_asked: tuple[bool, ...] = ()
+
+    @property
+    def bare(self) -> bool:
+        """Whether it is a sentence of parallel text, which nobody answers: the hidden-state term reads it."""
+        return not self.student.response
+
+    @property
+    def population(self) -> str:
+        """Whose statistics standardise its pooled states."""
+        return population(self.language, self.bare)
+
+    @property
+    def twin_population(self) -> str:
+        """Whose statistics standardise those of its English twin."""
+        return population(SOURCE, self.bare)
+
+
+def population(language: str, bare: bool) -> str:
+    """A language's instructions, or its bare sentences: a template moves all states behind it."""
+    return f"{language} sentences" if bare else language
 
 
 def build_rows(
@@ -169,6 +190,30 @@ def build_rows(
     if too_long:
         others = f" ({len(too_long) - 1} more rows are over it)" if len(too_long) > 1 else ""
         raise ConfigError(too_long[0] + others)
+    return rows
+
+
+def sentence_rows(
+    pairs: Mapping[str, Sequence[Pair]], tokenizer: PreTrainedTokenizerBase, limit: int, first: int = 0
+) -> list[Row]:
+    """Bare sentences as rows without a response, one as often as its pair is given; too long ones left out.
+
+    Args:
+        limit: Longest sentence in tokens.
+        first: Number of the first meaning.
+    """
+    read = cache(partial(encode_text, tokenizer))
+    meanings: dict[str, int] = {}
+    rows = []
+    for code, those in pairs.items():
+        for pair in those:
+            (own, asked), (twin, twin_asked) = read(pair.text), read(pair.english)
+            if max(len(own), len(twin)) <= limit:
+                meaning = meanings.setdefault(pair.english, first + len(meanings))
+                sentence = Encoded(own, (), asked)
+                rows.append(
+                    Row(f"{pair.id}/{code}", code, meaning, sentence, (), twin, twin_asked=twin_asked)
+                )
     return rows
 
 

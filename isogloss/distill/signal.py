@@ -141,7 +141,7 @@ def hidden_signals(
 
 def _read_alone(row: Row, teacher: bool) -> bool:
     """Whether the teacher scores a row's response token by token; of answer sets it is asked for the set."""
-    return row.language == SOURCE or (teacher and not row.options)
+    return not row.bare and (row.language == SOURCE or (teacher and not row.options))
 
 
 Set = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
@@ -311,14 +311,17 @@ def language_statistics(
     cost: Stage | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, Statistics]:
-    """By language, mean and spread of the reference model's pooled states of its instructions after a layer.
+    """By population, mean and spread of the reference model's pooled states after a layer: of a language's
+    instructions, and of its bare sentences (`rows.population`).
 
     English is measured on the twins. The layers above are not read.
     """
     cost = Stage("") if cost is None else cost
-    of: dict[str, list[Asked]] = {SOURCE: [(row.twin_prompt, row.twin_asked) for row in rows]}
+    of: dict[str, list[Asked]] = {}
     for row in rows:
-        of.setdefault(row.language, []).append((row.student.prompt, row.student.asked))
+        of.setdefault(row.twin_population, []).append((row.twin_prompt, row.twin_asked))
+    for row in rows:
+        of.setdefault(row.population, []).append((row.student.prompt, row.student.asked))
     texts = list(dict.fromkeys(chain(*of.values())))
     kept = Kept(_pooled_part(cache, layer), list(map(_pooled_key, texts)), cost, bool(parts_of(model)))
     if kept.several:

@@ -1,6 +1,6 @@
 """Stage 2 from rows to trained carriers: signals, the order of rows, training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -36,7 +36,7 @@ from isogloss.distill.treewise import Shrinkage, rows_below
 from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE
 from isogloss.model import causal_of, two_thirds
-from isogloss.standardise import Statistics, standardised
+from isogloss.standardise import Statistics
 from isogloss.teacher.joining import signals_from
 from isogloss.teacher.scored import Scored
 from isogloss.tree.carrier import Carrier
@@ -101,16 +101,16 @@ NAMED = 10.0
 """Twins that the target of the hidden-state term names on average, where the settings give no temperature."""
 
 
-def contrast_of(samples: Sequence[Sample], english: Statistics, settings: Distill) -> float:
+def contrast_of(samples: Sequence[Sample], statistics: Mapping[str, Statistics], settings: Distill) -> float:
     """The temperature of the hidden-state term: the settings', else what has its target name `NAMED` twins.
 
     Raises:
         ConfigError: At the settings' temperature the target is nearly one-hot or nearly uniform: it says
             nothing about which meanings are alike.
     """
-    twins = twins_of(samples)
+    twins = twins_of(samples, statistics)
     assert twins is not None
-    twins = standardised(twins[torch.linspace(0, len(twins) - 1, min(len(twins), 2048)).long()], english)
+    twins = twins[torch.linspace(0, len(twins) - 1, min(len(twins), 2048)).long()]
     if settings.contrast is None:
         return losses.temperature_of(twins, min(NAMED, max(2.0, len(twins) / 4)))
     named = losses.perplexity(twins, settings.contrast)
@@ -159,7 +159,7 @@ def distil(
     if settings.checks:
         check_rows(rows)
         # What another teacher says of a prompt cannot be foretold: then the frozen model has English alone.
-        own = [row for row in rows if row.language == SOURCE or not settings.scored_elsewhere]
+        own = [r for r in rows if not r.bare and (r.language == SOURCE or not settings.scored_elsewhere)]
         if own:
             check_teacher(carrier, own, pad_id=pad_id, layer=layer, kind=kind, k=k)
     signals, statistics = read_signals(
@@ -170,7 +170,7 @@ def distil(
     samples = samples_of(rows, signals)
     weights = weights_of(carrier.model, settings, retain=False)
     if statistics is not None:
-        weights = replace(weights, contrast=contrast_of(samples, statistics[SOURCE], settings))
+        weights = replace(weights, contrast=contrast_of(samples, statistics, settings))
     order = training_order(rows, settings, seed)
     steps = len(order) // settings.batch
     retain = bool(settings.retain) and any(row.language == SOURCE for row in rows)

@@ -33,7 +33,7 @@ from isogloss.cost import Meter
 from isogloss.data.chat import Encoded, pad, response_positions
 from isogloss.distill import fused, losses
 from isogloss.distill.branches import branched_hidden, layout
-from isogloss.distill.rows import Row
+from isogloss.distill.rows import Row, population
 from isogloss.distill.signal import Signal
 from isogloss.distill.topk import TopK
 from isogloss.errors import ConfigError, RunError
@@ -82,6 +82,11 @@ class Sample:
     options: tuple[tuple[int, ...], ...] = ()
     """All that may be answered, end of turn included, where the signal has a distribution over it."""
 
+    @property
+    def bare(self) -> bool:
+        """Whether it is a sentence that nobody answers."""
+        return not self.encoded.response
+
 
 class Ordered(Dataset):
     """Samples in the order of training, repeats included."""
@@ -111,10 +116,26 @@ def samples_of(rows: Sequence[Row], signals: Sequence[Signal]) -> list[Sample]:
     ]
 
 
-def twins_of(samples: Sequence[Sample]) -> Float[Tensor, "meanings hidden"] | None:
-    """The English twin of every meaning, in the order of their numbers; None in stage 1."""
-    found = {s.meaning: s.signal.twin for s in samples if s.signal is not None}
-    return torch.stack([found[number] for number in range(len(found))]) if found else None
+def twins_of(
+    samples: Sequence[Sample], statistics: Mapping[str, Statistics] | None = None
+) -> Float[Tensor, "meanings hidden"] | None:
+    """The English twin of every meaning, in the order of their numbers; None in stage 1.
+
+    Args:
+        statistics: By population; the twins are standardised by their own.
+    """
+    found = {s.meaning: (s.signal.twin, s.bare) for s in samples if s.signal is not None}
+    if not found:
+        return None
+    twins = torch.stack([found[number][0] for number in range(len(found))])
+    if statistics is None:
+        return twins
+    bare = torch.tensor([found[number][1] for number in range(len(found))])
+    scaled = twins.float()
+    for kind in (False, True):
+        if (own := bare == kind).any():
+            scaled[own] = standardised(twins[own], statistics[population(SOURCE, kind)])
+    return scaled
 
 
 @dataclass
@@ -160,6 +181,8 @@ class Batch:
     languages: list[str]
     paths: list[str]
     """Whose path each row reads: its language's, or a node's above it."""
+    populations: list[str]
+    """Whose statistics standardise each row's pooled states."""
     meanings: Tensor
     scored: Tensor
     retained: Tensor
@@ -194,9 +217,10 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
             0
         ],
         positions=response_positions(starts, lengths, ids.shape[1]),
-        response=torch.tensor([token for e in encoded for token in e.response]),
+        response=torch.tensor([token for e in encoded for token in e.response], dtype=torch.long),
         languages=[sample.language for sample in samples],
         paths=[sample.language for sample in samples],
+        populations=[population(sample.language, sample.bare) for sample in samples],
         meanings=torch.tensor([sample.meaning for sample in samples]),
         scored=scored,
         retained=scored & english.repeat_interleave(torch.tensor(lengths)),
@@ -300,8 +324,8 @@ def batch_losses(
         pooled = mean_pool(states[0], batch.asked)
         if statistics is not None:
             each = [
-                standardised(one[None], statistics[code])
-                for one, code in zip(pooled, batch.languages, strict=True)
+                standardised(one[None], statistics[of])
+                for one, of in zip(pooled, batch.populations, strict=True)
             ]
             pooled = torch.cat(each)
         parts["hidden"] = losses.similarity(pooled, twins, batch.meanings, temperature=weights.contrast)
@@ -473,9 +497,8 @@ class ResponseTrainer(Trainer):
         args.ddp_find_unused_parameters = carrier is None and any(
             "experts" in n for n, _ in model.named_modules()
         )
-        twins = twins_of(kwargs["train_dataset"].samples)
-        if twins is not None:
-            twins = (twins if statistics is None else standardised(twins, statistics[SOURCE])).to(args.device)
+        twins = twins_of(kwargs["train_dataset"].samples, statistics)
+        twins = twins if twins is None else twins.to(args.device)
         objective = Objective(model, carrier, twins, statistics)
         # What lies in parts is not DDP's to compare and to bring together.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, parts_of(objective))
@@ -519,7 +542,8 @@ class ResponseTrainer(Trainer):
         """Response tokens and rows of the whole optimiser step, over accumulation and ranks."""
         batches = [sample["batch"] for sample in batch_samples]
         here = sum(len(b.response) for b in batches), sum(len(b.ids) for b in batches)
-        return torch.tensor(processes.total(here), dtype=torch.float32, device=device)
+        # A step of bare sentences has no response token.
+        return torch.tensor(processes.total(here), dtype=torch.float32, device=device).clamp(min=1)
 
     def compute_loss(
         self,

@@ -45,7 +45,7 @@ def signals_from(
     """
     left, found = iter(scored), []
     for row, signal in zip(rows, signals, strict=True):
-        if row.language != SOURCE:
+        if row.language != SOURCE and not row.bare:
             one = next(left)
             said = TopK(one.ids.int(), one.logprobs)
             try:
@@ -88,7 +88,7 @@ def scores_of(
     if not settings.scored_elsewhere:
         return None
     teacher = settings.teacher
-    asked = [row for row in rows if row.language != SOURCE]
+    asked = [row for row in rows if row.language != SOURCE and not row.bare]
     if isinstance(teacher, ServerTeacher):
         try:
             from isogloss.teacher import server

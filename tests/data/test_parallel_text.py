@@ -6,7 +6,7 @@ import pytest
 
 from isogloss.config import ParallelText, load_config
 from isogloss.data.parallel_text import pairs_for, translation_examples
-from isogloss.errors import DataError
+from isogloss.errors import ConfigError, DataError
 from isogloss.pipeline import Run, Watcher, foreseen_rows
 
 
@@ -78,9 +78,44 @@ def test_translations_are_rows_besides_the_amounts(root, tmp_path):
     config = load_config(
         None,
         ["languages.targets=[es]", "languages.items.high=1", "data.english_items=3", f"run={tmp_path}/run",
-         "parallel_text=[{type: tatoeba, items: 7}]", "distill.retain=0"],
+         "parallel_text=[{type: tatoeba, items: 7, use: [translation]}]", "distill.retain=0"],
         data_root=root,
     )  # fmt: skip
     run = Run(config, Watcher())
     rows = foreseen_rows(run, run.tokenizer)
     assert len(rows) == 15 and sum(row.id.startswith("tatoeba") for row in rows) == 14
+
+
+def test_sentences_to_align_are_rows_without_a_response(root, tmp_path):
+    """Seven pairs as they stand, with what the tokenizer puts around any text, each with its own meaning."""
+    config = load_config(
+        None,
+        ["languages.targets=[es]", "languages.items.high=1", "data.english_items=3", f"run={tmp_path}/run",
+         "parallel_text=[{type: tatoeba, items: 7, use: [alignment]}]", "distill.retain=0"],
+        data_root=root,
+    )  # fmt: skip
+    run = Run(config, Watcher())
+    asked, *bare = foreseen_rows(run, run.tokenizer)
+    pairs = run.pairs(["es"], "alignment")["es"]
+    assert run.pairs(["es"], "translation") == {}
+    assert (asked.bare, asked.population, asked.twin_population) == (False, "es", "en")
+    assert [run.tokenizer.decode(row.student.prompt) for row in bare] == [pair.text for pair in pairs]
+    assert [run.tokenizer.decode(row.twin_prompt) for row in bare] == [pair.english for pair in pairs]
+    assert {(row.student.response, row.population, row.twin_population) for row in bare} == {
+        ((), "es sentences", "en sentences")
+    }
+    assert len({asked.meaning, *(row.meaning for row in bare)}) == 8
+
+
+@pytest.mark.parametrize(
+    ("setting", "refusal"),
+    [
+        ("distill.hidden=0", "parallel_text must have use: [translation] where distill.hidden is 0"),
+        ("distill.on_policy=0.5", "parallel_text must have use: [translation] with distill.on_policy"),
+    ],
+)
+def test_alignment_without_the_hidden_state_term_is_refused(setting, refusal):
+    """Nothing else would read such sentences."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["parallel_text=[{type: tatoeba}]", "distill.kl=1", setting])
+    assert refusal in str(caught.value)

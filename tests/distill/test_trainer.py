@@ -30,6 +30,7 @@ from isogloss.distill.trainer import (
     twins_of,
 )
 from isogloss.errors import ConfigError, RunError
+from isogloss.standardise import Statistics
 from isogloss.tree.virtual import TreeEmbedding, TreePrefix
 
 SIZES = [(3, 2), (7, 1), (2, 9), (5, 4), (4, 4), (6, 3), (2, 1), (3, 6)]
@@ -211,6 +212,53 @@ def test_the_hidden_term_pools_the_instruction_alone(tiny, five, student):
         expected = losses.similarity(torch.stack(pooled), twins, torch.arange(8), temperature=0.05)
         found = batch_losses(carrier.model, collate(SAMPLES, 0), Weights(hidden=1.0, layer=2), carrier, twins)
     assert found["hidden"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+BARE = [
+    Sample(Encoded(s.encoded.prompt, ()), s.language, s.meaning, Signal(None, s.signal.twin)) for s in SAMPLES
+]
+
+
+def test_bare_sentences_are_standardised_by_their_own_statistics(tiny, five, student):
+    """Beside instructions in a batch: each row, and each twin, by those of its population."""
+    carrier, hidden = student(tiny(), five), len(SAMPLES[0].signal.twin)
+    mixed = [SAMPLES[n] if n % 2 else BARE[n] for n in range(8)]
+    generator = torch.Generator().manual_seed(0)
+    statistics = {
+        name: Statistics(*torch.rand(2, hidden, generator=generator) + 0.5)
+        for code in ("en", *five.languages)
+        for name in (code, f"{code} sentences")
+    }
+    expected, twins = [], []
+    with torch.no_grad():
+        for n, one in enumerate(mixed):
+            kind = "" if n % 2 else " sentences"
+            with carrier.on([one.language]) as on:
+                states = on(input_ids=torch.tensor([one.encoded.prompt]), output_hidden_states=True)
+            own, english = statistics[one.language + kind], statistics["en" + kind]
+            expected.append((states.hidden_states[2][0].mean(0) - own.mean) / own.scale)
+            twins.append((one.signal.twin - english.mean) / english.scale)
+        weights = Weights(hidden=1.0, layer=2, contrast=0.5)
+        scaled = twins_of(mixed, statistics)
+        torch.testing.assert_close(scaled, torch.stack(twins))
+        found = batch_losses(carrier.model, collate(mixed, 0), weights, carrier, scaled, statistics)
+    wanted = losses.similarity(torch.stack(expected), torch.stack(twins), torch.arange(8), temperature=0.5)
+    assert found["hidden"].item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_a_step_of_bare_sentences_learns_from_the_hidden_term_alone(tiny, five, student, tmp_path):
+    """No response token: the loss is the mean over rows, and no number is lost to a division by 0."""
+    carrier = student(tiny(), five)
+    weights = Weights(ce=1.0, kl=1.0, hidden=0.5, layer=2)
+    with torch.no_grad():
+        parts = batch_losses(carrier.model, collate(BARE, 0), weights, carrier, twins_of(BARE))
+    found = run(tmp_path / "run", carrier.model, BARE, carrier=carrier, weights=weights, steps=1)
+    hidden = parts["hidden"].item() / 8
+    assert found.curve == [
+        pytest.approx(
+            {"stage": "test", "step": 1, "loss": 0.5 * hidden, "ce": 0.0, "hidden": hidden}, abs=1e-5
+        )
+    ]
 
 
 def test_the_hidden_terms_weight_fades_in_a_line():
