@@ -1,5 +1,6 @@
 """How a decoder runs for a while, with another attention or with compiled layers; then it is as before."""
 
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
+from isogloss.errors import ConfigError
 from isogloss.model import causal_of, layers_of
 
 LONG = 128
@@ -79,6 +81,24 @@ def _recomputed(
 
 AttentionInterface.register(RECOMPUTED, _recomputed)
 AttentionMaskInterface.register(RECOMPUTED, eager_mask)
+
+
+def check_compiler() -> None:
+    """A processor's code is compiled by a C++ compiler.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if torch.cuda.is_available():
+        return
+    from torch._inductor import config  # takes a second, which only this is worth
+
+    wanted = [name for name in config.cpp.cxx if name]
+    if not any(map(shutil.which, wanted)):
+        raise ConfigError(
+            f"compile is true and there is no C++ compiler ({', '.join(wanted)}); install one, name yours in "
+            "the environment variable CXX, or set compile: false"
+        )
 
 
 @contextmanager

@@ -82,6 +82,7 @@ from isogloss.model import (
     pick_dtype,
     skeleton,
 )
+from isogloss.modes import check_compiler
 from isogloss.report.page import write_report
 from isogloss.teacher import joining
 from isogloss.teacher.answered import TOGETHER, Answers, ended
@@ -1362,6 +1363,8 @@ def check(run: Run) -> None:
         tokenizer = run.base_tokenizer()
         check_base(run.config.model, tokenizer, weights=not run.tuned.exists())
         refuse_misfit(run.config)
+        if run.config.compile and not run.carriers.exists():
+            check_compiler()
         if not run.tuned.exists():
             _ = run.english  # refuses data that is not there
             _check_lengths(run, foreseen_rows(run, tokenizer))

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from isogloss.data.chat import pad
+from isogloss.errors import ConfigError
 from isogloss.model import last_hidden
-from isogloss.modes import LONG, fused_attention, thrifty_attention
+from isogloss.modes import LONG, check_compiler, fused_attention, thrifty_attention
 
 
 def learned(model, ids, mask, context=nullcontext):
@@ -73,3 +74,22 @@ def test_what_only_reads_in_between_reads_fused(tiny):
         assert model.config._attn_implementation == "recomputed"
         raise ZeroDivisionError
     assert model.config._attn_implementation == "eager"
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch, tmp_path):
+    """Before hours are spent; a GPU's code needs none of them."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+    with pytest.raises(ConfigError) as caught:
+        check_compiler()
+    assert str(caught.value) == (
+        "compile is true and there is no C++ compiler (no-such-compiler); install one, name yours in the "
+        "environment variable CXX, or set compile: false"
+    )
+    found = tmp_path / "mine"
+    found.touch(0o755)
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, str(found)))
+    check_compiler()
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    check_compiler()
