@@ -1,11 +1,14 @@
 """The real model: our method, its parts taken away one by one, and its opponents, one reference model a seed.
 
-    python benchmarks/real.py --data-root FOLDER --out benchmarks/real.json
+    python benchmarks/real.py --data-root FOLDER
     python benchmarks/real.py --data-root FOLDER --variants ours,sft --seeds 3 --set evaluate.items=30
+    python benchmarks/real.py --finished ours=runs/real --setting scarce
+    python benchmarks/real.py --finished ours=runs/real-parallel --setting parallel
 
-Dev data only. Every variant is a run of `isogloss ablate` over examples/real.yaml, so a stopped benchmark
-goes on where it was, and trains nothing twice. Rows have the measures by suite and language;
-`summary` has, by variant and setting, the means over seeds with the lowest and highest seed.
+Dev data only. Every variant is a run of `isogloss ablate` over the setting's example, so a stopped benchmark
+goes on where it was, and trains nothing twice; `--finished` adds a run that is there. Rows have the measures
+by suite and language; `summary` has, by variant and setting, means over seeds, the lowest and the highest.
+The page docs/results.md is made of it: `python benchmarks/real.py --page`.
 """
 
 import argparse
@@ -15,9 +18,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import real_page
+import yaml
 from machine import about
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "real.yaml"
+ROOT = Path(__file__).parent.parent
+SETTINGS = {"scarce": "examples/real.yaml", "parallel": "examples/real-parallel.yaml"}
+"""By name, which settings a variant changes: instructions alone, and all unlabelled parallel text besides."""
 VARIANTS = {
     "ours": "languages.tree=families",
     "sft": "distill.kl=0 distill.hidden=0 languages.tree=shared",
@@ -30,6 +37,8 @@ VARIANTS = {
 }
 """By name, what it changes in the example's stage 2. `sft` is what a user would do without us: cross-entropy
 on the same rows, one adapter of the same capacity for all languages."""
+LOW = ("sw", "ur")
+"""Languages of `alignment_low`."""
 SUMMARY = (
     "alignment_mastered", "alignment_all", "consistency_mastered", "consistency_all", "retrieval",
     "retrieval_raw", "alignment_low", "fidelity", "retention",
@@ -82,7 +91,7 @@ def summarise(runs: list[tuple[str, str, dict]]) -> dict:
         for side in ("before", "after"):
             means = {}
             for name in SUMMARY:
-                values = [one[side][name]["mean"] for one in seeds if one.get(side, {}).get(name)]
+                values = [value for one in seeds if (value := _value(one.get(side, {}), name)) is not None]
                 if values:
                     means[name] = {
                         "mean": statistics.fmean(values),
@@ -94,33 +103,64 @@ def summarise(runs: list[tuple[str, str, dict]]) -> dict:
     return found
 
 
-def main() -> None:
-    """Train and measure what is missing, then write all rows."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--variants", default="ours,sft,no-divergence,shared")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--setting", default="scarce")
-    parser.add_argument("--runs", type=Path, default=Path("runs/real-benchmark"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/real.json"))
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
-    given = parser.parse_args()
+def _value(side: dict, name: str) -> float | None:
+    """A measure's mean; `alignment_low` is of the same languages in every setting."""
+    if name == "alignment_low":
+        each = side.get("alignment_all", {}).get("languages", {})
+        values = [each[code]["value"] for code in LOW if code in each]
+        return statistics.fmean(values) if values else None
+    return side[name]["mean"] if side.get(name) else None
+
+
+def training(given: argparse.Namespace) -> list[tuple[str, int, Path]]:
+    """Train and measure what is missing: variant, seed and run of each."""
     names = given.variants.split(",")
     if unknown := [name for name in names if name not in VARIANTS]:
-        parser.error(f"there is no variant {unknown[0]}; there are {', '.join(VARIANTS)}")
-    command = [sys.executable, "-m", "isogloss", "ablate", str(EXAMPLE), "--data-root", str(given.data_root)]
+        raise SystemExit(f"there is no variant {unknown[0]}; there are {', '.join(VARIANTS)}")
+    example = str(ROOT / SETTINGS[given.setting])
+    command = [sys.executable, "-m", "isogloss", "ablate", example, "--data-root", str(given.data_root)]
     command += ["--seeds", str(given.seeds), "--out", str(given.runs)]
     command += [word for name in names for word in ("--variant", f"{name}: {VARIANTS[name]}")]
     command += [word for one in given.set for word in ("--set", one)]
     subprocess.run(command, check=True)
+    return [(name, seed, given.runs / f"{name}-{seed}") for name in names for seed in range(given.seeds)]
+
+
+def main() -> None:
+    """Train and measure what is missing, or add what was, then write all rows."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-root", type=Path, help="folder of public data sets")
+    parser.add_argument("--variants", default="ours,sft,no-divergence,shared")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--setting", choices=SETTINGS, default="scarce")
+    parser.add_argument("--runs", type=Path, default=Path("runs/real-benchmark"))
+    parser.add_argument("--finished", action="append", default=[], metavar="VARIANT=RUN")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "real.json")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--page", action="store_true", help="write docs/results.md from --out, nothing else")
+    given = parser.parse_args()
+    old = json.loads(given.out.read_text("utf-8")) if given.out.exists() else {"summary": {}, "rows": []}
+    if given.page:
+        real_page.write(old, ROOT / "docs" / "results.md")
+        return
+    if given.finished:
+        found = []
+        for one in given.finished:
+            variant, _, folder = one.partition("=")
+            seed = int(yaml.safe_load((Path(folder) / "config.yaml").read_text("utf-8")).get("seed", 0))
+            found.append((variant, seed, Path(folder)))
+    elif given.data_root is None:
+        parser.error("--data-root is needed where something is trained")
+    else:
+        found = training(given)
     rows, runs = [], []
-    for name in names:
-        for seed in range(given.seeds):
-            run = given.runs / f"{name}-{seed}"
-            rows += rows_of(run, name, seed, given.setting)
-            summary = json.loads((run / "scores.json").read_text("utf-8"))["summary"]
-            runs.append((given.setting, name, summary))
-    old = json.loads(given.out.read_text("utf-8")) if given.out.exists() else {"rows": [], "summary": {}}
+    for variant, seed, run in found:
+        rows += rows_of(run, variant, seed, given.setting)
+        summary = json.loads((run / "scores.json").read_text("utf-8"))["summary"]
+        runs.append((given.setting, variant, summary))
+    names = {variant for variant, _, _ in found}
     kept = [row for row in old["rows"] if row["setting"] != given.setting or row["variant"] not in names]
     summary = old["summary"]
     summary.setdefault(given.setting, {}).update(summarise(runs)[given.setting])

@@ -883,7 +883,12 @@ def _summary(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
         if one["mastered"]
     }
     learned = run.config.languages
-    low = [code for code in run.measured if learned.amount(code) <= learned.items.low]
+    # As little data as a low-resource language has, or one: where all have as much, its class alone says so.
+    low = [
+        code
+        for code in run.measured
+        if languages()[code].resource == "low" or learned.amounts.get(code, math.inf) <= learned.items.low
+    ]
     return tasks.summary(read("before"), read("after"), mastered, low=low, seed=run.config.seed)
 
 

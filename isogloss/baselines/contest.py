@@ -98,13 +98,13 @@ class Contest:
         tokenizer, longest = self.run.tokenizer, self.run.config.evaluate.max_new_tokens
         # Where the teacher scores a row behind its English twin alone, it would answer in English.
         run = Run(with_overrides(self.run.config, as_usual("teacher_view")), self.run.watcher)
-        rows = [row for row in self.rows(run) if row.language != SOURCE]
+        rows = [row for row in self.rows(run) if row.language != SOURCE and not row.bare]
         return self._prompts(written(model, rows, tokenizer, tokenizer, max_new_tokens=longest))
 
     @cached_property
     def parallel(self) -> list[Row]:
         """Stage 2's rows without the English ones."""
-        return [row for row in self.rows(self.run) if row.language != SOURCE]
+        return [row for row in self.rows(self.run) if row.language != SOURCE and not row.bare]
 
     def _prompts(self, parallel: Sequence[Row]) -> list[Prompt]:
         """A prompt per row, as often and in the order in which stage 2 reads them."""
