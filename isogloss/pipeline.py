@@ -33,6 +33,7 @@ from isogloss.config import Config, Evaluate, ModelTeacher, dump_config, load_co
 from isogloss.cost import TEACHER, Ledger, Stage, spending
 from isogloss.data import selection
 from isogloss.data.chat import encode_prompt
+from isogloss.data.counting import unchanging
 from isogloss.data.draw import choose, labels_of
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats.lines import nearest
@@ -165,8 +166,9 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(str(self.tuned)) if self.tuned.exists() else self.base_tokenizer()
+        return load_tokenizer(str(self.tuned)) if self.tuned.exists() else self.base_tokenizer
 
+    @cached_property
     def base_tokenizer(self) -> PreTrainedTokenizerBase:
         """The base's tokenizer, with the chat template that the settings want."""
         return load_tokenizer(self.config.model, self.config.chat_template)
@@ -465,7 +467,7 @@ def select_english(run: Run, stage: Stage | None = None) -> selection.Selection:
     chosen = selection.Selection(tuple(examples), ())
     if settings.enabled:
         chosen = selection.select(examples, max_chars=settings.max_chars)
-    short = within(chosen.kept, run.base_tokenizer(), longest_row(run.config))
+    short = within(chosen.kept, run.base_tokenizer, longest_row(run.config))
     chosen = selection.Selection(short.kept, chosen.dropped + short.dropped)
     if not chosen.kept:
         raise DataError(
@@ -475,7 +477,7 @@ def select_english(run: Run, stage: Stage | None = None) -> selection.Selection:
     if settings.keep < 1:
         base = _base(run, run.dtype)
         with run.watcher.bar("Difficulty") as progress, spending(stage or Stage(""), base):
-            scores = difficulty(base, run.base_tokenizer(), chosen.kept, progress)
+            scores = difficulty(base, run.base_tokenizer, chosen.kept, progress)
         best = selection.keep_best(chosen.kept, scores, settings.keep)
         chosen = selection.Selection(best.kept, chosen.dropped + best.dropped)
     return chosen
@@ -498,7 +500,7 @@ def run_tune(run: Run) -> None:
     chosen = select_english(run, selecting)
     if processes.is_main():
         selection.write(chosen, run.folder / "selection.jsonl")
-    tokenizer = run.base_tokenizer()
+    tokenizer = run.base_tokenizer
     if name := template_name(tokenizer):
         run.watcher.say(
             f"Chat template: {name}" + ("" if run.config.chat_template else ", as the base has none")
@@ -507,7 +509,7 @@ def run_tune(run: Run) -> None:
     dtype = torch.float32 if settings.method == "full" else run.dtype
     base = _base(run, dtype)
     rows = english_rows(
-        chosen.kept, tokenizer, node_texts(run.config), settings.privileged, run.config.seed,
+        chosen.kept, unchanging(tokenizer), node_texts(run.config), settings.privileged, run.config.seed,
         longest_row(run.config),
     )  # fmt: skip
     why = ", ".join(f"{count} {rule}" for rule, count in selection.summary(chosen).items())
@@ -1112,7 +1114,8 @@ def rows_for(
     for line in told(left_out(examples, codes, lambda e, code: lacking(e, code, responses))):
         run.watcher.say(line)
     pairs, bare = translation_examples(run.pairs(codes, "translation")), run.pairs(codes, "alignment")
-    rows = _rows(run, run.tokenizer, used, english, tree, codes, pairs, bare, retain=retain)
+    tokenizer = unchanging(run.tokenizer)
+    rows = _rows(run, tokenizer, used, english, tree, codes, pairs, bare, retain=retain)
     teacher = run.config.distill.teacher
     if isinstance(teacher, ModelTeacher) and teacher.level == "sequence":
         its, file = load_tokenizer(teacher.path), run.folder / "teacher_answers.jsonl"
@@ -1123,7 +1126,7 @@ def rows_for(
             rows = joining.with_answers(
                 rows, theirs, teacher, run.tokenizer, run.dtype, file, stage, run.watcher.bar
             )
-    return rows + _bare_rows(run, run.tokenizer, bare, rows)
+    return rows + _bare_rows(run, tokenizer, bare, rows)
 
 
 def _bare_rows(
@@ -1365,7 +1368,7 @@ def check(run: Run) -> None:
     """
     bases.local(run.config.model, run.watcher.say)  # where it has to be converted, that is told first
     with run.watcher.waiting("Checking the settings, the model and the data"):
-        tokenizer = run.base_tokenizer()
+        tokenizer = unchanging(run.base_tokenizer)
         check_base(run.config.model, tokenizer, weights=not run.tuned.exists())
         refuse_misfit(run.config)
         if run.config.compile and not run.carriers.exists():

@@ -347,7 +347,7 @@ class Work:
         if folder.is_dir() and not any((folder / name).exists() for name in files):
             self.notes.append(f"{self.config.model} has no tokenizer: tokens are counted by the embedded one")
             return load_tokenizer(EMBEDDED)
-        tokenizer = self.run.base_tokenizer()
+        tokenizer = self.run.base_tokenizer
         check_base(self.config.model, tokenizer, weights=False)
         return tokenizer
 

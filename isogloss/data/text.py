@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from isogloss.errors import DataError
 
-_DROPPED: Final = {ord("\ufeff"): None, ord("\0"): None}
+_DROPPED: Final = ("\ufeff", "\0")
 
 
 def canonical(text: str, what: str = "the text", path: Path | None = None, line: int | None = None) -> str:
@@ -61,5 +61,6 @@ def is_unicode(text: str) -> bool:
 def _form(text: str) -> str:
     if text.isascii() and "\r" not in text and "\0" not in text:
         return text
-    text = text.translate(_DROPPED).replace("\r\n", "\n").replace("\r", "\n")
-    return unicodedata.normalize("NFC", text)
+    for mark in _DROPPED:
+        text = text.replace(mark, "")
+    return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
