@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from isogloss.baselines.contest import MEASURES, OURS, Contest, Entry, Point
-from isogloss.baselines.methods import DPO, GRPO, METHODS, SAMPLES, SFT
+from isogloss.baselines.methods import DCO, DPO, GRPO, METHODS, SAMPLES, SFT
 from isogloss.baselines.plot import draw
 from isogloss.baselines.summary import BEST_RL, OWN_BEST, RL, ratios, saving, summary
 from isogloss.config import Config, dump_config, parse_config, with_overrides
@@ -48,7 +48,15 @@ def compare_methods(
         RunError: The folder holds a comparison made with other settings.
     """
     file = folder / "methods.json"
-    about = {"points": points, "times": times, "sft": SFT, "dpo": DPO, "grpo": GRPO, "samples": SAMPLES}
+    about = {
+        "points": points,
+        "times": times,
+        "sft": SFT,
+        "dco": DCO,
+        "dpo": DPO,
+        "grpo": GRPO,
+        "samples": SAMPLES,
+    }
     done = _done(file, config, about)
     for seed in seeds:
         left = [name for name in methods if not any((e.method, e.seed) == (name, seed) for e in done)]

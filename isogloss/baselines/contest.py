@@ -16,6 +16,7 @@ from isogloss.ablation import as_usual
 from isogloss.baselines.reward import Prompt
 from isogloss.config import with_overrides
 from isogloss.cost import Meter, Stage
+from isogloss.data.examples import ParallelExample
 from isogloss.data.parallel_text import translation_examples
 from isogloss.distill.rows import Row, schedule
 from isogloss.evaluate import runner
@@ -106,23 +107,33 @@ class Contest:
         """Stage 2's rows without the English ones."""
         return [row for row in self.rows(self.run) if row.language != SOURCE and not row.bare]
 
-    def _prompts(self, parallel: Sequence[Row]) -> list[Prompt]:
-        """A prompt per row, as often and in the order in which stage 2 reads them."""
-        settings = self.run.config.distill
+    @cached_property
+    def _by_id(self) -> dict[str, ParallelExample]:
         pairs = translation_examples(self.run.pairs(self.run.taught, "translation"))
-        by_id = {example.id: example for example in (*self.run.examples, *pairs)}
-        order = schedule(
+        return {example.id: example for example in (*self.run.examples, *pairs)}
+
+    def example(self, row: Row) -> ParallelExample:
+        """What a row was made of."""
+        return self._by_id[row.id.rpartition("/")[0]]
+
+    def order(self, parallel: Sequence[Row]) -> list[int]:
+        """Row numbers as often and in the order in which stage 2 reads them."""
+        settings = self.run.config.distill
+        return schedule(
             [row.language for row in parallel], round(settings.epochs * len(parallel)),
             balance=settings.balance, batch=settings.batch, seed=self.run.config.seed,
             lengths=[len(row.student.prompt) for row in parallel],
         )  # fmt: skip
+
+    def _prompts(self, parallel: Sequence[Row]) -> list[Prompt]:
+        """A prompt per row, as often and in the order in which stage 2 reads them."""
         texts = self.run.tokenizer.batch_decode(
             [list(row.student.response) for row in parallel], skip_special_tokens=True
         )
         found = []
-        for number in order:
+        for number in self.order(parallel):
             row = parallel[number]
-            turn = by_id[row.id.rpartition("/")[0]].turns[row.language]
+            turn = self.example(row).turns[row.language]
             found.append(Prompt(turn.instruction, texts[number].strip(), row.language))
         return found
 

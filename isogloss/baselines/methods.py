@@ -7,6 +7,7 @@ after every step. Their settings stand here; how they were chosen is in docs/bas
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.grpo_config import GRPOConfig
@@ -24,11 +25,14 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from isogloss.ablation import VARIANTS, as_usual
 from isogloss.baselines.contest import OURS, REFERENCE, Contest, Entry, Point, Way, work_folder
+from isogloss.baselines.dco import DCOTrainer, pair_of
 from isogloss.baselines.peers import Course, labelled_positions
 from isogloss.baselines.reward import Prompt, Reward
 from isogloss.config import with_overrides
 from isogloss.cost import Stage
+from isogloss.data.chat import encode_response
 from isogloss.distill.stage import distil
+from isogloss.errors import DataError
 from isogloss.evaluate import runner
 from isogloss.generate import answers
 from isogloss.languages import SOURCE
@@ -43,6 +47,7 @@ GRPO = {
     "learning_rate": 3e-3, "beta": 0.04, "num_generations": 8, "temperature": 1.0, "steps_per_generation": 4,
 }  # fmt: skip
 BEHIND_SFT = GRPO | {"learning_rate": 1e-4}
+DCO = {"learning_rate": 1e-3, "beta": 1.0}
 SAMPLES = 4
 """Answers drawn per prompt for preference pairs."""
 CROSS_ENTROPY = (
@@ -115,6 +120,26 @@ def sequence(contest: Contest) -> Entry:
     return way.entry
 
 
+def dco(contest: Contest, settings: Mapping[str, Any] = DCO) -> Entry:
+    """Direct consistency optimisation onto the reference model's English, on the rows of closed tasks."""
+    run, rows = contest.run, contest.parallel
+    encode = cache(partial(encode_response, run.tokenizer))
+    made = [pair_of(row, contest.example(row), encode, run.config.seed) for row in rows]
+    pairs = [pair for number in contest.order(rows) if (pair := made[number]) is not None]
+    if not pairs:
+        raise DataError("dco compares answers of closed tasks, and the data has none")
+    steps = len(pairs) // run.config.distill.batch
+    model, way = _begin(contest, "dco", steps)
+    sizes = dict(settings)
+    trainer = DCOTrainer(
+        model=model, pairs=pairs, pad_id=pad_id(run.tokenizer), beta=sizes.pop("beta"),
+        args=TrainingArguments(**_arguments(contest, "dco", steps) | sizes, remove_unused_columns=False),
+        callbacks=[Course(way)],
+    )  # fmt: skip
+    _train(trainer, way)
+    return way.entry
+
+
 def dpo(contest: Contest, settings: Mapping[str, Any] = DPO, pairs: Dataset | None = None) -> Entry:
     """Direct preference optimisation on pairs that the reward builds.
 
@@ -160,6 +185,7 @@ METHODS: Mapping[str, Method] = {
     "sft": sft,
     "sft-languages": lambda contest: distilled(contest, "sft-languages", *CROSS_ENTROPY),
     "sequence": sequence,
+    "dco": dco,
     "dpo": dpo,
     "grpo": grpo,
     "sft-grpo": sft_grpo,

@@ -21,6 +21,7 @@ METHODS = (
     "sft",
     "sft-languages",
     "sequence",
+    "dco",
     "dpo",
     "grpo",
     "sft-grpo",
@@ -80,7 +81,7 @@ def test_an_unknown_method_is_refused(tmp_path, capsys):
     assert leave(["compare-methods", "--method", "ppo", "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert (
-        "--method ppo: there are isogloss, reference, flat, shared, sft, sft-languages, sequence, dpo" in said
+        "--method ppo: there are isogloss, reference, flat, shared, sft, sft-languages, sequence, dco" in said
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -191,7 +192,8 @@ def test_the_table_shows_bounds_and_intervals(capsys):
 def test_rows_of_an_earlier_form_are_brought_up_to_date(tmp_path):
     """Fewer levels, no bounds, no summary: nothing is trained again, and it says as much as a new one."""
     about = {
-        "points": 10, "times": 3.0, "sft": comparison.SFT, "dpo": comparison.DPO, "grpo": comparison.GRPO,
+        "points": 10, "times": 3.0, "sft": comparison.SFT, "dco": comparison.DCO,
+        "dpo": comparison.DPO, "grpo": comparison.GRPO,
         "samples": comparison.SAMPLES,
     }  # fmt: skip
     made = comparison.table(load_config(), SEEDS, about)
