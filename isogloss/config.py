@@ -806,6 +806,10 @@ class Config(Settings):
             for name in ("level_dropout", "shrinkage"):
                 if getattr(self.distill, name):
                     raise _refusal(f"distill.{name}", "must be 0 where the root has all of a path's rows")
+        if self.distill.level_dropout and (
+            self.languages.tree == "flat" or not levels["root"] + levels["family"]
+        ):
+            raise _refusal("distill.level_dropout", "must be 0 where a leaf has all of a path's rows")
         if taught := [code for code in self.evaluate.also if code in self.languages.targets]:
             raise _refusal("evaluate.also", f"names {', '.join(taught)}, which languages.targets does too")
         return self

@@ -276,6 +276,14 @@ SERVER = "kl: 1, teacher: {type: server, url: 'http://a/v1', model: m}"
             "distill.level_dropout must be 0 where the root has all of a path's rows",
         ),
         (
+            "distill: {level_dropout: 0.1}\nlanguages: {tree: flat}",
+            "distill.level_dropout must be 0 where a leaf has all of a path's rows",
+        ),
+        (
+            "distill: {level_dropout: 0.1, carrier: {ranks: {root: 0, family: 0}}}",
+            "distill.level_dropout must be 0 where a leaf has all of a path's rows",
+        ),
+        (
             "distill: {shrinkage: 0.1, carrier: {ranks: {family: 0, language: 0}}}",
             "distill.shrinkage must be 0 where the root has all of a path's rows",
         ),
