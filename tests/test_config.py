@@ -93,6 +93,10 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
             "languages:\n  targets:\n  - sw\n  - eng",
             "run.yaml:4: languages.targets: English is what all others follow; leave it out",
         ),
+        (  # it would agree with itself in every item
+            "evaluate: {also: [bg, en]}",
+            "run.yaml:1: evaluate.also: English is what all others follow; leave it out",
+        ),
         (
             "languages: {targets: []}",
             "run.yaml:1: languages.targets is []; it must be a list with at least one entry",
