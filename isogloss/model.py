@@ -199,8 +199,7 @@ def check_length(model: nn.Module | PreTrainedModel, name: str, longest: int, wh
     Raises:
         ConfigError: One is.
     """
-    config = causal_of(model).config.get_text_config()
-    most = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    most = _positions(causal_of(model).config.get_text_config())
     if most is not None and longest > most:
         raise ConfigError(f"{what} has {longest} tokens and {name} has {most} positions; leave it out")
 
@@ -214,8 +213,11 @@ def positions(name: str) -> int | None:
     folder = model_folder(name)
     _check_folder(folder)
     with _named(name):
-        config = read_config(name, folder).get_text_config(decoder=True)
-    return getattr(config, "max_position_embeddings", None)
+        return _positions(read_config(name, folder).get_text_config(decoder=True))
+
+
+def _positions(config: Any) -> int | None:
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
 
 
 def load_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:
