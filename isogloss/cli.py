@@ -616,6 +616,9 @@ def compare_methods(
             "width: take lora"
         )
     job = _prepare(settings)
+    from isogloss import pipeline
+
+    pipeline.check(job)
     chosen = tuple(dict.fromkeys(method or comparison.METHODS))
     if comparison.OURS not in chosen:
         chosen = (comparison.OURS, *chosen)

@@ -94,7 +94,8 @@ Place = Annotated[Path, AfterValidator(home)]
 ModelName = Annotated[Text, AfterValidator(home)]
 """A model's folder, in which `~` is the user's home, or its hub name."""
 Code = Annotated[str, AfterValidator(_code)]
-Codes = Annotated[tuple[Code, ...], AfterValidator(_once)]
+Others = Annotated[tuple[Annotated[Code, AfterValidator(_target)], ...], AfterValidator(_once)]
+"""Languages that follow English."""
 Targets = Annotated[
     tuple[Annotated[Code, AfterValidator(_target)], ...], Field(min_length=1), AfterValidator(_once)
 ]
@@ -726,7 +727,7 @@ class Evaluate(Settings):
     """Suites, each with a table of its own in the report."""
     likelihood: Annotated[tuple[Suite, ...], AfterValidator(_once)] = ()
     """Suites whose closed tasks are answered by the likeliest option; else the model writes its answer."""
-    also: Codes = ()
+    also: Others = ()
     """Languages that are measured but not taught; they answer through their family or the root."""
     split: Literal["dev", "test"] = "test"
     """Split of every suite that has it; choose settings on dev only. `ablate` and `compare-methods`, which
@@ -820,6 +821,10 @@ class Config(Settings):
                 )
             if self.distill.on_policy:
                 raise _refusal("parallel_text", "must have use: [translation] with distill.on_policy")
+        if self.distill.level_dropout and (
+            self.languages.tree == "flat" or not levels["root"] + levels["family"]
+        ):
+            raise _refusal("distill.level_dropout", "must be 0 where a leaf has all of a path's rows")
         if taught := [code for code in self.evaluate.also if code in self.languages.targets]:
             raise _refusal("evaluate.also", f"names {', '.join(taught)}, which languages.targets does too")
         return self

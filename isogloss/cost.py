@@ -5,7 +5,7 @@ import gc
 import math
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from isogloss import processes
 from isogloss.files import read_json, write_json
-from isogloss.model import causal_of, decoder_of
+from isogloss.model import DEPTH, causal_of, decoder_of, layers_of
 
 CORE_WATTS, GPU_WATTS = 8.0, 400.0
 """Assumed: a processor's core and a GPU under load, with their share of memory and cooling."""
@@ -162,8 +162,9 @@ class Meter:
 
     Hooks see every forward of the decoder and of the head, padding included, and whether a backward will
     follow. A token costs twice the weights it meets, and the attention's two products; backward through
-    frozen weights costs the forward once more, through attention and what learns twice more. Agrees with
-    torch's own counter within 5 % (tests). Recomputation by gradient checkpointing is left out.
+    frozen weights costs the forward once more, through attention and what learns twice more. Layers above
+    the one at which a forward stops (`model.states_up_to`) are not counted. Agrees with torch's own counter
+    within 5 % (tests). Recomputation by gradient checkpointing is left out.
 
     Args:
         model: A causal model, without adapters or with them.
@@ -188,6 +189,8 @@ class Meter:
         self.forward_heads = self.backward_heads = 0
         self.adapted = 0.0
         """Passes of tokens through adapters, each weighed by the share of them that is met."""
+        self.spared = 0.0
+        """Operations of layers above the one at which a forward stopped."""
         self.generated = 0
         self._read: int | Tensor = 0
         self._taken = (0.0, 0, 0)
@@ -199,9 +202,7 @@ class Meter:
     @cached_property
     def adapters(self) -> int:
         """Their weights, counted when first asked for: trainers put them on the model that they are given."""
-        # trl keeps the adapter that training began with beside the one that learns.
-        lora = (p for n, p in self.causal.named_parameters() if "lora_" in n and ".ref." not in n)
-        return sum(p.numel() for p in lora)
+        return _adapters(self.causal)
 
     @property
     def flops(self) -> float:
@@ -212,6 +213,7 @@ class Meter:
             2.0 * weights
             + 2.0 * self.adapters * self.adapted
             + self.attended * (self.forward_pairs + 2 * self.backward_pairs)
+            - self.spared
         )
 
     def take(self) -> tuple[float, int, int]:
@@ -220,20 +222,41 @@ class Meter:
         self._taken = now
         return now[0] - before[0], now[1] - before[1], now[2] - before[2]
 
-    def read(self, rows: int, width: int, *, seen: int | None = None, backward: bool = False) -> None:
+    def read(
+        self,
+        rows: int,
+        width: int,
+        *,
+        seen: int | None = None,
+        backward: bool = False,
+        depth: int | None = None,
+    ) -> None:
         """A forward of the decoder.
 
         Args:
             seen: Positions that each token may attend to, where that is more than `width`.
+            depth: The layer at which it stops, where that is not the last.
         """
-        tokens = rows * width
+        tokens, met = rows * width, self.met()
         pairs = tokens * (width if seen is None else seen)
         self.forward_tokens += tokens
         self.forward_pairs += pairs
-        self.adapted += self.met() * tokens * (3 if backward else 1)
+        self.adapted += met * tokens * (3 if backward else 1)
         if backward:
             self.backward_tokens += tokens
             self.backward_pairs += pairs
+        if depth is not None:
+            body, adapters, attended = self._above(depth)
+            self.spared += 2.0 * tokens * body * (1 + self.back * backward)
+            self.spared += 2.0 * tokens * met * adapters * (3 if backward else 1)
+            self.spared += pairs * attended * (3 if backward else 1)
+
+    def _above(self, depth: int) -> tuple[int, int, float]:
+        """Weights, adapters' weights and a pair's operations of the layers above one."""
+        layers = layers_of(self.causal)
+        some = list(layers)[depth:]
+        body, adapters = sum(map(_own, some)), sum(map(_adapters, some))
+        return body, adapters, self.attended * len(some) / len(layers)
 
     def project(self, tokens: int, *, backward: bool = False) -> None:
         """A forward of the head."""
@@ -253,7 +276,7 @@ class Meter:
             mask = mask if isinstance(mask, Tensor) else None
             # Behind a cache the mask is longer than what is read.
             seen = width if mask is None else mask.shape[-1]
-            self.read(rows, width, seen=seen, backward=torch.is_grad_enabled())
+            self.read(rows, width, seen=seen, backward=torch.is_grad_enabled(), depth=DEPTH.get())
             real = mask[:, -width:].sum() if mask is not None and mask.ndim == 2 else rows * width
             self._read = self._read + real
 
@@ -311,12 +334,21 @@ def _weights(p: nn.Parameter) -> int:
     return p.numel() if packed is None else math.prod(packed.shape)
 
 
+def _adapters(module: nn.Module) -> int:
+    """Weights of the adapters on a module."""
+    # trl keeps the adapter that training began with beside the one that learns.
+    lora = (p for n, p in module.named_parameters() if "lora_" in n and ".ref." not in n)
+    return sum(p.numel() for p in lora)
+
+
 def _body(model: nn.Module) -> int:
     """Weights that every token meets, adapters and head aside."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    head = _head(model).weight
+    return _own(model, embeddings | {id(_head(model).weight)})
+
+
+def _own(module: nn.Module, without: Collection[int] = ()) -> int:
+    """A module's weights, adapters' aside, and those with these identities."""
     return sum(
-        _weights(p)
-        for name, p in model.named_parameters()
-        if id(p) not in embeddings and p is not head and "lora_" not in name
+        _weights(p) for name, p in module.named_parameters() if id(p) not in without and "lora_" not in name
     )

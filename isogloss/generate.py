@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from isogloss.data.chat import encode_prompt, end_of_turn, pad
+from isogloss.data.text import canonical
 from isogloss.model import causal_of, most_tokens, pad_id
 from isogloss.tree.carrier import Carrier
 
@@ -21,7 +22,7 @@ class Answer(NamedTuple):
     """What a model answers."""
 
     text: str
-    """Without end of turn and special tokens."""
+    """Without end of turn and special tokens, in the form of all texts (`data.text`)."""
     ended: bool
     """It ends where the model ended it, not where the limit of new tokens cut it."""
 
@@ -70,7 +71,7 @@ def whole_answers(
         )  # fmt: skip
         texts = tokenizer.batch_decode(made, skip_special_tokens=True)
         for number, text, tokens in zip(chosen, texts, made.tolist(), strict=True):
-            found[number] = Answer(text.strip(), ended=not ends.isdisjoint(tokens))
+            found[number] = Answer(canonical(text).strip(), ended=not ends.isdisjoint(tokens))
         done += len(chosen)
         progress(done, len(order))
     return found

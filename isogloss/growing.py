@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from isogloss.data.sources import parallel_examples
 from isogloss.errors import RunError
 from isogloss.languages import SOURCE
+from isogloss.model import check_machine
 from isogloss.pipeline import Run, into, refuse_unusable, rows_for, train_carrier, writing
 from isogloss.tree.fit import refuse_misfit
 from isogloss.tree.nodes import family_name
@@ -24,7 +25,7 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
     Raises:
         RunError: The run is not distilled, has a language already, or its tree gives a new one no rows.
         DataError: The data has no item in a language.
-        ConfigError: A setting names a layer that the model lacks.
+        ConfigError: A setting names a layer that the model lacks, or wants more of the machine than there is.
     """
     if not run.families:
         raise RunError(f"{run.folder} has no adapters that can be added to; run `isogloss distill` first")
@@ -32,6 +33,7 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
         if code == SOURCE or code in run.families:
             what = "is what all others follow" if code == SOURCE else "was taught already"
             raise RunError(f"{code} {what}; name another language")
+    check_machine(four_bit=run.config.four_bit, shard=run.config.shard)
     examples = parallel_examples(run.config, run.data_root, codes, run.watcher.say_once)
     refuse_unusable(run.config, examples, codes, "add items, or name a file by --data")
     old = run.tree

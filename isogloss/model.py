@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,21 @@ def pick_dtype(dtype: str) -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
+def check_machine(*, four_bit: bool, shard: bool) -> None:
+    """This machine can hold a model as it is asked for; see `load_model`.
+
+    Raises:
+        ConfigError: A GPU or bitsandbytes is missing, or other processes are.
+    """
+    if four_bit:
+        if not torch.cuda.is_available():  # bitsandbytes has no backward for its products on a processor
+            raise ConfigError("four_bit: needs a GPU; leave it out")
+        if not is_bitsandbytes_available():
+            raise ConfigError("four_bit: needs bitsandbytes; pip install 'isogloss[four-bit]'")
+    if shard and processes.count() == 1:
+        raise ConfigError("shard: needs several processes; start with `accelerate launch`, or leave it out")
+
+
 def load_model(
     name: str, dtype: torch.dtype, *, four_bit: bool = False, shard: bool = False
 ) -> PreTrainedModel:
@@ -72,6 +88,7 @@ def load_model(
     Raises:
         ConfigError: No model lies there; a GPU or bitsandbytes is missing, or other processes are.
     """
+    check_machine(four_bit=four_bit, shard=shard)
     folder = model_folder(name)
     _check_folder(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -79,10 +96,6 @@ def load_model(
     attention = "eager" if device == "cpu" else None
     more: dict[str, Any] = {}
     if four_bit:
-        if device == "cpu":  # bitsandbytes has no backward for its products there
-            raise ConfigError("four_bit: needs a GPU; leave it out")
-        if not is_bitsandbytes_available():
-            raise ConfigError("four_bit: needs bitsandbytes; pip install 'isogloss[four-bit]'")
         quantized = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype,
             bnb_4bit_use_double_quant=True,
@@ -113,9 +126,13 @@ def _weights(name: str, folder: str, dtype: torch.dtype, **more: Any) -> Any:
     check_weights(name, folder, {})
     with _named(name):
         config = read_config(name, folder)
-        both: Any = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True, **more
-        )
+        try:
+            both: Any = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True, **more
+            )
+        except RuntimeError:
+            check_weights(name, folder, _shapes(skeleton(name)))  # names the one that is of another shape
+            raise
     model, told = both
     if getattr(model, "_hf_peft_config_loaded", False):
         check_adapter(name, folder)
@@ -124,6 +141,10 @@ def _weights(name: str, folder: str, dtype: torch.dtype, **more: Any) -> Any:
         raise ConfigError(f"model: {name} lacks the weights {', '.join(missing[:3])}; fetch it again")
     keep_ends(model)
     return model
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(p.shape) for key, p in model.named_parameters()}
 
 
 def _gap_free(module: nn.Module, read: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -157,7 +178,7 @@ def check_base(name: str, tokenizer: PreTrainedTokenizerBase, *, weights: bool =
     """
     folder, model = model_folder(name), skeleton(name)
     if weights or list(Path(folder).glob("*.safetensors")):
-        check_weights(name, folder, {key: tuple(p.shape) for key, p in model.named_parameters()})
+        check_weights(name, folder, _shapes(model))
     readout(model)
     rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     # Special tokens that no template writes (Gemma's of images) may lie beyond: texts never become them.
@@ -178,8 +199,7 @@ def check_length(model: nn.Module | PreTrainedModel, name: str, longest: int, wh
     Raises:
         ConfigError: One is.
     """
-    config = causal_of(model).config.get_text_config()
-    most = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    most = _positions(causal_of(model).config.get_text_config())
     if most is not None and longest > most:
         raise ConfigError(f"{what} has {longest} tokens and {name} has {most} positions; leave it out")
 
@@ -193,8 +213,11 @@ def positions(name: str) -> int | None:
     folder = model_folder(name)
     _check_folder(folder)
     with _named(name):
-        config = read_config(name, folder).get_text_config(decoder=True)
-    return getattr(config, "max_position_embeddings", None)
+        return _positions(read_config(name, folder).get_text_config(decoder=True))
+
+
+def _positions(config: Any) -> int | None:
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
 
 
 def load_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:
@@ -242,12 +265,7 @@ def in_parts(model: nn.Module) -> None:
     torch's `fully_shard` (Zhao et al. 2023, arXiv:2304.11277) puts a layer together while it is read, in
     forward and again in backward. Embeddings and head, which losses and signals use by themselves, and what
     is added to the layers afterwards are whole with every process.
-
-    Raises:
-        ConfigError: There is one process alone.
     """
-    if processes.count() == 1:
-        raise ConfigError("shard: needs several processes; start with `accelerate launch`, or leave it out")
     mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (processes.count(),))
     for layer in layers_of(model):
         fully_shard(layer, mesh=mesh)
@@ -355,6 +373,10 @@ def capture(model: nn.Module, layer: int) -> Iterator[list[Float[Tensor, "batch 
             handle.remove()
 
 
+DEPTH: ContextVar[int | None] = ContextVar("DEPTH", default=None)
+"""How many decoder layers the forward that runs will read, where it stops below the last."""
+
+
 class _ReadEnough(Exception):  # noqa: N818 - no error
     """No layer above is to be read."""
 
@@ -383,6 +405,7 @@ def states_up_to(
             # Before any other hook, so that nothing is made ready for that layer.
             handle = above[0].register_forward_pre_hook(stop, prepend=True)
             stack.callback(handle.remove)
+            stack.callback(DEPTH.reset, DEPTH.set(max(layers)))
         stack.enter_context(suppress(_ReadEnough))
         last_hidden(model, ids, mask)
     return {layer: states[0] for layer, states in found.items()}

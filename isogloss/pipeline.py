@@ -32,7 +32,7 @@ from isogloss import bases, bundle, processes
 from isogloss.config import Config, Evaluate, ModelTeacher, dump_config, load_config, root_of_environment
 from isogloss.cost import TEACHER, Ledger, Stage, spending
 from isogloss.data import selection
-from isogloss.data.chat import encode_prompt
+from isogloss.data.chat import encode_prompt, encode_response
 from isogloss.data.counting import unchanging
 from isogloss.data.draw import choose, labels_of
 from isogloss.data.examples import ParallelExample
@@ -75,6 +75,7 @@ from isogloss.model import (
     causal_of,
     check_base,
     check_length,
+    check_machine,
     layers_of,
     load_model,
     load_tokenizer,
@@ -439,8 +440,9 @@ def run_all(run: Run) -> bool:
 def leaks(run: Run) -> list[Leak]:
     """Test items of the settings' suites that stand in the training data of either stage, in any language."""
     settings, tests = run.config.evaluate, []
-    for name in settings.suites:
-        tests += texts_of(load_suite(name, run.data_root, settings, run.measured))
+    with run.watcher.waiting("Reading the suites"):
+        for name in settings.suites:
+            tests += texts_of(load_suite(name, run.data_root, settings, run.measured))
     examples = {example.id: example for example in run.english}
     # What is aligned as a bare sentence is what would be translated.
     targets = run.config.languages.targets
@@ -465,9 +467,10 @@ def select_english(run: Run, stage: Stage | None = None) -> selection.Selection:
     examples = run.english
     settings = run.config.tune.selection
     chosen = selection.Selection(tuple(examples), ())
-    if settings.enabled:
-        chosen = selection.select(examples, max_chars=settings.max_chars)
-    short = within(chosen.kept, run.base_tokenizer, longest_row(run.config))
+    with run.watcher.waiting("Selecting English items"):
+        if settings.enabled:
+            chosen = selection.select(examples, max_chars=settings.max_chars)
+        short = within(chosen.kept, run.base_tokenizer, longest_row(run.config))
     chosen = selection.Selection(short.kept, chosen.dropped + short.dropped)
     if not chosen.kept:
         raise DataError(
@@ -508,10 +511,11 @@ def run_tune(run: Run) -> None:
     # Small steps are lost in weights of bfloat16; frozen ones take none.
     dtype = torch.float32 if settings.method == "full" else run.dtype
     base = _base(run, dtype)
-    rows = english_rows(
-        chosen.kept, unchanging(tokenizer), node_texts(run.config), settings.privileged, run.config.seed,
-        longest_row(run.config),
-    )  # fmt: skip
+    with run.watcher.waiting("Tokenising the rows"):
+        rows = english_rows(
+            chosen.kept, unchanging(tokenizer), node_texts(run.config), settings.privileged, run.config.seed,
+            longest_row(run.config),
+        )  # fmt: skip
     why = ", ".join(f"{count} {rule}" for rule, count in selection.summary(chosen).items())
     run.watcher.say(
         f"Stage 1: {len(chosen.kept)} English instructions tune the base ({len(chosen.dropped)} left out"
@@ -591,7 +595,9 @@ def train_carrier(
     run: Run, carrier: Carrier, rows: Sequence[Row], codes: Sequence[str], stage: Stage
 ) -> None:
     """Distil the rows into the carriers, then write these, and the languages' adapters, to the run."""
-    before, work = fingerprint(carrier.model), run.folder / f"{stage.stage}.work"
+    work = run.folder / f"{stage.stage}.work"
+    with run.watcher.waiting("Hashing the model's weights"):
+        before = fingerprint(carrier.model)
 
     @contextmanager
     def bar(what: str) -> Iterator[Progress]:
@@ -1115,7 +1121,8 @@ def rows_for(
         run.watcher.say(line)
     pairs, bare = translation_examples(run.pairs(codes, "translation")), run.pairs(codes, "alignment")
     tokenizer = unchanging(run.tokenizer)
-    rows = _rows(run, tokenizer, used, english, tree, codes, pairs, bare, retain=retain)
+    with run.watcher.waiting("Tokenising the rows"):
+        rows = _rows(run, tokenizer, used, english, tree, codes, pairs, bare, retain=retain)
     teacher = run.config.distill.teacher
     if isinstance(teacher, ModelTeacher) and teacher.level == "sequence":
         its, file = load_tokenizer(teacher.path), run.folder / "teacher_answers.jsonl"
@@ -1364,12 +1371,18 @@ def check(run: Run) -> None:
 
     Raises:
         DataError: Data, a language or a suite is missing.
-        ConfigError: The model is not there, or the carrier does not fit it.
+        ConfigError: The model or the teacher is not there or broken, the carrier does not fit the model, or
+            the machine cannot hold it so.
     """
+    learned = run.carriers.exists()
+    check_machine(four_bit=run.config.four_bit and not learned, shard=run.config.shard and not learned)
     bases.local(run.config.model, run.watcher.say)  # where it has to be converted, that is told first
     with run.watcher.waiting("Checking the settings, the model and the data"):
         tokenizer = unchanging(run.base_tokenizer)
         check_base(run.config.model, tokenizer, weights=not run.tuned.exists())
+        teacher = run.config.distill.teacher
+        if isinstance(teacher, ModelTeacher) and not learned:
+            check_base(teacher.path, load_tokenizer(teacher.path))
         refuse_misfit(run.config)
         if run.config.compile and not run.carriers.exists():
             check_compiler()
@@ -1380,7 +1393,7 @@ def check(run: Run) -> None:
 
 
 def check_suites(run: Run) -> None:
-    """Refuse an evaluation that cannot be made.
+    """Refuse an evaluation that cannot be made, and tell where it would cut good answers short.
 
     Raises:
         DataError: A suite's data are missing, or have none of the languages.
@@ -1389,3 +1402,22 @@ def check_suites(run: Run) -> None:
     for name in settings.suites:
         if not _in_suite(load_suite(name, run.data_root, settings, run.measured, 1, 1), run.measured):
             raise DataError(f"{name} has none of {', '.join(run.measured)}; take it out of evaluate.suites")
+    if "parallel" in settings.suites:  # whose answers are as long as the user's own
+        _tell_cuts(run, load_suite("parallel", run.data_root, settings, run.measured))
+
+
+def _tell_cuts(run: Run, suite: SuiteData) -> None:
+    """Say how many reference answers are longer than the answers that are compared with them may get."""
+    limit = run.config.evaluate.max_new_tokens
+    lengths = [
+        len(encode_response(run.tokenizer, turn.response))
+        for item in suite.items
+        if item.options is None
+        for turn in item.turns.values()
+        if turn.response
+    ]
+    if over := [length for length in lengths if length > limit]:
+        run.watcher.say(
+            f"Warning: {len(over)} of {len(lengths)} reference answers of the suite {suite.name} have more "
+            f"than {limit} tokens, up to {max(over)}; longer answers are cut: raise evaluate.max_new_tokens"
+        )

@@ -834,7 +834,7 @@ def evaluate_plan(work: Work) -> StagePlan:
                     sizes = [len(ids) for ids in work.tokenizer(list(texts))["input_ids"]]
                     for side in sides:
                         for size in sizes:
-                            _count(side, 1, size, 0)
+                            side.read(1, size, depth=settings.layer)
                     found.tokens_forwarded += 2 * sum(sizes)
     found.flops = before.flops + after.flops
     width = longest + settings.max_new_tokens

@@ -93,6 +93,10 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
             "languages:\n  targets:\n  - sw\n  - eng",
             "run.yaml:4: languages.targets: English is what all others follow; leave it out",
         ),
+        (  # it would agree with itself in every item
+            "evaluate: {also: [bg, en]}",
+            "run.yaml:1: evaluate.also: English is what all others follow; leave it out",
+        ),
         (
             "languages: {targets: []}",
             "run.yaml:1: languages.targets is []; it must be a list with at least one entry",
@@ -274,6 +278,14 @@ SERVER = "kl: 1, teacher: {type: server, url: 'http://a/v1', model: m}"
         (
             "distill: {level_dropout: 0.1}\nlanguages: {tree: shared}",
             "distill.level_dropout must be 0 where the root has all of a path's rows",
+        ),
+        (
+            "distill: {level_dropout: 0.1}\nlanguages: {tree: flat}",
+            "distill.level_dropout must be 0 where a leaf has all of a path's rows",
+        ),
+        (
+            "distill: {level_dropout: 0.1, carrier: {ranks: {root: 0, family: 0}}}",
+            "distill.level_dropout must be 0 where a leaf has all of a path's rows",
         ),
         (
             "distill: {shrinkage: 0.1, carrier: {ranks: {family: 0, language: 0}}}",

@@ -8,6 +8,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from isogloss.cost import Meter
 from isogloss.generate import complete
+from isogloss.model import states_up_to
 from isogloss.tree.lora import TreeLora
 from isogloss.tree.nodes import build_tree
 
@@ -88,3 +89,25 @@ def test_of_a_tree_a_token_meets_its_path():
     with meter.counting():
         expected = counted(step)
     assert meter.flops == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_layers_above_the_one_that_is_asked_for_are_not_counted(layer):
+    """Weights, adapters and attention; the tokens are read all the same."""
+    tree = build_tree(["sw", "es", "ur"], ranks={"root": 8, "family": 4, "language": 4})
+    carrier = TreeLora(model(), tree, targets=TARGETS, scaling=2.0)
+    meter = Meter(carrier.model, tree.path_rank() / tree.rank)
+    ids = torch.randint(2_000, (3, 48))
+
+    def read() -> None:
+        carrier.set_path(["sw"] * 3)
+        states_up_to(carrier.model, ids, torch.ones_like(ids), [layer])
+
+    with meter.counting(), torch.no_grad():
+        expected = counted(read)
+    assert meter.flops == pytest.approx(expected, rel=0.05)
+    assert meter.tokens == meter.forward_tokens == 3 * 48
+    with meter.counting(), torch.no_grad():
+        before = meter.flops
+        expected = counted(lambda: carrier.model(input_ids=ids, use_cache=False))
+    assert meter.flops - before == pytest.approx(expected, rel=0.05)  # whole forwards are counted whole

@@ -30,6 +30,18 @@ def run(tmp_path_factory) -> pipeline.Run:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("setting", "says"), [("four_bit", "needs a GPU"), ("shard", "needs several processes")]
+)
+def test_it_is_refused_before_stage_1(tmp_path, setting, says):
+    """Stage 1 of a run in 4 bits reads the weights as they are: it would have been for nothing."""
+    settings = [one for one in SMALL if "four_bit" not in one]
+    given = (*settings, f"{setting}=true", "tune.method=lora", f"run={tmp_path / 'run'}")
+    with pytest.raises(ConfigError, match=f"^{setting}: {says}"):
+        pipeline.check(pipeline.Run(load_config(None, given), pipeline.Watcher()))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_is_refused(run):
     """bitsandbytes answers on a processor, but has no gradients there."""
     with pytest.raises(ConfigError, match=r"^four_bit: needs a GPU; leave it out$"):

@@ -1,5 +1,7 @@
 """Greedy and drawn tokens, whatever a model's folder says of generation."""
 
+import unicodedata
+
 import pytest
 import torch
 from transformers import GenerationConfig
@@ -132,3 +134,10 @@ def test_answers_that_were_cut_are_told_from_those_that_ended(tiny, tokenizer):
     cut = whole_answers(model, tokenizer, ASKED[:1], max_new_tokens=length - 1)
     assert not cut[0].ended
     assert answers(model, tokenizer, ASKED, max_new_tokens=length) == [answer.text for answer in found]
+
+
+def test_answers_are_composed_as_all_texts_are(tiny, tokenizer, monkeypatch):
+    """A model may spell a letter and its mark apart; gold answers and references never do."""
+    apart = unicodedata.normalize("NFD", "tiếng Việt\r\n")
+    monkeypatch.setattr(tokenizer, "batch_decode", lambda rows, **how: [apart] * len(rows))
+    assert answers(tiny(), tokenizer, ASKED[:2], max_new_tokens=1) == ["tiếng Việt"] * 2

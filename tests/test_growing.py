@@ -40,3 +40,10 @@ def test_a_language_whose_nodes_would_have_no_rows_is_refused(tmp_path, override
     )
     # What is not refused for its tree goes on to look for the tuned model, which is not there.
     assert str(caught.value) == nothing if held else "would learn nothing" not in str(caught.value)
+
+
+def test_a_machine_that_cannot_hold_the_model_is_told_first(tmp_path):
+    """Before data are read or a layer is counted."""
+    run = distilled(tmp_path, "shard=true", "tune.method=lora")
+    with pytest.raises(ConfigError, match=r"^shard: needs several processes"):
+        growing.add_languages(run, ["es"])

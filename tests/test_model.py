@@ -225,8 +225,9 @@ def test_a_folder_without_a_model_is_refused(tmp_path, load):
     )
 
 
-def test_one_process_alone_holds_no_part(base):
-    """The line says how more are started."""
+def test_one_process_alone_holds_no_part(base, monkeypatch):
+    """The line says how more are started, and comes before the weights are read."""
+    monkeypatch.setattr("isogloss.model._weights", None)
     with pytest.raises(ConfigError, match=r"^shard: needs several processes; start with `accelerate launch`"):
         load_model(str(base), torch.float32, shard=True)
 

@@ -306,6 +306,33 @@ def test_what_takes_long_is_said(capsys):
     assert capsys.readouterr().out == "Loading x …\n"
 
 
+@pytest.mark.parametrize(
+    ("slow", "does", "says"),
+    [
+        ("load_suite", pipeline.leaks, "Reading the suites …"),
+        ("within", pipeline.select_english, "Selecting English items …"),
+    ],
+)
+def test_what_takes_long_before_training_is_said(tmp_path, tiny_model_folder, monkeypatch, slow, does, says):
+    """Large files are read and compared for minutes before the first bar."""
+    heard: list[str] = []
+
+    class Told(pipeline.Watcher):
+        def say(self, text):
+            heard.append(text)
+
+    quick = getattr(pipeline, slow)
+
+    def slowly(*given, **how):
+        time.sleep(0.3)
+        return quick(*given, **how)
+
+    monkeypatch.setattr(pipeline, "SILENCE", 0.1)
+    monkeypatch.setattr(pipeline, slow, slowly)
+    does(pipeline.Run(settings(tmp_path / "run", tiny_model_folder), Told()))
+    assert says in heard
+
+
 def test_stage_two_trains_the_carriers(finished):
     """Every node on a taught path has moved away from zero."""
     config, _ = finished
@@ -329,12 +356,45 @@ def test_a_run_may_be_given_another_data_root(finished, tiny_model_folder, tmp_p
     assert pipeline.open_run(config).data_root == tmp_path
 
 
+def test_a_broken_teacher_is_refused_before_stage_1(tmp_path, tiny_model_folder):
+    """It would be loaded when stage 1 has been trained."""
+    teacher = Path(shutil.copytree(tiny_model_folder, tmp_path / "teacher"))
+    weights = (teacher / "model.safetensors").read_bytes()
+    (teacher / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    more = f"distill.teacher={{type: model, path: {json.dumps(str(teacher))}, level: sequence}}"
+    with pytest.raises(ConfigError, match=r"^model: .*/teacher/model\.safetensors is cut short"):
+        pipeline.check(pipeline.Run(settings(tmp_path / "run", tiny_model_folder, more), pipeline.Watcher()))
+
+
 def test_a_language_without_data_is_refused_before_anything_is_written(tmp_path, tiny_model_folder):
     """The demo has fifteen languages; Polish is none of them."""
     config = settings(tmp_path / "run", tiny_model_folder, "languages.targets=[sw,pl]")
     with pytest.raises(DataError, match="pl"):
         pipeline.check(pipeline.Run(config, pipeline.Watcher()))
     assert not (tmp_path / "run").exists()
+
+
+def test_reference_answers_that_are_too_long_are_told(tmp_path, tiny_model_folder):
+    """Before anything is trained: an answer that is cut is never like them."""
+    turns = {code: {"instruction": f"q {code}", "response": "a" * 90} for code in ("en", "sw")}
+    items = [{"id": "1", **turns}, {"id": "2", **turns, "sw": turns["sw"] | {"response": "a"}}]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    for limit, count in ((8, 3), (200, 0)):
+        heard: list[str] = []
+
+        class Told(pipeline.Watcher):
+            def say(self, text, heard=heard):
+                heard.append(text)
+
+        suite = (
+            "evaluate.suites=[parallel]", f"evaluate.parallel.path={tmp_path / 'own.jsonl'}",
+            f"evaluate.max_new_tokens={limit}",
+        )  # fmt: skip
+        pipeline.check_suites(pipeline.Run(settings(tmp_path / "run", tiny_model_folder, *suite), Told()))
+        assert len(heard) == bool(count)
+        for line in heard:
+            assert line.startswith(f"Warning: {count} of 4 reference answers of the suite parallel have ")
+            assert line.endswith("longer answers are cut: raise evaluate.max_new_tokens")
 
 
 def test_the_ledger_counts_every_stage(finished):

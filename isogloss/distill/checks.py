@@ -6,7 +6,7 @@ mends it.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -103,7 +103,11 @@ def check_teacher(
 
 @torch.no_grad()
 def divergence_by_language(
-    carrier: Carrier, samples: Sequence[Sample], weights: Weights, pad_id: int
+    carrier: Carrier,
+    samples: Sequence[Sample],
+    weights: Weights,
+    pad_id: int,
+    progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, float]:
     """Nats a response token between teacher and student, as the carriers are, on a few rows per language.
 
@@ -112,13 +116,15 @@ def divergence_by_language(
     """
     device = next(carrier.model.parameters()).device
     found: dict[str, float] = {}
-    for code in dict.fromkeys(sample.language for sample in samples):
+    codes = list(dict.fromkeys(sample.language for sample in samples))
+    for number, code in enumerate(codes, start=1):
         scored = [s for s in samples if s.language == code and s.signal and s.signal.teacher is not None]
         if scored:
             batch = collate(scored[:PER_LANGUAGE], pad_id).to(device)
             parts = batch_losses(carrier.model, batch, replace(weights, kl=1.0), carrier)
             told = float(parts["retain" if "retain" in parts else "kl"])
             found[code] = told / max(1, int(batch.scored.sum()))
+        progress(number, len(codes))
     carrier.off()
     return found
 

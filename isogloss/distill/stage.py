@@ -206,7 +206,9 @@ def distil(
     if settings.checks:
         if not settings.shrinkage:  # which moves nodes that no row reads
             trainer.add_callback(PathsOnly(carrier, trainer.languages))
-        if found := divergence_by_language(carrier, samples, weights, pad_id):
+        with bar("Divergence before training") as progress:
+            found = divergence_by_language(carrier, samples, weights, pad_id, progress)
+        if found:
             nats = ", ".join(f"{code} {value:.3f}" for code, value in found.items())
             say(f"Divergence from the teacher before training, nats a token: {nats}")
     with bar("Distillation") as progress:

@@ -5,6 +5,7 @@ The Trainer keeps its loop, schedule, checkpoints and distribution; the order of
 beforehand, so a resumed run reads what an unbroken one would have read.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +38,7 @@ from isogloss.distill.rows import Row, population
 from isogloss.distill.signal import Signal
 from isogloss.distill.topk import TopK
 from isogloss.errors import ConfigError, RunError
-from isogloss.files import naming, write_lines
+from isogloss.files import naming, read_json, write_json, write_lines
 from isogloss.languages import SOURCE
 from isogloss.model import capture, causal_of, decoder_of, head, last_hidden, mean_pool, parts_of
 from isogloss.modes import compiled, thrifty_attention
@@ -716,17 +717,45 @@ def training_arguments(
 def train(
     trainer: ResponseTrainer, watch: Watch, folder: Path, say: Callable[[str], None] = lambda text: None
 ) -> None:
-    """Run, or go on from the last whole checkpoint in the folder.
+    """Run, or go on from the last whole checkpoint in the folder, if it is of the same rows.
 
     Args:
-        say: Hears of checkpoints that are damaged and passed over.
+        say: Hears of checkpoints that are damaged and passed over, or of other rows.
     """
     watch.trainer = trainer
     trainer.add_callback(watch)
+    forget_other_rows(folder, trainer.train_dataset, say)  # type: ignore[arg-type]
     checkpoint = last_whole(folder, say)
     # Not cuDNN's attention: its backward gives nan where a row's first positions are masked (torch 2.11).
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def forget_other_rows(folder: Path, rows: Ordered, say: Callable[[str], None]) -> None:
+    """Remove the checkpoints of training on other rows, or in another order: the data may have changed since.
+
+    Args:
+        folder: Holds them, and from now on a hash of the rows.
+        say: Hears of it.
+
+    Raises:
+        RunError: That hash is damaged.
+    """
+    digest = hashlib.sha256(repr(rows.order).encode())
+    for sample in rows.samples:
+        digest.update(repr((sample.encoded, sample.language, sample.meaning, sample.options)).encode())
+    file, ours = folder / "rows.json", digest.hexdigest()
+    remedy = f"remove {folder}, and training begins anew"
+    before = read_json(file, "rows", remedy)["rows"] if file.exists() else ours
+    processes.wait()  # until all have read it
+    if processes.is_main():
+        found = [path for path in folder.glob("checkpoint-*") if before != ours]
+        for path in found:
+            shutil.rmtree(path)
+        if found:
+            say("Warning: what is learned from has changed since training was stopped; it begins anew")
+        write_json(file, {"rows": ours})
+    processes.wait()
 
 
 NEEDED = ("counts.json", "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "*model*")

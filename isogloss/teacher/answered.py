@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from isogloss.data.text import canonical
 from isogloss.errors import RunError
 from isogloss.files import content_hash, read_lines, write_lines
 from isogloss.generate import PROMPTS, complete, in_batches, stops, up_to_end
@@ -19,7 +20,7 @@ TOGETHER = 256
 """Answers that are written at a time: what a killed run loses at most."""
 
 
-VERSION = 2
+VERSION = 3
 """To be raised when answers are written otherwise."""
 
 
@@ -94,5 +95,5 @@ def ended(
         made = complete(model, tokenizer, [prompts[n] for n in chosen], max_new_tokens=max_new_tokens)
         for number, ids in zip(chosen, made.tolist(), strict=True):
             *said, last = up_to_end(ids, ends)
-            text = str(tokenizer.decode(said, skip_special_tokens=True)).strip() if last in ends else ""
-            yield number, text
+            text = str(tokenizer.decode(said, skip_special_tokens=True)) if last in ends else ""
+            yield number, canonical(text).strip()

@@ -86,6 +86,14 @@ def test_an_unknown_method_is_refused(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_cannot_work_is_refused_before_stage_1(base, tmp_path, capsys):
+    """A layer that the model lacks would end the comparison after its first training."""
+    command = ["compare-methods", "--out", str(tmp_path / "out"), "--set", f"model={base}"]
+    assert leave([*command, "--set", "distill.layer=99", "--set", "distill.max_prompt=2000"]) == 2
+    assert f"distill.layer: {base} has 3 decoder layers, not 99" in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
 def entry(method: str, seed: int, *found: float, cost: float = 10.0) -> Entry:
     """A method whose n-th point lies at n and n · `cost`, with this alignment; consistency is 0.1 less."""
     points = [

@@ -175,11 +175,14 @@ class Killed(Exception):  # noqa: N818
     pass
 
 
-def trained(tiny, five, student, tokenizer, folder, *, share, die_at=None, accumulate=1, kl=1.0):
+def trained(
+    tiny, five, student, tokenizer, folder, *,
+    share, die_at=None, accumulate=1, kl=1.0, order=ORDER, say=print,
+):  # fmt: skip
     carrier, samples, policy = made(tiny, five, student, tokenizer, share)
     trainer = OnPolicyTrainer(
         policy=policy, model=carrier.model, carrier=carrier, weights=Weights(1.0, kl, 1.0, layer=1), pad_id=0,
-        train_dataset=Ordered(samples, ORDER),
+        train_dataset=Ordered(samples, order),
         args=training_arguments(
             folder / "work", steps=STEPS, batch=BATCH, accumulate=accumulate, lr=3e-3,
             weight_decay=0.0, seed=0, bf16=False, save_every=2,
@@ -190,7 +193,7 @@ def trained(tiny, five, student, tokenizer, folder, *, share, die_at=None, accum
         if done == die_at:
             raise Killed
 
-    train(trainer, Watch(folder / "curve.jsonl", "distill", 1, progress), folder / "work")
+    train(trainer, Watch(folder / "curve.jsonl", "distill", 1, progress), folder / "work", say)
     return {name: p.detach().clone() for name, p in carrier.parameters().items()}, trainer
 
 
@@ -205,6 +208,23 @@ def test_a_killed_run_ends_with_the_same_carriers_and_counts(tiny, five, student
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     assert first.counts == second.counts
     assert first.counts["calls"] == 3 * BATCH  # steps 1, 3 and 5
+    assert (tmp_path / "whole/curve.jsonl").read_text() == (tmp_path / "killed/curve.jsonl").read_text()
+
+
+def test_training_on_other_rows_begins_anew(tiny, five, student, tokenizer, tmp_path):
+    """Whose data have changed meanwhile gets what those data give, and is told; half of either is neither."""
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    other, heard = list(reversed(ORDER)), []
+    given: dict = {"share": 0.0, "say": heard.append}
+    whole, first = trained(tiny, five, student, tokenizer, tmp_path / "whole", order=other, **given)
+    with pytest.raises(Killed):
+        trained(tiny, five, student, tokenizer, tmp_path / "killed", die_at=5, **given)
+    assert not heard
+    again, second = trained(tiny, five, student, tokenizer, tmp_path / "killed", order=other, **given)
+    assert heard == ["Warning: what is learned from has changed since training was stopped; it begins anew"]
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert first.counts == second.counts
     assert (tmp_path / "whole/curve.jsonl").read_text() == (tmp_path / "killed/curve.jsonl").read_text()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import unicodedata
 
 import pytest
 import torch
@@ -46,6 +47,14 @@ def test_an_answer_without_an_end_is_none(tiny, tokenizer, monkeypatch):
     monkeypatch.setattr(answered, "complete", complete)
     found = dict(ended(tiny(), tokenizer, [[9] * 5, [9] * 2, [9] * 3], max_new_tokens=4, batch=2))
     assert found == {0: "yes", 1: "", 2: ""}
+
+
+def test_a_written_answer_is_composed_as_all_texts_are(tiny, tokenizer, monkeypatch):
+    """It is learned from: its tokens must be those of the same word in the data."""
+    (end, *_) = stops(tiny(), tokenizer)
+    apart = tokenizer(unicodedata.normalize("NFD", "Việt"), add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(answered, "complete", lambda *given, **how: torch.tensor([[*apart, end]]))
+    assert dict(ended(tiny(), tokenizer, [[9]], max_new_tokens=20)) == {0: "Việt"}
 
 
 def test_answers_belong_to_what_was_asked(tmp_path):

@@ -1,9 +1,12 @@
 """Carriers that a model cannot have are refused from its configuration alone."""
 
 import pytest
+import torch
 
 from isogloss.config import load_config, with_overrides
 from isogloss.errors import ConfigError
+from isogloss.model import last_hidden
+from isogloss.pipeline import Run, Watcher
 from isogloss.tree.fit import refuse_misfit
 
 
@@ -81,9 +84,19 @@ def test_a_layer_above_the_models_is_refused(tiny, tmp_path, name, carrier):
         ("qwen3_moe", "{targets: [q_proj, o_proj]}"),
     ],
 )  # fmt: skip
-def test_what_a_model_has_is_accepted(tiny, tmp_path, kind, carrier):
-    """Modules of its own, keys and values, embeddings."""
-    refuse_misfit(settings(tiny, tmp_path, kind, f"distill.carrier={carrier}"))
+def test_what_a_model_has_is_accepted(tiny, five, tmp_path, kind, carrier):
+    """Modules of its own, keys and values, embeddings; what is accepted can be carried and read."""
+    config = settings(tiny, tmp_path, kind, f"distill.carrier={carrier}")
+    refuse_misfit(config)
+    made = Run(config, Watcher()).student(tiny(kind), trained=False, tree=five)
+    ids = torch.tensor([[9, 8, 7]])
+    states = []
+    for rows in (0.0, 1.0):
+        for p in made.parameters().values():
+            torch.nn.init.constant_(p, rows)
+        made.set_path(["sw"])
+        states.append(last_hidden(made.model, ids, torch.ones_like(ids)))
+    assert states[0].shape == (1, 3, 24) and not torch.equal(*states)
 
 
 def test_a_prefix_on_layers_without_keys_is_refused(tiny, tmp_path):

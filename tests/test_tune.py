@@ -1,0 +1,55 @@
+"""Stage 1 reads no row that is longer than the model can read."""
+
+import json
+
+import pytest
+from transformers import LlamaConfig, MptConfig
+
+from isogloss import pipeline
+from isogloss.config import load_config
+from isogloss.errors import ConfigError
+from isogloss.model import positions
+
+
+def run_of(base, tmp_path, *overrides: str) -> pipeline.Run:
+    """Three English items, one a little and one much longer than the first; a token a byte."""
+    asked = {"short": "q", "long": "q" * 100, "longest": "q" * 1100}
+    rows = [
+        {"id": id, "en": {"instruction": text, "response": "a"}, "sw": {"instruction": "s", "response": "b"}}
+        for id, text in asked.items()
+    ]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = (
+        f"data={{type: parallel, path: {tmp_path / 'own.jsonl'}}}", "languages.targets=[sw]", f"model={base}",
+        f"run={tmp_path / 'run'}", "tune.selection.enabled=false", *overrides,
+    )  # fmt: skip
+    return pipeline.Run(load_config(None, settings), pipeline.Watcher())
+
+
+@pytest.mark.parametrize(
+    ("setting", "left_out", "limit"),
+    [((), ["longest"], 1024), (("tune.max_tokens=60",), ["long", "longest"], 60)],
+)
+def test_rows_that_are_too_long_are_left_out_and_told(base, tmp_path, setting, left_out, limit):
+    """The model has 1,024 positions; the settings may say less."""
+    found = pipeline.select_english(run_of(base, tmp_path, *setting))
+    assert [one.example_id for one in found.dropped] == left_out
+    for one in found.dropped:
+        assert one.reason == "too_long" and one.detail.endswith(f" tokens; tune.max_tokens is {limit}")
+    assert {e.id for e in found.kept} == {"short", "long", "longest"} - set(left_out)
+
+
+def test_more_than_the_models_positions_cannot_be_asked_for(base, tmp_path):
+    """Both numbers are told."""
+    with pytest.raises(ConfigError) as caught:
+        pipeline.select_english(run_of(base, tmp_path, "tune.max_tokens=1025"))
+    assert str(caught.value) == "tune.max_tokens is 1025; the model has 1024 positions"
+
+
+@pytest.mark.parametrize(
+    "config", [MptConfig(max_seq_len=64), LlamaConfig(max_position_embeddings=64)], ids=["mpt", "llama"]
+)
+def test_positions_are_found_whatever_they_are_called(tmp_path, config):
+    """In the configuration alone."""
+    config.save_pretrained(tmp_path)
+    assert positions(str(tmp_path)) == 64
