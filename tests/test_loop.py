@@ -106,7 +106,7 @@ def test_the_loop_gives_the_packages_losses_at_every_step(loop, run, tokenizer, 
         train_dataset=Ordered(samples, loop.order_of(10, STEPS * 4, 0)),
         weights=Weights(
             1.0, 0.5, config.distill.hidden, layer=layer,
-            contrast=contrast_of(samples, statistics["en"], config.distill),
+            contrast=contrast_of(samples, statistics, config.distill),
             fade=config.distill.fade,
         ),
         pad_id=0, statistics=statistics,

@@ -28,7 +28,6 @@ from isogloss.distill.trainer import Sample, Weights, batch_losses, collate, sam
 from isogloss.errors import ConfigError
 from isogloss.model import load_tokenizer
 from isogloss.planning import Alive, Machine, StagePlan
-from isogloss.standardise import standardised
 from isogloss.tree.lora import TreeLora
 
 SMALL = (
@@ -306,7 +305,7 @@ def test_stage_2_against_torchs_counter(read, tmp_path, view):
             real, work.rows, work.config.distill, pad_id=0, cost=cost, bar=silent, cache=Cache(tmp_path, {})
         )
         samples = samples_of(work.rows, signals)
-        twins = standardised(twins_of(samples), statistics["en"])
+        twins = twins_of(samples, statistics)
         for start in range(0, len(order), 8):
             batch = collate([samples[n] for n in order[start : start + 8]], 0)
             parts = batch_losses(carrier.model, batch, weights, carrier, twins, statistics)
