@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import shlex
-import socket
 import sys
 import time
 import unicodedata
@@ -710,35 +709,49 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     batch: Annotated[int, typer.Option(min=1, help="Most requests answered together.")] = 32,
+    queue: Annotated[
+        int, typer.Option(min=1, help="Most requests that wait; more are told to come again (429).")
+    ] = 256,
     longest: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
+    longest_prompt: Annotated[int, typer.Option(min=1, help="Most tokens of a prompt.")] = 8192,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Environment variable that holds the key every request must send."),
+    ] = None,
+    without_key: Annotated[
+        bool, typer.Option("--without-key", help="Listen beyond the loopback and answer whoever asks.")
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name or address that requests reach this by; repeatable."),
+    ] = None,
+    log_prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", parser=_path, help="Write what is asked and answered there, as JSON lines."
+        ),
+    ] = None,
 ) -> None:
-    """An OpenAI-compatible endpoint: a model for each language, and one that detects it."""
+    """A page to try a run at, and an OpenAI-compatible endpoint: a model for each language, and one that
+    detects it.
+    """
     _is_run(run_folder)
     _require(run_folder, TUNED, DISTILLED)
     quiet()
     try:
-        import uvicorn
-
-        from isogloss.serve.app import make_app
+        from isogloss.serve.starting import listen, open_record, serve_until_stopped
     except ImportError:
         raise RunError("serving needs FastAPI and uvicorn; install isogloss[serve]") from None
-    from isogloss.inference import Aligned
+    listening, access = listen(host, port, api_key_env, without_key=without_key, names=allow_host or ())
+    with listening, open_record(log_prompts) as record:
+        from isogloss.inference import Aligned
 
-    try:
-        listening = socket.create_server((host, port))
-    except OSError as error:
-        reason = (error.strerror or str(error)).partition(" (")[0]
-        raise RunError(
-            f"cannot listen on {host}:{port}: {reason}; name another --port or --host; --port 0 takes a free "
-            "port"
-        ) from None
-    with listening:
         model = Aligned(_load(run_folder))
-        _line(f"http://{host}:{listening.getsockname()[1]}/v1 answers in {', '.join(model.languages)}")
-        server = uvicorn.Server(
-            uvicorn.Config(make_app(model, size=batch, longest=longest), log_level="warning")
-        )
-        server.run(sockets=[listening])
+        bound = listening.getsockname()
+        address = f"http://{f'[{host}]' if ':' in host else host}:{bound[1]}"
+        _line(f"{address}/v1 answers in {', '.join(model.languages)}; a page to try it is at {address}/")
+        limits = {"size": batch, "waiting": queue, "longest": longest, "longest_prompt": longest_prompt}
+        serve_until_stopped(model, listening, access=access, record=record, **limits)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
