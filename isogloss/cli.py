@@ -424,11 +424,12 @@ def export(
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every language that was taught.")] = False,
     form: Annotated[
-        Literal["peft", "merged", "lora", "vllm-embeds", "bundle"],
+        Literal["peft", "merged", "lora", "vllm-embeds", "bundle", "sentence-transformers"],
         typer.Option(
             "--format",
             help="Adapters over the tuned model in PEFT's format, whole models, LoRA adapters whatever the "
-            "carrier, soft tokens as prompt embeddings, or the run without what its base has already.",
+            "carrier, soft tokens as prompt embeddings, the run without what its base has already, or "
+            "sentence embedders.",
         ),
     ] = "peft",
     folder: Annotated[
@@ -440,6 +441,13 @@ def export(
     max_rank: Annotated[
         int | None, typer.Option(min=1, help="Refit adapters of a larger rank to this one.")
     ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="Also write to the hub, into private repositories: OWNER/NAME-CODE for each language.",
+        ),
+    ] = None,
 ) -> None:
     """Languages as adapters or models that other programs load."""
     _is_run(run_folder)
@@ -449,25 +457,54 @@ def export(
                 "--format bundle: holds all languages as they are; leave out --language, --all, --max-rank"
             )
         _require(run_folder, TUNED, DISTILLED)
+        _check_hub(push_to_hub)
         job = _load(run_folder)
         written = folder or run_folder / "exports" / form
         _line(f"Bundle: {written}, {bundle.write(job, written) / 1e6:.1f} MB")
+        _push(push_to_hub, None, {"": written})
         return
     if bool(language) == all_:
         raise ConfigError("name the languages by --language CODE, or all of them by --all")
-    if form in ("merged", "vllm-embeds") and max_rank is not None:
-        what = "a merged model has" if form == "merged" else "prompt embeddings have"
+    rankless = {
+        "merged": "a merged model has",
+        "vllm-embeds": "prompt embeddings have",
+        "sentence-transformers": "an embedder has",
+    }
+    if (what := rankless.get(form)) and max_rank is not None:
         raise ConfigError(f"--max-rank: {what} no rank; leave it out or take --format peft")
     codes = _codes(language or (), "--language")
     _require(run_folder, TUNED, DISTILLED)
+    _check_hub(push_to_hub)
     job = _load(run_folder)
+    out_folder = folder or run_folder / "exports" / form
+    if form == "sentence-transformers":
+        from isogloss import embedding
+
+        found = embedding.export_embedders(job, codes or job.taught, out_folder)
+        _push(push_to_hub, None, {one.code: one.folder for one in found})
+        return
     from isogloss import exporting
 
-    out_folder = folder or run_folder / "exports" / form
     made = exporting.export(job, codes or job.taught, form, out_folder, max_rank)
     if form == "lora" or (form == "peft" and job.config.distill.carrier.type == "lora"):
         _line("All at once from vLLM, each as a model named by its code:")
         out.print(exporting.serving(job, made), soft_wrap=True, markup=False)
+    _push(push_to_hub, None if form == "merged" else job.tuned, {one.code: one.folder for one in made})
+
+
+def _check_hub(repo: str | None) -> None:
+    if repo is not None:
+        from isogloss import hub
+
+        hub.check(repo)
+
+
+def _push(repo: str | None, tuned: Path | None, folders: dict[str, Path]) -> None:
+    if repo is not None:
+        from isogloss import hub
+
+        for name in hub.push(repo, tuned, folders):
+            _line(f"On the hub: {name}")
 
 
 @app.command("add-language")
