@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import shlex
-import socket
 import sys
 import time
 import unicodedata
@@ -425,11 +424,12 @@ def export(
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every language that was taught.")] = False,
     form: Annotated[
-        Literal["peft", "merged", "lora", "vllm-embeds", "bundle"],
+        Literal["peft", "merged", "lora", "vllm-embeds", "bundle", "sentence-transformers"],
         typer.Option(
             "--format",
             help="Adapters over the tuned model in PEFT's format, whole models, LoRA adapters whatever the "
-            "carrier, soft tokens as prompt embeddings, or the run without what its base has already.",
+            "carrier, soft tokens as prompt embeddings, the run without what its base has already, or "
+            "sentence embedders.",
         ),
     ] = "peft",
     folder: Annotated[
@@ -441,6 +441,13 @@ def export(
     max_rank: Annotated[
         int | None, typer.Option(min=1, help="Refit adapters of a larger rank to this one.")
     ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="Also write to the hub, into private repositories: OWNER/NAME-CODE for each language.",
+        ),
+    ] = None,
 ) -> None:
     """Languages as adapters or models that other programs load."""
     _is_run(run_folder)
@@ -450,25 +457,54 @@ def export(
                 "--format bundle: holds all languages as they are; leave out --language, --all, --max-rank"
             )
         _require(run_folder, TUNED, DISTILLED)
+        _check_hub(push_to_hub)
         job = _load(run_folder)
         written = folder or run_folder / "exports" / form
         _line(f"Bundle: {written}, {bundle.write(job, written) / 1e6:.1f} MB")
+        _push(push_to_hub, None, {"": written})
         return
     if bool(language) == all_:
         raise ConfigError("name the languages by --language CODE, or all of them by --all")
-    if form in ("merged", "vllm-embeds") and max_rank is not None:
-        what = "a merged model has" if form == "merged" else "prompt embeddings have"
+    rankless = {
+        "merged": "a merged model has",
+        "vllm-embeds": "prompt embeddings have",
+        "sentence-transformers": "an embedder has",
+    }
+    if (what := rankless.get(form)) and max_rank is not None:
         raise ConfigError(f"--max-rank: {what} no rank; leave it out or take --format peft")
     codes = _codes(language or (), "--language")
     _require(run_folder, TUNED, DISTILLED)
+    _check_hub(push_to_hub)
     job = _load(run_folder)
+    out_folder = folder or run_folder / "exports" / form
+    if form == "sentence-transformers":
+        from isogloss import embedding
+
+        found = embedding.export_embedders(job, codes or job.taught, out_folder)
+        _push(push_to_hub, None, {one.code: one.folder for one in found})
+        return
     from isogloss import exporting
 
-    out_folder = folder or run_folder / "exports" / form
     made = exporting.export(job, codes or job.taught, form, out_folder, max_rank)
     if form == "lora" or (form == "peft" and job.config.distill.carrier.type == "lora"):
         _line("All at once from vLLM, each as a model named by its code:")
         out.print(exporting.serving(job, made), soft_wrap=True, markup=False)
+    _push(push_to_hub, None if form == "merged" else job.tuned, {one.code: one.folder for one in made})
+
+
+def _check_hub(repo: str | None) -> None:
+    if repo is not None:
+        from isogloss import hub
+
+        hub.check(repo)
+
+
+def _push(repo: str | None, tuned: Path | None, folders: dict[str, Path]) -> None:
+    if repo is not None:
+        from isogloss import hub
+
+        for name in hub.push(repo, tuned, folders):
+            _line(f"On the hub: {name}")
 
 
 @app.command("add-language")
@@ -713,35 +749,49 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     batch: Annotated[int, typer.Option(min=1, help="Most requests answered together.")] = 32,
+    queue: Annotated[
+        int, typer.Option(min=1, help="Most requests that wait; more are told to come again (429).")
+    ] = 256,
     longest: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
+    longest_prompt: Annotated[int, typer.Option(min=1, help="Most tokens of a prompt.")] = 8192,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Environment variable that holds the key every request must send."),
+    ] = None,
+    without_key: Annotated[
+        bool, typer.Option("--without-key", help="Listen beyond the loopback and answer whoever asks.")
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name or address that requests reach this by; repeatable."),
+    ] = None,
+    log_prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", parser=_path, help="Write what is asked and answered there, as JSON lines."
+        ),
+    ] = None,
 ) -> None:
-    """An OpenAI-compatible endpoint: a model for each language, and one that detects it."""
+    """A page to try a run at, and an OpenAI-compatible endpoint: a model for each language, and one that
+    detects it.
+    """
     _is_run(run_folder)
     _require(run_folder, TUNED, DISTILLED)
     quiet()
     try:
-        import uvicorn
-
-        from isogloss.serve.app import make_app
+        from isogloss.serve.starting import listen, open_record, serve_until_stopped
     except ImportError:
         raise RunError("serving needs FastAPI and uvicorn; install isogloss[serve]") from None
-    from isogloss.inference import Aligned
+    listening, access = listen(host, port, api_key_env, without_key=without_key, names=allow_host or ())
+    with listening, open_record(log_prompts) as record:
+        from isogloss.inference import Aligned
 
-    try:
-        listening = socket.create_server((host, port))
-    except OSError as error:
-        reason = (error.strerror or str(error)).partition(" (")[0]
-        raise RunError(
-            f"cannot listen on {host}:{port}: {reason}; name another --port or --host; --port 0 takes a free "
-            "port"
-        ) from None
-    with listening:
         model = Aligned(_load(run_folder))
-        _line(f"http://{host}:{listening.getsockname()[1]}/v1 answers in {', '.join(model.languages)}")
-        server = uvicorn.Server(
-            uvicorn.Config(make_app(model, size=batch, longest=longest), log_level="warning")
-        )
-        server.run(sockets=[listening])
+        bound = listening.getsockname()
+        address = f"http://{f'[{host}]' if ':' in host else host}:{bound[1]}"
+        _line(f"{address}/v1 answers in {', '.join(model.languages)}; a page to try it is at {address}/")
+        limits = {"size": batch, "waiting": queue, "longest": longest, "longest_prompt": longest_prompt}
+        serve_until_stopped(model, listening, access=access, record=record, **limits)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

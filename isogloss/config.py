@@ -31,6 +31,7 @@ from isogloss.bases import PACKAGED, SUFFIX, unavailable
 from isogloss.defaults import EMBEDDED, Facts, by_model, look_up
 from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE, XGLUE_TWELVE, languages, resolve
+from isogloss.tracking import Tracker
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Settings")
@@ -773,6 +774,9 @@ class Config(Settings):
     compile: bool = False
     """While something learns, torch compiles the decoder's layers: half a minute at first, then shorter steps
     and less memory on a GPU."""
+    report_to: Annotated[tuple[Tracker, ...], AfterValidator(_once)] = ()
+    """Trackers that are shown the curves while something learns: they write to the run's `tracking/` and send
+    nothing, unless their own environment variables say otherwise."""
     data_root: Place | None = None
     """Folder of the real data sets; the environment variable ISOGLOSS_DATA if not given."""
     languages: Languages = Languages()

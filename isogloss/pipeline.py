@@ -90,6 +90,7 @@ from isogloss.teacher import joining
 from isogloss.teacher.answered import TOGETHER, Answers, ended
 from isogloss.teacher.gain import Gain, gains
 from isogloss.teacher.scored import Scored
+from isogloss.tracking import check_installed, tracking
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.fit import lora_shape, refuse_misfit
 from isogloss.tree.lora import TreeLora
@@ -377,6 +378,7 @@ def _keep_settings(run: Run) -> None:
     config, file, text = run.config, run.folder / "config.yaml", dump_config(run.config)
     if file.exists():
         free = {"evaluate": config.evaluate, "data_root": config.data_root, "run": config.run}
+        free["report_to"] = config.report_to
         before = load_config(run.folder).model_copy(update=free)
         if (theirs := dump_config(before)) != text:
             raise RunError(
@@ -496,6 +498,7 @@ def run_tune(run: Run) -> None:
     """Stage 1: the reference model, in `tuned/`."""
     if run.tuned.exists():
         return
+    check_installed(run.config.report_to)
     stage, settings = run.ledger.begin("tune"), run.config.tune
     if processes.is_main() and (divided := divisions(run.config, run.data_root)):
         write_json(run.folder / "division.json", {one.name: one.plain() for one in divided})
@@ -521,11 +524,11 @@ def run_tune(run: Run) -> None:
         f"Stage 1: {len(chosen.kept)} English instructions tune the base ({len(chosen.dropped)} left out"
         + (f": {why})" if why else ")")
     )
-    with run.watcher.bar("English tuning") as progress:
+    with tracking(run.folder, run.config.report_to), run.watcher.bar("English tuning") as progress:
         counts = tune(
             base, tokenizer, rows, settings, run.tuned, name=run.config.model,
             curve=run.curve, seed=run.config.seed, dtype=run.dtype, progress=_pausing(run, stage, progress),
-            compile=run.config.compile, say=run.watcher.say,
+            compile=run.config.compile, report_to=run.config.report_to, say=run.watcher.say,
         )  # fmt: skip
     stage.take(selecting)
     stage.tokens_forwarded += int(counts["tokens"])
@@ -539,6 +542,7 @@ def run_distill(run: Run) -> None:
     """Stage 2: the carriers, in `adapters/`; the reference model is unchanged to the bit."""
     if run.carriers.exists():
         return
+    check_installed(run.config.report_to)
     model = run.reference_model(learning=True)
     stage = run.ledger.begin("distill")
     _learn_families(run, model, stage)
@@ -605,12 +609,14 @@ def train_carrier(
             yield _pausing(run, stage, progress)
         run.ledger.pause(stage)
 
-    distil(
-        carrier, rows, run.config.distill, pad_id=pad_id(run.tokenizer), seed=run.config.seed,
-        work=work, curve=run.curve, cost=stage, bar=bar, say=run.watcher.say, tokenizer=run.tokenizer,
-        cache=Cache(run.signals, teacher_of(carrier.model, run.tokenizer, before)),
-        scored=scored_elsewhere(run, rows, stage, bar), compile=run.config.compile,
-    )  # fmt: skip
+    with tracking(run.folder, run.config.report_to):
+        distil(
+            carrier, rows, run.config.distill, pad_id=pad_id(run.tokenizer), seed=run.config.seed,
+            work=work, curve=run.curve, cost=stage, bar=bar, say=run.watcher.say, tokenizer=run.tokenizer,
+            cache=Cache(run.signals, teacher_of(carrier.model, run.tokenizer, before)),
+            scored=scored_elsewhere(run, rows, stage, bar), compile=run.config.compile,
+            report_to=run.config.report_to,
+        )  # fmt: skip
     if fingerprint(carrier.model) != before:
         raise RuntimeError("stage 2 changed the reference model's weights")
     if processes.is_main():

@@ -165,6 +165,7 @@ def tune(
     dtype: torch.dtype,
     progress: Progress,
     compile: bool = False,
+    report_to: Sequence[str] = (),
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, float]:
     """Train and write the reference model to `folder`, in `dtype`; returns the trainer's counts.
@@ -175,6 +176,7 @@ def tune(
         base: In float32 where all of it is tuned; of what steps add to bfloat16 most is rounded away.
         name: The base, as the settings name it.
         compile: As in `ResponseTrainer`.
+        report_to: As in `training_arguments`.
         say: As in `train`.
     """
     work = folder.with_name(folder.name + ".work")
@@ -196,7 +198,7 @@ def tune(
         args=training_arguments(
             work, steps=steps, batch=settings.batch, accumulate=settings.accumulate,
             lr=settings.lr, weight_decay=0.01, seed=seed, bf16=dtype == torch.bfloat16,
-            save_every=max(50, steps // 4),
+            save_every=max(50, steps // 4), report_to=report_to,
         ),
         train_dataset=Ordered([Sample(row) for row in rows], order),
         weights=Weights(),

@@ -10,7 +10,8 @@ import openai
 import pytest
 import uvicorn
 
-from isogloss.serve.app import LARGEST, make_app
+from isogloss.serve.app import make_app
+from isogloss.serve.guard import LARGEST
 
 RUSSIAN = "Доброе утро, мой дорогой друг"
 
@@ -283,7 +284,7 @@ def test_half_a_surrogate_pair_is_refused(body, param, client):
         (b'{"model": "\xff"}', 400, "body: not JSON in UTF-8"),
         (b"[" * 100_000, 400, "body: not JSON in UTF-8"),
         (b'{"model": }', 400, "body: not JSON at byte 10 (Expecting value)"),
-        (b" " * (LARGEST + 1), 413, "the body has more than 16 MiB; shorten the messages"),
+        (b" " * (LARGEST + 1), 413, "the body has more than 1 MiB; shorten the messages"),
     ],
 )
 def test_a_body_that_cannot_be_read_is_refused_in_one_line(body, status, says, client):

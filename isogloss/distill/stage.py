@@ -139,6 +139,7 @@ def distil(
     tokenizer: PreTrainedTokenizerBase | None = None,
     scored: Sequence[Scored] | None = None,
     compile: bool = False,
+    report_to: Sequence[str] = (),
 ) -> None:
     """Train the carriers on the rows, the model below being frozen.
 
@@ -153,6 +154,7 @@ def distil(
         tokenizer: Needed where some steps are on-policy.
         scored: What another teacher than the model itself says of the rows that are not English.
         compile: As in `ResponseTrainer`.
+        report_to: As in `training_arguments`.
     """
     carrier.off()
     layer, (kind, k) = layer_of(carrier.model, settings), settings.form
@@ -191,6 +193,7 @@ def distil(
         args=training_arguments(
             work, steps=steps, batch=settings.batch, accumulate=settings.accumulate,
             lr=settings.lr, weight_decay=0.0, seed=seed, bf16=False, save_every=max(50, steps // 4),
+            report_to=report_to,
         ),
         train_dataset=Ordered(samples, order),
         weights=weights,

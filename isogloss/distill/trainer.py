@@ -646,6 +646,9 @@ class Watch(TrainerCallback):
             if state.is_world_process_zero:
                 with self.curve.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(entry) + "\n")
+            if args.report_to:
+                shown = {name: value for name, value in entry.items() if name not in ("stage", "step")}
+                self.trainer.log({f"{self.stage}/{name}": value for name, value in shown.items()})
             self.sums, self.since = {}, 0
         self.progress(state.global_step, state.max_steps)
 
@@ -670,12 +673,14 @@ def training_arguments(
     seed: int,
     bf16: bool,
     save_every: int,
+    report_to: Sequence[str] = (),
 ) -> TrainingArguments:
     """What both stages share: AdamW, linear warm-up, cosine to zero, quiet, checkpoints that resume.
 
     Args:
         batch: Rows of an optimiser step, over accumulation and processes.
         accumulate: Parts in which a process reads its share of them, one after the other.
+        report_to: Trackers, by transformers' names, that are shown the learning curve.
 
     Raises:
         ConfigError: A step's rows cannot be shared out evenly.
@@ -706,7 +711,7 @@ def training_arguments(
         save_steps=save_every,
         save_total_limit=2,  # the last may be damaged
         logging_strategy="no",
-        report_to=[],
+        report_to=list(report_to),
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,

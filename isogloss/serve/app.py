@@ -1,49 +1,39 @@
-"""Chat completions and models in the form of OpenAI's API.
+"""Chat completions and models in the form of OpenAI's API, and a page to try them at.
 
 A model's name is a language, by any of its codes; `auto` detects it in the user's last message, `reference`
 is the model without adapters.
 """
 
 import asyncio
+import json
 import time
 import uuid
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
-from jinja2 import TemplateError
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from fastapi.responses import JSONResponse, Response
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
-from starlette.types import Message as Event
 
-from isogloss.data.chat import encode_chat
-from isogloss.data.formats.lines import is_text
-from isogloss.data.text import canonical
 from isogloss.inference import Aligned
 from isogloss.languages import UnknownLanguageError, resolve
 from isogloss.serve import batches
+from isogloss.serve.guard import Access, Guard, error_response
+from isogloss.serve.jobs import Given, Hear, Limits, Refused, Streamed, Written, heard, limited
+from isogloss.serve.page import add_page
 
 AUTO, REFERENCE = "auto", "reference"
-LARGEST = 16 << 20
-"""Bytes of a request's body, at most: far more than a model reads."""
-
-
-def _encodable(text: str) -> str:
-    if not is_text(text):
-        raise PydanticCustomError(
-            "surrogate", "holds half of a surrogate pair; send text that UTF-8 can write"
-        )
-    return canonical(text)
-
-
-Written = Annotated[str, AfterValidator(_encodable)]
-"""JSON can spell what is no text, and no tokenizer reads."""
 
 
 class Part(BaseModel):
@@ -51,17 +41,6 @@ class Part(BaseModel):
 
     type: Literal["text"]
     text: Written
-
-
-class Given(BaseModel):
-    """Takes no name that is not known, except with null, which says that nothing is given."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, body: Any) -> Any:
-        return {k: v for k, v in body.items() if v is not None} if isinstance(body, dict) else body
 
 
 class Message(Given):
@@ -81,6 +60,13 @@ class Text(Given):
     type: Literal["text"]
 
 
+class StreamOptions(Given):
+    """What a stream says besides the answer."""
+
+    include_usage: bool = False
+    include_obfuscation: Literal[False] = False
+
+
 Zero = Annotated[float, Field(ge=0, le=0)]
 Nothing = Annotated[list[Any], Field(max_length=0)]
 
@@ -93,8 +79,8 @@ class Ask(Given):
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     stream: bool = False
-    stream_options: dict[str, Any] = Field(default_factory=dict)
-    stop: Written | list[Written] | None = None
+    stream_options: StreamOptions | None = None
+    stop: Written | Annotated[list[Written], Field(max_length=4)] | None = None
 
     # Answers are greedy text from the messages alone; these may say so.
     n: Literal[1] | None = None
@@ -127,35 +113,55 @@ class Ask(Given):
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
 
+    @field_validator("stream_options")
+    @classmethod
+    def _only_of_a_stream(cls, options: StreamOptions, info: ValidationInfo) -> StreamOptions:
+        if not info.data.get("stream"):
+            raise PydanticCustomError("stream", "only a stream has options; set stream or leave them out")
+        return options
 
-class Refused(Exception):  # noqa: N818  # the name says what happened to the request
-    """A request that cannot be answered, and with which status."""
 
-    def __init__(self, message: str, status: int = 400, param: str | None = None, code: str | None = None):
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
-
-
-def make_app(model: Aligned, *, size: int = 32, longest: int = 512) -> FastAPI:
-    """The application.
+def make_app(
+    model: Aligned,
+    *,
+    access: Access | None = None,
+    size: int = 32,
+    waiting: int = 256,
+    longest: int = 512,
+    longest_prompt: int = 8192,
+    record: batches.Record | None = None,
+) -> FastAPI:
+    """The application: the endpoint, and the page at its root.
 
     Args:
         model: What answers.
+        access: Who may ask; if not given, whoever reaches the loopback.
         size: Most requests in a batch.
+        waiting: Most requests that wait for theirs; more are answered with 429.
         longest: Most tokens of an answer.
+        longest_prompt: Most tokens of a prompt, whatever the model could read.
+        record: Is told every finished request and its answer.
     """
 
     @asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:
-        app.state.batcher = batches.Batcher(model, size=size)
-        yield
-        app.state.batcher.close()
+        # One reader: a long text is read beside the answers, and no tokenizer by two at a time.
+        with ThreadPoolExecutor(1) as app.state.reader:
+            app.state.batcher = batches.Batcher(model, size=size, waiting=waiting, record=record)
+            yield
+            await asyncio.to_thread(app.state.batcher.close)
 
-    app = FastAPI(title="isogloss", lifespan=living)
+    # Its pages of documentation would load scripts from elsewhere.
+    app = FastAPI(title="isogloss", lifespan=living, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(Refused, _refuse)
+    app.add_exception_handler(batches.FullError, _full)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _unserved)
-    app.add_middleware(Bounded)
+    app.add_middleware(Guard, access=access or Access())
+    positions = int(getattr(model.model.config, "max_position_embeddings", longest_prompt + longest))
+    limits = Limits(longest, min(longest_prompt, positions - 1), positions)
+
+    add_page(app, model, limits)
     born = int(time.time())
 
     def about(name: str) -> dict:
@@ -174,38 +180,23 @@ def make_app(model: Aligned, *, size: int = 32, longest: int = 512) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def complete(ask: Ask, request: Request) -> Any:
-        job, pieces = _job(ask, model, longest)
+        read = partial(_job, ask, model, limits)
+        job, pieces = await heard(read, request.app.state.reader)
         request.app.state.batcher.submit(job)
-        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": ask.model}
+        name = job.code or REFERENCE
+        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
         if ask.stream:
-            events = _events(head, job, pieces, bool(ask.stream_options.get("include_usage")))
-            return StreamingResponse(events, media_type="text/event-stream")
+            return Streamed(_events(head, job, pieces, ask.stream_options), [job], "text/event-stream")
         return await _whole(head, job, pieces, request)
 
     return app
 
 
-def _job(ask: Ask, model: Aligned, longest: int) -> tuple[batches.Request, asyncio.Queue]:
-    code = _code(ask, model)
+def _job(ask: Ask, model: Aligned, limits: Limits, hear: Hear) -> batches.Request:
     messages = [message.plain() for message in ask.messages]
-    try:
-        prompt = encode_chat(model.run.tokenizer, messages)
-    except TemplateError as error:
-        raise Refused(f"messages: the model's chat template says: {error}", param="messages") from None
-    most = int(getattr(model.model.config, "max_position_embeddings", len(prompt) + longest))
-    room = most - len(prompt)
-    if room < 1:
-        raise Refused(
-            f"the messages have {len(prompt)} tokens and the model reads {most} with its answer; shorten "
-            "them",
-            param="messages", code="context_length_exceeded",
-        )  # fmt: skip
-    wanted = ask.max_completion_tokens or ask.max_tokens or longest
-    ends = (ask.stop,) if isinstance(ask.stop, str) else tuple(ask.stop or ())
-    pieces: asyncio.Queue[batches.Piece] = asyncio.Queue()
-    hear = partial(asyncio.get_running_loop().call_soon_threadsafe, pieces.put_nowait)
-    job = batches.Request(prompt, code, min(wanted, longest, room), hear, tuple(filter(None, ends)))
-    return job, pieces
+    wanted = ask.max_completion_tokens or ask.max_tokens
+    ends = [ask.stop] if isinstance(ask.stop, str) else ask.stop or ()
+    return limited(messages, _code(ask, model), model, limits, hear, wanted=wanted, ends=ends)
 
 
 def _code(ask: Ask, model: Aligned) -> str | None:
@@ -224,56 +215,63 @@ def _language(name: str) -> str:
         raise Refused(f"model: {error}; or name auto or reference", 404, "model", "model_not_found") from None
 
 
-async def _whole(
-    about: dict, job: batches.Request, pieces: asyncio.Queue, request: Request
-) -> dict | JSONResponse:
+async def _whole(about: dict, job: batches.Request, pieces: asyncio.Queue, request: Request) -> Any:
     text = ""
-    while True:
-        try:
-            piece = await asyncio.wait_for(pieces.get(), timeout=1.0)
-        except TimeoutError:
-            if await request.is_disconnected():
-                job.left.set()
-                return {}
-            continue
-        if piece.error:
-            return _error(f"{type(piece.error).__name__} while answering", 500, "server_error")
-        text += piece.text
-        if piece.finish:
-            message = {"role": "assistant", "content": text}
-            choice = {"index": 0, "message": message, "finish_reason": piece.finish, "logprobs": None}
-            usage = _usage(job, piece.tokens)
-            return {**about, "object": "chat.completion", "choices": [choice], "usage": usage}
+
+    async def leaving() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        pieces.put_nowait(GONE)
+
+    watch = asyncio.create_task(leaving())
+    try:
+        while True:
+            piece = await pieces.get()
+            if piece is GONE:
+                return Response(status_code=499)
+            if piece.error:
+                return _failed(piece.error)
+            text += piece.text
+            if piece.finish:
+                message = {"role": "assistant", "content": text}
+                choice = {"index": 0, "message": message, "finish_reason": piece.finish, "logprobs": None}
+                usage = _usage(job, piece.tokens)
+                return {**about, "object": "chat.completion", "choices": [choice], "usage": usage}
+    finally:
+        watch.cancel()
+        job.left.set()
+
+
+GONE = batches.Piece("")
+"""Stands in the queue of an answer that nobody waits for any more."""
 
 
 async def _events(
-    about: dict, job: batches.Request, pieces: asyncio.Queue, with_usage: bool
+    about: dict, job: batches.Request, pieces: asyncio.Queue, options: StreamOptions | None
 ) -> AsyncIterator[str]:
-    def event(choices: list[dict], **more: Any) -> str:
-        chunk = {**about, "object": "chat.completion.chunk", "choices": choices, **more}
-        return f"data: {JSONResponse(chunk).body.decode()}\n\n"  # type: ignore[union-attr]
+    with_usage = options is not None and options.include_usage
+
+    def event(choices: list[dict], usage: dict | None = None) -> str:
+        chunk = {**about, "object": "chat.completion.chunk", "choices": choices}
+        return f"data: {json.dumps(chunk | ({'usage': usage} if with_usage else {}))}\n\n"
 
     def choice(delta: dict, finish: str | None = None) -> list[dict]:
         return [{"index": 0, "delta": delta, "finish_reason": finish}]
 
-    try:
-        yield event(choice({"role": "assistant", "content": ""}))
-        while True:
-            piece: batches.Piece = await pieces.get()
-            if piece.error:
-                body = _error(f"{type(piece.error).__name__} while answering", 500, "server_error").body
-                yield f"data: {body.decode()}\n\n"  # type: ignore[union-attr]
-                return
-            if piece.text:
-                yield event(choice({"content": piece.text}))
-            if piece.finish:
-                yield event(choice({}, piece.finish))
-                if with_usage:
-                    yield event([], usage=_usage(job, piece.tokens))
-                yield "data: [DONE]\n\n"
-                return
-    finally:
-        job.left.set()  # who has gone away is not answered to the end
+    yield event(choice({"role": "assistant", "content": ""}))
+    while True:
+        piece = await pieces.get()
+        if piece.error:
+            yield f"data: {bytes(_failed(piece.error).body).decode()}\n\n"
+            return
+        if piece.text:
+            yield event(choice({"content": piece.text}))
+        if piece.finish:
+            yield event(choice({}, piece.finish))
+            if with_usage:
+                yield event([], _usage(job, piece.tokens))
+            yield "data: [DONE]\n\n"
+            return
 
 
 def _usage(job: batches.Request, tokens: int) -> dict[str, int]:
@@ -281,18 +279,17 @@ def _usage(job: batches.Request, tokens: int) -> dict[str, int]:
     return {"prompt_tokens": read, "completion_tokens": tokens, "total_tokens": read + tokens}
 
 
-def _error(
-    message: str, status: int, kind: str, param: str | None = None, code: str | None = None
-) -> JSONResponse:
-    # A name that the request spelled with half a surrogate pair cannot be sent back.
-    said = message.encode("utf-8", "replace").decode()
-    body = {"message": said, "type": kind, "param": param and param.encode("utf-8", "replace").decode()}
-    body["code"] = code
-    return JSONResponse({"error": body}, status_code=status)
+def _failed(error: Exception) -> JSONResponse:
+    return error_response(f"{type(error).__name__} while answering", 500, "server_error")
 
 
 def _refuse(request: Request, refused: Any) -> JSONResponse:
-    return _error(str(refused), refused.status, "invalid_request_error", refused.param, refused.code)
+    return error_response(str(refused), refused.status, param=refused.param, code=refused.code)
+
+
+def _full(request: Request, error: Any) -> JSONResponse:
+    headers = {"Retry-After": str(error.seconds)}
+    return error_response(str(error), 429, "requests", code="rate_limit_exceeded", headers=headers)
 
 
 def _unserved(request: Request, error: Any) -> JSONResponse:
@@ -303,28 +300,7 @@ def _unserved(request: Request, error: Any) -> JSONResponse:
         "/v1/models/NAME and POST /v1/chat/completions",
         405: f"{request.url.path} takes no {request.method}; it takes {(error.headers or {}).get('Allow')}",
     }
-    return _error(said.get(error.status_code, str(error.detail)), error.status_code, "invalid_request_error")
-
-
-class Bounded:
-    """Reads no body of more than `LARGEST` bytes, whether it tells its length or not."""
-
-    def __init__(self, app: ASGIApp):
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-        read = 0
-
-        async def bounded() -> Event:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > LARGEST:
-                raise HTTPException(413, f"the body has more than {LARGEST >> 20} MiB; shorten the messages")
-            return message
-
-        await self.app(scope, bounded, send)
+    return error_response(said.get(error.status_code, str(error.detail)), error.status_code)
 
 
 def _invalid(request: Request, error: Any) -> JSONResponse:
@@ -335,4 +311,4 @@ def _invalid(request: Request, error: Any) -> JSONResponse:
         name, said = "body", f"not JSON at byte {first['loc'][-1]} ({first['ctx']['error']})"
     if first["type"] == "extra_forbidden":
         said = "not offered here; leave it out"
-    return _error(f"{name}: {said}", 400, "invalid_request_error", name)
+    return error_response(f"{name}: {said}", 400, param=name)

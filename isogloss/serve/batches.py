@@ -3,17 +3,20 @@
 Flow: Request → queue → batch of those that wait → one greedy generation → pieces of text to each.
 """
 
-import queue
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from threading import Event, Thread
-from typing import Literal
+from threading import Condition, Event, Thread
+from typing import Any, Literal
 
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from isogloss.generate import stops
+from isogloss.generate import PROMPTS, stops
 from isogloss.inference import Aligned
+from isogloss.model import most_tokens
+from isogloss.serve.guard import log
 
 Finish = Literal["stop", "length"]
 
@@ -35,6 +38,7 @@ class Request:
     Attributes:
         code: The path's language; None: the reference model answers.
         ends: Texts before which the answer ends.
+        left: Is set once nobody waits for the answer any more; no more is done for it.
     """
 
     prompt: tuple[int, ...]
@@ -45,55 +49,104 @@ class Request:
     left: Event = field(default_factory=Event)
 
 
+Record = Callable[[Request, str, str, Finish], object]
+"""Hears a request, its prompt and whole answer as texts, and why that ended."""
+
+
+class FullError(Exception):
+    """More is waiting than is let wait.
+
+    Attributes:
+        seconds: After which there may be room.
+    """
+
+    def __init__(self, waiting: int, seconds: int):
+        super().__init__(f"{waiting} requests are waiting; ask again in {seconds} s")
+        self.seconds = seconds
+
+
 class Batcher:
     """Answers requests until it is closed.
 
     Args:
         model: What answers.
         size: Most requests in a batch.
-        wait: Seconds that the first request of a batch waits for others.
+        waiting: Most requests that wait for theirs.
+        wait: Seconds that a batch waits for another request.
+        record: Is told every finished request and its answer.
     """
 
-    def __init__(self, model: Aligned, *, size: int = 32, wait: float = 0.005):
-        self.model, self.size, self.wait = model, size, wait
+    def __init__(
+        self,
+        model: Aligned,
+        *,
+        size: int = 32,
+        waiting: int = 256,
+        wait: float = 0.005,
+        record: Record | None = None,
+    ):
+        self.model, self.size, self.waiting, self.wait, self.record = model, size, waiting, wait, record
         self.ends = frozenset(stops(model.model, model.run.tokenizer))
-        self._queue: queue.Queue[Request | None] = queue.Queue()
+        self.tokens = most_tokens(model.model, PROMPTS)
+        self._queue: list[Request] = []
+        self._changed, self._closed, self._took = Condition(), False, 1.0
         self._thread = Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request) -> None:
-        self._queue.put(request)
+    def submit(self, *requests: Request) -> None:
+        """Have all of them answered; an empty queue takes any number.
+
+        Raises:
+            FullError: There is no room for all of them; none will be answered.
+        """
+        with self._changed:
+            self._queue = [one for one in self._queue if not one.left.is_set()]
+            if self._queue and len(self._queue) + len(requests) > self.waiting:
+                batches = 1 + len(self._queue) // self.size
+                raise FullError(len(self._queue), math.ceil(batches * self._took))
+            self._queue += requests
+            self._changed.notify()
 
     def close(self) -> None:
-        """Finish what is being answered, and no more."""
-        self._queue.put(None)
+        """Answer whatever waits, and end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
         self._thread.join()
 
     def _work(self) -> None:
-        first = self._queue.get()
-        while first is not None:
-            batch, following = self._gather(first)
+        while batch := self._gather():
+            began = time.monotonic()
             self._answer(batch)
-            first = following or self._queue.get()
+            self._took = time.monotonic() - began
 
-    def _gather(self, first: Request) -> tuple[list[Request], Request | None]:
-        """Requests that can share the first one's batch, and the first that cannot."""
-        batch = [first]
-        try:
-            while len(batch) < self.size:
-                other = self._queue.get(timeout=self.wait)
-                if other is None:
-                    self._queue.put(None)  # the end comes after this batch
-                    break
-                if (other.code is None) != (first.code is None):
-                    return batch, other
-                batch.append(other)
-        except queue.Empty:
-            pass
-        return batch, None
+    def _gather(self) -> list[Request]:
+        """The request that has waited longest and those that can share its batch; none: it is over."""
+        with self._changed:
+            batch: list[Request] = []
+            while not batch:
+                self._changed.wait_for(lambda: self._queue or self._closed)
+                if not self._queue:
+                    return []
+                while len(self._queue) < self.size and not self._closed and self._changed.wait(self.wait):
+                    pass
+                left: list[Request] = []
+                for request in self._queue:
+                    if not request.left.is_set():
+                        (batch if self._fits(batch, request) else left).append(request)
+                self._queue = left
+            return batch
+
+    def _fits(self, batch: Sequence[Request], request: Request) -> bool:
+        """Whether a request can be answered with these: all on paths or none, and not too much to read."""
+        if not batch:
+            return True
+        longest = max(len(one.prompt) for one in (*batch, request))
+        alike = (request.code is None) == (batch[0].code is None)
+        return alike and len(batch) < self.size and longest * (len(batch) + 1) <= self.tokens
 
     def _answer(self, batch: Sequence[Request]) -> None:
-        rows = _Rows(self.model.run.tokenizer, batch, self.ends)
+        rows = _Rows(self.model.run.tokenizer, batch, self.ends, self.record)
         codes = None if batch[0].code is None else [request.code or "" for request in batch]
         longest = max(request.max_new_tokens for request in batch)
         try:
@@ -101,14 +154,15 @@ class Batcher:
                 [request.prompt for request in batch], codes, longest, streamer=rows, stopped=rows.stopped
             )
         except Exception as error:
+            log(error)
             rows.fail(error)
 
 
 class _Rows(BaseStreamer):
     """Hands each row's text to its request as it grows."""
 
-    def __init__(self, tokenizer, batch: Sequence[Request], ends: frozenset[int]):
-        self.tokenizer, self.batch, self.ends = tokenizer, batch, ends
+    def __init__(self, tokenizer: Any, batch: Sequence[Request], ends: frozenset[int], record: Record | None):
+        self.tokenizer, self.batch, self.ends, self.record = tokenizer, batch, ends, record
         self.tokens: list[list[int]] = [[] for _ in batch]
         self.said = [""] * len(batch)
         self.done = [False] * len(batch)
@@ -153,5 +207,7 @@ class _Rows(BaseStreamer):
             text = text.rstrip()
             self.done[row] = True
         new, self.said[row] = text[len(self.said[row]) :], text
+        if finish and self.record:
+            self.record(request, self.tokenizer.decode(request.prompt), text, finish)
         if new or finish:
             request.hear(Piece(new, len(tokens), finish))

@@ -1,0 +1,190 @@
+"""Who may ask, and how much of a body is read; decided before any of it is.
+
+A page of another site can have its reader's browser send requests to this machine, and a name that its owner
+points at this machine (DNS rebinding) makes that page and the endpoint one site to the browser. So `Host` has
+to be a name under which the endpoint is known, and `Origin`, where a browser sends one, the endpoint itself.
+Nobody is given CORS permission, nothing may be framed, and no message of an unforeseen error, which could
+hold a prompt, is logged.
+"""
+
+import asyncio
+import hmac
+import ipaddress
+import logging
+import re
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from isogloss.errors import ConfigError
+
+LARGEST = 1 << 20
+"""Bytes of a request's body, at most: far more than a model reads."""
+TOO_LARGE = f"the body has more than {LARGEST >> 20} MiB; shorten the messages"
+PATIENCE = 30.0
+"""Seconds in which a body has to be there: whoever sends it a byte at a time would hold up the shutdown."""
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+PUBLIC = frozenset({"/", "/page.css", "/page.js"})
+"""What is read without a key: the page that asks for it."""
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:/\[\]@]+)(:\d{1,5})?")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may ask.
+
+    Attributes:
+        key: Has to come with every request, as `Authorization: Bearer KEY`; None: no key is asked for.
+        hosts: Names under which the endpoint is known, beside those of the loopback and the address that a
+            request was sent to.
+
+    Raises:
+        ConfigError: The key is nothing that a header can hold, or a host is more than a name or address.
+    """
+
+    key: str | None = field(default=None, repr=False)
+    hosts: frozenset[str] = frozenset()
+
+    def __post_init__(self):
+        if self.key is not None and not re.fullmatch(r"[!-~]+", self.key):
+            raise ConfigError("the key must be one or more printable ASCII characters without blanks")
+        for host in self.hosts:
+            if not (_is_address(host) or re.fullmatch(r"[^\s:/\[\]@]+", host)):
+                raise ConfigError(f"{host!r} is no host; name it without scheme, port and path")
+
+    def knows(self, host: str, reached: str | None) -> bool:
+        """Whether a `Host` header names this endpoint; `reached` is the address that the request came to."""
+        found = HOST.fullmatch(host.lower())
+        name = found and found[1].strip("[]").removesuffix(".")
+        return name in LOOPBACK or name == reached or name in {one.lower() for one in self.hosts}
+
+    def opens(self, authorization: str) -> bool:
+        """Whether the header holds the key; takes the same time however much of it is right."""
+        if self.key is None:
+            return True
+        scheme, _, given = authorization.partition(" ")
+        right = hmac.compare_digest(_digest(given.strip()), _digest(self.key))
+        return right and scheme.lower() == "bearer"
+
+
+def _digest(text: str) -> bytes:
+    return sha256(text.encode("utf-8", "surrogateescape")).digest()
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+class Guard:
+    """Turns away who may not ask, and hands on bodies of at most `LARGEST` bytes."""
+
+    def __init__(self, app: ASGIApp, access: Access):
+        self.app, self.access = app, access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun = False
+
+        async def guarded(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        if refusal := self._refusal(scope):
+            await refusal(scope, receive, guarded)
+            return
+        try:
+            await self.app(scope, _bounded(receive), guarded)
+        except ClientDisconnect:
+            pass
+        except Exception as unforeseen:
+            log(unforeseen)
+            if not begun:
+                said = f"{type(unforeseen).__name__} while answering"
+                await error_response(said, 500, "server_error")(scope, receive, guarded)
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        headers = Headers(scope=scope)
+        hosts, origins = headers.getlist("host"), headers.getlist("origin")
+        reached = (scope.get("server") or (None,))[0]
+        if len(hosts) != 1 or not self.access.knows(hosts[0], reached):
+            named = ", ".join(hosts) or "none"
+            return error_response(
+                f"Host: {named} is no name of this endpoint; if it is, start it with --allow-host", 403
+            )
+        # Scheme aside: in front of a proxy the browser says https.
+        if any(origin.partition("://")[2].lower() != hosts[0].lower() for origin in origins):
+            return error_response("Origin: pages of other sites may not ask here", 403)
+        if scope["path"] not in PUBLIC and not self.access.opens(headers.get("authorization", "")):
+            ask_for_it = {"WWW-Authenticate": "Bearer"}
+            said = "Authorization: send the key as Bearer KEY"
+            return error_response(said, 401, code="invalid_api_key", headers=ask_for_it)
+        declared = headers.get("content-length", "")
+        return error_response(TOO_LARGE, 413) if declared.isdecimal() and int(declared) > LARGEST else None
+
+
+def _bounded(receive: Receive) -> Receive:
+    """Receives a body that is neither too large nor too slow, whether it tells its length or not."""
+    read, whole, until = 0, False, asyncio.get_running_loop().time() + PATIENCE
+
+    async def bounded() -> Message:
+        nonlocal read, whole
+        try:
+            async with asyncio.timeout_at(None if whole else until):
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(408, f"the body was not there within {PATIENCE:.0f} seconds") from None
+        read, whole = read + len(message.get("body", b"")), not message.get("more_body", False)
+        if read > LARGEST:
+            raise HTTPException(413, TOO_LARGE)
+        return message
+
+    return bounded
+
+
+def log(unforeseen: Exception) -> None:
+    """Where it happened and its kind: its message may hold what somebody asked."""
+    frames = "".join(traceback.format_tb(unforeseen.__traceback__))
+    _log.error("%s while answering\n%s", type(unforeseen).__name__, frames)
+
+
+def error_response(
+    message: str,
+    status: int,
+    kind: str = "invalid_request_error",
+    param: str | None = None,
+    code: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """An error in the form of OpenAI's."""
+    # A name that the request spelled with half a surrogate pair cannot be sent back.
+    body: dict[str, Any] = {"message": message.encode("utf-8", "replace").decode(), "type": kind}
+    body |= {"param": param and param.encode("utf-8", "replace").decode(), "code": code}
+    return JSONResponse({"error": body}, status_code=status, headers=headers)

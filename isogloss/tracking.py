@@ -1,0 +1,52 @@
+"""Trackers: the curves of a run where a team looks at curves, as transformers' Trainer reports them.
+
+They are those of `curves.jsonl`, under `train/STAGE/NAME`. All that a tracker writes stays in the run's
+`tracking/`, and nothing is sent anywhere, unless the tracker's own environment variables say otherwise.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from isogloss.errors import ConfigError
+
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+
+def check_installed(trackers: Sequence[Tracker]) -> None:
+    """Before hours are spent.
+
+    Raises:
+        ConfigError: A tracker is not installed.
+    """
+    for name in trackers:
+        if find_spec(name) is None:
+            raise ConfigError(f"report_to: {name} is not installed; pip install {name}, or leave it out")
+
+
+@contextmanager
+def tracking(run: Path, trackers: Sequence[Tracker]) -> Iterator[None]:
+    """Inside, trackers that are started write to the run's folder."""
+    folder = run.resolve() / "tracking"
+    local = {
+        "tensorboard": {"TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard")},
+        "wandb": {"WANDB_MODE": "offline", "WANDB_DIR": str(folder / "wandb"), "WANDB_PROJECT": "isogloss"},
+        "mlflow": {
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+            "MLFLOW_EXPERIMENT_NAME": "isogloss",
+        },
+        "trackio": {"TRACKIO_DIR": str(folder / "trackio"), "TRACKIO_PROJECT": "isogloss"},
+    }
+    chosen = {name: value for tracker in trackers for name, value in local[tracker].items()}
+    added = {name: value for name, value in chosen.items() if name not in os.environ}
+    if trackers:
+        (folder / "wandb").mkdir(parents=True, exist_ok=True)  # which it does not make itself
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)

@@ -1,0 +1,110 @@
+"""Exports on the hub: what is sent there, with a hub that only remembers."""
+
+import json
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import LocalTokenNotFoundError
+
+from isogloss import cli, hub
+from isogloss.errors import ConfigError, RunError
+
+
+class Remembering:
+    """A hub that takes everything."""
+
+    def __init__(self):
+        self.repositories, self.files = {}, {}
+
+    def whoami(self):
+        return {"name": "somebody"}
+
+    def create_repo(self, name, *, private, exist_ok):
+        self.repositories[name] = (private, exist_ok)
+
+    def create_commit(self, name, operations, *, commit_message):
+        assert commit_message.startswith("isogloss ")
+        for one in operations:
+            content = one.path_or_fileobj
+            found = content if isinstance(content, bytes) else Path(content).read_bytes()
+            self.files[f"{name}/{one.path_in_repo}"] = found
+
+
+@pytest.fixture
+def remembering(monkeypatch):
+    made = Remembering()
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: made)
+    return made
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """A tuned model and an adapter over it, whose files name both places."""
+    tuned, adapter = tmp_path / "run" / "tuned", tmp_path / "run" / "exports" / "sw"
+    for folder in (tuned / "stage1_adapter", adapter):
+        folder.mkdir(parents=True)
+    (tuned / "config.json").write_text("{}")
+    (tuned / "model.safetensors").write_bytes(b"\xff\x00weights")
+    (tuned / "stage1_adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "demo"}')
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tuned)}))
+    (adapter / "README.md").write_text(f"base {str(tuned)!r}, adapter {str(adapter)!r}\n")
+    return tuned, adapter
+
+
+def test_an_adapter_goes_to_the_hub_with_the_model_it_belongs_to(remembering, exported):
+    """Private; where a file named a place on this machine it names the repository."""
+    tuned, adapter = exported
+    before = (adapter / "README.md").read_text()
+    assert hub.push("team/aligned", tuned, {"sw": adapter}) == ["team/aligned-sw", "team/aligned"]
+    assert remembering.repositories == {"team/aligned": (True, True), "team/aligned-sw": (True, True)}
+    assert remembering.files == {
+        "team/aligned/config.json": b"{}",
+        "team/aligned/model.safetensors": b"\xff\x00weights",
+        "team/aligned/stage1_adapter/adapter_config.json": b'{"base_model_name_or_path": "demo"}',
+        "team/aligned-sw/adapter_config.json": b'{"base_model_name_or_path": "team/aligned"}',
+        "team/aligned-sw/README.md": b"base 'team/aligned', adapter 'team/aligned-sw'\n",
+    }
+    assert (adapter / "README.md").read_text() == before
+
+
+def test_what_needs_no_other_goes_alone(remembering, exported):
+    """A merged model or embedder under its language, a bundle under the name itself."""
+    _, folder = exported
+    assert hub.push("team/aligned", None, {"sw": folder}) == ["team/aligned-sw"]
+    assert hub.push("team/bundle", None, {"": folder}) == ["team/bundle"]
+
+
+@pytest.mark.parametrize(
+    "name", ["aligned", "team/", "/aligned", "team/a/b", "team/a b", "https://a/b", "tëam/a"]
+)
+def test_a_name_that_is_none_is_refused(name, remembering):
+    """Before anything is exported."""
+    with pytest.raises(ConfigError) as caught:
+        hub.check(name)
+    assert str(caught.value) == f"--push-to-hub: {name!r} is no OWNER/NAME"
+
+
+def test_the_command_refuses_before_it_exports(aligned, capsys):
+    """In one line, with exit code 2."""
+    folder = aligned.run.folder
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["export", str(folder), "--all", "--push-to-hub", "aligned"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error --push-to-hub: 'aligned' is no OWNER/NAME\n"
+    assert not (folder / "exports").exists()
+
+
+def test_who_is_not_logged_in_hears_it_in_one_line(monkeypatch):
+    """Before anything is exported."""
+
+    class Unknown:
+        def whoami(self):
+            raise LocalTokenNotFoundError("No token here.\nRead on at length.")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Unknown)
+    with pytest.raises(RunError) as caught:
+        hub.check("team/aligned")
+    assert str(caught.value) == (
+        "--push-to-hub: No token here.; log in with `hf auth login`, or leave it out"
+    )
