@@ -525,8 +525,8 @@ def test_every_example_loads_and_its_dump_loads_to_the_same(path, tmp_path):
 
 
 def test_examples_are_there():
-    """The three that the guide names."""
-    assert [path.stem for path in EXAMPLES] == ["files", "massive", "qwen", "real"]
+    """Those that the guide names."""
+    assert [path.stem for path in EXAMPLES] == ["files", "massive", "qwen", "real", "real-parallel"]
 
 
 def classes(kind: type) -> set[type]:
