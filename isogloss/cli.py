@@ -443,6 +443,91 @@ def add_language(
 
 
 @app.command()
+def translate(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", parser=_path, help="Instructions in English, in any layout.")
+    ],
+    to: Annotated[
+        str, typer.Option("--to", metavar="CODES", help="Languages, by any of their codes: sw,ur.")
+    ],
+    out_file: Annotated[
+        Path, typer.Option("--out", metavar="FILE", parser=_path, help="The parallel file, in .jsonl.")
+    ],
+    model: Annotated[str, typer.Option(metavar="NAME", help="The translator's name at the endpoint.")],
+    url: Annotated[
+        str, typer.Option(metavar="URL", help="An OpenAI-compatible endpoint, up to and with /v1.")
+    ],
+    key_env: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Environment variable that holds the endpoint's key.")
+    ] = None,
+    prompt: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", parser=_path, help="YAML: prompt, glossary, parts to keep."),
+    ] = None,
+    texts: Annotated[int | None, typer.Option(min=1, help="Most texts of a request; 8 without it.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Requests at a time; 8 without it.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests a second, at most.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds without a byte after which it is asked again.")
+    ] = None,
+    attempts: Annotated[
+        int | None, typer.Option(min=1, help="How often a request is made before the job ends.")
+    ] = None,
+    backoff: Annotated[
+        float | None, typer.Option(help="Seconds of the first wait after a fault, at most; it doubles.")
+    ] = None,
+    language: Annotated[
+        str, typer.Option(metavar="CODE", help="The language of rows that name none.")
+    ] = "en",
+    instructions_only: Annotated[
+        bool, typer.Option("--instructions-only", help="Leave responses to a teacher.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would ask for and cost.")
+    ] = False,
+) -> None:
+    """From English alone: a parallel file of translated instructions, without the wrong ones."""
+    from isogloss.data.formats import layouts
+    from isogloss.translate import choosing
+    from isogloss.translate.job import Job
+
+    if not out_file.name.endswith((".jsonl", ".jsonl.gz")):
+        raise ConfigError(f"--out {out_file}: parallel data are JSON lines; name a file in .jsonl")
+    codes = _codes([one for one in to.split(",") if one.strip()], "--to")
+    if not codes:
+        raise ConfigError("--to: names no language; give codes such as sw,ur")
+    given = {
+        "key_env": key_env, "concurrency": concurrency, "rate": rate, "timeout": timeout,
+        "attempts": attempts, "backoff": backoff,
+    }  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not None}
+    who = choosing.served(url, model, prompt, texts, given)
+    layout, examples = layouts.read(data, language, tell=_line)
+    _line(f"{data}: {len(examples)} items, {layout.name}")
+    job = Job(examples, codes, who, out_file, responses=not instructions_only, keep=choosing.kept_by(prompt))
+    missing = job.missing()
+    _line(f"{len(job.wanted)} texts to translate, {len(missing)} of them not answered yet")
+    if missing:
+        _line(f"{who.name}: {who.plan(missing)}")
+    if dry_run:
+        return
+    with Screen().bar("Translating") as progress:
+        done = job.run(progress, about={"data": str(data), "layout": layout.name})
+    table = Table("language", "kept", "left out", "why", box=None, header_style="bold", pad_edge=False)
+    for code in codes:
+        reasons = done.dropped[code]
+        whys = ", ".join(f"{why} {count}" for why, count in reasons.items())
+        table.add_row(code, str(done.kept[code]), str(sum(reasons.values())), whys)
+    out.print(table)
+    spent = done.spent
+    _line(
+        f"{spent.requests} requests, {spent.tokens_read} tokens read, {spent.tokens_written} written, "
+        f"{_time(spent.seconds)} of answering; of these now {done.new.requests} requests"
+    )
+    _line(f"Parallel data: {done.out}; what was left out, report and card: {job.folder}")
+
+
+@app.command()
 def compare(
     run_a: Annotated[Path, typer.Argument(metavar="RUN_A", parser=_path, help="A run's folder.")],
     run_b: Annotated[
