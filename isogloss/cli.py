@@ -453,10 +453,30 @@ def translate(
     out_file: Annotated[
         Path, typer.Option("--out", metavar="FILE", parser=_path, help="The parallel file, in .jsonl.")
     ],
-    model: Annotated[str, typer.Option(metavar="NAME", help="The translator's name at the endpoint.")],
-    url: Annotated[
-        str, typer.Option(metavar="URL", help="An OpenAI-compatible endpoint, up to and with /v1.")
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The translator: its name at the endpoint; without --url a seq2seq model such as NLLB, or a "
+            "base that is shown --examples.",
+        ),
     ],
+    url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="An OpenAI-compatible endpoint, up to and with /v1."),
+    ] = None,
+    examples_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--examples", metavar="FILE", parser=_path, help="Parallel data, of which a base is shown some."
+        ),
+    ] = None,
+    likeness: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BASE", help="Also leave out what is no translation to this base, as gemma-3-270m."
+        ),
+    ] = None,
     key_env: Annotated[
         str | None, typer.Option(metavar="NAME", help="Environment variable that holds the endpoint's key.")
     ] = None,
@@ -496,14 +516,22 @@ def translate(
     codes = _codes([one for one in to.split(",") if one.strip()], "--to")
     if not codes:
         raise ConfigError("--to: names no language; give codes such as sw,ur")
-    given = {
+    more = {
         "key_env": key_env, "concurrency": concurrency, "rate": rate, "timeout": timeout,
         "attempts": attempts, "backoff": backoff,
     }  # fmt: skip
-    given = {name: value for name, value in given.items() if value is not None}
-    who = choosing.served(url, model, prompt, texts, given)
+    more = {name: value for name, value in more.items() if value is not None}
+    if url is None:
+        choosing.refuse_of_url({"prompt": prompt, "texts": texts, **more})
+        quiet()
+    elif examples_file is not None:
+        raise ConfigError("--examples: an endpoint is shown none; leave it out, or write them into --prompt")
     layout, examples = layouts.read(data, language, tell=_line)
     _line(f"{data}: {len(examples)} items, {layout.name}")
+    if url is not None:
+        who = choosing.served(url, model, prompt, texts, more)
+    else:
+        who = choosing.local(model, codes, examples_file)
     job = Job(examples, codes, who, out_file, responses=not instructions_only, keep=choosing.kept_by(prompt))
     missing = job.missing()
     _line(f"{len(job.wanted)} texts to translate, {len(missing)} of them not answered yet")
@@ -511,8 +539,10 @@ def translate(
         _line(f"{who.name}: {who.plan(missing)}")
     if dry_run:
         return
+    alike = choosing.likeness(likeness) if likeness else None
+    about = {"data": str(data), "layout": layout.name, "likeness": likeness}
     with Screen().bar("Translating") as progress:
-        done = job.run(progress, about={"data": str(data), "layout": layout.name})
+        done = job.run(progress, alike, about)
     table = Table("language", "kept", "left out", "why", box=None, header_style="bold", pad_edge=False)
     for code in codes:
         reasons = done.dropped[code]

@@ -37,7 +37,7 @@ class Limits:
         shortest, longest: Bounds of `surplus`, the standardised difference in length.
         foreign: Bound of the identifier's score for the language, beside the likeliest other.
         ends: Whether a translation of a text that ends in a full stop, question or exclamation mark does.
-        likeness: Lower bound of `likeness.scores`.
+        likeness: Lower bound of `likeness.scores`; None where it was not measured, so that it is no reason.
     """
 
     ratio: float
@@ -45,7 +45,7 @@ class Limits:
     longest: float
     foreign: float
     ends: bool
-    likeness: float
+    likeness: float | None
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def limits_of(code: str) -> Limits:
         longest=2 * max(one.longest for one in alike),
         foreign=min(one.foreign for one in alike),
         ends=all(one.ends for one in alike),
-        likeness=min(one.likeness for one in alike),
+        likeness=None,
     )
 
 
@@ -109,7 +109,7 @@ def reasons(
         "kept parts": lambda: lost_parts(english, text, keep),
         "likeness": lambda: (
             f"{likeness:.2f}, and {limits.likeness:.2f} is the least"
-            if likeness is not None and likeness < limits.likeness
+            if likeness is not None and limits.likeness is not None and likeness < limits.likeness
             else None
         ),
     }
@@ -201,7 +201,7 @@ _AGAIN: Final = re.compile(r"(.{1,40}?)\1{3,}", re.DOTALL)
 
 
 def repeated(english: str, text: str) -> str | None:
-    """A part comes four times in a row, 20 characters in all, or four words three times; not so in English."""
+    """A part comes four times in a row, 20 characters in all, or four words three times; not in English."""
     for match in _AGAIN.finditer(text):
         if len(match[0]) >= 20 and any(c.isalpha() for c in match[1]) and not _AGAIN.search(english):
             return f"{match[1].strip()!r} again and again"
