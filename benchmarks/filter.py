@@ -5,7 +5,7 @@
 
 Tatoeba pairs, 600 of a language at most, drawn by a hash of the English; the half whose hash is even chooses
 the limits, the other half is reported. With --likeness the languages named there are also read by a base
-(gemma-3-270m), and the likeness of both sides counts towards what is kept and what is found of shuffled pairs.
+(gemma-3-270m), and the likeness of both sides counts for what is kept and what is found of shuffled pairs.
 Damages: shuffled (another sentence's translation), half cut (with and without a full stop put behind it),
 wrong language (any other of the sets; one in the same script), copy (the English), numbers changed (in pairs
 into which the same number was put), placeholder lost ({name} likewise).
@@ -81,7 +81,7 @@ def damages(pairs: list[Pair], others: dict[str, list[str]], code: str) -> dict[
         return texts[number_of(english[::-1]) % len(texts)]
 
     found: dict[str, list[Pair]] = {
-        "shuffled": [(pairs[i][0], pairs[i - 1][1]) for i in range(len(pairs))],
+        "shuffled": [(pairs[i][0], pairs[i - len(pairs) // 2][1]) for i in range(len(pairs))],
         "half cut": [(english, half(text)) for english, text in pairs],
         "half cut, full stop": [(english, half(text) + ".") for english, text in pairs],
         "wrong language": [(english, of(list(others), english)) for english, _ in pairs],
@@ -166,7 +166,8 @@ def read_by(base: str, codes: list[str], states: Path) -> Likeness:
                 states.mkdir(parents=True, exist_ok=True)
                 torch.save(embed(subject[0], texts, language, chosen, 32), file)
             sides.append(torch.load(file))
-        shuffled = {layer: vectors.roll(1, 0) for layer, vectors in sides[1].items()}
+        # By half the list: the same English stands in rows that are neighbours.
+        shuffled = {layer: vectors.roll(len(pairs) // 2, 0) for layer, vectors in sides[1].items()}
         return scores(*sides).tolist(), scores(sides[0], shuffled).tolist()
 
     return likeness

@@ -443,6 +443,44 @@ def add_language(
 
 
 @app.command()
+def data(
+    file: Annotated[Path, typer.Argument(metavar="FILE", parser=_path, help="A file, or a folder of files.")],
+    language: Annotated[
+        str, typer.Option(metavar="CODE", help="The language of rows that name none.")
+    ] = "en",
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which part of a folder; train without it.")
+    ] = None,
+) -> None:
+    """What is understood of a data file: its layout, counts by language, and what would be left out."""
+    from isogloss.data.formats import layouts
+
+    (code,) = _codes([language], "--language")
+    left: list[str] = []
+    layout, examples = layouts.read(
+        file, code, split=split, tell=_line, each=lambda one: left.append(str(one.error))
+    )
+    tasks = {example.task for example in examples}
+    _line(
+        f"{file}: {layout.name}; {len(examples)} items, {len(tasks)} task{'s' * (len(tasks) > 1)}; read by "
+        f"data: {{type: {layout.type}, path: {json.dumps(str(file))}}}"
+    )
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for number, name in enumerate(("language", "instructions", "responses", "characters, median")):
+        table.add_column(name, no_wrap=True, justify="right" if number else "left")
+    for one in dict.fromkeys(code for example in examples for code in example.turns):
+        turns = [example.turns[one] for example in examples if one in example.turns]
+        answered = sum(turn.response is not None for turn in turns)
+        middle = sorted(len(turn.instruction) for turn in turns)[len(turns) // 2]
+        table.add_row(one, str(len(turns)), str(answered), str(middle))
+    out.print(table)
+    for line in left[:20]:
+        _line(_plain(f"left out: {line}"))
+    if len(left) > 20:
+        out.print(f"and {len(left) - 20} more")
+
+
+@app.command()
 def translate(
     data: Annotated[
         Path, typer.Argument(metavar="DATA", parser=_path, help="Instructions in English, in any layout.")

@@ -15,8 +15,8 @@ from typing import Any
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.formats import parallel_jsonl
 from isogloss.errors import ConfigError, DataError
-from isogloss.files import Journal, locked, write_json, write_lines
-from isogloss.languages import SOURCE
+from isogloss.files import Journal, locked, write_json, write_lines, write_text
+from isogloss.languages import SOURCE, languages
 from isogloss.translate import answers
 from isogloss.translate.answers import Answer, Spent, Translator, Wanted, key_of
 from isogloss.translate.filter import Reason, reasons
@@ -140,7 +140,9 @@ class Job:
             done.asked, done.new = len(missing), new
             for one in self.wanted:
                 done.spent.add(kept[self.keys[one]].spent)
-            write_json(self.folder / "report.json", self._report(done, elapsed, about))
+            report = self._report(done, elapsed, about)
+            write_json(self.folder / "report.json", report)
+            write_text(self.folder / "README.md", card(report, parallel_jsonl.read(self.out), self.codes))
             return done
 
     def _texts(self, example: ParallelExample) -> dict[str, str]:
@@ -226,3 +228,36 @@ class Job:
             "dropped": done.dropped, "texts": {"needed": done.needed, "asked_now": done.asked},
             "spent": asdict(done.spent), "spent_now": {**asdict(done.new), "elapsed": round(elapsed, 3)},
         }  # fmt: skip
+
+
+def card(report: Mapping[str, Any], made: Sequence[ParallelExample], codes: Sequence[str]) -> str:
+    """The data card, in Markdown: where the data come from, what was left out, and a few examples."""
+    table = languages()
+    what = "instructions and responses" if report["responses"] else "instructions"
+    lines = [
+        *("---", "language:", *(f"- {code}" for code in (SOURCE, *codes)), "---"),
+        *("# Translated instructions", ""),
+        f"English {what} from `{report.get('data', 'a file')}`,",
+        f"translated by {report['translator']}, a machine.",
+        "No speaker has read them unless somebody says so here.",
+        "",
+        "The terms of the English data and those of the translator hold for this file; name both before you",
+        "pass it on.",
+        "",
+        f"| language | kept of {report['items']} | left out |",
+        "| --- | --- | --- |",
+    ]
+    for code in codes:
+        whys = ", ".join(f"{why} {count}" for why, count in report["dropped"][code].items()) or "none"
+        lines.append(f"| {table[code].name} | {report['kept'][code]} | {whys} |")
+    for code in codes:
+        shown = [one for one in made if code in one.turns and SOURCE in one.turns][:3]
+        lines += ["", f"## {table[code].name}", ""]
+        sides = [(one.turns[SOURCE].instruction, one.turns[code].instruction) for one in shown]
+        lines += [f"- {_short(english)} → {_short(own)}" for english, own in sides]
+    return "\n".join(lines) + "\n"
+
+
+def _short(text: str) -> str:
+    words = " ".join(text.split())
+    return words if len(words) <= 120 else words[:119] + "…"

@@ -85,6 +85,9 @@ def test_a_file_becomes_parallel_and_each_text_is_asked_once(endpoint, data):
     assert report(data)["spent"] | {"seconds": 0} == {
         "requests": 3, "tokens_read": 80, "tokens_written": 24, "seconds": 0,
     }  # fmt: skip
+    card = (data.parent / "out.translate" / "README.md").read_text("utf-8")
+    assert card.startswith("---\nlanguage:\n- en\n- sw\n---\n# Translated instructions\n")
+    assert "| Swahili | 8 | none |" in card and "- Where is the library? → Maktaba iko wapi?" in card
     assert command(arguments(endpoint, data, "--texts", "2")) == 0  # how many go together changes no answer
     assert endpoint.asked == Counter(TEXTS)
     assert report(data)["texts"] == {"needed": 8, "asked_now": 0}
@@ -242,6 +245,7 @@ def test_what_is_there_is_kept_and_not_asked(endpoint, tmp_path):
         (["--url", "http://user:pw@host/v1"], "--url: must be http(s)://…"),
         (["--key-env", "sk-123"], "--key-env: must be the name of an environment variable"),
         (["--rate", "0"], "--rate: "),
+        (["--examples", "x.jsonl"], "--examples: an endpoint is shown none; leave it out"),
     ],
 )
 def test_an_impossible_option_is_refused_before_anything_is_asked(endpoint, data, capsys, more, says):
@@ -249,6 +253,21 @@ def test_an_impossible_option_is_refused_before_anything_is_asked(endpoint, data
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
     assert endpoint.asked == Counter() and list(data.parent.iterdir()) == [data]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--rate", "3"], "--rate has no effect without --url; leave it out"),
+        (["--prompt", "x.yaml"], "--prompt has no effect without --url; leave it out"),
+        ([], "--model: demo is no translator by itself; name parallel data in --examples"),
+    ],
+)
+def test_a_model_on_this_machine_takes_no_options_of_an_endpoint(data, capsys, more, says):
+    out = str(data.parent / "out.jsonl")
+    assert command(["translate", str(data), "--to", "sw", "--out", out, "--model", "demo", *more]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1 and list(data.parent.iterdir()) == [data]
 
 
 # --- the parts

@@ -4,20 +4,20 @@ Told by the keys, so that nobody has to say it. A table with columns of its own 
 name its columns (`data: {type: table, columns: …}`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats import chat_jsonl, parallel_jsonl
 from isogloss.data.formats.records import Tell, nobody, read_records
-from isogloss.data.formats.rows import absent
+from isogloss.data.formats.rows import LeftOut, absent, nothing
 from isogloss.errors import DataError
 from isogloss.languages import UnknownLanguageError, resolve
 
 CHATS: Final = {
     "messages": "messages", "conversations": "ShareGPT", "prompt": "prompt and completion",
-    "instruction": "Alpaca",
+    "instruction": "instruction and output (Alpaca, Dolly)",
 }  # fmt: skip
 """By the key that tells it, the first that is there, what a layout of `chat_jsonl` is called."""
 _PARALLEL: Final = {"id", "task", "language", "instruction", "response"}
@@ -55,7 +55,12 @@ def layout_of(path: Path, split: str | None = None) -> Layout:
 
 
 def read(
-    path: Path, language: str = "en", *, split: str | None = None, tell: Tell = nobody
+    path: Path,
+    language: str = "en",
+    *,
+    split: str | None = None,
+    tell: Tell = nobody,
+    each: Callable[[LeftOut], object] = nothing,
 ) -> tuple[Layout, list[ParallelExample]]:
     """All items of a file in whatever layout, and which that is.
 
@@ -64,14 +69,15 @@ def read(
         language: The language of chats that name none.
         split: Which part of a folder is read.
         tell: Hears what is left out, and why.
+        each: Is given everything that is left out.
 
     Raises:
         DataError: As `layout_of`, or a row is malformed.
     """
     layout = layout_of(path, split)
     if layout.type == "parallel":
-        return layout, parallel_jsonl.read(path, tell=tell)
-    return layout, chat_jsonl.read(path, language, split=split, tell=tell)
+        return layout, parallel_jsonl.read(path, tell=tell, each=each)
+    return layout, chat_jsonl.read(path, language, split=split, tell=tell, each=each)
 
 
 def _layout(cells: Mapping[str, Any]) -> Layout | None:
