@@ -9,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from transformers import (
@@ -37,6 +37,15 @@ SHOWN: Final = 8
 """Translations that a base is shown before each line."""
 
 
+class Line(NamedTuple):
+    """A line's translation, whether it ended by itself, and the tokens read and written."""
+
+    text: str
+    ended: bool
+    read: int
+    written: int
+
+
 class Local(ABC):
     """What both have in common.
 
@@ -56,8 +65,8 @@ class Local(ABC):
         """All that its answer depends on, as JSON values."""
 
     @abstractmethod
-    def lines(self, texts: Sequence[str], code: str) -> list[tuple[str, bool, int, int]]:
-        """Each line's translation, whether it ended by itself, and the tokens read and written."""
+    def lines(self, texts: Sequence[str], code: str) -> list[Line]:
+        """Each line's translation."""
 
     def plan(self, wanted: Sequence[Wanted]) -> str:
         """What the answers will cost, in one line."""
@@ -79,7 +88,8 @@ class Local(ABC):
                 began = time.monotonic()
                 lines = list(dict.fromkeys(line for one in batch for line in _lines(one.text)))
                 made = dict(zip(lines, self.lines(lines, code), strict=True))
-                read, written = (sum(one[place] for one in made.values()) for place in (2, 3))
+                read = sum(one.read for one in made.values())
+                written = sum(one.written for one in made.values())
                 spent = Spent(1, read, written, round(time.monotonic() - began, 3))
                 for number, one in enumerate(batch):
                     keep(one, _answer(one.text, made, spent if number == 0 else Spent()))
@@ -117,7 +127,7 @@ class Seq2Seq(Local):
         return ["seq2seq", self._content, self._targets[wanted.code][0]]
 
     @torch.no_grad()
-    def lines(self, texts: Sequence[str], code: str) -> list[tuple[str, bool, int, int]]:
+    def lines(self, texts: Sequence[str], code: str) -> list[Line]:
         token, before = self._targets[code]
         given = [f"{token} {text}" if token and before else text for text in texts]
         read = self._tokenizer(given, return_tensors="pt", padding=True).to(self._net.device)
@@ -133,7 +143,7 @@ class Seq2Seq(Local):
         rows = zip(said, made.tolist(), read["attention_mask"].sum(1).tolist(), strict=True)
         pad = self._tokenizer.pad_token_id
         return [
-            (text.strip(), not ends.isdisjoint(ids[1:]), seen, sum(one != pad for one in ids[1:]))
+            Line(text.strip(), not ends.isdisjoint(ids[1:]), seen, sum(one != pad for one in ids[1:]))
             for text, ids, seen in rows
         ]
 
@@ -186,7 +196,7 @@ class Shown(Local):
     def identity(self, wanted: Wanted) -> list[Any]:
         return ["shown", self._content, self._heads[wanted.code]]
 
-    def lines(self, texts: Sequence[str], code: str) -> list[tuple[str, bool, int, int]]:
+    def lines(self, texts: Sequence[str], code: str) -> list[Line]:
         head, name = self._heads[code], languages()[code].name
         prompts = [encode_text(self._tokenizer, f"{head}English: {text}\n{name}:")[0] for text in texts]
         longest = 3 * max(len(encode_text(self._tokenizer, text)[0]) for text in texts) + 16
@@ -197,7 +207,8 @@ class Shown(Local):
         found = []
         for text, ids, prompt in zip(said, made.tolist(), prompts, strict=True):
             line, newline, _ = text.lstrip(" ").partition("\n")
-            found.append((line.strip(), bool(newline) or not ends.isdisjoint(ids), len(prompt), len(ids)))
+            ended = bool(newline) or not ends.isdisjoint(ids)
+            found.append(Line(line.strip(), ended, len(prompt), len(ids)))
         return found
 
 
@@ -235,9 +246,9 @@ def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
-def _answer(text: str, made: Mapping[str, tuple[str, bool, int, int]], spent: Spent) -> Answer:
-    lines = [made[line.strip()] if line.strip() else ("", True, 0, 0) for line in text.split("\n")]
-    if not all(ended for _, ended, *_ in lines):
+def _answer(text: str, made: Mapping[str, Line], spent: Spent) -> Answer:
+    lines = [made[line.strip()] if line.strip() else Line("", True, 0, 0) for line in text.split("\n")]
+    if not all(line.ended for line in lines):
         return Answer(None, "cut off", spent)
-    said = canonical("\n".join(line for line, *_ in lines)).strip()
+    said = canonical("\n".join(line.text for line in lines)).strip()
     return Answer(said, "", spent) if said else Answer(None, "no answer", spent)

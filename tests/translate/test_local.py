@@ -19,7 +19,7 @@ from transformers import (
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.errors import ConfigError
 from isogloss.translate.answers import Wanted
-from isogloss.translate.local import Seq2Seq, Shown, is_seq2seq
+from isogloss.translate.local import Line, Seq2Seq, Shown, is_seq2seq
 
 WORDS = ["<pad>", "</s>", "<unk>", "<s>", "the", "book", "is", "red", "it", "kitabu", "ni"]
 SIZES = {
@@ -139,7 +139,7 @@ def test_texts_are_translated_line_by_line_and_each_line_once(tmp_path):
 
         def lines(self, texts, code):
             self.read += texts
-            return [(text.upper(), text != "endless", 4, 2) for text in texts]
+            return [Line(text.upper(), text != "endless", 4, 2) for text in texts]
 
     found, kept = Fixed(), {}
     wanted = [Wanted(text, "sw") for text in ("a\n\n  b", "b", "c\nendless")]
