@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from isogloss.evaluate.runner import Model
 from isogloss.standardise import FEWEST
-from isogloss.translate.likeness import layers, scores
+from isogloss.translate.likeness import layers, scorer, scores
 
 
 def test_the_layers_of_a_model_of_eighteen():
@@ -29,10 +30,8 @@ def test_scores_by_hand():
     assert scores(states, states).tolist() == pytest.approx([4.0, 4.0])
 
 
-def test_too_few_pairs_filter_nothing(monkeypatch):
-    from isogloss.translate import likeness
-
-    monkeypatch.setattr(likeness, "layers_of", lambda model: range(18))
-    score = likeness.scorer(type("Subject", (), {"model": None})())  # type: ignore[arg-type]
+def test_too_few_pairs_filter_nothing(tiny, tokenizer):
+    """The base reads none of them."""
+    score = scorer(Model(tiny("qwen3", seed=5), tokenizer))
     few = ["a"] * (FEWEST - 1)
     assert score(few, few, "sw") == [float("inf")] * (FEWEST - 1)
