@@ -469,19 +469,15 @@ class ModelTeacher(Settings):
         )
 
 
-class ServerTeacher(Settings):
-    """A model behind an OpenAI-compatible endpoint that returns prompts' log-probabilities, as vLLM does."""
+class Endpoint(Settings):
+    """An OpenAI-compatible endpoint, and how it is asked."""
 
-    type: Literal["server"] = "server"
-    """A served model; it must read the student's tokens."""
     url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
     """The endpoint, up to and with /v1; a key has no place in it."""
     model: Text
     """The model's name there."""
     key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     """Environment variable that holds the server's key; the key itself is never written down."""
-    top_k: Count = 32
-    """Likeliest tokens kept at each place; vLLM returns 20 unless it is started with --max-logprobs."""
     concurrency: Count = 8
     """Requests at a time."""
     rate: Positive | None = None
@@ -489,9 +485,18 @@ class ServerTeacher(Settings):
     timeout: Positive = 120.0
     """Seconds without a byte after which a request is made again."""
     attempts: Count = 8
-    """How often a row is asked before the run ends."""
+    """How often a request is made before the work ends."""
     backoff: Positive = 1.0
     """Seconds of the first wait, at most; it doubles with every attempt."""
+
+
+class ServerTeacher(Endpoint):
+    """A model behind an OpenAI-compatible endpoint that returns prompts' log-probabilities, as vLLM does."""
+
+    type: Literal["server"] = "server"
+    """A served model; it must read the student's tokens."""
+    top_k: Count = 32
+    """Likeliest tokens kept at each place; vLLM returns 20 unless it is started with --max-logprobs."""
 
 
 Teacher = Annotated[SelfTeacher | ModelTeacher | ServerTeacher, Field(discriminator="type")]

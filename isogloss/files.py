@@ -4,15 +4,18 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from isogloss.errors import RunError
+
+T = TypeVar("T")
 
 LOCK = "lock"
 """The file in a run's folder that its writer holds; it stays there."""
@@ -145,3 +148,66 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+class Journal(Generic[T]):
+    """Values by key in a file that only grows: what is there is never worked out again.
+
+    One JSON line a value, appended by a single write and flushed to the disk, so that a kill leaves whole
+    lines and at most one torn one, which counts as not there. Several processes may append to one file.
+
+    Args:
+        path: The file; made with the first value.
+        encode: What is written of a value, beside its `key`.
+        decode: The value of a line; it raises ValueError, KeyError or TypeError where a line is of no use,
+            which then counts as not there.
+    """
+
+    def __init__(
+        self, path: Path, encode: Callable[[T], dict[str, Any]], decode: Callable[[dict[str, Any]], T]
+    ):
+        self.path = path
+        self._encode, self._decode = encode, decode
+        self._lock = threading.Lock()
+        self._rows: dict[str, T] = {}
+        self._torn = False
+        if path.exists():
+            content = path.read_bytes()
+            self._torn = bool(content) and not content.endswith(b"\n")
+            for line in content.split(b"\n"):
+                if (row := self._read(line)) is not None:
+                    self._rows[row[0]] = row[1]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows
+
+    def __getitem__(self, key: str) -> T:
+        return self._rows[key]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def put(self, key: str, value: T) -> None:
+        """Append a value; it is on the disk when this returns."""
+        line = json.dumps({"key": key, **self._encode(value)}, ensure_ascii=False).encode() + b"\n"
+        with self._lock:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                # A line that a kill tore is ended, so that it takes no other with it.
+                written = b"\n" + line if self._torn else line
+                if os.write(file, written) != len(written):
+                    self._torn = True
+                    raise RunError(f"{self.path}: no room for another row; make some and run again")
+                os.fsync(file)
+            finally:
+                os.close(file)
+            self._torn = False
+            self._rows[key] = value
+
+    def _read(self, line: bytes) -> tuple[str, T] | None:
+        try:
+            entry = json.loads(line)
+            return entry["key"], self._decode(entry)
+        except (ValueError, KeyError, TypeError):
+            return None

@@ -176,6 +176,23 @@ def guess(text: str, candidates: Collection[str], /) -> str | None:
     return detect(text, candidates, fewest=_FEWEST_GUESSED if _in_script(text, SOURCE) else 1)
 
 
+def rank(text: str, code: str) -> dict[str, float]:
+    """Log-likelihoods of a text under the identifier, by our code: a language and all others in its script.
+
+    Empty where the identifier does not know the language. Of languages that it has one label for (Chinese in
+    two scripts) only the asked one is there.
+
+    Raises:
+        KeyError: It is not one of our codes.
+    """
+    script, label = languages()[code].script, _LABELS.get(code, code)
+    alike = {_LABELS.get(name, name): name for name, one in languages().items() if one.script == script}
+    if label not in _all_labels():
+        return {}
+    found = _identifier(frozenset(alike) & _all_labels()).rank(text)
+    return {code if name == label else alike[name]: float(score) for name, score in found}
+
+
 def _letters(text: str) -> Counter[str]:
     """Letters and the signs that belong to them, counted by the first word of their Unicode name."""
     return Counter(head for c in unicodedata.normalize("NFKC", text) if (head := _head(c)) is not None)

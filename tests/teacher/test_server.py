@@ -16,6 +16,7 @@ from isogloss.cost import Stage
 from isogloss.data.chat import Encoded
 from isogloss.distill.rows import Row
 from isogloss.distill.stage import distil
+from isogloss.endpoint import retry_after
 from isogloss.errors import ConfigError, RunError
 from isogloss.pipeline import Watcher
 from isogloss.teacher import server as served
@@ -184,11 +185,11 @@ def test_retry_after_is_waited_for_by_everybody(endpoint, tmp_path):
 
 def test_retry_after_by_hand():
     """Seconds, a date, what is past, what is neither."""
-    assert served._retry_after("3") == 3.0
-    assert served._retry_after(formatdate(time.time() + 30, usegmt=True)) == pytest.approx(30, abs=3)
-    assert served._retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
-    assert served._retry_after("soon") is None
-    assert served._retry_after(None) is None
+    assert retry_after("3") == 3.0
+    assert retry_after(formatdate(time.time() + 30, usegmt=True)) == pytest.approx(30, abs=3)
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert retry_after("soon") is None
+    assert retry_after(None) is None
 
 
 def test_what_is_answered_is_kept_and_the_rest_is_asked_later(endpoint, tmp_path):

@@ -4,6 +4,7 @@
     {"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]}    ShareGPT
     {"prompt": "…", "completion": "…"}, each a text or a list of messages                  TRL
     {"instruction": "…", "input": "…", "output": "…"}                                      Alpaca
+    {"instruction": "…", "context": "…", "response": "…"}                                  Dolly
 
 The first user message and its answer are read, a system message being put before the instruction. Left out,
 and told, are what follows in the conversation, as an example is one turn; rows in a language that is not
@@ -12,7 +13,7 @@ an id the line number serves; rows that share an id are the same item in several
 opened is said in `records`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -26,6 +27,7 @@ from isogloss.data.formats.rows import (
     identifier,
     join,
     language_or_none,
+    nothing,
     task_of,
     turn,
 )
@@ -50,7 +52,12 @@ class Message(NamedTuple):
 
 
 def read(
-    path: Path, language: str = "en", *, split: str | None = None, tell: Tell = nobody
+    path: Path,
+    language: str = "en",
+    *,
+    split: str | None = None,
+    tell: Tell = nobody,
+    each: Callable[[LeftOut], object] = nothing,
 ) -> list[ParallelExample]:
     """The first turn of every conversation.
 
@@ -59,13 +66,14 @@ def read(
         language: The language of the rows that name none.
         split: Which part of a folder to read; train where it holds several and none is named.
         tell: Hears which split was taken, and what is left out, and why.
+        each: Is given everything that is left out.
 
     Raises:
         DataError: The file is missing, a row is malformed or says of itself what cannot be heeded, or none
             can be used.
     """
     default = language_of(language, path).code
-    return join(_rows(path, default, split, tell), path, tell)
+    return join(_rows(path, default, split, tell), path, tell, each)
 
 
 def _rows(path: Path, default: str, split: str | None, tell: Tell) -> Iterator[Row | LeftOut]:
@@ -119,11 +127,15 @@ def _given(cells: Mapping[str, Any], path: Path, line: int) -> list[Mapping[str,
         asked = _either(cells["prompt"], "user", path, line)
         return asked if absent(answer) else [*asked, *_either(answer, "assistant", path, line)]
     if "instruction" in has:
-        more, answer = cells.get("input"), cells.get("output")
+        more, answer = _either_key(cells, "input", "context"), _either_key(cells, "output", "response")
         asked = cells["instruction"] if absent(more) or more == "" else f"{cells['instruction']}\n\n{more}"
         said = [] if absent(answer) else [{"role": "assistant", "content": answer}]
         return [{"role": "user", "content": asked}, *said]
     raise DataError(f"no key 'messages'; {nearest('messages', list(cells))}", path, line)
+
+
+def _either_key(cells: Mapping[str, Any], one: str, other: str) -> Any:
+    return cells.get(other) if absent(cells.get(one)) else cells[one]
 
 
 def _either(value: Any, role: str, path: Path, line: int) -> list[Mapping[str, Any]]:

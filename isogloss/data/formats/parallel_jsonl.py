@@ -14,7 +14,7 @@ item's. The same rows may come as a list in a .json, or as .csv or .parquet.
 """
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from isogloss.data.formats.rows import (
     identifier,
     join,
     language_or_none,
+    nothing,
     task_of,
     turn,
 )
@@ -39,17 +40,20 @@ _TURN: Final = ("instruction", "response")
 _ROW: Final = (*_ITEM, "language", *_TURN)
 
 
-def read(path: Path, *, tell: Tell = nobody) -> list[ParallelExample]:
+def read(
+    path: Path, *, tell: Tell = nobody, each: Callable[[LeftOut], object] = nothing
+) -> list[ParallelExample]:
     """All items of the file, in the order in which their ids first occur.
 
     Args:
         path: The file.
         tell: Hears how many rows are left out because their language is not known here.
+        each: Is given each of them.
 
     Raises:
         DataError: The file is missing, a row is malformed, or none can be used.
     """
-    return join(_rows(path), path, tell)
+    return join(_rows(path), path, tell, each)
 
 
 def write(path: Path, examples: Iterable[ParallelExample]) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,13 +42,23 @@ class LeftOut:
     whole: bool = True
 
 
-def join(rows: Iterable[Row | LeftOut], path: Path, tell: Tell = nobody) -> list[ParallelExample]:
+def nothing(left: LeftOut) -> None:
+    """Heeds nothing that is left out."""
+
+
+def join(
+    rows: Iterable[Row | LeftOut],
+    path: Path,
+    tell: Tell = nobody,
+    each: Callable[[LeftOut], object] = nothing,
+) -> list[ParallelExample]:
     """One example per id, in the order in which the ids first occur.
 
     Args:
         rows: In the order of the file.
         path: The file or folder, for messages.
         tell: Hears how much is left out, and why, in one line.
+        each: Is given everything that is left out.
 
     Raises:
         DataError: There is no row that can be used, or an id has a language twice, or two tasks.
@@ -60,6 +70,7 @@ def join(rows: Iterable[Row | LeftOut], path: Path, tell: Tell = nobody) -> list
     for row in rows:
         if isinstance(row, LeftOut):
             left.append(row)
+            each(row)
             continue
         used += 1
         first = firsts.setdefault(row.id, row)

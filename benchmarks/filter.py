@@ -1,0 +1,201 @@
+"""How much damage the filter of translations finds, and how many clean pairs it keeps, by language.
+
+    python benchmarks/filter.py --data-root FOLDER --out benchmarks/filter.json
+    python benchmarks/filter.py --data-root FOLDER --choose isogloss/translate/limits.yaml
+
+Tatoeba pairs, 600 of a language at most, drawn by a hash of the English; the half whose hash is even chooses
+the limits, the other half is reported. With --likeness the languages named there are also read by a base
+(gemma-3-270m), and the likeness of both sides counts for what is kept and what is found of shuffled pairs.
+Damages: shuffled (another sentence's translation), half cut (with and without a full stop put behind it),
+wrong language (any other of the sets; one in the same script), copy (the English), numbers changed (in pairs
+into which the same number was put), placeholder lost ({name} likewise).
+"""
+
+import argparse
+import gzip
+import hashlib
+import math
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean
+
+import yaml
+from machine import put
+
+from isogloss.languages import languages
+from isogloss.translate.filter import Limits, ends, foreignness, reasons, surplus
+
+PAIRS = 600
+LOST = {"shortest": 0.003, "longest": 0.003, "foreign": 0.005, "likeness": 0.03}
+"""Shares of clean pairs that each limit may cost."""
+FEWEST_ENDS = 0.96
+"""Share of clean pairs from which on the mark at the end is looked for."""
+Pair = tuple[str, str]
+
+
+def number_of(text: str) -> int:
+    return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
+
+
+def pairs_of(file: Path) -> list[Pair]:
+    lines = gzip.decompress(file.read_bytes()).decode().split("\n")[1:]
+    pairs = dict.fromkeys(tuple(line.split("\t")) for line in lines if line)
+    return sorted(pairs, key=lambda pair: number_of(pair[0]))[:PAIRS]  # type: ignore[return-value]
+
+
+def quantile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+
+
+def choose(pairs: list[Pair], code: str, likeness: list[float] | None) -> Limits:
+    ratio = sum(len(text) for _, text in pairs) / sum(len(english) for english, _ in pairs)
+    lengths = [surplus(english, text, ratio) for english, text in pairs]
+    margins = [m for _, text in pairs if math.isfinite(m := foreignness(text, code)[0])] or [0.0]
+    ended = [ends(text) for english, text in pairs if english.endswith((".", "?", "!"))]
+    return Limits(
+        ratio=round(ratio, 3),
+        shortest=round(quantile(lengths, LOST["shortest"]), 2),
+        longest=round(quantile(lengths, 1 - LOST["longest"]), 2),
+        foreign=round(quantile(margins, LOST["foreign"]), 2),
+        ends=mean(ended) >= FEWEST_ENDS,
+        likeness=round(quantile(likeness, LOST["likeness"]), 3) if likeness else None,
+    )
+
+
+def half(text: str) -> str:
+    words = text.split(" ")
+    return " ".join(words[: len(words) // 2]) if len(words) > 3 else text[: len(text) // 2]
+
+
+def mark(pair: Pair, what: str) -> Pair:
+    return tuple(f"{side} ({what})" for side in pair)  # type: ignore[return-value]
+
+
+def damages(pairs: list[Pair], others: dict[str, list[str]], code: str) -> dict[str, list[Pair]]:
+    alike = [name for name in others if languages()[name].script == languages()[code].script]
+
+    def of(names: list[str], english: str) -> str:
+        texts = others[names[number_of(english) % len(names)]]
+        return texts[number_of(english[::-1]) % len(texts)]
+
+    found: dict[str, list[Pair]] = {
+        "shuffled": [(pairs[i][0], pairs[i - len(pairs) // 2][1]) for i in range(len(pairs))],
+        "half cut": [(english, half(text)) for english, text in pairs],
+        "half cut, full stop": [(english, half(text) + ".") for english, text in pairs],
+        "wrong language": [(english, of(list(others), english)) for english, _ in pairs],
+        "copy": [(english, english) for english, _ in pairs],
+    }
+    if alike:
+        found["wrong language, same script"] = [(english, of(alike, english)) for english, _ in pairs]
+    for number, pair in enumerate(pairs):
+        many = 100 + 7 * number
+        changed = mark(pair, str(many))[0], mark(pair, str(many + 10 ** (number % 3)))[1]
+        found.setdefault("numbers changed", []).append(changed)
+        found.setdefault("placeholder lost", []).append((mark(pair, "{name}")[0], pair[1]))
+    return found
+
+
+Likeness = Callable[[list[Pair], str], tuple[list[float], list[float]] | None]
+"""Of pairs in a language, the scores of the true ones and of the shuffled; None where nobody read it."""
+
+
+def measure(folder: Path, likeness: Likeness, chosen: dict[str, Limits]) -> list[dict]:
+    files = {file.name[3:-7]: file for file in sorted(folder.glob("en-*.tsv.gz"))}
+    halves = {
+        code: tuple([pair for pair in pairs_of(file) if number_of(pair[0]) % 2 == rest] for rest in (0, 1))
+        for code, file in files.items()
+    }
+    rows = []
+    for code, (choosing, reported) in halves.items():
+        alike = likeness(choosing, code)
+        limits = choose(choosing, code, alike[0] if alike else None)
+        chosen[code] = limits
+        others = {name: [text for _, text in two] for name, (_, two) in halves.items() if name != code}
+        right, shuffled = likeness(reported, code) or (None, None)
+
+        def kept(pairs: list[Pair], scores: list[float] | None = None, code=code, limits=limits) -> float:
+            numbers = range(len(pairs))
+            faults = [
+                reasons(*pairs[n], code, limits=limits, likeness=scores[n] if scores else None)
+                for n in numbers
+            ]
+            return mean(not some for some in faults)
+
+        clean, surface = kept(reported, right), kept(reported)
+        for damage, pairs in damages(reported, others, code).items():
+            read = shuffled if damage == "shuffled" else None
+            if damage == "shuffled" and read is None:
+                continue  # nothing on the surface shows it
+            rows.append(
+                {
+                    "language": code, "damage": damage, "pairs": len(pairs), "recall": 1 - kept(pairs, read),
+                    "kept": clean, "kept_without_likeness": surface,
+                }
+            )  # fmt: skip
+            print(*rows[-1].values(), flush=True)
+    return rows
+
+
+def nobody(pairs: list[Pair], code: str) -> None:
+    """No base reads anything."""
+
+
+def read_by(base: str, codes: list[str], states: Path) -> Likeness:
+    """Likeness of true and of shuffled pairs, from states that are kept in a folder."""
+    import torch
+
+    from isogloss.evaluate.runner import Model, embed
+    from isogloss.model import layers_of, load_model, load_tokenizer
+    from isogloss.translate.likeness import layers, scores
+
+    subject: list[Model] = []
+
+    def likeness(pairs: list[Pair], code: str):
+        if code not in codes:
+            return None
+        sides = []
+        for side, language in ((0, "en"), (1, code)):
+            texts = [pair[side] for pair in pairs]
+            file = states / f"{base}-{hashlib.sha256(repr(texts).encode()).hexdigest()[:12]}.pt"
+            if not file.exists():
+                if not subject:
+                    subject.append(Model(load_model(base, torch.float32), load_tokenizer(base)))
+                chosen = list(layers(len(layers_of(subject[0].model))))
+                states.mkdir(parents=True, exist_ok=True)
+                torch.save(embed(subject[0], texts, language, chosen, 32), file)
+            sides.append(torch.load(file))
+        # By half the list: the same English stands in rows that are neighbours.
+        shuffled = {layer: vectors.roll(len(pairs) // 2, 0) for layer, vectors in sides[1].items()}
+        return scores(*sides).tolist(), scores(sides[0], shuffled).tolist()
+
+    return likeness
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data-root", type=Path, required=True, help="folder that holds tatoeba")
+    parser.add_argument("--likeness", nargs="*", default=[], help="languages that the base reads")
+    parser.add_argument("--base", default="gemma-3-270m")
+    parser.add_argument(
+        "--states", type=Path, default=Path("runs/filter"), help="folder of the base's states"
+    )
+    parser.add_argument("--choose", type=Path, help="write the limits here")
+    parser.add_argument("--out", type=Path, help="where the JSON goes; printed without it")
+    given = parser.parse_args()
+    read = read_by(given.base, given.likeness, given.states) if given.likeness else nobody
+    limits: dict[str, Limits] = {}
+    rows = measure(given.data_root / "tatoeba", read, limits)
+    if given.choose:
+        entries = {code: vars(one) for code, one in limits.items()}
+        head = "# Limits by language, chosen by benchmarks/filter.py; filter.Limits says what each is.\n"
+        given.choose.write_text(
+            head + yaml.safe_dump(entries, default_flow_style=None, width=110, sort_keys=False)
+        )
+    found = {"rows": rows, "versions": {name: version(name) for name in ("isogloss", "py3langid")}}
+    put(found, given.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Which layout a file is in, told from its first row: our parallel form, or one of the chat layouts.
+
+Told by the keys, so that nobody has to say it. A table with columns of its own is none of them; its settings
+name its columns (`data: {type: table, columns: …}`).
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from isogloss.data.examples import ParallelExample
+from isogloss.data.formats import chat_jsonl, parallel_jsonl
+from isogloss.data.formats.records import Tell, nobody, read_records
+from isogloss.data.formats.rows import LeftOut, absent, nothing
+from isogloss.errors import DataError
+from isogloss.languages import UnknownLanguageError, resolve
+
+CHATS: Final = {
+    "messages": "messages", "conversations": "ShareGPT", "prompt": "prompt and completion",
+    "instruction": "instruction and output (Alpaca, Dolly)",
+}  # fmt: skip
+"""By the key that tells it, the first that is there, what a layout of `chat_jsonl` is called."""
+_PARALLEL: Final = {"id", "task", "language", "instruction", "response"}
+
+
+class Layout(NamedTuple):
+    """How a file is read.
+
+    Attributes:
+        type: The settings' `data.type`.
+        name: For people.
+    """
+
+    type: str
+    name: str
+
+
+def layout_of(path: Path, split: str | None = None) -> Layout:
+    """What the first row says.
+
+    Raises:
+        DataError: The file cannot be opened, is empty, or its first row is in no layout that is known.
+    """
+    first = next(read_records(path, split, kind="jsonl"), None)
+    if first is None:
+        raise DataError("the file holds no row; give it at least one", path)
+    if (found := _layout(first.cells)) is None:
+        keys = ", ".join(map(str, list(first.cells)[:12]))
+        raise DataError(
+            f"the keys are {keys}, which is no layout known here; name what they hold in the settings, as "
+            "data: {type: table, columns: {instruction: …, response: …}}",
+            first.path, first.line,
+        )  # fmt: skip
+    return found
+
+
+def read(
+    path: Path,
+    language: str = "en",
+    *,
+    split: str | None = None,
+    tell: Tell = nobody,
+    each: Callable[[LeftOut], object] = nothing,
+) -> tuple[Layout, list[ParallelExample]]:
+    """All items of a file in whatever layout, and which that is.
+
+    Args:
+        path: A file, or a folder of chats.
+        language: The language of chats that name none.
+        split: Which part of a folder is read.
+        tell: Hears what is left out, and why.
+        each: Is given everything that is left out.
+
+    Raises:
+        DataError: As `layout_of`, or a row is malformed.
+    """
+    layout = layout_of(path, split)
+    if layout.type == "parallel":
+        return layout, parallel_jsonl.read(path, tell=tell, each=each)
+    return layout, chat_jsonl.read(path, language, split=split, tell=tell, each=each)
+
+
+def _layout(cells: Mapping[str, Any]) -> Layout | None:
+    there = {key for key, value in cells.items() if not absent(value)}
+    if {"language", "instruction"} <= there <= _PARALLEL:
+        return Layout("parallel", "one language a row")
+    for key, name in CHATS.items():
+        if key in there:
+            return Layout("chat", name)
+    if any(isinstance(cells[key], Mapping) and _is_language(key) for key in there - {"id", "task"}):
+        return Layout("parallel", "all languages in a row")
+    return None
+
+
+def _is_language(key: str) -> bool:
+    try:
+        resolve(key)
+    except UnknownLanguageError:
+        return False
+    return True

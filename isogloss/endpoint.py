@@ -1,0 +1,193 @@
+"""An HTTP endpoint that may fail for a while: JSON is posted at a stated pace, several requests at a time.
+
+Asked again, after an exponentially growing, random wait: 408, 429 and 5xx (after `Retry-After`, where it is
+given: then nobody asks before), time-outs, dropped connections, and answers that are not whole JSON.
+Every other refusal ends the work with one line. Knows nothing of what is asked.
+"""
+
+import email.utils
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+import httpx2
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_attempt,
+    wait_random_exponential,
+)
+
+from isogloss.config import Endpoint
+from isogloss.errors import ConfigError, RunError
+
+LONGEST_WAIT = 60.0
+"""Seconds between two attempts, where the server names none."""
+
+
+class _Again(Exception):  # noqa: N818  # an attempt, not an error
+    """A fault that may pass; `wait` is how many seconds the server wants."""
+
+    def __init__(self, what: str, wait: float | None = None):
+        super().__init__(what)
+        self.wait = wait
+
+
+class _Stopped(Exception):  # noqa: N818  # neither
+    """Another request has failed for good."""
+
+
+class _Pace:
+    """Lets requests start no faster than a rate, and none before a time that the server has named."""
+
+    def __init__(self, rate: float | None):
+        self.gap = 0.0 if rate is None else 1 / rate
+        self._next = 0.0
+        self._queue, self._lock = threading.Lock(), threading.Lock()
+
+    def wait(self, stop: threading.Event) -> None:
+        """Until it is the caller's turn, or all is stopped; who comes later waits behind."""
+        with self._queue:
+            while True:
+                with self._lock:
+                    now = time.monotonic()
+                    if self._next <= now:
+                        self._next = now + self.gap
+                        return
+                    left = self._next - now
+                if stop.wait(left):
+                    return
+
+    def hold(self, seconds: float) -> None:
+        with self._lock:
+            self._next = max(self._next, time.monotonic() + seconds)
+
+
+class Client:
+    """Posts a request, again where that may help; used by several threads.
+
+    Args:
+        settings: Which endpoint, and how it is asked.
+        where: What the settings are called, for messages.
+        key: What the setting of the key's environment variable is called.
+
+    Raises:
+        ConfigError: The environment variable of the key is not set.
+    """
+
+    def __init__(self, settings: Endpoint, where: str, key: str):
+        self.settings, self._where, self._named = settings, where, key
+        self._key = ""
+        if settings.key_env is not None:
+            self._key = os.environ.get(settings.key_env, "")
+            if not self._key:
+                raise ConfigError(
+                    f"{key}: the environment variable {settings.key_env} is not set; put the server's key "
+                    "there"
+                )
+        self._stop = threading.Event()
+        self._pace = _Pace(settings.rate)
+        self._http = httpx2.Client(
+            timeout=settings.timeout,
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            limits=httpx2.Limits(max_connections=settings.concurrency),
+        )
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._http.close()
+
+    def each(self, work: Iterable[Callable[[], object]], done: Callable[[], object]) -> None:
+        """Do all of the work, as much of it at a time as the settings say.
+
+        Where one piece fails, none that waits begins; what is under way is waited for.
+
+        Args:
+            work: Pieces that post requests, and keep what is answered.
+            done: Called after each piece.
+        """
+        with ThreadPoolExecutor(self.settings.concurrency) as pool:
+            futures = [pool.submit(one) for one in work]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    done()
+            except BaseException:
+                self._stop.set()
+                raise
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """The JSON value that the endpoint answers with.
+
+        Raises:
+            ConfigError: The server refuses.
+            RunError: It was asked as often as the settings say, in vain.
+        """
+        retrying = Retrying(
+            retry=retry_if_exception_type(_Again), stop=stop_after_attempt(self.settings.attempts),
+            wait=self._wait, sleep=sleep_using_event(self._stop), reraise=True,
+        )  # fmt: skip
+        try:
+            return retrying(self._once, path, body)
+        except _Again as error:
+            raise RunError(
+                f"{self.settings.url} did not answer in {self.settings.attempts} attempts (the last: "
+                f"{error}); what it has answered is kept, and the same command asks the rest"
+            ) from None
+
+    def _wait(self, state: RetryCallState) -> float:
+        backoff = self.settings.backoff
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, _Again) and error.wait is not None:
+            return error.wait + random.uniform(0, min(backoff, 1.0) / 10)
+        return wait_random_exponential(multiplier=backoff, max=LONGEST_WAIT)(state)
+
+    def _once(self, path: str, body: dict[str, Any]) -> Any:
+        self._pace.wait(self._stop)
+        if self._stop.is_set():
+            raise _Stopped
+        try:
+            answer = self._http.post(f"{self.settings.url.rstrip('/')}/{path}", json=body)
+        except httpx2.TransportError as error:
+            raise _Again(type(error).__name__) from None
+        status = answer.status_code
+        if status in (408, 429) or status >= 500:
+            wait = retry_after(answer.headers.get("retry-after"))
+            if wait is not None:
+                self._pace.hold(wait)
+            raise _Again(str(status), wait)
+        if status != 200:
+            raise ConfigError(f"{self._where}: {self.settings.url} answered {status}{self._why(answer)}")
+        try:
+            return answer.json()
+        except ValueError:
+            raise _Again("an answer that is not whole JSON") from None
+
+    def _why(self, answer: httpx2.Response) -> str:
+        """The server's reason in a few words, which must not repeat the key; of a key it says nothing."""
+        if answer.status_code in (401, 403):
+            return f"; name the environment variable of a valid key in {self._named}"
+        text = " ".join(answer.text.split())[:200]
+        return f": {text.replace(self._key, '…') if self._key else text}"
+
+
+def retry_after(header: str | None) -> float | None:
+    """Seconds of a `Retry-After`, which is a number of them or a date (RFC 9110, section 10.2.3)."""
+    if header is None:
+        return None
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
+    except ValueError:
+        return None

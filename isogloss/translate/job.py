@@ -1,0 +1,263 @@
+"""A file in English becomes a parallel one: what is missing is translated, what is wrong left out.
+
+Beside FILE.jsonl lies the folder FILE.translate: `answers.jsonl`, which only grows and from which a killed
+job goes on; `dropped.jsonl`, every row that was left out, with its reason; `report.json`; `README.md`, the
+data card. FILE.jsonl itself is written at the end, whole.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from isogloss.data.examples import ParallelExample, Turn
+from isogloss.data.formats import parallel_jsonl
+from isogloss.errors import ConfigError, DataError
+from isogloss.files import Journal, locked, write_json, write_lines, write_text
+from isogloss.languages import SOURCE, languages
+from isogloss.translate import answers
+from isogloss.translate.answers import Answer, Spent, Translator, Wanted, key_of
+from isogloss.translate.filter import Reason, reasons
+
+Progress = Callable[[int, int], None]
+Likeness = Callable[[Sequence[str], Sequence[str], str], Sequence[float]]
+"""Of English texts and their translations into a language, how alike each pair is."""
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A translation that is left out, or missing; `reason` is the first of what speaks against it."""
+
+    id: str
+    language: str
+    part: str
+    english: str
+    text: str | None
+    reason: str
+    details: list[str]
+
+
+@dataclass
+class Done:
+    """What came of a job.
+
+    Attributes:
+        kept: By language, how many items are in the parallel file.
+        dropped: By language and reason, how many items are not.
+        new: What this call spent; `spent`, what all its answers cost, whenever they were asked for.
+        asked: How many texts this call asked for, of how many that were needed.
+    """
+
+    out: Path
+    kept: dict[str, int]
+    dropped: dict[str, dict[str, int]]
+    asked: int
+    needed: int
+    new: Spent = field(default_factory=Spent)
+    spent: Spent = field(default_factory=Spent)
+
+
+def folder_of(out: Path) -> Path:
+    """Where everything but the parallel file goes."""
+    return out.with_name(f"{out.name.removesuffix('.gz').removesuffix('.jsonl')}.translate")
+
+
+class Job:
+    """Examples, the languages that they are to be had in, and who translates.
+
+    Args:
+        examples: Those without an English turn are left as they are.
+        codes: Our codes of the languages; what an example has already is kept.
+        responses: Whether responses are translated too, or left for a teacher to write.
+        keep: Regular expressions of what must stand in a translation as in English.
+
+    Raises:
+        ConfigError: English is among the languages.
+        DataError: There is nothing in English.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[ParallelExample],
+        codes: Sequence[str],
+        translator: Translator,
+        out: Path,
+        *,
+        responses: bool = True,
+        keep: Sequence[str] = (),
+    ):
+        if SOURCE in codes:
+            raise ConfigError("--to: English is what is translated; leave it out")
+        if not any(SOURCE in example.turns for example in examples):
+            raise DataError("the data have no instruction in English, so there is nothing to translate")
+        self.examples, self.codes, self.translator, self.out = examples, codes, translator, out
+        self.responses, self.keep = responses, keep
+        self.folder = folder_of(out)
+        found = [
+            Wanted(text, code)
+            for code in codes
+            for example in examples
+            if SOURCE in example.turns and code not in example.turns
+            for text in self._texts(example).values()
+        ]
+        self.wanted = list(dict.fromkeys(found))
+        self.keys = {one: key_of(translator, one) for one in self.wanted}
+
+    def missing(self) -> list[Wanted]:
+        """What has no answer yet; nothing is written."""
+        there = answers.journal(self.folder / "answers.jsonl")
+        return [one for one in self.wanted if self.keys[one] not in there]
+
+    def run(
+        self, progress: Progress, likeness: Likeness | None = None, about: Mapping[str, Any] = {}
+    ) -> Done:
+        """Ask for what is missing, then write the files.
+
+        Args:
+            progress: Told how many texts of how many are answered.
+            likeness: Also filters by how alike both sides are to a model.
+            about: Further entries of the report.
+
+        Raises:
+            IsoglossError: The translator fails; what it has answered is kept.
+        """
+        with locked(self.folder):
+            kept = answers.journal(self.folder / "answers.jsonl")
+            missing = [one for one in self.wanted if self.keys[one] not in kept]
+            new = Spent()
+
+            def keep(one: Wanted, answer: Answer) -> None:
+                kept.put(self.keys[one], answer)
+                new.add(answer.spent)
+
+            began = time.monotonic()
+            if missing:
+                self.translator.run(missing, keep, progress)
+            elapsed = time.monotonic() - began
+            done = self._write(kept, likeness)
+            done.asked, done.new = len(missing), new
+            for one in self.wanted:
+                done.spent.add(kept[self.keys[one]].spent)
+            report = self._report(done, elapsed, about)
+            write_json(self.folder / "report.json", report)
+            write_text(self.folder / "README.md", card(report, parallel_jsonl.read(self.out), self.codes))
+            return done
+
+    def _texts(self, example: ParallelExample) -> dict[str, str]:
+        """What of an example is translated, by part."""
+        turn = example.turns[SOURCE]
+        found = {"instruction": turn.instruction}
+        if self.responses and turn.response is not None and turn.response.strip():
+            found["response"] = turn.response
+        return found
+
+    def _write(self, kept: Journal[Answer], likeness: Likeness | None) -> Done:
+        alike = self._alike(kept, likeness) if likeness else {}
+        dropped: list[Dropped] = []
+        made: list[ParallelExample] = []
+        counts = Counter[str]()
+        for example in self.examples:
+            turns = dict(example.turns)
+            for code in self.codes if SOURCE in turns else ():
+                if code in example.turns:
+                    continue
+                faults, texts = self._judge(example, code, kept, alike)
+                if faults:
+                    dropped += faults
+                else:
+                    turns[code] = Turn(texts["instruction"], texts.get("response"))
+                    counts[code] += 1
+            made.append(replace(example, turns=turns))
+        if not counts and self.wanted:
+            write_lines(self.folder / "dropped.jsonl", [asdict(one) for one in dropped])
+            raise DataError(
+                f"no translation is left after the filter; see {self.folder / 'dropped.jsonl'} for why"
+            )
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        parallel_jsonl.write(self.out, made)
+        write_lines(self.folder / "dropped.jsonl", [asdict(one) for one in dropped])
+        firsts = {(one.id, one.language): one.reason for one in reversed(dropped)}
+        by_code = {
+            code: Counter(why for (_, own), why in firsts.items() if own == code) for code in self.codes
+        }
+        return Done(
+            self.out,
+            {code: counts[code] for code in self.codes},
+            {code: dict(found.most_common()) for code, found in by_code.items()},
+            0, len(self.wanted),
+        )  # fmt: skip
+
+    def _judge(
+        self, example: ParallelExample, code: str, kept: Journal[Answer], alike: Mapping[Wanted, float]
+    ) -> tuple[list[Dropped], dict[str, str]]:
+        """Why an example is left out in a language, or its parts there."""
+        faults: list[Dropped] = []
+        texts: dict[str, str] = {}
+        for part, english in self._texts(example).items():
+            wanted = Wanted(english, code)
+            answer = kept[self.keys[wanted]]
+            if answer.text is None:
+                found = [Reason("no translation", answer.why)]
+            else:
+                found = reasons(english, answer.text, code, keep=self.keep, likeness=alike.get(wanted))
+                texts[part] = answer.text
+            if found:
+                details = [str(one) for one in found]
+                faults.append(Dropped(example.id, code, part, english, answer.text, found[0].check, details))
+        return faults, texts
+
+    def _alike(self, kept: Journal[Answer], likeness: Likeness) -> dict[Wanted, float]:
+        found: dict[Wanted, float] = {}
+        for code in self.codes:
+            pairs = [
+                (one, text)
+                for one in self.wanted
+                if one.code == code and (text := kept[self.keys[one]].text) is not None
+            ]
+            if pairs:
+                scores = likeness([one.text for one, _ in pairs], [text for _, text in pairs], code)
+                found.update(zip((one for one, _ in pairs), scores, strict=True))
+        return found
+
+    def _report(self, done: Done, elapsed: float, about: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "translator": self.translator.name, **about, "languages": list(self.codes),
+            "items": len(self.examples), "responses": self.responses, "kept": done.kept,
+            "dropped": done.dropped, "texts": {"needed": done.needed, "asked_now": done.asked},
+            "spent": asdict(done.spent), "spent_now": {**asdict(done.new), "elapsed": round(elapsed, 3)},
+        }  # fmt: skip
+
+
+def card(report: Mapping[str, Any], made: Sequence[ParallelExample], codes: Sequence[str]) -> str:
+    """The data card, in Markdown: where the data come from, what was left out, and a few examples."""
+    table = languages()
+    what = "instructions and responses" if report["responses"] else "instructions"
+    lines = [
+        *("---", "language:", *(f"- {code}" for code in (SOURCE, *codes)), "---"),
+        *("# Translated instructions", ""),
+        f"English {what} from `{report.get('data', 'a file')}`,",
+        f"translated by {report['translator']}, a machine.",
+        "No speaker has read them unless somebody says so here.",
+        "",
+        "The terms of the English data and those of the translator hold for this file; name both before you",
+        "pass it on.",
+        "",
+        f"| language | kept of {report['items']} | left out |",
+        "| --- | --- | --- |",
+    ]
+    for code in codes:
+        whys = ", ".join(f"{why} {count}" for why, count in report["dropped"][code].items()) or "none"
+        lines.append(f"| {table[code].name} | {report['kept'][code]} | {whys} |")
+    for code in codes:
+        shown = [one for one in made if code in one.turns and SOURCE in one.turns][:3]
+        lines += ["", f"## {table[code].name}", ""]
+        sides = [(one.turns[SOURCE].instruction, one.turns[code].instruction) for one in shown]
+        lines += [f"- {_short(english)} → {_short(own)}" for english, own in sides]
+    return "\n".join(lines) + "\n"
+
+
+def _short(text: str) -> str:
+    words = " ".join(text.split())
+    return words if len(words) <= 120 else words[:119] + "…"

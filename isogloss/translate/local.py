@@ -1,0 +1,254 @@
+"""A model on this machine as translator: a seq2seq model made for it, or a base that is shown translations.
+
+Both translate line by line, as the former know sentences and the latter stops at the end of a line; empty
+lines stay where they are.
+Flow: texts → lines, each once → batches by length → lines of translation → texts.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+
+from isogloss.data.chat import encode_text
+from isogloss.data.examples import ParallelExample
+from isogloss.data.text import canonical
+from isogloss.errors import ConfigError
+from isogloss.files import content_hash
+from isogloss.generate import complete, stops
+from isogloss.languages import SOURCE, languages
+from isogloss.loading import named
+from isogloss.model import load_model, load_tokenizer, model_folder, pick_dtype
+from isogloss.translate.answers import Answer, Spent, Wanted
+
+TOGETHER: Final = 16
+"""Texts that are translated, and then kept, together."""
+SHOWN: Final = 8
+"""Translations that a base is shown before each line."""
+
+
+class Line(NamedTuple):
+    """A line's translation, whether it ended by itself, and the tokens read and written."""
+
+    text: str
+    ended: bool
+    read: int
+    written: int
+
+
+class Local(ABC):
+    """What both have in common.
+
+    Args:
+        model: A folder, or a name on the hub.
+    """
+
+    def __init__(self, model: str):
+        self.model = model
+        self.name = model
+        folder = Path(model_folder(model))
+        files = [*folder.glob("*.json"), *folder.glob("*.safetensors")] if folder.is_dir() else []
+        self._content = content_hash(files) if files else model
+
+    @abstractmethod
+    def identity(self, wanted: Wanted) -> list[Any]:
+        """All that its answer depends on, as JSON values."""
+
+    @abstractmethod
+    def lines(self, texts: Sequence[str], code: str) -> list[Line]:
+        """Each line's translation."""
+
+    def plan(self, wanted: Sequence[Wanted]) -> str:
+        """What the answers will cost, in one line."""
+        count = sum(len(_lines(one.text)) for one in wanted)
+        return f"{count} lines on this machine; the time left is told as they are translated"
+
+    def run(
+        self,
+        wanted: Sequence[Wanted],
+        keep: Callable[[Wanted, Answer], None],
+        progress: Callable[[int, int], None],
+    ) -> None:
+        """Translate, telling how many of how many are done."""
+        done = 0
+        for code in dict.fromkeys(one.code for one in wanted):
+            own = sorted((one for one in wanted if one.code == code), key=lambda one: len(one.text))
+            for start in range(0, len(own), TOGETHER):
+                batch = own[start : start + TOGETHER]
+                began = time.monotonic()
+                lines = list(dict.fromkeys(line for one in batch for line in _lines(one.text)))
+                made = dict(zip(lines, self.lines(lines, code), strict=True))
+                read = sum(one.read for one in made.values())
+                written = sum(one.written for one in made.values())
+                spent = Spent(1, read, written, round(time.monotonic() - began, 3))
+                for number, one in enumerate(batch):
+                    keep(one, _answer(one.text, made, spent if number == 0 else Spent()))
+                done += len(batch)
+                progress(done, len(wanted))
+
+
+class Seq2Seq(Local):
+    """NLLB, M2M100, MADLAD, OPUS-MT, and others whose vocabulary has a token for the language.
+
+    Args:
+        codes: Our codes of the languages that it will be asked for.
+
+    Raises:
+        ConfigError: The model cannot be loaded, or has no token for one of the languages.
+    """
+
+    def __init__(self, model: str, codes: Sequence[str]):
+        super().__init__(model)
+        folder = model_folder(model)
+        with named(model):
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self._targets = {code: self._token(code) for code in codes}
+        with named(model):
+            self._net = AutoModelForSeq2SeqLM.from_pretrained(
+                folder, dtype=pick_dtype("auto"), trust_remote_code=False
+            ).eval()  # fmt: skip
+        self._net.to("cuda" if torch.cuda.is_available() else "cpu")
+        if hasattr(self._tokenizer, "src_lang"):
+            source = self._token(SOURCE)[0]
+            if source is not None:
+                self._tokenizer.src_lang = source.strip("_") if source.startswith("__") else source
+
+    def identity(self, wanted: Wanted) -> list[Any]:
+        return ["seq2seq", self._content, self._targets[wanted.code][0]]
+
+    @torch.no_grad()
+    def lines(self, texts: Sequence[str], code: str) -> list[Line]:
+        token, before = self._targets[code]
+        given = [f"{token} {text}" if token and before else text for text in texts]
+        read = self._tokenizer(given, return_tensors="pt", padding=True).to(self._net.device)
+        start = {} if before else {"forced_bos_token_id": self._tokenizer.convert_tokens_to_ids(token)}
+        longest = 2 * read["input_ids"].shape[1] + 32
+        made = self._net.generate(
+            input_ids=read["input_ids"], attention_mask=read["attention_mask"], do_sample=False, num_beams=1,
+            max_new_tokens=longest, **start,
+        )  # fmt: skip
+        ends = self._net.generation_config.eos_token_id
+        ends = {ends} if isinstance(ends, int) else set(ends or ())
+        said = self._tokenizer.batch_decode(made, skip_special_tokens=True)
+        rows = zip(said, made.tolist(), read["attention_mask"].sum(1).tolist(), strict=True)
+        pad = self._tokenizer.pad_token_id
+        return [
+            Line(text.strip(), not ends.isdisjoint(ids[1:]), seen, sum(one != pad for one in ids[1:]))
+            for text, ids, seen in rows
+        ]
+
+    def _token(self, code: str) -> tuple[str | None, bool]:
+        """The language's token, and whether it stands before the text rather than before the translation.
+
+        Raises:
+            ConfigError: There is none, although other languages have one.
+        """
+        one, known = languages()[code], self._tokenizer.get_vocab()
+        spellings = dict.fromkeys((*one.codes(), one.iso639_3))
+        for shape, before in (("{}", False), ("__{}__", False), ("<2{}>", True), (">>{}<<", True)):
+            for spelling in spellings:
+                token = shape.format(spelling)
+                # A bare code is a language's only where it also says the script: "it" is a word.
+                if token in known and (shape != "{}" or "_" in token):
+                    return token, before
+        if code == SOURCE:
+            return None, True
+        if any(name.startswith((">>", "<2", "__")) or name == "eng_Latn" for name in known):
+            raise ConfigError(
+                f"--model: {self.model} has no token for {code} ({one.name}); leave it out of --to"
+            )
+        own = self._tokenizer.init_kwargs.get("target_lang")
+        if own not in one.codes():
+            raise ConfigError(
+                f"--model: {self.model} translates into {own or 'one language that it does not name'}, not "
+                f"{code}; take a model for {one.name}"
+            )
+        return None, True
+
+
+class Shown(Local):
+    """Any causal model, which reads a few translations and goes on.
+
+    Args:
+        examples: Where the translations are taken from: the shortest of each language's instructions.
+        codes: Our codes of the languages that it will be asked for.
+
+    Raises:
+        ConfigError: A language has too few examples, or the model cannot be loaded.
+    """
+
+    def __init__(self, model: str, examples: Sequence[ParallelExample], codes: Sequence[str]):
+        super().__init__(model)
+        self._heads = {code: _head(examples, code) for code in codes}
+        self._tokenizer = load_tokenizer(model)
+        self._net = load_model(model, pick_dtype("auto"))
+
+    def identity(self, wanted: Wanted) -> list[Any]:
+        return ["shown", self._content, self._heads[wanted.code]]
+
+    def lines(self, texts: Sequence[str], code: str) -> list[Line]:
+        head, name = self._heads[code], languages()[code].name
+        prompts = [encode_text(self._tokenizer, f"{head}English: {text}\n{name}:")[0] for text in texts]
+        longest = 3 * max(len(encode_text(self._tokenizer, text)[0]) for text in texts) + 16
+        stop = StoppingCriteriaList([StopStringCriteria(self._tokenizer, ["\n"])])
+        made = complete(self._net, self._tokenizer, prompts, max_new_tokens=longest, stopping_criteria=stop)
+        ends = set(stops(self._net, self._tokenizer))
+        said = self._tokenizer.batch_decode(made, skip_special_tokens=True)
+        found = []
+        for text, ids, prompt in zip(said, made.tolist(), prompts, strict=True):
+            line, newline, _ = text.lstrip(" ").partition("\n")
+            ended = bool(newline) or not ends.isdisjoint(ids)
+            found.append(Line(line.strip(), ended, len(prompt), len(ids)))
+        return found
+
+
+def is_seq2seq(model: str) -> bool:
+    """Whether a model has an encoder and a decoder.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    with named(model):
+        config = AutoConfig.from_pretrained(model_folder(model), trust_remote_code=False)
+    return bool(getattr(config, "is_encoder_decoder", False))
+
+
+def _head(examples: Sequence[ParallelExample], code: str) -> str:
+    found = [
+        (e.turns[SOURCE].instruction.strip(), e.turns[code].instruction.strip())
+        for e in examples
+        if SOURCE in e.turns and code in e.turns
+    ]
+    found = sorted(
+        (pair for pair in dict.fromkeys(found) if "\n" not in "".join(pair)), key=lambda p: len(p[0])
+    )
+    if len(found) < SHOWN:
+        raise ConfigError(
+            f"--examples: {len(found)} instructions of one line have {code}; give at least {SHOWN}"
+        )
+    # From the middle: the shortest are single words, the longest fill the prompt.
+    start = (len(found) - SHOWN) // 2
+    name = languages()[code].name
+    return "".join(f"English: {en}\n{name}: {own}\n\n" for en, own in found[start : start + SHOWN])
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def _answer(text: str, made: Mapping[str, Line], spent: Spent) -> Answer:
+    lines = [made[line.strip()] if line.strip() else Line("", True, 0, 0) for line in text.split("\n")]
+    if not all(line.ended for line in lines):
+        return Answer(None, "cut off", spent)
+    said = canonical("\n".join(line.text for line in lines)).strip()
+    return Answer(said, "", spent) if said else Answer(None, "no answer", spent)

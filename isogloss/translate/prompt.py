@@ -1,0 +1,121 @@
+"""What a chat model reads when it translates: data in `prompt.yaml`, of which a file may replace entries."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+
+from isogloss.data.formats.lines import nearest
+from isogloss.data.text import canonical
+from isogloss.errors import ConfigError
+from isogloss.languages import UnknownLanguageError, languages, resolve
+
+Messages = list[dict[str, str]]
+_NAMES = {"language", "autonym", "code", "script", "glossary", "texts"}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The entries of `prompt.yaml`, which says what they are; languages of the glossary are our codes."""
+
+    system: str
+    user: str
+    glossary_heading: str
+    glossary: Mapping[str, Mapping[str, str]]
+    keep: Sequence[str]
+    request: Mapping[str, Any]
+
+    def messages(self, texts: Sequence[str], code: str, tag: str) -> Messages:
+        """What is sent to have the texts translated.
+
+        Args:
+            tag: Name of the tags that the texts stand between, before their number.
+        """
+        one = languages()[code]
+        there = "\n".join(texts).casefold()
+        terms = {en: own for en, own in self.glossary.get(code, {}).items() if _word(en, there)}
+        lines = [f"{en}: {own}" for en, own in terms.items()]
+        values = {
+            "language": one.name, "autonym": one.autonym, "code": one.code, "script": one.script,
+            "glossary": "\n".join(["", self.glossary_heading, *lines]) if lines else "",
+            "texts": "\n".join(f"<{tag}{n}>{text}</{tag}{n}>" for n, text in enumerate(texts, start=1)),
+        }  # fmt: skip
+        said = {"system": self.system, "user": self.user}
+        filled = {role: Template(text).substitute(values).strip() for role, text in said.items()}
+        if tag != "t":
+            filled["system"] = re.sub(r"(</?)t(?=\d>)", rf"\g<1>{tag}", filled["system"])
+        return [{"role": role, "content": text} for role, text in filled.items() if text]
+
+
+def load_prompt(path: Path | None = None) -> Prompt:
+    """The prompt, with the entries of a file in place of our own.
+
+    Raises:
+        ConfigError: An entry is unknown or of another kind, or names a language, a pattern or a $name that
+            is none.
+    """
+    own = resources.files("isogloss.translate").joinpath("prompt.yaml").read_text(encoding="utf-8")
+    entries: dict[str, Any] = yaml.safe_load(own)
+    if path is None:
+        return Prompt(**entries)
+    try:
+        given = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path}: holds no entries; give some of {', '.join(entries)}")
+    for key, value in given.items():
+        if key not in entries:
+            raise ConfigError(f"{path}: {key!r} is not an entry; {nearest(str(key), list(entries))}")
+        if not isinstance(value, type(entries[key])):
+            raise ConfigError(
+                f"{path}: {key} is a {type(value).__name__}, not a {_KINDS[type(entries[key])]}"
+            )
+    prompt = Prompt(**{**entries, **given})
+    for field in fields(prompt):
+        if isinstance(text := getattr(prompt, field.name), str):
+            _check_template(text, field.name, path)
+    if "$texts" not in prompt.user and "${texts}" not in prompt.user:
+        raise ConfigError(f"{path}: user lacks $texts, which the texts to translate stand for")
+    for pattern in prompt.keep:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ConfigError(f"{path}: keep: {pattern!r} is no regular expression ({error})") from None
+    return Prompt(**{**vars(prompt), "glossary": _glossary(prompt.glossary, path)})
+
+
+_KINDS = {str: "text", dict: "mapping", list: "list"}
+
+
+def _check_template(text: str, name: str, path: Path) -> None:
+    try:
+        Template(text).substitute(dict.fromkeys(_NAMES, ""))
+    except KeyError as error:
+        raise ConfigError(
+            f"{path}: {name}: ${error.args[0]} stands for nothing; there are {', '.join(sorted(_NAMES))}"
+        ) from None
+    except ValueError:
+        raise ConfigError(f"{path}: {name}: a dollar sign alone is written $$") from None
+
+
+def _glossary(given: Mapping[Any, Any], path: Path) -> dict[str, dict[str, str]]:
+    found = {}
+    for language, terms in given.items():
+        try:
+            code = resolve(str(language)).code
+        except UnknownLanguageError as error:
+            raise ConfigError(f"{path}: glossary: {error}") from None
+        if not isinstance(terms, dict) or not all(isinstance(t, str) for pair in terms.items() for t in pair):
+            raise ConfigError(f"{path}: glossary: {language} must map English terms to texts")
+        found[code] = {en: canonical(own) for en, own in terms.items()}
+    return found
+
+
+def _word(term: str, text: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(term.casefold())}(?!\w)", text) is not None

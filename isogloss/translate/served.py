@@ -1,0 +1,169 @@
+"""A chat model behind an OpenAI-compatible endpoint as translator.
+
+Several texts go into one request, each between tags of its number. An answer that has not every number once,
+or was cut off, says nothing certain of which text is which: its texts are asked again in two halves, down to
+one, of which it is then kept why it has no translation.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from isogloss.config import Endpoint
+from isogloss.data.text import canonical, is_unicode
+from isogloss.endpoint import Client
+from isogloss.errors import ConfigError
+from isogloss.translate.answers import Answer, Spent, Wanted
+from isogloss.translate.prompt import Prompt
+
+CHARACTERS = 6000
+"""Of all texts of a request, so that the answer is not cut off."""
+PER_TOKEN = 4
+"""Characters of an English text that are a token, about; used for what is told beforehand."""
+
+
+class Served:
+    """Asks an endpoint.
+
+    Args:
+        settings: Which, and how it is asked.
+        prompt: What it is told.
+        texts: Most texts of a request.
+    """
+
+    def __init__(self, settings: Endpoint, prompt: Prompt, texts: int):
+        self.settings, self.prompt, self.texts = settings, prompt, texts
+        self.name = f"{settings.model} at {settings.url}"
+
+    def identity(self, wanted: Wanted) -> list[Any]:
+        messages = self.prompt.messages([wanted.text], wanted.code, "t")
+        return [self.settings.url, self.settings.model, messages, dict(self.prompt.request)]
+
+    def plan(self, wanted: Sequence[Wanted]) -> str:
+        batches = list(self._batches(wanted))
+        read = 0
+        for batch in batches:
+            messages = self.prompt.messages([one.text for one in batch], batch[0].code, "t")
+            read += sum(len(one["content"]) for one in messages) // PER_TOKEN
+        written = sum(len(one.text) for one in wanted) // PER_TOKEN
+        pace = self.settings.rate
+        least = f", {len(batches) / pace / 60:.0f} minutes at least" if pace else ""
+        return (
+            f"{len(batches)} requests; about {read} tokens to read and, as in English, {written} to write "
+            f"(often twice as many in other scripts){least}"
+        )
+
+    def run(
+        self,
+        wanted: Sequence[Wanted],
+        keep: Callable[[Wanted, Answer], None],
+        progress: Callable[[int, int], None],
+    ) -> None:
+        done: list[Wanted] = []  # appended to by several threads
+
+        def kept(one: Wanted, answer: Answer) -> None:
+            keep(one, answer)
+            done.append(one)
+
+        with Client(self.settings, "--url", "--key-env") as client:
+            client.each(
+                [partial(self._ask, client, batch, kept) for batch in self._batches(wanted)],
+                lambda: progress(len(done), len(wanted)),
+            )
+
+    def _batches(self, wanted: Sequence[Wanted]) -> Iterator[list[Wanted]]:
+        """Neighbours in one language, so that an instruction goes with its response."""
+        made: list[Wanted] = []
+        size = 0
+        for one in wanted:
+            full = len(made) == self.texts or size + len(one.text) > CHARACTERS
+            if made and (full or made[0].code != one.code):
+                yield made
+                made, size = [], 0
+            made.append(one)
+            size += len(one.text)
+        if made:
+            yield made
+
+    def _ask(
+        self,
+        client: Client,
+        batch: Sequence[Wanted],
+        keep: Callable[[Wanted, Answer], None],
+        before: Spent | None = None,
+    ) -> None:
+        """Have a batch translated; `before` is what was spent on it in vain."""
+        tag, texts = "t", [one.text for one in batch]
+        while any(f"<{tag}" in text or f"</{tag}" in text for text in texts):
+            tag += "t"  # of which no text has its own
+        body = {
+            "model": self.settings.model, "messages": self.prompt.messages(texts, batch[0].code, tag),
+            **self.prompt.request,
+        }  # fmt: skip
+        began = time.monotonic()
+        content, cut, spent = self._read(
+            client.post(
+                "chat/completions", {name: value for name, value in body.items() if value is not None}
+            )
+        )
+        spent.seconds = round(time.monotonic() - began, 3)
+        if before is not None:
+            spent.add(before)
+        found = translations(content, len(batch), tag)
+        if found is not None and not cut:
+            for number, (one, text) in enumerate(zip(batch, found, strict=True)):
+                answer = Answer(text) if is_unicode(text) else Answer(None, "half of a surrogate pair")
+                keep(one, Answer(answer.text, answer.why, spent if number == 0 else Spent()))
+        elif len(batch) == 1:
+            why = "cut off" if cut else "no answer" if not content.strip() else "no translation in its tags"
+            keep(batch[0], Answer(None, why, spent))
+        else:
+            middle = (len(batch) + 1) // 2
+            self._ask(client, batch[:middle], keep, spent)
+            self._ask(client, batch[middle:], keep)
+
+    def _read(self, said: Any) -> tuple[str, bool, Spent]:
+        """What was written, whether it was cut off, and the tokens.
+
+        Raises:
+            ConfigError: It is no chat completion.
+        """
+        try:
+            choice = said["choices"][0]
+            content = choice["message"]["content"]
+        except (TypeError, LookupError):
+            content = choice = None
+        if not isinstance(choice, dict) or not isinstance(content, str | None):
+            raise ConfigError(
+                f"--url: {self.settings.url} returns no chat completion; name an endpoint up to and with /v1 "
+                "that has /chat/completions"
+            )
+        usage = said.get("usage")
+        read, written = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
+        return content or "", choice.get("finish_reason") == "length", Spent(1, read, written)
+
+
+def translations(content: str, count: int, tag: str) -> list[str] | None:
+    """The texts between the tags 1 to `count`; None unless each is there once, not empty, and no other is.
+
+    What a model thinks aloud first (`<think>`) is no part of the answer. Of one text the whole answer is
+    taken where it has no tag at all.
+    """
+    content = re.sub(r"<think>.*?</think>", "", content, flags=re.DOTALL)
+    opened = [int(number) for number in re.findall(rf"<{tag}(\d+)>", content)]
+    if not opened and count == 1 and f"</{tag}" not in content:
+        found = [content]
+    elif sorted(opened) != list(range(1, count + 1)):
+        return None
+    else:
+        matches = (re.search(rf"<{tag}{n}>(.*?)</{tag}{n}>", content, re.DOTALL) for n in range(1, count + 1))
+        found = [match[1] if match else "" for match in matches]
+    found = [(canonical(text) if is_unicode(text) else text).strip() for text in found]
+    return found if all(found) else None
+
+
+def _count(usage: Any, name: str) -> int:
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,99 @@
+"""The filter: what each check sees, by hand."""
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from isogloss.translate import filter as filtering
+from isogloss.translate.filter import Limits, limits_of, reasons, surplus
+
+SW = Limits(ratio=1.0, shortest=-3.0, longest=3.0, foreign=-1.0, ends=True, likeness=0.0)
+
+
+def found(english, text, code="sw", **more):
+    return [str(one) for one in reasons(english, text, code, **{"limits": SW, **more})]
+
+
+@pytest.mark.parametrize(
+    ("english", "text", "code"),
+    [
+        ("Where is the library?", "Maktaba iko wapi?", "sw"),
+        ("Where is the library?", "کتب خانہ کہاں ہے؟", "ur"),
+        ("Say hello to {name} at https://a.b/c.", "Msalimie {name} kwenye https://a.b/c.", "sw"),
+        ("It costs 1,000.50 dollars.", "Inagharimu dola 1.000,50.", "sw"),
+        ("Wake me at seven.", "Niamshe saa 7.", "sw"),  # a word in English, a figure here
+        ("I have 3 children.", "Nina watoto watatu.", "sw"),  # the other way round
+        ("It is 25 degrees.", "درجہ حرارت ۲۵ ہے۔", "ur"),
+        ("`ls -l`", "`ls -l`", "sw"),  # nothing to translate
+        ("- one\n- two", "- moja\n- mbili", "sw"),
+    ],
+)
+def test_what_is_right_is_kept(english, text, code):
+    assert found(english, text, code, limits=Limits(1.0, -4.0, 4.0, -9.0, True, None)) == []
+
+
+@pytest.mark.parametrize(
+    ("english", "text", "reason"),
+    [
+        ("Where is the library?", "  ", "empty: there is no text"),
+        ("Where is the library?", "where is the LIBRARY?", "copy: it is the English text"),
+        ("Where is the library?", "کتب خانہ کہاں ہے؟", "language: not written in Latn"),
+        ("Where is the big library?", "¿Dónde está la gran biblioteca?", "language: rather es"),
+        ("Where is the library?", "Wapi?", "length: 5 characters for 21 in English"),
+        ("I am going to town today.", "Leo ninakwenda mjini kwa", "cut off: no mark at its end"),
+        ("I am going to town.", "Ninakwenda (mjini sasa.", "cut off: ( is not closed"),
+        ("Wake me at 7 tomorrow.", "Niamshe saa 8 kesho asubuhi.", "numbers: 8 in place of 7"),
+        ("Wake me tomorrow morning.", "Niamshe saa 8 kesho asubuhi.", "numbers: 8 in place of no number"),
+        ("It was 1984 when it began.", "Ulikuwa mwaka ilipoanza hivi.", "numbers: 1984 is gone"),
+        ("Say hello to {name} now.", "Msalimie {jina} sasa hivi.", "kept parts: '{name}' is gone"),
+        ("Open <b>this</b> now, please.", "Fungua hii sasa, tafadhali nawe.", "kept parts: '<b>' is gone"),
+        ("Say hello to them now.", "Msalimie {name} sasa.", "kept parts: '{name}' is not in the English"),
+        ("Use %s and %d here, please.", "Tumia %s hapa, tafadhali sana.", "kept parts: '%d' is gone"),
+        ("- tea\n- milk", "- chai na maziwa", "kept parts: 1 list items, 2 in English"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(english, text, reason):
+    assert reason in found(english, text)
+
+
+def test_repetition_is_seen_where_the_english_has_none():
+    text = "Ninapenda chai " * 9
+    assert "repetition: 'Ninapenda chai' again and again" in found("I like tea very much indeed.", text)
+    assert not any(r.startswith("repetition") for r in found("I like tea " * 9, text))
+
+
+def test_likeness_counts_only_where_there_is_a_limit():
+    pair = "Where is the library?", "Maktaba iko wapi?"
+    assert found(*pair, likeness=-0.2) == ["likeness: -0.20, and 0.00 is the least"]
+    assert found(*pair, likeness=-0.2, limits=Limits(1.0, -3.0, 3.0, -1.0, True, None)) == []
+
+
+def test_a_pattern_of_the_users_must_stand_in_both():
+    assert "kept parts: 'ACME' is gone" in found("Call ACME now.", "Piga simu sasa.", keep=["ACME"])
+
+
+def test_surplus_by_hand():
+    """25 characters in English, 40 at twice the length: (20 - 25) / 5."""
+    assert surplus("a" * 25, "b" * 40, 2.0) == pytest.approx(-1.0)
+
+
+def test_swahili_and_urdu_are_told_from_their_neighbours():
+    """Languages of the same script: Spanish and Turkish, Arabic and Persian."""
+    for text in ("Quiero comprar dos kilos de carne.", "İki kilo et almak istiyorum."):
+        assert filtering.foreignness(text, "sw")[0] < limits_of("sw").foreign
+    for text in ("أريد شراء كيلوغرامين من اللحم.", "می‌خواهم دو کیلو گوشت بخرم."):
+        assert filtering.foreignness(text, "ur")[0] < limits_of("ur").foreign
+    assert filtering.foreignness("Nataka kununua kilo mbili za nyama.", "sw")[1] != "sw"
+
+
+def test_a_language_without_limits_has_the_widest():
+    """Of those that write spaces, or of those that do not."""
+    table = yaml.safe_load((Path(filtering.__file__).parent / "limits.yaml").read_text("utf-8"))
+    spaced = [one for code, one in table.items() if code not in ("zh", "ja", "th")]
+    assert limits_of("yo").shortest == 2 * min(one["shortest"] for one in spaced)
+    assert limits_of("yo").likeness is None
+    assert not limits_of("km").ends and math.isclose(
+        limits_of("km").longest, 2 * max(table[code]["longest"] for code in ("zh", "ja", "th"))
+    )

@@ -1,0 +1,183 @@
+"""Models on this machine as translators: tiny ones of each architecture, drawn at random here."""
+
+import json
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    M2M100Config,
+    M2M100ForConditionalGeneration,
+    MarianConfig,
+    MarianMTModel,
+    NllbTokenizer,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from isogloss.data.examples import ParallelExample, Turn
+from isogloss.errors import ConfigError
+from isogloss.translate.answers import Wanted
+from isogloss.translate.local import Line, Seq2Seq, Shown, is_seq2seq
+
+WORDS = ["<pad>", "</s>", "<unk>", "<s>", "the", "book", "is", "red", "it", "kitabu", "ni"]
+SIZES = {
+    "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16,
+    "max_position_embeddings": 128,
+}  # fmt: skip
+ENDS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 1}
+
+
+def tokenizer(folder, tokens, **more):
+    vocab = {word: n for n, word in enumerate([*WORDS, *tokens])}
+    made = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", bos_token="<s>",
+        extra_special_tokens=list(tokens), **more,
+    )  # fmt: skip
+    fast.save_pretrained(folder)
+    return len(vocab)
+
+
+def nllb(folder):
+    """The real tokenizer's class, over words; its languages are FLORES-200 codes."""
+    made = NllbTokenizer(vocab={word: n for n, word in enumerate(WORDS)}, merges=[])
+    made.save_pretrained(folder)
+    net = M2M100ForConditionalGeneration(M2M100Config(vocab_size=len(made), **SIZES, **ENDS))
+    net.save_pretrained(folder)
+    return folder
+
+
+def m2m(folder):
+    size = tokenizer(folder, ["__en__", "__sw__", "__ur__"])
+    M2M100ForConditionalGeneration(M2M100Config(vocab_size=size, **SIZES, **ENDS)).save_pretrained(folder)
+    return folder
+
+
+def madlad(folder):
+    size = tokenizer(folder, ["<2sw>", "<2ur>"])
+    config = T5Config(
+        vocab_size=size, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, pad_token_id=0,
+        eos_token_id=1, decoder_start_token_id=0,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+def opus(folder, tokens=(">>swa<<", ">>urd<<")):
+    size = tokenizer(folder, list(tokens))
+    MarianMTModel(MarianConfig(vocab_size=size, **SIZES, **ENDS)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def drawn():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize(("make", "token"), [(nllb, "swh_Latn"), (m2m, "__sw__")])
+def test_the_translation_begins_with_the_languages_token(tmp_path, monkeypatch, make, token):
+    """Where the language is told to the decoder: its first token is that of the language."""
+    found = Seq2Seq(str(make(tmp_path)), ["sw", "ur"])
+    seen = []
+    generate = type(found._net).generate
+
+    def spy(self, **given):
+        made = generate(self, **given)
+        seen.append((given, made))
+        return made
+
+    monkeypatch.setattr(type(found._net), "generate", spy)
+    found.lines(["the book is red", "it"], "sw")
+    ((given, made),) = seen
+    assert given["forced_bos_token_id"] == found._tokenizer.convert_tokens_to_ids(token)
+    assert (made[:, 1] == given["forced_bos_token_id"]).all()
+    assert found.identity(Wanted("it", "sw"))[2] == token
+
+
+@pytest.mark.parametrize(("make", "token"), [(madlad, "<2sw>"), (opus, ">>swa<<")])
+def test_the_languages_token_stands_before_the_text(tmp_path, monkeypatch, make, token):
+    """Where the language is told to the encoder: the first id of each row is that token's."""
+    found = Seq2Seq(str(make(tmp_path)), ["sw"])
+    seen = []
+    generate = type(found._net).generate
+    monkeypatch.setattr(
+        type(found._net), "generate", lambda self, **given: (seen.append(given), generate(self, **given))[1]
+    )
+    found.lines(["the book is red", "it"], "sw")
+    ids = seen[0]["input_ids"]
+    assert ids[:, 0].tolist() == [found._tokenizer.convert_tokens_to_ids(token)] * 2
+    assert "forced_bos_token_id" not in seen[0]
+
+
+def test_a_language_without_a_token_is_refused(tmp_path):
+    """`it` is a word of the vocabulary and no token of a language."""
+    with pytest.raises(ConfigError, match=r"has no token for it \(Italian\); leave it out of --to"):
+        Seq2Seq(str(madlad(tmp_path)), ["it"])
+
+
+def test_a_model_of_one_pair_is_taken_for_its_own_language_alone(tmp_path):
+    """OPUS-MT of one pair has no tokens of languages; its tokenizer names the language."""
+    folder = opus(tmp_path, ())
+    file = folder / "tokenizer_config.json"
+    with pytest.raises(ConfigError, match="translates into one language that it does not name, not sw"):
+        Seq2Seq(str(folder), ["sw"])
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"target_lang": "swa"}))
+    assert Seq2Seq(str(folder), ["sw"]).identity(Wanted("it", "sw"))[2] is None
+
+
+def test_texts_are_translated_line_by_line_and_each_line_once(tmp_path):
+    """Empty lines stay; a line that two texts share is read once; what does not end is no translation."""
+
+    class Fixed(Seq2Seq):
+        def __init__(self):
+            self.read = []
+
+        def lines(self, texts, code):
+            self.read += texts
+            return [Line(text.upper(), text != "endless", 4, 2) for text in texts]
+
+    found, kept = Fixed(), {}
+    wanted = [Wanted(text, "sw") for text in ("a\n\n  b", "b", "c\nendless")]
+    found.run(wanted, lambda one, answer: kept.setdefault(one.text, answer), lambda done, of: None)
+    assert found.read == ["b", "a", "c", "endless"]
+    assert [kept[one.text].text for one in wanted] == ["A\n\nB", "B", None]
+    assert kept["c\nendless"].why == "cut off"
+    assert kept["b"].spent.tokens_read == 16 and kept["a\n\n  b"].spent.tokens_read == 0
+
+
+def test_a_base_is_shown_translations_and_stops_at_the_line(monkeypatch):
+    """The demo's base reads eight pairs, then the line; what it writes after a line break is not taken."""
+    examples = [
+        ParallelExample(str(n), "t", {"en": Turn(f"say {n}"), "sw": Turn(f"sema {n}")}) for n in range(9)
+    ]
+    found = Shown("demo", examples, ["sw"])
+    head = found._heads["sw"]
+    assert head.startswith("English: say 0\nSwahili: sema 0\n\n") and head.count("English: ") == 8
+    texts = [" sema 5\nEnglish: say", " sema"]
+    ids = [found._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    seen = []
+
+    def complete(model, tokenizer, prompts, **more):
+        seen.extend(tokenizer.batch_decode(prompts))
+        longest = max(map(len, ids))
+        return torch.tensor([one + [tokenizer.pad_token_id] * (longest - len(one)) for one in ids])
+
+    monkeypatch.setattr("isogloss.translate.local.complete", complete)
+    lines = found.lines(["say 5", "say"], "sw")
+    assert seen[0].endswith("English: say 5\nSwahili:")
+    assert lines[0][:2] == ("sema 5", True) and lines[1][0] == "sema"
+
+
+def test_a_base_without_enough_examples_is_refused():
+    examples = [ParallelExample("1", "t", {"en": Turn("say"), "sw": Turn("sema")})]
+    with pytest.raises(ConfigError, match="--examples: 1 instructions of one line have sw; give at least 8"):
+        Shown("demo", examples, ["sw"])
+
+
+def test_the_kind_of_a_model_is_read_from_its_configuration(tmp_path):
+    assert is_seq2seq(str(madlad(tmp_path))) and not is_seq2seq("demo")
