@@ -166,8 +166,8 @@ def _modules(decoder: Path, tokenizer: Any, layer: int, statistics: Statistics) 
     from sentence_transformers.sentence_transformer.modules import Pooling, WordWeights
 
     # hidden_states begin with the embeddings, so the states behind layer n are the n-th.
-    text = {"text": {"method": "forward", "method_output_name": ["hidden_states", layer]}}
-    read = Transformer(str(decoder), modality_config=text, module_output_name="token_embeddings")
+    text: Any = {"text": {"method": "forward", "method_output_name": ["hidden_states", layer]}}
+    read: Any = Transformer(str(decoder), modality_config=text, module_output_name="token_embeddings")
     read.tokenizer.padding_side = "right"  # as in training: in front, padding would count as positions
     width, tokens = len(statistics.mean), max(len(tokenizer), read.model.config.vocab_size)
     silent = {*special_ids(tokenizer, len(tokenizer)), *tokenizer("")["input_ids"]}

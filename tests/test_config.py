@@ -526,7 +526,7 @@ def test_every_example_loads_and_its_dump_loads_to_the_same(path, tmp_path):
 
 def test_examples_are_there():
     """Those that the guide names."""
-    assert [path.stem for path in EXAMPLES] == ["files", "massive", "qwen", "real", "real-parallel"]
+    assert [path.stem for path in EXAMPLES] == ["files", "massive", "qwen", "real-parallel", "real"]
 
 
 def classes(kind: type) -> set[type]:

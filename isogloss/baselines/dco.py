@@ -52,7 +52,7 @@ def pair_of(row: Row, example: ParallelExample, encode: Callable[[str], Ids], se
     ours, english = ((example.options or {}).get(code, {}) for code in (row.language, SOURCE))
     meaning = next((m for m, wording in ours.items() if encode(wording) == row.student.response), None)
     others = [m for m in english if m != meaning and m in ours]
-    if meaning not in english or not others:
+    if meaning is None or meaning not in english or not others:
         return None
     other = random.Random(f"{seed}/{row.id}").choice(others)
     own, twin = row.student.prompt, row.twin_prompt

@@ -98,6 +98,7 @@ def test_a_server_without_what_it_needs_names_the_extra(tokenizer, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "tenacity", None)  # as if it were not installed
     monkeypatch.delitem(sys.modules, "isogloss.teacher.server", raising=False)
+    monkeypatch.delitem(sys.modules, "isogloss.endpoint", raising=False)
     monkeypatch.delattr(isogloss.teacher, "server", raising=False)
     settings = distill("kl=1.0", "teacher={type: server, url: 'http://127.0.0.1:9/v1', model: m}")
     with pytest.raises(ConfigError) as caught:
