@@ -7,7 +7,7 @@
 
 Dev data only. Every variant is a run of `isogloss ablate` over the setting's example, so a stopped benchmark
 goes on where it was, and trains nothing twice; `--finished` adds a run that is there. Rows have the measures
-by suite and language; `summary` has, by variant and setting, means over seeds, the lowest and the highest.
+by suite and language; `summary` has, by variant and setting, means over seeds and intervals over items.
 The page docs/results.md is made of it: `python benchmarks/real.py --page`.
 """
 
@@ -77,39 +77,40 @@ def rows_of(run: Path, variant: str, seed: int, setting: str) -> list[dict]:
     return made
 
 
-def summarise(runs: list[tuple[str, str, dict]]) -> dict:
-    """By setting and variant: each measure's mean over seeds, the lowest and the highest seed.
+def summarise(runs: list[tuple[str, dict]]) -> dict[str, dict]:
+    """By variant: each measure's mean over seeds, with its interval over items, mean over seeds.
+
+    `reference` is the model before stage 2.
 
     Args:
-        runs: Setting, variant and the `summary` of one seed's scores.
+        runs: Variant and the `summary` of one seed's scores.
     """
-    grouped: dict[tuple[str, str], list[dict]] = {}
-    for setting, variant, summary in runs:
-        grouped.setdefault((setting, variant), []).append(summary)
+    grouped: dict[str, list[dict]] = {}
+    for variant, summary in runs:
+        grouped.setdefault(variant, []).append(summary["after"])
+        if variant == "ours":
+            grouped.setdefault("reference", []).append(summary["before"])
     found: dict[str, dict] = {}
-    for (setting, variant), seeds in grouped.items():
-        for side in ("before", "after"):
-            means = {}
-            for name in SUMMARY:
-                values = [value for one in seeds if (value := _value(one.get(side, {}), name)) is not None]
-                if values:
-                    means[name] = {
-                        "mean": statistics.fmean(values),
-                        "low": min(values),
-                        "high": max(values),
-                        "seeds": len(values),
-                    }
-            found.setdefault(setting, {}).setdefault(variant, {})[side] = means
+    for variant, seeds in grouped.items():
+        for name in SUMMARY:
+            values = [value for one in seeds if (value := _value(one, name))]
+            if values:
+                bounds = {bound: statistics.fmean(one[bound] for one in values) for bound in values[0]}
+                found.setdefault(variant, {})[name] = bounds | {"seeds": len(values)}
     return found
 
 
-def _value(side: dict, name: str) -> float | None:
-    """A measure's mean; `alignment_low` is of the same languages in every setting."""
-    if name == "alignment_low":
-        each = side.get("alignment_all", {}).get("languages", {})
-        values = [each[code]["value"] for code in LOW if code in each]
-        return statistics.fmean(values) if values else None
-    return side[name]["mean"] if side.get(name) else None
+def _value(side: dict, name: str) -> dict[str, float] | None:
+    """A measure's mean and interval; `alignment_low` is of the same languages in every setting."""
+    if name != "alignment_low":
+        one = side.get(name)
+        return one and {bound: one.get(bound, one["mean"]) for bound in ("mean", "low", "high")}
+    each = side.get("alignment_all", {}).get("languages", {})
+    some = [each[code] for code in LOW if code in each]
+    names = {"mean": "value", "low": "low", "high": "high"}
+    return (
+        {bound: statistics.fmean(one[key] for one in some) for bound, key in names.items()} if some else None
+    )
 
 
 def training(given: argparse.Namespace) -> list[tuple[str, int, Path]]:
@@ -159,12 +160,18 @@ def main() -> None:
     for variant, seed, run in found:
         rows += rows_of(run, variant, seed, given.setting)
         summary = json.loads((run / "scores.json").read_text("utf-8"))["summary"]
-        runs.append((given.setting, variant, summary))
+        runs.append((variant, summary))
     names = {variant for variant, _, _ in found}
     kept = [row for row in old["rows"] if row["setting"] != given.setting or row["variant"] not in names]
     summary = old["summary"]
-    summary.setdefault(given.setting, {}).update(summarise(runs)[given.setting])
-    written = {"summary": summary, **about(), "overrides": given.set, "rows": kept + rows}
+    for variant, measures in summarise(runs).items():
+        summary.setdefault(variant, {})[given.setting] = measures
+    written = {
+        "summary": summary,
+        **about("isogloss", "torch", "transformers", "peft"),
+        "overrides": given.set,
+        "rows": kept + rows,
+    }
     given.out.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
 

