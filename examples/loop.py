@@ -97,7 +97,7 @@ def losses_of(
     rows: list[Row],
     own: list[int],
     twins: Tensor,
-    language: Statistics,
+    english: Statistics,
     tau: float,
     layer: int,
     settings: Distill,
@@ -105,7 +105,7 @@ def losses_of(
     """Divergence and cross-entropy as means over response tokens, similarity as a mean over rows.
 
     `twins[own[i]]` is the standardised state of row i's English twin, whose likeness to all twins row i, by
-    the statistics of its language, is to have.
+    the same statistics, is to have.
     """
     responses, asked = [row.response for row in rows], [row.asked for row in rows]
     with torch.no_grad(), model.disable_adapter():
@@ -118,9 +118,9 @@ def losses_of(
     p, q = ((logits / settings.temperature).log_softmax(-1) for logits in (teacher, student))
     kl = (p.exp() * (p - q)).sum(-1).mean() * settings.temperature**2  # KL(teacher ‖ student)
 
-    ours, english = F.normalize(standardised(pooled, language), dim=-1), F.normalize(twins, dim=-1)
-    mine = english[own]
-    pairs = ((mine @ english.T, ours @ english.T), (mine @ mine.T, mine @ ours.T))  # wanted, found
+    ours, every = F.normalize(standardised(pooled, english), dim=-1), F.normalize(twins, dim=-1)
+    mine = every[own]
+    pairs = ((mine @ every.T, ours @ every.T), (mine @ mine.T, mine @ ours.T))  # wanted, found
     p, q = zip(*(((a / tau).log_softmax(-1), (b / tau).log_softmax(-1)) for a, b in pairs), strict=True)
     hidden = sum((a.exp() * (a - b)).sum(-1).mean() for a, b in zip(p, q, strict=True)) / 2
     return {"ce": ce, "kl": kl, "hidden": hidden}
@@ -158,8 +158,8 @@ def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
     layer = settings.layer or late
     with torch.no_grad(), student.disable_adapter():  # the English twins do not move
         twins = torch.cat([read(student, [row.twin], [[]], layer, [row.twin_asked])[1] for row in rows])
-        plain = torch.cat([read(student, [row.prompt], [[]], layer, [row.asked])[1] for row in rows])
-    statistics, twins = statistics_of(plain), standardised(twins, statistics_of(twins))
+    statistics = statistics_of(twins)
+    twins = standardised(twins, statistics)
     # By default such that the target likens a twin to ten on average.
     tau = settings.contrast or temperature_of(twins, min(NAMED, max(2.0, len(rows) / 4)))
 

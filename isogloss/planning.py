@@ -58,11 +58,11 @@ from isogloss.distill.trainer import (
     Batch,
     Options,
     Sample,
+    Twins,
     Weights,
     batch_losses,
     chunk_size,
     collate,
-    twins_of,
 )
 from isogloss.errors import ConfigError
 from isogloss.evaluate.suites import load_suite
@@ -432,7 +432,6 @@ def step_bytes(
     carrier: Carrier | None = None,
     *,
     twins: int = 0,
-    statistics: Mapping[str, Statistics] | None = None,
     gpu: bool = False,
 ) -> int:
     """Most bytes that a micro-batch's forward, losses and backward hold at once, gradients included.
@@ -440,16 +439,18 @@ def step_bytes(
     Args:
         model: Without storage; for stage 2 the carrier's.
         twins: How many meanings there are in all.
-        statistics: As in `batch_losses`, without storage.
         gpu: It will be done on one.
     """
     batch = _without_storage(collate(samples, 0))
-    every = twins_of(samples)
-    if every is not None and twins > len(every):
-        every = torch.empty(twins, every.shape[1], device="meta")
+    known, every = [s.signal.twin for s in samples if s.signal is not None], None
+    if known:
+        with torch.device("meta"):
+            none = Statistics(torch.empty(len(known[0])), torch.empty(len(known[0])))
+            vectors = torch.empty(max(twins, len(known)), len(known[0]))
+            every = Twins(vectors, {False: none, True: none})
     readout(model)  # is looked for once, long before a step
     with Alive() as alive, thrifty_attention(model):
-        parts = batch_losses(model, batch, weights, carrier, every, statistics, gpu=gpu)
+        parts = batch_losses(model, batch, weights, carrier, every, gpu=gpu)
         loss: Any = sum(getattr(weights, WEIGHED.get(name, name)) * part for name, part in parts.items())
         loss.backward()
     model.zero_grad(set_to_none=True)
@@ -616,11 +617,9 @@ def distill_plan(work: Work) -> StagePlan:
     found.tokens_forwarded = read.tokens
     found.flops = sum(_reading(model, some, READ_TOGETHER, off=True) for some in read.privileged)
     found.flops += _reading(model, read.sets, READ_TOGETHER, off=True, heads=read.options)
-    # The twins' states, and those of each language's instructions, are read up to a layer.
+    # The twins' states are read up to a layer.
     share = 1.0 if work.parts > 1 else layer_of(model, settings) / len(layers_of(model))
-    found.flops += share * sum(
-        _reading(model, some, READ_TOGETHER, off=True) for some in (read.twins, read.prompts)
-    )
+    found.flops += share * _reading(model, read.twins, READ_TOGETHER, off=True)
     others = [_options(row, hears) for row in rows]
     lengths = [
         len(row.student.prompt) + len(row.student.response) + sum(map(len, more))
@@ -670,13 +669,11 @@ class _Reading:
     options: list[int]
     """of which answers are,"""
     twins: list[int]
-    """English twins, up to a layer,"""
-    prompts: list[int]
-    """and instructions of the other languages, up to the same."""
+    """and English twins, up to a layer."""
 
     @property
     def tokens(self) -> int:
-        return sum(map(sum, (*self.privileged, self.sets, self.twins, self.prompts)))
+        return sum(map(sum, (*self.privileged, self.sets, self.twins)))
 
 
 def _read(rows: Sequence[Row], settings: Distill) -> _Reading:
@@ -685,7 +682,6 @@ def _read(rows: Sequence[Row], settings: Distill) -> _Reading:
     alone = [r for r in rows if not r.bare and (r.language == SOURCE or (hears and not r.options))]
     sets = {(row.twin_prompt, row.twin_options) for row in rows if hears and row.options}
     twins = {(row.twin_prompt, row.twin_asked) for row in rows}
-    prompts = {(row.student.prompt, row.student.asked) for row in rows} if settings.hidden else set()
     answers = {key: sum(map(len, key[1])) for key in sets}
     ordered = sorted(answers, key=lambda key: len(key[0]) + answers[key])
     return _Reading(
@@ -693,7 +689,6 @@ def _read(rows: Sequence[Row], settings: Distill) -> _Reading:
         [len(key[0]) + answers[key] for key in ordered],
         [answers[key] for key in ordered],
         [len(prompt) for prompt, _ in twins],
-        [len(prompt) for prompt, _ in prompts - twins],
     )
 
 
@@ -748,20 +743,16 @@ def _distill_memory(
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train(settings.gradient_checkpointing)
-    with torch.device("meta"):
-        populations = {one for row in rows for one in (row.population, row.twin_population)}
-        each_population = {one: Statistics(torch.empty(hidden), torch.empty(hidden)) for one in populations}
     step = 0
     for numbers in _largest(micro, lengths):
         samples = [_sample(rows[n], place, settings, hidden, work.dtype) for place, n in enumerate(numbers)]
         bytes_held = step_bytes(
-            model, samples, loss, carrier, twins=meanings, gpu=machine.gpu,
-            statistics=each_population if settings.hidden else None,
+            model, samples, loss, carrier, twins=meanings, gpu=machine.gpu
         )  # fmt: skip
         step = max(step, bytes_held)
     model.eval()
     carrier.off()
-    plain = ([length for some in texts.privileged for length in some], texts.twins, texts.prompts)
+    plain = ([length for some in texts.privileged for length in some], texts.twins)
     read = max(
         (read_bytes(model, min(READ_TOGETHER, len(some)), max(some)) for some in plain if some), default=0
     )
@@ -770,9 +761,7 @@ def _distill_memory(
     learnt = parameter_bytes(model, carriers=True)
     weights = parameter_bytes(model, four_bit=work.config.four_bit, parts=work.parts)
     frozen = {"program": machine.process, "weights": weights, "carriers": learnt}
-    # The states of all instructions are there together, and once more as one tensor.
-    states = 2 * (len(texts.twins) + len(texts.prompts)) * hidden * 4 if settings.hidden else 0
-    reading = frozen | {"signals": signals + states, "activations": machine.held(read)}
+    reading = frozen | {"signals": signals, "activations": machine.held(read)}
     training = frozen | {"optimiser": 2 * learnt, "signals": signals, "activations": machine.held(step)}
     return max(reading, training, key=lambda memory: sum(memory.values()))
 

@@ -46,6 +46,12 @@ def statistics_of(vectors: Float[Tensor, "n d"]) -> Statistics:
     return Statistics(mean.float(), scale.masked_fill(none, torch.inf).float())
 
 
+def unscaled(vectors: Float[Tensor, "n d"]) -> Statistics:
+    """Statistics that leave vectors as they are."""
+    width = vectors.shape[1]
+    return Statistics(torch.zeros(width), torch.ones(width))
+
+
 def standardised(vectors: Float[Tensor, "n d"], statistics: Statistics) -> Float[Tensor, "n d"]:
     """(x - mean) / scale in every dimension, in float32; the gradient goes to the vectors.
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from isogloss.config import dump_config, load_config
 from isogloss.data.sources import node_texts, parallel_examples
 from isogloss.distill.rows import build_rows
-from isogloss.distill.signal import hidden_signals, language_statistics
+from isogloss.distill.signal import hidden_signals
 from isogloss.distill.stage import contrast_of, layer_of
 from isogloss.distill.trainer import (
     Ordered,
@@ -93,7 +93,6 @@ def test_the_loop_gives_the_packages_losses_at_every_step(loop, run, tokenizer, 
     model = AutoModelForCausalLM.from_pretrained(run / "tuned")
     layer = layer_of(model, config.distill)
     signals = hidden_signals(model, rows, layer=layer, pad_id=0)
-    statistics = language_statistics(model, rows, layer=layer, pad_id=0)
     samples = samples_of(rows, signals)
     torch.manual_seed(config.seed)
     carrier = TreeLora(model, tree, targets=config.distill.carrier.targets, scaling=2.0, layers=layer)
@@ -106,10 +105,10 @@ def test_the_loop_gives_the_packages_losses_at_every_step(loop, run, tokenizer, 
         train_dataset=Ordered(samples, loop.order_of(10, STEPS * 4, 0)),
         weights=Weights(
             1.0, 0.5, config.distill.hidden, layer=layer,
-            contrast=contrast_of(samples, statistics, config.distill),
+            contrast=contrast_of(samples, config.distill),
             fade=config.distill.fade,
         ),
-        pad_id=0, statistics=statistics,
+        pad_id=0,
     )  # fmt: skip
     curve = tmp_path / "curve.jsonl"
     train(trainer, Watch(curve, "distill", 1, lambda done, of: None), tmp_path / "work")

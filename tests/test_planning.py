@@ -301,14 +301,14 @@ def test_stage_2_against_torchs_counter(read, tmp_path, view):
     cost, weights = Stage("distill"), Weights(1.0, 1.0, 1.0, layer=3)
 
     def everything():
-        signals, statistics = read_signals(
+        signals = read_signals(
             real, work.rows, work.config.distill, pad_id=0, cost=cost, bar=silent, cache=Cache(tmp_path, {})
         )
         samples = samples_of(work.rows, signals)
-        twins = twins_of(samples, statistics)
+        twins = twins_of(samples)
         for start in range(0, len(order), 8):
             batch = collate([samples[n] for n in order[start : start + 8]], 0)
-            parts = batch_losses(carrier.model, batch, weights, carrier, twins, statistics)
+            parts = batch_losses(carrier.model, batch, weights, carrier, twins)
             sum(parts.values()).backward()
             cost.tokens_backpropagated += int(batch.mask.sum())
             carrier.off()

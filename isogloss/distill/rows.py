@@ -52,21 +52,6 @@ class Row:
         """Whether it is a sentence of parallel text, which nobody answers: the hidden-state term reads it."""
         return not self.student.response
 
-    @property
-    def population(self) -> str:
-        """Whose statistics standardise its pooled states."""
-        return population(self.language, self.bare)
-
-    @property
-    def twin_population(self) -> str:
-        """Whose statistics standardise those of its English twin."""
-        return population(SOURCE, self.bare)
-
-
-def population(language: str, bare: bool) -> str:
-    """A language's instructions, or its bare sentences: a template moves all states behind it."""
-    return f"{language} sentences" if bare else language
-
 
 def build_rows(
     examples: Sequence[ParallelExample],

@@ -31,11 +31,8 @@ from isogloss.distill.rows import Row
 from isogloss.distill.topk import TopK, pack, unpack
 from isogloss.languages import SOURCE
 from isogloss.model import causal_of, decoder_of, head, last_hidden, mean_pool, parts_of, states_up_to
-from isogloss.standardise import Statistics, statistics_of
 
 Kind = Literal["hidden", "top_k"]
-FEW = 8
-"""Instructions of a language below which all languages' together stand in for its statistics."""
 LOGITS = 1 << 25
 """Logits in memory at a time."""
 SHARD = 16 << 20
@@ -297,51 +294,6 @@ class Kept:
 
     def tensors(self) -> list[Tensor]:
         return [self.found[key] for key in self.keys]
-
-
-@torch.no_grad()
-def language_statistics(
-    model: nn.Module,
-    rows: Sequence[Row],
-    *,
-    layer: int,
-    pad_id: int,
-    batch: int = 64,
-    cache: Cache | None = None,
-    cost: Stage | None = None,
-    progress: Callable[[int, int], None] = lambda done, of: None,
-) -> dict[str, Statistics]:
-    """By population, mean and spread of the reference model's pooled states after a layer: of a language's
-    instructions, and of its bare sentences (`rows.population`).
-
-    English is measured on the twins. The layers above are not read.
-    """
-    cost = Stage("") if cost is None else cost
-    of: dict[str, list[Asked]] = {}
-    for row in rows:
-        of.setdefault(row.twin_population, []).append((row.twin_prompt, row.twin_asked))
-    for row in rows:
-        of.setdefault(row.population, []).append((row.student.prompt, row.student.asked))
-    texts = list(dict.fromkeys(chain(*of.values())))
-    kept = Kept(_pooled_part(cache, layer), list(map(_pooled_key, texts)), cost, bool(parts_of(model)))
-    if kept.several:
-        processes.wait()
-    meter, before, done = Meter(model, 0.0), replace(cost), len(texts) - len(kept.absent)
-    with meter.counting():
-        for chosen, states in _pooled(model, texts, kept, layer, pad_id, batch):
-            kept.spent.add(meter)
-            kept.keep(chosen, states)
-            progress(done := done + len(chosen), len(texts))
-        kept.join()
-    if kept.several:
-        cost.over_processes(before)
-    vectors = dict(zip(texts, kept.tensors(), strict=True))
-    everything = torch.cat(list(vectors.values()))
-    found = {}
-    for code, some in of.items():
-        own = torch.cat([vectors[text] for text in dict.fromkeys(some)])
-        found[code] = statistics_of(own if len(own) >= FEW else everything)
-    return found
 
 
 Asked = tuple[tuple[int, ...], tuple[bool, ...]]

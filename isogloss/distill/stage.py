@@ -1,6 +1,6 @@
 """Stage 2 from rows to trained carriers: signals, the order of rows, training."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,7 @@ from isogloss.distill.cache import Cache
 from isogloss.distill.checks import PathsOnly, check_rows, check_teacher, divergence_by_language
 from isogloss.distill.on_policy import OnPolicyTrainer, Policy, add_costs
 from isogloss.distill.rows import Row, training_order
-from isogloss.distill.signal import Signal, hidden_signals, language_statistics, where_right
+from isogloss.distill.signal import Signal, hidden_signals, where_right
 from isogloss.distill.trainer import (
     Ordered,
     ResponseTrainer,
@@ -36,7 +36,6 @@ from isogloss.distill.treewise import Shrinkage, rows_below
 from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE
 from isogloss.model import causal_of, two_thirds
-from isogloss.standardise import Statistics
 from isogloss.teacher.joining import signals_from
 from isogloss.teacher.scored import Scored
 from isogloss.tree.carrier import Carrier
@@ -69,9 +68,8 @@ def read_signals(
     bar: Bar,
     cache: Cache | None = None,
     scored: Sequence[Scored] | None = None,
-) -> tuple[list[Signal], dict[str, Statistics] | None]:
-    """What the settings' loss needs of the reference model, from the cache where it is there: each row's
-    signal, and by language the statistics of the hidden-state term.
+) -> list[Signal]:
+    """What the settings' loss needs of the reference model, from the cache where it is there.
 
     Args:
         scored: What another teacher says of the rows that are not English, which takes the model's place.
@@ -84,33 +82,27 @@ def read_signals(
             model, rows, layer=layer_of(model, settings), pad_id=pad_id, kind=kind, k=k,
             teacher=settings.hears_itself, cache=cache, cost=cost, progress=progress,
         )  # fmt: skip
-    statistics = None
-    if settings.hidden:
-        with bar("Instructions in each language") as progress:
-            statistics = language_statistics(
-                model, rows, layer=layer_of(model, settings), pad_id=pad_id, cache=cache, cost=cost,
-                progress=progress,
-            )  # fmt: skip
     if scored is None:
-        return signals, statistics
+        return signals
     vocab = causal_of(model).config.get_text_config().vocab_size
-    return signals_from(rows, signals, scored, vocab), statistics
+    return signals_from(rows, signals, scored, vocab)
 
 
 NAMED = 10.0
 """Twins that the target of the hidden-state term names on average, where the settings give no temperature."""
 
 
-def contrast_of(samples: Sequence[Sample], statistics: Mapping[str, Statistics], settings: Distill) -> float:
+def contrast_of(samples: Sequence[Sample], settings: Distill) -> float:
     """The temperature of the hidden-state term: the settings', else what has its target name `NAMED` twins.
 
     Raises:
         ConfigError: At the settings' temperature the target is nearly one-hot or nearly uniform: it says
             nothing about which meanings are alike.
     """
-    twins = twins_of(samples, statistics)
-    assert twins is not None
-    twins = twins[torch.linspace(0, len(twins) - 1, min(len(twins), 2048)).long()]
+    found = twins_of(samples)
+    assert found is not None
+    every = found.vectors
+    twins = every[torch.linspace(0, len(every) - 1, min(len(every), 2048)).long()]
     if settings.contrast is None:
         return losses.temperature_of(twins, min(NAMED, max(2.0, len(twins) / 4)))
     named = losses.perplexity(twins, settings.contrast)
@@ -164,15 +156,15 @@ def distil(
         own = [r for r in rows if not r.bare and (r.language == SOURCE or not settings.scored_elsewhere)]
         if own:
             check_teacher(carrier, own, pad_id=pad_id, layer=layer, kind=kind, k=k)
-    signals, statistics = read_signals(
+    signals = read_signals(
         carrier.model, rows, settings, pad_id=pad_id, cost=cost, bar=bar, cache=cache, scored=scored
     )
     if settings.hear == "right":
         signals = where_right(carrier.model, rows, signals)
     samples = samples_of(rows, signals)
     weights = weights_of(carrier.model, settings, retain=False)
-    if statistics is not None:
-        weights = replace(weights, contrast=contrast_of(samples, statistics, settings))
+    if settings.hidden:
+        weights = replace(weights, contrast=contrast_of(samples, settings))
     order = training_order(rows, settings, seed)
     steps = len(order) // settings.batch
     retain = bool(settings.retain) and any(row.language == SOURCE for row in rows)
@@ -199,7 +191,6 @@ def distil(
         weights=weights,
         pad_id=pad_id,
         compile=compile,
-        statistics=statistics,
         level_dropout=settings.level_dropout,
         optimiser=partial(_larger_b, settings=settings) if settings.lr_b_ratio != 1 else None,
     )  # fmt: skip

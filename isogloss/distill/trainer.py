@@ -34,7 +34,7 @@ from isogloss.cost import Meter
 from isogloss.data.chat import Encoded, pad, response_positions
 from isogloss.distill import fused, losses
 from isogloss.distill.branches import branched_hidden, layout
-from isogloss.distill.rows import Row, population
+from isogloss.distill.rows import Row
 from isogloss.distill.signal import Signal
 from isogloss.distill.topk import TopK
 from isogloss.errors import ConfigError, RunError
@@ -42,7 +42,7 @@ from isogloss.files import naming, read_json, write_json, write_lines
 from isogloss.languages import SOURCE
 from isogloss.model import capture, causal_of, decoder_of, head, last_hidden, mean_pool, parts_of
 from isogloss.modes import compiled, thrifty_attention
-from isogloss.standardise import Statistics, standardised
+from isogloss.standardise import Statistics, standardised, statistics_of, unscaled
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.nodes import Tree
 
@@ -117,26 +117,45 @@ def samples_of(rows: Sequence[Row], signals: Sequence[Signal]) -> list[Sample]:
     ]
 
 
-def twins_of(
-    samples: Sequence[Sample], statistics: Mapping[str, Statistics] | None = None
-) -> Float[Tensor, "meanings hidden"] | None:
-    """The English twin of every meaning, in the order of their numbers; None in stage 1.
+FEW = 8
+"""Twins below which there are too few to standardise by: those of both kinds do it together, or none."""
 
-    Args:
-        statistics: By population; the twins are standardised by their own.
+
+@dataclass(frozen=True)
+class Twins:
+    """What the hidden-state term compares with.
+
+    Attributes:
+        vectors: The English twin of every meaning, standardised, in the order of their numbers.
+        statistics: Mean and spread of the twins that are instructions (False) and bare sentences (True): a
+            template moves every state behind it. Rows of all languages are standardised by them, so what
+            moves a whole language away from English is to be unlearned.
     """
+
+    vectors: Float[Tensor, "meanings hidden"]
+    statistics: Mapping[bool, Statistics]
+
+    def standardise(
+        self, pooled: Float[Tensor, "rows hidden"], bare: Sequence[bool]
+    ) -> Float[Tensor, "rows hidden"]:
+        rows = zip(pooled, bare, strict=True)
+        return torch.cat([standardised(one[None], self.statistics[kind]) for one, kind in rows])
+
+
+def twins_of(samples: Sequence[Sample]) -> Twins | None:
+    """The English twins of all meanings; None in stage 1."""
     found = {s.meaning: (s.signal.twin, s.bare) for s in samples if s.signal is not None}
     if not found:
         return None
-    twins = torch.stack([found[number][0] for number in range(len(found))])
-    if statistics is None:
-        return twins
-    bare = torch.tensor([found[number][1] for number in range(len(found))])
-    scaled = twins.float()
+    vectors = torch.stack([found[number][0] for number in range(len(found))])
+    bare = [found[number][1] for number in range(len(found))]
+    statistics = {}
     for kind in (False, True):
-        if (own := bare == kind).any():
-            scaled[own] = standardised(twins[own], statistics[population(SOURCE, kind)])
-    return scaled
+        own = vectors[torch.tensor([one == kind for one in bare])]
+        enough = own if len(own) >= FEW else vectors
+        statistics[kind] = statistics_of(enough) if len(enough) >= FEW else unscaled(vectors)
+    made = Twins(vectors, statistics)
+    return replace(made, vectors=made.standardise(vectors, bare))
 
 
 @dataclass
@@ -182,8 +201,8 @@ class Batch:
     languages: list[str]
     paths: list[str]
     """Whose path each row reads: its language's, or a node's above it."""
-    populations: list[str]
-    """Whose statistics standardise each row's pooled states."""
+    bare: list[bool]
+    """Which rows are sentences that nobody answers."""
     meanings: Tensor
     scored: Tensor
     retained: Tensor
@@ -221,7 +240,7 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         response=torch.tensor([token for e in encoded for token in e.response], dtype=torch.long),
         languages=[sample.language for sample in samples],
         paths=[sample.language for sample in samples],
-        populations=[population(sample.language, sample.bare) for sample in samples],
+        bare=[sample.bare for sample in samples],
         meanings=torch.tensor([sample.meaning for sample in samples]),
         scored=scored,
         retained=scored & english.repeat_interleave(torch.tensor(lengths)),
@@ -278,8 +297,7 @@ def batch_losses(
     batch: Batch,
     weights: Weights,
     carrier: Carrier | None = None,
-    twins: Float[Tensor, "meanings hidden"] | None = None,
-    statistics: Mapping[str, Statistics] | None = None,
+    twins: Twins | None = None,
     *,
     gpu: bool | None = None,
 ) -> dict[str, Tensor]:
@@ -290,8 +308,7 @@ def batch_losses(
     divergence from its own reading of the same prompt, and neither `ce` nor `kl`.
 
     Args:
-        twins: The English twins' states, standardised where `statistics` are given.
-        statistics: Of the reference model's states of each language's instructions, at the layer of `hidden`.
+        twins: The English twins' states, for the hidden-state term.
         gpu: Logits are held as on a GPU, or as on a processor; as where the batch lies if not given.
     """
     score = partial(_sums, model, size=chunk_size(model, batch.ids.is_cuda if gpu is None else gpu))
@@ -322,14 +339,9 @@ def batch_losses(
     if batch.options is not None and weights.kl:
         parts["options"] = _answer_sets(model, hidden, batch.options, score.keywords["size"])
     if twins is not None and weights.hidden:
-        pooled = mean_pool(states[0], batch.asked)
-        if statistics is not None:
-            each = [
-                standardised(one[None], statistics[of])
-                for one, of in zip(pooled, batch.populations, strict=True)
-            ]
-            pooled = torch.cat(each)
-        parts["hidden"] = losses.similarity(pooled, twins, batch.meanings, temperature=weights.contrast)
+        pooled = twins.standardise(mean_pool(states[0], batch.asked), batch.bare)
+        vectors = twins.vectors.to(pooled.device)
+        parts["hidden"] = losses.similarity(pooled, vectors, batch.meanings, temperature=weights.contrast)
     return parts
 
 
@@ -435,14 +447,13 @@ class Objective(nn.Module):
         self,
         model: nn.Module,
         carrier: Carrier | None,
-        twins: Tensor | None,
-        statistics: Mapping[str, Statistics] | None,
+        twins: Twins | None,
     ):
         super().__init__()
-        self.model, self.carrier, self.twins, self.statistics = model, carrier, twins, statistics
+        self.model, self.carrier, self.twins = model, carrier, twins
 
     def forward(self, batch: Batch, weights: Weights) -> dict[str, Tensor]:
-        return batch_losses(self.model, batch, weights, self.carrier, self.twins, self.statistics)
+        return batch_losses(self.model, batch, weights, self.carrier, self.twins)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
@@ -466,8 +477,6 @@ class ResponseTrainer(Trainer):
     """Trains on response tokens; `carrier` makes it stage 2.
 
     Args:
-        statistics: By language, by which the hidden-state term standardises; without them it compares
-            states as they are.
         optimiser: Makes the optimiser for the model, where it is not the Trainer's own.
         compile: The decoder's layers are compiled while it trains.
 
@@ -485,7 +494,6 @@ class ResponseTrainer(Trainer):
         weights: Weights,
         pad_id: int,
         carrier: Carrier | None = None,
-        statistics: Mapping[str, Statistics] | None = None,
         level_dropout: float = 0.0,
         optimiser: Callable[[nn.Module], Optimizer] | None = None,
         compile: bool = False,
@@ -498,9 +506,10 @@ class ResponseTrainer(Trainer):
         args.ddp_find_unused_parameters = carrier is None and any(
             "experts" in n for n, _ in model.named_modules()
         )
-        twins = twins_of(kwargs["train_dataset"].samples, statistics)
-        twins = twins if twins is None else twins.to(args.device)
-        objective = Objective(model, carrier, twins, statistics)
+        twins = twins_of(kwargs["train_dataset"].samples)
+        if twins is not None:
+            twins = replace(twins, vectors=twins.vectors.to(args.device))
+        objective = Objective(model, carrier, twins)
         # What lies in parts is not DDP's to compare and to bring together.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, parts_of(objective))
         super().__init__(

@@ -98,12 +98,10 @@ def test_sentences_to_align_are_rows_without_a_response(root, tmp_path):
     asked, *bare = foreseen_rows(run, run.tokenizer)
     pairs = run.pairs(["es"], "alignment")["es"]
     assert run.pairs(["es"], "translation") == {}
-    assert (asked.bare, asked.population, asked.twin_population) == (False, "es", "en")
+    assert not asked.bare
     assert [run.tokenizer.decode(row.student.prompt) for row in bare] == [pair.text for pair in pairs]
     assert [run.tokenizer.decode(row.twin_prompt) for row in bare] == [pair.english for pair in pairs]
-    assert {(row.student.response, row.population, row.twin_population) for row in bare} == {
-        ((), "es sentences", "en sentences")
-    }
+    assert {(row.student.response, row.language, row.bare) for row in bare} == {((), "es", True)}
     assert len({asked.meaning, *(row.meaning for row in bare)}) == 8
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -30,7 +31,6 @@ from isogloss.distill.trainer import (
     twins_of,
 )
 from isogloss.errors import ConfigError, RunError
-from isogloss.standardise import Statistics
 from isogloss.tree.virtual import TreeEmbedding, TreePrefix
 
 SIZES = [(3, 2), (7, 1), (2, 9), (5, 4), (4, 4), (6, 3), (2, 1), (3, 6)]
@@ -199,7 +199,7 @@ def test_chunks_of_tokens_give_the_same_losses_and_gradients(tiny, five, student
 
 
 def test_the_hidden_term_pools_the_instruction_alone(tiny, five, student):
-    """The student's middle states over its prompt, on its path, against the stored twins."""
+    """The student's middle states over its prompt, on its path, by the twins' mean and spread."""
     carrier = student(tiny(), five)
     pooled = []
     with torch.no_grad():
@@ -207,10 +207,13 @@ def test_the_hidden_term_pools_the_instruction_alone(tiny, five, student):
             with carrier.on([one.language]) as on:
                 ids = torch.tensor([one.encoded.prompt])
                 pooled.append(on(input_ids=ids, output_hidden_states=True).hidden_states[2][0].mean(0))
-        twins = twins_of(SAMPLES)
-        assert torch.equal(twins, torch.stack([s.signal.twin for s in SAMPLES]))
-        expected = losses.similarity(torch.stack(pooled), twins, torch.arange(8), temperature=0.05)
-        found = batch_losses(carrier.model, collate(SAMPLES, 0), Weights(hidden=1.0, layer=2), carrier, twins)
+        twins = torch.stack([s.signal.twin for s in SAMPLES])
+        mean, spread = twins.mean(0), twins.std(0, correction=0)
+        torch.testing.assert_close(twins_of(SAMPLES).vectors, (twins - mean) / spread, rtol=1e-4, atol=1e-4)
+        both = ((torch.stack(pooled) - mean) / spread, (twins - mean) / spread)
+        expected = losses.similarity(*both, torch.arange(8), temperature=0.5)
+        weights = Weights(hidden=1.0, layer=2, contrast=0.5)
+        found = batch_losses(carrier.model, collate(SAMPLES, 0), weights, carrier, twins_of(SAMPLES))
     assert found["hidden"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -219,31 +222,36 @@ BARE = [
 ]
 
 
-def test_bare_sentences_are_standardised_by_their_own_statistics(tiny, five, student):
-    """Beside instructions in a batch: each row, and each twin, by those of its population."""
-    carrier, hidden = student(tiny(), five), len(SAMPLES[0].signal.twin)
-    mixed = [SAMPLES[n] if n % 2 else BARE[n] for n in range(8)]
-    generator = torch.Generator().manual_seed(0)
-    statistics = {
-        name: Statistics(*torch.rand(2, hidden, generator=generator) + 0.5)
-        for code in ("en", *five.languages)
-        for name in (code, f"{code} sentences")
-    }
-    expected, twins = [], []
+def test_bare_sentences_are_standardised_by_their_own_twins(tiny, five, student):
+    """Beside instructions in a batch; another mean moves each kind's rows by itself."""
+    carrier = student(tiny(), five)
+    bare = [
+        Sample(s.encoded, s.language, 8 + s.meaning, Signal(None, 3 * s.signal.twin.flip(0) + 1))
+        for s in BARE
+    ]
+    mixed = [*SAMPLES, *bare]
     with torch.no_grad():
-        for n, one in enumerate(mixed):
-            kind = "" if n % 2 else " sentences"
+        twins = twins_of(mixed)
+        apart = twins_of(SAMPLES).vectors, twins_of([replace(s, meaning=s.meaning - 8) for s in bare]).vectors
+        torch.testing.assert_close(twins.vectors, torch.cat(apart))
+        pooled = torch.stack([s.signal.twin for s in mixed])
+        torch.testing.assert_close(twins.standardise(pooled, [s.bare for s in mixed]), twins.vectors)
+        weights = Weights(hidden=1.0, layer=2, contrast=0.5)
+        found = batch_losses(carrier.model, collate(mixed, 0), weights, carrier, twins)["hidden"]
+        rows = []
+        for one in mixed:
             with carrier.on([one.language]) as on:
                 states = on(input_ids=torch.tensor([one.encoded.prompt]), output_hidden_states=True)
-            own, english = statistics[one.language + kind], statistics["en" + kind]
-            expected.append((states.hidden_states[2][0].mean(0) - own.mean) / own.scale)
-            twins.append((one.signal.twin - english.mean) / english.scale)
-        weights = Weights(hidden=1.0, layer=2, contrast=0.5)
-        scaled = twins_of(mixed, statistics)
-        torch.testing.assert_close(scaled, torch.stack(twins))
-        found = batch_losses(carrier.model, collate(mixed, 0), weights, carrier, scaled, statistics)
-    wanted = losses.similarity(torch.stack(expected), torch.stack(twins), torch.arange(8), temperature=0.5)
-    assert found["hidden"].item() == pytest.approx(wanted.item(), rel=1e-4)
+            rows.append(states.hidden_states[2][0].mean(0))
+        scaled = twins.standardise(torch.stack(rows), [False] * 8 + [True] * 8)
+        wanted = losses.similarity(scaled, twins.vectors, torch.arange(16), temperature=0.5)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_too_few_twins_are_compared_as_they_are():
+    """Of seven nobody knows a spread."""
+    twins = twins_of(SAMPLES[:7])
+    assert torch.equal(twins.vectors, torch.stack([s.signal.twin for s in SAMPLES[:7]]).float())
 
 
 def test_a_step_of_bare_sentences_learns_from_the_hidden_term_alone(tiny, five, student, tmp_path):
