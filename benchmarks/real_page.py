@@ -6,9 +6,9 @@ from typing import Any
 
 NAMES = {
     "alignment_mastered": "alignment, mastered tasks",
-    "alignment_all": "alignment, all tasks",
+    "alignment_all": "alignment, all tasks of the table below",
     "consistency_mastered": "consistency, mastered tasks",
-    "consistency_all": "consistency, all tasks",
+    "consistency_all": "consistency, all tasks of the table below",
     "retrieval": "retrieval, standardised",
     "retrieval_raw": "retrieval, raw cosine",
     "alignment_low": "alignment, Swahili and Urdu",
