@@ -268,10 +268,10 @@ def transfer(
         for head in (
             "suite",
             "language",
-            "no adapters",
+            "none",
             "root",
             "family",
-            "other families",
+            "others",
             "gain",
             "interval",
         ):
@@ -292,7 +292,7 @@ def transfer(
                 against = {"over_root": "over the root", "over_others": "over other families"}[key]
                 gains = f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
                 _line(f"{', '.join(some)} ({what}), {against}: {gains}")
-    _line("gain: family less root, or other families less root where a language has no relative in the tree")
+    _line("none: without adapters; others: mean of the other families; gain: family, else others, less root")
 
 
 @app.command()
