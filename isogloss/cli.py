@@ -278,7 +278,7 @@ def transfer(
             table.add_column(head, no_wrap=True, justify="left" if head in ("suite", "language") else "right")
         for one in rows:
             shares = [f"{100 * one.nothing:.1f}", f"{100 * one.root:.1f}"]
-            shares += ["–" if one.family is None else f"{100 * one.family:.1f}", f"{100 * one.others:.1f}"]
+            shares += ["–" if n is None else f"{100 * n:.1f}" for n in (one.family, one.others)]
             gain = one.over_root
             table.add_row(
                 one.suite, one.language, *shares, f"{100 * gain.value:+.1f}",

@@ -138,8 +138,8 @@ class Twins:
     def standardise(
         self, pooled: Float[Tensor, "rows hidden"], bare: Sequence[bool]
     ) -> Float[Tensor, "rows hidden"]:
-        rows = zip(pooled, bare, strict=True)
-        return torch.cat([standardised(one[None], self.statistics[kind]) for one, kind in rows])
+        kinds = torch.tensor(bare, device=pooled.device)[:, None]
+        return torch.where(kinds, *(standardised(pooled, self.statistics[kind]) for kind in (True, False)))
 
 
 def twins_of(samples: Sequence[Sample]) -> Twins | None:
@@ -340,8 +340,9 @@ def batch_losses(
         parts["options"] = _answer_sets(model, hidden, batch.options, score.keywords["size"])
     if twins is not None and weights.hidden:
         pooled = twins.standardise(mean_pool(states[0], batch.asked), batch.bare)
-        vectors = twins.vectors.to(pooled.device)
-        parts["hidden"] = losses.similarity(pooled, vectors, batch.meanings, temperature=weights.contrast)
+        parts["hidden"] = losses.similarity(
+            pooled, twins.vectors, batch.meanings, temperature=weights.contrast
+        )
     return parts
 
 
@@ -443,12 +444,7 @@ class Objective(nn.Module):
     Its state is what learns: a checkpoint has no frozen weight.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        carrier: Carrier | None,
-        twins: Twins | None,
-    ):
+    def __init__(self, model: nn.Module, carrier: Carrier | None, twins: Twins | None):
         super().__init__()
         self.model, self.carrier, self.twins = model, carrier, twins
 

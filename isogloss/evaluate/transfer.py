@@ -8,11 +8,17 @@ other families' nodes, which have learned from languages that are no relatives.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from isogloss.config import Evaluate
 from isogloss.evaluate import runner
 from isogloss.evaluate.items import SuiteData
-from isogloss.evaluate.statistics import Estimate, bootstrap_mean
+from isogloss.evaluate.statistics import (
+    Estimate,
+    bootstrap_mean,
+    bootstrap_over_languages,
+    mean_over_languages,
+)
 from isogloss.languages import SOURCE
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.nodes import ROOT, Tree, family_name
@@ -40,7 +46,7 @@ class Reading:
     hits: Mapping[str, Sequence[float]]
 
     def mean(self, measure: str) -> float:
-        return sum(self.hits[measure]) / len(self.hits[measure])
+        return fmean(self.hits[measure])
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Transfer:
         nothing: Mean of the reference model alone.
         root: Through the root.
         family: Through its family's node; None where the tree has no relative.
-        others: Mean over the nodes of the other families.
+        others: Mean over the nodes of the other families; None where the tree has no other.
         over_root: Family less root; of a language without relatives, the other families less the root.
         over_others: Family less the mean of the others; None without a relative.
     """
@@ -62,7 +68,7 @@ class Transfer:
     nothing: float
     root: float
     family: float | None
-    others: float
+    others: float | None
     over_root: Estimate
     over_others: Estimate | None
 
@@ -139,10 +145,10 @@ def transfers(found: Sequence[Reading], seed: int) -> list[Transfer]:
                     suite,
                     code,
                     measure,
-                    _mean(nothing),
-                    _mean(root),
-                    _mean(family) if family else None,
-                    _mean(others),
+                    fmean(nothing),
+                    fmean(root),
+                    fmean(family) if family else None,
+                    fmean(others) if others else None,
                     _difference(family or others, root, seed),
                     _difference(family, others, seed) if family and others else None,
                 )
@@ -167,9 +173,9 @@ def over_languages(
         if family and others:
             differences["over_others"].append(_minus(family, others))
     return {
-        name: bootstrap_mean([_mean(one) for one in zip(*rows, strict=True)], seed=seed)
+        name: bootstrap_over_languages({str(n): row for n, row in enumerate(rows)}, seed=seed)
         for name, rows in differences.items()
-        if rows and len({len(row) for row in rows}) == 1
+        if len({len(row) for row in rows}) == 1
     }
 
 
@@ -208,12 +214,8 @@ def _asked(suite: SuiteData, code: str) -> SuiteData:
 
 
 def _mean_hits(readings: Sequence[Reading], kind: str, measure: str) -> list[float]:
-    rows = [one.hits[measure] for one in readings if one.kind == kind and measure in one.hits]
-    return [_mean(one) for one in zip(*rows, strict=True)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+    rows = {one.through: one.hits[measure] for one in readings if one.kind == kind and measure in one.hits}
+    return mean_over_languages(rows) if rows else []
 
 
 def _minus(one: Sequence[float], other: Sequence[float]) -> list[float]:

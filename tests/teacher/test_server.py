@@ -2,14 +2,13 @@
 
 import json
 import math
-import threading
 import time
 from collections import Counter
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from faulty import Faulty
 
 from isogloss.config import ServerTeacher, load_config
 from isogloss.cost import Stage
@@ -43,90 +42,25 @@ def expected(row: Asked):
     return torch.tensor(ids), torch.tensor(logprobs)
 
 
-class Endpoint(ThreadingHTTPServer):
-    """Answers as vLLM does, after the faults that a row has left."""
-
-    daemon_threads = True
+class Endpoint(Faulty):
+    """Answers as vLLM does."""
 
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.faults: dict[tuple[int, ...], list] = {}
-        self.asked: Counter = Counter()
-        self.headers, self.bodies, self.times = [], [], []
-        self.release = threading.Event()
-        self.now = self.most = 0
-        self.lock = threading.Lock()
-        self.pause = 0.0
+        super().__init__()
         self.answer = lambda ids: {"choices": [{"prompt_logprobs": [None, *(place(t) for t in ids[1:])]}]}
 
-    def handle_error(self, request, client_address):
-        """A client that hangs up is what some tests want."""
+    def names(self, body):
+        return [tuple(body["prompt"])]
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Endpoint
-
-    def log_message(self, *args):
-        pass
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        ids, there = tuple(body["prompt"]), self.server
-        with there.lock:
-            there.asked[ids] += 1
-            there.times.append((time.monotonic(), ids))
-            there.headers.append(dict(self.headers))
-            there.bodies.append(body)
-            left = there.faults.get(ids, [])
-            fault = left.pop(0) if left else None
-            there.now += 1
-            there.most = max(there.most, there.now)
-        try:
-            time.sleep(there.pause)
-            self.respond(fault, json.dumps(there.answer(ids)).encode())
-        finally:
-            with there.lock:
-                there.now -= 1
-
-    def respond(self, fault, whole_answer: bytes):
-        status, headers, sent, length = 200, {}, whole_answer, len(whole_answer)
-        match fault:
-            case "slow":
-                self.server.release.wait(60)
-            case "drop":
-                self.close_connection = True
-                return
-            case "cut":  # fewer bytes than were promised
-                sent = whole_answer[: length // 2]
-                self.close_connection = True
-            case "half":  # a whole answer over HTTP whose JSON ends in the middle
-                sent = whole_answer[: length // 2]
-                length = len(sent)
-            case (int() as code, *more):
-                status, sent = code, (more[1] if len(more) > 1 else b"{}")
-                length, headers = len(sent), (more[0] if more else {})
-        self.send_response(status)
-        for name, value in {**headers, "content-type": "application/json", "content-length": length}.items():
-            self.send_header(name, str(value))
-        self.end_headers()
-        self.wfile.write(sent)
+    def answered(self, body, fault):
+        return self.answer(tuple(body["prompt"]))
 
 
 @pytest.fixture
 def endpoint(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    made = Endpoint()
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    yield made
-    made.release.set()
-    made.shutdown()
-    made.server_close()
+    with Endpoint().serving() as made:
+        yield made
 
 
 def settings(endpoint, **more) -> ServerTeacher:
