@@ -20,6 +20,7 @@ from isogloss.evaluate.statistics import (
     mean_over_languages,
 )
 from isogloss.languages import SOURCE
+from isogloss.standardise import statistics_of
 from isogloss.tree.carrier import Carrier
 from isogloss.tree.nodes import ROOT, Tree, family_name
 
@@ -110,19 +111,20 @@ def readings(
     work, done = sum(1 + len(nodes_for(carrier.tree, code)) for code in languages), 0
     english = runner.english_answers(plain, suite, settings, _silent).texts if suite.items else []
     answered = {item.id: text for item, text in zip(runner.twinned(suite), english, strict=True)}
-    if suite.sentences and settings.layer is None:
-        found = runner.retriever(plain, plain, _only(suite, languages), settings, _silent)
-        settings = settings.model_copy(update={"layer": found and found.layer})
+    retriever = runner.retriever(plain, plain, _only(suite, languages), settings, _silent)
+    if retriever is not None:  # the plain cosine is not reported, and may want a higher layer
+        retriever = replace(retriever, raw_layer=retriever.layer)
     made = []
     for code in languages:
         asked = _asked(_only(suite, [code]), code)
         own = [answered[item.id] for item in runner.twinned(asked)]
         for node, kind in {NOTHING: NOTHING, **nodes_for(carrier.tree, code)}.items():
             if node == NOTHING:
-                hits = _hits(plain, plain, asked, code, own, settings, seed)
+                hits = _hits(plain, asked, code, own, retriever, settings, seed)
             else:
                 with read_through(carrier, code, node):
-                    hits = _hits(aligned, plain, asked, code, own, settings, seed)
+                    by = _by_own(retriever, aligned, asked, code, settings)
+                    hits = _hits(aligned, asked, code, own, by, settings, seed)
             made.append(Reading(suite.name, code, node, kind, hits))
             progress(done := done + 1, work)
     return made
@@ -181,20 +183,30 @@ def over_languages(
 
 def _hits(
     subject: runner.Model,
-    plain: runner.Model,
     suite: SuiteData,
     code: str,
     english: Sequence[str],
+    retriever: runner.Retriever | None,
     settings: Evaluate,
     seed: int,
 ) -> dict[str, list[float]]:
-    retriever = runner.retriever(subject, plain, suite, settings, _silent)
     side = runner.evaluate_side(subject, suite, [code], english, retriever, settings, seed, _silent)
     return {
         name: [float(hit) for hit in side.hits[name][code]]
         for name in MEASURES
         if code in side.hits.get(name, {})
     }
+
+
+def _by_own(
+    retriever: runner.Retriever | None, subject: runner.Model, suite: SuiteData, code: str, settings: Evaluate
+) -> runner.Retriever | None:
+    """The retriever with a subject's own statistics of a language; English stays the reference model's."""
+    if retriever is None or retriever.statistics is None or code not in suite.layer_sentences:
+        return retriever
+    layer, texts = retriever.layer, suite.layer_sentences[code]
+    own = statistics_of(runner.embed(subject, texts, code, [layer], settings.batch)[layer])
+    return replace(retriever, statistics={**retriever.statistics, code: own})
 
 
 def _only(suite: SuiteData, languages: Sequence[str]) -> SuiteData:
