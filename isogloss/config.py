@@ -122,7 +122,7 @@ class DemoData(Source):
     """The instruction set that comes with the package."""
 
     type: Literal["demo"] = "demo"
-    """Which kind of data: demo, massive, sib200, xnli, pawsx, mlqa, parallel, chat or table."""
+    """Which kind of data: demo, massive, sib200, xnli, pawsx, mlqa, topic, parallel, chat or table."""
     english_items: Count = 8_000
     """English items for stage 1."""
 
@@ -185,6 +185,19 @@ class MlqaData(LabelledData):
     """Longest passage; questions about longer ones are not asked."""
 
 
+class TopicData(Source):
+    """Parallel text without any label, asked for its topic in SIB-200's words; the model answers in English."""
+
+    type: Literal["topic"] = "topic"
+    """Sentences of parallel text, for stage 2 alone."""
+    sentences: Annotated[
+        tuple[Literal["tatoeba", "tico19", "course_text"], ...], Field(min_length=1), AfterValidator(_once)
+    ] = ("tatoeba", "tico19")
+    """Which sets under the data root; they take turns."""
+    max_chars: Count = 400
+    """Longest sentence; pairs with a longer one are left out."""
+
+
 class FileData(Source):
     """A file of the user's own."""
 
@@ -230,6 +243,7 @@ AnySource = Annotated[
     | XnliData
     | PawsxData
     | MlqaData
+    | TopicData
     | ParallelFile
     | ChatFile
     | TableFile,

@@ -402,13 +402,24 @@ def states_up_to(
     with ExitStack() as stack:
         found = {layer: stack.enter_context(capture(model, layer)) for layer in layers}
         if len(above) and not parts_of(above):
-            # Before any other hook, so that nothing is made ready for that layer.
+            # Before any other hook, so that nothing is made ready for that layer, and not compiled with it.
+            stack.enter_context(_as_it_is(above[0]))
             handle = above[0].register_forward_pre_hook(stop, prepend=True)
             stack.callback(handle.remove)
             stack.callback(DEPTH.reset, DEPTH.set(max(layers)))
         stack.enter_context(suppress(_ReadEnough))
         last_hidden(model, ids, mask)
     return {layer: states[0] for layer, states in found.items()}
+
+
+@contextmanager
+def _as_it_is(layer: nn.Module) -> Iterator[None]:
+    """A layer called as Python, whether it is compiled or not."""
+    compiled, layer._compiled_call_impl = layer._compiled_call_impl, None
+    try:
+        yield
+    finally:
+        layer._compiled_call_impl = compiled
 
 
 def causal_of(model: Any) -> Any:

@@ -560,7 +560,7 @@ def tune_plan(work: Work) -> StagePlan:
     lengths = [len(row.prompt) + len(row.response) for row in work.english]
     draws = max(settings.batch, round(len(lengths) * settings.epochs))
     order = schedule(
-        [SOURCE] * len(lengths), draws, balance=1.0, batch=settings.batch, lengths=lengths,
+        [SOURCE] * len(lengths), draws, balance=1.0, batch=settings.batch, alike=lengths,
         seed=work.config.seed,
     )  # fmt: skip
     micro = _micro(order, settings.batch, settings.accumulate, machine.devices)
@@ -643,6 +643,10 @@ def distill_plan(work: Work) -> StagePlan:
         )
         width = max(lengths[n] for n in numbers)
         heads = again * (taught + asked)
+        if all(rows[n].bare for n in numbers) and machine.devices == 1:  # read up to the term's layer
+            meter.read(len(numbers), width, backward=True, depth=layer_of(model, settings))
+            found.tokens_backpropagated += sum(lengths[n] for n in numbers)
+            continue
         _count(meter, len(numbers), width, heads, backward=True, taught=taught)
         found.tokens_backpropagated += sum(lengths[n] for n in numbers)
     found.tokens_forwarded += found.tokens_backpropagated

@@ -183,7 +183,7 @@ def tune(
     lengths = [len(row.prompt) + len(row.response) for row in rows]
     draws = max(settings.batch, round(len(rows) * settings.epochs))
     order = schedule(
-        [SOURCE] * len(rows), draws, balance=1.0, batch=settings.batch, lengths=lengths, seed=seed
+        [SOURCE] * len(rows), draws, balance=1.0, batch=settings.batch, alike=lengths, seed=seed
     )
     base.config.use_cache = False
     if settings.method == "lora":

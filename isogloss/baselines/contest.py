@@ -122,7 +122,7 @@ class Contest:
         return schedule(
             [row.language for row in parallel], round(settings.epochs * len(parallel)),
             balance=settings.balance, batch=settings.batch, seed=self.run.config.seed,
-            lengths=[len(row.student.prompt) for row in parallel],
+            alike=[len(row.student.prompt) for row in parallel],
         )  # fmt: skip
 
     def _prompts(self, parallel: Sequence[Row]) -> list[Prompt]:

@@ -1,7 +1,7 @@
 """Parallel text: sentences in English and another language, without any task.
 
-A pair can be read as two instructions that mean the same, for the hidden-state term, or be asked as a
-translation both ways; its text is a translation and no label. Sentences that evaluation retrieves or has
+A pair can be read as two instructions that mean the same, for the hidden-state term, be asked as a
+translation both ways, or for its topic; its text is a translation and no label. Sentences that evaluation retrieves or has
 translated are left out.
 Flow: files → pairs, each once, without evaluation's sentences → drawn by seed → examples.
 """
@@ -13,12 +13,12 @@ from pathlib import Path
 
 from isogloss.config import ParallelText
 from isogloss.data.draw import draw
-from isogloss.data.examples import ParallelExample
+from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.formats import flores, massive
 from isogloss.data.formats.lines import plain_or_gz
 from isogloss.data.formats.tab import read_table
 from isogloss.data.reading import normalise
-from isogloss.data.tasks import translation
+from isogloss.data.tasks import sib200, translation
 from isogloss.errors import DataError
 from isogloss.languages import SOURCE, languages
 
@@ -59,11 +59,7 @@ def pairs_for(
         assert root is not None
         there = 0
         for code in codes:
-            pairs = [
-                pair
-                for pair in _once(_read(source.type, root, code), held_out(root, code))
-                if max(len(pair.english), len(pair.text)) <= source.max_chars
-            ]
+            pairs = _usable(source.type, root, code, source.max_chars)
             there += len(pairs)
             drawn = draw(pairs, seed, key=lambda pair: pair.english, strata=lambda pair: ())[: source.items]
             factor = source.low_resource_factor if languages()[code].resource == "low" else 1.0
@@ -73,6 +69,31 @@ def pairs_for(
         if not there:
             raise DataError(f"parallel_text: {source.type} has none of {', '.join(codes)}; take it out", root)
     return found
+
+
+def topic_examples(
+    name: str, root: Path, codes: Sequence[str], max_chars: int
+) -> list[ParallelExample]:
+    """A set's sentences asked for their topic, in the words of SIB-200; nobody has labelled them.
+
+    Raises:
+        DataError: A file is damaged.
+    """
+    wordings = sib200.labels()
+    there = [code for code in codes if code in wordings]
+    found: dict[str, tuple[str, dict[str, str]]] = {}
+    for code in there:
+        for pair in _usable(name, root, code, max_chars):
+            found.setdefault(pair.english, (pair.id, {}))[1][code] = pair.text
+    return [
+        ParallelExample(
+            f"topic-{id}",
+            f"topic_{name}",
+            {code: Turn(sib200.ask(code, text)) for code, text in {SOURCE: english, **texts}.items()},
+            {code: wordings[code] for code in (SOURCE, *texts)},
+        )
+        for english, (id, texts) in found.items()
+    ]
 
 
 def translation_examples(pairs: Mapping[str, Sequence[Pair]]) -> list[ParallelExample]:
@@ -111,6 +132,15 @@ def held_out(root: Path, code: str) -> frozenset[str]:
                 continue
             found.update(map(normalise, lines[one]))
     return frozenset(found)
+
+
+def _usable(name: str, root: Path, code: str, max_chars: int) -> list[Pair]:
+    """A set's pairs that may be learned from, in the file's order."""
+    return [
+        pair
+        for pair in _once(_read(name, root, code), held_out(root, code))
+        if max(len(pair.english), len(pair.text)) <= max_chars
+    ]
 
 
 def _once(pairs: Iterator[Pair], held_out: Collection[str]) -> Iterator[Pair]:

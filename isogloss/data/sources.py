@@ -17,6 +17,7 @@ from isogloss.config import (
     PawsxData,
     Sib200Data,
     TableFile,
+    TopicData,
     XnliData,
 )
 from isogloss.data.division import Division
@@ -24,6 +25,7 @@ from isogloss.data.draw import in_draw_order
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats import chat_jsonl, parallel_jsonl, table, xnli
 from isogloss.data.formats.records import Tell, nobody
+from isogloss.data.parallel_text import topic_examples
 from isogloss.data.reading import read_answer
 from isogloss.data.tasks import massive as massive_tasks
 from isogloss.data.tasks import mlqa as mlqa_tasks
@@ -229,6 +231,13 @@ def _read(
             return tasks_of.examples(
                 _root(root, source.type), languages, all_labels=source.responses == "all"
             )
+        case TopicData():
+            folder = _root(root, source.type)
+            return [
+                example
+                for name in source.sentences
+                for example in topic_examples(name, folder, languages, source.max_chars)
+            ]
         case FileData():
             found = _file(source, tell)
             if len(config.sources) == 1:

@@ -72,7 +72,7 @@ def lora_of_path(
         for number, (text, found) in enumerate(zip(texts, states, strict=True))
     ]
     lengths = [1 + len(text.response) for text in texts]
-    order = schedule([ROOT] * len(texts), steps * BATCH, balance=1.0, batch=BATCH, lengths=lengths, seed=seed)
+    order = schedule([ROOT] * len(texts), steps * BATCH, balance=1.0, batch=BATCH, alike=lengths, seed=seed)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     trainer = ResponseTrainer(

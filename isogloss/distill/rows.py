@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -51,6 +52,12 @@ class Row:
     def bare(self) -> bool:
         """Whether it is a sentence of parallel text, which nobody answers: the hidden-state term reads it."""
         return not self.student.response
+
+    @property
+    def tokens(self) -> int:
+        """What a batch holds of it: prompt and response, or all answers that it may have."""
+        answers = self.options or (self.student.response,)
+        return len(self.student.prompt) + sum(map(len, answers))
 
 
 def build_rows(
@@ -228,7 +235,7 @@ def training_order(rows: Sequence[Row], settings: Distill, seed: int) -> list[in
     return schedule(
         [row.language for row in rows], round(settings.epochs * parallel / (1 - retain)),
         balance=settings.balance, batch=settings.batch, seed=seed, fixed={SOURCE: retain},
-        lengths=[len(r.student.prompt) + len(r.student.response) for r in rows],
+        alike=[(row.bare, row.tokens) for row in rows],
     )  # fmt: skip
 
 
@@ -238,7 +245,7 @@ def schedule(
     *,
     balance: float,
     batch: int,
-    lengths: Sequence[int],
+    alike: Sequence[Any],
     seed: int,
     fixed: Mapping[str, float] | None = None,
 ) -> list[int]:
@@ -248,8 +255,8 @@ def schedule(
         languages: The language of each row.
         draws: How many rows are read in all; rounded down to whole batches.
         balance: A language of n rows is drawn in proportion to n^(1/balance).
-        batch: Rows per batch; rows of like length are put together within windows of eight batches.
-        lengths: Tokens of each row.
+        batch: Rows per batch; rows that are alike are put together within windows of eight batches.
+        alike: What rows of a batch are to be alike in, such as their tokens; sorted by.
         fixed: Share of all draws that a language gets whatever its rows.
     """
     rng = random.Random(seed)
@@ -272,7 +279,7 @@ def schedule(
     ordered: list[int] = []
     window = 8 * batch
     for start in range(0, draws, window):
-        part = sorted(drawn[start : start + window], key=lambda number: lengths[number])
+        part = sorted(drawn[start : start + window], key=lambda number: alike[number])
         batches = [part[i : i + batch] for i in range(0, len(part), batch)]
         rng.shuffle(batches)
         ordered.extend(number for one in batches for number in one)

@@ -40,7 +40,7 @@ from isogloss.distill.topk import TopK
 from isogloss.errors import ConfigError, RunError
 from isogloss.files import naming, read_json, write_json, write_lines
 from isogloss.languages import SOURCE
-from isogloss.model import capture, causal_of, decoder_of, head, last_hidden, mean_pool, parts_of
+from isogloss.model import capture, causal_of, decoder_of, head, last_hidden, mean_pool, parts_of, states_up_to
 from isogloss.modes import compiled, thrifty_attention
 from isogloss.standardise import Statistics, standardised, statistics_of, unscaled
 from isogloss.tree.carrier import Carrier
@@ -314,6 +314,17 @@ def batch_losses(
     score = partial(_sums, model, size=chunk_size(model, batch.ids.is_cuda if gpu is None else gpu))
     if carrier is not None:
         carrier.set_path(batch.paths)
+
+    def alike(states: Tensor) -> Tensor:
+        assert twins is not None
+        pooled = twins.standardise(mean_pool(states, batch.asked), batch.bare)
+        return losses.similarity(pooled, twins.vectors, batch.meanings, temperature=weights.contrast)
+
+    # Of sentences that nobody answers no layer above is wanted; with several processes every adapter has to
+    # have a gradient in each.
+    if twins is not None and weights.hidden and all(batch.bare) and processes.count() == 1:
+        states = states_up_to(model, batch.ids, batch.mask, [weights.layer])[weights.layer]
+        return {"hidden": alike(states)}
     with capture(model, weights.layer) as states:
         if batch.options is None:
             hidden = last_hidden(model, batch.ids, batch.mask)
@@ -339,10 +350,7 @@ def batch_losses(
     if batch.options is not None and weights.kl:
         parts["options"] = _answer_sets(model, hidden, batch.options, score.keywords["size"])
     if twins is not None and weights.hidden:
-        pooled = twins.standardise(mean_pool(states[0], batch.asked), batch.bare)
-        parts["hidden"] = losses.similarity(
-            pooled, twins.vectors, batch.meanings, temperature=weights.contrast
-        )
+        parts["hidden"] = alike(states[0])
     return parts
 
 

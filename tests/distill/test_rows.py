@@ -190,7 +190,7 @@ def test_the_response_is_checked_in_each_task_of_a_language(build, tokenizer, mo
 
 
 def plan(languages, draws, **options):
-    settings = {"balance": 1.0, "batch": 4, "seed": 0, "lengths": [1] * len(languages)} | options
+    settings = {"balance": 1.0, "batch": 4, "seed": 0, "alike": [1] * len(languages)} | options
     return schedule(languages, draws, **settings)
 
 
@@ -257,7 +257,7 @@ def test_batches_are_whole(draws, rows):
 def test_rows_of_like_length_share_a_batch():
     """A window of eight batches is read sorted by length, the batches themselves in random order."""
     lengths = list(range(32))
-    order = plan(["sw"] * 32, 32, lengths=lengths)
+    order = plan(["sw"] * 32, 32, alike=lengths)
     batches = [order[i : i + 4] for i in range(0, 32, 4)]
     assert all(batch == list(range(batch[0], batch[0] + 4)) for batch in batches)
     assert sorted(batch[0] for batch in batches) == [0, 4, 8, 12, 16, 20, 24, 28]

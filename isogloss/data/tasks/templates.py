@@ -10,6 +10,7 @@ from isogloss.demo.grammar import LANGUAGES, phrases
 
 PHRASED = {
     "xnli": "inference", "XNLI": "inference", "pawsx": "paraphrase", "PAWSX": "paraphrase", "sib200": "topic",
+    "topic_tatoeba": "topic", "topic_tico19": "topic", "topic_course_text": "topic",
     "from_english": "from_english", "to_english": "to_english",
 }  # fmt: skip
 """Tasks that are asked in the words of one of the demo's."""
