@@ -54,6 +54,8 @@ def english_examples(config: Config, root: Path | None, tell: Tell = nobody) -> 
     """
     found = []
     for number, source in enumerate(config.sources):
+        if isinstance(source, TopicData):  # nobody has answered, in English either
+            continue
         if isinstance(source, DemoData):
             items = demo_items("train", source.english_items, [SOURCE], draw="english")
             some = [item.example for item in items]
