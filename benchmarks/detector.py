@@ -16,7 +16,7 @@ from statistics import mean, median
 
 from machine import put
 
-from isogloss.demo.grammar import LANGUAGES
+from isogloss.data.demo.grammar import LANGUAGES
 from isogloss.evaluate.fidelity import _UNSPACED, _letters, detect, guess
 from isogloss.languages import SOURCE, languages
 

@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
 if TYPE_CHECKING:
-    from isogloss.distill.rows import Row
+    from isogloss.teacher.rows import Row
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def ranks(work: Workload) -> dict[str, int]:
 def rows_of(work: Workload) -> list["Row"]:
     """Random rows in the languages in turn."""
     from isogloss.data.chat import Encoded
-    from isogloss.distill.rows import Row
+    from isogloss.teacher.rows import Row
 
     codes = languages_of(work)
     prompts, privileged, twins, responses = (
@@ -215,13 +215,13 @@ def isogloss(
 
     from transformers import TrainingArguments
 
-    from isogloss.cost import Meter
-    from isogloss.distill.on_policy import OnPolicyTrainer, Policy
-    from isogloss.distill.signal import hidden_signals
-    from isogloss.distill.trainer import Ordered, ResponseTrainer, Weights, collate, samples_of
-    from isogloss.model import load_tokenizer, two_thirds
-    from isogloss.tree.lora import TreeLora
-    from isogloss.tree.nodes import build_tree
+    from isogloss.adapters.lora import TreeLora
+    from isogloss.adapters.tree import build_tree
+    from isogloss.model.cost import Meter
+    from isogloss.model.load import load_tokenizer, two_thirds
+    from isogloss.teacher.signals import hidden_signals
+    from isogloss.train.on_policy import OnPolicyTrainer, Policy
+    from isogloss.train.trainer import Ordered, ResponseTrainer, Weights, collate, samples_of
 
     tree = build_tree(languages_of(work), ranks=ranks(work))
     carrier = TreeLora(model_of(work), tree, targets=work.targets, scaling=2.0)
@@ -285,8 +285,8 @@ def trl_gkd(work: Workload, steps: int, **more) -> tuple[list[float], float]:
     from trl.experimental.gkd.gkd_config import GKDConfig
     from trl.experimental.gkd.gkd_trainer import GKDTrainer
 
-    from isogloss.cost import Meter
-    from isogloss.model import model_folder
+    from isogloss.model.cost import Meter
+    from isogloss.model.load import model_folder
 
     batch, clock, model, teacher = batch_of(work), Clock(), model_of(work), model_of(work)
     mine, theirs = Meter(model), Meter(teacher)
@@ -309,7 +309,7 @@ def trl_gkd(work: Workload, steps: int, **more) -> tuple[list[float], float]:
 
 def texts(work: Workload, length: int, seed: int) -> list[str]:
     """One text a row that is exactly so long for the demo's tokenizer: words that are one token each."""
-    from isogloss.model import load_tokenizer
+    from isogloss.model.load import load_tokenizer
 
     tokenizer = load_tokenizer("demo")
     pieces = (tokenizer.decode([number]) for number in range(1000, tokenizer.vocab_size))
@@ -333,8 +333,8 @@ def trl_distillation(work: Workload, steps: int) -> tuple[list[float], float]:
     from datasets import Dataset
     from trl import DistillationConfig, DistillationTrainer
 
-    from isogloss.cost import Meter
-    from isogloss.model import load_tokenizer
+    from isogloss.model.cost import Meter
+    from isogloss.model.load import load_tokenizer
 
     clock, model, teacher = Clock(), model_of(work), model_of(work)
     mine, theirs = Meter(model), Meter(teacher)
@@ -355,8 +355,8 @@ def trl_sdft(work: Workload, steps: int) -> tuple[list[float], float]:
     from datasets import Dataset
     from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
-    from isogloss.cost import Meter
-    from isogloss.model import load_tokenizer
+    from isogloss.model.cost import Meter
+    from isogloss.model.load import load_tokenizer
 
     clock, model = Clock(), model_of(work)
     meter = Meter(model)
@@ -382,7 +382,7 @@ def looped(work: Workload, steps: int, loss_of, *, teacher: str) -> tuple[list[f
     """A hand-written loop: PEFT's LoRA, AdamW, a loss; the teacher is the model without its adapter."""
     from peft import get_peft_model
 
-    from isogloss.cost import Meter
+    from isogloss.model.cost import Meter
 
     model = get_peft_model(model_of(work), lora(work))
     batch, seconds, meter = batch_of(work), [], Meter(model)

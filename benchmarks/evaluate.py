@@ -53,7 +53,7 @@ def row(clock: Clock, items: int, **more: Any) -> dict[str, Any]:
 def base(asked: Asked) -> Any:
     import torch
 
-    from isogloss.model import load_model
+    from isogloss.model.load import load_model
 
     return load_model(asked.model, getattr(torch, asked.dtype))
 
@@ -67,7 +67,7 @@ def isogloss(asked: Asked) -> dict[str, Any]:
 
     from isogloss.evaluate.likelihood import log_probabilities
     from isogloss.evaluate.suites import SUITES as LOADERS
-    from isogloss.model import load_tokenizer
+    from isogloss.model.load import load_tokenizer
 
     (name,), code = asked.suite, asked.language
     items = LOADERS[name](asked.data_root, "dev", [code], asked.items, 0).items
@@ -91,7 +91,7 @@ def harness(asked: Asked) -> dict[str, Any]:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from isogloss.model import model_folder
+    from isogloss.model.load import model_folder
 
     folder, batch = model_folder(asked.model), asked.batch[0]
     given = {"pretrained": folder, "language": asked.language, "data_root": str(asked.data_root)}
@@ -129,7 +129,7 @@ def side(asked: Asked, name: str) -> dict[str, Any]:
     from isogloss.evaluate import runner
     from isogloss.evaluate.suites import load_suite
     from isogloss.languages import SOURCE
-    from isogloss.model import load_tokenizer
+    from isogloss.model.load import load_tokenizer
 
     settings = Evaluate(split="dev", items=asked.items, sentences=997, likelihood=("xnli",))
     suite = load_suite(name, asked.data_root, settings, CODES)

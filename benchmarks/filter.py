@@ -147,7 +147,7 @@ def read_by(base: str, codes: list[str], states: Path) -> Likeness:
     import torch
 
     from isogloss.evaluate.runner import Model, embed
-    from isogloss.model import layers_of, load_model, load_tokenizer
+    from isogloss.model.load import layers_of, load_model, load_tokenizer
     from isogloss.translate.likeness import layers, scores
 
     subject: list[Model] = []

@@ -16,14 +16,14 @@ from typing import Any
 
 from machine import about
 
+from isogloss.adapters.fit import lora_shape
+from isogloss.adapters.generate import complete
+from isogloss.adapters.lora import TreeLora
+from isogloss.adapters.tree import build_tree
 from isogloss.config import load_config
 from isogloss.data.chat import encode_prompt
 from isogloss.data.sources import parallel_examples
-from isogloss.generate import complete
-from isogloss.model import load_model, load_tokenizer, pick_dtype
-from isogloss.tree.fit import lora_shape
-from isogloss.tree.lora import TreeLora
-from isogloss.tree.nodes import build_tree
+from isogloss.model.load import load_model, load_tokenizer, pick_dtype
 
 
 def main() -> None:

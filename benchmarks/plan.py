@@ -16,10 +16,10 @@ from distill_step import WORKLOADS, Workload, languages_of, ranks, rows_of
 from machine import about, put
 from transformers import AutoConfig
 
+from isogloss.adapters.tree import build_tree
 from isogloss.config import Config, load_config
+from isogloss.pipeline.logging import quiet
 from isogloss.planning import StagePlan, Work, distill_plan, plan, this_machine
-from isogloss.quiet import quiet
-from isogloss.tree.nodes import build_tree
 
 
 def row(what: str, stage: StagePlan, flops: float, memory: int) -> dict:

@@ -18,11 +18,11 @@ from typing import Any
 
 from machine import processor
 
-from isogloss.baselines import methods
-from isogloss.baselines.contest import Contest, Entry
+from experiments import methods
+from experiments.contest import Contest, Entry
 from isogloss.config import load_config
 from isogloss.files import write_json
-from isogloss.pipeline import Watcher, open_run, run_tune
+from isogloss.pipeline.stages import Watcher, open_run, run_tune
 
 START: dict[str, dict[str, Any]] = {
     "grpo": {

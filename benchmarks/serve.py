@@ -29,11 +29,11 @@ import psutil
 import torch
 from machine import about, put
 
-from isogloss import pipeline
 from isogloss.config import load_config
 from isogloss.data.sources import parallel_examples
 from isogloss.inference import Aligned
-from isogloss.model import load_model, load_tokenizer
+from isogloss.model.load import load_model, load_tokenizer
+from isogloss.pipeline import stages
 
 KEY = "a-key-of-the-benchmark"
 KINDS = {
@@ -87,13 +87,13 @@ def main() -> None:
 
 def make(folder: Path) -> Aligned:
     """The embedded base under adapters that differ from language to language."""
-    run = pipeline.open_run(load_config(None, (f"run={folder}", "dtype=float32")))
+    run = stages.open_run(load_config(None, (f"run={folder}", "dtype=float32")))
     load_model("demo", torch.float32).save_pretrained(run.tuned)
     load_tokenizer("demo").save_pretrained(run.tuned)
     carrier = run.student(run.reference_model(), trained=False)
     torch.manual_seed(1)
     state = {name: torch.randn_like(p) * 0.05 for name, p in carrier.state().items()}
-    pipeline.save_whole(state, run.carriers)
+    stages.save_whole(state, run.carriers)
     return Aligned(run)
 
 

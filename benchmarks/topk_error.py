@@ -17,15 +17,15 @@ import torch
 from machine import about, put
 from torch import Tensor
 
+from isogloss.adapters.tree import build_tree
 from isogloss.config import load_config
 from isogloss.data.chat import pad, response_positions
 from isogloss.data.sources import node_texts, parallel_examples
-from isogloss.distill.fused import Divergence, Head, frozen_head, scored
-from isogloss.distill.rows import Row, build_rows
-from isogloss.distill.topk import TopK, pack, unpack
 from isogloss.languages import SOURCE
-from isogloss.model import last_hidden, load_model, load_tokenizer, pad_id
-from isogloss.tree.nodes import build_tree
+from isogloss.losses.fused import Divergence, Head, frozen_head, scored
+from isogloss.losses.topk import TopK, pack, unpack
+from isogloss.model.load import last_hidden, load_model, load_tokenizer, pad_id
+from isogloss.teacher.rows import Row, build_rows
 
 DIVERGENCES: tuple[Divergence, ...] = ("forward", "reverse", "jensen_shannon")
 

@@ -19,15 +19,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_cosine_schedule_with_warmup
 
+from isogloss.adapters.tree import build_tree
 from isogloss.config import Config, Distill, load_config
 from isogloss.data.chat import encode_prompt, encode_prompt_with_text, encode_response
 from isogloss.data.sources import node_texts, parallel_examples
-from isogloss.distill.losses import temperature_of
-from isogloss.distill.stage import NAMED
-from isogloss.model import pick_dtype
-from isogloss.standardise import Statistics, standardised, statistics_of
+from isogloss.losses.functional import temperature_of
+from isogloss.model.load import pick_dtype
+from isogloss.model.standardise import Statistics, standardised, statistics_of
 from isogloss.teacher.prompts import privileged_text
-from isogloss.tree.nodes import build_tree
+from isogloss.train.stage2 import NAMED
 
 
 class Row(NamedTuple):

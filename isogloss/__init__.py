@@ -35,11 +35,11 @@ def run(config: str | Path | None = None, **overrides: Any) -> Path:
         ],
         places=True,
     )
-    from isogloss import pipeline
+    from isogloss.pipeline import stages
 
-    job = pipeline.Run(settings, pipeline.Watcher())
-    pipeline.check(job)
-    pipeline.run_all(pipeline.open_run(settings))
+    job = stages.Run(settings, stages.Watcher())
+    stages.check(job)
+    stages.run_all(stages.open_run(settings))
     return settings.run
 
 
@@ -53,11 +53,11 @@ def load(run: str | Path, detector: "Detector | None" = None) -> "Aligned":
     Raises:
         isogloss.errors.RunError: The run is not finished.
     """
-    from isogloss import pipeline
     from isogloss.evaluate.fidelity import guess
     from isogloss.inference import Aligned
+    from isogloss.pipeline import stages
 
-    return Aligned(pipeline.load_run(Path(run)), detector or guess)
+    return Aligned(stages.load_run(Path(run)), detector or guess)
 
 
 def load_peft(run: str | Path, language: str) -> tuple[Any, Any]:
@@ -78,9 +78,9 @@ def load_peft(run: str | Path, language: str) -> tuple[Any, Any]:
         raise RunError(str(error)) from None
     from peft import PeftModel
 
-    from isogloss import pipeline
+    from isogloss.pipeline import stages
 
-    job = pipeline.load_run(Path(run))
+    job = stages.load_run(Path(run))
     folder = job.folder / "adapters" / code
     if not folder.exists():
         have = ", ".join(sorted(p.name for p in folder.parent.glob("*/"))) or "none"

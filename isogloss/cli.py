@@ -25,7 +25,6 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from isogloss import bundle
 from isogloss.config import (
     Config,
     for_choosing,
@@ -39,11 +38,12 @@ from isogloss.errors import ConfigError, DataError, IsoglossError, RunError
 from isogloss.files import read_json
 from isogloss.languages import Language, UnknownLanguageError, resolve
 from isogloss.languages import languages as registry
-from isogloss.quiet import quiet
+from isogloss.pipeline import bundle
+from isogloss.pipeline.logging import quiet
 
 if TYPE_CHECKING:
     from isogloss.asking import Asker
-    from isogloss.pipeline import Run
+    from isogloss.pipeline.stages import Run
     from isogloss.planning import Plan
 
 
@@ -113,7 +113,8 @@ def run(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot =
     """The whole job: English tuning, distillation, evaluation, report."""
     settings = _settings(config, set_, data_root)
     job = _open(settings)
-    from isogloss import pipeline, processes
+    from isogloss import processes
+    from isogloss.pipeline import stages as pipeline
 
     if not pipeline.run_all(job):
         _line(f"{job.folder} is complete; its report is {job.folder / 'report.html'}")
@@ -138,7 +139,7 @@ def tune(
         _show_selection(_prepare(settings))
         return
     job = _open(settings)
-    from isogloss import pipeline
+    from isogloss.pipeline import stages as pipeline
 
     pipeline.run_tune(job)
     _line(f"Reference model: {job.tuned}")
@@ -150,7 +151,7 @@ def distill(config: ConfigFile = None, set_: Overrides = None, data_root: DataRo
     settings = _settings(config, set_, data_root)
     _require(settings.run, TUNED)
     job = _open(settings)
-    from isogloss import pipeline
+    from isogloss.pipeline import stages as pipeline
 
     pipeline.run_distill(job)
     _line(f"Adapters: {job.folder / 'adapters'}")
@@ -162,7 +163,7 @@ def cache(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot
     settings = _settings(config, set_, data_root)
     _require(settings.run, TUNED)
     job = _open(settings)
-    from isogloss import pipeline
+    from isogloss.pipeline import stages as pipeline
 
     done = pipeline.run_cache(job)
     _line(
@@ -181,7 +182,7 @@ def teacher_prompt(
     _is_run(run_folder)
     (code,) = _codes([language], "--language")
     job = _prepare(load_config(run_folder, places=True))
-    from isogloss import pipeline
+    from isogloss.pipeline import stages as pipeline
     from isogloss.teacher.showing import shown
 
     row, reader = pipeline.row_of(job, code, id_)
@@ -210,7 +211,7 @@ def teacher_gain(
     _is_run(run_folder)
     _require(run_folder, TUNED)
     job = _load(run_folder)
-    from isogloss import pipeline
+    from isogloss.pipeline import stages as pipeline
 
     found = pipeline.teacher_gains(job, suite or job.config.evaluate.suites, items)
     if as_json:
@@ -252,9 +253,9 @@ def transfer(
     """
     _is_run(run_folder)
     _require(run_folder, TUNED, DISTILLED)
-    from isogloss import pipeline
     from isogloss.evaluate import transfer as measure
     from isogloss.languages import resolve
+    from isogloss.pipeline import stages as pipeline
 
     codes = list(dict.fromkeys(resolve(one).code for one in language))
     job = _prepare(load_config(run_folder, set_ or (), data_root=data_root))
@@ -317,7 +318,8 @@ def evaluate(
     settings = load_config(run_folder, [*chosen, *(set_ or ())], data_root=data_root)
     _require(run_folder, TUNED, DISTILLED)
     job = _prepare(settings)
-    from isogloss import pipeline, processes
+    from isogloss import processes
+    from isogloss.pipeline import stages as pipeline
 
     pipeline.check_suites(job)
     job = pipeline.open_run(settings, job.watcher)
@@ -347,8 +349,8 @@ def report(
     _line(f"Report: {write_report(run_folder)}")
     if lm_eval_json is not None:
         quiet()
-        from isogloss import pipeline
-        from isogloss.report.lm_eval import write_results
+        from isogloss.export.lm_eval import write_results
+        from isogloss.pipeline import stages as pipeline
 
         for file in write_results(pipeline.load_run(run_folder), lm_eval_json):
             _line(f"Results: {file}")
@@ -478,30 +480,30 @@ def export(
     job = _load(run_folder)
     out_folder = folder or run_folder / "exports" / form
     if form == "sentence-transformers":
-        from isogloss import embedding
+        from isogloss.export import embedding
 
         found = embedding.export_embedders(job, codes or job.taught, out_folder)
         _push(push_to_hub, None, {one.code: one.folder for one in found})
         return
-    from isogloss import exporting
+    from isogloss.export import adapters
 
-    made = exporting.export(job, codes or job.taught, form, out_folder, max_rank)
+    made = adapters.export(job, codes or job.taught, form, out_folder, max_rank)
     if form == "lora" or (form == "peft" and job.config.distill.carrier.type == "lora"):
         _line("All at once from vLLM, each as a model named by its code:")
-        out.print(exporting.serving(job, made), soft_wrap=True, markup=False)
+        out.print(adapters.serving(job, made), soft_wrap=True, markup=False)
     _push(push_to_hub, None if form == "merged" else job.tuned, {one.code: one.folder for one in made})
 
 
 def _check_hub(repo: str | None) -> None:
     if repo is not None:
-        from isogloss import hub
+        from isogloss.export import hub
 
         hub.check(repo)
 
 
 def _push(repo: str | None, tuned: Path | None, folders: dict[str, Path]) -> None:
     if repo is not None:
-        from isogloss import hub
+        from isogloss.export import hub
 
         for name in hub.push(repo, tuned, folders):
             _line(f"On the hub: {name}")
@@ -532,7 +534,7 @@ def add_language(
     settings = load_config(run_folder, [*more, *(set_ or ())], data_root=data_root, places=True)
     _require(run_folder, TUNED, DISTILLED)
     job = _prepare(settings)
-    from isogloss import growing
+    from isogloss.pipeline import add_language as growing
 
     growing.add_languages(job, codes)
     _line(f"Adapters: {', '.join(str(run_folder / 'adapters' / code) for code in codes)}")
@@ -703,7 +705,7 @@ def compare(
     """Is one run better than another: difference, interval and p, per language and on average."""
     _is_run(run_a)
     _is_run(run_b)
-    from isogloss.comparing import compare as paired
+    from isogloss.evaluate.compare import compare as paired
 
     found = paired(run_a, run_b)
     if as_json:
@@ -751,7 +753,7 @@ def suites(data_root: DataRoot = None) -> None:
 def check_leaks(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
     """Which test items stand in the training data, whole or in part; exit code 1 where some do."""
     job = _prepare(_settings(config, set_, data_root))
-    from isogloss import pipeline
+    from isogloss.pipeline import stages as pipeline
 
     found = pipeline.leaks(job)
     for leak in found[:50]:
@@ -792,7 +794,7 @@ def compare_methods(
     settings = _choosing(_settings(config, set_, data_root))
     quiet()
     try:
-        from isogloss.baselines import comparison
+        from experiments import comparison
     except ImportError as error:
         raise ConfigError(f"compare-methods needs trl ({error.name}); pip install 'isogloss[rl]'") from None
 
@@ -805,7 +807,7 @@ def compare_methods(
             "width: take lora"
         )
     job = _prepare(settings)
-    from isogloss import pipeline
+    from isogloss.pipeline import stages as pipeline
 
     pipeline.check(job)
     chosen = tuple(dict.fromkeys(method or comparison.METHODS))
@@ -851,14 +853,14 @@ def ablate(
     """Variants of stage 2 side by side, on one reference model per seed."""
     settings = _choosing(_settings(config, set_, data_root))
     quiet()
-    from isogloss import ablation
+    from experiments import ablation
 
     variants = ablation.with_items(
         [ablation.parse(text) for text in variant or ("families", "learned", "random", "flat", "shared")],
         items or (),
     )
     job = _prepare(settings)
-    from isogloss import pipeline
+    from isogloss.pipeline import stages as pipeline
 
     pipeline.check(job)
     done = ablation.ablate(
@@ -1058,7 +1060,8 @@ def _codes(spellings: Sequence[str], where: str) -> list[str]:
 def _prepare(settings: Config) -> "Run":
     """A run whose folder is not touched; of several processes one speaks."""
     quiet()
-    from isogloss import pipeline, processes
+    from isogloss import processes
+    from isogloss.pipeline import stages as pipeline
 
     out.quiet = not processes.is_main()
 
@@ -1071,7 +1074,7 @@ def _prepare(settings: Config) -> "Run":
 def _open(settings: Config) -> "Run":
     """A run whose folder is there; nothing is written before all that it needs is."""
     job = _prepare(settings)
-    from isogloss import pipeline
+    from isogloss.pipeline import stages as pipeline
 
     pipeline.check(job)
     return pipeline.open_run(settings, job.watcher)
@@ -1080,7 +1083,7 @@ def _open(settings: Config) -> "Run":
 def _load(run_folder: Path) -> "Run":
     """An existing run, as it is."""
     watcher = _prepare(load_config(run_folder)).watcher
-    from isogloss import pipeline
+    from isogloss.pipeline import stages as pipeline
 
     return pipeline.load_run(run_folder, watcher)
 
@@ -1221,7 +1224,7 @@ def _show_plan(found: "Plan") -> None:
 
 def _show_methods(rows: Sequence[dict]) -> None:
     """Scores of every method, then what it cost to reach each level, over the seeds."""
-    from isogloss.baselines.summary import saving, summary
+    from experiments.summary import saving, summary
 
     names = {
         "alignment": "align.", "consistency": "consist.", "retrieval": "retr.", "fidelity": "fid.",
@@ -1297,8 +1300,8 @@ def _mean(value: tuple[float, float | None] | None, scale: float) -> str:
 
 
 def _show_selection(job: "Run") -> None:
-    from isogloss import pipeline
     from isogloss.data.selection import summary
+    from isogloss.pipeline import stages as pipeline
 
     chosen = pipeline.select_english(job)
     table = Table("reason", "items", box=None, header_style="bold", pad_edge=False)

@@ -31,7 +31,7 @@ from isogloss.bases import PACKAGED, SUFFIX, unavailable
 from isogloss.defaults import EMBEDDED, Facts, by_model, look_up
 from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE, XGLUE_TWELVE, languages, resolve
-from isogloss.tracking import Tracker
+from isogloss.pipeline.tracking import Tracker
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Settings")

@@ -42,7 +42,7 @@ def look_up(name: str) -> Facts:
     Raises:
         ConfigError: There is no such model.
     """
-    from isogloss.model import skeleton  # imports torch
+    from isogloss.model.load import skeleton  # imports torch
 
     return facts_of(skeleton(name))
 

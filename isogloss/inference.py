@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers import TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 
+from isogloss.adapters.generate import answers, complete
 from isogloss.data.chat import encode_prompt
 from isogloss.data.text import canonical
 from isogloss.errors import RunError
 from isogloss.evaluate.fidelity import Detector, guess
-from isogloss.generate import answers, complete
 from isogloss.languages import SOURCE, UnknownLanguageError, resolve
-from isogloss.pipeline import Run
+from isogloss.pipeline.stages import Run
 
 LONGEST = 64
 """Tokens of an answer, at most, where the caller does not say."""

@@ -38,37 +38,27 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from isogloss.adapters.base import Carrier
+from isogloss.adapters.fit import refuse_misfit
+from isogloss.adapters.tree import Tree
 from isogloss.config import Config, Count, Distill, Positive, Settings, with_overrides
-from isogloss.cost import Meter
 from isogloss.data import selection
 from isogloss.data.chat import Encoded, encode_prompt
 from isogloss.data.counting import unchanging
 from isogloss.data.examples import ParallelExample
 from isogloss.data.sources import node_texts
 from isogloss.defaults import explain, facts_of
-from isogloss.distill.branches import branched_hidden
-from isogloss.distill.fused import frozen_head
-from isogloss.distill.on_policy import is_on_policy
-from isogloss.distill.rows import Row, schedule, training_order
-from isogloss.distill.signal import LOGITS, Signal, groups
-from isogloss.distill.stage import layer_of, weights_of
-from isogloss.distill.topk import TopK
-from isogloss.distill.trainer import (
-    WEIGHED,
-    Batch,
-    Options,
-    Sample,
-    Twins,
-    Weights,
-    batch_losses,
-    chunk_size,
-    collate,
-)
 from isogloss.errors import ConfigError
 from isogloss.evaluate.suites import load_suite
 from isogloss.languages import SOURCE
-from isogloss.loading import read_config
-from isogloss.model import (
+from isogloss.losses.fused import frozen_head
+from isogloss.losses.topk import TopK
+from isogloss.model import readout
+from isogloss.model.attention import thrifty_attention
+from isogloss.model.base_files import read_config
+from isogloss.model.branches import branched_hidden
+from isogloss.model.cost import Meter
+from isogloss.model.load import (
     EMBEDDED,
     causal_of,
     check_base,
@@ -79,15 +69,25 @@ from isogloss.model import (
     load_tokenizer,
     model_folder,
     pick_dtype,
-    readout,
 )
-from isogloss.modes import thrifty_attention
-from isogloss.pipeline import Run, Watcher, foreseen_rows
-from isogloss.standardise import Statistics
-from isogloss.tree.carrier import Carrier
-from isogloss.tree.fit import refuse_misfit
-from isogloss.tree.nodes import Tree
-from isogloss.tune import english_rows, longest_row, lora_everywhere, within
+from isogloss.model.standardise import Statistics
+from isogloss.pipeline.stages import Run, Watcher, foreseen_rows
+from isogloss.teacher.rows import Row, schedule, training_order
+from isogloss.teacher.signals import LOGITS, Signal, groups
+from isogloss.train.on_policy import is_on_policy
+from isogloss.train.stage1 import english_rows, longest_row, lora_everywhere, within
+from isogloss.train.stage2 import layer_of, weights_of
+from isogloss.train.trainer import (
+    WEIGHED,
+    Batch,
+    Options,
+    Sample,
+    Twins,
+    Weights,
+    batch_losses,
+    chunk_size,
+    collate,
+)
 
 T = TypeVar("T")
 

@@ -24,12 +24,12 @@ TENSORS = [
 """Modules whose functions say the shapes of their tensors: these are checked in every call of a test."""
 install_import_hook(TENSORS, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-from isogloss import pipeline
+from isogloss.adapters.fit import linear_names
+from isogloss.adapters.lora import TreeLora
+from isogloss.adapters.tree import Tree, build_tree
 from isogloss.config import load_config
 from isogloss.inference import Aligned
-from isogloss.tree.fit import linear_names
-from isogloss.tree.lora import TreeLora
-from isogloss.tree.nodes import Tree, build_tree
+from isogloss.pipeline import stages
 
 ANSWERING = (
     "languages.targets=[sw,ru,ur]", "distill.carrier.ranks={root: 2, family: 1, language: 2}",
@@ -148,11 +148,11 @@ def base(tokenizer, tiny, tmp_path_factory) -> Path:
 def aligned(tokenizer, tiny, tmp_path_factory) -> Aligned:
     """A random model under carriers that differ from language to language."""
     folder = tmp_path_factory.mktemp("runs") / "done"
-    run = pipeline.open_run(load_config(None, (*ANSWERING, f"run={folder}", "dtype=float32")))
+    run = stages.open_run(load_config(None, (*ANSWERING, f"run={folder}", "dtype=float32")))
     tiny("qwen3").save_pretrained(run.tuned)
     tokenizer.save_pretrained(run.tuned)
     carrier = run.student(run.reference_model(), trained=False)
     torch.manual_seed(1)
     state = {name: torch.randn_like(p) * 0.3 for name, p in carrier.state().items()}
-    pipeline.save_whole(state, run.carriers)
+    stages.save_whole(state, run.carriers)
     return Aligned(run)

@@ -13,22 +13,15 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from isogloss import distill, processes
+from isogloss import processes
+from isogloss.adapters.lora import TreeLora
+from isogloss.adapters.tree import build_tree
 from isogloss.data.chat import Encoded
-from isogloss.distill.signal import Signal
-from isogloss.distill.trainer import (
-    Ordered,
-    ResponseTrainer,
-    Sample,
-    Watch,
-    Weights,
-    train,
-    training_arguments,
-)
-from isogloss.model import in_parts, layers_of
-from isogloss.modes import compiled
-from isogloss.tree.lora import TreeLora
-from isogloss.tree.nodes import build_tree
+from isogloss.model.attention import compiled
+from isogloss.model.load import in_parts, layers_of
+from isogloss.teacher.signals import Signal
+from isogloss.train import trainer as training
+from isogloss.train.trainer import Ordered, ResponseTrainer, Sample, Watch, Weights, train, training_arguments
 
 STEPS, BATCH = 5, 8
 LANGUAGES = ["ru", "bg", "es", "fr", "sw", "en"]
@@ -115,7 +108,7 @@ def job(
 
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    distill.trainer.compiled = partial(compiled, backend=backend)
+    training.compiled = partial(compiled, backend=backend)
     train(trainer, Watch(out / "curve.jsonl", "test", 1, progress), out / "work")
     if processes.is_main():
         learned = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}

@@ -10,13 +10,14 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from isogloss import exporting, growing, pipeline
-from isogloss.ablation import VARIANTS
+from experiments.ablation import VARIANTS
+from isogloss.adapters.virtual import TreeEmbedding, TreePrefix
 from isogloss.config import load_config, with_overrides
-from isogloss.distill.refit import lora_of_path
 from isogloss.errors import RunError
+from isogloss.export import adapters
+from isogloss.export.distill_to_lora import lora_of_path
 from isogloss.inference import Aligned
-from isogloss.tree.virtual import TreeEmbedding, TreePrefix
+from isogloss.pipeline import add_language, stages
 
 SMALL = (
     "languages.targets=[sw,ru]", "languages.items={high: 5, middle: 5, low: 5}", "data.english_items=20",
@@ -43,10 +44,10 @@ def done(request, base, tiny, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param) / "run"
     carrier = f"distill.carrier={{type: {request.param}, lengths: {{root: 3, family: 1, language: 2}}}}"
     config = load_config(None, (*SMALL, carrier, f"run={folder}", f"model={base}"))
-    run = pipeline.open_run(config)
+    run = stages.open_run(config)
     tiny("qwen3").save_pretrained(run.tuned)
     tokenizer.save_pretrained(run.tuned)
-    pipeline.run_distill(run)
+    stages.run_distill(run)
     return run
 
 
@@ -97,11 +98,11 @@ def test_languages_mixed_in_a_batch_answer_as_alone(done):
 def test_a_language_joins_and_the_others_stay_to_the_bit(done):
     """Spanish, with a family of its own; then all are measured."""
     before = {code: answers_of(done, code) for code in ("sw", "ru", "en")}
-    growing.add_languages(done, ["es"])
+    add_language.add_languages(done, ["es"])
     assert done.taught == ("sw", "ru", "es")
     for code, was in before.items():
         assert torch.equal(answers_of(done, code), was)
-    pipeline.run_evaluate(done)
+    stages.run_evaluate(done)
     suite = json.loads((done.folder / "scores.json").read_text())["suites"]["demo"]
     assert suite["languages"] == ["sw", "ru", "es"]
     assert set(suite["after"]) >= {"alignment", "consistency", "retrieval", "retention"}
@@ -112,28 +113,28 @@ def test_exports_load_as_their_cards_say(done, tmp_path, monkeypatch):
     kind = done.config.distill.carrier.type
     said = []
     monkeypatch.setattr(done.watcher, "say", said.append)
-    (peft,) = exporting.export(done, ["sw"], "peft", tmp_path / "peft")
+    (peft,) = adapters.export(done, ["sw"], "peft", tmp_path / "peft")
     assert peft.difference <= 1e-4 and (peft.same, peft.asked) == (4, 4)
     assert peft.rank == sum(node.rank for node in done.tree.path("sw"))
     card = (peft.folder / "README.md").read_text()
     assert f"{peft.rank} virtual positions (PEFT {'prefix' if kind == 'prefix' else 'prompt'} tuning)" in card
     exec(card.split("```")[1].removeprefix("python"), {})
-    monkeypatch.setattr(exporting, "lora_of_path", functools.partial(lora_of_path, steps=3))
-    (lora,) = exporting.export(done, ["sw"], "lora", tmp_path / "lora", max_rank=4)
+    monkeypatch.setattr(adapters, "lora_of_path", functools.partial(lora_of_path, steps=3))
+    (lora,) = adapters.export(done, ["sw"], "lora", tmp_path / "lora", max_rank=4)
     settings = json.loads((lora.folder / "adapter_config.json").read_text())
     assert (settings["peft_type"], settings["r"], lora.rank) == ("LORA", 4, 4)
     assert any(say.startswith("Warning: sw: ") for say in said) == (lora.same < lora.asked)
     assert f"distilled from a carrier of type {kind}" in (lora.folder / "README.md").read_text()
     assert sorted(p.name for p in (tmp_path / "lora").iterdir()) == ["sw"]
     with pytest.raises(RunError, match=f"a carrier of type {kind} is no weight of the model; take lora"):
-        exporting.export(done, ["sw"], "merged", tmp_path / "merged")
+        adapters.export(done, ["sw"], "merged", tmp_path / "merged")
     with pytest.raises(RunError, match=f"a carrier of type {kind} has no rank; leave it out"):
-        exporting.export(done, ["sw"], "peft", tmp_path / "ranked", max_rank=4)
+        adapters.export(done, ["sw"], "peft", tmp_path / "ranked", max_rank=4)
     if kind == "prefix":
         with pytest.raises(RunError, match="only carriers of type embedding are prompts, not prefix"):
-            exporting.export(done, ["sw"], "vllm-embeds", tmp_path / "embeds")
+            adapters.export(done, ["sw"], "vllm-embeds", tmp_path / "embeds")
         return
-    (embeds,) = exporting.export(done, ["sw"], "vllm-embeds", tmp_path / "embeds")
+    (embeds,) = adapters.export(done, ["sw"], "vllm-embeds", tmp_path / "embeds")
     assert embeds.difference <= 1e-4 and embeds.same == embeds.asked == 4
     rows = load_file(embeds.folder / "prompt_embeds.safetensors")["prompt_embeds"]
     assert rows.shape == (embeds.rank, 24)
@@ -143,7 +144,7 @@ def test_exports_load_as_their_cards_say(done, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", ["peft", "merged"])
 def test_a_card_tells_how_to_load_and_ask(aligned, tmp_path, capsys, kind):
     """Its lines, run as they are, print what the run answers."""
-    (one,) = exporting.export(aligned.run, ["sw"], kind, tmp_path)
+    (one,) = adapters.export(aligned.run, ["sw"], kind, tmp_path)
     card = (one.folder / "README.md").read_text()
     assert "Data: demo (the package); licence: Apache-2.0." in card
     exec(card.split("```")[1].removeprefix("python").replace('"..."', '"Habari ya leo"'), {})
@@ -152,8 +153,8 @@ def test_a_card_tells_how_to_load_and_ask(aligned, tmp_path, capsys, kind):
 
 def test_an_adapter_of_a_bfloat16_run_is_compared_without_rounding(aligned, tmp_path):
     """So it has to be exact there too."""
-    run = pipeline.Run(aligned.run.config.model_copy(update={"dtype": "bfloat16"}), aligned.run.watcher)
-    (one,) = exporting.export(run, ["ru"], "peft", tmp_path)
+    run = stages.Run(aligned.run.config.model_copy(update={"dtype": "bfloat16"}), aligned.run.watcher)
+    (one,) = adapters.export(run, ["ru"], "peft", tmp_path)
     assert one.difference <= 1e-4 and one.same == one.asked == 4
     assert "Compared in float32 with the run's own model on " in (one.folder / "README.md").read_text()
 
@@ -161,12 +162,12 @@ def test_an_adapter_of_a_bfloat16_run_is_compared_without_rounding(aligned, tmp_
 def test_a_file_of_ones_own_has_a_licence_to_be_stated(tmp_path, monkeypatch):
     """The package cannot know it; and a language that joined may have come from another."""
     data = f"data={{type: parallel, path: {tmp_path}/mine.jsonl}}"
-    run = pipeline.Run(load_config(None, [data, "languages.targets=[ru]"]), pipeline.Watcher())
-    monkeypatch.setattr(pipeline.Run, "families", {"ru": "Slavic", "sw": "Bantu"})
+    run = stages.Run(load_config(None, [data, "languages.targets=[ru]"]), stages.Watcher())
+    monkeypatch.setattr(stages.Run, "families", {"ru": "Slavic", "sw": "Bantu"})
     mine = "mine.jsonl; its licence is not known here: state it before you pass this on."
-    assert exporting._data(run, "ru") == mine
+    assert adapters._data(run, "ru") == mine
     later = "The language was added later, from these data or from a file of its own."
-    assert exporting._data(run, "sw") == f"{mine} {later}"
+    assert adapters._data(run, "sw") == f"{mine} {later}"
 
 
 def test_an_export_that_is_not_what_was_trained_is_refused(done, tmp_path, monkeypatch):
@@ -175,21 +176,21 @@ def test_an_export_that_is_not_what_was_trained_is_refused(done, tmp_path, monke
     write = kind.export
     monkeypatch.setattr(kind, "export", lambda self, code, *rest: write(self, "ru", *rest))
     with pytest.raises(RunError, match=r"^sw: loaded again, the export is not the run's own model: largest"):
-        exporting.export(done, ["sw"], "peft", tmp_path)
+        adapters.export(done, ["sw"], "peft", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["sw.part"]
 
 
 def test_an_export_that_only_comes_near_says_where_it_answers_differently(done, tmp_path):
     """One line; what must be exact is refused for the same, or for a difference that is no number."""
     said = []
-    watcher = type("Heard", (pipeline.Watcher,), {"say": lambda self, text: said.append(text)})()
-    run = pipeline.Run(done.config, watcher)
-    one = exporting.Exported("sw", tmp_path, 4, 0.5, 0.1, 9, same=3, asked=4)
-    exporting._judge(run, one, tmp_path, "rank 4 does not hold all of the path")
+    watcher = type("Heard", (stages.Watcher,), {"say": lambda self, text: said.append(text)})()
+    run = stages.Run(done.config, watcher)
+    one = adapters.Exported("sw", tmp_path, 4, 0.5, 0.1, 9, same=3, asked=4)
+    adapters._judge(run, one, tmp_path, "rank 4 does not hold all of the path")
     assert said == ["Warning: sw: 1 of 4 greedy answers differ; rank 4 does not hold all of the path"]
     for wrong in ({"difference": 0.0}, {"difference": math.nan, "same": 4}):
         with pytest.raises(RunError, match=r"where at most 0\.0001 and all are right; it is left in"):
-            exporting._judge(run, replace(one, **wrong), tmp_path, "")
+            adapters._judge(run, replace(one, **wrong), tmp_path, "")
 
 
 @pytest.mark.parametrize("make", [TreePrefix, TreeEmbedding])

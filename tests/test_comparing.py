@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from isogloss import cli
-from isogloss.comparing import compare, compare_groups
 from isogloss.errors import RunError
+from isogloss.evaluate.compare import compare, compare_groups
 
 SIGNATURE = "suite:demo|rev:1|split:test|items:4|sentences:2|scoring:generation|seed:{seed}"
 

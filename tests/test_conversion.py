@@ -11,9 +11,9 @@ from transformers.integrations.gguf import read_gguf_metadata
 pytest.importorskip("gguf")
 
 from isogloss import bases
-from isogloss.demo.items import demo_items
+from isogloss.data.demo.items import demo_items
 from isogloss.languages import XGLUE_TWELVE
-from isogloss.model import load_model, load_tokenizer
+from isogloss.model.load import load_model, load_tokenizer
 
 pytestmark = pytest.mark.slow
 LANGUAGES = tuple(dict.fromkeys(("en", "de", "zh", *XGLUE_TWELVE)))

@@ -6,11 +6,11 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from isogloss.cost import Meter
-from isogloss.generate import complete
-from isogloss.model import states_up_to
-from isogloss.tree.lora import TreeLora
-from isogloss.tree.nodes import build_tree
+from isogloss.adapters.generate import complete
+from isogloss.adapters.lora import TreeLora
+from isogloss.adapters.tree import build_tree
+from isogloss.model.cost import Meter
+from isogloss.model.load import states_up_to
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

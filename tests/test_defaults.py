@@ -134,7 +134,7 @@ def test_a_model_that_is_nowhere_is_one_line(monkeypatch):
     def skeleton(name):
         raise ConfigError(f"model: {name} is neither a local folder nor to be had from the hub")
 
-    monkeypatch.setattr("isogloss.model.skeleton", skeleton)
+    monkeypatch.setattr("isogloss.model.load.skeleton", skeleton)
     with pytest.raises(ConfigError, match=r"^model: gone/model is neither a local folder nor"):
         load_config(None, ["model=gone/model"], places=True)
 

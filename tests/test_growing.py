@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from isogloss import growing
 from isogloss.config import load_config
 from isogloss.errors import ConfigError, RunError
-from isogloss.pipeline import Run, Watcher
+from isogloss.pipeline import add_language
+from isogloss.pipeline.stages import Run, Watcher
 
 SMALL = ("languages.targets=[sw]", "languages.items={high: 2, middle: 2, low: 2}")
 
@@ -33,7 +33,7 @@ def test_a_language_whose_nodes_would_have_no_rows_is_refused(tmp_path, override
     """It would be trained for nothing; a new family of some rows is enough to learn in."""
     run = distilled(tmp_path, *overrides)
     with pytest.raises((RunError, ConfigError)) as caught:
-        growing.add_languages(run, codes)
+        add_language.add_languages(run, codes)
     nothing = (
         f"{codes[0]} would learn nothing: its nodes would have no adapter rows, all of its path's being "
         f"those of {held}, which stay as they are; it answers through them as it is"
@@ -46,4 +46,4 @@ def test_a_machine_that_cannot_hold_the_model_is_told_first(tmp_path):
     """Before data are read or a layer is counted."""
     run = distilled(tmp_path, "shard=true", "tune.method=lora")
     with pytest.raises(ConfigError, match=r"^shard: needs several processes"):
-        growing.add_languages(run, ["es"])
+        add_language.add_languages(run, ["es"])

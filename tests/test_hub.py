@@ -7,8 +7,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalTokenNotFoundError
 
-from isogloss import cli, hub
+from isogloss import cli
 from isogloss.errors import ConfigError, RunError
+from isogloss.export import hub
 
 
 class Remembering:

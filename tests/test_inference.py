@@ -4,8 +4,8 @@ from itertools import islice
 
 import pytest
 
+from isogloss.adapters.generate import in_batches
 from isogloss.errors import RunError
-from isogloss.generate import in_batches
 from isogloss.inference import Aligned
 
 TEXTS = [

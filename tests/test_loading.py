@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from isogloss.errors import ConfigError
-from isogloss.model import check_base, check_length, load_model, load_tokenizer, skeleton
+from isogloss.model.load import check_base, check_length, load_model, load_tokenizer, skeleton
 
 
 @pytest.fixture

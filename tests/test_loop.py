@@ -10,12 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from isogloss.adapters.lora import TreeLora
+from isogloss.adapters.tree import build_tree
 from isogloss.config import dump_config, load_config
 from isogloss.data.sources import node_texts, parallel_examples
-from isogloss.distill.rows import build_rows
-from isogloss.distill.signal import hidden_signals
-from isogloss.distill.stage import contrast_of, layer_of
-from isogloss.distill.trainer import (
+from isogloss.teacher.rows import build_rows
+from isogloss.teacher.signals import hidden_signals
+from isogloss.train.stage2 import contrast_of, layer_of
+from isogloss.train.trainer import (
     Ordered,
     ResponseTrainer,
     Watch,
@@ -24,8 +26,6 @@ from isogloss.distill.trainer import (
     train,
     training_arguments,
 )
-from isogloss.tree.lora import TreeLora
-from isogloss.tree.nodes import build_tree
 
 FILE = Path(__file__).parents[1] / "examples" / "loop.py"
 STEPS = 5

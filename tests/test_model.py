@@ -6,10 +6,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from isogloss.adapters.virtual import TreeEmbedding
 from isogloss.data.chat import pad
-from isogloss.distill.fused import frozen_head
 from isogloss.errors import ConfigError
-from isogloss.model import (
+from isogloss.losses.fused import frozen_head
+from isogloss.model import readout
+from isogloss.model.load import (
     capture,
     check_logits,
     head,
@@ -19,11 +21,9 @@ from isogloss.model import (
     load_tokenizer,
     mean_pool,
     pick_dtype,
-    readout,
     states_up_to,
 )
-from isogloss.readout import Readout
-from isogloss.tree.virtual import TreeEmbedding
+from isogloss.model.readout import Readout
 
 IDS, MASK = pad([[5, 6, 7, 8], [9, 10]], 0)
 SCALED = {
@@ -227,7 +227,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path, load):
 
 def test_one_process_alone_holds_no_part(base, monkeypatch):
     """The line says how more are started, and comes before the weights are read."""
-    monkeypatch.setattr("isogloss.model._weights", None)
+    monkeypatch.setattr("isogloss.model.load._weights", None)
     with pytest.raises(ConfigError, match=r"^shard: needs several processes; start with `accelerate launch`"):
         load_model(str(base), torch.float32, shard=True)
 

@@ -17,7 +17,7 @@ from isogloss import bases
 from isogloss.config import load_config
 from isogloss.data.chat import encode_prompt
 from isogloss.errors import ConfigError
-from isogloss.model import load_model, load_tokenizer, model_folder, skeleton
+from isogloss.model.load import load_model, load_tokenizer, model_folder, skeleton
 from isogloss.notices import Licence, carry, licence_of
 
 

@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from isogloss import growing, pipeline
 from isogloss.config import Config, load_config
-from isogloss.cost import CORE_WATTS, TEACHER
-from isogloss.demo.items import demo_items
-from isogloss.demo.train_base import CHAT_TEMPLATE, SPECIAL
+from isogloss.data.demo.items import demo_items
 from isogloss.errors import ConfigError, DataError, RunError
+from isogloss.model.cost import CORE_WATTS, TEACHER
+from isogloss.pipeline import add_language
+from isogloss.pipeline import stages as pipeline
+from tools.train_base import CHAT_TEMPLATE, SPECIAL
 
 SMALL = (
     "seed=3",
@@ -448,8 +449,8 @@ def test_a_language_joins_and_the_others_stay_as_they_are_to_the_bit(finished, t
 
     before = {code: logits(code) for code in ("sw", "ur", "hi", "en")}
     zero_shot = logits("de")
-    growing.add_languages(run, ["de"])
-    growing.add_languages(run, ["ar"])
+    add_language.add_languages(run, ["de"])
+    add_language.add_languages(run, ["ar"])
     assert run.taught == ("sw", "ur", "hi", "de", "ar")
     assert [node.name for node in run.tree.path("de")] == [
         "root",
@@ -486,6 +487,6 @@ def test_what_cannot_join_is_refused(codes, error, says, finished):
     """And the run is as it was."""
     before = (finished[0].run / "adapters" / "tree.safetensors").read_bytes()
     with pytest.raises(error) as caught:
-        growing.add_languages(pipeline.load_run(finished[0].run), codes)
+        add_language.add_languages(pipeline.load_run(finished[0].run), codes)
     assert str(caught.value) == says
     assert (finished[0].run / "adapters" / "tree.safetensors").read_bytes() == before

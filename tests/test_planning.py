@@ -18,17 +18,17 @@ from transformers import (
 )
 
 from isogloss import cli, planning
+from isogloss.adapters.lora import TreeLora
 from isogloss.config import load_config
-from isogloss.cost import Meter, Stage
 from isogloss.data.chat import Encoded
-from isogloss.distill import trainer
-from isogloss.distill.cache import Cache
-from isogloss.distill.stage import read_signals
-from isogloss.distill.trainer import Sample, Weights, batch_losses, collate, samples_of, twins_of
 from isogloss.errors import ConfigError
-from isogloss.model import load_tokenizer
+from isogloss.model.cost import Meter, Stage
+from isogloss.model.load import load_tokenizer
 from isogloss.planning import Alive, Machine, StagePlan
-from isogloss.tree.lora import TreeLora
+from isogloss.teacher.cache import Cache
+from isogloss.train import trainer
+from isogloss.train.stage2 import read_signals
+from isogloss.train.trainer import Sample, Weights, batch_losses, collate, samples_of, twins_of
 
 SMALL = (
     "languages.targets=[sw, ur]", "languages.items={high: 8, middle: 8, low: 12}", "data.english_items=60",

@@ -16,12 +16,14 @@ from real import qwen3_like, trl_template
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-from isogloss import cli, generate, pipeline
+from isogloss import cli
+from isogloss.adapters import generate
 from isogloss.config import load_config
 from isogloss.data.chat import encode_prompt
-from isogloss.distill import trainer
 from isogloss.errors import ConfigError
-from isogloss.model import load_model
+from isogloss.model.load import load_model
+from isogloss.pipeline import stages
+from isogloss.train import trainer
 
 TAUGHT = ("hi", "sw", "ur")
 SMALL = (
@@ -55,7 +57,7 @@ class Base:
 class Finished:
     """A complete run, and every batch its training read: rows, mask of the prompts, supervised tokens."""
 
-    run: pipeline.Run
+    run: stages.Run
     batches: list[trainer.Batch] = field(repr=False)
 
     @property
@@ -92,7 +94,7 @@ def finished(tmp_path_factory, base) -> Finished:
     """float32, every weight tuned, the base read from shards."""
     folder = tmp_path_factory.mktemp("full") / "run"
     more = (f"run={folder}", f"model={base.shards}", "dtype=float32", "tune.lr=3e-4")
-    run = pipeline.open_run(load_config(None, (*SMALL, *more)))
+    run = stages.open_run(load_config(None, (*SMALL, *more)))
     batches = []
 
     def watched(*args):
@@ -102,7 +104,7 @@ def finished(tmp_path_factory, base) -> Finished:
     collate = trainer.collate
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "collate", watched)
-        assert pipeline.run_all(run)
+        assert stages.run_all(run)
     return Finished(run, batches)
 
 
@@ -125,7 +127,7 @@ def example(tmp_path_factory, base) -> Path:
     return folder
 
 
-def questions(run: pipeline.Run, code: str) -> list[str]:
+def questions(run: stages.Run, code: str) -> list[str]:
     return [item.turns[code].instruction for item in run.examples][:5]
 
 
@@ -155,7 +157,7 @@ def test_shards_and_one_file_are_the_same_model(base):
     assert len(list(base.shards.glob("*.safetensors"))) == 2
     assert len(list(base.whole.glob("*.safetensors"))) == 1
     models = [load_model(str(folder), torch.float32) for folder in (base.whole, base.shards)]
-    assert pipeline.fingerprint(models[0]) == pipeline.fingerprint(models[1])
+    assert stages.fingerprint(models[0]) == stages.fingerprint(models[1])
 
 
 def test_a_run_leaves_every_artefact(finished):
@@ -165,7 +167,7 @@ def test_a_run_leaves_every_artefact(finished):
     assert adapters == {*TAUGHT, "tree.safetensors"}
     scores = json.loads((finished.folder / "scores.json").read_text())
     assert set(scores["suites"]["demo"]["after"]["alignment"]["languages"]) == set(TAUGHT)
-    assert not pipeline.run_all(finished.run)
+    assert not stages.run_all(finished.run)
 
 
 def test_the_tuned_folder_is_a_whole_model(finished, base):
@@ -265,9 +267,9 @@ def test_teacher_prompts_over_the_limit_are_refused(finished, tmp_path):
     shutil.copytree(first.tuned, tmp_path / "run" / "tuned")
     more = (f"run={tmp_path / 'run'}", f"model={first.config.model}", "dtype=float32")
     more += ("distill.teacher_view=prompt", "distill.teacher_reads=[texts,twin,answer]")
-    run = pipeline.open_run(load_config(None, (*SMALL, *more, f"distill.max_prompt={limit}")))
+    run = stages.open_run(load_config(None, (*SMALL, *more, f"distill.max_prompt={limit}")))
     with pytest.raises(ConfigError) as caught:
-        pipeline.run_all(run)
+        stages.run_all(run)
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith("the teacher's prompt for train-parallel-")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from isogloss.standardise import standardised, statistics_of
+from isogloss.model.standardise import standardised, statistics_of
 
 
 def test_a_vector_is_told_in_deviations_from_the_mean():

@@ -8,10 +8,10 @@ import pytest
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
-from isogloss import tracking
 from isogloss.config import load_config
 from isogloss.errors import ConfigError
-from isogloss.pipeline import Run, open_run, run_distill, run_tune
+from isogloss.pipeline import tracking
+from isogloss.pipeline.stages import Run, open_run, run_distill, run_tune
 
 SETTINGS = (
     "data.english_items=24",

@@ -5,13 +5,13 @@ import json
 import pytest
 from transformers import LlamaConfig, MptConfig
 
-from isogloss import pipeline
 from isogloss.config import load_config
 from isogloss.errors import ConfigError
-from isogloss.model import positions
+from isogloss.model.load import positions
+from isogloss.pipeline import stages
 
 
-def run_of(base, tmp_path, *overrides: str) -> pipeline.Run:
+def run_of(base, tmp_path, *overrides: str) -> stages.Run:
     """Three English items, one a little and one much longer than the first; a token a byte."""
     asked = {"short": "q", "long": "q" * 100, "longest": "q" * 1100}
     rows = [
@@ -23,7 +23,7 @@ def run_of(base, tmp_path, *overrides: str) -> pipeline.Run:
         f"data={{type: parallel, path: {tmp_path / 'own.jsonl'}}}", "languages.targets=[sw]", f"model={base}",
         f"run={tmp_path / 'run'}", "tune.selection.enabled=false", *overrides,
     )  # fmt: skip
-    return pipeline.Run(load_config(None, settings), pipeline.Watcher())
+    return stages.Run(load_config(None, settings), stages.Watcher())
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def run_of(base, tmp_path, *overrides: str) -> pipeline.Run:
 )
 def test_rows_that_are_too_long_are_left_out_and_told(base, tmp_path, setting, left_out, limit):
     """The model has 1,024 positions; the settings may say less."""
-    found = pipeline.select_english(run_of(base, tmp_path, *setting))
+    found = stages.select_english(run_of(base, tmp_path, *setting))
     assert [one.example_id for one in found.dropped] == left_out
     for one in found.dropped:
         assert one.reason == "too_long" and one.detail.endswith(f" tokens; tune.max_tokens is {limit}")
@@ -42,7 +42,7 @@ def test_rows_that_are_too_long_are_left_out_and_told(base, tmp_path, setting, l
 def test_more_than_the_models_positions_cannot_be_asked_for(base, tmp_path):
     """Both numbers are told."""
     with pytest.raises(ConfigError) as caught:
-        pipeline.select_english(run_of(base, tmp_path, "tune.max_tokens=1025"))
+        stages.select_english(run_of(base, tmp_path, "tune.max_tokens=1025"))
     assert str(caught.value) == "tune.max_tokens is 1025; the model has 1024 positions"
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3TextConfig, SiglipVisionConfig
 
+from isogloss.adapters.fit import linear_names
+from isogloss.adapters.generate import answers
+from isogloss.adapters.lora import TreeLora
 from isogloss.data.chat import pad
-from isogloss.generate import answers
-from isogloss.model import capture, check_base, check_logits, head, last_hidden, layers_of, load_model
-from isogloss.tree.fit import linear_names
-from isogloss.tree.lora import TreeLora
+from isogloss.model.load import capture, check_base, check_logits, head, last_hidden, layers_of, load_model
 
 IDS, MASK = pad([[5, 6, 7, 8], [9, 10]], 0)
 

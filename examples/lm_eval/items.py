@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from isogloss.data.chat import end_of_turn
 from isogloss.evaluate.suites import SUITES
-from isogloss.model import load_tokenizer
+from isogloss.model.load import load_tokenizer
 
 
 def xnli(**settings: Any) -> dict[str, Dataset]:

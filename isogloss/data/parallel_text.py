@@ -71,9 +71,7 @@ def pairs_for(
     return found
 
 
-def topic_examples(
-    name: str, root: Path, codes: Sequence[str], max_chars: int
-) -> list[ParallelExample]:
+def topic_examples(name: str, root: Path, codes: Sequence[str], max_chars: int) -> list[ParallelExample]:
     """A set's sentences asked for their topic, in the words of SIB-200; nobody has labelled them.
 
     Raises:

@@ -20,6 +20,8 @@ from isogloss.config import (
     TopicData,
     XnliData,
 )
+from isogloss.data.demo.grammar import LANGUAGES, phrases
+from isogloss.data.demo.items import demo_items
 from isogloss.data.division import Division
 from isogloss.data.draw import in_draw_order
 from isogloss.data.examples import ParallelExample
@@ -32,8 +34,6 @@ from isogloss.data.tasks import mlqa as mlqa_tasks
 from isogloss.data.tasks import pawsx as pawsx_tasks
 from isogloss.data.tasks import sib200 as sib200_tasks
 from isogloss.data.tasks import xnli as xnli_tasks
-from isogloss.demo.grammar import LANGUAGES, phrases
-from isogloss.demo.items import demo_items
 from isogloss.errors import DataError
 from isogloss.languages import SOURCE
 from isogloss.teacher.prompts import NodeTexts, load_texts

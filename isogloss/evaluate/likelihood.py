@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from isogloss.adapters.base import Carrier
 from isogloss.data.chat import encode_prompt, encode_response, pad
-from isogloss.model import (
+from isogloss.model.attention import fused_attention
+from isogloss.model.load import (
     causal_of,
     decoder_of,
     head,
@@ -26,8 +28,6 @@ from isogloss.model import (
     pad_id,
     response_states,
 )
-from isogloss.modes import fused_attention
-from isogloss.tree.carrier import Carrier
 
 Ids = Sequence[int]
 SHARED = 8

@@ -14,6 +14,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from isogloss.adapters.base import Carrier
+from isogloss.adapters.generate import in_batches, whole_answers
 from isogloss.config import Evaluate
 from isogloss.data.chat import encode_text, pad
 from isogloss.data.examples import Turn
@@ -32,11 +34,9 @@ from isogloss.evaluate.statistics import (
     mean_over_languages,
 )
 from isogloss.evaluate.tasks import Mastery, corrected_for_chance, mastery, over_language_tasks
-from isogloss.generate import in_batches, whole_answers
 from isogloss.languages import SOURCE
-from isogloss.model import layers_of, mean_pool, most_tokens, pad_id, states_up_to
-from isogloss.standardise import FEWEST, Statistics, standardised, statistics_of
-from isogloss.tree.carrier import Carrier
+from isogloss.model.load import layers_of, mean_pool, most_tokens, pad_id, states_up_to
+from isogloss.model.standardise import FEWEST, Statistics, standardised, statistics_of
 
 Progress = Callable[[int, int], None]
 Rankings = dict[tuple[str, str], tuple[str, ...]]

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+from isogloss.adapters.base import Carrier
+from isogloss.adapters.tree import ROOT, Tree, family_name
 from isogloss.config import Evaluate
 from isogloss.evaluate import runner
 from isogloss.evaluate.items import SuiteData
@@ -20,9 +22,7 @@ from isogloss.evaluate.statistics import (
     mean_over_languages,
 )
 from isogloss.languages import SOURCE
-from isogloss.standardise import statistics_of
-from isogloss.tree.carrier import Carrier
-from isogloss.tree.nodes import ROOT, Tree, family_name
+from isogloss.model.standardise import statistics_of
 
 Progress = Callable[[int, int], None]
 NOTHING = "nothing"

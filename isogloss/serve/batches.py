@@ -13,9 +13,9 @@ from typing import Any, Literal
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from isogloss.generate import PROMPTS, stops
+from isogloss.adapters.generate import PROMPTS, stops
 from isogloss.inference import Aligned
-from isogloss.model import most_tokens
+from isogloss.model.load import most_tokens
 from isogloss.serve.guard import log
 
 Finish = Literal["stop", "length"]

@@ -1,1 +1,1 @@
-"""The teacher: node texts and privileged prompts; knows no carrier."""
+"""The teacher: what it reads, what it says of each row, and where that is kept; knows no adapter."""

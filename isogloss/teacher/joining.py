@@ -13,18 +13,18 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from isogloss.config import Distill, ModelTeacher, SelfTeacher, ServerTeacher
-from isogloss.cost import Stage, spending
 from isogloss.data.chat import Encoded
-from isogloss.distill.cache import Cache, row_key, tokenizer_hash
-from isogloss.distill.rows import Row
-from isogloss.distill.signal import Kept, Signal
-from isogloss.distill.topk import TopK, pack, unpack
 from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE
-from isogloss.model import load_model, load_tokenizer
-from isogloss.teacher import other
-from isogloss.teacher.answered import TOGETHER, Answers, identity
+from isogloss.losses.topk import TopK, pack, unpack
+from isogloss.model.cost import Stage, spending
+from isogloss.model.load import load_model, load_tokenizer
+from isogloss.teacher import local
+from isogloss.teacher.answers import TOGETHER, Answers, identity
+from isogloss.teacher.cache import Cache, row_key, tokenizer_hash
+from isogloss.teacher.rows import Row
 from isogloss.teacher.scored import Asked, Scored
+from isogloss.teacher.signals import Kept, Signal
 
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 Teacher = SelfTeacher | ModelTeacher | ServerTeacher
@@ -111,14 +111,14 @@ def scores_of(
     with bar("Teacher reads") as progress:
         cache = None if cache_of is None else cache_of(model, its)
         return _scored_by(
-            model, asked, other.Translation(tokenizer, its), teacher.top_k, cache, cost, progress
+            model, asked, local.Translation(tokenizer, its), teacher.top_k, cache, cost, progress
         )
 
 
 def _scored_by(
     model: nn.Module,
     rows: Sequence[Row],
-    translation: other.Translation,
+    translation: local.Translation,
     k: int,
     cache: Cache | None,
     cost: Stage,
@@ -139,7 +139,7 @@ def _scored_by(
         chosen = absent[begin : begin + together]
         some = [rows[n] for n in chosen]
         with spending(kept.spent, model):
-            fresh = other.score(model, some, translation, k)
+            fresh = local.score(model, some, translation, k)
         read = sum(len(row.teacher_prompt) + len(row.student.response) for row in some)
         kept.spent.teacher_calls += len(some)
         kept.spent.teacher_tokens += read
@@ -178,7 +178,7 @@ def with_answers(
                 some = missing[begin : begin + TOGETHER]
                 longest = teacher.max_new_tokens
                 with spending(cost, model):
-                    answered = other.written(model, some, its, tokenizer, max_new_tokens=longest)
+                    answered = local.written(model, some, its, tokenizer, max_new_tokens=longest)
                 kept.keep({_asked(row): list(row.student.response) for row in answered})
                 progress(begin + len(some), len(missing))
     return answered_rows(rows, theirs, kept)

@@ -12,10 +12,10 @@ from pathlib import Path
 import yaml
 from transformers import PreTrainedTokenizerBase
 
+from isogloss.adapters.tree import Node
 from isogloss.data.chat import encode_prompt, written_behind
 from isogloss.data.examples import Turn
 from isogloss.errors import ConfigError
-from isogloss.tree.nodes import Node
 
 
 @dataclass(frozen=True)

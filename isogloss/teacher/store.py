@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from isogloss.distill.topk import TopK
 from isogloss.files import Journal
+from isogloss.losses.topk import TopK
 from isogloss.teacher.scored import Scored, whole
 
 LARGEST = 2**31

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from isogloss.evaluate.runner import Model, embed
 from isogloss.languages import SOURCE
-from isogloss.model import layers_of
-from isogloss.standardise import FEWEST, standardised, statistics_of
+from isogloss.model.load import layers_of
+from isogloss.model.standardise import FEWEST, standardised, statistics_of
 
 NEAREST = 10
 """Others that a side is set against."""

@@ -20,15 +20,15 @@ from transformers import (
     StopStringCriteria,
 )
 
+from isogloss.adapters.generate import complete, stops
 from isogloss.data.chat import encode_text
 from isogloss.data.examples import ParallelExample
 from isogloss.data.text import canonical
 from isogloss.errors import ConfigError
 from isogloss.files import content_hash
-from isogloss.generate import complete, stops
 from isogloss.languages import SOURCE, languages
-from isogloss.loading import named
-from isogloss.model import load_model, load_tokenizer, model_folder, pick_dtype
+from isogloss.model.base_files import named
+from isogloss.model.load import load_model, load_tokenizer, model_folder, pick_dtype
 from isogloss.translate.answers import Answer, Spent, Wanted
 
 TOGETHER: Final = 16

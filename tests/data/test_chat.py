@@ -22,8 +22,8 @@ from isogloss.data.chat import (
     pad,
 )
 from isogloss.data.chat import response_positions as positions
+from isogloss.data.demo.grammar import LANGUAGES, sample
 from isogloss.data.tokens import Piece, special_ids, tokenize
-from isogloss.demo.grammar import LANGUAGES, sample
 from isogloss.errors import ConfigError
 from isogloss.teacher.prompts import check_response, teacher_prompt
 
@@ -106,9 +106,9 @@ def load(name: str) -> PreTrainedTokenizerBase:
     elif name == "bytes":
         tokenizer = bytewise()
     else:
-        base = resources.files("isogloss.demo") / "base"
+        base = resources.files("isogloss.data.demo") / "base"
         if not base.joinpath("tokenizer.json").is_file():
-            pytest.skip("the demo's base model has no tokenizer in isogloss/demo/base yet")
+            pytest.skip("the demo's base model has no tokenizer in isogloss/data/demo/base yet")
         with resources.as_file(base) as folder:
             tokenizer = AutoTokenizer.from_pretrained(folder)
         tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})

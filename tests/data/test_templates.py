@@ -12,7 +12,7 @@ from transformers import MistralConfig, PreTrainedTokenizerFast
 from isogloss.data.chat import encode, encode_chat, encode_prompt, end_of_turn
 from isogloss.data.templates import TEMPLATES, give_template, template_name
 from isogloss.errors import ConfigError
-from isogloss.model import load_tokenizer
+from isogloss.model.load import load_tokenizer
 
 CHAT = [
     {"role": "system", "content": "Be brief."},

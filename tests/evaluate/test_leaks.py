@@ -2,9 +2,9 @@
 
 import pytest
 
+from isogloss.data.demo.grammar import LANGUAGES
 from isogloss.data.tasks import massive, pawsx, sib200, translation, xnli
 from isogloss.data.tasks.templates import parts_of
-from isogloss.demo.grammar import LANGUAGES
 from isogloss.evaluate.leaks import Text, find_leaks
 
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen"

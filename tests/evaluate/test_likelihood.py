@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from isogloss.adapters.virtual import TreeEmbedding, TreePrefix
 from isogloss.data.chat import encode
 from isogloss.evaluate import likelihood
 from isogloss.evaluate.likelihood import log_probabilities
-from isogloss.tree.virtual import TreeEmbedding, TreePrefix
 
 INSTRUCTIONS = ("Is it so?", "A much longer question, about something else altogether: is it so?", "¿Sí?")
 OPTIONS = (

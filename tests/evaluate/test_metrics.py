@@ -18,7 +18,7 @@ from isogloss.evaluate.metrics import (
     same_targets,
     spread,
 )
-from isogloss.standardise import standardised, statistics_of
+from isogloss.model.standardise import standardised, statistics_of
 
 
 def test_unreadable_answers_never_agree():

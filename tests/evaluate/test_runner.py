@@ -5,12 +5,12 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from isogloss.adapters.generate import Answer
 from isogloss.config import Evaluate
 from isogloss.data.examples import Turn
 from isogloss.evaluate import runner
 from isogloss.evaluate.items import Item, SuiteData
-from isogloss.generate import Answer
-from isogloss.standardise import standardised, statistics_of
+from isogloss.model.standardise import standardised, statistics_of
 
 SETTINGS = Evaluate(max_new_tokens=3, batch=8)
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from isogloss.adapters.base import Routing
+from isogloss.adapters.tree import build_tree
 from isogloss.evaluate.transfer import NOTHING, Reading, nodes_for, over_languages, read_through, transfers
-from isogloss.tree.carrier import Routing
-from isogloss.tree.nodes import build_tree
 
 INDO_ARYAN, BANTU = "Indo-European/Indo-Iranian/Indo-Aryan", "Atlantic-Congo/Benue-Congo/Narrow Bantu"
 TREE = build_tree(("hi", "ur", "sw"), ranks={"root": 2, "family": 1, "language": 1})

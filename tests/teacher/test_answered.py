@@ -7,13 +7,13 @@ import unicodedata
 import pytest
 import torch
 
-from isogloss import pipeline
+from isogloss.adapters.generate import stops
 from isogloss.config import load_config
 from isogloss.errors import ConfigError, RunError
-from isogloss.generate import stops
-from isogloss.model import load_tokenizer
-from isogloss.teacher import answered
-from isogloss.teacher.answered import Answers, ended
+from isogloss.model.load import load_tokenizer
+from isogloss.pipeline import stages
+from isogloss.teacher import answers
+from isogloss.teacher.answers import Answers, ended
 
 SMALL = (
     "languages.targets=[sw]", "distill.carrier.ranks={root: 2, family: 1, language: 2}", "distill.epochs=1",
@@ -27,7 +27,7 @@ ITEMS = [
 ]
 
 
-class Heard(pipeline.Watcher):
+class Heard(stages.Watcher):
     def __init__(self):
         self.lines: list[str] = []
 
@@ -44,7 +44,7 @@ def test_an_answer_without_an_end_is_none(tiny, tokenizer, monkeypatch):
     def complete(model, tokenizer, prompts, max_new_tokens):
         return torch.tensor([made[len(prompt)] for prompt in prompts])
 
-    monkeypatch.setattr(answered, "complete", complete)
+    monkeypatch.setattr(answers, "complete", complete)
     found = dict(ended(tiny(), tokenizer, [[9] * 5, [9] * 2, [9] * 3], max_new_tokens=4, batch=2))
     assert found == {0: "yes", 1: "", 2: ""}
 
@@ -53,7 +53,7 @@ def test_a_written_answer_is_composed_as_all_texts_are(tiny, tokenizer, monkeypa
     """It is learned from: its tokens must be those of the same word in the data."""
     (end, *_) = stops(tiny(), tokenizer)
     apart = tokenizer(unicodedata.normalize("NFD", "Việt"), add_special_tokens=False)["input_ids"]
-    monkeypatch.setattr(answered, "complete", lambda *given, **how: torch.tensor([[*apart, end]]))
+    monkeypatch.setattr(answers, "complete", lambda *given, **how: torch.tensor([[*apart, end]]))
     assert dict(ended(tiny(), tokenizer, [[9]], max_new_tokens=20)) == {0: "Việt"}
 
 
@@ -109,11 +109,11 @@ def test_a_teacher_is_its_files(base, tmp_path):
     """A copy is the same one; another weight, template or setting is another; a missing one is refused."""
     copy = tmp_path / "copy"
     shutil.copytree(base, copy)
-    assert answered.identity(str(copy)) == answered.identity(str(base))
+    assert answers.identity(str(copy)) == answers.identity(str(base))
     (copy / "generation_config.json").write_text("{}")
-    assert answered.identity(str(copy)) != answered.identity(str(base))
+    assert answers.identity(str(copy)) != answers.identity(str(base))
     with pytest.raises(ConfigError):
-        answered.identity(str(tmp_path / "gone"))
+        answers.identity(str(tmp_path / "gone"))
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def run(base, tmp_path):
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
     data = f"data={{type: parallel, path: {tmp_path / 'data.jsonl'}}}"
     settings = (*SMALL, data, f"run={tmp_path / 'run'}", f"model={base}", "distill.sample_tokens=6")
-    made = pipeline.open_run(load_config(None, settings), Heard())
+    made = stages.open_run(load_config(None, settings), Heard())
     shutil.copytree(base, made.tuned)
     return made
 
@@ -135,20 +135,20 @@ def test_an_example_whose_answer_has_no_end_is_left_out_and_told(run, monkeypatc
         asked.append((len(prompts), max_new_tokens))
         yield from [(0, "yes"), (1, ""), (2, "")]
 
-    monkeypatch.setattr(pipeline, "ended", answer)
+    monkeypatch.setattr(stages, "ended", answer)
     stage = run.ledger.begin("distill")
-    rows = pipeline.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
+    rows = stages.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
     texts = {row.id: run.tokenizer.decode(row.student.response, skip_special_tokens=True) for row in rows}
     assert texts == {"1/sw": "yes", "3/sw": "it"}
     assert run.watcher.lines == [
         "1 of 3 examples are left out: the model's English answer has no end within 6 tokens "
         "(distill.sample_tokens)"
     ]
-    pipeline.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
+    stages.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
     assert asked == [(3, 6)]  # once
     more = load_config(run.folder, ["distill.sample_tokens=9"])
-    pipeline.rows_for(
-        pipeline.Run(more, run.watcher), run.reference_model(), run.examples, run.tree, run.taught, stage
+    stages.rows_for(
+        stages.Run(more, run.watcher), run.reference_model(), run.examples, run.tree, run.taught, stage
     )
     assert asked == [(3, 6), (3, 9)]  # with another limit, again
     assert run.watcher.lines[-1].endswith("has no end within 9 tokens (distill.sample_tokens)")
@@ -167,13 +167,13 @@ def test_a_teachers_own_answer_and_prompt_are_shown(run, base, monkeypatch):
     items = [item | {"en": item["en"] | {"response": "a"}} for item in ITEMS]
     items = [item | {"sw": item["sw"] | {"response": "b"}} for item in items]
     config.data.path.write_text("".join(json.dumps(item) + "\n" for item in items))
-    run = pipeline.Run(config, Heard())
+    run = stages.Run(config, Heard())
     with pytest.raises(RunError, match=r"^1 has no answer of .* yet; run `isogloss distill` first$"):
-        pipeline.row_of(run, "sw", "1")
-    monkeypatch.setattr("isogloss.teacher.other.ended", lambda *given, **how: iter([(0, "ndiyo")]))
+        stages.row_of(run, "sw", "1")
+    monkeypatch.setattr("isogloss.teacher.local.ended", lambda *given, **how: iter([(0, "ndiyo")]))
     stage = run.ledger.begin("distill")
-    pipeline.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
-    row, its = pipeline.row_of(run, "sw", "1")
+    stages.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
+    row, its = stages.row_of(run, "sw", "1")
     assert run.tokenizer.decode(row.student.response, skip_special_tokens=True) == "ndiyo"
     assert its is not None and type(its) is type(load_tokenizer(str(base)))
     longer = load_config(
@@ -185,6 +185,6 @@ def test_a_teachers_own_answer_and_prompt_are_shown(run, base, monkeypatch):
         ],
     )
     with pytest.raises(RunError, match=r"^1 has no answer of .* yet; "):  # with another limit
-        pipeline.row_of(pipeline.Run(longer, Heard()), "sw", "1")
-    other, _ = pipeline.row_of(run, "sw", "2")  # its answer had no end: the data's response stays
+        stages.row_of(stages.Run(longer, Heard()), "sw", "1")
+    other, _ = stages.row_of(run, "sw", "2")  # its answer had no end: the data's response stays
     assert run.tokenizer.decode(other.student.response, skip_special_tokens=True) == "b"

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from isogloss.config import load_config
-from isogloss.cost import Stage
 from isogloss.data.chat import Encoded
-from isogloss.distill.cache import Cache, teacher_of
-from isogloss.distill.rows import Row
-from isogloss.distill.signal import Signal
-from isogloss.distill.topk import TopK
 from isogloss.errors import ConfigError
-from isogloss.pipeline import Watcher
+from isogloss.losses.topk import TopK
+from isogloss.model.cost import Stage
+from isogloss.pipeline.stages import Watcher
 from isogloss.teacher import joining
+from isogloss.teacher.cache import Cache, teacher_of
+from isogloss.teacher.rows import Row
 from isogloss.teacher.scored import Scored, whole
+from isogloss.teacher.signals import Signal
 
 ROWS = [
     Row(f"{n}/{code}", code, n, Encoded((5, 6), (40 + n, 1)), (7, 8, 9), (5,))
@@ -123,7 +123,7 @@ def test_answers_are_kept_and_never_asked_again(base, tokenizer, tmp_path, monke
         asked.append([(row.id, row.teacher_prompt, max_new_tokens) for row in rows])
         return [replace(row, student=Encoded(row.student.prompt, (90 + row.meaning, 1))) for row in rows]
 
-    monkeypatch.setattr(joining.other, "written", written)
+    monkeypatch.setattr(joining.local, "written", written)
     monkeypatch.setattr(joining, "TOGETHER", 1)
     teacher = distill(f"teacher={{type: model, path: '{base}', level: sequence, max_new_tokens: 9}}").teacher
     file, cost = tmp_path / "answers.jsonl", Stage("distill")

@@ -8,9 +8,9 @@ import torch
 from transformers import AutoTokenizer
 
 from isogloss.data.chat import Encoded, encode_response
-from isogloss.distill.rows import Row
-from isogloss.model import head, last_hidden, model_folder
-from isogloss.teacher import answered, other
+from isogloss.model.load import head, last_hidden, model_folder
+from isogloss.teacher import answers, local
+from isogloss.teacher.rows import Row
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from real import qwen3_like
@@ -55,29 +55,29 @@ def large():
 def test_tokens_of_the_same_bytes(ours, theirs, pairs, whole):
     """Same first and last byte of the same text, by hand."""
     encode = [[token.encode() for token in tokens] for tokens in (ours, theirs)]
-    assert other.aligned(*encode) == (pairs, whole)
+    assert local.aligned(*encode) == (pairs, whole)
 
 
 def test_bytes_of_real_vocabularies(demo, large):
     """The tokens of a text, joined, are its bytes: letters split over tokens included."""
     for tokenizer in (demo, large):
-        table = other.token_bytes(tokenizer)
+        table = local.token_bytes(tokenizer)
         for text in SENTENCES.values():
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
             assert b"".join(table[number] for number in ids) == text.encode()
-    assert other.token_bytes(large)[large.convert_tokens_to_ids("<|im_end|>")] is None
+    assert local.token_bytes(large)[large.convert_tokens_to_ids("<|im_end|>")] is None
 
 
 def test_sentencepiece_bytes_by_hand():
     """A blank is ▁, a byte is spelled out."""
-    assert other._piece("▁Paris") == b" Paris"
-    assert other._piece("<0x0A>") == b"\n"
-    assert other._letters("Ġpa") == b" pa"
+    assert local._piece("▁Paris") == b" Paris"
+    assert local._piece("<0x0A>") == b"\n"
+    assert local._letters("Ġpa") == b" pa"
 
 
 def test_coverage_of_two_real_tokenizers(demo, large):
     """The embedded tokenizer's tokens that Tekken cuts alike, end of turn included, by language."""
-    translation = other.Translation(demo, large)
+    translation = local.Translation(demo, large)
     assert not translation.same
     found = {}
     for code, text in SENTENCES.items():
@@ -95,7 +95,7 @@ COVERED = {"en": 5 / 19, "es": 7 / 14, "sw": 6 / 11, "ru": 6 / 17, "hi": 8 / 14,
 
 def test_a_tokenizer_is_covered_by_itself(demo):
     """Every token of every language, with a translation that does not know they are the same."""
-    translation = other.Translation(demo, demo)
+    translation = local.Translation(demo, demo)
     assert translation.same
     for text in SENTENCES.values():
         ids = encode_response(demo, text)
@@ -106,9 +106,9 @@ def test_a_tokenizer_is_covered_by_itself(demo):
 
 def test_mass_goes_to_the_same_bytes_and_the_rest_stays_in_the_bucket():
     """Teacher's tokens a, ab, b, xyz, end; the student has b, a, ab, end: xyz has nowhere to go."""
-    translation = object.__new__(other.Translation)
+    translation = object.__new__(local.Translation)
     translation.student_bytes = [b"b", b"a", b"ab", None]
-    translation.to = torch.tensor([1, 2, 0, other.NOWHERE, 3])
+    translation.to = torch.tensor([1, 2, 0, local.NOWHERE, 3])
     p = torch.tensor([[0.1, 0.4, 0.2, 0.25, 0.05]])
     ids, logprobs = translation.carried(p.log(), 4)
     assert ids.tolist() == [[2, 0, 1, 3]]
@@ -131,7 +131,7 @@ def test_scores_with_the_same_tokenizer_are_the_models_own(tiny, tokenizer):
     rows = [
         row(n, 4 + 3 * n % 7, encode_response(tokenizer, text)) for n, text in enumerate(["ab", "ünd", "xyz"])
     ]
-    found = other.score(teacher, rows, other.Translation(tokenizer, tokenizer), 5, batch=2)
+    found = local.score(teacher, rows, local.Translation(tokenizer, tokenizer), 5, batch=2)
     for one, scored in zip(rows, found, strict=True):
         ids = torch.tensor([[*one.teacher_prompt, *one.student.response]])
         with torch.no_grad():
@@ -146,10 +146,10 @@ def test_scores_with_the_same_tokenizer_are_the_models_own(tiny, tokenizer):
 def test_scores_with_another_tokenizer_are_those_of_the_covered_places(tiny, tokenizer, demo):
     """Against the mass of each byte string, added up one token at a time."""
     teacher = tiny("qwen3", seed=2)  # 269 tokens: bytes; the student is the demo's tokenizer
-    translation = other.Translation(demo, tokenizer)
+    translation = local.Translation(demo, tokenizer)
     response = encode_response(demo, "no 7, a b!")
     one = row(1, 6, response)
-    (scored,) = other.score(teacher, [one], translation, 4)
+    (scored,) = local.score(teacher, [one], translation, 4)
     theirs, pairs = translation.response(response)
     assert 2 <= len(pairs) == int(scored.covered.sum()) <= len(response)
     assert scored.covered.nonzero().flatten().tolist() == [ours for ours, _ in pairs]
@@ -180,10 +180,10 @@ def test_answers_become_responses_in_the_students_ids(tiny, tokenizer, monkeypat
         width = max(map(len, said))
         return torch.tensor([[*ids, *[0] * (width - len(ids))][:width] for ids in said])
 
-    monkeypatch.setattr(answered, "complete", complete)
-    monkeypatch.setattr(answered, "stops", lambda model, its: [end])
+    monkeypatch.setattr(answers, "complete", complete)
+    monkeypatch.setattr(answers, "stops", lambda model, its: [end])
     rows = [row(n, 3 + n, (50 + n, end)) for n in range(3)] + [row(9, 3, (60, end), "en")]
-    found = other.written(tiny(), rows, tokenizer, tokenizer, max_new_tokens=8)
+    found = local.written(tiny(), rows, tokenizer, tokenizer, max_new_tokens=8)
     assert [r.student.response for r in found] == [
         encode_response(tokenizer, "kitabu"), (51, end), (52, end), (60, end)
     ]  # fmt: skip

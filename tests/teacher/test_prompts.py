@@ -4,6 +4,7 @@ import copy
 
 import pytest
 
+from isogloss.adapters.tree import build_tree
 from isogloss.data.examples import Turn
 from isogloss.errors import ConfigError
 from isogloss.languages import TARGETS
@@ -16,7 +17,6 @@ from isogloss.teacher.prompts import (
     teacher_prompt,
 )
 from isogloss.teacher.showing import shown
-from isogloss.tree.nodes import build_tree
 
 TEXTS = NodeTexts(
     "Root.",

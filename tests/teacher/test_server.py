@@ -11,17 +11,17 @@ import torch
 from faulty import Faulty
 
 from isogloss.config import ServerTeacher, load_config
-from isogloss.cost import Stage
 from isogloss.data.chat import Encoded
-from isogloss.distill.rows import Row
-from isogloss.distill.stage import distil
 from isogloss.endpoint import retry_after
 from isogloss.errors import ConfigError, RunError
-from isogloss.pipeline import Watcher
+from isogloss.model.cost import Stage
+from isogloss.pipeline.stages import Watcher
 from isogloss.teacher import server as served
 from isogloss.teacher.joining import scores_of
+from isogloss.teacher.rows import Row
 from isogloss.teacher.scored import Asked, whole
 from isogloss.teacher.store import Store
+from isogloss.train.stage2 import distil
 
 K = 3
 ROWS = [Asked(tuple(range(10 + n, 14 + n)), tuple(range(40 + n, 42 + n + n % 3))) for n in range(6)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from isogloss.evaluate.runner import Model
-from isogloss.standardise import FEWEST
+from isogloss.model.standardise import FEWEST
 from isogloss.translate.likeness import layers, scorer, scores
 
 

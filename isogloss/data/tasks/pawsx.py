@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from isogloss.data.demo.grammar import phrases
 from isogloss.data.division import Division, components
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.formats.lines import plain_or_gz
 from isogloss.data.formats.tab import read_table
-from isogloss.demo.grammar import phrases
 from isogloss.errors import DataError
 from isogloss.languages import SOURCE
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import yaml
 
+from isogloss.data.demo.grammar import phrases
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.formats.lines import languages_of, nearest, plain_or_gz
 from isogloss.data.formats.tab import read_table
-from isogloss.demo.grammar import phrases
 from isogloss.errors import DataError
 from isogloss.languages import SOURCE
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from functools import cache
 from string import Formatter
 
+from isogloss.data.demo.grammar import LANGUAGES, phrases
 from isogloss.data.tasks import massive, mlqa
-from isogloss.demo.grammar import LANGUAGES, phrases
 
 PHRASED = {
     "xnli": "inference", "XNLI": "inference", "pawsx": "paraphrase", "PAWSX": "paraphrase", "sib200": "topic",

@@ -1,7 +1,7 @@
 """Translation of a sentence, asked in the wording of the demo's tasks where there is one, else in English."""
 
+from isogloss.data.demo.grammar import LANGUAGES, phrases
 from isogloss.data.examples import Turn
-from isogloss.demo.grammar import LANGUAGES, phrases
 from isogloss.languages import SOURCE, resolve
 
 TASKS = ("from_english", "to_english")

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from isogloss.data.demo.grammar import phrases
 from isogloss.data.division import Division, components
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.formats import xglue, xnli
-from isogloss.demo.grammar import phrases
 from isogloss.languages import SOURCE
 
 TASK = "xnli"

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from isogloss.demo.grammar import LANGUAGES, phrases
-from isogloss.demo.items import demo_items
-from isogloss.demo.split import events_of
+from isogloss.data.demo.grammar import LANGUAGES, phrases
+from isogloss.data.demo.items import demo_items
+from isogloss.data.demo.split import events_of
 from isogloss.evaluate.items import Item, SuiteData
 from isogloss.languages import SOURCE
 

@@ -1,0 +1,1 @@
+"""Ablations, and other ways to align languages on the same work: `python -m experiments.NAME`."""

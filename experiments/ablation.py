@@ -1,0 +1,422 @@
+"""Variants of stage 2 on one reference model per seed, measured side by side.
+
+Flow: a run per seed for stage 1 → its tuned model into a run per variant and seed → rows; over the seeds each
+variant against the first → table, JSON. Every run is an ordinary run folder, so a stopped ablation goes on
+where it was; several can be under way at a time, each in a process of its own.
+"""
+
+import json
+import os
+import shutil
+import signal
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import ttest_1samp
+
+from isogloss.adapters.fit import refuse_misfit
+from isogloss.config import HIDDEN_ONLY, KL_ONLY, Config, Distill, dump_config, with_overrides
+from isogloss.errors import ConfigError, RunError
+from isogloss.evaluate.compare import compare_groups, main_measure
+from isogloss.evaluate.statistics import holm
+from isogloss.files import read_json, write_json
+from isogloss.languages import languages
+from isogloss.pipeline.logging import quiet
+from isogloss.pipeline.stages import Run, Watcher, open_run, run_distill, run_evaluate, run_report, run_tune
+
+
+def as_usual(*names: str) -> tuple[str, ...]:
+    """Settings of stage 2 at their defaults: what a variant would leave without effect is refused."""
+    usual = Distill().model_dump(mode="json")
+    return tuple(f"distill.{name}={json.dumps(usual[name])}" for name in names)
+
+
+VARIANTS: Mapping[str, tuple[str, ...]] = {
+    "families": ("languages.tree=families",),
+    "learned": ("languages.tree=learned",),
+    "random": ("languages.tree=random",),
+    "flat": ("languages.tree=flat",),
+    "shared": ("languages.tree=shared",),
+    "no-hidden": ("distill.hidden=0", *as_usual(*HIDDEN_ONLY)),
+    "no-kl": ("distill.kl=0", *as_usual(*KL_ONLY, "teacher_view", "on_policy")),
+    "with-kl": ("distill.kl=1",),
+    "no-texts": ("distill.teacher_reads=[twin,answer]",),
+    "no-english": ("distill.teacher_reads=[texts]", *as_usual("teacher_view")),
+    "no-retain": ("distill.retain=0",),
+    "prefix": ("distill.carrier={type: prefix}", "distill.lr=0.1", *as_usual("teacher_view")),
+    "embedding": ("distill.carrier={type: embedding}", "distill.lr=0.1", *as_usual("teacher_view")),
+}
+"""What each variant changes in the settings that are given. Virtual positions want a larger step than a LoRA;
+theirs was chosen on the demo's dev split (docs/log.md)."""
+READINGS = ("no-texts", "no-english")
+"""Variants of what the teacher reads, which its divergence alone tells the student."""
+CHANGES = ("no-", "with-")
+"""How variants begin that take a part of the method away or add one."""
+OPPOSITES = {"no-kl": "with-kl", "with-kl": "no-kl"}
+FEWEST = 3
+"""Seeds that a t test is made from."""
+MEASURES = ("alignment", "consistency", "retrieval", "accuracy", "fidelity", "retention")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A name and the settings that make it.
+
+    Attributes:
+        items: How many every language gets, where that is one number; it ends the name.
+        against: The variant it is compared with, by name; the first of as many items if None.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    items: int | None = None
+    against: str | None = None
+
+    @property
+    def base(self) -> str:
+        """The name without the number of items."""
+        return self.name if self.items is None else self.name.removesuffix(f"@{self.items}")
+
+
+def parse(text: str) -> Variant:
+    """A variant that is known by name, or one of the caller's own: `NAME: a.b=c d.e=f`.
+
+    Raises:
+        ConfigError: The name is unknown, or a setting belongs to stage 1.
+    """
+    name, colon, rest = text.partition(":")
+    name = name.strip()
+    if not colon:
+        if name not in VARIANTS:
+            raise ConfigError(
+                f"--variant {name}: there are {', '.join(VARIANTS)}; or write your own as 'NAME: a.b=c d.e=f'"
+            )
+        return Variant(name, VARIANTS[name])
+    overrides = tuple(rest.split())
+    for override in overrides:
+        if not override.startswith(("distill.", "languages.")):
+            raise ConfigError(
+                f"--variant {text}: {override} changes stage 1 or the evaluation, which variants share; "
+                "begin with distill. or languages."
+            )
+    if not name or not overrides or "/" in name:
+        raise ConfigError(f"--variant {text}: write it as 'NAME: a.b=c d.e=f'")
+    return Variant(name, overrides)
+
+
+def with_items(variants: Sequence[Variant], items: Sequence[int]) -> list[Variant]:
+    """Each variant with so many parallel items in every language, which makes a learning curve."""
+    if not items:
+        return list(variants)
+    return [
+        Variant(
+            f"{variant.name}@{n}",
+            (*variant.overrides, *_items(n)),
+            items=n,
+        )
+        for n in items
+        for variant in variants
+    ]
+
+
+def _items(n: int | None) -> tuple[str, ...]:
+    if n is None:
+        return ()
+    return (f"languages.items={{high: {n}, middle: {n}, low: {n}}}", "languages.amounts={}")
+
+
+def resolved(config: Config, variants: Sequence[Variant]) -> list[Variant]:
+    """The variants as these settings have them trained.
+
+    Where no divergence tells the student what its teacher reads, `READINGS` take that of `with-kl` along and
+    are compared with it; it is trained too if nobody asked for it.
+
+    Raises:
+        ConfigError: A variant would train what the settings, or an earlier variant, train already.
+    """
+    found: list[Variant] = []
+    # What another teacher writes is learned from without a divergence too.
+    unheard = not config.distill.kl and config.distill.teacher.type == "self"
+    for variant in variants:
+        if unheard and variant.base in READINGS:
+            told = Variant("with-kl", VARIANTS["with-kl"])
+            (told,) = with_items([told], () if variant.items is None else [variant.items])
+            if told not in (*variants, *found):
+                found.append(told)
+            variant = replace(variant, overrides=(*told.overrides, *variant.overrides), against=told.name)
+        found.append(variant)
+    _refuse_alike(config, found)
+    return found
+
+
+def _refuse_alike(config: Config, variants: Sequence[Variant]) -> None:
+    def trained(*overrides: str) -> str:
+        return dump_config(with_overrides(config, overrides))
+
+    seen: dict[str, str] = {}
+    for variant in variants:
+        settings = trained(*variant.overrides)
+        # A tree or a carrier may be the settings' own, for others to be compared with.
+        if variant.base.startswith(CHANGES) and settings == trained(*_items(variant.items)):
+            override = variant.overrides[0]
+            other = OPPOSITES.get(variant.base) or f"another {override.partition('=')[0]} by --set"
+            raise ConfigError(
+                f"--variant {variant.name}: the settings have {override} already; take {other} or none"
+            )
+        if settings in seen:
+            raise ConfigError(
+                f"--variant {variant.name}: it trains what {seen[settings]} does; leave one out"
+            )
+        seen[settings] = variant.name
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What came out.
+
+    Attributes:
+        rows: One per suite, variant and seed.
+        differences: One per suite, group of languages ("all", "low") and variant but the first (of its number
+            of items): the suite's main measure against the first, or against what the variant names, mean
+            over seeds. `p` is over items (would others have shown it too?), `p_seeds` over seeds (paired t
+            test; None where there are under `FEWEST`); both are corrected for the suite's `comparisons`
+            (Holm 1979).
+    """
+
+    rows: list[dict]
+    differences: list[dict]
+
+
+def ablate(
+    config: Config,
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    folder: Path,
+    watcher: Watcher,
+    *,
+    jobs: int = 1,
+) -> Ablation:
+    """Run what was not run yet; `folder/ablation.json` grows as runs end.
+
+    Args:
+        jobs: Runs at a time. More than one share the cores, or the GPU, and are seen only when they end.
+
+    Raises:
+        ConfigError: As `resolved`.
+        RunError: One of several processes was ended from outside.
+    """
+    variants = resolved(config, variants)
+    for variant in variants:
+        refuse_misfit(_variant(config, variant.overrides, 0, folder))
+    found: dict[tuple[int, str], list[dict]] = {}
+    with _calling(jobs, watcher) as each:
+        for _ in each(_tune, [(config, seed, folder) for seed in seeds]):
+            pass
+        calls = [(config, variant, seed, folder) for seed in seeds for variant in variants]
+        for variant, seed, measured in each(_measured, calls):
+            found[seed, variant.name] = measured
+            if jobs > 1:
+                watcher.say(f"{variant.name}, seed {seed}: done")
+            rows = [row for seed in seeds for v in variants for row in found.get((seed, v.name), ())]
+            _write(config, Ablation(rows, []), folder)
+    measures = {row["suite"]: [row["measure"]] for row in rows if row["measure"]}
+    found_differences = _differences(config, variants, seeds, folder, measures)
+    done = Ablation(rows, corrected(with_seeds(found_differences, rows)))
+    _write(config, done, folder)
+    return done
+
+
+Each = Callable[[Callable[..., Any], Sequence[tuple]], Iterator[Any]]
+"""Calls a function with each of the arguments, and gives what it returns, as calls end."""
+
+
+@contextmanager
+def _calling(jobs: int, watcher: Watcher) -> Iterator[Each]:
+    """One call after another here, under the caller's eyes, or several in processes of their own."""
+    if jobs == 1:
+        yield lambda function, calls: (function(*call, watcher) for call in calls)
+        return
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (jobs,)) as pool:
+
+        def each(function: Callable[..., Any], calls: Sequence[tuple]) -> Iterator[Any]:
+            for one in as_completed([pool.submit(function, *call, Watcher()) for call in calls]):
+                yield one.result()
+
+        try:
+            yield each
+        except BrokenProcessPool:
+            raise RunError(
+                f"a run's process was ended from outside, as for want of memory; --jobs {jobs - 1} needs "
+                "less, and goes on where this was"
+            ) from None
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _begin(jobs: int) -> None:
+    """A process that is quiet, takes its share of the cores, and ends at once when all are interrupted."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(1))
+    quiet()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+
+
+def _tune(config: Config, seed: int, folder: Path, watcher: Watcher) -> None:
+    """Stage 1 of a seed, which its variants share."""
+    run_tune(open_run(_variant(config, (), seed, folder / f"seed-{seed}"), watcher))
+
+
+def _measured(
+    config: Config, variant: Variant, seed: int, folder: Path, watcher: Watcher
+) -> tuple[Variant, int, list[dict]]:
+    """Stage 2 of a variant and how good it is; the rows say so."""
+    run = open_run(_variant(config, variant.overrides, seed, folder / f"{variant.name}-{seed}"), watcher)
+    if not run.tuned.exists():
+        first, part = folder / f"seed-{seed}", run.folder / "tuned.part"
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(first / run.tuned.name, part)
+        shutil.copy(first / "selection.jsonl", run.folder)
+        part.rename(run.tuned)
+    watcher.say(f"{variant.name}, seed {seed}")
+    run_distill(run)
+    run_evaluate(run)
+    run_report(run)
+    return variant, seed, _rows(run, variant, seed)
+
+
+def _write(config: Config, done: Ablation, folder: Path) -> None:
+    written = {
+        "schema": 1,
+        "settings": dump_config(config),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "rows": done.rows,
+        "differences": done.differences,
+    }
+    write_json(folder / "ablation.json", written)
+
+
+def _differences(
+    config: Config,
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    folder: Path,
+    measures: Mapping[str, Sequence[str]],
+) -> list[dict]:
+    """Each variant minus what it is compared with, over all languages and over the low-resource ones."""
+    found = []
+    for variant in variants:
+        first = next(
+            one for one in variants if variant.against in (None, one.name) and one.items == variant.items
+        )
+        if variant == first:
+            continue
+        ours, theirs = ([folder / f"{one.name}-{seed}" for seed in seeds] for one in (variant, first))
+        for group, codes in (("all", None), ("low", _low(config))):
+            for one in compare_groups(ours, theirs, codes=codes, measures=measures):
+                about = {"suite": one.suite, "variant": variant.name, "against": first.name}
+                found.append({**about, "languages": group, "measure": one.measure, **asdict(one.mean)})
+    return found
+
+
+def _paired_p(apart: Sequence[float]) -> float:
+    found: Any = ttest_1samp(apart, 0)
+    return float(found.pvalue)
+
+
+def with_seeds(differences: Sequence[dict], rows: Sequence[Mapping]) -> list[dict]:
+    """The differences, each with its p over the seeds: of a paired t test of the means over languages."""
+
+    def by_seed(one: Mapping, variant: str) -> dict[int, float]:
+        of = [row for row in rows if (row["suite"], row["variant"]) == (one["suite"], variant)]
+        means = {row["seed"]: row["low"] for row in of}
+        if one["languages"] == "all":
+            means = {row["seed"]: statistics.fmean(row["languages"].values()) for row in of}
+        return means
+
+    found = []
+    for one in differences:
+        ours, theirs = by_seed(one, one["variant"]), by_seed(one, one["against"])
+        pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+        p = None
+        if len(pairs) >= FEWEST:
+            apart = [a - b for a, b in pairs]
+            # Without any spread there is no t: the same difference in every seed, or none.
+            p = _paired_p(apart) if len(set(apart)) > 1 else float(not apart[0])
+        found.append({**one, "p_seeds": p})
+    return found
+
+
+def corrected(differences: Sequence[dict]) -> list[dict]:
+    """The differences with p corrected for how many of a suite are looked at, by Holm's method."""
+    found = [dict(one) for one in differences]
+    for suite in dict.fromkeys(one["suite"] for one in found):
+        together = [one for one in found if one["suite"] == suite]
+        for name in ("p", "p_seeds"):
+            known = [one for one in together if one[name] is not None]
+            for one, p in zip(known, holm([one[name] for one in known]), strict=True):
+                one[name] = p
+        for one in together:
+            one["comparisons"] = len(together)
+    return found
+
+
+def _low(config: Config) -> list[str]:
+    """The low-resource languages."""
+    return [code for code in config.languages.targets if languages()[code].resource == "low"]
+
+
+def summary(rows: Sequence[Mapping]) -> list[dict]:
+    """Means over seeds, and the spread between seeds where there are several, by suite and variant."""
+    grouped: dict[tuple[str, str], list[Mapping]] = {}
+    for row in rows:
+        grouped.setdefault((row["suite"], row["variant"]), []).append(row)
+    found = []
+    for (suite, variant), group in grouped.items():
+        entry: dict = {"suite": suite, "variant": variant, "seeds": len(group)}
+        for name in (*MEASURES, "low", "seconds"):
+            values = [row[name] for row in group if row.get(name) is not None]
+            if values:
+                spread = statistics.stdev(values) if len(values) > 1 else None
+                entry[name] = (statistics.fmean(values), spread)
+        found.append(entry)
+    return found
+
+
+def _variant(config: Config, overrides: Sequence[str], seed: int, folder: Path) -> Config:
+    return with_overrides(config, [*overrides, f"seed={seed}", f"run={json.dumps(str(folder))}"])
+
+
+def _rows(run: Run, variant: Variant, seed: int) -> list[dict]:
+    remedy = f"remove {run.folder} and run again"
+    scores = read_json(run.folder / "scores.json", "suites", remedy)["suites"]
+    stages = read_json(run.folder / "ledger.json", "stages", remedy)["stages"]
+    cost = next(stage for stage in stages if stage["stage"] == "distill")
+    low = _low(run.config)
+    rows = []
+    for suite, found in scores.items():
+        after = found["after"]
+        means = {name: after[name]["mean"] for name in MEASURES if name in after}
+        measure = main_measure(after)
+        each = (
+            {code: entry["value"] for code, entry in after[measure]["languages"].items()} if measure else {}
+        )
+        few = [each[code] for code in low if code in each]
+        rows.append(
+            {
+                "data": "+".join(source.type for source in run.config.sources),
+                "suite": suite, "variant": variant.name,
+                "overrides": list(variant.overrides), "carrier": run.config.distill.carrier.type,
+                "seed": seed, "trained_tokens": cost["tokens_backpropagated"], "flops": cost["flops"],
+                "seconds": cost["seconds"], **means, "measure": measure, "languages": each,
+                "low": statistics.fmean(few) if few else None, "signature": found["signature"],
+            }
+        )  # fmt: skip
+    return rows

@@ -1,0 +1,142 @@
+"""What each method costs to reach the same alignment accuracy: `isogloss compare-methods`.
+
+Flow: per seed, stage 1 once → every method from that reference model → levels → rows, in a JSON file
+that grows as methods end, so that a stopped comparison goes on; a plot at the end.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from experiments.contest import MEASURES, OURS, Contest, Entry, Point
+from experiments.methods import DCO, DPO, GRPO, METHODS, SAMPLES, SFT
+from experiments.plot import draw
+from experiments.summary import BEST_RL, OWN_BEST, RL, ratios, saving, summary
+from isogloss.config import Config, dump_config, parse_config, with_overrides
+from isogloss.errors import RunError
+from isogloss.files import write_json
+from isogloss.pipeline.stages import Watcher, open_run, run_tune
+
+LEVELS = (80.0, 85.0, 90.0, 92.3)
+REACHED = {"alignment": "reached", "consistency": "reached_consistency"}
+"""Measures whose levels are looked for, and what the rows call them. The reward is blind to retrieval, the
+other half of alignment, so consistency is shown too."""
+TOKENS = ("tokens_forwarded", "tokens_backpropagated", "tokens_generated")
+
+
+def compare_methods(
+    config: Config,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+    watcher: Watcher,
+    *,
+    points: int = 10,
+    times: float = 3.0,
+) -> dict[str, Any]:
+    """Train and measure each method; returns what `folder/methods.json` holds, and draws `methods.svg`.
+
+    Args:
+        methods: Names of `METHODS`; ours goes first, as its time bounds the others'.
+        points: Measurements along each method's way.
+        times: A method is stopped after so many times our seconds.
+
+    Raises:
+        RunError: The folder holds a comparison made with other settings.
+    """
+    file = folder / "methods.json"
+    about = {
+        "points": points,
+        "times": times,
+        "sft": SFT,
+        "dco": DCO,
+        "dpo": DPO,
+        "grpo": GRPO,
+        "samples": SAMPLES,
+    }
+    done = _done(file, config, about)
+    for seed in seeds:
+        left = [name for name in methods if not any((e.method, e.seed) == (name, seed) for e in done)]
+        if not left:
+            continue
+        run = open_run(
+            with_overrides(config, [f"seed={seed}", f"run={json.dumps(str(folder / f'seed-{seed}'))}"]),
+            watcher,
+        )
+        run_tune(run)
+        contest = Contest(run, points=points)
+        for name in sorted(left, key=lambda name: name != OURS):
+            ours = next((e.seconds for e in done if e.method == OURS and e.seed == seed), None)
+            contest.limit = None if ours is None else times * ours
+            watcher.say(f"{name}, seed {seed}")
+            done.append(METHODS[name](contest))
+            write_json(file, table(config, done, about))
+    found = table(config, done, about)
+    write_json(file, found)  # an earlier one may say less
+    draw(found["rows"], folder / "methods.svg")
+    return found
+
+
+def table(config: Config, entries: Sequence[Entry], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The comparison as JSON: a row per method and seed, then all seeds in one.
+
+    Args:
+        about: What else it was made with.
+    """
+    rows = [_row(entry, [other for other in entries if other.seed == entry.seed]) for entry in entries]
+    return {
+        "schema": 1, "isogloss": version("isogloss"), "trl": version("trl"), "contest": dict(about),
+        "settings": dump_config(config), "rows": rows, "summary": summary(rows), "saving": saving(rows),
+    }  # fmt: skip
+
+
+def _row(entry: Entry, same_seed: Sequence[Entry]) -> dict[str, Any]:
+    """A method beside ours.
+
+    `ours` is what each of its levels cost us. Of a level that it never reached, `not_within` says how many
+    times that it has spent; null where we did not reach it either, or nothing was spent.
+    """
+    levels = {name: _levels(entry, same_seed, name) for name in REACHED}
+    reached = {
+        key: {level: entry.reached(value, name) for level, value in levels[name].items()}
+        for name, key in REACHED.items()
+    }
+    us = next((other for other in same_seed if other.method == OURS), None)
+    ours = {level: us.reached(value) if us else None for level, value in levels["alignment"].items()}
+    spent = {"flops": entry.flops, "seconds": entry.seconds}
+    missed = [level for level, cost in reached["reached"].items() if cost is None]
+    last = entry.points[-1].scores if entry.points else {}
+    return {
+        "method": entry.method, "seed": entry.seed, **spent,
+        **{name: getattr(entry, name) for name in TOKENS}, "ended": entry.ended,
+        **{name: last.get(name) for name in (*MEASURES, "retention")},
+        "levels": levels["alignment"], **reached, "ours": ours,
+        "not_within": {
+            level: ratios(spent, cost) if (cost := ours[level]) and entry.flops else None for level in missed
+        },
+        "points": [asdict(point) for point in entry.points],
+    }  # fmt: skip
+
+
+def _levels(entry: Entry, same_seed: Sequence[Entry], measure: str) -> dict[str, float]:
+    levels = {f"{level:g}": level / 100 for level in LEVELS}
+    if learners := [other.best(measure) for other in same_seed if other.method in RL]:
+        levels[BEST_RL] = max(learners)
+    return levels | {OWN_BEST: entry.best(measure)}
+
+
+def _done(file: Path, config: Config, about: Mapping[str, Any]) -> list[Entry]:
+    """Methods that an earlier, stopped comparison has measured; what it did not count yet is 0."""
+    if not file.exists():
+        return []
+    before = json.loads(file.read_text("utf-8"))
+    if (parse_config(before["settings"]), before.get("contest")) != (config, about):
+        raise RunError(f"{file} was made with other settings; name another folder by --out")
+    names = {one.name for one in fields(Entry)} - {"points"}
+    return [
+        Entry(points=[Point(**point) for point in row["points"]], **{n: row[n] for n in names & set(row)})
+        for row in before["rows"]
+    ]

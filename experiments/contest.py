@@ -1,0 +1,220 @@
+"""One piece of work for all methods: rows, a clock that stands still while it is measured, and marks.
+
+Flow: a run with stage 1 done → rows in the order of stage 2 → a method trains and ticks → points.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from experiments.ablation import as_usual
+from experiments.reward import Prompt
+from isogloss.config import with_overrides
+from isogloss.data.examples import ParallelExample
+from isogloss.data.parallel_text import translation_examples
+from isogloss.evaluate import runner
+from isogloss.evaluate.suites import load_suite
+from isogloss.languages import SOURCE
+from isogloss.model.cost import Meter, Stage
+from isogloss.pipeline.stages import Run, rows_for
+from isogloss.teacher.local import written
+from isogloss.teacher.rows import Row, schedule
+
+OURS, REFERENCE = "isogloss", "reference"
+MEASURES = ("alignment", "consistency", "retrieval", "accuracy", "fidelity")
+LAYER_SENTENCES = 60
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a method has reached at some cost, measured on held-out items; fractions."""
+
+    step: int
+    flops: float
+    seconds: float
+    scores: dict[str, float]
+
+
+@dataclass
+class Entry:
+    """One method's way: its points and its cost."""
+
+    method: str
+    seed: int
+    points: list[Point] = field(default_factory=list)
+    flops: float = 0.0
+    seconds: float = 0.0
+    tokens_forwarded: int = 0
+    tokens_backpropagated: int = 0
+    tokens_generated: int = 0
+    ended: str = "trained as long as the others"
+
+    def reached(self, level: float, measure: str = "alignment") -> dict[str, float] | None:
+        """Cost at the first point with this alignment accuracy, or so much of another measure."""
+        for point in self.points:
+            if point.scores[measure] >= level:
+                return {"flops": point.flops, "seconds": point.seconds}
+        return None
+
+    def best(self, measure: str = "alignment") -> float:
+        return max((point.scores[measure] for point in self.points), default=0.0)
+
+
+class Contest:
+    """What every method is given: reference model, rows, held-out items."""
+
+    def __init__(self, run: Run, *, points: int):
+        """
+        Args:
+            run: Stage 1 is done; `evaluate` says what is held out.
+            points: Measurements along a method's way: at its end, and each before that at 1/√2 of the steps
+                of the one behind it.
+        """
+        self.run, self.points = run, points
+        self.limit: float | None = None
+        """Seconds after which a method is stopped."""
+        settings = run.config.evaluate
+        self.suite = load_suite(settings.suites[0], run.data_root, settings, run.taught)
+        self.reference = run.reference_model()
+        self.plain = runner.Model(self.reference, run.tokenizer)
+        self.english = runner.english_answers(self.plain, self.suite, settings, lambda done, of: None).texts
+        self.right = runner.english_right(self.suite, self.english)
+
+    def rows(self, run: Run) -> list[Row]:
+        """Stage 2's rows for the shape of tree that the settings ask for, English ones included."""
+        return rows_for(run, self.reference, self.run.examples, run.tree, run.taught, Stage("rows"))
+
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        """Prompts and responses of the languages in stage 2's balance and order."""
+        return self._prompts(self.parallel)
+
+    def taught_prompts(self, model: nn.Module) -> list[Prompt]:
+        """The same with what a model answers behind the teacher's prompts in place of the responses."""
+        tokenizer, longest = self.run.tokenizer, self.run.config.evaluate.max_new_tokens
+        # Where the teacher scores a row behind its English twin alone, it would answer in English.
+        run = Run(with_overrides(self.run.config, as_usual("teacher_view")), self.run.watcher)
+        rows = [row for row in self.rows(run) if row.language != SOURCE and not row.bare]
+        return self._prompts(written(model, rows, tokenizer, tokenizer, max_new_tokens=longest))
+
+    @cached_property
+    def parallel(self) -> list[Row]:
+        """Stage 2's rows without the English ones."""
+        return [row for row in self.rows(self.run) if row.language != SOURCE and not row.bare]
+
+    @cached_property
+    def _by_id(self) -> dict[str, ParallelExample]:
+        pairs = translation_examples(self.run.pairs(self.run.taught, "translation"))
+        return {example.id: example for example in (*self.run.examples, *pairs)}
+
+    def example(self, row: Row) -> ParallelExample:
+        """What a row was made of."""
+        return self._by_id[row.id.rpartition("/")[0]]
+
+    def order(self, parallel: Sequence[Row]) -> list[int]:
+        """Row numbers as often and in the order in which stage 2 reads them."""
+        settings = self.run.config.distill
+        return schedule(
+            [row.language for row in parallel], round(settings.epochs * len(parallel)),
+            balance=settings.balance, batch=settings.batch, seed=self.run.config.seed,
+            alike=[len(row.student.prompt) for row in parallel],
+        )  # fmt: skip
+
+    def _prompts(self, parallel: Sequence[Row]) -> list[Prompt]:
+        """A prompt per row, as often and in the order in which stage 2 reads them."""
+        texts = self.run.tokenizer.batch_decode(
+            [list(row.student.response) for row in parallel], skip_special_tokens=True
+        )
+        found = []
+        for number in self.order(parallel):
+            row = parallel[number]
+            turn = self.example(row).turns[row.language]
+            found.append(Prompt(turn.instruction, texts[number].strip(), row.language))
+        return found
+
+    @cached_property
+    def english_responses(self) -> list[str]:
+        return [e.turns[SOURCE].response or "" for e in self.run.examples]
+
+    def measure(self, subject: runner.Model) -> dict[str, float]:
+        """Means over the languages, on the held-out items."""
+        settings, seed = self.run.config.evaluate, self.run.config.seed
+        few = {code: texts[:LAYER_SENTENCES] for code, texts in self.suite.layer_sentences.items()}
+        quiet = lambda done, of: None  # noqa: E731
+        retriever = runner.retriever(
+            subject, self.plain, replace(self.suite, layer_sentences=few), settings, quiet
+        )
+        side = runner.evaluate_side(
+            subject, self.suite, self.run.taught, self.english, retriever, settings, seed, quiet
+        )
+        right = runner.english_accuracy(subject, self.suite, settings, quiet)
+        scores = {name: side.scores[name]["mean"] for name in MEASURES}
+        return scores | {"retention": (sum(right) - sum(self.right)) / len(right)}
+
+    def start(self, method: str, subject: runner.Model, steps: int, met: float = 1.0) -> "Way":
+        """Begin to count; `steps` is how many the method will take."""
+        return Way(self, Entry(method, self.run.config.seed), subject, steps, met)
+
+
+class Way:
+    """A method under way. Used as a context: what runs inside is counted, save while it is measured."""
+
+    def __init__(self, contest: Contest, entry: Entry, subject: runner.Model, steps: int, met: float):
+        self.contest, self.entry, self.subject, self.steps = contest, entry, subject, steps
+        self.meter = Meter(subject.model, met)
+        self.marks = {int(steps / 2 ** (number / 2)) for number in range(contest.points)} - {0}
+        self.began = 0.0
+
+    def __enter__(self) -> "Way":
+        self._counting = self.meter.counting()
+        self._counting.__enter__()
+        self.began = time.monotonic()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._rest()
+
+    def tick(self, step: int) -> bool:
+        """After an optimiser step: measure where it is due; whether the method may go on."""
+        late = self.contest.limit is not None and self.spent >= self.contest.limit
+        if step in self.marks or late:
+            self.measure(step)
+        if late:
+            self.entry.ended = f"stopped at its time limit, step {step} of {self.steps}"
+        return not late
+
+    @property
+    def spent(self) -> float:
+        return self.entry.seconds + time.monotonic() - self.began
+
+    def measure(self, step: int) -> None:
+        """A point; neither its time nor its arithmetic counts."""
+        self._rest()
+        entry = self.entry
+        point = Point(step, entry.flops, round(entry.seconds, 2), self.contest.measure(self.subject))
+        entry.points.append(point)
+        self.contest.run.watcher.say(
+            f"{entry.method}: step {step} of {self.steps}, {entry.seconds:.0f} s, "
+            f"{entry.flops / 1e12:.1f} TFLOP, alignment {100 * point.scores['alignment']:.1f} %"
+        )
+        self.__enter__()
+
+    def _rest(self) -> None:
+        entry = self.entry
+        entry.seconds += time.monotonic() - self.began
+        self.began = time.monotonic()
+        self._counting.__exit__(None, None, None)
+        entry.flops = self.meter.flops
+        entry.tokens_forwarded = self.meter.forward_tokens
+        entry.tokens_backpropagated = self.meter.backward_tokens
+        entry.tokens_generated = self.meter.generated
+
+
+def work_folder(run: Run, method: str) -> Path:
+    """Where a method's trainer keeps what it must."""
+    return run.folder / "contest" / method

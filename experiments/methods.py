@@ -1,0 +1,296 @@
+"""The methods: ours as trees of three shapes, and trl's supervised, preference and policy training.
+
+Each is a thin call: a model with one LoRA as wide as a path of our tree, the contest's prompts, a tick
+after every step. Their settings stand here; how they were chosen is in docs/baselines.md.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import Trainer, TrainingArguments
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from experiments.ablation import VARIANTS, as_usual
+from experiments.contest import OURS, REFERENCE, Contest, Entry, Point, Way, work_folder
+from experiments.dco import DCOTrainer, pair_of
+from experiments.peers import Course, labelled_positions
+from experiments.reward import Prompt, Reward
+from isogloss.adapters.fit import lora_shape
+from isogloss.adapters.generate import answers
+from isogloss.adapters.lora import lora_config
+from isogloss.config import with_overrides
+from isogloss.data.chat import encode_response
+from isogloss.errors import DataError
+from isogloss.evaluate import runner
+from isogloss.languages import SOURCE
+from isogloss.model.cost import Stage
+from isogloss.model.load import causal_of, pad_id
+from isogloss.pipeline.stages import Run, scored_elsewhere
+from isogloss.train.stage2 import distil
+
+SFT = {"learning_rate": 3e-3}
+DPO = {"learning_rate": 2e-3, "beta": 0.1, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]}
+GRPO = {
+    "learning_rate": 3e-3, "beta": 0.04, "num_generations": 8, "temperature": 1.0, "steps_per_generation": 4,
+}  # fmt: skip
+BEHIND_SFT = GRPO | {"learning_rate": 1e-4}
+DCO = {"learning_rate": 1e-3, "beta": 1.0}
+SAMPLES = 4
+"""Answers drawn per prompt for preference pairs."""
+CROSS_ENTROPY = (
+    "languages.tree=flat", *VARIANTS["no-hidden"], *VARIANTS["no-kl"], "distill.retain=0",
+    *as_usual("signal", "top_k"),
+)  # fmt: skip
+"""Settings of our trainer with nothing but cross-entropy, on an adapter for each language."""
+PLAIN = {"enable_thinking": False}
+"""As our own prompts are rendered."""
+TOGETHER = 256
+"""Answers drawn at a time."""
+
+
+Method = Callable[[Contest], Entry]
+
+
+def untrained(contest: Contest) -> Entry:
+    """The reference model as it is: where every method begins."""
+    point = Point(0, 0.0, 0.0, contest.measure(contest.plain))
+    return Entry(REFERENCE, contest.run.config.seed, [point], ended="not trained")
+
+
+def distilled(contest: Contest, method: str, *overrides: str) -> Entry:
+    """Our method, on the run's tree or another."""
+    run = Run(with_overrides(contest.run.config, overrides), contest.run.watcher)
+    rows, settings = contest.rows(run), run.config.distill
+    carrier = run.student(contest.run.reference_model(), trained=False)
+    run.start(carrier)
+    subject = runner.Model(carrier.model, run.tokenizer, carrier)  # type: ignore[arg-type]
+    parallel = sum(row.language != SOURCE for row in rows)
+    steps = round(settings.epochs * parallel / (1 - settings.retain)) // settings.batch
+    way = contest.start(method, subject, steps, carrier.tree.path_rank() / carrier.tree.rank)
+    work = _clean(contest, method)
+
+    @contextmanager
+    def bar(what: str) -> Iterator[Callable[[int, int], None]]:
+        def tick(done: int, of: int) -> None:
+            if what == "Distillation":
+                way.tick(done)
+
+        yield tick
+
+    cost = Stage(method)
+    with way:
+        distil(
+            carrier, rows, settings, pad_id=pad_id(run.tokenizer), seed=run.config.seed,
+            work=work, curve=work / "curve.jsonl", cost=cost, bar=bar, tokenizer=run.tokenizer,
+            scored=scored_elsewhere(run, rows, cost, bar),
+        )  # fmt: skip
+    return way.entry
+
+
+def sft(contest: Contest) -> Entry:
+    """Supervised fine-tuning on the responses in every language, one adapter for all."""
+    model, way = _begin(contest, "sft", _steps(contest))
+    _sft(contest, model, way, _steps(contest), contest.prompts)
+    return way.entry
+
+
+def sequence(contest: Contest) -> Entry:
+    """Sequence-level distillation (Kim & Rush 2016, D16-1139): supervised on what the teacher answers.
+
+    The teacher reads the same privileged prompts as in our method, and is as likely to answer in another
+    language as it is. Its answers count; where one does not end, the data's response stays.
+    """
+    model, way = _begin(contest, "sequence", _steps(contest))
+    with way:
+        prompts = contest.taught_prompts(model)
+    _sft(contest, model, way, _steps(contest), prompts)
+    return way.entry
+
+
+def dco(contest: Contest, settings: Mapping[str, Any] = DCO) -> Entry:
+    """Direct consistency optimisation onto the reference model's English, on the rows of closed tasks."""
+    run, rows = contest.run, contest.parallel
+    encode = cache(partial(encode_response, run.tokenizer))
+    made = [pair_of(row, contest.example(row), encode, run.config.seed) for row in rows]
+    pairs = [pair for number in contest.order(rows) if (pair := made[number]) is not None]
+    if not pairs:
+        raise DataError("dco compares answers of closed tasks, and the data has none")
+    steps = len(pairs) // run.config.distill.batch
+    model, way = _begin(contest, "dco", steps)
+    sizes = dict(settings)
+    trainer = DCOTrainer(
+        model=model, pairs=pairs, pad_id=pad_id(run.tokenizer), beta=sizes.pop("beta"),
+        args=TrainingArguments(**_arguments(contest, "dco", steps) | sizes, remove_unused_columns=False),
+        callbacks=[Course(way)],
+    )  # fmt: skip
+    _train(trainer, way)
+    return way.entry
+
+
+def dpo(contest: Contest, settings: Mapping[str, Any] = DPO, pairs: Dataset | None = None) -> Entry:
+    """Direct preference optimisation on pairs that the reward builds.
+
+    Of `SAMPLES` answers of the reference model and the data's response, the best by the reward is preferred
+    to the worst. Drawing them counts.
+    """
+    model, way = _begin(contest, "dpo", _steps(contest))
+    if pairs is None:
+        with way:
+            pairs = preference_pairs(contest, model)
+    trainer = DPOTrainer(
+        model=model,
+        args=DPOConfig(
+            **_arguments(contest, "dpo", _steps(contest)) | dict(settings), max_length=None
+        ),
+        train_dataset=pairs, processing_class=contest.run.tokenizer, callbacks=[Course(way)],
+    )  # fmt: skip
+    _train(trainer, way)
+    return way.entry
+
+
+def grpo(contest: Contest, settings: Mapping[str, Any] = GRPO) -> Entry:
+    """Group-relative policy optimisation from the reference model."""
+    model, way = _begin(contest, "grpo", _steps(contest))
+    _grpo(contest, model, way, _steps(contest), settings)
+    return way.entry
+
+
+def sft_grpo(contest: Contest, settings: Mapping[str, Any] = BEHIND_SFT) -> Entry:
+    """The usual recipe: supervised for a third of the steps, then group-relative policy optimisation."""
+    steps = _steps(contest)
+    model, way = _begin(contest, "sft-grpo", steps + steps // 3)
+    _sft(contest, model, way, steps // 3, contest.prompts)
+    _grpo(contest, model, way, steps, settings, after=steps // 3)
+    return way.entry
+
+
+METHODS: Mapping[str, Method] = {
+    OURS: lambda contest: distilled(contest, OURS),
+    REFERENCE: untrained,
+    "flat": lambda contest: distilled(contest, "flat", "languages.tree=flat"),
+    "shared": lambda contest: distilled(contest, "shared", "languages.tree=shared"),
+    "sft": sft,
+    "sft-languages": lambda contest: distilled(contest, "sft-languages", *CROSS_ENTROPY),
+    "sequence": sequence,
+    "dco": dco,
+    "dpo": dpo,
+    "grpo": grpo,
+    "sft-grpo": sft_grpo,
+}
+"""By name; our own first, as its cost bounds the others'."""
+
+
+def _sft(contest: Contest, model: PeftModel, way: Way, steps: int, prompts: Sequence[Prompt]) -> None:
+    rows = [_chat(prompt) | {"completion": _said(prompt.response)} for prompt in prompts]
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(**SFT, **_arguments(contest, "sft", steps), max_length=None),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=contest.run.tokenizer,
+        callbacks=[Course(way)],
+    )
+    _train(trainer, way)
+
+
+def _grpo(
+    contest: Contest, model: PeftModel, way: Way, steps: int, settings: Mapping[str, Any], after: int = 0
+) -> None:
+    prompts = contest.prompts
+    reward = Reward(prompts, contest.english_responses)
+
+    def alignment(completions: list, number: list[int], **kwargs: Any) -> list[float | None]:
+        return [reward(said[0]["content"], prompts[n]) for said, n in zip(completions, number, strict=True)]
+
+    arguments = _arguments(contest, "grpo", steps)
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=alignment,
+        args=GRPOConfig(
+            **arguments | dict(settings), max_completion_length=contest.run.config.evaluate.max_new_tokens,
+            shuffle_dataset=False, chat_template_kwargs=PLAIN,
+        ),
+        train_dataset=Dataset.from_list([_chat(prompt) | {"number": n} for n, prompt in enumerate(prompts)]),
+        processing_class=contest.run.tokenizer,
+        callbacks=[Course(way, after)],
+    )  # fmt: skip
+    _train(trainer, way)
+
+
+def _train(trainer: Trainer, way: Way) -> None:
+    """The clock runs for training alone: texts became ids before."""
+    with labelled_positions(causal_of(way.subject.model)), way:
+        trainer.train()
+
+
+def preference_pairs(contest: Contest, model: nn.Module) -> Dataset:
+    """The best and the worst of the model's own answers and the data's, as DPO reads them."""
+    prompts, tokenizer = list(dict.fromkeys(contest.prompts)), contest.run.tokenizer
+    reward = Reward(prompts, contest.english_responses)
+    torch.manual_seed(contest.run.config.seed)
+    drawn = answers(
+        model, tokenizer, [prompt.text for prompt in prompts for _ in range(SAMPLES)],
+        max_new_tokens=contest.run.config.evaluate.max_new_tokens, sample=True, batch=TOGETHER,
+    )  # fmt: skip
+    pairs = {}
+    for number, prompt in enumerate(prompts):
+        given = [*drawn[number * SAMPLES : (number + 1) * SAMPLES], prompt.response]
+        scored = sorted(((reward(text, prompt), text) for text in given), key=lambda pair: pair[0])
+        if scored[0][0] < scored[-1][0]:
+            pairs[prompt] = {"chosen": _said(scored[-1][1]), "rejected": _said(scored[0][1])}
+    return Dataset.from_list([_chat(one) | pairs[one] for one in contest.prompts if one in pairs])
+
+
+def _begin(contest: Contest, method: str, steps: int) -> tuple[PeftModel, Way]:
+    """The reference model under one LoRA that is as wide as a path of the tree."""
+    run, settings = contest.run, contest.run.config.distill.carrier
+    assert settings.type == "lora"  # the command refuses others
+    torch.manual_seed(run.config.seed)
+    rank = run.tree.path_rank()
+    reference = run.reference_model()
+    model: Any = get_peft_model(reference, lora_config(reference, rank, **lora_shape(reference, settings)))
+    return model, contest.start(method, runner.Model(model, run.tokenizer), steps)
+
+
+def _steps(contest: Contest) -> int:
+    """As many as our method takes on the rows that are not English."""
+    return len(contest.prompts) // contest.run.config.distill.batch
+
+
+def _arguments(contest: Contest, method: str, steps: int) -> dict[str, Any]:
+    """What all of trl's trainers are told alike: our stage 2's batch, order and precision."""
+    return {
+        "output_dir": str(_clean(contest, method)), "max_steps": steps, "seed": contest.run.config.seed,
+        "per_device_train_batch_size": contest.run.config.distill.batch,
+        "lr_scheduler_type": "constant", "train_sampling_strategy": "sequential",
+        "adam_beta2": 0.98, "bf16": contest.run.dtype == torch.bfloat16,
+        "use_cpu": not torch.cuda.is_available(), "gradient_checkpointing": False, "save_strategy": "no",
+        "logging_strategy": "no", "report_to": [], "disable_tqdm": True, "dataloader_pin_memory": False,
+    }  # fmt: skip
+
+
+def _clean(contest: Contest, method: str) -> Path:
+    folder = work_folder(contest.run, method)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _chat(prompt: Prompt) -> dict[str, Any]:
+    return {"prompt": [{"role": "user", "content": prompt.text}], "chat_template_kwargs": PLAIN}
+
+
+def _said(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]

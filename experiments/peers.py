@@ -1,0 +1,78 @@
+"""What trl's trainers need to be measured fairly: a head that wastes nothing and is counted, one schedule."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, TrainerCallback
+
+from experiments.contest import Way
+from isogloss.losses.fused import announce
+
+WARMUP = 0.05
+"""Share of the way over which the step grows."""
+
+
+@contextmanager
+def labelled_positions(model: PreTrainedModel) -> Iterator[None]:
+    """trl's chunked head as on a GPU, and heard by a meter's hooks.
+
+    On a processor trl projects every position of a batch, prompts and padding included, which would count
+    against it. Its products pass the head module by; backward makes each of them once more.
+    """
+    utils: Any = import_module("trl.trainer.utils")
+    head: Any = model.get_output_embeddings()
+    compact, chunked = utils._use_triton, utils._ChunkedLogProbFunction
+
+    class Heard:
+        @staticmethod
+        def apply(hidden: torch.Tensor, *given: Any) -> Any:
+            announce(head, hidden)
+            if torch.is_grad_enabled():
+                with torch.no_grad():
+                    announce(head, hidden)
+            return chunked.apply(hidden, *given)
+
+    utils._use_triton, utils._ChunkedLogProbFunction = lambda device: True, Heard
+    try:
+        yield
+    finally:
+        utils._use_triton, utils._ChunkedLogProbFunction = compact, chunked
+
+
+class Course(TrainerCallback):
+    """Tells the contest after every step, stops the trainer when it says so, and sets the step's size.
+
+    Linear warm-up and cosine to zero, as in our stage 2, over the steps or over the time that is left before
+    the limit, whichever ends first: a method that is stopped has come to rest.
+    """
+
+    def __init__(self, way: Way, after: int = 0):
+        self.way, self.after = way, after
+        self.began, self.peaks = 0.0, [0.0]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began = self.way.spent
+        self.peaks = [group["lr"] for group in kwargs["optimizer"].param_groups]
+        self._set(kwargs["optimizer"], 0.0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop |= not self.way.tick(self.after + state.global_step)
+        done, limit = state.global_step / state.max_steps, self.way.contest.limit
+        if limit is not None and limit > self.began:
+            done = max(done, (self.way.spent - self.began) / (limit - self.began))
+        self._set(kwargs["optimizer"], done)
+
+    def _set(self, optimizer: torch.optim.Optimizer, done: float) -> None:
+        for group, peak in zip(optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * size(done)
+
+
+def size(done: float) -> float:
+    """Of a step, as a share of the largest, at a share of the way."""
+    if done < WARMUP:
+        return done / WARMUP
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - WARMUP) / (1 - WARMUP))))

@@ -1,0 +1,61 @@
+"""Do the settings fit the model? Told from the model's configuration, before any weight is loaded."""
+
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from isogloss.adapters.lora import TreeLora
+from isogloss.adapters.tree import ROOT, Node, Tree
+from isogloss.config import Config, LoraCarrier
+from isogloss.errors import ConfigError
+from isogloss.model.load import KEYED, decoder_prefix, keeps_keys_alone, layers_of, skeleton, two_thirds
+
+
+def refuse_misfit(config: Config) -> None:
+    """Refuse a carrier, or a layer, that the settings' model cannot have.
+
+    Raises:
+        ConfigError: The model has fewer layers than a setting names, lacks a module that adapters are wanted
+            on, or a path could not be read there, or it lacks keys that a prefix needs.
+    """
+    settings, model = config.distill.carrier, skeleton(config.model)
+    count = len(layers_of(model))
+    named = {"distill.layer": config.distill.layer, "evaluate.layer": config.evaluate.layer}
+    if settings.type == "lora":
+        named["distill.carrier.layers"] = settings.layers
+    for name, layer in named.items():
+        if (layer or 0) > count:
+            raise ConfigError(f"{name}: {config.model} has {count} decoder layers, not {layer}")
+    if settings.type == "lora":
+        linear = linear_names(model)
+        if missing := [t for t in settings.targets if not any(f".{n}".endswith(f".{t}") for n in linear)]:
+            there = dict.fromkeys(name.rpartition(".")[2] for name in linear)
+            raise ConfigError(
+                f"distill.carrier.targets: {config.model} has no {', '.join(missing)}; "
+                f"it has {', '.join(there)}"
+            )
+        TreeLora(model, Tree((Node(ROOT, "root", None, (ROOT,), 1, 0),)), **lora_shape(model, settings))
+    elif settings.type == "prefix" and not keeps_keys_alone(model):
+        kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+        other = ", ".join(sorted(set(kinds) - set(KEYED))) or "states that run along the text"
+        raise ConfigError(
+            f"distill.carrier.type: prefix needs keys and values in every layer, and {config.model} has "
+            f"{other}; take lora or embedding"
+        )
+
+
+def lora_shape(model: nn.Module, settings: LoraCarrier) -> dict[str, Any]:
+    """Where a model carries adapters and how they are scaled, as `TreeLora` and `lora_config` take it."""
+    layers = settings.layers or two_thirds(model)
+    return {"targets": settings.targets, "scaling": settings.scaling, "layers": layers}
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """The text decoder's modules that adapters can be put on."""
+    prefix, head = decoder_prefix(model), model.get_output_embeddings()  # type: ignore[operator]
+    return [
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Linear | Conv1D) and name.startswith(prefix) and m is not head
+    ]

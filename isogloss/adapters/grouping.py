@@ -1,0 +1,89 @@
+"""Which languages share a node: by a file, at random, or by how the model represents parallel sentences.
+
+Each gives a family name per language, which `nodes.build_tree` takes in place of Glottolog's branches.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from jaxtyping import Float
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+from torch import Tensor
+
+from isogloss.adapters.tree import family_name
+from isogloss.data.formats.lines import nearest
+from isogloss.errors import ConfigError
+from isogloss.languages import UnknownLanguageError, resolve
+
+
+def families_of_file(path: Path, targets: Sequence[str]) -> dict[str, str]:
+    """A YAML file of `family: [codes]`; other languages may be named too.
+
+    Raises:
+        ConfigError: The file is missing or has another form, or a target is in no family or in two.
+    """
+    if not path.is_file():
+        raise ConfigError(
+            f"languages.tree: {path} does not exist; name a YAML file of `family: [codes]`, or "
+            "families, flat, shared, learned or random"
+        )
+    try:
+        entries = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(entries, dict) or not all(isinstance(codes, list) for codes in entries.values()):
+        raise ConfigError(f"{path}: a tree is `family: [codes]`, one line for each family")
+    found: dict[str, str] = {}
+    for family, spellings in entries.items():
+        for spelling in spellings:
+            try:
+                code = resolve(str(spelling)).code
+            except UnknownLanguageError as error:
+                raise ConfigError(f"{path}: {family}: {error}") from None
+            if code in found:
+                raise ConfigError(f"{path}: {code} is in {found[code]} and in {family}; name it once")
+            found[code] = str(family)
+    if missing := [code for code in targets if code not in found]:
+        raise ConfigError(f"{path}: {missing[0]} is in no family; {nearest(missing[0], found)}")
+    return {code: found[code] for code in targets}
+
+
+def random_families(targets: Sequence[str], seed: int) -> dict[str, str]:
+    """Families of the same sizes as Glottolog's, with the languages dealt out anew."""
+    sizes: dict[str, int] = {}
+    for code in targets:
+        sizes[family_name(code)] = sizes.get(family_name(code), 0) + 1
+    dealt = random.Random(f"families/{seed}").sample(list(targets), len(targets))
+    found = {}
+    for number, size in enumerate(sizes.values()):
+        for code in dealt[:size]:
+            found[code] = f"group {number + 1}"
+        del dealt[:size]
+    return {code: found[code] for code in targets}
+
+
+def learned_families(vectors: Mapping[str, Float[Tensor, "sentences hidden"]], count: int) -> dict[str, str]:
+    """Languages whose parallel sentences lie alike, in `count` groups.
+
+    From each sentence's vectors their mean over languages is taken away, which leaves what a language
+    adds to the meaning; languages are joined by average linkage (UPGMA) on 1 - cosine of these remainders,
+    averaged over sentences.
+
+    Args:
+        vectors: Mean-pooled states of the same sentences, in the same order, by language.
+        count: How many groups.
+    """
+    codes = list(vectors)
+    if len(codes) <= count:
+        return {code: f"group {number + 1}" for number, code in enumerate(codes)}
+    stacked = torch.stack([vectors[code].double().cpu() for code in codes])
+    left = torch.nn.functional.normalize(stacked - stacked.mean(0), dim=-1)
+    distance = 1 - torch.einsum("ash,bsh->ab", left, left) / left.shape[1]
+    distance.fill_diagonal_(0)
+    groups = fcluster(linkage(squareform(distance.numpy(), checks=False), "average"), count, "maxclust")
+    names = {group: f"group {number + 1}" for number, group in enumerate(dict.fromkeys(groups.tolist()))}
+    return {code: names[group] for code, group in zip(codes, groups.tolist(), strict=True)}

@@ -1,0 +1,307 @@
+"""The LoRA carrier: one PEFT adapter whose rows belong to the tree's nodes; a batch reads one path per row.
+
+PEFT injects, names and stores the adapter; only the two small products are ours. They read, for
+each row of the batch, just the rank rows on that row's path: Σ r(path) instead of Σ r(tree), so
+the cost of a step does not grow with the number of languages. While something learns, these rows are gathered
+for all adapters at once when the path is set; while nothing does, plain linear layers
+read what the whole batch reads in one masked product instead.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from isogloss.adapters.base import Carrier, Routing, Shared
+from isogloss.adapters.tree import Tree
+from isogloss.errors import ConfigError
+from isogloss.model.load import causal_of, decoder_prefix, layers_of
+
+ADAPTER = "default"
+FEW = 64
+"""Tokens up to which a processor sets up a product in half precision for longer than one in float32 takes."""
+
+
+class _Part(nn.Linear):
+    """One of the two products; its rows are those of the batch's paths."""
+
+    scaled = False
+    """Rows that fill up a short path are zero."""
+    routing: Routing
+    read: Float[Tensor, "batch width features"] | None
+    """What was gathered for a batch that is learned from."""
+
+    def by_rank(self) -> Float[Tensor, "rank features"]:
+        """The weight, the tree's rows first."""
+        return self.weight
+
+    def rows(self, dtype: torch.dtype) -> Float[Tensor, "batch width features"]:
+        """What each row of the batch reads."""
+        if self.read is not None:
+            return self.read.to(dtype)
+        return self.routing.gather(self.by_rank(), dtype, scaled=self.scaled)
+
+
+class _Down(_Part):
+    """lora_A, read along each row's path: (batch, tokens, in) → (batch, tokens, width)."""
+
+    def forward(self, input: Float[Tensor, "..."]) -> Float[Tensor, "batch tokens width"]:
+        if input.ndim != 3:
+            raise ConfigError(
+                f"distill.carrier.targets: one, of {self.in_features} features, reads tokens apart from "
+                "their rows, as routers and experts do; name linear layers outside them"
+            )
+        return input @ self.rows(input.dtype).transpose(1, 2)
+
+
+class _Up(_Part):
+    """lora_B, read along each row's path; rows beyond a short path are scaled to zero."""
+
+    scaled = True
+
+    def by_rank(self) -> Float[Tensor, "rank features"]:
+        return self.weight.t()
+
+    def forward(self, input: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens features"]:
+        return input @ self.rows(input.dtype)
+
+
+class _Plain(LoraLinear):
+    """PEFT's adapter on a linear layer, with shorter ways while something learns and while nothing does."""
+
+    path: tuple[Tensor, Tensor, Tensor | None] | None
+    """Rows of A and of B that any row of the batch reads, and which of them each reads."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self._disable_adapters or x.ndim != 3:
+            return super().forward(x, *args, **kwargs)
+        a: Any = self.lora_A[ADAPTER]
+        b: Any = self.lora_B[ADAPTER]
+        if torch.is_grad_enabled() and a.read is not None and a.read.dtype == x.dtype:
+            base = self.base_layer(x, *args, **kwargs)
+            return torch.baddbmm(base, a(x), b.read, alpha=self.scaling[ADAPTER])
+        if self.path is None or torch.is_grad_enabled():
+            return super().forward(x, *args, **kwargs)
+        down, up, mask = self.path
+        if x.shape[0] * x.shape[1] > FEW:
+            down, up, mask = down.to(x.dtype), up.to(x.dtype), None if mask is None else mask.to(x.dtype)
+        read = F.linear(x.to(down.dtype), down)
+        if mask is not None:
+            read *= mask
+        return self.base_layer(x, *args, **kwargs).add_(read @ up)
+
+    def follow(self, shared: Shared | None) -> None:
+        """Take the rows that a batch reads, or none."""
+        if shared is None:
+            self.path = None
+            return
+        used, mask = shared
+        a: Any = self.lora_A[ADAPTER].weight
+        b: Any = self.lora_B[ADAPTER].weight
+        base: Any = self.base_layer
+        dtype = torch.float32 if a.device.type == "cpu" else base.weight.dtype
+        up = b.index_select(1, used).t() * self.scaling[ADAPTER]
+        self.path = a.index_select(0, used).to(dtype), up.to(dtype), None if mask is None else mask.to(dtype)
+
+
+def lora_config(
+    model: nn.Module,
+    rank: int,
+    *,
+    targets: Sequence[str],
+    scaling: float,
+    layers: int | None = None,
+    **more: Any,
+) -> LoraConfig:
+    """PEFT's configuration of a LoRA on the targets of the lowest decoder layers, or of all.
+
+    Args:
+        scaling: What the adapter's output is multiplied by (PEFT's alpha / r).
+        layers: How many layers; None for all.
+        more: Further fields of `LoraConfig`.
+    """
+    if layers is not None:
+        blocks = layers_of(model)
+        name = next(name for name, module in model.named_modules() if module is blocks)
+        # The list's own name, or the number of an expert inside a layer would be taken for the layer's.
+        more |= {"layers_to_transform": list(range(layers)), "layers_pattern": name.rpartition(".")[2]}
+    prefix = decoder_prefix(model)
+    if any(
+        not name.startswith(prefix) and name.rpartition(".")[2] in targets
+        for name, _ in causal_of(model).named_modules()
+    ):  # such as a vision tower's, which no text reaches
+        more |= {"exclude_modules": rf"(?!{re.escape(prefix)}).*"}
+    return LoraConfig(
+        r=rank,
+        lora_alpha=rank * scaling,  # type: ignore[arg-type]  # any number is read as alpha
+        target_modules=list(targets),
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),  # GPT-2's kind of linear layer
+        **more,
+    )
+
+
+class TreeLora(Carrier):
+    """A tree of low-rank adapters.
+
+    Args:
+        model: The reference model; its weights are frozen here.
+        tree: Nodes and their ranks.
+        targets: Names of the modules that carry adapters, as PEFT takes them.
+        scaling: What the adapter's output is multiplied by (PEFT's alpha / r).
+        layers: How many decoder layers, from the lowest, carry adapters; None for all.
+
+    Raises:
+        ConfigError: PEFT refuses a target or puts it on a parameter that is no linear layer's, as of experts.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tree: Tree,
+        *,
+        targets: Sequence[str],
+        scaling: float,
+        layers: int | None = None,
+    ):
+        self.tree = tree
+        self.like = partial(lora_config, model, targets=targets, scaling=scaling, layers=layers)
+        config = self.like(tree.rank)
+        model.requires_grad_(False)
+        try:
+            self.model: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=True)
+        except ValueError as error:  # such as experts that can only be adapted together
+            raise ConfigError(f"distill.carrier.targets: {error}") from None
+        self._refuse_parameters()
+        self._layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        self.routing = Routing(tree)
+        for layer in self.layers():
+            for part, kind in ((layer.lora_A, _Down), (layer.lora_B, _Up)):
+                linear = part[ADAPTER]
+                linear.__class__ = kind
+                object.__setattr__(linear, "routing", self.routing)  # state, not a submodule
+            if type(layer) is LoraLinear:
+                layer.__class__ = _Plain
+            # The products run in the base's type; PEFT would carry every input over to float32.
+            layer.cast_input_dtype_enabled = False
+        self.off()
+
+    def _refuse_parameters(self) -> None:
+        # PEFT adds all rows to such a weight before it is used: no path could be read, and no layer left out.
+        for name, module in self.model.named_modules():
+            if isinstance(module, ParamWrapper):
+                where = f"{name.removeprefix('base_model.model.')}.{module.parameter_name}"
+                raise ConfigError(
+                    f"distill.carrier.targets: PEFT would add all languages' rows to the parameter {where}; "
+                    "name linear layers outside experts and routers"
+                )
+
+    def layers(self) -> Iterator[LoraLayer]:
+        return iter(self._layers)
+
+    def parts(self) -> Iterator[_Part]:
+        for layer in self.layers():
+            yield from (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER])  # type: ignore[misc]
+
+    def off(self) -> None:
+        """The reference model, bit for bit."""
+        self.routing.clear()
+        self._forget()
+        for layer in self.layers():
+            layer._disable_adapters = True
+            if isinstance(layer, _Plain):
+                layer.follow(None)
+
+    def set_path(self, languages: Sequence[str]) -> None:
+        width = max(1, self.tree.path_rank())
+        self.routing.set(languages, next(self.model.parameters()).device, width=width)
+        self._forget()
+        shared = None if torch.is_grad_enabled() else self.routing.shared()
+        for layer in self.layers():
+            layer._disable_adapters = False
+            if isinstance(layer, _Plain):
+                layer.follow(shared)
+        # Where layers are computed again in backward, each on its own, each gathers for itself.
+        if torch.is_grad_enabled() and not any(
+            getattr(layer, "gradient_checkpointing", False) for layer in layers_of(self.model)
+        ):
+            self._gather()
+
+    def _forget(self) -> None:
+        for part in self.parts():
+            part.read = None
+
+    def _gather(self) -> None:
+        """For the batch that is learned from: the rows of all adapters, those of one shape together."""
+        dtype = causal_of(self.model).dtype
+        for parts in self._alike:
+            weights = [part.by_rank() for part in parts]
+            gathered = self.routing.gather_all(weights, dtype, self._forget, scaled=parts[0].scaled)
+            for part, read in zip(parts, gathered, strict=True):
+                part.read = read
+
+    @cached_property
+    def _alike(self) -> list[list[_Part]]:
+        """Parts of one kind, shape and device together."""
+        found: dict[tuple, list[_Part]] = defaultdict(list)
+        for part in self.parts():
+            found[type(part), part.weight.shape, part.weight.device].append(part)
+        return list(found.values())
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if "lora_" in name}
+
+    def axis(self, name: str) -> int:
+        return 0 if "lora_A" in name else 1
+
+    def path_state(self, language: str) -> dict[str, Tensor]:
+        """An ordinary PEFT state dict of rank Σ r(path)."""
+        on = self.tree.rows(language)
+        return {
+            name.replace(f".{ADAPTER}", ""): self.rows_of(name, p.data, on).contiguous()
+            for name, p in self.parameters().items()
+        }
+
+    def export(self, language: str, folder: Path, base_model: str, max_rank: int | None = None) -> int:
+        """Write a language's path as a PEFT LoRA that `PeftModel.from_pretrained` loads; returns its rank."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state, rank = self.path_state(language), sum(node.rank for node in self.tree.path(language))
+        if max_rank is not None and max_rank < rank:
+            state, rank = nearest_of_rank(state, max_rank), max_rank
+        config = self.like(rank, base_model_name_or_path=base_model, inference_mode=True)
+        save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        config.save_pretrained(str(folder))
+        return rank
+
+
+def nearest_of_rank(state: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """The LoRA of a smaller rank whose products B·A are nearest in the Frobenius norm.
+
+    The largest singular values of each product are kept (Eckart & Young 1936, doi:10.1007/BF02288367),
+    found through the QR factors of B and Aᵀ, which are as thin as the rank. Scaling stays as it was.
+    """
+    smaller = {}
+    for name in state:
+        if "lora_A" in name:
+            other = name.replace("lora_A", "lora_B")
+            out, inner = torch.linalg.qr(state[other].double())
+            into, outer = torch.linalg.qr(state[name].double().T)
+            left, values, right = torch.linalg.svd(inner @ outer.T)
+            root = values[:rank].sqrt()
+            smaller[name] = (root[:, None] * (right[:rank] @ into.T)).to(state[name].dtype).contiguous()
+            smaller[other] = (out @ left[:, :rank] * root).to(state[other].dtype).contiguous()
+    return smaller

@@ -1,0 +1,125 @@
+"""The demo's instruction set: seven tasks in fifteen languages, made from the grammar by number.
+
+Item n of a split is the same item in every language and on every machine; tasks and phrasings take
+turns, so that the first 48 items already hold every task in every phrasing.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from isogloss.data.demo.grammar import Event, Phrases, meanings, opinions, phrases
+from isogloss.data.demo.pairs import another_deed, another_person, infer, vary
+from isogloss.data.demo.split import Split, events_of
+from isogloss.data.examples import ParallelExample, Turn
+
+TASKS = ("inference", "paraphrase", "question", "topic", "sentiment", "to_english", "from_english")
+PHRASINGS = 3
+ASKED = {"who": "people", "where": "places", "when": "times"}
+
+
+@dataclass(frozen=True)
+class DemoItem:
+    """A parallel example, what its answers can mean, and which meaning is right."""
+
+    example: ParallelExample
+    options: Mapping[str, Mapping[str, str]] | None
+    gold: str | None
+
+
+def demo_items(
+    split: Split, count: int, languages: Sequence[str], *, draw: str = "", tasks: Sequence[str] = TASKS
+) -> list[DemoItem]:
+    """The first `count` items of a split; another `draw` names another endless series of the same split."""
+    return [_item(split, number, languages, draw, tasks) for number in range(count)]
+
+
+def _item(split: Split, number: int, languages: Sequence[str], draw: str, tasks: Sequence[str]) -> DemoItem:
+    rng = random.Random(f"{split}/{draw}/{number}")
+    task = tasks[number % len(tasks)]
+    phrasing = number // len(tasks) % PHRASINGS
+    event = rng.choice(events_of(split))
+    make = globals()[f"_{task}"]
+    turns, options, gold = make(event, [phrases(code) for code in languages], phrasing, rng)
+    name = f"{split}{'-' + draw if draw else ''}-{number:05d}-{task}"
+    return DemoItem(ParallelExample(name, task, turns, options), options, gold)
+
+
+Made = tuple[dict[str, Turn], dict[str, dict[str, str]] | None, str | None]
+
+
+def _closed(
+    task: str, gold: str, wordings: Sequence[Phrases], phrasing: int, parts: dict[str, dict[str, str]]
+) -> Made:
+    turns = {
+        p.language: Turn(p.instruction(task, phrasing, **parts[p.language]), p.label(task, gold))
+        for p in wordings
+    }
+    return turns, {p.language: p.labels(task) for p in wordings}, gold
+
+
+def _inference(event: Event, wordings: Sequence[Phrases], phrasing: int, rng: random.Random) -> Made:
+    verdict = rng.choice(["entailment", "neutral", "contradiction"])
+    if rng.random() < 0.3:
+        event = Event(event.person, event.action, event.place, event.time, denied=True)
+    premise, hypothesis = infer(event, verdict, rng)
+    parts = {p.language: {"premise": p.event(*premise), "hypothesis": p.event(*hypothesis)} for p in wordings}
+    return _closed("inference", verdict, wordings, phrasing, parts)
+
+
+def _paraphrase(event: Event, wordings: Sequence[Phrases], phrasing: int, rng: random.Random) -> Made:
+    same = rng.random() < 0.5
+    first, second = vary(event, same, rng)
+    parts = {p.language: {"first": p.event(*first), "second": p.event(*second)} for p in wordings}
+    return _closed("paraphrase", "same" if same else "different", wordings, phrasing, parts)
+
+
+def _topic(event: Event, wordings: Sequence[Phrases], phrasing: int, rng: random.Random) -> Made:
+    sentence = rng.choice(["full", "fronted"])
+    parts = {p.language: {"text": p.event(event, sentence)} for p in wordings}
+    return _closed("topic", event.topic, wordings, phrasing, parts)
+
+
+def _sentiment(event: Event, wordings: Sequence[Phrases], phrasing: int, rng: random.Random) -> Made:
+    sentiment = rng.choice(["positive", "neutral", "negative"])
+    opinion = rng.choice([o for o in opinions() if o.sentiment == sentiment])
+    parts = {p.language: {"text": f"{p.event(event)} {p.opinion(opinion)}"} for p in wordings}
+    return _closed("sentiment", sentiment, wordings, phrasing, parts)
+
+
+def _question(event: Event, wordings: Sequence[Phrases], phrasing: int, rng: random.Random) -> Made:
+    asked = rng.choice(list(ASKED))
+    other = another_deed(another_person(event, rng), rng)
+    told = rng.sample((event, other), 2)
+    turns, options = {}, {}
+    for p in wordings:
+        context = " ".join(p.event(e) for e in told)
+        instruction = p.instruction("question", phrasing, context=context, question=p.question(asked, event))
+        turns[p.language] = Turn(instruction, p.answer(asked, event))
+        options[p.language] = {
+            key: p.answer(asked, _with(event, asked, key)) for key in meanings()[ASKED[asked]]
+        }
+    return turns, options, {"who": event.person, "where": event.place, "when": event.time}[asked]
+
+
+def _with(event: Event, asked: str, key: str) -> Event:
+    parts = {"who": event.person, "where": event.place, "when": event.time} | {asked: key}
+    return Event(parts["who"], event.action, parts["where"], parts["when"])
+
+
+def _to_english(event: Event, wordings: Sequence[Phrases], phrasing: int, rng: random.Random) -> Made:
+    english = phrases("en").event(event)
+    turns = {
+        p.language: Turn(p.instruction("to_english", phrasing, text=p.event(event)), english)
+        for p in wordings
+    }
+    return turns, None, None
+
+
+def _from_english(event: Event, wordings: Sequence[Phrases], phrasing: int, rng: random.Random) -> Made:
+    english = phrases("en").event(event)
+    turns = {
+        p.language: Turn(p.instruction("from_english", phrasing, text=english), p.event(event))
+        for p in wordings
+    }
+    return turns, None, None

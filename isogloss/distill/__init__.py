@@ -1,1 +1,0 @@
-"""Distillation: signals, losses and the trainer."""

@@ -1,0 +1,126 @@
+"""Gain in context: how much more often a prompted reading agrees with the model's own English answer.
+
+What is distilled can be no better than what the prompt does in context (OPCD, arXiv:2602.12275), so it is
+measured before anything is trained: the reference model answers held-out items as a bare instruction and
+behind each privileged prompt, and both are compared with its own answer to the English twin. Where prompted
+minus bare is not above 0, there is nothing to distil.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from isogloss.adapters.generate import answers
+from isogloss.adapters.tree import Tree
+from isogloss.data.examples import Turn
+from isogloss.data.reading import read_answer
+from isogloss.evaluate.items import Item
+from isogloss.evaluate.statistics import Estimate, bootstrap_mean
+from isogloss.languages import SOURCE
+from isogloss.teacher.prompts import NodeTexts, privileged_text
+
+VIEWS: Mapping[str, tuple[str, ...]] = {
+    "bare": (),
+    "twin": ("twin",),
+    "texts": ("texts",),
+    "texts + twin": ("texts", "twin"),
+}
+"""What stands before the instruction; never an answer, which would be no measure of reading."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Agreement with the English answer of one view, task and language.
+
+    Attributes:
+        agreement: Share of items answered as in English.
+        gain: The same less the bare instruction's, over the same items.
+    """
+
+    view: str
+    task: str
+    language: str
+    items: int
+    agreement: float
+    gain: Estimate
+
+
+def prompted(item: Item, code: str, reads: Sequence[str], texts: NodeTexts, tree: Tree) -> str | None:
+    """What the teacher reads before an item's instruction; None for the bare instruction."""
+    if not reads:
+        return None
+    twin = Turn(item.turns[SOURCE].instruction) if "twin" in reads else None
+    path = tree.path(code) if "texts" in reads else ()
+    said = texts if "texts" in reads else NodeTexts(root="")
+    return privileged_text(said, path, item.task, twin, answer=False)
+
+
+def gains(
+    model,
+    tokenizer,
+    items: Sequence[Item],
+    languages: Sequence[str],
+    texts: NodeTexts,
+    tree: Tree,
+    *,
+    views: Mapping[str, tuple[str, ...]] = VIEWS,
+    batch: int = 64,
+    max_new_tokens: int = 24,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> list[Gain]:
+    """Every view's agreement and gain, by task and language; intervals from the paired items.
+
+    Args:
+        model: The reference model, adapters off.
+        items: Held-out items that have English; only these and the languages they have are read.
+    """
+    items = [item for item in items if SOURCE in item.turns]
+    asked = [(item, code) for code in languages for item in items if code in item.turns]
+    limit = max([max_new_tokens, *(item.longest or 0 for item in items)])
+    work, done = len(items) + len(asked) * len(views), 0
+
+    def ask(pairs: Sequence[tuple[Item, str]], systems: Sequence[str | None]) -> list[str]:
+        nonlocal done
+        before = done
+
+        def tell(so_far: int, of: int) -> None:
+            progress(before + so_far, work)
+
+        given = answers(
+            model,
+            tokenizer,
+            [item.turns[code].instruction for item, code in pairs],
+            systems=list(systems),
+            batch=batch,
+            max_new_tokens=limit,
+            progress=tell,
+        )
+        done += len(pairs)
+        return given
+
+    english = ask([(item, SOURCE) for item in items], [None] * len(items))
+    reference = {item.id: read_answer(item, SOURCE, text) for item, text in zip(items, english, strict=True)}
+    agrees: dict[str, list[bool]] = {}
+    for view, reads in views.items():
+        systems = [prompted(item, code, reads, texts, tree) for item, code in asked]
+        found = ask(asked, systems)
+        agrees[view] = [
+            reference[item.id] is not None and read_answer(item, code, text) == reference[item.id]
+            for (item, code), text in zip(asked, found, strict=True)
+        ]
+    groups: dict[tuple[str, str], list[int]] = {}
+    for number, (item, code) in enumerate(asked):
+        groups.setdefault((item.task, code), []).append(number)
+    bare = agrees["bare"]
+    return [
+        Gain(
+            view,
+            task,
+            code,
+            len(numbers),
+            sum(agrees[view][n] for n in numbers) / len(numbers),
+            bootstrap_mean([float(agrees[view][n]) - float(bare[n]) for n in numbers], seed=seed),
+        )
+        for view in views
+        for (task, code), numbers in groups.items()
+    ]

@@ -1,0 +1,1 @@
+"""A finished run in forms that other programs load."""

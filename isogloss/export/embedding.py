@@ -1,0 +1,226 @@
+"""The aligned model as a sentence embedder: retrieval's vectors, from a folder of sentence-transformers.
+
+A folder is one language's path, merged, the decoder layer that retrieval reads, the mean over the text's own
+tokens (BOS and other control tokens are read and weigh nothing), and that language's standardisation. English
+is the reference model's, as in retrieval. What is written is loaded again and compared with our own vectors.
+Flow: scores.json → layer; other sentences → statistics; merged decoder + modules → folder → compared.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from isogloss.data.tokens import special_ids
+from isogloss.errors import RunError
+from isogloss.evaluate import runner
+from isogloss.evaluate.items import SuiteData
+from isogloss.evaluate.suites import load_suite
+from isogloss.files import locked, naming, read_json
+from isogloss.languages import SOURCE, resolve
+from isogloss.model.load import layers_of, load_model, model_folder
+from isogloss.model.standardise import Statistics, standardised
+from isogloss.notices import CARD, base_section, carry, licence_of
+from isogloss.pipeline.stages import Run
+
+COMPARED = 16
+"""Sentences on which a folder that was loaded again is compared with the run's own vectors."""
+CLOSE = 1e-3
+"""Largest difference in a standardised dimension: what the order of float32's sums leaves."""
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """One language's folder, and how far its vectors are from the run's own at most."""
+
+    code: str
+    folder: Path
+    layer: int
+    difference: float
+
+
+def export_embedders(run: Run, codes: Sequence[str], folder: Path) -> list[Embedder]:
+    """Write each language, and English, to `folder/<code>`, whole or not at all, in float32.
+
+    Raises:
+        RunError: sentence-transformers is not there, the run has no scores of a suite with sentences, its
+            carrier is no weight of the model, a folder is there already, or what was loaded again has other
+            vectors.
+    """
+    _library()
+    if (carrier := run.config.distill.carrier.type) != "lora":
+        raise RunError(
+            f"--format sentence-transformers: a carrier of type {carrier} is no weight of the model; take "
+            "lora"
+        )
+    name, layer = _read_by(run)
+    suite = load_suite(name, run.data_root, run.config.evaluate, codes)
+    codes = (SOURCE, *(code for code in codes if code != SOURCE))
+    if without := [code for code in codes if code not in suite.layer_sentences]:
+        raise RunError(
+            f"{name} has no sentences in {', '.join(without)} to standardise by; leave out the language"
+        )
+    if there := [code for code in codes if (folder / code).exists()]:
+        raise RunError(f"{folder / there[0]} is there already; name another --out or remove it")
+    exact = load_model(str(run.tuned), torch.float32)
+    if layer == len(layers_of(exact)):
+        raise RunError(
+            f"retrieval reads layer {layer}, the last, which sentence-transformers sees only behind the "
+            f"final norm; evaluate with evaluate.layer={layer - 1} or lower"
+        )
+    plain = runner.Model(exact, run.tokenizer)
+    aligned = load_model(str(run.tuned), torch.float32)
+    subject = runner.Model(aligned, run.tokenizer, run.student(aligned, trained=True))
+    found = _retriever(run, subject, plain, suite, codes, layer)
+    if found.statistics is None:
+        raise RunError(f"{name} has too few other sentences to standardise by; raise evaluate.sentences")
+    with locked(run.folder), naming(folder):
+        return [
+            _export(
+                run, code, folder, layer, found.statistics[code], plain if code == SOURCE else subject, suite
+            )
+            for code in codes
+        ]
+
+
+def _library() -> None:
+    try:
+        import sentence_transformers  # noqa: F401  # nothing else here needs it
+    except ImportError:
+        raise RunError("--format sentence-transformers needs that library; install isogloss[embed]") from None
+
+
+def _read_by(run: Run) -> tuple[str, int]:
+    """The first suite that retrieval was measured on, and the layer it was best at."""
+    file = run.folder / "scores.json"
+    remedy = "run `isogloss evaluate` again"
+    suites = read_json(file, "suites", remedy)["suites"] if file.exists() else {}
+    for name, suite in suites.items():
+        layer = suite["layer"]["after"].get("retrieval")
+        if layer:
+            return name, layer
+    raise RunError(
+        f"{file} has no retrieval, whose layer is wanted; run `isogloss evaluate` on a suite with sentences"
+    )
+
+
+def _retriever(
+    run: Run, subject: runner.Model, plain: runner.Model, suite: SuiteData, codes: Sequence[str], layer: int
+) -> runner.Retriever:
+    settings = run.config.evaluate.model_copy(update={"layer": layer})
+    texts = {code: suite.layer_sentences[code] for code in codes}
+    with run.watcher.bar("Sentences to standardise by") as progress:
+        found = runner.retriever(subject, plain, replace(suite, layer_sentences=texts), settings, progress)
+    assert found is not None
+    return found
+
+
+def _export(
+    run: Run,
+    code: str,
+    folder: Path,
+    layer: int,
+    statistics: Statistics,
+    subject: runner.Model,
+    suite: SuiteData,
+) -> Embedder:
+    part, work = folder / f"{code}.part", folder / f"{code}.work"
+    for one in (part, work):
+        shutil.rmtree(one, ignore_errors=True)
+    decoder: Any = load_model(str(run.tuned), torch.float32)
+    if subject.carrier is not None:
+        subject.carrier.export(code, work, str(run.tuned.resolve()))
+        decoder = PeftModel.from_pretrained(decoder, str(work)).merge_and_unload(safe_merge=True)
+        shutil.rmtree(work)
+    decoder.base_model.save_pretrained(work)
+    run.tokenizer.save_pretrained(work)
+    made = _modules(work, run.tokenizer, layer, statistics)
+    made.save_pretrained(str(part), create_model_card=False)
+    shutil.rmtree(work)
+    texts = [*suite.layer_sentences[code][:COMPARED]]
+    ours = runner.embed(subject, texts, code, [layer], run.config.evaluate.batch)[layer]
+    difference = _difference(part, texts, standardised(ours, statistics))
+    if not difference <= CLOSE:
+        raise RunError(
+            f"{code}: loaded again, the export has other vectors: they differ by {difference:.2g}, where at "
+            f"most {CLOSE} is right; it is left in {part}"
+        )
+    one = Embedder(code, folder / code, layer, difference)
+    carried = carry(Path(model_folder(run.config.model)), part)
+    (part / CARD).write_text(_card(run, one, carried, len(texts)), encoding="utf-8")
+    part.rename(one.folder)
+    run.watcher.say(f"{code}: {one.folder}, largest difference in a dimension {difference:.2g}")
+    return one
+
+
+def _modules(decoder: Path, tokenizer: Any, layer: int, statistics: Statistics) -> Any:
+    """Text → states of a decoder layer → their mean over the text's own tokens → standardised."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Dense, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, WordWeights
+
+    # hidden_states begin with the embeddings, so the states behind layer n are the n-th.
+    text: Any = {"text": {"method": "forward", "method_output_name": ["hidden_states", layer]}}
+    read: Any = Transformer(str(decoder), modality_config=text, module_output_name="token_embeddings")
+    read.tokenizer.padding_side = "right"  # as in training: in front, padding would count as positions
+    width, tokens = len(statistics.mean), max(len(tokenizer), read.model.config.vocab_size)
+    silent = {*special_ids(tokenizer, len(tokenizer)), *tokenizer("")["input_ids"]}
+    weights = WordWeights([str(n) for n in range(tokens)], {str(n): 0.0 for n in sorted(silent)})
+    scale = 1 / statistics.scale
+    scaled = Dense(
+        width,
+        width,
+        activation_function=nn.Identity(),
+        init_weight=scale.diag(),
+        init_bias=-statistics.mean * scale,
+    )
+    return SentenceTransformer(modules=[read, weights, Pooling(width, "mean"), scaled], device="cpu")
+
+
+def _difference(folder: Path, texts: Sequence[str], ours: Tensor) -> float:
+    from sentence_transformers import SentenceTransformer
+
+    loaded = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    theirs = loaded.encode(list(texts), convert_to_tensor=True, show_progress_bar=False)
+    return (theirs.float().cpu() - ours.cpu()).abs().max().item()
+
+
+def _card(run: Run, one: Embedder, carried: list[str], compared: int) -> str:
+    language, base = resolve(one.code), Path(model_folder(run.config.model))
+    licence = licence_of(base)
+    head = [*([f"license: {licence}"] if licence else []), f"language: [{language.bcp47}]"]
+    what = (
+        "the reference model, without adapters" if one.code == SOURCE else "the path of its language, merged"
+    )
+    return "\n".join(
+        (
+            "---",
+            *head,
+            "library_name: sentence-transformers",
+            "pipeline_tag: sentence-similarity",
+            "---",
+            f"# Sentences in {language.name}, by isogloss",
+            "",
+            f"Sentence vectors of {what}: the mean of layer {one.layer} over the text's own tokens, every "
+            "dimension less its mean and over its deviation in this language. Compare them by cosine with "
+            "those of the other languages' folders beside this one, English among them.",
+            "",
+            f"Compared with the run's own vectors on {compared} sentences: no dimension differs by more than "
+            f"{one.difference:.2g} standard deviations.",
+            "",
+            "```python",
+            "from sentence_transformers import SentenceTransformer",
+            "",
+            f"model = SentenceTransformer({json.dumps(str(one.folder.resolve()))})",
+            'vectors = model.encode(["..."])',
+            "```",
+            "",
+            *base_section(run.config.model, base, carried),
+        )
+    )

@@ -1,0 +1,269 @@
+"""The losses, as pure functions of tensors: sums over tokens, rows or nodes; divergences in nats.
+
+Every function takes response tokens already gathered from both sides, so nothing is masked here.
+
+A divergence takes the teacher as dense logits or as its k likeliest tokens and the rest (`TopK`). Of the
+latter it is the divergence between two distributions over k + 1 outcomes, the student's tokens that were not
+kept being one outcome too: no mass is renormalised away. It is never more than the dense one (data
+processing; Cover & Thomas 2006, section 2.8), and equal to it where teacher and student agree on how the rest
+is shared out, or where k = V. Exact is temperature 1 alone: how another temperature would change the rest
+cannot be told from its sum, so that is refused unless k = V.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from isogloss.losses.topk import TopK
+
+LEAST = -1e30
+"""ln p of what has the logit -inf, such as padded tokens: p is 0, and 0 · ln 0 is 0, not nan."""
+
+
+def forward_kl(
+    student: Float[Tensor, "tokens vocab"],
+    teacher: Float[Tensor, "tokens vocab"] | TopK,
+    *,
+    temperature: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Sum over tokens of KL(teacher ‖ student) = Σ p·(ln p - ln q), in nats; 0 when both agree.
+
+    p is the teacher's distribution, q the student's (Kullback & Leibler 1951, doi:10.1214/aoms/1177729694).
+
+    Args:
+        student: Raw logits of any float type; the softmax runs in float32.
+        teacher: Raw logits of the same tokens, or what was kept of their distribution; without gradient.
+        temperature: Divides both logits; the sum is multiplied by its square, which keeps the
+            gradient's size (Hinton et al. 2015, arXiv:1503.02531, section 2).
+
+    Raises:
+        ValueError: `temperature` is not a finite number above 0, or not 1 where the teacher's rest is a sum.
+    """
+    log_q, log_p = outcomes_of(log_softmax(student, temperature), teacher, temperature)
+    return (log_p.exp() * (log_p - log_q)).sum() * temperature**2
+
+
+def reverse_kl(
+    student: Float[Tensor, "tokens vocab"],
+    teacher: Float[Tensor, "tokens vocab"] | TopK,
+    *,
+    temperature: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Sum over tokens of KL(student ‖ teacher) = Σ q·(ln q - ln p), in nats; 0 when both agree.
+
+    It keeps the student from tokens that the teacher finds unlikely, where the forward one has it cover all
+    that the teacher finds likely (Gu et al. 2024, arXiv:2306.08543, section 2). Arguments as in `forward_kl`.
+
+    Raises:
+        ValueError: As `forward_kl`.
+    """
+    log_q, log_p = outcomes_of(log_softmax(student, temperature), teacher, temperature)
+    return (log_q.exp() * (log_q - log_p)).sum() * temperature**2
+
+
+def jensen_shannon(
+    student: Float[Tensor, "tokens vocab"],
+    teacher: Float[Tensor, "tokens vocab"] | TopK,
+    *,
+    beta: float = 0.5,
+    temperature: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Sum over tokens of the generalised Jensen–Shannon divergence, in nats.
+
+    β·KL(teacher ‖ m) + (1 - β)·KL(student ‖ m), where m = β·teacher + (1 - β)·student
+    (Agarwal et al. 2024, arXiv:2306.13649, section 2). Other arguments as in `forward_kl`.
+
+    Raises:
+        ValueError: `beta` does not lie strictly between 0 and 1, or as `forward_kl`.
+    """
+    if not 0.0 < beta < 1.0:
+        raise ValueError(
+            f"beta is {beta}; it must lie between 0 and 1; at the ends use forward_kl or reverse_kl"
+        )
+    log_q, log_p = outcomes_of(log_softmax(student, temperature), teacher, temperature)
+    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
+    both = beta * log_p.exp() * (log_p - log_m) + (1 - beta) * log_q.exp() * (log_q - log_m)
+    return both.sum() * temperature**2
+
+
+def cross_entropy(
+    student: Float[Tensor, "tokens vocab"], response: Int[Tensor, " tokens"]
+) -> Float[Tensor, ""]:
+    """Sum over tokens of -ln q(response token), in nats, where q is the student's distribution.
+
+    The negative log-likelihood of the response (Bishop 2006, section 4.3.4); what one-hot teachers make of
+    `forward_kl`.
+
+    Args:
+        student: Raw logits of any float type; the softmax runs in float32.
+        response: The id of the token at each position.
+    """
+    return F.cross_entropy(wide(student), response, reduction="sum")
+
+
+def cosine(student: Float[Tensor, "rows hidden"], teacher: Float[Tensor, "rows hidden"]) -> Float[Tensor, ""]:
+    """Sum over rows of 1 - cos(student, teacher): from 0, one direction, to 2 a row, opposite ones.
+
+    Of hidden states of one layer, pooled or token by token (Sanh et al. 2019, arXiv:1910.01108, section 3).
+    The angle alone counts, so a teacher's larger norm does not; a state of zeros has no angle and costs 1.
+
+    Args:
+        student: Hidden states.
+        teacher: The states that they should point along, without gradient.
+    """
+    return (1 - F.cosine_similarity(wide(student), wide(teacher), dim=-1)).sum()
+
+
+def shrinkage(
+    norms: Float[Tensor, " nodes"], items: Int[Tensor, " nodes"], *, prior: float
+) -> Float[Tensor, ""]:
+    """½ Σ over nodes of prior / (prior + items) · norm²: a node without data is pulled to its parent most.
+
+    A node's rows add to what its parent's give, so their norm is its distance from the parent, and a node of
+    zeros is its parent. The factor is the parent's share in a partially pooled estimate (Gelman & Hill 2006,
+    section 12.2): 1 without items, ½ at items = prior, 0 in the limit of many.
+
+    Args:
+        norms: Frobenius norm of each node's rows of the adapter, over all layers; in the adapter's own unit.
+        items: Rows of training data on each node.
+        prior: How many items weigh as much as the parent does.
+
+    Raises:
+        ValueError: `prior` is not a finite number above 0.
+    """
+    if not (math.isfinite(prior) and prior > 0):
+        raise ValueError(f"prior is {prior}; it must be a finite number above 0")
+    return (prior / (prior + items.to(norms.dtype)) * norms.square()).sum() / 2
+
+
+def answer_set_kl(
+    scores: Float[Tensor, " options"], targets: Float[Tensor, " options"], sizes: Sequence[int]
+) -> Float[Tensor, ""]:
+    """Sum over rows of KL(p ‖ q) between two distributions over a row's answer options, in nats.
+
+    q is the student's distribution over the options worded in the row's language, p the reference model's
+    over the same options in English: a softmax over sequence log-probabilities renormalises each to the set,
+    so an option's length or the model's habit of naming other answers does not count.
+
+    Args:
+        scores: The student's ln probability of each option as a whole answer, end of turn included; rows one
+            behind the other.
+        targets: The reference model's, in the same order; without gradient.
+        sizes: How many options each row has.
+
+    Raises:
+        ValueError: The sizes do not add up to the options.
+    """
+    if sum(sizes) != len(scores) or len(scores) != len(targets):
+        raise ValueError(f"{len(scores)} scores and {len(targets)} targets for rows of {list(sizes)} options")
+    total = scores.new_zeros(())
+    for ours, theirs in zip(scores.split(list(sizes)), targets.split(list(sizes)), strict=True):
+        log_q, log_p = ours.log_softmax(0), theirs.to(ours.dtype).log_softmax(0)
+        total = total + (log_p.exp() * (log_p - log_q)).sum()
+    return total
+
+
+def similarity(
+    student: Float[Tensor, "rows hidden"],
+    twins: Float[Tensor, "meanings hidden"],
+    own: Int[Tensor, " rows"],
+    *,
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Sum over rows of KL from whom the English twin is like to whom the instruction is like, in nats.
+
+    The twin's likeness to each twin, softmax of cosines / τ, is what the row's likeness to them should be
+    (similarity distillation: Fang et al. 2021, arXiv:2101.04731, equation 5, with all twins for its queue).
+    The other way the twin should be as like the batch's rows as it is like their twins; the mean of the two.
+    Where every row lies on its twin this is 0 and pulls nowhere. InfoNCE, which wants the own twin alone,
+    goes on from there: away from the twins of much the same wording, where the layers above cannot read it.
+
+    Args:
+        student: Mean-pooled hidden states of the instructions.
+        twins: The same of the English twins, each meaning once, without gradient.
+        own: Which twin is whose.
+        temperature: Divides the cosines; the smaller, the more it is about the nearest alone.
+    """
+    ours, theirs = F.normalize(wide(student), dim=-1), F.normalize(wide(twins), dim=-1)
+    mine = theirs[own]
+    there = forward_kl(ours @ theirs.T / temperature, mine @ theirs.T / temperature)
+    back = forward_kl(mine @ ours.T / temperature, mine @ mine.T / temperature)
+    return (there + back) / 2
+
+
+def perplexity(twins: Float[Tensor, "meanings hidden"], temperature: float) -> float:
+    """How many twins the target of `similarity` names, on average: exp of its entropy.
+
+    1 is one-hot, the number of meanings uniform; near either it says nothing about which meanings are alike.
+
+    Args:
+        twins: The English twins' states, as `similarity` reads them.
+    """
+    units = F.normalize(wide(twins), dim=-1)
+    log_p = F.log_softmax(units @ units.T / temperature, dim=-1)
+    return (-(log_p.exp() * log_p).sum(-1)).exp().mean().item()
+
+
+def temperature_of(twins: Float[Tensor, "meanings hidden"], wanted: float) -> float:
+    """The temperature at which the target of `similarity` names so many twins; by bisection, to 1 %.
+
+    The perplexity rises with the temperature from the number of equal twins to the number of all.
+    """
+    low, high = 1e-3, 10.0
+    while high / low > 1.01:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if perplexity(twins, middle) < wanted else (low, middle)
+    return math.sqrt(low * high)
+
+
+def outcomes_of(
+    log_q: Float[Tensor, "tokens vocab"],
+    teacher: Float[Tensor, "tokens vocab"] | TopK,
+    temperature: float,
+) -> tuple[Float[Tensor, "tokens outcomes"], Float[Tensor, "tokens outcomes"]]:
+    """Log-probabilities of student and teacher over the same outcomes, in nats.
+
+    Outcomes are the vocabulary's tokens or, of a `TopK`, those kept in its own order and the rest.
+
+    Args:
+        log_q: The student's log-probabilities at the temperature.
+
+    Raises:
+        ValueError: As the divergences.
+    """
+    if not isinstance(teacher, TopK):
+        return log_q, log_softmax(teacher, temperature)
+    ids, whole = teacher.ids.long(), teacher.ids.shape[1] == log_q.shape[1]
+    if temperature != 1 and not whole:
+        raise ValueError(
+            f"temperature is {temperature}; of the k likeliest tokens and the rest only 1 is exact; "
+            "take 1, or hidden states as the signal"
+        )
+    kept = log_q.gather(1, ids)
+    if whole:
+        return kept, log_softmax(teacher.logprobs, temperature)
+    rest = log_q.scatter(1, ids, -math.inf).logsumexp(1, keepdim=True)
+    kept = torch.cat([kept, rest], 1).clamp(min=LEAST)
+    return kept, torch.cat([wide(teacher.logprobs), wide(teacher.rest)[:, None]], 1).clamp(min=LEAST)
+
+
+def log_softmax(logits: Float[Tensor, "tokens vocab"], temperature: float) -> Float[Tensor, "tokens vocab"]:
+    """ln of the softmax of logits / temperature, in float32 or wider.
+
+    Raises:
+        ValueError: `temperature` is not a finite number above 0.
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature is {temperature}; it must be a finite number above 0")
+    logits = wide(logits)
+    found = F.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
+    return found.clamp(min=LEAST) if found.requires_grad else found.clamp_(min=LEAST)
+
+
+def wide(values: Tensor) -> Tensor:
+    """Float32, or what is wider already."""
+    return values if values.dtype == torch.float64 else values.float()

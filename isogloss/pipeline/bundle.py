@@ -1,0 +1,139 @@
+"""A run without the weights that its base already has: base name + stage 1's adapter + tree, to hand on.
+
+A bundle is a run folder without `tuned/`, which comes back when it is opened: the base is read where it is,
+the adapter is merged into it as stage 1 did, and every file and both sets of weights are compared with the
+manifest. Flow: run → `write` → a folder of some megabytes → `restore` → a run folder like any other.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isogloss.errors import RunError
+from isogloss.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from isogloss.pipeline.stages import Run
+
+MANIFEST = "bundle.json"
+FORMAT = 1
+TREE = "adapters/tree.safetensors"
+TEMPLATE = "chat_template.jinja"
+
+
+def write(run: "Run", folder: Path) -> int:
+    """Write a finished run's bundle, whole or not at all; its bytes.
+
+    Raises:
+        RunError: The folder is there already, stage 1 left no adapter, or the bundle would not give back the
+            reference model to the bit.
+    """
+    from isogloss.config import dump_config
+    from isogloss.model.load import load_model, model_folder
+    from isogloss.notices import write_derived_card
+    from isogloss.pipeline.stages import fingerprint
+    from isogloss.train.stage1 import ADAPTER, merged
+
+    config, adapter = run.config, run.tuned / ADAPTER
+    if folder.exists():
+        raise RunError(f"{folder} is there already; name another --out or remove it")
+    if not adapter.exists():
+        raise RunError(
+            f"--format bundle: {run.tuned} holds no {ADAPTER}; a bundle is of a run with tune.method lora"
+        )
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(adapter, part / ADAPTER)
+    pinned = {"dtype": str(run.dtype).removeprefix("torch."), "data_root": None}
+    write_text(part / "config.yaml", dump_config(config.model_copy(update=pinned)))
+    write_text(part / TEMPLATE, str(run.tokenizer.chat_template))
+    write_text(part / ".gitignore", "tuned\ntuned.*\n")  # what opening it makes
+    for file in (run.folder / "tree.json", run.learned):
+        if file.exists():
+            shutil.copyfile(file, part / file.name)
+    base = load_model(config.model, run.dtype)
+    hashes = {"base": fingerprint(base), "tuned": fingerprint(merged(base, part / ADAPTER))}
+    del base
+    model = run.reference_model()
+    if fingerprint(model) != hashes["tuned"]:
+        raise RunError(
+            f"{config.model} and {adapter} do not give {run.tuned}; the base, or transformers or peft, is "
+            "another than stage 1's"
+        )
+    (part / TREE).parent.mkdir()
+    shutil.copyfile(run.carriers, part / TREE)
+    write_derived_card(
+        part, config.model, Path(model_folder(config.model)),
+        f"# {run.folder.name}: a run of isogloss, in {', '.join(run.taught)}\n\n"
+        f"Stage 1's adapter over {config.model}, and the tree of adapters that was distilled on top of both. "
+        "`isogloss.load(folder)`, `isogloss ask` and `isogloss serve` take it where the base is.",
+    )  # fmt: skip
+    files = {str(f.relative_to(part)): _hash(f) for f in sorted(part.rglob("*")) if f.is_file()}
+    write_json(
+        part / MANIFEST,
+        {"format": FORMAT, "isogloss": version("isogloss"), "model": config.model, **hashes, "files": files},
+    )
+    size = sum(f.stat().st_size for f in part.rglob("*") if f.is_file())
+    part.rename(folder)
+    return size
+
+
+def restore(folder: Path, say: Callable[[str], None] = lambda text: None) -> None:
+    """Put a bundle's reference model back; nothing where the folder is no bundle or has it.
+
+    Raises:
+        RunError: A file is not as it was written, or the base is another.
+        ConfigError: The base is not there.
+    """
+    if not (folder / MANIFEST).exists() or (folder / "tuned").exists():
+        return
+    from isogloss.bases import made_once
+    from isogloss.config import load_config
+    from isogloss.model.load import load_model, load_tokenizer, model_folder, pick_dtype
+    from isogloss.notices import write_derived_card
+    from isogloss.pipeline.stages import fingerprint
+    from isogloss.train.stage1 import ADAPTER, CARD, merged
+
+    manifest = _checked(folder)
+    name: str = manifest["model"]
+
+    def make(part: Path) -> None:
+        say(f"{folder}: its reference model is put together from {name}, once")
+        base: Any = load_model(name, pick_dtype(load_config(folder / "config.yaml").dtype))
+        if fingerprint(base) != manifest["base"]:
+            raise RunError(f"{folder} was made over other weights of {name} than those that are here")
+        tuned = merged(base, folder / ADAPTER)
+        if fingerprint(tuned) != manifest["tuned"]:
+            say(f"Warning: {folder}: this machine rounds otherwise than the one it was made on")
+        tuned.save_pretrained(part)
+        load_tokenizer(name, str(folder / TEMPLATE)).save_pretrained(part)
+        shutil.copytree(folder / ADAPTER, part / ADAPTER)
+        write_derived_card(part, name, Path(model_folder(name)), CARD)
+
+    made_once(folder / "tuned", make)
+
+
+def _checked(folder: Path) -> dict[str, Any]:
+    """The manifest of a bundle whose files are as it says."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        written, known = manifest["files"].items(), manifest["format"] == FORMAT
+    except (ValueError, LookupError, AttributeError, TypeError):
+        raise RunError(f"{folder / MANIFEST} is damaged; get the bundle anew") from None
+    if not known:
+        raise RunError(f"{folder / MANIFEST} is of a later isogloss; upgrade")
+    for file, digest in written:
+        if not (folder / file).is_file():
+            raise RunError(f"{folder} lacks {file}; get the bundle anew")
+        if _hash(folder / file) != digest:
+            raise RunError(f"{folder / file} is not as the bundle was written; get it anew")
+    return manifest
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,99 @@
+"""Answers that a model has written before training, kept in a file so that none is asked for twice."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from isogloss.adapters.generate import PROMPTS, complete, in_batches, stops, up_to_end
+from isogloss.data.text import canonical
+from isogloss.errors import RunError
+from isogloss.files import content_hash, read_lines, write_lines
+from isogloss.model.load import load_tokenizer, model_folder, most_tokens
+
+TOGETHER = 256
+"""Answers that are written at a time: what a killed run loses at most."""
+
+
+VERSION = 3
+"""To be raised when answers are written otherwise."""
+
+
+class Answers:
+    """By id and what was asked under it: another file's example of the same id is another example.
+
+    An answer that did not end is kept as an empty one.
+
+    Args:
+        file: JSON lines; made with the first answer.
+        by: Who answers, and how: the model, its template and type, and the limit. What others have answered
+            stays in the file and is not given.
+    """
+
+    def __init__(self, file: Path, by: Mapping[str, Any] = MappingProxyType({})):
+        self.file = file
+        text = json.dumps({"version": VERSION, **by}, sort_keys=True)
+        self.by = hashlib.sha256(text.encode()).hexdigest()[:12]
+        remedy = "remove the file, and its answers are asked for again"
+        entries = read_lines(file, remedy) if file.exists() else []
+        if any(not {"id", "asked", "answer"} <= entry.keys() for entry in entries):
+            raise RunError(f"{file} has lines without id, asked or answer; {remedy}")
+        self.others = [entry for entry in entries if entry.get("by") != self.by]
+        self.given: dict[tuple[str, str], Any] = {
+            (str(e["id"]), str(e["asked"])): e["answer"] for e in entries if e.get("by") == self.by
+        }
+
+    def of(self, id: str, asked: str) -> Any:
+        """The answer; None: there is none yet."""
+        return self.given.get((id, asked))
+
+    def keep(self, new: Mapping[tuple[str, str], Any], *, write: bool = True) -> None:
+        """Add answers, and to the file too, which is replaced whole."""
+        self.given.update(new)
+        if not write:
+            return
+        ours = [
+            {"id": id, "asked": asked, "by": self.by, "answer": one}
+            for (id, asked), one in self.given.items()
+        ]
+        write_lines(self.file, [*self.others, *ours])
+
+
+def identity(name: str) -> str:
+    """What tells a model and its tokenizer from others: a hash of its files, or its commit on the hub.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    folder = Path(model_folder(name))
+    if folder.is_dir():
+        return content_hash(file for file in folder.iterdir() if file.is_file())
+    load_tokenizer(name)  # refuses a name that is none
+    return f"{name}@{AutoConfig.from_pretrained(name)._commit_hash}"
+
+
+def ended(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch: int = 64,
+) -> Iterator[tuple[int, str]]:
+    """Each prompt's number and greedy answer, short prompts first.
+
+    One that has no end within the limit is empty: cut short it would teach a wrong end.
+    """
+    ends = set(stops(model, tokenizer))
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    for chosen in in_batches(order, prompts, batch, most_tokens(model, PROMPTS)):
+        made = complete(model, tokenizer, [prompts[n] for n in chosen], max_new_tokens=max_new_tokens)
+        for number, ids in zip(chosen, made.tolist(), strict=True):
+            *said, last = up_to_end(ids, ends)
+            text = str(tokenizer.decode(said, skip_special_tokens=True)) if last in ends else ""
+            yield number, canonical(text).strip()

@@ -1,0 +1,296 @@
+"""From parallel examples to training rows, and the order in which steps read them.
+
+Knows the tokenizer and the tree's paths, no model.
+"""
+
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from isogloss.adapters.tree import Tree
+from isogloss.config import Distill
+from isogloss.data.chat import Encoded, encode, encode_prompt_with_text, encode_response, encode_text
+from isogloss.data.draw import choose
+from isogloss.data.examples import ParallelExample
+from isogloss.data.parallel_text import Pair
+from isogloss.data.sources import left_out, nothing_in, response_of
+from isogloss.errors import ConfigError, DataError
+from isogloss.languages import SOURCE
+from isogloss.teacher.prompts import NodeTexts, check_response, check_texts, privileged_text, teacher_prompt
+
+
+@dataclass(frozen=True)
+class Row:
+    """One response in one language, as student and teacher read it.
+
+    Attributes:
+        meaning: Rows of one number mean the same: they come of one English instruction.
+        student: Plain prompt and response ids.
+        teacher_prompt: Privileged prompt ids; the same response ids are appended to it.
+        twin_prompt: Plain prompt ids of the English twin.
+        twin_asked: Which of them hold the instruction itself; empty: nobody has said.
+        options: Of a closed task whose answers are words of the row's language: ids of each possible answer,
+            end of turn included.
+        twin_options: The same answers in English, in the same order.
+    """
+
+    id: str
+    language: str
+    meaning: int
+    student: Encoded
+    teacher_prompt: tuple[int, ...]
+    twin_prompt: tuple[int, ...]
+    options: tuple[tuple[int, ...], ...] = ()
+    twin_options: tuple[tuple[int, ...], ...] = ()
+    twin_asked: tuple[bool, ...] = ()
+
+    @property
+    def bare(self) -> bool:
+        """Whether it is a sentence of parallel text, which nobody answers: the hidden-state term reads it."""
+        return not self.student.response
+
+    @property
+    def tokens(self) -> int:
+        """What a batch holds of it: prompt and response, or all answers that it may have."""
+        answers = self.options or (self.student.response,)
+        return len(self.student.prompt) + sum(map(len, answers))
+
+
+def build_rows(
+    examples: Sequence[ParallelExample],
+    amounts: Mapping[str, int],
+    tokenizer: PreTrainedTokenizerBase,
+    tree: Tree,
+    texts: NodeTexts,
+    *,
+    english: Mapping[str, str],
+    responses: str,
+    limit: int,
+    view: str = "prompt",
+    reads: Collection[str] = ("texts", "twin", "answer"),
+    require_texts: bool = False,
+    teacher: PreTrainedTokenizerBase | None = None,
+    weights: Sequence[float] = (1.0,),
+    extra: Sequence[ParallelExample] = (),
+) -> list[Row]:
+    """The first `amounts[code]` usable examples of every language, English read through the root.
+
+    English rows want what the reference model itself answers: their teacher reads the plain prompt.
+
+    Args:
+        examples: In the order in which they are drawn.
+        english: The English answer of each example by id, which the teacher reads; an example without one is
+            left out.
+        responses: `reference` scores the data's response, `teacher` the English answer, which in a closed
+            task is said in the language.
+        limit: Longest prompt in tokens.
+        view: `english` has the teacher read the English twin alone where the response is the same tokens as
+            the English answer, or one of a closed set in the language; `prompt` the privileged prompt always.
+        reads: What the teacher reads before the instruction; nothing: it reads the student's prompt.
+        require_texts: Refuse a node on a language's path that has no text.
+        teacher: Renders the privileged prompts in its own template and ids; else `tokenizer` does.
+        weights: Of each source of examples; see `draw.choose`.
+        extra: Examples that are read besides the amounts, in every language that they have.
+
+    Raises:
+        DataError: A language has no usable example.
+        ConfigError: A prompt is over the limit, a node lacks its text, or the template writes the response
+            behind the teacher's prompt in another way than behind the student's.
+    """
+    # Examples that ask the same in English mean the same, whatever their ids.
+    meanings: dict[str, int] = {}
+    everything = [*examples, *extra]
+    meaning = [meanings.setdefault(e.turns[SOURCE].instruction, n) for n, e in enumerate(everything)]
+
+    def taught(example: ParallelExample, code: str) -> tuple[str | None, str | None]:
+        return response_of(example, code, english.get(example.id, ""), responses)
+
+    # A twin is read once for all languages, and few answers are given often.
+    said = cache(partial(encode_response, tokenizer))
+    asked = cache(partial(encode_prompt_with_text, tokenizer))
+
+    def read(instruction: str, response: str) -> Encoded:
+        prompt, own = asked(instruction)
+        return Encoded(prompt, said(response), own)
+
+    chosen = choose(examples, amounts, weights, lambda example, code: taught(example, code)[1])
+    rows: list[Row] = []
+    too_long: list[str] = []
+    checked: set[tuple[str, str]] = set()
+    for code in amounts:
+        more = [n for n, e in enumerate(extra, start=len(examples)) if code in e.turns and taught(e, code)[0]]
+        if require_texts and "texts" in reads and code != SOURCE:
+            check_texts(texts, tree.path(code))
+        for number in [*chosen[code], *more]:
+            example = everything[number]
+            turn, twin, answer = example.turns[code], example.turns[SOURCE], english[example.id]
+            response, _ = taught(example, code)
+            assert response is not None
+            name = f"{example.id}/{code}"
+            student = read(turn.instruction, response)
+            if len(student.prompt) > limit:
+                too_long.append(
+                    f"the prompt of {name} has {len(student.prompt)} tokens and the limit is {limit}; "
+                    "raise distill.max_prompt or leave the row out"
+                )
+                continue
+            plain = student if code == SOURCE else read(twin.instruction, answer)
+            options, twin_options = (), ()
+            if view == "english" and code != SOURCE and student.response != plain.response:
+                options, twin_options = _options(said, example, code, student.response)
+            english_alone = options or (view == "english" and student.response == plain.response)
+            if code == SOURCE or (not reads and teacher is None):
+                privileged = student.prompt
+            elif english_alone:
+                privileged = plain.prompt
+            elif not reads:
+                assert teacher is not None
+                privileged = encode(teacher, turn.instruction, response).prompt
+            else:
+                system = privileged_text(
+                    texts if "texts" in reads else NodeTexts(root=""),
+                    tree.path(code),
+                    example.task,
+                    type(twin)(twin.instruction, answer) if "twin" in reads else None,
+                    answer="answer" in reads,
+                )
+                try:
+                    privileged = teacher_prompt(
+                        teacher or tokenizer, system, turn.instruction, limit=limit, row=name
+                    )
+                except ConfigError as error:
+                    too_long.append(str(error))
+                    continue
+                # What a template may go by is the system text, of which a language and a task decide all but
+                # the twin. Another model has its own template, and its own tokens: what it scores is never
+                # what its template writes.
+                if teacher is None and (code, example.task) not in checked:
+                    checked.add((code, example.task))
+                    check_response(tokenizer, system, turn.instruction, response, row=name)
+            rows.append(
+                Row(
+                    name, code, meaning[number], student, privileged, plain.prompt, options, twin_options,
+                    plain.asked,
+                )
+            )  # fmt: skip
+        if not chosen[code]:
+            raise DataError(nothing_in(code, left_out(examples, [code], lambda e, c: taught(e, c)[1])))
+    if too_long:
+        others = f" ({len(too_long) - 1} more rows are over it)" if len(too_long) > 1 else ""
+        raise ConfigError(too_long[0] + others)
+    return rows
+
+
+def sentence_rows(
+    pairs: Mapping[str, Sequence[Pair]], tokenizer: PreTrainedTokenizerBase, limit: int, first: int = 0
+) -> list[Row]:
+    """Bare sentences as rows without a response, one as often as its pair is given; too long ones left out.
+
+    Args:
+        limit: Longest sentence in tokens.
+        first: Number of the first meaning.
+    """
+    read = cache(partial(encode_text, tokenizer))
+    meanings: dict[str, int] = {}
+    rows = []
+    for code, those in pairs.items():
+        for pair in those:
+            (own, asked), (twin, twin_asked) = read(pair.text), read(pair.english)
+            if max(len(own), len(twin)) <= limit:
+                meaning = meanings.setdefault(pair.english, first + len(meanings))
+                sentence = Encoded(own, (), asked)
+                rows.append(
+                    Row(f"{pair.id}/{code}", code, meaning, sentence, (), twin, twin_asked=twin_asked)
+                )
+    return rows
+
+
+Answers = tuple[tuple[int, ...], ...]
+
+
+def _options(
+    said: Callable[[str], tuple[int, ...]], example: ParallelExample, code: str, response: tuple[int, ...]
+) -> tuple[Answers, Answers]:
+    """All answers that a closed task allows, in a language and in English, in one order; none of an open one.
+
+    A response that is none of them, as in data whose labels are worded in another way, makes no set.
+    """
+    ours, theirs = ((example.options or {}).get(one, {}) for one in (code, SOURCE))
+    if not ours or ours.keys() != theirs.keys():
+        return (), ()
+    options = tuple(said(ours[meaning]) for meaning in theirs)
+    if response not in options or len(set(options)) < len(options):
+        return (), ()
+    return options, tuple(said(wording) for wording in theirs.values())
+
+
+def training_order(rows: Sequence[Row], settings: Distill, seed: int) -> list[int]:
+    """Row numbers in the order in which stage 2 reads them; English gets its share where there is any."""
+    parallel = sum(row.language != SOURCE for row in rows)
+    retain = settings.retain if parallel < len(rows) else 0.0
+    return schedule(
+        [row.language for row in rows], round(settings.epochs * parallel / (1 - retain)),
+        balance=settings.balance, batch=settings.batch, seed=seed, fixed={SOURCE: retain},
+        alike=[(row.bare, row.tokens) for row in rows],
+    )  # fmt: skip
+
+
+def schedule(
+    languages: Sequence[str],
+    draws: int,
+    *,
+    balance: float,
+    batch: int,
+    alike: Sequence[Any],
+    seed: int,
+    fixed: Mapping[str, float] | None = None,
+) -> list[int]:
+    """Row numbers in the order of training: languages balanced, every row of a language before any again.
+
+    Args:
+        languages: The language of each row.
+        draws: How many rows are read in all; rounded down to whole batches.
+        balance: A language of n rows is drawn in proportion to n^(1/balance).
+        batch: Rows per batch; rows that are alike are put together within windows of eight batches.
+        alike: What rows of a batch are to be alike in, such as their tokens; sorted by.
+        fixed: Share of all draws that a language gets whatever its rows.
+    """
+    rng = random.Random(seed)
+    rows_of: dict[str, list[int]] = {}
+    for number, code in enumerate(languages):
+        rows_of.setdefault(code, []).append(number)
+    fixed = {code: share for code, share in (fixed or {}).items() if code in rows_of}
+    weights = {code: len(rows) ** (1 / balance) for code, rows in rows_of.items() if code not in fixed}
+    free = 1 - sum(fixed.values())
+    shares = {code: free * weight / sum(weights.values()) for code, weight in weights.items()} | fixed
+    draws = max(batch, draws // batch * batch)
+    drawn: list[int] = []
+    for code, wanted in _largest_remainders(shares, draws).items():
+        queue: list[int] = []
+        for _ in range(wanted):
+            if not queue:
+                queue = rng.sample(rows_of[code], len(rows_of[code]))
+            drawn.append(queue.pop())
+    rng.shuffle(drawn)
+    ordered: list[int] = []
+    window = 8 * batch
+    for start in range(0, draws, window):
+        part = sorted(drawn[start : start + window], key=lambda number: alike[number])
+        batches = [part[i : i + batch] for i in range(0, len(part), batch)]
+        rng.shuffle(batches)
+        ordered.extend(number for one in batches for number in one)
+    return ordered
+
+
+def _largest_remainders(shares: Mapping[str, float], total: int) -> dict[str, int]:
+    """Whole numbers in proportion to the shares that add up to the total."""
+    exact = {code: share * total for code, share in shares.items()}
+    whole = {code: int(value) for code, value in exact.items()}
+    short = total - sum(whole.values())
+    for code in sorted(exact, key=lambda code: whole[code] - exact[code])[:short]:
+        whole[code] += 1
+    return whole

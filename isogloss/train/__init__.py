@@ -1,0 +1,1 @@
+"""Training: batches, the objective, the Trainer, and both stages."""

@@ -1,0 +1,200 @@
+"""Self-checks before and at the beginning of training: cheap, and each is there for a silent failure.
+
+A check that fails says what is wrong and stops the run: what would be trained is not what is meant. Of the
+user's data it is a `DataError`; else it is a fault of this program, or of a library below it, and no setting
+mends it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from isogloss import processes
+from isogloss.adapters.base import Carrier
+from isogloss.errors import DataError
+from isogloss.languages import SOURCE
+from isogloss.losses.functional import forward_kl
+from isogloss.losses.topk import TopK
+from isogloss.model.load import causal_of, decoder_of, head, last_hidden
+from isogloss.teacher.rows import Row
+from isogloss.teacher.signals import Kind, hidden_signals
+from isogloss.train.trainer import Sample, Weights, batch_losses, collate, samples_of
+
+FEW = 4
+"""Rows that are read to see that teacher and student agree."""
+PER_LANGUAGE = 8
+"""Rows of a language whose divergence is told before training."""
+ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-4}
+"""Nats a token by which two readings of one text may differ; in half precision `COARSE`."""
+COARSE = 2e-2
+
+
+def check_rows(rows: Sequence[Row]) -> None:
+    """Every row has something to learn from: a batch without response tokens has a loss of exactly 0.
+
+    Raises:
+        DataError: A row that is asked for an answer has no response token.
+    """
+    for row in rows:
+        if row.teacher_prompt and not row.student.response:
+            raise DataError(f"{row.id} has no response token; give it a response or leave it out")
+
+
+@torch.no_grad()
+def check_teacher(
+    carrier: Carrier, rows: Sequence[Row], *, pad_id: int, layer: int, kind: Kind, k: int
+) -> None:
+    """The teacher is the reference model, reads without dropout, and is aligned with the student.
+
+    On the shortest row of up to `FEW` languages: with carriers off the states are those of the model without
+    any carrier, to the bit, and the same when read again; and a teacher that reads the student's own prompt,
+    through signals, collation and loss, differs by nothing but rounding from the student without carriers and
+    from the logits that the model's own forward gives, as does the cross-entropy.
+
+    Raises:
+        RuntimeError: One of these does not hold.
+    """
+    model = carrier.model
+    shortest = sorted(rows, key=lambda row: len(row.student.prompt) + len(row.student.response))
+    few = list({row.language: row for row in reversed(shortest)}.values())[-FEW:]
+    plain = [replace(row, teacher_prompt=row.student.prompt, options=()) for row in few]
+    carrier.off()
+    signals = hidden_signals(model, plain, layer=layer, pad_id=pad_id, kind=kind, k=k)
+    if dropping := [name for name, module in model.named_modules() if module.training]:
+        name = dropping[0] or "the model"
+        raise RuntimeError(f"self-check: the teacher reads in training mode ({name})")
+    batch = collate(samples_of(plain, signals), pad_id).to(next(model.parameters()).device)
+    off, again = (last_hidden(model, batch.ids, batch.mask) for _ in range(2))
+    with _without(model):
+        bare = last_hidden(model, batch.ids, batch.mask)
+    if not torch.equal(off, again):
+        raise RuntimeError("self-check: the teacher says another thing when it reads the same rows again")
+    if not torch.equal(off, bare):
+        raise RuntimeError("self-check: with carriers off the model is not the reference model")
+    few_nats = ROUNDING.get(off.dtype, COARSE)
+    parts = batch_losses(model, batch, Weights(kl=1.0, layer=layer))
+    nats = sum(float(parts[name]) for name in ("kl", "retain") if name in parts) / len(batch.response)
+    if not nats <= few_nats:
+        far = f"{nats:.4f} nats a token"
+        raise RuntimeError(f"self-check: a teacher that reads the student's prompt differs from it by {far}")
+    # The reference is no code of ours: what transformers' own forward makes of the same rows.
+    reference = causal_of(model)
+    own = reference(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+    assert batch.teacher is not None
+    said = batch.teacher if isinstance(batch.teacher, TopK) else head(model, batch.teacher.to(off.dtype))
+    told = forward_kl(own.flatten(0, 1)[batch.positions][batch.scored], said) / int(batch.scored.sum())
+    apart = {"the teacher's distribution": float(told)}
+    if taught := [number for number, code in enumerate(batch.languages) if code != SOURCE]:
+        labels = batch.ids.masked_fill((batch.mask == 0) | (batch.prompt_mask == 1), -100)[taught]
+        read = {"input_ids": batch.ids[taught], "attention_mask": batch.mask[taught], "labels": labels}
+        ours = float(parts["ce"]) / int((labels != -100).sum())
+        apart["the cross-entropy"] = abs(ours - float(reference(**read, use_cache=False).loss))
+    for what, far in apart.items():
+        if not far <= few_nats:
+            raise RuntimeError(f"self-check: {what} is {far:.4f} nats a token from the model's own")
+
+
+@torch.no_grad()
+def divergence_by_language(
+    carrier: Carrier,
+    samples: Sequence[Sample],
+    weights: Weights,
+    pad_id: int,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> dict[str, float]:
+    """Nats a response token between teacher and student, as the carriers are, on a few rows per language.
+
+    Before training it is what the student would gain by reading what the teacher reads; languages without a
+    scored row are left out.
+    """
+    device = next(carrier.model.parameters()).device
+    found: dict[str, float] = {}
+    codes = list(dict.fromkeys(sample.language for sample in samples))
+    for number, code in enumerate(codes, start=1):
+        scored = [s for s in samples if s.language == code and s.signal and s.signal.teacher is not None]
+        if scored:
+            batch = collate(scored[:PER_LANGUAGE], pad_id).to(device)
+            parts = batch_losses(carrier.model, batch, replace(weights, kl=1.0), carrier)
+            told = float(parts["retain" if "retain" in parts else "kl"])
+            found[code] = told / max(1, int(batch.scored.sum()))
+        progress(number, len(codes))
+    carrier.off()
+    return found
+
+
+class PathsOnly(TrainerCallback):
+    """After the first step that changes anything, only nodes on the paths of what was read have changed,
+    and to finite numbers.
+
+    Args:
+        read: The languages whose rows were read, as the trainer adds them.
+
+    Raises, at that step's end:
+        RuntimeError: Another node has changed, or one holds no numbers any more.
+    """
+
+    def __init__(self, carrier: Carrier, read: set[str]):
+        self.carrier, self.read = carrier, read
+        self.before: dict[str, dict[str, Tensor]] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # After a resume the optimiser's moments move nodes that no row reads.
+        if state.global_step == 0:
+            self.before = {node.name: self._rows(node) for node in self.carrier.tree.nodes}
+            self.read.clear()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        changed = [
+            node.name
+            for node in self.carrier.tree.nodes
+            if node.name in self.before
+            and any(
+                not torch.equal(p, self.before[node.name][name])
+                for name, p in self.carrier.node_parameters(node).items()
+            )
+        ]
+        if not changed:  # the first step of a warm-up has a learning rate of 0
+            return
+        self.before = {}
+        for name in changed:
+            rows = self.carrier.node_parameters(self.carrier.tree.by_name[name]).values()
+            if not all(torch.isfinite(p).all() for p in rows):
+                raise RuntimeError(f"self-check: the first step has made {name} nan or infinite")
+        everywhere = processes.gathered(sorted(self.read))
+        read = {node.name for code in everywhere for node in self.carrier.tree.path(code)}
+        if strays := [name for name in changed if name not in read]:
+            raise RuntimeError(f"self-check: {strays[0]} has changed, and no row that was read is below it")
+
+    def _rows(self, node: Any) -> dict[str, Tensor]:
+        return {name: p.clone() for name, p in self.carrier.node_parameters(node).items()}
+
+
+@contextmanager
+def _without(model: nn.Module) -> Iterator[None]:
+    """The model with its own layers in the places of those that carry adapters, and its decoder without the
+    hooks that put virtual positions before a text."""
+    decoder = decoder_of(model)
+    hooks = {name: getattr(decoder, name) for name in ("_forward_pre_hooks", "_forward_hooks")}
+    places = [
+        (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], module)
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    ]
+    try:
+        for parent, child, module in places:
+            setattr(parent, child, module.base_layer)
+        for name in hooks:
+            setattr(decoder, name, OrderedDict())
+        yield
+    finally:
+        for parent, child, module in places:
+            setattr(parent, child, module)
+        for name, own in hooks.items():
+            setattr(decoder, name, own)

@@ -1,0 +1,246 @@
+"""Stage 1: selected English instructions tune the base; the result is the reference model."""
+
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from isogloss import processes
+from isogloss.config import Config, Tune
+from isogloss.data import selection
+from isogloss.data.chat import Encoded, encode
+from isogloss.data.examples import ParallelExample
+from isogloss.data.selection import instruction_following_difficulty
+from isogloss.errors import ConfigError
+from isogloss.files import naming
+from isogloss.languages import SOURCE
+from isogloss.model.load import (
+    causal_of,
+    head,
+    last_hidden,
+    load_weights,
+    model_folder,
+    pad_id,
+    parts_of,
+    positions,
+)
+from isogloss.notices import write_derived_card
+from isogloss.teacher.prompts import NodeTexts, privileged_text
+from isogloss.teacher.rows import schedule
+from isogloss.train.trainer import (
+    Ordered,
+    ResponseTrainer,
+    Sample,
+    Watch,
+    Weights,
+    collate,
+    train,
+    training_arguments,
+)
+
+Progress = Callable[[int, int], None]
+ADAPTER = "stage1_adapter"
+"""Folder in the reference model's, where stage 1 was a LoRA: what to add to the base."""
+USUAL = 2_048
+"""Tokens of stage 1's longest row, unless the settings say so or the model has fewer positions."""
+CARD = "# A base tuned on English instructions: the reference model of a run of isogloss"
+
+
+def lora_everywhere(model: torch.nn.Module, rank: int) -> LoraConfig:
+    """Stage 1's LoRA: on every linear layer below the head."""
+    return LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),  # GPT-2's kind of linear layer
+    )
+
+
+def english_rows(
+    examples: Sequence[ParallelExample],
+    tokenizer: PreTrainedTokenizerBase,
+    texts: NodeTexts,
+    privileged: float,
+    seed: int,
+    limit: int | None = None,
+) -> list[Encoded]:
+    """English turns as rows; a share of them once more as the teacher will read them.
+
+    The second reading shows the model, in English alone, what the teacher's prompt looks like and
+    that the answer to the twin helps. One of more than `limit` tokens is not read so.
+    """
+    rows = []
+    for example in examples:
+        turn = example.turns[SOURCE]
+        assert turn.response is not None
+        rows.append(encode(tokenizer, turn.instruction, turn.response))
+    for example in random.Random(seed).sample(examples, round(privileged * len(examples))):
+        turn = example.turns[SOURCE]
+        assert turn.response is not None
+        system = texts.root + "\n" + privileged_text(texts, (), example.task, turn)
+        behind = encode(tokenizer, turn.instruction, turn.response, system)
+        if limit is None or behind.tokens <= limit:
+            rows.append(behind)
+    return rows
+
+
+def longest_row(config: Config) -> int:
+    """Tokens of the longest row of stage 1: what the settings say, else the model's positions.
+
+    Raises:
+        ConfigError: The settings ask for more than the model has.
+    """
+    there = positions(config.model)
+    asked = config.tune.max_tokens
+    if asked is not None and there is not None and asked > there:
+        raise ConfigError(f"tune.max_tokens is {asked}; the model has {there} positions")
+    return asked or min(there or USUAL, USUAL)
+
+
+def within(
+    examples: Sequence[ParallelExample], tokenizer: PreTrainedTokenizerBase, limit: int
+) -> selection.Selection:
+    """The examples whose row has at most `limit` tokens, prompt and response together."""
+    lengths = [
+        encode(tokenizer, turn.instruction, turn.response or "").tokens
+        for turn in (example.turns[SOURCE] for example in examples)
+    ]
+    both = list(zip(examples, lengths, strict=True))
+    return selection.Selection(
+        tuple(example for example, tokens in both if tokens <= limit),
+        tuple(
+            selection.Dropped(example.id, selection.TOO_LONG, f"{tokens} tokens; tune.max_tokens is {limit}")
+            for example, tokens in both
+            if tokens > limit
+        ),
+    )
+
+
+@torch.no_grad()
+def difficulty(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[ParallelExample],
+    progress: Progress,
+    batch: int = 64,
+) -> list[float]:
+    """How little each English instruction helps the base to foresee its response; see `selection`."""
+    losses: dict[bool, list[float]] = {True: [], False: []}
+    for told, found in losses.items():
+        for start in range(0, len(examples), batch):
+            encoded = []
+            for example in examples[start : start + batch]:
+                turn = example.turns[SOURCE]
+                assert turn.response is not None
+                row = encode(tokenizer, turn.instruction if told else "", turn.response)
+                encoded.append(Sample(row))
+            collated = collate(encoded, pad_id(tokenizer)).to(next(base.parameters()).device)
+            states = last_hidden(base, collated.ids, collated.mask).flatten(0, 1)[collated.positions]
+            tokens = F.cross_entropy(head(base, states).float(), collated.response, reduction="none")
+            lengths = [len(sample.encoded.response) for sample in encoded]
+            found.extend(part.mean().item() for part in tokens.split(lengths))
+            progress(len(losses[True]) + len(losses[False]), 2 * len(examples))
+    return instruction_following_difficulty(losses[True], losses[False])
+
+
+def tune(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Encoded],
+    settings: Tune,
+    folder: Path,
+    *,
+    name: str,
+    curve: Path,
+    seed: int,
+    dtype: torch.dtype,
+    progress: Progress,
+    compile: bool = False,
+    report_to: Sequence[str] = (),
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, float]:
+    """Train and write the reference model to `folder`, in `dtype`; returns the trainer's counts.
+
+    The folder appears at the end, whole; checkpoints lie beside it until then.
+
+    Args:
+        base: In float32 where all of it is tuned; of what steps add to bfloat16 most is rounded away.
+        name: The base, as the settings name it.
+        compile: As in `ResponseTrainer`.
+        report_to: As in `training_arguments`.
+        say: As in `train`.
+    """
+    work = folder.with_name(folder.name + ".work")
+    lengths = [len(row.prompt) + len(row.response) for row in rows]
+    draws = max(settings.batch, round(len(rows) * settings.epochs))
+    order = schedule([SOURCE] * len(rows), draws, balance=1.0, batch=settings.batch, alike=lengths, seed=seed)
+    base.config.use_cache = False
+    if settings.method == "lora":
+        torch.manual_seed(seed)
+        model: torch.nn.Module = get_peft_model(base, lora_everywhere(base, settings.lora_rank))
+    else:
+        base.requires_grad_(True)
+        model = base
+    steps = len(order) // settings.batch
+    trainer = ResponseTrainer(
+        model=model,
+        args=training_arguments(
+            work, steps=steps, batch=settings.batch, accumulate=settings.accumulate,
+            lr=settings.lr, weight_decay=0.01, seed=seed, bf16=dtype == torch.bfloat16,
+            save_every=max(50, steps // 4), report_to=report_to,
+        ),
+        train_dataset=Ordered([Sample(row) for row in rows], order),
+        weights=Weights(),
+        pad_id=pad_id(tokenizer),
+        compile=compile,
+    )  # fmt: skip
+    train(trainer, Watch(curve, "tune", max(1, steps // 60), progress), work, say)
+    if processes.is_main():
+        part = folder.with_name(folder.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        tuned: Any = base
+        with naming(part):
+            if settings.method == "lora":
+                _write_adapter(model, part / ADAPTER, name)
+                tuned = merged(_whole(model), part / ADAPTER)
+            tuned.config.use_cache = True
+            tuned.to(dtype).save_pretrained(part)
+            tokenizer.save_pretrained(part)
+            write_derived_card(part, name, Path(model_folder(name)), CARD)
+        part.rename(folder)
+        shutil.rmtree(work, ignore_errors=True)
+    processes.wait()
+    return trainer.counts
+
+
+def merged(base: Any, adapter: Path) -> Any:
+    """The base with stage 1's adapter in its weights."""
+    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()  # type: ignore[operator]
+
+
+def _write_adapter(model: Any, folder: Path, base: str) -> None:
+    """In bfloat16: what is kept is the reference model's own, because that is made of it."""
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.inference_mode = base, True
+    config.save_pretrained(folder)
+    # Otherwise peft asks the hub for the base's configuration.
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    state = {name: p.cpu().bfloat16().contiguous() for name, p in state.items()}
+    save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
+
+
+def _whole(model: Any) -> Any:
+    """The base without adapters; of a model that lies in parts, read anew, whole and on the host."""
+    if not parts_of(model):
+        return model.unload()
+    base = causal_of(model)
+    return load_weights(base.name_or_path, base.dtype)

@@ -1,0 +1,222 @@
+"""Stage 2 from rows to trained carriers: signals, the order of rows, training."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.optimizers import create_loraplus_optimizer
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from transformers import PreTrainedTokenizerBase
+
+from isogloss.adapters.base import Carrier
+from isogloss.config import Distill
+from isogloss.errors import ConfigError
+from isogloss.languages import SOURCE
+from isogloss.losses import functional
+from isogloss.model.cost import Stage
+from isogloss.model.load import causal_of, two_thirds
+from isogloss.teacher.cache import Cache
+from isogloss.teacher.joining import signals_from
+from isogloss.teacher.rows import Row, training_order
+from isogloss.teacher.scored import Scored
+from isogloss.teacher.signals import Signal, hidden_signals, where_right
+from isogloss.train.checks import PathsOnly, check_rows, check_teacher, divergence_by_language
+from isogloss.train.on_policy import OnPolicyTrainer, Policy, add_costs
+from isogloss.train.shrinkage import Shrinkage, rows_below
+from isogloss.train.trainer import (
+    Ordered,
+    ResponseTrainer,
+    Sample,
+    Watch,
+    Weights,
+    samples_of,
+    train,
+    training_arguments,
+    twins_of,
+)
+
+Progress = Callable[[int, int], None]
+Bar = Callable[[str], AbstractContextManager[Progress]]
+
+
+def layer_of(model: nn.Module, settings: Distill) -> int:
+    """The decoder layer that the hidden-state term reads: late, as the layers below must still tell languages
+    apart to answer in them, but not the last, which turns to words (docs/log.md)."""
+    return settings.layer or two_thirds(model)
+
+
+def weights_of(model: nn.Module, settings: Distill, *, retain: bool) -> Weights:
+    """The settings' loss for a model; `retain`: there are English rows."""
+    return Weights(
+        settings.ce, settings.kl, settings.hidden, float(retain), layer_of(model, settings),
+        settings.divergence, settings.temperature, settings.contrast or 1.0, settings.fade,
+    )  # fmt: skip
+
+
+def read_signals(
+    model: nn.Module,
+    rows: Sequence[Row],
+    settings: Distill,
+    *,
+    pad_id: int,
+    cost: Stage,
+    bar: Bar,
+    cache: Cache | None = None,
+    scored: Sequence[Scored] | None = None,
+) -> list[Signal]:
+    """What the settings' loss needs of the reference model, from the cache where it is there.
+
+    Args:
+        scored: What another teacher says of the rows that are not English, which takes the model's place.
+    """
+    if settings.scored_elsewhere and scored is None:
+        raise ValueError(f"a {settings.teacher.type} teacher's scores must be given")
+    kind, k = settings.form
+    with bar("Teacher reads") as progress:
+        signals = hidden_signals(
+            model, rows, layer=layer_of(model, settings), pad_id=pad_id, kind=kind, k=k,
+            teacher=settings.hears_itself, cache=cache, cost=cost, progress=progress,
+        )  # fmt: skip
+    if scored is None:
+        return signals
+    vocab = causal_of(model).config.get_text_config().vocab_size
+    return signals_from(rows, signals, scored, vocab)
+
+
+NAMED = 10.0
+"""Twins that the target of the hidden-state term names on average, where the settings give no temperature."""
+
+
+def contrast_of(samples: Sequence[Sample], settings: Distill) -> float:
+    """The temperature of the hidden-state term: the settings', else what has its target name `NAMED` twins.
+
+    Raises:
+        ConfigError: At the settings' temperature the target is nearly one-hot or nearly uniform: it says
+            nothing about which meanings are alike.
+    """
+    found = twins_of(samples)
+    assert found is not None
+    every = found.vectors
+    twins = every[torch.linspace(0, len(every) - 1, min(len(every), 2048)).long()]
+    if settings.contrast is None:
+        return functional.temperature_of(twins, min(NAMED, max(2.0, len(twins) / 4)))
+    named = functional.perplexity(twins, settings.contrast)
+    if not 2 <= named <= len(twins) / 2:
+        says = "one twin alone" if named < 2 else "nearly all of them alike"
+        raise ConfigError(
+            f"distill.contrast is {settings.contrast:g}: the hidden-state term's target names {named:.1f} of "
+            f"{len(twins)} twins, {says}; leave it out, or take {functional.temperature_of(twins, NAMED):.2g}"
+        )
+    return settings.contrast
+
+
+def distil(
+    carrier: Carrier,
+    rows: Sequence[Row],
+    settings: Distill,
+    *,
+    pad_id: int,
+    seed: int,
+    work: Path,
+    curve: Path,
+    cost: Stage,
+    bar: Bar,
+    cache: Cache | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    scored: Sequence[Scored] | None = None,
+    compile: bool = False,
+    report_to: Sequence[str] = (),
+) -> None:
+    """Train the carriers on the rows, the model below being frozen.
+
+    Args:
+        work: Folder for checkpoints, from which a killed run goes on; removed by the caller, who knows when
+            the carriers are safe.
+        curve: File that gets the learning curve.
+        cost: Gets tokens, teacher calls and FLOPs; its name is the curve's.
+        bar: Makes progress on something that takes long.
+        cache: Where the teacher's signals are looked for, and kept.
+        say: Hears the divergence of every language before training.
+        tokenizer: Needed where some steps are on-policy.
+        scored: What another teacher than the model itself says of the rows that are not English.
+        compile: As in `ResponseTrainer`.
+        report_to: As in `training_arguments`.
+    """
+    carrier.off()
+    layer, (kind, k) = layer_of(carrier.model, settings), settings.form
+    if settings.checks:
+        check_rows(rows)
+        # What another teacher says of a prompt cannot be foretold: then the frozen model has English alone.
+        own = [r for r in rows if not r.bare and (r.language == SOURCE or not settings.scored_elsewhere)]
+        if own:
+            check_teacher(carrier, own, pad_id=pad_id, layer=layer, kind=kind, k=k)
+    signals = read_signals(
+        carrier.model, rows, settings, pad_id=pad_id, cost=cost, bar=bar, cache=cache, scored=scored
+    )
+    if settings.hear == "right":
+        signals = where_right(carrier.model, rows, signals)
+    samples = samples_of(rows, signals)
+    weights = weights_of(carrier.model, settings, retain=False)
+    if settings.hidden:
+        weights = replace(weights, contrast=contrast_of(samples, settings))
+    order = training_order(rows, settings, seed)
+    steps = len(order) // settings.batch
+    retain = bool(settings.retain) and any(row.language == SOURCE for row in rows)
+    weights = replace(weights, retain=float(retain))
+    policy = None
+    if settings.on_policy:
+        assert tokenizer is not None
+        policy = Policy(
+            carrier, tokenizer, rows, samples,
+            share=settings.on_policy, longest=settings.sample_tokens, seed=seed,
+        )  # fmt: skip
+    if settings.gradient_checkpointing:
+        carrier.model.gradient_checkpointing_enable({"use_reentrant": False})
+    make = ResponseTrainer if policy is None else partial(OnPolicyTrainer, policy=policy)
+    trainer = make(
+        model=carrier.model,
+        carrier=carrier,
+        args=training_arguments(
+            work, steps=steps, batch=settings.batch, accumulate=settings.accumulate,
+            lr=settings.lr, weight_decay=0.0, seed=seed, bf16=False, save_every=max(50, steps // 4),
+            report_to=report_to,
+        ),
+        train_dataset=Ordered(samples, order),
+        weights=weights,
+        pad_id=pad_id,
+        compile=compile,
+        level_dropout=settings.level_dropout,
+        optimiser=partial(_larger_b, settings=settings) if settings.lr_b_ratio != 1 else None,
+    )  # fmt: skip
+    if settings.shrinkage:
+        counts = rows_below(carrier.tree.nodes, rows)
+        trainer.add_callback(Shrinkage(carrier, settings.shrinkage, counts))
+    if settings.checks:
+        if not settings.shrinkage:  # which moves nodes that no row reads
+            trainer.add_callback(PathsOnly(carrier, trainer.languages))
+        with bar("Divergence before training") as progress:
+            found = divergence_by_language(carrier, samples, weights, pad_id, progress)
+        if found:
+            nats = ", ".join(f"{code} {value:.3f}" for code, value in found.items())
+            say(f"Divergence from the teacher before training, nats a token: {nats}")
+    with bar("Distillation") as progress:
+        train(trainer, Watch(curve, cost.stage, max(1, steps // 60), progress), work, say)
+    carrier.off()
+    tokens = int(trainer.counts["tokens"])
+    cost.tokens_forwarded += tokens
+    cost.tokens_backpropagated += tokens
+    cost.flops += trainer.counts["flops"]
+    add_costs(cost, trainer.counts)
+
+
+def _larger_b(model: Any, settings: Distill) -> Optimizer:
+    """The Trainer's AdamW, with a larger step for every B (Hayou et al. 2024, arXiv:2402.12354)."""
+    return create_loraplus_optimizer(
+        model, AdamW, lr=settings.lr, loraplus_lr_ratio=settings.lr_b_ratio, betas=(0.9, 0.98)
+    )

@@ -1,1 +1,0 @@
-"""The tree: nodes, paths and carriers; knows no data and no loss."""

@@ -1,0 +1,113 @@
+"""Carriers that a model cannot have are refused from its configuration alone."""
+
+import pytest
+import torch
+
+from isogloss.adapters.fit import refuse_misfit
+from isogloss.config import load_config, with_overrides
+from isogloss.errors import ConfigError
+from isogloss.model.load import last_hidden
+from isogloss.pipeline.stages import Run, Watcher
+
+
+def settings(tiny, folder, kind, *overrides):
+    """A folder with a configuration and no weights: nothing could be loaded from it."""
+    tiny(kind).config.save_pretrained(folder)
+    return load_config(None, [f"model={folder}", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        (
+            "gpt2",
+            "has no q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; "
+            "it has c_attn, c_proj, c_fc",
+        ),
+        (
+            "phi3",
+            "has no q_proj, k_proj, v_proj, gate_proj, up_proj; "
+            "it has o_proj, qkv_proj, gate_up_proj, down_proj",
+        ),
+    ],
+)
+def test_adapters_on_modules_that_are_not_there_are_refused(tiny, tmp_path, kind, says):
+    """One missing is enough: what is left would be another method than was asked for."""
+    with pytest.raises(ConfigError) as caught:
+        refuse_misfit(settings(tiny, tmp_path, kind))
+    assert str(caught.value) == f"distill.carrier.targets: {tmp_path} {says}"
+
+
+def test_adapters_on_experts_are_refused(tiny, tmp_path):
+    """One weight holds all, to which PEFT would add every language's rows; the first layer has none."""
+    config = settings(tiny, tmp_path, "qwen3_moe", "distill.carrier.targets=[q_proj, down_proj]")
+    text = (tmp_path / "config.json").read_text()
+    assert text.count('"mlp_only_layers": []') == 1
+    (tmp_path / "config.json").write_text(text.replace('"mlp_only_layers": []', '"mlp_only_layers": [0]'))
+    with pytest.raises(ConfigError) as caught:
+        refuse_misfit(config)
+    assert str(caught.value) == (
+        "distill.carrier.targets: PEFT would add all languages' rows to the parameter "
+        "model.layers.1.mlp.experts.down_proj; name linear layers outside experts and routers"
+    )
+    with pytest.raises(
+        ConfigError, match=r"^distill.carrier.targets: Cannot convert PEFT target\(s\) gate_proj"
+    ):
+        refuse_misfit(with_overrides(config, ["distill.carrier.targets=[gate_proj]"]))
+
+
+def test_adapters_on_more_layers_than_there_are_are_refused(tiny, tmp_path):
+    """Three is all it has."""
+    refuse_misfit(settings(tiny, tmp_path, "llama", "distill.carrier.layers=3"))
+    with pytest.raises(ConfigError) as caught:
+        refuse_misfit(settings(tiny, tmp_path, "llama", "distill.carrier.layers=4"))
+    assert str(caught.value) == f"distill.carrier.layers: {tmp_path} has 3 decoder layers, not 4"
+
+
+@pytest.mark.parametrize("carrier", ["lora", "prefix", "embedding"])
+@pytest.mark.parametrize("name", ["distill.layer", "evaluate.layer"])
+def test_a_layer_above_the_models_is_refused(tiny, tmp_path, name, carrier):
+    """Whatever carries what is learned; the last layer there is will do."""
+    more = (f"distill.carrier.type={carrier}", "distill.carrier.layers=3") if carrier == "lora" else (
+        f"distill.carrier.type={carrier}",
+    )  # fmt: skip
+    refuse_misfit(settings(tiny, tmp_path, "qwen3", *more, f"{name}=3"))
+    with pytest.raises(ConfigError) as caught:
+        refuse_misfit(settings(tiny, tmp_path, "qwen3", *more, f"{name}=99"))
+    assert str(caught.value) == f"{name}: {tmp_path} has 3 decoder layers, not 99"
+
+
+@pytest.mark.parametrize(
+    ("kind", "carrier"),
+    [
+        ("gpt2", "{targets: [c_attn]}"), ("gpt2", "{type: prefix}"), ("gpt2", "{type: embedding}"),
+        ("qwen3_moe", "{targets: [q_proj, o_proj]}"),
+    ],
+)  # fmt: skip
+def test_what_a_model_has_is_accepted(tiny, five, tmp_path, kind, carrier):
+    """Modules of its own, keys and values, embeddings; what is accepted can be carried and read."""
+    config = settings(tiny, tmp_path, kind, f"distill.carrier={carrier}")
+    refuse_misfit(config)
+    made = Run(config, Watcher()).student(tiny(kind), trained=False, tree=five)
+    ids = torch.tensor([[9, 8, 7]])
+    states = []
+    for rows in (0.0, 1.0):
+        for p in made.parameters().values():
+            torch.nn.init.constant_(p, rows)
+        made.set_path(["sw"])
+        states.append(last_hidden(made.model, ids, torch.ones_like(ids)))
+    assert states[0].shape == (1, 3, 24) and not torch.equal(*states)
+
+
+def test_a_prefix_on_layers_without_keys_is_refused(tiny, tmp_path):
+    """Named in transformers' words."""
+    config = settings(tiny, tmp_path, "qwen3", "distill.carrier.type=prefix")
+    text = (tmp_path / "config.json").read_text()
+    assert text.count('"full_attention"') == 3
+    (tmp_path / "config.json").write_text(text.replace('"full_attention"', '"linear_attention"', 1))
+    with pytest.raises(ConfigError) as caught:
+        refuse_misfit(config)
+    assert str(caught.value) == (
+        f"distill.carrier.type: prefix needs keys and values in every layer, and {tmp_path} has "
+        "linear_attention; take lora or embedding"
+    )

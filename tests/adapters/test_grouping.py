@@ -1,0 +1,70 @@
+"""Shapes: families from a file, at random and learned."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from isogloss.adapters.grouping import families_of_file, learned_families, random_families
+from isogloss.adapters.tree import build_tree
+from isogloss.errors import ConfigError
+from isogloss.languages import XGLUE_TWELVE
+
+RANKS = {"root": 2, "family": 1, "language": 1}
+
+
+def test_a_file_names_the_families(tmp_path):
+    """By any of a language's codes; languages that are not taught may stand there."""
+    file = tmp_path / "tree.yaml"
+    file.write_text("west: [es, fra_Latn, de]\neast: [ru, sw]\n")
+    found = families_of_file(file, ["es", "fr", "ru"])
+    assert found == {"es": "west", "fr": "west", "ru": "east"}
+    tree = build_tree(["es", "fr", "ru"], families=found, ranks=RANKS)
+    assert [node.name for node in tree.path("fr")] == ["root", "west", "fr"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("west: [es]\n", "fr is in no family; there are: es"),
+        ("west: [es, fr]\neast: [spa]\n", "es is in west and in east; name it once"),
+        ("west: [es, xq]\n", "west: 'xq' is not a known language code"),
+        ("- es\n", "a tree is `family: [codes]`, one line for each family"),
+        ("west: es\n", "a tree is `family: [codes]`, one line for each family"),
+        ("west: [es\n", "not YAML: "),
+    ],
+)
+def test_a_file_that_is_no_tree_is_refused_by_name(text, says, tmp_path):
+    """One line with the file's name."""
+    file = tmp_path / "tree.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        families_of_file(file, ["es", "fr"])
+    assert str(caught.value).startswith(f"{file}: ") and says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_random_families_have_glottologs_sizes():
+    """Three pairs and six alone; the same for the same seed."""
+    found = random_families(XGLUE_TWELVE, 3)
+    assert sorted(Counter(found.values()).values()) == [1, 1, 1, 1, 1, 1, 2, 2, 2]
+    assert tuple(found) == XGLUE_TWELVE
+    assert random_families(XGLUE_TWELVE, 3) == found != random_families(XGLUE_TWELVE, 4)
+
+
+def test_languages_that_add_the_same_to_every_meaning_are_grouped():
+    """Two pairs that share a direction and one alone, under meanings ten times as large."""
+    made = torch.Generator().manual_seed(0)
+    meaning = 10 * torch.randn(20, 16, generator=made)
+    a, b, c = torch.randn(3, 16, generator=made)
+    adds = {"es": a, "ru": b, "fr": 1.1 * a, "sw": c, "bg": 0.9 * b}
+    vectors = {code: meaning + add + 0.1 * torch.randn(20, 16, generator=made) for code, add in adds.items()}
+    found = learned_families(vectors, 3)
+    assert found["es"] == found["fr"] and found["ru"] == found["bg"]
+    assert len({found["es"], found["ru"], found["sw"]}) == 3
+
+
+def test_as_many_groups_as_languages_leaves_each_alone():
+    """No clustering is needed."""
+    vectors = {code: torch.zeros(2, 4) for code in ("es", "fr")}
+    assert learned_families(vectors, 2) == {"es": "group 1", "fr": "group 2"}

@@ -1,0 +1,76 @@
+"""Gain in context: prompted minus bare agreement with the model's own English answer."""
+
+import pytest
+
+from isogloss.adapters.tree import build_tree
+from isogloss.data.examples import Turn
+from isogloss.evaluate import gain
+from isogloss.evaluate.items import Item
+from isogloss.teacher.prompts import NodeTexts
+
+OPTIONS = {code: {"a": "yes", "b": "no"} for code in ("en", "sw", "ru")}
+ITEMS = [
+    Item(str(n), "closed", {code: Turn(f"{code} question {n}") for code in ("en", "sw", "ru")}, OPTIONS, "a")
+    for n in range(4)
+]
+TREE = build_tree(("sw", "ru"), ranks={"root": 1, "family": 1, "language": 1})
+TEXTS = NodeTexts(root="Rule.", languages={"sw": "Jibu."})
+
+
+def told(monkeypatch, answer):
+    """Has `answer(instruction, system)` stand in for the model; returns what was asked."""
+    asked = []
+
+    def answers(model, tokenizer, instructions, *, systems, **more):
+        asked.extend(zip(instructions, systems, strict=True))
+        return [answer(*one) for one in zip(instructions, systems, strict=True)]
+
+    monkeypatch.setattr(gain, "answers", answers)
+    return asked
+
+
+def measured(**more):
+    return {
+        (one.view, one.language): one
+        for one in gain.gains(None, None, ITEMS, ("sw", "ru"), TEXTS, TREE, **more)
+    }
+
+
+def test_agreement_and_gain_are_counted_by_view_and_language(monkeypatch):
+    """English says yes; bare, Swahili is right on one item of four; the twin makes it right on all four."""
+
+    def answer(instruction, system):
+        code, _, number = instruction.split()
+        right = code == "en" or (system and "en question" in system) or (code == "sw" and number == "0")
+        return "yes" if right else "no"
+
+    told(monkeypatch, answer)
+    found = measured()
+    assert found["bare", "sw"].agreement == 0.25
+    assert found["bare", "ru"].agreement == 0.0
+    assert found["twin", "sw"].agreement == 1.0
+    assert found["twin", "sw"].gain.value == pytest.approx(0.75)
+    assert found["texts", "sw"].gain.value == 0.0
+    assert found["twin", "sw"].items == 4
+
+
+def test_no_view_tells_the_answer(monkeypatch):
+    """What is read before an instruction: the twin as it stands, or behind the texts on the path."""
+    asked = told(monkeypatch, lambda instruction, system: "yes")
+    measured()
+    read = {system for instruction, system in asked if instruction == "sw question 1"}
+    assert read == {
+        None, "en question 1", "Rule.\nJibu.", "Rule.\nJibu.\nEnglish: en question 1",
+    }  # fmt: skip
+
+
+def test_an_unreadable_english_answer_is_agreed_with_by_nobody(monkeypatch):
+    told(monkeypatch, lambda instruction, system: "perhaps")
+    assert {one.agreement for one in measured().values()} == {0.0}
+
+
+def test_an_item_without_english_is_not_asked(monkeypatch):
+    asked = told(monkeypatch, lambda instruction, system: "yes")
+    items = [*ITEMS, Item("x", "closed", {"sw": Turn("sw alone")}, OPTIONS, "a")]
+    gain.gains(None, None, items, ("sw",), TEXTS, TREE)
+    assert "sw alone" not in {instruction for instruction, _ in asked}

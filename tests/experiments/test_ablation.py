@@ -1,0 +1,226 @@
+"""Variants of stage 2: what they train on given settings, which are refused, and what they are judged by."""
+
+import json
+import os
+
+import pytest
+
+from experiments import ablation
+from experiments.ablation import VARIANTS, Variant, corrected, parse, resolved, with_items, with_seeds
+from isogloss import cli
+from isogloss.config import load_config, with_overrides
+from isogloss.errors import ConfigError, RunError
+from isogloss.pipeline.stages import Run, Watcher
+
+
+def variants(*names: str, items=()) -> list[Variant]:
+    return with_items([parse(name) for name in names], items)
+
+
+def test_what_the_teacher_reads_is_told_by_a_divergence_where_the_settings_have_none():
+    """`with-kl` is trained once, and what the teacher does not read is compared with it."""
+    found = resolved(load_config(), variants("families", "no-texts", "no-english"))
+    assert [(one.name, one.overrides, one.against) for one in found] == [
+        ("families", ("languages.tree=families",), None),
+        ("with-kl", ("distill.kl=1",), None),
+        ("no-texts", ("distill.kl=1", "distill.teacher_reads=[twin,answer]"), "with-kl"),
+        (
+            "no-english",
+            ("distill.kl=1", "distill.teacher_reads=[texts]", 'distill.teacher_view="prompt"'),
+            "with-kl",
+        ),
+    ]
+    asked = variants("families", "no-texts", "with-kl")
+    assert [one.name for one in resolved(load_config(), asked)] == ["families", "no-texts", "with-kl"]
+
+
+def test_each_number_of_items_has_its_own_divergence_to_compare_with():
+    """As many items on both sides."""
+    found = resolved(load_config(), variants("families", "no-texts", items=(8, 16)))
+    assert [(one.name, one.against) for one in found] == [
+        ("families@8", None), ("with-kl@8", None), ("no-texts@8", "with-kl@8"),
+        ("families@16", None), ("with-kl@16", None), ("no-texts@16", "with-kl@16"),
+    ]  # fmt: skip
+
+
+def test_a_variant_takes_along_what_it_leaves_without_effect():
+    """Settings that only the term which goes would heed are refused elsewhere, and are gone here."""
+    config = load_config(None, ["distill.kl=1", "distill.divergence=reverse", "distill.contrast=0.1"])
+    for name, setting, usual in (("no-kl", "divergence", "forward"), ("no-hidden", "contrast", None)):
+        changed = with_overrides(config, parse(name).overrides)
+        assert getattr(changed.distill, name.removeprefix("no-")) == 0
+        assert getattr(changed.distill, setting) == usual
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_one_of_a_model_that_was_trained_before_too(name):
+    """Whose teacher reads English alone, at a layer of its own: what a variant cannot have of it is gone."""
+    settings = [
+        "distill.kl=1",
+        "distill.teacher_view=english",
+        "distill.teacher_reads=[twin]",
+        "distill.layer=2",
+    ]
+    changed = with_overrides(load_config(None, settings), parse(name).overrides).distill
+    without = ("no-kl", "no-english", "prefix", "embedding")
+    assert changed.teacher_view == ("prompt" if name in without else "english")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["distill.kl=0.5", "distill.teacher={type: model, path: elsewhere, level: sequence}"],
+)
+def test_a_teacher_that_is_heard_is_left_alone(setting):
+    """By a divergence of its own weight, or by answers that it writes."""
+    asked = variants("families", "no-texts")
+    assert resolved(load_config(None, [setting]), asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("settings", "names", "items", "says"),
+    [
+        ([], ["no-kl"], (), "no-kl: the settings have distill.kl=0 already; take with-kl or none"),
+        (
+            ["distill.kl=1"], ["flat", "with-kl"], (8,),
+            "with-kl@8: the settings have distill.kl=1 already; take no-kl or none",
+        ),
+        (
+            ["distill.hidden=0"], ["no-hidden"], (),
+            "no-hidden: the settings have distill.hidden=0 already; take another distill.hidden by --set "
+            "or none",
+        ),
+        ([], ["families", "mine: distill.hidden=4"], (), "mine: it trains what families does; leave one out"),
+        (
+            ["distill.kl=1"], ["no-english", "mine: distill.teacher_reads=[texts]"], (),
+            "mine: it trains what no-english does; leave one out",
+        ),
+    ],
+)  # fmt: skip
+def test_a_variant_that_changes_nothing_is_refused(settings, names, items, says):
+    """It would be trained to report that there is no difference; a tree may be the settings' own."""
+    with pytest.raises(ConfigError) as caught:
+        resolved(load_config(None, settings), variants(*names, items=items))
+    assert str(caught.value) == f"--variant {says}"
+
+
+def test_a_refusal_leaves_nothing_behind(tmp_path):
+    """Nor is a reference model tuned before it."""
+    with pytest.raises(ConfigError, match=r"^--variant no-kl: "):
+        ablation.ablate(load_config(), variants("families", "no-kl"), [0], tmp_path / "out", Watcher())
+    assert list(tmp_path.iterdir()) == []
+
+
+def killed(watcher: Watcher) -> None:
+    """A run's process under the kernel's hand."""
+    os._exit(9)
+
+
+def test_a_process_that_is_ended_from_outside_is_told():
+    """The others stop, and the line says what helps."""
+    with pytest.raises(RunError) as caught, ablation._calling(2, Watcher()) as each:
+        list(each(killed, [(), ()]))
+    assert str(caught.value) == (
+        "a run's process was ended from outside, as for want of memory; --jobs 1 needs less, and goes on "
+        "where this was"
+    )
+
+
+def difference(variant: str, p: float, suite: str = "demo", languages: str = "all") -> dict:
+    about = {"suite": suite, "variant": variant, "against": "families", "languages": languages}
+    return {**about, "measure": "alignment", "value": 0.1, "p": p}
+
+
+def test_p_is_corrected_for_the_comparisons_of_a_suite():
+    """0.01, 0.02 and 0.4 of three become 0.03, 0.04 and 0.4; another suite's one stays."""
+    given = [
+        difference("a", 0.02),
+        difference("b", 0.01),
+        difference("c", 0.4),
+        difference("a", 0.03, "xnli"),
+    ]
+    found = corrected([{**one, "p_seeds": None} for one in given])
+    assert [one["p"] for one in found] == pytest.approx([0.04, 0.03, 0.4, 0.03])
+    assert [one["comparisons"] for one in found] == [3, 3, 3, 1]
+    assert [one["p"] for one in given] == [0.02, 0.01, 0.4, 0.03]
+
+
+def test_p_over_seeds_is_a_paired_t_tests():
+    """Differences of 1, 2 and 3 points: t = 2 · √3 with 2 degrees of freedom; two seeds give none."""
+
+    def row(variant: str, seed: int, value: float) -> dict:
+        languages = {"es": value, "sw": value}
+        return {"suite": "demo", "variant": variant, "seed": seed, "languages": languages, "low": value}
+
+    rows = [row("families", seed, 0.5) for seed in (0, 1, 2)]
+    rows += [row("flat", seed, 0.5 + (seed + 1) / 100) for seed in (0, 1, 2)]
+    for languages in ("all", "low"):
+        (found,) = with_seeds([difference("flat", 0.5, languages=languages)], rows)
+        assert found["p_seeds"] == pytest.approx(0.0741799, abs=1e-6)
+    (few,) = with_seeds([difference("flat", 0.5)], [one for one in rows if one["seed"] < 2])
+    assert few["p_seeds"] is None
+
+
+def test_seeds_without_a_spread_need_no_t_test():
+    """The same difference in every seed, or none at all."""
+    for value, p in ((0.75, 0.0), (0.5, 1.0)):
+        rows = [
+            {"suite": "demo", "variant": variant, "seed": seed, "languages": {"sw": each}, "low": each}
+            for variant, each in (("families", 0.5), ("flat", value))
+            for seed in range(3)
+        ]
+        assert with_seeds([difference("flat", 0.5)], rows)[0]["p_seeds"] == p
+
+
+MASSIVE = {
+    "families": {"es": [1, 1, 0, 1], "sw": [1, 0, 0, 0], "ur": [1, 1, 0, 0]},
+    "flat": {"es": [1, 1, 0, 1], "sw": [0, 0, 0, 0], "ur": [1, 0, 0, 0]},
+}
+"""By variant, consistency of each item."""
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Stages that leave what MASSIVE's evaluation does, which knows no retrieval and so no alignment."""
+
+    def begin(config, watcher):
+        config.run.mkdir(parents=True, exist_ok=True)
+        return Run(config, watcher)
+
+    def tune(run):
+        run.tuned.mkdir(exist_ok=True)
+        (run.folder / "selection.jsonl").touch()
+
+    def evaluate(run):
+        hits = MASSIVE[run.config.languages.tree]
+        each = {code: {"value": sum(items) / 4} for code, items in hits.items()}
+        suite = {"after": {"consistency": {"mean": 0.5, "languages": each}}, "signature": "suite:massive"}
+        (run.folder / "scores.json").write_text(json.dumps({"suites": {"massive": suite}}))
+        ledger = {"stage": "distill", "tokens_backpropagated": 9, "flops": 1.0, "seconds": 2.0}
+        (run.folder / "ledger.json").write_text(json.dumps({"stages": [ledger]}))
+        predictions = run.folder / "predictions"
+        predictions.mkdir(exist_ok=True)
+        written = json.dumps({"items": ["a", "b", "c", "d"], "hits": {"consistency": hits}})
+        (predictions / "massive.after.hits.json").write_text(written)
+
+    stages = {"open_run": begin, "run_tune": tune, "run_evaluate": evaluate}
+    for name, stage in (stages | {"run_distill": None, "run_report": None}).items():
+        monkeypatch.setattr(ablation, name, stage or (lambda run: None))
+
+
+def test_a_suite_without_alignment_is_judged_by_its_consistency(measured, tmp_path, capsys):
+    """Flat loses ¼ in Swahili and in Urdu: a sixth over three languages, a quarter in the low class."""
+    config = load_config(None, ["languages.targets=[es,sw,ur]"])
+    done = ablation.ablate(config, variants("families", "flat"), [0], tmp_path / "out", Watcher())
+    rows = {row["variant"]: (row["measure"], row["languages"], row["low"]) for row in done.rows}
+    assert rows == {
+        "families": ("consistency", {"es": 0.75, "sw": 0.25, "ur": 0.5}, 0.25),
+        "flat": ("consistency", {"es": 0.75, "sw": 0.0, "ur": 0.25}, 0.0),
+    }
+    found = [(one["languages"], one["measure"], one["value"], one["n"]) for one in done.differences]
+    assert [(one["comparisons"], one["p_seeds"]) for one in done.differences] == [(2, None), (2, None)]
+    assert found == [("all", "consistency", pytest.approx(-1 / 6), 4), ("low", "consistency", -0.25, 4)]
+    cli._show_ablation(ablation.summary(done.rows), done.differences)
+    heads = [
+        line.split()[:3] for line in capsys.readouterr().out.split("\n") if "low" in line or "95" in line
+    ]
+    assert heads[0] == ["variant", "consistency", "low"] and heads[1][0] == "consistency"

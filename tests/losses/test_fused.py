@@ -1,0 +1,271 @@
+"""The fused form: what `losses` say of whole logits, in value and gradient, for whatever head a model has."""
+
+import pytest
+import torch
+from torch import nn
+
+from isogloss.losses import functional
+from isogloss.losses.fused import Head, frozen_head, scored
+from isogloss.losses.topk import TopK
+from isogloss.model.load import head as plain_head
+
+PLAIN = {
+    "forward": functional.forward_kl,
+    "reverse": functional.reverse_kl,
+    "jensen_shannon": functional.jensen_shannon,
+}
+HEADS = {"plain": (1.0, None), "scaled": (0.25, None), "capped": (1.0, 5.0), "both": (2.0, 3.0)}
+
+
+def made(tokens=23, hidden=12, vocab=41, *, dtype=torch.float32, scale=1.0, cap=None, bias=False):
+    generator = torch.Generator().manual_seed(0)
+    linear = nn.Linear(hidden, vocab, bias=bias, dtype=dtype)
+    for p in linear.parameters():
+        p.data = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(dtype)
+    states = [torch.randn(tokens, hidden, generator=generator, dtype=torch.float64).to(dtype) for _ in "ab"]
+    response = torch.randint(vocab, (tokens,), generator=generator)
+    return Head(linear.requires_grad_(False), scale, cap), *states, response
+
+
+def dense(head, hidden):
+    """The head written out, with autograd."""
+    z = hidden @ head.linear.weight.T
+    z = (z if head.linear.bias is None else z + head.linear.bias) * head.scale
+    return z if head.cap is None else torch.tanh(z / head.cap) * head.cap
+
+
+@pytest.mark.parametrize("divergence", PLAIN)
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("size", [1, 5, 100])
+def test_dense_losses_and_gradients_equal_the_plain_form(divergence, kind, temperature, size):
+    """Chunks that divide the tokens and that do not; both parts, weighed differently, to 1e-5."""
+    scale, cap = HEADS[kind]
+    head, hidden, teacher, response = made(scale=scale, cap=cap, bias=kind == "both")
+    found = []
+    for fused in (True, False):
+        states = hidden.clone().requires_grad_()
+        if fused:
+            ce, kl = scored(
+                states, head, size=size, response=response, teacher=teacher, divergence=divergence,
+                temperature=temperature, weights=(1.4, 2.6),
+            )  # fmt: skip
+        else:
+            z = dense(head, states)
+            ce = functional.cross_entropy(z, response)
+            kl = PLAIN[divergence](z, dense(head, teacher), temperature=temperature)
+        (0.7 * ce + 1.3 * kl).backward()
+        found.append((ce.detach(), kl.detach(), states.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("divergence", PLAIN)
+@pytest.mark.parametrize("k", [1, 8, 40, 41])
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("weights", [(0.7, 1.3), (0, 1)])
+def test_top_k_losses_and_gradients_equal_the_plain_form(divergence, k, kind, weights):
+    """The rest's slope is shared out among the tokens in it as the student shares its own rest.
+
+    The response's own token stands there, or among those kept, or is not asked for.
+    """
+    scale, cap = HEADS[kind]
+    head, hidden, teacher, response = made(scale=scale, cap=cap)
+    said = TopK.of(dense(head, teacher), k)
+    found = []
+    for fused in (True, False):
+        states = hidden.clone().requires_grad_()
+        if fused:
+            ce, kl = scored(
+                states, head, size=7, response=response if weights[0] else None, teacher=said,
+                divergence=divergence, weights=weights,
+            )  # fmt: skip
+        else:
+            z = dense(head, states)
+            ce = functional.cross_entropy(z, response) if weights[0] else z.new_zeros(())
+            kl = PLAIN[divergence](z, said)
+        (weights[0] * ce + weights[1] * kl).backward()
+        found.append((ce.detach(), kl.detach(), states.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("divergence", PLAIN)
+@pytest.mark.parametrize("k", [None, 2])
+def test_gradients_are_those_of_finite_differences(divergence, k):
+    """gradcheck in float64 through scale and cap, both parts at once, weighed as was said."""
+    head, hidden, teacher, response = made(3, 4, 6, dtype=torch.float64, scale=0.5, cap=4.0)
+    if k is not None:
+        top = dense(head, teacher).log_softmax(-1).topk(k)
+        teacher = TopK(top.indices, top.values)
+
+    def both(states):
+        ce, kl = scored(
+            states, head, size=2, response=response, teacher=teacher, divergence=divergence,
+            weights=(0.7, 1.3),
+        )  # fmt: skip
+        return 0.7 * ce + 1.3 * kl
+
+    assert torch.autograd.gradcheck(both, [hidden.requires_grad_()])
+
+
+def test_products_of_bfloat16_are_not_rounded_to_it():
+    """Logits near 30, of 896 products each: rounded ones are off by 0.05 and more, ours by 0.0005 at most."""
+    head, hidden, _, _ = made(8, 896, 200, dtype=torch.bfloat16)
+    exact = hidden.double() @ head.linear.weight.double().T
+    assert (head.linear(hidden).double() - exact).abs().max().item() > 0.05
+    assert (head.logits(hidden).double() - exact).abs().max().item() < 5e-4
+
+
+def test_bfloat16_states_are_compared_in_float32():
+    """The value to 1e-4 of what float32 weights would give; the gradient is rounded to bfloat16 once."""
+    head, hidden, teacher, response = made(dtype=torch.bfloat16)
+    states = hidden.clone().requires_grad_()
+    ce, kl = scored(states, head, size=5, response=response, teacher=teacher)
+    (ce + kl).backward()
+    wide = Head(nn.Linear(12, 41, bias=False).requires_grad_(False))
+    wide.linear.weight.data = head.linear.weight.float()
+    ours = hidden.float().requires_grad_()
+    z = dense(wide, ours)
+    expected = functional.cross_entropy(z, response), functional.forward_kl(z, dense(wide, teacher.float()))
+    sum(expected).backward()
+    assert ce.dtype == kl.dtype == torch.float32 and states.grad.dtype == torch.bfloat16
+    assert [ce.item(), kl.item()] == pytest.approx([one.item() for one in expected], rel=1e-4)
+    torch.testing.assert_close(states.grad.float(), ours.grad, rtol=2**-6, atol=2**-6)
+
+
+def test_a_meter_on_the_head_hears_of_every_product():
+    """23 tokens in chunks of 5: the student's with a gradient to come, the teacher's without."""
+    head, hidden, teacher, _ = made()
+    heard = {True: 0, False: 0}
+
+    def hook(module, args):
+        heard[torch.is_grad_enabled()] += len(args[0])
+
+    head.linear.register_forward_pre_hook(hook)
+    scored(hidden.requires_grad_(), head, size=5, teacher=teacher)
+    assert heard == {True: 23, False: 23}
+
+
+def test_what_is_not_learned_is_told_and_does_not_pull():
+    """A part of weight 0 stands in the curve and costs no product."""
+    head, hidden, teacher, response = made()
+    both = scored(hidden, head, size=5, response=response, teacher=teacher)
+    states = hidden.clone().requires_grad_()
+    ce, kl = scored(states, head, size=5, response=response, teacher=teacher, weights=(0, 1))
+    assert (ce.item(), kl.item()) == (both[0].item(), both[1].item())
+    (5 * ce + kl).backward()
+    alone = hidden.clone().requires_grad_()
+    scored(alone, head, size=5, teacher=teacher)[1].backward()
+    assert torch.equal(states.grad, alone.grad)
+    assert scored(hidden, head, size=5)[0].item() == 0.0
+
+
+def test_parts_that_count_otherwise_than_was_said_are_refused():
+    """One gradient was found for both."""
+    head, hidden, teacher, response = made()
+    ce, kl = scored(hidden.requires_grad_(), head, size=5, response=response, teacher=teacher, weights=(1, 2))
+    with pytest.raises(RuntimeError, match=r"cross-entropy and divergence count otherwise than \(1, 2\)"):
+        (ce + kl).backward()
+
+
+def test_a_rest_that_the_student_rules_out_leaves_numbers():
+    """Logits 400 nats apart, where the teacher gives the rest a tenth."""
+    head, hidden, _, response = made()
+    said = TopK(response[:, None].int(), torch.full((23, 1), 0.9).log())
+    states = (hidden * 0 + 100 * head.linear.weight[response]).requires_grad_()
+    ce, kl = scored(states, head, size=5, response=response, teacher=said)
+    (ce + kl).backward()
+    assert kl.isfinite() and states.grad.isfinite().all() and kl > 100
+
+
+def test_no_tokens_give_zero():
+    """A batch without rows of a kind."""
+    head, hidden, teacher, response = made()
+    states = hidden[:0].clone().requires_grad_()
+    ce, kl = scored(states, head, size=5, response=response[:0], teacher=teacher[:0])
+    (ce + kl).backward()
+    assert (ce.item(), kl.item()) == (0.0, 0.0)
+
+
+def test_logits_are_held_for_a_chunk_at_a_time():
+    """64 tokens of a vocabulary of 512, four at a time: nothing larger than the weight is ever made."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                Largest.size = max(Largest.size, out.numel())
+            return out
+
+    head, hidden, teacher, response = made(64, 12, 512)
+    hidden.requires_grad_()
+    with Largest():
+        sum(scored(hidden, head, size=4, response=response, teacher=teacher)).backward()
+    # The weight itself, transposed, has 12 · 512.
+    assert Largest.size == 12 * 512
+
+
+@pytest.mark.parametrize(
+    ("kind", "set_", "value"),
+    [
+        ("qwen3", None, None),
+        ("gemma3_text", "final_logit_softcapping", 2.0),
+        ("granite", "logits_scaling", 4.0),
+        ("cohere", "logit_scale", 0.25),
+    ],
+)
+def test_a_models_head_is_the_models(tiny, kind, set_, value):
+    """Scaling and capping of every architecture that has them: the logits of `model.head`."""
+    model = tiny(kind).requires_grad_(False)
+    if set_ is not None:
+        setattr(model.config, set_, value)
+    found = frozen_head(model)
+    states = torch.randn(5, 24, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found.logits(states), plain_head(model, states), rtol=1e-6, atol=1e-6)
+    assert (set_ is None) == ((found.scale, found.cap) == (1.0, None))
+
+
+def test_a_head_that_learns_or_is_no_linear_layer_is_left_to_autograd(tiny):
+    """As in stage 1, under quantisation or an adapter."""
+    model = tiny(tie=False)
+    assert frozen_head(model) is None
+    model.requires_grad_(False)
+    assert frozen_head(model) is not None
+
+    class Other(nn.Linear):
+        pass
+
+    model.lm_head.__class__ = Other
+    assert frozen_head(model) is None
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_impossible_settings_are_refused_as_in_the_plain_form(temperature):
+    """The same sentences."""
+    head, hidden, teacher, _ = made()
+    with pytest.raises(ValueError, match=f"temperature is {temperature}; it must be a finite number"):
+        scored(hidden, head, size=5, teacher=teacher, temperature=temperature)
+    with pytest.raises(ValueError, match=r"of the k likeliest tokens and the rest only 1 is exact"):
+        scored(hidden, head, size=5, teacher=TopK.of(dense(head, teacher), 3), temperature=2.0)
+    with pytest.raises(ValueError, match=r"beta is 1.0; it must lie between 0 and 1"):
+        scored(hidden, head, size=5, teacher=teacher, divergence="jensen_shannon", beta=1.0)
+
+
+@pytest.mark.parametrize("divergence", PLAIN)
+@pytest.mark.parametrize("k", [None, 4])
+def test_tokens_that_cannot_be_said_change_nothing(divergence, k):
+    """A head's bias of -inf on padded tokens: values and gradient are those of a head without them."""
+    head, hidden, teacher, response = made(bias=True)
+    linear = nn.Linear(12, 44).requires_grad_(False)
+    linear.weight.data = torch.cat([head.linear.weight, torch.ones(3, 12)])
+    linear.bias.data = torch.cat([head.linear.bias, torch.full((3,), -torch.inf)])
+    found = []
+    for one in (head, Head(linear)):
+        states = hidden.clone().requires_grad_()
+        told = teacher if k is None else TopK.of(dense(head, teacher), k)
+        ce, kl = scored(states, one, size=5, response=response, teacher=told, divergence=divergence)
+        (ce + kl).backward()
+        found.append((ce.detach(), kl.detach(), states.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)

@@ -1,0 +1,175 @@
+"""Answer-set distillation: what is packed into one row equals rows read apart, in value and in gradient."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from isogloss.data.chat import Encoded
+from isogloss.losses.functional import answer_set_kl
+from isogloss.losses.fused import frozen_head, token_log_probs
+from isogloss.model.branches import branched_hidden, branches_fit, layout, visible
+from isogloss.model.load import last_hidden
+from isogloss.teacher.rows import Row
+from isogloss.teacher.signals import hidden_signals
+from isogloss.train.trainer import Weights, batch_losses, collate, samples_of
+
+PROMPT, OPTIONS = (10, 11, 12, 13), ((20, 21, 1), (22, 1), (20, 23, 24, 1))
+ENGLISH, TWINS = (30, 31, 32), ((40, 1), (41, 42, 1), (43, 1))
+
+
+def row(number=0, language="sw", response=OPTIONS[1], options=OPTIONS, twins=TWINS):
+    student, twin = Encoded((*PROMPT, 50 + number), response), (*ENGLISH, 60 + number)
+    return Row(f"{number}", language, number, student, ENGLISH, twin, options, twins)
+
+
+def apart(model, prompt, options):
+    """ln probability of each option, from a forward of its own through the whole model, in float64."""
+    found = []
+    for option in options:
+        logits = model(input_ids=torch.tensor([[*prompt, *option]]), use_cache=False).logits[0].double()
+        said = logits[len(prompt) - 1 : -1].log_softmax(-1)
+        found.append(said.gather(1, torch.tensor(option)[:, None]).sum())
+    return torch.stack(found)
+
+
+def test_a_row_is_laid_out_as_its_picture_says():
+    branch, place, starts = layout(4, [3, 2])
+    assert branch == [0, 0, 0, 0, 1, 1, 1, 2, 2]
+    assert place == [0, 1, 2, 3, 4, 5, 6, 4, 5]
+    assert starts == [4, 7]
+
+
+def test_a_branch_sees_the_prompt_and_itself():
+    """One row of one prompt token, two branches of two and one token, and a padding token."""
+    seen = visible(torch.tensor([[0, 1, 1, 2, -1]]))[0].int().tolist()
+    assert seen == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 0, 0, 1, 0],
+        [0, 0, 0, 0, 1],
+    ]
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "mistral", "gemma3_text", "qwen2", "granite"])
+def test_each_answer_is_read_as_if_it_stood_alone(tiny, kind):
+    """Rows of unlike length in one batch: the states of every answer are those of a row of its own."""
+    model = tiny(kind)
+    assert branches_fit(model)
+    laid = [layout(len(p), [len(o) for o in OPTIONS]) for p in (PROMPT, PROMPT[:2])]
+    texts = [[*p, *(t for o in OPTIONS for t in o)] for p in (PROMPT, PROMPT[:2])]
+    width = max(map(len, texts))
+
+    def filled(rows, fill):
+        return torch.tensor([[*one, *[fill] * (width - len(one))] for one in rows])
+
+    with torch.no_grad():
+        hidden = branched_hidden(
+            model, filled(texts, 0), filled([b for b, _, _ in laid], -1), filled([p for _, p, _ in laid], 0)
+        )
+        for number, prompt in enumerate((PROMPT, PROMPT[:2])):
+            for start, option in zip(laid[number][2], OPTIONS, strict=True):
+                ids = torch.tensor([[*prompt, *option]])
+                alone = last_hidden(model, ids, torch.ones_like(ids))[0, len(prompt) :]
+                torch.testing.assert_close(
+                    hidden[number, start : start + len(option)], alone, rtol=1e-4, atol=1e-5
+                )
+
+
+def test_a_sliding_window_counts_places_not_columns(tiny):
+    """A prompt longer than the window of 4: a late branch sees what it would alone."""
+    model = tiny("mistral")
+    model.config.sliding_window = 4
+    prompt, options = tuple(range(10, 19)), OPTIONS
+    branch, place, starts = layout(len(prompt), [len(o) for o in options])
+    ids = torch.tensor([[*prompt, *(t for o in options for t in o)]])
+    with torch.no_grad():
+        hidden = branched_hidden(model, ids, torch.tensor([branch]), torch.tensor([place]))
+        for start, option in zip(starts, options, strict=True):
+            one = torch.tensor([[*prompt, *option]])
+            alone = last_hidden(model, one, torch.ones_like(one))[0, len(prompt) :]
+            torch.testing.assert_close(hidden[0, start : start + len(option)], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_recurrent_layer_takes_no_branches(tiny):
+    model = tiny()
+    model.config.layer_types = ["full_attention", "linear_attention", "full_attention"]
+    assert not branches_fit(model)
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_token_log_probabilities_equal_autograd_through_all_logits(tiny, size):
+    """Each token weighed differently, as the options of a row are; float64, to 1e-9."""
+    model = tiny("gemma3_text", dtype=torch.float64)
+    fixed = frozen_head(model.requires_grad_(False))
+    torch.manual_seed(0)
+    states = torch.randn(7, model.config.hidden_size, dtype=torch.float64)
+    ids, weigh = torch.randint(0, 269, (7,)), torch.randn(7, dtype=torch.float64)
+    found = []
+    for fused in (True, False):
+        one = states.clone().requires_grad_()
+        if fused:
+            said = token_log_probs(one, fixed, ids, size=size)
+        else:
+            said = fixed.logits(one).log_softmax(-1).gather(1, ids[:, None])[:, 0]
+        (said * weigh).sum().backward()
+        found.append((said.detach(), one.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+
+
+def test_the_divergence_over_answers_is_worked_out_by_hand():
+    """Teacher ½, ½ and student 0.9, 0.1: ½ ln(½/0.9) + ½ ln(½/0.1); scores may miss any constant."""
+    scores = torch.tensor([0.9, 0.1, 0.2, 0.2]).log() - 7
+    targets = torch.tensor([0.5, 0.5, 0.4, 0.4]).log()
+    assert answer_set_kl(scores, targets, [2, 2]).item() == pytest.approx(0.510826, abs=1e-5)
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="3 scores and 3 targets for rows of"):
+        answer_set_kl(torch.zeros(3), torch.zeros(3), [2])
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma3_text"])
+def test_the_target_is_the_models_own_reading_of_the_english_options(tiny, kind):
+    """Read behind the English twin alone, whole answers; what a meaning shares is read once."""
+    model = tiny(kind)
+    rows = [row(0), row(1), row(0, language="ur", options=((70, 1), (71, 1), (72, 1)), response=(71, 1))]
+    signals = hidden_signals(model, rows, layer=2, pad_id=0)
+    for one, signal in zip(rows, signals, strict=True):
+        assert signal.teacher is None
+        with torch.no_grad():
+            expected = apart(model, one.twin_prompt, TWINS)
+        torch.testing.assert_close(signal.options.double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(signals[0].options, signals[2].options, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma3_text"])
+def test_a_mixed_batch_equals_rows_apart(tiny, five, student, kind):
+    """Answer sets beside a row that has none: loss and gradients are those of separate forwards."""
+    model = tiny(kind)
+    rows = [row(0), row(1, language="ru", response=OPTIONS[2]), row(2, language="es", options=(), twins=())]
+    signals = hidden_signals(model, rows, layer=2, pad_id=0)
+    carrier = student(model, five)
+    weights = Weights(ce=0.0, kl=1.0, layer=2)
+    parts = batch_losses(carrier.model, collate(samples_of(rows, signals), 0), weights, carrier)
+    parts["options"].backward()
+    packed = {name: p.grad.clone() for name, p in carrier.parameters().items()}
+    for p in carrier.parameters().values():
+        p.grad = None
+    total = 0.0
+    for one, signal in zip(rows[:2], signals[:2], strict=True):
+        scores = []
+        for option in OPTIONS:
+            carrier.set_path([one.language])
+            ids = torch.tensor([[*one.student.prompt, *option]])
+            logits = carrier.model(input_ids=ids, use_cache=False).logits[0]
+            said = logits[len(one.student.prompt) - 1 : -1].log_softmax(-1)
+            scores.append(said.gather(1, torch.tensor(option)[:, None]).sum())
+        log_q, log_p = F.log_softmax(torch.stack(scores), 0), signal.options.log_softmax(0)
+        loss = (log_p.exp() * (log_p - log_q)).sum()
+        loss.backward()
+        total += loss.item()
+    carrier.off()
+    assert parts["options"].item() == pytest.approx(total, rel=1e-4)
+    for name, p in carrier.parameters().items():
+        torch.testing.assert_close(packed[name], p.grad, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,279 @@
+"""Rows and their order: what student and teacher read, and how often."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from isogloss.adapters.tree import build_tree
+from isogloss.data.examples import ParallelExample, Turn
+from isogloss.errors import ConfigError, DataError
+from isogloss.teacher.prompts import NodeTexts
+from isogloss.teacher.rows import build_rows, schedule
+
+TEXTS = NodeTexts("Root.", {"Indo-European/Italic/Romance": "Romance."}, {"es": "Español."})
+EXAMPLES = [
+    ParallelExample("a", "topic", {"en": Turn("Hi", "yes"), "es": Turn("Hola", "sí")}),
+    ParallelExample("b", "topic", {"en": Turn("Cat", "no"), "sw": Turn("Paka", "hapana")}),
+    ParallelExample("c", "topic", {"en": Turn("Dog", "one"), "es": Turn("Perro", "uno"), "sw": Turn("Mbwa")}),
+    ParallelExample("d", "topic", {"en": Turn("Sun", "two"), "es": Turn("Sol", "dos")}),
+]
+ENGLISH = {"a": "yes", "b": "no", "c": "one", "d": "two"}
+
+
+@pytest.fixture
+def build(tokenizer):
+    def made(amounts, responses="reference", limit=200, examples=EXAMPLES, english=ENGLISH, **more):
+        tree = build_tree(("es", "sw"), ranks={"root": 1, "family": 1, "language": 1})
+        return build_rows(
+            examples,
+            amounts,
+            tokenizer,
+            tree,
+            TEXTS,
+            english=english,
+            responses=responses,
+            limit=limit,
+            **more,
+        )
+
+    return made
+
+
+def test_a_row_is_what_student_and_teacher_read(build, tokenizer):
+    """Plain prompt, privileged prompt, plain English twin, and the response with its end of turn."""
+    row = build({"es": 1})[0]
+    assert (row.id, row.language, row.meaning) == ("a/es", "es", 0)
+    assert tokenizer.decode(row.student.prompt) == "<|user|>Hola<|end|><|assistant|>"
+    assert tokenizer.decode(row.student.response) == "sí<|end|>"
+    assert tokenizer.decode(row.teacher_prompt) == (
+        "<|system|>Root.\nRomance.\nEspañol.\nEnglish: Hi\n→ yes<|end|><|user|>Hola<|end|><|assistant|>"
+    )
+    assert tokenizer.decode(row.twin_prompt) == "<|user|>Hi<|end|><|assistant|>"
+
+
+@pytest.mark.parametrize(
+    ("reads", "system"),
+    [
+        (("texts",), "<|system|>Root.\nRomance.\nEspañol.<|end|>"),
+        (("twin", "answer"), "<|system|>English: Hi\n→ yes<|end|>"),
+        (("texts", "twin"), "<|system|>Root.\nRomance.\nEspañol.\nEnglish: Hi<|end|>"),
+        ((), ""),
+    ],
+)
+def test_each_part_of_the_privilege_can_be_left_out(build, tokenizer, reads, system):
+    """Without any the teacher reads what the student reads."""
+    row = build({"es": 1}, reads=reads)[0]
+    assert tokenizer.decode(row.teacher_prompt) == f"{system}<|user|>Hola<|end|><|assistant|>"
+
+
+def test_a_language_gets_its_first_examples(build):
+    """An amount is an upper bound, and an example without the language or its response does not count."""
+    assert [row.id for row in build({"es": 2, "sw": 9})] == ["a/es", "c/es", "b/sw"]
+
+
+def test_the_teachers_answers_can_be_scored_instead(build, tokenizer):
+    """With `teacher` every response is the English answer, so a turn needs none of its own."""
+    rows = build({"sw": 9}, "teacher")
+    assert [(row.id, tokenizer.decode(row.student.response)) for row in rows] == [
+        ("b/sw", "no<|end|>"),
+        ("c/sw", "one<|end|>"),
+    ]
+
+
+def test_english_rows_are_read_alike_by_both(build):
+    """The root learns to answer English as the reference model does: same prompt on both sides."""
+    for row in build({"en": 4}):
+        assert row.teacher_prompt == row.student.prompt == row.twin_prompt
+
+
+def test_a_language_without_items_is_refused(build):
+    """It would otherwise be missing from every mean."""
+    with pytest.raises(DataError) as caught:
+        build({"es": 1, "fr": 1})
+    assert str(caught.value) == "no item has fr; add items in fr or take it out of languages.targets"
+
+
+def test_a_language_without_responses_is_refused(build):
+    """Instructions alone cannot be scored against references; the reason is the true one."""
+    with pytest.raises(DataError) as caught:
+        build({"sw": 1}, examples=EXAMPLES[2:3])
+    assert str(caught.value) == (
+        "no item in sw can be learned: there is no response (1); "
+        "mend them, set distill.responses=teacher or take sw out of languages.targets"
+    )
+
+
+@pytest.mark.parametrize(
+    ("twin", "turn"),
+    [
+        (Turn("Moon", "three"), Turn("Mwezi", " ")),
+        (Turn("Moon", "three"), Turn("\n", "tatu")),
+        (Turn("Moon", ""), Turn("Mwezi", "tatu")),
+        (Turn(" ", "three"), Turn("Mwezi", "tatu")),
+    ],
+)
+def test_what_is_blank_in_either_language_is_not_learned(build, twin, turn):
+    """The next usable example takes its place."""
+    blank = ParallelExample("blank", "topic", {"en": twin, "sw": turn})
+    rows = build({"sw": 1}, examples=[blank, *EXAMPLES], english=ENGLISH | {"blank": twin.response})
+    assert [row.id for row in rows] == ["b/sw"]
+
+
+def test_a_closed_answer_is_said_in_the_language(build, tokenizer):
+    """The model's "No." is Swahili's hapana; an answer that names no option teaches nothing."""
+    options = {"en": {"1": "yes", "0": "no"}, "sw": {"1": "ndiyo", "0": "hapana"}}
+    closed = [
+        ParallelExample(id, "xnli", {"en": Turn(id, "yes"), "sw": Turn(f"s{id}")}, options) for id in "xyz"
+    ]
+    english = {"x": "Well.", "y": "No.", "z": "It is yes"}
+    rows = build({"sw": 9}, "teacher", examples=closed, english=english)
+    assert [(row.id, tokenizer.decode(row.student.response)) for row in rows] == [
+        ("y/sw", "hapana<|end|>"),
+        ("z/sw", "ndiyo<|end|>"),
+    ]
+
+
+def test_extra_examples_are_read_besides_the_amounts(build, tokenizer):
+    """Their own text is learned, whatever the English answers are."""
+    pair = ParallelExample(
+        "p", "to_english", {"en": Turn("To English: Hi", "Hi"), "es": Turn("Al inglés: Hola", "Hi")},
+        own_response=True,
+    )  # fmt: skip
+    rows = build({"es": 1}, "teacher", extra=[pair], english=ENGLISH | {"p": "Hi"})
+    assert [row.id for row in rows] == ["a/es", "p/es"]
+    assert tokenizer.decode(rows[1].student.response) == "Hi<|end|>"
+
+
+def test_all_rows_that_are_too_long_are_counted(build):
+    """The first is named."""
+    with pytest.raises(ConfigError, match=r"^the prompt of a/es has 7 .*out \(2 more rows are over it\)$"):
+        build({"es": 9}, limit=6)
+
+
+def test_a_long_prompt_of_the_student_is_refused(build):
+    """Never cut: <|user|>, four letters, <|end|> and <|assistant|> are seven tokens."""
+    with pytest.raises(ConfigError) as caught:
+        build({"es": 1}, limit=6)
+    assert str(caught.value) == (
+        "the prompt of a/es has 7 tokens and the limit is 6; raise distill.max_prompt or leave the row out"
+    )
+
+
+def test_a_long_prompt_of_the_teacher_is_refused(build):
+    """Its texts are a token a byte; two enclose the system turn, and seven follow."""
+    with pytest.raises(ConfigError) as caught:
+        build({"es": 1}, limit=30)
+    text = "Root.\nRomance.\nEspañol.\nEnglish: Hi\n→ yes"
+    assert str(caught.value) == (
+        f"the teacher's prompt for a/es has {len(text.encode()) + 9} tokens and the limit is 30; "
+        "raise distill.max_prompt or shorten the node texts"
+    )
+
+
+def test_the_response_is_checked_in_each_task_of_a_language(build, tokenizer, monkeypatch):
+    """Here the template greets behind a system text that holds "one", which the second task's has."""
+    says = "('Well, ' if m['role'] == 'assistant' and 'one' in messages[0]['content'] else '')"
+    monkeypatch.setattr(
+        tokenizer,
+        "chat_template",
+        "{%- for m in messages -%}{{- '<|' + m['role'] + '|>' + SAYS + m['content'] + '<|end|>' -}}"
+        "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}".replace(
+            "SAYS", says
+        ),
+    )
+    build({"es": 1})
+    with pytest.raises(
+        ConfigError, match=r"^the chat template writes the response of c/es behind the teacher's"
+    ):
+        build({"es": 2}, examples=[EXAMPLES[0], replace(EXAMPLES[2], task="letter")])
+
+
+def plan(languages, draws, **options):
+    settings = {"balance": 1.0, "batch": 4, "seed": 0, "alike": [1] * len(languages)} | options
+    return schedule(languages, draws, **settings)
+
+
+def draws_of(languages, order):
+    return Counter(languages[number] for number in order)
+
+
+UNEVEN = ["es"] * 16 + ["sw"] * 4
+
+
+@pytest.mark.parametrize(
+    ("balance", "draws", "counts"),
+    [
+        (1.0, 20, {"es": 16, "sw": 4}),  # 16 : 4
+        (2.0, 24, {"es": 16, "sw": 8}),  # √16 : √4 = 4 : 2
+        (4.0, 24, {"es": 14, "sw": 10}),  # 2 : √2, so 24 · 0.5858 = 14.06
+        (1e9, 24, {"es": 12, "sw": 12}),  # 1 : 1
+    ],
+)
+def test_languages_are_balanced_by_the_formula(balance, draws, counts):
+    """n^(1/balance): in proportion to data at 1, evenly at infinity."""
+    assert draws_of(UNEVEN, plan(UNEVEN, draws, balance=balance)) == counts
+
+
+@pytest.mark.parametrize("draws", [20, 40, 60])
+@pytest.mark.parametrize("balance", [1.0, 2.0])
+def test_every_row_is_read_before_any_is_read_again(draws, balance):
+    """Within a language, the most and the least read row differ by one reading at most."""
+    order = Counter(plan(UNEVEN, draws, balance=balance))
+    for rows in (range(16), range(16, 20)):
+        readings = [order[row] for row in rows]
+        assert max(readings) - min(readings) <= 1
+
+
+def test_each_row_is_read_once_an_epoch():
+    """One pass in proportion to data is every row once."""
+    assert sorted(plan(UNEVEN, 20)) == list(range(20))
+
+
+def test_a_fixed_share_is_kept_whatever_the_rows():
+    """A tenth of 40 draws is English, though it has as many rows as Spanish; the rest is balanced."""
+    languages = ["en"] * 16 + UNEVEN
+    order = plan(languages, 40, balance=2.0, fixed={"en": 0.1})
+    assert draws_of(languages, order) == {"en": 4, "es": 24, "sw": 12}
+
+
+def test_a_fixed_share_of_a_language_without_rows_is_given_to_the_others():
+    """No English rows, no English share."""
+    assert draws_of(UNEVEN, plan(UNEVEN, 20, fixed={"en": 0.5})) == {"es": 16, "sw": 4}
+
+
+def test_the_same_seed_gives_the_same_order():
+    """And another seed another one."""
+    assert plan(UNEVEN, 20, seed=7) == plan(UNEVEN, 20, seed=7)
+    assert plan(UNEVEN, 20, seed=7) != plan(UNEVEN, 20, seed=8)
+
+
+@pytest.mark.parametrize(("draws", "rows"), [(20, 20), (23, 20), (19, 16), (4, 4), (3, 4), (1, 4)])
+def test_batches_are_whole(draws, rows):
+    """Draws are rounded down to whole batches, one at least."""
+    assert len(plan(UNEVEN, draws)) == rows
+
+
+def test_rows_of_like_length_share_a_batch():
+    """A window of eight batches is read sorted by length, the batches themselves in random order."""
+    lengths = list(range(32))
+    order = plan(["sw"] * 32, 32, alike=lengths)
+    batches = [order[i : i + 4] for i in range(0, 32, 4)]
+    assert all(batch == list(range(batch[0], batch[0] + 4)) for batch in batches)
+    assert sorted(batch[0] for batch in batches) == [0, 4, 8, 12, 16, 20, 24, 28]
+    assert [batch[0] for batch in batches] != [0, 4, 8, 12, 16, 20, 24, 28]
+
+
+def test_every_row_is_read_before_any_again_when_shares_are_rounded():
+    """Shares that are no whole numbers of draws keep the promise too."""
+    languages = ["a"] * 7 + ["b"] * 5 + ["c"] * 9 + ["d"]
+    for seed in range(20):
+        order = Counter(plan(languages, 52, balance=2.0, batch=8, seed=seed))
+        for code in "abcd":
+            readings = [order[row] for row, spoken in enumerate(languages) if spoken == code]
+            assert max(readings) - min(readings) <= 1
+
+
+def test_fewer_draws_than_languages_still_make_a_batch():
+    """Five languages and a batch of two."""
+    assert len(plan(["a", "b", "c", "d", "e"], 2, batch=2)) == 2

@@ -1,0 +1,278 @@
+"""Signals: what is stored is what the teacher says live."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from isogloss.data.chat import Encoded
+from isogloss.losses.topk import TopK
+from isogloss.model.cost import Stage
+from isogloss.model.load import head
+from isogloss.teacher import signals as module
+from isogloss.teacher.cache import Cache
+from isogloss.teacher.rows import Row
+from isogloss.teacher.signals import groups, hidden_signals, where_right
+from isogloss.train.trainer import Weights, batch_losses, collate, samples_of
+
+SIZES = [(9, 3, 4, 2), (2, 1, 1, 5), (17, 6, 3, 2), (4, 2, 7, 3), (11, 5, 2, 1)]
+
+
+def row(number, privileged, prompt, response, twin):
+    made = torch.Generator().manual_seed(number)
+
+    def ids(length):
+        return tuple(torch.randint(5, 250, (length,), generator=made).tolist())
+
+    return Row(f"{number}", "sw", number, Encoded(ids(prompt), ids(response)), ids(privileged), ids(twin))
+
+
+ROWS = [row(number, *sizes) for number, sizes in enumerate(SIZES)]
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "mistral", "gemma3_text"])
+@pytest.mark.parametrize("batch", [2, 64])
+def test_a_stored_signal_is_the_live_teachers_logits(tiny, kind, batch):
+    """Prompts and responses of mixed lengths, in their order: the head of the states is what was said."""
+    model = tiny(kind)
+    found = hidden_signals(model, ROWS, layer=2, pad_id=0, batch=batch)
+    for one, signal in zip(ROWS, found, strict=True):
+        ids = torch.tensor([[*one.teacher_prompt, *one.student.response]])
+        with torch.no_grad():
+            live = model(input_ids=ids, use_cache=False).logits[0]
+        expected = live[len(one.teacher_prompt) - 1 : -1]
+        torch.testing.assert_close(head(model, signal.teacher), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_a_twin_is_the_mean_state_of_its_prompt(tiny, layer):
+    """Over real tokens only, at the layer that was asked for."""
+    model = tiny()
+    for one, signal in zip(ROWS, hidden_signals(model, ROWS, layer=layer, pad_id=0), strict=True):
+        with torch.no_grad():
+            states = model(input_ids=torch.tensor([one.twin_prompt]), output_hidden_states=True).hidden_states
+        torch.testing.assert_close(signal.twin, states[layer][0].mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_signals_carry_no_gradient_and_their_own_memory(tiny):
+    """A view would keep a whole batch of states alive."""
+    model = tiny().train()
+    for signal in hidden_signals(model, ROWS, layer=1, pad_id=0):
+        assert not signal.teacher.requires_grad and not signal.twin.requires_grad
+        assert signal.teacher.untyped_storage().nbytes() == signal.teacher.nbytes
+    assert not model.training
+
+
+def test_equal_twins_are_read_once(tiny):
+    """Five rows of one example: five teacher prompts and one twin."""
+    shared = [Row(r.id, r.language, 0, r.student, r.teacher_prompt, (7, 8, 9)) for r in ROWS]
+    heard = []
+    hidden_signals(tiny(), shared, layer=1, pad_id=0, progress=lambda done, of: heard.append((done, of)))
+    assert heard == [(1, 6), (6, 6)]
+
+
+def test_a_teacher_without_privilege_is_the_student(tiny, five, student):
+    """Reading the student's own prompt, with carriers off, the divergence is zero."""
+    model = tiny()
+    plain = [Row(r.id, r.language, r.meaning, r.student, r.student.prompt, r.twin_prompt) for r in ROWS]
+    carrier = student(model, five)
+    samples = samples_of(plain, hidden_signals(model, plain, layer=1, pad_id=0))
+    with torch.no_grad():
+        parts = batch_losses(carrier.model, collate(samples, 0), Weights(kl=1.0))
+    assert parts["kl"].item() == pytest.approx(0.0, abs=1e-5)
+    on = batch_losses(carrier.model, collate(samples, 0), Weights(kl=1.0), carrier)
+    assert on["kl"].item() > 1.0
+
+
+@pytest.mark.parametrize("kind", ["hidden", "top_k"])
+def test_a_teacher_is_heard_only_where_it_is_right(tiny, kind):
+    """A response of what it writes itself, with the second and last token changed; English as it is."""
+    model = tiny()
+    with torch.no_grad():
+        ids = list(ROWS[0].teacher_prompt)
+        for place in range(4):
+            said = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax().item()
+            ids.append(said + 1 if place in (1, 3) else said)
+    response = tuple(ids[len(ROWS[0].teacher_prompt) :])
+    rows = [
+        replace(ROWS[0], language=code, student=Encoded(ROWS[0].student.prompt, response))
+        for code in ("sw", "en")
+    ]
+    whole = hidden_signals(model, rows, layer=1, pad_id=0, kind=kind, k=4)
+    found, english = where_right(model, rows, whole)
+    assert found.covered.tolist() == [True, False, True, False] and len(found.teacher) == 2
+    assert english is whole[1]
+    if kind == "hidden":
+        assert torch.equal(found.teacher, whole[0].teacher[[0, 2]])
+    parts = batch_losses(model, collate(samples_of(rows[:1], [found]), 0), Weights(kl=1.0))
+    assert parts["ce"] > 0 and parts["kl"] > 0
+
+
+def shared_rows():
+    """Nine rows of two paths: node texts of 12 and 9 tokens; six rows of the first have a task's 6 more."""
+    made = torch.Generator().manual_seed(7)
+
+    def ids(length):
+        return tuple(torch.randint(5, 250, (length,), generator=made).tolist())
+
+    texts = {"sw": ids(12), "ru": ids(9)}
+    task = ids(6)
+    rows = []
+    for number in range(9):
+        code = "sw" if number < 7 else "ru"
+        privileged = texts[code] + (task if number < 6 else ()) + ids(3 + number)
+        response = Encoded(ids(4), ids(1 + number % 3))
+        rows.append(Row(f"{number}", code, number, response, privileged, ids(3)))
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "mistral", "gemma3_text"])
+@pytest.mark.parametrize("batch", [2, 64])
+def test_a_prefix_read_once_gives_what_plain_reading_gives(tiny, kind, batch, monkeypatch):
+    """In float32, window shorter than a prompt included; texts and task are read once for six rows."""
+    monkeypatch.setattr(module, "FORWARD", 40)
+    model, rows = tiny(kind), shared_rows()
+    if getattr(model.config, "sliding_window", None):
+        model.config.sliding_window = 8
+    costs = Stage("plain"), Stage("forked")
+    plain, forked = (
+        hidden_signals(model, rows, layer=1, pad_id=0, batch=batch, fork=fork, cost=cost)
+        for fork, cost in zip((False, True), costs, strict=True)
+    )
+    for one, other in zip(plain, forked, strict=True):
+        torch.testing.assert_close(other.teacher, one.teacher, rtol=1e-4, atol=1e-4)
+    assert costs[0].teacher_calls == costs[1].teacher_calls == 9
+    # Six prompts begin with 12 + 6 equal tokens; five times they are not read again.
+    assert costs[0].teacher_tokens - costs[1].teacher_tokens == 5 * 18
+
+
+def test_rows_are_grouped_by_what_their_prompts_begin_with(monkeypatch):
+    """A stretch of a path's rows, or its parts, whichever saves more tokens; never a prompt's last token."""
+    monkeypatch.setattr(module, "FORWARD", 0)
+    prompts = [(1, 2, 3, 4, n) for n in range(4)] + [(1, 2, 9, 9, 9, n) for n in range(4)] + [(1, 2, 3, 4)]
+    codes = ["sw"] * 9
+    # All nine share 2 tokens: 16 saved. Four and five share 5 and 3: 15 + 12.
+    assert groups(prompts, codes, True) == [([8, 0, 1, 2, 3], 3), ([4, 5, 6, 7], 5)]
+    assert groups(prompts, codes, False) == [(list(range(9)), 0)]
+    # Rows of other languages share nothing, whatever their ids.
+    assert groups(prompts[:4], ["sw", "sw", "sw", "ru"], True) == [([3], 0), ([0, 1, 2], 4)]
+    assert groups([(1, 2, 3)] * 4, ["sw"] * 4, True) == [([0, 1, 2, 3], 2)]
+    # Five rows save 4 · 2 tokens, which is no more than a forward costs; six save 10.
+    monkeypatch.setattr(module, "FORWARD", 8)
+    assert groups([(1, 2, 3)] * 5, ["sw"] * 5, True) == [([0, 1, 2, 3, 4], 0)]
+    assert groups([(1, 2, 3)] * 6, ["sw"] * 6, True) == [([0, 1, 2, 3, 4, 5], 2)]
+
+
+@pytest.mark.parametrize("k", [4, 269])
+def test_top_k_signals_are_the_live_teachers_likeliest_tokens(tiny, k):
+    """Ids to the bit, log-probabilities as packing keeps them."""
+    model = tiny()
+    dense = hidden_signals(model, ROWS, layer=1, pad_id=0)
+    found = hidden_signals(model, ROWS, layer=1, pad_id=0, kind="top_k", k=k)
+    for one, other in zip(dense, found, strict=True):
+        live = TopK.of(head(model, one.teacher), k)
+        assert torch.equal(other.teacher.ids, live.ids)
+        torch.testing.assert_close(other.teacher.logprobs, live.logprobs, rtol=0, atol=1e-3)
+        assert torch.equal(other.twin, one.twin)
+
+
+def test_a_loss_does_not_see_where_its_signal_came_from(tiny, five, student):
+    """All tokens kept: cross-entropy, divergence and their gradients are those of hidden states."""
+    found = []
+    for settings in ({}, {"kind": "top_k", "k": 269}):
+        carrier = student(tiny(), five)
+        carrier.off()
+        signals = hidden_signals(carrier.model, ROWS, layer=1, pad_id=0, **settings)
+        batch = collate(samples_of(ROWS, signals), 0)
+        parts = batch_losses(carrier.model, batch, Weights(kl=1.0), carrier)
+        (parts["ce"] + parts["kl"]).backward()
+        gradients = torch.cat([p.grad.flatten() for p in carrier.parameters().values()])
+        found.append((parts["ce"].detach(), parts["kl"].detach(), gradients))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
+
+
+# --- the cache
+
+
+def cached(model, folder, rows, **settings):
+    cost = Stage("test")
+    cache = Cache(folder, {"weights": "some"})
+    return hidden_signals(model, rows, layer=1, pad_id=0, cache=cache, cost=cost, **settings), cost
+
+
+def assert_same_signals(ours, theirs):
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one.twin, other.twin)
+        if isinstance(one.teacher, TopK):
+            assert torch.equal(one.teacher.ids, other.teacher.ids)
+            assert torch.equal(one.teacher.logprobs, other.teacher.logprobs)
+        else:
+            assert torch.equal(one.teacher, other.teacher)
+
+
+@pytest.mark.parametrize("settings", [{}, {"kind": "top_k", "k": 4}])
+def test_a_second_reading_spends_nothing_and_gives_the_same_bits(tiny, tmp_path, settings):
+    """And so does one without a cache."""
+    model, rows = tiny(), shared_rows()
+    first, spent = cached(model, tmp_path, rows, **settings)
+    second, again = cached(model, tmp_path, rows, **settings)
+    assert (spent.teacher_calls, spent.cached_hits) == (9, 0)
+    assert spent.teacher_tokens > 0 and spent.cache_bytes_written > 0
+    assert (again.teacher_calls, again.teacher_tokens, again.cached_hits) == (0, 0, 9)
+    assert (again.cache_bytes_written, again.flops) == (0, 0)
+    assert_same_signals(first, second)
+    assert_same_signals(first, hidden_signals(model, rows, layer=1, pad_id=0, **settings))
+
+
+def test_kinds_k_and_layers_are_kept_apart(tiny, tmp_path):
+    """What is found is what was asked for; twins do not depend on the teacher's kind."""
+    model, rows = tiny(), shared_rows()
+    cached(model, tmp_path, rows)
+    top, cost = cached(model, tmp_path, rows, kind="top_k", k=4)
+    assert cost.teacher_calls == 9 and top[0].teacher.ids.shape[1] == 4
+    assert cached(model, tmp_path, rows, kind="top_k", k=3)[1].teacher_calls == 9
+    assert len(list(tmp_path.glob("*/*.safetensors"))) == 4
+    for manifest in tmp_path.glob("*/manifest.json"):
+        assert json.loads(manifest.read_text())["weights"] == "some"
+
+
+def test_a_killed_reading_goes_on_where_it_was(tiny, tmp_path, monkeypatch):
+    """Killed between two batches: the rest is read, and all is that of an unbroken reading, to the bit."""
+    monkeypatch.setattr(module, "SHARD", 1)
+    model, rows = tiny(), shared_rows()
+    whole, _ = cached(model, tmp_path / "whole", rows, batch=2)
+
+    def kill(done, of):
+        if done >= 9 + 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cached(model, tmp_path / "broken", rows, batch=2, progress=kill)
+    found, cost = cached(model, tmp_path / "broken", rows, batch=2)
+    assert 0 < cost.teacher_calls < 9 and cost.teacher_calls + cost.cached_hits == 9
+    assert_same_signals(whole, found)
+
+
+def test_equal_rows_are_read_once_and_new_ones_alone(tiny, tmp_path):
+    """By content: other ids and names change nothing."""
+    rows = shared_rows()
+    _, cost = cached(tiny(), tmp_path, [*rows[:3], *rows[:3]])
+    assert cost.teacher_calls == 3
+    renamed = [Row(f"x{r.id}", r.language, 0, r.student, r.teacher_prompt, r.twin_prompt) for r in rows]
+    _, cost = cached(tiny(), tmp_path, renamed)
+    assert (cost.teacher_calls, cost.cached_hits) == (6, 3)
+
+
+@pytest.mark.parametrize("k", [8, 32])
+def test_what_is_kept_of_a_token_is_four_bytes_a_pair(tiny, tmp_path, k):
+    """128 bytes at k = 32; besides them 36 bytes a row, and a header."""
+    rows = shared_rows()
+    cached(tiny(), tmp_path, rows, kind="top_k", k=k)
+    tokens = sum(len(row.student.response) for row in rows)
+    sizes = [
+        {name: tensor.nbytes for name, tensor in load_file(shard).items()}
+        for shard in tmp_path.glob("*/*.safetensors")
+    ]
+    assert {"keys": 9 * 32, "lengths": 9 * 4, "values": tokens * 4 * k} in sizes

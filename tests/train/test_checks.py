@@ -1,0 +1,181 @@
+"""Self-checks: each passes where all is well, and each catches the fault that it is there for."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from isogloss.data import chat
+from isogloss.data.chat import Encoded
+from isogloss.errors import DataError
+from isogloss.model import readout
+from isogloss.model.readout import Readout
+from isogloss.teacher import signals
+from isogloss.teacher.rows import Row
+from isogloss.teacher.signals import hidden_signals
+from isogloss.train import trainer
+from isogloss.train.checks import PathsOnly, check_rows, check_teacher, divergence_by_language
+from isogloss.train.trainer import Weights, batch_losses, collate, samples_of
+
+OPTIONS = {"pad_id": 0, "layer": 1, "kind": "hidden", "k": 4}
+
+
+def row(number, code):
+    made = torch.Generator().manual_seed(number)
+
+    def ids(length):
+        return tuple(torch.randint(5, 250, (length,), generator=made).tolist())
+
+    return Row(f"{number}/{code}", code, number, Encoded(ids(3 + number), ids(2)), ids(9), ids(4))
+
+
+ROWS = [row(number, code) for number, code in enumerate(("sw", "ru", "en", "sw", "es", "fr"))]
+
+
+def test_a_row_without_response_tokens_is_refused():
+    """Its loss would be exactly 0."""
+    check_rows(ROWS)
+    with pytest.raises(DataError) as caught:
+        check_rows([*ROWS, Row("7/sw", "sw", 7, Encoded((1,), ()), (1,), (1,))])
+    assert str(caught.value) == "7/sw has no response token; give it a response or leave it out"
+
+
+@pytest.mark.parametrize("kind", ["hidden", "top_k"])
+@pytest.mark.parametrize("architecture", ["qwen3", "gemma3_text"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_aligned_teacher_passes_and_nothing_is_left_behind(tiny, five, student, kind, architecture, dtype):
+    """Carriers are off afterwards, and every layer is in its place."""
+    carrier = student(tiny(architecture, dtype=dtype), five)
+    before = [name for name, _ in carrier.model.named_modules()]
+    check_teacher(carrier, ROWS, **(OPTIONS | {"kind": kind}))
+    assert [name for name, _ in carrier.model.named_modules()] == before
+    assert all(layer.disable_adapters for layer in carrier.layers())
+
+
+def test_a_teacher_one_position_late_is_caught(tiny, five, student, monkeypatch):
+    """The classic: every response token scored by the state that has read it."""
+
+    def late(starts, lengths, width):
+        return chat.response_positions(starts, lengths, width) + 1
+
+    monkeypatch.setattr(signals, "response_positions", late)
+    with pytest.raises(RuntimeError, match=r"self-check: a teacher that reads the student's prompt differs"):
+        check_teacher(student(tiny(), five), ROWS, **OPTIONS)
+
+
+def test_a_teacher_in_training_mode_is_caught(tiny, five, student, monkeypatch):
+    """Dropout would make teacher and student differ by noise."""
+    carrier = student(tiny(), five)
+    carrier.model.train()
+    monkeypatch.setattr(carrier.model, "eval", lambda: carrier.model)
+    with pytest.raises(RuntimeError, match=r"self-check: the teacher reads in training mode"):
+        check_teacher(carrier, ROWS, **OPTIONS)
+
+
+def test_noise_in_the_teacher_is_caught(tiny, five, student):
+    """Whatever its mode is called: two readings of the same rows differ."""
+    carrier = student(tiny(), five)
+    layer = carrier.model.get_base_model().model.layers[0]
+    layer.register_forward_hook(lambda module, inputs, output: output + 1e-3 * torch.randn_like(output))
+    with pytest.raises(RuntimeError, match=r"self-check: the teacher says another thing when it reads"):
+        check_teacher(carrier, ROWS, **OPTIONS)
+
+
+def test_a_carrier_that_is_never_off_is_caught(tiny, five, student, monkeypatch):
+    """A teacher that reads through adapters is no reference model."""
+    carrier = student(tiny(), five)
+    carrier.set_path(["sw"] * 4)
+    monkeypatch.setattr(carrier, "off", lambda: None)
+    with pytest.raises(RuntimeError, match=r"self-check: with carriers off the model is not the reference"):
+        check_teacher(carrier, [r for r in ROWS if r.language != "en"], **OPTIONS)
+
+
+def checker(carrier, languages):
+    found = PathsOnly(carrier, {"fr"})  # of before training
+    found.on_train_begin(SimpleNamespace(world_size=1), SimpleNamespace(global_step=0), None)
+    found.read.update(languages)
+    return found
+
+
+def move(carrier, name):
+    for p in carrier.node_parameters(carrier.tree.by_name[name]).values():
+        p += 1.0
+
+
+def test_a_node_off_the_paths_that_changes_is_caught(tiny, five, student):
+    """At the first step that changes anything."""
+    carrier = student(tiny(), five)
+    check = checker(carrier, ["sw"])
+    check.on_step_end(None, None, None)
+    move(carrier, "sw")
+    move(carrier, "ru")
+    with pytest.raises(RuntimeError) as caught:
+        check.on_step_end(None, None, None)
+    assert str(caught.value) == "self-check: ru has changed, and no row that was read is below it"
+
+
+def test_nodes_on_the_paths_may_change(tiny, five, student):
+    """Once that is seen, nothing is compared any more."""
+    carrier = student(tiny(), five)
+    check = checker(carrier, ["sw"])
+    move(carrier, "root")
+    move(carrier, "sw")
+    check.on_step_end(None, None, None)
+    move(carrier, "ru")
+    check.on_step_end(None, None, None)
+    assert check.before == {}
+
+
+def test_a_first_step_that_ends_in_no_number_is_caught(tiny, five, student):
+    """Nan differs from itself, and would pass for a node that was rightly changed."""
+    carrier = student(tiny(), five)
+    check = checker(carrier, ["sw"])
+    for p in carrier.node_parameters(carrier.tree.by_name["sw"]).values():
+        p += float("nan")
+    with pytest.raises(RuntimeError) as caught:
+        check.on_step_end(None, None, None)
+    assert str(caught.value) == "self-check: the first step has made sw nan or infinite"
+
+
+def test_a_resumed_run_is_not_compared(tiny, five, student):
+    """The optimiser's moments move what no row reads."""
+    check = PathsOnly(student(tiny(), five), set())
+    check.on_train_begin(SimpleNamespace(world_size=1), SimpleNamespace(global_step=3), None)
+    assert check.before == {}
+
+
+def test_divergences_before_training_are_means_over_each_languages_tokens(tiny, five, student):
+    """What the loss says of its rows alone; English against its own reading."""
+    carrier = student(tiny(), five)
+    carrier.off()
+    samples = samples_of(ROWS, hidden_signals(carrier.model, ROWS, layer=1, pad_id=0))
+    found = divergence_by_language(carrier, samples, Weights(), 0)
+    assert list(found) == ["sw", "ru", "en", "es", "fr"]
+    with torch.no_grad():
+        alone = batch_losses(carrier.model, collate([samples[0], samples[3]], 0), Weights(kl=1.0), carrier)
+        english = batch_losses(carrier.model, collate([samples[2]], 0), Weights(), carrier)
+    assert found["sw"] == pytest.approx(float(alone["kl"]) / 4, rel=1e-4)
+    assert found["en"] == pytest.approx(float(english["retain"]) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["hidden", "top_k"])
+@pytest.mark.parametrize("wrong", [Readout(scale=2.0), Readout(cap=1.0), Readout(scale=0.5)])
+def test_logits_that_the_model_does_not_say_are_caught(tiny, five, student, monkeypatch, kind, wrong):
+    """Teacher and student would share the fault, and agree; the model's own forward does not have it."""
+    carrier = student(tiny(), five)
+    monkeypatch.setitem(readout._seen, carrier.model.get_base_model(), wrong)
+    expected = r"^self-check: the teacher's distribution is \d\.\d+ nats a token from the model's own$"
+    with pytest.raises(RuntimeError, match=expected):
+        check_teacher(carrier, ROWS, **(OPTIONS | {"kind": kind}))
+
+
+def test_a_student_one_position_late_is_caught(tiny, five, student, monkeypatch):
+    """Together with its teacher, so that both agree."""
+
+    def late(starts, lengths, width):
+        return chat.response_positions(starts, lengths, width) - 1
+
+    monkeypatch.setattr(signals, "response_positions", late)
+    monkeypatch.setattr(trainer, "response_positions", late)
+    with pytest.raises(RuntimeError, match=r"^self-check: the cross-entropy is \d+\.\d+ nats a token from"):
+        check_teacher(student(tiny(), five), ROWS, **OPTIONS)

@@ -1,0 +1,240 @@
+"""Stage 2 with cache and checks on a tiny random model: what is spent on the teacher, and what is told."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from isogloss import cli
+from isogloss.config import load_config
+from isogloss.errors import ConfigError, RunError
+from isogloss.model.load import load_tokenizer
+from isogloss.pipeline import stages as pipeline
+from isogloss.teacher.local import Translation
+
+SMALL = (
+    "data.english_items=24", "languages.targets=[sw,ur]", "languages.items={high: 6, middle: 6, low: 6}",
+    "distill.carrier.ranks={root: 2, family: 1, language: 2}", "distill.epochs=1", "distill.batch=6",
+    "distill.kl=0.5", "distill.lr=1e-4", "distill.max_prompt=5000", "dtype=float32",
+    "distill.teacher_view=prompt", "distill.teacher_reads=[texts,twin,answer]",
+)  # fmt: skip
+
+
+class Heard(pipeline.Watcher):
+    """Keeps what a run says."""
+
+    def __init__(self):
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def opened(folder: Path, base: Path, *more: str) -> pipeline.Run:
+    """A run whose stage 1 is done: the random model as it is."""
+    run = pipeline.open_run(load_config(None, (*SMALL, f"run={folder}", f"model={base}", *more)), Heard())
+    if not run.tuned.exists():
+        shutil.copytree(base, run.tuned)
+    return run
+
+
+def stages(run: pipeline.Run) -> dict[str, dict]:
+    ledger = json.loads((run.folder / "ledger.json").read_text())
+    return {stage["stage"]: stage for stage in ledger["stages"]}
+
+
+@pytest.fixture(scope="module")
+def filled(base, tmp_path_factory) -> tuple[pipeline.Run, pipeline.Stage]:
+    """A run with its cache, distilled."""
+    run = opened(tmp_path_factory.mktemp("runs") / "one", base)
+    done = pipeline.run_cache(run)
+    pipeline.run_distill(run)
+    return run, done
+
+
+def test_the_cache_is_filled_once_and_distillation_spends_nothing_on_the_teacher(filled):
+    """6 rows in each of two languages, and English for a tenth of one pass, rounded up."""
+    run, done = filled
+    rows = 6 + 6 + 2
+    assert (done.teacher_calls, done.cached_hits) == (rows, 0)
+    ledger = stages(run)
+    assert ledger["cache"]["teacher_calls"] == rows
+    assert ledger["cache"]["cache_bytes_written"] == sum(
+        shard.stat().st_size for shard in run.signals.glob("*/*.safetensors")
+    )
+    spent = {name: ledger["distill"][name] for name in ("teacher_calls", "teacher_tokens", "cached_hits")}
+    assert spent == {"teacher_calls": 0, "teacher_tokens": 0, "cached_hits": rows}
+    assert ledger["distill"]["cache_bytes_written"] == 0
+    assert run.signals == run.folder / "cache"
+
+
+def test_in_the_english_view_one_reading_of_a_meaning_serves_all_languages(base, tmp_path):
+    """No prompt is privileged: the twin alone is read, for answers of the same tokens and for closed sets."""
+    run = opened(tmp_path / "english", base, "distill.teacher_view=english", "distill.responses=reference")
+    model, stage = run.reference_model(), pipeline.Stage("distill")
+    rows = pipeline.rows_for(run, model, run.examples, run.tree, run.taught, stage)
+    closed = [row for row in rows if row.options]
+    assert {row.language for row in closed} == {"sw", "ur"}
+    for row in closed:
+        assert row.student.response in row.options
+        assert row.teacher_prompt == row.twin_prompt
+    pipeline.run_distill(run)
+    sets = {(row.twin_prompt, row.twin_options) for row in closed}
+    assert len(sets) < len(closed)
+    alone = {(row.teacher_prompt, row.student.response) for row in rows if not row.options}
+    assert stages(run)["distill"]["teacher_calls"] == len(sets) + len(alone)
+
+
+def test_a_second_distillation_of_the_same_data_spends_nothing_and_learns_the_same(filled, base, tmp_path):
+    """Another run folder, the same cache by its setting: the same carriers, to the bit."""
+    run, _ = filled
+    again = opened(tmp_path / "two", base, f"distill.cache={run.signals}")
+    pipeline.run_distill(again)
+    assert stages(again)["distill"]["teacher_calls"] == 0
+    ours, theirs = load_file(run.carriers), load_file(again.carriers)
+    assert all((ours[name] == theirs[name]).all() for name in ours) and not (again.folder / "cache").exists()
+
+
+def test_distillation_fills_the_cache_by_itself_on_top_k_too(base, tmp_path):
+    """Signals that are read live and signals that are found give the same carriers, to the bit."""
+    first = opened(tmp_path / "one", base, "distill.signal=top_k", "distill.top_k=8")
+    pipeline.run_distill(first)
+    assert stages(first)["distill"]["teacher_calls"] == 14
+    second = opened(
+        tmp_path / "two", base, "distill.signal=top_k", "distill.top_k=8", f"distill.cache={first.signals}"
+    )
+    pipeline.run_distill(second)
+    assert (stages(second)["distill"]["teacher_calls"], stages(second)["distill"]["cached_hits"]) == (0, 14)
+    ours, theirs = load_file(first.carriers), load_file(second.carriers)
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+
+
+def test_the_divergence_before_training_is_told_per_language(filled):
+    """One line, each language once; English reads what the teacher reads."""
+    (line,) = [line for line in filled[0].watcher.lines if line.startswith("Divergence")]
+    number = r"\d+\.\d{3}"
+    assert re.fullmatch(
+        f"Divergence from the teacher before training, nats a token: sw {number}, ur {number}, en 0.000", line
+    )
+
+
+def test_checks_can_be_left_out(base, tmp_path):
+    """Nothing is told then."""
+    run = opened(tmp_path / "run", base, "distill.checks=false")
+    pipeline.run_distill(run)
+    assert [line for line in run.watcher.lines if line.startswith("Divergence")] == []
+
+
+def test_top_k_at_another_temperature_is_refused_with_the_settings():
+    """Before anything is read."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["distill.signal=top_k", "distill.temperature=2.0"])
+    assert str(caught.value) == (
+        "--set distill.temperature=2.0: distill.temperature must be 1 where signal is top_k; "
+        "with hidden it may be another"
+    )
+
+
+def test_the_prompt_of_a_row_is_shown_as_it_is_read(filled, capsys):
+    """Teacher and student, control tokens and all; the response's tokens are the same, each in brackets."""
+    run, _ = filled
+    example = next(e for e in run.examples if "sw" in e.turns)
+    turn = example.turns["sw"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["teacher-prompt", str(run.folder), "--language", "swh", "--id", example.id])
+    assert ended.value.code == 0
+    teacher, student = capsys.readouterr().out.split("Student: ")
+    row, reader = pipeline.row_of(run, "sw", example.id)
+    assert reader is None
+    length = len(row.student.response)
+    assert teacher.startswith(f"Teacher: {len(row.teacher_prompt)} tokens, then {length} of the response\n")
+    assert student.startswith(f"{len(row.student.prompt)} tokens, then {length} of the response\n")
+    asked = f"<|user|>{turn.instruction}<|end|><|assistant|>"
+    marked = "".join(f"⟦{letter}⟧" for letter in turn.response) + "⟦<|end|>⟧"
+    if turn.response.isascii():
+        assert student.split("\n", 1)[1].strip() == asked + marked
+        assert teacher.strip().endswith(asked + marked)
+    assert f"English: {example.turns['en'].instruction}" in teacher
+    assert "English:" not in student
+
+
+def test_an_unknown_row_is_refused(filled):
+    """Language and id, each with what there is."""
+    run, _ = filled
+    with pytest.raises(RunError) as caught:
+        pipeline.row_of(run, "fr", "1")
+    assert str(caught.value) == f"fr is not taught in {run.folder}; there are sw, ur"
+    with pytest.raises(RunError, match=r"--id nothing: no example in sw has this id; "):
+        pipeline.row_of(run, "sw", "nothing")
+
+
+def test_filling_a_full_cache_reads_nothing(filled):
+    """The ledger's stage keeps what was spent before."""
+    run, _ = filled
+    done = pipeline.run_cache(run)
+    assert (done.teacher_calls, done.teacher_tokens, done.cached_hits) == (0, 0, 14)
+    assert done.cache_bytes_written == 0
+    assert stages(run)["cache"]["teacher_calls"] == 14
+
+
+@pytest.fixture(scope="module")
+def other_cut(tiny, tokenizer, tmp_path_factory) -> Path:
+    """A random model whose tokenizer joins four pairs of letters."""
+    folder = tmp_path_factory.mktemp("other")
+    tiny("qwen3", seed=5).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer.json"
+    made = json.loads(file.read_text("utf-8"))
+    for pair in ("an", "in", "ki", "wa"):
+        made["model"]["vocab"][pair] = len(made["model"]["vocab"])
+        made["model"]["merges"].append(list(pair))
+    file.write_text(json.dumps(made), "utf-8")
+    return folder
+
+
+def test_another_teacher_is_learned_from_where_both_cut_alike_and_asked_once(other_cut, base, tmp_path):
+    """12 rows are scored by it, 2 in English by the model; a second run asks nobody and learns the same."""
+    teacher = f"distill.teacher={{type: model, path: '{other_cut}', top_k: 8}}"
+    first = opened(tmp_path / "one", base, teacher)
+    translation = Translation(first.tokenizer, load_tokenizer(str(other_cut)))
+    assert translation.covered(tuple(first.tokenizer("kisu")["input_ids"])).tolist() == [
+        False, False, True, True
+    ]  # fmt: skip
+    pipeline.run_distill(first)
+    assert stages(first)["distill"]["teacher_calls"] == 14
+    second = opened(tmp_path / "two", base, teacher, f"distill.cache={first.signals}")
+    pipeline.run_distill(second)
+    assert (stages(second)["distill"]["teacher_calls"], stages(second)["distill"]["cached_hits"]) == (0, 14)
+    ours, theirs = load_file(first.carriers), load_file(second.carriers)
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+    plain = opened(tmp_path / "three", base)
+    pipeline.run_distill(plain)
+    itself = load_file(plain.carriers)
+    assert not all((ours[name] == itself[name]).all() for name in ours)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "distill.on_policy=0.5",
+        "distill.shrinkage=1.0",
+        "distill.level_dropout=0.5",
+        "distill.carrier={type: prefix, lengths: {root: 2, family: 1, language: 2}}",
+        "distill.carrier={type: embedding, lengths: {root: 2, family: 1, language: 2}}",
+    ],
+)
+def test_ways_of_training_and_carriers_pass_the_checks_with_each_signal(base, tmp_path, way):
+    """With the divergence on, each kind of signal and all self-checks, a run ends with its carriers."""
+    carrier = ("distill.carrier.ranks={root: 2, family: 1, language: 2}",) if "carrier" not in way else ()
+    settings = tuple(one for one in SMALL if "carrier" not in one)
+    for signal in ("hidden", "top_k"):
+        folder = tmp_path / signal
+        made = (*settings, *carrier, f"run={folder}", f"model={base}", f"distill.signal={signal}")
+        run = pipeline.open_run(load_config(None, (*made, "distill.sample_tokens=4", way)), Heard())
+        shutil.copytree(base, run.tuned)
+        pipeline.run_distill(run)
+        assert run.carriers.exists()
+        assert any(line.startswith("Divergence") for line in run.watcher.lines)

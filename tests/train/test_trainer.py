@@ -1,0 +1,592 @@
+"""The trainer: which tokens carry loss, what a step is normalised by, and what a killed run ends with."""
+
+import errno
+import json
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from several import Gradients, sample
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from isogloss.adapters.virtual import TreeEmbedding, TreePrefix
+from isogloss.data.chat import Encoded
+from isogloss.errors import ConfigError, RunError
+from isogloss.losses import functional
+from isogloss.losses.topk import TopK
+from isogloss.teacher.signals import Signal
+from isogloss.train import trainer
+from isogloss.train.trainer import (
+    Ordered,
+    ResponseTrainer,
+    Sample,
+    Watch,
+    Weights,
+    batch_losses,
+    collate,
+    train,
+    training_arguments,
+    twins_of,
+)
+
+SIZES = [(3, 2), (7, 1), (2, 9), (5, 4), (4, 4), (6, 3), (2, 1), (3, 6)]
+DISTIL = Weights(ce=0.7, kl=1.3)
+
+
+SAMPLES = [sample(number, *sizes) for number, sizes in enumerate(SIZES)]
+PLAIN = [Sample(s.encoded) for s in SAMPLES]
+
+
+class Bigrams(nn.Module):
+    """A decoder whose logits at a position are a table's row for the token there."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = torch.tensor(table).log()
+        self.layers = nn.ModuleList([nn.Identity()])
+        self.config = SimpleNamespace(num_hidden_layers=1, vocab_size=len(table))
+        self.config.get_text_config = lambda: self.config
+
+    def forward(self, input_ids, attention_mask, use_cache):
+        states = nn.functional.one_hot(input_ids, len(self.table)).float()
+        return SimpleNamespace(last_hidden_state=self.layers[0](states))
+
+    def get_decoder(self):
+        return self
+
+    def get_output_embeddings(self):
+        return lambda states: states @ self.table
+
+
+TABLE = [  # row: token read; column: probability of the next
+    [0.25, 0.25, 0.25, 0.25],
+    [0.10, 0.20, 0.30, 0.40],
+    [0.125, 0.125, 0.25, 0.5],
+    [0.25, 0.05, 0.60, 0.10],
+]
+
+
+def ce_of(*rows):
+    batch = collate([Sample(Encoded(*row)) for row in rows], 0)
+    return batch_losses(Bigrams(TABLE), batch, Weights())["ce"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "nats"),
+    [
+        ((1, 2), (3, 0), 2.079442),  # -ln P(3|2) - ln P(0|3) = ln 2 + ln 4
+        ((1,), (1,), 1.609438),  # -ln P(1|1) = ln 5
+        ((3, 3, 3), (2, 2, 3), 2.590267),  # -ln .6 - ln .25 - ln .5
+        ((2,), (0,), 2.079442),  # -ln P(0|2) = ln 8: the end of a response counts
+    ],
+)
+def test_labels_are_shifted_once(prompt, response, nats):
+    """A response token is predicted from the token before it; the first from the prompt's last."""
+    assert ce_of((prompt, response)).item() == pytest.approx(nats, abs=1e-5)
+
+
+def test_english_rows_keep_to_the_reference_model_and_nothing_else():
+    """KL of (.25 .25 .25 .25) from (.1 .2 .3 .4) is 0.121776 nats; the Swahili row alone has ce and kl."""
+    model = Bigrams(TABLE)
+    teacher = nn.functional.one_hot(torch.tensor([0]), 4).float()  # reads a 0 where the student reads a 1
+    same = nn.functional.one_hot(torch.tensor([2]), 4).float()
+    rows = [
+        Sample(Encoded((1,), (3,)), "en", 0, Signal(teacher, torch.zeros(4))),
+        Sample(Encoded((2,), (3,)), "sw", 1, Signal(same, torch.zeros(4))),
+    ]
+    parts = batch_losses(model, collate(rows, 0), Weights(kl=1.0))
+    assert {name: part.item() for name, part in parts.items()} == pytest.approx(
+        {"retain": 0.121776, "ce": 0.693147, "kl": 0.0}, abs=1e-5
+    )
+
+
+def test_without_a_divergence_english_rows_are_kept_all_the_same():
+    """Only they have a signal then."""
+    teacher = nn.functional.one_hot(torch.tensor([0]), 4).float()
+    rows = [
+        Sample(Encoded((2,), (3,)), "sw", 1, Signal(None, torch.zeros(4))),
+        Sample(Encoded((1,), (3,)), "en", 0, Signal(teacher, torch.zeros(4))),
+    ]
+    parts = batch_losses(Bigrams(TABLE), collate(rows, 0), Weights())
+    assert {name: part.item() for name, part in parts.items()} == pytest.approx(
+        {"retain": 0.121776, "ce": 0.693147}, abs=1e-5
+    )
+
+
+def test_padding_carries_no_loss():
+    """Rows of unequal length: the sum of what each costs alone."""
+    rows = [((1, 2), (3, 0)), ((1,), (1,)), ((3, 3, 3), (2, 2, 3))]
+    assert ce_of(*rows).item() == pytest.approx(2.079442 + 1.609438 + 2.590267, abs=1e-5)
+
+
+def test_prompt_tokens_carry_no_loss():
+    """In a table of pairs, what stands before the prompt's last token changes nothing, to the bit."""
+    first = ce_of(((1, 2), (3, 0)))
+    for prompt in ((0, 2), (3, 2), (3, 1, 0, 2), (2,)):
+        assert torch.equal(ce_of((prompt, (3, 0))), first)
+
+
+def test_collation_matches_a_hand_written_table():
+    """Right padding, and positions in the flattened batch of 2 · 4."""
+    batch = collate([Sample(Encoded((1, 2), (3, 4)), "sw", 5), Sample(Encoded((6,), (7,)), "ur", 9)], 0)
+    assert batch.ids.tolist() == [[1, 2, 3, 4], [6, 7, 0, 0]]
+    assert batch.mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch.prompt_mask.tolist() == [[1, 1, 0, 0], [1, 0, 0, 0]]
+    assert batch.positions.tolist() == [1, 2, 4]
+    assert batch.response.tolist() == [3, 4, 7]
+    assert (batch.languages, batch.meanings.tolist()) == (["sw", "ur"], [5, 9])
+    assert batch.teacher is None
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "mistral", "gemma3_text"])
+def test_cross_entropy_is_what_transformers_computes(tiny, kind):
+    """Its own loss, with labels of -100 on prompt and padding, times the number of response tokens."""
+    model, batch = tiny(kind), collate(PLAIN, 0)
+    labels = batch.ids.masked_fill(batch.prompt_mask.bool() | (batch.mask == 0), -100)
+    with torch.no_grad():
+        theirs = model(input_ids=batch.ids, attention_mask=batch.mask, labels=labels).loss
+        ours = batch_losses(model, batch, Weights())["ce"]
+    assert len(batch.response) == 30
+    assert ours.item() == pytest.approx(theirs.item() * 30, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "loss"),
+    [
+        ("forward", functional.forward_kl),
+        ("reverse", functional.reverse_kl),
+        ("jensen_shannon", functional.jensen_shannon),
+    ],
+)
+def test_the_divergence_is_between_matching_tokens(tiny, five, student, divergence, loss):
+    """Row by row, token by token, each language on its own path: the sum of eight separate rows."""
+    model = tiny()
+    carrier = student(model, five)
+    weights = Weights(kl=1.0, divergence=divergence, temperature=2.0)
+    total = kept = 0.0
+    with torch.no_grad():
+        for one in SAMPLES:
+            ids = torch.tensor([[*one.encoded.prompt, *one.encoded.response]])
+            with carrier.on([one.language]) as on:
+                said = on(input_ids=ids, use_cache=False).logits[0, len(one.encoded.prompt) - 1 : -1]
+            teacher = one.signal.teacher @ model.get_output_embeddings().weight.T
+            if one.language == "en":
+                kept += functional.forward_kl(said, teacher).item()
+            else:
+                total += loss(said, teacher, temperature=2.0).item()
+        parts = batch_losses(carrier.model, collate(SAMPLES, 0), weights, carrier)
+    assert parts["kl"].item() == pytest.approx(total, rel=1e-4)
+    assert parts["retain"].item() == pytest.approx(kept, rel=1e-4)
+
+
+def test_chunks_of_tokens_give_the_same_losses_and_gradients(tiny, five, student, monkeypatch):
+    """30 response tokens at once, and three at a time, the last chunk smaller."""
+    found = []
+    for logits in (trainer.LOGITS, 3 * 269):
+        monkeypatch.setattr(trainer, "LOGITS", logits)
+        carrier = student(tiny(), five)
+        parts = batch_losses(carrier.model, collate(SAMPLES, 0), Weights(0.7, 1.3), carrier)
+        (0.7 * parts["ce"] + 1.3 * parts["kl"] + 0.4 * parts["retain"]).backward()
+        gradients = torch.cat([p.grad.flatten() for p in carrier.parameters().values()])
+        found.append((torch.stack([parts[name] for name in ("ce", "kl", "retain")]), gradients))
+    (whole, its_gradients), (chunked, their_gradients) = found
+    torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(their_gradients, its_gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_the_hidden_term_pools_the_instruction_alone(tiny, five, student):
+    """The student's middle states over its prompt, on its path, by the twins' mean and spread."""
+    carrier = student(tiny(), five)
+    pooled = []
+    with torch.no_grad():
+        for one in SAMPLES:
+            with carrier.on([one.language]) as on:
+                ids = torch.tensor([one.encoded.prompt])
+                pooled.append(on(input_ids=ids, output_hidden_states=True).hidden_states[2][0].mean(0))
+        twins = torch.stack([s.signal.twin for s in SAMPLES])
+        mean, spread = twins.mean(0), twins.std(0, correction=0)
+        torch.testing.assert_close(twins_of(SAMPLES).vectors, (twins - mean) / spread, rtol=1e-4, atol=1e-4)
+        both = ((torch.stack(pooled) - mean) / spread, (twins - mean) / spread)
+        expected = functional.similarity(*both, torch.arange(8), temperature=0.5)
+        weights = Weights(hidden=1.0, layer=2, contrast=0.5)
+        found = batch_losses(carrier.model, collate(SAMPLES, 0), weights, carrier, twins_of(SAMPLES))
+    assert found["hidden"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+BARE = [
+    Sample(Encoded(s.encoded.prompt, ()), s.language, s.meaning, Signal(None, s.signal.twin)) for s in SAMPLES
+]
+
+
+def test_bare_sentences_are_standardised_by_their_own_twins(tiny, five, student):
+    """Beside instructions in a batch; another mean moves each kind's rows by itself."""
+    carrier = student(tiny(), five)
+    bare = [
+        Sample(s.encoded, s.language, 8 + s.meaning, Signal(None, 3 * s.signal.twin.flip(0) + 1))
+        for s in BARE
+    ]
+    mixed = [*SAMPLES, *bare]
+    with torch.no_grad():
+        twins = twins_of(mixed)
+        apart = twins_of(SAMPLES).vectors, twins_of([replace(s, meaning=s.meaning - 8) for s in bare]).vectors
+        torch.testing.assert_close(twins.vectors, torch.cat(apart))
+        pooled = torch.stack([s.signal.twin for s in mixed])
+        torch.testing.assert_close(twins.standardise(pooled, [s.bare for s in mixed]), twins.vectors)
+        weights = Weights(hidden=1.0, layer=2, contrast=0.5)
+        found = batch_losses(carrier.model, collate(mixed, 0), weights, carrier, twins)["hidden"]
+        rows = []
+        for one in mixed:
+            with carrier.on([one.language]) as on:
+                states = on(input_ids=torch.tensor([one.encoded.prompt]), output_hidden_states=True)
+            rows.append(states.hidden_states[2][0].mean(0))
+        scaled = twins.standardise(torch.stack(rows), [False] * 8 + [True] * 8)
+        wanted = functional.similarity(scaled, twins.vectors, torch.arange(16), temperature=0.5)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_too_few_twins_are_compared_as_they_are():
+    """Of seven nobody knows a spread."""
+    twins = twins_of(SAMPLES[:7])
+    assert torch.equal(twins.vectors, torch.stack([s.signal.twin for s in SAMPLES[:7]]).float())
+
+
+def test_a_step_of_bare_sentences_learns_from_the_hidden_term_alone(tiny, five, student, tmp_path):
+    """No response token: the loss is the mean over rows, and no number is lost to a division by 0."""
+    carrier = student(tiny(), five)
+    weights = Weights(ce=1.0, kl=1.0, hidden=0.5, layer=2)
+    with torch.no_grad():
+        parts = batch_losses(carrier.model, collate(BARE, 0), weights, carrier, twins_of(BARE))
+    found = run(tmp_path / "run", carrier.model, BARE, carrier=carrier, weights=weights, steps=1)
+    hidden = parts["hidden"].item() / 8
+    assert found.curve == [
+        pytest.approx(
+            {"stage": "test", "step": 1, "loss": 0.5 * hidden, "ce": 0.0, "hidden": hidden}, abs=1e-5
+        )
+    ]
+
+
+def test_the_hidden_terms_weight_fades_in_a_line():
+    """From all of it at the start to none at `fade` of the way and behind it; without `fade` it stays."""
+    fading = Weights(ce=0.5, hidden=2.0, fade=0.5)
+    assert [fading.at(done).hidden for done in (0.0, 0.25, 0.5, 0.75)] == [2.0, 1.0, 0.0, 0.0]
+    assert fading.at(0.75).ce == 0.5
+    assert Weights(hidden=2.0).at(0.75).hidden == 2.0
+
+
+def test_rows_of_one_example_share_its_twin(tiny, five, student):
+    """A row and its like alone in a batch cost nothing as one example's, something as two examples'."""
+    carrier = student(tiny(), five)
+
+    def hidden(example, signal):
+        first = SAMPLES[0]
+        pair = [first, Sample(first.encoded, first.language, example, signal)]
+        weights = Weights(hidden=1.0, layer=2)
+        twins = twins_of(pair)
+        return batch_losses(carrier.model, collate(pair, 0), weights, carrier, twins)["hidden"].item()
+
+    assert hidden(SAMPLES[0].meaning, SAMPLES[0].signal) == pytest.approx(0.0, abs=1e-6)
+    assert hidden(1, SAMPLES[3].signal) > 0.01
+
+
+def run(
+    folder,
+    model,
+    samples,
+    *,
+    batch=8,
+    accumulate=1,
+    carrier=None,
+    steps=3,
+    weights=None,
+    stop=None,
+    say=print,
+):
+    """Train for some steps without clipping; `stop` is the step at which the run is killed."""
+    folder.mkdir(exist_ok=True)
+    arguments = training_arguments(
+        folder / "work", steps=steps, batch=batch * accumulate, accumulate=accumulate, lr=1e-4,
+        weight_decay=0.0, seed=0, bf16=False, save_every=3,
+    )  # fmt: skip
+    arguments.max_grad_norm = 0.0
+    order = [(number * 5 + number // 8) % 8 for number in range(steps * batch * accumulate)]
+    trainer = ResponseTrainer(
+        model=model, carrier=carrier, args=arguments, train_dataset=Ordered(samples, order),
+        weights=weights or Weights(), pad_id=0,
+    )  # fmt: skip
+    kept = Gradients()
+    trainer.add_callback(kept)
+
+    def progress(done, of):
+        if done == stop:
+            raise KeyboardInterrupt
+
+    train(trainer, Watch(folder / "curve.jsonl", "test", 1, progress), folder / "work", say)
+    curve = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+    return SimpleNamespace(gradients=kept.steps, counts=trainer.counts, curve=curve)
+
+
+def assert_same_training(one, many, first, second):
+    for ours, theirs in zip(one.gradients, many.gradients, strict=True):
+        for name, gradient in ours.items():
+            torch.testing.assert_close(theirs[name], gradient, rtol=2e-4, atol=1e-6)
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    for name in ("tokens", "responses"):
+        assert one.counts[name] == many.counts[name]
+    for a, b in zip(one.curve, many.curve, strict=True):
+        assert a == pytest.approx(b, abs=2e-5)
+
+
+@pytest.mark.parametrize(("batch", "accumulate"), [(1, 8), (2, 4)])
+def test_accumulation_does_not_change_stage_1(tiny, tmp_path, batch, accumulate):
+    """Responses of 1 to 9 tokens: a step is normalised by all its tokens, not by means of means."""
+    whole, parts = tiny(), tiny()
+    one = run(tmp_path / "one", whole, PLAIN, steps=2)
+    many = run(tmp_path / "many", parts, PLAIN, batch=batch, accumulate=accumulate, steps=2)
+    assert_same_training(one, many, whole.parameters(), parts.parameters())
+    assert (one.counts["tokens"], one.counts["responses"]) == (2 * 62, 2 * 30)
+
+
+@pytest.mark.parametrize(("batch", "accumulate"), [(1, 8), (2, 4)])
+def test_accumulation_does_not_change_stage_2(tiny, five, student, tmp_path, batch, accumulate):
+    """The same for cross-entropy and divergence, on six paths."""
+    whole, parts = student(tiny(), five), student(tiny(), five)
+    one = run(tmp_path / "one", whole.model, SAMPLES, carrier=whole, weights=DISTIL, steps=2)
+    many = run(
+        tmp_path / "many", parts.model, SAMPLES, carrier=parts, weights=DISTIL, steps=2,
+        batch=batch, accumulate=accumulate,
+    )  # fmt: skip
+    assert_same_training(one, many, whole.parameters().values(), parts.parameters().values())
+
+
+def test_rows_that_cannot_be_shared_out_are_refused(tmp_path, monkeypatch):
+    """Seven rows a step and two processes."""
+    monkeypatch.setattr(trainer.processes, "count", lambda: 2)
+    with pytest.raises(ConfigError) as caught:
+        training_arguments(
+            tmp_path,
+            steps=1,
+            batch=7,
+            accumulate=1,
+            lr=1e-3,
+            weight_decay=0.0,
+            seed=0,
+            bf16=False,
+            save_every=9,
+        )
+    assert str(caught.value) == (
+        "batch: 7 rows a step are not to be had by 2 processes in 1 equal parts each; take a multiple of 2"
+    )
+
+
+def test_a_steps_gradient_is_that_of_the_mean_over_its_tokens(tiny, tmp_path):
+    """The scale too: transformers' own mean loss over the whole batch, differentiated."""
+    model, reference = tiny(), tiny()
+    found = run(tmp_path / "run", model, PLAIN, batch=2, accumulate=4, steps=1)
+    batch = collate(PLAIN, 0)
+    labels = batch.ids.masked_fill(batch.prompt_mask.bool() | (batch.mask == 0), -100)
+    loss = reference(input_ids=batch.ids, attention_mask=batch.mask, labels=labels).loss
+    loss.backward()
+    for name, p in reference.named_parameters():
+        torch.testing.assert_close(found.gradients[0][name], p.grad, rtol=2e-4, atol=1e-6)
+    assert found.curve[0]["ce"] == pytest.approx(loss.item(), abs=2e-5)
+
+
+def test_the_hidden_term_is_a_mean_over_rows(tiny, five, student, tmp_path):
+    """Negatives come from the micro-batch, the normalisation from the whole step."""
+    weights = Weights(ce=1.0, kl=0.5, hidden=0.3, layer=2)
+    carrier = student(tiny(), five)
+    order = [(number * 5 + number // 8) % 8 for number in range(8)]
+    halves = [collate([SAMPLES[n] for n in half], 0) for half in (order[:4], order[4:])]
+    with torch.no_grad():
+        parts = [batch_losses(carrier.model, half, weights, carrier, twins_of(SAMPLES)) for half in halves]
+    names = ("ce", "kl", "retain", "hidden")
+    expected = {name: sum(part[name].item() for part in parts if name in part) for name in names}
+    found = run(
+        tmp_path / "run", carrier.model, SAMPLES, carrier=carrier, weights=weights, batch=4, accumulate=2,
+        steps=1,
+    )  # fmt: skip
+    ce, kl, retain = (expected[name] / 30 for name in names[:3])
+    hidden = expected["hidden"] / 8
+    assert found.curve == [
+        pytest.approx(
+            {"stage": "test", "step": 1, "loss": ce + 0.5 * kl + retain + 0.3 * hidden, "ce": ce, "kl": kl,
+             "retain": retain, "hidden": hidden}, abs=1e-4,
+        )
+    ]  # fmt: skip
+
+
+def curve_of(folder):
+    return (folder / "curve.jsonl").read_text()
+
+
+def test_a_killed_stage_1_ends_with_the_same_weights(tiny, tmp_path):
+    """Killed at step 5 of 8, resumed from the checkpoint of step 3: to the bit what an unbroken one gives."""
+    whole, broken, resumed = tiny(), tiny(), tiny(seed=9)
+    expected = run(tmp_path / "whole", whole, PLAIN, batch=2, accumulate=2, steps=8)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", broken, PLAIN, batch=2, accumulate=2, steps=8, stop=5)
+    found = run(tmp_path / "broken", resumed, PLAIN, batch=2, accumulate=2, steps=8)
+    assert len(found.gradients) == 5
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert found.counts == expected.counts
+    assert curve_of(tmp_path / "broken") == curve_of(tmp_path / "whole")
+
+
+def test_a_killed_stage_2_ends_with_the_same_carriers(tiny, five, student, tmp_path):
+    """The same for adapters, whose checkpoint PEFT writes and reads; the base stays M's to the bit."""
+    tiny().save_pretrained(tmp_path / "tuned")
+
+    def made(seed):
+        return student(AutoModelForCausalLM.from_pretrained(tmp_path / "tuned"), five, seed=seed)
+
+    whole, broken, resumed = made(1), made(1), made(2)
+    options = {"batch": 2, "accumulate": 2, "steps": 8}
+    options["weights"] = Weights(ce=0.7, kl=1.3, hidden=0.3, layer=2)
+    expected = run(tmp_path / "whole", whole.model, SAMPLES, carrier=whole, **options)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", broken.model, SAMPLES, carrier=broken, stop=5, **options)
+    found = run(tmp_path / "broken", resumed.model, SAMPLES, carrier=resumed, **options)
+    assert len(found.gradients) == 5
+    for name, p in whole.parameters().items():
+        assert torch.equal(p, resumed.parameters()[name])
+    assert found.counts == expected.counts
+    assert curve_of(tmp_path / "broken") == curve_of(tmp_path / "whole")
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned").state_dict()
+    for name, p in resumed.model.get_base_model().state_dict().items():
+        if "lora_" not in name:
+            assert torch.equal(p, reference[name.replace(".base_layer", "")])
+
+
+@pytest.mark.parametrize("make", [TreePrefix, TreeEmbedding])
+def test_a_killed_stage_2_ends_with_the_same_virtual_positions(tiny, five, tmp_path, make):
+    """The same for carriers that PEFT does not save; a checkpoint holds them and not the model."""
+    whole, broken, resumed = (make(tiny(), five) for _ in range(3))
+    options = {"batch": 2, "accumulate": 2, "steps": 8}
+    options["weights"] = Weights(ce=0.7, kl=1.3, hidden=0.3, layer=2)
+    expected = run(tmp_path / "whole", whole.model, SAMPLES, carrier=whole, **options)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", broken.model, SAMPLES, carrier=broken, stop=5, **options)
+    saved = load_file(tmp_path / "broken" / "work" / "checkpoint-3" / "model.safetensors")
+    assert saved.keys() == {f"model.rows.{name}" for name in whole.parameters()}
+    found = run(tmp_path / "broken", resumed.model, SAMPLES, carrier=resumed, **options)
+    assert len(found.gradients) == 5
+    for name, p in whole.parameters().items():
+        assert torch.equal(p, resumed.parameters()[name])
+    assert found.counts == expected.counts
+
+
+def test_a_torn_checkpoint_is_passed_over(tiny, tmp_path):
+    """A folder without the file that is written last counts for nothing."""
+    whole, resumed = tiny(), tiny(seed=9)
+    run(tmp_path / "whole", whole, PLAIN, batch=2, steps=4)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", tiny(), PLAIN, batch=2, steps=4, stop=4)
+    torn = tmp_path / "broken" / "work" / "checkpoint-4"
+    torn.mkdir()
+    (torn / "counts.json").write_text("{}")
+    found = run(tmp_path / "broken", resumed, PLAIN, batch=2, steps=4)
+    assert len(found.gradients) == 1
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def empty(checkpoint):
+    (checkpoint / "optimizer.pt").write_bytes(b"")
+
+
+def flip(checkpoint):
+    """A byte in the middle of the optimiser's moments."""
+    content = bytearray((checkpoint / "optimizer.pt").read_bytes())
+    content[len(content) // 2] ^= 255
+    (checkpoint / "optimizer.pt").write_bytes(content)
+
+
+def cut(checkpoint):
+    file = checkpoint / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+
+
+def lose(checkpoint):
+    (checkpoint / "scheduler.pt").unlink()
+
+
+def blank(checkpoint):
+    (checkpoint / "counts.json").write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [empty, flip, cut, lose, blank])
+def test_a_damaged_checkpoint_is_told_and_an_earlier_one_taken(tiny, tmp_path, damage):
+    """The last of two is damaged, then both: the weights are those of an unbroken run each time."""
+    whole = tiny()
+    run(tmp_path / "whole", whole, PLAIN, batch=2, steps=8)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", tiny(), PLAIN, batch=2, steps=8, stop=7)
+    for damaged, steps in ((["checkpoint-6"], 5), (["checkpoint-6", "checkpoint-3"], 8)):
+        folder, said = tmp_path / f"{steps} left", []
+        shutil.copytree(tmp_path / "broken", folder)
+        for name in damaged:
+            damage(folder / "work" / name)
+        resumed = tiny(seed=9 if steps == 5 else 0)
+        assert len(run(folder, resumed, PLAIN, batch=2, steps=8, say=said.append).gradients) == steps
+        assert len(said) == len(damaged)
+        for name, line in zip(damaged, said, strict=True):
+            assert line.startswith(f"Warning: {folder}/work/{name}")
+            assert line.endswith("; training goes back to an earlier checkpoint, or to its beginning")
+        for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_checkpoint_that_finds_no_room_names_its_folder(tiny, tmp_path, monkeypatch):
+    """torch tells of a wrong position, safetensors and the system of no space; other errors stay theirs."""
+    position = "[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file data/0"
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for error, type_, says in (
+        (RuntimeError(position), RunError, "work: a checkpoint could not be written; "),
+        (full, OSError, "No space left on device"),
+        (RuntimeError("CUDA error"), RuntimeError, "CUDA error"),
+    ):
+        monkeypatch.setattr(torch, "save", Mock(side_effect=error))
+        with pytest.raises(type_) as caught:
+            run(tmp_path / "run", tiny(), PLAIN, batch=2, steps=4)
+        assert says in str(caught.value)
+        if type_ is OSError:
+            assert caught.value.filename == str(tmp_path / "run" / "work")
+
+
+def test_damaged_lines_of_a_curve_are_left_out(tmp_path):
+    """Zeros after a power cut, half a line after a kill; whole lines of other stages stay."""
+    curve = tmp_path / "curves.jsonl"
+    curve.write_text('{"stage": "tune", "step": 9, "loss": 1.0}\n\0\0\n{"stage": "test", "st')
+    Watch(curve, "test", 1, lambda done, of: None).on_train_begin(
+        None, SimpleNamespace(is_world_process_zero=True, global_step=3), None
+    )
+    assert curve.read_text() == '{"stage": "tune", "step": 9, "loss": 1.0}\n'
+
+
+def test_places_that_another_teacher_does_not_cover_have_cross_entropy_alone(tiny):
+    """Of two of three tokens the divergence, of all the cross-entropy, each as if read alone."""
+    model = tiny("qwen3").requires_grad_(False)
+    encoded = Encoded((5, 6, 7), (40, 41, 1))
+    top = TopK(torch.tensor([[40, 9], [1, 3]], dtype=torch.int32), torch.tensor([[-0.5, -2.0], [-1.0, -1.5]]))
+    covered = torch.tensor([True, False, True])
+    sample = Sample(encoded, "sw", 0, Signal(top, torch.zeros(24), covered))
+    with torch.no_grad():
+        parts = batch_losses(model, collate([sample], 0), Weights(1.0, 1.0))
+        logits = model(torch.tensor([[5, 6, 7, 40, 41, 1]])).logits[0, 2:5]
+    own = functional.cross_entropy(logits, torch.tensor([40, 41, 1]))
+    assert parts["ce"].item() == pytest.approx(own.item(), abs=1e-4)
+    assert parts["kl"].item() == pytest.approx(functional.forward_kl(logits[[0, 2]], top).item(), abs=1e-4)
+
+
+def test_one_process_does_not_drive_two_gpus():
+    """torch would copy the model onto both, whose paths and counts then part."""
+    with pytest.raises(ConfigError) as caught:
+        ResponseTrainer(model=nn.Linear(1, 1), weights=DISTIL, pad_id=0, args=SimpleNamespace(n_gpu=2))
+    assert str(caught.value) == "one process drives one GPU; start more with `accelerate launch`"

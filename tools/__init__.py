@@ -1,0 +1,1 @@
+"""What builds the embedded base, and measures of the code; run as `python -m tools.NAME`."""
