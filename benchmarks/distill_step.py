@@ -218,10 +218,13 @@ def isogloss(
     from isogloss.adapters.lora import TreeLora
     from isogloss.adapters.tree import build_tree
     from isogloss.model.cost import Meter
-    from isogloss.model.load import load_tokenizer, two_thirds
+    from isogloss.model.decoder import two_thirds
+    from isogloss.model.load import load_tokenizer
     from isogloss.teacher.signals import hidden_signals
+    from isogloss.train.batch import Ordered, collate, samples_of
+    from isogloss.train.objective import Weights
     from isogloss.train.on_policy import OnPolicyTrainer, Policy
-    from isogloss.train.trainer import Ordered, ResponseTrainer, Weights, collate, samples_of
+    from isogloss.train.trainer import ResponseTrainer
 
     tree = build_tree(languages_of(work), ranks=ranks(work))
     carrier = TreeLora(model_of(work), tree, targets=work.targets, scaling=2.0)

@@ -126,18 +126,18 @@ def harness(asked: Asked) -> dict[str, Any]:
 def side(asked: Asked, name: str) -> dict[str, Any]:
     """The reference model's side of a suite, as a run makes it; English answers are the data's own."""
     from isogloss.config import Evaluate
-    from isogloss.evaluate import runner
+    from isogloss.evaluate import retrieval, runner
     from isogloss.evaluate.suites import load_suite
     from isogloss.languages import SOURCE
     from isogloss.model.load import load_tokenizer
 
     settings = Evaluate(split="dev", items=asked.items, sentences=997, likelihood=("xnli",))
     suite = load_suite(name, asked.data_root, settings, CODES)
-    subject = runner.Model(base(asked), load_tokenizer(asked.model))
+    subject = retrieval.Model(base(asked), load_tokenizer(asked.model))
     english = [item.turns[SOURCE].response or "" for item in runner.twinned(suite)]
     with Clock() as clock:
         quiet = lambda done, of: None  # noqa: E731
-        retriever = runner.retriever(subject, subject, suite, settings, quiet)
+        retriever = retrieval.retriever(subject, subject, suite, settings, quiet)
         found = runner.evaluate_side(subject, suite, CODES, english, retriever, settings, 0, quiet)
     measure = "retrieval" if suite.sentences else "accuracy"
     each = len(suite.sentences[SOURCE]) if suite.sentences else len(suite.items)

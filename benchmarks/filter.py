@@ -146,8 +146,9 @@ def read_by(base: str, codes: list[str], states: Path) -> Likeness:
     """Likeness of true and of shuffled pairs, from states that are kept in a folder."""
     import torch
 
-    from isogloss.evaluate.runner import Model, embed
-    from isogloss.model.load import layers_of, load_model, load_tokenizer
+    from isogloss.evaluate.retrieval import Model, embed
+    from isogloss.model.decoder import layers_of
+    from isogloss.model.load import load_model, load_tokenizer
     from isogloss.translate.likeness import layers, scores
 
     subject: list[Model] = []

@@ -19,7 +19,10 @@ from transformers import AutoConfig
 from isogloss.adapters.tree import build_tree
 from isogloss.config import Config, load_config
 from isogloss.pipeline.logging import quiet
-from isogloss.planning import StagePlan, Work, distill_plan, plan, this_machine
+from isogloss.plan.machine import this_machine
+from isogloss.plan.preflight import plan
+from isogloss.plan.stages import distill_plan
+from isogloss.plan.work import StagePlan, Work
 
 
 def row(what: str, stage: StagePlan, flops: float, memory: int) -> dict:

@@ -22,7 +22,8 @@ from experiments import methods
 from experiments.contest import Contest, Entry
 from isogloss.config import load_config
 from isogloss.files import write_json
-from isogloss.pipeline.stages import Watcher, open_run, run_tune
+from isogloss.pipeline.folder import Watcher, open_run
+from isogloss.pipeline.stages import run_tune
 
 START: dict[str, dict[str, Any]] = {
     "grpo": {

@@ -34,6 +34,7 @@ from isogloss.data.sources import parallel_examples
 from isogloss.inference import Aligned
 from isogloss.model.load import load_model, load_tokenizer
 from isogloss.pipeline import stages
+from isogloss.pipeline.folder import open_run
 
 KEY = "a-key-of-the-benchmark"
 KINDS = {
@@ -87,7 +88,7 @@ def main() -> None:
 
 def make(folder: Path) -> Aligned:
     """The embedded base under adapters that differ from language to language."""
-    run = stages.open_run(load_config(None, (f"run={folder}", "dtype=float32")))
+    run = open_run(load_config(None, (f"run={folder}", "dtype=float32")))
     load_model("demo", torch.float32).save_pretrained(run.tuned)
     load_tokenizer("demo").save_pretrained(run.tuned)
     carrier = run.student(run.reference_model(), trained=False)

@@ -24,7 +24,8 @@ from isogloss.data.sources import node_texts, parallel_examples
 from isogloss.languages import SOURCE
 from isogloss.losses.fused import Divergence, Head, frozen_head, scored
 from isogloss.losses.topk import TopK, pack, unpack
-from isogloss.model.load import last_hidden, load_model, load_tokenizer, pad_id
+from isogloss.model.decoder import last_hidden
+from isogloss.model.load import load_model, load_tokenizer, pad_id
 from isogloss.teacher.rows import Row, build_rows
 
 DIVERGENCES: tuple[Divergence, ...] = ("forward", "reverse", "jensen_shannon")

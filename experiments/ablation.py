@@ -29,8 +29,10 @@ from isogloss.evaluate.compare import compare_groups, main_measure
 from isogloss.evaluate.statistics import holm
 from isogloss.files import read_json, write_json
 from isogloss.languages import languages
+from isogloss.pipeline.evaluation import run_evaluate
+from isogloss.pipeline.folder import Run, Watcher, open_run
 from isogloss.pipeline.logging import quiet
-from isogloss.pipeline.stages import Run, Watcher, open_run, run_distill, run_evaluate, run_report, run_tune
+from isogloss.pipeline.stages import run_distill, run_report, run_tune
 
 
 def as_usual(*names: str) -> tuple[str, ...]:

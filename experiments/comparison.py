@@ -18,7 +18,8 @@ from experiments.summary import BEST_RL, OWN_BEST, RL, ratios, saving, summary
 from isogloss.config import Config, dump_config, parse_config, with_overrides
 from isogloss.errors import RunError
 from isogloss.files import write_json
-from isogloss.pipeline.stages import Watcher, open_run, run_tune
+from isogloss.pipeline.folder import Watcher, open_run
+from isogloss.pipeline.stages import run_tune
 
 LEVELS = (80.0, 85.0, 90.0, 92.3)
 REACHED = {"alignment": "reached", "consistency": "reached_consistency"}

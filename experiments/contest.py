@@ -17,13 +17,15 @@ from experiments.reward import Prompt
 from isogloss.config import with_overrides
 from isogloss.data.examples import ParallelExample
 from isogloss.data.parallel_text import translation_examples
-from isogloss.evaluate import runner
+from isogloss.evaluate import retrieval, runner
 from isogloss.evaluate.suites import load_suite
 from isogloss.languages import SOURCE
 from isogloss.model.cost import Meter, Stage
-from isogloss.pipeline.stages import Run, rows_for
+from isogloss.pipeline.folder import Run
+from isogloss.pipeline.training_rows import rows_for
 from isogloss.teacher.local import written
-from isogloss.teacher.rows import Row, schedule
+from isogloss.teacher.rows import Row
+from isogloss.train.order import schedule
 
 OURS, REFERENCE = "isogloss", "reference"
 MEASURES = ("alignment", "consistency", "retrieval", "accuracy", "fidelity")
@@ -81,7 +83,7 @@ class Contest:
         settings = run.config.evaluate
         self.suite = load_suite(settings.suites[0], run.data_root, settings, run.taught)
         self.reference = run.reference_model()
-        self.plain = runner.Model(self.reference, run.tokenizer)
+        self.plain = retrieval.Model(self.reference, run.tokenizer)
         self.english = runner.english_answers(self.plain, self.suite, settings, lambda done, of: None).texts
         self.right = runner.english_right(self.suite, self.english)
 
@@ -141,12 +143,12 @@ class Contest:
     def english_responses(self) -> list[str]:
         return [e.turns[SOURCE].response or "" for e in self.run.examples]
 
-    def measure(self, subject: runner.Model) -> dict[str, float]:
+    def measure(self, subject: retrieval.Model) -> dict[str, float]:
         """Means over the languages, on the held-out items."""
         settings, seed = self.run.config.evaluate, self.run.config.seed
         few = {code: texts[:LAYER_SENTENCES] for code, texts in self.suite.layer_sentences.items()}
         quiet = lambda done, of: None  # noqa: E731
-        retriever = runner.retriever(
+        retriever = retrieval.retriever(
             subject, self.plain, replace(self.suite, layer_sentences=few), settings, quiet
         )
         side = runner.evaluate_side(
@@ -156,7 +158,7 @@ class Contest:
         scores = {name: side.scores[name]["mean"] for name in MEASURES}
         return scores | {"retention": (sum(right) - sum(self.right)) / len(right)}
 
-    def start(self, method: str, subject: runner.Model, steps: int, met: float = 1.0) -> "Way":
+    def start(self, method: str, subject: retrieval.Model, steps: int, met: float = 1.0) -> "Way":
         """Begin to count; `steps` is how many the method will take."""
         return Way(self, Entry(method, self.run.config.seed), subject, steps, met)
 
@@ -164,7 +166,7 @@ class Contest:
 class Way:
     """A method under way. Used as a context: what runs inside is counted, save while it is measured."""
 
-    def __init__(self, contest: Contest, entry: Entry, subject: runner.Model, steps: int, met: float):
+    def __init__(self, contest: Contest, entry: Entry, subject: retrieval.Model, steps: int, met: float):
         self.contest, self.entry, self.subject, self.steps = contest, entry, subject, steps
         self.meter = Meter(subject.model, met)
         self.marks = {int(steps / 2 ** (number / 2)) for number in range(contest.points)} - {0}

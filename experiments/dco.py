@@ -25,9 +25,9 @@ from isogloss.data.chat import pad, response_positions
 from isogloss.data.examples import ParallelExample
 from isogloss.languages import SOURCE
 from isogloss.losses.fused import frozen_head, token_log_probs
-from isogloss.model.load import head, last_hidden
+from isogloss.model.decoder import head, last_hidden
 from isogloss.teacher.rows import Row
-from isogloss.train.trainer import chunk_size
+from isogloss.train.objective import chunk_size
 
 Ids = tuple[int, ...]
 

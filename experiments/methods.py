@@ -34,11 +34,13 @@ from isogloss.adapters.lora import lora_config
 from isogloss.config import with_overrides
 from isogloss.data.chat import encode_response
 from isogloss.errors import DataError
-from isogloss.evaluate import runner
+from isogloss.evaluate import retrieval
 from isogloss.languages import SOURCE
 from isogloss.model.cost import Stage
-from isogloss.model.load import causal_of, pad_id
-from isogloss.pipeline.stages import Run, scored_elsewhere
+from isogloss.model.decoder import causal_of
+from isogloss.model.load import pad_id
+from isogloss.pipeline.folder import Run
+from isogloss.pipeline.stages import scored_elsewhere
 from isogloss.train.stage2 import distil
 
 SFT = {"learning_rate": 3e-3}
@@ -76,7 +78,7 @@ def distilled(contest: Contest, method: str, *overrides: str) -> Entry:
     rows, settings = contest.rows(run), run.config.distill
     carrier = run.student(contest.run.reference_model(), trained=False)
     run.start(carrier)
-    subject = runner.Model(carrier.model, run.tokenizer, carrier)  # type: ignore[arg-type]
+    subject = retrieval.Model(carrier.model, run.tokenizer, carrier)  # type: ignore[arg-type]
     parallel = sum(row.language != SOURCE for row in rows)
     steps = round(settings.epochs * parallel / (1 - settings.retain)) // settings.batch
     way = contest.start(method, subject, steps, carrier.tree.path_rank() / carrier.tree.rank)
@@ -261,7 +263,7 @@ def _begin(contest: Contest, method: str, steps: int) -> tuple[PeftModel, Way]:
     rank = run.tree.path_rank()
     reference = run.reference_model()
     model: Any = get_peft_model(reference, lora_config(reference, rank, **lora_shape(reference, settings)))
-    return model, contest.start(method, runner.Model(model, run.tokenizer), steps)
+    return model, contest.start(method, retrieval.Model(model, run.tokenizer), steps)
 
 
 def _steps(contest: Contest) -> int:

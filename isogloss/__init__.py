@@ -35,11 +35,12 @@ def run(config: str | Path | None = None, **overrides: Any) -> Path:
         ],
         places=True,
     )
-    from isogloss.pipeline import stages
+    from isogloss.pipeline import checks, stages
+    from isogloss.pipeline.folder import Run, Watcher, open_run
 
-    job = stages.Run(settings, stages.Watcher())
-    stages.check(job)
-    stages.run_all(stages.open_run(settings))
+    job = Run(settings, Watcher())
+    checks.check(job)
+    stages.run_all(open_run(settings))
     return settings.run
 
 
@@ -55,9 +56,9 @@ def load(run: str | Path, detector: "Detector | None" = None) -> "Aligned":
     """
     from isogloss.evaluate.fidelity import guess
     from isogloss.inference import Aligned
-    from isogloss.pipeline import stages
+    from isogloss.pipeline.folder import load_run
 
-    return Aligned(stages.load_run(Path(run)), detector or guess)
+    return Aligned(load_run(Path(run)), detector or guess)
 
 
 def load_peft(run: str | Path, language: str) -> tuple[Any, Any]:
@@ -78,9 +79,9 @@ def load_peft(run: str | Path, language: str) -> tuple[Any, Any]:
         raise RunError(str(error)) from None
     from peft import PeftModel
 
-    from isogloss.pipeline import stages
+    from isogloss.pipeline.folder import load_run
 
-    job = stages.load_run(Path(run))
+    job = load_run(Path(run))
     folder = job.folder / "adapters" / code
     if not folder.exists():
         have = ", ".join(sorted(p.name for p in folder.parent.glob("*/"))) or "none"

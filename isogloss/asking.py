@@ -3,7 +3,7 @@
 from isogloss.errors import RunError
 from isogloss.inference import Aligned
 from isogloss.languages import SOURCE, UnknownLanguageError, resolve
-from isogloss.pipeline.stages import Run
+from isogloss.pipeline.folder import Run
 
 
 class Asker:

@@ -24,6 +24,8 @@ from filelock import FileLock
 from isogloss.errors import ConfigError
 from isogloss.notices import Licence, write_card
 
+EMBEDDED = "demo"
+"""Name of the model that comes with the package."""
 SUFFIX = ".gguf"
 Say = Callable[[str], None]
 LOG: Say = logging.getLogger("isogloss").warning

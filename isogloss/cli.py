@@ -43,8 +43,8 @@ from isogloss.pipeline.logging import quiet
 
 if TYPE_CHECKING:
     from isogloss.asking import Asker
-    from isogloss.pipeline.stages import Run
-    from isogloss.planning import Plan
+    from isogloss.pipeline.folder import Run
+    from isogloss.plan.preflight import Plan
 
 
 class Commands(TyperGroup):
@@ -114,9 +114,9 @@ def run(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot =
     settings = _settings(config, set_, data_root)
     job = _open(settings)
     from isogloss import processes
-    from isogloss.pipeline import stages as pipeline
+    from isogloss.pipeline.stages import run_all
 
-    if not pipeline.run_all(job):
+    if not run_all(job):
         _line(f"{job.folder} is complete; its report is {job.folder / 'report.html'}")
         return
     if processes.is_main():
@@ -139,9 +139,9 @@ def tune(
         _show_selection(_prepare(settings))
         return
     job = _open(settings)
-    from isogloss.pipeline import stages as pipeline
+    from isogloss.pipeline.stages import run_tune
 
-    pipeline.run_tune(job)
+    run_tune(job)
     _line(f"Reference model: {job.tuned}")
 
 
@@ -151,9 +151,9 @@ def distill(config: ConfigFile = None, set_: Overrides = None, data_root: DataRo
     settings = _settings(config, set_, data_root)
     _require(settings.run, TUNED)
     job = _open(settings)
-    from isogloss.pipeline import stages as pipeline
+    from isogloss.pipeline.stages import run_distill
 
-    pipeline.run_distill(job)
+    run_distill(job)
     _line(f"Adapters: {job.folder / 'adapters'}")
 
 
@@ -163,9 +163,9 @@ def cache(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot
     settings = _settings(config, set_, data_root)
     _require(settings.run, TUNED)
     job = _open(settings)
-    from isogloss.pipeline import stages as pipeline
+    from isogloss.pipeline.stages import run_cache
 
-    done = pipeline.run_cache(job)
+    done = run_cache(job)
     _line(
         f"Signals: {job.signals}; {done.teacher_calls} rows read, {done.cached_hits} there already, "
         f"{done.cache_bytes_written} bytes written"
@@ -182,10 +182,10 @@ def teacher_prompt(
     _is_run(run_folder)
     (code,) = _codes([language], "--language")
     job = _prepare(load_config(run_folder, places=True))
-    from isogloss.pipeline import stages as pipeline
+    from isogloss.pipeline import training_rows
     from isogloss.teacher.showing import shown
 
-    row, reader = pipeline.row_of(job, code, id_)
+    row, reader = training_rows.row_of(job, code, id_)
     sides = ("Teacher", row.teacher_prompt, reader), ("Student", row.student.prompt, None)
     for name, prompt, its in sides:
         out.print(
@@ -211,9 +211,9 @@ def teacher_gain(
     _is_run(run_folder)
     _require(run_folder, TUNED)
     job = _load(run_folder)
-    from isogloss.pipeline import stages as pipeline
+    from isogloss.pipeline import evaluation
 
-    found = pipeline.teacher_gains(job, suite or job.config.evaluate.suites, items)
+    found = evaluation.teacher_gains(job, suite or job.config.evaluate.suites, items)
     if as_json:
         print(json.dumps([asdict(one) for one in found], indent=1))
         return
@@ -255,11 +255,11 @@ def transfer(
     _require(run_folder, TUNED, DISTILLED)
     from isogloss.evaluate import transfer as measure
     from isogloss.languages import resolve
-    from isogloss.pipeline import stages as pipeline
+    from isogloss.pipeline import evaluation
 
     codes = list(dict.fromkeys(resolve(one).code for one in language))
     job = _prepare(load_config(run_folder, set_ or (), data_root=data_root))
-    found = pipeline.run_transfer(job, codes, suite or job.config.evaluate.suites)
+    found = evaluation.run_transfer(job, codes, suite or job.config.evaluate.suites)
     seed = job.config.seed
     for name, title in (("consistency", "Consistency, %"), ("retrieval", "Retrieval, %")):
         rows = [one for one in measure.transfers(found, seed) if one.measure == name]
@@ -319,13 +319,15 @@ def evaluate(
     _require(run_folder, TUNED, DISTILLED)
     job = _prepare(settings)
     from isogloss import processes
-    from isogloss.pipeline import stages as pipeline
+    from isogloss.pipeline import checks, evaluation
+    from isogloss.pipeline.folder import open_run
+    from isogloss.pipeline.stages import run_report
 
-    pipeline.check_suites(job)
-    job = pipeline.open_run(settings, job.watcher)
+    checks.check_suites(job)
+    job = open_run(settings, job.watcher)
     if processes.is_main():
-        pipeline.run_evaluate(job)
-        page = pipeline.run_report(job)
+        evaluation.run_evaluate(job)
+        page = run_report(job)
         _show_scores(job)
         _line(f"Report: {page}")
 
@@ -350,9 +352,9 @@ def report(
     if lm_eval_json is not None:
         quiet()
         from isogloss.export.lm_eval import write_results
-        from isogloss.pipeline import stages as pipeline
+        from isogloss.pipeline.folder import load_run
 
-        for file in write_results(pipeline.load_run(run_folder), lm_eval_json):
+        for file in write_results(load_run(run_folder), lm_eval_json):
             _line(f"Results: {file}")
 
 
@@ -753,9 +755,9 @@ def suites(data_root: DataRoot = None) -> None:
 def check_leaks(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
     """Which test items stand in the training data, whole or in part; exit code 1 where some do."""
     job = _prepare(_settings(config, set_, data_root))
-    from isogloss.pipeline import stages as pipeline
+    from isogloss.pipeline import checks
 
-    found = pipeline.leaks(job)
+    found = checks.leaks(job)
     for leak in found[:50]:
         _line(_plain(leak.line()))
     if len(found) > 50:
@@ -807,9 +809,9 @@ def compare_methods(
             "width: take lora"
         )
     job = _prepare(settings)
-    from isogloss.pipeline import stages as pipeline
+    from isogloss.pipeline import checks
 
-    pipeline.check(job)
+    checks.check(job)
     chosen = tuple(dict.fromkeys(method or comparison.METHODS))
     if comparison.OURS not in chosen:
         chosen = (comparison.OURS, *chosen)
@@ -860,9 +862,9 @@ def ablate(
         items or (),
     )
     job = _prepare(settings)
-    from isogloss.pipeline import stages as pipeline
+    from isogloss.pipeline import checks
 
-    pipeline.check(job)
+    checks.check(job)
     done = ablation.ablate(
         settings, variants, range(settings.seed, settings.seed + seeds), folder, job.watcher, jobs=jobs
     )
@@ -886,10 +888,11 @@ def plan(
     """What a run will cost, from shapes alone; exits with 1 where it does not fit."""
     settings = _settings(config, set_, data_root)
     quiet()
-    from isogloss import planning
+    from isogloss.plan import preflight
+    from isogloss.plan.machine import load_machine, this_machine
 
-    there = planning.load_machine(machine) if machine else planning.this_machine(settings.dtype)
-    found = planning.plan(settings, there)
+    there = load_machine(machine) if machine else this_machine(settings.dtype)
+    found = preflight.plan(settings, there)
     if as_json:
         print(json.dumps(found.plain(), indent=1))
     else:
@@ -1061,31 +1064,32 @@ def _prepare(settings: Config) -> "Run":
     """A run whose folder is not touched; of several processes one speaks."""
     quiet()
     from isogloss import processes
-    from isogloss.pipeline import stages as pipeline
+    from isogloss.pipeline.folder import Run, Watcher
 
     out.quiet = not processes.is_main()
 
-    class Shown(Screen, pipeline.Watcher):
+    class Shown(Screen, Watcher):
         """A Screen that the pipeline takes; made here because the pipeline imports torch."""
 
-    return pipeline.Run(settings, Shown())
+    return Run(settings, Shown())
 
 
 def _open(settings: Config) -> "Run":
     """A run whose folder is there; nothing is written before all that it needs is."""
     job = _prepare(settings)
-    from isogloss.pipeline import stages as pipeline
+    from isogloss.pipeline import checks
+    from isogloss.pipeline.folder import open_run
 
-    pipeline.check(job)
-    return pipeline.open_run(settings, job.watcher)
+    checks.check(job)
+    return open_run(settings, job.watcher)
 
 
 def _load(run_folder: Path) -> "Run":
     """An existing run, as it is."""
     watcher = _prepare(load_config(run_folder)).watcher
-    from isogloss.pipeline import stages as pipeline
+    from isogloss.pipeline.folder import load_run
 
-    return pipeline.load_run(run_folder, watcher)
+    return load_run(run_folder, watcher)
 
 
 def _is_run(folder: Path) -> None:
@@ -1301,9 +1305,9 @@ def _mean(value: tuple[float, float | None] | None, scale: float) -> str:
 
 def _show_selection(job: "Run") -> None:
     from isogloss.data.selection import summary
-    from isogloss.pipeline import stages as pipeline
+    from isogloss.pipeline.stages import select_english
 
-    chosen = pipeline.select_english(job)
+    chosen = select_english(job)
     table = Table("reason", "items", box=None, header_style="bold", pad_edge=False)
     table.columns[1].justify = "right"
     for reason, count in summary(chosen).items():

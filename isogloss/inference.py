@@ -17,7 +17,7 @@ from isogloss.data.text import canonical
 from isogloss.errors import RunError
 from isogloss.evaluate.fidelity import Detector, guess
 from isogloss.languages import SOURCE, UnknownLanguageError, resolve
-from isogloss.pipeline.stages import Run
+from isogloss.pipeline.folder import Run
 
 LONGEST = 64
 """Tokens of an answer, at most, where the caller does not say."""

@@ -30,6 +30,7 @@ from isogloss.adapters.tree import Tree, build_tree
 from isogloss.config import load_config
 from isogloss.inference import Aligned
 from isogloss.pipeline import stages
+from isogloss.pipeline.folder import open_run
 
 ANSWERING = (
     "languages.targets=[sw,ru,ur]", "distill.carrier.ranks={root: 2, family: 1, language: 2}",
@@ -148,7 +149,7 @@ def base(tokenizer, tiny, tmp_path_factory) -> Path:
 def aligned(tokenizer, tiny, tmp_path_factory) -> Aligned:
     """A random model under carriers that differ from language to language."""
     folder = tmp_path_factory.mktemp("runs") / "done"
-    run = stages.open_run(load_config(None, (*ANSWERING, f"run={folder}", "dtype=float32")))
+    run = open_run(load_config(None, (*ANSWERING, f"run={folder}", "dtype=float32")))
     tiny("qwen3").save_pretrained(run.tuned)
     tokenizer.save_pretrained(run.tuned)
     carrier = run.student(run.reference_model(), trained=False)

@@ -18,10 +18,13 @@ from isogloss.adapters.lora import TreeLora
 from isogloss.adapters.tree import build_tree
 from isogloss.data.chat import Encoded
 from isogloss.model.attention import compiled
-from isogloss.model.load import in_parts, layers_of
+from isogloss.model.decoder import layers_of
+from isogloss.model.load import in_parts
 from isogloss.teacher.signals import Signal
 from isogloss.train import trainer as training
-from isogloss.train.trainer import Ordered, ResponseTrainer, Sample, Watch, Weights, train, training_arguments
+from isogloss.train.batch import Ordered, Sample
+from isogloss.train.objective import Weights
+from isogloss.train.trainer import ResponseTrainer, Watch, train, training_arguments
 
 STEPS, BATCH = 5, 8
 LANGUAGES = ["ru", "bg", "es", "fr", "sw", "en"]

@@ -14,6 +14,7 @@ from isogloss.config import Config, load_config
 from isogloss.errors import RunError
 from isogloss.model.load import load_model, load_tokenizer
 from isogloss.pipeline import bundle, stages
+from isogloss.pipeline.folder import load_run, open_run
 
 SMALL = (
     "data.english_items=16", "tune.method=lora", "tune.lora_rank=2", "tune.lr=0.01", "tune.batch=4",
@@ -34,7 +35,7 @@ def finished(tmp_path_factory, base: Path) -> Config:
     (folder / "base" / "README.md").write_text("---\nlicense: tiny-terms\n---\nA model.\n")
     (folder / "base" / "NOTICE.md").write_text("Be kind.\n")
     config = load_config(None, (*SMALL, f"run={folder / 'run'}", f"model={folder / 'base'}"))
-    run = stages.open_run(config)
+    run = open_run(config)
     stages.run_tune(run)
     stages.run_distill(run)
     return config
@@ -43,7 +44,7 @@ def finished(tmp_path_factory, base: Path) -> Config:
 @pytest.fixture
 def handed(finished: Config, tmp_path: Path) -> Path:
     """Its bundle, elsewhere."""
-    bundle.write(stages.load_run(finished.run), tmp_path / "bundle")
+    bundle.write(load_run(finished.run), tmp_path / "bundle")
     return Path(shutil.move(tmp_path / "bundle", tmp_path / "elsewhere"))
 
 
@@ -91,7 +92,7 @@ def test_a_bundle_gives_the_same_model_and_the_same_answers(finished: Config, ha
 
 def test_what_is_kept_is_bfloat16_everywhere(finished: Config):
     """The tree, and the adapters that were made of it."""
-    run = stages.load_run(finished.run)
+    run = load_run(finished.run)
     kept = load_file(run.carriers)
     assert kept and {rows.dtype for rows in kept.values()} == {torch.bfloat16}
     for file in (finished.run / "adapters").glob("*/adapter_model.safetensors"):
@@ -153,7 +154,7 @@ def test_a_run_without_an_adapter_of_stage_1_makes_no_bundle(finished: Config, t
     shutil.copytree(finished.run, tmp_path / "full")
     shutil.rmtree(tmp_path / "full" / "tuned" / "stage1_adapter")
     with pytest.raises(RunError) as caught:
-        bundle.write(stages.load_run(tmp_path / "full"), tmp_path / "bundle")
+        bundle.write(load_run(tmp_path / "full"), tmp_path / "bundle")
     assert str(caught.value) == (
         f"--format bundle: {tmp_path / 'full' / 'tuned'} holds no stage1_adapter; a bundle is of a run with "
         "tune.method lora"

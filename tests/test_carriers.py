@@ -17,7 +17,8 @@ from isogloss.errors import RunError
 from isogloss.export import adapters
 from isogloss.export.distill_to_lora import lora_of_path
 from isogloss.inference import Aligned
-from isogloss.pipeline import add_language, stages
+from isogloss.pipeline import add_language, evaluation, stages
+from isogloss.pipeline.folder import Run, Watcher, open_run
 
 SMALL = (
     "languages.targets=[sw,ru]", "languages.items={high: 5, middle: 5, low: 5}", "data.english_items=20",
@@ -44,7 +45,7 @@ def done(request, base, tiny, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param) / "run"
     carrier = f"distill.carrier={{type: {request.param}, lengths: {{root: 3, family: 1, language: 2}}}}"
     config = load_config(None, (*SMALL, carrier, f"run={folder}", f"model={base}"))
-    run = stages.open_run(config)
+    run = open_run(config)
     tiny("qwen3").save_pretrained(run.tuned)
     tokenizer.save_pretrained(run.tuned)
     stages.run_distill(run)
@@ -102,7 +103,7 @@ def test_a_language_joins_and_the_others_stay_to_the_bit(done):
     assert done.taught == ("sw", "ru", "es")
     for code, was in before.items():
         assert torch.equal(answers_of(done, code), was)
-    stages.run_evaluate(done)
+    evaluation.run_evaluate(done)
     suite = json.loads((done.folder / "scores.json").read_text())["suites"]["demo"]
     assert suite["languages"] == ["sw", "ru", "es"]
     assert set(suite["after"]) >= {"alignment", "consistency", "retrieval", "retention"}
@@ -153,7 +154,7 @@ def test_a_card_tells_how_to_load_and_ask(aligned, tmp_path, capsys, kind):
 
 def test_an_adapter_of_a_bfloat16_run_is_compared_without_rounding(aligned, tmp_path):
     """So it has to be exact there too."""
-    run = stages.Run(aligned.run.config.model_copy(update={"dtype": "bfloat16"}), aligned.run.watcher)
+    run = Run(aligned.run.config.model_copy(update={"dtype": "bfloat16"}), aligned.run.watcher)
     (one,) = adapters.export(run, ["ru"], "peft", tmp_path)
     assert one.difference <= 1e-4 and one.same == one.asked == 4
     assert "Compared in float32 with the run's own model on " in (one.folder / "README.md").read_text()
@@ -162,8 +163,8 @@ def test_an_adapter_of_a_bfloat16_run_is_compared_without_rounding(aligned, tmp_
 def test_a_file_of_ones_own_has_a_licence_to_be_stated(tmp_path, monkeypatch):
     """The package cannot know it; and a language that joined may have come from another."""
     data = f"data={{type: parallel, path: {tmp_path}/mine.jsonl}}"
-    run = stages.Run(load_config(None, [data, "languages.targets=[ru]"]), stages.Watcher())
-    monkeypatch.setattr(stages.Run, "families", {"ru": "Slavic", "sw": "Bantu"})
+    run = Run(load_config(None, [data, "languages.targets=[ru]"]), Watcher())
+    monkeypatch.setattr(Run, "families", {"ru": "Slavic", "sw": "Bantu"})
     mine = "mine.jsonl; its licence is not known here: state it before you pass this on."
     assert adapters._data(run, "ru") == mine
     later = "The language was added later, from these data or from a file of its own."
@@ -183,8 +184,8 @@ def test_an_export_that_is_not_what_was_trained_is_refused(done, tmp_path, monke
 def test_an_export_that_only_comes_near_says_where_it_answers_differently(done, tmp_path):
     """One line; what must be exact is refused for the same, or for a difference that is no number."""
     said = []
-    watcher = type("Heard", (stages.Watcher,), {"say": lambda self, text: said.append(text)})()
-    run = stages.Run(done.config, watcher)
+    watcher = type("Heard", (Watcher,), {"say": lambda self, text: said.append(text)})()
+    run = Run(done.config, watcher)
     one = adapters.Exported("sw", tmp_path, 4, 0.5, 0.1, 9, same=3, asked=4)
     adapters._judge(run, one, tmp_path, "rank 4 does not hold all of the path")
     assert said == ["Warning: sw: 1 of 4 greedy answers differ; rank 4 does not hold all of the path"]

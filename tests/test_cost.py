@@ -10,7 +10,7 @@ from isogloss.adapters.generate import complete
 from isogloss.adapters.lora import TreeLora
 from isogloss.adapters.tree import build_tree
 from isogloss.model.cost import Meter
-from isogloss.model.load import states_up_to
+from isogloss.model.decoder import states_up_to
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, Qwen3Config
 
+from isogloss import bases
 from isogloss import config as settings
-from isogloss import defaults
 from isogloss.config import Config, dump_config, load_config, with_overrides
-from isogloss.defaults import Facts, explain, look_up
+from isogloss.config.defaults import Facts, explain, look_up
 from isogloss.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -183,7 +183,7 @@ def test_a_documented_command_takes_sane_steps(command, known, monkeypatch, tmp_
     file = next((Path(word) for word in words if word.endswith(".yaml")), None)
     overrides = [words[n + 1] for n, word in enumerate(words) if word == "--set"]
     found = load_config(file, overrides, data_root=tmp_path, places=True)
-    if found.model == defaults.EMBEDDED:
+    if found.model == bases.EMBEDDED:
         assert (found.tune.method, found.distill.lr) == ("full", 3e-3), found.model
     else:
         assert found.tune.method == "lora" and found.tune.lr <= 5e-4 and found.distill.lr <= 1e-3

@@ -10,7 +10,8 @@ from isogloss.config import load_config
 from isogloss.errors import ConfigError
 from isogloss.model import load
 from isogloss.model.cost import Meter
-from isogloss.pipeline import stages
+from isogloss.pipeline import checks, stages
+from isogloss.pipeline.folder import Run, Watcher, open_run
 
 SMALL = (
     "data.english_items=24", "languages.targets=[sw,ur]", "languages.items={high: 6, middle: 6, low: 6}",
@@ -22,10 +23,10 @@ needs = pytest.mark.skipif(not there, reason="needs a GPU and bitsandbytes")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> stages.Run:
+def run(tmp_path_factory) -> Run:
     """The embedded base: a processor's 4-bit products want whole blocks of rows."""
     folder = tmp_path_factory.mktemp("four")
-    made = stages.open_run(load_config(None, (*SMALL, f"run={folder / 'run'}", "model=demo")))
+    made = open_run(load_config(None, (*SMALL, f"run={folder / 'run'}", "model=demo")))
     shutil.copytree(load.model_folder("demo"), made.tuned)
     return made
 
@@ -39,7 +40,7 @@ def test_it_is_refused_before_stage_1(tmp_path, setting, says):
     settings = [one for one in SMALL if "four_bit" not in one]
     given = (*settings, f"{setting}=true", "tune.method=lora", f"run={tmp_path / 'run'}")
     with pytest.raises(ConfigError, match=f"^{setting}: {says}"):
-        stages.check(stages.Run(load_config(None, given), stages.Watcher()))
+        checks.check(Run(load_config(None, given), Watcher()))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

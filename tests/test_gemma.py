@@ -19,8 +19,10 @@ from isogloss.adapters.base import Carrier
 from isogloss.config import load_config
 from isogloss.data.chat import encode, encode_prompt, end_of_turn
 from isogloss.export import adapters
-from isogloss.model.load import head, last_hidden, load_model, load_tokenizer, skeleton
-from isogloss.pipeline import stages
+from isogloss.model.decoder import head, last_hidden
+from isogloss.model.load import load_model, load_tokenizer, skeleton
+from isogloss.pipeline import checks, stages
+from isogloss.pipeline.folder import Run, Watcher, load_run, open_run
 
 NAME = "gemma-3-270m"
 NAMES = (NAME, pytest.param("smollm2-135m", marks=pytest.mark.slow))
@@ -92,17 +94,17 @@ def test_the_head_gives_the_models_own_logits(name: str):
 
 
 @pytest.fixture(scope="module")
-def done(name: str, tmp_path_factory) -> stages.Run:
+def done(name: str, tmp_path_factory) -> Run:
     """All stages, a step or two each."""
     folder = tmp_path_factory.mktemp(name) / "run"
     config = load_config(None, (*SETTINGS, f"model={name}", f"run={folder}"))
-    stages.check(stages.Run(config, stages.Watcher()))
-    run = stages.open_run(config)
+    checks.check(Run(config, Watcher()))
+    run = open_run(config)
     stages.run_all(run)
-    return stages.load_run(config.run)
+    return load_run(config.run)
 
 
-def test_every_stage_takes_a_step(done: stages.Run):
+def test_every_stage_takes_a_step(done: Run):
     """The weights moved, stage 1's adapter and the terms lie with them, and both sides were measured."""
     lines = [json.loads(line) for line in done.curve.read_text().split("\n") if line]
     losses = [v for line in lines for k, v in line.items() if k == "loss"]
@@ -117,7 +119,7 @@ def test_every_stage_takes_a_step(done: stages.Run):
 
 
 @torch.no_grad()
-def test_an_exported_adapter_is_the_path(done: stages.Run, tmp_path: Path):
+def test_an_exported_adapter_is_the_path(done: Run, tmp_path: Path):
     """Logits of peft's own model with the adapter, against the tree on the language's path."""
     (made,) = adapters.export(done, ["sw"], "peft", tmp_path)
     assert made.difference <= adapters.EXACT and made.same == made.asked

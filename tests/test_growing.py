@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from isogloss.config import load_config
 from isogloss.errors import ConfigError, RunError
 from isogloss.pipeline import add_language
-from isogloss.pipeline.stages import Run, Watcher
+from isogloss.pipeline.folder import Run, Watcher
 
 SMALL = ("languages.targets=[sw]", "languages.items={high: 2, middle: 2, low: 2}")
 

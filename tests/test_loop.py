@@ -16,16 +16,10 @@ from isogloss.config import dump_config, load_config
 from isogloss.data.sources import node_texts, parallel_examples
 from isogloss.teacher.rows import build_rows
 from isogloss.teacher.signals import hidden_signals
+from isogloss.train.batch import Ordered, samples_of
+from isogloss.train.objective import Weights
 from isogloss.train.stage2 import contrast_of, layer_of
-from isogloss.train.trainer import (
-    Ordered,
-    ResponseTrainer,
-    Watch,
-    Weights,
-    samples_of,
-    train,
-    training_arguments,
-)
+from isogloss.train.trainer import ResponseTrainer, Watch, train, training_arguments
 
 FILE = Path(__file__).parents[1] / "examples" / "loop.py"
 STEPS = 5

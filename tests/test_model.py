@@ -11,18 +11,8 @@ from isogloss.data.chat import pad
 from isogloss.errors import ConfigError
 from isogloss.losses.fused import frozen_head
 from isogloss.model import readout
-from isogloss.model.load import (
-    capture,
-    check_logits,
-    head,
-    last_hidden,
-    layers_of,
-    load_model,
-    load_tokenizer,
-    mean_pool,
-    pick_dtype,
-    states_up_to,
-)
+from isogloss.model.decoder import capture, head, last_hidden, layers_of, mean_pool, states_up_to
+from isogloss.model.load import check_logits, load_model, load_tokenizer, pick_dtype
 from isogloss.model.readout import Readout
 
 IDS, MASK = pad([[5, 6, 7, 8], [9, 10]], 0)

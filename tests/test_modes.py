@@ -8,7 +8,7 @@ import torch
 from isogloss.data.chat import pad
 from isogloss.errors import ConfigError
 from isogloss.model.attention import LONG, check_compiler, fused_attention, thrifty_attention
-from isogloss.model.load import last_hidden
+from isogloss.model.decoder import last_hidden
 
 
 def learned(model, ids, mask, context=nullcontext):

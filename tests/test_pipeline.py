@@ -5,6 +5,7 @@ import shutil
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import torch
@@ -17,9 +18,11 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from isogloss.config import Config, load_config
 from isogloss.data.demo.items import demo_items
 from isogloss.errors import ConfigError, DataError, RunError
-from isogloss.model.cost import CORE_WATTS, TEACHER
-from isogloss.pipeline import add_language
-from isogloss.pipeline import stages as pipeline
+from isogloss.model.cost import TEACHER
+from isogloss.pipeline import add_language, checks, evaluation
+from isogloss.pipeline.folder import Run, Watcher, load_run, open_run
+from isogloss.pipeline.ledger import CORE_WATTS
+from isogloss.pipeline.stages import run_all, run_distill, select_english
 from tools.train_base import CHAT_TEMPLATE, SPECIAL
 
 SMALL = (
@@ -45,7 +48,7 @@ class Killed(BaseException):
     """Stands for a process that ends without a word."""
 
 
-class Killer(pipeline.Watcher):
+class Killer(Watcher):
     """Kills a run at a step of one of its stages."""
 
     def __init__(self, what: str, at: int):
@@ -68,9 +71,9 @@ def ledger_of(config: Config) -> dict[str, dict]:
     return {s["stage"]: s for s in json.loads((config.run / "ledger.json").read_text())["stages"]}
 
 
-def finish(config: Config, watcher: pipeline.Watcher | None = None) -> dict:
-    run = pipeline.open_run(config, watcher)
-    pipeline.run_all(run)
+def finish(config: Config, watcher: Watcher | None = None) -> dict:
+    run = open_run(config, watcher)
+    run_all(run)
     return json.loads((config.run / "scores.json").read_text())
 
 
@@ -158,13 +161,13 @@ def test_untaught_languages_are_read_through_every_node(finished, tmp_path):
     folder = shutil.copytree(config.run, tmp_path / "run")
     also = load_config(folder, ["evaluate.also=[es]"])
     with pytest.raises(ConfigError) as caught:
-        pipeline.run_transfer(pipeline.load_run(folder), ["sw"], ["demo"])
+        evaluation.run_transfer(load_run(folder), ["sw"], ["demo"])
     assert str(caught.value) == "sw was taught; name languages that the run has not seen"
-    run = pipeline.load_run(folder)
-    found = {one.through: one for one in pipeline.run_transfer(run, ["es"], ["demo"])}
+    run = load_run(folder)
+    found = {one.through: one for one in evaluation.run_transfer(run, ["es"], ["demo"])}
     kinds = [one.kind for one in found.values()]
     assert kinds == ["nothing", "root", "other family", "other family"]
-    pipeline.run_evaluate(pipeline.open_run(also))
+    evaluation.run_evaluate(open_run(also))
     measured = json.loads((folder / "scores.json").read_text())["suites"]["demo"]
     for side, node in (("before", "nothing"), ("after", "root")):
         assert found[node].mean("consistency") == measured[side]["consistency"]["languages"]["es"]["value"]
@@ -181,8 +184,8 @@ def test_closed_tasks_by_likelihood_answer_with_an_option(finished, tiny_model_f
     )
     copy = config.run.with_name("likelihood")
     shutil.copytree(config.run, copy)
-    run = pipeline.Run(asked.model_copy(update={"run": copy}), pipeline.Watcher())
-    pipeline.run_evaluate(run)
+    run = Run(asked.model_copy(update={"run": copy}), Watcher())
+    evaluation.run_evaluate(run)
     scored = json.loads((copy / "scores.json").read_text())["suites"]["demo"]
     assert "scoring:likelihood" in scored["signature"]
     assert "scoring:generation" in before["suites"]["demo"]["signature"]
@@ -204,15 +207,15 @@ def test_a_suite_without_any_of_the_languages_is_refused(tmp_path, tiny_model_fo
         folder.mkdir(parents=True)
         (folder / "dev_2k.tsv").write_text("id\tsentence1\tsentence2\tlabel\n1\ta\tb\t1\n")
     more = ("evaluate.suites=[pawsx]", "evaluate.split=dev", f"data_root={tmp_path / 'root'}")
-    run = pipeline.Run(settings(tmp_path / "run", tiny_model_folder, *more), pipeline.Watcher())
+    run = Run(settings(tmp_path / "run", tiny_model_folder, *more), Watcher())
     with pytest.raises(DataError, match=r"pawsx has none of sw, ur, hi; take it out of evaluate.suites"):
-        pipeline.check(run)
+        checks.check(run)
 
 
 def test_a_complete_run_is_left_alone(finished):
     """Running again says that nothing was left to do."""
     config, _ = finished
-    assert pipeline.run_all(pipeline.open_run(config)) is False
+    assert run_all(open_run(config)) is False
 
 
 def test_scores_have_the_documented_shape(finished):
@@ -230,7 +233,7 @@ def test_scores_have_the_documented_shape(finished):
 def test_every_adapter_is_an_ordinary_peft_adapter_with_the_same_logits(finished):
     """PeftModel.from_pretrained on the exported folder equals the tree read along that path."""
     config, _ = finished
-    run = pipeline.load_run(config.run)
+    run = load_run(config.run)
     ids = torch.arange(20, 60)[None]
     for code in ("sw", "ur", "hi"):
         carrier = run.student(run.reference_model(), trained=True)
@@ -247,7 +250,7 @@ def test_an_adapter_finds_its_base_from_anywhere_and_after_a_move(finished, tmp_
     copy = tmp_path / "a copy"
     shutil.copytree(finished[0].run, copy)
     for folder in (finished[0].run, copy):
-        pipeline.load_run(folder)  # any command that looks at it
+        load_run(folder)  # any command that looks at it
         about = json.loads((folder / "adapters" / "sw" / "adapter_config.json").read_text())
         assert about["base_model_name_or_path"] == str(folder / "tuned")
         loaded = AutoPeftModelForCausalLM.from_pretrained(str(folder / "adapters" / "sw"))
@@ -261,12 +264,12 @@ def test_a_run_is_what_lies_in_its_folder(finished, tmp_path):
     for path in (copy, copy / "config.yaml"):
         assert load_config(path).run == copy
     assert load_config(copy, [f"run={tmp_path / 'new'}"]).run == tmp_path / "new"
-    assert pipeline.run_all(pipeline.open_run(load_config(copy))) is False
+    assert run_all(open_run(load_config(copy))) is False
     assert f"run: {copy}\n" in (copy / "config.yaml").read_text("utf-8")
     assert f"run: {finished[0].run}\n" in (finished[0].run / "config.yaml").read_text("utf-8")
     (copy / "config.yaml").write_bytes(b"")  # not the default settings
     with pytest.raises(ConfigError) as caught:
-        pipeline.load_run(copy)
+        load_run(copy)
     assert str(caught.value) == f"{copy}/config.yaml is empty; restore it, or begin in another run folder"
 
 
@@ -285,21 +288,21 @@ def test_an_empty_state_file_is_named(finished, tmp_path, name, says):
     shutil.copytree(finished[0].run, copy)
     (copy / name).write_bytes(b"")
     with pytest.raises(RunError) as caught:
-        run = pipeline.load_run(copy)
+        run = load_run(copy)
         _ = run.ledger
-        pipeline.run_evaluate(run)
+        evaluation.run_evaluate(run)
     assert str(caught.value).startswith(f"{copy}/{says}")
 
 
 def test_what_takes_long_is_said(capsys):
     """And nothing is where it does not."""
 
-    class Told(pipeline.Watcher):
+    class Told(Watcher):
         def say(self, text):
             print(text)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "SILENCE", 0.01)
+        patch.setattr("isogloss.pipeline.folder.SILENCE", 0.01)
         with Told().waiting("Loading x"):
             time.sleep(0.2)
     with Told().waiting("Loading y"):
@@ -310,27 +313,27 @@ def test_what_takes_long_is_said(capsys):
 @pytest.mark.parametrize(
     ("slow", "does", "says"),
     [
-        ("load_suite", pipeline.leaks, "Reading the suites …"),
-        ("within", pipeline.select_english, "Selecting English items …"),
+        ("checks.load_suite", checks.leaks, "Reading the suites …"),
+        ("stages.within", select_english, "Selecting English items …"),
     ],
 )
 def test_what_takes_long_before_training_is_said(tmp_path, tiny_model_folder, monkeypatch, slow, does, says):
     """Large files are read and compared for minutes before the first bar."""
     heard: list[str] = []
 
-    class Told(pipeline.Watcher):
+    class Told(Watcher):
         def say(self, text):
             heard.append(text)
 
-    quick = getattr(pipeline, slow)
+    quick = resolve_name(f"isogloss.pipeline.{slow}")
 
     def slowly(*given, **how):
         time.sleep(0.3)
         return quick(*given, **how)
 
-    monkeypatch.setattr(pipeline, "SILENCE", 0.1)
-    monkeypatch.setattr(pipeline, slow, slowly)
-    does(pipeline.Run(settings(tmp_path / "run", tiny_model_folder), Told()))
+    monkeypatch.setattr("isogloss.pipeline.folder.SILENCE", 0.1)
+    monkeypatch.setattr(f"isogloss.pipeline.{slow}", slowly)
+    does(Run(settings(tmp_path / "run", tiny_model_folder), Told()))
     assert says in heard
 
 
@@ -338,7 +341,7 @@ def test_stage_two_trains_the_carriers(finished):
     """Every node on a taught path has moved away from zero."""
     config, _ = finished
     state = load_file(config.run / "adapters" / "tree.safetensors")
-    run = pipeline.load_run(config.run)
+    run = load_run(config.run)
     for node in run.tree.nodes:
         columns = [p[:, node.start : node.start + node.rank] for name, p in state.items() if "lora_B" in name]
         assert any(part.abs().max() > 0 for part in columns), node.name
@@ -348,13 +351,13 @@ def test_other_settings_are_refused_in_the_same_folder(finished, tiny_model_fold
     """A run folder belongs to the settings it was made with; the message names the first difference."""
     config = settings(finished[0].run, tiny_model_folder, "distill.lr=0.5")
     with pytest.raises(RunError, match=r"made with other settings \(lr: 0\.003 there, lr: 0\.5 here\)"):
-        pipeline.open_run(config)
+        open_run(config)
 
 
 def test_a_run_may_be_given_another_data_root(finished, tiny_model_folder, tmp_path):
     """Data sets move, and more suites need more of them."""
     config = settings(finished[0].run, tiny_model_folder, f"data_root={tmp_path}")
-    assert pipeline.open_run(config).data_root == tmp_path
+    assert open_run(config).data_root == tmp_path
 
 
 def test_a_broken_teacher_is_refused_before_stage_1(tmp_path, tiny_model_folder):
@@ -364,14 +367,14 @@ def test_a_broken_teacher_is_refused_before_stage_1(tmp_path, tiny_model_folder)
     (teacher / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     more = f"distill.teacher={{type: model, path: {json.dumps(str(teacher))}, level: sequence}}"
     with pytest.raises(ConfigError, match=r"^model: .*/teacher/model\.safetensors is cut short"):
-        pipeline.check(pipeline.Run(settings(tmp_path / "run", tiny_model_folder, more), pipeline.Watcher()))
+        checks.check(Run(settings(tmp_path / "run", tiny_model_folder, more), Watcher()))
 
 
 def test_a_language_without_data_is_refused_before_anything_is_written(tmp_path, tiny_model_folder):
     """The demo has fifteen languages; Polish is none of them."""
     config = settings(tmp_path / "run", tiny_model_folder, "languages.targets=[sw,pl]")
     with pytest.raises(DataError, match="pl"):
-        pipeline.check(pipeline.Run(config, pipeline.Watcher()))
+        checks.check(Run(config, Watcher()))
     assert not (tmp_path / "run").exists()
 
 
@@ -383,7 +386,7 @@ def test_reference_answers_that_are_too_long_are_told(tmp_path, tiny_model_folde
     for limit, count in ((8, 3), (200, 0)):
         heard: list[str] = []
 
-        class Told(pipeline.Watcher):
+        class Told(Watcher):
             def say(self, text, heard=heard):
                 heard.append(text)
 
@@ -391,7 +394,7 @@ def test_reference_answers_that_are_too_long_are_told(tmp_path, tiny_model_folde
             "evaluate.suites=[parallel]", f"evaluate.parallel.path={tmp_path / 'own.jsonl'}",
             f"evaluate.max_new_tokens={limit}",
         )  # fmt: skip
-        pipeline.check_suites(pipeline.Run(settings(tmp_path / "run", tiny_model_folder, *suite), Told()))
+        checks.check_suites(Run(settings(tmp_path / "run", tiny_model_folder, *suite), Told()))
         assert len(heard) == bool(count)
         for line in heard:
             assert line.startswith(f"Warning: {count} of 4 reference answers of the suite parallel have ")
@@ -424,13 +427,13 @@ def test_learned_families_are_found_once_and_kept(finished, tmp_path, tiny_model
     """The tuned model groups the languages; a later look at the run reads the same tree."""
     config = settings(tmp_path / "run", tiny_model_folder, "languages.tree=learned")
     shutil.copytree(finished[0].run / "tuned", config.run / "tuned")
-    run = pipeline.open_run(config)
-    pipeline.run_distill(run)
+    run = open_run(config)
+    run_distill(run)
     groups = yaml.safe_load((config.run / "families.yaml").read_text())
     assert sorted(code for codes in groups.values() for code in codes) == ["hi", "sw", "ur"]
     nodes = json.loads((config.run / "tree.json").read_text())["nodes"]
     assert {n["name"]: n["languages"] for n in nodes if n["level"] == "family"} == groups
-    again = pipeline.load_run(config.run)
+    again = load_run(config.run)
     assert again.tree == run.tree
     again.student(again.reference_model(), trained=True)
 
@@ -439,7 +442,7 @@ def test_a_language_joins_and_the_others_stay_as_they_are_to_the_bit(finished, t
     """German joins, then Arabic, each with its family; the others and English answer with the same bits."""
     config = settings(tmp_path / "run", tiny_model_folder)
     shutil.copytree(finished[0].run, config.run)
-    run = pipeline.load_run(config.run)
+    run = load_run(config.run)
     ids = torch.arange(20, 40).view(2, 10)
 
     def logits(code):
@@ -467,7 +470,7 @@ def test_a_language_joins_and_the_others_stay_as_they_are_to_the_bit(finished, t
     assert (items["sw"], items["de"], items["ar"]) == (14, 21, 21)
     stages = json.loads((config.run / "ledger.json").read_text())["stages"]
     assert [stage["stage"] for stage in stages][-2:] == ["add de", "add ar"]
-    pipeline.run_evaluate(run)
+    evaluation.run_evaluate(run)
     scores = json.loads((config.run / "scores.json").read_text())["suites"]["demo"]
     assert scores["languages"] == ["sw", "ur", "hi", "de", "ar"]
     old = finished[1]["suites"]["demo"]["after"]["consistency"]["languages"]
@@ -487,6 +490,6 @@ def test_what_cannot_join_is_refused(codes, error, says, finished):
     """And the run is as it was."""
     before = (finished[0].run / "adapters" / "tree.safetensors").read_bytes()
     with pytest.raises(error) as caught:
-        add_language.add_languages(pipeline.load_run(finished[0].run), codes)
+        add_language.add_languages(load_run(finished[0].run), codes)
     assert str(caught.value) == says
     assert (finished[0].run / "adapters" / "tree.safetensors").read_bytes() == before

@@ -17,18 +17,24 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from isogloss import cli, planning
+from isogloss import cli
 from isogloss.adapters.lora import TreeLora
 from isogloss.config import load_config
 from isogloss.data.chat import Encoded
 from isogloss.errors import ConfigError
 from isogloss.model.cost import Meter, Stage
 from isogloss.model.load import load_tokenizer
-from isogloss.planning import Alive, Machine, StagePlan
+from isogloss.pipeline.folder import Run, Watcher
+from isogloss.plan import memory, preflight, stages
+from isogloss.plan.advice import advise
+from isogloss.plan.machine import Machine, load_machine
+from isogloss.plan.memory import Alive
+from isogloss.plan.work import StagePlan, Work
 from isogloss.teacher.cache import Cache
-from isogloss.train import trainer
+from isogloss.train.batch import Sample, collate, samples_of, twins_of
+from isogloss.train.objective import Weights, batch_losses
+from isogloss.train.order import schedule, training_order
 from isogloss.train.stage2 import read_signals
-from isogloss.train.trainer import Sample, Weights, batch_losses, collate, samples_of, twins_of
 
 SMALL = (
     "languages.targets=[sw, ur]", "languages.items={high: 8, middle: 8, low: 12}", "data.english_items=60",
@@ -42,7 +48,7 @@ BIG = Machine("big", 1, 64 << 30, 1e12, gpu=False, efficiency=0.5, process=0)
 def read(tmp_path_factory):
     """A small run whose rows are read once for all tests; what they change is how it is trained."""
     folder = tmp_path_factory.mktemp("plan") / "run"
-    work = planning.Work(load_config(None, (*SMALL, "dtype=float32", f"run={folder}")), BIG)
+    work = Work(load_config(None, (*SMALL, "dtype=float32", f"run={folder}")), BIG)
     assert work.english and work.rows
     return work
 
@@ -52,7 +58,7 @@ def test_what_an_earlier_run_left_in_the_folder_has_no_say(tmp_path):
     (tmp_path / "adapters").mkdir()
     state = {"rows": torch.zeros(1)}
     save_file(state, tmp_path / "adapters" / "tree.safetensors", {"families": '{"de": "Germanic"}'})
-    work = planning.Work(load_config(None, (*SMALL, "dtype=float32", f"run={tmp_path}")), BIG)
+    work = Work(load_config(None, (*SMALL, "dtype=float32", f"run={tmp_path}")), BIG)
     assert "de" not in {row.language for row in work.rows} and "de" not in work.tree.families
 
 
@@ -102,7 +108,7 @@ def test_parameters_by_hand():
     layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 2 * 8 + 3 * 32 * 48 + 2 * 32
     with torch.device("meta"):
         model = qwen3()
-    assert planning.parameter_bytes(model) == 4 * (300 * 32 + 2 * layer + 32)
+    assert memory.parameter_bytes(model) == 4 * (300 * 32 + 2 * layer + 32)
 
 
 QWEN_7B = Qwen2Config(
@@ -128,23 +134,23 @@ LLAMA_8B = LlamaConfig(
 def test_billions_of_weights_need_none(tmp_path, shapes, count, in_four_bit):
     """The published counts of parameters, in bfloat16 and in 4 bits."""
     shapes.save_pretrained(tmp_path)
-    model = planning.meta_model(str(tmp_path), torch.bfloat16, gpu=True)
-    assert planning.parameter_bytes(model) == 2 * count
+    model = memory.meta_model(str(tmp_path), torch.bfloat16, gpu=True)
+    assert memory.parameter_bytes(model) == 2 * count
     assert {p.device.type for p in model.parameters()} == {"meta"}
-    assert planning.parameter_bytes(model, four_bit=True) == in_four_bit
+    assert memory.parameter_bytes(model, four_bit=True) == in_four_bit
     # Half of each layer, and two whole ones: that which is read and the next.
     layer = 2 * sum(p.numel() for p in model.model.layers[0].parameters())
     whole = 2 * count - len(model.model.layers) * layer
     in_halves = whole + len(model.model.layers) * layer // 2 + 2 * layer
-    assert planning.parameter_bytes(model, parts=2) == in_halves
+    assert memory.parameter_bytes(model, parts=2) == in_halves
 
 
 def test_the_carriers_are_counted_by_node(read):
     """Root 2, two families of 1, two leaves of 3: rank 10 over seven modules of four of the six layers."""
     work = read.changed(["distill.carrier.ranks={root: 2, family: 1, language: 3}"])
-    work.run = planning.Run(work.config, planning.Watcher())
+    work.run = Run(work.config, Watcher())
     sizes = 4 * (256 + 256) + 2 * (256 + 704) + (704 + 256)
-    found = planning.distill_plan(work)
+    found = stages.distill_plan(work)
     assert found.memory["carriers"] == 4 * 10 * 4 * sizes
     assert found.memory["optimiser"] == 2 * found.memory["carriers"]
     # All rows once, and each language's path of 2 + 1 + 3.
@@ -163,19 +169,19 @@ def test_a_step_without_storage_holds_what_a_real_one_holds(five, student):
         sum(parts.values()).backward()
     with torch.device("meta"):
         other = student(qwen3(), five, filled=False)
-    found = planning.step_bytes(other.model, rows, Weights(), other)
+    found = memory.step_bytes(other.model, rows, Weights(), other)
     assert found == pytest.approx(alive.most, rel=1e-2)
     assert found > 250_000
 
 
 def test_a_gpu_holds_the_logits_of_more_tokens_at_a_time(five, student, monkeypatch):
     """One token's 300 logits at a time, or all of twelve tokens: eleven more in float32."""
-    monkeypatch.setattr(trainer, "LOGITS", 300)
-    monkeypatch.setattr(trainer, "LOGITS_GPU", 12 * 300)
+    monkeypatch.setattr("isogloss.train.objective.LOGITS", 300)
+    monkeypatch.setattr("isogloss.train.objective.LOGITS_GPU", 12 * 300)
     with torch.device("meta"):
         carrier = student(qwen3(), five, filled=False)
     rows = [Sample(Encoded((5, 6, 7), tuple(range(9, 21))), "sw", 0)]
-    few, many = (planning.step_bytes(carrier.model, rows, Weights(), carrier, gpu=g) for g in (False, True))
+    few, many = (memory.step_bytes(carrier.model, rows, Weights(), carrier, gpu=g) for g in (False, True))
     assert many - few >= 11 * 300 * 4
 
 
@@ -192,7 +198,7 @@ def test_a_cache_is_what_the_model_keeps(tiny, kind, numbers):
     config = tiny(kind).config
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    assert planning.cache_bytes(model, 5, 7) == numbers * 5 * 7 * 4
+    assert memory.cache_bytes(model, 5, 7) == numbers * 5 * 7 * 4
 
 
 def test_a_window_is_all_that_its_layers_keep():
@@ -204,7 +210,7 @@ def test_a_window_is_all_that_its_layers_keep():
     )  # fmt: skip
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    assert planning.cache_bytes(model, 1, 100) == 2 * 8 * (15 + 100) * 4
+    assert memory.cache_bytes(model, 1, 100) == 2 * 8 * (15 + 100) * 4
 
 
 def test_a_model_without_grouped_heads_is_planned(tmp_path):
@@ -213,7 +219,7 @@ def test_a_model_without_grouped_heads_is_planned(tmp_path):
     words.save_pretrained(tmp_path / "gpt2")
     GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=len(words)).save_pretrained(tmp_path / "gpt2")
     more = ("distill.carrier.targets=[c_attn]", f"run={tmp_path / 'run'}")
-    found = planning.plan(load_config(None, (*SMALL, f"model={tmp_path / 'gpt2'}", *more)), BIG)
+    found = preflight.plan(load_config(None, (*SMALL, f"model={tmp_path / 'gpt2'}", *more)), BIG)
     assert [stage.stage for stage in found.stages] == ["tune", "distill", "evaluate"]
     assert found.stages[2].memory["cache"] > 0 and "  tune.method lora: " in "\n".join(found.settings)
 
@@ -230,7 +236,7 @@ def test_a_plan_refuses_what_the_model_lacks(tiny, tokenizer, tmp_path):
             None, (*SMALL, f"model={tmp_path}", "distill.carrier.targets=[c_attn]", override)
         )
         with pytest.raises(ConfigError, match=says):
-            planning.plan(config, BIG)
+            preflight.plan(config, BIG)
 
 
 def test_a_sample_of_english_rows_stands_for_all(read, monkeypatch):
@@ -238,7 +244,7 @@ def test_a_sample_of_english_rows_stands_for_all(read, monkeypatch):
     lengths = sorted(len(row.prompt) + len(row.response) for row in read.english)
     work = read.changed([])
     del work.__dict__["english"]
-    monkeypatch.setattr(planning, "SAMPLE", 20)
+    monkeypatch.setattr("isogloss.plan.work.SAMPLE", 20)
     found = sorted(len(row.prompt) + len(row.response) for row in work.english)
     assert len(found) == len(lengths)
     assert found[-1] >= lengths[-1]
@@ -258,12 +264,12 @@ def test_stage_1_against_torchs_counter(read):
     """Every step of full tuning on the embedded model, twelve rows in batches of four."""
     work = read.changed(["tune.batch=4", "tune.epochs=1"])
     work.__dict__["english"] = read.english[:12]
-    found = planning.tune_plan(work)
-    config = planning.meta_model("demo", torch.float32, gpu=False).config
-    model = planning.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    found = stages.tune_plan(work)
+    config = memory.meta_model("demo", torch.float32, gpu=False).config
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     lengths = [len(row.prompt) + len(row.response) for row in work.english]
-    order = planning.schedule(
-        ["en"] * 12, 12, balance=1.0, batch=4, lengths=lengths, seed=work.config.seed
+    order = schedule(
+        ["en"] * 12, 12, balance=1.0, batch=4, alike=lengths, seed=work.config.seed
     )  # fmt: skip
 
     def steps():
@@ -287,16 +293,16 @@ def test_stage_2_against_torchs_counter(read, tmp_path, view):
         "distill.epochs=1",
     ]
     work = read.changed([*settings, f"distill.teacher_view={view}"])
-    work.run = planning.Run(work.config, planning.Watcher())
+    work.run = Run(work.config, Watcher())
     del work.__dict__["rows"]
     assert any(row.options for row in work.rows) == (view == "english")
-    found = planning.distill_plan(work)
-    config = planning.meta_model("demo", torch.float32, gpu=False).config
-    real = planning.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    found = stages.distill_plan(work)
+    config = memory.meta_model("demo", torch.float32, gpu=False).config
+    real = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     carrier = TreeLora(
         real, work.tree, targets=work.config.distill.carrier.targets, scaling=2.0, layers=4
     )  # fmt: skip
-    order = planning.training_order(work.rows, work.config.distill, work.config.seed)
+    order = training_order(work.rows, work.config.distill, work.config.seed)
     carrier.off()
     cost, weights = Stage("distill"), Weights(1.0, 1.0, 1.0, layer=3)
 
@@ -326,7 +332,7 @@ def silent(what):
 def test_an_answer_against_the_meter():
     """A prompt of 40 and five more tokens: 44 read, each against all before it, the head five times."""
     meter = Meter(qwen3(), 0.0)
-    planning._generated(meter, 40, 5)
+    stages._generated(meter, 40, 5)
     assert (meter.forward_tokens, meter.forward_heads) == (44, 5)
     assert meter.forward_pairs == 1600 + 41 + 42 + 43 + 44
 
@@ -337,7 +343,7 @@ def test_an_answer_against_the_meter():
 def test_time_is_work_over_what_the_machine_reaches():
     """1e15 operations on two devices of 100 TFLOP/s that reach 40 % of it: 12.5 seconds."""
     machine = Machine("two", 2, 1 << 30, 1e14, gpu=True, efficiency=0.4)
-    found = planning.Plan(machine, [StagePlan("tune", flops=1e15)], [])
+    found = preflight.Plan(machine, [StagePlan("tune", flops=1e15)], [])
     assert found.seconds(found.stages[0]) == pytest.approx(12.5)
 
 
@@ -345,7 +351,7 @@ def test_a_machines_file(tmp_path):
     """GiB, TFLOP/s and devices, and the type that weights have there."""
     file = tmp_path / "a100.yaml"
     file.write_text("devices: 4\nmemory_gib: 80\ntflops: 200\n")
-    found = planning.load_machine(file)
+    found = load_machine(file)
     assert (found.name, found.devices, found.memory, found.rate) == ("a100", 4, 80 << 30, 2e14)
     assert found.dtype("auto") == torch.bfloat16
     assert found.dtype("float32") == torch.float32
@@ -365,7 +371,7 @@ def test_a_wrong_machines_file_is_one_line(tmp_path, text, says):
     file = tmp_path / "machine.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError) as error:
-        planning.load_machine(file)
+        load_machine(file)
     assert str(error.value).startswith(f"{file}: ") and says in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -373,12 +379,12 @@ def test_a_wrong_machines_file_is_one_line(tmp_path, text, says):
 def test_what_does_not_fit_is_mended_by_what_is_advised(read):
     """The advised settings, taken, fit; the ones before did not."""
     work = read.changed([])
-    needs = planning.distill_plan(work)
-    less = planning.distill_plan(work.changed(["distill.accumulate=4"]))
+    needs = stages.distill_plan(work)
+    less = stages.distill_plan(work.changed(["distill.accumulate=4"]))
     assert less.memory_bytes < needs.memory_bytes
     tight = Machine("tight", 1, less.memory_bytes, 1e12, gpu=False, process=0)
     work.machine = tight
-    advice = planning.advise(work, needs)
+    advice = advise(work, needs)
     assert "set distill.accumulate=4 (" in advice and "no setting" not in advice
 
 
@@ -386,34 +392,34 @@ def test_what_does_not_fit_is_mended_by_what_is_advised(read):
 def test_a_model_that_several_devices_hold_together_is_split(read, stage):
     """Beside what learns each has its part of the layers, and two layers more."""
     work = read.changed([] if stage == "tune" else ["tune.method=lora", "dtype=bfloat16"])
-    plan = planning.tune_plan if stage == "tune" else planning.distill_plan
+    plan = stages.tune_plan if stage == "tune" else stages.distill_plan
     work.machine = Machine("eight", 8, 64 << 30, 1e12, gpu=False, process=0)
     least = plan(work.changed(["tune.method=lora", "shard=true", f"{stage}.accumulate=4"]))
     work.machine = Machine("eight", 8, least.memory_bytes, 1e12, gpu=False, process=0)
-    assert " shard=true" in planning.advise(work, plan(work))
+    assert " shard=true" in advise(work, plan(work))
 
 
 def test_what_no_setting_mends_is_said(read):
     """A device smaller than the weights."""
     work = read.changed(["tune.batch=2", "tune.method=lora"])
     work.machine = Machine("none", 1, 1 << 20, 1e12, gpu=False, process=0)
-    advice = planning.advise(work, planning.tune_plan(work))
+    advice = advise(work, stages.tune_plan(work))
     assert "no setting makes it fit" in advice and "a device of 1 GiB would do" in advice
 
 
 def test_checkpointing_holds_less(read):
     """The layers' inputs alone are kept for backward; what follows from it is said."""
     work = read.changed([])
-    kept = planning.distill_plan(work).memory["activations"]
+    kept = stages.distill_plan(work).memory["activations"]
     again = read.changed(["distill.gradient_checkpointing=true"])
-    assert planning.distill_plan(again).memory["activations"] < 0.8 * kept
+    assert stages.distill_plan(again).memory["activations"] < 0.8 * kept
 
 
 def test_more_devices_share_a_steps_rows(read):
     """Eight rows on four devices are two rows each: less to hold, as many tokens."""
     one, four = read.changed([]), read.changed([])
     four.machine = Machine("four", 4, 64 << 30, 1e12, gpu=False, efficiency=0.5, process=0)
-    alone, shared = planning.distill_plan(one), planning.distill_plan(four)
+    alone, shared = stages.distill_plan(one), stages.distill_plan(four)
     assert shared.memory["activations"] < alone.memory["activations"]
     assert shared.tokens_backpropagated == alone.tokens_backpropagated
 
@@ -421,7 +427,7 @@ def test_more_devices_share_a_steps_rows(read):
 def test_the_command_prints_a_plan_and_touches_nothing(tmp_path, monkeypatch, capsys):
     """JSON for programs; exit code 1 where it does not fit; no run folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(planning, "advise", lambda work, stage: f"{stage.stage} is too large")
+    monkeypatch.setattr("isogloss.plan.preflight.advise", lambda work, stage: f"{stage.stage} is too large")
     (tmp_path / "tiny.yaml").write_text("memory_gib: 0.01\ntflops: 1\n")
     overrides = [word for one in SMALL for word in ("--set", one)]
     with pytest.raises(SystemExit) as stopped:
@@ -446,16 +452,16 @@ def test_the_command_prints_a_plan_and_touches_nothing(tmp_path, monkeypatch, ca
 def test_a_folder_of_shapes_alone_is_planned_with_a_note(tmp_path):
     """No tokenizer there: the embedded one counts, and the plan says so."""
     qwen3().config.save_pretrained(tmp_path)
-    work = planning.Work(load_config(None, (*SMALL, f"model={tmp_path}")), BIG)
+    work = Work(load_config(None, (*SMALL, f"model={tmp_path}")), BIG)
     assert work.notes == [f"{tmp_path} has no tokenizer: tokens are counted by the embedded one"]
-    assert planning.parameter_bytes(work.model(torch.float32)) == planning.parameter_bytes(qwen3())
+    assert memory.parameter_bytes(work.model(torch.float32)) == memory.parameter_bytes(qwen3())
 
 
 def test_on_policy_steps_are_planned(read):
     """At a share of 1 every row that is not English is drawn each time that it is read."""
     plain, drawn = read.changed(["distill.kl=1.0"]), read.changed(["distill.kl=1.0", "distill.on_policy=1.0"])
-    before, after = planning.distill_plan(plain), planning.distill_plan(drawn)
-    order = planning.training_order(read.rows, drawn.config.distill, read.config.seed)
+    before, after = stages.distill_plan(plain), stages.distill_plan(drawn)
+    order = training_order(read.rows, drawn.config.distill, read.config.seed)
     others = [read.rows[n] for n in order if read.rows[n].language != "en"]
     assert before.tokens_generated == 0
     assert after.tokens_generated == sum(len(row.student.response) for row in others)

@@ -21,9 +21,11 @@ from isogloss.adapters import generate
 from isogloss.config import load_config
 from isogloss.data.chat import encode_prompt
 from isogloss.errors import ConfigError
+from isogloss.model import fingerprint
 from isogloss.model.load import load_model
 from isogloss.pipeline import stages
-from isogloss.train import trainer
+from isogloss.pipeline.folder import Run, open_run
+from isogloss.train import batch
 
 TAUGHT = ("hi", "sw", "ur")
 SMALL = (
@@ -57,8 +59,8 @@ class Base:
 class Finished:
     """A complete run, and every batch its training read: rows, mask of the prompts, supervised tokens."""
 
-    run: stages.Run
-    batches: list[trainer.Batch] = field(repr=False)
+    run: Run
+    batches: list[batch.Batch] = field(repr=False)
 
     @property
     def folder(self) -> Path:
@@ -94,16 +96,16 @@ def finished(tmp_path_factory, base) -> Finished:
     """float32, every weight tuned, the base read from shards."""
     folder = tmp_path_factory.mktemp("full") / "run"
     more = (f"run={folder}", f"model={base.shards}", "dtype=float32", "tune.lr=3e-4")
-    run = stages.open_run(load_config(None, (*SMALL, *more)))
+    run = open_run(load_config(None, (*SMALL, *more)))
     batches = []
 
     def watched(*args):
         batches.append(collate(*args))
         return batches[-1]
 
-    collate = trainer.collate
+    collate = batch.collate
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "collate", watched)
+        patch.setattr("isogloss.train.trainer.collate", watched)
         assert stages.run_all(run)
     return Finished(run, batches)
 
@@ -127,7 +129,7 @@ def example(tmp_path_factory, base) -> Path:
     return folder
 
 
-def questions(run: stages.Run, code: str) -> list[str]:
+def questions(run: Run, code: str) -> list[str]:
     return [item.turns[code].instruction for item in run.examples][:5]
 
 
@@ -157,7 +159,7 @@ def test_shards_and_one_file_are_the_same_model(base):
     assert len(list(base.shards.glob("*.safetensors"))) == 2
     assert len(list(base.whole.glob("*.safetensors"))) == 1
     models = [load_model(str(folder), torch.float32) for folder in (base.whole, base.shards)]
-    assert stages.fingerprint(models[0]) == stages.fingerprint(models[1])
+    assert fingerprint.fingerprint(models[0]) == fingerprint.fingerprint(models[1])
 
 
 def test_a_run_leaves_every_artefact(finished):
@@ -191,11 +193,11 @@ def test_no_thinking_is_supervised(finished):
     tokenizer = finished.run.tokenizer
     marks = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
     assert {bool(batch.languages[0]) for batch in finished.batches} == {False, True}
-    for batch in finished.batches:
-        assert not set(batch.response.tolist()) & set(marks)
-        learnt = torch.zeros_like(batch.ids).flatten()
-        learnt[batch.positions + 1] = 1
-        for ids, mine, mask in zip(batch.ids, learnt.view_as(batch.ids), batch.mask, strict=True):
+    for read in finished.batches:
+        assert not set(read.response.tolist()) & set(marks)
+        learnt = torch.zeros_like(read.ids).flatten()
+        learnt[read.positions + 1] = 1
+        for ids, mine, mask in zip(read.ids, learnt.view_as(read.ids), read.mask, strict=True):
             prompt = tokenizer.decode(ids[: int((mask == 1).nonzero()[-1]) + 1][: int(mine.nonzero()[0])])
             answer = tokenizer.decode(ids[mine == 1])
             assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
@@ -267,7 +269,7 @@ def test_teacher_prompts_over_the_limit_are_refused(finished, tmp_path):
     shutil.copytree(first.tuned, tmp_path / "run" / "tuned")
     more = (f"run={tmp_path / 'run'}", f"model={first.config.model}", "dtype=float32")
     more += ("distill.teacher_view=prompt", "distill.teacher_reads=[texts,twin,answer]")
-    run = stages.open_run(load_config(None, (*SMALL, *more, f"distill.max_prompt={limit}")))
+    run = open_run(load_config(None, (*SMALL, *more, f"distill.max_prompt={limit}")))
     with pytest.raises(ConfigError) as caught:
         stages.run_all(run)
     message = str(caught.value)

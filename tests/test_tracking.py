@@ -11,7 +11,8 @@ from transformers.integrations import integration_utils
 from isogloss.config import load_config
 from isogloss.errors import ConfigError
 from isogloss.pipeline import tracking
-from isogloss.pipeline.stages import Run, open_run, run_distill, run_tune
+from isogloss.pipeline.folder import Run, open_run
+from isogloss.pipeline.stages import run_distill, run_tune
 
 SETTINGS = (
     "data.english_items=24",

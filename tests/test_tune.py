@@ -8,10 +8,10 @@ from transformers import LlamaConfig, MptConfig
 from isogloss.config import load_config
 from isogloss.errors import ConfigError
 from isogloss.model.load import positions
-from isogloss.pipeline import stages
+from isogloss.pipeline import folder, stages
 
 
-def run_of(base, tmp_path, *overrides: str) -> stages.Run:
+def run_of(base, tmp_path, *overrides: str) -> folder.Run:
     """Three English items, one a little and one much longer than the first; a token a byte."""
     asked = {"short": "q", "long": "q" * 100, "longest": "q" * 1100}
     rows = [
@@ -23,7 +23,7 @@ def run_of(base, tmp_path, *overrides: str) -> stages.Run:
         f"data={{type: parallel, path: {tmp_path / 'own.jsonl'}}}", "languages.targets=[sw]", f"model={base}",
         f"run={tmp_path / 'run'}", "tune.selection.enabled=false", *overrides,
     )  # fmt: skip
-    return stages.Run(load_config(None, settings), stages.Watcher())
+    return folder.Run(load_config(None, settings), folder.Watcher())
 
 
 @pytest.mark.parametrize(

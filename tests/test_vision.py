@@ -8,7 +8,8 @@ from isogloss.adapters.fit import linear_names
 from isogloss.adapters.generate import answers
 from isogloss.adapters.lora import TreeLora
 from isogloss.data.chat import pad
-from isogloss.model.load import capture, check_base, check_logits, head, last_hidden, layers_of, load_model
+from isogloss.model.decoder import capture, head, last_hidden, layers_of
+from isogloss.model.load import check_base, check_logits, load_model
 
 IDS, MASK = pad([[5, 6, 7, 8], [9, 10]], 0)
 

@@ -9,7 +9,8 @@ from isogloss.adapters.lora import TreeLora
 from isogloss.adapters.tree import ROOT, Node, Tree
 from isogloss.config import Config, LoraCarrier
 from isogloss.errors import ConfigError
-from isogloss.model.load import KEYED, decoder_prefix, keeps_keys_alone, layers_of, skeleton, two_thirds
+from isogloss.model.decoder import KEYED, decoder_prefix, keeps_keys_alone, layers_of, two_thirds
+from isogloss.model.load import skeleton
 
 
 def refuse_misfit(config: Config) -> None:

@@ -12,7 +12,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from isogloss.adapters.base import Carrier
 from isogloss.data.chat import encode_prompt, end_of_turn, pad
 from isogloss.data.text import canonical
-from isogloss.model.load import causal_of, most_tokens, pad_id
+from isogloss.model.decoder import causal_of, most_tokens
+from isogloss.model.load import pad_id
 
 PROMPTS = 8192
 """Tokens of prompts that are answered together on a processor, whose memory long ones would fill."""

@@ -29,7 +29,7 @@ from transformers.pytorch_utils import Conv1D
 from isogloss.adapters.base import Carrier, Routing, Shared
 from isogloss.adapters.tree import Tree
 from isogloss.errors import ConfigError
-from isogloss.model.load import causal_of, decoder_prefix, layers_of
+from isogloss.model.decoder import causal_of, decoder_prefix, layers_of
 
 ADAPTER = "default"
 FEW = 64

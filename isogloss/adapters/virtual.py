@@ -26,7 +26,7 @@ from transformers import DynamicCache, PreTrainedModel
 from isogloss.adapters.base import Carrier, Routing
 from isogloss.adapters.tree import Node, Tree
 from isogloss.errors import ConfigError, RunError
-from isogloss.model.load import decoder_of
+from isogloss.model.decoder import decoder_of
 
 PROBED = 32
 """Tokens whose keys, values or embeddings say how random rows are spread."""

@@ -19,15 +19,8 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from isogloss.adapters.base import Carrier
 from isogloss.data.chat import encode_prompt, encode_response, pad
 from isogloss.model.attention import fused_attention
-from isogloss.model.load import (
-    causal_of,
-    decoder_of,
-    head,
-    keeps_keys_alone,
-    most_tokens,
-    pad_id,
-    response_states,
-)
+from isogloss.model.decoder import causal_of, decoder_of, head, keeps_keys_alone, most_tokens, response_states
+from isogloss.model.load import pad_id
 
 Ids = Sequence[int]
 SHARED = 8

@@ -13,7 +13,7 @@ from statistics import fmean
 from isogloss.adapters.base import Carrier
 from isogloss.adapters.tree import ROOT, Tree, family_name
 from isogloss.config import Evaluate
-from isogloss.evaluate import runner
+from isogloss.evaluate import retrieval, runner
 from isogloss.evaluate.items import SuiteData
 from isogloss.evaluate.statistics import (
     Estimate,
@@ -93,7 +93,7 @@ def nodes_for(tree: Tree, language: str) -> dict[str, str]:
 
 
 def readings(
-    plain: runner.Model,
+    plain: retrieval.Model,
     carrier: Carrier,
     suite: SuiteData,
     languages: Sequence[str],
@@ -106,12 +106,12 @@ def readings(
     Sentences are compared at the layer that suits the reference model's reading of these languages best, the
     same for all readings; each reading is standardised by its own statistics.
     """
-    aligned = runner.Model(plain.model, plain.tokenizer, carrier)
+    aligned = retrieval.Model(plain.model, plain.tokenizer, carrier)
     languages = [code for code in languages if code in suite.sentences or _asked(suite, code).items]
     work, done = sum(1 + len(nodes_for(carrier.tree, code)) for code in languages), 0
     english = runner.english_answers(plain, suite, settings, _silent).texts if suite.items else []
     answered = {item.id: text for item, text in zip(runner.twinned(suite), english, strict=True)}
-    retriever = runner.retriever(plain, plain, _only(suite, languages), settings, _silent)
+    retriever = retrieval.retriever(plain, plain, _only(suite, languages), settings, _silent)
     if retriever is not None:  # the plain cosine is not reported, and may want a higher layer
         retriever = replace(retriever, raw_layer=retriever.layer)
     made = []
@@ -182,11 +182,11 @@ def over_languages(
 
 
 def _hits(
-    subject: runner.Model,
+    subject: retrieval.Model,
     suite: SuiteData,
     code: str,
     english: Sequence[str],
-    retriever: runner.Retriever | None,
+    retriever: retrieval.Retriever | None,
     settings: Evaluate,
     seed: int,
 ) -> dict[str, list[float]]:
@@ -199,13 +199,17 @@ def _hits(
 
 
 def _by_own(
-    retriever: runner.Retriever | None, subject: runner.Model, suite: SuiteData, code: str, settings: Evaluate
-) -> runner.Retriever | None:
+    retriever: retrieval.Retriever | None,
+    subject: retrieval.Model,
+    suite: SuiteData,
+    code: str,
+    settings: Evaluate,
+) -> retrieval.Retriever | None:
     """The retriever with a subject's own statistics of a language; English stays the reference model's."""
     if retriever is None or retriever.statistics is None or code not in suite.layer_sentences:
         return retriever
     layer, texts = retriever.layer, suite.layer_sentences[code]
-    own = statistics_of(runner.embed(subject, texts, code, [layer], settings.batch)[layer])
+    own = statistics_of(retrieval.embed(subject, texts, code, [layer], settings.batch)[layer])
     return replace(retriever, statistics={**retriever.statistics, code: own})
 
 

@@ -32,7 +32,7 @@ from isogloss.files import locked, naming, read_json
 from isogloss.languages import SOURCE, resolve
 from isogloss.model.load import load_model, model_folder, pad_id
 from isogloss.notices import CARD, base_section, carry, licence_of
-from isogloss.pipeline.stages import Run
+from isogloss.pipeline.folder import Run
 
 Kind = Literal["peft", "merged", "lora", "vllm-embeds"]
 EMBEDS = "prompt_embeds.safetensors"

@@ -18,10 +18,13 @@ from isogloss.adapters.generate import complete, stops, up_to_end
 from isogloss.adapters.lora import TreeLora
 from isogloss.adapters.tree import ROOT, Node, Tree
 from isogloss.data.chat import Encoded
-from isogloss.model.load import pad_id, response_states
-from isogloss.teacher.rows import schedule
+from isogloss.model.decoder import response_states
+from isogloss.model.load import pad_id
 from isogloss.teacher.signals import Signal
-from isogloss.train.trainer import Ordered, ResponseTrainer, Sample, Watch, Weights, train, training_arguments
+from isogloss.train.batch import Ordered, Sample
+from isogloss.train.objective import Weights
+from isogloss.train.order import schedule
+from isogloss.train.trainer import ResponseTrainer, Watch, train, training_arguments
 
 RANK = 16
 """Of the LoRA, where none is asked for."""

@@ -19,15 +19,16 @@ from torch import Tensor, nn
 
 from isogloss.data.tokens import special_ids
 from isogloss.errors import RunError
-from isogloss.evaluate import runner
+from isogloss.evaluate import retrieval
 from isogloss.evaluate.items import SuiteData
 from isogloss.evaluate.suites import load_suite
 from isogloss.files import locked, naming, read_json
 from isogloss.languages import SOURCE, resolve
-from isogloss.model.load import layers_of, load_model, model_folder
+from isogloss.model.decoder import layers_of
+from isogloss.model.load import load_model, model_folder
 from isogloss.model.standardise import Statistics, standardised
 from isogloss.notices import CARD, base_section, carry, licence_of
-from isogloss.pipeline.stages import Run
+from isogloss.pipeline.folder import Run
 
 COMPARED = 16
 """Sentences on which a folder that was loaded again is compared with the run's own vectors."""
@@ -74,9 +75,9 @@ def export_embedders(run: Run, codes: Sequence[str], folder: Path) -> list[Embed
             f"retrieval reads layer {layer}, the last, which sentence-transformers sees only behind the "
             f"final norm; evaluate with evaluate.layer={layer - 1} or lower"
         )
-    plain = runner.Model(exact, run.tokenizer)
+    plain = retrieval.Model(exact, run.tokenizer)
     aligned = load_model(str(run.tuned), torch.float32)
-    subject = runner.Model(aligned, run.tokenizer, run.student(aligned, trained=True))
+    subject = retrieval.Model(aligned, run.tokenizer, run.student(aligned, trained=True))
     found = _retriever(run, subject, plain, suite, codes, layer)
     if found.statistics is None:
         raise RunError(f"{name} has too few other sentences to standardise by; raise evaluate.sentences")
@@ -111,12 +112,17 @@ def _read_by(run: Run) -> tuple[str, int]:
 
 
 def _retriever(
-    run: Run, subject: runner.Model, plain: runner.Model, suite: SuiteData, codes: Sequence[str], layer: int
-) -> runner.Retriever:
+    run: Run,
+    subject: retrieval.Model,
+    plain: retrieval.Model,
+    suite: SuiteData,
+    codes: Sequence[str],
+    layer: int,
+) -> retrieval.Retriever:
     settings = run.config.evaluate.model_copy(update={"layer": layer})
     texts = {code: suite.layer_sentences[code] for code in codes}
     with run.watcher.bar("Sentences to standardise by") as progress:
-        found = runner.retriever(subject, plain, replace(suite, layer_sentences=texts), settings, progress)
+        found = retrieval.retriever(subject, plain, replace(suite, layer_sentences=texts), settings, progress)
     assert found is not None
     return found
 
@@ -127,7 +133,7 @@ def _export(
     folder: Path,
     layer: int,
     statistics: Statistics,
-    subject: runner.Model,
+    subject: retrieval.Model,
     suite: SuiteData,
 ) -> Embedder:
     part, work = folder / f"{code}.part", folder / f"{code}.work"
@@ -144,7 +150,7 @@ def _export(
     made.save_pretrained(str(part), create_model_card=False)
     shutil.rmtree(work)
     texts = [*suite.layer_sentences[code][:COMPARED]]
-    ours = runner.embed(subject, texts, code, [layer], run.config.evaluate.batch)[layer]
+    ours = retrieval.embed(subject, texts, code, [layer], run.config.evaluate.batch)[layer]
     difference = _difference(part, texts, standardised(ours, statistics))
     if not difference <= CLOSE:
         raise RunError(

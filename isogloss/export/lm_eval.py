@@ -19,7 +19,7 @@ from isogloss.data.chat import end_of_turn
 from isogloss.errors import RunError
 from isogloss.files import read_json, write_json
 from isogloss.model.load import skeleton
-from isogloss.pipeline.stages import Run
+from isogloss.pipeline.folder import Run
 from isogloss.report.folder import read_folder
 
 Phase = Literal["before", "after"]

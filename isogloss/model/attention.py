@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from isogloss.errors import ConfigError
-from isogloss.model.load import causal_of, layers_of
+from isogloss.model.decoder import causal_of, layers_of
 
 LONG = 128
 """Tokens from which a processor's attention keeps no probabilities for backward."""

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from isogloss.model.load import causal_of, decoder_of, keeps_keys_alone
+from isogloss.model.decoder import causal_of, decoder_of, keeps_keys_alone
 
 ATTENTION = {"full_attention", "sliding_attention"}
 """Kinds of layers, in transformers' words, that a mask over pairs of tokens decides about."""

@@ -15,7 +15,9 @@ from isogloss.data.sources import parallel_examples
 from isogloss.errors import RunError
 from isogloss.languages import SOURCE
 from isogloss.model.load import check_machine
-from isogloss.pipeline.stages import Run, into, refuse_unusable, rows_for, train_carrier, writing
+from isogloss.pipeline.folder import Run, refuse_unusable, writing
+from isogloss.pipeline.stages import into, train_carrier
+from isogloss.pipeline.training_rows import rows_for
 
 
 @writing

@@ -17,7 +17,7 @@ from isogloss.errors import RunError
 from isogloss.files import write_json, write_text
 
 if TYPE_CHECKING:
-    from isogloss.pipeline.stages import Run
+    from isogloss.pipeline.folder import Run
 
 MANIFEST = "bundle.json"
 FORMAT = 1
@@ -33,9 +33,9 @@ def write(run: "Run", folder: Path) -> int:
             reference model to the bit.
     """
     from isogloss.config import dump_config
+    from isogloss.model.fingerprint import fingerprint
     from isogloss.model.load import load_model, model_folder
     from isogloss.notices import write_derived_card
-    from isogloss.pipeline.stages import fingerprint
     from isogloss.train.stage1 import ADAPTER, merged
 
     config, adapter = run.config, run.tuned / ADAPTER
@@ -93,9 +93,9 @@ def restore(folder: Path, say: Callable[[str], None] = lambda text: None) -> Non
         return
     from isogloss.bases import made_once
     from isogloss.config import load_config
+    from isogloss.model.fingerprint import fingerprint
     from isogloss.model.load import load_model, load_tokenizer, model_folder, pick_dtype
     from isogloss.notices import write_derived_card
-    from isogloss.pipeline.stages import fingerprint
     from isogloss.train.stage1 import ADAPTER, CARD, merged
 
     manifest = _checked(folder)

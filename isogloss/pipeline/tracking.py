@@ -9,11 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
+from isogloss.config import Tracker
 from isogloss.errors import ConfigError
-
-Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
 def check_installed(trackers: Sequence[Tracker]) -> None:

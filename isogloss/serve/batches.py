@@ -15,7 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from isogloss.adapters.generate import PROMPTS, stops
 from isogloss.inference import Aligned
-from isogloss.model.load import most_tokens
+from isogloss.model.decoder import most_tokens
 from isogloss.serve.guard import log
 
 Finish = Literal["stop", "length"]

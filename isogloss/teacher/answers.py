@@ -14,7 +14,8 @@ from isogloss.adapters.generate import PROMPTS, complete, in_batches, stops, up_
 from isogloss.data.text import canonical
 from isogloss.errors import RunError
 from isogloss.files import content_hash, read_lines, write_lines
-from isogloss.model.load import load_tokenizer, model_folder, most_tokens
+from isogloss.model.decoder import most_tokens
+from isogloss.model.load import load_tokenizer, model_folder
 
 TOGETHER = 256
 """Answers that are written at a time: what a killed run loses at most."""

@@ -29,7 +29,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from isogloss.model.load import causal_of
+from isogloss.model.decoder import causal_of
 
 VERSION = 1
 """To be raised when a signal is computed otherwise."""

@@ -26,7 +26,8 @@ from transformers import PreTrainedTokenizerBase
 
 from isogloss.data.chat import Encoded, encode_response, end_of_turn
 from isogloss.languages import SOURCE
-from isogloss.model.load import head, pad_id, response_states
+from isogloss.model.decoder import head, response_states
+from isogloss.model.load import pad_id
 from isogloss.teacher.answers import ended
 from isogloss.teacher.rows import Row
 from isogloss.teacher.scored import Scored

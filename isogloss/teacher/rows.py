@@ -1,18 +1,15 @@
-"""From parallel examples to training rows, and the order in which steps read them.
+"""From parallel examples to training rows, as student and teacher read them.
 
 Knows the tokenizer and the tree's paths, no model.
 """
 
-import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from isogloss.adapters.tree import Tree
-from isogloss.config import Distill
 from isogloss.data.chat import Encoded, encode, encode_prompt_with_text, encode_response, encode_text
 from isogloss.data.draw import choose
 from isogloss.data.examples import ParallelExample
@@ -226,71 +223,3 @@ def _options(
     if response not in options or len(set(options)) < len(options):
         return (), ()
     return options, tuple(said(wording) for wording in theirs.values())
-
-
-def training_order(rows: Sequence[Row], settings: Distill, seed: int) -> list[int]:
-    """Row numbers in the order in which stage 2 reads them; English gets its share where there is any."""
-    parallel = sum(row.language != SOURCE for row in rows)
-    retain = settings.retain if parallel < len(rows) else 0.0
-    return schedule(
-        [row.language for row in rows], round(settings.epochs * parallel / (1 - retain)),
-        balance=settings.balance, batch=settings.batch, seed=seed, fixed={SOURCE: retain},
-        alike=[(row.bare, row.tokens) for row in rows],
-    )  # fmt: skip
-
-
-def schedule(
-    languages: Sequence[str],
-    draws: int,
-    *,
-    balance: float,
-    batch: int,
-    alike: Sequence[Any],
-    seed: int,
-    fixed: Mapping[str, float] | None = None,
-) -> list[int]:
-    """Row numbers in the order of training: languages balanced, every row of a language before any again.
-
-    Args:
-        languages: The language of each row.
-        draws: How many rows are read in all; rounded down to whole batches.
-        balance: A language of n rows is drawn in proportion to n^(1/balance).
-        batch: Rows per batch; rows that are alike are put together within windows of eight batches.
-        alike: What rows of a batch are to be alike in, such as their tokens; sorted by.
-        fixed: Share of all draws that a language gets whatever its rows.
-    """
-    rng = random.Random(seed)
-    rows_of: dict[str, list[int]] = {}
-    for number, code in enumerate(languages):
-        rows_of.setdefault(code, []).append(number)
-    fixed = {code: share for code, share in (fixed or {}).items() if code in rows_of}
-    weights = {code: len(rows) ** (1 / balance) for code, rows in rows_of.items() if code not in fixed}
-    free = 1 - sum(fixed.values())
-    shares = {code: free * weight / sum(weights.values()) for code, weight in weights.items()} | fixed
-    draws = max(batch, draws // batch * batch)
-    drawn: list[int] = []
-    for code, wanted in _largest_remainders(shares, draws).items():
-        queue: list[int] = []
-        for _ in range(wanted):
-            if not queue:
-                queue = rng.sample(rows_of[code], len(rows_of[code]))
-            drawn.append(queue.pop())
-    rng.shuffle(drawn)
-    ordered: list[int] = []
-    window = 8 * batch
-    for start in range(0, draws, window):
-        part = sorted(drawn[start : start + window], key=lambda number: alike[number])
-        batches = [part[i : i + batch] for i in range(0, len(part), batch)]
-        rng.shuffle(batches)
-        ordered.extend(number for one in batches for number in one)
-    return ordered
-
-
-def _largest_remainders(shares: Mapping[str, float], total: int) -> dict[str, int]:
-    """Whole numbers in proportion to the shares that add up to the total."""
-    exact = {code: share * total for code, share in shares.items()}
-    whole = {code: int(value) for code, value in exact.items()}
-    short = total - sum(whole.values())
-    for code in sorted(exact, key=lambda code: whole[code] - exact[code])[:short]:
-        whole[code] += 1
-    return whole

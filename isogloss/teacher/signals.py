@@ -28,7 +28,7 @@ from isogloss.losses.fused import frozen_head
 from isogloss.losses.topk import TopK, pack, unpack
 from isogloss.model.branches import branched_hidden, branches_fit, layout
 from isogloss.model.cost import Meter, Stage
-from isogloss.model.load import causal_of, decoder_of, head, last_hidden, mean_pool, parts_of, states_up_to
+from isogloss.model.decoder import causal_of, decoder_of, head, last_hidden, mean_pool, parts_of, states_up_to
 from isogloss.teacher.cache import Cache, Part, row_key
 from isogloss.teacher.rows import Row
 

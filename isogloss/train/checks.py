@@ -22,10 +22,11 @@ from isogloss.errors import DataError
 from isogloss.languages import SOURCE
 from isogloss.losses.functional import forward_kl
 from isogloss.losses.topk import TopK
-from isogloss.model.load import causal_of, decoder_of, head, last_hidden
+from isogloss.model.decoder import causal_of, decoder_of, head, last_hidden
 from isogloss.teacher.rows import Row
 from isogloss.teacher.signals import Kind, hidden_signals
-from isogloss.train.trainer import Sample, Weights, batch_losses, collate, samples_of
+from isogloss.train.batch import Sample, collate, samples_of
+from isogloss.train.objective import Weights, batch_losses
 
 FEW = 4
 """Rows that are read to see that teacher and student agree."""

@@ -24,10 +24,12 @@ from isogloss.data.chat import Encoded
 from isogloss.languages import SOURCE
 from isogloss.model.attention import fused_attention
 from isogloss.model.cost import Stage
-from isogloss.model.load import most_tokens, pad_id, response_states
+from isogloss.model.decoder import most_tokens, response_states
+from isogloss.model.load import pad_id
 from isogloss.teacher.rows import Row
 from isogloss.teacher.signals import Signal
-from isogloss.train.trainer import Batch, ResponseTrainer, Sample, collate
+from isogloss.train.batch import Batch, Sample, collate
+from isogloss.train.trainer import ResponseTrainer
 
 
 def is_on_policy(step: int, share: float) -> bool:

@@ -22,29 +22,14 @@ from isogloss.data.selection import instruction_following_difficulty
 from isogloss.errors import ConfigError
 from isogloss.files import naming
 from isogloss.languages import SOURCE
-from isogloss.model.load import (
-    causal_of,
-    head,
-    last_hidden,
-    load_weights,
-    model_folder,
-    pad_id,
-    parts_of,
-    positions,
-)
+from isogloss.model.decoder import causal_of, head, last_hidden, parts_of
+from isogloss.model.load import load_weights, model_folder, pad_id, positions
 from isogloss.notices import write_derived_card
 from isogloss.teacher.prompts import NodeTexts, privileged_text
-from isogloss.teacher.rows import schedule
-from isogloss.train.trainer import (
-    Ordered,
-    ResponseTrainer,
-    Sample,
-    Watch,
-    Weights,
-    collate,
-    train,
-    training_arguments,
-)
+from isogloss.train.batch import Ordered, Sample, collate
+from isogloss.train.objective import Weights
+from isogloss.train.order import schedule
+from isogloss.train.trainer import ResponseTrainer, Watch, train, training_arguments
 
 Progress = Callable[[int, int], None]
 ADAPTER = "stage1_adapter"

@@ -19,26 +19,19 @@ from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE
 from isogloss.losses import functional
 from isogloss.model.cost import Stage
-from isogloss.model.load import causal_of, two_thirds
+from isogloss.model.decoder import causal_of, two_thirds
 from isogloss.teacher.cache import Cache
 from isogloss.teacher.joining import signals_from
-from isogloss.teacher.rows import Row, training_order
+from isogloss.teacher.rows import Row
 from isogloss.teacher.scored import Scored
 from isogloss.teacher.signals import Signal, hidden_signals, where_right
+from isogloss.train.batch import Ordered, Sample, samples_of, twins_of
 from isogloss.train.checks import PathsOnly, check_rows, check_teacher, divergence_by_language
+from isogloss.train.objective import Weights
 from isogloss.train.on_policy import OnPolicyTrainer, Policy, add_costs
+from isogloss.train.order import training_order
 from isogloss.train.shrinkage import Shrinkage, rows_below
-from isogloss.train.trainer import (
-    Ordered,
-    ResponseTrainer,
-    Sample,
-    Watch,
-    Weights,
-    samples_of,
-    train,
-    training_arguments,
-    twins_of,
-)
+from isogloss.train.trainer import ResponseTrainer, Watch, train, training_arguments
 
 Progress = Callable[[int, int], None]
 Bar = Callable[[str], AbstractContextManager[Progress]]

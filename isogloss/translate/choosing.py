@@ -66,7 +66,7 @@ def local(model: str, codes: Sequence[str], examples: Path | None) -> Translator
 
 def likeness(base: str) -> Callable[..., list[float]]:
     """How alike both sides of a pair are to a base."""
-    from isogloss.evaluate.runner import Model
+    from isogloss.evaluate.retrieval import Model
     from isogloss.model.load import load_model, load_tokenizer, pick_dtype
     from isogloss.translate.likeness import scorer
 

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from isogloss.evaluate.runner import Model, embed
+from isogloss.evaluate.retrieval import Model, embed
 from isogloss.languages import SOURCE
-from isogloss.model.load import layers_of
+from isogloss.model.decoder import layers_of
 from isogloss.model.standardise import FEWEST, standardised, statistics_of
 
 NEAREST = 10

@@ -6,8 +6,8 @@ import torch
 from isogloss.adapters.fit import refuse_misfit
 from isogloss.config import load_config, with_overrides
 from isogloss.errors import ConfigError
-from isogloss.model.load import last_hidden
-from isogloss.pipeline.stages import Run, Watcher
+from isogloss.model.decoder import last_hidden
+from isogloss.pipeline.folder import Run, Watcher
 
 
 def settings(tiny, folder, kind, *overrides):

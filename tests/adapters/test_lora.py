@@ -14,9 +14,10 @@ from isogloss.adapters.lora import TreeLora, nearest_of_rank
 from isogloss.adapters.tree import build_tree
 from isogloss.data.chat import Encoded
 from isogloss.errors import ConfigError
-from isogloss.model.load import last_hidden
+from isogloss.model.decoder import last_hidden
 from isogloss.teacher.signals import Signal
-from isogloss.train.trainer import Sample, Weights, batch_losses, collate, twins_of
+from isogloss.train.batch import Sample, collate, twins_of
+from isogloss.train.objective import Weights, batch_losses
 
 LANGUAGES = ["ru", "bg", "es", "fr", "sw"]
 KINDS = [

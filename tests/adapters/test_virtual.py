@@ -12,9 +12,10 @@ from isogloss.adapters.virtual import TreeEmbedding, TreePrefix
 from isogloss.data.chat import Encoded
 from isogloss.errors import ConfigError
 from isogloss.evaluate.likelihood import _score
-from isogloss.model.load import capture, last_hidden
+from isogloss.model.decoder import capture, last_hidden
 from isogloss.teacher.signals import Signal
-from isogloss.train.trainer import Sample, Weights, batch_losses, collate, twins_of
+from isogloss.train.batch import Sample, collate, twins_of
+from isogloss.train.objective import Weights, batch_losses
 
 LANGUAGES = ["ru", "bg", "es", "fr", "sw"]
 KINDS = [

@@ -9,7 +9,7 @@ from isogloss.config import load_config
 from isogloss.data.division import components, is_learned
 from isogloss.data.tasks import mlqa, pawsx, xnli
 from isogloss.evaluate.suites import load_suite
-from isogloss.pipeline import stages
+from isogloss.pipeline import checks, folder
 
 ROOT = Path(os.environ.get("ISOGLOSS_DATA", Path(__file__).parents[3] / "shared" / "data"))
 needs_data = pytest.mark.skipif(not (ROOT / "massive").is_dir(), reason="no data root: set ISOGLOSS_DATA")
@@ -80,8 +80,8 @@ def test_nothing_that_is_learned_is_reported():
         ],
         data_root=ROOT,
     )  # fmt: skip
-    run = stages.Run(config, stages.Watcher())
-    assert stages.leaks(run) == []
+    run = folder.Run(config, folder.Watcher())
+    assert checks.leaks(run) == []
 
 
 @pytest.mark.data

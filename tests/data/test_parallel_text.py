@@ -7,7 +7,8 @@ import pytest
 from isogloss.config import ParallelText, load_config
 from isogloss.data.parallel_text import pairs_for, translation_examples
 from isogloss.errors import ConfigError, DataError
-from isogloss.pipeline.stages import Run, Watcher, foreseen_rows
+from isogloss.pipeline.folder import Run, Watcher
+from isogloss.pipeline.training_rows import foreseen_rows
 
 
 def write(path: Path, *lines: str) -> None:

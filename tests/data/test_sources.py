@@ -8,7 +8,7 @@ import pytest
 from isogloss.config import load_config
 from isogloss.data.sources import english_examples, lacking, left_out, parallel_examples, told
 from isogloss.errors import ConfigError, DataError
-from isogloss.pipeline import stages
+from isogloss.pipeline import checks, folder, stages, training_rows
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -27,11 +27,11 @@ def item(
     }  # fmt: skip
 
 
-def run_of(tmp_path: Path, rows: list[dict], *more: str) -> stages.Run:
+def run_of(tmp_path: Path, rows: list[dict], *more: str) -> folder.Run:
     path = write(tmp_path / "data.jsonl", rows)
     data = f"data={{type: parallel, path: {path}}}"
     config = load_config(None, [data, "languages.targets=[sw]", f"run={tmp_path / 'run'}", *more])
-    return stages.Run(config, stages.Watcher())
+    return folder.Run(config, folder.Watcher())
 
 
 TOPICS = ["alarm", "audio", "iot", "calendar", "play", "news", "weather", "email", "lists", "qa"]
@@ -40,7 +40,7 @@ TOPICS = ["alarm", "audio", "iot", "calendar", "play", "news", "weather", "email
 def test_a_sorted_file_is_drawn_over_all_its_tasks(tmp_path):
     """48 of ten topics are four or five of each, in both stages."""
     run = run_of(tmp_path, [item(f"{t}{n}", t) for t in TOPICS for n in range(30)], "data.english_items=50")
-    used = stages._needed(run.examples, {"sw": 48})
+    used = training_rows._needed(run.examples, {"sw": 48})
     counts = [sum(e.task == topic for e in used) for topic in TOPICS]
     assert sorted(counts) == [4, 4, *[5] * 8]
     assert [sum(e.task == topic for e in run.english) for topic in TOPICS] == [5] * 10
@@ -49,7 +49,7 @@ def test_a_sorted_file_is_drawn_over_all_its_tasks(tmp_path):
 def test_rows_are_counted_as_they_will_be_built(tmp_path):
     """Every second response is missing: 48 of the 100 others are taken, and what was left out is told."""
     run = run_of(tmp_path, [item(str(n), "qa", swahili=None if n % 2 else "r") for n in range(200)])
-    assert len([row for row in stages.foreseen_rows(run, run.tokenizer) if row.language == "sw"]) == 48
+    assert len([row for row in training_rows.foreseen_rows(run, run.tokenizer) if row.language == "sw"]) == 48
     found = left_out(run.examples, ["sw"], lambda e, code: lacking(e, code, "reference"))
     assert told(found) == ["Left out, as there is no response: 100 in sw"]
 
@@ -76,7 +76,7 @@ def test_rows_are_counted_as_they_will_be_built(tmp_path):
 def test_a_language_with_nothing_usable_is_refused_before_stage_1(rows, says, tmp_path):
     """With its true reason."""
     with pytest.raises(DataError) as caught:
-        stages.check(run_of(tmp_path, rows))
+        checks.check(run_of(tmp_path, rows))
     assert str(caught.value) == says
 
 
@@ -108,8 +108,8 @@ def test_several_sources_share_a_language_by_weight(tmp_path):
         None,
         [sources, "languages.targets=[sw, ja]", "languages.items={low: 30, high: 9}", f"run={tmp_path}/run"],
     )
-    run = stages.Run(config, stages.Watcher())
-    rows = stages.foreseen_rows(run, run.tokenizer)
+    run = folder.Run(config, folder.Watcher())
+    rows = training_rows.foreseen_rows(run, run.tokenizer)
     sources_of = {code: [r.id.split("-")[0] for r in rows if r.language == code] for code in ("sw", "ja")}
     assert (sources_of["sw"].count("train"), sources_of["sw"].count("mine")) == (20, 10)
     assert sources_of["ja"] == ["other"] * 9

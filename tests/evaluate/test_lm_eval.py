@@ -16,8 +16,8 @@ from isogloss.evaluate.suites import SUITES
 from isogloss.export.adapters import export
 from isogloss.export.lm_eval import results
 from isogloss.model.load import load_model, load_tokenizer
-from isogloss.pipeline import stages
-from isogloss.pipeline.stages import Run
+from isogloss.pipeline import evaluation, stages
+from isogloss.pipeline.folder import Run, open_run
 
 TASKS = Path(__file__).parents[2] / "examples" / "lm_eval"
 FACTS = (
@@ -60,14 +60,14 @@ def run(root, tmp_path_factory) -> Run:
     folder = tmp_path_factory.mktemp("runs") / "done"
     both = ("evaluate.suites=[xnli,pawsx]", "evaluate.likelihood=[xnli,pawsx]", "evaluate.split=dev")
     settings = ("languages.targets=[de]", f"run={folder}", f"data_root={root}", "dtype=float32", *both)
-    run = stages.open_run(load_config(None, settings))
+    run = open_run(load_config(None, settings))
     load_model("demo", torch.float32).save_pretrained(run.tuned)
     load_tokenizer("demo").save_pretrained(run.tuned)
     torch.manual_seed(1)
     carrier = run.student(run.reference_model(), trained=False)
     stages.save_whole({name: torch.randn_like(p) * 0.05 for name, p in carrier.state().items()}, run.carriers)
     export(run, ["de"], "peft", folder / "adapters")
-    stages.run_evaluate(run)
+    evaluation.run_evaluate(run)
     return run
 
 

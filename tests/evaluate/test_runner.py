@@ -8,8 +8,9 @@ from transformers import PreTrainedTokenizerFast
 from isogloss.adapters.generate import Answer
 from isogloss.config import Evaluate
 from isogloss.data.examples import Turn
-from isogloss.evaluate import runner
+from isogloss.evaluate import retrieval, runner
 from isogloss.evaluate.items import Item, SuiteData
+from isogloss.evaluate.metrics import retrieve
 from isogloss.model.standardise import standardised, statistics_of
 
 SETTINGS = Evaluate(max_new_tokens=3, batch=8)
@@ -45,7 +46,7 @@ def with_bos(tokenizer):
 def test_pooling_leaves_out_bos_and_what_stands_behind_the_text(with_bos, tiny):
     """The mean of the text's own states, read with the others there; of texts in one padded batch."""
     model, texts = tiny("llama"), ["Habari", "A longer sentence", "ok"]
-    found = runner.embed(runner.Model(model, with_bos), texts, "sw", [1, 2], 8)
+    found = retrieval.embed(retrieval.Model(model, with_bos), texts, "sw", [1, 2], 8)
     for number, text in enumerate(texts):
         ids = torch.tensor([with_bos(text)["input_ids"]])
         assert ids[0, 0] == 2 and ids[0, -1] == 1
@@ -58,9 +59,9 @@ def test_pooling_leaves_out_bos_and_what_stands_behind_the_text(with_bos, tiny):
 def test_progress_is_told_of_all_sentences(tokenizer, tiny):
     """To the layer's choice and to the reported ones belong 60 × 2 and 20 texts."""
     told = []
-    runner.retriever(
-        runner.Model(tiny(), tokenizer),
-        runner.Model(tiny(), tokenizer),
+    retrieval.retriever(
+        retrieval.Model(tiny(), tokenizer),
+        retrieval.Model(tiny(), tokenizer),
         suite(sentences=20, for_layer=60),
         SETTINGS,
         lambda done, of: told.append((done, of)),
@@ -70,31 +71,29 @@ def test_progress_is_told_of_all_sentences(tokenizer, tiny):
 
 def test_statistics_are_the_subjects_own_and_of_sentences_that_are_not_reported(tokenizer, tiny):
     """English is the reference model's, statistics included."""
-    subject, reference = (runner.Model(tiny(seed=seed), tokenizer) for seed in (1, 0))
+    subject, reference = (retrieval.Model(tiny(seed=seed), tokenizer) for seed in (1, 0))
     data = suite(sentences=20, for_layer=60)
-    found = runner.retriever(subject, reference, data, SETTINGS, quiet)
+    found = retrieval.retriever(subject, reference, data, SETTINGS, quiet)
     assert found.kind == "standardised" and found.sentences == 60
     layer = found.layer
     for code, model in (("en", reference), ("sw", subject)):
-        vectors = runner.embed(model, data.layer_sentences[code], code, [layer], 8)[layer]
+        vectors = retrieval.embed(model, data.layer_sentences[code], code, [layer], 8)[layer]
         assert torch.allclose(found.statistics[code].mean, statistics_of(vectors).mean, atol=1e-5)
         assert torch.allclose(found.statistics[code].scale, statistics_of(vectors).scale, atol=1e-5)
-    english = runner.embed(reference, data.sentences["en"], "en", [layer], 8)[layer]
+    english = retrieval.embed(reference, data.sentences["en"], "en", [layer], 8)[layer]
     assert torch.allclose(found.english[layer], english, atol=1e-5)
 
 
 def test_standardised_and_raw_retrieval_are_each_reported_at_their_best_layer(tokenizer, tiny):
     """Best on the sentences that are not reported, by the same measure."""
-    subject = runner.Model(tiny(seed=3), tokenizer)
+    subject = retrieval.Model(tiny(seed=3), tokenizer)
     data = suite(sentences=20, for_layer=60)
-    found = runner.retriever(subject, subject, data, SETTINGS, quiet)
+    found = retrieval.retriever(subject, subject, data, SETTINGS, quiet)
     layers = [1, 2, 3]
-    english, other = (runner.embed(subject, data.layer_sentences[c], c, layers, 8) for c in ("en", "sw"))
-    raw = [runner.retrieve(english[n], other[n]).accuracy for n in layers]
+    english, other = (retrieval.embed(subject, data.layer_sentences[c], c, layers, 8) for c in ("en", "sw"))
+    raw = [retrieve(english[n], other[n]).accuracy for n in layers]
     scaled = [
-        runner.retrieve(
-            *(standardised(side[n], statistics_of(side[n])) for side in (english, other))
-        ).accuracy
+        retrieve(*(standardised(side[n], statistics_of(side[n])) for side in (english, other))).accuracy
         for n in layers
     ]
     assert found.raw_layer == layers[raw.index(max(raw))]
@@ -103,9 +102,9 @@ def test_standardised_and_raw_retrieval_are_each_reported_at_their_best_layer(to
 
 def test_too_few_sentences_give_no_statistics(tokenizer, tiny):
     """Retrieval is then the plain cosine, at one layer, and says so."""
-    subject = runner.Model(tiny(), tokenizer)
+    subject = retrieval.Model(tiny(), tokenizer)
     data = suite(sentences=12, for_layer=49)
-    found = runner.retriever(subject, subject, data, SETTINGS, quiet)
+    found = retrieval.retriever(subject, subject, data, SETTINGS, quiet)
     assert (found.kind, found.statistics) == ("raw", None) and found.layer == found.raw_layer
     side = runner.evaluate_side(subject, data, ["sw"], [], found, SETTINGS, 0, quiet)
     assert side.hits["retrieval"] == side.hits["retrieval_raw"]
@@ -117,15 +116,15 @@ def test_the_layer_after_is_chosen_with_the_english_that_is_scored(tokenizer, ti
     carrier = student(model, five)
     asked, set_path = [], carrier.set_path
     carrier.set_path = lambda codes: (asked.extend(codes), set_path(codes))[1]
-    aligned, plain = runner.Model(model, tokenizer, carrier), runner.Model(model, tokenizer)
+    aligned, plain = retrieval.Model(model, tokenizer, carrier), retrieval.Model(model, tokenizer)
     data = suite(sentences=12, for_layer=60)
-    found = runner.retriever(aligned, plain, data, SETTINGS, quiet)
+    found = retrieval.retriever(aligned, plain, data, SETTINGS, quiet)
     runner.evaluate_side(aligned, data, ["sw"], [], found, SETTINGS, 0, quiet)
     assert set(asked) == {"sw"}
     raw = [
-        runner.retrieve(
-            runner.embed(plain, data.layer_sentences["en"], "en", [n], 8)[n],
-            runner.embed(aligned, data.layer_sentences["sw"], "sw", [n], 8)[n],
+        retrieve(
+            retrieval.embed(plain, data.layer_sentences["en"], "en", [n], 8)[n],
+            retrieval.embed(aligned, data.layer_sentences["sw"], "sw", [n], 8)[n],
         ).accuracy
         for n in (1, 2, 3)
     ]
@@ -178,7 +177,7 @@ def answers(monkeypatch):
 @pytest.fixture(scope="module")
 def subject(tokenizer, tiny):
     """Any model."""
-    return runner.Model(tiny(), tokenizer)
+    return retrieval.Model(tiny(), tokenizer)
 
 
 def side_of(subject, items):

@@ -16,7 +16,8 @@ from isogloss.data.examples import Turn
 from isogloss.data.formats import parallel_jsonl
 from isogloss.evaluate.signature import fields_of
 from isogloss.evaluate.suites import load_suite
-from isogloss.pipeline import stages
+from isogloss.pipeline import checks, evaluation, stages, suite_scores
+from isogloss.pipeline.folder import Run, Watcher, load_run, open_run
 from isogloss.report.table import headline, official_table, summary_table
 
 EVALUATE = (
@@ -28,7 +29,7 @@ EVALUATE = (
 
 
 @pytest.fixture(scope="module")
-def finished(tokenizer, tiny, tmp_path_factory) -> stages.Run:
+def finished(tokenizer, tiny, tmp_path_factory) -> Run:
     """A run whose carriers are random, evaluated on XGLUE's official layout and on a file of one's own."""
     folder = tmp_path_factory.mktemp("scored")
     with pytest.MonkeyPatch.context() as patch:
@@ -36,23 +37,23 @@ def finished(tokenizer, tiny, tmp_path_factory) -> stages.Run:
         yield scored(folder, tokenizer, tiny)
 
 
-def scored(folder, tokenizer, tiny) -> stages.Run:
+def scored(folder, tokenizer, tiny) -> Run:
     put(folder)
     own = folder / "own.jsonl"
     own.write_text('{"id": "1", "en": {"instruction": "Hi"}, "es": {"instruction": "Hola"}}\n')
     more = (f"run={folder / 'run'}", f"data_root={folder}", f"evaluate.parallel.path={own}")
-    run = stages.open_run(load_config(None, (*EVALUATE, *more)))
+    run = open_run(load_config(None, (*EVALUATE, *more)))
     tiny("qwen3").save_pretrained(run.tuned)
     tokenizer.save_pretrained(run.tuned)
     carrier = run.student(run.reference_model(), trained=False)
     torch.manual_seed(1)
     state = {name: torch.randn_like(p) * 0.3 for name, p in carrier.state().items()}
     stages.save_whole(state, run.carriers, {"families": json.dumps(carrier.tree.families)})
-    stages.run_evaluate(run)
+    evaluation.run_evaluate(run)
     return run
 
 
-def scores(run: stages.Run) -> dict:
+def scores(run: Run) -> dict:
     return json.loads((run.folder / "scores.json").read_text("utf-8"))
 
 
@@ -145,19 +146,19 @@ def test_written_answers_are_counted_where_they_were_cut(finished):
 
 def test_what_is_evaluated_stays_so(finished):
     """Settings of another suite do not have it measured again."""
-    assert stages._unscored(finished, scores(finished)) == []
+    assert evaluation.unscored(finished, scores(finished)) == []
     changed = finished.config.evaluate.model_copy(
         update={"translation": finished.config.evaluate.translation.model_copy(update={"spbleu": False})}
     )
-    other = stages.Run(finished.config.model_copy(update={"evaluate": changed}), stages.Watcher())
-    assert stages._unscored(other, scores(finished)) == []
+    other = Run(finished.config.model_copy(update={"evaluate": changed}), Watcher())
+    assert evaluation.unscored(other, scores(finished)) == []
 
 
 class Killed(BaseException):
     """Stands for a process that ends without a word."""
 
 
-class Told(stages.Watcher):
+class Told(Watcher):
     def __init__(self):
         self.lines: list[str] = []
 
@@ -165,7 +166,7 @@ class Told(stages.Watcher):
         self.lines.append(text)
 
 
-class Killer(stages.Watcher):
+class Killer(Watcher):
     """Kills an evaluation in its second suite."""
 
     @contextmanager
@@ -177,20 +178,20 @@ class Killer(stages.Watcher):
         yield progress
 
 
-def copied(run: stages.Run, folder: Path, *lost: str) -> stages.Run:
+def copied(run: Run, folder: Path, *lost: str) -> Run:
     shutil.copytree(run.folder, folder)
     for name in lost:
         (folder / name).unlink()
-    return stages.load_run(folder)
+    return load_run(folder)
 
 
 def test_a_kill_in_the_second_suite_counts_no_work_twice(finished, tmp_path):
     """What was done before it for both is done again for the second alone."""
     killed = copied(finished, tmp_path / "killed", "scores.json", "ledger.json")
     with pytest.raises(Killed):
-        stages.run_evaluate(stages.Run(killed.config, Killer()))
+        evaluation.run_evaluate(Run(killed.config, Killer()))
     assert list(scores(killed)["suites"]) == ["xglue"]
-    stages.run_evaluate(stages.load_run(killed.folder))
+    evaluation.run_evaluate(load_run(killed.folder))
     assert scores(killed)["suites"] == scores(finished)["suites"]
     ours, theirs = (json.loads((run.folder / "ledger.json").read_text()) for run in (killed, finished))
     for name in ("tokens_forwarded", "tokens_generated", "flops"):
@@ -201,31 +202,31 @@ def test_a_kill_in_the_second_suite_counts_no_work_twice(finished, tmp_path):
 def test_other_adapters_data_or_limits_are_measured_anew(finished, tmp_path):
     """Scores are of who was measured and of what was asked; batches change nothing."""
     run = copied(finished, tmp_path / "copy")
-    assert stages._unscored(run, scores(run)) == []
+    assert evaluation.unscored(run, scores(run)) == []
     settings = run.config.evaluate
     for change, suites in (({"max_new_tokens": 4}, ["xglue", "parallel"]), ({"likelihood": ()}, ["xglue"])):
         changed = settings.model_copy(update=change)
-        other = stages.Run(run.config.model_copy(update={"evaluate": changed}), run.watcher)
-        assert set(suites) <= set(stages._unscored(other, scores(run)))
+        other = Run(run.config.model_copy(update={"evaluate": changed}), run.watcher)
+        assert set(suites) <= set(evaluation.unscored(other, scores(run)))
     loaded = {name: load_suite(name, run.data_root, settings, run.measured) for name in settings.suites}
-    assert stages._unscored(run, scores(run), loaded) == []
+    assert evaluation.unscored(run, scores(run), loaded) == []
     (item,) = loaded["parallel"].items
     turns = {**item.turns, "en": Turn("Hello")}
     loaded["parallel"] = replace(loaded["parallel"], items=(replace(item, turns=turns),))
-    assert stages._unscored(run, scores(run), loaded) == ["parallel"]
+    assert evaluation.unscored(run, scores(run), loaded) == ["parallel"]
     state = load_file(run.carriers)
     stages.save_whole(
         {name: 2 * p for name, p in state.items()}, run.carriers, {"families": json.dumps(run.families)}
     )
-    assert stages._unscored(run, scores(run)) == ["xglue", "parallel"]
+    assert evaluation.unscored(run, scores(run)) == ["xglue", "parallel"]
     pages = run.config.evaluate.model_copy(update={"suites": ("parallel",)})
     told = Told()
-    stages.run_evaluate(stages.Run(run.config.model_copy(update={"evaluate": pages}), told))
+    evaluation.run_evaluate(Run(run.config.model_copy(update={"evaluate": pages}), told))
     assert list(scores(run)["suites"]) == ["parallel"]  # none of the adapters that are no more
     assert told.lines == ["xglue was scored with another model or other measures; its scores are dropped"]
-    run = stages.load_run(run.folder)
+    run = load_run(run.folder)
     was = fields_of(scores(finished)["suites"]["parallel"]["signature"])
-    now = fields_of(stages._signature(run, loaded["parallel"], None, None))
+    now = fields_of(suite_scores.suite_signature(run, loaded["parallel"], None, None))
     assert {name for name in was if was[name] != now[name]} == {"adapters", "data"}
 
 
@@ -250,7 +251,7 @@ def test_test_items_in_the_training_data_are_found(finished, tmp_path):
         (*EVALUATE[:2], f"run={tmp_path}", "evaluate.suites=[parallel]", f"evaluate.parallel.path={path}",
          f"data={{type: parallel, path: {path}}}"),
     )  # fmt: skip
-    found = stages.leaks(stages.Run(settings, stages.Watcher()))
+    found = checks.leaks(Run(settings, Watcher()))
     assert [(leak.suite, leak.id, leak.language, leak.whole, leak.trained) for leak in found] == [
         ("parallel", "1", code, True, ("1", code)) for code in ("en", "es", "fr")
     ]

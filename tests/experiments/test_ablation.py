@@ -10,7 +10,7 @@ from experiments.ablation import VARIANTS, Variant, corrected, parse, resolved, 
 from isogloss import cli
 from isogloss.config import load_config, with_overrides
 from isogloss.errors import ConfigError, RunError
-from isogloss.pipeline.stages import Run, Watcher
+from isogloss.pipeline.folder import Run, Watcher
 
 
 def variants(*names: str, items=()) -> list[Variant]:

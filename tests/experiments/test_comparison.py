@@ -11,7 +11,7 @@ from experiments import comparison, plot
 from experiments.contest import Entry, Point
 from isogloss.cli import _show_methods, main
 from isogloss.config import load_config
-from isogloss.pipeline.stages import Watcher
+from isogloss.pipeline.folder import Watcher
 
 METHODS = (
     "isogloss",

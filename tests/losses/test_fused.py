@@ -7,7 +7,7 @@ from torch import nn
 from isogloss.losses import functional
 from isogloss.losses.fused import Head, frozen_head, scored
 from isogloss.losses.topk import TopK
-from isogloss.model.load import head as plain_head
+from isogloss.model.decoder import head as plain_head
 
 PLAIN = {
     "forward": functional.forward_kl,

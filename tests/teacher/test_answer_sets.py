@@ -8,10 +8,11 @@ from isogloss.data.chat import Encoded
 from isogloss.losses.functional import answer_set_kl
 from isogloss.losses.fused import frozen_head, token_log_probs
 from isogloss.model.branches import branched_hidden, branches_fit, layout, visible
-from isogloss.model.load import last_hidden
+from isogloss.model.decoder import last_hidden
 from isogloss.teacher.rows import Row
 from isogloss.teacher.signals import hidden_signals
-from isogloss.train.trainer import Weights, batch_losses, collate, samples_of
+from isogloss.train.batch import collate, samples_of
+from isogloss.train.objective import Weights, batch_losses
 
 PROMPT, OPTIONS = (10, 11, 12, 13), ((20, 21, 1), (22, 1), (20, 23, 24, 1))
 ENGLISH, TWINS = (30, 31, 32), ((40, 1), (41, 42, 1), (43, 1))

@@ -11,7 +11,7 @@ from isogloss.adapters.generate import stops
 from isogloss.config import load_config
 from isogloss.errors import ConfigError, RunError
 from isogloss.model.load import load_tokenizer
-from isogloss.pipeline import stages
+from isogloss.pipeline import folder, training_rows
 from isogloss.teacher import answers
 from isogloss.teacher.answers import Answers, ended
 
@@ -27,7 +27,7 @@ ITEMS = [
 ]
 
 
-class Heard(stages.Watcher):
+class Heard(folder.Watcher):
     def __init__(self):
         self.lines: list[str] = []
 
@@ -122,7 +122,7 @@ def run(base, tmp_path):
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
     data = f"data={{type: parallel, path: {tmp_path / 'data.jsonl'}}}"
     settings = (*SMALL, data, f"run={tmp_path / 'run'}", f"model={base}", "distill.sample_tokens=6")
-    made = stages.open_run(load_config(None, settings), Heard())
+    made = folder.open_run(load_config(None, settings), Heard())
     shutil.copytree(base, made.tuned)
     return made
 
@@ -135,20 +135,20 @@ def test_an_example_whose_answer_has_no_end_is_left_out_and_told(run, monkeypatc
         asked.append((len(prompts), max_new_tokens))
         yield from [(0, "yes"), (1, ""), (2, "")]
 
-    monkeypatch.setattr(stages, "ended", answer)
+    monkeypatch.setattr("isogloss.pipeline.english.ended", answer)
     stage = run.ledger.begin("distill")
-    rows = stages.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
+    rows = training_rows.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
     texts = {row.id: run.tokenizer.decode(row.student.response, skip_special_tokens=True) for row in rows}
     assert texts == {"1/sw": "yes", "3/sw": "it"}
     assert run.watcher.lines == [
         "1 of 3 examples are left out: the model's English answer has no end within 6 tokens "
         "(distill.sample_tokens)"
     ]
-    stages.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
+    training_rows.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
     assert asked == [(3, 6)]  # once
     more = load_config(run.folder, ["distill.sample_tokens=9"])
-    stages.rows_for(
-        stages.Run(more, run.watcher), run.reference_model(), run.examples, run.tree, run.taught, stage
+    training_rows.rows_for(
+        folder.Run(more, run.watcher), run.reference_model(), run.examples, run.tree, run.taught, stage
     )
     assert asked == [(3, 6), (3, 9)]  # with another limit, again
     assert run.watcher.lines[-1].endswith("has no end within 9 tokens (distill.sample_tokens)")
@@ -167,13 +167,13 @@ def test_a_teachers_own_answer_and_prompt_are_shown(run, base, monkeypatch):
     items = [item | {"en": item["en"] | {"response": "a"}} for item in ITEMS]
     items = [item | {"sw": item["sw"] | {"response": "b"}} for item in items]
     config.data.path.write_text("".join(json.dumps(item) + "\n" for item in items))
-    run = stages.Run(config, Heard())
+    run = folder.Run(config, Heard())
     with pytest.raises(RunError, match=r"^1 has no answer of .* yet; run `isogloss distill` first$"):
-        stages.row_of(run, "sw", "1")
+        training_rows.row_of(run, "sw", "1")
     monkeypatch.setattr("isogloss.teacher.local.ended", lambda *given, **how: iter([(0, "ndiyo")]))
     stage = run.ledger.begin("distill")
-    stages.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
-    row, its = stages.row_of(run, "sw", "1")
+    training_rows.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
+    row, its = training_rows.row_of(run, "sw", "1")
     assert run.tokenizer.decode(row.student.response, skip_special_tokens=True) == "ndiyo"
     assert its is not None and type(its) is type(load_tokenizer(str(base)))
     longer = load_config(
@@ -185,6 +185,6 @@ def test_a_teachers_own_answer_and_prompt_are_shown(run, base, monkeypatch):
         ],
     )
     with pytest.raises(RunError, match=r"^1 has no answer of .* yet; "):  # with another limit
-        stages.row_of(stages.Run(longer, Heard()), "sw", "1")
-    other, _ = stages.row_of(run, "sw", "2")  # its answer had no end: the data's response stays
+        training_rows.row_of(folder.Run(longer, Heard()), "sw", "1")
+    other, _ = training_rows.row_of(run, "sw", "2")  # its answer had no end: the data's response stays
     assert run.tokenizer.decode(other.student.response, skip_special_tokens=True) == "b"

@@ -12,7 +12,7 @@ from isogloss.data.chat import Encoded
 from isogloss.errors import ConfigError
 from isogloss.losses.topk import TopK
 from isogloss.model.cost import Stage
-from isogloss.pipeline.stages import Watcher
+from isogloss.pipeline.folder import Watcher
 from isogloss.teacher import joining
 from isogloss.teacher.cache import Cache, teacher_of
 from isogloss.teacher.rows import Row

@@ -8,7 +8,8 @@ import torch
 from transformers import AutoTokenizer
 
 from isogloss.data.chat import Encoded, encode_response
-from isogloss.model.load import head, last_hidden, model_folder
+from isogloss.model.decoder import head, last_hidden
+from isogloss.model.load import model_folder
 from isogloss.teacher import answers, local
 from isogloss.teacher.rows import Row
 

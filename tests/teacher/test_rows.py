@@ -9,7 +9,8 @@ from isogloss.adapters.tree import build_tree
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.errors import ConfigError, DataError
 from isogloss.teacher.prompts import NodeTexts
-from isogloss.teacher.rows import build_rows, schedule
+from isogloss.teacher.rows import build_rows
+from isogloss.train.order import schedule
 
 TEXTS = NodeTexts("Root.", {"Indo-European/Italic/Romance": "Romance."}, {"es": "Español."})
 EXAMPLES = [

@@ -15,7 +15,7 @@ from isogloss.data.chat import Encoded
 from isogloss.endpoint import retry_after
 from isogloss.errors import ConfigError, RunError
 from isogloss.model.cost import Stage
-from isogloss.pipeline.stages import Watcher
+from isogloss.pipeline.folder import Watcher
 from isogloss.teacher import server as served
 from isogloss.teacher.joining import scores_of
 from isogloss.teacher.rows import Row

@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 from isogloss.data.chat import Encoded
 from isogloss.losses.topk import TopK
 from isogloss.model.cost import Stage
-from isogloss.model.load import head
+from isogloss.model.decoder import head
 from isogloss.teacher import signals as module
 from isogloss.teacher.cache import Cache
 from isogloss.teacher.rows import Row
 from isogloss.teacher.signals import groups, hidden_signals, where_right
-from isogloss.train.trainer import Weights, batch_losses, collate, samples_of
+from isogloss.train.batch import collate, samples_of
+from isogloss.train.objective import Weights, batch_losses
 
 SIZES = [(9, 3, 4, 2), (2, 1, 1, 5), (17, 6, 3, 2), (4, 2, 7, 3), (11, 5, 2, 1)]
 

@@ -13,9 +13,9 @@ from isogloss.model.readout import Readout
 from isogloss.teacher import signals
 from isogloss.teacher.rows import Row
 from isogloss.teacher.signals import hidden_signals
-from isogloss.train import trainer
+from isogloss.train.batch import collate, samples_of
 from isogloss.train.checks import PathsOnly, check_rows, check_teacher, divergence_by_language
-from isogloss.train.trainer import Weights, batch_losses, collate, samples_of
+from isogloss.train.objective import Weights, batch_losses
 
 OPTIONS = {"pad_id": 0, "layer": 1, "kind": "hidden", "k": 4}
 
@@ -176,6 +176,6 @@ def test_a_student_one_position_late_is_caught(tiny, five, student, monkeypatch)
         return chat.response_positions(starts, lengths, width) - 1
 
     monkeypatch.setattr(signals, "response_positions", late)
-    monkeypatch.setattr(trainer, "response_positions", late)
+    monkeypatch.setattr("isogloss.train.batch.response_positions", late)
     with pytest.raises(RuntimeError, match=r"^self-check: the cross-entropy is \d+\.\d+ nats a token from"):
         check_teacher(student(tiny(), five), ROWS, **OPTIONS)

@@ -11,17 +11,10 @@ from isogloss.errors import ConfigError
 from isogloss.model.cost import Stage
 from isogloss.teacher.rows import Row
 from isogloss.teacher.signals import hidden_signals
+from isogloss.train.batch import Ordered, collate, samples_of
+from isogloss.train.objective import Weights, batch_losses
 from isogloss.train.on_policy import OnPolicyTrainer, Policy, add_costs, is_on_policy, live_states
-from isogloss.train.trainer import (
-    Ordered,
-    Watch,
-    Weights,
-    batch_losses,
-    collate,
-    samples_of,
-    train,
-    training_arguments,
-)
+from isogloss.train.trainer import Watch, train, training_arguments
 
 LANGUAGES = ("sw", "ru", "en", "es", "sw", "bg")
 
@@ -240,7 +233,7 @@ def test_cross_entropy_has_no_part_in_an_on_policy_step(tiny, five, student, tok
     line = json.loads((tmp_path / "curve.jsonl").read_text().split("\n")[0])
     carrier, samples, policy = made(tiny, five, student, tokenizer)
     batch = policy.renewed(collate([samples[n] for n in ORDER[:BATCH]], 0), 0, 0, {})
-    from isogloss.train.trainer import twins_of
+    from isogloss.train.batch import twins_of
 
     with torch.no_grad():
         parts = batch_losses(

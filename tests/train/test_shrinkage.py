@@ -8,19 +8,12 @@ from transformers import TrainerControl
 from isogloss.config import Distill
 from isogloss.data.chat import Encoded
 from isogloss.teacher.rows import Row
-from isogloss.train import trainer as training
+from isogloss.train import objective as training
+from isogloss.train.batch import Ordered, Sample
+from isogloss.train.objective import Weights, drop_levels
 from isogloss.train.shrinkage import Shrinkage, rows_below
 from isogloss.train.stage2 import _larger_b
-from isogloss.train.trainer import (
-    Ordered,
-    ResponseTrainer,
-    Sample,
-    Watch,
-    Weights,
-    drop_levels,
-    train,
-    training_arguments,
-)
+from isogloss.train.trainer import ResponseTrainer, Watch, train, training_arguments
 
 CONTROL = TrainerControl()
 

@@ -12,7 +12,9 @@ from isogloss import cli
 from isogloss.config import load_config
 from isogloss.errors import ConfigError, RunError
 from isogloss.model.load import load_tokenizer
-from isogloss.pipeline import stages as pipeline
+from isogloss.pipeline import training_rows
+from isogloss.pipeline.folder import Run, Watcher, open_run
+from isogloss.pipeline.stages import Stage, run_cache, run_distill
 from isogloss.teacher.local import Translation
 
 SMALL = (
@@ -23,7 +25,7 @@ SMALL = (
 )  # fmt: skip
 
 
-class Heard(pipeline.Watcher):
+class Heard(Watcher):
     """Keeps what a run says."""
 
     def __init__(self):
@@ -33,25 +35,25 @@ class Heard(pipeline.Watcher):
         self.lines.append(text)
 
 
-def opened(folder: Path, base: Path, *more: str) -> pipeline.Run:
+def opened(folder: Path, base: Path, *more: str) -> Run:
     """A run whose stage 1 is done: the random model as it is."""
-    run = pipeline.open_run(load_config(None, (*SMALL, f"run={folder}", f"model={base}", *more)), Heard())
+    run = open_run(load_config(None, (*SMALL, f"run={folder}", f"model={base}", *more)), Heard())
     if not run.tuned.exists():
         shutil.copytree(base, run.tuned)
     return run
 
 
-def stages(run: pipeline.Run) -> dict[str, dict]:
+def stages(run: Run) -> dict[str, dict]:
     ledger = json.loads((run.folder / "ledger.json").read_text())
     return {stage["stage"]: stage for stage in ledger["stages"]}
 
 
 @pytest.fixture(scope="module")
-def filled(base, tmp_path_factory) -> tuple[pipeline.Run, pipeline.Stage]:
+def filled(base, tmp_path_factory) -> tuple[Run, Stage]:
     """A run with its cache, distilled."""
     run = opened(tmp_path_factory.mktemp("runs") / "one", base)
-    done = pipeline.run_cache(run)
-    pipeline.run_distill(run)
+    done = run_cache(run)
+    run_distill(run)
     return run, done
 
 
@@ -74,14 +76,14 @@ def test_the_cache_is_filled_once_and_distillation_spends_nothing_on_the_teacher
 def test_in_the_english_view_one_reading_of_a_meaning_serves_all_languages(base, tmp_path):
     """No prompt is privileged: the twin alone is read, for answers of the same tokens and for closed sets."""
     run = opened(tmp_path / "english", base, "distill.teacher_view=english", "distill.responses=reference")
-    model, stage = run.reference_model(), pipeline.Stage("distill")
-    rows = pipeline.rows_for(run, model, run.examples, run.tree, run.taught, stage)
+    model, stage = run.reference_model(), Stage("distill")
+    rows = training_rows.rows_for(run, model, run.examples, run.tree, run.taught, stage)
     closed = [row for row in rows if row.options]
     assert {row.language for row in closed} == {"sw", "ur"}
     for row in closed:
         assert row.student.response in row.options
         assert row.teacher_prompt == row.twin_prompt
-    pipeline.run_distill(run)
+    run_distill(run)
     sets = {(row.twin_prompt, row.twin_options) for row in closed}
     assert len(sets) < len(closed)
     alone = {(row.teacher_prompt, row.student.response) for row in rows if not row.options}
@@ -92,7 +94,7 @@ def test_a_second_distillation_of_the_same_data_spends_nothing_and_learns_the_sa
     """Another run folder, the same cache by its setting: the same carriers, to the bit."""
     run, _ = filled
     again = opened(tmp_path / "two", base, f"distill.cache={run.signals}")
-    pipeline.run_distill(again)
+    run_distill(again)
     assert stages(again)["distill"]["teacher_calls"] == 0
     ours, theirs = load_file(run.carriers), load_file(again.carriers)
     assert all((ours[name] == theirs[name]).all() for name in ours) and not (again.folder / "cache").exists()
@@ -101,12 +103,12 @@ def test_a_second_distillation_of_the_same_data_spends_nothing_and_learns_the_sa
 def test_distillation_fills_the_cache_by_itself_on_top_k_too(base, tmp_path):
     """Signals that are read live and signals that are found give the same carriers, to the bit."""
     first = opened(tmp_path / "one", base, "distill.signal=top_k", "distill.top_k=8")
-    pipeline.run_distill(first)
+    run_distill(first)
     assert stages(first)["distill"]["teacher_calls"] == 14
     second = opened(
         tmp_path / "two", base, "distill.signal=top_k", "distill.top_k=8", f"distill.cache={first.signals}"
     )
-    pipeline.run_distill(second)
+    run_distill(second)
     assert (stages(second)["distill"]["teacher_calls"], stages(second)["distill"]["cached_hits"]) == (0, 14)
     ours, theirs = load_file(first.carriers), load_file(second.carriers)
     assert all((ours[name] == theirs[name]).all() for name in ours)
@@ -124,7 +126,7 @@ def test_the_divergence_before_training_is_told_per_language(filled):
 def test_checks_can_be_left_out(base, tmp_path):
     """Nothing is told then."""
     run = opened(tmp_path / "run", base, "distill.checks=false")
-    pipeline.run_distill(run)
+    run_distill(run)
     assert [line for line in run.watcher.lines if line.startswith("Divergence")] == []
 
 
@@ -147,7 +149,7 @@ def test_the_prompt_of_a_row_is_shown_as_it_is_read(filled, capsys):
         cli.main(["teacher-prompt", str(run.folder), "--language", "swh", "--id", example.id])
     assert ended.value.code == 0
     teacher, student = capsys.readouterr().out.split("Student: ")
-    row, reader = pipeline.row_of(run, "sw", example.id)
+    row, reader = training_rows.row_of(run, "sw", example.id)
     assert reader is None
     length = len(row.student.response)
     assert teacher.startswith(f"Teacher: {len(row.teacher_prompt)} tokens, then {length} of the response\n")
@@ -165,16 +167,16 @@ def test_an_unknown_row_is_refused(filled):
     """Language and id, each with what there is."""
     run, _ = filled
     with pytest.raises(RunError) as caught:
-        pipeline.row_of(run, "fr", "1")
+        training_rows.row_of(run, "fr", "1")
     assert str(caught.value) == f"fr is not taught in {run.folder}; there are sw, ur"
     with pytest.raises(RunError, match=r"--id nothing: no example in sw has this id; "):
-        pipeline.row_of(run, "sw", "nothing")
+        training_rows.row_of(run, "sw", "nothing")
 
 
 def test_filling_a_full_cache_reads_nothing(filled):
     """The ledger's stage keeps what was spent before."""
     run, _ = filled
-    done = pipeline.run_cache(run)
+    done = run_cache(run)
     assert (done.teacher_calls, done.teacher_tokens, done.cached_hits) == (0, 0, 14)
     assert done.cache_bytes_written == 0
     assert stages(run)["cache"]["teacher_calls"] == 14
@@ -203,15 +205,15 @@ def test_another_teacher_is_learned_from_where_both_cut_alike_and_asked_once(oth
     assert translation.covered(tuple(first.tokenizer("kisu")["input_ids"])).tolist() == [
         False, False, True, True
     ]  # fmt: skip
-    pipeline.run_distill(first)
+    run_distill(first)
     assert stages(first)["distill"]["teacher_calls"] == 14
     second = opened(tmp_path / "two", base, teacher, f"distill.cache={first.signals}")
-    pipeline.run_distill(second)
+    run_distill(second)
     assert (stages(second)["distill"]["teacher_calls"], stages(second)["distill"]["cached_hits"]) == (0, 14)
     ours, theirs = load_file(first.carriers), load_file(second.carriers)
     assert all((ours[name] == theirs[name]).all() for name in ours)
     plain = opened(tmp_path / "three", base)
-    pipeline.run_distill(plain)
+    run_distill(plain)
     itself = load_file(plain.carriers)
     assert not all((ours[name] == itself[name]).all() for name in ours)
 
@@ -233,8 +235,8 @@ def test_ways_of_training_and_carriers_pass_the_checks_with_each_signal(base, tm
     for signal in ("hidden", "top_k"):
         folder = tmp_path / signal
         made = (*settings, *carrier, f"run={folder}", f"model={base}", f"distill.signal={signal}")
-        run = pipeline.open_run(load_config(None, (*made, "distill.sample_tokens=4", way)), Heard())
+        run = open_run(load_config(None, (*made, "distill.sample_tokens=4", way)), Heard())
         shutil.copytree(base, run.tuned)
-        pipeline.run_distill(run)
+        run_distill(run)
         assert run.carriers.exists()
         assert any(line.startswith("Divergence") for line in run.watcher.lines)

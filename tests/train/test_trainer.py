@@ -20,18 +20,15 @@ from isogloss.errors import ConfigError, RunError
 from isogloss.losses import functional
 from isogloss.losses.topk import TopK
 from isogloss.teacher.signals import Signal
-from isogloss.train import trainer
+from isogloss.train import objective
+from isogloss.train.batch import Ordered, Sample, collate, twins_of
+from isogloss.train.objective import Weights, batch_losses
 from isogloss.train.trainer import (
-    Ordered,
     ResponseTrainer,
-    Sample,
     Watch,
-    Weights,
-    batch_losses,
-    collate,
+    processes,
     train,
     training_arguments,
-    twins_of,
 )
 
 SIZES = [(3, 2), (7, 1), (2, 9), (5, 4), (4, 4), (6, 3), (2, 1), (3, 6)]
@@ -187,8 +184,8 @@ def test_the_divergence_is_between_matching_tokens(tiny, five, student, divergen
 def test_chunks_of_tokens_give_the_same_losses_and_gradients(tiny, five, student, monkeypatch):
     """30 response tokens at once, and three at a time, the last chunk smaller."""
     found = []
-    for logits in (trainer.LOGITS, 3 * 269):
-        monkeypatch.setattr(trainer, "LOGITS", logits)
+    for logits in (objective.LOGITS, 3 * 269):
+        monkeypatch.setattr(objective, "LOGITS", logits)
         carrier = student(tiny(), five)
         parts = batch_losses(carrier.model, collate(SAMPLES, 0), Weights(0.7, 1.3), carrier)
         (0.7 * parts["ce"] + 1.3 * parts["kl"] + 0.4 * parts["retain"]).backward()
@@ -366,7 +363,7 @@ def test_accumulation_does_not_change_stage_2(tiny, five, student, tmp_path, bat
 
 def test_rows_that_cannot_be_shared_out_are_refused(tmp_path, monkeypatch):
     """Seven rows a step and two processes."""
-    monkeypatch.setattr(trainer.processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "count", lambda: 2)
     with pytest.raises(ConfigError) as caught:
         training_arguments(
             tmp_path,

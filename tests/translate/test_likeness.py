@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from isogloss.evaluate.runner import Model
+from isogloss.evaluate.retrieval import Model
 from isogloss.model.standardise import FEWEST
 from isogloss.translate.likeness import layers, scorer, scores
 

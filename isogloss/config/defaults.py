@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-EMBEDDED = "demo"
-"""Name of the model that comes with the package."""
+from isogloss.bases import EMBEDDED
+
 SMALL, MIDDLE = 500_000_000, 2_000_000_000
 """Weights up to which a model takes the larger steps, and those in between."""
 

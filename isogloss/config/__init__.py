@@ -1,0 +1,77 @@
+"""Settings: strict, frozen, and their own manual; the YAML file is their image. Imports no torch."""
+
+from isogloss.config.base import Count, Positive, Settings, home
+from isogloss.config.data import (
+    AnySource,
+    ChatFile,
+    DemoData,
+    FileData,
+    MassiveData,
+    MlqaData,
+    ParallelFile,
+    ParallelText,
+    PawsxData,
+    Sib200Data,
+    TableFile,
+    TopicData,
+    XnliData,
+)
+from isogloss.config.distill import (
+    HIDDEN_ONLY,
+    KL_ONLY,
+    Distill,
+    Endpoint,
+    LoraCarrier,
+    ModelTeacher,
+    SelfTeacher,
+    ServerTeacher,
+)
+from isogloss.config.evaluate import Evaluate, ParallelSuite, Translation, Xglue
+from isogloss.config.load import for_choosing, load_config, refuse_shared, run_folder_of, with_overrides
+from isogloss.config.paths import root_of_environment
+from isogloss.config.schema import Config, Tracker
+from isogloss.config.tune import Tune
+from isogloss.config.yaml_io import dump_config, parse_config
+
+__all__ = [
+    "AnySource",
+    "ChatFile",
+    "Config",
+    "Count",
+    "DemoData",
+    "Distill",
+    "Endpoint",
+    "Evaluate",
+    "FileData",
+    "HIDDEN_ONLY",
+    "KL_ONLY",
+    "LoraCarrier",
+    "MassiveData",
+    "MlqaData",
+    "ModelTeacher",
+    "ParallelFile",
+    "ParallelSuite",
+    "ParallelText",
+    "PawsxData",
+    "Positive",
+    "SelfTeacher",
+    "ServerTeacher",
+    "Settings",
+    "Sib200Data",
+    "TableFile",
+    "TopicData",
+    "Tracker",
+    "Translation",
+    "Tune",
+    "Xglue",
+    "XnliData",
+    "dump_config",
+    "for_choosing",
+    "home",
+    "load_config",
+    "parse_config",
+    "refuse_shared",
+    "root_of_environment",
+    "run_folder_of",
+    "with_overrides",
+]

@@ -1,0 +1,96 @@
+"""What all settings are made of: strict, frozen models, types of values, and refusals of combinations."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+)
+from pydantic_core import PydanticCustomError
+
+from isogloss.languages import SOURCE, resolve
+
+T = TypeVar("T")
+S = TypeVar("S", bound="Settings")
+
+
+def code_of(spelling: str) -> str:
+    """Our code of a language, by any of its codes or names."""
+    return resolve(spelling).code  # an UnknownLanguageError is a ValueError: one line, with the nearest code
+
+
+def target_of(code: str) -> str:
+    """A language that is not English."""
+    if code == SOURCE:
+        raise ValueError("English is what all others follow; leave it out")
+    return code
+
+
+def once(values: tuple[T, ...]) -> tuple[T, ...]:
+    """Each value once, in the order given."""
+    return tuple(dict.fromkeys(values))
+
+
+def refusal(name: str, message: str) -> PydanticCustomError:
+    """A setting that cannot stand beside its neighbours: `tune.accumulate must divide batch`."""
+    return PydanticCustomError("refusal", "{message}", {"name": name, "message": message})
+
+
+def without_effect(settings: S, *cases: tuple[Any, Iterable[str], str]) -> S:
+    """Refuse what was changed and does nothing beside its neighbours.
+
+    A value that equals its default passes, so that resolved settings can be read again.
+
+    Args:
+        cases: Whether settings are without effect, their names, and why.
+    """
+    for idle, names, why in cases:
+        for name in names:
+            if idle and getattr(settings, name) != type(settings).model_fields[name].default:
+                raise refusal(name, f"has no effect {why}")
+    return settings
+
+
+def home(path: T) -> T:
+    """A path, or a text that may be one, with a leading `~` written out."""
+    written = os.path.expanduser(path)  # type: ignore[call-overload]  # noqa: PTH111  # keeps an unknown ~user
+    return type(path)(written)  # type: ignore[call-arg]
+
+
+def whole_batches(stage: S) -> S:
+    """Refuse a batch that cannot be read in equal micro-batches."""
+    if stage.batch % stage.accumulate:  # type: ignore[attr-defined]  # both stages have both
+        raise refusal("accumulate", f"must divide batch, which is {stage.batch}")  # type: ignore[attr-defined]
+    return stage
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Rank = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+Place = Annotated[Path, AfterValidator(home)]
+"""A file or folder; `~` is the user's home."""
+ModelName = Annotated[Text, AfterValidator(home)]
+"""A model's folder, in which `~` is the user's home, or its hub name."""
+Code = Annotated[str, AfterValidator(code_of)]
+Others = Annotated[tuple[Annotated[Code, AfterValidator(target_of)], ...], AfterValidator(once)]
+"""Languages that follow English."""
+Targets = Annotated[
+    tuple[Annotated[Code, AfterValidator(target_of)], ...], Field(min_length=1), AfterValidator(once)
+]
+
+
+class Settings(BaseModel):
+    """Base of all settings."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )

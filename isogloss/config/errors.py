@@ -1,0 +1,193 @@
+"""Pydantic's errors as lines: where, what, what would be right."""
+
+import difflib
+import json
+import re
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from isogloss.config.base import Settings, code_of
+from isogloss.config.data import ONE, SEVERAL
+from isogloss.config.schema import Config
+from isogloss.config.yaml_io import NUMBER, Written
+
+GONE = {
+    f"languages.{name}": "was removed: resource classes now come from the registry (`isogloss languages`); "
+    "languages.amounts gives single languages another amount"
+    for name in ("high", "middle")
+}
+"""Settings of earlier releases, and what to do instead."""
+
+
+def explained(fault: Any, written: Written) -> tuple[tuple, str]:
+    """The path and the line of one of pydantic's errors."""
+    kind, context = fault["type"], fault.get("ctx", {})
+    path, holder, hint = _walk(tuple(part for part in fault["loc"] if part not in (ONE, SEVERAL)))
+    if kind == "union_tag_invalid":
+        path, hint = (*path, "type"), Literal[tuple(context["expected_tags"].replace("'", "").split(", "))]
+        fault = {**fault, "input": fault["input"]["type"]}
+    elif kind == "refusal":
+        path = (*path, *context["name"].split("."))
+    at, name = written.at(path), dotted(path)
+    if kind == "extra_forbidden" and (why := GONE.get(dotted(path))):
+        return path, f"{at}: {name} {why}"
+    if kind == "extra_forbidden":
+        return path, f"{at}: {name} is not a setting{_instead(path, holder)}"
+    if kind == "value_error":
+        return path, f"{at}: {name}: {context['error']}"
+    if kind == "refusal":
+        return path, f"{at}: {name} {context['message']}"
+    if kind == "missing":
+        return path, f"{at}: {name} is missing; it must be {_describe(hint)}"
+    given = json.dumps(fault["input"], ensure_ascii=False, default=str)
+    given = given if len(given) <= 60 else given[:59] + "…"
+    holds, must = ("holds", "each must be") if isinstance(path[-1], int) else ("is", "it must be")
+    return path, f"{at}: {name} {holds} {given}; {must} {_describe(hint)}{_mend(fault['input'], hint)}"
+
+
+def _walk(loc: tuple) -> tuple[tuple, type[Settings] | None, Any]:
+    """Pydantic's path as the user wrote it, the settings that hold its end, and what its end may be.
+
+    Pydantic puts a union's tag into its path (data.massive.foo): it picks the class here, and is not kept.
+    """
+    path: list = []
+    holder: type[Settings] | None = None
+    hint: Any = Config
+    parts = iter(loc)
+    for part in parts:
+        holder = hint if isinstance(hint, type) and issubclass(hint, Settings) else None
+        path.append(part)
+        if holder is not None:
+            hint = _hints(holder).get(part)
+        else:
+            kinds = [a for a in get_args(_bare(hint)) if a is not Ellipsis]
+            # Of a mapping the last kind is the values'; a fault in a key is its own part.
+            hint = kinds[-1] if kinds else None
+        options = _options(hint)
+        if len(options) > 1 and (tag := next(parts, None)) is not None:
+            if isinstance(tag, int):  # of a list of such settings
+                path.append(tag)
+                if (tag := next(parts, None)) is None:
+                    break
+            hint = next(o for o in options if o.model_fields["type"].default == tag)
+        elif options:
+            hint = options[0] if len(options) == 1 else hint
+    return tuple(path), holder, hint
+
+
+def _hints(settings: type[Settings]) -> dict[str, Any]:
+    return {
+        name: Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation  # type: ignore[misc]
+        for name, field in settings.model_fields.items()
+    }
+
+
+def _bare(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def _options(hint: Any) -> list[type[Settings]]:
+    """The classes that a hint chooses from; a list of what is chosen from counts as that."""
+    hint = _bare(hint)
+    if get_origin(hint) in (Union, types.UnionType):
+        return list(dict.fromkeys(option for one in get_args(hint) for option in _options(one)))
+    if get_origin(hint) is tuple and get_args(hint)[-1] is Ellipsis:
+        several = _options(get_args(hint)[0])
+        return several if len(several) > 1 else []
+    return [hint] if isinstance(hint, type) and issubclass(hint, Settings) else []
+
+
+def _describe(hint: Any) -> str:
+    """What a value must be, in words."""
+    bare, limits = _bare(hint), {}
+    for note in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
+        if getattr(note, "func", None) is code_of:
+            return "a language code such as sw"
+        for limit in getattr(note, "metadata", None) or [note]:
+            limits |= {
+                k: v for k in ("ge", "gt", "le", "lt", "min_length") if (v := _limit(limit, k)) is not None
+            }
+    if get_origin(bare) in (Union, types.UnionType):
+        kinds = [kind for kind in get_args(bare) if kind is not types.NoneType]
+        return "settings: a type and what belongs to it" if len(kinds) > 1 else _describe(kinds[0])
+    if get_origin(bare) is Literal:
+        return _or([str(option) for option in get_args(bare)])
+    if get_origin(bare) is tuple:
+        return "a list with at least one entry" if "min_length" in limits else "a list"
+    if get_origin(bare) is dict:
+        return "names with their values, name: value"
+    if isinstance(bare, type) and issubclass(bare, Settings):
+        return f"settings: {', '.join(bare.model_fields)}"
+    if bare in (int, float):
+        return ("a whole number" if bare is int else "a number") + _range(limits)
+    if bare is str:
+        return "a text, not empty" if "min_length" in limits else "a text"
+    return "true or false" if bare is bool else "a path"
+
+
+def _limit(note: Any, name: str) -> Any:
+    return getattr(note, name, None)
+
+
+def _range(limits: dict[str, Any]) -> str:
+    if "ge" in limits and ("le" in limits or "lt" in limits):
+        return f" between {limits['ge']} and {limits['le'] if 'le' in limits else limits['lt'] - 1}"
+    if "gt" in limits and "le" in limits:
+        return f" above {limits['gt']} and at most {limits['le']}"
+    return (
+        f" of at least {limits['ge']}"
+        if "ge" in limits
+        else f" above {limits['gt']}"
+        if "gt" in limits
+        else ""
+    )
+
+
+def _or(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _mend(given: Any, hint: Any) -> str:
+    """The way out, where the mistake is a common one."""
+    bare = _bare(hint)
+    if get_origin(bare) is Literal and isinstance(given, str):
+        near = difflib.get_close_matches(given, map(str, get_args(bare)), n=1)
+        return f"; did you mean {near[0]}?" if near else ""
+    if bare in (int, float) and isinstance(given, str) and re.fullmatch(NUMBER, given):
+        return ", without quotes"
+    if get_origin(bare) is tuple and isinstance(given, str | int):
+        return f", for example [{given}]"
+    if bare in (str, Path) and isinstance(given, int | float):
+        return "; put it in quotes"
+    return ""
+
+
+def _instead(path: tuple, holder: type[Settings] | None) -> str:
+    """What to write for an unknown name: the nearest there, the same name elsewhere, else all there are."""
+    if holder is None:
+        return ""
+    typed = holder.model_fields.get("type")
+    of = next((part for part in reversed(path[:-1]) if isinstance(part, str)), "")
+    kind = f" of {of} type {typed.default}" if typed and isinstance(typed.default, str) else ""
+    known, word = list(holder.model_fields), str(path[-1])
+    if near := difflib.get_close_matches(word, known, n=1):
+        return f"{kind}; did you mean {near[0]}?"
+    names = (name for name in _all_names(Config, "") if name != dotted(path))
+    if elsewhere := [name for name in names if name.rpartition(".")[2] == word]:
+        return f"{kind}; did you mean {_or(elsewhere)}?"
+    return f"{kind}; there are {', '.join(known)}"
+
+
+def _all_names(settings: type[Settings], prefix: str) -> Iterator[str]:
+    for name, hint in _hints(settings).items():
+        yield prefix + name
+        for option in _options(hint)[:1]:
+            yield from _all_names(option, f"{prefix}{name}.")
+
+
+def dotted(path: tuple) -> str:
+    """A setting's name as it is written behind --set."""
+    # pydantic's last part where it is a mapping's key that is wrong
+    return ".".join(str(part) for part in path if not isinstance(part, int) and part != "[key]")

@@ -1,0 +1,35 @@
+"""Settings of which languages are taught, how they are related, and how much data each may use."""
+
+from typing import Literal
+
+from isogloss.config.base import Code, Count, Place, Settings, Targets
+from isogloss.languages import XGLUE_TWELVE, languages
+
+
+class Amounts(Settings):
+    """Parallel items per language of each resource class; `isogloss languages` shows the classes."""
+
+    high: Count = 512
+    """For a high-resource language."""
+    middle: Count = 192
+    """For a language of the middle class."""
+    low: Count = 48
+    """For a low-resource language."""
+
+
+class Languages(Settings):
+    """Which languages are taught, how they are related, and how much data each may use."""
+
+    targets: Targets = XGLUE_TWELVE
+    """Language codes of any kind the registry knows (`isogloss languages` lists them)."""
+    tree: Literal["families", "learned", "random", "flat", "shared"] | Place = "families"
+    """How adapters are shared: by language family, by groups that the tuned model represents alike, by groups
+    dealt out at random, not at all, by all languages, or by the groups of a YAML file (`group: [codes]`)."""
+    items: Amounts = Amounts()
+    """Parallel items per language of each resource class, over all tasks together."""
+    amounts: dict[Code, Count] = {}  # noqa: RUF012  # pydantic copies it
+    """Languages with an amount of their own, `code: items`."""
+
+    def amount(self, code: str) -> int:
+        """Parallel items that a language may use."""
+        return self.amounts.get(code) or getattr(self.items, languages()[code].resource)

@@ -1,0 +1,82 @@
+"""Files and folders that settings name: are they there?"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from isogloss.bases import EMBEDDED, PACKAGED, SUFFIX, unavailable
+from isogloss.config.base import home
+from isogloss.config.data import FileData
+from isogloss.config.distill import ModelTeacher, ServerTeacher
+from isogloss.config.schema import ROOTED, Config
+from isogloss.config.yaml_io import Written
+
+
+def root_of_environment() -> Path | None:
+    """The data root that the environment names."""
+    given = os.environ.get("ISOGLOSS_DATA")
+    return home(Path(given)) if given else None
+
+
+def is_model_folder(model: str) -> bool:
+    """Whether a model is at hand without the hub: in the package, or in a folder."""
+    return model in PACKAGED or (Path(model) / "config.json").is_file()
+
+
+def misplaced(config: Config, written: Written) -> Iterator[str]:
+    """Files and folders that are named and not there."""
+
+    def fault(name: str, text: str) -> str:
+        return f"{written.at(tuple(name.split('.')))}: {name} {text}"
+
+    if config.run.exists() and not config.run.is_dir():
+        yield fault("run", f"is {config.run}, which is a file; name a folder")
+    folder = Path(config.model)
+    if reason := unavailable(config.model):
+        yield fault("model", f"is {config.model}; {reason.removeprefix(config.model + ' ')}")
+    elif config.model.endswith(SUFFIX):
+        pass
+    elif config.model.startswith((".", "/")) and not folder.is_dir():
+        yield fault("model", f"is {config.model}; there is no such folder")
+    elif folder.is_dir() and config.model != EMBEDDED and not (folder / "config.json").is_file():
+        yield fault("model", f"is {config.model}; it holds no config.json, which save_pretrained writes")
+    for source in config.sources:
+        if isinstance(source, FileData) and not source.path.exists():
+            yield fault("data.path", f"is {source.path}; there is no such file")
+    for code in config.languages.amounts:
+        if code not in config.languages.targets:
+            yield fault("languages.amounts", f"names {code}, which is not among languages.targets")
+    if isinstance(config.languages.tree, Path) and not config.languages.tree.is_file():
+        shapes = "families, learned, random, flat nor shared"
+        yield fault("languages.tree", f"is {config.languages.tree}; it is no file, and neither {shapes}")
+    teacher = config.distill.teacher
+    path = teacher.path if isinstance(teacher, ModelTeacher) else ""
+    if path.startswith((".", "/")) and not is_model_folder(path):
+        yield fault("distill.teacher.path", f"is {path}; no model lies there")
+    if isinstance(teacher, ServerTeacher) and teacher.key_env and not os.environ.get(teacher.key_env):
+        yield fault("distill.teacher.key_env", f"is {teacher.key_env}; that environment variable is not set")
+    if config.distill.texts is not None and not config.distill.texts.is_file():
+        yield fault("distill.texts", f"is {config.distill.texts}; there is no such file")
+    if config.distill.cache is not None and config.distill.cache.is_file():
+        yield fault("distill.cache", f"is {config.distill.cache}, which is a file; name a folder")
+    for name in ("xglue", "parallel"):
+        if (path := getattr(config.evaluate, name).path) is not None and not path.exists():
+            yield fault(f"evaluate.{name}.path", f"is {path}; there is no such file or folder")
+    if "parallel" in config.evaluate.suites and config.evaluate.parallel.path is None:
+        yield fault("evaluate.suites", "holds parallel, which needs a file; set evaluate.parallel.path")
+    root = config.data_root or root_of_environment()
+    if root is not None and not root.is_dir():
+        if config.data_root is not None:
+            yield fault("data_root", f"is {root}; there is no such folder")
+        else:
+            yield f"ISOGLOSS_DATA is {root}; there is no such folder"
+    if root is None:
+        way = "needs a data root; set data_root, --data-root or ISOGLOSS_DATA"
+        for source in config.sources:
+            if source.type in ROOTED:
+                yield fault("data.type", f"{source.type} {way}")
+        if config.parallel_text:
+            yield fault("parallel_text", way)
+        for name in config.evaluate.suites:
+            if name in ROOTED and not (name == "xglue" and config.evaluate.xglue.path):
+                yield fault("evaluate.suites", f"holds {name}, which {way}")

@@ -1,0 +1,166 @@
+"""Settings as YAML 1.2: read with the line of every entry, written so that the same are read back."""
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.composer import ComposerError
+
+from isogloss.config.errors import dotted
+from isogloss.config.schema import Config
+from isogloss.errors import ConfigError
+
+
+def dump_config(config: Config) -> str:
+    """The resolved settings as YAML; `load_config` reads back the same settings."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, allow_unicode=True, sort_keys=False)
+
+
+def parse_config(text: str) -> Config:
+    """What `dump_config` has written; a setting that there was not yet has its default."""
+    return Config.model_validate_json(json.dumps(yaml.load(text, Loader=Loader)))
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.2's plain scalars: `no` is a text (and Norwegian), `1e-3` a number; aliases are refused."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise ComposerError(None, None, "an alias; write its value out", mark)
+        return super().compose_node(parent, index)
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes what `Loader` would take for something else."""
+
+
+NUMBER = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+_SCALARS = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9_]*)", list("-+0123456789")),
+    ("float", NUMBER, list("-+0123456789.")),
+)
+for _class in (Loader, Dumper):
+    _class.yaml_implicit_resolvers = {}
+    for _name, _pattern, _first in _SCALARS:
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+class Written:
+    """Entries as they were written, and where: `run.yaml:3` or `--set seed=1`."""
+
+    def __init__(self, where: str):
+        self.where = where
+        self.entries: dict[str, Any] = {}
+        self.places: dict[tuple, str] = {}
+        self.faults: list[tuple[tuple, str]] = []
+
+    def place(self, path: tuple, label: str) -> None:
+        """Whatever was below the path is gone; an order of writing is kept."""
+        for known in [known for known in self.places if known[: len(path)] == path]:
+            del self.places[known]
+        self.places[path] = label
+
+    def at(self, path: tuple) -> str:
+        """Where the path, else what it holds, else what holds it, was written."""
+        known = self._nearest(path)
+        return self.where if known is None else self.places[known]
+
+    def order(self, path: tuple) -> int:
+        known = self._nearest(path)
+        return -1 if known is None else list(self.places).index(known)
+
+    def _nearest(self, path: tuple) -> tuple | None:
+        while path:
+            if path in self.places:
+                return path
+            if below := [known for known in self.places if known[: len(path)] == path]:
+                return below[-1]
+            path = path[:-1]
+        return None
+
+    def override(self, override: str) -> None:
+        """Put a `--set` in.
+
+        Raises:
+            ConfigError: It is not written as name=value.
+        """
+        label = f"--set {override}"
+        name, equals, value = override.partition("=")
+        path = tuple(name.strip().split("."))
+        if not equals or not all(path):
+            raise ConfigError(f"{label}: write it as name=value, for example --set distill.lr=0.001")
+        entries = self.entries
+        for depth, parent in enumerate(path[:-1], start=1):
+            below = entries.get(parent)
+            if below is None:
+                below = entries[parent] = {}
+            if not isinstance(below, dict):
+                above = ".".join(path[:depth])
+                raise ConfigError(f"{label}: {above} holds no settings; write --set {above}=value")
+            entries = below
+        try:
+            entries[path[-1]] = yaml.load(value, Loader)  # a SafeLoader
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{label}: the value is not YAML ({_problem(error)}); quote it") from None
+        self.place(path, label)
+
+
+def read_entries(path: Path) -> Written:
+    """The entries of a file, and where each was written.
+
+    Raises:
+        ConfigError: It is not there, or holds something else.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder without config.yaml; name a YAML file of settings")
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, siblings, n=1)
+        hint = f"did you mean {path.with_name(near[0])}?" if near else "name a YAML file of settings"
+        raise ConfigError(f"{path} does not exist; {hint}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8; save it as UTF-8") from None
+    written = Written(str(path))
+    try:
+        node = yaml.compose(text, Loader)
+        entries = yaml.load(text, Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{at}: not YAML ({_problem(error)}); write settings as name: value") from None
+    if entries is None:
+        entries = {}
+    if not isinstance(entries, dict):
+        raise ConfigError(f"{path}:{node.start_mark.line + 1}: not settings; write them as name: value")
+    written.entries = entries
+    _note_lines(node, (), written)
+    return written
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    return " ".join(str(getattr(error, "problem", None) or getattr(error, "reason", error)).split())
+
+
+def _note_lines(node: yaml.Node, path: tuple, written: Written) -> None:
+    pairs: list[tuple[Any, yaml.Node, yaml.Node]] = []
+    if isinstance(node, yaml.MappingNode):
+        pairs = [(str(key.value), key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        pairs = [(number, value, value) for number, value in enumerate(node.value)]
+    for part, begins, value in pairs:
+        here, label = (*path, part), f"{written.where}:{begins.start_mark.line + 1}"
+        if here in written.places:
+            text = f"{label}: {dotted(here)} was set before, at {written.places[here]}; keep one of them"
+            written.faults.append((here, text))
+        written.places[here] = label
+        _note_lines(value, here, written)

@@ -1,0 +1,111 @@
+"""What is refused before anything is written, and test items in the training data."""
+
+from collections.abc import Iterator, Sequence
+
+from isogloss import bases
+from isogloss.adapters.fit import refuse_misfit
+from isogloss.config import ModelTeacher
+from isogloss.data.chat import encode_response
+from isogloss.data.counting import unchanging
+from isogloss.data.parallel_text import translation_examples
+from isogloss.errors import DataError
+from isogloss.evaluate.items import SuiteData
+from isogloss.evaluate.leaks import Leak, Text, find_leaks, texts_of, trained_texts
+from isogloss.evaluate.suites import load_suite
+from isogloss.model.attention import check_compiler
+from isogloss.model.load import (
+    check_base,
+    check_length,
+    check_machine,
+    load_tokenizer,
+    skeleton,
+)
+from isogloss.pipeline.folder import Progress, Run
+from isogloss.pipeline.suite_scores import in_suite
+from isogloss.pipeline.training_rows import foreseen_rows
+from isogloss.teacher.rows import Row
+
+
+def leaks(run: Run) -> list[Leak]:
+    """Test items of the settings' suites that stand in the training data of either stage, in any language."""
+    settings, tests = run.config.evaluate, []
+    with run.watcher.waiting("Reading the suites"):
+        for name in settings.suites:
+            tests += texts_of(load_suite(name, run.data_root, settings, run.measured))
+    examples = {example.id: example for example in run.english}
+    # What is aligned as a bare sentence is what would be translated.
+    targets = run.config.languages.targets
+    pairs = [p for use in ("translation", "alignment") for p in translation_examples(run.pairs(targets, use))]
+    training = [*examples.values(), *run.examples, *pairs]
+
+    def texts(progress: Progress) -> Iterator[Text]:
+        for number, example in enumerate(training, start=1):
+            yield from trained_texts([example])
+            progress(number, len(training))
+
+    with run.watcher.bar("Leak check") as progress:
+        return find_leaks(tests, texts(progress))
+
+
+def _check_lengths(run: Run, rows: Sequence[Row]) -> None:
+    model = skeleton(run.config.model)
+    for row in rows:
+        for prompt in (row.student.prompt, row.teacher_prompt):
+            check_length(model, run.config.model, len(prompt) + len(row.student.response), row.id)
+
+
+def check(run: Run) -> None:
+    """Refuse what cannot work before anything is written.
+
+    Raises:
+        DataError: Data, a language or a suite is missing.
+        ConfigError: The model or the teacher is not there or broken, the carrier does not fit the model, or
+            the machine cannot hold it so.
+    """
+    learned = run.carriers.exists()
+    check_machine(four_bit=run.config.four_bit and not learned, shard=run.config.shard and not learned)
+    bases.local(run.config.model, run.watcher.say)  # where it has to be converted, that is told first
+    with run.watcher.waiting("Checking the settings, the model and the data"):
+        tokenizer = unchanging(run.base_tokenizer)
+        check_base(run.config.model, tokenizer, weights=not run.tuned.exists())
+        teacher = run.config.distill.teacher
+        if isinstance(teacher, ModelTeacher) and not learned:
+            check_base(teacher.path, load_tokenizer(teacher.path))
+        refuse_misfit(run.config)
+        if run.config.compile and not run.carriers.exists():
+            check_compiler()
+        if not run.tuned.exists():
+            _ = run.english  # refuses data that is not there
+            _check_lengths(run, foreseen_rows(run, tokenizer))
+        check_suites(run)
+
+
+def check_suites(run: Run) -> None:
+    """Refuse an evaluation that cannot be made, and tell where it would cut good answers short.
+
+    Raises:
+        DataError: A suite's data are missing, or have none of the languages.
+    """
+    settings = run.config.evaluate
+    for name in settings.suites:
+        if not in_suite(load_suite(name, run.data_root, settings, run.measured, 1, 1), run.measured):
+            raise DataError(f"{name} has none of {', '.join(run.measured)}; take it out of evaluate.suites")
+    if "parallel" in settings.suites:  # whose answers are as long as the user's own
+        _tell_cuts(run, load_suite("parallel", run.data_root, settings, run.measured))
+
+
+def _tell_cuts(run: Run, suite: SuiteData) -> None:
+    """Say how many reference answers are longer than the answers that are compared with them may get."""
+    limit = run.config.evaluate.max_new_tokens
+    lengths = [
+        len(encode_response(run.tokenizer, turn.response))
+        for item in suite.items
+        if item.options is None
+        for turn in item.turns.values()
+        if turn.response
+    ]
+    if over := [length for length in lengths if length > limit]:
+        run.watcher.say(
+            f"Warning: {len(over)} of {len(lengths)} reference answers of the suite {suite.name} have more "
+            f"than {limit} tokens, up to {max(over)}; longer answers are cut: raise evaluate.max_new_tokens"
+        )

@@ -1,0 +1,71 @@
+"""What the reference model answers in English, kept in a file of the run."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from isogloss import processes
+from isogloss.data.chat import encode_prompt
+from isogloss.data.examples import ParallelExample
+from isogloss.data.reading import read_answer
+from isogloss.languages import SOURCE
+from isogloss.model.cost import Stage, spending
+from isogloss.pipeline.folder import Run
+from isogloss.teacher.answers import TOGETHER, Answers, ended
+
+
+def english_answers(
+    run: Run, model: PreTrainedModel, examples: Sequence[ParallelExample], stage: Stage
+) -> dict[str, str]:
+    """What the teacher reads as the English answer: the data's, or M's own where the data has none.
+
+    With `responses: teacher` it is M's own, unless that has no end; an example without any is not there.
+    """
+    longest = run.config.distill.sample_tokens
+    kept = kept_answers(run)
+    asked = [e for e in examples if asks(run, e) and kept.of(*asked_of(e)) is None]
+    if asked:
+        with run.watcher.bar("English answers") as progress:
+            for begin in range(0, len(asked), TOGETHER):
+                some = asked[begin : begin + TOGETHER]
+                prompts = [encode_prompt(run.tokenizer, e.turns[SOURCE].instruction) for e in some]
+                with spending(stage, model):
+                    texts = dict(ended(model, run.tokenizer, prompts, max_new_tokens=longest))
+                # Of parts of a model all processes make the same answers.
+                kept.keep({asked_of(e): texts[n] for n, e in enumerate(some)}, write=processes.is_main())
+                progress(begin + len(some), len(asked))
+    return {e.id: answer for e in examples if (answer := english_answer(run, e, kept)) is not None}
+
+
+def kept_answers(run: Run) -> Answers:
+    """M's English answers: none that another model, template or limit gave."""
+    limit = run.config.distill.sample_tokens
+    return Answers(run.folder / "english_answers.jsonl", {**run.answering, "limit": limit})
+
+
+def asks(run: Run, example: ParallelExample) -> bool:
+    """Whether M answers an example in English."""
+    if example.own_response:
+        return False
+    return run.config.distill.responses == "teacher" or example.turns[SOURCE].response is None
+
+
+def asked_of(example: ParallelExample) -> tuple[str, str]:
+    return example.id, example.turns[SOURCE].instruction
+
+
+def english_answer(run: Run, example: ParallelExample, kept: Answers) -> str | None:
+    """M's answer where it is asked for and has an end, else the data's; None where both are empty."""
+    given = (asks(run, example) and kept.of(*asked_of(example))) or example.turns[SOURCE].response
+    return given if given and given.strip() else None
+
+
+def useless_because(run: Run, example: ParallelExample, answer: str | None) -> str | None:
+    """Why M's English answer teaches no language anything; None where it does."""
+    if answer is None:
+        limit = run.config.distill.sample_tokens
+        return f"the model's English answer has no end within {limit} tokens (distill.sample_tokens)"
+    if not asks(run, example) or example.options is None or run.config.distill.responses != "teacher":
+        return None
+    names = read_answer(example, SOURCE, answer) is not None
+    return None if names else "the model's English answer names no option of its task"

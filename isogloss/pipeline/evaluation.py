@@ -1,0 +1,177 @@
+"""Every measure of a run, before and after, with the signature that says how it was made."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from isogloss.data.sources import (
+    node_texts,
+)
+from isogloss.errors import ConfigError, DataError, RunError
+from isogloss.evaluate import retrieval, tasks, transfer
+from isogloss.evaluate.gain import Gain, gains
+from isogloss.evaluate.items import SuiteData
+from isogloss.evaluate.signature import data_hashes, fields_of
+from isogloss.evaluate.suites import load_suite
+from isogloss.files import (
+    read_json,
+    write_json,
+)
+from isogloss.languages import SOURCE, languages
+from isogloss.model.cost import Stage, spending
+from isogloss.pipeline.folder import Run, writing
+from isogloss.pipeline.suite_scores import (
+    by_place,
+    how_measured,
+    is_of_run,
+    measuring,
+    score_after,
+    score_before,
+)
+
+
+@writing
+def run_evaluate(run: Run) -> None:
+    """Every measure before and after, in `scores.json` and `predictions/`."""
+    settings, scores = run.config.evaluate, scores_of_run(run)
+    with run.watcher.waiting("Reading the suites"):
+        loaded = {name: load_suite(name, run.data_root, settings, run.measured) for name in settings.suites}
+    missing = unscored(run, scores, loaded)
+    if not missing:
+        return
+    for name in [name for name, suite in scores["suites"].items() if not is_of_run(run, name, suite)]:
+        del scores["suites"][name]
+        if name not in missing:
+            run.watcher.say(f"{name} was scored with another model or other measures; its scores are dropped")
+    model = run.reference_model()
+    plain = retrieval.Model(model, run.tokenizer)
+    stage = run.ledger.begin("evaluate")
+    # Counted when its scores are written: what a kill loses is done again.
+    costs, found = {name: Stage("evaluate") for name in missing}, {}
+    for name in missing:
+        with spending(costs[name], model):
+            found[name] = score_before(run, plain, loaded[name])
+    carrier = run.student(model, trained=True)
+    aligned = retrieval.Model(model, run.tokenizer, carrier)
+    for name in missing:
+        with spending(costs[name], carrier.model, carrier.met):
+            scores["suites"][name] = score_after(run, aligned, plain, loaded[name], found[name])
+        scores["summary"] = _summary(run, scores)
+        write_json(run.folder / "scores.json", scores)
+        stage.take(costs[name])
+        run.ledger.pause(stage)
+
+
+def teacher_gains(run: Run, suites: Sequence[str], items: int) -> list[Gain]:
+    """What each way of prompting adds in context, on the dev items of some suites; see `teacher.gain`.
+
+    Args:
+        items: Of each suite, at most.
+
+    Raises:
+        RunError: Stage 1 has not been run.
+        DataError: No suite has items that can be asked in English.
+    """
+    held_out = run.config.evaluate.model_copy(update={"split": "dev"})
+    asked = [
+        item
+        for name in suites
+        for item in load_suite(name, run.data_root, held_out, run.taught, items).items
+        if SOURCE in item.turns and "consistency" in item.measures
+    ]
+    if not asked:
+        raise DataError(f"{', '.join(suites)}: no item can be compared with an English answer; name others")
+    model = run.reference_model()
+    with run.watcher.bar("Gain in context") as progress:
+        return gains(
+            model, run.tokenizer, asked, run.taught, node_texts(run.config), run.tree,
+            batch=held_out.batch, max_new_tokens=held_out.max_new_tokens, seed=run.config.seed,
+            progress=progress,
+        )  # fmt: skip
+
+
+@writing
+def run_transfer(run: Run, languages: Sequence[str], suites: Sequence[str]) -> list[transfer.Reading]:
+    """Untaught languages through every node of the tree, in `transfer.json`; see `evaluate.transfer`.
+
+    Raises:
+        RunError: Stage 2 has not been run, or the tree has no family that could be read through.
+        ConfigError: A language was taught.
+        DataError: No suite has one of the languages.
+    """
+    if taught := [code for code in languages if code in run.taught]:
+        raise ConfigError(f"{', '.join(taught)} was taught; name languages that the run has not seen")
+    model = run.reference_model()
+    carrier = run.student(model, trained=True)
+    if not any(node.level == "family" and node.rank for node in carrier.tree.nodes):
+        raise RunError(
+            f"{run.folder}: no family of its tree has rows (languages.tree {run.config.languages.tree})"
+        )
+    plain, found = retrieval.Model(model, run.tokenizer), []
+    for name in suites:
+        suite = load_suite(name, run.data_root, run.config.evaluate, languages)
+        with run.watcher.bar(f"{name}: languages that were not taught") as progress:
+            found += transfer.readings(
+                plain, carrier, suite, languages, run.config.evaluate, run.config.seed, progress
+            )
+    if not found:
+        raise DataError(f"{', '.join(suites)} has none of {', '.join(languages)}")
+    made = [asdict(one) for one in transfer.transfers(found, run.config.seed)]
+    write_json(run.folder / "transfer.json", {"transfers": made, "readings": [asdict(one) for one in found]})
+    return found
+
+
+def _summary(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's numbers over all suites, from the hits that lie beside the answers."""
+
+    def read(phase: str) -> dict[str, tasks.SuiteHits]:
+        found = {}
+        for name in scores["suites"]:
+            file = run.folder / "predictions" / f"{name}.{phase}.hits.json"
+            kept = read_json(file, "hits", "remove scores.json and run `isogloss evaluate` again")
+            sentences = [by_place(kept["hits"].get(m, {})) for m in ("retrieval", "retrieval_raw")]
+            found[name] = tasks.SuiteHits(kept.get("tasks", {}), *sentences)
+        return found
+
+    mastered = {
+        f"{name}/{task}"
+        for name, suite in scores["suites"].items()
+        for task, one in suite["english"].get("tasks", {}).items()
+        if one["mastered"]
+    }
+    learned = run.config.languages
+    # As little data as a low-resource language has, or one: where all have as much, its class alone says so.
+    low = [
+        code
+        for code in run.measured
+        if languages()[code].resource == "low" or learned.amounts.get(code, math.inf) <= learned.items.low
+    ]
+    return tasks.summary(read("before"), read("after"), mastered, low=low, seed=run.config.seed)
+
+
+def scores_of_run(run: Run) -> dict:
+    file = run.folder / "scores.json"
+    if file.exists():
+        return read_json(file, "suites", "remove it and run `isogloss evaluate` again")
+    return {"schema": 1, "isogloss": version("isogloss"), "summary": {}, "suites": {}}
+
+
+def unscored(run: Run, scores: dict, loaded: Mapping[str, SuiteData] | None = None) -> list[str]:
+    """Suites that are asked for and have no scores, or those of another model or measured in another way.
+
+    Args:
+        loaded: The suites, if their data are to be compared too.
+    """
+
+    def done(name: str) -> bool:
+        suite = scores["suites"].get(name)
+        if suite is None or suite["settings"] != how_measured(run, name):
+            return False
+        signed, now = fields_of(suite["signature"]), measuring(run, name)
+        if loaded is not None:
+            now["data"] = data_hashes(loaded[name])[SOURCE]
+        return all(signed.get(field) == value for field, value in now.items())
+
+    return [name for name in run.config.evaluate.suites if not done(name)]

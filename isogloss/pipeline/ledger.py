@@ -1,0 +1,96 @@
+"""The ledger: what each stage cost, added up over resumes and never counted twice."""
+
+import ctypes
+import gc
+import resource
+import time
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import psutil
+import torch
+
+from isogloss import processes
+from isogloss.files import read_json, write_json
+from isogloss.model.cost import Stage
+
+CORE_WATTS, GPU_WATTS = 8.0, 400.0
+"""Assumed: a processor's core and a GPU under load, with their share of memory and cooling."""
+ASSUMED = f"{CORE_WATTS:g} W a processor core, {GPU_WATTS:g} W a GPU"
+
+
+class Ledger:
+    """The stages of a run, kept in a file that is replaced whole."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.stages: dict[str, Stage] = {}
+        if path.exists():
+            remedy = "remove it to go on; what was counted so far is lost"
+            for entry in read_json(path, "stages", remedy)["stages"]:
+                self.stages[entry["stage"]] = Stage(**entry)
+
+    def begin(self, stage: str) -> Stage:
+        """A stage's entry; one that was begun before goes on counting.
+
+        So whatever counts adds itself once, when what it has done will not be done again after a kill: the
+        teacher as it reads into the cache, training at its end, from counts that its checkpoints hold.
+        """
+        before = self.stages.get(stage, Stage(stage))
+        self.stages[stage] = replace(before, started=time.monotonic(), had_written=_written())
+        _reset_peak()
+        return self.stages[stage]
+
+    def pause(self, stage: Stage) -> None:
+        """Add the time since `begin`, or since the last pause, and write."""
+        now, written = time.monotonic(), _written()
+        passed = now - stage.started
+        stage.seconds = round(stage.seconds + passed, 2)
+        stage.device_seconds = round(stage.device_seconds + passed * processes.count(), 2)
+        stage.energy_joules = round(stage.energy_joules + passed * processes.count() * _watts(), 1)
+        stage.bytes_written += written - stage.had_written
+        stage.started, stage.had_written = now, written
+        stage.peak_memory_bytes = max(stage.peak_memory_bytes, _peak())
+        if not processes.is_main():
+            return
+        entries = [
+            {k: v for k, v in asdict(s).items() if k not in ("started", "had_written")}
+            for s in self.stages.values()
+        ]
+        write_json(self.path, {"schema": 1, "assumed": ASSUMED, "stages": entries})
+
+
+def _watts() -> float:
+    """Of this process's device."""
+    return GPU_WATTS if torch.cuda.is_available() else CORE_WATTS * torch.get_num_threads()
+
+
+def _written() -> int:
+    """Bytes that this process has written so far; 0 where the system does not tell."""
+    return getattr(psutil.Process().io_counters(), "write_chars", 0) if psutil.LINUX else 0
+
+
+def _reset_peak() -> None:
+    """The peak of a stage is its own, where the system lets a process forget its earlier one.
+
+    What earlier work has freed, the C library keeps; it is asked to give it back.
+    """
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc
+        ctypes.CDLL(None).malloc_trim(0)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # Linux
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> int:
+    """Most bytes held since: of the device where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved()
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux

@@ -1,0 +1,237 @@
+"""One suite's scores: the reference model's side, the aligned model's, and their files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from isogloss.config import Evaluate
+from isogloss.evaluate import retrieval, runner, tasks
+from isogloss.evaluate.items import SuiteData
+from isogloss.evaluate.signature import RULER, data_hashes, fields_of, settings_fields, signature
+from isogloss.evaluate.suites import SUITES
+from isogloss.files import (
+    content_hash,
+    write_json,
+    write_lines,
+    write_text,
+)
+from isogloss.languages import SOURCE
+from isogloss.pipeline.folder import Run
+
+
+@dataclass
+class Before:
+    """What the reference model gives a suite: its side, and what the other side is compared with."""
+
+    side: runner.Side
+    english: runner.Given
+    mastery: dict[str, tasks.Mastery]
+    retriever: retrieval.Retriever | None
+    official: dict[str, Any]
+    family: dict[str, Any]
+
+
+def score_before(run: Run, plain: retrieval.Model, suite: SuiteData) -> Before:
+    settings = run.config.evaluate
+    english, rephrased = runner.Given([], []), {}
+    if suite.items:
+        with run.watcher.bar(f"{suite.name}: English") as progress:
+            english = runner.english_answers(plain, suite, settings, progress)
+            rephrased = runner.rephrased_answers(plain, suite, english.texts, settings, progress)
+    mastery = runner.mastery_by_task(suite, english.texts, rephrased)
+    mastered = [task for task, one in mastery.items() if one.mastered]
+    side, retriever = _side(run, plain, plain, suite, english.texts, mastered, "before")
+    side.by_task["accuracy"] = _with_english(suite, side, english)
+    _write_side(run, suite, "before", side)
+    official = _official(run, suite, "before", english.texts, side)
+    family = runner.family(suite, english.texts, english.rankings, side, run.config.seed)
+    return Before(side, english, mastery, retriever, official, family)
+
+
+def score_after(
+    run: Run, aligned: retrieval.Model, plain: retrieval.Model, suite: SuiteData, before: Before
+) -> dict:
+    settings, languages = run.config.evaluate, in_suite(suite, run.measured)
+    mastered = [task for task, one in before.mastery.items() if one.mastered]
+    side, retriever = _side(run, aligned, plain, suite, before.english.texts, mastered, "after")
+    after, given = dict(side.scores), runner.Given([], [])
+    if suite.items:
+        with run.watcher.bar(f"{suite.name}: English after") as progress:
+            given = runner.english_answers(aligned, suite, settings, progress)
+    right = runner.english_right(suite, before.english.texts)
+    if right:
+        after["retention"] = runner.retention(
+            right, runner.english_right(suite, given.texts), run.config.seed
+        )
+    side.by_task["accuracy"] = _with_english(suite, side, given)
+    _write_side(run, suite, "after", side)
+    more = {"before": before.official, "after": _official(run, suite, "after", given.texts, side)}
+    family = runner.family(suite, given.texts, given.rankings, side, run.config.seed)
+    accuracy = {"accuracy": sum(right) / len(right)} if right else {}
+    return {
+        "signature": suite_signature(run, suite, before.retriever, retriever),
+        "settings": how_measured(run, suite.name),
+        "languages": list(languages),
+        "before": before.side.scores,
+        "after": after,
+        "spread": {"before": runner.spreads(before.side.scores), "after": runner.spreads(after)},
+        "tasks": {"before": before.side.tasks, "after": side.tasks},
+        "kappa": {"before": before.side.kappa, "after": side.kappa},
+        "english": accuracy | {"tasks": {task: one.plain() for task, one in before.mastery.items()}},
+        "layer": {"before": _layers(before.retriever), "after": _layers(retriever)},
+        "notes": [*_notes(suite, run, languages), *suite.notes],
+        "family": {"before": before.family, "after": family},
+        "unreadable": {"before": before.side.unreadable, "after": side.unreadable},
+        "cut": {
+            phase: runner.cut_shares([SOURCE] * len(own.cut), own.cut) | one.cut
+            for phase, own, one in (("before", before.english, before.side), ("after", given, side))
+        },
+        **({"official": more} if suite.score else {}),
+    }
+
+
+def _side(
+    run: Run,
+    subject: retrieval.Model,
+    plain: retrieval.Model,
+    suite: SuiteData,
+    english: Sequence[str],
+    mastered: Sequence[str],
+    phase: str,
+) -> tuple[runner.Side, retrieval.Retriever | None]:
+    """One side's scores, means over its tasks among them, and how its sentences were compared."""
+    settings, seed, retriever = run.config.evaluate, run.config.seed, None
+    if suite.sentences:
+        with run.watcher.bar(f"{suite.name}: layer {phase}") as progress:
+            retriever = retrieval.retriever(subject, plain, suite, settings, progress)
+    with run.watcher.bar(f"{suite.name}: {phase}") as progress:
+        side = runner.evaluate_side(
+            subject, suite, in_suite(suite, run.measured), english, retriever, settings, seed,
+            progress,
+        )  # fmt: skip
+    side.scores |= tasks.suite_means(
+        side.by_task["consistency"], by_place(side.hits.get("retrieval", {})), mastered, seed=seed
+    )
+    return side, retriever
+
+
+def _with_english(
+    suite: SuiteData, side: runner.Side, english: runner.Given
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Accuracy by task, language and item, English among the languages."""
+    found = {task: dict(by_language) for task, by_language in side.by_task["accuracy"].items()}
+    for task, hits in runner.english_hits(suite, english.texts).items():
+        found.setdefault(task, {})[SOURCE] = {id: float(hit) for id, hit in hits.items()}
+    return found
+
+
+def by_place(hits: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Sentences are the same in every language by their place."""
+    return {code: {str(n): float(hit) for n, hit in enumerate(row)} for code, row in hits.items()}
+
+
+def _layers(retriever: retrieval.Retriever | None) -> dict[str, Any]:
+    if retriever is None:
+        return {}
+    return {
+        "retrieval": retriever.layer,
+        "retrieval_raw": retriever.raw_layer,
+        "kind": retriever.kind,
+        "statistics": retriever.sentences if retriever.statistics else 0,
+    }
+
+
+def _official(
+    run: Run, suite: SuiteData, phase: str, english: Sequence[str], side: runner.Side
+) -> dict[str, Any]:
+    """The benchmark's own metrics; its prediction files are written beside the answers."""
+    if suite.score is None:
+        return {}
+    answered: dict[str, dict[str, str]] = {
+        SOURCE: {item.id: text for item, text in zip(runner.twinned(suite), english, strict=True)}
+    }
+    for row in side.predictions:
+        answered.setdefault(row["language"], {})[row["id"]] = row["answer"]
+    found = suite.score(answered)
+    folder = run.folder / "predictions" / f"{suite.name}.{phase}"
+    for name, text in found.files.items():
+        write_text(folder / name, text)
+    return found.plain()
+
+
+def _write_side(run: Run, suite: SuiteData, phase: str, side: runner.Side) -> None:
+    stem = run.folder / "predictions" / f"{suite.name}.{phase}"
+    write_lines(stem.with_name(stem.name + ".jsonl"), side.predictions)
+    hits = {
+        # Retrieval in one direction of two is half a hit; null where a measure says nothing of an answer.
+        name: {code: [int(h) if isinstance(h, bool) else h for h in row] for code, row in hits.items()}
+        for name, hits in side.hits.items()
+    }
+    ids = [item.id for item in suite.items]
+    found = {"items": ids, "data": data_hashes(suite), "hits": hits, "tasks": side.by_task}
+    write_json(stem.with_name(stem.name + ".hits.json"), found)
+
+
+def in_suite(suite: SuiteData, languages: Sequence[str]) -> tuple[str, ...]:
+    have = {code for item in suite.items for code in item.turns} | set(suite.sentences)
+    return tuple(code for code in languages if code in have)
+
+
+def _notes(suite: SuiteData, run: Run, languages: Sequence[str]) -> list[str]:
+    missing = [code for code in run.measured if code not in languages]
+    notes = [
+        f"{code} was not taught; it is read through {run.tree.path(code)[-1].name}."
+        for code in languages
+        if code not in run.taught
+    ]
+    if missing:
+        notes.append(f"{suite.name} has no {', '.join(missing)}: left out of every mean of this suite.")
+    return notes
+
+
+def suite_signature(
+    run: Run, suite: SuiteData, before: retrieval.Retriever | None, after: retrieval.Retriever | None
+) -> str:
+    return signature(
+        {
+            "suite": suite.name, "rev": suite.revision, "split": suite.split, "items": len(suite.items),
+            "sentences": len(suite.sentences.get(SOURCE, ())), **measuring(run, suite.name),
+            "data": data_hashes(suite)[SOURCE],
+            "layer_from": "settings" if run.config.evaluate.layer else "sentences",
+            **_how_retrieved(before, after),
+            "seed": run.config.seed, "isogloss": version("isogloss"),
+        }
+    )  # fmt: skip
+
+
+def measuring(run: Run, suite: str) -> dict[str, str]:
+    """Who is measured, and how: what is known of a suite's signature before its data are read."""
+    scoring = "likelihood" if suite in run.config.evaluate.likelihood else "generation"
+    who = run.answering if run.tuned.exists() else {}  # both may have been removed to make room
+    adapters = {"adapters": content_hash([run.carriers])} if run.carriers.exists() else {}
+    settings = settings_fields(how_measured(run, suite))
+    return {"scoring": scoring, **settings, **who, **adapters, "ruler": str(RULER)}
+
+
+def is_of_run(run: Run, name: str, suite: Mapping[str, Any]) -> bool:
+    """Whether a suite's scores are of the run's model and adapters as they are now, by today's measures."""
+    signed, now = fields_of(suite["signature"]), measuring(run, name)
+    who = ("model", "template", "dtype", "adapters", "ruler")
+    return all(signed.get(field) == now.get(field) for field in who)
+
+
+def _how_retrieved(before: retrieval.Retriever | None, after: retrieval.Retriever | None) -> dict[str, Any]:
+    """How sentences were compared, at which layer before and after, and what the statistics are of."""
+    if before is None or after is None:
+        return {}
+    found: dict[str, Any] = {"retrieval": before.kind, "layer": f"{before.layer}/{after.layer}"}
+    if before.statistics is not None:
+        found["statistics"] = f"own-{before.sentences}"  # of each side's own states of so many sentences
+    return found | {"raw_layer": f"{before.raw_layer}/{after.raw_layer}"}
+
+
+def how_measured(run: Run, suite: str) -> dict:
+    others = (SUITES.keys() & Evaluate.model_fields.keys()) - {suite}  # settings of other suites
+    how = run.config.evaluate.model_dump(mode="json", exclude={"suites", "also", *others})
+    return how | {"languages": list(run.measured)}

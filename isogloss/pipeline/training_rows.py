@@ -1,0 +1,250 @@
+"""From a run's data to the rows of stage 2: M answers in English, examples are chosen, rows are built."""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from isogloss import processes
+from isogloss.adapters.tree import Tree
+from isogloss.config import ModelTeacher
+from isogloss.data.chat import encode_prompt
+from isogloss.data.counting import unchanging
+from isogloss.data.draw import choose, labels_of
+from isogloss.data.examples import ParallelExample
+from isogloss.data.formats.lines import nearest
+from isogloss.data.parallel_text import Pair, translation_examples
+from isogloss.data.sources import (
+    lacking,
+    left_out,
+    node_texts,
+    told,
+)
+from isogloss.errors import RunError
+from isogloss.files import (
+    read_lines,
+)
+from isogloss.languages import SOURCE, languages
+from isogloss.model.cost import Stage
+from isogloss.model.decoder import parts_of
+from isogloss.model.load import load_tokenizer
+from isogloss.pipeline.english import (
+    asked_of,
+    asks,
+    english_answer,
+    english_answers,
+    kept_answers,
+    useless_because,
+)
+from isogloss.pipeline.folder import Run
+from isogloss.teacher import joining
+from isogloss.teacher.rows import Row, build_rows, sentence_rows
+
+
+def row_of(run: Run, code: str, id: str) -> tuple[Row, PreTrainedTokenizerBase | None]:
+    """What student and teacher read of one example, in one language that is taught.
+
+    Also the teacher's tokenizer, where it is another.
+
+    Raises:
+        RunError: There is no such example or language, or nobody has answered it yet.
+    """
+    if code not in run.taught:
+        raise RunError(f"{code} is not taught in {run.folder}; there are {', '.join(run.taught)}")
+    examples = {e.id: e for e in run.examples if code in e.turns}
+    if id not in examples:
+        raise RunError(f"--id {id}: no example in {code} has this id; {nearest(id, examples)}")
+    example, kept = examples[id], kept_answers(run)
+    answer = english_answer(run, example, kept)
+    if answer is None or (asks(run, example) and kept.of(*asked_of(example)) is None):
+        raise RunError(f"{id} has no English answer yet; run `isogloss cache` or `isogloss distill` first")
+    given: tuple = run.tokenizer, [example], {id: answer}, run.tree, [code]
+    teacher = run.config.distill.teacher
+    (row,) = _rows(run, *given, retain=False)
+    if not (isinstance(teacher, ModelTeacher) and teacher.level == "sequence"):
+        return row, joining.tokenizer_of(teacher)
+    its = load_tokenizer(teacher.path)
+    theirs = _rows(run, *given, retain=False, teacher=its)
+    answers = joining.answers_of(teacher, run.tokenizer, run.dtype, run.folder / "teacher_answers.jsonl")
+    (answered,) = joining.answered_rows([row], theirs, answers)
+    if answered is row:
+        raise RunError(f"{id} has no answer of {teacher.path} yet; run `isogloss distill` first")
+    return replace(answered, teacher_prompt=theirs[0].teacher_prompt), its
+
+
+def _needed(
+    examples: Sequence[ParallelExample],
+    amounts: Mapping[str, int],
+    weights: Sequence[float] = (1.0,),
+    responses: str = "reference",
+) -> list[ParallelExample]:
+    """The examples that some language learns from, as far as that is known before M answers."""
+    chosen = choose(examples, amounts, weights, lambda e, code: lacking(e, code, responses))
+    return [examples[place] for place in sorted({place for places in chosen.values() for place in places})]
+
+
+def rows_for(
+    run: Run,
+    model: PreTrainedModel,
+    examples: Sequence[ParallelExample],
+    tree: Tree,
+    codes: Sequence[str],
+    stage: Stage,
+    *,
+    retain: bool = True,
+) -> list[Row]:
+    """What stage 2 reads for these languages; M answers in English where the data does not.
+
+    An example whose English answer has no end, or names no option of a closed task, is left out, and the next
+    one that is drawn takes its place.
+
+    Args:
+        retain: Also English of stage 1, for the root.
+    """
+    english: dict[str, str] = {}
+    without: Counter[str] = Counter()
+    useless: set[str] = set()
+    asked, responses = 0, run.config.distill.responses
+    amounts = {code: run.config.languages.amount(code) for code in codes}
+    weights = [source.weight for source in run.config.sources]
+    while True:
+        left = [e for e in examples if e.id not in useless]
+        used = _needed(left, amounts, weights, responses)
+        new = [e for e in used if e.id not in english]
+        if not new:
+            break
+        with processes.main_first(together=bool(parts_of(model))):
+            english |= english_answers(run, model, new, stage)
+        asked += len(new)
+        for example in new:
+            if why := useless_because(run, example, english.get(example.id)):
+                without[why] += 1
+                useless.add(example.id)
+                english.pop(example.id, None)
+    for why, count in without.items():
+        run.watcher.say(f"{count} of {asked} examples are left out: {why}")
+    for line in told(left_out(examples, codes, lambda e, code: lacking(e, code, responses))):
+        run.watcher.say(line)
+    pairs, bare = translation_examples(run.pairs(codes, "translation")), run.pairs(codes, "alignment")
+    tokenizer = unchanging(run.tokenizer)
+    with run.watcher.waiting("Tokenising the rows"):
+        rows = _rows(run, tokenizer, used, english, tree, codes, pairs, bare, retain=retain)
+    teacher = run.config.distill.teacher
+    if isinstance(teacher, ModelTeacher) and teacher.level == "sequence":
+        its, file = load_tokenizer(teacher.path), run.folder / "teacher_answers.jsonl"
+        theirs = _rows(
+            run, run.tokenizer, used, english, tree, codes, pairs, bare, retain=retain, teacher=its
+        )
+        with processes.main_first():
+            rows = joining.with_answers(
+                rows, theirs, teacher, run.tokenizer, run.dtype, file, stage, run.watcher.bar
+            )
+    return rows + _bare_rows(run, tokenizer, bare, rows)
+
+
+def _bare_rows(
+    run: Run, tokenizer: PreTrainedTokenizerBase, pairs: Mapping[str, Sequence[Pair]], rows: Sequence[Row]
+) -> list[Row]:
+    first = 1 + max((row.meaning for row in rows), default=-1)
+    return sentence_rows(pairs, tokenizer, run.config.distill.max_prompt, first)
+
+
+def drawn(run: Run, rows: Sequence[Row], codes: Sequence[str]) -> Iterator[str]:
+    """What the languages of each resource class learn from: how many rows, which tasks, how many labels."""
+    by_id, labels = {e.id: e for e in run.examples}, labels_of(run.examples)
+    every: dict[str, set[str]] = {}
+    for example in run.examples:
+        every.setdefault(example.task, set()).update({labels.get(example.id, "")} - {""})
+    for resource in ("high", "middle", "low"):
+        those = [code for code in codes if languages()[code].resource == resource]
+        answered = [row for row in rows if not row.bare]
+        ids = {
+            code: [row.id.rpartition("/")[0] for row in answered if row.language == code] for code in those
+        }
+        used = [by_id[id] for found in ids.values() for id in found if id in by_id]
+        met: dict[str, set[str]] = {}
+        for example in used:
+            met.setdefault(example.task, set()).update({labels.get(example.id, "")} - {""})
+        if those:
+            counts = sorted({len(found) for found in ids.values()})
+            span = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+            tasks = [
+                f"{task} ({len(found)} of {len(every[task])} labels)" if every[task] else task
+                for task, found in met.items()
+            ]
+            yield f"{resource} ({', '.join(those)}): {span} rows a language: {', '.join(tasks)}"
+    if sentences := Counter(row.language for row in rows if row.bare):
+        counted = ", ".join(f"{code} {count:,}" for code, count in sentences.items())
+        yield f"Parallel text, for the hidden-state term alone: {sentences.total():,} sentences: {counted}"
+
+
+def _foreseen(example: ParallelExample) -> str:
+    """What stands in for M's English answer until there is one: the data's response, else a wording."""
+    if given := (example.turns[SOURCE].response or "").strip():
+        return given
+    return next(iter((example.options or {}).get(SOURCE, {}).values()), "…")
+
+
+def foreseen_rows(run: Run, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+    """As `rows_for`, before there is a model: the data's English responses stand in for its answers."""
+    english = {e.id: _foreseen(e) for e in run.examples}
+    pairs = translation_examples(run.pairs(run.taught, "translation"))
+    bare = run.pairs(run.taught, "alignment")
+    rows = _rows(run, tokenizer, run.examples, english, run.tree, run.taught, pairs, bare)
+    return rows + _bare_rows(run, tokenizer, bare, rows)
+
+
+def _rows(
+    run: Run,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[ParallelExample],
+    english: Mapping[str, str],
+    tree: Tree,
+    codes: Sequence[str],
+    pairs: Sequence[ParallelExample] = (),
+    bare: Mapping[str, Sequence[Pair]] = MappingProxyType({}),
+    *,
+    retain: bool = True,
+    teacher: PreTrainedTokenizerBase | None = None,
+) -> list[Row]:
+    settings = run.config.distill
+    amounts = {code: run.config.languages.amount(code) for code in codes}
+    kept = _english_kept(run) if settings.retain and retain else []
+    if kept:
+        # As many as there are draws, so that none is read twice where there are enough.
+        read = sum(amounts.values()) + sum(code in e.turns for e in pairs for code in codes)
+        read += sum(map(len, bare.values()))
+        draws = read * settings.epochs * settings.retain / (1 - settings.retain)
+        kept = random.Random(run.config.seed).sample(kept, min(len(kept), math.ceil(draws - 1e-9)))
+        # Stage 1 may have read longer ones.
+        kept = [
+            e
+            for e in kept
+            if len(encode_prompt(tokenizer, e.turns[SOURCE].instruction)) <= settings.max_prompt
+        ]
+        amounts[SOURCE] = len(kept)
+    return build_rows(
+        [*kept, *examples], amounts, tokenizer, tree, node_texts(run.config),
+        english={e.id: e.turns[SOURCE].response or "" for e in [*kept, *pairs]} | dict(english),
+        responses=settings.responses, limit=settings.max_prompt, view=settings.teacher_view,
+        reads=settings.teacher_reads,
+        require_texts=settings.require_texts,
+        teacher=teacher or joining.tokenizer_of(settings.teacher),
+        weights=[source.weight for source in run.config.sources], extra=pairs,
+    )  # fmt: skip
+
+
+def _english_kept(run: Run) -> list[ParallelExample]:
+    """What stage 1 read, English alone."""
+    file = run.folder / "selection.jsonl"
+    remedy = "restore it, or tune again in another run folder"
+    dropped = {e["id"] for e in read_lines(file, remedy) if not e["kept"]} if file.exists() else set()
+    return [
+        ParallelExample(e.id, e.task, {SOURCE: e.turns[SOURCE]})
+        for e in run.english
+        if e.id not in dropped and (e.turns[SOURCE].response or "").strip()
+    ]

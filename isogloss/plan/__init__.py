@@ -1,0 +1,1 @@
+"""Preflight: what a run will cost, from shapes alone."""

@@ -1,0 +1,58 @@
+"""What to change so that a stage fits."""
+
+import math
+
+import torch
+
+from isogloss.plan.machine import GIB
+from isogloss.plan.stages import STAGES
+from isogloss.plan.work import StagePlan, Work
+
+
+def advise(work: Work, stage: StagePlan) -> str:
+    """What to change so that a stage fits: the first of the settings tried, from the mildest on."""
+    needs, has = stage.memory_bytes / GIB, work.machine.memory / GIB
+    least, best = needs, ()
+    for changes in _changes(work, stage.stage):
+        found = STAGES[stage.stage](work.changed(changes)).memory_bytes
+        if found <= work.machine.memory:
+            return (
+                f"{stage.stage} needs {needs:.1f} GiB and a device has {has:.1f}: set {' '.join(changes)} "
+                f"({found / GIB:.1f} GiB)"
+            )
+        if found / GIB < least:
+            least, best = found / GIB, changes
+    with_best = f"; with {' '.join(best)} a device of {math.ceil(least)} GiB would do" if best else ""
+    return (
+        f"{stage.stage} needs {needs:.1f} GiB and a device has {has:.1f}: no setting makes it fit; take "
+        f"larger devices or a smaller model{with_best}"
+    )
+
+
+def _changes(work: Work, stage: str) -> list[tuple[str, ...]]:
+    """Settings to try, the mildest first."""
+    config = work.config
+    if stage == "evaluate":
+        sizes = [config.evaluate.batch // n for n in (2, 4, 8, 16, 32, 64) if config.evaluate.batch // n]
+        return [(f"evaluate.batch={size}",) for size in sizes]
+    batch, now = getattr(config, stage).batch, getattr(config, stage).accumulate
+    smaller = [(f"{stage}.accumulate={n}",) for n in range(now + 1, batch + 1) if batch % n == 0]
+    smaller = smaller[:: max(1, len(smaller) // 3)] + smaller[-1:] if len(smaller) > 4 else smaller
+    more: list[tuple[str, ...]] = []
+    if stage == "tune" and config.tune.method == "full":
+        more.append(("tune.method=lora",))
+    several = work.machine.devices > 1 and not (config.shard or config.four_bit or config.distill.on_policy)
+    if stage == "tune" and several:
+        more.append(("tune.method=lora", "shard=true"))
+    if stage == "distill":
+        distill = config.distill
+        helps = {  # prefixes refuse the first, processors the last
+            "distill.gradient_checkpointing=true": not distill.gradient_checkpointing
+            and distill.carrier.type != "prefix",
+            "dtype=bfloat16": work.dtype == torch.float32,
+            "four_bit=true": not (config.four_bit or config.shard) and work.machine.gpu,
+            "shard=true": several and config.tune.method == "lora",
+        }
+        more += [(change,) for change, can in helps.items() if can]
+    last = smaller[-1:] or [()]
+    return [*smaller, *more, *((*some, *last[0]) for some in more)]

@@ -1,0 +1,388 @@
+"""Stages 1 and 2 and evaluation on a machine: operations of every step, memory of the largest."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isogloss.adapters.base import Carrier
+from isogloss.config import Distill
+from isogloss.data.chat import encode_prompt
+from isogloss.evaluate.suites import load_suite
+from isogloss.languages import SOURCE
+from isogloss.losses.fused import frozen_head
+from isogloss.losses.topk import TopK
+from isogloss.model.cost import Meter
+from isogloss.model.decoder import layers_of
+from isogloss.plan.memory import cache_bytes, options_bytes, parameter_bytes, read_bytes, step_bytes
+from isogloss.plan.work import StagePlan, Work
+from isogloss.teacher.rows import Row
+from isogloss.teacher.signals import Signal, groups
+from isogloss.train.batch import Sample
+from isogloss.train.objective import Weights, chunk_size
+from isogloss.train.on_policy import is_on_policy
+from isogloss.train.order import schedule, training_order
+from isogloss.train.stage1 import lora_everywhere
+from isogloss.train.stage2 import layer_of, weights_of
+
+READ_TOGETHER = 64
+"""Rows per forward of the teacher."""
+
+
+# --- stage 1
+
+
+def tune_plan(work: Work) -> StagePlan:
+    """Stage 1: operations of every step, memory of its largest."""
+    settings, machine = work.config.tune, work.machine
+    lengths = [len(row.prompt) + len(row.response) for row in work.english]
+    draws = max(settings.batch, round(len(lengths) * settings.epochs))
+    order = schedule(
+        [SOURCE] * len(lengths), draws, balance=1.0, batch=settings.batch, alike=lengths,
+        seed=work.config.seed,
+    )  # fmt: skip
+    micro = _micro(order, settings.batch, settings.accumulate, machine.devices)
+    whole = settings.method == "full"
+    model: nn.Module = work.model(torch.float32 if whole else work.dtype)
+    trained = weights = parameter_bytes(model, parts=work.parts)
+    if not whole:
+        from peft import get_peft_model
+
+        base = work.model(work.dtype)
+        model = get_peft_model(base, lora_everywhere(base, settings.lora_rank))
+        trained = parameter_bytes(model, carriers=True)
+    else:
+        model.requires_grad_(True)
+    found, meter = StagePlan("tune"), Meter(model, learns=whole)
+    for numbers in micro:
+        rows = [work.english[n] for n in numbers]
+        width = max(lengths[n] for n in numbers)
+        responses = sum(len(row.response) for row in rows)
+        again = 2 if responses > chunk_size(model, machine.gpu) else 1
+        _count(meter, len(rows), width, again * responses, backward=True, taught=responses)
+        found.tokens_forwarded += sum(lengths[n] for n in numbers)
+    found.tokens_backpropagated = found.tokens_forwarded
+    found.flops = meter.flops
+    if work.config.tune.selection.keep < 1:
+        found.flops += 2 * _reading(model, lengths, READ_TOGETHER)
+        found.tokens_forwarded += 2 * sum(lengths)
+    # Autocast holds copies beside what it leaves in float32: about a fifth less than float32 alone.
+    step = max(
+        step_bytes(model, [Sample(work.english[n]) for n in numbers], Weights(), gpu=machine.gpu)
+        for numbers in _largest(micro, lengths)
+    )
+    found.memory = {
+        "program": machine.process, "weights": weights + (0 if whole else trained),
+        "optimiser": 2 * trained, "activations": machine.held(step),
+    }  # fmt: skip
+    found.kept = sum(p.numel() for p in work.model(work.dtype).parameters()) * work.dtype.itemsize
+    # A checkpoint has what learns and two moments of it; two are kept, and one is written before one goes.
+    found.disk = found.kept + 3 * 3 * trained
+    return found
+
+
+# --- stage 2
+
+
+def distill_plan(work: Work) -> StagePlan:
+    """Stage 2: the teacher's reading, then every step; memory of the fuller of the two."""
+    settings, machine, rows = work.config.distill, work.machine, work.rows
+    carrier = work.carrier()
+    model, found = carrier.model, StagePlan("distill")
+    meter = Meter(model, carrier.tree.path_rank() / max(1, carrier.tree.rank))
+    live, hears = Meter(model, 0.0), settings.hears_itself
+    read = _read(rows, settings)
+    found.tokens_forwarded = read.tokens
+    found.flops = sum(_reading(model, some, READ_TOGETHER, off=True) for some in read.privileged)
+    found.flops += _reading(model, read.sets, READ_TOGETHER, off=True, heads=read.options)
+    # The twins' states are read up to a layer.
+    share = 1.0 if work.parts > 1 else layer_of(model, settings) / len(layers_of(model))
+    found.flops += share * _reading(model, read.twins, READ_TOGETHER, off=True)
+    others = [_options(row, hears) for row in rows]
+    lengths = [
+        len(row.student.prompt) + len(row.student.response) + sum(map(len, more))
+        for row, more in zip(rows, others, strict=True)
+    ]
+    order = training_order(rows, settings, work.config.seed)
+    micro = _micro(order, settings.batch, settings.accumulate, machine.devices)
+    # In half precision a processor makes the frozen head's product again, for what was rounded.
+    again = 2 if not machine.gpu and work.dtype.itemsize == 2 and frozen_head(model) else 1
+    for number, numbers in enumerate(micro):
+        taught = sum(len(rows[n].student.response) for n in numbers)
+        # Beside its cross-entropy an answer is one of the options that are scored.
+        taught += sum(len(o) for n in numbers if others[n] for o in rows[n].options)
+        if is_on_policy(number * len(micro[0]) // settings.batch, settings.on_policy):
+            _draw(found, meter, live, [rows[n] for n in numbers])
+        asked = sum(
+            len(rows[n].student.response)
+            for n in numbers
+            if settings.form[0] == "hidden"
+            and (rows[n].language == SOURCE or (settings.kl and not others[n]))
+        )
+        width = max(lengths[n] for n in numbers)
+        heads = again * (taught + asked)
+        if all(rows[n].bare for n in numbers) and machine.devices == 1:  # read up to the term's layer
+            meter.read(len(numbers), width, backward=True, depth=layer_of(model, settings))
+            found.tokens_backpropagated += sum(lengths[n] for n in numbers)
+            continue
+        _count(meter, len(numbers), width, heads, backward=True, taught=taught)
+        found.tokens_backpropagated += sum(lengths[n] for n in numbers)
+    found.tokens_forwarded += found.tokens_backpropagated
+    found.flops += meter.flops + live.flops
+    found.memory = _distill_memory(work, carrier, micro, lengths, read)
+    carriers = parameter_bytes(model, carriers=True)
+    share = carriers / max(1, carrier.tree.rank)
+    exported = sum(
+        share * sum(node.rank for node in carrier.tree.path(code)) for code in carrier.tree.languages
+    )
+    found.kept = round(carriers + exported)
+    found.disk = found.kept + 3 * 3 * carriers
+    return found
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What the frozen model reads before training, in tokens of each text."""
+
+    privileged: list[list[int]]
+    """Behind privileged prompts, those together that are read together,"""
+    sets: list[int]
+    """English prompts with all answers of a closed set,"""
+    options: list[int]
+    """of which answers are,"""
+    twins: list[int]
+    """and English twins, up to a layer."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(sum, (*self.privileged, self.sets, self.twins)))
+
+
+def _read(rows: Sequence[Row], settings: Distill) -> _Reading:
+    """As `stage.read_signals` reads the rows: each text once."""
+    hears = settings.hears_itself
+    alone = [r for r in rows if not r.bare and (r.language == SOURCE or (hears and not r.options))]
+    sets = {(row.twin_prompt, row.twin_options) for row in rows if hears and row.options}
+    twins = {(row.twin_prompt, row.twin_asked) for row in rows}
+    answers = {key: sum(map(len, key[1])) for key in sets}
+    ordered = sorted(answers, key=lambda key: len(key[0]) + answers[key])
+    return _Reading(
+        _privileged(alone),
+        [len(key[0]) + answers[key] for key in ordered],
+        [answers[key] for key in ordered],
+        [len(prompt) for prompt, _ in twins],
+    )
+
+
+def _options(row: Row, hears: bool) -> list[tuple[int, ...]]:
+    """The answers that stand behind a row's own response while it trains."""
+    return [one for one in row.options if one != row.student.response] if hears else []
+
+
+def _privileged(rows: Sequence[Row]) -> list[list[int]]:
+    """Tokens of every text that the frozen teacher reads, those together that are read together.
+
+    Equal rows are read once, and so is what prompts begin with.
+    """
+    distinct = list({(row.teacher_prompt, row.student.response): row.language for row in rows}.items())
+    found: list[list[int]] = []
+    prompts, languages = [prompt for (prompt, _), _ in distinct], [code for _, code in distinct]
+    for group, shared in groups(prompts, languages, True):
+        found += [[shared]] if shared else []
+        found.append([len(distinct[n][0][0]) - shared + len(distinct[n][0][1]) for n in group])
+    return found
+
+
+def _draw(found: StagePlan, meter: Meter, live: Meter, rows: Sequence[Row]) -> None:
+    """The rows' responses drawn, as long as the data's, and read by the live teacher."""
+    for row in rows:
+        if row.language != SOURCE:
+            _generated(meter, len(row.student.prompt), len(row.student.response))
+            found.tokens_generated += len(row.student.response)
+            found.tokens_forwarded += len(row.student.prompt) + len(row.student.response)
+    lengths = [len(row.teacher_prompt) + len(row.student.response) for row in rows]
+    _count(live, len(rows), max(lengths), 0)
+    found.tokens_forwarded += sum(lengths)
+
+
+def _distill_memory(
+    work: Work,
+    carrier: Carrier,
+    micro: list[list[int]],
+    lengths: list[int],
+    texts: _Reading,
+) -> dict[str, int]:
+    settings, machine, rows = work.config.distill, work.machine, work.rows
+    model = carrier.model
+    causal: Any = model.get_base_model()
+    hidden, wide = causal.config.get_text_config().hidden_size, work.dtype.itemsize
+    meanings = len({row.meaning for row in rows})
+    kind, k = settings.form
+    each = hidden * wide if kind == "hidden" else 8 * k
+    told = sum(len(row.student.response) for row in rows if _is_told(row, settings))
+    signals = told * each + (len(texts.twins) + meanings) * hidden * 4
+    loss = weights_of(model, settings, retain=True)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train(settings.gradient_checkpointing)
+    step = 0
+    for numbers in _largest(micro, lengths):
+        samples = [_sample(rows[n], place, settings, hidden, work.dtype) for place, n in enumerate(numbers)]
+        bytes_held = step_bytes(
+            model, samples, loss, carrier, twins=meanings, gpu=machine.gpu
+        )  # fmt: skip
+        step = max(step, bytes_held)
+    model.eval()
+    carrier.off()
+    plain = ([length for some in texts.privileged for length in some], texts.twins)
+    read = max(
+        (read_bytes(model, min(READ_TOGETHER, len(some)), max(some)) for some in plain if some), default=0
+    )
+    if last := texts.options[-READ_TOGETHER:]:
+        read = max(read, options_bytes(model, len(last), texts.sets[-1], sum(last)))
+    learnt = parameter_bytes(model, carriers=True)
+    weights = parameter_bytes(model, four_bit=work.config.four_bit, parts=work.parts)
+    frozen = {"program": machine.process, "weights": weights, "carriers": learnt}
+    reading = frozen | {"signals": signals, "activations": machine.held(read)}
+    training = frozen | {"optimiser": 2 * learnt, "signals": signals, "activations": machine.held(step)}
+    return max(reading, training, key=lambda memory: sum(memory.values()))
+
+
+def _is_told(row: Row, settings: Distill) -> bool:
+    """Whether a teacher scores a row's response token by token."""
+    if row.bare:
+        return False
+    if row.language == SOURCE or settings.scored_elsewhere:
+        return True
+    return settings.hears_itself and not row.options
+
+
+def _sample(row: Row, place: int, settings: Distill, hidden: int, dtype: torch.dtype) -> Sample:
+    tokens, (kind, k) = len(row.student.response), settings.form
+    said: Tensor | TopK | None = None
+    options = row.options if settings.hears_itself else ()
+    with torch.device("meta"):
+        # On-policy steps are scored live.
+        if not row.bare and (row.language == SOURCE or (settings.kl and not options)):
+            said = torch.empty(tokens, hidden, dtype=dtype)
+            if kind == "top_k":
+                said = TopK(torch.empty(tokens, k, dtype=torch.int32), torch.empty(tokens, k))
+        chances = torch.empty(len(options)) if options else None
+        signal = Signal(said, torch.empty(hidden), options=chances)
+        return Sample(row.student, row.language, place, signal, options)
+
+
+# --- evaluation
+
+
+def evaluate_plan(work: Work) -> StagePlan:
+    """Every answer before and after, and the sentences' embeddings."""
+    settings, run, machine = work.config.evaluate, work.run, work.machine
+    carrier = work.carrier()
+    model, found = carrier.model, StagePlan("evaluate")
+    causal: Any = model.get_base_model()
+    config = causal.config.get_text_config()
+    before = Meter(causal, 0.0)
+    after = Meter(causal, carrier.tree.path_rank() / max(1, carrier.tree.rank))
+    sides, longest, answers = (before, after), 1, settings.max_new_tokens
+    for name in settings.suites:
+        suite = load_suite(name, run.data_root, settings, run.measured)
+        prompts = [
+            len(encode_prompt(work.tokenizer, item.turns[code].instruction))
+            for item in suite.items
+            for code in (*run.measured, SOURCE)
+            if code in item.turns
+        ]
+        longest = max([longest, *prompts])
+        for side in sides:
+            for prompt in prompts:
+                _generated(side, prompt, answers)
+        found.tokens_forwarded += 2 * (sum(prompts) + len(prompts) * (answers - 1))
+        found.tokens_generated += 2 * len(prompts) * answers
+        for sentences in (suite.sentences, suite.layer_sentences):
+            for code, texts in sentences.items():
+                if code in (*run.measured, SOURCE):
+                    sizes = [len(ids) for ids in work.tokenizer(list(texts))["input_ids"]]
+                    for side in sides:
+                        for size in sizes:
+                            side.read(1, size, depth=settings.layer)
+                    found.tokens_forwarded += 2 * sum(sizes)
+    found.flops = before.flops + after.flops
+    width = longest + settings.max_new_tokens
+    carrier.off()
+    found.memory = {
+        "program": machine.process, "weights": parameter_bytes(model, four_bit=work.config.four_bit),
+        "carriers": parameter_bytes(model, carriers=True),
+        "cache": cache_bytes(causal, settings.batch, width),
+        "activations": machine.held(
+            read_bytes(model, settings.batch, longest)
+            + settings.batch * config.vocab_size * (work.dtype.itemsize + 4)
+        ),
+    }  # fmt: skip
+    return found
+
+
+# --- counts
+
+
+def _count(
+    meter: Meter, rows: int, width: int, heads: int, *, backward: bool = False, taught: int = 0
+) -> None:
+    """A batch into the meter; of what the head reads, so many tokens have a gradient."""
+    meter.read(rows, width, backward=backward)
+    meter.project(taught, backward=backward)
+    meter.project(heads - taught)
+
+
+def _generated(meter: Meter, prompt: int, new: int) -> None:
+    """The prompt once, then a token a time, each against all before it."""
+    meter.read(1, prompt)
+    for seen in range(prompt + 1, prompt + new):
+        meter.read(1, 1, seen=seen)
+    meter.project(new)
+
+
+def _reading(
+    model: nn.Module,
+    lengths: Sequence[int],
+    together: int,
+    *,
+    off: bool = False,
+    heads: Sequence[int] = (),
+) -> float:
+    """Operations of reading texts, those of like length together; of each the head reads so many tokens."""
+    meter = Meter(model, 0.0 if off else 1.0)
+    meter.project(sum(heads))
+    ordered = sorted(lengths)
+    for start in range(0, len(ordered), together):
+        some = ordered[start : start + together]
+        _count(meter, len(some), some[-1], 0)
+    return meter.flops
+
+
+def _micro(order: Sequence[int], batch: int, accumulate: int, devices: int) -> list[list[int]]:
+    """Row numbers of every micro-batch of a device."""
+    size = max(1, math.ceil(batch / accumulate / devices))
+    return [list(order[i : i + size]) for i in range(0, len(order), size)]
+
+
+def _largest(micro: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[Sequence[int]]:
+    """The micro-batch of most tokens, padding included, and the one with the longest row."""
+
+    def width(numbers: Sequence[int]) -> int:
+        return max(lengths[n] for n in numbers)
+
+    found = [max(micro, key=lambda numbers: len(numbers) * width(numbers)), max(micro, key=width)]
+    return found[:1] if found[0] is found[1] else found
+
+
+# --- advice
+
+STAGES: dict[str, Callable[[Work], StagePlan]] = {
+    "tune": tune_plan,
+    "distill": distill_plan,
+    "evaluate": evaluate_plan,
+}

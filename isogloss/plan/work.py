@@ -1,0 +1,152 @@
+"""What a run will read: its rows, and the shapes that they are read with."""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from isogloss.adapters.base import Carrier
+from isogloss.adapters.tree import Tree
+from isogloss.config import Config, with_overrides
+from isogloss.data import selection
+from isogloss.data.chat import Encoded
+from isogloss.data.counting import unchanging
+from isogloss.data.examples import ParallelExample
+from isogloss.data.sources import node_texts
+from isogloss.languages import SOURCE
+from isogloss.model.load import (
+    EMBEDDED,
+    check_base,
+    load_tokenizer,
+    model_folder,
+)
+from isogloss.pipeline.folder import Run, Watcher
+from isogloss.pipeline.training_rows import foreseen_rows
+from isogloss.plan.machine import Machine
+from isogloss.plan.memory import meta_model
+from isogloss.teacher.rows import Row
+from isogloss.train.stage1 import english_rows, longest_row, within
+
+T = TypeVar("T")
+SAMPLE = 8_000
+"""English examples of stage 1 that are encoded; of more, the others are taken to be as long as these: right
+within 1 %."""
+
+
+@dataclass
+class StagePlan:
+    """What a stage will cost; memory is each device's, in bytes, by what holds it, at its fullest moment."""
+
+    stage: str
+    tokens_forwarded: int = 0
+    tokens_backpropagated: int = 0
+    tokens_generated: int = 0
+    flops: float = 0.0
+    memory: dict[str, int] = field(default_factory=dict)
+    disk: int = 0
+    """Bytes written that are there together at some moment, checkpoints included."""
+    kept: int = 0
+    """Bytes that stay."""
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(self.memory.values())
+
+
+class Work:
+    """What a run will read, and the shapes that it is read with."""
+
+    def __init__(self, config: Config, machine: Machine):
+        self.config, self.machine = config, machine
+        # Foretold from the settings alone: what an earlier run left in the folder has no say.
+        self.run = Run(config.model_copy(update={"run": config.run / "planned"}), Watcher())
+        self.dtype = machine.dtype(config.dtype)
+        self.notes: list[str] = []
+        self.tokenizer = unchanging(self._tokenizer())
+
+    def changed(self, overrides: Iterable[str]) -> "Work":
+        """The same reading under other settings of how it is batched and trained."""
+        other = object.__new__(Work)
+        other.__dict__ |= self.__dict__ | {"config": with_overrides(self.config, overrides)}
+        other.dtype = self.machine.dtype(other.config.dtype)
+        return other
+
+    @cached_property
+    def english(self) -> list[Encoded]:
+        """Rows of stage 1."""
+        settings, examples = self.config.tune, self.run.english
+        if settings.selection.enabled:
+            examples = list(selection.select(examples, max_chars=settings.selection.max_chars).kept)
+        limit = longest_row(self.config)
+        examples = within(examples, self.tokenizer, limit).kept
+        kept = examples[: max(1, round(settings.selection.keep * len(examples)))]
+        seed, texts = self.config.seed, node_texts(self.config)
+        # The examples that `english_rows` would draw of all: its draw of a sample has other lengths.
+        drawn = random.Random(seed).sample(kept, round(settings.privileged * len(kept)))
+        found: list[Encoded] = []
+        for examples, again in ((kept, 0.0), (drawn, 1.0)):
+            sample = spread(examples, SAMPLE)
+            rows = english_rows(sample, self.tokenizer, texts, again, seed, limit)
+            rows = rows[len(sample) :] if again else rows
+            rows.sort(key=lambda row: len(row.prompt) + len(row.response))
+            found += stretched(rows, round(len(rows) * len(examples) / max(1, len(sample))))
+        return found
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Rows of stage 2."""
+        return foreseen_rows(self.run, self.tokenizer)
+
+    @cached_property
+    def tree(self) -> Tree:
+        return self.run.tree
+
+    @property
+    def parts(self) -> int:
+        """Over how many devices the frozen layers are split."""
+        return self.machine.devices if self.config.shard else 1
+
+    def model(self, dtype: torch.dtype) -> PreTrainedModel:
+        """The model without storage."""
+        return meta_model(self.config.model, dtype, gpu=self.machine.gpu)
+
+    def carrier(self) -> Carrier:
+        run = Run(self.config, Watcher())
+        return run.student(self.model(self.dtype), trained=False, tree=self.tree)
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        folder = Path(model_folder(self.config.model))
+        files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "tekken.json")
+        if folder.is_dir() and not any((folder / name).exists() for name in files):
+            self.notes.append(f"{self.config.model} has no tokenizer: tokens are counted by the embedded one")
+            return load_tokenizer(EMBEDDED)
+        tokenizer = self.run.base_tokenizer
+        check_base(self.config.model, tokenizer, weights=False)
+        return tokenizer
+
+
+def spread(examples: Sequence[ParallelExample], most: int) -> list[ParallelExample]:
+    """So many of the examples, of all lengths in English alike, the longest among them."""
+    if len(examples) <= most:
+        return list(examples)
+
+    def length(example: ParallelExample) -> int:
+        turn = example.turns[SOURCE]
+        return len(turn.instruction) + len(turn.response or "")
+
+    ordered = sorted(examples, key=length)
+    return [ordered[len(ordered) - 1 - n * (len(ordered) - 1) // (most - 1)] for n in range(most)]
+
+
+def stretched(rows: Sequence[Encoded], count: int) -> list[Encoded]:
+    """So many rows in the place of a sample, each of its rows standing for those of like length."""
+    ordered = sorted(rows, key=lambda row: len(row.prompt) + len(row.response))
+    return [ordered[(2 * n + 1) * len(ordered) // (2 * count)] for n in range(count)]

@@ -1,0 +1,239 @@
+"""Batches: rows with their signals, padded, and where each response token is predicted."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from isogloss.data.chat import Encoded, pad, response_positions
+from isogloss.languages import SOURCE
+from isogloss.losses.topk import TopK
+from isogloss.model.branches import layout
+from isogloss.model.standardise import Statistics, standardised, statistics_of, unscaled
+from isogloss.teacher.rows import Row
+from isogloss.teacher.signals import Signal
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a batch; stage 1 has neither language nor signal. Meanings are numbered from 0 on."""
+
+    encoded: Encoded
+    language: str = ""
+    meaning: int = 0
+    signal: Signal | None = None
+    options: tuple[tuple[int, ...], ...] = ()
+    """All that may be answered, end of turn included, where the signal has a distribution over it."""
+
+    @property
+    def bare(self) -> bool:
+        """Whether it is a sentence that nobody answers."""
+        return not self.encoded.response
+
+
+class Ordered(Dataset):
+    """Samples in the order of training, repeats included."""
+
+    def __init__(self, samples: Sequence[Sample], order: Sequence[int]):
+        self.samples, self.order = samples, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, number: int) -> Sample:
+        return self.samples[self.order[number]]
+
+
+def samples_of(rows: Sequence[Row], signals: Sequence[Signal]) -> list[Sample]:
+    """Rows joined to their signals, their meanings numbered anew without gaps."""
+    numbers = {meaning: n for n, meaning in enumerate(dict.fromkeys(row.meaning for row in rows))}
+    return [
+        Sample(
+            row.student,
+            row.language,
+            numbers[row.meaning],
+            signal,
+            row.options if signal.options is not None else (),
+        )
+        for row, signal in zip(rows, signals, strict=True)
+    ]
+
+
+FEW = 8
+"""Twins below which there are too few to standardise by: those of both kinds do it together, or none."""
+
+
+@dataclass(frozen=True)
+class Twins:
+    """What the hidden-state term compares with.
+
+    Attributes:
+        vectors: The English twin of every meaning, standardised, in the order of their numbers.
+        statistics: Mean and spread of the twins that are instructions (False) and bare sentences (True): a
+            template moves every state behind it. Rows of all languages are standardised by them, so what
+            moves a whole language away from English is to be unlearned.
+    """
+
+    vectors: Float[Tensor, "meanings hidden"]
+    statistics: Mapping[bool, Statistics]
+
+    def standardise(
+        self, pooled: Float[Tensor, "rows hidden"], bare: Sequence[bool]
+    ) -> Float[Tensor, "rows hidden"]:
+        kinds = torch.tensor(bare, device=pooled.device)[:, None]
+        return torch.where(kinds, *(standardised(pooled, self.statistics[kind]) for kind in (True, False)))
+
+
+def twins_of(samples: Sequence[Sample]) -> Twins | None:
+    """The English twins of all meanings; None in stage 1."""
+    found = {s.meaning: (s.signal.twin, s.bare) for s in samples if s.signal is not None}
+    if not found:
+        return None
+    vectors = torch.stack([found[number][0] for number in range(len(found))])
+    bare = [found[number][1] for number in range(len(found))]
+    statistics = {}
+    for kind in (False, True):
+        own = vectors[torch.tensor([one == kind for one in bare])]
+        enough = own if len(own) >= FEW else vectors
+        statistics[kind] = statistics_of(enough) if len(enough) >= FEW else unscaled(vectors)
+    made = Twins(vectors, statistics)
+    return replace(made, vectors=made.standardise(vectors, bare))
+
+
+@dataclass
+class Options:
+    """The answer options of a batch's rows, one behind the other.
+
+    Attributes:
+        branch: Which answer of its row each token belongs to, as `branches` lays them out.
+        place: The position of each token, as if its answer alone stood behind the prompt.
+        positions: Where each option token is predicted, in the flattened batch.
+        ids: The option tokens.
+        lengths: Tokens of each option.
+        sizes: Options of each row that has any.
+        targets: ln probability of each option under the reference model, in the order of `lengths`.
+    """
+
+    branch: Tensor
+    place: Tensor
+    positions: Tensor
+    ids: Tensor
+    lengths: list[int]
+    sizes: list[int]
+    targets: Tensor
+
+    def to(self, device: torch.device) -> "Options":
+        moved: dict[str, Any] = {
+            k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()
+        }
+        return Options(**moved)
+
+
+@dataclass
+class Batch:
+    """A collated batch; rows are padded on the right."""
+
+    ids: Tensor
+    mask: Tensor
+    prompt_mask: Tensor
+    asked: Tensor
+    """1 where a token belongs to the instruction itself, not to BOS or the template."""
+    positions: Tensor
+    response: Tensor
+    languages: list[str]
+    paths: list[str]
+    """Whose path each row reads: its language's, or a node's above it."""
+    bare: list[bool]
+    """Which rows are sentences that nobody answers."""
+    meanings: Tensor
+    scored: Tensor
+    retained: Tensor
+    teacher: Tensor | TopK | None
+    options: Options | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        moved: dict[str, Any] = {
+            k: v.to(device) if isinstance(v, Tensor | TopK | Options) else v for k, v in vars(self).items()
+        }
+        return Batch(**moved)
+
+
+def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
+    """Pad, and note where each response token is predicted."""
+    encoded = [sample.encoded for sample in samples]
+    # The response comes first, so what is said of responses is the same whatever stands behind them.
+    others = [[one for one in s.options if one != s.encoded.response] for s in samples]
+    texts = [[*e.prompt, *e.response, *chain(*more)] for e, more in zip(encoded, others, strict=True)]
+    ids, mask = pad(texts, pad_id)
+    starts, lengths = [len(e.prompt) for e in encoded], [len(e.response) for e in encoded]
+    signals = [sample.signal for sample in samples]
+    known = [signal for signal in signals if signal is not None]
+    said = [signal.teacher for signal in known if signal.teacher is not None]
+    scored = torch.cat([_scored(s, length) for s, length in zip(signals, lengths, strict=True)])
+    english = torch.tensor([sample.language == SOURCE for sample in samples])
+    return Batch(
+        ids=ids,
+        mask=mask,
+        prompt_mask=(torch.arange(ids.shape[1])[None] < torch.tensor(starts)[:, None]).long(),
+        asked=pad([list(map(int, e.asked)) or [1] * len(e.prompt) for e in encoded], 0, width=ids.shape[1])[
+            0
+        ],
+        positions=response_positions(starts, lengths, ids.shape[1]),
+        response=torch.tensor([token for e in encoded for token in e.response], dtype=torch.long),
+        languages=[sample.language for sample in samples],
+        paths=[sample.language for sample in samples],
+        bare=[sample.bare for sample in samples],
+        meanings=torch.tensor([sample.meaning for sample in samples]),
+        scored=scored,
+        retained=scored & english.repeat_interleave(torch.tensor(lengths)),
+        teacher=_joined(said),
+        options=_options(samples, others, ids.shape[1]) if any(s.options for s in samples) else None,
+    )
+
+
+def _options(samples: Sequence[Sample], others: Sequence[Sequence[tuple[int, ...]]], width: int) -> Options:
+    branches, places, positions, ids, lengths, targets = [], [], [], [], [], []
+    for number, (sample, more) in enumerate(zip(samples, others, strict=True)):
+        prompt, answers = len(sample.encoded.prompt), [sample.encoded.response, *more]
+        branch, place, starts = layout(prompt, [len(answer) for answer in answers])
+        branches.append(branch)
+        places.append(place)
+        for option in sample.options:
+            start = starts[answers.index(option)]
+            # The prompt's last token predicts every answer's first.
+            before = [prompt - 1, *range(start, start + len(option) - 1)]
+            positions += [number * width + one for one in before]
+            ids += option
+            lengths.append(len(option))
+        if sample.options:
+            assert sample.signal is not None and sample.signal.options is not None
+            targets.append(sample.signal.options)
+    return Options(
+        branch=pad(branches, -1)[0],
+        place=pad(places, 0)[0],
+        positions=torch.tensor(positions),
+        ids=torch.tensor(ids),
+        lengths=lengths,
+        sizes=[len(sample.options) for sample in samples if sample.options],
+        targets=torch.cat(targets).float(),
+    )
+
+
+def _scored(signal: Signal | None, length: int) -> Tensor:
+    """Which tokens of a response the teacher speaks of."""
+    if signal is None or signal.teacher is None:
+        return torch.zeros(length, dtype=torch.bool)
+    return torch.ones(length, dtype=torch.bool) if signal.covered is None else signal.covered
+
+
+def _joined(said: Sequence[Tensor | TopK]) -> Tensor | TopK | None:
+    """What the teacher says of one row after the other; a batch's signals are all of one kind."""
+    if not said:
+        return None
+    tops = [one for one in said if isinstance(one, TopK)]
+    return TopK.cat(tops) if tops else torch.cat([one for one in said if isinstance(one, Tensor)])

@@ -1,0 +1,230 @@
+"""The loss of a batch in its parts: cross-entropy, divergence from the teacher, hidden-state similarity, replay."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from isogloss import processes
+from isogloss.adapters.base import Carrier
+from isogloss.adapters.tree import Tree
+from isogloss.losses import functional, fused
+from isogloss.losses.topk import TopK
+from isogloss.model.branches import branched_hidden
+from isogloss.model.decoder import capture, causal_of, head, last_hidden, mean_pool, states_up_to
+from isogloss.train.batch import Batch, Options, Twins
+
+DIVERGENCES = {
+    "forward": functional.forward_kl,
+    "reverse": functional.reverse_kl,
+    "jensen_shannon": functional.jensen_shannon,
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How much each part of the loss counts, the layer and divergence it reads, and their temperatures."""
+
+    ce: float = 1.0
+    kl: float = 0.0
+    hidden: float = 0.0
+    retain: float = 1.0
+    layer: int = 1
+    divergence: fused.Divergence = "forward"
+    temperature: float = 1.0
+    contrast: float = 0.05
+    fade: float = 0.0
+
+    def at(self, done: float) -> "Weights":
+        """These at a share of the way: the weight of `hidden` falls to 0 in a line over `fade` of it."""
+        return replace(self, hidden=self.hidden * max(0.0, 1 - done / self.fade)) if self.fade else self
+
+
+def batch_losses(
+    model: nn.Module,
+    batch: Batch,
+    weights: Weights,
+    carrier: Carrier | None = None,
+    twins: Twins | None = None,
+    *,
+    gpu: bool | None = None,
+) -> dict[str, Tensor]:
+    """The parts of the loss as sums: `ce`, `kl` and `retain` over response tokens, `options` and `hidden`
+    over rows.
+
+    In English the reference model is what is wanted, right or wrong: those rows have `retain`, the
+    divergence from its own reading of the same prompt, and neither `ce` nor `kl`.
+
+    Args:
+        twins: The English twins' states, for the hidden-state term.
+        gpu: Logits are held as on a GPU, or as on a processor; as where the batch lies if not given.
+    """
+    score = partial(_sums, model, size=chunk_size(model, batch.ids.is_cuda if gpu is None else gpu))
+    if carrier is not None:
+        carrier.set_path(batch.paths)
+
+    def alike(states: Tensor) -> Tensor:
+        assert twins is not None
+        pooled = twins.standardise(mean_pool(states, batch.asked), batch.bare)
+        return functional.similarity(pooled, twins.vectors, batch.meanings, temperature=weights.contrast)
+
+    # Of sentences that nobody answers no layer above is wanted; with several processes every adapter has to
+    # have a gradient in each.
+    if twins is not None and weights.hidden and all(batch.bare) and processes.count() == 1:
+        states = states_up_to(model, batch.ids, batch.mask, [weights.layer])[weights.layer]
+        return {"hidden": alike(states)}
+    with capture(model, weights.layer) as states:
+        if batch.options is None:
+            hidden = last_hidden(model, batch.ids, batch.mask)
+        else:
+            hidden = branched_hidden(model, batch.ids, batch.options.branch, batch.options.place)
+    answers = hidden.flatten(0, 1)[batch.positions]
+
+    taught = ~batch.retained
+    divided = batch.teacher is not None and bool(weights.kl)
+    heard = taught & batch.scored if divided else taught
+    ce, kl = score(
+        answers[heard], batch.response[heard], _said(batch, heard) if divided else None,
+        weights.divergence, weights.temperature, (weights.ce, weights.kl),
+    )  # fmt: skip
+    parts = {"ce": ce} | ({"kl": kl} if divided else {})
+    unheard = taught & ~heard
+    if unheard.any():
+        alone = score(answers[unheard], batch.response[unheard], None, weighed=(weights.ce, 0.0))
+        parts["ce"] = ce + alone[0]
+    if batch.retained.any():
+        kept = batch.retained
+        parts["retain"] = score(answers[kept], None, _said(batch, kept))[1]
+    if batch.options is not None and weights.kl:
+        parts["options"] = _answer_sets(model, hidden, batch.options, score.keywords["size"])
+    if twins is not None and weights.hidden:
+        parts["hidden"] = alike(states[0])
+    return parts
+
+
+def _answer_sets(model: nn.Module, hidden: Tensor, options: Options, size: int) -> Tensor:
+    """Sum over rows of the divergence between reference model and student over a row's answer options."""
+    states, fixed = hidden.flatten(0, 1)[options.positions], fused.frozen_head(model)
+    if fixed is not None:
+        tokens = fused.token_log_probs(states, fixed, options.ids, size=size)
+    else:
+        tokens = -F.cross_entropy(head(model, states).float(), options.ids, reduction="none")
+    scores = torch.stack([part.sum() for part in tokens.split(options.lengths)])
+    return functional.answer_set_kl(scores, options.targets, options.sizes)
+
+
+def _said(batch: Batch, tokens: Tensor) -> Tensor | TopK:
+    """The teacher's part of some response tokens, all of which it has scored."""
+    assert batch.teacher is not None
+    return batch.teacher[tokens[batch.scored]]
+
+
+def _sums(
+    model: nn.Module,
+    hidden: Tensor,
+    response: Tensor | None,
+    teacher: Tensor | TopK | None,
+    divergence: fused.Divergence = "forward",
+    temperature: float = 1.0,
+    weighed: tuple[float, float] = (1.0, 1.0),
+    *,
+    size: int,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and divergence of some response tokens, sums in nats; 0 what is not asked for."""
+    if not isinstance(teacher, TopK | None):
+        teacher = teacher.to(hidden.dtype)
+    fixed = fused.frozen_head(model)
+    if fixed is not None:
+        return fused.scored(
+            hidden, fixed, size=size, response=response, teacher=teacher, divergence=divergence,
+            temperature=temperature, weights=weighed,
+        )  # fmt: skip
+
+    def score(hidden: Tensor, *given: Any) -> Tensor:
+        student, left = head(model, hidden), list(given)
+        ce = kl = student.new_zeros((), dtype=torch.float32)
+        if response is not None:
+            ce = functional.cross_entropy(student, left.pop(0))
+        if teacher is not None:
+            said = left.pop(0)
+            with torch.no_grad():
+                said = said if isinstance(said, TopK) else head(model, said)
+            kl = DIVERGENCES[divergence](student, said, temperature=temperature)
+        return torch.stack([ce, kl])
+
+    ce, kl = in_chunks(score, size, hidden, *(one for one in (response, teacher) if one is not None))
+    return ce, kl
+
+
+def drop_levels(tree: Tree, languages: Sequence[str], probability: float) -> list[str]:
+    """Whose path each row reads where some leave out their leaf, and half of these their family too.
+
+    Drawn from torch's own generator, which a checkpoint holds.
+    """
+    drawn = torch.rand(len(languages)).tolist()
+    return [
+        code if one >= probability else tree.cut(code, 1 if one >= probability / 2 else 2)
+        for code, one in zip(languages, drawn, strict=True)
+    ]
+
+
+LOGITS, LOGITS_GPU = 1 << 25, 1 << 27
+"""Logits in memory at a time, of student and of teacher; more are computed in chunks.
+
+A GPU works off a chunk of the former before the next can be started (docs/log.md)."""
+
+
+def chunk_size(model: nn.Module, gpu: bool) -> int:
+    """Response tokens whose logits are held at a time."""
+    many = LOGITS_GPU if gpu else LOGITS
+    return max(1, many // causal_of(model).config.get_text_config().vocab_size)
+
+
+def in_chunks(score: Callable[..., Tensor], size: int, hidden: Tensor, *others: Tensor | TopK) -> Tensor:
+    """The sum of `score` over tokens, never holding the logits of more than `size` of them.
+
+    For a head that learns, as in stage 1, or is no plain linear layer; `fused` serves the others. Equal to
+    one call; where it takes several, each is computed again in backward.
+    """
+    if len(hidden) <= size:
+        return score(hidden, *others)
+    chunks = zip(hidden.split(size), *(other.split(size) for other in others), strict=True)
+    totals = [checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks]
+    return torch.stack(totals).sum(0)
+
+
+class Objective(nn.Module):
+    """The parts of the loss as one module's forward.
+
+    A wrapper for several processes hears only of that call, and brings together only then what they found.
+    Its state is what learns: a checkpoint has no frozen weight.
+    """
+
+    def __init__(self, model: nn.Module, carrier: Carrier | None, twins: Twins | None):
+        super().__init__()
+        self.model, self.carrier, self.twins = model, carrier, twins
+
+    def forward(self, batch: Batch, weights: Weights) -> dict[str, Tensor]:
+        return batch_losses(self.model, batch, weights, self.carrier, self.twins)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if state_dict.keys() != self.state_dict().keys():
+            raise ValueError("the checkpoint belongs to a model or tree of another shape")
+        super().load_state_dict(state_dict, strict=False)
+        return SimpleNamespace(missing_keys=[], unexpected_keys=[])
+
+
+PARTS = ("loss", "ce", "kl", "options", "retain", "hidden")
+BY_ROW = ("options", "hidden")
+"""Parts that are means over rows; the others are means over response tokens."""
+WEIGHED = {"options": "kl"}
+"""Parts that are weighed by the weight of another: both are divergences from the reference model."""
