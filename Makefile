@@ -15,7 +15,7 @@ real: $(READY) ## The whole job on Gemma 3 270M and real data in twelve language
 	$(VENV)/bin/isogloss run examples/real.yaml --data-root "$(DATA)"
 
 compare: $(READY) ## Our method and reinforcement learning on the same work; costs of reaching the same accuracy.
-	$(VENV)/bin/isogloss compare-methods --points 7 --set distill.epochs=3 --set evaluate.items=56 --set evaluate.sentences=100
+	$(PYTHON) -m experiments.compare_methods --points 7 --set distill.epochs=3 --set evaluate.items=56 --set evaluate.sentences=100
 
 test: $(READY) ## Format, lint, types, tests.
 	$(VENV)/bin/ruff format --check .

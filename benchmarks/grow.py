@@ -26,8 +26,8 @@ JOINING = ("de", "zh")
 WITH = "from-start"
 
 
-def isogloss(*arguments: str | Path) -> None:
-    subprocess.run([sys.executable, "-m", "isogloss", *map(str, arguments)], check=True)
+def call(module: str, *arguments: str | Path) -> None:
+    subprocess.run([sys.executable, "-m", module, *map(str, arguments)], check=True)
 
 
 def overrides(settings: list[str]) -> list[str]:
@@ -43,9 +43,9 @@ def join(run: Path, seed: int, code: str, joining: list[str]) -> None:
         (part / "scores.json").unlink()
         config = load_config(part / "config.yaml").model_copy(update={"run": run})
         (part / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        isogloss("add-language", part, code, *overrides(joining))
+        call("isogloss", "add-language", part, code, *overrides(joining))
         part.rename(run)
-    isogloss("evaluate", run / "config.yaml")
+    call("isogloss", "evaluate", run / "config.yaml")
 
 
 def scores(run: Path, code: str) -> dict[str, float]:
@@ -84,8 +84,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the JSON goes; printed without it")
     given = parser.parse_args()
     targets = ",".join((*load_config().languages.targets, *JOINING))
-    isogloss(
-        "ablate", "--variant", "families", "--variant", f"{WITH}: languages.targets=[{targets}]",
+    call(
+        "experiments.ablate", "--variant", "families", "--variant", f"{WITH}: languages.targets=[{targets}]",
         "--seeds", str(given.seeds), "--jobs", str(given.jobs), "--out", given.runs, *overrides(given.set),
     )  # fmt: skip
     calls = [

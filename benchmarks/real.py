@@ -5,9 +5,9 @@
     python benchmarks/real.py --finished ours=runs/real --setting scarce
     python benchmarks/real.py --finished ours=runs/real-parallel --setting parallel
 
-Dev data only. Every variant is a run of `isogloss ablate` over the setting's example, so a stopped benchmark
-goes on where it was, and trains nothing twice; `--finished` adds a run that is there. Rows have the measures
-by suite and language; `summary` has, by variant and setting, means over seeds and intervals over items.
+Dev data only. Every variant is a run of `python -m experiments.ablate` over the setting's example, so a
+stopped benchmark goes on where it was, and trains nothing twice; `--finished` adds a run that is there.
+Rows have the measures by suite and language; `summary` has, by variant and setting, means over seeds and intervals over items.
 The page docs/results.md is made of it: `python benchmarks/real.py --page`.
 """
 
@@ -119,7 +119,7 @@ def training(given: argparse.Namespace) -> list[tuple[str, int, Path]]:
     if unknown := [name for name in names if name not in VARIANTS]:
         raise SystemExit(f"there is no variant {unknown[0]}; there are {', '.join(VARIANTS)}")
     example = str(ROOT / SETTINGS[given.setting])
-    command = [sys.executable, "-m", "isogloss", "ablate", example, "--data-root", str(given.data_root)]
+    command = [sys.executable, "-m", "experiments.ablate", example, "--data-root", str(given.data_root)]
     command += ["--seeds", str(given.seeds), "--out", str(given.runs)]
     command += [word for name in names for word in ("--variant", f"{name}: {VARIANTS[name]}")]
     command += [word for one in given.set for word in ("--set", one)]

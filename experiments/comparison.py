@@ -1,4 +1,4 @@
-"""What each method costs to reach the same alignment accuracy: `isogloss compare-methods`.
+"""What each method costs to reach the same alignment accuracy: `python -m experiments.compare_methods`.
 
 Flow: per seed, stage 1 once → every method from that reference model → levels → rows, in a JSON file
 that grows as methods end, so that a stopped comparison goes on; a plot at the end.

@@ -17,7 +17,9 @@ from unittest.mock import Mock
 import pytest
 from transformers import AutoModelForCausalLM
 
-from isogloss import cli
+from experiments import ablate
+from isogloss.cli import main
+from isogloss.cli.screen import printable
 from isogloss.files import LOCK
 
 SMALL = (
@@ -40,16 +42,16 @@ def finished(base, tmp_path_factory) -> Path:
     return folder
 
 
-def leave(arguments: list[str]) -> int:
+def leave(arguments: list[str], *app) -> int:
     """Run the command and give its exit code."""
     with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
+        main.main(arguments, *app)
     return int(caught.value.code or 0)
 
 
-def refusal(arguments: list[str], capsys) -> list[str]:
+def refusal(arguments: list[str], capsys, *app) -> list[str]:
     """The lines on stderr of a command that must be refused."""
-    assert leave(arguments) == 2
+    assert leave(arguments, *app) == 2
     said = capsys.readouterr()
     assert said.out == ""
     return said.err.removesuffix("\n").split("\n")
@@ -290,9 +292,9 @@ def test_a_port_that_is_taken_is_named(finished, capsys):
 
 def test_a_librarys_end_of_file_is_no_interrupt(monkeypatch):
     """Click would say that the same command goes on where it was, every time."""
-    monkeypatch.setattr(cli, "load_config", Mock(side_effect=EOFError))
+    monkeypatch.setattr("isogloss.cli.runs.load_config", Mock(side_effect=EOFError))
     with pytest.raises(RuntimeError, match="a file ended too early"):
-        cli.main(["run"])
+        main.main(["run"])
 
 
 @pytest.mark.parametrize(
@@ -305,7 +307,7 @@ def test_a_librarys_end_of_file_is_no_interrupt(monkeypatch):
 )
 def test_a_system_error_never_says_none(error, line, monkeypatch, capsys):
     """With its path where it has one."""
-    monkeypatch.setattr(cli, "load_config", Mock(side_effect=error))
+    monkeypatch.setattr("isogloss.cli.runs.load_config", Mock(side_effect=error))
     assert leave(["run"]) == 2
     assert capsys.readouterr().err == line
 
@@ -350,7 +352,7 @@ def test_ask_without_a_text_answers_line_by_line_until_the_end(finished, capsys,
 
 def test_a_models_control_characters_never_reach_the_terminal():
     """Joiners, which scripts need, do."""
-    assert cli._plain("a\x1b[31m\u200db\n\x07") == "a�[31m\u200db\n�"
+    assert printable("a\x1b[31m\u200db\n\x07") == "a�[31m\u200db\n�"
 
 
 def test_report_writes_the_page_again(finished, capsys):
@@ -429,7 +431,7 @@ def test_a_stopped_command_says_how_to_go_on(monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load_config", interrupted)
+    monkeypatch.setattr("isogloss.cli.runs.load_config", interrupted)
     assert leave(["run"]) == 130
     assert capsys.readouterr().err == "stopped; the same command goes on where it was\n"
 
@@ -543,8 +545,8 @@ def test_an_ablation_measures_variants_on_one_reference_model(base, tmp_path, ca
     twice."""
     folder = tmp_path / "out"
     asked = ["--variant", "families", "--variant", "flat", "--variant", "small: distill.carrier.ranks.root=2"]
-    command = ["ablate", *small(tmp_path / "unused", base), "--out", str(folder), *asked]
-    assert leave([*command, "--jobs", "2"]) == 0
+    command = [*small(tmp_path / "unused", base), "--out", str(folder), *asked]
+    assert leave([*command, "--jobs", "2"], ablate.app) == 0
     lines = capsys.readouterr().out.split("\n")
     assert {line for line in lines if line.endswith(": done")} == {
         f"{name}, seed 0: done" for name in ("families", "flat", "small")
@@ -574,7 +576,7 @@ def test_an_ablation_measures_variants_on_one_reference_model(base, tmp_path, ca
     ]
     assert ranks == [8 + 6 * 4, 3 * 16, 2 + 6 * 4]
     before = but_locks(folder)
-    assert leave(command) == 0
+    assert leave(command, ablate.app) == 0
     assert but_locks(folder) == before
     assert not (tmp_path / "unused").exists()
 
@@ -583,7 +585,8 @@ def test_an_ablation_over_numbers_of_items_is_a_learning_curve(base, tmp_path):
     """Every variant once for each number, compared with the first of the same number."""
     folder = tmp_path / "out"
     asked = ["--variant", "families", "--variant", "flat", "--items", "2", "--items", "4"]
-    assert leave(["ablate", *small(tmp_path / "unused", base), "--out", str(folder), *asked]) == 0
+    command = [*small(tmp_path / "unused", base), "--out", str(folder), *asked]
+    assert leave(command, ablate.app) == 0
     written = json.loads((folder / "ablation.json").read_text())
     assert [row["variant"] for row in written["rows"]] == ["families@2", "flat@2", "families@4", "flat@4"]
     tokens = [row["trained_tokens"] for row in written["rows"]]
@@ -602,7 +605,6 @@ def test_an_ablation_over_numbers_of_items_is_a_learning_curve(base, tmp_path):
 )
 def test_a_variant_that_is_none_is_refused(variant, line, capsys, tmp_path):
     """Before anything runs."""
-    assert refusal(["ablate", "--variant", variant, "--out", str(tmp_path / "out")], capsys)[0].startswith(
-        line
-    )
+    command = ["--variant", variant, "--out", str(tmp_path / "out")]
+    assert refusal(command, capsys, ablate.app)[0].startswith(line)
     assert list(tmp_path.iterdir()) == []

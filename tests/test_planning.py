@@ -17,8 +17,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from isogloss import cli
 from isogloss.adapters.lora import TreeLora
+from isogloss.cli import main
 from isogloss.config import load_config
 from isogloss.data.chat import Encoded
 from isogloss.errors import ConfigError
@@ -431,7 +431,7 @@ def test_the_command_prints_a_plan_and_touches_nothing(tmp_path, monkeypatch, ca
     (tmp_path / "tiny.yaml").write_text("memory_gib: 0.01\ntflops: 1\n")
     overrides = [word for one in SMALL for word in ("--set", one)]
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["plan", "--machine", "tiny.yaml", "--json", *overrides, "--set", "compile=true"])
+        main.main(["plan", "--machine", "tiny.yaml", "--json", *overrides, "--set", "compile=true"])
     assert stopped.value.code == 1
     said = json.loads(capsys.readouterr().out)
     assert [stage["stage"] for stage in said["stages"]] == ["tune", "distill", "evaluate"]
@@ -443,7 +443,7 @@ def test_the_command_prints_a_plan_and_touches_nothing(tmp_path, monkeypatch, ca
     ]
     (tmp_path / "large.yaml").write_text("memory_gib: 64\ntflops: 1\ngpu: false\n")
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["plan", "--machine", "large.yaml", *overrides])
+        main.main(["plan", "--machine", "large.yaml", *overrides])
     assert stopped.value.code == 0
     assert "It fits." in capsys.readouterr().out
     assert sorted(p.name for p in tmp_path.iterdir()) == ["large.yaml", "tiny.yaml"]

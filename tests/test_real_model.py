@@ -16,8 +16,8 @@ from real import qwen3_like, trl_template
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-from isogloss import cli
 from isogloss.adapters import generate
+from isogloss.cli import main
 from isogloss.config import load_config
 from isogloss.data.chat import encode_prompt
 from isogloss.errors import ConfigError
@@ -105,7 +105,7 @@ def finished(tmp_path_factory, base) -> Finished:
 
     collate = batch.collate
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("isogloss.train.trainer.collate", watched)
+        patch.setattr("isogloss.train.batch.collate", watched)
         assert stages.run_all(run)
     return Finished(run, batches)
 
@@ -124,7 +124,7 @@ def example(tmp_path_factory, base) -> Path:
     )
     options = [part for entry in (*SMALL, *more) for part in ("--set", entry)]
     with pytest.raises(SystemExit) as ended:
-        cli.main(["run", str(file), *options])
+        main.main(["run", str(file), *options])
     assert not ended.value.code
     return folder
 

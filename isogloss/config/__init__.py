@@ -34,6 +34,8 @@ from isogloss.config.tune import Tune
 from isogloss.config.yaml_io import dump_config, parse_config
 
 __all__ = [
+    "HIDDEN_ONLY",
+    "KL_ONLY",
     "AnySource",
     "ChatFile",
     "Config",
@@ -43,8 +45,6 @@ __all__ = [
     "Endpoint",
     "Evaluate",
     "FileData",
-    "HIDDEN_ONLY",
-    "KL_ONLY",
     "LoraCarrier",
     "MassiveData",
     "MlqaData",

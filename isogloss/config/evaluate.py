@@ -51,8 +51,8 @@ class Evaluate(Settings):
     also: Others = ()
     """Languages that are measured but not taught; they answer through their family or the root."""
     split: Literal["dev", "test"] = "test"
-    """Split of every suite that has it; choose settings on dev only. `ablate` and `compare-methods`, which
-    are for choosing, take dev if not given."""
+    """Split of every suite that has it; choose settings on dev only. `experiments.ablate` and
+    `experiments.compare_methods`, which are for choosing, take dev if not given."""
     items: Count = 210
     """Items per suite and language, at most."""
     sentences: Count = 300

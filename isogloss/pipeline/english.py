@@ -51,6 +51,7 @@ def asks(run: Run, example: ParallelExample) -> bool:
 
 
 def asked_of(example: ParallelExample) -> tuple[str, str]:
+    """What an answer is kept by."""
     return example.id, example.turns[SOURCE].instruction
 
 

@@ -152,6 +152,7 @@ def _summary(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scores_of_run(run: Run) -> dict:
+    """What `scores.json` holds; without suites before the first evaluation."""
     file = run.folder / "scores.json"
     if file.exists():
         return read_json(file, "suites", "remove it and run `isogloss evaluate` again")

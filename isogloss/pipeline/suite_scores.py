@@ -33,6 +33,7 @@ class Before:
 
 
 def score_before(run: Run, plain: retrieval.Model, suite: SuiteData) -> Before:
+    """The reference model's side of a suite; its answers are written to the run."""
     settings = run.config.evaluate
     english, rephrased = runner.Given([], []), {}
     if suite.items:
@@ -52,6 +53,7 @@ def score_before(run: Run, plain: retrieval.Model, suite: SuiteData) -> Before:
 def score_after(
     run: Run, aligned: retrieval.Model, plain: retrieval.Model, suite: SuiteData, before: Before
 ) -> dict:
+    """The aligned model's side, and both as a suite's entry in `scores.json`."""
     settings, languages = run.config.evaluate, in_suite(suite, run.measured)
     mastered = [task for task, one in before.mastery.items() if one.mastered]
     side, retriever = _side(run, aligned, plain, suite, before.english.texts, mastered, "after")
@@ -174,6 +176,7 @@ def _write_side(run: Run, suite: SuiteData, phase: str, side: runner.Side) -> No
 
 
 def in_suite(suite: SuiteData, languages: Sequence[str]) -> tuple[str, ...]:
+    """Those of the languages that a suite has."""
     have = {code for item in suite.items for code in item.turns} | set(suite.sentences)
     return tuple(code for code in languages if code in have)
 
@@ -193,6 +196,7 @@ def _notes(suite: SuiteData, run: Run, languages: Sequence[str]) -> list[str]:
 def suite_signature(
     run: Run, suite: SuiteData, before: retrieval.Retriever | None, after: retrieval.Retriever | None
 ) -> str:
+    """What a suite's scores depend on, in one line."""
     return signature(
         {
             "suite": suite.name, "rev": suite.revision, "split": suite.split, "items": len(suite.items),
@@ -232,6 +236,7 @@ def _how_retrieved(before: retrieval.Retriever | None, after: retrieval.Retrieve
 
 
 def how_measured(run: Run, suite: str) -> dict:
+    """The settings that a suite is measured by."""
     others = (SUITES.keys() & Evaluate.model_fields.keys()) - {suite}  # settings of other suites
     how = run.config.evaluate.model_dump(mode="json", exclude={"suites", "also", *others})
     return how | {"languages": list(run.measured)}

@@ -1,4 +1,4 @@
-"""The loss of a batch in its parts: cross-entropy, divergence from the teacher, hidden-state similarity, replay."""
+"""The loss of a batch in parts: cross-entropy, divergence from the teacher, similarity, replay."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The order in which steps read the rows: languages balanced, no meaning twice in a batch, like lengths together."""
+"""The order in which steps read the rows: languages balanced, rows of like length together."""
 
 import random
 from collections.abc import Mapping, Sequence

@@ -7,7 +7,7 @@ import pytest
 
 from experiments import ablation
 from experiments.ablation import VARIANTS, Variant, corrected, parse, resolved, with_items, with_seeds
-from isogloss import cli
+from experiments.tables import show_ablation
 from isogloss.config import load_config, with_overrides
 from isogloss.errors import ConfigError, RunError
 from isogloss.pipeline.folder import Run, Watcher
@@ -219,7 +219,7 @@ def test_a_suite_without_alignment_is_judged_by_its_consistency(measured, tmp_pa
     found = [(one["languages"], one["measure"], one["value"], one["n"]) for one in done.differences]
     assert [(one["comparisons"], one["p_seeds"]) for one in done.differences] == [(2, None), (2, None)]
     assert found == [("all", "consistency", pytest.approx(-1 / 6), 4), ("low", "consistency", -0.25, 4)]
-    cli._show_ablation(ablation.summary(done.rows), done.differences)
+    show_ablation(ablation.summary(done.rows), done.differences)
     heads = [
         line.split()[:3] for line in capsys.readouterr().out.split("\n") if "low" in line or "95" in line
     ]

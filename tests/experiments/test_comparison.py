@@ -7,9 +7,10 @@ import pytest
 
 pytest.importorskip("trl", reason="the baselines need the extra isogloss[rl]")
 
-from experiments import comparison, plot
+from experiments import compare_methods, comparison, plot
 from experiments.contest import Entry, Point
-from isogloss.cli import _show_methods, main
+from experiments.tables import show_methods
+from isogloss.cli import main
 from isogloss.config import load_config
 from isogloss.pipeline.folder import Watcher
 
@@ -30,7 +31,7 @@ METHODS = (
 
 def leave(command: list[str]) -> int:
     with pytest.raises(SystemExit) as exit_:
-        main(command)
+        main(command, compare_methods.app)
     return exit_.value.code
 
 
@@ -45,7 +46,7 @@ def test_every_method_is_trained_and_measured_and_a_stopped_comparison_goes_on(b
         "distill.max_prompt=2000", "distill.carrier.targets=[q_proj,down_proj]", "evaluate.split=dev",
         "evaluate.items=7", "evaluate.sentences=6", "evaluate.max_new_tokens=4",
     )  # fmt: skip
-    command = ["compare-methods", "--points", "2", "--times", "1000", "--out", str(folder)]
+    command = ["--points", "2", "--times", "1000", "--out", str(folder)]
     command += [part for one in settings for part in ("--set", one)]
     assert leave([*command, "--method", "sft"]) == 0  # ours comes first, asked for or not
     assert [r["method"] for r in json.loads((folder / "methods.json").read_text())["rows"]] == [
@@ -78,7 +79,7 @@ def test_every_method_is_trained_and_measured_and_a_stopped_comparison_goes_on(b
 
 
 def test_an_unknown_method_is_refused(tmp_path, capsys):
-    assert leave(["compare-methods", "--method", "ppo", "--out", str(tmp_path / "out")]) == 2
+    assert leave(["--method", "ppo", "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert (
         "--method ppo: there are isogloss, reference, flat, shared, sft, sft-languages, sequence, dco" in said
@@ -88,7 +89,7 @@ def test_an_unknown_method_is_refused(tmp_path, capsys):
 
 def test_what_cannot_work_is_refused_before_stage_1(base, tmp_path, capsys):
     """A layer that the model lacks would end the comparison after its first training."""
-    command = ["compare-methods", "--out", str(tmp_path / "out"), "--set", f"model={base}"]
+    command = ["--out", str(tmp_path / "out"), "--set", f"model={base}"]
     assert leave([*command, "--set", "distill.layer=99", "--set", "distill.max_prompt=2000"]) == 2
     assert f"distill.layer: {base} has 3 decoder layers, not 99" in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
@@ -184,7 +185,7 @@ def test_what_ours_saves_beside_the_best_method_of_reinforcement():
 
 def test_the_table_shows_bounds_and_intervals(capsys):
     """Times ours behind the cost; > where a level was never reached."""
-    _show_methods(table(*SEEDS)["rows"])
+    show_methods(table(*SEEDS)["rows"])
     said = capsys.readouterr().out
     seconds = said[said.index("Seconds to an") : said.index("TFLOP to an")].split("\n")
     assert seconds[1].split() == ["method", "80", "85", "90", "92.3", "best-rl", "own-best"]
@@ -193,7 +194,7 @@ def test_the_table_shows_bounds_and_intervals(capsys):
     reached = [line.split() for line in seconds if "2 of 3" in line]
     assert reached == [["2", "of", "3"] * 2, ["2", "of", "3"] * 2]  # ours to 90 and 92.3 %, GRPO to 80 and 85
     assert "To what the best RL method reaches: 69.4 ±79.9 % fewer operations" in said
-    _show_methods(table(*SEEDS[:2])["rows"])
+    show_methods(table(*SEEDS[:2])["rows"])
     assert "±" not in capsys.readouterr().out
 
 

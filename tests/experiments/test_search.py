@@ -1,20 +1,17 @@
 """The search for settings of reinforcement learning: it goes on where it was; edges are told."""
 
-import importlib
 import math
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("trl", reason="the baselines need the extra isogloss[rl]")
 
-ROOT = Path(__file__).parents[2]
+from experiments import rl_search
 
 
 @pytest.fixture
-def search(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("rl_search")
+def search():
+    return rl_search
 
 
 def walk(search, method, rows, best, stop=100):

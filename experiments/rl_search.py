@@ -1,6 +1,6 @@
 """Which settings serve the reinforcement-learning baselines best: each trained for a while, scored on dev.
 
-    python benchmarks/rl_search.py --out benchmarks/rl_search.json
+    python -m experiments.rl_search --out benchmarks/rl_search.json
 
 One reference model, one seed; every candidate is stopped after the same seconds, its step grown and shrunk
 within them; later rounds start from the best so far. Rows are added as candidates end, so a stopped search
@@ -16,8 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from machine import processor
-
+from benchmarks.machine import processor
 from experiments import methods
 from experiments.contest import Contest, Entry
 from isogloss.config import load_config

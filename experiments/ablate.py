@@ -1,0 +1,70 @@
+"""Variants of stage 2 side by side, on one reference model per seed.
+
+python -m experiments.ablate [CONFIG] --variant NAME --out FOLDER
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.tables import show_ablation
+from isogloss.cli import main
+from isogloss.cli.app import ConfigFile, DataRoot, Overrides, alone, path_of
+from isogloss.cli.runs import prepare, settings_for_choosing, settings_of
+from isogloss.cli.screen import print_line
+from isogloss.pipeline.logging import quiet
+
+
+def ablate(
+    config: ConfigFile = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="families, learned, random, flat, shared, no-hidden, no-kl, with-kl, no-texts, no-english, "
+            "no-retain, prefix, embedding, or your own as 'NAME: a.b=c d.e=f'; repeatable. Without it the "
+            "five trees.",
+        ),
+    ] = None,
+    items: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Every variant with so many parallel items in each language; repeatable: a learning curve.",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the settings' own on.")] = 1,
+    folder: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", parser=path_of, help="Folder of all runs.")
+    ] = Path("runs/ablation"),
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Runs at a time; more than one pay on a GPU that one run leaves idle.")
+    ] = 1,
+    set_: Overrides = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Variants of stage 2 side by side, on one reference model per seed."""
+    settings = settings_for_choosing(settings_of(config, set_, data_root))
+    quiet()
+    from experiments import ablation
+
+    variants = ablation.with_items(
+        [ablation.parse(text) for text in variant or ("families", "learned", "random", "flat", "shared")],
+        items or (),
+    )
+    job = prepare(settings)
+    from isogloss.pipeline import checks
+
+    checks.check(job)
+    done = ablation.ablate(
+        settings, variants, range(settings.seed, settings.seed + seeds), folder, job.watcher, jobs=jobs
+    )
+    show_ablation(ablation.summary(done.rows), done.differences)
+    print_line(f"Rows: {folder / 'ablation.json'}")
+
+
+app = alone(ablate)
+
+if __name__ == "__main__":
+    main(app=app, name="python -m experiments.ablate")

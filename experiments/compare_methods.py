@@ -1,0 +1,73 @@
+"""What our method and reinforcement learning cost to align the languages equally well.
+
+python -m experiments.compare_methods [CONFIG] --out FOLDER
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.tables import show_methods
+from isogloss.cli import main
+from isogloss.cli.app import ConfigFile, DataRoot, Overrides, alone, path_of
+from isogloss.cli.runs import prepare, settings_for_choosing, settings_of
+from isogloss.cli.screen import print_line
+from isogloss.errors import ConfigError
+from isogloss.pipeline.logging import quiet
+
+
+def compare_methods(
+    config: ConfigFile = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="isogloss, reference, flat, shared, sft, sft-languages, sequence, dpo, grpo or sft-grpo; "
+            "repeatable. Without it all.",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the settings' own on.")] = 1,
+    points: Annotated[int, typer.Option(min=1, help="Measurements along each method's way.")] = 10,
+    times: Annotated[float, typer.Option(min=0, help="Stop a method after so many times our seconds.")] = 3.0,
+    folder: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", parser=path_of, help="Folder of all runs.")
+    ] = Path("runs/methods"),
+    set_: Overrides = None,
+    data_root: DataRoot = None,
+) -> None:
+    """What our method and reinforcement learning cost to align the languages equally well."""
+    settings = settings_for_choosing(settings_of(config, set_, data_root))
+    quiet()
+    try:
+        from experiments import comparison
+    except ImportError as error:
+        raise ConfigError(f"comparing methods needs trl ({error.name}); pip install 'isogloss[rl]'") from None
+
+    for name in method or ():
+        if name not in comparison.METHODS:
+            raise ConfigError(f"--method {name}: there are {', '.join(comparison.METHODS)}")
+    if settings.distill.carrier.type != "lora":
+        raise ConfigError(
+            f"distill.carrier.type is {settings.distill.carrier.type}; methods are compared on LoRAs of one "
+            "width: take lora"
+        )
+    job = prepare(settings)
+    from isogloss.pipeline import checks
+
+    checks.check(job)
+    chosen = tuple(dict.fromkeys(method or comparison.METHODS))
+    if comparison.OURS not in chosen:
+        chosen = (comparison.OURS, *chosen)
+    found = comparison.compare_methods(
+        settings, chosen, range(settings.seed, settings.seed + seeds), folder, job.watcher,
+        points=points, times=times,
+    )  # fmt: skip
+    show_methods(found["rows"])
+    print_line(f"Rows: {folder / 'methods.json'}; plot: {folder / 'methods.svg'}")
+
+
+app = alone(compare_methods)
+
+if __name__ == "__main__":
+    main(app=app, name="python -m experiments.compare_methods")

@@ -1,0 +1,195 @@
+"""Commands about languages and data."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from isogloss.cli.app import path_of
+from isogloss.cli.runs import codes_of
+from isogloss.cli.screen import Screen, clock_time, out, print_line, printable
+from isogloss.cli.tables import language_card, search_languages
+from isogloss.errors import ConfigError, RunError
+from isogloss.languages import UnknownLanguageError, resolve
+from isogloss.pipeline.logging import quiet
+
+
+def languages(
+    search: Annotated[str, typer.Argument(help="Part of a name or code; all languages without it.")] = "",
+) -> None:
+    """The languages that are known; one alone is shown with all its codes."""
+    found = search_languages(search)
+    if not found:
+        try:
+            resolve(search)
+        except UnknownLanguageError as error:
+            raise RunError(str(error)) from None
+    if len(found) <= 3:
+        for number, one in enumerate(found):
+            out.print(*[""] * bool(number), language_card(one), sep="\n")
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("code", "name", "autonym", "data", "family"):
+        table.add_column(name, no_wrap=True)
+    for one in found:
+        branch = one.family[-1]
+        branch = branch if len(branch) <= 22 else branch[:21] + "…"  # so that all fit 80 columns
+        table.add_row(*map(escape, (one.code, one.name, one.autonym, one.resource, branch)))
+    out.print(table)
+    out.print(f"{len(found)} languages; `isogloss languages NAME` shows one with all its codes.")
+
+
+def data(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", parser=path_of, help="A file, or a folder of files.")
+    ],
+    language: Annotated[
+        str, typer.Option(metavar="CODE", help="The language of rows that name none.")
+    ] = "en",
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which part of a folder; train without it.")
+    ] = None,
+) -> None:
+    """What is understood of a data file: its layout, counts by language, and what would be left out."""
+    from isogloss.data.formats import layouts
+
+    (code,) = codes_of([language], "--language")
+    left: list[str] = []
+    layout, examples = layouts.read(
+        file, code, split=split, tell=print_line, each=lambda one: left.append(str(one.error))
+    )
+    tasks = {example.task for example in examples}
+    print_line(
+        f"{file}: {layout.name}; {len(examples)} items, {len(tasks)} task{'s' * (len(tasks) > 1)}; read by "
+        f"data: {{type: {layout.type}, path: {json.dumps(str(file))}}}"
+    )
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for number, name in enumerate(("language", "instructions", "responses", "characters, median")):
+        table.add_column(name, no_wrap=True, justify="right" if number else "left")
+    for one in dict.fromkeys(code for example in examples for code in example.turns):
+        turns = [example.turns[one] for example in examples if one in example.turns]
+        answered = sum(turn.response is not None for turn in turns)
+        middle = sorted(len(turn.instruction) for turn in turns)[len(turns) // 2]
+        table.add_row(one, str(len(turns)), str(answered), str(middle))
+    out.print(table)
+    for line in left[:20]:
+        print_line(printable(f"left out: {line}"))
+    if len(left) > 20:
+        out.print(f"and {len(left) - 20} more")
+
+
+def translate(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", parser=path_of, help="Instructions in English, in any layout.")
+    ],
+    to: Annotated[
+        str, typer.Option("--to", metavar="CODES", help="Languages, by any of their codes: sw,ur.")
+    ],
+    out_file: Annotated[
+        Path, typer.Option("--out", metavar="FILE", parser=path_of, help="The parallel file, in .jsonl.")
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The translator: its name at the endpoint; without --url a seq2seq model such as NLLB, or a "
+            "base that is shown --examples.",
+        ),
+    ],
+    url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="An OpenAI-compatible endpoint, up to and with /v1."),
+    ] = None,
+    examples_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--examples", metavar="FILE", parser=path_of, help="Parallel data, of which a base is shown some."
+        ),
+    ] = None,
+    likeness: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BASE", help="Also leave out what is no translation to this base, as gemma-3-270m."
+        ),
+    ] = None,
+    key_env: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Environment variable that holds the endpoint's key.")
+    ] = None,
+    prompt: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", parser=path_of, help="YAML: prompt, glossary, parts to keep."),
+    ] = None,
+    texts: Annotated[int | None, typer.Option(min=1, help="Most texts of a request; 8 without it.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Requests at a time; 8 without it.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests a second, at most.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds without a byte after which it is asked again.")
+    ] = None,
+    attempts: Annotated[
+        int | None, typer.Option(min=1, help="How often a request is made before the job ends.")
+    ] = None,
+    backoff: Annotated[
+        float | None, typer.Option(help="Seconds of the first wait after a fault, at most; it doubles.")
+    ] = None,
+    language: Annotated[
+        str, typer.Option(metavar="CODE", help="The language of rows that name none.")
+    ] = "en",
+    instructions_only: Annotated[
+        bool, typer.Option("--instructions-only", help="Leave responses to a teacher.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would ask for and cost.")
+    ] = False,
+) -> None:
+    """From English alone: a parallel file of translated instructions, without the wrong ones."""
+    from isogloss.data.formats import layouts
+    from isogloss.translate import choosing
+    from isogloss.translate.job import Job
+
+    if not out_file.name.endswith((".jsonl", ".jsonl.gz")):
+        raise ConfigError(f"--out {out_file}: parallel data are JSON lines; name a file in .jsonl")
+    codes = codes_of([one for one in to.split(",") if one.strip()], "--to")
+    if not codes:
+        raise ConfigError("--to: names no language; give codes such as sw,ur")
+    more = {
+        "key_env": key_env, "concurrency": concurrency, "rate": rate, "timeout": timeout,
+        "attempts": attempts, "backoff": backoff,
+    }  # fmt: skip
+    more = {name: value for name, value in more.items() if value is not None}
+    if url is None:
+        choosing.refuse_of_url({"prompt": prompt, "texts": texts, **more})
+        quiet()
+    elif examples_file is not None:
+        raise ConfigError("--examples: an endpoint is shown none; leave it out, or write them into --prompt")
+    layout, examples = layouts.read(data, language, tell=print_line)
+    print_line(f"{data}: {len(examples)} items, {layout.name}")
+    if url is not None:
+        who = choosing.served(url, model, prompt, texts, more)
+    else:
+        who = choosing.local(model, codes, examples_file)
+    job = Job(examples, codes, who, out_file, responses=not instructions_only, keep=choosing.kept_by(prompt))
+    missing = job.missing()
+    print_line(f"{len(job.wanted)} texts to translate, {len(missing)} of them not answered yet")
+    if missing:
+        print_line(f"{who.name}: {who.plan(missing)}")
+    if dry_run:
+        return
+    alike = choosing.likeness(likeness) if likeness else None
+    about = {"data": str(data), "layout": layout.name, "likeness": likeness}
+    with Screen().bar("Translating") as progress:
+        done = job.run(progress, alike, about)
+    table = Table("language", "kept", "left out", "why", box=None, header_style="bold", pad_edge=False)
+    for code in codes:
+        reasons = done.dropped[code]
+        whys = ", ".join(f"{why} {count}" for why, count in reasons.items())
+        table.add_row(code, str(done.kept[code]), str(sum(reasons.values())), whys)
+    out.print(table)
+    spent = done.spent
+    print_line(
+        f"{spent.requests} requests, {spent.tokens_read} tokens read, {spent.tokens_written} written, "
+        f"{clock_time(spent.seconds)} of answering; of these now {done.new.requests} requests"
+    )
+    print_line(f"Parallel data: {done.out}; what was left out, report and card: {job.folder}")

@@ -1,0 +1,99 @@
+"""The entry point: a command parses, calls one function, prints.
+
+Nothing here imports torch before the settings are known to be right.
+"""
+
+import io
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from rich.markup import escape
+
+from isogloss.cli import data, measuring, training, using
+from isogloss.cli.app import app
+from isogloss.cli.screen import err
+from isogloss.errors import IsoglossError
+
+COMMANDS = (
+    training.run,
+    training.tune,
+    training.distill,
+    training.cache,
+    measuring.teacher_prompt,
+    measuring.teacher_gain,
+    measuring.transfer,
+    measuring.evaluate,
+    measuring.report,
+    data.languages,
+    using.ask,
+    using.export,
+    training.add_language,
+    data.data,
+    data.translate,
+    measuring.compare,
+    measuring.suites,
+    measuring.check_leaks,
+    training.plan,
+    using.serve,
+)
+"""All commands, in the order of `isogloss --help`; a command is called as its function, with dashes."""
+for command in COMMANDS:
+    app.command()(command)
+
+
+def main(arguments: Sequence[str] | None = None, app: typer.Typer = app, name: str = "isogloss") -> None:
+    """The entry point: what a user can mend is one line on stderr and exit code 2.
+
+    Args:
+        arguments: The command line's, if not given.
+        app: Another application, of a script beside the package.
+        name: What it is called in messages.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words and name == "isogloss":
+        words = ["--help"]
+    # A terminal of another encoding shows a question mark for what it lacks, rather than end a run.
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "replace"), (sys.stdin, "surrogateescape")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+    try:
+        code = app(words, prog_name=name, standalone_mode=False) or 0
+        if code == INTERRUPTED:  # Typer has caught it
+            raise KeyboardInterrupt
+        sys.exit(code)
+    except IsoglossError as error:
+        _refuse(str(error))
+    except USAGE_ERROR as error:
+        _refuse(f"{' '.join(error.format_message().split())} See {_help_for(error)}.")
+    except (KeyboardInterrupt, typer.Abort):
+        _stopped()
+    except BrokenPipeError:  # whoever read our output has gone
+        sys.stdout = None  # type: ignore[assignment]  # so that nothing is flushed at exit
+        sys.exit(1)
+    except OSError as error:
+        # Without a number it is transformers that found no model, in several lines.
+        told = str(error).split("\n")[0] if error.errno is None else error.strerror or str(error)
+        _refuse(told if error.filename is None else f"{error.filename}: {told}")
+
+
+USAGE_ERROR: Any = typer.BadParameter.__base__
+"""What Typer raises for an unknown command, option or missing argument."""
+INTERRUPTED = 130
+
+
+def _refuse(lines: str) -> None:
+    for line in lines.split("\n"):
+        err.print(f"[red]error[/] {escape(line)}", soft_wrap=True)
+    sys.exit(2)
+
+
+def _stopped() -> None:
+    err.print("stopped; the same command goes on where it was")
+    sys.exit(INTERRUPTED)
+
+
+def _help_for(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    return f"`{context.command_path if context else 'isogloss'} --help`"

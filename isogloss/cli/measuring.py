@@ -1,0 +1,287 @@
+"""Commands that measure, compare and report."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from isogloss.cli.app import ConfigFile, DataRoot, Overrides, RunFolder, path_of
+from isogloss.cli.runs import (
+    DISTILLED,
+    TUNED,
+    check_run_folder,
+    codes_of,
+    load_job,
+    prepare,
+    require,
+    settings_of,
+)
+from isogloss.cli.screen import out, print_line, printable
+from isogloss.cli.tables import difference_cells, show_scores
+from isogloss.config import (
+    load_config,
+    root_of_environment,
+)
+from isogloss.errors import ConfigError, DataError
+from isogloss.languages import resolve
+from isogloss.pipeline.logging import quiet
+
+
+def teacher_prompt(
+    run_folder: RunFolder,
+    language: Annotated[str, typer.Option(metavar="CODE", help="A language that is taught, by any code.")],
+    id_: Annotated[str, typer.Option("--id", metavar="ID", help="The id of one of the run's examples.")],
+) -> None:
+    """Exactly what teacher and student read of an example; the tokens that are learned from are marked."""
+    check_run_folder(run_folder)
+    (code,) = codes_of([language], "--language")
+    job = prepare(load_config(run_folder, places=True))
+    from isogloss.pipeline import training_rows
+    from isogloss.teacher.showing import shown
+
+    row, reader = training_rows.row_of(job, code, id_)
+    sides = ("Teacher", row.teacher_prompt, reader), ("Student", row.student.prompt, None)
+    for name, prompt, its in sides:
+        out.print(
+            f"{name}: {len(prompt)} tokens, then {len(row.student.response)} of the response", style="bold"
+        )
+        print_line(printable(shown(job.tokenizer, prompt, row.student.response, its)))
+
+
+def teacher_gain(
+    run_folder: RunFolder,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A suite whose dev items are asked; the run's own without it."),
+    ] = None,
+    items: Annotated[int, typer.Option(min=1, help="Items of each suite, at most.")] = 40,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+) -> None:
+    """What prompting adds in context: agreement with the model's own English answer, by prompt and language.
+
+    What is distilled can be no better. Needs stage 1 alone.
+    """
+    check_run_folder(run_folder)
+    require(run_folder, TUNED)
+    job = load_job(run_folder)
+    from isogloss.pipeline import evaluation
+
+    found = evaluation.teacher_gains(job, suite or job.config.evaluate.suites, items)
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=1))
+        return
+    for task in dict.fromkeys(one.task for one in found):
+        rows = [one for one in found if one.task == task]
+        codes = list(dict.fromkeys(one.language for one in rows))
+        table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left")
+        table.title = f"{task}: answers as in English, %"
+        table.add_column("read before the instruction", no_wrap=True)
+        for name in ("mean", "gain", *codes):
+            table.add_column(name, no_wrap=True, justify="right")
+        for view in dict.fromkeys(one.view for one in rows):
+            each = {one.language: one for one in rows if one.view == view}
+            mean = sum(one.agreement for one in each.values()) / len(each)
+            gain = sum(one.gain.value for one in each.values()) / len(each)
+            shares = [f"{100 * each[code].agreement:.0f}" if code in each else "" for code in codes]
+            plus = "" if view == "bare" else f"{100 * gain:+.1f}"
+            table.add_row(view, f"{100 * mean:.1f}", plus, *shares)
+        out.print(table)
+
+
+def transfer(
+    run_folder: RunFolder,
+    language: Annotated[
+        list[str], typer.Option(metavar="CODE", help="A language that the run was not taught; repeatable.")
+    ],
+    suite: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A suite; the run's own without it.")
+    ] = None,
+    set_: Overrides = None,
+    data_root: DataRoot = None,
+) -> None:
+    """What untaught languages get today: through their family, the root, other families, and no adapter.
+
+    Consistency and retrieval over the same items; written to transfer.json.
+    """
+    check_run_folder(run_folder)
+    require(run_folder, TUNED, DISTILLED)
+    from isogloss.evaluate import transfer as measure
+    from isogloss.pipeline import evaluation
+
+    codes = list(dict.fromkeys(resolve(one).code for one in language))
+    job = prepare(load_config(run_folder, set_ or (), data_root=data_root))
+    found = evaluation.run_transfer(job, codes, suite or job.config.evaluate.suites)
+    seed = job.config.seed
+    for name, title in (("consistency", "Consistency, %"), ("retrieval", "Retrieval, %")):
+        rows = [one for one in measure.transfers(found, seed) if one.measure == name]
+        if not rows:
+            continue
+        table = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
+        for head in (
+            "suite",
+            "language",
+            "none",
+            "root",
+            "family",
+            "others",
+            "gain",
+            "interval",
+        ):
+            table.add_column(head, no_wrap=True, justify="left" if head in ("suite", "language") else "right")
+        for one in rows:
+            shares = [f"{100 * one.nothing:.1f}", f"{100 * one.root:.1f}"]
+            shares += ["–" if n is None else f"{100 * n:.1f}" for n in (one.family, one.others)]
+            gain = one.over_root
+            table.add_row(
+                one.suite, one.language, *shares, f"{100 * gain.value:+.1f}",
+                f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}",
+            )  # fmt: skip
+        out.print(table)
+        relatives = list(dict.fromkeys(one.language for one in rows if one.family is not None))
+        others = [code for code in codes if code not in relatives]
+        for what, some in (("with relatives in the tree", relatives), ("without", others)):
+            for key, gain in measure.over_languages(found, some, name, seed).items():
+                against = {"over_root": "over the root", "over_others": "over other families"}[key]
+                gains = f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+                print_line(f"{', '.join(some)} ({what}), {against}: {gains}")
+    print_line(
+        "none: without adapters; others: mean of the other families; gain: family, else others, less root"
+    )
+
+
+def evaluate(
+    run_folder: RunFolder,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A suite to measure in place of the settings' own; repeatable."),
+    ] = None,
+    set_: Overrides = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Every measure of a run, before and after."""
+    check_run_folder(run_folder)
+    for override in set_ or ():
+        if override.partition("=")[0].strip().partition(".")[0] not in ("evaluate", "data_root"):
+            raise ConfigError(
+                f"--set {override}: a finished run may be given other settings of evaluate and another "
+                "data_root, nothing else"
+            )
+    chosen = [f"evaluate.suites={json.dumps(suite)}"] if suite else []
+    settings = load_config(run_folder, [*chosen, *(set_ or ())], data_root=data_root)
+    require(run_folder, TUNED, DISTILLED)
+    job = prepare(settings)
+    from isogloss import processes
+    from isogloss.pipeline import checks, evaluation
+    from isogloss.pipeline.folder import open_run
+    from isogloss.pipeline.stages import run_report
+
+    checks.check_suites(job)
+    job = open_run(settings, job.watcher)
+    if processes.is_main():
+        evaluation.run_evaluate(job)
+        page = run_report(job)
+        show_scores(job)
+        print_line(f"Report: {page}")
+
+
+def report(
+    run_folder: RunFolder,
+    lm_eval_json: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            parser=path_of,
+            help="Also write the scores as lm-evaluation-harness writes its own.",
+        ),
+    ] = None,
+) -> None:
+    """Write the page of a run again."""
+    check_run_folder(run_folder)
+    from isogloss.report.page import write_report
+
+    print_line(f"Report: {write_report(run_folder)}")
+    if lm_eval_json is not None:
+        quiet()
+        from isogloss.export.lm_eval import write_results
+        from isogloss.pipeline.folder import load_run
+
+        for file in write_results(load_run(run_folder), lm_eval_json):
+            print_line(f"Results: {file}")
+
+
+def compare(
+    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", parser=path_of, help="A run's folder.")],
+    run_b: Annotated[
+        Path, typer.Argument(metavar="RUN_B", parser=path_of, help="Another's, on the same items.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+) -> None:
+    """Is one run better than another: difference, interval and p, per language and on average."""
+    check_run_folder(run_a)
+    check_run_folder(run_b)
+    from isogloss.evaluate.compare import compare as paired
+
+    found = paired(run_a, run_b)
+    if as_json:
+        print(json.dumps([one.plain() for one in found], indent=1))
+        return
+    for suite in dict.fromkeys(one.suite for one in found):
+        table = Table(
+            box=None,
+            header_style="bold",
+            pad_edge=False,
+            title=f"{suite}: A minus B, points",
+            title_justify="left",
+        )
+        for number, name in enumerate(("measure", "language", "difference", "95 % interval", "p", "n")):
+            table.add_column(name, no_wrap=True, justify="left" if number < 2 else "right")
+        for one in found:
+            if one.suite == suite:
+                for code, d in {"mean": one.mean, **one.languages}.items():
+                    table.add_row(one.measure if code == "mean" else "", code, *difference_cells(asdict(d)))
+        out.print(table)
+    print_line("p of single languages are corrected for their number (Holm); the mean's is not.")
+
+
+def suites(data_root: DataRoot = None) -> None:
+    """What can be measured: languages, licence, where to get it, and whether it is in the data root."""
+    root = data_root or root_of_environment()
+    if root is not None and not root.is_dir():
+        raise DataError(f"data root {root} does not exist; set --data-root or ISOGLOSS_DATA")
+    from isogloss.evaluate.suites import ABOUT
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("suite", "data", "what it measures, and where it comes from"):
+        table.add_column(name, no_wrap=name != "what it measures, and where it comes from")
+    for name, about in ABOUT.items():
+        there = not about.folders or (
+            root is not None and any((root / folder).is_dir() for folder in about.folders)
+        )
+        table.add_row(name, "here" if there else "—", f"{about.measures}; languages: {about.languages}")
+        table.add_row("", "", f"{about.source}; {about.licence}", style="dim")
+    out.print(table)
+
+
+def check_leaks(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
+    """Which test items stand in the training data, whole or in part; exit code 1 where some do."""
+    job = prepare(settings_of(config, set_, data_root))
+    from isogloss.pipeline import checks
+
+    found = checks.leaks(job)
+    for leak in found[:50]:
+        print_line(printable(leak.line()))
+    if len(found) > 50:
+        out.print(f"and {len(found) - 50} more")
+    for suite in job.config.evaluate.suites:
+        exact, part = (
+            len({leak.id for leak in found if leak.suite == suite and leak.whole is whole})
+            for whole in (True, False)
+        )
+        print_line(
+            f"{suite}: {exact} items are in the training data word for word, {part} share a long passage"
+        )
+    if found:
+        raise typer.Exit(1)

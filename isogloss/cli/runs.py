@@ -1,0 +1,93 @@
+"""From arguments to settings and runs; what is missing is refused in one line."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from isogloss.config import (
+    Config,
+    for_choosing,
+    load_config,
+    run_folder_of,
+)
+from isogloss.errors import ConfigError, RunError
+from isogloss.languages import UnknownLanguageError, resolve
+from isogloss.pipeline import bundle
+from isogloss.pipeline.logging import quiet
+
+if TYPE_CHECKING:
+    from isogloss.pipeline.folder import Run
+from isogloss.cli.screen import Screen, out, print_line
+
+TUNED = ("tuned", "no tuned model", "tune")
+DISTILLED = ("adapters/tree.safetensors", "no adapters", "distill")
+
+
+def settings_of(config: Path | None, overrides: list[str] | None, data_root: Path | None) -> Config:
+    """Settings of a file, or the default, with --set and --data-root; all files that they name are there."""
+    return load_config(config, overrides or (), data_root=data_root, places=True)
+
+
+def settings_for_choosing(settings: Config) -> Config:
+    """Settings of a command by which variants or methods are chosen: on dev unless test is asked for."""
+    chosen = for_choosing(settings)
+    if chosen.evaluate.split == "test":
+        print_line("Warning: evaluate.split is test, on which nothing should be chosen; leave it out for dev")
+    return chosen
+
+
+def codes_of(spellings: Sequence[str], where: str) -> list[str]:
+    """Our codes of languages named on the command line, each once."""
+    try:
+        return list(dict.fromkeys(resolve(one).code for one in spellings))
+    except UnknownLanguageError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def prepare(settings: Config) -> "Run":
+    """A run whose folder is not touched; of several processes one speaks."""
+    quiet()
+    from isogloss import processes
+    from isogloss.pipeline.folder import Run, Watcher
+
+    out.quiet = not processes.is_main()
+
+    class Shown(Screen, Watcher):
+        """A Screen that the pipeline takes; made here because the pipeline imports torch."""
+
+    return Run(settings, Shown())
+
+
+def open_job(settings: Config) -> "Run":
+    """A run whose folder is there; nothing is written before all that it needs is."""
+    job = prepare(settings)
+    from isogloss.pipeline import checks
+    from isogloss.pipeline.folder import open_run
+
+    checks.check(job)
+    return open_run(settings, job.watcher)
+
+
+def load_job(run_folder: Path) -> "Run":
+    """An existing run, as it is."""
+    watcher = prepare(load_config(run_folder)).watcher
+    from isogloss.pipeline.folder import load_run
+
+    return load_run(run_folder, watcher)
+
+
+def check_run_folder(folder: Path) -> None:
+    """Refuse what is no run's folder."""
+    if folder.is_file():
+        own = run_folder_of(folder)
+        raise RunError(f"{folder} is a file; name the run's folder{f', {own}' if own else ''}")
+    if not (folder / "config.yaml").is_file():
+        raise RunError(f"{folder} is no run folder; it has no config.yaml")
+
+
+def require(folder: Path, *stages: tuple[str, str, str]) -> None:
+    """What an earlier stage leaves in the run folder must be there."""
+    bundle.restore(folder, print_line)
+    for file, lacks, command in stages:
+        if not (folder / file).exists():
+            raise RunError(f"{folder} has {lacks}; run `isogloss {command}` first")

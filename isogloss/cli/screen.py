@@ -1,0 +1,121 @@
+"""What a user sees while something runs: lines, bars, progress."""
+
+import contextlib
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.text import Text
+
+from isogloss.errors import ConfigError
+from isogloss.languages import Language
+
+out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+
+
+class Clock(ProgressColumn):
+    """Time left while something runs, time taken when it is done."""
+
+    def render(self, task: Task) -> Text:
+        if task.finished:
+            return Text(f"{clock_time(task.finished_time or 0)}")
+        left = task.time_remaining
+        return Text("" if left is None else f"{clock_time(left)} left", style="cyan")
+
+
+class Screen:
+    """Shows a run: bars on a terminal, now and then a plain line elsewhere."""
+
+    every = 15.0
+    """Seconds between two plain lines."""
+
+    def say(self, text: str) -> None:
+        """One line about the method."""
+        out.print(escape(text), style="bold")
+
+    @contextmanager
+    def bar(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Progress with the time left."""
+        with self._bar(what) if out.is_terminal else self._lines(what) as progress:
+            yield progress
+
+    @contextmanager
+    def _bar(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        columns = (
+            SpinnerColumn(finished_text="[green]✓[/]"), TextColumn("{task.description:<20}"),
+            BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %"), Clock(),
+        )  # fmt: skip
+        with Progress(*columns, console=out) as progress:
+            task = progress.add_task(escape(what), total=None)
+            yield lambda done, of: progress.update(task, completed=done, total=of)
+            total = progress.tasks[0].total or 1
+            progress.update(task, completed=total, total=total)
+
+    @contextmanager
+    def _lines(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        began = said = time.monotonic()
+
+        def progress(done: int, of: int) -> None:
+            nonlocal said
+            now = time.monotonic()
+            if now - said >= self.every and 0 < done < of:
+                said = now
+                left = (now - began) * (of - done) / done
+                print_line(f"  {what}: {100 * done // of} %, {clock_time(left)} left")
+
+        yield progress
+        print_line(f"  {what}: {clock_time(time.monotonic() - began)}")
+
+
+def print_line(text: str) -> None:
+    """A line that is never broken, so that a path in it can be copied."""
+    out.print(escape(text), soft_wrap=True)
+
+
+def clock_time(seconds: float) -> str:
+    """Minutes and seconds, hours before them where there are any."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def typed_lines(language: Language) -> Iterator[str]:
+    """Lines that are typed, or piped in, until an empty one or the end."""
+    asked = sys.stdin.isatty()
+    if asked:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  # arrow keys and history
+        out.print(f"Ask in {language.name}; an empty line ends.")
+    while True:
+        try:
+            line = input("> " if asked else "").strip()
+        except EOFError:
+            if asked:
+                out.print()
+            return
+        if not line:
+            return
+        yield readable(line)
+
+
+def readable(text: str) -> str:
+    """A text as it was typed.
+
+    Raises:
+        ConfigError: It came in another encoding.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError("the instruction is not UTF-8; set the terminal, or convert the text") from None
+    return text
+
+
+def printable(text: str) -> str:
+    """A model's or a data set's text without control characters, which a terminal would obey."""
+    return "".join("�" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)

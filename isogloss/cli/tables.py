@@ -1,0 +1,138 @@
+"""Tables that commands print."""
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from isogloss.files import read_json
+from isogloss.languages import Language, UnknownLanguageError, resolve
+from isogloss.languages import languages as registry
+
+if TYPE_CHECKING:
+    from isogloss.inference import Asker
+    from isogloss.pipeline.folder import Run
+    from isogloss.plan.preflight import Plan
+from isogloss.cli.screen import out, print_line, printable
+
+
+def show_scores(job: "Run") -> None:
+    """A run's scores by suite, then over all suites."""
+    from isogloss.report.table import headline, official_table, overview_table, summary_table, tasks_table
+
+    scores = read_json(job.folder / "scores.json", "suites", "remove it and run `isogloss evaluate` again")
+    for suite in scores["suites"]:
+        out.print()
+        out.print(summary_table(scores, suite))
+        if scores["suites"][suite].get("official"):
+            out.print(official_table(scores, suite))
+        out.print(escape(headline(scores, suite)))
+    for table in (tasks_table(scores), overview_table(scores)):
+        if table is not None:
+            out.print()
+            out.print(table)
+    out.print()
+
+
+def show_plan(found: "Plan") -> None:
+    """A row per stage, what holds its memory, then what is assumed and what to change."""
+    from isogloss.report import figures
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("stage", no_wrap=True)
+    for name in ("forwarded", "backward", "generated", "arithmetic", "time", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in found.stages:
+        table.add_row(
+            stage.stage,
+            *(figures.count(n) for n in (stage.tokens_forwarded, stage.tokens_backpropagated)),
+            figures.count(stage.tokens_generated), figures.count(stage.flops, "FLOP"),
+            figures.duration(found.seconds(stage)), figures.size(stage.memory_bytes),
+        )  # fmt: skip
+    out.print(table)
+    for stage in found.stages:
+        parts = ", ".join(f"{name} {figures.size(size)}" for name, size in stage.memory.items())
+        disk = f"; on disk {figures.size(stage.disk)}, {figures.size(stage.kept)} of it kept"
+        print_line(f"{stage.stage}: {parts}{disk if stage.disk else ''}")
+    machine = found.machine
+    print_line(
+        f"On {machine.name}: {machine.devices} × {figures.size(machine.memory)}, "
+        f"{figures.count(machine.rate, 'FLOP')} a second, of which {machine.efficiency:.0%} is reached"
+    )
+    for line in (*found.settings, *found.notes):
+        print_line(line)
+    for line in found.advice or ["It fits."]:
+        print_line(line)
+
+
+def difference_cells(one: dict) -> tuple[str, str, str, str]:
+    """A paired difference in points, its interval, p and n."""
+    interval = f"{100 * one['low']:+.1f} to {100 * one['high']:+.1f}"
+    return f"{100 * one['value']:+.1f}", interval, f"{one['p']:.4f}", str(one["n"])
+
+
+def mean_cell(value: tuple[float, float | None] | None, scale: float) -> str:
+    """A mean, and its spread where there are several seeds."""
+    if value is None:
+        return "—"
+    mean, spread = value
+    return f"{scale * mean:.1f}" + ("" if spread is None else f" ±{scale * spread:.1f}")
+
+
+def show_selection(job: "Run") -> None:
+    """How many English items are left out, by reason, and the first of them."""
+    from isogloss.data.selection import summary
+    from isogloss.pipeline.stages import select_english
+
+    chosen = select_english(job)
+    table = Table("reason", "items", box=None, header_style="bold", pad_edge=False)
+    table.columns[1].justify = "right"
+    for reason, count in summary(chosen).items():
+        table.add_row(escape(reason), str(count))
+    table.add_row("kept", str(len(chosen.kept)), style="bold")
+    out.print(table)
+    for dropped in chosen.dropped[:20]:
+        print_line(printable(f"{dropped.example_id}: {dropped.reason}: {dropped.detail}"))
+    if len(chosen.dropped) > 20:
+        out.print(f"and {len(chosen.dropped) - 20} more")
+
+
+def search_languages(text: str) -> list[Language]:
+    """The languages with the text in a name, code or family; a code that is exactly the text comes alone."""
+    wanted = text.strip().casefold()
+    with contextlib.suppress(UnknownLanguageError):
+        return [resolve(text)]
+    return [
+        one
+        for one in registry().values()
+        if wanted in " ".join((*one.codes(), one.name, one.autonym, *one.family, one.script)).casefold()
+    ]
+
+
+def language_card(one: Language) -> Table:
+    """All that the registry knows of a language."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    rows = {
+        one.code: f"{one.name}, {one.autonym}",
+        "BCP 47": one.bcp47, "ISO 639-3": one.iso639_3, "FLORES-101": one.flores101,
+        "FLORES-200": one.flores200, "FLORES+": one.flores_plus,
+        "NTREX": one.ntrex, "XGLUE": one.xglue, "MASSIVE": one.massive,
+        "script": f"{one.script}, {'right to left' if one.direction == 'rtl' else 'left to right'}",
+        "family": " / ".join(one.family), "resources": one.resource,
+    }  # fmt: skip
+    for name, value in rows.items():
+        if value is not None:
+            table.add_row(escape(name), escape(value))
+    return table
+
+
+def show_answers(asker: "Asker", text: str, twin: str | None) -> None:
+    """Answers side by side."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
+    answers = asker.answers(text, twin)
+    for name in answers:
+        table.add_column(name, overflow="fold")
+    table.add_row(*(escape(printable(answer)) or "—" for answer in answers.values()))
+    out.print(table)

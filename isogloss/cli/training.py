@@ -1,0 +1,146 @@
+"""Commands that train: the whole job, its stages, another language, and what they will cost."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isogloss.cli.app import ConfigFile, DataRoot, Overrides, RunFolder, path_of
+from isogloss.cli.runs import (
+    DISTILLED,
+    TUNED,
+    check_run_folder,
+    codes_of,
+    open_job,
+    prepare,
+    require,
+    settings_of,
+)
+from isogloss.cli.screen import print_line
+from isogloss.cli.tables import show_plan, show_scores, show_selection
+from isogloss.config import (
+    load_config,
+    refuse_shared,
+)
+from isogloss.pipeline.logging import quiet
+
+
+def run(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
+    """The whole job: English tuning, distillation, evaluation, report."""
+    settings = settings_of(config, set_, data_root)
+    job = open_job(settings)
+    from isogloss import processes
+    from isogloss.pipeline.stages import run_all
+
+    if not run_all(job):
+        print_line(f"{job.folder} is complete; its report is {job.folder / 'report.html'}")
+        return
+    if processes.is_main():
+        show_scores(job)
+        print_line(f"Report: {job.folder / 'report.html'}")
+
+
+def tune(
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    data_root: DataRoot = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show which items would be left out, and why.")
+    ] = False,
+) -> None:
+    """Stage 1: selected English instructions tune the base."""
+    settings = settings_of(config, set_, data_root)
+    if dry_run:
+        show_selection(prepare(settings))
+        return
+    job = open_job(settings)
+    from isogloss.pipeline.stages import run_tune
+
+    run_tune(job)
+    print_line(f"Reference model: {job.tuned}")
+
+
+def distill(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
+    """Stage 2: one adapter per language, into which the prompts are distilled where distill.kl is above 0."""
+    settings = settings_of(config, set_, data_root)
+    require(settings.run, TUNED)
+    job = open_job(settings)
+    from isogloss.pipeline.stages import run_distill
+
+    run_distill(job)
+    print_line(f"Adapters: {job.folder / 'adapters'}")
+
+
+def cache(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
+    """Read the teacher's signals of stage 2 once, so that `distill` spends nothing on them."""
+    settings = settings_of(config, set_, data_root)
+    require(settings.run, TUNED)
+    job = open_job(settings)
+    from isogloss.pipeline.stages import run_cache
+
+    done = run_cache(job)
+    print_line(
+        f"Signals: {job.signals}; {done.teacher_calls} rows read, {done.cached_hits} there already, "
+        f"{done.cache_bytes_written} bytes written"
+    )
+
+
+def add_language(
+    run_folder: RunFolder,
+    language: Annotated[
+        list[str], typer.Argument(metavar="CODE...", help="Languages, by any of their codes.")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            parser=path_of,
+            help="Parallel JSON lines with the language; the run's own data without it.",
+        ),
+    ] = None,
+    set_: Overrides = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Teach a finished run another language; every other language stays as it is, to the bit."""
+    check_run_folder(run_folder)
+    refuse_shared(set_ or ())
+    codes = codes_of(language, "CODE")
+    more = [f"data={{type: parallel, path: {json.dumps(str(data))}}}"] if data else []
+    settings = load_config(run_folder, [*more, *(set_ or ())], data_root=data_root, places=True)
+    require(run_folder, TUNED, DISTILLED)
+    job = prepare(settings)
+    from isogloss.pipeline import add_language as growing
+
+    growing.add_languages(job, codes)
+    print_line(f"Adapters: {', '.join(str(run_folder / 'adapters' / code) for code in codes)}")
+    print_line(f"To measure them too: isogloss evaluate {shlex.quote(str(run_folder))}")
+
+
+def plan(
+    config: ConfigFile = None,
+    machine: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", parser=path_of, help="YAML: devices, memory_gib, tflops; without it this machine."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+    set_: Overrides = None,
+    data_root: DataRoot = None,
+) -> None:
+    """What a run will cost, from shapes alone; exits with 1 where it does not fit."""
+    settings = settings_of(config, set_, data_root)
+    quiet()
+    from isogloss.plan import preflight
+    from isogloss.plan.machine import load_machine, this_machine
+
+    there = load_machine(machine) if machine else this_machine(settings.dtype)
+    found = preflight.plan(settings, there)
+    if as_json:
+        print(json.dumps(found.plain(), indent=1))
+    else:
+        show_plan(found)
+    if not found.fits:
+        raise typer.Exit(1)
