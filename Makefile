@@ -17,9 +17,10 @@ real: $(READY) ## The whole job on Gemma 3 270M and real data in twelve language
 compare: $(READY) ## Our method and reinforcement learning on the same work; costs of reaching the same accuracy.
 	$(PYTHON) -m experiments.compare_methods --points 7 --set distill.epochs=3 --set evaluate.items=56 --set evaluate.sentences=100
 
-test: $(READY) ## Format, lint, types, tests.
+test: $(READY) ## Format, lint, layers, types, tests.
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/lint-imports
 	$(VENV)/bin/pyright --pythonpath $(PYTHON)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist loadfile
 

@@ -7,7 +7,8 @@
 
 Dev data only. Every variant is a run of `python -m experiments.ablate` over the setting's example, so a
 stopped benchmark goes on where it was, and trains nothing twice; `--finished` adds a run that is there.
-Rows have the measures by suite and language; `summary` has, by variant and setting, means over seeds and intervals over items.
+Rows have the measures by suite and language; `summary` has, by variant and setting, means over seeds and
+intervals over items.
 The page docs/results.md is made of it: `python benchmarks/real.py --page`.
 """
 

@@ -20,13 +20,14 @@ from torch import Tensor
 from isogloss.adapters.tree import build_tree
 from isogloss.config import load_config
 from isogloss.data.chat import pad, response_positions
-from isogloss.data.sources import node_texts, parallel_examples
+from isogloss.data.sources import parallel_examples
 from isogloss.languages import SOURCE
 from isogloss.losses.fused import Divergence, Head, frozen_head, scored
 from isogloss.losses.topk import TopK, pack, unpack
 from isogloss.model.decoder import last_hidden
 from isogloss.model.load import load_model, load_tokenizer, pad_id
 from isogloss.teacher.rows import Row, build_rows
+from isogloss.teacher.texts import node_texts
 
 DIVERGENCES: tuple[Divergence, ...] = ("forward", "reverse", "jensen_shannon")
 

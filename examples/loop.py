@@ -22,11 +22,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, get_cosine_schedul
 from isogloss.adapters.tree import build_tree
 from isogloss.config import Config, Distill, load_config
 from isogloss.data.chat import encode_prompt, encode_prompt_with_text, encode_response
-from isogloss.data.sources import node_texts, parallel_examples
+from isogloss.data.sources import parallel_examples
 from isogloss.losses.functional import temperature_of
 from isogloss.model.load import pick_dtype
 from isogloss.model.standardise import Statistics, standardised, statistics_of
 from isogloss.teacher.prompts import privileged_text
+from isogloss.teacher.texts import node_texts
 from isogloss.train.stage2 import NAMED
 
 

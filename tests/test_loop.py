@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM
 from isogloss.adapters.lora import TreeLora
 from isogloss.adapters.tree import build_tree
 from isogloss.config import dump_config, load_config
-from isogloss.data.sources import node_texts, parallel_examples
+from isogloss.data.sources import parallel_examples
 from isogloss.teacher.rows import build_rows
 from isogloss.teacher.signals import hidden_signals
+from isogloss.teacher.texts import node_texts
 from isogloss.train.batch import Ordered, samples_of
 from isogloss.train.objective import Weights
 from isogloss.train.stage2 import contrast_of, layer_of

@@ -20,7 +20,7 @@ from isogloss.config import (
     TopicData,
     XnliData,
 )
-from isogloss.data.demo.grammar import LANGUAGES, phrases
+from isogloss.data.demo.grammar import LANGUAGES
 from isogloss.data.demo.items import demo_items
 from isogloss.data.division import Division
 from isogloss.data.draw import in_draw_order
@@ -36,7 +36,6 @@ from isogloss.data.tasks import sib200 as sib200_tasks
 from isogloss.data.tasks import xnli as xnli_tasks
 from isogloss.errors import DataError
 from isogloss.languages import SOURCE
-from isogloss.teacher.prompts import NodeTexts, load_texts
 
 
 def english_examples(config: Config, root: Path | None, tell: Tell = nobody) -> list[ParallelExample]:
@@ -190,23 +189,6 @@ def told(found: Mapping[str, Counter[str]]) -> list[str]:
         + ", ".join(f"{counts[reason]} in {code}" for code, counts in found.items() if counts[reason])
         for reason in reasons
     ]
-
-
-def node_texts(config: Config) -> NodeTexts:
-    """What the tree's nodes say; the demo's tasks also list their answer words in each language."""
-    texts = load_texts(config.distill.texts)
-    if not any(isinstance(source, DemoData) for source in config.sources) or texts.answers:
-        return texts
-    english = phrases(SOURCE)
-    answers = {
-        code: {
-            task: {english.label(task, label): word for label, word in phrases(code).labels(task).items()}
-            for task in english.entries["labels"]
-        }
-        for code in LANGUAGES
-        if code != SOURCE
-    }
-    return replace(texts, answers=answers)
 
 
 def _read(

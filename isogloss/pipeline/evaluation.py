@@ -6,9 +6,6 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from isogloss.data.sources import (
-    node_texts,
-)
 from isogloss.errors import ConfigError, DataError, RunError
 from isogloss.evaluate import retrieval, tasks, transfer
 from isogloss.evaluate.gain import Gain, gains
@@ -30,6 +27,7 @@ from isogloss.pipeline.suite_scores import (
     score_after,
     score_before,
 )
+from isogloss.teacher.texts import node_texts
 
 
 @writing

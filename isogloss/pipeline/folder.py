@@ -24,14 +24,7 @@ from isogloss.adapters.virtual import TreeEmbedding, TreePrefix
 from isogloss.config import Config, dump_config, load_config, root_of_environment
 from isogloss.data.examples import ParallelExample
 from isogloss.data.parallel_text import Pair, pairs_for
-from isogloss.data.sources import (
-    english_examples,
-    lacking,
-    left_out,
-    node_texts,
-    nothing_in,
-    parallel_examples,
-)
+from isogloss.data.sources import english_examples, lacking, left_out, nothing_in, parallel_examples
 from isogloss.errors import DataError, RunError
 from isogloss.files import (
     content_hash,
@@ -46,6 +39,7 @@ from isogloss.model.load import (
 )
 from isogloss.pipeline import bundle
 from isogloss.pipeline.ledger import Ledger
+from isogloss.teacher.texts import node_texts
 
 Progress = Callable[[int, int], None]
 SILENCE = 5.0

@@ -22,10 +22,7 @@ from isogloss.adapters.tree import Tree
 from isogloss.config import Config
 from isogloss.data import selection
 from isogloss.data.counting import unchanging
-from isogloss.data.sources import (
-    divisions,
-    node_texts,
-)
+from isogloss.data.sources import divisions
 from isogloss.data.templates import template_name
 from isogloss.errors import DataError
 from isogloss.files import (
@@ -52,6 +49,7 @@ from isogloss.teacher import joining
 from isogloss.teacher.cache import Cache, teacher_of
 from isogloss.teacher.rows import Row
 from isogloss.teacher.scored import Scored
+from isogloss.teacher.texts import node_texts
 from isogloss.train.stage1 import difficulty, english_rows, longest_row, tune, within
 from isogloss.train.stage2 import Bar, distil, read_signals
 

@@ -18,12 +18,7 @@ from isogloss.data.draw import choose, labels_of
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats.lines import nearest
 from isogloss.data.parallel_text import Pair, translation_examples
-from isogloss.data.sources import (
-    lacking,
-    left_out,
-    node_texts,
-    told,
-)
+from isogloss.data.sources import lacking, left_out, told
 from isogloss.errors import RunError
 from isogloss.files import (
     read_lines,
@@ -43,6 +38,7 @@ from isogloss.pipeline.english import (
 from isogloss.pipeline.folder import Run
 from isogloss.teacher import joining
 from isogloss.teacher.rows import Row, build_rows, sentence_rows
+from isogloss.teacher.texts import node_texts
 
 
 def row_of(run: Run, code: str, id: str) -> tuple[Row, PreTrainedTokenizerBase | None]:

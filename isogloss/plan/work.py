@@ -20,7 +20,6 @@ from isogloss.data import selection
 from isogloss.data.chat import Encoded
 from isogloss.data.counting import unchanging
 from isogloss.data.examples import ParallelExample
-from isogloss.data.sources import node_texts
 from isogloss.languages import SOURCE
 from isogloss.model.load import (
     EMBEDDED,
@@ -33,6 +32,7 @@ from isogloss.pipeline.training_rows import foreseen_rows
 from isogloss.plan.machine import Machine
 from isogloss.plan.memory import meta_model
 from isogloss.teacher.rows import Row
+from isogloss.teacher.texts import node_texts
 from isogloss.train.stage1 import english_rows, longest_row, within
 
 T = TypeVar("T")
