@@ -30,9 +30,12 @@ def words(count: int) -> Callable[[str, bool], str]:
 
 
 CUTS: dict[str, Callable[[str, bool], str]] = {
-    "whole": lambda text, spaced: text, "20 characters": lambda text, spaced: text[:20].strip(),
-    "3 words": words(3), "8 characters": lambda text, spaced: text[:8].strip(), "1 word": words(1),
-}  # fmt: skip
+    "whole": lambda text, spaced: text,
+    "20 characters": lambda text, spaced: text[:20].strip(),
+    "3 words": words(3),
+    "8 characters": lambda text, spaced: text[:8].strip(),
+    "1 word": words(1),
+}
 
 
 def measure(folder: Path) -> list[dict]:
@@ -53,12 +56,15 @@ def measure(folder: Path) -> list[dict]:
             errors = {code: mean((one or SOURCE) != code for one in ones) for code, ones in said.items()}
             found.append(
                 {
-                    "cut": name, "detector": detector.__name__, "letters": letters,
-                    "texts": sum(map(len, texts.values())), "error": mean(errors.values()),
+                    "cut": name,
+                    "detector": detector.__name__,
+                    "letters": letters,
+                    "texts": sum(map(len, texts.values())),
+                    "error": mean(errors.values()),
                     "undecided": mean(one is None for ones in said.values() for one in ones),
                     "languages": errors,
                 }
-            )  # fmt: skip
+            )
     return found
 
 

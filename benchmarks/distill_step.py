@@ -54,15 +54,26 @@ class Workload:
 
 
 SMALL = {
-    "model_type": "qwen3", "vocab_size": 12_288, "hidden_size": 256, "intermediate_size": 704,
-    "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64,
+    "model_type": "qwen3",
+    "vocab_size": 12_288,
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
     "tie_word_embeddings": True,
-}  # fmt: skip
+}
 HALF_BILLION = {
-    "model_type": "qwen2", "vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864,
-    "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+    "model_type": "qwen2",
+    "vocab_size": 151_936,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
     "tie_word_embeddings": True,
-}  # fmt: skip
+}
 WORKLOADS = {
     "W1": Workload(HALF_BILLION, 8, 128, 256, 128),
     "W1-32": Workload(HALF_BILLION, 32, 128, 256, 128),
@@ -71,7 +82,7 @@ WORKLOADS = {
     "W3-12": Workload(SMALL, 32, 48, 96, 16, languages=12),
     "W3-50": Workload(SMALL, 32, 48, 96, 16, languages=50),
     "W3-101": Workload(SMALL, 32, 48, 96, 16, languages=101),
-}  # fmt: skip
+}
 TOP_K = 64
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -132,12 +143,18 @@ class Clock(TrainerCallback):
 
 def arguments(folder: str, steps: int, work: Workload) -> dict:
     return {
-        "output_dir": folder, "max_steps": steps, "per_device_train_batch_size": work.rows,
+        "output_dir": folder,
+        "max_steps": steps,
+        "per_device_train_batch_size": work.rows,
         "learning_rate": 1e-4,
-        "use_cpu": not GPU, "save_strategy": "no", "logging_strategy": "no",
-        "report_to": [], "disable_tqdm": True, "dataloader_pin_memory": False,
+        "use_cpu": not GPU,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
         "gradient_checkpointing": False,
-    }  # fmt: skip
+    }
 
 
 class Pieces(TorchDispatchMode):
@@ -193,12 +210,15 @@ def rows_of(work: Workload) -> list["Row"]:
     )
     return [
         Row(
-            str(n), codes[n * max(1, len(codes) // work.rows) % len(codes)], n,
+            str(n),
+            codes[n * max(1, len(codes) // work.rows) % len(codes)],
+            n,
             Encoded(tuple(prompts[n]), tuple(responses[n])),
-            tuple(privileged[n]), tuple(twins[n]),
+            tuple(privileged[n]),
+            tuple(twins[n]),
         )
         for n in range(work.rows)
-    ]  # fmt: skip
+    ]
 
 
 def isogloss(
@@ -252,11 +272,15 @@ def isogloss(
         make = partial(OnPolicyTrainer, policy=policy)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make(
-            model=carrier.model, carrier=carrier, weights=Weights(1.0, 1.0, 1.0, layer=layer), pad_id=0,
+            model=carrier.model,
+            carrier=carrier,
+            weights=Weights(1.0, 1.0, 1.0, layer=layer),
+            pad_id=0,
             compile=compile,
-            train_dataset=Ordered(samples, list(range(work.rows)) * steps), callbacks=[clock],
+            train_dataset=Ordered(samples, list(range(work.rows)) * steps),
+            callbacks=[clock],
             args=TrainingArguments(**arguments(folder, steps, work), remove_unused_columns=False),
-        )  # fmt: skip
+        )
         with meter.counting():
             trainer.train()
     # The teacher's own logits at response positions are a product that no hook of the head tells apart.
@@ -276,9 +300,12 @@ def batch_of(work: Workload) -> dict[str, Tensor]:
     labels = both.clone()
     labels[:, : work.prompt] = -100
     return {
-        "input_ids": both, "attention_mask": torch.ones_like(both), "labels": labels, "prompts": prompts,
+        "input_ids": both,
+        "attention_mask": torch.ones_like(both),
+        "labels": labels,
+        "prompts": prompts,
         "prompt_attention_mask": torch.ones_like(prompts),
-    }  # fmt: skip
+    }
 
 
 def trl_gkd(work: Workload, steps: int, **more) -> tuple[list[float], float]:
@@ -295,16 +322,22 @@ def trl_gkd(work: Workload, steps: int, **more) -> tuple[list[float], float]:
     mine, theirs = Meter(model), Meter(teacher)
     with tempfile.TemporaryDirectory() as folder:
         trainer = GKDTrainer(
-            model=model, teacher_model=teacher, peft_config=lora(work), callbacks=[clock],
+            model=model,
+            teacher_model=teacher,
+            peft_config=lora(work),
+            callbacks=[clock],
             args=GKDConfig(
-                **arguments(folder, steps, work), lmbda=0.0, beta=0.0, temperature=1.0,
+                **arguments(folder, steps, work),
+                lmbda=0.0,
+                beta=0.0,
+                temperature=1.0,
                 bf16=work.dtype == torch.bfloat16,  # its default, whatever the weights' type
                 **more,
             ),
             train_dataset=Dataset.from_list([{"number": n} for n in range(work.rows * steps)]),
             data_collator=lambda rows: {name: value.clone() for name, value in batch.items()},
             processing_class=AutoTokenizer.from_pretrained(model_folder("demo")),
-        )  # fmt: skip
+        )
         with mine.counting(), theirs.counting():
             trainer.train()
     return clock.steps, (mine.flops + theirs.flops) / steps
@@ -326,9 +359,11 @@ def texts(work: Workload, length: int, seed: int) -> list[str]:
 def on_policy_arguments(folder: str, steps: int, work: Workload) -> dict:
     """Every response is drawn to its full length."""
     return arguments(folder, steps, work) | {
-        "max_completion_length": work.response, "temperature": 1.0, "bf16": False,
+        "max_completion_length": work.response,
+        "temperature": 1.0,
+        "bf16": False,
         "generation_kwargs": {"min_new_tokens": work.response},
-    }  # fmt: skip
+    }
 
 
 def trl_distillation(work: Workload, steps: int) -> tuple[list[float], float]:
@@ -343,11 +378,14 @@ def trl_distillation(work: Workload, steps: int) -> tuple[list[float], float]:
     mine, theirs = Meter(model), Meter(teacher)
     with tempfile.TemporaryDirectory() as folder:
         trainer = DistillationTrainer(
-            model=model, teacher_model=teacher, peft_config=lora(work), callbacks=[clock],
+            model=model,
+            teacher_model=teacher,
+            peft_config=lora(work),
+            callbacks=[clock],
             args=DistillationConfig(**on_policy_arguments(folder, steps, work), beta=0.0),
             train_dataset=Dataset.from_dict({"prompt": texts(work, work.prompt, 0) * steps}),
             processing_class=load_tokenizer("demo"),
-        )  # fmt: skip
+        )
         with mine.counting(), theirs.counting():
             trainer.train()
     return clock.steps, (mine.flops + theirs.flops) / steps
@@ -366,16 +404,21 @@ def trl_sdft(work: Workload, steps: int) -> tuple[list[float], float]:
     context = texts(work, work.teacher_prompt - work.prompt, 1)
     with tempfile.TemporaryDirectory() as folder:
         trainer = SDFTTrainer(
-            model=model, peft_config=lora(work), callbacks=[clock],
+            model=model,
+            peft_config=lora(work),
+            callbacks=[clock],
             args=SDFTConfig(
-                **on_policy_arguments(folder, steps, work), num_generations=1, distillation_alpha=0.0,
-                distillation_mode="full_logits", teacher_prompt_template="{prompt}{privileged_context}",
+                **on_policy_arguments(folder, steps, work),
+                num_generations=1,
+                distillation_alpha=0.0,
+                distillation_mode="full_logits",
+                teacher_prompt_template="{prompt}{privileged_context}",
             ),
             train_dataset=Dataset.from_dict(
                 {"prompt": texts(work, work.prompt, 0) * steps, "privileged_context": context * steps}
             ),
             processing_class=load_tokenizer("demo"),
-        )  # fmt: skip
+        )
         with meter.counting():
             trainer.train()
     return clock.steps, meter.flops / steps
@@ -490,12 +533,18 @@ def one(contender: str, workload: str, steps: int, dtype: str, memory_only: bool
     timed = seconds[1:]
     fifths = quantiles(timed, n=5) if len(timed) > 1 else [timed[0]] * 4
     return {
-        "workload": workload, "contender": contender, "median_s": median(timed), "p20_s": fifths[0],
-        "p80_s": fifths[-1], "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "trained_tokens": work.rows * work.response, "flops": flops, "dtype": dtype,
+        "workload": workload,
+        "contender": contender,
+        "median_s": median(timed),
+        "p20_s": fifths[0],
+        "p80_s": fifths[-1],
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "trained_tokens": work.rows * work.response,
+        "flops": flops,
+        "dtype": dtype,
         "memory_only": memory_only,
         "peak_device_bytes": torch.cuda.max_memory_allocated() if GPU else None,
-    }  # fmt: skip
+    }
 
 
 def rate(dtype: torch.dtype) -> float:

@@ -45,9 +45,12 @@ class Clock:
 
 def row(clock: Clock, items: int, **more: Any) -> dict[str, Any]:
     return {
-        "items": items, "items_per_s": items / clock.seconds, "seconds": clock.seconds, "cpu_s": clock.cpu_s,
+        "items": items,
+        "items_per_s": items / clock.seconds,
+        "seconds": clock.seconds,
+        "cpu_s": clock.cpu_s,
         **more,
-    }  # fmt: skip
+    }
 
 
 def base(asked: Asked) -> Any:
@@ -76,9 +79,12 @@ def isogloss(asked: Asked) -> dict[str, Any]:
         model = PeftModel.from_pretrained(model, str(asked.adapter)).eval()
     with Clock() as clock:
         scores = log_probabilities(
-            model, tokenizer, [item.turns[code].instruction for item in items],
-            [item.options[code] for item in items], batch=int(asked.batch[0]),
-        )  # fmt: skip
+            model,
+            tokenizer,
+            [item.turns[code].instruction for item in items],
+            [item.options[code] for item in items],
+            batch=int(asked.batch[0]),
+        )
         answers = [max(one, key=lambda key: one[key]) for one in scores]
         right = sum(answer == item.gold for answer, item in zip(answers, items, strict=True))
     places = [list(one).index(answer) for one, answer in zip(scores, answers, strict=True)]
@@ -101,9 +107,12 @@ def harness(asked: Asked) -> dict[str, Any]:
     )
     loaded = manager.load([task])
     model = HFLM(
-        pretrained=folder, peft=asked.adapter and str(asked.adapter), dtype=asked.dtype, device=asked.device,
+        pretrained=folder,
+        peft=asked.adapter and str(asked.adapter),
+        dtype=asked.dtype,
+        device=asked.device,
         batch_size=batch if batch == "auto" else int(batch),
-    )  # fmt: skip
+    )
     scores: dict[int, list[float]] = {}
     scored = model.loglikelihood
 
@@ -163,9 +172,12 @@ def apart(contender: str, suite: str, batch: str, asked: Asked) -> dict[str, Any
     command += ["--adapter", str(asked.adapter)] if asked.adapter else []
     began = time.monotonic()
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False,
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
-    )  # fmt: skip
+    )
     took = time.monotonic() - began
     if done.returncode:
         print(f"{suite} {contender} batch {batch}: failed\n{done.stderr[-2000:]}", file=sys.stderr)

@@ -64,9 +64,13 @@ def flops(run: Path, stage: str) -> float:
 def row(joined: Path, seed: int, code: str) -> Mapping:
     start = joined.with_name(f"{WITH}-{seed}")
     return {
-        "language": code, "seed": seed, "joined": scores(joined, code), "from_start": scores(start, code),
-        "flops": flops(joined, f"add {code}"), "from_start_flops": flops(start, "distill"),
-    }  # fmt: skip
+        "language": code,
+        "seed": seed,
+        "joined": scores(joined, code),
+        "from_start": scores(start, code),
+        "flops": flops(joined, f"add {code}"),
+        "from_start_flops": flops(start, "distill"),
+    }
 
 
 def main() -> None:
@@ -85,9 +89,19 @@ def main() -> None:
     given = parser.parse_args()
     targets = ",".join((*load_config().languages.targets, *JOINING))
     call(
-        "experiments.ablate", "--variant", "families", "--variant", f"{WITH}: languages.targets=[{targets}]",
-        "--seeds", str(given.seeds), "--jobs", str(given.jobs), "--out", given.runs, *overrides(given.set),
-    )  # fmt: skip
+        "experiments.ablate",
+        "--variant",
+        "families",
+        "--variant",
+        f"{WITH}: languages.targets=[{targets}]",
+        "--seeds",
+        str(given.seeds),
+        "--jobs",
+        str(given.jobs),
+        "--out",
+        given.runs,
+        *overrides(given.set),
+    )
     calls = [
         (given.runs / f"{given.name}-{code}-{seed}", seed, code)
         for seed, code in product(range(given.seeds), JOINING)

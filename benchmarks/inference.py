@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     config, dtype = load_config(), pick_dtype(asked.dtype)
-    settings, codes = config.distill.carrier, list(config.languages.targets)
+    settings, codes = config.distill.adapter, list(config.languages.targets)
     assert settings.type == "lora"
     tokenizer = load_tokenizer(asked.model)
     tree = build_tree(codes, ranks=settings.ranks.model_dump())
@@ -53,19 +53,27 @@ def main() -> None:
             began = time.perf_counter()
             given: dict[str, Any] = {"languages": languages, "carrier": carrier} if on else {}
             complete(
-                carrier.model if on else alone, tokenizer, prompts, max_new_tokens=asked.tokens,
-                min_new_tokens=asked.tokens, **given,
-            )  # fmt: skip
+                carrier.model if on else alone,
+                tokenizer,
+                prompts,
+                max_new_tokens=asked.tokens,
+                min_new_tokens=asked.tokens,
+                **given,
+            )
             return time.perf_counter() - began
 
         taken = [(answer(False), answer(True)) for _ in range(asked.repeat + 1)][1:]
         bare, aligned = (statistics.median(one) for one in zip(*taken, strict=True))
         rows.append(
             {
-                "batch": batch, "languages": len(set(languages)), "tokens": asked.tokens, "bare_s": bare,
-                "aligned_s": aligned, "times": statistics.median(on / off for off, on in taken),
+                "batch": batch,
+                "languages": len(set(languages)),
+                "tokens": asked.tokens,
+                "bare_s": bare,
+                "aligned_s": aligned,
+                "times": statistics.median(on / off for off, on in taken),
             }
-        )  # fmt: skip
+        )
         print(f"batch {batch:2}: {bare:.3f} s bare, {aligned:.3f} s on paths, {rows[-1]['times']:.2f} times")
     if asked.out:
         here = {"model": asked.model, "dtype": str(dtype).removeprefix("torch.")}

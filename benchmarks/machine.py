@@ -13,9 +13,11 @@ def about(*packages: str) -> dict[str, Any]:
     import torch  # not before a benchmark's own processes have been started
 
     return {
-        "versions": {name: version(name) for name in packages}, "processor": processor(),
-        "threads": torch.get_num_threads(), "cores": os.cpu_count(),
-    }  # fmt: skip
+        "versions": {name: version(name) for name in packages},
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
 
 
 def put(found: dict[str, Any], out: Path | None) -> None:

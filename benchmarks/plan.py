@@ -27,10 +27,16 @@ from isogloss.plan.work import StagePlan, Work
 
 def row(what: str, stage: StagePlan, flops: float, memory: int) -> dict:
     return {
-        "what": what, "stage": stage.stage, "planned_flops": stage.flops, "measured_flops": flops,
-        "planned_bytes": stage.memory_bytes, "measured_bytes": memory, "parts": stage.memory,
-        "flops_ratio": stage.flops / flops, "bytes_ratio": stage.memory_bytes / memory,
-    }  # fmt: skip
+        "what": what,
+        "stage": stage.stage,
+        "planned_flops": stage.flops,
+        "measured_flops": flops,
+        "planned_bytes": stage.memory_bytes,
+        "measured_bytes": memory,
+        "parts": stage.memory,
+        "flops_ratio": stage.flops / flops,
+        "bytes_ratio": stage.memory_bytes / memory,
+    }
 
 
 def of_run(folder: Path) -> list[dict]:
@@ -51,13 +57,19 @@ def step_of(work: Workload) -> StagePlan:
         settings: Config = load_config(
             None,
             [
-                f"model={folder}", "dtype=bfloat16", f"distill.batch={work.rows}", "distill.epochs=1",
-                "distill.kl=1", "distill.hidden=1", "distill.retain=0", "distill.fade=0",
-                f"distill.carrier.ranks={json.dumps(ranks(work))}",
-                f"distill.carrier.targets={json.dumps(work.targets)}",
-                f"distill.carrier.layers={work.model['num_hidden_layers']}",
+                f"model={folder}",
+                "dtype=bfloat16",
+                f"distill.batch_size={work.rows}",
+                "distill.epochs=1",
+                "distill.kl_weight=1",
+                "distill.similarity_weight=1",
+                "distill.replay_fraction=0",
+                "distill.similarity_decay=0",
+                f"distill.adapter.ranks={json.dumps(ranks(work))}",
+                f"distill.adapter.target_modules={json.dumps(work.targets)}",
+                f"distill.adapter.layers={work.model['num_hidden_layers']}",
             ],
-        )  # fmt: skip
+        )
         planned = Work(settings, this_machine(settings.dtype))
         vars(planned).update(rows=rows_of(work), tree=build_tree(languages_of(work), ranks=ranks(work)))
         return distill_plan(planned)

@@ -28,9 +28,9 @@ SETTINGS = {"scarce": "examples/real.yaml", "parallel": "examples/real-parallel.
 """By name, which settings a variant changes: instructions alone, and all unlabelled parallel text besides."""
 VARIANTS = {
     "ours": "languages.tree=families",
-    "sft": "distill.kl=0 distill.hidden=0 languages.tree=shared",
-    "no-divergence": "distill.kl=0",
-    "no-hidden": "distill.hidden=0",
+    "sft": "distill.kl_weight=0 distill.similarity_weight=0 languages.tree=shared",
+    "no-divergence": "distill.kl_weight=0",
+    "no-hidden": "distill.similarity_weight=0",
     "prompt": "distill.teacher_view=prompt distill.teacher_reads=[twin]",
     "shared": "languages.tree=shared",
     "flat": "languages.tree=flat",
@@ -41,9 +41,16 @@ on the same rows, one adapter of the same capacity for all languages."""
 LOW = ("sw", "ur")
 """Languages of `alignment_low`."""
 SUMMARY = (
-    "alignment_mastered", "alignment_all", "consistency_mastered", "consistency_all", "retrieval",
-    "retrieval_raw", "alignment_low", "fidelity", "retention",
-)  # fmt: skip
+    "alignment_mastered",
+    "alignment_all",
+    "consistency_mastered",
+    "consistency_all",
+    "retrieval",
+    "retrieval_raw",
+    "alignment_low",
+    "fidelity",
+    "retention",
+)
 
 
 def rows_of(run: Path, variant: str, seed: int, setting: str) -> list[dict]:

@@ -39,9 +39,15 @@ def rows_of(folder: str, items: int, limit: int) -> list[Row]:
     examples = parallel_examples(config, None, codes)
     tree = build_tree(list(codes), ranks={"root": 1, "family": 1, "language": 1})
     return build_rows(
-        examples, dict.fromkeys(codes, items), load_tokenizer(folder), tree, node_texts(config),
-        english={e.id: e.turns[SOURCE].response or "" for e in examples}, responses="reference", limit=limit,
-    )  # fmt: skip
+        examples,
+        dict.fromkeys(codes, items),
+        load_tokenizer(folder),
+        tree,
+        node_texts(config),
+        english={e.id: e.turns[SOURCE].response or "" for e in examples},
+        responses="reference",
+        limit=limit,
+    )
 
 
 @torch.no_grad()
@@ -93,11 +99,16 @@ def measure(folder: str, ks: list[int], items: int, limit: int) -> list[dict]:
             value, other = judged(student, head, said, divergence)
             found.append(
                 {
-                    "divergence": divergence, "signal": signal, "bytes_per_token": size, **more,
-                    "dense_nats": dense, "nats": value, "value_error": abs(value - dense) / dense,
+                    "divergence": divergence,
+                    "signal": signal,
+                    "bytes_per_token": size,
+                    **more,
+                    "dense_nats": dense,
+                    "nats": value,
+                    "value_error": abs(value - dense) / dense,
                     "gradient_error": float((other - slope).norm() / slope.norm()),
                 }
-            )  # fmt: skip
+            )
 
         half = teacher.bfloat16()
         add("hidden", half.shape[1] * 2, half.float())
@@ -119,9 +130,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the JSON goes; printed without it")
     given = parser.parse_args()
     found = {
-        "model": given.model, "rows": measure(given.model, given.k, given.items, given.limit),
+        "model": given.model,
+        "rows": measure(given.model, given.k, given.items, given.limit),
         **about("isogloss", "torch", "transformers"),
-    }  # fmt: skip
+    }
     put(found, given.out)
 
 

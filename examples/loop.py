@@ -130,7 +130,7 @@ def losses_of(
 def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
     """Train the adapter of one language; the losses of every step."""
     config = load_config(run / "config.yaml")
-    settings, carrier = config.distill, config.distill.carrier
+    settings, carrier = config.distill, config.distill.adapter
     tokenizer = AutoTokenizer.from_pretrained(run / "tuned")
     model = AutoModelForCausalLM.from_pretrained(run / "tuned", dtype=pick_dtype(config.dtype))
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -138,7 +138,7 @@ def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
     rows = read_rows(config, tokenizer, language)
     if not rows:
         raise SystemExit(f"no item of the run's data has a response in {language}; name another language")
-    batch = min(settings.batch, len(rows))  # no row twice in a step
+    batch = min(settings.batch_size, len(rows))  # no row twice in a step
     order = order_of(len(rows), steps * batch, config.seed)
 
     late = max(1, 2 * model.config.num_hidden_layers // 3)
@@ -153,16 +153,21 @@ def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
     )
     student = get_peft_model(model, lora)
     learning = [p for p in student.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(learning, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0)
+    optimiser = torch.optim.AdamW(
+        learning,
+        lr=settings.learning_rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        weight_decay=0.0,
+    )
     schedule = get_cosine_schedule_with_warmup(optimiser, steps // 20, steps)
 
-    layer = settings.layer or late
+    layer = settings.similarity_layer or late
     with torch.no_grad(), student.disable_adapter():  # the English twins do not move
         twins = torch.cat([read(student, [row.twin], [[]], layer, [row.twin_asked])[1] for row in rows])
     statistics = statistics_of(twins)
     twins = standardised(twins, statistics)
     # By default such that the target likens a twin to ten on average.
-    tau = settings.contrast or temperature_of(twins, min(NAMED, max(2.0, len(rows) / 4)))
+    tau = settings.similarity_temperature or temperature_of(twins, min(NAMED, max(2.0, len(rows) / 4)))
 
     curve = []
     for step in range(steps):
@@ -170,9 +175,11 @@ def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
         parts = losses_of(
             student, [rows[number] for number in own], own, twins, statistics, tau, layer, settings
         )
-        fade = max(0.0, 1 - step / steps / settings.fade) if settings.fade else 1.0
+        fade = max(0.0, 1 - step / steps / settings.similarity_decay) if settings.similarity_decay else 1.0
         loss = (
-            settings.kl * parts["kl"] + settings.ce * parts["ce"] + settings.hidden * fade * parts["hidden"]
+            settings.kl_weight * parts["kl"]
+            + settings.ce_weight * parts["ce"]
+            + settings.similarity_weight * fade * parts["hidden"]
         )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learning, 1.0)

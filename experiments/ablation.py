@@ -23,7 +23,7 @@ import torch
 from scipy.stats import ttest_1samp
 
 from isogloss.adapters.fit import refuse_misfit
-from isogloss.config import HIDDEN_ONLY, KL_ONLY, Config, Distill, dump_config, with_overrides
+from isogloss.config import KL_ONLY, SIMILARITY_ONLY, Config, Distill, dump_config, with_overrides
 from isogloss.errors import ConfigError, RunError
 from isogloss.evaluate.compare import compare_groups, main_measure
 from isogloss.evaluate.statistics import holm
@@ -47,14 +47,18 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "random": ("languages.tree=random",),
     "flat": ("languages.tree=flat",),
     "shared": ("languages.tree=shared",),
-    "no-hidden": ("distill.hidden=0", *as_usual(*HIDDEN_ONLY)),
-    "no-kl": ("distill.kl=0", *as_usual(*KL_ONLY, "teacher_view", "on_policy")),
-    "with-kl": ("distill.kl=1",),
+    "no-hidden": ("distill.similarity_weight=0", *as_usual(*SIMILARITY_ONLY)),
+    "no-kl": ("distill.kl_weight=0", *as_usual(*KL_ONLY, "teacher_view", "on_policy")),
+    "with-kl": ("distill.kl_weight=1",),
     "no-texts": ("distill.teacher_reads=[twin,answer]",),
     "no-english": ("distill.teacher_reads=[texts]", *as_usual("teacher_view")),
-    "no-retain": ("distill.retain=0",),
-    "prefix": ("distill.carrier={type: prefix}", "distill.lr=0.1", *as_usual("teacher_view")),
-    "embedding": ("distill.carrier={type: embedding}", "distill.lr=0.1", *as_usual("teacher_view")),
+    "no-retain": ("distill.replay_fraction=0",),
+    "prefix": ("distill.adapter={type: prefix}", "distill.learning_rate=0.1", *as_usual("teacher_view")),
+    "embedding": (
+        "distill.adapter={type: embedding}",
+        "distill.learning_rate=0.1",
+        *as_usual("teacher_view"),
+    ),
 }
 """What each variant changes in the settings that are given. Virtual positions want a larger step than a LoRA;
 theirs was chosen on the demo's dev split (docs/log.md)."""
@@ -146,7 +150,7 @@ def resolved(config: Config, variants: Sequence[Variant]) -> list[Variant]:
     """
     found: list[Variant] = []
     # What another teacher writes is learned from without a divergence too.
-    unheard = not config.distill.kl and config.distill.teacher.type == "self"
+    unheard = not config.distill.kl_weight and config.distill.teacher.type == "self"
     for variant in variants:
         if unheard and variant.base in READINGS:
             told = Variant("with-kl", VARIANTS["with-kl"])
@@ -414,11 +418,19 @@ def _rows(run: Run, variant: Variant, seed: int) -> list[dict]:
         rows.append(
             {
                 "data": "+".join(source.type for source in run.config.sources),
-                "suite": suite, "variant": variant.name,
-                "overrides": list(variant.overrides), "carrier": run.config.distill.carrier.type,
-                "seed": seed, "trained_tokens": cost["tokens_backpropagated"], "flops": cost["flops"],
-                "seconds": cost["seconds"], **means, "measure": measure, "languages": each,
-                "low": statistics.fmean(few) if few else None, "signature": found["signature"],
+                "suite": suite,
+                "variant": variant.name,
+                "overrides": list(variant.overrides),
+                "carrier": run.config.distill.adapter.type,
+                "seed": seed,
+                "trained_tokens": cost["tokens_backpropagated"],
+                "flops": cost["flops"],
+                "seconds": cost["seconds"],
+                **means,
+                "measure": measure,
+                "languages": each,
+                "low": statistics.fmean(few) if few else None,
+                "signature": found["signature"],
             }
-        )  # fmt: skip
+        )
     return rows

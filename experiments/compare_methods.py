@@ -47,9 +47,9 @@ def compare_methods(
     for name in method or ():
         if name not in comparison.METHODS:
             raise ConfigError(f"--method {name}: there are {', '.join(comparison.METHODS)}")
-    if settings.distill.carrier.type != "lora":
+    if settings.distill.adapter.type != "lora":
         raise ConfigError(
-            f"distill.carrier.type is {settings.distill.carrier.type}; methods are compared on LoRAs of one "
+            f"distill.adapter.type is {settings.distill.adapter.type}; methods are compared on LoRAs of one "
             "width: take lora"
         )
     job = prepare(settings)
@@ -60,9 +60,14 @@ def compare_methods(
     if comparison.OURS not in chosen:
         chosen = (comparison.OURS, *chosen)
     found = comparison.compare_methods(
-        settings, chosen, range(settings.seed, settings.seed + seeds), folder, job.watcher,
-        points=points, times=times,
-    )  # fmt: skip
+        settings,
+        chosen,
+        range(settings.seed, settings.seed + seeds),
+        folder,
+        job.watcher,
+        points=points,
+        times=times,
+    )
     show_methods(found["rows"])
     print_line(f"Rows: {folder / 'methods.json'}; plot: {folder / 'methods.svg'}")
 

@@ -89,9 +89,15 @@ def table(config: Config, entries: Sequence[Entry], about: Mapping[str, Any]) ->
     """
     rows = [_row(entry, [other for other in entries if other.seed == entry.seed]) for entry in entries]
     return {
-        "schema": 1, "isogloss": version("isogloss"), "trl": version("trl"), "contest": dict(about),
-        "settings": dump_config(config), "rows": rows, "summary": summary(rows), "saving": saving(rows),
-    }  # fmt: skip
+        "schema": 1,
+        "isogloss": version("isogloss"),
+        "trl": version("trl"),
+        "contest": dict(about),
+        "settings": dump_config(config),
+        "rows": rows,
+        "summary": summary(rows),
+        "saving": saving(rows),
+    }
 
 
 def _row(entry: Entry, same_seed: Sequence[Entry]) -> dict[str, Any]:
@@ -111,15 +117,20 @@ def _row(entry: Entry, same_seed: Sequence[Entry]) -> dict[str, Any]:
     missed = [level for level, cost in reached["reached"].items() if cost is None]
     last = entry.points[-1].scores if entry.points else {}
     return {
-        "method": entry.method, "seed": entry.seed, **spent,
-        **{name: getattr(entry, name) for name in TOKENS}, "ended": entry.ended,
+        "method": entry.method,
+        "seed": entry.seed,
+        **spent,
+        **{name: getattr(entry, name) for name in TOKENS},
+        "ended": entry.ended,
         **{name: last.get(name) for name in (*MEASURES, "retention")},
-        "levels": levels["alignment"], **reached, "ours": ours,
+        "levels": levels["alignment"],
+        **reached,
+        "ours": ours,
         "not_within": {
             level: ratios(spent, cost) if (cost := ours[level]) and entry.flops else None for level in missed
         },
         "points": [asdict(point) for point in entry.points],
-    }  # fmt: skip
+    }
 
 
 def _levels(entry: Entry, same_seed: Sequence[Entry], measure: str) -> dict[str, float]:

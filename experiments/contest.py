@@ -122,10 +122,13 @@ class Contest:
         """Row numbers as often and in the order in which stage 2 reads them."""
         settings = self.run.config.distill
         return schedule(
-            [row.language for row in parallel], round(settings.epochs * len(parallel)),
-            balance=settings.balance, batch=settings.batch, seed=self.run.config.seed,
+            [row.language for row in parallel],
+            round(settings.epochs * len(parallel)),
+            balance=settings.sampling_temperature,
+            batch=settings.batch_size,
+            seed=self.run.config.seed,
             alike=[len(row.student.prompt) for row in parallel],
-        )  # fmt: skip
+        )
 
     def _prompts(self, parallel: Sequence[Row]) -> list[Prompt]:
         """A prompt per row, as often and in the order in which stage 2 reads them."""

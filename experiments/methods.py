@@ -46,16 +46,23 @@ from isogloss.train.stage2 import distil
 SFT = {"learning_rate": 3e-3}
 DPO = {"learning_rate": 2e-3, "beta": 0.1, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]}
 GRPO = {
-    "learning_rate": 3e-3, "beta": 0.04, "num_generations": 8, "temperature": 1.0, "steps_per_generation": 4,
-}  # fmt: skip
+    "learning_rate": 3e-3,
+    "beta": 0.04,
+    "num_generations": 8,
+    "temperature": 1.0,
+    "steps_per_generation": 4,
+}
 BEHIND_SFT = GRPO | {"learning_rate": 1e-4}
 DCO = {"learning_rate": 1e-3, "beta": 1.0}
 SAMPLES = 4
 """Answers drawn per prompt for preference pairs."""
 CROSS_ENTROPY = (
-    "languages.tree=flat", *VARIANTS["no-hidden"], *VARIANTS["no-kl"], "distill.retain=0",
+    "languages.tree=flat",
+    *VARIANTS["no-hidden"],
+    *VARIANTS["no-kl"],
+    "distill.replay_fraction=0",
     *as_usual("signal", "top_k"),
-)  # fmt: skip
+)
 """Settings of our trainer with nothing but cross-entropy, on an adapter for each language."""
 PLAIN = {"enable_thinking": False}
 """As our own prompts are rendered."""
@@ -80,7 +87,7 @@ def distilled(contest: Contest, method: str, *overrides: str) -> Entry:
     run.start(carrier)
     subject = retrieval.Model(carrier.model, run.tokenizer, carrier)  # type: ignore[arg-type]
     parallel = sum(row.language != SOURCE for row in rows)
-    steps = round(settings.epochs * parallel / (1 - settings.retain)) // settings.batch
+    steps = round(settings.epochs * parallel / (1 - settings.replay_fraction)) // settings.batch_size
     way = contest.start(method, subject, steps, carrier.tree.path_rank() / carrier.tree.rank)
     work = _clean(contest, method)
 
@@ -95,10 +102,18 @@ def distilled(contest: Contest, method: str, *overrides: str) -> Entry:
     cost = Stage(method)
     with way:
         distil(
-            carrier, rows, settings, pad_id=pad_id(run.tokenizer), seed=run.config.seed,
-            work=work, curve=work / "curve.jsonl", cost=cost, bar=bar, tokenizer=run.tokenizer,
+            carrier,
+            rows,
+            settings,
+            pad_id=pad_id(run.tokenizer),
+            seed=run.config.seed,
+            work=work,
+            curve=work / "curve.jsonl",
+            cost=cost,
+            bar=bar,
+            tokenizer=run.tokenizer,
             scored=scored_elsewhere(run, rows, cost, bar),
-        )  # fmt: skip
+        )
     return way.entry
 
 
@@ -130,14 +145,17 @@ def dco(contest: Contest, settings: Mapping[str, Any] = DCO) -> Entry:
     pairs = [pair for number in contest.order(rows) if (pair := made[number]) is not None]
     if not pairs:
         raise DataError("dco compares answers of closed tasks, and the data has none")
-    steps = len(pairs) // run.config.distill.batch
+    steps = len(pairs) // run.config.distill.batch_size
     model, way = _begin(contest, "dco", steps)
     sizes = dict(settings)
     trainer = DCOTrainer(
-        model=model, pairs=pairs, pad_id=pad_id(run.tokenizer), beta=sizes.pop("beta"),
+        model=model,
+        pairs=pairs,
+        pad_id=pad_id(run.tokenizer),
+        beta=sizes.pop("beta"),
         args=TrainingArguments(**_arguments(contest, "dco", steps) | sizes, remove_unused_columns=False),
         callbacks=[Course(way)],
-    )  # fmt: skip
+    )
     _train(trainer, way)
     return way.entry
 
@@ -154,11 +172,11 @@ def dpo(contest: Contest, settings: Mapping[str, Any] = DPO, pairs: Dataset | No
             pairs = preference_pairs(contest, model)
     trainer = DPOTrainer(
         model=model,
-        args=DPOConfig(
-            **_arguments(contest, "dpo", _steps(contest)) | dict(settings), max_length=None
-        ),
-        train_dataset=pairs, processing_class=contest.run.tokenizer, callbacks=[Course(way)],
-    )  # fmt: skip
+        args=DPOConfig(**_arguments(contest, "dpo", _steps(contest)) | dict(settings), max_length=None),
+        train_dataset=pairs,
+        processing_class=contest.run.tokenizer,
+        callbacks=[Course(way)],
+    )
     _train(trainer, way)
     return way.entry
 
@@ -221,13 +239,15 @@ def _grpo(
         model=model,
         reward_funcs=alignment,
         args=GRPOConfig(
-            **arguments | dict(settings), max_completion_length=contest.run.config.evaluate.max_new_tokens,
-            shuffle_dataset=False, chat_template_kwargs=PLAIN,
+            **arguments | dict(settings),
+            max_completion_length=contest.run.config.evaluate.max_new_tokens,
+            shuffle_dataset=False,
+            chat_template_kwargs=PLAIN,
         ),
         train_dataset=Dataset.from_list([_chat(prompt) | {"number": n} for n, prompt in enumerate(prompts)]),
         processing_class=contest.run.tokenizer,
         callbacks=[Course(way, after)],
-    )  # fmt: skip
+    )
     _train(trainer, way)
 
 
@@ -243,9 +263,13 @@ def preference_pairs(contest: Contest, model: nn.Module) -> Dataset:
     reward = Reward(prompts, contest.english_responses)
     torch.manual_seed(contest.run.config.seed)
     drawn = answers(
-        model, tokenizer, [prompt.text for prompt in prompts for _ in range(SAMPLES)],
-        max_new_tokens=contest.run.config.evaluate.max_new_tokens, sample=True, batch=TOGETHER,
-    )  # fmt: skip
+        model,
+        tokenizer,
+        [prompt.text for prompt in prompts for _ in range(SAMPLES)],
+        max_new_tokens=contest.run.config.evaluate.max_new_tokens,
+        sample=True,
+        batch=TOGETHER,
+    )
     pairs = {}
     for number, prompt in enumerate(prompts):
         given = [*drawn[number * SAMPLES : (number + 1) * SAMPLES], prompt.response]
@@ -257,7 +281,7 @@ def preference_pairs(contest: Contest, model: nn.Module) -> Dataset:
 
 def _begin(contest: Contest, method: str, steps: int) -> tuple[PeftModel, Way]:
     """The reference model under one LoRA that is as wide as a path of the tree."""
-    run, settings = contest.run, contest.run.config.distill.carrier
+    run, settings = contest.run, contest.run.config.distill.adapter
     assert settings.type == "lora"  # the command refuses others
     torch.manual_seed(run.config.seed)
     rank = run.tree.path_rank()
@@ -268,19 +292,28 @@ def _begin(contest: Contest, method: str, steps: int) -> tuple[PeftModel, Way]:
 
 def _steps(contest: Contest) -> int:
     """As many as our method takes on the rows that are not English."""
-    return len(contest.prompts) // contest.run.config.distill.batch
+    return len(contest.prompts) // contest.run.config.distill.batch_size
 
 
 def _arguments(contest: Contest, method: str, steps: int) -> dict[str, Any]:
     """What all of trl's trainers are told alike: our stage 2's batch, order and precision."""
     return {
-        "output_dir": str(_clean(contest, method)), "max_steps": steps, "seed": contest.run.config.seed,
-        "per_device_train_batch_size": contest.run.config.distill.batch,
-        "lr_scheduler_type": "constant", "train_sampling_strategy": "sequential",
-        "adam_beta2": 0.98, "bf16": contest.run.dtype == torch.bfloat16,
-        "use_cpu": not torch.cuda.is_available(), "gradient_checkpointing": False, "save_strategy": "no",
-        "logging_strategy": "no", "report_to": [], "disable_tqdm": True, "dataloader_pin_memory": False,
-    }  # fmt: skip
+        "output_dir": str(_clean(contest, method)),
+        "max_steps": steps,
+        "seed": contest.run.config.seed,
+        "per_device_train_batch_size": contest.run.config.distill.batch_size,
+        "lr_scheduler_type": "constant",
+        "train_sampling_strategy": "sequential",
+        "adam_beta2": 0.98,
+        "bf16": contest.run.dtype == torch.bfloat16,
+        "use_cpu": not torch.cuda.is_available(),
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
 
 
 def _clean(contest: Contest, method: str) -> Path:

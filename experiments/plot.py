@@ -44,9 +44,13 @@ def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
                 # Seeds that are stopped by the clock end at other steps.
                 mean = [tuple(map(fmean, zip(*same, strict=True))) for same in zip(*ways, strict=False)]
                 panel.plot(
-                    *zip(*mean, strict=True), marker="o", markersize=3, color=colour,
-                    linewidth=2.4 if method == OURS else 1.2, label=method,
-                )  # fmt: skip
+                    *zip(*mean, strict=True),
+                    marker="o",
+                    markersize=3,
+                    color=colour,
+                    linewidth=2.4 if method == OURS else 1.2,
+                    label=method,
+                )
             for start in starts:
                 panel.axhline(100 * start, color="0.6", linewidth=0.8, linestyle=":")
             panel.set_xscale("log")

@@ -26,14 +26,20 @@ from isogloss.pipeline.stages import run_tune
 
 START: dict[str, dict[str, Any]] = {
     "grpo": {
-        "learning_rate": 1e-3, "beta": 0.0, "num_generations": 8, "temperature": 1.0,
+        "learning_rate": 1e-3,
+        "beta": 0.0,
+        "num_generations": 8,
+        "temperature": 1.0,
         "steps_per_generation": 4,
     },
     "dpo": {
-        "learning_rate": 5e-4, "beta": 0.1, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0],
+        "learning_rate": 5e-4,
+        "beta": 0.1,
+        "loss_type": ["sigmoid", "sft"],
+        "loss_weights": [1.0, 1.0],
     },
     "sft-grpo": dict(methods.GRPO),
-}  # fmt: skip
+}
 """Where the search starts."""
 SEARCH: dict[str, list[list[dict[str, Any]]]] = {
     "grpo": [
@@ -62,8 +68,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     overrides = [
-        f"run={asked.run}", "evaluate.split=dev", "evaluate.items=70", "evaluate.sentences=100",
-    ]  # fmt: skip
+        f"run={asked.run}",
+        "evaluate.split=dev",
+        "evaluate.items=70",
+        "evaluate.sentences=100",
+    ]
     run = open_run(load_config(None, overrides), Watcher())
     run_tune(run)
     contest = Contest(run, points=1)
@@ -81,11 +90,16 @@ def main() -> None:
             entry = _train(contest, method, settings, pairs)
             rows.append(
                 {
-                    "method": method, "settings": settings, "limit_s": asked.seconds,
-                    "seconds": entry.seconds, "drawn_s": round(drawn_s, 1), "flops": entry.flops,
-                    "step": entry.points[-1].step, **entry.points[-1].scores,
+                    "method": method,
+                    "settings": settings,
+                    "limit_s": asked.seconds,
+                    "seconds": entry.seconds,
+                    "drawn_s": round(drawn_s, 1),
+                    "flops": entry.flops,
+                    "step": entry.points[-1].step,
+                    **entry.points[-1].scores,
                 }
-            )  # fmt: skip
+            )
             print(json.dumps(rows[-1]), flush=True)
             spent = round(before + time.monotonic(), 1)
             write_json(asked.out, {"schema": 1, "processor": processor(), "spent_s": spent, "rows": rows})

@@ -80,9 +80,11 @@ def saving(rows: Sequence[Row]) -> dict[str, Any]:
         if row["method"] in RL and best and row["seed"] not in seeds:
             ours = row["ours"][BEST_RL]
             seeds[row["seed"]] = {
-                "seed": row["seed"], "method": row["method"], "alignment": row["levels"][BEST_RL],
+                "seed": row["seed"],
+                "method": row["method"],
+                "alignment": row["levels"][BEST_RL],
                 **{name: 1 - ours[name] / best[name] if ours else None for name in COSTS},
-            }  # fmt: skip
+            }
     found = list(seeds.values())
     return {
         "seeds": found,

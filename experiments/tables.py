@@ -62,9 +62,12 @@ def show_methods(rows: Sequence[dict]) -> None:
     from experiments.summary import saving, summary
 
     names = {
-        "alignment": "align.", "consistency": "consist.", "retrieval": "retr.", "fidelity": "fid.",
+        "alignment": "align.",
+        "consistency": "consist.",
+        "retrieval": "retr.",
+        "fidelity": "fid.",
         "retention": "ret.",
-    }  # fmt: skip
+    }
     methods = summary(rows)
     levels = list(dict.fromkeys(level for entry in methods for level in entry["reached"]))
     scores = Table(box=None, header_style="bold", pad_edge=False)
@@ -78,9 +81,11 @@ def show_methods(rows: Sequence[dict]) -> None:
             table.add_column(name, justify="right", no_wrap=True)
     for entry in methods:
         scores.add_row(
-            entry["method"], *(_over_seeds(entry[name], 100) for name in names),
-            f"{entry['seconds']['mean']:.0f}", f"{entry['flops']['mean'] / 1e12:.1f}",
-        )  # fmt: skip
+            entry["method"],
+            *(_over_seeds(entry[name], 100) for name in names),
+            f"{entry['seconds']['mean']:.0f}",
+            f"{entry['flops']['mean'] / 1e12:.1f}",
+        )
         for name, table in costs.items():
             table.add_row(entry["method"], *(_cost(entry, level, name) for level in levels))
     out.print(scores)

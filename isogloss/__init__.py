@@ -20,7 +20,7 @@ def run(config: str | Path | None = None, **overrides: Any) -> Path:
 
     Args:
         config: A YAML file of settings; the embedded default if not given.
-        overrides: Settings by dotted name, for example `**{"distill.lr": 1e-3}`.
+        overrides: Settings by dotted name, for example `**{"distill.learning_rate": 1e-3}`.
 
     Raises:
         isogloss.errors.IsoglossError: Something that the caller can mend.

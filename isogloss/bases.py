@@ -205,9 +205,12 @@ def _convert(file: Path, folder: Path) -> str:
     with _opened_once() as opened:
         config = AutoConfig.from_pretrained(**at)
         read: Any = AutoModelForCausalLM.from_pretrained(
-            **at, config=config, dtype=torch.float32, output_loading_info=True,
+            **at,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
             quantization_config=GgufConfig(dequantize=True),
-        )  # fmt: skip
+        )
         model, about = read
         tokenizer = AutoTokenizer.from_pretrained(**at)
         stated = opened(str(file)).get_field("general.license")

@@ -132,9 +132,12 @@ class Client:
             RunError: It was asked as often as the settings say, in vain.
         """
         retrying = Retrying(
-            retry=retry_if_exception_type(_Again), stop=stop_after_attempt(self.settings.attempts),
-            wait=self._wait, sleep=sleep_using_event(self._stop), reraise=True,
-        )  # fmt: skip
+            retry=retry_if_exception_type(_Again),
+            stop=stop_after_attempt(self.settings.attempts),
+            wait=self._wait,
+            sleep=sleep_using_event(self._stop),
+            reraise=True,
+        )
         try:
             return retrying(self._once, path, body)
         except _Again as error:

@@ -78,9 +78,14 @@ class Aligned:
         codes = self._codes(texts, languages)
         with self._turn:
             return answers(
-                self.model, self.run.tokenizer, texts, languages=codes, carrier=self.carrier,
-                batch=batch, max_new_tokens=max_new_tokens,
-            )  # fmt: skip
+                self.model,
+                self.run.tokenizer,
+                texts,
+                languages=codes,
+                carrier=self.carrier,
+                batch=batch,
+                max_new_tokens=max_new_tokens,
+            )
 
     def reference(self, texts: Sequence[str], *, max_new_tokens: int = LONGEST) -> list[str]:
         """Greedy answers of the reference model, carriers off."""
@@ -140,10 +145,15 @@ class Aligned:
 
         with self._turn:
             return complete(
-                self.model, self.run.tokenizer, prompts, languages=codes,
-                carrier=None if codes is None else self.carrier, max_new_tokens=max_new_tokens,
-                streamer=streamer, stopping_criteria=[criterion],
-            )  # fmt: skip
+                self.model,
+                self.run.tokenizer,
+                prompts,
+                languages=codes,
+                carrier=None if codes is None else self.carrier,
+                max_new_tokens=max_new_tokens,
+                streamer=streamer,
+                stopping_criteria=[criterion],
+            )
 
     def _codes(self, texts: Sequence[str], languages: str | Sequence[str] | None) -> list[str]:
         if languages is None:

@@ -33,8 +33,8 @@ from isogloss.pipeline import stages
 from isogloss.pipeline.folder import open_run
 
 ANSWERING = (
-    "languages.targets=[sw,ru,ur]", "distill.carrier.ranks={root: 2, family: 1, language: 2}",
-    "distill.carrier.layers=3",
+    "languages.targets=[sw,ru,ur]", "distill.adapter.ranks={root: 2, family: 1, language: 2}",
+    "distill.adapter.layers=3",
 )  # fmt: skip
 SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 TEMPLATE = (

@@ -93,9 +93,16 @@ def job(
     out = folder / name
     out.mkdir(exist_ok=True)
     arguments = training_arguments(
-        out / "work", steps=STEPS, batch=BATCH, accumulate=accumulate, lr=1e-3, weight_decay=0.0, seed=0,
-        bf16=False, save_every=2,
-    )  # fmt: skip
+        out / "work",
+        steps=STEPS,
+        batch_size=BATCH,
+        gradient_accumulation_steps=accumulate,
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        seed=0,
+        bf16=False,
+        save_every=2,
+    )
     arguments.max_grad_norm = 0.0
     order = [(number * 3 + number // 8) % len(samples) for number in range(STEPS * BATCH)]
     trainer = ResponseTrainer(

@@ -10,11 +10,21 @@ import isogloss
 from isogloss.errors import ConfigError, IsoglossError, RunError
 
 SMALL = {
-    "data.english_items": 24, "tune.epochs": 1, "tune.batch": 8, "languages.targets": ("sw", "ur"),
-    "languages.items": {"high": 6, "middle": 6, "low": 6}, "distill.epochs": 1, "distill.batch": 6,
-    "distill.max_prompt": 5000, "distill.lr": 1e-5, "evaluate.items": 7, "evaluate.sentences": 6,
-    "evaluate.max_new_tokens": 3, "dtype": "float32", "data_root": None,
-}  # fmt: skip
+    "data.english_items": 24,
+    "tune.epochs": 1,
+    "tune.batch_size": 8,
+    "languages.targets": ("sw", "ur"),
+    "languages.items": {"high": 6, "middle": 6, "low": 6},
+    "distill.epochs": 1,
+    "distill.batch_size": 6,
+    "distill.max_prompt_length": 5000,
+    "distill.learning_rate": 1e-5,
+    "evaluate.items": 7,
+    "evaluate.sentences": 6,
+    "evaluate.max_new_tokens": 3,
+    "dtype": "float32",
+    "data_root": None,
+}
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +88,9 @@ def test_load_refuses_what_is_no_run(tmp_path):
 def test_run_refuses_wrong_settings_and_makes_no_folder(tmp_path):
     """The same sentences as on the command line; a caller may catch the one base class."""
     with pytest.raises(ConfigError) as caught:
-        isogloss.run(**{"run": tmp_path / "new", "distill.lr": 0, "evaluate.suites": ["flores"]})
+        isogloss.run(**{"run": tmp_path / "new", "distill.learning_rate": 0, "evaluate.suites": ["flores"]})
     assert str(caught.value).split("\n") == [
-        "--set distill.lr=0: distill.lr is 0; it must be a number above 0",
+        "--set distill.learning_rate=0: distill.learning_rate is 0; it must be a number above 0",
         '--set evaluate.suites=["flores"]: evaluate.suites holds "flores"; each must be demo, massive, '
         "flores101, ntrex, translation, xnli, pawsx, sib200, xcopa, xquad, mlqa, xglue, language_confusion "
         "or parallel; did you mean flores101?",

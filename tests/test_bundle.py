@@ -17,12 +17,23 @@ from isogloss.pipeline import bundle, stages
 from isogloss.pipeline.folder import load_run, open_run
 
 SMALL = (
-    "data.english_items=16", "tune.method=lora", "tune.lora_rank=2", "tune.lr=0.01", "tune.batch=4",
-    "tune.epochs=1", "tune.privileged=0", "languages.targets=[sw,ur]",
-    "languages.items={high: 7, middle: 7, low: 7}", "distill.carrier.layers=3", "distill.batch=4",
-    "distill.epochs=1", "distill.retain=0", "distill.max_prompt=1500",
-    "evaluate.max_new_tokens=4", "dtype=float32",
-)  # fmt: skip
+    "data.english_items=16",
+    "tune.method=lora",
+    "tune.lora_rank=2",
+    "tune.learning_rate=0.01",
+    "tune.batch_size=4",
+    "tune.epochs=1",
+    "tune.teacher_prompt_fraction=0",
+    "languages.targets=[sw,ur]",
+    "languages.items={high: 7, middle: 7, low: 7}",
+    "distill.adapter.layers=3",
+    "distill.batch_size=4",
+    "distill.epochs=1",
+    "distill.replay_fraction=0",
+    "distill.max_prompt_length=1500",
+    "evaluate.max_new_tokens=4",
+    "dtype=float32",
+)
 ASKED = ["Habari?", "Ndiyo", "سلام", "Hello"]
 
 
@@ -77,9 +88,16 @@ def test_derived_weights_carry_the_bases_licence(finished: Config):
 def test_a_bundle_gives_the_same_model_and_the_same_answers(finished: Config, handed: Path):
     """Its tuned weights are the run's to the bit; it holds neither these nor a path of the machine."""
     assert sorted(f.name for f in handed.iterdir()) == [
-        ".gitignore", "NOTICE.md", "README.md", "adapters", "bundle.json", "chat_template.jinja",
-        "config.yaml", "stage1_adapter", "tree.json",
-    ]  # fmt: skip
+        ".gitignore",
+        "NOTICE.md",
+        "README.md",
+        "adapters",
+        "bundle.json",
+        "chat_template.jinja",
+        "config.yaml",
+        "stage1_adapter",
+        "tree.json",
+    ]
     here, there = isogloss.load(finished.run), isogloss.load(handed)
     ours, theirs = here.run.reference_model().state_dict(), there.run.reference_model().state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)

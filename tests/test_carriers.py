@@ -21,10 +21,18 @@ from isogloss.pipeline import add_language, evaluation, stages
 from isogloss.pipeline.folder import Run, Watcher, open_run
 
 SMALL = (
-    "languages.targets=[sw,ru]", "languages.items={high: 5, middle: 5, low: 5}", "data.english_items=20",
-    "distill.epochs=2", "distill.batch=4", "distill.lr=0.01", "evaluate.items=7", "evaluate.sentences=4",
-    "evaluate.max_new_tokens=2", "distill.max_prompt=1024", "dtype=float32",
-)  # fmt: skip
+    "languages.targets=[sw,ru]",
+    "languages.items={high: 5, middle: 5, low: 5}",
+    "data.english_items=20",
+    "distill.epochs=2",
+    "distill.batch_size=4",
+    "distill.learning_rate=0.01",
+    "evaluate.items=7",
+    "evaluate.sentences=4",
+    "evaluate.max_new_tokens=2",
+    "distill.max_prompt_length=1024",
+    "dtype=float32",
+)
 IDS = torch.arange(20, 40).view(2, 10)
 
 
@@ -43,7 +51,9 @@ def logits(model):
 def done(request, base, tiny, tokenizer, tmp_path_factory):
     """A run whose stage 2 is done; its reference model is a random one."""
     folder = tmp_path_factory.mktemp(request.param) / "run"
-    carrier = f"distill.carrier={{type: {request.param}, lengths: {{root: 3, family: 1, language: 2}}}}"
+    carrier = (
+        f"distill.adapter={{type: {request.param}, num_virtual_tokens: {{root: 3, family: 1, language: 2}}}}"
+    )
     config = load_config(None, (*SMALL, carrier, f"run={folder}", f"model={base}"))
     run = open_run(config)
     tiny("qwen3").save_pretrained(run.tuned)
@@ -76,7 +86,7 @@ def test_every_language_is_what_peft_loads(done):
         loaded = PeftModel.from_pretrained(
             done.reference_model(), str(done.folder / "adapters" / code)
         ).eval()
-        kind = {"prefix": "PREFIX_TUNING", "embedding": "PROMPT_TUNING"}[done.config.distill.carrier.type]
+        kind = {"prefix": "PREFIX_TUNING", "embedding": "PROMPT_TUNING"}[done.config.distill.adapter.type]
         assert loaded.active_peft_config.peft_type == kind
         assert (logits(loaded) - answers_of(done, code)).abs().max() <= 1e-4
         carrier = done.student(done.reference_model(), trained=True)
@@ -111,7 +121,7 @@ def test_a_language_joins_and_the_others_stay_to_the_bit(done):
 
 def test_exports_load_as_their_cards_say(done, tmp_path, monkeypatch):
     """In PEFT's format, as prompt embeddings, and distilled into a LoRA; whole models are refused."""
-    kind = done.config.distill.carrier.type
+    kind = done.config.distill.adapter.type
     said = []
     monkeypatch.setattr(done.watcher, "say", said.append)
     (peft,) = adapters.export(done, ["sw"], "peft", tmp_path / "peft")
@@ -173,7 +183,7 @@ def test_a_file_of_ones_own_has_a_licence_to_be_stated(tmp_path, monkeypatch):
 
 def test_an_export_that_is_not_what_was_trained_is_refused(done, tmp_path, monkeypatch):
     """The carrier writes another language's path, and no folder of that name is left."""
-    kind = {"prefix": TreePrefix, "embedding": TreeEmbedding}[done.config.distill.carrier.type]
+    kind = {"prefix": TreePrefix, "embedding": TreeEmbedding}[done.config.distill.adapter.type]
     write = kind.export
     monkeypatch.setattr(kind, "export", lambda self, code, *rest: write(self, "ru", *rest))
     with pytest.raises(RunError, match=r"^sw: loaded again, the export is not the run's own model: largest"):
@@ -221,5 +231,5 @@ def test_a_lora_learns_what_a_carrier_does(tiny, five, tokenizer, tmp_path, make
 @pytest.mark.parametrize("kind", ["prefix", "embedding"])
 def test_each_carrier_is_a_variant_of_an_ablation(kind):
     """It replaces the adapters' settings as a whole, and the step with them."""
-    config = with_overrides(load_config(None, ["distill.carrier.ranks.root=3"]), VARIANTS[kind])
-    assert (config.distill.carrier.type, config.distill.lr) == (kind, 0.1)
+    config = with_overrides(load_config(None, ["distill.adapter.ranks.root=3"]), VARIANTS[kind])
+    assert (config.distill.adapter.type, config.distill.learning_rate) == (kind, 0.1)

@@ -23,9 +23,9 @@ from isogloss.cli.screen import printable
 from isogloss.files import LOCK
 
 SMALL = (
-    "data.english_items=24", "tune.epochs=1", "tune.batch=8", "languages.targets=[sw,es,ur]",
-    "languages.items={high: 6, middle: 6, low: 6}", "distill.epochs=1", "distill.batch=6",
-    "distill.max_prompt=5000", "evaluate.items=7", "evaluate.sentences=6", "evaluate.max_new_tokens=3",
+    "data.english_items=24", "tune.epochs=1", "tune.batch_size=8", "languages.targets=[sw,es,ur]",
+    "languages.items={high: 6, middle: 6, low: 6}", "distill.epochs=1", "distill.batch_size=6",
+    "distill.max_prompt_length=5000", "evaluate.items=7", "evaluate.sentences=6", "evaluate.max_new_tokens=3",
     "dtype=float32",
 )  # fmt: skip
 
@@ -77,7 +77,7 @@ def but_locks(folder: Path) -> dict[str, bytes]:
         (["run", "a.yaml"], "error a.yaml does not exist; name a YAML file of settings"),
         (
             ["run", "--set", "seed"],
-            "error --set seed: write it as name=value, for example --set distill.lr=0.001",
+            "error --set seed: write it as name=value, for example --set distill.learning_rate=0.001",
         ),
         (
             ["distill"],
@@ -218,7 +218,7 @@ def test_evaluate_works_on_the_folder_that_it_is_given(finished, capsys, tmp_pat
     assert refusal(["evaluate", str(copy / "config.yaml")], capsys) == [
         f"error {copy}/config.yaml is a file; name the run's folder, {copy}"
     ]
-    for name in ("seed=1", "run=other", "distill.lr=1"):
+    for name in ("seed=1", "run=other", "distill.learning_rate=1"):
         assert refusal(["evaluate", str(copy), "--set", name], capsys) == [
             f"error --set {name}: a finished run may be given other settings of evaluate and another "
             "data_root, nothing else"
@@ -502,8 +502,8 @@ def test_a_merged_export_is_a_plain_model_of_the_same_logits(finished, capsys, t
         ),
         (
             "add-language",
-            ["de", "--set", "distill.carrier.scaling=1"],
-            "error --set distill.carrier.scaling=1: ",
+            ["de", "--set", "distill.adapter.scaling=1"],
+            "error --set distill.adapter.scaling=1: ",
         ),
         (
             "add-language",
@@ -544,7 +544,7 @@ def test_an_ablation_measures_variants_on_one_reference_model(base, tmp_path, ca
     """Two trees and one of the caller's own, two runs at a time; started again, one by one, it does nothing
     twice."""
     folder = tmp_path / "out"
-    asked = ["--variant", "families", "--variant", "flat", "--variant", "small: distill.carrier.ranks.root=2"]
+    asked = ["--variant", "families", "--variant", "flat", "--variant", "small: distill.adapter.ranks.root=2"]
     command = [*small(tmp_path / "unused", base), "--out", str(folder), *asked]
     assert leave([*command, "--jobs", "2"], ablate.app) == 0
     lines = capsys.readouterr().out.split("\n")
@@ -599,7 +599,10 @@ def test_an_ablation_over_numbers_of_items_is_a_learning_curve(base, tmp_path):
     ("variant", "line"),
     [
         ("flatt", "error --variant flatt: there are families, learned, random, flat, shared, "),
-        ("x: tune.lr=1", "error --variant x: tune.lr=1: tune.lr=1 changes stage 1 or the evaluation, "),
+        (
+            "x: tune.epochs=1",
+            "error --variant x: tune.epochs=1: tune.epochs=1 changes stage 1 or the evaluation, ",
+        ),
         ("x:", "error --variant x:: write it as 'NAME: a.b=c d.e=f'"),
     ],
 )

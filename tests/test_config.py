@@ -18,6 +18,7 @@ from isogloss.config import (
     refuse_shared,
     root_of_environment,
 )
+from isogloss.config.renamed import RENAMED
 from isogloss.errors import ConfigError
 from isogloss.languages import XGLUE_TWELVE
 
@@ -37,7 +38,11 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
     ("text", "line"),
     [
         ("sed: 3", "run.yaml:1: sed is not a setting; did you mean seed?"),
-        ("lr: 1", "run.yaml:1: lr is not a setting; did you mean tune.lr or distill.lr?"),
+        (
+            "learning_rate: 1",
+            "run.yaml:1: learning_rate is not a setting; "
+            "did you mean tune.learning_rate or distill.learning_rate?",
+        ),
         (
             "distill:\n  temprature: 2",
             "run.yaml:2: distill.temprature is not a setting; did you mean temperature?",
@@ -115,16 +120,28 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
             "languages:\n  amounts: {sw: many}",
             'run.yaml:2: languages.amounts.sw is "many"; it must be a whole number of at least 1',
         ),
-        ("tune: {lr: 0}", "run.yaml:1: tune.lr is 0; it must be a number above 0"),
+        ("tune: {learning_rate: 0}", "run.yaml:1: tune.learning_rate is 0; it must be a number above 0"),
         (
             "tune: {selection: {keep: 0}}",
             "run.yaml:1: tune.selection.keep is 0; it must be a number above 0 and at most 1",
         ),
-        ("tune: {lr: .nan}", "run.yaml:1: tune.lr is NaN; it must be a number above 0"),
-        ('tune: {lr: "1"}', 'run.yaml:1: tune.lr is "1"; it must be a number above 0, without quotes'),
-        ("tune: {batch: 2.5}", "run.yaml:1: tune.batch is 2.5; it must be a whole number of at least 1"),
-        ("tune: {batch: true}", "run.yaml:1: tune.batch is true; it must be a whole number of at least 1"),
-        ("tune: {accumulate: 5}", "run.yaml:1: tune.accumulate must divide batch, which is 32"),
+        ("tune: {learning_rate: .nan}", "run.yaml:1: tune.learning_rate is NaN; it must be a number above 0"),
+        (
+            'tune: {learning_rate: "1"}',
+            'run.yaml:1: tune.learning_rate is "1"; it must be a number above 0, without quotes',
+        ),
+        (
+            "tune: {batch_size: 2.5}",
+            "run.yaml:1: tune.batch_size is 2.5; it must be a whole number of at least 1",
+        ),
+        (
+            "tune: {batch_size: true}",
+            "run.yaml:1: tune.batch_size is true; it must be a whole number of at least 1",
+        ),
+        (
+            "tune: {gradient_accumulation_steps: 5}",
+            "run.yaml:1: tune.gradient_accumulation_steps must divide batch_size, which is 32",
+        ),
         (
             "tune: {selection: 3}",
             "run.yaml:1: tune.selection is 3; it must be settings: enabled, keep, max_chars",
@@ -138,30 +155,30 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
             "run.yaml:1: tune.selection.enabled is 1; it must be true or false",
         ),
         (
-            "distill: {carrier: {ranks: {root: -1}}}",
-            "run.yaml:1: distill.carrier.ranks.root is -1; it must be a whole number of at least 0",
+            "distill: {adapter: {ranks: {root: -1}}}",
+            "run.yaml:1: distill.adapter.ranks.root is -1; it must be a whole number of at least 0",
         ),
         (
-            "distill: {carrier: {type: prefix, ranks: {root: 1}}}",
-            "run.yaml:1: distill.carrier.ranks is not a setting of carrier type prefix; there are type, "
-            "lengths, init",
+            "distill: {adapter: {type: prefix, ranks: {root: 1}}}",
+            "run.yaml:1: distill.adapter.ranks is not a setting of adapter type prefix; there are type, "
+            "num_virtual_tokens, init",
         ),
         (
-            "distill: {carrier: {type: soft}}",
-            'run.yaml:1: distill.carrier.type is "soft"; it must be lora, prefix or embedding',
+            "distill: {adapter: {type: soft}}",
+            'run.yaml:1: distill.adapter.type is "soft"; it must be lora, prefix or embedding',
         ),
         (
-            "distill: {carrier: {type: prefix}, gradient_checkpointing: true}",
-            "run.yaml:1: distill.gradient_checkpointing must be false with carrier.type prefix: layers that "
+            "distill: {adapter: {type: prefix}, gradient_checkpointing: true}",
+            "run.yaml:1: distill.gradient_checkpointing must be false with adapter.type prefix: layers that "
             "are computed again read no past keys and values; take lora or embedding",
         ),
         (
-            "distill: {carrier: {type: embedding}, lr_b_ratio: 4.0}",
-            "run.yaml:1: distill.lr_b_ratio must be 1 with carrier.type embedding; it is for lora",
+            "distill: {adapter: {type: embedding}, loraplus_lr_ratio: 4.0}",
+            "run.yaml:1: distill.loraplus_lr_ratio must be 1 with adapter.type embedding; it is for lora",
         ),
         (
-            "distill: {kl: 0, ce: 0, hidden: 0}",
-            "run.yaml:1: distill.kl must be above 0 where ce and hidden are 0 too",
+            "distill: {kl_weight: 0, ce_weight: 0, similarity_weight: 0}",
+            "run.yaml:1: distill.kl_weight must be above 0 where ce_weight and similarity_weight are 0 too",
         ),
         (
             "shard: true\ntune: {method: full}",
@@ -172,7 +189,7 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
             "run.yaml:2: four_bit must be false with shard; each is there for a large model",
         ),
         (
-            "shard: true\ntune: {method: lora}\ndistill:\n  on_policy: 0.5\n  kl: 1",
+            "shard: true\ntune: {method: lora}\ndistill:\n  on_policy: 0.5\n  kl_weight: 1",
             "run.yaml:4: distill.on_policy must be 0 with shard: processes draw responses of unlike lengths",
         ),
         (
@@ -180,7 +197,7 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
             "run.yaml:2: shard must be false with compile, which wants a layer whole",
         ),
         (
-            "compile: true\ndistill:\n  on_policy: 0.5\n  kl: 1",
+            "compile: true\ndistill:\n  on_policy: 0.5\n  kl_weight: 1",
             "run.yaml:3: distill.on_policy must be 0 with compile: every length drawn has its shape",
         ),
         (
@@ -214,8 +231,8 @@ def test_a_wrong_setting_is_one_line_with_its_place_and_the_way_out(text, line, 
     assert refused(text, tmp_path) == [line]
 
 
-MUTE = "has no effect with kl 0, where no prompt is distilled; set distill.kl above 0"
-SERVER = "kl: 1, teacher: {type: server, url: 'http://a/v1', model: m}"
+MUTE = "has no effect with kl_weight 0, where no prompt is distilled; set distill.kl_weight above 0"
+SERVER = "kl_weight: 1, teacher: {type: server, url: 'http://a/v1', model: m}"
 
 
 @pytest.mark.parametrize(
@@ -225,31 +242,32 @@ SERVER = "kl: 1, teacher: {type: server, url: 'http://a/v1', model: m}"
         ("distill: {require_texts: true}", f"distill.require_texts {MUTE}"),
         ("distill: {teacher_reads: [texts]}", f"distill.teacher_reads {MUTE}"),
         ("distill: {divergence: reverse}", f"distill.divergence {MUTE}"),
-        ("distill: {hear: right}", f"distill.hear {MUTE}"),
+        ("distill: {kl_mask: teacher_correct}", f"distill.kl_mask {MUTE}"),
         ("distill: {temperature: 2}", f"distill.temperature {MUTE}"),
         (
-            "distill: {carrier: {type: prefix, init: random}, texts: a.yaml}", f"distill.texts {MUTE}",
+            "distill: {adapter: {type: prefix, init: random}, texts: a.yaml}", f"distill.texts {MUTE}",
         ),
         ("distill: {top_k: 8}", "distill.top_k has no effect where signal is hidden"),
         (
-            "distill: {signal: top_k, retain: 0}",
-            "distill.signal has no effect with kl and retain 0, where the teacher says nothing",
+            "distill: {signal: top_k, replay_fraction: 0}",
+            "distill.signal has no effect with kl_weight and replay_fraction 0, "
+            "where the teacher says nothing",
         ),
         (
-            "distill: {kl: 1, teacher_reads: [twin], texts: a.yaml}",
+            "distill: {kl_weight: 1, teacher_reads: [twin], texts: a.yaml}",
             "distill.texts has no effect where teacher_reads has no texts",
         ),
         (
-            "distill: {kl: 1, hear: right, on_policy: 0.5}",
-            "distill.hear has no effect on steps that are on-policy; set on_policy to 0",
+            "distill: {kl_weight: 1, kl_mask: teacher_correct, on_policy: 0.5}",
+            "distill.kl_mask has no effect on steps that are on-policy; set on_policy to 0",
         ),
         (
-            "distill: {kl: 1, on_policy: 1, signal: top_k}",
+            "distill: {kl_weight: 1, on_policy: 1, signal: top_k}",
             "distill.signal has no effect where all steps are on-policy",
         ),
         (
-            "distill: {kl: 1, on_policy: 1, ce: 2}",
-            "distill.ce has no effect where all steps are on-policy; set it to 0",
+            "distill: {kl_weight: 1, on_policy: 1, ce_weight: 2}",
+            "distill.ce_weight has no effect where all steps are on-policy; set it to 0",
         ),
         (
             f"distill: {{{SERVER}, signal: top_k}}",
@@ -259,11 +277,20 @@ SERVER = "kl: 1, teacher: {type: server, url: 'http://a/v1', model: m}"
             f"distill: {{{SERVER}, top_k: 8}}",
             "distill.top_k has no effect on what another teacher scores; set teacher.top_k",
         ),
-        ("distill: {hidden: 0, contrast: 0.1}", "distill.contrast has no effect with hidden 0"),
-        ("distill: {hidden: 0, fade: 0}", "distill.fade has no effect with hidden 0"),
-        ("distill: {hidden: 0, layer: 3}", "distill.layer has no effect with hidden 0"),
         (
-            "distill: {kl: 1, teacher: {type: model, path: a/b, max_new_tokens: 9}}",
+            "distill: {similarity_weight: 0, similarity_temperature: 0.1}",
+            "distill.similarity_temperature has no effect with similarity_weight 0",
+        ),
+        (
+            "distill: {similarity_weight: 0, similarity_decay: 0}",
+            "distill.similarity_decay has no effect with similarity_weight 0",
+        ),
+        (
+            "distill: {similarity_weight: 0, similarity_layer: 3}",
+            "distill.similarity_layer has no effect with similarity_weight 0",
+        ),
+        (
+            "distill: {kl_weight: 1, teacher: {type: model, path: a/b, max_new_tokens: 9}}",
             "distill.teacher.max_new_tokens has no effect where level is token, which writes nothing",
         ),
         (
@@ -284,11 +311,11 @@ SERVER = "kl: 1, teacher: {type: server, url: 'http://a/v1', model: m}"
             "distill.level_dropout must be 0 where a leaf has all of a path's rows",
         ),
         (
-            "distill: {level_dropout: 0.1, carrier: {ranks: {root: 0, family: 0}}}",
+            "distill: {level_dropout: 0.1, adapter: {ranks: {root: 0, family: 0}}}",
             "distill.level_dropout must be 0 where a leaf has all of a path's rows",
         ),
         (
-            "distill: {shrinkage: 0.1, carrier: {ranks: {family: 0, language: 0}}}",
+            "distill: {shrinkage: 0.1, adapter: {ranks: {family: 0, language: 0}}}",
             "distill.shrinkage must be 0 where the root has all of a path's rows",
         ),
         (
@@ -305,11 +332,12 @@ def test_a_setting_without_effect_is_refused(text, says, tmp_path):
 @pytest.mark.parametrize(
     "distill",
     [
-        "{kl: 1, texts: a.yaml, teacher_reads: [texts], divergence: reverse, hear: right}",
+        "{kl_weight: 1, texts: a.yaml, teacher_reads: [texts], divergence: reverse}",
+        "{kl_weight: 1, kl_mask: teacher_correct}",
         "{signal: top_k, top_k: 8}",  # English rows keep to what the model says
-        "{carrier: {type: prefix}, texts: a.yaml}",  # nodes begin as their texts
+        "{adapter: {type: prefix}, texts: a.yaml}",  # nodes begin as their texts
         "{teacher: {type: model, path: a/b, level: sequence}, teacher_reads: [texts], texts: a.yaml}",
-        "{temperature: 1, hear: all, top_k: 32}",  # as without
+        "{temperature: 1, kl_mask: all, top_k: 32}",  # as without
     ],
 )
 def test_a_setting_with_an_effect_is_taken(distill, tmp_path):
@@ -327,7 +355,7 @@ def test_a_home_is_written_out_in_every_path(tmp_path, monkeypatch):
         None,
         [
             "run=~/r", "model=~/m", "data_root=~/d", "data={type: table, path: ~/t, columns: {}}",
-            "languages.tree=~/tree.yaml", "distill.kl=1", "distill.texts=~/x", "distill.cache=~/c",
+            "languages.tree=~/tree.yaml", "distill.kl_weight=1", "distill.texts=~/x", "distill.cache=~/c",
             "distill.teacher={type: model, path: ~/big}", "evaluate.xglue.path=~/g",
             "evaluate.parallel.path=~/p",
         ],
@@ -375,7 +403,9 @@ def test_what_is_for_choosing_is_measured_on_dev():
     assert for_choosing(load_config(None, ["evaluate.items=5"])).evaluate == Evaluate(split="dev", items=5)
 
 
-@pytest.mark.parametrize("setting", ["max_prompt=9", "hear=all", "contrast=0.1", "fade=0"])
+@pytest.mark.parametrize(
+    "setting", ["max_prompt_length=9", "kl_mask=all", "similarity_temperature=0.1", "similarity_decay=0"]
+)
 def test_a_language_that_joins_may_raise_what_a_message_tells_it_to(setting):
     """Training settings are its own; what the run's other languages share is not."""
     refuse_shared([f"distill.{setting}"])
@@ -386,23 +416,28 @@ def test_a_language_that_joins_may_raise_what_a_message_tells_it_to(setting):
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("seed", "--set seed: write it as name=value, for example --set distill.lr=0.001"),
-        ("=3", "--set =3: write it as name=value, for example --set distill.lr=0.001"),
+        ("seed", "--set seed: write it as name=value, for example --set distill.epochs=2"),
+        ("=3", "--set =3: write it as name=value, for example --set distill.epochs=2"),
         ("seed.x=1", "--set seed.x=1: seed holds no settings; write --set seed=value"),
-        ("tune.lr=-1", "--set tune.lr=-1: tune.lr is -1; it must be a number above 0"),
+        (
+            "tune.learning_rate=-1",
+            "--set tune.learning_rate=-1: tune.learning_rate is -1; it must be a number above 0",
+        ),
         ("a=[1", "--set a=[1: the value is not YAML (expected ',' or ']', but got '<stream end>'); quote it"),
         ("data.type=chat", "--set data.type=chat: data.path is missing; it must be a path"),
     ],
 )
 def test_a_wrong_override_names_itself(override, line, tmp_path):
     """The place of a setting from --set is that option, though the file sets it too."""
-    assert refused("seed: 1\ntune: {lr: 0.1}", tmp_path, override) == [line]
+    assert refused("seed: 1\ntune: {learning_rate: 0.1}", tmp_path, override) == [line]
 
 
 def test_all_errors_come_together_in_the_order_of_writing(tmp_path):
     """One run of the command shows everything that has to be mended."""
-    assert refused("tune: {lr: 0}\nsed: 1\nlanguages: {targets: [xx, en]}", tmp_path, "dtype=x") == [
-        "run.yaml:1: tune.lr is 0; it must be a number above 0",
+    assert refused(
+        "tune: {learning_rate: 0}\nsed: 1\nlanguages: {targets: [xx, en]}", tmp_path, "dtype=x"
+    ) == [
+        "run.yaml:1: tune.learning_rate is 0; it must be a number above 0",
         "run.yaml:2: sed is not a setting; did you mean seed?",
         "run.yaml:3: languages.targets: 'xx' is not a known language code; "
         "use one such as sw, swh_Latn or Swahili",
@@ -444,7 +479,7 @@ def test_what_a_teacher_needs_must_be_there(distill, line, tmp_path, monkeypatch
     """A folder without a model is none; an empty variable is not set."""
     (tmp_path / "large").mkdir()
     monkeypatch.setenv("NO_KEY", "")
-    text = f"distill:\n  kl: 1.0\n  {distill}\n".replace("FOLDER", str(tmp_path))
+    text = f"distill:\n  kl_weight: 1.0\n  {distill}\n".replace("FOLDER", str(tmp_path))
     assert refused(text, tmp_path, places=True) == [f"run.yaml:3: {line}"]
     load_config(tmp_path / "run.yaml")
 
@@ -484,9 +519,14 @@ def test_a_config_that_does_not_exist_suggests_its_neighbour(tmp_path):
 def test_overrides_are_yaml_and_lists_are_replaced():
     """Plain scalars are those of YAML 1.2: 1e-3 is a number; codes of any kind become ours, each once."""
     config = load_config(
-        overrides=["tune.lr=1e-3", "languages.targets=[swh_Latn, nb, sw]", "model=no", "data.type=massive"]
+        overrides=[
+            "tune.learning_rate=1e-3",
+            "languages.targets=[swh_Latn, nb, sw]",
+            "model=no",
+            "data.type=massive",
+        ]
     )
-    assert (config.tune.lr, config.languages.targets, config.model) == (0.001, ("sw", "nb"), "no")
+    assert (config.tune.learning_rate, config.languages.targets, config.model) == (0.001, ("sw", "nb"), "no")
     assert config.data.type == "massive"
 
 
@@ -518,7 +558,7 @@ def test_an_amount_of_a_language_that_is_not_taught_is_refused(tmp_path):
 @pytest.mark.parametrize("path", [None, *EXAMPLES], ids=lambda p: p.stem if p else "default")
 def test_every_example_loads_and_its_dump_loads_to_the_same(path, tmp_path):
     """Texts that look like numbers survive too."""
-    config = load_config(path, ["tune.lr=0.00001", 'model="1e3"'])
+    config = load_config(path, ["tune.learning_rate=0.00001", 'model="1e3"'])
     (tmp_path / "config.yaml").write_text(dump_config(config), "utf-8")
     assert load_config(tmp_path / "config.yaml") == config
     assert dump_config(load_config(tmp_path / "config.yaml")) == dump_config(config)
@@ -576,3 +616,69 @@ def test_a_file_of_several_must_be_there(tmp_path):
     """Its line is told."""
     text = f"data:\n- {{type: demo}}\n- {{type: parallel, path: {tmp_path}/x.jsonl}}\n"
     assert refused(text, tmp_path, places=True) == ["run.yaml:1: data.path is x.jsonl; there is no such file"]
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_an_old_name_is_refused_with_its_new_one(old, new, tmp_path):
+    """In a file and by --set, in one line."""
+    adapter = "" if new.count(".") < 2 or "modules" in new else "type: prefix, "
+    section, *rest = old.split(".")
+    text = (
+        f"{section}: {{{rest[0]}: {{{adapter}{rest[1]}: 1}}}}" if rest[1:] else f"{section}: {{{rest[0]}: 1}}"
+    )
+    assert refused(text, tmp_path) == [f"run.yaml:1: {old} was renamed; write {new}"]
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [f"{old}=1"])
+    assert f"--set {old}=1: {old} was renamed; write {new}" == str(caught.value)
+
+
+def test_every_new_name_is_a_setting():
+    """One that is not would send a user from one refusal to the next."""
+    entries = load_config(None, ["distill.adapter.type=prefix"]).model_dump()
+    entries["distill"]["adapter"] |= load_config().distill.adapter.model_dump()
+    for new in RENAMED.values():
+        at = entries
+        for part in new.split("."):
+            at = at[part]
+
+
+def test_a_run_of_an_earlier_release_is_refused_with_every_new_name(tmp_path):
+    """Its config.yaml has all settings: one line for each that has another name today."""
+    text = "distill:\n  carrier: {type: lora}\n  kl: 0.0\n  hear: all\ntune:\n  lr: 0.001"
+    assert refused(text, tmp_path) == [
+        "run.yaml:2: distill.carrier was renamed; write distill.adapter",
+        "run.yaml:3: distill.kl was renamed; write distill.kl_weight",
+        "run.yaml:4: distill.hear was renamed; write distill.kl_mask",
+        "run.yaml:6: tune.lr was renamed; write tune.learning_rate",
+    ]
+
+
+def test_how_steps_are_made_is_set_for_both_stages():
+    """Today's values where nobody says otherwise."""
+    config = load_config()
+    usual = {"warmup_ratio": 0.05, "adam_beta1": 0.9, "adam_beta2": 0.98, "max_grad_norm": 1.0}
+    for stage in (config.tune, config.distill):
+        assert {name: getattr(stage, name) for name in usual} == usual
+    assert config.tune.weight_decay == 0.01
+    changed = load_config(None, ["tune.adam_beta1=0.8", "distill.max_grad_norm=0"])
+    assert (changed.tune.adam_beta1, changed.distill.max_grad_norm) == (0.8, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("distill.weight_decay=0.1", "distill.weight_decay is not a setting: it would move the nodes that"),
+        ("tune.adam_beta2=1", "tune.adam_beta2 is 1; it must be a number of at least 0 and below 1"),
+        (
+            "distill.replay_fraction=1",
+            "distill.replay_fraction is 1; it must be a number of at least 0 and below 1",
+        ),
+        ("distill.warmup_ratio=1.5", "distill.warmup_ratio is 1.5; it must be a number between 0 and 1"),
+        ("distill.max_grad_norm=-1", "distill.max_grad_norm is -1; it must be a number of at least 0"),
+    ],
+)
+def test_steps_that_cannot_be_are_refused(override, says):
+    """In one line that names the setting."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    assert str(caught.value).startswith(f"--set {override}: {says}") and "\n" not in str(caught.value)

@@ -30,14 +30,23 @@ def known(monkeypatch):
 def followed(config: Config) -> tuple:
     """Every setting that follows the model."""
     tune, distill = config.tune, config.distill
-    ranks = tuple(distill.carrier.levels.values())
-    return tune.method, tune.lora_rank, tune.epochs, tune.lr, distill.lr, distill.epochs, distill.kl, ranks
+    ranks = tuple(distill.adapter.levels.values())
+    return (
+        tune.method,
+        tune.lora_rank,
+        tune.epochs,
+        tune.learning_rate,
+        distill.learning_rate,
+        distill.epochs,
+        distill.kl_weight,
+        ranks,
+    )
 
 
 def test_the_embedded_models_defaults_are_its_own(known):
     """As measured in docs/log.md; nothing is looked up for it."""
     assert followed(load_config(places=True)) == ("full", 16, 1.5, 1e-3, 3e-3, 4.5, 0.0, (12, 2, 2))
-    assert followed(load_config(None, ["model=demo", "tune.lr=null"])) == followed(Config())
+    assert followed(load_config(None, ["model=demo", "tune.learning_rate=null"])) == followed(Config())
 
 
 @pytest.mark.parametrize(
@@ -86,14 +95,19 @@ def test_a_models_facts_come_from_its_config_alone(tmp_path, shapes, facts):
     shapes.save_pretrained(tmp_path)
     assert look_up(str(tmp_path)) == facts
     found = load_config(None, [f"model={tmp_path}"])
-    assert found.distill.lr == (5e-4 if facts is QWEN_06B else 2e-4)
+    assert found.distill.learning_rate == (5e-4 if facts is QWEN_06B else 2e-4)
 
 
 def test_what_the_user_sets_stays(known):
     """Each setting by itself, one rank of three too; null is as if it were left out."""
     known["some/model"] = GEMMA_270M
-    overrides = ("model=some/model", "tune.lr=1e-5", "distill.carrier.ranks.root=20", "distill.lr=null")
-    found = load_config(None, [*overrides, "distill.kl=0.5"], places=True)
+    overrides = (
+        "model=some/model",
+        "tune.learning_rate=1e-5",
+        "distill.adapter.ranks.root=20",
+        "distill.learning_rate=null",
+    )
+    found = load_config(None, [*overrides, "distill.kl_weight=0.5"], places=True)
     assert followed(found) == ("lora", 32, 1.0, 1e-5, 1e-3, 2.0, 0.5, (20, 4, 4))
 
 
@@ -101,15 +115,15 @@ def test_full_tuning_of_a_trained_model_takes_small_steps(known):
     """And no rank, which it would not heed."""
     known["some/model"] = GEMMA_270M
     found = load_config(None, ["model=some/model", "tune.method=full"], places=True)
-    assert (found.tune.lr, found.tune.lora_rank) == (2e-5, 16)
+    assert (found.tune.learning_rate, found.tune.lora_rank) == (2e-5, 16)
 
 
 @pytest.mark.parametrize("carrier", ["prefix", "embedding"])
 def test_virtual_positions_have_no_ranks_to_fill_in(known, carrier):
     """Their lengths are those of the settings."""
     known["some/model"] = GEMMA_270M
-    found = load_config(None, ["model=some/model", f"distill.carrier.type={carrier}"], places=True)
-    assert found.distill.carrier == load_config(None, [f"distill.carrier.type={carrier}"]).distill.carrier
+    found = load_config(None, ["model=some/model", f"distill.adapter.type={carrier}"], places=True)
+    assert found.distill.adapter == load_config(None, [f"distill.adapter.type={carrier}"]).distill.adapter
 
 
 def test_resolved_settings_are_looked_up_no_more(known, tmp_path):
@@ -124,8 +138,11 @@ def test_resolved_settings_are_looked_up_no_more(known, tmp_path):
 
 def test_errors_are_told_before_a_model_is_looked_up(known):
     """A hub that does not answer takes its time."""
-    with pytest.raises(ConfigError, match=r"^--set tune.lr=0: tune.lr is 0; it must be a number above 0$"):
-        load_config(None, ["model=gone/model", "tune.lr=0"], places=True)
+    with pytest.raises(
+        ConfigError,
+        match=r"^--set tune.learning_rate=0: tune.learning_rate is 0; it must be a number above 0$",
+    ):
+        load_config(None, ["model=gone/model", "tune.learning_rate=0"], places=True)
 
 
 def test_a_model_that_is_nowhere_is_one_line(monkeypatch):
@@ -147,20 +164,20 @@ def test_what_was_taken_is_explained(known):
         "some/model: 268,098,176 weights in 18 layers of 640; settings that follow the model:",
         "  tune.method lora: the model was trained before",
         "  tune.epochs 1: the model was trained before",
-        "  tune.lr 0.0005: LoRA on 268 million weights",
+        "  tune.learning_rate 0.0005: LoRA on 268 million weights",
         "  tune.lora_rank 32: the model was trained before",
-        "  distill.lr 0.001: adapters on 268 million weights",
-        "  distill.kl 1: the model was trained before and uses what it reads",
+        "  distill.learning_rate 0.001: adapters on 268 million weights",
+        "  distill.kl_weight 1: the model was trained before and uses what it reads",
         "  distill.teacher_view english: the model was trained before",
         "  distill.teacher_reads [twin]: where answers are a language's own words",
-        "  tune.privileged 0: the teacher reads no node texts",
-        "  distill.hidden 1: the model was trained before",
-        "  distill.layer 7: two fifths of 18, where translations are alike",
+        "  tune.teacher_prompt_fraction 0: the teacher reads no node texts",
+        "  distill.similarity_weight 1: the model was trained before",
+        "  distill.similarity_layer 7: two fifths of 18, where translations are alike",
         "  distill.epochs 4: as set; by the model 2",
-        "  distill.carrier.ranks.root 8: rank 16 a path",
-        "  distill.carrier.ranks.family 4: rank 16 a path",
-        "  distill.carrier.ranks.language 4: rank 16 a path",
-        "  distill.carrier.layers 12: two thirds of 18",
+        "  distill.adapter.ranks.root 8: rank 16 a path",
+        "  distill.adapter.ranks.family 4: rank 16 a path",
+        "  distill.adapter.ranks.language 4: rank 16 a path",
+        "  distill.adapter.layers 12: two thirds of 18",
     ]
     assert explain(Config(), GEMMA_270M) == []
 
@@ -184,9 +201,13 @@ def test_a_documented_command_takes_sane_steps(command, known, monkeypatch, tmp_
     overrides = [words[n + 1] for n, word in enumerate(words) if word == "--set"]
     found = load_config(file, overrides, data_root=tmp_path, places=True)
     if found.model == bases.EMBEDDED:
-        assert (found.tune.method, found.distill.lr) == ("full", 3e-3), found.model
+        assert (found.tune.method, found.distill.learning_rate) == ("full", 3e-3), found.model
     else:
-        assert found.tune.method == "lora" and found.tune.lr <= 5e-4 and found.distill.lr <= 1e-3
+        assert (
+            found.tune.method == "lora"
+            and found.tune.learning_rate <= 5e-4
+            and found.distill.learning_rate <= 1e-3
+        )
 
 
 def test_the_commands_of_both_documents_are_found():

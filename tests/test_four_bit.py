@@ -14,10 +14,18 @@ from isogloss.pipeline import checks, stages
 from isogloss.pipeline.folder import Run, Watcher, open_run
 
 SMALL = (
-    "data.english_items=24", "languages.targets=[sw,ur]", "languages.items={high: 6, middle: 6, low: 6}",
-    "distill.carrier.ranks={root: 2, family: 1, language: 2}", "distill.epochs=1", "distill.batch=6",
-    "distill.kl=0.5", "distill.lr=1e-3", "distill.max_prompt=5000", "dtype=float32", "four_bit=true",
-)  # fmt: skip
+    "data.english_items=24",
+    "languages.targets=[sw,ur]",
+    "languages.items={high: 6, middle: 6, low: 6}",
+    "distill.adapter.ranks={root: 2, family: 1, language: 2}",
+    "distill.epochs=1",
+    "distill.batch_size=6",
+    "distill.kl_weight=0.5",
+    "distill.learning_rate=1e-3",
+    "distill.max_prompt_length=5000",
+    "dtype=float32",
+    "four_bit=true",
+)
 there = find_spec("bitsandbytes") is not None and torch.cuda.is_available()
 needs = pytest.mark.skipif(not there, reason="needs a GPU and bitsandbytes")
 

@@ -28,13 +28,27 @@ NAME = "gemma-3-270m"
 NAMES = (NAME, pytest.param("smollm2-135m", marks=pytest.mark.slow))
 BOS, START, END = 2, 105, 106
 SETTINGS = (
-    "dtype=float32", "seed=0", "data.english_items=8", "tune.method=lora",
-    "tune.lora_rank=4", "tune.lr=0.0002", "tune.batch=2", "tune.epochs=0.5", "tune.privileged=0",
-    "languages.targets=[sw,ur]", "languages.items={high: 2, middle: 2, low: 2}",
-    "distill.carrier.ranks={root: 2, family: 1, language: 1}", "distill.batch=2", "distill.epochs=1",
-    "distill.retain=0", "distill.lr=0.0005", "evaluate.items=4", "evaluate.sentences=8", "evaluate.layer=6",
+    "dtype=float32",
+    "seed=0",
+    "data.english_items=8",
+    "tune.method=lora",
+    "tune.lora_rank=4",
+    "tune.learning_rate=0.0002",
+    "tune.batch_size=2",
+    "tune.epochs=0.5",
+    "tune.teacher_prompt_fraction=0",
+    "languages.targets=[sw,ur]",
+    "languages.items={high: 2, middle: 2, low: 2}",
+    "distill.adapter.ranks={root: 2, family: 1, language: 1}",
+    "distill.batch_size=2",
+    "distill.epochs=1",
+    "distill.replay_fraction=0",
+    "distill.learning_rate=0.0005",
+    "evaluate.items=4",
+    "evaluate.sentences=8",
+    "evaluate.layer=6",
     "evaluate.max_new_tokens=4",
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +62,11 @@ def test_the_tokenizer_is_gemmas(tokenizer):
     assert tokenizer.convert_tokens_to_ids(["<start_of_turn>", "<end_of_turn>"]) == [START, END]
     assert tokenizer("Hello world")["input_ids"] == [BOS, 9259, 1902]
     assert tokenizer.convert_ids_to_tokens(tokenizer("𐎠", add_special_tokens=False)["input_ids"]) == [
-        "<0xF0>", "<0x90>", "<0x8E>", "<0xA0>",
-    ]  # fmt: skip
+        "<0xF0>",
+        "<0x90>",
+        "<0x8E>",
+        "<0xA0>",
+    ]
     assert all(tokenizer.added_tokens_decoder[n].special for n in (BOS, START, END))
     for text in ("a  b   c", "\n\n\tx ", " नमस्ते  दुनिया", "你好，世界", "Habari za asubuhi?", "اردو  میں"):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]

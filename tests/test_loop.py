@@ -40,9 +40,14 @@ def run(tiny, tokenizer, tmp_path_factory):
     """A run folder after stage 1: settings, and a tuned model (random, here)."""
     folder = tmp_path_factory.mktemp("run")
     overrides = (
-        "dtype=float32", "languages.targets=[sw, ur]", "languages.items={high: 8, middle: 8, low: 10}",
-        "distill.batch=4", "distill.max_prompt=2000", "distill.kl=0.5", "distill.fade=1.0",
-    )  # fmt: skip
+        "dtype=float32",
+        "languages.targets=[sw, ur]",
+        "languages.items={high: 8, middle: 8, low: 10}",
+        "distill.batch_size=4",
+        "distill.max_prompt_length=2000",
+        "distill.kl_weight=0.5",
+        "distill.similarity_decay=1.0",
+    )
     (folder / "config.yaml").write_text(dump_config(load_config(overrides=overrides)))
     tiny().save_pretrained(folder / "tuned")
     tokenizer.save_pretrained(folder / "tuned")
@@ -54,9 +59,15 @@ def package_rows(config, tokenizer):
     english = {e.id: e.turns["en"].response for e in examples}
     tree = build_tree(["sw"], families="flat", ranks=RANKS)
     rows = build_rows(
-        examples, {"sw": 10}, tokenizer, tree, node_texts(config), english=english, responses="reference",
+        examples,
+        {"sw": 10},
+        tokenizer,
+        tree,
+        node_texts(config),
+        english=english,
+        responses="reference",
         limit=2000,
-    )  # fmt: skip
+    )
     return rows, tree
 
 
@@ -90,21 +101,32 @@ def test_the_loop_gives_the_packages_losses_at_every_step(loop, run, tokenizer, 
     signals = hidden_signals(model, rows, layer=layer, pad_id=0)
     samples = samples_of(rows, signals)
     torch.manual_seed(config.seed)
-    carrier = TreeLora(model, tree, targets=config.distill.carrier.targets, scaling=2.0, layers=layer)
+    carrier = TreeLora(model, tree, targets=config.distill.adapter.target_modules, scaling=2.0, layers=layer)
     trainer = ResponseTrainer(
-        model=carrier.model, carrier=carrier,
+        model=carrier.model,
+        carrier=carrier,
         args=training_arguments(
-            tmp_path / "work", steps=STEPS, batch=4, accumulate=1, lr=config.distill.lr, weight_decay=0.0,
-            seed=0, bf16=False, save_every=50,
+            tmp_path / "work",
+            steps=STEPS,
+            batch_size=4,
+            gradient_accumulation_steps=1,
+            learning_rate=config.distill.learning_rate,
+            weight_decay=0.0,
+            seed=0,
+            bf16=False,
+            save_every=50,
         ),
         train_dataset=Ordered(samples, loop.order_of(10, STEPS * 4, 0)),
         weights=Weights(
-            1.0, 0.5, config.distill.hidden, layer=layer,
+            1.0,
+            0.5,
+            config.distill.similarity_weight,
+            layer=layer,
             contrast=contrast_of(samples, config.distill),
-            fade=config.distill.fade,
+            fade=config.distill.similarity_decay,
         ),
         pad_id=0,
-    )  # fmt: skip
+    )
     curve = tmp_path / "curve.jsonl"
     train(trainer, Watch(curve, "distill", 1, lambda done, of: None), tmp_path / "work")
     for ours, line in zip(flat, curve.read_text().splitlines(), strict=True):

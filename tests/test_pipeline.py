@@ -28,14 +28,14 @@ from tools.train_base import CHAT_TEMPLATE, SPECIAL
 SMALL = (
     "seed=3",
     "data.english_items=120",
-    "tune.batch=4",
+    "tune.batch_size=4",
     "tune.epochs=2",
     "languages.targets=[sw,ur,hi]",
     "languages.items={high: 21, middle: 21, low: 14}",
-    "distill.batch=4",
+    "distill.batch_size=4",
     "distill.epochs=4.5",
-    "distill.kl=0.1",
-    "distill.lr=0.003",
+    "distill.kl_weight=0.1",
+    "distill.learning_rate=0.003",
     "distill.teacher_view=prompt",
     "distill.teacher_reads=[texts,twin,answer]",
     "evaluate.items=14",
@@ -349,8 +349,10 @@ def test_stage_two_trains_the_carriers(finished):
 
 def test_other_settings_are_refused_in_the_same_folder(finished, tiny_model_folder):
     """A run folder belongs to the settings it was made with; the message names the first difference."""
-    config = settings(finished[0].run, tiny_model_folder, "distill.lr=0.5")
-    with pytest.raises(RunError, match=r"made with other settings \(lr: 0\.003 there, lr: 0\.5 here\)"):
+    config = settings(finished[0].run, tiny_model_folder, "distill.learning_rate=0.5")
+    with pytest.raises(
+        RunError, match=r"made with other settings \(learning_rate: 0\.003 there, learning_rate: 0\.5 here\)"
+    ):
         open_run(config)
 
 

@@ -39,7 +39,7 @@ from isogloss.train.stage2 import read_signals
 SMALL = (
     "languages.targets=[sw, ur]", "languages.items={high: 8, middle: 8, low: 12}", "data.english_items=60",
     "evaluate.items=14", "evaluate.sentences=10", "tune.epochs=2", "distill.epochs=2",
-    "distill.batch=8", "tune.batch=8",
+    "distill.batch_size=8", "tune.batch_size=8",
 )  # fmt: skip
 BIG = Machine("big", 1, 64 << 30, 1e12, gpu=False, efficiency=0.5, process=0)
 
@@ -147,7 +147,7 @@ def test_billions_of_weights_need_none(tmp_path, shapes, count, in_four_bit):
 
 def test_the_carriers_are_counted_by_node(read):
     """Root 2, two families of 1, two leaves of 3: rank 10 over seven modules of four of the six layers."""
-    work = read.changed(["distill.carrier.ranks={root: 2, family: 1, language: 3}"])
+    work = read.changed(["distill.adapter.ranks={root: 2, family: 1, language: 3}"])
     work.run = Run(work.config, Watcher())
     sizes = 4 * (256 + 256) + 2 * (256 + 704) + (704 + 256)
     found = stages.distill_plan(work)
@@ -218,7 +218,7 @@ def test_a_model_without_grouped_heads_is_planned(tmp_path):
     words = load_tokenizer("demo")
     words.save_pretrained(tmp_path / "gpt2")
     GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=len(words)).save_pretrained(tmp_path / "gpt2")
-    more = ("distill.carrier.targets=[c_attn]", f"run={tmp_path / 'run'}")
+    more = ("distill.adapter.target_modules=[c_attn]", f"run={tmp_path / 'run'}")
     found = preflight.plan(load_config(None, (*SMALL, f"model={tmp_path / 'gpt2'}", *more)), BIG)
     assert [stage.stage for stage in found.stages] == ["tune", "distill", "evaluate"]
     assert found.stages[2].memory["cache"] > 0 and "  tune.method lora: " in "\n".join(found.settings)
@@ -229,11 +229,11 @@ def test_a_plan_refuses_what_the_model_lacks(tiny, tokenizer, tmp_path):
     tiny("gpt2").save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     for override, says in (
-        ("distill.carrier.targets=[q_proj]", "distill.carrier.targets: .* has no q_proj"),
+        ("distill.adapter.target_modules=[q_proj]", "distill.adapter.target_modules: .* has no q_proj"),
         ("evaluate.layer=4", "evaluate.layer: .* has 3 decoder layers, not 4"),
     ):
         config = load_config(
-            None, (*SMALL, f"model={tmp_path}", "distill.carrier.targets=[c_attn]", override)
+            None, (*SMALL, f"model={tmp_path}", "distill.adapter.target_modules=[c_attn]", override)
         )
         with pytest.raises(ConfigError, match=says):
             preflight.plan(config, BIG)
@@ -262,7 +262,7 @@ def counted(run) -> float:
 
 def test_stage_1_against_torchs_counter(read):
     """Every step of full tuning on the embedded model, twelve rows in batches of four."""
-    work = read.changed(["tune.batch=4", "tune.epochs=1"])
+    work = read.changed(["tune.batch_size=4", "tune.epochs=1"])
     work.__dict__["english"] = read.english[:12]
     found = stages.tune_plan(work)
     config = memory.meta_model("demo", torch.float32, gpu=False).config
@@ -286,10 +286,10 @@ def test_stage_2_against_torchs_counter(read, tmp_path, view):
     """What the teacher reads of every row, twin and instruction, then each step of the student with the
     divergence; where it reads English alone, over each closed task's answers too."""
     settings = [
-        "distill.kl=1.0",
-        "distill.hidden=1.0",
-        "distill.layer=3",
-        "distill.batch=8",
+        "distill.kl_weight=1.0",
+        "distill.similarity_weight=1.0",
+        "distill.similarity_layer=3",
+        "distill.batch_size=8",
         "distill.epochs=1",
     ]
     work = read.changed([*settings, f"distill.teacher_view={view}"])
@@ -300,7 +300,7 @@ def test_stage_2_against_torchs_counter(read, tmp_path, view):
     config = memory.meta_model("demo", torch.float32, gpu=False).config
     real = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     carrier = TreeLora(
-        real, work.tree, targets=work.config.distill.carrier.targets, scaling=2.0, layers=4
+        real, work.tree, targets=work.config.distill.adapter.target_modules, scaling=2.0, layers=4
     )  # fmt: skip
     order = training_order(work.rows, work.config.distill, work.config.seed)
     carrier.off()
@@ -380,12 +380,12 @@ def test_what_does_not_fit_is_mended_by_what_is_advised(read):
     """The advised settings, taken, fit; the ones before did not."""
     work = read.changed([])
     needs = stages.distill_plan(work)
-    less = stages.distill_plan(work.changed(["distill.accumulate=4"]))
+    less = stages.distill_plan(work.changed(["distill.gradient_accumulation_steps=4"]))
     assert less.memory_bytes < needs.memory_bytes
     tight = Machine("tight", 1, less.memory_bytes, 1e12, gpu=False, process=0)
     work.machine = tight
     advice = advise(work, needs)
-    assert "set distill.accumulate=4 (" in advice and "no setting" not in advice
+    assert "set distill.gradient_accumulation_steps=4 (" in advice and "no setting" not in advice
 
 
 @pytest.mark.parametrize("stage", ["tune", "distill"])
@@ -401,7 +401,7 @@ def test_a_model_that_several_devices_hold_together_is_split(read, stage):
 
 def test_what_no_setting_mends_is_said(read):
     """A device smaller than the weights."""
-    work = read.changed(["tune.batch=2", "tune.method=lora"])
+    work = read.changed(["tune.batch_size=2", "tune.method=lora"])
     work.machine = Machine("none", 1, 1 << 20, 1e12, gpu=False, process=0)
     advice = advise(work, stages.tune_plan(work))
     assert "no setting makes it fit" in advice and "a device of 1 GiB would do" in advice
@@ -459,7 +459,10 @@ def test_a_folder_of_shapes_alone_is_planned_with_a_note(tmp_path):
 
 def test_on_policy_steps_are_planned(read):
     """At a share of 1 every row that is not English is drawn each time that it is read."""
-    plain, drawn = read.changed(["distill.kl=1.0"]), read.changed(["distill.kl=1.0", "distill.on_policy=1.0"])
+    plain, drawn = (
+        read.changed(["distill.kl_weight=1.0"]),
+        read.changed(["distill.kl_weight=1.0", "distill.on_policy=1.0"]),
+    )
     before, after = stages.distill_plan(plain), stages.distill_plan(drawn)
     order = training_order(read.rows, drawn.config.distill, read.config.seed)
     others = [read.rows[n] for n in order if read.rows[n].language != "en"]

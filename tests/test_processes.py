@@ -12,22 +12,38 @@ import torch
 from safetensors.torch import load_file
 
 SMALL = (
-    "data.english_items=24", "tune.batch=4", "tune.epochs=1", "languages.targets=[sw,ur]",
-    "languages.items={high: 6, middle: 6, low: 6}", "distill.carrier.ranks={root: 2, family: 1, language: 2}",
-    "distill.epochs=2", "distill.batch=6", "distill.kl=0.5", "distill.lr=1e-4", "distill.max_prompt=5000",
-    "dtype=float32", "distill.hidden=0", "evaluate.items=7", "evaluate.sentences=4",
-    "evaluate.max_new_tokens=2", "distill.teacher_view=prompt",
+    "data.english_items=24",
+    "tune.batch_size=4",
+    "tune.epochs=1",
+    "languages.targets=[sw,ur]",
+    "languages.items={high: 6, middle: 6, low: 6}",
+    "distill.adapter.ranks={root: 2, family: 1, language: 2}",
+    "distill.epochs=2",
+    "distill.batch_size=6",
+    "distill.kl_weight=0.5",
+    "distill.learning_rate=1e-4",
+    "distill.max_prompt_length=5000",
+    "dtype=float32",
+    "distill.similarity_weight=0",
+    "evaluate.items=7",
+    "evaluate.sentences=4",
+    "evaluate.max_new_tokens=2",
+    "distill.teacher_view=prompt",
     "distill.teacher_reads=[texts,twin,answer]",
-)  # fmt: skip
+)
 
 
 def two(*command: str, code: int = 0) -> subprocess.CompletedProcess:
     """Two processes of a Python command, each on one thread; they must end with this code."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [sys.executable, *launcher, *command], text=True, capture_output=True, check=False, timeout=300,
+        [sys.executable, *launcher, *command],
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == code, done.stderr[-3000:]
     return done
 
@@ -104,9 +120,13 @@ def test_a_checkpoint_holds_what_learns_and_no_frozen_weight(trained):
 
 
 SHARDED = (
-    "tune.method=lora", "distill.responses=teacher", "distill.sample_tokens=9", "languages.tree=learned",
-    "distill.gradient_checkpointing=true", "languages.items={high: 8, middle: 8, low: 8}",
-)  # fmt: skip
+    "tune.method=lora",
+    "distill.responses=teacher",
+    "distill.max_new_tokens=9",
+    "languages.tree=learned",
+    "distill.gradient_checkpointing=true",
+    "languages.items={high: 8, middle: 8, low: 8}",
+)
 """The model reads and writes by itself before stage 2."""
 
 

@@ -30,11 +30,11 @@ from isogloss.train import batch
 TAUGHT = ("hi", "sw", "ur")
 SMALL = (
     "data={type: demo, english_items: 24}",
-    "tune.batch=4",
+    "tune.batch_size=4",
     "tune.epochs=1",
     "languages.targets=[hi, sw, ur]",
     "languages.items={high: 7, middle: 7, low: 7}",
-    "distill.batch=4",
+    "distill.batch_size=4",
     "distill.epochs=2",
     "evaluate.suites=[demo]",
     "evaluate.items=7",
@@ -95,7 +95,7 @@ def base(tmp_path_factory) -> Base:
 def finished(tmp_path_factory, base) -> Finished:
     """float32, every weight tuned, the base read from shards."""
     folder = tmp_path_factory.mktemp("full") / "run"
-    more = (f"run={folder}", f"model={base.shards}", "dtype=float32", "tune.lr=3e-4")
+    more = (f"run={folder}", f"model={base.shards}", "dtype=float32", "tune.learning_rate=3e-4")
     run = open_run(load_config(None, (*SMALL, *more)))
     batches = []
 
@@ -269,11 +269,11 @@ def test_teacher_prompts_over_the_limit_are_refused(finished, tmp_path):
     shutil.copytree(first.tuned, tmp_path / "run" / "tuned")
     more = (f"run={tmp_path / 'run'}", f"model={first.config.model}", "dtype=float32")
     more += ("distill.teacher_view=prompt", "distill.teacher_reads=[texts,twin,answer]")
-    run = open_run(load_config(None, (*SMALL, *more, f"distill.max_prompt={limit}")))
+    run = open_run(load_config(None, (*SMALL, *more, f"distill.max_prompt_length={limit}")))
     with pytest.raises(ConfigError) as caught:
         stages.run_all(run)
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith("the teacher's prompt for train-parallel-")
-    assert f"the limit is {limit}; raise distill.max_prompt" in message
+    assert f"the limit is {limit}; raise distill.max_prompt_length" in message
     assert {path.name for path in run.folder.iterdir()} == {"config.yaml", "lock", "tuned"}

@@ -17,12 +17,12 @@ from isogloss.pipeline.stages import run_distill, run_tune
 SETTINGS = (
     "data.english_items=24",
     "tune.epochs=1",
-    "tune.batch=8",
+    "tune.batch_size=8",
     "languages.targets=[sw,es]",
     "languages.items={high: 6, middle: 6, low: 6}",
     "distill.epochs=1",
-    "distill.batch=6",
-    "distill.max_prompt=5000",
+    "distill.batch_size=6",
+    "distill.max_prompt_length=5000",
     "dtype=float32",
 )
 

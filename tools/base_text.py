@@ -24,14 +24,38 @@ WEIGHTS = {
     **dict.fromkeys(("sw", "ur"), 0.4),
 }
 AUTONYMS = {
-    "en": "English", "ar": "العربية", "bg": "български", "de": "Deutsch", "el": "Ελληνικά", "es": "español",
-    "fr": "français", "hi": "हिन्दी", "ru": "русский", "sw": "Kiswahili", "th": "ไทย", "tr": "Türkçe",
-    "ur": "اردو", "vi": "Tiếng Việt", "zh": "中文",
-}  # fmt: skip
+    "en": "English",
+    "ar": "العربية",
+    "bg": "български",
+    "de": "Deutsch",
+    "el": "Ελληνικά",
+    "es": "español",
+    "fr": "français",
+    "hi": "हिन्दी",
+    "ru": "русский",
+    "sw": "Kiswahili",
+    "th": "ไทย",
+    "tr": "Türkçe",
+    "ur": "اردو",
+    "vi": "Tiếng Việt",
+    "zh": "中文",
+}
 NTREX = {
-    "ar": "arb", "bg": "bul", "de": "deu", "el": "ell", "es": "spa", "fr": "fra", "hi": "hin", "ru": "rus",
-    "sw": "swa", "th": "tha", "tr": "tur", "ur": "urd", "vi": "vie", "zh": "zho-CN",
-}  # fmt: skip
+    "ar": "arb",
+    "bg": "bul",
+    "de": "deu",
+    "el": "ell",
+    "es": "spa",
+    "fr": "fra",
+    "hi": "hin",
+    "ru": "rus",
+    "sw": "swa",
+    "th": "tha",
+    "tr": "tur",
+    "ur": "urd",
+    "vi": "vie",
+    "zh": "zho-CN",
+}
 SHARES = {"pair": 0.5, "switched": 0.1, "real": 0.4}
 """Of prose documents."""
 EXERCISES = {"English": 0.15, "one": 0.60, "bilingual": 0.25}

@@ -7,7 +7,7 @@ from transformers.pytorch_utils import Conv1D
 
 from isogloss.adapters.lora import TreeLora
 from isogloss.adapters.tree import ROOT, Node, Tree
-from isogloss.config import Config, LoraCarrier
+from isogloss.config import Config, LoraAdapter
 from isogloss.errors import ConfigError
 from isogloss.model.decoder import KEYED, decoder_prefix, keeps_keys_alone, layers_of, two_thirds
 from isogloss.model.load import skeleton
@@ -20,20 +20,25 @@ def refuse_misfit(config: Config) -> None:
         ConfigError: The model has fewer layers than a setting names, lacks a module that adapters are wanted
             on, or a path could not be read there, or it lacks keys that a prefix needs.
     """
-    settings, model = config.distill.carrier, skeleton(config.model)
+    settings, model = config.distill.adapter, skeleton(config.model)
     count = len(layers_of(model))
-    named = {"distill.layer": config.distill.layer, "evaluate.layer": config.evaluate.layer}
+    named = {
+        "distill.similarity_layer": config.distill.similarity_layer,
+        "evaluate.layer": config.evaluate.layer,
+    }
     if settings.type == "lora":
-        named["distill.carrier.layers"] = settings.layers
+        named["distill.adapter.layers"] = settings.layers
     for name, layer in named.items():
         if (layer or 0) > count:
             raise ConfigError(f"{name}: {config.model} has {count} decoder layers, not {layer}")
     if settings.type == "lora":
         linear = linear_names(model)
-        if missing := [t for t in settings.targets if not any(f".{n}".endswith(f".{t}") for n in linear)]:
+        if missing := [
+            t for t in settings.target_modules if not any(f".{n}".endswith(f".{t}") for n in linear)
+        ]:
             there = dict.fromkeys(name.rpartition(".")[2] for name in linear)
             raise ConfigError(
-                f"distill.carrier.targets: {config.model} has no {', '.join(missing)}; "
+                f"distill.adapter.target_modules: {config.model} has no {', '.join(missing)}; "
                 f"it has {', '.join(there)}"
             )
         TreeLora(model, Tree((Node(ROOT, "root", None, (ROOT,), 1, 0),)), **lora_shape(model, settings))
@@ -41,15 +46,15 @@ def refuse_misfit(config: Config) -> None:
         kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
         other = ", ".join(sorted(set(kinds) - set(KEYED))) or "states that run along the text"
         raise ConfigError(
-            f"distill.carrier.type: prefix needs keys and values in every layer, and {config.model} has "
+            f"distill.adapter.type: prefix needs keys and values in every layer, and {config.model} has "
             f"{other}; take lora or embedding"
         )
 
 
-def lora_shape(model: nn.Module, settings: LoraCarrier) -> dict[str, Any]:
+def lora_shape(model: nn.Module, settings: LoraAdapter) -> dict[str, Any]:
     """Where a model carries adapters and how they are scaled, as `TreeLora` and `lora_config` take it."""
     layers = settings.layers or two_thirds(model)
-    return {"targets": settings.targets, "scaling": settings.scaling, "layers": layers}
+    return {"targets": settings.target_modules, "scaling": settings.scaling, "layers": layers}
 
 
 def linear_names(model: nn.Module) -> list[str]:

@@ -66,10 +66,14 @@ def whole_answers(
     done = 0
     for chosen in in_batches(order, prompts, batch, most_tokens(model, PROMPTS)):
         made = complete(
-            model, tokenizer, [prompts[i] for i in chosen],
+            model,
+            tokenizer,
+            [prompts[i] for i in chosen],
             languages=None if languages is None else [languages[i] for i in chosen],
-            carrier=carrier, max_new_tokens=max_new_tokens, do_sample=sample,
-        )  # fmt: skip
+            carrier=carrier,
+            max_new_tokens=max_new_tokens,
+            do_sample=sample,
+        )
         texts = tokenizer.batch_decode(made, skip_special_tokens=True)
         for number, text, tokens in zip(chosen, texts, made.tolist(), strict=True):
             found[number] = Answer(canonical(text).strip(), ended=not ends.isdisjoint(tokens))
@@ -119,9 +123,13 @@ def complete(
         carrier.set_path(languages)
     drawn = {"temperature": 1.0, "top_p": 1.0, "top_k": 0} if do_sample else {}
     settings = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=do_sample, use_cache=True,
-        eos_token_id=stops(model, tokenizer), pad_token_id=pad_id(tokenizer), **drawn,
-    )  # fmt: skip
+        max_new_tokens=max_new_tokens,
+        do_sample=do_sample,
+        use_cache=True,
+        eos_token_id=stops(model, tokenizer),
+        pad_token_id=pad_id(tokenizer),
+        **drawn,
+    )
     try:
         with _generating(model, settings):
             made = model.generate(  # type: ignore[operator]  # PeftModel and PreTrainedModel both generate

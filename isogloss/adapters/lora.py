@@ -62,8 +62,8 @@ class _Down(_Part):
     def forward(self, input: Float[Tensor, "..."]) -> Float[Tensor, "batch tokens width"]:
         if input.ndim != 3:
             raise ConfigError(
-                f"distill.carrier.targets: one, of {self.in_features} features, reads tokens apart from "
-                "their rows, as routers and experts do; name linear layers outside them"
+                f"distill.adapter.target_modules: one, of {self.in_features} features, reads tokens apart "
+                "from their rows, as routers and experts do; name linear layers outside them"
             )
         return input @ self.rows(input.dtype).transpose(1, 2)
 
@@ -185,7 +185,7 @@ class TreeLora(Carrier):
         try:
             self.model: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=True)
         except ValueError as error:  # such as experts that can only be adapted together
-            raise ConfigError(f"distill.carrier.targets: {error}") from None
+            raise ConfigError(f"distill.adapter.target_modules: {error}") from None
         self._refuse_parameters()
         self._layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
         self.routing = Routing(tree)
@@ -206,7 +206,8 @@ class TreeLora(Carrier):
             if isinstance(module, ParamWrapper):
                 where = f"{name.removeprefix('base_model.model.')}.{module.parameter_name}"
                 raise ConfigError(
-                    f"distill.carrier.targets: PEFT would add all languages' rows to the parameter {where}; "
+                    "distill.adapter.target_modules: PEFT would add all languages' rows to the parameter "
+                    f"{where}; "
                     "name linear layers outside experts and routers"
                 )
 

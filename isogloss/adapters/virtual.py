@@ -150,9 +150,12 @@ class Virtual(Carrier):
             raise RunError("virtual positions have no rank to be refit to; leave it out, or export as lora")
         config = self._decoder.config.get_text_config()
         about = {
-            "task_type": "CAUSAL_LM", "base_model_name_or_path": base_model, "inference_mode": True,
-            "num_layers": config.num_hidden_layers, "num_transformer_submodules": 1,
-        }  # fmt: skip
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base_model,
+            "inference_mode": True,
+            "num_layers": config.num_hidden_layers,
+            "num_transformer_submodules": 1,
+        }
         rows, settings = self.peft(language, about)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(
@@ -241,7 +244,7 @@ class TreePrefix(Virtual):
                 tensor = getattr(layer, part, None)
                 if tensor is None:
                     raise ConfigError(
-                        f"distill.carrier.type: prefix needs keys and values in every layer, and layer "
+                        f"distill.adapter.type: prefix needs keys and values in every layer, and layer "
                         f"{number + 1} of {type(self._decoder).__name__} has none; take lora or embedding"
                     )
                 found[f"{part}_{number}"] = tensor[0, :, -len(ids) :].transpose(0, 1).float()

@@ -48,7 +48,7 @@ ConfigFile = Annotated[
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", parser=path_of, help="A run's folder.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, e.g. distill.lr=0.001; repeatable."),
+    typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, e.g. distill.epochs=2; repeatable."),
 ]
 DataRoot = Annotated[
     Path | None,

@@ -155,9 +155,13 @@ def translate(
     if not codes:
         raise ConfigError("--to: names no language; give codes such as sw,ur")
     more = {
-        "key_env": key_env, "concurrency": concurrency, "rate": rate, "timeout": timeout,
-        "attempts": attempts, "backoff": backoff,
-    }  # fmt: skip
+        "key_env": key_env,
+        "concurrency": concurrency,
+        "rate": rate,
+        "timeout": timeout,
+        "attempts": attempts,
+        "backoff": backoff,
+    }
     more = {name: value for name, value in more.items() if value is not None}
     if url is None:
         choosing.refuse_of_url({"prompt": prompt, "texts": texts, **more})

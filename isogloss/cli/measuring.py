@@ -136,9 +136,12 @@ def transfer(
             shares += ["–" if n is None else f"{100 * n:.1f}" for n in (one.family, one.others)]
             gain = one.over_root
             table.add_row(
-                one.suite, one.language, *shares, f"{100 * gain.value:+.1f}",
+                one.suite,
+                one.language,
+                *shares,
+                f"{100 * gain.value:+.1f}",
                 f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}",
-            )  # fmt: skip
+            )
         out.print(table)
         relatives = list(dict.fromkeys(one.language for one in rows if one.family is not None))
         others = [code for code in codes if code not in relatives]

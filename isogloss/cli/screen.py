@@ -47,9 +47,12 @@ class Screen:
     @contextmanager
     def _bar(self, what: str) -> Iterator[Callable[[int, int], None]]:
         columns = (
-            SpinnerColumn(finished_text="[green]✓[/]"), TextColumn("{task.description:<20}"),
-            BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %"), Clock(),
-        )  # fmt: skip
+            SpinnerColumn(finished_text="[green]✓[/]"),
+            TextColumn("{task.description:<20}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f} %"),
+            Clock(),
+        )
         with Progress(*columns, console=out) as progress:
             task = progress.add_task(escape(what), total=None)
             yield lambda done, of: progress.update(task, completed=done, total=of)

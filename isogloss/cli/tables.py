@@ -47,9 +47,11 @@ def show_plan(found: "Plan") -> None:
         table.add_row(
             stage.stage,
             *(figures.count(n) for n in (stage.tokens_forwarded, stage.tokens_backpropagated)),
-            figures.count(stage.tokens_generated), figures.count(stage.flops, "FLOP"),
-            figures.duration(found.seconds(stage)), figures.size(stage.memory_bytes),
-        )  # fmt: skip
+            figures.count(stage.tokens_generated),
+            figures.count(stage.flops, "FLOP"),
+            figures.duration(found.seconds(stage)),
+            figures.size(stage.memory_bytes),
+        )
     out.print(table)
     for stage in found.stages:
         parts = ", ".join(f"{name} {figures.size(size)}" for name, size in stage.memory.items())
@@ -116,12 +118,18 @@ def language_card(one: Language) -> Table:
     table.add_column(style="bold", no_wrap=True)
     rows = {
         one.code: f"{one.name}, {one.autonym}",
-        "BCP 47": one.bcp47, "ISO 639-3": one.iso639_3, "FLORES-101": one.flores101,
-        "FLORES-200": one.flores200, "FLORES+": one.flores_plus,
-        "NTREX": one.ntrex, "XGLUE": one.xglue, "MASSIVE": one.massive,
+        "BCP 47": one.bcp47,
+        "ISO 639-3": one.iso639_3,
+        "FLORES-101": one.flores101,
+        "FLORES-200": one.flores200,
+        "FLORES+": one.flores_plus,
+        "NTREX": one.ntrex,
+        "XGLUE": one.xglue,
+        "MASSIVE": one.massive,
         "script": f"{one.script}, {'right to left' if one.direction == 'rtl' else 'left to right'}",
-        "family": " / ".join(one.family), "resources": one.resource,
-    }  # fmt: skip
+        "family": " / ".join(one.family),
+        "resources": one.resource,
+    }
     for name, value in rows.items():
         if value is not None:
             table.add_row(escape(name), escape(value))

@@ -63,7 +63,7 @@ def tune(
 
 
 def distill(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
-    """Stage 2: one adapter per language, into which the prompts are distilled where distill.kl is above 0."""
+    """Stage 2: one adapter per language; prompts are distilled into it where distill.kl_weight is above 0."""
     settings = settings_of(config, set_, data_root)
     require(settings.run, TUNED)
     job = open_job(settings)

@@ -118,7 +118,7 @@ def export(
     from isogloss.export import adapters
 
     made = adapters.export(job, codes or job.taught, form, out_folder, max_rank)
-    if form == "lora" or (form == "peft" and job.config.distill.carrier.type == "lora"):
+    if form == "lora" or (form == "peft" and job.config.distill.adapter.type == "lora"):
         print_line("All at once from vLLM, each as a model named by its code:")
         out.print(adapters.serving(job, made), soft_wrap=True, markup=False)
     _push(push_to_hub, None if form == "merged" else job.tuned, {one.code: one.folder for one in made})

@@ -17,11 +17,11 @@ from isogloss.config.data import (
     XnliData,
 )
 from isogloss.config.distill import (
-    HIDDEN_ONLY,
     KL_ONLY,
+    SIMILARITY_ONLY,
     Distill,
     Endpoint,
-    LoraCarrier,
+    LoraAdapter,
     ModelTeacher,
     SelfTeacher,
     ServerTeacher,
@@ -34,8 +34,8 @@ from isogloss.config.tune import Tune
 from isogloss.config.yaml_io import dump_config, parse_config
 
 __all__ = [
-    "HIDDEN_ONLY",
     "KL_ONLY",
+    "SIMILARITY_ONLY",
     "AnySource",
     "ChatFile",
     "Config",
@@ -45,7 +45,7 @@ __all__ = [
     "Endpoint",
     "Evaluate",
     "FileData",
-    "LoraCarrier",
+    "LoraAdapter",
     "MassiveData",
     "MlqaData",
     "ModelTeacher",

@@ -37,7 +37,7 @@ def once(values: tuple[T, ...]) -> tuple[T, ...]:
 
 
 def refusal(name: str, message: str) -> PydanticCustomError:
-    """A setting that cannot stand beside its neighbours: `tune.accumulate must divide batch`."""
+    """A setting that cannot stand beside its neighbours: `tune.batch_size must be …`."""
     return PydanticCustomError("refusal", "{message}", {"name": name, "message": message})
 
 
@@ -64,8 +64,9 @@ def home(path: T) -> T:
 
 def whole_batches(stage: S) -> S:
     """Refuse a batch that cannot be read in equal micro-batches."""
-    if stage.batch % stage.accumulate:  # type: ignore[attr-defined]  # both stages have both
-        raise refusal("accumulate", f"must divide batch, which is {stage.batch}")  # type: ignore[attr-defined]
+    rows, steps = stage.batch_size, stage.gradient_accumulation_steps  # type: ignore[attr-defined]  # both have both
+    if rows % steps:
+        raise refusal("gradient_accumulation_steps", f"must divide batch_size, which is {rows}")
     return stage
 
 
@@ -73,6 +74,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Rank = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]

@@ -62,7 +62,7 @@ def table(facts: Facts | None, get: Callable[[str, Any], Any]) -> dict[str, Defa
         facts: None where the model is not at hand: then it is taken for a large one.
         get: Gives a setting as it was written, or what stands behind the comma.
     """
-    method, carrier = get("tune.method", "lora"), get("distill.carrier.type", "lora")
+    method, carrier = get("tune.method", "lora"), get("distill.adapter.type", "lora")
     size = facts.parameters if facts else MIDDLE + 1
     few = size <= SMALL
     big = "the model's size is unknown" if facts is None else f"{size / 1e6:,.0f} million weights"
@@ -74,35 +74,42 @@ def table(facts: Facts | None, get: Callable[[str, Any], Any]) -> dict[str, Defa
     if method == "lora":
         # 5e-4 for one pass: a pilot with rank 16 on Gemma 3 270M. 2e-4: what QLoRA takes for 7B and 13B
         # (Dettmers et al. 2023, arXiv:2305.14314, table 9).
-        found["tune.lr"] = Default(5e-4 if few else 2e-4, f"LoRA on {big}")
+        found["tune.learning_rate"] = Default(5e-4 if few else 2e-4, f"LoRA on {big}")
         # Twice the pilot's rank: stage 1 learns several tasks at a time.
         found["tune.lora_rank"] = Default(32, "the model was trained before")
     else:
         # What Tülu 2 takes for 7B and 13B (Ivison et al. 2023, arXiv:2311.10702).
-        found["tune.lr"] = Default(2e-5, "all weights of a model that was trained before")
+        found["tune.learning_rate"] = Default(2e-5, "all weights of a model that was trained before")
     # 1e-3 for two passes: the same pilot, rank 16 on two thirds of the layers. Above it as in stage 1.
     step = 1e-3 if few else 5e-4 if size <= MIDDLE else 2e-4
-    found["distill.lr"] = Default(step, f"adapters on {big}")
+    found["distill.learning_rate"] = Default(step, f"adapters on {big}")
     # The pilot gained 3.7 points by it, which the embedded model, too small to use a prompt, did not.
-    found["distill.kl"] = Default(1.0, "the model was trained before and uses what it reads")
+    found["distill.kl_weight"] = Default(1.0, "the model was trained before and uses what it reads")
     teacher = get("distill.teacher.type", "self")
-    if get("distill.kl", 1.0) and teacher == "self" and carrier == "lora" and not get("distill.on_policy", 0):
+    if (
+        get("distill.kl_weight", 1.0)
+        and teacher == "self"
+        and carrier == "lora"
+        and not get("distill.on_policy", 0)
+    ):
         # On the same model the English twin alone is followed in 92 to 98 % of answers, through node texts in
         # 58 to 78 %, and an answer that is read is copied rather than learned from.
         found["distill.teacher_view"] = Default("english", "the model was trained before")
         if not get("distill.texts", None):
             found["distill.teacher_reads"] = Default(("twin",), "where answers are a language's own words")
-        found["tune.privileged"] = Default(0.0, "the teacher reads no node texts")
-    found["distill.hidden"] = Default(1.0, "the model was trained before")
-    if facts and get("distill.hidden", 1.0):
+        found["tune.teacher_prompt_fraction"] = Default(0.0, "the teacher reads no node texts")
+    found["distill.similarity_weight"] = Default(1.0, "the model was trained before")
+    if facts and get("distill.similarity_weight", 1.0):
         # Standardised states find translations best a third of the way up; above they turn to answers.
         layer = max(1, round(0.4 * facts.layers))
-        found["distill.layer"] = Default(layer, f"two fifths of {facts.layers}, where translations are alike")
+        found["distill.similarity_layer"] = Default(
+            layer, f"two fifths of {facts.layers}, where translations are alike"
+        )
     found["distill.epochs"] = Default(2.0, "the model was trained before")
     if carrier == "lora":
         # Together the pilot's rank of 16 a path; half of it shared, as the tree's gain lies in that split.
         for level, rank in (("root", 8), ("family", 4), ("language", 4)):
-            found[f"distill.carrier.ranks.{level}"] = Default(rank, "rank 16 a path")
+            found[f"distill.adapter.ranks.{level}"] = Default(rank, "rank 16 a path")
     return found
 
 
@@ -148,7 +155,7 @@ def explain(config: Any, facts: Facts) -> list[str]:
         "settings that follow the model:"
     )
     lines = [head]
-    carrier = config.distill.carrier
+    carrier = config.distill.adapter
 
     def get(name: str, usual: Any = None) -> Any:
         value = config
@@ -165,7 +172,7 @@ def explain(config: Any, facts: Facts) -> list[str]:
         layers, why = carrier.layers, "as set"
         if layers is None:
             layers, why = max(1, 2 * facts.layers // 3), f"two thirds of {facts.layers}"
-        lines.append(f"  distill.carrier.layers {layers}: {why}")
+        lines.append(f"  distill.adapter.layers {layers}: {why}")
     return lines
 
 

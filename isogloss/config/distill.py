@@ -9,6 +9,7 @@ from pydantic import (
 )
 
 from isogloss.config.base import (
+    Beta,
     Count,
     Fraction,
     ModelName,
@@ -43,16 +44,16 @@ class Ranks(Settings):
         return self
 
 
-class LoraCarrier(Settings):
+class LoraAdapter(Settings):
     """Low-rank adapters of a model's linear layers."""
 
     type: Literal["lora"] = "lora"
-    """Which kind of carrier: lora, prefix or embedding."""
+    """Which kind of adapter: lora, prefix or embedding."""
     ranks: Ranks = Ranks()
     """Adapter rows per node."""
     scaling: Positive = 2.0
     """What the adapter's output is multiplied by (alpha / r)."""
-    targets: Annotated[tuple[Text, ...], Field(min_length=1), AfterValidator(once)] = (
+    target_modules: Annotated[tuple[Text, ...], Field(min_length=1), AfterValidator(once)] = (
         "q_proj",
         "k_proj",
         "v_proj",
@@ -72,7 +73,7 @@ class LoraCarrier(Settings):
         return self.ranks.model_dump()
 
 
-class Lengths(Settings):
+class VirtualTokens(Settings):
     """Virtual positions per node."""
 
     root: Rank = 8
@@ -83,7 +84,7 @@ class Lengths(Settings):
     """Of each language."""
 
     @model_validator(mode="after")
-    def _some(self) -> "Lengths":
+    def _some(self) -> "VirtualTokens":
         if not self.root + self.family + self.language:
             raise refusal("root", "must be above 0 where family and language are 0 too")
         return self
@@ -92,12 +93,12 @@ class Lengths(Settings):
 Init = Literal["random", "text", "parent"]
 
 
-class PrefixCarrier(Settings):
+class PrefixAdapter(Settings):
     """Keys and values of every layer at virtual positions before the text."""
 
     type: Literal["prefix"] = "prefix"
     """Trained keys and values."""
-    lengths: Lengths = Lengths()
+    num_virtual_tokens: VirtualTokens = VirtualTokens()
     """Virtual positions per node."""
     init: Init = "text"
     """How a node begins: at random, as what the model makes of its text, or as a copy of its parent."""
@@ -105,15 +106,15 @@ class PrefixCarrier(Settings):
     @property
     def levels(self) -> dict[str, int]:
         """Virtual positions per node of each level."""
-        return self.lengths.model_dump()
+        return self.num_virtual_tokens.model_dump()
 
 
-class EmbeddingCarrier(Settings):
+class EmbeddingAdapter(Settings):
     """Soft tokens before the text."""
 
     type: Literal["embedding"] = "embedding"
     """Trained input embeddings."""
-    lengths: Lengths = Lengths(root=16, family=8, language=8)
+    num_virtual_tokens: VirtualTokens = VirtualTokens(root=16, family=8, language=8)
     """Virtual positions per node."""
     init: Init = "text"
     """How a node begins: at random, as what the model makes of its text, or as a copy of its parent."""
@@ -121,10 +122,10 @@ class EmbeddingCarrier(Settings):
     @property
     def levels(self) -> dict[str, int]:
         """Virtual positions per node of each level."""
-        return self.lengths.model_dump()
+        return self.num_virtual_tokens.model_dump()
 
 
-Carrier = Annotated[LoraCarrier | PrefixCarrier | EmbeddingCarrier, Field(discriminator="type")]
+Adapter = Annotated[LoraAdapter | PrefixAdapter | EmbeddingAdapter, Field(discriminator="type")]
 
 
 class SelfTeacher(Settings):
@@ -191,16 +192,16 @@ class ServerTeacher(Endpoint):
 Teacher = Annotated[SelfTeacher | ModelTeacher | ServerTeacher, Field(discriminator="type")]
 
 
-KL_ONLY = ("texts", "require_texts", "teacher_reads", "divergence", "temperature", "hear")
-HIDDEN_ONLY = ("contrast", "fade", "layer")
+KL_ONLY = ("texts", "require_texts", "teacher_reads", "divergence", "temperature", "kl_mask")
+SIMILARITY_ONLY = ("similarity_temperature", "similarity_decay", "similarity_layer")
 """Settings of stage 2 that one term of the loss alone heeds; the first three of the former are heeded by a
 teacher that writes answers too."""
 
 
 class Distill(Settings):
-    """Stage 2: the carriers learn; where `kl` is above 0, the hierarchy of prompts is distilled into them."""
+    """Stage 2: adapters learn; where `kl_weight` is above 0, the prompts are distilled into them."""
 
-    carrier: Carrier = LoraCarrier()
+    adapter: Adapter = LoraAdapter()
     """What a node's text is distilled into."""
     texts: Place | None = None
     """Node texts; the package's own if not given."""
@@ -223,9 +224,8 @@ class Distill(Settings):
     """Between teacher and student on response tokens."""
     temperature: Positive = 1.0
     """Of the divergence."""
-    hear: Literal["all", "right"] = "all"
-    """Take the divergence at every response token, or only where the teacher finds the response's own token
-    likeliest."""
+    kl_mask: Literal["all", "teacher_correct"] = "all"
+    """Apply the divergence at every response token, or only where the teacher's argmax is the target."""
     signal: Literal["hidden", "top_k"] = "hidden"
     """What is kept of the teacher: its last hidden states, which are exact, or its likeliest tokens with one
     bucket for the rest."""
@@ -235,55 +235,63 @@ class Distill(Settings):
     """Folder in which the teacher's signals are kept; `cache` in the run's folder if not given."""
     checks: bool = True
     """Check before training that teacher and student are aligned, and tell their divergence per language."""
-    kl: Weight = 0.0
-    """Weight of the divergence per response token; 0 spares the teacher's reading: no prompt is distilled.
+    kl_weight: Weight = 0.0
+    """Weight of the divergence per response token; 0 disables teacher scoring: no prompt is distilled.
     If not given, 0 for the embedded model, which does better without (docs/log.md), and 1 for every other."""
-    ce: Weight = 1.0
+    ce_weight: Weight = 1.0
     """Weight of cross-entropy per response token."""
-    hidden: Weight = 4.0
-    """Weight of the hidden-state term (similarity distillation) per row."""
-    contrast: Positive | None = None
-    """Temperature of the hidden-state term, which divides its cosines; if not given, such that a twin is
+    similarity_weight: Weight = 4.0
+    """Weight of the similarity loss, between hidden states of a row and its English twin, per row."""
+    similarity_temperature: Positive | None = None
+    """Temperature of the similarity loss, which divides its cosines; if not given, such that a twin is
     likened to ten on average."""
-    fade: Fraction = 0.7
-    """Share of the steps over which the weight of the hidden-state term falls to 0; 0 keeps it."""
-    layer: Count | None = None
-    """Decoder layer that the hidden-state term reads; two thirds of the way up if not given."""
-    retain: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of rows that are English of stage 1, answered through the root alone as the reference model
-    answers them: by divergence from it, whatever the other weights."""
+    similarity_decay: Fraction = 0.7
+    """Share of the steps over which similarity_weight falls to 0; 0 keeps it."""
+    similarity_layer: Count | None = None
+    """Decoder layer that the similarity loss reads; two thirds of the way up if not given."""
+    replay_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of rows that replay English of stage 1 through the root alone, with KL to the reference model,
+    whatever the other weights."""
     on_policy: Fraction = 0.0
     """Share of steps whose responses the student draws itself, scored live by the frozen model behind the
     privileged prompt."""
-    sample_tokens: Count = 64
+    max_new_tokens: Count = 64
     """Longest response that is drawn on-policy, and longest English answer that the model writes, in tokens;
     an answer without an end within it is not learned from."""
-    balance: Positive = 2.0
-    """Temperature by which languages are balanced: 1 in proportion to data, larger more evenly."""
+    sampling_temperature: Positive = 2.0
+    """Languages are drawn with p ∝ n^(1/T) of their n rows: 1 in proportion to data, larger more evenly."""
     epochs: Positive = 4.5
     """Passes over the parallel items of all languages together, English aside; by the model if not given."""
-    batch: Count = 32
+    batch_size: Count = 32
     """Rows per optimiser step."""
-    accumulate: Count = 1
-    """Micro-batches per optimiser step."""
-    lr: Positive = 3e-3
+    gradient_accumulation_steps: Count = 1
+    """Micro-batches that an optimiser step's rows are read in."""
+    learning_rate: Positive = 3e-3
     """Peak learning rate; by the model if not given."""
+    warmup_ratio: Fraction = 0.05
+    """Share of the steps over which the learning rate rises from 0; then it falls to 0 as a cosine."""
+    adam_beta1: Beta = 0.9
+    """AdamW's decay of its mean of gradients."""
+    adam_beta2: Beta = 0.98
+    """AdamW's decay of its mean of squared gradients."""
+    max_grad_norm: Weight = 1.0
+    """Norm above which a step's gradient is scaled down; 0 clips nothing."""
     gradient_checkpointing: bool = False
     """Compute each layer again in backward: less memory, more time; not with a prefix."""
     level_dropout: Fraction = 0.0
     """Probability that a row trains without its leaf, or, as often, without leaf and family."""
     shrinkage: Weight = 0.0
     """Pull of a node's rows toward its parent, divided by its number of training rows; lora only."""
-    lr_b_ratio: Positive = 1.0
-    """How many times larger the step of an adapter's B is than that of its A; lora only."""
-    max_prompt: Count = 512
+    loraplus_lr_ratio: Positive = 1.0
+    """Learning rate of an adapter's B over that of its A (LoRA+, arXiv:2402.12354); lora only."""
+    max_prompt_length: Count = 512
     """Longest prompt in tokens, the teacher's included; longer ones are refused."""
     _whole_batches = model_validator(mode="after")(whole_batches)
 
     @model_validator(mode="after")
     def _some_loss(self) -> "Distill":
-        if not self.kl + self.ce + self.hidden:
-            raise refusal("kl", "must be above 0 where ce and hidden are 0 too")
+        if not self.kl_weight + self.ce_weight + self.similarity_weight:
+            raise refusal("kl_weight", "must be above 0 where ce_weight and similarity_weight are 0 too")
         return self
 
     @model_validator(mode="after")
@@ -295,16 +303,16 @@ class Distill(Settings):
 
     @model_validator(mode="after")
     def _kept_positions(self) -> "Distill":
-        if self.gradient_checkpointing and self.carrier.type == "prefix":
+        if self.gradient_checkpointing and self.adapter.type == "prefix":
             raise refusal(
                 "gradient_checkpointing",
-                "must be false with carrier.type prefix: layers that are computed again read no past keys "
+                "must be false with adapter.type prefix: layers that are computed again read no past keys "
                 "and values; take lora or embedding",
             )
-        for name, usual in (("shrinkage", 0.0), ("lr_b_ratio", 1.0)):
-            if self.carrier.type != "lora" and getattr(self, name) != usual:
+        for name, usual in (("shrinkage", 0.0), ("loraplus_lr_ratio", 1.0)):
+            if self.adapter.type != "lora" and getattr(self, name) != usual:
                 raise refusal(
-                    name, f"must be {usual:g} with carrier.type {self.carrier.type}; it is for lora"
+                    name, f"must be {usual:g} with adapter.type {self.adapter.type}; it is for lora"
                 )
         return self
 
@@ -319,7 +327,7 @@ class Distill(Settings):
     @property
     def hears_itself(self) -> bool:
         """Whether the frozen model's own reading of the privileged prompts is needed before training."""
-        return bool(self.kl) and self.on_policy < 1 and not self.scored_elsewhere
+        return bool(self.kl_weight) and self.on_policy < 1 and not self.scored_elsewhere
 
     @property
     def form(self) -> tuple[Literal["hidden", "top_k"], int]:
@@ -330,17 +338,17 @@ class Distill(Settings):
 
     @model_validator(mode="after")
     def _teacher_is_heard(self) -> "Distill":
-        if self.scored_elsewhere and not self.kl:
+        if self.scored_elsewhere and not self.kl_weight:
             raise refusal(
-                "kl", f"must be above 0 where the teacher is a {self.teacher.type} that scores tokens"
+                "kl_weight", f"must be above 0 where the teacher is a {self.teacher.type} that scores tokens"
             )
-        if self.on_policy and not self.kl:
-            raise refusal("kl", "must be above 0 where on_policy is")
+        if self.on_policy and not self.kl_weight:
+            raise refusal("kl_weight", "must be above 0 where on_policy is")
         if self.teacher_view == "english":
             reasons = {
-                "where kl is 0, which scores nothing": not self.kl,
+                "where kl_weight is 0, which scores nothing": not self.kl_weight,
                 f"where teacher.type is {self.teacher.type}": self.teacher.type != "self",
-                f"with carrier.type {self.carrier.type}": self.carrier.type != "lora",
+                f"with adapter.type {self.adapter.type}": self.adapter.type != "lora",
                 "where on_policy is above 0": bool(self.on_policy),
             }
             for why in (why for why, holds in reasons.items() if holds):
@@ -354,30 +362,37 @@ class Distill(Settings):
     @property
     def prompts_are_read(self) -> bool:
         """Whether a teacher reads the privileged prompts: to be learned from token by token, or to answer."""
-        return bool(self.kl) or (isinstance(self.teacher, ModelTeacher) and self.teacher.level == "sequence")
+        return bool(self.kl_weight) or (
+            isinstance(self.teacher, ModelTeacher) and self.teacher.level == "sequence"
+        )
 
     @model_validator(mode="after")
     def _heeded(self) -> "Distill":
-        mute = "with kl 0, where no prompt is distilled; set distill.kl above 0"
+        mute = "with kl_weight 0, where no prompt is distilled; set distill.kl_weight above 0"
         # A node of virtual positions begins as what its text says.
-        begun = self.carrier.type != "lora" and self.carrier.init != "random"
-        retained = "with kl and retain 0, where the teacher says nothing"
+        begun = self.adapter.type != "lora" and self.adapter.init != "random"
+        retained = "with kl_weight and replay_fraction 0, where the teacher says nothing"
         kept = self.form[0] == "top_k" and not self.scored_elsewhere
         return without_effect(
             self,
             (not self.prompts_are_read, ["teacher_reads", "require_texts"], mute),
             (not self.prompts_are_read and not begun, ["texts"], mute),
-            (not self.kl, ["divergence", "temperature", "hear"], mute),
+            (not self.kl_weight, ["divergence", "temperature", "kl_mask"], mute),
             (
-                "texts" not in self.teacher_reads and not begun, ["texts", "require_texts"],
+                "texts" not in self.teacher_reads and not begun,
+                ["texts", "require_texts"],
                 "where teacher_reads has no texts",
             ),
-            (self.on_policy, ["hear"], "on steps that are on-policy; set on_policy to 0"),
+            (self.on_policy, ["kl_mask"], "on steps that are on-policy; set on_policy to 0"),
             (self.scored_elsewhere, ["signal"], "on what another teacher scores, which is its top_k"),
-            (not self.kl and not self.retain, ["signal", "top_k"], retained),
+            (not self.kl_weight and not self.replay_fraction, ["signal", "top_k"], retained),
             (self.on_policy == 1, ["signal", "top_k"], "where all steps are on-policy"),
-            (self.on_policy == 1 and self.ce, ["ce"], "where all steps are on-policy; set it to 0"),
+            (
+                self.on_policy == 1 and self.ce_weight,
+                ["ce_weight"],
+                "where all steps are on-policy; set it to 0",
+            ),
             (self.scored_elsewhere, ["top_k"], "on what another teacher scores; set teacher.top_k"),
             (not kept, ["top_k"], f"where signal is {self.signal}"),
-            (not self.hidden, HIDDEN_ONLY, "with hidden 0"),
-        )  # fmt: skip
+            (not self.similarity_weight, SIMILARITY_ONLY, "with similarity_weight 0"),
+        )

@@ -10,15 +10,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from isogloss.config.base import Settings, code_of
 from isogloss.config.data import ONE, SEVERAL
+from isogloss.config.renamed import advice
 from isogloss.config.schema import Config
-from isogloss.config.yaml_io import NUMBER, Written
-
-GONE = {
-    f"languages.{name}": "was removed: resource classes now come from the registry (`isogloss languages`); "
-    "languages.amounts gives single languages another amount"
-    for name in ("high", "middle")
-}
-"""Settings of earlier releases, and what to do instead."""
+from isogloss.config.yaml_io import NUMBER, Written, dotted
 
 
 def explained(fault: Any, written: Written) -> tuple[tuple, str]:
@@ -31,7 +25,7 @@ def explained(fault: Any, written: Written) -> tuple[tuple, str]:
     elif kind == "refusal":
         path = (*path, *context["name"].split("."))
     at, name = written.at(path), dotted(path)
-    if kind == "extra_forbidden" and (why := GONE.get(dotted(path))):
+    if kind == "extra_forbidden" and (why := advice(name)):
         return path, f"{at}: {name} {why}"
     if kind == "extra_forbidden":
         return path, f"{at}: {name} is not a setting{_instead(path, holder)}"
@@ -121,7 +115,7 @@ def _describe(hint: Any) -> str:
     if isinstance(bare, type) and issubclass(bare, Settings):
         return f"settings: {', '.join(bare.model_fields)}"
     if bare in (int, float):
-        return ("a whole number" if bare is int else "a number") + _range(limits)
+        return ("a whole number" if bare is int else "a number") + _range(limits, whole=bare is int)
     if bare is str:
         return "a text, not empty" if "min_length" in limits else "a text"
     return "true or false" if bare is bool else "a path"
@@ -131,9 +125,13 @@ def _limit(note: Any, name: str) -> Any:
     return getattr(note, name, None)
 
 
-def _range(limits: dict[str, Any]) -> str:
-    if "ge" in limits and ("le" in limits or "lt" in limits):
-        return f" between {limits['ge']} and {limits['le'] if 'le' in limits else limits['lt'] - 1}"
+def _range(limits: dict[str, Any], *, whole: bool) -> str:
+    if "ge" in limits and "lt" in limits:
+        if whole:
+            return f" between {limits['ge']} and {limits['lt'] - 1}"
+        return f" of at least {limits['ge']} and below {limits['lt']}"
+    if "ge" in limits and "le" in limits:
+        return f" between {limits['ge']} and {limits['le']}"
     if "gt" in limits and "le" in limits:
         return f" above {limits['gt']} and at most {limits['le']}"
     return (
@@ -185,9 +183,3 @@ def _all_names(settings: type[Settings], prefix: str) -> Iterator[str]:
         yield prefix + name
         for option in _options(hint)[:1]:
             yield from _all_names(option, f"{prefix}{name}.")
-
-
-def dotted(path: tuple) -> str:
-    """A setting's name as it is written behind --set."""
-    # pydantic's last part where it is a mapping's key that is wrong
-    return ".".join(str(part) for part in path if not isinstance(part, int) and part != "[key]")

@@ -10,9 +10,21 @@ from pydantic import (
 from isogloss.config.base import Count, Others, Place, Settings, once
 
 Suite = Literal[
-    "demo", "massive", "flores101", "ntrex", "translation", "xnli", "pawsx", "sib200", "xcopa", "xquad",
-    "mlqa", "xglue", "language_confusion", "parallel",
-]  # fmt: skip
+    "demo",
+    "massive",
+    "flores101",
+    "ntrex",
+    "translation",
+    "xnli",
+    "pawsx",
+    "sib200",
+    "xcopa",
+    "xquad",
+    "mlqa",
+    "xglue",
+    "language_confusion",
+    "parallel",
+]
 XglueTask = Literal["NER", "POS", "NC", "MLQA", "XNLI", "PAWSX", "QADSM", "WPR", "QAM", "QG", "NTG"]
 
 
@@ -59,7 +71,7 @@ class Evaluate(Settings):
     """Parallel sentences for retrieval, at most."""
     max_new_tokens: Count = 24
     """Longest answer."""
-    batch: Count = 64
+    batch_size: Count = 64
     """Prompts per forward."""
     layer: Count | None = None
     """Decoder layer for retrieval; chosen on dev sentences if not given."""

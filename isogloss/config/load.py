@@ -16,6 +16,7 @@ from pydantic import (
 from isogloss.config.defaults import Facts, by_model, look_up
 from isogloss.config.errors import explained
 from isogloss.config.paths import is_model_folder, misplaced
+from isogloss.config.renamed import advice
 from isogloss.config.schema import Config
 from isogloss.config.yaml_io import Written, read_entries
 from isogloss.errors import ConfigError
@@ -94,14 +95,43 @@ def for_choosing(config: Config) -> Config:
 
 
 OWN = (
-    "data", "data_root", "parallel_text", "languages.items", "languages.amounts", "distill.responses",
-    "distill.teacher", "distill.on_policy", "distill.sample_tokens", "distill.gradient_checkpointing",
-    "distill.level_dropout", "distill.shrinkage", "distill.lr_b_ratio",
-    "distill.divergence", "distill.temperature", "distill.signal", "distill.top_k", "distill.cache",
-    "distill.checks", "distill.kl", "distill.hear", "distill.ce", "distill.hidden", "distill.contrast",
-    "distill.fade", "distill.layer", "distill.max_prompt", "distill.balance",
-    "distill.epochs", "distill.batch", "distill.accumulate", "distill.lr",
-)  # fmt: skip
+    "data",
+    "data_root",
+    "parallel_text",
+    "languages.items",
+    "languages.amounts",
+    "distill.responses",
+    "distill.teacher",
+    "distill.on_policy",
+    "distill.max_new_tokens",
+    "distill.gradient_checkpointing",
+    "distill.level_dropout",
+    "distill.shrinkage",
+    "distill.loraplus_lr_ratio",
+    "distill.divergence",
+    "distill.temperature",
+    "distill.signal",
+    "distill.top_k",
+    "distill.cache",
+    "distill.checks",
+    "distill.kl_weight",
+    "distill.kl_mask",
+    "distill.ce_weight",
+    "distill.similarity_weight",
+    "distill.similarity_temperature",
+    "distill.similarity_decay",
+    "distill.similarity_layer",
+    "distill.max_prompt_length",
+    "distill.sampling_temperature",
+    "distill.warmup_ratio",
+    "distill.adam_beta1",
+    "distill.adam_beta2",
+    "distill.max_grad_norm",
+    "distill.epochs",
+    "distill.batch_size",
+    "distill.gradient_accumulation_steps",
+    "distill.learning_rate",
+)
 """Settings that a language which joins a finished run may have of its own."""
 
 
@@ -113,6 +143,8 @@ def refuse_shared(overrides: Iterable[str]) -> None:
     """
     for override in overrides:
         name = override.partition("=")[0].strip()
+        if why := advice(name):
+            raise ConfigError(f"--set {override}: {name} {why}")
         if not any(name == one or name.startswith(f"{one}.") for one in OWN):
             raise ConfigError(
                 f"--set {override}: {name} is the whole run's; a language that joins may have its own "
@@ -125,9 +157,9 @@ def _validate(written: Written, facts: Facts | None = None) -> Config:
     entries, _ = by_model(written.entries, facts)
     if isinstance(entries.get("data"), dict):
         entries["data"].setdefault("type", "demo")
-    carrier = entries["distill"].get("carrier") if isinstance(entries.get("distill"), dict) else None
-    if isinstance(carrier, dict):
-        carrier.setdefault("type", "lora")
+    adapter = entries["distill"].get("adapter") if isinstance(entries.get("distill"), dict) else None
+    if isinstance(adapter, dict):
+        adapter.setdefault("type", "lora")
     faults, config = written.faults, None
     try:
         # In JSON mode strict takes a text for a path and a list for a tuple, and nothing else for another.

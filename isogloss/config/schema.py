@@ -80,16 +80,16 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _heeded(self) -> "Config":
-        levels = self.distill.carrier.levels
+        levels = self.distill.adapter.levels
         if self.languages.tree == "shared" or not levels["family"] + levels["language"]:
             for name in ("level_dropout", "shrinkage"):
                 if getattr(self.distill, name):
                     raise refusal(f"distill.{name}", "must be 0 where the root has all of a path's rows")
         if any("alignment" in source.use for source in self.parallel_text):
-            if not self.distill.hidden:
+            if not self.distill.similarity_weight:
                 raise refusal(
                     "parallel_text",
-                    "must have use: [translation] where distill.hidden is 0: alignment is "
+                    "must have use: [translation] where distill.similarity_weight is 0: alignment is "
                     "what the hidden-state term does",
                 )
             if self.distill.on_policy:
@@ -122,7 +122,17 @@ class Config(Settings):
 
 
 ROOTED = (
-    "massive", "flores101", "ntrex", "translation", "xnli", "pawsx", "sib200", "xcopa", "xquad", "mlqa",
-    "xglue", "language_confusion",
-)  # fmt: skip
+    "massive",
+    "flores101",
+    "ntrex",
+    "translation",
+    "xnli",
+    "pawsx",
+    "sib200",
+    "xcopa",
+    "xquad",
+    "mlqa",
+    "xglue",
+    "language_confusion",
+)
 """Data and suites that lie under the data root."""

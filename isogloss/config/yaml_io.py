@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 from yaml.composer import ComposerError
 
-from isogloss.config.errors import dotted
 from isogloss.config.schema import Config
 from isogloss.errors import ConfigError
 
@@ -94,7 +93,7 @@ class Written:
         name, equals, value = override.partition("=")
         path = tuple(name.strip().split("."))
         if not equals or not all(path):
-            raise ConfigError(f"{label}: write it as name=value, for example --set distill.lr=0.001")
+            raise ConfigError(f"{label}: write it as name=value, for example --set distill.epochs=2")
         entries = self.entries
         for depth, parent in enumerate(path[:-1], start=1):
             below = entries.get(parent)
@@ -164,3 +163,9 @@ def _note_lines(node: yaml.Node, path: tuple, written: Written) -> None:
             written.faults.append((here, text))
         written.places[here] = label
         _note_lines(value, here, written)
+
+
+def dotted(path: tuple) -> str:
+    """A setting's name as it is written behind --set."""
+    # pydantic's last part where it is a mapping's key that is wrong
+    return ".".join(str(part) for part in path if not isinstance(part, int) and part != "[key]")

@@ -36,10 +36,27 @@ SENTINEL = "isoglossresponse"
 HELD = secrets.token_hex(8)
 """Stands with a number where a message spells a control token, while the template is rendered."""
 TODAY = {
-    "%Y": "2024", "%y": "24", "%m": "07", "%-m": "7", "%B": "July", "%b": "Jul", "%d": "26", "%-d": "26",
-    "%e": "26", "%j": "208", "%A": "Friday", "%a": "Fri", "%H": "00", "%I": "12", "%M": "00", "%S": "00",
-    "%p": "AM", "%F": "2024-07-26", "%D": "07/26/24", "%T": "00:00:00",
-}  # fmt: skip
+    "%Y": "2024",
+    "%y": "24",
+    "%m": "07",
+    "%-m": "7",
+    "%B": "July",
+    "%b": "Jul",
+    "%d": "26",
+    "%-d": "26",
+    "%e": "26",
+    "%j": "208",
+    "%A": "Friday",
+    "%a": "Fri",
+    "%H": "00",
+    "%I": "12",
+    "%M": "00",
+    "%S": "00",
+    "%p": "AM",
+    "%F": "2024-07-26",
+    "%D": "07/26/24",
+    "%T": "00:00:00",
+}
 """The day of every rendering, by strftime's directives: what is learned must not depend on the calendar.
 
 It is the one that Llama 3's template itself falls back on.

@@ -42,18 +42,64 @@ _TERMINAL: Final = ".!?…。！？｡।॥۔؟።፧។៕။։"
 _WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
 # Words that change nothing about what an instruction asks. "not", "no" and numbers are not among them.
 _FUNCTION_WORDS: Final = frozenset(
-    ("a", "an", "the", "please", "kindly", "of", "to", "and", "that", "this", "these", "those", "following",
-     "given", "below", "above", "is", "are", "be", "i", "me", "you", "your", "can", "could", "would", "will")
-)  # fmt: skip
+    (
+        "a",
+        "an",
+        "the",
+        "please",
+        "kindly",
+        "of",
+        "to",
+        "and",
+        "that",
+        "this",
+        "these",
+        "those",
+        "following",
+        "given",
+        "below",
+        "above",
+        "is",
+        "are",
+        "be",
+        "i",
+        "me",
+        "you",
+        "your",
+        "can",
+        "could",
+        "would",
+        "will",
+    )
+)
 # Names in the Unicode table begin with these words, by ISO 15924 script where the script is called otherwise.
 _LETTERS: Final = {
-    "Arab": ("ARABIC",), "Armn": ("ARMENIAN",), "Beng": ("BENGALI",), "Cyrl": ("CYRILLIC",),
-    "Deva": ("DEVANAGARI",), "Ethi": ("ETHIOPIC",), "Geor": ("GEORGIAN",), "Grek": ("GREEK",),
-    "Gujr": ("GUJARATI",), "Guru": ("GURMUKHI",), "Hang": ("HANGUL", "CJK"), "Hans": ("CJK",),
-    "Hant": ("CJK",), "Hebr": ("HEBREW",), "Jpan": ("CJK", "HIRAGANA", "KATAKANA"), "Khmr": ("KHMER",),
-    "Knda": ("KANNADA",), "Laoo": ("LAO",), "Latn": ("LATIN",), "Mlym": ("MALAYALAM",),
-    "Mymr": ("MYANMAR",), "Orya": ("ORIYA",), "Taml": ("TAMIL",), "Telu": ("TELUGU",), "Thai": ("THAI",),
-}  # fmt: skip
+    "Arab": ("ARABIC",),
+    "Armn": ("ARMENIAN",),
+    "Beng": ("BENGALI",),
+    "Cyrl": ("CYRILLIC",),
+    "Deva": ("DEVANAGARI",),
+    "Ethi": ("ETHIOPIC",),
+    "Geor": ("GEORGIAN",),
+    "Grek": ("GREEK",),
+    "Gujr": ("GUJARATI",),
+    "Guru": ("GURMUKHI",),
+    "Hang": ("HANGUL", "CJK"),
+    "Hans": ("CJK",),
+    "Hant": ("CJK",),
+    "Hebr": ("HEBREW",),
+    "Jpan": ("CJK", "HIRAGANA", "KATAKANA"),
+    "Khmr": ("KHMER",),
+    "Knda": ("KANNADA",),
+    "Laoo": ("LAO",),
+    "Latn": ("LATIN",),
+    "Mlym": ("MALAYALAM",),
+    "Mymr": ("MYANMAR",),
+    "Orya": ("ORIYA",),
+    "Taml": ("TAMIL",),
+    "Telu": ("TELUGU",),
+    "Thai": ("THAI",),
+}
 
 
 @dataclass(frozen=True)

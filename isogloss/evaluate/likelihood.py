@@ -70,9 +70,15 @@ def log_probabilities(
             try:
                 with fused_attention(model):
                     scores = (_score if shares else _score_whole)(
-                        model, [prompts[n] for n in chosen], [answers[n] for n in chosen], pad_id(tokenizer),
-                        list(map(len, units)), lead, begun, set_path,
-                    )  # fmt: skip
+                        model,
+                        [prompts[n] for n in chosen],
+                        [answers[n] for n in chosen],
+                        pad_id(tokenizer),
+                        list(map(len, units)),
+                        lead,
+                        begun,
+                        set_path,
+                    )
             finally:
                 if carrier is not None:
                     carrier.off()

@@ -131,11 +131,11 @@ def retriever(
     raw, scaled = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
     statistics: dict[int, dict[str, Statistics]] = {layer: {} for layer in layers}
     if settings.layer is None or enough:
-        english = embed(reference, texts[SOURCE], SOURCE, layers, settings.batch, done)
+        english = embed(reference, texts[SOURCE], SOURCE, layers, settings.batch_size, done)
         for code in (SOURCE, *(code for code in texts if code != SOURCE)):
             vectors = english
             if code != SOURCE:
-                vectors = embed(subject, texts[code], code, layers, settings.batch, done)
+                vectors = embed(subject, texts[code], code, layers, settings.batch_size, done)
             same = same_targets(texts[SOURCE], texts[code])
             for layer in layers:
                 if enough:
@@ -149,7 +149,7 @@ def retriever(
     raw_layer = max(raw, key=lambda layer: raw[layer])
     layer = max(scaled, key=lambda layer: scaled[layer]) if enough else raw_layer
     chosen = sorted({layer, raw_layer})
-    english = embed(reference, suite.sentences[SOURCE], SOURCE, chosen, settings.batch, done)
+    english = embed(reference, suite.sentences[SOURCE], SOURCE, chosen, settings.batch_size, done)
     return Retriever(
         layer, raw_layer, statistics[layer] if enough else None, english, len(texts.get(SOURCE, ()))
     )

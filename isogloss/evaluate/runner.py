@@ -152,7 +152,7 @@ def _given(
             "instructions": [asked[n][0].turns[asked[n][1]].instruction for n in numbers],
             "languages": [asked[n][1] for n in numbers],
             "carrier": subject.carrier,
-            "batch": settings.batch,
+            "batch": settings.batch_size,
             "progress": progress,
         }
 
@@ -362,7 +362,7 @@ def _add_retrieval(
     layers = sorted({retriever.layer, retriever.raw_layer})
     for code in codes:
         texts = suite.sentences[code]
-        vectors = embed(subject, texts, code, layers, settings.batch, done)
+        vectors = embed(subject, texts, code, layers, settings.batch_size, done)
         found, raw = retriever.compare(code, suite.sentences[SOURCE], texts, vectors)
         margin = (found.margin_forward.float() + found.margin_backward.float()) / 2
         for name, hits in (
@@ -411,6 +411,8 @@ def _mean_of(
 
 def _measure(mean: Estimate, each: Mapping[str, Estimate]) -> dict[str, Any]:
     return {
-        "mean": mean.value, "low": mean.low, "high": mean.high,
+        "mean": mean.value,
+        "low": mean.low,
+        "high": mean.high,
         "languages": {code: asdict(estimate) for code, estimate in each.items()},
-    }  # fmt: skip
+    }

@@ -19,7 +19,18 @@ SUBJECT: Final = frozenset({"model", "adapters", "template", "seed", "layer", "r
 run's seed, the layers that each side was found to be best at, and the program's version.
 """
 NOT_SIGNED: Final = frozenset(
-    {"suites", "also", "likelihood", "languages", "batch", "path", "items", "sentences", "layer", "split"}
+    {
+        "suites",
+        "also",
+        "likelihood",
+        "languages",
+        "batch_size",
+        "path",
+        "items",
+        "sentences",
+        "layer",
+        "split",
+    }
 )
 """Settings of `evaluate` that change no score, or that other fields tell more exactly (`path`: the data;
 `split`: the suite's own, which may be a part of dev)."""
@@ -63,12 +74,17 @@ def data_hashes(suite: SuiteData) -> dict[str, str]:
     for code in codes:
         items = [
             (
-                item.id, item.task, item.gold, (turn := item.turns[code]).instruction, turn.response,
-                sorted((item.options or {}).get(code, {}).items()), sorted(item.measures),
+                item.id,
+                item.task,
+                item.gold,
+                (turn := item.turns[code]).instruction,
+                turn.response,
+                sorted((item.options or {}).get(code, {}).items()),
+                sorted(item.measures),
             )
             for item in suite.items
             if code in item.turns
-        ]  # fmt: skip
+        ]
         sentences = [list(some.get(code, ())) for some in (suite.sentences, suite.layer_sentences)]
         text = json.dumps([items, sentences], ensure_ascii=False)
         found[code] = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]

@@ -77,9 +77,11 @@ def measure(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
     """Estimates of `over_tasks` as a measure of `scores.json`."""
     mean = estimates[""]
     return {
-        "mean": mean.value, "low": mean.low, "high": mean.high,
+        "mean": mean.value,
+        "low": mean.low,
+        "high": mean.high,
         "languages": {code: asdict(one) for code, one in estimates.items() if code},
-    }  # fmt: skip
+    }
 
 
 def suite_means(

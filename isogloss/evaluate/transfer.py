@@ -209,7 +209,7 @@ def _by_own(
     if retriever is None or retriever.statistics is None or code not in suite.layer_sentences:
         return retriever
     layer, texts = retriever.layer, suite.layer_sentences[code]
-    own = statistics_of(retrieval.embed(subject, texts, code, [layer], settings.batch)[layer])
+    own = statistics_of(retrieval.embed(subject, texts, code, [layer], settings.batch_size)[layer])
     return replace(retriever, statistics={**retriever.statistics, code: own})
 
 

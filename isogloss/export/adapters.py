@@ -99,7 +99,7 @@ def export(
 
 def _export(run: Run, codes: Sequence[str], kind: Kind, folder: Path, max_rank: int | None) -> list[Exported]:
     _refuse(run, kind, max_rank)
-    if kind == "lora" and run.config.distill.carrier.type == "lora":
+    if kind == "lora" and run.config.distill.adapter.type == "lora":
         kind = "peft"  # it is one already
     if there := [code for code in codes if (folder / code).exists()]:
         raise RunError(f"{folder / there[0]} is there already; name another --out or remove it")
@@ -167,7 +167,7 @@ def serving(run: Run, exported: Sequence[Exported]) -> str:
 
 
 def _refuse(run: Run, kind: Kind, max_rank: int | None) -> None:
-    carrier = run.config.distill.carrier.type
+    carrier = run.config.distill.adapter.type
     if kind == "merged" and carrier != "lora":
         raise RunError(f"--format merged: a carrier of type {carrier} is no weight of the model; take lora")
     if kind == "vllm-embeds" and carrier != "embedding":
@@ -211,10 +211,16 @@ def _refit(run: Run, carrier: Any, code: str, folder: Path, rank: int | None) ->
     """Distil a path into a LoRA, which `peft` would have written of a lora carrier."""
     with run.watcher.bar(f"{code}: into a LoRA") as progress:
         student = lora_of_path(
-            carrier, code, _prompts(run, code, REFIT), run.tokenizer,
-            work=folder.with_suffix(".work"), seed=run.config.seed, rank=rank or RANK,
-            max_new_tokens=run.config.evaluate.max_new_tokens, progress=progress,
-        )  # fmt: skip
+            carrier,
+            code,
+            _prompts(run, code, REFIT),
+            run.tokenizer,
+            work=folder.with_suffix(".work"),
+            seed=run.config.seed,
+            rank=rank or RANK,
+            max_new_tokens=run.config.evaluate.max_new_tokens,
+            progress=progress,
+        )
     found = student.export(code, folder, str(run.tuned.resolve()))
     student.model.unload()
     return found
@@ -278,11 +284,15 @@ def _answers(
     most = run.config.evaluate.max_new_tokens
     return [
         complete(
-            model, run.tokenizer, [prompt],
-            languages=[code] if carrier else None, carrier=carrier, max_new_tokens=most,
+            model,
+            run.tokenizer,
+            [prompt],
+            languages=[code] if carrier else None,
+            carrier=carrier,
+            max_new_tokens=most,
         )[0].tolist()
         for prompt in prompts[:ANSWERED]
-    ]  # fmt: skip
+    ]
 
 
 def _compare(
@@ -332,7 +342,7 @@ def _card(run: Run, one: Exported, kind: Kind, carried: list[str]) -> str:
     language, exact = resolve(one.code), " in float32" if kind == "peft" else ""
     base = Path(model_folder(run.config.model))
     licence = licence_of(base)
-    carrier, peft = run.config.distill.carrier.type, kind in ("peft", "lora")
+    carrier, peft = run.config.distill.adapter.type, kind in ("peft", "lora")
     tuned, folder = str(run.tuned.resolve()), str(one.folder.resolve())
     load, imports = f"AutoModelForCausalLM.from_pretrained({(tuned if peft else folder)!r})", ""
     if peft:

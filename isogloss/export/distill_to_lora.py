@@ -74,13 +74,19 @@ def lora_of_path(
         model=student.model,
         carrier=student,
         args=training_arguments(
-            work, steps=steps, batch=BATCH, accumulate=1, lr=LR, weight_decay=0.0, seed=seed, bf16=False,
+            work,
+            steps=steps,
+            batch_size=BATCH,
+            gradient_accumulation_steps=1,
+            learning_rate=LR,
+            seed=seed,
+            bf16=False,
             save_every=2 * steps,
         ),
         train_dataset=Ordered(samples, order),
         weights=Weights(ce=0.0, kl=1.0),
         pad_id=pad_id(tokenizer),
-    )  # fmt: skip
+    )
     train(trainer, Watch(work / "curve.jsonl", "refit", max(1, steps // 10), progress), work)
     shutil.rmtree(work)
     student.model.eval()
@@ -100,9 +106,13 @@ def _answered(
     for start in range(0, len(prompts), READ):
         chosen = [list(prompt) for prompt in prompts[start : start + READ]]
         made = complete(
-            carrier.model, tokenizer, chosen,
-            languages=[language] * len(chosen), carrier=carrier, max_new_tokens=max_new_tokens,
-        )  # fmt: skip
+            carrier.model,
+            tokenizer,
+            chosen,
+            languages=[language] * len(chosen),
+            carrier=carrier,
+            max_new_tokens=max_new_tokens,
+        )
         for prompt, answer in zip(chosen, made.tolist(), strict=True):
             ids = (*prompt, *up_to_end(answer, ends))
             found.append(Encoded(ids[:1], ids[1:]))

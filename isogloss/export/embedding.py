@@ -55,7 +55,7 @@ def export_embedders(run: Run, codes: Sequence[str], folder: Path) -> list[Embed
             vectors.
     """
     _library()
-    if (carrier := run.config.distill.carrier.type) != "lora":
+    if (carrier := run.config.distill.adapter.type) != "lora":
         raise RunError(
             f"--format sentence-transformers: a carrier of type {carrier} is no weight of the model; take "
             "lora"
@@ -150,7 +150,7 @@ def _export(
     made.save_pretrained(str(part), create_model_card=False)
     shutil.rmtree(work)
     texts = [*suite.layer_sentences[code][:COMPARED]]
-    ours = retrieval.embed(subject, texts, code, [layer], run.config.evaluate.batch)[layer]
+    ours = retrieval.embed(subject, texts, code, [layer], run.config.evaluate.batch_size)[layer]
     difference = _difference(part, texts, standardised(ours, statistics))
     if not difference <= CLOSE:
         raise RunError(

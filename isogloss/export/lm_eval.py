@@ -127,10 +127,13 @@ def _part(signature: str, name: str) -> str:
 def _config(task: str, hits: dict[str, list[float]], signature: str) -> dict[str, Any]:
     kind = "multiple_choice" if _part(signature, "scoring") == "likelihood" else "generate_until"
     return {
-        "task": task, "output_type": kind, "num_fewshot": 0, "repeats": 1,
+        "task": task,
+        "output_type": kind,
+        "num_fewshot": 0,
+        "repeats": 1,
         "metric_list": [{"metric": name} for name in hits],
         "metadata": {"version": _part(signature, "rev"), "signature": signature},
-    }  # fmt: skip
+    }
 
 
 def _about(run: Run, phase: Phase) -> dict[str, Any]:
@@ -153,11 +156,20 @@ def _about(run: Run, phase: Phase) -> dict[str, Any]:
             "model_args": {"pretrained": str(run.tuned), **peft},
             **({"peft_sha": ""} if peft else {}),
             "model_num_parameters": sum(p.numel() for p in model.parameters()),
-            "model_dtype": str(run.dtype), "model_revision": "main", "model_sha": "",
-            "batch_size": str(run.config.evaluate.batch), "batch_sizes": [], "device": None,
+            "model_dtype": str(run.dtype),
+            "model_revision": "main",
+            "model_sha": "",
+            "batch_size": str(run.config.evaluate.batch_size),
+            "batch_sizes": [],
+            "device": None,
             "use_cache": None,
-            "limit": run.config.evaluate.items, "bootstrap_iters": 0, "gen_kwargs": {},
-            "random_seed": run.config.seed, "numpy_seed": None, "torch_seed": None, "fewshot_seed": None,
+            "limit": run.config.evaluate.items,
+            "bootstrap_iters": 0,
+            "gen_kwargs": {},
+            "random_seed": run.config.seed,
+            "numpy_seed": None,
+            "torch_seed": None,
+            "fewshot_seed": None,
         },
         "git_hash": None,
         "date": (run.folder / "scores.json").stat().st_mtime,
@@ -178,4 +190,4 @@ def _about(run: Run, phase: Phase) -> dict[str, Any]:
         "chat_template": template,
         "chat_template_sha": hashlib.sha256(template.encode()).hexdigest(),
         "total_evaluation_time_seconds": str(evaluated.seconds if evaluated else 0.0),
-    }  # fmt: skip
+    }

@@ -29,7 +29,7 @@ NOISE = ("drop", "jitter")
 INDEXED = {
     "model.safetensors.index.json": "model.safetensors",
     "pytorch_model.bin.index.json": "pytorch_model.bin",
-}  # fmt: skip
+}
 """Files that transformers reads weights from, the first that is there: an index of several, or one file."""
 
 
@@ -85,9 +85,12 @@ def _still(config: Any) -> None:
         if isinstance(value, float) and value and any(noise in key for noise in NOISE):
             setattr(config, key, 0.0)
     for key, value in (
-        ("use_cache", True), ("return_dict", True), ("output_hidden_states", False),
-        ("output_attentions", False), ("output_router_logits", False),
-    ):  # fmt: skip
+        ("use_cache", True),
+        ("return_dict", True),
+        ("output_hidden_states", False),
+        ("output_attentions", False),
+        ("output_router_logits", False),
+    ):
         if hasattr(config, key):
             setattr(config, key, value)
     config._attn_implementation = None

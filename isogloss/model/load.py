@@ -97,9 +97,11 @@ def load_model(
     more: dict[str, Any] = {}
     if four_bit:
         quantized = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype,
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
             bnb_4bit_use_double_quant=True,
-        )  # fmt: skip
+        )
         more = {"quantization_config": quantized, "device_map": {"": device}}
     model = _weights(name, folder, dtype, attn_implementation=attention, **more)
     if (last := model.get_output_embeddings()) is not None:

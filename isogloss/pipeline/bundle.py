@@ -67,11 +67,13 @@ def write(run: "Run", folder: Path) -> int:
     (part / TREE).parent.mkdir()
     shutil.copyfile(run.carriers, part / TREE)
     write_derived_card(
-        part, config.model, Path(model_folder(config.model)),
+        part,
+        config.model,
+        Path(model_folder(config.model)),
         f"# {run.folder.name}: a run of isogloss, in {', '.join(run.taught)}\n\n"
         f"Stage 1's adapter over {config.model}, and the tree of adapters that was distilled on top of both. "
         "`isogloss.load(folder)`, `isogloss ask` and `isogloss serve` take it where the base is.",
-    )  # fmt: skip
+    )
     files = {str(f.relative_to(part)): _hash(f) for f in sorted(part.rglob("*")) if f.is_file()}
     write_json(
         part / MANIFEST,

@@ -21,7 +21,7 @@ def english_answers(
 
     With `responses: teacher` it is M's own, unless that has no end; an example without any is not there.
     """
-    longest = run.config.distill.sample_tokens
+    longest = run.config.distill.max_new_tokens
     kept = kept_answers(run)
     asked = [e for e in examples if asks(run, e) and kept.of(*asked_of(e)) is None]
     if asked:
@@ -39,7 +39,7 @@ def english_answers(
 
 def kept_answers(run: Run) -> Answers:
     """M's English answers: none that another model, template or limit gave."""
-    limit = run.config.distill.sample_tokens
+    limit = run.config.distill.max_new_tokens
     return Answers(run.folder / "english_answers.jsonl", {**run.answering, "limit": limit})
 
 
@@ -64,8 +64,8 @@ def english_answer(run: Run, example: ParallelExample, kept: Answers) -> str | N
 def useless_because(run: Run, example: ParallelExample, answer: str | None) -> str | None:
     """Why M's English answer teaches no language anything; None where it does."""
     if answer is None:
-        limit = run.config.distill.sample_tokens
-        return f"the model's English answer has no end within {limit} tokens (distill.sample_tokens)"
+        limit = run.config.distill.max_new_tokens
+        return f"the model's English answer has no end within {limit} tokens (distill.max_new_tokens)"
     if not asks(run, example) or example.options is None or run.config.distill.responses != "teacher":
         return None
     names = read_answer(example, SOURCE, answer) is not None

@@ -84,10 +84,17 @@ def teacher_gains(run: Run, suites: Sequence[str], items: int) -> list[Gain]:
     model = run.reference_model()
     with run.watcher.bar("Gain in context") as progress:
         return gains(
-            model, run.tokenizer, asked, run.taught, node_texts(run.config), run.tree,
-            batch=held_out.batch, max_new_tokens=held_out.max_new_tokens, seed=run.config.seed,
+            model,
+            run.tokenizer,
+            asked,
+            run.taught,
+            node_texts(run.config),
+            run.tree,
+            batch=held_out.batch,
+            max_new_tokens=held_out.max_new_tokens,
+            seed=run.config.seed,
             progress=progress,
-        )  # fmt: skip
+        )
 
 
 @writing

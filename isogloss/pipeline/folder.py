@@ -177,7 +177,7 @@ class Run:
     def tree_of(self, families: Mapping[str, str]) -> Tree:
         """A tree of these languages with the settings' ranks."""
         shape = self.config.languages.tree
-        ranks = self.config.distill.carrier.levels
+        ranks = self.config.distill.adapter.levels
         return build_tree(
             list(families), families=families, ranks=shaped(shape, ranks) if isinstance(shape, str) else ranks
         )
@@ -243,7 +243,7 @@ class Run:
 
     def student(self, model: PreTrainedModel, *, trained: bool, tree: Tree | None = None) -> Carrier:
         """M with the carriers of the run's tree, or of another."""
-        settings, tree = self.config.distill.carrier, tree or self.tree
+        settings, tree = self.config.distill.adapter, tree or self.tree
         torch.manual_seed(self.config.seed)
         if settings.type == "lora":
             carrier: Carrier = TreeLora(model, tree, **lora_shape(model, settings))
@@ -257,7 +257,7 @@ class Run:
 
     def start(self, carrier: Carrier, nodes: Iterable[Node] | None = None) -> None:
         """The first rows of a carrier's nodes, or of some, as the settings want them."""
-        settings, texts = self.config.distill.carrier, node_texts(self.config)
+        settings, texts = self.config.distill.adapter, node_texts(self.config)
         if settings.type != "lora":
             ids = {
                 node.name: self.tokenizer(texts.of(node) or "", add_special_tokens=False)["input_ids"]

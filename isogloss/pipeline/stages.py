@@ -128,9 +128,13 @@ def run_tune(run: Run) -> None:
     base = _base(run, dtype)
     with run.watcher.waiting("Tokenising the rows"):
         rows = english_rows(
-            chosen.kept, unchanging(tokenizer), node_texts(run.config), settings.privileged, run.config.seed,
+            chosen.kept,
+            unchanging(tokenizer),
+            node_texts(run.config),
+            settings.teacher_prompt_fraction,
+            run.config.seed,
             longest_row(run.config),
-        )  # fmt: skip
+        )
     why = ", ".join(f"{count} {rule}" for rule, count in selection.summary(chosen).items())
     run.watcher.say(
         f"Stage 1: {len(chosen.kept)} English instructions tune the base ({len(chosen.dropped)} left out"
@@ -138,10 +142,20 @@ def run_tune(run: Run) -> None:
     )
     with tracking(run.folder, run.config.report_to), run.watcher.bar("English tuning") as progress:
         counts = tune(
-            base, tokenizer, rows, settings, run.tuned, name=run.config.model,
-            curve=run.curve, seed=run.config.seed, dtype=run.dtype, progress=_pausing(run, stage, progress),
-            compile=run.config.compile, report_to=run.config.report_to, say=run.watcher.say,
-        )  # fmt: skip
+            base,
+            tokenizer,
+            rows,
+            settings,
+            run.tuned,
+            name=run.config.model,
+            curve=run.curve,
+            seed=run.config.seed,
+            dtype=run.dtype,
+            progress=_pausing(run, stage, progress),
+            compile=run.config.compile,
+            report_to=run.config.report_to,
+            say=run.watcher.say,
+        )
     stage.take(selecting)
     stage.tokens_forwarded += int(counts["tokens"])
     stage.tokens_backpropagated += int(counts["tokens"])
@@ -175,13 +189,13 @@ def into(config: Config) -> str:
     """What stage 2 has rows do to nodes, in words: without a divergence they have no prompt distilled."""
     if config.distill.prompts_are_read:
         return "are distilled into"
-    return "train (distill.kl is 0, so no prompt is distilled)"
+    return "train (distill.kl_weight is 0, so no prompt is distilled)"
 
 
 def _width(run: Run) -> str:
     """How much a path holds, in words."""
     width = run.tree.path_rank()
-    return f"rank {width}" if run.config.distill.carrier.type == "lora" else f"{width} virtual positions"
+    return f"rank {width}" if run.config.distill.adapter.type == "lora" else f"{width} virtual positions"
 
 
 @writing
@@ -200,9 +214,15 @@ def run_cache(run: Run) -> Stage:
 
     scored = scored_elsewhere(run, rows, stage, bar)
     read_signals(
-        model, rows, run.config.distill, pad_id=pad_id(run.tokenizer), cost=stage, bar=bar,
-        cache=Cache(run.signals, teacher_of(model, run.tokenizer, fingerprint(model))), scored=scored,
-    )  # fmt: skip
+        model,
+        rows,
+        run.config.distill,
+        pad_id=pad_id(run.tokenizer),
+        cost=stage,
+        bar=bar,
+        cache=Cache(run.signals, teacher_of(model, run.tokenizer, fingerprint(model))),
+        scored=scored,
+    )
     run.ledger.pause(stage)
     return Stage("cache", **{name: getattr(stage, name) - getattr(earlier, name) for name in TEACHER})
 
@@ -223,12 +243,22 @@ def train_carrier(
 
     with tracking(run.folder, run.config.report_to):
         distil(
-            carrier, rows, run.config.distill, pad_id=pad_id(run.tokenizer), seed=run.config.seed,
-            work=work, curve=run.curve, cost=stage, bar=bar, say=run.watcher.say, tokenizer=run.tokenizer,
+            carrier,
+            rows,
+            run.config.distill,
+            pad_id=pad_id(run.tokenizer),
+            seed=run.config.seed,
+            work=work,
+            curve=run.curve,
+            cost=stage,
+            bar=bar,
+            say=run.watcher.say,
+            tokenizer=run.tokenizer,
             cache=Cache(run.signals, teacher_of(carrier.model, run.tokenizer, before)),
-            scored=scored_elsewhere(run, rows, stage, bar), compile=run.config.compile,
+            scored=scored_elsewhere(run, rows, stage, bar),
+            compile=run.config.compile,
             report_to=run.config.report_to,
-        )  # fmt: skip
+        )
     if fingerprint(carrier.model) != before:
         raise RuntimeError("stage 2 changed the reference model's weights")
     if processes.is_main():
@@ -270,9 +300,15 @@ def scored_elsewhere(run: Run, rows: Sequence[Row], stage: Stage, bar: Bar) -> l
     """What another teacher than the model itself says of the rows that are not English, if there is one."""
     with processes.main_first():
         return joining.scores_of(
-            rows, run.config.distill, run.tokenizer, run.dtype, run.folder / "teacher_scores.jsonl", stage,
-            bar, lambda model, its: Cache(run.signals, teacher_of(model, its, fingerprint(model))),
-        )  # fmt: skip
+            rows,
+            run.config.distill,
+            run.tokenizer,
+            run.dtype,
+            run.folder / "teacher_scores.jsonl",
+            stage,
+            bar,
+            lambda model, its: Cache(run.signals, teacher_of(model, its, fingerprint(model))),
+        )
 
 
 def _tree_image(run: Run, tree: Tree, rows: Sequence) -> dict:
@@ -284,13 +320,17 @@ def _tree_image(run: Run, tree: Tree, rows: Sequence) -> dict:
     return {
         "nodes": [
             {
-                "name": node.name, "level": node.level, "parent": node.parent, "rank": node.rank,
-                "languages": list(node.languages), "text": texts.of(node) or "",
+                "name": node.name,
+                "level": node.level,
+                "parent": node.parent,
+                "rank": node.rank,
+                "languages": list(node.languages),
+                "text": texts.of(node) or "",
                 "items": earlier.get(node.name, 0) + sum(row.language in node.languages for row in rows),
             }
             for node in tree.nodes
         ]
-    }  # fmt: skip
+    }
 
 
 def _pausing(run: Run, stage: Stage, progress: Progress) -> Progress:

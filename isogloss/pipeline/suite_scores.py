@@ -109,9 +109,15 @@ def _side(
             retriever = retrieval.retriever(subject, plain, suite, settings, progress)
     with run.watcher.bar(f"{suite.name}: {phase}") as progress:
         side = runner.evaluate_side(
-            subject, suite, in_suite(suite, run.measured), english, retriever, settings, seed,
+            subject,
+            suite,
+            in_suite(suite, run.measured),
+            english,
+            retriever,
+            settings,
+            seed,
             progress,
-        )  # fmt: skip
+        )
     side.scores |= tasks.suite_means(
         side.by_task["consistency"], by_place(side.hits.get("retrieval", {})), mastered, seed=seed
     )
@@ -199,14 +205,19 @@ def suite_signature(
     """What a suite's scores depend on, in one line."""
     return signature(
         {
-            "suite": suite.name, "rev": suite.revision, "split": suite.split, "items": len(suite.items),
-            "sentences": len(suite.sentences.get(SOURCE, ())), **measuring(run, suite.name),
+            "suite": suite.name,
+            "rev": suite.revision,
+            "split": suite.split,
+            "items": len(suite.items),
+            "sentences": len(suite.sentences.get(SOURCE, ())),
+            **measuring(run, suite.name),
             "data": data_hashes(suite)[SOURCE],
             "layer_from": "settings" if run.config.evaluate.layer else "sentences",
             **_how_retrieved(before, after),
-            "seed": run.config.seed, "isogloss": version("isogloss"),
+            "seed": run.config.seed,
+            "isogloss": version("isogloss"),
         }
-    )  # fmt: skip
+    )
 
 
 def measuring(run: Run, suite: str) -> dict[str, str]:

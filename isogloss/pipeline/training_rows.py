@@ -146,7 +146,7 @@ def _bare_rows(
     run: Run, tokenizer: PreTrainedTokenizerBase, pairs: Mapping[str, Sequence[Pair]], rows: Sequence[Row]
 ) -> list[Row]:
     first = 1 + max((row.meaning for row in rows), default=-1)
-    return sentence_rows(pairs, tokenizer, run.config.distill.max_prompt, first)
+    return sentence_rows(pairs, tokenizer, run.config.distill.max_prompt_length, first)
 
 
 def drawn(run: Run, rows: Sequence[Row], codes: Sequence[str]) -> Iterator[str]:
@@ -209,29 +209,36 @@ def _rows(
 ) -> list[Row]:
     settings = run.config.distill
     amounts = {code: run.config.languages.amount(code) for code in codes}
-    kept = _english_kept(run) if settings.retain and retain else []
+    kept = _english_kept(run) if settings.replay_fraction and retain else []
     if kept:
         # As many as there are draws, so that none is read twice where there are enough.
         read = sum(amounts.values()) + sum(code in e.turns for e in pairs for code in codes)
         read += sum(map(len, bare.values()))
-        draws = read * settings.epochs * settings.retain / (1 - settings.retain)
+        draws = read * settings.epochs * settings.replay_fraction / (1 - settings.replay_fraction)
         kept = random.Random(run.config.seed).sample(kept, min(len(kept), math.ceil(draws - 1e-9)))
         # Stage 1 may have read longer ones.
         kept = [
             e
             for e in kept
-            if len(encode_prompt(tokenizer, e.turns[SOURCE].instruction)) <= settings.max_prompt
+            if len(encode_prompt(tokenizer, e.turns[SOURCE].instruction)) <= settings.max_prompt_length
         ]
         amounts[SOURCE] = len(kept)
     return build_rows(
-        [*kept, *examples], amounts, tokenizer, tree, node_texts(run.config),
+        [*kept, *examples],
+        amounts,
+        tokenizer,
+        tree,
+        node_texts(run.config),
         english={e.id: e.turns[SOURCE].response or "" for e in [*kept, *pairs]} | dict(english),
-        responses=settings.responses, limit=settings.max_prompt, view=settings.teacher_view,
+        responses=settings.responses,
+        limit=settings.max_prompt_length,
+        view=settings.teacher_view,
         reads=settings.teacher_reads,
         require_texts=settings.require_texts,
         teacher=teacher or joining.tokenizer_of(settings.teacher),
-        weights=[source.weight for source in run.config.sources], extra=pairs,
-    )  # fmt: skip
+        weights=[source.weight for source in run.config.sources],
+        extra=pairs,
+    )
 
 
 def _english_kept(run: Run) -> list[ParallelExample]:

@@ -33,10 +33,14 @@ def _changes(work: Work, stage: str) -> list[tuple[str, ...]]:
     """Settings to try, the mildest first."""
     config = work.config
     if stage == "evaluate":
-        sizes = [config.evaluate.batch // n for n in (2, 4, 8, 16, 32, 64) if config.evaluate.batch // n]
-        return [(f"evaluate.batch={size}",) for size in sizes]
-    batch, now = getattr(config, stage).batch, getattr(config, stage).accumulate
-    smaller = [(f"{stage}.accumulate={n}",) for n in range(now + 1, batch + 1) if batch % n == 0]
+        sizes = [
+            config.evaluate.batch_size // n for n in (2, 4, 8, 16, 32, 64) if config.evaluate.batch_size // n
+        ]
+        return [(f"evaluate.batch_size={size}",) for size in sizes]
+    batch, now = getattr(config, stage).batch_size, getattr(config, stage).gradient_accumulation_steps
+    smaller = [
+        (f"{stage}.gradient_accumulation_steps={n}",) for n in range(now + 1, batch + 1) if batch % n == 0
+    ]
     smaller = smaller[:: max(1, len(smaller) // 3)] + smaller[-1:] if len(smaller) > 4 else smaller
     more: list[tuple[str, ...]] = []
     if stage == "tune" and config.tune.method == "full":
@@ -48,7 +52,7 @@ def _changes(work: Work, stage: str) -> list[tuple[str, ...]]:
         distill = config.distill
         helps = {  # prefixes refuse the first, processors the last
             "distill.gradient_checkpointing=true": not distill.gradient_checkpointing
-            and distill.carrier.type != "prefix",
+            and distill.adapter.type != "prefix",
             "dtype=bfloat16": work.dtype == torch.float32,
             "four_bit=true": not (config.four_bit or config.shard) and work.machine.gpu,
             "shard=true": several and config.tune.method == "lora",

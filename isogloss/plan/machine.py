@@ -85,9 +85,14 @@ def load_machine(path: Path) -> Machine:
         ) from None
     process = CONTEXT if said.gpu else psutil.Process().memory_info().rss
     return Machine(
-        path.stem, said.devices, round(said.memory_gib * GIB), said.tflops * 1e12, said.gpu,
-        said.efficiency, process,
-    )  # fmt: skip
+        path.stem,
+        said.devices,
+        round(said.memory_gib * GIB),
+        said.tflops * 1e12,
+        said.gpu,
+        said.efficiency,
+        process,
+    )
 
 
 def this_machine(dtype: str = "auto") -> Machine:

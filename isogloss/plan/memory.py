@@ -119,9 +119,10 @@ def read_bytes(model: nn.Module, rows: int, width: int) -> int:
     """Most bytes that reading a batch holds at once, head aside."""
     with Alive() as alive:
         last_hidden(
-            model, torch.zeros(rows, width, dtype=torch.long, device="meta"),
+            model,
+            torch.zeros(rows, width, dtype=torch.long, device="meta"),
             torch.ones(rows, width, dtype=torch.long, device="meta"),
-        )  # fmt: skip
+        )
     return alive.most
 
 

@@ -54,9 +54,13 @@ class Plan:
             for stage in self.stages
         ]
         return {
-            "machine": vars(self.machine), "stages": stages, "fits": self.fits, "advice": self.advice,
-            "notes": self.notes, "settings": self.settings,
-        }  # fmt: skip
+            "machine": vars(self.machine),
+            "stages": stages,
+            "fits": self.fits,
+            "advice": self.advice,
+            "notes": self.notes,
+            "settings": self.settings,
+        }
 
 
 def plan(config: Config, machine: Machine) -> Plan:
@@ -80,10 +84,8 @@ def plan(config: Config, machine: Machine) -> Plan:
         )
     if config.distill.responses == "teacher":
         found.notes.append("distill.responses: what the model's English answers cost is not counted")
-    if config.distill.carrier.type != "lora":
-        found.notes.append("distill.carrier: the arithmetic of virtual positions is not counted")
+    if config.distill.adapter.type != "lora":
+        found.notes.append("distill.adapter: the arithmetic of virtual positions is not counted")
     found.settings = explain(config, facts_of(work.model(work.dtype)))
-    found.advice = [
-        advise(work, stage) for stage in found.stages if stage.memory_bytes > machine.memory
-    ]  # fmt: skip
+    found.advice = [advise(work, stage) for stage in found.stages if stage.memory_bytes > machine.memory]
     return found

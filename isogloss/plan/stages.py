@@ -39,12 +39,16 @@ def tune_plan(work: Work) -> StagePlan:
     """Stage 1: operations of every step, memory of its largest."""
     settings, machine = work.config.tune, work.machine
     lengths = [len(row.prompt) + len(row.response) for row in work.english]
-    draws = max(settings.batch, round(len(lengths) * settings.epochs))
+    draws = max(settings.batch_size, round(len(lengths) * settings.epochs))
     order = schedule(
-        [SOURCE] * len(lengths), draws, balance=1.0, batch=settings.batch, alike=lengths,
+        [SOURCE] * len(lengths),
+        draws,
+        balance=1.0,
+        batch=settings.batch_size,
+        alike=lengths,
         seed=work.config.seed,
-    )  # fmt: skip
-    micro = _micro(order, settings.batch, settings.accumulate, machine.devices)
+    )
+    micro = _micro(order, settings.batch_size, settings.gradient_accumulation_steps, machine.devices)
     whole = settings.method == "full"
     model: nn.Module = work.model(torch.float32 if whole else work.dtype)
     trained = weights = parameter_bytes(model, parts=work.parts)
@@ -75,9 +79,11 @@ def tune_plan(work: Work) -> StagePlan:
         for numbers in _largest(micro, lengths)
     )
     found.memory = {
-        "program": machine.process, "weights": weights + (0 if whole else trained),
-        "optimiser": 2 * trained, "activations": machine.held(step),
-    }  # fmt: skip
+        "program": machine.process,
+        "weights": weights + (0 if whole else trained),
+        "optimiser": 2 * trained,
+        "activations": machine.held(step),
+    }
     found.kept = sum(p.numel() for p in work.model(work.dtype).parameters()) * work.dtype.itemsize
     # A checkpoint has what learns and two moments of it; two are kept, and one is written before one goes.
     found.disk = found.kept + 3 * 3 * trained
@@ -107,20 +113,20 @@ def distill_plan(work: Work) -> StagePlan:
         for row, more in zip(rows, others, strict=True)
     ]
     order = training_order(rows, settings, work.config.seed)
-    micro = _micro(order, settings.batch, settings.accumulate, machine.devices)
+    micro = _micro(order, settings.batch_size, settings.gradient_accumulation_steps, machine.devices)
     # In half precision a processor makes the frozen head's product again, for what was rounded.
     again = 2 if not machine.gpu and work.dtype.itemsize == 2 and frozen_head(model) else 1
     for number, numbers in enumerate(micro):
         taught = sum(len(rows[n].student.response) for n in numbers)
         # Beside its cross-entropy an answer is one of the options that are scored.
         taught += sum(len(o) for n in numbers if others[n] for o in rows[n].options)
-        if is_on_policy(number * len(micro[0]) // settings.batch, settings.on_policy):
+        if is_on_policy(number * len(micro[0]) // settings.batch_size, settings.on_policy):
             _draw(found, meter, live, [rows[n] for n in numbers])
         asked = sum(
             len(rows[n].student.response)
             for n in numbers
             if settings.form[0] == "hidden"
-            and (rows[n].language == SOURCE or (settings.kl and not others[n]))
+            and (rows[n].language == SOURCE or (settings.kl_weight and not others[n]))
         )
         width = max(lengths[n] for n in numbers)
         heads = again * (taught + asked)
@@ -231,9 +237,7 @@ def _distill_memory(
     step = 0
     for numbers in _largest(micro, lengths):
         samples = [_sample(rows[n], place, settings, hidden, work.dtype) for place, n in enumerate(numbers)]
-        bytes_held = step_bytes(
-            model, samples, loss, carrier, twins=meanings, gpu=machine.gpu
-        )  # fmt: skip
+        bytes_held = step_bytes(model, samples, loss, carrier, twins=meanings, gpu=machine.gpu)
         step = max(step, bytes_held)
     model.eval()
     carrier.off()
@@ -266,7 +270,7 @@ def _sample(row: Row, place: int, settings: Distill, hidden: int, dtype: torch.d
     options = row.options if settings.hears_itself else ()
     with torch.device("meta"):
         # On-policy steps are scored live.
-        if not row.bare and (row.language == SOURCE or (settings.kl and not options)):
+        if not row.bare and (row.language == SOURCE or (settings.kl_weight and not options)):
             said = torch.empty(tokens, hidden, dtype=dtype)
             if kind == "top_k":
                 said = TopK(torch.empty(tokens, k, dtype=torch.int32), torch.empty(tokens, k))
@@ -314,14 +318,15 @@ def evaluate_plan(work: Work) -> StagePlan:
     width = longest + settings.max_new_tokens
     carrier.off()
     found.memory = {
-        "program": machine.process, "weights": parameter_bytes(model, four_bit=work.config.four_bit),
+        "program": machine.process,
+        "weights": parameter_bytes(model, four_bit=work.config.four_bit),
         "carriers": parameter_bytes(model, carriers=True),
-        "cache": cache_bytes(causal, settings.batch, width),
+        "cache": cache_bytes(causal, settings.batch_size, width),
         "activations": machine.held(
-            read_bytes(model, settings.batch, longest)
-            + settings.batch * config.vocab_size * (work.dtype.itemsize + 4)
+            read_bytes(model, settings.batch_size, longest)
+            + settings.batch_size * config.vocab_size * (work.dtype.itemsize + 4)
         ),
-    }  # fmt: skip
+    }
     return found
 
 

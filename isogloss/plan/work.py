@@ -90,7 +90,7 @@ class Work:
         kept = examples[: max(1, round(settings.selection.keep * len(examples)))]
         seed, texts = self.config.seed, node_texts(self.config)
         # The examples that `english_rows` would draw of all: its draw of a sample has other lengths.
-        drawn = random.Random(seed).sample(kept, round(settings.privileged * len(kept)))
+        drawn = random.Random(seed).sample(kept, round(settings.teacher_prompt_fraction * len(kept)))
         found: list[Encoded] = []
         for examples, again in ((kept, 0.0), (drawn, 1.0)):
             sample = spread(examples, SAMPLE)

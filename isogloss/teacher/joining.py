@@ -193,9 +193,11 @@ def answers_of(
         ConfigError: There is no such teacher.
     """
     by = {
-        "teacher": identity(teacher.path), "dtype": str(dtype), "limit": teacher.max_new_tokens,
+        "teacher": identity(teacher.path),
+        "dtype": str(dtype),
+        "limit": teacher.max_new_tokens,
         "student": tokenizer_hash(tokenizer),
-    }  # fmt: skip
+    }
     return Answers(file, by)
 
 

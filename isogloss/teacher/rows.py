@@ -132,7 +132,7 @@ def build_rows(
             if len(student.prompt) > limit:
                 too_long.append(
                     f"the prompt of {name} has {len(student.prompt)} tokens and the limit is {limit}; "
-                    "raise distill.max_prompt or leave the row out"
+                    "raise distill.max_prompt_length or leave the row out"
                 )
                 continue
             plain = student if code == SOURCE else read(twin.instruction, answer)
@@ -170,10 +170,17 @@ def build_rows(
                     check_response(tokenizer, system, turn.instruction, response, row=name)
             rows.append(
                 Row(
-                    name, code, meaning[number], student, privileged, plain.prompt, options, twin_options,
+                    name,
+                    code,
+                    meaning[number],
+                    student,
+                    privileged,
+                    plain.prompt,
+                    options,
+                    twin_options,
                     plain.asked,
                 )
-            )  # fmt: skip
+            )
         if not chosen[code]:
             raise DataError(nothing_in(code, left_out(examples, [code], lambda e, c: taught(e, c)[1])))
     if too_long:

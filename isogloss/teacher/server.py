@@ -52,9 +52,12 @@ def score(
 
             def ask(key: str, row: Asked) -> None:
                 body = {
-                    "model": settings.model, "prompt": [*row.prompt, *row.response], "max_tokens": 1,
-                    "temperature": 0, "prompt_logprobs": settings.top_k,
-                }  # fmt: skip
+                    "model": settings.model,
+                    "prompt": [*row.prompt, *row.response],
+                    "max_tokens": 1,
+                    "temperature": 0,
+                    "prompt_logprobs": settings.top_k,
+                }
                 store.put(key, _scored(client.post("completions", body), row, settings))
 
             client.each([partial(ask, key, row) for key, row in missing.items()], told)

@@ -43,9 +43,11 @@ def _encode(scored: Scored) -> dict[str, Any]:
     ids = scored.ids.numpy().astype("<i4").tobytes()
     logprobs = scored.logprobs.numpy().astype("<f4").tobytes()
     return {
-        "k": scored.ids.shape[1], "ids": base64.b64encode(ids).decode(),
-        "logprobs": base64.b64encode(logprobs).decode(), "crc": zlib.crc32(ids + logprobs),
-    }  # fmt: skip
+        "k": scored.ids.shape[1],
+        "ids": base64.b64encode(ids).decode(),
+        "logprobs": base64.b64encode(logprobs).decode(),
+        "crc": zlib.crc32(ids + logprobs),
+    }
 
 
 def _decode(entry: dict[str, Any]) -> Scored:

@@ -90,9 +90,13 @@ def batch_losses(
     divided = batch.teacher is not None and bool(weights.kl)
     heard = taught & batch.scored if divided else taught
     ce, kl = score(
-        answers[heard], batch.response[heard], _said(batch, heard) if divided else None,
-        weights.divergence, weights.temperature, (weights.ce, weights.kl),
-    )  # fmt: skip
+        answers[heard],
+        batch.response[heard],
+        _said(batch, heard) if divided else None,
+        weights.divergence,
+        weights.temperature,
+        (weights.ce, weights.kl),
+    )
     parts = {"ce": ce} | ({"kl": kl} if divided else {})
     unheard = taught & ~heard
     if unheard.any():
@@ -142,9 +146,15 @@ def _sums(
     fixed = fused.frozen_head(model)
     if fixed is not None:
         return fused.scored(
-            hidden, fixed, size=size, response=response, teacher=teacher, divergence=divergence,
-            temperature=temperature, weights=weighed,
-        )  # fmt: skip
+            hidden,
+            fixed,
+            size=size,
+            response=response,
+            teacher=teacher,
+            divergence=divergence,
+            temperature=temperature,
+            weights=weighed,
+        )
 
     def score(hidden: Tensor, *given: Any) -> Tensor:
         student, left = head(model, hidden), list(given)

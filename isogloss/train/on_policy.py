@@ -80,10 +80,14 @@ class Policy:
         if drawn:
             with _drawing(self.seed, step, place, self.carrier.model):
                 made = complete(
-                    self.carrier.model, self.tokenizer, [known[n][0].student.prompt for n in drawn],
-                    languages=[known[n][0].language for n in drawn], carrier=self.carrier,
-                    max_new_tokens=self.longest, do_sample=True,
-                )  # fmt: skip
+                    self.carrier.model,
+                    self.tokenizer,
+                    [known[n][0].student.prompt for n in drawn],
+                    languages=[known[n][0].language for n in drawn],
+                    carrier=self.carrier,
+                    max_new_tokens=self.longest,
+                    do_sample=True,
+                )
             for n, ids in zip(drawn, made.tolist(), strict=True):
                 responses[n] = up_to_end(ids, self.ends)
                 counts["generated"] = counts.get("generated", 0) + len(responses[n])

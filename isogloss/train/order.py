@@ -12,12 +12,16 @@ from isogloss.teacher.rows import Row
 def training_order(rows: Sequence[Row], settings: Distill, seed: int) -> list[int]:
     """Row numbers in the order in which stage 2 reads them; English gets its share where there is any."""
     parallel = sum(row.language != SOURCE for row in rows)
-    retain = settings.retain if parallel < len(rows) else 0.0
+    retain = settings.replay_fraction if parallel < len(rows) else 0.0
     return schedule(
-        [row.language for row in rows], round(settings.epochs * parallel / (1 - retain)),
-        balance=settings.balance, batch=settings.batch, seed=seed, fixed={SOURCE: retain},
+        [row.language for row in rows],
+        round(settings.epochs * parallel / (1 - retain)),
+        balance=settings.sampling_temperature,
+        batch=settings.batch_size,
+        seed=seed,
+        fixed={SOURCE: retain},
         alike=[(row.bare, row.tokens) for row in rows],
-    )  # fmt: skip
+    )
 
 
 def schedule(

@@ -29,7 +29,7 @@ from isogloss.teacher.prompts import NodeTexts, privileged_text
 from isogloss.train.batch import Ordered, Sample, collate
 from isogloss.train.objective import Weights
 from isogloss.train.order import schedule
-from isogloss.train.trainer import ResponseTrainer, Watch, train, training_arguments
+from isogloss.train.trainer import ResponseTrainer, Watch, optimisation, train, training_arguments
 
 Progress = Callable[[int, int], None]
 ADAPTER = "stage1_adapter"
@@ -166,8 +166,10 @@ def tune(
     """
     work = folder.with_name(folder.name + ".work")
     lengths = [len(row.prompt) + len(row.response) for row in rows]
-    draws = max(settings.batch, round(len(rows) * settings.epochs))
-    order = schedule([SOURCE] * len(rows), draws, balance=1.0, batch=settings.batch, alike=lengths, seed=seed)
+    draws = max(settings.batch_size, round(len(rows) * settings.epochs))
+    order = schedule(
+        [SOURCE] * len(rows), draws, balance=1.0, batch=settings.batch_size, alike=lengths, seed=seed
+    )
     base.config.use_cache = False
     if settings.method == "lora":
         torch.manual_seed(seed)
@@ -175,19 +177,24 @@ def tune(
     else:
         base.requires_grad_(True)
         model = base
-    steps = len(order) // settings.batch
+    steps = len(order) // settings.batch_size
     trainer = ResponseTrainer(
         model=model,
         args=training_arguments(
-            work, steps=steps, batch=settings.batch, accumulate=settings.accumulate,
-            lr=settings.lr, weight_decay=0.01, seed=seed, bf16=dtype == torch.bfloat16,
-            save_every=max(50, steps // 4), report_to=report_to,
+            work,
+            steps=steps,
+            **optimisation(settings),
+            weight_decay=settings.weight_decay,
+            seed=seed,
+            bf16=dtype == torch.bfloat16,
+            save_every=max(50, steps // 4),
+            report_to=report_to,
         ),
         train_dataset=Ordered([Sample(row) for row in rows], order),
         weights=Weights(),
         pad_id=pad_id(tokenizer),
         compile=compile,
-    )  # fmt: skip
+    )
     train(trainer, Watch(curve, "tune", max(1, steps // 60), progress), work, say)
     if processes.is_main():
         part = folder.with_name(folder.name + ".part")

@@ -31,7 +31,7 @@ from isogloss.train.objective import Weights
 from isogloss.train.on_policy import OnPolicyTrainer, Policy, add_costs
 from isogloss.train.order import training_order
 from isogloss.train.shrinkage import Shrinkage, rows_below
-from isogloss.train.trainer import ResponseTrainer, Watch, train, training_arguments
+from isogloss.train.trainer import ResponseTrainer, Watch, optimisation, train, training_arguments
 
 Progress = Callable[[int, int], None]
 Bar = Callable[[str], AbstractContextManager[Progress]]
@@ -40,15 +40,22 @@ Bar = Callable[[str], AbstractContextManager[Progress]]
 def layer_of(model: nn.Module, settings: Distill) -> int:
     """The decoder layer that the hidden-state term reads: late, as the layers below must still tell languages
     apart to answer in them, but not the last, which turns to words (docs/log.md)."""
-    return settings.layer or two_thirds(model)
+    return settings.similarity_layer or two_thirds(model)
 
 
 def weights_of(model: nn.Module, settings: Distill, *, retain: bool) -> Weights:
     """The settings' loss for a model; `retain`: there are English rows."""
     return Weights(
-        settings.ce, settings.kl, settings.hidden, float(retain), layer_of(model, settings),
-        settings.divergence, settings.temperature, settings.contrast or 1.0, settings.fade,
-    )  # fmt: skip
+        settings.ce_weight,
+        settings.kl_weight,
+        settings.similarity_weight,
+        float(retain),
+        layer_of(model, settings),
+        settings.divergence,
+        settings.temperature,
+        settings.similarity_temperature or 1.0,
+        settings.similarity_decay,
+    )
 
 
 def read_signals(
@@ -72,9 +79,17 @@ def read_signals(
     kind, k = settings.form
     with bar("Teacher reads") as progress:
         signals = hidden_signals(
-            model, rows, layer=layer_of(model, settings), pad_id=pad_id, kind=kind, k=k,
-            teacher=settings.hears_itself, cache=cache, cost=cost, progress=progress,
-        )  # fmt: skip
+            model,
+            rows,
+            layer=layer_of(model, settings),
+            pad_id=pad_id,
+            kind=kind,
+            k=k,
+            teacher=settings.hears_itself,
+            cache=cache,
+            cost=cost,
+            progress=progress,
+        )
     if scored is None:
         return signals
     vocab = causal_of(model).config.get_text_config().vocab_size
@@ -96,16 +111,17 @@ def contrast_of(samples: Sequence[Sample], settings: Distill) -> float:
     assert found is not None
     every = found.vectors
     twins = every[torch.linspace(0, len(every) - 1, min(len(every), 2048)).long()]
-    if settings.contrast is None:
+    if settings.similarity_temperature is None:
         return functional.temperature_of(twins, min(NAMED, max(2.0, len(twins) / 4)))
-    named = functional.perplexity(twins, settings.contrast)
+    named = functional.perplexity(twins, settings.similarity_temperature)
     if not 2 <= named <= len(twins) / 2:
         says = "one twin alone" if named < 2 else "nearly all of them alike"
         raise ConfigError(
-            f"distill.contrast is {settings.contrast:g}: the hidden-state term's target names {named:.1f} of "
-            f"{len(twins)} twins, {says}; leave it out, or take {functional.temperature_of(twins, NAMED):.2g}"
+            f"distill.similarity_temperature is {settings.similarity_temperature:g}: the hidden-state term's "
+            f"target names {named:.1f} of {len(twins)} twins, {says}; leave it out, or take "
+            f"{functional.temperature_of(twins, NAMED):.2g}"
         )
-    return settings.contrast
+    return settings.similarity_temperature
 
 
 def distil(
@@ -152,23 +168,28 @@ def distil(
     signals = read_signals(
         carrier.model, rows, settings, pad_id=pad_id, cost=cost, bar=bar, cache=cache, scored=scored
     )
-    if settings.hear == "right":
+    if settings.kl_mask == "teacher_correct":
         signals = where_right(carrier.model, rows, signals)
     samples = samples_of(rows, signals)
     weights = weights_of(carrier.model, settings, retain=False)
-    if settings.hidden:
+    if settings.similarity_weight:
         weights = replace(weights, contrast=contrast_of(samples, settings))
     order = training_order(rows, settings, seed)
-    steps = len(order) // settings.batch
-    retain = bool(settings.retain) and any(row.language == SOURCE for row in rows)
+    steps = len(order) // settings.batch_size
+    retain = bool(settings.replay_fraction) and any(row.language == SOURCE for row in rows)
     weights = replace(weights, retain=float(retain))
     policy = None
     if settings.on_policy:
         assert tokenizer is not None
         policy = Policy(
-            carrier, tokenizer, rows, samples,
-            share=settings.on_policy, longest=settings.sample_tokens, seed=seed,
-        )  # fmt: skip
+            carrier,
+            tokenizer,
+            rows,
+            samples,
+            share=settings.on_policy,
+            longest=settings.max_new_tokens,
+            seed=seed,
+        )
     if settings.gradient_checkpointing:
         carrier.model.gradient_checkpointing_enable({"use_reentrant": False})
     make = ResponseTrainer if policy is None else partial(OnPolicyTrainer, policy=policy)
@@ -176,8 +197,12 @@ def distil(
         model=carrier.model,
         carrier=carrier,
         args=training_arguments(
-            work, steps=steps, batch=settings.batch, accumulate=settings.accumulate,
-            lr=settings.lr, weight_decay=0.0, seed=seed, bf16=False, save_every=max(50, steps // 4),
+            work,
+            steps=steps,
+            **optimisation(settings),
+            seed=seed,
+            bf16=False,
+            save_every=max(50, steps // 4),
             report_to=report_to,
         ),
         train_dataset=Ordered(samples, order),
@@ -185,8 +210,8 @@ def distil(
         pad_id=pad_id,
         compile=compile,
         level_dropout=settings.level_dropout,
-        optimiser=partial(_larger_b, settings=settings) if settings.lr_b_ratio != 1 else None,
-    )  # fmt: skip
+        optimiser=partial(_larger_b, settings=settings) if settings.loraplus_lr_ratio != 1 else None,
+    )
     if settings.shrinkage:
         counts = rows_below(carrier.tree.nodes, rows)
         trainer.add_callback(Shrinkage(carrier, settings.shrinkage, counts))
@@ -211,5 +236,9 @@ def distil(
 def _larger_b(model: Any, settings: Distill) -> Optimizer:
     """The Trainer's AdamW, with a larger step for every B (Hayou et al. 2024, arXiv:2402.12354)."""
     return create_loraplus_optimizer(
-        model, AdamW, lr=settings.lr, loraplus_lr_ratio=settings.lr_b_ratio, betas=(0.9, 0.98)
+        model,
+        AdamW,
+        lr=settings.learning_rate,
+        loraplus_lr_ratio=settings.loraplus_lr_ratio,
+        betas=(settings.adam_beta1, settings.adam_beta2),
     )

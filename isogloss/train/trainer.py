@@ -6,6 +6,7 @@ beforehand, so a resumed run reads what an unbroken one would have read.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from isogloss import processes
 from isogloss.adapters.base import Carrier
+from isogloss.config import Distill, Tune
 from isogloss.errors import ConfigError, RunError
 from isogloss.files import naming, write_lines
 from isogloss.model.attention import compiled, thrifty_attention
@@ -232,14 +234,24 @@ def _entry(line: str) -> dict[str, Any] | None:
     return entry if isinstance(entry, dict) and {"stage", "step"} <= entry.keys() else None
 
 
+def optimisation(settings: Tune | Distill) -> dict[str, Any]:
+    """What both stages' settings have in common, as `training_arguments` takes it."""
+    names = ("batch_size", "gradient_accumulation_steps", "learning_rate", "warmup_ratio")
+    return {name: getattr(settings, name) for name in (*names, "adam_beta1", "adam_beta2", "max_grad_norm")}
+
+
 def training_arguments(
     folder: Path,
     *,
     steps: int,
-    batch: int,
-    accumulate: int,
-    lr: float,
-    weight_decay: float,
+    batch_size: int,
+    gradient_accumulation_steps: int,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    warmup_ratio: float = 0.05,
+    adam_beta1: float = 0.9,
+    adam_beta2: float = 0.98,
+    max_grad_norm: float = 1.0,
     seed: int,
     bf16: bool,
     save_every: int,
@@ -248,32 +260,33 @@ def training_arguments(
     """What both stages share: AdamW, linear warm-up, cosine to zero, quiet, checkpoints that resume.
 
     Args:
-        batch: Rows of an optimiser step, over accumulation and processes.
-        accumulate: Parts in which a process reads its share of them, one after the other.
+        batch_size: Rows of an optimiser step, over accumulation and processes.
+        gradient_accumulation_steps: Micro-batches in which a process reads its share of them.
         report_to: Trackers, by transformers' names, that are shown the learning curve.
 
     Raises:
         ConfigError: A step's rows cannot be shared out evenly.
     """
     several = processes.count()
-    rows, left = divmod(batch, accumulate * several)
+    parts = several * gradient_accumulation_steps
+    rows, left = divmod(batch_size, parts)
     if left:
-        many = f"{several} processes" if several > 1 else "one process"
         raise ConfigError(
-            f"batch: {batch} rows a step are not to be had by {many} in {accumulate} equal parts each; "
-            f"take a multiple of {accumulate * several}"
+            f"batch_size ({batch_size}) must be divisible by processes × gradient_accumulation_steps "
+            f"({several} × {gradient_accumulation_steps})"
         )
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=rows,
-        gradient_accumulation_steps=accumulate,
-        learning_rate=lr,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        learning_rate=learning_rate,
         weight_decay=weight_decay,
-        adam_beta2=0.98,
+        adam_beta1=adam_beta1,
+        adam_beta2=adam_beta2,
         lr_scheduler_type="cosine",
-        warmup_steps=steps // 20,
-        max_grad_norm=1.0,
+        warmup_steps=math.floor(steps * warmup_ratio + 1e-9),
+        max_grad_norm=max_grad_norm,
         bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
         seed=seed,

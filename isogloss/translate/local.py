@@ -116,7 +116,7 @@ class Seq2Seq(Local):
         with named(model):
             self._net = AutoModelForSeq2SeqLM.from_pretrained(
                 folder, dtype=pick_dtype("auto"), trust_remote_code=False
-            ).eval()  # fmt: skip
+            ).eval()
         self._net.to("cuda" if torch.cuda.is_available() else "cpu")
         if hasattr(self._tokenizer, "src_lang"):
             source = self._token(SOURCE)[0]
@@ -134,9 +134,13 @@ class Seq2Seq(Local):
         start = {} if before else {"forced_bos_token_id": self._tokenizer.convert_tokens_to_ids(token)}
         longest = 2 * read["input_ids"].shape[1] + 32
         made = self._net.generate(
-            input_ids=read["input_ids"], attention_mask=read["attention_mask"], do_sample=False, num_beams=1,
-            max_new_tokens=longest, **start,
-        )  # fmt: skip
+            input_ids=read["input_ids"],
+            attention_mask=read["attention_mask"],
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=longest,
+            **start,
+        )
         ends = self._net.generation_config.eos_token_id
         ends = {ends} if isinstance(ends, int) else set(ends or ())
         said = self._tokenizer.batch_decode(made, skip_special_tokens=True)

@@ -35,41 +35,41 @@ def test_adapters_on_modules_that_are_not_there_are_refused(tiny, tmp_path, kind
     """One missing is enough: what is left would be another method than was asked for."""
     with pytest.raises(ConfigError) as caught:
         refuse_misfit(settings(tiny, tmp_path, kind))
-    assert str(caught.value) == f"distill.carrier.targets: {tmp_path} {says}"
+    assert str(caught.value) == f"distill.adapter.target_modules: {tmp_path} {says}"
 
 
 def test_adapters_on_experts_are_refused(tiny, tmp_path):
     """One weight holds all, to which PEFT would add every language's rows; the first layer has none."""
-    config = settings(tiny, tmp_path, "qwen3_moe", "distill.carrier.targets=[q_proj, down_proj]")
+    config = settings(tiny, tmp_path, "qwen3_moe", "distill.adapter.target_modules=[q_proj, down_proj]")
     text = (tmp_path / "config.json").read_text()
     assert text.count('"mlp_only_layers": []') == 1
     (tmp_path / "config.json").write_text(text.replace('"mlp_only_layers": []', '"mlp_only_layers": [0]'))
     with pytest.raises(ConfigError) as caught:
         refuse_misfit(config)
     assert str(caught.value) == (
-        "distill.carrier.targets: PEFT would add all languages' rows to the parameter "
+        "distill.adapter.target_modules: PEFT would add all languages' rows to the parameter "
         "model.layers.1.mlp.experts.down_proj; name linear layers outside experts and routers"
     )
     with pytest.raises(
-        ConfigError, match=r"^distill.carrier.targets: Cannot convert PEFT target\(s\) gate_proj"
+        ConfigError, match=r"^distill.adapter.target_modules: Cannot convert PEFT target\(s\) gate_proj"
     ):
-        refuse_misfit(with_overrides(config, ["distill.carrier.targets=[gate_proj]"]))
+        refuse_misfit(with_overrides(config, ["distill.adapter.target_modules=[gate_proj]"]))
 
 
 def test_adapters_on_more_layers_than_there_are_are_refused(tiny, tmp_path):
     """Three is all it has."""
-    refuse_misfit(settings(tiny, tmp_path, "llama", "distill.carrier.layers=3"))
+    refuse_misfit(settings(tiny, tmp_path, "llama", "distill.adapter.layers=3"))
     with pytest.raises(ConfigError) as caught:
-        refuse_misfit(settings(tiny, tmp_path, "llama", "distill.carrier.layers=4"))
-    assert str(caught.value) == f"distill.carrier.layers: {tmp_path} has 3 decoder layers, not 4"
+        refuse_misfit(settings(tiny, tmp_path, "llama", "distill.adapter.layers=4"))
+    assert str(caught.value) == f"distill.adapter.layers: {tmp_path} has 3 decoder layers, not 4"
 
 
 @pytest.mark.parametrize("carrier", ["lora", "prefix", "embedding"])
-@pytest.mark.parametrize("name", ["distill.layer", "evaluate.layer"])
+@pytest.mark.parametrize("name", ["distill.similarity_layer", "evaluate.layer"])
 def test_a_layer_above_the_models_is_refused(tiny, tmp_path, name, carrier):
     """Whatever carries what is learned; the last layer there is will do."""
-    more = (f"distill.carrier.type={carrier}", "distill.carrier.layers=3") if carrier == "lora" else (
-        f"distill.carrier.type={carrier}",
+    more = (f"distill.adapter.type={carrier}", "distill.adapter.layers=3") if carrier == "lora" else (
+        f"distill.adapter.type={carrier}",
     )  # fmt: skip
     refuse_misfit(settings(tiny, tmp_path, "qwen3", *more, f"{name}=3"))
     with pytest.raises(ConfigError) as caught:
@@ -80,13 +80,13 @@ def test_a_layer_above_the_models_is_refused(tiny, tmp_path, name, carrier):
 @pytest.mark.parametrize(
     ("kind", "carrier"),
     [
-        ("gpt2", "{targets: [c_attn]}"), ("gpt2", "{type: prefix}"), ("gpt2", "{type: embedding}"),
-        ("qwen3_moe", "{targets: [q_proj, o_proj]}"),
+        ("gpt2", "{target_modules: [c_attn]}"), ("gpt2", "{type: prefix}"), ("gpt2", "{type: embedding}"),
+        ("qwen3_moe", "{target_modules: [q_proj, o_proj]}"),
     ],
 )  # fmt: skip
 def test_what_a_model_has_is_accepted(tiny, five, tmp_path, kind, carrier):
     """Modules of its own, keys and values, embeddings; what is accepted can be carried and read."""
-    config = settings(tiny, tmp_path, kind, f"distill.carrier={carrier}")
+    config = settings(tiny, tmp_path, kind, f"distill.adapter={carrier}")
     refuse_misfit(config)
     made = Run(config, Watcher()).student(tiny(kind), trained=False, tree=five)
     ids = torch.tensor([[9, 8, 7]])
@@ -101,13 +101,13 @@ def test_what_a_model_has_is_accepted(tiny, five, tmp_path, kind, carrier):
 
 def test_a_prefix_on_layers_without_keys_is_refused(tiny, tmp_path):
     """Named in transformers' words."""
-    config = settings(tiny, tmp_path, "qwen3", "distill.carrier.type=prefix")
+    config = settings(tiny, tmp_path, "qwen3", "distill.adapter.type=prefix")
     text = (tmp_path / "config.json").read_text()
     assert text.count('"full_attention"') == 3
     (tmp_path / "config.json").write_text(text.replace('"full_attention"', '"linear_attention"', 1))
     with pytest.raises(ConfigError) as caught:
         refuse_misfit(config)
     assert str(caught.value) == (
-        f"distill.carrier.type: prefix needs keys and values in every layer, and {tmp_path} has "
+        f"distill.adapter.type: prefix needs keys and values in every layer, and {tmp_path} has "
         "linear_attention; take lora or embedding"
     )

@@ -313,7 +313,7 @@ def test_an_adapter_on_a_parameter_is_refused(tiny, five):
     with pytest.raises(ConfigError) as caught:
         TreeLora(tiny("qwen3_moe"), five, targets=("q_proj", "gate"), scaling=2.0, layers=2)
     assert str(caught.value) == (
-        "distill.carrier.targets: PEFT would add all languages' rows to the parameter "
+        "distill.adapter.target_modules: PEFT would add all languages' rows to the parameter "
         "model.layers.0.mlp.gate.weight; name linear layers outside experts and routers"
     )
 
@@ -324,8 +324,8 @@ def test_an_adapter_that_reads_tokens_without_their_rows_is_refused(tiny, five):
     with carrier.on(LANGUAGES), pytest.raises(ConfigError) as caught:
         logits(carrier.model)
     assert str(caught.value) == (
-        "distill.carrier.targets: one, of 24 features, reads tokens apart from their rows, as routers and "
-        "experts do; name linear layers outside them"
+        "distill.adapter.target_modules: one, of 24 features, reads tokens apart from their rows, as "
+        "routers and experts do; name linear layers outside them"
     )
 
 

@@ -326,6 +326,6 @@ def test_a_prefix_for_a_layer_without_keys_is_refused(five):
     with pytest.raises(ConfigError) as caught:
         TreePrefix(AutoModelForCausalLM.from_config(config), five)
     assert str(caught.value) == (
-        "distill.carrier.type: prefix needs keys and values in every layer, and layer 1 of MambaModel has "
+        "distill.adapter.type: prefix needs keys and values in every layer, and layer 1 of MambaModel has "
         "none; take lora or embedding"
     )

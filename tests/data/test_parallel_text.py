@@ -79,7 +79,7 @@ def test_translations_are_rows_besides_the_amounts(root, tmp_path):
     config = load_config(
         None,
         ["languages.targets=[es]", "languages.items.high=1", "data.english_items=3", f"run={tmp_path}/run",
-         "parallel_text=[{type: tatoeba, items: 7, use: [translation]}]", "distill.retain=0"],
+         "parallel_text=[{type: tatoeba, items: 7, use: [translation]}]", "distill.replay_fraction=0"],
         data_root=root,
     )  # fmt: skip
     run = Run(config, Watcher())
@@ -92,7 +92,7 @@ def test_sentences_to_align_are_rows_without_a_response(root, tmp_path):
     config = load_config(
         None,
         ["languages.targets=[es]", "languages.items.high=1", "data.english_items=3", f"run={tmp_path}/run",
-         "parallel_text=[{type: tatoeba, items: 7, use: [alignment]}]", "distill.retain=0"],
+         "parallel_text=[{type: tatoeba, items: 7, use: [alignment]}]", "distill.replay_fraction=0"],
         data_root=root,
     )  # fmt: skip
     run = Run(config, Watcher())
@@ -109,12 +109,15 @@ def test_sentences_to_align_are_rows_without_a_response(root, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "refusal"),
     [
-        ("distill.hidden=0", "parallel_text must have use: [translation] where distill.hidden is 0"),
+        (
+            "distill.similarity_weight=0",
+            "parallel_text must have use: [translation] where distill.similarity_weight is 0",
+        ),
         ("distill.on_policy=0.5", "parallel_text must have use: [translation] with distill.on_policy"),
     ],
 )
 def test_alignment_without_the_hidden_state_term_is_refused(setting, refusal):
     """Nothing else would read such sentences."""
     with pytest.raises(ConfigError) as caught:
-        load_config(None, ["parallel_text=[{type: tatoeba}]", "distill.kl=1", setting])
+        load_config(None, ["parallel_text=[{type: tatoeba}]", "distill.kl_weight=1", setting])
     assert refusal in str(caught.value)

@@ -13,7 +13,7 @@ from isogloss.evaluate.items import Item, SuiteData
 from isogloss.evaluate.metrics import retrieve
 from isogloss.model.standardise import standardised, statistics_of
 
-SETTINGS = Evaluate(max_new_tokens=3, batch=8)
+SETTINGS = Evaluate(max_new_tokens=3, batch_size=8)
 
 
 def quiet(done, of):

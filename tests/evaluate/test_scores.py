@@ -22,7 +22,7 @@ from isogloss.report.table import headline, official_table, summary_table
 
 EVALUATE = (
     "languages.targets=[es,fr]", "languages.items={high: 4, middle: 4, low: 4}", "data.english_items=8",
-    "distill.carrier.ranks={root: 2, family: 1, language: 2}", "evaluate.suites=[xglue,parallel]",
+    "distill.adapter.ranks={root: 2, family: 1, language: 2}", "evaluate.suites=[xglue,parallel]",
     "evaluate.likelihood=[xglue]", "evaluate.split=dev", "evaluate.items=4", "evaluate.max_new_tokens=3",
     "evaluate.xglue.tasks=[XNLI,NC,QAM,QG]", "evaluate.xglue.skip_missing=true", "dtype=float32",
 )  # fmt: skip

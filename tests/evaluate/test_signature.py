@@ -41,7 +41,7 @@ def test_settings_that_change_a_score_are_signed():
         "max_new_tokens": "24", "xglue.skip_missing": "False",
         "xglue.tasks": "NER,POS,NC,MLQA,XNLI,PAWSX,QADSM,WPR,QAM,QG,NTG",
     }  # fmt: skip
-    other = Evaluate(batch=1, max_new_tokens=9, xglue=Xglue(tasks=("NC",))).model_dump(mode="json")
+    other = Evaluate(batch_size=1, max_new_tokens=9, xglue=Xglue(tasks=("NC",))).model_dump(mode="json")
     found = settings_fields(other)
     assert (found["max_new_tokens"], found["xglue.tasks"]) == ("9", "NC")
 

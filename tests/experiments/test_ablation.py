@@ -22,11 +22,11 @@ def test_what_the_teacher_reads_is_told_by_a_divergence_where_the_settings_have_
     found = resolved(load_config(), variants("families", "no-texts", "no-english"))
     assert [(one.name, one.overrides, one.against) for one in found] == [
         ("families", ("languages.tree=families",), None),
-        ("with-kl", ("distill.kl=1",), None),
-        ("no-texts", ("distill.kl=1", "distill.teacher_reads=[twin,answer]"), "with-kl"),
+        ("with-kl", ("distill.kl_weight=1",), None),
+        ("no-texts", ("distill.kl_weight=1", "distill.teacher_reads=[twin,answer]"), "with-kl"),
         (
             "no-english",
-            ("distill.kl=1", "distill.teacher_reads=[texts]", 'distill.teacher_view="prompt"'),
+            ("distill.kl_weight=1", "distill.teacher_reads=[texts]", 'distill.teacher_view="prompt"'),
             "with-kl",
         ),
     ]
@@ -45,8 +45,13 @@ def test_each_number_of_items_has_its_own_divergence_to_compare_with():
 
 def test_a_variant_takes_along_what_it_leaves_without_effect():
     """Settings that only the term which goes would heed are refused elsewhere, and are gone here."""
-    config = load_config(None, ["distill.kl=1", "distill.divergence=reverse", "distill.contrast=0.1"])
-    for name, setting, usual in (("no-kl", "divergence", "forward"), ("no-hidden", "contrast", None)):
+    config = load_config(
+        None, ["distill.kl_weight=1", "distill.divergence=reverse", "distill.similarity_temperature=0.1"]
+    )
+    for name, setting, usual in (
+        ("kl_weight", "divergence", "forward"),
+        ("similarity_weight", "similarity_temperature", None),
+    ):
         changed = with_overrides(config, parse(name).overrides)
         assert getattr(changed.distill, name.removeprefix("no-")) == 0
         assert getattr(changed.distill, setting) == usual
@@ -56,10 +61,10 @@ def test_a_variant_takes_along_what_it_leaves_without_effect():
 def test_every_variant_is_one_of_a_model_that_was_trained_before_too(name):
     """Whose teacher reads English alone, at a layer of its own: what a variant cannot have of it is gone."""
     settings = [
-        "distill.kl=1",
+        "distill.kl_weight=1",
         "distill.teacher_view=english",
         "distill.teacher_reads=[twin]",
-        "distill.layer=2",
+        "distill.similarity_layer=2",
     ]
     changed = with_overrides(load_config(None, settings), parse(name).overrides).distill
     without = ("no-kl", "no-english", "prefix", "embedding")
@@ -68,7 +73,7 @@ def test_every_variant_is_one_of_a_model_that_was_trained_before_too(name):
 
 @pytest.mark.parametrize(
     "setting",
-    ["distill.kl=0.5", "distill.teacher={type: model, path: elsewhere, level: sequence}"],
+    ["distill.kl_weight=0.5", "distill.teacher={type: model, path: elsewhere, level: sequence}"],
 )
 def test_a_teacher_that_is_heard_is_left_alone(setting):
     """By a divergence of its own weight, or by answers that it writes."""
@@ -79,19 +84,22 @@ def test_a_teacher_that_is_heard_is_left_alone(setting):
 @pytest.mark.parametrize(
     ("settings", "names", "items", "says"),
     [
-        ([], ["no-kl"], (), "no-kl: the settings have distill.kl=0 already; take with-kl or none"),
+        ([], ["no-kl"], (), "no-kl: the settings have distill.kl_weight=0 already; take with-kl or none"),
         (
-            ["distill.kl=1"], ["flat", "with-kl"], (8,),
-            "with-kl@8: the settings have distill.kl=1 already; take no-kl or none",
+            ["distill.kl_weight=1"], ["flat", "with-kl"], (8,),
+            "with-kl@8: the settings have distill.kl_weight=1 already; take no-kl or none",
         ),
         (
-            ["distill.hidden=0"], ["no-hidden"], (),
-            "no-hidden: the settings have distill.hidden=0 already; take another distill.hidden by --set "
-            "or none",
+            ["distill.similarity_weight=0"], ["no-hidden"], (),
+            "no-hidden: the settings have distill.similarity_weight=0 already; take another "
+            "distill.similarity_weight by --set or none",
         ),
-        ([], ["families", "mine: distill.hidden=4"], (), "mine: it trains what families does; leave one out"),
         (
-            ["distill.kl=1"], ["no-english", "mine: distill.teacher_reads=[texts]"], (),
+            [], ["families", "mine: distill.similarity_weight=4"], (),
+            "mine: it trains what families does; leave one out",
+        ),
+        (
+            ["distill.kl_weight=1"], ["no-english", "mine: distill.teacher_reads=[texts]"], (),
             "mine: it trains what no-english does; leave one out",
         ),
     ],

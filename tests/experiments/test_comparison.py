@@ -40,18 +40,30 @@ def test_every_method_is_trained_and_measured_and_a_stopped_comparison_goes_on(b
     """Points lie at growing cost; ours is measured as often; a second call does nothing again."""
     folder = tmp_path / "out"
     settings = (
-        f"model={base}", f"run={tmp_path / 'unused'}", "dtype=float32", "data.english_items=16",
-        "tune.epochs=1", "tune.batch=8", "languages.targets=[es,sw]",
-        "languages.items={high: 8, middle: 8, low: 8}", "distill.epochs=2", "distill.batch=8",
-        "distill.max_prompt=2000", "distill.carrier.targets=[q_proj,down_proj]", "evaluate.split=dev",
-        "evaluate.items=7", "evaluate.sentences=6", "evaluate.max_new_tokens=4",
-    )  # fmt: skip
+        f"model={base}",
+        f"run={tmp_path / 'unused'}",
+        "dtype=float32",
+        "data.english_items=16",
+        "tune.epochs=1",
+        "tune.batch_size=8",
+        "languages.targets=[es,sw]",
+        "languages.items={high: 8, middle: 8, low: 8}",
+        "distill.epochs=2",
+        "distill.batch_size=8",
+        "distill.max_prompt_length=2000",
+        "distill.adapter.target_modules=[q_proj,down_proj]",
+        "evaluate.split=dev",
+        "evaluate.items=7",
+        "evaluate.sentences=6",
+        "evaluate.max_new_tokens=4",
+    )
     command = ["--points", "2", "--times", "1000", "--out", str(folder)]
     command += [part for one in settings for part in ("--set", one)]
     assert leave([*command, "--method", "sft"]) == 0  # ours comes first, asked for or not
     assert [r["method"] for r in json.loads((folder / "methods.json").read_text())["rows"]] == [
-        "isogloss", "sft",
-    ]  # fmt: skip
+        "isogloss",
+        "sft",
+    ]
     assert leave(command) == 0
     assert "sft-grpo" in capsys.readouterr().out
     rows = {row["method"]: row for row in json.loads((folder / "methods.json").read_text())["rows"]}
@@ -90,8 +102,13 @@ def test_an_unknown_method_is_refused(tmp_path, capsys):
 def test_what_cannot_work_is_refused_before_stage_1(base, tmp_path, capsys):
     """A layer that the model lacks would end the comparison after its first training."""
     command = ["--out", str(tmp_path / "out"), "--set", f"model={base}"]
-    assert leave([*command, "--set", "distill.layer=99", "--set", "distill.max_prompt=2000"]) == 2
-    assert f"distill.layer: {base} has 3 decoder layers, not 99" in " ".join(capsys.readouterr().err.split())
+    assert (
+        leave([*command, "--set", "distill.similarity_layer=99", "--set", "distill.max_prompt_length=2000"])
+        == 2
+    )
+    assert f"distill.similarity_layer: {base} has 3 decoder layers, not 99" in " ".join(
+        capsys.readouterr().err.split()
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -117,16 +134,23 @@ def test_levels_are_reached_at_the_first_point_that_has_them():
     )
     ours, grpo, dpo = (row["reached"] for row in made["rows"])
     assert ours == {
-        "80": {"flops": 20.0, "seconds": 2.0}, "85": {"flops": 30.0, "seconds": 3.0},
-        "90": {"flops": 30.0, "seconds": 3.0}, "92.3": None, "best-rl": {"flops": 20.0, "seconds": 2.0},
+        "80": {"flops": 20.0, "seconds": 2.0},
+        "85": {"flops": 30.0, "seconds": 3.0},
+        "90": {"flops": 30.0, "seconds": 3.0},
+        "92.3": None,
+        "best-rl": {"flops": 20.0, "seconds": 2.0},
         "own-best": {"flops": 30.0, "seconds": 3.0},
-    }  # fmt: skip
+    }
     assert grpo["best-rl"] == grpo["own-best"] == grpo["80"] == {"flops": 80.0, "seconds": 2.0}
     assert [level for level, cost in dpo.items() if cost] == ["own-best"]
     assert made["rows"][0]["reached_consistency"] == {
-        "80": {"flops": 30.0, "seconds": 3.0}, "85": None, "90": None, "92.3": None,
-        "best-rl": {"flops": 20.0, "seconds": 2.0}, "own-best": {"flops": 30.0, "seconds": 3.0},
-    }  # fmt: skip
+        "80": {"flops": 30.0, "seconds": 3.0},
+        "85": None,
+        "90": None,
+        "92.3": None,
+        "best-rl": {"flops": 20.0, "seconds": 2.0},
+        "own-best": {"flops": 30.0, "seconds": 3.0},
+    }
 
 
 def test_what_is_never_reached_has_a_lower_bound():
@@ -141,10 +165,13 @@ def test_what_is_never_reached_has_a_lower_bound():
 
 
 SEEDS = (
-    entry("isogloss", 0, 0.86, 0.93), entry("grpo", 0, 0.5, 0.6, 0.7, 0.86, cost=50),
-    entry("isogloss", 1, 0.7, 0.86, 0.93), entry("grpo", 1, 0.85, cost=100),
-    entry("isogloss", 2, 0.7, 0.7, 0.86), entry("grpo", 2, 0.7, cost=15),
-)  # fmt: skip
+    entry("isogloss", 0, 0.86, 0.93),
+    entry("grpo", 0, 0.5, 0.6, 0.7, 0.86, cost=50),
+    entry("isogloss", 1, 0.7, 0.86, 0.93),
+    entry("grpo", 1, 0.85, cost=100),
+    entry("isogloss", 2, 0.7, 0.7, 0.86),
+    entry("grpo", 2, 0.7, cost=15),
+)
 """GRPO comes to 86, 85 and 70 % for 200, 100 and 15; ours as far for 10, 20 and 10."""
 
 
@@ -155,12 +182,19 @@ def test_seeds_are_brought_together():
     assert (ours["method"], ours["seeds"], grpo["method"]) == ("isogloss", 3, "grpo")
     # t with two degrees of freedom is 4.3027; the standard deviation of 86, 85 and 70 % is 8.963.
     assert grpo["levels"]["own-best"] == {
-        "mean": pytest.approx(0.80333, abs=1e-5), "low": pytest.approx(0.58069, abs=1e-4),
-        "high": pytest.approx(1.02598, abs=1e-4), "n": 3, "interval": "t",
-    }  # fmt: skip
+        "mean": pytest.approx(0.80333, abs=1e-5),
+        "low": pytest.approx(0.58069, abs=1e-4),
+        "high": pytest.approx(1.02598, abs=1e-4),
+        "n": 3,
+        "interval": "t",
+    }
     assert grpo["reached"]["80"]["flops"] == {
-        "mean": 150.0, "low": 100.0, "high": 200.0, "n": 2, "interval": "min-max",
-    }  # fmt: skip
+        "mean": 150.0,
+        "low": 100.0,
+        "high": 200.0,
+        "n": 2,
+        "interval": "min-max",
+    }
     assert grpo["times"]["80"]["flops"]["mean"] == (200 / 10 + 100 / 20) / 2
     assert (grpo["reached"]["90"], grpo["times"]["90"]) == (None, None)
     # Ours took 20 in the first seed and 30 in the second; the third did not come as far.
@@ -173,12 +207,16 @@ def test_what_ours_saves_beside_the_best_method_of_reinforcement():
     saved = table(*SEEDS)["saving"]
     assert [one["flops"] for one in saved["seeds"]] == pytest.approx([0.95, 0.8, 1 / 3])
     assert [(one["seed"], one["method"], one["alignment"]) for one in saved["seeds"]] == [
-        (0, "grpo", 0.86), (1, "grpo", 0.85), (2, "grpo", 0.7),
-    ]  # fmt: skip
+        (0, "grpo", 0.86),
+        (1, "grpo", 0.85),
+        (2, "grpo", 0.7),
+    ]
     assert saved["flops"]["mean"] == pytest.approx((0.95 + 0.8 + 1 / 3) / 3)
     assert table(entry("isogloss", 0, 0.9), entry("sft", 0, 0.9))["saving"] == {
-        "seeds": [], "flops": None, "seconds": None,
-    }  # fmt: skip
+        "seeds": [],
+        "flops": None,
+        "seconds": None,
+    }
     behind = table(entry("isogloss", 0, 0.7), entry("grpo", 0, 0.8))["saving"]
     assert (behind["seeds"][0]["flops"], behind["flops"]) == (None, None)
 
@@ -201,10 +239,14 @@ def test_the_table_shows_bounds_and_intervals(capsys):
 def test_rows_of_an_earlier_form_are_brought_up_to_date(tmp_path):
     """Fewer levels, no bounds, no summary: nothing is trained again, and it says as much as a new one."""
     about = {
-        "points": 10, "times": 3.0, "sft": comparison.SFT, "dco": comparison.DCO,
-        "dpo": comparison.DPO, "grpo": comparison.GRPO,
+        "points": 10,
+        "times": 3.0,
+        "sft": comparison.SFT,
+        "dco": comparison.DCO,
+        "dpo": comparison.DPO,
+        "grpo": comparison.GRPO,
         "samples": comparison.SAMPLES,
-    }  # fmt: skip
+    }
     made = comparison.table(load_config(), SEEDS, about)
     old = json.loads(json.dumps(made))
     del old["summary"], old["saving"]
@@ -226,7 +268,11 @@ def test_seeds_are_drawn_behind_their_mean(tmp_path, monkeypatch):
     plot.draw(table(*SEEDS[:4])["rows"], tmp_path / "methods.svg")
     lines = figures[0].axes[1].lines  # seconds
     assert [[list(axis) for axis in line.get_data()] for line in lines] == [
-        [[1, 2], [86, 93]], [[1, 2, 3], [70, 86, 93]], [[1, 2], [78, 89.5]],
-        [[1, 2, 3, 4], [50, 60, 70, 86]], [[1], [85]], [[1], [67.5]],
-    ]  # fmt: skip
+        [[1, 2], [86, 93]],
+        [[1, 2, 3], [70, 86, 93]],
+        [[1, 2], [78, 89.5]],
+        [[1, 2, 3, 4], [50, 60, 70, 86]],
+        [[1], [85]],
+        [[1], [67.5]],
+    ]
     assert (tmp_path / "methods.svg").read_text().count(">grpo</text>") == 1

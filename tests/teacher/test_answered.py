@@ -16,10 +16,17 @@ from isogloss.teacher import answers
 from isogloss.teacher.answers import Answers, ended
 
 SMALL = (
-    "languages.targets=[sw]", "distill.carrier.ranks={root: 2, family: 1, language: 2}", "distill.epochs=1",
-    "distill.batch=2", "distill.lr=1e-4", "distill.max_prompt=5000", "dtype=float32", "distill.retain=0",
-    "evaluate.suites=[demo]", "distill.responses=teacher",
-)  # fmt: skip
+    "languages.targets=[sw]",
+    "distill.adapter.ranks={root: 2, family: 1, language: 2}",
+    "distill.epochs=1",
+    "distill.batch_size=2",
+    "distill.learning_rate=1e-4",
+    "distill.max_prompt_length=5000",
+    "dtype=float32",
+    "distill.replay_fraction=0",
+    "evaluate.suites=[demo]",
+    "distill.responses=teacher",
+)
 ITEMS = [
     {"id": "1", "en": {"instruction": "Say yes."}, "sw": {"instruction": "Sema ndiyo."}},
     {"id": "2", "en": {"instruction": "Say no."}, "sw": {"instruction": "Sema hapana."}},
@@ -70,8 +77,10 @@ def test_answers_belong_to_what_was_asked(tmp_path):
     again.keep({("1", "Say no."): "no"})
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert [(line["id"], line["asked"], line["answer"]) for line in lines] == [
-        ("1", "Say yes.", "yes"), ("2", "Say no.", ""), ("1", "Say no.", "no"),
-    ]  # fmt: skip
+        ("1", "Say yes.", "yes"),
+        ("2", "Say no.", ""),
+        ("1", "Say no.", "no"),
+    ]
 
 
 def test_answers_belong_to_who_gave_them(tmp_path):
@@ -121,7 +130,7 @@ def run(base, tmp_path):
     """Stage 1 is done; two of three examples have no English response."""
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
     data = f"data={{type: parallel, path: {tmp_path / 'data.jsonl'}}}"
-    settings = (*SMALL, data, f"run={tmp_path / 'run'}", f"model={base}", "distill.sample_tokens=6")
+    settings = (*SMALL, data, f"run={tmp_path / 'run'}", f"model={base}", "distill.max_new_tokens=6")
     made = folder.open_run(load_config(None, settings), Heard())
     shutil.copytree(base, made.tuned)
     return made
@@ -142,16 +151,16 @@ def test_an_example_whose_answer_has_no_end_is_left_out_and_told(run, monkeypatc
     assert texts == {"1/sw": "yes", "3/sw": "it"}
     assert run.watcher.lines == [
         "1 of 3 examples are left out: the model's English answer has no end within 6 tokens "
-        "(distill.sample_tokens)"
+        "(distill.max_new_tokens)"
     ]
     training_rows.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
     assert asked == [(3, 6)]  # once
-    more = load_config(run.folder, ["distill.sample_tokens=9"])
+    more = load_config(run.folder, ["distill.max_new_tokens=9"])
     training_rows.rows_for(
         folder.Run(more, run.watcher), run.reference_model(), run.examples, run.tree, run.taught, stage
     )
     assert asked == [(3, 6), (3, 9)]  # with another limit, again
-    assert run.watcher.lines[-1].endswith("has no end within 9 tokens (distill.sample_tokens)")
+    assert run.watcher.lines[-1].endswith("has no end within 9 tokens (distill.max_new_tokens)")
 
 
 def test_a_teachers_own_answer_and_prompt_are_shown(run, base, monkeypatch):

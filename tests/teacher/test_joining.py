@@ -65,7 +65,7 @@ def test_a_token_that_the_student_has_not_is_refused():
 
 def test_what_a_local_teacher_has_scored_is_found_again(base, tokenizer, tmp_path, monkeypatch):
     """The same scores, and no row is read twice; another k is another part."""
-    settings = distill("kl=1.0", f"teacher={{type: model, path: '{base}', top_k: 4}}")
+    settings = distill("kl_weight=1.0", f"teacher={{type: model, path: '{base}', top_k: 4}}")
 
     def ask(settings):
         cost = Stage("distill")
@@ -81,12 +81,12 @@ def test_what_a_local_teacher_has_scored_is_found_again(base, tokenizer, tmp_pat
     assert spent == (0, 3)
     for one, other in zip(first, again, strict=True):
         assert torch.equal(one.ids, other.ids) and torch.equal(one.logprobs, other.logprobs)
-    assert ask(distill("kl=1.0", f"teacher={{type: model, path: '{base}', top_k: 5}}"))[1] == (3, 0)
+    assert ask(distill("kl_weight=1.0", f"teacher={{type: model, path: '{base}', top_k: 5}}"))[1] == (3, 0)
 
 
 def test_nobody_is_asked_where_the_model_teaches_itself(tokenizer):
     """Neither scores nor another rendering."""
-    settings, cost = distill("kl=1.0"), Stage("distill")
+    settings, cost = distill("kl_weight=1.0"), Stage("distill")
     assert joining.tokenizer_of(settings.teacher) is None
     found = joining.scores_of(ROWS, settings, tokenizer, torch.float32, Path("none"), cost, BAR)
     assert found is None and cost.teacher_calls == 0
@@ -100,7 +100,7 @@ def test_a_server_without_what_it_needs_names_the_extra(tokenizer, monkeypatch):
     monkeypatch.delitem(sys.modules, "isogloss.teacher.server", raising=False)
     monkeypatch.delitem(sys.modules, "isogloss.endpoint", raising=False)
     monkeypatch.delattr(isogloss.teacher, "server", raising=False)
-    settings = distill("kl=1.0", "teacher={type: server, url: 'http://127.0.0.1:9/v1', model: m}")
+    settings = distill("kl_weight=1.0", "teacher={type: server, url: 'http://127.0.0.1:9/v1', model: m}")
     with pytest.raises(ConfigError) as caught:
         joining.scores_of(ROWS, settings, tokenizer, torch.float32, Path("none"), Stage("distill"), BAR)
     assert str(caught.value) == ("distill.teacher: a server needs tenacity; pip install 'isogloss[teacher]'")
@@ -108,7 +108,10 @@ def test_a_server_without_what_it_needs_names_the_extra(tokenizer, monkeypatch):
 
 def test_a_local_teacher_scores_what_is_not_english(base, tokenizer):
     """Three rows of four, likeliest first, and the ledger has their tokens."""
-    settings, cost = distill("kl=1.0", f"teacher={{type: model, path: '{base}', top_k: 4}}"), Stage("distill")
+    settings, cost = (
+        distill("kl_weight=1.0", f"teacher={{type: model, path: '{base}', top_k: 4}}"),
+        Stage("distill"),
+    )
     found = joining.scores_of(ROWS, settings, tokenizer, torch.float32, Path("none"), cost, BAR)
     assert [one.ids.shape for one in found] == [(2, 4)] * 3
     assert all((one.logprobs.diff(dim=1) <= 0).all() for one in found)

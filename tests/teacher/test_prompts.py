@@ -73,7 +73,7 @@ def test_a_prompt_at_the_limit_is_taken_and_one_over_it_refused(tokenizer):
         teacher_prompt(tokenizer, "Root.", "Sema", limit=13, row="x/sw")
     assert str(caught.value) == (
         "the teacher's prompt for x/sw has 14 tokens and the limit is 13; "
-        "raise distill.max_prompt or shorten the node texts"
+        "raise distill.max_prompt_length or shorten the node texts"
     )
 
 

@@ -157,7 +157,8 @@ def test_a_long_prompt_of_the_student_is_refused(build):
     with pytest.raises(ConfigError) as caught:
         build({"es": 1}, limit=6)
     assert str(caught.value) == (
-        "the prompt of a/es has 7 tokens and the limit is 6; raise distill.max_prompt or leave the row out"
+        "the prompt of a/es has 7 tokens and the limit is 6; raise distill.max_prompt_length or "
+        "leave the row out"
     )
 
 
@@ -168,7 +169,7 @@ def test_a_long_prompt_of_the_teacher_is_refused(build):
     text = "Root.\nRomance.\nEspañol.\nEnglish: Hi\n→ yes"
     assert str(caught.value) == (
         f"the teacher's prompt for a/es has {len(text.encode()) + 9} tokens and the limit is 30; "
-        "raise distill.max_prompt or shorten the node texts"
+        "raise distill.max_prompt_length or shorten the node texts"
     )
 
 

@@ -369,7 +369,13 @@ def test_a_model_and_a_server_of_the_same_weights_teach_the_same(
     curves = {}
     for kind, given in kinds.items():
         settings = load_config(
-            None, [f"distill.teacher={given}", "distill.kl=1.0", "distill.batch=4", "distill.epochs=12"]
+            None,
+            [
+                f"distill.teacher={given}",
+                "distill.kl_weight=1.0",
+                "distill.batch_size=4",
+                "distill.epochs=12",
+            ],
         ).distill
         cost, bar = Stage("distill"), Watcher().bar
         scored = scores_of(rows, settings, tokenizer, torch.float32, tmp_path / "scores.jsonl", cost, bar)

@@ -177,7 +177,8 @@ def trained(
         policy=policy, model=carrier.model, carrier=carrier, weights=Weights(1.0, kl, 1.0, layer=1), pad_id=0,
         train_dataset=Ordered(samples, order),
         args=training_arguments(
-            folder / "work", steps=STEPS, batch=BATCH, accumulate=accumulate, lr=3e-3,
+            folder / "work", steps=STEPS, batch_size=BATCH, gradient_accumulation_steps=accumulate,
+            learning_rate=3e-3,
             weight_decay=0.0, seed=0, bf16=False, save_every=2,
         ),
     )  # fmt: skip
@@ -257,18 +258,18 @@ def test_the_ledger_counts_what_was_drawn_and_read():
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["distill.on_policy=0.5"], "distill.kl must be above 0 where on_policy is"),
+        (["distill.on_policy=0.5"], "distill.kl_weight must be above 0 where on_policy is"),
         (
             [
                 "distill.on_policy=0.5",
-                "distill.kl=1",
+                "distill.kl_weight=1",
                 "distill.teacher={type: model, path: x, level: sequence}",
             ],
             "distill.on_policy must be 0 where teacher.type is model; only self is live",
         ),
         (
             ["distill.teacher={type: server, url: 'http://127.0.0.1:1/v1', model: m}"],
-            "distill.kl must be above 0 where the teacher is a server that scores tokens",
+            "distill.kl_weight must be above 0 where the teacher is a server that scores tokens",
         ),
         (["distill.on_policy=1.5"], "distill.on_policy is 1.5; it must be a number between 0 and 1"),
         (["distill.teacher={type: oracle}"], "it must be self, model or server"),

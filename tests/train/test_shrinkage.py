@@ -49,9 +49,16 @@ def test_rows_without_their_leaf_do_not_train_it(tiny, five, student, tmp_path, 
         folder = tmp_path / str(probability)
         folder.mkdir()
         arguments = training_arguments(
-            folder / "work", steps=2, batch=4, accumulate=1, lr=1e-3, weight_decay=0.0, seed=0, bf16=False,
+            folder / "work",
+            steps=2,
+            batch_size=4,
+            gradient_accumulation_steps=1,
+            learning_rate=1e-3,
+            weight_decay=0.0,
+            seed=0,
+            bf16=False,
             save_every=9,
-        )  # fmt: skip
+        )
         trainer = ResponseTrainer(
             model=carrier.model, carrier=carrier, args=arguments, weights=Weights(), pad_id=0,
             train_dataset=Ordered([Sample(r.student, r.language) for r in ROWS[:20]], range(6, 14)),
@@ -101,7 +108,7 @@ def test_nodes_that_do_not_learn_do_not_shrink(tiny, five, student):
 def test_b_takes_a_larger_step_than_a(tiny, five, student):
     """Four times the rate, with the betas of the usual optimiser."""
     carrier = student(tiny(), five)
-    made = _larger_b(carrier.model, Distill(lr=0.5, lr_b_ratio=4.0))
+    made = _larger_b(carrier.model, Distill(learning_rate=0.5, loraplus_lr_ratio=4.0))
     rates = {id(p): group["lr"] for group in made.param_groups for p in group["params"]}
     assert {rates[id(p)] for n, p in carrier.parameters().items() if "lora_A" in n} == {0.5}
     assert {rates[id(p)] for n, p in carrier.parameters().items() if "lora_B" in n} == {2.0}

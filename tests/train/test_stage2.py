@@ -19,8 +19,8 @@ from isogloss.teacher.local import Translation
 
 SMALL = (
     "data.english_items=24", "languages.targets=[sw,ur]", "languages.items={high: 6, middle: 6, low: 6}",
-    "distill.carrier.ranks={root: 2, family: 1, language: 2}", "distill.epochs=1", "distill.batch=6",
-    "distill.kl=0.5", "distill.lr=1e-4", "distill.max_prompt=5000", "dtype=float32",
+    "distill.adapter.ranks={root: 2, family: 1, language: 2}", "distill.epochs=1", "distill.batch_size=6",
+    "distill.kl_weight=0.5", "distill.learning_rate=1e-4", "distill.max_prompt_length=5000", "dtype=float32",
     "distill.teacher_view=prompt", "distill.teacher_reads=[texts,twin,answer]",
 )  # fmt: skip
 
@@ -224,18 +224,18 @@ def test_another_teacher_is_learned_from_where_both_cut_alike_and_asked_once(oth
         "distill.on_policy=0.5",
         "distill.shrinkage=1.0",
         "distill.level_dropout=0.5",
-        "distill.carrier={type: prefix, lengths: {root: 2, family: 1, language: 2}}",
-        "distill.carrier={type: embedding, lengths: {root: 2, family: 1, language: 2}}",
+        "distill.adapter={type: prefix, num_virtual_tokens: {root: 2, family: 1, language: 2}}",
+        "distill.adapter={type: embedding, num_virtual_tokens: {root: 2, family: 1, language: 2}}",
     ],
 )
 def test_ways_of_training_and_carriers_pass_the_checks_with_each_signal(base, tmp_path, way):
     """With the divergence on, each kind of signal and all self-checks, a run ends with its carriers."""
-    carrier = ("distill.carrier.ranks={root: 2, family: 1, language: 2}",) if "carrier" not in way else ()
-    settings = tuple(one for one in SMALL if "carrier" not in one)
+    carrier = ("distill.adapter.ranks={root: 2, family: 1, language: 2}",) if "adapter" not in way else ()
+    settings = tuple(one for one in SMALL if "adapter" not in one)
     for signal in ("hidden", "top_k"):
         folder = tmp_path / signal
         made = (*settings, *carrier, f"run={folder}", f"model={base}", f"distill.signal={signal}")
-        run = open_run(load_config(None, (*made, "distill.sample_tokens=4", way)), Heard())
+        run = open_run(load_config(None, (*made, "distill.max_new_tokens=4", way)), Heard())
         shutil.copytree(base, run.tuned)
         run_distill(run)
         assert run.carriers.exists()

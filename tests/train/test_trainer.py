@@ -306,9 +306,16 @@ def run(
     """Train for some steps without clipping; `stop` is the step at which the run is killed."""
     folder.mkdir(exist_ok=True)
     arguments = training_arguments(
-        folder / "work", steps=steps, batch=batch * accumulate, accumulate=accumulate, lr=1e-4,
-        weight_decay=0.0, seed=0, bf16=False, save_every=3,
-    )  # fmt: skip
+        folder / "work",
+        steps=steps,
+        batch_size=batch * accumulate,
+        gradient_accumulation_steps=accumulate,
+        learning_rate=1e-4,
+        weight_decay=0.0,
+        seed=0,
+        bf16=False,
+        save_every=3,
+    )
     arguments.max_grad_norm = 0.0
     order = [(number * 5 + number // 8) % 8 for number in range(steps * batch * accumulate)]
     trainer = ResponseTrainer(
@@ -368,16 +375,16 @@ def test_rows_that_cannot_be_shared_out_are_refused(tmp_path, monkeypatch):
         training_arguments(
             tmp_path,
             steps=1,
-            batch=7,
-            accumulate=1,
-            lr=1e-3,
+            batch_size=7,
+            gradient_accumulation_steps=1,
+            learning_rate=1e-3,
             weight_decay=0.0,
             seed=0,
             bf16=False,
             save_every=9,
         )
     assert str(caught.value) == (
-        "batch: 7 rows a step are not to be had by 2 processes in 1 equal parts each; take a multiple of 2"
+        "batch_size (7) must be divisible by processes × gradient_accumulation_steps (2 × 1)"
     )
 
 

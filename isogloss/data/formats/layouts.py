@@ -16,9 +16,11 @@ from isogloss.errors import DataError
 from isogloss.languages import UnknownLanguageError, resolve
 
 CHATS: Final = {
-    "messages": "messages", "conversations": "ShareGPT", "prompt": "prompt and completion",
+    "messages": "messages",
+    "conversations": "ShareGPT",
+    "prompt": "prompt and completion",
     "instruction": "instruction and output (Alpaca, Dolly)",
-}  # fmt: skip
+}
 """By the key that tells it, the first that is there, what a layout of `chat_jsonl` is called."""
 _PARALLEL: Final = {"id", "task", "language", "instruction", "response"}
 
@@ -49,8 +51,9 @@ def layout_of(path: Path, split: str | None = None) -> Layout:
         raise DataError(
             f"the keys are {keys}, which is no layout known here; name what they hold in the settings, as "
             "data: {type: table, columns: {instruction: …, response: …}}",
-            first.path, first.line,
-        )  # fmt: skip
+            first.path,
+            first.line,
+        )
     return found
 
 

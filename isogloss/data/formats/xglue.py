@@ -19,8 +19,26 @@ from isogloss.errors import DataError
 
 LANGUAGES: Final = {
     "NER": ("de", "en", "es", "nl"),
-    "POS": ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "it", "nl", "pl", "pt", "ru", "th", "tr", "ur",
-            "vi", "zh"),
+    "POS": (
+        "ar",
+        "bg",
+        "de",
+        "el",
+        "en",
+        "es",
+        "fr",
+        "hi",
+        "it",
+        "nl",
+        "pl",
+        "pt",
+        "ru",
+        "th",
+        "tr",
+        "ur",
+        "vi",
+        "zh",
+    ),
     "NC": ("de", "en", "es", "fr", "ru"),
     "MLQA": ("ar", "de", "en", "es", "hi", "vi", "zh"),
     "XNLI": ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh"),
@@ -30,22 +48,50 @@ LANGUAGES: Final = {
     "QAM": ("de", "en", "fr"),
     "QG": ("de", "en", "es", "fr", "it", "pt"),
     "NTG": ("de", "en", "es", "fr", "ru"),
-}  # fmt: skip
+}
 """The languages over which a task's score is the mean."""
 TAGS: Final = {
     "NER": ("O", *(f"{prefix}-{kind}" for kind in ("PER", "LOC", "ORG", "MISC") for prefix in "BI")),
-    "POS": ("ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN",
-            "PUNCT", "SCONJ", "SYM", "VERB", "X", "_"),
-}  # fmt: skip
+    "POS": (
+        "ADJ",
+        "ADP",
+        "ADV",
+        "AUX",
+        "CCONJ",
+        "DET",
+        "INTJ",
+        "NOUN",
+        "NUM",
+        "PART",
+        "PRON",
+        "PROPN",
+        "PUNCT",
+        "SCONJ",
+        "SYM",
+        "VERB",
+        "X",
+        "_",
+    ),
+}
 LABELS: Final = {
-    "NC": ("foodanddrink", "sports", "travel", "finance", "lifestyle", "news", "entertainment", "health",
-           "video", "autos"),
+    "NC": (
+        "foodanddrink",
+        "sports",
+        "travel",
+        "finance",
+        "lifestyle",
+        "news",
+        "entertainment",
+        "health",
+        "video",
+        "autos",
+    ),
     "XNLI": xnli.LABELS,
     "PAWSX": ("0", "1"),
     "QADSM": ("Good", "Bad"),
     "WPR": ("0", "1", "2", "3", "4"),
     "QAM": ("0", "1"),
-}  # fmt: skip
+}
 """As the official prediction files spell them."""
 _OTHER_SPELLINGS: Final = {
     "PAWSX": {"different": "0", "same": "1"},

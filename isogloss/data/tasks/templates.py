@@ -9,10 +9,17 @@ from isogloss.data.demo.grammar import LANGUAGES, phrases
 from isogloss.data.tasks import massive, mlqa
 
 PHRASED = {
-    "xnli": "inference", "XNLI": "inference", "pawsx": "paraphrase", "PAWSX": "paraphrase", "sib200": "topic",
-    "topic_tatoeba": "topic", "topic_tico19": "topic", "topic_course_text": "topic",
-    "from_english": "from_english", "to_english": "to_english",
-}  # fmt: skip
+    "xnli": "inference",
+    "XNLI": "inference",
+    "pawsx": "paraphrase",
+    "PAWSX": "paraphrase",
+    "sib200": "topic",
+    "topic_tatoeba": "topic",
+    "topic_tico19": "topic",
+    "topic_course_text": "topic",
+    "from_english": "from_english",
+    "to_english": "to_english",
+}
 """Tasks that are asked in the words of one of the demo's."""
 _BLANK = re.compile(r"\s+")
 

@@ -58,51 +58,67 @@ SUITES: dict[str, Callable[..., SuiteData]] = {
 ABOUT: dict[str, About] = {
     "demo": About("seven tasks and retrieval on unseen meanings", "15", "Apache-2.0", "the package"),
     "massive": About(
-        "intents and scenarios of utterances", "14 here, 51 in all", "CC BY 4.0",
-        "MASSIVE 1.0, amazon-massive-dataset-1.0.tar.gz", ("massive", "1.0"),
+        "intents and scenarios of utterances",
+        "14 here, 51 in all",
+        "CC BY 4.0",
+        "MASSIVE 1.0, amazon-massive-dataset-1.0.tar.gz",
+        ("massive", "1.0"),
     ),
     "flores101": About(
-        "sentence retrieval with English", "101", "CC BY-SA 4.0",
-        "FLORES-101 or FLORES-200, flores101_dataset.tar.gz", ("flores101_dataset", "flores200_dataset"),
+        "sentence retrieval with English",
+        "101",
+        "CC BY-SA 4.0",
+        "FLORES-101 or FLORES-200, flores101_dataset.tar.gz",
+        ("flores101_dataset", "flores200_dataset"),
     ),
     "xnli": About(
         "inference", "15", "CC BY-NC 4.0", "XNLI-1.0.zip, or XGLUE's XNLI folder", ("XNLI-1.0", "XNLI")
     ),
     "pawsx": About(
-        "paraphrases of nearly the same words", "en de es fr zh", "free for any purpose",
-        "PAWS-X, x-final.tar.gz", ("pawsx", "x-final"),
+        "paraphrases of nearly the same words",
+        "en de es fr zh",
+        "free for any purpose",
+        "PAWS-X, x-final.tar.gz",
+        ("pawsx", "x-final"),
     ),
-    "sib200": About(
-        "topics of sentences", "15 here, 205 in all", "CC BY-SA 4.0", "SIB-200", ("sib-200",)
-    ),
+    "sib200": About("topics of sentences", "15 here, 205 in all", "CC BY-SA 4.0", "SIB-200", ("sib-200",)),
     "xcopa": About("causes and effects", "en sw th tr vi zh", "CC BY 4.0", "XCOPA", ("xcopa",)),
     "xglue": About(
-        "eleven tasks, by the benchmark's own metrics", "19 in all, 3 to 18 a task",
-        "non-commercial research only", "XGLUE, xglue_full_dataset.tar.gz, or other releases of its parts",
+        "eleven tasks, by the benchmark's own metrics",
+        "19 in all, 3 to 18 a task",
+        "non-commercial research only",
+        "XGLUE, xglue_full_dataset.tar.gz, or other releases of its parts",
         ("xglue_full_dataset", "XNLI-1.0", "pawsx", "MLQA_V1", "udpos", "wikiann"),
     ),
     "ntrex": About(
         "sentence retrieval with English, in news", "128", "CC BY-SA 4.0", "NTREX-128", ("NTREX-128",)
     ),
     "translation": About(
-        "translation from and into English", "101", "CC BY-SA 4.0", "as flores101",
+        "translation from and into English",
+        "101",
+        "CC BY-SA 4.0",
+        "as flores101",
         ("flores101_dataset", "flores200_dataset"),
     ),
     "xquad": About(
-        "questions about a paragraph", "en ar de el es hi ro ru th tr vi zh", "CC BY-SA 4.0", "XQuAD",
+        "questions about a paragraph",
+        "en ar de el es hi ro ru th tr vi zh",
+        "CC BY-SA 4.0",
+        "XQuAD",
         ("xquad",),
     ),
     "mlqa": About(
         "questions about a passage", "en ar de es hi vi zh", "CC BY-SA 3.0", "MLQA_V1.zip", ("MLQA_V1",)
     ),
     "language_confusion": About(
-        "answers in the language asked for, by line and by word", "15", "Apache-2.0",
-        "Language Confusion Benchmark, folder test_sets", ("language_confusion", "language_confusion_sample"),
+        "answers in the language asked for, by line and by word",
+        "15",
+        "Apache-2.0",
+        "Language Confusion Benchmark, folder test_sets",
+        ("language_confusion", "language_confusion_sample"),
     ),
-    "parallel": About(
-        "your own instructions", "those of the file", "yours", "evaluate.parallel.path"
-    ),
-}  # fmt: skip
+    "parallel": About("your own instructions", "those of the file", "yours", "evaluate.parallel.path"),
+}
 
 
 def load_suite(

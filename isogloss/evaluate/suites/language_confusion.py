@@ -43,10 +43,13 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
         for number in sample(range(len(prompts)), most, key=str, strata=lambda number: ()):
             made.append(
                 Item(
-                    f"{setting}-{source}-{code}-{number + 1}", f"{setting}/{source}",
-                    {code: Turn(prompts[number])}, measures=frozenset({"fidelity"}), longest=LONGEST,
+                    f"{setting}-{source}-{code}-{number + 1}",
+                    f"{setting}/{source}",
+                    {code: Turn(prompts[number])},
+                    measures=frozenset({"fidelity"}),
+                    longest=LONGEST,
                 )
-            )  # fmt: skip
+            )
     return SuiteData("language_confusion", "1.0", "test", tuple(made), {}, score=partial(score, made))
 
 

@@ -54,11 +54,14 @@ def load(
             }
             made.append(
                 Item(
-                    f"{task}-{number + 1}", task, turns,
+                    f"{task}-{number + 1}",
+                    task,
+                    turns,
                     answer_language=dict.fromkeys(turns, SOURCE) if task == "to_english" else {},
-                    measures=frozenset({"fidelity"}), longest=LONGEST,
+                    measures=frozenset({"fidelity"}),
+                    longest=LONGEST,
                 )
-            )  # fmt: skip
+            )
     return SuiteData(
         "translation", "101", split, tuple(made), {}, score=partial(score, made, metrics), notes=notes
     )

@@ -16,8 +16,13 @@ from isogloss.evaluate.items import Item, Official, over_languages
 from isogloss.evaluate.suites.xglue_items import Made
 
 MAIN: Final = {
-    "NER": "span_f1", "POS": "span_precision", "MLQA": "f1", "WPR": "ndcg", "QG": "bleu", "NTG": "bleu",
-}  # fmt: skip
+    "NER": "span_f1",
+    "POS": "span_precision",
+    "MLQA": "f1",
+    "WPR": "ndcg",
+    "QG": "bleu",
+    "NTG": "bleu",
+}
 """The metric that the official script computes; of all other tasks it is the accuracy."""
 
 
