@@ -26,7 +26,7 @@ JOINING = ("de", "zh")
 WITH = "from-start"
 
 
-def call(module: str, *arguments: str | Path) -> None:
+def command(module: str, *arguments: str | Path) -> None:
     subprocess.run([sys.executable, "-m", module, *map(str, arguments)], check=True)
 
 
@@ -43,9 +43,9 @@ def join(run: Path, seed: int, code: str, joining: list[str]) -> None:
         (part / "scores.json").unlink()
         config = load_config(part / "config.yaml").model_copy(update={"run": run})
         (part / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        call("isogloss", "add-language", part, code, *overrides(joining))
+        command("isogloss", "add-language", part, code, *overrides(joining))
         part.rename(run)
-    call("isogloss", "evaluate", run / "config.yaml")
+    command("isogloss", "evaluate", run / "config.yaml")
 
 
 def scores(run: Path, code: str) -> dict[str, float]:
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the JSON goes; printed without it")
     given = parser.parse_args()
     targets = ",".join((*load_config().languages.targets, *JOINING))
-    call(
+    command(
         "experiments.ablate",
         "--variant",
         "families",

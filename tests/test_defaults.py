@@ -8,7 +8,6 @@ import pytest
 from transformers import LlamaConfig, Qwen3Config
 
 from isogloss import bases
-from isogloss import config as settings
 from isogloss.config import Config, dump_config, load_config, with_overrides
 from isogloss.config.defaults import Facts, explain, look_up
 from isogloss.errors import ConfigError
@@ -23,7 +22,7 @@ GEMMA_270M, QWEN_06B, LLAMA_8B = (
 def known(monkeypatch):
     """No hub: a model is what this test says it is, and nothing else is looked up."""
     models: dict[str, Facts] = {}
-    monkeypatch.setattr(settings, "look_up", models.__getitem__)
+    monkeypatch.setattr("isogloss.config.load.look_up", models.__getitem__)
     return models
 
 

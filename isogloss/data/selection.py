@@ -6,100 +6,30 @@ Flow: select → keep_best → summary, write.
 """
 
 import math
-import re
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.formats.lines import nearest
+from isogloss.data.selection_rules import (
+    Duplicates,
+    NearDuplicates,
+    degenerate,
+    empty,
+    truncation,
+    wrong_language,
+)
 from isogloss.errors import ConfigError
 from isogloss.files import write_lines
-from isogloss.languages.registry import XGLUE_TWELVE, languages, resolve
+from isogloss.languages.registry import resolve
 
 RULES: Final = ("empty", "degenerate", "truncated", "wrong_language", "duplicate", "near_duplicate")
 SCORE_RULES: Final = ("instruction_does_not_help", "below_share")
 TOO_LONG: Final = "too_long"
 """Why an example is dropped that has more tokens than stage 1 reads in a row."""
-
-_SAYS_AGAIN: Final = re.compile(r"copy|repeat|echo|translat")  # tasks whose answer may equal the instruction
-_LONGEST_PERIOD: Final = 60  # characters that a repeated unit may have
-_LEAST_REPEATED: Final = 20  # characters that a repetition must fill, so that "ha ha ha" may stay
-_LONG: Final = 20  # words from which a text counts as long
-_PROSE_LINE: Final = 8  # words from which a line counts as prose
-_LEAST_LETTERS: Final = 40  # what the language detector needs
-_SURE: Final = 0.99  # probability from which the detector is believed
-_SHINGLE: Final = 5  # characters
-
-_BRACKETS: Final = {"(": ")", "[": "]", "{": "}"}
-_TERMINAL: Final = ".!?…。！？｡।॥۔؟።፧។៕။։"
-_WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
-# Words that change nothing about what an instruction asks. "not", "no" and numbers are not among them.
-_FUNCTION_WORDS: Final = frozenset(
-    (
-        "a",
-        "an",
-        "the",
-        "please",
-        "kindly",
-        "of",
-        "to",
-        "and",
-        "that",
-        "this",
-        "these",
-        "those",
-        "following",
-        "given",
-        "below",
-        "above",
-        "is",
-        "are",
-        "be",
-        "i",
-        "me",
-        "you",
-        "your",
-        "can",
-        "could",
-        "would",
-        "will",
-    )
-)
-# Names in the Unicode table begin with these words, by ISO 15924 script where the script is called otherwise.
-_LETTERS: Final = {
-    "Arab": ("ARABIC",),
-    "Armn": ("ARMENIAN",),
-    "Beng": ("BENGALI",),
-    "Cyrl": ("CYRILLIC",),
-    "Deva": ("DEVANAGARI",),
-    "Ethi": ("ETHIOPIC",),
-    "Geor": ("GEORGIAN",),
-    "Grek": ("GREEK",),
-    "Gujr": ("GUJARATI",),
-    "Guru": ("GURMUKHI",),
-    "Hang": ("HANGUL", "CJK"),
-    "Hans": ("CJK",),
-    "Hant": ("CJK",),
-    "Hebr": ("HEBREW",),
-    "Jpan": ("CJK", "HIRAGANA", "KATAKANA"),
-    "Khmr": ("KHMER",),
-    "Knda": ("KANNADA",),
-    "Laoo": ("LAO",),
-    "Latn": ("LATIN",),
-    "Mlym": ("MALAYALAM",),
-    "Mymr": ("MYANMAR",),
-    "Orya": ("ORIYA",),
-    "Taml": ("TAMIL",),
-    "Telu": ("TELUGU",),
-    "Thai": ("THAI",),
-}
 
 
 @dataclass(frozen=True)
@@ -159,12 +89,12 @@ def select(
         raise ConfigError(f"near is {near}; it must be above 0 and at most 1")
     code = resolve(language).code
     checks: dict[str, Callable[[ParallelExample, Turn], str | None]] = {
-        "empty": lambda example, turn: _empty(turn),
-        "degenerate": lambda example, turn: _degenerate(example.task, turn, max_chars),
+        "empty": lambda example, turn: empty(turn),
+        "degenerate": lambda example, turn: degenerate(example.task, turn, max_chars),
         "truncated": lambda example, turn: truncation(turn.response or "", code),
-        "wrong_language": lambda example, turn: _wrong_language(example.task, turn, code),
-        "duplicate": _Duplicates(),
-        "near_duplicate": _NearDuplicates(near),
+        "wrong_language": lambda example, turn: wrong_language(example.task, turn, code),
+        "duplicate": Duplicates(),
+        "near_duplicate": NearDuplicates(near),
     }
     used = [(rule, checks[rule]) for rule in RULES if rule in rules]
     kept: list[ParallelExample] = []
@@ -247,200 +177,3 @@ def write(selection: Selection, path: Path) -> None:
         for dropped in selection.dropped
     ]
     write_lines(path, rows)
-
-
-def _empty(turn: Turn) -> str | None:
-    if not turn.instruction.strip():
-        return "no instruction"
-    return None if turn.response and turn.response.strip() else "no response"
-
-
-def _degenerate(task: str, turn: Turn, max_chars: int) -> str | None:
-    response = turn.response or ""
-    if len(response) > max_chars:
-        return f"{len(response)} characters"
-    said = _normalise(response)
-    if said == _normalise(turn.instruction) and not _SAYS_AGAIN.search(task.casefold()):
-        return "the response is the instruction"
-    unit = repeated_unit(said)
-    return unit and f"repeats {unit!r}"
-
-
-def repeated_unit(text: str) -> str | None:
-    """What a text repeats over at least half of itself, five times or more; None where it does not."""
-    grams = max(1, len(text) - 2)
-    # Half a text in fifths has at most 0.6 of its 3-grams once; the rest is spared the search.
-    if len(text) < _LEAST_REPEATED or len({text[i : i + 3] for i in range(grams)}) > 0.65 * grams + 3:
-        return None
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    needed = max(_LEAST_REPEATED, len(text) / 2)
-    for period in range(1, min(_LONGEST_PERIOD, len(text) // 5) + 1):
-        breaks = np.flatnonzero(codes[period:] != codes[:-period])
-        edges = np.concatenate(([-1], breaks, [len(text) - period]))
-        gaps = np.diff(edges) - 1
-        longest = int(gaps.argmax())
-        filled = int(gaps[longest]) + period
-        if filled >= needed and filled >= 5 * period:
-            start = int(edges[longest]) + 1
-            return text[start : start + period].strip() or text[start : start + period]
-    return None
-
-
-def truncation(text: str, language: str) -> str | None:
-    """What is open at the end of a long free text, or None where it ends as a text does."""
-    if text.count("```") % 2:
-        return "ends in an open code fence"
-    prose = re.sub(r"```.*?```", "\n\n", text, flags=re.DOTALL).rstrip()
-    if "```" in text and not prose.endswith(text.rstrip()[-1:]):
-        return None  # it ends with code
-    lines = [line.strip() for line in prose.split("\n") if line.strip()]
-    if not lines or len(_words(prose)) < _LONG:
-        return None
-    last = lines[-1]
-    if last.rstrip("\"'”’»)]}*_")[-1:] in _TERMINAL:
-        return None
-    opened = _open_mark(prose, last)
-    return f"ends in an open {opened}" if opened else _broken_off(lines, prose, language)
-
-
-def _open_mark(text: str, last: str) -> str | None:
-    # Only what opens a word of the last line counts: a face :( opens nothing, and 1) closes nothing.
-    opened: list[str] = []
-    for before, character in zip(" " + last, last, strict=False):
-        if character in _BRACKETS and not before.isalnum() and before not in ":;=-":
-            opened.append(character)
-        elif opened and character in _BRACKETS.values():
-            opened.pop()
-    if opened:
-        return opened[-1]
-    # Typed and printed quotation marks mix; 10" are inches.
-    marks = re.compile(r"(?<!\d)[\"“”„]")
-    if len(marks.findall(last)) % 2 and len(marks.findall(text)) % 2:
-        return marks.findall(last)[-1]
-    return None
-
-
-def _broken_off(lines: list[str], text: str, language: str) -> str | None:
-    last = lines[-1]
-    words = _words(last)
-    if resolve(language).script in ("Thai", "Laoo") or len(words) < _PROSE_LINE:
-        return None
-    if words[-1].startswith("#") or sum(any(map(str.isalpha, word)) for word in words) * 3 < len(words) * 2:
-        return None  # a tag, or figures
-    if re.search(r"[=<>{}|\\_;]|https?:|\w\(", last):
-        return None  # code, a table or an address
-    end = last.rstrip("\ufe0f")[-1:]  # what makes an emoji colourful is a mark like those of Hindi
-    if end in ",،、，:：-–—":
-        return f"ends in {end!r}"
-    if unicodedata.category(end)[0] not in "LM":
-        return None
-    # A writer who ends no line with a full stop, as in lists and verse, has not been cut off.
-    earlier = [line for line in lines[:-1] if len(_words(line)) >= _PROSE_LINE // 2]
-    if earlier and sum(line.rstrip("\"'”’)]*")[-1:] in _TERMINAL for line in earlier) * 2 < len(earlier):
-        return None
-    sentences = any(mark in text for mark in "。！？।॥۔؟።") or re.search(r"[.!?…][\"'”’)]*\s", text)
-    count = len(_words(text))
-    if sentences or (count >= _LONG * 3 // 2 and text.count(",") * 4 < count):
-        return "ends in mid-sentence"
-    return None
-
-
-def _wrong_language(task: str, turn: Turn, code: str) -> str | None:
-    if "translat" in task.casefold():
-        return None
-    for part, text in (("instruction", turn.instruction), ("response", turn.response or "")):
-        detail = _foreign(text, code)
-        if detail:
-            return f"{part}: {detail}"
-    return None
-
-
-def _foreign(text: str, code: str) -> str | None:
-    letters = {c: n for c, n in Counter(unicodedata.normalize("NFKC", text)).items() if c.isalpha()}
-    total = sum(letters.values())
-    script = resolve(code).script
-    ours = sum(n for c, n in letters.items() if _letter_of(c, script))
-    if total and ours * 2 < total:
-        return f"{ours} of {total} letters are {script}"
-    identify = _identifier(code)
-    if total < _LEAST_LETTERS or identify is None:
-        return None
-    found, probability = identify(text)
-    return f"{found} ({probability:.2f})" if found != code and probability >= _SURE else None
-
-
-@cache
-def _letter_of(character: str, script: str) -> bool:
-    return unicodedata.name(character, "").startswith(_LETTERS[script])
-
-
-@cache
-def _identifier(code: str) -> Callable[[str], tuple[str, float]] | None:
-    """The detector among this language and XGLUE's in its script; None where there is nothing to choose."""
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    script = languages()[code].script
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    others = {other for other in ("en", "de", *XGLUE_TWELVE) if languages()[other].script == script}
-    if code not in identifier.labels or not others - {code}:
-        return None
-    identifier.set_languages({code, *others})
-    return identifier.classify
-
-
-class _Duplicates:
-    """Says which earlier example had the same instruction and response."""
-
-    def __init__(self) -> None:
-        self._ids: dict[tuple[str, str], str] = {}
-
-    def __call__(self, example: ParallelExample, turn: Turn) -> str | None:
-        key = _normalise(turn.instruction), _normalise(turn.response or "")
-        if key in self._ids:
-            return f"same as {self._ids[key]}"
-        self._ids[key] = example.id
-        return None
-
-
-class _NearDuplicates:
-    """Says which earlier example asked the same in nearly the same words."""
-
-    def __init__(self, near: float) -> None:
-        self._near = near
-        self._buckets: dict[tuple[str, ...], list[tuple[str, str]]] = {}
-
-    def __call__(self, example: ParallelExample, turn: Turn) -> str | None:
-        words = list(_bare_words(turn.instruction))
-        if len(words) < _LONG:
-            return None
-        text = " ".join(words)
-        bucket = self._buckets.setdefault(tuple(w for w in words if w not in _FUNCTION_WORDS), [])
-        for id, other in bucket:
-            alike = _jaccard(text, other)
-            if alike >= self._near:
-                return f"{alike:.2f} like {id}"
-        bucket.append((example.id, text))
-        return None
-
-
-def _jaccard(text: str, other: str) -> float:
-    if text == other:
-        return 1.0
-    ours, theirs = ({t[i : i + _SHINGLE] for i in range(len(t) - _SHINGLE + 1)} for t in (text, other))
-    return len(ours & theirs) / len(ours | theirs)
-
-
-def _normalise(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def _bare_words(text: str) -> Iterator[str]:
-    for word in _words(_normalise(text)):
-        bare = word.strip("".join({c for c in word if unicodedata.category(c)[0] in "PZ"}))
-        if bare:
-            yield bare
-
-
-def _words(text: str) -> list[str]:
-    """Words between spaces; Chinese and Japanese characters count as words."""
-    return _WORD.findall(text)

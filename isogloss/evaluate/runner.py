@@ -5,27 +5,20 @@ sentences → embeddings → standardised → retrieval. Knows carriers only as 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from isogloss.adapters.generate import whole_answers
 from isogloss.config import Evaluate
 from isogloss.data.examples import Turn
 from isogloss.data.reading import normalise, read_answer
+from isogloss.evaluate.estimates import estimates
 from isogloss.evaluate.family import Closed, consistency_family
 from isogloss.evaluate.fidelity import in_language, tells_languages_apart
 from isogloss.evaluate.items import Item, SuiteData
 from isogloss.evaluate.likelihood import log_probabilities
-from isogloss.evaluate.metrics import agreement, correct, spread
+from isogloss.evaluate.metrics import agreement, correct
 from isogloss.evaluate.retrieval import Model, Progress, Retriever, adding_up, embed
-from isogloss.evaluate.statistics import (
-    Estimate,
-    bootstrap_alignment,
-    bootstrap_apart,
-    bootstrap_mean,
-    bootstrap_over_languages,
-    mean_over_languages,
-)
 from isogloss.evaluate.tasks import Mastery, corrected_for_chance, mastery, over_language_tasks
 from isogloss.languages import SOURCE
 
@@ -240,7 +233,7 @@ def evaluate_side(
     if retriever is not None:
         _add_retrieval(values, subject, suite, languages, retriever, settings, progress)
     kappa = corrected_for_chance(meanings)
-    scores = _estimates(values, seed)
+    scores = estimates(values, seed)
     if kappa:
         scores["consistency_kappa"] = over_language_tasks(kappa)
     return Side(
@@ -315,23 +308,6 @@ def family(
     return consistency_family(answered, seed=seed)
 
 
-def retention(before: Sequence[bool], after: Sequence[bool], seed: int) -> dict[str, Any]:
-    """English accuracy with the root on minus the reference model's, as a measure of scores.json."""
-    change = [float(b) - float(a) for a, b in zip(before, after, strict=True)]
-    estimate = bootstrap_mean(change, seed=seed)
-    return _measure(estimate, {SOURCE: estimate})
-
-
-def spreads(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Worst language and standard deviation over languages, per measure."""
-    found = {}
-    for name in ("alignment", "consistency", "retrieval", "accuracy", "fidelity"):
-        if name in scores:
-            one = spread({code: entry["value"] for code, entry in scores[name]["languages"].items()})
-            found[name] = {"worst": [one.worst, one.lowest], "sd": one.deviation}
-    return found
-
-
 def _gold(item: Item, code: str) -> str | None:
     if item.options is not None:
         return item.gold
@@ -372,47 +348,3 @@ def _add_retrieval(
             ("retrieval_margin", margin.tolist()),
         ):
             values.setdefault(name, {})[code] = hits
-
-
-def _estimates(values: Mapping[str, Mapping[str, Sequence[Any]]], seed: int) -> dict[str, Any]:
-    known = {
-        name: {
-            code: told for code, hits in by_language.items() if (told := [h for h in hits if h is not None])
-        }
-        for name, by_language in values.items()
-    }
-    scores: dict[str, Any] = {}
-    for name, by_language in known.items():
-        if by_language:
-            each = {code: bootstrap_mean(hits, seed=seed) for code, hits in by_language.items()}
-            apart = any(len(hits) != len(values[name][code]) for code, hits in by_language.items())
-            scores[name] = _measure(_mean_of(by_language, seed, apart=apart), each)
-    consistency, retrieval = known.get("consistency", {}), known.get("retrieval", {})
-    shared = [code for code in consistency if code in retrieval]
-    if shared:
-        each = {code: bootstrap_alignment(consistency[code], retrieval[code], seed=seed) for code in shared}
-        sides = [{code: values[code] for code in shared} for values in (consistency, retrieval)]
-        if all(len({len(hits) for hits in side.values()}) == 1 for side in sides):
-            mean = bootstrap_alignment(*map(mean_over_languages, sides), seed=seed)
-        else:
-            mean = bootstrap_apart([hits for side in sides for hits in side.values()], seed=seed)
-        scores["alignment"] = _measure(mean, each)
-    return scores
-
-
-def _mean_of(
-    by_language: Mapping[str, Sequence[float] | Sequence[bool]], seed: int, *, apart: bool
-) -> Estimate:
-    """Over languages: drawn jointly where all have the same items, else each by itself."""
-    if not apart and len({len(hits) for hits in by_language.values()}) == 1:
-        return bootstrap_over_languages(by_language, seed=seed)
-    return bootstrap_apart(list(by_language.values()), seed=seed)
-
-
-def _measure(mean: Estimate, each: Mapping[str, Estimate]) -> dict[str, Any]:
-    return {
-        "mean": mean.value,
-        "low": mean.low,
-        "high": mean.high,
-        "languages": {code: asdict(estimate) for code, estimate in each.items()},
-    }

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from isogloss.config import Evaluate
-from isogloss.evaluate import retrieval, runner, tasks
+from isogloss.evaluate import estimates, retrieval, runner, tasks
 from isogloss.evaluate.items import SuiteData
 from isogloss.evaluate.signature import RULER, data_hashes, fields_of, settings_fields, signature
 from isogloss.evaluate.suites import SUITES
@@ -63,7 +63,7 @@ def score_after(
             given = runner.english_answers(aligned, suite, settings, progress)
     right = runner.english_right(suite, before.english.texts)
     if right:
-        after["retention"] = runner.retention(
+        after["retention"] = estimates.retention(
             right, runner.english_right(suite, given.texts), run.config.seed
         )
     side.by_task["accuracy"] = _with_english(suite, side, given)
@@ -77,7 +77,7 @@ def score_after(
         "languages": list(languages),
         "before": before.side.scores,
         "after": after,
-        "spread": {"before": runner.spreads(before.side.scores), "after": runner.spreads(after)},
+        "spread": {"before": estimates.spreads(before.side.scores), "after": estimates.spreads(after)},
         "tasks": {"before": before.side.tasks, "after": side.tasks},
         "kappa": {"before": before.side.kappa, "after": side.kappa},
         "english": accuracy | {"tasks": {task: one.plain() for task, one in before.mastery.items()}},

@@ -19,8 +19,9 @@ from isogloss.model.cost import Meter
 from isogloss.model.decoder import layers_of
 from isogloss.plan.memory import cache_bytes, options_bytes, parameter_bytes, read_bytes, step_bytes
 from isogloss.plan.work import StagePlan, Work
+from isogloss.teacher.reading import groups
 from isogloss.teacher.rows import Row
-from isogloss.teacher.signals import Signal, groups
+from isogloss.teacher.signals import Signal
 from isogloss.train.batch import Sample
 from isogloss.train.objective import Weights, chunk_size
 from isogloss.train.on_policy import is_on_policy

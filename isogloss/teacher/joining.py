@@ -22,9 +22,10 @@ from isogloss.model.load import load_model, load_tokenizer
 from isogloss.teacher import local
 from isogloss.teacher.answers import TOGETHER, Answers, identity
 from isogloss.teacher.cache import Cache, row_key, tokenizer_hash
+from isogloss.teacher.reading import Kept
 from isogloss.teacher.rows import Row
 from isogloss.teacher.scored import Asked, Scored
-from isogloss.teacher.signals import Kept, Signal
+from isogloss.teacher.signals import Signal
 
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 Teacher = SelfTeacher | ModelTeacher | ServerTeacher

@@ -12,12 +12,11 @@ from isogloss.data.selection import (
     Selection,
     instruction_following_difficulty,
     keep_best,
-    repeated_unit,
     select,
     summary,
-    truncation,
     write,
 )
+from isogloss.data.selection_rules import repeated_unit, truncation
 from isogloss.errors import ConfigError
 
 WORDS = "one two three four five six seven eight nine ten eleven twelve"

@@ -11,10 +11,11 @@ from isogloss.data.chat import Encoded
 from isogloss.losses.topk import TopK
 from isogloss.model.cost import Stage
 from isogloss.model.decoder import head
-from isogloss.teacher import signals as module
+from isogloss.teacher import reading
 from isogloss.teacher.cache import Cache
+from isogloss.teacher.reading import groups
 from isogloss.teacher.rows import Row
-from isogloss.teacher.signals import groups, hidden_signals, where_right
+from isogloss.teacher.signals import hidden_signals, where_right
 from isogloss.train.batch import collate, samples_of
 from isogloss.train.objective import Weights, batch_losses
 
@@ -133,7 +134,7 @@ def shared_rows():
 @pytest.mark.parametrize("batch", [2, 64])
 def test_a_prefix_read_once_gives_what_plain_reading_gives(tiny, kind, batch, monkeypatch):
     """In float32, window shorter than a prompt included; texts and task are read once for six rows."""
-    monkeypatch.setattr(module, "FORWARD", 40)
+    monkeypatch.setattr(reading, "FORWARD", 40)
     model, rows = tiny(kind), shared_rows()
     if getattr(model.config, "sliding_window", None):
         model.config.sliding_window = 8
@@ -151,7 +152,7 @@ def test_a_prefix_read_once_gives_what_plain_reading_gives(tiny, kind, batch, mo
 
 def test_rows_are_grouped_by_what_their_prompts_begin_with(monkeypatch):
     """A stretch of a path's rows, or its parts, whichever saves more tokens; never a prompt's last token."""
-    monkeypatch.setattr(module, "FORWARD", 0)
+    monkeypatch.setattr(reading, "FORWARD", 0)
     prompts = [(1, 2, 3, 4, n) for n in range(4)] + [(1, 2, 9, 9, 9, n) for n in range(4)] + [(1, 2, 3, 4)]
     codes = ["sw"] * 9
     # All nine share 2 tokens: 16 saved. Four and five share 5 and 3: 15 + 12.
@@ -161,7 +162,7 @@ def test_rows_are_grouped_by_what_their_prompts_begin_with(monkeypatch):
     assert groups(prompts[:4], ["sw", "sw", "sw", "ru"], True) == [([3], 0), ([0, 1, 2], 4)]
     assert groups([(1, 2, 3)] * 4, ["sw"] * 4, True) == [([0, 1, 2, 3], 2)]
     # Five rows save 4 · 2 tokens, which is no more than a forward costs; six save 10.
-    monkeypatch.setattr(module, "FORWARD", 8)
+    monkeypatch.setattr(reading, "FORWARD", 8)
     assert groups([(1, 2, 3)] * 5, ["sw"] * 5, True) == [([0, 1, 2, 3, 4], 0)]
     assert groups([(1, 2, 3)] * 6, ["sw"] * 6, True) == [([0, 1, 2, 3, 4, 5], 2)]
 
@@ -241,7 +242,7 @@ def test_kinds_k_and_layers_are_kept_apart(tiny, tmp_path):
 
 def test_a_killed_reading_goes_on_where_it_was(tiny, tmp_path, monkeypatch):
     """Killed between two batches: the rest is read, and all is that of an unbroken reading, to the bit."""
-    monkeypatch.setattr(module, "SHARD", 1)
+    monkeypatch.setattr(reading, "SHARD", 1)
     model, rows = tiny(), shared_rows()
     whole, _ = cached(model, tmp_path / "whole", rows, batch=2)
 

@@ -10,7 +10,6 @@ from isogloss.data.chat import Encoded
 from isogloss.errors import DataError
 from isogloss.model import readout
 from isogloss.model.readout import Readout
-from isogloss.teacher import signals
 from isogloss.teacher.rows import Row
 from isogloss.teacher.signals import hidden_signals
 from isogloss.train.batch import collate, samples_of
@@ -58,7 +57,7 @@ def test_a_teacher_one_position_late_is_caught(tiny, five, student, monkeypatch)
     def late(starts, lengths, width):
         return chat.response_positions(starts, lengths, width) + 1
 
-    monkeypatch.setattr(signals, "response_positions", late)
+    monkeypatch.setattr("isogloss.teacher.reading.response_positions", late)
     with pytest.raises(RuntimeError, match=r"self-check: a teacher that reads the student's prompt differs"):
         check_teacher(student(tiny(), five), ROWS, **OPTIONS)
 
@@ -175,7 +174,7 @@ def test_a_student_one_position_late_is_caught(tiny, five, student, monkeypatch)
     def late(starts, lengths, width):
         return chat.response_positions(starts, lengths, width) - 1
 
-    monkeypatch.setattr(signals, "response_positions", late)
+    monkeypatch.setattr("isogloss.teacher.reading.response_positions", late)
     monkeypatch.setattr("isogloss.train.batch.response_positions", late)
     with pytest.raises(RuntimeError, match=r"^self-check: the cross-entropy is \d+\.\d+ nats a token from"):
         check_teacher(student(tiny(), five), ROWS, **OPTIONS)
