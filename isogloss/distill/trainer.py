@@ -40,7 +40,16 @@ from isogloss.distill.topk import TopK
 from isogloss.errors import ConfigError, RunError
 from isogloss.files import naming, read_json, write_json, write_lines
 from isogloss.languages import SOURCE
-from isogloss.model import capture, causal_of, decoder_of, head, last_hidden, mean_pool, parts_of, states_up_to
+from isogloss.model import (
+    capture,
+    causal_of,
+    decoder_of,
+    head,
+    last_hidden,
+    mean_pool,
+    parts_of,
+    states_up_to,
+)
 from isogloss.modes import compiled, thrifty_attention
 from isogloss.standardise import Statistics, standardised, statistics_of, unscaled
 from isogloss.tree.carrier import Carrier
