@@ -89,7 +89,7 @@ class MlqaData(LabelledData):
 
 
 class TopicData(Source):
-    """Parallel text without labels, asked for its topic in SIB-200's words; the model answers in English."""
+    """Unlabelled parallel text, asked for its topic in SIB-200's words; the model answers in English."""
 
     type: Literal["topic"] = "topic"
     """Sentences of parallel text, for stage 2 alone."""

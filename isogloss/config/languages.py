@@ -29,6 +29,9 @@ class Languages(Settings):
     """Parallel items per language of each resource class, over all tasks together."""
     amounts: dict[Code, Count] = {}  # noqa: RUF012  # pydantic copies it
     """Languages with an amount of their own, `code: items`."""
+    same_items: bool = True
+    """All languages learn the same instructions, as far as their amounts reach; else each its own as far as
+    there are enough: more of them in all, and more English answers to make."""
 
     def amount(self, code: str) -> int:
         """Parallel items that a language may use."""

@@ -78,7 +78,7 @@ def batch_losses(
     # have a gradient in each.
     if twins is not None and weights.hidden and all(batch.bare) and processes.count() == 1:
         states = states_up_to(model, batch.ids, batch.mask, [weights.layer])[weights.layer]
-        return {"hidden": alike(states)}
+        return {"ce": states.new_zeros((), dtype=torch.float32), "hidden": alike(states)}
     with capture(model, weights.layer) as states:
         if batch.options is None:
             hidden = last_hidden(model, batch.ids, batch.mask)
