@@ -59,7 +59,7 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         (
             "data: {type: masive}",
             'run.yaml:1: data.type is "masive"; it must be demo, massive, sib200, xnli, pawsx, mlqa, '
-            "parallel, chat or table; did you mean massive?",
+            "topic, parallel, chat or table; did you mean massive?",
         ),
         (
             "data:\n- {type: massive}\n- {type: xnli, english_itms: 3}",
@@ -68,7 +68,7 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         (
             "data:\n- {type: massive}\n- {type: xcopa}",
             'run.yaml:3: data.type is "xcopa"; it must be demo, massive, sib200, xnli, pawsx, mlqa, '
-            "parallel, chat or table",
+            "topic, parallel, chat or table",
         ),
         (
             "data: [{type: massive}, {type: xnli, weight: 0}]",
