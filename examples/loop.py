@@ -147,7 +147,7 @@ def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
     lora = LoraConfig(
         r=rank,
         lora_alpha=rank * carrier.scaling,  # type: ignore[arg-type]  # any number is read as alpha
-        target_modules=list(carrier.targets),
+        target_modules=list(carrier.target_modules),
         layers_to_transform=list(range(carrier.layers or late)),
         task_type="CAUSAL_LM",
     )

@@ -77,7 +77,7 @@ class Meter:
     Hooks see every forward of the decoder and of the head, padding included, and whether a backward will
     follow. A token costs twice the weights it meets, and the attention's two products; backward through
     frozen weights costs the forward once more, through attention and what learns twice more. Layers above
-    the one at which a forward stops (`model.states_up_to`) are not counted. Agrees with torch's own counter
+    the one at which a forward stops (`decoder.states_up_to`) are not counted. Agrees with torch's own counter
     within 5 % (tests). Recomputation by gradient checkpointing is left out.
 
     Args:

@@ -63,7 +63,7 @@ def run_evaluate(run: Run) -> None:
 
 
 def teacher_gains(run: Run, suites: Sequence[str], items: int) -> list[Gain]:
-    """What each way of prompting adds in context, on the dev items of some suites; see `teacher.gain`.
+    """What each way of prompting adds in context, on the dev items of some suites; see `evaluate.gain`.
 
     Args:
         items: Of each suite, at most.
@@ -90,7 +90,7 @@ def teacher_gains(run: Run, suites: Sequence[str], items: int) -> list[Gain]:
             run.taught,
             node_texts(run.config),
             run.tree,
-            batch=held_out.batch,
+            batch=held_out.batch_size,
             max_new_tokens=held_out.max_new_tokens,
             seed=run.config.seed,
             progress=progress,

@@ -169,7 +169,7 @@ class _Reading:
 
 
 def _read(rows: Sequence[Row], settings: Distill) -> _Reading:
-    """As `stage.read_signals` reads the rows: each text once."""
+    """As `stage2.read_signals` reads the rows: each text once."""
     hears = settings.hears_itself
     alone = [r for r in rows if not r.bare and (r.language == SOURCE or (hears and not r.options))]
     sets = {(row.twin_prompt, row.twin_options) for row in rows if hears and row.options}

@@ -46,7 +46,7 @@ def test_a_stopped_search_goes_on_with_the_candidates_that_are_left(search, stop
     ],
 )
 def test_the_settings_in_use_lie_inside_what_is_tried(search, method, best):
-    """Those of `baselines/methods.py`; a better one at an edge is told."""
+    """Those of `experiments/methods.py`; a better one at an edge is told."""
     used = {"grpo": search.methods.GRPO, "dpo": search.methods.DPO, "sft-grpo": search.methods.BEHIND_SFT}
     assert used[method] | best == used[method]
     assert search.edges(method, 60.0, walk(search, method, [], best)) == []
