@@ -58,7 +58,7 @@ def ablate(
 
     checks.check(job)
     done = ablation.ablate(
-        settings, variants, range(settings.seed, settings.seed + seeds), folder, job.watcher, jobs=jobs
+        settings, variants, range(settings.seed, settings.seed + seeds), folder, job.reporter, jobs=jobs
     )
     show_ablation(ablation.summary(done.rows), done.differences)
     print_line(f"Rows: {folder / 'ablation.json'}")

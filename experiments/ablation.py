@@ -30,7 +30,7 @@ from isogloss.evaluate.statistics import holm
 from isogloss.files import read_json, write_json
 from isogloss.languages import languages
 from isogloss.pipeline.evaluation import run_evaluate
-from isogloss.pipeline.folder import Run, Watcher, open_run
+from isogloss.pipeline.folder import ProgressReporter, Run, open_run
 from isogloss.pipeline.logging import quiet
 from isogloss.pipeline.stages import run_distill, run_report, run_tune
 
@@ -206,7 +206,7 @@ def ablate(
     variants: Sequence[Variant],
     seeds: Sequence[int],
     folder: Path,
-    watcher: Watcher,
+    reporter: ProgressReporter,
     *,
     jobs: int = 1,
 ) -> Ablation:
@@ -223,14 +223,14 @@ def ablate(
     for variant in variants:
         refuse_misfit(_variant(config, variant.overrides, 0, folder))
     found: dict[tuple[int, str], list[dict]] = {}
-    with _calling(jobs, watcher) as each:
+    with _calling(jobs, reporter) as each:
         for _ in each(_tune, [(config, seed, folder) for seed in seeds]):
             pass
         calls = [(config, variant, seed, folder) for seed in seeds for variant in variants]
         for variant, seed, measured in each(_measured, calls):
             found[seed, variant.name] = measured
             if jobs > 1:
-                watcher.say(f"{variant.name}, seed {seed}: done")
+                reporter.say(f"{variant.name}, seed {seed}: done")
             rows = [row for seed in seeds for v in variants for row in found.get((seed, v.name), ())]
             _write(config, Ablation(rows, []), folder)
     measures = {row["suite"]: [row["measure"]] for row in rows if row["measure"]}
@@ -245,15 +245,15 @@ Each = Callable[[Callable[..., Any], Sequence[tuple]], Iterator[Any]]
 
 
 @contextmanager
-def _calling(jobs: int, watcher: Watcher) -> Iterator[Each]:
+def _calling(jobs: int, reporter: ProgressReporter) -> Iterator[Each]:
     """One call after another here, under the caller's eyes, or several in processes of their own."""
     if jobs == 1:
-        yield lambda function, calls: (function(*call, watcher) for call in calls)
+        yield lambda function, calls: (function(*call, reporter) for call in calls)
         return
     with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (jobs,)) as pool:
 
         def each(function: Callable[..., Any], calls: Sequence[tuple]) -> Iterator[Any]:
-            for one in as_completed([pool.submit(function, *call, Watcher()) for call in calls]):
+            for one in as_completed([pool.submit(function, *call, ProgressReporter()) for call in calls]):
                 yield one.result()
 
         try:
@@ -275,23 +275,23 @@ def _begin(jobs: int) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
 
 
-def _tune(config: Config, seed: int, folder: Path, watcher: Watcher) -> None:
+def _tune(config: Config, seed: int, folder: Path, reporter: ProgressReporter) -> None:
     """Stage 1 of a seed, which its variants share."""
-    run_tune(open_run(_variant(config, (), seed, folder / f"seed-{seed}"), watcher))
+    run_tune(open_run(_variant(config, (), seed, folder / f"seed-{seed}"), reporter))
 
 
 def _measured(
-    config: Config, variant: Variant, seed: int, folder: Path, watcher: Watcher
+    config: Config, variant: Variant, seed: int, folder: Path, reporter: ProgressReporter
 ) -> tuple[Variant, int, list[dict]]:
     """Stage 2 of a variant and how good it is; the rows say so."""
-    run = open_run(_variant(config, variant.overrides, seed, folder / f"{variant.name}-{seed}"), watcher)
+    run = open_run(_variant(config, variant.overrides, seed, folder / f"{variant.name}-{seed}"), reporter)
     if not run.tuned.exists():
         first, part = folder / f"seed-{seed}", run.folder / "tuned.part"
         shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(first / run.tuned.name, part)
         shutil.copy(first / "selection.jsonl", run.folder)
         part.rename(run.tuned)
-    watcher.say(f"{variant.name}, seed {seed}")
+    reporter.say(f"{variant.name}, seed {seed}")
     run_distill(run)
     run_evaluate(run)
     run_report(run)

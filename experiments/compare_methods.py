@@ -64,7 +64,7 @@ def compare_methods(
         chosen,
         range(settings.seed, settings.seed + seeds),
         folder,
-        job.watcher,
+        job.reporter,
         points=points,
         times=times,
     )

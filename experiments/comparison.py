@@ -18,7 +18,7 @@ from experiments.summary import BEST_RL, OWN_BEST, RL, ratios, saving, summary
 from isogloss.config import Config, dump_config, parse_config, with_overrides
 from isogloss.errors import RunError
 from isogloss.files import write_json
-from isogloss.pipeline.folder import Watcher, open_run
+from isogloss.pipeline.folder import ProgressReporter, open_run
 from isogloss.pipeline.stages import run_tune
 
 LEVELS = (80.0, 85.0, 90.0, 92.3)
@@ -33,7 +33,7 @@ def compare_methods(
     methods: Sequence[str],
     seeds: Sequence[int],
     folder: Path,
-    watcher: Watcher,
+    reporter: ProgressReporter,
     *,
     points: int = 10,
     times: float = 3.0,
@@ -65,14 +65,14 @@ def compare_methods(
             continue
         run = open_run(
             with_overrides(config, [f"seed={seed}", f"run={json.dumps(str(folder / f'seed-{seed}'))}"]),
-            watcher,
+            reporter,
         )
         run_tune(run)
         contest = Contest(run, points=points)
         for name in sorted(left, key=lambda name: name != OURS):
             ours = next((e.seconds for e in done if e.method == OURS and e.seed == seed), None)
             contest.limit = None if ours is None else times * ours
-            watcher.say(f"{name}, seed {seed}")
+            reporter.say(f"{name}, seed {seed}")
             done.append(METHODS[name](contest))
             write_json(file, table(config, done, about))
     found = table(config, done, about)

@@ -100,7 +100,7 @@ class Contest:
         """The same with what a model answers behind the teacher's prompts in place of the responses."""
         tokenizer, longest = self.run.tokenizer, self.run.config.evaluate.max_new_tokens
         # Where the teacher scores a row behind its English twin alone, it would answer in English.
-        run = Run(with_overrides(self.run.config, as_usual("teacher_view")), self.run.watcher)
+        run = Run(with_overrides(self.run.config, as_usual("teacher_view")), self.run.reporter)
         rows = [row for row in self.rows(run) if row.language != SOURCE and not row.bare]
         return self._prompts(written(model, rows, tokenizer, tokenizer, max_new_tokens=longest))
 
@@ -161,12 +161,12 @@ class Contest:
         scores = {name: side.scores[name]["mean"] for name in MEASURES}
         return scores | {"retention": (sum(right) - sum(self.right)) / len(right)}
 
-    def start(self, method: str, subject: retrieval.Model, steps: int, met: float = 1.0) -> "Way":
+    def start(self, method: str, subject: retrieval.Model, steps: int, met: float = 1.0) -> "MethodRun":
         """Begin to count; `steps` is how many the method will take."""
-        return Way(self, Entry(method, self.run.config.seed), subject, steps, met)
+        return MethodRun(self, Entry(method, self.run.config.seed), subject, steps, met)
 
 
-class Way:
+class MethodRun:
     """A method under way. Used as a context: what runs inside is counted, save while it is measured."""
 
     def __init__(self, contest: Contest, entry: Entry, subject: retrieval.Model, steps: int, met: float):
@@ -175,7 +175,7 @@ class Way:
         self.marks = {int(steps / 2 ** (number / 2)) for number in range(contest.points)} - {0}
         self.began = 0.0
 
-    def __enter__(self) -> "Way":
+    def __enter__(self) -> "MethodRun":
         self._counting = self.meter.counting()
         self._counting.__enter__()
         self.began = time.monotonic()
@@ -203,7 +203,7 @@ class Way:
         entry = self.entry
         point = Point(step, entry.flops, round(entry.seconds, 2), self.contest.measure(self.subject))
         entry.points.append(point)
-        self.contest.run.watcher.say(
+        self.contest.run.reporter.say(
             f"{entry.method}: step {step} of {self.steps}, {entry.seconds:.0f} s, "
             f"{entry.flops / 1e12:.1f} TFLOP, alignment {100 * point.scores['alignment']:.1f} %"
         )

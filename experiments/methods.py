@@ -24,9 +24,9 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from experiments.ablation import VARIANTS, as_usual
-from experiments.contest import OURS, REFERENCE, Contest, Entry, Point, Way, work_folder
+from experiments.contest import OURS, REFERENCE, Contest, Entry, MethodRun, Point, work_folder
 from experiments.dco import DCOTrainer, pair_of
-from experiments.peers import Course, labelled_positions
+from experiments.peers import StepCallback, labelled_positions
 from experiments.reward import Prompt, Reward
 from isogloss.adapters.fit import lora_shape
 from isogloss.adapters.generate import answers
@@ -81,7 +81,7 @@ def untrained(contest: Contest) -> Entry:
 
 def distilled(contest: Contest, method: str, *overrides: str) -> Entry:
     """Our method, on the run's tree or another."""
-    run = Run(with_overrides(contest.run.config, overrides), contest.run.watcher)
+    run = Run(with_overrides(contest.run.config, overrides), contest.run.reporter)
     rows, settings = contest.rows(run), run.config.distill
     carrier = run.student(contest.run.reference_model(), trained=False)
     run.start(carrier)
@@ -154,7 +154,7 @@ def dco(contest: Contest, settings: Mapping[str, Any] = DCO) -> Entry:
         pad_id=pad_id(run.tokenizer),
         beta=sizes.pop("beta"),
         args=TrainingArguments(**_arguments(contest, "dco", steps) | sizes, remove_unused_columns=False),
-        callbacks=[Course(way)],
+        callbacks=[StepCallback(way)],
     )
     _train(trainer, way)
     return way.entry
@@ -175,7 +175,7 @@ def dpo(contest: Contest, settings: Mapping[str, Any] = DPO, pairs: Dataset | No
         args=DPOConfig(**_arguments(contest, "dpo", _steps(contest)) | dict(settings), max_length=None),
         train_dataset=pairs,
         processing_class=contest.run.tokenizer,
-        callbacks=[Course(way)],
+        callbacks=[StepCallback(way)],
     )
     _train(trainer, way)
     return way.entry
@@ -213,20 +213,25 @@ METHODS: Mapping[str, Method] = {
 """By name; our own first, as its cost bounds the others'."""
 
 
-def _sft(contest: Contest, model: PeftModel, way: Way, steps: int, prompts: Sequence[Prompt]) -> None:
+def _sft(contest: Contest, model: PeftModel, way: MethodRun, steps: int, prompts: Sequence[Prompt]) -> None:
     rows = [_chat(prompt) | {"completion": _said(prompt.response)} for prompt in prompts]
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(**SFT, **_arguments(contest, "sft", steps), max_length=None),
         train_dataset=Dataset.from_list(rows),
         processing_class=contest.run.tokenizer,
-        callbacks=[Course(way)],
+        callbacks=[StepCallback(way)],
     )
     _train(trainer, way)
 
 
 def _grpo(
-    contest: Contest, model: PeftModel, way: Way, steps: int, settings: Mapping[str, Any], after: int = 0
+    contest: Contest,
+    model: PeftModel,
+    way: MethodRun,
+    steps: int,
+    settings: Mapping[str, Any],
+    after: int = 0,
 ) -> None:
     prompts = contest.prompts
     reward = Reward(prompts, contest.english_responses)
@@ -246,12 +251,12 @@ def _grpo(
         ),
         train_dataset=Dataset.from_list([_chat(prompt) | {"number": n} for n, prompt in enumerate(prompts)]),
         processing_class=contest.run.tokenizer,
-        callbacks=[Course(way, after)],
+        callbacks=[StepCallback(way, after)],
     )
     _train(trainer, way)
 
 
-def _train(trainer: Trainer, way: Way) -> None:
+def _train(trainer: Trainer, way: MethodRun) -> None:
     """The clock runs for training alone: texts became ids before."""
     with labelled_positions(causal_of(way.subject.model)), way:
         trainer.train()
@@ -279,7 +284,7 @@ def preference_pairs(contest: Contest, model: nn.Module) -> Dataset:
     return Dataset.from_list([_chat(one) | pairs[one] for one in contest.prompts if one in pairs])
 
 
-def _begin(contest: Contest, method: str, steps: int) -> tuple[PeftModel, Way]:
+def _begin(contest: Contest, method: str, steps: int) -> tuple[PeftModel, MethodRun]:
     """The reference model under one LoRA that is as wide as a path of the tree."""
     run, settings = contest.run, contest.run.config.distill.adapter
     assert settings.type == "lora"  # the command refuses others

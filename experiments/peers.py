@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
-from experiments.contest import Way
+from experiments.contest import MethodRun
 from isogloss.losses.fused import announce
 
 WARMUP = 0.05
@@ -43,14 +43,14 @@ def labelled_positions(model: PreTrainedModel) -> Iterator[None]:
         utils._use_triton, utils._ChunkedLogProbFunction = compact, chunked
 
 
-class Course(TrainerCallback):
+class StepCallback(TrainerCallback):
     """Tells the contest after every step, stops the trainer when it says so, and sets the step's size.
 
     Linear warm-up and cosine to zero, as in our stage 2, over the steps or over the time that is left before
     the limit, whichever ends first: a method that is stopped has come to rest.
     """
 
-    def __init__(self, way: Way, after: int = 0):
+    def __init__(self, way: MethodRun, after: int = 0):
         self.way, self.after = way, after
         self.began, self.peaks = 0.0, [0.0]
 

@@ -21,7 +21,7 @@ from experiments import methods
 from experiments.contest import Contest, Entry
 from isogloss.config import load_config
 from isogloss.files import write_json
-from isogloss.pipeline.folder import Watcher, open_run
+from isogloss.pipeline.folder import ProgressReporter, open_run
 from isogloss.pipeline.stages import run_tune
 
 START: dict[str, dict[str, Any]] = {
@@ -73,7 +73,7 @@ def main() -> None:
         "evaluate.items=70",
         "evaluate.sentences=100",
     ]
-    run = open_run(load_config(None, overrides), Watcher())
+    run = open_run(load_config(None, overrides), ProgressReporter())
     run_tune(run)
     contest = Contest(run, points=1)
     contest.limit = asked.seconds

@@ -36,9 +36,9 @@ def run(config: str | Path | None = None, **overrides: Any) -> Path:
         places=True,
     )
     from isogloss.pipeline import checks, stages
-    from isogloss.pipeline.folder import Run, Watcher, open_run
+    from isogloss.pipeline.folder import ProgressReporter, Run, open_run
 
-    job = Run(settings, Watcher())
+    job = Run(settings, ProgressReporter())
     checks.check(job)
     stages.run_all(open_run(settings))
     return settings.run

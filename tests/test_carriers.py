@@ -18,7 +18,7 @@ from isogloss.export import adapters
 from isogloss.export.distill_to_lora import lora_of_path
 from isogloss.inference import Aligned
 from isogloss.pipeline import add_language, evaluation, stages
-from isogloss.pipeline.folder import Run, Watcher, open_run
+from isogloss.pipeline.folder import ProgressReporter, Run, open_run
 
 SMALL = (
     "languages.targets=[sw,ru]",
@@ -123,7 +123,7 @@ def test_exports_load_as_their_cards_say(done, tmp_path, monkeypatch):
     """In PEFT's format, as prompt embeddings, and distilled into a LoRA; whole models are refused."""
     kind = done.config.distill.adapter.type
     said = []
-    monkeypatch.setattr(done.watcher, "say", said.append)
+    monkeypatch.setattr(done.reporter, "say", said.append)
     (peft,) = adapters.export(done, ["sw"], "peft", tmp_path / "peft")
     assert peft.difference <= 1e-4 and (peft.same, peft.asked) == (4, 4)
     assert peft.rank == sum(node.rank for node in done.tree.path("sw"))
@@ -164,7 +164,7 @@ def test_a_card_tells_how_to_load_and_ask(aligned, tmp_path, capsys, kind):
 
 def test_an_adapter_of_a_bfloat16_run_is_compared_without_rounding(aligned, tmp_path):
     """So it has to be exact there too."""
-    run = Run(aligned.run.config.model_copy(update={"dtype": "bfloat16"}), aligned.run.watcher)
+    run = Run(aligned.run.config.model_copy(update={"dtype": "bfloat16"}), aligned.run.reporter)
     (one,) = adapters.export(run, ["ru"], "peft", tmp_path)
     assert one.difference <= 1e-4 and one.same == one.asked == 4
     assert "Compared in float32 with the run's own model on " in (one.folder / "README.md").read_text()
@@ -173,7 +173,7 @@ def test_an_adapter_of_a_bfloat16_run_is_compared_without_rounding(aligned, tmp_
 def test_a_file_of_ones_own_has_a_licence_to_be_stated(tmp_path, monkeypatch):
     """The package cannot know it; and a language that joined may have come from another."""
     data = f"data={{type: parallel, path: {tmp_path}/mine.jsonl}}"
-    run = Run(load_config(None, [data, "languages.targets=[ru]"]), Watcher())
+    run = Run(load_config(None, [data, "languages.targets=[ru]"]), ProgressReporter())
     monkeypatch.setattr(Run, "families", {"ru": "Slavic", "sw": "Bantu"})
     mine = "mine.jsonl; its licence is not known here: state it before you pass this on."
     assert adapters._data(run, "ru") == mine
@@ -194,8 +194,8 @@ def test_an_export_that_is_not_what_was_trained_is_refused(done, tmp_path, monke
 def test_an_export_that_only_comes_near_says_where_it_answers_differently(done, tmp_path):
     """One line; what must be exact is refused for the same, or for a difference that is no number."""
     said = []
-    watcher = type("Heard", (Watcher,), {"say": lambda self, text: said.append(text)})()
-    run = Run(done.config, watcher)
+    reporter = type("Heard", (ProgressReporter,), {"say": lambda self, text: said.append(text)})()
+    run = Run(done.config, reporter)
     one = adapters.Exported("sw", tmp_path, 4, 0.5, 0.1, 9, same=3, asked=4)
     adapters._judge(run, one, tmp_path, "rank 4 does not hold all of the path")
     assert said == ["Warning: sw: 1 of 4 greedy answers differ; rank 4 does not hold all of the path"]

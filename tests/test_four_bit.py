@@ -11,7 +11,7 @@ from isogloss.errors import ConfigError
 from isogloss.model import load
 from isogloss.model.cost import Meter
 from isogloss.pipeline import checks, stages
-from isogloss.pipeline.folder import Run, Watcher, open_run
+from isogloss.pipeline.folder import ProgressReporter, Run, open_run
 
 SMALL = (
     "data.english_items=24",
@@ -48,7 +48,7 @@ def test_it_is_refused_before_stage_1(tmp_path, setting, says):
     settings = [one for one in SMALL if "four_bit" not in one]
     given = (*settings, f"{setting}=true", "tune.method=lora", f"run={tmp_path / 'run'}")
     with pytest.raises(ConfigError, match=f"^{setting}: {says}"):
-        checks.check(Run(load_config(None, given), Watcher()))
+        checks.check(Run(load_config(None, given), ProgressReporter()))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -22,7 +22,7 @@ from isogloss.export import adapters
 from isogloss.model.decoder import head, last_hidden
 from isogloss.model.load import load_model, load_tokenizer, skeleton
 from isogloss.pipeline import checks, stages
-from isogloss.pipeline.folder import Run, Watcher, load_run, open_run
+from isogloss.pipeline.folder import ProgressReporter, Run, load_run, open_run
 
 NAME = "gemma-3-270m"
 NAMES = (NAME, pytest.param("smollm2-135m", marks=pytest.mark.slow))
@@ -115,7 +115,7 @@ def done(name: str, tmp_path_factory) -> Run:
     """All stages, a step or two each."""
     folder = tmp_path_factory.mktemp(name) / "run"
     config = load_config(None, (*SETTINGS, f"model={name}", f"run={folder}"))
-    checks.check(Run(config, Watcher()))
+    checks.check(Run(config, ProgressReporter()))
     run = open_run(config)
     stages.run_all(run)
     return load_run(config.run)

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from isogloss.config import load_config
 from isogloss.errors import ConfigError, RunError
 from isogloss.pipeline import add_language
-from isogloss.pipeline.folder import Run, Watcher
+from isogloss.pipeline.folder import ProgressReporter, Run
 
 SMALL = ("languages.targets=[sw]", "languages.items={high: 2, middle: 2, low: 2}")
 
@@ -17,7 +17,7 @@ def distilled(folder, *overrides: str) -> Run:
     (folder / "adapters").mkdir()
     state = {"rows": torch.zeros(1)}
     save_file(state, folder / "adapters" / "tree.safetensors", {"families": '{"sw": "Bantu"}'})
-    return Run(load_config(None, (*SMALL, f"run={folder}", *overrides)), Watcher())
+    return Run(load_config(None, (*SMALL, f"run={folder}", *overrides)), ProgressReporter())
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from isogloss.data.demo.items import demo_items
 from isogloss.errors import ConfigError, DataError, RunError
 from isogloss.model.cost import TEACHER
 from isogloss.pipeline import add_language, checks, evaluation
-from isogloss.pipeline.folder import Run, Watcher, load_run, open_run
+from isogloss.pipeline.folder import ProgressReporter, Run, load_run, open_run
 from isogloss.pipeline.ledger import CORE_WATTS
 from isogloss.pipeline.stages import run_all, run_distill, select_english
 from tools.train_base import CHAT_TEMPLATE, SPECIAL
@@ -48,7 +48,7 @@ class Killed(BaseException):
     """Stands for a process that ends without a word."""
 
 
-class Killer(Watcher):
+class Killer(ProgressReporter):
     """Kills a run at a step of one of its stages."""
 
     def __init__(self, what: str, at: int):
@@ -71,8 +71,8 @@ def ledger_of(config: Config) -> dict[str, dict]:
     return {s["stage"]: s for s in json.loads((config.run / "ledger.json").read_text())["stages"]}
 
 
-def finish(config: Config, watcher: Watcher | None = None) -> dict:
-    run = open_run(config, watcher)
+def finish(config: Config, reporter: ProgressReporter | None = None) -> dict:
+    run = open_run(config, reporter)
     run_all(run)
     return json.loads((config.run / "scores.json").read_text())
 
@@ -184,7 +184,7 @@ def test_closed_tasks_by_likelihood_answer_with_an_option(finished, tiny_model_f
     )
     copy = config.run.with_name("likelihood")
     shutil.copytree(config.run, copy)
-    run = Run(asked.model_copy(update={"run": copy}), Watcher())
+    run = Run(asked.model_copy(update={"run": copy}), ProgressReporter())
     evaluation.run_evaluate(run)
     scored = json.loads((copy / "scores.json").read_text())["suites"]["demo"]
     assert "scoring:likelihood" in scored["signature"]
@@ -207,7 +207,7 @@ def test_a_suite_without_any_of_the_languages_is_refused(tmp_path, tiny_model_fo
         folder.mkdir(parents=True)
         (folder / "dev_2k.tsv").write_text("id\tsentence1\tsentence2\tlabel\n1\ta\tb\t1\n")
     more = ("evaluate.suites=[pawsx]", "evaluate.split=dev", f"data_root={tmp_path / 'root'}")
-    run = Run(settings(tmp_path / "run", tiny_model_folder, *more), Watcher())
+    run = Run(settings(tmp_path / "run", tiny_model_folder, *more), ProgressReporter())
     with pytest.raises(DataError, match=r"pawsx has none of sw, ur, hi; take it out of evaluate.suites"):
         checks.check(run)
 
@@ -297,7 +297,7 @@ def test_an_empty_state_file_is_named(finished, tmp_path, name, says):
 def test_what_takes_long_is_said(capsys):
     """And nothing is where it does not."""
 
-    class Told(Watcher):
+    class Told(ProgressReporter):
         def say(self, text):
             print(text)
 
@@ -321,7 +321,7 @@ def test_what_takes_long_before_training_is_said(tmp_path, tiny_model_folder, mo
     """Large files are read and compared for minutes before the first bar."""
     heard: list[str] = []
 
-    class Told(Watcher):
+    class Told(ProgressReporter):
         def say(self, text):
             heard.append(text)
 
@@ -369,14 +369,14 @@ def test_a_broken_teacher_is_refused_before_stage_1(tmp_path, tiny_model_folder)
     (teacher / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     more = f"distill.teacher={{type: model, path: {json.dumps(str(teacher))}, level: sequence}}"
     with pytest.raises(ConfigError, match=r"^model: .*/teacher/model\.safetensors is cut short"):
-        checks.check(Run(settings(tmp_path / "run", tiny_model_folder, more), Watcher()))
+        checks.check(Run(settings(tmp_path / "run", tiny_model_folder, more), ProgressReporter()))
 
 
 def test_a_language_without_data_is_refused_before_anything_is_written(tmp_path, tiny_model_folder):
     """The demo has fifteen languages; Polish is none of them."""
     config = settings(tmp_path / "run", tiny_model_folder, "languages.targets=[sw,pl]")
     with pytest.raises(DataError, match="pl"):
-        checks.check(Run(config, Watcher()))
+        checks.check(Run(config, ProgressReporter()))
     assert not (tmp_path / "run").exists()
 
 
@@ -388,7 +388,7 @@ def test_reference_answers_that_are_too_long_are_told(tmp_path, tiny_model_folde
     for limit, count in ((8, 3), (200, 0)):
         heard: list[str] = []
 
-        class Told(Watcher):
+        class Told(ProgressReporter):
             def say(self, text, heard=heard):
                 heard.append(text)
 

@@ -24,7 +24,7 @@ from isogloss.data.chat import Encoded
 from isogloss.errors import ConfigError
 from isogloss.model.cost import Meter, Stage
 from isogloss.model.load import load_tokenizer
-from isogloss.pipeline.folder import Run, Watcher
+from isogloss.pipeline.folder import ProgressReporter, Run
 from isogloss.plan import memory, preflight, stages
 from isogloss.plan.advice import advise
 from isogloss.plan.machine import Machine, load_machine
@@ -148,7 +148,7 @@ def test_billions_of_weights_need_none(tmp_path, shapes, count, in_four_bit):
 def test_the_carriers_are_counted_by_node(read):
     """Root 2, two families of 1, two leaves of 3: rank 10 over seven modules of four of the six layers."""
     work = read.changed(["distill.adapter.ranks={root: 2, family: 1, language: 3}"])
-    work.run = Run(work.config, Watcher())
+    work.run = Run(work.config, ProgressReporter())
     sizes = 4 * (256 + 256) + 2 * (256 + 704) + (704 + 256)
     found = stages.distill_plan(work)
     assert found.memory["carriers"] == 4 * 10 * 4 * sizes
@@ -293,7 +293,7 @@ def test_stage_2_against_torchs_counter(read, tmp_path, view):
         "distill.epochs=1",
     ]
     work = read.changed([*settings, f"distill.teacher_view={view}"])
-    work.run = Run(work.config, Watcher())
+    work.run = Run(work.config, ProgressReporter())
     del work.__dict__["rows"]
     assert any(row.options for row in work.rows) == (view == "english")
     found = stages.distill_plan(work)

@@ -23,7 +23,7 @@ def run_of(base, tmp_path, *overrides: str) -> folder.Run:
         f"data={{type: parallel, path: {tmp_path / 'own.jsonl'}}}", "languages.targets=[sw]", f"model={base}",
         f"run={tmp_path / 'run'}", "tune.selection.enabled=false", *overrides,
     )  # fmt: skip
-    return folder.Run(load_config(None, settings), folder.Watcher())
+    return folder.Run(load_config(None, settings), folder.ProgressReporter())
 
 
 @pytest.mark.parametrize(

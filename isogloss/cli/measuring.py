@@ -182,7 +182,7 @@ def evaluate(
     from isogloss.pipeline.stages import run_report
 
     checks.check_suites(job)
-    job = open_run(settings, job.watcher)
+    job = open_run(settings, job.reporter)
     if processes.is_main():
         evaluation.run_evaluate(job)
         page = run_report(job)

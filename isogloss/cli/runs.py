@@ -48,11 +48,11 @@ def prepare(settings: Config) -> "Run":
     """A run whose folder is not touched; of several processes one speaks."""
     quiet()
     from isogloss import processes
-    from isogloss.pipeline.folder import Run, Watcher
+    from isogloss.pipeline.folder import ProgressReporter, Run
 
     out.quiet = not processes.is_main()
 
-    class Shown(Screen, Watcher):
+    class Shown(Screen, ProgressReporter):
         """A Screen that the pipeline takes; made here because the pipeline imports torch."""
 
     return Run(settings, Shown())
@@ -65,15 +65,15 @@ def open_job(settings: Config) -> "Run":
     from isogloss.pipeline.folder import open_run
 
     checks.check(job)
-    return open_run(settings, job.watcher)
+    return open_run(settings, job.reporter)
 
 
 def load_job(run_folder: Path) -> "Run":
     """An existing run, as it is."""
-    watcher = prepare(load_config(run_folder)).watcher
+    reporter = prepare(load_config(run_folder)).reporter
     from isogloss.pipeline.folder import load_run
 
-    return load_run(run_folder, watcher)
+    return load_run(run_folder, reporter)
 
 
 def check_run_folder(folder: Path) -> None:

@@ -153,7 +153,7 @@ def _export(run: Run, codes: Sequence[str], kind: Kind, folder: Path, max_rank: 
         (part / CARD).write_text(_card(run, one, kind, carried), encoding="utf-8")
         part.rename(one.folder)
         exported.append(one)
-        run.watcher.say(f"{code}: {one.folder}, {one.compared}")
+        run.reporter.say(f"{code}: {one.folder}, {one.compared}")
     return exported
 
 
@@ -204,12 +204,12 @@ def _judge(run: Run, one: Exported, part: Path, loss: str) -> None:
         )
     if one.same < one.asked:
         differ = one.asked - one.same
-        run.watcher.say(f"Warning: {one.code}: {differ} of {one.asked} greedy answers differ; {loss}")
+        run.reporter.say(f"Warning: {one.code}: {differ} of {one.asked} greedy answers differ; {loss}")
 
 
 def _refit(run: Run, carrier: Any, code: str, folder: Path, rank: int | None) -> int:
     """Distil a path into a LoRA, which `peft` would have written of a lora carrier."""
-    with run.watcher.bar(f"{code}: into a LoRA") as progress:
+    with run.reporter.bar(f"{code}: into a LoRA") as progress:
         student = lora_of_path(
             carrier,
             code,

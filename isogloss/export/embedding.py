@@ -121,7 +121,7 @@ def _retriever(
 ) -> retrieval.Retriever:
     settings = run.config.evaluate.model_copy(update={"layer": layer})
     texts = {code: suite.layer_sentences[code] for code in codes}
-    with run.watcher.bar("Sentences to standardise by") as progress:
+    with run.reporter.bar("Sentences to standardise by") as progress:
         found = retrieval.retriever(subject, plain, replace(suite, layer_sentences=texts), settings, progress)
     assert found is not None
     return found
@@ -161,7 +161,7 @@ def _export(
     carried = carry(Path(model_folder(run.config.model)), part)
     (part / CARD).write_text(_card(run, one, carried, len(texts)), encoding="utf-8")
     part.rename(one.folder)
-    run.watcher.say(f"{code}: {one.folder}, largest difference in a dimension {difference:.2g}")
+    run.reporter.say(f"{code}: {one.folder}, largest difference in a dimension {difference:.2g}")
     return one
 
 

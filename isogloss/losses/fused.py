@@ -62,26 +62,26 @@ class Head:
         z = z if self.scale == 1.0 else z * self.scale
         return z if self.cap is None else torch.tanh(z / self.cap) * self.cap
 
-    def bend(self, logits: Float[Tensor, "tokens any"]) -> Tensor | float:
+    def softcap_grad(self, logits: Float[Tensor, "tokens any"]) -> Tensor | float:
         """Derivative of the capping at some logits."""
         return 1.0 if self.cap is None else 1 - (logits / self.cap).square()
 
-    def back(
-        self, slope: Float[Tensor, "tokens vocab"], bend: Tensor | float
+    def input_grad(
+        self, slope: Float[Tensor, "tokens vocab"], softcap: Tensor | float
     ) -> Float[Tensor, "tokens hidden"]:
         """The gradient with respect to the states, from that with respect to the logits, which is used up."""
-        slope = slope if isinstance(bend, float) else slope.mul_(bend)
+        slope = slope if isinstance(softcap, float) else slope.mul_(softcap)
         back = slope.to(self.linear.weight.dtype) @ self.linear.weight
         return back if self.scale == 1.0 else back * self.scale
 
-    def back_some(
+    def sparse_input_grad(
         self,
         slope: Float[Tensor, "tokens some"],
-        bend: Tensor | float,
+        softcap: Tensor | float,
         ids: Int[Tensor, "tokens some"],
     ) -> Float[Tensor, "tokens hidden"]:
-        """As `back`, of some tokens' logits alone."""
-        weight, each = self.linear.weight, slope * bend * self.scale
+        """As `input_grad`, of some tokens' logits alone."""
+        weight, each = self.linear.weight, slope * softcap * self.scale
         return F.embedding_bag(ids, weight, mode="sum", per_sample_weights=each.to(weight.dtype))
 
 
@@ -180,7 +180,7 @@ class _TokenLogProbs(torch.autograd.Function):
             if gradient is not None:
                 slope = each.exp_().neg_()
                 slope.scatter_add_(1, own, torch.ones_like(own, dtype=slope.dtype))
-                gradient[part] = head.back(slope, head.bend(z))
+                gradient[part] = head.input_grad(slope, head.softcap_grad(z))
         ctx.save_for_backward(gradient)
         return found
 
@@ -226,9 +226,9 @@ class _Scored(torch.autograd.Function):
             elif isinstance(said, Tensor):
                 said = how.head.logits(said)
             if isinstance(said, Tensor):
-                ce, kl, found = _all(z, own, said, how, learn)
+                ce, kl, found = _dense_grad(z, own, said, how, learn)
             else:
-                ce, kl, found = _few(z, own, said, how, learn)
+                ce, kl, found = _topk_grad(z, own, said, how, learn)
             sums[0] += ce
             sums[1] += kl
             if gradient is not None and found is not None:
@@ -248,7 +248,7 @@ class _Scored(torch.autograd.Function):
         return gradient * factor.to(gradient.dtype), None, None, None
 
 
-def _few(z: Tensor, response: Tensor | None, top: TopK | None, how: _How, learn: bool) -> Scores:
+def _topk_grad(z: Tensor, response: Tensor | None, top: TopK | None, how: _How, learn: bool) -> Scores:
     """Of the response's own tokens and of those that a teacher kept; all others have a slope like q's.
 
     With a = ∂D/∂ln q of each outcome, a kept token has the slope a - q Σa and one of the rest
@@ -265,7 +265,7 @@ def _few(z: Tensor, response: Tensor | None, top: TopK | None, how: _How, learn:
     if top is not None and response is not None:
         there[:, kept:] = (ids != own).all(1, keepdim=True)
     logits, highest = z.gather(1, few), z.amax(1, keepdim=True)
-    bends = how.head.bend(z), how.head.bend(logits)
+    softcaps = how.head.softcap_grad(z), how.head.softcap_grad(logits)
     logits = logits - highest
     # In place z becomes the others' exp(z - max): a number a token makes q of it.
     others = z.sub_(highest).exp_().scatter_(1, few, 0.0)
@@ -288,11 +288,11 @@ def _few(z: Tensor, response: Tensor | None, top: TopK | None, how: _How, learn:
         slope += w_kl * (all_q * some + own_a)
     if not learn:
         return ce, kl, None
-    most = how.head.back(others, bends[0]) * (factor / total)
-    return ce, kl, most + how.head.back_some(slope, bends[1], few)
+    most = how.head.input_grad(others, softcaps[0]) * (factor / total)
+    return ce, kl, most + how.head.sparse_input_grad(slope, softcaps[1], few)
 
 
-def _all(z: Tensor, response: Tensor | None, teacher: Tensor, how: _How, learn: bool) -> Scores:
+def _dense_grad(z: Tensor, response: Tensor | None, teacher: Tensor, how: _How, learn: bool) -> Scores:
     """Of all tokens; at a temperature the divergence is times τ², and its slope (a - q Σa) τ."""
     tau, (w_ce, w_kl), ce = how.temperature, how.weights, 0.0
     ours, theirs = log_softmax(z, tau), log_softmax(teacher, tau)
@@ -307,7 +307,7 @@ def _all(z: Tensor, response: Tensor | None, teacher: Tensor, how: _How, learn: 
         if tau != 1:
             slope.add_(z.softmax(1), alpha=w_ce)
         slope[torch.arange(len(z), device=z.device), response] -= w_ce
-    return ce, kl * tau**2, how.head.back(slope, how.head.bend(z))
+    return ce, kl * tau**2, how.head.input_grad(slope, how.head.softcap_grad(z))
 
 
 def _outcomes(ours: Tensor, theirs: Tensor, how: _How) -> tuple[Tensor, Tensor]:

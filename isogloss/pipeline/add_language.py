@@ -36,7 +36,7 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
             what = "is what all others follow" if code == SOURCE else "was taught already"
             raise RunError(f"{code} {what}; name another language")
     check_machine(four_bit=run.config.four_bit, shard=run.config.shard)
-    examples = parallel_examples(run.config, run.data_root, codes, run.watcher.say_once)
+    examples = parallel_examples(run.config, run.data_root, codes, run.reporter.say_once)
     refuse_unusable(run.config, examples, codes, "add items, or name a file by --data")
     old = run.tree
     tree = run.tree_of(run.families | _families(run, codes))
@@ -54,7 +54,7 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
     model = run.reference_model(learning=True)
     stage = run.ledger.begin(f"add {' '.join(codes)}")
     rows = rows_for(run, model, examples, tree, codes, stage, retain=False)
-    run.watcher.say(
+    run.reporter.say(
         f"{len(rows)} rows in {', '.join(codes)} {into(run.config)} {len(new)} new nodes; the others stay"
     )
     carrier = run.student(model, trained=False, tree=tree)

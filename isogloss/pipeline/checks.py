@@ -29,7 +29,7 @@ from isogloss.teacher.rows import Row
 def leaks(run: Run) -> list[Leak]:
     """Test items of the settings' suites that stand in the training data of either stage, in any language."""
     settings, tests = run.config.evaluate, []
-    with run.watcher.waiting("Reading the suites"):
+    with run.reporter.waiting("Reading the suites"):
         for name in settings.suites:
             tests += texts_of(load_suite(name, run.data_root, settings, run.measured))
     examples = {example.id: example for example in run.english}
@@ -43,7 +43,7 @@ def leaks(run: Run) -> list[Leak]:
             yield from trained_texts([example])
             progress(number, len(training))
 
-    with run.watcher.bar("Leak check") as progress:
+    with run.reporter.bar("Leak check") as progress:
         return find_leaks(tests, texts(progress))
 
 
@@ -64,8 +64,8 @@ def check(run: Run) -> None:
     """
     learned = run.carriers.exists()
     check_machine(four_bit=run.config.four_bit and not learned, shard=run.config.shard and not learned)
-    bases.local(run.config.model, run.watcher.say)  # where it has to be converted, that is told first
-    with run.watcher.waiting("Checking the settings, the model and the data"):
+    bases.local(run.config.model, run.reporter.say)  # where it has to be converted, that is told first
+    with run.reporter.waiting("Checking the settings, the model and the data"):
         tokenizer = unchanging(run.base_tokenizer)
         check_base(run.config.model, tokenizer, weights=not run.tuned.exists())
         teacher = run.config.distill.teacher
@@ -105,7 +105,7 @@ def _tell_cuts(run: Run, suite: SuiteData) -> None:
         if turn.response
     ]
     if over := [length for length in lengths if length > limit]:
-        run.watcher.say(
+        run.reporter.say(
             f"Warning: {len(over)} of {len(lengths)} reference answers of the suite {suite.name} have more "
             f"than {limit} tokens, up to {max(over)}; longer answers are cut: raise evaluate.max_new_tokens"
         )

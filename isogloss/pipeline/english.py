@@ -25,7 +25,7 @@ def english_answers(
     kept = kept_answers(run)
     asked = [e for e in examples if asks(run, e) and kept.of(*asked_of(e)) is None]
     if asked:
-        with run.watcher.bar("English answers") as progress:
+        with run.reporter.bar("English answers") as progress:
             for begin in range(0, len(asked), TOGETHER):
                 some = asked[begin : begin + TOGETHER]
                 prompts = [encode_prompt(run.tokenizer, e.turns[SOURCE].instruction) for e in some]

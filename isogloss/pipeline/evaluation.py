@@ -34,7 +34,7 @@ from isogloss.teacher.texts import node_texts
 def run_evaluate(run: Run) -> None:
     """Every measure before and after, in `scores.json` and `predictions/`."""
     settings, scores = run.config.evaluate, scores_of_run(run)
-    with run.watcher.waiting("Reading the suites"):
+    with run.reporter.waiting("Reading the suites"):
         loaded = {name: load_suite(name, run.data_root, settings, run.measured) for name in settings.suites}
     missing = unscored(run, scores, loaded)
     if not missing:
@@ -42,7 +42,9 @@ def run_evaluate(run: Run) -> None:
     for name in [name for name, suite in scores["suites"].items() if not is_of_run(run, name, suite)]:
         del scores["suites"][name]
         if name not in missing:
-            run.watcher.say(f"{name} was scored with another model or other measures; its scores are dropped")
+            run.reporter.say(
+                f"{name} was scored with another model or other measures; its scores are dropped"
+            )
     model = run.reference_model()
     plain = retrieval.Model(model, run.tokenizer)
     stage = run.ledger.begin("evaluate")
@@ -82,7 +84,7 @@ def teacher_gains(run: Run, suites: Sequence[str], items: int) -> list[Gain]:
     if not asked:
         raise DataError(f"{', '.join(suites)}: no item can be compared with an English answer; name others")
     model = run.reference_model()
-    with run.watcher.bar("Gain in context") as progress:
+    with run.reporter.bar("Gain in context") as progress:
         return gains(
             model,
             run.tokenizer,
@@ -117,7 +119,7 @@ def run_transfer(run: Run, languages: Sequence[str], suites: Sequence[str]) -> l
     plain, found = retrieval.Model(model, run.tokenizer), []
     for name in suites:
         suite = load_suite(name, run.data_root, run.config.evaluate, languages)
-        with run.watcher.bar(f"{name}: languages that were not taught") as progress:
+        with run.reporter.bar(f"{name}: languages that were not taught") as progress:
             found += transfer.readings(
                 plain, carrier, suite, languages, run.config.evaluate, run.config.seed, progress
             )

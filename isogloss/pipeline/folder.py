@@ -46,7 +46,7 @@ SILENCE = 5.0
 """Seconds after which a user is told what is being waited for."""
 
 
-class Watcher:
+class ProgressReporter:
     """Hears what a run is doing; the command line shows it, a program may ignore it."""
 
     def say(self, text: str) -> None:
@@ -81,7 +81,7 @@ class Run:
     """A run's settings, folder and what lies in it."""
 
     config: Config
-    watcher: Watcher
+    reporter: ProgressReporter
 
     @property
     def folder(self) -> Path:
@@ -195,12 +195,12 @@ class Run:
     @cached_property
     def english(self) -> list[ParallelExample]:
         """What stage 1 may read."""
-        return english_examples(self.config, self.data_root, self.watcher.say_once)
+        return english_examples(self.config, self.data_root, self.reporter.say_once)
 
     @cached_property
     def examples(self) -> list[ParallelExample]:
         targets = self.config.languages.targets
-        return parallel_examples(self.config, self.data_root, targets, self.watcher.say_once)
+        return parallel_examples(self.config, self.data_root, targets, self.reporter.say_once)
 
     def pairs(self, codes: Sequence[str], use: str) -> dict[str, list[Pair]]:
         """By language, pairs of sentences without any task, as often as they are read for a use."""
@@ -232,7 +232,7 @@ class Run:
             RunError: Stage 1 has not been run.
         """
         self._need_tuned()
-        with self.watcher.waiting(f"Loading {self.tuned}"):
+        with self.reporter.waiting(f"Loading {self.tuned}"):
             model = load_model(
                 str(self.tuned),
                 self.dtype,
@@ -302,7 +302,7 @@ def writing(stage: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run
     return alone
 
 
-def open_run(config: Config, watcher: Watcher | None = None) -> Run:
+def open_run(config: Config, reporter: ProgressReporter | None = None) -> Run:
     """Make the run's folder, or check that it belongs to these settings.
 
     How it is evaluated may change, and where the data and the folder itself lie.
@@ -310,7 +310,7 @@ def open_run(config: Config, watcher: Watcher | None = None) -> Run:
     Raises:
         RunError: The folder was made with other settings, or another process writes to it.
     """
-    run = Run(config, watcher or Watcher())
+    run = Run(config, reporter or ProgressReporter())
     _keep_settings(run)
     return run
 
@@ -332,7 +332,7 @@ def _keep_settings(run: Run) -> None:
         _point_to_base(run)
 
 
-def load_run(folder: Path, watcher: Watcher | None = None) -> Run:
+def load_run(folder: Path, reporter: ProgressReporter | None = None) -> Run:
     """An existing run.
 
     Raises:
@@ -340,8 +340,8 @@ def load_run(folder: Path, watcher: Watcher | None = None) -> Run:
     """
     if not (folder / "config.yaml").is_file():
         raise RunError(f"{folder} is no run folder; it has no config.yaml")
-    bundle.restore(folder, (watcher or Watcher()).say)
-    run = Run(load_config(folder), watcher or Watcher())
+    bundle.restore(folder, (reporter or ProgressReporter()).say)
+    run = Run(load_config(folder), reporter or ProgressReporter())
     if processes.is_main():
         with suppress(OSError):  # a run that one may only read
             _point_to_base(run)

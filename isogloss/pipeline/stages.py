@@ -61,7 +61,7 @@ def run_all(run: Run) -> bool:
         return False
     if not run.tuned.exists() and (found := leaks(run)):
         items = {(leak.suite, leak.id) for leak in found}
-        run.watcher.say(
+        run.reporter.say(
             f"Warning: {len(items)} test items are in the training data; `isogloss check-leaks` lists them"
         )
     run_tune(run)
@@ -81,7 +81,7 @@ def select_english(run: Run, stage: Stage | None = None) -> selection.Selection:
     examples = run.english
     settings = run.config.tune.selection
     chosen = selection.Selection(tuple(examples), ())
-    with run.watcher.waiting("Selecting English items"):
+    with run.reporter.waiting("Selecting English items"):
         if settings.enabled:
             chosen = selection.select(examples, max_chars=settings.max_chars)
         short = within(chosen.kept, run.base_tokenizer, longest_row(run.config))
@@ -93,7 +93,7 @@ def select_english(run: Run, stage: Stage | None = None) -> selection.Selection:
         )
     if settings.keep < 1:
         base = _base(run, run.dtype)
-        with run.watcher.bar("Difficulty") as progress, spending(stage or Stage(""), base):
+        with run.reporter.bar("Difficulty") as progress, spending(stage or Stage(""), base):
             scores = difficulty(base, run.base_tokenizer, chosen.kept, progress)
         best = selection.keep_best(chosen.kept, scores, settings.keep)
         chosen = selection.Selection(best.kept, chosen.dropped + best.dropped)
@@ -101,7 +101,7 @@ def select_english(run: Run, stage: Stage | None = None) -> selection.Selection:
 
 
 def _base(run: Run, dtype: torch.dtype) -> PreTrainedModel:
-    with run.watcher.waiting(f"Loading {run.config.model}"):
+    with run.reporter.waiting(f"Loading {run.config.model}"):
         return load_model(run.config.model, dtype, shard=run.config.shard)
 
 
@@ -120,13 +120,13 @@ def run_tune(run: Run) -> None:
         selection.write(chosen, run.folder / "selection.jsonl")
     tokenizer = run.base_tokenizer
     if name := template_name(tokenizer):
-        run.watcher.say(
+        run.reporter.say(
             f"Chat template: {name}" + ("" if run.config.chat_template else ", as the base has none")
         )
     # Small steps are lost in weights of bfloat16; frozen ones take none.
     dtype = torch.float32 if settings.method == "full" else run.dtype
     base = _base(run, dtype)
-    with run.watcher.waiting("Tokenising the rows"):
+    with run.reporter.waiting("Tokenising the rows"):
         rows = english_rows(
             chosen.kept,
             unchanging(tokenizer),
@@ -136,11 +136,11 @@ def run_tune(run: Run) -> None:
             longest_row(run.config),
         )
     why = ", ".join(f"{count} {rule}" for rule, count in selection.summary(chosen).items())
-    run.watcher.say(
+    run.reporter.say(
         f"Stage 1: {len(chosen.kept)} English instructions tune the base ({len(chosen.dropped)} left out"
         + (f": {why})" if why else ")")
     )
-    with tracking(run.folder, run.config.report_to), run.watcher.bar("English tuning") as progress:
+    with tracking(run.folder, run.config.report_to), run.reporter.bar("English tuning") as progress:
         counts = tune(
             base,
             tokenizer,
@@ -154,7 +154,7 @@ def run_tune(run: Run) -> None:
             progress=_pausing(run, stage, progress),
             compile=run.config.compile,
             report_to=run.config.report_to,
-            say=run.watcher.say,
+            say=run.reporter.say,
         )
     stage.take(selecting)
     stage.tokens_forwarded += int(counts["tokens"])
@@ -174,12 +174,12 @@ def run_distill(run: Run) -> None:
     learn_families(run, model, stage)
     rows = rows_for(run, model, run.examples, run.tree, run.taught, stage)
     parallel = sum(row.language != SOURCE for row in rows)
-    run.watcher.say(
+    run.reporter.say(
         f"Stage 2: {parallel} rows in {len(run.taught)} languages {into(run.config)} {len(run.tree.nodes)} "
         f"nodes, {_width(run)} a path; {len(rows) - parallel} in English keep the root to it"
     )
     for line in drawn(run, rows, run.taught):
-        run.watcher.say(line)
+        run.reporter.say(line)
     carrier = run.student(model, trained=False)
     run.start(carrier)
     train_carrier(run, carrier, rows, run.taught, stage)
@@ -209,7 +209,7 @@ def run_cache(run: Run) -> Stage:
 
     @contextmanager
     def bar(what: str) -> Iterator[Progress]:
-        with run.watcher.bar(what) as progress:
+        with run.reporter.bar(what) as progress:
             yield _pausing(run, stage, progress)
 
     scored = scored_elsewhere(run, rows, stage, bar)
@@ -232,12 +232,12 @@ def train_carrier(
 ) -> None:
     """Distil the rows into the carriers, then write these, and the languages' adapters, to the run."""
     work = run.folder / f"{stage.stage}.work"
-    with run.watcher.waiting("Hashing the model's weights"):
+    with run.reporter.waiting("Hashing the model's weights"):
         before = fingerprint(carrier.model)
 
     @contextmanager
     def bar(what: str) -> Iterator[Progress]:
-        with run.watcher.bar(what) as progress:
+        with run.reporter.bar(what) as progress:
             yield _pausing(run, stage, progress)
         run.ledger.pause(stage)
 
@@ -252,7 +252,7 @@ def train_carrier(
             curve=run.curve,
             cost=stage,
             bar=bar,
-            say=run.watcher.say,
+            say=run.reporter.say,
             tokenizer=run.tokenizer,
             cache=Cache(run.signals, teacher_of(carrier.model, run.tokenizer, before)),
             scored=scored_elsewhere(run, rows, stage, bar),

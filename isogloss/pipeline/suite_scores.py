@@ -37,7 +37,7 @@ def score_before(run: Run, plain: retrieval.Model, suite: SuiteData) -> Before:
     settings = run.config.evaluate
     english, rephrased = runner.Given([], []), {}
     if suite.items:
-        with run.watcher.bar(f"{suite.name}: English") as progress:
+        with run.reporter.bar(f"{suite.name}: English") as progress:
             english = runner.english_answers(plain, suite, settings, progress)
             rephrased = runner.rephrased_answers(plain, suite, english.texts, settings, progress)
     mastery = runner.mastery_by_task(suite, english.texts, rephrased)
@@ -59,7 +59,7 @@ def score_after(
     side, retriever = _side(run, aligned, plain, suite, before.english.texts, mastered, "after")
     after, given = dict(side.scores), runner.Given([], [])
     if suite.items:
-        with run.watcher.bar(f"{suite.name}: English after") as progress:
+        with run.reporter.bar(f"{suite.name}: English after") as progress:
             given = runner.english_answers(aligned, suite, settings, progress)
     right = runner.english_right(suite, before.english.texts)
     if right:
@@ -105,9 +105,9 @@ def _side(
     """One side's scores, means over its tasks among them, and how its sentences were compared."""
     settings, seed, retriever = run.config.evaluate, run.config.seed, None
     if suite.sentences:
-        with run.watcher.bar(f"{suite.name}: layer {phase}") as progress:
+        with run.reporter.bar(f"{suite.name}: layer {phase}") as progress:
             retriever = retrieval.retriever(subject, plain, suite, settings, progress)
-    with run.watcher.bar(f"{suite.name}: {phase}") as progress:
+    with run.reporter.bar(f"{suite.name}: {phase}") as progress:
         side = runner.evaluate_side(
             subject,
             suite,

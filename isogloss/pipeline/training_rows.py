@@ -125,12 +125,12 @@ def rows_for(
                 useless.add(example.id)
                 english.pop(example.id, None)
     for why, count in without.items():
-        run.watcher.say(f"{count} of {asked} examples are left out: {why}")
+        run.reporter.say(f"{count} of {asked} examples are left out: {why}")
     for line in told(left_out(examples, codes, lambda e, code: lacking(e, code, responses))):
-        run.watcher.say(line)
+        run.reporter.say(line)
     pairs, bare = translation_examples(run.pairs(codes, "translation")), run.pairs(codes, "alignment")
     tokenizer = unchanging(run.tokenizer)
-    with run.watcher.waiting("Tokenising the rows"):
+    with run.reporter.waiting("Tokenising the rows"):
         rows = _rows(run, tokenizer, left, english, tree, codes, pairs, bare, retain=retain)
     teacher = run.config.distill.teacher
     if isinstance(teacher, ModelTeacher) and teacher.level == "sequence":
@@ -140,7 +140,7 @@ def rows_for(
         )
         with processes.main_first():
             rows = joining.with_answers(
-                rows, theirs, teacher, run.tokenizer, run.dtype, file, stage, run.watcher.bar
+                rows, theirs, teacher, run.tokenizer, run.dtype, file, stage, run.reporter.bar
             )
     return rows + _bare_rows(run, tokenizer, bare, rows)
 

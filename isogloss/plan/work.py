@@ -27,7 +27,7 @@ from isogloss.model.load import (
     load_tokenizer,
     model_folder,
 )
-from isogloss.pipeline.folder import Run, Watcher
+from isogloss.pipeline.folder import ProgressReporter, Run
 from isogloss.pipeline.training_rows import foreseen_rows
 from isogloss.plan.machine import Machine
 from isogloss.plan.memory import meta_model
@@ -67,7 +67,7 @@ class Work:
     def __init__(self, config: Config, machine: Machine):
         self.config, self.machine = config, machine
         # Foretold from the settings alone: what an earlier run left in the folder has no say.
-        self.run = Run(config.model_copy(update={"run": config.run / "planned"}), Watcher())
+        self.run = Run(config.model_copy(update={"run": config.run / "planned"}), ProgressReporter())
         self.dtype = machine.dtype(config.dtype)
         self.notes: list[str] = []
         self.tokenizer = unchanging(self._tokenizer())
@@ -119,7 +119,7 @@ class Work:
         return meta_model(self.config.model, dtype, gpu=self.machine.gpu)
 
     def carrier(self) -> Carrier:
-        run = Run(self.config, Watcher())
+        run = Run(self.config, ProgressReporter())
         return run.student(self.model(self.dtype), trained=False, tree=self.tree)
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:

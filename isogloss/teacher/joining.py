@@ -22,7 +22,7 @@ from isogloss.model.load import load_model, load_tokenizer
 from isogloss.teacher import local
 from isogloss.teacher.answers import TOGETHER, Answers, identity
 from isogloss.teacher.cache import Cache, row_key, tokenizer_hash
-from isogloss.teacher.reading import Kept
+from isogloss.teacher.reading import CachedTensors
 from isogloss.teacher.rows import Row
 from isogloss.teacher.scored import Asked, Scored
 from isogloss.teacher.signals import Signal
@@ -133,7 +133,7 @@ def _scored_by(
     """
     words = tokenizer_hash(translation.student)
     part = None if cache is None else cache.part(signal="scored", k=k, student=words)
-    kept = Kept(part, [row_key(row.teacher_prompt, row.student.response) for row in rows], cost)
+    kept = CachedTensors(part, [row_key(row.teacher_prompt, row.student.response) for row in rows], cost)
     absent, vocab = sorted(kept.absent), len(translation.student_bytes)
     cost.cached_hits += len(rows) - len(absent)
     for begin in range(0, len(absent), together):

@@ -27,7 +27,7 @@ Set = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
 """An English prompt and the answers that may follow it."""
 
 
-class Kept:
+class CachedTensors:
     """One tensor for each key: those that the cache has, and those that are read now and kept in it.
 
     Several processes share out what is absent, and find in the cache what the others have read.
@@ -104,7 +104,7 @@ def pooled_key(text: Asked) -> bytes:
 def pooled_states(
     model: nn.Module,
     texts: Sequence[Asked],
-    kept: Kept,
+    kept: CachedTensors,
     layer: int,
     pad_id: int,
     batch: int,
@@ -122,7 +122,7 @@ def pooled_states(
 def read_states(
     model: nn.Module,
     rows: Sequence[tuple[tuple[tuple[int, ...], tuple[int, ...]], str]],
-    kept: Kept,
+    kept: CachedTensors,
     pad_id: int,
     batch: int,
     fork: bool,

@@ -28,7 +28,7 @@ from isogloss.model.cost import Meter, Stage
 from isogloss.model.decoder import causal_of, head, parts_of
 from isogloss.teacher.cache import Cache, row_key
 from isogloss.teacher.reading import (
-    Kept,
+    CachedTensors,
     Set,
     by_length,
     padded,
@@ -95,9 +95,11 @@ def hidden_signals(
     scored = [row for row in rows if _read_alone(row, teacher)]
     distinct = list({(row.teacher_prompt, row.student.response): row.language for row in scored}.items())
     meets = bool(parts_of(model))
-    pooled = Kept(pooled_part(cache, layer), list(map(pooled_key, twins)), cost, meets)
+    pooled = CachedTensors(pooled_part(cache, layer), list(map(pooled_key, twins)), cost, meets)
     about: dict[str, Any] = {"signal": kind} | ({"k": k} if kind == "top_k" else {})
-    said = Kept(cache and cache.part(**about), [row_key(*texts) for texts, _ in distinct], cost, meets)
+    said = CachedTensors(
+        cache and cache.part(**about), [row_key(*texts) for texts, _ in distinct], cost, meets
+    )
     cost.cached_hits += len(distinct) - len(said.absent)
     if said.several:
         processes.wait()  # all must have seen the same before anything is added
@@ -159,7 +161,9 @@ def _option_signals(
     if not sets or not branches_fit(model):  # then such rows have cross-entropy alone
         return {}
     meets = bool(parts_of(model))
-    kept = Kept(cache and cache.part(signal="options"), [row_key(p, *o) for p, o in sets], cost, meets)
+    kept = CachedTensors(
+        cache and cache.part(signal="options"), [row_key(p, *o) for p, o in sets], cost, meets
+    )
     cost.cached_hits += len(sets) - len(kept.absent)
     if kept.several:
         processes.wait()

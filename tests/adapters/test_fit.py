@@ -7,7 +7,7 @@ from isogloss.adapters.fit import refuse_misfit
 from isogloss.config import load_config, with_overrides
 from isogloss.errors import ConfigError
 from isogloss.model.decoder import last_hidden
-from isogloss.pipeline.folder import Run, Watcher
+from isogloss.pipeline.folder import ProgressReporter, Run
 
 
 def settings(tiny, folder, kind, *overrides):
@@ -88,7 +88,7 @@ def test_what_a_model_has_is_accepted(tiny, five, tmp_path, kind, carrier):
     """Modules of its own, keys and values, embeddings; what is accepted can be carried and read."""
     config = settings(tiny, tmp_path, kind, f"distill.adapter={carrier}")
     refuse_misfit(config)
-    made = Run(config, Watcher()).student(tiny(kind), trained=False, tree=five)
+    made = Run(config, ProgressReporter()).student(tiny(kind), trained=False, tree=five)
     ids = torch.tensor([[9, 8, 7]])
     states = []
     for rows in (0.0, 1.0):

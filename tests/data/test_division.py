@@ -80,7 +80,7 @@ def test_nothing_that_is_learned_is_reported():
         ],
         data_root=ROOT,
     )  # fmt: skip
-    run = folder.Run(config, folder.Watcher())
+    run = folder.Run(config, folder.ProgressReporter())
     assert checks.leaks(run) == []
 
 

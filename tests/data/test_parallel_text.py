@@ -7,7 +7,7 @@ import pytest
 from isogloss.config import ParallelText, load_config
 from isogloss.data.parallel_text import pairs_for, topic_examples, translation_examples
 from isogloss.errors import ConfigError, DataError
-from isogloss.pipeline.folder import Run, Watcher
+from isogloss.pipeline.folder import ProgressReporter, Run
 from isogloss.pipeline.training_rows import foreseen_rows
 
 
@@ -95,7 +95,7 @@ def test_topics_are_learned_with_the_model_s_answers_alone(root, tmp_path):
         "distill.replay_fraction=0",
     ]  # fmt: skip
     config = load_config(None, [*settings, "distill.responses=teacher"], data_root=root)
-    run = Run(config, Watcher())
+    run = Run(config, ProgressReporter())
     assert len(run.english) == 3
     rows = foreseen_rows(run, run.tokenizer)
     assert sum(row.id.startswith("topic-tatoeba-es") for row in rows) == 6 and len(rows) == 8
@@ -109,7 +109,7 @@ def test_translations_are_rows_besides_the_amounts(root, tmp_path):
          "parallel_text=[{type: tatoeba, items: 7, use: [translation]}]", "distill.replay_fraction=0"],
         data_root=root,
     )  # fmt: skip
-    run = Run(config, Watcher())
+    run = Run(config, ProgressReporter())
     rows = foreseen_rows(run, run.tokenizer)
     assert len(rows) == 15 and sum(row.id.startswith("tatoeba") for row in rows) == 14
 
@@ -122,7 +122,7 @@ def test_sentences_to_align_are_rows_without_a_response(root, tmp_path):
          "parallel_text=[{type: tatoeba, items: 7, use: [alignment]}]", "distill.replay_fraction=0"],
         data_root=root,
     )  # fmt: skip
-    run = Run(config, Watcher())
+    run = Run(config, ProgressReporter())
     asked, *bare = foreseen_rows(run, run.tokenizer)
     pairs = run.pairs(["es"], "alignment")["es"]
     assert run.pairs(["es"], "translation") == {}

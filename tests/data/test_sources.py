@@ -31,7 +31,7 @@ def run_of(tmp_path: Path, rows: list[dict], *more: str) -> folder.Run:
     path = write(tmp_path / "data.jsonl", rows)
     data = f"data={{type: parallel, path: {path}}}"
     config = load_config(None, [data, "languages.targets=[sw]", f"run={tmp_path / 'run'}", *more])
-    return folder.Run(config, folder.Watcher())
+    return folder.Run(config, folder.ProgressReporter())
 
 
 TOPICS = ["alarm", "audio", "iot", "calendar", "play", "news", "weather", "email", "lists", "qa"]
@@ -108,7 +108,7 @@ def test_several_sources_share_a_language_by_weight(tmp_path):
         None,
         [sources, "languages.targets=[sw, ja]", "languages.items={low: 30, high: 9}", f"run={tmp_path}/run"],
     )
-    run = folder.Run(config, folder.Watcher())
+    run = folder.Run(config, folder.ProgressReporter())
     rows = training_rows.foreseen_rows(run, run.tokenizer)
     sources_of = {code: [r.id.split("-")[0] for r in rows if r.language == code] for code in ("sw", "ja")}
     assert (sources_of["sw"].count("train"), sources_of["sw"].count("mine")) == (20, 10)

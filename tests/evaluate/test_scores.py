@@ -17,7 +17,7 @@ from isogloss.data.formats import parallel_jsonl
 from isogloss.evaluate.signature import fields_of
 from isogloss.evaluate.suites import load_suite
 from isogloss.pipeline import checks, evaluation, stages, suite_scores
-from isogloss.pipeline.folder import Run, Watcher, load_run, open_run
+from isogloss.pipeline.folder import ProgressReporter, Run, load_run, open_run
 from isogloss.report.table import headline, official_table, summary_table
 
 EVALUATE = (
@@ -150,7 +150,7 @@ def test_what_is_evaluated_stays_so(finished):
     changed = finished.config.evaluate.model_copy(
         update={"translation": finished.config.evaluate.translation.model_copy(update={"spbleu": False})}
     )
-    other = Run(finished.config.model_copy(update={"evaluate": changed}), Watcher())
+    other = Run(finished.config.model_copy(update={"evaluate": changed}), ProgressReporter())
     assert evaluation.unscored(other, scores(finished)) == []
 
 
@@ -158,7 +158,7 @@ class Killed(BaseException):
     """Stands for a process that ends without a word."""
 
 
-class Told(Watcher):
+class Told(ProgressReporter):
     def __init__(self):
         self.lines: list[str] = []
 
@@ -166,7 +166,7 @@ class Told(Watcher):
         self.lines.append(text)
 
 
-class Killer(Watcher):
+class Killer(ProgressReporter):
     """Kills an evaluation in its second suite."""
 
     @contextmanager
@@ -206,7 +206,7 @@ def test_other_adapters_data_or_limits_are_measured_anew(finished, tmp_path):
     settings = run.config.evaluate
     for change, suites in (({"max_new_tokens": 4}, ["xglue", "parallel"]), ({"likelihood": ()}, ["xglue"])):
         changed = settings.model_copy(update=change)
-        other = Run(run.config.model_copy(update={"evaluate": changed}), run.watcher)
+        other = Run(run.config.model_copy(update={"evaluate": changed}), run.reporter)
         assert set(suites) <= set(evaluation.unscored(other, scores(run)))
     loaded = {name: load_suite(name, run.data_root, settings, run.measured) for name in settings.suites}
     assert evaluation.unscored(run, scores(run), loaded) == []
@@ -251,7 +251,7 @@ def test_test_items_in_the_training_data_are_found(finished, tmp_path):
         (*EVALUATE[:2], f"run={tmp_path}", "evaluate.suites=[parallel]", f"evaluate.parallel.path={path}",
          f"data={{type: parallel, path: {path}}}"),
     )  # fmt: skip
-    found = checks.leaks(Run(settings, Watcher()))
+    found = checks.leaks(Run(settings, ProgressReporter()))
     assert [(leak.suite, leak.id, leak.language, leak.whole, leak.trained) for leak in found] == [
         ("parallel", "1", code, True, ("1", code)) for code in ("en", "es", "fr")
     ]

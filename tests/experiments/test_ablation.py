@@ -10,7 +10,7 @@ from experiments.ablation import VARIANTS, Variant, corrected, parse, resolved, 
 from experiments.tables import show_ablation
 from isogloss.config import load_config, with_overrides
 from isogloss.errors import ConfigError, RunError
-from isogloss.pipeline.folder import Run, Watcher
+from isogloss.pipeline.folder import ProgressReporter, Run
 
 
 def variants(*names: str, items=()) -> list[Variant]:
@@ -114,18 +114,20 @@ def test_a_variant_that_changes_nothing_is_refused(settings, names, items, says)
 def test_a_refusal_leaves_nothing_behind(tmp_path):
     """Nor is a reference model tuned before it."""
     with pytest.raises(ConfigError, match=r"^--variant no-kl: "):
-        ablation.ablate(load_config(), variants("families", "no-kl"), [0], tmp_path / "out", Watcher())
+        ablation.ablate(
+            load_config(), variants("families", "no-kl"), [0], tmp_path / "out", ProgressReporter()
+        )
     assert list(tmp_path.iterdir()) == []
 
 
-def killed(watcher: Watcher) -> None:
+def killed(reporter: ProgressReporter) -> None:
     """A run's process under the kernel's hand."""
     os._exit(9)
 
 
 def test_a_process_that_is_ended_from_outside_is_told():
     """The others stop, and the line says what helps."""
-    with pytest.raises(RunError) as caught, ablation._calling(2, Watcher()) as each:
+    with pytest.raises(RunError) as caught, ablation._calling(2, ProgressReporter()) as each:
         list(each(killed, [(), ()]))
     assert str(caught.value) == (
         "a run's process was ended from outside, as for want of memory; --jobs 1 needs less, and goes on "
@@ -190,9 +192,9 @@ MASSIVE = {
 def measured(monkeypatch):
     """Stages that leave what MASSIVE's evaluation does, which knows no retrieval and so no alignment."""
 
-    def begin(config, watcher):
+    def begin(config, reporter):
         config.run.mkdir(parents=True, exist_ok=True)
-        return Run(config, watcher)
+        return Run(config, reporter)
 
     def tune(run):
         run.tuned.mkdir(exist_ok=True)
@@ -218,7 +220,7 @@ def measured(monkeypatch):
 def test_a_suite_without_alignment_is_judged_by_its_consistency(measured, tmp_path, capsys):
     """Flat loses ¼ in Swahili and in Urdu: a sixth over three languages, a quarter in the low class."""
     config = load_config(None, ["languages.targets=[es,sw,ur]"])
-    done = ablation.ablate(config, variants("families", "flat"), [0], tmp_path / "out", Watcher())
+    done = ablation.ablate(config, variants("families", "flat"), [0], tmp_path / "out", ProgressReporter())
     rows = {row["variant"]: (row["measure"], row["languages"], row["low"]) for row in done.rows}
     assert rows == {
         "families": ("consistency", {"es": 0.75, "sw": 0.25, "ur": 0.5}, 0.25),

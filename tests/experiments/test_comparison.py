@@ -12,7 +12,7 @@ from experiments.contest import Entry, Point
 from experiments.tables import show_methods
 from isogloss.cli import main
 from isogloss.config import load_config
-from isogloss.pipeline.folder import Watcher
+from isogloss.pipeline.folder import ProgressReporter
 
 METHODS = (
     "isogloss",
@@ -256,7 +256,7 @@ def test_rows_of_an_earlier_form_are_brought_up_to_date(tmp_path):
             del row[name]["own-best"]
     file = tmp_path / "methods.json"
     file.write_text(json.dumps(old))
-    asked = load_config(), ("isogloss", "grpo"), range(3), tmp_path, Watcher()
+    asked = load_config(), ("isogloss", "grpo"), range(3), tmp_path, ProgressReporter()
     assert comparison.compare_methods(*asked) == json.loads(file.read_text()) == made
     assert {path.name for path in tmp_path.iterdir()} == {"methods.json", "methods.svg"}
 

@@ -13,8 +13,8 @@ from peft import LoraConfig, get_peft_model
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from experiments.contest import Way
-from experiments.peers import Course, labelled_positions, size
+from experiments.contest import MethodRun
+from experiments.peers import StepCallback, labelled_positions, size
 from isogloss.model.cost import Meter
 from isogloss.model.load import load_model, load_tokenizer
 
@@ -80,7 +80,7 @@ def test_a_step_grows_and_comes_to_rest():
     assert size(0.2875) == pytest.approx(0.5 + 0.5 * math.sqrt(0.5))
 
 
-class Slow(Way):
+class Slow(MethodRun):
     """Ten seconds a step; stopped after a hundred."""
 
     spent = 0.0  # type: ignore[assignment]  # a clock of its own
@@ -99,7 +99,7 @@ def test_a_method_that_is_stopped_has_come_to_rest(base, tmp_path, limit, last):
     """Of 20 steps 10 fit: by steps the way is half gone, by time it is over."""
     _, made = trainer(base, tmp_path / "out", learning_rate=1e-3)
     made.args.max_steps = 20
-    made.add_callback(Course(Slow(limit)))
+    made.add_callback(StepCallback(Slow(limit)))
     made.train()
     assert made.state.global_step == 10
     assert made.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * last, abs=1e-12)

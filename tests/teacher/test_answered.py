@@ -34,7 +34,7 @@ ITEMS = [
 ]
 
 
-class Heard(folder.Watcher):
+class Heard(folder.ProgressReporter):
     def __init__(self):
         self.lines: list[str] = []
 
@@ -149,7 +149,7 @@ def test_an_example_whose_answer_has_no_end_is_left_out_and_told(run, monkeypatc
     rows = training_rows.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
     texts = {row.id: run.tokenizer.decode(row.student.response, skip_special_tokens=True) for row in rows}
     assert texts == {"1/sw": "yes", "3/sw": "it"}
-    assert run.watcher.lines == [
+    assert run.reporter.lines == [
         "1 of 3 examples are left out: the model's English answer has no end within 6 tokens "
         "(distill.max_new_tokens)"
     ]
@@ -157,10 +157,10 @@ def test_an_example_whose_answer_has_no_end_is_left_out_and_told(run, monkeypatc
     assert asked == [(3, 6)]  # once
     more = load_config(run.folder, ["distill.max_new_tokens=9"])
     training_rows.rows_for(
-        folder.Run(more, run.watcher), run.reference_model(), run.examples, run.tree, run.taught, stage
+        folder.Run(more, run.reporter), run.reference_model(), run.examples, run.tree, run.taught, stage
     )
     assert asked == [(3, 6), (3, 9)]  # with another limit, again
-    assert run.watcher.lines[-1].endswith("has no end within 9 tokens (distill.max_new_tokens)")
+    assert run.reporter.lines[-1].endswith("has no end within 9 tokens (distill.max_new_tokens)")
 
 
 def test_a_teachers_own_answer_and_prompt_are_shown(run, base, monkeypatch):

@@ -12,7 +12,7 @@ from isogloss.data.chat import Encoded
 from isogloss.errors import ConfigError
 from isogloss.losses.topk import TopK
 from isogloss.model.cost import Stage
-from isogloss.pipeline.folder import Watcher
+from isogloss.pipeline.folder import ProgressReporter
 from isogloss.teacher import joining
 from isogloss.teacher.cache import Cache, teacher_of
 from isogloss.teacher.rows import Row
@@ -24,7 +24,7 @@ ROWS = [
     for n, code in enumerate(["sw", "en", "ru", "es"])
 ]
 THEIRS = [replace(row, teacher_prompt=(107, 108)) for row in ROWS]
-BAR = Watcher().bar
+BAR = ProgressReporter().bar
 
 
 def distill(*overrides):

@@ -15,7 +15,7 @@ from isogloss.data.chat import Encoded
 from isogloss.endpoint import retry_after
 from isogloss.errors import ConfigError, RunError
 from isogloss.model.cost import Stage
-from isogloss.pipeline.folder import Watcher
+from isogloss.pipeline.folder import ProgressReporter
 from isogloss.teacher import server as served
 from isogloss.teacher.joining import scores_of
 from isogloss.teacher.rows import Row
@@ -377,7 +377,7 @@ def test_a_model_and_a_server_of_the_same_weights_teach_the_same(
                 "distill.epochs=12",
             ],
         ).distill
-        cost, bar = Stage("distill"), Watcher().bar
+        cost, bar = Stage("distill"), ProgressReporter().bar
         scored = scores_of(rows, settings, tokenizer, torch.float32, tmp_path / "scores.jsonl", cost, bar)
         assert cost.teacher_calls == 3
         carrier, said = student(tiny("qwen3"), five), []

@@ -13,7 +13,7 @@ from isogloss.config import load_config
 from isogloss.errors import ConfigError, RunError
 from isogloss.model.load import load_tokenizer
 from isogloss.pipeline import training_rows
-from isogloss.pipeline.folder import Run, Watcher, open_run
+from isogloss.pipeline.folder import ProgressReporter, Run, open_run
 from isogloss.pipeline.stages import Stage, run_cache, run_distill
 from isogloss.teacher.local import Translation
 
@@ -25,7 +25,7 @@ SMALL = (
 )  # fmt: skip
 
 
-class Heard(Watcher):
+class Heard(ProgressReporter):
     """Keeps what a run says."""
 
     def __init__(self):
@@ -116,7 +116,7 @@ def test_distillation_fills_the_cache_by_itself_on_top_k_too(base, tmp_path):
 
 def test_the_divergence_before_training_is_told_per_language(filled):
     """One line, each language once; English reads what the teacher reads."""
-    (line,) = [line for line in filled[0].watcher.lines if line.startswith("Divergence")]
+    (line,) = [line for line in filled[0].reporter.lines if line.startswith("Divergence")]
     number = r"\d+\.\d{3}"
     assert re.fullmatch(
         f"Divergence from the teacher before training, nats a token: sw {number}, ur {number}, en 0.000", line
@@ -127,7 +127,7 @@ def test_checks_can_be_left_out(base, tmp_path):
     """Nothing is told then."""
     run = opened(tmp_path / "run", base, "distill.checks=false")
     run_distill(run)
-    assert [line for line in run.watcher.lines if line.startswith("Divergence")] == []
+    assert [line for line in run.reporter.lines if line.startswith("Divergence")] == []
 
 
 def test_top_k_at_another_temperature_is_refused_with_the_settings():
@@ -239,4 +239,4 @@ def test_ways_of_training_and_carriers_pass_the_checks_with_each_signal(base, tm
         shutil.copytree(base, run.tuned)
         run_distill(run)
         assert run.carriers.exists()
-        assert any(line.startswith("Divergence") for line in run.watcher.lines)
+        assert any(line.startswith("Divergence") for line in run.reporter.lines)
