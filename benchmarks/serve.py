@@ -33,7 +33,7 @@ from isogloss.config import load_config
 from isogloss.data.sources import parallel_examples
 from isogloss.inference import Aligned
 from isogloss.model.load import load_model, load_tokenizer
-from isogloss.pipeline import stages
+from isogloss.pipeline import training
 from isogloss.pipeline.folder import open_run
 
 KEY = "a-key-of-the-benchmark"
@@ -94,7 +94,7 @@ def make(folder: Path) -> Aligned:
     carrier = run.student(run.reference_model(), trained=False)
     torch.manual_seed(1)
     state = {name: torch.randn_like(p) * 0.05 for name, p in carrier.state().items()}
-    stages.save_whole(state, run.carriers)
+    training.save_whole(state, run.carriers)
     return Aligned(run)
 
 

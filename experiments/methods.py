@@ -40,7 +40,7 @@ from isogloss.model.cost import Stage
 from isogloss.model.decoder import causal_of
 from isogloss.model.load import pad_id
 from isogloss.pipeline.folder import Run
-from isogloss.pipeline.stages import scored_elsewhere
+from isogloss.pipeline.training import scored_elsewhere
 from isogloss.train.stage2 import distil
 
 SFT = {"learning_rate": 3e-3}

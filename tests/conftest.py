@@ -29,7 +29,7 @@ from isogloss.adapters.lora import TreeLora
 from isogloss.adapters.tree import Tree, build_tree
 from isogloss.config import load_config
 from isogloss.inference import Aligned
-from isogloss.pipeline import stages
+from isogloss.pipeline import training
 from isogloss.pipeline.folder import open_run
 
 ANSWERING = (
@@ -155,5 +155,5 @@ def aligned(tokenizer, tiny, tmp_path_factory) -> Aligned:
     carrier = run.student(run.reference_model(), trained=False)
     torch.manual_seed(1)
     state = {name: torch.randn_like(p) * 0.3 for name, p in carrier.state().items()}
-    stages.save_whole(state, run.carriers)
+    training.save_whole(state, run.carriers)
     return Aligned(run)

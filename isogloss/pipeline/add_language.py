@@ -16,7 +16,8 @@ from isogloss.errors import RunError
 from isogloss.languages import SOURCE
 from isogloss.model.load import check_machine
 from isogloss.pipeline.folder import Run, refuse_unusable, writing
-from isogloss.pipeline.stages import into, train_carrier
+from isogloss.pipeline.stages import into
+from isogloss.pipeline.training import train_carrier
 from isogloss.pipeline.training_rows import rows_for
 
 

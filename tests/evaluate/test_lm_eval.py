@@ -16,7 +16,7 @@ from isogloss.evaluate.suites import SUITES
 from isogloss.export.adapters import export
 from isogloss.export.lm_eval import results
 from isogloss.model.load import load_model, load_tokenizer
-from isogloss.pipeline import evaluation, stages
+from isogloss.pipeline import evaluation, training
 from isogloss.pipeline.folder import Run, open_run
 
 TASKS = Path(__file__).parents[2] / "examples" / "lm_eval"
@@ -65,7 +65,9 @@ def run(root, tmp_path_factory) -> Run:
     load_tokenizer("demo").save_pretrained(run.tuned)
     torch.manual_seed(1)
     carrier = run.student(run.reference_model(), trained=False)
-    stages.save_whole({name: torch.randn_like(p) * 0.05 for name, p in carrier.state().items()}, run.carriers)
+    training.save_whole(
+        {name: torch.randn_like(p) * 0.05 for name, p in carrier.state().items()}, run.carriers
+    )
     export(run, ["de"], "peft", folder / "adapters")
     evaluation.run_evaluate(run)
     return run

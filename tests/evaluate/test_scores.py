@@ -16,7 +16,7 @@ from isogloss.data.examples import Turn
 from isogloss.data.formats import parallel_jsonl
 from isogloss.evaluate.signature import fields_of
 from isogloss.evaluate.suites import load_suite
-from isogloss.pipeline import checks, evaluation, stages, suite_scores
+from isogloss.pipeline import checks, evaluation, stages, suite_scores, training
 from isogloss.pipeline.folder import ProgressReporter, Run, load_run, open_run
 from isogloss.report.table import headline, official_table, summary_table
 
@@ -48,7 +48,7 @@ def scored(folder, tokenizer, tiny) -> Run:
     carrier = run.student(run.reference_model(), trained=False)
     torch.manual_seed(1)
     state = {name: torch.randn_like(p) * 0.3 for name, p in carrier.state().items()}
-    stages.save_whole(state, run.carriers, {"families": json.dumps(carrier.tree.families)})
+    training.save_whole(state, run.carriers, {"families": json.dumps(carrier.tree.families)})
     evaluation.run_evaluate(run)
     return run
 
@@ -215,7 +215,7 @@ def test_other_adapters_data_or_limits_are_measured_anew(finished, tmp_path):
     loaded["parallel"] = replace(loaded["parallel"], items=(replace(item, turns=turns),))
     assert evaluation.unscored(run, scores(run), loaded) == ["parallel"]
     state = load_file(run.carriers)
-    stages.save_whole(
+    training.save_whole(
         {name: 2 * p for name, p in state.items()}, run.carriers, {"families": json.dumps(run.families)}
     )
     assert evaluation.unscored(run, scores(run)) == ["xglue", "parallel"]

@@ -1,0 +1,145 @@
+"""Adapters trained on rows: another teacher's scores, pauses of the ledger, what is written at the end."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from isogloss import processes
+from isogloss.adapters.base import Carrier
+from isogloss.adapters.tree import Tree
+from isogloss.files import (
+    naming,
+    read_json,
+    replacing,
+    write_json,
+)
+from isogloss.model.cost import Stage
+from isogloss.model.fingerprint import fingerprint
+from isogloss.model.load import (
+    pad_id,
+)
+from isogloss.pipeline.folder import Progress, Run
+from isogloss.pipeline.tracking import tracking
+from isogloss.teacher import joining
+from isogloss.teacher.cache import Cache, teacher_of
+from isogloss.teacher.rows import Row
+from isogloss.teacher.scored import Scored
+from isogloss.teacher.texts import node_texts
+from isogloss.train.stage2 import Bar, distil
+
+
+def train_carrier(
+    run: Run, carrier: Carrier, rows: Sequence[Row], codes: Sequence[str], stage: Stage
+) -> None:
+    """Distil the rows into the carriers, then write these, and the languages' adapters, to the run."""
+    work = run.folder / f"{stage.stage}.work"
+    with run.reporter.waiting("Hashing the model's weights"):
+        before = fingerprint(carrier.model)
+
+    @contextmanager
+    def bar(what: str) -> Iterator[Progress]:
+        with run.reporter.bar(what) as progress:
+            yield pausing(run, stage, progress)
+        run.ledger.pause(stage)
+
+    with tracking(run.folder, run.config.report_to):
+        distil(
+            carrier,
+            rows,
+            run.config.distill,
+            pad_id=pad_id(run.tokenizer),
+            seed=run.config.seed,
+            work=work,
+            curve=run.curve,
+            cost=stage,
+            bar=bar,
+            say=run.reporter.say,
+            tokenizer=run.tokenizer,
+            cache=Cache(run.signals, teacher_of(carrier.model, run.tokenizer, before)),
+            scored=scored_elsewhere(run, rows, stage, bar),
+            compile=run.config.compile,
+            report_to=run.config.report_to,
+        )
+    if fingerprint(carrier.model) != before:
+        raise RuntimeError("stage 2 changed the reference model's weights")
+    if processes.is_main():
+        _keep(run, carrier, rows, codes)
+        run.ledger.pause(stage)
+        shutil.rmtree(work, ignore_errors=True)
+    processes.wait()
+
+
+def _keep(run: Run, carrier: Carrier, rows: Sequence[Row], codes: Sequence[str]) -> None:
+    """Write trained carriers: each language's adapter, the tree, and last what says that all are there.
+
+    Learned in float32, they are kept in bfloat16, rounded before anything reads them: adapters, exports,
+    bundle and scores are of the same numbers.
+    """
+    state = {name: rows.bfloat16() for name, rows in carrier.state().items()}
+    carrier.load_state(state)
+    for code in filter(carrier.reads, codes):
+        adapter = run.folder / "adapters" / code
+        with naming(adapter):
+            carrier.export(code, adapter, base_model=str(run.tuned.resolve()))
+    write_json(run.folder / "tree.json", _tree_image(run, carrier.tree, rows))
+    save_whole(state, run.carriers, {"families": json.dumps(carrier.tree.families)})
+
+
+def save_whole(state: dict[str, torch.Tensor], path: Path, about: dict[str, str] | None = None) -> None:
+    """Write tensors, and texts about them, whole or not at all."""
+    with replacing(path) as draft:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, draft, about)
+
+
+def scored_elsewhere(run: Run, rows: Sequence[Row], stage: Stage, bar: Bar) -> list[Scored] | None:
+    """What another teacher than the model itself says of the rows that are not English, if there is one."""
+    with processes.main_first():
+        return joining.scores_of(
+            rows,
+            run.config.distill,
+            run.tokenizer,
+            run.dtype,
+            run.folder / "teacher_scores.jsonl",
+            stage,
+            bar,
+            lambda model, its: Cache(run.signals, teacher_of(model, its, fingerprint(model))),
+        )
+
+
+def _tree_image(run: Run, tree: Tree, rows: Sequence) -> dict:
+    """The nodes with their texts and how many rows each has learnt from, before the tree grew too."""
+    texts, file, earlier = node_texts(run.config), run.folder / "tree.json", {}
+    if run.carriers.exists() and file.exists():
+        remedy = "remove it; how many items the nodes have learned from is then counted anew"
+        earlier = {node["name"]: node["items"] for node in read_json(file, "nodes", remedy)["nodes"]}
+    return {
+        "nodes": [
+            {
+                "name": node.name,
+                "level": node.level,
+                "parent": node.parent,
+                "rank": node.rank,
+                "languages": list(node.languages),
+                "text": texts.of(node) or "",
+                "items": earlier.get(node.name, 0) + sum(row.language in node.languages for row in rows),
+            }
+            for node in tree.nodes
+        ]
+    }
+
+
+def pausing(run: Run, stage: Stage, progress: Progress) -> Progress:
+    """Progress that also writes the ledger now and then, so that a killed run loses little of its time."""
+
+    def report(done: int, of: int) -> None:
+        if done % 50 == 0 or time.monotonic() - stage.started > 10:  # seconds
+            run.ledger.pause(stage)
+        progress(done, of)
+
+    return report
