@@ -130,14 +130,10 @@ def measure(folder: Path, likeness: Likeness, chosen: dict[str, Limits]) -> list
                 continue  # nothing on the surface shows it
             rows.append(
                 {
-                    "language": code,
-                    "damage": damage,
-                    "pairs": len(pairs),
-                    "recall": 1 - kept(pairs, read),
-                    "kept": clean,
-                    "kept_without_likeness": surface,
+                    "language": code, "damage": damage, "pairs": len(pairs), "recall": 1 - kept(pairs, read),
+                    "kept": clean, "kept_without_likeness": surface,
                 }
-            )
+            )  # fmt: skip
             print(*rows[-1].values(), flush=True)
     return rows
 

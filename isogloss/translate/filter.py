@@ -23,16 +23,8 @@ from isogloss.evaluate.fidelity import by_word, rank
 from isogloss.languages import languages
 
 CHECKS: Final = (
-    "empty",
-    "copy",
-    "language",
-    "length",
-    "cut off",
-    "repetition",
-    "numbers",
-    "kept parts",
-    "likeness",
-)
+    "empty", "copy", "language", "length", "cut off", "repetition", "numbers", "kept parts", "likeness",
+)  # fmt: skip
 """What a pair is left out for, in the order in which they are looked at."""
 
 

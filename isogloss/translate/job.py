@@ -186,9 +186,8 @@ class Job:
             self.out,
             {code: counts[code] for code in self.codes},
             {code: dict(found.most_common()) for code, found in by_code.items()},
-            0,
-            len(self.wanted),
-        )
+            0, len(self.wanted),
+        )  # fmt: skip
 
     def _judge(
         self, example: ParallelExample, code: str, kept: Journal[Answer], alike: Mapping[Wanted, float]
@@ -224,17 +223,11 @@ class Job:
 
     def _report(self, done: Done, elapsed: float, about: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            "translator": self.translator.name,
-            **about,
-            "languages": list(self.codes),
-            "items": len(self.examples),
-            "responses": self.responses,
-            "kept": done.kept,
-            "dropped": done.dropped,
-            "texts": {"needed": done.needed, "asked_now": done.asked},
-            "spent": asdict(done.spent),
-            "spent_now": {**asdict(done.new), "elapsed": round(elapsed, 3)},
-        }
+            "translator": self.translator.name, **about, "languages": list(self.codes),
+            "items": len(self.examples), "responses": self.responses, "kept": done.kept,
+            "dropped": done.dropped, "texts": {"needed": done.needed, "asked_now": done.asked},
+            "spent": asdict(done.spent), "spent_now": {**asdict(done.new), "elapsed": round(elapsed, 3)},
+        }  # fmt: skip
 
 
 def card(report: Mapping[str, Any], made: Sequence[ParallelExample], codes: Sequence[str]) -> str:

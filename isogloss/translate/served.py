@@ -99,10 +99,9 @@ class Served:
         while any(f"<{tag}" in text or f"</{tag}" in text for text in texts):
             tag += "t"  # of which no text has its own
         body = {
-            "model": self.settings.model,
-            "messages": self.prompt.messages(texts, batch[0].code, tag),
+            "model": self.settings.model, "messages": self.prompt.messages(texts, batch[0].code, tag),
             **self.prompt.request,
-        }
+        }  # fmt: skip
         began = time.monotonic()
         content, cut, spent = self._read(
             client.post(
