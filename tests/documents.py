@@ -35,9 +35,10 @@ class Block(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A command line, without comments and continuation."""
+    """A command line, without comments and continuation; one that is only mentioned may lack arguments."""
 
     page: Path
+    mentioned: bool
     line: str
 
     @property
@@ -62,11 +63,11 @@ def commands(page: Path) -> Iterator[Command]:
                 words = shlex.split(line, comments=True)
                 for part in shlex.join(words).split(" '&&' "):
                     if part:
-                        yield Command(page, part)
+                        yield Command(page, False, part)
     for span in spans(page):
         if re.match(r"(isogloss [a-z]|python |make [a-z]+$)", span):
             words = [word.strip("[]") for word in shlex.split(span) if word != "…"]
-            yield Command(page, shlex.join(words))
+            yield Command(page, True, shlex.join(words))
 
 
 def prose(page: Path) -> str:
