@@ -48,9 +48,7 @@ class Command(NamedTuple):
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text("utf-8")
-    fenced = [
-        Block(page, found["language"], found["title"], found["text"]) for found in FENCE.finditer(text)
-    ]
+    fenced = [Block(page, found["language"], found["title"], found["text"]) for found in FENCE.finditer(text)]
     indented = [Block(page, "sh", None, found.group()) for found in INDENTED.finditer(FENCE.sub("", text))]
     return fenced + indented
 

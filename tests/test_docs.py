@@ -161,7 +161,11 @@ def test_a_block_of_python_compiles(block):
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("isogloss"):
             assert find_spec(node.module or "")
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "isogloss":
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "isogloss"
+        ):
             assert node.attr in isogloss.__all__
 
 
@@ -191,7 +195,9 @@ def is_setting(kinds: list[type[Settings]], parts: list[str]) -> bool:
     if not fields or len(parts) == 1:
         return bool(fields)
     below = [one for field in fields for one in classes(field.annotation)]
-    return is_setting(below, parts[1:]) or any(get_args(field.annotation)[:1] for field in fields if not below)
+    return is_setting(below, parts[1:]) or any(
+        get_args(field.annotation)[:1] for field in fields if not below
+    )
 
 
 ALL = everywhere()
