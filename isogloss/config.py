@@ -186,7 +186,7 @@ class MlqaData(LabelledData):
 
 
 class TopicData(Source):
-    """Parallel text without any label, asked for its topic in SIB-200's words; the model answers in English."""
+    """Unlabelled parallel text, asked for its topic in SIB-200's words; the model answers in English."""
 
     type: Literal["topic"] = "topic"
     """Sentences of parallel text, for stage 2 alone."""
@@ -299,6 +299,9 @@ class Languages(Settings):
     """Parallel items per language of each resource class, over all tasks together."""
     amounts: dict[Code, Count] = {}
     """Languages with an amount of their own, `code: items`."""
+    same_items: bool = True
+    """All languages learn the same instructions, as far as their amounts reach; else each its own as far as
+    there are enough: more of them in all, and more English answers to make."""
 
     def amount(self, code: str) -> int:
         """Parallel items that a language may use."""

@@ -1077,9 +1077,11 @@ def _needed(
     amounts: Mapping[str, int],
     weights: Sequence[float] = (1.0,),
     responses: str = "reference",
+    *,
+    same: bool = True,
 ) -> list[ParallelExample]:
     """The examples that some language learns from, as far as that is known before M answers."""
-    chosen = choose(examples, amounts, weights, lambda e, code: lacking(e, code, responses))
+    chosen = choose(examples, amounts, weights, lambda e, code: lacking(e, code, responses), same=same)
     return [examples[place] for place in sorted({place for places in chosen.values() for place in places})]
 
 
@@ -1107,9 +1109,10 @@ def rows_for(
     asked, responses = 0, run.config.distill.responses
     amounts = {code: run.config.languages.amount(code) for code in codes}
     weights = [source.weight for source in run.config.sources]
+    same = run.config.languages.same_items
     while True:
         left = [e for e in examples if e.id not in useless]
-        used = _needed(left, amounts, weights, responses)
+        used = _needed(left, amounts, weights, responses, same=same)
         new = [e for e in used if e.id not in english]
         if not new:
             break
@@ -1128,12 +1131,12 @@ def rows_for(
     pairs, bare = translation_examples(run.pairs(codes, "translation")), run.pairs(codes, "alignment")
     tokenizer = unchanging(run.tokenizer)
     with run.watcher.waiting("Tokenising the rows"):
-        rows = _rows(run, tokenizer, used, english, tree, codes, pairs, bare, retain=retain)
+        rows = _rows(run, tokenizer, left, english, tree, codes, pairs, bare, retain=retain)
     teacher = run.config.distill.teacher
     if isinstance(teacher, ModelTeacher) and teacher.level == "sequence":
         its, file = load_tokenizer(teacher.path), run.folder / "teacher_answers.jsonl"
         theirs = _rows(
-            run, run.tokenizer, used, english, tree, codes, pairs, bare, retain=retain, teacher=its
+            run, run.tokenizer, left, english, tree, codes, pairs, bare, retain=retain, teacher=its
         )
         with processes.main_first():
             rows = joining.with_answers(
@@ -1241,7 +1244,8 @@ def _rows(
         reads=settings.teacher_reads,
         require_texts=settings.require_texts,
         teacher=teacher or joining.tokenizer_of(settings.teacher),
-        weights=[source.weight for source in run.config.sources], extra=pairs,
+        weights=[source.weight for source in run.config.sources],
+        same=run.config.languages.same_items, extra=pairs,
     )  # fmt: skip
 
 

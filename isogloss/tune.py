@@ -182,9 +182,7 @@ def tune(
     work = folder.with_name(folder.name + ".work")
     lengths = [len(row.prompt) + len(row.response) for row in rows]
     draws = max(settings.batch, round(len(rows) * settings.epochs))
-    order = schedule(
-        [SOURCE] * len(rows), draws, balance=1.0, batch=settings.batch, alike=lengths, seed=seed
-    )
+    order = schedule([SOURCE] * len(rows), draws, balance=1.0, batch=settings.batch, alike=lengths, seed=seed)
     base.config.use_cache = False
     if settings.method == "lora":
         torch.manual_seed(seed)

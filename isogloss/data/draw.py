@@ -111,6 +111,8 @@ def choose(
     amounts: Mapping[str, int],
     weights: Sequence[float],
     lack: Callable[[ParallelExample, str], str | None],
+    *,
+    same: bool = True,
 ) -> dict[str, list[int]]:
     """By language the places of the examples that it learns from: the first usable ones of every source.
 
@@ -122,14 +124,21 @@ def choose(
         amounts: How many each language takes, at most.
         weights: Of each source; `source` of an example is the place of its own.
         lack: Why an example cannot be used in a language; None where it can.
+        same: All languages begin with the first example; else each at a place of its own, evenly apart, so
+            that together they read more of them.
     """
     chosen: dict[str, list[int]] = {}
+    others = [code for code in amounts if code != SOURCE]
     for code, amount in amounts.items():
         there: dict[int, list[int]] = {}
         for n, example in enumerate(examples):
             if code in example.turns:
                 # English is not divided: what stage 1 has read comes before the others' twins.
                 there.setdefault(0 if code == SOURCE else example.source, []).append(n)
+        if not same and code != SOURCE:
+            there = {
+                source: _from(places, others.index(code) / len(others)) for source, places in there.items()
+            }
         held = {source: len(places) for source, places in there.items()}
         rest = {source: iter(places) for source, places in there.items()}
         found: dict[int, list[int]] = {source: [] for source in there}
@@ -145,6 +154,12 @@ def choose(
             held |= short  # it has no more; the others fill up
         chosen[code] = sorted(n for source, count in wanted.items() for n in found[source][:count])
     return chosen
+
+
+def _from(places: list[int], share: float) -> list[int]:
+    """The same in a circle, begun at a share of the way."""
+    start = int(len(places) * share)
+    return places[start:] + places[:start]
 
 
 def shares(amount: int, weights: Mapping[int, float], held: Mapping[int, int]) -> dict[int, int]:

@@ -1,8 +1,8 @@
 """Parallel text: sentences in English and another language, without any task.
 
 A pair can be read as two instructions that mean the same, for the hidden-state term, be asked as a
-translation both ways, or for its topic; its text is a translation and no label. Sentences that evaluation retrieves or has
-translated are left out.
+translation both ways, or for its topic; its text is a translation and no label. Sentences that evaluation
+retrieves or has translated are left out.
 Flow: files → pairs, each once, without evaluation's sentences → drawn by seed → examples.
 """
 
@@ -71,9 +71,7 @@ def pairs_for(
     return found
 
 
-def topic_examples(
-    name: str, root: Path, codes: Sequence[str], max_chars: int
-) -> list[ParallelExample]:
+def topic_examples(name: str, root: Path, codes: Sequence[str], max_chars: int) -> list[ParallelExample]:
     """A set's sentences asked for their topic, in the words of SIB-200; nobody has labelled them.
 
     Raises:

@@ -75,6 +75,7 @@ def build_rows(
     require_texts: bool = False,
     teacher: PreTrainedTokenizerBase | None = None,
     weights: Sequence[float] = (1.0,),
+    same: bool = True,
     extra: Sequence[ParallelExample] = (),
 ) -> list[Row]:
     """The first `amounts[code]` usable examples of every language, English read through the root.
@@ -94,6 +95,7 @@ def build_rows(
         require_texts: Refuse a node on a language's path that has no text.
         teacher: Renders the privileged prompts in its own template and ids; else `tokenizer` does.
         weights: Of each source of examples; see `draw.choose`.
+        same: Whether languages learn the same examples, as far as their amounts reach.
         extra: Examples that are read besides the amounts, in every language that they have.
 
     Raises:
@@ -117,7 +119,7 @@ def build_rows(
         prompt, own = asked(instruction)
         return Encoded(prompt, said(response), own)
 
-    chosen = choose(examples, amounts, weights, lambda example, code: taught(example, code)[1])
+    chosen = choose(examples, amounts, weights, lambda example, code: taught(example, code)[1], same=same)
     rows: list[Row] = []
     too_long: list[str] = []
     checked: set[tuple[str, str]] = set()

@@ -40,7 +40,16 @@ from isogloss.distill.topk import TopK
 from isogloss.errors import ConfigError, RunError
 from isogloss.files import naming, read_json, write_json, write_lines
 from isogloss.languages import SOURCE
-from isogloss.model import capture, causal_of, decoder_of, head, last_hidden, mean_pool, parts_of, states_up_to
+from isogloss.model import (
+    capture,
+    causal_of,
+    decoder_of,
+    head,
+    last_hidden,
+    mean_pool,
+    parts_of,
+    states_up_to,
+)
 from isogloss.modes import compiled, thrifty_attention
 from isogloss.standardise import Statistics, standardised, statistics_of, unscaled
 from isogloss.tree.carrier import Carrier
@@ -324,7 +333,7 @@ def batch_losses(
     # have a gradient in each.
     if twins is not None and weights.hidden and all(batch.bare) and processes.count() == 1:
         states = states_up_to(model, batch.ids, batch.mask, [weights.layer])[weights.layer]
-        return {"hidden": alike(states)}
+        return {"ce": states.new_zeros((), dtype=torch.float32), "hidden": alike(states)}
     with capture(model, weights.layer) as states:
         if batch.options is None:
             hidden = last_hidden(model, batch.ids, batch.mask)

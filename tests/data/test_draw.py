@@ -105,6 +105,17 @@ def test_a_language_of_few_has_the_first_of_one_with_many():
     assert chosen["sw"] == chosen["es"][:40] == list(range(40))
 
 
+def test_languages_of_own_items_begin_at_places_evenly_apart():
+    """In a circle; which examples others do not read has no say."""
+    drawn = in_draw_order(SORTED, 0)
+    amounts = {"es": 30, "sw": 20}
+    chosen = choose(drawn, amounts, [1.0], usable, same=False)
+    half = len(drawn) // 2
+    assert chosen == {"es": [*range(30)], "sw": [*range(half, half + 20)]}
+    around = choose(drawn, {"es": 3, "sw": half + 2}, [1.0], usable, same=False)["sw"]
+    assert around == [0, 1, *range(half, len(drawn))]
+
+
 def test_a_source_without_a_language_leaves_its_share_to_the_others():
     """Weights are over the sources that have the language; what cannot be used is passed over."""
     first = [example(f"a{n}", label="x", codes=("en", "es")) for n in range(40)]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from isogloss.config import ParallelText, load_config
-from isogloss.data.parallel_text import pairs_for, translation_examples
+from isogloss.data.parallel_text import pairs_for, topic_examples, translation_examples
 from isogloss.errors import ConfigError, DataError
 from isogloss.pipeline import Run, Watcher, foreseen_rows
 
@@ -71,6 +71,32 @@ def test_a_pair_is_asked_both_ways(root):
     assert there.turns["es"].instruction.endswith("cough") and there.turns["es"].response == "tos"
     assert back.turns["es"].instruction.endswith("tos") and back.turns["es"].response == "cough"
     assert there.turns["en"].response == back.turns["en"].response == "cough"
+
+
+def test_sentences_are_asked_for_their_topic_in_every_language_that_has_them(root):
+    """In SIB-200's words and options, one example an English sentence, without anybody's answer."""
+    write(root / "tatoeba/en-fr.tsv", "en\tfr", "e 3\tf 3", "Held out.\tY.")
+    found = {e.turns["en"].instruction: e for e in topic_examples("tatoeba", root, ["es", "fr"], 100)}
+    assert len(found) == 20
+    both = found["What is this text about? e 3"]
+    assert both.task == "topic_tatoeba" and both.id == "topic-tatoeba-es-4"
+    assert both.turns["es"].instruction == "¿De qué trata este texto? s 3"
+    assert both.turns["fr"].instruction == "De quoi parle ce texte ? f 3"
+    assert {turn.response for turn in both.turns.values()} == {None}
+    assert both.options["fr"]["sports"] == "sport" and len(both.options["en"]) == 7
+
+
+def test_topics_are_learned_with_the_model_s_answers_alone(root, tmp_path):
+    """Stage 1 has none of them; stage 2 has them by weight, and they need a teacher's response."""
+    settings = [
+        "data=[{type: demo, english_items: 3}, {type: topic, sentences: [tatoeba], weight: 3}]",
+        "languages.targets=[es]", "languages.items.high=8", f"run={tmp_path}/run", "distill.retain=0",
+    ]  # fmt: skip
+    config = load_config(None, [*settings, "distill.responses=teacher"], data_root=root)
+    run = Run(config, Watcher())
+    assert len(run.english) == 3
+    rows = foreseen_rows(run, run.tokenizer)
+    assert sum(row.id.startswith("topic-tatoeba-es") for row in rows) == 6 and len(rows) == 8
 
 
 def test_translations_are_rows_besides_the_amounts(root, tmp_path):

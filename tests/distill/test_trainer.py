@@ -31,6 +31,7 @@ from isogloss.distill.trainer import (
     twins_of,
 )
 from isogloss.errors import ConfigError, RunError
+from isogloss.model import capture, last_hidden, layers_of, mean_pool
 from isogloss.tree.virtual import TreeEmbedding, TreePrefix
 
 SIZES = [(3, 2), (7, 1), (2, 9), (5, 4), (4, 4), (6, 3), (2, 1), (3, 6)]
@@ -267,6 +268,28 @@ def test_a_step_of_bare_sentences_learns_from_the_hidden_term_alone(tiny, five, 
             {"stage": "test", "step": 1, "loss": 0.5 * hidden, "ce": 0.0, "hidden": hidden}, abs=1e-5
         )
     ]
+
+
+def test_bare_sentences_are_read_up_to_the_terms_layer(tiny, five, student):
+    """The term and its gradients are those of a whole forward, and no layer above is run."""
+    carrier, twins = student(tiny(), five), twins_of(BARE)
+    weights, batch = Weights(hidden=1.0, layer=2, contrast=0.5), collate(BARE, 0)
+    run = []
+    for number, layer in enumerate(layers_of(carrier.model), 1):
+        layer.register_forward_hook(lambda *_, number=number: run.append(number))
+    batch_losses(carrier.model, batch, weights, carrier, twins)["hidden"].backward()
+    assert run == [1, 2]
+    found = {name: p.grad.clone() for name, p in carrier.parameters().items() if p.grad is not None}
+    carrier.model.zero_grad()
+    carrier.set_path(batch.paths)
+    with capture(carrier.model, 2) as states:
+        last_hidden(carrier.model, batch.ids, batch.mask)
+    pooled = twins.standardise(mean_pool(states[0], batch.asked), batch.bare)
+    losses.similarity(pooled, twins.vectors, batch.meanings, temperature=0.5).backward()
+    wanted = {name: p.grad for name, p in carrier.parameters().items() if p.grad is not None}
+    assert found.keys() == wanted.keys() and any(grad.any() for grad in wanted.values())
+    for name, grad in wanted.items():
+        torch.testing.assert_close(found[name], grad)
 
 
 def test_the_hidden_terms_weight_fades_in_a_line():
