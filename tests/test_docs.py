@@ -5,6 +5,7 @@ import inspect
 import re
 import tomllib
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -35,42 +36,46 @@ def name(one: Any) -> str:
 
 
 def parse(words: list[str]) -> None:
-    """What the command line does with the words before it does anything, settings included."""
-    if words[0].startswith("-"):
-        return
-    assert words[0] in GROUP.commands, f"isogloss has no command {words[0]}"
-    given = GROUP.commands[words[0]].make_context(words[0], list(words[1:])).params
-    file = given.get("config")
-    file = file if file is not None and file.suffix == ".yaml" else None
-    if "set_" in given:
-        load_config(None if file is None else ROOT / file, given["set_"] or ())
+    """What the command line does with the words before it does anything."""
+    if not words[0].startswith("-"):
+        assert words[0] in GROUP.commands, f"isogloss has no command {words[0]}"
+        GROUP.commands[words[0]].make_context(words[0], list(words[1:]))
+
+
+def has_options(source: Path, words: list[str]) -> None:
+    """Every option is in the source, as it is written or as the parameter of a function."""
+    text = source.read_text("utf-8")
+    for option in (word for word in words if word.startswith("--")):
+        assert option in text or option.strip("-").replace("-", "_") in text, f"{source} has no {option}"
 
 
 def accepted(words: list[str]) -> None:
-    """One command, of whichever program."""
+    """One command, of whichever program, with the settings that it gives."""
     while re.fullmatch(r"\w+=.*", words[0]):  # a variable of the environment
         words = words[1:]
     program, *rest = words
     program = program.removeprefix(".venv/bin/")
-    if "isogloss" in words and words[words.index("isogloss") - 1] == "-m":
+    if "isogloss" in rest and words[words.index("isogloss") - 1] == "-m":  # behind a launcher
         program, rest = "isogloss", words[words.index("isogloss") + 1 :]
     if program == "isogloss":
         parse(rest)
     elif program == "make":
         assert set(rest) <= set(MAKE), f"the Makefile has no {rest}"
     elif program == "python" and rest[0] == "-m":
-        assert find_spec(rest[1]), f"there is no module {rest[1]}"
+        module = find_spec(rest[1])
+        assert module and module.origin, f"there is no module {rest[1]}"
+        has_options(Path(module.origin), rest)
     elif program == "python":
-        script = (ROOT / rest[0]).read_text("utf-8")
-        for option in (word for word in rest if word.startswith("--")):
-            assert option in script, f"{rest[0]} has no {option}"
+        has_options(ROOT / rest[0], rest)
     elif program == "pip":
         for extra in re.findall(r"isogloss\[([\w,-]+)\]", " ".join(rest)):
             assert set(extra.split(",")) <= set(EXTRAS), extra
-    elif program in ("ruff", "pytest"):
-        pass
-    else:
+    elif program not in ("ruff", "pytest"):
         assert program in OTHERS, f"{program} is not known here; add it to OTHERS if it is another's"
+    given = [word for option, word in pairwise(rest) if option == "--set"]
+    if given:
+        files = [ROOT / word for word in rest if re.fullmatch(r"examples/[\w-]+\.yaml", word)]
+        load_config(files[0] if files else None, given)
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS), ids=name)
