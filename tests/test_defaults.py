@@ -178,13 +178,14 @@ DOCUMENTED = dict.fromkeys(
 def test_a_documented_command_takes_sane_steps(command, known, monkeypatch, tmp_path):
     """A model that was trained before gets a LoRA, never the embedded one's steps."""
     known |= {"Qwen/Qwen3-0.6B": QWEN_06B, "Qwen/Qwen2.5-7B": LLAMA_8B, "gemma-3-270m": GEMMA_270M}
-    known["./my-model"] = LLAMA_8B
+    known |= {"./my-model": LLAMA_8B, "some/model": LLAMA_8B}
     (tmp_path / "my-model").mkdir()
     (tmp_path / "my-model" / "config.json").touch()
     (tmp_path / "my-data.jsonl").touch()
     monkeypatch.chdir(tmp_path)
     file = next((ROOT / word for word in command[1:2] if word.endswith(".yaml")), None)
-    overrides = [command[n + 1] for n, word in enumerate(command) if word == "--set"]
+    yours = ["model=some/model"] if "CONFIG" in command else []
+    overrides = [*yours, *(command[n + 1] for n, word in enumerate(command) if word == "--set")]
     found = load_config(file, overrides, data_root=tmp_path, places=True)
     if found.model == defaults.EMBEDDED:
         assert (found.tune.method, found.distill.lr) == ("full", 3e-3), found.model
