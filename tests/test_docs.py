@@ -22,7 +22,7 @@ from isogloss.languages import languages
 GROUP: Any = typer.main.get_command(app)
 MAKE = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-OTHERS = {"curl", "lm_eval", "tensorboard", "vllm"}
+OTHERS = {"cd", "curl", "llama-server", "lm_eval", "ollama", "tensorboard", "vllm"}
 """Programs that are not ours, whose arguments are theirs."""
 GUIDE = [page for page in PAGES if page.parent.name == "guide"]
 COMMANDS = [command for page in PAGES for command in commands(page)]
@@ -299,5 +299,5 @@ def test_the_number_of_languages_is_the_registrys():
 
 def test_pages_and_commands_are_found():
     """So that no test above passes by finding nothing."""
-    assert len(GUIDE) == 8 and len(COMMANDS) > 60 and len(BLOCKS) > 50
+    assert len(GUIDE) >= 8 and len(COMMANDS) > 60 and len(BLOCKS) > 50
     assert sum(len(links(page)) for page in PAGES) > 80 and sum(len(spans(page)) for page in PAGES) > 500
