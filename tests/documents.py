@@ -57,15 +57,28 @@ def commands(page: Path) -> Iterator[Command]:
     """Every command of the shell blocks, and of the spans that begin as one."""
     for block in blocks(page):
         if block.language == "sh":
-            for line in re.sub(r"\\\n", " ", block.text).split("\n"):
-                words = shlex.split(line, comments=True)
+            for words in lines_of(block.text):
                 for part in shlex.join(words).split(" '&&' "):
-                    if part:
-                        yield Command(page, False, part)
+                    yield Command(page, False, part)
     for span in spans(page):
         if re.match(r"(isogloss [a-z]|python |make [a-z]+$)", span):
             words = [word.strip("[]") for word in shlex.split(span) if word != "…"]
             yield Command(page, True, shlex.join(words))
+
+
+def lines_of(shell: str) -> Iterator[list[str]]:
+    """Words of each command line, which a backslash or an open quote carries on."""
+    open_line = ""
+    for line in re.sub(r"\\\n", " ", shell).split("\n"):
+        open_line += line
+        try:
+            words = shlex.split(open_line, comments=True)
+        except ValueError:  # no closing quotation yet
+            open_line += "\n"
+            continue
+        open_line = ""
+        if words:
+            yield words
 
 
 def prose(page: Path) -> str:

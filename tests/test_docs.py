@@ -207,7 +207,7 @@ def is_setting(kinds: list[type[Settings]], parts: list[str]) -> bool:
 
 ALL = everywhere()
 SECTIONS = {name for kind in ALL for name, field in kind.model_fields.items() if classes(field.annotation)}
-FILES = (".yaml", ".json", ".jsonl", ".md", ".py", ".html", ".safetensors")
+FILES = (".yaml", ".json", ".jsonl", ".csv", ".parquet", ".md", ".py", ".html", ".safetensors", ".gguf")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
