@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 DATA := $(or $(ISOGLOSS_DATA),../shared/data)
 
-.PHONY: demo real test compare clean
+.PHONY: demo real test docs compare clean
 
 demo: $(READY) ## Tune, distil and evaluate the embedded default; prints the table and says where the report is.
 	$(VENV)/bin/isogloss run
@@ -24,6 +24,14 @@ test: $(READY) ## Format, lint, layers, types, tests.
 	$(VENV)/bin/pyright --pythonpath $(PYTHON)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist loadfile
 
+docs: $(VENV)/.docs ## The documentation as a site in site/; a link that leads nowhere is an error.
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	@echo "site/index.html"
+
+$(VENV)/.docs: $(READY)
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $(VENV)/.docs
+
 $(READY): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --constraint constraints.txt torch
@@ -31,4 +39,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) runs build site *.egg-info

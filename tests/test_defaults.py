@@ -1,10 +1,9 @@
 """Settings that follow the model: what is taken for which, and what the documented commands come to."""
 
-import re
-import shlex
 from pathlib import Path
 
 import pytest
+from documents import PAGES, commands
 from transformers import LlamaConfig, Qwen3Config
 
 from isogloss import bases
@@ -181,23 +180,28 @@ def test_what_was_taken_is_explained(known):
     assert explain(Config(), GEMMA_270M) == []
 
 
-DOCUMENTED = [
-    line.strip().split("     ")[0].split(" #")[0].strip()
-    for name in ("README.md", "docs/guide.md")
-    for line in (ROOT / name).read_text("utf-8").split("\n")
-    if re.match(r" {4}(isogloss|.* -m isogloss) (run|tune|distill|plan|evaluate|ablate|cache)\b", line)
-]
+TRAINING = {"run", "tune", "distill", "plan", "ablate", "cache"}
+DOCUMENTED = dict.fromkeys(
+    tuple(words[words.index("isogloss") + 1 :])
+    for page in PAGES
+    for command in commands(page)
+    if "isogloss" in (words := command.words) and not command.mentioned
+    if words[words.index("isogloss") + 1] in TRAINING
+)
 
 
-@pytest.mark.parametrize("command", DOCUMENTED)
+@pytest.mark.parametrize("command", DOCUMENTED, ids=" ".join)
 def test_a_documented_command_takes_sane_steps(command, known, monkeypatch, tmp_path):
     """A model that was trained before gets a LoRA, never the embedded one's steps."""
-    known |= {"Qwen/Qwen3-0.6B": QWEN_06B, "gemma-3-270m": GEMMA_270M, "some/model": LLAMA_8B}
-    monkeypatch.chdir(ROOT)
-    words = shlex.split(command.replace(" CONFIG", ""))
-    words = words[words.index("isogloss") + 2 :]
-    file = next((Path(word) for word in words if word.endswith(".yaml")), None)
-    overrides = [words[n + 1] for n, word in enumerate(words) if word == "--set"]
+    known |= {"Qwen/Qwen3-0.6B": QWEN_06B, "Qwen/Qwen2.5-7B": LLAMA_8B, "gemma-3-270m": GEMMA_270M}
+    known |= {"./my-model": LLAMA_8B, "some/model": LLAMA_8B}
+    (tmp_path / "my-model").mkdir()
+    (tmp_path / "my-model" / "config.json").touch()
+    (tmp_path / "my-data.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    file = next((ROOT / word for word in command[1:2] if word.endswith(".yaml")), None)
+    yours = ["model=some/model"] if "CONFIG" in command else []
+    overrides = [*yours, *(command[n + 1] for n, word in enumerate(command) if word == "--set")]
     found = load_config(file, overrides, data_root=tmp_path, places=True)
     if found.model == bases.EMBEDDED:
         assert (found.tune.method, found.distill.learning_rate) == ("full", 3e-3), found.model
@@ -209,6 +213,6 @@ def test_a_documented_command_takes_sane_steps(command, known, monkeypatch, tmp_
         )
 
 
-def test_the_commands_of_both_documents_are_found():
-    """So that the test above cannot pass by finding none; README has a hub model among them."""
+def test_the_documented_commands_are_found():
+    """So that the test above cannot pass by finding none; a hub model is among them."""
     assert len(DOCUMENTED) >= 6 and any("model=Qwen/Qwen3-0.6B" in command for command in DOCUMENTED)
