@@ -14,7 +14,7 @@ import typer
 from documents import PAGES, ROOT, Command, anchors, blocks, commands, links, prose, spans
 
 import isogloss
-from isogloss.cli import USAGE_ERROR, app
+from isogloss.cli.main import USAGE_ERROR, app
 from isogloss.config import Config, Settings, load_config
 from isogloss.errors import IsoglossError
 from isogloss.languages import languages
@@ -114,7 +114,7 @@ def read_yaml(file: Path) -> Any:
         case "run.yaml":
             return load_config(file)
         case "machine.yaml":
-            from isogloss.planning import load_machine
+            from isogloss.plan.machine import load_machine
 
             return load_machine(file)
         case "prompt.yaml":
@@ -122,7 +122,7 @@ def read_yaml(file: Path) -> Any:
 
             return load_prompt(file)
         case "families.yaml":
-            from isogloss.tree.shapes import families_of_file
+            from isogloss.adapters.grouping import families_of_file
 
             return families_of_file(file, ()) == {}
     pytest.fail(f"{file.name} is no title of a block of YAML; take run.yaml for settings")
