@@ -1,5 +1,7 @@
 """Settings that follow the model: what is taken for which, and what the documented commands come to."""
 
+import re
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -216,3 +218,19 @@ def test_a_documented_command_takes_sane_steps(command, known, monkeypatch, tmp_
 def test_the_documented_commands_are_found():
     """So that the test above cannot pass by finding none; a hub model is among them."""
     assert len(DOCUMENTED) >= 6 and any("model=Qwen/Qwen3-0.6B" in command for command in DOCUMENTED)
+
+
+def test_the_guides_table_of_defaults_is_the_codes(known):
+    """Every row of it with a value in each column: the embedded model, then one of each size."""
+    cells = " ".join([r"(\S+) \|"] * 4)
+    rows = re.findall(
+        rf"^\| `([\w.]+)` \| {cells}$", (ROOT / "docs/guide/model.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert len(rows) >= 8
+    configs = [load_config()]
+    for known["some/model"] in (GEMMA_270M, QWEN_06B, LLAMA_8B):
+        configs.append(load_config(None, ["model=some/model"], places=True))
+    for name, *values in rows:
+        for config, value in zip(configs, values, strict=True):
+            found = reduce(getattr, name.split("."), config)
+            assert found == (value if isinstance(found, str) else float(value)), name
