@@ -24,7 +24,7 @@ engines: $(READY) $(ENGINES)/llama/.ready $(ENGINES)/vllm/.ready ## A finished r
 	test -d $(ENGINES)/gguf || $(VENV)/bin/isogloss export "$(RUN)" --all --format gguf --out $(ENGINES)/gguf
 	test -d $(ENGINES)/peft || $(VENV)/bin/isogloss export "$(RUN)" --all --out $(ENGINES)/peft
 	$(PYTHON) benchmarks/engines.py "$(RUN)" --gguf $(ENGINES)/gguf --peft $(ENGINES)/peft --venvs $(ENGINES) \
-	  --logs $(ENGINES) --out benchmarks/engines.json
+	  --work $(ENGINES)/answers --out benchmarks/engines.json
 
 # Built from source where there is no wheel: ten minutes and a C++ compiler.
 $(ENGINES)/llama/.ready:

