@@ -9,6 +9,7 @@ and its Modelfile.
 """
 
 import json
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -134,7 +135,7 @@ def _export(
             (into := part / code).mkdir()
             plain = part / f"{code}.peft"
             carrier.export(code, plain, str(run.tuned.resolve()), max_rank)
-            write_adapter(plain, into / ADAPTER, layout, config, f"{run.config.model} {code}")
+            write_adapter(plain, into / ADAPTER, layout, config, f"{_base(run)} {code}")
             _describe(run, code, into, written.models[precisions[0]].name)
         for path in (*written.models.values(), *written.languages.values()):
             (part / path.name).rename(path)
@@ -161,6 +162,11 @@ def _refuse(run: Run, config: dict[str, Any], precisions: Sequence[Precision]) -
     if "q4_k_m" in precisions and _llama_cpp() is None:
         raise RunError("--precision q4_k_m: llama.cpp quantises; pip install llama-cpp-python")
     return LAYOUTS[kind]
+
+
+def _base(run: Run) -> str:
+    """The base's name, without where its file lies."""
+    return Path(run.config.model).name.removesuffix(bases.SUFFIX)
 
 
 def _llama_cpp() -> Any:
@@ -234,7 +240,7 @@ def _metadata(run: Run, layout: Layout, rows: int, work: Path) -> list[tuple[str
     end = run.tokenizer.convert_tokens_to_ids(end_of_turn(run.tokenizer))
     return [
         *kept,
-        ("general.name", f"{run.config.model}, tuned by isogloss", text, None),
+        ("general.name", f"{_base(run)}, tuned by isogloss", text, None),
         (TEMPLATE, run.tokenizer.get_chat_template(), text, None),
         (gguf.Keys.Tokenizer.EOT_ID, end, number, None),
     ]
@@ -286,6 +292,7 @@ def _quantise(
 ) -> None:
     """Four bits a weight, by llama.cpp itself, from float32."""
     llama_cpp = _llama_cpp()
+    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # it would list every tensor
     exact = work / "exact.gguf"
     _write_model(exact, layout, metadata, tensors, "f32", work)
     settings = llama_cpp.llama_model_quantize_default_params()

@@ -171,6 +171,7 @@ def test_the_source_files_metadata_travel_with_the_runs_template(run, tmp_path):
     assert all(ours[key].contents() == theirs[key].contents() for key in added - changed)
     assert ours["tokenizer.chat_template"].contents() == run.tokenizer.chat_template
     assert ours["tokenizer.ggml.eot_token_id"].contents() == 1
+    assert ours["general.name"].contents() == "base, tuned by isogloss"  # and not where the file lay
 
 
 def test_an_adapter_is_the_paths_product(run, tmp_path):
