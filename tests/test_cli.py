@@ -494,6 +494,21 @@ def test_a_merged_export_is_a_plain_model_of_the_same_logits(finished, capsys, t
             ["--all", "--format", "merged", "--max-rank", "4"],
             "error --max-rank: a merged model has no rank; leave it out or take --format peft",
         ),
+        (
+            "export",
+            ["--all", "--precision", "f16"],
+            "error --precision: --format peft has the run's own; leave it out",
+        ),
+        (
+            "export",
+            ["--all", "--format", "gguf", "--push-to-hub", "me/mine"],
+            "error --push-to-hub: GGUF files are not written to the hub; upload the folder yourself",
+        ),
+        (
+            "export",
+            ["--all", "--format", "gguf", "--precision", "q2"],
+            "error --precision: 'q2' is none of f32, f16, bf16, q8_0, q4_k_m",
+        ),
         ("add-language", ["sw"], "error sw was taught already; name another language"),
         (
             "add-language",

@@ -56,12 +56,12 @@ def export(
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every language that was taught.")] = False,
     form: Annotated[
-        Literal["peft", "merged", "lora", "vllm-embeds", "bundle", "sentence-transformers"],
+        Literal["peft", "merged", "lora", "vllm-embeds", "bundle", "sentence-transformers", "gguf"],
         typer.Option(
             "--format",
             help="Adapters over the tuned model in PEFT's format, whole models, LoRA adapters whatever the "
-            "carrier, soft tokens as prompt embeddings, the run without what its base has already, or "
-            "sentence embedders.",
+            "carrier, soft tokens as prompt embeddings, the run without what its base has already, "
+            "sentence embedders, or files for llama.cpp and Ollama.",
         ),
     ] = "peft",
     folder: Annotated[
@@ -73,6 +73,14 @@ def export(
     max_rank: Annotated[
         int | None, typer.Option(min=1, help="Refit adapters of a larger rank to this one.")
     ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PRECISION",
+            help="With --format gguf: the tuned model in f32, f16, bf16, q8_0 or q4_k_m; repeatable, the "
+            "first is what Ollama loads. f16 and q8_0 without it.",
+        ),
+    ] = None,
     push_to_hub: Annotated[
         str | None,
         typer.Option(
@@ -83,6 +91,10 @@ def export(
 ) -> None:
     """Languages as adapters or models that other programs load."""
     check_run_folder(run_folder)
+    if precision and form != "gguf":
+        raise ConfigError(f"--precision: --format {form} has the run's own; leave it out")
+    if push_to_hub and form == "gguf":
+        raise ConfigError("--push-to-hub: GGUF files are not written to the hub; upload the folder yourself")
     if form == "bundle":
         if language or all_ or max_rank is not None:
             raise ConfigError(
@@ -114,6 +126,15 @@ def export(
 
         found = embedding.export_embedders(job, codes or job.taught, out_folder)
         _push(push_to_hub, None, {one.code: one.folder for one in found})
+        return
+    if form == "gguf":
+        from isogloss.export import gguf as gguf_export
+
+        wrote = gguf_export.export_gguf(
+            job, codes or job.taught, out_folder, precision or gguf_export.PRECISIONS, max_rank
+        )
+        for path in (*wrote.models.values(), *wrote.languages.values()):
+            print_line(f"GGUF: {path}")
         return
     from isogloss.export import adapters
 

@@ -1,0 +1,325 @@
+"""Greedy answers of vLLM and llama.cpp beside our own: one run, every language, over loopback.
+
+    python benchmarks/engines.py RUN --gguf FOLDER --peft FOLDER --venvs FOLDER --out benchmarks/engines.json
+
+`make engines` makes the environments and the exports, and calls this. The prompts are those of the run's own
+evaluation (`RUN/predictions`), the suites by turns. Ours are answered first, in float32, then each engine is
+started, asked by the official client, one prompt after another, every language by its adapter's name, and
+ended: one process with weights at a time. A row is an engine, a precision and a language: `identical` of
+`prompts` answers are ours to the letter. For every other one `differences` says what came, and `gap`: by how
+much our model's logit of its own token exceeds that of the engine's token where they part. A gap up to `tie`
+of its precision is within what the rounding of sums and weights moves; a greater one is explained by nothing.
+
+What is done lies under `--work`, answers language by language; a second call goes on from there.
+"""
+
+import argparse
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from machine import processor, put
+
+NEW_TOKENS, CONTEXT = 24, 512
+TIE = {"f32": 1e-3, "float32": 1e-3, "f16": 0.05, "q8_0": 0.5, "q4_k_m": 2.0}
+"""Logits: what a precision's rounding moves, by order of magnitude."""
+STARTED = 1200
+"""Seconds that an engine has to start in; vLLM needs minutes on a slow processor."""
+Asked = argparse.Namespace
+
+
+def questions(asked: Asked) -> dict[str, list[str]]:
+    """The first instructions of each language, its suites by turns."""
+    found: dict[str, list[list[str]]] = {}
+    for file in sorted((asked.run / "predictions").glob("*.after.jsonl")):
+        suite: dict[str, list[str]] = {}
+        for line in file.read_text("utf-8").splitlines():
+            row = json.loads(line)
+            if len(row["instruction"]) <= asked.characters:
+                suite.setdefault(row["language"], []).append(row["instruction"])
+        for code, texts in suite.items():
+            found.setdefault(code, []).append(list(dict.fromkeys(texts)))
+    chosen = {}
+    for code, suites in sorted(found.items()):
+        turns = [texts[n] for n in range(asked.prompts) for texts in suites if n < len(texts)]
+        chosen[code] = turns[: asked.prompts]
+    return {code: texts for code, texts in chosen.items() if not asked.languages or code in asked.languages}
+
+
+def library(asked: Asked) -> Any:
+    """Our own model of the run, in float32, on as many threads as the engines have."""
+    import torch
+
+    from isogloss.inference import Aligned
+    from isogloss.pipeline.folder import ProgressReporter, Run, load_run
+
+    torch.set_num_threads(asked.threads)
+    settings = load_run(asked.run).config.model_copy(update={"dtype": "float32", "compile": False})
+    return Aligned(Run(settings, ProgressReporter()))
+
+
+def ours(asked: Asked, texts: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Our answers."""
+    aligned = library(asked)
+    return {
+        code: aligned.generate(prompts, code, max_new_tokens=NEW_TOKENS) for code, prompts in texts.items()
+    }
+
+
+def gaps(asked: Asked, wanted: list[dict[str, str]]) -> list[float]:
+    """How far our model's logits of its own token and of the other's are apart, where two answers part."""
+    import torch
+
+    from isogloss.data.chat import encode_prompt, encode_response
+
+    aligned, found = library(asked), []
+    tokenizer, carrier = aligned.run.tokenizer, aligned.carrier
+    for one in wanted:
+        prompt = encode_prompt(tokenizer, one["prompt"])
+        mine, other = (encode_response(tokenizer, one[whose]) for whose in ("ours", "answer"))
+        parts = next((n for n, (a, b) in enumerate(zip(mine, other, strict=False)) if a != b), None)
+        if parts is None:  # cut by the limit of new tokens
+            parts, mine = min(len(mine), len(other)) - 1, mine
+        with torch.no_grad(), carrier.on([one["language"]]) as student:
+            logits = student(torch.tensor([[*prompt, *mine[:parts]]]), use_cache=False).logits[0, -1]
+        found.append((logits[mine[parts]] - logits[other[parts]]).item())
+    return found
+
+
+@contextmanager
+def serving(command: list[str], log: Path, **variables: str) -> Iterator[subprocess.Popen]:
+    """An engine's process; ended behind the block, with what it started."""
+    with log.open("w") as opened:
+        process = subprocess.Popen(
+            command,
+            stdout=opened,
+            stderr=subprocess.STDOUT,
+            env=os.environ | variables,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def llama_cpp(asked: Asked, precision: str, codes: list[str], port: int) -> tuple[list[str], dict]:
+    """llama.cpp under llama-cpp-python's server, which loads a language's adapter when it is named."""
+    kept = {"type_k": 0, "type_v": 0} if precision == "f32" else {}  # the cache in float32 too
+    models = [
+        {
+            "model": str(asked.gguf / f"tuned-{precision}.gguf"),
+            "model_alias": code,
+            "lora_path": str(asked.gguf / code / "adapter.gguf"),
+            "n_ctx": CONTEXT,
+            "n_batch": 256,
+            "n_threads": asked.threads,
+            "n_threads_batch": asked.threads,
+            "logits_all": False,
+            "verbose": False,
+            **kept,
+        }
+        for code in codes
+    ]
+    file = asked.work / "llama.json"
+    file.write_text(json.dumps({"host": "127.0.0.1", "port": port, "models": models}))
+    python = asked.venvs / "llama" / "bin" / "python"
+    return [str(python), "-m", "llama_cpp.server", "--config_file", str(file)], {}
+
+
+def vllm(asked: Asked, precision: str, codes: list[str], port: int) -> tuple[list[str], dict]:
+    """vLLM with all languages as LoRA modules."""
+    rank = json.loads((asked.peft / codes[0] / "adapter_config.json").read_text())["r"]
+    limit = next(limit for limit in (8, 16, 32, 64, 128, 256, 320, 512) if limit >= rank)
+    command = [
+        str(asked.venvs / "vllm" / "bin" / "python"),
+        "-m",
+        "vllm.entrypoints.cli.main",
+        "serve",
+        str(asked.run / "tuned"),
+        "--dtype",
+        precision,
+        "--enable-lora",
+        "--max-lora-rank",
+        str(limit),
+        "--max-loras",
+        str(asked.max_loras),
+        "--max-cpu-loras",
+        str(max(len(codes), asked.max_loras)),
+        "--enforce-eager",
+        "--max-model-len",
+        str(CONTEXT),
+        "--max-num-seqs",
+        "12",
+        "--max-num-batched-tokens",
+        str(CONTEXT),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--lora-modules",
+        *(f"{code}={asked.peft / code}" for code in codes),
+    ]
+    return command, {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(asked.threads),
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+
+
+ENGINES = {"llama.cpp": llama_cpp, "vllm": vllm}
+PACKAGES = {"llama.cpp": ("llama", "llama_cpp_python"), "vllm": ("vllm", "vllm_cpu")}
+
+
+def answers(asked: Asked, engine: str, precision: str, texts: dict[str, list[str]]) -> dict[str, list[str]]:
+    """What an engine says; with what it said to an earlier call."""
+    import openai
+
+    kept = asked.work / f"{engine}-{precision}.json"
+    found: dict[str, list[str]] = json.loads(kept.read_text()) if kept.exists() else {}
+    if found.keys() == texts.keys():
+        return found
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command, variables = ENGINES[engine](asked, precision, list(texts), port)
+    log = asked.work / f"{engine}-{precision}.log"
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=600, max_retries=0)
+    with serving(command, log, **variables) as process:
+        until = time.monotonic() + STARTED
+        while True:
+            try:
+                client.models.list()
+                break
+            except openai.APIConnectionError:
+                if process.poll() is not None or time.monotonic() > until:
+                    raise SystemExit(f"{engine} did not start; {log} says why") from None
+                time.sleep(2)
+        for code, prompts in texts.items():
+            if code not in found:
+                found[code] = [ask(client, code, prompt) for prompt in prompts]
+                kept.write_text(json.dumps(found))
+                print(engine, precision, code, flush=True)
+    return found
+
+
+def ask(client: Any, code: str, prompt: str) -> str:
+    """One greedy answer."""
+    messages = [{"role": "user", "content": prompt}]
+    made = client.chat.completions.create(model=code, messages=messages, temperature=0, max_tokens=NEW_TOKENS)
+    return made.choices[0].message.content or ""
+
+
+def installed(asked: Asked, engine: str) -> str:
+    venv, package = PACKAGES[engine]
+    found = next((asked.venvs / venv / "lib").glob(f"python3*/site-packages/{package}-*.dist-info"))
+    return re.findall(rf"{package}-(.+)\.dist-info", found.name)[0]
+
+
+def in_a_process(asked: Asked, step: str, argument: Any) -> Any:
+    """A step of ours, whose weights are gone when it ends; what it found stays."""
+    given, made = (asked.work / f"{step}.{name}.json" for name in ("asked", "found"))
+    if not made.exists() or json.loads(given.read_text()) != argument:
+        given.write_text(json.dumps(argument))
+        made.unlink(missing_ok=True)
+        subprocess.run([sys.executable, *sys.argv, "--step", step], check=True)
+    return json.loads(made.read_text())
+
+
+def measure(asked: Asked) -> dict[str, Any]:
+    from isogloss.data.text import canonical
+
+    texts = questions(asked)
+    wanted = in_a_process(asked, "ours", texts)
+    rows, differing = [], []
+    for name in asked.engines:
+        engine, precision = name.split(":")
+        found = answers(asked, engine, precision, texts)
+        for code, prompts in texts.items():
+            said = [canonical(answer).strip() for answer in found[code]]
+            others = [
+                {"language": code, "prompt": prompt, "ours": mine, "answer": other}
+                for prompt, mine, other in zip(prompts, wanted[code], said, strict=True)
+                if mine != other
+            ]
+            row = {"engine": engine, "precision": precision, "language": code, "prompts": len(prompts)}
+            rows.append(row | {"identical": len(prompts) - len(others), "differences": others})
+            differing += others
+    for one, gap in zip(differing, in_a_process(asked, "gaps", differing) if differing else [], strict=True):
+        one["gap"] = round(gap, 4)
+    return result(asked, rows)
+
+
+def result(asked: Asked, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    totals = []
+    for name in asked.engines:
+        engine, precision = name.split(":")
+        of = [row for row in rows if (row["engine"], row["precision"]) == (engine, precision)]
+        if of:
+            prompts, same = (sum(row[key] for row in of) for key in ("prompts", "identical"))
+            gaps = [one.get("gap") for row in of for one in row["differences"]]
+            tied = sum(gap is not None and abs(gap) <= TIE[precision] for gap in gaps)
+            totals.append(
+                {
+                    "engine": engine,
+                    "version": installed(asked, engine),
+                    "precision": precision,
+                    "prompts": prompts,
+                    "identical": same,
+                    "tied": tied,
+                    "tie": TIE[precision],
+                }
+            )
+    return {
+        "run": asked.run.name,
+        "new_tokens": NEW_TOKENS,
+        "processor": processor(),
+        "threads": asked.threads,
+        "totals": totals,
+        "rows": rows,
+    }
+
+
+def main() -> None:
+    parse = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parse.add_argument("run", type=Path)
+    parse.add_argument("--gguf", type=Path, required=True, help="what `isogloss export --format gguf` wrote")
+    parse.add_argument("--peft", type=Path, required=True, help="what `isogloss export` wrote")
+    parse.add_argument("--venvs", type=Path, required=True, help="holds the environments llama and vllm")
+    parse.add_argument("--engines", nargs="+", default=["llama.cpp:f16", "llama.cpp:q8_0", "vllm:float32"])
+    parse.add_argument("--languages", nargs="+")
+    parse.add_argument("--prompts", type=int, default=10)
+    parse.add_argument("--characters", type=int, default=160, help="of the longest prompt that is asked")
+    parse.add_argument("--max-loras", type=int, default=1)
+    parse.add_argument("--threads", type=int, default=os.cpu_count())
+    parse.add_argument("--work", type=Path, required=True, help="keeps answers and logs")
+    parse.add_argument("--out", type=Path)
+    parse.add_argument("--step", help=argparse.SUPPRESS)
+    asked = parse.parse_args()
+    for name in ("run", "gguf", "peft", "venvs", "work"):
+        setattr(asked, name, getattr(asked, name).absolute())
+    if asked.step:
+        given = json.loads((asked.work / f"{asked.step}.asked.json").read_text())
+        found = {"ours": ours, "gaps": gaps}[asked.step](asked, given)
+        (asked.work / f"{asked.step}.found.json").write_text(json.dumps(found))
+        return
+    asked.work.mkdir(parents=True, exist_ok=True)
+    put(measure(asked), asked.out)
+
+
+if __name__ == "__main__":
+    main()

