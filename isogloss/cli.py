@@ -612,6 +612,16 @@ def translate(
             metavar="BASE", help="Also leave out what is no translation to this base, as gemma-3-270m."
         ),
     ] = None,
+    round_trip: Annotated[
+        bool,
+        typer.Option(
+            "--round-trip", help="Also translate back into English, and leave out what comes back otherwise."
+        ),
+    ] = False,
+    least_chrf: Annotated[
+        float | None,
+        typer.Option(min=0, max=100, help="chrF that must come back with --round-trip; 25 without it."),
+    ] = None,
     key_env: Annotated[
         str | None, typer.Option(metavar="NAME", help="Environment variable that holds the endpoint's key.")
     ] = None,
@@ -644,6 +654,7 @@ def translate(
     """From English alone: a parallel file of translated instructions, without the wrong ones."""
     from isogloss.data.formats import layouts
     from isogloss.translate import choosing
+    from isogloss.translate.filter import ROUND_TRIP
     from isogloss.translate.job import Job
 
     if not out_file.name.endswith((".jsonl", ".jsonl.gz")):
@@ -661,23 +672,30 @@ def translate(
         quiet()
     elif examples_file is not None:
         raise ConfigError("--examples: an endpoint is shown none; leave it out, or write them into --prompt")
+    if least_chrf is not None and not round_trip:
+        raise ConfigError("--least-chrf has no effect without --round-trip; leave it out")
     layout, examples = layouts.read(data, language, tell=_line)
     _line(f"{data}: {len(examples)} items, {layout.name}")
     if url is not None:
-        who = choosing.served(url, model, prompt, texts, more)
+        who = choosing.served(url, model, prompt, texts, more, back=round_trip)
     else:
-        who = choosing.local(model, codes, examples_file)
-    job = Job(examples, codes, who, out_file, responses=not instructions_only, keep=choosing.kept_by(prompt))
-    missing = job.missing()
+        who = choosing.local(model, codes, examples_file, back=round_trip)
+    least = (ROUND_TRIP if least_chrf is None else least_chrf) if round_trip else None
+    job = Job(
+        examples, codes, who, out_file, responses=not instructions_only, keep=choosing.kept_by(prompt),
+        round_trip=least,
+    )  # fmt: skip
+    missing, backs = job.missing()
     _line(f"{len(job.wanted)} texts to translate, {len(missing)} of them not answered yet")
     if missing:
         _line(f"{who.name}: {who.plan(missing)}")
+    if backs:
+        _line(f"{len(backs)} translations at most to translate back: {who.plan(backs)}")
     if dry_run:
         return
     alike = choosing.likeness(likeness) if likeness else None
     about = {"data": str(data), "layout": layout.name, "likeness": likeness}
-    with Screen().bar("Translating") as progress:
-        done = job.run(progress, alike, about)
+    done = job.run(Screen().bar, alike, about)
     table = Table("language", "kept", "left out", "why", box=None, header_style="bold", pad_edge=False)
     for code in codes:
         reasons = done.dropped[code]

@@ -8,6 +8,7 @@ data card. FILE.jsonl itself is written at the end, whole.
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from isogloss.translate import answers
 from isogloss.translate.answers import Answer, Spent, Translator, Wanted, key_of
 from isogloss.translate.filter import Reason, reasons
 
-Progress = Callable[[int, int], None]
+Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+"""Shows how many of how many are done, of what."""
 Likeness = Callable[[Sequence[str], Sequence[str], str], Sequence[float]]
 """Of English texts and their translations into a language, how alike each pair is."""
 
@@ -48,6 +50,7 @@ class Done:
         dropped: By language and reason, how many items are not.
         new: What this call spent; `spent`, what all its answers cost, whenever they were asked for.
         asked: How many texts this call asked for, of how many that were needed.
+        backs: How many translations are said in English again, of which this call asked for `asked_back`.
     """
 
     out: Path
@@ -55,6 +58,8 @@ class Done:
     dropped: dict[str, dict[str, int]]
     asked: int
     needed: int
+    backs: int = 0
+    asked_back: int = 0
     new: Spent = field(default_factory=Spent)
     spent: Spent = field(default_factory=Spent)
 
@@ -72,6 +77,8 @@ class Job:
         codes: Our codes of the languages; what an example has already is kept.
         responses: Whether responses are translated too, or left for a teacher to write.
         keep: Regular expressions of what must stand in a translation as in English.
+        round_trip: chrF that a translation must reach which the translator says in English again; None where
+            it is not asked to.
 
     Raises:
         ConfigError: English is among the languages.
@@ -87,13 +94,14 @@ class Job:
         *,
         responses: bool = True,
         keep: Sequence[str] = (),
+        round_trip: float | None = None,
     ):
         if SOURCE in codes:
             raise ConfigError("--to: English is what is translated; leave it out")
         if not any(SOURCE in example.turns for example in examples):
             raise DataError("the data have no instruction in English, so there is nothing to translate")
         self.examples, self.codes, self.translator, self.out = examples, codes, translator, out
-        self.responses, self.keep = responses, keep
+        self.responses, self.keep, self.round_trip = responses, keep, round_trip
         self.folder = folder_of(out)
         found = [
             Wanted(text, code)
@@ -105,18 +113,23 @@ class Job:
         self.wanted = list(dict.fromkeys(found))
         self.keys = {one: key_of(translator, one) for one in self.wanted}
 
-    def missing(self) -> list[Wanted]:
-        """What has no answer yet; nothing is written."""
-        there = answers.journal(self.folder / "answers.jsonl")
-        return [one for one in self.wanted if self.keys[one] not in there]
+    def missing(self) -> tuple[list[Wanted], list[Wanted]]:
+        """What has no answer yet, and what is at most translated back after that; nothing is written.
 
-    def run(
-        self, progress: Progress, likeness: Likeness | None = None, about: Mapping[str, Any] = {}
-    ) -> Done:
+        Of a translation that is not there yet the English text stands in its place.
+        """
+        there = answers.journal(self.folder / "answers.jsonl")
+        missing = [one for one in self.wanted if self.keys[one] not in there]
+        if self.round_trip is None:
+            return missing, []
+        backs = [one for one in self._backs(there).values() if self._key(one) not in there]
+        return missing, backs + [Wanted(one.text, SOURCE, one.code) for one in missing]
+
+    def run(self, bar: Bar, likeness: Likeness | None = None, about: Mapping[str, Any] = {}) -> Done:
         """Ask for what is missing, then write the files.
 
         Args:
-            progress: Told how many texts of how many are answered.
+            bar: Shows how many texts of how many are answered.
             likeness: Also filters by how alike both sides are to a model.
             about: Further entries of the report.
 
@@ -125,21 +138,29 @@ class Job:
         """
         with locked(self.folder):
             kept = answers.journal(self.folder / "answers.jsonl")
-            missing = [one for one in self.wanted if self.keys[one] not in kept]
             new = Spent()
 
-            def keep(one: Wanted, answer: Answer) -> None:
-                kept.put(self.keys[one], answer)
-                new.add(answer.spent)
+            def ask(wanted: Sequence[Wanted], what: str) -> int:
+                missing = [one for one in wanted if self._key(one) not in kept]
+
+                def keep(one: Wanted, answer: Answer) -> None:
+                    kept.put(self._key(one), answer)
+                    new.add(answer.spent)
+
+                if missing:
+                    with bar(what) as progress:
+                        self.translator.run(missing, keep, progress)
+                return len(missing)
 
             began = time.monotonic()
-            if missing:
-                self.translator.run(missing, keep, progress)
+            asked = ask(self.wanted, "Translating")
+            backs = self._backs(kept) if self.round_trip is not None else {}
+            asked_back = ask(list(dict.fromkeys(backs.values())), "Translating back")
             elapsed = time.monotonic() - began
-            done = self._write(kept, likeness)
-            done.asked, done.new = len(missing), new
-            for one in self.wanted:
-                done.spent.add(kept[self.keys[one]].spent)
+            done = self._write(kept, likeness, {one: kept[self._key(back)] for one, back in backs.items()})
+            done.asked, done.asked_back, done.backs, done.new = asked, asked_back, len(backs), new
+            for one in (*self.wanted, *dict.fromkeys(backs.values())):
+                done.spent.add(kept[self._key(one)].spent)
             report = self._report(done, elapsed, about)
             write_json(self.folder / "report.json", report)
             write_text(self.folder / "README.md", card(report, parallel_jsonl.read(self.out), self.codes))
@@ -153,7 +174,24 @@ class Job:
             found["response"] = turn.response
         return found
 
-    def _write(self, kept: Journal[Answer], likeness: Likeness | None) -> Done:
+    def _key(self, wanted: Wanted) -> str:
+        if wanted not in self.keys:
+            self.keys[wanted] = key_of(self.translator, wanted)
+        return self.keys[wanted]
+
+    def _backs(self, kept: Journal[Answer]) -> dict[Wanted, Wanted]:
+        """What is said in English again: the translations that are there and have no other fault."""
+        return {
+            one: Wanted(answer.text, SOURCE, one.code)
+            for one in self.wanted
+            if (answer := kept.get(self.keys[one])) is not None
+            and answer.text is not None
+            and not reasons(one.text, answer.text, one.code, keep=self.keep)
+        }
+
+    def _write(
+        self, kept: Journal[Answer], likeness: Likeness | None, backs: Mapping[Wanted, Answer]
+    ) -> Done:
         alike = self._alike(kept, likeness) if likeness else {}
         dropped: list[Dropped] = []
         made: list[ParallelExample] = []
@@ -163,7 +201,7 @@ class Job:
             for code in self.codes if SOURCE in turns else ():
                 if code in example.turns:
                     continue
-                faults, texts = self._judge(example, code, kept, alike)
+                faults, texts = self._judge(example, code, kept, alike, backs)
                 if faults:
                     dropped += faults
                 else:
@@ -190,7 +228,12 @@ class Job:
         )  # fmt: skip
 
     def _judge(
-        self, example: ParallelExample, code: str, kept: Journal[Answer], alike: Mapping[Wanted, float]
+        self,
+        example: ParallelExample,
+        code: str,
+        kept: Journal[Answer],
+        alike: Mapping[Wanted, float],
+        backs: Mapping[Wanted, Answer],
     ) -> tuple[list[Dropped], dict[str, str]]:
         """Why an example is left out in a language, or its parts there."""
         faults: list[Dropped] = []
@@ -201,7 +244,11 @@ class Job:
             if answer.text is None:
                 found = [Reason("no translation", answer.why)]
             else:
-                found = reasons(english, answer.text, code, keep=self.keep, likeness=alike.get(wanted))
+                back = backs[wanted].text or "" if wanted in backs else None
+                found = reasons(
+                    english, answer.text, code, keep=self.keep, likeness=alike.get(wanted), back=back,
+                    least=self.round_trip or 0.0,
+                )  # fmt: skip
                 texts[part] = answer.text
             if found:
                 details = [str(one) for one in found]
@@ -226,6 +273,9 @@ class Job:
             "translator": self.translator.name, **about, "languages": list(self.codes),
             "items": len(self.examples), "responses": self.responses, "kept": done.kept,
             "dropped": done.dropped, "texts": {"needed": done.needed, "asked_now": done.asked},
+            "round_trip": None if self.round_trip is None else {
+                "least": self.round_trip, "texts": done.backs, "asked_now": done.asked_back,
+            },
             "spent": asdict(done.spent), "spent_now": {**asdict(done.new), "elapsed": round(elapsed, 3)},
         }  # fmt: skip
 

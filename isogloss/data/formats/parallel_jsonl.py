@@ -23,6 +23,7 @@ from isogloss.data.formats.lines import language_of, nearest, write_lines
 from isogloss.data.formats.records import Tell, nobody, read_file
 from isogloss.data.formats.rows import (
     LeftOut,
+    Only,
     Row,
     absent,
     identifier,
@@ -41,7 +42,7 @@ _ROW: Final = (*_ITEM, "language", *_TURN)
 
 
 def read(
-    path: Path, *, tell: Tell = nobody, each: Callable[[LeftOut], object] = nothing
+    path: Path, *, tell: Tell = nobody, each: Callable[[LeftOut], object] = nothing, only: Only = iter
 ) -> list[ParallelExample]:
     """All items of the file, in the order in which their ids first occur.
 
@@ -49,11 +50,12 @@ def read(
         path: The file.
         tell: Hears how many rows are left out because their language is not known here.
         each: Is given each of them.
+        only: Of all rows those that are wanted.
 
     Raises:
         DataError: The file is missing, a row is malformed, or none can be used.
     """
-    return join(_rows(path), path, tell, each)
+    return join(_rows(path), path, tell, each, only)
 
 
 def write(path: Path, examples: Iterable[ParallelExample]) -> None:

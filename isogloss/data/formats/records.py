@@ -3,7 +3,7 @@
 Opens .jsonl, .json, .csv and .tsv, compressed or not, .parquet, .arrow, a folder of such files with its
 splits and shards, and what `Dataset.save_to_disk` wrote. A .tsv is split at tabs, its quotation marks being
 text. Text stays as it is written: readers that guess types make 1.0 of an id 1, and nothing of the answers
-"None" and "NA". Nothing is cached.
+"None" and "NA". Nothing is cached, and of what has rows in a line or batch no more than one is held.
 """
 
 import csv
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from isogloss.data.formats.lines import name_within, nearest, read_lines, read_objects
+from isogloss.data.formats.lines import name_within, nearest, read_objects, stream_lines
 from isogloss.data.text import canonical_values
 from isogloss.errors import DataError
 
@@ -141,14 +141,14 @@ def _saved(path: Path) -> Iterator[Record]:
     import datasets
 
     for line, cells in _arrow_rows(
-        lambda: datasets.load_from_disk(str(path), keep_in_memory=True).with_format("arrow")[:], path
+        lambda: datasets.load_from_disk(str(path)).with_format("arrow").iter(1000), path
     ):
         yield Record(path, line, line, cells)
 
 
 def _csv(path: Path) -> Numbered:
     csv.field_size_limit(1 << 30)  # a document may be longer than 128 KiB
-    reader = csv.reader((line + "\n" for line in read_lines(path)), strict=True)
+    reader = csv.reader((line + "\n" for line in stream_lines(path)), strict=True)
     start = 1
     header: list[str] | None = None
     try:
@@ -164,9 +164,9 @@ def _csv(path: Path) -> Numbered:
 
 
 def _tsv(path: Path) -> Numbered:
-    lines = read_lines(path)
-    header = lines[0].split("\t") if lines else []
-    for number, line in enumerate(lines[1:], start=2):
+    lines = stream_lines(path)
+    header = next(lines, "").split("\t")
+    for number, line in enumerate(lines, start=2):
         if line:
             yield number, _named(header, line.split("\t"), path, number)
 
@@ -179,12 +179,12 @@ def _named(header: list[str], fields: list[str], path: Path, line: int) -> Mappi
 
 
 def _json(path: Path) -> Numbered:
-    text = "\n".join(read_lines(path))
-    if not text.lstrip().startswith("["):
+    first = next((line for line in stream_lines(path) if line.strip()), "")
+    if not first.lstrip().startswith("["):
         yield from read_objects(path)
         return
     try:
-        rows = canonical_values(json.loads(text))
+        rows = json.loads("\n".join(stream_lines(path)))
     except json.JSONDecodeError as error:
         message = f"not JSON at column {error.colno} ({error.msg}); the file must be one list of objects"
         raise DataError(message, path, error.lineno) from None
@@ -194,34 +194,39 @@ def _json(path: Path) -> Numbered:
         if not isinstance(row, dict):
             message = f"item {number} of the list is a {type(row).__name__}; it must be an object"
             raise DataError(message, path)
-        yield number, row
+        yield number, canonical_values(row)
 
 
 def _parquet(path: Path) -> Numbered:
     import pyarrow.parquet
 
-    return _arrow_rows(lambda: pyarrow.parquet.ParquetFile(path).read(), path)
+    return _arrow_rows(lambda: pyarrow.parquet.ParquetFile(path).iter_batches(), path)
 
 
 def _arrow(path: Path) -> Numbered:
     import pyarrow
 
-    def table() -> Any:
+    def batches() -> Iterator[Any]:
         with pyarrow.OSFile(str(path)) as file:
             if file.read(6) == b"ARROW1":  # the file format; the library that writes data sets streams
+                whole = pyarrow.ipc.open_file(file)
+                yield from map(whole.get_batch, range(whole.num_record_batches))
+            else:
                 file.seek(0)
-                return pyarrow.ipc.open_file(file).read_all()
-            file.seek(0)
-            return pyarrow.ipc.open_stream(file).read_all()
+                yield from pyarrow.ipc.open_stream(file)
 
-    return _arrow_rows(table, path)
+    return _arrow_rows(batches, path)
 
 
-def _arrow_rows(load: Callable[[], Any], path: Path) -> Numbered:
+def _arrow_rows(batches: Callable[[], Iterable[Any]], path: Path) -> Numbered:
+    """The rows of tables or batches of Arrow, of which one is held at a time."""
     import pyarrow
 
+    number = 0
     try:
-        rows = load().to_pylist()
+        for batch in batches():
+            for number, row in enumerate(batch.to_pylist(), start=number + 1):  # noqa: B020
+                yield number, canonical_values(row)
     except FileNotFoundError:
         raise DataError("there is no such file; give the path of an existing file", path) from None
     except UnicodeDecodeError:
@@ -229,7 +234,6 @@ def _arrow_rows(load: Callable[[], Any], path: Path) -> Numbered:
     except (pyarrow.ArrowInvalid, OSError) as error:
         message = str(error).splitlines()[0].rstrip(". ")
         raise DataError(f"the table cannot be read ({message}); write it again", path) from None
-    return enumerate(canonical_values(rows), start=1)
 
 
 _OPENERS: Final[dict[str, Callable[[Path], Numbered]]] = {
