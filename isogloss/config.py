@@ -28,6 +28,7 @@ from pydantic_core import PydanticCustomError
 from yaml.composer import ComposerError
 
 from isogloss.bases import PACKAGED, SUFFIX, unavailable
+from isogloss.data.formats.records import on_hub
 from isogloss.defaults import EMBEDDED, Facts, by_model, look_up
 from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE, XGLUE_TWELVE, languages, resolve
@@ -204,7 +205,10 @@ class FileData(Source):
     english_items: Count | None = None
     """English items for stage 1, drawn over tasks and labels; all of them if not given."""
     path: Place
-    """The file; relative to the folder where the command runs."""
+    """The file or folder, relative to the folder where the command runs, or a data set of the hub as
+    hub:OWNER/NAME, with /CONFIG and @REVISION behind it where they are needed."""
+    split: str | None = None
+    """Which part of a folder or data set is read; train where it holds several and none is named."""
 
 
 class ParallelFile(FileData):
@@ -221,8 +225,6 @@ class ChatFile(FileData):
     """Chats, as JSON lines or any other table."""
     language: Code = "en"
     """The language of the rows that name none."""
-    split: str | None = None
-    """Which part of a folder is read; train where it holds several and none is named."""
 
 
 class TableFile(FileData):
@@ -232,8 +234,6 @@ class TableFile(FileData):
     """A table, or a folder of them."""
     columns: dict[str, str]
     """From our field (id, task, language, instruction, response, sw.instruction …) to the table's column."""
-    split: str | None = None
-    """Which part of a folder is read; train where it holds several and none is named."""
 
 
 AnySource = Annotated[
@@ -1356,7 +1356,7 @@ def _misplaced(config: Config, written: _Written) -> Iterator[str]:
     elif folder.is_dir() and config.model != EMBEDDED and not (folder / "config.json").is_file():
         yield fault("model", f"is {config.model}; it holds no config.json, which save_pretrained writes")
     for source in config.sources:
-        if isinstance(source, FileData) and not source.path.exists():
+        if isinstance(source, FileData) and not on_hub(source.path) and not source.path.exists():
             yield fault("data.path", f"is {source.path}; there is no such file")
     for code in config.languages.amounts:
         if code not in config.languages.targets:

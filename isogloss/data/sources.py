@@ -280,8 +280,8 @@ def _drawn(most: int, seed: int, prefix: str, rows: Iterable[Row]) -> list[Row]:
 
 def _file(source: FileData, tell: Tell, only: Only) -> list[ParallelExample]:
     match source:
-        case ParallelFile(path=path):
-            return parallel_jsonl.read(path, tell=tell, only=only)
+        case ParallelFile(path=path, split=split):
+            return parallel_jsonl.read(path, split=split, tell=tell, only=only)
         case ChatFile(path=path, language=language, split=split):
             return chat_jsonl.read(path, language, split=split, tell=tell, only=only)
         case TableFile(path=path, columns=columns, split=split):

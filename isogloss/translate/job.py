@@ -2,7 +2,8 @@
 
 Beside FILE.jsonl lies the folder FILE.translate: `answers.jsonl`, which only grows and from which a killed
 job goes on; `dropped.jsonl`, every row that was left out, with its reason; `report.json`; `README.md`, the
-data card. FILE.jsonl itself is written at the end, whole.
+data card. FILE.jsonl itself is written at the end, whole, and so is what is asked for besides: FILE.parquet
+and what a speaker is to read.
 """
 
 import time
@@ -13,14 +14,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from isogloss.data.draw import FIXED, in_draw_order
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.formats import parallel_jsonl
 from isogloss.errors import ConfigError, DataError
 from isogloss.files import Journal, locked, write_json, write_lines, write_text
 from isogloss.languages import SOURCE, languages
-from isogloss.translate import answers
+from isogloss.translate import answers, review
 from isogloss.translate.answers import Answer, Spent, Translator, Wanted, key_of
-from isogloss.translate.filter import Reason, reasons
+from isogloss.translate.filter import CHECKS, Reason, reasons
+from isogloss.translate.review import Mark, Reading
 
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 """Shows how many of how many are done, of what."""
@@ -50,6 +53,9 @@ class Done:
         dropped: By language and reason, how many items are not.
         new: What this call spent; `spent`, what all its answers cost, whenever they were asked for.
         asked: How many texts this call asked for, of how many that were needed.
+        made: All items as they are in the parallel file.
+        readings: By language, what was made and kept and no speaker has marked, as it is drawn.
+        heeded: By language, the marks that are of these translations.
         backs: How many translations are said in English again, of which this call asked for `asked_back`.
     """
 
@@ -58,6 +64,9 @@ class Done:
     dropped: dict[str, dict[str, int]]
     asked: int
     needed: int
+    made: list[ParallelExample] = field(default_factory=list)
+    readings: dict[str, list[Reading]] = field(default_factory=dict)
+    heeded: dict[str, list[Mark]] = field(default_factory=dict)
     backs: int = 0
     asked_back: int = 0
     new: Spent = field(default_factory=Spent)
@@ -69,6 +78,11 @@ def folder_of(out: Path) -> Path:
     return out.with_name(f"{out.name.removesuffix('.gz').removesuffix('.jsonl')}.translate")
 
 
+def table_of(out: Path) -> Path:
+    """The parallel file's name as a table."""
+    return out.with_name(f"{folder_of(out).stem}.parquet")
+
+
 class Job:
     """Examples, the languages that they are to be had in, and who translates.
 
@@ -77,6 +91,7 @@ class Job:
         codes: Our codes of the languages; what an example has already is kept.
         responses: Whether responses are translated too, or left for a teacher to write.
         keep: Regular expressions of what must stand in a translation as in English.
+        marks: What speakers said of earlier translations, which counts for more than the filter.
         round_trip: chrF that a translation must reach which the translator says in English again; None where
             it is not asked to.
 
@@ -94,6 +109,7 @@ class Job:
         *,
         responses: bool = True,
         keep: Sequence[str] = (),
+        marks: Mapping[tuple[str, str], Mark] = {},
         round_trip: float | None = None,
     ):
         if SOURCE in codes:
@@ -102,6 +118,7 @@ class Job:
             raise DataError("the data have no instruction in English, so there is nothing to translate")
         self.examples, self.codes, self.translator, self.out = examples, codes, translator, out
         self.responses, self.keep, self.round_trip = responses, keep, round_trip
+        self.marks = marks
         self.folder = folder_of(out)
         found = [
             Wanted(text, code)
@@ -163,7 +180,7 @@ class Job:
                 done.spent.add(kept[self._key(one)].spent)
             report = self._report(done, elapsed, about)
             write_json(self.folder / "report.json", report)
-            write_text(self.folder / "README.md", card(report, parallel_jsonl.read(self.out), self.codes))
+            write_text(self.folder / "README.md", card(report, done.made, self.codes))
             return done
 
     def _texts(self, example: ParallelExample) -> dict[str, str]:
@@ -196,12 +213,22 @@ class Job:
         dropped: list[Dropped] = []
         made: list[ParallelExample] = []
         counts = Counter[str]()
+        readings: dict[tuple[str, str], Reading] = {}
+        heeded: dict[str, list[Mark]] = {code: [] for code in self.codes}
         for example in self.examples:
             turns = dict(example.turns)
             for code in self.codes if SOURCE in turns else ():
                 if code in example.turns:
                     continue
                 faults, texts = self._judge(example, code, kept, alike, backs)
+                english = self._texts(example)
+                reading = Reading(example.id, code, english, texts)
+                mark = self.marks.get((example.id, code))
+                if mark is not None and mark.key == reading.key:
+                    heeded[code].append(mark)
+                    faults, texts = _as_marked(mark, reading)
+                elif not faults:
+                    readings[example.id, code] = reading
                 if faults:
                     dropped += faults
                 else:
@@ -224,8 +251,14 @@ class Job:
             self.out,
             {code: counts[code] for code in self.codes},
             {code: dict(found.most_common()) for code, found in by_code.items()},
-            0, len(self.wanted),
+            0, len(self.wanted), made, self._drawn(readings), heeded,
         )  # fmt: skip
+
+    def _drawn(self, readings: Mapping[tuple[str, str], Reading]) -> dict[str, list[Reading]]:
+        order = in_draw_order(self.examples, FIXED)
+        return {
+            code: [readings[e.id, code] for e in order if (e.id, code) in readings] for code in self.codes
+        }
 
     def _judge(
         self,
@@ -272,7 +305,9 @@ class Job:
         return {
             "translator": self.translator.name, **about, "languages": list(self.codes),
             "items": len(self.examples), "responses": self.responses, "kept": done.kept,
-            "dropped": done.dropped, "texts": {"needed": done.needed, "asked_now": done.asked},
+            "dropped": done.dropped,
+            "reviewed": {code: review.counts(marks) for code, marks in done.heeded.items() if marks},
+            "texts": {"needed": done.needed, "asked_now": done.asked},
             "round_trip": None if self.round_trip is None else {
                 "least": self.round_trip, "texts": done.backs, "asked_now": done.asked_back,
             },
@@ -280,19 +315,35 @@ class Job:
         }  # fmt: skip
 
 
+def _as_marked(mark: Mark, reading: Reading) -> tuple[list[Dropped], dict[str, str]]:
+    """What a speaker's mark makes of a translation, whatever the filter says."""
+    texts = dict(reading.own) | (dict(mark.texts) if mark.verdict == "corrected" else {})
+    if mark.verdict != "wrong":
+        return [], texts
+    why = f"review: {mark.reason or 'a speaker marked it wrong'}"
+    english, own = (side.get("instruction", "") for side in (reading.english, reading.own))
+    return [Dropped(reading.id, reading.language, "instruction", english, own, "review", [why])], texts
+
+
 def card(report: Mapping[str, Any], made: Sequence[ParallelExample], codes: Sequence[str]) -> str:
     """The data card, in Markdown: where the data come from, what was left out, and a few examples."""
     table = languages()
     what = "instructions and responses" if report["responses"] else "instructions"
+    licence = report.get("license")
     lines = [
-        *("---", "language:", *(f"- {code}" for code in (SOURCE, *codes)), "---"),
-        *("# Translated instructions", ""),
+        *("---", "language:", *(f"- {code}" for code in (SOURCE, *codes))),
+        *([f"license: {licence}"] if licence else []),
+        *("---", "# Translated instructions", ""),
         f"English {what} from `{report.get('data', 'a file')}`,",
         f"translated by {report['translator']}, a machine.",
-        "No speaker has read them unless somebody says so here.",
+        *_read_by(report["reviewed"]),
         "",
-        "The terms of the English data and those of the translator hold for this file; name both before you",
-        "pass it on.",
+        f"Licence: {licence}."
+        if licence
+        else "Licence: not known here. The terms of the English data and those of the translator hold for\n"
+        "this file; name both before you pass it on.",
+        "",
+        "## Counts",
         "",
         f"| language | kept of {report['items']} | left out |",
         "| --- | --- | --- |",
@@ -300,12 +351,47 @@ def card(report: Mapping[str, Any], made: Sequence[ParallelExample], codes: Sequ
     for code in codes:
         whys = ", ".join(f"{why} {count}" for why, count in report["dropped"][code].items()) or "none"
         lines.append(f"| {table[code].name} | {report['kept'][code]} | {whys} |")
+    lines += ["", "## Filter", "", *_filtered_by(report)]
+    spent = report["spent"]
+    lines += [
+        *("", "## Cost", ""),
+        f"{spent['requests']} requests, {spent['tokens_read']} tokens read,",
+        f"{spent['tokens_written']} tokens written,",
+        f"{spent['seconds']:.0f} seconds of answering.",
+    ]
     for code in codes:
         shown = [one for one in made if code in one.turns and SOURCE in one.turns][:3]
         lines += ["", f"## {table[code].name}", ""]
-        sides = [(one.turns[SOURCE].instruction, one.turns[code].instruction) for one in shown]
-        lines += [f"- {_short(english)} → {_short(own)}" for english, own in sides]
+        for one in shown:
+            for part in ("instruction", "response"):
+                english, own = (getattr(one.turns[side], part) for side in (SOURCE, code))
+                if english is not None and own is not None:
+                    lines.append(f"- {_short(english)} → {_short(own)}")
     return "\n".join(lines) + "\n"
+
+
+def _read_by(reviewed: Mapping[str, Mapping[str, int]]) -> list[str]:
+    if not reviewed:
+        return ["No speaker has read them unless somebody says so here."]
+    table = languages()
+    return [
+        f"A speaker of {table[code].name} has read {sum(found.values())} of them: {found['right']} right, "
+        f"{found['corrected']} corrected, {found['wrong']} left out."
+        for code, found in reviewed.items()
+    ]
+
+
+def _filtered_by(report: Mapping[str, Any]) -> list[str]:
+    always = [name for name in CHECKS if name not in ("likeness", "round trip")]
+    lines = [f"A pair is left out for any of: {', '.join(always)}."]
+    if report.get("likeness"):
+        lines.append(f"Also where both sides are not alike to {report['likeness']}.")
+    if report["round_trip"]:
+        least = report["round_trip"]["least"]
+        lines.append(
+            f"Also where less than chrF {least:g} comes back when the translator translates it back."
+        )
+    return lines
 
 
 def _short(text: str) -> str:

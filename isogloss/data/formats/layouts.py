@@ -66,9 +66,9 @@ def read(
     """All items of a file in whatever layout, and which that is.
 
     Args:
-        path: A file, or a folder of chats.
+        path: A file, a folder of files, or hub:OWNER/NAME.
         language: The language of chats that name none.
-        split: Which part of a folder is read.
+        split: Which part of a folder or data set is read.
         tell: Hears what is left out, and why.
         each: Is given everything that is left out.
         only: Of all rows those that are wanted.
@@ -78,7 +78,7 @@ def read(
     """
     layout = layout_of(path, split)
     if layout.type == "parallel":
-        return layout, parallel_jsonl.read(path, tell=tell, each=each, only=only)
+        return layout, parallel_jsonl.read(path, split=split, tell=tell, each=each, only=only)
     return layout, chat_jsonl.read(path, language, split=split, tell=tell, each=each, only=only)
 
 

@@ -1,13 +1,15 @@
 """Records: the rows of any file or folder that people keep tables and chats in, each with where it stands.
 
 Opens .jsonl, .json, .csv and .tsv, compressed or not, .parquet, .arrow, a folder of such files with its
-splits and shards, and what `Dataset.save_to_disk` wrote. A .tsv is split at tabs, its quotation marks being
+splits and shards, what `Dataset.save_to_disk` wrote, and, as hub:OWNER/NAME, a data set of the hub, which the
+`datasets` library fetches and caches. A .tsv is split at tabs, its quotation marks being
 text. Text stays as it is written: readers that guess types make 1.0 of an id 1, and nothing of the answers
-"None" and "NA". Nothing is cached, and of what has rows in a line or batch no more than one is held.
+"None" and "NA". Of files nothing is cached, and of what has rows in a line or batch no more than one is held.
 """
 
 import csv
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +42,16 @@ class Record(NamedTuple):
     cells: Mapping[str, Any]
 
 
+HUB: Final = "hub:"
+"""What a path begins with that names a data set of the hub."""
+_ON_HUB: Final = re.compile(r"hub:([\w-][\w.-]*/[\w-][\w.-]*)(?:/([^@]+))?(?:@(.+))?", re.ASCII)
+
+
+def on_hub(path: Path) -> bool:
+    """Whether a path names a data set of the hub."""
+    return str(path).startswith(HUB)
+
+
 def nobody(text: str) -> None:
     """Tells nobody."""
 
@@ -50,14 +62,19 @@ def read_records(
     """The rows of a file, or of one split of a folder, its shards in the order of their names.
 
     Args:
-        path: A file or folder.
-        split: Which part of a folder; train where there are several and none is named.
+        path: A file or folder, or hub:OWNER/NAME, with /CONFIG behind it where the data set has several, and
+            @REVISION to stay with one.
+        split: Which part of a folder or data set; train where there are several and none is named.
         tell: Hears which split was taken where there were several.
         kind: What a file is whose name does not say it, such as jsonl.
 
     Raises:
-        DataError: The file is missing, damaged or of an unknown kind, or the folder has no such split.
+        DataError: The file is missing, damaged or of an unknown kind, the folder has no such split, or the
+            hub does not give the data set.
     """
+    if on_hub(path):
+        yield from _hub(path, split, tell)
+        return
     if path.is_dir():
         before = 0
         for rows in _folder(path, split, tell):
@@ -122,7 +139,7 @@ def _folder(path: Path, split: str | None, tell: Tell) -> Iterator[Iterable[Reco
             yield read_file(file)
 
 
-def _one(splits: Sequence[str], split: str | None, path: Path, tell: Tell) -> str:
+def _one(splits: Sequence[str], split: str | None, path: Path, tell: Tell, what: str = "the folder") -> str:
     if split is not None:
         if split not in splits:
             raise DataError(f"there is no split {split!r}; {nearest(split, splits)}", path)
@@ -130,9 +147,7 @@ def _one(splits: Sequence[str], split: str | None, path: Path, tell: Tell) -> st
     if len(splits) == 1:
         return splits[0]
     if "train" not in splits:
-        raise DataError(
-            f"the folder holds {', '.join(splits)} and no train; set data.split to one of them", path
-        )
+        raise DataError(f"{what} holds {', '.join(splits)} and no train; set data.split to one of them", path)
     tell(f"{path}: of the splits {', '.join(splits)} train is read; data.split names another")
     return "train"
 
@@ -144,6 +159,43 @@ def _saved(path: Path) -> Iterator[Record]:
         lambda: datasets.load_from_disk(str(path)).with_format("arrow").iter(1000), path
     ):
         yield Record(path, line, line, cells)
+
+
+def _hub(path: Path, split: str | None, tell: Tell) -> Iterator[Record]:
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    if (parts := _ON_HUB.fullmatch(str(path))) is None:
+        raise DataError(
+            "it is no data set of the hub; write hub:OWNER/NAME, with /CONFIG behind it where there are "
+            "several and @REVISION to stay with one", path,
+        )  # fmt: skip
+    name, config, revision = parts.groups()
+    try:
+        found = datasets.load_dataset(name, config, revision=revision)
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200].rstrip(". ")
+        if "gated" in said:
+            way = "ask for access on its page, then log in with `hf auth login` or set HF_TOKEN"
+        elif isinstance(error, ConnectionError):
+            way = "connect once, or name a folder that holds a copy of its files"
+        elif isinstance(error, FileNotFoundError):
+            way = "correct the name; if it is private, log in with `hf auth login`"
+        else:
+            way = (
+                "name its configuration as hub:OWNER/NAME/CONFIG, or a folder that holds a copy of its files"
+            )
+        raise DataError(f"{said}; {way}", path) from None
+    rows = found[_one(list(found), split, path, tell, "the data set")]
+    # A label is a number there, which says nothing to whom reads it.
+    names = {column: feature.names for column, feature in rows.features.items() if hasattr(feature, "names")}
+    for line, cells in _arrow_rows(lambda: rows.with_format("arrow").iter(1000), path):
+        worded = {
+            column: own[value]
+            for column, own in names.items()
+            if isinstance(value := cells[column], int) and 0 <= value < len(own)
+        }
+        yield Record(path, line, line, {**cells, **worded})
 
 
 def _csv(path: Path) -> Numbered:
