@@ -105,15 +105,15 @@ def translate(folder, endpoint, *more):
     data = folder / "english.jsonl"
     data.write_text("".join(json.dumps({"instruction": text}) + "\n" for text in list(SWAHILI)[:4]))
     line = [
-        sys.executable, "-m", "isogloss", "translate", str(data), "--to", "sw", "--out", str(folder / "out.jsonl"),
-        "--url", endpoint.url, "--model", "mt", *map(str, more),
+        sys.executable, "-m", "isogloss", "translate", str(data), "--to", "sw",
+        "--out", str(folder / "out.jsonl"), "--url", endpoint.url, "--model", "mt", *map(str, more),
     ]  # fmt: skip
     return subprocess.run(line, capture_output=True, text=True, check=False)
 
 
 def test_a_speaker_outweighs_the_filter(endpoint, tmp_path):
-    """Of four, one is corrected, one wrong, and one right that the filter would drop once a number is strange;
-    the page that is written next holds only what nobody has read."""
+    """Of four, one is corrected, with a number that the filter would not let pass, and one is wrong; the page
+    that is written next holds only what nobody has read."""
     assert translate(tmp_path, endpoint, "--review", tmp_path / "r.csv", "--review-rows", "3").returncode == 0
     with (tmp_path / "r.csv").open(encoding="utf-8-sig", newline="") as file:
         cells = {row["id"]: row for row in csv.DictReader(file)}
