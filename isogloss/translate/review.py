@@ -100,15 +100,14 @@ def read(paths: Iterable[Path]) -> Marks:
     """
     found: Marks = {}
     for path in paths:
-        before = len(found)
+        marked = False
         for record in read_file(path, "jsonl"):
             for place_of, mark in _mark(record):
+                marked = True
                 if found.setdefault(place_of, mark) != mark:
-                    id, code = place_of
-                    raise DataError(
-                        f"id {id!r} is marked twice in {code}; keep one", record.path, record.line
-                    )
-        if len(found) == before:
+                    message = f"id {place_of[0]!r} is marked twice in {place_of[1]}; keep one"
+                    raise DataError(message, record.path, record.line)
+        if not marked:
             raise DataError("it holds no mark; mark some rows, and save them", path)
     return found
 
