@@ -7,9 +7,9 @@ Tatoeba pairs, 600 of a language at most, drawn by a hash of the English; the ha
 the limits, the other half is reported. With --likeness the languages named there are also read by a base
 (gemma-3-270m), 200 pairs of a half, of which no sentence stands twice; it finds shuffled pairs (another
 sentence's translation): a tenth of the pairs at a time, beside nine tenths that are right, or half of them.
-Their `kept` counts right pairs beside a tenth that is shuffled. Other damages: half cut (with and without a full stop put behind it),
-wrong language (any other of the sets; one in the same script), copy (the English), numbers changed (in pairs
-into which the same number was put), placeholder lost ({name} likewise).
+Their `kept` counts right pairs beside a tenth that is shuffled. Other damages: half cut (with and without a
+full stop put behind it), wrong language (any other of the sets; one in the same script), copy (the English),
+numbers changed (in pairs into which the same number was put), placeholder lost ({name} likewise).
 """
 
 import argparse
@@ -129,6 +129,8 @@ def measure(folder: Path, likeness: Likeness, chosen: dict[str, Limits], only: C
     rows = []
     for code, (choosing, reported) in halves.items():
         alike = likeness(choosing, code)
+        if alike is None and not set(only) & set(DAMAGES):
+            continue
         limits = choose(choosing, code, alike.right if alike else None)
         chosen[code] = limits
         others = {name: [text for _, text in two] for name, (_, two) in halves.items() if name != code}
@@ -149,9 +151,10 @@ def measure(folder: Path, likeness: Likeness, chosen: dict[str, Limits], only: C
                 continue
             clean = reported if scores is None else read.pairs
             surface = kept(clean)
+            found = 1 - kept(pairs, scores)
             rows.append(
                 {
-                    "language": code, "damage": damage, "pairs": len(pairs), "recall": 1 - kept(pairs, scores),
+                    "language": code, "damage": damage, "pairs": len(pairs), "recall": found,
                     "kept": surface if scores is None else kept(clean, read.right),
                     "kept_without_likeness": surface,
                 }
@@ -206,8 +209,8 @@ def read_by(base: str, codes: list[str], states: Path) -> Likeness:
                 order = list(range(count))
                 for place, other in zip(places, [*places[1:], places[0]], strict=True):
                     order[place] = other
-                states = {layer: vectors[order] for layer, vectors in sides[1].items()}
-                found = scores(sides[0], states, ours, [theirs[n] for n in order]).tolist()
+                moved = {layer: vectors[order] for layer, vectors in sides[1].items()}
+                found = scores(sides[0], moved, ours, [theirs[n] for n in order]).tolist()
                 for n in places:
                     wrong[damage][n], mixed[damage][n] = found[n], (ours[n], theirs[order[n]])
                 if parts == 10:

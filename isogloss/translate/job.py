@@ -17,6 +17,7 @@ from typing import Any
 from isogloss.data.draw import FIXED, in_draw_order
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.formats import parallel_jsonl
+from isogloss.data.formats.records import on_hub
 from isogloss.errors import ConfigError, DataError
 from isogloss.files import Journal, locked, write_json, write_lines, write_text
 from isogloss.languages import SOURCE, languages
@@ -334,7 +335,7 @@ def card(report: Mapping[str, Any], made: Sequence[ParallelExample], codes: Sequ
         *("---", "language:", *(f"- {code}" for code in (SOURCE, *codes))),
         *([f"license: {licence}"] if licence else []),
         *("---", "# Translated instructions", ""),
-        f"English {what} from `{report.get('data', 'a file')}`,",
+        f"English {what} from `{_name(report.get('data', 'a file'))}`,",
         f"translated by {report['translator']}, a machine.",
         *_read_by(report["reviewed"]),
         "",
@@ -392,6 +393,11 @@ def _filtered_by(report: Mapping[str, Any]) -> list[str]:
             f"Also where less than chrF {least:g} comes back when the translator translates it back."
         )
     return lines
+
+
+def _name(data: str) -> str:
+    """A data set of the hub as it is, of a path its last part: a card goes to others."""
+    return data if on_hub(Path(data)) else Path(data).name
 
 
 def _short(text: str) -> str:

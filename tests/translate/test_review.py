@@ -140,6 +140,7 @@ def test_a_speaker_outweighs_the_filter(endpoint, tmp_path):
     card = (tmp_path / "out.translate" / "README.md").read_text("utf-8")
     assert "A speaker of Swahili has read 2 of them: 0 right, 1 corrected, 1 left out." in card
     assert "license: cc-by-4.0\n" in card and "| Swahili | 3 | review 1 |" in card
+    assert "from `english.jsonl`," in card and str(tmp_path) not in card
     assert "A pair is left out for any of: empty, copy, language, length" in card
     assert endpoint.asked.total() == 4
 
