@@ -1,12 +1,13 @@
 """Data sets of the hub, without a network: what the library has cached, and what it says of the others."""
 
 import json
+from pathlib import Path
 
 import datasets
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 
-from isogloss.config import ChatFile, Config, TableFile, load_config
+from isogloss.config import Config, TableFile, load_config
 from isogloss.data.formats import chat_jsonl, layouts, parallel_jsonl, table
 from isogloss.data.formats.records import read_records
 from isogloss.data.sources import english_examples
@@ -41,14 +42,9 @@ def asked(examples):
     return [one.turns["en"].instruction for one in examples]
 
 
-def path(text):
-    """A setting's path."""
-    return ChatFile(path=text).path
-
-
 def test_chats_of_the_hub_are_read_by_split(cached):
     """Told apart by themselves, as those of a file are; of several splits train is read, which is told."""
-    name = path(cached("org/chats", {"train": CHATS, "test": CHATS[:1]}))
+    name = Path(cached("org/chats", {"train": CHATS, "test": CHATS[:1]}))
     told = []
     layout, found = layouts.read(name, tell=told.append)
     assert layout.name == "messages" and asked(found) == ["ask 0", "ask 1", "ask 2"]
@@ -80,7 +76,7 @@ def test_the_settings_name_a_data_set_of_the_hub(cached):
     ],
 )  # fmt: skip
 def test_every_layout_may_lie_on_the_hub(cached, rows, layout):
-    found, examples = layouts.read(path(cached("org/set", {"train": rows})))
+    found, examples = layouts.read(Path(cached("org/set", {"train": rows})))
     assert found.name == layout and asked(examples) == ["ask 0"]
 
 
@@ -92,7 +88,7 @@ def test_a_label_is_its_name(cached):
     name = cached(
         "org/labels", {"train": [{"text": "a", "label": 1}, {"text": "b", "label": None}]}, features=features
     )
-    source = TableFile(path=path(name), columns={"instruction": "text", "response": "label"})
+    source = TableFile(path=Path(name), columns={"instruction": "text", "response": "label"})
     found = table.read(source.path, source.columns)
     assert [one.turns["en"].response for one in found] == ["yes", None]
     assert asked(english_examples(Config(data=source), None)) == ["a"]
@@ -101,11 +97,11 @@ def test_a_label_is_its_name(cached):
 def test_a_configuration_stands_behind_the_name(cached):
     cached("org/several", {"train": CHATS[:1]}, config="small")
     cached("org/several", {"train": CHATS}, config="large")
-    assert asked(chat_jsonl.read(path("hub:org/several/small"))) == ["ask 0"]
+    assert asked(chat_jsonl.read(Path("hub:org/several/small"))) == ["ask 0"]
     with pytest.raises(
         DataError, match=r"hub:org/several: .*name its configuration as hub:OWNER/NAME/CONFIG"
     ):
-        chat_jsonl.read(path("hub:org/several"))
+        chat_jsonl.read(Path("hub:org/several"))
 
 
 def test_what_cannot_be_had_is_refused_in_one_line(cached, monkeypatch):
@@ -113,9 +109,9 @@ def test_what_cannot_be_had_is_refused_in_one_line(cached, monkeypatch):
     with pytest.raises(
         DataError, match=r"^hub:org/none: .*; connect once, or name a folder that holds a copy"
     ) as error:
-        chat_jsonl.read(path("hub:org/none"))
+        chat_jsonl.read(Path("hub:org/none"))
     assert "\n" not in str(error.value)
-    name = path(cached("org/chats", {"train": CHATS}))
+    name = Path(cached("org/chats", {"train": CHATS}))
     with pytest.raises(DataError, match=r"^hub:org/chats: there is no split 'tets'; there are: train$"):
         chat_jsonl.read(name, split="tets")
     for said, way in (
@@ -134,11 +130,11 @@ def test_what_cannot_be_had_is_refused_in_one_line(cached, monkeypatch):
 
         monkeypatch.setattr(datasets, "load_dataset", refuse)
         with pytest.raises(DataError, match=f"^hub:org/x: .*; {way}"):
-            chat_jsonl.read(path("hub:org/x"))
+            chat_jsonl.read(Path("hub:org/x"))
     with pytest.raises(
         DataError, match=r"^hub:squad: it is no data set of the hub; write hub:OWNER/NAME, with"
     ):
-        chat_jsonl.read(path("hub:squad"))
+        chat_jsonl.read(Path("hub:squad"))
 
 
 def test_a_folder_of_parallel_files_is_read_by_split(tmp_path):
