@@ -5,20 +5,23 @@
 
 Tatoeba pairs, 600 of a language at most, drawn by a hash of the English; the half whose hash is even chooses
 the limits, the other half is reported. With --likeness the languages named there are also read by a base
-(gemma-3-270m), and the likeness of both sides counts for what is kept and what is found of shuffled pairs.
-Damages: shuffled (another sentence's translation), half cut (with and without a full stop put behind it),
-wrong language (any other of the sets; one in the same script), copy (the English), numbers changed (in pairs
-into which the same number was put), placeholder lost ({name} likewise).
+(gemma-3-270m), 200 pairs of a half, of which no sentence stands twice; it finds shuffled pairs (another
+sentence's translation): a tenth of the pairs at a time, beside nine tenths that are right, or half of them.
+Their `kept` counts right pairs beside a tenth that is shuffled. Other damages: half cut (with and without a
+full stop put behind it), wrong language (any other of the sets; one in the same script), copy (the English),
+numbers changed (in pairs into which the same number was put), placeholder lost ({name} likewise).
 """
 
 import argparse
 import gzip
 import hashlib
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
+from typing import NamedTuple
 
 import yaml
 from machine import put
@@ -27,8 +30,21 @@ from isogloss.languages import languages
 from isogloss.translate.filter import Limits, ends, foreignness, reasons, surplus
 
 PAIRS = 600
+READ = 200
+"""Pairs of a half that a base reads."""
+SHUFFLED = {"shuffled": 10, "shuffled, half of all": 2}
+"""Of which share of a batch, as its denominator."""
 LOST = {"shortest": 0.003, "longest": 0.003, "foreign": 0.005, "likeness": 0.03}
 """Shares of clean pairs that each limit may cost."""
+DAMAGES = (
+    "half cut",
+    "half cut, full stop",
+    "wrong language",
+    "wrong language, same script",
+    "copy",
+    "numbers changed",
+    "placeholder lost",
+)
 FEWEST_ENDS = 0.96
 """Share of clean pairs from which on the mark at the end is looked for."""
 Pair = tuple[str, str]
@@ -81,7 +97,6 @@ def damages(pairs: list[Pair], others: dict[str, list[str]], code: str) -> dict[
         return texts[number_of(english[::-1]) % len(texts)]
 
     found: dict[str, list[Pair]] = {
-        "shuffled": [(pairs[i][0], pairs[i - len(pairs) // 2][1]) for i in range(len(pairs))],
         "half cut": [(english, half(text)) for english, text in pairs],
         "half cut, full stop": [(english, half(text) + ".") for english, text in pairs],
         "wrong language": [(english, of(list(others), english)) for english, _ in pairs],
@@ -97,11 +112,20 @@ def damages(pairs: list[Pair], others: dict[str, list[str]], code: str) -> dict[
     return found
 
 
-Likeness = Callable[[list[Pair], str], tuple[list[float], list[float]] | None]
-"""Of pairs in a language, the scores of the true ones and of the shuffled; None where nobody read it."""
+class Read(NamedTuple):
+    """Of pairs that a base has read, the scores of the right ones and, by damage, of the shuffled."""
+
+    pairs: list[Pair]
+    right: list[float]
+    shuffled: dict[str, list[Pair]]
+    scores: dict[str, list[float]]
 
 
-def measure(folder: Path, likeness: Likeness, chosen: dict[str, Limits]) -> list[dict]:
+Likeness = Callable[[list[Pair], str], Read | None]
+"""None where nobody read the language."""
+
+
+def measure(folder: Path, likeness: Likeness, chosen: dict[str, Limits], only: Collection[str]) -> list[dict]:
     files = {file.name[3:-7]: file for file in sorted(folder.glob("en-*.tsv.gz"))}
     halves = {
         code: tuple([pair for pair in pairs_of(file) if number_of(pair[0]) % 2 == rest] for rest in (0, 1))
@@ -110,10 +134,12 @@ def measure(folder: Path, likeness: Likeness, chosen: dict[str, Limits]) -> list
     rows = []
     for code, (choosing, reported) in halves.items():
         alike = likeness(choosing, code)
-        limits = choose(choosing, code, alike[0] if alike else None)
+        if alike is None and not set(only) & set(DAMAGES):
+            continue
+        limits = choose(choosing, code, alike.right if alike else None)
         chosen[code] = limits
         others = {name: [text for _, text in two] for name, (_, two) in halves.items() if name != code}
-        right, shuffled = likeness(reported, code) or (None, None)
+        read = likeness(reported, code)
 
         def kept(pairs: list[Pair], scores: list[float] | None = None, code=code, limits=limits) -> float:
             numbers = range(len(pairs))
@@ -123,19 +149,32 @@ def measure(folder: Path, likeness: Likeness, chosen: dict[str, Limits]) -> list
             ]
             return mean(not some for some in faults)
 
-        clean, surface = kept(reported, right), kept(reported)
-        for damage, pairs in damages(reported, others, code).items():
-            read = shuffled if damage == "shuffled" else None
-            if damage == "shuffled" and read is None:
-                continue  # nothing on the surface shows it
+        damaged = {name: (pairs, None) for name, pairs in damages(reported, others, code).items()}
+        damaged |= {name: (read.shuffled[name], read.scores[name]) for name in SHUFFLED} if read else {}
+        for damage, (pairs, scores) in damaged.items():
+            if damage not in only:
+                continue
+            clean = reported if scores is None else read.pairs
+            surface = kept(clean)
+            found = 1 - kept(pairs, scores)
             rows.append(
                 {
-                    "language": code, "damage": damage, "pairs": len(pairs), "recall": 1 - kept(pairs, read),
-                    "kept": clean, "kept_without_likeness": surface,
+                    "language": code,
+                    "damage": damage,
+                    "pairs": len(pairs),
+                    "recall": found,
+                    "kept": surface if scores is None else kept(clean, read.right),
+                    "kept_without_likeness": surface,
                 }
-            )  # fmt: skip
+            )
             print(*rows[-1].values(), flush=True)
     return rows
+
+
+def distinct(pairs: list[Pair]) -> list[int]:
+    """Places of pairs of which neither side has stood before."""
+    seen: set[str] = set()
+    return [n for n, pair in enumerate(pairs) if seen.isdisjoint(pair) and seen.update(pair) is None]
 
 
 def nobody(pairs: list[Pair], code: str) -> None:
@@ -157,6 +196,8 @@ def read_by(base: str, codes: list[str], states: Path) -> Likeness:
         if code not in codes:
             return None
         sides = []
+        pairs = pairs[:READ]
+        kept = distinct(pairs)
         for side, language in ((0, "en"), (1, code)):
             texts = [pair[side] for pair in pairs]
             file = states / f"{base}-{hashlib.sha256(repr(texts).encode()).hexdigest()[:12]}.pt"
@@ -166,10 +207,25 @@ def read_by(base: str, codes: list[str], states: Path) -> Likeness:
                 chosen = list(layers(len(layers_of(subject[0].model))))
                 states.mkdir(parents=True, exist_ok=True)
                 torch.save(embed(subject[0], texts, language, chosen, 32), file)
-            sides.append(torch.load(file))
-        # By half the list: the same English stands in rows that are neighbours.
-        shuffled = {layer: vectors.roll(len(pairs) // 2, 0) for layer, vectors in sides[1].items()}
-        return scores(*sides).tolist(), scores(sides[0], shuffled).tolist()
+            sides.append({layer: vectors[kept] for layer, vectors in torch.load(file).items()})
+        ours, theirs = ([pairs[n][side] for n in kept] for side in (0, 1))
+        count = len(kept)
+        right, wrong, mixed = [0.0] * count, {}, {}
+        for damage, parts in SHUFFLED.items():
+            wrong[damage], mixed[damage] = [0.0] * count, [("", "")] * count
+            for part in range(parts):
+                places = list(range(part, count, parts))
+                order = list(range(count))
+                for place, other in zip(places, [*places[1:], places[0]], strict=True):
+                    order[place] = other
+                moved = {layer: vectors[order] for layer, vectors in sides[1].items()}
+                found = scores(sides[0], moved, ours, [theirs[n] for n in order]).tolist()
+                for n in places:
+                    wrong[damage][n], mixed[damage][n] = found[n], (ours[n], theirs[order[n]])
+                if parts == 10:
+                    for n in range((part + 1) % parts, count, parts):
+                        right[n] = found[n]
+        return Read(list(zip(ours, theirs, strict=True)), right, mixed, wrong)
 
     return likeness
 
@@ -182,12 +238,21 @@ def main() -> None:
     parser.add_argument(
         "--states", type=Path, default=Path("runs/filter"), help="folder of the base's states"
     )
+    parser.add_argument(
+        "--damages", nargs="*", default=[], help="measure these alone; other rows of --out are kept"
+    )
     parser.add_argument("--choose", type=Path, help="write the limits here")
     parser.add_argument("--out", type=Path, help="where the JSON goes; printed without it")
     given = parser.parse_args()
     read = read_by(given.base, given.likeness, given.states) if given.likeness else nobody
     limits: dict[str, Limits] = {}
-    rows = measure(given.data_root / "tatoeba", read, limits)
+    only = given.damages or (*DAMAGES, *SHUFFLED)
+    rows = measure(given.data_root / "tatoeba", read, limits, only)
+    if given.damages and given.out.exists():
+        there = json.loads(given.out.read_text())["rows"]
+        rows = sorted(
+            [*(row for row in there if row["damage"] not in only), *rows], key=lambda row: row["language"]
+        )
     if given.choose:
         entries = {code: vars(one) for code, one in limits.items()}
         head = "# Limits by language, chosen by benchmarks/filter.py; filter.Limits says what each is.\n"

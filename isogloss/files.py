@@ -184,6 +184,10 @@ class Journal(Generic[T]):
     def __getitem__(self, key: str) -> T:
         return self._rows[key]
 
+    def get(self, key: str) -> T | None:
+        """The value, or None where there is none."""
+        return self._rows.get(key)
+
     def __len__(self) -> int:
         return len(self._rows)
 

@@ -44,7 +44,8 @@ def languages(
 
 def data(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", parser=path_of, help="A file, or a folder of files.")
+        Path,
+        typer.Argument(metavar="FILE", parser=path_of, help="A file, a folder of files, or hub:OWNER/NAME."),
     ],
     language: Annotated[
         str, typer.Option(metavar="CODE", help="The language of rows that name none.")
@@ -62,9 +63,10 @@ def data(
         file, code, split=split, tell=print_line, each=lambda one: left.append(str(one.error))
     )
     tasks = {example.task for example in examples}
+    part = f", split: {split}" if split else ""
     print_line(
         f"{file}: {layout.name}; {len(examples)} items, {len(tasks)} task{'s' * (len(tasks) > 1)}; read by "
-        f"data: {{type: {layout.type}, path: {json.dumps(str(file))}}}"
+        f"data: {{type: {layout.type}, path: {json.dumps(str(file))}{part}}}"
     )
     table = Table(box=None, header_style="bold", pad_edge=False)
     for number, name in enumerate(("language", "instructions", "responses", "characters, median")):
@@ -83,7 +85,12 @@ def data(
 
 def translate(
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", parser=path_of, help="Instructions in English, in any layout.")
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            parser=path_of,
+            help="Instructions in English, in any layout: a file, a folder, or hub:OWNER/NAME.",
+        ),
     ],
     to: Annotated[
         str, typer.Option("--to", metavar="CODES", help="Languages, by any of their codes: sw,ur.")
@@ -115,6 +122,16 @@ def translate(
             metavar="BASE", help="Also leave out what is no translation to this base, as gemma-3-270m."
         ),
     ] = None,
+    round_trip: Annotated[
+        bool,
+        typer.Option(
+            "--round-trip", help="Also translate back into English, and leave out what comes back otherwise."
+        ),
+    ] = False,
+    least_chrf: Annotated[
+        float | None,
+        typer.Option(min=0, max=100, help="chrF that must come back with --round-trip; 25 without it."),
+    ] = None,
     key_env: Annotated[
         str | None, typer.Option(metavar="NAME", help="Environment variable that holds the endpoint's key.")
     ] = None,
@@ -137,6 +154,32 @@ def translate(
     language: Annotated[
         str, typer.Option(metavar="CODE", help="The language of rows that name none.")
     ] = "en",
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which part of DATA; train without it.")
+    ] = None,
+    review_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--review",
+            metavar="FILE",
+            parser=path_of,
+            help="Also write a page (.html) or table (.csv) on which a speaker marks translations.",
+        ),
+    ] = None,
+    review_rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows a language of --review; 200 without it.")
+    ] = None,
+    reviewed: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", parser=path_of, help="What a speaker marked; repeatable."),
+    ] = None,
+    parquet: Annotated[bool, typer.Option("--parquet", help="Also write the data as FILE.parquet.")] = False,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--license", metavar="NAME", help="What the card says the data's licence is, as apache-2.0."
+        ),
+    ] = None,
     instructions_only: Annotated[
         bool, typer.Option("--instructions-only", help="Leave responses to a teacher.")
     ] = False,
@@ -145,9 +188,10 @@ def translate(
     ] = False,
 ) -> None:
     """From English alone: a parallel file of translated instructions, without the wrong ones."""
-    from isogloss.data.formats import layouts
-    from isogloss.translate import choosing
-    from isogloss.translate.job import Job
+    from isogloss.data.formats import layouts, parallel_jsonl
+    from isogloss.translate import choosing, review
+    from isogloss.translate.filter import ROUND_TRIP
+    from isogloss.translate.job import Job, table_of
 
     if not out_file.name.endswith((".jsonl", ".jsonl.gz")):
         raise ConfigError(f"--out {out_file}: parallel data are JSON lines; name a file in .jsonl")
@@ -168,23 +212,41 @@ def translate(
         quiet()
     elif examples_file is not None:
         raise ConfigError("--examples: an endpoint is shown none; leave it out, or write them into --prompt")
-    layout, examples = layouts.read(data, language, tell=print_line)
+    if least_chrf is not None and not round_trip:
+        raise ConfigError("--least-chrf has no effect without --round-trip; leave it out")
+    if review_rows is not None and review_file is None:
+        raise ConfigError("--review-rows has no effect without --review; leave it out")
+    if review_file is not None:
+        review.check(review_file)
+    marks = review.read(reviewed or ())
+    layout, examples = layouts.read(data, language, split=split, tell=print_line)
     print_line(f"{data}: {len(examples)} items, {layout.name}")
     if url is not None:
-        who = choosing.served(url, model, prompt, texts, more)
+        who = choosing.served(url, model, prompt, texts, more, back=round_trip)
     else:
-        who = choosing.local(model, codes, examples_file)
-    job = Job(examples, codes, who, out_file, responses=not instructions_only, keep=choosing.kept_by(prompt))
-    missing = job.missing()
+        who = choosing.local(model, codes, examples_file, back=round_trip)
+    least = (ROUND_TRIP if least_chrf is None else least_chrf) if round_trip else None
+    job = Job(
+        examples,
+        codes,
+        who,
+        out_file,
+        responses=not instructions_only,
+        keep=choosing.kept_by(prompt),
+        round_trip=least,
+        marks=marks,
+    )
+    missing, backs = job.missing()
     print_line(f"{len(job.wanted)} texts to translate, {len(missing)} of them not answered yet")
     if missing:
         print_line(f"{who.name}: {who.plan(missing)}")
+    if backs:
+        print_line(f"{len(backs)} translations at most to translate back: {who.plan(backs)}")
     if dry_run:
         return
     alike = choosing.likeness(likeness) if likeness else None
-    about = {"data": str(data), "layout": layout.name, "likeness": likeness}
-    with Screen().bar("Translating") as progress:
-        done = job.run(progress, alike, about)
+    about = {"data": str(data), "layout": layout.name, "likeness": likeness, "license": licence}
+    done = job.run(Screen().bar, alike, about)
     table = Table("language", "kept", "left out", "why", box=None, header_style="bold", pad_edge=False)
     for code in codes:
         reasons = done.dropped[code]
@@ -196,4 +258,16 @@ def translate(
         f"{spent.requests} requests, {spent.tokens_read} tokens read, {spent.tokens_written} written, "
         f"{clock_time(spent.seconds)} of answering; of these now {done.new.requests} requests"
     )
+    heeded = sum(map(len, done.heeded.values()))
+    if marks:
+        print_line(f"{heeded} of {len(marks)} marks heeded; the others are of other translations or items")
+    if parquet:
+        parallel_jsonl.write_parquet(table_of(out_file), done.made)
+    if review_file is not None:
+        for code, rows in done.readings.items():
+            page = review.place(review_file, code, codes)
+            review.write(page, code, rows[: review_rows or review.ROWS])
+            print_line(
+                f"{page}: {min(len(rows), review_rows or review.ROWS)} translations for a speaker of {code}"
+            )
     print_line(f"Parallel data: {done.out}; what was left out, report and card: {job.folder}")

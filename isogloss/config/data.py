@@ -1,5 +1,6 @@
 """Settings of where instructions and parallel text come from."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -11,6 +12,14 @@ from pydantic import (
 )
 
 from isogloss.config.base import Code, Count, Place, Positive, Settings, once, refusal
+
+HUB = "hub:"
+"""How a path names a data set of the Hub: hub:OWNER/NAME, with /CONFIG and @REVISION behind it."""
+
+
+def on_hub(path: Path) -> bool:
+    """Whether a path names a data set of the Hub."""
+    return str(path).startswith(HUB)
 
 
 class Source(Settings):
@@ -107,7 +116,10 @@ class FileData(Source):
     english_items: Count | None = None
     """English items for stage 1, drawn over tasks and labels; all of them if not given."""
     path: Place
-    """The file; relative to the folder where the command runs."""
+    """The file or folder, relative to the folder where the command runs, or a data set of the hub as
+    hub:OWNER/NAME, with /CONFIG and @REVISION behind it where they are needed."""
+    split: str | None = None
+    """Which part of a folder or data set is read; train where it holds several and none is named."""
 
 
 class ParallelFile(FileData):
@@ -124,8 +136,6 @@ class ChatFile(FileData):
     """Chats, as JSON lines or any other table."""
     language: Code = "en"
     """The language of the rows that name none."""
-    split: str | None = None
-    """Which part of a folder is read; train where it holds several and none is named."""
 
 
 class TableFile(FileData):
@@ -135,8 +145,6 @@ class TableFile(FileData):
     """A table, or a folder of them."""
     columns: dict[str, str]
     """From our field (id, task, language, instruction, response, sw.instruction …) to the table's column."""
-    split: str | None = None
-    """Which part of a folder is read; train where it holds several and none is named."""
 
 
 AnySource = Annotated[

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from isogloss.bases import EMBEDDED, PACKAGED, SUFFIX, unavailable
 from isogloss.config.base import home
-from isogloss.config.data import FileData
+from isogloss.config.data import FileData, on_hub
 from isogloss.config.distill import ModelTeacher, ServerTeacher
 from isogloss.config.schema import ROOTED, Config
 from isogloss.config.yaml_io import Written
@@ -41,7 +41,7 @@ def misplaced(config: Config, written: Written) -> Iterator[str]:
     elif folder.is_dir() and config.model != EMBEDDED and not (folder / "config.json").is_file():
         yield fault("model", f"is {config.model}; it holds no config.json, which save_pretrained writes")
     for source in config.sources:
-        if isinstance(source, FileData) and not source.path.exists():
+        if isinstance(source, FileData) and not on_hub(source.path) and not source.path.exists():
             yield fault("data.path", f"is {source.path}; there is no such file")
     for code in config.languages.amounts:
         if code not in config.languages.targets:

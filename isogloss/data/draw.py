@@ -6,9 +6,10 @@ Flow: examples → their strata (task, label) → order → the first n that can
 """
 
 import hashlib
+import heapq
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple, TypeVar
 
 from isogloss.data.examples import ParallelExample
 from isogloss.languages import SOURCE
@@ -17,8 +18,18 @@ T = TypeVar("T")
 
 MOST_LABELS: Final = 128
 """Distinct English responses that a task without options may have and still count as closed."""
+FEWEST_HELD: Final = 1000
+"""Of a stratum, however few are wanted, so that which tasks are closed is not judged by a handful."""
 FIXED: Final = 0
 """The seed of evaluation's draws, which do not depend on a run's."""
+
+
+class Drawn(NamedTuple):
+    """What a draw goes by: of a row its id, its task, and its English response."""
+
+    id: str
+    task: str
+    label: str
 
 
 def draw(
@@ -71,6 +82,40 @@ def sample(
     drawn = draw(items, FIXED, key=key, strata=strata, proportional=True)[:most]
     kept = {key(item) for item in drawn}
     return [item for item in items if key(item) in kept]
+
+
+def first_of_each_task(rows: Iterable[T], most: int, seed: int, of: Callable[[T], Drawn]) -> list[T]:
+    """Of rows that may be millions all that `in_draw_order` can put among its first `most`, as they came.
+
+    Within a stratum the lowest hashes are drawn first, so that of each no more than the lowest `most` are
+    held. A task may have labels for strata until it is met with more of them than a closed one has.
+
+    Args:
+        of: What counts of a row.
+    """
+    # By task and label, the highest hash on top of a heap; a task that is open has one label, None.
+    held: dict[str, dict[str | None, list[tuple[float, int, T]]]] = {}
+    most = max(most, FEWEST_HELD)
+    for number, row in enumerate(rows):
+        id, task, label = of(row)
+        labels = held.setdefault(task, {})
+        if None in labels:
+            label = None
+        elif label not in labels and len(labels) == MOST_LABELS:
+            together = sorted(one for heap in labels.values() for one in heap)[-most:]
+            heapq.heapify(together)
+            labels.clear()
+            labels[label := None] = together
+        heap = labels.setdefault(label, [])
+        one = -_hash(seed, id), -number, row
+        if len(heap) < most:
+            heapq.heappush(heap, one)
+        else:
+            heapq.heappushpop(heap, one)
+    found = sorted(
+        (-number, row) for labels in held.values() for heap in labels.values() for _, number, row in heap
+    )
+    return [row for _, row in found]
 
 
 def in_draw_order(examples: Sequence[ParallelExample], seed: int) -> list[ParallelExample]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Turn:
     """One instruction and its response in one language; no response yet means a teacher writes it."""
 
@@ -12,7 +12,7 @@ class Turn:
     response: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ParallelExample:
     """One meaning in several languages.
 

@@ -1,8 +1,9 @@
 """From the settings' `data` to examples: English ones for stage 1, parallel ones for stage 2."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from isogloss.config import (
@@ -23,10 +24,11 @@ from isogloss.config import (
 from isogloss.data.demo.grammar import LANGUAGES
 from isogloss.data.demo.items import demo_items
 from isogloss.data.division import Division
-from isogloss.data.draw import in_draw_order
+from isogloss.data.draw import Drawn, first_of_each_task, in_draw_order
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats import chat_jsonl, parallel_jsonl, table, xnli
 from isogloss.data.formats.records import Tell, nobody
+from isogloss.data.formats.rows import Only, Row
 from isogloss.data.parallel_text import topic_examples
 from isogloss.data.reading import read_answer
 from isogloss.data.tasks import massive as massive_tasks
@@ -59,7 +61,9 @@ def english_examples(config: Config, root: Path | None, tell: Tell = nobody) -> 
             items = demo_items("train", source.english_items, [SOURCE], draw="english")
             some = [item.example for item in items]
         else:
-            some = [e for e in _read(config, source, root, [], tell) if SOURCE in e.turns]
+            most = source.english_items
+            only = iter if most is None else partial(_drawn, most, config.seed, _prefix(config, source))
+            some = [e for e in _read(config, source, root, [], tell, only) if SOURCE in e.turns]
             some = [e for e in some if e.turns[SOURCE].response is not None]
             if source.english_items is not None:
                 some = in_draw_order(some, config.seed)[: source.english_items]
@@ -192,9 +196,18 @@ def told(found: Mapping[str, Counter[str]]) -> list[str]:
 
 
 def _read(
-    config: Config, source: AnySource, root: Path | None, languages: Sequence[str], tell: Tell
+    config: Config,
+    source: AnySource,
+    root: Path | None,
+    languages: Sequence[str],
+    tell: Tell,
+    only: Only = iter,
 ) -> list[ParallelExample]:
-    """All of a source's examples, in English and in those of the languages that it has."""
+    """All of a source's examples, in English and in those of the languages that it has.
+
+    Args:
+        only: Of a file's rows those that are wanted.
+    """
     match source:
         case MassiveData():
             folder = _root(root, source.type)
@@ -223,25 +236,38 @@ def _read(
                 for example in topic_examples(name, folder, languages, source.max_chars)
             ]
         case FileData():
-            found = _file(source, tell)
-            if len(config.sources) == 1:
+            found = _file(source, tell, only)
+            if not (prefix := _prefix(config, source)):
                 return found
-            # Files count from 1, each for itself.
             return [
-                replace(e, id=(id := f"{source.path.stem}-{e.id}"), group=id if e.group == e.id else e.group)
+                replace(e, id=(id := f"{prefix}{e.id}"), group=id if e.group == e.id else e.group)
                 for e in found
             ]
     raise TypeError(source)
 
 
-def _file(source: FileData, tell: Tell) -> list[ParallelExample]:
+def _prefix(config: Config, source: AnySource) -> str:
+    """What is put before the ids of a file's rows where there are several sources: files count from 1, each
+    for itself."""
+    return f"{source.path.stem}-" if isinstance(source, FileData) and len(config.sources) > 1 else ""
+
+
+def _drawn(most: int, seed: int, prefix: str, rows: Iterable[Row]) -> list[Row]:
+    """Of a file's rows those that stage 1 may draw."""
+    answered = (row for row in rows if row.language == SOURCE and row.turn.response is not None)
+    return first_of_each_task(
+        answered, most, seed, lambda row: Drawn(prefix + row.id, row.task, (row.turn.response or "").strip())
+    )
+
+
+def _file(source: FileData, tell: Tell, only: Only) -> list[ParallelExample]:
     match source:
-        case ParallelFile(path=path):
-            return parallel_jsonl.read(path, tell=tell)
+        case ParallelFile(path=path, split=split):
+            return parallel_jsonl.read(path, split=split, tell=tell, only=only)
         case ChatFile(path=path, language=language, split=split):
-            return chat_jsonl.read(path, language, split=split, tell=tell)
+            return chat_jsonl.read(path, language, split=split, tell=tell, only=only)
         case TableFile(path=path, columns=columns, split=split):
-            return table.read(path, columns, split=split, tell=tell)
+            return table.read(path, columns, split=split, tell=tell, only=only)
     raise TypeError(source)
 
 

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from isogloss.files import Journal
+from isogloss.languages import SOURCE
 
-VERSION = 1
+VERSION = 2
 """Of what a key stands for."""
 
 
 class Wanted(NamedTuple):
-    """An English text that is to be said in a language, by our code."""
+    """A text that is to be said in a language, and the one that it is in; both by our codes."""
 
     text: str
     code: str
+    source: str = SOURCE
 
 
 @dataclass
@@ -74,7 +76,7 @@ class Translator(Protocol):
 
 def key_of(translator: Translator, wanted: Wanted) -> str:
     """Names what is asked by its content and by who is asked in which words."""
-    content = [VERSION, wanted.code, wanted.text, translator.identity(wanted)]
+    content = [VERSION, *wanted, translator.identity(wanted)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,11 +17,18 @@ TEXTS = 8
 
 
 def served(
-    url: str, model: str, prompt: Path | None, texts: int | None, more: Mapping[str, Any]
+    url: str,
+    model: str,
+    prompt: Path | None,
+    texts: int | None,
+    more: Mapping[str, Any],
+    *,
+    back: bool = False,
 ) -> Translator:
     """A chat model behind an endpoint.
 
     Args:
+        back: Whether it will also be asked to translate into English.
         more: Settings of `Endpoint` that are given.
 
     Raises:
@@ -40,10 +48,16 @@ def served(
             "key_env": "must be the name of an environment variable, not the key itself",
         }.get(str(fault["loc"][0]), fault["msg"])
         raise ConfigError(f"{option}: {what}") from None
-    return Served(settings, load_prompt(prompt), texts or TEXTS)
+    said = load_prompt(prompt)
+    if back and "source" not in Template(said.system + said.user).get_identifiers():
+        raise ConfigError(
+            f"--round-trip: {prompt} names no $source, so it would tell to translate from English; write "
+            "$source in its place, or leave --round-trip out"
+        )
+    return Served(settings, said, texts or TEXTS)
 
 
-def local(model: str, codes: Sequence[str], examples: Path | None) -> Translator:
+def local(model: str, codes: Sequence[str], examples: Path | None, *, back: bool = False) -> Translator:
     """A model on this machine: of an encoder and a decoder, or a base that is shown examples.
 
     Raises:
@@ -55,7 +69,7 @@ def local(model: str, codes: Sequence[str], examples: Path | None) -> Translator
     if is_seq2seq(model):
         if examples is not None:
             raise ConfigError("--examples: a seq2seq model is shown none; leave it out")
-        return Seq2Seq(model, codes)
+        return Seq2Seq(model, codes, back=back)
     if examples is None:
         raise ConfigError(
             f"--model: {model} is no translator by itself; name parallel data in --examples, of which it is "

@@ -17,15 +17,29 @@ from statistics import median
 from typing import Final
 
 import yaml
+from sacrebleu.metrics.chrf import CHRF
 
 from isogloss.data.reading import normalise
 from isogloss.evaluate.fidelity import by_word, rank
 from isogloss.languages import languages
 
 CHECKS: Final = (
-    "empty", "copy", "language", "length", "cut off", "repetition", "numbers", "kept parts", "likeness",
-)  # fmt: skip
+    "empty",
+    "copy",
+    "language",
+    "length",
+    "cut off",
+    "repetition",
+    "numbers",
+    "kept parts",
+    "likeness",
+    "round trip",
+)
 """What a pair is left out for, in the order in which they are looked at."""
+
+
+ROUND_TRIP: Final = 25.0
+"""chrF that a text must reach which is translated back, unless said otherwise."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,8 @@ def reasons(
     *,
     keep: Sequence[str] = (),
     likeness: float | None = None,
+    back: str | None = None,
+    least: float = ROUND_TRIP,
     limits: Limits | None = None,
 ) -> list[Reason]:
     """Why a translation is not to be learned from; empty where nothing speaks against it.
@@ -94,6 +110,8 @@ def reasons(
         code: Our code of the language it should be in.
         keep: Regular expressions of what must stand in both, beside what is looked for anyway.
         likeness: The pair's `likeness.scores`, where they were worked out.
+        back: The translation, translated back into English, where it was; empty where that failed.
+        least: chrF that `back` must reach.
         limits: In place of the language's own.
     """
     limits = limits or limits_of(code)
@@ -112,6 +130,7 @@ def reasons(
             if likeness is not None and limits.likeness is not None and likeness < limits.likeness
             else None
         ),
+        "round trip": lambda: None if back is None else lost_on_the_way(english, back, least),
     }
     found = ((name, check()) for name, check in checks.items())
     return [Reason(name, detail) for name, detail in found if detail is not None]
@@ -213,6 +232,22 @@ def _often(text: str) -> str | None:
     words = text.split()
     fours = Counter(" ".join(words[n : n + 4]) for n in range(len(words) - 3))
     return next((four for four, count in fours.most_common(1) if count >= 3), None)
+
+
+# --- what comes back
+
+
+def chrf(english: str, back: str) -> float:
+    """How much of the characters comes back, 0 to 100 (Popović 2015, W15-3049), by sacrebleu."""
+    return CHRF().sentence_score(back, [english]).score
+
+
+def lost_on_the_way(english: str, back: str, least: float) -> str | None:
+    """Translated back, it is too far from the English."""
+    if not back.strip():
+        return "nothing comes back"
+    found = chrf(english, back)
+    return None if found >= least else f"{back!r} comes back, chrF {found:.0f}, and {least:.0f} is the least"
 
 
 # --- what must not change

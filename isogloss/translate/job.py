@@ -2,26 +2,32 @@
 
 Beside FILE.jsonl lies the folder FILE.translate: `answers.jsonl`, which only grows and from which a killed
 job goes on; `dropped.jsonl`, every row that was left out, with its reason; `report.json`; `README.md`, the
-data card. FILE.jsonl itself is written at the end, whole.
+data card. FILE.jsonl itself is written at the end, whole, and so is what is asked for besides: FILE.parquet
+and what a speaker is to read.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from isogloss.data.draw import FIXED, in_draw_order
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.formats import parallel_jsonl
+from isogloss.data.formats.records import on_hub
 from isogloss.errors import ConfigError, DataError
 from isogloss.files import Journal, locked, write_json, write_lines, write_text
 from isogloss.languages import SOURCE, languages
-from isogloss.translate import answers
+from isogloss.translate import answers, review
 from isogloss.translate.answers import Answer, Spent, Translator, Wanted, key_of
-from isogloss.translate.filter import Reason, reasons
+from isogloss.translate.filter import CHECKS, Reason, reasons
+from isogloss.translate.review import Mark, Reading
 
-Progress = Callable[[int, int], None]
+Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+"""Shows how many of how many are done, of what."""
 Likeness = Callable[[Sequence[str], Sequence[str], str], Sequence[float]]
 """Of English texts and their translations into a language, how alike each pair is."""
 
@@ -48,6 +54,10 @@ class Done:
         dropped: By language and reason, how many items are not.
         new: What this call spent; `spent`, what all its answers cost, whenever they were asked for.
         asked: How many texts this call asked for, of how many that were needed.
+        made: All items as they are in the parallel file.
+        readings: By language, what was made and kept and no speaker has marked, as it is drawn.
+        heeded: By language, the marks that are of these translations.
+        backs: How many translations are said in English again, of which this call asked for `asked_back`.
     """
 
     out: Path
@@ -55,6 +65,11 @@ class Done:
     dropped: dict[str, dict[str, int]]
     asked: int
     needed: int
+    made: list[ParallelExample] = field(default_factory=list)
+    readings: dict[str, list[Reading]] = field(default_factory=dict)
+    heeded: dict[str, list[Mark]] = field(default_factory=dict)
+    backs: int = 0
+    asked_back: int = 0
     new: Spent = field(default_factory=Spent)
     spent: Spent = field(default_factory=Spent)
 
@@ -62,6 +77,11 @@ class Done:
 def folder_of(out: Path) -> Path:
     """Where everything but the parallel file goes."""
     return out.with_name(f"{out.name.removesuffix('.gz').removesuffix('.jsonl')}.translate")
+
+
+def table_of(out: Path) -> Path:
+    """The parallel file's name as a table."""
+    return out.with_name(f"{folder_of(out).stem}.parquet")
 
 
 class Job:
@@ -72,6 +92,9 @@ class Job:
         codes: Our codes of the languages; what an example has already is kept.
         responses: Whether responses are translated too, or left for a teacher to write.
         keep: Regular expressions of what must stand in a translation as in English.
+        marks: What speakers said of earlier translations, which counts for more than the filter.
+        round_trip: chrF that a translation must reach which the translator says in English again; None where
+            it is not asked to.
 
     Raises:
         ConfigError: English is among the languages.
@@ -87,13 +110,16 @@ class Job:
         *,
         responses: bool = True,
         keep: Sequence[str] = (),
+        marks: Mapping[tuple[str, str], Mark] = {},
+        round_trip: float | None = None,
     ):
         if SOURCE in codes:
             raise ConfigError("--to: English is what is translated; leave it out")
         if not any(SOURCE in example.turns for example in examples):
             raise DataError("the data have no instruction in English, so there is nothing to translate")
         self.examples, self.codes, self.translator, self.out = examples, codes, translator, out
-        self.responses, self.keep = responses, keep
+        self.responses, self.keep, self.round_trip = responses, keep, round_trip
+        self.marks = marks
         self.folder = folder_of(out)
         found = [
             Wanted(text, code)
@@ -105,18 +131,23 @@ class Job:
         self.wanted = list(dict.fromkeys(found))
         self.keys = {one: key_of(translator, one) for one in self.wanted}
 
-    def missing(self) -> list[Wanted]:
-        """What has no answer yet; nothing is written."""
-        there = answers.journal(self.folder / "answers.jsonl")
-        return [one for one in self.wanted if self.keys[one] not in there]
+    def missing(self) -> tuple[list[Wanted], list[Wanted]]:
+        """What has no answer yet, and what is at most translated back after that; nothing is written.
 
-    def run(
-        self, progress: Progress, likeness: Likeness | None = None, about: Mapping[str, Any] = {}
-    ) -> Done:
+        Of a translation that is not there yet the English text stands in its place.
+        """
+        there = answers.journal(self.folder / "answers.jsonl")
+        missing = [one for one in self.wanted if self.keys[one] not in there]
+        if self.round_trip is None:
+            return missing, []
+        backs = [one for one in self._backs(there).values() if self._key(one) not in there]
+        return missing, backs + [Wanted(one.text, SOURCE, one.code) for one in missing]
+
+    def run(self, bar: Bar, likeness: Likeness | None = None, about: Mapping[str, Any] = {}) -> Done:
         """Ask for what is missing, then write the files.
 
         Args:
-            progress: Told how many texts of how many are answered.
+            bar: Shows how many texts of how many are answered.
             likeness: Also filters by how alike both sides are to a model.
             about: Further entries of the report.
 
@@ -125,24 +156,32 @@ class Job:
         """
         with locked(self.folder):
             kept = answers.journal(self.folder / "answers.jsonl")
-            missing = [one for one in self.wanted if self.keys[one] not in kept]
             new = Spent()
 
-            def keep(one: Wanted, answer: Answer) -> None:
-                kept.put(self.keys[one], answer)
-                new.add(answer.spent)
+            def ask(wanted: Sequence[Wanted], what: str) -> int:
+                missing = [one for one in wanted if self._key(one) not in kept]
+
+                def keep(one: Wanted, answer: Answer) -> None:
+                    kept.put(self._key(one), answer)
+                    new.add(answer.spent)
+
+                if missing:
+                    with bar(what) as progress:
+                        self.translator.run(missing, keep, progress)
+                return len(missing)
 
             began = time.monotonic()
-            if missing:
-                self.translator.run(missing, keep, progress)
+            asked = ask(self.wanted, "Translating")
+            backs = self._backs(kept) if self.round_trip is not None else {}
+            asked_back = ask(list(dict.fromkeys(backs.values())), "Translating back")
             elapsed = time.monotonic() - began
-            done = self._write(kept, likeness)
-            done.asked, done.new = len(missing), new
-            for one in self.wanted:
-                done.spent.add(kept[self.keys[one]].spent)
+            done = self._write(kept, likeness, {one: kept[self._key(back)] for one, back in backs.items()})
+            done.asked, done.asked_back, done.backs, done.new = asked, asked_back, len(backs), new
+            for one in (*self.wanted, *dict.fromkeys(backs.values())):
+                done.spent.add(kept[self._key(one)].spent)
             report = self._report(done, elapsed, about)
             write_json(self.folder / "report.json", report)
-            write_text(self.folder / "README.md", card(report, parallel_jsonl.read(self.out), self.codes))
+            write_text(self.folder / "README.md", card(report, done.made, self.codes))
             return done
 
     def _texts(self, example: ParallelExample) -> dict[str, str]:
@@ -153,17 +192,44 @@ class Job:
             found["response"] = turn.response
         return found
 
-    def _write(self, kept: Journal[Answer], likeness: Likeness | None) -> Done:
+    def _key(self, wanted: Wanted) -> str:
+        if wanted not in self.keys:
+            self.keys[wanted] = key_of(self.translator, wanted)
+        return self.keys[wanted]
+
+    def _backs(self, kept: Journal[Answer]) -> dict[Wanted, Wanted]:
+        """What is said in English again: the translations that are there and have no other fault."""
+        return {
+            one: Wanted(answer.text, SOURCE, one.code)
+            for one in self.wanted
+            if (answer := kept.get(self.keys[one])) is not None
+            and answer.text is not None
+            and not reasons(one.text, answer.text, one.code, keep=self.keep)
+        }
+
+    def _write(
+        self, kept: Journal[Answer], likeness: Likeness | None, backs: Mapping[Wanted, Answer]
+    ) -> Done:
         alike = self._alike(kept, likeness) if likeness else {}
         dropped: list[Dropped] = []
         made: list[ParallelExample] = []
         counts = Counter[str]()
+        readings: dict[tuple[str, str], Reading] = {}
+        heeded: dict[str, list[Mark]] = {code: [] for code in self.codes}
         for example in self.examples:
             turns = dict(example.turns)
             for code in self.codes if SOURCE in turns else ():
                 if code in example.turns:
                     continue
-                faults, texts = self._judge(example, code, kept, alike)
+                faults, texts = self._judge(example, code, kept, alike, backs)
+                english = self._texts(example)
+                reading = Reading(example.id, code, english, texts)
+                mark = self.marks.get((example.id, code))
+                if mark is not None and mark.key == reading.key:
+                    heeded[code].append(mark)
+                    faults, texts = _as_marked(mark, reading)
+                elif not faults:
+                    readings[example.id, code] = reading
                 if faults:
                     dropped += faults
                 else:
@@ -186,11 +252,26 @@ class Job:
             self.out,
             {code: counts[code] for code in self.codes},
             {code: dict(found.most_common()) for code, found in by_code.items()},
-            0, len(self.wanted),
-        )  # fmt: skip
+            0,
+            len(self.wanted),
+            made,
+            self._drawn(readings),
+            heeded,
+        )
+
+    def _drawn(self, readings: Mapping[tuple[str, str], Reading]) -> dict[str, list[Reading]]:
+        order = in_draw_order(self.examples, FIXED)
+        return {
+            code: [readings[e.id, code] for e in order if (e.id, code) in readings] for code in self.codes
+        }
 
     def _judge(
-        self, example: ParallelExample, code: str, kept: Journal[Answer], alike: Mapping[Wanted, float]
+        self,
+        example: ParallelExample,
+        code: str,
+        kept: Journal[Answer],
+        alike: Mapping[Wanted, float],
+        backs: Mapping[Wanted, Answer],
     ) -> tuple[list[Dropped], dict[str, str]]:
         """Why an example is left out in a language, or its parts there."""
         faults: list[Dropped] = []
@@ -201,7 +282,16 @@ class Job:
             if answer.text is None:
                 found = [Reason("no translation", answer.why)]
             else:
-                found = reasons(english, answer.text, code, keep=self.keep, likeness=alike.get(wanted))
+                back = backs[wanted].text or "" if wanted in backs else None
+                found = reasons(
+                    english,
+                    answer.text,
+                    code,
+                    keep=self.keep,
+                    likeness=alike.get(wanted),
+                    back=back,
+                    least=self.round_trip or 0.0,
+                )
                 texts[part] = answer.text
             if found:
                 details = [str(one) for one in found]
@@ -223,26 +313,56 @@ class Job:
 
     def _report(self, done: Done, elapsed: float, about: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            "translator": self.translator.name, **about, "languages": list(self.codes),
-            "items": len(self.examples), "responses": self.responses, "kept": done.kept,
-            "dropped": done.dropped, "texts": {"needed": done.needed, "asked_now": done.asked},
-            "spent": asdict(done.spent), "spent_now": {**asdict(done.new), "elapsed": round(elapsed, 3)},
-        }  # fmt: skip
+            "translator": self.translator.name,
+            **about,
+            "languages": list(self.codes),
+            "items": len(self.examples),
+            "responses": self.responses,
+            "kept": done.kept,
+            "dropped": done.dropped,
+            "reviewed": {code: review.counts(marks) for code, marks in done.heeded.items() if marks},
+            "texts": {"needed": done.needed, "asked_now": done.asked},
+            "round_trip": None
+            if self.round_trip is None
+            else {
+                "least": self.round_trip,
+                "texts": done.backs,
+                "asked_now": done.asked_back,
+            },
+            "spent": asdict(done.spent),
+            "spent_now": {**asdict(done.new), "elapsed": round(elapsed, 3)},
+        }
+
+
+def _as_marked(mark: Mark, reading: Reading) -> tuple[list[Dropped], dict[str, str]]:
+    """What a speaker's mark makes of a translation, whatever the filter says."""
+    texts = dict(reading.own) | (dict(mark.texts) if mark.verdict == "corrected" else {})
+    if mark.verdict != "wrong":
+        return [], texts
+    why = f"review: {mark.reason or 'a speaker marked it wrong'}"
+    english, own = (side.get("instruction", "") for side in (reading.english, reading.own))
+    return [Dropped(reading.id, reading.language, "instruction", english, own, "review", [why])], texts
 
 
 def card(report: Mapping[str, Any], made: Sequence[ParallelExample], codes: Sequence[str]) -> str:
     """The data card, in Markdown: where the data come from, what was left out, and a few examples."""
     table = languages()
     what = "instructions and responses" if report["responses"] else "instructions"
+    licence = report.get("license")
     lines = [
-        *("---", "language:", *(f"- {code}" for code in (SOURCE, *codes)), "---"),
-        *("# Translated instructions", ""),
-        f"English {what} from `{report.get('data', 'a file')}`,",
+        *("---", "language:", *(f"- {code}" for code in (SOURCE, *codes))),
+        *([f"license: {licence}"] if licence else []),
+        *("---", "# Translated instructions", ""),
+        f"English {what} from `{_name(report.get('data', 'a file'))}`,",
         f"translated by {report['translator']}, a machine.",
-        "No speaker has read them unless somebody says so here.",
+        *_read_by(report["reviewed"]),
         "",
-        "The terms of the English data and those of the translator hold for this file; name both before you",
-        "pass it on.",
+        f"Licence: {licence}."
+        if licence
+        else "Licence: not known here. The terms of the English data and those of the translator hold for\n"
+        "this file; name both before you pass it on.",
+        "",
+        "## Counts",
         "",
         f"| language | kept of {report['items']} | left out |",
         "| --- | --- | --- |",
@@ -250,12 +370,52 @@ def card(report: Mapping[str, Any], made: Sequence[ParallelExample], codes: Sequ
     for code in codes:
         whys = ", ".join(f"{why} {count}" for why, count in report["dropped"][code].items()) or "none"
         lines.append(f"| {table[code].name} | {report['kept'][code]} | {whys} |")
+    lines += ["", "## Filter", "", *_filtered_by(report)]
+    spent = report["spent"]
+    lines += [
+        *("", "## Cost", ""),
+        f"{spent['requests']} requests, {spent['tokens_read']} tokens read,",
+        f"{spent['tokens_written']} tokens written,",
+        f"{spent['seconds']:.0f} seconds of answering.",
+    ]
     for code in codes:
         shown = [one for one in made if code in one.turns and SOURCE in one.turns][:3]
         lines += ["", f"## {table[code].name}", ""]
-        sides = [(one.turns[SOURCE].instruction, one.turns[code].instruction) for one in shown]
-        lines += [f"- {_short(english)} → {_short(own)}" for english, own in sides]
+        for one in shown:
+            for part in ("instruction", "response"):
+                english, own = (getattr(one.turns[side], part) for side in (SOURCE, code))
+                if english is not None and own is not None:
+                    lines.append(f"- {_short(english)} → {_short(own)}")
     return "\n".join(lines) + "\n"
+
+
+def _read_by(reviewed: Mapping[str, Mapping[str, int]]) -> list[str]:
+    if not reviewed:
+        return ["No speaker has read them unless somebody says so here."]
+    table = languages()
+    return [
+        f"A speaker of {table[code].name} has read {sum(found.values())} of them: {found['right']} right, "
+        f"{found['corrected']} corrected, {found['wrong']} left out."
+        for code, found in reviewed.items()
+    ]
+
+
+def _filtered_by(report: Mapping[str, Any]) -> list[str]:
+    always = [name for name in CHECKS if name not in ("likeness", "round trip")]
+    lines = [f"A pair is left out for any of: {', '.join(always)}."]
+    if report.get("likeness"):
+        lines.append(f"Also where both sides are not alike to {report['likeness']}.")
+    if report["round_trip"]:
+        least = report["round_trip"]["least"]
+        lines.append(
+            f"Also where less than chrF {least:g} comes back when the translator translates it back."
+        )
+    return lines
+
+
+def _name(data: str) -> str:
+    """A data set of the hub as it is, of a path its last part: a card goes to others."""
+    return data if on_hub(Path(data)) else Path(data).name
 
 
 def _short(text: str) -> str:

@@ -65,8 +65,8 @@ class Local(ABC):
         """All that its answer depends on, as JSON values."""
 
     @abstractmethod
-    def lines(self, texts: Sequence[str], code: str) -> list[Line]:
-        """Each line's translation."""
+    def lines(self, texts: Sequence[str], code: str, source: str) -> list[Line]:
+        """Each line's translation from a language into another, by our codes."""
 
     def plan(self, wanted: Sequence[Wanted]) -> str:
         """What the answers will cost, in one line."""
@@ -81,13 +81,13 @@ class Local(ABC):
     ) -> None:
         """Translate, telling how many of how many are done."""
         done = 0
-        for code in dict.fromkeys(one.code for one in wanted):
-            own = sorted((one for one in wanted if one.code == code), key=lambda one: len(one.text))
+        for code, source in dict.fromkeys((one.code, one.source) for one in wanted):
+            own = sorted((one for one in wanted if one[1:] == (code, source)), key=lambda one: len(one.text))
             for start in range(0, len(own), TOGETHER):
                 batch = own[start : start + TOGETHER]
                 began = time.monotonic()
                 lines = list(dict.fromkeys(line for one in batch for line in _lines(one.text)))
-                made = dict(zip(lines, self.lines(lines, code), strict=True))
+                made = dict(zip(lines, self.lines(lines, code, source), strict=True))
                 read = sum(one.read for one in made.values())
                 written = sum(one.written for one in made.values())
                 spent = Spent(1, read, written, round(time.monotonic() - began, 3))
@@ -102,33 +102,39 @@ class Seq2Seq(Local):
 
     Args:
         codes: Our codes of the languages that it will be asked for.
+        back: Whether it will also be asked to translate from them into English.
 
     Raises:
         ConfigError: The model cannot be loaded, or has no token for one of the languages.
     """
 
-    def __init__(self, model: str, codes: Sequence[str]):
+    def __init__(self, model: str, codes: Sequence[str], *, back: bool = False):
         super().__init__(model)
         folder = model_folder(model)
         with named(model):
             self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self._targets = {code: self._token(code) for code in codes}
+        if back:
+            self._targets[SOURCE] = self._token(SOURCE)
+            if self._targets[SOURCE][0] is None:
+                raise ConfigError(
+                    f"--round-trip: {model} does not translate into English; leave it out, or take a model "
+                    "that translates both ways"
+                )
         with named(model):
             self._net = AutoModelForSeq2SeqLM.from_pretrained(
                 folder, dtype=pick_dtype("auto"), trust_remote_code=False
             ).eval()
         self._net.to("cuda" if torch.cuda.is_available() else "cpu")
-        if hasattr(self._tokenizer, "src_lang"):
-            source = self._token(SOURCE)[0]
-            if source is not None:
-                self._tokenizer.src_lang = source.strip("_") if source.startswith("__") else source
 
     def identity(self, wanted: Wanted) -> list[Any]:
         return ["seq2seq", self._content, self._targets[wanted.code][0]]
 
     @torch.no_grad()
-    def lines(self, texts: Sequence[str], code: str) -> list[Line]:
+    def lines(self, texts: Sequence[str], code: str, source: str) -> list[Line]:
         token, before = self._targets[code]
+        if hasattr(self._tokenizer, "src_lang") and (own := self._token(source)[0]) is not None:
+            self._tokenizer.src_lang = own.strip("_") if own.startswith("__") else own
         given = [f"{token} {text}" if token and before else text for text in texts]
         read = self._tokenizer(given, return_tensors="pt", padding=True).to(self._net.device)
         start = {} if before else {"forced_bos_token_id": self._tokenizer.convert_tokens_to_ids(token)}
@@ -193,16 +199,18 @@ class Shown(Local):
 
     def __init__(self, model: str, examples: Sequence[ParallelExample], codes: Sequence[str]):
         super().__init__(model)
-        self._heads = {code: _head(examples, code) for code in codes}
+        self._heads = {
+            way: _head(examples, *way) for code in codes for way in ((code, SOURCE), (SOURCE, code))
+        }
         self._tokenizer = load_tokenizer(model)
         self._net = load_model(model, pick_dtype("auto"))
 
     def identity(self, wanted: Wanted) -> list[Any]:
-        return ["shown", self._content, self._heads[wanted.code]]
+        return ["shown", self._content, self._heads[wanted.code, wanted.source]]
 
-    def lines(self, texts: Sequence[str], code: str) -> list[Line]:
-        head, name = self._heads[code], languages()[code].name
-        prompts = [encode_text(self._tokenizer, f"{head}English: {text}\n{name}:")[0] for text in texts]
+    def lines(self, texts: Sequence[str], code: str, source: str) -> list[Line]:
+        head = self._heads[code, source]
+        prompts = [encode_text(self._tokenizer, head + _shown(text, "", source, code))[0] for text in texts]
         longest = 3 * max(len(encode_text(self._tokenizer, text)[0]) for text in texts) + 16
         stop = StoppingCriteriaList([StopStringCriteria(self._tokenizer, ["\n"])])
         made = complete(self._net, self._tokenizer, prompts, max_new_tokens=longest, stopping_criteria=stop)
@@ -227,23 +235,30 @@ def is_seq2seq(model: str) -> bool:
     return bool(getattr(config, "is_encoder_decoder", False))
 
 
-def _head(examples: Sequence[ParallelExample], code: str) -> str:
+def _shown(text: str, translation: str, source: str, code: str) -> str:
+    table = languages()
+    return f"{table[source].name}: {text}\n{table[code].name}: {translation}".rstrip(" ")
+
+
+def _head(examples: Sequence[ParallelExample], code: str, source: str) -> str:
+    """The same translations whichever way they are shown."""
+    other = source if code == SOURCE else code
     found = [
-        (e.turns[SOURCE].instruction.strip(), e.turns[code].instruction.strip())
+        (e.turns[SOURCE].instruction.strip(), e.turns[other].instruction.strip())
         for e in examples
-        if SOURCE in e.turns and code in e.turns
+        if SOURCE in e.turns and other in e.turns
     ]
     found = sorted(
         (pair for pair in dict.fromkeys(found) if "\n" not in "".join(pair)), key=lambda p: len(p[0])
     )
     if len(found) < SHOWN:
         raise ConfigError(
-            f"--examples: {len(found)} instructions of one line have {code}; give at least {SHOWN}"
+            f"--examples: {len(found)} instructions of one line have {other}; give at least {SHOWN}"
         )
     # From the middle: the shortest are single words, the longest fill the prompt.
     start = (len(found) - SHOWN) // 2
-    name = languages()[code].name
-    return "".join(f"English: {en}\n{name}: {own}\n\n" for en, own in found[start : start + SHOWN])
+    pairs = [pair if source == SOURCE else pair[::-1] for pair in found[start : start + SHOWN]]
+    return "".join(_shown(*pair, source, code) + "\n\n" for pair in pairs)
 
 
 def _lines(text: str) -> list[str]:

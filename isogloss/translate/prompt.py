@@ -13,10 +13,10 @@ import yaml
 from isogloss.data.formats.lines import nearest
 from isogloss.data.text import canonical
 from isogloss.errors import ConfigError
-from isogloss.languages import UnknownLanguageError, languages, resolve
+from isogloss.languages import SOURCE, UnknownLanguageError, languages, resolve
 
 Messages = list[dict[str, str]]
-_NAMES = {"language", "autonym", "code", "script", "glossary", "texts"}
+_NAMES = {"source", "language", "autonym", "code", "script", "glossary", "texts"}
 
 
 @dataclass(frozen=True)
@@ -30,21 +30,27 @@ class Prompt:
     keep: Sequence[str]
     request: Mapping[str, Any]
 
-    def messages(self, texts: Sequence[str], code: str, tag: str) -> Messages:
+    def messages(self, texts: Sequence[str], code: str, tag: str, source: str = SOURCE) -> Messages:
         """What is sent to have the texts translated.
 
         Args:
+            code: Our code of the language that they are translated into.
             tag: Name of the tags that the texts stand between, before their number.
+            source: Our code of the language that they are in.
         """
         one = languages()[code]
         there = "\n".join(texts).casefold()
         terms = {en: own for en, own in self.glossary.get(code, {}).items() if _word(en, there)}
         lines = [f"{en}: {own}" for en, own in terms.items()]
         values = {
-            "language": one.name, "autonym": one.autonym, "code": one.code, "script": one.script,
+            "source": languages()[source].name,
+            "language": one.name,
+            "autonym": one.autonym,
+            "code": one.code,
+            "script": one.script,
             "glossary": "\n".join(["", self.glossary_heading, *lines]) if lines else "",
             "texts": "\n".join(f"<{tag}{n}>{text}</{tag}{n}>" for n, text in enumerate(texts, start=1)),
-        }  # fmt: skip
+        }
         said = {"system": self.system, "user": self.user}
         filled = {role: Template(text).substitute(values).strip() for role, text in said.items()}
         if tag != "t":

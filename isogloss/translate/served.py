@@ -16,7 +16,7 @@ from isogloss.data.text import canonical, is_unicode
 from isogloss.endpoint import Client
 from isogloss.errors import ConfigError
 from isogloss.translate.answers import Answer, Spent, Wanted
-from isogloss.translate.prompt import Prompt
+from isogloss.translate.prompt import Messages, Prompt
 
 CHARACTERS = 6000
 """Of all texts of a request, so that the answer is not cut off."""
@@ -38,14 +38,14 @@ class Served:
         self.name = f"{settings.model} at {settings.url}"
 
     def identity(self, wanted: Wanted) -> list[Any]:
-        messages = self.prompt.messages([wanted.text], wanted.code, "t")
+        messages = self._messages([wanted], "t")
         return [self.settings.url, self.settings.model, messages, dict(self.prompt.request)]
 
     def plan(self, wanted: Sequence[Wanted]) -> str:
         batches = list(self._batches(wanted))
         read = 0
         for batch in batches:
-            messages = self.prompt.messages([one.text for one in batch], batch[0].code, "t")
+            messages = self._messages(batch, "t")
             read += sum(len(one["content"]) for one in messages) // PER_TOKEN
         written = sum(len(one.text) for one in wanted) // PER_TOKEN
         pace = self.settings.rate
@@ -74,12 +74,12 @@ class Served:
             )
 
     def _batches(self, wanted: Sequence[Wanted]) -> Iterator[list[Wanted]]:
-        """Neighbours in one language, so that an instruction goes with its response."""
+        """Neighbours in one language and into one, so that an instruction goes with its response."""
         made: list[Wanted] = []
         size = 0
         for one in wanted:
             full = len(made) == self.texts or size + len(one.text) > CHARACTERS
-            if made and (full or made[0].code != one.code):
+            if made and (full or made[0][1:] != one[1:]):
                 yield made
                 made, size = [], 0
             made.append(one)
@@ -99,9 +99,10 @@ class Served:
         while any(f"<{tag}" in text or f"</{tag}" in text for text in texts):
             tag += "t"  # of which no text has its own
         body = {
-            "model": self.settings.model, "messages": self.prompt.messages(texts, batch[0].code, tag),
+            "model": self.settings.model,
+            "messages": self._messages(batch, tag),
             **self.prompt.request,
-        }  # fmt: skip
+        }
         began = time.monotonic()
         content, cut, spent = self._read(
             client.post(
@@ -123,6 +124,9 @@ class Served:
             middle = (len(batch) + 1) // 2
             self._ask(client, batch[:middle], keep, spent)
             self._ask(client, batch[middle:], keep)
+
+    def _messages(self, batch: Sequence[Wanted], tag: str) -> Messages:
+        return self.prompt.messages([one.text for one in batch], batch[0].code, tag, batch[0].source)
 
     def _read(self, said: Any) -> tuple[str, bool, Spent]:
         """What was written, whether it was cut off, and the tokens.

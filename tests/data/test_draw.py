@@ -4,7 +4,16 @@ from collections import Counter
 
 import pytest
 
-from isogloss.data.draw import choose, draw, in_draw_order, labels_of, sample, shares
+from isogloss.data.draw import (
+    Drawn,
+    choose,
+    draw,
+    first_of_each_task,
+    in_draw_order,
+    labels_of,
+    sample,
+    shares,
+)
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.sources import lacking
 
@@ -52,6 +61,24 @@ def test_of_two_examples_of_a_label_the_same_comes_first_when_the_file_grows():
     for label in ("topic-a", "topic-e", "mood-+"):
         old = [id for id in before if id.startswith(label)]
         assert [id for id in after if id.startswith(label)] == old
+
+
+@pytest.mark.parametrize("most", [1, 7, 40])
+def test_of_more_than_fit_those_are_held_that_are_drawn_first(most, monkeypatch):
+    """A closed task, one of two labels of which one is rare, and an open one: the first `most` are as if all
+    were held, and of a task and label no more than `most` are, in the order in which they came."""
+    monkeypatch.setattr("isogloss.data.draw.FEWEST_HELD", 1)
+    rare = [example(f"rare-{n}", "rare", "a" if n % 50 else "b") for n in range(200)]
+    opened = [example(f"open-{n}", "open", f"answer {n}") for n in range(300)]
+    whole = [*SORTED, *opened, *rare]
+    held = first_of_each_task(
+        iter(whole), most, 3, lambda e: Drawn(e.id, e.task, e.turns["en"].response or "")
+    )
+    if most > 1:  # of one a label, three of each cannot be met
+        assert in_draw_order(held, 3)[:most] == in_draw_order(whole, 3)[:most]
+    assert held == [e for e in whole if e in held]
+    assert max(Counter(map(strata, held)).values()) <= most
+    assert sum(e.task == "open" for e in held) == most
 
 
 def test_open_tasks_have_no_labels():

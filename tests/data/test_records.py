@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pandas
 import pytest
 
 from isogloss.config import ChatFile, Config, ParallelSuite, TableFile, load_config
+from isogloss.data.draw import first_of_each_task
 from isogloss.data.examples import Turn
 from isogloss.data.formats import chat_jsonl, parallel_jsonl, table
 from isogloss.data.formats.records import read_records
@@ -449,6 +451,68 @@ def test_every_layout_of_a_chat_is_told_by_its_keys(row, turn, tmp_path):
     """ShareGPT, prompt and completion, Alpaca, messages."""
     assert chat_jsonl.read(put(tmp_path / "a.jsonl", lines(row)))[0].turns["en"] == turn
     assert chat_jsonl.read(put(tmp_path / "a.json", json.dumps([row])))[0].turns["en"] == turn
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.csv", "a.tsv"])
+def test_a_row_is_there_before_the_rest_is_read(name, tmp_path):
+    """The second row is not UTF-8, which is said when it is met, with its line."""
+    first = b'{"q": "x"}\n' if "json" in name else b"q\nx\n"
+    data = first + b"\xff\n"
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    rows = read_records(path)
+    assert next(rows).cells == {"q": "x"}
+    with pytest.raises(DataError, match=f":{data.count(10)}: the text is not UTF-8"):
+        next(rows)
+
+
+def test_the_numbers_of_rows_go_on_from_batch_to_batch(tmp_path):
+    """Of both forms of Arrow, and of a table of more rows than are read together."""
+    import pyarrow
+    import pyarrow.parquet
+
+    whole = pyarrow.table({"q": [str(n) for n in range(70_000)]})
+    pyarrow.parquet.write_table(whole, tmp_path / "a.parquet")
+    *_, last = read_records(tmp_path / "a.parquet")
+    assert last[1:] == (70_000, 70_000, {"q": "69999"})
+    batches = pyarrow.table({"q": ["a", "b", "c"]}).to_batches(max_chunksize=2)
+    for name, write in (("f.arrow", pyarrow.ipc.new_file), ("s.arrow", pyarrow.ipc.new_stream)):
+        with write(tmp_path / name, batches[0].schema) as file:
+            for batch in batches:
+                file.write_batch(batch)
+        assert [(one.line, one.cells["q"]) for one in read_records(tmp_path / name)] == [
+            (1, "a"), (2, "b"), (3, "c"),
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_rows_that_are_read_one_after_the_other_are_not_held(kind, tmp_path):
+    """Two megabytes of them take less than a quarter of one."""
+    long = "x" * 400
+    rows = [f'{{"q": "{n} {long}"}}' if kind == "jsonl" else f"{n} {long}" for n in range(5000)]
+    path = put(tmp_path / f"a.{kind}", "\n".join([*(["q"] if kind == "csv" else []), *rows]) + "\n")
+    tracemalloc.start()
+    assert sum(1 for _ in read_records(path)) == 5000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 250_000 and path.stat().st_size > 2_000_000
+
+
+def test_stage_1_draws_the_same_from_more_rows_than_it_holds(tmp_path, monkeypatch):
+    """Of two files, whose ids are told apart, and whose Swahili rows it does not read."""
+    for name in ("a", "b"):
+        rows = [chat(f"ask {name}{n}", f"say {n}") for n in range(60)]
+        put(tmp_path / f"{name}.jsonl", lines(*rows, {**chat("x", "y"), "language": "sw", "id": "sw"}))
+    sources = tuple(ChatFile(path=tmp_path / f"{name}.jsonl", english_items=9) for name in ("a", "b"))
+    whole = english_examples(Config(data=sources), None)
+    monkeypatch.setattr("isogloss.data.draw.FEWEST_HELD", 1)
+    held = []
+    first = first_of_each_task
+    monkeypatch.setattr(
+        "isogloss.data.sources.first_of_each_task", lambda *given: held.append(first(*given)) or held[-1]
+    )
+    assert english_examples(Config(data=sources), None) == whole and len(whole) == 18
+    assert [len(some) for some in held] == [9, 9]
 
 
 def test_records_say_where_they_stand(tmp_path):

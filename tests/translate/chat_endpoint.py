@@ -14,10 +14,11 @@ SWAHILI = {
     "The book is on the table.": "Kitabu kiko juu ya meza.",
     "I want to buy two kilograms of meat.": "Nataka kununua kilo mbili za nyama.",
 }
+BACK = {own: english for english, own in SWAHILI.items()}
 
 
 class Endpoint(Faulty):
-    """Answers with the translations that it knows; some faults are the answer's own."""
+    """Answers with the translations that it knows, either way; some faults are the answer's own."""
 
     refusal = b'{"error": "no"}'
 
@@ -26,7 +27,7 @@ class Endpoint(Faulty):
 
     def answered(self, body, fault):
         texts = _asked(body)
-        said, finish = [f"<{tag}>{SWAHILI[text]}</{tag}>" for tag, text in texts], "stop"
+        said, finish = [f"<{tag}>{(SWAHILI | BACK)[text]}</{tag}>" for tag, text in texts], "stop"
         match fault:
             case "one too few":
                 said = said[:-1]
@@ -34,6 +35,8 @@ class Endpoint(Faulty):
                 said = [*said, "<t99>Zaidi.</t99>"]
             case "in English":
                 said = [f"<{tag}>{text}</{tag}>" for tag, text in texts]
+            case "another":
+                said = [f"<{tag}>My cat sleeps on the roof.</{tag}>" for tag, _ in texts]
             case "length":
                 said, finish = [said[0][: len(said[0]) // 2]], "length"
             case "nothing":

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from isogloss.translate import filter as filtering
-from isogloss.translate.filter import Limits, limits_of, reasons, surplus
+from isogloss.translate.filter import Limits, chrf, limits_of, reasons, surplus
 
 SW = Limits(ratio=1.0, shortest=-3.0, longest=3.0, foreign=-1.0, ends=True, likeness=0.0)
 
@@ -62,6 +62,16 @@ def test_repetition_is_seen_where_the_english_has_none():
     text = "Ninapenda chai " * 9
     assert "repetition: 'Ninapenda chai' again and again" in found("I like tea very much indeed.", text)
     assert not any(r.startswith("repetition") for r in found("I like tea " * 9, text))
+
+
+def test_what_comes_back_is_compared_by_characters():
+    """The same is 100, without a character in common 0; of two that differ in a word, between them."""
+    assert chrf("Close the door.", "Close the door.") == pytest.approx(100)
+    assert chrf("abcdef", "ghijkl") == pytest.approx(0, abs=1e-9)
+    right, wrong = ("Close the door.", "Shut the door."), ("Close the door.", "He died in 1999.")
+    assert reasons("Close the door.", "Funga mlango.", "sw", back=right[1]) == []
+    (found,) = reasons("Close the door.", "Funga mlango.", "sw", back=wrong[1])
+    assert found.check == "round trip" and found.detail.startswith("'He died in 1999.' comes back, chrF ")
 
 
 def test_likeness_counts_only_where_there_is_a_limit():

@@ -1,11 +1,13 @@
 """Likeness of both sides of a pair, from states made by hand."""
 
+import random
+
 import pytest
 import torch
 
 from isogloss.evaluate.retrieval import Model
-from isogloss.model.standardise import FEWEST
-from isogloss.translate.likeness import layers, scorer, scores
+from isogloss.translate import likeness
+from isogloss.translate.likeness import FEWEST, centred, foretold, grams, layers, margins, scorer, scores
 
 
 def test_the_layers_of_a_model_of_eighteen():
@@ -15,19 +17,72 @@ def test_the_layers_of_a_model_of_eighteen():
 
 
 def test_true_pairs_score_above_shuffled_ones_whatever_the_languages_mean_and_scale():
-    """The other side is the English, stretched, moved and with some noise."""
+    """The other side is the English, stretched, moved and with some noise; a tenth are another's."""
     torch.manual_seed(0)
     english = torch.randn(60, 16)
     other = 7 * english + 100 + torch.randn(60, 16)
-    true = scores({3: english, 5: english}, {3: other, 5: other})
-    shuffled = scores({3: english}, {3: other.roll(20, 0)})
-    assert true.min() > 0 > shuffled.max()
+    other[:6] = other[:6].roll(1, 0)
+    texts = [""] * 60
+    found = scores({3: english, 5: english}, {3: other, 5: other}, texts, texts)
+    assert found[6:].min() > 0 > found[:6].max()
 
 
-def test_scores_by_hand():
-    """Two opposite sentences: cosines are 1 and -1, so 2 less the mean of the other's, -1, on each side."""
-    states = {1: torch.tensor([[1.0, 2.0], [3.0, -4.0]])}
-    assert scores(states, states).tolist() == pytest.approx([4.0, 4.0])
+def test_what_the_base_does_not_see_the_other_pairs_teach():
+    """The language turns the states round, so that no pair is alike as it is; the pairs say how."""
+    torch.manual_seed(0)
+    english = torch.randn(200, 8)
+    other = english @ torch.linalg.qr(torch.randn(8, 8)).Q
+    other[:20] = other[:20].roll(1, 0)
+    texts = [""] * 200
+    found = scores({1: english}, {1: other}, texts, texts)
+    assert found[20:].quantile(0.03) > found[:20].max()
+
+
+def test_words_that_go_together_are_learned_from_texts_alone():
+    """The states say nothing; of 200 sentences of three words each, a tenth are another's."""
+    chance = random.Random(0)
+    pairs = [[chance.randrange(20) for _ in range(3)] for _ in range(200)]
+    english = [f"the{a}the is{b}is of{c}of" for a, b, c in pairs]
+    other = [f"na{c}na ya{a}ya ni{b}ni" for a, b, c in pairs]
+    other[:20] = [*other[10:20], *other[:10]]
+    nothing = torch.ones(200, 4)
+    found = scores({1: nothing}, {1: nothing}, english, other)
+    assert found[20:].quantile(0.03) > found[:20].max()
+
+
+def test_margins_by_hand():
+    """Cosines of 1 and -1: twice 1 less the others', -1 on each side."""
+    alike = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    assert margins(alike).tolist() == pytest.approx([4.0, 4.0])
+
+
+def test_what_is_foretold_is_learned_from_the_others_alone():
+    """As if the regression were fitted anew without each pair, and without those that teach nothing."""
+    torch.manual_seed(1)
+    given, wanted = (torch.randn(7, 5, dtype=torch.float64) for _ in range(2))
+    teach = torch.tensor([True, True, False, True, True, True, True])
+    found = foretold(wanted @ wanted.T, given @ given.T, teach)
+    for n in range(7):
+        rest = [m for m in range(7) if m != n and teach[m]]
+        ridge = torch.linalg.solve(
+            given[rest].T @ given[rest] + likeness.RIDGE * torch.eye(5, dtype=torch.float64),
+            given[rest].T @ wanted[rest],
+        )
+        expected = torch.cosine_similarity((given[n] @ ridge)[None], wanted)
+        assert found[n].tolist() == pytest.approx(expected.tolist())
+
+
+def test_n_grams_that_one_text_has_count_for_nothing():
+    """The same words in another order are nearly the same; without one in common, nothing."""
+    found = grams(["red car", "car red", "blue sky", "a very red house", "sky"])
+    assert found[0, 1] > 0.5 > found[0, 3] > 0 and found[0, 2] == 0 and found[0, 0] == pytest.approx(1)
+    assert grams(["abc", "xyz"]).tolist() == [[0, 0], [0, 0]]
+
+
+def test_a_centred_kernel_is_that_of_centred_vectors():
+    vectors = torch.randn(6, 3, dtype=torch.float64)
+    moved = vectors - vectors.mean(0)
+    assert torch.allclose(centred(vectors @ vectors.T), moved @ moved.T)
 
 
 def test_too_few_pairs_filter_nothing(tiny, tokenizer):

@@ -92,7 +92,7 @@ def test_the_translation_begins_with_the_languages_token(tmp_path, monkeypatch, 
         return made
 
     monkeypatch.setattr(type(found._net), "generate", spy)
-    found.lines(["the book is red", "it"], "sw")
+    found.lines(["the book is red", "it"], "sw", "en")
     ((given, made),) = seen
     assert given["forced_bos_token_id"] == found._tokenizer.convert_tokens_to_ids(token)
     assert (made[:, 1] == given["forced_bos_token_id"]).all()
@@ -108,10 +108,32 @@ def test_the_languages_token_stands_before_the_text(tmp_path, monkeypatch, make,
     monkeypatch.setattr(
         type(found._net), "generate", lambda self, **given: (seen.append(given), generate(self, **given))[1]
     )
-    found.lines(["the book is red", "it"], "sw")
+    found.lines(["the book is red", "it"], "sw", "en")
     ids = seen[0]["input_ids"]
     assert ids[:, 0].tolist() == [found._tokenizer.convert_tokens_to_ids(token)] * 2
     assert "forced_bos_token_id" not in seen[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "source", "target"), [(nllb, "swh_Latn", "eng_Latn"), (m2m, "sw", "__en__")]
+)
+def test_the_way_back_begins_with_the_token_of_english(tmp_path, monkeypatch, make, source, target):
+    """And the tokenizer is told which language it reads, each time anew."""
+    found = Seq2Seq(str(make(tmp_path)), ["sw"], back=True)
+    seen = []
+    generate = type(found._net).generate
+    monkeypatch.setattr(
+        type(found._net), "generate", lambda self, **given: (seen.append(given), generate(self, **given))[1]
+    )
+    found.lines(["kitabu ni"], "en", "sw")
+    assert seen[0]["forced_bos_token_id"] == found._tokenizer.convert_tokens_to_ids(target)
+    assert getattr(found._tokenizer, "src_lang", source) == source
+    assert found.identity(Wanted("kitabu ni", "en", "sw"))[2] == target
+
+
+def test_a_model_that_does_not_translate_into_english_is_refused_for_the_round_trip(tmp_path):
+    with pytest.raises(ConfigError, match=r"^--round-trip: .* does not translate into English; leave it out"):
+        Seq2Seq(str(opus(tmp_path)), ["sw"], back=True)
 
 
 def test_a_language_without_a_token_is_refused(tmp_path):
@@ -137,7 +159,7 @@ def test_texts_are_translated_line_by_line_and_each_line_once(tmp_path):
         def __init__(self):
             self.read = []
 
-        def lines(self, texts, code):
+        def lines(self, texts, code, source):
             self.read += texts
             return [Line(text.upper(), text != "endless", 4, 2) for text in texts]
 
@@ -156,8 +178,9 @@ def test_a_base_is_shown_translations_and_stops_at_the_line(monkeypatch):
         ParallelExample(str(n), "t", {"en": Turn(f"say {n}"), "sw": Turn(f"sema {n}")}) for n in range(9)
     ]
     found = Shown("demo", examples, ["sw"])
-    head = found._heads["sw"]
+    head = found._heads["sw", "en"]
     assert head.startswith("English: say 0\nSwahili: sema 0\n\n") and head.count("English: ") == 8
+    assert found._heads["en", "sw"].startswith("Swahili: sema 0\nEnglish: say 0\n\n")
     texts = [" sema 5\nEnglish: say", " sema"]
     ids = [found._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     seen = []
@@ -168,7 +191,7 @@ def test_a_base_is_shown_translations_and_stops_at_the_line(monkeypatch):
         return torch.tensor([one + [tokenizer.pad_token_id] * (longest - len(one)) for one in ids])
 
     monkeypatch.setattr("isogloss.translate.local.complete", complete)
-    lines = found.lines(["say 5", "say"], "sw")
+    lines = found.lines(["say 5", "say"], "sw", "en")
     assert seen[0].endswith("English: say 5\nSwahili:")
     assert lines[0][:2] == ("sema 5", True) and lines[1][0] == "sema"
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 from collections import Counter
 
 import pytest
-from chat_endpoint import SWAHILI, Endpoint
+from chat_endpoint import BACK, SWAHILI, Endpoint
 
 from isogloss.cli import main
 from isogloss.config import Endpoint as Settings
@@ -241,6 +242,7 @@ def test_what_is_there_is_kept_and_not_asked(endpoint, tmp_path):
         (["--url", "http://user:pw@host/v1"], "--url: must be http(s)://…"),
         (["--key-env", "sk-123"], "--key-env: must be the name of an environment variable"),
         (["--rate", "0"], "--rate: "),
+        (["--least-chrf", "30"], "--least-chrf has no effect without --round-trip; leave it out"),
         (["--examples", "x.jsonl"], "--examples: an endpoint is shown none; leave it out"),
     ],
 )
@@ -264,6 +266,60 @@ def test_a_model_on_this_machine_takes_no_options_of_an_endpoint(data, capsys, m
     assert command(["translate", str(data), "--to", "sw", "--out", out, "--model", "demo", *more]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1 and list(data.parent.iterdir()) == [data]
+
+
+# --- the round trip
+
+
+def test_what_comes_back_otherwise_is_left_out(endpoint, data):
+    """Seven come back as they were; of another the endpoint says something else. Nothing is asked twice."""
+    endpoint.faults["Maktaba iko wapi?"] = ["another"]
+    assert command(arguments(endpoint, data, "--texts", "1", "--round-trip")) == 0
+    assert len(result(data)) == 8 and [one.id for one in result(data) if "sw" not in one.turns] == ["1"]
+    (left,) = dropped(data)
+    assert (left["english"], left["text"], left["reason"]) == (TEXTS[0], "Maktaba iko wapi?", "round trip")
+    assert left["details"] == [
+        "round trip: 'My cat sleeps on the roof.' comes back, chrF 14, and 25 is the least"
+    ]
+    assert endpoint.asked == Counter(TEXTS) + Counter(list(BACK))
+    told = {"from English into Swahili (Kiswahili)", "from Swahili into English (English)"}
+    assert {re.search(r"from .*?\)", body["messages"][0]["content"])[0] for body in endpoint.bodies} == told  # type: ignore
+    assert report(data)["round_trip"] == {"least": 25.0, "texts": 8, "asked_now": 8}
+    assert report(data)["spent"]["requests"] == 16
+    assert command(arguments(endpoint, data, "--round-trip", "--least-chrf", "10")) == 0
+    assert endpoint.asked.total() == 16 and dropped(data) == []
+    assert report(data)["round_trip"] == {"least": 10.0, "texts": 8, "asked_now": 0}
+
+
+def test_only_translations_without_another_fault_are_translated_back(endpoint, data):
+    """The English again costs no second request; what never comes back is left out like what is wrong."""
+    endpoint.faults[TEXTS[1]] = ["in English"]
+    lost = SWAHILI[TEXTS[2]]
+    endpoint.faults[lost] = ["nothing"] * 9
+    assert command(arguments(endpoint, data, "--texts", "1", "--round-trip")) == 0
+    first, second = dropped(data)
+    assert first["english"] == TEXTS[1] and second["details"] == ["round trip: nothing comes back"]
+    assert SWAHILI[TEXTS[1]] not in endpoint.asked and endpoint.asked[lost] == 1
+
+
+def test_the_round_trip_of_what_is_translated_already_asks_for_the_way_back_alone(endpoint, data, capsys):
+    """And says before what it will cost: a request for eight texts."""
+    assert command(arguments(endpoint, data)) == 0
+    capsys.readouterr()
+    assert command(arguments(endpoint, data, "--round-trip", "--dry-run")) == 0
+    assert "8 translations at most to translate back: 1 requests; about " in capsys.readouterr().out
+    assert command(arguments(endpoint, data, "--round-trip")) == 0
+    assert endpoint.asked == Counter(TEXTS) + Counter(list(BACK))
+
+
+def test_a_prompt_that_always_says_from_english_is_refused_for_the_round_trip(
+    endpoint, data, tmp_path, capsys
+):
+    prompt = tmp_path / "prompt.yaml"
+    prompt.write_text("system: From English into $language.\n")
+    assert command(arguments(endpoint, data, "--prompt", str(prompt), "--round-trip")) == 2
+    assert f"--round-trip: {prompt} names no $source" in capsys.readouterr().err
+    assert endpoint.asked == Counter()
 
 
 # --- the parts

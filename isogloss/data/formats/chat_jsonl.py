@@ -22,6 +22,7 @@ from isogloss.data.formats.lines import language_of, nearest
 from isogloss.data.formats.records import Record, Tell, nobody, read_records
 from isogloss.data.formats.rows import (
     LeftOut,
+    Only,
     Row,
     absent,
     identifier,
@@ -58,6 +59,7 @@ def read(
     split: str | None = None,
     tell: Tell = nobody,
     each: Callable[[LeftOut], object] = nothing,
+    only: Only = iter,
 ) -> list[ParallelExample]:
     """The first turn of every conversation.
 
@@ -67,13 +69,14 @@ def read(
         split: Which part of a folder to read; train where it holds several and none is named.
         tell: Hears which split was taken, and what is left out, and why.
         each: Is given everything that is left out.
+        only: Of all rows those that are wanted.
 
     Raises:
         DataError: The file is missing, a row is malformed or says of itself what cannot be heeded, or none
             can be used.
     """
     default = language_of(language, path).code
-    return join(_rows(path, default, split, tell), path, tell, each)
+    return join(_rows(path, default, split, tell), path, tell, each, only)
 
 
 def _rows(path: Path, default: str, split: str | None, tell: Tell) -> Iterator[Row | LeftOut]:

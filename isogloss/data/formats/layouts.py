@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats import chat_jsonl, parallel_jsonl
 from isogloss.data.formats.records import Tell, nobody, read_records
-from isogloss.data.formats.rows import LeftOut, absent, nothing
+from isogloss.data.formats.rows import LeftOut, Only, absent, nothing
 from isogloss.errors import DataError
 from isogloss.languages import UnknownLanguageError, resolve
 
@@ -64,23 +64,25 @@ def read(
     split: str | None = None,
     tell: Tell = nobody,
     each: Callable[[LeftOut], object] = nothing,
+    only: Only = iter,
 ) -> tuple[Layout, list[ParallelExample]]:
     """All items of a file in whatever layout, and which that is.
 
     Args:
-        path: A file, or a folder of chats.
+        path: A file, a folder of files, or hub:OWNER/NAME.
         language: The language of chats that name none.
-        split: Which part of a folder is read.
+        split: Which part of a folder or data set is read.
         tell: Hears what is left out, and why.
         each: Is given everything that is left out.
+        only: Of all rows those that are wanted.
 
     Raises:
         DataError: As `layout_of`, or a row is malformed.
     """
     layout = layout_of(path, split)
     if layout.type == "parallel":
-        return layout, parallel_jsonl.read(path, tell=tell, each=each)
-    return layout, chat_jsonl.read(path, language, split=split, tell=tell, each=each)
+        return layout, parallel_jsonl.read(path, split=split, tell=tell, each=each, only=only)
+    return layout, chat_jsonl.read(path, language, split=split, tell=tell, each=each, only=only)
 
 
 def _layout(cells: Mapping[str, Any]) -> Layout | None:

@@ -8,7 +8,6 @@ import bz2
 import contextlib
 import difflib
 import gzip
-import io
 import json
 import lzma
 import os
@@ -17,23 +16,32 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final, TypeGuard
+from typing import IO, Any, Final, TypeGuard
 
 from isogloss.data.text import canonical, canonical_values, is_unicode
 from isogloss.errors import DataError
 from isogloss.languages.registry import Language, UnknownLanguageError, resolve
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines without their endings; a final line feed does not start another line.
+def stream_lines(path: Path) -> Iterator[str]:
+    """Each line without its ending; no more than one is held.
 
     Raises:
         DataError: The file is missing, damaged, or not UTF-8.
     """
-    lines = _decode(path, _read_bytes(path)).split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    return [canonical(line.removesuffix("\r")) for line in lines]
+    with _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                text = line.decode()
+            except UnicodeDecodeError:
+                message = "the text is not UTF-8; convert the file to UTF-8"
+                raise DataError(message, path, number) from None
+            yield canonical(text.removesuffix("\n").removesuffix("\r"))
+
+
+def read_lines(path: Path) -> list[str]:
+    """All of `stream_lines`; a final line feed does not start another line."""
+    return list(stream_lines(path))
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -42,7 +50,7 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         DataError: A line is no JSON object, or an object has a key twice.
     """
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(stream_lines(path), start=1):
         if line.strip():
             yield number, parse_object(line, path, number)
 
@@ -133,9 +141,16 @@ def nearest(name: str, names: Collection[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"there are: {', '.join(names)}"
 
 
-def _read_bytes(path: Path) -> bytes:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """A file's bytes as they were before it was compressed, a line at a time.
+
+    Raises:
+        DataError: It is missing, or turns out to be damaged.
+    """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            begins = file.read(6)
     except IsADirectoryError:
         raise DataError("this is a folder; give one file", path) from None
     except FileNotFoundError:
@@ -143,17 +158,23 @@ def _read_bytes(path: Path) -> bytes:
         near = difflib.get_close_matches(path.name, siblings, n=1)
         hint = f"; did you mean {near[0]}?" if near else "; give the path of an existing file"
         raise DataError(f"there is no such file{hint}", path) from None
-    for begins, (name, decompress) in _COMPRESSED.items():
-        if data.startswith(begins):
-            try:
-                return decompress(data)
-            except LookupError as error:
-                message = f"the archive holds {error}; it must hold one file, so unpack it"
-                raise DataError(message, path) from None
-            except (OSError, EOFError, ValueError, RuntimeError, *_DAMAGES):
-                message = f"the {name} data are damaged; fetch or compress the file again"
-                raise DataError(message, path) from None
-    return data
+    found = next((how for start, how in _COMPRESSED.items() if begins.startswith(start)), None)
+    if found is None:
+        with path.open("rb") as file:
+            yield file
+        return
+    name, open_compressed = found
+    try:
+        with open_compressed(path) as file:
+            yield file
+    except DataError:
+        raise
+    except LookupError as error:
+        message = f"the archive holds {error}; it must hold one file, so unpack it"
+        raise DataError(message, path) from None
+    except (OSError, EOFError, ValueError, RuntimeError, *_DAMAGES):
+        message = f"the {name} data are damaged; fetch or compress the file again"
+        raise DataError(message, path) from None
 
 
 def name_within(path: Path, begins: bytes) -> str:
@@ -172,25 +193,18 @@ def _member(archive: zipfile.ZipFile) -> str:
     return names[0]
 
 
-def _unzip(data: bytes) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return archive.read(_member(archive))
+@contextlib.contextmanager
+def _unzipped(path: Path) -> Iterator[IO[bytes]]:
+    with zipfile.ZipFile(path) as archive, archive.open(_member(archive)) as file:
+        yield file
 
 
 _DAMAGES: Final = (zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 _ZIP: Final = b"PK\x03\x04"
-_COMPRESSED: Final[dict[bytes, tuple[str, Callable[[bytes], bytes]]]] = {
-    b"\x1f\x8b": ("gzip", gzip.decompress),
-    b"BZh": ("bzip2", bz2.decompress),
-    b"\xfd7zXZ": ("xz", lzma.decompress),
-    _ZIP: ("zip", _unzip),
+_COMPRESSED: Final[dict[bytes, tuple[str, Callable[[Path], Any]]]] = {
+    b"\x1f\x8b": ("gzip", gzip.open),
+    b"BZh": ("bzip2", bz2.open),
+    b"\xfd7zXZ": ("xz", lzma.open),
+    _ZIP: ("zip", _unzipped),
 }
 """By what a file begins with, whatever its name."""
-
-
-def _decode(path: Path, data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError("the text is not UTF-8; convert the file to UTF-8", path, line) from None

@@ -20,9 +20,10 @@ from typing import Any, Final
 
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.formats.lines import language_of, nearest, write_lines
-from isogloss.data.formats.records import Tell, nobody, read_file
+from isogloss.data.formats.records import Tell, nobody, read_records
 from isogloss.data.formats.rows import (
     LeftOut,
+    Only,
     Row,
     absent,
     identifier,
@@ -33,6 +34,7 @@ from isogloss.data.formats.rows import (
     turn,
 )
 from isogloss.errors import DataError
+from isogloss.files import replacing
 from isogloss.languages.registry import resolve
 
 _ITEM: Final = ("id", "task")
@@ -41,19 +43,26 @@ _ROW: Final = (*_ITEM, "language", *_TURN)
 
 
 def read(
-    path: Path, *, tell: Tell = nobody, each: Callable[[LeftOut], object] = nothing
+    path: Path,
+    *,
+    split: str | None = None,
+    tell: Tell = nobody,
+    each: Callable[[LeftOut], object] = nothing,
+    only: Only = iter,
 ) -> list[ParallelExample]:
     """All items of the file, in the order in which their ids first occur.
 
     Args:
-        path: The file.
+        path: The file, a folder of such files, or hub:OWNER/NAME.
+        split: Which part of a folder or data set; train where there are several and none is named.
         tell: Hears how many rows are left out because their language is not known here.
         each: Is given each of them.
+        only: Of all rows those that are wanted.
 
     Raises:
         DataError: The file is missing, a row is malformed, or none can be used.
     """
-    return join(_rows(path), path, tell, each)
+    return join(_rows(path, split, tell), path, tell, each, only)
 
 
 def write(path: Path, examples: Iterable[ParallelExample]) -> None:
@@ -61,9 +70,23 @@ def write(path: Path, examples: Iterable[ParallelExample]) -> None:
     write_lines(path, (json.dumps(_item(example), ensure_ascii=False) for example in examples))
 
 
-def _rows(path: Path) -> Iterator[Row | LeftOut]:
+def write_parquet(path: Path, examples: Iterable[ParallelExample]) -> None:
+    """Write the same items as a table with a column a language, in place of what the file held."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [_item(example) for example in examples]
+    codes = dict.fromkeys(key for row in rows for key in row if key not in _ITEM)
+    text = pyarrow.string()
+    said = pyarrow.struct([(name, text) for name in _TURN])
+    schema = pyarrow.schema([*((name, text) for name in _ITEM), *((code, said) for code in codes)])
+    with replacing(path) as draft:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), draft)
+
+
+def _rows(source: Path, split: str | None, tell: Tell) -> Iterator[Row | LeftOut]:
     form: bool | None = None
-    for _, line, _, row in read_file(path, "jsonl"):
+    for path, line, _, row in read_records(source, split, tell=tell, kind="jsonl"):
         one_language = "language" in row or "instruction" in row
         if form is None:
             form = one_language

@@ -1,19 +1,22 @@
 """Records: the rows of any file or folder that people keep tables and chats in, each with where it stands.
 
 Opens .jsonl, .json, .csv and .tsv, compressed or not, .parquet, .arrow, a folder of such files with its
-splits and shards, and what `Dataset.save_to_disk` wrote. A .tsv is split at tabs, its quotation marks being
+splits and shards, what `Dataset.save_to_disk` wrote, and, as hub:OWNER/NAME, a data set of the hub, which the
+`datasets` library fetches and caches. A .tsv is split at tabs, its quotation marks being
 text. Text stays as it is written: readers that guess types make 1.0 of an id 1, and nothing of the answers
-"None" and "NA". Nothing is cached.
+"None" and "NA". Of files nothing is cached, and of what has rows in a line or batch no more than one is held.
 """
 
 import csv
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from isogloss.data.formats.lines import name_within, nearest, read_lines, read_objects
+from isogloss.config.data import on_hub
+from isogloss.data.formats.lines import name_within, nearest, read_objects, stream_lines
 from isogloss.data.text import canonical_values
 from isogloss.errors import DataError
 
@@ -40,6 +43,9 @@ class Record(NamedTuple):
     cells: Mapping[str, Any]
 
 
+_ON_HUB: Final = re.compile(r"hub:([\w-][\w.-]*/[\w-][\w.-]*)(?:/([^@]+))?(?:@(.+))?", re.ASCII)
+
+
 def nobody(text: str) -> None:
     """Tells nobody."""
 
@@ -50,14 +56,19 @@ def read_records(
     """The rows of a file, or of one split of a folder, its shards in the order of their names.
 
     Args:
-        path: A file or folder.
-        split: Which part of a folder; train where there are several and none is named.
+        path: A file or folder, or hub:OWNER/NAME, with /CONFIG behind it where the data set has several, and
+            @REVISION to stay with one.
+        split: Which part of a folder or data set; train where there are several and none is named.
         tell: Hears which split was taken where there were several.
         kind: What a file is whose name does not say it, such as jsonl.
 
     Raises:
-        DataError: The file is missing, damaged or of an unknown kind, or the folder has no such split.
+        DataError: The file is missing, damaged or of an unknown kind, the folder has no such split, or the
+            hub does not give the data set.
     """
+    if on_hub(path):
+        yield from _hub(path, split, tell)
+        return
     if path.is_dir():
         before = 0
         for rows in _folder(path, split, tell):
@@ -122,7 +133,7 @@ def _folder(path: Path, split: str | None, tell: Tell) -> Iterator[Iterable[Reco
             yield read_file(file)
 
 
-def _one(splits: Sequence[str], split: str | None, path: Path, tell: Tell) -> str:
+def _one(splits: Sequence[str], split: str | None, path: Path, tell: Tell, what: str = "the folder") -> str:
     if split is not None:
         if split not in splits:
             raise DataError(f"there is no split {split!r}; {nearest(split, splits)}", path)
@@ -130,9 +141,7 @@ def _one(splits: Sequence[str], split: str | None, path: Path, tell: Tell) -> st
     if len(splits) == 1:
         return splits[0]
     if "train" not in splits:
-        raise DataError(
-            f"the folder holds {', '.join(splits)} and no train; set data.split to one of them", path
-        )
+        raise DataError(f"{what} holds {', '.join(splits)} and no train; set data.split to one of them", path)
     tell(f"{path}: of the splits {', '.join(splits)} train is read; data.split names another")
     return "train"
 
@@ -141,14 +150,51 @@ def _saved(path: Path) -> Iterator[Record]:
     import datasets
 
     for line, cells in _arrow_rows(
-        lambda: datasets.load_from_disk(str(path), keep_in_memory=True).with_format("arrow")[:], path
+        lambda: datasets.load_from_disk(str(path)).with_format("arrow").iter(1000), path
     ):
         yield Record(path, line, line, cells)
 
 
+def _hub(path: Path, split: str | None, tell: Tell) -> Iterator[Record]:
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    if (parts := _ON_HUB.fullmatch(str(path))) is None:
+        raise DataError(
+            "it is no data set of the hub; write hub:OWNER/NAME, with /CONFIG behind it where there are "
+            "several and @REVISION to stay with one", path,
+        )  # fmt: skip
+    name, config, revision = parts.groups()
+    try:
+        found = datasets.load_dataset(name, config, revision=revision)
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200].rstrip(". ")
+        if "gated" in said:
+            way = "ask for access on its page, then log in with `hf auth login` or set HF_TOKEN"
+        elif isinstance(error, ConnectionError):
+            way = "connect once, or name a folder that holds a copy of its files"
+        elif isinstance(error, FileNotFoundError):
+            way = "correct the name; if it is private, log in with `hf auth login`"
+        else:
+            way = (
+                "name its configuration as hub:OWNER/NAME/CONFIG, or a folder that holds a copy of its files"
+            )
+        raise DataError(f"{said}; {way}", path) from None
+    rows = found[_one(list(found), split, path, tell, "the data set")]
+    # A label is a number there, which says nothing to whom reads it.
+    names = {column: feature.names for column, feature in rows.features.items() if hasattr(feature, "names")}
+    for line, cells in _arrow_rows(lambda: rows.with_format("arrow").iter(1000), path):
+        worded = {
+            column: own[value]
+            for column, own in names.items()
+            if isinstance(value := cells[column], int) and 0 <= value < len(own)
+        }
+        yield Record(path, line, line, {**cells, **worded})
+
+
 def _csv(path: Path) -> Numbered:
     csv.field_size_limit(1 << 30)  # a document may be longer than 128 KiB
-    reader = csv.reader((line + "\n" for line in read_lines(path)), strict=True)
+    reader = csv.reader((line + "\n" for line in stream_lines(path)), strict=True)
     start = 1
     header: list[str] | None = None
     try:
@@ -164,9 +210,9 @@ def _csv(path: Path) -> Numbered:
 
 
 def _tsv(path: Path) -> Numbered:
-    lines = read_lines(path)
-    header = lines[0].split("\t") if lines else []
-    for number, line in enumerate(lines[1:], start=2):
+    lines = stream_lines(path)
+    header = next(lines, "").split("\t")
+    for number, line in enumerate(lines, start=2):
         if line:
             yield number, _named(header, line.split("\t"), path, number)
 
@@ -179,12 +225,12 @@ def _named(header: list[str], fields: list[str], path: Path, line: int) -> Mappi
 
 
 def _json(path: Path) -> Numbered:
-    text = "\n".join(read_lines(path))
-    if not text.lstrip().startswith("["):
+    first = next((line for line in stream_lines(path) if line.strip()), "")
+    if not first.lstrip().startswith("["):
         yield from read_objects(path)
         return
     try:
-        rows = canonical_values(json.loads(text))
+        rows = json.loads("\n".join(stream_lines(path)))
     except json.JSONDecodeError as error:
         message = f"not JSON at column {error.colno} ({error.msg}); the file must be one list of objects"
         raise DataError(message, path, error.lineno) from None
@@ -194,34 +240,39 @@ def _json(path: Path) -> Numbered:
         if not isinstance(row, dict):
             message = f"item {number} of the list is a {type(row).__name__}; it must be an object"
             raise DataError(message, path)
-        yield number, row
+        yield number, canonical_values(row)
 
 
 def _parquet(path: Path) -> Numbered:
     import pyarrow.parquet
 
-    return _arrow_rows(lambda: pyarrow.parquet.ParquetFile(path).read(), path)
+    return _arrow_rows(lambda: pyarrow.parquet.ParquetFile(path).iter_batches(), path)
 
 
 def _arrow(path: Path) -> Numbered:
     import pyarrow
 
-    def table() -> Any:
+    def batches() -> Iterator[Any]:
         with pyarrow.OSFile(str(path)) as file:
             if file.read(6) == b"ARROW1":  # the file format; the library that writes data sets streams
+                whole = pyarrow.ipc.open_file(file)
+                yield from map(whole.get_batch, range(whole.num_record_batches))
+            else:
                 file.seek(0)
-                return pyarrow.ipc.open_file(file).read_all()
-            file.seek(0)
-            return pyarrow.ipc.open_stream(file).read_all()
+                yield from pyarrow.ipc.open_stream(file)
 
-    return _arrow_rows(table, path)
+    return _arrow_rows(batches, path)
 
 
-def _arrow_rows(load: Callable[[], Any], path: Path) -> Numbered:
+def _arrow_rows(batches: Callable[[], Iterable[Any]], path: Path) -> Numbered:
+    """The rows of tables or batches of Arrow, of which one is held at a time."""
     import pyarrow
 
+    number = 0
     try:
-        rows = load().to_pylist()
+        for batch in batches():
+            for number, row in enumerate(batch.to_pylist(), start=number + 1):  # noqa: B020
+                yield number, canonical_values(row)
     except FileNotFoundError:
         raise DataError("there is no such file; give the path of an existing file", path) from None
     except UnicodeDecodeError:
@@ -229,7 +280,6 @@ def _arrow_rows(load: Callable[[], Any], path: Path) -> Numbered:
     except (pyarrow.ArrowInvalid, OSError) as error:
         message = str(error).splitlines()[0].rstrip(". ")
         raise DataError(f"the table cannot be read ({message}); write it again", path) from None
-    return enumerate(canonical_values(rows), start=1)
 
 
 _OPENERS: Final[dict[str, Callable[[Path], Numbered]]] = {

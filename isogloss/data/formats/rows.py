@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,9 @@ class LeftOut:
     whole: bool = True
 
 
+Only = Callable[[Iterator[Row]], Iterable[Row]]
+
+
 def nothing(left: LeftOut) -> None:
     """Heeds nothing that is left out."""
 
@@ -51,6 +54,7 @@ def join(
     path: Path,
     tell: Tell = nobody,
     each: Callable[[LeftOut], object] = nothing,
+    only: Only = iter,
 ) -> list[ParallelExample]:
     """One example per id, in the order in which the ids first occur.
 
@@ -59,36 +63,49 @@ def join(
         path: The file or folder, for messages.
         tell: Hears how much is left out, and why, in one line.
         each: Is given everything that is left out.
+        only: Of all rows those that are wanted.
 
     Raises:
         DataError: There is no row that can be used, or an id has a language twice, or two tasks.
     """
-    firsts: dict[str, Row] = {}
-    turns: dict[str, dict[str, Turn]] = {}
-    left: list[LeftOut] = []
-    used = 0
-    for row in rows:
-        if isinstance(row, LeftOut):
-            left.append(row)
+    found: dict[str, tuple[str, int, dict[str, Turn]]] = {}
+    left = Counter[str]()
+    error = DataError("the file holds no row; give it at least one", path)
+    whole = used = 0
+
+    def usable() -> Iterator[Row]:
+        nonlocal error, whole, used
+        for row in rows:
+            if isinstance(row, Row):
+                used += 1
+                yield row
+                continue
+            if not left:
+                error = row.error
+            left[row.why] += 1
+            whole += row.whole
             each(row)
-            continue
-        used += 1
-        first = firsts.setdefault(row.id, row)
-        if first.task != row.task:
-            message = f"id {row.id!r} has task {row.task!r} here and {first.task!r} in line {first.line}"
+
+    for row in only(usable()):
+        task, line, turns = found.setdefault(row.id, (row.task, row.line, {}))
+        if task != row.task:
+            message = f"id {row.id!r} has task {row.task!r} here and {task!r} in line {line}"
             raise DataError(message + "; an id has one task", row.path, row.line)
-        of_id = turns.setdefault(row.id, {})
-        if row.language in of_id:
+        if row.language in turns:
             message = f"id {row.id!r} has {row.language} twice; give each row an id of its own"
             raise DataError(message, row.path, row.line)
-        of_id[row.language] = row.turn
-    if not firsts:
-        raise left[0].error if left else DataError("the file holds no row; give it at least one", path)
+        turns[row.language] = row.turn
+    if not used:
+        raise error
     if left:
-        counts = Counter(one.why for one in left)
-        reasons = "; ".join(why.format(number) for why, number in counts.most_common())
-        tell(f"{path}: left out of {used + sum(one.whole for one in left)} rows: {reasons}")
-    return [ParallelExample(id, first.task, turns[id]) for id, first in firsts.items()]
+        reasons = "; ".join(why.format(number) for why, number in left.most_common())
+        tell(f"{path}: left out of {used + whole} rows: {reasons}")
+    made = []
+    while found:  # so that no row is held twice
+        id, (task, _, turns) = found.popitem()
+        made.append(ParallelExample(id, task, turns))
+    made.reverse()
+    return made
 
 
 def language_or_none(code: object, path: Path, line: int) -> str | LeftOut:

@@ -7,7 +7,7 @@ A field may be a template of columns:   {"instruction": "{premise}\\n{hypothesis
 What can be opened is said in `records`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from string import Formatter
 from typing import Any, Final
@@ -17,6 +17,7 @@ from isogloss.data.formats.lines import language_of, nearest
 from isogloss.data.formats.records import Record, Tell, nobody, read_records
 from isogloss.data.formats.rows import (
     LeftOut,
+    Only,
     Row,
     absent,
     identifier,
@@ -41,6 +42,7 @@ def read(
     language: str = "en",
     split: str | None = None,
     tell: Tell = nobody,
+    only: Only = iter,
 ) -> list[ParallelExample]:
     """All items of the table, in the order in which their ids first occur.
 
@@ -55,18 +57,24 @@ def read(
         language: The language of instruction and response where there is no language column.
         split: Which part of a folder to read; train where it holds several and none is named.
         tell: Hears which split was taken, and how many rows are left out, and why.
+        only: Of all rows those that are wanted.
 
     Raises:
         DataError: The table cannot be opened, lacks a column, has a malformed row, or none that can be used.
             In a file without lines (parquet, arrow) the number after the path counts rows.
     """
     languages = _languages(columns, language_of(language, path).code, path)
-    records = read_records(path, split, tell=tell)
-    table = _integers([record._replace(cells=_flat(record.cells)) for record in records])
-    names = list(dict.fromkeys(name for record in table for name in record.cells))
+    # Read twice, as what a column holds shows at its end, and a table may not fit in memory.
+    names, whole = _columns(_flat_records(path, split, tell))
     columns = {field: canonical(column) for field, column in columns.items()}
-    fills = {field: _template(column, names, path) for field, column in columns.items()} if table else {}
-    return join(_rows(table, fills, languages), path, tell)
+    fills = {field: _template(column, names, path) for field, column in columns.items()} if names else {}
+    table = (_with_integers(record, whole) for record in _flat_records(path, split))
+    return join(_rows(table, fills, languages), path, tell, only=only)
+
+
+def _flat_records(path: Path, split: str | None, tell: Tell = nobody) -> Iterator[Record]:
+    for record in read_records(path, split, tell=tell):
+        yield record._replace(cells=_flat(record.cells))
 
 
 def _languages(columns: Mapping[str, str], default: str, path: Path) -> dict[str, str]:
@@ -96,7 +104,7 @@ def _languages(columns: Mapping[str, str], default: str, path: Path) -> dict[str
 
 
 def _rows(
-    table: Sequence[Record], fills: Mapping[str, Fill], languages: Mapping[str, str]
+    table: Iterable[Record], fills: Mapping[str, Fill], languages: Mapping[str, str]
 ) -> Iterator[Row | LeftOut]:
     def cell(field: str, record: Record) -> str | None:
         return fills[field](record) if field in fills else None
@@ -173,26 +181,27 @@ def _text(column: str, record: Record) -> str | None:
     return str(value)
 
 
-def _integers(table: list[Record]) -> list[Record]:
-    """Whole numbers of the columns that pandas turned into floats because a cell is empty."""
-    gaps = {name for record in table for name, value in record.cells.items() if absent(value)}
+def _columns(table: Iterable[Record]) -> tuple[list[str], set[str]]:
+    """The columns, and those of whole numbers that pandas turned into floats because a cell is empty."""
+    names: dict[str, None] = {}
+    gaps, others = set[str](), set[str]()
     for record in table:
-        gaps -= {
-            name
-            for name, value in record.cells.items()
-            if not absent(value) and not (isinstance(value, float) and value.is_integer())
-        }
-    if not gaps:
-        return table
-    return [
-        record._replace(
-            cells={
-                name: int(value) if name in gaps and isinstance(value, float) and not absent(value) else value
-                for name, value in record.cells.items()
-            }
-        )
-        for record in table
-    ]
+        for name, value in record.cells.items():
+            names.setdefault(name)
+            if absent(value):
+                gaps.add(name)
+            elif not (isinstance(value, float) and value.is_integer()):
+                others.add(name)
+    return list(names), gaps - others
+
+
+def _with_integers(record: Record, whole: Collection[str]) -> Record:
+    numbers = {
+        name: int(value)
+        for name in whole
+        if isinstance(value := record.cells.get(name), float) and not absent(value)
+    }
+    return record._replace(cells={**record.cells, **numbers}) if numbers else record
 
 
 def _flat(cells: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,188 @@
+"""Review: a page or table on which a speaker marks translations, and its marks read back.
+
+A mark is about the texts that were read: it holds for as long as the translation is the same.
+Flow: translations that the filter kept → page or CSV → a speaker → marks → kept, replaced, or left out.
+"""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+from isogloss.data.formats.lines import nearest
+from isogloss.data.formats.records import Record, read_file
+from isogloss.data.formats.rows import absent
+from isogloss.errors import ConfigError, DataError
+from isogloss.files import write_text
+from isogloss.languages import languages
+
+PARTS: Final = ("instruction", "response")
+VERDICTS: Final = ("right", "corrected", "wrong")
+ROWS: Final = 200
+"""Rows of a language that a speaker is given, unless said otherwise."""
+_COLUMNS: Final = (
+    "id",
+    "language",
+    "english_instruction",
+    "instruction",
+    "english_response",
+    "response",
+    "verdict",
+    "reason",
+    "key",
+)
+_FORMULA: Final = "=+-@\t\r'"
+"""What a cell begins with that a spreadsheet does not take for text."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a speaker is given: an item's parts in English and in the language."""
+
+    id: str
+    language: str
+    english: Mapping[str, str]
+    own: Mapping[str, str]
+
+    @property
+    def key(self) -> str:
+        """Names the texts, so that a mark is not taken for one of others."""
+        content = json.dumps([[side.get(part) for part in PARTS] for side in (self.english, self.own)])
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a speaker says of a `Reading`.
+
+    Attributes:
+        key: Of the texts that were read.
+        verdict: One of `VERDICTS`.
+        texts: Of what is corrected, its parts.
+        reason: Of what is wrong, if one is given.
+    """
+
+    key: str
+    verdict: str
+    texts: Mapping[str, str]
+    reason: str = ""
+
+
+Marks = dict[tuple[str, str], Mark]
+"""By id and language."""
+
+
+def check(path: Path) -> None:
+    """Before anything is asked.
+
+    Raises:
+        ConfigError: The name's ending says no kind of page.
+    """
+    if path.suffix not in (".html", ".csv"):
+        raise ConfigError(f"--review {path}: is neither a page nor a table; name a file in .html or .csv")
+
+
+def place(path: Path, code: str, codes: Iterable[str]) -> Path:
+    """The file of one language: a speaker of one does not read the others."""
+    return path if len(list(codes)) == 1 else path.with_suffix(f".{code}{path.suffix}")
+
+
+def write(path: Path, code: str, rows: Iterable[Reading]) -> None:
+    """A page (.html) that needs nothing else, or a table (.csv), of one language."""
+    cells = [_cells(row) for row in rows]
+    write_text(path, _table(cells) if path.suffix == ".csv" else _page(code, cells))
+
+
+def read(paths: Iterable[Path]) -> Marks:
+    """The marks of files that a page saved (.jsonl) or that a speaker filled in (.csv).
+
+    Raises:
+        DataError: A file cannot be read, holds no marks, has a verdict that is none, a correction without a
+            text, or an item of a language twice.
+    """
+    found: Marks = {}
+    for path in paths:
+        marked = False
+        for record in read_file(path, "jsonl"):
+            for place_of, mark in _mark(record):
+                marked = True
+                if found.setdefault(place_of, mark) != mark:
+                    message = f"id {place_of[0]!r} is marked twice in {place_of[1]}; keep one"
+                    raise DataError(message, record.path, record.line)
+        if not marked:
+            raise DataError("it holds no mark; mark some rows, and save them", path)
+    return found
+
+
+def _cells(row: Reading) -> dict[str, str]:
+    values = {"id": row.id, "language": row.language, "verdict": "", "reason": "", "key": row.key}
+    for part in PARTS:
+        values |= {f"english_{part}": row.english.get(part, ""), part: row.own.get(part, "")}
+    return {name: values[name] for name in _COLUMNS}
+
+
+def _table(rows: Iterable[Mapping[str, str]]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        # A text is never a formula; the mark goes away when it is read back.
+        writer.writerow(
+            {name: f"'{text}" if text[:1] in tuple(_FORMULA) else text for name, text in row.items()}
+        )
+    return "\ufeff" + file.getvalue()  # by which a spreadsheet knows that it is UTF-8
+
+
+def _page(code: str, rows: list[dict[str, str]]) -> str:
+    own = languages()[code]
+    style = resources.files("isogloss.report").joinpath("page.css.jinja").read_text("utf-8")
+    page = resources.files("isogloss.translate").joinpath("review.html").read_text("utf-8")
+    about = {"code": code, "name": own.name, "bcp47": own.bcp47, "direction": own.direction, "rows": rows}
+    # Inside a script nothing but "<" could end it.
+    data = json.dumps(about, ensure_ascii=False).replace("<", "\\u003c")
+    return page.replace("/*style*/", style).replace("/*data*/", data)
+
+
+def _mark(record: Record) -> Iterator[tuple[tuple[str, str], Mark]]:
+    path, line, _, cells = record
+    for name in ("id", "language", "key", "verdict"):
+        if name not in cells:
+            raise DataError(f"there is no {name!r}; it must be a file that --review made", path, line)
+    given = {name: _text(cells.get(name), name, record) for name in _COLUMNS}
+    verdict = given["verdict"].strip().casefold()
+    sides = [{part: text for part in PARTS if (text := given[prefix + part])} for prefix in ("english_", "")]
+    changed = Reading(given["id"], given["language"], *sides).key != given["key"]
+    if verdict and verdict not in VERDICTS:
+        raise DataError(f"the verdict is {verdict!r}; {nearest(verdict, VERDICTS)}", path, line)
+    if not verdict and not changed:
+        return  # nobody has looked at it
+    if verdict != "wrong" and changed:
+        verdict = "corrected"  # who changes a text in a table has corrected it, whatever else is said
+        for part in sides[0]:
+            if not sides[1].get(part, "").strip():
+                raise DataError(f"the {part} is corrected to nothing; write it, or mark it wrong", path, line)
+    elif verdict == "corrected":
+        verdict = "right"
+    yield (given["id"], given["language"]), Mark(given["key"], verdict, sides[1], given["reason"].strip())
+
+
+def _text(value: Any, name: str, record: Record) -> str:
+    if absent(value):
+        return ""
+    if not isinstance(value, str):
+        raise DataError(
+            f"the {name} is a {type(value).__name__}; it must be a text", record.path, record.line
+        )
+    quoted = record.path.name.endswith(".csv") and value[:1] == "'" and value[1:2] in tuple(_FORMULA)
+    return value[1:] if quoted else value
+
+
+def counts(marks: Iterable[Mark]) -> dict[str, int]:
+    """How many of each verdict."""
+    verdicts = [mark.verdict for mark in marks]
+    return {verdict: verdicts.count(verdict) for verdict in VERDICTS}

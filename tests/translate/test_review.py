@@ -1,0 +1,192 @@
+"""What a speaker is given to read, what a browser makes of it, and what the marks do."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+from browser import chromium
+from chat_endpoint import SWAHILI, Endpoint
+
+from isogloss.data.formats import parallel_jsonl
+from isogloss.errors import ConfigError, DataError
+from isogloss.translate import review
+from isogloss.translate.review import Mark, Reading
+
+MARKUP = "<img src=x onerror=\"document.title='run'\"></script><script>alert(1)</script><b>mlango</b>"
+ROWS = [
+    Reading("1", "ur", {"instruction": "Close the door."}, {"instruction": "دروازہ بند کرو۔"}),
+    Reading(
+        "2",
+        "ur",
+        {"instruction": "Open it.", "response": "Done."},
+        {"instruction": MARKUP, "response": "ہو گیا۔"},
+    ),
+    Reading("3", "ur", {"instruction": "Sit down."}, {"instruction": "=1+1"}),
+]
+
+
+def test_a_table_comes_back_as_it_was_marked(tmp_path):
+    """Right, wrong with a reason, corrected without a word; what nobody touched says nothing. A text that a
+    spreadsheet would reckon with is quoted, and comes back without the quote."""
+    more = Reading("4", "ur", {"instruction": "Wait."}, {"instruction": "ٹھہرو"})
+    path = tmp_path / "r.csv"
+    review.write(path, "ur", [*ROWS, more])
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        cells = list(csv.DictReader(file))
+    assert cells[2]["instruction"] == "'=1+1" and cells[1]["instruction"] == MARKUP
+    cells[0] |= {"verdict": " Wrong", "reason": "too rude"}
+    cells[1]["response"] = "مکمل۔"
+    cells[2]["verdict"] = "right"
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, cells[0])
+        writer.writeheader()
+        writer.writerows(cells)
+    assert review.read([path]) == {
+        ("1", "ur"): Mark(ROWS[0].key, "wrong", ROWS[0].own, "too rude"),
+        ("2", "ur"): Mark(ROWS[1].key, "corrected", {"instruction": MARKUP, "response": "مکمل۔"}),
+        ("3", "ur"): Mark(ROWS[2].key, "right", ROWS[2].own),
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"verdict": "corected"}, "the verdict is 'corected'; did you mean corrected?"),
+        ({"instruction": " "}, "the instruction is corrected to nothing; write it, or mark it wrong"),
+        ({"reason": 3, "verdict": "wrong"}, "the reason is a int; it must be a text"),
+        ({}, "it holds no mark; mark some rows, and save them"),
+    ],
+)
+def test_marks_that_cannot_be_heeded_are_refused(change, says, tmp_path):
+    path = tmp_path / "marks.jsonl"
+    path.write_text(json.dumps(review._cells(ROWS[0]) | change))
+    with pytest.raises(DataError) as error:
+        review.read([path])
+    assert str(error.value).endswith(says)
+
+
+def test_two_speakers_may_not_disagree(tmp_path):
+    """Of the same row; the same mark twice is one."""
+    files = [tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl")]
+    for file, verdict in zip(files, ("right", "right", "wrong"), strict=True):
+        file.write_text(json.dumps(review._cells(ROWS[0]) | {"verdict": verdict}))
+    assert len(review.read(files[:2])) == 1
+    with pytest.raises(DataError, match="id '1' is marked twice in ur; keep one"):
+        review.read(files)
+
+
+def test_a_file_that_is_no_review_and_a_page_of_another_kind_are_refused(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("id,text\n1,a\n")
+    with pytest.raises(DataError, match="there is no 'language'; it must be a file that --review made"):
+        review.read([path])
+    with pytest.raises(ConfigError, match=r"name a file in \.html or \.csv"):
+        review.check(tmp_path / "r.xlsx")
+
+
+def test_each_language_has_a_file_of_its_own(tmp_path):
+    assert review.place(tmp_path / "r.html", "sw", ["sw"]) == tmp_path / "r.html"
+    assert review.place(tmp_path / "r.html", "sw", ["sw", "ur"]) == tmp_path / "r.sw.html"
+
+
+# --- the command
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with Endpoint().serving() as made:
+        yield made
+
+
+def translate(folder, endpoint, *more):
+    data = folder / "english.jsonl"
+    data.write_text("".join(json.dumps({"instruction": text}) + "\n" for text in list(SWAHILI)[:4]))
+    line = [
+        sys.executable, "-m", "isogloss", "translate", str(data), "--to", "sw",
+        "--out", str(folder / "out.jsonl"), "--url", endpoint.url, "--model", "mt", *map(str, more),
+    ]  # fmt: skip
+    return subprocess.run(line, capture_output=True, text=True, check=False)
+
+
+def test_a_speaker_outweighs_the_filter(endpoint, tmp_path):
+    """Of four, one is corrected, with a number that the filter would not let pass, and one is wrong; the page
+    that is written next holds only what nobody has read."""
+    assert translate(tmp_path, endpoint, "--review", tmp_path / "r.csv", "--review-rows", "3").returncode == 0
+    with (tmp_path / "r.csv").open(encoding="utf-8-sig", newline="") as file:
+        cells = {row["id"]: row for row in csv.DictReader(file)}
+    assert len(cells) == 3
+    rest = ({"1", "2", "3", "4"} - set(cells)).pop()
+    first, second, third = cells
+    cells[first]["instruction"] = "Nyingine 1999"
+    cells[second] |= {"verdict": "wrong", "reason": "rude"}
+    marks = tmp_path / "marks.jsonl"
+    marks.write_text("".join(json.dumps(row) + "\n" for row in cells.values()))
+    found = translate(
+        tmp_path, endpoint, "--reviewed", marks, "--review", tmp_path / "next.html", "--parquet",
+        "--license", "cc-by-4.0",
+    )  # fmt: skip
+    assert found.returncode == 0 and "2 of 2 marks heeded" in found.stdout
+    made = {one.id: one.turns for one in parallel_jsonl.read(tmp_path / "out.jsonl")}
+    assert made[first]["sw"].instruction == "Nyingine 1999" and "sw" not in made[second]
+    assert parallel_jsonl.read(tmp_path / "out.parquet") == parallel_jsonl.read(tmp_path / "out.jsonl")
+    dropped = json.loads((tmp_path / "out.translate" / "dropped.jsonl").read_text("utf-8"))
+    assert (dropped["id"], dropped["reason"], dropped["details"]) == (second, "review", ["review: rude"])
+    page = (tmp_path / "next.html").read_text("utf-8")
+    rows = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])["rows"]
+    assert {row["id"] for row in rows} == {third, rest}
+    card = (tmp_path / "out.translate" / "README.md").read_text("utf-8")
+    assert "A speaker of Swahili has read 2 of them: 0 right, 1 corrected, 1 left out." in card
+    assert "license: cc-by-4.0\n" in card and "| Swahili | 3 | review 1 |" in card
+    assert "from `english.jsonl`," in card and str(tmp_path) not in card
+    assert "A pair is left out for any of: empty, copy, language, length" in card
+    assert endpoint.asked.total() == 4
+
+
+def test_what_has_no_effect_is_refused_before_anything_is_asked(endpoint, tmp_path):
+    found = translate(tmp_path, endpoint, "--review-rows", "3")
+    assert found.returncode == 2 and "--review-rows has no effect without --review" in found.stderr
+    assert endpoint.asked.total() == 0
+
+
+# --- the page
+
+
+@pytest.mark.chromium
+def test_a_page_is_marked_by_keyboard_and_shows_markup_as_text(tmp_path):
+    """1, 3 with a reason, 2 with another text; what the page saves is read back. On a phone nothing is wider
+    than the screen, Urdu goes from right to left, and nothing is asked of any host."""
+    page = tmp_path / "r.html"
+    review.write(page, "ur", ROWS)
+    with chromium(tmp_path / "profile") as tab:
+        tab.go(page.as_uri())
+        tab.until("document.querySelectorAll('.item').length === 3")
+        assert tab.run("[...document.querySelectorAll('.own')].map(p => p.textContent)") == [
+            ROWS[0].own["instruction"], MARKUP, "ہو گیا۔", "=1+1",
+        ]  # fmt: skip
+        assert tab.run("getComputedStyle(document.querySelector('.own')).direction") == "rtl"
+        assert tab.run("document.querySelectorAll('.own *').length") == 0
+        tab.press("1", 49)  # right, and on to the second
+        tab.press("3", 51)  # wrong, and into the reason
+        assert tab.run("document.activeElement.getAttribute('aria-label')") == "What is wrong"
+        tab.do("Input.insertText", text="markup 1")
+        tab.press("Enter", 13)
+        tab.press("2", 50)
+        tab.run("document.activeElement.select()")
+        tab.do("Input.insertText", text="بیٹھ جاؤ۔")
+        assert tab.run("document.getElementById('state').textContent") == (
+            "3 of 3 marked: 1 right, 1 corrected, 1 wrong"
+        )
+        tab.look(tmp_path / "phone.png", width=390, height=800)
+        assert tab.run("document.documentElement.scrollWidth") <= 390
+        tab.look(tmp_path / "wide.png")
+        (tmp_path / "marks.jsonl").write_text(tab.run("saving()"), encoding="utf-8")
+        assert tab.run("document.title") == "3 translations into Urdu"
+        assert [one for one in tab.complaints() if not one.startswith("file:")] == []
+    assert review.read([tmp_path / "marks.jsonl"]) == {
+        ("1", "ur"): Mark(ROWS[0].key, "right", ROWS[0].own),
+        ("2", "ur"): Mark(ROWS[1].key, "wrong", ROWS[1].own, "markup 1"),
+        ("3", "ur"): Mark(ROWS[2].key, "corrected", {"instruction": "بیٹھ جاؤ۔"}),
+    }
