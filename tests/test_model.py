@@ -10,8 +10,7 @@ from isogloss.adapters.virtual import TreeEmbedding
 from isogloss.data.chat import pad
 from isogloss.errors import ConfigError
 from isogloss.losses.fused import frozen_head
-from isogloss.model import readout
-from isogloss.model.decoder import capture, head, last_hidden, layers_of, mean_pool, states_up_to
+from isogloss.model.decoder import capture, head, last_hidden, layers_of, mean_pool, readout, states_up_to
 from isogloss.model.load import check_logits, load_model, load_tokenizer, pick_dtype
 from isogloss.model.readout import Readout
 

@@ -23,8 +23,7 @@ from torch.nn import functional as F
 
 from isogloss.losses.functional import LEAST, log_softmax, outcomes_of, wide
 from isogloss.losses.topk import TopK
-from isogloss.model import readout
-from isogloss.model.decoder import causal_of
+from isogloss.model.decoder import causal_of, readout
 
 Divergence = Literal["forward", "reverse", "jensen_shannon"]
 

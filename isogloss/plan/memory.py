@@ -16,11 +16,10 @@ from transformers import (
 
 from isogloss.adapters.base import Carrier
 from isogloss.errors import ConfigError
-from isogloss.model import readout
 from isogloss.model.attention import thrifty_attention
 from isogloss.model.base_files import read_config
 from isogloss.model.branches import branched_hidden
-from isogloss.model.decoder import causal_of, decoder_of, head, last_hidden, layers_of
+from isogloss.model.decoder import causal_of, decoder_of, head, last_hidden, layers_of, readout
 from isogloss.model.load import model_folder
 from isogloss.model.standardise import Statistics
 from isogloss.teacher.signals import LOGITS
