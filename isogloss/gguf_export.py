@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -171,11 +173,7 @@ def _base(run: Run) -> str:
 
 def _llama_cpp() -> Any:
     """llama.cpp's library, where it is installed."""
-    try:
-        import llama_cpp
-    except ImportError:
-        return None
-    return llama_cpp
+    return import_module("llama_cpp") if find_spec("llama_cpp") else None
 
 
 def _names(layout: Layout, layers: int) -> Any:
