@@ -9,7 +9,6 @@ and its Modelfile.
 """
 
 import json
-import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -290,7 +289,6 @@ def _quantise(
 ) -> None:
     """Four bits a weight, by llama.cpp itself, from float32."""
     llama_cpp = _llama_cpp()
-    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # it would list every tensor
     exact = work / "exact.gguf"
     _write_model(exact, layout, metadata, tensors, "f32", work)
     settings = llama_cpp.llama_model_quantize_default_params()
