@@ -9,11 +9,12 @@ and its Modelfile.
 """
 
 import json
-import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -171,11 +172,7 @@ def _base(run: Run) -> str:
 
 def _llama_cpp() -> Any:
     """llama.cpp's library, where it is installed."""
-    try:
-        import llama_cpp
-    except ImportError:
-        return None
-    return llama_cpp
+    return import_module("llama_cpp") if find_spec("llama_cpp") else None
 
 
 def _names(layout: Layout, layers: int) -> Any:
@@ -292,7 +289,6 @@ def _quantise(
 ) -> None:
     """Four bits a weight, by llama.cpp itself, from float32."""
     llama_cpp = _llama_cpp()
-    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # it would list every tensor
     exact = work / "exact.gguf"
     _write_model(exact, layout, metadata, tensors, "f32", work)
     settings = llama_cpp.llama_model_quantize_default_params()
