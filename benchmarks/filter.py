@@ -108,7 +108,7 @@ def damages(pairs: list[Pair], others: dict[str, list[str]], code: str) -> dict[
 
 
 class Read(NamedTuple):
-    """Pairs that a base has read and, by damage, the scores of the right ones beside it and of the shuffled."""
+    """Pairs that a base has read; by damage, the scores of the right ones beside it and of the shuffled."""
 
     pairs: list[Pair]
     right: dict[str, list[float]]
