@@ -7,7 +7,7 @@ Tatoeba pairs, 600 of a language at most, drawn by a hash of the English; the ha
 the limits, the other half is reported. With --likeness the languages named there are also read by a base
 (gemma-3-270m), 200 pairs of a half, of which no sentence stands twice; it finds shuffled pairs (another
 sentence's translation): a tenth of the pairs at a time, beside nine tenths that are right, or half of them.
-Their `kept` counts right pairs beside a tenth that is shuffled. Other damages: half cut (with and without a
+Their `kept` counts the right pairs beside them. Other damages: half cut (with and without a
 full stop put behind it), wrong language (any other of the sets; one in the same script), copy (the English),
 numbers changed (in pairs into which the same number was put), placeholder lost ({name} likewise).
 """
@@ -113,10 +113,10 @@ def damages(pairs: list[Pair], others: dict[str, list[str]], code: str) -> dict[
 
 
 class Read(NamedTuple):
-    """Of pairs that a base has read, the scores of the right ones and, by damage, of the shuffled."""
+    """Pairs that a base has read; by damage, the scores of the right ones beside it and of the shuffled."""
 
     pairs: list[Pair]
-    right: list[float]
+    right: dict[str, list[float]]
     shuffled: dict[str, list[Pair]]
     scores: dict[str, list[float]]
 
@@ -136,7 +136,7 @@ def measure(folder: Path, likeness: Likeness, chosen: dict[str, Limits], only: C
         alike = likeness(choosing, code)
         if alike is None and not set(only) & set(DAMAGES):
             continue
-        limits = choose(choosing, code, alike.right if alike else None)
+        limits = choose(choosing, code, alike.right["shuffled"] if alike else None)
         chosen[code] = limits
         others = {name: [text for _, text in two] for name, (_, two) in halves.items() if name != code}
         read = likeness(reported, code)
@@ -163,7 +163,7 @@ def measure(folder: Path, likeness: Likeness, chosen: dict[str, Limits], only: C
                     "damage": damage,
                     "pairs": len(pairs),
                     "recall": found,
-                    "kept": surface if scores is None else kept(clean, read.right),
+                    "kept": surface if scores is None else kept(clean, read.right[damage]),
                     "kept_without_likeness": surface,
                 }
             )
@@ -210,9 +210,10 @@ def read_by(base: str, codes: list[str], states: Path) -> Likeness:
             sides.append({layer: vectors[kept] for layer, vectors in torch.load(file).items()})
         ours, theirs = ([pairs[n][side] for n in kept] for side in (0, 1))
         count = len(kept)
-        right, wrong, mixed = [0.0] * count, {}, {}
+        right, wrong, mixed = {}, {}, {}
         for damage, parts in SHUFFLED.items():
-            wrong[damage], mixed[damage] = [0.0] * count, [("", "")] * count
+            right[damage], wrong[damage] = [0.0] * count, [0.0] * count
+            mixed[damage] = [("", "")] * count
             for part in range(parts):
                 places = list(range(part, count, parts))
                 order = list(range(count))
@@ -222,9 +223,8 @@ def read_by(base: str, codes: list[str], states: Path) -> Likeness:
                 found = scores(sides[0], moved, ours, [theirs[n] for n in order]).tolist()
                 for n in places:
                     wrong[damage][n], mixed[damage][n] = found[n], (ours[n], theirs[order[n]])
-                if parts == 10:
-                    for n in range((part + 1) % parts, count, parts):
-                        right[n] = found[n]
+                for n in range((part + 1) % parts, count, parts):
+                    right[damage][n] = found[n]
         return Read(list(zip(ours, theirs, strict=True)), right, mixed, wrong)
 
     return likeness

@@ -32,7 +32,10 @@ def cached(tmp_path, monkeypatch):
         for split, rows in splits.items():
             datasets.Dataset.from_list(rows, features=features).to_parquet(folder / f"{split}.parquet")
         builder = datasets.load_dataset_builder(str(folder), cache_dir=str(tmp_path / "prepared"))
-        builder.download_and_prepare(str(cache / f"{owner}___{own}" / config / "0.0.0" / ("a" * 40)))
+        there = cache / f"{owner}___{own}" / config / "0.0.0" / ("a" * 40)
+        builder.download_and_prepare(str(there))
+        info = json.loads((there / "dataset_info.json").read_text())
+        (there / "dataset_info.json").write_text(json.dumps(info | {"config_name": config}))
         return f"hub:{name}"
 
     return put
