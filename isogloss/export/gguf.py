@@ -94,7 +94,7 @@ def export_gguf(
         RunError: The carrier is no LoRA, the base came from no GGUF file or has a layout not known here, a
             number does not fit, what quantises is not installed, or a file is there already.
     """
-    chosen = tuple(dict.fromkeys(map(_known, precisions)))
+    chosen: tuple[Precision, ...] = tuple(dict.fromkeys(_known(one) for one in precisions))
     within = folder.resolve().is_relative_to(run.folder.resolve())
     with locked(run.folder) if within else nullcontext(), naming(folder):
         return _export(run, codes, folder, chosen, max_rank)
@@ -315,7 +315,7 @@ def write_adapter(peft: Path, file: Path, layout: Layout, config: dict[str, Any]
     """
     import gguf
 
-    settings = LoraConfig.from_pretrained(str(peft))
+    settings: Any = LoraConfig.from_pretrained(str(peft))
     state = load_file(peft / "adapter_model.safetensors")
     if settings.use_dora or settings.bias != "none" or not all(".lora_" in key for key in state):
         raise RunError(
@@ -405,7 +405,9 @@ def _turns(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
     def read(messages: list[dict[str, str]], *marks: str) -> list[str] | None:
         try:
-            text = tokenizer.decode(encode_chat(tokenizer, messages), clean_up_tokenization_spaces=False)
+            text = tokenizer.decode(
+                list(encode_chat(tokenizer, messages)), clean_up_tokenization_spaces=False
+            )
         except Exception:  # a template refuses by raising whatever its author chose
             return None
         assert isinstance(text, str)
@@ -416,7 +418,7 @@ def _turns(tokenizer: PreTrainedTokenizerBase) -> str | None:
                 return None
             pieces.append(before)
         return [
-            piece.removeprefix(tokenizer.bos_token or "") if n == 0 else piece
+            piece.removeprefix(str(tokenizer.bos_token or "")) if n == 0 else piece
             for n, piece in enumerate([*pieces, text])
         ]
 

@@ -81,7 +81,7 @@ def scores(
     found = []
     for part in torch.arange(count).tensor_split(
         -(-count // TOGETHER)
-    ):  # of equal size, so that none is small
+    ):  # alike in size, so that none is small
         units = [
             [
                 torch.nn.functional.normalize(standardised(v, statistics_of(v)), dim=1)[part]
@@ -90,15 +90,16 @@ def scores(
             for side in (english, other)
         ]
         plain = margins(torch.stack([one @ two.T for one, two in zip(*units, strict=True)]).mean(0))
-        kernels = [
+        first, second = (
             centred(
-                torch.stack([one @ one.T for one in unit]).mean(0) / 2 + grams([texts[n] for n in part]) / 2
+                torch.stack([one @ one.T for one in unit]).mean(0) / 2
+                + grams([texts[int(n)] for n in part]) / 2
             )
             for unit, texts in zip(units, (english_texts, other_texts), strict=True)
-        ]
+        )
         teach = torch.ones(len(part), dtype=torch.bool)
         for _ in range(2):
-            there, back = foretold(*kernels, teach), foretold(*kernels[::-1], teach)
+            there, back = foretold(first, second, teach), foretold(second, first, teach)
             together = plain + margins(there) + margins(back)
             teach = together >= together.quantile(WORST)
         found.append(together.float())

@@ -257,8 +257,9 @@ def _head(examples: Sequence[ParallelExample], code: str, source: str) -> str:
         )
     # From the middle: the shortest are single words, the longest fill the prompt.
     start = (len(found) - SHOWN) // 2
-    pairs = [pair if source == SOURCE else pair[::-1] for pair in found[start : start + SHOWN]]
-    return "".join(_shown(*pair, source, code) + "\n\n" for pair in pairs)
+    shown = found[start : start + SHOWN]
+    pairs = shown if source == SOURCE else [(other, english) for english, other in shown]
+    return "".join(_shown(asked, said, source, code) + "\n\n" for asked, said in pairs)
 
 
 def _lines(text: str) -> list[str]:

@@ -25,7 +25,7 @@ PARTS: Final = ("instruction", "response")
 VERDICTS: Final = ("right", "corrected", "wrong")
 ROWS: Final = 200
 """Rows of a language that a speaker is given, unless said otherwise."""
-_COLUMNS: Final = (
+_COLUMNS: Final[tuple[str, ...]] = (
     "id",
     "language",
     "english_instruction",
@@ -128,7 +128,7 @@ def _cells(row: Reading) -> dict[str, str]:
 
 def _table(rows: Iterable[Mapping[str, str]]) -> str:
     file = io.StringIO()
-    writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+    writer: csv.DictWriter[str] = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in rows:
         # A text is never a formula; the mark goes away when it is read back.
