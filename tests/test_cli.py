@@ -45,7 +45,7 @@ def finished(base, tmp_path_factory) -> Path:
 def leave(arguments: list[str], *app) -> int:
     """Run the command and give its exit code."""
     with pytest.raises(SystemExit) as caught:
-        main.main(arguments, *app)
+        main(arguments, *app)
     return int(caught.value.code or 0)
 
 
@@ -77,7 +77,7 @@ def but_locks(folder: Path) -> dict[str, bytes]:
         (["run", "a.yaml"], "error a.yaml does not exist; name a YAML file of settings"),
         (
             ["run", "--set", "seed"],
-            "error --set seed: write it as name=value, for example --set distill.learning_rate=0.001",
+            "error --set seed: write it as name=value, for example --set distill.epochs=2",
         ),
         (
             ["distill"],
@@ -294,7 +294,7 @@ def test_a_librarys_end_of_file_is_no_interrupt(monkeypatch):
     """Click would say that the same command goes on where it was, every time."""
     monkeypatch.setattr("isogloss.cli.runs.load_config", Mock(side_effect=EOFError))
     with pytest.raises(RuntimeError, match="a file ended too early"):
-        main.main(["run"])
+        main(["run"])
 
 
 @pytest.mark.parametrize(

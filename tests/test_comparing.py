@@ -134,11 +134,11 @@ def test_the_command_prints_a_table_or_json(tmp_path, capsys):
     hits = {"accuracy": {"sw": [1, 1, 0, 1]}}
     a, b = written(tmp_path / "a", hits), written(tmp_path / "b", {"accuracy": {"sw": [0, 1, 0, 1]}})
     with pytest.raises(SystemExit):
-        main.main(["compare", str(a), str(b)])
+        main(["compare", str(a), str(b)])
     lines = capsys.readouterr().out.split("\n")
     assert lines[2].split()[:3] == ["accuracy", "mean", "+25.0"] and lines[3].split()[:2] == ["sw", "+25.0"]
     with pytest.raises(SystemExit):
-        main.main(["compare", str(a), str(b), "--json"])
+        main(["compare", str(a), str(b), "--json"])
     (entry,) = json.loads(capsys.readouterr().out)
     assert (entry["measure"], entry["languages"]["sw"]["value"]) == ("accuracy", 0.25)
 

@@ -14,7 +14,7 @@ import typer
 from documents import PAGES, ROOT, Command, anchors, blocks, commands, links, prose, spans
 
 import isogloss
-from isogloss.cli.main import USAGE_ERROR, app
+from isogloss.cli.entry import USAGE_ERROR, app
 from isogloss.config import Config, Settings, load_config
 from isogloss.errors import IsoglossError
 from isogloss.languages import languages

@@ -116,7 +116,7 @@ def test_an_embedder_has_no_rank(aligned, capsys):
     """So --max-rank is refused."""
     folder = str(aligned.run.folder)
     with pytest.raises(SystemExit) as caught:
-        main.main(["export", folder, "--all", "--format", "sentence-transformers", "--max-rank", "2"])
+        main(["export", folder, "--all", "--format", "sentence-transformers", "--max-rank", "2"])
     assert caught.value.code == 2
     said = "error --max-rank: an embedder has no rank; leave it out or take --format peft\n"
     assert capsys.readouterr().err == said

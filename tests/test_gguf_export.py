@@ -22,9 +22,9 @@ from isogloss.data.chat import encode_chat
 from isogloss.data.templates import TEMPLATES
 from isogloss.errors import ConfigError, RunError
 from isogloss.export import gguf as gguf_export
-from isogloss.export import pipeline
 from isogloss.export.gguf import LAYOUTS, Layout, export_gguf, modelfile, write_adapter
-from isogloss.pipeline.folder import Run
+from isogloss.pipeline.folder import Run, open_run
+from isogloss.pipeline.training import save_whole
 
 SIZES = {
     "vocab_size": 261,
@@ -89,7 +89,7 @@ def finished(folder: Path, tokenizer, kind: str, **settings) -> Run:
         "dtype=float32",
         f"model={file}",
     )
-    run = pipeline.open_run(load_config(None, (*set_, f"run={folder / 'run'}")))
+    run = open_run(load_config(None, (*set_, f"run={folder / 'run'}")))
     torch.manual_seed(0)
     sizes = SIZES | ({"query_pre_attn_scalar": 16} if kind == "gemma3_text" else {})
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, tie_word_embeddings=True))
@@ -100,7 +100,7 @@ def finished(folder: Path, tokenizer, kind: str, **settings) -> Run:
     tokenizer.save_pretrained(run.tuned)
     carrier = run.student(run.reference_model(), trained=False)
     state = {name: torch.randn_like(p) * 0.3 for name, p in carrier.state().items()}
-    pipeline.save_whole(state, run.carriers)
+    save_whole(state, run.carriers)
     return run
 
 

@@ -90,7 +90,7 @@ def test_the_command_refuses_before_it_exports(aligned, capsys):
     """In one line, with exit code 2."""
     folder = aligned.run.folder
     with pytest.raises(SystemExit) as caught:
-        main.main(["export", str(folder), "--all", "--push-to-hub", "aligned"])
+        main(["export", str(folder), "--all", "--push-to-hub", "aligned"])
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error --push-to-hub: 'aligned' is no OWNER/NAME\n"
     assert not (folder / "exports").exists()

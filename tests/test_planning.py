@@ -394,7 +394,7 @@ def test_a_model_that_several_devices_hold_together_is_split(read, stage):
     work = read.changed([] if stage == "tune" else ["tune.method=lora", "dtype=bfloat16"])
     plan = stages.tune_plan if stage == "tune" else stages.distill_plan
     work.machine = Machine("eight", 8, 64 << 30, 1e12, gpu=False, process=0)
-    least = plan(work.changed(["tune.method=lora", "shard=true", f"{stage}.accumulate=4"]))
+    least = plan(work.changed(["tune.method=lora", "shard=true", f"{stage}.gradient_accumulation_steps=4"]))
     work.machine = Machine("eight", 8, least.memory_bytes, 1e12, gpu=False, process=0)
     assert " shard=true" in advise(work, plan(work))
 
@@ -431,7 +431,7 @@ def test_the_command_prints_a_plan_and_touches_nothing(tmp_path, monkeypatch, ca
     (tmp_path / "tiny.yaml").write_text("memory_gib: 0.01\ntflops: 1\n")
     overrides = [word for one in SMALL for word in ("--set", one)]
     with pytest.raises(SystemExit) as stopped:
-        main.main(["plan", "--machine", "tiny.yaml", "--json", *overrides, "--set", "compile=true"])
+        main(["plan", "--machine", "tiny.yaml", "--json", *overrides, "--set", "compile=true"])
     assert stopped.value.code == 1
     said = json.loads(capsys.readouterr().out)
     assert [stage["stage"] for stage in said["stages"]] == ["tune", "distill", "evaluate"]
@@ -443,7 +443,7 @@ def test_the_command_prints_a_plan_and_touches_nothing(tmp_path, monkeypatch, ca
     ]
     (tmp_path / "large.yaml").write_text("memory_gib: 64\ntflops: 1\ngpu: false\n")
     with pytest.raises(SystemExit) as stopped:
-        main.main(["plan", "--machine", "large.yaml", *overrides])
+        main(["plan", "--machine", "large.yaml", *overrides])
     assert stopped.value.code == 0
     assert "It fits." in capsys.readouterr().out
     assert sorted(p.name for p in tmp_path.iterdir()) == ["large.yaml", "tiny.yaml"]

@@ -105,7 +105,7 @@ def finished(tmp_path_factory, base) -> Finished:
 
     collate = batch.collate
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("isogloss.train.batch.collate", watched)
+        patch.setattr("isogloss.train.trainer.collate", watched)
         assert stages.run_all(run)
     return Finished(run, batches)
 
@@ -124,7 +124,7 @@ def example(tmp_path_factory, base) -> Path:
     )
     options = [part for entry in (*SMALL, *more) for part in ("--set", entry)]
     with pytest.raises(SystemExit) as ended:
-        main.main(["run", str(file), *options])
+        main(["run", str(file), *options])
     assert not ended.value.code
     return folder
 

@@ -220,7 +220,7 @@ def test_beyond_the_loopback_a_key_is_wanted_or_the_word_that_none_is(host, opti
 def test_the_command_refuses_before_the_model_is_loaded(aligned, capsys):
     """In one line, with exit code 2."""
     with pytest.raises(SystemExit) as caught:
-        main.main(["serve", str(aligned.run.folder), "--host", "0.0.0.0", "--port", "0"])
+        main(["serve", str(aligned.run.folder), "--host", "0.0.0.0", "--port", "0"])
     assert caught.value.code == 2
     assert capsys.readouterr().err == (
         "error --host: 0.0.0.0 is reached from other machines; name a key with --api-key-env, or answer "

@@ -1,5 +1,5 @@
 """The command line; `main` is its entry point."""
 
-from isogloss.cli.main import main
+from isogloss.cli.entry import main
 
 __all__ = ["main"]

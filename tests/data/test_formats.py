@@ -137,7 +137,10 @@ def test_parallel_refuses_malformed_rows(tmp_path: Path, lines: list[str], says:
     ("data", "says"),
     [
         (None, ": there is no such file; did you mean train.jsonl?"),
-        (b"{}\n\xff\n", ":2: the text is not UTF-8; convert the file to UTF-8"),
+        (
+            b'{"id": "1", "language": "sw", "instruction": "Hi"}\n\xff\n',
+            ":2: the text is not UTF-8; convert the file to UTF-8",
+        ),
         (b"\x1f\x8bx", ": the gzip data are damaged; fetch or compress the file again"),
     ],
 )

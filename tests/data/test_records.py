@@ -501,7 +501,7 @@ def test_rows_that_are_read_one_after_the_other_are_not_held(kind, tmp_path):
 def test_stage_1_draws_the_same_from_more_rows_than_it_holds(tmp_path, monkeypatch):
     """Of two files, whose ids are told apart, and whose Swahili rows it does not read."""
     for name in ("a", "b"):
-        rows = [chat(f"ask {name}{n}", f"say {n}") for n in range(60)]
+        rows = [chat(f"ask {name}{n}", f"say {n}") for n in range(150)]
         put(tmp_path / f"{name}.jsonl", lines(*rows, {**chat("x", "y"), "language": "sw", "id": "sw"}))
     sources = tuple(ChatFile(path=tmp_path / f"{name}.jsonl", english_items=9) for name in ("a", "b"))
     whole = english_examples(Config(data=sources), None)

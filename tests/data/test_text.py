@@ -150,7 +150,7 @@ def test_the_texts_of_the_package_have_the_form():
     """Wordings are compared with what was read."""
     files = [
         file
-        for part in ("demo/phrases", "teacher", "evaluate/suites", "languages", "data/tasks")
+        for part in ("data/demo/phrases", "teacher", "evaluate/suites", "languages", "data/tasks")
         for file in resources.files("isogloss").joinpath(part).iterdir()
         if file.name.endswith(".yaml")
     ]

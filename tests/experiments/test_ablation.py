@@ -49,11 +49,12 @@ def test_a_variant_takes_along_what_it_leaves_without_effect():
         None, ["distill.kl_weight=1", "distill.divergence=reverse", "distill.similarity_temperature=0.1"]
     )
     for name, setting, usual in (
-        ("kl_weight", "divergence", "forward"),
-        ("similarity_weight", "similarity_temperature", None),
+        ("no-kl", "divergence", "forward"),
+        ("no-hidden", "similarity_temperature", None),
     ):
         changed = with_overrides(config, parse(name).overrides)
-        assert getattr(changed.distill, name.removeprefix("no-")) == 0
+        weight = {"no-kl": "kl_weight", "no-hidden": "similarity_weight"}[name]
+        assert getattr(changed.distill, weight) == 0
         assert getattr(changed.distill, setting) == usual
 
 

@@ -146,7 +146,7 @@ def test_the_prompt_of_a_row_is_shown_as_it_is_read(filled, capsys):
     example = next(e for e in run.examples if "sw" in e.turns)
     turn = example.turns["sw"]
     with pytest.raises(SystemExit) as ended:
-        main.main(["teacher-prompt", str(run.folder), "--language", "swh", "--id", example.id])
+        main(["teacher-prompt", str(run.folder), "--language", "swh", "--id", example.id])
     assert ended.value.code == 0
     teacher, student = capsys.readouterr().out.split("Student: ")
     row, reader = training_rows.row_of(run, "sw", example.id)
