@@ -149,9 +149,11 @@ def _one(splits: Sequence[str], split: str | None, path: Path, tell: Tell, what:
 def _saved(path: Path) -> Iterator[Record]:
     import datasets
 
-    for line, cells in _arrow_rows(
-        lambda: datasets.load_from_disk(str(path)).with_format("arrow").iter(1000), path
-    ):
+    def batches() -> Any:
+        saved: Any = datasets.load_from_disk(str(path))  # a folder of splits was opened above
+        return saved.with_format("arrow").iter(1000)
+
+    for line, cells in _arrow_rows(batches, path):
         yield Record(path, line, line, cells)
 
 
@@ -162,8 +164,9 @@ def _hub(path: Path, split: str | None, tell: Tell) -> Iterator[Record]:
     if (parts := _ON_HUB.fullmatch(str(path))) is None:
         raise DataError(
             "it is no data set of the hub; write hub:OWNER/NAME, with /CONFIG behind it where there are "
-            "several and @REVISION to stay with one", path,
-        )  # fmt: skip
+            "several and @REVISION to stay with one",
+            path,
+        )
     name, config, revision = parts.groups()
     try:
         found = datasets.load_dataset(name, config, revision=revision)
@@ -180,7 +183,7 @@ def _hub(path: Path, split: str | None, tell: Tell) -> Iterator[Record]:
                 "name its configuration as hub:OWNER/NAME/CONFIG, or a folder that holds a copy of its files"
             )
         raise DataError(f"{said}; {way}", path) from None
-    rows = found[_one(list(found), split, path, tell, "the data set")]
+    rows = found[_one([str(part) for part in found], split, path, tell, "the data set")]
     # A label is a number there, which says nothing to whom reads it.
     names = {column: feature.names for column, feature in rows.features.items() if hasattr(feature, "names")}
     for line, cells in _arrow_rows(lambda: rows.with_format("arrow").iter(1000), path):
