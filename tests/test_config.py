@@ -493,6 +493,15 @@ def test_a_tree_that_is_no_shape_must_be_a_file(tmp_path):
     assert load_config(tmp_path / "run.yaml").languages.tree == Path("familes")
 
 
+def test_topics_need_a_data_root_before_anything_is_read(tmp_path, monkeypatch):
+    """As every set that lies under it."""
+    monkeypatch.delenv("ISOGLOSS_DATA", raising=False)
+    with pytest.raises(
+        ConfigError, match=r"data\.type topic needs a data root; set data_root, --data-root or"
+    ):
+        load_config(None, ["data=[{type: demo}, {type: topic}]", f"run={tmp_path}/run"], places=True)
+
+
 def test_a_data_root_that_is_not_there_is_refused(tmp_path, monkeypatch):
     """Wherever it was named."""
     gone = tmp_path / "gone"

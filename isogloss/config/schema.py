@@ -1,7 +1,7 @@
 """The settings of a whole run."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -13,7 +13,7 @@ from isogloss.bases import EMBEDDED
 from isogloss.config.base import ModelName, Place, Settings, Text, once, refusal
 from isogloss.config.data import AnySource, Data, DemoData, FileData, ParallelText
 from isogloss.config.distill import Distill
-from isogloss.config.evaluate import Evaluate
+from isogloss.config.evaluate import Evaluate, Suite
 from isogloss.config.languages import Languages
 from isogloss.config.tune import Tune
 
@@ -121,18 +121,5 @@ class Config(Settings):
         return self
 
 
-ROOTED = (
-    "massive",
-    "flores101",
-    "ntrex",
-    "translation",
-    "xnli",
-    "pawsx",
-    "sib200",
-    "xcopa",
-    "xquad",
-    "mlqa",
-    "xglue",
-    "language_confusion",
-)
+ROOTED = {*get_args(Suite), "topic"} - {"demo", "parallel"}
 """Data and suites that lie under the data root."""

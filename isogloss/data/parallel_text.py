@@ -132,13 +132,14 @@ def held_out(root: Path, code: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def _usable(name: str, root: Path, code: str, max_chars: int) -> list[Pair]:
-    """A set's pairs that may be learned from, in the file's order."""
-    return [
+@cache
+def _usable(name: str, root: Path, code: str, max_chars: int) -> tuple[Pair, ...]:
+    """A set's pairs that may be learned from, in the file's order; a run asks for them several times."""
+    return tuple(
         pair
         for pair in _once(_read(name, root, code), held_out(root, code))
         if max(len(pair.english), len(pair.text)) <= max_chars
-    ]
+    )
 
 
 def _once(pairs: Iterator[Pair], held_out: Collection[str]) -> Iterator[Pair]:
