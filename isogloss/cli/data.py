@@ -16,6 +16,8 @@ from isogloss.errors import ConfigError, RunError
 from isogloss.languages import UnknownLanguageError, resolve
 from isogloss.pipeline.logging import quiet
 
+RowLanguage = Annotated[str, typer.Option(metavar="CODE", help="The language of rows that name none.")]
+
 
 def languages(
     search: Annotated[str, typer.Argument(help="Part of a name or code; all languages without it.")] = "",
@@ -47,9 +49,7 @@ def data(
         Path,
         typer.Argument(metavar="FILE", parser=path_of, help="A file, a folder of files, or hub:OWNER/NAME."),
     ],
-    language: Annotated[
-        str, typer.Option(metavar="CODE", help="The language of rows that name none.")
-    ] = "en",
+    language: RowLanguage = "en",
     split: Annotated[
         str | None, typer.Option(metavar="NAME", help="Which part of a folder; train without it.")
     ] = None,
@@ -151,9 +151,7 @@ def translate(
     backoff: Annotated[
         float | None, typer.Option(help="Seconds of the first wait after a fault, at most; it doubles.")
     ] = None,
-    language: Annotated[
-        str, typer.Option(metavar="CODE", help="The language of rows that name none.")
-    ] = "en",
+    language: RowLanguage = "en",
     split: Annotated[
         str | None, typer.Option(metavar="NAME", help="Which part of DATA; train without it.")
     ] = None,

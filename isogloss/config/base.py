@@ -3,13 +3,14 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -62,14 +63,6 @@ def home(path: T) -> T:
     return type(path)(written)  # type: ignore[call-arg]
 
 
-def whole_batches(stage: S) -> S:
-    """Refuse a batch that cannot be read in equal micro-batches."""
-    rows, steps = stage.batch_size, stage.gradient_accumulation_steps  # type: ignore[attr-defined]  # both have both
-    if rows % steps:
-        raise refusal("gradient_accumulation_steps", f"must divide batch_size, which is {rows}")
-    return stage
-
-
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -96,3 +89,28 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+class Optimisation(Settings):
+    """What the optimiser of either stage goes by; the learning rate is each stage's own."""
+
+    batch_size: Count = 32
+    """Rows per optimiser step."""
+    gradient_accumulation_steps: Count = 1
+    """Micro-batches that an optimiser step's rows are read in."""
+    warmup_ratio: Fraction = 0.05
+    """Share of the steps over which the learning rate rises from 0; then it falls to 0 as a cosine."""
+    adam_beta1: Beta = 0.9
+    """AdamW's decay of its mean of gradients."""
+    adam_beta2: Beta = 0.98
+    """AdamW's decay of its mean of squared gradients."""
+    max_grad_norm: Weight = 1.0
+    """Norm above which a step's gradient is scaled down; 0 clips nothing."""
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> Self:
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise refusal(
+                "gradient_accumulation_steps", f"must divide batch_size, which is {self.batch_size}"
+            )
+        return self

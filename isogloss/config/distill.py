@@ -9,10 +9,10 @@ from pydantic import (
 )
 
 from isogloss.config.base import (
-    Beta,
     Count,
     Fraction,
     ModelName,
+    Optimisation,
     Place,
     Positive,
     Rank,
@@ -21,7 +21,6 @@ from isogloss.config.base import (
     Weight,
     once,
     refusal,
-    whole_batches,
     without_effect,
 )
 
@@ -198,7 +197,7 @@ SIMILARITY_ONLY = ("similarity_temperature", "similarity_decay", "similarity_lay
 teacher that writes answers too."""
 
 
-class Distill(Settings):
+class Distill(Optimisation):
     """Stage 2: adapters learn; where `kl_weight` is above 0, the prompts are distilled into them."""
 
     adapter: Adapter = LoraAdapter()
@@ -262,20 +261,8 @@ class Distill(Settings):
     """Languages are drawn with p ∝ n^(1/T) of their n rows: 1 in proportion to data, larger more evenly."""
     epochs: Positive = 4.5
     """Passes over the parallel items of all languages together, English aside; by the model if not given."""
-    batch_size: Count = 32
-    """Rows per optimiser step."""
-    gradient_accumulation_steps: Count = 1
-    """Micro-batches that an optimiser step's rows are read in."""
     learning_rate: Positive = 3e-3
     """Peak learning rate; by the model if not given."""
-    warmup_ratio: Fraction = 0.05
-    """Share of the steps over which the learning rate rises from 0; then it falls to 0 as a cosine."""
-    adam_beta1: Beta = 0.9
-    """AdamW's decay of its mean of gradients."""
-    adam_beta2: Beta = 0.98
-    """AdamW's decay of its mean of squared gradients."""
-    max_grad_norm: Weight = 1.0
-    """Norm above which a step's gradient is scaled down; 0 clips nothing."""
     gradient_checkpointing: bool = False
     """Compute each layer again in backward: less memory, more time; not with a prefix."""
     level_dropout: Fraction = 0.0
@@ -286,7 +273,6 @@ class Distill(Settings):
     """Learning rate of an adapter's B over that of its A (LoRA+, arXiv:2402.12354); lora only."""
     max_prompt_length: Count = 512
     """Longest prompt in tokens, the teacher's included; longer ones are refused."""
-    _whole_batches = model_validator(mode="after")(whole_batches)
 
     @model_validator(mode="after")
     def _some_loss(self) -> "Distill":

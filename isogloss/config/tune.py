@@ -7,14 +7,13 @@ from pydantic import (
 )
 
 from isogloss.config.base import (
-    Beta,
     Count,
     Fraction,
+    Optimisation,
     Positive,
     Settings,
     Share,
     Weight,
-    whole_batches,
     without_effect,
 )
 
@@ -34,7 +33,7 @@ class Selection(Settings):
         return without_effect(self, (not self.enabled, ["max_chars"], "where enabled is false"))
 
 
-class Tune(Settings):
+class Tune(Optimisation):
     """Stage 1: English instructions tune the base."""
 
     method: Literal["full", "lora"] = "full"
@@ -46,28 +45,15 @@ class Tune(Settings):
     """Which English items are good enough to learn from."""
     epochs: Positive = 1.5
     """Passes over the selected items; by the model if not given."""
-    batch_size: Count = 32
-    """Rows per optimiser step."""
-    gradient_accumulation_steps: Count = 1
-    """Micro-batches that an optimiser step's rows are read in."""
     learning_rate: Positive = 1e-3
     """Peak learning rate; by the model if not given."""
     weight_decay: Weight = 0.01
     """AdamW's decoupled weight decay."""
-    warmup_ratio: Fraction = 0.05
-    """Share of the steps over which the learning rate rises from 0; then it falls to 0 as a cosine."""
-    adam_beta1: Beta = 0.9
-    """AdamW's decay of its mean of gradients."""
-    adam_beta2: Beta = 0.98
-    """AdamW's decay of its mean of squared gradients."""
-    max_grad_norm: Weight = 1.0
-    """Norm above which a step's gradient is scaled down; 0 clips nothing."""
     max_tokens: Count | None = None
     """Longest row, prompt and response together; the model's positions, at most 2048, if not given. Longer
     rows are left out."""
     teacher_prompt_fraction: Fraction = 0.1
     """Share of items that are read once more behind the teacher's texts and their own answer."""
-    _whole_batches = model_validator(mode="after")(whole_batches)
 
     @model_validator(mode="after")
     def _heeded(self) -> "Tune":

@@ -24,6 +24,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from isogloss import processes
 from isogloss.adapters.base import Carrier
 from isogloss.config import Distill, Tune
+from isogloss.config.base import Optimisation
 from isogloss.errors import ConfigError, RunError
 from isogloss.files import naming, write_lines
 from isogloss.model.attention import compiled, thrifty_attention
@@ -236,8 +237,7 @@ def _entry(line: str) -> dict[str, Any] | None:
 
 def optimisation(settings: Tune | Distill) -> dict[str, Any]:
     """What both stages' settings have in common, as `training_arguments` takes it."""
-    names = ("batch_size", "gradient_accumulation_steps", "learning_rate", "warmup_ratio")
-    return {name: getattr(settings, name) for name in (*names, "adam_beta1", "adam_beta2", "max_grad_norm")}
+    return {name: getattr(settings, name) for name in ("learning_rate", *Optimisation.model_fields)}
 
 
 def training_arguments(
