@@ -74,7 +74,24 @@ HALF_BILLION = {
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,
 }
+GEMMA_270M = {
+    "model_type": "gemma3_text",
+    "vocab_size": 262_144,
+    "hidden_size": 640,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "sliding_window": 512,
+    "tie_word_embeddings": True,
+}
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+REAL = Workload(GEMMA_270M, 32, 45, 90, 4, targets=ALL_LINEAR, languages=12)
+"""Rows as MASSIVE's and SIB-200's in Gemma's tokens; the term between hidden states counts as well."""
 WORKLOADS = {
+    "W-real": REAL,
+    "W-real-long": replace(REAL, response=40),
     "W1": Workload(HALF_BILLION, 8, 128, 256, 128),
     "W1-32": Workload(HALF_BILLION, 32, 128, 256, 128),
     "W2": Workload(SMALL, 32, 48, 96, 16),

@@ -43,6 +43,21 @@ def followed(config: Config) -> tuple:
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "signal"),
+    [
+        ([], "top_k"),
+        (["distill.temperature=2"], "hidden"),
+        (["distill.kl_weight=0"], "top_k"),
+        (["distill.kl_weight=0", "distill.replay_fraction=0"], "hidden"),
+        (["distill.teacher={type: server, url: 'http://localhost:1/v1', model: m}"], "hidden"),
+    ],
+)
+def test_a_signal_is_kept_as_what_the_other_settings_can_use(known, settings, signal):
+    known["some/model"] = GEMMA_270M
+    assert load_config(None, ["model=some/model", *settings], places=True).distill.signal == signal
+
+
 def test_the_embedded_models_defaults_are_its_own(known):
     """As measured in docs/log.md; nothing is looked up for it."""
     assert followed(load_config(places=True)) == ("full", 16, 1.5, 1e-3, 3e-3, 4.5, 0.0, (12, 2, 2))
@@ -171,6 +186,7 @@ def test_what_was_taken_is_explained(known):
         "  distill.teacher_view english: the model was trained before",
         "  distill.teacher_reads [twin]: where answers are a language's own words",
         "  tune.teacher_prompt_fraction 0: the teacher reads no node texts",
+        "  distill.signal top_k: the vocabulary is large",
         "  distill.similarity_weight 1: the model was trained before",
         "  distill.similarity_layer 7: two fifths of 18, where translations are alike",
         "  distill.epochs 4: as set; by the model 2",

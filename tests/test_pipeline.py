@@ -118,7 +118,7 @@ def test_a_run_leaves_everything_that_the_guide_names(finished):
     config, _ = finished
     assert {path.name for path in config.run.iterdir()} == {
         "config.yaml", "selection.jsonl", "tuned", "adapters", "tree.json", "curves.jsonl",
-        "predictions", "scores.json", "ledger.json", "report.html", "cache", "lock",
+        "predictions", "scores.json", "ledger.json", "report.html", "cache", "lock", "leaks.json",
     }  # fmt: skip
     assert {path.name for path in (config.run / "adapters").iterdir()} == {
         "sw",

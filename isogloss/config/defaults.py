@@ -98,6 +98,12 @@ def table(facts: Facts | None, get: Callable[[str, Any], Any]) -> dict[str, Defa
         if not get("distill.texts", None):
             found["distill.teacher_reads"] = Default(("twin",), "where answers are a language's own words")
         found["tune.teacher_prompt_fraction"] = Default(0.0, "the teacher reads no node texts")
+    scores = get("distill.kl_weight", 1.0) or get("distill.replay_fraction", 0.1)
+    exact = get("distill.temperature", 1.0) != 1 or get("distill.on_policy", 0) == 1
+    if teacher == "self" and scores and not exact:
+        # Under a vocabulary of 262,144 a step's head takes half as long, a token a tenth of the space
+        # (docs/log.md).
+        found["distill.signal"] = Default("top_k", "the vocabulary is large")
     found["distill.similarity_weight"] = Default(1.0, "the model was trained before")
     if facts and get("distill.similarity_weight", 1.0):
         # Standardised states find translations best a third of the way up; above they turn to answers.

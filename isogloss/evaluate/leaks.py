@@ -8,7 +8,7 @@ Knows no model. Flow: texts of the suites → index of passages → training tex
 """
 
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Final
@@ -91,6 +91,23 @@ def trained_texts(examples: Iterable[ParallelExample]) -> Iterator[Text]:
 def find_leaks(tests: Iterable[Text], training: Iterable[Text]) -> list[Leak]:
     """For every test text the first training text that is the same, else the first that shares a passage."""
     tests = list(tests)
+    same: dict[int, Leak] = {}
+    shared: dict[int, Leak] = {}
+    for number, text, whole, tokens in _meetings(tests, training):
+        (same if whole else shared).setdefault(number, _leak(tests[number], text, whole, tokens))
+    found = shared | same
+    return [found[number] for number in sorted(found)]
+
+
+def leaking(tests: Iterable[Text], training: Iterable[Text]) -> list[str]:
+    """Ids of all training examples that are the same as a test text or share a passage with one."""
+    return list(dict.fromkeys(text.id for _, text, _, _ in _meetings(list(tests), training)))
+
+
+def _meetings(
+    tests: Sequence[Text], training: Iterable[Text]
+) -> Iterator[tuple[int, Text, bool, tuple[str, ...]]]:
+    """The number of a test text, a training text, whether they are the same, and what they share."""
     whole: dict[tuple[tuple[str, ...], ...], list[int]] = {}
     passages: dict[tuple[str, ...], list[int]] = {}
     for number, test in enumerate(tests):
@@ -101,18 +118,14 @@ def find_leaks(tests: Iterable[Text], training: Iterable[Text]) -> list[Leak]:
         if test.suite not in _MADE:
             for passage in {passage for part in parts for passage in _passages(part, test.language)}:
                 passages.setdefault(passage, []).append(number)
-    same: dict[int, Leak] = {}
-    shared: dict[int, Leak] = {}
     for text in training:
         parts = _parts(text)
         for number in whole.get(parts, ()):
-            same.setdefault(number, _leak(tests[number], text, True, tuple(chain(*parts))))
+            yield number, text, True, tuple(chain(*parts))
         for part in parts if passages else ():
             for passage in _passages(part, text.language):
                 for number in passages.get(passage, ()):
-                    shared.setdefault(number, _leak(tests[number], text, False, passage))
-    found = shared | same
-    return [found[number] for number in sorted(found)]
+                    yield number, text, False, passage
 
 
 def _leak(test: Text, text: Text, whole: bool, tokens: tuple[str, ...]) -> Leak:

@@ -1,17 +1,19 @@
 """What is refused before anything is written, and test items in the training data."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
-from isogloss import bases
+from isogloss import bases, processes
 from isogloss.adapters.fit import refuse_misfit
 from isogloss.config import ModelTeacher
 from isogloss.data.chat import encode_response
 from isogloss.data.counting import unchanging
-from isogloss.data.parallel_text import translation_examples
 from isogloss.errors import DataError
 from isogloss.evaluate.items import SuiteData
-from isogloss.evaluate.leaks import Leak, Text, find_leaks, texts_of, trained_texts
+from isogloss.evaluate.leaks import Leak, Text, find_leaks, leaking, texts_of, trained_texts
 from isogloss.evaluate.suites import load_suite
+from isogloss.files import write_json
+from isogloss.languages import SOURCE
 from isogloss.model.attention import check_compiler
 from isogloss.model.load import (
     check_base,
@@ -28,23 +30,53 @@ from isogloss.teacher.rows import Row
 
 def leaks(run: Run) -> list[Leak]:
     """Test items of the settings' suites that stand in the training data of either stage, in any language."""
+    return _compared(run, find_leaks)
+
+
+def leave_out_leaks(run: Run) -> None:
+    """Write down which training examples stand in the suites: no stage learns from them.
+
+    Found once a run, so both stages and a run that is resumed leave out the same.
+    """
+    with processes.main_first():
+        if run.leaks.exists():
+            return
+        found = _compared(run, leaking)
+        if processes.is_main():
+            run.leaks.parent.mkdir(parents=True, exist_ok=True)
+            write_json(run.leaks, {"left_out": found})
+    if found:
+        what = (
+            "example is left out, as it stands" if len(found) == 1 else "examples are left out, as they stand"
+        )
+        ids = "its id" if len(found) == 1 else "their ids"
+        run.reporter.say(f"{len(found)} training {what} in what is evaluated: {run.leaks.name} has {ids}")
+
+
+T = TypeVar("T")
+
+
+def _compared(run: Run, compare: Callable[[Iterable[Text], Iterable[Text]], T]) -> T:
+    """What a comparison of the suites' texts with the training data finds."""
     settings, tests = run.config.evaluate, []
     with run.reporter.waiting("Reading the suites"):
         for name in settings.suites:
             tests += texts_of(load_suite(name, run.data_root, settings, run.measured))
-    examples = {example.id: example for example in run.english}
-    # What is aligned as a bare sentence is what would be translated.
+    examples = [*{example.id: example for example in run.english}.values(), *run.examples]
     targets = run.config.languages.targets
-    pairs = [p for use in ("translation", "alignment") for p in translation_examples(run.pairs(targets, use))]
-    training = [*examples.values(), *run.examples, *pairs]
+    read = [run.pairs(targets, use) for use in ("translation", "alignment")]
+    pairs = list(dict.fromkeys(pair for those in read for some in those.values() for pair in some))
 
     def texts(progress: Progress) -> Iterator[Text]:
-        for number, example in enumerate(training, start=1):
+        for number, example in enumerate(examples, start=1):
             yield from trained_texts([example])
-            progress(number, len(training))
+            progress(number, len(examples))
+        for pair in pairs:
+            yield Text("", pair.id, SOURCE, pair.english)
+            yield Text("", pair.id, pair.code, pair.text)
 
     with run.reporter.bar("Leak check") as progress:
-        return find_leaks(tests, texts(progress))
+        return compare(tests, texts(progress))
 
 
 def _check_lengths(run: Run, rows: Sequence[Row]) -> None:

@@ -42,6 +42,7 @@ from isogloss.pipeline.ledger import Ledger
 from isogloss.teacher.texts import node_texts
 
 Progress = Callable[[int, int], None]
+E = TypeVar("E", ParallelExample, Pair)
 SILENCE = 5.0
 """Seconds after which a user is told what is being waited for."""
 
@@ -192,20 +193,43 @@ class Run:
             return self.tree_of(families_of_file(shape, codes))
         return self.tree_of({code: family_name(code) for code in codes})
 
-    @cached_property
+    @property
+    def leaks(self) -> Path:
+        """Ids of training examples that stand in what is evaluated; there once a stage has begun."""
+        return self.folder / "leaks.json"
+
+    def _clean(self, examples: Iterable[E]) -> list[E]:
+        """Examples or pairs without those that leak."""
+        if not self.leaks.exists():
+            return list(examples)
+        remedy = "remove it, and what leaks is looked for again"
+        leaking = set(read_json(self.leaks, "left_out", remedy)["left_out"])
+        return [one for one in examples if one.id not in leaking]
+
+    @property
     def english(self) -> list[ParallelExample]:
         """What stage 1 may read."""
+        return self._clean(self._all_english)
+
+    @property
+    def examples(self) -> list[ParallelExample]:
+        """What stage 2 may read."""
+        return self._clean(self._all_examples)
+
+    @cached_property
+    def _all_english(self) -> list[ParallelExample]:
         return english_examples(self.config, self.data_root, self.reporter.say_once)
 
     @cached_property
-    def examples(self) -> list[ParallelExample]:
+    def _all_examples(self) -> list[ParallelExample]:
         targets = self.config.languages.targets
         return parallel_examples(self.config, self.data_root, targets, self.reporter.say_once)
 
     def pairs(self, codes: Sequence[str], use: str) -> dict[str, list[Pair]]:
         """By language, pairs of sentences without any task, as often as they are read for a use."""
         sources = [source for source in self.config.parallel_text if use in source.use]
-        return pairs_for(sources, self.data_root, codes, self.config.seed)
+        found = pairs_for(sources, self.data_root, codes, self.config.seed)
+        return {code: clean for code, pairs in found.items() if (clean := self._clean(pairs))}
 
     @property
     def taught(self) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from isogloss.model.load import (
     load_model,
     pad_id,
 )
-from isogloss.pipeline.checks import leaks
+from isogloss.pipeline.checks import leave_out_leaks
 from isogloss.pipeline.evaluation import run_evaluate, scores_of_run, unscored
 from isogloss.pipeline.families import learn_families
 from isogloss.pipeline.folder import Progress, Run, writing
@@ -48,11 +48,6 @@ def run_all(run: Run) -> bool:
     """Every stage that is not there yet; whether anything was left to do."""
     if (run.folder / "report.html").exists() and not unscored(run, scores_of_run(run)):
         return False
-    if not run.tuned.exists() and (found := leaks(run)):
-        items = {(leak.suite, leak.id) for leak in found}
-        run.reporter.say(
-            f"Warning: {len(items)} test items are in the training data; `isogloss check-leaks` lists them"
-        )
     run_tune(run)
     run_distill(run)
     if processes.is_main():  # the others have no part in the rest
@@ -100,6 +95,7 @@ def run_tune(run: Run) -> None:
     if run.tuned.exists():
         return
     check_installed(run.config.report_to)
+    leave_out_leaks(run)
     stage, settings = run.ledger.begin("tune"), run.config.tune
     if processes.is_main() and (divided := divisions(run.config, run.data_root)):
         write_json(run.folder / "division.json", {one.name: one.plain() for one in divided})
@@ -158,6 +154,7 @@ def run_distill(run: Run) -> None:
     if run.carriers.exists():
         return
     check_installed(run.config.report_to)
+    leave_out_leaks(run)
     model = run.reference_model(learning=True)
     stage = run.ledger.begin("distill")
     learn_families(run, model, stage)
@@ -190,6 +187,7 @@ def _width(run: Run) -> str:
 @writing
 def run_cache(run: Run) -> Stage:
     """The teacher's signals of every row, in the cache, so that stage 2 spends nothing on it; the cost."""
+    leave_out_leaks(run)
     model = run.reference_model(learning=True)
     stage = run.ledger.begin("cache")
     earlier = replace(stage)

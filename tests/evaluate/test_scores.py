@@ -14,6 +14,7 @@ from xglue_files import put
 from isogloss.config import load_config
 from isogloss.data.examples import Turn
 from isogloss.data.formats import parallel_jsonl
+from isogloss.errors import RunError
 from isogloss.evaluate.signature import fields_of
 from isogloss.evaluate.suites import load_suite
 from isogloss.pipeline import checks, evaluation, stages, suite_scores, training
@@ -240,21 +241,35 @@ def test_the_terminal_shows_the_official_scores(finished):
     assert summary_table(found, "xglue").row_count == 4 and headline(found, "xglue").startswith("xglue: ")
 
 
-def test_test_items_in_the_training_data_are_found(finished, tmp_path):
-    """A file that is both trained and tested on leaks whole."""
+def test_test_items_in_the_training_data_are_found_and_left_out(finished, tmp_path):
+    """A file with items that are trained and tested: those are found, and no stage reads them."""
     path: Path = finished.config.evaluate.parallel.path  # type: ignore[assignment]
     texts = {code: {"instruction": f"{code} x", "response": "y"} for code in ("en", "es", "fr")}
     path.write_text(json.dumps({"id": "1", **texts}) + "\n")
     assert len(parallel_jsonl.read(path)) == 1
+    other = {code: {"instruction": f"{code} z", "response": "y"} for code in ("en", "es", "fr")}
+    trained = tmp_path / "trained.jsonl"
+    trained.write_text(path.read_text() + json.dumps({"id": "2", **other}) + "\n")
     settings = load_config(
         None,
         (*EVALUATE[:2], f"run={tmp_path}", "evaluate.suites=[parallel]", f"evaluate.parallel.path={path}",
-         f"data={{type: parallel, path: {path}}}"),
+         f"data={{type: parallel, path: {trained}}}"),
     )  # fmt: skip
-    found = checks.leaks(Run(settings, ProgressReporter()))
+    run, told = Run(settings, ProgressReporter()), Told()
+    found = checks.leaks(run)
     assert [(leak.suite, leak.id, leak.language, leak.whole, leak.trained) for leak in found] == [
         ("parallel", "1", code, True, ("1", code)) for code in ("en", "es", "fr")
     ]
+    assert [e.id for e in run.examples] == [e.id for e in run.english] == ["1", "2"]
+    checks.leave_out_leaks(replace(run, reporter=told))
+    assert told.lines == [
+        "1 training example is left out, as it stands in what is evaluated: leaks.json has its id"
+    ]
+    assert [e.id for e in run.examples] == [e.id for e in run.english] == ["2"]
+    assert checks.leaks(run) == []
+    (tmp_path / "leaks.json").write_text("{}")
+    with pytest.raises(RunError, match=r"leaks\.json has no left_out; remove it"):
+        _ = run.examples
 
 
 def test_the_page_has_the_official_scores(finished):
