@@ -43,7 +43,7 @@ SMALL = (
 )
 ARTEFACTS = {
     "config.yaml", "selection.jsonl", "tuned", "adapters", "tree.json", "curves.jsonl",
-    "predictions", "scores.json", "ledger.json", "report.html", "cache", "lock",
+    "predictions", "scores.json", "ledger.json", "report.html", "cache", "lock", "leaks.json",
 }  # fmt: skip
 
 
@@ -276,4 +276,4 @@ def test_teacher_prompts_over_the_limit_are_refused(finished, tmp_path):
     assert "\n" not in message
     assert message.startswith("the teacher's prompt for train-parallel-")
     assert f"the limit is {limit}; raise distill.max_prompt_length" in message
-    assert {path.name for path in run.folder.iterdir()} == {"config.yaml", "lock", "tuned"}
+    assert {path.name for path in run.folder.iterdir()} == {"config.yaml", "lock", "leaks.json", "tuned"}
