@@ -360,6 +360,33 @@ def trl_gkd(work: Workload, steps: int, **more) -> tuple[list[float], float]:
     return clock.steps, (mine.flops + theirs.flops) / steps
 
 
+def trl_sft(work: Workload, steps: int) -> tuple[list[float], float]:
+    """trl's SFTTrainer, its defaults: cross-entropy of the responses, no teacher at all."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    from isogloss.model.cost import Meter
+    from isogloss.model.load import model_folder
+
+    batch, clock, model = batch_of(work), Clock(), model_of(work)
+    meter = Meter(model)
+    rows = {name: batch[name].tolist() * steps for name in ("input_ids", "labels")}
+    with tempfile.TemporaryDirectory() as folder:
+        given = arguments(folder, steps, work) | {"bf16": work.dtype == torch.bfloat16}
+        trainer = SFTTrainer(
+            model=model,
+            peft_config=lora(work),
+            callbacks=[clock],
+            args=SFTConfig(**given),
+            train_dataset=Dataset.from_dict(rows),
+            processing_class=AutoTokenizer.from_pretrained(model_folder("demo")),
+        )
+        with meter.counting():
+            trainer.train()
+    return clock.steps, meter.flops / steps
+
+
 def texts(work: Workload, length: int, seed: int) -> list[str]:
     """One text a row that is exactly so long for the demo's tokenizer: words that are one token each."""
     from isogloss.model.load import load_tokenizer
@@ -528,6 +555,7 @@ CONTENDERS = {
     "isogloss-compiled": lambda work, steps: isogloss(work, steps, kind="top_k", compile=True),
     "isogloss-live": lambda work, steps: isogloss(work, steps, live=True),
     "isogloss-on-policy": lambda work, steps: isogloss(work, steps, on_policy=True),
+    "trl-sft": trl_sft,
     "trl-gkd": trl_gkd,
     "trl-sdft": trl_sdft,
     "trl-distillation": trl_distillation,

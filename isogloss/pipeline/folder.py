@@ -22,6 +22,7 @@ from isogloss.adapters.lora import TreeLora
 from isogloss.adapters.tree import Node, Tree, build_tree, family_name, shaped
 from isogloss.adapters.virtual import TreeEmbedding, TreePrefix
 from isogloss.config import Config, dump_config, load_config, root_of_environment
+from isogloss.data.counting import of_fixed_size
 from isogloss.data.examples import ParallelExample
 from isogloss.data.parallel_text import Pair, pairs_for
 from isogloss.data.sources import english_examples, lacking, left_out, nothing_in, parallel_examples
@@ -111,12 +112,12 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(str(self.tuned)) if self.tuned.exists() else self.base_tokenizer
+        return of_fixed_size(load_tokenizer(str(self.tuned))) if self.tuned.exists() else self.base_tokenizer
 
     @cached_property
     def base_tokenizer(self) -> PreTrainedTokenizerBase:
         """The base's tokenizer, with the chat template that the settings want."""
-        return load_tokenizer(self.config.model, self.config.chat_template)
+        return of_fixed_size(load_tokenizer(self.config.model, self.config.chat_template))
 
     @cached_property
     def data_root(self) -> Path | None:
