@@ -293,7 +293,7 @@ def _measured(
         part.rename(run.tuned)
     reporter.say(f"{variant.name}, seed {seed}")
     run_distill(run)
-    run_evaluate(run)
+    run_evaluate(run, folder / f"seed-{seed}" / "before")
     run_report(run)
     return variant, seed, _rows(run, variant, seed)
 

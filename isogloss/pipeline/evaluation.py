@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from isogloss.errors import ConfigError, DataError, RunError
@@ -25,14 +26,19 @@ from isogloss.pipeline.suite_scores import (
     is_of_run,
     measuring,
     score_after,
-    score_before,
+    shared_before,
+    write_before,
 )
 from isogloss.teacher.texts import node_texts
 
 
 @writing
-def run_evaluate(run: Run) -> None:
-    """Every measure before and after, in `scores.json` and `predictions/`."""
+def run_evaluate(run: Run, kept: Path | None = None) -> None:
+    """Every measure before and after, in `scores.json` and `predictions/`.
+
+    Args:
+        kept: Folder in which runs on one reference model share its side, so that it is measured once.
+    """
     settings, scores = run.config.evaluate, scores_of_run(run)
     with run.reporter.waiting("Reading the suites"):
         loaded = {name: load_suite(name, run.data_root, settings, run.measured) for name in settings.suites}
@@ -52,7 +58,8 @@ def run_evaluate(run: Run) -> None:
     costs, found = {name: Stage("evaluate") for name in missing}, {}
     for name in missing:
         with spending(costs[name], model):
-            found[name] = score_before(run, plain, loaded[name])
+            found[name] = shared_before(run, plain, loaded[name], kept)
+        write_before(run, loaded[name], found[name])
     carrier = run.student(model, trained=True)
     aligned = retrieval.Model(model, run.tokenizer, carrier)
     for name in missing:

@@ -1,8 +1,12 @@
 """One suite's scores: the reference model's side, the aligned model's, and their files."""
 
+import hashlib
+import os
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from isogloss.config import Evaluate
@@ -28,12 +32,34 @@ class Before:
     english: runner.Given
     mastery: dict[str, tasks.Mastery]
     retriever: retrieval.Retriever | None
-    official: dict[str, Any]
     family: dict[str, Any]
 
 
+def shared_before(run: Run, plain: retrieval.Model, suite: SuiteData, kept: Path | None) -> Before:
+    """As `score_before`, from a folder that other runs share, where it was measured there already.
+
+    Args:
+        kept: The folder; None where nothing is shared.
+    """
+    if kept is None:
+        return score_before(run, plain, suite)
+    asked = measuring(run, suite.name) | data_hashes(suite)
+    asked |= {"adapters": "", "layer": str(run.config.evaluate.layer), "seed": str(run.config.seed)}
+    asked |= {"items": str(len(suite.items)), "isogloss": version("isogloss")}
+    name = hashlib.sha256(signature(asked).encode()).hexdigest()[:16]
+    file = kept / f"{suite.name}-{name}.pickle"
+    if file.exists():
+        return pickle.loads(file.read_bytes())
+    made = score_before(run, plain, suite)
+    kept.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}")  # runs may be under way at the same time
+    part.write_bytes(pickle.dumps(made))
+    part.replace(file)
+    return made
+
+
 def score_before(run: Run, plain: retrieval.Model, suite: SuiteData) -> Before:
-    """The reference model's side of a suite; its answers are written to the run."""
+    """The reference model's side of a suite."""
     settings = run.config.evaluate
     english, rephrased = runner.Given([], []), {}
     if suite.items:
@@ -44,10 +70,13 @@ def score_before(run: Run, plain: retrieval.Model, suite: SuiteData) -> Before:
     mastered = [task for task, one in mastery.items() if one.mastered]
     side, retriever = _side(run, plain, plain, suite, english.texts, mastered, "before")
     side.by_task["accuracy"] = _with_english(suite, side, english)
-    _write_side(run, suite, "before", side)
-    official = _official(run, suite, "before", english.texts, side)
     family = runner.family(suite, english.texts, english.rankings, side, run.config.seed)
-    return Before(side, english, mastery, retriever, official, family)
+    return Before(side, english, mastery, retriever, family)
+
+
+def write_before(run: Run, suite: SuiteData, before: Before) -> None:
+    """The reference model's answers, in `predictions/`."""
+    _write_side(run, suite, "before", before.side)
 
 
 def score_after(
@@ -68,7 +97,8 @@ def score_after(
         )
     side.by_task["accuracy"] = _with_english(suite, side, given)
     _write_side(run, suite, "after", side)
-    more = {"before": before.official, "after": _official(run, suite, "after", given.texts, side)}
+    sides = {"before": (before.english, before.side), "after": (given, side)}
+    more = {phase: _official(run, suite, phase, own.texts, one) for phase, (own, one) in sides.items()}
     family = runner.family(suite, given.texts, given.rankings, side, run.config.seed)
     accuracy = {"accuracy": sum(right) / len(right)} if right else {}
     return {
@@ -87,7 +117,7 @@ def score_after(
         "unreadable": {"before": before.side.unreadable, "after": side.unreadable},
         "cut": {
             phase: runner.cut_shares([SOURCE] * len(own.cut), own.cut) | one.cut
-            for phase, own, one in (("before", before.english, before.side), ("after", given, side))
+            for phase, (own, one) in sides.items()
         },
         **({"official": more} if suite.score else {}),
     }

@@ -200,6 +200,36 @@ def test_a_kill_in_the_second_suite_counts_no_work_twice(finished, tmp_path):
     assert ours["stages"][0]["tokens_generated"] > 0
 
 
+def answers_of(run: Run) -> dict[str, bytes]:
+    """What lies in `predictions/`."""
+    folder = run.folder / "predictions"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_runs_on_one_reference_model_measure_it_once(finished, tmp_path, monkeypatch):
+    """A second run's scores and files are the same, and its reference model is not asked."""
+    kept = tmp_path / "kept"
+    runs = [copied(finished, tmp_path / name, "scores.json") for name in ("one", "two")]
+    for run in runs:
+        shutil.rmtree(run.folder / "predictions")
+    evaluation.run_evaluate(runs[0], kept)
+    measured = suite_scores.score_before
+    asked: list[str] = []
+    monkeypatch.setattr(
+        suite_scores, "score_before", lambda *given: (asked.append(given[2].name), measured(*given))[1]
+    )
+    evaluation.run_evaluate(runs[1], kept)
+    assert asked == []
+    for run in runs:
+        assert scores(run)["suites"] == scores(finished)["suites"]
+        assert answers_of(run) == answers_of(finished)
+    (runs[1].folder / "scores.json").unlink()
+    other = runs[1].config.evaluate.model_copy(update={"likelihood": ()})
+    evaluation.run_evaluate(Run(runs[1].config.model_copy(update={"evaluate": other}), Told()), kept)
+    assert asked == ["xglue"]
+
+
 def test_other_adapters_data_or_limits_are_measured_anew(finished, tmp_path):
     """Scores are of who was measured and of what was asked; batches change nothing."""
     run = copied(finished, tmp_path / "copy")

@@ -201,7 +201,8 @@ def measured(monkeypatch):
         run.tuned.mkdir(exist_ok=True)
         (run.folder / "selection.jsonl").touch()
 
-    def evaluate(run):
+    def evaluate(run, kept):
+        assert kept == run.folder.parent / f"seed-{run.config.seed}" / "before"
         hits = MASSIVE[run.config.languages.tree]
         each = {code: {"value": sum(items) / 4} for code, items in hits.items()}
         suite = {"after": {"consistency": {"mean": 0.5, "languages": each}}, "signature": "suite:massive"}
