@@ -27,17 +27,16 @@ ROOT = Path(__file__).parent.parent
 SETTINGS = {"scarce": "examples/real.yaml", "parallel": "examples/real-parallel.yaml"}
 """By name, which settings a variant changes: instructions alone, and all unlabelled parallel text besides."""
 VARIANTS = {
-    "ours": "languages.tree=families",
-    "sft": "distill.kl_weight=0 distill.similarity_weight=0 languages.tree=shared",
-    "no-divergence": "distill.kl_weight=0",
-    "no-hidden": "distill.similarity_weight=0",
-    "prompt": "distill.teacher_view=prompt distill.teacher_reads=[twin]",
-    "shared": "languages.tree=shared",
-    "flat": "languages.tree=flat",
-    "random": "languages.tree=random",
+    "ours": "families",
+    "sft": "sft",
+    "no-divergence": "no-kl",
+    "no-hidden": "no-hidden",
+    "prompt": "prompt: distill.teacher_view=prompt distill.teacher_reads=[twin]",
+    "shared": "shared",
+    "flat": "flat",
+    "random": "random",
 }
-"""By name, what it changes in the example's stage 2. `sft` is what a user would do without us: cross-entropy
-on the same rows, one adapter of the same capacity for all languages."""
+"""By name, what `experiments.ablate` calls it."""
 LOW = ("sw", "ur")
 """Languages of `alignment_low`."""
 SUMMARY = (
@@ -129,10 +128,11 @@ def training(given: argparse.Namespace) -> list[tuple[str, int, Path]]:
     example = str(ROOT / SETTINGS[given.setting])
     command = [sys.executable, "-m", "experiments.ablate", example, "--data-root", str(given.data_root)]
     command += ["--seeds", str(given.seeds), "--out", str(given.runs)]
-    command += [word for name in names for word in ("--variant", f"{name}: {VARIANTS[name]}")]
+    command += [word for name in names for word in ("--variant", VARIANTS[name])]
     command += [word for one in given.set for word in ("--set", one)]
     subprocess.run(command, check=True)
-    return [(name, seed, given.runs / f"{name}-{seed}") for name in names for seed in range(given.seeds)]
+    folders = {name: VARIANTS[name].partition(":")[0] for name in names}
+    return [(n, seed, given.runs / f"{folders[n]}-{seed}") for n in names for seed in range(given.seeds)]
 
 
 def main() -> None:

@@ -41,14 +41,18 @@ def as_usual(*names: str) -> tuple[str, ...]:
     return tuple(f"distill.{name}={json.dumps(usual[name])}" for name in names)
 
 
+NO_HIDDEN = ("distill.similarity_weight=0", *as_usual(*SIMILARITY_ONLY))
+NO_KL = ("distill.kl_weight=0", *as_usual(*KL_ONLY, "teacher_view", "on_policy"))
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "families": ("languages.tree=families",),
     "learned": ("languages.tree=learned",),
     "random": ("languages.tree=random",),
     "flat": ("languages.tree=flat",),
     "shared": ("languages.tree=shared",),
-    "no-hidden": ("distill.similarity_weight=0", *as_usual(*SIMILARITY_ONLY)),
-    "no-kl": ("distill.kl_weight=0", *as_usual(*KL_ONLY, "teacher_view", "on_policy")),
+    "no-hidden": NO_HIDDEN,
+    "no-kl": NO_KL,
+    # What a user would do without us: cross-entropy on the same rows, one adapter for all languages.
+    "sft": ("languages.tree=shared", *NO_KL, *NO_HIDDEN),
     "with-kl": ("distill.kl_weight=1",),
     "no-texts": ("distill.teacher_reads=[twin,answer]",),
     "no-english": ("distill.teacher_reads=[texts]", *as_usual("teacher_view")),

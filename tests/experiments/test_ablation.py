@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -236,3 +237,17 @@ def test_a_suite_without_alignment_is_judged_by_its_consistency(measured, tmp_pa
         line.split()[:3] for line in capsys.readouterr().out.split("\n") if "low" in line or "95" in line
     ]
     assert heads[0] == ["variant", "consistency", "low"] and heads[1][0] == "consistency"
+
+
+@pytest.mark.parametrize("name", ["families", "sft", "no-kl", "no-hidden", "shared", "flat", "random"])
+def test_every_variant_of_the_real_model_is_a_setting_of_its_example(name):
+    """`benchmarks/real.py` finds out before anything is trained, not when a variant's turn has come."""
+    config = load_config(Path(__file__).parents[2] / "examples" / "real.yaml", places=True)
+    made = with_overrides(config, ablation.VARIANTS[name])
+    distill = made.distill
+    assert (distill.kl_weight, distill.similarity_weight, made.languages.tree) == {
+        "families": (1, 1, "families"),
+        "sft": (0, 0, "shared"),
+        "no-kl": (0, 1, "families"),
+        "no-hidden": (1, 0, "families"),
+    }.get(name, (1, 1, name))
