@@ -28,7 +28,7 @@ from isogloss.data.draw import Drawn, first_of_each_task, in_draw_order
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats import chat_jsonl, parallel_jsonl, table, xnli
 from isogloss.data.formats.records import Tell, nobody
-from isogloss.data.formats.rows import Only, Row
+from isogloss.data.formats.turns import Only, ParsedTurn
 from isogloss.data.parallel_text import topic_examples
 from isogloss.data.reading import read_answer
 from isogloss.data.tasks import massive as massive_tasks
@@ -252,7 +252,7 @@ def _prefix(config: Config, source: AnySource) -> str:
     return f"{source.path.stem}-" if isinstance(source, FileData) and len(config.sources) > 1 else ""
 
 
-def _drawn(most: int, seed: int, prefix: str, rows: Iterable[Row]) -> list[Row]:
+def _drawn(most: int, seed: int, prefix: str, rows: Iterable[ParsedTurn]) -> list[ParsedTurn]:
     """Of a file's rows those that stage 1 may draw."""
     answered = (row for row in rows if row.language == SOURCE and row.turn.response is not None)
     return first_of_each_task(

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from isogloss.data.formats.lines import nearest
 from isogloss.data.formats.records import Record, read_file
-from isogloss.data.formats.rows import absent
+from isogloss.data.formats.turns import absent
 from isogloss.errors import ConfigError, DataError
 from isogloss.files import write_text
 from isogloss.languages import languages

@@ -20,10 +20,10 @@ from typing import Any, Final, NamedTuple
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats.lines import language_of, nearest
 from isogloss.data.formats.records import Record, Tell, nobody, read_records
-from isogloss.data.formats.rows import (
+from isogloss.data.formats.turns import (
     LeftOut,
     Only,
-    Row,
+    ParsedTurn,
     absent,
     identifier,
     join,
@@ -79,12 +79,12 @@ def read(
     return join(_rows(path, default, split, tell), path, tell, each, only)
 
 
-def _rows(path: Path, default: str, split: str | None, tell: Tell) -> Iterator[Row | LeftOut]:
+def _rows(path: Path, default: str, split: str | None, tell: Tell) -> Iterator[ParsedTurn | LeftOut]:
     for record in read_records(path, split, tell=tell, kind="jsonl"):
         yield from _row(record, default)
 
 
-def _row(record: Record, default: str) -> Iterator[Row | LeftOut]:
+def _row(record: Record, default: str) -> Iterator[ParsedTurn | LeftOut]:
     path, line, number, cells = record
     named = cells.get("language")
     code = default if absent(named) else language_or_none(named, path, line)
@@ -107,7 +107,7 @@ def _row(record: Record, default: str) -> Iterator[Row | LeftOut]:
         instruction = ""  # system text alone asks nothing
     id = identifier(number if absent(cells.get("id")) else cells["id"], path, line)
     task = task_of(cells.get("task"), path, line)
-    yield Row(path, line, id, task, code, turn(instruction, said.get("assistant"), code, path, line))
+    yield ParsedTurn(path, line, id, task, code, turn(instruction, said.get("assistant"), code, path, line))
     if len(messages) > len(first):
         error = DataError("it has several turns", path, line)
         yield LeftOut("all after the first turn of {}", error, whole=False)

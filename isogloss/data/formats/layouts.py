@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats import chat_jsonl, parallel_jsonl
 from isogloss.data.formats.records import Tell, nobody, read_records
-from isogloss.data.formats.rows import LeftOut, Only, absent, nothing
+from isogloss.data.formats.turns import LeftOut, Only, absent, nothing
 from isogloss.errors import DataError
 from isogloss.languages import UnknownLanguageError, resolve
 

@@ -21,10 +21,10 @@ from typing import Any, Final
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.formats.lines import language_of, nearest, write_lines
 from isogloss.data.formats.records import Tell, nobody, read_records
-from isogloss.data.formats.rows import (
+from isogloss.data.formats.turns import (
     LeftOut,
     Only,
-    Row,
+    ParsedTurn,
     absent,
     identifier,
     join,
@@ -84,7 +84,7 @@ def write_parquet(path: Path, examples: Iterable[ParallelExample]) -> None:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), draft)
 
 
-def _rows(source: Path, split: str | None, tell: Tell) -> Iterator[Row | LeftOut]:
+def _rows(source: Path, split: str | None, tell: Tell) -> Iterator[ParsedTurn | LeftOut]:
     form: bool | None = None
     for path, line, _, row in read_records(source, split, tell=tell, kind="jsonl"):
         one_language = "language" in row or "instruction" in row
@@ -98,7 +98,7 @@ def _rows(source: Path, split: str | None, tell: Tell) -> Iterator[Row | LeftOut
         yield from [_row(row, path, line)] if one_language else _wide(row, path, line)
 
 
-def _row(row: Mapping[str, Any], path: Path, line: int) -> Row | LeftOut:
+def _row(row: Mapping[str, Any], path: Path, line: int) -> ParsedTurn | LeftOut:
     _refuse_unknown(row, _ROW, path, line)
     if absent(row.get("language")):
         raise DataError('no language; add one such as "language": "sw"', path, line)
@@ -106,12 +106,12 @@ def _row(row: Mapping[str, Any], path: Path, line: int) -> Row | LeftOut:
     if isinstance(code, LeftOut):
         return code
     said = turn(row.get("instruction"), row.get("response"), code, path, line)
-    return Row(
+    return ParsedTurn(
         path, line, identifier(row.get("id"), path, line), task_of(row.get("task"), path, line), code, said
     )
 
 
-def _wide(row: Mapping[str, Any], path: Path, line: int) -> Iterator[Row | LeftOut]:
+def _wide(row: Mapping[str, Any], path: Path, line: int) -> Iterator[ParsedTurn | LeftOut]:
     id, task = identifier(row.get("id"), path, line), task_of(row.get("task"), path, line)
     said = {key: value for key, value in row.items() if key not in _ITEM and not _empty(value)}
     if not said:
@@ -127,7 +127,7 @@ def _wide(row: Mapping[str, Any], path: Path, line: int) -> Iterator[Row | LeftO
             yield code
             continue
         asked = turn(value.get("instruction"), value.get("response"), code, path, line)
-        yield Row(path, line, id, task, code, asked)
+        yield ParsedTurn(path, line, id, task, code, asked)
 
 
 def _empty(value: Any) -> bool:

@@ -15,10 +15,10 @@ from typing import Any, Final
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats.lines import language_of, nearest
 from isogloss.data.formats.records import Record, Tell, nobody, read_records
-from isogloss.data.formats.rows import (
+from isogloss.data.formats.turns import (
     LeftOut,
     Only,
-    Row,
+    ParsedTurn,
     absent,
     identifier,
     join,
@@ -105,7 +105,7 @@ def _languages(columns: Mapping[str, str], default: str, path: Path) -> dict[str
 
 def _rows(
     table: Iterable[Record], fills: Mapping[str, Fill], languages: Mapping[str, str]
-) -> Iterator[Row | LeftOut]:
+) -> Iterator[ParsedTurn | LeftOut]:
     def cell(field: str, record: Record) -> str | None:
         return fills[field](record) if field in fills else None
 
@@ -125,7 +125,7 @@ def _rows(
                 continue
             there = True
             said = turn(instruction, response, code or default, path, line)
-            yield Row(path, line, id, task, code or default, said)
+            yield ParsedTurn(path, line, id, task, code or default, said)
         if not there:
             raise DataError("no instruction in any language; fill one in or remove the row", path, line)
 

@@ -1,4 +1,4 @@
-"""Rows: one turn in one language, as most formats give it, and their joining by id into examples."""
+"""Turns, one in one language, as most formats give them, and their joining by id into examples."""
 
 import math
 from collections import Counter
@@ -16,7 +16,7 @@ TASK = "instruction"  # the task of a row that names none
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ParsedTurn:
     """A turn, the language it is in (our code), and the file and line where it stands."""
 
     path: Path
@@ -42,7 +42,7 @@ class LeftOut:
     whole: bool = True
 
 
-Only = Callable[[Iterator[Row]], Iterable[Row]]
+Only = Callable[[Iterator[ParsedTurn]], Iterable[ParsedTurn]]
 
 
 def nothing(left: LeftOut) -> None:
@@ -50,7 +50,7 @@ def nothing(left: LeftOut) -> None:
 
 
 def join(
-    rows: Iterable[Row | LeftOut],
+    rows: Iterable[ParsedTurn | LeftOut],
     path: Path,
     tell: Tell = nobody,
     each: Callable[[LeftOut], object] = nothing,
@@ -73,10 +73,10 @@ def join(
     error = DataError("the file holds no row; give it at least one", path)
     whole = used = 0
 
-    def usable() -> Iterator[Row]:
+    def usable() -> Iterator[ParsedTurn]:
         nonlocal error, whole, used
         for row in rows:
-            if isinstance(row, Row):
+            if isinstance(row, ParsedTurn):
                 used += 1
                 yield row
                 continue
