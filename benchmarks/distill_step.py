@@ -144,7 +144,7 @@ def lora(work: Workload):
 
 
 class Clock(TrainerCallback):
-    """Seconds of every step of a Trainer, from the end of the one before: some draw responses in between."""
+    """Seconds of every step of a Trainer, from the end of the one before."""
 
     def __init__(self):
         self.steps: list[float] = []
@@ -244,53 +244,44 @@ def isogloss(
     *,
     kind: str = "hidden",
     live: bool = False,
-    on_policy: bool = False,
     compile: bool = False,
 ) -> tuple[list[float], float]:
     """The package's own trainer on a tree of languages, a path as wide as the peers' LoRA."""
-    from functools import partial
-
     from transformers import TrainingArguments
 
     from isogloss.adapters.lora import TreeLora
     from isogloss.adapters.tree import build_tree
     from isogloss.model.cost import Meter
     from isogloss.model.decoder import two_thirds
-    from isogloss.model.load import load_tokenizer
     from isogloss.teacher.signals import hidden_signals
     from isogloss.train.batch import Ordered, collate, samples_of
     from isogloss.train.objective import Weights
-    from isogloss.train.on_policy import OnPolicyTrainer, Policy
     from isogloss.train.trainer import ResponseTrainer
 
     tree = build_tree(languages_of(work), ranks=ranks(work))
-    carrier = TreeLora(model_of(work), tree, targets=work.targets, scaling=2.0)
+    adapters = TreeLora(model_of(work), tree, targets=work.targets, scaling=2.0)
     rows = rows_of(work)
-    layer = two_thirds(carrier.model)
-    carrier.off()
+    layer = two_thirds(adapters.model)
+    adapters.off()
 
     def read():
-        return hidden_signals(carrier.model, rows, layer=layer, pad_id=0, kind=kind, k=TOP_K)
+        return hidden_signals(adapters.model, rows, layer=layer, pad_id=0, kind=kind, k=TOP_K)
 
     class Live(ResponseTrainer):
         """Signals are made inside the step."""
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            self.carrier.off()
+            self.adapters.off()
             inputs["batch"] = collate(samples_of(rows, read()), 0)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-    clock, meter = Clock(), Meter(carrier.model, tree.path_rank() / tree.rank)
+    clock, meter = Clock(), Meter(adapters.model, tree.path_rank() / tree.rank)
     samples = samples_of(rows, read())
     make = Live if live else ResponseTrainer
-    if on_policy:
-        tokenizer = load_tokenizer("demo")
-        policy = Policy(carrier, tokenizer, rows, samples, share=1.0, longest=work.response, seed=0)
-        make = partial(OnPolicyTrainer, policy=policy)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make(
-            model=carrier.model,
-            carrier=carrier,
+            model=adapters.model,
+            adapters=adapters,
             weights=Weights(1.0, 1.0, 1.0, layer=layer),
             pad_id=0,
             compile=compile,
@@ -387,87 +378,6 @@ def trl_sft(work: Workload, steps: int) -> tuple[list[float], float]:
     return clock.steps, meter.flops / steps
 
 
-def texts(work: Workload, length: int, seed: int) -> list[str]:
-    """One text a row that is exactly so long for the demo's tokenizer: words that are one token each."""
-    from isogloss.model.load import load_tokenizer
-
-    tokenizer = load_tokenizer("demo")
-    pieces = (tokenizer.decode([number]) for number in range(1000, tokenizer.vocab_size))
-    words = [piece for piece in pieces if piece[0] == " " and piece[1:].isascii() and piece[1:].isalpha()]
-    chosen = torch.randint(len(words), (work.rows, length), generator=torch.Generator().manual_seed(seed))
-    made = ["".join(words[number] for number in row) for row in chosen.tolist()]
-    assert {len(tokenizer(text)["input_ids"]) for text in made} == {length}
-    return made
-
-
-def on_policy_arguments(folder: str, steps: int, work: Workload) -> dict:
-    """Every response is drawn to its full length."""
-    return arguments(folder, steps, work) | {
-        "max_completion_length": work.response,
-        "temperature": 1.0,
-        "bf16": False,
-        "generation_kwargs": {"min_new_tokens": work.response},
-    }
-
-
-def trl_distillation(work: Workload, steps: int) -> tuple[list[float], float]:
-    """trl's DistillationTrainer: on-policy, forward divergence, a teacher that reads the student's prompt."""
-    from datasets import Dataset
-    from trl import DistillationConfig, DistillationTrainer
-
-    from isogloss.model.cost import Meter
-    from isogloss.model.load import load_tokenizer
-
-    clock, model, teacher = Clock(), model_of(work), model_of(work)
-    mine, theirs = Meter(model), Meter(teacher)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = DistillationTrainer(
-            model=model,
-            teacher_model=teacher,
-            peft_config=lora(work),
-            callbacks=[clock],
-            args=DistillationConfig(**on_policy_arguments(folder, steps, work), beta=0.0),
-            train_dataset=Dataset.from_dict({"prompt": texts(work, work.prompt, 0) * steps}),
-            processing_class=load_tokenizer("demo"),
-        )
-        with mine.counting(), theirs.counting():
-            trainer.train()
-    return clock.steps, (mine.flops + theirs.flops) / steps
-
-
-def trl_sdft(work: Workload, steps: int) -> tuple[list[float], float]:
-    """trl's SDFTTrainer: on-policy, the model without its adapter reads a longer prompt, all logits."""
-    from datasets import Dataset
-    from trl.experimental.sdft import SDFTConfig, SDFTTrainer
-
-    from isogloss.model.cost import Meter
-    from isogloss.model.load import load_tokenizer
-
-    clock, model = Clock(), model_of(work)
-    meter = Meter(model)
-    context = texts(work, work.teacher_prompt - work.prompt, 1)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = SDFTTrainer(
-            model=model,
-            peft_config=lora(work),
-            callbacks=[clock],
-            args=SDFTConfig(
-                **on_policy_arguments(folder, steps, work),
-                num_generations=1,
-                distillation_alpha=0.0,
-                distillation_mode="full_logits",
-                teacher_prompt_template="{prompt}{privileged_context}",
-            ),
-            train_dataset=Dataset.from_dict(
-                {"prompt": texts(work, work.prompt, 0) * steps, "privileged_context": context * steps}
-            ),
-            processing_class=load_tokenizer("demo"),
-        )
-        with meter.counting():
-            trainer.train()
-    return clock.steps, meter.flops / steps
-
-
 def looped(work: Workload, steps: int, loss_of, *, teacher: str) -> tuple[list[float], float]:
     """A hand-written loop: PEFT's LoRA, AdamW, a loss; the teacher is the model without its adapter."""
     from peft import get_peft_model
@@ -554,11 +464,8 @@ CONTENDERS = {
     "isogloss-hidden": isogloss,
     "isogloss-compiled": lambda work, steps: isogloss(work, steps, kind="top_k", compile=True),
     "isogloss-live": lambda work, steps: isogloss(work, steps, live=True),
-    "isogloss-on-policy": lambda work, steps: isogloss(work, steps, on_policy=True),
     "trl-sft": trl_sft,
     "trl-gkd": trl_gkd,
-    "trl-sdft": trl_sdft,
-    "trl-distillation": trl_distillation,
     "trl-gkd-compiled": lambda work, steps: trl_gkd(work, steps, torch_compile=True),
     "distillkit-style": lambda work, steps: looped(work, steps, top_k_loss, teacher="stored"),
     "fused-loop": lambda work, steps: looped(work, steps, fused_loss, teacher="live"),

@@ -81,14 +81,14 @@ def gaps(asked: Asked, wanted: list[dict[str, str]]) -> list[float]:
     from isogloss.data.chat import encode_prompt, encode_response
 
     aligned, found = library(asked), []
-    tokenizer, carrier = aligned.run.tokenizer, aligned.carrier
+    tokenizer, adapters = aligned.run.tokenizer, aligned.adapters
     for one in wanted:
         prompt = encode_prompt(tokenizer, one["prompt"])
         mine, other = (encode_response(tokenizer, one[whose]) for whose in ("ours", "answer"))
         parts = next((n for n, (a, b) in enumerate(zip(mine, other, strict=False)) if a != b), None)
         if parts is None:  # cut by the limit of new tokens
             parts, mine = min(len(mine), len(other)) - 1, mine
-        with torch.no_grad(), carrier.on([one["language"]]) as student:
+        with torch.no_grad(), adapters.on([one["language"]]) as student:
             logits = student(torch.tensor([[*prompt, *mine[:parts]]]), use_cache=False).logits[0, -1]
         found.append((logits[mine[parts]] - logits[other[parts]]).item())
     return found

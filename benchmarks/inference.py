@@ -40,7 +40,7 @@ def main() -> None:
     tokenizer = load_tokenizer(asked.model)
     tree = build_tree(codes, ranks=settings.ranks.model_dump())
     alone, under = (load_model(asked.model, dtype) for _ in range(2))
-    carrier = TreeLora(under, tree, **lora_shape(under, settings))
+    adapters = TreeLora(under, tree, **lora_shape(under, settings))
     examples = parallel_examples(config, None, codes)
     rows = []
     for batch in (1, 32):
@@ -51,9 +51,9 @@ def main() -> None:
 
         def answer(on: bool, languages: list[str] = languages, prompts: list = prompts) -> float:
             began = time.perf_counter()
-            given: dict[str, Any] = {"languages": languages, "carrier": carrier} if on else {}
+            given: dict[str, Any] = {"languages": languages, "adapters": adapters} if on else {}
             complete(
-                carrier.model if on else alone,
+                adapters.model if on else alone,
                 tokenizer,
                 prompts,
                 max_new_tokens=asked.tokens,

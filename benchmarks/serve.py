@@ -91,10 +91,10 @@ def make(folder: Path) -> Aligned:
     run = open_run(load_config(None, (f"run={folder}", "dtype=float32")))
     load_model("demo", torch.float32).save_pretrained(run.tuned)
     load_tokenizer("demo").save_pretrained(run.tuned)
-    carrier = run.student(run.reference_model(), trained=False)
+    adapters = run.student(run.reference_model(), trained=False)
     torch.manual_seed(1)
-    state = {name: torch.randn_like(p) * 0.05 for name, p in carrier.state().items()}
-    training.save_whole(state, run.carriers)
+    state = {name: torch.randn_like(p) * 0.05 for name, p in adapters.state().items()}
+    training.save_whole(state, run.trained)
     return Aligned(run)
 
 

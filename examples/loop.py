@@ -130,7 +130,7 @@ def losses_of(
 def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
     """Train the adapter of one language; the losses of every step."""
     config = load_config(run / "config.yaml")
-    settings, carrier = config.distill, config.distill.adapter
+    settings, adapter = config.distill, config.distill.adapter
     tokenizer = AutoTokenizer.from_pretrained(run / "tuned")
     model = AutoModelForCausalLM.from_pretrained(run / "tuned", dtype=pick_dtype(config.dtype))
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -142,13 +142,13 @@ def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
     order = order_of(len(rows), steps * batch, config.seed)
 
     late = max(1, 2 * model.config.num_hidden_layers // 3)
-    rank = carrier.ranks.root + carrier.ranks.family + carrier.ranks.language
+    rank = adapter.ranks.root + adapter.ranks.family + adapter.ranks.language
     torch.manual_seed(config.seed)
     lora = LoraConfig(
         r=rank,
-        lora_alpha=rank * carrier.scaling,  # type: ignore[arg-type]  # any number is read as alpha
-        target_modules=list(carrier.target_modules),
-        layers_to_transform=list(range(carrier.layers or late)),
+        lora_alpha=rank * adapter.scaling,  # type: ignore[arg-type]  # any number is read as alpha
+        target_modules=list(adapter.target_modules),
+        layers_to_transform=list(range(adapter.layers or late)),
         task_type="CAUSAL_LM",
     )
     student = get_peft_model(model, lora)

@@ -42,7 +42,7 @@ def as_usual(*names: str) -> tuple[str, ...]:
 
 
 NO_HIDDEN = ("distill.similarity_weight=0", *as_usual(*SIMILARITY_ONLY))
-NO_KL = ("distill.kl_weight=0", *as_usual(*KL_ONLY, "teacher_view", "on_policy"))
+NO_KL = ("distill.kl_weight=0", *as_usual(*KL_ONLY, "teacher_view"))
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "families": ("languages.tree=families",),
     "learned": ("languages.tree=learned",),
@@ -57,15 +57,8 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "no-texts": ("distill.teacher_reads=[twin,answer]",),
     "no-english": ("distill.teacher_reads=[texts]", *as_usual("teacher_view")),
     "no-retain": ("distill.replay_fraction=0",),
-    "prefix": ("distill.adapter={type: prefix}", "distill.learning_rate=0.1", *as_usual("teacher_view")),
-    "embedding": (
-        "distill.adapter={type: embedding}",
-        "distill.learning_rate=0.1",
-        *as_usual("teacher_view"),
-    ),
 }
-"""What each variant changes in the settings that are given. Virtual positions want a larger step than a LoRA;
-theirs was chosen on the demo's dev split (docs/log.md)."""
+"""What each variant changes in the settings that are given."""
 READINGS = ("no-texts", "no-english")
 """Variants of what the teacher reads, which its divergence alone tells the student."""
 CHANGES = ("no-", "with-")
@@ -174,7 +167,7 @@ def _refuse_alike(config: Config, variants: Sequence[Variant]) -> None:
     seen: dict[str, str] = {}
     for variant in variants:
         settings = trained(*variant.overrides)
-        # A tree or a carrier may be the settings' own, for others to be compared with.
+        # A tree may be the settings' own, for others to be compared with.
         if variant.base.startswith(CHANGES) and settings == trained(*_items(variant.items)):
             override = variant.overrides[0]
             other = OPPOSITES.get(variant.base) or f"another {override.partition('=')[0]} by --set"
@@ -425,7 +418,6 @@ def _rows(run: Run, variant: Variant, seed: int) -> list[dict]:
                 "suite": suite,
                 "variant": variant.name,
                 "overrides": list(variant.overrides),
-                "carrier": run.config.distill.adapter.type,
                 "seed": seed,
                 "trained_tokens": cost["tokens_backpropagated"],
                 "flops": cost["flops"],

@@ -47,11 +47,6 @@ def compare_methods(
     for name in method or ():
         if name not in comparison.METHODS:
             raise ConfigError(f"--method {name}: there are {', '.join(comparison.METHODS)}")
-    if settings.distill.adapter.type != "lora":
-        raise ConfigError(
-            f"distill.adapter.type is {settings.distill.adapter.type}; methods are compared on LoRAs of one "
-            "width: take lora"
-        )
     job = prepare(settings)
     from isogloss.pipeline import checks
 

@@ -83,12 +83,11 @@ def distilled(contest: Contest, method: str, *overrides: str) -> Entry:
     """Our method, on the run's tree or another."""
     run = Run(with_overrides(contest.run.config, overrides), contest.run.reporter)
     rows, settings = contest.rows(run), run.config.distill
-    carrier = run.student(contest.run.reference_model(), trained=False)
-    run.start(carrier)
-    subject = retrieval.Model(carrier.model, run.tokenizer, carrier)  # type: ignore[arg-type]
+    adapters = run.student(contest.run.reference_model(), trained=False)
+    subject = retrieval.Model(adapters.model, run.tokenizer, adapters)  # type: ignore[arg-type]
     parallel = sum(row.language != SOURCE for row in rows)
     steps = round(settings.epochs * parallel / (1 - settings.replay_fraction)) // settings.batch_size
-    way = contest.start(method, subject, steps, carrier.tree.path_rank() / carrier.tree.rank)
+    way = contest.start(method, subject, steps, adapters.tree.path_rank() / adapters.tree.rank)
     work = _clean(contest, method)
 
     @contextmanager
@@ -102,7 +101,7 @@ def distilled(contest: Contest, method: str, *overrides: str) -> Entry:
     cost = Stage(method)
     with way:
         distil(
-            carrier,
+            adapters,
             rows,
             settings,
             pad_id=pad_id(run.tokenizer),
@@ -111,7 +110,6 @@ def distilled(contest: Contest, method: str, *overrides: str) -> Entry:
             curve=work / "curve.jsonl",
             cost=cost,
             bar=bar,
-            tokenizer=run.tokenizer,
             scored=scored_elsewhere(run, rows, cost, bar),
         )
     return way.entry
@@ -287,7 +285,6 @@ def preference_pairs(contest: Contest, model: nn.Module) -> Dataset:
 def _begin(contest: Contest, method: str, steps: int) -> tuple[PeftModel, MethodRun]:
     """The reference model under one LoRA that is as wide as a path of the tree."""
     run, settings = contest.run, contest.run.config.distill.adapter
-    assert settings.type == "lora"  # the command refuses others
     torch.manual_seed(run.config.seed)
     rank = run.tree.path_rank()
     reference = run.reference_model()

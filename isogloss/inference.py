@@ -37,7 +37,7 @@ class Aligned:
     def __init__(self, run: Run, detector: Detector = guess):
         self.run, self.detector = run, detector
         self.model = run.reference_model()
-        self.carrier = run.student(self.model, trained=True)
+        self.adapters = run.student(self.model, trained=True)
         self._turn = Lock()  # the path is state of the model
 
     @property
@@ -82,13 +82,13 @@ class Aligned:
                 self.run.tokenizer,
                 texts,
                 languages=codes,
-                carrier=self.carrier,
+                adapters=self.adapters,
                 batch=batch,
                 max_new_tokens=max_new_tokens,
             )
 
     def reference(self, texts: Sequence[str], *, max_new_tokens: int = LONGEST) -> list[str]:
-        """Greedy answers of the reference model, carriers off."""
+        """Greedy answers of the reference model, adapters off."""
         texts = [canonical(text, "the instruction") for text in texts]
         with self._turn:
             return answers(self.model, self.run.tokenizer, texts, max_new_tokens=max_new_tokens)
@@ -149,7 +149,7 @@ class Aligned:
                 self.run.tokenizer,
                 prompts,
                 languages=codes,
-                carrier=None if codes is None else self.carrier,
+                adapters=None if codes is None else self.adapters,
                 max_new_tokens=max_new_tokens,
                 streamer=streamer,
                 stopping_criteria=[criterion],

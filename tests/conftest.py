@@ -126,12 +126,12 @@ def student() -> Callable[..., TreeLora]:
     def make(model: PreTrainedModel, tree: Tree, *, seed: int = 1, filled: bool = True) -> TreeLora:
         torch.manual_seed(seed)
         targets = sorted({name.rpartition(".")[2] for name in linear_names(model)})
-        carrier = TreeLora(model, tree, targets=targets, scaling=2.0)
+        adapters = TreeLora(model, tree, targets=targets, scaling=2.0)
         if filled:
-            for name, p in carrier.parameters().items():
+            for name, p in adapters.parameters().items():
                 if "lora_B" in name:
                     torch.nn.init.normal_(p, std=0.1)
-        return carrier
+        return adapters
 
     return make
 
@@ -147,13 +147,13 @@ def base(tokenizer, tiny, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def aligned(tokenizer, tiny, tmp_path_factory) -> Aligned:
-    """A random model under carriers that differ from language to language."""
+    """A random model under adapters that differ from language to language."""
     folder = tmp_path_factory.mktemp("runs") / "done"
     run = open_run(load_config(None, (*ANSWERING, f"run={folder}", "dtype=float32")))
     tiny("qwen3").save_pretrained(run.tuned)
     tokenizer.save_pretrained(run.tuned)
-    carrier = run.student(run.reference_model(), trained=False)
+    adapters = run.student(run.reference_model(), trained=False)
     torch.manual_seed(1)
-    state = {name: torch.randn_like(p) * 0.3 for name, p in carrier.state().items()}
-    training.save_whole(state, run.carriers)
+    state = {name: torch.randn_like(p) * 0.3 for name, p in adapters.state().items()}
+    training.save_whole(state, run.trained)
     return Aligned(run)

@@ -84,12 +84,12 @@ def job(
         split = [p for p in layers_of(model).parameters() if isinstance(p, DTensor)]
         assert split == list(layers_of(model).parameters())
         assert sum(p.to_local().numel() for p in split) <= 0.51 * sum(p.numel() for p in split)
-    carrier, weights = None, Weights()
+    adapters, weights = None, Weights()
     if stage == 2:
         tree = build_tree(CODES, ranks={"root": 2, "family": 1, "language": 2})
         torch.manual_seed(1)
-        carrier = TreeLora(model, tree, targets=TARGETS, scaling=2.0)
-        model, weights = carrier.model, Weights(0.7, 1.3, hidden, layer=2)
+        adapters = TreeLora(model, tree, targets=TARGETS, scaling=2.0)
+        model, weights = adapters.model, Weights(0.7, 1.3, hidden, layer=2)
     out = folder / name
     out.mkdir(exist_ok=True)
     arguments = training_arguments(
@@ -106,8 +106,8 @@ def job(
     arguments.max_grad_norm = 0.0
     order = [(number * 3 + number // 8) % len(samples) for number in range(STEPS * BATCH)]
     trainer = ResponseTrainer(
-        model=model, carrier=carrier, args=arguments, train_dataset=Ordered(samples, order), weights=weights,
-        pad_id=0, compile=bool(backend),
+        model=model, adapters=adapters, args=arguments, train_dataset=Ordered(samples, order),
+        weights=weights, pad_id=0, compile=bool(backend),
     )  # fmt: skip
     kept = Gradients()
     trainer.add_callback(kept)

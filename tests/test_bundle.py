@@ -111,7 +111,7 @@ def test_a_bundle_gives_the_same_model_and_the_same_answers(finished: Config, ha
 def test_what_is_kept_is_bfloat16_everywhere(finished: Config):
     """The tree, and the adapters that were made of it."""
     run = load_run(finished.run)
-    kept = load_file(run.carriers)
+    kept = load_file(run.trained)
     assert kept and {rows.dtype for rows in kept.values()} == {torch.bfloat16}
     for file in (finished.run / "adapters").glob("*/adapter_model.safetensors"):
         for rows in load_file(file).values():

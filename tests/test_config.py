@@ -18,7 +18,7 @@ from isogloss.config import (
     refuse_shared,
     root_of_environment,
 )
-from isogloss.config.renamed import RENAMED
+from isogloss.config.renamed import GONE, RENAMED
 from isogloss.errors import ConfigError
 from isogloss.languages import XGLUE_TWELVE
 
@@ -159,24 +159,6 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
             "run.yaml:1: distill.adapter.ranks.root is -1; it must be a whole number of at least 0",
         ),
         (
-            "distill: {adapter: {type: prefix, ranks: {root: 1}}}",
-            "run.yaml:1: distill.adapter.ranks is not a setting of adapter type prefix; there are type, "
-            "num_virtual_tokens, init",
-        ),
-        (
-            "distill: {adapter: {type: soft}}",
-            'run.yaml:1: distill.adapter.type is "soft"; it must be lora, prefix or embedding',
-        ),
-        (
-            "distill: {adapter: {type: prefix}, gradient_checkpointing: true}",
-            "run.yaml:1: distill.gradient_checkpointing must be false with adapter.type prefix: layers that "
-            "are computed again read no past keys and values; take lora or embedding",
-        ),
-        (
-            "distill: {adapter: {type: embedding}, loraplus_lr_ratio: 4.0}",
-            "run.yaml:1: distill.loraplus_lr_ratio must be 1 with adapter.type embedding; it is for lora",
-        ),
-        (
             "distill: {kl_weight: 0, ce_weight: 0, similarity_weight: 0}",
             "run.yaml:1: distill.kl_weight must be above 0 where ce_weight and similarity_weight are 0 too",
         ),
@@ -189,16 +171,8 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
             "run.yaml:2: four_bit must be false with shard; each is there for a large model",
         ),
         (
-            "shard: true\ntune: {method: lora}\ndistill:\n  on_policy: 0.5\n  kl_weight: 1",
-            "run.yaml:4: distill.on_policy must be 0 with shard: processes draw responses of unlike lengths",
-        ),
-        (
             "compile: true\nshard: true\ntune: {method: lora}",
             "run.yaml:2: shard must be false with compile, which wants a layer whole",
-        ),
-        (
-            "compile: true\ndistill:\n  on_policy: 0.5\n  kl_weight: 1",
-            "run.yaml:3: distill.on_policy must be 0 with compile: every length drawn has its shape",
         ),
         (
             "evaluate: {suites: demo}",
@@ -242,11 +216,7 @@ SERVER = "kl_weight: 1, teacher: {type: server, url: 'http://a/v1', model: m}"
         ("distill: {require_texts: true}", f"distill.require_texts {MUTE}"),
         ("distill: {teacher_reads: [texts]}", f"distill.teacher_reads {MUTE}"),
         ("distill: {divergence: reverse}", f"distill.divergence {MUTE}"),
-        ("distill: {kl_mask: teacher_correct}", f"distill.kl_mask {MUTE}"),
         ("distill: {temperature: 2}", f"distill.temperature {MUTE}"),
-        (
-            "distill: {adapter: {type: prefix, init: random}, texts: a.yaml}", f"distill.texts {MUTE}",
-        ),
         ("distill: {top_k: 8}", "distill.top_k has no effect where signal is hidden"),
         (
             "distill: {signal: top_k, replay_fraction: 0}",
@@ -256,18 +226,6 @@ SERVER = "kl_weight: 1, teacher: {type: server, url: 'http://a/v1', model: m}"
         (
             "distill: {kl_weight: 1, teacher_reads: [twin], texts: a.yaml}",
             "distill.texts has no effect where teacher_reads has no texts",
-        ),
-        (
-            "distill: {kl_weight: 1, kl_mask: teacher_correct, on_policy: 0.5}",
-            "distill.kl_mask has no effect on steps that are on-policy; set on_policy to 0",
-        ),
-        (
-            "distill: {kl_weight: 1, on_policy: 1, signal: top_k}",
-            "distill.signal has no effect where all steps are on-policy",
-        ),
-        (
-            "distill: {kl_weight: 1, on_policy: 1, ce_weight: 2}",
-            "distill.ce_weight has no effect where all steps are on-policy; set it to 0",
         ),
         (
             f"distill: {{{SERVER}, signal: top_k}}",
@@ -303,22 +261,6 @@ SERVER = "kl_weight: 1, teacher: {type: server, url: 'http://a/v1', model: m}"
             "tune.selection.max_chars has no effect where enabled is false",
         ),
         (
-            "distill: {level_dropout: 0.1}\nlanguages: {tree: shared}",
-            "distill.level_dropout must be 0 where the root has all of a path's rows",
-        ),
-        (
-            "distill: {level_dropout: 0.1}\nlanguages: {tree: flat}",
-            "distill.level_dropout must be 0 where a leaf has all of a path's rows",
-        ),
-        (
-            "distill: {level_dropout: 0.1, adapter: {ranks: {root: 0, family: 0}}}",
-            "distill.level_dropout must be 0 where a leaf has all of a path's rows",
-        ),
-        (
-            "distill: {shrinkage: 0.1, adapter: {ranks: {family: 0, language: 0}}}",
-            "distill.shrinkage must be 0 where the root has all of a path's rows",
-        ),
-        (
             "evaluate: {also: [bg, sw]}",
             "evaluate.also names bg, sw, which languages.targets does too",
         ),
@@ -333,15 +275,13 @@ def test_a_setting_without_effect_is_refused(text, says, tmp_path):
     "distill",
     [
         "{kl_weight: 1, texts: a.yaml, teacher_reads: [texts], divergence: reverse}",
-        "{kl_weight: 1, kl_mask: teacher_correct}",
         "{signal: top_k, top_k: 8}",  # English rows keep to what the model says
-        "{adapter: {type: prefix}, texts: a.yaml}",  # nodes begin as their texts
         "{teacher: {type: model, path: a/b, level: sequence}, teacher_reads: [texts], texts: a.yaml}",
-        "{temperature: 1, kl_mask: all, top_k: 32}",  # as without
+        "{temperature: 1, top_k: 32}",  # as without
     ],
 )
 def test_a_setting_with_an_effect_is_taken(distill, tmp_path):
-    """Heeded by another part of the loss, by the carrier, or by the teacher; or it says what is so anyway."""
+    """Heeded by another part of the loss, or by the teacher; or it says what is so anyway."""
     (tmp_path / "run.yaml").write_text(f"distill: {distill}")
     config = load_config(tmp_path / "run.yaml")
     (tmp_path / "config.yaml").write_text(dump_config(config))
@@ -404,7 +344,7 @@ def test_what_is_for_choosing_is_measured_on_dev():
 
 
 @pytest.mark.parametrize(
-    "setting", ["max_prompt_length=9", "kl_mask=all", "similarity_temperature=0.1", "similarity_decay=0"]
+    "setting", ["max_prompt_length=9", "similarity_temperature=0.1", "similarity_decay=0"]
 )
 def test_a_language_that_joins_may_raise_what_a_message_tells_it_to(setting):
     """Training settings are its own; what the run's other languages share is not."""
@@ -627,24 +567,43 @@ def test_a_file_of_several_must_be_there(tmp_path):
     assert refused(text, tmp_path, places=True) == ["run.yaml:1: data.path is x.jsonl; there is no such file"]
 
 
+def nested(name: str) -> str:
+    """YAML that sets a dotted name to 1."""
+    *outer, last = name.split(".")
+    return "".join(f"{part}: {{" for part in outer) + f"{last}: 1" + "}" * len(outer)
+
+
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
 def test_an_old_name_is_refused_with_its_new_one(old, new, tmp_path):
     """In a file and by --set, in one line."""
-    adapter = "" if new.count(".") < 2 or "modules" in new else "type: prefix, "
-    section, *rest = old.split(".")
-    text = (
-        f"{section}: {{{rest[0]}: {{{adapter}{rest[1]}: 1}}}}" if rest[1:] else f"{section}: {{{rest[0]}: 1}}"
-    )
-    assert refused(text, tmp_path) == [f"run.yaml:1: {old} was renamed; write {new}"]
+    assert refused(nested(old), tmp_path) == [f"run.yaml:1: {old} was renamed; write {new}"]
     with pytest.raises(ConfigError) as caught:
         load_config(None, [f"{old}=1"])
     assert f"--set {old}=1: {old} was renamed; write {new}" == str(caught.value)
 
 
+@pytest.mark.parametrize(("name", "why"), GONE.items())
+def test_a_setting_that_there_is_not_is_refused_with_why(name, why, tmp_path):
+    """In a file and by --set, in one line."""
+    assert refused(nested(name), tmp_path) == [f"run.yaml:1: {name} {why}"]
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [f"{name}=1"])
+    assert f"--set {name}=1: {name} {why}" == str(caught.value)
+
+
+def test_another_kind_of_adapter_is_refused_in_words():
+    """The words that whoever still sets it reads."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["distill.adapter.type=prefix"])
+    assert str(caught.value) == (
+        "--set distill.adapter.type=prefix: distill.adapter.type was removed: every adapter is a LoRA; "
+        "prefix and embedding lost to it (docs/log.md)"
+    )
+
+
 def test_every_new_name_is_a_setting():
     """One that is not would send a user from one refusal to the next."""
-    entries = load_config(None, ["distill.adapter.type=prefix"]).model_dump()
-    entries["distill"]["adapter"] |= load_config().distill.adapter.model_dump()
+    entries = load_config().model_dump()
     for new in RENAMED.values():
         at = entries
         for part in new.split("."):
@@ -652,12 +611,12 @@ def test_every_new_name_is_a_setting():
 
 
 def test_a_run_of_an_earlier_release_is_refused_with_every_new_name(tmp_path):
-    """Its config.yaml has all settings: one line for each that has another name today."""
+    """Its config.yaml has all settings: one line for each that has another name today, or has gone."""
     text = "distill:\n  carrier: {type: lora}\n  kl: 0.0\n  hear: all\ntune:\n  lr: 0.001"
     assert refused(text, tmp_path) == [
         "run.yaml:2: distill.carrier was renamed; write distill.adapter",
         "run.yaml:3: distill.kl was renamed; write distill.kl_weight",
-        "run.yaml:4: distill.hear was renamed; write distill.kl_mask",
+        "run.yaml:4: distill.hear was removed: it lost points (docs/log.md)",
         "run.yaml:6: tune.lr was renamed; write tune.learning_rate",
     ]
 

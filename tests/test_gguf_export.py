@@ -98,9 +98,9 @@ def finished(folder: Path, tokenizer, kind: str, **settings) -> Run:
             torch.nn.init.normal_(weight, 1.0, 0.1)
     model.save_pretrained(run.tuned)
     tokenizer.save_pretrained(run.tuned)
-    carrier = run.student(run.reference_model(), trained=False)
-    state = {name: torch.randn_like(p) * 0.3 for name, p in carrier.state().items()}
-    save_whole(state, run.carriers)
+    adapters = run.student(run.reference_model(), trained=False)
+    state = {name: torch.randn_like(p) * 0.3 for name, p in adapters.state().items()}
+    save_whole(state, run.trained)
     return run
 
 
@@ -191,8 +191,8 @@ def test_an_adapter_is_the_paths_product(run, tmp_path):
             down, up = pairs[f"{name}.lora_a"], pairs[f"{name}.lora_b"]
             whole[name] = whole[name] + alpha / len(down) * up @ down
         found[code] = logits(read_back(file, whole, tmp_path / code, run))
-        carrier = run.student(run.reference_model(), trained=True)
-        with carrier.on([code]) as student:
+        adapters = run.student(run.reference_model(), trained=True)
+        with adapters.on([code]) as student:
             assert torch.allclose(found[code], logits(student), atol=1e-4)
     assert not torch.allclose(found["sw"], found["ru"], atol=0.1)
 
@@ -346,7 +346,7 @@ def test_llama_cpp_answers_as_we_do(run, tmp_path):
     """Logits behind a prompt, with each language's adapter and without any."""
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     written = export_gguf(run, ["sw", "ru"], tmp_path / "out", ["f32"])
-    carrier = run.student(run.reference_model(), trained=True)
+    adapters = run.student(run.reference_model(), trained=True)
     for code in (None, "sw", "ru"):
         lora = str(written.languages[code] / "adapter.gguf") if code else None
         engine = llama_cpp.Llama(
@@ -355,13 +355,13 @@ def test_llama_cpp_answers_as_we_do(run, tmp_path):
         engine.eval(PROMPT)
         found = torch.tensor(np.array(engine.scores[: len(PROMPT)]))
         engine.close()
-        with carrier.on([code]) if code else without(carrier) as student:
+        with adapters.on([code]) if code else without(adapters) as student:
             assert torch.allclose(found, logits(student), atol=2e-2), code
 
 
 @contextmanager
-def without(carrier):
-    yield carrier.model
+def without(adapters):
+    yield adapters.model
 
 
 def test_llama_cpp_quantises_to_four_bits(run, tmp_path):

@@ -26,7 +26,6 @@ def distilled(folder, *overrides: str) -> Run:
         (["languages.tree=shared"], ["es"], "root"),
         (["distill.adapter.ranks={family: 0, language: 0}"], ["es"], "root"),
         (["distill.adapter.ranks={root: 0, family: 3, language: 0}"], ["es", "fr"], None),
-        (["distill.adapter={type: prefix, num_virtual_tokens: {family: 0, language: 0}}"], ["es"], "root"),
     ],
 )
 def test_a_language_whose_nodes_would_have_no_rows_is_refused(tmp_path, overrides, codes, held):

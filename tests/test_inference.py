@@ -59,7 +59,7 @@ def test_a_detector_of_the_callers_own_is_asked(aligned):
 
 
 def test_a_streamed_answer_is_the_whole_answer(aligned):
-    """In pieces, and the carriers are off afterwards; another thread's turn comes when one is left early."""
+    """In pieces, and the adapters are off afterwards; another thread's turn comes when one is left early."""
     pieces = list(aligned.stream(TEXTS[1], "ru", max_new_tokens=12))
     assert "".join(pieces).strip() == aligned.generate(TEXTS[1:2], "ru", max_new_tokens=12)[0]
     before = aligned.reference(TEXTS[:1], max_new_tokens=4)

@@ -101,10 +101,10 @@ def test_the_loop_gives_the_packages_losses_at_every_step(loop, run, tokenizer, 
     signals = hidden_signals(model, rows, layer=layer, pad_id=0)
     samples = samples_of(rows, signals)
     torch.manual_seed(config.seed)
-    carrier = TreeLora(model, tree, targets=config.distill.adapter.target_modules, scaling=2.0, layers=layer)
+    adapters = TreeLora(model, tree, targets=config.distill.adapter.target_modules, scaling=2.0, layers=layer)
     trainer = ResponseTrainer(
-        model=carrier.model,
-        carrier=carrier,
+        model=adapters.model,
+        adapters=adapters,
         args=training_arguments(
             tmp_path / "work",
             steps=STEPS,

@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from isogloss.adapters.virtual import TreeEmbedding
 from isogloss.data.chat import pad
 from isogloss.errors import ConfigError
 from isogloss.losses.fused import frozen_head
@@ -225,39 +224,28 @@ def test_one_process_alone_holds_no_part(base, monkeypatch):
 def test_a_forward_ends_with_the_highest_layer_that_is_asked_for(tiny, five, student, kind):
     """The states are those of a whole forward, to the bit, and no layer above is run; nor when it learns."""
     model = tiny(kind)
-    carrier = student(model, five)
-    carrier.set_path(["sw", "ru"])
+    adapters = student(model, five)
+    adapters.set_path(["sw", "ru"])
     run = []
     for number, layer in enumerate(layers_of(model), 1):
         layer.register_forward_hook(lambda *_, number=number: run.append(number))
     with ExitStack() as stack:
-        whole = {layer: stack.enter_context(capture(carrier.model, layer)) for layer in (1, 2)}
-        last_hidden(carrier.model, IDS, MASK)
+        whole = {layer: stack.enter_context(capture(adapters.model, layer)) for layer in (1, 2)}
+        last_hidden(adapters.model, IDS, MASK)
     assert run == [1, 2, 3]
     run.clear()
-    found = states_up_to(carrier.model, IDS, MASK, (2, 1))
+    found = states_up_to(adapters.model, IDS, MASK, (2, 1))
     assert run == [1, 2]
     assert all(torch.equal(found[layer], whole[layer][0]) for layer in (1, 2))
     found[2].sum().backward()
-    learned = {name for name, p in carrier.parameters().items() if p.grad is not None and p.grad.any()}
+    learned = {name for name, p in adapters.parameters().items() if p.grad is not None and p.grad.any()}
     assert any(".1." in name for name in learned) and not any(".2." in name for name in learned)
     run.clear()
     assert torch.equal(
-        states_up_to(carrier.model, IDS, MASK, (3,))[3], states_up_to(carrier.model, IDS, MASK, (1, 3))[3]
+        states_up_to(adapters.model, IDS, MASK, (3,))[3], states_up_to(adapters.model, IDS, MASK, (1, 3))[3]
     )
-    last_hidden(carrier.model, IDS, MASK)
+    last_hidden(adapters.model, IDS, MASK)
     assert run == [1, 2, 3] * 3
-
-
-def test_virtual_positions_are_as_ever_after_a_forward_that_ended_early(tiny, five):
-    """The next whole forward has the states that it would have had."""
-    carrier = TreeEmbedding(tiny(), five)
-    carrier.set_path(["sw", "ru"])
-    whole = last_hidden(carrier.model, IDS, MASK)
-    with capture(carrier.model, 1) as states:
-        last_hidden(carrier.model, IDS, MASK)
-    assert torch.equal(states_up_to(carrier.model, IDS, MASK, [1])[1], states[0])
-    assert torch.equal(last_hidden(carrier.model, IDS, MASK), whole)
 
 
 @pytest.mark.parametrize("layer", [0, 4])

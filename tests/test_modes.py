@@ -65,7 +65,7 @@ def test_other_attention_stays(tiny, kind, how):
 
 
 def test_what_only_reads_in_between_reads_fused(tiny):
-    """As on-policy steps do; after an error too all is as before."""
+    """As measuring during training does; after an error too all is as before."""
     model = tiny()
     model.set_attn_implementation("eager")
     with pytest.raises(ZeroDivisionError), thrifty_attention(model):

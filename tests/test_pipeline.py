@@ -236,8 +236,8 @@ def test_every_adapter_is_an_ordinary_peft_adapter_with_the_same_logits(finished
     run = load_run(config.run)
     ids = torch.arange(20, 60)[None]
     for code in ("sw", "ur", "hi"):
-        carrier = run.student(run.reference_model(), trained=True)
-        with torch.no_grad(), carrier.on([code]) as model:
+        adapters = run.student(run.reference_model(), trained=True)
+        with torch.no_grad(), adapters.on([code]) as model:
             ours = model(input_ids=ids).logits
         theirs = PeftModel.from_pretrained(run.reference_model(), str(config.run / "adapters" / code))
         with torch.no_grad():
@@ -337,7 +337,7 @@ def test_what_takes_long_before_training_is_said(tmp_path, tiny_model_folder, mo
     assert says in heard
 
 
-def test_stage_two_trains_the_carriers(finished):
+def test_stage_two_trains_the_adapters(finished):
     """Every node on a taught path has moved away from zero."""
     config, _ = finished
     state = load_file(config.run / "adapters" / "tree.safetensors")
@@ -448,8 +448,8 @@ def test_a_language_joins_and_the_others_stay_as_they_are_to_the_bit(finished, t
     ids = torch.arange(20, 40).view(2, 10)
 
     def logits(code):
-        carrier = run.student(run.reference_model(), trained=True)
-        with torch.no_grad(), carrier.on([code] * 2) as model:
+        adapters = run.student(run.reference_model(), trained=True)
+        with torch.no_grad(), adapters.on([code] * 2) as model:
             return model(input_ids=ids).logits
 
     before = {code: logits(code) for code in ("sw", "ur", "hi", "en")}

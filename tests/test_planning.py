@@ -145,14 +145,14 @@ def test_billions_of_weights_need_none(tmp_path, shapes, count, in_four_bit):
     assert memory.parameter_bytes(model, parts=2) == in_halves
 
 
-def test_the_carriers_are_counted_by_node(read):
+def test_the_adapters_are_counted_by_node(read):
     """Root 2, two families of 1, two leaves of 3: rank 10 over seven modules of four of the six layers."""
     work = read.changed(["distill.adapter.ranks={root: 2, family: 1, language: 3}"])
     work.run = Run(work.config, ProgressReporter())
     sizes = 4 * (256 + 256) + 2 * (256 + 704) + (704 + 256)
     found = stages.distill_plan(work)
-    assert found.memory["carriers"] == 4 * 10 * 4 * sizes
-    assert found.memory["optimiser"] == 2 * found.memory["carriers"]
+    assert found.memory["adapters"] == 4 * 10 * 4 * sizes
+    assert found.memory["optimiser"] == 2 * found.memory["adapters"]
     # All rows once, and each language's path of 2 + 1 + 3.
     assert found.kept == 4 * (10 + 2 * 6) * 4 * sizes
 
@@ -163,9 +163,9 @@ def test_a_step_without_storage_holds_what_a_real_one_holds(five, student):
         Sample(Encoded(tuple(range(5, 5 + p)), tuple(range(9, 9 + r))), code, n)
         for n, (p, r, code) in enumerate([(9, 4, "sw"), (7, 6, "ru"), (12, 3, "es")])
     ]
-    carrier = student(qwen3(), five)
+    adapters = student(qwen3(), five)
     with Alive() as alive:
-        parts = batch_losses(carrier.model, collate(rows, 0), Weights(), carrier)
+        parts = batch_losses(adapters.model, collate(rows, 0), Weights(), adapters)
         sum(parts.values()).backward()
     with torch.device("meta"):
         other = student(qwen3(), five, filled=False)
@@ -179,9 +179,9 @@ def test_a_gpu_holds_the_logits_of_more_tokens_at_a_time(five, student, monkeypa
     monkeypatch.setattr("isogloss.train.objective.LOGITS", 300)
     monkeypatch.setattr("isogloss.train.objective.LOGITS_GPU", 12 * 300)
     with torch.device("meta"):
-        carrier = student(qwen3(), five, filled=False)
+        adapters = student(qwen3(), five, filled=False)
     rows = [Sample(Encoded((5, 6, 7), tuple(range(9, 21))), "sw", 0)]
-    few, many = (memory.step_bytes(carrier.model, rows, Weights(), carrier, gpu=g) for g in (False, True))
+    few, many = (memory.step_bytes(adapters.model, rows, Weights(), adapters, gpu=g) for g in (False, True))
     assert many - few >= 11 * 300 * 4
 
 
@@ -299,11 +299,11 @@ def test_stage_2_against_torchs_counter(read, tmp_path, view):
     found = stages.distill_plan(work)
     config = memory.meta_model("demo", torch.float32, gpu=False).config
     real = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    carrier = TreeLora(
+    adapters = TreeLora(
         real, work.tree, targets=work.config.distill.adapter.target_modules, scaling=2.0, layers=4
     )  # fmt: skip
     order = training_order(work.rows, work.config.distill, work.config.seed)
-    carrier.off()
+    adapters.off()
     cost, weights = Stage("distill"), Weights(1.0, 1.0, 1.0, layer=3)
 
     def everything():
@@ -314,10 +314,10 @@ def test_stage_2_against_torchs_counter(read, tmp_path, view):
         twins = twins_of(samples)
         for start in range(0, len(order), 8):
             batch = collate([samples[n] for n in order[start : start + 8]], 0)
-            parts = batch_losses(carrier.model, batch, weights, carrier, twins)
+            parts = batch_losses(adapters.model, batch, weights, adapters, twins)
             sum(parts.values()).backward()
             cost.tokens_backpropagated += int(batch.mask.sum())
-            carrier.off()
+            adapters.off()
 
     assert found.flops == pytest.approx(counted(everything), rel=0.05)
     assert found.tokens_backpropagated == cost.tokens_backpropagated
@@ -455,17 +455,3 @@ def test_a_folder_of_shapes_alone_is_planned_with_a_note(tmp_path):
     work = Work(load_config(None, (*SMALL, f"model={tmp_path}")), BIG)
     assert work.notes == [f"{tmp_path} has no tokenizer: tokens are counted by the embedded one"]
     assert memory.parameter_bytes(work.model(torch.float32)) == memory.parameter_bytes(qwen3())
-
-
-def test_on_policy_steps_are_planned(read):
-    """At a share of 1 every row that is not English is drawn each time that it is read."""
-    plain, drawn = (
-        read.changed(["distill.kl_weight=1.0"]),
-        read.changed(["distill.kl_weight=1.0", "distill.on_policy=1.0"]),
-    )
-    before, after = stages.distill_plan(plain), stages.distill_plan(drawn)
-    order = training_order(read.rows, drawn.config.distill, read.config.seed)
-    others = [read.rows[n] for n in order if read.rows[n].language != "en"]
-    assert before.tokens_generated == 0
-    assert after.tokens_generated == sum(len(row.student.response) for row in others)
-    assert after.flops > before.flops

@@ -220,11 +220,11 @@ def test_an_adapter_reloads_by_peft_alone(finished, code):
     """PeftModel over the tuned folder has the logits of the tree's path, which are not the reference's."""
     run = finished.run
     prompt = torch.tensor([encode_prompt(run.tokenizer, questions(run, code)[0])])
-    carrier = run.student(run.reference_model(), trained=True)
+    adapters = run.student(run.reference_model(), trained=True)
     with torch.no_grad():
         theirs = user_model(finished.folder, code)(input_ids=prompt).logits
-        plain = carrier.model(input_ids=prompt).logits
-        with carrier.on([code]) as model:
+        plain = adapters.model(input_ids=prompt).logits
+        with adapters.on([code]) as model:
             ours = model(input_ids=prompt).logits
     assert (theirs - ours).abs().max() <= 1e-4
     assert (plain - ours).abs().max() > 1e-2
@@ -235,10 +235,10 @@ def test_a_user_gets_the_same_answers(finished, code):
     """Greedy generation by transformers, one prompt at a time, gives what our padded batches give."""
     run, texts = finished.run, questions(finished.run, code or "en")
     model = run.reference_model()
-    carrier = run.student(model, trained=True) if code else None
+    adapters = run.student(model, trained=True) if code else None
     ours = generate.answers(
-        carrier.model if carrier else model, run.tokenizer, texts,
-        languages=[code] * len(texts) if code else None, carrier=carrier, max_new_tokens=8,
+        adapters.model if adapters else model, run.tokenizer, texts,
+        languages=[code] * len(texts) if code else None, adapters=adapters, max_new_tokens=8,
     )  # fmt: skip
     assert ours == user_answers(finished.folder, code, texts, tokens=8)
     assert len(set(ours)) > 1

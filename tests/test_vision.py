@@ -59,11 +59,11 @@ def test_adapters_lie_on_the_text_decoder_alone(seeing, five, tmp_path, tower, l
     model = seeing(tower)
     names = linear_names(model)
     assert len(names) == 3 * 7 and all(name.startswith("model.language_model.layers.") for name in names)
-    carrier = TreeLora(model, five, targets=["q_proj", "v_proj"], scaling=2.0, layers=layers)
-    adapted = {name.partition(".lora_")[0] for name in carrier.parameters()}
+    adapters = TreeLora(model, five, targets=["q_proj", "v_proj"], scaling=2.0, layers=layers)
+    adapted = {name.partition(".lora_")[0] for name in adapters.parameters()}
     assert len(adapted) == 2 * (layers or 3)
     assert all(".language_model.layers." in name for name in adapted)
-    carrier.export("sw", tmp_path, "base")
+    adapters.export("sw", tmp_path, "base")
     again = seeing(tower)
     again.load_adapter(str(tmp_path))
     on = {n for n, m in again.named_modules() if n.endswith("lora_A")}

@@ -7,51 +7,40 @@ from transformers.pytorch_utils import Conv1D
 
 from isogloss.adapters.lora import TreeLora
 from isogloss.adapters.tree import ROOT, Node, Tree
-from isogloss.config import Config, LoraAdapter
+from isogloss.config import Adapter, Config
 from isogloss.errors import ConfigError
-from isogloss.model.decoder import KEYED, decoder_prefix, keeps_keys_alone, layers_of, two_thirds
+from isogloss.model.decoder import decoder_prefix, layers_of, two_thirds
 from isogloss.model.load import skeleton
 
 
 def refuse_misfit(config: Config) -> None:
-    """Refuse a carrier, or a layer, that the settings' model cannot have.
+    """Refuse adapters, or a layer, that the settings' model cannot have.
 
     Raises:
         ConfigError: The model has fewer layers than a setting names, lacks a module that adapters are wanted
-            on, or a path could not be read there, or it lacks keys that a prefix needs.
+            on, or a path could not be read there.
     """
     settings, model = config.distill.adapter, skeleton(config.model)
     count = len(layers_of(model))
     named = {
         "distill.similarity_layer": config.distill.similarity_layer,
         "evaluate.layer": config.evaluate.layer,
+        "distill.adapter.layers": settings.layers,
     }
-    if settings.type == "lora":
-        named["distill.adapter.layers"] = settings.layers
     for name, layer in named.items():
         if (layer or 0) > count:
             raise ConfigError(f"{name}: {config.model} has {count} decoder layers, not {layer}")
-    if settings.type == "lora":
-        linear = linear_names(model)
-        if missing := [
-            t for t in settings.target_modules if not any(f".{n}".endswith(f".{t}") for n in linear)
-        ]:
-            there = dict.fromkeys(name.rpartition(".")[2] for name in linear)
-            raise ConfigError(
-                f"distill.adapter.target_modules: {config.model} has no {', '.join(missing)}; "
-                f"it has {', '.join(there)}"
-            )
-        TreeLora(model, Tree((Node(ROOT, "root", None, (ROOT,), 1, 0),)), **lora_shape(model, settings))
-    elif settings.type == "prefix" and not keeps_keys_alone(model):
-        kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
-        other = ", ".join(sorted(set(kinds) - set(KEYED))) or "states that run along the text"
+    linear = linear_names(model)
+    if missing := [t for t in settings.target_modules if not any(f".{n}".endswith(f".{t}") for n in linear)]:
+        there = dict.fromkeys(name.rpartition(".")[2] for name in linear)
         raise ConfigError(
-            f"distill.adapter.type: prefix needs keys and values in every layer, and {config.model} has "
-            f"{other}; take lora or embedding"
+            f"distill.adapter.target_modules: {config.model} has no {', '.join(missing)}; "
+            f"it has {', '.join(there)}"
         )
+    TreeLora(model, Tree((Node(ROOT, "root", None, (ROOT,), 1, 0),)), **lora_shape(model, settings))
 
 
-def lora_shape(model: nn.Module, settings: LoraAdapter) -> dict[str, Any]:
+def lora_shape(model: nn.Module, settings: Adapter) -> dict[str, Any]:
     """Where a model carries adapters and how they are scaled, as `TreeLora` and `lora_config` take it."""
     layers = settings.layers or two_thirds(model)
     return {"targets": settings.target_modules, "scaling": settings.scaling, "layers": layers}

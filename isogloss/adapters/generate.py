@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from isogloss.adapters.base import Carrier
+from isogloss.adapters.lora import TreeLora
 from isogloss.data.chat import encode_prompt, end_of_turn, pad
 from isogloss.data.text import canonical
 from isogloss.model.decoder import causal_of, most_tokens
@@ -42,7 +42,7 @@ def whole_answers(
     instructions: Sequence[str],
     *,
     languages: Sequence[str] | None = None,
-    carrier: Carrier | None = None,
+    adapters: TreeLora | None = None,
     systems: Sequence[str | None] | None = None,
     batch: int = 64,
     max_new_tokens: int = 24,
@@ -52,7 +52,7 @@ def whole_answers(
     """One answer per instruction, in their order.
 
     Args:
-        languages: With a carrier, whose path each row reads; without it the reference model answers.
+        languages: With adapters, whose path each row reads; without them the reference model answers.
         systems: System text of each row, where there is one.
         sample: Draw from the model's distribution; else the likeliest token each time.
     """
@@ -70,7 +70,7 @@ def whole_answers(
             tokenizer,
             [prompts[i] for i in chosen],
             languages=None if languages is None else [languages[i] for i in chosen],
-            carrier=carrier,
+            adapters=adapters,
             max_new_tokens=max_new_tokens,
             do_sample=sample,
         )
@@ -103,7 +103,7 @@ def complete(
     prompts: Sequence[Sequence[int]],
     *,
     languages: Sequence[str] | None = None,
-    carrier: Carrier | None = None,
+    adapters: TreeLora | None = None,
     max_new_tokens: int,
     do_sample: bool = False,
     **options: Any,
@@ -119,8 +119,8 @@ def complete(
     model.eval()
     device = next(model.parameters()).device
     ids, mask = (t.to(device) for t in pad([list(prompt) for prompt in prompts], pad_id(tokenizer), "left"))
-    if carrier is not None and languages is not None:
-        carrier.set_path(languages)
+    if adapters is not None and languages is not None:
+        adapters.set_path(languages)
     drawn = {"temperature": 1.0, "top_p": 1.0, "top_k": 0} if do_sample else {}
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -136,8 +136,8 @@ def complete(
                 input_ids=ids, attention_mask=mask, generation_config=settings, **options
             )
     finally:
-        if carrier is not None:
-            carrier.off()
+        if adapters is not None:
+            adapters.off()
     return made[:, ids.shape[1] :]
 
 

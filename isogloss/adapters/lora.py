@@ -1,15 +1,20 @@
-"""The LoRA carrier: one PEFT adapter whose rows belong to the tree's nodes; a batch reads one path per row.
+"""The adapters: one PEFT LoRA whose rows belong to the tree's nodes; a batch reads one path per row.
 
 PEFT injects, names and stores the adapter; only the two small products are ours. They read, for
 each row of the batch, just the rank rows on that row's path: Σ r(path) instead of Σ r(tree), so
 the cost of a step does not grow with the number of languages. While something learns, these rows are
 gathered for all adapters at once when the path is set. Where a processor learns and the batch as a whole
 reads few rows, and where nothing learns, all of the batch read them in one masked product instead.
+
+Adapters are off until a path is set. The path is state that the model reads during forward *and* during the
+recomputation of gradient checkpointing: set it before the student's forward and leave it until backward is
+done.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +31,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from isogloss.adapters.base import Carrier, Routing, Shared, rows_of_all
-from isogloss.adapters.tree import Tree
+from isogloss.adapters.routing import Routing, Shared, rows_of_all
+from isogloss.adapters.tree import Node, Tree
 from isogloss.errors import ConfigError
 from isogloss.model.decoder import causal_of, decoder_prefix, layers_of
 
@@ -164,8 +169,8 @@ def lora_config(
     )
 
 
-class TreeLora(Carrier):
-    """A tree of low-rank adapters.
+class TreeLora:
+    """A frozen model with a tree of low-rank adapters; off unless a path is set.
 
     Args:
         model: The reference model; its weights are frozen here.
@@ -173,6 +178,9 @@ class TreeLora(Carrier):
         targets: Names of the modules that carry adapters, as PEFT takes them.
         scaling: What the adapter's output is multiplied by (PEFT's alpha / r).
         layers: How many decoder layers, from the lowest, carry adapters; None for all.
+
+    Attributes:
+        model: The reference model under the adapters: reads a path while one is set.
 
     Raises:
         ConfigError: PEFT refuses a target or puts it on a parameter that is no linear layer's, as of experts.
@@ -236,7 +244,17 @@ class TreeLora(Carrier):
             if isinstance(layer, _Plain):
                 layer.follow(None)
 
+    @contextmanager
+    def on(self, languages: Sequence[str]) -> Iterator[PeftModel]:
+        """The student: row b of every forward inside reads the path of `languages[b]`."""
+        self.set_path(languages)
+        try:
+            yield self.model
+        finally:
+            self.off()
+
     def set_path(self, languages: Sequence[str]) -> None:
+        """As `on`, for a training step whose backward lies outside; a node's name reads as far as it."""
         width, device = max(1, self.tree.path_rank()), next(self.model.parameters()).device
         self.routing.set(languages, device, width=width)
         self._forget()
@@ -281,11 +299,59 @@ class TreeLora(Carrier):
             found[type(part), part.weight.shape, part.weight.device].append(part)
         return list(found.values())
 
+    def met(self) -> float:
+        """Share of its rows that a text meets as it is set now: those of a path, or none."""
+        return 0.0 if self.routing.rows is None else self.tree.path_rank() / max(1, self.tree.rank)
+
     def parameters(self) -> dict[str, nn.Parameter]:
+        """All that learns, by name."""
         return {name: p for name, p in self.model.named_parameters() if "lora_" in name}
 
     def axis(self, name: str) -> int:
+        """Which axis of a parameter counts the tree's rows."""
         return 0 if "lora_A" in name else 1
+
+    def rows_of(self, name: str, tensor: Tensor, rows: Iterable[int]) -> Tensor:
+        """A copy of some rows of a parameter, or of a tensor shaped like it."""
+        index = torch.tensor(list(rows), dtype=torch.long, device=tensor.device)
+        return tensor.index_select(self.axis(name), index)
+
+    def node_parameters(self, node: Node) -> dict[str, Tensor]:
+        """Views of a node's own rows."""
+        return {
+            name: p.detach().narrow(self.axis(name), node.start, node.rank)
+            for name, p in self.parameters().items()
+        }
+
+    def learn_only(self, nodes: Iterable[Node]) -> None:
+        """From now on no other node gets a gradient, so its rows stay as they are to the bit."""
+        mask = torch.zeros(self.tree.rank)
+        for node in nodes:
+            mask[list(node.rows)] = 1.0
+        for name, p in self.parameters().items():
+            kept = (mask[:, None] if self.axis(name) == 0 else mask).to(p.device)
+            p.register_hook(lambda gradient, kept=kept: gradient * kept)
+
+    def load_nodes(self, state: dict[str, Tensor], tree: Tree) -> None:
+        """Take over the rows of every node that another tree's adapters share with this one by name."""
+        with torch.no_grad():
+            for name, p in self.parameters().items():
+                for node in tree.nodes:
+                    own = self.tree.by_name.get(node.name)
+                    if own is not None:
+                        rows = torch.tensor(list(own.rows), dtype=torch.long, device=p.device)
+                        p.index_copy_(self.axis(name), rows, self.rows_of(name, state[name], node.rows).to(p))
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: p.data for name, p in self.parameters().items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        own = self.parameters()
+        if {n: p.shape for n, p in own.items()} != {n: p.shape for n, p in state.items()}:
+            raise ValueError("these adapters belong to a model or tree of another shape")
+        with torch.no_grad():
+            for name, p in own.items():
+                p.copy_(state[name])
 
     def path_state(self, language: str) -> dict[str, Tensor]:
         """An ordinary PEFT state dict of rank Σ r(path)."""

@@ -77,11 +77,6 @@ class Tree:
         """Rows of all nodes on a path, root first."""
         return [row for node in self.path(language) for row in node.rows]
 
-    def cut(self, language: str, levels: int) -> str:
-        """The node at which a path without its last levels ends; its name is read as a language's code."""
-        path = self.path(language)
-        return path[max(0, len(path) - 1 - levels)].name
-
     def path_rank(self) -> int:
         """The rank of the longest path: what one language's exported adapter needs at most."""
         return max(sum(node.rank for node in self.path(code)) for code in self.languages)

@@ -56,12 +56,11 @@ def export(
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every language that was taught.")] = False,
     form: Annotated[
-        Literal["peft", "merged", "lora", "vllm-embeds", "bundle", "sentence-transformers", "gguf"],
+        Literal["peft", "merged", "bundle", "sentence-transformers", "gguf"],
         typer.Option(
             "--format",
-            help="Adapters over the tuned model in PEFT's format, whole models, LoRA adapters whatever the "
-            "carrier, soft tokens as prompt embeddings, the run without what its base has already, "
-            "sentence embedders, or files for llama.cpp and Ollama.",
+            help="Adapters over the tuned model in PEFT's format, whole models, the run without what its "
+            "base has already, sentence embedders, or files for llama.cpp and Ollama.",
         ),
     ] = "peft",
     folder: Annotated[
@@ -109,13 +108,9 @@ def export(
         return
     if bool(language) == all_:
         raise ConfigError("name the languages by --language CODE, or all of them by --all")
-    rankless = {
-        "merged": "a merged model has",
-        "vllm-embeds": "prompt embeddings have",
-        "sentence-transformers": "an embedder has",
-    }
+    rankless = {"merged": "a merged model", "sentence-transformers": "an embedder"}
     if (what := rankless.get(form)) and max_rank is not None:
-        raise ConfigError(f"--max-rank: {what} no rank; leave it out or take --format peft")
+        raise ConfigError(f"--max-rank: {what} has no rank; leave it out or take --format peft")
     codes = codes_of(language or (), "--language")
     require(run_folder, TUNED, DISTILLED)
     _check_hub(push_to_hub)
@@ -139,7 +134,7 @@ def export(
     from isogloss.export import adapters
 
     made = adapters.export(job, codes or job.taught, form, out_folder, max_rank)
-    if form == "lora" or (form == "peft" and job.config.distill.adapter.type == "lora"):
+    if form == "peft":
         print_line("All at once from vLLM, each as a model named by its code:")
         out.print(adapters.serving(job, made), soft_wrap=True, markup=False)
     _push(push_to_hub, None if form == "merged" else job.tuned, {one.code: one.folder for one in made})

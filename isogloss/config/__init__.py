@@ -19,9 +19,9 @@ from isogloss.config.data import (
 from isogloss.config.distill import (
     KL_ONLY,
     SIMILARITY_ONLY,
+    Adapter,
     Distill,
     Endpoint,
-    LoraAdapter,
     ModelTeacher,
     SelfTeacher,
     ServerTeacher,
@@ -36,6 +36,7 @@ from isogloss.config.yaml_io import dump_config, parse_config
 __all__ = [
     "KL_ONLY",
     "SIMILARITY_ONLY",
+    "Adapter",
     "AnySource",
     "ChatFile",
     "Config",
@@ -45,7 +46,6 @@ __all__ = [
     "Endpoint",
     "Evaluate",
     "FileData",
-    "LoraAdapter",
     "MassiveData",
     "MlqaData",
     "ModelTeacher",

@@ -62,7 +62,7 @@ def table(facts: Facts | None, get: Callable[[str, Any], Any]) -> dict[str, Defa
         facts: None where the model is not at hand: then it is taken for a large one.
         get: Gives a setting as it was written, or what stands behind the comma.
     """
-    method, carrier = get("tune.method", "lora"), get("distill.adapter.type", "lora")
+    method = get("tune.method", "lora")
     size = facts.parameters if facts else MIDDLE + 1
     few = size <= SMALL
     big = "the model's size is unknown" if facts is None else f"{size / 1e6:,.0f} million weights"
@@ -86,12 +86,7 @@ def table(facts: Facts | None, get: Callable[[str, Any], Any]) -> dict[str, Defa
     # The pilot gained 3.7 points by it, which the embedded model, too small to use a prompt, did not.
     found["distill.kl_weight"] = Default(1.0, "the model was trained before and uses what it reads")
     teacher = get("distill.teacher.type", "self")
-    if (
-        get("distill.kl_weight", 1.0)
-        and teacher == "self"
-        and carrier == "lora"
-        and not get("distill.on_policy", 0)
-    ):
+    if get("distill.kl_weight", 1.0) and teacher == "self":
         # On the same model the English twin alone is followed in 92 to 98 % of answers, through node texts in
         # 58 to 78 %, and an answer that is read is copied rather than learned from.
         found["distill.teacher_view"] = Default("english", "the model was trained before")
@@ -99,8 +94,7 @@ def table(facts: Facts | None, get: Callable[[str, Any], Any]) -> dict[str, Defa
             found["distill.teacher_reads"] = Default(("twin",), "where answers are a language's own words")
         found["tune.teacher_prompt_fraction"] = Default(0.0, "the teacher reads no node texts")
     scores = get("distill.kl_weight", 1.0) or get("distill.replay_fraction", 0.1)
-    exact = get("distill.temperature", 1.0) != 1 or get("distill.on_policy", 0) == 1
-    if teacher == "self" and scores and not exact:
+    if teacher == "self" and scores and get("distill.temperature", 1.0) == 1:
         # Under a vocabulary of 262,144 a step's head takes half as long, a token a tenth of the space
         # (docs/log.md).
         found["distill.signal"] = Default("top_k", "the vocabulary is large")
@@ -112,10 +106,9 @@ def table(facts: Facts | None, get: Callable[[str, Any], Any]) -> dict[str, Defa
             layer, f"two fifths of {facts.layers}, where translations are alike"
         )
     found["distill.epochs"] = Default(2.0, "the model was trained before")
-    if carrier == "lora":
-        # Together the pilot's rank of 16 a path; half of it shared, as the tree's gain lies in that split.
-        for level, rank in (("root", 8), ("family", 4), ("language", 4)):
-            found[f"distill.adapter.ranks.{level}"] = Default(rank, "rank 16 a path")
+    # Together the pilot's rank of 16 a path; half of it shared, as the tree's gain lies in that split.
+    for level, rank in (("root", 8), ("family", 4), ("language", 4)):
+        found[f"distill.adapter.ranks.{level}"] = Default(rank, "rank 16 a path")
     return found
 
 
@@ -161,7 +154,6 @@ def explain(config: Any, facts: Facts) -> list[str]:
         "settings that follow the model:"
     )
     lines = [head]
-    carrier = config.distill.adapter
 
     def get(name: str, usual: Any = None) -> Any:
         value = config
@@ -173,12 +165,11 @@ def explain(config: Any, facts: Facts) -> list[str]:
         value = get(name)
         asked = f"as set; by the model {_plain(default.value)}"
         lines.append(f"  {name} {_plain(value)}: {default.why if value == default.value else asked}")
-    if carrier.type == "lora":
-        # Where languages are told apart (docs/log.md); the pilot too had adapters on 12 of 18 layers.
-        layers, why = carrier.layers, "as set"
-        if layers is None:
-            layers, why = max(1, 2 * facts.layers // 3), f"two thirds of {facts.layers}"
-        lines.append(f"  distill.adapter.layers {layers}: {why}")
+    # Where languages are told apart (docs/log.md); the pilot too had adapters on 12 of 18 layers.
+    layers, why = config.distill.adapter.layers, "as set"
+    if layers is None:
+        layers, why = max(1, 2 * facts.layers // 3), f"two thirds of {facts.layers}"
+    lines.append(f"  distill.adapter.layers {layers}: {why}")
     return lines
 
 

@@ -43,11 +43,9 @@ class Ranks(Settings):
         return self
 
 
-class LoraAdapter(Settings):
-    """Low-rank adapters of a model's linear layers."""
+class Adapter(Settings):
+    """Low-rank adapters (LoRA) of a model's linear layers."""
 
-    type: Literal["lora"] = "lora"
-    """Which kind of adapter: lora, prefix or embedding."""
     ranks: Ranks = Ranks()
     """Adapter rows per node."""
     scaling: Positive = 2.0
@@ -70,61 +68,6 @@ class LoraAdapter(Settings):
     def levels(self) -> dict[str, int]:
         """Adapter rows per node of each level."""
         return self.ranks.model_dump()
-
-
-class VirtualTokens(Settings):
-    """Virtual positions per node."""
-
-    root: Rank = 8
-    """Of the root, which all languages share."""
-    family: Rank = 4
-    """Of each language family."""
-    language: Rank = 4
-    """Of each language."""
-
-    @model_validator(mode="after")
-    def _some(self) -> "VirtualTokens":
-        if not self.root + self.family + self.language:
-            raise refusal("root", "must be above 0 where family and language are 0 too")
-        return self
-
-
-Init = Literal["random", "text", "parent"]
-
-
-class PrefixAdapter(Settings):
-    """Keys and values of every layer at virtual positions before the text."""
-
-    type: Literal["prefix"] = "prefix"
-    """Trained keys and values."""
-    num_virtual_tokens: VirtualTokens = VirtualTokens()
-    """Virtual positions per node."""
-    init: Init = "text"
-    """How a node begins: at random, as what the model makes of its text, or as a copy of its parent."""
-
-    @property
-    def levels(self) -> dict[str, int]:
-        """Virtual positions per node of each level."""
-        return self.num_virtual_tokens.model_dump()
-
-
-class EmbeddingAdapter(Settings):
-    """Soft tokens before the text."""
-
-    type: Literal["embedding"] = "embedding"
-    """Trained input embeddings."""
-    num_virtual_tokens: VirtualTokens = VirtualTokens(root=16, family=8, language=8)
-    """Virtual positions per node."""
-    init: Init = "text"
-    """How a node begins: at random, as what the model makes of its text, or as a copy of its parent."""
-
-    @property
-    def levels(self) -> dict[str, int]:
-        """Virtual positions per node of each level."""
-        return self.num_virtual_tokens.model_dump()
-
-
-Adapter = Annotated[LoraAdapter | PrefixAdapter | EmbeddingAdapter, Field(discriminator="type")]
 
 
 class SelfTeacher(Settings):
@@ -191,7 +134,7 @@ class ServerTeacher(Endpoint):
 Teacher = Annotated[SelfTeacher | ModelTeacher | ServerTeacher, Field(discriminator="type")]
 
 
-KL_ONLY = ("texts", "require_texts", "teacher_reads", "divergence", "temperature", "kl_mask")
+KL_ONLY = ("texts", "require_texts", "teacher_reads", "divergence", "temperature")
 SIMILARITY_ONLY = ("similarity_temperature", "similarity_decay", "similarity_layer")
 """Settings of stage 2 that one term of the loss alone heeds; the first three of the former are heeded by a
 teacher that writes answers too."""
@@ -200,7 +143,7 @@ teacher that writes answers too."""
 class Distill(Optimisation):
     """Stage 2: adapters learn; where `kl_weight` is above 0, the prompts are distilled into them."""
 
-    adapter: Adapter = LoraAdapter()
+    adapter: Adapter = Adapter()
     """What a node's text is distilled into."""
     texts: Place | None = None
     """Node texts; the package's own if not given."""
@@ -223,8 +166,6 @@ class Distill(Optimisation):
     """Between teacher and student on response tokens."""
     temperature: Positive = 1.0
     """Of the divergence."""
-    kl_mask: Literal["all", "teacher_correct"] = "all"
-    """Apply the divergence at every response token, or only where the teacher's argmax is the target."""
     signal: Literal["hidden", "top_k"] = "hidden"
     """What is kept of the teacher: its last hidden states, which are exact, or its likeliest tokens with one
     bucket for the rest."""
@@ -251,12 +192,9 @@ class Distill(Optimisation):
     replay_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of rows that replay English of stage 1 through the root alone, with KL to the reference model,
     whatever the other weights."""
-    on_policy: Fraction = 0.0
-    """Share of steps whose responses the student draws itself, scored live by the frozen model behind the
-    privileged prompt."""
     max_new_tokens: Count = 64
-    """Longest response that is drawn on-policy, and longest English answer that the model writes, in tokens;
-    an answer without an end within it is not learned from."""
+    """Longest English answer that the model writes, in tokens; an answer without an end within it is not
+    learned from."""
     sampling_temperature: Positive = 2.0
     """Languages are drawn with p ∝ n^(1/T) of their n rows: 1 in proportion to data, larger more evenly."""
     epochs: Positive = 4.5
@@ -264,13 +202,7 @@ class Distill(Optimisation):
     learning_rate: Positive = 3e-3
     """Peak learning rate; by the model if not given."""
     gradient_checkpointing: bool = False
-    """Compute each layer again in backward: less memory, more time; not with a prefix."""
-    level_dropout: Fraction = 0.0
-    """Probability that a row trains without its leaf, or, as often, without leaf and family."""
-    shrinkage: Weight = 0.0
-    """Pull of a node's rows toward its parent, divided by its number of training rows; lora only."""
-    loraplus_lr_ratio: Positive = 1.0
-    """Learning rate of an adapter's B over that of its A (LoRA+, arXiv:2402.12354); lora only."""
+    """Compute each layer again in backward: less memory, more time."""
     max_prompt_length: Count = 512
     """Longest prompt in tokens, the teacher's included; longer ones are refused."""
 
@@ -287,21 +219,6 @@ class Distill(Optimisation):
             raise refusal("temperature", f"must be 1 where {name}; with hidden it may be another")
         return self
 
-    @model_validator(mode="after")
-    def _kept_positions(self) -> "Distill":
-        if self.gradient_checkpointing and self.adapter.type == "prefix":
-            raise refusal(
-                "gradient_checkpointing",
-                "must be false with adapter.type prefix: layers that are computed again read no past keys "
-                "and values; take lora or embedding",
-            )
-        for name, usual in (("shrinkage", 0.0), ("loraplus_lr_ratio", 1.0)):
-            if self.adapter.type != "lora" and getattr(self, name) != usual:
-                raise refusal(
-                    name, f"must be {usual:g} with adapter.type {self.adapter.type}; it is for lora"
-                )
-        return self
-
     @property
     def scored_elsewhere(self) -> bool:
         """Whether another model's scores of each token are learned from."""
@@ -313,7 +230,7 @@ class Distill(Optimisation):
     @property
     def hears_itself(self) -> bool:
         """Whether the frozen model's own reading of the privileged prompts is needed before training."""
-        return bool(self.kl_weight) and self.on_policy < 1 and not self.scored_elsewhere
+        return bool(self.kl_weight) and not self.scored_elsewhere
 
     @property
     def form(self) -> tuple[Literal["hidden", "top_k"], int]:
@@ -328,21 +245,13 @@ class Distill(Optimisation):
             raise refusal(
                 "kl_weight", f"must be above 0 where the teacher is a {self.teacher.type} that scores tokens"
             )
-        if self.on_policy and not self.kl_weight:
-            raise refusal("kl_weight", "must be above 0 where on_policy is")
         if self.teacher_view == "english":
             reasons = {
                 "where kl_weight is 0, which scores nothing": not self.kl_weight,
                 f"where teacher.type is {self.teacher.type}": self.teacher.type != "self",
-                f"with adapter.type {self.adapter.type}": self.adapter.type != "lora",
-                "where on_policy is above 0": bool(self.on_policy),
             }
             for why in (why for why, holds in reasons.items() if holds):
                 raise refusal("teacher_view", f"must be prompt {why}")
-        if self.on_policy and self.teacher.type != "self":
-            raise refusal(
-                "on_policy", f"must be 0 where teacher.type is {self.teacher.type}; only self is live"
-            )
         return self
 
     @property
@@ -355,29 +264,19 @@ class Distill(Optimisation):
     @model_validator(mode="after")
     def _heeded(self) -> "Distill":
         mute = "with kl_weight 0, where no prompt is distilled; set distill.kl_weight above 0"
-        # A node of virtual positions begins as what its text says.
-        begun = self.adapter.type != "lora" and self.adapter.init != "random"
         retained = "with kl_weight and replay_fraction 0, where the teacher says nothing"
         kept = self.form[0] == "top_k" and not self.scored_elsewhere
         return without_effect(
             self,
-            (not self.prompts_are_read, ["teacher_reads", "require_texts"], mute),
-            (not self.prompts_are_read and not begun, ["texts"], mute),
-            (not self.kl_weight, ["divergence", "temperature", "kl_mask"], mute),
+            (not self.prompts_are_read, ["teacher_reads", "texts", "require_texts"], mute),
+            (not self.kl_weight, ["divergence", "temperature"], mute),
             (
-                "texts" not in self.teacher_reads and not begun,
+                "texts" not in self.teacher_reads,
                 ["texts", "require_texts"],
                 "where teacher_reads has no texts",
             ),
-            (self.on_policy, ["kl_mask"], "on steps that are on-policy; set on_policy to 0"),
             (self.scored_elsewhere, ["signal"], "on what another teacher scores, which is its top_k"),
             (not self.kl_weight and not self.replay_fraction, ["signal", "top_k"], retained),
-            (self.on_policy == 1, ["signal", "top_k"], "where all steps are on-policy"),
-            (
-                self.on_policy == 1 and self.ce_weight,
-                ["ce_weight"],
-                "where all steps are on-policy; set it to 0",
-            ),
             (self.scored_elsewhere, ["top_k"], "on what another teacher scores; set teacher.top_k"),
             (not kept, ["top_k"], f"where signal is {self.signal}"),
             (not self.similarity_weight, SIMILARITY_ONLY, "with similarity_weight 0"),

@@ -102,12 +102,8 @@ OWN = (
     "languages.amounts",
     "distill.responses",
     "distill.teacher",
-    "distill.on_policy",
     "distill.max_new_tokens",
     "distill.gradient_checkpointing",
-    "distill.level_dropout",
-    "distill.shrinkage",
-    "distill.loraplus_lr_ratio",
     "distill.divergence",
     "distill.temperature",
     "distill.signal",
@@ -115,7 +111,6 @@ OWN = (
     "distill.cache",
     "distill.checks",
     "distill.kl_weight",
-    "distill.kl_mask",
     "distill.ce_weight",
     "distill.similarity_weight",
     "distill.similarity_temperature",
@@ -157,9 +152,6 @@ def _validate(written: Written, facts: Facts | None = None) -> Config:
     entries, _ = by_model(written.entries, facts)
     if isinstance(entries.get("data"), dict):
         entries["data"].setdefault("type", "demo")
-    adapter = entries["distill"].get("adapter") if isinstance(entries.get("distill"), dict) else None
-    if isinstance(adapter, dict):
-        adapter.setdefault("type", "lora")
     faults, config = written.faults, None
     try:
         # In JSON mode strict takes a text for a path and a list for a tuple, and nothing else for another.

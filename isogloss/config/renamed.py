@@ -9,18 +9,15 @@ RENAMED: Mapping[str, str] = {
     "tune.privileged": "tune.teacher_prompt_fraction",
     "distill.carrier": "distill.adapter",
     "distill.adapter.targets": "distill.adapter.target_modules",
-    "distill.adapter.lengths": "distill.adapter.num_virtual_tokens",
     "distill.batch": "distill.batch_size",
     "distill.accumulate": "distill.gradient_accumulation_steps",
     "distill.lr": "distill.learning_rate",
-    "distill.lr_b_ratio": "distill.loraplus_lr_ratio",
     "distill.kl": "distill.kl_weight",
     "distill.ce": "distill.ce_weight",
     "distill.hidden": "distill.similarity_weight",
     "distill.contrast": "distill.similarity_temperature",
     "distill.fade": "distill.similarity_decay",
     "distill.layer": "distill.similarity_layer",
-    "distill.hear": "distill.kl_mask",
     "distill.retain": "distill.replay_fraction",
     "distill.balance": "distill.sampling_temperature",
     "distill.sample_tokens": "distill.max_new_tokens",
@@ -28,13 +25,31 @@ RENAMED: Mapping[str, str] = {
     "evaluate.batch": "evaluate.batch_size",
 }
 """By the old name, the new one."""
-GONE: Mapping[str, str] = {
+GONE: dict[str, str] = {
     f"languages.{name}": "was removed: resource classes now come from the registry (`isogloss languages`); "
     "languages.amounts gives single languages another amount"
     for name in ("high", "middle")
-} | {
-    "distill.weight_decay": "is not a setting: it would move the nodes that a step does not read too; "
-    "distill.shrinkage pulls nodes toward their parents"
+}
+GONE |= {"distill.weight_decay": "is not a setting: it would move the nodes that a step does not read too"}
+GONE |= {
+    f"distill.{name}": f"was removed: {why} (docs/log.md)"
+    for why, names in {
+        "every adapter is a LoRA; prefix and embedding lost to it": (
+            "adapter.type",
+            "adapter.num_virtual_tokens",
+            "adapter.lengths",
+            "adapter.init",
+        ),
+        "its steps took longer and lost points": ("on_policy",),
+        "it was no better than without it": (
+            "level_dropout",
+            "shrinkage",
+            "loraplus_lr_ratio",
+            "lr_b_ratio",
+        ),
+        "it lost points": ("kl_mask", "hear"),
+    }.items()
+    for name in names
 }
 """What to do instead of a setting that there is not."""
 

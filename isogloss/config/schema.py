@@ -57,7 +57,7 @@ class Config(Settings):
     tune: Tune = Tune()
     """Stage 1: English instructions tune the base."""
     distill: Distill = Distill()
-    """Stage 2: the carriers learn, by distilling the hierarchy of prompts or without it."""
+    """Stage 2: the adapters learn, by distilling the hierarchy of prompts or without it."""
     evaluate: Evaluate = Evaluate()
     """What is measured before and after."""
 
@@ -80,44 +80,26 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _heeded(self) -> "Config":
-        levels = self.distill.adapter.levels
-        if self.languages.tree == "shared" or not levels["family"] + levels["language"]:
-            for name in ("level_dropout", "shrinkage"):
-                if getattr(self.distill, name):
-                    raise refusal(f"distill.{name}", "must be 0 where the root has all of a path's rows")
-        if any("alignment" in source.use for source in self.parallel_text):
-            if not self.distill.similarity_weight:
-                raise refusal(
-                    "parallel_text",
-                    "must have use: [translation] where distill.similarity_weight is 0: alignment is "
-                    "what the hidden-state term does",
-                )
-            if self.distill.on_policy:
-                raise refusal("parallel_text", "must have use: [translation] with distill.on_policy")
-        if self.distill.level_dropout and (
-            self.languages.tree == "flat" or not levels["root"] + levels["family"]
-        ):
-            raise refusal("distill.level_dropout", "must be 0 where a leaf has all of a path's rows")
+        aligned = any("alignment" in source.use for source in self.parallel_text)
+        if aligned and not self.distill.similarity_weight:
+            raise refusal(
+                "parallel_text",
+                "must have use: [translation] where distill.similarity_weight is 0: alignment is "
+                "what the hidden-state term does",
+            )
         if taught := [code for code in self.evaluate.also if code in self.languages.targets]:
             raise refusal("evaluate.also", f"names {', '.join(taught)}, which languages.targets does too")
         return self
 
     @model_validator(mode="after")
     def _apart(self) -> "Config":
-        if self.compile:
-            if self.shard:
-                raise refusal("shard", "must be false with compile, which wants a layer whole")
-            if self.distill.on_policy:
-                raise refusal("distill.on_policy", "must be 0 with compile: every length drawn has its shape")
+        if self.compile and self.shard:
+            raise refusal("shard", "must be false with compile, which wants a layer whole")
         if self.shard:
             if self.four_bit:
                 raise refusal("four_bit", "must be false with shard; each is there for a large model")
             if self.tune.method != "lora":
                 raise refusal("tune.method", "must be lora with shard, which splits weights that are frozen")
-            if self.distill.on_policy:
-                raise refusal(
-                    "distill.on_policy", "must be 0 with shard: processes draw responses of unlike lengths"
-                )
         return self
 
 

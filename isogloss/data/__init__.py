@@ -1,1 +1,1 @@
-"""Data: formats, examples, selection and collation; knows no model and no carrier."""
+"""Data: formats, examples, selection and collation; knows no model and no adapter."""

@@ -1,1 +1,1 @@
-"""Evaluation: suites, measures and statistics; a suite never knows what a carrier is."""
+"""Evaluation: suites, measures and statistics; a suite never knows what an adapter is."""

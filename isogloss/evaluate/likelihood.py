@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from isogloss.adapters.base import Carrier
+from isogloss.adapters.lora import TreeLora
 from isogloss.data.chat import encode_prompt, encode_response, pad
 from isogloss.model.attention import fused_attention
 from isogloss.model.decoder import causal_of, decoder_of, head, keeps_keys_alone, most_tokens, response_states
@@ -35,7 +35,7 @@ def log_probabilities(
     options: Sequence[Mapping[str, str]],
     *,
     languages: Sequence[str] | None = None,
-    carrier: Carrier | None = None,
+    adapters: TreeLora | None = None,
     batch: int = 64,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[dict[str, float]]:
@@ -46,7 +46,7 @@ def log_probabilities(
 
     Args:
         options: By meaning, the wordings that may answer each instruction.
-        languages: With a carrier, whose path each row reads; without it the reference model is asked.
+        languages: With adapters, whose path each row reads; without them the reference model is asked.
         batch: Rows of a forward, at most.
     """
     model.eval()
@@ -59,8 +59,8 @@ def log_probabilities(
     for code, numbers in _by_language(languages or [""] * len(prompts)).items():
 
         def set_path(rows: int, code: str = code) -> None:
-            if carrier is not None and languages is not None:
-                carrier.set_path([code] * rows)
+            if adapters is not None and languages is not None:
+                adapters.set_path([code] * rows)
 
         lead = _beginning([prompts[n] for n in numbers]) if shares else ()
         lead = lead if len(lead) >= SHARED else ()
@@ -80,8 +80,8 @@ def log_probabilities(
                         set_path,
                     )
             finally:
-                if carrier is not None:
-                    carrier.off()
+                if adapters is not None:
+                    adapters.off()
             for number, row in zip(chosen, scores, strict=True):
                 found[number] = dict(zip(options[number], row, strict=True))
             done += len(chosen)

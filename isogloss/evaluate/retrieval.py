@@ -9,8 +9,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from isogloss.adapters.base import Carrier
 from isogloss.adapters.generate import in_batches
+from isogloss.adapters.lora import TreeLora
 from isogloss.config import Evaluate
 from isogloss.data.chat import encode_text, pad
 from isogloss.evaluate.items import SuiteData
@@ -25,11 +25,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Model:
-    """What answers: the reference model alone, or with its carriers on each language's path."""
+    """What answers: the reference model alone, or with its adapters on each language's path."""
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
-    carrier: Carrier | None = None
+    adapters: TreeLora | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def embed(
     Args:
         done: Told after each batch how many texts it held.
     """
-    model, tokenizer, carrier = subject.model, subject.tokenizer, subject.carrier
+    model, tokenizer, adapters = subject.model, subject.tokenizer, subject.adapters
     device = next(model.parameters()).device
     encoded = [encode_text(tokenizer, text) for text in texts]
     rows = [ids for ids, _ in encoded]
@@ -103,14 +103,14 @@ def embed(
     for chosen in in_batches(order, rows, batch, most_tokens(model)):
         ids, mask = (t.to(device) for t in pad([list(rows[i]) for i in chosen], pad_id(tokenizer)))
         own, _ = pad([[int(one) for one in encoded[i][1]] for i in chosen], 0)
-        if carrier is not None:
-            carrier.set_path([language] * len(chosen))
+        if adapters is not None:
+            adapters.set_path([language] * len(chosen))
         for layer, states in states_up_to(model, ids, mask, layers).items():
             for number, vector in zip(chosen, mean_pool(states, own.to(device)), strict=True):
                 found[layer][number] = vector
         done(len(chosen))
-    if carrier is not None:
-        carrier.off()
+    if adapters is not None:
+        adapters.off()
     return {layer: torch.stack(vectors) for layer, vectors in found.items()}
 
 

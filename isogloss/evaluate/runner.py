@@ -1,7 +1,7 @@
 """From a model to scores: answers, sentence embeddings, and every measure with its interval.
 
 Flow: M's English answers → answers per language → meanings → consistency, accuracy, fidelity;
-sentences → embeddings → standardised → retrieval. Knows carriers only as something that has a path.
+sentences → embeddings → standardised → retrieval. Knows adapters only as something that has a path.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -79,7 +79,7 @@ class Side:
 
 
 def english_answers(subject: Model, suite: SuiteData, settings: Evaluate, progress: Progress) -> Given:
-    """The subject's own answers to the English twins; with a carrier, through the root."""
+    """The subject's own answers to the English twins; with adapters, through the root."""
     return _given(subject, suite, [(item, SOURCE) for item in twinned(suite)], settings, progress)
 
 
@@ -144,7 +144,7 @@ def _given(
         return {
             "instructions": [asked[n][0].turns[asked[n][1]].instruction for n in numbers],
             "languages": [asked[n][1] for n in numbers],
-            "carrier": subject.carrier,
+            "adapters": subject.adapters,
             "batch": settings.batch_size,
             "progress": progress,
         }
@@ -258,7 +258,7 @@ def cut_shares(codes: Iterable[str], cut: Sequence[bool | None]) -> dict[str, fl
 
 
 def english_accuracy(subject: Model, suite: SuiteData, settings: Evaluate, progress: Progress) -> list[bool]:
-    """Which English items are right, with the root carrier on where there is a carrier."""
+    """Which English items are right, with the root's rows on where there are adapters."""
     return english_right(suite, english_answers(subject, suite, settings, progress).texts)
 
 

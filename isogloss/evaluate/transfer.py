@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from isogloss.adapters.base import Carrier
+from isogloss.adapters.lora import TreeLora
 from isogloss.adapters.tree import ROOT, Tree, family_name
 from isogloss.config import Evaluate
 from isogloss.evaluate import retrieval, runner
@@ -75,14 +75,14 @@ class Transfer:
 
 
 @contextmanager
-def read_through(carrier: Carrier, language: str, node: str) -> Iterator[Carrier]:
+def read_through(adapters: TreeLora, language: str, node: str) -> Iterator[TreeLora]:
     """A language's texts read a node's path, as far as that node."""
-    before = carrier.routing.tree
-    carrier.routing.tree = replace(before, through={language: node})
+    before = adapters.routing.tree
+    adapters.routing.tree = replace(before, through={language: node})
     try:
-        yield carrier
+        yield adapters
     finally:
-        carrier.routing.tree = before
+        adapters.routing.tree = before
 
 
 def nodes_for(tree: Tree, language: str) -> dict[str, str]:
@@ -94,7 +94,7 @@ def nodes_for(tree: Tree, language: str) -> dict[str, str]:
 
 def readings(
     plain: retrieval.Model,
-    carrier: Carrier,
+    adapters: TreeLora,
     suite: SuiteData,
     languages: Sequence[str],
     settings: Evaluate,
@@ -106,9 +106,9 @@ def readings(
     Sentences are compared at the layer that suits the reference model's reading of these languages best, the
     same for all readings; each reading is standardised by its own statistics.
     """
-    aligned = retrieval.Model(plain.model, plain.tokenizer, carrier)
+    aligned = retrieval.Model(plain.model, plain.tokenizer, adapters)
     languages = [code for code in languages if code in suite.sentences or _asked(suite, code).items]
-    work, done = sum(1 + len(nodes_for(carrier.tree, code)) for code in languages), 0
+    work, done = sum(1 + len(nodes_for(adapters.tree, code)) for code in languages), 0
     english = runner.english_answers(plain, suite, settings, _silent).texts if suite.items else []
     answered = {item.id: text for item, text in zip(runner.twinned(suite), english, strict=True)}
     retriever = retrieval.retriever(plain, plain, _only(suite, languages), settings, _silent)
@@ -118,11 +118,11 @@ def readings(
     for code in languages:
         asked = _asked(_only(suite, [code]), code)
         own = [answered[item.id] for item in runner.twinned(asked)]
-        for node, kind in {NOTHING: NOTHING, **nodes_for(carrier.tree, code)}.items():
+        for node, kind in {NOTHING: NOTHING, **nodes_for(adapters.tree, code)}.items():
             if node == NOTHING:
                 hits = _hits(plain, asked, code, own, retriever, settings, seed)
             else:
-                with read_through(carrier, code, node):
+                with read_through(adapters, code, node):
                     by = _by_own(retriever, aligned, asked, code, settings)
                     hits = _hits(aligned, asked, code, own, by, settings, seed)
             made.append(Reading(suite.name, code, node, kind, hits))

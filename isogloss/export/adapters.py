@@ -1,8 +1,8 @@
-"""A run's languages in forms that other programs load: PEFT adapters, merged models, prompt embeddings.
+"""A run's languages in forms that other programs load: PEFT adapters and merged models.
 
 Every exported language is loaded again as its user will load it and compared with the run's own model. An
 adapter as it was trained must be that model, in float32, where no other rounding hides a difference. What is
-smaller, merged or distilled cannot be, so there the differences are told.
+smaller or merged cannot be, so there the differences are told.
 """
 
 import shlex
@@ -11,39 +11,32 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from isogloss.adapters.base import Carrier
 from isogloss.adapters.generate import complete
-from isogloss.adapters.virtual import TreeEmbedding
+from isogloss.adapters.lora import TreeLora
 from isogloss.config import FileData
 from isogloss.data.chat import encode_prompt, pad
 from isogloss.errors import RunError
 from isogloss.evaluate.suites import ABOUT
-from isogloss.export.distill_to_lora import RANK, lora_of_path
 from isogloss.files import locked, naming, read_json
 from isogloss.languages import SOURCE, resolve
 from isogloss.model.load import load_model, model_folder, pad_id
 from isogloss.notices import CARD, base_section, carry, licence_of
 from isogloss.pipeline.folder import Run
 
-Kind = Literal["peft", "merged", "lora", "vllm-embeds"]
-EMBEDS = "prompt_embeds.safetensors"
+Kind = Literal["peft", "merged"]
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as max_lora_rank, 1 aside."""
 COMPARED, ANSWERED = 16, 4
 """Instructions on which an export is compared with the run's own model: their logits, and their answers."""
 EXACT = 1e-4
 """Largest difference in logits of what is the run's own model."""
-REFIT = 512
-"""Instructions, at most, from which a LoRA learns what a prefix or soft tokens do."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,7 @@ class Exported:
     """One language's files.
 
     Attributes:
-        rank: Of the adapter, or its virtual positions; 0 for a merged model.
+        rank: Of the adapter; 0 for a merged model.
         difference: Largest absolute difference in logits from the run's own model.
         divergence: Mean KL from the run's own model to this one, in nats a token.
         tokens: Prompt tokens over which both were taken.
@@ -84,13 +77,12 @@ def export(
 
     Args:
         codes: Our codes; one without a leaf is exported as its family or the root answers for it.
-        kind: `peft` writes adapters over the run's tuned model in PEFT's format for the carrier, `merged`
-            whole models, `lora` LoRA adapters whatever the carrier, `vllm-embeds` prompt embeddings.
-        max_rank: Refit adapters to this rank where their path has a larger one; with `lora`, the rank.
+        kind: `peft` writes adapters over the run's tuned model in PEFT's format, `merged` whole models.
+        max_rank: Refit adapters to this rank where their path has a larger one.
 
     Raises:
-        RunError: A folder is there already, the run is not trained, its carrier has no such form, or an
-            adapter that was loaded again is not what was trained.
+        RunError: A folder is there already, the run is not trained, or an adapter that was loaded again is
+            not what was trained.
     """
     within = folder.resolve().is_relative_to(run.folder.resolve())
     with locked(run.folder) if within else nullcontext(), naming(folder):
@@ -98,31 +90,19 @@ def export(
 
 
 def _export(run: Run, codes: Sequence[str], kind: Kind, folder: Path, max_rank: int | None) -> list[Exported]:
-    _refuse(run, kind, max_rank)
-    if kind == "lora" and run.config.distill.adapter.type == "lora":
-        kind = "peft"  # it is one already
     if there := [code for code in codes if (folder / code).exists()]:
         raise RunError(f"{folder / there[0]} is there already; name another --out or remove it")
-    carrier = run.student(_reference(run, kind), trained=True)
+    adapters = run.student(_reference(run, kind), trained=True)
     prompts = {code: _prompts(run, code) for code in codes}
     wanted, answers, ranks = {}, {}, {}
     for code in codes:
-        with carrier.on([code] * len(prompts[code])) as student:
+        with adapters.on([code] * len(prompts[code])) as student:
             wanted[code] = _logits(student, prompts[code], run)
-        answers[code] = _answers(carrier.model, prompts[code], run, carrier, code)
+        answers[code] = _answers(adapters.model, prompts[code], run, adapters, code)
         part = folder / f"{code}.part"
         shutil.rmtree(part, ignore_errors=True)
-        if kind == "lora":
-            ranks[code] = _refit(run, carrier, code, part, max_rank)
-        elif kind == "vllm-embeds":
-            assert isinstance(carrier, TreeEmbedding)
-            rows = carrier.path_rows(code)["embedding"].to(run.dtype)
-            part.mkdir(parents=True)
-            save_file({"prompt_embeds": rows.contiguous()}, part / EMBEDS)
-            ranks[code] = len(rows)
-        else:
-            ranks[code] = carrier.export(code, part, str(run.tuned.resolve()), max_rank)
-    del carrier, student  # one model in memory at a time
+        ranks[code] = adapters.export(code, part, str(run.tuned.resolve()), max_rank)
+    del adapters, student  # one model in memory at a time
     exported: list[Exported] = []
     base: Any = _reference(run, kind) if kind != "merged" else None
     for code in codes:
@@ -130,13 +110,11 @@ def _export(run: Run, codes: Sequence[str], kind: Kind, folder: Path, max_rank: 
         if kind == "merged":
             _merge(run, part)
             loaded: Any = load_model(str(part), run.dtype)
-        elif kind == "vllm-embeds":
-            loaded = _Prepended(base, load_file(part / EMBEDS)["prompt_embeds"])
         else:
             loaded = PeftModel.from_pretrained(base, str(part)).eval()
         difference, divergence = _compare(wanted[code], _logits(loaded, prompts[code], run))
         found = _answers(loaded, prompts[code], run)
-        if (part / "adapter_config.json").exists() and loaded.active_peft_config.peft_type == "LORA":
+        if kind == "peft":
             base = loaded.unload()  # the next language's adapter goes onto the same weights
         one = Exported(
             code,
@@ -166,18 +144,6 @@ def serving(run: Run, exported: Sequence[Exported]) -> str:
     return shlex.join(["vllm", "serve", str(run.tuned), *rank, "--lora-modules", *modules])
 
 
-def _refuse(run: Run, kind: Kind, max_rank: int | None) -> None:
-    carrier = run.config.distill.adapter.type
-    if kind == "merged" and carrier != "lora":
-        raise RunError(f"--format merged: a carrier of type {carrier} is no weight of the model; take lora")
-    if kind == "vllm-embeds" and carrier != "embedding":
-        raise RunError(f"--format vllm-embeds: only carriers of type embedding are prompts, not {carrier}")
-    if kind == "peft" and carrier != "lora" and max_rank is not None:
-        raise RunError(
-            f"--max-rank: a carrier of type {carrier} has no rank; leave it out or take --format lora"
-        )
-
-
 def _reference(run: Run, kind: Kind) -> Any:
     """The tuned model; where an adapter must be what was trained, in float32."""
     model = run.reference_model()
@@ -186,11 +152,9 @@ def _reference(run: Run, kind: Kind) -> Any:
 
 def _loss(run: Run, kind: Kind, code: str, max_rank: int | None) -> str:
     """Why an export need not be the run's own model; nothing where it must be."""
-    if kind == "lora":
-        return "a LoRA only comes near the carrier"
     if max_rank is not None and max_rank < sum(node.rank for node in run.tree.path(code)):
         return f"rank {max_rank} does not hold all of the path"
-    if kind == "merged" or (kind == "vllm-embeds" and run.dtype != torch.float32):
+    if kind == "merged":
         return f"it is rounded to {str(run.dtype).removeprefix('torch.')}"
     return ""
 
@@ -207,49 +171,6 @@ def _judge(run: Run, one: Exported, part: Path, loss: str) -> None:
         run.reporter.say(f"Warning: {one.code}: {differ} of {one.asked} greedy answers differ; {loss}")
 
 
-def _refit(run: Run, carrier: Any, code: str, folder: Path, rank: int | None) -> int:
-    """Distil a path into a LoRA, which `peft` would have written of a lora carrier."""
-    with run.reporter.bar(f"{code}: into a LoRA") as progress:
-        student = lora_of_path(
-            carrier,
-            code,
-            _prompts(run, code, REFIT),
-            run.tokenizer,
-            work=folder.with_suffix(".work"),
-            seed=run.config.seed,
-            rank=rank or RANK,
-            max_new_tokens=run.config.evaluate.max_new_tokens,
-            progress=progress,
-        )
-    found = student.export(code, folder, str(run.tuned.resolve()))
-    student.model.unload()
-    return found
-
-
-class _Prepended(nn.Module):
-    """A model that reads prompt embeddings before its tokens, as the card tells the user to."""
-
-    def __init__(self, model: Any, rows: Tensor):
-        super().__init__()
-        self.model, self.rows, self.generation_config = model, rows, model.generation_config
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool) -> Any:
-        logits = self.model(**self._read(input_ids, attention_mask), use_cache=use_cache).logits
-        return SimpleNamespace(logits=logits[:, len(self.rows) :])
-
-    def generate(self, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
-        made = self.model.generate(**self._read(input_ids, attention_mask), **options)
-        return torch.cat([input_ids, made], 1)
-
-    def _read(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        embedded = self.model.get_input_embeddings()(ids)
-        before = self.rows.to(embedded)[None].expand(len(ids), -1, -1)
-        return {
-            "inputs_embeds": torch.cat([before, embedded], 1),
-            "attention_mask": torch.cat([mask.new_ones(before.shape[:2]), mask], 1),
-        }
-
-
 def _merge(run: Run, folder: Path) -> None:
     """Replace an adapter by the whole model; the sum is taken in float32, then rounded once."""
     exact = PeftModel.from_pretrained(load_model(str(run.tuned), torch.float32), str(folder))
@@ -259,12 +180,12 @@ def _merge(run: Run, folder: Path) -> None:
     run.tokenizer.save_pretrained(folder)
 
 
-def _prompts(run: Run, code: str, most: int = COMPARED) -> list[tuple[int, ...]]:
+def _prompts(run: Run, code: str) -> list[tuple[int, ...]]:
     """Plain prompts in the language, from the run's own data; in English where it has none."""
     turns = [example.turns for example in run.examples]
     texts = [turn[code].instruction for turn in turns if code in turn]
     texts = texts or [turn[SOURCE].instruction for turn in turns]
-    return [encode_prompt(run.tokenizer, text) for text in texts[:most]]
+    return [encode_prompt(run.tokenizer, text) for text in texts[:COMPARED]]
 
 
 @torch.no_grad()
@@ -273,12 +194,11 @@ def _logits(model: Any, prompts: Sequence[Sequence[int]], run: Run) -> Float[Ten
     ids, mask = pad([list(prompt) for prompt in prompts], pad_id(run.tokenizer))
     device = next(model.parameters()).device
     found = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
-    found = found[:, -ids.shape[1] :]  # PEFT's prompt tuning also gives those of its virtual tokens
     return found[mask.bool().to(device)].float().cpu()
 
 
 def _answers(
-    model: Any, prompts: Sequence[Sequence[int]], run: Run, carrier: Carrier | None = None, code: str = ""
+    model: Any, prompts: Sequence[Sequence[int]], run: Run, adapters: TreeLora | None = None, code: str = ""
 ) -> list[list[int]]:
     """New tokens behind the first prompts, each alone: PEFT counts padding before a prompt as positions."""
     most = run.config.evaluate.max_new_tokens
@@ -287,8 +207,8 @@ def _answers(
             model,
             run.tokenizer,
             [prompt],
-            languages=[code] if carrier else None,
-            carrier=carrier,
+            languages=[code] if adapters else None,
+            adapters=adapters,
             max_new_tokens=most,
         )[0].tolist()
         for prompt in prompts[:ANSWERED]
@@ -302,39 +222,16 @@ def _compare(
     return (ours - theirs).abs().max().item(), (p.exp() * (p - q)).sum(-1).mean().item()
 
 
-TOKENS = """\
+LOAD = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 tokenizer = AutoTokenizer.from_pretrained({tokenizer!r})
 chat = [{{"role": "user", "content": "..."}}]
 ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
-"""
-LOAD = (
-    """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-"""
-    + TOKENS
-    + """\
 model = {model}
 answer = model.generate(input_ids=ids, max_new_tokens=64)[0, ids.shape[1] :]
 print(tokenizer.decode(answer, skip_special_tokens=True))"""
-)
 """How an adapter or a model is loaded and asked."""
-PREPEND = (
-    """\
-import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from vllm import LLM
-
-embed = AutoModelForCausalLM.from_pretrained({tuned!r}).get_input_embeddings()
-"""
-    + TOKENS
-    + """\
-soft = load_file({file!r})["prompt_embeds"]
-prompt = torch.cat([soft, embed(ids)[0].to(soft)])  # the soft tokens come before the whole prompt
-answer = LLM({tuned!r}, enable_prompt_embeds=True).generate({{"prompt_embeds": prompt}})"""
-)
-"""How vLLM is given prompt embeddings."""
 
 
 def _card(run: Run, one: Exported, kind: Kind, carried: list[str]) -> str:
@@ -342,20 +239,13 @@ def _card(run: Run, one: Exported, kind: Kind, carried: list[str]) -> str:
     language, exact = resolve(one.code), " in float32" if kind == "peft" else ""
     base = Path(model_folder(run.config.model))
     licence = licence_of(base)
-    carrier, peft = run.config.distill.adapter.type, kind in ("peft", "lora")
+    peft = kind == "peft"
     tuned, folder = str(run.tuned.resolve()), str(one.folder.resolve())
     load, imports = f"AutoModelForCausalLM.from_pretrained({(tuned if peft else folder)!r})", ""
     if peft:
         load, imports = f"PeftModel.from_pretrained({load}, {folder!r})", "from peft import PeftModel\n"
     usage = imports + LOAD.format(tokenizer=tuned if peft else folder, model=load)
     what = f"A LoRA adapter of rank {one.rank}" if peft else "A whole model"
-    if kind == "lora":
-        what += f", distilled from a carrier of type {carrier},"
-    elif carrier != "lora":
-        form = "PEFT prefix tuning" if carrier == "prefix" else "PEFT prompt tuning"
-        what = f"{one.rank} virtual positions ({form if peft else 'prompt embeddings'})"
-    if kind == "vllm-embeds":
-        usage = PREPEND.format(tokenizer=tuned, tuned=tuned, file=str(Path(folder) / EMBEDS))
     taught = one.code in run.taught
     through = "" if taught else f" It was not taught; it answers through {run.tree.path(one.code)[-1].name}."
     return "\n".join(

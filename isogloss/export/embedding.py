@@ -50,16 +50,10 @@ def export_embedders(run: Run, codes: Sequence[str], folder: Path) -> list[Embed
     """Write each language, and English, to `folder/<code>`, whole or not at all, in float32.
 
     Raises:
-        RunError: sentence-transformers is not there, the run has no scores of a suite with sentences, its
-            carrier is no weight of the model, a folder is there already, or what was loaded again has other
-            vectors.
+        RunError: sentence-transformers is not there, the run has no scores of a suite with sentences, a
+            folder is there already, or what was loaded again has other vectors.
     """
     _library()
-    if (carrier := run.config.distill.adapter.type) != "lora":
-        raise RunError(
-            f"--format sentence-transformers: a carrier of type {carrier} is no weight of the model; take "
-            "lora"
-        )
     name, layer = _read_by(run)
     suite = load_suite(name, run.data_root, run.config.evaluate, codes)
     codes = (SOURCE, *(code for code in codes if code != SOURCE))
@@ -140,8 +134,8 @@ def _export(
     for one in (part, work):
         shutil.rmtree(one, ignore_errors=True)
     decoder: Any = load_model(str(run.tuned), torch.float32)
-    if subject.carrier is not None:
-        subject.carrier.export(code, work, str(run.tuned.resolve()))
+    if subject.adapters is not None:
+        subject.adapters.export(code, work, str(run.tuned.resolve()))
         decoder = PeftModel.from_pretrained(decoder, str(work)).merge_and_unload(safe_merge=True)
         shutil.rmtree(work)
     decoder.base_model.save_pretrained(work)

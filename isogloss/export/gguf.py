@@ -91,8 +91,8 @@ def export_gguf(
 
     Raises:
         ConfigError: A precision is not known.
-        RunError: The carrier is no LoRA, the base came from no GGUF file or has a layout not known here, a
-            number does not fit, what quantises is not installed, or a file is there already.
+        RunError: The base came from no GGUF file or has a layout not known here, a number does not fit, what
+            quantises is not installed, or a file is there already.
     """
     chosen: tuple[Precision, ...] = tuple(dict.fromkeys(_known(one) for one in precisions))
     within = folder.resolve().is_relative_to(run.folder.resolve())
@@ -124,7 +124,7 @@ def _export(
     tensors = [
         (names(name), _laid_out(weight, name, layout, config)) for name, weight in _weights(model, config)
     ]
-    carrier = run.student(model, trained=True)
+    adapters = run.student(model, trained=True)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as work:
         part = Path(work)
@@ -135,7 +135,7 @@ def _export(
         for code in codes:
             (into := part / code).mkdir()
             plain = part / f"{code}.peft"
-            carrier.export(code, plain, str(run.tuned.resolve()), max_rank)
+            adapters.export(code, plain, str(run.tuned.resolve()), max_rank)
             write_adapter(plain, into / ADAPTER, layout, config, f"{_base(run)} {code}")
             _describe(run, code, into, written.models[precisions[0]].name)
         for path in (*written.models.values(), *written.languages.values()):
@@ -144,8 +144,6 @@ def _export(
 
 
 def _refuse(run: Run, config: dict[str, Any], precisions: Sequence[Precision]) -> Layout:
-    if (carrier := run.config.distill.adapter.type) != "lora":
-        raise RunError(f"--format gguf: llama.cpp has no adapters of type {carrier}; take lora carriers")
     kind = config["model_type"]
     if kind not in LAYOUTS:
         raise RunError(

@@ -118,28 +118,6 @@ def cosine(student: Float[Tensor, "rows hidden"], teacher: Float[Tensor, "rows h
     return (1 - F.cosine_similarity(wide(student), wide(teacher), dim=-1)).sum()
 
 
-def shrinkage(
-    norms: Float[Tensor, " nodes"], items: Int[Tensor, " nodes"], *, prior: float
-) -> Float[Tensor, ""]:
-    """½ Σ over nodes of prior / (prior + items) · norm²: a node without data is pulled to its parent most.
-
-    A node's rows add to what its parent's give, so their norm is its distance from the parent, and a node of
-    zeros is its parent. The factor is the parent's share in a partially pooled estimate (Gelman & Hill 2006,
-    section 12.2): 1 without items, ½ at items = prior, 0 in the limit of many.
-
-    Args:
-        norms: Frobenius norm of each node's rows of the adapter, over all layers; in the adapter's own unit.
-        items: Rows of training data on each node.
-        prior: How many items weigh as much as the parent does.
-
-    Raises:
-        ValueError: `prior` is not a finite number above 0.
-    """
-    if not (math.isfinite(prior) and prior > 0):
-        raise ValueError(f"prior is {prior}; it must be a finite number above 0")
-    return (prior / (prior + items.to(norms.dtype)) * norms.square()).sum() / 2
-
-
 def answer_set_kl(
     scores: Float[Tensor, " options"], targets: Float[Tensor, " options"], sizes: Sequence[int]
 ) -> Float[Tensor, ""]:

@@ -114,9 +114,9 @@ def compiled(model: nn.Module, **how: Any) -> Iterator[None]:
     for layer in layers:
         layer.compile(**how)
     try:
-        # One compilation each for layers with carriers and without, observed or not, of a shape or of any.
+        # One compilation each for layers with adapters and without, observed or not, of a shape or of any.
         with torch._dynamo.config.patch(recompile_limit=32), warnings.catch_warnings():
-            # torch looks for one on all that a layer reads; a carrier's gathered rows have none.
+            # torch looks for one on all that a layer reads; the gathered rows of adapters have none.
             warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor that is not a leaf")
             yield
     finally:

@@ -72,8 +72,6 @@ def two_thirds(model: nn.Module) -> int:
 def capture(model: nn.Module, layer: int) -> Iterator[list[Float[Tensor, "batch tokens hidden"]]]:
     """Collects the output of decoder layer `layer` (1 is the first) of every forward inside.
 
-    Of the tokens that the decoder is asked to read: what a carrier puts before them is left out.
-
     Raises:
         ConfigError: The decoder has no such layer.
     """
@@ -81,26 +79,15 @@ def capture(model: nn.Module, layer: int) -> Iterator[list[Float[Tensor, "batch 
     if not 1 <= layer <= len(layers):
         raise ConfigError(f"there is no decoder layer {layer}; the first is 1 and the last {len(layers)}")
     found: list[Tensor] = []
-    tokens = [0]
-
-    def asked(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        read = kwargs.get("input_ids", args[0] if args else None)
-        tokens[0] = (kwargs["inputs_embeds"] if read is None else read).shape[1]
 
     def keep(module: nn.Module, inputs: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
-        states = output[0] if isinstance(output, tuple) else output
-        found.append(states[:, -tokens[0] :])
+        found.append(output[0] if isinstance(output, tuple) else output)
 
-    handles = [
-        # Before any hook of a carrier, which would show it the longer text.
-        decoder_of(model).register_forward_pre_hook(asked, prepend=True, with_kwargs=True),
-        layers[layer - 1].register_forward_hook(keep),
-    ]
+    handle = layers[layer - 1].register_forward_hook(keep)
     try:
         yield found
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
 DEPTH: ContextVar[int | None] = ContextVar("DEPTH", default=None)

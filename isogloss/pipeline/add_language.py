@@ -17,7 +17,7 @@ from isogloss.languages import SOURCE
 from isogloss.model.load import check_machine
 from isogloss.pipeline.folder import Run, refuse_unusable, writing
 from isogloss.pipeline.stages import into
-from isogloss.pipeline.training import train_carrier
+from isogloss.pipeline.training import train_adapters
 from isogloss.pipeline.training_rows import rows_for
 
 
@@ -58,11 +58,10 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
     run.reporter.say(
         f"{len(rows)} rows in {', '.join(codes)} {into(run.config)} {len(new)} new nodes; the others stay"
     )
-    carrier = run.student(model, trained=False, tree=tree)
-    carrier.load_nodes(load_file(run.carriers), old)
-    run.start(carrier, new)
-    carrier.learn_only(new)
-    train_carrier(run, carrier, rows, codes, stage)
+    adapters = run.student(model, trained=False, tree=tree)
+    adapters.load_nodes(load_file(run.trained), old)
+    adapters.learn_only(new)
+    train_adapters(run, adapters, rows, codes, stage)
 
 
 def _families(run: Run, codes: Sequence[str]) -> dict[str, str]:

@@ -65,7 +65,7 @@ def write(run: "Run", folder: Path) -> int:
             "another than stage 1's"
         )
     (part / TREE).parent.mkdir()
-    shutil.copyfile(run.carriers, part / TREE)
+    shutil.copyfile(run.trained, part / TREE)
     write_derived_card(
         part,
         config.model,

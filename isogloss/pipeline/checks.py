@@ -91,10 +91,10 @@ def check(run: Run) -> None:
 
     Raises:
         DataError: Data, a language or a suite is missing.
-        ConfigError: The model or the teacher is not there or broken, the carrier does not fit the model, or
+        ConfigError: The model or the teacher is not there or broken, the adapters do not fit the model, or
             the machine cannot hold it so.
     """
-    learned = run.carriers.exists()
+    learned = run.trained.exists()
     check_machine(four_bit=run.config.four_bit and not learned, shard=run.config.shard and not learned)
     bases.local(run.config.model, run.reporter.say)  # where it has to be converted, that is told first
     with run.reporter.waiting("Checking the settings, the model and the data"):
@@ -104,7 +104,7 @@ def check(run: Run) -> None:
         if isinstance(teacher, ModelTeacher) and not learned:
             check_base(teacher.path, load_tokenizer(teacher.path))
         refuse_misfit(run.config)
-        if run.config.compile and not run.carriers.exists():
+        if run.config.compile and not run.trained.exists():
             check_compiler()
         if not run.tuned.exists():
             _ = run.english  # refuses data that is not there

@@ -60,10 +60,10 @@ def run_evaluate(run: Run, kept: Path | None = None) -> None:
         with spending(costs[name], model):
             found[name] = shared_before(run, plain, loaded[name], kept)
         write_before(run, loaded[name], found[name])
-    carrier = run.student(model, trained=True)
-    aligned = retrieval.Model(model, run.tokenizer, carrier)
+    adapters = run.student(model, trained=True)
+    aligned = retrieval.Model(model, run.tokenizer, adapters)
     for name in missing:
-        with spending(costs[name], carrier.model, carrier.met):
+        with spending(costs[name], adapters.model, adapters.met):
             scores["suites"][name] = score_after(run, aligned, plain, loaded[name], found[name])
         scores["summary"] = _summary(run, scores)
         write_json(run.folder / "scores.json", scores)
@@ -118,8 +118,8 @@ def run_transfer(run: Run, languages: Sequence[str], suites: Sequence[str]) -> l
     if taught := [code for code in languages if code in run.taught]:
         raise ConfigError(f"{', '.join(taught)} was taught; name languages that the run has not seen")
     model = run.reference_model()
-    carrier = run.student(model, trained=True)
-    if not any(node.level == "family" and node.rank for node in carrier.tree.nodes):
+    adapters = run.student(model, trained=True)
+    if not any(node.level == "family" and node.rank for node in adapters.tree.nodes):
         raise RunError(
             f"{run.folder}: no family of its tree has rows (languages.tree {run.config.languages.tree})"
         )
@@ -128,7 +128,7 @@ def run_transfer(run: Run, languages: Sequence[str], suites: Sequence[str]) -> l
         suite = load_suite(name, run.data_root, run.config.evaluate, languages)
         with run.reporter.bar(f"{name}: languages that were not taught") as progress:
             found += transfer.readings(
-                plain, carrier, suite, languages, run.config.evaluate, run.config.seed, progress
+                plain, adapters, suite, languages, run.config.evaluate, run.config.seed, progress
             )
     if not found:
         raise DataError(f"{', '.join(suites)} has none of {', '.join(languages)}")

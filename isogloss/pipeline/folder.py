@@ -15,12 +15,10 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from isogloss import processes
-from isogloss.adapters.base import Carrier
 from isogloss.adapters.fit import lora_shape
 from isogloss.adapters.grouping import families_of_file, random_families
 from isogloss.adapters.lora import TreeLora
-from isogloss.adapters.tree import Node, Tree, build_tree, family_name, shaped
-from isogloss.adapters.virtual import TreeEmbedding, TreePrefix
+from isogloss.adapters.tree import Tree, build_tree, family_name, shaped
 from isogloss.config import Config, dump_config, load_config, root_of_environment
 from isogloss.data.counting import of_fixed_size
 from isogloss.data.examples import ParallelExample
@@ -40,7 +38,6 @@ from isogloss.model.load import (
 )
 from isogloss.pipeline import bundle
 from isogloss.pipeline.ledger import Ledger
-from isogloss.teacher.texts import node_texts
 
 Progress = Callable[[int, int], None]
 E = TypeVar("E", ParallelExample, Pair)
@@ -94,7 +91,8 @@ class Run:
         return self.folder / "tuned"
 
     @property
-    def carriers(self) -> Path:
+    def trained(self) -> Path:
+        """The adapters of all nodes, once stage 2 has trained them."""
         return self.folder / "adapters" / "tree.safetensors"
 
     @property
@@ -136,15 +134,15 @@ class Run:
 
     @property
     def families(self) -> dict[str, str]:
-        """By language, its family in the carriers that are there; nothing before stage 2."""
-        if not self.carriers.exists():
+        """By language, its family in the adapters that are there; nothing before stage 2."""
+        if not self.trained.exists():
             return {}
         try:
-            with safe_open(self.carriers, "pt") as file:
+            with safe_open(self.trained, "pt") as file:
                 return json.loads((file.metadata() or {}).get("families", "{}"))
         except SafetensorError as error:
             raise RunError(
-                f"{self.carriers} is damaged ({error}); remove it and run `isogloss distill` again"
+                f"{self.trained} is damaged ({error}); remove it and run `isogloss distill` again"
             ) from None
 
     @cached_property
@@ -170,7 +168,7 @@ class Run:
 
     @property
     def tree(self) -> Tree:
-        """The tree that the carriers were trained on, else the one that the settings ask for.
+        """The tree that the adapters were trained on, else the one that the settings ask for.
 
         Learned families are Glottolog's until `run_distill` has learned them.
         """
@@ -234,7 +232,7 @@ class Run:
 
     @property
     def taught(self) -> tuple[str, ...]:
-        """The languages that have carriers; before stage 2 the targets, all of which must have data."""
+        """The languages that have adapters; before stage 2 the targets, all of which must have data."""
         return tuple(self.families) or self._targets
 
     @cached_property
@@ -266,29 +264,16 @@ class Run:
             )
         return model.requires_grad_(False)
 
-    def student(self, model: PreTrainedModel, *, trained: bool, tree: Tree | None = None) -> Carrier:
-        """M with the carriers of the run's tree, or of another."""
-        settings, tree = self.config.distill.adapter, tree or self.tree
+    def student(self, model: PreTrainedModel, *, trained: bool, tree: Tree | None = None) -> TreeLora:
+        """M with the adapters of the run's tree, or of another."""
         torch.manual_seed(self.config.seed)
-        if settings.type == "lora":
-            carrier: Carrier = TreeLora(model, tree, **lora_shape(model, settings))
-        else:
-            carrier = (TreePrefix if settings.type == "prefix" else TreeEmbedding)(model, tree)
+        shape = lora_shape(model, self.config.distill.adapter)
+        adapters = TreeLora(model, tree or self.tree, **shape)
         if trained:
-            if not self.carriers.exists():
-                raise RunError(f"{self.folder} has no carriers; run `isogloss distill` first")
-            carrier.load_state(load_file(self.carriers))
-        return carrier
-
-    def start(self, carrier: Carrier, nodes: Iterable[Node] | None = None) -> None:
-        """The first rows of a carrier's nodes, or of some, as the settings want them."""
-        settings, texts = self.config.distill.adapter, node_texts(self.config)
-        if settings.type != "lora":
-            ids = {
-                node.name: self.tokenizer(texts.of(node) or "", add_special_tokens=False)["input_ids"]
-                for node in carrier.tree.nodes
-            }
-            carrier.start(settings.init, ids, nodes)
+            if not self.trained.exists():
+                raise RunError(f"{self.folder} has no adapters; run `isogloss distill` first")
+            adapters.load_state(load_file(self.trained))
+        return adapters
 
 
 def refuse_unusable(

@@ -34,7 +34,7 @@ from isogloss.pipeline.evaluation import run_evaluate, scores_of_run, unscored
 from isogloss.pipeline.families import learn_families
 from isogloss.pipeline.folder import Progress, Run, writing
 from isogloss.pipeline.tracking import check_installed, tracking
-from isogloss.pipeline.training import pausing, scored_elsewhere, train_carrier
+from isogloss.pipeline.training import pausing, scored_elsewhere, train_adapters
 from isogloss.pipeline.training_rows import drawn, rows_for
 from isogloss.report.page import write_report
 from isogloss.teacher.cache import Cache, teacher_of
@@ -150,8 +150,8 @@ def run_tune(run: Run) -> None:
 
 @writing
 def run_distill(run: Run) -> None:
-    """Stage 2: the carriers, in `adapters/`; the reference model is unchanged to the bit."""
-    if run.carriers.exists():
+    """Stage 2: the adapters, in `adapters/`; the reference model is unchanged to the bit."""
+    if run.trained.exists():
         return
     check_installed(run.config.report_to)
     leave_out_leaks(run)
@@ -162,13 +162,12 @@ def run_distill(run: Run) -> None:
     parallel = sum(row.language != SOURCE for row in rows)
     run.reporter.say(
         f"Stage 2: {parallel} rows in {len(run.taught)} languages {into(run.config)} {len(run.tree.nodes)} "
-        f"nodes, {_width(run)} a path; {len(rows) - parallel} in English keep the root to it"
+        f"nodes, rank {run.tree.path_rank()} a path; {len(rows) - parallel} in English keep the root to it"
     )
     for line in drawn(run, rows, run.taught):
         run.reporter.say(line)
-    carrier = run.student(model, trained=False)
-    run.start(carrier)
-    train_carrier(run, carrier, rows, run.taught, stage)
+    adapters = run.student(model, trained=False)
+    train_adapters(run, adapters, rows, run.taught, stage)
 
 
 def into(config: Config) -> str:
@@ -176,12 +175,6 @@ def into(config: Config) -> str:
     if config.distill.prompts_are_read:
         return "are distilled into"
     return "train (distill.kl_weight is 0, so no prompt is distilled)"
-
-
-def _width(run: Run) -> str:
-    """How much a path holds, in words."""
-    width = run.tree.path_rank()
-    return f"rank {width}" if run.config.distill.adapter.type == "lora" else f"{width} virtual positions"
 
 
 @writing

@@ -254,7 +254,7 @@ def measuring(run: Run, suite: str) -> dict[str, str]:
     """Who is measured, and how: what is known of a suite's signature before its data are read."""
     scoring = "likelihood" if suite in run.config.evaluate.likelihood else "generation"
     who = run.answering if run.tuned.exists() else {}  # both may have been removed to make room
-    adapters = {"adapters": content_hash([run.carriers])} if run.carriers.exists() else {}
+    adapters = {"adapters": content_hash([run.trained])} if run.trained.exists() else {}
     settings = settings_fields(how_measured(run, suite))
     return {"scoring": scoring, **settings, **who, **adapters, "ruler": str(RULER)}
 

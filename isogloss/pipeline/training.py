@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from isogloss import processes
-from isogloss.adapters.base import Carrier
+from isogloss.adapters.lora import TreeLora
 from isogloss.adapters.tree import Tree
 from isogloss.files import (
     naming,
@@ -34,13 +34,13 @@ from isogloss.teacher.texts import node_texts
 from isogloss.train.stage2 import Bar, distil
 
 
-def train_carrier(
-    run: Run, carrier: Carrier, rows: Sequence[Row], codes: Sequence[str], stage: Stage
+def train_adapters(
+    run: Run, adapters: TreeLora, rows: Sequence[Row], codes: Sequence[str], stage: Stage
 ) -> None:
-    """Distil the rows into the carriers, then write these, and the languages' adapters, to the run."""
+    """Distil the rows into the adapters, then write these, as a tree and by language, to the run."""
     work = run.folder / f"{stage.stage}.work"
     with run.reporter.waiting("Hashing the model's weights"):
-        before = fingerprint(carrier.model)
+        before = fingerprint(adapters.model)
 
     @contextmanager
     def bar(what: str) -> Iterator[Progress]:
@@ -50,7 +50,7 @@ def train_carrier(
 
     with tracking(run.folder, run.config.report_to):
         distil(
-            carrier,
+            adapters,
             rows,
             run.config.distill,
             pad_id=pad_id(run.tokenizer),
@@ -60,35 +60,34 @@ def train_carrier(
             cost=stage,
             bar=bar,
             say=run.reporter.say,
-            tokenizer=run.tokenizer,
-            cache=Cache(run.signals, teacher_of(carrier.model, run.tokenizer, before)),
+            cache=Cache(run.signals, teacher_of(adapters.model, run.tokenizer, before)),
             scored=scored_elsewhere(run, rows, stage, bar),
             compile=run.config.compile,
             report_to=run.config.report_to,
         )
-    if fingerprint(carrier.model) != before:
+    if fingerprint(adapters.model) != before:
         raise RuntimeError("stage 2 changed the reference model's weights")
     if processes.is_main():
-        _keep(run, carrier, rows, codes)
+        _keep(run, adapters, rows, codes)
         run.ledger.pause(stage)
         shutil.rmtree(work, ignore_errors=True)
     processes.wait()
 
 
-def _keep(run: Run, carrier: Carrier, rows: Sequence[Row], codes: Sequence[str]) -> None:
-    """Write trained carriers: each language's adapter, the tree, and last what says that all are there.
+def _keep(run: Run, adapters: TreeLora, rows: Sequence[Row], codes: Sequence[str]) -> None:
+    """Write trained adapters: each language's adapter, the tree, and last what says that all are there.
 
     Learned in float32, they are kept in bfloat16, rounded before anything reads them: adapters, exports,
     bundle and scores are of the same numbers.
     """
-    state = {name: rows.bfloat16() for name, rows in carrier.state().items()}
-    carrier.load_state(state)
-    for code in filter(carrier.reads, codes):
+    state = {name: rows.bfloat16() for name, rows in adapters.state().items()}
+    adapters.load_state(state)
+    for code in codes:
         adapter = run.folder / "adapters" / code
         with naming(adapter):
-            carrier.export(code, adapter, base_model=str(run.tuned.resolve()))
-    write_json(run.folder / "tree.json", _tree_image(run, carrier.tree, rows))
-    save_whole(state, run.carriers, {"families": json.dumps(carrier.tree.families)})
+            adapters.export(code, adapter, base_model=str(run.tuned.resolve()))
+    write_json(run.folder / "tree.json", _tree_image(run, adapters.tree, rows))
+    save_whole(state, run.trained, {"families": json.dumps(adapters.tree.families)})
 
 
 def save_whole(state: dict[str, torch.Tensor], path: Path, about: dict[str, str] | None = None) -> None:
@@ -115,7 +114,7 @@ def scored_elsewhere(run: Run, rows: Sequence[Row], stage: Stage, bar: Bar) -> l
 def _tree_image(run: Run, tree: Tree, rows: Sequence) -> dict:
     """The nodes with their texts and how many rows each has learnt from, before the tree grew too."""
     texts, file, earlier = node_texts(run.config), run.folder / "tree.json", {}
-    if run.carriers.exists() and file.exists():
+    if run.trained.exists() and file.exists():
         remedy = "remove it; how many items the nodes have learned from is then counted anew"
         earlier = {node["name"]: node["items"] for node in read_json(file, "nodes", remedy)["nodes"]}
     return {

@@ -45,14 +45,12 @@ def _changes(work: Work, stage: str) -> list[tuple[str, ...]]:
     more: list[tuple[str, ...]] = []
     if stage == "tune" and config.tune.method == "full":
         more.append(("tune.method=lora",))
-    several = work.machine.devices > 1 and not (config.shard or config.four_bit or config.distill.on_policy)
+    several = work.machine.devices > 1 and not (config.shard or config.four_bit)
     if stage == "tune" and several:
         more.append(("tune.method=lora", "shard=true"))
     if stage == "distill":
-        distill = config.distill
-        helps = {  # prefixes refuse the first, processors the last
-            "distill.gradient_checkpointing=true": not distill.gradient_checkpointing
-            and distill.adapter.type != "prefix",
+        helps = {
+            "distill.gradient_checkpointing=true": not config.distill.gradient_checkpointing,
             "dtype=bfloat16": work.dtype == torch.float32,
             "four_bit=true": not (config.four_bit or config.shard) and work.machine.gpu,
             "shard=true": several and config.tune.method == "lora",

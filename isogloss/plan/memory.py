@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from isogloss.adapters.base import Carrier
+from isogloss.adapters.lora import TreeLora
 from isogloss.errors import ConfigError
 from isogloss.model.attention import thrifty_attention
 from isogloss.model.base_files import read_config
@@ -85,7 +85,7 @@ def step_bytes(
     model: nn.Module,
     samples: Sequence[Sample],
     weights: Weights,
-    carrier: Carrier | None = None,
+    adapters: TreeLora | None = None,
     *,
     twins: int = 0,
     gpu: bool = False,
@@ -93,7 +93,7 @@ def step_bytes(
     """Most bytes that a micro-batch's forward, losses and backward hold at once, gradients included.
 
     Args:
-        model: Without storage; for stage 2 the carrier's.
+        model: Without storage; for stage 2 the one under the adapters.
         twins: How many meanings there are in all.
         gpu: It will be done on one.
     """
@@ -106,7 +106,7 @@ def step_bytes(
             every = Twins(vectors, {False: none, True: none})
     readout(model)  # is looked for once, long before a step
     with Alive() as alive, thrifty_attention(model):
-        parts = batch_losses(model, batch, weights, carrier, every, gpu=gpu)
+        parts = batch_losses(model, batch, weights, adapters, every, gpu=gpu)
         loss: Any = sum(getattr(weights, WEIGHED.get(name, name)) * part for name, part in parts.items())
         loss.backward()
     model.zero_grad(set_to_none=True)
@@ -179,9 +179,9 @@ def _without_storage(batch: Batch) -> Batch:
 
 
 def parameter_bytes(
-    model: nn.Module, *, carriers: bool = False, four_bit: bool = False, parts: int = 1
+    model: nn.Module, *, adapters: bool = False, four_bit: bool = False, parts: int = 1
 ) -> int:
-    """Bytes of the frozen weights, tied ones once; or those of the carriers.
+    """Bytes of the frozen weights, tied ones once; or those of the adapters.
 
     Args:
         four_bit: Linear layers below the head hold 4 bits a weight, 8 for each 64 of them, 32 for each 256 of
@@ -196,9 +196,9 @@ def parameter_bytes(
     total = sum(
         p.numel() * (each if id(p) in packed else p.element_size())
         for n, p in model.named_parameters()
-        if ("lora_" in n or n.startswith("rows.")) == carriers
+        if ("lora_" in n) == adapters
     )
-    if parts > 1 and not carriers:
+    if parts > 1 and not adapters:
         layers = [
             sum(p.nbytes for n, p in layer.named_parameters() if "lora_" not in n)
             for layer in layers_of(model)

@@ -10,7 +10,7 @@ What is assumed, and where it is off:
     answers     Evaluation writes `evaluate.max_new_tokens` each time: a bound, as answers end before.
     attention   A GPU's fused attention is counted as plain products: a bound, near it at instruction lengths.
     seconds     Operations over the machine's rate of large products, times `EFFICIENCY`.
-    devices     A step's rows are split over them; weights, carriers and signals lie on each. With `shard` the
+    devices     A step's rows are split over them; weights, adapters and signals lie on each. With `shard` the
                 layers' weights lie in parts but for two layers, the one that is read and the next.
 """
 
@@ -84,8 +84,6 @@ def plan(config: Config, machine: Machine) -> Plan:
         )
     if config.distill.responses == "teacher":
         found.notes.append("distill.responses: what the model's English answers cost is not counted")
-    if config.distill.adapter.type != "lora":
-        found.notes.append("distill.adapter: the arithmetic of virtual positions is not counted")
     found.settings = explain(config, facts_of(work.model(work.dtype)))
     found.advice = [advise(work, stage) for stage in found.stages if stage.memory_bytes > machine.memory]
     return found

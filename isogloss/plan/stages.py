@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isogloss.adapters.base import Carrier
+from isogloss.adapters.lora import TreeLora
 from isogloss.config import Distill
 from isogloss.data.chat import encode_prompt
 from isogloss.evaluate.suites import load_suite
@@ -24,7 +24,6 @@ from isogloss.teacher.rows import Row
 from isogloss.teacher.signals import Signal
 from isogloss.train.batch import Sample
 from isogloss.train.objective import Weights, chunk_size
-from isogloss.train.on_policy import is_on_policy
 from isogloss.train.order import schedule, training_order
 from isogloss.train.stage1 import lora_everywhere
 from isogloss.train.stage2 import layer_of, weights_of
@@ -58,7 +57,7 @@ def tune_plan(work: Work) -> StagePlan:
 
         base = work.model(work.dtype)
         model = get_peft_model(base, lora_everywhere(base, settings.lora_rank))
-        trained = parameter_bytes(model, carriers=True)
+        trained = parameter_bytes(model, adapters=True)
     else:
         model.requires_grad_(True)
     found, meter = StagePlan("tune"), Meter(model, learns=whole)
@@ -97,10 +96,10 @@ def tune_plan(work: Work) -> StagePlan:
 def distill_plan(work: Work) -> StagePlan:
     """Stage 2: the teacher's reading, then every step; memory of the fuller of the two."""
     settings, machine, rows = work.config.distill, work.machine, work.rows
-    carrier = work.carrier()
-    model, found = carrier.model, StagePlan("distill")
-    meter = Meter(model, carrier.tree.path_rank() / max(1, carrier.tree.rank))
-    live, hears = Meter(model, 0.0), settings.hears_itself
+    adapters = work.adapters()
+    model, found = adapters.model, StagePlan("distill")
+    meter = Meter(model, adapters.tree.path_rank() / max(1, adapters.tree.rank))
+    hears = settings.hears_itself
     read = _read(rows, settings)
     found.tokens_forwarded = read.tokens
     found.flops = sum(_reading(model, some, READ_TOGETHER, off=True) for some in read.privileged)
@@ -117,12 +116,10 @@ def distill_plan(work: Work) -> StagePlan:
     micro = _micro(order, settings.batch_size, settings.gradient_accumulation_steps, machine.devices)
     # In half precision a processor makes the frozen head's product again, for what was rounded.
     again = 2 if not machine.gpu and work.dtype.itemsize == 2 and frozen_head(model) else 1
-    for number, numbers in enumerate(micro):
+    for numbers in micro:
         taught = sum(len(rows[n].student.response) for n in numbers)
         # Beside its cross-entropy an answer is one of the options that are scored.
         taught += sum(len(o) for n in numbers if others[n] for o in rows[n].options)
-        if is_on_policy(number * len(micro[0]) // settings.batch_size, settings.on_policy):
-            _draw(found, meter, live, [rows[n] for n in numbers])
         asked = sum(
             len(rows[n].student.response)
             for n in numbers
@@ -138,15 +135,15 @@ def distill_plan(work: Work) -> StagePlan:
         _count(meter, len(numbers), width, heads, backward=True, taught=taught)
         found.tokens_backpropagated += sum(lengths[n] for n in numbers)
     found.tokens_forwarded += found.tokens_backpropagated
-    found.flops += meter.flops + live.flops
-    found.memory = _distill_memory(work, carrier, micro, lengths, read)
-    carriers = parameter_bytes(model, carriers=True)
-    share = carriers / max(1, carrier.tree.rank)
+    found.flops += meter.flops
+    found.memory = _distill_memory(work, adapters, micro, lengths, read)
+    learnt = parameter_bytes(model, adapters=True)
+    share = learnt / max(1, adapters.tree.rank)
     exported = sum(
-        share * sum(node.rank for node in carrier.tree.path(code)) for code in carrier.tree.languages
+        share * sum(node.rank for node in adapters.tree.path(code)) for code in adapters.tree.languages
     )
-    found.kept = round(carriers + exported)
-    found.disk = found.kept + 3 * 3 * carriers
+    found.kept = round(learnt + exported)
+    found.disk = found.kept + 3 * 3 * learnt
     return found
 
 
@@ -203,27 +200,15 @@ def _privileged(rows: Sequence[Row]) -> list[list[int]]:
     return found
 
 
-def _draw(found: StagePlan, meter: Meter, live: Meter, rows: Sequence[Row]) -> None:
-    """The rows' responses drawn, as long as the data's, and read by the live teacher."""
-    for row in rows:
-        if row.language != SOURCE:
-            _generated(meter, len(row.student.prompt), len(row.student.response))
-            found.tokens_generated += len(row.student.response)
-            found.tokens_forwarded += len(row.student.prompt) + len(row.student.response)
-    lengths = [len(row.teacher_prompt) + len(row.student.response) for row in rows]
-    _count(live, len(rows), max(lengths), 0)
-    found.tokens_forwarded += sum(lengths)
-
-
 def _distill_memory(
     work: Work,
-    carrier: Carrier,
+    adapters: TreeLora,
     micro: list[list[int]],
     lengths: list[int],
     texts: _Reading,
 ) -> dict[str, int]:
     settings, machine, rows = work.config.distill, work.machine, work.rows
-    model = carrier.model
+    model = adapters.model
     causal: Any = model.get_base_model()
     hidden, wide = causal.config.get_text_config().hidden_size, work.dtype.itemsize
     meanings = len({row.meaning for row in rows})
@@ -238,19 +223,19 @@ def _distill_memory(
     step = 0
     for numbers in _largest(micro, lengths):
         samples = [_sample(rows[n], place, settings, hidden, work.dtype) for place, n in enumerate(numbers)]
-        bytes_held = step_bytes(model, samples, loss, carrier, twins=meanings, gpu=machine.gpu)
+        bytes_held = step_bytes(model, samples, loss, adapters, twins=meanings, gpu=machine.gpu)
         step = max(step, bytes_held)
     model.eval()
-    carrier.off()
+    adapters.off()
     plain = ([length for some in texts.privileged for length in some], texts.twins)
     read = max(
         (read_bytes(model, min(READ_TOGETHER, len(some)), max(some)) for some in plain if some), default=0
     )
     if last := texts.options[-READ_TOGETHER:]:
         read = max(read, options_bytes(model, len(last), texts.sets[-1], sum(last)))
-    learnt = parameter_bytes(model, carriers=True)
+    learnt = parameter_bytes(model, adapters=True)
     weights = parameter_bytes(model, four_bit=work.config.four_bit, parts=work.parts)
-    frozen = {"program": machine.process, "weights": weights, "carriers": learnt}
+    frozen = {"program": machine.process, "weights": weights, "adapters": learnt}
     reading = frozen | {"signals": signals, "activations": machine.held(read)}
     training = frozen | {"optimiser": 2 * learnt, "signals": signals, "activations": machine.held(step)}
     return max(reading, training, key=lambda memory: sum(memory.values()))
@@ -270,7 +255,6 @@ def _sample(row: Row, place: int, settings: Distill, hidden: int, dtype: torch.d
     said: Tensor | TopK | None = None
     options = row.options if settings.hears_itself else ()
     with torch.device("meta"):
-        # On-policy steps are scored live.
         if not row.bare and (row.language == SOURCE or (settings.kl_weight and not options)):
             said = torch.empty(tokens, hidden, dtype=dtype)
             if kind == "top_k":
@@ -286,12 +270,12 @@ def _sample(row: Row, place: int, settings: Distill, hidden: int, dtype: torch.d
 def evaluate_plan(work: Work) -> StagePlan:
     """Every answer before and after, and the sentences' embeddings."""
     settings, run, machine = work.config.evaluate, work.run, work.machine
-    carrier = work.carrier()
-    model, found = carrier.model, StagePlan("evaluate")
+    adapters = work.adapters()
+    model, found = adapters.model, StagePlan("evaluate")
     causal: Any = model.get_base_model()
     config = causal.config.get_text_config()
     before = Meter(causal, 0.0)
-    after = Meter(causal, carrier.tree.path_rank() / max(1, carrier.tree.rank))
+    after = Meter(causal, adapters.tree.path_rank() / max(1, adapters.tree.rank))
     sides, longest, answers = (before, after), 1, settings.max_new_tokens
     for name in settings.suites:
         suite = load_suite(name, run.data_root, settings, run.measured)
@@ -317,11 +301,11 @@ def evaluate_plan(work: Work) -> StagePlan:
                     found.tokens_forwarded += 2 * sum(sizes)
     found.flops = before.flops + after.flops
     width = longest + settings.max_new_tokens
-    carrier.off()
+    adapters.off()
     found.memory = {
         "program": machine.process,
         "weights": parameter_bytes(model, four_bit=work.config.four_bit),
-        "carriers": parameter_bytes(model, carriers=True),
+        "adapters": parameter_bytes(model, adapters=True),
         "cache": cache_bytes(causal, settings.batch_size, width),
         "activations": machine.held(
             read_bytes(model, settings.batch_size, longest)

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from isogloss.adapters.base import Carrier
+from isogloss.adapters.lora import TreeLora
 from isogloss.adapters.tree import Tree
 from isogloss.config import Config, with_overrides
 from isogloss.data import selection
@@ -118,7 +118,7 @@ class Work:
         """The model without storage."""
         return meta_model(self.config.model, dtype, gpu=self.machine.gpu)
 
-    def carrier(self) -> Carrier:
+    def adapters(self) -> TreeLora:
         run = Run(self.config, ProgressReporter())
         return run.student(self.model(self.dtype), trained=False, tree=self.tree)
 

@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from isogloss import processes
@@ -75,7 +75,7 @@ def hidden_signals(
     fork: bool = True,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Signal]:
-    """Signals of all rows, in their order; the model must be the reference model, carriers off.
+    """Signals of all rows, in their order; the model must be the reference model, adapters off.
 
     Rows of like length share a forward; equal twins, and equal rows, are read once.
 
@@ -208,30 +208,3 @@ def _log_probs(model: nn.Module, states: Tensor, ids: Tensor) -> Float[Tensor, "
         logits = (fixed.logits(part) if fixed else head(model, part)).float()
         found.append(logits.gather(1, own[:, None])[:, 0] - logits.logsumexp(1))
     return torch.cat(found)
-
-
-@torch.no_grad()
-def where_right(model: nn.Module, rows: Sequence[Row], signals: Sequence[Signal]) -> list[Signal]:
-    """Signals that speak only of response tokens which the teacher itself finds likeliest in their place.
-
-    Where it expects another token than the response has, the divergence would teach that one. English, which
-    keeps to what the model says, is left as it is.
-    """
-    found = []
-    for row, signal in zip(rows, signals, strict=True):
-        if signal.teacher is not None and row.language != SOURCE:
-            response, covered = torch.tensor(row.student.response), signal.covered
-            if covered is None:
-                covered = torch.ones_like(response, dtype=torch.bool)
-            right = _likeliest(model, signal.teacher) == response[covered]
-            covered = covered.masked_scatter(covered, right)
-            signal = replace(signal, teacher=signal.teacher[right], covered=covered)
-        found.append(signal)
-    return found
-
-
-def _likeliest(model: nn.Module, teacher: Tensor | TopK) -> Int[Tensor, " tokens"]:
-    if isinstance(teacher, TopK):
-        return teacher.ids.gather(1, teacher.logprobs.argmax(1, keepdim=True))[:, 0].long()
-    weight = next(model.parameters())
-    return head(model, teacher.to(weight.device, weight.dtype)).argmax(-1).cpu()

@@ -146,8 +146,6 @@ class Batch:
     positions: Tensor
     response: Tensor
     languages: list[str]
-    paths: list[str]
-    """Whose path each row reads: its language's, or a node's above it."""
     bare: list[bool]
     """Which rows are sentences that nobody answers."""
     meanings: Tensor
@@ -186,7 +184,6 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         positions=response_positions(starts, lengths, ids.shape[1]),
         response=torch.tensor([token for e in encoded for token in e.response], dtype=torch.long),
         languages=[sample.language for sample in samples],
-        paths=[sample.language for sample in samples],
         bare=[sample.bare for sample in samples],
         meanings=torch.tensor([sample.meaning for sample in samples]),
         scored=scored,

@@ -5,7 +5,6 @@ user's data it is a `DataError`; else it is a fault of this program, or of a lib
 mends it.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,12 +16,12 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from isogloss import processes
-from isogloss.adapters.base import Carrier
+from isogloss.adapters.lora import TreeLora
 from isogloss.errors import DataError
 from isogloss.languages import SOURCE
 from isogloss.losses.functional import forward_kl
 from isogloss.losses.topk import TopK
-from isogloss.model.decoder import causal_of, decoder_of, head, last_hidden
+from isogloss.model.decoder import causal_of, head, last_hidden
 from isogloss.teacher.rows import Row
 from isogloss.teacher.signals import Kind, hidden_signals
 from isogloss.train.batch import Sample, collate, samples_of
@@ -50,23 +49,23 @@ def check_rows(rows: Sequence[Row]) -> None:
 
 @torch.no_grad()
 def check_teacher(
-    carrier: Carrier, rows: Sequence[Row], *, pad_id: int, layer: int, kind: Kind, k: int
+    adapters: TreeLora, rows: Sequence[Row], *, pad_id: int, layer: int, kind: Kind, k: int
 ) -> None:
     """The teacher is the reference model, reads without dropout, and is aligned with the student.
 
-    On the shortest row of up to `FEW` languages: with carriers off the states are those of the model without
-    any carrier, to the bit, and the same when read again; and a teacher that reads the student's own prompt,
-    through signals, collation and loss, differs by nothing but rounding from the student without carriers and
+    On the shortest row of up to `FEW` languages: with adapters off the states are those of the model without
+    any adapter, to the bit, and the same when read again; and a teacher that reads the student's own prompt,
+    through signals, collation and loss, differs by nothing but rounding from the student without adapters and
     from the logits that the model's own forward gives, as does the cross-entropy.
 
     Raises:
         RuntimeError: One of these does not hold.
     """
-    model = carrier.model
+    model = adapters.model
     shortest = sorted(rows, key=lambda row: len(row.student.prompt) + len(row.student.response))
     few = list({row.language: row for row in reversed(shortest)}.values())[-FEW:]
     plain = [replace(row, teacher_prompt=row.student.prompt, options=()) for row in few]
-    carrier.off()
+    adapters.off()
     signals = hidden_signals(model, plain, layer=layer, pad_id=pad_id, kind=kind, k=k)
     if dropping := [name for name, module in model.named_modules() if module.training]:
         name = dropping[0] or "the model"
@@ -78,7 +77,7 @@ def check_teacher(
     if not torch.equal(off, again):
         raise RuntimeError("self-check: the teacher says another thing when it reads the same rows again")
     if not torch.equal(off, bare):
-        raise RuntimeError("self-check: with carriers off the model is not the reference model")
+        raise RuntimeError("self-check: with adapters off the model is not the reference model")
     few_nats = ROUNDING.get(off.dtype, COARSE)
     parts = batch_losses(model, batch, Weights(kl=1.0, layer=layer))
     nats = sum(float(parts[name]) for name in ("kl", "retain") if name in parts) / len(batch.response)
@@ -104,29 +103,29 @@ def check_teacher(
 
 @torch.no_grad()
 def divergence_by_language(
-    carrier: Carrier,
+    adapters: TreeLora,
     samples: Sequence[Sample],
     weights: Weights,
     pad_id: int,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, float]:
-    """Nats a response token between teacher and student, as the carriers are, on a few rows per language.
+    """Nats a response token between teacher and student, as the adapters are, on a few rows per language.
 
     Before training it is what the student would gain by reading what the teacher reads; languages without a
     scored row are left out.
     """
-    device = next(carrier.model.parameters()).device
+    device = next(adapters.model.parameters()).device
     found: dict[str, float] = {}
     codes = list(dict.fromkeys(sample.language for sample in samples))
     for number, code in enumerate(codes, start=1):
         scored = [s for s in samples if s.language == code and s.signal and s.signal.teacher is not None]
         if scored:
             batch = collate(scored[:PER_LANGUAGE], pad_id).to(device)
-            parts = batch_losses(carrier.model, batch, replace(weights, kl=1.0), carrier)
+            parts = batch_losses(adapters.model, batch, replace(weights, kl=1.0), adapters)
             told = float(parts["retain" if "retain" in parts else "kl"])
             found[code] = told / max(1, int(batch.scored.sum()))
         progress(number, len(codes))
-    carrier.off()
+    adapters.off()
     return found
 
 
@@ -141,48 +140,45 @@ class PathsOnly(TrainerCallback):
         RuntimeError: Another node has changed, or one holds no numbers any more.
     """
 
-    def __init__(self, carrier: Carrier, read: set[str]):
-        self.carrier, self.read = carrier, read
+    def __init__(self, adapters: TreeLora, read: set[str]):
+        self.adapters, self.read = adapters, read
         self.before: dict[str, dict[str, Tensor]] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # After a resume the optimiser's moments move nodes that no row reads.
         if state.global_step == 0:
-            self.before = {node.name: self._rows(node) for node in self.carrier.tree.nodes}
+            self.before = {node.name: self._rows(node) for node in self.adapters.tree.nodes}
             self.read.clear()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         changed = [
             node.name
-            for node in self.carrier.tree.nodes
+            for node in self.adapters.tree.nodes
             if node.name in self.before
             and any(
                 not torch.equal(p, self.before[node.name][name])
-                for name, p in self.carrier.node_parameters(node).items()
+                for name, p in self.adapters.node_parameters(node).items()
             )
         ]
         if not changed:  # the first step of a warm-up has a learning rate of 0
             return
         self.before = {}
         for name in changed:
-            rows = self.carrier.node_parameters(self.carrier.tree.by_name[name]).values()
+            rows = self.adapters.node_parameters(self.adapters.tree.by_name[name]).values()
             if not all(torch.isfinite(p).all() for p in rows):
                 raise RuntimeError(f"self-check: the first step has made {name} nan or infinite")
         everywhere = processes.gathered(sorted(self.read))
-        read = {node.name for code in everywhere for node in self.carrier.tree.path(code)}
+        read = {node.name for code in everywhere for node in self.adapters.tree.path(code)}
         if strays := [name for name in changed if name not in read]:
             raise RuntimeError(f"self-check: {strays[0]} has changed, and no row that was read is below it")
 
     def _rows(self, node: Any) -> dict[str, Tensor]:
-        return {name: p.clone() for name, p in self.carrier.node_parameters(node).items()}
+        return {name: p.clone() for name, p in self.adapters.node_parameters(node).items()}
 
 
 @contextmanager
 def _without(model: nn.Module) -> Iterator[None]:
-    """The model with its own layers in the places of those that carry adapters, and its decoder without the
-    hooks that put virtual positions before a text."""
-    decoder = decoder_of(model)
-    hooks = {name: getattr(decoder, name) for name in ("_forward_pre_hooks", "_forward_hooks")}
+    """The model with its own layers in the places of those that carry adapters."""
     places = [
         (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], module)
         for name, module in model.named_modules()
@@ -191,11 +187,7 @@ def _without(model: nn.Module) -> Iterator[None]:
     try:
         for parent, child, module in places:
             setattr(parent, child, module.base_layer)
-        for name in hooks:
-            setattr(decoder, name, OrderedDict())
         yield
     finally:
         for parent, child, module in places:
             setattr(parent, child, module)
-        for name, own in hooks.items():
-            setattr(decoder, name, own)

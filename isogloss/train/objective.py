@@ -1,6 +1,6 @@
 """The loss of a batch in parts: cross-entropy, divergence from the teacher, similarity, replay."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from isogloss import processes
-from isogloss.adapters.base import Carrier
-from isogloss.adapters.tree import Tree
+from isogloss.adapters.lora import TreeLora
 from isogloss.losses import functional, fused
 from isogloss.losses.topk import TopK
 from isogloss.model.branches import branched_hidden
@@ -50,7 +49,7 @@ def batch_losses(
     model: nn.Module,
     batch: Batch,
     weights: Weights,
-    carrier: Carrier | None = None,
+    adapters: TreeLora | None = None,
     twins: Twins | None = None,
     *,
     gpu: bool | None = None,
@@ -66,8 +65,8 @@ def batch_losses(
         gpu: Logits are held as on a GPU, or as on a processor; as where the batch lies if not given.
     """
     score = partial(_sums, model, size=chunk_size(model, batch.ids.is_cuda if gpu is None else gpu))
-    if carrier is not None:
-        carrier.set_path(batch.paths)
+    if adapters is not None:
+        adapters.set_path(batch.languages)
 
     def alike(states: Tensor) -> Tensor:
         assert twins is not None
@@ -172,18 +171,6 @@ def _sums(
     return ce, kl
 
 
-def drop_levels(tree: Tree, languages: Sequence[str], probability: float) -> list[str]:
-    """Whose path each row reads where some leave out their leaf, and half of these their family too.
-
-    Drawn from torch's own generator, which a checkpoint holds.
-    """
-    drawn = torch.rand(len(languages)).tolist()
-    return [
-        code if one >= probability else tree.cut(code, 1 if one >= probability / 2 else 2)
-        for code, one in zip(languages, drawn, strict=True)
-    ]
-
-
 LOGITS, LOGITS_GPU = 1 << 25, 1 << 27
 """Logits in memory at a time, of student and of teacher; more are computed in chunks.
 
@@ -216,12 +203,12 @@ class Objective(nn.Module):
     Its state is what learns: a checkpoint has no frozen weight.
     """
 
-    def __init__(self, model: nn.Module, carrier: Carrier | None, twins: Twins | None):
+    def __init__(self, model: nn.Module, adapters: TreeLora | None, twins: Twins | None):
         super().__init__()
-        self.model, self.carrier, self.twins = model, carrier, twins
+        self.model, self.adapters, self.twins = model, adapters, twins
 
     def forward(self, batch: Batch, weights: Weights) -> dict[str, Tensor]:
-        return batch_losses(self.model, batch, weights, self.carrier, self.twins)
+        return batch_losses(self.model, batch, weights, self.adapters, self.twins)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}

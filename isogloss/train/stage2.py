@@ -1,19 +1,14 @@
-"""Stage 2 from rows to trained carriers: signals, the order of rows, training."""
+"""Stage 2 from rows to trained adapters: signals, the order of rows, training."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft.optimizers import create_loraplus_optimizer
 from torch import nn
-from torch.optim import AdamW, Optimizer
-from transformers import PreTrainedTokenizerBase
 
-from isogloss.adapters.base import Carrier
+from isogloss.adapters.lora import TreeLora
 from isogloss.config import Distill
 from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE
@@ -24,13 +19,11 @@ from isogloss.teacher.cache import Cache
 from isogloss.teacher.joining import signals_from
 from isogloss.teacher.rows import Row
 from isogloss.teacher.scored import Scored
-from isogloss.teacher.signals import Signal, hidden_signals, where_right
+from isogloss.teacher.signals import Signal, hidden_signals
 from isogloss.train.batch import Ordered, Sample, samples_of, twins_of
 from isogloss.train.checks import PathsOnly, check_rows, check_teacher, divergence_by_language
 from isogloss.train.objective import Weights
-from isogloss.train.on_policy import OnPolicyTrainer, Policy, add_costs
 from isogloss.train.order import training_order
-from isogloss.train.shrinkage import Shrinkage, rows_below
 from isogloss.train.trainer import ResponseTrainer, Watch, optimisation, train, training_arguments
 
 Progress = Callable[[int, int], None]
@@ -125,7 +118,7 @@ def contrast_of(samples: Sequence[Sample], settings: Distill) -> float:
 
 
 def distil(
-    carrier: Carrier,
+    adapters: TreeLora,
     rows: Sequence[Row],
     settings: Distill,
     *,
@@ -137,65 +130,48 @@ def distil(
     bar: Bar,
     cache: Cache | None = None,
     say: Callable[[str], None] = lambda text: None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
     scored: Sequence[Scored] | None = None,
     compile: bool = False,
     report_to: Sequence[str] = (),
 ) -> None:
-    """Train the carriers on the rows, the model below being frozen.
+    """Train the adapters on the rows, the model below being frozen.
 
     Args:
         work: Folder for checkpoints, from which a killed run goes on; removed by the caller, who knows when
-            the carriers are safe.
+            the adapters are safe.
         curve: File that gets the learning curve.
         cost: Gets tokens, teacher calls and FLOPs; its name is the curve's.
         bar: Makes progress on something that takes long.
         cache: Where the teacher's signals are looked for, and kept.
         say: Hears the divergence of every language before training.
-        tokenizer: Needed where some steps are on-policy.
         scored: What another teacher than the model itself says of the rows that are not English.
         compile: As in `ResponseTrainer`.
         report_to: As in `training_arguments`.
     """
-    carrier.off()
-    layer, (kind, k) = layer_of(carrier.model, settings), settings.form
+    adapters.off()
+    layer, (kind, k) = layer_of(adapters.model, settings), settings.form
     if settings.checks:
         check_rows(rows)
         # What another teacher says of a prompt cannot be foretold: then the frozen model has English alone.
         own = [r for r in rows if not r.bare and (r.language == SOURCE or not settings.scored_elsewhere)]
         if own:
-            check_teacher(carrier, own, pad_id=pad_id, layer=layer, kind=kind, k=k)
+            check_teacher(adapters, own, pad_id=pad_id, layer=layer, kind=kind, k=k)
     signals = read_signals(
-        carrier.model, rows, settings, pad_id=pad_id, cost=cost, bar=bar, cache=cache, scored=scored
+        adapters.model, rows, settings, pad_id=pad_id, cost=cost, bar=bar, cache=cache, scored=scored
     )
-    if settings.kl_mask == "teacher_correct":
-        signals = where_right(carrier.model, rows, signals)
     samples = samples_of(rows, signals)
-    weights = weights_of(carrier.model, settings, retain=False)
+    weights = weights_of(adapters.model, settings, retain=False)
     if settings.similarity_weight:
         weights = replace(weights, contrast=contrast_of(samples, settings))
     order = training_order(rows, settings, seed)
     steps = len(order) // settings.batch_size
     retain = bool(settings.replay_fraction) and any(row.language == SOURCE for row in rows)
     weights = replace(weights, retain=float(retain))
-    policy = None
-    if settings.on_policy:
-        assert tokenizer is not None
-        policy = Policy(
-            carrier,
-            tokenizer,
-            rows,
-            samples,
-            share=settings.on_policy,
-            longest=settings.max_new_tokens,
-            seed=seed,
-        )
     if settings.gradient_checkpointing:
-        carrier.model.gradient_checkpointing_enable({"use_reentrant": False})
-    make = ResponseTrainer if policy is None else partial(OnPolicyTrainer, policy=policy)
-    trainer = make(
-        model=carrier.model,
-        carrier=carrier,
+        adapters.model.gradient_checkpointing_enable({"use_reentrant": False})
+    trainer = ResponseTrainer(
+        model=adapters.model,
+        adapters=adapters,
         args=training_arguments(
             work,
             steps=steps,
@@ -209,36 +185,18 @@ def distil(
         weights=weights,
         pad_id=pad_id,
         compile=compile,
-        level_dropout=settings.level_dropout,
-        optimiser=partial(_larger_b, settings=settings) if settings.loraplus_lr_ratio != 1 else None,
     )
-    if settings.shrinkage:
-        counts = rows_below(carrier.tree.nodes, rows)
-        trainer.add_callback(Shrinkage(carrier, settings.shrinkage, counts))
     if settings.checks:
-        if not settings.shrinkage:  # which moves nodes that no row reads
-            trainer.add_callback(PathsOnly(carrier, trainer.languages))
+        trainer.add_callback(PathsOnly(adapters, trainer.languages))
         with bar("Divergence before training") as progress:
-            found = divergence_by_language(carrier, samples, weights, pad_id, progress)
+            found = divergence_by_language(adapters, samples, weights, pad_id, progress)
         if found:
             nats = ", ".join(f"{code} {value:.3f}" for code, value in found.items())
             say(f"Divergence from the teacher before training, nats a token: {nats}")
     with bar("Distillation") as progress:
         train(trainer, Watch(curve, cost.stage, max(1, steps // 60), progress), work, say)
-    carrier.off()
+    adapters.off()
     tokens = int(trainer.counts["tokens"])
     cost.tokens_forwarded += tokens
     cost.tokens_backpropagated += tokens
     cost.flops += trainer.counts["flops"]
-    add_costs(cost, trainer.counts)
-
-
-def _larger_b(model: Any, settings: Distill) -> Optimizer:
-    """The Trainer's AdamW, with a larger step for every B (Hayou et al. 2024, arXiv:2402.12354)."""
-    return create_loraplus_optimizer(
-        model,
-        AdamW,
-        lr=settings.learning_rate,
-        loraplus_lr_ratio=settings.loraplus_lr_ratio,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-    )

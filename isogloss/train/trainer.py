@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from isogloss import processes
-from isogloss.adapters.base import Carrier
+from isogloss.adapters.lora import TreeLora
 from isogloss.config import Distill, Tune
 from isogloss.config.base import Optimisation
 from isogloss.errors import ConfigError, RunError
@@ -32,21 +31,19 @@ from isogloss.model.cost import Meter
 from isogloss.model.decoder import decoder_of, parts_of
 from isogloss.train.batch import Batch, collate, twins_of
 from isogloss.train.checkpoints import forget_other_rows, last_whole
-from isogloss.train.objective import BY_ROW, PARTS, WEIGHED, Objective, Weights, drop_levels
+from isogloss.train.objective import BY_ROW, PARTS, WEIGHED, Objective, Weights
 
-COUNTS = ("tokens", "responses", "generated", "prompted", "read", "calls", "flops")
+COUNTS = ("tokens", "responses", "flops")
 
 
 class ResponseTrainer(Trainer):
-    """Trains on response tokens; `carrier` makes it stage 2.
+    """Trains on response tokens; `adapters` makes it stage 2.
 
     Args:
-        optimiser: Makes the optimiser for the model, where it is not the Trainer's own.
         compile: The decoder's layers are compiled while it trains.
 
     Attributes:
-        counts: Of all processes and steps so far: `tokens`, `responses` (tokens of them), `flops`, and what
-            on-policy steps add.
+        counts: Of all processes and steps so far: `tokens`, `responses` (tokens of them) and `flops`.
     """
 
     loss_is_scaled_for_ga = True
@@ -57,9 +54,7 @@ class ResponseTrainer(Trainer):
         model: nn.Module,
         weights: Weights,
         pad_id: int,
-        carrier: Carrier | None = None,
-        level_dropout: float = 0.0,
-        optimiser: Callable[[nn.Module], Optimizer] | None = None,
+        adapters: TreeLora | None = None,
         compile: bool = False,
         **kwargs: Any,
     ):
@@ -67,13 +62,13 @@ class ResponseTrainer(Trainer):
         if args.n_gpu > 1:
             raise ConfigError("one process drives one GPU; start more with `accelerate launch`")
         # An expert that no token is sent to has no gradient; all else has one in every step.
-        args.ddp_find_unused_parameters = carrier is None and any(
+        args.ddp_find_unused_parameters = adapters is None and any(
             "experts" in n for n, _ in model.named_modules()
         )
         twins = twins_of(kwargs["train_dataset"].samples)
         if twins is not None:
             twins = replace(twins, vectors=twins.vectors.to(args.device))
-        objective = Objective(model, carrier, twins)
+        objective = Objective(model, adapters, twins)
         # What lies in parts is not DDP's to compare and to bring together.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, parts_of(objective))
         super().__init__(
@@ -87,10 +82,9 @@ class ResponseTrainer(Trainer):
                 "and for a large model set shard or four_bit"
             )
         self.remove_callback(PrinterCallback)
-        self.weights, self.carrier, self.level_dropout = weights, carrier, level_dropout
-        self.make_optimiser, self.compile = optimiser, compile
+        self.weights, self.adapters, self.compile = weights, adapters, compile
         whole = all(p.requires_grad for p in decoder_of(model).parameters())
-        self.meter = Meter(model, 1.0 if carrier is None else carrier.met, learns=whole)
+        self.meter = Meter(model, 1.0 if adapters is None else adapters.met, learns=whole)
         self.counts: dict[str, float] = {"tokens": 0, "responses": 0, "flops": 0}
         self.fresh: dict[str, float | Tensor] = {}
         """Counts and parts of the loss of this process since all were brought together.
@@ -103,11 +97,6 @@ class ResponseTrainer(Trainer):
         below: Any = self.model.model  # type: ignore[union-attr]
         with self.meter.counting(), compiled(below) if self.compile else thrifty_attention(below):
             return super().train(*args, **kwargs)
-
-    def create_optimizer(self, model: Any = None) -> Optimizer:
-        if self.make_optimiser is not None and self.optimizer is None:
-            self.optimizer = self.make_optimiser(self.model.model)  # type: ignore[union-attr]
-        return super().create_optimizer(model)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # the order is in the data
@@ -127,8 +116,6 @@ class ResponseTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         batch: Batch = inputs["batch"].to(self.args.device)
-        if self.carrier is not None and self.level_dropout:
-            batch.paths = drop_levels(self.carrier.tree, batch.languages, self.level_dropout)
         weights = self.weights.at(self.state.global_step / self.state.max_steps)
         parts = model(batch, weights)
         tokens, rows = num_items_in_batch
@@ -138,7 +125,7 @@ class ResponseTrainer(Trainer):
         )
         for name, part in (scaled | {"loss": loss}).items():
             self.note(name, part.detach())
-        self.languages.update(batch.paths)
+        self.languages.update(batch.languages)
         self.note("tokens", int(inputs["batch"].mask.sum()))
         self.note("responses", len(batch.response))
         # Wrappers for several processes average their gradients; the sum is what the normalisation means.

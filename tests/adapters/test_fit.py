@@ -1,4 +1,4 @@
-"""Carriers that a model cannot have are refused from its configuration alone."""
+"""Adapters that a model cannot have are refused from its configuration alone."""
 
 import pytest
 import torch
@@ -64,29 +64,19 @@ def test_adapters_on_more_layers_than_there_are_are_refused(tiny, tmp_path):
     assert str(caught.value) == f"distill.adapter.layers: {tmp_path} has 3 decoder layers, not 4"
 
 
-@pytest.mark.parametrize("carrier", ["lora", "prefix", "embedding"])
 @pytest.mark.parametrize("name", ["distill.similarity_layer", "evaluate.layer"])
-def test_a_layer_above_the_models_is_refused(tiny, tmp_path, name, carrier):
-    """Whatever carries what is learned; the last layer there is will do."""
-    more = (f"distill.adapter.type={carrier}", "distill.adapter.layers=3") if carrier == "lora" else (
-        f"distill.adapter.type={carrier}",
-    )  # fmt: skip
-    refuse_misfit(settings(tiny, tmp_path, "qwen3", *more, f"{name}=3"))
+def test_a_layer_above_the_models_is_refused(tiny, tmp_path, name):
+    """The last layer there is will do."""
+    refuse_misfit(settings(tiny, tmp_path, "qwen3", "distill.adapter.layers=3", f"{name}=3"))
     with pytest.raises(ConfigError) as caught:
-        refuse_misfit(settings(tiny, tmp_path, "qwen3", *more, f"{name}=99"))
+        refuse_misfit(settings(tiny, tmp_path, "qwen3", "distill.adapter.layers=3", f"{name}=99"))
     assert str(caught.value) == f"{name}: {tmp_path} has 3 decoder layers, not 99"
 
 
-@pytest.mark.parametrize(
-    ("kind", "carrier"),
-    [
-        ("gpt2", "{target_modules: [c_attn]}"), ("gpt2", "{type: prefix}"), ("gpt2", "{type: embedding}"),
-        ("qwen3_moe", "{target_modules: [q_proj, o_proj]}"),
-    ],
-)  # fmt: skip
-def test_what_a_model_has_is_accepted(tiny, five, tmp_path, kind, carrier):
-    """Modules of its own, keys and values, embeddings; what is accepted can be carried and read."""
-    config = settings(tiny, tmp_path, kind, f"distill.adapter={carrier}")
+@pytest.mark.parametrize(("kind", "modules"), [("gpt2", "c_attn"), ("qwen3_moe", "q_proj, o_proj")])
+def test_what_a_model_has_is_accepted(tiny, five, tmp_path, kind, modules):
+    """Modules of its own; adapters on what is accepted can be trained and read."""
+    config = settings(tiny, tmp_path, kind, f"distill.adapter.target_modules=[{modules}]")
     refuse_misfit(config)
     made = Run(config, ProgressReporter()).student(tiny(kind), trained=False, tree=five)
     ids = torch.tensor([[9, 8, 7]])
@@ -97,17 +87,3 @@ def test_what_a_model_has_is_accepted(tiny, five, tmp_path, kind, carrier):
         made.set_path(["sw"])
         states.append(last_hidden(made.model, ids, torch.ones_like(ids)))
     assert states[0].shape == (1, 3, 24) and not torch.equal(*states)
-
-
-def test_a_prefix_on_layers_without_keys_is_refused(tiny, tmp_path):
-    """Named in transformers' words."""
-    config = settings(tiny, tmp_path, "qwen3", "distill.adapter.type=prefix")
-    text = (tmp_path / "config.json").read_text()
-    assert text.count('"full_attention"') == 3
-    (tmp_path / "config.json").write_text(text.replace('"full_attention"', '"linear_attention"', 1))
-    with pytest.raises(ConfigError) as caught:
-        refuse_misfit(config)
-    assert str(caught.value) == (
-        f"distill.adapter.type: prefix needs keys and values in every layer, and {tmp_path} has "
-        "linear_attention; take lora or embedding"
-    )

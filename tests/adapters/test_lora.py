@@ -1,4 +1,4 @@
-"""The LoRA carrier: exact invariants of paths, and equality with PEFT's own adapter."""
+"""The adapters: exact invariants of paths, and equality with PEFT's own adapter."""
 
 import copy
 import json
@@ -10,8 +10,8 @@ import torch
 from peft import PeftModel
 
 from isogloss.adapters import lora
-from isogloss.adapters.base import Routing
 from isogloss.adapters.lora import TreeLora, nearest_of_rank
+from isogloss.adapters.routing import Routing
 from isogloss.adapters.tree import build_tree
 from isogloss.data.chat import Encoded
 from isogloss.errors import ConfigError
@@ -33,12 +33,12 @@ def logits(model, ids=IDS):
         return model(input_ids=ids, use_cache=False).logits
 
 
-def gradients(carrier, languages, ids=IDS):
-    carrier.model.zero_grad()
-    with carrier.on(languages):
-        model = carrier.model
+def gradients(adapters, languages, ids=IDS):
+    adapters.model.zero_grad()
+    with adapters.on(languages):
+        model = adapters.model
         model(input_ids=ids, use_cache=False).logits.float().logsumexp(-1).square().sum().backward()
-    return {name: p.grad.clone() for name, p in carrier.parameters().items()}
+    return {name: p.grad.clone() for name, p in adapters.parameters().items()}
 
 
 def rows_of(name, tensor, rows):
@@ -48,11 +48,11 @@ def rows_of(name, tensor, rows):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mixed_batch_equals_separate_batches(tiny, five, student, kind):
     """Five languages in one forward, or in five."""
-    carrier = student(tiny(kind), five)
-    with carrier.on(LANGUAGES) as model:
+    adapters = student(tiny(kind), five)
+    with adapters.on(LANGUAGES) as model:
         mixed = logits(model)
     for number, code in enumerate(LANGUAGES):
-        with carrier.on([code]) as model:
+        with adapters.on([code]) as model:
             torch.testing.assert_close(
                 mixed[number : number + 1], logits(model, IDS[number : number + 1]), rtol=1e-5, atol=2e-5
             )
@@ -63,21 +63,21 @@ def test_a_mixed_batch_equals_separate_batches(tiny, five, student, kind):
 @pytest.mark.parametrize("languages", [[*LANGUAGES, "en"], ["sw"] * 6])
 def test_answering_reads_what_learning_reads(tiny, five, student, languages, tokens, dtype):
     """Masked products without gradients, gathered ones with them: apart by rounding alone."""
-    carrier = student(tiny(dtype=dtype), five)
+    adapters = student(tiny(dtype=dtype), five)
     ids = torch.arange(6 * tokens).view(6, tokens) * 3 % 250 + 5
-    with carrier.on(languages) as model:
+    with adapters.on(languages) as model:
         learning = model(input_ids=ids, use_cache=False).logits.detach()
-    with torch.no_grad(), carrier.on(languages):
-        answering = logits(carrier.model, ids)
-    plain = logits(carrier.model, ids)
+    with torch.no_grad(), adapters.on(languages):
+        answering = logits(adapters.model, ids)
+    plain = logits(adapters.model, ids)
     apart, changed = ((one - learning).float().norm() for one in (answering, plain))
     assert apart < (1e-4 if dtype == torch.float32 else 0.1) * changed
 
 
 def test_every_language_answers_with_its_own_rows(tiny, five, student):
     """The same ids read along six paths give six different outputs."""
-    carrier = student(tiny(), five)
-    with carrier.on([*LANGUAGES, "en"]) as model:
+    adapters = student(tiny(), five)
+    with adapters.on([*LANGUAGES, "en"]) as model:
         out = logits(model, IDS[:1].expand(6, -1))
     assert min((out[i] - out[j]).abs().max() for i in range(6) for j in range(i)) > 1e-2
 
@@ -117,8 +117,6 @@ def test_rows_are_gathered_once_while_nothing_learns_and_never_stale():
         assert routing.gather(weight, torch.float32).tolist() == [[[1], [2]], [[1], [4]], [[1], [2]]]
         routing.set(["sw"], torch.device("cpu"))
         assert routing.gather(weight, torch.float32).tolist() == [[[1], [4]]]
-        routing.repeat(2)
-        assert routing.gather(weight, torch.float32).tolist() == [[[1], [4]], [[1], [4]]]
     assert routing.gather(weight, torch.float32).requires_grad
     routing.clear()
     with torch.no_grad(), pytest.raises(RuntimeError, match="no path is set"):
@@ -130,16 +128,16 @@ def test_two_steps_on_one_path_are_two_steps(tiny, five, student, kind):
     """What was gathered for the first is not learned from twice, nor read after the rows have changed."""
     found = []
     for again in (False, True):
-        carrier = student(tiny(kind), five)
-        optimiser = torch.optim.SGD(carrier.parameters().values(), lr=0.1)
-        carrier.set_path(LANGUAGES)
+        adapters = student(tiny(kind), five)
+        optimiser = torch.optim.SGD(adapters.parameters().values(), lr=0.1)
+        adapters.set_path(LANGUAGES)
         for step in range(2):
             if step and again:
-                carrier.set_path(LANGUAGES)
+                adapters.set_path(LANGUAGES)
             optimiser.zero_grad()
-            last_hidden(carrier.model, IDS, torch.ones_like(IDS)).square().mean().backward()
+            last_hidden(adapters.model, IDS, torch.ones_like(IDS)).square().mean().backward()
             optimiser.step()
-        found.append(carrier.state())
+        found.append(adapters.state())
     for name, ours in found[0].items():
         torch.testing.assert_close(ours, found[1][name], rtol=1e-5, atol=1e-7)
     assert not torch.equal(ours, student(tiny(kind), five).state()[name])
@@ -153,10 +151,10 @@ def test_one_product_for_a_batch_learns_what_a_product_each_learns(
     found = []
     for widest in (0, 8):
         monkeypatch.setattr(lora, "WIDEST", widest)
-        carrier = student(tiny(kind), five)
-        with carrier.on(languages):
-            assert next(carrier.parts()).read.ndim == (2 if widest else 3)
-        found.append(gradients(carrier, languages))
+        adapters = student(tiny(kind), five)
+        with adapters.on(languages):
+            assert next(adapters.parts()).read.ndim == (2 if widest else 3)
+        found.append(gradients(adapters, languages))
     for name, ours in found[1].items():
         torch.testing.assert_close(ours, found[0][name], rtol=1e-4, atol=1e-5)
         assert ours.count_nonzero()
@@ -165,42 +163,42 @@ def test_one_product_for_a_batch_learns_what_a_product_each_learns(
 
 def test_two_readings_of_a_path_are_learned_from_together(tiny, five, student):
     """One backward of both is the sum of a backward each."""
-    carrier, other = student(tiny(), five), student(tiny(), five)
+    adapters, other = student(tiny(), five), student(tiny(), five)
     mask = torch.ones_like(IDS)
-    with carrier.on(LANGUAGES) as model:
+    with adapters.on(LANGUAGES) as model:
         (last_hidden(model, IDS, mask).square().sum() + last_hidden(model, IDS + 1, mask).sum()).backward()
     with other.on(LANGUAGES) as model:
         last_hidden(model, IDS, mask).square().sum().backward()
     with other.on(LANGUAGES) as model:
         last_hidden(model, IDS + 1, mask).sum().backward()
-    for name, p in carrier.parameters().items():
+    for name, p in adapters.parameters().items():
         torch.testing.assert_close(p.grad, other.parameters()[name].grad, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_carriers_off_is_the_reference_model_to_the_bit(tiny, five, student, kind, dtype):
-    """Nothing is added, not even zero; and it stays so after the carriers were on."""
+def test_adapters_off_is_the_reference_model_to_the_bit(tiny, five, student, kind, dtype):
+    """Nothing is added, not even zero; and it stays so after the adapters were on."""
     model = tiny(kind, dtype=dtype)
     before = logits(model)
-    carrier = student(model, five)
-    assert torch.equal(logits(carrier.model), before)
-    with carrier.on(LANGUAGES):
-        assert not torch.equal(logits(carrier.model), before)
-    assert torch.equal(logits(carrier.model), before)
+    adapters = student(model, five)
+    assert torch.equal(logits(adapters.model), before)
+    with adapters.on(LANGUAGES):
+        assert not torch.equal(logits(adapters.model), before)
+    assert torch.equal(logits(adapters.model), before)
 
 
-def test_carriers_are_off_after_an_error(tiny, five, student):
+def test_adapters_are_off_after_an_error(tiny, five, student):
     """A failed forward does not leave a path behind."""
     model = tiny()
     before = logits(model)
-    carrier = student(model, five)
-    with pytest.raises(IndexError), carrier.on(["sw"]):
-        logits(carrier.model, torch.tensor([[9999]]))
-    assert torch.equal(logits(carrier.model), before)
+    adapters = student(model, five)
+    with pytest.raises(IndexError), adapters.on(["sw"]):
+        logits(adapters.model, torch.tensor([[9999]]))
+    assert torch.equal(logits(adapters.model), before)
 
 
-def test_new_carriers_change_nothing(tiny, five, student):
+def test_new_adapters_change_nothing(tiny, five, student):
     """Columns begin at zero, so training begins at the reference model."""
     model = tiny()
     before = logits(model)
@@ -212,50 +210,50 @@ def test_new_carriers_change_nothing(tiny, five, student):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_off_the_path_are_exactly_zero(tiny, five, student, kind, dtype):
     """A batch of Spanish and Swahili moves the root, both families and both leaves, and nothing else."""
-    carrier = student(tiny(kind, dtype=dtype), five)
+    adapters = student(tiny(kind, dtype=dtype), five)
     on = {row for code in ("es", "sw") for node in five.path(code) for row in node.rows}
     off = sorted(set(range(five.rank)) - on)
     assert len(on) == 8 and len(off) == 7  # of 2 + 3 · 1 + 5 · 2
-    for name, gradient in gradients(carrier, ["es", "sw", "es"], IDS[:3]).items():
+    for name, gradient in gradients(adapters, ["es", "sw", "es"], IDS[:3]).items():
         assert torch.equal(rows_of(name, gradient, off), torch.zeros_like(rows_of(name, gradient, off))), name
         assert all(rows_of(name, gradient, [row]).any() for row in on), name
 
 
-def test_only_carriers_learn(tiny, five, student):
-    """The base's weights take no gradient and carriers are float32 over a bfloat16 base."""
-    carrier = student(tiny(dtype=torch.bfloat16), five)
-    learning = {name for name, p in carrier.model.named_parameters() if p.requires_grad}
-    assert learning == set(carrier.parameters())
-    assert {p.dtype for p in carrier.parameters().values()} == {torch.float32}
+def test_only_adapters_learn(tiny, five, student):
+    """The base's weights take no gradient and adapters are float32 over a bfloat16 base."""
+    adapters = student(tiny(dtype=torch.bfloat16), five)
+    learning = {name for name, p in adapters.model.named_parameters() if p.requires_grad}
+    assert learning == set(adapters.parameters())
+    assert {p.dtype for p in adapters.parameters().values()} == {torch.float32}
 
 
 def test_untouched_nodes_stay_the_same_to_the_bit(tiny, five, student):
     """AdamW without weight decay leaves off-path rows alone, even after steps that did move them."""
-    carrier = student(tiny(), five)
-    optimiser = torch.optim.AdamW(list(carrier.parameters().values()), lr=0.01, weight_decay=0.0)
-    before = copy.deepcopy({n.name: carrier.node_parameters(n) for n in five.nodes})
-    gradients(carrier, ["es", "sw"], IDS[:2])
+    adapters = student(tiny(), five)
+    optimiser = torch.optim.AdamW(list(adapters.parameters().values()), lr=0.01, weight_decay=0.0)
+    before = copy.deepcopy({n.name: adapters.node_parameters(n) for n in five.nodes})
+    gradients(adapters, ["es", "sw"], IDS[:2])
     optimiser.step()
     moved = {
         node.name
         for node in five.nodes
-        if any(not torch.equal(v, before[node.name][k]) for k, v in carrier.node_parameters(node).items())
+        if any(not torch.equal(v, before[node.name][k]) for k, v in adapters.node_parameters(node).items())
     }
     assert moved == {n.name for code in ("es", "sw") for n in five.path(code)}
 
 
 def test_english_reads_the_roots_rows_alone(tiny, five, student):
     """Beside longer paths, a short one is padded with rows that count for nothing."""
-    carrier = student(tiny(), five)
-    with carrier.on(["ru", "en"]) as model:
+    adapters = student(tiny(), five)
+    with adapters.on(["ru", "en"]) as model:
         mixed = logits(model, IDS[:2])[1]
     for node in five.nodes[1:]:
-        for tensor in carrier.node_parameters(node).values():
+        for tensor in adapters.node_parameters(node).values():
             tensor.fill_(1e6)
-    with carrier.on(["en"]) as model:
+    with adapters.on(["en"]) as model:
         torch.testing.assert_close(logits(model, IDS[1:2])[0], mixed, rtol=1e-5, atol=2e-5)
     root = set(five.nodes[0].rows)
-    for name, gradient in gradients(carrier, ["en"], IDS[:1]).items():
+    for name, gradient in gradients(adapters, ["en"], IDS[:1]).items():
         off = sorted(set(range(five.rank)) - root)
         assert torch.equal(rows_of(name, gradient, off), torch.zeros_like(rows_of(name, gradient, off))), name
 
@@ -265,23 +263,23 @@ def test_english_is_the_reference_model_where_the_root_is_empty(tiny, student):
     tree = build_tree(("es", "sw"), families="flat", ranks=RANKS)
     model = tiny()
     before = logits(model)
-    carrier = student(model, tree)
-    with carrier.on(["en"] * 5) as on:
+    adapters = student(model, tree)
+    with adapters.on(["en"] * 5) as on:
         torch.testing.assert_close(logits(on), before, rtol=0, atol=0)
-    assert not any(g.any() for g in gradients(carrier, ["en"] * 5).values())
+    assert not any(g.any() for g in gradients(adapters, ["en"] * 5).values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_exported_language_is_an_ordinary_peft_adapter(tiny, five, student, tmp_path, kind):
     """`PeftModel.from_pretrained` gives the same logits and the same greedy answers, and merges to them."""
-    carrier = student(tiny(kind), five)
+    adapters = student(tiny(kind), five)
     for code in ("ru", "sw"):
-        carrier.export(code, tmp_path / code, base_model="../../tuned")
+        adapters.export(code, tmp_path / code, base_model="../../tuned")
         settings = json.loads((tmp_path / code / "adapter_config.json").read_text())
         assert (settings["r"], settings["lora_alpha"]) == (5, 10.0)
         loaded = PeftModel.from_pretrained(tiny(kind), str(tmp_path / code)).eval()
         options = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(IDS)}
-        with carrier.on([code] * 5) as model:
+        with adapters.on([code] * 5) as model:
             on = logits(model)
             assert (on - logits(loaded)).abs().max() <= 1e-4
             assert torch.equal(
@@ -295,10 +293,10 @@ def test_an_exported_language_over_a_bfloat16_model_differs_by_rounding(tiny, fi
     """PEFT multiplies adapters in float32 there: a twelfth of what the adapter changes, in the mean."""
     model = tiny(kind, dtype=torch.bfloat16)
     off = logits(model)
-    carrier = student(model, five)
-    carrier.export("sw", tmp_path, base_model="../../tuned")
+    adapters = student(model, five)
+    adapters.export("sw", tmp_path, base_model="../../tuned")
     loaded = PeftModel.from_pretrained(tiny(kind, dtype=torch.bfloat16), str(tmp_path)).eval()
-    with carrier.on(["sw"] * 5) as model:
+    with adapters.on(["sw"] * 5) as model:
         on = logits(model)
     assert (on - logits(loaded)).float().norm() < (on - off).float().norm() / 12
 
@@ -313,15 +311,15 @@ def test_an_exported_language_over_a_bfloat16_model_differs_by_rounding(tiny, fi
 )  # fmt: skip
 def test_adapters_of_the_lowest_layers_leave_the_others_alone(tiny, five, tmp_path, kind, targets):
     """Two of three layers carry them, whatever the architecture calls its layers; an export says so."""
-    carrier = TreeLora(tiny(kind), five, targets=targets, scaling=2.0, layers=2)
-    numbers = [re.findall(r"\.(?:layers|h)\.(\d+)\.", name) for name in carrier.parameters()]
+    adapters = TreeLora(tiny(kind), five, targets=targets, scaling=2.0, layers=2)
+    numbers = [re.findall(r"\.(?:layers|h)\.(\d+)\.", name) for name in adapters.parameters()]
     assert sorted(numbers) == sorted([["0"], ["1"]] * 2 * len(targets))
-    for name, p in carrier.parameters().items():
+    for name, p in adapters.parameters().items():
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.1)
-    carrier.export("sw", tmp_path, base_model="../../tuned")
+    adapters.export("sw", tmp_path, base_model="../../tuned")
     loaded = PeftModel.from_pretrained(tiny(kind), str(tmp_path)).eval()
-    with carrier.on(["sw"] * 5) as model:
+    with adapters.on(["sw"] * 5) as model:
         on = logits(model)
     torch.testing.assert_close(on, logits(loaded), rtol=0, atol=1e-4)
     assert (on - logits(tiny(kind))).abs().max() > 0.1
@@ -339,9 +337,9 @@ def test_an_adapter_on_a_parameter_is_refused(tiny, five):
 
 def test_an_adapter_that_reads_tokens_without_their_rows_is_refused(tiny, five):
     """Which path a token reads could not be told."""
-    carrier = TreeLora(tiny("qwen2_moe"), five, targets=("shared_expert_gate",), scaling=2.0)
-    with carrier.on(LANGUAGES), pytest.raises(ConfigError) as caught:
-        logits(carrier.model)
+    adapters = TreeLora(tiny("qwen2_moe"), five, targets=("shared_expert_gate",), scaling=2.0)
+    with adapters.on(LANGUAGES), pytest.raises(ConfigError) as caught:
+        logits(adapters.model)
     assert str(caught.value) == (
         "distill.adapter.target_modules: one, of 24 features, reads tokens apart from their rows, as "
         "routers and experts do; name linear layers outside them"
@@ -350,8 +348,8 @@ def test_an_adapter_that_reads_tokens_without_their_rows_is_refused(tiny, five):
 
 def test_a_refit_to_a_smaller_rank_is_the_nearest_there_is(tiny, five, student, tmp_path):
     """Each product is cut as numpy's own decomposition cuts it; at full rank nothing is lost."""
-    carrier = student(tiny(), five)
-    full = carrier.path_state("sw")
+    adapters = student(tiny(), five)
+    full = adapters.path_state("sw")
     for rank in (1, 3, 5):
         fitted = nearest_of_rank(full, rank)
         assert fitted.keys() == full.keys()
@@ -361,25 +359,25 @@ def test_a_refit_to_a_smaller_rank_is_the_nearest_there_is(tiny, five, student, 
             expected = left[:, :rank] * values[:rank] @ right[:rank]
             assert fitted[name].shape[0] == fitted[other].shape[1] == rank
             np.testing.assert_allclose((fitted[other] @ fitted[name]).numpy(), expected, atol=1e-5)
-    assert carrier.export("sw", tmp_path, "base", max_rank=3) == 3
+    assert adapters.export("sw", tmp_path, "base", max_rank=3) == 3
     loaded = PeftModel.from_pretrained(tiny(), str(tmp_path))
     assert loaded.peft_config["default"].r == 3
 
 
 def test_a_mixed_batch_generates_what_each_language_generates(tiny, five, student):
     """Paths hold through the cache's one-token steps."""
-    carrier = student(tiny(), five)
+    adapters = student(tiny(), five)
     options = {"max_new_tokens": 6, "do_sample": False}
-    with carrier.on(LANGUAGES) as model:
+    with adapters.on(LANGUAGES) as model:
         mixed = model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), **options)
     for number, code in enumerate(LANGUAGES):
         ids = IDS[number : number + 1]
-        with carrier.on([code]) as model:
+        with adapters.on([code]) as model:
             alone = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
         assert torch.equal(mixed[number : number + 1], alone)
 
 
-def test_a_saved_state_loads_into_new_carriers(tiny, five, student):
+def test_a_saved_state_loads_into_new_adapters(tiny, five, student):
     """The round trip is exact."""
     first, second = student(tiny(), five, seed=1), student(tiny(), five, seed=2)
     with first.on(LANGUAGES) as model:
@@ -390,30 +388,30 @@ def test_a_saved_state_loads_into_new_carriers(tiny, five, student):
 
 
 def test_a_state_of_other_modules_is_refused(tiny, five, student):
-    """A tensor more or less is not the same carrier."""
-    carrier = student(tiny(), five)
-    state = dict(carrier.state())
+    """A tensor more or less is not the same adapters."""
+    adapters = student(tiny(), five)
+    state = dict(adapters.state())
     state.popitem()
-    with pytest.raises(ValueError, match="these carriers belong to a model or tree of another shape"):
-        carrier.load_state(state)
+    with pytest.raises(ValueError, match="these adapters belong to a model or tree of another shape"):
+        adapters.load_state(state)
 
 
 def test_a_state_of_another_tree_is_refused(tiny, five, student):
     """Same modules, other ranks: one row is not copied into all fifteen."""
-    carrier = student(tiny(), five)
+    adapters = student(tiny(), five)
     other = student(tiny(), build_tree(("sw",), ranks={"root": 1, "family": 0, "language": 0}))
-    with pytest.raises(ValueError, match="these carriers belong to a model or tree of another shape"):
-        carrier.load_state(other.state())
+    with pytest.raises(ValueError, match="these adapters belong to a model or tree of another shape"):
+        adapters.load_state(other.state())
 
 
 def test_a_forward_without_a_path_says_what_is_missing(tiny, five, student):
     """Switching adapters on by hand is not enough."""
-    carrier = student(tiny(), five)
-    for layer in carrier.layers():
+    adapters = student(tiny(), five)
+    for layer in adapters.layers():
         layer._disable_adapters = False
     with pytest.raises(RuntimeError) as caught:
-        logits(carrier.model)
-    assert str(caught.value) == "no path is set; wrap the forward in carrier.on(languages)"
+        logits(adapters.model)
+    assert str(caught.value) == "no path is set; wrap the forward in adapters.on(languages)"
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -421,8 +419,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny, five, student, re
     """The recomputation reads the path of its forward, and the hidden-state term keeps its gradient."""
 
     def run(checkpointing):
-        carrier = student(tiny(), five)
-        model = carrier.model
+        adapters = student(tiny(), five)
+        model = adapters.model
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": reentrant})
             model.enable_input_require_grads()
@@ -435,9 +433,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny, five, student, re
             for n, (row, code) in enumerate(zip(IDS.tolist(), LANGUAGES, strict=True))
         ]
         weights, twins = Weights(1.0, 1.0, 1.0, layer=2), twins_of(samples)
-        parts = batch_losses(model, collate(samples, 0), weights, carrier, twins)
+        parts = batch_losses(model, collate(samples, 0), weights, adapters, twins)
         sum(parts.values()).backward()
-        hidden = {n: p.grad.clone() for n, p in carrier.parameters().items()}
+        hidden = {n: p.grad.clone() for n, p in adapters.parameters().items()}
         assert set(parts) == {"ce", "kl", "hidden"}
         return hidden
 

@@ -133,18 +133,9 @@ def test_sentences_to_align_are_rows_without_a_response(root, tmp_path):
     assert len({asked.meaning, *(row.meaning for row in bare)}) == 8
 
 
-@pytest.mark.parametrize(
-    ("setting", "refusal"),
-    [
-        (
-            "distill.similarity_weight=0",
-            "parallel_text must have use: [translation] where distill.similarity_weight is 0",
-        ),
-        ("distill.on_policy=0.5", "parallel_text must have use: [translation] with distill.on_policy"),
-    ],
-)
-def test_alignment_without_the_hidden_state_term_is_refused(setting, refusal):
+def test_alignment_without_the_hidden_state_term_is_refused():
     """Nothing else would read such sentences."""
     with pytest.raises(ConfigError) as caught:
-        load_config(None, ["parallel_text=[{type: tatoeba}]", "distill.kl_weight=1", setting])
-    assert refusal in str(caught.value)
+        load_config(None, ["parallel_text=[{type: tatoeba}]", "distill.similarity_weight=0"])
+    says = "parallel_text must have use: [translation] where distill.similarity_weight is 0"
+    assert says in str(caught.value)

@@ -56,7 +56,7 @@ def _write(path: Path, lines: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def run(root, tmp_path_factory) -> Run:
-    """The embedded base under random carriers, German exported, measured on both suites."""
+    """The embedded base under random adapters, German exported, measured on both suites."""
     folder = tmp_path_factory.mktemp("runs") / "done"
     both = ("evaluate.suites=[xnli,pawsx]", "evaluate.likelihood=[xnli,pawsx]", "evaluate.split=dev")
     settings = ("languages.targets=[de]", f"run={folder}", f"data_root={root}", "dtype=float32", *both)
@@ -64,9 +64,9 @@ def run(root, tmp_path_factory) -> Run:
     load_model("demo", torch.float32).save_pretrained(run.tuned)
     load_tokenizer("demo").save_pretrained(run.tuned)
     torch.manual_seed(1)
-    carrier = run.student(run.reference_model(), trained=False)
+    adapters = run.student(run.reference_model(), trained=False)
     training.save_whole(
-        {name: torch.randn_like(p) * 0.05 for name, p in carrier.state().items()}, run.carriers
+        {name: torch.randn_like(p) * 0.05 for name, p in adapters.state().items()}, run.trained
     )
     export(run, ["de"], "peft", folder / "adapters")
     evaluation.run_evaluate(run)

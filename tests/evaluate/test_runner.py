@@ -111,12 +111,12 @@ def test_too_few_sentences_give_no_statistics(tokenizer, tiny):
 
 
 def test_the_layer_after_is_chosen_with_the_english_that_is_scored(tokenizer, tiny, student, five):
-    """The reference model's: the carrier is never set to English's path."""
+    """The reference model's: the adapters is never set to English's path."""
     model = tiny()
-    carrier = student(model, five)
-    asked, set_path = [], carrier.set_path
-    carrier.set_path = lambda codes: (asked.extend(codes), set_path(codes))[1]
-    aligned, plain = retrieval.Model(model, tokenizer, carrier), retrieval.Model(model, tokenizer)
+    adapters = student(model, five)
+    asked, set_path = [], adapters.set_path
+    adapters.set_path = lambda codes: (asked.extend(codes), set_path(codes))[1]
+    aligned, plain = retrieval.Model(model, tokenizer, adapters), retrieval.Model(model, tokenizer)
     data = suite(sentences=12, for_layer=60)
     found = retrieval.retriever(aligned, plain, data, SETTINGS, quiet)
     runner.evaluate_side(aligned, data, ["sw"], [], found, SETTINGS, 0, quiet)

@@ -31,7 +31,7 @@ EVALUATE = (
 
 @pytest.fixture(scope="module")
 def finished(tokenizer, tiny, tmp_path_factory) -> Run:
-    """A run whose carriers are random, evaluated on XGLUE's official layout and on a file of one's own."""
+    """A run whose adapters are random, evaluated on XGLUE's official layout and on a file of one's own."""
     folder = tmp_path_factory.mktemp("scored")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("isogloss.data.division.LEARNED", 0.0)  # two rows a task are too few to divide
@@ -46,10 +46,10 @@ def scored(folder, tokenizer, tiny) -> Run:
     run = open_run(load_config(None, (*EVALUATE, *more)))
     tiny("qwen3").save_pretrained(run.tuned)
     tokenizer.save_pretrained(run.tuned)
-    carrier = run.student(run.reference_model(), trained=False)
+    adapters = run.student(run.reference_model(), trained=False)
     torch.manual_seed(1)
-    state = {name: torch.randn_like(p) * 0.3 for name, p in carrier.state().items()}
-    training.save_whole(state, run.carriers, {"families": json.dumps(carrier.tree.families)})
+    state = {name: torch.randn_like(p) * 0.3 for name, p in adapters.state().items()}
+    training.save_whole(state, run.trained, {"families": json.dumps(adapters.tree.families)})
     evaluation.run_evaluate(run)
     return run
 
@@ -245,9 +245,9 @@ def test_other_adapters_data_or_limits_are_measured_anew(finished, tmp_path):
     turns = {**item.turns, "en": Turn("Hello")}
     loaded["parallel"] = replace(loaded["parallel"], items=(replace(item, turns=turns),))
     assert evaluation.unscored(run, scores(run), loaded) == ["parallel"]
-    state = load_file(run.carriers)
+    state = load_file(run.trained)
     training.save_whole(
-        {name: 2 * p for name, p in state.items()}, run.carriers, {"families": json.dumps(run.families)}
+        {name: 2 * p for name, p in state.items()}, run.trained, {"families": json.dumps(run.families)}
     )
     assert evaluation.unscored(run, scores(run)) == ["xglue", "parallel"]
     pages = run.config.evaluate.model_copy(update={"suites": ("parallel",)})

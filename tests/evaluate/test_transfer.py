@@ -2,7 +2,7 @@
 
 import pytest
 
-from isogloss.adapters.base import Routing
+from isogloss.adapters.routing import Routing
 from isogloss.adapters.tree import build_tree
 from isogloss.evaluate.transfer import NOTHING, Reading, nodes_for, over_languages, read_through, transfers
 

@@ -12,7 +12,6 @@ from isogloss.losses.functional import (
     forward_kl,
     jensen_shannon,
     reverse_kl,
-    shrinkage,
     similarity,
 )
 from isogloss.losses.topk import TopK
@@ -408,30 +407,6 @@ def test_cosine_has_the_gradient_of_finite_differences_and_sees_no_length():
     zeros = torch.zeros(2, 6, requires_grad=True)
     cosine(zeros, torch.ones(2, 6)).backward()
     assert zeros.grad.isfinite().all()
-
-
-def test_shrinkage_matches_a_table_worked_out_by_hand():
-    """prior 50: ½ (1 · 4 + ½ · 9 + 1/11 · 121) = 9.75."""
-    norms, items = torch.tensor([2.0, 3.0, 11.0]), torch.tensor([0, 50, 500])
-    assert shrinkage(norms, items, prior=50.0).item() == pytest.approx(9.75, rel=1e-6)
-    assert shrinkage(torch.zeros(3), items, prior=50.0).item() == 0.0
-
-
-def test_shrinkage_pulls_in_proportion_to_the_distance():
-    """gradcheck, and its gradient prior / (prior + items) · norm."""
-    norms = torch.tensor([2.0, 3.0, 11.0], dtype=torch.float64, requires_grad=True)
-    items = torch.tensor([0, 50, 500])
-    shrinkage(norms, items, prior=50.0).backward()
-    assert norms.grad.tolist() == pytest.approx([2.0, 1.5, 1.0], rel=1e-6)
-    assert torch.autograd.gradcheck(lambda n: shrinkage(n, items, prior=50.0), [norms])
-
-
-@pytest.mark.parametrize("prior", [0.0, -1.0, math.inf, math.nan])
-def test_an_impossible_prior_is_refused(prior):
-    """The message says what it is and what it may be."""
-    with pytest.raises(ValueError) as caught:
-        shrinkage(torch.ones(1), torch.ones(1, dtype=torch.long), prior=prior)
-    assert str(caught.value) == f"prior is {prior}; it must be a finite number above 0"
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)

@@ -150,27 +150,27 @@ def test_a_mixed_batch_equals_rows_apart(tiny, five, student, kind):
     model = tiny(kind)
     rows = [row(0), row(1, language="ru", response=OPTIONS[2]), row(2, language="es", options=(), twins=())]
     signals = hidden_signals(model, rows, layer=2, pad_id=0)
-    carrier = student(model, five)
+    adapters = student(model, five)
     weights = Weights(ce=0.0, kl=1.0, layer=2)
-    parts = batch_losses(carrier.model, collate(samples_of(rows, signals), 0), weights, carrier)
+    parts = batch_losses(adapters.model, collate(samples_of(rows, signals), 0), weights, adapters)
     parts["options"].backward()
-    packed = {name: p.grad.clone() for name, p in carrier.parameters().items()}
-    for p in carrier.parameters().values():
+    packed = {name: p.grad.clone() for name, p in adapters.parameters().items()}
+    for p in adapters.parameters().values():
         p.grad = None
     total = 0.0
     for one, signal in zip(rows[:2], signals[:2], strict=True):
         scores = []
         for option in OPTIONS:
-            carrier.set_path([one.language])
+            adapters.set_path([one.language])
             ids = torch.tensor([[*one.student.prompt, *option]])
-            logits = carrier.model(input_ids=ids, use_cache=False).logits[0]
+            logits = adapters.model(input_ids=ids, use_cache=False).logits[0]
             said = logits[len(one.student.prompt) - 1 : -1].log_softmax(-1)
             scores.append(said.gather(1, torch.tensor(option)[:, None]).sum())
         log_q, log_p = F.log_softmax(torch.stack(scores), 0), signal.options.log_softmax(0)
         loss = (log_p.exp() * (log_p - log_q)).sum()
         loss.backward()
         total += loss.item()
-    carrier.off()
+    adapters.off()
     assert parts["options"].item() == pytest.approx(total, rel=1e-4)
-    for name, p in carrier.parameters().items():
+    for name, p in adapters.parameters().items():
         torch.testing.assert_close(packed[name], p.grad, rtol=1e-3, atol=1e-5)

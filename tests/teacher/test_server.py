@@ -380,13 +380,13 @@ def test_a_model_and_a_server_of_the_same_weights_teach_the_same(
         cost, bar = Stage("distill"), ProgressReporter().bar
         scored = scores_of(rows, settings, tokenizer, torch.float32, tmp_path / "scores.jsonl", cost, bar)
         assert cost.teacher_calls == 3
-        carrier, said = student(tiny("qwen3"), five), []
-        before = {name: p.detach().clone() for name, p in carrier.parameters().items()}
+        adapters, said = student(tiny("qwen3"), five), []
+        before = {name: p.detach().clone() for name, p in adapters.parameters().items()}
         distil(
-            carrier, rows, settings, pad_id=0, seed=0, work=tmp_path / f"{kind}.work",
+            adapters, rows, settings, pad_id=0, seed=0, work=tmp_path / f"{kind}.work",
             curve=tmp_path / f"{kind}.jsonl", cost=cost, bar=bar, say=said.append, scored=scored,
         )  # fmt: skip
-        assert any(not torch.equal(p, before[name]) for name, p in carrier.parameters().items())
+        assert any(not torch.equal(p, before[name]) for name, p in adapters.parameters().items())
         curves[kind] = [json.loads(line) for line in (tmp_path / f"{kind}.jsonl").read_text().splitlines()]
         told = dict(pair.split() for pair in said[0].split(": ")[1].split(", "))
 

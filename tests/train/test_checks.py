@@ -43,12 +43,12 @@ def test_a_row_without_response_tokens_is_refused():
 @pytest.mark.parametrize("architecture", ["qwen3", "gemma3_text"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_aligned_teacher_passes_and_nothing_is_left_behind(tiny, five, student, kind, architecture, dtype):
-    """Carriers are off afterwards, and every layer is in its place."""
-    carrier = student(tiny(architecture, dtype=dtype), five)
-    before = [name for name, _ in carrier.model.named_modules()]
-    check_teacher(carrier, ROWS, **(OPTIONS | {"kind": kind}))
-    assert [name for name, _ in carrier.model.named_modules()] == before
-    assert all(layer.disable_adapters for layer in carrier.layers())
+    """Adapters are off afterwards, and every layer is in its place."""
+    adapters = student(tiny(architecture, dtype=dtype), five)
+    before = [name for name, _ in adapters.model.named_modules()]
+    check_teacher(adapters, ROWS, **(OPTIONS | {"kind": kind}))
+    assert [name for name, _ in adapters.model.named_modules()] == before
+    assert all(layer.disable_adapters for layer in adapters.layers())
 
 
 def test_a_teacher_one_position_late_is_caught(tiny, five, student, monkeypatch):
@@ -64,50 +64,50 @@ def test_a_teacher_one_position_late_is_caught(tiny, five, student, monkeypatch)
 
 def test_a_teacher_in_training_mode_is_caught(tiny, five, student, monkeypatch):
     """Dropout would make teacher and student differ by noise."""
-    carrier = student(tiny(), five)
-    carrier.model.train()
-    monkeypatch.setattr(carrier.model, "eval", lambda: carrier.model)
+    adapters = student(tiny(), five)
+    adapters.model.train()
+    monkeypatch.setattr(adapters.model, "eval", lambda: adapters.model)
     with pytest.raises(RuntimeError, match=r"self-check: the teacher reads in training mode"):
-        check_teacher(carrier, ROWS, **OPTIONS)
+        check_teacher(adapters, ROWS, **OPTIONS)
 
 
 def test_noise_in_the_teacher_is_caught(tiny, five, student):
     """Whatever its mode is called: two readings of the same rows differ."""
-    carrier = student(tiny(), five)
-    layer = carrier.model.get_base_model().model.layers[0]
+    adapters = student(tiny(), five)
+    layer = adapters.model.get_base_model().model.layers[0]
     layer.register_forward_hook(lambda module, inputs, output: output + 1e-3 * torch.randn_like(output))
     with pytest.raises(RuntimeError, match=r"self-check: the teacher says another thing when it reads"):
-        check_teacher(carrier, ROWS, **OPTIONS)
+        check_teacher(adapters, ROWS, **OPTIONS)
 
 
-def test_a_carrier_that_is_never_off_is_caught(tiny, five, student, monkeypatch):
+def test_adapters_that_are_never_off_is_caught(tiny, five, student, monkeypatch):
     """A teacher that reads through adapters is no reference model."""
-    carrier = student(tiny(), five)
-    carrier.set_path(["sw"] * 4)
-    monkeypatch.setattr(carrier, "off", lambda: None)
-    with pytest.raises(RuntimeError, match=r"self-check: with carriers off the model is not the reference"):
-        check_teacher(carrier, [r for r in ROWS if r.language != "en"], **OPTIONS)
+    adapters = student(tiny(), five)
+    adapters.set_path(["sw"] * 4)
+    monkeypatch.setattr(adapters, "off", lambda: None)
+    with pytest.raises(RuntimeError, match=r"self-check: with adapters off the model is not the reference"):
+        check_teacher(adapters, [r for r in ROWS if r.language != "en"], **OPTIONS)
 
 
-def checker(carrier, languages):
-    found = PathsOnly(carrier, {"fr"})  # of before training
+def checker(adapters, languages):
+    found = PathsOnly(adapters, {"fr"})  # of before training
     found.on_train_begin(SimpleNamespace(world_size=1), SimpleNamespace(global_step=0), None)
     found.read.update(languages)
     return found
 
 
-def move(carrier, name):
-    for p in carrier.node_parameters(carrier.tree.by_name[name]).values():
+def move(adapters, name):
+    for p in adapters.node_parameters(adapters.tree.by_name[name]).values():
         p += 1.0
 
 
 def test_a_node_off_the_paths_that_changes_is_caught(tiny, five, student):
     """At the first step that changes anything."""
-    carrier = student(tiny(), five)
-    check = checker(carrier, ["sw"])
+    adapters = student(tiny(), five)
+    check = checker(adapters, ["sw"])
     check.on_step_end(None, None, None)
-    move(carrier, "sw")
-    move(carrier, "ru")
+    move(adapters, "sw")
+    move(adapters, "ru")
     with pytest.raises(RuntimeError) as caught:
         check.on_step_end(None, None, None)
     assert str(caught.value) == "self-check: ru has changed, and no row that was read is below it"
@@ -115,21 +115,21 @@ def test_a_node_off_the_paths_that_changes_is_caught(tiny, five, student):
 
 def test_nodes_on_the_paths_may_change(tiny, five, student):
     """Once that is seen, nothing is compared any more."""
-    carrier = student(tiny(), five)
-    check = checker(carrier, ["sw"])
-    move(carrier, "root")
-    move(carrier, "sw")
+    adapters = student(tiny(), five)
+    check = checker(adapters, ["sw"])
+    move(adapters, "root")
+    move(adapters, "sw")
     check.on_step_end(None, None, None)
-    move(carrier, "ru")
+    move(adapters, "ru")
     check.on_step_end(None, None, None)
     assert check.before == {}
 
 
 def test_a_first_step_that_ends_in_no_number_is_caught(tiny, five, student):
     """Nan differs from itself, and would pass for a node that was rightly changed."""
-    carrier = student(tiny(), five)
-    check = checker(carrier, ["sw"])
-    for p in carrier.node_parameters(carrier.tree.by_name["sw"]).values():
+    adapters = student(tiny(), five)
+    check = checker(adapters, ["sw"])
+    for p in adapters.node_parameters(adapters.tree.by_name["sw"]).values():
         p += float("nan")
     with pytest.raises(RuntimeError) as caught:
         check.on_step_end(None, None, None)
@@ -145,14 +145,14 @@ def test_a_resumed_run_is_not_compared(tiny, five, student):
 
 def test_divergences_before_training_are_means_over_each_languages_tokens(tiny, five, student):
     """What the loss says of its rows alone; English against its own reading."""
-    carrier = student(tiny(), five)
-    carrier.off()
-    samples = samples_of(ROWS, hidden_signals(carrier.model, ROWS, layer=1, pad_id=0))
-    found = divergence_by_language(carrier, samples, Weights(), 0)
+    adapters = student(tiny(), five)
+    adapters.off()
+    samples = samples_of(ROWS, hidden_signals(adapters.model, ROWS, layer=1, pad_id=0))
+    found = divergence_by_language(adapters, samples, Weights(), 0)
     assert list(found) == ["sw", "ru", "en", "es", "fr"]
     with torch.no_grad():
-        alone = batch_losses(carrier.model, collate([samples[0], samples[3]], 0), Weights(kl=1.0), carrier)
-        english = batch_losses(carrier.model, collate([samples[2]], 0), Weights(), carrier)
+        alone = batch_losses(adapters.model, collate([samples[0], samples[3]], 0), Weights(kl=1.0), adapters)
+        english = batch_losses(adapters.model, collate([samples[2]], 0), Weights(), adapters)
     assert found["sw"] == pytest.approx(float(alone["kl"]) / 4, rel=1e-4)
     assert found["en"] == pytest.approx(float(english["retain"]) / 2, rel=1e-4)
 
@@ -161,11 +161,11 @@ def test_divergences_before_training_are_means_over_each_languages_tokens(tiny, 
 @pytest.mark.parametrize("wrong", [Readout(scale=2.0), Readout(cap=1.0), Readout(scale=0.5)])
 def test_logits_that_the_model_does_not_say_are_caught(tiny, five, student, monkeypatch, kind, wrong):
     """Teacher and student would share the fault, and agree; the model's own forward does not have it."""
-    carrier = student(tiny(), five)
-    monkeypatch.setitem(readout._seen, carrier.model.get_base_model(), wrong)
+    adapters = student(tiny(), five)
+    monkeypatch.setitem(readout._seen, adapters.model.get_base_model(), wrong)
     expected = r"^self-check: the teacher's distribution is \d\.\d+ nats a token from the model's own$"
     with pytest.raises(RuntimeError, match=expected):
-        check_teacher(carrier, ROWS, **(OPTIONS | {"kind": kind}))
+        check_teacher(adapters, ROWS, **(OPTIONS | {"kind": kind}))
 
 
 def test_a_student_one_position_late_is_caught(tiny, five, student, monkeypatch):

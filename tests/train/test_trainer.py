@@ -9,12 +9,10 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from several import Gradients, sample
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from isogloss.adapters.virtual import TreeEmbedding, TreePrefix
 from isogloss.data.chat import Encoded
 from isogloss.errors import ConfigError, RunError
 from isogloss.losses import functional
@@ -164,20 +162,20 @@ def test_cross_entropy_is_what_transformers_computes(tiny, kind):
 def test_the_divergence_is_between_matching_tokens(tiny, five, student, divergence, loss):
     """Row by row, token by token, each language on its own path: the sum of eight separate rows."""
     model = tiny()
-    carrier = student(model, five)
+    adapters = student(model, five)
     weights = Weights(kl=1.0, divergence=divergence, temperature=2.0)
     total = kept = 0.0
     with torch.no_grad():
         for one in SAMPLES:
             ids = torch.tensor([[*one.encoded.prompt, *one.encoded.response]])
-            with carrier.on([one.language]) as on:
+            with adapters.on([one.language]) as on:
                 said = on(input_ids=ids, use_cache=False).logits[0, len(one.encoded.prompt) - 1 : -1]
             teacher = one.signal.teacher @ model.get_output_embeddings().weight.T
             if one.language == "en":
                 kept += functional.forward_kl(said, teacher).item()
             else:
                 total += loss(said, teacher, temperature=2.0).item()
-        parts = batch_losses(carrier.model, collate(SAMPLES, 0), weights, carrier)
+        parts = batch_losses(adapters.model, collate(SAMPLES, 0), weights, adapters)
     assert parts["kl"].item() == pytest.approx(total, rel=1e-4)
     assert parts["retain"].item() == pytest.approx(kept, rel=1e-4)
 
@@ -187,10 +185,10 @@ def test_chunks_of_tokens_give_the_same_losses_and_gradients(tiny, five, student
     found = []
     for logits in (objective.LOGITS, 3 * 269):
         monkeypatch.setattr(objective, "LOGITS", logits)
-        carrier = student(tiny(), five)
-        parts = batch_losses(carrier.model, collate(SAMPLES, 0), Weights(0.7, 1.3), carrier)
+        adapters = student(tiny(), five)
+        parts = batch_losses(adapters.model, collate(SAMPLES, 0), Weights(0.7, 1.3), adapters)
         (0.7 * parts["ce"] + 1.3 * parts["kl"] + 0.4 * parts["retain"]).backward()
-        gradients = torch.cat([p.grad.flatten() for p in carrier.parameters().values()])
+        gradients = torch.cat([p.grad.flatten() for p in adapters.parameters().values()])
         found.append((torch.stack([parts[name] for name in ("ce", "kl", "retain")]), gradients))
     (whole, its_gradients), (chunked, their_gradients) = found
     torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-4)
@@ -199,11 +197,11 @@ def test_chunks_of_tokens_give_the_same_losses_and_gradients(tiny, five, student
 
 def test_the_hidden_term_pools_the_instruction_alone(tiny, five, student):
     """The student's middle states over its prompt, on its path, by the twins' mean and spread."""
-    carrier = student(tiny(), five)
+    adapters = student(tiny(), five)
     pooled = []
     with torch.no_grad():
         for one in SAMPLES:
-            with carrier.on([one.language]) as on:
+            with adapters.on([one.language]) as on:
                 ids = torch.tensor([one.encoded.prompt])
                 pooled.append(on(input_ids=ids, output_hidden_states=True).hidden_states[2][0].mean(0))
         twins = torch.stack([s.signal.twin for s in SAMPLES])
@@ -212,7 +210,7 @@ def test_the_hidden_term_pools_the_instruction_alone(tiny, five, student):
         both = ((torch.stack(pooled) - mean) / spread, (twins - mean) / spread)
         expected = functional.similarity(*both, torch.arange(8), temperature=0.5)
         weights = Weights(hidden=1.0, layer=2, contrast=0.5)
-        found = batch_losses(carrier.model, collate(SAMPLES, 0), weights, carrier, twins_of(SAMPLES))
+        found = batch_losses(adapters.model, collate(SAMPLES, 0), weights, adapters, twins_of(SAMPLES))
     assert found["hidden"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -223,7 +221,7 @@ BARE = [
 
 def test_bare_sentences_are_standardised_by_their_own_twins(tiny, five, student):
     """Beside instructions in a batch; another mean moves each kind's rows by itself."""
-    carrier = student(tiny(), five)
+    adapters = student(tiny(), five)
     bare = [
         Sample(s.encoded, s.language, 8 + s.meaning, Signal(None, 3 * s.signal.twin.flip(0) + 1))
         for s in BARE
@@ -236,10 +234,10 @@ def test_bare_sentences_are_standardised_by_their_own_twins(tiny, five, student)
         pooled = torch.stack([s.signal.twin for s in mixed])
         torch.testing.assert_close(twins.standardise(pooled, [s.bare for s in mixed]), twins.vectors)
         weights = Weights(hidden=1.0, layer=2, contrast=0.5)
-        found = batch_losses(carrier.model, collate(mixed, 0), weights, carrier, twins)["hidden"]
+        found = batch_losses(adapters.model, collate(mixed, 0), weights, adapters, twins)["hidden"]
         rows = []
         for one in mixed:
-            with carrier.on([one.language]) as on:
+            with adapters.on([one.language]) as on:
                 states = on(input_ids=torch.tensor([one.encoded.prompt]), output_hidden_states=True)
             rows.append(states.hidden_states[2][0].mean(0))
         scaled = twins.standardise(torch.stack(rows), [False] * 8 + [True] * 8)
@@ -255,11 +253,11 @@ def test_too_few_twins_are_compared_as_they_are():
 
 def test_a_step_of_bare_sentences_learns_from_the_hidden_term_alone(tiny, five, student, tmp_path):
     """No response token: the loss is the mean over rows, and no number is lost to a division by 0."""
-    carrier = student(tiny(), five)
+    adapters = student(tiny(), five)
     weights = Weights(ce=1.0, kl=1.0, hidden=0.5, layer=2)
     with torch.no_grad():
-        parts = batch_losses(carrier.model, collate(BARE, 0), weights, carrier, twins_of(BARE))
-    found = run(tmp_path / "run", carrier.model, BARE, carrier=carrier, weights=weights, steps=1)
+        parts = batch_losses(adapters.model, collate(BARE, 0), weights, adapters, twins_of(BARE))
+    found = run(tmp_path / "run", adapters.model, BARE, adapters=adapters, weights=weights, steps=1)
     hidden = parts["hidden"].item() / 8
     assert found.curve == [
         pytest.approx(
@@ -270,21 +268,21 @@ def test_a_step_of_bare_sentences_learns_from_the_hidden_term_alone(tiny, five, 
 
 def test_bare_sentences_are_read_up_to_the_terms_layer(tiny, five, student):
     """The term and its gradients are those of a whole forward, and no layer above is run."""
-    carrier, twins = student(tiny(), five), twins_of(BARE)
+    adapters, twins = student(tiny(), five), twins_of(BARE)
     weights, batch = Weights(hidden=1.0, layer=2, contrast=0.5), collate(BARE, 0)
     run = []
-    for number, layer in enumerate(layers_of(carrier.model), 1):
+    for number, layer in enumerate(layers_of(adapters.model), 1):
         layer.register_forward_hook(lambda *_, number=number: run.append(number))
-    batch_losses(carrier.model, batch, weights, carrier, twins)["hidden"].backward()
+    batch_losses(adapters.model, batch, weights, adapters, twins)["hidden"].backward()
     assert run == [1, 2]
-    found = {name: p.grad.clone() for name, p in carrier.parameters().items() if p.grad is not None}
-    carrier.model.zero_grad()
-    carrier.set_path(batch.paths)
-    with capture(carrier.model, 2) as states:
-        last_hidden(carrier.model, batch.ids, batch.mask)
+    found = {name: p.grad.clone() for name, p in adapters.parameters().items() if p.grad is not None}
+    adapters.model.zero_grad()
+    adapters.set_path(batch.languages)
+    with capture(adapters.model, 2) as states:
+        last_hidden(adapters.model, batch.ids, batch.mask)
     pooled = twins.standardise(mean_pool(states[0], batch.asked), batch.bare)
     functional.similarity(pooled, twins.vectors, batch.meanings, temperature=0.5).backward()
-    wanted = {name: p.grad for name, p in carrier.parameters().items() if p.grad is not None}
+    wanted = {name: p.grad for name, p in adapters.parameters().items() if p.grad is not None}
     assert found.keys() == wanted.keys() and any(grad.any() for grad in wanted.values())
     for name, grad in wanted.items():
         torch.testing.assert_close(found[name], grad)
@@ -300,14 +298,14 @@ def test_the_hidden_terms_weight_fades_in_a_line():
 
 def test_rows_of_one_example_share_its_twin(tiny, five, student):
     """A row and its like alone in a batch cost nothing as one example's, something as two examples'."""
-    carrier = student(tiny(), five)
+    adapters = student(tiny(), five)
 
     def hidden(example, signal):
         first = SAMPLES[0]
         pair = [first, Sample(first.encoded, first.language, example, signal)]
         weights = Weights(hidden=1.0, layer=2)
         twins = twins_of(pair)
-        return batch_losses(carrier.model, collate(pair, 0), weights, carrier, twins)["hidden"].item()
+        return batch_losses(adapters.model, collate(pair, 0), weights, adapters, twins)["hidden"].item()
 
     assert hidden(SAMPLES[0].meaning, SAMPLES[0].signal) == pytest.approx(0.0, abs=1e-6)
     assert hidden(1, SAMPLES[3].signal) > 0.01
@@ -320,7 +318,7 @@ def run(
     *,
     batch=8,
     accumulate=1,
-    carrier=None,
+    adapters=None,
     steps=3,
     weights=None,
     stop=None,
@@ -342,7 +340,7 @@ def run(
     arguments.max_grad_norm = 0.0
     order = [(number * 5 + number // 8) % 8 for number in range(steps * batch * accumulate)]
     trainer = ResponseTrainer(
-        model=model, carrier=carrier, args=arguments, train_dataset=Ordered(samples, order),
+        model=model, adapters=adapters, args=arguments, train_dataset=Ordered(samples, order),
         weights=weights or Weights(), pad_id=0,
     )  # fmt: skip
     kept = Gradients()
@@ -383,9 +381,9 @@ def test_accumulation_does_not_change_stage_1(tiny, tmp_path, batch, accumulate)
 def test_accumulation_does_not_change_stage_2(tiny, five, student, tmp_path, batch, accumulate):
     """The same for cross-entropy and divergence, on six paths."""
     whole, parts = student(tiny(), five), student(tiny(), five)
-    one = run(tmp_path / "one", whole.model, SAMPLES, carrier=whole, weights=DISTIL, steps=2)
+    one = run(tmp_path / "one", whole.model, SAMPLES, adapters=whole, weights=DISTIL, steps=2)
     many = run(
-        tmp_path / "many", parts.model, SAMPLES, carrier=parts, weights=DISTIL, steps=2,
+        tmp_path / "many", parts.model, SAMPLES, adapters=parts, weights=DISTIL, steps=2,
         batch=batch, accumulate=accumulate,
     )  # fmt: skip
     assert_same_training(one, many, whole.parameters().values(), parts.parameters().values())
@@ -427,15 +425,15 @@ def test_a_steps_gradient_is_that_of_the_mean_over_its_tokens(tiny, tmp_path):
 def test_the_hidden_term_is_a_mean_over_rows(tiny, five, student, tmp_path):
     """Negatives come from the micro-batch, the normalisation from the whole step."""
     weights = Weights(ce=1.0, kl=0.5, hidden=0.3, layer=2)
-    carrier = student(tiny(), five)
+    adapters = student(tiny(), five)
     order = [(number * 5 + number // 8) % 8 for number in range(8)]
     halves = [collate([SAMPLES[n] for n in half], 0) for half in (order[:4], order[4:])]
     with torch.no_grad():
-        parts = [batch_losses(carrier.model, half, weights, carrier, twins_of(SAMPLES)) for half in halves]
+        parts = [batch_losses(adapters.model, half, weights, adapters, twins_of(SAMPLES)) for half in halves]
     names = ("ce", "kl", "retain", "hidden")
     expected = {name: sum(part[name].item() for part in parts if name in part) for name in names}
     found = run(
-        tmp_path / "run", carrier.model, SAMPLES, carrier=carrier, weights=weights, batch=4, accumulate=2,
+        tmp_path / "run", adapters.model, SAMPLES, adapters=adapters, weights=weights, batch=4, accumulate=2,
         steps=1,
     )  # fmt: skip
     ce, kl, retain = (expected[name] / 30 for name in names[:3])
@@ -466,7 +464,7 @@ def test_a_killed_stage_1_ends_with_the_same_weights(tiny, tmp_path):
     assert curve_of(tmp_path / "broken") == curve_of(tmp_path / "whole")
 
 
-def test_a_killed_stage_2_ends_with_the_same_carriers(tiny, five, student, tmp_path):
+def test_a_killed_stage_2_ends_with_the_same_adapters(tiny, five, student, tmp_path):
     """The same for adapters, whose checkpoint PEFT writes and reads; the base stays M's to the bit."""
     tiny().save_pretrained(tmp_path / "tuned")
 
@@ -476,10 +474,10 @@ def test_a_killed_stage_2_ends_with_the_same_carriers(tiny, five, student, tmp_p
     whole, broken, resumed = made(1), made(1), made(2)
     options = {"batch": 2, "accumulate": 2, "steps": 8}
     options["weights"] = Weights(ce=0.7, kl=1.3, hidden=0.3, layer=2)
-    expected = run(tmp_path / "whole", whole.model, SAMPLES, carrier=whole, **options)
+    expected = run(tmp_path / "whole", whole.model, SAMPLES, adapters=whole, **options)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "broken", broken.model, SAMPLES, carrier=broken, stop=5, **options)
-    found = run(tmp_path / "broken", resumed.model, SAMPLES, carrier=resumed, **options)
+        run(tmp_path / "broken", broken.model, SAMPLES, adapters=broken, stop=5, **options)
+    found = run(tmp_path / "broken", resumed.model, SAMPLES, adapters=resumed, **options)
     assert len(found.gradients) == 5
     for name, p in whole.parameters().items():
         assert torch.equal(p, resumed.parameters()[name])
@@ -489,24 +487,6 @@ def test_a_killed_stage_2_ends_with_the_same_carriers(tiny, five, student, tmp_p
     for name, p in resumed.model.get_base_model().state_dict().items():
         if "lora_" not in name:
             assert torch.equal(p, reference[name.replace(".base_layer", "")])
-
-
-@pytest.mark.parametrize("make", [TreePrefix, TreeEmbedding])
-def test_a_killed_stage_2_ends_with_the_same_virtual_positions(tiny, five, tmp_path, make):
-    """The same for carriers that PEFT does not save; a checkpoint holds them and not the model."""
-    whole, broken, resumed = (make(tiny(), five) for _ in range(3))
-    options = {"batch": 2, "accumulate": 2, "steps": 8}
-    options["weights"] = Weights(ce=0.7, kl=1.3, hidden=0.3, layer=2)
-    expected = run(tmp_path / "whole", whole.model, SAMPLES, carrier=whole, **options)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "broken", broken.model, SAMPLES, carrier=broken, stop=5, **options)
-    saved = load_file(tmp_path / "broken" / "work" / "checkpoint-3" / "model.safetensors")
-    assert saved.keys() == {f"model.rows.{name}" for name in whole.parameters()}
-    found = run(tmp_path / "broken", resumed.model, SAMPLES, carrier=resumed, **options)
-    assert len(found.gradients) == 5
-    for name, p in whole.parameters().items():
-        assert torch.equal(p, resumed.parameters()[name])
-    assert found.counts == expected.counts
 
 
 def test_a_torn_checkpoint_is_passed_over(tiny, tmp_path):

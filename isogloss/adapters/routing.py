@@ -1,21 +1,13 @@
-"""What every carrier is: parameters with rows for the tree's nodes, of which each text reads one path.
+"""Which of the adapters' rows each text of a batch reads, and these rows gathered for all weights at once."""
 
-A carrier is off until a path is set. The path is state that the model reads during forward *and* during the
-recomputation of gradient checkpointing: set it before the student's forward and leave it until backward is
-done.
-"""
-
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from isogloss.adapters.tree import Node, Tree
+from isogloss.adapters.tree import Tree
 
 KEPT = 1 << 28
 """Bytes of gathered rows that are kept, at most, while nothing learns."""
@@ -54,7 +46,7 @@ def rows_of_all(
 
 
 class Routing:
-    """Which rows each row of the current batch reads; shared by all parameters of one carrier.
+    """Which rows each row of the current batch reads; shared by all adapters.
 
     Batch rows of one language read the same rows, so weights are gathered once per *distinct* path. A path
     that is shorter than others is filled up in front with rows that count for nothing. Without gradients, as
@@ -89,12 +81,6 @@ class Routing:
         self.clear()
         self.rows, self.scale = rows.to(device), scale.to(device)
         self.path_of = torch.tensor([distinct.index(name) for name in names], device=device)
-
-    def repeat(self, batch: int) -> Int[Tensor, " batch"]:
-        """The one path that is set, for as many rows."""
-        self.path_of = self._set()[2].expand(batch)
-        self._kept.clear()
-        return self.path_of
 
     def clear(self) -> None:
         """No path is set."""
@@ -160,119 +146,5 @@ class Routing:
     def _set(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, scale and path of each batch row."""
         if self.rows is None or self.scale is None or self.path_of is None:
-            raise RuntimeError("no path is set; wrap the forward in carrier.on(languages)")
+            raise RuntimeError("no path is set; wrap the forward in adapters.on(languages)")
         return self.rows, self.scale, self.path_of
-
-
-class Carrier(ABC):
-    """A frozen model with a tree of trained rows; off unless a path is set.
-
-    Attributes:
-        model: The reference model under the carrier: reads a path while one is set.
-    """
-
-    tree: Tree
-    model: Any
-    routing: Routing
-    _learning: tuple[Node, ...] | None = None
-
-    @property
-    def learning(self) -> tuple[Node, ...]:
-        """The nodes that are trained: all, unless `learn_only` said otherwise."""
-        return self.tree.nodes if self._learning is None else self._learning
-
-    @abstractmethod
-    def off(self) -> None:
-        """The reference model, bit for bit."""
-
-    @abstractmethod
-    def set_path(self, languages: Sequence[str]) -> None:
-        """As `on`, for a training step whose backward lies outside; a node's name reads as far as it."""
-
-    @abstractmethod
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """All that learns, by name."""
-
-    @abstractmethod
-    def export(self, language: str, folder: Path, base_model: str, max_rank: int | None = None) -> int:
-        """Write a language's path as `PeftModel.from_pretrained` loads it; returns how many rows it has."""
-
-    def met(self) -> float:
-        """Share of its rows that a text meets as it is set now: those of a path, or none."""
-        return 0.0 if self.routing.rows is None else self.tree.path_rank() / max(1, self.tree.rank)
-
-    def reads(self, language: str) -> bool:
-        """Whether a language's path holds anything that could be exported."""
-        return True
-
-    def axis(self, name: str) -> int:
-        """Which axis of a parameter counts the tree's rows."""
-        return 0
-
-    def start(  # noqa: B027  # adapters begin as PEFT makes them
-        self, init: str, texts: Mapping[str, Sequence[int]], nodes: Iterable[Node] | None = None
-    ) -> None:
-        """Give nodes (all if not given) their first rows; parents before children.
-
-        Args:
-            init: `random`, `text` (what the model makes of the node's text) or `parent` (a copy of its rows).
-            texts: Token ids of each node's text, by its name.
-        """
-
-    @contextmanager
-    def on(self, languages: Sequence[str]) -> Iterator[Any]:
-        """The student: row b of every forward inside reads the path of `languages[b]`."""
-        self.set_path(languages)
-        try:
-            yield self.model
-        finally:
-            self.off()
-
-    def rows_of(self, name: str, tensor: Tensor, rows: Iterable[int]) -> Tensor:
-        """A copy of some rows of a parameter, or of a tensor shaped like it."""
-        index = torch.tensor(list(rows), dtype=torch.long, device=tensor.device)
-        return tensor.index_select(self.axis(name), index)
-
-    def node_parameters(self, node: Node) -> dict[str, Tensor]:
-        """Views of a node's own rows."""
-        return {
-            name: p.detach().narrow(self.axis(name), node.start, node.rank)
-            for name, p in self.parameters().items()
-        }
-
-    def over_rows(self, name: str, values: Float[Tensor, " rank"]) -> Tensor:
-        """A value for each row of the tree, shaped so that it multiplies a parameter."""
-        p = self.parameters()[name]
-        shape = [1] * p.ndim
-        shape[self.axis(name)] = len(values)
-        return values.view(shape).to(p.device)
-
-    def learn_only(self, nodes: Iterable[Node]) -> None:
-        """From now on no other node gets a gradient, so its rows stay as they are to the bit."""
-        self._learning = tuple(nodes)
-        mask = torch.zeros(self.tree.rank)
-        for node in self._learning:
-            mask[node.start : node.start + node.rank] = 1.0
-        for name, p in self.parameters().items():
-            p.register_hook(lambda gradient, kept=self.over_rows(name, mask): gradient * kept)
-
-    def load_nodes(self, state: dict[str, Tensor], tree: Tree) -> None:
-        """Take over the rows of every node that another tree's carriers share with this one by name."""
-        with torch.no_grad():
-            for name, p in self.parameters().items():
-                for node in tree.nodes:
-                    own = self.tree.by_name.get(node.name)
-                    if own is not None:
-                        rows = torch.tensor(list(own.rows), dtype=torch.long, device=p.device)
-                        p.index_copy_(self.axis(name), rows, self.rows_of(name, state[name], node.rows).to(p))
-
-    def state(self) -> dict[str, Tensor]:
-        return {name: p.data for name, p in self.parameters().items()}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        own = self.parameters()
-        if {n: p.shape for n, p in own.items()} != {n: p.shape for n, p in state.items()}:
-            raise ValueError("these carriers belong to a model or tree of another shape")
-        with torch.no_grad():
-            for name, p in own.items():
-                p.copy_(state[name])

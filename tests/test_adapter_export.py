@@ -1,0 +1,63 @@
+"""Languages as PEFT adapters and merged models: what cards say, what is told and what is refused."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from isogloss.adapters.lora import TreeLora
+from isogloss.config import load_config
+from isogloss.errors import RunError
+from isogloss.export import adapters
+from isogloss.pipeline.folder import ProgressReporter, Run
+
+
+@pytest.mark.parametrize("kind", ["peft", "merged"])
+def test_a_card_tells_how_to_load_and_ask(aligned, tmp_path, capsys, kind):
+    """Its lines, run as they are, print what the run answers."""
+    (one,) = adapters.export(aligned.run, ["sw"], kind, tmp_path)
+    card = (one.folder / "README.md").read_text()
+    assert "Data: demo (the package); licence: Apache-2.0." in card
+    exec(card.split("```")[1].removeprefix("python").replace('"..."', '"Habari ya leo"'), {})
+    assert capsys.readouterr().out.strip() == aligned.generate(["Habari ya leo"], "sw")[0]
+
+
+def test_an_adapter_of_a_bfloat16_run_is_compared_without_rounding(aligned, tmp_path):
+    """So it has to be exact there too."""
+    run = Run(aligned.run.config.model_copy(update={"dtype": "bfloat16"}), aligned.run.reporter)
+    (one,) = adapters.export(run, ["ru"], "peft", tmp_path)
+    assert one.difference <= 1e-4 and one.same == one.asked == 4
+    assert "Compared in float32 with the run's own model on " in (one.folder / "README.md").read_text()
+
+
+def test_a_file_of_ones_own_has_a_licence_to_be_stated(tmp_path, monkeypatch):
+    """The package cannot know it; and a language that joined may have come from another."""
+    data = f"data={{type: parallel, path: {tmp_path}/mine.jsonl}}"
+    run = Run(load_config(None, [data, "languages.targets=[ru]"]), ProgressReporter())
+    monkeypatch.setattr(Run, "families", {"ru": "Slavic", "sw": "Bantu"})
+    mine = "mine.jsonl; its licence is not known here: state it before you pass this on."
+    assert adapters._data(run, "ru") == mine
+    later = "The language was added later, from these data or from a file of its own."
+    assert adapters._data(run, "sw") == f"{mine} {later}"
+
+
+def test_an_export_that_is_not_what_was_trained_is_refused(aligned, tmp_path, monkeypatch):
+    """Another language's path is written, and no folder of that name is left."""
+    write = TreeLora.export
+    monkeypatch.setattr(TreeLora, "export", lambda self, code, *rest: write(self, "ru", *rest))
+    with pytest.raises(RunError, match=r"^sw: loaded again, the export is not the run's own model: largest"):
+        adapters.export(aligned.run, ["sw"], "peft", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["sw.part"]
+
+
+def test_an_export_that_only_comes_near_says_where_it_answers_differently(aligned, tmp_path):
+    """One line; what must be exact is refused for the same, or for a difference that is no number."""
+    said = []
+    reporter = type("Heard", (ProgressReporter,), {"say": lambda self, text: said.append(text)})()
+    run = Run(aligned.run.config, reporter)
+    one = adapters.Exported("sw", tmp_path, 4, 0.5, 0.1, 9, same=3, asked=4)
+    adapters._judge(run, one, tmp_path, "rank 4 does not hold all of the path")
+    assert said == ["Warning: sw: 1 of 4 greedy answers differ; rank 4 does not hold all of the path"]
+    for wrong in ({"difference": 0.0}, {"difference": math.nan, "same": 4}):
+        with pytest.raises(RunError, match=r"where at most 0\.0001 and all are right; it is left in"):
+            adapters._judge(run, replace(one, **wrong), tmp_path, "")
