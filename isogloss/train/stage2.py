@@ -191,7 +191,8 @@ def distil(
         with bar("Divergence before training") as progress:
             found = divergence_by_language(adapters, samples, weights, pad_id, progress)
         if found:
-            nats = ", ".join(f"{code} {value:.3f}" for code, value in found.items())
+            # Of two readings that agree, rounding may leave less than 0.
+            nats = ", ".join(f"{code} {max(value, 0.0):.3f}" for code, value in found.items())
             say(f"Divergence from the teacher before training, nats a token: {nats}")
     with bar("Distillation") as progress:
         train(trainer, Watch(curve, cost.stage, max(1, steps // 60), progress), work, say)
