@@ -36,7 +36,7 @@ from isogloss.teacher.texts import node_texts
 from isogloss.train.stage1 import english_rows, longest_row, within
 
 T = TypeVar("T")
-SAMPLE = 8_000
+SAMPLE = 2_000
 """English examples of stage 1 that are encoded; of more, the others are taken to be as long as these: right
 within 1 %."""
 

@@ -5,10 +5,11 @@ The locales share their ids. Looked for as massive/<locale>.jsonl, as the releas
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 from isogloss.data.formats.lines import is_text, languages_of, nearest, plain_or_gz, read_objects
 from isogloss.errors import DataError
@@ -18,8 +19,19 @@ from isogloss.languages.registry import languages as all_languages
 PARTITIONS: Final = ("train", "dev", "test")
 _FOLDERS: Final = ("massive", "1.0/data", "1.1/data")
 _DEV_FOLDER: Final = "massive/dev_only"
-_KEYS: Final = ("id", "partition", "scenario", "intent", "utt", "annot_utt")
 _SLOT: Final = re.compile(r"\[(\w+) : ([^\[\]]*)\]")
+
+
+class _Line(NamedTuple):
+    """What is read of a line, and which it is."""
+
+    id: str
+    partition: str
+    scenario: str
+    intent: str
+    utt: str
+    annot_utt: str
+    number: int
 
 
 @dataclass(frozen=True)
@@ -58,9 +70,9 @@ def read(root: Path, partition: str, languages: Iterable[str]) -> list[MassiveRo
     return [
         MassiveRow(
             id,
-            row["scenario"],
-            row["intent"],
-            {code: rows[id]["utt"] for code, rows in utterances.items()},
+            row.scenario,
+            row.intent,
+            {code: rows[id].utt for code, rows in utterances.items()},
             {code: _slots(rows[id]) for code, rows in utterances.items()},
         )
         for id, row in utterances[first].items()
@@ -96,29 +108,40 @@ def _folders(partition: str) -> tuple[str, ...]:
     return (*_FOLDERS, _DEV_FOLDER) if partition == "dev" else _FOLDERS
 
 
-def _read(path: Path, partition: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read(path: Path, partition: str) -> Iterator[tuple[str, _Line]]:
     seen: set[str] = set()
-    for line, row in read_objects(path):
-        for key in _KEYS:
+    for row in _lines(path, path.stat().st_mtime_ns):
+        if row.partition != partition:
+            continue
+        if row.id in seen:
+            raise DataError(f"id {row.id!r} occurs twice in {partition}; ids are unique", path, row.number)
+        seen.add(row.id)
+        if set("[]") & set(_SLOT.sub("", row.annot_utt)):
+            message = "a slot in annot_utt is malformed; it must read [name : value]"
+            raise DataError(message, path, row.number)
+        yield row.id, row
+
+
+@lru_cache(maxsize=16)
+def _lines(path: Path, changed: int) -> tuple[_Line, ...]:
+    """All lines of a file, of which training and evaluation read parts in turn."""
+    keys, found = _Line._fields[:-1], []
+    for number, row in read_objects(path):
+        for key in keys:
             if not is_text(row.get(key)):
                 hint = "it must be a text" if key in row else nearest(key, list(row))
-                raise DataError(f"no text under the key {key!r}; {hint}", path, line)
-        if row["partition"] != partition:
-            continue
-        if row["id"] in seen:
-            raise DataError(f"id {row['id']!r} occurs twice in {partition}; ids are unique", path, line)
-        seen.add(row["id"])
-        if set("[]") & set(_SLOT.sub("", row["annot_utt"])):
-            message = "a slot in annot_utt is malformed; it must read [name : value]"
-            raise DataError(message, path, line)
-        yield row["id"], row
+                raise DataError(f"no text under the key {key!r}; {hint}", path, number)
+        found.append(_Line(*(row[key] for key in keys), number))
+    return tuple(found)
 
 
-def _slots(row: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    return tuple((name, value.strip()) for name, value in _SLOT.findall(row["annot_utt"]))
+def _slots(row: _Line) -> tuple[tuple[str, str], ...]:
+    return tuple((name, value.strip()) for name, value in _SLOT.findall(row.annot_utt))
 
 
-def _refuse_mismatch(code: str, rows: dict[str, Any], first: str, firsts: dict[str, Any], path: Path) -> None:
+def _refuse_mismatch(
+    code: str, rows: Mapping[str, _Line], first: str, firsts: Mapping[str, _Line], path: Path
+) -> None:
     for id in [*firsts, *rows]:
         if id not in rows or id not in firsts:
             has, lacks = (first, code) if id in firsts else (code, first)
