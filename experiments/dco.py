@@ -89,7 +89,8 @@ def log_odds(model: nn.Module, pairs: Sequence[Pair], pad_id: int) -> Float[Tens
     said = torch.tensor([token for _, answer in texts for token in answer], device=device)
     fixed = frozen_head(model)
     if fixed is not None:
-        tokens = token_log_probs(states, fixed, said, size=chunk_size(model, ids.is_cuda))
+        where = torch.arange(len(said), device=device)
+        tokens = token_log_probs(states, fixed, said, where, size=chunk_size(model, ids.is_cuda))
     else:
         tokens = -F.cross_entropy(head(model, states).float(), said, reduction="none")
     each = torch.stack([one.sum() for one in tokens.split(lengths)]).view(len(pairs), 2, 2)

@@ -61,6 +61,15 @@ class Head:
         z = z if self.scale == 1.0 else z * self.scale
         return z if self.cap is None else torch.tanh(z / self.cap) * self.cap
 
+    def token_logits(
+        self, hidden: Float[Tensor, "tokens hidden"], ids: Int[Tensor, " tokens"]
+    ) -> Float[Tensor, " tokens"]:
+        """The logit of one token at each state, from its own row of the head."""
+        z = (wide(hidden) * wide(self.linear.weight[ids])).sum(1) * self.scale
+        if self.linear.bias is not None:
+            z = z + self.linear.bias[ids] * self.scale
+        return z if self.cap is None else torch.tanh(z / self.cap) * self.cap
+
     def softcap_grad(self, logits: Float[Tensor, "tokens any"]) -> Tensor | float:
         """Derivative of the capping at some logits."""
         return 1.0 if self.cap is None else 1 - (logits / self.cap).square()
@@ -147,47 +156,61 @@ def scored(
 
 
 def token_log_probs(
-    hidden: Float[Tensor, "tokens hidden"], head: Head, ids: Int[Tensor, " tokens"], *, size: int
+    hidden: Float[Tensor, "places hidden"],
+    head: Head,
+    ids: Int[Tensor, " tokens"],
+    where: Int[Tensor, " tokens"],
+    *,
+    size: int,
 ) -> Float[Tensor, " tokens"]:
-    """ln q(id) of one token at each position, in nats, differentiable with respect to the states.
+    """ln q(id) of some tokens, in nats, differentiable with respect to the states that predict them.
 
-    d ln q(y) / dh = W_y - Σ_v q_v W_v needs the logits once; it is found in forward, a chunk at a time, so
-    backward is a number per token times a vector of the hidden size.
+    d ln q(y) / dh = W_y - Σ_v q_v W_v: the sum over the vocabulary is found in forward, a chunk of places at
+    a time and once for all tokens that a place predicts, so backward is a number per token times vectors of
+    the hidden size.
 
     Args:
         hidden: The student's states, which the head reads.
-        ids: The token whose probability is asked for at each position.
-        size: Tokens whose logits are held at a time.
+        ids: The tokens whose probability is asked for.
+        where: The place in `hidden` that predicts each of them.
+        size: Places whose logits are held at a time.
     """
-    return _TokenLogProbs.apply(hidden, ids, head, size)  # type: ignore[return-value]
+    return _TokenLogProbs.apply(hidden, ids, where, head, size)  # type: ignore[return-value]
 
 
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, ids: Tensor, head: Head, size: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, ids: Tensor, where: Tensor, head: Head, size: int) -> Tensor:
         learn, states = ctx.needs_input_grad[0], hidden.detach()
-        gradient = torch.empty_like(states) if learn else None
+        mean = torch.empty_like(states) if learn else None
         found = torch.empty(len(states), dtype=wide(states[:0]).dtype, device=states.device)
         for start in range(0, len(states), size):
             part = slice(start, start + size)
             # Nothing here requires a gradient; a meter on the head sees that one is found.
             with torch.set_grad_enabled(learn):
                 z = head.logits(states[part])
-            each = log_softmax(z, 1.0)
-            own = ids[part, None]
-            found[part] = each.gather(1, own)[:, 0]
-            if gradient is not None:
-                slope = each.exp_().neg_()
-                slope.scatter_add_(1, own, torch.ones_like(own, dtype=slope.dtype))
-                gradient[part] = head.input_grad(slope, head.softcap_grad(z))
-        ctx.save_for_backward(gradient)
-        return found
+            highest, softcap = z.amax(1, keepdim=True), head.softcap_grad(z)
+            q = z.sub_(highest).exp_()
+            total = q.sum(1, keepdim=True)
+            found[part] = (highest + total.log())[:, 0]
+            if mean is not None:
+                mean[part] = head.input_grad(q.div_(total), softcap)
+        own = head.token_logits(states[where], ids)
+        ctx.head, ctx.softcap = head, head.softcap_grad(own[:, None])
+        ctx.save_for_backward(mean, ids, where)
+        return own - found[where]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple:
-        (gradient,) = ctx.saved_tensors
-        return gradient * outer[0][:, None].to(gradient.dtype), None, None, None
+        mean, ids, where = ctx.saved_tensors
+        each = outer[0][:, None]
+        own = ctx.head.sparse_input_grad(
+            each, ctx.softcap if isinstance(ctx.softcap, float) else ctx.softcap[:, None], ids[:, None]
+        )
+        sums = each.new_zeros(len(mean), 1).index_add_(0, where, each)
+        gradient = wide(mean) * -sums
+        return gradient.index_add_(0, where, wide(own)).to(mean.dtype), None, None, None, None
 
 
 @dataclass(frozen=True)

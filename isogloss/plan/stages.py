@@ -117,9 +117,11 @@ def distill_plan(work: Work) -> StagePlan:
     # In half precision a processor makes the frozen head's product again, for what was rounded.
     again = 2 if not machine.gpu and work.dtype.itemsize == 2 and frozen_head(model) else 1
     for numbers in micro:
-        taught = sum(len(rows[n].student.response) for n in numbers)
-        # Beside its cross-entropy an answer is one of the options that are scored.
-        taught += sum(len(o) for n in numbers if others[n] for o in rows[n].options)
+        # An answer that is an option is scored as one; the prompt's end predicts the first token of all.
+        taught = sum(
+            1 + sum(len(one) - 1 for one in rows[n].options) if others[n] else len(rows[n].student.response)
+            for n in numbers
+        )
         asked = sum(
             len(rows[n].student.response)
             for n in numbers

@@ -112,8 +112,11 @@ class Options:
     Attributes:
         branch: Which answer of its row each token belongs to, as `branches` lays them out.
         place: The position of each token, as if its answer alone stood behind the prompt.
-        positions: Where each option token is predicted, in the flattened batch.
+        positions: Where option tokens are predicted, in the flattened batch, each place once.
         ids: The option tokens.
+        where: Which of the positions predicts each.
+        own: Which option tokens are the row's response, where that is an option,
+        told: and which of the batch's response tokens are these.
         lengths: Tokens of each option.
         sizes: Options of each row that has any.
         targets: ln probability of each option under the reference model, in the order of `lengths`.
@@ -123,6 +126,9 @@ class Options:
     place: Tensor
     positions: Tensor
     ids: Tensor
+    where: Tensor
+    own: Tensor
+    told: Tensor
     lengths: list[int]
     sizes: list[int]
     targets: Tensor
@@ -194,17 +200,22 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
 
 
 def _options(samples: Sequence[Sample], others: Sequence[Sequence[tuple[int, ...]]], width: int) -> Options:
-    branches, places, positions, ids, lengths, targets = [], [], [], [], [], []
+    branches, places, ids, where, own, told, lengths, targets = [], [], [], [], [], [], [], []
+    positions: dict[int, int] = {}
     for number, (sample, more) in enumerate(zip(samples, others, strict=True)):
-        prompt, answers = len(sample.encoded.prompt), [sample.encoded.response, *more]
+        prompt, response = len(sample.encoded.prompt), sample.encoded.response
+        answers = [response, *more]
         branch, place, starts = layout(prompt, [len(answer) for answer in answers])
         branches.append(branch)
         places.append(place)
+        told += [response in sample.options] * len(response)
         for option in sample.options:
             start = starts[answers.index(option)]
             # The prompt's last token predicts every answer's first.
             before = [prompt - 1, *range(start, start + len(option) - 1)]
-            positions += [number * width + one for one in before]
+            if option == response:
+                own += range(len(ids), len(ids) + len(option))
+            where += [positions.setdefault(number * width + one, len(positions)) for one in before]
             ids += option
             lengths.append(len(option))
         if sample.options:
@@ -213,8 +224,11 @@ def _options(samples: Sequence[Sample], others: Sequence[Sequence[tuple[int, ...
     return Options(
         branch=pad(branches, -1)[0],
         place=pad(places, 0)[0],
-        positions=torch.tensor(positions),
+        positions=torch.tensor(list(positions)),
         ids=torch.tensor(ids),
+        where=torch.tensor(where),
+        own=torch.tensor(own, dtype=torch.long),
+        told=torch.tensor(told),
         lengths=lengths,
         sizes=[len(sample.options) for sample in samples if sample.options],
         targets=torch.cat(targets).float(),

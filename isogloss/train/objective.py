@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from isogloss import processes
@@ -98,28 +97,31 @@ def batch_losses(
     )
     parts = {"ce": ce} | ({"kl": kl} if divided else {})
     unheard = taught & ~heard
+    if batch.options is not None and weights.kl:
+        listed = _option_tokens(model, hidden, batch.options, score.keywords["size"])
+        scores = torch.stack([one.sum() for one in listed.split(batch.options.lengths)])
+        parts["options"] = functional.answer_set_kl(scores, batch.options.targets, batch.options.sizes)
+        # A response that is an option is scored already.
+        told = batch.options.told
+        parts["ce"] = parts["ce"] - listed[batch.options.own[unheard[told]]].sum()
+        unheard = unheard & ~told
     if unheard.any():
         alone = score(answers[unheard], batch.response[unheard], None, weighed=(weights.ce, 0.0))
-        parts["ce"] = ce + alone[0]
+        parts["ce"] = parts["ce"] + alone[0]
     if batch.retained.any():
         kept = batch.retained
         parts["retain"] = score(answers[kept], None, _said(batch, kept))[1]
-    if batch.options is not None and weights.kl:
-        parts["options"] = _answer_sets(model, hidden, batch.options, score.keywords["size"])
     if twins is not None and weights.hidden:
         parts["hidden"] = alike(states[0])
     return parts
 
 
-def _answer_sets(model: nn.Module, hidden: Tensor, options: Options, size: int) -> Tensor:
-    """Sum over rows of the divergence between reference model and student over a row's answer options."""
+def _option_tokens(model: nn.Module, hidden: Tensor, options: Options, size: int) -> Tensor:
+    """ln probability of every token of the answer options, in nats."""
     states, fixed = hidden.flatten(0, 1)[options.positions], fused.frozen_head(model)
     if fixed is not None:
-        tokens = fused.token_log_probs(states, fixed, options.ids, size=size)
-    else:
-        tokens = -F.cross_entropy(head(model, states).float(), options.ids, reduction="none")
-    scores = torch.stack([part.sum() for part in tokens.split(options.lengths)])
-    return functional.answer_set_kl(scores, options.targets, options.sizes)
+        return fused.token_log_probs(states, fixed, options.ids, options.where, size=size)
+    return head(model, states).float().log_softmax(-1)[options.where, options.ids]
 
 
 def _said(batch: Batch, tokens: Tensor) -> Tensor | TopK:

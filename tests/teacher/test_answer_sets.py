@@ -8,7 +8,7 @@ from isogloss.data.chat import Encoded
 from isogloss.losses.functional import answer_set_kl
 from isogloss.losses.fused import frozen_head, token_log_probs
 from isogloss.model.branches import branched_hidden, branches_fit, layout, visible
-from isogloss.model.decoder import last_hidden
+from isogloss.model.decoder import head, last_hidden
 from isogloss.teacher.rows import Row
 from isogloss.teacher.signals import hidden_signals
 from isogloss.train.batch import collate, samples_of
@@ -100,19 +100,20 @@ def test_a_recurrent_layer_takes_no_branches(tiny):
 
 @pytest.mark.parametrize("size", [1, 3, 100])
 def test_token_log_probabilities_equal_autograd_through_all_logits(tiny, size):
-    """Each token weighed differently, as the options of a row are; float64, to 1e-9."""
+    """Each token weighed differently, as the options of a row are, some at one place; float64, to 1e-9."""
     model = tiny("gemma3_text", dtype=torch.float64)
     fixed = frozen_head(model.requires_grad_(False))
     torch.manual_seed(0)
     states = torch.randn(7, model.config.hidden_size, dtype=torch.float64)
-    ids, weigh = torch.randint(0, 269, (7,)), torch.randn(7, dtype=torch.float64)
+    where = torch.tensor([0, 3, 3, 1, 2, 0, 6, 4, 3, 5])
+    ids, weigh = torch.randint(0, 269, where.shape), torch.randn(len(where), dtype=torch.float64)
     found = []
     for fused in (True, False):
         one = states.clone().requires_grad_()
         if fused:
-            said = token_log_probs(one, fixed, ids, size=size)
+            said = token_log_probs(one, fixed, ids, where, size=size)
         else:
-            said = fixed.logits(one).log_softmax(-1).gather(1, ids[:, None])[:, 0]
+            said = fixed.logits(one).log_softmax(-1)[where, ids]
         (said * weigh).sum().backward()
         found.append((said.detach(), one.grad))
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
@@ -146,31 +147,43 @@ def test_the_target_is_the_models_own_reading_of_the_english_options(tiny, kind)
 
 @pytest.mark.parametrize("kind", ["qwen3", "gemma3_text"])
 def test_a_mixed_batch_equals_rows_apart(tiny, five, student, kind):
-    """Answer sets beside a row that has none: loss and gradients are those of separate forwards."""
+    """Rows with answer sets, one whose answer is no option, and one without: as separate forwards."""
     model = tiny(kind)
     rows = [row(0), row(1, language="ru", response=OPTIONS[2]), row(2, language="es", options=(), twins=())]
+    rows.append(row(3, language="fr", response=(99, 98, 1)))
     signals = hidden_signals(model, rows, layer=2, pad_id=0)
     adapters = student(model, five)
-    weights = Weights(ce=0.0, kl=1.0, layer=2)
+    weights = Weights(ce=1.0, kl=1.0, layer=2)
     parts = batch_losses(adapters.model, collate(samples_of(rows, signals), 0), weights, adapters)
-    parts["options"].backward()
+    (parts["options"] + parts["ce"] + parts["kl"]).backward()
     packed = {name: p.grad.clone() for name, p in adapters.parameters().items()}
     for p in adapters.parameters().values():
         p.grad = None
-    total = 0.0
-    for one, signal in zip(rows[:2], signals[:2], strict=True):
-        scores = []
-        for option in OPTIONS:
+    total = nll = 0.0
+    for one, signal in zip(rows, signals, strict=True):
+
+        def said(answer, one=one):
             adapters.set_path([one.language])
-            ids = torch.tensor([[*one.student.prompt, *option]])
+            ids = torch.tensor([[*one.student.prompt, *answer]])
             logits = adapters.model(input_ids=ids, use_cache=False).logits[0]
-            said = logits[len(one.student.prompt) - 1 : -1].log_softmax(-1)
-            scores.append(said.gather(1, torch.tensor(option)[:, None]).sum())
-        log_q, log_p = F.log_softmax(torch.stack(scores), 0), signal.options.log_softmax(0)
-        loss = (log_p.exp() * (log_p - log_q)).sum()
+            return logits[len(one.student.prompt) - 1 : -1].log_softmax(-1)
+
+        def score(answer, said=said):
+            return said(answer).gather(1, torch.tensor(answer)[:, None]).sum()
+
+        loss = ce = -score(one.student.response)
+        if one.options:
+            log_q = F.log_softmax(torch.stack([score(option) for option in OPTIONS]), 0)
+            log_p = signal.options.log_softmax(0)
+            loss = loss + (divergence := (log_p.exp() * (log_p - log_q)).sum())
+            total += divergence.item()
+        else:
+            log_q, log_p = said(one.student.response), head(model, signal.teacher).log_softmax(-1).detach()
+            loss = loss + (log_p.exp() * (log_p - log_q)).sum()
         loss.backward()
-        total += loss.item()
+        nll += ce.item()
     adapters.off()
     assert parts["options"].item() == pytest.approx(total, rel=1e-4)
+    assert parts["ce"].item() == pytest.approx(nll, rel=1e-4)
     for name, p in adapters.parameters().items():
         torch.testing.assert_close(packed[name], p.grad, rtol=1e-3, atol=1e-5)
