@@ -42,6 +42,17 @@ def layout(prompt: int, answers: Sequence[int]) -> tuple[list[int], list[int], l
     return branch, place, starts
 
 
+def predictors(prompt: int, start: int, length: int) -> list[int]:
+    """Where the tokens of an answer are predicted in its row: the prompt's last token predicts every first.
+
+    Args:
+        prompt: Tokens of the prompt.
+        start: Where the answer begins.
+        length: Tokens of the answer.
+    """
+    return [prompt - 1, *range(start, start + length - 1)]
+
+
 def visible(branch: Int[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens tokens"]:
     """Which token (second axis) may look at which (third axis); padding sees itself alone."""
     tokens = branch.shape[1]

@@ -158,7 +158,7 @@ class _Reading:
     sets: list[int]
     """English prompts with all answers of a closed set,"""
     options: list[int]
-    """of which answers are,"""
+    """of which so many go through the head,"""
     twins: list[int]
     """and English twins, up to a layer."""
 
@@ -178,7 +178,8 @@ def _read(rows: Sequence[Row], settings: Distill) -> _Reading:
     return _Reading(
         _privileged(alone),
         [len(key[0]) + answers[key] for key in ordered],
-        [answers[key] for key in ordered],
+        # The prompt's end predicts the first token of all.
+        [answers[key] - len(key[1]) + 1 for key in ordered],
         [len(prompt) for prompt, _ in twins],
     )
 

@@ -23,7 +23,7 @@ from isogloss.data.chat import pad
 from isogloss.languages import SOURCE
 from isogloss.losses.fused import frozen_head
 from isogloss.losses.topk import TopK, pack, unpack
-from isogloss.model.branches import branched_hidden, branches_fit, layout
+from isogloss.model.branches import branched_hidden, branches_fit, layout, predictors
 from isogloss.model.cost import Meter, Stage
 from isogloss.model.decoder import causal_of, head, parts_of
 from isogloss.teacher.cache import Cache, row_key
@@ -182,15 +182,14 @@ def _option_signals(
             kept.spent.teacher_tokens += int(mask.sum())
             kept.spent.teacher_calls += len(chosen)
             hidden = branched_hidden(model, ids, branch, place)
-            at, options = [], [option for n in chosen for option in sets[n][1]]
+            at: dict[int, int] = {}
+            where, options = [], [option for n in chosen for option in sets[n][1]]
             for row, (n, (_, _, starts)) in enumerate(zip(chosen, laid, strict=True)):
                 for start, option in zip(starts, sets[n][1], strict=True):
-                    # The prompt's last token predicts every answer's first.
-                    before = [len(sets[n][0]) - 1, *range(start, start + len(option) - 1)]
-                    at += [row * ids.shape[1] + one for one in before]
-            said = _log_probs(
-                model, hidden.flatten(0, 1)[at], torch.tensor([*chain(*options)]).to(ids.device)
-            )
+                    for one in predictors(len(sets[n][0]), start, len(option)):
+                        where.append(at.setdefault(row * ids.shape[1] + one, len(at)))
+            states = hidden.flatten(0, 1)[list(at)]
+            said = _log_probs(model, states, *torch.tensor([[*chain(*options)], where]).to(ids.device))
             scores = torch.stack([one.sum() for one in said.split([len(option) for option in options])])
             found = list(scores.split([len(sets[n][1]) for n in chosen]))
             kept.spent.add(meter)
@@ -200,11 +199,14 @@ def _option_signals(
     return dict(zip(sets, kept.tensors(), strict=True))
 
 
-def _log_probs(model: nn.Module, states: Tensor, ids: Tensor) -> Float[Tensor, " tokens"]:
-    """ln probability of a token at each state, the logits of a chunk at a time."""
+def _log_probs(model: nn.Module, states: Tensor, ids: Tensor, where: Tensor) -> Float[Tensor, " tokens"]:
+    """ln probability of tokens, each predicted at one of the states, the logits of a chunk at a time."""
     fixed, vocab = frozen_head(model), causal_of(model).config.get_text_config().vocab_size
     size, found = max(1, LOGITS // vocab), []
-    for part, own in zip(states.split(size), ids.split(size), strict=True):
-        logits = (fixed.logits(part) if fixed else head(model, part)).float()
-        found.append(logits.gather(1, own[:, None])[:, 0] - logits.logsumexp(1))
-    return torch.cat(found)
+    if fixed is None:
+        for part, own in zip(states[where].split(size), ids.split(size), strict=True):
+            logits = head(model, part).float()
+            found.append(logits.gather(1, own[:, None])[:, 0] - logits.logsumexp(1))
+        return torch.cat(found)
+    sums = torch.cat([fixed.logits(part).logsumexp(1) for part in states.split(size)])
+    return fixed.token_logits(states[where], ids) - sums[where]

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from isogloss.data.chat import Encoded, pad, response_positions
 from isogloss.languages import SOURCE
 from isogloss.losses.topk import TopK
-from isogloss.model.branches import layout
+from isogloss.model.branches import layout, predictors
 from isogloss.model.standardise import Statistics, standardised, statistics_of, unscaled
 from isogloss.teacher.rows import Row
 from isogloss.teacher.signals import Signal
@@ -115,8 +115,7 @@ class Options:
         positions: Where option tokens are predicted, in the flattened batch, each place once.
         ids: The option tokens.
         where: Which of the positions predicts each.
-        own: Which option tokens are the row's response, where that is an option,
-        told: and which of the batch's response tokens are these.
+        own: Which option tokens are the row's response, where that is an option.
         lengths: Tokens of each option.
         sizes: Options of each row that has any.
         targets: ln probability of each option under the reference model, in the order of `lengths`.
@@ -128,7 +127,6 @@ class Options:
     ids: Tensor
     where: Tensor
     own: Tensor
-    told: Tensor
     lengths: list[int]
     sizes: list[int]
     targets: Tensor
@@ -157,6 +155,8 @@ class Batch:
     meanings: Tensor
     scored: Tensor
     retained: Tensor
+    listed: Tensor
+    """Which response tokens are an answer option's, and scored with the options."""
     teacher: Tensor | TopK | None
     options: Options | None = None
 
@@ -194,13 +194,16 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         meanings=torch.tensor([sample.meaning for sample in samples]),
         scored=scored,
         retained=scored & english.repeat_interleave(torch.tensor(lengths)),
+        listed=torch.tensor([s.encoded.response in s.options for s in samples]).repeat_interleave(
+            torch.tensor(lengths)
+        ),
         teacher=_joined(said),
         options=_options(samples, others, ids.shape[1]) if any(s.options for s in samples) else None,
     )
 
 
 def _options(samples: Sequence[Sample], others: Sequence[Sequence[tuple[int, ...]]], width: int) -> Options:
-    branches, places, ids, where, own, told, lengths, targets = [], [], [], [], [], [], [], []
+    branches, places, ids, where, own, lengths, targets = [], [], [], [], [], [], []
     positions: dict[int, int] = {}
     for number, (sample, more) in enumerate(zip(samples, others, strict=True)):
         prompt, response = len(sample.encoded.prompt), sample.encoded.response
@@ -208,14 +211,12 @@ def _options(samples: Sequence[Sample], others: Sequence[Sequence[tuple[int, ...
         branch, place, starts = layout(prompt, [len(answer) for answer in answers])
         branches.append(branch)
         places.append(place)
-        told += [response in sample.options] * len(response)
         for option in sample.options:
             start = starts[answers.index(option)]
-            # The prompt's last token predicts every answer's first.
-            before = [prompt - 1, *range(start, start + len(option) - 1)]
             if option == response:
                 own += range(len(ids), len(ids) + len(option))
-            where += [positions.setdefault(number * width + one, len(positions)) for one in before]
+            for one in predictors(prompt, start, len(option)):
+                where.append(positions.setdefault(number * width + one, len(positions)))
             ids += option
             lengths.append(len(option))
         if sample.options:
@@ -228,7 +229,6 @@ def _options(samples: Sequence[Sample], others: Sequence[Sequence[tuple[int, ...
         ids=torch.tensor(ids),
         where=torch.tensor(where),
         own=torch.tensor(own, dtype=torch.long),
-        told=torch.tensor(told),
         lengths=lengths,
         sizes=[len(sample.options) for sample in samples if sample.options],
         targets=torch.cat(targets).float(),

@@ -98,13 +98,12 @@ def batch_losses(
     parts = {"ce": ce} | ({"kl": kl} if divided else {})
     unheard = taught & ~heard
     if batch.options is not None and weights.kl:
-        listed = _option_tokens(model, hidden, batch.options, score.keywords["size"])
-        scores = torch.stack([one.sum() for one in listed.split(batch.options.lengths)])
+        tokens = _option_tokens(model, hidden, batch.options, score.keywords["size"])
+        scores = torch.stack([one.sum() for one in tokens.split(batch.options.lengths)])
         parts["options"] = functional.answer_set_kl(scores, batch.options.targets, batch.options.sizes)
-        # A response that is an option is scored already.
-        told = batch.options.told
-        parts["ce"] = parts["ce"] - listed[batch.options.own[unheard[told]]].sum()
-        unheard = unheard & ~told
+        # A response that is an option is scored already; of its tokens no teacher speaks.
+        parts["ce"] = parts["ce"] - tokens[batch.options.own].sum()
+        unheard = unheard & ~batch.listed
     if unheard.any():
         alone = score(answers[unheard], batch.response[unheard], None, weighed=(weights.ce, 0.0))
         parts["ce"] = parts["ce"] + alone[0]
