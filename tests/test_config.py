@@ -621,6 +621,19 @@ def test_a_run_of_an_earlier_release_is_refused_with_every_new_name(tmp_path):
     ]
 
 
+def test_a_run_that_made_no_use_of_what_is_gone_still_opens(tmp_path):
+    """Its config.yaml has all settings; one that changed something is refused as anywhere."""
+    (tmp_path / "ledger.json").write_text("{}")
+    idle = "adapter: {type: lora}, on_policy: 0.0, level_dropout: 0.0, shrinkage: 0.0"
+    text = f"distill: {{{idle}, loraplus_lr_ratio: 1.0, kl_mask: all, epochs: 2}}"
+    (tmp_path / "config.yaml").write_text(text)
+    found = load_config(tmp_path)
+    assert (found.distill.epochs, found.run) == (2, tmp_path)
+    (tmp_path / "config.yaml").write_text(text.replace("on_policy: 0.0", "on_policy: 0.25"))
+    with pytest.raises(ConfigError, match="on_policy was removed: its steps took longer"):
+        load_config(tmp_path)
+
+
 def test_how_steps_are_made_is_set_for_both_stages():
     """Today's values where nobody says otherwise."""
     config = load_config()

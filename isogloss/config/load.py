@@ -16,7 +16,7 @@ from pydantic import (
 from isogloss.config.defaults import Facts, by_model, look_up
 from isogloss.config.errors import explained
 from isogloss.config.paths import is_model_folder, misplaced
-from isogloss.config.renamed import advice
+from isogloss.config.renamed import advice, drop_idle
 from isogloss.config.schema import Config
 from isogloss.config.yaml_io import Written, read_entries
 from isogloss.errors import ConfigError
@@ -49,6 +49,7 @@ def load_config(
                 f"{folder / 'config.yaml'} is empty; restore it, or begin in another run folder"
             )
         written.entries["run"] = str(folder)  # whatever it was called when it was made
+        drop_idle(written.entries)
     else:
         written = Written("settings") if path is None else read_entries(path)
     for override in overrides:

@@ -1,6 +1,7 @@
 """Settings of earlier releases: what each is called today, or what to do instead."""
 
 from collections.abc import Mapping
+from typing import Any
 
 RENAMED: Mapping[str, str] = {
     "tune.batch": "tune.batch_size",
@@ -52,6 +53,28 @@ GONE |= {
     for name in names
 }
 """What to do instead of a setting that there is not."""
+
+
+DID_NOTHING: Mapping[str, object] = {
+    "distill.adapter.type": "lora",
+    "distill.on_policy": 0,
+    "distill.level_dropout": 0,
+    "distill.shrinkage": 0,
+    "distill.loraplus_lr_ratio": 1,
+    "distill.kl_mask": "all",
+}
+"""Removed settings by the value at which they changed nothing: an earlier run that has it still opens."""
+
+
+def drop_idle(entries: dict[str, Any]) -> None:
+    """Take removed settings that changed nothing out of an earlier run's settings."""
+    for name, idle in DID_NOTHING.items():
+        *above, last = name.split(".")
+        group: Any = entries
+        for part in above:
+            group = group.get(part) if isinstance(group, dict) else None
+        if isinstance(group, dict) and last in group and group[last] == idle:
+            del group[last]
 
 
 def advice(name: str) -> str | None:
