@@ -3,8 +3,8 @@
 PEFT injects, names and stores the adapter; only the two small products are ours. They read, for
 each row of the batch, just the rank rows on that row's path: Σ r(path) instead of Σ r(tree), so
 the cost of a step does not grow with the number of languages. While something learns, these rows are
-gathered for all adapters at once when the path is set. Where a processor learns and the batch as a whole
-reads few rows, and where nothing learns, all of the batch read them in one masked product instead.
+gathered for all adapters at once when the path is set; while nothing does, plain linear layers read what the
+whole batch reads in one masked product instead.
 
 Adapters are off until a path is set. The path is state that the model reads during forward *and* during the
 recomputation of gradient checkpointing: set it before the student's forward and leave it until backward is
@@ -31,15 +31,12 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from isogloss.adapters.routing import Routing, Shared, rows_of_all
+from isogloss.adapters.routing import Routing, Shared
 from isogloss.adapters.tree import Node, Tree
 from isogloss.errors import ConfigError
 from isogloss.model.decoder import causal_of, decoder_prefix, layers_of
 
 ADAPTER = "default"
-WIDEST = 8
-"""Times the width of a path up to which a processor that learns reads all of a batch's rows in one product:
-one large product takes less than many small ones (docs/log.md)."""
 FEW = 64
 """Tokens up to which a processor sets up a product in half precision for longer than one in float32 takes."""
 
@@ -50,17 +47,15 @@ class _Part(nn.Linear):
     scaled = False
     """Rows that fill up a short path are zero."""
     routing: Routing
-    read: Float[Tensor, "*batch width features"] | None
-    """What was gathered for a batch that is learned from: rows of each of its texts, or of all together,"""
-    mask: Float[Tensor, "batch 1 width"] | None
-    """and then which text reads which of them; None where all read all."""
+    read: Float[Tensor, "batch width features"] | None
+    """What was gathered for a batch that is learned from."""
 
     def by_rank(self) -> Float[Tensor, "rank features"]:
         """The weight, the tree's rows first."""
         return self.weight
 
-    def rows(self, dtype: torch.dtype) -> Float[Tensor, "*batch width features"]:
-        """What each row of the batch reads, or all of it reads."""
+    def rows(self, dtype: torch.dtype) -> Float[Tensor, "batch width features"]:
+        """What each row of the batch reads."""
         if self.read is not None:
             return self.read.to(dtype)
         return self.routing.gather(self.by_rank(), dtype, scaled=self.scaled)
@@ -75,8 +70,7 @@ class _Down(_Part):
                 f"distill.adapter.target_modules: one, of {self.in_features} features, reads tokens apart "
                 "from their rows, as routers and experts do; name linear layers outside them"
             )
-        read = input @ self.rows(input.dtype).mT
-        return read if self.mask is None else read * self.mask.to(read.dtype)
+        return input @ self.rows(input.dtype).transpose(1, 2)
 
 
 class _Up(_Part):
@@ -103,11 +97,8 @@ class _Plain(LoraLinear):
         a: Any = self.lora_A[ADAPTER]
         b: Any = self.lora_B[ADAPTER]
         if torch.is_grad_enabled() and a.read is not None and a.read.dtype == x.dtype:
-            base, read = self.base_layer(x, *args, **kwargs), a(x)
-            if b.read.ndim == 3:
-                return torch.baddbmm(base, read, b.read, alpha=self.scaling[ADAPTER])
-            flat = torch.addmm(base.flatten(0, 1), read.flatten(0, 1), b.read, alpha=self.scaling[ADAPTER])
-            return flat.view_as(base)
+            base = self.base_layer(x, *args, **kwargs)
+            return torch.baddbmm(base, a(x), b.read, alpha=self.scaling[ADAPTER])
         if self.path is None or torch.is_grad_enabled():
             return super().forward(x, *args, **kwargs)
         down, up, mask = self.path
@@ -255,41 +246,32 @@ class TreeLora:
 
     def set_path(self, languages: Sequence[str]) -> None:
         """As `on`, for a training step whose backward lies outside; a node's name reads as far as it."""
-        width, device = max(1, self.tree.path_rank()), next(self.model.parameters()).device
-        self.routing.set(languages, device, width=width)
+        width = max(1, self.tree.path_rank())
+        self.routing.set(languages, next(self.model.parameters()).device, width=width)
         self._forget()
-        learns = torch.is_grad_enabled()
-        shared = self.routing.shared() if not learns or device.type == "cpu" else None
+        shared = None if torch.is_grad_enabled() else self.routing.shared()
         for layer in self.layers():
             layer._disable_adapters = False
             if isinstance(layer, _Plain):
-                layer.follow(None if learns else shared)
+                layer.follow(shared)
         # Where layers are computed again in backward, each on its own, each gathers for itself.
-        if learns and not any(
+        if torch.is_grad_enabled() and not any(
             getattr(layer, "gradient_checkpointing", False) for layer in layers_of(self.model)
         ):
-            self._gather(shared if shared is not None and len(shared[0]) <= WIDEST * width else None)
+            self._gather()
 
     def _forget(self) -> None:
         for part in self.parts():
-            part.read = part.mask = None
+            part.read = None
 
-    def _gather(self, shared: Shared | None) -> None:
-        """For the batch that is learned from: the rows of all adapters, those of one shape together.
-
-        Args:
-            shared: What all of the batch read in one product; None where each text has rows of its own.
-        """
+    def _gather(self) -> None:
+        """For the batch that is learned from: the rows of all adapters, those of one shape together."""
         dtype = causal_of(self.model).dtype
         for parts in self._alike:
             weights = [part.by_rank() for part in parts]
-            if shared is None:
-                gathered = self.routing.gather_all(weights, dtype, self._forget, scaled=parts[0].scaled)
-            else:
-                gathered = rows_of_all(weights, shared[0], self._forget).to(dtype).unbind()
+            gathered = self.routing.gather_all(weights, dtype, self._forget, scaled=parts[0].scaled)
             for part, read in zip(parts, gathered, strict=True):
                 part.read = read
-                part.mask = None if shared is None or part.scaled else shared[1]
 
     @cached_property
     def _alike(self) -> list[list[_Part]]:

@@ -33,18 +33,6 @@ class _Rows(torch.autograd.Function):
         return None, None, *whole.index_add_(1, ctx.rows, found).unbind()
 
 
-def rows_of_all(
-    weights: Sequence[Float[Tensor, "rank features"]], rows: Int[Tensor, " rows"], spent: Callable[[], None]
-) -> Float[Tensor, "weights rows features"]:
-    """The same rows of many weights of one shape: a few operations where each would take its own.
-
-    Args:
-        spent: Called in backward, after which what was gathered can be learned from no more.
-    """
-    found: Any = _Rows.apply(rows, spent, *weights)
-    return found
-
-
 class Routing:
     """Which rows each row of the current batch reads; shared by all adapters.
 
@@ -117,9 +105,14 @@ class Routing:
         *,
         scaled: bool = False,
     ) -> Sequence[Float[Tensor, "batch width features"]]:
-        """As `gather`, for many weights of one shape; `spent` as in `rows_of_all`."""
+        """As `gather`, for many weights of one shape: a few operations where each would take its own.
+
+        Args:
+            spent: Called in backward, after which what was gathered can be learned from no more.
+        """
         rows, scale, path_of = self._set()
-        found = rows_of_all(weights, rows.flatten(), spent).unflatten(1, rows.shape)
+        found: Any = _Rows.apply(rows.flatten(), spent, *weights)
+        found = found.unflatten(1, rows.shape)
         found = found * scale if scaled else found
         return found.to(dtype).index_select(1, path_of).unbind()
 
