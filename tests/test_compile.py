@@ -42,10 +42,10 @@ def test_compiled_layers_learn_the_same(trained, stage):
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_layers_share_what_was_compiled(trained, stage):
-    """Three layers, five shapes: a graph of the first shape and one of all others, for layers that
+    """Three layers, five shapes: at most a graph of the first shape and one of all others, for layers that
     are observed and for others. Nothing falls back to Python; afterwards layers are plain."""
     found = json.loads((trained / f"aot_eager-{stage}" / "compiled.json").read_text())
-    assert 2 <= found.pop("graphs") <= 2 * stage
+    assert 1 <= found.pop("graphs") <= 2 * stage
     assert found == {"breaks": [], "plain": True}
 
 

@@ -84,7 +84,9 @@ def batch_losses(
             hidden = branched_hidden(model, batch.ids, batch.options.branch, batch.options.place)
     answers = hidden.flatten(0, 1)[batch.positions]
 
-    taught = ~batch.retained
+    taught, sets = ~batch.retained, batch.options if weights.kl else None
+    if sets is not None:  # a response that is an option is scored with them
+        taught = taught & ~batch.listed
     divided = batch.teacher is not None and bool(weights.kl)
     heard = taught & batch.scored if divided else taught
     ce, kl = score(
@@ -97,13 +99,11 @@ def batch_losses(
     )
     parts = {"ce": ce} | ({"kl": kl} if divided else {})
     unheard = taught & ~heard
-    if batch.options is not None and weights.kl:
-        tokens = _option_tokens(model, hidden, batch.options, score.keywords["size"])
-        scores = torch.stack([one.sum() for one in tokens.split(batch.options.lengths)])
-        parts["options"] = functional.answer_set_kl(scores, batch.options.targets, batch.options.sizes)
-        # A response that is an option is scored already; of its tokens no teacher speaks.
-        parts["ce"] = parts["ce"] - tokens[batch.options.own].sum()
-        unheard = unheard & ~batch.listed
+    if sets is not None:
+        tokens = _option_tokens(model, hidden, sets, score.keywords["size"])
+        scores = torch.stack([one.sum() for one in tokens.split(sets.lengths)])
+        parts["options"] = functional.answer_set_kl(scores, sets.targets, sets.sizes)
+        parts["ce"] = parts["ce"] - tokens[sets.own].sum()
     if unheard.any():
         alone = score(answers[unheard], batch.response[unheard], None, weighed=(weights.ce, 0.0))
         parts["ce"] = parts["ce"] + alone[0]

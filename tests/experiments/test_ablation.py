@@ -69,7 +69,7 @@ def test_every_variant_is_one_of_a_model_that_was_trained_before_too(name):
         "distill.similarity_layer=2",
     ]
     changed = with_overrides(load_config(None, settings), parse(name).overrides).distill
-    without = ("no-kl", "no-english")
+    without = ("no-kl", "no-english", "sft")
     assert changed.teacher_view == ("prompt" if name in without else "english")
 
 

@@ -146,6 +146,6 @@ def _refuse_mismatch(
         if id not in rows or id not in firsts:
             has, lacks = (first, code) if id in firsts else (code, first)
             raise DataError(f"id {id} is there in {has} but not in {lacks}; both must have it", path)
-        if rows[id]["intent"] != firsts[id]["intent"]:
-            message = f"id {id} is {rows[id]['intent']!r} in {code} but {firsts[id]['intent']!r} in {first}"
+        if rows[id].intent != firsts[id].intent:
+            message = f"id {id} is {rows[id].intent!r} in {code} but {firsts[id].intent!r} in {first}"
             raise DataError(message + "; translations share their intent", path)
