@@ -131,7 +131,7 @@ def _lines(path: Path, changed: int) -> tuple[_Line, ...]:
             if not is_text(row.get(key)):
                 hint = "it must be a text" if key in row else nearest(key, list(row))
                 raise DataError(f"no text under the key {key!r}; {hint}", path, number)
-        found.append(_Line(*(row[key] for key in keys), number))
+        found.append(_Line._make([*(row[key] for key in keys), number]))
     return tuple(found)
 
 
