@@ -205,9 +205,7 @@ class _TokenLogProbs(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple:
         mean, ids, where = ctx.saved_tensors
         each = outer[0][:, None]
-        own = ctx.head.sparse_input_grad(
-            each, ctx.softcap if isinstance(ctx.softcap, float) else ctx.softcap[:, None], ids[:, None]
-        )
+        own = ctx.head.sparse_input_grad(each, ctx.softcap, ids[:, None])
         sums = each.new_zeros(len(mean), 1).index_add_(0, where, each)
         gradient = wide(mean) * -sums
         return gradient.index_add_(0, where, wide(own)).to(mean.dtype), None, None, None, None

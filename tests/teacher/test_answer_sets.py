@@ -1,5 +1,7 @@
 """Answer-set distillation: what is packed into one row equals rows read apart, in value and in gradient."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -98,11 +100,12 @@ def test_a_recurrent_layer_takes_no_branches(tiny):
     assert not branches_fit(model)
 
 
+@pytest.mark.parametrize("cap", [None, 3.0])
 @pytest.mark.parametrize("size", [1, 3, 100])
-def test_token_log_probabilities_equal_autograd_through_all_logits(tiny, size):
+def test_token_log_probabilities_equal_autograd_through_all_logits(tiny, size, cap):
     """Each token weighed differently, as the options of a row are, some at one place; float64, to 1e-9."""
     model = tiny("gemma3_text", dtype=torch.float64)
-    fixed = frozen_head(model.requires_grad_(False))
+    fixed = replace(frozen_head(model.requires_grad_(False)), cap=cap)
     torch.manual_seed(0)
     states = torch.randn(7, model.config.hidden_size, dtype=torch.float64)
     where = torch.tensor([0, 3, 3, 1, 2, 0, 6, 4, 3, 5])
