@@ -57,7 +57,11 @@ class Head:
             z = rounded.float().add_(torch.addmm(rounded, hidden, weight.T, beta=-1))
             with torch.no_grad():
                 announce(self.linear, hidden)
-        z = z if self.linear.bias is None else z + self.linear.bias
+        return self._finished(z, self.linear.bias)
+
+    def _finished(self, z: Tensor, bias: Tensor | None) -> Tensor:
+        """What stands behind the product: bias, scale and cap."""
+        z = z if bias is None else z + bias
         z = z if self.scale == 1.0 else z * self.scale
         return z if self.cap is None else torch.tanh(z / self.cap) * self.cap
 
@@ -65,10 +69,8 @@ class Head:
         self, hidden: Float[Tensor, "tokens hidden"], ids: Int[Tensor, " tokens"]
     ) -> Float[Tensor, " tokens"]:
         """The logit of one token at each state, from its own row of the head."""
-        z = (wide(hidden) * wide(self.linear.weight[ids])).sum(1) * self.scale
-        if self.linear.bias is not None:
-            z = z + self.linear.bias[ids] * self.scale
-        return z if self.cap is None else torch.tanh(z / self.cap) * self.cap
+        z = (wide(hidden) * wide(self.linear.weight[ids])).sum(1)
+        return self._finished(z, None if self.linear.bias is None else self.linear.bias[ids])
 
     def softcap_grad(self, logits: Float[Tensor, "tokens any"]) -> Tensor | float:
         """Derivative of the capping at some logits."""

@@ -68,7 +68,7 @@ def select_english(run: Run, stage: Stage | None = None) -> selection.Selection:
     with run.reporter.waiting("Selecting English items"):
         if settings.enabled:
             chosen = selection.select(examples, max_chars=settings.max_chars)
-        short = within(chosen.kept, unchanging(run.base_tokenizer), longest_row(run.config))
+        short = within(chosen.kept, run.base_tokenizer, longest_row(run.config))
     chosen = selection.Selection(short.kept, chosen.dropped + short.dropped)
     if not chosen.kept:
         raise DataError(
@@ -78,7 +78,7 @@ def select_english(run: Run, stage: Stage | None = None) -> selection.Selection:
     if settings.keep < 1:
         base = _base(run, run.dtype)
         with run.reporter.bar("Difficulty") as progress, spending(stage or Stage(""), base):
-            scores = difficulty(base, unchanging(run.base_tokenizer), chosen.kept, progress)
+            scores = difficulty(base, run.base_tokenizer, chosen.kept, progress)
         best = selection.keep_best(chosen.kept, scores, settings.keep)
         chosen = selection.Selection(best.kept, chosen.dropped + best.dropped)
     return chosen

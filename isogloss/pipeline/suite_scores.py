@@ -43,9 +43,8 @@ def shared_before(run: Run, plain: retrieval.Model, suite: SuiteData, kept: Path
     """
     if kept is None:
         return score_before(run, plain, suite)
-    asked = measuring(run, suite.name) | data_hashes(suite)
-    asked |= {"adapters": "", "layer": str(run.config.evaluate.layer), "seed": str(run.config.seed)}
-    asked |= {"items": str(len(suite.items)), "isogloss": version("isogloss")}
+    asked = fields_of(suite_signature(run, suite, None, None)) | data_hashes(suite)
+    asked |= {"adapters": "", "layer": str(run.config.evaluate.layer)}
     name = hashlib.sha256(signature(asked).encode()).hexdigest()[:16]
     file = kept / f"{suite.name}-{name}.pickle"
     if file.exists():

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from isogloss import processes
 from isogloss.data.chat import pad
 from isogloss.languages import SOURCE
-from isogloss.losses.fused import frozen_head
+from isogloss.losses.fused import frozen_head, token_log_probs
 from isogloss.losses.topk import TopK, pack, unpack
 from isogloss.model.branches import branched_hidden, branches_fit, layout, predictors
 from isogloss.model.cost import Meter, Stage
@@ -208,5 +208,4 @@ def _log_probs(model: nn.Module, states: Tensor, ids: Tensor, where: Tensor) -> 
             logits = head(model, part).float()
             found.append(logits.gather(1, own[:, None])[:, 0] - logits.logsumexp(1))
         return torch.cat(found)
-    sums = torch.cat([fixed.logits(part).logsumexp(1) for part in states.split(size)])
-    return fixed.token_logits(states[where], ids) - sums[where]
+    return token_log_probs(states, fixed, ids, where, size=size)
