@@ -45,7 +45,7 @@ def join(run: Path, seed: int, code: str, joining: list[str]) -> None:
         (part / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         command("isogloss", "add-language", part, code, *overrides(joining))
         part.rename(run)
-    command("isogloss", "evaluate", run / "config.yaml")
+    command("isogloss", "evaluate", run)
 
 
 def scores(run: Path, code: str) -> dict[str, float]:

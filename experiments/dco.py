@@ -18,14 +18,13 @@ import torch
 from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import Trainer
 
 from isogloss.data.chat import pad, response_positions
 from isogloss.data.examples import ParallelExample
 from isogloss.languages import SOURCE
-from isogloss.losses.fused import frozen_head, token_log_probs
-from isogloss.model.decoder import head, last_hidden
+from isogloss.losses.fused import token_log_probs
+from isogloss.model.decoder import last_hidden
 from isogloss.teacher.rows import Row
 from isogloss.train.objective import chunk_size
 
@@ -87,12 +86,8 @@ def log_odds(model: nn.Module, pairs: Sequence[Pair], pad_id: int) -> Float[Tens
     at = response_positions([len(prompt) for prompt, _ in texts], lengths, ids.shape[1]).to(device)
     states = last_hidden(model, ids, mask).flatten(0, 1)[at]
     said = torch.tensor([token for _, answer in texts for token in answer], device=device)
-    fixed = frozen_head(model)
-    if fixed is not None:
-        where = torch.arange(len(said), device=device)
-        tokens = token_log_probs(states, fixed, said, where, size=chunk_size(model, ids.is_cuda))
-    else:
-        tokens = -F.cross_entropy(head(model, states).float(), said, reduction="none")
+    where = torch.arange(len(said), device=device)
+    tokens = token_log_probs(model, states, said, where, size=chunk_size(model, ids.is_cuda))
     each = torch.stack([one.sum() for one in tokens.split(lengths)]).view(len(pairs), 2, 2)
     return each[..., 0] - each[..., 1]
 

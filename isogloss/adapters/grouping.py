@@ -1,6 +1,6 @@
 """Which languages share a node: by a file, at random, or by how the model represents parallel sentences.
 
-Each gives a family name per language, which `nodes.build_tree` takes in place of Glottolog's branches.
+Each gives a family name per language, which `tree.build_tree` takes in place of Glottolog's branches.
 """
 
 import random

@@ -245,7 +245,11 @@ class TreeLora:
             self.off()
 
     def set_path(self, languages: Sequence[str]) -> None:
-        """As `on`, for a training step whose backward lies outside; a node's name reads as far as it."""
+        """Set each row's path and leave it set, so that backward and recomputed layers read it too.
+
+        Args:
+            languages: Of each row a language code, or a node's name, which ends the path at that node.
+        """
         width = max(1, self.tree.path_rank())
         self.routing.set(languages, next(self.model.parameters()).device, width=width)
         self._forget()

@@ -90,7 +90,7 @@ def _refuse(lines: str) -> None:
 
 
 def _stopped() -> None:
-    err.print("stopped; the same command goes on where it was")
+    err.print("stopped; the same command resumes from the last checkpoint")
     sys.exit(INTERRUPTED)
 
 

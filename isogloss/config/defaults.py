@@ -60,7 +60,7 @@ def table(facts: Facts | None, get: Callable[[str, Any], Any]) -> dict[str, Defa
 
     Args:
         facts: None where the model is not at hand: then it is taken for a large one.
-        get: Gives a setting as it was written, or what stands behind the comma.
+        get: Gives a setting as it was written, or the given default.
     """
     method = get("tune.method", "lora")
     size = facts.parameters if facts else MIDDLE + 1

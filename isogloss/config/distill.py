@@ -152,8 +152,8 @@ class Distill(Optimisation):
     teacher: Teacher = SelfTeacher()
     """Whose reading of the privileged prompt is learned: the frozen model's own, another's, or a server's."""
     teacher_view: Literal["english", "prompt"] = "prompt"
-    """How the teacher reads a row: `english` – the English twin alone, where the answer is the same words in
-    every language or one of a closed set; the privileged prompt elsewhere –, or always the prompt."""
+    """`prompt`: always the privileged prompt. `english`: the English twin alone where the answer is the same
+    in every language or one of a closed set, otherwise the privileged prompt."""
     teacher_reads: Annotated[tuple[Literal["texts", "twin", "answer"], ...], AfterValidator(once)] = (
         "texts",
         "twin",
@@ -188,7 +188,7 @@ class Distill(Optimisation):
     similarity_decay: Fraction = 0.7
     """Share of the steps over which similarity_weight falls to 0; 0 keeps it."""
     similarity_layer: Count | None = None
-    """Decoder layer that the similarity loss reads; two thirds of the way up if not given."""
+    """Decoder layer that the similarity loss reads; by the model if not given."""
     replay_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of rows that replay English of stage 1 through the root alone, with KL to the reference model,
     whatever the other weights."""

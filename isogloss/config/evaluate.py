@@ -43,7 +43,7 @@ class ParallelSuite(Settings):
     """What the suite parallel holds."""
 
     path: Place | None = None
-    """Parallel JSON lines, as data of type parallel has them, with responses."""
+    """Parallel JSON lines, as data of type parallel has them; with responses accuracy is measured too."""
 
 
 class Translation(Settings):

@@ -100,7 +100,6 @@ OWN = (
     "data_root",
     "parallel_text",
     "languages.items",
-    "languages.amounts",
     "distill.responses",
     "distill.teacher",
     "distill.max_new_tokens",

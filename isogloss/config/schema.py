@@ -41,8 +41,8 @@ class Config(Settings):
     """While adapters learn, each of several processes holds a part of the frozen model's layers, which come
     together as they are read."""
     compile: bool = False
-    """While something learns, torch compiles the decoder's layers: half a minute at first, then shorter steps
-    and less memory on a GPU."""
+    """While something learns, torch compiles the decoder's layers: half a minute at first on a GPU, two on a
+    processor, then shorter steps and less memory."""
     report_to: Annotated[tuple[Tracker, ...], AfterValidator(once)] = ()
     """Trackers that are shown the curves while something learns: they write to the run's `tracking/` and send
     nothing, unless their own environment variables say otherwise."""
@@ -53,7 +53,7 @@ class Config(Settings):
     data: Data = DemoData()
     """What is learned from: one source, or a list of them."""
     parallel_text: tuple[ParallelText, ...] = ()
-    """Pairs without any task, for translation both ways in stage 2."""
+    """Sentence pairs without any task, for stage 2: to translate both ways, and for the hidden-state term."""
     tune: Tune = Tune()
     """Stage 1: English instructions tune the base."""
     distill: Distill = Distill()

@@ -1,1 +1,1 @@
-"""Data: formats, examples, selection and collation; knows no model and no adapter."""
+"""Data: formats, examples, tasks, selection and chat templates; knows no model and no adapter."""

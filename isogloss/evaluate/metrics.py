@@ -35,8 +35,7 @@ def agreement(reference: Sequence[str | None], answers: Sequence[str | None]) ->
 def correct(gold: Sequence[str | None], answers: Sequence[str | None]) -> list[bool]:
     """Per item, whether the answer has the gold meaning; an unreadable one (None) is wrong.
 
-    A gold that cannot be read is nobody's meaning: every answer is wrong. Items whose gold nobody knows are
-    for the caller to leave out, knowingly.
+    Where the gold is None every answer is wrong, so callers leave out items without a label.
 
     Raises:
         ValueError: The two differ in length.

@@ -141,6 +141,8 @@ def serving(run: Run, exported: Sequence[Exported]) -> str:
     limit = next((rank for rank in RANKS if rank >= most), most)
     modules = [f"{one.code}={one.folder}" for one in exported]
     rank = ["--enable-lora", "--max-lora-rank", str(limit)]
+    if len(exported) > 1:  # its default is 1, by which languages would wait for each other
+        rank += ["--max-loras", str(len(exported))]
     return shlex.join(["vllm", "serve", str(run.tuned), *rank, "--lora-modules", *modules])
 
 

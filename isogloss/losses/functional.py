@@ -1,6 +1,7 @@
-"""The losses, as pure functions of tensors: sums over tokens, rows or nodes; divergences in nats.
+"""The losses, as pure functions of tensors: sums over tokens or rows; divergences in nats.
 
-Every function takes response tokens already gathered from both sides, so nothing is masked here.
+Every function takes response tokens already gathered from both sides, so nothing is masked here:
+`data.chat.response_positions` says where responses are predicted, `train.objective` gathers them.
 
 A divergence takes the teacher as dense logits or as its k likeliest tokens and the rest (`TopK`). Of the
 latter it is the divergence between two distributions over k + 1 outcomes, the student's tokens that were not

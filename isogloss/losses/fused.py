@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from isogloss.losses.functional import LEAST, log_softmax, outcomes_of, wide
 from isogloss.losses.topk import TopK
-from isogloss.model.decoder import causal_of, readout
+from isogloss.model.decoder import causal_of, head, readout
 
 Divergence = Literal["forward", "reverse", "jensen_shannon"]
 
@@ -158,12 +158,13 @@ def scored(
 
 
 def token_log_probs(
+    model: nn.Module,
     hidden: Float[Tensor, "places hidden"],
-    head: Head,
     ids: Int[Tensor, " tokens"],
     where: Int[Tensor, " tokens"],
     *,
     size: int,
+    fixed: Head | None = None,
 ) -> Float[Tensor, " tokens"]:
     """ln q(id) of some tokens, in nats, differentiable with respect to the states that predict them.
 
@@ -172,12 +173,20 @@ def token_log_probs(
     the hidden size.
 
     Args:
-        hidden: The student's states, which the head reads.
+        hidden: The model's last hidden states, which its head reads.
         ids: The tokens whose probability is asked for.
         where: The place in `hidden` that predicts each of them.
         size: Places whose logits are held at a time.
+        fixed: The head; the model's own if not given. One that is not frozen serves with autograd.
     """
-    return _TokenLogProbs.apply(hidden, ids, where, head, size)  # type: ignore[return-value]
+    fixed = fixed or frozen_head(model)
+    if fixed is not None:
+        return _TokenLogProbs.apply(hidden, ids, where, fixed, size)  # type: ignore[return-value]
+    found = [
+        head(model, states).float().log_softmax(-1).gather(1, own[:, None])[:, 0]
+        for states, own in zip(hidden[where].split(size), ids.split(size), strict=True)
+    ]
+    return torch.cat(found)
 
 
 class _TokenLogProbs(torch.autograd.Function):

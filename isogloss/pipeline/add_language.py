@@ -1,6 +1,7 @@
 """A finished run learns another language: new nodes are trained, every other one stays as it is to the bit.
 
-Flow: families of the run + the new languages → larger tree → old rows taken over → only new nodes learn.
+Flow: families of the run + the new languages → larger tree → old rows taken over → examples that stand in the
+suites left out → only new nodes learn.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from isogloss.data.sources import parallel_examples
 from isogloss.errors import RunError
 from isogloss.languages import SOURCE
 from isogloss.model.load import check_machine
+from isogloss.pipeline.checks import without_leaks
 from isogloss.pipeline.folder import Run, refuse_unusable, writing
 from isogloss.pipeline.stages import into
 from isogloss.pipeline.training import train_adapters
@@ -38,6 +40,7 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
             raise RunError(f"{code} {what}; name another language")
     check_machine(four_bit=run.config.four_bit, shard=run.config.shard)
     examples = parallel_examples(run.config, run.data_root, codes, run.reporter.say_once)
+    examples = without_leaks(run, examples, codes)
     refuse_unusable(run.config, examples, codes, "add items, or name a file by --data")
     old = run.tree
     tree = run.tree_of(run.families | _families(run, codes))

@@ -8,6 +8,7 @@ from isogloss.adapters.fit import refuse_misfit
 from isogloss.config import ModelTeacher
 from isogloss.data.chat import encode_response
 from isogloss.data.counting import unchanging
+from isogloss.data.examples import ParallelExample
 from isogloss.errors import DataError
 from isogloss.evaluate.items import SuiteData
 from isogloss.evaluate.leaks import Leak, Text, find_leaks, leaking, texts_of, trained_texts
@@ -46,11 +47,32 @@ def leave_out_leaks(run: Run) -> None:
             run.leaks.parent.mkdir(parents=True, exist_ok=True)
             write_json(run.leaks, {"left_out": found})
     if found:
-        what = (
-            "example is left out, as it stands" if len(found) == 1 else "examples are left out, as they stand"
-        )
         ids = "its id" if len(found) == 1 else "their ids"
-        run.reporter.say(f"{len(found)} training {what} in what is evaluated: {run.leaks.name} has {ids}")
+        run.reporter.say(f"{_left_out(len(found))}: {run.leaks.name} has {ids}")
+
+
+def without_leaks(
+    run: Run, examples: Sequence[ParallelExample], codes: Sequence[str]
+) -> list[ParallelExample]:
+    """Examples for languages that the run has not been taught, without those that stand in the suites."""
+    suites = _suite_texts(run, tuple(dict.fromkeys((*run.measured, *codes))))
+    found = set(leaking(suites, trained_texts(examples)))
+    if found:
+        run.reporter.say(_left_out(len(found)))
+    return [example for example in examples if example.id not in found]
+
+
+def _left_out(count: int) -> str:
+    what = "example is left out, as it stands" if count == 1 else "examples are left out, as they stand"
+    return f"{count} training {what} in what is evaluated"
+
+
+def _suite_texts(run: Run, codes: Sequence[str]) -> list[Text]:
+    settings, tests = run.config.evaluate, []
+    with run.reporter.waiting("Reading the suites"):
+        for name in settings.suites:
+            tests += texts_of(load_suite(name, run.data_root, settings, codes))
+    return tests
 
 
 T = TypeVar("T")
@@ -58,10 +80,7 @@ T = TypeVar("T")
 
 def _compared(run: Run, compare: Callable[[Iterable[Text], Iterable[Text]], T]) -> T:
     """What a comparison of the suites' texts with the training data finds."""
-    settings, tests = run.config.evaluate, []
-    with run.reporter.waiting("Reading the suites"):
-        for name in settings.suites:
-            tests += texts_of(load_suite(name, run.data_root, settings, run.measured))
+    tests = _suite_texts(run, run.measured)
     examples = [*{example.id: example for example in run.english}.values(), *run.examples]
     targets = run.config.languages.targets
     read = [run.pairs(targets, use) for use in ("translation", "alignment")]

@@ -162,7 +162,8 @@ def run_distill(run: Run) -> None:
     parallel = sum(row.language != SOURCE for row in rows)
     run.reporter.say(
         f"Stage 2: {parallel} rows in {len(run.taught)} languages {into(run.config)} {len(run.tree.nodes)} "
-        f"nodes, rank {run.tree.path_rank()} a path; {len(rows) - parallel} in English keep the root to it"
+        f"nodes, rank {run.tree.path_rank()} per path; plus {len(rows) - parallel} English replay rows "
+        "(KL to the reference model, root alone)"
     )
     for line in drawn(run, rows, run.taught):
         run.reporter.say(line)

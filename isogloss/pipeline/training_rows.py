@@ -126,6 +126,11 @@ def rows_for(
                 english.pop(example.id, None)
     for why, count in without.items():
         run.reporter.say(f"{count} of {asked} examples are left out: {why}")
+    if responses == "teacher" and (free := sum(e.options is None and not e.own_response for e in used)):
+        run.reporter.say(
+            f"{free} of {len(used)} examples have no answer options: every language learns the English "
+            "answer as it is"
+        )
     for line in told(left_out(examples, codes, lambda e, code: lacking(e, code, responses))):
         run.reporter.say(line)
     pairs, bare = translation_examples(run.pairs(codes, "translation")), run.pairs(codes, "alignment")

@@ -1,1 +1,1 @@
-"""The teacher: what it reads, what it says of each row, and where that is kept; knows no adapter."""
+"""The teacher: what it reads, what it says of each row, and where that is kept."""

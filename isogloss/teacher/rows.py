@@ -164,9 +164,8 @@ def build_rows(
                 except ConfigError as error:
                     too_long.append(str(error))
                     continue
-                # What a template may go by is the system text, of which a language and a task decide all but
-                # the twin. Another model has its own template, and its own tokens: what it scores is never
-                # what its template writes.
+                # Apart from the twin the system text is fixed by language and task, so one check per pair is
+                # enough. Another model has its own template and tokens, so there is nothing to check.
                 if teacher is None and (code, example.task) not in checked:
                     checked.add((code, example.task))
                     check_response(tokenizer, system, turn.instruction, response, row=name)

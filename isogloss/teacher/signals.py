@@ -160,7 +160,7 @@ def _option_signals(
     sets = list(dict.fromkeys((row.twin_prompt, row.twin_options) for row in rows if row.options))
     if not sets or not branches_fit(model):  # then such rows have cross-entropy alone
         return {}
-    meets = bool(parts_of(model))
+    meets, vocab = bool(parts_of(model)), causal_of(model).config.get_text_config().vocab_size
     kept = CachedTensors(
         cache and cache.part(signal="options"), [row_key(p, *o) for p, o in sets], cost, meets
     )
@@ -189,7 +189,8 @@ def _option_signals(
                     for one in predictors(len(sets[n][0]), start, len(option)):
                         where.append(at.setdefault(row * ids.shape[1] + one, len(at)))
             states = hidden.flatten(0, 1)[list(at)]
-            said = _log_probs(model, states, *torch.tensor([[*chain(*options)], where]).to(ids.device))
+            tokens = torch.tensor([[*chain(*options)], where]).to(ids.device)
+            said = token_log_probs(model, states, *tokens, size=max(1, LOGITS // vocab))
             scores = torch.stack([one.sum() for one in said.split([len(option) for option in options])])
             found = list(scores.split([len(sets[n][1]) for n in chosen]))
             kept.spent.add(meter)
@@ -197,15 +198,3 @@ def _option_signals(
             progress(done := done + len(chosen), len(sets))
         kept.join()
     return dict(zip(sets, kept.tensors(), strict=True))
-
-
-def _log_probs(model: nn.Module, states: Tensor, ids: Tensor, where: Tensor) -> Float[Tensor, " tokens"]:
-    """ln probability of tokens, each predicted at one of the states, the logits of a chunk at a time."""
-    fixed, vocab = frozen_head(model), causal_of(model).config.get_text_config().vocab_size
-    size, found = max(1, LOGITS // vocab), []
-    if fixed is None:
-        for part, own in zip(states[where].split(size), ids.split(size), strict=True):
-            logits = head(model, part).float()
-            found.append(logits.gather(1, own[:, None])[:, 0] - logits.logsumexp(1))
-        return torch.cat(found)
-    return token_log_probs(states, fixed, ids, where, size=size)

@@ -65,7 +65,8 @@ def samples_of(rows: Sequence[Row], signals: Sequence[Signal]) -> list[Sample]:
 
 
 FEW = 8
-"""Twins below which there are too few to standardise by: those of both kinds do it together, or none."""
+"""Fewest twins to estimate mean and spread from. With fewer, instructions and bare sentences share one
+estimate; with fewer of both, vectors stay as they are."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from isogloss.losses import functional, fused
 from isogloss.losses.topk import TopK
 from isogloss.model.branches import branched_hidden
 from isogloss.model.decoder import capture, causal_of, head, last_hidden, mean_pool, states_up_to
-from isogloss.train.batch import Batch, Options, Twins
+from isogloss.train.batch import Batch, Twins
 
 DIVERGENCES = {
     "forward": functional.forward_kl,
@@ -56,8 +56,8 @@ def batch_losses(
     """The parts of the loss as sums: `ce`, `kl` and `retain` over response tokens, `options` and `hidden`
     over rows.
 
-    In English the reference model is what is wanted, right or wrong: those rows have `retain`, the
-    divergence from its own reading of the same prompt, and neither `ce` nor `kl`.
+    English rows are replay: their only response loss is `retain`, the KL to the reference model on the same
+    prompt.
 
     Args:
         twins: The English twins' states, for the hidden-state term.
@@ -72,8 +72,8 @@ def batch_losses(
         pooled = twins.standardise(mean_pool(states, batch.asked), batch.bare)
         return functional.similarity(pooled, twins.vectors, batch.meanings, temperature=weights.contrast)
 
-    # Of sentences that nobody answers no layer above is wanted; with several processes every adapter has to
-    # have a gradient in each.
+    # Bare sentences have no response loss, so the forward ends at the term's layer; not under DDP, where
+    # every adapter needs a gradient on every rank.
     if twins is not None and weights.hidden and all(batch.bare) and processes.count() == 1:
         states = states_up_to(model, batch.ids, batch.mask, [weights.layer])[weights.layer]
         return {"ce": states.new_zeros((), dtype=torch.float32), "hidden": alike(states)}
@@ -100,7 +100,8 @@ def batch_losses(
     parts = {"ce": ce} | ({"kl": kl} if divided else {})
     unheard = taught & ~heard
     if sets is not None:
-        tokens = _option_tokens(model, hidden, sets, score.keywords["size"])
+        predicting, size = hidden.flatten(0, 1)[sets.positions], score.keywords["size"]
+        tokens = fused.token_log_probs(model, predicting, sets.ids, sets.where, size=size)
         scores = torch.stack([one.sum() for one in tokens.split(sets.lengths)])
         parts["options"] = functional.answer_set_kl(scores, sets.targets, sets.sizes)
         parts["ce"] = parts["ce"] - tokens[sets.own].sum()
@@ -113,14 +114,6 @@ def batch_losses(
     if twins is not None and weights.hidden:
         parts["hidden"] = alike(states[0])
     return parts
-
-
-def _option_tokens(model: nn.Module, hidden: Tensor, options: Options, size: int) -> Tensor:
-    """ln probability of every token of the answer options, in nats."""
-    states, fixed = hidden.flatten(0, 1)[options.positions], fused.frozen_head(model)
-    if fixed is not None:
-        return fused.token_log_probs(states, fixed, options.ids, options.where, size=size)
-    return head(model, states).float().log_softmax(-1)[options.where, options.ids]
 
 
 def _said(batch: Batch, tokens: Tensor) -> Tensor | TopK:
@@ -175,7 +168,7 @@ def _sums(
 LOGITS, LOGITS_GPU = 1 << 25, 1 << 27
 """Logits in memory at a time, of student and of teacher; more are computed in chunks.
 
-A GPU works off a chunk of the former before the next can be started (docs/log.md)."""
+With a processor's chunks a GPU would be bound by kernel launches (docs/log.md)."""
 
 
 def chunk_size(model: nn.Module, gpu: bool) -> int:
@@ -200,8 +193,8 @@ def in_chunks(score: Callable[..., Tensor], size: int, hidden: Tensor, *others: 
 class Objective(nn.Module):
     """The parts of the loss as one module's forward.
 
-    A wrapper for several processes hears only of that call, and brings together only then what they found.
-    Its state is what learns: a checkpoint has no frozen weight.
+    DDP synchronises the gradients of what runs in its module's `forward`, so all of it does. `state_dict`
+    holds trainable parameters alone.
     """
 
     def __init__(self, model: nn.Module, adapters: TreeLora | None, twins: Twins | None):

@@ -188,7 +188,8 @@ def tune(
             weight_decay=settings.weight_decay,
             seed=seed,
             bf16=dtype == torch.bfloat16,
-            save_every=max(50, steps // 4),
+            # A checkpoint of LoRA is small; one of all weights and AdamW's two moments is not.
+            save_every=max(20, steps // 20) if settings.method == "lora" else max(50, steps // 4),
             report_to=report_to,
         ),
         train_dataset=Ordered([Sample(row) for row in rows], order),

@@ -31,8 +31,8 @@ Bar = Callable[[str], AbstractContextManager[Progress]]
 
 
 def layer_of(model: nn.Module, settings: Distill) -> int:
-    """The decoder layer that the hidden-state term reads: late, as the layers below must still tell languages
-    apart to answer in them, but not the last, which turns to words (docs/log.md)."""
+    """The decoder layer that the hidden-state term reads: as set, which `config.defaults` does for a model
+    trained before, else two thirds of the way up."""
     return settings.similarity_layer or two_thirds(model)
 
 
@@ -178,7 +178,7 @@ def distil(
             **optimisation(settings),
             seed=seed,
             bf16=False,
-            save_every=max(50, steps // 4),
+            save_every=max(20, steps // 20),  # adapters alone, so small and often
             report_to=report_to,
         ),
         train_dataset=Ordered(samples, order),

@@ -185,7 +185,7 @@ class Watch(TrainerCallback):
         self.since = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Lines beyond the checkpoint that training resumes from are written again."""
+        """Drop the lines beyond the checkpoint that training resumes from: those steps are made again."""
         if not state.is_world_process_zero:
             return
         lines = self.curve.read_text("utf-8").split("\n") if self.curve.exists() else []

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from xglue_files import put
 
 from isogloss.config import load_config
-from isogloss.data.examples import Turn
+from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.formats import parallel_jsonl
 from isogloss.errors import RunError
 from isogloss.evaluate.signature import fields_of
@@ -274,7 +274,7 @@ def test_the_terminal_shows_the_official_scores(finished):
 def test_test_items_in_the_training_data_are_found_and_left_out(finished, tmp_path):
     """A file with items that are trained and tested: those are found, and no stage reads them."""
     path: Path = finished.config.evaluate.parallel.path  # type: ignore[assignment]
-    texts = {code: {"instruction": f"{code} x", "response": "y"} for code in ("en", "es", "fr")}
+    texts = {code: {"instruction": f"{code} x", "response": "y"} for code in ("en", "es", "fr", "sw")}
     path.write_text(json.dumps({"id": "1", **texts}) + "\n")
     assert len(parallel_jsonl.read(path)) == 1
     other = {code: {"instruction": f"{code} z", "response": "y"} for code in ("en", "es", "fr")}
@@ -297,6 +297,12 @@ def test_test_items_in_the_training_data_are_found_and_left_out(finished, tmp_pa
     ]
     assert [e.id for e in run.examples] == [e.id for e in run.english] == ["2"]
     assert checks.leaks(run) == []
+    # A language that joins later: its suite is read too, though the run is not measured in it.
+    new = [
+        ParallelExample(id, "", {"en": Turn(f"en {id}", "y"), "sw": Turn(f"sw {word}")})
+        for id, word in (("3", "x"), ("4", "v"))
+    ]
+    assert [e.id for e in checks.without_leaks(run, new, ["sw"])] == ["4"]
     (tmp_path / "leaks.json").write_text("{}")
     with pytest.raises(RunError, match=r"leaks\.json has no left_out; remove it"):
         _ = run.examples

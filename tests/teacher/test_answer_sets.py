@@ -114,7 +114,7 @@ def test_token_log_probabilities_equal_autograd_through_all_logits(tiny, size, c
     for fused in (True, False):
         one = states.clone().requires_grad_()
         if fused:
-            said = token_log_probs(one, fixed, ids, where, size=size)
+            said = token_log_probs(model, one, ids, where, size=size, fixed=fixed)
         else:
             said = fixed.logits(one).log_softmax(-1)[where, ids]
         (said * weigh).sum().backward()

@@ -151,7 +151,8 @@ def test_an_example_whose_answer_has_no_end_is_left_out_and_told(run, monkeypatc
     assert texts == {"1/sw": "yes", "3/sw": "it"}
     assert run.reporter.lines == [
         "1 of 3 examples are left out: the model's English answer has no end within 6 tokens "
-        "(distill.max_new_tokens)"
+        "(distill.max_new_tokens)",
+        "2 of 2 examples have no answer options: every language learns the English answer as it is",
     ]
     training_rows.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
     assert asked == [(3, 6)]  # once
@@ -160,7 +161,7 @@ def test_an_example_whose_answer_has_no_end_is_left_out_and_told(run, monkeypatc
         folder.Run(more, run.reporter), run.reference_model(), run.examples, run.tree, run.taught, stage
     )
     assert asked == [(3, 6), (3, 9)]  # with another limit, again
-    assert run.reporter.lines[-1].endswith("has no end within 9 tokens (distill.max_new_tokens)")
+    assert run.reporter.lines[-2].endswith("has no end within 9 tokens (distill.max_new_tokens)")
 
 
 def test_a_teachers_own_answer_and_prompt_are_shown(run, base, monkeypatch):

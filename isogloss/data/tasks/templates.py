@@ -27,7 +27,7 @@ _BLANK = re.compile(r"\s+")
 def parts_of(task: str, code: str, instruction: str) -> tuple[str, ...]:
     """What an instruction is about: its premise and hypothesis, its passage and question.
 
-    None where the task's template is not known, or the instruction is worded in another way.
+    Empty where the task's template is not known, or the instruction is worded in another way.
     """
     for pattern in _patterns(task, code):
         if found := pattern.fullmatch(_BLANK.sub(" ", instruction).strip()):
