@@ -17,7 +17,6 @@ from isogloss.languages import languages
 
 FEWEST: Final = 5
 """Tokens of a line that is judged."""
-_UNSPACED: Final = ("Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai")
 _STRIP: Final = str.maketrans("", "", string.punctuation)
 _ENGLISH: Final = re.compile(r"(?<![A-Za-z])[a-z]{4,}(?![A-Za-z])")
 
@@ -58,6 +57,6 @@ def _cut(text: str) -> str:
 
 
 def _tokens(line: str, language: str) -> int:
-    if languages()[language].script in _UNSPACED:
+    if languages()[language].unspaced:
         return sum(character.isalnum() for character in line)
     return len(line.split())

@@ -50,7 +50,6 @@ SCRIPTS: Final[Mapping[str, frozenset[str]]] = {
         "Thai": "THAI",
     }.items()
 }
-_UNSPACED: Final = frozenset({"Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai"})
 _LABELS: Final = {"nb": "no", "ff": "fuv", "zh-Hant": "zh"}  # py3langid's label where it is not our code
 # Of fragments of FLORES-101 dev in 15 languages, where the script left a choice, py3langid mistook 12 % at
 # 7 to 9 letters, 7 % at 13 to 15, 3 % at 21 to 30 and 1 % at 31 to 45.
@@ -144,8 +143,8 @@ def by_word(text: str, language: str) -> float:
     Words without a letter do not count. Where a script puts no spaces between words, letters are counted in
     place of words, or a Thai sentence would weigh as much as one English word.
     """
-    script = languages()[language].script
-    words = text if script in _UNSPACED else text.split()
+    spoken = languages()[language]
+    words, script = text if spoken.unspaced else text.split(), spoken.script
     shares = [share for word in words if (share := _share(_letters(word), script)) is not None]
     if not shares:
         return float(_has_digit(text))

@@ -20,7 +20,6 @@ from isogloss.languages import languages
 
 WORDS: Final = 13
 LETTERS: Final = 30
-_UNSPACED: Final = ("Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai")
 _MADE: Final = ("demo",)
 
 
@@ -129,7 +128,7 @@ def _meetings(
 
 
 def _leak(test: Text, text: Text, whole: bool, tokens: tuple[str, ...]) -> Leak:
-    passage = ("" if _unspaced(test.language) else " ").join(tokens)
+    passage = ("" if languages()[test.language].unspaced else " ").join(tokens)
     return Leak(test.suite, test.id, test.language, whole, passage, (text.id, text.language))
 
 
@@ -139,15 +138,12 @@ def _parts(text: Text) -> tuple[tuple[str, ...], ...]:
     for part in text.parts or (text.text,):
         folded = unicodedata.normalize("NFKC", part).casefold()
         kept = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded)
-        found.append(tuple("".join(kept.split())) if _unspaced(text.language) else tuple(kept.split()))
+        words = kept.split()
+        found.append(tuple("".join(words)) if languages()[text.language].unspaced else tuple(words))
     return tuple(found)
 
 
 def _passages(tokens: tuple[str, ...], language: str) -> Iterator[tuple[str, ...]]:
-    length = LETTERS if _unspaced(language) else WORDS
+    length = LETTERS if languages()[language].unspaced else WORDS
     for start in range(len(tokens) - length + 1):
         yield tokens[start : start + length]
-
-
-def _unspaced(language: str) -> bool:
-    return languages()[language].script in _UNSPACED

@@ -46,6 +46,11 @@ class Language:
     flores_plus: str = ""
     also: tuple[str, ...] = ()
 
+    @property
+    def unspaced(self) -> bool:
+        """Whether its script puts no spaces between words."""
+        return self.script in ("Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai")
+
     def codes(self) -> tuple[str, ...]:
         """Every code that means this language, each once, ours first.
 

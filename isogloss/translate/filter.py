@@ -80,7 +80,7 @@ def limits_of(code: str) -> Limits:
     table = {name: Limits(**entry) for name, entry in yaml.safe_load(text).items()}
     if code in table:
         return table[code]
-    alike = [one for name, one in table.items() if _unspaced(name) == _unspaced(code)]
+    alike = [one for name, one in table.items() if languages()[name].unspaced == languages()[code].unspaced]
     return Limits(
         ratio=median(one.ratio for one in alike),
         shortest=2 * min(one.shortest for one in alike),
@@ -334,10 +334,6 @@ def _rest(text: str, keep: Sequence[str]) -> str:
     for part in kept_parts(text, keep):
         text = text.replace(part, " ")
     return text
-
-
-def _unspaced(code: str) -> bool:
-    return languages()[code].script in {"Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai"}
 
 
 def counts(found: Mapping[str, Sequence[Reason]]) -> Counter[str]:
