@@ -19,8 +19,7 @@ from isogloss.languages import SOURCE
 from isogloss.model.decoder import layers_of, mean_pool, most_tokens, states_up_to
 from isogloss.model.load import pad_id
 from isogloss.model.standardise import FEWEST, Statistics, standardised, statistics_of
-
-Progress = Callable[[int, int], None]
+from isogloss.progress import Progress
 
 
 @dataclass(frozen=True)

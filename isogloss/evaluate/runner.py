@@ -18,9 +18,10 @@ from isogloss.evaluate.fidelity import in_language, tells_languages_apart
 from isogloss.evaluate.items import Item, SuiteData
 from isogloss.evaluate.likelihood import log_probabilities
 from isogloss.evaluate.metrics import agreement, correct
-from isogloss.evaluate.retrieval import Model, Progress, Retriever, adding_up, embed
+from isogloss.evaluate.retrieval import Model, Retriever, adding_up, embed
 from isogloss.evaluate.tasks import Mastery, corrected_for_chance, mastery, over_language_tasks
 from isogloss.languages import SOURCE
+from isogloss.progress import Progress
 
 Rankings = dict[tuple[str, str], tuple[str, ...]]
 """By language and item id, the options from the likeliest down."""

@@ -5,7 +5,7 @@ helps is seen beside three other readings of the same items: the reference model
 other families' nodes, which have learned from languages that are no relatives.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -23,8 +23,8 @@ from isogloss.evaluate.statistics import (
 )
 from isogloss.languages import SOURCE
 from isogloss.model.standardise import statistics_of
+from isogloss.progress import Progress
 
-Progress = Callable[[int, int], None]
 NOTHING = "nothing"
 """The reference model, adapters off."""
 MEASURES = ("consistency", "retrieval")

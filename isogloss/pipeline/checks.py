@@ -23,9 +23,10 @@ from isogloss.model.load import (
     load_tokenizer,
     skeleton,
 )
-from isogloss.pipeline.folder import Progress, Run
+from isogloss.pipeline.folder import Run
 from isogloss.pipeline.suite_scores import in_suite
 from isogloss.pipeline.training_rows import foreseen_rows
+from isogloss.progress import Progress
 from isogloss.teacher.rows import Row
 
 

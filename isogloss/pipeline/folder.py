@@ -38,8 +38,8 @@ from isogloss.model.load import (
 )
 from isogloss.pipeline import bundle
 from isogloss.pipeline.ledger import Ledger
+from isogloss.progress import Progress
 
-Progress = Callable[[int, int], None]
 E = TypeVar("E", ParallelExample, Pair)
 SILENCE = 5.0
 """Seconds after which a user is told what is being waited for."""

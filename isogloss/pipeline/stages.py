@@ -32,10 +32,11 @@ from isogloss.model.load import (
 from isogloss.pipeline.checks import leave_out_leaks
 from isogloss.pipeline.evaluation import run_evaluate, scores_of_run, unscored
 from isogloss.pipeline.families import learn_families
-from isogloss.pipeline.folder import Progress, Run, writing
+from isogloss.pipeline.folder import Run, writing
 from isogloss.pipeline.tracking import check_installed, tracking
 from isogloss.pipeline.training import pausing, scored_elsewhere, train_adapters
 from isogloss.pipeline.training_rows import drawn, rows_for
+from isogloss.progress import Progress
 from isogloss.report.page import write_report
 from isogloss.teacher.cache import Cache, teacher_of
 from isogloss.teacher.texts import node_texts

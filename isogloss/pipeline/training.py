@@ -24,14 +24,15 @@ from isogloss.model.fingerprint import fingerprint
 from isogloss.model.load import (
     pad_id,
 )
-from isogloss.pipeline.folder import Progress, Run
+from isogloss.pipeline.folder import Run
 from isogloss.pipeline.tracking import tracking
+from isogloss.progress import Bar, Progress
 from isogloss.teacher import joining
 from isogloss.teacher.cache import Cache, teacher_of
 from isogloss.teacher.rows import Row
 from isogloss.teacher.scored import Scored
 from isogloss.teacher.texts import node_texts
-from isogloss.train.stage2 import Bar, distil
+from isogloss.train.stage2 import distil
 
 
 def train_adapters(

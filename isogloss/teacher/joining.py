@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from isogloss.languages import SOURCE
 from isogloss.losses.topk import TopK, pack, unpack
 from isogloss.model.cost import Stage, spending
 from isogloss.model.load import load_model, load_tokenizer
+from isogloss.progress import Bar
 from isogloss.teacher import local
 from isogloss.teacher.answers import TOGETHER, Answers, identity
 from isogloss.teacher.cache import Cache, row_key, tokenizer_hash
@@ -27,7 +27,6 @@ from isogloss.teacher.rows import Row
 from isogloss.teacher.scored import Asked, Scored
 from isogloss.teacher.signals import Signal
 
-Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 Teacher = SelfTeacher | ModelTeacher | ServerTeacher
 
 

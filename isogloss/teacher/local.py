@@ -15,7 +15,7 @@ other, is left out: there the teacher speaks of other pieces. `Scored.covered` s
 the embedded tokenizer's tokens Tekken, with ten times as many, cuts a quarter to a half alike (tests).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,11 +28,11 @@ from isogloss.data.chat import Encoded, encode_response, end_of_turn
 from isogloss.languages import SOURCE
 from isogloss.model.decoder import head, response_states
 from isogloss.model.load import pad_id
+from isogloss.progress import Progress
 from isogloss.teacher.answers import ended
 from isogloss.teacher.rows import Row
 from isogloss.teacher.scored import Scored
 
-Progress = Callable[[int, int], None]
 NOWHERE = -1
 """Where a teacher's token goes that the student has not."""
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from isogloss.config import Distill
+from isogloss.data.draw import shares as shared_out
 from isogloss.languages import SOURCE
 from isogloss.teacher.rows import Row
 
@@ -54,7 +55,7 @@ def schedule(
     shares = {code: free * weight / sum(weights.values()) for code, weight in weights.items()} | fixed
     draws = max(batch, draws // batch * batch)
     drawn: list[int] = []
-    for code, wanted in _largest_remainders(shares, draws).items():
+    for code, wanted in shared_out(draws, shares, dict.fromkeys(shares, draws)).items():
         queue: list[int] = []
         for _ in range(wanted):
             if not queue:
@@ -69,13 +70,3 @@ def schedule(
         rng.shuffle(batches)
         ordered.extend(number for one in batches for number in one)
     return ordered
-
-
-def _largest_remainders(shares: Mapping[str, float], total: int) -> dict[str, int]:
-    """Whole numbers in proportion to the shares that add up to the total."""
-    exact = {code: share * total for code, share in shares.items()}
-    whole = {code: int(value) for code, value in exact.items()}
-    short = total - sum(whole.values())
-    for code in sorted(exact, key=lambda code: whole[code] - exact[code])[:short]:
-        whole[code] += 1
-    return whole

@@ -25,13 +25,13 @@ from isogloss.languages import SOURCE
 from isogloss.model.decoder import causal_of, head, last_hidden, parts_of
 from isogloss.model.load import load_weights, model_folder, pad_id, positions
 from isogloss.notices import write_derived_card
+from isogloss.progress import Progress
 from isogloss.teacher.prompts import NodeTexts, privileged_text
 from isogloss.train.batch import Ordered, Sample, collate
 from isogloss.train.objective import Weights
 from isogloss.train.order import schedule
 from isogloss.train.trainer import ResponseTrainer, Watch, optimisation, train, training_arguments
 
-Progress = Callable[[int, int], None]
 ADAPTER = "stage1_adapter"
 """Folder in the reference model's, where stage 1 was a LoRA: what to add to the base."""
 USUAL = 2_048

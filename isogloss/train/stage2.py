@@ -1,7 +1,6 @@
 """Stage 2 from rows to trained adapters: signals, the order of rows, training."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from isogloss.languages import SOURCE
 from isogloss.losses import functional
 from isogloss.model.cost import Stage
 from isogloss.model.decoder import causal_of, two_thirds
+from isogloss.progress import Bar
 from isogloss.teacher.cache import Cache
 from isogloss.teacher.joining import signals_from
 from isogloss.teacher.rows import Row
@@ -25,9 +25,6 @@ from isogloss.train.checks import PathsOnly, check_rows, check_teacher, divergen
 from isogloss.train.objective import Weights
 from isogloss.train.order import training_order
 from isogloss.train.trainer import ResponseTrainer, Watch, optimisation, train, training_arguments
-
-Progress = Callable[[int, int], None]
-Bar = Callable[[str], AbstractContextManager[Progress]]
 
 
 def layer_of(model: nn.Module, settings: Distill) -> int:

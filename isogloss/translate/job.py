@@ -9,7 +9,6 @@ and what a speaker is to read.
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,12 @@ from isogloss.data.formats.records import on_hub
 from isogloss.errors import ConfigError, DataError
 from isogloss.files import Journal, locked, write_json, write_lines, write_text
 from isogloss.languages import SOURCE, languages
+from isogloss.progress import Bar
 from isogloss.translate import answers, review
 from isogloss.translate.answers import Answer, Spent, Translator, Wanted, key_of
 from isogloss.translate.filter import CHECKS, Reason, reasons
 from isogloss.translate.review import Mark, Reading
 
-Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
-"""Shows how many of how many are done, of what."""
 Likeness = Callable[[Sequence[str], Sequence[str], str], Sequence[float]]
 """Of English texts and their translations into a language, how alike each pair is."""
 
