@@ -9,6 +9,7 @@ from transformers import GenerationConfig
 from isogloss.adapters.generate import answers, complete, whole_answers
 from isogloss.data.chat import encode_prompt
 from isogloss.model.load import load_model, load_tokenizer
+from isogloss.model.prefix import prefill
 
 ASKED = ["Jambo", "abc abc abc", "Wo?", "1 2 3 4"]
 BROUGHT = {
@@ -57,6 +58,20 @@ def test_greedy_is_greedy_whatever_the_folder_says(tiny, tokenizer, greedy, sett
     for row, expected in zip(made.tolist(), greedy.values(), strict=True):
         assert row[: len(expected)] == expected
         assert not any(row[len(expected) :])
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma3_text"])
+def test_behind_a_prefix_tokens_are_those_of_the_whole_prompt(tiny, tokenizer, kind):
+    """Rows of unlike length, twice behind the same prefix, beyond gemma's window too."""
+    model = tiny(kind)
+    asked = [encode_prompt(tokenizer, text) for text in ASKED]
+    shared = (2, *range(40, 70))
+    prefix = prefill(model, shared)
+    expected = [by_hand(model, (*shared, *prompt), 6) for prompt in asked]
+    for _ in range(2):
+        made = complete(model, tokenizer, asked, max_new_tokens=6, prefix=prefix)
+        for row, one in zip(made.tolist(), expected, strict=True):
+            assert row[: len(one)] == one
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from isogloss.data.chat import encode_prompt, end_of_turn, pad
 from isogloss.data.text import canonical
 from isogloss.model.decoder import causal_of, most_tokens
 from isogloss.model.load import pad_id
+from isogloss.model.prefix import Prefix
 
 PROMPTS = 8192
 """Tokens of prompts that are answered together on a processor, whose memory long ones would fill."""
@@ -106,11 +107,13 @@ def complete(
     adapters: TreeLora | None = None,
     max_new_tokens: int,
     do_sample: bool = False,
+    prefix: Prefix | None = None,
     **options: Any,
 ) -> Int[Tensor, "prompts tokens"]:
     """New tokens of one batch, greedy or drawn, padded behind each row's end of turn.
 
     Args:
+        prefix: What the frozen model has read already, and every prompt goes on from.
         options: More of what transformers' `generate` takes, such as a streamer.
 
     Every token is the likeliest, or drawn from the model's own distribution; nothing that a model's folder
@@ -119,6 +122,10 @@ def complete(
     model.eval()
     device = next(model.parameters()).device
     ids, mask = (t.to(device) for t in pad([list(prompt) for prompt in prompts], pad_id(tokenizer), "left"))
+    if prefix is not None:
+        read = torch.tensor([prefix.ids], device=device).expand(len(ids), -1)
+        ids, mask = torch.cat([read, ids], 1), torch.cat([torch.ones_like(read), mask], 1)
+        options["past_key_values"] = prefix.fork(len(ids))
     if adapters is not None and languages is not None:
         adapters.set_path(languages)
     drawn = {"temperature": 1.0, "top_p": 1.0, "top_k": 0} if do_sample else {}

@@ -1,18 +1,17 @@
 """How the frozen model reads many texts: shared prefixes once, like lengths together, cached ones once."""
 
-import copy
 import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from isogloss import processes
 from isogloss.data.chat import pad, response_positions
 from isogloss.model.cost import Stage
-from isogloss.model.decoder import causal_of, decoder_of, last_hidden, mean_pool, states_up_to
+from isogloss.model.decoder import decoder_of, last_hidden, mean_pool, states_up_to
+from isogloss.model.prefix import Prefix, prefill
 from isogloss.teacher.cache import Cache, Part, row_key
 
 SHARD = 16 << 20
@@ -134,14 +133,15 @@ def read_states(
     """
     prompts = [prompt for (prompt, _), _ in rows]
     for group, shared in groups(prompts, [language for _, language in rows], fork):
-        prefix: DynamicCache | None = None
+        prefix: Prefix | None = None
         for places in by_length([rows[n][0][0] + rows[n][0][1] for n in group], batch):
             chosen = kept.chosen([group[place] for place in places])
             if not chosen:
                 continue
             if shared and prefix is None:
-                prefix = _prefill(model, prompts[group[0]][:shared], kept.spent)
+                prefix = prefill(model, prompts[group[0]][:shared])
                 shared = 0 if prefix is None else shared
+                kept.spent.teacher_tokens += shared
             texts = [(*rows[n][0][0][shared:], *rows[n][0][1]) for n in chosen]
             ids, mask = padded(model, texts, pad_id)
             kept.spent.teacher_tokens += int(mask.sum())
@@ -203,31 +203,15 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return min(len(one), len(other))
 
 
-def _prefill(model: nn.Module, prefix: Sequence[int], cost: Stage) -> DynamicCache | None:
-    """Keys and values of a prefix; None where the architecture keeps something else."""
-    kinds = getattr(causal_of(model).config.get_text_config(), "layer_types", None) or ()
-    if not set(kinds) <= {"full_attention", "sliding_attention"}:
-        return None
-    cache = DynamicCache()
-    ids = torch.tensor([list(prefix)], device=next(model.parameters()).device)
-    decoder_of(model)(
-        input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, use_cache=True
-    )
-    cost.teacher_tokens += len(prefix)
-    return cache if cache.get_seq_length() == len(prefix) else None
-
-
-def _behind(model: nn.Module, prefix: DynamicCache, ids: Tensor, mask: Tensor) -> Tensor:
-    """Last hidden states of rows that stand behind one prefix; its cache is left as it was."""
+def _behind(model: nn.Module, prefix: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
+    """Last hidden states of rows that stand behind one prefix."""
     rows, width = ids.shape
-    start = prefix.get_seq_length()
-    forked = copy.deepcopy(prefix)
-    forked.batch_repeat_interleave(rows)
+    start = len(prefix.ids)
     return decoder_of(model)(
         input_ids=ids,
         attention_mask=torch.cat([mask.new_ones(rows, start), mask], 1),
         position_ids=torch.arange(start, start + width, device=ids.device)[None].expand(rows, -1),
-        past_key_values=forked,
+        past_key_values=prefix.fork(rows),
         use_cache=True,
     ).last_hidden_state
 

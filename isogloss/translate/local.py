@@ -8,6 +8,7 @@ Flow: texts → lines, each once → batches by length → lines of translation 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -29,6 +30,7 @@ from isogloss.files import content_hash
 from isogloss.languages import SOURCE, languages
 from isogloss.model.base_files import named
 from isogloss.model.load import load_model, load_tokenizer, model_folder, pick_dtype
+from isogloss.model.prefix import Prefix, prefill
 from isogloss.translate.answers import Answer, Spent, Wanted
 
 TOGETHER: Final = 16
@@ -204,6 +206,11 @@ class Shown(Local):
         }
         self._tokenizer = load_tokenizer(model)
         self._net = load_model(model, pick_dtype("auto"))
+        self._read = cache(self._prefix)
+
+    def _prefix(self, code: str, source: str) -> Prefix | None:
+        """The translations that it is shown, read once."""
+        return prefill(self._net, encode_text(self._tokenizer, self._heads[code, source])[0])
 
     def identity(self, wanted: Wanted) -> list[Any]:
         return ["shown", self._content, self._heads[wanted.code, wanted.source]]
@@ -213,7 +220,19 @@ class Shown(Local):
         prompts = [encode_text(self._tokenizer, head + _shown(text, "", source, code))[0] for text in texts]
         longest = 3 * max(len(encode_text(self._tokenizer, text)[0]) for text in texts) + 16
         stop = StoppingCriteriaList([StopStringCriteria(self._tokenizer, ["\n"])])
-        made = complete(self._net, self._tokenizer, prompts, max_new_tokens=longest, stopping_criteria=stop)
+        prefix = self._read(code, source)
+        # A tokenizer may cut the end of what is shown otherwise where a text follows it.
+        if prefix and any(prompt[: len(prefix.ids)] != prefix.ids for prompt in prompts):
+            prefix = None
+        start = len(prefix.ids) if prefix else 0
+        made = complete(
+            self._net,
+            self._tokenizer,
+            [prompt[start:] for prompt in prompts],
+            max_new_tokens=longest,
+            stopping_criteria=stop,
+            prefix=prefix,
+        )
         ends = set(stops(self._net, self._tokenizer))
         said = self._tokenizer.batch_decode(made, skip_special_tokens=True)
         found = []

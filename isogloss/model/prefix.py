@@ -1,0 +1,40 @@
+"""What many texts begin with, read once: its keys and values, forked for each batch that stands behind it."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+from isogloss.model.branches import ATTENTION
+from isogloss.model.decoder import causal_of, decoder_of
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Tokens, and their keys and values in every layer, of one row."""
+
+    ids: tuple[int, ...]
+    cache: DynamicCache
+
+    def fork(self, rows: int) -> DynamicCache:
+        """A copy for so many rows; the prefix's own is left as it was."""
+        forked = copy.deepcopy(self.cache)
+        forked.batch_repeat_interleave(rows)
+        return forked
+
+
+@torch.no_grad()
+def prefill(model: nn.Module, ids: Sequence[int]) -> Prefix | None:
+    """Read a prefix; None where the architecture keeps something else than keys and values of every token."""
+    kinds = getattr(causal_of(model).config.get_text_config(), "layer_types", None) or ()
+    if not set(kinds) <= ATTENTION:
+        return None
+    cache = DynamicCache()
+    text = torch.tensor([list(ids)], device=next(model.parameters()).device)
+    decoder_of(model)(
+        input_ids=text, attention_mask=torch.ones_like(text), past_key_values=cache, use_cache=True
+    )
+    return Prefix(tuple(ids), cache) if cache.get_seq_length() == len(ids) else None
