@@ -178,8 +178,8 @@ class Client:
         """The server's reason in a few words, which must not repeat the key; of a key it says nothing."""
         if answer.status_code in (401, 403):
             return f"; name the environment variable of a valid key in {self._named}"
-        text = " ".join(answer.text.split())[:200]
-        return f": {text.replace(self._key, '…') if self._key else text}"
+        text = answer.text.replace(self._key, "…") if self._key else answer.text
+        return f": {' '.join(text.split())[:200]}"
 
 
 def retry_after(header: str | None) -> float | None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CARD, NOTICE = "README.md", "NOTICE.md"
+NOTICES = ("licen", "copying", "notice", "use_policy", "terms")
+"""What is in the names of such files."""
 _CARRIED = re.compile(r"(licen[sc]e|copying|notice|use_policy|\w*terms)([._-].*)?", re.IGNORECASE)
 """Names of the files in which publishers put what has to travel with their weights."""
 
@@ -70,7 +72,8 @@ def base_section(model: str, base: Path, carried: list[str]) -> list[str]:
     lines = [
         "## Base model",
         "",
-        f"{model}; licence: {licence_of(base) or 'not stated in its card'}.{beside}",
+        f"{model}; licence: {licence_of(base) or f'not stated in its card, or not to be read: see {model}'}."
+        f"{beside}",
         "",
     ]
     return [*lines, *([notice, ""] if notice else [])]

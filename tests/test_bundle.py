@@ -133,6 +133,31 @@ def test_a_bundle_with_another_file_is_refused(handed: Path, file: str):
     assert not (handed / "tuned").exists()
 
 
+def test_a_bundle_that_was_used_opens_again(finished: Config, handed: Path):
+    """Its card was edited before; its tree is another since a language joined, and tuned/ was removed."""
+    (handed / "README.md").write_text("edited")
+    isogloss.load(handed)
+    shutil.rmtree(handed / "tuned")
+    with (handed / "tree.json").open("a") as opened:
+        opened.write(" ")
+    isogloss.load(handed)
+    shutil.rmtree(handed / "tuned")
+    with (handed / bundle.TEMPLATE).open("a") as opened:
+        opened.write(" ")
+    with pytest.raises(RunError, match=r"chat_template.jinja is not as the bundle was written; get it anew$"):
+        isogloss.load(handed)
+
+
+def test_a_bundle_in_its_run_stays_as_it_was_written(finished: Config, tmp_path: Path):
+    """The run's own exports are pointed to where their base lies; a bundle is to be handed on."""
+    inside = finished.run / "exports" / "bundle"
+    bundle.write(load_run(finished.run), inside)
+    load_run(finished.run)
+    handed = Path(shutil.copytree(inside, tmp_path / "bundle"))
+    shutil.rmtree(inside)
+    isogloss.load(handed)
+
+
 def test_a_bundle_over_another_base_is_refused(finished: Config, handed: Path):
     """One number more in the base, and it is no longer the one that was tuned."""
     weights = Path(finished.model) / "model.safetensors"

@@ -14,14 +14,21 @@ SIGNATURE = "suite:demo|rev:1|split:test|items:4|sentences:2|scoring:generation|
 
 
 def written(
-    folder: Path, hits: dict, *, seed: int = 0, items=("a", "b", "c", "d"), signature=SIGNATURE, data=None
+    folder: Path,
+    hits: dict,
+    *,
+    seed: int = 0,
+    items=("a", "b", "c", "d"),
+    signature=SIGNATURE,
+    data=None,
+    ids=None,
 ) -> Path:
     """A run's folder with what a comparison reads."""
     (folder / "predictions").mkdir(parents=True)
     (folder / "config.yaml").touch()
     scores = {"schema": 1, "suites": {"demo": {"signature": signature.format(seed=seed)}}}
     (folder / "scores.json").write_text(json.dumps(scores))
-    text = json.dumps({"items": items, "hits": hits} | ({"data": data} if data else {}))
+    text = json.dumps({"items": items, "hits": hits, "ids": ids or {}} | ({"data": data} if data else {}))
     (folder / "predictions" / "demo.after.hits.json").write_text(text)
     return folder
 
@@ -143,12 +150,13 @@ def test_the_command_prints_a_table_or_json(tmp_path, capsys):
     assert (entry["measure"], entry["languages"]["sw"]["value"]) == ("accuracy", 0.25)
 
 
-def test_languages_with_other_items_each_are_compared_apart(tmp_path):
-    """Swahili gains ½ on four items, Urdu loses 1 on two: the mean is −¼."""
-    a = written(tmp_path / "a", {"accuracy": {"sw": [1, 1, 0, 1], "ur": [0, 0]}})
-    b = written(tmp_path / "b", {"accuracy": {"sw": [0, 1, 0, 0], "ur": [1, 1]}})
+def test_languages_with_other_items_each_are_compared_item_by_item(tmp_path):
+    """Swahili gains ½ on four items, Urdu loses 1 on two of them: the mean is −¼."""
+    ids = {"accuracy": {"sw": ["t/a", "t/b", "t/c", "t/d"], "ur": ["t/c", "t/d"]}}
+    a = written(tmp_path / "a", {"accuracy": {"sw": [1, 1, 0, 1], "ur": [0, 0]}}, ids=ids)
+    b = written(tmp_path / "b", {"accuracy": {"sw": [0, 1, 0, 0], "ur": [1, 1]}}, ids=ids)
     (found,) = compare(a, b)
-    assert found.mean.value == -0.25 and found.mean.n == 2
+    assert found.mean.value == -0.25 and found.mean.n == 4
     assert {code: one.value for code, one in found.languages.items()} == {"sw": 0.5, "ur": -1.0}
 
 

@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from isogloss.cli import main
 from isogloss.errors import ConfigError, RunError
@@ -23,6 +24,9 @@ class Remembering:
 
     def create_repo(self, name, *, private, exist_ok):
         self.repositories[name] = (private, exist_ok)
+
+    def repo_info(self, name):
+        return SimpleNamespace(private=name != "team/open")
 
     def create_commit(self, name, operations, *, commit_message):
         assert commit_message.startswith("isogloss ")
@@ -84,6 +88,33 @@ def test_a_name_that_is_none_is_refused(name, remembering):
     with pytest.raises(ConfigError) as caught:
         hub.check(name)
     assert str(caught.value) == f"--push-to-hub: {name!r} is no OWNER/NAME"
+
+
+@pytest.mark.parametrize("name", ["team/a--b", "team/a..b", f"team/{'a' * 92}"])
+def test_a_name_that_the_hub_refuses_is_refused_before_the_export(name, remembering):
+    """The longest takes what a language adds to it beyond the hub's 96 characters."""
+    with pytest.raises(ConfigError, match=r"^--push-to-hub: "):
+        hub.check(name)
+
+
+def test_what_is_public_already_gets_nothing(remembering, exported):
+    with pytest.raises(
+        RunError, match=r"^--push-to-hub: team/open is there already, and public; name another$"
+    ):
+        hub.push("team/open", None, {"": exported[1]})
+    assert not remembering.files
+
+
+def test_a_hub_out_of_reach_is_told_in_one_line(monkeypatch):
+    """The HTTP library's error is no OSError."""
+
+    class Unreachable:
+        def whoami(self):
+            raise HfHubHTTPError.__bases__[0]("Connection refused")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Unreachable)
+    with pytest.raises(RunError, match=r"^--push-to-hub: Connection refused; log in"):
+        hub.check("team/aligned")
 
 
 def test_the_command_refuses_before_it_exports(aligned, capsys):

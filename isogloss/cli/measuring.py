@@ -26,7 +26,6 @@ from isogloss.config import (
     root_of_environment,
 )
 from isogloss.errors import ConfigError, DataError
-from isogloss.languages import resolve
 from isogloss.pipeline.logging import quiet
 
 
@@ -111,7 +110,7 @@ def transfer(
     from isogloss.evaluate import transfer as measure
     from isogloss.pipeline import evaluation
 
-    codes = list(dict.fromkeys(resolve(one).code for one in language))
+    codes = codes_of(language, "--language")
     job = prepare(load_config(run_folder, set_ or (), data_root=data_root))
     found = evaluation.run_transfer(job, codes, suite or job.config.evaluate.suites)
     seed = job.config.seed

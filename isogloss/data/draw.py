@@ -9,6 +9,7 @@ import hashlib
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Final, NamedTuple, TypeVar
 
 from isogloss.data.examples import ParallelExample
@@ -169,11 +170,16 @@ def choose(
         amounts: How many each language takes, at most.
         weights: Of each source; `source` of an example is the place of its own.
         lack: Why an example cannot be used in a language; None where it can.
-        same: All languages begin with the first example; else each at a place of its own, evenly apart, so
-            that together they read more of them.
+        same: All languages begin with the first example; else each at a place of its own in every stratum,
+            evenly apart, so that together they read more of them.
     """
     chosen: dict[str, list[int]] = {}
     others = [code for code in amounts if code != SOURCE]
+    labels = {} if same else labels_of(examples)
+
+    def strata(n: int) -> tuple[str, str]:
+        return examples[n].task, labels.get(examples[n].id, "")
+
     for code, amount in amounts.items():
         there: dict[int, list[int]] = {}
         for n, example in enumerate(examples):
@@ -182,7 +188,8 @@ def choose(
                 there.setdefault(0 if code == SOURCE else example.source, []).append(n)
         if not same and code != SOURCE:
             there = {
-                source: _from(places, others.index(code) / len(others)) for source, places in there.items()
+                source: _in_turns(places, others.index(code) / len(others), strata)
+                for source, places in there.items()
             }
         held = {source: len(places) for source, places in there.items()}
         rest = {source: iter(places) for source, places in there.items()}
@@ -201,10 +208,28 @@ def choose(
     return chosen
 
 
-def _from(places: list[int], share: float) -> list[int]:
+def _in_turns(places: list[int], share: float, strata: Callable[[int], tuple[str, ...]]) -> list[int]:
+    """The same drawn anew: strata take turns, and they and what is in them begin at a share of the way.
+
+    So any first n hold every task and label as evenly as those that begin at the first example.
+    """
+
+    def ordered(some: list[int], depth: int) -> list[int]:
+        if depth == len(strata(some[0])):
+            return _from(some, share)
+        groups: dict[str, list[int]] = {}
+        for n in some:
+            groups.setdefault(strata(n)[depth], []).append(n)
+        turns = [ordered(group, depth + 1) for group in _from(list(groups.values()), share)]
+        return [n for turn in zip_longest(*turns) for n in turn if n is not None]
+
+    return ordered(places, 0) if places else []
+
+
+def _from(some: list[T], share: float) -> list[T]:
     """The same in a circle, begun at a share of the way."""
-    start = int(len(places) * share)
-    return places[start:] + places[:start]
+    start = int(len(some) * share)
+    return some[start:] + some[:start]
 
 
 def shares(amount: int, weights: Mapping[int, float], held: Mapping[int, int]) -> dict[int, int]:

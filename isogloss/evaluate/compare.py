@@ -4,22 +4,22 @@ Flow: hits of both → differences per language and over languages → paired bo
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
-
-import numpy as np
 
 from isogloss.errors import RunError
 from isogloss.evaluate.signature import Fields, fields_of, unlike
-from isogloss.evaluate.statistics import Difference, holm, mean_over_languages, paired_bootstrap_of_halves
+from isogloss.evaluate.statistics import Difference, holm, paired_over_languages
 from isogloss.files import read_json
 
 MEASURES = ("alignment", "consistency", "retrieval", "accuracy", "fidelity")
 HALVES = {"alignment": ("consistency", "retrieval")}
 RESAMPLES = 10_000
 
-Hits = Mapping[str, Mapping[str, list[float]]]
+Hits = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""By measure, language and item or sentence; items of which a measure says nothing are not there."""
 
 
 def main_measure(measured: Collection[str]) -> str | None:
@@ -106,7 +106,7 @@ def compare_groups(
                     f"{suite} has other texts in {code} in {a[0]} than in {run}; evaluate both on the same "
                     "data"
                 )
-        hits = [one["hits"] for one in read]
+        hits = [_by_id(one) for one in read]
         hits_a, hits_b = _mean_hits(hits[: len(a)], codes), _mean_hits(hits[len(a) :], codes)
         for measure in MEASURES if measures is None else measures.get(suite, ()):
             if one := _measure(suite, measure, hits_a, hits_b, seed):
@@ -116,53 +116,30 @@ def compare_groups(
 
 def _measure(suite: str, measure: str, a: Hits, b: Hits, seed: int) -> Compared | None:
     halves = HALVES.get(measure, (measure,))
-    if not all(half in hits for half in halves for hits in (a, b)):
-        return None
-    codes = [code for code in a[halves[0]] if all(code in hits[half] for half in halves for hits in (a, b))]
-    if not codes:
-        return None
-    told = {
-        (half, code): np.isfinite(a[half][code]) & np.isfinite(b[half][code])
-        for half in halves
-        for code in codes
-    }
-    codes = [code for code in codes if all(told[half, code].any() for half in halves)]
+    apart = {half: _apart(a.get(half, {}), b.get(half, {})) for half in halves}
+    codes = [code for code in apart[halves[0]] if all(apart[half].get(code) for half in halves)]
     if not codes:
         return None
 
-    def pair(half: str, code: str) -> tuple[list[float], list[float]]:
-        """Both sides where the measure says something of both."""
-        kept = told[half, code]
-        return np.array(a[half][code])[kept].tolist(), np.array(b[half][code])[kept].tolist()
+    def over(*codes: str) -> Difference:
+        tables = [{code: apart[half][code] for code in codes} for half in halves]
+        return paired_over_languages(tables, seed=seed, resamples=RESAMPLES)
 
-    each = {
-        code: paired_bootstrap_of_halves(
-            [pair(half, code) for half in halves], seed=seed, resamples=RESAMPLES
-        )
-        for code in codes
-    }
+    each = {code: over(code) for code in codes}
     corrected = holm([one.p for one in each.values()])
-    each = {
-        code: Difference(one.value, one.low, one.high, one.n, p)
-        for (code, one), p in zip(each.items(), corrected, strict=True)
+    each = {code: replace(one, p=p) for (code, one), p in zip(each.items(), corrected, strict=True)}
+    return Compared(suite, measure, over(*codes), each)
+
+
+def _apart(
+    a: Mapping[str, Mapping[str, float]], b: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """By language a minus b of each item of which the measure says something on both sides."""
+    return {
+        code: {id: value - b[code][id] for id, value in row.items() if id in b[code]}
+        for code, row in a.items()
+        if code in b
     }
-
-    # Languages with other items each are resampled apart.
-    joint = all(
-        len({len(a[half][code]) for code in codes}) == 1 and all(told[half, code].all() for code in codes)
-        for half in halves
-    )
-
-    def over(hits: Hits, half: str) -> list[float]:
-        return mean_over_languages({code: hits[half][code] for code in codes})
-
-    pairs = (
-        [(over(a, half), over(b, half)) for half in halves]
-        if joint
-        else [pair(half, code) for half in halves for code in codes]
-    )
-    mean = paired_bootstrap_of_halves(pairs, seed=seed, resamples=RESAMPLES)
-    return Compared(suite, measure, mean, each)
 
 
 def _signatures(run: Path) -> dict[str, Fields]:
@@ -174,15 +151,32 @@ def _signatures(run: Path) -> dict[str, Fields]:
     return {name: fields_of(suite["signature"]) for name, suite in suites.items()}
 
 
+def _by_id(read: Mapping[str, Any]) -> Hits:
+    """Of a file of hits: by measure and language, each item's or sentence's."""
+    return {
+        measure: {
+            code: {
+                id: float(hit)
+                for id, hit in zip(
+                    read["ids"].get(measure, {}).get(code) or map(str, range(len(hits))), hits, strict=True
+                )
+                if hit is not None
+            }
+            for code, hits in by_language.items()
+        }
+        for measure, by_language in read["hits"].items()
+    }
+
+
 def _mean_hits(runs: Sequence[Hits], codes: Sequence[str] | None) -> Hits:
     """By measure and language, each item's mean over the runs; what one of them lacks is left out."""
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, dict[str, dict[str, float]]] = {}
     for measure in runs[0]:
         for code in runs[0][measure]:
-            each = [hits.get(measure, {}).get(code, []) for hits in runs]
-            if all(each) and (codes is None or code in codes):
-                # null, of which a measure says nothing, is nan from here on
-                found.setdefault(measure, {})[code] = np.mean(np.array(each, float), axis=0).tolist()
+            each = [hits.get(measure, {}).get(code, {}) for hits in runs]
+            ids = [id for id in each[0] if all(id in one for one in each)]
+            if ids and (codes is None or code in codes):
+                found.setdefault(measure, {})[code] = {id: fmean(one[id] for one in each) for id in ids}
     return found
 
 
@@ -190,4 +184,4 @@ def _read(run: Path, suite: str) -> dict[str, Any]:
     file = run / "predictions" / f"{suite}.after.hits.json"
     if not file.is_file():
         raise RunError(f"{file} is missing; run `isogloss evaluate` again")
-    return read_json(file, "hits", "remove scores.json and run `isogloss evaluate` again")
+    return read_json(file, "ids", "remove scores.json and run `isogloss evaluate` again")

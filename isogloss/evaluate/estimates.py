@@ -4,14 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from isogloss.evaluate.metrics import spread
 from isogloss.evaluate.statistics import (
     Estimate,
     bootstrap_alignment,
-    bootstrap_apart,
     bootstrap_mean,
-    bootstrap_over_languages,
-    mean_over_languages,
+    over_tasks,
+    resampled_means,
 )
 from isogloss.languages import SOURCE
 
@@ -33,40 +34,51 @@ def spreads(scores: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def estimates(values: Mapping[str, Mapping[str, Sequence[Any]]], seed: int) -> dict[str, Any]:
-    """By measure, its mean over languages and each language's own, with intervals."""
+def estimates(
+    values: Mapping[str, Mapping[str, Sequence[Any]]],
+    ids: Mapping[str, Mapping[str, Sequence[str]]],
+    seed: int,
+) -> dict[str, Any]:
+    """By measure, its mean over languages and each language's own, with intervals.
+
+    Args:
+        values: By measure and language, a hit for each item, None where the measure says nothing of it.
+        ids: By measure and language, whose hit each is; sentences go by their place.
+    """
     known = {
         name: {
-            code: told for code, hits in by_language.items() if (told := [h for h in hits if h is not None])
+            code: told
+            for code, hits in by_language.items()
+            if (told := _by_id(hits, ids.get(name, {}).get(code)))
         }
         for name, by_language in values.items()
     }
     scores: dict[str, Any] = {}
     for name, by_language in known.items():
         if by_language:
-            each = {code: bootstrap_mean(hits, seed=seed) for code, hits in by_language.items()}
-            apart = any(len(hits) != len(values[name][code]) for code, hits in by_language.items())
-            scores[name] = measure_of(mean_of(by_language, seed, apart=apart), each)
+            each = {
+                code: bootstrap_mean(list(hits.values()), seed=seed) for code, hits in by_language.items()
+            }
+            mean = over_tasks([[resampled_means(by_language, np.random.default_rng(seed))]])[""]
+            scores[name] = measure_of(mean, each)
     consistency, retrieval = known.get("consistency", {}), known.get("retrieval", {})
     shared = [code for code in consistency if code in retrieval]
     if shared:
-        each = {code: bootstrap_alignment(consistency[code], retrieval[code], seed=seed) for code in shared}
         sides = [{code: values[code] for code in shared} for values in (consistency, retrieval)]
-        if all(len({len(hits) for hits in side.values()}) == 1 for side in sides):
-            mean = bootstrap_alignment(*map(mean_over_languages, sides), seed=seed)
-        else:
-            mean = bootstrap_apart([hits for side in sides for hits in side.values()], seed=seed)
+        each = {
+            code: bootstrap_alignment(*(list(side[code].values()) for side in sides), seed=seed)
+            for code in shared
+        }
+        rng = np.random.default_rng(seed)
+        mean = over_tasks([[resampled_means(side, rng)] for side in sides])[""]
         scores["alignment"] = measure_of(mean, each)
     return scores
 
 
-def mean_of(
-    by_language: Mapping[str, Sequence[float] | Sequence[bool]], seed: int, *, apart: bool
-) -> Estimate:
-    """Over languages: drawn jointly where all have the same items, else each by itself."""
-    if not apart and len({len(hits) for hits in by_language.values()}) == 1:
-        return bootstrap_over_languages(by_language, seed=seed)
-    return bootstrap_apart(list(by_language.values()), seed=seed)
+def _by_id(hits: Sequence[Any], ids: Sequence[str] | None) -> dict[str, float]:
+    """What is known, by item."""
+    named = map(str, range(len(hits))) if ids is None else ids
+    return {id: float(hit) for id, hit in zip(named, hits, strict=True) if hit is not None}
 
 
 def measure_of(mean: Estimate, each: Mapping[str, Estimate]) -> dict[str, Any]:

@@ -75,7 +75,9 @@ def gains(
         items: Held-out items that have English; only these and the languages they have are read.
     """
     items = [item for item in items if SOURCE in item.turns]
-    asked = [(item, code) for code in languages for item in items if code in item.turns]
+    # By place: two suites may number their items alike.
+    places = [(n, code) for code in languages for n, item in enumerate(items) if code in item.turns]
+    asked = [(items[n], code) for n, code in places]
     limit = max([max_new_tokens, *(item.longest or 0 for item in items)])
     work, done = len(items) + len(asked) * len(views), 0
 
@@ -99,14 +101,14 @@ def gains(
         return given
 
     english = ask([(item, SOURCE) for item in items], [None] * len(items))
-    reference = {item.id: read_answer(item, SOURCE, text) for item, text in zip(items, english, strict=True)}
+    reference = [read_answer(item, SOURCE, text) for item, text in zip(items, english, strict=True)]
     agrees: dict[str, list[bool]] = {}
     for view, reads in views.items():
         systems = [prompted(item, code, reads, texts, tree) for item, code in asked]
         found = ask(asked, systems)
         agrees[view] = [
-            reference[item.id] is not None and read_answer(item, code, text) == reference[item.id]
-            for (item, code), text in zip(asked, found, strict=True)
+            reference[n] is not None and read_answer(items[n], code, text) == reference[n]
+            for (n, code), text in zip(places, found, strict=True)
         ]
     groups: dict[tuple[str, str], list[int]] = {}
     for number, (item, code) in enumerate(asked):

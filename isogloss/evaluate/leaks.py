@@ -20,6 +20,7 @@ from isogloss.languages import languages
 
 WORDS: Final = 13
 LETTERS: Final = 30
+"""Fewest letters of such a passage, and of an answer that counts as a text."""
 _MADE: Final = ("demo",)
 
 
@@ -78,12 +79,12 @@ def texts_of(suite: SuiteData) -> list[Text]:
 
 
 def trained_texts(examples: Iterable[ParallelExample]) -> Iterator[Text]:
-    """What examples ask and answer."""
+    """What examples ask and answer in words of their own: a label may well be somebody's whole utterance."""
     for example in examples:
         for code, turn in example.turns.items():
             asked = turn.instruction
             yield Text("", example.id, code, asked, parts_of(example.task, code, asked))
-            if turn.response:
+            if turn.response and example.options is None and len(turn.response) >= LETTERS:
                 yield Text("", example.id, code, turn.response)
 
 

@@ -4,9 +4,10 @@ Flow: M's English answers → answers per language → meanings → consistency,
 sentences → embeddings → standardised → retrieval. Knows adapters only as something that has a path.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 from isogloss.adapters.generate import whole_answers
 from isogloss.config import Evaluate
@@ -59,6 +60,8 @@ class Side:
     scores: dict[str, Any]
     hits: dict[str, dict[str, list[Any]]]
     """By measure and language, which items or sentences were right; None where a measure says nothing."""
+    ids: dict[str, dict[str, list[str]]]
+    """By measure and language, `task/id` of each of those items; sentences go by their place."""
     by_task: dict[str, dict[str, dict[str, dict[str, float]]]]
     """By measure, task, language and item id."""
     kappa: dict[str, dict[str, float]]
@@ -191,6 +194,7 @@ def evaluate_side(
         for item, text in zip(twinned(suite), english, strict=True)
     }
     values: dict[str, dict[str, list[Any]]] = {"consistency": {}, "accuracy": {}, "fidelity": {}}
+    ids: dict[str, dict[str, list[str]]] = {name: {} for name in values}
     by_task: dict[str, dict[str, dict[str, dict[str, float]]]] = {name: {} for name in values}
     meanings: dict[str, dict[str, list[tuple[str | None, str | None]]]] = {}
     predictions, unreadable = [], {}
@@ -207,7 +211,8 @@ def evaluate_side(
         for name, value in (("consistency", consistent), ("accuracy", right), ("fidelity", told)):
             if name not in item.measures or (name == "consistency" and value is None):
                 continue
-            values[name].setdefault(code, []).append(value)  # pairs of runs are found by their place
+            values[name].setdefault(code, []).append(value)
+            ids[name].setdefault(code, []).append(f"{item.task}/{item.id}")
             if value is not None:
                 hits = by_task[name].setdefault(item.task, {}).setdefault(code, {})
                 hits[item.id] = float(value)
@@ -231,15 +236,17 @@ def evaluate_side(
                 "cut": cut,
             }
         )
+    _leave_out_thin(values["fidelity"], ids["fidelity"], by_task["fidelity"])
     if retriever is not None:
         _add_retrieval(values, subject, suite, languages, retriever, settings, progress)
     kappa = corrected_for_chance(meanings)
-    scores = estimates(values, seed)
+    scores = estimates(values, ids, seed)
     if kappa:
         scores["consistency_kappa"] = over_language_tasks(kappa)
     return Side(
         scores={name: scores[name] for name in PER_LANGUAGE if name in scores},
         hits={name: by_language for name, by_language in values.items() if by_language},
+        ids={name: by_language for name, by_language in ids.items() if by_language},
         by_task=by_task,
         kappa=kappa,
         predictions=predictions,
@@ -247,6 +254,26 @@ def evaluate_side(
         cut=cut_shares((code for _, code in asked), given.cut),
         rankings=given.rankings,
     )
+
+
+TOLD: Final = 0.1
+"""Share of a task's answers whose language can be told, from which on they speak for the others."""
+
+
+def _leave_out_thin(
+    values: Mapping[str, list[Any]], ids: Mapping[str, Sequence[str]], by_task: dict[str, dict[str, Any]]
+) -> None:
+    """Take fidelity back where it would rest on a handful of answers: of a task in a language, in place."""
+    for code, named in ids.items():
+        asked = Counter(id.partition("/")[0] for id in named)
+        thin = {
+            task for task, count in asked.items() if len(by_task.get(task, {}).get(code, {})) < TOLD * count
+        }
+        for place, id in enumerate(named):
+            if id.partition("/")[0] in thin:
+                values[code][place] = None
+        for task in thin:
+            by_task.get(task, {}).pop(code, None)
 
 
 def cut_shares(codes: Iterable[str], cut: Sequence[bool | None]) -> dict[str, float]:

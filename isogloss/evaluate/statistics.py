@@ -91,24 +91,6 @@ def bootstrap_over_languages(
     )
 
 
-def bootstrap_apart(
-    values: Sequence[Values], *, seed: int, resamples: int = 1000, level: float = 0.95
-) -> Estimate:
-    """Mean of several means whose items are not the same, such as languages with other items each.
-
-    Each is resampled by itself. `n` is the smallest number of items.
-
-    Raises:
-        ValueError: As `bootstrap_mean`, or there is none.
-    """
-    sides, rng = [_array(one) for one in values], np.random.default_rng(seed)
-    if not sides:
-        raise ValueError("there is nothing to average; give at least one language")
-    means = np.mean([_resampled_means(side, rng, resamples) for side in sides], axis=0)
-    value = float(np.mean([side.mean() for side in sides]))
-    return _estimate(value, means, level, min(len(side) for side in sides))
-
-
 Resampled = Mapping[str, tuple[float, NDArray[np.float64]]]
 """By language, a statistic of one task as it was seen, and its value in every resample."""
 
@@ -121,11 +103,16 @@ def resampled_means(
     Args:
         table: By language and item id, a value; languages may have other items each.
     """
-    values, there, draws = _drawn(table, rng, resamples)
-    with np.errstate(invalid="ignore"):  # a resample may hold no item of a language: nan
-        means = (draws @ values) / (draws @ there)
-    seen = values.sum(0) / there.sum(0)
-    return {code: (float(seen[n]), means[:, n]) for n, code in enumerate(table)}
+    ids = list(dict.fromkeys(id for row in table.values() for id in row))
+    values = np.array([[row.get(id, 0.0) for row in table.values()] for id in ids], dtype=np.float64)
+    there = np.array([[float(id in row) for row in table.values()] for id in ids])
+    rows, chance, means = max(1, _BLOCK // len(ids)), np.full(len(ids), 1 / len(ids)), []
+    for start in range(0, resamples, rows):
+        draws = rng.multinomial(len(ids), chance, size=min(rows, resamples - start)).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a resample may hold no item of a language: nan
+            means.append((draws @ values) / (draws @ there))
+    seen, drawn = values.sum(0) / there.sum(0), np.concatenate(means)
+    return {code: (float(seen[n]), drawn[:, n]) for n, code in enumerate(table)}
 
 
 def over_tasks(halves: Sequence[Sequence[Resampled]], *, level: float = 0.95) -> dict[str, Estimate]:
@@ -133,7 +120,8 @@ def over_tasks(halves: Sequence[Sequence[Resampled]], *, level: float = 0.95) ->
 
     The mean over languages stands under `""`. One half is a plain mean over tasks; alignment has two, the
     tasks and the sentences. A task that a language lacks is left out of its mean, a language that one half
-    lacks out of all. `n` is the number of tasks, or of a language's tasks; empty where no language is left.
+    lacks out of all. A resample that holds no item of a task or language is left out of the interval of what
+    they are part of. `n` is the number of tasks, or of a language's tasks; empty where no language is left.
     """
     codes = [
         code
@@ -146,70 +134,54 @@ def over_tasks(halves: Sequence[Sequence[Resampled]], *, level: float = 0.95) ->
     for code in codes:
         tasks = [[one[code] for one in half if code in one] for half in halves]
         seen = float(np.mean([np.mean([value for value, _ in half]) for half in tasks]))
-        draws = np.mean([_mean_of_known([draw for _, draw in half]) for half in tasks], axis=0)
+        draws = np.mean([np.mean([draw for _, draw in half], axis=0) for half in tasks], axis=0)
         resampled.append((seen, draws))
-        found[code] = _estimate(seen, draws[np.isfinite(draws)], level, sum(map(len, tasks)))
+        found[code] = _estimate(seen, _whole(draws, seen), level, sum(map(len, tasks)))
     mean = float(np.mean([seen for seen, _ in resampled]))
-    draws = _mean_of_known([draw for _, draw in resampled])
+    draws = np.mean([draw for _, draw in resampled], axis=0)
     return {
-        "": _estimate(mean, draws[np.isfinite(draws)], level, max(one.n for one in found.values())),
+        "": _estimate(mean, _whole(draws, mean), level, max(one.n for one in found.values())),
         **found,
     }
 
 
-def _mean_of_known(draws: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    stacked = np.stack(draws)
-    known = np.isfinite(stacked)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, stacked, 0.0).sum(0) / known.sum(0)
+def _whole(draws: NDArray[np.float64], seen: float) -> NDArray[np.float64]:
+    """The resamples that lack nothing; where all do, no interval but what was seen."""
+    known = draws[np.isfinite(draws)]
+    return known if known.size else np.array([seen])
 
 
-def _drawn(
-    table: Mapping[str, Mapping[str, float]], rng: np.random.Generator, resamples: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Items × languages: values and which are there; resamples × items: how often each is drawn."""
-    ids = list(dict.fromkeys(id for row in table.values() for id in row))
-    values = np.array([[row.get(id, 0.0) for row in table.values()] for id in ids], dtype=np.float64)
-    there = np.array([[float(id in row) for row in table.values()] for id in ids])
-    draws = rng.multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=resamples).astype(np.float64)
-    return values, there, draws
-
-
-def paired_bootstrap(
-    a: Values, b: Values, *, seed: int, resamples: int = 1000, level: float = 0.95
+def paired_over_languages(
+    halves: Sequence[Mapping[str, Mapping[str, float]]],
+    *,
+    seed: int,
+    resamples: int = 1000,
+    level: float = 0.95,
 ) -> Difference:
-    """Mean of a − b over shared items, its interval and two-sided p.
+    """Mean over languages of a − b, and over halves, its interval and two-sided p.
 
-    p is the share of resamples, their mean shifted to 0, that lie as far from 0 as what was seen; the seen
-    one counts as a resample, so p is never 0 (Davison and Hinkley 1997, section 4.4).
+    An item is drawn with all the languages that have it, so that the interval respects their correlation. p
+    is the share of resamples, their mean shifted to 0, that lie as far from 0 as what was seen; the seen one
+    counts as a resample, so p is never 0 (Davison and Hinkley 1997, section 4.4).
+
+    Args:
+        halves: Measures whose items are not the same, such as alignment's two, each drawn by itself:
+            differences by language and item id.
+
+    Returns:
+        `n` is the smallest number of items of a half.
 
     Raises:
-        ValueError: a and b differ in length; and as `bootstrap_mean`.
+        ValueError: There is no half, language or item.
     """
-    return paired_bootstrap_of_halves([(a, b)], seed=seed, resamples=resamples, level=level)
-
-
-def paired_bootstrap_of_halves(
-    halves: Sequence[tuple[Values, Values]], *, seed: int, resamples: int = 1000, level: float = 0.95
-) -> Difference:
-    """As `paired_bootstrap`, for a mean of several measures whose items are not the same, such as alignment.
-
-    Each half is resampled by itself. `n` is the smallest number of items.
-
-    Raises:
-        ValueError: As `paired_bootstrap`, or there is no half.
-    """
-    for a, b in halves:
-        if len(a) != len(b):
-            raise ValueError(f"{len(a)} values cannot be paired with {len(b)}; both need the same items")
-    items, rng = [_array(a) - _array(b) for a, b in halves], np.random.default_rng(seed)
-    if not items:
-        raise ValueError("there is nothing to compare; give at least one pair of measures")
-    seen = float(np.mean([half.mean() for half in items]))
-    means = np.mean([_resampled_means(half, rng, resamples) for half in items], axis=0)
-    far = int((np.abs(means - seen) >= abs(seen) - 1e-12).sum())  # 1e-12: a mean's rounding is no evidence
-    estimate = _estimate(seen, means, level, min(len(half) for half in items))
-    return Difference(estimate.value, estimate.low, estimate.high, estimate.n, (far + 1) / (resamples + 1))
+    if not halves or not all(table and all(table.values()) for table in halves):
+        raise ValueError("there is nothing to compare; give at least one item of each language")
+    rng = np.random.default_rng(seed)
+    found = [resampled_means(table, rng, resamples).values() for table in halves]
+    seen = float(np.mean([np.mean([value for value, _ in half]) for half in found]))
+    means = np.mean([np.mean([draw for _, draw in half], axis=0) for half in found], axis=0)
+    items = min(len(set().union(*table.values())) for table in halves)
+    return _difference(seen, _whole(means, seen), level, items)
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
@@ -226,6 +198,12 @@ def holm(pvalues: Sequence[float]) -> list[float]:
         largest = max(largest, (len(pvalues) - rank) * p)
         corrected[index] = min(largest, 1.0)
     return corrected
+
+
+def _difference(seen: float, means: NDArray[np.float64], level: float, n: int) -> Difference:
+    far = int((np.abs(means - seen) >= abs(seen) - 1e-12).sum())  # 1e-12: a mean's rounding is no evidence
+    estimate = _estimate(seen, means, level, n)
+    return Difference(estimate.value, estimate.low, estimate.high, estimate.n, (far + 1) / (len(means) + 1))
 
 
 def _array(values: Values) -> NDArray[np.float64]:

@@ -26,7 +26,7 @@ from isogloss.errors import RunError
 from isogloss.evaluate.suites import ABOUT
 from isogloss.files import locked, naming, read_json
 from isogloss.languages import SOURCE, resolve
-from isogloss.model.load import load_model, model_folder, pad_id
+from isogloss.model.load import load_model, notices_folder, pad_id
 from isogloss.notices import CARD, base_section, carry, licence_of
 from isogloss.pipeline.folder import Run
 
@@ -127,7 +127,7 @@ def _export(run: Run, codes: Sequence[str], kind: Kind, folder: Path, max_rank: 
             len(found),
         )
         _judge(run, one, part, _loss(run, kind, code, max_rank))
-        carried = carry(Path(model_folder(run.config.model)), part)
+        carried = carry(notices_folder(run.config.model), part)
         (part / CARD).write_text(_card(run, one, kind, carried), encoding="utf-8")
         part.rename(one.folder)
         exported.append(one)
@@ -147,9 +147,9 @@ def serving(run: Run, exported: Sequence[Exported]) -> str:
 
 
 def _reference(run: Run, kind: Kind) -> Any:
-    """The tuned model; where an adapter must be what was trained, in float32."""
-    model = run.reference_model()
-    return model.float() if kind == "peft" else model
+    """The tuned model, whole; where an adapter must be what was trained, in float32."""
+    dtype = torch.float32 if kind == "peft" else run.dtype
+    return load_model(str(run.tuned), dtype).requires_grad_(False)
 
 
 def _loss(run: Run, kind: Kind, code: str, max_rank: int | None) -> str:
@@ -239,7 +239,7 @@ print(tokenizer.decode(answer, skip_special_tokens=True))"""
 def _card(run: Run, one: Exported, kind: Kind, carried: list[str]) -> str:
     """The README of an export: what it is, how well it does, how it is loaded, and the base's terms."""
     language, exact = resolve(one.code), " in float32" if kind == "peft" else ""
-    base = Path(model_folder(run.config.model))
+    base = notices_folder(run.config.model)
     licence = licence_of(base)
     peft = kind == "peft"
     tuned, folder = str(run.tuned.resolve()), str(one.folder.resolve())

@@ -25,7 +25,7 @@ from isogloss.evaluate.suites import load_suite
 from isogloss.files import locked, naming, read_json
 from isogloss.languages import SOURCE, resolve
 from isogloss.model.decoder import layers_of
-from isogloss.model.load import load_model, model_folder
+from isogloss.model.load import load_model, notices_folder
 from isogloss.model.standardise import Statistics, standardised
 from isogloss.notices import CARD, base_section, carry, licence_of
 from isogloss.pipeline.folder import Run
@@ -152,7 +152,7 @@ def _export(
             f"most {CLOSE} is right; it is left in {part}"
         )
     one = Embedder(code, folder / code, layer, difference)
-    carried = carry(Path(model_folder(run.config.model)), part)
+    carried = carry(notices_folder(run.config.model), part)
     (part / CARD).write_text(_card(run, one, carried, len(texts)), encoding="utf-8")
     part.rename(one.folder)
     run.reporter.say(f"{code}: {one.folder}, largest difference in a dimension {difference:.2g}")
@@ -192,7 +192,7 @@ def _difference(folder: Path, texts: Sequence[str], ours: Tensor) -> float:
 
 
 def _card(run: Run, one: Embedder, carried: list[str], compared: int) -> str:
-    language, base = resolve(one.code), Path(model_folder(run.config.model))
+    language, base = resolve(one.code), notices_folder(run.config.model)
     licence = licence_of(base)
     head = [*([f"license: {licence}"] if licence else []), f"language: [{language.bcp47}]"]
     what = (

@@ -29,7 +29,7 @@ from isogloss.data.chat import encode_chat, end_of_turn
 from isogloss.errors import ConfigError, RunError
 from isogloss.files import locked, naming
 from isogloss.languages import resolve
-from isogloss.model.load import load_model, model_folder
+from isogloss.model.load import load_model, notices_folder
 from isogloss.notices import write_derived_card
 from isogloss.pipeline.folder import Run
 
@@ -198,7 +198,7 @@ def _weights(model: Any, config: dict[str, Any]) -> Iterator[tuple[str, torch.Te
 
 def _laid_out(weight: torch.Tensor, name: str, layout: Layout, config: dict[str, Any]) -> np.ndarray:
     """A parameter, or the output side of an adapter over it, as a GGUF file has it; in float32."""
-    made = weight.detach().float().numpy()
+    made = weight.detach().float().cpu().numpy()
     if layout.norm and "norm" in name:
         made = made + np.float32(layout.norm)
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config.get("num_key_value_heads")}
@@ -372,7 +372,7 @@ def _describe(run: Run, code: str, folder: Path, model: str) -> None:
         *([f"ollama create {code} --file {MODELFILE}"] if told is not None else []),
         "```",
     ]
-    base = Path(model_folder(run.config.model))
+    base = notices_folder(run.config.model)
     write_derived_card(folder, run.config.model, base, "\n".join(what))
 
 

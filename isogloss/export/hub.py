@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from isogloss.errors import ConfigError, RunError
+from isogloss.languages import languages
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 NAMING = {".json", ".md", ".yaml"}
@@ -21,11 +22,18 @@ def check(repo: str) -> None:
     """Before an export takes its time.
 
     Raises:
-        ConfigError: The name is no OWNER/NAME.
+        ConfigError: The name is no OWNER/NAME, or the hub takes none like it.
         RunError: The hub cannot be reached, or knows nobody here.
     """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     if not NAME.fullmatch(repo):
         raise ConfigError(f"--push-to-hub: {repo!r} is no OWNER/NAME")
+    try:
+        validate_repo_id(f"{repo}-{max(languages(), key=len)}")
+    except HFValidationError as error:
+        raise ConfigError(f"--push-to-hub: {str(error).rstrip('.')}") from None
     _told(lambda api: api.whoami())
 
 
@@ -54,6 +62,8 @@ def _commit(api: Any, name: str, contents: Mapping[str, bytes | str]) -> None:
     from huggingface_hub import CommitOperationAdd
 
     api.create_repo(name, private=True, exist_ok=True)
+    if not api.repo_info(name).private:
+        raise RunError(f"--push-to-hub: {name} is there already, and public; name another")
     operations = [CommitOperationAdd(path, content) for path, content in contents.items()]
     api.create_commit(name, operations, commit_message=f"isogloss {version('isogloss')}")
 
@@ -74,9 +84,10 @@ def _told(act: Any) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
+    http = HfHubHTTPError.__bases__  # the HTTP library's own error, whichever a release of the hub's uses
     try:
         act(HfApi())
-    except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (*http, HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
         told = " ".join(str(error).split("\n")[0].split())
         raise RunError(
             f"--push-to-hub: {told or type(error).__name__}; log in with `hf auth login`, or leave it out"

@@ -182,9 +182,7 @@ def perplexity(twins: Float[Tensor, "meanings hidden"], temperature: float) -> f
     Args:
         twins: The English twins' states, as `similarity` reads them.
     """
-    units = F.normalize(wide(twins), dim=-1)
-    log_p = F.log_softmax(units @ units.T / temperature, dim=-1)
-    return (-(log_p.exp() * log_p).sum(-1)).exp().mean().item()
+    return _named(_cosines(twins), temperature)
 
 
 def temperature_of(twins: Float[Tensor, "meanings hidden"], wanted: float) -> float:
@@ -192,11 +190,26 @@ def temperature_of(twins: Float[Tensor, "meanings hidden"], wanted: float) -> fl
 
     The perplexity rises with the temperature from the number of equal twins to the number of all.
     """
-    low, high = 1e-3, 10.0
+    low, high, cosines = 1e-3, 10.0, _cosines(twins)
     while high / low > 1.01:
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if perplexity(twins, middle) < wanted else (low, middle)
+        low, high = (middle, high) if _named(cosines, middle) < wanted else (low, middle)
     return math.sqrt(low * high)
+
+
+COSINES = 1 << 23
+"""Cosines that a perplexity is the mean over: of many twins some, evenly apart, each to all of them."""
+
+
+def _cosines(twins: Float[Tensor, "meanings hidden"]) -> Float[Tensor, "some meanings"]:
+    units, count = F.normalize(wide(twins), dim=-1), len(twins)
+    some = torch.linspace(0, count - 1, min(count, max(64, COSINES // count)), device=twins.device).long()
+    return units[some] @ units.T
+
+
+def _named(cosines: Float[Tensor, "some meanings"], temperature: float) -> float:
+    log_p = F.log_softmax(cosines / temperature, dim=-1)
+    return (-(log_p.exp() * log_p).sum(-1)).exp().mean().item()
 
 
 def outcomes_of(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -35,6 +36,7 @@ from isogloss.model.base_files import (
     take_plainly,
 )
 from isogloss.model.decoder import causal_of, decoder_of, head, last_hidden, layers_of, readout
+from isogloss.notices import NOTICES
 
 PROBED = 8
 """Tokens on which a model's own logits are compared with ours."""
@@ -49,6 +51,22 @@ def model_folder(name: str) -> str:
     if name == EMBEDDED:
         return str(resources.files("isogloss.data.demo") / "base")
     return bases.local(name)
+
+
+def notices_folder(name: str) -> Path:
+    """Where a base's card, licence and notices lie; of a hub name they are fetched into the hub's cache.
+
+    What cannot be fetched is not there: then the folder does not exist.
+    """
+    folder = model_folder(name)
+    if Path(folder).is_dir():
+        return Path(folder)
+    cases = (str.lower, str.upper, str.title)
+    patterns = ["README.md", *(f"*{case(word)}*" for word in NOTICES for case in cases)]
+    try:
+        return Path(snapshot_download(folder, allow_patterns=patterns))
+    except (OSError, ValueError):  # no network, or no such repository
+        return Path(folder)
 
 
 def pick_dtype(dtype: str) -> torch.dtype:

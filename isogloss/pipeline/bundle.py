@@ -2,7 +2,9 @@
 
 A bundle is a run folder without `tuned/`, which comes back when it is opened: the base is read where it is,
 the adapter is merged into it as stage 1 did, and every file and both sets of weights are compared with the
-manifest. Flow: run → `write` → a folder of some megabytes → `restore` → a run folder like any other.
+manifest. Commands on the run may then write files anew, such as the tree when a language joins: where
+`tuned/` has to be made again, only what that takes is compared.
+Flow: run → `write` → a folder of some megabytes → `restore` → a run folder like any other.
 """
 
 import hashlib
@@ -23,6 +25,10 @@ MANIFEST = "bundle.json"
 FORMAT = 1
 TREE = "adapters/tree.safetensors"
 TEMPLATE = "chat_template.jinja"
+OPENED = "tuned.opened"
+"""There once a bundle has been opened: files of it may since have been written anew."""
+DESCRIBING = ("README.md", ".gitignore")
+"""What says something of a bundle; nothing is made of it."""
 
 
 def write(run: "Run", folder: Path) -> int:
@@ -34,7 +40,7 @@ def write(run: "Run", folder: Path) -> int:
     """
     from isogloss.config import dump_config
     from isogloss.model.fingerprint import fingerprint
-    from isogloss.model.load import load_model, model_folder
+    from isogloss.model.load import load_model, notices_folder
     from isogloss.notices import write_derived_card
     from isogloss.train.stage1 import ADAPTER, merged
 
@@ -58,7 +64,7 @@ def write(run: "Run", folder: Path) -> int:
     base = load_model(config.model, run.dtype)
     hashes = {"base": fingerprint(base), "tuned": fingerprint(merged(base, part / ADAPTER))}
     del base
-    model = run.reference_model()
+    model = load_model(str(run.tuned), run.dtype)  # not in 4 bits, whatever the run trains on
     if fingerprint(model) != hashes["tuned"]:
         raise RunError(
             f"{config.model} and {adapter} do not give {run.tuned}; the base, or transformers or peft, is "
@@ -69,7 +75,7 @@ def write(run: "Run", folder: Path) -> int:
     write_derived_card(
         part,
         config.model,
-        Path(model_folder(config.model)),
+        notices_folder(config.model),
         f"# {run.folder.name}: a run of isogloss, in {', '.join(run.taught)}\n\n"
         f"Stage 1's adapter over {config.model}, and the tree of adapters that was distilled on top of both. "
         "`isogloss.load(folder)`, `isogloss ask` and `isogloss serve` take it where the base is.",
@@ -96,7 +102,7 @@ def restore(folder: Path, say: Callable[[str], None] = lambda text: None) -> Non
     from isogloss.bases import made_once
     from isogloss.config import load_config
     from isogloss.model.fingerprint import fingerprint
-    from isogloss.model.load import load_model, load_tokenizer, model_folder, pick_dtype
+    from isogloss.model.load import load_model, load_tokenizer, notices_folder, pick_dtype
     from isogloss.notices import write_derived_card
     from isogloss.train.stage1 import ADAPTER, CARD, merged
 
@@ -114,13 +120,16 @@ def restore(folder: Path, say: Callable[[str], None] = lambda text: None) -> Non
         tuned.save_pretrained(part)
         load_tokenizer(name, str(folder / TEMPLATE)).save_pretrained(part)
         shutil.copytree(folder / ADAPTER, part / ADAPTER)
-        write_derived_card(part, name, Path(model_folder(name)), CARD)
+        write_derived_card(part, name, notices_folder(name), CARD)
 
     made_once(folder / "tuned", make)
+    (folder / OPENED).touch()
 
 
 def _checked(folder: Path) -> dict[str, Any]:
     """The manifest of a bundle whose files are as it says."""
+    from isogloss.train.stage1 import ADAPTER
+
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         written, known = manifest["files"].items(), manifest["format"] == FORMAT
@@ -128,7 +137,10 @@ def _checked(folder: Path) -> dict[str, Any]:
         raise RunError(f"{folder / MANIFEST} is damaged; get the bundle anew") from None
     if not known:
         raise RunError(f"{folder / MANIFEST} is of a later isogloss; upgrade")
+    again = (folder / OPENED).exists()
     for file, digest in written:
+        if file in DESCRIBING or (again and file != TEMPLATE and not file.startswith(f"{ADAPTER}/")):
+            continue
         if not (folder / file).is_file():
             raise RunError(f"{folder} lacks {file}; get the bundle anew")
         if _hash(folder / file) != digest:

@@ -367,6 +367,8 @@ def _point_to_base(run: Run) -> None:
     there = [*run.folder.glob("adapters/*/adapter_config.json")]
     there += run.folder.glob("exports/*/*/adapter_config.json")
     for file in there:
+        if (file.parents[1] / bundle.MANIFEST).exists():  # a bundle is handed on as it was written
+            continue
         remedy = f"remove {file.parent} and write it anew with `isogloss export`"
         config = read_json(file, "base_model_name_or_path", remedy)
         if config["base_model_name_or_path"] != base:

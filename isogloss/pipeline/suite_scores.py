@@ -205,8 +205,13 @@ def _write_side(run: Run, suite: SuiteData, phase: str, side: runner.Side) -> No
         name: {code: [int(h) if isinstance(h, bool) else h for h in row] for code, row in hits.items()}
         for name, hits in side.hits.items()
     }
-    ids = [item.id for item in suite.items]
-    found = {"items": ids, "data": data_hashes(suite), "hits": hits, "tasks": side.by_task}
+    found = {
+        "items": [item.id for item in suite.items],
+        "data": data_hashes(suite),
+        "hits": hits,
+        "ids": side.ids,
+        "tasks": side.by_task,
+    }
     write_json(stem.with_name(stem.name + ".hits.json"), found)
 
 

@@ -207,7 +207,7 @@ class _Rows(BaseStreamer):
             text = text.rstrip()
             self.done[row] = True
         new, self.said[row] = text[len(self.said[row]) :], text
-        if finish and self.record:
-            self.record(request, self.tokenizer.decode(request.prompt), text, finish)
         if new or finish:
             request.hear(Piece(new, len(tokens), finish))
+        if finish and self.record:  # once its client has heard: a full disk must not keep an answer back
+            self.record(request, self.tokenizer.decode(request.prompt), text, finish)

@@ -12,7 +12,6 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from isogloss.config import Distill, ModelTeacher, SelfTeacher, ServerTeacher
-from isogloss.data.chat import Encoded
 from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE
 from isogloss.losses.topk import TopK, pack, unpack
@@ -205,7 +204,7 @@ def answered_rows(rows: Sequence[Row], theirs: Sequence[Row], kept: Answers) -> 
     """The rows with the answers that are kept as responses; those without one stay."""
     given = [kept.of(*_asked(row)) for row in theirs]
     return [
-        replace(row, student=Encoded(row.student.prompt, tuple(response))) if response else row
+        replace(row, student=replace(row.student, response=tuple(response))) if response else row
         for row, response in zip(rows, given, strict=True)
     ]
 

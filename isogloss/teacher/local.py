@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from isogloss.data.chat import Encoded, encode_response, end_of_turn
+from isogloss.data.chat import encode_response, end_of_turn
 from isogloss.languages import SOURCE
 from isogloss.model.decoder import head, response_states
 from isogloss.model.load import pad_id
@@ -195,7 +195,7 @@ def written(
         if text:
             row = rows[asked[place]]
             response = encode_response(student, text)
-            found[asked[place]] = replace(row, student=Encoded(row.student.prompt, response))
+            found[asked[place]] = replace(row, student=replace(row.student, response=response))
     return found
 
 

@@ -103,8 +103,12 @@ def hidden_signals(
     cost.cached_hits += len(distinct) - len(said.absent)
     if said.several:
         processes.wait()  # all must have seen the same before anything is added
-    vocab, work = causal_of(model).config.get_text_config().vocab_size, len(distinct) + len(twins)
-    done = work - len(pooled.absent) - len(said.absent)
+    sets = list(dict.fromkeys((row.twin_prompt, row.twin_options) for row in rows if row.options))
+    if not teacher or not branches_fit(model):  # then such rows have cross-entropy alone
+        sets = []
+    vocab = causal_of(model).config.get_text_config().vocab_size
+    work = len(distinct) + len(twins) + len(sets)
+    done = len(distinct) + len(twins) - len(pooled.absent) - len(said.absent)
     with meter.counting():
         for chosen, states in pooled_states(model, twins, pooled, layer, pad_id, batch):
             pooled.spent.add(meter)
@@ -121,7 +125,7 @@ def hidden_signals(
             said.keep(chosen, states)
             progress(done := done + len(chosen), work)
         said.join()
-    chances = _option_signals(model, rows, pad_id, batch, cache, cost, progress) if teacher else {}
+    chances = _option_signals(model, sets, pad_id, batch, cache, cost, lambda n: progress(done + n, work))
     if said.several:
         cost.over_processes(before)
     found = {
@@ -146,19 +150,18 @@ def _read_alone(row: Row, teacher: bool) -> bool:
 
 def _option_signals(
     model: nn.Module,
-    rows: Sequence[Row],
+    sets: Sequence[Set],
     pad_id: int,
     batch: int,
     cache: Cache | None,
     cost: Stage,
-    progress: Callable[[int, int], None],
+    progress: Callable[[int], None],
 ) -> dict[Set, Float[Tensor, " options"]]:
     """ln probability of every option, end of turn included, behind the English twin; one reading a meaning.
 
     The options of a prompt are read in one row (`branches`), each as if it stood there alone.
     """
-    sets = list(dict.fromkeys((row.twin_prompt, row.twin_options) for row in rows if row.options))
-    if not sets or not branches_fit(model):  # then such rows have cross-entropy alone
+    if not sets:
         return {}
     meets, vocab = bool(parts_of(model)), causal_of(model).config.get_text_config().vocab_size
     kept = CachedTensors(
@@ -195,6 +198,6 @@ def _option_signals(
             found = list(scores.split([len(sets[n][1]) for n in chosen]))
             kept.spent.add(meter)
             kept.keep(chosen, found)
-            progress(done := done + len(chosen), len(sets))
+            progress(done := done + len(chosen))
         kept.join()
     return dict(zip(sets, kept.tensors(), strict=True))

@@ -23,7 +23,7 @@ from isogloss.errors import ConfigError
 from isogloss.files import naming
 from isogloss.languages import SOURCE
 from isogloss.model.decoder import causal_of, head, last_hidden, parts_of
-from isogloss.model.load import load_weights, model_folder, pad_id, positions
+from isogloss.model.load import load_weights, notices_folder, pad_id, positions
 from isogloss.notices import write_derived_card
 from isogloss.progress import Progress
 from isogloss.teacher.prompts import NodeTexts, privileged_text
@@ -209,7 +209,7 @@ def tune(
             tuned.config.use_cache = True
             tuned.to(dtype).save_pretrained(part)
             tokenizer.save_pretrained(part)
-            write_derived_card(part, name, Path(model_folder(name)), CARD)
+            write_derived_card(part, name, notices_folder(name), CARD)
         part.rename(folder)
         shutil.rmtree(work, ignore_errors=True)
     processes.wait()

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from isogloss.adapters.lora import TreeLora
@@ -99,8 +98,7 @@ def contrast_of(samples: Sequence[Sample], settings: Distill) -> float:
     """
     found = twins_of(samples)
     assert found is not None
-    every = found.vectors
-    twins = every[torch.linspace(0, len(every) - 1, min(len(every), 2048)).long()]
+    twins = found.vectors
     if settings.similarity_temperature is None:
         return functional.temperature_of(twins, min(NAMED, max(2.0, len(twins) / 4)))
     named = functional.perplexity(twins, settings.similarity_temperature)

@@ -277,7 +277,7 @@ def other_numbers(english: str, text: str) -> str | None:
     worded = any(word in _WORDS for word in re.findall(r"[a-z]+", english.casefold()))
     if added and (gone or not worded):
         return f"{', '.join(added)} in place of {', '.join(gone) or 'no number'}"
-    lost = [number for number in gone if not added and int(number) > _SPELLED]
+    lost = [number for number in gone if not added and (len(number) > 3 or int(number) > _SPELLED)]
     return f"{', '.join(lost)} is gone" if lost else None
 
 
@@ -287,7 +287,8 @@ def _numbers(text: str) -> Counter[str]:
         str(unicodedata.decimal(c)) if unicodedata.category(c) == "Nd" else c
         for c in unicodedata.normalize("NFKC", text)
     )
-    return Counter(str(int(re.sub(r"\D", "", match[0]))) for match in _NUMBER.finditer(plain))
+    # Not by int, which refuses the thousands of digits that a translator without an end may write.
+    return Counter(re.sub(r"\D", "", match[0]).lstrip("0") or "0" for match in _NUMBER.finditer(plain))
 
 
 _KEPT: Final = re.compile(

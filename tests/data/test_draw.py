@@ -132,15 +132,35 @@ def test_a_language_of_few_has_the_first_of_one_with_many():
     assert chosen["sw"] == chosen["es"][:40] == list(range(40))
 
 
-def test_languages_of_own_items_begin_at_places_evenly_apart():
-    """In a circle; which examples others do not read has no say."""
-    drawn = in_draw_order(SORTED, 0)
-    amounts = {"es": 30, "sw": 20}
-    chosen = choose(drawn, amounts, [1.0], usable, same=False)
-    half = len(drawn) // 2
-    assert chosen == {"es": [*range(30)], "sw": [*range(half, half + 20)]}
-    around = choose(drawn, {"es": 3, "sw": half + 2}, [1.0], usable, same=False)["sw"]
-    assert around == [0, 1, *range(half, len(drawn))]
+def test_languages_of_own_items_have_every_label_as_often():
+    """Of labels with 500, 50 and 5 items the last of twelve languages too, and hardly an item twice."""
+    codes = ["ar", "bg", "el", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi"]
+    sizes = {"common": 500, "some": 50, "rare": 5}
+    items = [
+        example(f"{label}{n}", label=label, codes=("en", *codes))
+        for label in sizes
+        for n in range(sizes[label])
+    ]
+    drawn = in_draw_order(items, 0)
+    chosen = choose(drawn, dict.fromkeys(codes, 12), [1.0], usable, same=False)
+    for places in chosen.values():
+        found = Counter(drawn[n].turns["en"].response for n in places)
+        assert found == {"common": 4, "some": 4, "rare": 4}
+    every = [n for places in chosen.values() for n in places]
+    of = {label: [n for n in every if drawn[n].turns["en"].response == label] for label in sizes}
+    assert len(set(of["common"])) == len(of["common"]) == 48
+    assert len(set(of["some"])) >= 40 and len(set(of["rare"])) == 5
+
+
+def test_a_language_of_few_own_items_begins_with_other_labels():
+    """Of sixty labels the twelve that one has are not the twelve of the next; a circle has no end."""
+    items = [example(str(n), label=f"label {n % 60}") for n in range(300)]
+    drawn = in_draw_order(items, 0)
+    chosen = choose(drawn, {"es": 30, "sw": 12}, [1.0], usable, same=False)
+    labels = {code: {drawn[n].turns["en"].response for n in places} for code, places in chosen.items()}
+    assert (len(labels["es"]), len(labels["sw"])) == (30, 12) and not labels["es"] & labels["sw"]
+    whole = choose(drawn, {"es": 3, "sw": 300}, [1.0], usable, same=False)["sw"]
+    assert whole == [*range(300)]
 
 
 def test_a_source_without_a_language_leaves_its_share_to_the_others():

@@ -8,12 +8,13 @@ from isogloss.evaluate.statistics import (
     Difference,
     Estimate,
     bootstrap_alignment,
-    bootstrap_apart,
     bootstrap_mean,
     bootstrap_over_languages,
     holm,
     mean_over_languages,
-    paired_bootstrap,
+    over_tasks,
+    paired_over_languages,
+    resampled_means,
 )
 
 HALVES = [0.0, 1.0]  # resampled means: 0 (¼), ½ (½), 1 (¼)
@@ -87,20 +88,26 @@ def test_languages_with_other_items_are_refused(table):
         mean_over_languages(table)
 
 
+def paired(a, b, **how) -> Difference:
+    """Of one language."""
+    apart = {str(n): x - y for n, (x, y) in enumerate(zip(a, b, strict=True))}
+    return paired_over_languages([{"sw": apart}], **how)
+
+
 def test_a_difference_that_never_varies_has_the_smallest_p():
     """No resample of four equal differences lies as far out: (0 + 1) / (1000 + 1)."""
-    found = paired_bootstrap([1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], seed=0)
+    found = paired([1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], seed=0)
     assert found == Difference(1.0, 1.0, 1.0, 4, 1 / 1001)
 
 
 def test_no_difference_has_p_one():
     """A system compared with itself."""
-    assert paired_bootstrap([1.0, 0.0], [1.0, 0.0], seed=0) == Difference(0.0, 0.0, 0.0, 2, 1.0)
+    assert paired([1.0, 0.0], [1.0, 0.0], seed=0) == Difference(0.0, 0.0, 0.0, 2, 1.0)
 
 
 def test_two_sided_p_matches_enumeration():
     """Differences 1 and 0, seen ½: of the shifted means -½ (¼), 0 (½), ½ (¼) half lie as far out."""
-    found = paired_bootstrap([1.0, 1.0], [0.0, 1.0], seed=0, resamples=20_000)
+    found = paired([1.0, 1.0], [0.0, 1.0], seed=0, resamples=20_000)
     assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
     assert found.p == pytest.approx(0.5, abs=0.015)
 
@@ -108,15 +115,14 @@ def test_two_sided_p_matches_enumeration():
 def test_the_sign_says_who_is_better():
     """Swapping the systems turns the interval round and leaves p."""
     a, b = [1.0, 1.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0, 0.0]
-    one, other = paired_bootstrap(a, b, seed=0), paired_bootstrap(b, a, seed=0)
+    one, other = paired(a, b, seed=0), paired(b, a, seed=0)
     assert (one.value, one.p) == (-other.value, other.p)
     assert one.low == pytest.approx(-other.high)
 
 
-def test_unpaired_items_are_refused():
-    """Both systems must have answered the same items."""
-    with pytest.raises(ValueError, match=r"^2 values cannot be paired with 1; both need the same items$"):
-        paired_bootstrap([1.0, 0.0], [1.0], seed=0)
+def test_a_language_without_an_item_is_refused():
+    with pytest.raises(ValueError, match=r"^there is nothing to compare; give at least one item of each"):
+        paired_over_languages([{"sw": {"1": 1.0}, "ur": {}}], seed=0)
 
 
 def test_holm_matches_a_table_worked_out_by_hand():
@@ -155,11 +161,33 @@ def test_impossible_settings_are_refused(setting, message):
     assert str(caught.value) == message
 
 
-def test_languages_with_other_items_each_are_drawn_apart():
-    """The mean of both means, whatever their lengths; the tails are those of independent draws."""
-    assert bootstrap_apart([[1, 1, 1], [0]], seed=0) == Estimate(0.5, 0.5, 0.5, 1)
-    # Means of two: 0 (1/16), ¼ (1/4), ½ (3/8), ¾ (1/4), 1 (1/16). 5 % tails are the ends, 20 % ones ¼, ¾.
-    assert bootstrap_apart([HALVES, HALVES], seed=0, level=0.9) == Estimate(0.5, 0.0, 1.0, 2)
-    assert bootstrap_apart([HALVES, HALVES], seed=0, level=0.6) == Estimate(0.5, 0.25, 0.75, 2)
-    with pytest.raises(ValueError, match="there is nothing to average; give at least one language"):
-        bootstrap_apart([], seed=0)
+def test_an_item_that_one_language_lacks_leaves_the_interval_as_wide():
+    """Twelve languages that are right about the same items, of 60, are as doubtful as one."""
+    rng = np.random.default_rng(2)
+    row = {str(n): float(rng.random() < 0.7) for n in range(60)}
+    table = {f"l{n}": row for n in range(12)}
+    fewer = table | {"l3": {id: value for id, value in row.items() if id != "0"}}
+    widths = []
+    for one in (table, fewer):
+        found = over_tasks([[resampled_means(one, np.random.default_rng(0))]])[""]
+        widths.append(found.high - found.low)
+    assert widths[1] == pytest.approx(widths[0], rel=0.1) and widths[0] > 0.2
+
+
+def test_between_equals_a_difference_is_seldom_found():
+    """Of 40 pairs of models that are alike, over languages that share their items and one that lacks one."""
+    rng, found = np.random.default_rng(3), 0
+    for _ in range(40):
+        apart = rng.choice([-1.0, 0.0, 1.0], size=40, p=[0.2, 0.6, 0.2])
+        row = {str(n): value for n, value in enumerate(apart)}
+        table = {f"l{n}": row for n in range(8)} | {"l8": {id: row[id] for id in list(row)[1:]}}
+        found += paired_over_languages([table], seed=0).p < 0.05
+    assert found <= 6
+
+
+def test_a_resample_that_lacks_a_language_is_left_out():
+    """A language with one item of ten: its mean is 0 in every resample that has it."""
+    row = {str(n): 1.0 for n in range(10)}
+    found = over_tasks([[resampled_means({"sw": row, "ur": {"3": 0.0}}, np.random.default_rng(0))]])
+    assert (found[""].value, found[""].low, found[""].high) == (0.5, 0.5, 0.5)
+    assert (found["ur"].low, found["ur"].high) == (0.0, 0.0)

@@ -212,7 +212,7 @@ def measured(monkeypatch):
         (run.folder / "ledger.json").write_text(json.dumps({"stages": [ledger]}))
         predictions = run.folder / "predictions"
         predictions.mkdir(exist_ok=True)
-        written = json.dumps({"items": ["a", "b", "c", "d"], "hits": {"consistency": hits}})
+        written = json.dumps({"items": ["a", "b", "c", "d"], "hits": {"consistency": hits}, "ids": {}})
         (predictions / "massive.after.hits.json").write_text(written)
 
     stages = {"open_run": begin, "run_tune": tune, "run_evaluate": evaluate}

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from isogloss.data.formats.lines import is_text, languages_of, nearest, plain_or_gz, read_objects
 from isogloss.errors import DataError
+from isogloss.languages import SOURCE
 from isogloss.languages.registry import Language
 from isogloss.languages.registry import languages as all_languages
 
@@ -77,6 +78,12 @@ def read(root: Path, partition: str, languages: Iterable[str]) -> list[MassiveRo
         )
         for id, row in utterances[first].items()
     ]
+
+
+def labelled(root: Path, partition: str) -> tuple[_Line, ...]:
+    """All rows of the English file that holds a partition, of whichever partition: those have every label."""
+    path = _file(root, partition, all_languages()[SOURCE])
+    return _lines(path, path.stat().st_mtime_ns)
 
 
 def available(root: Path, partition: str = "train") -> set[str]:

@@ -224,6 +224,8 @@ def _named(header: list[str], fields: list[str], path: Path, line: int) -> Mappi
     if len(fields) != len(header):
         message = f"{len(fields)} fields, but the header has {len(header)}; each row must have as many"
         raise DataError(message, path, line)
+    if twice := next((name for name in header if header.count(name) > 1), None):
+        raise DataError(f"the header names the column {twice!r} twice; name each once", path, 1)
     return dict(zip(header, fields, strict=True))
 
 

@@ -3,10 +3,11 @@
 The same wording makes examples for training and items for evaluation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -33,7 +34,7 @@ def available(root: Path, partition: str) -> set[str]:
     return massive.available(root, partition) & templates().keys()
 
 
-def options(rows: Sequence[massive.MassiveRow], task: str) -> dict[str, str]:
+def options(rows: Iterable[Any], task: str) -> dict[str, str]:
     """The wording of every label that is met, the same in each language."""
     return {label: wording(label) for label in sorted({getattr(row, task) for row in rows})}
 

@@ -26,7 +26,8 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
         raise DataError("the flores101 suite needs a data root; set data_root or ISOGLOSS_DATA")
     codes = [SOURCE, *languages]
     lines = dev = flores.read(root, "dev", codes)
-    every, learned = range(len(dev[SOURCE])), flores_lines(root)
+    every = range(len(dev[SOURCE]))
+    learned = flores_lines(root).intersection(every)
     first = [*(n for n in every if n in learned), *(n for n in every if n not in learned)]
     for_layer = _some(first[: max(FOR_LAYER, len(learned))], FOR_LAYER)
     taken = {passage for n in learned for passage in passages(dev[SOURCE][n], WORDS)} if learned else set()

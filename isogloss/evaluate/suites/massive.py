@@ -19,7 +19,7 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
     has = available(root, split)
     codes = [SOURCE, *(code for code in languages if code in has)]
     rows = massive.read(root, split, codes)
-    labels = {task: options(rows, task) for task in CLOSED}
+    labels = {task: options(massive.labelled(root, split), task) for task in CLOSED}
     made = []
     chosen = sample(rows, items, key=lambda row: row.id, strata=lambda row: (row.scenario, row.intent))
     for number, row in enumerate(chosen):

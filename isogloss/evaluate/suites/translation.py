@@ -42,6 +42,7 @@ def load(
     english = lines[SOURCE]
     made = []
     taken, notes = flores_lines(root) if split == "dev" else frozenset(), ()
+    taken = taken.intersection(range(len(english)))
     if taken:
         notes = (f"{len(taken)} lines of FLORES dev are SIB-200's and are not translated.",)
     free = [number for number in range(len(english)) if number not in taken]
