@@ -219,12 +219,25 @@ def _convert(file: Path, folder: Path) -> str:
         model, about = read
         tokenizer = AutoTokenizer.from_pretrained(**at)
         stated = opened(str(file)).get_field("general.license")
+        if scaled := _scaled_positions(opened(str(file))):
+            raise ValueError(
+                f"it does not read {scaled}, which scales positions; take the model's own folder"
+            )
     # transformers would draw them at random.
     if lacking := sorted(about["missing_keys"]):
         raise ValueError(f"it has no weights for {', '.join(lacking[:3])}")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return stated.contents() if stated else ""
+
+
+def _scaled_positions(reader: Any) -> str:
+    """What of a file scales its rotary positions, which transformers (5.23) passes over; else nothing."""
+    for name, field in reader.fields.items():
+        kind = field.contents() if name.endswith(".rope.scaling.type") else None
+        if kind not in (None, "none"):
+            return f"{name} = {kind}"
+    return next((t.name for t in reader.tensors if t.name.startswith("rope_")), "")
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def test_greedy_is_greedy_whatever_the_folder_says(tiny, tokenizer, greedy, sett
 
 @pytest.mark.parametrize("kind", ["qwen3", "gemma3_text"])
 def test_behind_a_prefix_tokens_are_those_of_the_whole_prompt(tiny, tokenizer, kind):
-    """Rows of unlike length, twice behind the same prefix, beyond gemma's window too."""
+    """Rows of unlike length, twice behind the same prefix; gemma's window is smaller than it."""
     model = tiny(kind)
     asked = [encode_prompt(tokenizer, text) for text in ASKED]
     shared = (2, *range(40, 70))

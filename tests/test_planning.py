@@ -345,6 +345,7 @@ def test_time_is_work_over_what_the_machine_reaches():
     machine = Machine("two", 2, 1 << 30, 1e14, gpu=True, efficiency=0.4)
     found = preflight.Plan(machine, [StagePlan("tune", flops=1e15)], [])
     assert found.seconds(found.stages[0]) == pytest.approx(12.5)
+    assert found.seconds(StagePlan("evaluate", flops=1e15)) == pytest.approx(25)  # one process evaluates
 
 
 def test_a_machines_file(tmp_path):

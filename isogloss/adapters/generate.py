@@ -121,6 +121,10 @@ def complete(
     """
     model.eval()
     device = next(model.parameters()).device
+    if prefix is not None and not _in_window(
+        model, [len(prefix.ids) + len(p) for p in prompts], max_new_tokens
+    ):
+        prompts, prefix = [(*prefix.ids, *prompt) for prompt in prompts], None
     ids, mask = (t.to(device) for t in pad([list(prompt) for prompt in prompts], pad_id(tokenizer), "left"))
     if prefix is not None:
         read = torch.tensor([prefix.ids], device=device).expand(len(ids), -1)
@@ -146,6 +150,12 @@ def complete(
         if adapters is not None:
             adapters.off()
     return made[:, ids.shape[1] :]
+
+
+def _in_window(model: nn.Module, lengths: Sequence[int], more: int) -> bool:
+    """Whether padding behind a prefix, which a sliding window counts as tokens, hides none of it."""
+    window = getattr(causal_of(model).config.get_text_config(), "sliding_window", None)
+    return len(set(lengths)) == 1 or not window or max(lengths) + more <= window
 
 
 @contextmanager

@@ -102,6 +102,8 @@ OWN = (
     "languages.items",
     "distill.responses",
     "distill.teacher",
+    "distill.teacher_view",
+    "distill.teacher_reads",
     "distill.max_new_tokens",
     "distill.gradient_checkpointing",
     "distill.divergence",

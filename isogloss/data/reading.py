@@ -24,7 +24,29 @@ _OPENING: Final = "¿¡"
 # Sentence and clause marks of Latin, Greek, Arabic, Devanagari, Ethiopic, Khmer, Burmese, Armenian, Hebrew
 # and Tibetan, and the CJK ones that NFKC leaves as they are.
 _FINAL: Final = ".,;:!?‥·،؛؞؟۔।॥።፣፤፥፦፧፨។៕၊။։՞՜׃།。、"
+_CLAUSE: Final = re.compile(r"[.,;:!?،؛。、！？，；：]+")
 _UNSPACED: Final = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+_BEFORE: Final = {
+    "ar": ("غير", "ليس", "ليست", "لا"),
+    "bg": ("не",),
+    "de": ("nicht", "kein", "keine"),
+    "el": ("δεν", "μη", "όχι"),
+    "en": ("not", "isn't", "aren't"),
+    "es": ("no",),
+    "fr": ("pas", "non"),
+    "id": ("tidak", "bukan"),
+    "it": ("non",),
+    "ja": ("不", "非"),
+    "pt": ("não",),
+    "ru": ("не",),
+    "sw": ("si", "sio", "siyo"),
+    "th": ("ไม่",),
+    "vi": ("không", "chẳng"),
+    "zh": ("不", "没", "非", "無", "无"),
+}
+"""What turns a wording round where it stands right before it, by language."""
+_BEHIND: Final = {"hi": ("नहीं",), "ja": ("ではない", "じゃない"), "tr": ("değil",), "ur": ("نہیں",)}
+"""What does so right behind it."""
 
 
 class Question(Protocol):
@@ -62,8 +84,9 @@ def read_answer(item: Question, language: str, answer: str) -> str | None:
 
     Closed task: the option whose wording is the answer, or stands in it as whole words and is not part of a
     longer wording there. The asked language's wordings go first, then the English, then all others. Wordings
-    of two options at the same stage: None. Scripts that write no spaces have no whole words, and a single
-    Latin letter is not looked for inside an answer ("a" is also an article).
+    of two options at the same stage, or one that is negated: None. Scripts that write no spaces have no whole
+    words, so of them a single character has to stand by itself; and a single Latin letter is not looked for
+    inside an answer ("a" is also an article).
     Open task: REFERENCE for the wording of the reference response, otherwise the normalised answer itself.
     """
     given = normalise(answer)
@@ -77,7 +100,9 @@ def read_answer(item: Question, language: str, answer: str) -> str | None:
         if given in meanings:
             return _only(meanings[given])
     for meanings in stages:
-        found = _contained(meanings, given)
+        found, negated = _contained(meanings, given, language)
+        if negated:
+            return None
         if found:
             return _only(meaning for wording in found for meaning in meanings[wording])
     return None
@@ -103,16 +128,36 @@ def _only(meanings: Iterable[str]) -> str | None:
     return distinct.pop() if len(distinct) == 1 else None
 
 
-def _contained(wordings: Iterable[str], given: str) -> set[str]:
+def _contained(wordings: Iterable[str], given: str, language: str) -> tuple[set[str], bool]:
+    """The wordings that stand in the answer, and whether one of them is negated there."""
     patterns: dict[str, str] = {}  # what is looked for, with the wording that it stands for
     for wording in sorted(wordings, key=len, reverse=True):  # the first alternative that fits is the longest
         words = _words(wording)
         if words and not (len(words) == 1 and "a" <= words <= "z"):
             patterns.setdefault(words, wording)
     if not patterns:
-        return set()
-    pattern = "|".join(_bounded(words) for words in patterns)
-    return {patterns[match] for match in re.findall(pattern, f" {_words(given)} ")}
+        return set(), False
+    pattern = re.compile("|".join(_bounded(words) for words in patterns))
+    found = {patterns[match] for match in pattern.findall(f" {_words(given)} ")}
+    # "No, different" says no and different, "not different" neither.
+    clauses = f" {' , '.join(map(_words, _CLAUSE.split(given)))} "
+    negated = any(_negated(clauses, one.start(), one.end(), language) for one in pattern.finditer(clauses))
+    return found, negated
+
+
+def _negated(text: str, start: int, end: int, language: str) -> bool:
+    """Whether what stands there is turned round by what stands before or behind it."""
+    before, behind = text[:start].rstrip(" "), text[end:].lstrip(" ")
+    spoken = dict.fromkeys((language, "en"))
+    if any(_ends(before, word) for code in spoken for word in map(normalise, _BEFORE.get(code, ()))):
+        return True
+    words = map(normalise, _BEHIND.get(language, ()))
+    return any(behind.startswith(word) for word in words)
+
+
+def _ends(text: str, word: str) -> bool:
+    """With the word, or in a script without spaces with its characters."""
+    return text.endswith(word) and (not _spaced(word) or text[: -len(word)][-1:] in ("", " "))
 
 
 def _words(text: str) -> str:
@@ -123,8 +168,11 @@ def _words(text: str) -> str:
 
 def _bounded(words: str) -> str:
     escaped = re.escape(words)
-    spaced = not any(unicodedata.name(c, "").startswith(_UNSPACED) for c in words)
-    return rf"(?<= ){escaped}(?= )" if spaced else escaped
+    return rf"(?<= ){escaped}(?= )" if _spaced(words) or len(words) == 1 else escaped
+
+
+def _spaced(words: str) -> bool:
+    return not any(unicodedata.name(c, "").startswith(_UNSPACED) for c in words)
 
 
 def _is_letter_or_digit(character: str) -> bool:

@@ -15,16 +15,34 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from isogloss.model.decoder import causal_of, decoder_of, keeps_keys_alone
+from isogloss.model.decoder import causal_of, decoder_of, keeps_keys_alone, last_hidden
 
 ATTENTION = {"full_attention", "sliding_attention"}
 """Kinds of layers, in transformers' words, that a mask over pairs of tokens decides about."""
 
 
 def branches_fit(model: nn.Module) -> bool:
-    """Whether every layer of the model attends through a mask; recurrent layers read what stands before."""
-    kinds = getattr(causal_of(model).config.get_text_config(), "layer_types", None) or ()
-    return keeps_keys_alone(model) and set(kinds) <= ATTENTION
+    """Whether every layer of the model attends through a mask and goes by positions alone.
+
+    Recurrent layers read what stands before; ALiBi (BLOOM, MPT) and GPT-Neo's local layers count columns.
+    Told by reading two answers in one row and each by itself.
+    """
+    config = causal_of(model).config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ()
+    if not keeps_keys_alone(model) or not set(kinds) <= ATTENTION or config.model_type == "gpt_neo":
+        return False
+    first = next(model.parameters())
+    ids = torch.linspace(3, config.vocab_size - 1, 9, device=first.device).long()
+    branch, place, starts = layout(3, [3, 3])
+    rows = [torch.tensor([one], device=first.device) for one in (branch, place)]
+    apart = [*range(3), *range(starts[1], 9)]
+    try:
+        with torch.no_grad():
+            both = branched_hidden(model, ids[None], *rows)[0, apart].float()
+            alone = last_hidden(model, ids[None, apart], torch.ones_like(ids[None, apart]))[0].float()
+    except (RuntimeError, ValueError, TypeError, AttributeError):  # it takes no mask over pairs of tokens
+        return False
+    return bool((both - alone).abs().max() <= 0.05 * alone.abs().max().clamp(min=1e-6))
 
 
 def layout(prompt: int, answers: Sequence[int]) -> tuple[list[int], list[int], list[int]]:

@@ -59,10 +59,13 @@ def run_evaluate(run: Run, kept: Path | None = None) -> None:
     for name in missing:
         with spending(costs[name], model):
             found[name] = shared_before(run, plain, loaded[name], kept)
-        write_before(run, loaded[name], found[name])
     adapters = run.student(model, trained=True)
     aligned = retrieval.Model(model, run.tokenizer, adapters)
     for name in missing:
+        # Until its scores are whole again it has none: its answers are of both sides, measured alike.
+        if scores["suites"].pop(name, None):
+            write_json(run.folder / "scores.json", scores | {"summary": {}})
+        write_before(run, loaded[name], found[name])
         with spending(costs[name], adapters.model, adapters.met):
             scores["suites"][name] = score_after(run, aligned, plain, loaded[name], found[name])
         scores["summary"] = _summary(run, scores)

@@ -39,7 +39,9 @@ def _changes(work: Work, stage: str) -> list[tuple[str, ...]]:
         return [(f"evaluate.batch_size={size}",) for size in sizes]
     batch, now = getattr(config, stage).batch_size, getattr(config, stage).gradient_accumulation_steps
     smaller = [
-        (f"{stage}.gradient_accumulation_steps={n}",) for n in range(now + 1, batch + 1) if batch % n == 0
+        (f"{stage}.gradient_accumulation_steps={n}",)
+        for n in range(now + 1, batch + 1)
+        if batch % (n * work.machine.devices) == 0
     ]
     smaller = smaller[:: max(1, len(smaller) // 3)] + smaller[-1:] if len(smaller) > 4 else smaller
     more: list[tuple[str, ...]] = []

@@ -39,9 +39,10 @@ class Plan:
     """What the settings that follow the model are, and why."""
 
     def seconds(self, stage: StagePlan) -> float:
-        """How long a stage takes."""
+        """How long a stage takes; one process evaluates, on one device."""
         machine = self.machine
-        return stage.flops / (machine.rate * machine.efficiency * machine.devices)
+        devices = 1 if stage.stage == "evaluate" else machine.devices
+        return stage.flops / (machine.rate * machine.efficiency * devices)
 
     @property
     def fits(self) -> bool:

@@ -76,6 +76,10 @@ class Overview:
         cells = (self._measure(phase, measure).get("languages", {}).get(code) for phase in PHASES)
         return Change(*map(Score.of, cells))
 
+    def spoken(self, measure: str) -> int:
+        """Over how many languages a measure's mean is."""
+        return len(self._measure("after", measure).get("languages", {}))
+
     @cached_property
     def languages(self) -> tuple[Label, ...]:
         """All that have a measure, in the order of the suites."""

@@ -156,6 +156,12 @@ class Suite:
         return Change(*map(Score.of, cells))
 
     @cached_property
+    def spoken(self) -> int:
+        """Over how many languages the mean is that the suite is headed with."""
+        found = self._measure("after", self.main).get("languages", {}) if self.main else {}
+        return len(found) or len(self.languages)
+
+    @cached_property
     def headline(self) -> tuple[str, Change] | None:
         """What the suite is headed with: its first main measure, else its benchmark's own first metric."""
         for measure in MAIN:

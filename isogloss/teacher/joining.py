@@ -131,7 +131,8 @@ def _scored_by(
     """
     words = tokenizer_hash(translation.student)
     part = None if cache is None else cache.part(signal="scored", k=k, student=words)
-    kept = CachedTensors(part, [row_key(row.teacher_prompt, row.student.response) for row in rows], cost)
+    keys = [row_key(row.teacher_prompt, row.student.response) for row in rows]
+    kept = CachedTensors(part, keys, cost, alone=True)  # of several processes one comes here first
     absent, vocab = sorted(kept.absent), len(translation.student_bytes)
     cost.cached_hits += len(rows) - len(absent)
     for begin in range(0, len(absent), together):

@@ -13,9 +13,11 @@ import yaml
 from transformers import PreTrainedTokenizerBase
 
 from isogloss.adapters.tree import Node
+from isogloss.config.yaml_io import Loader
 from isogloss.data.chat import encode_prompt, written_behind
 from isogloss.data.examples import Turn
 from isogloss.errors import ConfigError
+from isogloss.languages import UnknownLanguageError, resolve
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,25 @@ def load_texts(path: Path | None = None) -> NodeTexts:
     if not source.is_file():
         raise ConfigError(f"distill.texts: {source} does not exist")
     try:
-        entries = yaml.safe_load(source.read_text("utf-8"))
+        entries = yaml.load(source.read_text("utf-8"), Loader=Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not YAML: {getattr(error, 'problem', error)}") from None
     allowed = tuple(field.name for field in fields(NodeTexts))
     if not isinstance(entries, dict) or "root" not in entries or set(entries) - set(allowed):
         raise ConfigError(f"{source}: node texts have the keys {', '.join(allowed)}, root at least")
+    entries = {name: value for name, value in entries.items() if value is not None}
+    for name in ("languages", "answers"):
+        if name in entries:
+            entries[name] = {_code(str(key), source): value for key, value in entries[name].items()}
     return NodeTexts(**entries)
+
+
+def _code(spelling: str, source: object) -> str:
+    """A language by any of its codes."""
+    try:
+        return resolve(spelling).code
+    except UnknownLanguageError as error:
+        raise ConfigError(f"{source}: {error}") from None
 
 
 def privileged_text(

@@ -33,13 +33,22 @@ class CachedTensors:
 
     Args:
         meets: Every forward needs all processes.
+        alone: This process reads all that is absent, whatever others do.
     """
 
-    def __init__(self, part: Part | None, keys: Sequence[bytes], cost: Stage, meets: bool = False):
+    def __init__(
+        self,
+        part: Part | None,
+        keys: Sequence[bytes],
+        cost: Stage,
+        meets: bool = False,
+        *,
+        alone: bool = False,
+    ):
         self.part, self.keys, self.cost, self.meets = part, keys, cost, meets
         self.found = {} if part is None else part.read(keys)
         self.absent = {number for number, key in enumerate(keys) if key not in self.found}
-        self.several = part is not None and processes.count() > 1
+        self.several = part is not None and processes.count() > 1 and not alone
         here = slice(processes.index(), None, processes.count()) if self.several else slice(None)
         self.share = set(sorted(self.absent)[here])
         """What this process is to read."""

@@ -29,6 +29,8 @@ class Sample:
     signal: Signal | None = None
     options: tuple[tuple[int, ...], ...] = ()
     """All that may be answered, end of turn included, where the signal has a distribution over it."""
+    teacher_prompt: tuple[int, ...] = ()
+    """What the teacher read, where the signal has something of it."""
 
     @property
     def bare(self) -> bool:
@@ -59,6 +61,7 @@ def samples_of(rows: Sequence[Row], signals: Sequence[Signal]) -> list[Sample]:
             numbers[row.meaning],
             signal,
             row.options if signal.options is not None else (),
+            row.teacher_prompt if signal.teacher is not None else (),
         )
         for row, signal in zip(rows, signals, strict=True)
     ]

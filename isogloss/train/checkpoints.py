@@ -14,19 +14,21 @@ from isogloss.files import read_json, write_json
 from isogloss.train.batch import Ordered
 
 
-def forget_other_rows(folder: Path, rows: Ordered, say: Callable[[str], None]) -> None:
-    """Remove the checkpoints of training on other rows, or in another order: the data may have changed since.
+def forget_other_rows(folder: Path, rows: Ordered, how: object, say: Callable[[str], None]) -> None:
+    """Remove the checkpoints of training on other rows, in another order or way: all may have changed since.
 
     Args:
         folder: Holds them, and from now on a hash of the rows.
+        how: What else a step depends on; its `repr` counts.
         say: Hears of it.
 
     Raises:
         RunError: That hash is damaged.
     """
-    digest = hashlib.sha256(repr(rows.order).encode())
+    digest = hashlib.sha256(repr((rows.order, how)).encode())
     for sample in rows.samples:
-        digest.update(repr((sample.encoded, sample.language, sample.meaning, sample.options)).encode())
+        about = sample.encoded, sample.language, sample.meaning, sample.options, sample.teacher_prompt
+        digest.update(repr(about).encode())
     file, ours = folder / "rows.json", digest.hexdigest()
     remedy = f"remove {folder}, and training begins anew"
     before = read_json(file, "rows", remedy)["rows"] if file.exists() else ours

@@ -1,6 +1,7 @@
 """Stage 1: selected English instructions tune the base; the result is the reference model."""
 
 import random
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
-from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
@@ -22,13 +22,14 @@ from isogloss.data.selection import instruction_following_difficulty
 from isogloss.errors import ConfigError
 from isogloss.files import naming
 from isogloss.languages import SOURCE
-from isogloss.model.decoder import causal_of, head, last_hidden, parts_of
+from isogloss.losses.fused import token_log_probs
+from isogloss.model.decoder import causal_of, decoder_of, decoder_prefix, last_hidden, parts_of
 from isogloss.model.load import load_weights, notices_folder, pad_id, positions
 from isogloss.notices import write_derived_card
 from isogloss.progress import Progress
 from isogloss.teacher.prompts import NodeTexts, privileged_text
 from isogloss.train.batch import Ordered, Sample, collate
-from isogloss.train.objective import Weights
+from isogloss.train.objective import Weights, chunk_size
 from isogloss.train.order import schedule
 from isogloss.train.trainer import ResponseTrainer, Watch, optimisation, train, training_arguments
 
@@ -40,11 +41,21 @@ CARD = "# A base tuned on English instructions: the reference model of a run of 
 
 
 def lora_everywhere(model: torch.nn.Module, rank: int) -> LoraConfig:
-    """Stage 1's LoRA: on every linear layer below the head."""
+    """Stage 1's LoRA: on every linear layer of the text decoder.
+
+    No text reaches a vision tower, whose adapters would have no gradient.
+    """
+    prefix = decoder_prefix(model)
+    top = model.get_output_embeddings()  # type: ignore[operator]
+    outside = any(
+        isinstance(module, torch.nn.Linear) and module is not top and not name.startswith(prefix)
+        for name, module in model.named_modules()
+    )
     return LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
         target_modules="all-linear",
+        exclude_modules=rf"(?!{re.escape(prefix)}).*" if outside else None,
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),  # GPT-2's kind of linear layer
     )
@@ -131,7 +142,9 @@ def difficulty(
                 encoded.append(Sample(row))
             collated = collate(encoded, pad_id(tokenizer)).to(next(base.parameters()).device)
             states = last_hidden(base, collated.ids, collated.mask).flatten(0, 1)[collated.positions]
-            tokens = F.cross_entropy(head(base, states).float(), collated.response, reduction="none")
+            every = torch.arange(len(states), device=states.device)
+            size = chunk_size(base, states.is_cuda)
+            tokens = -token_log_probs(base, states, collated.response, every, size=size)
             lengths = [len(sample.encoded.response) for sample in encoded]
             found.extend(part.mean().item() for part in tokens.split(lengths))
             progress(len(losses[True]) + len(losses[False]), 2 * len(examples))
@@ -176,7 +189,9 @@ def tune(
         torch.manual_seed(seed)
         model: torch.nn.Module = get_peft_model(base, lora_everywhere(base, settings.lora_rank))
     else:
-        base.requires_grad_(True)
+        base.requires_grad_(False)
+        for part in (decoder_of(base), base.get_output_embeddings()):
+            part.requires_grad_(True)
         model = base
     steps = len(order) // settings.batch_size
     trainer = ResponseTrainer(

@@ -93,6 +93,14 @@ class ResponseTrainer(Trainer):
         self.languages: set[str] = set()
         """Whose rows were read, for whoever clears it."""
 
+    @property
+    def how(self) -> tuple:
+        """What a step depends on besides its rows: the optimiser, the loss, and what learns."""
+        args = self.args
+        optimiser = args.learning_rate, args.weight_decay, args.adam_beta1, args.adam_beta2
+        learns = [(n, tuple(p.shape)) for n, p in self.model.named_parameters() if p.requires_grad]  # type: ignore[union-attr]
+        return *optimiser, args.max_grad_norm, args.warmup_steps, args.max_steps, self.weights, learns
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         below: Any = self.model.model  # type: ignore[union-attr]
         with self.meter.counting(), compiled(below) if self.compile else thrifty_attention(below):
@@ -299,7 +307,7 @@ def train(
     """
     watch.trainer = trainer
     trainer.add_callback(watch)
-    forget_other_rows(folder, trainer.train_dataset, say)  # type: ignore[arg-type]
+    forget_other_rows(folder, trainer.train_dataset, trainer.how, say)  # type: ignore[arg-type]
     checkpoint = last_whole(folder, say)
     # Not cuDNN's attention: its backward gives nan where a row's first positions are masked (torch 2.11).
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):

@@ -24,6 +24,12 @@ LETTERS = Item(
     {"en": Turn("?")},
     options={"en": {"0": "A", "1": "B"}, "fr": {"0": "A", "1": "B"}, "es": {"0": "B", "1": "A"}},
 )
+
+
+def closed(options: dict[str, dict[str, str]]) -> Item:
+    return Item("5", "x", {code: Turn("?") for code in options}, options=options)
+
+
 OPEN = Item("3", "open", {"en": Turn("?", "Paris."), "ur": Turn("?", "پیرس۔"), "sw": Turn("?")})
 
 
@@ -78,7 +84,7 @@ def test_normalise_drops_only_what_does_not_change_the_meaning(text, expected):
         ("th", "คำตอบคือไม่ใช่ครับ", "c"),
         ("th", "คำตอบคือใช่ครับ", "e"),
         ("zh", "答案不是。", "c"),
-        ("zh", "也许是", None),
+        ("zh", "也许是", "n"),  # 是 is the commonest verb
         ("sw", "neutral", "n"),  # a language without wordings of its own
         ("en", "", None),
         ("en", "...", None),
@@ -125,3 +131,33 @@ def test_one_wording_of_two_options_is_unreadable():
 def test_an_open_answer_is_the_reference_or_its_own_words(language, answer, meaning):
     """Only the reference response of the same language is the reference."""
     assert read_answer(OPEN, language, answer) == meaning
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "said"),
+    [
+        ("en", {"same": "the same", "other": "different"}, "not the same"),
+        ("de", {"same": "gleich", "other": "verschieden"}, "Sie sind nicht gleich."),
+        ("ru", {"same": "совпадает", "other": "отличается"}, "не совпадает"),
+        ("ar", {"same": "متطابق", "other": "مختلف"}, "غير متطابق"),
+        ("tr", {"same": "aynı", "other": "farklı"}, "aynı değil"),
+        ("hi", {"same": "समान", "other": "अलग"}, "वे समान नहीं हैं"),
+        ("vi", {"yes": "đúng", "no": "sai"}, "không đúng"),
+        ("th", {"yes": "จริง", "no": "เท็จ"}, "ไม่จริง"),
+        ("zh", {"yes": "是", "no": "否"}, "这是真的"),  # 是 is the commonest verb
+        ("zh", {"same": "相同", "other": "有别"}, "不相同"),
+    ],
+)
+def test_a_wording_that_is_negated_is_not_what_is_said(code, options, said):
+    """Nor its opposite: a task may have more than two."""
+    item = closed({code: options})
+    assert read_answer(item, code, said) is None
+    for meaning, wording in options.items():
+        assert read_answer(item, code, wording) == meaning
+
+
+def test_an_answer_that_denies_and_goes_on_is_read():
+    item = closed({"es": {"same": "igual", "other": "diferente"}, "zh": {"same": "是", "other": "否"}})
+    assert read_answer(item, "es", "No, es diferente.") == "other"
+    assert read_answer(item, "es", "No, diferente.") == "other"
+    assert read_answer(item, "zh", "否，因为前提不同") == "other"

@@ -1,10 +1,12 @@
 """Answer-set distillation: what is packed into one row equals rows read apart, in value and in gradient."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from isogloss.data.chat import Encoded
 from isogloss.losses.functional import answer_set_kl
@@ -92,6 +94,20 @@ def test_a_sliding_window_counts_places_not_columns(tiny):
             one = torch.tensor([[*prompt, *option]])
             alone = last_hidden(model, one, torch.ones_like(one))[0, len(prompt) :]
             torch.testing.assert_close(hidden[0, start : start + len(option)], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "mpt", "gpt_neo"])
+def test_where_attention_counts_columns_branches_do_not_fit(kind):
+    """ALiBi, and local layers: the first takes no mask over pairs, the others would be wrong in silence."""
+    sizes: dict[str, Any] = {"vocab_size": 269, "hidden_size": 24}
+    if kind == "gpt_neo":
+        local = [[["global", "local"], 1]]
+        sizes |= {"attention_types": local, "window_size": 4, "num_layers": 2, "num_heads": 4}
+    else:
+        sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **sizes, initializer_range=0.2)
+    assert not branches_fit(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval())
 
 
 def test_a_recurrent_layer_takes_no_branches(tiny):
