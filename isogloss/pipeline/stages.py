@@ -47,7 +47,9 @@ from isogloss.train.stage2 import read_signals
 @writing
 def run_all(run: Run) -> bool:
     """Every stage that is not there yet; whether anything was left to do."""
-    if (run.folder / "report.html").exists() and not unscored(run, scores_of_run(run)):
+    report, scores = run.folder / "report.html", run.folder / "scores.json"
+    told = report.exists() and scores.exists() and report.stat().st_mtime_ns >= scores.stat().st_mtime_ns
+    if told and not unscored(run, scores_of_run(run)):
         return False
     run_tune(run)
     run_distill(run)

@@ -1,7 +1,7 @@
 """The order in which steps read the rows: languages balanced, rows of like length together."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from isogloss.config import Distill
@@ -22,6 +22,9 @@ def training_order(rows: Sequence[Row], settings: Distill, seed: int) -> list[in
         seed=seed,
         fixed={SOURCE: retain},
         alike=[(row.bare, row.tokens) for row in rows],
+        # Nobody answers a bare sentence: once the hidden-state term has faded it teaches nothing.
+        early=[n for n, row in enumerate(rows) if row.bare] if settings.similarity_decay else (),
+        within=settings.similarity_decay,
     )
 
 
@@ -34,6 +37,8 @@ def schedule(
     alike: Sequence[Any],
     seed: int,
     fixed: Mapping[str, float] | None = None,
+    early: Collection[int] = (),
+    within: float = 1.0,
 ) -> list[int]:
     """Row numbers in the order of training: languages balanced, every row of a language before any again.
 
@@ -44,6 +49,7 @@ def schedule(
         batch: Rows per batch; rows that are alike are put together within windows of eight batches.
         alike: What rows of a batch are to be alike in, such as their tokens; sorted by.
         fixed: Share of all draws that a language gets whatever its rows.
+        early: Rows that are read in the first `within` of the draws, as far as they have room there.
     """
     rng = random.Random(seed)
     rows_of: dict[str, list[int]] = {}
@@ -62,6 +68,13 @@ def schedule(
                 queue = rng.sample(rows_of[code], len(rows_of[code]))
             drawn.append(queue.pop())
     rng.shuffle(drawn)
+    if early:
+        first = set(early)
+        those, others = ([n for n in drawn if (n in first) == one] for one in (True, False))
+        room = max(0, int(within * draws) - len(those))
+        begin = those + others[:room]
+        rng.shuffle(begin)
+        drawn = begin + others[room:]
     ordered: list[int] = []
     window = 8 * batch
     for start in range(0, draws, window):

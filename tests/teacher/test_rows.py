@@ -279,3 +279,14 @@ def test_every_row_is_read_before_any_again_when_shares_are_rounded():
 def test_fewer_draws_than_languages_still_make_a_batch():
     """Five languages and a batch of two."""
     assert len(plan(["a", "b", "c", "d", "e"], 2, batch=2)) == 2
+
+
+def test_bare_sentences_are_read_before_their_term_has_faded():
+    """Every one as often as without; behind seven tenths, but for a window of batches, none."""
+    rows, early = 400, range(0, 400, 4)
+    given = {"balance": 1.0, "batch": 2, "alike": [(n in early, 0) for n in range(rows)], "seed": 0}
+    plain = schedule(["sw"] * rows, rows, **given)
+    order = schedule(["sw"] * rows, rows, **given, early=early, within=0.7)
+    assert sorted(order) == sorted(plain) == list(range(rows))
+    assert max(place for place, n in enumerate(order) if n in early) < 0.7 * rows + 16
+    assert max(place for place, n in enumerate(plain) if n in early) > 0.9 * rows
