@@ -1,8 +1,11 @@
 """docs/results.md from benchmarks/real.json, in tables; no figure is typed in by hand."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from isogloss.evaluate.signature import RULER
 
 NAMES = {
     "alignment_mastered": "alignment, mastered tasks",
@@ -17,17 +20,17 @@ NAMES = {
 }
 SETTINGS = {
     "scarce": (
-        "Scarce: 512 / 192 / 48 instructions a language over all tasks together, no response or label in any",
+        "Scarce: 512, 192 or 48 unlabelled instructions a language, over all tasks together",
         "make real",
     ),
     "parallel": (
-        "Parallel text: besides, the data root's unlabelled parallel text that is not evaluated",
+        "Parallel text: more unlabelled instructions, and sentence pairs",
         "isogloss run examples/real-parallel.yaml --data-root FOLDER",
     ),
 }
 VARIANTS = {
     "reference": "the model before stage 2, tuned on English alone",
-    "ours": "isogloss, its defaults",
+    "ours": "isogloss, with the settings of the command above",
     "sft": "supervised fine-tuning: cross-entropy on the same rows, one adapter for all languages",
     "no-divergence": "without the divergence from the English view",
     "no-hidden": "without the hidden-state term",
@@ -74,8 +77,19 @@ def _setting(found: Mapping[str, Any], setting: str) -> Iterable[str]:
         yield f"- `{name}`: {VARIANTS.get(name, name)}"
     yield ""
     rows = [row for row in found["rows"] if row["setting"] == setting and row["variant"] == "ours"]
+    if old := sorted({version for row in rows if (version := _ruler(row)) < RULER}):
+        versions = ", ".join(map(str, old))
+        yield (
+            f"By an earlier version of the measures (`ruler` {versions}, today {RULER}): intervals over "
+            "languages and fidelity are computed otherwise since.\n"
+        )
     yield from _tasks(rows)
     yield from _languages(rows)
+
+
+def _ruler(row: Mapping[str, Any]) -> int:
+    found = re.search(r"ruler:(\d+)", row["signature"])
+    return int(found[1]) if found else 0
 
 
 def _tasks(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
