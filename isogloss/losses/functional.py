@@ -122,11 +122,12 @@ def cosine(student: Float[Tensor, "rows hidden"], teacher: Float[Tensor, "rows h
 def answer_set_kl(
     scores: Float[Tensor, " options"], targets: Float[Tensor, " options"], sizes: Sequence[int]
 ) -> Float[Tensor, ""]:
-    """Sum over rows of KL(p ‖ q) between two distributions over a row's answer options, in nats.
+    """Sum over rows of KL(p ‖ q) between distributions over whole answers, in nats.
 
-    q is the student's distribution over the options worded in the row's language, p the reference model's
-    over the same options in English: a softmax over sequence log-probabilities renormalises each to the set,
-    so an option's length or the model's habit of naming other answers does not count.
+    p is the reference model's over a row's options in English, a softmax over their log-probabilities, so
+    that an option's length or its habit of naming other answers does not count; q is the student's own over
+    all answers there are. Renormalised to the set too, q could follow p while all of its mass went elsewhere. The
+    KL of a sequence is the expected sum of its tokens' (chain rule), so it counts as response tokens do.
 
     Args:
         scores: The student's ln probability of each option as a whole answer, end of turn included; rows one
@@ -140,8 +141,8 @@ def answer_set_kl(
     if sum(sizes) != len(scores) or len(scores) != len(targets):
         raise ValueError(f"{len(scores)} scores and {len(targets)} targets for rows of {list(sizes)} options")
     total = scores.new_zeros(())
-    for ours, theirs in zip(scores.split(list(sizes)), targets.split(list(sizes)), strict=True):
-        log_q, log_p = ours.log_softmax(0), theirs.to(ours.dtype).log_softmax(0)
+    for log_q, theirs in zip(scores.split(list(sizes)), targets.split(list(sizes)), strict=True):
+        log_p = theirs.to(log_q.dtype).log_softmax(0)
         total = total + (log_p.exp() * (log_p - log_q)).sum()
     return total
 

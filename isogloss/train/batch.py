@@ -1,5 +1,6 @@
 """Batches: rows with their signals, padded, and where each response token is predicted."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -51,6 +52,19 @@ class Ordered(Dataset):
         return self.samples[self.order[number]]
 
 
+INFORMED = 0.8
+"""Share of ln n, the most that n options can have, which the target's entropy has to stay under."""
+
+
+def informed(options: Float[Tensor, " options"]) -> bool:
+    """Whether a distribution over options, as ln probabilities, says more than chance.
+
+    Where it does not, the answer is learned alone: a coin that is learned as a coin lands either way.
+    """
+    log_p = options.float().log_softmax(0)
+    return float(-(log_p.exp() * log_p).sum()) < INFORMED * math.log(len(options))
+
+
 def samples_of(rows: Sequence[Row], signals: Sequence[Signal]) -> list[Sample]:
     """Rows joined to their signals, their meanings numbered anew without gaps."""
     numbers = {meaning: n for n, meaning in enumerate(dict.fromkeys(row.meaning for row in rows))}
@@ -60,7 +74,7 @@ def samples_of(rows: Sequence[Row], signals: Sequence[Signal]) -> list[Sample]:
             row.language,
             numbers[row.meaning],
             signal,
-            row.options if signal.options is not None else (),
+            row.options if signal.options is not None and informed(signal.options) else (),
             row.teacher_prompt if signal.teacher is not None else (),
         )
         for row, signal in zip(rows, signals, strict=True)

@@ -53,8 +53,8 @@ def batch_losses(
     *,
     gpu: bool | None = None,
 ) -> dict[str, Tensor]:
-    """The parts of the loss as sums: `ce`, `kl` and `retain` over response tokens, `options` and `hidden`
-    over rows.
+    """The parts of the loss as sums: `ce`, `kl` and `retain` over response tokens, `options` over rows' whole
+    answers, `hidden` over rows.
 
     English rows are replay: their only response loss is `retain`, the KL to the reference model on the same
     prompt.
@@ -215,7 +215,7 @@ class Objective(nn.Module):
 
 
 PARTS = ("loss", "ce", "kl", "options", "retain", "hidden")
-BY_ROW = ("options", "hidden")
+BY_ROW = ("hidden",)
 """Parts that are means over rows; the others are means over response tokens."""
 WEIGHED = {"options": "kl"}
 """Parts that are weighed by the weight of another: both are divergences from the reference model."""

@@ -1,11 +1,11 @@
 """Answer-set distillation: what is packed into one row equals rows read apart, in value and in gradient."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from isogloss.data.chat import Encoded
@@ -14,8 +14,8 @@ from isogloss.losses.fused import frozen_head, token_log_probs
 from isogloss.model.branches import branched_hidden, branches_fit, layout, visible
 from isogloss.model.decoder import head, last_hidden
 from isogloss.teacher.rows import Row
-from isogloss.teacher.signals import hidden_signals
-from isogloss.train.batch import collate, samples_of
+from isogloss.teacher.signals import Signal, hidden_signals
+from isogloss.train.batch import collate, informed, samples_of
 from isogloss.train.objective import Weights, batch_losses
 
 PROMPT, OPTIONS = (10, 11, 12, 13), ((20, 21, 1), (22, 1), (20, 23, 24, 1))
@@ -139,10 +139,31 @@ def test_token_log_probabilities_equal_autograd_through_all_logits(tiny, size, c
 
 
 def test_the_divergence_over_answers_is_worked_out_by_hand():
-    """Teacher ½, ½ and student 0.9, 0.1: ½ ln(½/0.9) + ½ ln(½/0.1); scores may miss any constant."""
-    scores = torch.tensor([0.9, 0.1, 0.2, 0.2]).log() - 7
-    targets = torch.tensor([0.5, 0.5, 0.4, 0.4]).log()
-    assert answer_set_kl(scores, targets, [2, 2]).item() == pytest.approx(0.510826, abs=1e-5)
+    """Teacher ½, ½ and student 0.9, 0.1: ½ ln(½/0.9) + ½ ln(½/0.1); the second row has a fifth of its mass
+    elsewhere: - ln 0.8."""
+    scores = torch.tensor([0.9, 0.1, 0.4, 0.4]).log()
+    targets = torch.tensor([0.5, 0.5, 0.2, 0.2]).log() - 7  # the teacher's may miss any constant
+    expected = 0.510826 - math.log(0.8)
+    assert answer_set_kl(scores, targets, [2, 2]).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_mass_goes_back_to_the_set():
+    """A student that ranks as the teacher does, and says something else nearly always, is pulled to the set."""
+    logits = torch.tensor([2.0, 1.0, 9.0], requires_grad=True)
+    answer_set_kl(logits.log_softmax(0)[:2], torch.tensor([2.0, 1.0]), [2]).backward()
+    assert logits.grad[2] > 0.99 and (logits.grad[:2] < 0).all()
+
+
+def test_of_a_coin_the_answer_alone_is_learned(tiny):
+    """Of two and three options: nearly uniform says nothing, 0.9 does."""
+    assert [informed(torch.tensor(p).log()) for p in ((0.5, 0.5), (0.6, 0.4), (0.9, 0.1))] == [
+        False,
+        False,
+        True,
+    ]
+    assert [informed(torch.tensor(p).log()) for p in ((0.5, 0.3, 0.2), (0.8, 0.1, 0.1))] == [False, True]
+    (sample,) = samples_of([row()], [Signal(None, torch.zeros(24), options=torch.zeros(3))])
+    assert sample.options == () and sample.encoded.response == OPTIONS[1]
 
 
 def test_sizes_that_do_not_fit_are_refused():
@@ -173,6 +194,7 @@ def test_a_batch_equals_rows_apart(tiny, five, student, kind, alone):
     rows.append(row(3, language="fr", response=(99, 98, 1)))
     rows = rows[:2] if alone else rows
     signals = hidden_signals(model, rows, layer=2, pad_id=0)
+    signals = [one if one.options is None else replace(one, options=3 * one.options) for one in signals]
     adapters = student(model, five)
     weights = Weights(ce=1.0, kl=1.0, layer=2)
     parts = batch_losses(adapters.model, collate(samples_of(rows, signals), 0), weights, adapters)
@@ -194,7 +216,7 @@ def test_a_batch_equals_rows_apart(tiny, five, student, kind, alone):
 
         loss = ce = -score(one.student.response)
         if one.options:
-            log_q = F.log_softmax(torch.stack([score(option) for option in OPTIONS]), 0)
+            log_q = torch.stack([score(option) for option in OPTIONS])
             log_p = signal.options.log_softmax(0)
             loss = loss + (divergence := (log_p.exp() * (log_p - log_q)).sum())
             total += divergence.item()
