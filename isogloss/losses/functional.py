@@ -126,8 +126,8 @@ def answer_set_kl(
 
     p is the reference model's over a row's options in English, a softmax over their log-probabilities, so
     that an option's length or its habit of naming other answers does not count; q is the student's own over
-    all answers there are. Renormalised to the set too, q could follow p while all of its mass went elsewhere. The
-    KL of a sequence is the expected sum of its tokens' (chain rule), so it counts as response tokens do.
+    all answers there are. Renormalised to the set too, q could follow p while all of its mass went elsewhere.
+    The KL of a sequence is the expected sum of its tokens' (chain rule), so it counts as response tokens do.
 
     Args:
         scores: The student's ln probability of each option as a whole answer, end of turn included; rows one

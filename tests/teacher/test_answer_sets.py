@@ -148,7 +148,7 @@ def test_the_divergence_over_answers_is_worked_out_by_hand():
 
 
 def test_mass_goes_back_to_the_set():
-    """A student that ranks as the teacher does, and says something else nearly always, is pulled to the set."""
+    """A student that ranks as the teacher does, and says something else nearly always."""
     logits = torch.tensor([2.0, 1.0, 9.0], requires_grad=True)
     answer_set_kl(logits.log_softmax(0)[:2], torch.tensor([2.0, 1.0]), [2]).backward()
     assert logits.grad[2] > 0.99 and (logits.grad[:2] < 0).all()
