@@ -51,6 +51,8 @@ def run_evaluate(run: Run, kept: Path | None = None) -> None:
             run.reporter.say(
                 f"{name} was scored with another model or other measures; its scores are dropped"
             )
+    if (run.folder / "scores.json").exists():  # without what was dropped
+        write_json(run.folder / "scores.json", scores)
     model = run.reference_model()
     plain = retrieval.Model(model, run.tokenizer)
     stage = run.ledger.begin("evaluate")

@@ -56,9 +56,11 @@ def load_texts(path: Path | None = None) -> NodeTexts:
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not YAML: {getattr(error, 'problem', error)}") from None
     allowed = tuple(field.name for field in fields(NodeTexts))
-    if not isinstance(entries, dict) or "root" not in entries or set(entries) - set(allowed):
+    entries = {k: v for k, v in entries.items() if v is not None} if isinstance(entries, dict) else {}
+    if "root" not in entries or set(entries) - set(allowed):
         raise ConfigError(f"{source}: node texts have the keys {', '.join(allowed)}, root at least")
-    entries = {name: value for name, value in entries.items() if value is not None}
+    if plain := [name for name in entries if name != "root" and not isinstance(entries[name], dict)]:
+        raise ConfigError(f"{source}: {plain[0]} must be a mapping of names to texts")
     for name in ("languages", "answers"):
         if name in entries:
             entries[name] = {_code(str(key), source): value for key, value in entries[name].items()}

@@ -180,6 +180,7 @@ def distil(
         weights=weights,
         pad_id=pad_id,
         compile=compile,
+        also=(settings.teacher, settings.form),
     )
     if settings.checks:
         trainer.add_callback(PathsOnly(adapters, trainer.languages))

@@ -56,6 +56,7 @@ class ResponseTrainer(Trainer):
         pad_id: int,
         adapters: TreeLora | None = None,
         compile: bool = False,
+        also: object = None,
         **kwargs: Any,
     ):
         args = kwargs["args"]
@@ -82,7 +83,7 @@ class ResponseTrainer(Trainer):
                 "and for a large model set shard or four_bit"
             )
         self.remove_callback(PrinterCallback)
-        self.weights, self.adapters, self.compile = weights, adapters, compile
+        self.weights, self.adapters, self.compile, self.also = weights, adapters, compile, also
         whole = all(p.requires_grad for p in decoder_of(model).parameters())
         self.meter = Meter(model, 1.0 if adapters is None else adapters.met, learns=whole)
         self.counts: dict[str, float] = {"tokens": 0, "responses": 0, "flops": 0}
@@ -99,7 +100,8 @@ class ResponseTrainer(Trainer):
         args = self.args
         optimiser = args.learning_rate, args.weight_decay, args.adam_beta1, args.adam_beta2
         learns = [(n, tuple(p.shape)) for n, p in self.model.named_parameters() if p.requires_grad]  # type: ignore[union-attr]
-        return *optimiser, args.max_grad_norm, args.warmup_steps, args.max_steps, self.weights, learns
+        steps = args.max_grad_norm, args.warmup_steps, args.max_steps, args.gradient_accumulation_steps
+        return *optimiser, *steps, self.weights, learns, self.also
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         below: Any = self.model.model  # type: ignore[union-attr]
