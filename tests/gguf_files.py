@@ -28,8 +28,15 @@ def embedding() -> np.ndarray:
     return quants.quantize(numbers(len(TOKENS), WIDTH, seed=1), GGMLQuantizationType.Q8_0)
 
 
-def write_gguf(path: Path, *, leave_out: str = "", template: str = "") -> Path:
-    """One layer; queries and keys have their halves interleaved, as llama.cpp's converter writes them."""
+def write_gguf(
+    path: Path, *, leave_out: str = "", template: str = "", scaling: str = "", factors: bool = False
+) -> Path:
+    """One layer; queries and keys have their halves interleaved, as llama.cpp's converter writes them.
+
+    Args:
+        scaling: How it states that positions are scaled, if it does.
+        factors: It has a tensor that scales them, as Llama 3.1's files have.
+    """
     made = GGUFWriter(path, "llama")
     made.add_name("tiny")
     made.add_license("mit")
@@ -42,6 +49,8 @@ def write_gguf(path: Path, *, leave_out: str = "", template: str = "") -> Path:
     made.add_layer_norm_rms_eps(1e-6)
     made.add_rope_freq_base(10_000.0)
     made.add_rope_dimension_count(WIDTH // HEADS)
+    if scaling:
+        made.add_string("llama.rope.scaling.type", scaling)
     made.add_vocab_size(len(TOKENS))
     made.add_tokenizer_model("gpt2")
     made.add_tokenizer_pre("gpt-2")
@@ -65,6 +74,8 @@ def write_gguf(path: Path, *, leave_out: str = "", template: str = "") -> Path:
         "blk.0.ffn_up.weight": numbers(INNER, WIDTH, seed=7),
         "blk.0.ffn_down.weight": numbers(WIDTH, INNER, seed=8),
     }
+    if factors:
+        tensors["rope_freqs.weight"] = np.ones(WIDTH // HEADS // 2, np.float32)
     for name, tensor in tensors.items():
         if name != leave_out:
             eight = tensor.dtype == np.uint8

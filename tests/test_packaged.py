@@ -85,6 +85,27 @@ def test_a_gguf_file_with_a_tensor_missing_is_refused(cache: Path, tmp_path: Pat
     assert not [f for f in (cache / "models").iterdir() if f.suffix not in (".lock", ".part")]
 
 
+@pytest.mark.parametrize(
+    ("made", "what"),
+    [
+        ({"scaling": "linear"}, "llama.rope.scaling.type = linear"),
+        ({"factors": True}, "rope_freqs.weight"),
+    ],
+)
+def test_a_gguf_file_whose_positions_are_scaled_is_refused(cache: Path, tmp_path: Path, made: dict, what):
+    """transformers passes over it, and would read another model than was trained."""
+    with pytest.raises(ConfigError) as caught:
+        model_folder(str(write_gguf(tmp_path / "tiny.gguf", **made)))
+    assert str(caught.value) == (
+        f"model: transformers cannot read tiny: it does not read {what}, which scales positions; take the "
+        "model's own folder"
+    )
+
+
+def test_a_gguf_file_that_says_its_positions_are_not_scaled_is_taken(cache: Path, tmp_path: Path):
+    assert Path(model_folder(str(write_gguf(tmp_path / "tiny.gguf", scaling="none")))).is_dir()
+
+
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"version https://git-lfs.github.com/spec/v1\n" * 9])
 def test_what_is_no_gguf_file_is_told_in_one_line(cache: Path, tmp_path: Path, content: bytes):
     """Empty, cut short, or a pointer to the real file."""

@@ -26,7 +26,7 @@ from isogloss.model.cost import Meter, Stage
 from isogloss.model.load import load_tokenizer
 from isogloss.pipeline.folder import ProgressReporter, Run
 from isogloss.plan import memory, preflight, stages
-from isogloss.plan.advice import advise
+from isogloss.plan.advice import _changes, advise
 from isogloss.plan.machine import Machine, load_machine
 from isogloss.plan.memory import Alive
 from isogloss.plan.work import StagePlan, Work
@@ -387,6 +387,22 @@ def test_what_does_not_fit_is_mended_by_what_is_advised(read):
     work.machine = tight
     advice = advise(work, needs)
     assert "set distill.gradient_accumulation_steps=4 (" in advice and "no setting" not in advice
+
+
+@pytest.mark.parametrize("stage", ["tune", "distill"])
+@pytest.mark.parametrize(("devices", "parts"), [(1, [2, 4, 8, 24]), (4, [2, 3, 6]), (8, [3]), (24, [])])
+def test_a_step_is_read_in_parts_that_the_devices_share_out_evenly(read, stage, devices, parts):
+    """Of 24 rows; training refuses any other number."""
+    work = read.changed([f"{stage}.batch_size=24"])
+    work.machine = Machine("some", devices, 64 << 30, 1e12, gpu=False, process=0)
+    name = f"{stage}.gradient_accumulation_steps="
+    advised = {
+        int(one.removeprefix(name))
+        for changes in _changes(work, stage)
+        for one in changes
+        if one.startswith(name)
+    }
+    assert sorted(advised) == parts
 
 
 @pytest.mark.parametrize("stage", ["tune", "distill"])

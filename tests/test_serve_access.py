@@ -1,5 +1,6 @@
 """Serving: who may ask, how much, and what happens to those who go away."""
 
+import errno
 import json
 import logging
 import re
@@ -403,6 +404,19 @@ def test_prompts_are_written_down_where_that_is_asked_for(aligned, tmp_path):
     }
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", row["time"])
     assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_full_disk_keeps_no_answer_back(aligned):
+    """It is heard before it is written down."""
+
+    def record(*given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    heard = []
+    batcher = batches.Batcher(aligned, record=record)
+    batcher.submit(batches.Request((5, 6, 7), "sw", 2, heard.append))
+    batcher.close()
+    assert heard and heard[-1].finish and heard[-1].tokens and heard[-1].error is None
 
 
 def test_batches_leave_nobody_behind(aligned):

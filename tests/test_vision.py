@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import get_peft_model
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3TextConfig, SiglipVisionConfig
 
 from isogloss.adapters.fit import linear_names
@@ -10,6 +11,7 @@ from isogloss.adapters.lora import TreeLora
 from isogloss.data.chat import pad
 from isogloss.model.decoder import capture, head, last_hidden, layers_of
 from isogloss.model.load import check_base, check_logits, load_model
+from isogloss.train.stage1 import lora_everywhere
 
 IDS, MASK = pad([[5, 6, 7, 8], [9, 10]], 0)
 
@@ -68,6 +70,16 @@ def test_adapters_lie_on_the_text_decoder_alone(seeing, five, tmp_path, tower, l
     again.load_adapter(str(tmp_path))
     on = {n for n, m in again.named_modules() if n.endswith("lora_A")}
     assert len(on) == len(adapted)
+
+
+@pytest.mark.parametrize("tower", [3, 5])
+def test_stage_1_learns_in_the_text_decoder_alone(seeing, tower):
+    """No text reaches the tower, nor what lies between both."""
+    base = seeing(tower)
+    model = get_peft_model(base, lora_everywhere(base, 2))
+    learns = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert len(learns) == 2 * 3 * 7
+    assert all(".model.language_model.layers." in name for name in learns)
 
 
 def test_it_answers_and_its_folder_passes(seeing, tokenizer, tmp_path):

@@ -209,5 +209,8 @@ class _Rows(BaseStreamer):
         new, self.said[row] = text[len(self.said[row]) :], text
         if new or finish:
             request.hear(Piece(new, len(tokens), finish))
-        if finish and self.record:  # once its client has heard: a full disk must not keep an answer back
-            self.record(request, self.tokenizer.decode(request.prompt), text, finish)
+        if finish and self.record:
+            try:
+                self.record(request, self.tokenizer.decode(request.prompt), text, finish)
+            except OSError as error:  # a full disk must not keep others' answers back
+                log(f"a prompt was not recorded: {error}")

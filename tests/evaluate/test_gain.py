@@ -69,6 +69,18 @@ def test_an_unreadable_english_answer_is_agreed_with_by_nobody(monkeypatch):
     assert {one.agreement for one in measured().values()} == {0.0}
 
 
+def test_suites_that_number_their_items_alike_are_kept_apart(monkeypatch):
+    """Each item is compared with its own English answer, of which one is yes and one is no."""
+    said = {"en question 0": "yes", "sw question 0": "yes", "en other": "no", "sw other": "no"}
+    told(monkeypatch, lambda instruction, system: said[instruction])
+    other = Item("0", "other", {code: Turn(f"{code} other") for code in ("en", "sw")}, OPTIONS, "b")
+    for items in ([ITEMS[0], other], [other, ITEMS[0]]):
+        found = gain.gains(None, None, items, ("sw",), TEXTS, TREE, views={"bare": ()})
+        assert {one.task: (one.items, one.agreement) for one in found} == {
+            "closed": (1, 1.0), "other": (1, 1.0)
+        }  # fmt: skip
+
+
 def test_an_item_without_english_is_not_asked(monkeypatch):
     asked = told(monkeypatch, lambda instruction, system: "yes")
     items = [*ITEMS, Item("x", "closed", {"sw": Turn("sw alone")}, OPTIONS, "a")]

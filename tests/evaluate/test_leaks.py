@@ -3,9 +3,10 @@
 import pytest
 
 from isogloss.data.demo.grammar import LANGUAGES
+from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.tasks import massive, pawsx, sib200, translation, xnli
 from isogloss.data.tasks.templates import parts_of
-from isogloss.evaluate.leaks import Text, find_leaks
+from isogloss.evaluate.leaks import Text, find_leaks, trained_texts
 
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen"
 
@@ -53,6 +54,17 @@ def test_how_a_task_is_worded_is_no_leak():
     # What is taken out is compared whole too: the same sentence in another suite's wording.
     assert parts_of("sib200", "sw", sib200.ask("sw", "Mvua imenyesha.")) == ("Mvua imenyesha.",)
     assert parts_of("xnli", "en", "Something else") == ()
+
+
+def test_an_answer_leaks_where_it_is_a_text_of_its_own():
+    """A label may be somebody's whole utterance, and so may a short answer; a long open one is a text."""
+    label, said_so = "play some music for me in the kitchen", "the cat sat on the mat all day long"
+    tests = [said(label, id="1"), said(said_so, id="2"), said("Yes.", id="3")]
+    asked = [Turn(f"Question {n}", answer) for n, answer in enumerate((label, said_so.title(), "yes"))]
+    closed = ParallelExample("a", "intent", {"en": asked[0]}, {"en": {"play": label}})
+    opened = [ParallelExample(id, "chat", {"en": turn}) for id, turn in zip("bc", asked[1:], strict=True)]
+    found = find_leaks(tests, trained_texts([closed, *opened]))
+    assert [(leak.id, leak.whole, leak.trained) for leak in found] == [("2", True, ("b", "en"))]
 
 
 @pytest.mark.parametrize("code", LANGUAGES)

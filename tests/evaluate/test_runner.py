@@ -206,6 +206,18 @@ def test_fidelity_counts_only_answers_of_which_it_can_be_told(subject, answers):
     assert side.by_task["fidelity"] == {"ask": {"sw": {"0": 1.0, "2": 0.0}}}
 
 
+@pytest.mark.parametrize(("judged", "n"), [(1, None), (4, None), (5, 5)])
+def test_a_handful_of_judged_answers_is_no_fidelity(subject, answers, judged, n):
+    """Of 47 answers a tenth has to be judged; the others are words too short to tell."""
+    answers.update({f"sw {k}?": "ndiyo" if k < judged else "sure" for k in range(47)})
+    side = side_of(subject, [closed(str(k)) for k in range(47)])
+    told = side.scores.get("fidelity", {"languages": {"sw": {"n": None}}})["languages"]["sw"]
+    assert told["n"] == n
+    assert side.hits["fidelity"] == {"sw": [True] * (n or 0) + [None] * (47 - (n or 0))}
+    hits = {"sw": {str(k): 1.0 for k in range(n)}} if n else {}
+    assert side.by_task["fidelity"] == {"ask": hits}
+
+
 def test_consistency_stands_beside_its_form_corrected_for_chance(subject, answers):
     """English says yes to all: agreement of ¾ is what chance has, so κ is 0."""
     answers.update({"sw 0?": "ndiyo", "sw 1?": "ndiyo", "sw 2?": "ndiyo", "sw 3?": "hapana"})

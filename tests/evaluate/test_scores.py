@@ -168,12 +168,15 @@ class Told(ProgressReporter):
 
 
 class Killer(ProgressReporter):
-    """Kills an evaluation in its second suite."""
+    """Kills an evaluation, in its second suite if nothing else is said."""
+
+    def __init__(self, when: str = "parallel: after"):
+        self.when = when
 
     @contextmanager
     def bar(self, what):
         def progress(done, of):
-            if what == "parallel: after":
+            if what == self.when:
                 raise Killed
 
         yield progress
@@ -198,6 +201,26 @@ def test_a_kill_in_the_second_suite_counts_no_work_twice(finished, tmp_path):
     for name in ("tokens_forwarded", "tokens_generated", "flops"):
         assert ours["stages"][0][name] == pytest.approx(theirs["stages"][0][name], rel=1e-9) and name
     assert ours["stages"][0]["tokens_generated"] > 0
+
+
+def test_a_kill_between_the_sides_leaves_no_scores_of_other_answers(finished, tmp_path):
+    """Stopped where fewer items are asked for, and asked for all again: both sides are of all."""
+    run = copied(finished, tmp_path / "killed")
+    fewer = run.config.evaluate.model_copy(update={"items": 1})
+    killed = Run(run.config.model_copy(update={"evaluate": fewer}), Killer("xglue: after"))
+
+    def asked(phase):
+        lines = (run.folder / f"predictions/xglue.{phase}.jsonl").read_text("utf-8").splitlines()
+        return [json.loads(line)["id"] for line in lines]
+
+    every = asked("before")
+    with pytest.raises(Killed):
+        evaluation.run_evaluate(killed)
+    assert set(asked("before")) < set(every) == set(asked("after"))
+    assert list(scores(run)["suites"]) == ["parallel"]
+    evaluation.run_evaluate(run)
+    assert asked("before") == asked("after") == every
+    assert scores(run)["suites"] == scores(finished)["suites"]
 
 
 def answers_of(run: Run) -> dict[str, bytes]:

@@ -5,10 +5,12 @@ import json
 import unicodedata
 from pathlib import Path
 
+import pytest
 from xglue_files import squad
 
 from isogloss.data.formats import squad as squad_format
 from isogloss.data.tasks import massive as tasks
+from isogloss.data.tasks import sib200
 from isogloss.evaluate.suites import SUITES
 
 INTENTS = ("alarm_set", "play_music", "weather_query")
@@ -53,6 +55,25 @@ def test_massive_asks_about_intents_and_scenarios_in_turn(tmp_path):
         assert f"sw dev {number}" in item.turns["sw"].instruction
 
 
+def test_a_label_that_is_trained_alone_is_an_option_of_massive_all_the_same(tmp_path):
+    """Whatever partition has it; dev itself has one intent."""
+    for locale in ("en-US", "sw-KE"):
+        labels = (("train", "iot_cleaning"), ("dev", "alarm_set"), ("test", "play_music"))
+        rows = [
+            {
+                "id": str(n), "partition": partition, "scenario": intent.split("_")[0], "intent": intent,
+                "utt": f"{locale} {n}", "annot_utt": f"{locale} {n}",
+            }
+            for n, (partition, intent) in enumerate((*labels, labels[1]))
+        ]  # fmt: skip
+        write(tmp_path / f"massive/{locale}.jsonl", *map(json.dumps, rows))
+    intent, scenario = SUITES["massive"](tmp_path, "dev", ["sw"], 2, 0).items
+    assert intent.options["sw"] == {
+        "alarm_set": "alarm set", "iot_cleaning": "iot cleaning", "play_music": "play music"
+    }  # fmt: skip
+    assert list(scenario.options["en"]) == ["alarm", "iot", "play"]
+
+
 def test_training_examples_of_massive_hold_no_label_outside_english(tmp_path):
     """And slots in English only, of which the first is asked for."""
     massive(tmp_path)
@@ -80,6 +101,36 @@ def test_flores_reports_no_sentence_on_which_its_layer_was_chosen(tmp_path):
         "bul test 2",
         "bul test 3",
     )
+
+
+def test_flores_dev_knows_no_line_of_devtest(tmp_path):
+    """SIB-200's official files number those on from dev's; two lines of dev are theirs."""
+    for code in ("eng", "bul"):
+        write(tmp_path / f"flores101_dataset/dev/{code}.dev", *(f"{code} dev {n}" for n in range(203)))
+    rows = (f"{n}\ttravel\tText {n}." for n in (1, 2, 1500))
+    write(tmp_path / "sib-200/eng_Latn/train.tsv", "index_id\tcategory\ttext", *rows)
+    suite = SUITES["flores101"](tmp_path, "dev", ["bg"], 0, 900)
+    assert suite.split == "dev (3 lines without SIB-200's)"
+    assert {code: len(lines) for code, lines in suite.sentences.items()} == {"en": 3, "bg": 3}
+    assert not {"eng dev 1", "eng dev 2"} & set(suite.sentences["en"])
+    assert {"eng dev 1", "eng dev 2"} <= set(suite.layer_sentences["en"])
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ('"a ""b"" c"', 'a "b" c'),
+        ('"""b"" c"', '"b" c'),
+        ('"a" and "c"', '"a" and "c"'),
+        ('"a ""b" c"', '"a ""b" c"'),
+        ('a "b" c', 'a "b" c'),
+        ('"', '"'),
+    ],
+)
+def test_sib200_is_read_without_the_quotes_of_csv(tmp_path, written, read):
+    """Some of its files quote a text that holds quotation marks, and double those."""
+    write(tmp_path / "sib-200/eng_Latn/dev.tsv", "index_id\tcategory\ttext", f"7\ttravel\t{written}")
+    assert sib200.read(tmp_path, "dev", ["en"]) == {"en": {"7": ("travel", read)}}
 
 
 def test_xnli_is_asked_and_answered_in_the_language(tmp_path):

@@ -13,6 +13,7 @@ from isogloss.losses.functional import (
     jensen_shannon,
     reverse_kl,
     similarity,
+    temperature_of,
 )
 from isogloss.losses.topk import TopK
 
@@ -232,6 +233,18 @@ def test_similarity_matches_values_worked_out_by_hand():
     three = torch.eye(3)
     value = similarity(three[:2].flip(0), three, own, temperature=1.0).item()
     assert value == pytest.approx(0.364175 + 0.462117, abs=1e-5)
+
+
+def test_a_temperature_names_as_many_of_all_twins_as_are_wanted():
+    """Of 6,000, where the search itself looks from a quarter of them."""
+    twins = torch.randn(6000, 8, generator=torch.Generator().manual_seed(0))
+    temperature = temperature_of(twins, 10.0)
+    units = torch.nn.functional.normalize(twins, dim=-1)
+    named = []
+    for some in units.split(1000):
+        p = (some @ units.T / temperature).softmax(-1)
+        named.append(torch.special.entr(p).sum(-1).exp())
+    assert torch.cat(named).mean().item() == pytest.approx(10, rel=0.05)
 
 
 def test_rows_that_lie_on_their_twins_are_left_alone():

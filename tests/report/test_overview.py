@@ -8,7 +8,7 @@ from isogloss.report import write_report
 from isogloss.report.overview import Overview
 from isogloss.report.table import overview_table, tasks_table
 
-from .conftest import make_run, make_scores
+from .conftest import CODES, make_run, make_scores
 from .test_page import plain
 from .test_table import show
 
@@ -108,6 +108,24 @@ def test_tasks_are_told_with_the_reference_models_english():
 def test_scores_without_a_summary_have_no_overview():
     scores = make_scores("demo")
     assert not Overview(scores) and overview_table(scores) is None
+
+
+def test_a_mean_is_over_the_languages_that_have_the_measure(tmp_path):
+    """Of twelve languages one has no answers, only sentences; so it is in the suite too."""
+    folder = make_run(tmp_path / "run", "demo")
+    scores = make_scores("demo")
+    cells = {code: {"value": 0.5, "low": 0.4, "high": 0.6, "n": 2} for code in CODES}
+    eleven = {code: one for code, one in cells.items() if code != "vi"}
+    one = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    side = {
+        "alignment_mastered": {**one, "languages": eleven}, "retrieval": {**one, "languages": cells}
+    }  # fmt: skip
+    scores["summary"] = {"tasks": ["demo/title"], "mastered": ["demo/title"], "before": side, "after": side}
+    del scores["suites"]["demo"]["after"]["alignment"]["languages"]["vi"]
+    (folder / "scores.json").write_text(json.dumps(scores))
+    text = plain(write_report(folder).read_text("utf-8"))
+    assert "over mastered tasks: 1 of 1 task mastered in English, 11 languages 50.0 → 50.0 %" in text
+    assert "Alignment accuracy, mean over 11 languages" in text
 
 
 def test_the_page_begins_with_the_run_and_folds_its_suites(tmp_path):

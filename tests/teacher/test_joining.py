@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from isogloss import processes
 from isogloss.config import load_config
 from isogloss.data.chat import Encoded
 from isogloss.errors import ConfigError
@@ -14,7 +15,8 @@ from isogloss.losses.topk import TopK
 from isogloss.model.cost import Stage
 from isogloss.pipeline.folder import ProgressReporter
 from isogloss.teacher import joining
-from isogloss.teacher.cache import Cache, teacher_of
+from isogloss.teacher.answers import Answers
+from isogloss.teacher.cache import Cache, row_key, teacher_of
 from isogloss.teacher.rows import Row
 from isogloss.teacher.scored import Scored, whole
 from isogloss.teacher.signals import Signal
@@ -84,6 +86,25 @@ def test_what_a_local_teacher_has_scored_is_found_again(base, tokenizer, tmp_pat
     assert ask(distill("kl_weight=1.0", f"teacher={{type: model, path: '{base}', top_k: 5}}"))[1] == (3, 0)
 
 
+def test_of_several_processes_the_first_scores_every_row(base, tokenizer, tmp_path, monkeypatch):
+    """The others wait for it, and find all in the cache."""
+    settings = distill("kl_weight=1.0", f"teacher={{type: model, path: '{base}', top_k: 4}}")
+
+    def ask():
+        cost = Stage("distill")
+        found = joining.scores_of(
+            ROWS, settings, tokenizer, torch.float32, Path("none"), cost, BAR,
+            lambda model, its: Cache(tmp_path, teacher_of(model, its, "weights")),
+        )  # fmt: skip
+        return [one.ids.shape for one in found], (cost.teacher_calls, cost.cached_hits)
+
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "index", lambda: 0)
+    assert ask() == ([(2, 4)] * 3, (3, 0))
+    monkeypatch.setattr(processes, "index", lambda: 1)
+    assert ask() == ([(2, 4)] * 3, (0, 3))
+
+
 def test_nobody_is_asked_where_the_model_teaches_itself(tokenizer):
     """Neither scores nor another rendering."""
     settings, cost = distill("kl_weight=1.0"), Stage("distill")
@@ -141,3 +162,14 @@ def test_answers_are_kept_and_never_asked_again(base, tokenizer, tmp_path, monke
     second = ask(ROWS, THEIRS)
     assert asked[2:] == [[("3/es", (107, 108), 9)]]
     assert [row.student.response for row in second] == [(90, 1), (41, 1), (92, 1), (93, 1)]
+
+
+def test_another_models_answer_leaves_what_of_the_prompt_was_asked(tmp_path):
+    """The hidden-state term pools those tokens; of the row without an answer too."""
+    rows = [replace(row, student=replace(row.student, asked=(False, True))) for row in ROWS[:2]]
+    kept = Answers(tmp_path / "answers.jsonl")
+    kept.keep({("0/sw", row_key((107, 108)).hex()): [90, 1]})
+    found = joining.answered_rows(rows, THEIRS[:2], kept)
+    assert [row.student for row in found] == [
+        Encoded((5, 6), (90, 1), (False, True)), Encoded((5, 6), (41, 1), (False, True))
+    ]  # fmt: skip

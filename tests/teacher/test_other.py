@@ -190,3 +190,11 @@ def test_answers_become_responses_in_the_students_ids(tiny, tokenizer, monkeypat
     ]  # fmt: skip
     assert asked == [r.teacher_prompt for r in rows[:3]]
     assert [r.student.prompt for r in found] == [r.student.prompt for r in rows]
+
+
+def test_an_answer_leaves_what_of_the_prompt_was_asked(tiny, tokenizer, monkeypatch):
+    """The hidden-state term pools those tokens."""
+    monkeypatch.setattr(local, "ended", lambda *given, **how: [(0, "kitabu")])
+    one = Row("0", "sw", 0, Encoded((5, 6), (50, 1), (False, True)), (7, 8), (5,))
+    (found,) = local.written(tiny(), [one], tokenizer, tokenizer, max_new_tokens=8)
+    assert found.student == Encoded((5, 6), encode_response(tokenizer, "kitabu"), (False, True))

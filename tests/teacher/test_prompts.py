@@ -109,6 +109,29 @@ def test_texts_with_other_keys_are_refused(tmp_path, text):
     )
 
 
+def test_texts_are_found_by_any_code_of_their_language(tmp_path):
+    """`no` is Norwegian and no truth value; a section with nothing below it is none."""
+    path = tmp_path / "texts.yaml"
+    path.write_text(
+        "root: A\nfamilies:\nlanguages:\n  no: Norsk.\n  swh: Swahili.\n"
+        "tasks:\nanswers:\n  no:\n    topic: {no: nei}\n"
+    )
+    assert load_texts(path) == NodeTexts(
+        "A", {}, {"nb": "Norsk.", "sw": "Swahili."}, {}, {"nb": {"topic": {"no": "nei"}}}
+    )
+
+
+@pytest.mark.parametrize("section", ["languages", "answers"])
+def test_a_text_for_no_language_is_refused(tmp_path, section):
+    """It would be silent for ever."""
+    path = tmp_path / "texts.yaml"
+    path.write_text(f"root: A\n{section}:\n  swx: {{}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_texts(path)
+    assert str(caught.value).startswith(f"{path}: 'swx' is not a known language code; ")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_node_without_a_text_is_refused_where_texts_are_demanded():
     """Root, family and language; the message says under which key to write it."""
     check_texts(TEXTS, TREE.path("ru"))

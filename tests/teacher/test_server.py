@@ -184,6 +184,15 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(endpoint, tmp_
     assert b"s3cret" not in (tmp_path / "rows.jsonl").read_bytes()
 
 
+def test_no_part_of_a_key_is_shown_where_a_refusal_is_cut(endpoint, tmp_path, monkeypatch):
+    """It stands across the place at which the server's reason ends."""
+    monkeypatch.setenv("TEACHER_KEY", "s3cret-abcdefghijklmnop")
+    endpoint.faults = {ids_of(ROWS[1]): [(400, {}, b"x" * 189 + b" s3cret-abcdefghijklmnop is no key")]}
+    with pytest.raises(ConfigError) as error:
+        served.score(ROWS[1:2], settings(endpoint, key_env="TEACHER_KEY"), Store(tmp_path / "rows.jsonl"))
+    assert str(error.value) == f"distill.teacher: {endpoint.url} answered 400: {'x' * 189} … is no ke"
+
+
 def answering(place):
     """The same at every place."""
     return lambda ids: {"choices": [{"prompt_logprobs": [None] + [place] * (len(ids) - 1)}]}

@@ -6,16 +6,22 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from isogloss.cli import main
 from isogloss.config import load_config
+from isogloss.data.chat import Encoded
 from isogloss.errors import ConfigError, RunError
+from isogloss.losses import functional
 from isogloss.model.load import load_tokenizer
 from isogloss.pipeline import training_rows
 from isogloss.pipeline.folder import ProgressReporter, Run, open_run
 from isogloss.pipeline.stages import Stage, run_cache, run_distill
 from isogloss.teacher.local import Translation
+from isogloss.teacher.signals import Signal
+from isogloss.train.batch import Sample, twins_of
+from isogloss.train.stage2 import contrast_of
 
 SMALL = (
     "data.english_items=24", "languages.targets=[sw,ur]", "languages.items={high: 6, middle: 6, low: 6}",
@@ -225,3 +231,11 @@ def test_each_signal_passes_the_checks(base, tmp_path, signal):
     run_distill(run)
     assert run.trained.exists()
     assert any(line.startswith("Divergence") for line in run.reporter.lines)
+
+
+def test_the_temperature_is_that_at_which_all_twins_are_counted():
+    """A target over fewer of them would name fewer at the same temperature."""
+    made = torch.randn(2500, 8, generator=torch.Generator().manual_seed(0))
+    samples = [Sample(Encoded((5,), (6,)), "sw", n, Signal(None, twin)) for n, twin in enumerate(made)]
+    temperature = contrast_of(samples, load_config(None, ["model=demo"]).distill)
+    assert functional.perplexity(twins_of(samples).vectors, temperature) == pytest.approx(10, rel=0.05)

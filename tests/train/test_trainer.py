@@ -9,10 +9,11 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from several import Gradients, sample
+from several import LANGUAGES, Gradients, sample
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from isogloss.adapters.tree import build_tree
 from isogloss.data.chat import Encoded
 from isogloss.errors import ConfigError, RunError
 from isogloss.losses import functional
@@ -323,6 +324,7 @@ def run(
     weights=None,
     stop=None,
     say=print,
+    rate=1e-4,
 ):
     """Train for some steps without clipping; `stop` is the step at which the run is killed."""
     folder.mkdir(exist_ok=True)
@@ -331,7 +333,7 @@ def run(
         steps=steps,
         batch_size=batch * accumulate,
         gradient_accumulation_steps=accumulate,
-        learning_rate=1e-4,
+        learning_rate=rate,
         weight_decay=0.0,
         seed=0,
         bf16=False,
@@ -487,6 +489,31 @@ def test_a_killed_stage_2_ends_with_the_same_adapters(tiny, five, student, tmp_p
     for name, p in resumed.model.get_base_model().state_dict().items():
         if "lora_" not in name:
             assert torch.equal(p, reference[name.replace(".base_layer", "")])
+
+
+def test_a_stopped_stage_2_that_is_set_otherwise_begins_anew(tiny, five, student, tmp_path):
+    """Another rate, teacher's prompt or node: all four steps are made again, and it is told; else one."""
+    options = {"batch": 2, "steps": 4, "weights": DISTIL}
+    first = student(tiny(), five)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", first.model, SAMPLES, adapters=first, stop=4, **options)
+    read_otherwise = [replace(SAMPLES[0], teacher_prompt=(5, 6)), *SAMPLES[1:]]
+    grown = build_tree((*LANGUAGES[:5], "ur"), ranks={"root": 2, "family": 1, "language": 2})
+    for name, samples, tree, more, steps in (
+        ("same", SAMPLES, five, {}, 1),
+        ("rate", SAMPLES, five, {"rate": 2e-4}, 4),
+        ("prompt", read_otherwise, five, {}, 4),
+        ("node", SAMPLES, grown, {}, 4),
+    ):
+        shutil.copytree(tmp_path / "broken", tmp_path / name)
+        adapters, said = student(tiny(), tree), []
+        found = run(
+            tmp_path / name, adapters.model, samples, adapters=adapters, say=said.append, **options, **more
+        )
+        assert (name, len(found.gradients)) == (name, steps)
+        anew = "Warning: what is learned from has changed since training was stopped; it begins anew"
+        assert said == ([] if name == "same" else [anew])
+        assert [line["step"] for line in found.curve] == [1, 2, 3, 4]
 
 
 def test_a_torn_checkpoint_is_passed_over(tiny, tmp_path):

@@ -58,6 +58,15 @@ def test_what_is_wrong_is_named(english, text, reason):
     assert reason in found(english, text)
 
 
+def test_a_number_without_an_end_is_a_reason():
+    """Python turns no more than 4,300 digits into a number; leading noughts are none of it."""
+    long = "7" * 5000
+    assert f"numbers: {long} in place of 7" in found("Wake me at 7 tomorrow.", f"Niamshe saa {long}.")
+    assert filtering.other_numbers(f"It was {long} then.", "Ilikuwa hivyo.") == f"{long} is gone"
+    assert filtering.other_numbers("It was 007.", "Ilikuwa 7.") is None
+    assert filtering.other_numbers("It was 0.", "Ilikuwa 00.") is None
+
+
 def test_repetition_is_seen_where_the_english_has_none():
     text = "Ninapenda chai " * 9
     assert "repetition: 'Ninapenda chai' again and again" in found("I like tea very much indeed.", text)

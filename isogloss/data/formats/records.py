@@ -203,7 +203,7 @@ def _csv(path: Path) -> Numbered:
     try:
         for fields in reader:
             if fields and header is None:
-                header = fields
+                header = _header(fields, path, start)
             elif fields and header is not None:
                 yield start, _named(header, fields, path, start)
             start = reader.line_num + 1
@@ -214,18 +214,22 @@ def _csv(path: Path) -> Numbered:
 
 def _tsv(path: Path) -> Numbered:
     lines = stream_lines(path)
-    header = next(lines, "").split("\t")
+    header = _header(next(lines, "").split("\t"), path, 1)
     for number, line in enumerate(lines, start=2):
         if line:
             yield number, _named(header, line.split("\t"), path, number)
+
+
+def _header(names: list[str], path: Path, line: int) -> list[str]:
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"the header names the column {twice!r} twice; name each once", path, line)
+    return names
 
 
 def _named(header: list[str], fields: list[str], path: Path, line: int) -> Mapping[str, Any]:
     if len(fields) != len(header):
         message = f"{len(fields)} fields, but the header has {len(header)}; each row must have as many"
         raise DataError(message, path, line)
-    if twice := next((name for name in header if header.count(name) > 1), None):
-        raise DataError(f"the header names the column {twice!r} twice; name each once", path, 1)
     return dict(zip(header, fields, strict=True))
 
 
