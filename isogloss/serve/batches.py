@@ -213,4 +213,4 @@ class _Rows(BaseStreamer):
             try:
                 self.record(request, self.tokenizer.decode(request.prompt), text, finish)
             except OSError as error:  # a full disk must not keep others' answers back
-                log(f"a prompt was not recorded: {error}")
+                log(error)
