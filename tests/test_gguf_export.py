@@ -107,7 +107,7 @@ def finished(folder: Path, tokenizer, kind: str, **settings) -> Run:
 @pytest.fixture(autouse=True)
 def unconverted(monkeypatch, tmp_path) -> None:
     """The base's folder, which has nothing to carry along: its file would be converted for it."""
-    monkeypatch.setattr(gguf_export, "model_folder", lambda name: str(tmp_path))
+    monkeypatch.setattr(gguf_export, "notices_folder", lambda name: tmp_path)
 
 
 @pytest.fixture(params=["gemma3_text", "llama"])
