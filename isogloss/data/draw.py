@@ -232,7 +232,10 @@ def _from(some: list[T], share: float) -> list[T]:
     return some[start:] + some[:start]
 
 
-def shares(amount: int, weights: Mapping[int, float], held: Mapping[int, int]) -> dict[int, int]:
+K = TypeVar("K")
+
+
+def shares(amount: int, weights: Mapping[K, float], held: Mapping[K, int]) -> dict[K, int]:
     """An amount divided in proportion to weights, by largest remainders; nobody gets more than is held."""
     got = dict.fromkeys(weights, 0)
     while (left := min(amount, sum(held[one] for one in weights)) - sum(got.values())) > 0:

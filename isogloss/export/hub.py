@@ -84,7 +84,7 @@ def _told(act: Any) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-    http = HfHubHTTPError.__bases__  # the HTTP library's own error, whichever a release of the hub's uses
+    http: Any = HfHubHTTPError.__bases__  # the HTTP library's own error, whichever a release uses
     try:
         act(HfApi())
     except (*http, HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:

@@ -190,7 +190,8 @@ def tune(
         model: torch.nn.Module = get_peft_model(base, lora_everywhere(base, settings.lora_rank))
     else:
         base.requires_grad_(False)
-        for part in (decoder_of(base), base.get_output_embeddings()):
+        top: Any = base.get_output_embeddings()
+        for part in (decoder_of(base), top):
             part.requires_grad_(True)
         model = base
     steps = len(order) // settings.batch_size
