@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from isogloss.errors import RunError
+from isogloss.evaluate.estimates import by_id
 from isogloss.evaluate.signature import Fields, fields_of, unlike
 from isogloss.evaluate.statistics import Difference, holm, paired_over_languages
 from isogloss.files import read_json
@@ -106,7 +107,7 @@ def compare_groups(
                     f"{suite} has other texts in {code} in {a[0]} than in {run}; evaluate both on the same "
                     "data"
                 )
-        hits = [_by_id(one) for one in read]
+        hits = [_hits_of(one) for one in read]
         hits_a, hits_b = _mean_hits(hits[: len(a)], codes), _mean_hits(hits[len(a) :], codes)
         for measure in MEASURES if measures is None else measures.get(suite, ()):
             if one := _measure(suite, measure, hits_a, hits_b, seed):
@@ -151,18 +152,11 @@ def _signatures(run: Path) -> dict[str, Fields]:
     return {name: fields_of(suite["signature"]) for name, suite in suites.items()}
 
 
-def _by_id(read: Mapping[str, Any]) -> Hits:
+def _hits_of(read: Mapping[str, Any]) -> Hits:
     """Of a file of hits: by measure and language, each item's or sentence's."""
     return {
         measure: {
-            code: {
-                id: float(hit)
-                for id, hit in zip(
-                    read["ids"].get(measure, {}).get(code) or map(str, range(len(hits))), hits, strict=True
-                )
-                if hit is not None
-            }
-            for code, hits in by_language.items()
+            code: by_id(hits, read["ids"].get(measure, {}).get(code)) for code, hits in by_language.items()
         }
         for measure, by_language in read["hits"].items()
     }

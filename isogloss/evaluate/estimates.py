@@ -49,7 +49,7 @@ def estimates(
         name: {
             code: told
             for code, hits in by_language.items()
-            if (told := _by_id(hits, ids.get(name, {}).get(code)))
+            if (told := by_id(hits, ids.get(name, {}).get(code)))
         }
         for name, by_language in values.items()
     }
@@ -75,7 +75,7 @@ def estimates(
     return scores
 
 
-def _by_id(hits: Sequence[Any], ids: Sequence[str] | None) -> dict[str, float]:
+def by_id(hits: Sequence[Any], ids: Sequence[str] | None) -> dict[str, float]:
     """What is known, by item."""
     named = map(str, range(len(hits))) if ids is None else ids
     return {id: float(hit) for id, hit in zip(named, hits, strict=True) if hit is not None}
