@@ -9,7 +9,6 @@ import hashlib
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import zip_longest
 from typing import Final, NamedTuple, TypeVar
 
 from isogloss.data.examples import ParallelExample
@@ -21,6 +20,9 @@ MOST_LABELS: Final = 128
 """Distinct English responses that a task without options may have and still count as closed."""
 FEWEST_HELD: Final = 1000
 """Of a stratum, however few are wanted, so that which tasks are closed is not judged by a handful."""
+BALANCE: Final = 0.5
+"""Power of a stratum's size by which training examples are drawn: between every label as often as any other,
+which leads to guessing rare ones, and as often as it occurs, which shows rare ones too seldom."""
 FIXED: Final = 0
 """The seed of evaluation's draws, which do not depend on a run's."""
 
@@ -39,39 +41,54 @@ def draw(
     *,
     key: Callable[[T], str],
     strata: Callable[[T], tuple[str, ...]],
-    proportional: bool = False,
+    power: float,
 ) -> list[T]:
     """All items in the order in which they are drawn.
 
     Within a stratum the order is that of a hash of seed and key: neither the file's order nor what is added
-    to the file changes which of two items comes first. Strata take turns, the outer ones first: any first n
-    items hold every task as often as possible, and within a task every label.
+    to the file changes which of two items comes first. Strata are met in proportion to a power of their
+    sizes, the outer ones first: 0 lets them take turns; 1 makes a mean over the items drawn an estimate of
+    the mean over all.
 
     Args:
         items: What is drawn from, each once.
         seed: Another seed draws others.
         key: What identifies an item's meaning, the same in every language.
         strata: Of an item, outermost first: its task, its label. As many of every item.
-        proportional: Strata are met in proportion to their sizes instead, so that a mean over the items drawn
-            estimates the mean over all.
+        power: From 0 to 1.
     """
 
     def ordered(some: Sequence[T], path: tuple[str, ...]) -> list[T]:
         if not some or len(path) == len(strata(some[0])):
             return sorted(some, key=lambda item: _hash(seed, key(item)))
-        groups: dict[str, list[T]] = {}
-        for item in some:
-            groups.setdefault(strata(item)[len(path)], []).append(item)
-        placed = []
-        for name, group in groups.items():
-            start = _hash(seed, *path, name)
-            for rank, item in enumerate(ordered(group, (*path, name))):
-                # A start of its own lets small strata come early or late as chance has it.
-                place = (rank + start) / len(group) if proportional else rank
-                placed.append((place, start, item))
-        return [item for _, _, item in sorted(placed, key=lambda one: one[:2])]
+        groups = _grouped(some, lambda item: strata(item)[len(path)])
+        return _interleaved(
+            [(_hash(seed, *path, name), ordered(group, (*path, name))) for name, group in groups.items()],
+            power,
+        )
 
     return ordered(items, ())
+
+
+def _grouped(items: Iterable[T], by: Callable[[T], str]) -> dict[str, list[T]]:
+    groups: dict[str, list[T]] = {}
+    for item in items:
+        groups.setdefault(by(item), []).append(item)
+    return groups
+
+
+def _interleaved(groups: Iterable[tuple[float, Sequence[T]]], power: float) -> list[T]:
+    """Sequences as one, each met in proportion to a power of its length, in its own order.
+
+    Args:
+        groups: Each with a start of its own, from 0 to 1, which lets a short one come early or late.
+    """
+    placed = [
+        ((rank + start) / len(group) ** power, start, item)
+        for start, group in groups
+        for rank, item in enumerate(group)
+    ]
+    return [item for _, _, item in sorted(placed, key=lambda one: one[:2])]
 
 
 def sample(
@@ -80,7 +97,7 @@ def sample(
     """What an evaluation reads: so many items, in proportion to their strata, in the order given."""
     if len(items) <= most:
         return list(items)
-    drawn = draw(items, FIXED, key=key, strata=strata, proportional=True)[:most]
+    drawn = draw(items, FIXED, key=key, strata=strata, power=1)[:most]
     kept = {key(item) for item in drawn}
     return [item for item in items if key(item) in kept]
 
@@ -89,7 +106,7 @@ def first_of_each_task(rows: Iterable[T], most: int, seed: int, of: Callable[[T]
     """Of rows that may be millions all that `in_draw_order` can put among its first `most`, as they came.
 
     Within a stratum the lowest hashes are drawn first, so that of each no more than the lowest `most` are
-    held. A task may have labels for strata until it is met with more of them than a closed one has.
+    held; it is drawn as often as one of the size that is held. A task may have labels for strata until it is met with more of them than a closed one has.
 
     Args:
         of: What counts of a row.
@@ -120,9 +137,12 @@ def first_of_each_task(rows: Iterable[T], most: int, seed: int, of: Callable[[T]
 
 
 def in_draw_order(examples: Sequence[ParallelExample], seed: int) -> list[ParallelExample]:
-    """Training examples as they are drawn: tasks take turns, and within a closed task its labels."""
+    """Training examples as they are drawn: by the square root of how many a task has, and of a closed task
+    each label."""
     labels = labels_of(examples)
-    return draw(examples, seed, key=lambda e: e.id, strata=lambda e: (e.task, labels.get(e.id, "")))
+    return draw(
+        examples, seed, key=lambda e: e.id, strata=lambda e: (e.task, labels.get(e.id, "")), power=BALANCE
+    )
 
 
 def labels_of(examples: Sequence[ParallelExample]) -> dict[str, str]:
@@ -188,7 +208,7 @@ def choose(
                 there.setdefault(0 if code == SOURCE else example.source, []).append(n)
         if not same and code != SOURCE:
             there = {
-                source: _in_turns(places, others.index(code) / len(others), strata)
+                source: _begun_at(places, others.index(code) / len(others), strata)
                 for source, places in there.items()
             }
         held = {source: len(places) for source, places in there.items()}
@@ -208,22 +228,25 @@ def choose(
     return chosen
 
 
-def _in_turns(places: list[int], share: float, strata: Callable[[int], tuple[str, ...]]) -> list[int]:
-    """The same drawn anew: strata take turns, and they and what is in them begin at a share of the way.
+def _begun_at(places: list[int], share: float, strata: Callable[[int], tuple[str, ...]]) -> list[int]:
+    """The same drawn anew: what is in a stratum begins at a share of the way, and so does its turn.
 
-    So any first n hold every task and label as evenly as those that begin at the first example.
+    So any first n hold tasks and labels as evenly as those that begin at the first example.
     """
 
-    def ordered(some: list[int], depth: int) -> list[int]:
-        if depth == len(strata(some[0])):
+    def ordered(some: list[int], path: tuple[str, ...]) -> list[int]:
+        if len(path) == len(strata(some[0])):
             return _from(some, share)
-        groups: dict[str, list[int]] = {}
-        for n in some:
-            groups.setdefault(strata(n)[depth], []).append(n)
-        turns = [ordered(group, depth + 1) for group in _from(list(groups.values()), share)]
-        return [n for turn in zip_longest(*turns) for n in turn if n is not None]
+        groups = _grouped(some, lambda n: strata(n)[len(path)])
+        return _interleaved(
+            [
+                ((_hash(*path, name) + share) % 1, ordered(group, (*path, name)))
+                for name, group in groups.items()
+            ],
+            BALANCE,
+        )
 
-    return ordered(places, 0) if places else []
+    return ordered(places, ()) if places else []
 
 
 def _from(some: list[T], share: float) -> list[T]:

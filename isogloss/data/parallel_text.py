@@ -61,7 +61,8 @@ def pairs_for(
         for code in codes:
             pairs = _usable(source.type, root, code, source.max_chars)
             there += len(pairs)
-            drawn = draw(pairs, seed, key=lambda pair: pair.english, strata=lambda pair: ())[: source.items]
+            drawn = draw(pairs, seed, key=lambda pair: pair.english, strata=lambda pair: (), power=1)
+            drawn = drawn[: source.items]
             factor = source.low_resource_factor if languages()[code].resource == "low" else 1.0
             reads = round(factor * len(drawn))
             if reads:

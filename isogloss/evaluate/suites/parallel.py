@@ -52,7 +52,7 @@ def load(
     distinct = {e.turns[SOURCE].instruction: e for e in reversed(examples)}.values()
     shared = [e for e in distinct if all(code in e.turns for code in codes)]
     shared = shared if len(shared) >= FEWEST else []
-    shared = draw(shared, FIXED, key=lambda e: e.id, strata=lambda e: (e.task,), proportional=True)
+    shared = draw(shared, FIXED, key=lambda e: e.id, strata=lambda e: (e.task,), power=1)
     for_layer, reported = shared[: len(shared) // 4], shared[len(shared) // 4 :][:sentences]
 
     def texts(chosen: list) -> dict[str, tuple[str, ...]]:
