@@ -46,7 +46,7 @@ def test_training_examples_of_massive_hold_no_label_outside_english():
     assert all(e.turns["en"].response for e in examples)
     assert {e.task for e in examples[:6]} == {"intent", "scenario", "slot"}
     first = in_draw_order(examples, 0)[:180]
-    assert len({e.turns["en"].response for e in first if e.task == "intent"}) == 60
+    assert len({e.turns["en"].response for e in first if e.task == "intent"}) >= 50
     assert len({e.turns["en"].response for e in first if e.task == "scenario"}) == 18
     assert all(set(e.turns) == {"en"} for e in examples if e.task == "slot")
 
@@ -161,7 +161,9 @@ def test_sib200_is_asked_and_answered_in_the_language(tmp_path):
     assert [(item.id, item.gold, item.turns["sw"].response) for item in suite.items] == [
         ("7", "travel", "usafiri"), ("9", "health", "afya"),
     ]  # fmt: skip
-    assert "Weka nafasi." in suite.items[0].turns["sw"].instruction
+    assert suite.items[0].turns["sw"].instruction.partition("\n")[0].endswith("Weka nafasi.")
+    named = "\nsayansi na teknolojia / usafiri / siasa / michezo / afya / burudani / jiografia"
+    assert all(item.turns["sw"].instruction.endswith(named) for item in suite.items)
     (again,) = suite.items[0].paraphrases
     assert "Book early." in again and again != suite.items[0].turns["en"].instruction
     write(tmp_path / "sib-200/swh_Latn/dev.tsv", header + "9\thealthy\tPumzika.\n")

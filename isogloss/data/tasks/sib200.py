@@ -1,7 +1,8 @@
 """SIB-200: the topic of a sentence, one of seven, in 205 languages (Adelani et al. 2024).
 
 Its sentences are FLORES-200's: up to 996 an index is the line of FLORES dev, counted from 0. Asked in the
-wording of the demo's topic task. Its train file is learned, its dev file reported.
+wording of the demo's topic task, with the seven categories below. Its train file is learned, its dev file
+reported.
 """
 
 from collections.abc import Sequence
@@ -24,8 +25,13 @@ Table = dict[str, tuple[str, str]]
 
 
 def ask(code: str, text: str, *, phrasing: int = 0) -> str:
-    """The instruction about a sentence, in one of the wordings."""
-    return phrases(code).instruction("topic", phrasing, text=text)
+    """The instruction about a sentence, in one of the wordings, and the categories to choose from."""
+    return f"{phrases(code).instruction('topic', phrasing, text=text)}\n{choices(code)}"
+
+
+def choices(code: str) -> str:
+    """The categories on one line, as they are worded in a language."""
+    return " / ".join(labels()[code].values())
 
 
 @cache

@@ -6,7 +6,7 @@ from functools import cache
 from string import Formatter
 
 from isogloss.data.demo.grammar import LANGUAGES, phrases
-from isogloss.data.tasks import massive, mlqa
+from isogloss.data.tasks import massive, mlqa, sib200
 
 PHRASED = {
     "xnli": "inference",
@@ -42,7 +42,8 @@ def _patterns(task: str, code: str) -> tuple[re.Pattern[str], ...]:
 
 def _templates(task: str, code: str) -> Iterator[str]:
     if task in PHRASED and code in LANGUAGES:
-        yield phrases(code).entries["instructions"][PHRASED[task]][0]
+        template = phrases(code).entries["instructions"][PHRASED[task]][0]
+        yield f"{template} {sib200.choices(code)}" if PHRASED[task] == "topic" else template
     elif task in ("mlqa", "MLQA", "xquad") and code in mlqa.templates():
         yield mlqa.templates()[code]
     elif code in massive.templates() and task in massive.templates()[code]:
