@@ -36,6 +36,7 @@ def followed(config: Config) -> tuple:
         tune.lora_rank,
         tune.epochs,
         tune.learning_rate,
+        tune.batch_size,
         distill.learning_rate,
         distill.epochs,
         distill.kl_weight,
@@ -60,7 +61,7 @@ def test_a_signal_is_kept_as_what_the_other_settings_can_use(known, settings, si
 
 def test_the_embedded_models_defaults_are_its_own(known):
     """As measured in docs/log.md; nothing is looked up for it."""
-    assert followed(load_config(places=True)) == ("full", 16, 1.5, 1e-3, 3e-3, 4.5, 0.0, (12, 2, 2))
+    assert followed(load_config(places=True)) == ("full", 16, 1.5, 1e-3, 32, 3e-3, 4.5, 0.0, (12, 2, 2))
     assert followed(load_config(None, ["model=demo", "tune.learning_rate=null"])) == followed(Config())
 
 
@@ -80,7 +81,7 @@ def test_a_model_that_was_trained_before_takes_a_lora_and_steps_by_its_size(
     """The larger it is, the smaller the steps; the limits belong to the smaller class."""
     known["some/model"] = facts
     found = load_config(None, ["model=some/model"], places=True)
-    assert followed(found) == ("lora", 32, 1.0, tune_lr, distill_lr, 2.0, 1.0, (8, 4, 4))
+    assert followed(found) == ("lora", 32, 1.0, tune_lr, 8, distill_lr, 2.0, 1.0, (8, 4, 4))
 
 
 @pytest.mark.parametrize(
@@ -123,14 +124,14 @@ def test_what_the_user_sets_stays(known):
         "distill.learning_rate=null",
     )
     found = load_config(None, [*overrides, "distill.kl_weight=0.5"], places=True)
-    assert followed(found) == ("lora", 32, 1.0, 1e-5, 1e-3, 2.0, 0.5, (20, 4, 4))
+    assert followed(found) == ("lora", 32, 1.0, 1e-5, 8, 1e-3, 2.0, 0.5, (20, 4, 4))
 
 
 def test_full_tuning_of_a_trained_model_takes_small_steps(known):
     """And no rank, which it would not heed."""
     known["some/model"] = GEMMA_270M
     found = load_config(None, ["model=some/model", "tune.method=full"], places=True)
-    assert (found.tune.learning_rate, found.tune.lora_rank) == (2e-5, 16)
+    assert (found.tune.learning_rate, found.tune.lora_rank, found.tune.batch_size) == (2e-5, 16, 32)
 
 
 def test_resolved_settings_are_looked_up_no_more(known, tmp_path):
@@ -172,6 +173,7 @@ def test_what_was_taken_is_explained(known):
         "  tune.method lora: the model was trained before",
         "  tune.epochs 1: the model was trained before",
         "  tune.learning_rate 0.0005: LoRA on 268 million weights",
+        "  tune.batch_size 8: more steps from the same rows",
         "  tune.lora_rank 32: the model was trained before",
         "  distill.learning_rate 0.001: adapters on 268 million weights",
         "  distill.kl_weight 1: the model was trained before and uses what it reads",

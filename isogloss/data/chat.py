@@ -124,8 +124,7 @@ def encode_prompt_with_text(
     """
     held, spelled = _held(tokenizer, _messages(tokenizer, instruction, system))
     prompt = _prompt(tokenizer, held)
-    bare = _prompt(tokenizer, _held(tokenizer, _messages(tokenizer, ASKED, system))[0])
-    before, _, behind = bare.rpartition(ASKED)
+    before, behind = _around(tokenizer, _state(tokenizer), system)
     inside = prompt[len(before) : len(prompt) - len(behind)]
     asked = _pieces(inside, spelled, asked=True)
     words = "".join(piece.text for piece in asked)
@@ -249,6 +248,14 @@ def _frame(tokenizer: PreTrainedTokenizerBase, state: Hashable) -> Frame:
 def _prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
     frame = _frame(tokenizer, _state(tokenizer))
     return _render(tokenizer, messages, generate=True).removesuffix(frame.drop) + frame.add
+
+
+@lru_cache(maxsize=1024)
+def _around(tokenizer: PreTrainedTokenizerBase, state: Hashable, system: str | None) -> tuple[str, str]:
+    """What a prompt has before and behind the user's text."""
+    bare = _prompt(tokenizer, _held(tokenizer, _messages(tokenizer, ASKED, system))[0])
+    before, _, behind = bare.rpartition(ASKED)
+    return before, behind
 
 
 def _asking(instruction: str) -> list[dict[str, str]]:
