@@ -123,8 +123,8 @@ def losses_of(
     mine = every[own]
     pairs = ((mine @ every.T, ours @ every.T), (mine @ mine.T, mine @ ours.T))  # wanted, found
     p, q = zip(*(((a / tau).log_softmax(-1), (b / tau).log_softmax(-1)) for a, b in pairs), strict=True)
-    hidden = sum((a.exp() * (a - b)).sum(-1).mean() for a, b in zip(p, q, strict=True)) / 2
-    return {"ce": ce, "kl": kl, "hidden": hidden}
+    similarity = sum((a.exp() * (a - b)).sum(-1).mean() for a, b in zip(p, q, strict=True)) / 2
+    return {"ce": ce, "kl": kl, "similarity": similarity}
 
 
 def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
@@ -175,11 +175,11 @@ def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
         parts = losses_of(
             student, [rows[number] for number in own], own, twins, statistics, tau, layer, settings
         )
-        fade = max(0.0, 1 - step / steps / settings.similarity_decay) if settings.similarity_decay else 1.0
+        decay = max(0.0, 1 - step / steps / settings.similarity_decay) if settings.similarity_decay else 1.0
         loss = (
             settings.kl_weight * parts["kl"]
             + settings.ce_weight * parts["ce"]
-            + settings.similarity_weight * fade * parts["hidden"]
+            + settings.similarity_weight * decay * parts["similarity"]
         )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learning, 1.0)

@@ -56,7 +56,7 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "with-kl": ("distill.kl_weight=1",),
     "no-texts": ("distill.teacher_reads=[twin,answer]",),
     "no-english": ("distill.teacher_reads=[texts]", *as_usual("teacher_view")),
-    "no-retain": ("distill.replay_fraction=0",),
+    "no-replay": ("distill.replay_fraction=0",),
 }
 """What each variant changes in the settings that are given."""
 READINGS = ("no-texts", "no-english")

@@ -19,7 +19,7 @@ from isogloss.teacher.signals import hidden_signals
 from isogloss.teacher.texts import node_texts
 from isogloss.train.batch import Ordered, samples_of
 from isogloss.train.objective import Weights
-from isogloss.train.stage2 import contrast_of, layer_of
+from isogloss.train.stage2 import similarity_temperature, layer_of
 from isogloss.train.trainer import ResponseTrainer, Watch, train, training_arguments
 
 FILE = Path(__file__).parents[1] / "examples" / "loop.py"
@@ -122,8 +122,8 @@ def test_the_loop_gives_the_packages_losses_at_every_step(loop, run, tokenizer, 
             0.5,
             config.distill.similarity_weight,
             layer=layer,
-            contrast=contrast_of(samples, config.distill),
-            fade=config.distill.similarity_decay,
+            similarity_temperature=similarity_temperature(samples, config.distill),
+            similarity_decay=config.distill.similarity_decay,
         ),
         pad_id=0,
     )

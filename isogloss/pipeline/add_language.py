@@ -57,7 +57,7 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
     refuse_misfit(run.config.model_copy(update={"model": str(run.tuned)}))
     model = run.reference_model(learning=True)
     stage = run.ledger.begin(f"add {' '.join(codes)}")
-    rows = rows_for(run, model, examples, tree, codes, stage, retain=False)
+    rows = rows_for(run, model, examples, tree, codes, stage, replay=False)
     run.reporter.say(
         f"{len(rows)} rows in {', '.join(codes)} {into(run.config)} {len(new)} new nodes; the others stay"
     )

@@ -60,11 +60,11 @@ def row_of(run: Run, code: str, id: str) -> tuple[Row, PreTrainedTokenizerBase |
         raise RunError(f"{id} has no English answer yet; run `isogloss cache` or `isogloss distill` first")
     given: tuple = run.tokenizer, [example], {id: answer}, run.tree, [code]
     teacher = run.config.distill.teacher
-    (row,) = _rows(run, *given, retain=False)
+    (row,) = _rows(run, *given, replay=False)
     if not (isinstance(teacher, ModelTeacher) and teacher.level == "sequence"):
         return row, joining.tokenizer_of(teacher)
     its = load_tokenizer(teacher.path)
-    theirs = _rows(run, *given, retain=False, teacher=its)
+    theirs = _rows(run, *given, replay=False, teacher=its)
     answers = joining.answers_of(teacher, run.tokenizer, run.dtype, run.folder / "teacher_answers.jsonl")
     (answered,) = joining.answered_rows([row], theirs, answers)
     if answered is row:
@@ -93,7 +93,7 @@ def rows_for(
     codes: Sequence[str],
     stage: Stage,
     *,
-    retain: bool = True,
+    replay: bool = True,
 ) -> list[Row]:
     """What stage 2 reads for these languages; M answers in English where the data does not.
 
@@ -101,7 +101,7 @@ def rows_for(
     one that is drawn takes its place.
 
     Args:
-        retain: Also English of stage 1, for the root.
+        replay: Also English of stage 1, for the root.
     """
     english: dict[str, str] = {}
     without: Counter[str] = Counter()
@@ -136,12 +136,12 @@ def rows_for(
     pairs, bare = translation_examples(run.pairs(codes, "translation")), run.pairs(codes, "alignment")
     tokenizer = unchanging(run.tokenizer)
     with run.reporter.waiting("Tokenising the rows"):
-        rows = _rows(run, tokenizer, left, english, tree, codes, pairs, bare, retain=retain)
+        rows = _rows(run, tokenizer, left, english, tree, codes, pairs, bare, replay=replay)
     teacher = run.config.distill.teacher
     if isinstance(teacher, ModelTeacher) and teacher.level == "sequence":
         its, file = load_tokenizer(teacher.path), run.folder / "teacher_answers.jsonl"
         theirs = _rows(
-            run, run.tokenizer, left, english, tree, codes, pairs, bare, retain=retain, teacher=its
+            run, run.tokenizer, left, english, tree, codes, pairs, bare, replay=replay, teacher=its
         )
         with processes.main_first():
             rows = joining.with_answers(
@@ -212,12 +212,12 @@ def _rows(
     pairs: Sequence[ParallelExample] = (),
     bare: Mapping[str, Sequence[Pair]] = MappingProxyType({}),
     *,
-    retain: bool = True,
+    replay: bool = True,
     teacher: PreTrainedTokenizerBase | None = None,
 ) -> list[Row]:
     settings = run.config.distill
     amounts = {code: run.config.languages.amount(code) for code in codes}
-    kept = _english_kept(run) if settings.replay_fraction and retain else []
+    kept = _english_kept(run) if settings.replay_fraction and replay else []
     if kept:
         # As many as there are draws, so that none is read twice where there are enough.
         read = sum(amounts.values()) + sum(code in e.turns for e in pairs for code in codes)

@@ -219,7 +219,7 @@ def _distill_memory(
     each = hidden * wide if kind == "hidden" else 8 * k
     told = sum(len(row.student.response) for row in rows if _is_told(row, settings))
     signals = told * each + (len(texts.twins) + meanings) * hidden * 4
-    loss = weights_of(model, settings, retain=True)
+    loss = weights_of(model, settings, replay=True)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train(settings.gradient_checkpointing)

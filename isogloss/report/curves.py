@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from isogloss.report import figures
 
-MAIN: Final = ("loss", "kl", "ce", "retain", "hidden")
+MAIN: Final = ("loss", "kl", "ce", "replay", "similarity")
 MOST: Final = 160  # points in one line: two pixels each on a phone
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 30

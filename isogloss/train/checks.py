@@ -80,7 +80,7 @@ def check_teacher(
         raise RuntimeError("self-check: with adapters off the model is not the reference model")
     few_nats = ROUNDING.get(off.dtype, COARSE)
     parts = batch_losses(model, batch, Weights(kl=1.0, layer=layer))
-    nats = sum(float(parts[name]) for name in ("kl", "retain") if name in parts) / len(batch.response)
+    nats = sum(float(parts[name]) for name in ("kl", "replay") if name in parts) / len(batch.response)
     if not nats <= few_nats:
         far = f"{nats:.4f} nats a token"
         raise RuntimeError(f"self-check: a teacher that reads the student's prompt differs from it by {far}")
@@ -129,7 +129,7 @@ def divergence_by_language(
         if scored:
             batch = collate(scored[:PER_LANGUAGE], pad_id).to(device)
             parts = batch_losses(adapters.model, batch, replace(weights, kl=1.0), adapters)
-            told = float(parts["retain" if "retain" in parts else "kl"])
+            told = float(parts["replay" if "replay" in parts else "kl"])
             found[code] = told / max(1, int(batch.scored.sum()))
         progress(number, len(codes))
     adapters.off()

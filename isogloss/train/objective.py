@@ -31,17 +31,19 @@ class Weights:
 
     ce: float = 1.0
     kl: float = 0.0
-    hidden: float = 0.0
-    retain: float = 1.0
+    similarity: float = 0.0
+    replay: float = 1.0
     layer: int = 1
     divergence: fused.Divergence = "forward"
     temperature: float = 1.0
-    contrast: float = 0.05
-    fade: float = 0.0
+    similarity_temperature: float = 0.05
+    similarity_decay: float = 0.0
 
     def at(self, done: float) -> "Weights":
-        """These at a share of the way: the weight of `hidden` falls to 0 in a line over `fade` of it."""
-        return replace(self, hidden=self.hidden * max(0.0, 1 - done / self.fade)) if self.fade else self
+        """These at a share of the way, over `similarity_decay` of which the weight of `similarity` falls to 0."""
+        if not self.similarity_decay:
+            return self
+        return replace(self, similarity=self.similarity * max(0.0, 1 - done / self.similarity_decay))
 
 
 def batch_losses(
@@ -53,10 +55,10 @@ def batch_losses(
     *,
     gpu: bool | None = None,
 ) -> dict[str, Tensor]:
-    """The parts of the loss as sums: `ce`, `kl` and `retain` over response tokens, `options` over rows' whole
-    answers, `hidden` over rows.
+    """The parts of the loss as sums: `ce`, `kl` and `replay` over response tokens, `options` over rows' whole
+    answers, `similarity` over rows.
 
-    English rows are replay: their only response loss is `retain`, the KL to the reference model on the same
+    English rows are replay: their only response loss is `replay`, the KL to the reference model on the same
     prompt.
 
     Args:
@@ -70,13 +72,15 @@ def batch_losses(
     def alike(states: Tensor) -> Tensor:
         assert twins is not None
         pooled = twins.standardise(mean_pool(states, batch.asked), batch.bare)
-        return functional.similarity(pooled, twins.vectors, batch.meanings, temperature=weights.contrast)
+        return functional.similarity(
+            pooled, twins.vectors, batch.meanings, temperature=weights.similarity_temperature
+        )
 
     # Bare sentences have no response loss, so the forward ends at the term's layer; not under DDP, where
     # every adapter needs a gradient on every rank.
-    if twins is not None and weights.hidden and all(batch.bare) and processes.count() == 1:
+    if twins is not None and weights.similarity and all(batch.bare) and processes.count() == 1:
         states = states_up_to(model, batch.ids, batch.mask, [weights.layer])[weights.layer]
-        return {"ce": states.new_zeros((), dtype=torch.float32), "hidden": alike(states)}
+        return {"ce": states.new_zeros((), dtype=torch.float32), "similarity": alike(states)}
     with capture(model, weights.layer) as states:
         if batch.options is None:
             hidden = last_hidden(model, batch.ids, batch.mask)
@@ -110,9 +114,9 @@ def batch_losses(
         parts["ce"] = parts["ce"] + alone[0]
     if batch.retained.any():
         kept = batch.retained
-        parts["retain"] = score(answers[kept], None, _said(batch, kept))[1]
-    if twins is not None and weights.hidden:
-        parts["hidden"] = alike(states[0])
+        parts["replay"] = score(answers[kept], None, _said(batch, kept))[1]
+    if twins is not None and weights.similarity:
+        parts["similarity"] = alike(states[0])
     return parts
 
 
@@ -214,8 +218,8 @@ class Objective(nn.Module):
         return SimpleNamespace(missing_keys=[], unexpected_keys=[])
 
 
-PARTS = ("loss", "ce", "kl", "options", "retain", "hidden")
-BY_ROW = ("hidden",)
+PARTS = ("loss", "ce", "kl", "options", "replay", "similarity")
+BY_ROW = ("similarity",)
 """Parts that are means over rows; the others are means over response tokens."""
 WEIGHED = {"options": "kl"}
 """Parts that are weighed by the weight of another: both are divergences from the reference model."""

@@ -13,14 +13,14 @@ from isogloss.teacher.rows import Row
 def training_order(rows: Sequence[Row], settings: Distill, seed: int) -> list[int]:
     """Row numbers in the order in which stage 2 reads them; English gets its share where there is any."""
     parallel = sum(row.language != SOURCE for row in rows)
-    retain = settings.replay_fraction if parallel < len(rows) else 0.0
+    replay = settings.replay_fraction if parallel < len(rows) else 0.0
     return schedule(
         [row.language for row in rows],
-        round(settings.epochs * parallel / (1 - retain)),
+        round(settings.epochs * parallel / (1 - replay)),
         balance=settings.sampling_temperature,
         batch=settings.batch_size,
         seed=seed,
-        fixed={SOURCE: retain},
+        fixed={SOURCE: replay},
         alike=[(row.bare, row.tokens) for row in rows],
         # Nobody answers a bare sentence: once the hidden-state term has faded it teaches nothing.
         early=[n for n, row in enumerate(rows) if row.bare] if settings.similarity_decay else (),

@@ -32,13 +32,13 @@ def layer_of(model: nn.Module, settings: Distill) -> int:
     return settings.similarity_layer or two_thirds(model)
 
 
-def weights_of(model: nn.Module, settings: Distill, *, retain: bool) -> Weights:
-    """The settings' loss for a model; `retain`: there are English rows."""
+def weights_of(model: nn.Module, settings: Distill, *, replay: bool) -> Weights:
+    """The settings' loss for a model; `replay`: there are English rows."""
     return Weights(
         settings.ce_weight,
         settings.kl_weight,
         settings.similarity_weight,
-        float(retain),
+        float(replay),
         layer_of(model, settings),
         settings.divergence,
         settings.temperature,
@@ -89,7 +89,7 @@ NAMED = 10.0
 """Twins that the target of the hidden-state term names on average, where the settings give no temperature."""
 
 
-def contrast_of(samples: Sequence[Sample], settings: Distill) -> float:
+def similarity_temperature(samples: Sequence[Sample], settings: Distill) -> float:
     """The temperature of the hidden-state term: the settings', else what has its target name `NAMED` twins.
 
     Raises:
@@ -155,13 +155,13 @@ def distil(
         adapters.model, rows, settings, pad_id=pad_id, cost=cost, bar=bar, cache=cache, scored=scored
     )
     samples = samples_of(rows, signals)
-    weights = weights_of(adapters.model, settings, retain=False)
+    weights = weights_of(adapters.model, settings, replay=False)
     if settings.similarity_weight:
-        weights = replace(weights, contrast=contrast_of(samples, settings))
+        weights = replace(weights, similarity_temperature=similarity_temperature(samples, settings))
     order = training_order(rows, settings, seed)
     steps = len(order) // settings.batch_size
-    retain = bool(settings.replay_fraction) and any(row.language == SOURCE for row in rows)
-    weights = replace(weights, retain=float(retain))
+    replay = bool(settings.replay_fraction) and any(row.language == SOURCE for row in rows)
+    weights = replace(weights, replay=float(replay))
     if settings.gradient_checkpointing:
         adapters.model.gradient_checkpointing_enable({"use_reentrant": False})
     trainer = ResponseTrainer(

@@ -82,7 +82,9 @@ def test_sentences_are_asked_for_their_topic_in_every_language_that_has_them(roo
     topics = "science and technology / travel / politics / sports / health / entertainment / geography"
     both = found[f"What is this text about? e 3\n{topics}"]
     assert both.task == "topic_tatoeba" and both.id == "topic-tatoeba-es-4"
-    assert both.turns["es"].instruction.startswith("¿De qué trata este texto? s 3\nciencia y tecnología / viajes")
+    assert both.turns["es"].instruction.startswith(
+        "¿De qué trata este texto? s 3\nciencia y tecnología / viajes"
+    )
     assert both.turns["fr"].instruction.startswith("De quoi parle ce texte ? f 3\nscience et technologie")
     assert {turn.response for turn in both.turns.values()} == {None}
     assert both.options["fr"]["sports"] == "sport" and len(both.options["en"]) == 7

@@ -162,7 +162,7 @@ def make_curves() -> list[dict[str, Any]]:
     distill = [
         {
             **{"stage": "distill", "step": s, "loss": 3 / (1 + s / 30) + 0.3 + 0.05 * (s % 7)},
-            **{"kl": 1.4 / (1 + s / 30), "ce": 1.2 / (1 + s / 40) + 0.3, "hidden": 2.1 / (1 + s / 90)},
+            **{"kl": 1.4 / (1 + s / 30), "ce": 1.2 / (1 + s / 40) + 0.3, "similarity": 2.1 / (1 + s / 90)},
         }
         for s in range(1, 301, 3)
     ]

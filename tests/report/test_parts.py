@@ -21,7 +21,7 @@ def test_a_long_curve_is_averaged_and_says_over_how_many():
     names = [(chart.stage, chart.quantity, chart.steps_per_point) for chart in main]
     assert names == [
         *[("tune", "loss", 4), ("distill", "loss", 1), ("distill", "kl", 1)],
-        *[("distill", "ce", 1), ("distill", "hidden", 1)],
+        *[("distill", "ce", 1), ("distill", "similarity", 1)],
     ]
     assert [chart.quantity for chart in further] == ["lr"]
     assert len(main[0].line.split()) == 125

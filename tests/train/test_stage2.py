@@ -21,7 +21,7 @@ from isogloss.pipeline.stages import Stage, run_cache, run_distill
 from isogloss.teacher.local import Translation
 from isogloss.teacher.signals import Signal
 from isogloss.train.batch import Sample, twins_of
-from isogloss.train.stage2 import contrast_of
+from isogloss.train.stage2 import similarity_temperature
 
 SMALL = (
     "data.english_items=24", "languages.targets=[sw,ur]", "languages.items={high: 6, middle: 6, low: 6}",
@@ -237,5 +237,5 @@ def test_the_temperature_is_that_at_which_all_twins_are_counted():
     """A target over fewer of them would name fewer at the same temperature."""
     made = torch.randn(2500, 8, generator=torch.Generator().manual_seed(0))
     samples = [Sample(Encoded((5,), (6,)), "sw", n, Signal(None, twin)) for n, twin in enumerate(made)]
-    temperature = contrast_of(samples, load_config(None, ["model=demo"]).distill)
+    temperature = similarity_temperature(samples, load_config(None, ["model=demo"]).distill)
     assert functional.perplexity(twins_of(samples).vectors, temperature) == pytest.approx(10, rel=0.05)

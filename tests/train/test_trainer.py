@@ -98,7 +98,7 @@ def test_english_rows_keep_to_the_reference_model_and_nothing_else():
     ]
     parts = batch_losses(model, collate(rows, 0), Weights(kl=1.0))
     assert {name: part.item() for name, part in parts.items()} == pytest.approx(
-        {"retain": 0.121776, "ce": 0.693147, "kl": 0.0}, abs=1e-5
+        {"replay": 0.121776, "ce": 0.693147, "kl": 0.0}, abs=1e-5
     )
 
 
@@ -111,7 +111,7 @@ def test_without_a_divergence_english_rows_are_kept_all_the_same():
     ]
     parts = batch_losses(Bigrams(TABLE), collate(rows, 0), Weights())
     assert {name: part.item() for name, part in parts.items()} == pytest.approx(
-        {"retain": 0.121776, "ce": 0.693147}, abs=1e-5
+        {"replay": 0.121776, "ce": 0.693147}, abs=1e-5
     )
 
 
@@ -178,7 +178,7 @@ def test_the_divergence_is_between_matching_tokens(tiny, five, student, divergen
                 total += loss(said, teacher, temperature=2.0).item()
         parts = batch_losses(adapters.model, collate(SAMPLES, 0), weights, adapters)
     assert parts["kl"].item() == pytest.approx(total, rel=1e-4)
-    assert parts["retain"].item() == pytest.approx(kept, rel=1e-4)
+    assert parts["replay"].item() == pytest.approx(kept, rel=1e-4)
 
 
 def test_chunks_of_tokens_give_the_same_losses_and_gradients(tiny, five, student, monkeypatch):
@@ -188,9 +188,9 @@ def test_chunks_of_tokens_give_the_same_losses_and_gradients(tiny, five, student
         monkeypatch.setattr(objective, "LOGITS", logits)
         adapters = student(tiny(), five)
         parts = batch_losses(adapters.model, collate(SAMPLES, 0), Weights(0.7, 1.3), adapters)
-        (0.7 * parts["ce"] + 1.3 * parts["kl"] + 0.4 * parts["retain"]).backward()
+        (0.7 * parts["ce"] + 1.3 * parts["kl"] + 0.4 * parts["replay"]).backward()
         gradients = torch.cat([p.grad.flatten() for p in adapters.parameters().values()])
-        found.append((torch.stack([parts[name] for name in ("ce", "kl", "retain")]), gradients))
+        found.append((torch.stack([parts[name] for name in ("ce", "kl", "replay")]), gradients))
     (whole, its_gradients), (chunked, their_gradients) = found
     torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(their_gradients, its_gradients, rtol=1e-4, atol=1e-4)
@@ -210,9 +210,9 @@ def test_the_hidden_term_pools_the_instruction_alone(tiny, five, student):
         torch.testing.assert_close(twins_of(SAMPLES).vectors, (twins - mean) / spread, rtol=1e-4, atol=1e-4)
         both = ((torch.stack(pooled) - mean) / spread, (twins - mean) / spread)
         expected = functional.similarity(*both, torch.arange(8), temperature=0.5)
-        weights = Weights(hidden=1.0, layer=2, contrast=0.5)
+        weights = Weights(similarity=1.0, layer=2, similarity_temperature=0.5)
         found = batch_losses(adapters.model, collate(SAMPLES, 0), weights, adapters, twins_of(SAMPLES))
-    assert found["hidden"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert found["similarity"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 BARE = [
@@ -234,8 +234,8 @@ def test_bare_sentences_are_standardised_by_their_own_twins(tiny, five, student)
         torch.testing.assert_close(twins.vectors, torch.cat(apart))
         pooled = torch.stack([s.signal.twin for s in mixed])
         torch.testing.assert_close(twins.standardise(pooled, [s.bare for s in mixed]), twins.vectors)
-        weights = Weights(hidden=1.0, layer=2, contrast=0.5)
-        found = batch_losses(adapters.model, collate(mixed, 0), weights, adapters, twins)["hidden"]
+        weights = Weights(similarity=1.0, layer=2, similarity_temperature=0.5)
+        found = batch_losses(adapters.model, collate(mixed, 0), weights, adapters, twins)["similarity"]
         rows = []
         for one in mixed:
             with adapters.on([one.language]) as on:
@@ -255,14 +255,14 @@ def test_too_few_twins_are_compared_as_they_are():
 def test_a_step_of_bare_sentences_learns_from_the_hidden_term_alone(tiny, five, student, tmp_path):
     """No response token: the loss is the mean over rows, and no number is lost to a division by 0."""
     adapters = student(tiny(), five)
-    weights = Weights(ce=1.0, kl=1.0, hidden=0.5, layer=2)
+    weights = Weights(ce=1.0, kl=1.0, similarity=0.5, layer=2)
     with torch.no_grad():
         parts = batch_losses(adapters.model, collate(BARE, 0), weights, adapters, twins_of(BARE))
     found = run(tmp_path / "run", adapters.model, BARE, adapters=adapters, weights=weights, steps=1)
-    hidden = parts["hidden"].item() / 8
+    hidden = parts["similarity"].item() / 8
     assert found.curve == [
         pytest.approx(
-            {"stage": "test", "step": 1, "loss": 0.5 * hidden, "ce": 0.0, "hidden": hidden}, abs=1e-5
+            {"stage": "test", "step": 1, "loss": 0.5 * hidden, "ce": 0.0, "similarity": hidden}, abs=1e-5
         )
     ]
 
@@ -270,11 +270,11 @@ def test_a_step_of_bare_sentences_learns_from_the_hidden_term_alone(tiny, five, 
 def test_bare_sentences_are_read_up_to_the_terms_layer(tiny, five, student):
     """The term and its gradients are those of a whole forward, and no layer above is run."""
     adapters, twins = student(tiny(), five), twins_of(BARE)
-    weights, batch = Weights(hidden=1.0, layer=2, contrast=0.5), collate(BARE, 0)
+    weights, batch = Weights(similarity=1.0, layer=2, similarity_temperature=0.5), collate(BARE, 0)
     run = []
     for number, layer in enumerate(layers_of(adapters.model), 1):
         layer.register_forward_hook(lambda *_, number=number: run.append(number))
-    batch_losses(adapters.model, batch, weights, adapters, twins)["hidden"].backward()
+    batch_losses(adapters.model, batch, weights, adapters, twins)["similarity"].backward()
     assert run == [1, 2]
     found = {name: p.grad.clone() for name, p in adapters.parameters().items() if p.grad is not None}
     adapters.model.zero_grad()
@@ -290,11 +290,11 @@ def test_bare_sentences_are_read_up_to_the_terms_layer(tiny, five, student):
 
 
 def test_the_hidden_terms_weight_fades_in_a_line():
-    """From all of it at the start to none at `fade` of the way and behind it; without `fade` it stays."""
-    fading = Weights(ce=0.5, hidden=2.0, fade=0.5)
-    assert [fading.at(done).hidden for done in (0.0, 0.25, 0.5, 0.75)] == [2.0, 1.0, 0.0, 0.0]
+    """From all of it at the start to none at `similarity_decay` of the way and behind it; at 0 it stays."""
+    fading = Weights(ce=0.5, similarity=2.0, similarity_decay=0.5)
+    assert [fading.at(done).similarity for done in (0.0, 0.25, 0.5, 0.75)] == [2.0, 1.0, 0.0, 0.0]
     assert fading.at(0.75).ce == 0.5
-    assert Weights(hidden=2.0).at(0.75).hidden == 2.0
+    assert Weights(similarity=2.0).at(0.75).similarity == 2.0
 
 
 def test_rows_of_one_example_share_its_twin(tiny, five, student):
@@ -304,9 +304,9 @@ def test_rows_of_one_example_share_its_twin(tiny, five, student):
     def hidden(example, signal):
         first = SAMPLES[0]
         pair = [first, Sample(first.encoded, first.language, example, signal)]
-        weights = Weights(hidden=1.0, layer=2)
+        weights = Weights(similarity=1.0, layer=2)
         twins = twins_of(pair)
-        return batch_losses(adapters.model, collate(pair, 0), weights, adapters, twins)["hidden"].item()
+        return batch_losses(adapters.model, collate(pair, 0), weights, adapters, twins)["similarity"].item()
 
     assert hidden(SAMPLES[0].meaning, SAMPLES[0].signal) == pytest.approx(0.0, abs=1e-6)
     assert hidden(1, SAMPLES[3].signal) > 0.01
@@ -426,24 +426,24 @@ def test_a_steps_gradient_is_that_of_the_mean_over_its_tokens(tiny, tmp_path):
 
 def test_the_hidden_term_is_a_mean_over_rows(tiny, five, student, tmp_path):
     """Negatives come from the micro-batch, the normalisation from the whole step."""
-    weights = Weights(ce=1.0, kl=0.5, hidden=0.3, layer=2)
+    weights = Weights(ce=1.0, kl=0.5, similarity=0.3, layer=2)
     adapters = student(tiny(), five)
     order = [(number * 5 + number // 8) % 8 for number in range(8)]
     halves = [collate([SAMPLES[n] for n in half], 0) for half in (order[:4], order[4:])]
     with torch.no_grad():
         parts = [batch_losses(adapters.model, half, weights, adapters, twins_of(SAMPLES)) for half in halves]
-    names = ("ce", "kl", "retain", "hidden")
+    names = ("ce", "kl", "replay", "similarity")
     expected = {name: sum(part[name].item() for part in parts if name in part) for name in names}
     found = run(
         tmp_path / "run", adapters.model, SAMPLES, adapters=adapters, weights=weights, batch=4, accumulate=2,
         steps=1,
     )  # fmt: skip
-    ce, kl, retain = (expected[name] / 30 for name in names[:3])
-    hidden = expected["hidden"] / 8
+    ce, kl, replay = (expected[name] / 30 for name in names[:3])
+    hidden = expected["similarity"] / 8
     assert found.curve == [
         pytest.approx(
-            {"stage": "test", "step": 1, "loss": ce + 0.5 * kl + retain + 0.3 * hidden, "ce": ce, "kl": kl,
-             "retain": retain, "hidden": hidden}, abs=1e-4,
+            {"stage": "test", "step": 1, "loss": ce + 0.5 * kl + replay + 0.3 * hidden, "ce": ce, "kl": kl,
+             "replay": replay, "similarity": hidden}, abs=1e-4,
         )
     ]  # fmt: skip
 
@@ -475,7 +475,7 @@ def test_a_killed_stage_2_ends_with_the_same_adapters(tiny, five, student, tmp_p
 
     whole, broken, resumed = made(1), made(1), made(2)
     options = {"batch": 2, "accumulate": 2, "steps": 8}
-    options["weights"] = Weights(ce=0.7, kl=1.3, hidden=0.3, layer=2)
+    options["weights"] = Weights(ce=0.7, kl=1.3, similarity=0.3, layer=2)
     expected = run(tmp_path / "whole", whole.model, SAMPLES, adapters=whole, **options)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "broken", broken.model, SAMPLES, adapters=broken, stop=5, **options)
