@@ -19,7 +19,7 @@ from isogloss.teacher.signals import hidden_signals
 from isogloss.teacher.texts import node_texts
 from isogloss.train.batch import Ordered, samples_of
 from isogloss.train.objective import Weights
-from isogloss.train.stage2 import similarity_temperature, layer_of
+from isogloss.train.stage2 import layer_of, similarity_temperature
 from isogloss.train.trainer import ResponseTrainer, Watch, train, training_arguments
 
 FILE = Path(__file__).parents[1] / "examples" / "loop.py"

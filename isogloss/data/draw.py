@@ -106,7 +106,8 @@ def first_of_each_task(rows: Iterable[T], most: int, seed: int, of: Callable[[T]
     """Of rows that may be millions all that `in_draw_order` can put among its first `most`, as they came.
 
     Within a stratum the lowest hashes are drawn first, so that of each no more than the lowest `most` are
-    held; it is drawn as often as one of the size that is held. A task may have labels for strata until it is met with more of them than a closed one has.
+    held; it is drawn as often as one of the size that is held. A task may have labels for strata until it is
+    met with more of them than a closed one has.
 
     Args:
         of: What counts of a row.

@@ -40,7 +40,7 @@ class Weights:
     similarity_decay: float = 0.0
 
     def at(self, done: float) -> "Weights":
-        """These at a share of the way, over `similarity_decay` of which the weight of `similarity` falls to 0."""
+        """These at a share of the way; `similarity` falls to 0 in a line over `similarity_decay` of it."""
         if not self.similarity_decay:
             return self
         return replace(self, similarity=self.similarity * max(0.0, 1 - done / self.similarity_decay))
