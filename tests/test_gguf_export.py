@@ -22,7 +22,8 @@ from isogloss.data.chat import encode_chat
 from isogloss.data.templates import TEMPLATES
 from isogloss.errors import ConfigError, RunError
 from isogloss.export import gguf as gguf_export
-from isogloss.export.gguf import LAYOUTS, Layout, export_gguf, modelfile, write_adapter
+from isogloss.export.gguf import LAYOUTS, Layout, export_gguf, write_adapter
+from isogloss.export.modelfile import modelfile
 from isogloss.pipeline.folder import Run, open_run
 from isogloss.pipeline.training import save_whole
 
