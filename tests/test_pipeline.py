@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from isogloss.config import Config, load_config
+from isogloss.config import Config, dump_config, load_config
 from isogloss.data.demo.items import demo_items
 from isogloss.errors import ConfigError, DataError, RunError
 from isogloss.model.cost import TEACHER
@@ -354,6 +354,23 @@ def test_other_settings_are_refused_in_the_same_folder(finished, tiny_model_fold
         RunError, match=r"made with other settings \(learning_rate: 0\.003 there, learning_rate: 0\.5 here\)"
     ):
         open_run(config)
+
+
+def test_how_adapters_are_trained_may_change_until_there_are_some(finished, tiny_model_folder, tmp_path):
+    """Stage 1 stays; not where it has read texts that are others now."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0].run, folder, ignore=shutil.ignore_patterns("adapters"))
+    changed = settings(folder, tiny_model_folder, "distill.learning_rate=0.5")
+    open_run(changed)
+    assert load_config(folder).distill.learning_rate == 0.5
+    with pytest.raises(RunError, match="made with other settings"):
+        open_run(settings(folder, tiny_model_folder, "tune.learning_rate=0.5"))
+    texts = tmp_path / "texts.yaml"
+    texts.write_text("root: Answer.")
+    more = f"distill.texts={texts}", "tune.teacher_prompt_fraction=0.1"
+    (folder / "config.yaml").write_text(dump_config(settings(folder, tiny_model_folder, more[1])))
+    with pytest.raises(RunError, match="made with other settings"):
+        open_run(settings(folder, tiny_model_folder, *more))
 
 
 def test_a_run_may_be_given_another_data_root(finished, tiny_model_folder, tmp_path):

@@ -315,7 +315,8 @@ def writing(stage: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run
 def open_run(config: Config, reporter: ProgressReporter | None = None) -> Run:
     """Make the run's folder, or check that it belongs to these settings.
 
-    How it is evaluated may change, and where the data and the folder itself lie.
+    How it is evaluated may change, where the data and the folder itself lie, and as long as it has no adapters
+    how they are trained: English is tuned without it.
 
     Raises:
         RunError: The folder was made with other settings, or another process writes to it.
@@ -331,8 +332,12 @@ def _keep_settings(run: Run) -> None:
     if file.exists():
         free = {"evaluate": config.evaluate, "data_root": config.data_root, "run": config.run}
         free["report_to"] = config.report_to
-        before = load_config(run.folder).model_copy(update=free)
-        if (theirs := dump_config(before)) != text:
+        before = load_config(run.folder)
+        # Stage 1 may have read the texts.
+        told = config.tune.teacher_prompt_fraction and before.distill.texts != config.distill.texts
+        if not run.trained.exists() and not told:
+            free["distill"] = config.distill
+        if (theirs := dump_config(before.model_copy(update=free))) != text:
             raise RunError(
                 f"{config.run} was made with other settings ({_difference(theirs, text)}); "
                 "use another run folder or these settings"
