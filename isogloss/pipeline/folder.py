@@ -315,8 +315,8 @@ def writing(stage: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run
 def open_run(config: Config, reporter: ProgressReporter | None = None) -> Run:
     """Make the run's folder, or check that it belongs to these settings.
 
-    How it is evaluated may change, where the data and the folder itself lie, and as long as it has no adapters
-    how they are trained: English is tuned without it.
+    How it is evaluated may change, where the data and the folder itself lie, and how adapters are trained as
+    long as there are none: English is tuned without it.
 
     Raises:
         RunError: The folder was made with other settings, or another process writes to it.
