@@ -23,7 +23,7 @@ def ablate(
         typer.Option(
             metavar="NAME",
             help="families, learned, random, flat, shared, no-hidden, no-kl, with-kl, no-texts, no-english, "
-            "no-replay, or your own as 'NAME: a.b=c d.e=f'; repeatable. Without it the five trees.",
+            "no-replay, sft, or your own as 'NAME: a.b=c d.e=f'; repeatable. Without it the five trees.",
         ),
     ] = None,
     items: Annotated[

@@ -55,8 +55,10 @@ def followed(config: Config) -> tuple:
     ],
 )
 def test_a_signal_is_kept_as_what_the_other_settings_can_use(known, settings, signal):
+    """And stage 1 shows no teacher's prompt, whoever teaches."""
     known["some/model"] = GEMMA_270M
-    assert load_config(None, ["model=some/model", *settings], places=True).distill.signal == signal
+    found = load_config(None, ["model=some/model", *settings], places=True)
+    assert (found.distill.signal, found.tune.teacher_prompt_fraction) == (signal, 0)
 
 
 def test_the_embedded_models_defaults_are_its_own(known):
@@ -179,7 +181,7 @@ def test_what_was_taken_is_explained(known):
         "  distill.kl_weight 1: the model was trained before and uses what it reads",
         "  distill.teacher_view english: the model was trained before",
         "  distill.teacher_reads [twin]: where answers are a language's own words",
-        "  tune.teacher_prompt_fraction 0: the teacher reads no node texts",
+        "  tune.teacher_prompt_fraction 0: the model was trained before and uses what it reads",
         "  distill.signal top_k: the vocabulary is large",
         "  distill.similarity_weight 1: the model was trained before",
         "  distill.similarity_layer 7: two fifths of 18, where translations are alike",

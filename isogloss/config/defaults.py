@@ -95,7 +95,9 @@ def table(facts: Facts | None, get: Callable[[str, Any], Any]) -> dict[str, Defa
         found["distill.teacher_view"] = Default("english", "the model was trained before")
         if not get("distill.texts", None):
             found["distill.teacher_reads"] = Default(("twin",), "where answers are a language's own words")
-        found["tune.teacher_prompt_fraction"] = Default(0.0, "the teacher reads no node texts")
+    found["tune.teacher_prompt_fraction"] = Default(
+        0.0, "the model was trained before and uses what it reads"
+    )
     scores = get("distill.kl_weight", 1.0) or get("distill.replay_fraction", 0.1)
     if teacher == "self" and scores and get("distill.temperature", 1.0) == 1:
         # Under a vocabulary of 262,144 a step's head takes half as long, a token a tenth of the space
