@@ -59,6 +59,9 @@ def rows_of(run: Path, variant: str, seed: int, setting: str) -> list[dict]:
     cost = next(stage for stage in stages if stage["stage"] == "distill")
     made = []
     for suite, found in scores["suites"].items():
+        split = dict(field.split(":", 1) for field in found["signature"].split("|"))["split"]
+        if not split.startswith("dev"):
+            raise SystemExit(f"{run}: {suite} was measured on {split}; this is of dev data alone")
         measures = {
             side: {
                 name: {code: one["value"] for code, one in measure["languages"].items()}

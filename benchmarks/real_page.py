@@ -114,7 +114,7 @@ def _tasks(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
                 ]
             )
     if lines:
-        yield "Consistency by task (seed 0):\n"
+        yield f"Consistency by task (seed {seed}):\n"
         yield _table(["task", "English accuracy", "mastered", "consistency", "after, by language"], lines)
 
 

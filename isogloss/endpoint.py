@@ -8,6 +8,7 @@ Every other refusal ends the work with one line. Knows nothing of what is asked.
 import email.utils
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -90,6 +91,11 @@ class Client:
                 raise ConfigError(
                     f"{key}: the environment variable {settings.key_env} is not set; put the server's key "
                     "there"
+                )
+            if not re.fullmatch(r"[!-~]+", self._key):
+                raise ConfigError(
+                    f"{key}: the environment variable {settings.key_env} holds no key; a key is of printable "
+                    "ASCII, without blanks or line ends"
                 )
         self._stop = threading.Event()
         self._pace = _Pace(settings.rate)

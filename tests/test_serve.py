@@ -206,6 +206,19 @@ def test_what_would_change_the_answer_is_not_dropped(options, says, client):
         ),
         ({"model": "sw", "n": 2}, openai.BadRequestError, "n: input should be 1"),
         (
+            {"model": "sw", "stop": list("abcde")},
+            openai.BadRequestError,
+            "stop: list should have at most 4 items",
+        ),
+        (
+            {
+                "model": "sw",
+                "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+            },
+            openai.BadRequestError,
+            "messages.0.content.0.type: input should be 'text'",
+        ),
+        (
             {"model": "sw", "temperature": 0.7},
             openai.BadRequestError,
             "temperature: input should be less than",

@@ -9,6 +9,7 @@ import threading
 
 import openai
 import pytest
+import torch
 from served import http_post, serving, until
 
 from isogloss.cli import main
@@ -406,6 +407,51 @@ def test_prompts_are_written_down_where_that_is_asked_for(aligned, tmp_path):
     assert file.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_record_that_others_could_read_is_closed_to_them(tmp_path):
+    """It stays as it was but for who may read it."""
+    file = tmp_path / "asked.jsonl"
+    file.write_text("{}\n")
+    file.chmod(0o644)
+    with open_record(file):
+        assert file.stat().st_mode & 0o777 == 0o600
+    assert file.read_text() == "{}\n"
+
+
+def rows(aligned, *limits, ends=(), record=None):
+    """A batch's rows and, by row, the pieces that were heard."""
+    heard = [[] for _ in limits]
+    batch = [
+        batches.Request((5, 6), "sw", limit, one.append, tuple(ends))
+        for limit, one in zip(limits, heard, strict=True)
+    ]
+    stops = frozenset({aligned.run.tokenizer.eos_token_id})
+    return batches._Rows(aligned.run.tokenizer, batch, stops, record), heard
+
+
+def test_blanks_at_the_end_of_an_answer_are_not_told(aligned):
+    """Nor kept in what is written down; those between words are."""
+    tokenizer, written = aligned.run.tokenizer, []
+    made, (heard,) = rows(aligned, 20, record=lambda request, prompt, text, finish: written.append(text))
+    ids = tokenizer("Habari  yako \n\n", add_special_tokens=False)["input_ids"]
+    for token in (*ids, tokenizer.eos_token_id):
+        made.put(torch.tensor([token]))
+    assert "".join(piece.text for piece in heard) == written[0] == "Habari  yako"
+    assert heard[-1].finish == "stop"
+
+
+def test_the_padding_of_a_row_that_was_left_is_no_answer(aligned):
+    """Others in its batch go on."""
+    written = []
+    made, (heard, other) = rows(aligned, 3, 3, record=lambda *given: written.append(given[2:]))
+    (token,) = aligned.run.tokenizer("a", add_special_tokens=False)["input_ids"]
+    made.put(torch.tensor([token, token]))
+    made.batch[0].left.set()
+    for _ in range(2):
+        made.put(torch.tensor([aligned.run.tokenizer.eos_token_id, token]))
+    assert [piece.finish for piece in heard] == [None] and other[-1].finish == "length"
+    assert [finish for _, finish in written] == ["length"]
+
+
 def test_a_full_disk_keeps_no_answer_back(aligned):
     """It is heard before it is written down."""
 
@@ -434,6 +480,15 @@ def test_batches_leave_nobody_behind(aligned):
     found = [batcher._gather() for _ in range(4)]
     assert found == [[queue[0], queue[2]], [queue[1]], [queue[3]], [queue[5]]]
     assert batcher._gather() == []
+
+
+def test_a_long_prompt_and_a_long_answer_are_answered_apart(aligned):
+    """A row goes on to the longest answer's end, where learned positions may have none left."""
+    batcher = batches.Batcher(aligned, positions=100)
+    batcher.close()
+    long, short = (batches.Request((5,) * n, "sw", most, print) for n, most in ((90, 10), (9, 60)))
+    batcher._queue = [long, short]
+    assert [batcher._gather(), batcher._gather()] == [[long], [short]]
 
 
 def test_options_of_a_stream_without_a_stream_are_refused(guarded):

@@ -309,12 +309,14 @@ def _held(
     """
     controls, spelled, held = _frame(tokenizer, _state(tokenizer)).controls, {}, []
     for message in messages:
-        text, content, end = message["content"], "", 0
+        text, end = message["content"], 0
+        parts: list[str] = []
         for start, stop in find_controls(tokenizer, controls, text):
             place = f"<{HELD}:{len(spelled)}>"
             spelled[place] = text[start:stop]
-            content, end = content + text[end:start] + place, stop
-        held.append({**message, "content": content + text[end:]})
+            parts += [text[end:start], place]
+            end = stop
+        held.append({**message, "content": "".join([*parts, text[end:]])})
     return held, spelled
 
 

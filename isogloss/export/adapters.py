@@ -20,15 +20,14 @@ from torch import Tensor
 
 from isogloss.adapters.generate import complete
 from isogloss.adapters.lora import TreeLora
-from isogloss.config import FileData
 from isogloss.data.chat import encode_prompt, pad
 from isogloss.errors import RunError
-from isogloss.evaluate.suites import ABOUT
 from isogloss.files import locked, naming, read_json
 from isogloss.languages import SOURCE, resolve
 from isogloss.model.load import load_model, notices_folder, pad_id
 from isogloss.notices import CARD, base_section, carry, licence_of
 from isogloss.pipeline.folder import Run
+from isogloss.pipeline.provenance import learned_from
 
 Kind = Literal["peft", "merged"]
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -92,6 +91,7 @@ def export(
 def _export(run: Run, codes: Sequence[str], kind: Kind, folder: Path, max_rank: int | None) -> list[Exported]:
     if there := [code for code in codes if (folder / code).exists()]:
         raise RunError(f"{folder / there[0]} is there already; name another --out or remove it")
+    refuse_bare(run, codes)
     adapters = run.student(_reference(run, kind), trained=True)
     prompts = {code: _prompts(run, code) for code in codes}
     wanted, answers, ranks = {}, {}, {}
@@ -265,7 +265,7 @@ def _card(run: Run, one: Exported, kind: Kind, carried: list[str]) -> str:
             "",
             f"Seed {run.config.seed}.",
             "",
-            f"Data: {_data(run, one.code)}",
+            f"Data: {learned_from(run, one.code)}",
             "",
             f"Compared{exact} with the run's own model on {one.tokens} prompt tokens and {one.asked} "
             f"instructions: {one.compared}.",
@@ -308,16 +308,13 @@ def _percent(score: dict | None) -> str:
     return "" if score is None else f"{100 * score['value']:.1f}"
 
 
-def _data(run: Run, code: str) -> str:
-    """What was learned from, with its licence where that is known."""
-    found = " ".join(
-        f"{source.path.name}; its licence is not known here: state it before you pass this on."
-        if isinstance(source, FileData)
-        else f"{source.type} ({ABOUT[source.type].source}); licence: {ABOUT[source.type].licence}."
-        for source in run.config.sources
-    )
-    if run.config.parallel_text:
-        found += f" Pairs of sentences of {', '.join(one.type for one in run.config.parallel_text)}."
-    if code in run.families and code not in run.config.languages.targets:
-        found += " The language was added later, from these data or from a file of its own."
-    return found
+def refuse_bare(run: Run, codes: Sequence[str]) -> None:
+    """Refuse a language whose path has no adapter rows.
+
+    Raises:
+        RunError: There is one.
+    """
+    if bare := [code for code in codes if code != SOURCE and not run.tree.rows(code)]:
+        raise RunError(
+            f"{bare[0]} has no adapter: it answers as the tuned model in {run.tuned} does; leave it out"
+        )

@@ -29,6 +29,7 @@ from isogloss.model.load import load_model, notices_folder
 from isogloss.model.standardise import Statistics, standardised
 from isogloss.notices import CARD, base_section, carry, licence_of
 from isogloss.pipeline.folder import Run
+from isogloss.pipeline.provenance import learned_from
 
 COMPARED = 16
 """Sentences on which a folder that was loaded again is compared with the run's own vectors."""
@@ -220,6 +221,8 @@ def _card(run: Run, one: Embedder, carried: list[str], compared: int) -> str:
             f"model = SentenceTransformer({json.dumps(str(one.folder.resolve()))})",
             'vectors = model.encode(["..."])',
             "```",
+            "",
+            f"Data: {learned_from(run, one.code)}",
             "",
             *base_section(run.config.model, base, carried),
         )

@@ -26,12 +26,14 @@ from safetensors.torch import load_file
 from isogloss import bases
 from isogloss.data.chat import end_of_turn
 from isogloss.errors import ConfigError, RunError
+from isogloss.export.adapters import refuse_bare
 from isogloss.export.modelfile import ADAPTER, MODELFILE, modelfile
 from isogloss.files import locked, naming
 from isogloss.languages import resolve
 from isogloss.model.load import load_model, notices_folder
-from isogloss.notices import write_derived_card
+from isogloss.notices import carry, write_derived_card
 from isogloss.pipeline.folder import Run
+from isogloss.pipeline.provenance import learned_from
 
 Precision = Literal["f32", "f16", "bf16", "q8_0", "q4_k_m"]
 PRECISIONS: tuple[Precision, ...] = ("f16", "q8_0")
@@ -118,6 +120,7 @@ def _export(
     for path in (*written.languages.values(), *written.models.values()):
         if path.exists():
             raise RunError(f"{path} is there already; name another --out or remove it")
+    refuse_bare(run, codes)
     model = load_model(str(run.tuned), torch.float32)
     names = _names(layout, config["num_hidden_layers"])
     tensors = [
@@ -139,6 +142,7 @@ def _export(
             _describe(run, code, into, written.models[precisions[0]].name)
         for path in (*written.models.values(), *written.languages.values()):
             (part / path.name).rename(path)
+    carry(notices_folder(run.config.model), folder)
     return written
 
 
@@ -370,6 +374,8 @@ def _describe(run: Run, code: str, folder: Path, model: str) -> None:
         f"llama-server --model ../{model} --lora {ADAPTER}",
         *([f"ollama create {code} --file {MODELFILE}"] if told is not None else []),
         "```",
+        "",
+        f"Data: {learned_from(run, code)}",
     ]
     base = notices_folder(run.config.model)
     write_derived_card(folder, run.config.model, base, "\n".join(what))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from isogloss.errors import RunError
 from isogloss.files import write_json, write_text
+from isogloss.pipeline.provenance import learned_from
 
 if TYPE_CHECKING:
     from isogloss.pipeline.folder import Run
@@ -78,7 +79,8 @@ def write(run: "Run", folder: Path) -> int:
         notices_folder(config.model),
         f"# {run.folder.name}: a run of isogloss, in {', '.join(run.taught)}\n\n"
         f"Stage 1's adapter over {config.model}, and the tree of adapters that was distilled on top of both. "
-        "`isogloss.load(folder)`, `isogloss ask` and `isogloss serve` take it where the base is.",
+        "`isogloss.load(folder)`, `isogloss ask` and `isogloss serve` take it where the base is.\n\n"
+        f"Data: {learned_from(run)}",
     )
     files = {str(f.relative_to(part)): _hash(f) for f in sorted(part.rglob("*")) if f.is_file()}
     write_json(

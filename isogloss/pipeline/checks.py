@@ -9,11 +9,12 @@ from isogloss.config import ModelTeacher
 from isogloss.data.chat import encode_response
 from isogloss.data.counting import unchanging
 from isogloss.data.examples import ParallelExample
+from isogloss.data.parallel_text import Pair
 from isogloss.errors import DataError
 from isogloss.evaluate.items import SuiteData
 from isogloss.evaluate.leaks import Leak, Text, find_leaks, leaking, texts_of, trained_texts
 from isogloss.evaluate.suites import load_suite
-from isogloss.files import write_json
+from isogloss.files import read_json, write_json
 from isogloss.languages import SOURCE
 from isogloss.model.attention import check_compiler
 from isogloss.model.load import (
@@ -57,9 +58,15 @@ def without_leaks(
 ) -> list[ParallelExample]:
     """Examples for languages that the run has not been taught, without those that stand in the suites."""
     suites = _suite_texts(run, tuple(dict.fromkeys((*run.measured, *codes))))
-    found = set(leaking(suites, trained_texts(examples)))
+    pairs = _pairs(run, codes)
+    found = set(leaking(suites, [*trained_texts(examples), *_texts_of(pairs)]))
     if found:
         run.reporter.say(_left_out(len(found)))
+    # Pairs are read anew from the data, less what this file names.
+    if processes.is_main() and (gone := found & {pair.id for pair in pairs}):
+        there = read_json(run.leaks, "left_out", "remove it")["left_out"] if run.leaks.exists() else []
+        write_json(run.leaks, {"left_out": sorted({*there, *gone})})
+    processes.wait()
     return [example for example in examples if example.id not in found]
 
 
@@ -76,6 +83,18 @@ def _suite_texts(run: Run, codes: Sequence[str]) -> list[Text]:
     return tests
 
 
+def _pairs(run: Run, codes: Sequence[str]) -> list[Pair]:
+    """Each pair of sentences that is read in some languages, once."""
+    read = [run.pairs(codes, use) for use in ("translation", "alignment")]
+    return list(dict.fromkeys(pair for those in read for some in those.values() for pair in some))
+
+
+def _texts_of(pairs: Iterable[Pair]) -> Iterator[Text]:
+    for pair in pairs:
+        yield Text("", pair.id, SOURCE, pair.english)
+        yield Text("", pair.id, pair.code, pair.text)
+
+
 T = TypeVar("T")
 
 
@@ -83,17 +102,13 @@ def _compared(run: Run, compare: Callable[[Iterable[Text], Iterable[Text]], T]) 
     """What a comparison of the suites' texts with the training data finds."""
     tests = _suite_texts(run, run.measured)
     examples = [*{example.id: example for example in run.english}.values(), *run.examples]
-    targets = run.config.languages.targets
-    read = [run.pairs(targets, use) for use in ("translation", "alignment")]
-    pairs = list(dict.fromkeys(pair for those in read for some in those.values() for pair in some))
+    pairs = _pairs(run, run.config.languages.targets)
 
     def texts(progress: Progress) -> Iterator[Text]:
         for number, example in enumerate(examples, start=1):
             yield from trained_texts([example])
             progress(number, len(examples))
-        for pair in pairs:
-            yield Text("", pair.id, SOURCE, pair.english)
-            yield Text("", pair.id, pair.code, pair.text)
+        yield from _texts_of(pairs)
 
     with run.reporter.bar("Leak check") as progress:
         return compare(tests, texts(progress))

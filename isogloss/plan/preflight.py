@@ -75,6 +75,12 @@ def plan(config: Config, machine: Machine) -> Plan:
     work = Work(config, machine)
     stages = [tune_plan(work), distill_plan(work), evaluate_plan(work)]
     found = Plan(machine, stages, work.notes)
+    for name, one in (("tune", config.tune), ("distill", config.distill)):
+        if one.batch_size % (parts := machine.devices * one.gradient_accumulation_steps):
+            found.notes.append(
+                f"{name}.batch_size: {one.batch_size} rows cannot be shared out over {machine.devices} "
+                f"devices and {one.gradient_accumulation_steps} micro-batches; take a multiple of {parts}"
+            )
     if config.distill.teacher.type != "self":
         found.notes.append("distill.teacher: what another teacher's own reading costs is not counted")
     if config.distill.gradient_checkpointing:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from isogloss.adapters.lora import TreeLora
 from isogloss.config import Distill
 from isogloss.data.chat import encode_prompt
+from isogloss.evaluate.items import Item
 from isogloss.evaluate.suites import load_suite
 from isogloss.languages import SOURCE
 from isogloss.losses.fused import frozen_head
@@ -71,8 +72,9 @@ def tune_plan(work: Work) -> StagePlan:
     found.tokens_backpropagated = found.tokens_forwarded
     found.flops = meter.flops
     if work.config.tune.selection.keep < 1:
-        found.flops += 2 * _reading(model, lengths, READ_TOGETHER)
-        found.tokens_forwarded += 2 * sum(lengths)
+        share = work.scored / max(1, len(lengths))  # all are scored, before some are kept
+        found.flops += 2 * share * _reading(model, lengths, READ_TOGETHER)
+        found.tokens_forwarded += round(2 * share * sum(lengths))
     # Autocast holds copies beside what it leaves in float32: about a fifth less than float32 alone.
     step = max(
         step_bytes(model, [Sample(work.english[n]) for n in numbers], Weights(), gpu=machine.gpu)
@@ -279,21 +281,28 @@ def evaluate_plan(work: Work) -> StagePlan:
     config = causal.config.get_text_config()
     before = Meter(causal, 0.0)
     after = Meter(causal, adapters.tree.path_rank() / max(1, adapters.tree.rank))
-    sides, longest, answers = (before, after), 1, settings.max_new_tokens
+    sides, longest, width, answers = (before, after), 1, 1, settings.max_new_tokens
     for name in settings.suites:
         suite = load_suite(name, run.data_root, settings, run.measured)
-        prompts = [
-            len(encode_prompt(work.tokenizer, item.turns[code].instruction))
+
+        def read(item: Item, text: str) -> tuple[int, int]:
+            return len(encode_prompt(work.tokenizer, text)), max(answers, item.longest or 0)
+
+        asked = [
+            read(item, item.turns[code].instruction)
             for item in suite.items
             for code in (*run.measured, SOURCE)
             if code in item.turns
         ]
-        longest = max([longest, *prompts])
-        for side in sides:
-            for prompt in prompts:
-                _generated(side, prompt, answers)
-        found.tokens_forwarded += 2 * (sum(prompts) + len(prompts) * (answers - 1))
-        found.tokens_generated += 2 * len(prompts) * answers
+        # The reference model alone is asked these.
+        reworded = [read(item, text) for item in suite.items for text in item.paraphrases]
+        for side, some in ((before, asked + reworded), (after, asked)):
+            for prompt, new in some:
+                _generated(side, prompt, new)
+                found.tokens_forwarded += prompt + new - 1
+                found.tokens_generated += new
+        longest = max([longest, *(prompt for prompt, _ in asked + reworded)])
+        width = max([width, *(prompt + new for prompt, new in asked + reworded)])
         for sentences in (suite.sentences, suite.layer_sentences):
             for code, texts in sentences.items():
                 if code in (*run.measured, SOURCE):
@@ -303,7 +312,6 @@ def evaluate_plan(work: Work) -> StagePlan:
                             side.read(1, size, depth=settings.layer)
                     found.tokens_forwarded += 2 * sum(sizes)
     found.flops = before.flops + after.flops
-    width = longest + settings.max_new_tokens
     adapters.off()
     found.memory = {
         "program": machine.process,

@@ -70,6 +70,8 @@ class Work:
         self.run = Run(config.model_copy(update={"run": config.run / "planned"}), ProgressReporter())
         self.dtype = machine.dtype(config.dtype)
         self.notes: list[str] = []
+        self.scored = 0
+        """English items of which the most difficult are kept; known once `english` is."""
         self.tokenizer = unchanging(self._tokenizer())
 
     def changed(self, overrides: Iterable[str]) -> "Work":
@@ -87,6 +89,7 @@ class Work:
             examples = list(selection.select(examples, max_chars=settings.selection.max_chars).kept)
         limit = longest_row(self.config)
         examples = within(examples, self.tokenizer, limit).kept
+        self.scored = len(examples)
         kept = examples[: max(1, round(settings.selection.keep * len(examples)))]
         seed, texts = self.config.seed, node_texts(self.config)
         # The examples that `english_rows` would draw of all: its draw of a sample has other lengths.

@@ -147,7 +147,9 @@ def make_app(
     async def living(app: FastAPI) -> AsyncIterator[None]:
         # One reader: a long text is read beside the answers, and no tokenizer by two at a time.
         with ThreadPoolExecutor(1) as app.state.reader:
-            app.state.batcher = batches.Batcher(model, size=size, waiting=waiting, record=record)
+            app.state.batcher = batches.Batcher(
+                model, size=size, waiting=waiting, positions=positions, record=record
+            )
             yield
             await asyncio.to_thread(app.state.batcher.close)
 
@@ -304,8 +306,11 @@ def _unserved(request: Request, error: Any) -> JSONResponse:
 
 
 def _invalid(request: Request, error: Any) -> JSONResponse:
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"][1:]) or "body"
+    errors = error.errors()
+    # Where one of several forms is taken, the form that was meant says more than "not a string".
+    first = next((one for one in errors if one["type"] not in ("string_type", "list_type")), errors[0])
+    parts = [str(part) for part in first["loc"][1:]]
+    name = ".".join(part for part in parts if not part.startswith(("function-after[", "list["))) or "body"
     said = first["msg"][:1].lower() + first["msg"][1:]
     if first["type"] == "json_invalid":
         name, said = "body", f"not JSON at byte {first['loc'][-1]} ({first['ctx']['error']})"

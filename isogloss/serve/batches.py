@@ -72,6 +72,8 @@ class Batcher:
         model: What answers.
         size: Most requests in a batch.
         waiting: Most requests that wait for theirs.
+        positions: Most tokens of a prompt and an answer in one batch: a row goes on to the longest answer's
+            end, and a model with learned positions has none beyond its last.
         wait: Seconds that a batch waits for another request.
         record: Is told every finished request and its answer.
     """
@@ -82,10 +84,12 @@ class Batcher:
         *,
         size: int = 32,
         waiting: int = 256,
+        positions: float = math.inf,
         wait: float = 0.005,
         record: Record | None = None,
     ):
         self.model, self.size, self.waiting, self.wait, self.record = model, size, waiting, wait, record
+        self.positions = positions
         self.ends = frozenset(stops(model.model, model.run.tokenizer))
         self.tokens = most_tokens(model.model, PROMPTS)
         self._queue: list[Request] = []
@@ -142,8 +146,14 @@ class Batcher:
         if not batch:
             return True
         longest = max(len(one.prompt) for one in (*batch, request))
+        most = max(one.max_new_tokens for one in (*batch, request))
         alike = (request.code is None) == (batch[0].code is None)
-        return alike and len(batch) < self.size and longest * (len(batch) + 1) <= self.tokens
+        return (
+            alike
+            and len(batch) < self.size
+            and longest * (len(batch) + 1) <= self.tokens
+            and longest + most <= self.positions
+        )
 
     def _answer(self, batch: Sequence[Request]) -> None:
         rows = _Rows(self.model.run.tokenizer, batch, self.ends, self.record)
@@ -171,7 +181,7 @@ class _Rows(BaseStreamer):
         """The prompts first, then one token for each row."""
         if value.ndim == 1:
             for row, token in enumerate(value.tolist()):
-                if not self.done[row]:
+                if not self.stopped(row):  # one that was left gets padding
                     self._take(row, token)
 
     def end(self) -> None:
@@ -203,8 +213,8 @@ class _Rows(BaseStreamer):
             # What may be the beginning of such an end is kept back.
             kept = max(len(end) for end in request.ends) - 1
             text = text[: max(len(self.said[row]), len(text) - kept)]
+        text = text.rstrip()  # blanks are told with what follows them
         if finish:
-            text = text.rstrip()
             self.done[row] = True
         new, self.said[row] = text[len(self.said[row]) :], text
         if new or finish:

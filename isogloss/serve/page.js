@@ -3,7 +3,8 @@
 
 const $ = (id) => document.getElementById(id);
 const cells = new Map(); // "before sw" → its elements
-let about = null, key = "", twins = null, asking = null, spoken = null; // the language that was asked in
+let about = null, key = "", twins = null, put = null; // what is asked next, and what was
+let asking = null, spoken = null; // the language that was asked in
 
 function element(name, className, text = "") {
   const made = document.createElement(name);
@@ -68,8 +69,8 @@ function lay() {
       title.append(" ", autonym);
     }
     card.append(title);
-    if (twins && twins[language.code]) {
-      const asked = element("p", "text asked", twins[language.code]);
+    if (put && put[language.code]) {
+      const asked = element("p", "text asked", put[language.code]);
       written(asked, language);
       card.append(asked);
     }
@@ -96,7 +97,7 @@ function take(line) {
     if (!line.finish) continue;
     const found = known(line.detected), right = found === language;
     // Words of another language may well be answered in it.
-    const judged = (twins && twins[code]) || spoken === code;
+    const judged = (put && put[code]) || spoken === code;
     written(said, found);
     if (said.textContent === "") said.append(element("span", "soft", "(empty)"));
     if (!found) marks.append(element("li", "soft", "language not clear"));
@@ -128,7 +129,8 @@ async function ask() {
   const began = performance.now();
   let done = 0, read = "";
   try {
-    const body = JSON.stringify({ text: $("text").value, twins: twins || {} });
+    put = twins; // what is typed from here on is another question
+    const body = JSON.stringify({ text: $("text").value, twins: put || {} });
     const answer = await fetch("/answers", {
       method: "POST", body, signal: asking.signal,
       headers: { "Content-Type": "application/json", ...headers() },

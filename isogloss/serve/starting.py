@@ -4,6 +4,7 @@ import ipaddress
 import json
 import os
 import socket
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -78,6 +79,8 @@ def open_record(file: Path | None) -> Iterator[batches.Record | None]:
         yield None
         return
     private = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    if stat.S_ISREG(os.fstat(private).st_mode):  # one that was there may be open to others; not /dev/stdout
+        os.fchmod(private, 0o600)
     with open(private, "a", encoding="utf-8") as lines:  # noqa: PTH123  # pathlib takes no descriptor
 
         def record(request: batches.Request, prompt: str, answer: str, finish: batches.Finish) -> None:
