@@ -1,15 +1,22 @@
 """Languages as PEFT adapters and merged models: what cards say, what is told and what is refused."""
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 
 from isogloss.adapters.lora import TreeLora
-from isogloss.config import load_config
+from isogloss.adapters.tree import build_tree
+from isogloss.config import AnySource, FileData, load_config
 from isogloss.errors import RunError
 from isogloss.export import adapters
+from isogloss.export.adapters import refuse_bare
 from isogloss.pipeline.folder import ProgressReporter, Run
+from isogloss.pipeline.provenance import learned_from
 
 
 @pytest.mark.parametrize("kind", ["peft", "merged"])
@@ -61,3 +68,26 @@ def test_an_export_that_only_comes_near_says_where_it_answers_differently(aligne
     for wrong in ({"difference": 0.0}, {"difference": math.nan, "same": 4}):
         with pytest.raises(RunError, match=r"where at most 0\.0001 and all are right; it is left in"):
             adapters._judge(run, replace(one, **wrong), tmp_path, "")
+
+
+def test_a_language_without_adapter_rows_is_not_exported():
+    """Its path is the root alone, which has none; the others have their own."""
+    tree = build_tree(("es", "sw"), ranks={"root": 0, "family": 0, "language": 2})
+    run = SimpleNamespace(tree=tree, tuned=Path("runs/a/tuned"))
+    refuse_bare(run, ["en", "es", "sw"])
+    with pytest.raises(RunError, match=r"^de has no adapter: it answers as the tuned model in runs/a/tuned"):
+        refuse_bare(run, ["es", "de"])
+
+
+PUBLIC = [kind for kind in get_args(get_args(AnySource)[0]) if not issubclass(kind, FileData)]
+
+
+@pytest.mark.parametrize("kind", [*(kind.model_fields["type"].default for kind in PUBLIC), "parallel"])
+def test_a_card_names_every_kind_of_data(kind):
+    """With its licence, or that it is not known."""
+    given = {"type": kind} | ({"path": "mine.jsonl"} if kind == "parallel" else {})
+    config = load_config(None, [f"data={json.dumps(given)}", "parallel_text=[{type: tico19}]"])
+    told = learned_from(SimpleNamespace(config=config, families={}))
+    assert "licence" in told and told.endswith(
+        "Pairs of sentences of tico19; licence not known here: state it before you pass this on."
+    )

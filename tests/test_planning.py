@@ -21,7 +21,9 @@ from isogloss.adapters.lora import TreeLora
 from isogloss.cli import main
 from isogloss.config import load_config
 from isogloss.data.chat import Encoded
+from isogloss.data.examples import Turn
 from isogloss.errors import ConfigError
+from isogloss.evaluate.items import Item, SuiteData
 from isogloss.model.cost import Meter, Stage
 from isogloss.model.load import load_tokenizer
 from isogloss.pipeline.folder import ProgressReporter, Run
@@ -472,3 +474,27 @@ def test_a_folder_of_shapes_alone_is_planned_with_a_note(tmp_path):
     work = Work(load_config(None, (*SMALL, f"model={tmp_path}")), BIG)
     assert work.notes == [f"{tmp_path} has no tokenizer: tokens are counted by the embedded one"]
     assert memory.parameter_bytes(work.model(torch.float32)) == memory.parameter_bytes(qwen3())
+
+
+def test_an_evaluation_reads_every_wording_and_writes_every_answer_to_its_limit(read, monkeypatch):
+    """Two languages and English before and after, and before an English question in other words."""
+    texts = {code: Turn(f"{code} question") for code in (*read.run.measured, "en")}
+    items = tuple(
+        Item(str(n), "task", texts, longest=longest, paraphrases=more)
+        for n, (longest, more) in enumerate([(None, ("in other words",)), (100, ())])
+    )
+    suite = SuiteData("demo", "1", "dev", items, {})
+    monkeypatch.setattr(stages, "load_suite", lambda *given: suite)
+    work = read.changed(["evaluate.suites=[demo]", "evaluate.max_new_tokens=10"])
+    found = stages.evaluate_plan(work)
+    assert found.tokens_generated == 2 * len(texts) * (10 + 100) + 10
+
+
+def test_a_step_that_devices_cannot_share_out_is_told(read):
+    """As training would refuse it there."""
+    few = Machine("some", 16, 64 << 30, 1e12, gpu=False, process=0)
+    notes = preflight.plan(load_config(None, (*SMALL, "dtype=float32")), few).notes
+    says = (
+        "tune.batch_size: 8 rows cannot be shared out over 16 devices and 1 micro-batches; take a multiple of"
+    )
+    assert f"{says} 16" in notes

@@ -303,12 +303,14 @@ def test_test_items_in_the_training_data_are_found_and_left_out(finished, tmp_pa
     other = {code: {"instruction": f"{code} z", "response": "y"} for code in ("en", "es", "fr")}
     trained = tmp_path / "trained.jsonl"
     trained.write_text(path.read_text() + json.dumps({"id": "2", **other}) + "\n")
-    settings = load_config(
-        None,
-        (*EVALUATE[:2], f"run={tmp_path}", "evaluate.suites=[parallel]", f"evaluate.parallel.path={path}",
-         f"data={{type: parallel, path: {trained}}}"),
-    )  # fmt: skip
-    run, told = Run(settings, ProgressReporter()), Told()
+    settings_given = (
+        *EVALUATE[:2],
+        f"run={tmp_path}",
+        "evaluate.suites=[parallel]",
+        f"evaluate.parallel.path={path}",
+        f"data={{type: parallel, path: {trained}}}",
+    )
+    run, told = Run(load_config(None, settings_given), ProgressReporter()), Told()
     found = checks.leaks(run)
     assert [(leak.suite, leak.id, leak.language, leak.whole, leak.trained) for leak in found] == [
         ("parallel", "1", code, True, ("1", code)) for code in ("en", "es", "fr")
@@ -326,6 +328,15 @@ def test_test_items_in_the_training_data_are_found_and_left_out(finished, tmp_pa
         for id, word in (("3", "x"), ("4", "v"))
     ]
     assert [e.id for e in checks.without_leaks(run, new, ["sw"])] == ["4"]
+    # So are the sentence pairs that it would read, and those of before stay left out.
+    (tmp_path / "tatoeba").mkdir()
+    (tmp_path / "tatoeba/en-sw.tsv").write_text("en\tsw\nother\tsw x\nOne.\tMoja.\n")
+    text = load_config(None, (*settings_given, "parallel_text=[{type: tatoeba}]", f"data_root={tmp_path}"))
+    run = Run(text, ProgressReporter())
+    assert {pair.text for pair in run.pairs(["sw"], "alignment")["sw"]} == {"sw x", "Moja."}
+    checks.without_leaks(run, [], ["sw"])
+    assert {pair.text for pair in run.pairs(["sw"], "alignment")["sw"]} == {"Moja."}
+    assert [e.id for e in run.examples] == ["2"]
     (tmp_path / "leaks.json").write_text("{}")
     with pytest.raises(RunError, match=r"leaks\.json has no left_out; remove it"):
         _ = run.examples

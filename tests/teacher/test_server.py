@@ -170,6 +170,10 @@ def test_no_more_at_a_time_and_no_faster_than_the_settings_say(endpoint, tmp_pat
 
 def test_the_key_comes_from_the_environment_and_goes_nowhere_else(endpoint, tmp_path, monkeypatch):
     """It is in the header, neither in the store nor in an error that repeats it."""
+    monkeypatch.setenv("TEACHER_KEY", "abc\r")
+    with pytest.raises(ConfigError, match="the environment variable TEACHER_KEY holds no key"):
+        served.score(ROWS, settings(endpoint, key_env="TEACHER_KEY"), Store(tmp_path / "rows.jsonl"))
+    monkeypatch.delenv("TEACHER_KEY")
     with pytest.raises(ConfigError, match="the environment variable TEACHER_KEY is not set"):
         served.score(ROWS, settings(endpoint, key_env="TEACHER_KEY"), Store(tmp_path / "rows.jsonl"))
     monkeypatch.setenv("TEACHER_KEY", "s3cret")
