@@ -3,14 +3,12 @@
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
 import pytest
 
 from isogloss.adapters.lora import TreeLora
-from isogloss.adapters.tree import build_tree
 from isogloss.config import AnySource, FileData, load_config
 from isogloss.errors import RunError
 from isogloss.export import adapters
@@ -72,8 +70,9 @@ def test_an_export_that_only_comes_near_says_where_it_answers_differently(aligne
 
 def test_a_language_without_adapter_rows_is_not_exported():
     """Its path is the root alone, which has none; the others have their own."""
-    tree = build_tree(("es", "sw"), ranks={"root": 0, "family": 0, "language": 2})
-    run = SimpleNamespace(tree=tree, tuned=Path("runs/a/tuned"))
+    ranks = "distill.adapter.ranks={root: 0, family: 0, language: 2}"
+    config = load_config(None, ["languages.targets=[es, sw]", ranks, "run=runs/a"])
+    run = Run(config, ProgressReporter())
     refuse_bare(run, ["en", "es", "sw"])
     with pytest.raises(RunError, match=r"^de has no adapter: it answers as the tuned model in runs/a/tuned"):
         refuse_bare(run, ["es", "de"])
