@@ -82,7 +82,7 @@ def _setting(found: Mapping[str, Any], setting: str) -> Iterable[str]:
         versions = ", ".join(map(str, old))
         yield (
             f"By an earlier version of the measures (`ruler` {versions}, today {RULER}): intervals over "
-            "languages and fidelity are computed otherwise since.\n"
+            "languages, fidelity and negated answers are read otherwise since.\n"
         )
     yield from _tasks(rows)
     yield from _languages(rows)

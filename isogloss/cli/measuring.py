@@ -66,6 +66,8 @@ def teacher_gain(
     check_run_folder(run_folder)
     require(run_folder, TUNED)
     job = load_job(run_folder)
+    if suite:
+        load_config(run_folder, [f"evaluate.suites={json.dumps(suite)}"])  # refuses a name that is none
     from isogloss.pipeline import evaluation
 
     found = evaluation.teacher_gains(job, suite or job.config.evaluate.suites, items)
@@ -111,8 +113,9 @@ def transfer(
     from isogloss.pipeline import evaluation
 
     codes = codes_of(language, "--language")
-    job = prepare(load_config(run_folder, set_ or (), data_root=data_root))
-    found = evaluation.run_transfer(job, codes, suite or job.config.evaluate.suites)
+    chosen = [f"evaluate.suites={json.dumps(suite)}"] if suite else []
+    job = prepare(load_config(run_folder, [*chosen, *(set_ or ())], data_root=data_root))
+    found = evaluation.run_transfer(job, codes, job.config.evaluate.suites)
     seed = job.config.seed
     for name, title in (("consistency", "Consistency, %"), ("retrieval", "Retrieval, %")):
         rows = [one for one in measure.transfers(found, seed) if one.measure == name]
@@ -181,7 +184,12 @@ def evaluate(
     from isogloss.pipeline.stages import run_report
 
     checks.check_suites(job)
-    job = open_run(settings, job.reporter)
+    kept = settings
+    if suite:  # what is measured besides stays beside the run's own suites
+        own = (*load_config(run_folder).evaluate.suites, *settings.evaluate.suites)
+        every = settings.evaluate.model_copy(update={"suites": tuple(dict.fromkeys(own))})
+        kept = settings.model_copy(update={"evaluate": every})
+    open_run(kept, job.reporter)
     if processes.is_main():
         evaluation.run_evaluate(job)
         page = run_report(job)

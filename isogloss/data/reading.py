@@ -31,7 +31,7 @@ _BEFORE: Final = {
     "bg": ("не",),
     "de": ("nicht", "kein", "keine"),
     "el": ("δεν", "μη", "όχι"),
-    "en": ("not", "isn't", "aren't"),
+    "en": ("not", "isn't", "aren't", "don't", "doesn't"),
     "es": ("no",),
     "fr": ("pas", "non"),
     "id": ("tidak", "bukan"),
@@ -39,12 +39,12 @@ _BEFORE: Final = {
     "ja": ("不", "非"),
     "pt": ("não",),
     "ru": ("не",),
-    "sw": ("si", "sio", "siyo"),
+    "sw": ("si", "sio", "siyo", "hakuna", "haina", "hazina", "hayana"),
     "th": ("ไม่",),
     "vi": ("không", "chẳng"),
     "zh": ("不", "没", "非", "無", "无"),
 }
-"""What turns a wording round where it stands right before it, by language."""
+"""What turns a wording round where it stands before it with at most two words between, by language."""
 _BEHIND: Final = {"hi": ("नहीं",), "ja": ("ではない", "じゃない"), "tr": ("değil",), "ur": ("نہیں",)}
 """What does so right behind it."""
 
@@ -147,17 +147,19 @@ def _contained(wordings: Iterable[str], given: str, language: str) -> tuple[set[
 
 def _negated(text: str, start: int, end: int, language: str) -> bool:
     """Whether what stands there is turned round by what stands before or behind it."""
-    before, behind = text[:start].rstrip(" "), text[end:].lstrip(" ")
+    before, behind = text[:start].rpartition(" , ")[2], text[end:].lstrip(" ")
     spoken = dict.fromkeys((language, "en"))
-    if any(_ends(before, word) for code in spoken for word in map(normalise, _BEFORE.get(code, ()))):
+    if any(_near_end(before, _words(normalise(word))) for code in spoken for word in _BEFORE.get(code, ())):
         return True
     words = map(normalise, _BEHIND.get(language, ()))
     return any(behind.startswith(word) for word in words)
 
 
-def _ends(text: str, word: str) -> bool:
-    """With the word, or in a script without spaces with its characters."""
-    return text.endswith(word) and (not _spaced(word) or text[: -len(word)][-1:] in ("", " "))
+def _near_end(text: str, word: str) -> bool:
+    """Whether a word is one of the last three, or in a script without spaces one of the last characters."""
+    if not _spaced(word):
+        return word in text.replace(" ", "")[-len(word) - 4 :]
+    return f" {word} " in f" {' '.join(text.split()[-len(word.split()) - 2 :])} "
 
 
 def _words(text: str) -> str:

@@ -1,11 +1,11 @@
 """What is refused before anything is written, and test items in the training data."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from isogloss import bases, processes
 from isogloss.adapters.fit import refuse_misfit
-from isogloss.config import ModelTeacher
+from isogloss.config import ModelTeacher, ServerTeacher
 from isogloss.data.chat import encode_response
 from isogloss.data.counting import unchanging
 from isogloss.data.examples import ParallelExample
@@ -28,6 +28,7 @@ from isogloss.pipeline.folder import Run
 from isogloss.pipeline.suite_scores import in_suite
 from isogloss.pipeline.training_rows import foreseen_rows
 from isogloss.progress import Progress
+from isogloss.teacher.joining import check_server
 from isogloss.teacher.rows import Row
 
 
@@ -39,18 +40,29 @@ def leaks(run: Run) -> list[Leak]:
 def leave_out_leaks(run: Run) -> None:
     """Write down which training examples stand in the suites: no stage learns from them.
 
-    Found once a run, so both stages and a run that is resumed leave out the same.
+    Looked for once a run, so both stages and a run that is resumed leave out the same, and again where other
+    suites are asked for since.
     """
     with processes.main_first():
+        suites, before = _suites_of(run), {}
         if run.leaks.exists():
-            return
+            before = read_json(run.leaks, "left_out", "remove it, and what leaks is looked for again")
+            if before.get("suites") == suites:
+                return
         found = _compared(run, leaking)
         if processes.is_main():
             run.leaks.parent.mkdir(parents=True, exist_ok=True)
-            write_json(run.leaks, {"left_out": found})
+            both = [*dict.fromkeys([*before.get("left_out", []), *found])]
+            write_json(run.leaks, {"suites": suites, "left_out": both})
     if found:
         ids = "its id" if len(found) == 1 else "their ids"
         run.reporter.say(f"{_left_out(len(found))}: {run.leaks.name} has {ids}")
+
+
+def _suites_of(run: Run) -> dict[str, Any]:
+    """What decides which texts are evaluated."""
+    names = {"suites", "also", "split", "items", "sentences", "xglue", "parallel"}
+    return run.config.evaluate.model_dump(mode="json", include=names)
 
 
 def without_leaks(
@@ -64,8 +76,8 @@ def without_leaks(
         run.reporter.say(_left_out(len(found)))
     # Pairs are read anew from the data, less what this file names.
     if processes.is_main() and (gone := found & {pair.id for pair in pairs}):
-        there = read_json(run.leaks, "left_out", "remove it")["left_out"] if run.leaks.exists() else []
-        write_json(run.leaks, {"left_out": sorted({*there, *gone})})
+        there = read_json(run.leaks, "left_out", "remove it") if run.leaks.exists() else {"left_out": []}
+        write_json(run.leaks, there | {"left_out": sorted({*there["left_out"], *gone})})
     processes.wait()
     return [example for example in examples if example.id not in found]
 
@@ -138,10 +150,12 @@ def check(run: Run) -> None:
         teacher = run.config.distill.teacher
         if isinstance(teacher, ModelTeacher) and not learned:
             check_base(teacher.path, load_tokenizer(teacher.path))
+        if isinstance(teacher, ServerTeacher) and not learned:
+            check_server()
         refuse_misfit(run.config)
-        if run.config.compile and not run.trained.exists():
+        if run.config.compile and not learned:
             check_compiler()
-        if not run.tuned.exists():
+        if not learned:
             _ = run.english  # refuses data that is not there
             _check_lengths(run, foreseen_rows(run, tokenizer))
         check_suites(run)

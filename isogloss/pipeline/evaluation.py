@@ -122,6 +122,7 @@ def run_transfer(run: Run, languages: Sequence[str], suites: Sequence[str]) -> l
     """
     if taught := [code for code in languages if code in run.taught]:
         raise ConfigError(f"{', '.join(taught)} was taught; name languages that the run has not seen")
+    loaded = [load_suite(name, run.data_root, run.config.evaluate, languages) for name in suites]
     model = run.reference_model()
     adapters = run.student(model, trained=True)
     if not any(node.level == "family" and node.rank for node in adapters.tree.nodes):
@@ -129,9 +130,8 @@ def run_transfer(run: Run, languages: Sequence[str], suites: Sequence[str]) -> l
             f"{run.folder}: no family of its tree has rows (languages.tree {run.config.languages.tree})"
         )
     plain, found = retrieval.Model(model, run.tokenizer), []
-    for name in suites:
-        suite = load_suite(name, run.data_root, run.config.evaluate, languages)
-        with run.reporter.bar(f"{name}: languages that were not taught") as progress:
+    for suite in loaded:
+        with run.reporter.bar(f"{suite.name}: languages that were not taught") as progress:
             found += transfer.readings(
                 plain, adapters, suite, languages, run.config.evaluate, run.config.seed, progress
             )
@@ -190,8 +190,15 @@ def unscored(run: Run, scores: dict, loaded: Mapping[str, SuiteData] | None = No
         if suite is None or suite["settings"] != how_measured(run, name):
             return False
         signed, now = fields_of(suite["signature"]), measuring(run, name)
-        if loaded is not None:
-            now["data"] = data_hashes(loaded[name])[SOURCE]
+        if loaded is not None and _data_of(run, name) != data_hashes(loaded[name]):
+            return False
         return all(signed.get(field) == value for field, value in now.items())
 
     return [name for name in run.config.evaluate.suites if not done(name)]
+
+
+def _data_of(run: Run, suite: str) -> dict[str, str]:
+    """By language, the hash of the texts that a suite was scored on; empty where nobody has told."""
+    file = run.folder / "predictions" / f"{suite}.after.hits.json"
+    remedy = "remove scores.json and run `isogloss evaluate` again"
+    return read_json(file, "hits", remedy).get("data", {}) if file.exists() else {}

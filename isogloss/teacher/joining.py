@@ -89,13 +89,10 @@ def scores_of(
     teacher = settings.teacher
     asked = [row for row in rows if row.language != SOURCE and not row.bare]
     if isinstance(teacher, ServerTeacher):
-        try:
-            from isogloss.teacher import server
-            from isogloss.teacher.store import Store
-        except ImportError as error:
-            raise ConfigError(
-                f"distill.teacher: a server needs {error.name}; pip install 'isogloss[teacher]'"
-            ) from None
+        check_server()
+        from isogloss.teacher import server
+        from isogloss.teacher.store import Store
+
         kept = Store(store)
         had = len(kept)
         with bar("Teacher answers") as progress:
@@ -212,3 +209,17 @@ def answered_rows(rows: Sequence[Row], theirs: Sequence[Row], kept: Answers) -> 
 
 def _asked(row: Row) -> tuple[str, str]:
     return row.id, row_key(row.teacher_prompt).hex()
+
+
+def check_server() -> None:
+    """Refuse a served teacher where what asks it is not installed.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    try:
+        from isogloss.teacher import server  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"distill.teacher: a server needs {error.name}; pip install 'isogloss[teacher]'"
+        ) from None

@@ -101,7 +101,9 @@ class ResponseTrainer(Trainer):
         optimiser = args.learning_rate, args.weight_decay, args.adam_beta1, args.adam_beta2
         learns = [(n, tuple(p.shape)) for n, p in self.model.named_parameters() if p.requires_grad]  # type: ignore[union-attr]
         steps = args.max_grad_norm, args.warmup_steps, args.max_steps, args.gradient_accumulation_steps
-        return *optimiser, *steps, self.weights, learns, self.also
+        # The same shapes may be scaled otherwise, or be other nodes' rows.
+        tree = self.adapters and (self.adapters.tree.nodes, [one.scaling for one in self.adapters.layers()])
+        return *optimiser, *steps, self.weights, learns, *([tree] if tree else []), self.also
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         below: Any = self.model.model  # type: ignore[union-attr]

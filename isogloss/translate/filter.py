@@ -210,6 +210,7 @@ def cut_off(english: str, text: str, limits: Limits) -> str | None:
     """It lacks the mark at its end, or a bracket that it opens."""
     if limits.ends and english.rstrip().endswith((".", "?", "!")) and not ends(text):
         return "no mark at its end"
+    text = re.sub("„([^„“”]*)[“”]", r"\1", text)  # where “ closes, as in German and Bulgarian
     for opening, closing in _PAIRS:
         if text.count(opening) > text.count(closing) and english.count(opening) <= english.count(closing):
             return f"{opening} is not closed"
@@ -270,32 +271,54 @@ _SPELLED: Final = 100
 
 def other_numbers(english: str, text: str) -> str | None:
     """A number that the English has not, in figures or words; or one of its own gone that is not small."""
+    if _digits(english) == _digits(text):
+        return None  # only what parts them differs: 7:30 and 07.30
     theirs, ours = _numbers(english), _numbers(text)
-    added, gone = ours - theirs, theirs - ours
+    raised = Counter(str(unicodedata.digit(c)) for c in text if _is_raised(c))  # m² is no number
+    added, gone = ours - theirs - raised, theirs - ours
     if not added and not gone:
         return None
     worded = any(word in _WORDS for word in re.findall(r"[a-z]+", english.casefold()))
     if added and (gone or not worded):
         return f"{', '.join(added)} in place of {', '.join(gone) or 'no number'}"
-    lost = [number for number in gone if not added and (len(number) > 3 or int(number) > _SPELLED)]
+    lost = [number for number in gone if not added and (len(number) > 3 or float(number) > _SPELLED)]
     return f"{', '.join(lost)} is gone" if lost else None
 
 
 def _numbers(text: str) -> Counter[str]:
-    """In plain digits, without what parts thousands or decimals: 1,000 and 1.000 are 1000."""
-    plain = "".join(
+    """In plain digits, without what parts thousands: 1,000 and 1.000 are 1000, 1,5 and 1.50 are 1.5."""
+    # Not by int, which refuses the thousands of digits that a translator without an end may write.
+    found = Counter[str]()
+    for match in _NUMBER.finditer(_plain(text)):
+        *whole, last = re.split(r"\D", match[0])
+        if whole and len(last) != 3:
+            found[f"{''.join(whole).lstrip('0') or '0'}.{last}".rstrip("0").rstrip(".")] += 1
+        else:
+            found["".join((*whole, last)).lstrip("0") or "0"] += 1
+    return found
+
+
+def _digits(text: str) -> Counter[str]:
+    """Runs of digits, whatever stands between them."""
+    return Counter(run.lstrip("0") or "0" for run in re.findall(r"\d+", _plain(text)))
+
+
+def _plain(text: str) -> str:
+    return "".join(
         str(unicodedata.decimal(c)) if unicodedata.category(c) == "Nd" else c
         for c in unicodedata.normalize("NFKC", text)
     )
-    # Not by int, which refuses the thousands of digits that a translator without an end may write.
-    return Counter(re.sub(r"\D", "", match[0]).lstrip("0") or "0" for match in _NUMBER.finditer(plain))
+
+
+def _is_raised(character: str) -> bool:
+    return character.isdigit() and unicodedata.decomposition(character).startswith("<super>")
 
 
 _KEPT: Final = re.compile(
     r"""
     ```.*?```                               # a block of code
     | `[^`\n]+`                             # code in a line
-    | \b(?:https?|ftp)://[^\s<>"')\]}、。）]+[^\s<>"')\]}、。）.,;:!?؟۔।]  # a URL, without a mark behind it
+    | \b(?:https?|ftp)://(?:(?![<>"')\]}])[!-~])+(?<![.,;:!?])  # a URL, without a mark or a letter behind it
     | \b[\w.+-]+@[\w-]+(?:\.[\w-]+)+\b      # an e-mail address
     | \$?\{\{?[^{}\n]{0,80}\}\}?            # {name}, {{name}}, ${name}
     | %\([A-Za-z_]\w*\)[sdif] | (?<![\d%])%[sdif]\b   # printf
@@ -305,7 +328,7 @@ _KEPT: Final = re.compile(
 )
 _LINES: Final = {
     "headings": re.compile(r"^#{1,6} ", re.MULTILINE),
-    "list items": re.compile(r"^[ \t]*(?:[-*+•]|\d+[.)]) ", re.MULTILINE),
+    "list items": re.compile(r"^[ \t]*(?:[-*+•] |\d+[.)] |\d+[.)．）、۔](?=[^\W\d_a-zA-Z]))", re.MULTILINE),
     "rows of a table": re.compile(r"^\|.*\|[ \t]*$", re.MULTILINE),
 }
 

@@ -155,7 +155,7 @@ def translations(content: str, count: int, tag: str) -> list[str] | None:
     What a model thinks aloud first (`<think>`) is no part of the answer. Of one text the whole answer is
     taken where it has no tag at all.
     """
-    content = re.sub(r"<think>.*?</think>", "", content, flags=re.DOTALL)
+    content = re.sub(r"\A\s*<think>.*?</think>", "", content, flags=re.DOTALL)
     opened = [int(number) for number in re.findall(rf"<{tag}(\d+)>", content)]
     if not opened and count == 1 and f"</{tag}" not in content:
         found = [content]

@@ -517,3 +517,13 @@ class TestRealData:
         columns = {"instruction": "{instruction}\n\n{input}", "response": "output"}
         path = DATA / "instructions" / "alpaca_sample" / "alpaca_data_5k.jsonl.gz"
         assert len(table.read(path, columns)) == 4990
+
+
+def test_an_empty_cell_of_a_table_is_not_there(tmp_path):
+    """A language, response or task that is left empty is as if there were no such column."""
+    path = tmp_path / "a.csv"
+    path.write_text("id,language,prompt,completion\n1,,Hi.,Ho\n2,en,Bye.,\n", encoding="utf-8")
+    assert [e.turns["en"].response for e in chat_jsonl.read(path)] == ["Ho", None]
+    path.write_text("id,task,language,instruction,response\n1,,en,Hi.,\n", encoding="utf-8")
+    (only,) = parallel_jsonl.read(path)
+    assert (only.task, only.turns["en"].response) == ("instruction", None)

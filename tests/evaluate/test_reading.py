@@ -2,6 +2,7 @@
 
 import pytest
 
+from isogloss.data.demo.grammar import phrases
 from isogloss.data.examples import Turn
 from isogloss.data.reading import REFERENCE, normalise, read_answer
 from isogloss.evaluate.items import Item
@@ -154,6 +155,19 @@ def test_a_wording_that_is_negated_is_not_what_is_said(code, options, said):
     assert read_answer(item, code, said) is None
     for meaning, wording in options.items():
         assert read_answer(item, code, wording) == meaning
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("en", "They are not the same."), ("en", "They aren't the same."), ("en", "It isn't different."),
+        ("es", "No es igual."), ("bg", "Не е еднакво."), ("el", "Δεν είναι ίδιο."), ("zh", "不完全相同。"),
+        ("zh", "没有不同"), ("th", "ไม่แตกต่างกัน"), ("sw", "Hakuna tofauti."),
+    ],
+)  # fmt: skip
+def test_a_word_between_does_not_hide_the_negation(code, said):
+    """With the labels that ship: an article or a verb stands between nearly always."""
+    assert read_answer(closed({code: phrases(code).labels("paraphrase")}), code, said) is None
 
 
 def test_an_answer_that_denies_and_goes_on_is_read():

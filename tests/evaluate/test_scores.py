@@ -294,7 +294,7 @@ def test_the_terminal_shows_the_official_scores(finished):
     assert summary_table(found, "xglue").row_count == 4 and headline(found, "xglue").startswith("xglue: ")
 
 
-def test_test_items_in_the_training_data_are_found_and_left_out(finished, tmp_path):
+def test_test_items_in_the_training_data_are_found_and_left_out(finished, tmp_path, monkeypatch):
     """A file with items that are trained and tested: those are found, and no stage reads them."""
     path: Path = finished.config.evaluate.parallel.path  # type: ignore[assignment]
     texts = {code: {"instruction": f"{code} x", "response": "y"} for code in ("en", "es", "fr", "sw")}
@@ -322,6 +322,15 @@ def test_test_items_in_the_training_data_are_found_and_left_out(finished, tmp_pa
     ]
     assert [e.id for e in run.examples] == [e.id for e in run.english] == ["2"]
     assert checks.leaks(run) == []
+    # Looked for again where other suites are asked for, and only then.
+    elsewhere = load_config(None, (*settings_given, "evaluate.suites=[demo]", f"run={tmp_path / 'demo'}"))
+    checks.leave_out_leaks(early := Run(elsewhere, ProgressReporter()))
+    assert [e.id for e in early.examples] == ["1", "2"]
+    later = Run(elsewhere.model_copy(update={"evaluate": run.config.evaluate}), ProgressReporter())
+    checks.leave_out_leaks(later)
+    assert [e.id for e in later.examples] == ["2"]
+    monkeypatch.setattr(checks, "_compared", None)
+    checks.leave_out_leaks(later)
     # A language that joins later: its suite is read too, though the run is not measured in it.
     new = [
         ParallelExample(id, "", {"en": Turn(f"en {id}", "y"), "sw": Turn(f"sw {word}")})

@@ -492,21 +492,29 @@ def test_a_killed_stage_2_ends_with_the_same_adapters(tiny, five, student, tmp_p
 
 
 def test_a_stopped_stage_2_that_is_set_otherwise_begins_anew(tiny, five, student, tmp_path):
-    """Another rate, teacher's prompt or node: all four steps are made again, and it is told; else one."""
+    """Another rate, teacher's prompt, node, share of the rank or scale: all four steps are made again, and it
+    is told; else one."""
     options = {"batch": 2, "steps": 4, "weights": DISTIL}
     first = student(tiny(), five)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "broken", first.model, SAMPLES, adapters=first, stop=4, **options)
     read_otherwise = [replace(SAMPLES[0], teacher_prompt=(5, 6)), *SAMPLES[1:]]
     grown = build_tree((*LANGUAGES[:5], "ur"), ranks={"root": 2, "family": 1, "language": 2})
+    split = build_tree(five.languages, ranks={"root": 7, "family": 1, "language": 1})
+    assert split.rank == five.rank and split.nodes != five.nodes  # the same shapes
     for name, samples, tree, more, steps in (
         ("same", SAMPLES, five, {}, 1),
         ("rate", SAMPLES, five, {"rate": 2e-4}, 4),
         ("prompt", read_otherwise, five, {}, 4),
         ("node", SAMPLES, grown, {}, 4),
+        ("split", SAMPLES, split, {}, 4),
+        ("scale", SAMPLES, five, {}, 4),
     ):
         shutil.copytree(tmp_path / "broken", tmp_path / name)
         adapters, said = student(tiny(), tree), []
+        if name == "scale":
+            for layer in adapters.layers():
+                layer.scaling["default"] *= 2
         found = run(
             tmp_path / name, adapters.model, samples, adapters=adapters, say=said.append, **options, **more
         )

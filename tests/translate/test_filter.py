@@ -116,3 +116,33 @@ def test_a_language_without_limits_has_the_widest():
     assert not limits_of("km").ends and math.isclose(
         limits_of("km").longest, 2 * max(table[code]["longest"] for code in ("zh", "ja", "th"))
     )
+
+
+def test_a_german_quotation_is_closed():
+    """Its closing mark opens in English."""
+    for text in ("Er sagte „Hallo“ zu ihm.", "Er sagte „Hallo“ und „Tschüss“."):
+        assert filtering.cut_off('He said "hello" to him.', text, limits_of("de")) is None
+    assert filtering.cut_off('He said "hi".', "Er sagte “Hallo.", limits_of("de")) == "“ is not closed"
+
+
+@pytest.mark.parametrize(
+    ("english", "text"),
+    [
+        ("at 7:30", "pukul 07.30"), ("on 12/05/2020", "am 12.05.2020"), ("3, 1, 2", "3，1，2"),
+        ("50 square metres", "50 m²"), ("1.50", "1,5"), ("1,000,000", "10,00,000"), ("1,000", "1’000"),
+    ],
+)  # fmt: skip
+def test_a_number_in_the_language_s_own_form_is_the_same(english, text):
+    assert filtering.other_numbers(english, text) is None
+
+
+def test_a_lost_decimal_point_is_another_number():
+    """As is another minute; a thousand's mark is none."""
+    assert filtering.other_numbers("It is 1.5.", "Ni 15.") == "15 in place of 1.5"
+    assert filtering.other_numbers("at 7:30", "saa 07.31") == "7.31 in place of 7, 30"
+
+
+def test_what_stands_beside_letters_without_a_space_is_kept():
+    english = "Visit https://example.com/docs, then sign in."
+    assert filtering.lost_parts(english, "请访问https://example.com/docs，然后登录。", ()) is None
+    assert filtering.lost_parts("1. Apple\n2. Pear", "1.苹果\n2.梨", ()) is None

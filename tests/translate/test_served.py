@@ -332,6 +332,7 @@ def test_a_prompt_that_always_says_from_english_is_refused_for_the_round_trip(
         ("<t2>Mbili</t2><t1>Moja</t1>", 2, ["Moja", "Mbili"]),  # the number says which it is
         ("Hapa: <t1> Moja\nmbili </t1>.", 1, ["Moja\nmbili"]),
         ("<think>maybe <t1>x</t1></think><t1>Moja</t1>", 1, ["Moja"]),
+        ("<think>hm</think><t1><think>Fikiri.</think>Jibu</t1>", 1, ["<think>Fikiri.</think>Jibu"]),
         (" Moja \n", 1, ["Moja"]),
         ("<t1>Moja</t1>", 2, None),
         ("<t1>Moja</t1><t1>Mbili</t1>", 2, None),

@@ -230,7 +230,8 @@ def _named(header: list[str], fields: list[str], path: Path, line: int) -> Mappi
     if len(fields) != len(header):
         message = f"{len(fields)} fields, but the header has {len(header)}; each row must have as many"
         raise DataError(message, path, line)
-    return dict(zip(header, fields, strict=True))
+    # A table of text has no other way to say that nothing is there.
+    return {name: cell or None for name, cell in zip(header, fields, strict=True)}
 
 
 def _json(path: Path) -> Numbered:
