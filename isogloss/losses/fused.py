@@ -72,7 +72,7 @@ class Head:
         z = (wide(hidden) * wide(self.linear.weight[ids])).sum(1)
         return self._finished(z, None if self.linear.bias is None else self.linear.bias[ids])
 
-    def softcap_grad(self, logits: Float[Tensor, "tokens any"]) -> Tensor | float:
+    def softcap_grad(self, logits: Float[Tensor, "*any"]) -> Tensor | float:
         """Derivative of the capping at some logits."""
         return 1.0 if self.cap is None else 1 - (logits / self.cap).square()
 
@@ -170,7 +170,8 @@ def token_log_probs(
 
     d ln q(y) / dh = W_y - Σ_v q_v W_v: the sum over the vocabulary is found in forward, a chunk of places at
     a time and once for all tokens that a place predicts, so backward is a number per token times vectors of
-    the hidden size.
+    the hidden size. Tokens that are asked for are set apart from the sum, in float32: where q(y) is near 1,
+    W_y and the sum are nearly the same, and rounded to bfloat16 their difference would be lost.
 
     Args:
         hidden: The model's last hidden states, which its head reads.
@@ -195,6 +196,9 @@ class _TokenLogProbs(torch.autograd.Function):
         learn, states = ctx.needs_input_grad[0], hidden.detach()
         mean = torch.empty_like(states) if learn else None
         found = torch.empty(len(states), dtype=wide(states[:0]).dtype, device=states.device)
+        # Answers that begin alike ask for the same token at the same place, once each.
+        pairs, pair = torch.stack([where, ids]).unique(dim=1, return_inverse=True)
+        share = found.new_zeros(pairs.shape[1])
         for start in range(0, len(states), size):
             part = slice(start, start + size)
             # Nothing here requires a gradient; a meter on the head sees that one is found.
@@ -205,21 +209,28 @@ class _TokenLogProbs(torch.autograd.Function):
             total = q.sum(1, keepdim=True)
             found[part] = (highest + total.log())[:, 0]
             if mean is not None:
-                mean[part] = head.input_grad(q.div_(total), softcap)
+                slope = q.div_(total)
+                slope = slope if isinstance(softcap, float) else slope.mul_(softcap)
+                here = ((pairs[0] >= start) & (pairs[0] < start + size)).nonzero()[:, 0]
+                at, token = pairs[0, here] - start, pairs[1, here]
+                share[here] = slope[at, token]
+                slope[at, token] = 0.0
+                mean[part] = head.input_grad(slope, 1.0)
         own = head.token_logits(states[where], ids)
-        ctx.head, ctx.softcap = head, head.softcap_grad(own[:, None])
-        ctx.save_for_backward(mean, ids, where)
+        ctx.head, ctx.softcap = head, head.softcap_grad(own)
+        ctx.save_for_backward(mean, where, pairs, pair, share)
         return own - found[where]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple:
-        mean, ids, where = ctx.saved_tensors
-        each = outer[0][:, None]
-        own = ctx.head.sparse_input_grad(each, ctx.softcap, ids[:, None])
-        sums = each.new_zeros(len(mean), 1).index_add_(0, where, each)
-        gradient = wide(mean) * -sums
-        return gradient.index_add_(0, where, wide(own)).to(mean.dtype), None, None, None, None
+        mean, where, pairs, pair, share = ctx.saved_tensors
+        each, head = outer[0], ctx.head
+        sums = each.new_zeros(len(mean)).index_add_(0, where, each)
+        pull = torch.zeros_like(share).index_add_(0, pair, each * ctx.softcap) - sums[pairs[0]] * share
+        rows = wide(head.linear.weight[pairs[1]]) * (pull * head.scale)[:, None]
+        gradient = wide(mean) * -sums[:, None]
+        return gradient.index_add_(0, pairs[0], rows).to(mean.dtype), None, None, None, None
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from isogloss.data.chat import Encoded
 from isogloss.losses.functional import answer_set_kl
-from isogloss.losses.fused import frozen_head, token_log_probs
+from isogloss.losses.fused import Head, frozen_head, token_log_probs
 from isogloss.model.branches import branched_hidden, branches_fit, layout, visible
 from isogloss.model.decoder import head, last_hidden
 from isogloss.teacher.rows import Row
@@ -136,6 +137,22 @@ def test_token_log_probabilities_equal_autograd_through_all_logits(tiny, size, c
         (said * weigh).sum().backward()
         found.append((said.detach(), one.grad))
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_of_sure_tokens_are_not_lost_in_bfloat16():
+    """q is above 0.99: what W_y and the mean differ by is less than what bfloat16 rounds of either."""
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 50, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    linear.weight.data = torch.randn(50, 64).bfloat16()
+    where, ids = torch.tensor([0, 1, 1]), torch.tensor([3, 7, 7])
+    states, weigh = (0.18 * linear.weight[[3, 7]].float()).bfloat16(), torch.tensor([0.0123, 0.0071, 0.0049])
+    ours, exact = states.clone().requires_grad_(), states.double().requires_grad_()
+    said = token_log_probs(linear, ours, ids, where, size=1, fixed=Head(linear))
+    assert (said.exp() > 0.99).all()
+    (said * weigh).sum().backward()
+    wanted = (exact @ linear.weight.double().T).log_softmax(-1)[where, ids]
+    (wanted * weigh).sum().backward()
+    assert (ours.grad.double() - exact.grad).norm() < 0.02 * exact.grad.norm()
 
 
 def test_the_divergence_over_answers_is_worked_out_by_hand():
