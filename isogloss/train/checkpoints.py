@@ -13,6 +13,8 @@ from isogloss import processes
 from isogloss.files import read_json, write_json
 from isogloss.train.batch import Ordered
 
+DIGESTS = "digests.json"
+
 
 def forget_other_rows(folder: Path, rows: Ordered, how: object, say: Callable[[str], None]) -> None:
     """Remove the checkpoints of training on other rows, in another order or way: all may have changed since.
@@ -70,8 +72,11 @@ def _fault(checkpoint: Path) -> str | None:
     for pattern in NEEDED:
         if not any(checkpoint.glob(pattern)):
             return f"{checkpoint} has no {pattern}"
+    digests = checkpoint / DIGESTS
     for file in sorted(path for path in checkpoint.iterdir() if path.is_file()):
         try:
+            if file == digests and json.loads(file.read_text("utf-8")) != digests_of(checkpoint):
+                return f"{checkpoint} has weights that are not as they were written"
             if file.suffix == ".json":
                 json.loads(file.read_text("utf-8"))
             elif file.suffix == ".safetensors":
@@ -84,3 +89,12 @@ def _fault(checkpoint: Path) -> str | None:
         except (ValueError, BadZipFile, SafetensorError, OSError) as error:
             return f"{file} is damaged ({error})"
     return None
+
+
+def digests_of(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of the files of weights, whose format has no checksum."""
+    found = {}
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found

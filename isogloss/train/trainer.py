@@ -25,12 +25,12 @@ from isogloss.adapters.lora import TreeLora
 from isogloss.config import Distill, Tune
 from isogloss.config.base import Optimisation
 from isogloss.errors import ConfigError, RunError
-from isogloss.files import naming, write_lines
+from isogloss.files import naming, write_json, write_lines
 from isogloss.model.attention import compiled, thrifty_attention
 from isogloss.model.cost import Meter
 from isogloss.model.decoder import decoder_of, parts_of
 from isogloss.train.batch import Batch, collate, twins_of
-from isogloss.train.checkpoints import forget_other_rows, last_whole
+from isogloss.train.checkpoints import DIGESTS, digests_of, forget_other_rows, last_whole
 from isogloss.train.objective import BY_ROW, PARTS, WEIGHED, Objective, Weights
 
 COUNTS = ("tokens", "responses", "flops")
@@ -165,8 +165,9 @@ class ResponseTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            counts = Path(str(output_dir or self.args.output_dir)) / "counts.json"
-            counts.write_text(json.dumps(self.counts), encoding="utf-8")
+            folder = Path(str(output_dir or self.args.output_dir))
+            write_json(folder / "counts.json", self.counts)
+            write_json(folder / DIGESTS, digests_of(folder))
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         folder = Path(str(self.args.output_dir))

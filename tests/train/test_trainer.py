@@ -555,6 +555,12 @@ def cut(checkpoint):
     file.write_bytes(file.read_bytes()[:-8])
 
 
+def wipe(checkpoint):
+    """The last weights are zeros: header and length are right."""
+    file = checkpoint / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-64] + bytes(64))
+
+
 def lose(checkpoint):
     (checkpoint / "scheduler.pt").unlink()
 
@@ -563,7 +569,7 @@ def blank(checkpoint):
     (checkpoint / "counts.json").write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [empty, flip, cut, lose, blank])
+@pytest.mark.parametrize("damage", [empty, flip, cut, wipe, lose, blank])
 def test_a_damaged_checkpoint_is_told_and_an_earlier_one_taken(tiny, tmp_path, damage):
     """The last of two is damaged, then both: the weights are those of an unbroken run each time."""
     whole = tiny()
