@@ -197,7 +197,9 @@ class _TokenLogProbs(torch.autograd.Function):
         mean = torch.empty_like(states) if learn else None
         found = torch.empty(len(states), dtype=wide(states[:0]).dtype, device=states.device)
         # Answers that begin alike ask for the same token at the same place, once each.
-        pairs, pair = torch.stack([where, ids]).unique(dim=1, return_inverse=True)
+        pairs, pair = torch.stack([where, ids]), torch.arange(len(ids), device=ids.device)
+        if not ids.is_meta:
+            pairs, pair = pairs.unique(dim=1, return_inverse=True)
         share = found.new_zeros(pairs.shape[1])
         for start in range(0, len(states), size):
             part = slice(start, start + size)
@@ -211,10 +213,11 @@ class _TokenLogProbs(torch.autograd.Function):
             if mean is not None:
                 slope = q.div_(total)
                 slope = slope if isinstance(softcap, float) else slope.mul_(softcap)
-                here = ((pairs[0] >= start) & (pairs[0] < start + size)).nonzero()[:, 0]
-                at, token = pairs[0, here] - start, pairs[1, here]
-                share[here] = slope[at, token]
-                slope[at, token] = 0.0
+                if not ids.is_meta:
+                    here = ((pairs[0] >= start) & (pairs[0] < start + size)).nonzero()[:, 0]
+                    at, token = pairs[0, here] - start, pairs[1, here]
+                    share[here] = slope[at, token]
+                    slope[at, token] = 0.0
                 mean[part] = head.input_grad(slope, 1.0)
         own = head.token_logits(states[where], ids)
         ctx.head, ctx.softcap = head, head.softcap_grad(own)
