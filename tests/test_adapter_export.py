@@ -40,10 +40,10 @@ def test_a_file_of_ones_own_has_a_licence_to_be_stated(tmp_path, monkeypatch):
     data = f"data={{type: parallel, path: {tmp_path}/mine.jsonl}}"
     run = Run(load_config(None, [data, "languages.targets=[ru]"]), ProgressReporter())
     monkeypatch.setattr(Run, "families", {"ru": "Slavic", "sw": "Bantu"})
-    mine = "mine.jsonl; its licence is not known here: state it before you pass this on."
-    assert adapters._data(run, "ru") == mine
+    mine = "mine.jsonl; licence not known here: state it before you pass this on."
+    assert learned_from(run, "ru") == mine
     later = "The language was added later, from these data or from a file of its own."
-    assert adapters._data(run, "sw") == f"{mine} {later}"
+    assert learned_from(run, "sw") == f"{mine} {later}"
 
 
 def test_an_export_that_is_not_what_was_trained_is_refused(aligned, tmp_path, monkeypatch):
