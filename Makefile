@@ -11,7 +11,7 @@ DATA := $(or $(ISOGLOSS_DATA),../shared/data)
 demo: $(READY) ## Tune, distil and evaluate the embedded default; prints the table and says where the report is.
 	$(VENV)/bin/isogloss run
 
-real: $(READY) ## The whole job on Gemma 3 270M and real data in twelve languages; 80 min on 2 cores with bf16 products.
+real: $(READY) ## The whole job on Gemma 3 270M and real data in twelve languages.
 	@test -d "$(DATA)" || { echo "make real needs a folder of public data sets (massive, sib-200, XNLI-1.0, pawsx, xcopa,"; \
 	  echo "flores101_dataset): set ISOGLOSS_DATA to it; \`isogloss suites\` says where each comes from"; exit 2; }
 	$(VENV)/bin/isogloss run examples/real.yaml --data-root "$(DATA)"

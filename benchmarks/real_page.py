@@ -30,7 +30,7 @@ SETTINGS = {
 }
 VARIANTS = {
     "reference": "the model before stage 2, tuned on English alone",
-    "ours": "isogloss, with the settings of the command above",
+    "ours": "isogloss, with the settings that the command above had when it was measured",
     "sft": "supervised fine-tuning: cross-entropy on the same rows, one adapter for all languages",
     "no-divergence": "without the divergence from the English view",
     "no-hidden": "without the hidden-state term",
