@@ -66,11 +66,10 @@ def teacher_gain(
     check_run_folder(run_folder)
     require(run_folder, TUNED)
     job = load_job(run_folder)
-    if suite:
-        load_config(run_folder, [f"evaluate.suites={json.dumps(suite)}"])  # refuses a name that is none
+    suites = load_config(run_folder, _only(suite)).evaluate.suites
     from isogloss.pipeline import evaluation
 
-    found = evaluation.teacher_gains(job, suite or job.config.evaluate.suites, items)
+    found = evaluation.teacher_gains(job, suites, items)
     if as_json:
         print(json.dumps([asdict(one) for one in found], indent=1))
         return
@@ -113,8 +112,7 @@ def transfer(
     from isogloss.pipeline import evaluation
 
     codes = codes_of(language, "--language")
-    chosen = [f"evaluate.suites={json.dumps(suite)}"] if suite else []
-    job = prepare(load_config(run_folder, [*chosen, *(set_ or ())], data_root=data_root))
+    job = prepare(load_config(run_folder, [*_only(suite), *(set_ or ())], data_root=data_root))
     found = evaluation.run_transfer(job, codes, job.config.evaluate.suites)
     seed = job.config.seed
     for name, title in (("consistency", "Consistency, %"), ("retrieval", "Retrieval, %")):
@@ -174,8 +172,7 @@ def evaluate(
                 f"--set {override}: a finished run may be given other settings of evaluate and another "
                 "data_root, nothing else"
             )
-    chosen = [f"evaluate.suites={json.dumps(suite)}"] if suite else []
-    settings = load_config(run_folder, [*chosen, *(set_ or ())], data_root=data_root)
+    settings = load_config(run_folder, [*_only(suite), *(set_ or ())], data_root=data_root)
     require(run_folder, TUNED, DISTILLED)
     job = prepare(settings)
     from isogloss import processes
@@ -295,3 +292,8 @@ def check_leaks(config: ConfigFile = None, set_: Overrides = None, data_root: Da
         )
     if found:
         raise typer.Exit(1)
+
+
+def _only(suites: list[str] | None) -> list[str]:
+    """What has these suites in place of the settings' own; nothing where none is named."""
+    return [f"evaluate.suites={json.dumps(suites)}"] if suites else []
