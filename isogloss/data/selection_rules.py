@@ -11,6 +11,7 @@ import numpy as np
 
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.languages.registry import XGLUE_TWELVE, languages, resolve
+from isogloss.languages.scripts import SCRIPTS
 
 _SAYS_AGAIN: Final = re.compile(r"copy|repeat|echo|translat")  # tasks whose answer may equal the instruction
 _LONGEST_PERIOD: Final = 60  # characters that a repeated unit may have
@@ -26,64 +27,11 @@ _TERMINAL: Final = ".!?…。！？｡।॥۔؟።፧។៕။։"
 _WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
 # Words that change nothing about what an instruction asks. "not", "no" and numbers are not among them.
 _FUNCTION_WORDS: Final = frozenset(
-    (
-        "a",
-        "an",
-        "the",
-        "please",
-        "kindly",
-        "of",
-        "to",
-        "and",
-        "that",
-        "this",
-        "these",
-        "those",
-        "following",
-        "given",
-        "below",
-        "above",
-        "is",
-        "are",
-        "be",
-        "i",
-        "me",
-        "you",
-        "your",
-        "can",
-        "could",
-        "would",
-        "will",
-    )
+    """
+    a an the please kindly of to and that this these those following given below above is are be
+    i me you your can could would will
+    """.split()  # noqa: SIM905  # one word a line would be a page
 )
-# Names in the Unicode table begin with these words, by ISO 15924 script where the script is called otherwise.
-_LETTERS: Final = {
-    "Arab": ("ARABIC",),
-    "Armn": ("ARMENIAN",),
-    "Beng": ("BENGALI",),
-    "Cyrl": ("CYRILLIC",),
-    "Deva": ("DEVANAGARI",),
-    "Ethi": ("ETHIOPIC",),
-    "Geor": ("GEORGIAN",),
-    "Grek": ("GREEK",),
-    "Gujr": ("GUJARATI",),
-    "Guru": ("GURMUKHI",),
-    "Hang": ("HANGUL", "CJK"),
-    "Hans": ("CJK",),
-    "Hant": ("CJK",),
-    "Hebr": ("HEBREW",),
-    "Jpan": ("CJK", "HIRAGANA", "KATAKANA"),
-    "Khmr": ("KHMER",),
-    "Knda": ("KANNADA",),
-    "Laoo": ("LAO",),
-    "Latn": ("LATIN",),
-    "Mlym": ("MALAYALAM",),
-    "Mymr": ("MYANMAR",),
-    "Orya": ("ORIYA",),
-    "Taml": ("TAMIL",),
-    "Telu": ("TELUGU",),
-    "Thai": ("THAI",),
-}
 
 
 def empty(turn: Turn) -> str | None:
@@ -211,7 +159,7 @@ def _foreign(text: str, code: str) -> str | None:
 
 @cache
 def _letter_of(character: str, script: str) -> bool:
-    return unicodedata.name(character, "").startswith(_LETTERS[script])
+    return unicodedata.name(character, "").split(" ")[0] in SCRIPTS[script]
 
 
 @cache

@@ -17,39 +17,8 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from isogloss.data.reading import normalise, readable
 from isogloss.languages import SOURCE, languages
+from isogloss.languages.scripts import SCRIPTS
 
-# ISO 15924 to the first words of the Unicode names of its letters and signs: every script of the registry.
-SCRIPTS: Final[Mapping[str, frozenset[str]]] = {
-    "Jpan": frozenset({"CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"}),
-    "Hans": frozenset({"CJK", "IDEOGRAPHIC"}),
-    "Hant": frozenset({"CJK", "IDEOGRAPHIC", "BOPOMOFO"}),
-} | {
-    code: frozenset({name})
-    for code, name in {
-        "Arab": "ARABIC",
-        "Armn": "ARMENIAN",
-        "Beng": "BENGALI",
-        "Cyrl": "CYRILLIC",
-        "Deva": "DEVANAGARI",
-        "Ethi": "ETHIOPIC",
-        "Geor": "GEORGIAN",
-        "Grek": "GREEK",
-        "Gujr": "GUJARATI",
-        "Guru": "GURMUKHI",
-        "Hang": "HANGUL",
-        "Hebr": "HEBREW",
-        "Khmr": "KHMER",
-        "Knda": "KANNADA",
-        "Laoo": "LAO",
-        "Latn": "LATIN",
-        "Mlym": "MALAYALAM",
-        "Mymr": "MYANMAR",
-        "Orya": "ORIYA",
-        "Taml": "TAMIL",
-        "Telu": "TELUGU",
-        "Thai": "THAI",
-    }.items()
-}
 _LABELS: Final = {"nb": "no", "ff": "fuv", "zh-Hant": "zh"}  # py3langid's label where it is not our code
 # Of fragments of FLORES-101 dev in 15 languages, where the script left a choice, py3langid mistook 12 % at
 # 7 to 9 letters, 7 % at 13 to 15, 3 % at 21 to 30 and 1 % at 31 to 45.
@@ -117,24 +86,6 @@ def tells_languages_apart(
 def _rivals(language: str, candidates: Collection[str]) -> set[str]:
     """What an answer in the language is mistaken for: English, and where English is asked for, the others."""
     return {SOURCE} if language != SOURCE else set(candidates) - {SOURCE}
-
-
-def by_line(
-    text: str,
-    language: str,
-    *,
-    candidates: Collection[str],
-    known: Mapping[str, Collection[str]] | None = None,
-    detector: Detector | None = None,
-) -> float:
-    """Share of lines that are `in_language`, among those of which it can be told; where there is none, 0."""
-    told = [
-        in_language(line, language, candidates=candidates, known=known, detector=detector)
-        for line in text.splitlines()
-        if readable(line)
-    ]
-    hits = [one for one in told if one is not None]
-    return sum(hits) / len(hits) if hits else 0.0
 
 
 def by_word(text: str, language: str) -> float:

@@ -32,17 +32,6 @@ def agreement(reference: Sequence[str | None], answers: Sequence[str | None]) ->
     return [a is not None and a == b for a, b in zip(reference, answers, strict=True)]
 
 
-def correct(gold: Sequence[str | None], answers: Sequence[str | None]) -> list[bool]:
-    """Per item, whether the answer has the gold meaning; an unreadable one (None) is wrong.
-
-    Where the gold is None every answer is wrong, so callers leave out items without a label.
-
-    Raises:
-        ValueError: The two differ in length.
-    """
-    return agreement(gold, answers)
-
-
 def chance_agreement(reference: Sequence[str | None], answers: Sequence[str | None]) -> float:
     """How often both would agree if each kept its answers but gave them to other items: Σ_k p_k q_k.
 

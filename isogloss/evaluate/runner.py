@@ -18,7 +18,7 @@ from isogloss.evaluate.family import Closed, consistency_family
 from isogloss.evaluate.fidelity import in_language, tells_languages_apart
 from isogloss.evaluate.items import Item, SuiteData
 from isogloss.evaluate.likelihood import log_probabilities
-from isogloss.evaluate.metrics import agreement, correct
+from isogloss.evaluate.metrics import agreement
 from isogloss.evaluate.retrieval import Model, Retriever, adding_up, embed
 from isogloss.evaluate.tasks import Mastery, corrected_for_chance, mastery, over_language_tasks
 from isogloss.languages import SOURCE
@@ -306,7 +306,7 @@ def english_hits(suite: SuiteData, given: Sequence[str]) -> dict[str, dict[str, 
 
 def is_right(item: Item, code: str, text: str) -> bool:
     """Whether an answer has the gold meaning; where either cannot be read, it has not."""
-    return correct([_gold(item, code)], [read_answer(item, code, text)])[0]
+    return agreement([_gold(item, code)], [read_answer(item, code, text)])[0]
 
 
 def _told(item: Item, code: str, text: str, *, candidates: Sequence[str]) -> bool | None:

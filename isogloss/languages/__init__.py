@@ -1,7 +1,6 @@
 """Which languages there are and what every data set calls them. Imports no torch."""
 
 from isogloss.languages.registry import (
-    TARGETS,
     XGLUE_TWELVE,
     Language,
     UnknownLanguageError,
@@ -12,4 +11,4 @@ from isogloss.languages.registry import (
 SOURCE = "en"
 """The language of stage 1, which all others follow."""
 
-__all__ = ["SOURCE", "TARGETS", "XGLUE_TWELVE", "Language", "UnknownLanguageError", "languages", "resolve"]
+__all__ = ["SOURCE", "XGLUE_TWELVE", "Language", "UnknownLanguageError", "languages", "resolve"]

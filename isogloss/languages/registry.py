@@ -16,7 +16,6 @@ from typing import Any, Final, Literal
 import yaml
 
 XGLUE_TWELVE: Final = ("ar", "bg", "el", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi")
-TARGETS: Final = XGLUE_TWELVE  # what a run teaches when it names no languages
 _SLIP: Final = 0.85
 """How alike two spellings of a name are, at least, of which one has a slip (Swahilli: 0.93)."""
 

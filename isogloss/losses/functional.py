@@ -106,19 +106,6 @@ def cross_entropy(
     return F.cross_entropy(wide(student), response, reduction="sum")
 
 
-def cosine(student: Float[Tensor, "rows hidden"], teacher: Float[Tensor, "rows hidden"]) -> Float[Tensor, ""]:
-    """Sum over rows of 1 - cos(student, teacher): from 0, one direction, to 2 a row, opposite ones.
-
-    Of hidden states of one layer, pooled or token by token (Sanh et al. 2019, arXiv:1910.01108, section 3).
-    The angle alone counts, so a teacher's larger norm does not; a state of zeros has no angle and costs 1.
-
-    Args:
-        student: Hidden states.
-        teacher: The states that they should point along, without gradient.
-    """
-    return (1 - F.cosine_similarity(wide(student), wide(teacher), dim=-1)).sum()
-
-
 def answer_set_kl(
     scores: Float[Tensor, " options"], targets: Float[Tensor, " options"], sizes: Sequence[int]
 ) -> Float[Tensor, ""]:

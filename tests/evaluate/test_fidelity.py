@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 
 from isogloss.evaluate.fidelity import (
-    SCRIPTS,
-    by_line,
     by_word,
     detect,
     guess,
@@ -16,6 +14,7 @@ from isogloss.evaluate.fidelity import (
     tells_languages_apart,
 )
 from isogloss.languages import languages
+from isogloss.languages.scripts import SCRIPTS
 
 MAIN = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")
 DATA = Path(os.environ.get("ISOGLOSS_DATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -164,14 +163,6 @@ def test_another_detector_is_asked_after_the_known_wordings():
     assert in_language("Poa!", "sw", candidates=["en"], known=KNOWN, detector=detector)
     assert not in_language("Poa!", "en", candidates=["sw"], known=KNOWN, detector=detector)
     assert asked == [("Poa!", ["en", "sw"]), ("Poa!", ["en", "sw"])]
-
-
-def test_lines_are_judged_one_by_one():
-    """Two of three lines; empty ones and rules do not count, and nothing at all is 0."""
-    text = f"{SWAHILI}\n\n---\n{ENGLISH}\n{SWAHILI}\n"
-    assert by_line(text, "sw", candidates=MAIN) == pytest.approx(2 / 3)
-    assert by_line("\n---\n", "sw", candidates=MAIN) == 0.0
-    assert by_line("Ndiyo\nYes", "sw", candidates=MAIN, known=KNOWN) == 0.5
 
 
 @pytest.mark.parametrize(

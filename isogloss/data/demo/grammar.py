@@ -13,8 +13,6 @@ from string import Formatter
 import yaml
 
 LANGUAGES = ("en", "ar", "bg", "de", "el", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")
-SLOTS = {"who": "people", "where": "places", "when": "times", "thing": "things", "quality": "qualities"}
-SENTENCE_ENDS = ".?!。？！؟।۔:"
 
 
 @dataclass(frozen=True)
