@@ -253,7 +253,7 @@ def isogloss(
     from isogloss.adapters.tree import build_tree
     from isogloss.model.cost import Meter
     from isogloss.model.decoder import two_thirds
-    from isogloss.teacher.signals import hidden_signals
+    from isogloss.teacher.signals import teacher_signals
     from isogloss.train.batch import Ordered, collate, samples_of
     from isogloss.train.objective import Weights
     from isogloss.train.trainer import ResponseTrainer
@@ -265,7 +265,7 @@ def isogloss(
     adapters.off()
 
     def read():
-        return hidden_signals(adapters.model, rows, layer=layer, pad_id=0, kind=kind, k=TOP_K)
+        return teacher_signals(adapters.model, rows, layer=layer, pad_id=0, kind=kind, k=TOP_K)
 
     class Live(ResponseTrainer):
         """Signals are made inside the step."""

@@ -20,7 +20,7 @@ from isogloss.data.parallel_text import translation_examples
 from isogloss.evaluate import retrieval, runner
 from isogloss.evaluate.suites import load_suite
 from isogloss.languages import SOURCE
-from isogloss.model.cost import Meter, Stage
+from isogloss.model.cost import Meter, StageCost
 from isogloss.pipeline.folder import Run
 from isogloss.pipeline.training_rows import rows_for
 from isogloss.teacher.local import written
@@ -89,7 +89,7 @@ class Contest:
 
     def rows(self, run: Run) -> list[Row]:
         """Stage 2's rows for the shape of tree that the settings ask for, English ones included."""
-        return rows_for(run, self.reference, self.run.examples, run.tree, run.taught, Stage("rows"))
+        return rows_for(run, self.reference, self.run.examples, run.tree, run.taught, StageCost("rows"))
 
     @cached_property
     def prompts(self) -> list[Prompt]:

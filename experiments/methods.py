@@ -36,7 +36,7 @@ from isogloss.data.chat import encode_response
 from isogloss.errors import DataError
 from isogloss.evaluate import retrieval
 from isogloss.languages import SOURCE
-from isogloss.model.cost import Stage
+from isogloss.model.cost import StageCost
 from isogloss.model.decoder import causal_of
 from isogloss.model.load import pad_id
 from isogloss.pipeline.folder import Run
@@ -98,7 +98,7 @@ def distilled(contest: Contest, method: str, *overrides: str) -> Entry:
 
         yield tick
 
-    cost = Stage(method)
+    cost = StageCost(method)
     with way:
         distil(
             adapters,

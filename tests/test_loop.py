@@ -15,7 +15,7 @@ from isogloss.adapters.tree import build_tree
 from isogloss.config import dump_config, load_config
 from isogloss.data.sources import parallel_examples
 from isogloss.teacher.rows import build_rows
-from isogloss.teacher.signals import hidden_signals
+from isogloss.teacher.signals import teacher_signals
 from isogloss.teacher.texts import node_texts
 from isogloss.train.batch import Ordered, samples_of
 from isogloss.train.objective import Weights
@@ -81,7 +81,7 @@ def test_the_loop_reads_what_the_package_reads(loop, run, tokenizer):
             r.teacher_prompt,
             r.twin_prompt,
             r.student.response,
-            r.student.asked,
+            r.student.instruction_mask,
             r.twin_asked,
         )
         for r in package_rows(config, tokenizer)[0]
@@ -98,7 +98,7 @@ def test_the_loop_gives_the_packages_losses_at_every_step(loop, run, tokenizer, 
     rows, tree = package_rows(config, tokenizer)
     model = AutoModelForCausalLM.from_pretrained(run / "tuned")
     layer = layer_of(model, config.distill)
-    signals = hidden_signals(model, rows, layer=layer, pad_id=0)
+    signals = teacher_signals(model, rows, layer=layer, pad_id=0)
     samples = samples_of(rows, signals)
     torch.manual_seed(config.seed)
     adapters = TreeLora(model, tree, targets=config.distill.adapter.target_modules, scaling=2.0, layers=layer)

@@ -24,7 +24,7 @@ from isogloss.data.chat import Encoded
 from isogloss.data.examples import Turn
 from isogloss.errors import ConfigError
 from isogloss.evaluate.items import Item, SuiteData
-from isogloss.model.cost import Meter, Stage
+from isogloss.model.cost import Meter, StageCost
 from isogloss.model.load import load_tokenizer
 from isogloss.pipeline.folder import ProgressReporter, Run
 from isogloss.plan import memory, preflight, stages
@@ -306,7 +306,7 @@ def test_stage_2_against_torchs_counter(read, tmp_path, view):
     )  # fmt: skip
     order = training_order(work.rows, work.config.distill, work.config.seed)
     adapters.off()
-    cost, weights = Stage("distill"), Weights(1.0, 1.0, 1.0, layer=3)
+    cost, weights = StageCost("distill"), Weights(1.0, 1.0, 1.0, layer=3)
 
     def everything():
         signals = read_signals(

@@ -69,8 +69,8 @@ class Encoded:
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
-    asked: tuple[bool, ...] = ()
-    """Which tokens of the prompt hold the instruction itself; empty: nobody has said."""
+    instruction_mask: tuple[bool, ...] = ()
+    """Which tokens of the prompt are the instruction itself, not BOS or the template; empty: all count."""
 
     @property
     def tokens(self) -> int:
@@ -169,8 +169,8 @@ def encode(
     tokenizer: PreTrainedTokenizerBase, instruction: str, response: str, system: str | None = None
 ) -> Encoded:
     """A turn as a row."""
-    prompt, asked = encode_prompt_with_text(tokenizer, instruction, system)
-    return Encoded(prompt, encode_response(tokenizer, response), asked)
+    prompt, mask = encode_prompt_with_text(tokenizer, instruction, system)
+    return Encoded(prompt, encode_response(tokenizer, response), mask)
 
 
 def written_behind(

@@ -3,7 +3,7 @@
 A closed task's answer becomes one of the item's options; an open task's becomes REFERENCE or its own words.
 Whether it is in the asked language is not judged here: fidelity does that. Knows no model and no metric.
 What a script writes in several ways without a change of meaning is in `writing`.
-Flow: normalise → the wordings of the asked language, of English, of the others → a wording inside the answer.
+Flow: normalise → the wordings of the asked language, of English, of the others → a wording as a clause.
 """
 
 import re
@@ -24,29 +24,7 @@ _OPENING: Final = "¿¡"
 # Sentence and clause marks of Latin, Greek, Arabic, Devanagari, Ethiopic, Khmer, Burmese, Armenian, Hebrew
 # and Tibetan, and the CJK ones that NFKC leaves as they are.
 _FINAL: Final = ".,;:!?‥·،؛؞؟۔।॥።፣፤፥፦፧፨។៕၊။։՞՜׃།。、"
-_CLAUSE: Final = re.compile(r"[.,;:!?،؛。、！？，；：]+")
-_UNSPACED: Final = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
-_BEFORE: Final = {
-    "ar": ("غير", "ليس", "ليست", "لا"),
-    "bg": ("не",),
-    "de": ("nicht", "kein", "keine"),
-    "el": ("δεν", "μη", "όχι"),
-    "en": ("not", "isn't", "aren't", "don't", "doesn't"),
-    "es": ("no",),
-    "fr": ("pas", "non"),
-    "id": ("tidak", "bukan"),
-    "it": ("non",),
-    "ja": ("不", "非"),
-    "pt": ("não",),
-    "ru": ("не",),
-    "sw": ("si", "sio", "siyo", "hakuna", "haina", "hazina", "hayana"),
-    "th": ("ไม่",),
-    "vi": ("không", "chẳng"),
-    "zh": ("不", "没", "非", "無", "无"),
-}
-"""What turns a wording round where it stands before it with at most two words between, by language."""
-_BEHIND: Final = {"hi": ("नहीं",), "ja": ("ではない", "じゃない"), "tr": ("değil",), "ur": ("نہیں",)}
-"""What does so right behind it."""
+_CLAUSE: Final = re.compile(rf"[\n/|{re.escape(_FINAL)}\"“”„‟«»‹›「」『』〝〞〟()\[\]{{}}*_]+|\s[-–—]\s")
 
 
 class Question(Protocol):
@@ -82,11 +60,10 @@ def readable(text: str) -> bool:
 def read_answer(item: Question, language: str, answer: str) -> str | None:
     """The meaning of the answer to the item in this language; None when it is empty or cannot be read.
 
-    Closed task: the option whose wording is the answer, or stands in it as whole words and is not part of a
-    longer wording there. The asked language's wordings go first, then the English, then all others. Wordings
-    of two options at the same stage, or one that is negated: None. Scripts that write no spaces have no whole
-    words, so of them a single character has to stand by itself; and a single Latin letter is not looked for
-    inside an answer ("a" is also an article).
+    Closed task: the option whose wording is the answer, in the asked language, in English, or in any other,
+    in this order; else the one whose wording is a clause of it ("Answer: yes.", "No, it is false"), in the
+    asked language or in English. Wordings of two options: None. A wording inside a clause is not read: what
+    is said there of an option ("not the same", "I have no idea") takes a reader of the language.
     Open task: REFERENCE for the wording of the reference response, otherwise the normalised answer itself.
     """
     given = normalise(answer)
@@ -99,11 +76,9 @@ def read_answer(item: Question, language: str, answer: str) -> str | None:
     for meanings in stages:
         if given in meanings:
             return _only(meanings[given])
-    for meanings in stages:
-        found, negated = _contained(meanings, given, language)
-        if negated:
-            return None
-        if found:
+    clauses = _clauses(answer)
+    for meanings in stages[:-1]:
+        if found := _stated(meanings, clauses):
             return _only(meaning for wording in found for meaning in meanings[wording])
     return None
 
@@ -128,53 +103,20 @@ def _only(meanings: Iterable[str]) -> str | None:
     return distinct.pop() if len(distinct) == 1 else None
 
 
-def _contained(wordings: Iterable[str], given: str, language: str) -> tuple[set[str], bool]:
-    """The wordings that stand in the answer, and whether one of them is negated there."""
-    patterns: dict[str, str] = {}  # what is looked for, with the wording that it stands for
-    for wording in sorted(wordings, key=len, reverse=True):  # the first alternative that fits is the longest
-        words = _words(wording)
-        if words and not (len(words) == 1 and "a" <= words <= "z"):
-            patterns.setdefault(words, wording)
-    if not patterns:
-        return set(), False
-    pattern = re.compile("|".join(_bounded(words) for words in patterns))
-    found = {patterns[match] for match in pattern.findall(f" {_words(given)} ")}
-    # "No, different" says no and different, "not different" neither.
-    clauses = f" {' , '.join(map(_words, _CLAUSE.split(given)))} "
-    negated = any(_negated(clauses, one.start(), one.end(), language) for one in pattern.finditer(clauses))
-    return found, negated
+def _clauses(text: str) -> tuple[str, ...]:
+    return tuple(clause for part in _CLAUSE.split(same_spelling(text)) if (clause := normalise(part)))
 
 
-def _negated(text: str, start: int, end: int, language: str) -> bool:
-    """Whether what stands there is turned round by what stands before or behind it."""
-    before, behind = text[:start].rpartition(" , ")[2], text[end:].lstrip(" ")
-    spoken = dict.fromkeys((language, "en"))
-    if any(_near_end(before, _words(normalise(word))) for code in spoken for word in _BEFORE.get(code, ())):
-        return True
-    words = map(normalise, _BEHIND.get(language, ()))
-    return any(behind.startswith(word) for word in words)
-
-
-def _near_end(text: str, word: str) -> bool:
-    """Whether a word is one of the last three, or in a script without spaces one of the last characters."""
-    if not _spaced(word):
-        return word in text.replace(" ", "")[-len(word) - 4 :]
-    return f" {word} " in f" {' '.join(text.split()[-len(word.split()) - 2 :])} "
-
-
-def _words(text: str) -> str:
-    """Words apart by single spaces. Not by `\\w`, which ends a word at every vowel sign of Hindi."""
-    kept = "".join(c if _is_letter_or_digit(c) or c == "-" else " " for c in text)
-    return " ".join(word.strip("-") for word in kept.split() if word.strip("-"))
-
-
-def _bounded(words: str) -> str:
-    escaped = re.escape(words)
-    return rf"(?<= ){escaped}(?= )" if _spaced(words) or len(words) == 1 else escaped
-
-
-def _spaced(words: str) -> bool:
-    return not any(unicodedata.name(c, "").startswith(_UNSPACED) for c in words)
+def _stated(wordings: Iterable[str], clauses: Sequence[str]) -> set[str]:
+    """The wordings that are clauses of an answer, one of several clauses ("yes, always") before its parts."""
+    parts = sorted(((_clauses(wording), wording) for wording in wordings), key=lambda one: -len(one[0]))
+    found, place = set(), 0
+    while place < len(clauses):
+        fit = next((one for one in parts if one[0] == tuple(clauses[place : place + len(one[0])])), None)
+        if fit:
+            found.add(fit[1])
+        place += len(fit[0]) if fit else 1
+    return found
 
 
 def _is_letter_or_digit(character: str) -> bool:

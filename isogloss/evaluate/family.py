@@ -13,11 +13,11 @@ from typing import Any
 from isogloss.evaluate.metrics import (
     ac3,
     agreement,
-    consistency_of,
     correct_overlap,
     rank_c,
     rank_c_chance,
     rank_c_shuffled,
+    seaeval_consistency,
 )
 from isogloss.languages import SOURCE
 
@@ -52,7 +52,9 @@ def consistency_family(answers: Mapping[str, Mapping[str, Closed]], *, seed: int
     right = {code: [one.right for one in row] for code, row in table.items()}
     accuracy = sum(sum(row) for row in right.values()) / (len(codes) * len(shared))
     sizes = {"2": 2, "3": 3, "all": len(codes)}
-    several = {name: consistency_of(meanings, size) for name, size in sizes.items() if size <= len(codes)}
+    several = {
+        name: seaeval_consistency(meanings, size) for name, size in sizes.items() if size <= len(codes)
+    }
     found: dict[str, Any] = {
         "items": len(shared),
         "languages": codes,

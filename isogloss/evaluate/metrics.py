@@ -272,7 +272,7 @@ def correct_overlap(a: Sequence[bool], b: Sequence[bool]) -> float | None:
     return sum(x and y for x, y in pairs) / either if either else None
 
 
-def consistency_of(answers: Mapping[str, Sequence[str | None]], size: int) -> float:
+def seaeval_consistency(answers: Mapping[str, Sequence[str | None]], size: int) -> float:
     """SeaEval's C_s: over all sets of `size` languages, the share of items that all of them answer alike.
 
     The same wrong answer is consistent; an unreadable one (None) agrees with nothing. An item on which groups

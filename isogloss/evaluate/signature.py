@@ -12,7 +12,7 @@ from typing import Any, Final
 from isogloss.evaluate.items import SuiteData
 from isogloss.languages import SOURCE
 
-RULER: Final = 5
+RULER: Final = 6
 """To be raised when a measure, its layer or its interval is computed otherwise: scores are then made anew."""
 SUBJECT: Final = frozenset({"model", "adapters", "template", "seed", "layer", "raw_layer", "isogloss"})
 """What may differ between runs that are compared: the model, its adapters, what its prompts look like, the

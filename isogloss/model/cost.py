@@ -16,7 +16,7 @@ from isogloss.model.decoder import DEPTH, causal_of, decoder_of, layers_of
 
 
 @dataclass
-class Stage:
+class StageCost:
     """The cost of one stage.
 
     Seconds and energy are all that passed, with what a kill has lost; tokens and operations are those of work
@@ -53,12 +53,12 @@ class Stage:
         self.tokens_forwarded += read
         self.tokens_generated += drawn
 
-    def take(self, other: "Stage") -> None:
+    def take(self, other: "StageCost") -> None:
         """Add another's tokens, calls and operations."""
         for name in ("tokens_forwarded", "tokens_generated", "flops", *TEACHER):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
-    def over_processes(self, before: "Stage") -> None:
+    def over_processes(self, before: "StageCost") -> None:
         """What each process has spent since `before` becomes what all have; hits are the same in all."""
         names = ["flops", "tokens_forwarded", "tokens_generated", *TEACHER]
         names.remove("cached_hits")
@@ -228,7 +228,7 @@ class Meter:
 
 
 @contextmanager
-def spending(stage: Stage, model: nn.Module, met: float | Callable[[], float] = 1.0) -> Iterator[None]:
+def spending(stage: StageCost, model: nn.Module, met: float | Callable[[], float] = 1.0) -> Iterator[None]:
     """What a model computes inside is the stage's."""
     meter = Meter(model, met)
     try:

@@ -9,13 +9,13 @@ from isogloss.data.chat import encode_prompt
 from isogloss.data.examples import ParallelExample
 from isogloss.data.reading import read_answer
 from isogloss.languages import SOURCE
-from isogloss.model.cost import Stage, spending
+from isogloss.model.cost import StageCost, spending
 from isogloss.pipeline.folder import Run
 from isogloss.teacher.answers import TOGETHER, Answers, ended
 
 
 def english_answers(
-    run: Run, model: PreTrainedModel, examples: Sequence[ParallelExample], stage: Stage
+    run: Run, model: PreTrainedModel, examples: Sequence[ParallelExample], stage: StageCost
 ) -> dict[str, str]:
     """What the teacher reads as the English answer: the data's, or M's own where the data has none.
 

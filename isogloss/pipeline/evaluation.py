@@ -18,7 +18,7 @@ from isogloss.files import (
     write_json,
 )
 from isogloss.languages import SOURCE, languages
-from isogloss.model.cost import Stage, spending
+from isogloss.model.cost import StageCost, spending
 from isogloss.pipeline.folder import Run, writing
 from isogloss.pipeline.suite_scores import (
     by_place,
@@ -57,7 +57,7 @@ def run_evaluate(run: Run, kept: Path | None = None) -> None:
     plain = retrieval.Model(model, run.tokenizer)
     stage = run.ledger.begin("evaluate")
     # Counted when its scores are written: what a kill loses is done again.
-    costs, found = {name: Stage("evaluate") for name in missing}, {}
+    costs, found = {name: StageCost("evaluate") for name in missing}, {}
     for name in missing:
         with spending(costs[name], model):
             found[name] = shared_before(run, plain, loaded[name], kept)

@@ -11,12 +11,12 @@ from isogloss.evaluate import retrieval
 from isogloss.files import (
     write_text,
 )
-from isogloss.model.cost import Stage, spending
+from isogloss.model.cost import StageCost, spending
 from isogloss.model.decoder import layers_of, parts_of
 from isogloss.pipeline.folder import Run
 
 
-def learn_families(run: Run, model: PreTrainedModel, stage: Stage, sentences: int = 48) -> None:
+def learn_families(run: Run, model: PreTrainedModel, stage: StageCost, sentences: int = 48) -> None:
     """Group the languages by their instructions' middle states, in as many groups as Glottolog has; if the
     settings want that and it is not done."""
     if run.config.languages.tree != "learned":
@@ -28,7 +28,7 @@ def learn_families(run: Run, model: PreTrainedModel, stage: Stage, sentences: in
                 write_text(run.learned, yaml.safe_dump(families, sort_keys=False))
 
 
-def _learned(run: Run, model: PreTrainedModel, stage: Stage, sentences: int) -> dict[str, list[str]]:
+def _learned(run: Run, model: PreTrainedModel, stage: StageCost, sentences: int) -> dict[str, list[str]]:
     shared = [e for e in run.examples if all(code in e.turns for code in run.taught)][:sentences]
     if len(shared) < 8:
         raise DataError(

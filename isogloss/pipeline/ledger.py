@@ -13,7 +13,7 @@ import torch
 
 from isogloss import processes
 from isogloss.files import read_json, write_json
-from isogloss.model.cost import Stage
+from isogloss.model.cost import StageCost
 
 CORE_WATTS, GPU_WATTS = 8.0, 400.0
 """Assumed: a processor's core and a GPU under load, with their share of memory and cooling."""
@@ -25,24 +25,24 @@ class Ledger:
 
     def __init__(self, path: Path):
         self.path = path
-        self.stages: dict[str, Stage] = {}
+        self.stages: dict[str, StageCost] = {}
         if path.exists():
             remedy = "remove it to go on; what was counted so far is lost"
             for entry in read_json(path, "stages", remedy)["stages"]:
-                self.stages[entry["stage"]] = Stage(**entry)
+                self.stages[entry["stage"]] = StageCost(**entry)
 
-    def begin(self, stage: str) -> Stage:
+    def begin(self, stage: str) -> StageCost:
         """A stage's entry; one that was begun before goes on counting.
 
         So whatever counts adds itself once, when what it has done will not be done again after a kill: the
         teacher as it reads into the cache, training at its end, from counts that its checkpoints hold.
         """
-        before = self.stages.get(stage, Stage(stage))
+        before = self.stages.get(stage, StageCost(stage))
         self.stages[stage] = replace(before, started=time.monotonic(), had_written=_written())
         _reset_peak()
         return self.stages[stage]
 
-    def pause(self, stage: Stage) -> None:
+    def pause(self, stage: StageCost) -> None:
         """Add the time since `begin`, or since the last pause, and write."""
         now, written = time.monotonic(), _written()
         passed = now - stage.started

@@ -23,7 +23,7 @@ from isogloss.files import (
     write_json,
 )
 from isogloss.languages import SOURCE
-from isogloss.model.cost import TEACHER, Stage, spending
+from isogloss.model.cost import TEACHER, StageCost, spending
 from isogloss.model.fingerprint import fingerprint
 from isogloss.model.load import (
     load_model,
@@ -59,7 +59,7 @@ def run_all(run: Run) -> bool:
     return True
 
 
-def select_english(run: Run, stage: Stage | None = None) -> selection.Selection:
+def select_english(run: Run, stage: StageCost | None = None) -> selection.Selection:
     """The English examples that are good enough to learn from, and why the others are not.
 
     Args:
@@ -80,7 +80,7 @@ def select_english(run: Run, stage: Stage | None = None) -> selection.Selection:
         )
     if settings.keep < 1:
         base = _base(run, run.dtype)
-        with run.reporter.bar("Difficulty") as progress, spending(stage or Stage(""), base):
+        with run.reporter.bar("Difficulty") as progress, spending(stage or StageCost(""), base):
             scores = difficulty(base, run.base_tokenizer, chosen.kept, progress)
         best = selection.keep_best(chosen.kept, scores, settings.keep)
         chosen = selection.Selection(best.kept, chosen.dropped + best.dropped)
@@ -102,7 +102,7 @@ def run_tune(run: Run) -> None:
     stage, settings = run.ledger.begin("tune"), run.config.tune
     if processes.is_main() and (divided := divisions(run.config, run.data_root)):
         write_json(run.folder / "division.json", {one.name: one.plain() for one in divided})
-    selecting = Stage("")  # done again where training is killed, so counted when it has ended
+    selecting = StageCost("")  # done again where training is killed, so counted when it has ended
     chosen = select_english(run, selecting)
     if processes.is_main():
         selection.write(chosen, run.folder / "selection.jsonl")
@@ -182,7 +182,7 @@ def into(config: Config) -> str:
 
 
 @writing
-def run_cache(run: Run) -> Stage:
+def run_cache(run: Run) -> StageCost:
     """The teacher's signals of every row, in the cache, so that stage 2 spends nothing on it; the cost."""
     leave_out_leaks(run)
     model = run.reference_model(learning=True)
@@ -208,7 +208,7 @@ def run_cache(run: Run) -> Stage:
         scored=scored,
     )
     run.ledger.pause(stage)
-    return Stage("cache", **{name: getattr(stage, name) - getattr(earlier, name) for name in TEACHER})
+    return StageCost("cache", **{name: getattr(stage, name) - getattr(earlier, name) for name in TEACHER})
 
 
 @writing

@@ -19,7 +19,7 @@ from isogloss.files import (
     replacing,
     write_json,
 )
-from isogloss.model.cost import Stage
+from isogloss.model.cost import StageCost
 from isogloss.model.fingerprint import fingerprint
 from isogloss.model.load import (
     pad_id,
@@ -30,13 +30,13 @@ from isogloss.progress import Bar, Progress
 from isogloss.teacher import joining
 from isogloss.teacher.cache import Cache, teacher_of
 from isogloss.teacher.rows import Row
-from isogloss.teacher.scored import Scored
+from isogloss.teacher.scored import TokenScores
 from isogloss.teacher.texts import node_texts
 from isogloss.train.stage2 import distil
 
 
 def train_adapters(
-    run: Run, adapters: TreeLora, rows: Sequence[Row], codes: Sequence[str], stage: Stage
+    run: Run, adapters: TreeLora, rows: Sequence[Row], codes: Sequence[str], stage: StageCost
 ) -> None:
     """Distil the rows into the adapters, then write these, as a tree and by language, to the run."""
     work = run.folder / f"{stage.stage}.work"
@@ -97,7 +97,7 @@ def save_whole(state: dict[str, torch.Tensor], path: Path, about: dict[str, str]
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, draft, about)
 
 
-def scored_elsewhere(run: Run, rows: Sequence[Row], stage: Stage, bar: Bar) -> list[Scored] | None:
+def scored_elsewhere(run: Run, rows: Sequence[Row], stage: StageCost, bar: Bar) -> list[TokenScores] | None:
     """What another teacher than the model itself says of the rows that are not English, if there is one."""
     with processes.main_first():
         return joining.scores_of(
@@ -134,7 +134,7 @@ def _tree_image(run: Run, tree: Tree, rows: Sequence) -> dict:
     }
 
 
-def pausing(run: Run, stage: Stage, progress: Progress) -> Progress:
+def pausing(run: Run, stage: StageCost, progress: Progress) -> Progress:
     """Progress that also writes the ledger now and then, so that a killed run loses little of its time."""
 
     def report(done: int, of: int) -> None:

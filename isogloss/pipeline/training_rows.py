@@ -24,7 +24,7 @@ from isogloss.files import (
     read_lines,
 )
 from isogloss.languages import SOURCE, languages
-from isogloss.model.cost import Stage
+from isogloss.model.cost import StageCost
 from isogloss.model.decoder import parts_of
 from isogloss.model.load import load_tokenizer
 from isogloss.pipeline.english import (
@@ -91,7 +91,7 @@ def rows_for(
     examples: Sequence[ParallelExample],
     tree: Tree,
     codes: Sequence[str],
-    stage: Stage,
+    stage: StageCost,
     *,
     replay: bool = True,
 ) -> list[Row]:

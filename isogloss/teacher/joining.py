@@ -15,7 +15,7 @@ from isogloss.config import Distill, ModelTeacher, SelfTeacher, ServerTeacher
 from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE
 from isogloss.losses.topk import TopK, pack, unpack
-from isogloss.model.cost import Stage, spending
+from isogloss.model.cost import StageCost, spending
 from isogloss.model.load import load_model, load_tokenizer
 from isogloss.progress import Bar
 from isogloss.teacher import local
@@ -23,14 +23,14 @@ from isogloss.teacher.answers import TOGETHER, Answers, identity
 from isogloss.teacher.cache import Cache, row_key, tokenizer_hash
 from isogloss.teacher.reading import CachedTensors
 from isogloss.teacher.rows import Row
-from isogloss.teacher.scored import Asked, Scored
+from isogloss.teacher.scored import ScoreRequest, TokenScores
 from isogloss.teacher.signals import Signal
 
 Teacher = SelfTeacher | ModelTeacher | ServerTeacher
 
 
 def signals_from(
-    rows: Sequence[Row], signals: Sequence[Signal], scored: Sequence[Scored], vocab: int
+    rows: Sequence[Row], signals: Sequence[Signal], scored: Sequence[TokenScores], vocab: int
 ) -> list[Signal]:
     """The rows' signals, those of every row that is not English with another teacher's scores in them.
 
@@ -71,10 +71,10 @@ def scores_of(
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype,
     store: Path,
-    cost: Stage,
+    cost: StageCost,
     bar: Bar,
     cache_of: Callable[[nn.Module, PreTrainedTokenizerBase], Cache] | None = None,
-) -> list[Scored] | None:
+) -> list[TokenScores] | None:
     """What another teacher says of every row that is not English, in their order; None: nobody is asked.
 
     Args:
@@ -96,7 +96,7 @@ def scores_of(
         kept = Store(store)
         had = len(kept)
         with bar("Teacher answers") as progress:
-            both = [Asked(row.teacher_prompt, row.student.response) for row in asked]
+            both = [ScoreRequest(row.teacher_prompt, row.student.response) for row in asked]
             try:
                 return server.score(both, teacher, kept, progress)
             finally:
@@ -106,21 +106,19 @@ def scores_of(
     model, its = load_model(teacher.path, dtype), load_tokenizer(teacher.path)
     with bar("Teacher reads") as progress:
         cache = None if cache_of is None else cache_of(model, its)
-        return _scored_by(
-            model, asked, local.Translation(tokenizer, its), teacher.top_k, cache, cost, progress
-        )
+        return _scored_by(model, asked, local.TokenMap(tokenizer, its), teacher.top_k, cache, cost, progress)
 
 
 def _scored_by(
     model: nn.Module,
     rows: Sequence[Row],
-    translation: local.Translation,
+    translation: local.TokenMap,
     k: int,
     cache: Cache | None,
-    cost: Stage,
+    cost: StageCost,
     progress: Callable[[int, int], None],
     together: int = 256,
-) -> list[Scored]:
+) -> list[TokenScores]:
     """A local teacher's scores, from the cache where they are there; packed, so that both are the same.
 
     Args:
@@ -145,7 +143,7 @@ def _scored_by(
     kept.flush()
     tops = (unpack(one, vocab) for one in kept.tensors())
     return [
-        Scored(top.ids, top.logprobs, translation.covered(row.student.response))
+        TokenScores(top.ids, top.logprobs, translation.covered(row.student.response))
         for row, top in zip(rows, tops, strict=True)
     ]
 
@@ -157,7 +155,7 @@ def with_answers(
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype,
     file: Path,
-    cost: Stage,
+    cost: StageCost,
     bar: Bar,
 ) -> list[Row]:
     """The rows with another model's answers as responses, which are kept in a file.

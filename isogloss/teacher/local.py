@@ -31,13 +31,13 @@ from isogloss.model.load import pad_id
 from isogloss.progress import Progress
 from isogloss.teacher.answers import ended
 from isogloss.teacher.rows import Row
-from isogloss.teacher.scored import Scored
+from isogloss.teacher.scored import TokenScores
 
 NOWHERE = -1
 """Where a teacher's token goes that the student has not."""
 
 
-class Translation:
+class TokenMap:
     """From a teacher's tokens to a student's, by their bytes.
 
     Args:
@@ -143,12 +143,12 @@ def aligned(ours: Sequence[bytes], theirs: Sequence[bytes]) -> tuple[list[tuple[
 def score(
     model: nn.Module,
     rows: Sequence[Row],
-    translation: Translation,
+    translation: TokenMap,
     k: int,
     *,
     batch: int = 16,
     progress: Progress = lambda done, of: None,
-) -> list[Scored]:
+) -> list[TokenScores]:
     """What a local teacher says about every row's response, in the rows' order.
 
     Args:
@@ -164,7 +164,7 @@ def score(
         for row in rows
     ]
     order = sorted(range(len(rows)), key=lambda n: len(rows[n].teacher_prompt) + len(asked[n][0]))
-    found: dict[int, Scored] = {}
+    found: dict[int, TokenScores] = {}
     for begin in range(0, len(order), batch):
         chosen = order[begin : begin + batch]
         hidden = response_states(
@@ -204,19 +204,19 @@ def _kept(
     states: Float[Tensor, "theirs hidden"],
     length: int,
     pairs: list[tuple[int, int]] | None,
-    translation: Translation,
+    translation: TokenMap,
     k: int,
-) -> Scored:
+) -> TokenScores:
     """The likeliest tokens at the places of a response that are covered."""
     covered = torch.ones(length, dtype=torch.bool)
     if pairs is None:
         best = head(model, states).float().log_softmax(-1)[:, : len(translation.student_bytes)].topk(k, -1)
-        return Scored(best.indices.cpu(), best.values.cpu(), covered)
+        return TokenScores(best.indices.cpu(), best.values.cpu(), covered)
     covered[:] = False
     covered[[ours for ours, _ in pairs]] = True
     at = torch.tensor([theirs for _, theirs in pairs], dtype=torch.long, device=states.device)
     ids, logprobs = translation.carried(head(model, states[at]), k)
-    return Scored(ids.cpu(), logprobs.cpu(), covered)
+    return TokenScores(ids.cpu(), logprobs.cpu(), covered)
 
 
 def _spans(tokens: Sequence[bytes], lead: int) -> Iterator[tuple[int, int]]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from isogloss import processes
 from isogloss.data.chat import pad, response_positions
-from isogloss.model.cost import Stage
+from isogloss.model.cost import StageCost
 from isogloss.model.decoder import decoder_of, last_hidden, mean_pool, states_up_to
 from isogloss.model.prefix import Prefix, prefill
 from isogloss.teacher.cache import Cache, Part, row_key
@@ -40,7 +40,7 @@ class CachedTensors:
         self,
         part: Part | None,
         keys: Sequence[bytes],
-        cost: Stage,
+        cost: StageCost,
         meets: bool = False,
         *,
         alone: bool = False,
@@ -53,7 +53,7 @@ class CachedTensors:
         self.share = set(sorted(self.absent)[here])
         """What this process is to read."""
         self.fresh: dict[bytes, Tensor] = {}
-        self.spent = Stage("")
+        self.spent = StageCost("")
         """What the fresh ones cost: counted when they are safe, as a killed process reads them again."""
         self.since = time.monotonic()
 
@@ -82,7 +82,7 @@ class CachedTensors:
         if self.part is not None:
             self.spent.cache_bytes_written += self.part.write(self.fresh)
         self.cost.take(self.spent)
-        self.fresh, self.spent, self.since = {}, Stage(""), time.monotonic()
+        self.fresh, self.spent, self.since = {}, StageCost(""), time.monotonic()
 
     def join(self) -> None:
         """After the last: what the other processes have read is there too."""

@@ -179,7 +179,7 @@ def build_rows(
                     plain.prompt,
                     options,
                     twin_options,
-                    plain.asked,
+                    plain.instruction_mask,
                 )
             )
         if not chosen[code]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Asked:
+class ScoreRequest:
     """What is scored: a response behind a prompt, both in the ids that the teacher reads."""
 
     prompt: tuple[int, ...]
@@ -16,7 +16,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Scored:
+class TokenScores:
     """The likeliest tokens of every covered place of a response, likeliest first, in the student's ids.
 
     Attributes:
@@ -31,6 +31,6 @@ class Scored:
     covered: Bool[Tensor, " response"]
 
 
-def whole(ids: Int[Tensor, "tokens k"], logprobs: Float[Tensor, "tokens k"]) -> Scored:
+def whole(ids: Int[Tensor, "tokens k"], logprobs: Float[Tensor, "tokens k"]) -> TokenScores:
     """Every token of the response is covered."""
-    return Scored(ids, logprobs, torch.ones(len(ids), dtype=torch.bool))
+    return TokenScores(ids, logprobs, torch.ones(len(ids), dtype=torch.bool))

@@ -18,7 +18,7 @@ import torch
 from isogloss.config import ServerTeacher
 from isogloss.endpoint import Client
 from isogloss.errors import ConfigError
-from isogloss.teacher.scored import Asked, Scored
+from isogloss.teacher.scored import ScoreRequest, TokenScores
 from isogloss.teacher.store import Store, usable
 
 VERSION = 1
@@ -26,11 +26,11 @@ VERSION = 1
 
 
 def score(
-    rows: Sequence[Asked],
+    rows: Sequence[ScoreRequest],
     settings: ServerTeacher,
     store: Store,
     progress: Callable[[int, int], None] = lambda done, of: None,
-) -> list[Scored]:
+) -> list[TokenScores]:
     """What the server says about every row's response, in the rows' order; rows in the store are not asked.
 
     Raises:
@@ -50,7 +50,7 @@ def score(
     if missing:
         with Client(settings, "distill.teacher", "distill.teacher.key_env") as client:
 
-            def ask(key: str, row: Asked) -> None:
+            def ask(key: str, row: ScoreRequest) -> None:
                 body = {
                     "model": settings.model,
                     "prompt": [*row.prompt, *row.response],
@@ -64,13 +64,13 @@ def score(
     return [store[key] for key in keys]
 
 
-def key_of(row: Asked, settings: ServerTeacher) -> str:
+def key_of(row: ScoreRequest, settings: ServerTeacher) -> str:
     """Names a row by its content and by who is asked for what; the key of the endpoint is no part of it."""
     content = [VERSION, settings.url, settings.model, settings.top_k, row.prompt, row.response]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _scored(said: Any, row: Asked, settings: ServerTeacher) -> Scored:
+def _scored(said: Any, row: ScoreRequest, settings: ServerTeacher) -> TokenScores:
     """The response's places of an answer."""
     try:
         places = said["choices"][0]["prompt_logprobs"]

@@ -24,7 +24,7 @@ from isogloss.languages import SOURCE
 from isogloss.losses.fused import frozen_head, token_log_probs
 from isogloss.losses.topk import TopK, pack, unpack
 from isogloss.model.branches import branched_hidden, branches_fit, layout, predictors
-from isogloss.model.cost import Meter, Stage
+from isogloss.model.cost import Meter, StageCost
 from isogloss.model.decoder import causal_of, head, parts_of
 from isogloss.teacher.cache import Cache, row_key
 from isogloss.teacher.reading import (
@@ -60,7 +60,7 @@ class Signal:
 
 
 @torch.no_grad()
-def hidden_signals(
+def teacher_signals(
     model: nn.Module,
     rows: Sequence[Row],
     *,
@@ -71,7 +71,7 @@ def hidden_signals(
     teacher: bool = True,
     batch: int = 64,
     cache: Cache | None = None,
-    cost: Stage | None = None,
+    cost: StageCost | None = None,
     fork: bool = True,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Signal]:
@@ -89,7 +89,7 @@ def hidden_signals(
         fork: Read the node texts that prompts begin with once for all of them.
     """
     model.eval()
-    cost = Stage("") if cost is None else cost
+    cost = StageCost("") if cost is None else cost
     meter, before = Meter(model, 0.0), replace(cost)
     twins = list(dict.fromkeys((row.twin_prompt, row.twin_asked) for row in rows))
     scored = [row for row in rows if _read_alone(row, teacher)]
@@ -154,7 +154,7 @@ def _option_signals(
     pad_id: int,
     batch: int,
     cache: Cache | None,
-    cost: Stage,
+    cost: StageCost,
     progress: Callable[[int], None],
 ) -> dict[Set, Float[Tensor, " options"]]:
     """ln probability of every option, end of turn included, behind the English twin; one reading a meaning.

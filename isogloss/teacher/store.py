@@ -12,13 +12,13 @@ from torch import Tensor
 
 from isogloss.files import Journal
 from isogloss.losses.topk import TopK
-from isogloss.teacher.scored import Scored, whole
+from isogloss.teacher.scored import TokenScores, whole
 
 LARGEST = 2**31
 """Ids are kept in four bytes; which of them the student has is for the reader to know."""
 
 
-def usable(ids: Int[Tensor, "tokens k"], logprobs: Float[Tensor, "tokens k"]) -> Scored:
+def usable(ids: Int[Tensor, "tokens k"], logprobs: Float[Tensor, "tokens k"]) -> TokenScores:
     """Every token of the response is covered, by a distribution.
 
     Raises:
@@ -28,7 +28,7 @@ def usable(ids: Int[Tensor, "tokens k"], logprobs: Float[Tensor, "tokens k"]) ->
     return whole(ids, logprobs)
 
 
-class Store(Journal[Scored]):
+class Store(Journal[TokenScores]):
     """Scored rows by key.
 
     Args:
@@ -39,7 +39,7 @@ class Store(Journal[Scored]):
         super().__init__(path, _encode, _decode)
 
 
-def _encode(scored: Scored) -> dict[str, Any]:
+def _encode(scored: TokenScores) -> dict[str, Any]:
     ids = scored.ids.numpy().astype("<i4").tobytes()
     logprobs = scored.logprobs.numpy().astype("<f4").tobytes()
     return {
@@ -50,7 +50,7 @@ def _encode(scored: Scored) -> dict[str, Any]:
     }
 
 
-def _decode(entry: dict[str, Any]) -> Scored:
+def _decode(entry: dict[str, Any]) -> TokenScores:
     ids, logprobs = base64.b64decode(entry["ids"]), base64.b64decode(entry["logprobs"])
     if zlib.crc32(ids + logprobs) != entry["crc"]:
         raise ValueError("the row is damaged")

@@ -158,24 +158,33 @@ class Options:
 
 @dataclass
 class Batch:
-    """A collated batch; rows are padded on the right."""
+    """A collated batch of B rows, padded on the right to W tokens, with R response tokens in all."""
 
     ids: Tensor
+    """(B, W): prompt, response, and the other options of an answer set."""
     mask: Tensor
+    """(B, W): 1 where there is a token, 0 where there is padding."""
     prompt_mask: Tensor
-    asked: Tensor
-    """1 where a token belongs to the instruction itself, not to BOS or the template."""
+    """(B, W): 1 on the prompt."""
+    instruction_mask: Tensor
+    """(B, W): 1 on the instruction itself, not on BOS or the template."""
     positions: Tensor
+    """(R,): where each response token is predicted, in the rows laid end to end."""
     response: Tensor
+    """(R,): the response tokens, which are all that the loss is of: there are no labels to mask."""
     languages: list[str]
     bare: list[bool]
-    """Which rows are sentences that nobody answers."""
+    """Which rows are sentences without a response, for the hidden-state term alone."""
     meanings: Tensor
-    scored: Tensor
-    retained: Tensor
-    listed: Tensor
-    """Which response tokens are an answer option's, and scored with the options."""
+    """(B,): each row's English twin, as its place among the twins."""
+    teacher_mask: Tensor
+    """(R,): which response tokens the teacher has scored."""
+    replay_mask: Tensor
+    """(R,): which of those are English replay's."""
+    option_mask: Tensor
+    """(R,): which response tokens are an answer option's, and scored with the options."""
     teacher: Tensor | TopK | None
+    """What the teacher gives each token of `teacher_mask`: hidden states, or its likeliest tokens."""
     options: Options | None = None
 
     def to(self, device: torch.device) -> "Batch":
@@ -192,27 +201,26 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
     others = [[one for one in s.options if one != s.encoded.response] for s in samples]
     texts = [[*e.prompt, *e.response, *chain(*more)] for e, more in zip(encoded, others, strict=True)]
     ids, mask = pad(texts, pad_id)
+    instructions = [list(map(int, e.instruction_mask)) or [1] * len(e.prompt) for e in encoded]
     starts, lengths = [len(e.prompt) for e in encoded], [len(e.response) for e in encoded]
     signals = [sample.signal for sample in samples]
     known = [signal for signal in signals if signal is not None]
     said = [signal.teacher for signal in known if signal.teacher is not None]
-    scored = torch.cat([_scored(s, length) for s, length in zip(signals, lengths, strict=True)])
+    teacher_mask = torch.cat([_teacher_mask(s, length) for s, length in zip(signals, lengths, strict=True)])
     english = torch.tensor([sample.language == SOURCE for sample in samples])
     return Batch(
         ids=ids,
         mask=mask,
         prompt_mask=(torch.arange(ids.shape[1])[None] < torch.tensor(starts)[:, None]).long(),
-        asked=pad([list(map(int, e.asked)) or [1] * len(e.prompt) for e in encoded], 0, width=ids.shape[1])[
-            0
-        ],
+        instruction_mask=pad(instructions, 0, width=ids.shape[1])[0],
         positions=response_positions(starts, lengths, ids.shape[1]),
         response=torch.tensor([token for e in encoded for token in e.response], dtype=torch.long),
         languages=[sample.language for sample in samples],
         bare=[sample.bare for sample in samples],
         meanings=torch.tensor([sample.meaning for sample in samples]),
-        scored=scored,
-        retained=scored & english.repeat_interleave(torch.tensor(lengths)),
-        listed=torch.tensor([s.encoded.response in s.options for s in samples]).repeat_interleave(
+        teacher_mask=teacher_mask,
+        replay_mask=teacher_mask & english.repeat_interleave(torch.tensor(lengths)),
+        option_mask=torch.tensor([s.encoded.response in s.options for s in samples]).repeat_interleave(
             torch.tensor(lengths)
         ),
         teacher=_joined(said),
@@ -253,8 +261,8 @@ def _options(samples: Sequence[Sample], others: Sequence[Sequence[tuple[int, ...
     )
 
 
-def _scored(signal: Signal | None, length: int) -> Tensor:
-    """Which tokens of a response the teacher speaks of."""
+def _teacher_mask(signal: Signal | None, length: int) -> Tensor:
+    """Which tokens of a response the teacher has scored."""
     if signal is None or signal.teacher is None:
         return torch.zeros(length, dtype=torch.bool)
     return torch.ones(length, dtype=torch.bool) if signal.covered is None else signal.covered

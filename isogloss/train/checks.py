@@ -23,7 +23,7 @@ from isogloss.losses.functional import forward_kl
 from isogloss.losses.topk import TopK
 from isogloss.model.decoder import causal_of, head, last_hidden
 from isogloss.teacher.rows import Row
-from isogloss.teacher.signals import Kind, hidden_signals
+from isogloss.teacher.signals import Kind, teacher_signals
 from isogloss.train.batch import Sample, collate, samples_of
 from isogloss.train.objective import Weights, batch_losses
 
@@ -66,7 +66,7 @@ def check_teacher(
     few = list({row.language: row for row in reversed(shortest)}.values())[-FEW:]
     plain = [replace(row, teacher_prompt=row.student.prompt, options=()) for row in few]
     adapters.off()
-    signals = hidden_signals(model, plain, layer=layer, pad_id=pad_id, kind=kind, k=k)
+    signals = teacher_signals(model, plain, layer=layer, pad_id=pad_id, kind=kind, k=k)
     if dropping := [name for name, module in model.named_modules() if module.training]:
         name = dropping[0] or "the model"
         raise RuntimeError(f"self-check: the teacher reads in training mode ({name})")
@@ -89,7 +89,9 @@ def check_teacher(
     own = reference(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
     assert batch.teacher is not None
     said = batch.teacher if isinstance(batch.teacher, TopK) else head(model, batch.teacher.to(off.dtype))
-    told = forward_kl(own.flatten(0, 1)[batch.positions][batch.scored], said) / int(batch.scored.sum())
+    told = forward_kl(own.flatten(0, 1)[batch.positions][batch.teacher_mask], said) / int(
+        batch.teacher_mask.sum()
+    )
     apart = {"the teacher's distribution": float(told)}
     if taught := [number for number, code in enumerate(batch.languages) if code != SOURCE]:
         labels = batch.ids.masked_fill((batch.mask == 0) | (batch.prompt_mask == 1), -100)[taught]
@@ -130,7 +132,7 @@ def divergence_by_language(
             batch = collate(scored[:PER_LANGUAGE], pad_id).to(device)
             parts = batch_losses(adapters.model, batch, replace(weights, kl=1.0), adapters)
             told = float(parts["replay" if "replay" in parts else "kl"])
-            found[code] = told / max(1, int(batch.scored.sum()))
+            found[code] = told / max(1, int(batch.teacher_mask.sum()))
         progress(number, len(codes))
     adapters.off()
     return found

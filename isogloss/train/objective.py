@@ -71,7 +71,7 @@ def batch_losses(
 
     def alike(states: Tensor) -> Tensor:
         assert twins is not None
-        pooled = twins.standardise(mean_pool(states, batch.asked), batch.bare)
+        pooled = twins.standardise(mean_pool(states, batch.instruction_mask), batch.bare)
         return functional.similarity(
             pooled, twins.vectors, batch.meanings, temperature=weights.similarity_temperature
         )
@@ -88,42 +88,42 @@ def batch_losses(
             hidden = branched_hidden(model, batch.ids, batch.options.branch, batch.options.place)
     answers = hidden.flatten(0, 1)[batch.positions]
 
-    taught, sets = ~batch.retained, batch.options if weights.kl else None
+    ce_mask, sets = ~batch.replay_mask, batch.options if weights.kl else None
     if sets is not None:  # a response that is an option is scored with them
-        taught = taught & ~batch.listed
+        ce_mask = ce_mask & ~batch.option_mask
     divided = batch.teacher is not None and bool(weights.kl)
-    heard = taught & batch.scored if divided else taught
+    kl_mask = ce_mask & batch.teacher_mask if divided else ce_mask
     ce, kl = score(
-        answers[heard],
-        batch.response[heard],
-        _said(batch, heard) if divided else None,
+        answers[kl_mask],
+        batch.response[kl_mask],
+        _teacher_of(batch, kl_mask) if divided else None,
         weights.divergence,
         weights.temperature,
         (weights.ce, weights.kl),
     )
     parts = {"ce": ce} | ({"kl": kl} if divided else {})
-    unheard = taught & ~heard
+    ce_only = ce_mask & ~kl_mask
     if sets is not None:
         predicting, size = hidden.flatten(0, 1)[sets.positions], score.keywords["size"]
         tokens = fused.token_log_probs(model, predicting, sets.ids, sets.where, size=size)
         scores = torch.stack([one.sum() for one in tokens.split(sets.lengths)])
         parts["options"] = functional.answer_set_kl(scores, sets.targets, sets.sizes)
         parts["ce"] = parts["ce"] - tokens[sets.own].sum()
-    if unheard.any():
-        alone = score(answers[unheard], batch.response[unheard], None, weighed=(weights.ce, 0.0))
+    if ce_only.any():
+        alone = score(answers[ce_only], batch.response[ce_only], None, weighed=(weights.ce, 0.0))
         parts["ce"] = parts["ce"] + alone[0]
-    if batch.retained.any():
-        kept = batch.retained
-        parts["replay"] = score(answers[kept], None, _said(batch, kept))[1]
+    if batch.replay_mask.any():
+        replay = batch.replay_mask
+        parts["replay"] = score(answers[replay], None, _teacher_of(batch, replay))[1]
     if twins is not None and weights.similarity:
         parts["similarity"] = alike(states[0])
     return parts
 
 
-def _said(batch: Batch, tokens: Tensor) -> Tensor | TopK:
+def _teacher_of(batch: Batch, tokens: Tensor) -> Tensor | TopK:
     """The teacher's part of some response tokens, all of which it has scored."""
     assert batch.teacher is not None
-    return batch.teacher[tokens[batch.scored]]
+    return batch.teacher[tokens[batch.teacher_mask]]
 
 
 def _sums(

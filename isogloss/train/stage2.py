@@ -11,14 +11,14 @@ from isogloss.config import Distill
 from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE
 from isogloss.losses import functional
-from isogloss.model.cost import Stage
+from isogloss.model.cost import StageCost
 from isogloss.model.decoder import causal_of, two_thirds
 from isogloss.progress import Bar
 from isogloss.teacher.cache import Cache
 from isogloss.teacher.joining import signals_from
 from isogloss.teacher.rows import Row
-from isogloss.teacher.scored import Scored
-from isogloss.teacher.signals import Signal, hidden_signals
+from isogloss.teacher.scored import TokenScores
+from isogloss.teacher.signals import Signal, teacher_signals
 from isogloss.train.batch import Ordered, Sample, samples_of, twins_of
 from isogloss.train.checks import PathsOnly, check_rows, check_teacher, divergence_by_language
 from isogloss.train.objective import Weights
@@ -53,10 +53,10 @@ def read_signals(
     settings: Distill,
     *,
     pad_id: int,
-    cost: Stage,
+    cost: StageCost,
     bar: Bar,
     cache: Cache | None = None,
-    scored: Sequence[Scored] | None = None,
+    scored: Sequence[TokenScores] | None = None,
 ) -> list[Signal]:
     """What the settings' loss needs of the reference model, from the cache where it is there.
 
@@ -67,7 +67,7 @@ def read_signals(
         raise ValueError(f"a {settings.teacher.type} teacher's scores must be given")
     kind, k = settings.form
     with bar("Teacher reads") as progress:
-        signals = hidden_signals(
+        signals = teacher_signals(
             model,
             rows,
             layer=layer_of(model, settings),
@@ -121,11 +121,11 @@ def distil(
     seed: int,
     work: Path,
     curve: Path,
-    cost: Stage,
+    cost: StageCost,
     bar: Bar,
     cache: Cache | None = None,
     say: Callable[[str], None] = lambda text: None,
-    scored: Sequence[Scored] | None = None,
+    scored: Sequence[TokenScores] | None = None,
     compile: bool = False,
     report_to: Sequence[str] = (),
 ) -> None:

@@ -274,7 +274,9 @@ def test_row_is_the_whole_conversation(tokenizer: str, template: str):
         assert row.prompt + row.response == spelled(tok, text)
         assert row.prompt == encode_prompt(tok, "Où ?")
         assert row.response == encode_response(tok, answer)
-        own = tok.decode([token for token, asked in zip(row.prompt, row.asked, strict=True) if asked])
+        own = tok.decode(
+            [token for token, asked in zip(row.prompt, row.instruction_mask, strict=True) if asked]
+        )
         assert "Où ?" in own or tokenizer == "sentencepiece-legacy"
         if tokenizer != "sentencepiece-legacy":
             assert read(tok, row.prompt + row.response) == text

@@ -313,12 +313,12 @@ def test_correct_overlap_divides_by_what_either_has_right():
 def test_seaevals_consistency_is_the_mean_over_all_sets_of_languages():
     """Item 1: a a b, item 2: all c. Pairs: (1 + 3) of 6; triples: 1 of 2; None agrees with none."""
     answers = {"en": ["a", "c"], "sw": ["a", "c"], "ur": ["b", "c"]}
-    assert metrics.consistency_of(answers, 2) == pytest.approx(4 / 6)
-    assert metrics.consistency_of(answers, 3) == pytest.approx(1 / 2)
-    assert metrics.consistency_of({"en": [None], "sw": [None]}, 2) == 0.0
+    assert metrics.seaeval_consistency(answers, 2) == pytest.approx(4 / 6)
+    assert metrics.seaeval_consistency(answers, 3) == pytest.approx(1 / 2)
+    assert metrics.seaeval_consistency({"en": [None], "sw": [None]}, 2) == 0.0
     assert metrics.ac3(0.5, 1.0) == pytest.approx(2 / 3) and metrics.ac3(0.0, 0.0) == 0.0
     with pytest.raises(ValueError, match="sets of 4 of 3 languages; the size must be 2 to their number"):
-        metrics.consistency_of(answers, 4)
+        metrics.seaeval_consistency(answers, 4)
 
 
 def test_the_family_is_measured_on_what_all_languages_answer():

@@ -15,7 +15,7 @@ from isogloss.losses.fused import Head, frozen_head, token_log_probs
 from isogloss.model.branches import branched_hidden, branches_fit, layout, visible
 from isogloss.model.decoder import head, last_hidden
 from isogloss.teacher.rows import Row
-from isogloss.teacher.signals import Signal, hidden_signals
+from isogloss.teacher.signals import Signal, teacher_signals
 from isogloss.train.batch import collate, informed, samples_of
 from isogloss.train.objective import Weights, batch_losses
 
@@ -193,7 +193,7 @@ def test_the_target_is_the_models_own_reading_of_the_english_options(tiny, kind)
     """Read behind the English twin alone, whole answers; what a meaning shares is read once."""
     model = tiny(kind)
     rows = [row(0), row(1), row(0, language="ur", options=((70, 1), (71, 1), (72, 1)), response=(71, 1))]
-    signals = hidden_signals(model, rows, layer=2, pad_id=0)
+    signals = teacher_signals(model, rows, layer=2, pad_id=0)
     for one, signal in zip(rows, signals, strict=True):
         assert signal.teacher is None
         with torch.no_grad():
@@ -210,7 +210,7 @@ def test_a_batch_equals_rows_apart(tiny, five, student, kind, alone):
     rows = [row(0), row(1, language="ru", response=OPTIONS[2]), row(2, language="es", options=(), twins=())]
     rows.append(row(3, language="fr", response=(99, 98, 1)))
     rows = rows[:2] if alone else rows
-    signals = hidden_signals(model, rows, layer=2, pad_id=0)
+    signals = teacher_signals(model, rows, layer=2, pad_id=0)
     signals = [one if one.options is None else replace(one, options=3 * one.options) for one in signals]
     adapters = student(model, five)
     weights = Weights(ce=1.0, kl=1.0, layer=2)

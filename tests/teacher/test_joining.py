@@ -12,13 +12,13 @@ from isogloss.config import load_config
 from isogloss.data.chat import Encoded
 from isogloss.errors import ConfigError
 from isogloss.losses.topk import TopK
-from isogloss.model.cost import Stage
+from isogloss.model.cost import StageCost
 from isogloss.pipeline.folder import ProgressReporter
 from isogloss.teacher import joining
 from isogloss.teacher.answers import Answers
 from isogloss.teacher.cache import Cache, row_key, teacher_of
 from isogloss.teacher.rows import Row
-from isogloss.teacher.scored import Scored, whole
+from isogloss.teacher.scored import TokenScores, whole
 from isogloss.teacher.signals import Signal
 
 ROWS = [
@@ -45,7 +45,7 @@ def test_another_teachers_scores_take_the_place_of_all_but_english():
     covered = torch.tensor([False, True])
     scored = [
         whole(first, torch.tensor([[-0.5, -2.0], [-0.1, -5.0]])),
-        Scored(second, torch.tensor([[-0.7, -0.8]]), covered),
+        TokenScores(second, torch.tensor([[-0.7, -0.8]]), covered),
         whole(first, torch.tensor([[-0.5, -2.0], [-0.1, -5.0]])),
     ]
     found = joining.signals_from(ROWS, signals(), scored, 10)
@@ -70,7 +70,7 @@ def test_what_a_local_teacher_has_scored_is_found_again(base, tokenizer, tmp_pat
     settings = distill("kl_weight=1.0", f"teacher={{type: model, path: '{base}', top_k: 4}}")
 
     def ask(settings):
-        cost = Stage("distill")
+        cost = StageCost("distill")
         found = joining.scores_of(
             ROWS, settings, tokenizer, torch.float32, Path("none"), cost, BAR,
             lambda model, its: Cache(tmp_path, teacher_of(model, its, "weights")),
@@ -91,7 +91,7 @@ def test_of_several_processes_the_first_scores_every_row(base, tokenizer, tmp_pa
     settings = distill("kl_weight=1.0", f"teacher={{type: model, path: '{base}', top_k: 4}}")
 
     def ask():
-        cost = Stage("distill")
+        cost = StageCost("distill")
         found = joining.scores_of(
             ROWS, settings, tokenizer, torch.float32, Path("none"), cost, BAR,
             lambda model, its: Cache(tmp_path, teacher_of(model, its, "weights")),
@@ -107,7 +107,7 @@ def test_of_several_processes_the_first_scores_every_row(base, tokenizer, tmp_pa
 
 def test_nobody_is_asked_where_the_model_teaches_itself(tokenizer):
     """Neither scores nor another rendering."""
-    settings, cost = distill("kl_weight=1.0"), Stage("distill")
+    settings, cost = distill("kl_weight=1.0"), StageCost("distill")
     assert joining.tokenizer_of(settings.teacher) is None
     found = joining.scores_of(ROWS, settings, tokenizer, torch.float32, Path("none"), cost, BAR)
     assert found is None and cost.teacher_calls == 0
@@ -123,7 +123,7 @@ def test_a_server_without_what_it_needs_names_the_extra(tokenizer, monkeypatch):
     monkeypatch.delattr(isogloss.teacher, "server", raising=False)
     settings = distill("kl_weight=1.0", "teacher={type: server, url: 'http://127.0.0.1:9/v1', model: m}")
     with pytest.raises(ConfigError) as caught:
-        joining.scores_of(ROWS, settings, tokenizer, torch.float32, Path("none"), Stage("distill"), BAR)
+        joining.scores_of(ROWS, settings, tokenizer, torch.float32, Path("none"), StageCost("distill"), BAR)
     assert str(caught.value) == ("distill.teacher: a server needs tenacity; pip install 'isogloss[teacher]'")
 
 
@@ -131,7 +131,7 @@ def test_a_local_teacher_scores_what_is_not_english(base, tokenizer):
     """Three rows of four, likeliest first, and the ledger has their tokens."""
     settings, cost = (
         distill("kl_weight=1.0", f"teacher={{type: model, path: '{base}', top_k: 4}}"),
-        Stage("distill"),
+        StageCost("distill"),
     )
     found = joining.scores_of(ROWS, settings, tokenizer, torch.float32, Path("none"), cost, BAR)
     assert [one.ids.shape for one in found] == [(2, 4)] * 3
@@ -150,7 +150,7 @@ def test_answers_are_kept_and_never_asked_again(base, tokenizer, tmp_path, monke
     monkeypatch.setattr(joining.local, "written", written)
     monkeypatch.setattr(joining, "TOGETHER", 1)
     teacher = distill(f"teacher={{type: model, path: '{base}', level: sequence, max_new_tokens: 9}}").teacher
-    file, cost = tmp_path / "answers.jsonl", Stage("distill")
+    file, cost = tmp_path / "answers.jsonl", StageCost("distill")
 
     def ask(rows, theirs):
         return joining.with_answers(rows, theirs, teacher, tokenizer, torch.float32, file, cost, BAR)
@@ -166,7 +166,7 @@ def test_answers_are_kept_and_never_asked_again(base, tokenizer, tmp_path, monke
 
 def test_another_models_answer_leaves_what_of_the_prompt_was_asked(tmp_path):
     """The hidden-state term pools those tokens; of the row without an answer too."""
-    rows = [replace(row, student=replace(row.student, asked=(False, True))) for row in ROWS[:2]]
+    rows = [replace(row, student=replace(row.student, instruction_mask=(False, True))) for row in ROWS[:2]]
     kept = Answers(tmp_path / "answers.jsonl")
     kept.keep({("0/sw", row_key((107, 108)).hex()): [90, 1]})
     found = joining.answered_rows(rows, THEIRS[:2], kept)

@@ -78,7 +78,7 @@ def test_sentencepiece_bytes_by_hand():
 
 def test_coverage_of_two_real_tokenizers(demo, large):
     """The embedded tokenizer's tokens that Tekken cuts alike, end of turn included, by language."""
-    translation = local.Translation(demo, large)
+    translation = local.TokenMap(demo, large)
     assert not translation.same
     found = {}
     for code, text in SENTENCES.items():
@@ -96,7 +96,7 @@ COVERED = {"en": 5 / 19, "es": 7 / 14, "sw": 6 / 11, "ru": 6 / 17, "hi": 8 / 14,
 
 def test_a_tokenizer_is_covered_by_itself(demo):
     """Every token of every language, with a translation that does not know they are the same."""
-    translation = local.Translation(demo, demo)
+    translation = local.TokenMap(demo, demo)
     assert translation.same
     for text in SENTENCES.values():
         ids = encode_response(demo, text)
@@ -107,7 +107,7 @@ def test_a_tokenizer_is_covered_by_itself(demo):
 
 def test_mass_goes_to_the_same_bytes_and_the_rest_stays_in_the_bucket():
     """Teacher's tokens a, ab, b, xyz, end; the student has b, a, ab, end: xyz has nowhere to go."""
-    translation = object.__new__(local.Translation)
+    translation = object.__new__(local.TokenMap)
     translation.student_bytes = [b"b", b"a", b"ab", None]
     translation.to = torch.tensor([1, 2, 0, local.NOWHERE, 3])
     p = torch.tensor([[0.1, 0.4, 0.2, 0.25, 0.05]])
@@ -132,7 +132,7 @@ def test_scores_with_the_same_tokenizer_are_the_models_own(tiny, tokenizer):
     rows = [
         row(n, 4 + 3 * n % 7, encode_response(tokenizer, text)) for n, text in enumerate(["ab", "ünd", "xyz"])
     ]
-    found = local.score(teacher, rows, local.Translation(tokenizer, tokenizer), 5, batch=2)
+    found = local.score(teacher, rows, local.TokenMap(tokenizer, tokenizer), 5, batch=2)
     for one, scored in zip(rows, found, strict=True):
         ids = torch.tensor([[*one.teacher_prompt, *one.student.response]])
         with torch.no_grad():
@@ -147,7 +147,7 @@ def test_scores_with_the_same_tokenizer_are_the_models_own(tiny, tokenizer):
 def test_scores_with_another_tokenizer_are_those_of_the_covered_places(tiny, tokenizer, demo):
     """Against the mass of each byte string, added up one token at a time."""
     teacher = tiny("qwen3", seed=2)  # 269 tokens: bytes; the student is the demo's tokenizer
-    translation = local.Translation(demo, tokenizer)
+    translation = local.TokenMap(demo, tokenizer)
     response = encode_response(demo, "no 7, a b!")
     one = row(1, 6, response)
     (scored,) = local.score(teacher, [one], translation, 4)

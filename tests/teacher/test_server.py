@@ -14,17 +14,17 @@ from isogloss.config import ServerTeacher, load_config
 from isogloss.data.chat import Encoded
 from isogloss.endpoint import retry_after
 from isogloss.errors import ConfigError, RunError
-from isogloss.model.cost import Stage
+from isogloss.model.cost import StageCost
 from isogloss.pipeline.folder import ProgressReporter
 from isogloss.teacher import server as served
 from isogloss.teacher.joining import scores_of
 from isogloss.teacher.rows import Row
-from isogloss.teacher.scored import Asked, whole
+from isogloss.teacher.scored import ScoreRequest, whole
 from isogloss.teacher.store import Store
 from isogloss.train.stage2 import distil
 
 K = 3
-ROWS = [Asked(tuple(range(10 + n, 14 + n)), tuple(range(40 + n, 42 + n + n % 3))) for n in range(6)]
+ROWS = [ScoreRequest(tuple(range(10 + n, 14 + n)), tuple(range(40 + n, 42 + n + n % 3))) for n in range(6)]
 
 
 def place(token: int) -> dict:
@@ -35,7 +35,7 @@ def place(token: int) -> dict:
     }
 
 
-def expected(row: Asked):
+def expected(row: ScoreRequest):
     """By hand: an even token is second, an odd one is left out."""
     ids = [[1, t, 2] if t % 2 == 0 else [1, 2, 3] for t in row.response]
     logprobs = [[-1.0, -1.5, -2.0] if t % 2 == 0 else [-1.0, -2.0, -3.0] for t in row.response]
@@ -68,7 +68,7 @@ def settings(endpoint, **more) -> ServerTeacher:
     return ServerTeacher(url=endpoint.url, model="teacher", **given)
 
 
-def ids_of(row: Asked) -> tuple[int, ...]:
+def ids_of(row: ScoreRequest) -> tuple[int, ...]:
     return row.prompt + row.response
 
 
@@ -390,7 +390,7 @@ def test_a_model_and_a_server_of_the_same_weights_teach_the_same(
                 "distill.epochs=12",
             ],
         ).distill
-        cost, bar = Stage("distill"), ProgressReporter().bar
+        cost, bar = StageCost("distill"), ProgressReporter().bar
         scored = scores_of(rows, settings, tokenizer, torch.float32, tmp_path / "scores.jsonl", cost, bar)
         assert cost.teacher_calls == 3
         adapters, said = student(tiny("qwen3"), five), []

@@ -8,13 +8,13 @@ from safetensors.torch import load_file
 
 from isogloss.data.chat import Encoded
 from isogloss.losses.topk import TopK
-from isogloss.model.cost import Stage
+from isogloss.model.cost import StageCost
 from isogloss.model.decoder import head
 from isogloss.teacher import reading
 from isogloss.teacher.cache import Cache
 from isogloss.teacher.reading import groups
 from isogloss.teacher.rows import Row
-from isogloss.teacher.signals import hidden_signals
+from isogloss.teacher.signals import teacher_signals
 from isogloss.train.batch import collate, samples_of
 from isogloss.train.objective import Weights, batch_losses
 
@@ -38,7 +38,7 @@ ROWS = [row(number, *sizes) for number, sizes in enumerate(SIZES)]
 def test_a_stored_signal_is_the_live_teachers_logits(tiny, kind, batch):
     """Prompts and responses of mixed lengths, in their order: the head of the states is what was said."""
     model = tiny(kind)
-    found = hidden_signals(model, ROWS, layer=2, pad_id=0, batch=batch)
+    found = teacher_signals(model, ROWS, layer=2, pad_id=0, batch=batch)
     for one, signal in zip(ROWS, found, strict=True):
         ids = torch.tensor([[*one.teacher_prompt, *one.student.response]])
         with torch.no_grad():
@@ -51,7 +51,7 @@ def test_a_stored_signal_is_the_live_teachers_logits(tiny, kind, batch):
 def test_a_twin_is_the_mean_state_of_its_prompt(tiny, layer):
     """Over real tokens only, at the layer that was asked for."""
     model = tiny()
-    for one, signal in zip(ROWS, hidden_signals(model, ROWS, layer=layer, pad_id=0), strict=True):
+    for one, signal in zip(ROWS, teacher_signals(model, ROWS, layer=layer, pad_id=0), strict=True):
         with torch.no_grad():
             states = model(input_ids=torch.tensor([one.twin_prompt]), output_hidden_states=True).hidden_states
         torch.testing.assert_close(signal.twin, states[layer][0].mean(0), rtol=1e-4, atol=1e-5)
@@ -60,7 +60,7 @@ def test_a_twin_is_the_mean_state_of_its_prompt(tiny, layer):
 def test_signals_carry_no_gradient_and_their_own_memory(tiny):
     """A view would keep a whole batch of states alive."""
     model = tiny().train()
-    for signal in hidden_signals(model, ROWS, layer=1, pad_id=0):
+    for signal in teacher_signals(model, ROWS, layer=1, pad_id=0):
         assert not signal.teacher.requires_grad and not signal.twin.requires_grad
         assert signal.teacher.untyped_storage().nbytes() == signal.teacher.nbytes
     assert not model.training
@@ -70,7 +70,7 @@ def test_equal_twins_are_read_once(tiny):
     """Five rows of one example: five teacher prompts and one twin."""
     shared = [Row(r.id, r.language, 0, r.student, r.teacher_prompt, (7, 8, 9)) for r in ROWS]
     heard = []
-    hidden_signals(tiny(), shared, layer=1, pad_id=0, progress=lambda done, of: heard.append((done, of)))
+    teacher_signals(tiny(), shared, layer=1, pad_id=0, progress=lambda done, of: heard.append((done, of)))
     assert heard == [(1, 6), (6, 6)]
 
 
@@ -79,7 +79,7 @@ def test_a_teacher_without_privilege_is_the_student(tiny, five, student):
     model = tiny()
     plain = [Row(r.id, r.language, r.meaning, r.student, r.student.prompt, r.twin_prompt) for r in ROWS]
     adapters = student(model, five)
-    samples = samples_of(plain, hidden_signals(model, plain, layer=1, pad_id=0))
+    samples = samples_of(plain, teacher_signals(model, plain, layer=1, pad_id=0))
     with torch.no_grad():
         parts = batch_losses(adapters.model, collate(samples, 0), Weights(kl=1.0))
     assert parts["kl"].item() == pytest.approx(0.0, abs=1e-5)
@@ -113,9 +113,9 @@ def test_a_prefix_read_once_gives_what_plain_reading_gives(tiny, kind, batch, mo
     model, rows = tiny(kind), shared_rows()
     if getattr(model.config, "sliding_window", None):
         model.config.sliding_window = 8
-    costs = Stage("plain"), Stage("forked")
+    costs = StageCost("plain"), StageCost("forked")
     plain, forked = (
-        hidden_signals(model, rows, layer=1, pad_id=0, batch=batch, fork=fork, cost=cost)
+        teacher_signals(model, rows, layer=1, pad_id=0, batch=batch, fork=fork, cost=cost)
         for fork, cost in zip((False, True), costs, strict=True)
     )
     for one, other in zip(plain, forked, strict=True):
@@ -146,8 +146,8 @@ def test_rows_are_grouped_by_what_their_prompts_begin_with(monkeypatch):
 def test_top_k_signals_are_the_live_teachers_likeliest_tokens(tiny, k):
     """Ids to the bit, log-probabilities as packing keeps them."""
     model = tiny()
-    dense = hidden_signals(model, ROWS, layer=1, pad_id=0)
-    found = hidden_signals(model, ROWS, layer=1, pad_id=0, kind="top_k", k=k)
+    dense = teacher_signals(model, ROWS, layer=1, pad_id=0)
+    found = teacher_signals(model, ROWS, layer=1, pad_id=0, kind="top_k", k=k)
     for one, other in zip(dense, found, strict=True):
         live = TopK.of(head(model, one.teacher), k)
         assert torch.equal(other.teacher.ids, live.ids)
@@ -161,7 +161,7 @@ def test_a_loss_does_not_see_where_its_signal_came_from(tiny, five, student):
     for settings in ({}, {"kind": "top_k", "k": 269}):
         adapters = student(tiny(), five)
         adapters.off()
-        signals = hidden_signals(adapters.model, ROWS, layer=1, pad_id=0, **settings)
+        signals = teacher_signals(adapters.model, ROWS, layer=1, pad_id=0, **settings)
         batch = collate(samples_of(ROWS, signals), 0)
         parts = batch_losses(adapters.model, batch, Weights(kl=1.0), adapters)
         (parts["ce"] + parts["kl"]).backward()
@@ -174,9 +174,9 @@ def test_a_loss_does_not_see_where_its_signal_came_from(tiny, five, student):
 
 
 def cached(model, folder, rows, **settings):
-    cost = Stage("test")
+    cost = StageCost("test")
     cache = Cache(folder, {"weights": "some"})
-    return hidden_signals(model, rows, layer=1, pad_id=0, cache=cache, cost=cost, **settings), cost
+    return teacher_signals(model, rows, layer=1, pad_id=0, cache=cache, cost=cost, **settings), cost
 
 
 def assert_same_signals(ours, theirs):
@@ -200,7 +200,7 @@ def test_a_second_reading_spends_nothing_and_gives_the_same_bits(tiny, tmp_path,
     assert (again.teacher_calls, again.teacher_tokens, again.cached_hits) == (0, 0, 9)
     assert (again.cache_bytes_written, again.flops) == (0, 0)
     assert_same_signals(first, second)
-    assert_same_signals(first, hidden_signals(model, rows, layer=1, pad_id=0, **settings))
+    assert_same_signals(first, teacher_signals(model, rows, layer=1, pad_id=0, **settings))
 
 
 def test_kinds_k_and_layers_are_kept_apart(tiny, tmp_path):

@@ -11,7 +11,7 @@ from isogloss.errors import DataError
 from isogloss.model import readout
 from isogloss.model.readout import Readout
 from isogloss.teacher.rows import Row
-from isogloss.teacher.signals import hidden_signals
+from isogloss.teacher.signals import teacher_signals
 from isogloss.train.batch import collate, samples_of
 from isogloss.train.checks import PathsOnly, check_rows, check_teacher, divergence_by_language
 from isogloss.train.objective import Weights, batch_losses
@@ -147,7 +147,7 @@ def test_divergences_before_training_are_means_over_each_languages_tokens(tiny, 
     """What the loss says of its rows alone; English against its own reading."""
     adapters = student(tiny(), five)
     adapters.off()
-    samples = samples_of(ROWS, hidden_signals(adapters.model, ROWS, layer=1, pad_id=0))
+    samples = samples_of(ROWS, teacher_signals(adapters.model, ROWS, layer=1, pad_id=0))
     found = divergence_by_language(adapters, samples, Weights(), 0)
     assert list(found) == ["sw", "ru", "en", "es", "fr"]
     with torch.no_grad():

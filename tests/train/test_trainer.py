@@ -281,7 +281,7 @@ def test_bare_sentences_are_read_up_to_the_terms_layer(tiny, five, student):
     adapters.set_path(batch.languages)
     with capture(adapters.model, 2) as states:
         last_hidden(adapters.model, batch.ids, batch.mask)
-    pooled = twins.standardise(mean_pool(states[0], batch.asked), batch.bare)
+    pooled = twins.standardise(mean_pool(states[0], batch.instruction_mask), batch.bare)
     functional.similarity(pooled, twins.vectors, batch.meanings, temperature=0.5).backward()
     wanted = {name: p.grad for name, p in adapters.parameters().items() if p.grad is not None}
     assert found.keys() == wanted.keys() and any(grad.any() for grad in wanted.values())
