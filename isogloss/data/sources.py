@@ -249,7 +249,10 @@ def _read(
 def _prefix(config: Config, source: AnySource) -> str:
     """What is put before the ids of a file's rows where there are several sources: files count from 1, each
     for itself."""
-    return f"{source.path.stem}-" if isinstance(source, FileData) and len(config.sources) > 1 else ""
+    if not isinstance(source, FileData) or len(config.sources) == 1:
+        return ""
+    alike = [one for one in config.sources if isinstance(one, FileData) and one.path.stem == source.path.stem]
+    return f"{source.path.stem}-" + (f"{alike.index(source) + 1}-" if len(alike) > 1 else "")
 
 
 def _drawn(most: int, seed: int, prefix: str, rows: Iterable[ParsedTurn]) -> list[ParsedTurn]:

@@ -196,6 +196,7 @@ def evaluate_side(
     values: dict[str, dict[str, list[Any]]] = {"consistency": {}, "accuracy": {}, "fidelity": {}}
     ids: dict[str, dict[str, list[str]]] = {name: {} for name in values}
     by_task: dict[str, dict[str, dict[str, dict[str, float]]]] = {name: {} for name in values}
+    tasks: dict[str, list[str]] = {}
     meanings: dict[str, dict[str, list[tuple[str | None, str | None]]]] = {}
     predictions, unreadable = [], {}
     for (item, code), text, cut in zip(asked, given.texts, given.cut, strict=True):
@@ -213,6 +214,8 @@ def evaluate_side(
                 continue
             values[name].setdefault(code, []).append(value)
             ids[name].setdefault(code, []).append(f"{item.task}/{item.id}")
+            if name == "fidelity":
+                tasks.setdefault(code, []).append(item.task)
             if value is not None:
                 hits = by_task[name].setdefault(item.task, {}).setdefault(code, {})
                 hits[item.id] = float(value)
@@ -231,12 +234,12 @@ def evaluate_side(
                 "english_answer": english_text,
                 "answer": text,
                 "consistent": consistent,
-                "correct": right,
+                "correct": right if "accuracy" in item.measures else None,
                 "in_language": told,
                 "cut": cut,
             }
         )
-    _leave_out_thin(values["fidelity"], ids["fidelity"], by_task["fidelity"])
+    _leave_out_thin(values["fidelity"], tasks, by_task["fidelity"])
     if retriever is not None:
         _add_retrieval(values, subject, suite, languages, retriever, settings, progress)
     kappa = corrected_for_chance(meanings)
@@ -261,16 +264,22 @@ TOLD: Final = 0.1
 
 
 def _leave_out_thin(
-    values: Mapping[str, list[Any]], ids: Mapping[str, Sequence[str]], by_task: dict[str, dict[str, Any]]
+    values: Mapping[str, list[Any]], tasks: Mapping[str, Sequence[str]], by_task: dict[str, dict[str, Any]]
 ) -> None:
-    """Take fidelity back where it would rest on a handful of answers: of a task in a language, in place."""
-    for code, named in ids.items():
-        asked = Counter(id.partition("/")[0] for id in named)
+    """Take fidelity back where it would rest on a handful of answers: of a task in a language, in place.
+
+    Args:
+        values: By language whether each answer is in it, where that can be told.
+        tasks: By language the task of each.
+        by_task: What can be told, by task, language and item.
+    """
+    for code, asked_of in tasks.items():
+        asked = Counter(asked_of)
         thin = {
             task for task, count in asked.items() if len(by_task.get(task, {}).get(code, {})) < TOLD * count
         }
-        for place, id in enumerate(named):
-            if id.partition("/")[0] in thin:
+        for place, task in enumerate(asked_of):
+            if task in thin:
                 values[code][place] = None
         for task in thin:
             by_task.get(task, {}).pop(code, None)
@@ -314,6 +323,9 @@ def _told(item: Item, code: str, text: str, *, candidates: Sequence[str]) -> boo
     target, known = item.answer_language.get(code, code), _known(item)
     if not tells_languages_apart(target, candidates=candidates, known=known):
         return None
+    if item.options is None:  # an answer that is right in another language ("1990") may be right in this one
+        own = set(map(normalise, known.get(target, ())))
+        known = {one: [text for text in texts if normalise(text) in own] for one, texts in known.items()}
     return in_language(text, target, candidates=candidates, known=known)
 
 

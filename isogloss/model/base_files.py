@@ -30,7 +30,7 @@ INDEXED = {
     "model.safetensors.index.json": "model.safetensors",
     "pytorch_model.bin.index.json": "pytorch_model.bin",
 }
-"""Files that transformers reads weights from, the first that is there: an index of several, or one file."""
+"""Files that transformers reads weights from, the first that is there: one file, else an index of several."""
 
 
 @contextmanager
@@ -141,11 +141,11 @@ def check_weights(name: str, folder: str, shapes: dict[str, tuple[int, ...]]) ->
     if not place.is_dir():
         return  # on the hub, where they are whole
     for index, single in INDEXED.items():
-        if (place / index).exists():
-            files = sorted(set(_json(place / index).get("weight_map", {}).values()))
-            break
         if (place / single).exists():
             files = [single]
+            break
+        if (place / index).exists():
+            files = sorted(set(_json(place / index).get("weight_map", {}).values()))
             break
     else:
         raise ConfigError(f"model: {name} has no weights; its folder must hold a model.safetensors")

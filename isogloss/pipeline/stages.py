@@ -73,17 +73,17 @@ def select_english(run: Run, stage: StageCost | None = None) -> selection.Select
             chosen = selection.select(examples, max_chars=settings.max_chars)
         short = within(chosen.kept, run.base_tokenizer, longest_row(run.config))
     chosen = selection.Selection(short.kept, chosen.dropped + short.dropped)
-    if not chosen.kept:
-        raise DataError(
-            f"none of {len(examples)} English examples is left to tune on: "
-            + ", ".join(f"{rule} {count}" for rule, count in selection.summary(chosen).items())
-        )
-    if settings.keep < 1:
+    if settings.keep < 1 and chosen.kept:
         base = _base(run, run.dtype)
         with run.reporter.bar("Difficulty") as progress, spending(stage or StageCost(""), base):
             scores = difficulty(base, run.base_tokenizer, chosen.kept, progress)
         best = selection.keep_best(chosen.kept, scores, settings.keep)
         chosen = selection.Selection(best.kept, chosen.dropped + best.dropped)
+    if not chosen.kept:
+        raise DataError(
+            f"none of {len(examples)} English examples is left to tune on: "
+            + ", ".join(f"{rule} {count}" for rule, count in selection.summary(chosen).items())
+        )
     return chosen
 
 

@@ -218,18 +218,18 @@ def _rows(
     settings = run.config.distill
     amounts = {code: run.config.languages.amount(code) for code in codes}
     kept = _english_kept(run) if settings.replay_fraction and replay else []
+    # Stage 1 may have read longer ones.
+    kept = [
+        e
+        for e in kept
+        if len(encode_prompt(tokenizer, e.turns[SOURCE].instruction)) <= settings.max_prompt_length
+    ]
     if kept:
         # As many as there are draws, so that none is read twice where there are enough.
         read = sum(amounts.values()) + sum(code in e.turns for e in pairs for code in codes)
         read += sum(map(len, bare.values()))
         draws = read * settings.epochs * settings.replay_fraction / (1 - settings.replay_fraction)
         kept = random.Random(run.config.seed).sample(kept, min(len(kept), math.ceil(draws - 1e-9)))
-        # Stage 1 may have read longer ones.
-        kept = [
-            e
-            for e in kept
-            if len(encode_prompt(tokenizer, e.turns[SOURCE].instruction)) <= settings.max_prompt_length
-        ]
         amounts[SOURCE] = len(kept)
     return build_rows(
         [*kept, *examples],

@@ -96,7 +96,8 @@ def _marks(low: float, high: float, *, whole: bool = False) -> list[float]:
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
     step = max(step, 1.0) if whole else step
     start, stop = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(start, stop + 1)]
+    places = max(12, 2 - math.floor(math.log10(step)))
+    return [round(index * step, places) for index in range(start, stop + 1)]
 
 
 def _mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:

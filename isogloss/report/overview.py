@@ -131,7 +131,7 @@ class Overview:
             notes.append("no gain shown")
         fidelity = self.change("fidelity", code).after.value
         if fidelity is not None and fidelity < FAITHFUL:
-            notes.append(f"{figures.percent(1 - fidelity)} % in another language")
+            notes.append(f"{figures.percent(1 - fidelity)} % not in the language")
         if cut := self._cut(code):
             notes.append(f"up to {figures.percent(cut)} % cut short")
         if now.value >= RELIABLE:

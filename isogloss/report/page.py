@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 # Not allowed in HTML, or not encodable: controls but tab and newline, and half a surrogate pair.
 FORBIDDEN: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-DAMAGED: Final = (KeyError, TypeError, ValueError, AttributeError)
+DAMAGED: Final = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ def overview_table(scores: Mapping[str, Any]) -> Table | None:
     table.add_section()
     for kind in OVER_TASKS:
         means = [view.mean(name.replace(view.kind, kind)) for name in shown]
-        if any(mean.after.value is not None for mean in means):
+        told = [mean for name, mean in zip(shown, means, strict=True) if name != "retrieval"] or means
+        if any(mean.after.value is not None for mean in told):
             cells = [Text(f"{mean.arrow}\n{mean.after.interval}".rstrip()) for mean in means]
             table.add_row(Text(f"{kind} tasks"), *cells, style="bold" if kind == view.kind else "")
     return table
@@ -85,7 +86,8 @@ def summary_table(scores: Mapping[str, Any], suite: str) -> Table:
     table.add_row(Text("mean"), *cells, style="bold")
     for kind in OVER_TASKS:
         means = [view.mean(f"{measure}_{kind}") for measure in shown]
-        if any(mean.after.value is not None for mean in means):
+        told = [mean for name, mean in zip(shown, means, strict=True) if name != "retrieval"] or means
+        if any(mean.after.value is not None for mean in told):
             cells = [Text(mean.arrow if mean.after.value is not None else "") for mean in means]
             table.add_row(Text(f"{kind} tasks"), *cells)
     return table

@@ -47,9 +47,9 @@ class TokenMap:
 
     def __init__(self, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase):
         self.student, self.teacher = student, teacher
-        self.same = same_tokens(student, teacher)
-        self.student_bytes, self.teacher_bytes = token_bytes(student), token_bytes(teacher)
         self.ends = _end_id(student), _end_id(teacher)
+        self.same = same_tokens(student, teacher) and self.ends[0] == self.ends[1]
+        self.student_bytes, self.teacher_bytes = token_bytes(student), token_bytes(teacher)
         of = {text: number for number, text in reversed(list(enumerate(self.student_bytes))) if text}
         to = [NOWHERE if text is None else of.get(text, NOWHERE) for text in self.teacher_bytes]
         to[self.ends[1]] = self.ends[0]
@@ -186,16 +186,15 @@ def written(
 ) -> list[Row]:
     """The rows with the teacher's answers as responses; English ones stay.
 
-    An answer that is empty, or not ended within the limit, teaches nothing or a wrong end: its row keeps the
-    data's response.
+    An answer that is empty, or not ended within the limit, teaches nothing or a wrong end: its row has no
+    response then.
     """
     asked = [n for n, row in enumerate(rows) if row.language != SOURCE]
     prompts, found = [rows[n].teacher_prompt for n in asked], list(rows)
     for place, text in ended(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch=16):
-        if text:
-            row = rows[asked[place]]
-            response = encode_response(student, text)
-            found[asked[place]] = replace(row, student=replace(row.student, response=response))
+        row = rows[asked[place]]
+        response = encode_response(student, text) if text else ()
+        found[asked[place]] = replace(row, student=replace(row.student, response=response))
     return found
 
 

@@ -121,7 +121,12 @@ def build_rows(
     too_long: list[str] = []
     checked: set[tuple[str, str]] = set()
     for code in amounts:
-        more = [n for n, e in enumerate(extra, start=len(examples)) if code in e.turns and taught(e, code)[0]]
+        # Replay is English of stage 1 alone; a pair's own English is no instruction of it.
+        more = [
+            n
+            for n, e in enumerate(extra, start=len(examples))
+            if code != SOURCE and code in e.turns and taught(e, code)[0]
+        ]
         if require_texts and "texts" in reads and code != SOURCE:
             check_texts(texts, tree.path(code))
         for number in [*chosen[code], *more]:
@@ -131,21 +136,24 @@ def build_rows(
             assert response is not None
             name = f"{example.id}/{code}"
             student = read(turn.instruction, response)
-            if len(student.prompt) > limit:
+            plain = student if code == SOURCE else read(twin.instruction, answer)
+            if (longest := max(len(student.prompt), len(plain.prompt))) > limit:
+                whose = "prompt" if longest == len(student.prompt) else "English prompt"
                 too_long.append(
-                    f"the prompt of {name} has {len(student.prompt)} tokens and the limit is {limit}; "
+                    f"the {whose} of {name} has {longest} tokens and the limit is {limit}; "
                     "raise distill.max_prompt_length or leave the row out"
                 )
                 continue
-            plain = student if code == SOURCE else read(twin.instruction, answer)
             options, twin_options = (), ()
             if view == "english" and code != SOURCE and student.response != plain.response:
                 options, twin_options = _options(said, example, code, student.response)
             english_alone = options or (view == "english" and student.response == plain.response)
-            if code == SOURCE or (not reads and teacher is None):
+            if code == SOURCE:
                 privileged = student.prompt
             elif english_alone:
                 privileged = plain.prompt
+            elif not reads and teacher is None:
+                privileged = student.prompt
             elif not reads:
                 assert teacher is not None
                 privileged = encode(teacher, turn.instruction, response).prompt

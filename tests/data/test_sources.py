@@ -116,3 +116,21 @@ def test_several_sources_share_a_language_by_weight(tmp_path):
     english = [e.id.split("-")[0] for e in english_examples(config, None)]
     assert (english.count("train"), english.count("mine"), english.count("other")) == (5, 60, 4)
     assert {e.source for e in parallel_examples(config, None, ["sw", "ja"])} == {0, 1, 2}
+
+
+def test_files_of_one_name_are_told_apart(tmp_path):
+    """Two folders with a train.jsonl each, whose rows count from 1."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "train.jsonl", [{"prompt": f"{name}?", "completion": "yes"}])
+    files = ", ".join(f"{{type: chat, path: {tmp_path}/{name}/train.jsonl}}" for name in ("a", "b"))
+    found = english_examples(load_config(None, [f"data=[{files}]", f"run={tmp_path}/run"]), None)
+    assert [e.id for e in found] == ["train-1-1", "train-2-1"]
+
+
+def test_nothing_left_by_difficulty_is_refused(tmp_path, monkeypatch):
+    """In a line, before a trainer without steps is made."""
+    run = run_of(tmp_path, [item("1", "qa")], "tune.selection.keep=0.5")
+    monkeypatch.setattr(stages, "difficulty", lambda base, tokenizer, kept, progress: [1.2] * len(kept))
+    with pytest.raises(DataError, match=r"^none of 1 English examples is left to tune on: instruction_does"):
+        stages.select_english(run)

@@ -247,3 +247,16 @@ def test_the_noise_floor_is_the_models_agreement_with_itself_on_another_wording(
 def test_without_other_wordings_the_model_is_not_asked(subject, answers):
     """The instruction itself would have no answer here."""
     assert runner.rephrased_answers(subject, suite([closed("0")]), ["yes"], SETTINGS, quiet) == {}
+
+
+def test_a_task_with_a_slash_in_its_name_keeps_its_fidelity():
+    """All but one of twenty answers of the other task say nothing, so that one is taken back."""
+    values = {"es": [True] * 4 + [True] + [None] * 19}
+    tasks = {"es": ["confusion/okapi"] * 4 + ["confusion/dolly"] * 20}
+    by_task = {
+        "confusion/okapi": {"es": {str(n): 1.0 for n in range(4)}},
+        "confusion/dolly": {"es": {"4": 1.0}},
+    }
+    runner._leave_out_thin(values, tasks, by_task)
+    assert values == {"es": [True] * 4 + [None] * 20}
+    assert by_task == {"confusion/okapi": {"es": {str(n): 1.0 for n in range(4)}}, "confusion/dolly": {}}

@@ -88,6 +88,43 @@ def test_english_rows_are_read_alike_by_both(build):
         assert row.teacher_prompt == row.student.prompt == row.twin_prompt
 
 
+def test_a_pairs_english_is_no_replay(build):
+    """English is what stage 1 read; a pair that is translated is read in the other language alone."""
+    pair = ParallelExample("p", "to_english", {"en": Turn("Moon", "Moon"), "es": Turn("Luna", "Moon")})
+    rows = build({"en": 2, "es": 1}, extra=[pair], english=ENGLISH | {"p": "Moon"})
+    assert [row.id for row in rows] == ["a/en", "b/en", "a/es", "p/es"]
+
+
+def test_an_english_view_needs_no_other_reading(build, tokenizer):
+    """Where the answer is the same in all languages the twin is read, whatever is read elsewhere."""
+    (row,) = build({"es": 1}, "teacher", view="english", reads=())
+    assert tokenizer.decode(row.teacher_prompt) == "<|user|>Hi<|end|><|assistant|>"
+
+
+def test_a_twin_over_the_limit_is_refused(build):
+    long = ParallelExample("a", "topic", {"en": Turn("Hi " * 60, "yes"), "es": Turn("Hola", "sí")})
+    with pytest.raises(
+        ConfigError, match=r"^the English prompt of a/es has \d+ tokens and the limit is 40; "
+    ):
+        build({"es": 1}, limit=40, examples=[long])
+
+
+def test_replay_has_no_say_in_which_task_is_closed(build):
+    """Two languages share no row where there are enough, though all English rows of the task say the same."""
+    many = [
+        ParallelExample(
+            f"n{n}", "open", {"en": Turn(f"Q {n}", f"a {n}"), "es": Turn(f"P {n}"), "sw": Turn(f"S {n}")}
+        )
+        for n in range(20)
+    ]
+    kept = [ParallelExample(f"k{n}", "open", {"en": Turn(f"K {n}", "yes")}) for n in range(200)]
+    english = {e.id: e.turns["en"].response for e in (*many, *kept)}
+    amounts = {"es": 5, "sw": 5}
+    alone = build(amounts, "teacher", examples=many, english=english, same=False)
+    beside = build({"en": 9} | amounts, "teacher", examples=[*kept, *many], english=english, same=False)
+    assert [row.id for row in alone] == [row.id for row in beside if row.language != "en"]
+
+
 def test_a_language_without_items_is_refused(build):
     """It would otherwise be missing from every mean."""
     with pytest.raises(DataError) as caught:
@@ -127,7 +164,7 @@ def test_a_closed_answer_is_said_in_the_language(build, tokenizer):
     closed = [
         ParallelExample(id, "xnli", {"en": Turn(id, "yes"), "sw": Turn(f"s{id}")}, options) for id in "xyz"
     ]
-    english = {"x": "Well.", "y": "No.", "z": "It is yes"}
+    english = {"x": "Well.", "y": "No.", "z": "It is: yes"}
     rows = build({"sw": 9}, "teacher", examples=closed, english=english)
     assert [(row.id, tokenizer.decode(row.student.response)) for row in rows] == [
         ("y/sw", "hapana<|end|>"),
