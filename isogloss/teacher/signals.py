@@ -11,6 +11,7 @@ Flow: rows → by content from the cache, else read, many together → kept in t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any, Literal
 
@@ -118,8 +119,8 @@ def teacher_signals(
         fixed = frozen_head(model)
         for chosen, states in read_states(model, distinct, said, pad_id, batch, fork):
             if kind == "top_k":
-                logits = (fixed.logits(one) if fixed else head(model, one) for one in states)
-                states = [pack(TopK.of(one, k), vocab) for one in logits]
+                likeliest = partial(_likeliest, fixed.logits if fixed else partial(head, model), k, vocab)
+                states = [pack(likeliest(one), vocab) for one in states]
             said.spent.add(meter)
             said.spent.teacher_calls += len(chosen)
             said.keep(chosen, states)
@@ -141,6 +142,13 @@ def teacher_signals(
         )
         for row in rows
     ]
+
+
+def _likeliest(
+    logits: Callable[[Tensor], Tensor], k: int, vocab: int, states: Float[Tensor, "tokens hidden"]
+) -> TopK:
+    """The k likeliest tokens at each state; of a long response some states at a time."""
+    return TopK.cat([TopK.of(logits(some), k) for some in states.split(max(1, LOGITS // vocab))])
 
 
 def _read_alone(row: Row, teacher: bool) -> bool:
