@@ -82,7 +82,7 @@ def test_the_loop_reads_what_the_package_reads(loop, run, tokenizer):
             r.twin_prompt,
             r.student.response,
             r.student.instruction_mask,
-            r.twin_asked,
+            r.twin_mask,
         )
         for r in package_rows(config, tokenizer)[0]
     ]

@@ -174,7 +174,7 @@ def _read(rows: Sequence[Row], settings: Distill) -> _Reading:
     hears = settings.hears_itself
     alone = [r for r in rows if not r.bare and (r.language == SOURCE or (hears and not r.options))]
     sets = {(row.twin_prompt, row.twin_options) for row in rows if hears and row.options}
-    twins = {(row.twin_prompt, row.twin_asked) for row in rows}
+    twins = {(row.twin_prompt, row.twin_mask) for row in rows}
     answers = {key: sum(map(len, key[1])) for key in sets}
     ordered = sorted(answers, key=lambda key: len(key[0]) + answers[key])
     return _Reading(

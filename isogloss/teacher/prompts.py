@@ -61,14 +61,14 @@ def load_texts(path: Path | None = None) -> NodeTexts:
         raise ConfigError(f"{source}: node texts have the keys {', '.join(allowed)}, root at least")
     if plain := [name for name in entries if name != "root" and not isinstance(entries[name], dict)]:
         raise ConfigError(f"{source}: {plain[0]} must be a mapping of names to texts")
+    for name in ("languages", "answers"):
+        if name in entries:
+            entries[name] = {_code(str(key), source): value for key, value in entries[name].items()}
     for name, value in entries.items():
         inner = value if isinstance(value, dict) else {"": value}
         for key, text in inner.items():
             if name != "answers" and not isinstance(text, str | None):
                 raise ConfigError(f"{source}: {f'{name}.{key}'.rstrip('.')} must be a text")
-    for name in ("languages", "answers"):
-        if name in entries:
-            entries[name] = {_code(str(key), source): value for key, value in entries[name].items()}
     return NodeTexts(**entries)
 
 

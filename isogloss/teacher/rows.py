@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from isogloss.adapters.tree import Tree
 from isogloss.data.chat import Encoded, encode, encode_prompt_with_text, encode_response, encode_text
 from isogloss.data.draw import choose
-from isogloss.data.examples import ParallelExample
+from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.parallel_text import Pair
 from isogloss.data.sources import left_out, nothing_in, response_of
 from isogloss.errors import ConfigError, DataError
@@ -29,7 +29,7 @@ class Row:
         student: Plain prompt and response ids.
         teacher_prompt: Privileged prompt ids; the same response ids are appended to it.
         twin_prompt: Plain prompt ids of the English twin.
-        twin_asked: Which of them hold the instruction itself; empty: nobody has said.
+        twin_mask: Which of them are the instruction itself; empty: all count.
         options: Of a closed task whose answers are words of the row's language: ids of each possible answer,
             end of turn included.
         twin_options: The same answers in English, in the same order.
@@ -43,7 +43,7 @@ class Row:
     twin_prompt: tuple[int, ...]
     options: tuple[tuple[int, ...], ...] = ()
     twin_options: tuple[tuple[int, ...], ...] = ()
-    twin_asked: tuple[bool, ...] = ()
+    twin_mask: tuple[bool, ...] = ()
 
     @property
     def bare(self) -> bool:
@@ -116,10 +116,10 @@ def build_rows(
         prompt, own = asked(instruction)
         return Encoded(prompt, said(response), own)
 
+    beside = _Privileged(tokenizer, teacher, tree, texts, reads, english, limit)
     chosen = choose(examples, amounts, weights, lambda example, code: taught(example, code)[1], same=same)
     rows: list[Row] = []
     too_long: list[str] = []
-    checked: set[tuple[str, str]] = set()
     for code in amounts:
         # Replay is English of stage 1 alone; a pair's own English is no instruction of it.
         more = [
@@ -147,36 +147,16 @@ def build_rows(
             options, twin_options = (), ()
             if view == "english" and code != SOURCE and student.response != plain.response:
                 options, twin_options = _options(said, example, code, student.response)
-            english_alone = options or (view == "english" and student.response == plain.response)
             if code == SOURCE:
                 privileged = student.prompt
-            elif english_alone:
+            elif options or (view == "english" and student.response == plain.response):
                 privileged = plain.prompt
-            elif not reads and teacher is None:
-                privileged = student.prompt
-            elif not reads:
-                assert teacher is not None
-                privileged = encode(teacher, turn.instruction, response).prompt
             else:
-                system = privileged_text(
-                    texts if "texts" in reads else NodeTexts(root=""),
-                    tree.path(code),
-                    example.task,
-                    type(twin)(twin.instruction, answer) if "twin" in reads else None,
-                    answer="answer" in reads,
-                )
                 try:
-                    privileged = teacher_prompt(
-                        teacher or tokenizer, system, turn.instruction, limit=limit, row=name
-                    )
+                    privileged = beside(example, code, student.prompt, response)
                 except ConfigError as error:
                     too_long.append(str(error))
                     continue
-                # Apart from the twin the system text is fixed by language and task, so one check per pair is
-                # enough. Another model has its own template and tokens, so there is nothing to check.
-                if teacher is None and (code, example.task) not in checked:
-                    checked.add((code, example.task))
-                    check_response(tokenizer, system, turn.instruction, response, row=name)
             rows.append(
                 Row(
                     name,
@@ -198,6 +178,54 @@ def build_rows(
     return rows
 
 
+class _Privileged:
+    """The teacher's prompt of an instruction in its language: what stands before it, in the teacher's ids."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        teacher: PreTrainedTokenizerBase | None,
+        tree: Tree,
+        texts: NodeTexts,
+        reads: Collection[str],
+        english: Mapping[str, str],
+        limit: int,
+    ):
+        self.tokenizer, self.teacher, self.tree = tokenizer, teacher, tree
+        self.texts = texts if "texts" in reads else NodeTexts(root="")
+        self.reads, self.english, self.limit = reads, english, limit
+        self.checked: set[tuple[str, str]] = set()
+
+    def __call__(
+        self, example: ParallelExample, code: str, student: tuple[int, ...], response: str
+    ) -> tuple[int, ...]:
+        """The prompt's ids.
+
+        Raises:
+            ConfigError: It is over the limit, or the template writes the response behind it in another way
+                than behind the student's.
+        """
+        instruction, name = example.turns[code].instruction, f"{example.id}/{code}"
+        if not self.reads:
+            return student if self.teacher is None else encode(self.teacher, instruction, response).prompt
+        twin = Turn(example.turns[SOURCE].instruction, self.english[example.id])
+        system = privileged_text(
+            self.texts,
+            self.tree.path(code),
+            example.task,
+            twin if "twin" in self.reads else None,
+            answer="answer" in self.reads,
+        )
+        tokenizer = self.teacher or self.tokenizer
+        prompt = teacher_prompt(tokenizer, system, instruction, limit=self.limit, row=name)
+        # Apart from the twin the system text is fixed by language and task, so one check per pair is enough.
+        # Another model has its own template and tokens, so there is nothing to check.
+        if self.teacher is None and (code, example.task) not in self.checked:
+            self.checked.add((code, example.task))
+            check_response(tokenizer, system, instruction, response, row=name)
+        return prompt
+
+
 def sentence_rows(
     pairs: Mapping[str, Sequence[Pair]], tokenizer: PreTrainedTokenizerBase, limit: int, first: int = 0
 ) -> list[Row]:
@@ -212,13 +240,11 @@ def sentence_rows(
     rows = []
     for code, those in pairs.items():
         for pair in those:
-            (own, asked), (twin, twin_asked) = read(pair.text), read(pair.english)
+            (own, asked), (twin, twin_mask) = read(pair.text), read(pair.english)
             if max(len(own), len(twin)) <= limit:
                 meaning = meanings.setdefault(pair.english, first + len(meanings))
                 sentence = Encoded(own, (), asked)
-                rows.append(
-                    Row(f"{pair.id}/{code}", code, meaning, sentence, (), twin, twin_asked=twin_asked)
-                )
+                rows.append(Row(f"{pair.id}/{code}", code, meaning, sentence, (), twin, twin_mask=twin_mask))
     return rows
 
 

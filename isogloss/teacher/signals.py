@@ -92,7 +92,7 @@ def teacher_signals(
     model.eval()
     cost = StageCost("") if cost is None else cost
     meter, before = Meter(model, 0.0), replace(cost)
-    twins = list(dict.fromkeys((row.twin_prompt, row.twin_asked) for row in rows))
+    twins = list(dict.fromkeys((row.twin_prompt, row.twin_mask) for row in rows))
     scored = [row for row in rows if _read_alone(row, teacher)]
     distinct = list({(row.teacher_prompt, row.student.response): row.language for row in scored}.items())
     meets = bool(parts_of(model))
@@ -137,7 +137,7 @@ def teacher_signals(
     return [
         Signal(
             found.get((row.teacher_prompt, row.student.response)) if _read_alone(row, teacher) else None,
-            vectors[row.twin_prompt, row.twin_asked][0],
+            vectors[row.twin_prompt, row.twin_mask][0],
             options=chances.get((row.twin_prompt, row.twin_options)),
         )
         for row in rows
