@@ -86,7 +86,7 @@ class _Up(_Part):
 
 
 class _Plain(LoraLinear):
-    """PEFT's adapter on a linear layer, with shorter ways while something learns and while nothing does."""
+    """PEFT's LoRA on a linear layer, with fast paths for training and for inference."""
 
     path: tuple[Tensor, Tensor, Tensor | None] | None
     """Rows of A and of B that any row of the batch reads, and which of them each reads."""

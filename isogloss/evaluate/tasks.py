@@ -17,9 +17,9 @@ from isogloss.evaluate.statistics import Estimate, Resampled, over_tasks, resamp
 from isogloss.languages import SOURCE
 
 MASTERED_ACCURACY: Final = 0.8
-"""English accuracy from which on a task counts as mastered …"""
+"""English accuracy from which on a task can be mastered."""
 MASTERED_COMMONEST: Final = 0.6
-"""… unless one answer has a larger share of the outputs: it may be right by the data's leaning alone."""
+"""Share of one answer in the outputs above which it is not: it may be right by class imbalance alone."""
 
 Hits = Mapping[str, Mapping[str, float]]
 """By language and item id, what an item counts, from 0 to 1."""

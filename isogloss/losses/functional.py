@@ -141,13 +141,13 @@ def similarity(
     *,
     temperature: float,
 ) -> Float[Tensor, ""]:
-    """Sum over rows of KL from whom the English twin is like to whom the instruction is like, in nats.
+    """Sum over rows of the KL between softmax similarities to all twins, in nats.
 
-    The twin's likeness to each twin, softmax of cosines / τ, is what the row's likeness to them should be
+    Target: the softmax of cosines / τ from the row's own twin to all twins; prediction: the same from the row
     (similarity distillation: Fang et al. 2021, arXiv:2101.04731, equation 5, with all twins for its queue).
-    The other way the twin should be as like the batch's rows as it is like their twins; the mean of the two.
-    Where every row lies on its twin this is 0 and pulls nowhere. InfoNCE, which wants the own twin alone,
-    goes on from there: away from the twins of much the same wording, where the layers above cannot read it.
+    The mean of that and of the reverse direction, from each twin to the rows of the batch. It is 0 where
+    every row coincides with its twin. InfoNCE, whose target is the own twin alone, would go on to push a row
+    away from twins of much the same wording, to where the layers above cannot read it.
 
     Args:
         student: Mean-pooled hidden states of the instructions.

@@ -96,7 +96,7 @@ class Head:
 
 
 def announce(linear: nn.Linear, hidden: Tensor) -> None:
-    """The product is made beside the head, but a meter's hooks on it want to hear of it."""
+    """Call the FLOP counter's pre-hooks on the head, whose own forward is bypassed."""
     for hook in linear._forward_pre_hooks.values():
         hook(linear, (hidden,))
 

@@ -28,11 +28,11 @@ class StageCost:
     tokens_backpropagated: int = 0
     tokens_generated: int = 0
     teacher_calls: int = 0
-    """Rows that the teacher has really scored,"""
+    """Rows that the teacher scored, cache hits aside."""
     teacher_tokens: int = 0
-    """and what it read for them and for twins."""
+    """Tokens that it read for these rows and for twins."""
     cached_hits: int = 0
-    """Rows whose signals were there already."""
+    """Rows whose signals were cached."""
     cache_bytes_written: int = 0
     flops: float = 0.0
     seconds: float = 0.0

@@ -18,7 +18,7 @@ from isogloss.languages import SOURCE
 from isogloss.model.load import check_machine
 from isogloss.pipeline.checks import without_leaks
 from isogloss.pipeline.folder import Run, refuse_unusable, writing
-from isogloss.pipeline.stages import into
+from isogloss.pipeline.stages import no_kl
 from isogloss.pipeline.training import train_adapters
 from isogloss.pipeline.training_rows import rows_for
 
@@ -59,7 +59,8 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
     stage = run.ledger.begin(f"add {' '.join(codes)}")
     rows = rows_for(run, model, examples, tree, codes, stage, replay=False)
     run.reporter.say(
-        f"{len(rows)} rows in {', '.join(codes)} {into(run.config)} {len(new)} new nodes; the others stay"
+        f"{len(rows)} rows in {', '.join(codes)} train {len(new)} new nodes{no_kl(run.config)}; "
+        "the others stay"
     )
     adapters = run.student(model, trained=False, tree=tree)
     adapters.load_nodes(load_file(run.trained), old)

@@ -1,4 +1,4 @@
-"""A run speaks for itself."""
+"""Other libraries' logs, bars and warnings are silenced: a run reports by itself."""
 
 import logging
 import os

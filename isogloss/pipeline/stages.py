@@ -164,9 +164,9 @@ def run_distill(run: Run) -> None:
     rows = rows_for(run, model, run.examples, run.tree, run.taught, stage)
     parallel = sum(row.language != SOURCE for row in rows)
     run.reporter.say(
-        f"Stage 2: {parallel} rows in {len(run.taught)} languages {into(run.config)} {len(run.tree.nodes)} "
-        f"nodes, rank {run.tree.path_rank()} per path; plus {len(rows) - parallel} English replay rows "
-        "(KL to the reference model, root alone)"
+        f"Stage 2: {parallel} rows in {len(run.taught)} languages train {len(run.tree.nodes)} nodes, rank "
+        f"{run.tree.path_rank()} per path{no_kl(run.config)}; {len(rows) - parallel} English replay rows "
+        "train the root (KL to the reference model)"
     )
     for line in drawn(run, rows, run.taught):
         run.reporter.say(line)
@@ -174,11 +174,9 @@ def run_distill(run: Run) -> None:
     train_adapters(run, adapters, rows, run.taught, stage)
 
 
-def into(config: Config) -> str:
-    """What stage 2 has rows do to nodes, in words: without a divergence they have no prompt distilled."""
-    if config.distill.prompts_are_read:
-        return "are distilled into"
-    return "train (distill.kl_weight is 0, so no prompt is distilled)"
+def no_kl(config: Config) -> str:
+    """A note where there is no divergence from a teacher, so that no prompt is distilled."""
+    return "" if config.distill.prompts_are_read else " (distill.kl_weight is 0: no prompt is distilled)"
 
 
 @writing

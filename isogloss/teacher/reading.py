@@ -15,9 +15,9 @@ from isogloss.model.prefix import Prefix, prefill
 from isogloss.teacher.cache import Cache, Part, row_key
 
 SHARD = 16 << 20
-"""Bytes of signals that are written together,"""
+"""Bytes of signals that are written together."""
 PATIENCE = 20.0
-"""or what was read in so many seconds: what a killed run loses at most."""
+"""Seconds after which signals are written even if they are fewer: the most that a killed run loses."""
 FORWARD = 256
 """Tokens that it costs about to read a group of rows apart from the others."""
 

@@ -59,7 +59,7 @@ INFORMED = 0.8
 def informed(options: Float[Tensor, " options"]) -> bool:
     """Whether a distribution over options, as ln probabilities, says more than chance.
 
-    Where it does not, the answer is learned alone: a coin that is learned as a coin lands either way.
+    Where it does not, cross-entropy alone trains the row: a near-uniform target carries no signal.
     """
     log_p = options.float().log_softmax(0)
     return float(-(log_p.exp() * log_p).sum()) < INFORMED * math.log(len(options))

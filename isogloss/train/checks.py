@@ -75,7 +75,9 @@ def check_teacher(
     with _without(model):
         bare = last_hidden(model, batch.ids, batch.mask)
     if not torch.equal(off, again):
-        raise RuntimeError("self-check: the teacher says another thing when it reads the same rows again")
+        raise RuntimeError(
+            "self-check: two teacher forwards on the same batch differ (a nondeterministic kernel?)"
+        )
     if not torch.equal(off, bare):
         raise RuntimeError("self-check: with adapters off the model is not the reference model")
     few_nats = ROUNDING.get(off.dtype, COARSE)

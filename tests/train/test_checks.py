@@ -76,7 +76,7 @@ def test_noise_in_the_teacher_is_caught(tiny, five, student):
     adapters = student(tiny(), five)
     layer = adapters.model.get_base_model().model.layers[0]
     layer.register_forward_hook(lambda module, inputs, output: output + 1e-3 * torch.randn_like(output))
-    with pytest.raises(RuntimeError, match=r"self-check: the teacher says another thing when it reads"):
+    with pytest.raises(RuntimeError, match=r"self-check: two teacher forwards on the same batch differ"):
         check_teacher(adapters, ROWS, **OPTIONS)
 
 
