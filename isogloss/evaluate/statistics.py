@@ -62,35 +62,6 @@ def bootstrap_alignment(
     return _estimate(value, (means[0] + means[1]) / 2, level, min(len(side) for side in sides))
 
 
-def mean_over_languages(values_by_language: Mapping[str, Values]) -> list[float]:
-    """Per item, the mean over languages; item i must be the same item in every language.
-
-    Raises:
-        ValueError: No language, or a language with another number of items.
-    """
-    lengths = {language: len(values) for language, values in values_by_language.items()}
-    if len(set(lengths.values())) != 1:
-        raise ValueError(
-            f"items per language are {lengths}; there must be languages, all with the same items"
-        )
-    return np.mean([_array(values) for values in values_by_language.values()], axis=0).tolist()
-
-
-def bootstrap_over_languages(
-    values_by_language: Mapping[str, Values], *, seed: int, resamples: int = 1000, level: float = 0.95
-) -> Estimate:
-    """Mean over languages that answer the same items, with an interval that respects their correlation.
-
-    An item is drawn with all its languages: the same as drawing its mean over them. `n` counts items.
-
-    Raises:
-        ValueError: As `mean_over_languages` and `bootstrap_mean`.
-    """
-    return bootstrap_mean(
-        mean_over_languages(values_by_language), seed=seed, resamples=resamples, level=level
-    )
-
-
 Resampled = Mapping[str, tuple[float, NDArray[np.float64]]]
 """By language, a statistic of one task as it was seen, and its value in every resample."""
 

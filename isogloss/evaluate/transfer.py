@@ -10,17 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+import numpy as np
+
 from isogloss.adapters.lora import TreeLora
 from isogloss.adapters.tree import ROOT, Tree, family_name
 from isogloss.config import Evaluate
 from isogloss.evaluate import retrieval, runner
+from isogloss.evaluate.estimates import by_id
 from isogloss.evaluate.items import SuiteData
-from isogloss.evaluate.statistics import (
-    Estimate,
-    bootstrap_mean,
-    bootstrap_over_languages,
-    mean_over_languages,
-)
+from isogloss.evaluate.statistics import Estimate, bootstrap_mean, over_tasks, resampled_means
 from isogloss.languages import SOURCE
 from isogloss.model.standardise import statistics_of
 from isogloss.progress import Progress
@@ -37,17 +35,17 @@ class Reading:
     Attributes:
         through: A node's name, or `NOTHING`.
         kind: `nothing`, `root`, `family` (the language's own) or `other family`.
-        hits: By measure, each item's or sentence's score; items are the same in all readings of a language.
+        hits: By measure and item, or place of a sentence, its score; the same items in all readings.
     """
 
     suite: str
     language: str
     through: str
     kind: str
-    hits: Mapping[str, Sequence[float]]
+    hits: Mapping[str, Mapping[str, float]]
 
     def mean(self, measure: str) -> float:
-        return fmean(self.hits[measure])
+        return fmean(self.hits[measure].values())
 
 
 @dataclass(frozen=True)
@@ -147,10 +145,10 @@ def transfers(found: Sequence[Reading], seed: int) -> list[Transfer]:
                     suite,
                     code,
                     measure,
-                    fmean(nothing),
-                    fmean(root),
-                    fmean(family) if family else None,
-                    fmean(others) if others else None,
+                    fmean(nothing.values()),
+                    fmean(root.values()),
+                    fmean(family.values()) if family else None,
+                    fmean(others.values()) if others else None,
                     _difference(family or others, root, seed),
                     _difference(family, others, seed) if family and others else None,
                 )
@@ -161,23 +159,25 @@ def transfers(found: Sequence[Reading], seed: int) -> list[Transfer]:
 def over_languages(
     found: Sequence[Reading], languages: Sequence[str], measure: str, seed: int
 ) -> dict[str, Estimate]:
-    """Mean differences over some languages, items drawn once for all: `over_root`, `over_others`.
+    """Mean differences over some languages, and over suites alike: `over_root`, `over_others`.
 
-    Of languages without relatives `over_root` is that of the other families, and there is no other.
+    An item is drawn with all languages that have it. Of languages without relatives `over_root` is that of
+    the other families, and there is no other.
     """
     chosen = [one for one in found if one.language in languages and measure in one.hits]
-    differences: dict[str, list[list[float]]] = {"over_root": [], "over_others": []}
+    differences: dict[str, dict[str, dict[str, dict[str, float]]]] = {"over_root": {}, "over_others": {}}
     for suite, code in dict.fromkeys((one.suite, one.language) for one in chosen):
         of = [one for one in chosen if (one.suite, one.language) == (suite, code)]
         root, family, others = (_mean_hits(of, kind, measure) for kind in ("root", "family", "other family"))
         if root and (family or others):
-            differences["over_root"].append(_minus(family or others, root))
+            differences["over_root"].setdefault(suite, {})[code] = _minus(family or others, root)
         if family and others:
-            differences["over_others"].append(_minus(family, others))
+            differences["over_others"].setdefault(suite, {})[code] = _minus(family, others)
+    rng = np.random.default_rng(seed)
     return {
-        name: bootstrap_over_languages({str(n): row for n, row in enumerate(rows)}, seed=seed)
-        for name, rows in differences.items()
-        if len({len(row) for row in rows}) == 1
+        name: over_tasks([[resampled_means(table, rng) for table in by_suite.values()]])[""]
+        for name, by_suite in differences.items()
+        if by_suite
     }
 
 
@@ -189,10 +189,10 @@ def _hits(
     retriever: retrieval.Retriever | None,
     settings: Evaluate,
     seed: int,
-) -> dict[str, list[float]]:
+) -> dict[str, dict[str, float]]:
     side = runner.evaluate_side(subject, suite, [code], english, retriever, settings, seed, _silent)
     return {
-        name: [float(hit) for hit in side.hits[name][code]]
+        name: by_id(side.hits[name][code], side.ids.get(name, {}).get(code))
         for name in MEASURES
         if code in side.hits.get(name, {})
     }
@@ -229,17 +229,17 @@ def _asked(suite: SuiteData, code: str) -> SuiteData:
     return replace(suite, items=items)
 
 
-def _mean_hits(readings: Sequence[Reading], kind: str, measure: str) -> list[float]:
-    rows = {one.through: one.hits[measure] for one in readings if one.kind == kind and measure in one.hits}
-    return mean_over_languages(rows) if rows else []
+def _mean_hits(readings: Sequence[Reading], kind: str, measure: str) -> dict[str, float]:
+    rows = [one.hits[measure] for one in readings if one.kind == kind and measure in one.hits]
+    return {id: fmean(row[id] for row in rows) for id in rows[0]} if rows else {}
 
 
-def _minus(one: Sequence[float], other: Sequence[float]) -> list[float]:
-    return [a - b for a, b in zip(one, other, strict=True)]
+def _minus(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {id: hit - other[id] for id, hit in one.items()}
 
 
-def _difference(one: Sequence[float], other: Sequence[float], seed: int) -> Estimate:
-    return bootstrap_mean(_minus(one, other), seed=seed)
+def _difference(one: Mapping[str, float], other: Mapping[str, float], seed: int) -> Estimate:
+    return bootstrap_mean(list(_minus(one, other).values()), seed=seed)
 
 
 def _silent(done: int, of: int) -> None:

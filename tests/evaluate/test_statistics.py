@@ -9,9 +9,7 @@ from isogloss.evaluate.statistics import (
     Estimate,
     bootstrap_alignment,
     bootstrap_mean,
-    bootstrap_over_languages,
     holm,
-    mean_over_languages,
     over_tasks,
     paired_over_languages,
     resampled_means,
@@ -65,27 +63,6 @@ def test_alignment_resamples_each_side_by_itself():
 def test_alignment_sides_are_independent():
     """Two doubtful sides: both at 0 has chance 1/16, so a level of 0.8 reaches only ¼ and ¾."""
     assert bootstrap_alignment(HALVES, HALVES, seed=0, level=0.8) == Estimate(0.5, 0.25, 0.75, 2)
-
-
-def test_items_are_drawn_with_all_their_languages():
-    """Opposite languages cancel in every resample; equal ones are as doubtful as one."""
-    assert bootstrap_over_languages({"sw": [0.0, 1.0], "ur": [1.0, 0.0]}, seed=0) == Estimate(
-        0.5, 0.5, 0.5, 2
-    )
-    values = [0.0, 1.0, 1.0, 0.0, 1.0]
-    assert bootstrap_over_languages({"sw": values, "ur": values}, seed=0) == bootstrap_mean(values, seed=0)
-
-
-def test_mean_over_languages_is_per_item():
-    """Item by item, not language by language."""
-    assert mean_over_languages({"sw": [0.0, 1.0, 1.0], "ur": [0.0, 0.0, 1.0]}) == [0.0, 0.5, 1.0]
-
-
-@pytest.mark.parametrize("table", [{}, {"sw": [1.0, 0.0], "ur": [1.0]}])
-def test_languages_with_other_items_are_refused(table):
-    """A missing item must not become a shorter mean."""
-    with pytest.raises(ValueError, match="there must be languages, all with the same items"):
-        mean_over_languages(table)
 
 
 def paired(a, b, **how) -> Difference:

@@ -11,7 +11,7 @@ TREE = build_tree(("hi", "ur", "sw"), ranks={"root": 2, "family": 1, "language":
 
 
 def reading(language: str, through: str, kind: str, *hits: float) -> Reading:
-    return Reading("suite", language, through, kind, {"consistency": hits})
+    return Reading("suite", language, through, kind, {"consistency": dict(zip("abcd", hits, strict=True))})
 
 
 BENGALI = [
@@ -64,6 +64,16 @@ def test_over_languages_items_are_drawn_once_for_all():
     """Means of the languages' differences, by item: 0, 1, 1, 0 and 0, -0.5, 0.5, 0."""
     found = over_languages([*BENGALI, *KOREAN], ["bn", "ko"], "consistency", seed=0)
     assert found["over_root"].value == pytest.approx((0 + 0.25 + 0.75 + 0) / 4)
-    assert found["over_root"].n == 4
+    assert (found["over_root"].low, found["over_root"].high) == pytest.approx((-0.25, 0.75), abs=0.25)
     assert found["over_others"].value == pytest.approx(0.25)
     assert over_languages(KOREAN, ["ko"], "retrieval", seed=0) == {}
+
+
+def test_suites_of_other_sizes_count_alike():
+    """Half a point over four items of one, one over a single item of the other."""
+    small = [
+        Reading("small", "bn", through, kind, {"consistency": {"z": float(hit)}})
+        for through, kind, hit in ((NOTHING, "nothing", 0), ("root", "root", 0), (INDO_ARYAN, "family", 1))
+    ]
+    found = over_languages([*BENGALI, *small], ["bn"], "consistency", seed=0)
+    assert found["over_root"].value == pytest.approx((0.5 + 1) / 2)
