@@ -95,7 +95,7 @@ class Optimisation(Settings):
     """What the optimiser of either stage goes by; the learning rate is each stage's own."""
 
     batch_size: Count = 32
-    """Rows per optimiser step; by the model if not given."""
+    """Rows per optimiser step."""
     gradient_accumulation_steps: Count = 1
     """Micro-batches that an optimiser step's rows are read in."""
     warmup_ratio: Fraction = 0.05

@@ -105,7 +105,7 @@ class TopicData(Source):
     sentences: Annotated[
         tuple[Literal["tatoeba", "tico19", "course_text"], ...], Field(min_length=1), AfterValidator(once)
     ] = ("tatoeba", "tico19")
-    """Which sets under the data root; they take turns."""
+    """Which sets under the data root, drawn by the square root of their sizes."""
     max_chars: Count = 400
     """Longest sentence; pairs with a longer one are left out."""
 

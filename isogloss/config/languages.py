@@ -24,11 +24,11 @@ class Languages(Settings):
     """Language codes of any kind the registry knows (`isogloss languages` lists them)."""
     tree: Literal["families", "learned", "random", "flat", "shared"] | Place = "families"
     """How adapters are shared: by language family, by groups that the tuned model represents alike, by groups
-    dealt out at random, not at all, by all languages, or by the groups of a YAML file (`group: [codes]`)."""
+    dealt out at random, not at all, by all languages, or by a YAML file of groups (lists of codes)."""
     items: Amounts = Amounts()
     """Parallel items per language of each resource class, over all tasks together."""
     amounts: dict[Code, Count] = {}  # noqa: RUF012  # pydantic copies it
-    """Languages with an amount of their own, `code: items`."""
+    """Languages with an amount of their own, by code."""
     same_items: bool = True
     """All languages learn the same instructions, as far as their amounts reach; else each its own as far as
     there are enough: more of them in all, and more English answers to make."""
