@@ -155,9 +155,21 @@ def resolved(config: Config, variants: Sequence[Variant]) -> list[Variant]:
             if told not in (*variants, *found):
                 found.append(told)
             variant = replace(variant, overrides=(*told.overrides, *variant.overrides), against=told.name)
+        if NO_HIDDEN[0] in variant.overrides and config.parallel_text:
+            variant = replace(variant, overrides=(*variant.overrides, _without_bare(config)))
         found.append(variant)
     _refuse_alike(config, found)
     return found
+
+
+def _without_bare(config: Config) -> str:
+    """Without a hidden-state term bare sentences have no loss; pairs to translate stay."""
+    kept = [
+        source.model_dump(mode="json") | {"use": ["translation"]}
+        for source in config.parallel_text
+        if "translation" in source.use
+    ]
+    return f"parallel_text={json.dumps(kept)}"
 
 
 def _refuse_alike(config: Config, variants: Sequence[Variant]) -> None:

@@ -44,6 +44,19 @@ def test_each_number_of_items_has_its_own_divergence_to_compare_with():
     ]  # fmt: skip
 
 
+def test_without_a_hidden_state_term_bare_sentences_go():
+    """They have no other loss, and are refused beside it; pairs stay where they are translated."""
+    text = "parallel_text=[{type: tatoeba}, {type: tico19, use: [alignment]}]"
+    config = load_config(None, [text, "distill.kl_weight=1"])
+    for one in resolved(config, variants("sft", "no-hidden")):
+        found = with_overrides(config, one.overrides)
+        assert [(source.type, source.use) for source in found.parallel_text] == [
+            ("tatoeba", ("translation",))
+        ]
+    (whole,) = resolved(config, variants("families"))
+    assert with_overrides(config, whole.overrides).parallel_text == config.parallel_text
+
+
 def test_a_variant_takes_along_what_it_leaves_without_effect():
     """Settings that only the term which goes would heed are refused elsewhere, and are gone here."""
     config = load_config(
