@@ -19,8 +19,8 @@ def english_answers(
 ) -> dict[str, str]:
     """What the teacher reads as the English answer: the data's, or the reference model's where it has none.
 
-    With `responses: teacher` always the reference model's. Examples without an answer are omitted, and so are
-    those whose answer is cut off.
+    With `responses: teacher` the reference model's own, unless it is cut off. Examples without an answer are
+    omitted.
     """
     longest = run.config.distill.max_new_tokens
     kept = kept_answers(run)
@@ -57,8 +57,8 @@ def asked_of(example: ParallelExample) -> tuple[str, str]:
 
 
 def english_answer(run: Run, example: ParallelExample, kept: Answers) -> str | None:
-    """The reference model's answer where it is asked for, else the data's; None: empty, or cut off."""
-    given = kept.of(*asked_of(example)) if asks(run, example) else example.turns[SOURCE].response
+    """The reference model's answer where it is asked for and has an end, else the data's; None: neither."""
+    given = (asks(run, example) and kept.of(*asked_of(example))) or example.turns[SOURCE].response
     return given if given and given.strip() else None
 
 

@@ -137,7 +137,7 @@ def run(base, tmp_path):
 
 
 def test_an_example_whose_answer_has_no_end_is_left_out_and_told(run, monkeypatch):
-    """The first is answered, the others are not, though the third has a response in the data."""
+    """The first is answered, the second is not, the third falls back to its own response."""
     asked = []
 
     def answer(model, tokenizer, prompts, *, max_new_tokens):
@@ -148,11 +148,11 @@ def test_an_example_whose_answer_has_no_end_is_left_out_and_told(run, monkeypatc
     stage = run.ledger.begin("distill")
     rows = training_rows.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
     texts = {row.id: run.tokenizer.decode(row.student.response, skip_special_tokens=True) for row in rows}
-    assert texts == {"1/sw": "yes"}
+    assert texts == {"1/sw": "yes", "3/sw": "it"}
     assert run.reporter.lines == [
-        "2 of 3 examples are left out: the model's English answer has no end within 6 tokens "
+        "1 of 3 examples are left out: the model's English answer has no end within 6 tokens "
         "(distill.max_new_tokens)",
-        "1 of 1 examples have no answer options: every language learns the English answer as it is",
+        "2 of 2 examples have no answer options: every language learns the English answer as it is",
     ]
     training_rows.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
     assert asked == [(3, 6)]  # once

@@ -17,8 +17,8 @@ from isogloss.losses import functional
 from isogloss.model.load import load_tokenizer
 from isogloss.pipeline import training_rows
 from isogloss.pipeline.folder import ProgressReporter, Run, open_run
-from isogloss.pipeline.stages import Stage, run_cache, run_distill
-from isogloss.teacher.local import Translation
+from isogloss.pipeline.stages import StageCost, run_cache, run_distill
+from isogloss.teacher.local import TokenMap
 from isogloss.teacher.signals import Signal
 from isogloss.train.batch import Sample, twins_of
 from isogloss.train.stage2 import similarity_temperature
@@ -55,7 +55,7 @@ def stages(run: Run) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def filled(base, tmp_path_factory) -> tuple[Run, Stage]:
+def filled(base, tmp_path_factory) -> tuple[Run, StageCost]:
     """A run with its cache, distilled."""
     run = opened(tmp_path_factory.mktemp("runs") / "one", base)
     done = run_cache(run)
@@ -82,7 +82,7 @@ def test_the_cache_is_filled_once_and_distillation_spends_nothing_on_the_teacher
 def test_in_the_english_view_one_reading_of_a_meaning_serves_all_languages(base, tmp_path):
     """No prompt is privileged: the twin alone is read, for answers of the same tokens and for closed sets."""
     run = opened(tmp_path / "english", base, "distill.teacher_view=english", "distill.responses=reference")
-    model, stage = run.reference_model(), Stage("distill")
+    model, stage = run.reference_model(), StageCost("distill")
     rows = training_rows.rows_for(run, model, run.examples, run.tree, run.taught, stage)
     closed = [row for row in rows if row.options]
     assert {row.language for row in closed} == {"sw", "ur"}
@@ -207,7 +207,7 @@ def test_another_teacher_is_learned_from_where_both_cut_alike_and_asked_once(oth
     """12 rows are scored by it, 2 in English by the model; a second run asks nobody and learns the same."""
     teacher = f"distill.teacher={{type: model, path: '{other_cut}', top_k: 8}}"
     first = opened(tmp_path / "one", base, teacher)
-    translation = Translation(first.tokenizer, load_tokenizer(str(other_cut)))
+    translation = TokenMap(first.tokenizer, load_tokenizer(str(other_cut)))
     assert translation.covered(tuple(first.tokenizer("kisu")["input_ids"])).tolist() == [
         False, False, True, True
     ]  # fmt: skip
