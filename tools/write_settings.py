@@ -24,7 +24,7 @@ def page() -> str:
     parts = [HEAD, _table("The run", _rows(Config, "", deep=False))]
     for name in ("languages", "tune", "distill", "evaluate"):
         parts.append(_table(f"`{name}`", _rows(_of(Config, name), f"{name}.")))
-    parts += _by_type("data", Config.model_fields["data"].annotation)
+    parts += _by_type("data", _of(Config, "data"))
     parts += [_table("`parallel_text`", _rows(one, "")) for one in _models(_of(Config, "parallel_text"))]
     parts += _by_type("distill.teacher", _of(_of(Config, "distill"), "teacher"))
     return "\n".join(part for part in parts if part)

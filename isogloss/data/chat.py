@@ -165,6 +165,15 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, response: str) -> tuple[
     return (*found, frame.end_id)
 
 
+def surely_within(texts: Sequence[str], template: int, limit: int) -> bool:
+    """Whether texts must fit, unencoded: a letter of ASCII is a token at most.
+
+    Args:
+        template: Tokens that the template adds.
+    """
+    return all(map(str.isascii, texts)) and sum(map(len, texts)) + template <= limit
+
+
 def encode(
     tokenizer: PreTrainedTokenizerBase, instruction: str, response: str, system: str | None = None
 ) -> Encoded:

@@ -196,7 +196,6 @@ def evaluate_side(
     values: dict[str, dict[str, list[Any]]] = {"consistency": {}, "accuracy": {}, "fidelity": {}}
     ids: dict[str, dict[str, list[str]]] = {name: {} for name in values}
     by_task: dict[str, dict[str, dict[str, dict[str, float]]]] = {name: {} for name in values}
-    tasks: dict[str, list[str]] = {}
     meanings: dict[str, dict[str, list[tuple[str | None, str | None]]]] = {}
     predictions, unreadable = [], {}
     for (item, code), text, cut in zip(asked, given.texts, given.cut, strict=True):
@@ -214,8 +213,6 @@ def evaluate_side(
                 continue
             values[name].setdefault(code, []).append(value)
             ids[name].setdefault(code, []).append(f"{item.task}/{item.id}")
-            if name == "fidelity":
-                tasks.setdefault(code, []).append(item.task)
             if value is not None:
                 hits = by_task[name].setdefault(item.task, {}).setdefault(code, {})
                 hits[item.id] = float(value)
@@ -239,7 +236,11 @@ def evaluate_side(
                 "cut": cut,
             }
         )
-    _leave_out_thin(values["fidelity"], tasks, by_task["fidelity"])
+    judged = {
+        code: [item.task for item, one in asked if one == code and "fidelity" in item.measures]
+        for code in values["fidelity"]
+    }
+    _leave_out_thin(values["fidelity"], judged, by_task["fidelity"])
     if retriever is not None:
         _add_retrieval(values, subject, suite, languages, retriever, settings, progress)
     kappa = corrected_for_chance(meanings)

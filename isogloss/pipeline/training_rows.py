@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from isogloss import processes
 from isogloss.adapters.tree import Tree
 from isogloss.config import ModelTeacher
-from isogloss.data.chat import encode_prompt
+from isogloss.data.chat import encode_prompt, surely_within
 from isogloss.data.counting import unchanging
 from isogloss.data.draw import choose, labels_of
 from isogloss.data.examples import ParallelExample
@@ -66,9 +66,9 @@ def row_of(run: Run, code: str, id: str) -> tuple[Row, PreTrainedTokenizerBase |
     its = load_tokenizer(teacher.path)
     theirs = _rows(run, *given, replay=False, teacher=its)
     answers = joining.answers_of(teacher, run.tokenizer, run.dtype, run.folder / "teacher_answers.jsonl")
-    (answered,) = joining.answered_rows([row], theirs, answers)
-    if answered is row:
+    if answers.of(*joining.answer_key(theirs[0])) is None:
         raise RunError(f"{id} has no answer of {teacher.path} yet; run `isogloss distill` first")
+    (answered,) = joining.answered_rows([row], theirs, answers)
     return replace(answered, teacher_prompt=theirs[0].teacher_prompt), its
 
 
@@ -218,11 +218,12 @@ def _rows(
     settings = run.config.distill
     amounts = {code: run.config.languages.amount(code) for code in codes}
     kept = _english_kept(run) if settings.replay_fraction and replay else []
-    # Stage 1 may have read longer ones.
-    kept = [
+    limit, template = settings.max_prompt_length, len(encode_prompt(tokenizer, "a"))
+    kept = [  # stage 1 may have read longer ones
         e
         for e in kept
-        if len(encode_prompt(tokenizer, e.turns[SOURCE].instruction)) <= settings.max_prompt_length
+        if surely_within([text := e.turns[SOURCE].instruction], template, limit)
+        or len(encode_prompt(tokenizer, text)) <= limit
     ]
     if kept:
         # As many as there are draws, so that none is read twice where there are enough.

@@ -165,7 +165,7 @@ def with_answers(
         tokenizer: The student's.
     """
     kept = answers_of(teacher, tokenizer, dtype, file)
-    missing = [row for row in theirs if row.language != SOURCE and kept.of(*_asked(row)) is None]
+    missing = [row for row in theirs if row.language != SOURCE and kept.of(*answer_key(row)) is None]
     if missing:
         model, its = load_model(teacher.path, dtype), load_tokenizer(teacher.path)
         with bar("Teacher answers") as progress:
@@ -174,7 +174,13 @@ def with_answers(
                 longest = teacher.max_new_tokens
                 with spending(cost, model):
                     answered = local.written(model, some, its, tokenizer, max_new_tokens=longest)
-                kept.keep({_asked(row): list(row.student.response) for row in answered})
+                # A row that stays has the data's response, which is no answer of the teacher's.
+                kept.keep(
+                    {
+                        answer_key(one): [] if one is before else list(one.student.response)
+                        for before, one in zip(some, answered, strict=True)
+                    }
+                )
                 progress(begin + len(some), len(missing))
     return answered_rows(rows, theirs, kept)
 
@@ -198,14 +204,15 @@ def answers_of(
 
 def answered_rows(rows: Sequence[Row], theirs: Sequence[Row], kept: Answers) -> list[Row]:
     """The rows with the answers that are kept as responses; those without one stay."""
-    given = [kept.of(*_asked(row)) for row in theirs]
+    given = [kept.of(*answer_key(row)) for row in theirs]
     return [
         replace(row, student=replace(row.student, response=tuple(response))) if response else row
         for row, response in zip(rows, given, strict=True)
     ]
 
 
-def _asked(row: Row) -> tuple[str, str]:
+def answer_key(row: Row) -> tuple[str, str]:
+    """What another model's answer to a row is kept by."""
     return row.id, row_key(row.teacher_prompt).hex()
 
 

@@ -186,15 +186,16 @@ def written(
 ) -> list[Row]:
     """The rows with the teacher's answers as responses; English ones stay.
 
-    An answer that is empty, or not ended within the limit, teaches nothing or a wrong end: its row has no
-    response then.
+    An answer that is empty, or not ended within the limit, teaches nothing or a wrong end: its row stays
+    as it is, the same object, with the data's response.
     """
     asked = [n for n, row in enumerate(rows) if row.language != SOURCE]
     prompts, found = [rows[n].teacher_prompt for n in asked], list(rows)
     for place, text in ended(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch=16):
-        row = rows[asked[place]]
-        response = encode_response(student, text) if text else ()
-        found[asked[place]] = replace(row, student=replace(row.student, response=response))
+        if text:
+            row = rows[asked[place]]
+            response = encode_response(student, text)
+            found[asked[place]] = replace(row, student=replace(row.student, response=response))
     return found
 
 

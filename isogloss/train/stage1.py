@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from isogloss import processes
 from isogloss.config import Config, Tune
 from isogloss.data import selection
-from isogloss.data.chat import Encoded, encode
+from isogloss.data.chat import Encoded, encode, surely_within
 from isogloss.data.examples import ParallelExample
 from isogloss.data.selection import instruction_following_difficulty
 from isogloss.errors import ConfigError
@@ -111,9 +111,7 @@ def within(
     for example in examples:
         turn = example.turns[SOURCE]
         texts = turn.instruction, turn.response or ""
-        # A letter of ASCII is a token at most, so most rows need not be encoded to know that they fit.
-        short = all(map(str.isascii, texts)) and sum(map(len, texts)) + template <= limit
-        tokens = 0 if short else encode(tokenizer, *texts).tokens
+        tokens = 0 if surely_within(texts, template, limit) else encode(tokenizer, *texts).tokens
         if tokens <= limit:
             kept.append(example)
         else:

@@ -164,6 +164,17 @@ def test_answers_are_kept_and_never_asked_again(base, tokenizer, tmp_path, monke
     assert [row.student.response for row in second] == [(90, 1), (41, 1), (92, 1), (93, 1)]
 
 
+def test_a_response_of_the_data_is_not_kept_as_an_answer(base, tokenizer, tmp_path, monkeypatch):
+    """An answer that is cut off is none: the row learns the data's response, also when that has changed."""
+    monkeypatch.setattr(joining.local, "written", lambda model, rows, its, student, *, max_new_tokens: rows)
+    teacher = distill(f"teacher={{type: model, path: '{base}', level: sequence, max_new_tokens: 9}}").teacher
+    given = teacher, tokenizer, torch.float32, tmp_path / "answers.jsonl", StageCost("distill"), BAR
+    (first,) = joining.with_answers(ROWS[:1], THEIRS[:1], *given)
+    changed = replace(ROWS[0], student=replace(ROWS[0].student, response=(77, 1)))
+    (second,) = joining.with_answers([changed], THEIRS[:1], *given)
+    assert (first, second) == (ROWS[0], changed)
+
+
 def test_another_models_answer_leaves_what_of_the_prompt_was_asked(tmp_path):
     """The hidden-state term pools those tokens; of the row without an answer too."""
     rows = [replace(row, student=replace(row.student, instruction_mask=(False, True))) for row in ROWS[:2]]

@@ -171,7 +171,7 @@ def test_scores_with_another_tokenizer_are_those_of_the_covered_places(tiny, tok
 
 
 def test_answers_become_responses_in_the_students_ids(tiny, tokenizer, monkeypatch):
-    """One that is empty or never ends is none; English is not asked."""
+    """One that is empty or never ends keeps the data's response; English is not asked."""
     end = 1
     said = [[*encode_response(tokenizer, "kitabu"), 7, 7], [end, 0, 0], [9, 9, 9]]
     asked = []
@@ -186,7 +186,7 @@ def test_answers_become_responses_in_the_students_ids(tiny, tokenizer, monkeypat
     rows = [row(n, 3 + n, (50 + n, end)) for n in range(3)] + [row(9, 3, (60, end), "en")]
     found = local.written(tiny(), rows, tokenizer, tokenizer, max_new_tokens=8)
     assert [r.student.response for r in found] == [
-        encode_response(tokenizer, "kitabu"), (), (), (60, end)
+        encode_response(tokenizer, "kitabu"), (51, end), (52, end), (60, end)
     ]  # fmt: skip
     assert asked == [r.teacher_prompt for r in rows[:3]]
     assert [r.student.prompt for r in found] == [r.student.prompt for r in rows]
