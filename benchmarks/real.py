@@ -135,7 +135,9 @@ def training(given: argparse.Namespace) -> list[tuple[str, int, Path]]:
     command += [word for one in given.set for word in ("--set", one)]
     subprocess.run(command, check=True)
     folders = {name: VARIANTS[name].partition(":")[0] for name in names}
-    return [(n, seed, given.runs / f"{folders[n]}-{seed}") for n in names for seed in range(given.seeds)]
+    first = int(([0] + [one.partition("=")[2] for one in given.set if one.startswith("seed=")])[-1])
+    seeds = range(first, first + given.seeds)
+    return [(n, seed, given.runs / f"{folders[n]}-{seed}") for n in names for seed in seeds]
 
 
 def main() -> None:

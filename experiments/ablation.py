@@ -110,7 +110,7 @@ def parse(text: str) -> Variant:
                 f"--variant {text}: {override} changes stage 1 or the evaluation, which variants share; "
                 "begin with distill. or languages."
             )
-    if not name or not overrides or "/" in name:
+    if not name or not overrides or "/" in name or name == "seed":  # whose folders are stage 1's
         raise ConfigError(f"--variant {text}: write it as 'NAME: a.b=c d.e=f'")
     return Variant(name, overrides)
 
@@ -363,8 +363,8 @@ def with_seeds(differences: Sequence[dict], rows: Sequence[Mapping]) -> list[dic
         p = None
         if len(pairs) >= FEWEST:
             apart = [a - b for a, b in pairs]
-            # Without any spread there is no t: the same difference in every seed, or none.
-            p = _paired_p(apart) if len(set(apart)) > 1 else float(not apart[0])
+            # Without any spread there is no t.
+            p = _paired_p(apart) if len(set(apart)) > 1 else None if apart[0] else 1.0
         found.append({**one, "p_seeds": p})
     return found
 

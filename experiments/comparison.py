@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from experiments.contest import MEASURES, OURS, Contest, Entry, Point
+from experiments.contest import MEASURES, OURS, Contest, Entry, Point, held_out
 from experiments.methods import DCO, DPO, GRPO, METHODS, SAMPLES, SFT
 from experiments.plot import draw
 from experiments.summary import BEST_RL, OWN_BEST, RL, ratios, saving, summary
@@ -67,6 +67,7 @@ def compare_methods(
             with_overrides(config, [f"seed={seed}", f"run={json.dumps(str(folder / f'seed-{seed}'))}"]),
             reporter,
         )
+        held_out(run)  # before stage 1 is made for nothing
         run_tune(run)
         contest = Contest(run, points=points)
         for name in sorted(left, key=lambda name: name != OURS):

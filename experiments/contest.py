@@ -17,7 +17,9 @@ from experiments.reward import Prompt
 from isogloss.config import with_overrides
 from isogloss.data.examples import ParallelExample
 from isogloss.data.parallel_text import translation_examples
+from isogloss.errors import ConfigError
 from isogloss.evaluate import retrieval, runner
+from isogloss.evaluate.items import SuiteData
 from isogloss.evaluate.suites import load_suite
 from isogloss.languages import SOURCE
 from isogloss.model.cost import Meter, StageCost
@@ -30,6 +32,23 @@ from isogloss.train.order import schedule
 OURS, REFERENCE = "isogloss", "reference"
 MEASURES = ("alignment", "consistency", "retrieval", "accuracy", "fidelity")
 LAYER_SENTENCES = 60
+
+
+def held_out(run: Run) -> SuiteData:
+    """What every method is measured on: the settings' first suite.
+
+    Raises:
+        ConfigError: It has no parallel sentences, or no items.
+    """
+    name = run.config.evaluate.suites[0]
+    suite = load_suite(name, run.data_root, run.config.evaluate, run.taught)
+    if not suite.items or not suite.sentences:
+        lacks = "parallel sentences" if suite.items else "items"
+        raise ConfigError(
+            f"evaluate.suites: methods are compared by alignment on the first, and {name} has no {lacks}; "
+            "begin with demo or parallel"
+        )
+    return suite
 
 
 @dataclass(frozen=True)
@@ -81,7 +100,7 @@ class Contest:
         self.limit: float | None = None
         """Seconds after which a method is stopped."""
         settings = run.config.evaluate
-        self.suite = load_suite(settings.suites[0], run.data_root, settings, run.taught)
+        self.suite = held_out(run)
         self.reference = run.reference_model()
         self.plain = retrieval.Model(self.reference, run.tokenizer)
         self.english = runner.english_answers(self.plain, self.suite, settings, lambda done, of: None).texts

@@ -6,7 +6,7 @@ after every step. Their settings stand here; how they were chosen is in docs/bas
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,10 @@ def untrained(contest: Contest) -> Entry:
     return Entry(REFERENCE, contest.run.config.seed, [point], ended="not trained")
 
 
+class _Late(Exception):  # noqa: N818  # no error: the method's time is over
+    """Ends a training that cannot be asked to stop."""
+
+
 def distilled(contest: Contest, method: str, *overrides: str) -> Entry:
     """Our method, on the run's tree or another."""
     run = Run(with_overrides(contest.run.config, overrides), contest.run.reporter)
@@ -93,13 +97,13 @@ def distilled(contest: Contest, method: str, *overrides: str) -> Entry:
     @contextmanager
     def bar(what: str) -> Iterator[Callable[[int, int], None]]:
         def tick(done: int, of: int) -> None:
-            if what == "Distillation":
-                way.tick(done)
+            if what == "Distillation" and not way.tick(done):
+                raise _Late
 
         yield tick
 
     cost = StageCost(method)
-    with way:
+    with way, suppress(_Late):
         distil(
             adapters,
             rows,

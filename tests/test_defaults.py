@@ -83,7 +83,7 @@ def test_a_model_that_was_trained_before_takes_a_lora_and_steps_by_its_size(
     """The larger it is, the smaller the steps; the limits belong to the smaller class."""
     known["some/model"] = facts
     found = load_config(None, ["model=some/model"], places=True)
-    assert followed(found) == ("lora", 32, 1.0, tune_lr, 8, distill_lr, 2.0, 1.0, (8, 4, 4))
+    assert followed(found) == ("lora", 32, 1.0, tune_lr, 8, distill_lr, 2.0, 1.0, (16, 4, 4))
 
 
 @pytest.mark.parametrize(
@@ -186,9 +186,9 @@ def test_what_was_taken_is_explained(known):
         "  distill.similarity_weight 1: the model was trained before",
         "  distill.similarity_layer 7: two fifths of 18, where translations are alike",
         "  distill.epochs 4: as set; by the model 2",
-        "  distill.adapter.ranks.root 8: rank 16 a path",
-        "  distill.adapter.ranks.family 4: rank 16 a path",
-        "  distill.adapter.ranks.language 4: rank 16 a path",
+        "  distill.adapter.ranks.root 16: rank 24 a path, most of it shared",
+        "  distill.adapter.ranks.family 4: rank 24 a path, most of it shared",
+        "  distill.adapter.ranks.language 4: rank 24 a path, most of it shared",
         "  distill.adapter.layers 12: two thirds of 18",
     ]
     assert explain(Config(), GEMMA_270M) == []

@@ -193,8 +193,8 @@ class Distill(Optimisation):
     """Share of rows that replay English of stage 1 through the root alone, with KL to the reference model,
     whatever the other weights."""
     max_new_tokens: Count = 64
-    """Longest English answer that the model writes, in tokens; an answer without an end within it is not
-    learned from."""
+    """Longest English answer that the model writes, in tokens. For one that does not end within it the data's
+    English response is taken; where there is none, the item is left out."""
     sampling_temperature: Positive = 2.0
     """Languages are drawn with p ∝ n^(1/T) of their n rows: 1 in proportion to data, larger more evenly."""
     epochs: Positive = 4.5

@@ -98,7 +98,8 @@ def step_bytes(
         gpu: It will be done on one.
     """
     batch = _without_storage(collate(samples, 0))
-    known, every = [s.signal.twin for s in samples if s.signal is not None], None
+    signals = [s.signal for s in samples if s.signal is not None]
+    known, every = [signal.twin for signal in signals if signal.twin is not None], None
     if known:
         with torch.device("meta"):
             none = Statistics(torch.empty(len(known[0])), torch.empty(len(known[0])))

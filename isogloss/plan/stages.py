@@ -174,7 +174,7 @@ def _read(rows: Sequence[Row], settings: Distill) -> _Reading:
     hears = settings.hears_itself
     alone = [r for r in rows if not r.bare and (r.language == SOURCE or (hears and not r.options))]
     sets = {(row.twin_prompt, row.twin_options) for row in rows if hears and row.options}
-    twins = {(row.twin_prompt, row.twin_mask) for row in rows}
+    twins = {(row.twin_prompt, row.twin_mask) for row in rows if settings.similarity_weight}
     answers = {key: sum(map(len, key[1])) for key in sets}
     ordered = sorted(answers, key=lambda key: len(key[0]) + answers[key])
     return _Reading(
@@ -220,7 +220,7 @@ def _distill_memory(
     kind, k = settings.form
     each = hidden * wide if kind == "hidden" else 8 * k
     told = sum(len(row.student.response) for row in rows if _is_told(row, settings))
-    signals = told * each + (len(texts.twins) + meanings) * hidden * 4
+    signals = told * each + (len(texts.twins) + meanings) * hidden * 4 * bool(settings.similarity_weight)
     loss = weights_of(model, settings, replay=True)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -265,7 +265,8 @@ def _sample(row: Row, place: int, settings: Distill, hidden: int, dtype: torch.d
             if kind == "top_k":
                 said = TopK(torch.empty(tokens, k, dtype=torch.int32), torch.empty(tokens, k))
         chances = torch.empty(len(options)) if options else None
-        signal = Signal(said, torch.empty(hidden), options=chances)
+        twin = torch.empty(hidden) if settings.similarity_weight else None
+        signal = Signal(said, twin, options=chances)
         return Sample(row.student, row.language, place, signal, options)
 
 

@@ -52,8 +52,9 @@ class Signal:
     teacher: Float[Tensor, "tokens hidden"] | TopK | None
     """What it says of the response under the privileged prompt: last hidden states, or what was kept of the
     distribution; None: not asked for."""
-    twin: Float[Tensor, " hidden"]
-    """Mean-pooled state of the English twin's prompt, after the layer that the hidden-state term reads."""
+    twin: Float[Tensor, " hidden"] | None
+    """Mean-pooled state of the English twin's prompt, after the layer that the hidden-state term reads; None:
+    not asked for."""
     covered: Bool[Tensor, " response"] | None = None
     """Which response tokens `teacher` speaks of; None: all. Another tokenizer cuts some otherwise."""
     options: Float[Tensor, " options"] | None = None
@@ -70,6 +71,7 @@ def teacher_signals(
     kind: Kind = "hidden",
     k: int = 32,
     teacher: bool = True,
+    twins: bool = True,
     batch: int = 64,
     cache: Cache | None = None,
     cost: StageCost | None = None,
@@ -85,6 +87,7 @@ def teacher_signals(
         kind: What is kept of the teacher; `k` belongs to `top_k`.
         teacher: Without it English rows alone are scored, which keep to what the model answers itself: a loss
             without a divergence needs no more.
+        twins: Without it no twin is read: a loss without a hidden-state term needs none.
         cache: Where signals are looked for, and kept.
         cost: Gets calls, hits, what was really read, operations and bytes written.
         fork: Read the node texts that prompts begin with once for all of them.
@@ -92,11 +95,11 @@ def teacher_signals(
     model.eval()
     cost = StageCost("") if cost is None else cost
     meter, before = Meter(model, 0.0), replace(cost)
-    twins = list(dict.fromkeys((row.twin_prompt, row.twin_mask) for row in rows))
+    asked = list(dict.fromkeys((row.twin_prompt, row.twin_mask) for row in rows)) if twins else []
     scored = [row for row in rows if _read_alone(row, teacher)]
     distinct = list({(row.teacher_prompt, row.student.response): row.language for row in scored}.items())
     meets = bool(parts_of(model))
-    pooled = CachedTensors(pooled_part(cache, layer), list(map(pooled_key, twins)), cost, meets)
+    pooled = CachedTensors(pooled_part(cache, layer), list(map(pooled_key, asked)), cost, meets)
     about: dict[str, Any] = {"signal": kind} | ({"k": k} if kind == "top_k" else {})
     said = CachedTensors(
         cache and cache.part(**about), [row_key(*texts) for texts, _ in distinct], cost, meets
@@ -108,10 +111,10 @@ def teacher_signals(
     if not teacher or not branches_fit(model):  # then such rows have cross-entropy alone
         sets = []
     vocab = causal_of(model).config.get_text_config().vocab_size
-    work = len(distinct) + len(twins) + len(sets)
-    done = len(distinct) + len(twins) - len(pooled.absent) - len(said.absent)
+    work = len(distinct) + len(asked) + len(sets)
+    done = len(distinct) + len(asked) - len(pooled.absent) - len(said.absent)
     with meter.counting():
-        for chosen, states in pooled_states(model, twins, pooled, layer, pad_id, batch):
+        for chosen, states in pooled_states(model, asked, pooled, layer, pad_id, batch):
             pooled.spent.add(meter)
             pooled.keep(chosen, states)
             progress(done := done + len(chosen), work)
@@ -133,11 +136,11 @@ def teacher_signals(
         texts: unpack(one, vocab) if kind == "top_k" else one
         for (texts, _), one in zip(distinct, said.tensors(), strict=True)
     }
-    vectors = dict(zip(twins, pooled.tensors(), strict=True))
+    vectors = {twin: one[0] for twin, one in zip(asked, pooled.tensors(), strict=True)}
     return [
         Signal(
             found.get((row.teacher_prompt, row.student.response)) if _read_alone(row, teacher) else None,
-            vectors[row.twin_prompt, row.twin_mask][0],
+            vectors.get((row.twin_prompt, row.twin_mask)),
             options=chances.get((row.twin_prompt, row.twin_options)),
         )
         for row in rows

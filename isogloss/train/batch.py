@@ -108,8 +108,12 @@ class Twins:
 
 
 def twins_of(samples: Sequence[Sample]) -> Twins | None:
-    """The English twins of all meanings; None in stage 1."""
-    found = {s.meaning: (s.signal.twin, s.bare) for s in samples if s.signal is not None}
+    """The English twins of all meanings; None in stage 1, and where no loss asks for them."""
+    found = {
+        s.meaning: (s.signal.twin, s.bare)
+        for s in samples
+        if s.signal is not None and s.signal.twin is not None
+    }
     if not found:
         return None
     vectors = torch.stack([found[number][0] for number in range(len(found))])

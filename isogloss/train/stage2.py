@@ -21,6 +21,7 @@ from isogloss.teacher.scored import TokenScores
 from isogloss.teacher.signals import Signal, teacher_signals
 from isogloss.train.batch import Ordered, Sample, samples_of, twins_of
 from isogloss.train.checks import PathsOnly, check_rows, check_teacher, divergence_by_language
+from isogloss.train.node_rates import node_rates
 from isogloss.train.objective import Weights
 from isogloss.train.order import training_order
 from isogloss.train.trainer import ResponseTrainer, Watch, optimisation, train, training_arguments
@@ -75,6 +76,7 @@ def read_signals(
             kind=kind,
             k=k,
             teacher=settings.hears_itself,
+            twins=bool(settings.similarity_weight),
             cache=cache,
             cost=cost,
             progress=progress,
@@ -180,6 +182,7 @@ def distil(
         weights=weights,
         pad_id=pad_id,
         compile=compile,
+        rates=node_rates(adapters.tree, [rows[number].language for number in order]),
         also=(settings.teacher, settings.form),
     )
     if settings.checks:

@@ -31,6 +31,7 @@ from isogloss.model.cost import Meter
 from isogloss.model.decoder import decoder_of, parts_of
 from isogloss.train.batch import Batch, collate, twins_of
 from isogloss.train.checkpoints import DIGESTS, digests_of, forget_other_rows, last_whole
+from isogloss.train.node_rates import NodeRates
 from isogloss.train.objective import BY_ROW, PARTS, WEIGHED, Objective, Weights
 
 COUNTS = ("tokens", "responses", "flops")
@@ -56,6 +57,7 @@ class ResponseTrainer(Trainer):
         pad_id: int,
         adapters: TreeLora | None = None,
         compile: bool = False,
+        rates: Tensor | None = None,
         also: object = None,
         **kwargs: Any,
     ):
@@ -84,6 +86,7 @@ class ResponseTrainer(Trainer):
             )
         self.remove_callback(PrinterCallback)
         self.weights, self.adapters, self.compile, self.also = weights, adapters, compile, also
+        self.rates = rates
         whole = all(p.requires_grad for p in decoder_of(model).parameters())
         self.meter = Meter(model, 1.0 if adapters is None else adapters.met, learns=whole)
         self.counts: dict[str, float] = {"tokens": 0, "responses": 0, "flops": 0}
@@ -102,13 +105,25 @@ class ResponseTrainer(Trainer):
         learns = [(n, tuple(p.shape)) for n, p in self.model.named_parameters() if p.requires_grad]  # type: ignore[union-attr]
         steps = args.max_grad_norm, args.warmup_steps, args.max_steps, args.gradient_accumulation_steps
         # The same shapes may be scaled otherwise, or be other nodes' rows.
-        tree = self.adapters and (self.adapters.tree.nodes, [one.scaling for one in self.adapters.layers()])
+        rates = None if self.rates is None else self.rates.tolist()
+        tree = self.adapters and (
+            self.adapters.tree.nodes,
+            [one.scaling for one in self.adapters.layers()],
+            rates,
+        )
         return *optimiser, *steps, self.weights, learns, *([tree] if tree else []), self.also
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         below: Any = self.model.model  # type: ignore[union-attr]
         with self.meter.counting(), compiled(below) if self.compile else thrifty_attention(below):
             return super().train(*args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if made and self.adapters is not None and self.rates is not None:
+            NodeRates(self.adapters, self.rates).attach(optimizer)
+        return optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # the order is in the data

@@ -1,0 +1,57 @@
+"""Each node's learning rate by how many of the rows it sees.
+
+Adam divides a gradient by its own size, so a node that few rows reach takes steps as long as the root's, from
+a gradient that is as much noisier as it has fewer rows. Its steps are shortened by the square root of its
+share of the rows: Adam's scaling rule for the batch size (Malladi et al. 2022, arXiv:2205.10287, §4), as a
+node's batch is its share of the step's rows.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isogloss.adapters.lora import TreeLora
+from isogloss.adapters.tree import Tree
+
+
+def node_rates(tree: Tree, languages: Iterable[str]) -> Tensor:
+    """What each of the tree's rows has its steps multiplied by: (rank,), from 0 to 1.
+
+    The node that sees the most rows, which is the root where it has any rank, keeps its steps.
+
+    Args:
+        languages: Of every row that is learned from, in any order.
+    """
+    rows = Counter(languages)
+    rates = torch.zeros(tree.rank)
+    for node in tree.nodes:
+        seen = sum(many for code, many in rows.items() if node in tree.path(code))
+        rates[list(node.rows)] = float(seen)
+    return (rates / rates.max().clamp(min=1)).sqrt()
+
+
+class NodeRates:
+    """Shortens each step of an optimiser by the rates of the adapters' rows."""
+
+    def __init__(self, adapters: TreeLora, rates: Tensor):
+        self.learned = [
+            (p, rates.to(p.device)[:, None] if adapters.axis(name) == 0 else rates.to(p.device))
+            for name, p in adapters.parameters().items()
+        ]
+        self.before: list[Tensor] = []
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.register_step_pre_hook(self._keep)
+        optimizer.register_step_post_hook(self._shorten)
+
+    def _keep(self, *_: Any) -> None:
+        self.before = [p.detach().clone() for p, _ in self.learned]
+
+    @torch.no_grad()
+    def _shorten(self, *_: Any) -> None:
+        for (p, rate), before in zip(self.learned, self.before, strict=True):
+            p.copy_(before.lerp_(p, rate.expand_as(p)))
+        self.before = []
