@@ -497,6 +497,14 @@ def test_amounts_follow_the_resource_class_of_the_registry():
     assert [own.amount(code) for code in ("sw", "am", "fr")] == [100, 7, 512]
 
 
+def test_low_resource_languages_are_those_of_the_class_and_those_with_as_little():
+    """Where low-resource languages are given more than others, an amount says nothing."""
+    scarce = load_config(overrides=["languages.amounts={ur: 48, hi: 192}"]).languages
+    assert [code for code in XGLUE_TWELVE if scarce.is_low(code)] == ["sw", "ur"]
+    more = ["languages.items={high: 1200, middle: 1200, low: 4200}", "languages.amounts={ur: 3000, fr: 900}"]
+    assert [code for code in XGLUE_TWELVE if load_config(overrides=more).languages.is_low(code)] == ["sw"]
+
+
 def test_an_amount_of_a_language_that_is_not_taught_is_refused(tmp_path):
     """It would have no effect."""
     assert refused("languages: {targets: [sw], amounts: {ur: 9}}", tmp_path, places=True) == [

@@ -36,3 +36,12 @@ class Languages(Settings):
     def amount(self, code: str) -> int:
         """Parallel items that a language may use."""
         return self.amounts.get(code) or getattr(self.items, languages()[code].resource)
+
+    def is_low(self, code: str) -> bool:
+        """Whether a language counts as low-resource: by its class, or by an amount as small as the class's.
+
+        Where low-resource languages get more than others, an amount says nothing of the kind.
+        """
+        fewest = self.items.low <= min(self.items.high, self.items.middle)
+        own = self.amounts.get(code)
+        return languages()[code].resource == "low" or (fewest and own is not None and own <= self.items.low)

@@ -1,6 +1,5 @@
 """Every measure of a run, before and after, with the signature that says how it was made."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -17,7 +16,7 @@ from isogloss.files import (
     read_json,
     write_json,
 )
-from isogloss.languages import SOURCE, languages
+from isogloss.languages import SOURCE
 from isogloss.model.cost import StageCost, spending
 from isogloss.pipeline.folder import Run, writing
 from isogloss.pipeline.suite_scores import (
@@ -160,13 +159,7 @@ def _summary(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
         for task, one in suite["english"].get("tasks", {}).items()
         if one["mastered"]
     }
-    learned = run.config.languages
-    # As little data as a low-resource language has, or one: where all have as much, its class alone says so.
-    low = [
-        code
-        for code in run.measured
-        if languages()[code].resource == "low" or learned.amounts.get(code, math.inf) <= learned.items.low
-    ]
+    low = [code for code in run.measured if run.config.languages.is_low(code)]
     return tasks.summary(read("before"), read("after"), mastered, low=low, seed=run.config.seed)
 
 
