@@ -59,6 +59,25 @@ def leave_out_leaks(run: Run) -> None:
         run.reporter.say(f"{_left_out(len(found))}: {run.leaks.name} has {ids}")
 
 
+def tell_of_leaks(run: Run) -> None:
+    """Say where a trained run is evaluated on what may stand in its training data."""
+    if not run.trained.exists() or not run.leaks.exists():
+        return
+    trained_for = read_json(run.leaks, "left_out", "remove it, and what leaks is looked for again")
+    if trained_for.get("suites") == _suites_of(run):
+        return
+    try:
+        found = {(leak.suite, leak.id) for leak in leaks(run)}
+    except DataError:  # trained elsewhere: its data are not here
+        return
+    if found:
+        what = "1 test item stands" if len(found) == 1 else f"{len(found)} test items stand"
+        run.reporter.say(
+            f"Warning: {what} in the data that the run was trained on, as it was trained for other suites or "
+            "items; scores may be too good. `isogloss check-leaks` lists them"
+        )
+
+
 def _suites_of(run: Run) -> dict[str, Any]:
     """What decides which texts are evaluated."""
     names = {"suites", "also", "split", "items", "sentences", "xglue", "parallel"}

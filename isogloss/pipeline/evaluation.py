@@ -18,6 +18,7 @@ from isogloss.files import (
 )
 from isogloss.languages import SOURCE
 from isogloss.model.cost import StageCost, spending
+from isogloss.pipeline.checks import tell_of_leaks
 from isogloss.pipeline.folder import Run, writing
 from isogloss.pipeline.suite_scores import (
     by_place,
@@ -44,6 +45,7 @@ def run_evaluate(run: Run, kept: Path | None = None) -> None:
     missing = unscored(run, scores, loaded)
     if not missing:
         return
+    tell_of_leaks(run)
     for name in [name for name, suite in scores["suites"].items() if not is_of_run(run, name, suite)]:
         del scores["suites"][name]
         if name not in missing:

@@ -326,7 +326,20 @@ def test_test_items_in_the_training_data_are_found_and_left_out(finished, tmp_pa
     elsewhere = load_config(None, (*settings_given, "evaluate.suites=[demo]", f"run={tmp_path / 'demo'}"))
     checks.leave_out_leaks(early := Run(elsewhere, ProgressReporter()))
     assert [e.id for e in early.examples] == ["1", "2"]
-    later = Run(elsewhere.model_copy(update={"evaluate": run.config.evaluate}), ProgressReporter())
+    changed = elsewhere.model_copy(update={"evaluate": run.config.evaluate})
+    later, told = Run(changed, ProgressReporter()), Told()
+    # A run that is trained is only told.
+    checks.tell_of_leaks(replace(later, reporter=told))
+    later.trained.parent.mkdir(parents=True)
+    shutil.copy(finished.trained, later.trained)
+    checks.tell_of_leaks(replace(early, reporter=told))
+    assert told.lines == []
+    checks.tell_of_leaks(replace(later, reporter=told))
+    assert told.lines == [
+        "Warning: 1 test item stands in the data that the run was trained on, as it was trained for other "
+        "suites or items; scores may be too good. `isogloss check-leaks` lists them"
+    ]
+    later.trained.unlink()
     checks.leave_out_leaks(later)
     assert [e.id for e in later.examples] == ["2"]
     monkeypatch.setattr(checks, "_compared", None)
