@@ -135,8 +135,8 @@ def training(given: argparse.Namespace) -> list[tuple[str, int, Path]]:
     command += [word for one in given.set for word in ("--set", one)]
     subprocess.run(command, check=True)
     folders = {name: VARIANTS[name].partition(":")[0] for name in names}
-    first = int(([0] + [one.partition("=")[2] for one in given.set if one.startswith("seed=")])[-1])
-    seeds = range(first, first + given.seeds)
+    done = json.loads((given.runs / "ablation.json").read_text("utf-8"))["rows"]
+    seeds = sorted({row["seed"] for row in done})  # from the settings' own on
     return [(n, seed, given.runs / f"{folders[n]}-{seed}") for n in names for seed in seeds]
 
 

@@ -44,11 +44,9 @@ def leave_out_leaks(run: Run) -> None:
     suites are asked for since.
     """
     with processes.main_first():
-        suites, before = _suites_of(run), {}
-        if run.leaks.exists():
-            before = read_json(run.leaks, "left_out", "remove it, and what leaks is looked for again")
-            if before.get("suites") == suites:
-                return
+        suites, before = _suites_of(run), _looked_for(run)
+        if before.get("suites") == suites:
+            return
         found = _compared(run, leaking)
         if processes.is_main():
             run.leaks.parent.mkdir(parents=True, exist_ok=True)
@@ -61,10 +59,8 @@ def leave_out_leaks(run: Run) -> None:
 
 def tell_of_leaks(run: Run) -> None:
     """Say where a trained run is evaluated on what may stand in its training data."""
-    if not run.trained.exists() or not run.leaks.exists():
-        return
-    trained_for = read_json(run.leaks, "left_out", "remove it, and what leaks is looked for again")
-    if trained_for.get("suites") == _suites_of(run):
+    before = _looked_for(run)
+    if not run.trained.exists() or not before or before.get("suites") == _suites_of(run):
         return
     try:
         found = {(leak.suite, leak.id) for leak in leaks(run)}
@@ -76,6 +72,13 @@ def tell_of_leaks(run: Run) -> None:
             f"Warning: {what} in the data that the run was trained on, as it was trained for other suites or "
             "items; scores may be too good. `isogloss check-leaks` lists them"
         )
+
+
+def _looked_for(run: Run) -> dict[str, Any]:
+    """For which suites leaks were looked for, and what was left out; nothing before stage 1."""
+    if not run.leaks.exists():
+        return {}
+    return read_json(run.leaks, "left_out", "remove it, and what leaks is looked for again")
 
 
 def _suites_of(run: Run) -> dict[str, Any]:
@@ -95,8 +98,8 @@ def without_leaks(
         run.reporter.say(_left_out(len(found)))
     # Pairs are read anew from the data, less what this file names.
     if processes.is_main() and (gone := found & {pair.id for pair in pairs}):
-        there = read_json(run.leaks, "left_out", "remove it") if run.leaks.exists() else {"left_out": []}
-        write_json(run.leaks, there | {"left_out": sorted({*there["left_out"], *gone})})
+        there = _looked_for(run)
+        write_json(run.leaks, there | {"left_out": sorted({*there.get("left_out", []), *gone})})
     processes.wait()
     return [example for example in examples if example.id not in found]
 

@@ -25,12 +25,10 @@ def node_rates(tree: Tree, languages: Iterable[str]) -> Tensor:
     Args:
         languages: Of every row that is learned from, in any order.
     """
-    rows = Counter(languages)
-    rates = torch.zeros(tree.rank)
-    for node in tree.nodes:
-        seen = sum(many for code, many in rows.items() if node in tree.path(code))
-        rates[list(node.rows)] = float(seen)
-    return (rates / rates.max().clamp(min=1)).sqrt()
+    seen = torch.zeros(tree.rank)
+    for code, many in Counter(languages).items():
+        seen[tree.rows(code)] += many
+    return (seen / seen.max().clamp(min=1)).sqrt()
 
 
 class NodeRates:
