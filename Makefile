@@ -8,31 +8,31 @@ DATA := $(or $(ISOGLOSS_DATA),../shared/data)
 
 .PHONY: demo real test docs compare engines clean
 
-demo: $(READY) ## Tune, distil and evaluate the embedded default; prints the table and says where the report is.
+demo: $(READY) ## Tune, distil and evaluate the embedded model; print the table and where the report is.
 	$(VENV)/bin/isogloss run
 
-real: $(READY) ## The whole job on Gemma 3 270M and real data in twelve languages.
+real: $(READY) ## Run the whole job on Gemma 3 270M and real data in twelve languages.
 	@test -d "$(DATA)" || { echo "make real needs a folder of public data sets (massive, sib-200, XNLI-1.0, pawsx, xcopa,"; \
 	  echo "flores101_dataset): set ISOGLOSS_DATA to it; \`isogloss suites\` says where each comes from"; exit 2; }
 	$(VENV)/bin/isogloss run examples/real.yaml --data-root "$(DATA)"
 
-compare: $(READY) ## Our method and reinforcement learning on the same work; costs of reaching the same accuracy.
+compare: $(READY) ## Compare our method with reinforcement learning on the same data: cost of reaching the same accuracy.
 	$(PYTHON) -m experiments.compare_methods --points 7 --set distill.epochs=3 --set evaluate.items=56 --set evaluate.sentences=100
 
-engines: $(READY) $(ENGINES)/llama/.ready $(ENGINES)/vllm/.ready ## A finished run's answers from vLLM and llama.cpp beside ours (RUN=runs/real).
-	@test -f "$(RUN)/tree.json" || { echo "make engines needs a run that is finished: RUN=FOLDER"; exit 2; }
+engines: $(READY) $(ENGINES)/llama/.ready $(ENGINES)/vllm/.ready ## Compare a finished run's answers from vLLM and llama.cpp with ours (RUN=runs/real).
+	@test -f "$(RUN)/tree.json" || { echo "make engines needs a finished run: RUN=FOLDER"; exit 2; }
 	test -d $(ENGINES)/gguf || $(VENV)/bin/isogloss export "$(RUN)" --all --format gguf --out $(ENGINES)/gguf
 	test -d $(ENGINES)/peft || $(VENV)/bin/isogloss export "$(RUN)" --all --out $(ENGINES)/peft
 	$(PYTHON) benchmarks/engines.py "$(RUN)" --gguf $(ENGINES)/gguf --peft $(ENGINES)/peft --venvs $(ENGINES) \
 	  --work $(ENGINES)/answers --out benchmarks/engines.json
 
-# Built from source where there is no wheel: ten minutes and a C++ compiler.
+# Built from source if there is no wheel, which takes ten minutes and a C++ compiler.
 $(ENGINES)/llama/.ready:
 	python3 -m venv $(ENGINES)/llama
 	$(ENGINES)/llama/bin/pip install --quiet 'llama-cpp-python[server]==0.3.36'
 	touch $@
 
-# Its torch is a build of its own, beside which the registry's torchvision, torchaudio and torchcodec do not run.
+# Needs its own build of torch, with which the registry's torchvision, torchaudio and torchcodec do not run.
 $(ENGINES)/vllm/.ready: benchmarks/vllm_requires.py
 	python3 -m venv $(ENGINES)/vllm
 	$(ENGINES)/vllm/bin/pip install --quiet 'torch==2.13.0+cpu'
@@ -41,14 +41,14 @@ $(ENGINES)/vllm/.ready: benchmarks/vllm_requires.py
 	$(ENGINES)/vllm/bin/pip install --quiet --requirement $(ENGINES)/vllm/requires.txt 'torch==2.13.0+cpu'
 	touch $@
 
-test: $(READY) ## Format, lint, layers, types, tests.
+test: $(READY) ## Check format, lint, import layers and types; run the tests.
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/pyright --pythonpath $(PYTHON)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist loadfile
 
-docs: $(VENV)/.docs ## The documentation as a site in site/; a link that leads nowhere is an error.
+docs: $(VENV)/.docs ## Build the documentation as a site in site/; a broken link is an error.
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 	@echo "site/index.html"
 

@@ -1,11 +1,11 @@
-"""How often a text's language is mistaken: whole sentences and their beginnings, in the demo's languages.
+"""Error rate of language detection on whole sentences and their beginnings, in the demo's languages.
 
     python benchmarks/detector.py --data-root FOLDER --out benchmarks/detector.json
 
-FLORES-101 dev from line 201 on; how many letters a guess needs was chosen on the lines before. Where the
-detector cannot tell, a text is taken for English, as in answering: an error in any other language. `guess` is
-the detector of instructions, `detect` that of answers, which would rather not choose. Candidates are all 15
-languages. Of a script without spaces, two letters count as a word.
+Uses FLORES-101 dev from line 201 on; the letters that a guess needs were chosen on the lines before. If the
+detector abstains, the text counts as English, as at inference: an error in any other language. `guess`
+detects the language of instructions, `detect` that of answers, which abstains more readily. Candidates are
+all 15 languages. In scripts without spaces, two characters count as a word.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from isogloss.evaluate.fidelity import _UNSPACED, _letters, detect, guess
 from isogloss.languages import SOURCE, languages
 
 CHOSEN_ON = 200
-"""Lines that are not measured."""
+"""Number of leading lines left out, on which the detector was tuned."""
 
 
 def words(count: int) -> Callable[[str, bool], str]:
-    """The first words of a text; where nothing parts them, twice as many letters."""
+    """Return a function that keeps a text's first words, or twice as many characters without spaces."""
     return lambda text, spaced: " ".join(text.split()[:count]) if spaced else text[: 2 * count]
 
 
@@ -39,7 +39,7 @@ CUTS: dict[str, Callable[[str, bool], str]] = {
 
 
 def measure(folder: Path) -> list[dict]:
-    """A row per cut and detector: shares of texts that are mistaken."""
+    """Return a row per cut and detector, with error rates."""
     table, found = languages(), []
     sentences = {
         code: (folder / f"{table[code].flores101}.dev").read_text("utf-8").strip("\n").split("\n")[CHOSEN_ON:]
@@ -70,8 +70,10 @@ def measure(folder: Path) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data-root", type=Path, required=True, help="folder that holds flores101_dataset")
-    parser.add_argument("--out", type=Path, help="where the JSON goes; printed without it")
+    parser.add_argument(
+        "--data-root", type=Path, required=True, help="folder that contains flores101_dataset"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file; printed if not given")
     given = parser.parse_args()
     rows = measure(given.data_root / "flores101_dataset" / "dev")
     found = {"rows": rows, "versions": {name: version(name) for name in ("isogloss", "py3langid")}}

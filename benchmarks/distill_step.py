@@ -1,13 +1,14 @@
-"""One optimiser step of distillation, ours against peers': seconds and peak memory, all in one run.
+"""One optimiser step of distillation, ours and peers': seconds and peak memory, measured in one run.
 
     python benchmarks/distill_step.py --workload W2 --out benchmarks/distill_step.json
 
-Every contender runs in a process of its own on the same random model, ids and LoRA targets: one step to warm
-up, then `--steps` that are timed. Peers get what their interface asks for; all of them read a teacher prompt
-no longer than the student's, ours one twice as long. `floor_s` is what the contender's FLOPs cost at the rate
-of a large product of the same type measured in the same run. With a GPU everything runs on it, W1 at 32 rows
-besides, and the peak of its own memory is measured. For processors that do not multiply bfloat16 there are
-`--dtype float32`, and `--memory-only`, which does its products in float32 piece by piece: times mean nothing.
+Every contender runs in a separate process on the same random model, token IDs and LoRA targets: one warm-up
+step, then `--steps` timed steps. Peers get the inputs their interface expects; their teacher prompt is no
+longer than the student's, ours is twice as long. `floor_s` is the time of the contender's FLOPs at the rate
+of a large matrix product of the same dtype measured in the same run. With a GPU, everything runs on it,
+including W1 with 32 rows, and peak GPU memory is measured. CPUs without bfloat16 products need
+`--dtype float32`, or `--memory-only`, which computes the products in float32 piece by piece: its times are
+meaningless.
 """
 
 import argparse
@@ -48,9 +49,9 @@ class Workload:
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     rank: int = 16
     languages: int = 4
-    """In the tree; rows take turns in as many of them as there are rows."""
+    """Languages in the tree; each row gets one, spread over them."""
     dtype: torch.dtype = torch.bfloat16
-    """Of weights and activations."""
+    """Dtype of weights and activations."""
 
 
 SMALL = {
@@ -88,7 +89,7 @@ GEMMA_270M = {
 }
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 REAL = Workload(GEMMA_270M, 32, 45, 90, 4, targets=ALL_LINEAR, languages=12)
-"""Rows as MASSIVE's and SIB-200's in Gemma's tokens; the term between hidden states counts as well."""
+"""Lengths of MASSIVE and SIB-200 rows in Gemma's tokens; the hidden-state term is included."""
 WORKLOADS = {
     "W-real": REAL,
     "W-real-long": replace(REAL, response=40),
@@ -106,14 +107,14 @@ DEVICE = "cuda" if GPU else "cpu"
 
 
 def now() -> float:
-    """Seconds, when all that was asked for has been done."""
+    """Return the time in seconds, after all pending GPU work."""
     if GPU:
         torch.cuda.synchronize()
     return time.monotonic()
 
 
 def languages_of(work: Workload) -> list[str]:
-    """Languages of many families, as the registry has them, English aside."""
+    """Return languages of many families from the registry, without English."""
     from isogloss.languages import languages
 
     first = ["sw", "es", "ur", "ru"]
@@ -130,7 +131,7 @@ def model_of(work: Workload) -> nn.Module:
     torch.manual_seed(0)
     kind = dict(work.model)
     config = AutoConfig.for_model(kind.pop("model_type"), **kind)
-    attention = None if GPU else "eager"  # as the package loads models
+    attention = None if GPU else "eager"  # as in the package
     made = AutoModelForCausalLM.from_config(config, dtype=work.dtype, attn_implementation=attention)
     return made.to(DEVICE)
 
@@ -144,7 +145,7 @@ def lora(work: Workload):
 
 
 class Clock(TrainerCallback):
-    """Seconds of every step of a Trainer, from the end of the one before."""
+    """Callback that records seconds per step of a Trainer, from the end of the previous step."""
 
     def __init__(self):
         self.steps: list[float] = []
@@ -175,9 +176,9 @@ def arguments(folder: str, steps: int, work: Workload) -> dict:
 
 
 class Pieces(TorchDispatchMode):
-    """Products of bfloat16 in float32, piece by piece, for a processor that does not multiply the former.
+    """Computes bfloat16 products in float32, piece by piece, for CPUs without bfloat16 products.
 
-    The tensors that are held are the same but for a piece's copies, about 50 MB.
+    Memory is the same except for the copies of one piece, about 50 MB.
     """
 
     SIZE = 2048
@@ -194,7 +195,7 @@ class Pieces(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def product(self, left: Tensor, right: Tensor, first=None, beta=1, alpha=1) -> Tensor:
-        """alpha · left · right + beta · first, summed up wide and rounded once."""
+        """Return alpha · left · right + beta · first, accumulated in float32 and rounded once."""
         out = left.new_empty(*left.shape[:-1], right.shape[-1])
         first = None if first is None else first.expand(out.shape)
         for column in range(0, out.shape[-1], self.SIZE):
@@ -211,12 +212,12 @@ class Pieces(TorchDispatchMode):
 
 
 def ranks(work: Workload) -> dict[str, int]:
-    """Of a tree whose paths are as wide as the peers' LoRA."""
+    """Return ranks of a tree whose paths have the rank of the peers' LoRA."""
     return {"root": work.rank // 2, "family": work.rank // 4, "language": work.rank // 4}
 
 
 def rows_of(work: Workload) -> list["Row"]:
-    """Random rows in the languages in turn."""
+    """Return random rows in alternating languages."""
     from isogloss.data.chat import Encoded
     from isogloss.teacher.rows import Row
 
@@ -246,7 +247,7 @@ def isogloss(
     live: bool = False,
     compile: bool = False,
 ) -> tuple[list[float], float]:
-    """The package's own trainer on a tree of languages, a path as wide as the peers' LoRA."""
+    """Run the package's trainer on a tree of languages whose paths have the rank of the peers' LoRA."""
     from transformers import TrainingArguments
 
     from isogloss.adapters.lora import TreeLora
@@ -268,7 +269,7 @@ def isogloss(
         return teacher_signals(adapters.model, rows, layer=layer, pad_id=0, kind=kind, k=TOP_K)
 
     class Live(ResponseTrainer):
-        """Signals are made inside the step."""
+        """Computes the teacher's signals inside the step."""
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             self.adapters.off()
@@ -291,7 +292,7 @@ def isogloss(
         )
         with meter.counting():
             trainer.train()
-    # The teacher's own logits at response positions are a product that no hook of the head tells apart.
+    # The head's hooks cannot tell the teacher's logits at response positions from the student's.
     return clock.steps, meter.flops / steps
 
 
@@ -299,7 +300,7 @@ def isogloss(
 
 
 def batch_of(work: Workload) -> dict[str, Tensor]:
-    """Right after the prompt the response; labels are -100 elsewhere."""
+    """Return a batch of prompts directly followed by responses; labels are -100 except on responses."""
     prompts, responses = (
         torch.tensor(ids(work, length, seed), device=DEVICE)
         for length, seed in ((work.prompt, 0), (work.response, 3))
@@ -317,7 +318,7 @@ def batch_of(work: Workload) -> dict[str, Tensor]:
 
 
 def trl_gkd(work: Workload, steps: int, **more) -> tuple[list[float], float]:
-    """trl's GKDTrainer, off-policy, forward divergence, a teacher that is a copy of the model."""
+    """trl's GKDTrainer: off-policy, forward KL, with a copy of the model as teacher."""
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl.experimental.gkd.gkd_config import GKDConfig
@@ -352,7 +353,7 @@ def trl_gkd(work: Workload, steps: int, **more) -> tuple[list[float], float]:
 
 
 def trl_sft(work: Workload, steps: int) -> tuple[list[float], float]:
-    """trl's SFTTrainer, its defaults: cross-entropy of the responses, no teacher at all."""
+    """trl's SFTTrainer with its defaults: cross-entropy on the responses, without a teacher."""
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
@@ -379,7 +380,7 @@ def trl_sft(work: Workload, steps: int) -> tuple[list[float], float]:
 
 
 def looped(work: Workload, steps: int, loss_of, *, teacher: str) -> tuple[list[float], float]:
-    """A hand-written loop: PEFT's LoRA, AdamW, a loss; the teacher is the model without its adapter."""
+    """A hand-written loop with PEFT's LoRA and AdamW; the teacher is the model without its adapter."""
     from peft import get_peft_model
 
     from isogloss.model.cost import Meter
@@ -408,7 +409,7 @@ def looped(work: Workload, steps: int, loss_of, *, teacher: str) -> tuple[list[f
 
 
 def plain_loss(model, asked, labels, stored) -> Tensor:
-    """KL of full float32 distributions at every position, then masked."""
+    """KL of full float32 distributions at every position, masked afterwards."""
     with torch.no_grad(), model.disable_adapter():
         p = model(**asked).logits[:, :-1].float().log_softmax(-1)
     q = model(**asked).logits[:, :-1].float().log_softmax(-1)
@@ -417,7 +418,7 @@ def plain_loss(model, asked, labels, stored) -> Tensor:
 
 
 def top_k_loss(model, asked, labels, stored) -> Tensor:
-    """Stored top-k log-probabilities, in the manner of DistillKit, with cross-entropy."""
+    """KL against stored top-k log-probabilities, as in DistillKit, plus cross-entropy."""
     logits = model(**asked).logits[:, :-1].float()
     q, (values, indices) = logits.log_softmax(-1), stored
     there = values[:, :-1].exp()
@@ -427,7 +428,7 @@ def top_k_loss(model, asked, labels, stored) -> Tensor:
 
 
 class Fused(torch.autograd.Function):
-    """Sum of forward KL from hidden states, its gradient found chunk by chunk in forward."""
+    """Sum of forward KL from hidden states; computes the gradient chunk by chunk in the forward pass."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
@@ -447,7 +448,7 @@ class Fused(torch.autograd.Function):
 
 
 def fused_loss(model, asked, labels, stored) -> Tensor:
-    """A live teacher, response positions alone, and a divergence that never holds all logits."""
+    """KL against a live teacher at response positions only, without materialising all logits."""
     decoder, weight = (
         model.get_base_model().get_decoder(),
         model.get_base_model().get_output_embeddings().weight,
@@ -474,11 +475,11 @@ CONTENDERS = {
 
 
 SCALING = ("isogloss-hidden",)
-"""Who shows how cost grows with the number of languages."""
+"""Contenders for the W3 workloads, which show how cost grows with the number of languages."""
 
 
 def one(contender: str, workload: str, steps: int, dtype: str, memory_only: bool) -> dict:
-    """A contender's row, in this process."""
+    """Measure a contender in this process and return its row."""
     work = replace(WORKLOADS[workload], dtype=getattr(torch, dtype))
     with Pieces() if memory_only else nullcontext():
         seconds, flops = CONTENDERS[contender](work, steps + 1)
@@ -500,7 +501,7 @@ def one(contender: str, workload: str, steps: int, dtype: str, memory_only: bool
 
 
 def rate(dtype: torch.dtype) -> float:
-    """FLOP a second of a large product, best of five."""
+    """Return the FLOP/s of a large matrix product, best of five."""
     size = 8192 if GPU else 2048
     a = torch.randn(size, size, device=DEVICE, dtype=dtype)
     times = []

@@ -1,22 +1,23 @@
-"""Greedy answers of vLLM and llama.cpp beside our own: one run, every language, over loopback.
+"""Compare greedy answers of vLLM and llama.cpp with ours: one run, every language, over loopback.
 
     python benchmarks/engines.py RUN --gguf FOLDER --peft FOLDER --venvs FOLDER --out benchmarks/engines.json
 
-`make engines` makes the environments and the exports, and calls this. The prompts are those of the run's own
-evaluation (`RUN/predictions`), the suites by turns. Ours are answered first, in float32, then each engine is
-started, asked by the official client, one prompt after another, every language by its adapter's name, and
-ended: one process with weights at a time. A row is an engine, a precision and a language: `identical` of
-`prompts` answers are ours to the letter. For every other one `differences` says what came, and `gap`: by how
-much our model's logit of its own token exceeds that of the engine's token where they part. A gap up to `tie`
-of its precision is within what the rounding of sums and weights moves; a greater one is explained by nothing.
+`make engines` creates the environments and the exports, and calls this. The prompts come from the run's
+evaluation (`RUN/predictions`), alternating between suites. Our answers come first, in float32; then each
+engine is started, queried with the official client, one prompt at a time, each language by its adapter's
+name, and stopped: only one process holds weights at a time. A row is an engine, a precision and a language:
+`identical` of `prompts` answers equal ours exactly. Each other answer is listed in `differences` with its
+`gap`: our model's logit of its own token minus that of the engine's token, where the answers diverge. A gap
+up to the precision's `tie` can come from rounding of sums and weights; a larger one has no such explanation.
 
-What is done lies under `--work`, answers language by language; a second call goes on from there.
+Results are kept in `--work`, answers by language; a second call resumes from there.
 """
 
 import argparse
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -30,14 +31,14 @@ from machine import processor, put
 
 NEW_TOKENS, CONTEXT = 24, 512
 TIE = {"f32": 1e-3, "float32": 1e-3, "f16": 0.05, "q8_0": 0.5, "q4_k_m": 2.0}
-"""Logits: what a precision's rounding moves, by order of magnitude."""
+"""Effect of each precision's rounding on logits, by order of magnitude."""
 STARTED = 1200
-"""Seconds that an engine has to start in; vLLM needs minutes on a slow processor."""
+"""Seconds within which an engine must start; vLLM needs minutes on a slow CPU."""
 Asked = argparse.Namespace
 
 
 def questions(asked: Asked) -> dict[str, list[str]]:
-    """The first instructions of each language, its suites by turns."""
+    """Return the first instructions of each language, alternating between suites."""
     found: dict[str, list[list[str]]] = {}
     for file in sorted((asked.run / "predictions").glob("*.after.jsonl")):
         suite: dict[str, list[str]] = {}
@@ -55,7 +56,7 @@ def questions(asked: Asked) -> dict[str, list[str]]:
 
 
 def library(asked: Asked) -> Any:
-    """Our own model of the run, in float32, on as many threads as the engines have."""
+    """Load the run's model in float32, with the same number of threads as the engines."""
     import torch
 
     from isogloss.inference import Aligned
@@ -67,7 +68,7 @@ def library(asked: Asked) -> Any:
 
 
 def ours(asked: Asked, texts: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Our answers."""
+    """Return our answers by language."""
     aligned = library(asked)
     return {
         code: aligned.generate(prompts, code, max_new_tokens=NEW_TOKENS) for code, prompts in texts.items()
@@ -75,7 +76,7 @@ def ours(asked: Asked, texts: dict[str, list[str]]) -> dict[str, list[str]]:
 
 
 def gaps(asked: Asked, wanted: list[dict[str, str]]) -> list[float]:
-    """How far our model's logits of its own token and of the other's are apart, where two answers part."""
+    """Return our model's logit of its own token minus that of the engine's, where two answers diverge."""
     import torch
 
     from isogloss.data.chat import encode_prompt, encode_response
@@ -86,7 +87,7 @@ def gaps(asked: Asked, wanted: list[dict[str, str]]) -> list[float]:
         prompt = encode_prompt(tokenizer, one["prompt"])
         mine, other = (encode_response(tokenizer, one[whose]) for whose in ("ours", "answer"))
         parts = next((n for n, (a, b) in enumerate(zip(mine, other, strict=False)) if a != b), None)
-        if parts is None:  # cut by the limit of new tokens
+        if parts is None:  # truncated at the limit of new tokens
             parts, mine = min(len(mine), len(other)) - 1, mine
         with torch.no_grad(), adapters.on([one["language"]]) as student:
             logits = student(torch.tensor([[*prompt, *mine[:parts]]]), use_cache=False).logits[0, -1]
@@ -96,7 +97,7 @@ def gaps(asked: Asked, wanted: list[dict[str, str]]) -> list[float]:
 
 @contextmanager
 def serving(command: list[str], log: Path, **variables: str) -> Iterator[subprocess.Popen]:
-    """An engine's process; ended behind the block, with what it started."""
+    """Run an engine's process; terminate it after the block."""
     with log.open("w") as opened:
         process = subprocess.Popen(
             command,
@@ -108,16 +109,17 @@ def serving(command: list[str], log: Path, **variables: str) -> Iterator[subproc
     try:
         yield process
     finally:
-        process.terminate()
+        # The whole session: vLLM's workers outlive their parent otherwise.
+        os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(60)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def llama_cpp(asked: Asked, precision: str, codes: list[str], port: int) -> tuple[list[str], dict]:
-    """llama.cpp under llama-cpp-python's server, which loads a language's adapter when it is named."""
-    kept = {"type_k": 0, "type_v": 0} if precision == "f32" else {}  # the cache in float32 too
+    """Return the command of llama-cpp-python's server, which loads a language's adapter on request."""
+    kept = {"type_k": 0, "type_v": 0} if precision == "f32" else {}  # the key-value cache in float32 too
     models = [
         {
             "model": str(asked.gguf / f"tuned-{precision}.gguf"),
@@ -140,7 +142,7 @@ def llama_cpp(asked: Asked, precision: str, codes: list[str], port: int) -> tupl
 
 
 def vllm(asked: Asked, precision: str, codes: list[str], port: int) -> tuple[list[str], dict]:
-    """vLLM with all languages as LoRA modules."""
+    """Return the command of vLLM with all languages as LoRA modules, and its environment variables."""
     rank = json.loads((asked.peft / codes[0] / "adapter_config.json").read_text())["r"]
     limit = next(limit for limit in (8, 16, 32, 64, 128, 256, 320, 512) if limit >= rank)
     command = [
@@ -186,7 +188,7 @@ PACKAGES = {"llama.cpp": ("llama", "llama_cpp_python"), "vllm": ("vllm", "vllm_c
 
 
 def answers(asked: Asked, engine: str, precision: str, texts: dict[str, list[str]]) -> dict[str, list[str]]:
-    """What an engine says; with what it said to an earlier call."""
+    """Return an engine's answers, including those kept from an earlier call."""
     import openai
 
     kept = asked.work / f"{engine}-{precision}.json"
@@ -207,7 +209,7 @@ def answers(asked: Asked, engine: str, precision: str, texts: dict[str, list[str
                 break
             except openai.APIConnectionError:
                 if process.poll() is not None or time.monotonic() > until:
-                    raise SystemExit(f"{engine} did not start; {log} says why") from None
+                    raise SystemExit(f"{engine} did not start; see {log}") from None
                 time.sleep(2)
         for code, prompts in texts.items():
             if code not in found:
@@ -218,7 +220,7 @@ def answers(asked: Asked, engine: str, precision: str, texts: dict[str, list[str
 
 
 def ask(client: Any, code: str, prompt: str) -> str:
-    """One greedy answer."""
+    """Return one greedy answer."""
     messages = [{"role": "user", "content": prompt}]
     made = client.chat.completions.create(model=code, messages=messages, temperature=0, max_tokens=NEW_TOKENS)
     return made.choices[0].message.content or ""
@@ -231,7 +233,7 @@ def installed(asked: Asked, engine: str) -> str:
 
 
 def in_a_process(asked: Asked, step: str, argument: Any) -> Any:
-    """A step of ours, whose weights are gone when it ends; what it found stays."""
+    """Run one of our steps in a separate process, which frees its weights; cache its result."""
     given, made = (asked.work / f"{step}.{name}.json" for name in ("asked", "found"))
     if not made.exists() or json.loads(given.read_text()) != argument:
         given.write_text(json.dumps(argument))
@@ -297,16 +299,16 @@ def result(asked: Asked, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parse.add_argument("run", type=Path)
-    parse.add_argument("--gguf", type=Path, required=True, help="what `isogloss export --format gguf` wrote")
-    parse.add_argument("--peft", type=Path, required=True, help="what `isogloss export` wrote")
-    parse.add_argument("--venvs", type=Path, required=True, help="holds the environments llama and vllm")
+    parse.add_argument("--gguf", type=Path, required=True, help="output of `isogloss export --format gguf`")
+    parse.add_argument("--peft", type=Path, required=True, help="output of `isogloss export`")
+    parse.add_argument("--venvs", type=Path, required=True, help="folder of the environments llama and vllm")
     parse.add_argument("--engines", nargs="+", default=["llama.cpp:f16", "llama.cpp:q8_0", "vllm:float32"])
     parse.add_argument("--languages", nargs="+")
     parse.add_argument("--prompts", type=int, default=10)
-    parse.add_argument("--characters", type=int, default=160, help="of the longest prompt that is asked")
+    parse.add_argument("--characters", type=int, default=160, help="maximum characters of a prompt")
     parse.add_argument("--max-loras", type=int, default=1)
     parse.add_argument("--threads", type=int, default=os.cpu_count())
-    parse.add_argument("--work", type=Path, required=True, help="keeps answers and logs")
+    parse.add_argument("--work", type=Path, required=True, help="folder for answers and logs")
     parse.add_argument("--out", type=Path)
     parse.add_argument("--step", help=argparse.SUPPRESS)
     asked = parse.parse_args()

@@ -1,15 +1,15 @@
-"""Closed questions by likelihood, ours against lm-evaluation-harness: items a second and accuracy, one run.
+"""Closed questions scored by likelihood, ours and lm-evaluation-harness: items per second and accuracy.
 
     python benchmarks/evaluate.py --data-root ../shared/data --out benchmarks/evaluate.json
 
-Every contender runs in a process of its own on the same items, in the same wording, with the same model and
-type. The clock starts when model and items are in memory and stops when the accuracy is there: chat template,
-tokens, forward passes and metric are in it. `load_s` is the rest, libraries included; `cpu_s` is processor
-time within the clock, over all threads. The harness runs once per batch size, and its fastest is the row.
-`same_answers` is the share of items to which both gave the same answer.
+Every contender runs in a separate process on the same items and prompts, with the same model and dtype. The
+clock starts when model and items are in memory and stops when the accuracy is computed: it includes chat
+template, tokenisation, forward passes and metric. `load_s` is the remaining time, including library imports;
+`cpu_s` is CPU time within the clock, over all threads. The harness runs once per batch size, and its fastest
+is the row. `same_answers` is the share of items with the same answer from both.
 
-`--retrieval` (FLORES-101) and `--all-languages` (XNLI) time our own evaluation of twelve languages alone: the
-reference model's side of a suite as `isogloss evaluate` makes it. Install `isogloss[lm-eval]`.
+`--retrieval` (FLORES-101) and `--all-languages` (XNLI) only time our evaluation of twelve languages: the
+reference model's side of a suite as in `isogloss evaluate`. Install `isogloss[lm-eval]`.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from machine import about
 
 TASKS = Path(__file__).parents[1] / "examples" / "lm_eval"
 SUITES = {"xnli": "sw", "pawsx": "es"}
-"""What is compared, and in which language."""
+"""Suites compared, with the language of each."""
 CODES = ("ar", "bg", "el", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi")
 Asked = argparse.Namespace
 
 
 class Clock:
-    """Seconds and processor seconds of what is done inside."""
+    """Context manager that measures wall-clock and CPU seconds."""
 
     def __enter__(self) -> "Clock":
         self.began, self.cpu_began = time.monotonic(), time.process_time()
@@ -65,7 +65,7 @@ def base(asked: Asked) -> Any:
 
 
 def isogloss(asked: Asked) -> dict[str, Any]:
-    """The package's own scoring."""
+    """Score items with the package."""
     from peft import PeftModel
 
     from isogloss.evaluate.likelihood import log_probabilities
@@ -92,7 +92,7 @@ def isogloss(asked: Asked) -> dict[str, Any]:
 
 
 def harness(asked: Asked) -> dict[str, Any]:
-    """lm-evaluation-harness with its Hugging Face model, without the bootstrap that only errors need."""
+    """Score items with the harness's Hugging Face model, without the bootstrap for standard errors."""
     from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -133,7 +133,7 @@ def harness(asked: Asked) -> dict[str, Any]:
 
 
 def side(asked: Asked, name: str) -> dict[str, Any]:
-    """The reference model's side of a suite, as a run makes it; English answers are the data's own."""
+    """Time the reference model's side of a suite, as in a run; English answers come from the data."""
     from isogloss.config import Evaluate
     from isogloss.evaluate import retrieval, runner
     from isogloss.evaluate.suites import load_suite
@@ -165,7 +165,7 @@ CONTENDERS: dict[str, Callable[[Asked], dict[str, Any]]] = {
 
 
 def apart(contender: str, suite: str, batch: str, asked: Asked) -> dict[str, Any] | None:
-    """A contender's row from a process of its own; None where it failed."""
+    """Run a contender in a separate process and return its row; None if it failed."""
     command = [sys.executable, __file__, "--inside", contender, "--suite", suite, "--batch", batch]
     command += ["--language", asked.language or SUITES.get(suite, ""), "--items", str(asked.items)]
     command += ["--data-root", str(asked.data_root), "--model", asked.model, "--dtype", asked.dtype]
@@ -192,7 +192,7 @@ def apart(contender: str, suite: str, batch: str, asked: Asked) -> dict[str, Any
     }
     print(
         f"{suite:9} {contender:13} batch {batch:>4} {found['items']:6} items {found['seconds']:7.1f} s "
-        f"{found['items_per_s']:7.1f} items/s  processor {found['cpu_s']:6.1f} s  "
+        f"{found['items_per_s']:7.1f} items/s  CPU {found['cpu_s']:6.1f} s  "
         f"accuracy {found['accuracy']:.4f}",
         flush=True,
     )
@@ -200,7 +200,7 @@ def apart(contender: str, suite: str, batch: str, asked: Asked) -> dict[str, Any
 
 
 def compared(suite: str, asked: Asked) -> list[dict[str, Any]]:
-    """Our row and the harness's best, with what each has over the other."""
+    """Return our row and the harness's fastest, with their ratios."""
     ours = apart("isogloss", suite, str(asked.ours), asked)
     tries = [found for batch in asked.batch if (found := apart("lm-eval", suite, batch, asked))]
     if ours is None or not tries:
@@ -212,8 +212,8 @@ def compared(suite: str, asked: Asked) -> list[dict[str, Any]]:
     ours["times"] = ours["items_per_s"] / theirs["items_per_s"]
     ours["times_cpu"] = theirs["cpu_s"] / ours["cpu_s"]
     print(
-        f"{suite:9} {ours['times']:.2f} times the items a second, {ours['times_cpu']:.2f} by processor time; "
-        f"the same answer to {ours['same_answers']:.2%}"
+        f"{suite:9} {ours['times']:.2f} times the items per second, {ours['times_cpu']:.2f} by CPU time; "
+        f"same answer on {ours['same_answers']:.2%}"
     )
     return [one | {"language": asked.language or SUITES[suite]} for one in (ours, theirs)]
 
@@ -221,17 +221,19 @@ def compared(suite: str, asked: Asked) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--suite", action="append", help="xnli, pawsx; both without it")
-    parser.add_argument("--language", help="of the comparison, in place of each suite's own")
-    parser.add_argument("--items", type=int, default=2490, help="at most, of each suite and language")
-    parser.add_argument("--batch", action="append", help="of lm-eval, repeatable; 8, 64 and auto without it")
-    parser.add_argument("--ours", type=int, default=64, help="our batch")
+    parser.add_argument("--suite", action="append", help="xnli or pawsx; default: both")
+    parser.add_argument("--language", help="language of the comparison; default: each suite's own")
+    parser.add_argument("--items", type=int, default=2490, help="maximum items per suite and language")
+    parser.add_argument(
+        "--batch", action="append", help="batch size of lm-eval, repeatable; default: 8, 64 and auto"
+    )
+    parser.add_argument("--ours", type=int, default=64, help="our batch size")
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--adapter", type=Path, help="a PEFT adapter over the model")
+    parser.add_argument("--adapter", type=Path, help="a PEFT adapter for the model")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--retrieval", action="store_true", help="FLORES-101 dev in twelve languages, alone")
-    parser.add_argument("--all-languages", action="store_true", help="XNLI dev in twelve languages, alone")
+    parser.add_argument("--retrieval", action="store_true", help="only FLORES-101 dev in twelve languages")
+    parser.add_argument("--all-languages", action="store_true", help="only XNLI dev in twelve languages")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     asked = parser.parse_args()

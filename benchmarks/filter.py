@@ -1,15 +1,15 @@
-"""How much damage the filter of translations finds, and how many clean pairs it keeps, by language.
+"""Recall of the translation filter on damaged pairs, and share of clean pairs kept, by language.
 
     python benchmarks/filter.py --data-root FOLDER --out benchmarks/filter.json
     python benchmarks/filter.py --data-root FOLDER --choose isogloss/translate/limits.yaml
 
-Tatoeba pairs, 600 of a language at most, drawn by a hash of the English; the half whose hash is even chooses
-the limits, the other half is reported. With --likeness the languages named there are also read by a base
-(gemma-3-270m), 200 pairs of a half, of which no sentence stands twice; it finds shuffled pairs (another
-sentence's translation): a tenth of the pairs at a time, beside nine tenths that are right, or half of them.
-Their `kept` counts the right pairs beside them. Other damages: half cut (with and without a
-full stop put behind it), wrong language (any other of the sets; one in the same script), copy (the English),
-numbers changed (in pairs into which the same number was put), placeholder lost ({name} likewise).
+Uses at most 600 Tatoeba pairs per language, drawn by a hash of the English. Limits are chosen on the half
+with an even hash; the other half is reported. For the languages given in --likeness, the first 200 pairs of
+each half, without repeated sentences, are also scored with a base model (gemma-3-270m). This detects shuffled
+pairs (another sentence's translation): a tenth of the pairs at a time among nine tenths that are right, or
+half of them; `kept` then counts the right pairs. Other damages: half cut (with and without a full stop
+appended), wrong language (any other language of the data; one with the same script), copy (the English),
+numbers changed (in pairs to which the same number was added), placeholder lost ({name}, added likewise).
 """
 
 import argparse
@@ -31,11 +31,11 @@ from isogloss.translate.filter import Limits, ends, foreignness, reasons, surplu
 
 PAIRS = 600
 READ = 200
-"""Pairs of a half that a base reads."""
+"""Maximum pairs of a half that are scored with the base model."""
 SHUFFLED = {"shuffled": 10, "shuffled, half of all": 2}
-"""Of which share of a batch, as its denominator."""
+"""Denominator of the share of a batch that is shuffled."""
 LOST = {"shortest": 0.003, "longest": 0.003, "foreign": 0.005, "likeness": 0.03}
-"""Shares of clean pairs that each limit may cost."""
+"""Shares of clean pairs that each limit may drop."""
 DAMAGES = (
     "half cut",
     "half cut, full stop",
@@ -46,7 +46,7 @@ DAMAGES = (
     "placeholder lost",
 )
 FEWEST_ENDS = 0.96
-"""Share of clean pairs from which on the mark at the end is looked for."""
+"""Share of clean pairs with final punctuation from which on it is required."""
 Pair = tuple[str, str]
 
 
@@ -113,7 +113,7 @@ def damages(pairs: list[Pair], others: dict[str, list[str]], code: str) -> dict[
 
 
 class Read(NamedTuple):
-    """Pairs that a base has read; by damage, the scores of the right ones beside it and of the shuffled."""
+    """Pairs scored with a base model; by damage, scores of right pairs, shuffled pairs and their scores."""
 
     pairs: list[Pair]
     right: dict[str, list[float]]
@@ -122,7 +122,7 @@ class Read(NamedTuple):
 
 
 Likeness = Callable[[list[Pair], str], Read | None]
-"""None where nobody read the language."""
+"""Scores pairs of a language; returns None if the language is not scored."""
 
 
 def measure(folder: Path, likeness: Likeness, chosen: dict[str, Limits], only: Collection[str]) -> list[dict]:
@@ -172,17 +172,17 @@ def measure(folder: Path, likeness: Likeness, chosen: dict[str, Limits], only: C
 
 
 def distinct(pairs: list[Pair]) -> list[int]:
-    """Places of pairs of which neither side has stood before."""
+    """Return indices of pairs neither side of which occurred before."""
     seen: set[str] = set()
     return [n for n, pair in enumerate(pairs) if seen.isdisjoint(pair) and seen.update(pair) is None]
 
 
 def nobody(pairs: list[Pair], code: str) -> None:
-    """No base reads anything."""
+    """Score nothing: no base model is used."""
 
 
 def read_by(base: str, codes: list[str], states: Path) -> Likeness:
-    """Likeness of true and of shuffled pairs, from states that are kept in a folder."""
+    """Return a function that scores true and shuffled pairs, with hidden states cached in a folder."""
     import torch
 
     from isogloss.evaluate.retrieval import Model, embed
@@ -232,23 +232,23 @@ def read_by(base: str, codes: list[str], states: Path) -> Likeness:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data-root", type=Path, required=True, help="folder that holds tatoeba")
-    parser.add_argument("--likeness", nargs="*", default=[], help="languages that the base reads")
+    parser.add_argument("--data-root", type=Path, required=True, help="folder that contains tatoeba")
+    parser.add_argument("--likeness", nargs="*", default=[], help="languages scored with the base model")
     parser.add_argument("--base", default="gemma-3-270m")
     parser.add_argument(
-        "--states", type=Path, default=Path("runs/filter"), help="folder of the base's states"
+        "--states", type=Path, default=Path("runs/filter"), help="cache of the base's hidden states"
     )
     parser.add_argument(
-        "--damages", nargs="*", default=[], help="measure these alone; other rows of --out are kept"
+        "--damages", nargs="*", default=[], help="only measure these; other rows of --out are kept"
     )
-    parser.add_argument("--choose", type=Path, help="write the limits here")
-    parser.add_argument("--out", type=Path, help="where the JSON goes; printed without it")
+    parser.add_argument("--choose", type=Path, help="file to write the limits to")
+    parser.add_argument("--out", type=Path, help="JSON file; printed if not given")
     given = parser.parse_args()
     read = read_by(given.base, given.likeness, given.states) if given.likeness else nobody
     limits: dict[str, Limits] = {}
     only = given.damages or (*DAMAGES, *SHUFFLED)
     rows = measure(given.data_root / "tatoeba", read, limits, only)
-    if given.damages and given.out.exists():
+    if given.damages and given.out and given.out.exists():
         there = json.loads(given.out.read_text())["rows"]
         rows = sorted(
             [*(row for row in there if row["damage"] not in only), *rows], key=lambda row: row["language"]

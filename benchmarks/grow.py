@@ -1,10 +1,10 @@
-"""What a language that joins a finished run reaches, beside a run that had it from the start.
+"""Compare a language added to a finished run with a run that had it from the start.
 
     python benchmarks/grow.py --seeds 3 --out benchmarks/grow.json
 
-The demo, twelve languages, and fourteen with German and Chinese; per seed one reference model for both. Then
-each of the two joins a copy of the run of twelve, alone. What it costs is a share of the operations of the
-fourteen languages' stage 2. It can be stopped and goes on where it was.
+Runs the demo with twelve languages, and with fourteen (German and Chinese added), on one reference model per
+seed. Then each of the two is added separately to a copy of the run of twelve. Its cost can be compared with
+the FLOPs of stage 2 with fourteen languages. A stopped benchmark resumes.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from machine import about, put
 from isogloss.config import dump_config, load_config
 
 JOINING = ("de", "zh")
-"""One whose family is there, one without a relative in the tree."""
+"""One language whose family is in the tree, and one without a relative in it."""
 WITH = "from-start"
 
 
@@ -35,7 +35,7 @@ def overrides(settings: list[str]) -> list[str]:
 
 
 def join(run: Path, seed: int, code: str, joining: list[str]) -> None:
-    """A copy of the seed's run of twelve languages that has learnt this one too, and was measured."""
+    """Copy the seed's run of twelve languages, add a language to it, and evaluate it."""
     if not run.exists():
         part = run.with_name(run.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
@@ -49,7 +49,7 @@ def join(run: Path, seed: int, code: str, joining: list[str]) -> None:
 
 
 def scores(run: Path, code: str) -> dict[str, float]:
-    """One language's alignment and both halves."""
+    """Return a language's alignment and its two parts, consistency and retrieval."""
     after = json.loads((run / "scores.json").read_text("utf-8"))["suites"]["demo"]["after"]
     return {
         name: after[name]["languages"][code]["value"] for name in ("alignment", "consistency", "retrieval")
@@ -76,16 +76,18 @@ def row(joined: Path, seed: int, code: str) -> Mapping:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--runs", type=Path, default=Path("runs/grow"), help="folder of all runs")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of all runs")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel runs")
+    parser.add_argument("--runs", type=Path, default=Path("runs/grow"), help="folder for all runs")
     parser.add_argument(
-        "--joining", action="append", default=[], metavar="NAME=VALUE", help="of joining alone"
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="setting for all runs"
     )
     parser.add_argument(
-        "--name", default="joined", help="what runs that joined are called; one for each --joining"
+        "--joining", action="append", default=[], metavar="NAME=VALUE", help="setting for adding a language"
     )
-    parser.add_argument("--out", type=Path, help="where the JSON goes; printed without it")
+    parser.add_argument(
+        "--name", default="joined", help="name prefix of runs with an added language; one per --joining"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file; printed if not given")
     given = parser.parse_args()
     targets = ",".join((*load_config().languages.targets, *JOINING))
     command(

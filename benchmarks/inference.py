@@ -1,10 +1,10 @@
-"""What the adapters cost while answering: the same prompts with and without them, in one process, in turn.
+"""Cost of the adapters at inference: the same prompts with and without them, alternating in one process.
 
     python benchmarks/inference.py --out benchmarks/inference.json
 
-Batches of 1 and of 32 rows, whose languages are the demo's twelve in turn, each row on its own path; every
-answer has as many tokens. `times` is seconds with the adapters over seconds of the model as transformers
-loads it; medians over repetitions, the first of each left out.
+Batches of 1 and 32 rows, cycling through the demo's twelve languages, each row on its language's path; all
+answers have the same number of tokens. `times` is the seconds with adapters divided by the seconds of the
+model as loaded by transformers; medians over repetitions, without the first.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--tokens", type=int, default=24, help="of every answer")
+    parser.add_argument("--tokens", type=int, default=24, help="tokens per answer")
     parser.add_argument("--repeat", type=int, default=15)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
@@ -74,7 +74,10 @@ def main() -> None:
                 "times": statistics.median(on / off for off, on in taken),
             }
         )
-        print(f"batch {batch:2}: {bare:.3f} s bare, {aligned:.3f} s on paths, {rows[-1]['times']:.2f} times")
+        print(
+            f"batch {batch:2}: {bare:.3f} s without, {aligned:.3f} s with adapters, "
+            f"{rows[-1]['times']:.2f} times"
+        )
     if asked.out:
         here = {"model": asked.model, "dtype": str(dtype).removeprefix("torch.")}
         here |= about("isogloss", "torch", "transformers", "peft")

@@ -1,4 +1,4 @@
-"""What every benchmark says of the machine it ran on, and of what it ran."""
+"""Machine and software information included in every benchmark's result."""
 
 import json
 import os
@@ -9,8 +9,8 @@ from typing import Any
 
 
 def about(*packages: str) -> dict[str, Any]:
-    """Versions of these packages, the processor, and how much of it torch uses."""
-    import torch  # not before a benchmark's own processes have been started
+    """Return the versions of packages, the CPU, its cores and torch's threads."""
+    import torch  # imported only after a benchmark has started its processes
 
     return {
         "versions": {name: version(name) for name in packages},
@@ -21,7 +21,7 @@ def about(*packages: str) -> dict[str, Any]:
 
 
 def put(found: dict[str, Any], out: Path | None) -> None:
-    """A benchmark's result into its file, or onto the screen."""
+    """Write a benchmark's result to a file, or print it."""
     text = json.dumps(found, indent=1)
     if out:
         out.write_text(text + "\n", encoding="utf-8")
@@ -30,7 +30,7 @@ def put(found: dict[str, Any], out: Path | None) -> None:
 
 
 def processor() -> str:
-    """The processor's name where the system tells it, else its kind."""
+    """Return the CPU's model name if known, else its architecture."""
     lines = Path("/proc/cpuinfo").read_text().split("\n") if Path("/proc/cpuinfo").exists() else []
     return next(
         (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()

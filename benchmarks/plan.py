@@ -1,10 +1,10 @@
-"""What `isogloss plan` foretells beside what was then measured: memory and operations.
+"""Compare the memory and FLOPs predicted by `isogloss plan` with measurements.
 
     python benchmarks/plan.py --run runs/demo --steps benchmarks/distill_step.json --out benchmarks/plan.json
 
-Every stage of a finished run, from its ledger, and one optimiser step of W1 behind a live teacher, as
-`benchmarks/distill_step.py` measured it on a processor (`--steps` names its file). Both are to be run on the
-machine that plans.
+Covers every stage of a finished run, from its ledger, and one optimiser step of W1 with a live teacher, as
+measured on a CPU by `benchmarks/distill_step.py` (`--steps` is its output). Run both on the machine that runs
+this.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def row(what: str, stage: StagePlan, flops: float, memory: int) -> dict:
 
 
 def of_run(folder: Path) -> list[dict]:
-    """A row a stage."""
+    """Return a row per stage."""
     config = load_config(folder / "config.yaml").model_copy(update={"run": folder})
     ledger = {one["stage"]: one for one in json.loads((folder / "ledger.json").read_text("utf-8"))["stages"]}
     return [
@@ -50,7 +50,7 @@ def of_run(folder: Path) -> list[dict]:
 
 
 def step_of(work: Workload) -> StagePlan:
-    """One step of the workload, and what its signals cost."""
+    """Return the plan of one step of the workload, including the teacher's signals."""
     with tempfile.TemporaryDirectory() as folder:
         kind = dict(work.model)
         AutoConfig.for_model(kind.pop("model_type"), **kind).save_pretrained(folder)
@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--run", type=Path, action="append", default=[], help="a finished run's folder")
     parser.add_argument("--steps", type=Path, help="the JSON of benchmarks/distill_step.py with W1")
-    parser.add_argument("--out", type=Path, help="where the JSON goes; printed without it")
+    parser.add_argument("--out", type=Path, help="JSON file; printed if not given")
     given = parser.parse_args()
     quiet()
     rows = [one for folder in given.run for one in of_run(folder)]

@@ -1,9 +1,9 @@
-"""Peak memory of reading a JSON lines file of millions of rows, and how long it takes.
+"""Peak memory and CPU time of reading a JSON Lines file of millions of rows.
 
     python benchmarks/reading.py --rows 2000000 --out benchmarks/reading.json
 
-The file is made on the spot: chats of one turn, a tenth of them not in ASCII. Each way of reading it is a
-process of its own, whose peak is that of the system (`ru_maxrss`), less that before reading.
+The file is generated: chats of one turn, a tenth of them not ASCII. Each way of reading it runs in a separate
+process; the peak is the process's `ru_maxrss` minus its value before reading.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[2_000_000])
     parser.add_argument("--ways", nargs="+", default=list(WAYS.values()), choices=list(WAYS.values()))
-    parser.add_argument("--out", type=Path, help="where the JSON goes; printed without it")
+    parser.add_argument("--out", type=Path, help="JSON file; printed if not given")
     parser.add_argument("--read", nargs=2, metavar=("FILE", "WAY"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.read:

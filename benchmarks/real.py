@@ -1,15 +1,14 @@
-"""The real model: our method, its parts taken away one by one, and its opponents, one reference model a seed.
+"""Benchmark of a real model: our method, its ablations and baselines, on one reference model per seed.
 
     python benchmarks/real.py --data-root FOLDER
     python benchmarks/real.py --data-root FOLDER --variants ours,sft --seeds 3 --set evaluate.items=30
     python benchmarks/real.py --finished ours=runs/real --setting scarce
     python benchmarks/real.py --finished ours=runs/real-parallel --setting parallel
 
-Dev data only. Every variant is a run of `python -m experiments.ablate` over the setting's example, so a
-stopped benchmark goes on where it was, and trains nothing twice; `--finished` adds a run that is there.
-Rows have the measures by suite and language; `summary` has, by variant and setting, means over seeds and
-intervals over items.
-The page docs/results.md is made of it: `python benchmarks/real.py --page`.
+Dev data only. Every variant is a run of `python -m experiments.ablate` with the setting's example, so a
+stopped benchmark resumes and trains nothing twice; `--finished` adds an existing run. Rows have the measures
+by suite and language; `summary` has, by variant and setting, means over seeds and intervals over items.
+`python benchmarks/real.py --page` generates docs/results.md from the results.
 """
 
 import argparse
@@ -25,7 +24,7 @@ from machine import about
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {"scarce": "examples/real.yaml", "parallel": "examples/real-parallel.yaml"}
-"""By name, which settings a variant changes: instructions alone, and all unlabelled parallel text besides."""
+"""Example files by setting: unlabelled instructions alone, or all unlabelled parallel text too."""
 VARIANTS = {
     "ours": "families",
     "sft": "sft",
@@ -36,7 +35,7 @@ VARIANTS = {
     "flat": "flat",
     "random": "random",
 }
-"""By name, what `experiments.ablate` calls it."""
+"""Names of variants, and their `--variant` for `experiments.ablate`."""
 LOW = ("sw", "ur")
 """Languages of `alignment_low`."""
 SUMMARY = (
@@ -53,7 +52,7 @@ SUMMARY = (
 
 
 def rows_of(run: Path, variant: str, seed: int, setting: str) -> list[dict]:
-    """One row per suite of a run that was measured."""
+    """Return one row per suite of an evaluated run."""
     scores = json.loads((run / "scores.json").read_text("utf-8"))
     stages = json.loads((run / "ledger.json").read_text("utf-8"))["stages"]
     cost = next(stage for stage in stages if stage["stage"] == "distill")
@@ -61,7 +60,7 @@ def rows_of(run: Path, variant: str, seed: int, setting: str) -> list[dict]:
     for suite, found in scores["suites"].items():
         split = dict(field.split(":", 1) for field in found["signature"].split("|"))["split"]
         if not split.startswith("dev"):
-            raise SystemExit(f"{run}: {suite} was measured on {split}; this is of dev data alone")
+            raise SystemExit(f"{run}: {suite} was evaluated on {split}; only dev data is allowed")
         measures = {
             side: {
                 name: {code: one["value"] for code, one in measure["languages"].items()}
@@ -88,12 +87,12 @@ def rows_of(run: Path, variant: str, seed: int, setting: str) -> list[dict]:
 
 
 def summarise(runs: list[tuple[str, dict]]) -> dict[str, dict]:
-    """By variant: each measure's mean over seeds, with its interval over items, mean over seeds.
+    """Return each measure's mean and interval over items by variant, both averaged over seeds.
 
     `reference` is the model before stage 2.
 
     Args:
-        runs: Variant and the `summary` of one seed's scores.
+        runs: Pairs of a variant and the `summary` of one seed's scores.
     """
     grouped: dict[str, list[dict]] = {}
     for variant, summary in runs:
@@ -111,7 +110,7 @@ def summarise(runs: list[tuple[str, dict]]) -> dict[str, dict]:
 
 
 def _value(side: dict, name: str) -> dict[str, float] | None:
-    """A measure's mean and interval; `alignment_low` is of the same languages in every setting."""
+    """Return a measure's mean and interval; `alignment_low` covers the same languages in every setting."""
     if name != "alignment_low":
         one = side.get(name)
         return one and {bound: one.get(bound, one["mean"]) for bound in ("mean", "low", "high")}
@@ -124,10 +123,10 @@ def _value(side: dict, name: str) -> dict[str, float] | None:
 
 
 def training(given: argparse.Namespace) -> list[tuple[str, int, Path]]:
-    """Train and measure what is missing: variant, seed and run of each."""
+    """Train and evaluate what is missing; return variant, seed and run folder of each run."""
     names = given.variants.split(",")
     if unknown := [name for name in names if name not in VARIANTS]:
-        raise SystemExit(f"there is no variant {unknown[0]}; there are {', '.join(VARIANTS)}")
+        raise SystemExit(f"there is no variant {unknown[0]}; choose from {', '.join(VARIANTS)}")
     example = str(ROOT / SETTINGS[given.setting])
     command = [sys.executable, "-m", "experiments.ablate", example, "--data-root", str(given.data_root)]
     command += ["--seeds", str(given.seeds), "--out", str(given.runs)]
@@ -136,16 +135,16 @@ def training(given: argparse.Namespace) -> list[tuple[str, int, Path]]:
     subprocess.run(command, check=True)
     folders = {name: VARIANTS[name].partition(":")[0] for name in names}
     done = json.loads((given.runs / "ablation.json").read_text("utf-8"))["rows"]
-    seeds = sorted({row["seed"] for row in done})  # from the settings' own on
+    seeds = sorted({row["seed"] for row in done})  # starting from the settings' seed
     return [(n, seed, given.runs / f"{folders[n]}-{seed}") for n in names for seed in seeds]
 
 
 def main() -> None:
-    """Train and measure what is missing, or add what was, then write all rows."""
+    """Train and evaluate what is missing, or add finished runs, then write all rows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data-root", type=Path, help="folder of public data sets")
+    parser.add_argument("--data-root", type=Path, help="folder of public datasets")
     parser.add_argument("--variants", default="ours,sft,no-divergence,shared")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--setting", choices=SETTINGS, default="scarce")
@@ -153,7 +152,7 @@ def main() -> None:
     parser.add_argument("--finished", action="append", default=[], metavar="VARIANT=RUN")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "real.json")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--page", action="store_true", help="write docs/results.md from --out, nothing else")
+    parser.add_argument("--page", action="store_true", help="only write docs/results.md from --out")
     given = parser.parse_args()
     old = json.loads(given.out.read_text("utf-8")) if given.out.exists() else {"summary": {}, "rows": []}
     if given.page:
@@ -166,7 +165,7 @@ def main() -> None:
             seed = int(yaml.safe_load((Path(folder) / "config.yaml").read_text("utf-8")).get("seed", 0))
             found.append((variant, seed, Path(folder)))
     elif given.data_root is None:
-        parser.error("--data-root is needed where something is trained")
+        parser.error("--data-root is required for training")
     else:
         found = training(given)
     rows, runs = [], []

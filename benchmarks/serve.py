@@ -1,12 +1,12 @@
-"""What `isogloss serve` does under load: many requests at a time, faults among them.
+"""`isogloss serve` under load: many concurrent requests, some of them faulty.
 
     python benchmarks/serve.py --out benchmarks/serve.json
 
-The endpoint is a process of its own, over the embedded base with random adapters in float32, and wants a key.
-Requests are drawn from a seed: whole answers and streams, in all languages, of several lengths; clients that
-hang up at once or in the middle of a stream; broken JSON, invalid UTF-8, bodies over the limit, foreign hosts
-and origins, wrong keys. Every answer is compared with the one that the library gives to that request alone,
-so one that held a part of another request's would be wrong. Memory is the process's own (USS) after each
+The endpoint runs in a separate process, with the embedded base and random adapters in float32, and requires a
+key. Requests are drawn from a seed: whole answers and streams, in all languages, of several lengths; clients
+that hang up at once or during a stream; broken JSON, invalid UTF-8, bodies over the limit, foreign hosts and
+origins, wrong keys. Every answer is compared with the library's answer to that request alone, so an answer
+mixed with another request's would count as wrong. Memory is the process's unique set size (USS) after each
 quarter.
 """
 
@@ -49,7 +49,7 @@ KINDS = {
     "foreign origin": 1,
     "wrong key": 2,
 }
-"""Requests of a hundred."""
+"""Requests per hundred, by kind."""
 WANTED = {
     "whole": 200,
     "stream": 200,
@@ -66,8 +66,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--at-once", type=int, default=32)
-    parser.add_argument("--distinct", type=int, default=48, help="different ones among those to be answered")
-    parser.add_argument("--tokens", type=int, default=16, help="of an answer, at most")
+    parser.add_argument("--distinct", type=int, default=48, help="number of distinct valid requests")
+    parser.add_argument("--tokens", type=int, default=16, help="maximum tokens of an answer")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     draw = random.Random(0)
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def make(folder: Path) -> Aligned:
-    """The embedded base under adapters that differ from language to language."""
+    """Return the embedded base with random adapters, different for each language."""
     run = open_run(load_config(None, (f"run={folder}", "dtype=float32")))
     load_model("demo", torch.float32).save_pretrained(run.tuned)
     load_tokenizer("demo").save_pretrained(run.tuned)
@@ -99,7 +99,7 @@ def make(folder: Path) -> Aligned:
 
 
 def make_questions(model: Aligned, count: int, tokens: int, draw: random.Random) -> list[dict[str, Any]]:
-    """Requests, and what the library answers to each alone."""
+    """Return requests, with the library's answer to each alone."""
     codes = (*model.languages, "en", "reference")
     examples = parallel_examples(model.run.config, None, model.languages)
     found = []
@@ -121,7 +121,7 @@ def make_questions(model: Aligned, count: int, tokens: int, draw: random.Random)
 def load(
     port: int, process: psutil.Process, questions: list[dict], asked: argparse.Namespace, draw: random.Random
 ) -> dict[str, Any]:
-    """Everything that came of so many requests."""
+    """Send all requests and return the results."""
     kinds = draw.choices(list(KINDS), weights=list(KINDS.values()), k=asked.requests)
     work = [(kind, draw.choice(questions)) for kind in kinds]
     memory, results, began = [memory_of(process)], [], time.monotonic()
@@ -140,7 +140,7 @@ def load(
         for kind in KINDS
     }
     bad = [one for one in results if not one["right"]]
-    print(f"{len(results)} requests in {took:.1f} s, {len(bad)} not as wanted; memory {memory} MiB")
+    print(f"{len(results)} requests in {took:.1f} s, {len(bad)} unexpected; memory {memory} MiB")
     return {
         "requests": len(results),
         "at_once": asked.at_once,
@@ -160,7 +160,7 @@ def memory_of(process: psutil.Process) -> float:
 
 
 def send(port: int, kind: str, question: dict[str, Any]) -> dict[str, Any]:
-    """One request of a kind, and whether what came back is what should."""
+    """Send one request of a kind, and check the response."""
     ask, began = question["ask"], time.monotonic()
     stream = "stream" in kind
     body = json.dumps(ask | {"stream": True} if stream else ask).encode()
@@ -182,7 +182,7 @@ def send(port: int, kind: str, question: dict[str, Any]) -> dict[str, Any]:
                 answer += piece
                 if kind == "hang up in a stream":
                     return {"kind": kind, "right": True, "status": None, "seconds": 0.0}
-    except OSError:  # whoever sends too much may be cut off while sending
+    except OSError:  # the server may close the connection while a body that is too large is being sent
         if kind != "too large":
             raise
     status = int(answer.split(b" ", 2)[1]) if answer else None
@@ -198,7 +198,7 @@ def send(port: int, kind: str, question: dict[str, Any]) -> dict[str, Any]:
 
 
 def unchunked(answer: bytes) -> bytes:
-    """The body of an HTTP answer."""
+    """Return the body of an HTTP response."""
     head, _, rest = answer.partition(b"\r\n\r\n")
     if b"transfer-encoding: chunked" not in head.lower():
         return rest

@@ -1,13 +1,13 @@
-"""What the k likeliest tokens and one bucket lose: error of the divergence and of its gradient against dense.
+"""Error of top-k compression (k likeliest tokens plus the remaining mass) of the divergence and its gradient.
 
     python benchmarks/topk_error.py runs/demo/tuned --out benchmarks/topk_error.json
 
-On parallel rows of the embedded instruction set, as stage 2 reads them: the model is its own teacher, which
-reads node texts, the English twin and its answer; the student reads the instruction alone. Per divergence and
-k, packed as the cache packs it: nats a token and the share of the dense value, and the norm of the error of
-the gradient with respect to the student's hidden states as a share of the dense gradient's norm. `exact`
-leaves the packing out, so the difference is what four bytes a pair cost. `hidden` is the other kind of
-signal in the type in which it is kept, against states in float32.
+Uses parallel rows of the embedded instruction set, as in stage 2: the model is its own teacher, prompted with
+node texts, the English twin and its answer; the student only gets the instruction. Per divergence and k, with
+the cache's packing: nats per token and the error relative to the dense value, and the norm of the error of
+the gradient with respect to the student's hidden states relative to the dense gradient's norm. `exact` is
+without packing, so the difference is the cost of four bytes per pair. `hidden` is the other kind of signal,
+hidden states in the dtype of the cache, compared with float32.
 """
 
 import argparse
@@ -33,7 +33,7 @@ DIVERGENCES: tuple[Divergence, ...] = ("forward", "reverse", "jensen_shannon")
 
 
 def rows_of(folder: str, items: int, limit: int) -> list[Row]:
-    """The first items of every target language, as stage 2 reads them."""
+    """Return stage 2's rows of the first items of every target language."""
     config = load_config()
     codes = config.languages.targets
     examples = parallel_examples(config, None, codes)
@@ -52,7 +52,7 @@ def rows_of(folder: str, items: int, limit: int) -> list[Row]:
 
 @torch.no_grad()
 def states(model, rows: list[Row], blank: int, *, privileged: bool) -> Tensor:
-    """Last hidden states at all response positions, under one prompt or the other."""
+    """Return the last hidden states at all response positions, after the teacher's or student's prompts."""
     found = []
     for start in range(0, len(rows), 32):
         part = rows[start : start + 32]
@@ -66,7 +66,7 @@ def states(model, rows: list[Row], blank: int, *, privileged: bool) -> Tensor:
 
 
 def judged(student: Tensor, head: Head, said: Tensor | TopK, divergence: Divergence) -> tuple[float, Tensor]:
-    """Nats a token and the gradient with respect to the states."""
+    """Return the divergence in nats per token and its gradient with respect to the hidden states."""
     hidden = student.clone().requires_grad_()
     total = scored(hidden, head, size=64, teacher=said, divergence=divergence)[1]
     total.backward()
@@ -75,10 +75,10 @@ def judged(student: Tensor, head: Head, said: Tensor | TopK, divergence: Diverge
 
 
 def measure(folder: str, ks: list[int], items: int, limit: int) -> list[dict]:
-    """A row per divergence and signal."""
+    """Return a row per divergence and signal."""
     model = load_model(folder, torch.float32).requires_grad_(False)
     head = frozen_head(model)
-    assert head is not None, "the model's head is no plain linear layer"
+    assert head is not None, "the model's head is not a plain linear layer"
     rows, blank = rows_of(folder, items, limit), pad_id(load_tokenizer(folder))
     student = states(model, rows, blank, privileged=False)
     teacher = states(model, rows, blank, privileged=True)
@@ -126,8 +126,8 @@ def main() -> None:
     parser.add_argument("model", help="a model's folder, or `demo`")
     parser.add_argument("--k", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64, 128])
     parser.add_argument("--items", type=int, default=16, help="rows per language")
-    parser.add_argument("--limit", type=int, default=2048, help="longest prompt in tokens")
-    parser.add_argument("--out", type=Path, help="where the JSON goes; printed without it")
+    parser.add_argument("--limit", type=int, default=2048, help="maximum tokens of a prompt")
+    parser.add_argument("--out", type=Path, help="JSON file; printed if not given")
     given = parser.parse_args()
     found = {
         "model": given.model,

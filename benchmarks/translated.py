@@ -1,12 +1,11 @@
-"""Instructions that a base model translated itself, filtered and not, beside people's translations.
+"""Compare training on a base model's own translations, filtered and unfiltered, with human translations.
 
     python benchmarks/translated.py --data-root FOLDER --reference runs/real --out benchmarks/translated.json
 
-English MASSIVE questions are translated by the base with a few demonstrations (`isogloss translate`), and
-stage 2 learns them from one reference model: as people worded them, as the base did, and what the filter
-left of that.
-Rows have consistency on MASSIVE dev by language before and after, and `share`: of the gain that people's
-translations bring. A stopped benchmark goes on where it was.
+The base model translates English MASSIVE questions with few-shot prompts (`isogloss translate`). Stage 2 then
+trains from one reference model on the human translations, on the base's, and on those of the base's that pass
+the filter. Rows have consistency on MASSIVE dev by language before and after, and `share`: the gain relative
+to that with human translations. A stopped benchmark resumes.
 """
 
 import argparse
@@ -22,17 +21,17 @@ from machine import about, put
 
 BASE = "gemma-3-270m"
 DEMONSTRATIONS = 64
-"""Parallel questions that the base's demonstrations are taken from; none of them is learned."""
+"""Number of parallel questions from which the few-shot examples are taken; not used for training."""
 FULL = ("people", "translated", "filtered")
 
 
 def command(*words: object) -> None:
-    """One of isogloss's own, as a user would type it."""
+    """Run an isogloss command, as a user would."""
     subprocess.run([sys.executable, "-m", "isogloss", *map(str, words)], check=True)
 
 
 def write_data(folder: Path, codes: Sequence[str], items: int, data_root: Path) -> None:
-    """The drawn questions in English alone and as people translated them, and others as demonstrations."""
+    """Write the drawn questions in English and with human translations, and others as few-shot examples."""
     from isogloss.config import load_config
     from isogloss.data.examples import ParallelExample
     from isogloss.data.formats import parallel_jsonl
@@ -55,7 +54,7 @@ def write_data(folder: Path, codes: Sequence[str], items: int, data_root: Path) 
 
 
 def write_unfiltered(folder: Path, codes: Sequence[str]) -> dict[str, dict[str, int]]:
-    """What the base wrote, whatever the filter says of it; returns how many were made, and how many kept."""
+    """Write all of the base's translations, filtered or not; return how many were made and kept."""
     lines = {one["id"]: one for one in map(json.loads, (folder / "filtered.jsonl").open(encoding="utf-8"))}
     counts = {code: {"made": 0, "kept": 0} for code in codes}
     for one in lines.values():
@@ -74,7 +73,7 @@ def write_unfiltered(folder: Path, codes: Sequence[str]) -> dict[str, dict[str, 
 
 
 def trained(folder: Path, name: str, given: argparse.Namespace) -> dict:
-    """Stage 2 of one set of translations, measured; the scores of MASSIVE."""
+    """Run stage 2 on one set of translations, evaluate it, and return the MASSIVE scores."""
     run = folder / name
     if not (run / "tuned").exists():
         run.mkdir(parents=True, exist_ok=True)
@@ -100,14 +99,14 @@ def trained(folder: Path, name: str, given: argparse.Namespace) -> dict:
 
 
 def main() -> None:
-    """Translate, learn each set, and write the rows."""
+    """Translate, train on each set, and write the rows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--reference", type=Path, required=True, help="a run whose tuned model is taken")
+    parser.add_argument("--reference", type=Path, required=True, help="a run whose tuned model is used")
     parser.add_argument("--codes", type=lambda text: text.split(","), default=["es", "fr", "hi"])
-    parser.add_argument("--items", type=int, default=384, help="questions that are translated")
+    parser.add_argument("--items", type=int, default=384, help="number of questions to translate")
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--eval-items", type=int, default=300)
     parser.add_argument("--compile", action="store_true")

@@ -1,4 +1,4 @@
-"""What vLLM wants beside torch, without what is bound to another build of torch; runs in its venv."""
+"""Print vLLM's requirements except torch and packages tied to a torch build; runs in vLLM's venv."""
 
 import re
 from importlib.metadata import requires

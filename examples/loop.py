@@ -1,10 +1,10 @@
 """The method in one file, for one language: `python examples/loop.py RUN --language sw --steps 5`.
 
-RUN is a folder that `isogloss tune` has been over. The teacher is its tuned model, which reads what a
-person would explain, the English twin and the English answer before the instruction. The student is
-the same model with a LoRA, which reads the instruction alone. Both are asked for the same response,
-and the student learns to say what the teacher says. No tree, no cache, no Trainer: `isogloss distill`
-does the same for all languages at once, and a test proves that the losses are equal.
+RUN is a run folder after `isogloss tune`. The teacher is its tuned model, which reads explanations (the node
+texts), the English twin and the English answer before the instruction. The student is the same model with a
+LoRA, and reads only the instruction. Both score the same response, and the student learns to match the
+teacher's distribution. No tree, no cache, no Trainer: `isogloss distill` does the same for all languages at
+once, and a test checks that the losses are equal.
 """
 
 import argparse
@@ -32,18 +32,18 @@ from isogloss.train.stage2 import NAMED
 
 
 class Row(NamedTuple):
-    """Token ids of what is read and answered; rows are different examples, so all mean different things."""
+    """Token IDs of one example's prompts and response; all rows are different examples."""
 
     prompt: list[int]
     privileged: list[int]
     twin: list[int]
     response: list[int]
-    asked: list[bool]  # which tokens of the prompt are the instruction itself: no BOS, no template
+    asked: list[bool]  # mask of the prompt tokens that are the instruction itself, not BOS or template
     twin_asked: list[bool]
 
 
 def read_rows(config: Config, tokenizer, language: str) -> list[Row]:
-    """The parallel examples of one language that have a response in it and in English."""
+    """Return rows of the parallel examples that have a response in this language and in English."""
     texts, ranks = node_texts(config), {"root": 1, "family": 1, "language": 1}
     path = build_tree([language], ranks=ranks).path(language)  # for the texts of root, family and language
     data_root = config.data_root or os.environ.get("ISOGLOSS_DATA")
@@ -67,7 +67,7 @@ def read_rows(config: Config, tokenizer, language: str) -> list[Row]:
 
 
 def order_of(rows: int, draws: int, seed: int) -> list[int]:
-    """Every row once in random order, then all of them again."""
+    """Return row indices in random order; every row comes once before any comes again."""
     rng, order = random.Random(seed), []
     while len(order) < draws:
         order += rng.sample(range(rows), rows)
@@ -77,14 +77,14 @@ def order_of(rows: int, draws: int, seed: int) -> list[int]:
 def read(
     model, prompts: list[list[int]], responses: list[list[int]], layer: int, asked: list[list[bool]]
 ) -> tuple[Tensor, Tensor]:
-    """Logits of every response token, and the mean state of every instruction after some layer."""
+    """Return the logits of every response token, and every instruction's mean hidden state after a layer."""
     texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
     width = max(map(len, texts))
-    # On the right, so the mask hides padding and any id will do.
+    # Padding is on the right and masked, so any ID will do.
     ids = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=model.device)
     mask = torch.tensor([[1] * len(t) + [0] * (width - len(t)) for t in texts], device=model.device)
     out = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
-    # The token at t is predicted from t - 1, so a response begins with the prompt's last position.
+    # The token at t is predicted from t - 1, so a response's logits start at the prompt's last position.
     spans = [slice(len(p) - 1, len(p) - 1 + len(r)) for p, r in zip(prompts, responses, strict=True)]
     logits = torch.cat([row[span] for row, span in zip(out.logits, spans, strict=True)])
     states = out.hidden_states[layer].float()
@@ -103,10 +103,10 @@ def losses_of(
     layer: int,
     settings: Distill,
 ) -> dict[str, Tensor]:
-    """Divergence and cross-entropy as means over response tokens, similarity as a mean over rows.
+    """Return divergence and cross-entropy as means over response tokens, similarity as a mean over rows.
 
-    `twins[own[i]]` is the standardised state of row i's English twin, whose likeness to all twins row i, by
-    the same statistics, is to have.
+    `twins[own[i]]` is the standardised state of row i's English twin. Row i, standardised by the same
+    statistics, should be as similar to each twin as its own twin is.
     """
     responses, asked = [row.response for row in rows], [row.asked for row in rows]
     with torch.no_grad(), model.disable_adapter():
@@ -121,14 +121,14 @@ def losses_of(
 
     ours, every = F.normalize(standardised(pooled, english), dim=-1), F.normalize(twins, dim=-1)
     mine = every[own]
-    pairs = ((mine @ every.T, ours @ every.T), (mine @ mine.T, mine @ ours.T))  # wanted, found
+    pairs = ((mine @ every.T, ours @ every.T), (mine @ mine.T, mine @ ours.T))  # target, prediction
     p, q = zip(*(((a / tau).log_softmax(-1), (b / tau).log_softmax(-1)) for a, b in pairs), strict=True)
     similarity = sum((a.exp() * (a - b)).sum(-1).mean() for a, b in zip(p, q, strict=True)) / 2
     return {"ce": ce, "kl": kl, "similarity": similarity}
 
 
 def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
-    """Train the adapter of one language; the losses of every step."""
+    """Train the adapter of one language and return the losses of every step."""
     config = load_config(run / "config.yaml")
     settings, adapter = config.distill, config.distill.adapter
     tokenizer = AutoTokenizer.from_pretrained(run / "tuned")
@@ -137,7 +137,7 @@ def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
     model.to(device)  # type: ignore[arg-type]  # transformers wraps the method
     rows = read_rows(config, tokenizer, language)
     if not rows:
-        raise SystemExit(f"no item of the run's data has a response in {language}; name another language")
+        raise SystemExit(f"no item of the run's data has a response in {language}; choose another language")
     batch = min(settings.batch_size, len(rows))  # no row twice in a step
     order = order_of(len(rows), steps * batch, config.seed)
 
@@ -146,7 +146,7 @@ def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
     torch.manual_seed(config.seed)
     lora = LoraConfig(
         r=rank,
-        lora_alpha=rank * adapter.scaling,  # type: ignore[arg-type]  # any number is read as alpha
+        lora_alpha=rank * adapter.scaling,  # type: ignore[arg-type]  # PEFT accepts floats
         target_modules=list(adapter.target_modules),
         layers_to_transform=list(range(adapter.layers or late)),
         task_type="CAUSAL_LM",
@@ -162,11 +162,11 @@ def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
     schedule = get_cosine_schedule_with_warmup(optimiser, steps // 20, steps)
 
     layer = settings.similarity_layer or late
-    with torch.no_grad(), student.disable_adapter():  # the English twins do not move
+    with torch.no_grad(), student.disable_adapter():  # the English twins are fixed
         twins = torch.cat([read(student, [row.twin], [[]], layer, [row.twin_asked])[1] for row in rows])
     statistics = statistics_of(twins)
     twins = standardised(twins, statistics)
-    # By default such that the target likens a twin to ten on average.
+    # By default, the target spreads over ten twins on average.
     tau = settings.similarity_temperature or temperature_of(twins, min(NAMED, max(2.0, len(rows) / 4)))
 
     curve = []
@@ -194,7 +194,7 @@ def distil(run: Path, language: str, steps: int) -> list[dict[str, float]]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Distil a run's tuned model into one language.")
     parser.add_argument("run", type=Path, help="a run folder with tuned/ and config.yaml")
-    parser.add_argument("--language", default="sw", help="one of our language codes")
-    parser.add_argument("--steps", type=int, default=5, help="optimiser steps")
+    parser.add_argument("--language", default="sw", help="language code, as in isogloss")
+    parser.add_argument("--steps", type=int, default=5, help="number of optimiser steps")
     asked = parser.parse_args()
     distil(asked.run, asked.language, asked.steps)

@@ -1,1 +1,1 @@
-"""Ablations, and other ways to align languages on the same work: `python -m experiments.NAME`."""
+"""Ablations, and comparisons with other alignment methods on the same data: `python -m experiments.NAME`."""

@@ -1,4 +1,4 @@
-"""Variants of stage 2 side by side, on one reference model per seed.
+"""Compare variants of stage 2 on one reference model per seed.
 
 python -m experiments.ablate [CONFIG] --variant NAME --out FOLDER
 """
@@ -23,27 +23,29 @@ def ablate(
         typer.Option(
             metavar="NAME",
             help="families, learned, random, flat, shared, no-hidden, no-kl, with-kl, no-texts, no-english, "
-            "no-replay, sft, or your own as 'NAME: a.b=c d.e=f'; repeatable. Without it the five trees.",
+            "no-replay, sft, or your own as 'NAME: a.b=c d.e=f'; repeatable. Default: the five trees.",
         ),
     ] = None,
     items: Annotated[
         list[int] | None,
         typer.Option(
             min=1,
-            help="Every variant with so many parallel items in each language; repeatable: a learning curve.",
+            help="Parallel items per language, for every variant; repeat for a learning curve.",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the settings' own on.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Number of seeds, starting from that in the settings.")
+    ] = 1,
     folder: Annotated[
-        Path, typer.Option("--out", metavar="FOLDER", parser=path_of, help="Folder of all runs.")
+        Path, typer.Option("--out", metavar="FOLDER", parser=path_of, help="Folder for all runs.")
     ] = Path("runs/ablation"),
     jobs: Annotated[
-        int, typer.Option(min=1, help="Runs at a time; more than one pay on a GPU that one run leaves idle.")
+        int, typer.Option(min=1, help="Parallel runs; useful on a GPU that a single run does not fill.")
     ] = 1,
     set_: Overrides = None,
     data_root: DataRoot = None,
 ) -> None:
-    """Variants of stage 2 side by side, on one reference model per seed."""
+    """Compare variants of stage 2 on one reference model per seed."""
     settings = settings_for_choosing(settings_of(config, set_, data_root))
     quiet()
     from experiments import ablation

@@ -1,8 +1,8 @@
-"""Variants of stage 2 on one reference model per seed, measured side by side.
+"""Ablation of stage 2: variants compared on one reference model per seed.
 
-Flow: a run per seed for stage 1 → its tuned model into a run per variant and seed → rows; over the seeds each
-variant against the first → table, JSON. Every run is an ordinary run folder, so a stopped ablation goes on
-where it was; several can be under way at a time, each in a process of its own.
+Flow: one run per seed for stage 1 → its tuned model copied into one run per variant and seed → rows; over the
+seeds, each variant against the first → table, JSON. Every run is an ordinary run folder, so a stopped
+ablation resumes; several runs can execute in parallel, each in a separate process.
 """
 
 import json
@@ -36,7 +36,10 @@ from isogloss.pipeline.stages import run_distill, run_report, run_tune
 
 
 def as_usual(*names: str) -> tuple[str, ...]:
-    """Settings of stage 2 at their defaults: what a variant would leave without effect is refused."""
+    """Return overrides that reset stage 2 settings to their defaults.
+
+    Needed because settings that a variant leaves without effect are rejected.
+    """
     usual = Distill().model_dump(mode="json")
     return tuple(f"distill.{name}={json.dumps(usual[name])}" for name in names)
 
@@ -51,31 +54,31 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "shared": ("languages.tree=shared",),
     "no-hidden": NO_HIDDEN,
     "no-kl": NO_KL,
-    # What a user would do without us: cross-entropy on the same rows, one adapter for all languages.
+    # The obvious baseline: cross-entropy on the same rows, one adapter for all languages.
     "sft": ("languages.tree=shared", *NO_KL, *NO_HIDDEN),
     "with-kl": ("distill.kl_weight=1",),
     "no-texts": ("distill.teacher_reads=[twin,answer]",),
     "no-english": ("distill.teacher_reads=[texts]", *as_usual("teacher_view")),
     "no-replay": ("distill.replay_fraction=0",),
 }
-"""What each variant changes in the settings that are given."""
+"""Overrides of each variant."""
 READINGS = ("no-texts", "no-english")
-"""Variants of what the teacher reads, which its divergence alone tells the student."""
+"""Variants of the teacher's prompt, which reach the student only through the KL term."""
 CHANGES = ("no-", "with-")
-"""How variants begin that take a part of the method away or add one."""
+"""Prefixes of variants that remove or add a part of the method."""
 OPPOSITES = {"no-kl": "with-kl", "with-kl": "no-kl"}
 FEWEST = 3
-"""Seeds that a t test is made from."""
+"""Minimum number of seeds for a t test."""
 MEASURES = ("alignment", "consistency", "retrieval", "accuracy", "fidelity", "retention")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A name and the settings that make it.
+    """A named set of overrides.
 
     Attributes:
-        items: How many every language gets, where that is one number; it ends the name.
-        against: The variant it is compared with, by name; the first of as many items if None.
+        items: Number of parallel items per language, if set; it is also the name's suffix.
+        against: Name of the variant to compare with; if None, the first with the same number of items.
     """
 
     name: str
@@ -90,25 +93,26 @@ class Variant:
 
 
 def parse(text: str) -> Variant:
-    """A variant that is known by name, or one of the caller's own: `NAME: a.b=c d.e=f`.
+    """Parse the name of a known variant, or a custom one: `NAME: a.b=c d.e=f`.
 
     Raises:
-        ConfigError: The name is unknown, or a setting belongs to stage 1.
+        ConfigError: The name is unknown, the text is malformed, or a setting does not belong to stage 2.
     """
     name, colon, rest = text.partition(":")
     name = name.strip()
     if not colon:
         if name not in VARIANTS:
             raise ConfigError(
-                f"--variant {name}: there are {', '.join(VARIANTS)}; or write your own as 'NAME: a.b=c d.e=f'"
+                f"--variant {name}: unknown; choose from {', '.join(VARIANTS)}, or write your own as "
+                "'NAME: a.b=c d.e=f'"
             )
         return Variant(name, VARIANTS[name])
     overrides = tuple(rest.split())
     for override in overrides:
         if not override.startswith(("distill.", "languages.")):
             raise ConfigError(
-                f"--variant {text}: {override} changes stage 1 or the evaluation, which variants share; "
-                "begin with distill. or languages."
+                f"--variant {text}: {override} changes stage 1 or the evaluation, which variants share; use "
+                "settings that begin with distill. or languages."
             )
     if not name or not overrides or "/" in name or name == "seed":  # whose folders are stage 1's
         raise ConfigError(f"--variant {text}: write it as 'NAME: a.b=c d.e=f'")
@@ -116,7 +120,7 @@ def parse(text: str) -> Variant:
 
 
 def with_items(variants: Sequence[Variant], items: Sequence[int]) -> list[Variant]:
-    """Each variant with so many parallel items in every language, which makes a learning curve."""
+    """Return each variant with each number of parallel items per language, for a learning curve."""
     if not items:
         return list(variants)
     return [
@@ -137,16 +141,16 @@ def _items(n: int | None) -> tuple[str, ...]:
 
 
 def resolved(config: Config, variants: Sequence[Variant]) -> list[Variant]:
-    """The variants as these settings have them trained.
+    """Return the variants adapted to these settings.
 
-    Where no divergence tells the student what its teacher reads, `READINGS` take that of `with-kl` along and
-    are compared with it; it is trained too if nobody asked for it.
+    Without a KL term, the teacher's prompt does not reach the student. `READINGS` then include the overrides
+    of `with-kl` and are compared with it; it is added if missing.
 
     Raises:
-        ConfigError: A variant would train what the settings, or an earlier variant, train already.
+        ConfigError: A variant equals the settings or an earlier variant.
     """
     found: list[Variant] = []
-    # What another teacher writes is learned from without a divergence too.
+    # Another teacher's prompt also reaches the student through the responses that the teacher writes.
     unheard = not config.distill.kl_weight and config.distill.teacher.type == "self"
     for variant in variants:
         if unheard and variant.base in READINGS:
@@ -163,7 +167,7 @@ def resolved(config: Config, variants: Sequence[Variant]) -> list[Variant]:
 
 
 def _without_bare(config: Config) -> str:
-    """Without a hidden-state term bare sentences have no loss; pairs to translate stay."""
+    """Drop bare sentences, which have no loss without the hidden-state term; keep translation pairs."""
     kept = [
         source.model_dump(mode="json") | {"use": ["translation"]}
         for source in config.parallel_text
@@ -179,30 +183,29 @@ def _refuse_alike(config: Config, variants: Sequence[Variant]) -> None:
     seen: dict[str, str] = {}
     for variant in variants:
         settings = trained(*variant.overrides)
-        # A tree may be the settings' own, for others to be compared with.
+        # A tree variant may equal the settings, as others are compared with it.
         if variant.base.startswith(CHANGES) and settings == trained(*_items(variant.items)):
             override = variant.overrides[0]
             other = OPPOSITES.get(variant.base) or f"another {override.partition('=')[0]} by --set"
             raise ConfigError(
-                f"--variant {variant.name}: the settings have {override} already; take {other} or none"
+                f"--variant {variant.name}: the settings already have {override}; use {other}, or leave it "
+                "out"
             )
         if settings in seen:
-            raise ConfigError(
-                f"--variant {variant.name}: it trains what {seen[settings]} does; leave one out"
-            )
+            raise ConfigError(f"--variant {variant.name}: same settings as {seen[settings]}; leave one out")
         seen[settings] = variant.name
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """What came out.
+    """Results of an ablation.
 
     Attributes:
         rows: One per suite, variant and seed.
-        differences: One per suite, group of languages ("all", "low") and variant but the first (of its number
-            of items): the suite's main measure against the first, or against what the variant names, mean
-            over seeds. `p` is over items (would others have shown it too?), `p_seeds` over seeds (paired t
-            test; None where there are under `FEWEST`); both are corrected for the suite's `comparisons`
+        differences: One per suite, group of languages ("all", "low") and variant except the first (of its
+            number of items): difference of the suite's main measure from the variant compared with, mean
+            over seeds. `p` is over items (would other items show it too?), `p_seeds` over seeds (paired t
+            test; None with fewer than `FEWEST` seeds); both are corrected for the suite's `comparisons`
             (Holm 1979).
     """
 
@@ -219,14 +222,14 @@ def ablate(
     *,
     jobs: int = 1,
 ) -> Ablation:
-    """Run what was not run yet; `folder/ablation.json` grows as runs end.
+    """Run what is missing; `folder/ablation.json` grows as runs finish.
 
     Args:
-        jobs: Runs at a time. More than one share the cores, or the GPU, and are seen only when they end.
+        jobs: Number of parallel runs. Parallel runs share the cores or the GPU, and report only when done.
 
     Raises:
-        ConfigError: As `resolved`.
-        RunError: One of several processes was ended from outside.
+        ConfigError: See `resolved`; or a variant's adapters do not fit the model.
+        RunError: One of several processes was killed.
     """
     variants = resolved(config, variants)
     for variant in variants:
@@ -250,12 +253,12 @@ def ablate(
 
 
 Each = Callable[[Callable[..., Any], Sequence[tuple]], Iterator[Any]]
-"""Calls a function with each of the arguments, and gives what it returns, as calls end."""
+"""Calls a function with each tuple of arguments and yields results as calls finish."""
 
 
 @contextmanager
 def _calling(jobs: int, reporter: ProgressReporter) -> Iterator[Each]:
-    """One call after another here, under the caller's eyes, or several in processes of their own."""
+    """Yield an `Each`: sequential in this process with the caller's reporter, or in `jobs` processes."""
     if jobs == 1:
         yield lambda function, calls: (function(*call, reporter) for call in calls)
         return
@@ -269,8 +272,8 @@ def _calling(jobs: int, reporter: ProgressReporter) -> Iterator[Each]:
             yield each
         except BrokenProcessPool:
             raise RunError(
-                f"a run's process was ended from outside, as for want of memory; --jobs {jobs - 1} needs "
-                "less, and goes on where this was"
+                f"a run's process was killed, possibly for lack of memory; --jobs {jobs - 1} needs less and "
+                "resumes from here"
             ) from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -278,21 +281,21 @@ def _calling(jobs: int, reporter: ProgressReporter) -> Iterator[Each]:
 
 
 def _begin(jobs: int) -> None:
-    """A process that is quiet, takes its share of the cores, and ends at once when all are interrupted."""
+    """Initialise a worker: quiet, with its share of the cores, and exiting at once on SIGINT."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(1))
     quiet()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
 
 
 def _tune(config: Config, seed: int, folder: Path, reporter: ProgressReporter) -> None:
-    """Stage 1 of a seed, which its variants share."""
+    """Run stage 1 of a seed, shared by its variants."""
     run_tune(open_run(_variant(config, (), seed, folder / f"seed-{seed}"), reporter))
 
 
 def _measured(
     config: Config, variant: Variant, seed: int, folder: Path, reporter: ProgressReporter
 ) -> tuple[Variant, int, list[dict]]:
-    """Stage 2 of a variant and how good it is; the rows say so."""
+    """Run stage 2 of a variant and evaluate it; return the variant, the seed and its rows."""
     run = open_run(_variant(config, variant.overrides, seed, folder / f"{variant.name}-{seed}"), reporter)
     if not run.tuned.exists():
         first, part = folder / f"seed-{seed}", run.folder / "tuned.part"
@@ -325,7 +328,7 @@ def _differences(
     folder: Path,
     measures: Mapping[str, Sequence[str]],
 ) -> list[dict]:
-    """Each variant minus what it is compared with, over all languages and over the low-resource ones."""
+    """Return each variant's difference from its comparison, over all and over low-resource languages."""
     found = []
     for variant in variants:
         first = next(
@@ -347,7 +350,7 @@ def _paired_p(apart: Sequence[float]) -> float:
 
 
 def with_seeds(differences: Sequence[dict], rows: Sequence[Mapping]) -> list[dict]:
-    """The differences, each with its p over the seeds: of a paired t test of the means over languages."""
+    """Add `p_seeds` to each difference: a paired t test over seeds of the means over languages."""
 
     def by_seed(one: Mapping, variant: str) -> dict[int, float]:
         of = [row for row in rows if (row["suite"], row["variant"]) == (one["suite"], variant)]
@@ -363,14 +366,14 @@ def with_seeds(differences: Sequence[dict], rows: Sequence[Mapping]) -> list[dic
         p = None
         if len(pairs) >= FEWEST:
             apart = [a - b for a, b in pairs]
-            # Without any spread there is no t.
+            # Without variance, t is undefined.
             p = _paired_p(apart) if len(set(apart)) > 1 else None if apart[0] else 1.0
         found.append({**one, "p_seeds": p})
     return found
 
 
 def corrected(differences: Sequence[dict]) -> list[dict]:
-    """The differences with p corrected for how many of a suite are looked at, by Holm's method."""
+    """Correct the p values for the number of comparisons in each suite, by Holm's method."""
     found = [dict(one) for one in differences]
     for suite in dict.fromkeys(one["suite"] for one in found):
         together = [one for one in found if one["suite"] == suite]
@@ -384,12 +387,12 @@ def corrected(differences: Sequence[dict]) -> list[dict]:
 
 
 def _low(config: Config) -> list[str]:
-    """The low-resource languages."""
+    """Return the low-resource target languages."""
     return [code for code in config.languages.targets if languages()[code].resource == "low"]
 
 
 def summary(rows: Sequence[Mapping]) -> list[dict]:
-    """Means over seeds, and the spread between seeds where there are several, by suite and variant."""
+    """Return (mean, standard deviation) over seeds by suite and variant; None as deviation of one seed."""
     grouped: dict[tuple[str, str], list[Mapping]] = {}
     for row in rows:
         grouped.setdefault((row["suite"], row["variant"]), []).append(row)

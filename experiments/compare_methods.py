@@ -1,4 +1,4 @@
-"""What our method and reinforcement learning cost to align the languages equally well.
+"""Compare the cost of our method and others, such as reinforcement learning, to align the languages.
 
 python -m experiments.compare_methods [CONFIG] --out FOLDER
 """
@@ -23,20 +23,22 @@ def compare_methods(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="isogloss, reference, flat, shared, sft, sft-languages, sequence, dpo, grpo or sft-grpo; "
-            "repeatable. Without it all.",
+            help="isogloss, reference, flat, shared, sft, sft-languages, sequence, dco, dpo, grpo or "
+            "sft-grpo; repeatable. Default: all.",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the settings' own on.")] = 1,
-    points: Annotated[int, typer.Option(min=1, help="Measurements along each method's way.")] = 10,
-    times: Annotated[float, typer.Option(min=0, help="Stop a method after so many times our seconds.")] = 3.0,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Number of seeds, starting from that in the settings.")
+    ] = 1,
+    points: Annotated[int, typer.Option(min=1, help="Number of evaluations per method.")] = 10,
+    times: Annotated[float, typer.Option(min=0, help="Time limit of a method, as a multiple of ours.")] = 3.0,
     folder: Annotated[
-        Path, typer.Option("--out", metavar="FOLDER", parser=path_of, help="Folder of all runs.")
+        Path, typer.Option("--out", metavar="FOLDER", parser=path_of, help="Folder for all runs.")
     ] = Path("runs/methods"),
     set_: Overrides = None,
     data_root: DataRoot = None,
 ) -> None:
-    """What our method and reinforcement learning cost to align the languages equally well."""
+    """Compare the cost of our method and others, such as reinforcement learning, to align the languages."""
     settings = settings_for_choosing(settings_of(config, set_, data_root))
     quiet()
     try:
@@ -46,7 +48,7 @@ def compare_methods(
 
     for name in method or ():
         if name not in comparison.METHODS:
-            raise ConfigError(f"--method {name}: there are {', '.join(comparison.METHODS)}")
+            raise ConfigError(f"--method {name}: unknown; choose from {', '.join(comparison.METHODS)}")
     job = prepare(settings)
     from isogloss.pipeline import checks
 

@@ -1,7 +1,7 @@
-"""What each method costs to reach the same alignment accuracy: `python -m experiments.compare_methods`.
+"""Cost of each method to reach the same alignment accuracy: `python -m experiments.compare_methods`.
 
 Flow: per seed, stage 1 once → every method from that reference model → levels → rows, in a JSON file
-that grows as methods end, so that a stopped comparison goes on; a plot at the end.
+that grows as methods finish, so that a stopped comparison resumes; a plot at the end.
 """
 
 import json
@@ -23,8 +23,8 @@ from isogloss.pipeline.stages import run_tune
 
 LEVELS = (80.0, 85.0, 90.0, 92.3)
 REACHED = {"alignment": "reached", "consistency": "reached_consistency"}
-"""Measures whose levels are looked for, and what the rows call them. The reward is blind to retrieval, the
-other half of alignment, so consistency is shown too."""
+"""Measures with levels, and their keys in the rows. The reward does not include retrieval, the other half of
+alignment, so consistency is shown too."""
 TOKENS = ("tokens_forwarded", "tokens_backpropagated", "tokens_generated")
 
 
@@ -38,15 +38,15 @@ def compare_methods(
     points: int = 10,
     times: float = 3.0,
 ) -> dict[str, Any]:
-    """Train and measure each method; returns what `folder/methods.json` holds, and draws `methods.svg`.
+    """Train and evaluate each method; return the contents of `folder/methods.json` and draw `methods.svg`.
 
     Args:
-        methods: Names of `METHODS`; ours goes first, as its time bounds the others'.
-        points: Measurements along each method's way.
-        times: A method is stopped after so many times our seconds.
+        methods: Names from `METHODS`; ours runs first, as its time limits the others'.
+        points: Number of evaluations per method.
+        times: Time limit of a method, as a multiple of ours.
 
     Raises:
-        RunError: The folder holds a comparison made with other settings.
+        RunError: The folder contains a comparison with other settings.
     """
     file = folder / "methods.json"
     about = {
@@ -67,7 +67,7 @@ def compare_methods(
             with_overrides(config, [f"seed={seed}", f"run={json.dumps(str(folder / f'seed-{seed}'))}"]),
             reporter,
         )
-        held_out(run)  # before stage 1 is made for nothing
+        held_out(run)  # fail before stage 1 runs in vain
         run_tune(run)
         contest = Contest(run, points=points)
         for name in sorted(left, key=lambda name: name != OURS):
@@ -83,10 +83,10 @@ def compare_methods(
 
 
 def table(config: Config, entries: Sequence[Entry], about: Mapping[str, Any]) -> dict[str, Any]:
-    """The comparison as JSON: a row per method and seed, then all seeds in one.
+    """Return the comparison as JSON: a row per method and seed, then a summary over the seeds.
 
     Args:
-        about: What else it was made with.
+        about: Further parameters of the comparison.
     """
     rows = [_row(entry, [other for other in entries if other.seed == entry.seed]) for entry in entries]
     return {
@@ -102,10 +102,10 @@ def table(config: Config, entries: Sequence[Entry], about: Mapping[str, Any]) ->
 
 
 def _row(entry: Entry, same_seed: Sequence[Entry]) -> dict[str, Any]:
-    """A method beside ours.
+    """Return a method's row, with our costs for comparison.
 
-    `ours` is what each of its levels cost us. Of a level that it never reached, `not_within` says how many
-    times that it has spent; null where we did not reach it either, or nothing was spent.
+    `ours` is our cost to reach each of its levels. For a level that the method never reached, `not_within` is
+    the ratio of its total cost to ours; null if ours did not reach it either, or the method has no cost.
     """
     levels = {name: _levels(entry, same_seed, name) for name in REACHED}
     reached = {
@@ -142,12 +142,12 @@ def _levels(entry: Entry, same_seed: Sequence[Entry], measure: str) -> dict[str,
 
 
 def _done(file: Path, config: Config, about: Mapping[str, Any]) -> list[Entry]:
-    """Methods that an earlier, stopped comparison has measured; what it did not count yet is 0."""
+    """Load the entries of an earlier, stopped comparison; fields missing there get their defaults."""
     if not file.exists():
         return []
     before = json.loads(file.read_text("utf-8"))
     if (parse_config(before["settings"]), before.get("contest")) != (config, about):
-        raise RunError(f"{file} was made with other settings; name another folder by --out")
+        raise RunError(f"{file} was made with other settings; choose another folder with --out")
     names = {one.name for one in fields(Entry)} - {"points"}
     return [
         Entry(points=[Point(**point) for point in row["points"]], **{n: row[n] for n in names & set(row)})

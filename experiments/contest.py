@@ -1,6 +1,6 @@
-"""One piece of work for all methods: rows, a clock that stands still while it is measured, and marks.
+"""Common setup for comparing methods: the same rows, a clock that pauses during evaluation, and checkpoints.
 
-Flow: a run with stage 1 done → rows in the order of stage 2 → a method trains and ticks → points.
+Flow: a run after stage 1 → rows in the order of stage 2 → a method trains and calls `tick` → points.
 """
 
 import time
@@ -35,7 +35,7 @@ LAYER_SENTENCES = 60
 
 
 def held_out(run: Run) -> SuiteData:
-    """What every method is measured on: the settings' first suite.
+    """Load the suite that every method is evaluated on: the first in the settings.
 
     Raises:
         ConfigError: It has no parallel sentences, or no items.
@@ -45,15 +45,15 @@ def held_out(run: Run) -> SuiteData:
     if not suite.items or not suite.sentences:
         lacks = "parallel sentences" if suite.items else "items"
         raise ConfigError(
-            f"evaluate.suites: methods are compared by alignment on the first, and {name} has no {lacks}; "
-            "begin with demo or parallel"
+            f"evaluate.suites: methods are compared by alignment on the first suite, and {name} has no "
+            f"{lacks}; put demo or parallel first"
         )
     return suite
 
 
 @dataclass(frozen=True)
 class Point:
-    """What a method has reached at some cost, measured on held-out items; fractions."""
+    """A method's scores on held-out items at some cost, as fractions."""
 
     step: int
     flops: float
@@ -63,7 +63,7 @@ class Point:
 
 @dataclass
 class Entry:
-    """One method's way: its points and its cost."""
+    """One method's training: its points and its cost."""
 
     method: str
     seed: int
@@ -76,7 +76,7 @@ class Entry:
     ended: str = "trained as long as the others"
 
     def reached(self, level: float, measure: str = "alignment") -> dict[str, float] | None:
-        """Cost at the first point with this alignment accuracy, or so much of another measure."""
+        """Return the cost of the first point that reaches a level of a measure; None if none does."""
         for point in self.points:
             if point.scores[measure] >= level:
                 return {"flops": point.flops, "seconds": point.seconds}
@@ -87,18 +87,18 @@ class Entry:
 
 
 class Contest:
-    """What every method is given: reference model, rows, held-out items."""
+    """What every method gets: reference model, rows, held-out items."""
 
     def __init__(self, run: Run, *, points: int):
         """
         Args:
-            run: Stage 1 is done; `evaluate` says what is held out.
-            points: Measurements along a method's way: at its end, and each before that at 1/√2 of the steps
-                of the one behind it.
+            run: Run with stage 1 done; its `evaluate` settings define the held-out items.
+            points: Number of evaluations of a method: at its last step, and each earlier one at 1/√2 of the
+                steps of the next.
         """
         self.run, self.points = run, points
         self.limit: float | None = None
-        """Seconds after which a method is stopped."""
+        """Seconds after which a method is stopped; None for no limit."""
         settings = run.config.evaluate
         self.suite = held_out(run)
         self.reference = run.reference_model()
@@ -107,18 +107,18 @@ class Contest:
         self.right = runner.english_right(self.suite, self.english)
 
     def rows(self, run: Run) -> list[Row]:
-        """Stage 2's rows for the shape of tree that the settings ask for, English ones included."""
+        """Return stage 2's rows for a run's tree, including the English ones."""
         return rows_for(run, self.reference, self.run.examples, run.tree, run.taught, StageCost("rows"))
 
     @cached_property
     def prompts(self) -> list[Prompt]:
-        """Prompts and responses of the languages in stage 2's balance and order."""
+        """Prompts and responses except English ones, in stage 2's balance and order."""
         return self._prompts(self.parallel)
 
     def taught_prompts(self, model: nn.Module) -> list[Prompt]:
-        """The same with what a model answers behind the teacher's prompts in place of the responses."""
+        """Return the same prompts, with a model's answers to the teacher's prompts as responses."""
         tokenizer, longest = self.run.tokenizer, self.run.config.evaluate.max_new_tokens
-        # Where the teacher scores a row behind its English twin alone, it would answer in English.
+        # If the teacher's prompt were the English twin alone, it would answer in English.
         run = Run(with_overrides(self.run.config, as_usual("teacher_view")), self.run.reporter)
         rows = [row for row in self.rows(run) if row.language != SOURCE and not row.bare]
         return self._prompts(written(model, rows, tokenizer, tokenizer, max_new_tokens=longest))
@@ -134,11 +134,11 @@ class Contest:
         return {example.id: example for example in (*self.run.examples, *pairs)}
 
     def example(self, row: Row) -> ParallelExample:
-        """What a row was made of."""
+        """Return the example that a row was made from."""
         return self._by_id[row.id.rpartition("/")[0]]
 
     def order(self, parallel: Sequence[Row]) -> list[int]:
-        """Row numbers as often and in the order in which stage 2 reads them."""
+        """Return row indices with the frequency and order of stage 2."""
         settings = self.run.config.distill
         return schedule(
             [row.language for row in parallel],
@@ -150,7 +150,7 @@ class Contest:
         )
 
     def _prompts(self, parallel: Sequence[Row]) -> list[Prompt]:
-        """A prompt per row, as often and in the order in which stage 2 reads them."""
+        """Return a prompt per row, with the frequency and order of stage 2."""
         texts = self.run.tokenizer.batch_decode(
             [list(row.student.response) for row in parallel], skip_special_tokens=True
         )
@@ -166,7 +166,7 @@ class Contest:
         return [e.turns[SOURCE].response or "" for e in self.run.examples]
 
     def measure(self, subject: retrieval.Model) -> dict[str, float]:
-        """Means over the languages, on the held-out items."""
+        """Return mean scores over the languages on the held-out items, and retention in English."""
         settings, seed = self.run.config.evaluate, self.run.config.seed
         few = {code: texts[:LAYER_SENTENCES] for code, texts in self.suite.layer_sentences.items()}
         quiet = lambda done, of: None  # noqa: E731
@@ -181,12 +181,12 @@ class Contest:
         return scores | {"retention": (sum(right) - sum(self.right)) / len(right)}
 
     def start(self, method: str, subject: retrieval.Model, steps: int, met: float = 1.0) -> "MethodRun":
-        """Begin to count; `steps` is how many the method will take."""
+        """Return a counter for a method that takes `steps` steps."""
         return MethodRun(self, Entry(method, self.run.config.seed), subject, steps, met)
 
 
 class MethodRun:
-    """A method under way. Used as a context: what runs inside is counted, save while it is measured."""
+    """A running method; as a context manager, counts time and FLOPs inside, except during evaluation."""
 
     def __init__(self, contest: Contest, entry: Entry, subject: retrieval.Model, steps: int, met: float):
         self.contest, self.entry, self.subject, self.steps = contest, entry, subject, steps
@@ -204,7 +204,7 @@ class MethodRun:
         self._rest()
 
     def tick(self, step: int) -> bool:
-        """After an optimiser step: measure where it is due; whether the method may go on."""
+        """Evaluate if due after an optimiser step; return False if the method must stop."""
         late = self.contest.limit is not None and self.spent >= self.contest.limit
         if step in self.marks or late:
             self.measure(step)
@@ -217,7 +217,7 @@ class MethodRun:
         return self.entry.seconds + time.monotonic() - self.began
 
     def measure(self, step: int) -> None:
-        """A point; neither its time nor its arithmetic counts."""
+        """Add a point; neither its time nor its FLOPs count."""
         self._rest()
         entry = self.entry
         point = Point(step, entry.flops, round(entry.seconds, 2), self.contest.measure(self.subject))
@@ -240,5 +240,5 @@ class MethodRun:
 
 
 def work_folder(run: Run, method: str) -> Path:
-    """Where a method's trainer keeps what it must."""
+    """Return the working folder of a method's trainer."""
     return run.folder / "contest" / method

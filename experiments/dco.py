@@ -1,11 +1,11 @@
-"""Direct Consistency Optimization: log-ratios of two answers in a language, regressed onto those in English.
+"""Direct Consistency Optimization: log-odds of two answers in a language, regressed onto those in English.
 
-Liu et al. 2026 (arXiv:2603.04678). Take an instruction x in a language, its English twin x', and two answers
-a and b said in either. The reference model's log-odds are o(x) = ln M(a|x) - ln M(b|x), those of the model
-that is trained o_θ(x). The optimal policy has o_θ(x) - o(x) = o(x') / β and o_θ(x') - o(x') = β o(x); the
-loss is the sum of the absolute differences. There is no reward model and nothing is sampled.
+Liu et al. 2026 (arXiv:2603.04678). Given an instruction x in a language, its English twin x', and two answers
+a and b in both languages: the reference model's log-odds are o(x) = ln M(a|x) - ln M(b|x), the trained
+model's o_θ(x). The optimal policy has o_θ(x) - o(x) = o(x') / β and o_θ(x') - o(x') = β o(x); the loss is the
+sum of the absolute differences. There is no reward model and no sampling.
 
-The answers are those of a closed task: the reference model's English one, and another drawn by seed.
+The answers are those of a closed task: the row's response, and another drawn by seed.
 Flow: rows of stage 2 → two answers each → log-probabilities of both in both languages → loss.
 """
 
@@ -33,7 +33,7 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to one instruction, in a language and in English; prompts and answers as ids.
+    """Two answers to one instruction, in a language and in English, as token IDs.
 
     Attributes:
         texts: (prompt, answer) of a and b in the language, then of a and b in English.
@@ -43,10 +43,10 @@ class Pair:
 
 
 def pair_of(row: Row, example: ParallelExample, encode: Callable[[str], Ids], seed: int) -> Pair | None:
-    """A row's response and another of its task's answers; None for an open task.
+    """Pair a row's response with another of its task's answers; None for an open task.
 
     Args:
-        encode: A response's ids, end of turn included.
+        encode: Function that returns a response's token IDs, including the end of turn.
     """
     ours, english = ((example.options or {}).get(code, {}) for code in (row.language, SOURCE))
     meaning = next((m for m, wording in ours.items() if encode(wording) == row.student.response), None)
@@ -70,15 +70,15 @@ def dco_loss(
     """Mean over pairs of |o_θ(x) - o(x) - o(x')/β| + |o_θ(x') - o(x') - β o(x)|, in nats.
 
     Args:
-        learned: Log-odds o_θ of the model that is trained, in the language and in English.
-        reference: The reference model's.
+        learned: Log-odds o_θ of the trained model, in the language and in English.
+        reference: Log-odds o of the reference model.
     """
     own, english = (learned - reference).unbind(1)
     return ((own - reference[:, 1] / beta).abs() + (english - beta * reference[:, 0]).abs()).mean()
 
 
 def log_odds(model: nn.Module, pairs: Sequence[Pair], pad_id: int) -> Float[Tensor, "pairs 2"]:
-    """ln p(a) - ln p(b) of each pair, whole answers, in the language and in English."""
+    """Return ln p(a) - ln p(b) of each pair over whole answers, in the language and in English."""
     texts = [text for pair in pairs for text in pair.texts]
     device = next(model.parameters()).device
     ids, mask = (one.to(device) for one in pad([[*prompt, *answer] for prompt, answer in texts], pad_id))
@@ -93,12 +93,12 @@ def log_odds(model: nn.Module, pairs: Sequence[Pair], pad_id: int) -> Float[Tens
 
 
 class DCOTrainer(Trainer):
-    """Trains the adapter of a PEFT model, which without it is the reference model."""
+    """Trainer for the adapter of a PEFT model; with the adapter disabled, it is the reference model."""
 
     def __init__(self, *, model: PeftModel, pairs: Sequence[Pair], pad_id: int, beta: float, **more: Any):
         super().__init__(
             model=model,
-            train_dataset=list(pairs),  # type: ignore[arg-type]  # as good as a Dataset
+            train_dataset=list(pairs),  # type: ignore[arg-type]  # a list works like a Dataset
             data_collator=lambda pairs: {"pairs": pairs},
             **more,
         )

@@ -1,7 +1,7 @@
-"""The methods: ours as trees of three shapes, and trl's supervised, preference and policy training.
+"""The methods compared: ours with three tree shapes, DCO, and trl's SFT, DPO and GRPO.
 
-Each is a thin call: a model with one LoRA as wide as a path of our tree, the contest's prompts, a tick
-after every step. Their settings stand here; how they were chosen is in docs/baselines.md.
+Each is a thin wrapper: a model with one LoRA of the rank of a path in our tree, the contest's prompts, and a
+`tick` after every step. Their settings are defined here; docs/baselines.md says how they were chosen.
 """
 
 import shutil
@@ -55,7 +55,7 @@ GRPO = {
 BEHIND_SFT = GRPO | {"learning_rate": 1e-4}
 DCO = {"learning_rate": 1e-3, "beta": 1.0}
 SAMPLES = 4
-"""Answers drawn per prompt for preference pairs."""
+"""Answers sampled per prompt for preference pairs."""
 CROSS_ENTROPY = (
     "languages.tree=flat",
     *VARIANTS["no-hidden"],
@@ -63,28 +63,28 @@ CROSS_ENTROPY = (
     "distill.replay_fraction=0",
     *as_usual("signal", "top_k"),
 )
-"""Settings of our trainer with nothing but cross-entropy, on an adapter for each language."""
+"""Settings of our trainer with cross-entropy alone, and a separate adapter for each language."""
 PLAIN = {"enable_thinking": False}
-"""As our own prompts are rendered."""
+"""Chat template arguments, as in our own prompts."""
 TOGETHER = 256
-"""Answers drawn at a time."""
+"""Batch size for sampling answers."""
 
 
 Method = Callable[[Contest], Entry]
 
 
 def untrained(contest: Contest) -> Entry:
-    """The reference model as it is: where every method begins."""
+    """Evaluate the reference model, from which every method starts."""
     point = Point(0, 0.0, 0.0, contest.measure(contest.plain))
     return Entry(REFERENCE, contest.run.config.seed, [point], ended="not trained")
 
 
-class _Late(Exception):  # noqa: N818  # no error: the method's time is over
-    """Ends a training that cannot be asked to stop."""
+class _Late(Exception):  # noqa: N818  # not an error: the method's time is up
+    """Stops a training loop that has no other way to stop."""
 
 
 def distilled(contest: Contest, method: str, *overrides: str) -> Entry:
-    """Our method, on the run's tree or another."""
+    """Our method, with the run's settings or overrides."""
     run = Run(with_overrides(contest.run.config, overrides), contest.run.reporter)
     rows, settings = contest.rows(run), run.config.distill
     adapters = run.student(contest.run.reference_model(), trained=False)
@@ -127,10 +127,10 @@ def sft(contest: Contest) -> Entry:
 
 
 def sequence(contest: Contest) -> Entry:
-    """Sequence-level distillation (Kim & Rush 2016, D16-1139): supervised on what the teacher answers.
+    """Sequence-level distillation (Kim & Rush 2016, D16-1139): supervised on the teacher's answers.
 
-    The teacher reads the same privileged prompts as in our method, and is as likely to answer in another
-    language as it is. Its answers count; where one does not end, the data's response stays.
+    The teacher gets the same privileged prompts as in our method, and may answer in another language.
+    Generating its answers counts as cost; where one is truncated, the data's response is used.
     """
     model, way = _begin(contest, "sequence", _steps(contest))
     with way:
@@ -140,13 +140,13 @@ def sequence(contest: Contest) -> Entry:
 
 
 def dco(contest: Contest, settings: Mapping[str, Any] = DCO) -> Entry:
-    """Direct consistency optimisation onto the reference model's English, on the rows of closed tasks."""
+    """Direct consistency optimisation towards the reference model's English, on rows of closed tasks."""
     run, rows = contest.run, contest.parallel
     encode = cache(partial(encode_response, run.tokenizer))
     made = [pair_of(row, contest.example(row), encode, run.config.seed) for row in rows]
     pairs = [pair for number in contest.order(rows) if (pair := made[number]) is not None]
     if not pairs:
-        raise DataError("dco compares answers of closed tasks, and the data has none")
+        raise DataError("dco compares answers of closed tasks, but the data has none")
     steps = len(pairs) // run.config.distill.batch_size
     model, way = _begin(contest, "dco", steps)
     sizes = dict(settings)
@@ -163,10 +163,10 @@ def dco(contest: Contest, settings: Mapping[str, Any] = DCO) -> Entry:
 
 
 def dpo(contest: Contest, settings: Mapping[str, Any] = DPO, pairs: Dataset | None = None) -> Entry:
-    """Direct preference optimisation on pairs that the reward builds.
+    """Direct preference optimisation on pairs built with the reward.
 
-    Of `SAMPLES` answers of the reference model and the data's response, the best by the reward is preferred
-    to the worst. Drawing them counts.
+    Among `SAMPLES` answers of the reference model and the data's response, the one with the highest reward is
+    preferred to the one with the lowest. Sampling them counts as cost.
     """
     model, way = _begin(contest, "dpo", _steps(contest))
     if pairs is None:
@@ -191,7 +191,10 @@ def grpo(contest: Contest, settings: Mapping[str, Any] = GRPO) -> Entry:
 
 
 def sft_grpo(contest: Contest, settings: Mapping[str, Any] = BEHIND_SFT) -> Entry:
-    """The usual recipe: supervised for a third of the steps, then group-relative policy optimisation."""
+    """The usual recipe: supervised fine-tuning, then group-relative policy optimisation.
+
+    The supervised part adds a third of the steps.
+    """
     steps = _steps(contest)
     model, way = _begin(contest, "sft-grpo", steps + steps // 3)
     _sft(contest, model, way, steps // 3, contest.prompts)
@@ -212,7 +215,7 @@ METHODS: Mapping[str, Method] = {
     "grpo": grpo,
     "sft-grpo": sft_grpo,
 }
-"""By name; our own first, as its cost bounds the others'."""
+"""Methods by name; ours first, as its cost limits the others'."""
 
 
 def _sft(contest: Contest, model: PeftModel, way: MethodRun, steps: int, prompts: Sequence[Prompt]) -> None:
@@ -259,13 +262,13 @@ def _grpo(
 
 
 def _train(trainer: Trainer, way: MethodRun) -> None:
-    """The clock runs for training alone: texts became ids before."""
+    """Train with the clock running; tokenisation happened before and does not count."""
     with labelled_positions(causal_of(way.subject.model)), way:
         trainer.train()
 
 
 def preference_pairs(contest: Contest, model: nn.Module) -> Dataset:
-    """The best and the worst of the model's own answers and the data's, as DPO reads them."""
+    """Return DPO pairs: the best and the worst of the model's samples and the data's response."""
     prompts, tokenizer = list(dict.fromkeys(contest.prompts)), contest.run.tokenizer
     reward = Reward(prompts, contest.english_responses)
     torch.manual_seed(contest.run.config.seed)
@@ -287,7 +290,7 @@ def preference_pairs(contest: Contest, model: nn.Module) -> Dataset:
 
 
 def _begin(contest: Contest, method: str, steps: int) -> tuple[PeftModel, MethodRun]:
-    """The reference model under one LoRA that is as wide as a path of the tree."""
+    """Return the reference model with one LoRA of the rank of a path in the tree, and its counter."""
     run, settings = contest.run, contest.run.config.distill.adapter
     torch.manual_seed(run.config.seed)
     rank = run.tree.path_rank()
@@ -297,12 +300,12 @@ def _begin(contest: Contest, method: str, steps: int) -> tuple[PeftModel, Method
 
 
 def _steps(contest: Contest) -> int:
-    """As many as our method takes on the rows that are not English."""
+    """Return the number of steps that our method takes on rows other than English ones."""
     return len(contest.prompts) // contest.run.config.distill.batch_size
 
 
 def _arguments(contest: Contest, method: str, steps: int) -> dict[str, Any]:
-    """What all of trl's trainers are told alike: our stage 2's batch, order and precision."""
+    """Return arguments common to all trainers: stage 2's batch size, order and precision."""
     return {
         "output_dir": str(_clean(contest, method)),
         "max_steps": steps,

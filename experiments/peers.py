@@ -1,4 +1,4 @@
-"""What trl's trainers need to be measured fairly: a head that wastes nothing and is counted, one schedule."""
+"""Adaptations for a fair comparison with trl's trainers: an efficient, counted head and a common schedule."""
 
 import math
 from collections.abc import Iterator
@@ -13,15 +13,16 @@ from experiments.contest import MethodRun
 from isogloss.losses.fused import announce
 
 WARMUP = 0.05
-"""Share of the way over which the step grows."""
+"""Share of the training over which the learning rate warms up."""
 
 
 @contextmanager
 def labelled_positions(model: PreTrainedModel) -> Iterator[None]:
-    """trl's chunked head as on a GPU, and heard by a meter's hooks.
+    """Make trl's chunked head behave as on a GPU, and count it in a `Meter`.
 
-    On a processor trl projects every position of a batch, prompts and padding included, which would count
-    against it. Its products pass the head module by; backward makes each of them once more.
+    On a CPU, trl projects every position of a batch, including prompts and padding, which would be unfair.
+    Its matrix products bypass the head module, so they are announced to the meter's hooks; the backward pass
+    recomputes each of them once.
     """
     utils: Any = import_module("trl.trainer.utils")
     head: Any = model.get_output_embeddings()
@@ -44,10 +45,10 @@ def labelled_positions(model: PreTrainedModel) -> Iterator[None]:
 
 
 class StepCallback(TrainerCallback):
-    """Tells the contest after every step, stops the trainer when it says so, and sets the step's size.
+    """Callback that reports every step, stops the trainer at the time limit, and sets the learning rate.
 
-    Linear warm-up and cosine to zero, as in our stage 2, over the steps or over the time that is left before
-    the limit, whichever ends first: a method that is stopped has come to rest.
+    Linear warm-up and cosine decay to zero, as in stage 2, over the steps or over the time left before the
+    limit, whichever ends first: the learning rate of a stopped method has reached zero.
     """
 
     def __init__(self, way: MethodRun, after: int = 0):
@@ -72,7 +73,7 @@ class StepCallback(TrainerCallback):
 
 
 def size(done: float) -> float:
-    """Of a step, as a share of the largest, at a share of the way."""
+    """Return the learning rate as a share of its peak; `done` is the share of the training."""
     if done < WARMUP:
         return done / WARMUP
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - WARMUP) / (1 - WARMUP))))

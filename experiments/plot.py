@@ -1,6 +1,6 @@
-"""Alignment accuracy against cost, one line per method: two panels, operations and seconds, as SVG.
+"""Plot alignment accuracy against cost, one line per method: two panels, FLOPs and seconds, as SVG.
 
-Flow: rows of methods.json → each method's points → lines on logarithmic axes of cost.
+Flow: rows of methods.json → each method's points → lines on logarithmic cost axes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ COSTS = (("flops", 1e12, "operations, TFLOP"), ("seconds", 1.0, "seconds"))
 
 
 def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Write the plot; the reference model, which cost nothing, is a dotted line.
+    """Write the plot; the reference model, which has no cost, is a dotted line.
 
-    With several seeds each has a pale line, and the means of their first, second, … points a strong one.
+    With several seeds, each has a pale line, and the means of their first, second, … points a bold one.
 
     Args:
-        rows: Of `methods.json`: `method` and `points`, each with its costs, and scores as fractions.
+        rows: Rows of `methods.json`: `method`, and `points` with costs and scores as fractions.
     """
     starts = [row["points"][0]["scores"]["alignment"] for row in rows if row["method"] == REFERENCE]
     rows = [row for row in rows if row["method"] != REFERENCE]
@@ -41,7 +41,7 @@ def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
                 ]
                 for way in ways if len(ways) > 1 else ():
                     panel.plot(*zip(*way, strict=True), color=colour, linewidth=0.8, alpha=0.4)
-                # Seeds that are stopped by the clock end at other steps.
+                # Seeds stopped by the time limit end at different steps.
                 mean = [tuple(map(fmean, zip(*same, strict=True))) for same in zip(*ways, strict=False)]
                 panel.plot(
                     *zip(*mean, strict=True),

@@ -1,4 +1,4 @@
-"""The reward of the reinforcement-learning baselines: alignment itself, plus a dense part. Knows no model."""
+"""Reward of the reinforcement-learning baselines: alignment itself plus a dense part. Involves no model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from isogloss.evaluate.fidelity import in_language
 from isogloss.languages import SOURCE
 
 DENSE = 0.5
-"""What a perfect chrF adds."""
+"""Weight of chrF: a perfect score adds this much."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked in a language, and the response that means what the English response means."""
+    """An instruction in a language, and the response with the meaning of the English response."""
 
     text: str
     response: str
@@ -23,22 +23,22 @@ class Prompt:
 
 
 class Reward:
-    """1 for the meaning of the English answer, plus `DENSE`·chrF/100; 0 in another language.
+    """Reward 1 for the right answer, plus `DENSE`·chrF/100; 0 for an answer in the wrong language.
 
-    The same meaning is the wording of the response in that language, apart from what `normalise` takes away.
-    Without the share for chrF a policy that is never right would learn nothing, and without the language it
-    would drift to English. chrF is of the sentence, with sacrebleu's defaults (Popović 2015, W15-3049).
+    An answer is right if it equals the response after `normalise`. Without the chrF part, a policy that is
+    never right would learn nothing; without the language check, it would drift to English. Sentence chrF
+    with sacrebleu's defaults (Popović 2015, W15-3049).
     """
 
     def __init__(self, prompts: Sequence[Prompt], english: Sequence[str]):
         """
         Args:
-            prompts: All that is trained on; their responses are wordings whose language is known.
+            prompts: All training prompts; their responses are wordings of known language.
             english: English responses.
         """
         known: dict[str, set[str]] = {SOURCE: {normalise(text) for text in english}}
         for prompt in prompts:
-            # What is answered in English by every language is a translation into English.
+            # If the response is an English one, the task is translation into English.
             if normalise(prompt.response) not in known[SOURCE]:
                 known.setdefault(prompt.language, set()).add(normalise(prompt.response))
         self.known: Mapping[str, set[str]] = known

@@ -1,12 +1,12 @@
-"""Which settings serve the reinforcement-learning baselines best: each trained for a while, scored on dev.
+"""Hyperparameter search for the reinforcement-learning baselines: short trainings, scored on dev data.
 
     python -m experiments.rl_search --out benchmarks/rl_search.json
 
-One reference model, one seed; every candidate is stopped after the same seconds, its step grown and shrunk
-within them; later rounds start from the best so far. Rows are added as candidates end, so a stopped search
-goes on with the same command; `spent_s` adds up its time behind stage 1, a candidate that was cut off aside.
-A winner on the edge of what was tried is told. Nothing here is counted as a method's cost.
-Install `isogloss[rl]`.
+One reference model, one seed. Every candidate trains for the same number of seconds, with the learning rate
+schedule fitted to that time; later rounds start from the best candidate so far. Rows are added as candidates
+finish, so a stopped search resumes with the same command; `spent_s` is the total time after stage 1, without
+interrupted candidates. A best value at the edge of the searched range is reported. Nothing here counts as a
+method's cost. Install `isogloss[rl]`.
 """
 
 import argparse
@@ -40,7 +40,7 @@ START: dict[str, dict[str, Any]] = {
     },
     "sft-grpo": dict(methods.GRPO),
 }
-"""Where the search starts."""
+"""Settings from which the search starts."""
 SEARCH: dict[str, list[list[dict[str, Any]]]] = {
     "grpo": [
         [{"learning_rate": 1e-3}, {"learning_rate": 3e-3}, {"learning_rate": 1e-2}],
@@ -57,7 +57,7 @@ SEARCH: dict[str, list[list[dict[str, Any]]]] = {
         [{"temperature": 0.7}, {"temperature": 1.3}],
     ],
 }
-"""Rounds of changes; each round changes the best candidate of the rounds before."""
+"""Rounds of changes; each round changes the best candidate of the previous rounds."""
 
 
 def main() -> None:
@@ -105,14 +105,14 @@ def main() -> None:
             write_json(asked.out, {"schema": 1, "processor": processor(), "spent_s": spent, "rows": rows})
         for line in edges(method, asked.seconds, rows):
             print(line)
-    print(f"the search has spent {before + time.monotonic():.0f} s")
+    print(f"search time: {before + time.monotonic():.0f} s")
 
 
 def untried(method: str, limit: float, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Candidates that have no row yet under this limit; each needs its row before the next is asked for."""
+    """Yield candidates without a row under this limit; add each one's row before asking for the next."""
     best, tried = START[method], []
     for changes in SEARCH[method]:
-        # Of a stopped search later rounds' rows are there too, which must not change where this one starts.
+        # When a search resumes, rows of later rounds exist too; they must not change this round's start.
         tried += [best | change for change in changes]
         for settings in tried[-len(changes) :]:
             if not any(row["settings"] == settings for row in _alike(method, limit, rows)):
@@ -121,12 +121,12 @@ def untried(method: str, limit: float, rows: list[dict[str, Any]]) -> Iterator[d
 
 
 def edges(method: str, limit: float, rows: list[dict[str, Any]]) -> list[str]:
-    """What of the best candidate is the smallest or largest value that was tried."""
+    """List settings of the best candidate that are the smallest or largest value tried."""
     best, found = _best(_alike(method, limit, rows)), []
     for name in {name for changes in SEARCH[method] for change in changes for name in change}:
         tried = sorted({row["settings"][name] for row in _alike(method, limit, rows)})
         if best[name] in (tried[0], tried[-1]) and best[name] != 0:
-            found.append(f"{method}: {name} {best[name]:g} is on the edge of {tried[0]:g} to {tried[-1]:g}")
+            found.append(f"{method}: {name} {best[name]:g} is at the edge of {tried[0]:g} to {tried[-1]:g}")
     return sorted(found)
 
 

@@ -1,4 +1,4 @@
-"""Rows of several seeds in one: means with intervals, and what ours saves beside reinforcement learning.
+"""Summary over seeds: means with intervals, and our savings compared with reinforcement learning.
 
 Flow: rows of methods.json → by method, scores and costs over seeds; by seed, the best RL method and ours.
 """
@@ -14,16 +14,16 @@ BEST_RL, OWN_BEST = "best-rl", "own-best"
 COSTS = ("flops", "seconds")
 SCORES = ("alignment", "consistency", "retrieval", "accuracy", "fidelity", "retention")
 FEWEST = 3
-"""Seeds that a t interval is made from; fewer are shown as they are."""
+"""Minimum number of seeds for a t interval; with fewer, the range is shown."""
 
 Row = Mapping[str, Any]
 
 
 def over_seeds(values: Iterable[float]) -> dict[str, Any]:
-    """Mean and 95 % t interval over seeds; the smallest and the largest value where there are under `FEWEST`.
+    """Return the mean and 95 % t interval over seeds; with fewer than `FEWEST`, the minimum and maximum.
 
     Returns:
-        `mean`, `low`, `high`, `n`, and in `interval` which of the two it is: "t" or "min-max".
+        `mean`, `low`, `high`, `n`, and the kind of `interval`: "t" or "min-max".
     """
     values = [float(value) for value in values]
     mean, n = statistics.fmean(values), len(values)
@@ -34,15 +34,16 @@ def over_seeds(values: Iterable[float]) -> dict[str, Any]:
 
 
 def ratios(cost: Row, ours: Row) -> dict[str, float]:
-    """How many times ours it is."""
+    """Return the ratio of each cost to ours."""
     return {name: cost[name] / ours[name] for name in COSTS}
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """An entry per method, over its seeds.
+    """Return an entry per method, over its seeds.
 
-    What a level cost to reach (`reached`), and how many `times` ours, is over the seeds that reached it, `n`
-    of them; null where none did. Then `not_within` is the least of the seeds' bounds.
+    The cost to reach a level (`reached`) is over the `n` seeds that reached it, its ratio to ours (`times`)
+    over those where ours reached it too; null if there are none. If no seed reached the level, `not_within`
+    is the smallest of the seeds' bounds.
     """
     found = []
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -68,11 +69,11 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def saving(rows: Sequence[Row]) -> dict[str, Any]:
-    """Share of its cost by which ours is below the best RL method's, both to where that method comes.
+    """Return the share of the best RL method's cost that ours saves to reach the same alignment accuracy.
 
     Returns:
-        By seed which method it was, the alignment accuracy it reached, and the shares in `flops` and
-        `seconds`, null where ours did not come as far; both shares over the seeds, null where there is none.
+        By seed: the method, the alignment accuracy it reached, and the saved shares of `flops` and `seconds`,
+        null if ours did not reach that level; then both shares over the seeds, null if there are none.
     """
     seeds: dict[int, dict[str, Any]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""Tables of ablations and of methods that are compared."""
+"""Tables for ablations and method comparisons."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from isogloss.cli.tables import difference_cells, mean_cell
 
 
 def show_ablation(summary: Sequence[dict], differences: Sequence[dict]) -> None:
-    """Means of every variant over the seeds, then each variant against what it is compared with."""
+    """Print each variant's means over seeds, then its difference from the variant compared with."""
     for suite in dict.fromkeys(entry["suite"] for entry in summary):
         measured = {name for entry in summary if entry["suite"] == suite for name in entry}
         shown = [n for n in ("alignment", "consistency", "retrieval") if n in measured] or ["accuracy"]
@@ -52,13 +52,13 @@ def show_ablation(summary: Sequence[dict], differences: Sequence[dict]) -> None:
             )
         out.print(table)
         print_line(
-            f"p are corrected for the {len(against)} comparisons (Holm): over items, which others might have "
-            "been, and over seeds (paired t test; – under 3)"
+            f"p values are corrected for the {len(against)} comparisons (Holm): over items, and over seeds "
+            "(paired t test; – with fewer than 3)"
         )
 
 
 def show_methods(rows: Sequence[dict]) -> None:
-    """Scores of every method, then what it cost to reach each level, over the seeds."""
+    """Print each method's scores, then its cost to reach each level, over the seeds."""
     from experiments.summary import saving, summary
 
     names = {
@@ -90,22 +90,24 @@ def show_methods(rows: Sequence[dict]) -> None:
             table.add_row(entry["method"], *(_cost(entry, level, name) for level in levels))
     out.print(scores)
     for name, unit in (("seconds", "Seconds"), ("flops", "TFLOP")):
-        about = "to an alignment accuracy, times ours; > n×: not within n times ours"
+        about = "to reach an alignment accuracy, and ratio to ours; > n×: not within"
         out.print(f"\n{unit} {about}", style="bold")
         out.print(costs[name])
     seeds = max(entry["seeds"] for entry in methods)
     if seeds > 1:
-        print_line(f"Means over {seeds} seeds; ± is a 95 % t interval, `to` the range of fewer than 3 seeds")
+        print_line(
+            f"Means over {seeds} seeds; ± is a 95 % t interval, `to` the range with fewer than 3 seeds"
+        )
     saved = saving(rows)
     for name, what in (("seconds", "seconds"), ("flops", "operations")):
         if saved[name]:
             print_line(
-                f"To what the best RL method reaches: {_over_seeds(saved[name], 100, ' ')} % fewer {what}"
+                f"To reach the best RL method's level: {_over_seeds(saved[name], 100, ' ')} % fewer {what}"
             )
 
 
 def _cost(entry: dict, level: str, name: str) -> str:
-    """What a level cost to reach and how many times ours, or how many times ours did not do."""
+    """Format the cost to reach a level and its ratio to ours, or the ratio that did not suffice."""
     scale, digits = (1e-12, 1) if name == "flops" else (1, 0)
     cost, ratio = entry["reached"].get(level), entry["times"].get(level)
     if cost is None:
@@ -118,7 +120,7 @@ def _cost(entry: dict, level: str, name: str) -> str:
 
 
 def _over_seeds(value: dict | None, scale: float, between: str = "\n", digits: int = 1) -> str:
-    """A mean, and its interval where there are several seeds."""
+    """Format a mean, with its interval if there are several seeds."""
     if value is None:
         return "—"
     mean, low, high = (f"{scale * value[name]:.{digits}f}" for name in ("mean", "low", "high"))

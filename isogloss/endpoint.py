@@ -1,8 +1,8 @@
-"""An HTTP endpoint that may fail for a while: JSON is posted at a stated pace, several requests at a time.
+"""HTTP client that posts JSON concurrently, with a rate limit and retries.
 
-Asked again, after an exponentially growing, random wait: 408, 429 and 5xx (after `Retry-After`, where it is
-given: then nobody asks before), time-outs, dropped connections, and answers that are not whole JSON.
-Every other refusal ends the work with one line. Knows nothing of what is asked.
+Retried with randomised exponential backoff: 408, 429 and 5xx, timeouts, dropped connections, and incomplete
+JSON. If the server sends `Retry-After`, no request starts before that time. Any other error status ends the
+work with a one-line error. Independent of what the requests contain.
 """
 
 import email.utils
@@ -29,11 +29,11 @@ from isogloss.config import Endpoint
 from isogloss.errors import ConfigError, RunError
 
 LONGEST_WAIT = 60.0
-"""Seconds between two attempts, where the server names none."""
+"""Maximum seconds between two attempts if the server sends no `Retry-After`."""
 
 
 class _Again(Exception):  # noqa: N818  # an attempt, not an error
-    """A fault that may pass; `wait` is how many seconds the server wants."""
+    """A transient failure; `wait` is the server's `Retry-After` in seconds, if any."""
 
     def __init__(self, what: str, wait: float | None = None):
         super().__init__(what)
@@ -41,11 +41,11 @@ class _Again(Exception):  # noqa: N818  # an attempt, not an error
 
 
 class _Stopped(Exception):  # noqa: N818  # neither
-    """Another request has failed for good."""
+    """Another request has failed permanently."""
 
 
 class _Pace:
-    """Lets requests start no faster than a rate, and none before a time that the server has named."""
+    """Rate limiter for request starts; also holds requests back until a `Retry-After` has passed."""
 
     def __init__(self, rate: float | None):
         self.gap = 0.0 if rate is None else 1 / rate
@@ -53,7 +53,7 @@ class _Pace:
         self._queue, self._lock = threading.Lock(), threading.Lock()
 
     def wait(self, stop: threading.Event) -> None:
-        """Until it is the caller's turn, or all is stopped; who comes later waits behind."""
+        """Block until it is the caller's turn or `stop` is set; later callers queue behind."""
         with self._queue:
             while True:
                 with self._lock:
@@ -71,15 +71,15 @@ class _Pace:
 
 
 class Client:
-    """Posts a request, again where that may help; used by several threads.
+    """Thread-safe client that posts requests and retries transient failures.
 
     Args:
-        settings: Which endpoint, and how it is asked.
-        where: What the settings are called, for messages.
-        key: What the setting of the key's environment variable is called.
+        settings: The endpoint, with its rate, concurrency, timeout and retries.
+        where: Name of the settings section, for messages.
+        key: Name of the setting that names the key's environment variable, for messages.
 
     Raises:
-        ConfigError: The environment variable of the key is not set.
+        ConfigError: The environment variable of the key is not set or has no valid key.
     """
 
     def __init__(self, settings: Endpoint, where: str, key: str):
@@ -89,13 +89,13 @@ class Client:
             self._key = os.environ.get(settings.key_env, "")
             if not self._key:
                 raise ConfigError(
-                    f"{key}: the environment variable {settings.key_env} is not set; put the server's key "
-                    "there"
+                    f"{key}: the environment variable {settings.key_env} is not set; set it to the server's "
+                    "key"
                 )
             if not re.fullmatch(r"[!-~]+", self._key):
                 raise ConfigError(
-                    f"{key}: the environment variable {settings.key_env} holds no key; a key is of printable "
-                    "ASCII, without blanks or line ends"
+                    f"{key}: the environment variable {settings.key_env} has no valid key; a key is "
+                    "printable ASCII without spaces or line breaks"
                 )
         self._stop = threading.Event()
         self._pace = _Pace(settings.rate)
@@ -112,13 +112,13 @@ class Client:
         self._http.close()
 
     def each(self, work: Iterable[Callable[[], object]], done: Callable[[], object]) -> None:
-        """Do all of the work, as much of it at a time as the settings say.
+        """Run all tasks, `settings.concurrency` at a time.
 
-        Where one piece fails, none that waits begins; what is under way is waited for.
+        If a task fails, no waiting task starts, and the call raises once the running ones have ended.
 
         Args:
-            work: Pieces that post requests, and keep what is answered.
-            done: Called after each piece.
+            work: Tasks that post requests and store the responses.
+            done: Called after each task.
         """
         with ThreadPoolExecutor(self.settings.concurrency) as pool:
             futures = [pool.submit(one) for one in work]
@@ -131,11 +131,11 @@ class Client:
                 raise
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        """The JSON value that the endpoint answers with.
+        """Post a request and return the decoded JSON response.
 
         Raises:
-            ConfigError: The server refuses.
-            RunError: It was asked as often as the settings say, in vain.
+            ConfigError: The server rejects the request.
+            RunError: All `settings.attempts` attempts failed.
         """
         retrying = Retrying(
             retry=retry_if_exception_type(_Again),
@@ -149,7 +149,7 @@ class Client:
         except _Again as error:
             raise RunError(
                 f"{self.settings.url} did not answer in {self.settings.attempts} attempts (the last: "
-                f"{error}); what it has answered is kept, and the same command asks the rest"
+                f"{error}); the answers so far are kept: run the same command again to request the rest"
             ) from None
 
     def _wait(self, state: RetryCallState) -> float:
@@ -178,10 +178,10 @@ class Client:
         try:
             return answer.json()
         except ValueError:
-            raise _Again("an answer that is not whole JSON") from None
+            raise _Again("incomplete JSON in the response") from None
 
     def _why(self, answer: httpx2.Response) -> str:
-        """The server's reason in a few words, which must not repeat the key; of a key it says nothing."""
+        """Return the server's reason, shortened and with the key masked; for 401 and 403 name the setting."""
         if answer.status_code in (401, 403):
             return f"; name the environment variable of a valid key in {self._named}"
         text = answer.text.replace(self._key, "…") if self._key else answer.text
@@ -189,7 +189,7 @@ class Client:
 
 
 def retry_after(header: str | None) -> float | None:
-    """Seconds of a `Retry-After`, which is a number of them or a date (RFC 9110, section 10.2.3)."""
+    """Parse `Retry-After` into seconds; it is a number or an HTTP date (RFC 9110, section 10.2.3)."""
     if header is None:
         return None
     try:

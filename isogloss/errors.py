@@ -1,18 +1,18 @@
-"""The errors a user can mend: one line that says what is wrong, where, and what would be right.
+"""Errors that the user can fix: one line that says what is wrong, where, and what to do.
 
     IsoglossError(ValueError)
-    ├── ConfigError    a setting, or two that cannot stand together
-    ├── DataError      a file or row of the user's
-    └── RunError       a run folder that is not what it should be
+    ├── ConfigError    an invalid setting, or settings that contradict each other
+    ├── DataError      a data file or row
+    └── RunError       a run folder that is missing, incomplete or inconsistent
 
-The command line prints them and exits with 2; nothing else is caught.
+The command line prints them and exits with code 2; nothing else is caught.
 """
 
 from pathlib import Path
 
 
 class IsoglossError(ValueError):
-    """Something the user can mend."""
+    """A problem that the user can fix."""
 
 
 class ConfigError(IsoglossError):
@@ -20,7 +20,7 @@ class ConfigError(IsoglossError):
 
 
 class DataError(IsoglossError):
-    """A data file is missing or one of its rows is malformed."""
+    """A data file is missing, or one of its rows is malformed."""
 
     def __init__(self, message: str, path: Path | None = None, line: int | None = None):
         where = "" if path is None else f"{path}: " if line is None else f"{path}:{line}: "
@@ -28,4 +28,4 @@ class DataError(IsoglossError):
 
 
 class RunError(IsoglossError):
-    """A run folder is missing, incomplete or belongs to other settings."""
+    """A run folder is missing, incomplete, or was made with other settings."""

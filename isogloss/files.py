@@ -1,4 +1,4 @@
-"""Files of a run: written whole or not at all, by one process at a time, and named in every error."""
+"""Files of a run: atomic writes, one writing process at a time, and errors that name the file."""
 
 import hashlib
 import json
@@ -18,16 +18,16 @@ from isogloss.errors import RunError
 T = TypeVar("T")
 
 LOCK = "lock"
-"""The file in a run's folder that its writer holds; it stays there."""
+"""Lock file in the run folder, held by the process that writes; it is never deleted."""
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors of writing inside say which path it was: a full disk is reported without one.
+    """Add the path to write errors raised inside: the error of a full disk, for example, has none.
 
     Raises:
         OSError: With the path as its `filename`.
-        RunError: The library that writes raised no OSError.
+        RunError: safetensors could not write.
     """
     try:
         yield
@@ -41,17 +41,17 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A draft beside the file that takes its place at the end: a kill leaves the old file or the new one.
+    """Yield a temporary path that replaces the file on exit, so that a kill leaves the old file or the new.
 
     Raises:
-        OSError, RunError: As `naming`; the old file is untouched.
+        OSError, RunError: As in `naming`; the old file is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".part")
     try:
         with naming(path):
             yield draft
-            # Without this a power cut may leave the new name with no content.
+            # Without fsync, a power failure may leave an empty file under the final name.
             with draft.open("rb") as written:
                 os.fsync(written.fileno())
             draft.replace(path)
@@ -60,30 +60,30 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step."""
+    """Replace a file atomically."""
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file."""
+    """Replace a JSON file atomically."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replace a JSON-lines file."""
+    """Replace a JSON Lines file atomically."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_json(path: Path, key: str, remedy: str) -> dict[str, Any]:
-    """A JSON object that must have a key.
+    """Read a JSON object that must have the key `key`.
 
     Raises:
-        RunError: It is empty, damaged or something else; `remedy` says what to do about that.
+        RunError: The file is empty or invalid, or the key is missing; `remedy` tells the user what to do.
     """
     try:
         value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:  # of JSON or of UTF-8
+    except ValueError as error:  # invalid JSON or UTF-8
         problem = f"is not JSON ({error})" if path.stat().st_size else "is empty"
         raise RunError(f"{path} {problem}; {remedy}") from error
     if not isinstance(value, dict) or key not in value:
@@ -92,14 +92,14 @@ def read_json(path: Path, key: str, remedy: str) -> dict[str, Any]:
 
 
 def read_lines(path: Path, remedy: str) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file.
+    """Read the objects of a JSON Lines file.
 
     Raises:
-        RunError: A line is damaged; `remedy` says what to do about that.
+        RunError: The file is not UTF-8 or a line is not a JSON object; `remedy` tells the user what to do.
     """
     found = []
     try:
-        lines = path.read_text("utf-8").split("\n")  # not splitlines(): U+2028 may stand inside a string
+        lines = path.read_text("utf-8").split("\n")  # not splitlines(): a string may contain U+2028
     except UnicodeDecodeError as error:
         raise RunError(f"{path} is not UTF-8; {remedy}") from error
     for number, line in enumerate(lines, start=1):
@@ -115,7 +115,7 @@ def read_lines(path: Path, remedy: str) -> list[dict[str, Any]]:
 
 
 def content_hash(files: Iterable[Path]) -> str:
-    """Of the files' names and contents, in the order of their names: 12 hexadecimal digits."""
+    """Hash the names and contents of files, sorted by path, into 12 hexadecimal digits."""
     digest = hashlib.sha256()
     for file in sorted(files):
         with file.open("rb") as opened:
@@ -125,12 +125,12 @@ def content_hash(files: Iterable[Path]) -> str:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes from writing to a run's folder; may be taken again by who has it.
+    """Lock a run folder against writes by other processes; reentrant for the holder.
 
-    The system frees the lock of a process that ends, however it ends.
+    The operating system releases the lock when the process ends, even if it is killed.
 
     Raises:
-        RunError: Another process or thread has it.
+        RunError: Another process or thread holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / LOCK
@@ -140,7 +140,7 @@ def locked(folder: Path) -> Iterator[None]:
     except Timeout:
         holder = file.read_text("utf-8").strip() or "another process"
         raise RunError(
-            f"{folder} is being written to by {holder}; wait for it to end, or name another run folder"
+            f"{folder} is being written to by {holder}; wait for it to finish, or use another run folder"
         ) from None
     try:
         if lock.lock_counter == 1:
@@ -151,16 +151,16 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 class Journal(Generic[T]):
-    """Values by key in a file that only grows: what is there is never worked out again.
+    """Append-only key-value store in a JSON Lines file, so that finished work is never repeated.
 
-    One JSON line a value, appended by a single write and flushed to the disk, so that a kill leaves whole
-    lines and at most one torn one, which counts as not there. Several processes may append to one file.
+    Each value is one JSON line, appended by a single write and fsynced: a kill leaves complete lines and at
+    most one truncated line, which is ignored. Several processes may append to the same file.
 
     Args:
-        path: The file; made with the first value.
-        encode: What is written of a value, beside its `key`.
-        decode: The value of a line; it raises ValueError, KeyError or TypeError where a line is of no use,
-            which then counts as not there.
+        path: The file; created with the first value.
+        encode: Converts a value to the JSON fields stored beside its `key`.
+        decode: Converts the fields back to a value; raises ValueError, KeyError or TypeError for an unusable
+            line, which is then ignored.
     """
 
     def __init__(
@@ -185,24 +185,28 @@ class Journal(Generic[T]):
         return self._rows[key]
 
     def get(self, key: str) -> T | None:
-        """The value, or None where there is none."""
+        """Return the value, or None if there is none."""
         return self._rows.get(key)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def put(self, key: str, value: T) -> None:
-        """Append a value; it is on the disk when this returns."""
+        """Append a value and fsync the file.
+
+        Raises:
+            RunError: The disk is full.
+        """
         line = json.dumps({"key": key, **self._encode(value)}, ensure_ascii=False).encode() + b"\n"
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                # A line that a kill tore is ended, so that it takes no other with it.
+                # End a truncated line first, so that it does not corrupt this one.
                 written = b"\n" + line if self._torn else line
                 if os.write(file, written) != len(written):
                     self._torn = True
-                    raise RunError(f"{self.path}: no room for another row; make some and run again")
+                    raise RunError(f"{self.path}: the disk is full; free some space and run again")
                 os.fsync(file)
             finally:
                 os.close(file)

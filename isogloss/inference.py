@@ -1,4 +1,4 @@
-"""A finished run that answers: languages mixed in one batch, detected where nobody names them."""
+"""Inference with a finished run: mixed languages in one batch, detected where they are not given."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,15 +20,15 @@ from isogloss.languages import SOURCE, UnknownLanguageError, resolve
 from isogloss.pipeline.folder import Run
 
 LONGEST = 64
-"""Tokens of an answer, at most, where the caller does not say."""
+"""Default limit of new tokens per answer."""
 
 
 class Aligned:
-    """A run's model in memory; safe to call from several threads, which take turns.
+    """A run's model with its adapters; thread-safe, with calls running one at a time.
 
     Args:
-        run: A run that has been distilled.
-        detector: Which of some languages a text is in, or None; asked where no language is named.
+        run: A distilled run.
+        detector: Returns which of the given languages a text is in, or None; used when no language is given.
 
     Raises:
         RunError: The run is not trained.
@@ -38,18 +38,18 @@ class Aligned:
         self.run, self.detector = run, detector
         self.model = run.reference_model()
         self.adapters = run.student(self.model, trained=True)
-        self._turn = Lock()  # the path is state of the model
+        self._turn = Lock()  # the active adapter path is state of the model
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """The languages that were taught."""
+        """Codes of the taught languages."""
         return self.run.taught
 
     def language_of(self, text: str) -> str:
-        """The detector's choice among English and the taught languages; English where it has none.
+        """Detect the language of a text among English and the taught languages; default to English.
 
-        The package's own has none for texts without letters or in a script of no taught language, nor for
-        those of under 6 letters in the script of English.
+        The built-in detector returns none for a text without letters, in a script of no taught language, or
+        with fewer than 6 letters in the script of English.
         """
         return self.detector(text, (SOURCE, *self.languages)) or SOURCE
 
@@ -61,18 +61,18 @@ class Aligned:
         max_new_tokens: int = LONGEST,
         batch: int = 64,
     ) -> list[str]:
-        """Greedy answers, one per instruction, in their order.
+        """Answer each instruction by greedy decoding, in order.
 
         Args:
             texts: Instructions, in any mixture of languages.
-            languages: One for all or one per text, by any of its codes; detected if not given. English reads
-                the root; a language without a leaf reads its family, or the root.
-            max_new_tokens: Longest answer.
-            batch: Prompts per forward.
+            languages: One language code for all texts or one per text; detected if not given. English uses
+                the root's adapter; a language without a leaf uses its family's, or the root's.
+            max_new_tokens: Limit of new tokens per answer.
+            batch: Prompts per forward pass.
 
         Raises:
-            RunError: No language has a code, or there is not one language per text.
-            DataError: A text holds half of a surrogate pair.
+            RunError: A language code is unknown, or there is not one language per text.
+            DataError: A text contains an unpaired surrogate.
         """
         texts = [canonical(text, "the instruction") for text in texts]
         codes = self._codes(texts, languages)
@@ -88,7 +88,7 @@ class Aligned:
             )
 
     def reference(self, texts: Sequence[str], *, max_new_tokens: int = LONGEST) -> list[str]:
-        """Greedy answers of the reference model, adapters off."""
+        """Answer by greedy decoding with the reference model, adapters off."""
         texts = [canonical(text, "the instruction") for text in texts]
         with self._turn:
             return answers(self.model, self.run.tokenizer, texts, max_new_tokens=max_new_tokens)
@@ -96,10 +96,10 @@ class Aligned:
     def stream(
         self, text: str, language: str | None = None, *, max_new_tokens: int = LONGEST
     ) -> Iterator[str]:
-        """The answer of `generate` to one instruction in pieces, as they come; may be left before its end.
+        """Stream the answer of `generate` to one instruction; closing the iterator stops generation.
 
         Raises:
-            RunError: No language has the code.
+            RunError: The language code is unknown.
         """
         text = canonical(text, "the instruction")
         codes, prompt = self._codes([text], language), encode_prompt(self.run.tokenizer, text)
@@ -117,7 +117,7 @@ class Aligned:
                 streamer=streamer,
                 stopped=lambda _: left.is_set(),
             )
-            spoken.add_done_callback(lambda _: streamer.end())  # a failure must not leave anybody waiting
+            spoken.add_done_callback(lambda _: streamer.end())  # unblocks the reader if generation fails
             try:
                 yield from streamer
             finally:
@@ -133,11 +133,14 @@ class Aligned:
         streamer: BaseStreamer | None = None,
         stopped: Callable[[int], bool] = lambda row: False,
     ) -> Int[Tensor, "prompts tokens"]:
-        """New tokens of one batch of prompts; without codes the reference model answers.
+        """Generate token IDs for one batch of prompts; without codes, with the reference model.
 
         Args:
-            streamer: Hears the prompts' ids, then each step's tokens.
-            stopped: Whether nobody waits for a row any more.
+            prompts: Token IDs of each prompt.
+            codes: Language of each prompt, or None for the reference model.
+            max_new_tokens: Limit of new tokens.
+            streamer: Receives the prompts' token IDs, then the tokens of each step.
+            stopped: Returns True for a row whose generation should stop.
         """
 
         def criterion(ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
@@ -168,12 +171,12 @@ class Aligned:
 
 
 class Asker:
-    """One instruction, answered by the reference model in English, zero-shot, and by the aligned model.
+    """Compares answers to one instruction: reference model in English, zero-shot, and aligned model.
 
     Keeps the model of a run in memory and answers in one language.
 
     Raises:
-        RunError: The run is not trained, or no language has the code.
+        RunError: The run is not trained, or the language code is unknown.
     """
 
     def __init__(self, run: Run, language: str):
@@ -185,7 +188,7 @@ class Asker:
 
     @property
     def note(self) -> str:
-        """What stands in for a language that was not taught; empty for one that was."""
+        """Explain which adapter answers for a language that was not taught; empty for one that was."""
         path = self.aligned.run.tree.path(self.language.code)
         if path[-1].level == "language" or self.language.code == SOURCE:
             return ""
@@ -199,11 +202,11 @@ class Asker:
         return f"{self.language.name} was not taught; it answers through {through}."
 
     def answers(self, text: str, twin: str | None = None) -> dict[str, str]:
-        """Answers by the name of who gives them.
+        """Return the answers, keyed by the model and setting that gave them.
 
         Args:
             text: The instruction in the asker's language.
-            twin: The same in English, where there is one: the reference model answers it.
+            twin: Its English version, if there is one; answered by the reference model.
         """
         plain = self.aligned.reference([text] if twin is None else [text, twin])
         aligned = self.aligned.generate([text], self.language.code)

@@ -1,4 +1,4 @@
-"""A base's licence and notices: read from its folder, and carried along with whatever is derived from it."""
+"""Licence and notices of a base model: read from its folder and copied to everything derived from it."""
 
 import re
 import shutil
@@ -7,19 +7,19 @@ from pathlib import Path
 
 CARD, NOTICE = "README.md", "NOTICE.md"
 NOTICES = ("licen", "copying", "notice", "use_policy", "terms")
-"""What is in the names of such files."""
+"""Name fragments of licence and notice files."""
 _CARRIED = re.compile(r"(licen[sc]e|copying|notice|use_policy|\w*terms)([._-].*)?", re.IGNORECASE)
-"""Names of the files in which publishers put what has to travel with their weights."""
+"""Names of files that publishers require to be distributed with their weights."""
 
 
 @dataclass(frozen=True)
 class Licence:
-    """A base's terms.
+    """Terms of a base model.
 
     Attributes:
-        code: The hub's word for the licence, as a card's `license:` has it; empty where none is stated.
-        name: Its name.
-        notice: What whoever gets the weights, or weights derived from them, has to be told.
+        code: The Hub's licence identifier, as in `license:` of a model card; empty if none is stated.
+        name: Name of the licence.
+        notice: Text that everyone who receives the weights, or weights derived from them, must get.
     """
 
     code: str
@@ -28,10 +28,13 @@ class Licence:
 
 
 def write_card(folder: Path, name: str, licence: Licence, source: str) -> None:
-    """Write a base's card and notice.
+    """Write the model card and notice of a base.
 
     Args:
-        source: Which file the weights are from.
+        folder: Where to write them.
+        name: The base's name, the card's heading.
+        licence: The base's terms.
+        source: The file that the weights come from.
     """
     told = f"Licence: {licence.name}.\n\n{licence.notice}\n\nSource: {source}.\n"
     (folder / NOTICE).write_text(told, encoding="utf-8")
@@ -40,7 +43,7 @@ def write_card(folder: Path, name: str, licence: Licence, source: str) -> None:
 
 
 def licence_of(base: Path) -> str:
-    """What a base's own card says; nothing where it has none."""
+    """Return the licence stated in the base's model card; "" if there is none."""
     card = base / CARD
     if not card.is_file():
         return ""
@@ -49,7 +52,7 @@ def licence_of(base: Path) -> str:
 
 
 def carry(base: Path, folder: Path) -> list[str]:
-    """Copy a base's licence and notice files to a folder of derived weights; their names."""
+    """Copy a base's licence and notice files to a folder of derived weights and return their names."""
     found = (
         sorted(f for f in base.iterdir() if f.is_file() and _CARRIED.fullmatch(f.name))
         if base.is_dir()
@@ -61,11 +64,12 @@ def carry(base: Path, folder: Path) -> list[str]:
 
 
 def base_section(model: str, base: Path, carried: list[str]) -> list[str]:
-    """Lines of a card about what its weights are derived from.
+    """Return the lines of a model card about the base model.
 
     Args:
         model: The base, as the settings name it.
-        carried: What `carry` gave.
+        base: Folder with the base's card and notice.
+        carried: Names returned by `carry`.
     """
     notice = (base / NOTICE).read_text("utf-8").strip() if NOTICE in carried else ""
     beside = f" What travels with it: {', '.join(carried)}." if carried else ""
@@ -80,10 +84,13 @@ def base_section(model: str, base: Path, carried: list[str]) -> list[str]:
 
 
 def write_derived_card(folder: Path, model: str, base: Path, what: str) -> None:
-    """Write the card of weights derived from a base, and the base's notices beside it.
+    """Write the model card of weights derived from a base, with the base's notices beside it.
 
     Args:
-        what: What the weights are, in a line.
+        folder: Folder of the derived weights.
+        model: The base, as the settings name it.
+        base: Folder with the base's card and notices.
+        what: Heading and text that describe the weights.
     """
     licence, carried = licence_of(base), carry(base, folder)
     front = ["---", *([f"license: {licence}"] if licence else []), "pipeline_tag: text-generation", "---"]

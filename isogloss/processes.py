@@ -1,6 +1,7 @@
-"""One run by several processes, as `accelerate launch` or torchrun starts them: one writes, the others wait.
+"""Distributed runs, as started by `accelerate launch` or torchrun: the main process writes, the others wait.
 
-All of them do the same and share a step's rows. Alone, a process is the one that writes, and nothing waits.
+All processes run the same code and split the rows of a step. A single process is the main one and never
+waits.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,35 +14,35 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 
 PATIENCE = timedelta(days=2)
-"""How long a process waits for the one that writes."""
+"""Timeout of collective operations: how long a process waits for the main one."""
 
 
 def count() -> int:
-    """How many there are."""
+    """Return the number of processes."""
     return _state().num_processes
 
 
 def index() -> int:
-    """Which of them this is, from 0 on."""
+    """Return the index of this process, starting at 0."""
     return _state().process_index
 
 
 def is_main() -> bool:
-    """Whether this is the one that writes."""
+    """Return whether this is the main process, which writes files."""
     return _state().is_main_process
 
 
 def wait() -> None:
-    """Until all are here."""
+    """Wait until all processes get here (barrier)."""
     _state().wait_for_everyone()
 
 
 @contextmanager
 def main_first(together: bool = False) -> Iterator[None]:
-    """The one that writes goes first; the others find what it has written.
+    """Run the body on the main process first; the others then find what it has written.
 
     Args:
-        together: All go at the same time, as each has a part of the model that is read; one writes.
+        together: Run on all processes at once, for a sharded model whose forward pass needs all of them.
     """
     if together:
         yield
@@ -52,7 +53,7 @@ def main_first(together: bool = False) -> Iterator[None]:
 
 
 def total(numbers: Sequence[float]) -> list[float]:
-    """Sums over all processes, which all must ask for."""
+    """Sum each number over all processes; every process must call this."""
     if count() == 1:
         return list(numbers)
     summed: Any = reduce(torch.tensor(list(numbers), dtype=torch.float64, device=_state().device), "sum")
@@ -60,7 +61,7 @@ def total(numbers: Sequence[float]) -> list[float]:
 
 
 def gathered(items: Sequence[Any]) -> list[Any]:
-    """The items of all processes, which all must give."""
+    """Gather the items of all processes; every process must call this."""
     return list(items) if count() == 1 else gather_object(list(items))
 
 

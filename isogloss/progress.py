@@ -1,9 +1,9 @@
-"""How work that takes long says how far it is."""
+"""Types for reporting the progress of long-running work."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 Progress = Callable[[int, int], None]
-"""Is told how many are done, of how many."""
+"""Callback with the number of items done and the total."""
 Bar = Callable[[str], AbstractContextManager[Progress]]
-"""Shows the progress of something that it is given the name of."""
+"""Given a label, returns a context manager that shows progress under it."""

@@ -1,4 +1,4 @@
-"""Headless Chromium, driven over a pipe by its own protocol; nothing has to be installed beside it."""
+"""Drive headless Chromium over a pipe with its DevTools protocol; nothing but the browser is needed."""
 
 import base64
 import contextlib
@@ -27,7 +27,7 @@ FLAGS = (
 
 
 class Tab:
-    """One page."""
+    """One browser page."""
 
     def __init__(self, reading: int, writing: int):
         self.reading, self.writing, self.buffer, self.number = reading, writing, b"", 0
@@ -39,7 +39,7 @@ class Tab:
             self.do(f"{domain}.enable")
 
     def do(self, method: str, **params: Any) -> dict[str, Any]:
-        """One command and its result."""
+        """Send a command and return its result."""
         self.number += 1
         message = {"id": self.number, "method": method, "params": params}
         message |= {"sessionId": self.session} if self.session else {}
@@ -52,13 +52,13 @@ class Tab:
             self.events.append(found)
 
     def run(self, script: str) -> Any:
-        """The value of an expression, awaited."""
+        """Evaluate an expression, await it and return its value."""
         found = self.do("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
     def until(self, script: str, seconds: float = 120.0) -> Any:
-        """Waits until an expression is true."""
+        """Wait until an expression is true and return its value."""
         end = time.monotonic() + seconds
         while not (value := self.run(script)):
             assert time.monotonic() < end, self.run("document.body.innerText")
@@ -75,7 +75,7 @@ class Tab:
             self.do("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **text)
 
     def look(self, file: Path, *, width: int = 1100, height: int = 900, dark: bool = False) -> None:
-        """A picture of the whole page."""
+        """Save a screenshot of the whole page."""
         phone = width < 600
         self.do(
             "Emulation.setDeviceMetricsOverride",
@@ -90,7 +90,7 @@ class Tab:
         file.write_bytes(base64.b64decode(shot["data"]))
 
     def complaints(self) -> list[str]:
-        """What the console was told, and what was asked of any other host."""
+        """Return console messages, exceptions, and URLs of requests to other hosts."""
         self.run("0")
         found = []
         for event in self.events:
@@ -106,7 +106,7 @@ class Tab:
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self.buffer:
             piece = os.read(self.reading, 1 << 16)
-            assert piece, "Chromium has ended"
+            assert piece, "Chromium exited"
             self.buffer += piece
         one, _, self.buffer = self.buffer.partition(b"\0")
         return json.loads(one)
@@ -114,7 +114,7 @@ class Tab:
 
 @contextlib.contextmanager
 def chromium(profile: Path) -> Iterator[Tab]:
-    """A tab of a browser that lives inside; skips the test where there is none."""
+    """Yield a tab of a browser that runs inside the context; skip the test if Chromium is not installed."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         pytest.skip("Chromium is not installed: apt-get install chromium")

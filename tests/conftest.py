@@ -1,4 +1,4 @@
-"""Shared by all tests: a byte tokenizer and tiny random models, made in memory."""
+"""Fixtures for all tests: a byte tokenizer and tiny random models, built in memory."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ TENSORS = [
     for file in sorted(PACKAGE.rglob("*.py"))
     if "from jaxtyping" in file.read_text("utf-8")
 ]
-"""Modules whose functions say the shapes of their tensors: these are checked in every call of a test."""
+"""Modules with annotated tensor shapes: the tests check the shapes in every call of their functions."""
 install_import_hook(TENSORS, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from isogloss.adapters.fit import linear_names
@@ -81,7 +81,7 @@ EXTRA = {
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
-    """One token a byte; ids 0 to 4 are special, a turn ends with id 1."""
+    """A tokenizer with one token per byte; IDs 0 to 4 are special, and ID 1 ends a turn."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: number for number, token in enumerate((*SPECIAL, *alphabet))}
     made = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -98,13 +98,13 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., PreTrainedModel]:
-    """Makes a random model of some architecture; the same weights every time for the same seed."""
+    """Return a function that builds a random model of an architecture; equal seeds give equal weights."""
 
     def make(
         kind: str = "qwen3", *, dtype: torch.dtype = torch.float32, seed: int = 0, tie: bool = True
     ) -> PreTrainedModel:
         sizes = SIZES | EXTRA.get(kind, {})
-        if kind in ("gpt2", "bloom", "xglm"):  # as many keys as queries, and no setting for it
+        if kind in ("gpt2", "bloom", "xglm"):  # one key head per query head, and no setting for it
             sizes = {k: v for k, v in sizes.items() if k not in ("num_key_value_heads", "head_dim")}
         config = AutoConfig.for_model(kind, **sizes, tie_word_embeddings=tie)
         torch.manual_seed(seed)
@@ -115,13 +115,13 @@ def tiny() -> Callable[..., PreTrainedModel]:
 
 @pytest.fixture(scope="session")
 def five() -> Tree:
-    """Five languages in three families: ranks 2, 1 and 2."""
+    """A tree of five languages in three families; ranks 2 (root), 1 (family) and 2 (language)."""
     return build_tree(("ru", "bg", "es", "fr", "sw"), ranks={"root": 2, "family": 1, "language": 2})
 
 
 @pytest.fixture(scope="session")
 def student() -> Callable[..., TreeLora]:
-    """Makes a tree of adapters over a model, its columns random, so that every path differs."""
+    """Return a function that adds a tree of adapters to a model, with random B so that all paths differ."""
 
     def make(model: PreTrainedModel, tree: Tree, *, seed: int = 1, filled: bool = True) -> TreeLora:
         torch.manual_seed(seed)
@@ -138,7 +138,7 @@ def student() -> Callable[..., TreeLora]:
 
 @pytest.fixture(scope="session")
 def base(tokenizer, tiny, tmp_path_factory) -> Path:
-    """A random model's folder."""
+    """A folder with a random model and its tokenizer."""
     folder = tmp_path_factory.mktemp("base")
     tiny("qwen3").save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -147,7 +147,7 @@ def base(tokenizer, tiny, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def aligned(tokenizer, tiny, tmp_path_factory) -> Aligned:
-    """A random model under adapters that differ from language to language."""
+    """A random model with random adapters, so that its languages differ."""
     folder = tmp_path_factory.mktemp("runs") / "done"
     run = open_run(load_config(None, (*ANSWERING, f"run={folder}", "dtype=float32")))
     tiny("qwen3").save_pretrained(run.tuned)

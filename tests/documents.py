@@ -1,6 +1,6 @@
-"""What the documents show: blocks of code, commands, spans in backticks, headings and links.
+"""Find what the documentation shows: code blocks, commands, spans in backticks, headings and links.
 
-Found by their form alone, so that a page needs nothing special to be tested.
+They are found by their form alone, so a page needs no special markup to be tested.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 HISTORY = ("docs/log.md", "docs/decisions.md")
-"""What was once true; their commands may be of earlier code."""
+"""Records of the past, whose commands may refer to earlier code."""
 PAGES = [
     file
     for file in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
@@ -26,7 +26,7 @@ LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 
 
 class Block(NamedTuple):
-    """A block of code; one that is indented, without a fence, is taken for shell."""
+    """A code block; an indented one without a fence counts as shell."""
 
     page: Path
     language: str
@@ -35,7 +35,7 @@ class Block(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A command line, without comments and continuation; one that is only mentioned may lack arguments."""
+    """A command line without comments and continuations; a mentioned one may lack arguments."""
 
     page: Path
     mentioned: bool
@@ -54,7 +54,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(page: Path) -> Iterator[Command]:
-    """Every command of the shell blocks, and of the spans that begin as one."""
+    """Yield every command in the shell blocks, and every span that begins like one."""
     for block in blocks(page):
         if block.language == "sh":
             for words in lines_of(block.text):
@@ -67,7 +67,7 @@ def commands(page: Path) -> Iterator[Command]:
 
 
 def lines_of(shell: str) -> Iterator[list[str]]:
-    """Words of each command line, which a backslash or an open quote carries on."""
+    """Yield the words of each command line; a backslash or an open quote continues a line."""
     open_line = ""
     for line in re.sub(r"\\\n", " ", shell).split("\n"):
         open_line += line
@@ -82,12 +82,12 @@ def lines_of(shell: str) -> Iterator[list[str]]:
 
 
 def prose(page: Path) -> str:
-    """The page without its blocks."""
+    """Return the page without its code blocks."""
     return INDENTED.sub("", FENCE.sub("", page.read_text("utf-8")))
 
 
 def spans(page: Path) -> list[str]:
-    """What stands in backticks, also over the end of a line."""
+    """Return the texts in backticks, including those that wrap onto the next line."""
     return [re.sub(r"\s+", " ", found) for found in re.findall(r"`([^`]+)`", prose(page))]
 
 
@@ -96,7 +96,7 @@ def links(page: Path) -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """The headings, as GitHub and the site spell their anchors."""
+    """Return the anchors of the headings as GitHub and the documentation site spell them."""
     titles = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text("utf-8")), re.MULTILINE)
     plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).lower() for title in titles]
     return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in plain}

@@ -1,4 +1,4 @@
-"""An HTTP endpoint on loopback that injects faults; a test says what it answers, and whom a fault meets."""
+"""An HTTP endpoint on loopback that injects faults; tests define its responses and which requests fail."""
 
 import json
 import threading
@@ -11,15 +11,15 @@ from typing import Any
 
 
 class Faulty(ThreadingHTTPServer):
-    """Answers POST requests, after the faults that what they ask for has left.
+    """Answer POST requests, after the faults that are queued for the requested names.
 
-    A fault is `slow`, `drop`, `cut` (fewer bytes than were promised), `half` (a whole answer over HTTP whose
-    JSON ends in the middle), a tuple of a status, headers and a body, or what `answered` makes of it.
+    A fault is `slow`, `drop`, `cut` (fewer bytes than the content length), `half` (a complete HTTP response
+    whose JSON ends in the middle), a tuple of a status, headers and a body, or a value for `answered`.
     """
 
     daemon_threads = True
     refusal = b"{}"
-    """The body of a status that names none."""
+    """The body of a status fault that gives none."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -33,15 +33,15 @@ class Faulty(ThreadingHTTPServer):
         self.pause = 0.0
 
     def names(self, body: dict[str, Any]) -> list[Hashable]:
-        """What a request asks for, by which faults and counts are kept."""
+        """Return the names that a request asks for; faults and counts are kept per name."""
         raise NotImplementedError
 
     def answered(self, body: dict[str, Any], fault: Any) -> Any:
-        """The JSON value of an answer."""
+        """Return the JSON value of a response."""
         raise NotImplementedError
 
     def handle_error(self, request, client_address):
-        """A client that hangs up is what some tests want."""
+        """Ignore errors, as some tests hang up on purpose."""
 
     @property
     def url(self) -> str:

@@ -1,4 +1,4 @@
-"""A tiny Llama as a GGUF file, its numbers known."""
+"""Write a tiny Llama with known weights as a GGUF file."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ TOKENS = (
     "<|im_end|>",
 )
 CONTROL = 3
-"""GGUF's type of a control token; 1 is an ordinary one."""
+"""GGUF's token type of control tokens; ordinary tokens have type 1."""
 
 
 def numbers(*shape: int, seed: int) -> np.ndarray:
@@ -24,18 +24,18 @@ def numbers(*shape: int, seed: int) -> np.ndarray:
 
 
 def embedding() -> np.ndarray:
-    """As the file holds it: 8 bits a number, in blocks of 32 with a scale in float16."""
+    """Return the embedding as the file stores it: 8-bit values in blocks of 32 with a float16 scale."""
     return quants.quantize(numbers(len(TOKENS), WIDTH, seed=1), GGMLQuantizationType.Q8_0)
 
 
 def write_gguf(
     path: Path, *, leave_out: str = "", template: str = "", scaling: str = "", factors: bool = False
 ) -> Path:
-    """One layer; queries and keys have their halves interleaved, as llama.cpp's converter writes them.
+    """Write a one-layer model with query and key rows interleaved, as llama.cpp's converter does.
 
     Args:
-        scaling: How it states that positions are scaled, if it does.
-        factors: It has a tensor that scales them, as Llama 3.1's files have.
+        scaling: The value of `llama.rope.scaling.type`, if any.
+        factors: Whether to add a tensor of rope factors, as in Llama 3.1's files.
     """
     made = GGUFWriter(path, "llama")
     made.add_name("tiny")
@@ -88,6 +88,6 @@ def write_gguf(
 
 
 def interleaved(weight: np.ndarray) -> np.ndarray:
-    """Rows i and i + half of each head side by side."""
+    """Interleave the halves of each head's rows: row i is followed by row i + half."""
     heads = weight.reshape(HEADS, 2, -1, weight.shape[1])
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(weight.shape)

@@ -1,4 +1,4 @@
-"""Shared: what real models bring along, from the wheels of mistral-common and trl; nothing is downloaded."""
+"""Real tokenizers and chat templates, from the wheels of mistral-common and trl; nothing is downloaded."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -12,7 +12,7 @@ QWEN3_CONTROLS = (
     "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>",
     "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
-# Tokens in Qwen 3, yet not special ones.
+# Added tokens of Qwen 3 that are not special.
 QWEN3_MARKS = (
     "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>",
     "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>",
@@ -24,13 +24,13 @@ def mistral_data() -> Path:
 
 
 def tekken() -> PreTrainedTokenizerBase:
-    """Mistral's byte-level BPE of 131072 tokens."""
+    """Return Mistral's byte-level BPE of 131,072 tokens."""
     mistral = pytest.importorskip("transformers.integrations.mistral")
     return mistral.convert_tekken_tokenizer(str(mistral_data() / "tekken_240911.json"))
 
 
 def qwen3_like() -> PreTrainedTokenizerBase:
-    """A real byte-level BPE that has Qwen 3's control tokens, chat template, and no BOS, as Qwen 3's own."""
+    """Return Mistral's BPE with Qwen 3's control tokens and chat template; like Qwen 3, it has no BOS."""
     tokenizer = tekken()
     tokenizer.add_tokens(list(QWEN3_CONTROLS), special_tokens=True)
     tokenizer.add_tokens(list(QWEN3_MARKS))
@@ -42,13 +42,13 @@ def qwen3_like() -> PreTrainedTokenizerBase:
 
 @cache
 def trl_template(name: str) -> str:
-    """A model's own chat template, as trl ships it."""
+    """Return a model's chat template as shipped by trl."""
     folder = Path(pytest.importorskip("trl").__file__).parent / "chat_templates"
     return (folder / f"{name}.jinja").read_text("utf-8")
 
 
 def trl_templates() -> list[str]:
-    """The names of all that trl ships; none where it is not installed."""
+    """Return the names of all templates in trl; none if it is not installed."""
     spec = find_spec("trl")
     folder = Path(spec.origin).parent if spec and spec.origin else Path()
     return sorted(path.stem for path in folder.glob("chat_templates/*.jinja"))

@@ -1,4 +1,4 @@
-"""A server on loopback for as long as a test needs it."""
+"""Run a server on loopback for the duration of a test."""
 
 import socket
 import threading
@@ -20,7 +20,7 @@ http_get, http_post = (partial(one, timeout=60) for one in (httpx2.get, httpx2.p
 
 @contextmanager
 def serving(model: Aligned, **options: Any) -> Iterator[tuple[int, FastAPI]]:
-    """Port and application of a server that lives inside."""
+    """Yield the port and application of a server that runs inside the context."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         app = make_app(model, **({"longest": 48} | options))
         app.state.server = server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
@@ -37,7 +37,7 @@ def serving(model: Aligned, **options: Any) -> Iterator[tuple[int, FastAPI]]:
 
 
 def until(true: Callable[[], object], seconds: float = 60.0) -> None:
-    """Waits until something is true."""
+    """Wait until a condition is true."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end

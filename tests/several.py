@@ -1,7 +1,7 @@
-"""What each process does in test_processes: trains from a folder; the first writes what came out.
+"""The script of each process in test_processes: train from a folder; the main process saves the results.
 
-Beside the package it needs nothing of the tests, as a launcher starts it alone. Tests of one process take
-its samples and callback too.
+A launcher starts it on its own, so it imports nothing else from the tests. Single-process tests also use its
+samples and callback.
 """
 
 import json
@@ -31,11 +31,11 @@ LANGUAGES = ["ru", "bg", "es", "fr", "sw", "en"]
 CODES = ("ru", "bg", "es", "fr", "sw")
 TARGETS = ("q_proj", "v_proj", "down_proj")
 SIZES = [(3, 2), (7, 1), (2, 9), (5, 4), (4, 4), (6, 3), (2, 1), (3, 6), (9, 2), (1, 5)]
-"""Tokens of prompts and responses."""
+"""Prompt and response lengths in tokens."""
 
 
 def sample(number: int, prompt: int, response: int) -> Sample:
-    """A row of random ids, prompt and response so long, in one of six languages, with a random signal."""
+    """Return a sample with random prompt and response IDs, one of six languages and a random signal."""
     made = torch.Generator().manual_seed(number)
 
     def ids(length: int) -> tuple[int, ...]:
@@ -46,19 +46,19 @@ def sample(number: int, prompt: int, response: int) -> Sample:
 
 
 def prepare(folder: Path, model) -> None:
-    """What `job` reads: the model, and ten samples of unlike lengths."""
+    """Write what `job` reads: the model and ten samples of different lengths."""
     model.save_pretrained(folder / "model")
     torch.save([sample(number, *sizes) for number, sizes in enumerate(SIZES)], folder / "samples.pt")
 
 
 class Gradients(TrainerCallback):
-    """Keeps the gradients of every optimiser step."""
+    """Keep the gradients of every optimiser step."""
 
     def __init__(self):
         self.steps = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        model = getattr(model, "module", model)  # without the wrapper of several processes
+        model = getattr(model, "module", model)  # unwrapped from DDP
         self.steps.append({n: p.grad.clone() for n, p in model.model.named_parameters() if p.requires_grad})
 
 
@@ -75,7 +75,7 @@ def job(
 ) -> None:
     """Train the folder's model on its samples.
 
-    `stop` is the step at which all processes are killed, `backend` torch's that compiles the layers.
+    `stop` is the step at which all processes exit; `backend` is torch's backend for compiling the layers.
     """
     samples = torch.load(folder / "samples.pt", weights_only=False)
     model = AutoModelForCausalLM.from_pretrained(folder / "model", attn_implementation="eager")

@@ -1,4 +1,4 @@
-"""Languages as PEFT adapters and merged models: what cards say, what is told and what is refused."""
+"""Exporting languages as PEFT adapters and merged models: cards, warnings and refusals."""
 
 import json
 import math
@@ -18,8 +18,8 @@ from isogloss.pipeline.provenance import learned_from
 
 
 @pytest.mark.parametrize("kind", ["peft", "merged"])
-def test_a_card_tells_how_to_load_and_ask(aligned, tmp_path, capsys, kind):
-    """Its lines, run as they are, print what the run answers."""
+def test_the_code_in_a_card_loads_the_export_and_answers(aligned, tmp_path, capsys, kind):
+    """Running the card's code as it is prints the run's own answer."""
     (one,) = adapters.export(aligned.run, ["sw"], kind, tmp_path)
     card = (one.folder / "README.md").read_text()
     assert "Data: demo (the package); licence: Apache-2.0." in card
@@ -27,16 +27,16 @@ def test_a_card_tells_how_to_load_and_ask(aligned, tmp_path, capsys, kind):
     assert capsys.readouterr().out.strip() == aligned.generate(["Habari ya leo"], "sw")[0]
 
 
-def test_an_adapter_of_a_bfloat16_run_is_compared_without_rounding(aligned, tmp_path):
-    """So it has to be exact there too."""
+def test_an_adapter_of_a_bfloat16_run_is_compared_in_float32(aligned, tmp_path):
+    """The tolerance is the same as for a float32 run."""
     run = Run(aligned.run.config.model_copy(update={"dtype": "bfloat16"}), aligned.run.reporter)
     (one,) = adapters.export(run, ["ru"], "peft", tmp_path)
     assert one.difference <= 1e-4 and one.same == one.asked == 4
     assert "Compared in float32 with the run's own model on " in (one.folder / "README.md").read_text()
 
 
-def test_a_file_of_ones_own_has_a_licence_to_be_stated(tmp_path, monkeypatch):
-    """The package cannot know it; and a language that joined may have come from another."""
+def test_a_card_asks_for_the_licence_of_a_users_own_file(tmp_path, monkeypatch):
+    """The package cannot know it; a language added later may also come from another file."""
     data = f"data={{type: parallel, path: {tmp_path}/mine.jsonl}}"
     run = Run(load_config(None, [data, "languages.targets=[ru]"]), ProgressReporter())
     monkeypatch.setattr(Run, "families", {"ru": "Slavic", "sw": "Bantu"})
@@ -46,35 +46,39 @@ def test_a_file_of_ones_own_has_a_licence_to_be_stated(tmp_path, monkeypatch):
     assert learned_from(run, "sw") == f"{mine} {later}"
 
 
-def test_an_export_that_is_not_what_was_trained_is_refused(aligned, tmp_path, monkeypatch):
-    """Another language's path is written, and no folder of that name is left."""
+def test_an_export_that_differs_from_the_run_is_refused(aligned, tmp_path, monkeypatch):
+    """Another language's path is written instead; only the unfinished folder is left."""
     write = TreeLora.export
     monkeypatch.setattr(TreeLora, "export", lambda self, code, *rest: write(self, "ru", *rest))
-    with pytest.raises(RunError, match=r"^sw: loaded again, the export is not the run's own model: largest"):
+    with pytest.raises(
+        RunError, match=r"^sw: loaded again, the export differs from the run's own model: largest"
+    ):
         adapters.export(aligned.run, ["sw"], "peft", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["sw.part"]
 
 
-def test_an_export_that_only_comes_near_says_where_it_answers_differently(aligned, tmp_path):
-    """One line; what must be exact is refused for the same, or for a difference that is no number."""
+def test_an_approximate_export_warns_about_differing_answers(aligned, tmp_path):
+    """One line is printed; an export that must be exact is refused for a differing answer or NaN."""
     said = []
     reporter = type("Heard", (ProgressReporter,), {"say": lambda self, text: said.append(text)})()
     run = Run(aligned.run.config, reporter)
     one = adapters.Exported("sw", tmp_path, 4, 0.5, 0.1, 9, same=3, asked=4)
-    adapters._judge(run, one, tmp_path, "rank 4 does not hold all of the path")
-    assert said == ["Warning: sw: 1 of 4 greedy answers differ; rank 4 does not hold all of the path"]
+    adapters._judge(run, one, tmp_path, "rank 4 is lower than the path's")
+    assert said == ["Warning: sw: 1 of 4 greedy answers differ; rank 4 is lower than the path's"]
     for wrong in ({"difference": 0.0}, {"difference": math.nan, "same": 4}):
-        with pytest.raises(RunError, match=r"where at most 0\.0001 and all are right; it is left in"):
+        with pytest.raises(RunError, match=r"a difference of 0\.0001 and no differing answer; it is left in"):
             adapters._judge(run, replace(one, **wrong), tmp_path, "")
 
 
 def test_a_language_without_adapter_rows_is_not_exported():
-    """Its path is the root alone, which has none; the others have their own."""
+    """German was not taught, so its path is only the root, which has rank 0."""
     ranks = "distill.adapter.ranks={root: 0, family: 0, language: 2}"
     config = load_config(None, ["languages.targets=[es, sw]", ranks, "run=runs/a"])
     run = Run(config, ProgressReporter())
     refuse_bare(run, ["en", "es", "sw"])
-    with pytest.raises(RunError, match=r"^de has no adapter: it answers as the tuned model in runs/a/tuned"):
+    with pytest.raises(
+        RunError, match=r"^de has no adapter: its answers are those of the tuned model in runs/a/tuned"
+    ):
         refuse_bare(run, ["es", "de"])
 
 
@@ -83,7 +87,7 @@ PUBLIC = [kind for kind in get_args(get_args(AnySource)[0]) if not issubclass(ki
 
 @pytest.mark.parametrize("kind", [*(kind.model_fields["type"].default for kind in PUBLIC), "parallel"])
 def test_a_card_names_every_kind_of_data(kind):
-    """With its licence, or that it is not known."""
+    """It also gives the licence, or says that it is unknown."""
     given = {"type": kind} | ({"path": "mine.jsonl"} if kind == "parallel" else {})
     config = load_config(None, [f"data={json.dumps(given)}", "parallel_text=[{type: tico19}]"])
     told = learned_from(SimpleNamespace(config=config, families={}))

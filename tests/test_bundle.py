@@ -1,4 +1,4 @@
-"""A run handed on without its base's weights: small, whole, and the same answers where it is opened."""
+"""Bundles: a run without its base's weights, which gives the same answers wherever it is opened."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ ASKED = ["Habari?", "Ndiyo", "سلام", "Hello"]
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, base: Path) -> Config:
-    """A run that is tuned by a LoRA and distilled, over a base with a licence and without a template."""
+    """A run tuned by LoRA and distilled, over a base with a licence and without a chat template."""
     folder = tmp_path_factory.mktemp("handed")
     shutil.copytree(base, folder / "base")
     (folder / "base" / "chat_template.jinja").unlink()
@@ -54,13 +54,13 @@ def finished(tmp_path_factory, base: Path) -> Config:
 
 @pytest.fixture
 def handed(finished: Config, tmp_path: Path) -> Path:
-    """Its bundle, elsewhere."""
+    """The run's bundle, moved to another folder."""
     bundle.write(load_run(finished.run), tmp_path / "bundle")
     return Path(shutil.move(tmp_path / "bundle", tmp_path / "elsewhere"))
 
 
-def test_stage_1_by_lora_keeps_the_adapter_that_its_model_is_made_of(finished: Config):
-    """base + (alpha / r) · B A of the kept bfloat16 numbers are the tuned weights."""
+def test_stage_1_by_lora_keeps_its_adapter(finished: Config):
+    """The tuned weights are base + (alpha / r) · B A of the saved bfloat16 adapter."""
     tuned = finished.run / "tuned"
     state = load_file(tuned / "stage1_adapter" / "adapter_model.safetensors")
     assert {p.dtype for p in state.values()} == {torch.bfloat16}
@@ -76,7 +76,7 @@ def test_stage_1_by_lora_keeps_the_adapter_that_its_model_is_made_of(finished: C
 
 
 def test_derived_weights_carry_the_bases_licence(finished: Config):
-    """The tuned model's card states it, and the notice lies beside."""
+    """The tuned model's card states it, and the notice is copied beside it."""
     tuned = finished.run / "tuned"
     card = (tuned / "README.md").read_text()
     assert card.startswith("---\nlicense: tiny-terms\n")
@@ -86,7 +86,7 @@ def test_derived_weights_carry_the_bases_licence(finished: Config):
 
 
 def test_a_bundle_gives_the_same_model_and_the_same_answers(finished: Config, handed: Path):
-    """Its tuned weights are the run's to the bit; it holds neither these nor a path of the machine."""
+    """The rebuilt tuned weights are bit-identical to the run's; bundling again writes the same tree."""
     assert sorted(f.name for f in handed.iterdir()) == [
         ".gitignore",
         "NOTICE.md",
@@ -108,8 +108,8 @@ def test_a_bundle_gives_the_same_model_and_the_same_answers(finished: Config, ha
     assert (handed / "again" / bundle.TREE).read_bytes() == (handed / bundle.TREE).read_bytes()
 
 
-def test_what_is_kept_is_bfloat16_everywhere(finished: Config):
-    """The tree, and the adapters that were made of it."""
+def test_trained_adapters_are_rounded_to_bfloat16(finished: Config):
+    """This holds for the saved tree and for the adapters exported from it."""
     run = load_run(finished.run)
     kept = load_file(run.trained)
     assert kept and {rows.dtype for rows in kept.values()} == {torch.bfloat16}
@@ -119,22 +119,23 @@ def test_what_is_kept_is_bfloat16_everywhere(finished: Config):
 
 
 @pytest.mark.parametrize("file", ["stage1_adapter/adapter_model.safetensors", "tree.json", bundle.TREE])
-def test_a_bundle_with_another_file_is_refused(handed: Path, file: str):
-    """Before the base is loaded; a lacking one likewise."""
+def test_a_bundle_with_a_changed_or_missing_file_is_refused(handed: Path, file: str):
+    """The error comes before the base is loaded, so no tuned model is rebuilt."""
     with (handed / file).open("ab") as opened:
         opened.write(b" ")
     with pytest.raises(RunError) as caught:
         isogloss.load(handed)
-    assert str(caught.value) == f"{handed / file} is not as the bundle was written; get it anew"
+    assert str(caught.value) == f"{handed / file} has changed since the bundle was written; get it again"
     (handed / file).unlink()
     with pytest.raises(RunError) as caught:
         isogloss.load(handed)
-    assert str(caught.value) == f"{handed} lacks {file}; get the bundle anew"
+    assert str(caught.value) == f"{handed} lacks {file}; get the bundle again"
     assert not (handed / "tuned").exists()
 
 
-def test_a_bundle_that_was_used_opens_again(finished: Config, handed: Path):
-    """Its card was edited before; its tree is another since a language joined, and tuned/ was removed."""
+def test_a_used_bundle_opens_again(finished: Config, handed: Path):
+    """Its card may be edited at any time, and after the first use tree.json may change (as when a language is
+    added) and tuned/ may be removed. The chat template may not change."""
     (handed / "README.md").write_text("edited")
     isogloss.load(handed)
     shutil.rmtree(handed / "tuned")
@@ -144,12 +145,14 @@ def test_a_bundle_that_was_used_opens_again(finished: Config, handed: Path):
     shutil.rmtree(handed / "tuned")
     with (handed / bundle.TEMPLATE).open("a") as opened:
         opened.write(" ")
-    with pytest.raises(RunError, match=r"chat_template.jinja is not as the bundle was written; get it anew$"):
+    with pytest.raises(
+        RunError, match=r"chat_template.jinja has changed since the bundle was written; get it again$"
+    ):
         isogloss.load(handed)
 
 
-def test_a_bundle_in_its_run_stays_as_it_was_written(finished: Config, tmp_path: Path):
-    """The run's own exports are pointed to where their base lies; a bundle is to be handed on."""
+def test_a_bundle_inside_its_run_is_not_rewritten(finished: Config, tmp_path: Path):
+    """Loading a run updates the base's path in its exports, but a bundle is meant for other machines."""
     inside = finished.run / "exports" / "bundle"
     bundle.write(load_run(finished.run), inside)
     load_run(finished.run)
@@ -158,8 +161,8 @@ def test_a_bundle_in_its_run_stays_as_it_was_written(finished: Config, tmp_path:
     isogloss.load(handed)
 
 
-def test_a_bundle_over_another_base_is_refused(finished: Config, handed: Path):
-    """One number more in the base, and it is no longer the one that was tuned."""
+def test_a_bundle_with_a_different_base_is_refused(finished: Config, handed: Path):
+    """A change to one tensor of the base is enough."""
     weights = Path(finished.model) / "model.safetensors"
     before = weights.read_bytes()
     state = load_file(weights)
@@ -171,35 +174,35 @@ def test_a_bundle_over_another_base_is_refused(finished: Config, handed: Path):
     finally:
         weights.write_bytes(before)
     assert str(caught.value) == (
-        f"{handed} was made over other weights of {finished.model} than those that are here"
+        f"{handed} was made with other weights of {finished.model} than the local ones"
     )
     assert not (handed / "tuned").exists()
 
 
-def test_the_command_writes_a_bundle_and_the_others_take_it(finished: Config, tmp_path: Path, capsys):
-    """`export --format bundle`, then `ask` on what it wrote."""
+def test_export_writes_a_bundle_that_ask_can_use(finished: Config, tmp_path: Path, capsys):
+    """`export --format bundle`, then `ask` on the bundle; options that select languages are refused."""
     folder = tmp_path / "bundle"
     assert _exit("export", finished.run, "--format", "bundle", "--out", folder) == 0
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     assert capsys.readouterr().out.endswith(f"Bundle: {folder}, {size / 1e6:.1f} MB\n")
     assert _exit("ask", folder, "--language", "sw", "Habari?") == 0
-    assert f"{folder}: its reference model is put together from {finished.model}, once" in (
+    assert f"{folder}: rebuilding its reference model from {finished.model}, once" in (
         capsys.readouterr().out
     )
     assert _exit("export", finished.run, "--format", "bundle", "--all") == 2
     assert capsys.readouterr().err == (
-        "error --format bundle: holds all languages as they are; leave out --language, --all, --max-rank\n"
+        "error --format bundle: contains all languages as they are; leave out --language, --all, --max-rank\n"
     )
 
 
-def test_a_run_without_an_adapter_of_stage_1_makes_no_bundle(finished: Config, tmp_path: Path):
-    """As one whose weights were all tuned."""
+def test_a_run_without_a_stage_1_adapter_cannot_be_bundled(finished: Config, tmp_path: Path):
+    """Full tuning leaves no adapter."""
     shutil.copytree(finished.run, tmp_path / "full")
     shutil.rmtree(tmp_path / "full" / "tuned" / "stage1_adapter")
     with pytest.raises(RunError) as caught:
         bundle.write(load_run(tmp_path / "full"), tmp_path / "bundle")
     assert str(caught.value) == (
-        f"--format bundle: {tmp_path / 'full' / 'tuned'} holds no stage1_adapter; a bundle is of a run with "
+        f"--format bundle: {tmp_path / 'full' / 'tuned'} has no stage1_adapter; a bundle needs a run with "
         "tune.method lora"
     )
     assert not (tmp_path / "bundle").exists()

@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it refuses, and that a refusal leaves nothing behind."""
+"""The command line: its output, its refusals, and that a refusal leaves no files behind."""
 
 import ast
 import errno
@@ -36,21 +36,21 @@ def small(folder: Path, base: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(base, tmp_path_factory) -> Path:
-    """A whole run of the command, on three languages."""
+    """A complete run of the command with three languages."""
     folder = tmp_path_factory.mktemp("runs") / "done"
     assert leave(["run", *small(folder, base)]) == 0
     return folder
 
 
 def leave(arguments: list[str], *app) -> int:
-    """Run the command and give its exit code."""
+    """Run a command and return its exit code."""
     with pytest.raises(SystemExit) as caught:
         main(arguments, *app)
     return int(caught.value.code or 0)
 
 
 def refusal(arguments: list[str], capsys, *app) -> list[str]:
-    """The lines on stderr of a command that must be refused."""
+    """Run a command that must be refused and return its lines on stderr."""
     assert leave(arguments, *app) == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -62,7 +62,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def but_locks(folder: Path) -> dict[str, bytes]:
-    """Without who had a run's folder last."""
+    """Return the files without the lock, which names the last process that held the run's folder."""
     return {name: content for name, content in files(folder).items() if Path(name).name != LOCK}
 
 
@@ -72,8 +72,8 @@ def but_locks(folder: Path) -> dict[str, bytes]:
         (["rnu"], "error No such command 'rnu'. Did you mean 'run'? See `isogloss --help`."),
         (["run", "--foo"], "error No such option: --foo See `isogloss run --help`."),
         (["report"], "error Missing argument 'RUN'. See `isogloss report --help`."),
-        (["report", "gone"], "error gone is no run folder; it has no config.yaml"),
-        (["ask", "gone", "hi"], "error gone is no run folder; it has no config.yaml"),
+        (["report", "gone"], "error gone is not a run folder; it has no config.yaml"),
+        (["ask", "gone", "hi"], "error gone is not a run folder; it has no config.yaml"),
         (["run", "a.yaml"], "error a.yaml does not exist; name a YAML file of settings"),
         (
             ["run", "--set", "seed"],
@@ -84,7 +84,7 @@ def but_locks(folder: Path) -> dict[str, bytes]:
             "error runs/demo has no tuned model; run `isogloss tune` first",
         ),
         (["evaluate"], "error Missing argument 'RUN'. See `isogloss evaluate --help`."),
-        (["evaluate", "gone"], "error gone is no run folder; it has no config.yaml"),
+        (["evaluate", "gone"], "error gone is not a run folder; it has no config.yaml"),
         (
             ["tune", "--set", "model=./gone"],
             "error --set model=./gone: model is ./gone; there is no such folder",
@@ -95,20 +95,20 @@ def but_locks(folder: Path) -> dict[str, bytes]:
         ),
     ],
 )
-def test_a_refusal_is_one_line_and_leaves_nothing_behind(arguments, line, capsys, tmp_path, monkeypatch):
-    """Whatever was wrong, the exit code is 2 and the folder is as it was."""
+def test_a_refusal_is_one_line_and_creates_no_files(arguments, line, capsys, tmp_path, monkeypatch):
+    """The exit code is always 2."""
     monkeypatch.chdir(tmp_path)
     assert refusal(arguments, capsys) == [line]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_all_errors_of_a_file_are_printed(capsys, tmp_path, monkeypatch):
-    """A line each, every one marked."""
+    """There is one line per error, each marked as an error."""
     monkeypatch.chdir(tmp_path)
     Path("run.yaml").write_text("sed: 1\ndata:\n  type: demo\n  foo: 1\n")
     assert refusal(["run", "run.yaml"], capsys) == [
         "error run.yaml:1: sed is not a setting; did you mean seed?",
-        "error run.yaml:4: data.foo is not a setting of data type demo; there are weight, type, "
+        "error run.yaml:4: data.foo is not a setting of data type demo; valid settings are weight, type, "
         "english_items",
     ]
     assert list(tmp_path.iterdir()) == [Path(tmp_path / "run.yaml")]
@@ -131,10 +131,10 @@ def test_all_errors_of_a_file_are_printed(capsys, tmp_path, monkeypatch):
         ),
     ],
 )  # fmt: skip
-def test_data_that_cannot_be_used_are_refused_before_the_run_folder_is_made(
+def test_unusable_data_is_refused_before_the_run_folder_is_created(
     rows, says, base, capsys, tmp_path, monkeypatch
 ):
-    """Malformed rows and languages without data."""
+    """The cases are malformed rows, a language without data, and data without English responses."""
     monkeypatch.chdir(tmp_path)
     Path("data.jsonl").write_text(rows)
     settings = [f"model={base}", "run=new", "data={type: parallel, path: data.jsonl}"]
@@ -143,8 +143,8 @@ def test_data_that_cannot_be_used_are_refused_before_the_run_folder_is_made(
     assert [p.name for p in tmp_path.iterdir()] == ["data.jsonl"]
 
 
-def test_help_and_refused_settings_load_no_torch():
-    """Both answer at once."""
+def test_help_and_invalid_settings_do_not_import_torch():
+    """This keeps both fast."""
     code = (
         "import sys\nfrom isogloss import cli\n"
         "try: cli.main(sys.argv[1:])\n"
@@ -155,8 +155,9 @@ def test_help_and_refused_settings_load_no_torch():
         assert done.stdout.splitlines()[-1] == says
 
 
-def test_a_run_prints_the_method_in_plain_lines_where_there_is_no_terminal(base, tmp_path, capfd):
-    """No control character, no log of a library, nothing on stderr; then the table and the report's path."""
+def test_without_a_terminal_a_run_prints_its_stages_in_plain_lines(base, tmp_path, capfd):
+    """There are no control characters, no library logs and nothing on stderr; the last line is the report's
+    path."""
     folder = tmp_path / "run"
     assert leave(["run", *small(folder, base)]) == 0
     said = capfd.readouterr()
@@ -164,14 +165,14 @@ def test_a_run_prints_the_method_in_plain_lines_where_there_is_no_terminal(base,
     assert [c for c in said.out if ord(c) < 32 and c != "\n"] == []
     lines = [line for line in said.out.split("\n") if line]
     begins = [line.split(":")[0].strip() for line in lines]
-    stages = ["Stage 1", "English tuning", "Stage 2", "Teacher reads", "Distillation"]
+    stages = ["Stage 1", "English tuning", "Stage 2", "Teacher scores", "Distillation"]
     assert [name for name in begins if name in stages] == stages
     assert "train_runtime" not in said.out
     assert lines[-1] == f"Report: {folder}/report.html"
 
 
 def test_a_second_run_says_that_it_is_complete(finished, base, capsys):
-    """Nothing is written again."""
+    """No file changes."""
     before = files(finished)
     assert leave(["run", *small(finished, base)]) == 0
     assert capsys.readouterr().out == f"{finished} is complete; its report is {finished}/report.html\n"
@@ -179,7 +180,7 @@ def test_a_second_run_says_that_it_is_complete(finished, base, capsys):
 
 
 def test_a_run_folder_made_with_other_settings_is_refused(finished, base, capsys):
-    """The first setting that differs is named, and the folder is as it was."""
+    """The error names the first setting that differs, and the folder is unchanged."""
     before = files(finished)
     assert refusal(["run", *small(finished, base), "--set", "seed=1"], capsys) == [
         f"error {finished} was made with other settings (seed: 0 there, seed: 1 here); "
@@ -188,8 +189,8 @@ def test_a_run_folder_made_with_other_settings_is_refused(finished, base, capsys
     assert files(finished) == before
 
 
-def test_a_stage_that_comes_too_early_names_the_one_before(base, finished, capsys, tmp_path):
-    """`ask` too."""
+def test_a_command_run_too_early_names_the_missing_stage(base, finished, capsys, tmp_path):
+    """`ask` and `report` do so too."""
     (tmp_path / "config.yaml").write_bytes((finished / "config.yaml").read_bytes())
     line = [f"error {tmp_path} has no tuned model; run `isogloss tune` first"]
     assert refusal(["ask", str(tmp_path), "Habari", "--language", "sw"], capsys) == line
@@ -203,8 +204,8 @@ def test_a_stage_that_comes_too_early_names_the_one_before(base, finished, capsy
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["config.yaml", "tuned"]
 
 
-def test_evaluate_works_on_the_folder_that_it_is_given(finished, capsys, tmp_path):
-    """A copy is measured by itself: the other run, which its settings name, is as it was."""
+def test_evaluate_writes_to_the_given_folder(finished, capsys, tmp_path):
+    """Evaluating a copy leaves the original run, which its settings name, unchanged."""
     copy, before = tmp_path / "a copy", files(finished)
     shutil.copytree(finished, copy)
     (copy / "scores.json").unlink()
@@ -216,17 +217,16 @@ def test_evaluate_works_on_the_folder_that_it_is_given(finished, capsys, tmp_pat
     assert leave(["run", str(copy)]) == 0
     assert capsys.readouterr().out == f"{copy} is complete; its report is {copy}/report.html\n"
     assert refusal(["evaluate", str(copy / "config.yaml")], capsys) == [
-        f"error {copy}/config.yaml is a file; name the run's folder, {copy}"
+        f"error {copy}/config.yaml is a file; name the run folder, {copy}"
     ]
     for name in ("seed=1", "run=other", "distill.learning_rate=1"):
         assert refusal(["evaluate", str(copy), "--set", name], capsys) == [
-            f"error --set {name}: a finished run may be given other settings of evaluate and another "
-            "data_root, nothing else"
+            f"error --set {name}: for a finished run only evaluate settings and data_root may change"
         ]
 
 
-def test_a_run_that_another_process_writes_to_is_left_alone(finished, base, capsys):
-    """By every command that would write to it; it may be read."""
+def test_a_run_that_another_process_writes_to_is_unchanged(finished, base, capsys):
+    """Every command that would write is refused; reading is allowed."""
     code = (
         "import sys\nfrom pathlib import Path\nfrom isogloss.files import locked\n"
         "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
@@ -246,8 +246,8 @@ def test_a_run_that_another_process_writes_to_is_left_alone(finished, base, caps
         holder.stdin.close()
 
 
-def test_a_name_with_blanks_is_quoted_where_it_is_to_be_copied(finished, capsys, tmp_path):
-    """vLLM's command and the card's Python read it whole."""
+def test_a_path_with_spaces_is_quoted_in_commands_and_cards(finished, capsys, tmp_path):
+    """Both the vLLM command and the card's Python code contain the whole path."""
     folder = tmp_path / "two words" / "it's"
     shutil.copytree(finished, folder)
     assert leave(["export", str(folder), "--language", "sw"]) == 0
@@ -265,8 +265,8 @@ def test_a_name_with_blanks_is_quoted_where_it_is_to_be_copied(finished, capsys,
 @pytest.mark.parametrize(
     "more", [{"PYTHONIOENCODING": "cp1252"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
 )
-def test_a_terminal_of_another_encoding_ends_nothing(more):
-    """What it lacks is a question mark."""
+def test_a_terminal_with_another_encoding_causes_no_error(more):
+    """Characters that it lacks become question marks."""
     command = [sys.executable, "-m", "isogloss", "languages", "Thai"]
     done = subprocess.run(command, capture_output=True, env={**os.environ, **more})
     assert (done.returncode, done.stderr) == (0, b"")
@@ -274,24 +274,23 @@ def test_a_terminal_of_another_encoding_ends_nothing(more):
 
 
 def test_a_text_that_is_not_utf8_is_refused(finished, capsys):
-    """As the shell hands it over."""
+    """Python passes such arguments with surrogate escapes."""
     assert refusal(["ask", str(finished), "a\udcff", "--language", "sw"], capsys) == [
-        "error the instruction is not UTF-8; set the terminal, or convert the text"
+        "error the instruction is not UTF-8; set the terminal to UTF-8, or convert the text"
     ]
 
 
-def test_a_port_that_is_taken_is_named(finished, capsys):
-    """Before the model is loaded."""
+def test_a_port_in_use_is_refused_by_name(finished, capsys):
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         assert refusal(["serve", str(finished), "--port", str(port)], capsys) == [
-            f"error cannot listen on 127.0.0.1:{port}: Address already in use; name another --port or "
+            f"error cannot listen on 127.0.0.1:{port}: Address already in use; choose another --port or "
             "--host; --port 0 takes a free port"
         ]
 
 
-def test_a_librarys_end_of_file_is_no_interrupt(monkeypatch):
-    """Click would say that the same command goes on where it was, every time."""
+def test_an_eof_error_is_not_treated_as_an_interrupt(monkeypatch):
+    """Click treats it as Ctrl-D, and the message would wrongly say that the same command resumes."""
     monkeypatch.setattr("isogloss.cli.runs.load_config", Mock(side_effect=EOFError))
     with pytest.raises(RuntimeError, match="a file ended too early"):
         main(["run"])
@@ -305,15 +304,15 @@ def test_a_librarys_end_of_file_is_no_interrupt(monkeypatch):
         (OSError("no model\nis there"), "error no model\n"),
     ],
 )
-def test_a_system_error_never_says_none(error, line, monkeypatch, capsys):
-    """With its path where it has one."""
+def test_a_system_error_prints_its_path_if_it_has_one(error, line, monkeypatch, capsys):
+    """Only the first line of its message is printed."""
     monkeypatch.setattr("isogloss.cli.runs.load_config", Mock(side_effect=error))
     assert leave(["run"]) == 2
     assert capsys.readouterr().err == line
 
 
 def test_ask_shows_the_answers_side_by_side(finished, capsys):
-    """The reference model's English answer stands first where a twin is given."""
+    """With a twin, the reference model's English answer comes first."""
     assert leave(["ask", str(finished), "Habari", "--language", "swh", "--twin", "Hello"]) == 0
     header = capsys.readouterr().out.split("\n")[0]
     assert header.split() == ["reference,", "English", "zero-shot", "aligned"]
@@ -328,21 +327,20 @@ def test_ask_shows_the_answers_side_by_side(finished, capsys):
         ("zh", "Chinese (Simplified) was not taught; it answers through the root."),
     ],
 )
-def test_a_language_without_a_leaf_says_through_what_it_answers(code, says, finished, capsys):
-    """Its family where that was taught, else the root."""
+def test_ask_names_the_node_that_answers_for_an_untaught_language(code, says, finished, capsys):
+    """It is the language's family if that was taught, else the root."""
     assert leave(["ask", str(finished), "x", "--language", code]) == 0
     assert capsys.readouterr().out.split("\n")[0] == says
 
 
 def test_ask_refuses_an_unknown_language(finished, capsys):
-    """With the nearest code."""
     assert refusal(["ask", str(finished), "x", "--language", "sww"], capsys) == [
         "error --language: 'sww' is not a known language code; use one such as sw, swh_Latn or Swahili"
     ]
 
 
-def test_ask_without_a_text_answers_line_by_line_until_the_end(finished, capsys, monkeypatch):
-    """The end of the input is no error, and neither is an empty line."""
+def test_ask_without_a_text_answers_line_by_line(finished, capsys, monkeypatch):
+    """The end of the input or an empty line ends the session without an error."""
     for typed in ("Habari\nAsante", "Habari\nAsante\n\nnever read\n"):
         monkeypatch.setattr("sys.stdin", io.StringIO(typed))
         assert leave(["ask", str(finished), "--language", "sw"]) == 0
@@ -351,20 +349,20 @@ def test_ask_without_a_text_answers_line_by_line_until_the_end(finished, capsys,
 
 
 def test_a_models_control_characters_never_reach_the_terminal():
-    """Joiners, which scripts need, do."""
+    """Zero-width joiners, which scripts need, are kept."""
     assert printable("a\x1b[31m\u200db\n\x07") == "a�[31m\u200db\n�"
 
 
-def test_report_writes_the_page_again(finished, capsys):
-    """Its path is never broken over lines."""
+def test_report_rewrites_the_page(finished, capsys):
+    """The printed path is never wrapped."""
     (finished / "report.html").unlink()
     assert leave(["report", str(finished)]) == 0
     assert capsys.readouterr().out == f"Report: {finished}/report.html\n"
     assert (finished / "report.html").is_file()
 
 
-def test_report_writes_results_as_lm_evaluation_harness_does(finished, capsys, tmp_path):
-    """A file for each side; a task for each suite and language, a group for each suite."""
+def test_report_writes_results_in_the_format_of_lm_evaluation_harness(finished, capsys, tmp_path):
+    """There is a file each for before and after, with a task per suite and language and a group per suite."""
     assert leave(["report", str(finished), "--lm-eval-json", str(tmp_path)]) == 0
     before, after = (next((tmp_path / phase).glob("results_*.json")) for phase in ("before", "after"))
     assert capsys.readouterr().out.split("\n")[1:3] == [f"Results: {before}", f"Results: {after}"]
@@ -379,15 +377,15 @@ def test_report_writes_results_as_lm_evaluation_harness_does(finished, capsys, t
     assert "peft" not in json.loads(before.read_text("utf-8"))["config"]["model_args"]
 
 
-def test_a_dry_run_shows_what_is_left_out_and_writes_nothing(base, capsys, tmp_path):
-    """Reasons with their counts."""
+def test_a_dry_run_counts_skipped_items_and_writes_nothing(base, capsys, tmp_path):
+    """It prints a table of reasons and counts."""
     assert leave(["tune", "--dry-run", *small(tmp_path / "run", base)]) == 0
     assert capsys.readouterr().out.split("\n")[0].split() == ["reason", "items"]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_languages_fit_eighty_columns(capsys):
-    """One line each, and one at the end."""
+def test_the_list_of_languages_fits_eighty_columns(capsys):
+    """There is one line per language, plus a header and a last line."""
     from rich.cells import cell_len
 
     from isogloss.languages import languages
@@ -399,8 +397,8 @@ def test_languages_fit_eighty_columns(capsys):
     assert lines[0].split() == ["code", "name", "autonym", "data", "family"]
 
 
-def test_suites_say_whether_their_data_are_there(capsys, tmp_path, monkeypatch):
-    """In eighty columns; what the package brings is always there."""
+def test_the_list_of_suites_says_whether_their_data_is_available(capsys, tmp_path, monkeypatch):
+    """It fits eighty columns; suites that ship with the package are always available."""
     monkeypatch.delenv("ISOGLOSS_DATA", raising=False)
     (tmp_path / "x-final").mkdir()
     assert leave(["suites", "--data-root", str(tmp_path)]) == 0
@@ -415,7 +413,7 @@ def test_suites_say_whether_their_data_are_there(capsys, tmp_path, monkeypatch):
 
 
 def test_one_language_is_shown_with_all_its_codes(capsys):
-    """By whichever of its names it is looked for."""
+    """It is found by any of its names or codes."""
     for name in ("swahili", "swh_Latn", "Kiswahili", "SW"):
         assert leave(["languages", name]) == 0
         lines = [line.rstrip() for line in capsys.readouterr().out.split("\n")]
@@ -425,8 +423,8 @@ def test_one_language_is_shown_with_all_its_codes(capsys):
         ]  # fmt: skip
 
 
-def test_a_stopped_command_says_how_to_go_on(monkeypatch, capsys):
-    """With the exit code of an interrupt."""
+def test_an_interrupted_command_says_how_to_resume(monkeypatch, capsys):
+    """The exit code is that of an interrupt."""
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
@@ -436,14 +434,14 @@ def test_a_stopped_command_says_how_to_go_on(monkeypatch, capsys):
     assert capsys.readouterr().err == "stopped; the same command resumes from the last checkpoint\n"
 
 
-def test_no_arguments_show_the_help(capsys):
-    """And that is no error."""
+def test_the_command_without_arguments_shows_the_help(capsys):
+    """The exit code is 0."""
     assert leave([]) == 0
     assert "Usage: isogloss [OPTIONS] COMMAND" in capsys.readouterr().out
 
 
-def test_export_writes_adapters_that_peft_loads_and_says_how_to_serve_them(finished, capsys, tmp_path):
-    """Two languages of rank 24, for which vLLM takes 32; the export was compared with the run's own model."""
+def test_export_writes_peft_adapters_and_prints_the_command_to_serve_them(finished, capsys, tmp_path):
+    """The adapters have rank 24, for which vLLM needs 32; the card gives the difference from the run."""
     target = tmp_path / "out"
     assert (
         leave(["export", str(finished), "--language", "swh", "--language", "es", "--out", str(target)]) == 0
@@ -458,8 +456,8 @@ def test_export_writes_adapters_that_peft_loads_and_says_how_to_serve_them(finis
     assert difference <= 1e-4
 
 
-def test_a_merged_export_is_a_plain_model_of_the_same_logits(finished, capsys, tmp_path):
-    """No PEFT is needed to load it."""
+def test_a_merged_export_is_a_plain_model_with_the_same_logits(finished, capsys, tmp_path):
+    """It loads without PEFT; a second export to the same folder is refused."""
     target = tmp_path / "out"
     options = ["--language", "sw", "--format", "merged", "--out", str(target)]
     assert leave(["export", str(finished), *options]) == 0
@@ -470,18 +468,18 @@ def test_a_merged_export_is_a_plain_model_of_the_same_logits(finished, capsys, t
     assert float(re.search(r"largest difference in logits (\S+),", card)[1]) <= 1e-3
     capsys.readouterr()
     assert refusal(["export", str(finished), *options], capsys)[-1] == (
-        f"error {target}/sw is there already; name another --out or remove it"
+        f"error {target}/sw already exists; choose another --out or remove it"
     )
 
 
 @pytest.mark.parametrize(
     ("command", "options", "line"),
     [
-        ("export", [], "error name the languages by --language CODE, or all of them by --all"),
+        ("export", [], "error name the languages with --language CODE, or all of them with --all"),
         (
             "export",
             ["--all", "--language", "sw"],
-            "error name the languages by --language CODE, or all of them by --all",
+            "error name the languages with --language CODE, or all of them with --all",
         ),
         (
             "export",
@@ -491,24 +489,24 @@ def test_a_merged_export_is_a_plain_model_of_the_same_logits(finished, capsys, t
         (
             "export",
             ["--all", "--format", "merged", "--max-rank", "4"],
-            "error --max-rank: a merged model has no rank; leave it out or take --format peft",
+            "error --max-rank: a merged model has no rank; leave it out or use --format peft",
         ),
         (
             "export",
             ["--all", "--precision", "f16"],
-            "error --precision: --format peft has the run's own; leave it out",
+            "error --precision: --format peft keeps the run's dtype; leave it out",
         ),
         (
             "export",
             ["--all", "--format", "gguf", "--push-to-hub", "me/mine"],
-            "error --push-to-hub: GGUF files are not written to the hub; upload the folder yourself",
+            "error --push-to-hub: GGUF files are not uploaded to the Hub; upload the folder yourself",
         ),
         (
             "export",
             ["--all", "--format", "gguf", "--precision", "q2"],
-            "error --precision: 'q2' is none of f32, f16, bf16, q8_0, q4_k_m",
+            "error --precision: 'q2' is not one of f32, f16, bf16, q8_0, q4_k_m",
         ),
-        ("add-language", ["sw"], "error sw was taught already; name another language"),
+        ("add-language", ["sw"], "error sw was already taught; choose another language"),
         (
             "add-language",
             ["sww"],
@@ -527,15 +525,15 @@ def test_a_merged_export_is_a_plain_model_of_the_same_logits(finished, capsys, t
         ("add-language", ["pt"], "error the data has no pt; add items, or name a file by --data"),
     ],
 )
-def test_a_finished_run_is_as_it_was_after_a_refusal(command, options, line, finished, capsys):
-    """Neither an export nor a language that joins leaves anything half done."""
+def test_a_refusal_leaves_a_finished_run_unchanged(command, options, line, finished, capsys):
+    """This holds for `export` and `add-language`."""
     before = but_locks(finished)
     assert refusal([command, str(finished), *options], capsys)[0].startswith(line)
     assert but_locks(finished) == before
 
 
-def test_a_language_joins_a_finished_run(finished, capsys, tmp_path):
-    """From a file of parallel items, or from the run's own data."""
+def test_add_language_adds_a_language_to_a_finished_run(finished, capsys, tmp_path):
+    """The data comes from a file of parallel items, or from the run's own data."""
     grown = tmp_path / "grown"
     shutil.copytree(finished, grown)
     file = tmp_path / "de.jsonl"
@@ -555,8 +553,8 @@ def test_a_language_joins_a_finished_run(finished, capsys, tmp_path):
 
 
 def test_an_ablation_measures_variants_on_one_reference_model(base, tmp_path, capsys):
-    """Two trees and one of the caller's own, two runs at a time; started again, one by one, it does nothing
-    twice."""
+    """It runs two built-in trees and a custom variant, two at a time; running it again with one job changes
+    nothing."""
     folder = tmp_path / "out"
     asked = ["--variant", "families", "--variant", "flat", "--variant", "small: distill.adapter.ranks.root=2"]
     command = [*small(tmp_path / "unused", base), "--out", str(folder), *asked]
@@ -595,8 +593,8 @@ def test_an_ablation_measures_variants_on_one_reference_model(base, tmp_path, ca
     assert not (tmp_path / "unused").exists()
 
 
-def test_an_ablation_over_numbers_of_items_is_a_learning_curve(base, tmp_path):
-    """Every variant once for each number, compared with the first of the same number."""
+def test_an_ablation_over_item_counts_is_a_learning_curve(base, tmp_path):
+    """Every variant runs once per count and is compared with the first variant at the same count."""
     folder = tmp_path / "out"
     asked = ["--variant", "families", "--variant", "flat", "--items", "2", "--items", "4"]
     command = [*small(tmp_path / "unused", base), "--out", str(folder), *asked]
@@ -612,7 +610,7 @@ def test_an_ablation_over_numbers_of_items_is_a_learning_curve(base, tmp_path):
 @pytest.mark.parametrize(
     ("variant", "line"),
     [
-        ("flatt", "error --variant flatt: there are families, learned, random, flat, shared, "),
+        ("flatt", "error --variant flatt: unknown; choose from families, learned, random, flat, shared, "),
         (
             "x: tune.epochs=1",
             "error --variant x: tune.epochs=1: tune.epochs=1 changes stage 1 or the evaluation, ",
@@ -620,8 +618,8 @@ def test_an_ablation_over_numbers_of_items_is_a_learning_curve(base, tmp_path):
         ("x:", "error --variant x:: write it as 'NAME: a.b=c d.e=f'"),
     ],
 )
-def test_a_variant_that_is_none_is_refused(variant, line, capsys, tmp_path):
-    """Before anything runs."""
+def test_an_invalid_variant_is_refused(variant, line, capsys, tmp_path):
+    """It is refused before any run starts."""
     command = ["--variant", variant, "--out", str(tmp_path / "out")]
     assert refusal(command, capsys, ablate.app)[0].startswith(line)
     assert list(tmp_path.iterdir()) == []

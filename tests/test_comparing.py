@@ -1,4 +1,4 @@
-"""Comparing two runs: differences worked out by hand, and what cannot be compared."""
+"""Comparing two runs: differences worked out by hand, and runs that cannot be compared."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def written(
     data=None,
     ids=None,
 ) -> Path:
-    """A run's folder with what a comparison reads."""
+    """Write the files of a run's folder that a comparison reads."""
     (folder / "predictions").mkdir(parents=True)
     (folder / "config.yaml").touch()
     scores = {"schema": 1, "suites": {"demo": {"signature": signature.format(seed=seed)}}}
@@ -33,8 +33,8 @@ def written(
     return folder
 
 
-def test_differences_are_those_worked_out_by_hand(tmp_path):
-    """Swahili gains ½ in consistency and loses ½ in retrieval; Urdu gains ¼ and nothing."""
+def test_differences_match_those_worked_out_by_hand(tmp_path):
+    """Consistency: Swahili +½, Urdu +¼. Retrieval: Swahili −½, Urdu 0."""
     a = written(
         tmp_path / "a",
         {"consistency": {"sw": [1, 1, 0, 1], "ur": [1, 0, 0, 0]}, "retrieval": {"sw": [0, 0], "ur": [1, 1]}},
@@ -57,8 +57,8 @@ def test_differences_are_those_worked_out_by_hand(tmp_path):
     assert found["retrieval"].languages["ur"].p == 1.0
 
 
-def test_p_is_near_that_of_a_t_test_and_corrected_for_the_languages(tmp_path):
-    """Many items: the bootstrap's p is the paired t-test's; with two languages it counts twice."""
+def test_p_is_close_to_a_t_test_and_corrected_for_the_number_of_languages(tmp_path):
+    """With many items the bootstrap's p is that of the paired t-test; with two languages it is doubled."""
     first, second = [1] * 50 + [0] * 550, [0] * 50 + [1] * 30 + [0] * 520
     ids = [str(number) for number in range(600)]
     a = written(tmp_path / "a", {"accuracy": {"sw": first, "ur": first}}, items=ids)
@@ -72,15 +72,16 @@ def test_p_is_near_that_of_a_t_test_and_corrected_for_the_languages(tmp_path):
 @pytest.mark.parametrize(
     ("other", "says"),
     [
-        ({"items": ("a", "b", "c", "e")}, "demo has other items in {a} than in {b}; "),
+        ({"items": ("a", "b", "c", "e")}, "demo has different items in {a} and {b}; "),
         (
             {"signature": SIGNATURE.replace("test", "dev")},
-            "demo was measured differently: split is test in {a} and dev in {b}; evaluate both alike",
+            "demo was measured differently: split is test in {a} and dev in {b}; "
+            "evaluate both with the same settings",
         ),
     ],
 )
-def test_runs_on_other_items_are_refused(other, says, tmp_path):
-    """A difference would mean nothing."""
+def test_runs_on_different_items_are_refused(other, says, tmp_path):
+    """Their difference would mean nothing."""
     hits = {"accuracy": {"sw": [1, 1, 0, 1]}}
     a, b = written(tmp_path / "a", hits), written(tmp_path / "b", hits, **other)
     with pytest.raises(RunError) as caught:
@@ -88,8 +89,8 @@ def test_runs_on_other_items_are_refused(other, says, tmp_path):
     assert str(caught.value).startswith(says.format(a=a, b=b))
 
 
-def test_runs_measured_in_another_way_are_refused(tmp_path):
-    """By likelihood and by generation, on the same items: p would be of the scoring."""
+def test_runs_with_different_scoring_are_refused(tmp_path):
+    """Between likelihood and generation, p would measure the scoring."""
     hits = {"accuracy": {"sw": [1, 1, 0, 1]}}
     a = written(tmp_path / "a", hits)
     b = written(tmp_path / "b", hits, signature=SIGNATURE.replace("generation", "likelihood"))
@@ -97,12 +98,12 @@ def test_runs_measured_in_another_way_are_refused(tmp_path):
         compare(a, b)
     assert str(caught.value) == (
         f"demo was measured differently: scoring is generation in {a} and likelihood in {b}; "
-        "evaluate both alike"
+        "evaluate both with the same settings"
     )
 
 
-def test_runs_with_other_texts_in_a_language_of_both_are_refused(tmp_path):
-    """Under the same ids; a language that one lacks does not matter."""
+def test_runs_with_different_texts_in_a_shared_language_are_refused(tmp_path):
+    """Equal IDs are not enough; a language that only one run has does not matter."""
     hits = {"accuracy": {"sw": [1, 1, 0, 1]}}
     a = written(tmp_path / "a", hits, data={"en": "1", "sw": "2", "ur": "3"})
     b = written(tmp_path / "b", hits, data={"en": "1", "sw": "2", "hi": "4"})
@@ -111,12 +112,12 @@ def test_runs_with_other_texts_in_a_language_of_both_are_refused(tmp_path):
     with pytest.raises(RunError) as caught:
         compare(a, c)
     assert str(caught.value) == (
-        f"demo has other texts in sw in {a} than in {c}; evaluate both on the same data"
+        f"demo has different sw texts in {a} and {c}; evaluate both on the same data"
     )
 
 
 def test_damaged_scores_are_named(tmp_path):
-    """An empty file, as after a full disk."""
+    """A full disk may leave an empty file."""
     a, b = (written(tmp_path / name, {"accuracy": {"sw": [1, 1, 0, 1]}}) for name in "ab")
     (b / "predictions" / "demo.after.hits.json").write_bytes(b"")
     hits = b / "predictions" / "demo.after.hits.json"
@@ -128,7 +129,7 @@ def test_damaged_scores_are_named(tmp_path):
 
 
 def test_a_run_without_scores_is_refused(tmp_path):
-    """And the command to run is named."""
+    """The error names the command to run."""
     a = written(tmp_path / "a", {})
     (tmp_path / "b").mkdir()
     with pytest.raises(RunError) as caught:
@@ -137,7 +138,7 @@ def test_a_run_without_scores_is_refused(tmp_path):
 
 
 def test_the_command_prints_a_table_or_json(tmp_path, capsys):
-    """The mean first, then each language."""
+    """The mean comes first, then each language."""
     hits = {"accuracy": {"sw": [1, 1, 0, 1]}}
     a, b = written(tmp_path / "a", hits), written(tmp_path / "b", {"accuracy": {"sw": [0, 1, 0, 1]}})
     with pytest.raises(SystemExit):
@@ -150,7 +151,7 @@ def test_the_command_prints_a_table_or_json(tmp_path, capsys):
     assert (entry["measure"], entry["languages"]["sw"]["value"]) == ("accuracy", 0.25)
 
 
-def test_languages_with_other_items_each_are_compared_item_by_item(tmp_path):
+def test_languages_with_different_items_are_compared_item_by_item(tmp_path):
     """Swahili gains ½ on four items, Urdu loses 1 on two of them: the mean is −¼."""
     ids = {"accuracy": {"sw": ["t/a", "t/b", "t/c", "t/d"], "ur": ["t/c", "t/d"]}}
     a = written(tmp_path / "a", {"accuracy": {"sw": [1, 1, 0, 1], "ur": [0, 0]}}, ids=ids)
@@ -161,7 +162,7 @@ def test_languages_with_other_items_each_are_compared_item_by_item(tmp_path):
 
 
 def test_seeds_of_a_group_are_averaged_item_by_item(tmp_path):
-    """Two seeds each: Swahili's items are worth 1, ½, 0, ½ against 0, ½, 0, 0; Urdu is not asked for."""
+    """With two seeds each, Swahili's items score 1, ½, 0, ½ against 0, ½, 0, 0; `codes` leaves out Urdu."""
     ours = [
         written(tmp_path / "a0", {"accuracy": {"sw": [1, 1, 0, 1], "ur": [0, 0, 0, 0]}}, seed=0),
         written(tmp_path / "a1", {"accuracy": {"sw": [1, 0, 0, 0], "ur": [0, 0, 0, 0]}}, seed=1),
@@ -176,12 +177,11 @@ def test_seeds_of_a_group_are_averaged_item_by_item(tmp_path):
     assert both.languages["ur"].value == -1.0
 
 
-def test_a_group_with_one_run_on_other_items_is_refused(tmp_path):
-    """Whichever of them it is."""
+def test_a_group_with_one_run_on_different_items_is_refused(tmp_path):
     hits = {"accuracy": {"sw": [1, 1, 0, 1]}}
     a, b, c = (
         written(tmp_path / name, hits, items=tuple(items))
         for name, items in (("a", "abcd"), ("b", "abcd"), ("c", "abce"))
     )
-    with pytest.raises(RunError, match=f"^demo has other items in {a} than in {c}; "):
+    with pytest.raises(RunError, match=f"^demo has different items in {a} and {c}; "):
         compare_groups([a], [b, c])

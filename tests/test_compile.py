@@ -1,4 +1,4 @@
-"""Decoder layers that torch compiles while something learns, in a process that checks no tensors' types."""
+"""Training with decoder layers compiled by torch, in a process that does not check tensor types."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ import torch
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory) -> Path:
-    """Both stages, compiled and as they are; the backend traces and differentiates, and writes no C++."""
+    """Both stages, compiled and uncompiled; the backend traces and differentiates, but generates no C++."""
     folder = tmp_path_factory.mktemp("compiled")
     several.prepare(folder, tiny())
     jobs = [
@@ -27,8 +27,8 @@ def trained(tiny, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_compiled_layers_learn_the_same(trained, stage):
-    """Every gradient of five steps of five shapes, on paths, middle states captured."""
+def test_compiled_layers_give_the_same_gradients(trained, stage):
+    """They take five steps of five shapes; stage 2 also uses adapter paths and captures a layer."""
     plain, ours = (
         torch.load(trained / f"{name}-{stage}" / "found.pt", weights_only=True)["gradients"]
         for name in ("plain", "aot_eager")
@@ -41,16 +41,16 @@ def test_compiled_layers_learn_the_same(trained, stage):
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_layers_share_what_was_compiled(trained, stage):
-    """Three layers, five shapes: at most a graph of the first shape and one of all others, for layers that
-    are observed and for others. Nothing falls back to Python; afterwards layers are plain."""
+def test_layers_share_compiled_graphs(trained, stage):
+    """Three layers and five shapes need at most one graph for the first shape and one for all others, counted
+    separately for captured and other layers. Nothing falls back to Python; no layer stays compiled."""
     found = json.loads((trained / f"aot_eager-{stage}" / "compiled.json").read_text())
     assert 1 <= found.pop("graphs") <= 2 * stage
     assert found == {"breaks": [], "plain": True}
 
 
-def test_costs_are_the_same(trained):
-    """Hooks count as they did."""
+def test_compiled_layers_have_the_same_counted_costs(trained):
+    """The hooks that count them still work."""
     plain, ours = (
         json.loads((trained / f"{n}-2" / "counts.json").read_text()) for n in ("plain", "aot_eager")
     )

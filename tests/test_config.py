@@ -1,4 +1,4 @@
-"""The settings: what is refused, in which words, and that a file's image is the settings again."""
+"""Settings: which are refused, with which message, and that dumped settings load back unchanged."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.yaml"))
 
 
 def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
-    """The lines of the refusal, without the file's folder."""
+    """Return the lines of the error, without the file's folder."""
     path = tmp_path / "run.yaml"
     path.write_text(text, "utf-8")
     with pytest.raises(ConfigError) as caught:
@@ -53,7 +53,7 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         ),
         (
             "data: {columns: {}}",
-            "run.yaml:1: data.columns is not a setting of data type demo; there are weight, type, "
+            "run.yaml:1: data.columns is not a setting of data type demo; valid settings are weight, type, "
             "english_items",
         ),
         (
@@ -74,8 +74,8 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
             "data: [{type: massive}, {type: xnli, weight: 0}]",
             "run.yaml:1: data.weight is 0; it must be a number above 0",
         ),
-        ("data: {type: massive, weight: 2}", "run.yaml:1: data.weight must be 1 where there is one source"),
-        ("data: [{type: xnli}, {type: xnli}]", "run.yaml:1: data holds xnli twice; name each source once"),
+        ("data: {type: massive, weight: 2}", "run.yaml:1: data.weight must be 1 with a single source"),
+        ("data: [{type: xnli}, {type: xnli}]", "run.yaml:1: data contains xnli twice; name each source once"),
         (
             "parallel_text:\n- {type: tatoeba, item: 3}",
             "run.yaml:2: parallel_text.item is not a setting; did you mean items?",
@@ -83,7 +83,7 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         ("data: {type: parallel}", "run.yaml:1: data.path is missing; it must be a path"),
         (
             "data: {type: table, path: a, columns: {table: 3}}",
-            "run.yaml:1: data.columns.table is 3; it must be a text; put it in quotes",
+            "run.yaml:1: data.columns.table is 3; it must be a string; put it in quotes",
         ),
         (
             "languages:\n  items: {hihg: 3}",
@@ -96,11 +96,11 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         ),
         (
             "languages:\n  targets:\n  - sw\n  - eng",
-            "run.yaml:4: languages.targets: English is what all others follow; leave it out",
+            "run.yaml:4: languages.targets: English is the source language; leave it out",
         ),
-        (  # it would agree with itself in every item
+        (  # English always agrees with itself
             "evaluate: {also: [bg, en]}",
-            "run.yaml:1: evaluate.also: English is what all others follow; leave it out",
+            "run.yaml:1: evaluate.also: English is the source language; leave it out",
         ),
         (
             "languages: {targets: []}",
@@ -109,7 +109,7 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         (
             "languages: {middle: [es]}",
             "run.yaml:1: languages.middle was removed: resource classes now come from the registry "
-            "(`isogloss languages`); languages.amounts gives single languages another amount",
+            "(`isogloss languages`); use languages.amounts to set the amount of single languages",
         ),
         (
             "languages:\n  amounts: {sww: 3}",
@@ -144,7 +144,7 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         ),
         (
             "tune: {selection: 3}",
-            "run.yaml:1: tune.selection is 3; it must be settings: enabled, keep, max_chars",
+            "run.yaml:1: tune.selection is 3; it must be a mapping of the settings enabled, keep, max_chars",
         ),
         (
             "tune: {selection: {keep: 2}}",
@@ -160,19 +160,19 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         ),
         (
             "distill: {kl_weight: 0, ce_weight: 0, similarity_weight: 0}",
-            "run.yaml:1: distill.kl_weight must be above 0 where ce_weight and similarity_weight are 0 too",
+            "run.yaml:1: distill.kl_weight must be above 0 if ce_weight and similarity_weight are 0",
         ),
         (
             "shard: true\ntune: {method: full}",
-            "run.yaml:2: tune.method must be lora with shard, which splits weights that are frozen",
+            "run.yaml:2: tune.method must be lora with shard, which only shards frozen weights",
         ),
         (
             "shard: true\nfour_bit: true\ntune: {method: lora}",
-            "run.yaml:2: four_bit must be false with shard; each is there for a large model",
+            "run.yaml:2: four_bit must be false with shard; use one of them for a large model",
         ),
         (
             "compile: true\nshard: true\ntune: {method: lora}",
-            "run.yaml:2: shard must be false with compile, which wants a layer whole",
+            "run.yaml:2: shard must be false with compile, which needs whole layers",
         ),
         (
             "evaluate: {suites: demo}",
@@ -181,31 +181,32 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         ),
         (
             "evaluate: {suites: [flores]}",
-            'run.yaml:1: evaluate.suites holds "flores"; each must be demo, massive, flores101, '
+            'run.yaml:1: evaluate.suites contains "flores"; each must be demo, massive, flores101, '
             "ntrex, translation, xnli, pawsx, sib200, xcopa, xquad, mlqa, xglue, language_confusion or "
             "parallel; did you mean flores101?",
         ),
-        ("model: 3", "run.yaml:1: model is 3; it must be a text, not empty; put it in quotes"),
+        ("model: 3", "run.yaml:1: model is 3; it must be a non-empty string; put it in quotes"),
         ("seed: -1", "run.yaml:1: seed is -1; it must be a whole number between 0 and 4294967295"),
-        ("seed: 1\n\nseed: 2", "run.yaml:3: seed was set before, at run.yaml:1; keep one of them"),
+        ("seed: 1\n\nseed: 2", "run.yaml:3: seed was already set at run.yaml:1; keep one of them"),
         (
             "a: &x 1\nb: *x",
-            "run.yaml:2: not YAML (an alias; write its value out); write settings as name: value",
+            "run.yaml:2: not YAML (aliases are not allowed; write the value out); "
+            "write settings as name: value",
         ),
         (
             "tune: [1",
             "run.yaml:1: not YAML (expected ',' or ']', but got '<stream end>'); "
             "write settings as name: value",
         ),
-        ("- 1", "run.yaml:1: not settings; write them as name: value"),
+        ("- 1", "run.yaml:1: not a mapping; write settings as name: value"),
     ],
 )
-def test_a_wrong_setting_is_one_line_with_its_place_and_the_way_out(text, line, tmp_path):
-    """Union tags never show, names are those the user wrote, and the message says what would be right."""
+def test_an_invalid_setting_gives_one_line_with_its_location_and_a_fix(text, line, tmp_path):
+    """Union tags never show, settings have the names that the user wrote, and the line says what is valid."""
     assert refused(text, tmp_path) == [line]
 
 
-MUTE = "has no effect with kl_weight 0, where no prompt is distilled; set distill.kl_weight above 0"
+MUTE = "has no effect with kl_weight 0, as no prompt is distilled; set distill.kl_weight above 0"
 SERVER = "kl_weight: 1, teacher: {type: server, url: 'http://a/v1', model: m}"
 
 
@@ -217,23 +218,23 @@ SERVER = "kl_weight: 1, teacher: {type: server, url: 'http://a/v1', model: m}"
         ("distill: {teacher_reads: [texts]}", f"distill.teacher_reads {MUTE}"),
         ("distill: {divergence: reverse}", f"distill.divergence {MUTE}"),
         ("distill: {temperature: 2}", f"distill.temperature {MUTE}"),
-        ("distill: {top_k: 8}", "distill.top_k has no effect where signal is hidden"),
+        ("distill: {top_k: 8}", "distill.top_k has no effect with signal hidden"),
         (
             "distill: {signal: top_k, replay_fraction: 0}",
             "distill.signal has no effect with kl_weight and replay_fraction 0, "
-            "where the teacher says nothing",
+            "as no teacher output is used",
         ),
         (
             "distill: {kl_weight: 1, teacher_reads: [twin], texts: a.yaml}",
-            "distill.texts has no effect where teacher_reads has no texts",
+            "distill.texts has no effect unless teacher_reads includes texts",
         ),
         (
             f"distill: {{{SERVER}, signal: top_k}}",
-            "distill.signal has no effect on what another teacher scores, which is its top_k",
+            "distill.signal has no effect if another model scores the tokens (always as top_k)",
         ),
         (
             f"distill: {{{SERVER}, top_k: 8}}",
-            "distill.top_k has no effect on what another teacher scores; set teacher.top_k",
+            "distill.top_k has no effect if another model scores the tokens; set teacher.top_k",
         ),
         (
             "distill: {similarity_weight: 0, similarity_temperature: 0.1}",
@@ -249,25 +250,25 @@ SERVER = "kl_weight: 1, teacher: {type: server, url: 'http://a/v1', model: m}"
         ),
         (
             "distill: {kl_weight: 1, teacher: {type: model, path: a/b, max_new_tokens: 9}}",
-            "distill.teacher.max_new_tokens has no effect where level is token, which writes nothing",
+            "distill.teacher.max_new_tokens has no effect with level token, which writes no responses",
         ),
         (
             "distill: {teacher: {type: model, path: a/b, level: sequence, top_k: 9}}",
-            "distill.teacher.top_k has no effect where level is sequence, which scores nothing",
+            "distill.teacher.top_k has no effect with level sequence, which scores no tokens",
         ),
-        ("tune: {lora_rank: 8}", "tune.lora_rank has no effect with method full; take lora"),
+        ("tune: {lora_rank: 8}", "tune.lora_rank has no effect with method full; use lora"),
         (
             "tune: {selection: {enabled: false, max_chars: 9}}",
-            "tune.selection.max_chars has no effect where enabled is false",
+            "tune.selection.max_chars has no effect if enabled is false",
         ),
         (
             "evaluate: {also: [bg, sw]}",
-            "evaluate.also names bg, sw, which languages.targets does too",
+            "evaluate.also contains bg, sw, already in languages.targets",
         ),
     ],
 )  # fmt: skip
 def test_a_setting_without_effect_is_refused(text, says, tmp_path):
-    """Whoever sets it wants something that would not happen."""
+    """Whoever sets it expects something that would not happen."""
     assert refused(text, tmp_path) == [f"run.yaml:1: {says}"]
 
 
@@ -275,21 +276,21 @@ def test_a_setting_without_effect_is_refused(text, says, tmp_path):
     "distill",
     [
         "{kl_weight: 1, texts: a.yaml, teacher_reads: [texts], divergence: reverse}",
-        "{signal: top_k, top_k: 8}",  # English rows keep to what the model says
+        "{signal: top_k, top_k: 8}",  # English replay rows use the model's own output
         "{teacher: {type: model, path: a/b, level: sequence}, teacher_reads: [texts], texts: a.yaml}",
-        "{temperature: 1, top_k: 32}",  # as without
+        "{temperature: 1, top_k: 32}",  # the defaults
     ],
 )
-def test_a_setting_with_an_effect_is_taken(distill, tmp_path):
-    """Heeded by another part of the loss, or by the teacher; or it says what is so anyway."""
+def test_a_setting_with_an_effect_is_accepted(distill, tmp_path):
+    """Another loss term or the teacher uses it, or it equals the default. It survives a dump and load."""
     (tmp_path / "run.yaml").write_text(f"distill: {distill}")
     config = load_config(tmp_path / "run.yaml")
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "config.yaml") == config
 
 
-def test_a_home_is_written_out_in_every_path(tmp_path, monkeypatch):
-    """A path, or a model's folder, wherever it stands; what is no home stays."""
+def test_a_tilde_is_expanded_in_every_path(tmp_path, monkeypatch):
+    """Paths and model folders are expanded at any level; any other tilde stays."""
     monkeypatch.setenv("HOME", "/home/ada")
     config = load_config(
         None,
@@ -315,8 +316,8 @@ def test_a_home_is_written_out_in_every_path(tmp_path, monkeypatch):
     assert load_config(None, ["model=no/~one", "run=~no-such-user/r"]).run == Path("~no-such-user/r")
 
 
-def test_no_path_is_left_that_knows_no_home():
-    """Every setting that is a path is of the type that writes `~` out."""
+def test_every_path_setting_expands_a_tilde():
+    """Every setting of type Path is validated by `home`."""
     plain = [
         f"{kind.__name__}.{name}"
         for kind in classes(Settings)
@@ -327,7 +328,7 @@ def test_no_path_is_left_that_knows_no_home():
 
 
 def notes(field) -> list:
-    """The functions that a field's value goes through, in a union too."""
+    """Return the functions that validate a field's value, also inside a union."""
     parts = [field, *get_args(field.annotation)]
     return [
         getattr(note, "func", None)
@@ -336,8 +337,8 @@ def notes(field) -> list:
     ]
 
 
-def test_what_is_for_choosing_is_measured_on_dev():
-    """Unless a split is asked for by name."""
+def test_settings_for_choosing_evaluate_on_dev():
+    """A split that is set explicitly is kept."""
     assert for_choosing(load_config()).evaluate.split == "dev"
     assert for_choosing(load_config(None, ["evaluate.split=test"])).evaluate.split == "test"
     assert for_choosing(load_config(None, ["evaluate.items=5"])).evaluate == Evaluate(split="dev", items=5)
@@ -346,10 +347,10 @@ def test_what_is_for_choosing_is_measured_on_dev():
 @pytest.mark.parametrize(
     "setting", ["max_prompt_length=9", "similarity_temperature=0.1", "similarity_decay=0"]
 )
-def test_a_language_that_joins_may_raise_what_a_message_tells_it_to(setting):
-    """Training settings are its own; what the run's other languages share is not."""
+def test_an_added_language_may_have_its_own_training_settings(setting):
+    """Settings that it shares with the run's other languages are refused."""
     refuse_shared([f"distill.{setting}"])
-    with pytest.raises(ConfigError, match=r"^--set seed=3: seed is the whole run's"):
+    with pytest.raises(ConfigError, match=r"^--set seed=3: seed is fixed for the whole run"):
         refuse_shared([f"distill.{setting}", "seed=3"])
 
 
@@ -358,7 +359,7 @@ def test_a_language_that_joins_may_raise_what_a_message_tells_it_to(setting):
     [
         ("seed", "--set seed: write it as name=value, for example --set distill.epochs=2"),
         ("=3", "--set =3: write it as name=value, for example --set distill.epochs=2"),
-        ("seed.x=1", "--set seed.x=1: seed holds no settings; write --set seed=value"),
+        ("seed.x=1", "--set seed.x=1: seed is not a mapping; write --set seed=value"),
         (
             "tune.learning_rate=-1",
             "--set tune.learning_rate=-1: tune.learning_rate is -1; it must be a number above 0",
@@ -367,13 +368,13 @@ def test_a_language_that_joins_may_raise_what_a_message_tells_it_to(setting):
         ("data.type=chat", "--set data.type=chat: data.path is missing; it must be a path"),
     ],
 )
-def test_a_wrong_override_names_itself(override, line, tmp_path):
-    """The place of a setting from --set is that option, though the file sets it too."""
+def test_an_invalid_override_is_reported_at_its_option(override, line, tmp_path):
+    """The error names --set even if the file sets the same setting."""
     assert refused("seed: 1\ntune: {learning_rate: 0.1}", tmp_path, override) == [line]
 
 
-def test_all_errors_come_together_in_the_order_of_writing(tmp_path):
-    """One run of the command shows everything that has to be mended."""
+def test_all_errors_are_reported_together_in_the_order_of_the_file(tmp_path):
+    """One run of the command shows everything that must be fixed."""
     assert refused(
         "tune: {learning_rate: 0}\nsed: 1\nlanguages: {targets: [xx, en]}", tmp_path, "dtype=x"
     ) == [
@@ -381,13 +382,13 @@ def test_all_errors_come_together_in_the_order_of_writing(tmp_path):
         "run.yaml:2: sed is not a setting; did you mean seed?",
         "run.yaml:3: languages.targets: 'xx' is not a known language code; "
         "use one such as sw, swh_Latn or Swahili",
-        "run.yaml:3: languages.targets: English is what all others follow; leave it out",
+        "run.yaml:3: languages.targets: English is the source language; leave it out",
         '--set dtype=x: dtype is "x"; it must be auto, float32 or bfloat16',
     ]
 
 
 def test_a_missing_file_or_folder_is_named(tmp_path, monkeypatch):
-    """Places are looked at only when asked, so that a finished run still loads when its data have gone."""
+    """Paths are only checked with `places`, so a finished run still loads when its data is gone."""
     monkeypatch.delenv("ISOGLOSS_DATA", raising=False)
     text = (
         f"run: {tmp_path}/run.yaml\nmodel: {tmp_path}/base\ndata: {{type: chat, path: {tmp_path}/a.jsonl}}\n"
@@ -398,7 +399,7 @@ def test_a_missing_file_or_folder_is_named(tmp_path, monkeypatch):
         f"run.yaml:2: model is {tmp_path}/base; there is no such folder".replace(f"{tmp_path}/", ""),
         "run.yaml:3: data.path is a.jsonl; there is no such file",
         "run.yaml:4: distill.texts is t.yaml; there is no such file",
-        "run.yaml:5: evaluate.suites holds xnli, which needs a data root; "
+        "run.yaml:5: evaluate.suites contains xnli, which needs a data root; "
         "set data_root, --data-root or ISOGLOSS_DATA",
     ]
     assert load_config(tmp_path / "run.yaml").model == f"{tmp_path}/base"
@@ -407,7 +408,7 @@ def test_a_missing_file_or_folder_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("distill", "line"),
     [
-        ("teacher: {type: model, path: FOLDER/large}", "distill.teacher.path is large; no model lies there"),
+        ("teacher: {type: model, path: FOLDER/large}", "distill.teacher.path is large; there is no model"),
         (
             "teacher: {type: server, url: 'http://a/v1', model: m, key_env: NO_KEY}",
             "distill.teacher.key_env is NO_KEY; that environment variable is not set",
@@ -415,8 +416,8 @@ def test_a_missing_file_or_folder_is_named(tmp_path, monkeypatch):
         ("cache: FOLDER/run.yaml", "distill.cache is run.yaml, which is a file; name a folder"),
     ],
 )
-def test_what_a_teacher_needs_must_be_there(distill, line, tmp_path, monkeypatch):
-    """A folder without a model is none; an empty variable is not set."""
+def test_a_teacher_that_is_not_available_is_refused(distill, line, tmp_path, monkeypatch):
+    """A folder without a model counts as missing, and an empty variable as not set."""
     (tmp_path / "large").mkdir()
     monkeypatch.setenv("NO_KEY", "")
     text = f"distill:\n  kl_weight: 1.0\n  {distill}\n".replace("FOLDER", str(tmp_path))
@@ -424,17 +425,17 @@ def test_what_a_teacher_needs_must_be_there(distill, line, tmp_path, monkeypatch
     load_config(tmp_path / "run.yaml")
 
 
-def test_a_tree_that_is_no_shape_must_be_a_file(tmp_path):
-    """A misspelt shape is taken for a file, so both are named."""
+def test_a_tree_that_is_not_a_shape_must_be_a_file(tmp_path):
+    """A misspelt shape is taken for a file, so the error mentions both."""
     assert refused("languages: {tree: familes}\n", tmp_path, places=True) == [
-        "run.yaml:1: languages.tree is familes; it is no file, and neither "
-        "families, learned, random, flat nor shared",
+        "run.yaml:1: languages.tree is familes; it is neither a file nor one of "
+        "families, learned, random, flat, shared",
     ]
     assert load_config(tmp_path / "run.yaml").languages.tree == Path("familes")
 
 
-def test_topics_need_a_data_root_before_anything_is_read(tmp_path, monkeypatch):
-    """As every set that lies under it."""
+def test_topic_data_needs_a_data_root(tmp_path, monkeypatch):
+    """Its sentences are stored there."""
     monkeypatch.delenv("ISOGLOSS_DATA", raising=False)
     with pytest.raises(
         ConfigError, match=r"data\.type topic needs a data root; set data_root, --data-root or"
@@ -442,8 +443,8 @@ def test_topics_need_a_data_root_before_anything_is_read(tmp_path, monkeypatch):
         load_config(None, ["data=[{type: demo}, {type: topic}]", f"run={tmp_path}/run"], places=True)
 
 
-def test_a_data_root_that_is_not_there_is_refused(tmp_path, monkeypatch):
-    """Wherever it was named."""
+def test_a_missing_data_root_is_refused(tmp_path, monkeypatch):
+    """The error says whether the option or the environment named it."""
     gone = tmp_path / "gone"
     for option, where in (({"data_root": gone}, f"--data-root {gone}: data_root"), ({}, "ISOGLOSS_DATA")):
         monkeypatch.setenv("ISOGLOSS_DATA", str(gone))
@@ -452,8 +453,8 @@ def test_a_data_root_that_is_not_there_is_refused(tmp_path, monkeypatch):
         assert str(caught.value) == f"{where} is {gone}; there is no such folder"
 
 
-def test_a_config_that_does_not_exist_suggests_its_neighbour(tmp_path):
-    """A folder is refused in words of its own."""
+def test_a_missing_config_suggests_a_similar_name(tmp_path):
+    """A folder has its own message."""
     (tmp_path / "massive.yaml").touch()
     for name, says in (
         ("masive.yaml", f"{tmp_path}/masive.yaml does not exist; did you mean {tmp_path}/massive.yaml?"),
@@ -466,7 +467,7 @@ def test_a_config_that_does_not_exist_suggests_its_neighbour(tmp_path):
 
 
 def test_overrides_are_yaml_and_lists_are_replaced():
-    """Plain scalars are those of YAML 1.2: 1e-3 is a number; codes of any kind become ours, each once."""
+    """Scalars follow YAML 1.2 (1e-3 is a number, no is text); language codes are normalised and unique."""
     config = load_config(
         overrides=[
             "tune.learning_rate=1e-3",
@@ -479,14 +480,14 @@ def test_overrides_are_yaml_and_lists_are_replaced():
     assert config.data.type == "massive"
 
 
-def test_amounts_that_are_not_given_keep_their_defaults():
-    """One class may be changed alone."""
+def test_amounts_not_given_keep_their_defaults():
+    """A single class can be changed alone."""
     amount = load_config(overrides=["languages.items.high=16"]).languages.amount
     assert [amount(code) for code in ("fr", "hi", "th", "sw", "pt")] == [16, 16, 192, 48, 16]
 
 
 def test_amounts_follow_the_resource_class_of_the_registry():
-    """Joshi et al.'s classes, of which every language has one; a language may have an amount of its own."""
+    """Every language has one of Joshi et al.'s classes; `languages.amounts` overrides it."""
     amount = load_config().languages.amount
     assert {code: amount(code) for code in XGLUE_TWELVE} == {
         "ar": 512, "es": 512, "fr": 512, "hi": 512, "ru": 512, "tr": 512, "vi": 512,
@@ -497,15 +498,15 @@ def test_amounts_follow_the_resource_class_of_the_registry():
     assert [own.amount(code) for code in ("sw", "am", "fr")] == [100, 7, 512]
 
 
-def test_low_resource_languages_are_those_of_the_class_and_those_with_as_little():
-    """Where low-resource languages are given more than others, an amount says nothing."""
+def test_languages_are_low_resource_by_class_or_by_a_small_amount():
+    """If low-resource languages get more items than others, amounts are ignored."""
     scarce = load_config(overrides=["languages.amounts={ur: 48, hi: 192}"]).languages
     assert [code for code in XGLUE_TWELVE if scarce.is_low(code)] == ["sw", "ur"]
     more = ["languages.items={high: 1200, middle: 1200, low: 4200}", "languages.amounts={ur: 3000, fr: 900}"]
     assert [code for code in XGLUE_TWELVE if load_config(overrides=more).languages.is_low(code)] == ["sw"]
 
 
-def test_an_amount_of_a_language_that_is_not_taught_is_refused(tmp_path):
+def test_an_amount_for_an_untaught_language_is_refused(tmp_path):
     """It would have no effect."""
     assert refused("languages: {targets: [sw], amounts: {ur: 9}}", tmp_path, places=True) == [
         "run.yaml:1: languages.amounts names ur, which is not among languages.targets"
@@ -513,16 +514,15 @@ def test_an_amount_of_a_language_that_is_not_taught_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("path", [None, *EXAMPLES], ids=lambda p: p.stem if p else "default")
-def test_every_example_loads_and_its_dump_loads_to_the_same(path, tmp_path):
-    """Texts that look like numbers survive too."""
+def test_every_example_survives_a_dump_and_load(path, tmp_path):
+    """Strings that look like numbers survive too."""
     config = load_config(path, ["tune.learning_rate=0.00001", 'model="1e3"'])
     (tmp_path / "config.yaml").write_text(dump_config(config), "utf-8")
     assert load_config(tmp_path / "config.yaml") == config
     assert dump_config(load_config(tmp_path / "config.yaml")) == dump_config(config)
 
 
-def test_examples_are_there():
-    """Those that the guide names."""
+def test_the_examples_of_the_guide_exist():
     assert [path.stem for path in EXAMPLES] == ["files", "massive", "qwen", "real-parallel", "real"]
 
 
@@ -532,34 +532,33 @@ def classes(kind: type) -> set[type]:
 
 @pytest.mark.parametrize("kind", sorted(classes(Settings) - {Settings}, key=lambda kind: kind.__name__))
 def test_every_setting_is_documented_and_frozen(kind):
-    """The sentence under a field is its manual."""
+    """The docstring under a field is its manual."""
     assert [name for name, field in kind.model_fields.items() if not field.description] == []
     assert kind.model_config["frozen"] and kind.model_config["strict"] and kind.__doc__
 
 
-def test_the_default_is_the_embedded_one():
-    """Without a file nothing has to be named."""
+def test_without_a_file_the_defaults_load():
     assert load_config() == Config()
 
 
-def test_settings_load_no_torch():
-    """An error in a file is told before anything slow is imported."""
+def test_settings_do_not_import_torch():
+    """Errors in a file are reported before slow imports."""
     code = "import sys, isogloss.config; print('torch' in sys.modules, 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"
 
 
-def test_a_suites_own_file_must_be_there(tmp_path):
-    """XGLUE and your own file have paths of their own; XGLUE's makes a data root needless."""
+def test_a_missing_file_of_a_suite_is_refused(tmp_path):
+    """XGLUE and parallel files have path settings; with XGLUE's, no data root is needed."""
     text = f"evaluate:\n  suites: [xglue, parallel]\n  xglue: {{path: {tmp_path}/x.tar.gz}}\n"
     assert refused(text, tmp_path, places=True) == [
         "run.yaml:3: evaluate.xglue.path is x.tar.gz; there is no such file or folder",
-        "run.yaml:2: evaluate.suites holds parallel, which needs a file; set evaluate.parallel.path",
+        "run.yaml:2: evaluate.suites contains parallel, which needs a file; set evaluate.parallel.path",
     ]
 
 
-def test_several_sources_load_and_dump_to_the_same(tmp_path):
-    """One source stays what it was written as."""
+def test_several_sources_survive_a_dump_and_load(tmp_path):
+    """With a single source, `sources` has one entry."""
     text = "data: [{type: massive, weight: 2.0}, {type: xnli}]\nparallel_text: [{type: tatoeba}]\n"
     (tmp_path / "run.yaml").write_text(text)
     config = load_config(tmp_path / "run.yaml")
@@ -569,21 +568,20 @@ def test_several_sources_load_and_dump_to_the_same(tmp_path):
     assert [one.type for one in load_config().sources] == ["demo"]
 
 
-def test_a_file_of_several_must_be_there(tmp_path):
-    """Its line is told."""
+def test_a_missing_file_of_one_of_several_sources_is_refused(tmp_path):
     text = f"data:\n- {{type: demo}}\n- {{type: parallel, path: {tmp_path}/x.jsonl}}\n"
     assert refused(text, tmp_path, places=True) == ["run.yaml:1: data.path is x.jsonl; there is no such file"]
 
 
 def nested(name: str) -> str:
-    """YAML that sets a dotted name to 1."""
+    """Return YAML that sets a dotted name to 1."""
     *outer, last = name.split(".")
     return "".join(f"{part}: {{" for part in outer) + f"{last}: 1" + "}" * len(outer)
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
-def test_an_old_name_is_refused_with_its_new_one(old, new, tmp_path):
-    """In a file and by --set, in one line."""
+def test_a_renamed_setting_is_refused_with_its_new_name(old, new, tmp_path):
+    """In a file and with --set, the error is one line."""
     assert refused(nested(old), tmp_path) == [f"run.yaml:1: {old} was renamed; write {new}"]
     with pytest.raises(ConfigError) as caught:
         load_config(None, [f"{old}=1"])
@@ -591,26 +589,25 @@ def test_an_old_name_is_refused_with_its_new_one(old, new, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "why"), GONE.items())
-def test_a_setting_that_there_is_not_is_refused_with_why(name, why, tmp_path):
-    """In a file and by --set, in one line."""
+def test_a_removed_setting_is_refused_with_the_reason(name, why, tmp_path):
+    """In a file and with --set, the error is one line."""
     assert refused(nested(name), tmp_path) == [f"run.yaml:1: {name} {why}"]
     with pytest.raises(ConfigError) as caught:
         load_config(None, [f"{name}=1"])
     assert f"--set {name}=1: {name} {why}" == str(caught.value)
 
 
-def test_another_kind_of_adapter_is_refused_in_words():
-    """The words that whoever still sets it reads."""
+def test_another_type_of_adapter_is_refused_with_the_reason():
     with pytest.raises(ConfigError) as caught:
         load_config(None, ["distill.adapter.type=prefix"])
     assert str(caught.value) == (
         "--set distill.adapter.type=prefix: distill.adapter.type was removed: every adapter is a LoRA; "
-        "prefix and embedding lost to it (docs/log.md)"
+        "prefix and embedding did worse (docs/log.md)"
     )
 
 
-def test_every_new_name_is_a_setting():
-    """One that is not would send a user from one refusal to the next."""
+def test_every_new_name_of_a_renamed_setting_exists():
+    """Otherwise a user would be sent from one error to the next."""
     entries = load_config().model_dump()
     for new in RENAMED.values():
         at = entries
@@ -619,18 +616,18 @@ def test_every_new_name_is_a_setting():
 
 
 def test_a_run_of_an_earlier_release_is_refused_with_every_new_name(tmp_path):
-    """Its config.yaml has all settings: one line for each that has another name today, or has gone."""
+    """Its config.yaml lists all settings: there is one line for each that was renamed or removed."""
     text = "distill:\n  carrier: {type: lora}\n  kl: 0.0\n  hear: all\ntune:\n  lr: 0.001"
     assert refused(text, tmp_path) == [
         "run.yaml:2: distill.carrier was renamed; write distill.adapter",
         "run.yaml:3: distill.kl was renamed; write distill.kl_weight",
-        "run.yaml:4: distill.hear was removed: it lost points (docs/log.md)",
+        "run.yaml:4: distill.hear was removed: it lowered scores (docs/log.md)",
         "run.yaml:6: tune.lr was renamed; write tune.learning_rate",
     ]
 
 
-def test_a_run_that_made_no_use_of_what_is_gone_still_opens(tmp_path):
-    """Its config.yaml has all settings; one that changed something is refused as anywhere."""
+def test_a_run_that_did_not_use_removed_settings_still_opens(tmp_path):
+    """A removed setting in its config.yaml is only refused if its value had an effect."""
     (tmp_path / "ledger.json").write_text("{}")
     idle = "adapter: {type: lora}, on_policy: 0.0, level_dropout: 0.0, shrinkage: 0.0"
     text = f"distill: {{{idle}, loraplus_lr_ratio: 1.0, kl_mask: all, epochs: 2}}"
@@ -642,8 +639,8 @@ def test_a_run_that_made_no_use_of_what_is_gone_still_opens(tmp_path):
         load_config(tmp_path)
 
 
-def test_how_steps_are_made_is_set_for_both_stages():
-    """Today's values where nobody says otherwise."""
+def test_optimiser_settings_can_be_set_for_both_stages():
+    """The stages have the same defaults."""
     config = load_config()
     usual = {"warmup_ratio": 0.05, "adam_beta1": 0.9, "adam_beta2": 0.98, "max_grad_norm": 1.0}
     for stage in (config.tune, config.distill):
@@ -656,7 +653,7 @@ def test_how_steps_are_made_is_set_for_both_stages():
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("distill.weight_decay=0.1", "distill.weight_decay is not a setting: it would move the nodes that"),
+        ("distill.weight_decay=0.1", "distill.weight_decay is not a setting: it would also change the nodes"),
         ("tune.adam_beta2=1", "tune.adam_beta2 is 1; it must be a number of at least 0 and below 1"),
         (
             "distill.replay_fraction=1",
@@ -666,8 +663,8 @@ def test_how_steps_are_made_is_set_for_both_stages():
         ("distill.max_grad_norm=-1", "distill.max_grad_norm is -1; it must be a number of at least 0"),
     ],
 )
-def test_steps_that_cannot_be_are_refused(override, says):
-    """In one line that names the setting."""
+def test_invalid_optimiser_settings_are_refused(override, says):
+    """The error is one line that names the setting."""
     with pytest.raises(ConfigError) as caught:
         load_config(None, [override])
     assert str(caught.value).startswith(f"--set {override}: {says}") and "\n" not in str(caught.value)

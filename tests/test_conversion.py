@@ -1,4 +1,4 @@
-"""Packaged models against transformers' own reading of their files; Gemma's ids against sentencepiece's."""
+"""Packaged models against transformers' reading of their files; Gemma's token IDs against sentencepiece."""
 
 import struct
 from pathlib import Path
@@ -25,20 +25,20 @@ TRICKY = [
 
 
 def texts() -> list[str]:
-    """Instructions of the demo in fifteen languages, and what tokenizers stumble over."""
+    """Return demo instructions in fifteen languages, and texts that tokenizers often get wrong."""
     items = demo_items("train", 60, LANGUAGES)
     return [*TRICKY, *(t.instruction for item in items for t in item.example.turns.values())]
 
 
 @pytest.fixture(params=list(bases.PACKAGED), scope="module")
 def both(request, tmp_path_factory):
-    """A packaged model's name, and its GGUF file."""
+    """A packaged model's name and its GGUF file."""
     if reason := bases.unavailable(request.param):
         pytest.skip(reason)
     return request.param, bases._joined(request.param, tmp_path_factory.mktemp("file"))
 
 
-def test_weights_are_transformers_own_to_the_bit(both: tuple[str, Path]):
+def test_weights_are_bit_identical_to_transformers(both: tuple[str, Path]):
     name, file = both
     own = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     theirs, ours = own.state_dict(), load_model(name, torch.float32).state_dict()
@@ -46,7 +46,7 @@ def test_weights_are_transformers_own_to_the_bit(both: tuple[str, Path]):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def test_token_ids_are_transformers_own(both: tuple[str, Path]):
+def test_token_ids_equal_those_of_transformers(both: tuple[str, Path]):
     name, file = both
     theirs, ours = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name), load_tokenizer(name)
     asked = texts()
@@ -54,8 +54,8 @@ def test_token_ids_are_transformers_own(both: tuple[str, Path]):
     assert [ours(text)["input_ids"] for text in asked] == [theirs(text)["input_ids"] for text in asked]
 
 
-def test_gemmas_token_ids_are_sentencepieces(tmp_path: Path):
-    """The file's vocabulary, in its order, as a sentencepiece model of its own."""
+def test_gemmas_token_ids_equal_those_of_sentencepiece(tmp_path: Path):
+    """The reference is a sentencepiece model built from the file's vocabulary, in the same order."""
     sentencepiece = pytest.importorskip("sentencepiece")
     if reason := bases.unavailable("gemma-3-270m"):
         pytest.skip(reason)
@@ -66,21 +66,21 @@ def test_gemmas_token_ids_are_sentencepieces(tmp_path: Path):
     for number, (token, kind) in enumerate(zip(tokens, types, strict=True)):
         spelled, kind = token.replace(" ", "▁").encode(), UNKNOWN if number == 3 else kind
         pieces.append(field(1, field(1, spelled) + field(2, -float(number)) + field(3, kind)))
-    ids = field(40, 3) + field(41, 2) + field(42, 1) + field(43, 0)  # unknown, begin, end, padding
-    model = b"".join(pieces) + field(2, field(3, BPE) + field(35, 1) + ids)  # unknown letters as bytes
-    model += field(3, field(1, b"identity") + field(3, 0) + field(4, 0))  # no blank before, none taken out
+    ids = field(40, 3) + field(41, 2) + field(42, 1) + field(43, 0)  # unknown, BOS, EOS, padding
+    model = b"".join(pieces) + field(2, field(3, BPE) + field(35, 1) + ids)  # byte fallback
+    model += field(3, field(1, b"identity") + field(3, 0) + field(4, 0))  # no space added or removed
     reference = sentencepiece.SentencePieceProcessor(model_proto=model)
     ours = load_tokenizer("gemma-3-270m")
-    asked = [text for text in texts() if "<start_of_turn>" not in text]  # sentencepiece reads it as letters
+    asked = [text for text in texts() if "<start_of_turn>" not in text]  # plain text for sentencepiece
     assert [ours(t, add_special_tokens=False)["input_ids"] for t in asked] == reference.encode(asked)
 
 
 BPE = UNKNOWN = 2
-"""In sentencepiece's model file: the kind of model, and of a piece."""
+"""Enum values in sentencepiece's model file: the model type BPE and the piece type UNKNOWN."""
 
 
 def field(number: int, value: bytes | float | int) -> bytes:
-    """A field of a protocol buffer, which that file is."""
+    """Encode a field of a protocol buffer, the format of that file."""
     if isinstance(value, bytes):
         return varint(number << 3 | 2) + varint(len(value)) + value
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""The meter against torch's own counter."""
+"""Counted FLOPs against torch's own counter."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def model() -> Qwen3ForCausalLM:
-    """The demo's shape in two layers: wide enough that what is left out is small, as in real models."""
+    """Return the demo's shape with two layers, so wide that uncounted operations hardly matter."""
     config = Qwen3Config(
         vocab_size=2_000, hidden_size=256, intermediate_size=704, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=4, head_dim=64, tie_word_embeddings=True,
@@ -32,8 +32,8 @@ def counted(run) -> float:
     return counter.get_total_flops()
 
 
-def test_a_training_step_of_a_lora():
-    """Forward and backward of a PEFT model, head at every position."""
+def test_a_training_step_of_a_lora_is_counted():
+    """It is the forward and backward pass of a PEFT model, with the head at every position."""
     ids = torch.randint(2_000, (4, 48))
     peft = get_peft_model(model(), LoraConfig(r=16, target_modules=list(TARGETS), task_type="CAUSAL_LM"))
     meter = Meter(peft)
@@ -47,8 +47,8 @@ def test_a_training_step_of_a_lora():
     assert meter.forward_tokens == meter.backward_tokens == 4 * 48
 
 
-def test_reading_without_a_gradient_costs_a_forward():
-    """And nothing outside of `counting` counts."""
+def test_without_gradients_only_a_forward_pass_is_counted():
+    """Calls outside `counting` are not counted."""
     ids = torch.randint(2_000, (4, 48))
     plain = model()
     meter = Meter(plain)
@@ -59,8 +59,8 @@ def test_reading_without_a_gradient_costs_a_forward():
     assert (meter.forward_tokens, meter.backward_tokens) == (4 * 48, 0)
 
 
-def test_generation_behind_a_cache(tokenizer):
-    """The prompt once, then a token a step, each against all that came before."""
+def test_generation_with_a_cache_is_counted(tokenizer):
+    """The prompt is read once, then one token per step that attends to all earlier ones."""
     plain = model()
     plain.generation_config.eos_token_id = None
     meter = Meter(plain)
@@ -75,8 +75,8 @@ def test_generation_behind_a_cache(tokenizer):
     assert meter.forward_tokens == 2 * (40 + 5)
 
 
-def test_of_a_tree_a_token_meets_its_path():
-    """The share that is met is given; torch counts what the path's layers really multiply."""
+def test_only_the_path_of_a_token_in_the_tree_is_counted():
+    """The meter is given a path's share of the tree; torch counts what the path's layers really multiply."""
     tree = build_tree(["sw", "es", "ur"], ranks={"root": 8, "family": 4, "language": 4})
     adapters = TreeLora(model(), tree, targets=TARGETS, scaling=2.0)
     meter = Meter(adapters.model, tree.path_rank() / tree.rank)
@@ -92,8 +92,8 @@ def test_of_a_tree_a_token_meets_its_path():
 
 
 @pytest.mark.parametrize("layer", [1, 2])
-def test_layers_above_the_one_that_is_asked_for_are_not_counted(layer):
-    """Weights, adapters and attention; the tokens are read all the same."""
+def test_layers_above_the_requested_one_are_not_counted(layer):
+    """Their weights, adapters and attention do not count; the tokens still count as read."""
     tree = build_tree(["sw", "es", "ur"], ranks={"root": 8, "family": 4, "language": 4})
     adapters = TreeLora(model(), tree, targets=TARGETS, scaling=2.0)
     meter = Meter(adapters.model, tree.path_rank() / tree.rank)
@@ -110,4 +110,4 @@ def test_layers_above_the_one_that_is_asked_for_are_not_counted(layer):
     with meter.counting(), torch.no_grad():
         before = meter.flops
         expected = counted(lambda: adapters.model(input_ids=ids, use_cache=False))
-    assert meter.flops - before == pytest.approx(expected, rel=0.05)  # whole forwards are counted whole
+    assert meter.flops - before == pytest.approx(expected, rel=0.05)  # a full forward pass counts in full

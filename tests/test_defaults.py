@@ -1,4 +1,4 @@
-"""Settings that follow the model: what is taken for which, and what the documented commands come to."""
+"""Settings that depend on the model: the defaults of each model, and what documented commands resolve to."""
 
 import re
 from functools import reduce
@@ -21,14 +21,14 @@ GEMMA_270M, QWEN_06B, LLAMA_8B = (
 
 @pytest.fixture
 def known(monkeypatch):
-    """No hub: a model is what this test says it is, and nothing else is looked up."""
+    """Replace look-ups on the Hub: only the models that a test adds are known."""
     models: dict[str, Facts] = {}
     monkeypatch.setattr("isogloss.config.load.look_up", models.__getitem__)
     return models
 
 
 def followed(config: Config) -> tuple:
-    """Every setting that follows the model."""
+    """Return the main settings that depend on the model."""
     tune, distill = config.tune, config.distill
     ranks = tuple(distill.adapter.levels.values())
     return (
@@ -54,15 +54,15 @@ def followed(config: Config) -> tuple:
         (["distill.teacher={type: server, url: 'http://localhost:1/v1', model: m}"], "hidden"),
     ],
 )
-def test_a_signal_is_kept_as_what_the_other_settings_can_use(known, settings, signal):
-    """And stage 1 shows no teacher's prompt, whoever teaches."""
+def test_the_default_signal_fits_the_other_settings(known, settings, signal):
+    """Stage 1 never includes the teacher's prompt, whichever teacher is set."""
     known["some/model"] = GEMMA_270M
     found = load_config(None, ["model=some/model", *settings], places=True)
     assert (found.distill.signal, found.tune.teacher_prompt_fraction) == (signal, 0)
 
 
-def test_the_embedded_models_defaults_are_its_own(known):
-    """As measured in docs/log.md; nothing is looked up for it."""
+def test_the_embedded_model_has_its_own_defaults(known):
+    """They are measured (docs/log.md), and no model is looked up."""
     assert followed(load_config(places=True)) == ("full", 16, 1.5, 1e-3, 32, 3e-3, 4.5, 0.0, (12, 2, 2))
     assert followed(load_config(None, ["model=demo", "tune.learning_rate=null"])) == followed(Config())
 
@@ -77,10 +77,8 @@ def test_the_embedded_models_defaults_are_its_own(known):
         (LLAMA_8B, 2e-4, 2e-4),
     ],
 )
-def test_a_model_that_was_trained_before_takes_a_lora_and_steps_by_its_size(
-    known, facts, tune_lr, distill_lr
-):
-    """The larger it is, the smaller the steps; the limits belong to the smaller class."""
+def test_a_pretrained_model_gets_a_lora_and_learning_rates_by_its_size(known, facts, tune_lr, distill_lr):
+    """Larger models get smaller learning rates; a size at a limit belongs to the smaller class."""
     known["some/model"] = facts
     found = load_config(None, ["model=some/model"], places=True)
     assert followed(found) == ("lora", 32, 1.0, tune_lr, 8, distill_lr, 2.0, 1.0, (16, 4, 4))
@@ -90,7 +88,7 @@ def test_a_model_that_was_trained_before_takes_a_lora_and_steps_by_its_size(
     ("shapes", "facts"),
     [
         (
-            # Qwen/Qwen3-0.6B, whose published count this is.
+            # Qwen/Qwen3-0.6B, with its published parameter count.
             Qwen3Config(
                 vocab_size=151_936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28,
                 num_attention_heads=16, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
@@ -108,16 +106,16 @@ def test_a_model_that_was_trained_before_takes_a_lora_and_steps_by_its_size(
     ],
     ids=["Qwen3-0.6B", "Llama-3.1-8B"],
 )  # fmt: skip
-def test_a_models_facts_come_from_its_config_alone(tmp_path, shapes, facts):
-    """The folder holds no weights."""
+def test_a_models_facts_are_read_from_its_config_alone(tmp_path, shapes, facts):
+    """The folder has no weights."""
     shapes.save_pretrained(tmp_path)
     assert look_up(str(tmp_path)) == facts
     found = load_config(None, [f"model={tmp_path}"])
     assert found.distill.learning_rate == (5e-4 if facts is QWEN_06B else 2e-4)
 
 
-def test_what_the_user_sets_stays(known):
-    """Each setting by itself, one rank of three too; null is as if it were left out."""
+def test_settings_of_the_user_override_the_defaults(known):
+    """Each setting is kept on its own, even a single rank; null means not set."""
     known["some/model"] = GEMMA_270M
     overrides = (
         "model=some/model",
@@ -129,15 +127,15 @@ def test_what_the_user_sets_stays(known):
     assert followed(found) == ("lora", 32, 1.0, 1e-5, 8, 1e-3, 2.0, 0.5, (20, 4, 4))
 
 
-def test_full_tuning_of_a_trained_model_takes_small_steps(known):
-    """And no rank, which it would not heed."""
+def test_full_tuning_of_a_pretrained_model_gets_a_small_learning_rate(known):
+    """The LoRA rank keeps its default, as it has no effect."""
     known["some/model"] = GEMMA_270M
     found = load_config(None, ["model=some/model", "tune.method=full"], places=True)
     assert (found.tune.learning_rate, found.tune.lora_rank, found.tune.batch_size) == (2e-5, 16, 32)
 
 
-def test_resolved_settings_are_looked_up_no_more(known, tmp_path):
-    """A run's config.yaml has them all, so it reads the same when the model has gone, or another is added."""
+def test_resolved_settings_are_not_looked_up_again(known, tmp_path):
+    """A run's config.yaml has them all, so it still loads when the model is gone or an override is added."""
     known["some/model"] = GEMMA_270M
     found = load_config(None, ["model=some/model"], places=True)
     (tmp_path / "config.yaml").write_text(dump_config(found))
@@ -146,8 +144,8 @@ def test_resolved_settings_are_looked_up_no_more(known, tmp_path):
     assert with_overrides(found, ["seed=3"]).tune == found.tune
 
 
-def test_errors_are_told_before_a_model_is_looked_up(known):
-    """A hub that does not answer takes its time."""
+def test_errors_are_reported_before_a_model_is_looked_up(known):
+    """Waiting for a Hub that does not respond takes time."""
     with pytest.raises(
         ConfigError,
         match=r"^--set tune.learning_rate=0: tune.learning_rate is 0; it must be a number above 0$",
@@ -155,8 +153,8 @@ def test_errors_are_told_before_a_model_is_looked_up(known):
         load_config(None, ["model=gone/model", "tune.learning_rate=0"], places=True)
 
 
-def test_a_model_that_is_nowhere_is_one_line(monkeypatch):
-    """As the settings are read, not after the data."""
+def test_a_model_that_cannot_be_found_is_a_one_line_error(monkeypatch):
+    """It is raised when the settings load, not after the data is read."""
 
     def skeleton(name):
         raise ConfigError(f"model: {name} is neither a local folder nor to be had from the hub")
@@ -166,29 +164,29 @@ def test_a_model_that_is_nowhere_is_one_line(monkeypatch):
         load_config(None, ["model=gone/model"], places=True)
 
 
-def test_what_was_taken_is_explained(known):
-    """By setting: the value, and why, or what it would have been."""
+def test_resolved_settings_are_explained(known):
+    """Each line gives a setting's value and the reason, or the default that the user replaced."""
     known["some/model"] = GEMMA_270M
     found = load_config(None, ["model=some/model", "distill.epochs=4"], places=True)
     assert explain(found, GEMMA_270M) == [
-        "some/model: 268,098,176 weights in 18 layers of 640; settings that follow the model:",
-        "  tune.method lora: the model was trained before",
-        "  tune.epochs 1: the model was trained before",
+        "some/model: 268,098,176 weights, 18 layers, hidden size 640; settings that follow the model:",
+        "  tune.method lora: the model is pretrained",
+        "  tune.epochs 1: the model is pretrained",
         "  tune.learning_rate 0.0005: LoRA on 268 million weights",
         "  tune.batch_size 8: more steps from the same rows",
-        "  tune.lora_rank 32: the model was trained before",
+        "  tune.lora_rank 32: the model is pretrained",
         "  distill.learning_rate 0.001: adapters on 268 million weights",
-        "  distill.kl_weight 1: the model was trained before and uses what it reads",
-        "  distill.teacher_view english: the model was trained before",
-        "  distill.teacher_reads [twin]: where answers are a language's own words",
-        "  tune.teacher_prompt_fraction 0: the model was trained before and uses what it reads",
+        "  distill.kl_weight 1: a pretrained model makes use of its prompt",
+        "  distill.teacher_view english: the model is pretrained",
+        "  distill.teacher_reads [twin]: for answers in the words of the language",
+        "  tune.teacher_prompt_fraction 0: a pretrained model makes use of its prompt",
         "  distill.signal top_k: the vocabulary is large",
-        "  distill.similarity_weight 1: the model was trained before",
-        "  distill.similarity_layer 7: two fifths of 18, where translations are alike",
-        "  distill.epochs 4: as set; by the model 2",
-        "  distill.adapter.ranks.root 16: rank 24 a path, most of it shared",
-        "  distill.adapter.ranks.family 4: rank 24 a path, most of it shared",
-        "  distill.adapter.ranks.language 4: rank 24 a path, most of it shared",
+        "  distill.similarity_weight 1: the model is pretrained",
+        "  distill.similarity_layer 7: two fifths of 18, where translations are most similar",
+        "  distill.epochs 4: as set; the model's default is 2",
+        "  distill.adapter.ranks.root 16: rank 24 per path, most of it shared",
+        "  distill.adapter.ranks.family 4: rank 24 per path, most of it shared",
+        "  distill.adapter.ranks.language 4: rank 24 per path, most of it shared",
         "  distill.adapter.layers 12: two thirds of 18",
     ]
     assert explain(Config(), GEMMA_270M) == []
@@ -205,8 +203,8 @@ DOCUMENTED = dict.fromkeys(
 
 
 @pytest.mark.parametrize("command", DOCUMENTED, ids=" ".join)
-def test_a_documented_command_takes_sane_steps(command, known, monkeypatch, tmp_path):
-    """A model that was trained before gets a LoRA, never the embedded one's steps."""
+def test_a_documented_command_gets_sane_settings(command, known, monkeypatch, tmp_path):
+    """A pretrained model gets a LoRA and small learning rates, never the embedded model's settings."""
     known |= {"Qwen/Qwen3-0.6B": QWEN_06B, "Qwen/Qwen2.5-7B": LLAMA_8B, "gemma-3-270m": GEMMA_270M}
     known |= {"./my-model": LLAMA_8B, "some/model": LLAMA_8B}
     (tmp_path / "my-model").mkdir()
@@ -228,12 +226,12 @@ def test_a_documented_command_takes_sane_steps(command, known, monkeypatch, tmp_
 
 
 def test_the_documented_commands_are_found():
-    """So that the test above cannot pass by finding none; a hub model is among them."""
+    """The test above cannot pass by finding none; one of the commands uses a model from the Hub."""
     assert len(DOCUMENTED) >= 6 and any("model=Qwen/Qwen3-0.6B" in command for command in DOCUMENTED)
 
 
-def test_the_guides_table_of_defaults_is_the_codes(known):
-    """Every row of it with a value in each column: the embedded model, then one of each size."""
+def test_the_guides_table_of_defaults_matches_the_code(known):
+    """Each row has a value for the embedded model and for one model of each size."""
     cells = " ".join([r"(\S+) \|"] * 4)
     rows = re.findall(
         rf"^\| `([\w.]+)` \| {cells}$", (ROOT / "docs/guide/model.md").read_text("utf-8"), re.MULTILINE

@@ -1,4 +1,4 @@
-"""The documents hold: commands parse, settings and files exist, code compiles, links lead somewhere."""
+"""The documentation is correct: commands parse, settings and files exist, code compiles, links resolve."""
 
 import ast
 import inspect
@@ -24,35 +24,35 @@ GROUP: Any = typer.main.get_command(app)
 MAKE = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
 OTHERS = {"cd", "curl", "llama-server", "lm_eval", "ollama", "tensorboard", "vllm"}
-"""Programs that are not ours, whose arguments are theirs."""
+"""Programs of others, whose arguments are not checked."""
 GUIDE = [page for page in PAGES if page.parent.name == "guide"]
 COMMANDS = [command for page in PAGES for command in commands(page)]
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 
 def name(one: Any) -> str:
-    """Of a page, or a part of one."""
+    """Return the test ID of a page or a part of one."""
     page = one if isinstance(one, Path) else one.page
     return str(page.relative_to(ROOT)) + ("" if isinstance(one, Path) else f": {one[-1][:60]}")
 
 
 def parse(words: list[str]) -> None:
-    """What the command line does with the words before it does anything."""
+    """Parse the words like the command line, without running the command."""
     if not words[0].startswith("-"):
         assert words[0] in GROUP.commands, f"isogloss has no command {words[0]}"
         GROUP.commands[words[0]].make_context(words[0], list(words[1:]))
 
 
 def has_options(source: Path, words: list[str]) -> None:
-    """Every option is in the source, as it is written or as the parameter of a function."""
+    """Check that the source has every option, as it is written or as a function's parameter."""
     text = source.read_text("utf-8")
     for option in (word for word in words if word.startswith("--")):
         assert option in text or option.strip("-").replace("-", "_") in text, f"{source} has no {option}"
 
 
 def accepted(words: list[str]) -> None:
-    """One command, of whichever program, with the settings that it gives."""
-    while re.fullmatch(r"\w+=.*", words[0]):  # a variable of the environment
+    """Check one command of any program, including the settings that it gives."""
+    while re.fullmatch(r"\w+=.*", words[0]):  # an environment variable
         words = words[1:]
     program, *rest = words
     program = program.removeprefix(".venv/bin/")
@@ -72,7 +72,7 @@ def accepted(words: list[str]) -> None:
         for extra in re.findall(r"isogloss\[([\w,-]+)\]", " ".join(rest)):
             assert set(extra.split(",")) <= set(EXTRAS), extra
     elif program not in ("ruff", "pytest"):
-        assert program in OTHERS, f"{program} is not known here; add it to OTHERS if it is another's"
+        assert program in OTHERS, f"{program} is not known here; add it to OTHERS if it is not ours"
     given = [word for option, word in pairwise(rest) if option == "--set"]
     if given:
         files = [ROOT / word for word in rest if re.fullmatch(r"examples/[\w-]+\.yaml", word)]
@@ -81,7 +81,7 @@ def accepted(words: list[str]) -> None:
 
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS), ids=name)
 def test_a_command_parses(command: Command):
-    """By the real command line, with the settings that it gives; nothing is run."""
+    """The real command line parses it with its settings; nothing is run."""
     try:
         accepted(command.words)
     except (USAGE_ERROR, IsoglossError) as error:
@@ -89,14 +89,14 @@ def test_a_command_parses(command: Command):
             pytest.fail(f"{command.line}: {error}")
 
 
-def test_every_command_is_shown():
-    """By its name, in some page."""
+def test_every_command_is_documented():
+    """Each is shown on at least one page."""
     shown = {words[1] for one in COMMANDS if (words := one.words)[0] == "isogloss" and len(words) > 1}
     assert set(GROUP.commands) - shown == set()
 
 
-def test_a_wrong_command_is_found():
-    """So that the tests above can fail."""
+def test_an_invalid_command_is_detected():
+    """This shows that the tests above can fail."""
     for words in (
         ["isogloss", "nothing"],
         ["isogloss", "run", "--nothing"],
@@ -110,7 +110,7 @@ def test_a_wrong_command_is_found():
 
 
 def read_yaml(file: Path) -> Any:
-    """What the program makes of a file of this name."""
+    """Load a file as the program loads a file of this name."""
     match file.name:
         case "run.yaml":
             return load_config(file)
@@ -126,12 +126,12 @@ def read_yaml(file: Path) -> Any:
             from isogloss.adapters.grouping import families_of_file
 
             return families_of_file(file, ()) == {}
-    pytest.fail(f"{file.name} is no title of a block of YAML; take run.yaml for settings")
+    pytest.fail(f"{file.name} is not a known title of a YAML block; use run.yaml for settings")
 
 
 @pytest.mark.parametrize("block", [one for one in BLOCKS if one.language == "yaml"], ids=name)
-def test_a_block_of_yaml_is_read(block, tmp_path, monkeypatch):
-    """As what its title says it is."""
+def test_a_yaml_block_loads(block, tmp_path, monkeypatch):
+    """It loads as the kind of file that its title says."""
     monkeypatch.chdir(tmp_path)
     file = tmp_path / block.title
     file.write_text(block.text, "utf-8")
@@ -139,8 +139,8 @@ def test_a_block_of_yaml_is_read(block, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(b.title for b in blocks(page))], ids=name)
-def test_the_data_that_a_page_shows_are_read(page, tmp_path, monkeypatch):
-    """By the settings that name them; where no settings do, by their layout."""
+def test_the_data_on_a_page_loads(page, tmp_path, monkeypatch):
+    """It is read with the settings on the page that name it, or otherwise by its layout."""
     from isogloss.data import sources
     from isogloss.data.formats import layouts
 
@@ -161,8 +161,8 @@ def test_the_data_that_a_page_shows_are_read(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("block", [one for one in BLOCKS if one.language == "python"], ids=name)
-def test_a_block_of_python_compiles(block):
-    """And what it takes from the package is there."""
+def test_a_python_block_compiles(block):
+    """What it uses from the package exists."""
     tree = ast.parse(block.text)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("isogloss"):
@@ -176,15 +176,15 @@ def test_a_block_of_python_compiles(block):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_blocks_say_what_they_are(page):
-    """A block without a language is tested by nobody."""
+def test_blocks_have_a_known_language_and_a_title(page):
+    """A block without a language would not be tested."""
     known = {"sh", "yaml", "python", "json", "csv"}
     assert {block.language for block in blocks(page)} <= known
     assert all(block.title for block in blocks(page) if block.language in ("yaml", "json", "csv"))
 
 
 def classes(annotation: Any) -> list[type[Settings]]:
-    """The settings that a type holds, within unions, lists and the like."""
+    """Return the settings classes in a type, including those inside unions and lists."""
     if inspect.isclass(annotation) and issubclass(annotation, Settings):
         return [annotation]
     return [one for part in get_args(annotation) for one in classes(part)]
@@ -196,7 +196,7 @@ def everywhere(kind: type[Settings] = Config) -> list[type[Settings]]:
 
 
 def is_setting(kinds: list[type[Settings]], parts: list[str]) -> bool:
-    """Whether a dotted name leads from any of these settings to another."""
+    """Return whether a dotted name leads from one of these classes to a setting."""
     fields = [kind.model_fields[parts[0]] for kind in kinds if parts[0] in kind.model_fields]
     if not fields or len(parts) == 1:
         return bool(fields)
@@ -212,8 +212,8 @@ FILES = (".yaml", ".json", ".jsonl", ".csv", ".parquet", ".md", ".py", ".html", 
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_a_setting_that_is_named_exists(page):
-    """Every `section.name`, wherever the section stands, and every `name: value`."""
+def test_every_setting_in_the_text_exists(page):
+    """This covers every `section.name`, wherever the section is nested, and every `name: value`."""
     wrong = []
     for span in spans(page):
         dotted = re.match(r"([a-z_]+(?:\.[a-z_]+)+)(?:$|: |=)", span)
@@ -226,8 +226,8 @@ def test_a_setting_that_is_named_exists(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_an_option_that_is_named_exists(page):
-    """Of our commands, our scripts, or a command of others that the page shows."""
+def test_every_option_in_the_text_exists(page):
+    """It belongs to our commands, our scripts, or a command of others on the page."""
     ours = {
         option for command in GROUP.commands.values() for parameter in command.params
         for option in (*parameter.opts, *parameter.secondary_opts)
@@ -243,8 +243,8 @@ def test_an_option_that_is_named_exists(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_a_path_that_is_named_exists(page):
-    """Under our folders; what stands in <…> is any name."""
+def test_every_path_on_a_page_exists(page):
+    """This covers paths under our folders; <…> stands for any name."""
     folders = r"(?:isogloss|examples|benchmarks|tests|docs|tools|experiments)/[\w.<>/-]+"
     found = {path for span in spans(page) for path in re.findall(rf"(?:^|\s)({folders})", span)}
     found |= {
@@ -254,8 +254,8 @@ def test_a_path_that_is_named_exists(page):
 
 
 @pytest.mark.parametrize("page", [*PAGES, *(ROOT / "docs").glob("*.md")], ids=name)
-def test_a_link_leads_somewhere(page):
-    """To a file of the repository, and to a heading in it."""
+def test_every_link_resolves(page):
+    """It leads to a file in the repository and a heading in it; web addresses are not checked."""
     wrong = []
     for link in links(page):
         if re.match(r"(https?|mailto):", link):
@@ -268,8 +268,8 @@ def test_a_link_leads_somewhere(page):
 
 
 @pytest.mark.parametrize("page", GUIDE, ids=name)
-def test_a_page_of_the_guide_opens_with_what_it_is_for_and_a_command(page):
-    """Before its first section."""
+def test_every_page_of_the_guide_opens_with_its_purpose_and_a_command(page):
+    """Both come before its first section."""
     opening = page.read_text("utf-8").split("\n## ")[0]
     assert re.match(r"# [^\n]+\n\nAfter this page you can ", opening) and "```sh\n" in opening
 
@@ -278,17 +278,17 @@ def test_a_page_of_the_guide_opens_with_what_it_is_for_and_a_command(page):
     "page", [page for page in PAGES if not page.name.startswith(("results", "settings"))], ids=name
 )
 def test_lines_are_short(page):
-    """110 columns, as in code; the pages left out are written by scripts."""
+    """The limit is 110 columns, as in code; pages written by scripts are left out."""
     assert [line for line in page.read_text("utf-8").split("\n") if len(line) > 110] == []
 
 
-def test_the_page_of_settings_is_that_of_today():
-    """It says what `isogloss/config` does; `python -m tools.write_settings` writes it."""
+def test_the_page_of_settings_is_up_to_date():
+    """It equals what `python -m tools.write_settings` generates from `isogloss/config`."""
     assert write_settings.PAGE.read_text("utf-8") == write_settings.page()
 
 
-def test_every_extra_suite_source_and_example_is_explained():
-    """So that nothing is added without a line about it."""
+def test_every_extra_suite_source_and_example_is_documented():
+    """None can be added without documentation."""
     from isogloss.evaluate.suites import ABOUT
 
     guide = {span for page in GUIDE for span in spans(page)}
@@ -300,12 +300,12 @@ def test_every_extra_suite_source_and_example_is_explained():
     assert {file.name for file in (ROOT / "examples").glob("*.yaml") if file.name not in text} == set()
 
 
-def test_the_number_of_languages_is_the_registrys():
-    """The guide says how many `isogloss languages` lists."""
+def test_the_guide_states_the_number_of_languages():
+    """It is the number of languages in the registry, which `isogloss languages` lists."""
     assert f"lists all {len(languages())};" in re.sub(r"\s+", " ", prose(ROOT / "docs/guide/data.md"))
 
 
 def test_pages_and_commands_are_found():
-    """So that no test above passes by finding nothing."""
+    """The tests above cannot pass by finding nothing."""
     assert len(GUIDE) >= 8 and len(COMMANDS) > 60 and len(BLOCKS) > 50
     assert sum(len(links(page)) for page in PAGES) > 80 and sum(len(spans(page)) for page in PAGES) > 500

@@ -1,4 +1,4 @@
-"""Exports as sentence embedders: retrieval's vectors, from the library that a user has."""
+"""Exports as sentence embedders: sentence-transformers gives the vectors that retrieval uses."""
 
 import sys
 
@@ -23,14 +23,14 @@ def score(run, **layers) -> None:
 
 @pytest.fixture
 def scored(aligned):
-    """A run whose retrieval was best at its second layer of three."""
+    """A run whose retrieval was best at layer 2 of 3."""
     score(aligned.run, retrieval=LAYER)
     yield aligned.run
     (aligned.run.folder / "scores.json").unlink()
 
 
 def by_hand(run, code, texts):
-    """Weights by PEFT, states by transformers, one text at a time, and a plain mean."""
+    """Return the mean hidden states by PEFT and transformers alone, one text at a time."""
     from peft import PeftModel
 
     model = load_model(str(run.tuned), torch.float32)
@@ -48,8 +48,8 @@ def by_hand(run, code, texts):
     return torch.stack(rows)
 
 
-def test_the_library_gives_retrievals_vectors(scored, tmp_path):
-    """Of texts of other lengths too, in one batch, by an independent way to the same numbers."""
+def test_sentence_transformers_gives_the_vectors_of_retrieval(scored, tmp_path):
+    """An independent computation gives the same, also for texts of different lengths in one batch."""
     library = pytest.importorskip("sentence_transformers", reason=MISSING)
     found = embedding.export_embedders(scored, ["sw", "ur"], tmp_path / "out")
     assert [one.code for one in found] == ["en", "sw", "ur"]
@@ -65,12 +65,11 @@ def test_the_library_gives_retrievals_vectors(scored, tmp_path):
         torch.testing.assert_close(theirs.cpu(), ours, atol=2e-3, rtol=0)
         assert "library_name: sentence-transformers" in (one.folder / "README.md").read_text("utf-8")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["en", "sw", "ur"]
-    with pytest.raises(RunError, match="is there already; name another --out or remove it"):
+    with pytest.raises(RunError, match="already exists; choose another --out or remove it"):
         embedding.export_embedders(scored, ["sw"], tmp_path / "out")
 
 
-def test_control_tokens_and_dimensions_that_do_not_vary_weigh_nothing(aligned, tmp_path):
-    """By the modules' own numbers."""
+def test_control_tokens_and_constant_dimensions_have_no_weight(aligned, tmp_path):
     pytest.importorskip("sentence_transformers", reason=MISSING)
     decoder = load_model(str(aligned.run.tuned), torch.float32)
     decoder.base_model.save_pretrained(tmp_path)
@@ -87,15 +86,19 @@ def test_control_tokens_and_dimensions_that_do_not_vary_weigh_nothing(aligned, t
 @pytest.mark.parametrize(
     ("layers", "says"),
     [
-        ({}, "has no retrieval, whose layer is wanted; run `isogloss evaluate` on a suite with sentences"),
+        (
+            {},
+            "has no retrieval scores, which determine the layer; run `isogloss evaluate` on a suite with "
+            "sentences",
+        ),
         (
             {"retrieval": 3},
-            "retrieval reads layer 3, the last, which sentence-transformers sees only behind the final "
+            "retrieval uses layer 3, the last, which sentence-transformers only provides after the final "
             "norm; evaluate with evaluate.layer=2 or lower",
         ),
     ],
 )
-def test_a_run_without_a_layer_to_read_is_refused(layers, says, aligned, scored, tmp_path, monkeypatch):
+def test_a_run_without_a_usable_layer_is_refused(layers, says, aligned, scored, tmp_path, monkeypatch):
     """Nothing is written."""
     monkeypatch.setattr(embedding, "_library", lambda: None)
     score(aligned.run, **layers)
@@ -104,19 +107,21 @@ def test_a_run_without_a_layer_to_read_is_refused(layers, says, aligned, scored,
     assert str(caught.value).endswith(says) and not (tmp_path / "out").exists()
 
 
-def test_without_the_library_it_is_named(aligned, tmp_path, monkeypatch):
-    """And what installs it."""
+def test_a_missing_library_is_named(aligned, tmp_path, monkeypatch):
+    """The error says what to install."""
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(RunError) as caught:
         embedding.export_embedders(aligned.run, ["sw"], tmp_path / "out")
-    assert str(caught.value) == ("--format sentence-transformers needs that library; install isogloss[embed]")
+    assert str(caught.value) == (
+        "--format sentence-transformers needs sentence-transformers; install isogloss[embed]"
+    )
 
 
 def test_an_embedder_has_no_rank(aligned, capsys):
-    """So --max-rank is refused."""
+    """--max-rank is refused."""
     folder = str(aligned.run.folder)
     with pytest.raises(SystemExit) as caught:
         main(["export", folder, "--all", "--format", "sentence-transformers", "--max-rank", "2"])
     assert caught.value.code == 2
-    said = "error --max-rank: an embedder has no rank; leave it out or take --format peft\n"
+    said = "error --max-rank: an embedder has no rank; leave it out or use --format peft\n"
     assert capsys.readouterr().err == said

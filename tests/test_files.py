@@ -1,4 +1,4 @@
-"""Files of a run: whole or not at all, one writer at a time, and named when something is wrong with them."""
+"""Files of a run: written completely or not at all, by one process at a time, and named in errors."""
 
 import ast
 import errno
@@ -23,8 +23,8 @@ with locked(Path(sys.argv[1])):
 """
 
 
-def test_a_file_is_replaced_whole_or_left_as_it_was(tmp_path):
-    """A full disk and a kill leave the old text, and no draft."""
+def test_a_file_is_replaced_completely_or_not_at_all(tmp_path):
+    """A full disk or an interrupt leaves the old text, and no draft."""
     path = tmp_path / "below" / "a.json"
     files.write_text(path, "old")
     for stop in (OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()):
@@ -35,7 +35,7 @@ def test_a_file_is_replaced_whole_or_left_as_it_was(tmp_path):
 
 
 def test_a_full_disk_is_reported_with_its_path(tmp_path):
-    """The system names none when a write fails, and neither does safetensors."""
+    """The system gives no path when a write fails, and neither does safetensors."""
     with pytest.raises(OSError) as caught, files.naming(tmp_path / "a"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert (caught.value.filename, caught.value.errno) == (str(tmp_path / "a"), errno.ENOSPC)
@@ -60,7 +60,7 @@ def test_a_full_disk_is_reported_with_its_path(tmp_path):
     ],
 )
 def test_a_damaged_state_file_is_named(content, says, tmp_path):
-    """With what is to be done."""
+    """The error also says what to do."""
     path = tmp_path / "scores.json"
     path.write_bytes(content)
     with pytest.raises(RunError) as caught:
@@ -69,7 +69,7 @@ def test_a_damaged_state_file_is_named(content, says, tmp_path):
 
 
 def test_a_damaged_line_is_named(tmp_path):
-    """By its number; a separator of Unicode's inside a string ends no line."""
+    """The error has its number; a Unicode line separator inside a string does not end a line."""
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": "x\u2028y"}\n\n{"a": 2}\n', "utf-8")
     assert files.read_lines(path, "mend it") == [{"a": "x\u2028y"}, {"a": 2}]
@@ -79,8 +79,8 @@ def test_a_damaged_line_is_named(tmp_path):
     assert str(caught.value) == f"{path}:2 is not a JSON object; mend it"
 
 
-def test_another_process_may_not_write_to_a_run_that_is_being_written_to(tmp_path):
-    """It is told who does; when that one is killed, the lock is free."""
+def test_two_processes_cannot_write_to_the_same_run(tmp_path):
+    """The error names the process that holds the lock; killing that process releases it."""
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -91,13 +91,13 @@ def test_another_process_may_not_write_to_a_run_that_is_being_written_to(tmp_pat
         holder.kill()
     begin, end = str(caught.value).split(f"process {holder.pid} on ")
     assert begin == f"{tmp_path} is being written to by "
-    assert end.endswith("; wait for it to end, or name another run folder")
-    with files.locked(tmp_path), files.locked(tmp_path):  # who has it may take it again
+    assert end.endswith("; wait for it to finish, or use another run folder")
+    with files.locked(tmp_path), files.locked(tmp_path):  # its holder may take it again
         pass
 
 
-def test_content_is_told_apart_by_name_and_bytes(tmp_path):
-    """And by nothing else: neither folder nor order."""
+def test_the_content_hash_depends_on_names_and_bytes(tmp_path):
+    """The folder and the order of files do not matter."""
     for folder, names in (("a", "xy"), ("b", "yx")):
         (tmp_path / folder).mkdir()
         for name in names:
@@ -109,7 +109,7 @@ def test_content_is_told_apart_by_name_and_bytes(tmp_path):
 
 
 def test_every_text_file_is_opened_as_utf8():
-    """Whatever the system's own encoding is; what the kernel writes is ASCII."""
+    """The system's own encoding does not matter; files in /proc are exempt, as they are ASCII."""
     found = []
     for module in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(module.read_text("utf-8"))):

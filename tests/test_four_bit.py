@@ -1,4 +1,4 @@
-"""A frozen model in 4 bits a weight: what is trained beside it, and what its absence says."""
+"""A frozen model in 4 bits: the training of adapters on it, and errors without a GPU or bitsandbytes."""
 
 import shutil
 from importlib.util import find_spec
@@ -32,34 +32,34 @@ needs = pytest.mark.skipif(not there, reason="needs a GPU and bitsandbytes")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
-    """The embedded base: a processor's 4-bit products want whole blocks of rows."""
+    """A run over the embedded base, as 4-bit matrix products on a CPU need whole blocks of rows."""
     folder = tmp_path_factory.mktemp("four")
     made = open_run(load_config(None, (*SMALL, f"run={folder / 'run'}", "model=demo")))
     shutil.copytree(load.model_folder("demo"), made.tuned)
     return made
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="only without a GPU")
 @pytest.mark.parametrize(
     ("setting", "says"), [("four_bit", "needs a GPU"), ("shard", "needs several processes")]
 )
-def test_it_is_refused_before_stage_1(tmp_path, setting, says):
-    """Stage 1 of a run in 4 bits reads the weights as they are: it would have been for nothing."""
+def test_a_machine_without_a_gpu_or_several_processes_is_refused_before_stage_1(tmp_path, setting, says):
+    """Stage 1 uses the original weights, so it would work and be wasted."""
     settings = [one for one in SMALL if "four_bit" not in one]
     given = (*settings, f"{setting}=true", "tune.method=lora", f"run={tmp_path / 'run'}")
     with pytest.raises(ConfigError, match=f"^{setting}: {says}"):
         checks.check(Run(load_config(None, given), ProgressReporter()))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_is_refused(run):
-    """bitsandbytes answers on a processor, but has no gradients there."""
+@pytest.mark.skipif(torch.cuda.is_available(), reason="only without a GPU")
+def test_four_bit_without_a_gpu_is_refused(run):
+    """bitsandbytes runs on a CPU, but without gradients."""
     with pytest.raises(ConfigError, match=r"^four_bit: needs a GPU; leave it out$"):
         run.reference_model()
 
 
-def test_without_the_library_it_is_refused(run, monkeypatch):
-    """The extra's name is told."""
+def test_four_bit_without_bitsandbytes_is_refused(run, monkeypatch):
+    """The error names the extra to install."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(load, "is_bitsandbytes_available", lambda: False)
     with pytest.raises(
@@ -69,8 +69,8 @@ def test_without_the_library_it_is_refused(run, monkeypatch):
 
 
 @needs
-def test_adapters_learn_beside_it_and_it_stays(run):
-    """All self-checks pass: off it is itself to the bit; on, a path moves the logits."""
+def test_adapters_train_on_a_four_bit_model_that_stays_unchanged(run):
+    """All self-checks pass: without adapters the logits are bit-identical, and on a path they change."""
     stages.run_distill(run)
     reference = run.reference_model()
     kinds = {type(m).__name__ for m in reference.modules()}
@@ -85,6 +85,6 @@ def test_adapters_learn_beside_it_and_it_stays(run):
 
 
 @needs
-def test_its_weights_are_counted_whole(run):
-    """Two of them lie in a byte; a product needs both."""
+def test_each_four_bit_weight_is_counted(run):
+    """Two weights share a byte, but a matrix product uses both."""
     assert Meter(run.reference_model()).body == Meter(load.load_model("demo", torch.float32)).body

@@ -1,7 +1,7 @@
 """Gemma 3 270M from its package, end to end: tokenizer, template, logits, one step of each stage, export.
 
-The model is converted once a machine, into the user's cache. SmolLM2, another layout with a template of its
-own, goes the same way where slow tests are asked for.
+The model is converted once per machine, into the user's cache. If slow tests are selected, SmolLM2, which has
+another layout and its own chat template, is tested in the same way.
 """
 
 import json
@@ -55,8 +55,8 @@ def tokenizer():
     return load_tokenizer(NAME)
 
 
-def test_the_tokenizer_is_gemmas(tokenizer):
-    """Ids as Google's own tokenizer gives them; unknown letters as bytes; blanks kept; nothing lost."""
+def test_the_tokenizer_equals_gemmas(tokenizer):
+    """IDs are those of Google's tokenizer, unknown characters become bytes, and no text is changed."""
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (BOS, 1, 0)
     assert tokenizer.convert_tokens_to_ids(["<start_of_turn>", "<end_of_turn>"]) == [START, END]
     assert tokenizer("Hello world")["input_ids"] == [BOS, 9259, 1902]
@@ -72,8 +72,8 @@ def test_the_tokenizer_is_gemmas(tokenizer):
         assert tokenizer.decode(ids) == text and max(ids) < 262_144
 
 
-def test_turns_are_gemmas_with_one_beginning(tokenizer):
-    """The default template is made of its control tokens; an answer ends with its end of turn."""
+def test_prompts_have_gemmas_turns_and_a_single_bos(tokenizer):
+    """The default template uses Gemma's control tokens; a response ends with its end-of-turn token."""
     row = encode(tokenizer, "Hi", "Yes", "Be brief.")
     assert tokenizer.decode(row.prompt) == (
         "<bos><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\n"
@@ -83,7 +83,7 @@ def test_turns_are_gemmas_with_one_beginning(tokenizer):
     assert tokenizer.decode(row.response[:-1]) == "Yes"
 
 
-def test_the_plan_reads_shapes_and_no_weights():
+def test_the_skeleton_has_shapes_and_no_weights():
     assert sum(p.numel() for p in skeleton(NAME).parameters()) == 268_098_176
     assert all(p.is_meta for p in skeleton(NAME).parameters())
 
@@ -97,7 +97,7 @@ def name(request) -> str:
 
 @torch.no_grad()
 def test_the_head_gives_the_models_own_logits(name: str):
-    """And weights that know the language: Paris is the capital of France."""
+    """The weights make sense too: Paris is the capital of France."""
     model, tokenizer = load_model(name, torch.float32), load_tokenizer(name)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     ids = torch.tensor([tokenizer("The capital of France is")["input_ids"]])
@@ -111,7 +111,7 @@ def test_the_head_gives_the_models_own_logits(name: str):
 
 @pytest.fixture(scope="module")
 def done(name: str, tmp_path_factory) -> Run:
-    """All stages, a step or two each."""
+    """A run through all stages, with a step or two each."""
     folder = tmp_path_factory.mktemp(name) / "run"
     config = load_config(None, (*SETTINGS, f"model={name}", f"run={folder}"))
     checks.check(Run(config, ProgressReporter()))
@@ -121,11 +121,11 @@ def done(name: str, tmp_path_factory) -> Run:
 
 
 def test_every_stage_takes_a_step(done: Run):
-    """Losses are those of a model that begins, stage 1's adapter and the terms lie with the weights, and both
-    sides were measured."""
+    """The losses are plausible, stage 1's adapter and the licence terms are saved with the weights, and both
+    sides are evaluated."""
     lines = [json.loads(line) for line in done.curve.read_text().split("\n") if line]
     assert {line["stage"] for line in lines} == {"tune", "distill"}
-    # Each is in nats a token; over 262,144 tokens guessing costs 12.5.
+    # In nats per token; guessing among 262,144 tokens costs 12.5.
     parts = [value for line in lines for name, value in line.items() if name in ("ce", "options")]
     assert len(parts) > len(lines) and all(0 < value < 20 for value in parts)
     tuned = {f.name for f in done.tuned.iterdir()}
@@ -138,8 +138,8 @@ def test_every_stage_takes_a_step(done: Run):
 
 
 @torch.no_grad()
-def test_an_exported_adapter_is_the_path(done: Run, tmp_path: Path):
-    """Logits of peft's own model with the adapter, against the tree on the language's path."""
+def test_an_exported_adapter_gives_the_logits_of_its_path(done: Run, tmp_path: Path):
+    """PEFT's model with the adapter gives the logits of the tree on the language's path."""
     (made,) = export(done, ["sw"], "peft", tmp_path)
     assert made.difference <= EXACT and made.same == made.asked
     card = (made.folder / "README.md").read_text()
@@ -155,8 +155,8 @@ def test_an_exported_adapter_is_the_path(done: Run, tmp_path: Path):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=EXACT)
 
 
-def test_its_notice_says_what_the_terms_ask_for():
-    """The sentence that section 3.1 wants with every copy, and that the weights are changed ones."""
+def test_the_notice_says_what_gemmas_terms_require():
+    """It has the sentence that section 3.1 requires in every copy, and says that weights were modified."""
     notice = bases.PACKAGED[NAME].licence.notice
     assert notice.startswith(
         "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms."

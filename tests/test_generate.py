@@ -1,4 +1,4 @@
-"""Greedy and drawn tokens, whatever a model's folder says of generation."""
+"""Greedy decoding and sampling, whatever generation settings a model's folder has."""
 
 import unicodedata
 
@@ -34,7 +34,7 @@ def with_settings(model, settings: dict):
 
 @torch.no_grad()
 def by_hand(model, prompt: tuple[int, ...], tokens: int) -> list[int]:
-    """The reference: the likeliest token of a whole forward, one after the other."""
+    """Return the reference: the likeliest token of a full forward pass, one after the other."""
     ids = list(prompt)
     while len(ids) < len(prompt) + tokens and (len(ids) == len(prompt) or ids[-1] != 1):
         ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
@@ -43,14 +43,14 @@ def by_hand(model, prompt: tuple[int, ...], tokens: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def greedy(tiny, tokenizer) -> dict[tuple[int, ...], list[int]]:
-    """Each prompt's likeliest tokens."""
+    """The likeliest tokens after each prompt."""
     model = tiny()
     return {prompt: by_hand(model, prompt, 10) for prompt in (encode_prompt(tokenizer, t) for t in ASKED)}
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(s))
-def test_greedy_is_greedy_whatever_the_folder_says(tiny, tokenizer, greedy, settings):
-    """Token for token as by hand; the model's own settings are as they were afterwards."""
+def test_greedy_decoding_ignores_the_generation_settings_of_the_folder(tiny, tokenizer, greedy, settings):
+    """Every token equals the reference, and the model's own settings are unchanged afterwards."""
     model = with_settings(tiny(), settings)
     before = model.generation_config
     made = complete(model, tokenizer, list(greedy), max_new_tokens=10)
@@ -61,9 +61,13 @@ def test_greedy_is_greedy_whatever_the_folder_says(tiny, tokenizer, greedy, sett
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "gemma3_text"])
-def test_behind_a_prefix_tokens_are_those_of_the_whole_prompt(tiny, tokenizer, kind):
-    """Rows of unlike length, twice behind the same prefix; gemma's window is smaller than it."""
+def test_a_cached_prefix_gives_the_tokens_of_the_whole_prompt(tiny, tokenizer, kind):
+    """Rows of different lengths use the same prefix, twice; Gemma's attention window is shorter than it."""
     model = tiny(kind)
+    if kind == "gemma3_text":
+        model.config.sliding_window = 16
+        for layer in model.model.layers:
+            layer.self_attn.sliding_window = 16
     asked = [encode_prompt(tokenizer, text) for text in ASKED]
     shared = (2, *range(40, 70))
     prefix = prefill(model, shared)
@@ -85,8 +89,8 @@ def test_behind_a_prefix_tokens_are_those_of_the_whole_prompt(tiny, tokenizer, k
         ("sequence_bias", "forced_eos_token_id"),
     ],
 )
-def test_what_is_drawn_is_the_models_own_distribution(tiny, tokenizer, brought):
-    """Of 1,000 first tokens each share is within four standard errors of its probability."""
+def test_sampling_follows_the_models_own_distribution(tiny, tokenizer, brought):
+    """Over 1,000 first tokens, each frequency is within four standard errors of its probability."""
     model = with_settings(tiny(), {key: BROUGHT[key] for key in brought})
     prompt = encode_prompt(tokenizer, "aa")
     torch.manual_seed(0)
@@ -97,8 +101,8 @@ def test_what_is_drawn_is_the_models_own_distribution(tiny, tokenizer, brought):
     assert ((share - p).abs() <= 4 * (p * (1 - p) / len(drawn)).sqrt() + 1 / len(drawn)).all()
 
 
-def test_a_loaded_model_keeps_the_ends_of_turn_and_nothing_else(tiny, tokenizer, tmp_path):
-    """And what is saved from it holds no more either; noise while it learns is gone too."""
+def test_a_loaded_model_keeps_only_eos_and_pad_of_its_generation_settings(tiny, tokenizer, tmp_path):
+    """This also holds after saving and loading again; dropout is off and the cache is on."""
     model = tiny("gpt2")
     model.config.attn_pdrop = model.config.resid_pdrop = model.config.embd_pdrop = 0.5
     model.config.use_cache = False
@@ -118,8 +122,8 @@ def test_a_loaded_model_keeps_the_ends_of_turn_and_nothing_else(tiny, tokenizer,
         one.eval()
 
 
-def test_a_loaded_tokenizer_neither_cuts_nor_fills_nor_tidies(tiny, tokenizer, tmp_path):
-    """Whatever its files say."""
+def test_a_loaded_tokenizer_does_not_truncate_pad_or_clean_up(tiny, tokenizer, tmp_path):
+    """Such settings in its files are ignored."""
     tiny().save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     baked = load_tokenizer(str(tmp_path))
@@ -135,8 +139,8 @@ def test_a_loaded_tokenizer_neither_cuts_nor_fills_nor_tidies(tiny, tokenizer, t
     assert plain.decode(plain("x != y , ok .")["input_ids"]) == "x != y , ok ."
 
 
-def test_answers_that_were_cut_are_told_from_those_that_ended(tiny, tokenizer):
-    """The limit's last token may be the end of turn: then the answer has ended."""
+def test_truncated_answers_are_marked_as_not_ended(tiny, tokenizer):
+    """If the last allowed token is the end of turn, the answer has ended."""
     model = tiny()
     prompts = [encode_prompt(tokenizer, text) for text in ASKED]
     whole = [by_hand(model, prompt, 12) for prompt in prompts]
@@ -151,8 +155,8 @@ def test_answers_that_were_cut_are_told_from_those_that_ended(tiny, tokenizer):
     assert answers(model, tokenizer, ASKED, max_new_tokens=length) == [answer.text for answer in found]
 
 
-def test_answers_are_composed_as_all_texts_are(tiny, tokenizer, monkeypatch):
-    """A model may spell a letter and its mark apart; gold answers and references never do."""
+def test_answers_are_normalised_to_composed_characters(tiny, tokenizer, monkeypatch):
+    """A model may write a letter and its mark separately; gold answers and references never do."""
     apart = unicodedata.normalize("NFD", "tiếng Việt\r\n")
     monkeypatch.setattr(tokenizer, "batch_decode", lambda rows, **how: [apart] * len(rows))
     assert answers(tiny(), tokenizer, ASKED[:2], max_new_tokens=1) == ["tiếng Việt"] * 2

@@ -1,4 +1,4 @@
-"""GGUF exports against what reads them: gguf, transformers, PEFT, and llama.cpp where it is installed."""
+"""GGUF exports against what reads them: gguf, transformers, PEFT, and llama.cpp if it is installed."""
 
 import copy
 import json
@@ -45,7 +45,7 @@ PROMPT = [3, 40, 77, 110, 77, 41, 1, 4]
 
 
 def source(file: Path, tokenizer, architecture: str, *, leave_out: int = 0) -> Path:
-    """A GGUF file with a tiny model's metadata; its weights are of no concern here."""
+    """Write a GGUF file with a tiny model's metadata; its weights do not matter here."""
     made = GGUFWriter(file, architecture)
     made.add_name("tiny")
     made.add_license("mit")
@@ -81,7 +81,7 @@ def source(file: Path, tokenizer, architecture: str, *, leave_out: int = 0) -> P
 
 
 def finished(folder: Path, tokenizer, kind: str, **settings) -> Run:
-    """A run over a random model whose languages differ; its base is a GGUF file."""
+    """Return a run over a random model whose languages differ; its base is a GGUF file."""
     file = source(folder / "base.gguf", tokenizer, LAYOUTS[kind].architecture, **settings)
     set_ = (
         "languages.targets=[sw,ru]",
@@ -95,7 +95,7 @@ def finished(folder: Path, tokenizer, kind: str, **settings) -> Run:
     sizes = SIZES | ({"query_pre_attn_scalar": 16} if kind == "gemma3_text" else {})
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, tie_word_embeddings=True))
     for name, weight in model.named_parameters():
-        if "norm" in name:  # they begin at a constant, which no mistake would change
+        if "norm" in name:  # initialised to constants, which would hide mistakes
             torch.nn.init.normal_(weight, 1.0, 0.1)
     model.save_pretrained(run.tuned)
     tokenizer.save_pretrained(run.tuned)
@@ -107,7 +107,7 @@ def finished(folder: Path, tokenizer, kind: str, **settings) -> Run:
 
 @pytest.fixture(autouse=True)
 def unconverted(monkeypatch, tmp_path) -> None:
-    """The base's folder, which has nothing to carry along: its file would be converted for it."""
+    """Give the base a folder without notices; otherwise its file would be converted."""
     monkeypatch.setattr(gguf_export, "notices_folder", lambda name: tmp_path)
 
 
@@ -129,7 +129,7 @@ def logits(model) -> torch.Tensor:
 
 
 def test_transformers_reads_the_tuned_model_back(run, tmp_path):
-    """Norms, rotary halves and the tied head included: the same logits in float32."""
+    """The float32 logits are the same, with norms, rotary halves and the tied head."""
     file = export_gguf(run, ["sw"], tmp_path / "out", ["f32"]).models["f32"]
     read = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32, config=AutoConfig.from_pretrained(run.tuned)
@@ -138,8 +138,8 @@ def test_transformers_reads_the_tuned_model_back(run, tmp_path):
     assert "output.weight" not in tensors(file)
 
 
-def test_precisions_are_the_formats_own(run, tmp_path):
-    """Matrices in the precision asked for, vectors in float32; rounded once, to half a step."""
+def test_each_precision_has_its_own_tensor_type(run, tmp_path):
+    """Matrices have the requested precision and vectors float32; errors are at most half a step."""
     made = export_gguf(run, ["sw"], tmp_path / "out", ["f16", "bf16", "q8_0"]).models
     types = {
         "f16": GGMLQuantizationType.F16,
@@ -158,7 +158,7 @@ def test_precisions_are_the_formats_own(run, tmp_path):
         assert 0 < worst <= step * np.abs(exact).max() * 1.001
 
 
-def test_the_source_files_metadata_travel_with_the_runs_template(run, tmp_path):
+def test_the_metadata_of_the_source_file_is_kept_but_the_template_is_the_runs(run, tmp_path):
     file = export_gguf(run, ["sw"], tmp_path / "out", ["f16"]).models["f16"]
     theirs, ours = GGUFReader(tmp_path / "base.gguf").fields, GGUFReader(file).fields
     changed = {
@@ -173,11 +173,11 @@ def test_the_source_files_metadata_travel_with_the_runs_template(run, tmp_path):
     assert all(ours[key].contents() == theirs[key].contents() for key in added - changed)
     assert ours["tokenizer.chat_template"].contents() == run.tokenizer.chat_template
     assert ours["tokenizer.ggml.eot_token_id"].contents() == 1
-    assert ours["general.name"].contents() == "base, tuned by isogloss"  # and not where the file lay
+    assert ours["general.name"].contents() == "base, tuned by isogloss"  # not the file's path
 
 
-def test_an_adapter_is_the_paths_product(run, tmp_path):
-    """Added to the tuned model's file as llama.cpp adds it, read back by transformers: PEFT's logits."""
+def test_an_adapter_adds_the_lora_product_of_its_path(run, tmp_path):
+    """Added to the tuned weights like in llama.cpp and read by transformers, it gives the path's logits."""
     written = export_gguf(run, ["sw", "ru"], tmp_path / "out", ["f32"])
     file, found = written.models["f32"], {}
     for code, folder in written.languages.items():
@@ -199,7 +199,7 @@ def test_an_adapter_is_the_paths_product(run, tmp_path):
 
 
 def read_back(like: Path, whole: dict[str, np.ndarray], folder: Path, run: Run):
-    """transformers' reading of a file with these tensors."""
+    """Return the model that transformers loads from a file with these tensors."""
     folder.mkdir()
     reader = GGUFReader(like)
     writer = GGUFWriter(folder / "sum.gguf", reader.fields["general.architecture"].contents())
@@ -220,8 +220,8 @@ def read_back(like: Path, whole: dict[str, np.ndarray], folder: Path, run: Run):
 @pytest.mark.parametrize(
     "how", [{"use_rslora": True}, {"alpha_pattern": {"down_proj": 3, "layers.1.mlp.up_proj": 5}}]
 )
-def test_every_scale_of_pefts_is_kept(how, tmp_path):
-    """llama.cpp knows α/rank alone, with one α."""
+def test_every_lora_scaling_of_peft_is_kept(how, tmp_path):
+    """llama.cpp only knows α / rank with a single α."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **SIZES))
     config = LoraConfig(
@@ -250,50 +250,50 @@ def test_every_scale_of_pefts_is_kept(how, tmp_path):
 
 
 @pytest.mark.parametrize("how", [{"use_dora": True}, {"bias": "lora_only"}, {"modules_to_save": ["lm_head"]}])
-def test_adapters_that_llama_cpp_lacks_are_refused(how, tmp_path):
+def test_adapters_that_llama_cpp_does_not_support_are_refused(how, tmp_path):
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", **SIZES))
     get_peft_model(model, LoraConfig(target_modules=["q_proj"], **how)).save_pretrained(tmp_path)
-    with pytest.raises(RunError, match=r"takes plain LoRA, without magnitudes, biases or whole modules"):
+    with pytest.raises(
+        RunError, match=r"only supports plain LoRA, without magnitudes, biases or whole modules"
+    ):
         write_adapter(tmp_path, tmp_path / "one.gguf", Layout("qwen2"), SIZES, "one")
 
 
-def test_what_cannot_be_written_is_refused_in_a_line_and_leaves_nothing(aligned, run, tokenizer, tmp_path):
+def test_an_impossible_export_is_refused_and_leaves_no_files(aligned, run, tokenizer, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(RunError, match=r"came from no GGUF file whose tokenizer could be taken"):
+    with pytest.raises(RunError, match=r"did not come from a GGUF file, whose tokenizer would be copied"):
         export_gguf(aligned.run, ["sw"], out)
-    with pytest.raises(ConfigError, match=r"^--precision: 'q2' is none of f32, f16, bf16, q8_0, q4_k_m$"):
+    with pytest.raises(ConfigError, match=r"^--precision: 'q2' is not one of f32, f16, bf16, q8_0, q4_k_m$"):
         export_gguf(run, ["sw"], out, ["q2"])
     (tmp_path / "short").mkdir()
     short = finished(tmp_path / "short", tokenizer, "llama", leave_out=1)
-    with pytest.raises(RunError, match=r"base\.gguf has 260 tokens, the tuned model embeds 261$"):
+    with pytest.raises(RunError, match=r"base\.gguf has 260 tokens, but the tuned model has 261 embeddings$"):
         export_gguf(short, ["sw"], out)
     config = json.loads((short.tuned / "config.json").read_text())
     (short.tuned / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
-    with pytest.raises(
-        RunError, match=r"a model of type mamba lies in a GGUF file is not known here, only of "
-    ):
+    with pytest.raises(RunError, match=r"models of type mamba are not supported, only "):
         export_gguf(short, ["sw"], out)
     assert not out.exists() or not list(out.iterdir())
     export_gguf(run, ["sw"], out, ["f16"])
-    with pytest.raises(RunError, match=r"out/sw is there already; name another --out or remove it$"):
+    with pytest.raises(RunError, match=r"out/sw already exists; choose another --out or remove it$"):
         export_gguf(run, ["sw"], out, ["bf16"])
-    with pytest.raises(RunError, match=r"out/tuned-f16\.gguf is there already"):
+    with pytest.raises(RunError, match=r"out/tuned-f16\.gguf already exists"):
         export_gguf(run, ["ru"], out, ["f16"])
 
 
-def test_numbers_beyond_float16_are_refused(run, tmp_path):
+def test_values_that_overflow_float16_are_refused(run, tmp_path):
     model = run.reference_model()
     model.get_input_embeddings().weight.data[7, 3] = 1e5
     model.save_pretrained(run.tuned)
     with pytest.raises(
-        RunError, match=r"^--precision f16: token_embd.weight has numbers that float16 does not"
+        RunError, match=r"^--precision f16: token_embd.weight has values that overflow float16"
     ):
         export_gguf(run, ["sw"], tmp_path / "out", ["f16"])
     assert not list((tmp_path / "out").iterdir())
 
 
 def rendered(template: str, system: str, turns: list[tuple[str, str]]) -> str:
-    """Ollama's: the template once for each turn, the system text at the first."""
+    """Render as Ollama does: the template once per turn, with the system text in the first."""
     made = ""
     for number, (prompt, response) in enumerate(turns):
         told = system if number == 0 else ""
@@ -311,7 +311,7 @@ def rendered(template: str, system: str, turns: list[tuple[str, str]]) -> str:
 
 
 @pytest.mark.parametrize("name", ["gemma", "chatml", "llama3", "mistral", "plain"])
-def test_ollamas_template_writes_what_ours_does(name, tokenizer):
+def test_ollamas_template_renders_the_same_text_as_ours(name, tokenizer):
     ours = copy.deepcopy(tokenizer)
     controls, template = TEMPLATES[name]
     ours.add_special_tokens(
@@ -334,8 +334,8 @@ def test_ollamas_template_writes_what_ours_does(name, tokenizer):
         assert ours.decode(encode_chat(ours, messages)).removeprefix("<bos>") == text
 
 
-def test_a_template_that_ollama_lacks_has_no_modelfile(tokenizer):
-    """One that numbers its turns."""
+def test_a_template_that_ollama_cannot_express_has_no_modelfile(tokenizer):
+    """This template numbers its turns."""
     ours = copy.deepcopy(tokenizer)
     ours.chat_template = (
         "{%- for message in messages -%}{{- loop.index ~ message['content'] + '<|end|>' -}}{%- endfor -%}"
@@ -343,8 +343,8 @@ def test_a_template_that_ollama_lacks_has_no_modelfile(tokenizer):
     assert modelfile(ours, "x") is None
 
 
-def test_llama_cpp_answers_as_we_do(run, tmp_path):
-    """Logits behind a prompt, with each language's adapter and without any."""
+def test_llama_cpp_gives_the_same_logits(run, tmp_path):
+    """They are compared after a prompt, with each language's adapter and without any."""
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     written = export_gguf(run, ["sw", "ru"], tmp_path / "out", ["f32"])
     adapters = run.student(run.reference_model(), trained=True)
@@ -366,7 +366,7 @@ def without(adapters):
 
 
 def test_llama_cpp_quantises_to_four_bits(run, tmp_path):
-    """From float32; its output file is read by gguf, smaller than that of eight bits."""
+    """gguf can read the file, it is smaller than the 8-bit one, and no intermediate file is left."""
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     made = export_gguf(run, ["sw"], tmp_path / "out", ["q4_k_m", "q8_0"]).models
     four, eight = GGUFReader(made["q4_k_m"]), GGUFReader(made["q8_0"])

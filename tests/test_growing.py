@@ -1,4 +1,4 @@
-"""A language that joins a finished run: what is refused before its model is loaded."""
+"""Adding a language to a finished run: refusals before its model is loaded."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ SMALL = ("languages.targets=[sw]", "languages.items={high: 2, middle: 2, low: 2}
 
 
 def distilled(folder, *overrides: str) -> Run:
-    """A run whose tree teaches Swahili; there are no weights that could be loaded."""
+    """Return a run whose tree teaches Swahili, without model weights."""
     (folder / "adapters").mkdir()
     state = {"rows": torch.zeros(1)}
     save_file(state, folder / "adapters" / "tree.safetensors", {"families": '{"sw": "Bantu"}'})
@@ -29,20 +29,20 @@ def distilled(folder, *overrides: str) -> Run:
     ],
 )
 def test_a_language_whose_nodes_would_have_no_rows_is_refused(tmp_path, overrides, codes, held):
-    """It would be trained for nothing; a new family of some rows is enough to learn in."""
+    """It would be trained for nothing; a new family with rows is enough to learn."""
     run = distilled(tmp_path, *overrides)
     with pytest.raises((RunError, ConfigError)) as caught:
         add_language.add_languages(run, codes)
     nothing = (
-        f"{codes[0]} would learn nothing: its nodes would have no adapter rows, all of its path's being "
-        f"those of {held}, which stay as they are; it answers through them as it is"
+        f"{codes[0]} would learn nothing: its new nodes have no adapter rows; all rows of its path are "
+        f"in {held}, and trained nodes do not change"
     )
-    # What is not refused for its tree goes on to look for the tuned model, which is not there.
+    # If the tree is accepted, the next error is about the tuned model, which does not exist.
     assert str(caught.value) == nothing if held else "would learn nothing" not in str(caught.value)
 
 
-def test_a_machine_that_cannot_hold_the_model_is_told_first(tmp_path):
-    """Before data are read or a layer is counted."""
+def test_a_sharded_run_in_a_single_process_is_refused_first(tmp_path):
+    """It is refused before data is read or layers are counted."""
     run = distilled(tmp_path, "shard=true", "tune.method=lora")
     with pytest.raises(ConfigError, match=r"^shard: needs several processes"):
         add_language.add_languages(run, ["es"])

@@ -1,4 +1,4 @@
-"""Exports on the hub: what is sent there, with a hub that only remembers."""
+"""Uploading exports to the Hub, with a fake Hub that records what it is sent."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from isogloss.export import hub
 
 
 class Remembering:
-    """A hub that takes everything."""
+    """A fake Hub that accepts everything."""
 
     def __init__(self):
         self.repositories, self.files = {}, {}
@@ -45,7 +45,7 @@ def remembering(monkeypatch):
 
 @pytest.fixture
 def exported(tmp_path):
-    """A tuned model and an adapter over it, whose files name both places."""
+    """A tuned model and an adapter for it, whose files contain both paths."""
     tuned, adapter = tmp_path / "run" / "tuned", tmp_path / "run" / "exports" / "sw"
     for folder in (tuned / "stage1_adapter", adapter):
         folder.mkdir(parents=True)
@@ -57,8 +57,8 @@ def exported(tmp_path):
     return tuned, adapter
 
 
-def test_an_adapter_goes_to_the_hub_with_the_model_it_belongs_to(remembering, exported):
-    """Private; where a file named a place on this machine it names the repository."""
+def test_an_adapter_is_uploaded_with_its_model(remembering, exported):
+    """Both repositories are private, and local paths in the uploaded files become repository names."""
     tuned, adapter = exported
     before = (adapter / "README.md").read_text()
     assert hub.push("team/aligned", tuned, {"sw": adapter}) == ["team/aligned-sw", "team/aligned"]
@@ -73,8 +73,8 @@ def test_an_adapter_goes_to_the_hub_with_the_model_it_belongs_to(remembering, ex
     assert (adapter / "README.md").read_text() == before
 
 
-def test_what_needs_no_other_goes_alone(remembering, exported):
-    """A merged model or embedder under its language, a bundle under the name itself."""
+def test_a_standalone_export_is_uploaded_alone(remembering, exported):
+    """A merged model or embedder has its language as a suffix; a bundle has the name itself."""
     _, folder = exported
     assert hub.push("team/aligned", None, {"sw": folder}) == ["team/aligned-sw"]
     assert hub.push("team/bundle", None, {"": folder}) == ["team/bundle"]
@@ -83,30 +83,29 @@ def test_what_needs_no_other_goes_alone(remembering, exported):
 @pytest.mark.parametrize(
     "name", ["aligned", "team/", "/aligned", "team/a/b", "team/a b", "https://a/b", "tëam/a"]
 )
-def test_a_name_that_is_none_is_refused(name, remembering):
-    """Before anything is exported."""
+def test_an_invalid_repository_name_is_refused(name, remembering):
     with pytest.raises(ConfigError) as caught:
         hub.check(name)
-    assert str(caught.value) == f"--push-to-hub: {name!r} is no OWNER/NAME"
+    assert str(caught.value) == f"--push-to-hub: {name!r} is not of the form OWNER/NAME"
 
 
 @pytest.mark.parametrize("name", ["team/a--b", "team/a..b", f"team/{'a' * 92}"])
 def test_a_name_that_the_hub_refuses_is_refused_before_the_export(name, remembering):
-    """The longest takes what a language adds to it beyond the hub's 96 characters."""
+    """The longest one only exceeds the Hub's 96 characters with a language as its suffix."""
     with pytest.raises(ConfigError, match=r"^--push-to-hub: "):
         hub.check(name)
 
 
-def test_what_is_public_already_gets_nothing(remembering, exported):
+def test_nothing_is_uploaded_to_a_public_repository(remembering, exported):
     with pytest.raises(
-        RunError, match=r"^--push-to-hub: team/open is there already, and public; name another$"
+        RunError, match=r"^--push-to-hub: team/open already exists and is public; choose another name$"
     ):
         hub.push("team/open", None, {"": exported[1]})
     assert not remembering.files
 
 
-def test_a_hub_out_of_reach_is_told_in_one_line(monkeypatch):
-    """The HTTP library's error is no OSError."""
+def test_an_unreachable_hub_is_a_one_line_error(monkeypatch):
+    """The HTTP library's error is not an OSError."""
 
     class Unreachable:
         def whoami(self):
@@ -117,18 +116,17 @@ def test_a_hub_out_of_reach_is_told_in_one_line(monkeypatch):
         hub.check("team/aligned")
 
 
-def test_the_command_refuses_before_it_exports(aligned, capsys):
-    """In one line, with exit code 2."""
+def test_the_command_refuses_an_invalid_name_before_the_export(aligned, capsys):
+    """The error is one line, with exit code 2."""
     folder = aligned.run.folder
     with pytest.raises(SystemExit) as caught:
         main(["export", str(folder), "--all", "--push-to-hub", "aligned"])
     assert caught.value.code == 2
-    assert capsys.readouterr().err == "error --push-to-hub: 'aligned' is no OWNER/NAME\n"
+    assert capsys.readouterr().err == "error --push-to-hub: 'aligned' is not of the form OWNER/NAME\n"
     assert not (folder / "exports").exists()
 
 
-def test_who_is_not_logged_in_hears_it_in_one_line(monkeypatch):
-    """Before anything is exported."""
+def test_a_missing_login_is_a_one_line_error(monkeypatch):
 
     class Unknown:
         def whoami(self):

@@ -1,4 +1,4 @@
-"""Inference: languages mixed in one batch, detected, streamed."""
+"""Inference: mixed languages in a batch, language detection, streaming."""
 
 from itertools import islice
 
@@ -16,8 +16,8 @@ TEXTS = [
 ]
 
 
-def test_a_mixed_batch_answers_as_each_language_alone(aligned):
-    """Any code of a language; English reads the root, and every path gives another answer."""
+def test_a_mixed_batch_gives_the_answers_of_each_language_alone(aligned):
+    """Any code of a language works; English uses the root, and every path gives a different answer."""
     mixed = aligned.generate(TEXTS, ["swh", "rus_Cyrl", "ur", "en"], max_new_tokens=8)
     alone = [
         aligned.generate([text], code, max_new_tokens=8)[0]
@@ -28,16 +28,16 @@ def test_a_mixed_batch_answers_as_each_language_alone(aligned):
     assert len({*answers, aligned.reference(TEXTS[:1], max_new_tokens=8)[0]}) == 5
 
 
-def test_batches_hold_no_more_rows_and_tokens_than_they_may():
-    """Padding counts; a row that is too long alone is read alone."""
+def test_batches_keep_to_the_limits_of_rows_and_tokens():
+    """Padding counts; a row over the limit gets a batch of its own."""
     encoded = [[0] * length for length in (2, 2, 3, 5, 20)]
     assert list(in_batches(range(5), encoded, rows=2, tokens=9)) == [[0, 1], [2], [3], [4]]
     assert list(in_batches(range(5), encoded, rows=4, tokens=12)) == [[0, 1, 2], [3], [4]]
     assert list(in_batches([], [], rows=4, tokens=12)) == []
 
 
-def test_the_language_is_detected_where_none_is_named(aligned):
-    """By script and identifier, among English and what was taught; English where nothing can be told."""
+def test_the_language_is_detected_if_none_is_given(aligned):
+    """Script and identifier choose among English and the taught languages; the default is English."""
     assert [aligned.language_of(text) for text in (*TEXTS, "12345")] == ["sw", "ru", "ur", "en", "en"]
     short = ("да", "ہاں", "Habari", "ok", "สวัสดีตอนเช้าครับ")  # Thai is not taught
     assert [aligned.language_of(text) for text in short] == ["ru", "ur", "sw", "en", "en"]
@@ -45,8 +45,8 @@ def test_the_language_is_detected_where_none_is_named(aligned):
     assert aligned.generate(TEXTS, max_new_tokens=4) == named
 
 
-def test_a_detector_of_the_callers_own_is_asked(aligned):
-    """With English and the taught languages to choose from."""
+def test_a_custom_detector_is_used(aligned):
+    """It chooses among English and the taught languages."""
     asked = []
 
     def detector(text, candidates):
@@ -58,8 +58,8 @@ def test_a_detector_of_the_callers_own_is_asked(aligned):
     assert asked == [("hi", ("en", "sw", "ru", "ur"))]
 
 
-def test_a_streamed_answer_is_the_whole_answer(aligned):
-    """In pieces, and the adapters are off afterwards; another thread's turn comes when one is left early."""
+def test_a_streamed_answer_equals_the_whole_answer(aligned):
+    """Afterwards the adapters are off; closing a stream early also frees the model for the next call."""
     pieces = list(aligned.stream(TEXTS[1], "ru", max_new_tokens=12))
     assert "".join(pieces).strip() == aligned.generate(TEXTS[1:2], "ru", max_new_tokens=12)[0]
     before = aligned.reference(TEXTS[:1], max_new_tokens=4)
@@ -76,8 +76,7 @@ def test_a_streamed_answer_is_the_whole_answer(aligned):
         ("sww", "'sww' is not a known language code; use one such as sw, swh_Latn or Swahili"),
     ],
 )
-def test_wrong_languages_are_refused(languages, says, aligned):
-    """In one line."""
+def test_invalid_languages_are_refused(languages, says, aligned):
     with pytest.raises(RunError) as caught:
         aligned.generate(TEXTS[:2], languages)
     assert str(caught.value) == says

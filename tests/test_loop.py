@@ -1,4 +1,4 @@
-"""The flat loop and the package are the same method: equal rows, equal losses at every step."""
+"""`examples/loop.py` and the package are the same method: equal rows, equal losses at every step."""
 
 import importlib.util
 import json
@@ -37,7 +37,7 @@ def loop():
 
 @pytest.fixture(scope="module")
 def run(tiny, tokenizer, tmp_path_factory):
-    """A run folder after stage 1: settings, and a tuned model (random, here)."""
+    """A run folder as after stage 1: settings and a tuned model (random here)."""
     folder = tmp_path_factory.mktemp("run")
     overrides = (
         "dtype=float32",
@@ -71,8 +71,8 @@ def package_rows(config, tokenizer):
     return rows, tree
 
 
-def test_the_loop_reads_what_the_package_reads(loop, run, tokenizer):
-    """The same prompts, privileged prompts, twins and responses, id by id."""
+def test_the_loop_builds_the_rows_of_the_package(loop, run, tokenizer):
+    """The same prompts, teacher prompts, twins and responses, ID by ID."""
     config = load_config(run / "config.yaml")
     ours = [tuple(map(tuple, row)) for row in loop.read_rows(config, tokenizer, "sw")]
     theirs = [
@@ -90,8 +90,8 @@ def test_the_loop_reads_what_the_package_reads(loop, run, tokenizer):
     assert ours == theirs
 
 
-def test_the_loop_gives_the_packages_losses_at_every_step(loop, run, tokenizer, tmp_path, capsys):
-    """Same rows, same beginning: every part of the loss agrees, and so does what each step learns."""
+def test_the_loop_has_the_losses_of_the_package_at_every_step(loop, run, tokenizer, tmp_path, capsys):
+    """From the same rows and initial weights, so the optimiser steps are the same too."""
     flat = loop.distil(run, "sw", STEPS)
     printed = capsys.readouterr().out.splitlines()
     config = load_config(run / "config.yaml")
@@ -136,15 +136,15 @@ def test_the_loop_gives_the_packages_losses_at_every_step(loop, run, tokenizer, 
     assert flat[-1]["loss"] != pytest.approx(flat[0]["loss"], abs=0.01)
 
 
-def test_the_order_reads_every_row_before_any_again(loop):
-    """Seven draws of three rows: two whole passes and one more."""
+def test_the_order_uses_every_row_before_repeating_one(loop):
+    """Seven draws from three rows: two full passes and one more row."""
     order = loop.order_of(3, 7, 0)
     assert sorted(order[:3]) == sorted(order[3:6]) == [0, 1, 2]
     assert len(order) == 7
 
 
 def test_the_loop_runs_as_a_command(run):
-    """One line a step."""
+    """It prints one line per step."""
     command = [sys.executable, str(FILE), str(run), "--language", "sw", "--steps", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["step 1", "step 2"]

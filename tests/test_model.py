@@ -1,4 +1,4 @@
-"""What is asked of any decoder: its layers, its states, its head."""
+"""What is needed from any decoder: its layers, its hidden states, its head."""
 
 from contextlib import ExitStack
 
@@ -41,7 +41,7 @@ SCALED = {
     "opt": ({"ffn_dim": 40, "word_embed_proj_dim": 16}, Readout()),
     "gptj": ({"rotary_dim": 4}, Readout()),  # its head has a bias
 }  # fmt: skip
-"""What an architecture does behind its head, by setting, and as it is to be seen."""
+"""By architecture: settings of what it does after its head, and the expected readout."""
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def scaled():
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["qwen3", "llama", "mistral", "gemma3_text"])
 @pytest.mark.parametrize("tie", [True, False])
-def test_the_head_of_the_last_states_is_the_models_logits(tiny, kind, tie):
-    """To the bit: the same operations."""
+def test_the_head_of_the_last_hidden_states_gives_the_models_logits(tiny, kind, tie):
+    """They are bit-identical, as the operations are the same."""
     model = tiny(kind, tie=tie)
     expected = model(input_ids=IDS, attention_mask=MASK, use_cache=False).logits
     assert torch.equal(head(model, last_hidden(model, IDS, MASK).flatten(0, 1)), expected.flatten(0, 1))
@@ -71,8 +71,9 @@ def test_the_head_of_the_last_states_is_the_models_logits(tiny, kind, tie):
 
 @pytest.mark.parametrize("kind", list(SCALED))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_head_scales_as_its_architecture_does(scaled, kind, dtype):
-    """Seen, not read off a setting's name, and the same in the losses; the check on the weights agrees."""
+def test_the_head_scales_and_caps_like_its_architecture(scaled, kind, dtype):
+    """Scale and cap are measured, not read from a setting; the frozen head of the losses and the check of the
+    loaded weights agree."""
     model = scaled(kind).to(dtype).requires_grad_(False)
     found = readout(model)
     assert found.cap == SCALED[kind][1].cap
@@ -87,8 +88,8 @@ def test_the_head_scales_as_its_architecture_does(scaled, kind, dtype):
     check_logits(model, "it")
 
 
-def test_the_readout_is_seen_without_weights_and_leaves_the_model_as_it_was(scaled):
-    """On no device at all, hooks unheard."""
+def test_the_readout_is_measured_without_weights_or_changes_to_the_model(scaled):
+    """It also works on the meta device and fires no hooks."""
     model = scaled("granite")
     heard = []
     for module in model.modules():
@@ -103,8 +104,8 @@ def test_the_readout_is_seen_without_weights_and_leaves_the_model_as_it_was(scal
 
 
 @pytest.mark.parametrize("kind", ["bert", "ernie"])
-def test_logits_of_another_kind_are_refused_by_name(kind):
-    """A layer stands between the last states and the head."""
+def test_unsupported_logits_are_refused(kind):
+    """These models have a layer between the last hidden states and the head."""
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(kind, vocab_size=61, is_decoder=True, **sizes)
@@ -112,14 +113,14 @@ def test_logits_of_another_kind_are_refused_by_name(kind):
     with pytest.raises(ConfigError) as caught:
         readout(model)
     assert str(caught.value) == (
-        f"model: {type(model).__name__} makes its logits of its last states in a way that is not known here "
-        "(scaled or capped ones are); take another base"
+        f"model: {type(model).__name__} computes its logits from its last states in an unsupported way "
+        "(scaling and capping are supported); use another base"
     )
 
 
 @pytest.mark.parametrize("fault", [lambda z: z * 1.5, lambda z: z + 3 * (z > 0), lambda z: z[..., :-1]])
 def test_logits_that_differ_from_the_models_own_are_refused(tiny, fault):
-    """Whatever was seen before: the check has the last word."""
+    """The check decides, even if the measured readout looked right."""
     model = tiny()
     assert readout(model) == Readout()
     own = model.forward
@@ -134,16 +135,16 @@ def test_logits_that_differ_from_the_models_own_are_refused(tiny, fault):
     with pytest.raises(ConfigError) as caught:
         check_logits(model, "x")
     assert str(caught.value) == (
-        "model: x (Qwen3ForCausalLM) makes its logits of its last states in a way that is not known here; "
-        "take another base"
+        "model: x (Qwen3ForCausalLM) computes its logits from its last states in an unsupported way; "
+        "use another base"
     )
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["qwen3", "llama", "mistral", "gemma3_text"])
 @pytest.mark.parametrize("layer", [1, 2])
-def test_a_captured_layer_is_transformers_hidden_state(tiny, five, student, kind, layer):
-    """Layer 1 is the first block's output, with adapters injected or not."""
+def test_a_captured_layer_equals_the_hidden_state_of_transformers(tiny, five, student, kind, layer):
+    """Layer 1 is the first block's output, with or without adapters."""
     model = tiny(kind)
     expected = model(input_ids=IDS, attention_mask=MASK, output_hidden_states=True).hidden_states[layer]
     for one in (model, student(model, five).model):
@@ -154,8 +155,8 @@ def test_a_captured_layer_is_transformers_hidden_state(tiny, five, student, kind
     assert len(states) == 1
 
 
-def test_a_model_without_layers_is_refused(tiny):
-    """The message says how many were looked for."""
+def test_a_model_without_the_expected_layers_is_refused(tiny):
+    """The message gives the expected number."""
     model = tiny()
     model.config.num_hidden_layers = 7
     with pytest.raises(ConfigError) as caught:
@@ -163,16 +164,16 @@ def test_a_model_without_layers_is_refused(tiny):
     assert str(caught.value) == "no list of 7 decoder layers was found in Qwen3ForCausalLM"
 
 
-def test_a_mean_is_taken_over_real_tokens_in_float32():
-    """(1 + 3) / 2 and 5; a row without tokens is zero, not NaN."""
+def test_mean_pooling_ignores_padding_and_uses_float32():
+    """The means are (1 + 3) / 2 and 5; a row without tokens is zero, not NaN."""
     hidden = torch.tensor([[[1.0], [3.0]], [[5.0], [9.0]], [[4.0], [4.0]]], dtype=torch.bfloat16)
     found = mean_pool(hidden, torch.tensor([[1, 1], [1, 0], [0, 0]]))
     assert found.dtype == torch.float32
     assert found.tolist() == [[2.0], [5.0], [0.0]]
 
 
-def test_padding_goes_to_the_side_that_is_asked_for():
-    """Right for training, left for generation."""
+def test_padding_goes_to_the_requested_side():
+    """It goes right for training and left for generation."""
     ids, mask = pad([[7], [8, 9]], 0, "left")
     assert (ids.tolist(), mask.tolist()) == ([[0, 7], [8, 9]], [[0, 1], [1, 1]])
     ids, mask = pad([[7], [8, 9]], 0)
@@ -180,21 +181,20 @@ def test_padding_goes_to_the_side_that_is_asked_for():
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
-def test_a_named_type_is_taken(name, dtype):
-    """Whatever the machine."""
+def test_a_named_dtype_is_used(name, dtype):
     assert pick_dtype(name) == dtype
 
 
 @pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_auto_is_bfloat16_where_the_processor_multiplies_it(monkeypatch, bf16, dtype):
-    """And float32 elsewhere, where bfloat16 would be slower."""
+def test_auto_is_bfloat16_if_the_cpu_supports_it(monkeypatch, bf16, dtype):
+    """Otherwise it is float32, as bfloat16 would be slower."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
     assert pick_dtype("auto") == dtype
 
 
 def test_a_saved_model_and_tokenizer_load(tiny, tokenizer, tmp_path):
-    """In the type that is asked for, in evaluation mode, with the chat template."""
+    """They load in the requested dtype, in evaluation mode, with the chat template."""
     tiny().save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     model, loaded = load_model(str(tmp_path), torch.bfloat16), load_tokenizer(str(tmp_path))
@@ -205,24 +205,24 @@ def test_a_saved_model_and_tokenizer_load(tiny, tokenizer, tmp_path):
 
 @pytest.mark.parametrize("load", [load_tokenizer, lambda name: load_model(name, torch.float32)])
 def test_a_folder_without_a_model_is_refused(tmp_path, load):
-    """The message says what should lie there."""
+    """The message says what the folder should contain."""
     with pytest.raises(ConfigError) as caught:
         load(str(tmp_path))
     assert str(caught.value) == (
-        f"model: {tmp_path} holds no config.json; name a folder that save_pretrained wrote"
+        f"model: {tmp_path} has no config.json; name a folder that save_pretrained wrote"
     )
 
 
-def test_one_process_alone_holds_no_part(base, monkeypatch):
-    """The line says how more are started, and comes before the weights are read."""
+def test_sharding_needs_several_processes(base, monkeypatch):
+    """The error says how to start several, and is raised before the weights are read."""
     monkeypatch.setattr("isogloss.model.load._weights", None)
     with pytest.raises(ConfigError, match=r"^shard: needs several processes; start with `accelerate launch`"):
         load_model(str(base), torch.float32, shard=True)
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "gemma3_text", "gpt2"])
-def test_a_forward_ends_with_the_highest_layer_that_is_asked_for(tiny, five, student, kind):
-    """The states are those of a whole forward, to the bit, and no layer above is run; nor when it learns."""
+def test_a_forward_pass_stops_at_the_highest_requested_layer(tiny, five, student, kind):
+    """The hidden states are bit-identical to a full pass; no layer above runs or gets gradients."""
     model = tiny(kind)
     adapters = student(model, five)
     adapters.set_path(["sw", "ru"])
@@ -249,8 +249,8 @@ def test_a_forward_ends_with_the_highest_layer_that_is_asked_for(tiny, five, stu
 
 
 @pytest.mark.parametrize("layer", [0, 4])
-def test_a_layer_that_is_not_there_is_refused(tiny, layer):
-    """The line says which there are; 0 is not the last."""
+def test_a_layer_that_does_not_exist_is_refused(tiny, layer):
+    """The error gives the valid range; 0 is not the last layer."""
     with pytest.raises(ConfigError) as caught, capture(tiny(), layer):
         pass
     assert str(caught.value) == f"there is no decoder layer {layer}; the first is 1 and the last 3"

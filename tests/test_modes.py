@@ -1,4 +1,4 @@
-"""Attention that a decoder has for a while: what is learned through it, what it keeps, what stays."""
+"""Temporary attention implementations: the same gradients, less memory, and the original restored."""
 
 from contextlib import nullcontext
 
@@ -12,7 +12,7 @@ from isogloss.model.decoder import last_hidden
 
 
 def learned(model, ids, mask, context=nullcontext):
-    """Gradients of all parameters, and bytes kept for backward beside them."""
+    """Return the gradients of all parameters, and the bytes kept for the backward pass besides parameters."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
 
@@ -29,13 +29,13 @@ def learned(model, ids, mask, context=nullcontext):
 
 
 def texts(tokens):
-    """Two, the second padded."""
+    """Return the IDs and mask of two texts, the second one padded."""
     return pad([list(range(5, 5 + tokens)), list(range(5, 5 + tokens // 2))], 0)
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama", "gemma3_text", "mistral", "mixtral", "phi3", "gpt2"])
-def test_attention_that_keeps_less_learns_the_same(tiny, kind):
-    """Hardly any of its probabilities is kept: 2 rows of 4 heads of 128 x 128 in float32 in three layers."""
+def test_thrifty_attention_gives_the_same_gradients_with_less_memory(tiny, kind):
+    """Hardly any of the probabilities are kept: 2 rows, 4 heads, 128 x 128, in float32 in three layers."""
     model = tiny(kind)
     model.set_attn_implementation("eager")
     expected, before = learned(model, *texts(LONG))
@@ -47,8 +47,8 @@ def test_attention_that_keeps_less_learns_the_same(tiny, kind):
     assert model.config._attn_implementation == "eager"
 
 
-def test_short_texts_keep_all(tiny):
-    """One token less than is long."""
+def test_short_texts_keep_all_probabilities(tiny):
+    """The text is one token shorter than LONG."""
     model = tiny()
     model.set_attn_implementation("eager")
     sizes = [learned(model, *texts(LONG - 1), context)[1] for context in (nullcontext, thrifty_attention)]
@@ -56,16 +56,16 @@ def test_short_texts_keep_all(tiny):
 
 
 @pytest.mark.parametrize(("kind", "how"), [("qwen3", "sdpa"), ("bloom", "eager")])
-def test_other_attention_stays(tiny, kind, how):
-    """A fused kernel, and an architecture that has but its own."""
+def test_other_attention_is_not_replaced(tiny, kind, how):
+    """These are a fused kernel, and an architecture with only its own implementation."""
     model = tiny(kind)
     model.set_attn_implementation(how)
     with thrifty_attention(model):
         assert model.config._attn_implementation == how
 
 
-def test_what_only_reads_in_between_reads_fused(tiny):
-    """As measuring during training does; after an error too all is as before."""
+def test_fused_attention_can_be_used_within_thrifty_attention(tiny):
+    """Measuring during training does this; even after an error, the original is restored."""
     model = tiny()
     model.set_attn_implementation("eager")
     with pytest.raises(ZeroDivisionError), thrifty_attention(model):
@@ -77,13 +77,13 @@ def test_what_only_reads_in_between_reads_fused(tiny):
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch, tmp_path):
-    """Before hours are spent; a GPU's code needs none of them."""
+    """A GPU needs no C++ compiler."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
     with pytest.raises(ConfigError) as caught:
         check_compiler()
     assert str(caught.value) == (
-        "compile is true and there is no C++ compiler (no-such-compiler); install one, name yours in the "
+        "compile is true, but no C++ compiler was found (no-such-compiler); install one, name yours in the "
         "environment variable CXX, or set compile: false"
     )
     found = tmp_path / "mine"

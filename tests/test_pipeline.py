@@ -1,4 +1,4 @@
-"""The whole job on a tiny random model: it resumes, repeats itself, and leaves the reference model alone."""
+"""The whole pipeline on a tiny random model: it resumes, repeats itself and keeps the reference model."""
 
 import json
 import shutil
@@ -45,11 +45,11 @@ SMALL = (
 
 
 class Killed(BaseException):
-    """Stands for a process that ends without a word."""
+    """Stands for a process that is killed without warning."""
 
 
 class Killer(ProgressReporter):
-    """Kills a run at a step of one of its stages."""
+    """Kill a run at a step of one of its progress bars."""
 
     def __init__(self, what: str, at: int):
         self.what, self.at = what, at
@@ -79,7 +79,7 @@ def finish(config: Config, reporter: ProgressReporter | None = None) -> dict:
 
 @pytest.fixture(scope="module")
 def tiny_model_folder(tmp_path_factory) -> Path:
-    """A random model of two layers with a small real tokenizer, as save_pretrained writes them."""
+    """A random two-layer model with a small real tokenizer, as save_pretrained writes them."""
     texts = [
         turn.instruction
         for item in demo_items("train", 400, ("en", "sw", "ur", "hi"))
@@ -108,13 +108,13 @@ def tiny_model_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_model_folder):
-    """An unbroken run and its scores."""
+    """An uninterrupted run and its scores."""
     config = settings(tmp_path_factory.mktemp("whole") / "run", tiny_model_folder)
     return config, finish(config)
 
 
-def test_a_run_leaves_everything_that_the_guide_names(finished):
-    """Settings, models, answers, scores, ledger and page lie in the folder; nothing else does."""
+def test_a_run_writes_the_files_that_the_guide_names(finished):
+    """Settings, models, answers, scores, ledger and report are in the folder, and nothing else."""
     config, _ = finished
     assert {path.name for path in config.run.iterdir()} == {
         "config.yaml", "selection.jsonl", "tuned", "adapters", "tree.json", "curves.jsonl",
@@ -128,12 +128,12 @@ def test_a_run_leaves_everything_that_the_guide_names(finished):
     }
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what a kill leaves open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files left open
 @pytest.mark.parametrize(
-    ("what", "at"), [("English tuning", 55), ("Distillation", 52), ("demo: after", 1), ("Teacher reads", 1)]
+    ("what", "at"), [("English tuning", 55), ("Distillation", 52), ("demo: after", 1), ("Teacher scores", 1)]
 )
-def test_a_killed_run_goes_on_to_the_same_scores(finished, tmp_path, tiny_model_folder, what, at):
-    """Whenever the process ends, running again gives the scores of an unbroken run."""
+def test_a_killed_run_resumes_to_the_same_scores(finished, tmp_path, tiny_model_folder, what, at):
+    """Wherever it is killed, a second start gives the scores of an uninterrupted run."""
     config = settings(tmp_path / "run", tiny_model_folder)
     with pytest.raises(Killed):
         finish(config, Killer(what, at))
@@ -150,19 +150,18 @@ def test_a_killed_run_goes_on_to_the_same_scores(finished, tmp_path, tiny_model_
 
 
 def test_the_same_seed_gives_the_same_scores(finished, tmp_path, tiny_model_folder):
-    """Two runs with the same settings differ in nothing that is reported."""
     config = settings(tmp_path / "again", tiny_model_folder)
     assert finish(config)["suites"] == finished[1]["suites"]
 
 
-def test_untaught_languages_are_read_through_every_node(finished, tmp_path):
-    """Spanish without adapters is answered as before training, and through the root as in evaluation."""
+def test_untaught_languages_are_measured_through_every_node(finished, tmp_path):
+    """Without adapters, Spanish scores as before training; through the root, as in the evaluation."""
     config, _ = finished
     folder = shutil.copytree(config.run, tmp_path / "run")
     also = load_config(folder, ["evaluate.also=[es]"])
     with pytest.raises(ConfigError) as caught:
         evaluation.run_transfer(load_run(folder), ["sw"], ["demo"])
-    assert str(caught.value) == "sw was taught; name languages that the run has not seen"
+    assert str(caught.value) == "sw was taught; choose languages that the run was not trained on"
     run = load_run(folder)
     found = {one.through: one for one in evaluation.run_transfer(run, ["es"], ["demo"])}
     kinds = [one.kind for one in found.values()]
@@ -177,7 +176,7 @@ def test_untaught_languages_are_read_through_every_node(finished, tmp_path):
 
 
 def test_closed_tasks_by_likelihood_answer_with_an_option(finished, tiny_model_folder):
-    """Every answer of a closed task is one of its wordings; fidelity is only of what was written freely."""
+    """Every answer of a closed task is one of its options; fidelity only counts free answers."""
     config, before = finished
     asked = config.model_copy(
         update={"evaluate": config.evaluate.model_copy(update={"likelihood": ("demo",)})}
@@ -208,18 +207,18 @@ def test_a_suite_without_any_of_the_languages_is_refused(tmp_path, tiny_model_fo
         (folder / "dev_2k.tsv").write_text("id\tsentence1\tsentence2\tlabel\n1\ta\tb\t1\n")
     more = ("evaluate.suites=[pawsx]", "evaluate.split=dev", f"data_root={tmp_path / 'root'}")
     run = Run(settings(tmp_path / "run", tiny_model_folder, *more), ProgressReporter())
-    with pytest.raises(DataError, match=r"pawsx has none of sw, ur, hi; take it out of evaluate.suites"):
+    with pytest.raises(DataError, match=r"pawsx has none of sw, ur, hi; remove it from evaluate.suites"):
         checks.check(run)
 
 
-def test_a_complete_run_is_left_alone(finished):
-    """Running again says that nothing was left to do."""
+def test_a_complete_run_is_not_run_again(finished):
+    """`run_all` returns False."""
     config, _ = finished
     assert run_all(open_run(config)) is False
 
 
 def test_scores_have_the_documented_shape(finished):
-    """schema 1: suite → side → measure → mean and languages with value, interval and n."""
+    """Schema 1: suite → side → measure → mean, and value, interval and n per language."""
     scores = finished[1]
     assert scores["schema"] == 1
     after = scores["suites"]["demo"]["after"]
@@ -231,7 +230,7 @@ def test_scores_have_the_documented_shape(finished):
 
 
 def test_every_adapter_is_an_ordinary_peft_adapter_with_the_same_logits(finished):
-    """PeftModel.from_pretrained on the exported folder equals the tree read along that path."""
+    """PeftModel.from_pretrained on its folder gives the logits of the tree on that path."""
     config, _ = finished
     run = load_run(config.run)
     ids = torch.arange(20, 60)[None]
@@ -244,21 +243,21 @@ def test_every_adapter_is_an_ordinary_peft_adapter_with_the_same_logits(finished
             assert (theirs(input_ids=ids).logits - ours).abs().max() <= 1e-4
 
 
-def test_an_adapter_finds_its_base_from_anywhere_and_after_a_move(finished, tmp_path, monkeypatch):
-    """As PEFT loads it by itself, whatever the working directory; a copy's base is its own."""
+def test_an_adapter_finds_its_base_from_anywhere_and_after_a_copy(finished, tmp_path, monkeypatch):
+    """PEFT loads it from any working directory; in a copied run, its base is the copy's."""
     monkeypatch.chdir(tmp_path)
     copy = tmp_path / "a copy"
     shutil.copytree(finished[0].run, copy)
     for folder in (finished[0].run, copy):
-        load_run(folder)  # any command that looks at it
+        load_run(folder)  # as every command on the run does
         about = json.loads((folder / "adapters" / "sw" / "adapter_config.json").read_text())
         assert about["base_model_name_or_path"] == str(folder / "tuned")
         loaded = AutoPeftModelForCausalLM.from_pretrained(str(folder / "adapters" / "sw"))
         assert loaded.get_base_model().name_or_path == str(folder / "tuned")
 
 
-def test_a_run_is_what_lies_in_its_folder(finished, tmp_path):
-    """Copied or renamed, whatever it is called in its settings; its settings' file means the same folder."""
+def test_a_run_is_identified_by_its_folder(finished, tmp_path):
+    """It may be copied or renamed, whatever folder its settings name; its config.yaml stands for it."""
     copy = tmp_path / "copy"
     shutil.copytree(finished[0].run, copy)
     for path in (copy, copy / "config.yaml"):
@@ -267,10 +266,10 @@ def test_a_run_is_what_lies_in_its_folder(finished, tmp_path):
     assert run_all(open_run(load_config(copy))) is False
     assert f"run: {copy}\n" in (copy / "config.yaml").read_text("utf-8")
     assert f"run: {finished[0].run}\n" in (finished[0].run / "config.yaml").read_text("utf-8")
-    (copy / "config.yaml").write_bytes(b"")  # not the default settings
+    (copy / "config.yaml").write_bytes(b"")  # must not load as the default settings
     with pytest.raises(ConfigError) as caught:
         load_run(copy)
-    assert str(caught.value) == f"{copy}/config.yaml is empty; restore it, or begin in another run folder"
+    assert str(caught.value) == f"{copy}/config.yaml is empty; restore it, or start in another run folder"
 
 
 @pytest.mark.parametrize(
@@ -283,7 +282,7 @@ def test_a_run_is_what_lies_in_its_folder(finished, tmp_path):
     ],
 )
 def test_an_empty_state_file_is_named(finished, tmp_path, name, says):
-    """As a power cut may leave one."""
+    """A power cut may leave one."""
     copy = tmp_path / "copy"
     shutil.copytree(finished[0].run, copy)
     (copy / name).write_bytes(b"")
@@ -294,8 +293,8 @@ def test_an_empty_state_file_is_named(finished, tmp_path, name, says):
     assert str(caught.value).startswith(f"{copy}/{says}")
 
 
-def test_what_takes_long_is_said(capsys):
-    """And nothing is where it does not."""
+def test_slow_steps_are_announced(capsys):
+    """Fast ones are not."""
 
     class Told(ProgressReporter):
         def say(self, text):
@@ -317,8 +316,8 @@ def test_what_takes_long_is_said(capsys):
         ("stages.within", select_english, "Selecting English items …"),
     ],
 )
-def test_what_takes_long_before_training_is_said(tmp_path, tiny_model_folder, monkeypatch, slow, does, says):
-    """Large files are read and compared for minutes before the first bar."""
+def test_slow_steps_before_training_are_announced(tmp_path, tiny_model_folder, monkeypatch, slow, does, says):
+    """Reading and comparing large files takes minutes before the first progress bar."""
     heard: list[str] = []
 
     class Told(ProgressReporter):
@@ -338,7 +337,7 @@ def test_what_takes_long_before_training_is_said(tmp_path, tiny_model_folder, mo
 
 
 def test_stage_two_trains_the_adapters(finished):
-    """Every node on a taught path has moved away from zero."""
+    """Every node's B has moved away from zero."""
     config, _ = finished
     state = load_file(config.run / "adapters" / "tree.safetensors")
     run = load_run(config.run)
@@ -348,7 +347,7 @@ def test_stage_two_trains_the_adapters(finished):
 
 
 def test_other_settings_are_refused_in_the_same_folder(finished, tiny_model_folder):
-    """A run folder belongs to the settings it was made with; the message names the first difference."""
+    """The error names the first setting that differs."""
     config = settings(finished[0].run, tiny_model_folder, "distill.learning_rate=0.5")
     with pytest.raises(
         RunError, match=r"made with other settings \(learning_rate: 0\.003 there, learning_rate: 0\.5 here\)"
@@ -356,8 +355,8 @@ def test_other_settings_are_refused_in_the_same_folder(finished, tiny_model_fold
         open_run(config)
 
 
-def test_how_adapters_are_trained_may_change_until_there_are_some(finished, tiny_model_folder, tmp_path):
-    """Stage 1 stays; not where it has read texts that are others now."""
+def test_distillation_settings_may_change_until_there_are_adapters(finished, tiny_model_folder, tmp_path):
+    """Settings of stage 1 may not change, nor texts that stage 1 has read."""
     folder = tmp_path / "run"
     shutil.copytree(finished[0].run, folder, ignore=shutil.ignore_patterns("adapters"))
     changed = settings(folder, tiny_model_folder, "distill.learning_rate=0.5")
@@ -373,32 +372,32 @@ def test_how_adapters_are_trained_may_change_until_there_are_some(finished, tiny
         open_run(settings(folder, tiny_model_folder, *more))
 
 
-def test_a_run_may_be_given_another_data_root(finished, tiny_model_folder, tmp_path):
-    """Data sets move, and more suites need more of them."""
+def test_the_data_root_of_a_run_may_change(finished, tiny_model_folder, tmp_path):
+    """Data sets may be moved."""
     config = settings(finished[0].run, tiny_model_folder, f"data_root={tmp_path}")
     assert open_run(config).data_root == tmp_path
 
 
 def test_a_broken_teacher_is_refused_before_stage_1(tmp_path, tiny_model_folder):
-    """It would be loaded when stage 1 has been trained."""
+    """It would only be loaded after stage 1."""
     teacher = Path(shutil.copytree(tiny_model_folder, tmp_path / "teacher"))
     weights = (teacher / "model.safetensors").read_bytes()
     (teacher / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     more = f"distill.teacher={{type: model, path: {json.dumps(str(teacher))}, level: sequence}}"
-    with pytest.raises(ConfigError, match=r"^model: .*/teacher/model\.safetensors is cut short"):
+    with pytest.raises(ConfigError, match=r"^model: .*/teacher/model\.safetensors is truncated"):
         checks.check(Run(settings(tmp_path / "run", tiny_model_folder, more), ProgressReporter()))
 
 
 def test_a_language_without_data_is_refused_before_anything_is_written(tmp_path, tiny_model_folder):
-    """The demo has fifteen languages; Polish is none of them."""
+    """The demo has fifteen languages, but not Polish."""
     config = settings(tmp_path / "run", tiny_model_folder, "languages.targets=[sw,pl]")
     with pytest.raises(DataError, match="pl"):
         checks.check(Run(config, ProgressReporter()))
     assert not (tmp_path / "run").exists()
 
 
-def test_reference_answers_that_are_too_long_are_told(tmp_path, tiny_model_folder):
-    """Before anything is trained: an answer that is cut is never like them."""
+def test_reference_answers_that_are_too_long_give_a_warning(tmp_path, tiny_model_folder):
+    """It comes before training, as a truncated answer never matches them."""
     turns = {code: {"instruction": f"q {code}", "response": "a" * 90} for code in ("en", "sw")}
     items = [{"id": "1", **turns}, {"id": "2", **turns, "sw": turns["sw"] | {"response": "a"}}]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
@@ -417,19 +416,19 @@ def test_reference_answers_that_are_too_long_are_told(tmp_path, tiny_model_folde
         assert len(heard) == bool(count)
         for line in heard:
             assert line.startswith(f"Warning: {count} of 4 reference answers of the suite parallel have ")
-            assert line.endswith("longer answers are cut: raise evaluate.max_new_tokens")
+            assert line.endswith("longer answers are truncated: raise evaluate.max_new_tokens")
 
 
 def test_the_ledger_counts_every_stage(finished):
-    """Tokens, operations, seconds and memory of tuning, distillation and evaluation."""
+    """It has tokens, FLOPs, seconds, energy, memory and bytes written."""
     config, _ = finished
     stages = ledger_of(config)
     assert list(stages) == ["tune", "distill", "evaluate"]
     assert (
         stages["distill"]["teacher_calls"] == 21 + 14 + 21 + 28
-    )  # hi, sw, ur, and English for a tenth of all draws: 4.5 passes over 56 rows are 252, a ninth of them
+    )  # hi, sw, ur, and English as a tenth of all draws: a ninth of the 252 draws in 4.5 passes over 56 rows
     assert all(stages[name]["flops"] > 0 and stages[name]["seconds"] > 0 for name in stages)
-    # Three languages and English before and after, at most four tokens an answer.
+    # Three languages and English, before and after, at most four tokens per answer.
     asked = 14 * 4 * 2
     assert asked < stages["evaluate"]["tokens_generated"] <= 4 * asked
     for stage in stages.values():
@@ -438,12 +437,12 @@ def test_the_ledger_counts_every_stage(finished):
             stage["seconds"] * CORE_WATTS * torch.get_num_threads(), rel=0.2
         )
         assert stage["peak_memory_bytes"] > 100e6
-    # The signals' cache, the checkpoints and the adapters are among what was written.
+    # Checkpoints and adapters are written too, not only the cached signals.
     assert stages["distill"]["bytes_written"] > stages["distill"]["cache_bytes_written"] > 0
 
 
 def test_learned_families_are_found_once_and_kept(finished, tmp_path, tiny_model_folder):
-    """The tuned model groups the languages; a later look at the run reads the same tree."""
+    """The tuned model groups the languages; loading the run again gives the same tree."""
     config = settings(tmp_path / "run", tiny_model_folder, "languages.tree=learned")
     shutil.copytree(finished[0].run / "tuned", config.run / "tuned")
     run = open_run(config)
@@ -457,8 +456,8 @@ def test_learned_families_are_found_once_and_kept(finished, tmp_path, tiny_model
     again.student(again.reference_model(), trained=True)
 
 
-def test_a_language_joins_and_the_others_stay_as_they_are_to_the_bit(finished, tmp_path, tiny_model_folder):
-    """German joins, then Arabic, each with its family; the others and English answer with the same bits."""
+def test_adding_a_language_leaves_the_others_bit_identical(finished, tmp_path, tiny_model_folder):
+    """German, then Arabic are added, each with its family; the others and English have identical logits."""
     config = settings(tmp_path / "run", tiny_model_folder)
     shutil.copytree(finished[0].run, config.run)
     run = load_run(config.run)
@@ -500,13 +499,13 @@ def test_a_language_joins_and_the_others_stay_as_they_are_to_the_bit(finished, t
 @pytest.mark.parametrize(
     ("codes", "error", "says"),
     [
-        (["sw"], RunError, "sw was taught already; name another language"),
-        (["en"], RunError, "en is what all others follow; name another language"),
+        (["sw"], RunError, "sw was already taught; choose another language"),
+        (["en"], RunError, "en is the source language; choose another language"),
         (["de", "pt"], DataError, "the data has no pt; add items, or name a file by --data"),
     ],
 )
-def test_what_cannot_join_is_refused(codes, error, says, finished):
-    """And the run is as it was."""
+def test_a_language_that_cannot_be_added_is_refused(codes, error, says, finished):
+    """The run is unchanged."""
     before = (finished[0].run / "adapters" / "tree.safetensors").read_bytes()
     with pytest.raises(error) as caught:
         add_language.add_languages(load_run(finished[0].run), codes)

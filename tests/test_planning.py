@@ -1,4 +1,4 @@
-"""The preflight: bytes worked out by hand, operations against torch's counter, advice that holds."""
+"""The preflight plan: bytes worked out by hand, FLOPs against torch's counter, advice that works."""
 
 import json
 from contextlib import contextmanager
@@ -48,15 +48,15 @@ BIG = Machine("big", 1, 64 << 30, 1e12, gpu=False, efficiency=0.5, process=0)
 
 @pytest.fixture(scope="module")
 def read(tmp_path_factory):
-    """A small run whose rows are read once for all tests; what they change is how it is trained."""
+    """A small run whose rows are read once for all tests; the tests only change how it is trained."""
     folder = tmp_path_factory.mktemp("plan") / "run"
     work = Work(load_config(None, (*SMALL, "dtype=float32", f"run={folder}")), BIG)
     assert work.english and work.rows
     return work
 
 
-def test_what_an_earlier_run_left_in_the_folder_has_no_say(tmp_path):
-    """A finished run of German lies there; the settings ask for others."""
+def test_files_of_an_earlier_run_in_the_folder_are_ignored(tmp_path):
+    """The folder has a finished run of German; the settings name other languages."""
     (tmp_path / "adapters").mkdir()
     state = {"rows": torch.zeros(1)}
     save_file(state, tmp_path / "adapters" / "tree.safetensors", {"families": '{"de": "Germanic"}'})
@@ -76,8 +76,8 @@ def qwen3(**sizes) -> Qwen3ForCausalLM:
 # --- bytes
 
 
-def test_what_is_alive_by_hand():
-    """Views and inputs are free, a result lives until it is dropped, the most is remembered."""
+def test_live_bytes_match_a_hand_count():
+    """Views and inputs are free, a result counts until it is deleted, and the peak is kept."""
     a = torch.empty(10, 100, device="meta")
     with Alive() as alive:
         b = a + 1
@@ -91,22 +91,22 @@ def test_what_is_alive_by_hand():
     assert (alive.now, alive.most) == (0, 8000)
 
 
-def test_a_layers_saved_tensors_by_hand():
-    """x·W, then its square: 6 × 20 results twice in forward, as much again and W's gradient in backward."""
+def test_saved_tensors_of_a_layer_match_a_hand_count():
+    """x·W and its square: the forward pass leaves the product and the sum, the backward pass W's gradient."""
     x = torch.empty(6, 10, device="meta")
     w = torch.empty(10, 20, device="meta", requires_grad=True)
     with Alive() as alive:
         product = x @ w
         loss = (product * product).sum()
-        assert alive.now == 2 * 480 + 4 - 480  # the square is not kept, the product is, and the sum
+        assert alive.now == 2 * 480 + 4 - 480  # product and sum are kept, not the square
         del product
         loss.backward()
     assert w.grad.untyped_storage().nbytes() == 800
     assert alive.now == 4 + 800
 
 
-def test_parameters_by_hand():
-    """Qwen 3 in two layers, embeddings tied: each number from its matrices' shapes."""
+def test_parameter_bytes_match_a_hand_count():
+    """Qwen 3 with two layers and tied embeddings; the numbers follow from the shapes of its matrices."""
     layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 2 * 8 + 3 * 32 * 48 + 2 * 32
     with torch.device("meta"):
         model = qwen3()
@@ -133,14 +133,14 @@ LLAMA_8B = LlamaConfig(
     ],
     ids=["Qwen2.5-7B", "Llama-3.1-8B"],
 )
-def test_billions_of_weights_need_none(tmp_path, shapes, count, in_four_bit):
-    """The published counts of parameters, in bfloat16 and in 4 bits."""
+def test_billions_of_weights_are_counted_without_loading_any(tmp_path, shapes, count, in_four_bit):
+    """The counts are the published ones, in bfloat16, in 4 bits and sharded."""
     shapes.save_pretrained(tmp_path)
     model = memory.meta_model(str(tmp_path), torch.bfloat16, gpu=True)
     assert memory.parameter_bytes(model) == 2 * count
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert memory.parameter_bytes(model, four_bit=True) == in_four_bit
-    # Half of each layer, and two whole ones: that which is read and the next.
+    # Half of each layer, plus two whole ones: the current one and the next.
     layer = 2 * sum(p.numel() for p in model.model.layers[0].parameters())
     whole = 2 * count - len(model.model.layers) * layer
     in_halves = whole + len(model.model.layers) * layer // 2 + 2 * layer
@@ -148,19 +148,19 @@ def test_billions_of_weights_need_none(tmp_path, shapes, count, in_four_bit):
 
 
 def test_the_adapters_are_counted_by_node(read):
-    """Root 2, two families of 1, two leaves of 3: rank 10 over seven modules of four of the six layers."""
+    """Root 2, two families of 1, two languages of 3: rank 10 on seven modules in four of the six layers."""
     work = read.changed(["distill.adapter.ranks={root: 2, family: 1, language: 3}"])
     work.run = Run(work.config, ProgressReporter())
     sizes = 4 * (256 + 256) + 2 * (256 + 704) + (704 + 256)
     found = stages.distill_plan(work)
     assert found.memory["adapters"] == 4 * 10 * 4 * sizes
     assert found.memory["optimiser"] == 2 * found.memory["adapters"]
-    # All rows once, and each language's path of 2 + 1 + 3.
+    # All rows once, plus each language's path of rank 2 + 1 + 3.
     assert found.kept == 4 * (10 + 2 * 6) * 4 * sizes
 
 
-def test_a_step_without_storage_holds_what_a_real_one_holds(five, student):
-    """The same counter over real tensors, losses and gradients included; but for some indices."""
+def test_a_step_on_the_meta_device_needs_the_memory_of_a_real_one(five, student):
+    """The same counter on real tensors, losses and gradients included, differs only by some indices."""
     rows = [
         Sample(Encoded(tuple(range(5, 5 + p)), tuple(range(9, 9 + r))), code, n)
         for n, (p, r, code) in enumerate([(9, 4, "sw"), (7, 6, "ru"), (12, 3, "es")])
@@ -176,8 +176,8 @@ def test_a_step_without_storage_holds_what_a_real_one_holds(five, student):
     assert found > 250_000
 
 
-def test_a_gpu_holds_the_logits_of_more_tokens_at_a_time(five, student, monkeypatch):
-    """One token's 300 logits at a time, or all of twelve tokens: eleven more in float32."""
+def test_a_gpu_computes_the_logits_of_more_tokens_at_a_time(five, student, monkeypatch):
+    """300 logits of one token at a time, or of all twelve tokens: eleven tokens more, in float32."""
     monkeypatch.setattr("isogloss.train.objective.LOGITS", 300)
     monkeypatch.setattr("isogloss.train.objective.LOGITS_GPU", 12 * 300)
     with torch.device("meta"):
@@ -190,12 +190,12 @@ def test_a_gpu_holds_the_logits_of_more_tokens_at_a_time(five, student, monkeypa
 @pytest.mark.parametrize(
     ("kind", "numbers"),
     [
-        ("gpt2", 2 * 3 * 24),  # as many keys as queries
-        ("qwen3", 2 * 3 * 2 * 6),  # two keys for four queries
+        ("gpt2", 2 * 3 * 24),  # one key head per query head
+        ("qwen3", 2 * 3 * 2 * 6),  # two key heads for four query heads
         ("bloom", 2 * 3 * 24),
     ],
 )
-def test_a_cache_is_what_the_model_keeps(tiny, kind, numbers):
+def test_cache_bytes_match_the_keys_and_values_of_the_model(tiny, kind, numbers):
     """Keys and values of three layers, for five rows of seven tokens, 4 bytes each."""
     config = tiny(kind).config
     with torch.device("meta"):
@@ -203,8 +203,8 @@ def test_a_cache_is_what_the_model_keeps(tiny, kind, numbers):
     assert memory.cache_bytes(model, 5, 7) == numbers * 5 * 7 * 4
 
 
-def test_a_window_is_all_that_its_layers_keep():
-    """Of 100 tokens one layer in two keeps the last 15, as the sixteenth is the one that is read next."""
+def test_sliding_window_layers_only_cache_their_window():
+    """Of 100 tokens, one of the two layers keeps the last 15, as the next token is the window's sixteenth."""
     config = Gemma3TextConfig(
         vocab_size=300, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=8, sliding_window=16,
@@ -216,7 +216,7 @@ def test_a_window_is_all_that_its_layers_keep():
 
 
 def test_a_model_without_grouped_heads_is_planned(tmp_path):
-    """GPT-2 has no setting for its keys; all stages are foreseen, and what follows the model explained."""
+    """GPT-2 has no setting for its key heads; all stages are planned and its defaults are explained."""
     words = load_tokenizer("demo")
     words.save_pretrained(tmp_path / "gpt2")
     GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=len(words)).save_pretrained(tmp_path / "gpt2")
@@ -227,7 +227,7 @@ def test_a_model_without_grouped_heads_is_planned(tmp_path):
 
 
 def test_a_plan_refuses_what_the_model_lacks(tiny, tokenizer, tmp_path):
-    """As `run` does, not after it has said that all fits."""
+    """`run` would refuse it, so the plan must not say that everything fits."""
     tiny("gpt2").save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     for override, says in (
@@ -241,8 +241,8 @@ def test_a_plan_refuses_what_the_model_lacks(tiny, tokenizer, tmp_path):
             preflight.plan(config, BIG)
 
 
-def test_a_sample_of_english_rows_stands_for_all(read, monkeypatch):
-    """A third of them, of all lengths alike: as many rows, nearly as many tokens, none shorter at the end."""
+def test_a_sample_of_english_rows_represents_all(read, monkeypatch):
+    """A third of the rows, of all lengths: as many rows, nearly as many tokens, the longest no shorter."""
     lengths = sorted(len(row.prompt) + len(row.response) for row in read.english)
     work = read.changed([])
     del work.__dict__["english"]
@@ -253,7 +253,7 @@ def test_a_sample_of_english_rows_stands_for_all(read, monkeypatch):
     assert sum(found) == pytest.approx(sum(lengths), rel=0.05)
 
 
-# --- operations
+# --- FLOPs
 
 
 def counted(run) -> float:
@@ -262,8 +262,8 @@ def counted(run) -> float:
     return counter.get_total_flops()
 
 
-def test_stage_1_against_torchs_counter(read):
-    """Every step of full tuning on the embedded model, twelve rows in batches of four."""
+def test_flops_of_stage_1_match_torchs_counter(read):
+    """All steps of full tuning of the embedded model are counted, with twelve rows in batches of four."""
     work = read.changed(["tune.batch_size=4", "tune.epochs=1"])
     work.__dict__["english"] = read.english[:12]
     found = stages.tune_plan(work)
@@ -284,9 +284,9 @@ def test_stage_1_against_torchs_counter(read):
 
 
 @pytest.mark.parametrize("view", ["prompt", "english"])
-def test_stage_2_against_torchs_counter(read, tmp_path, view):
-    """What the teacher reads of every row, twin and instruction, then each step of the student with the
-    divergence; where it reads English alone, over each closed task's answers too."""
+def test_flops_of_stage_2_match_torchs_counter(read, tmp_path, view):
+    """The teacher reads every row, twin and instruction, then the student takes every step with the
+    divergence. With the `english` view, the teacher also reads the options of closed tasks."""
     settings = [
         "distill.kl_weight=1.0",
         "distill.similarity_weight=1.0",
@@ -331,8 +331,9 @@ def silent(what):
     yield lambda done, of: None
 
 
-def test_an_answer_against_the_meter():
-    """A prompt of 40 and five more tokens: 44 read, each against all before it, the head five times."""
+def test_a_generated_answer_matches_a_hand_count():
+    """A prompt of 40 tokens and five new ones: 44 are read, each attends to all before it, and the head runs
+    five times."""
     meter = Meter(qwen3(), 0.0)
     stages._generated(meter, 40, 5)
     assert (meter.forward_tokens, meter.forward_heads) == (44, 5)
@@ -342,16 +343,16 @@ def test_an_answer_against_the_meter():
 # --- machines, advice, command
 
 
-def test_time_is_work_over_what_the_machine_reaches():
-    """1e15 operations on two devices of 100 TFLOP/s that reach 40 % of it: 12.5 seconds."""
+def test_time_is_flops_over_the_speed_that_the_machine_reaches():
+    """1e15 FLOPs on two devices of 100 TFLOP/s at 40 % efficiency: 12.5 seconds."""
     machine = Machine("two", 2, 1 << 30, 1e14, gpu=True, efficiency=0.4)
     found = preflight.Plan(machine, [StagePlan("tune", flops=1e15)], [])
     assert found.seconds(found.stages[0]) == pytest.approx(12.5)
     assert found.seconds(StagePlan("evaluate", flops=1e15)) == pytest.approx(25)  # one process evaluates
 
 
-def test_a_machines_file(tmp_path):
-    """GiB, TFLOP/s and devices, and the type that weights have there."""
+def test_a_machine_file_loads(tmp_path):
+    """It gives GiB, TFLOP/s, devices, and the dtype that `auto` means there."""
     file = tmp_path / "a100.yaml"
     file.write_text("devices: 4\nmemory_gib: 80\ntflops: 200\n")
     found = load_machine(file)
@@ -363,14 +364,14 @@ def test_a_machines_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("memory_gib: 80\n", "tflops: Field required; there are devices, memory_gib, tflops"),
-        ("memory_gib: 80\ntflops: 1\ngpus: 2\n", "gpus: Extra inputs are not permitted; there are devices"),
+        ("memory_gib: 80\n", "tflops: Field required; the keys are devices, memory_gib, tflops"),
+        ("memory_gib: 80\ntflops: 1\ngpus: 2\n", "gpus: Extra inputs are not permitted; the keys are"),
         ("- 1\n", "a machine: Input should be a valid dictionary"),
         ("a: [", "not YAML"),
     ],
 )
-def test_a_wrong_machines_file_is_one_line(tmp_path, text, says):
-    """The file, the entry, and what there is."""
+def test_an_invalid_machine_file_is_a_one_line_error(tmp_path, text, says):
+    """It names the file, the entry and the valid keys."""
     file = tmp_path / "machine.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError) as error:
@@ -379,8 +380,8 @@ def test_a_wrong_machines_file_is_one_line(tmp_path, text, says):
     assert "\n" not in str(error.value)
 
 
-def test_what_does_not_fit_is_mended_by_what_is_advised(read):
-    """The advised settings, taken, fit; the ones before did not."""
+def test_the_advised_settings_make_it_fit(read):
+    """With the advised settings it fits, and with the original ones it does not."""
     work = read.changed([])
     needs = stages.distill_plan(work)
     less = stages.distill_plan(work.changed(["distill.gradient_accumulation_steps=4"]))
@@ -393,8 +394,8 @@ def test_what_does_not_fit_is_mended_by_what_is_advised(read):
 
 @pytest.mark.parametrize("stage", ["tune", "distill"])
 @pytest.mark.parametrize(("devices", "parts"), [(1, [2, 4, 8, 24]), (4, [2, 3, 6]), (8, [3]), (24, [])])
-def test_a_step_is_read_in_parts_that_the_devices_share_out_evenly(read, stage, devices, parts):
-    """Of 24 rows; training refuses any other number."""
+def test_advised_micro_batches_divide_evenly_over_the_devices(read, stage, devices, parts):
+    """Training refuses any other number of micro-batches for 24 rows."""
     work = read.changed([f"{stage}.batch_size=24"])
     work.machine = Machine("some", devices, 64 << 30, 1e12, gpu=False, process=0)
     name = f"{stage}.gradient_accumulation_steps="
@@ -408,8 +409,8 @@ def test_a_step_is_read_in_parts_that_the_devices_share_out_evenly(read, stage, 
 
 
 @pytest.mark.parametrize("stage", ["tune", "distill"])
-def test_a_model_that_several_devices_hold_together_is_split(read, stage):
-    """Beside what learns each has its part of the layers, and two layers more."""
+def test_sharding_is_advised_if_the_model_only_fits_on_several_devices(read, stage):
+    """Each then holds the trained weights, its part of the layers and two whole layers."""
     work = read.changed([] if stage == "tune" else ["tune.method=lora", "dtype=bfloat16"])
     plan = stages.tune_plan if stage == "tune" else stages.distill_plan
     work.machine = Machine("eight", 8, 64 << 30, 1e12, gpu=False, process=0)
@@ -418,24 +419,24 @@ def test_a_model_that_several_devices_hold_together_is_split(read, stage):
     assert " shard=true" in advise(work, plan(work))
 
 
-def test_what_no_setting_mends_is_said(read):
-    """A device smaller than the weights."""
+def test_the_advice_says_if_no_setting_makes_it_fit(read):
+    """The device is smaller than the weights."""
     work = read.changed(["tune.batch_size=2", "tune.method=lora"])
     work.machine = Machine("none", 1, 1 << 20, 1e12, gpu=False, process=0)
     advice = advise(work, stages.tune_plan(work))
-    assert "no setting makes it fit" in advice and "a device of 1 GiB would do" in advice
+    assert "no setting makes it fit" in advice and "a device of 1 GiB would be enough" in advice
 
 
-def test_checkpointing_holds_less(read):
-    """The layers' inputs alone are kept for backward; what follows from it is said."""
+def test_gradient_checkpointing_needs_less_memory(read):
+    """Only the inputs of the layers are kept for the backward pass."""
     work = read.changed([])
     kept = stages.distill_plan(work).memory["activations"]
     again = read.changed(["distill.gradient_checkpointing=true"])
     assert stages.distill_plan(again).memory["activations"] < 0.8 * kept
 
 
-def test_more_devices_share_a_steps_rows(read):
-    """Eight rows on four devices are two rows each: less to hold, as many tokens."""
+def test_devices_share_the_rows_of_a_step(read):
+    """Eight rows on four devices are two each: fewer activations, as many tokens."""
     one, four = read.changed([]), read.changed([])
     four.machine = Machine("four", 4, 64 << 30, 1e12, gpu=False, efficiency=0.5, process=0)
     alone, shared = stages.distill_plan(one), stages.distill_plan(four)
@@ -443,8 +444,8 @@ def test_more_devices_share_a_steps_rows(read):
     assert shared.tokens_backpropagated == alone.tokens_backpropagated
 
 
-def test_the_command_prints_a_plan_and_touches_nothing(tmp_path, monkeypatch, capsys):
-    """JSON for programs; exit code 1 where it does not fit; no run folder."""
+def test_the_command_prints_a_plan_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    """JSON is available, the exit code is 1 if it does not fit, and no run folder is created."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("isogloss.plan.preflight.advise", lambda work, stage: f"{stage.stage} is too large")
     (tmp_path / "tiny.yaml").write_text("memory_gib: 0.01\ntflops: 1\n")
@@ -457,9 +458,7 @@ def test_the_command_prints_a_plan_and_touches_nothing(tmp_path, monkeypatch, ca
     assert not said["fits"] and said["advice"] == [
         "tune is too large", "distill is too large", "evaluate is too large"
     ]  # fmt: skip
-    assert said["notes"] == [
-        "compile: less memory is held than is planned; the time of compiling is not counted"
-    ]
+    assert said["notes"] == ["compile: uses less memory than planned; compilation time is not counted"]
     (tmp_path / "large.yaml").write_text("memory_gib: 64\ntflops: 1\ngpu: false\n")
     with pytest.raises(SystemExit) as stopped:
         main(["plan", "--machine", "large.yaml", *overrides])
@@ -468,16 +467,16 @@ def test_the_command_prints_a_plan_and_touches_nothing(tmp_path, monkeypatch, ca
     assert sorted(p.name for p in tmp_path.iterdir()) == ["large.yaml", "tiny.yaml"]
 
 
-def test_a_folder_of_shapes_alone_is_planned_with_a_note(tmp_path):
-    """No tokenizer there: the embedded one counts, and the plan says so."""
+def test_a_folder_with_only_a_config_is_planned_with_a_note(tmp_path):
+    """It has no tokenizer, so the embedded one counts the tokens, and the note says so."""
     qwen3().config.save_pretrained(tmp_path)
     work = Work(load_config(None, (*SMALL, f"model={tmp_path}")), BIG)
-    assert work.notes == [f"{tmp_path} has no tokenizer: tokens are counted by the embedded one"]
+    assert work.notes == [f"{tmp_path} has no tokenizer: tokens are counted with the embedded one"]
     assert memory.parameter_bytes(work.model(torch.float32)) == memory.parameter_bytes(qwen3())
 
 
-def test_an_evaluation_reads_every_wording_and_writes_every_answer_to_its_limit(read, monkeypatch):
-    """Two languages and English before and after, and before an English question in other words."""
+def test_an_evaluation_answers_every_wording_up_to_its_limit(read, monkeypatch):
+    """It has two languages and English, before and after, and an English paraphrase before."""
     texts = {code: Turn(f"{code} question") for code in (*read.run.measured, "en")}
     items = tuple(
         Item(str(n), "task", texts, longest=longest, paraphrases=more)
@@ -490,11 +489,9 @@ def test_an_evaluation_reads_every_wording_and_writes_every_answer_to_its_limit(
     assert found.tokens_generated == 2 * len(texts) * (10 + 100) + 10
 
 
-def test_a_step_that_devices_cannot_share_out_is_told(read):
-    """As training would refuse it there."""
+def test_a_batch_that_cannot_be_divided_over_the_devices_gives_a_note(read):
+    """Training would refuse it."""
     few = Machine("some", 16, 64 << 30, 1e12, gpu=False, process=0)
     notes = preflight.plan(load_config(None, (*SMALL, "dtype=float32")), few).notes
-    says = (
-        "tune.batch_size: 8 rows cannot be shared out over 16 devices and 1 micro-batches; take a multiple of"
-    )
+    says = "tune.batch_size: 8 rows cannot be divided over 16 devices and 1 micro-batches; use a multiple of"
     assert f"{says} 16" in notes

@@ -1,4 +1,4 @@
-"""Two processes over gloo, as a launcher starts them: together they learn what one learns alone."""
+"""Two processes over gloo, started by a launcher: together they learn what one learns alone."""
 
 import json
 import os
@@ -34,7 +34,7 @@ SMALL = (
 
 
 def two(*command: str, code: int = 0) -> subprocess.CompletedProcess:
-    """Two processes of a Python command, each on one thread; they must end with this code."""
+    """Run a Python command in two processes, each on one thread; they must exit with this code."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
         [sys.executable, *launcher, *command],
@@ -50,7 +50,7 @@ def two(*command: str, code: int = 0) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory) -> Path:
-    """Both stages by one process and by two, and by two that are killed and go on."""
+    """Both stages trained by one process, by two, and by two that are killed and resume."""
     folder = tmp_path_factory.mktemp("several")
     several.prepare(folder, tiny())
     jobs = []
@@ -77,8 +77,8 @@ def found(folder: Path, name: str) -> dict:
 @pytest.mark.parametrize(
     ("way", "stage"), [("two", 1), ("two", 2), ("parts", 1), ("parts", 2), ("sharded", 2)]
 )
-def test_two_processes_find_the_gradients_of_one(trained, way, stage):
-    """Responses of 1 to 9 tokens: a step is normalised by all its tokens, whoever has read them."""
+def test_two_processes_have_the_gradients_of_one(trained, way, stage):
+    """Responses have 1 to 9 tokens: a step is normalised by all its tokens, whichever process reads them."""
     ours, theirs = found(trained, f"{way}-{stage}"), found(trained, f"one-{stage}")
     for mine, its in zip(ours["gradients"], theirs["gradients"], strict=True):
         assert mine.keys() == its.keys()
@@ -89,8 +89,8 @@ def test_two_processes_find_the_gradients_of_one(trained, way, stage):
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_counts_and_curve_are_those_of_all_processes(trained, stage):
-    """Tokens, operations but for padding, and every part of the loss."""
+def test_counts_and_curves_cover_all_processes(trained, stage):
+    """This covers tokens, FLOPs (except for padding) and every part of the loss."""
     ours, theirs = (json.loads((trained / f"{n}-{stage}/counts.json").read_text()) for n in ("two", "one"))
     assert (ours["tokens"], ours["responses"]) == (theirs["tokens"], theirs["responses"])
     assert ours["flops"] == pytest.approx(theirs["flops"], rel=0.15)
@@ -99,8 +99,8 @@ def test_counts_and_curve_are_those_of_all_processes(trained, stage):
         assert json.loads(mine) == pytest.approx(json.loads(its), abs=5e-5)
 
 
-def test_two_killed_processes_go_on_to_the_same_weights(trained):
-    """Killed at step 3 of 5, resumed from the checkpoint of step 2: to the bit what unbroken ones give."""
+def test_two_killed_processes_resume_to_the_same_weights(trained):
+    """Killed at step 3 of 5 and resumed from step 2's checkpoint: bit-identical to an uninterrupted run."""
     ours, theirs = found(trained, "killed"), found(trained, "whole")
     assert len(ours["gradients"]) == 3
     assert all(torch.equal(ours["weights"][name], weight) for name, weight in theirs["weights"].items())
@@ -109,9 +109,9 @@ def test_two_killed_processes_go_on_to_the_same_weights(trained):
     assert (trained / "killed/curve.jsonl").read_text() == (trained / "whole/curve.jsonl").read_text()
 
 
-def test_a_checkpoint_holds_what_learns_and_no_frozen_weight(trained):
-    """The adapters and the optimiser's moments of them."""
-    # Two are kept, so that a damaged one leaves another; both are alike in what they hold.
+def test_a_checkpoint_has_trained_weights_only(trained):
+    """It has the adapters and their optimiser state."""
+    # Two are kept in case one is damaged; both contain the same tensors.
     saved, _ = sorted((trained / "killed/work").glob("checkpoint-*/model.safetensors"))
     state = load_file(saved)
     assert state and all("lora_" in name for name in state)
@@ -127,12 +127,12 @@ SHARDED = (
     "distill.gradient_checkpointing=true",
     "languages.items={high: 8, middle: 8, low: 8}",
 )
-"""The model reads and writes by itself before stage 2."""
+"""With these, the model writes answers and reads texts to learn the tree before stage 2."""
 
 
 @pytest.mark.parametrize("how", [(), SHARDED], ids=["whole", "sharded"])
-def test_a_whole_run_by_two_processes(base, tmp_path, how):
-    """Both stages, evaluation and report; the ledger has the tokens of a run by one."""
+def test_a_whole_run_works_with_two_processes(base, tmp_path, how):
+    """It has both stages, evaluation and report; the ledger has the tokens of a run by one process."""
     stages = []
     for folder, start in ((tmp_path / "one", None), (tmp_path / "two", two)):
         sets = [f"--set={one}" for one in (*SMALL, *how, f"run={folder}", f"model={base}")]
@@ -143,14 +143,14 @@ def test_a_whole_run_by_two_processes(base, tmp_path, how):
             subprocess.run(command, check=True, capture_output=True, timeout=300)
         else:
             said = start("-m", "isogloss", "run", *sets).stdout
-            assert said.count("Report: ") == 1  # one of them speaks
+            assert said.count("Report: ") == 1  # only one process reports
         ledger = json.loads((folder / "ledger.json").read_text())
         stages.append({stage["stage"]: stage for stage in ledger["stages"]})
     one, both = stages
     for stage in ("tune", "distill"):
         for name in ("tokens_backpropagated", "teacher_calls"):
             assert both[stage][name] == one[stage][name], (stage, name)
-        # Each process reads the node texts that prompts begin with.
+        # Each process reads the node texts at the start of prompts.
         assert (
             one[stage]["tokens_forwarded"]
             <= both[stage]["tokens_forwarded"]

@@ -1,7 +1,7 @@
-"""The same command on a real model's files: Qwen 3's architecture, a real tokenizer, Qwen 3's own template.
+"""The pipeline on a real model's files: Qwen 3's architecture and chat template, and a real tokenizer.
 
-Only the weights are random, and small. Two runs: float32 with every weight tuned, read from shards;
-and `examples/qwen.yaml` by the command line, with nothing changed but the model, the data and its size.
+Only the weights are random, and small. There are two runs: float32 with full tuning, loaded from shards; and
+`examples/qwen.yaml` on the command line, with nothing changed but the model, the data and its size.
 """
 
 import json
@@ -49,7 +49,7 @@ ARTEFACTS = {
 
 @dataclass(frozen=True)
 class Base:
-    """A model's folder as the hub would give it: in one file, and in several."""
+    """A model's folder as on the Hub: in one file, and in several."""
 
     whole: Path
     shards: Path
@@ -57,7 +57,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Finished:
-    """A complete run, and every batch its training read: rows, mask of the prompts, supervised tokens."""
+    """A complete run, and every batch of its training: rows, prompt masks, supervised tokens."""
 
     run: Run
     batches: list[batch.Batch] = field(repr=False)
@@ -69,14 +69,14 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Base:
-    """Qwen3-0.6B with everything but the vocabulary made small in proportion, and its generation settings."""
+    """Qwen3-0.6B scaled down, except for its vocabulary, and with its generation settings."""
     tokenizer = qwen3_like()
     config = Qwen3Config(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=192, num_hidden_layers=4,
         num_attention_heads=4, num_key_value_heads=2, head_dim=32, tie_word_embeddings=True,
         max_position_embeddings=40_960, eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.pad_token_id,
-        initializer_range=0.2,  # at the usual 0.02 every answer is the last token of its prompt
+        initializer_range=0.2,  # with the usual 0.02, answers only repeat the last prompt token
     )  # fmt: skip
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(config).to(torch.bfloat16)
@@ -93,7 +93,7 @@ def base(tmp_path_factory) -> Base:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, base) -> Finished:
-    """float32, every weight tuned, the base read from shards."""
+    """A run in float32 with full tuning, its base loaded from shards."""
     folder = tmp_path_factory.mktemp("full") / "run"
     more = (f"run={folder}", f"model={base.shards}", "dtype=float32", "tune.learning_rate=3e-4")
     run = open_run(load_config(None, (*SMALL, *more)))
@@ -134,13 +134,13 @@ def questions(run: Run, code: str) -> list[str]:
 
 
 def user_model(folder: Path, code: str | None = None):
-    """What a user loads who has never heard of isogloss."""
+    """Load the model like a user who does not have isogloss."""
     model = AutoModelForCausalLM.from_pretrained(folder / "tuned", dtype=torch.float32).eval()
     return model if code is None else PeftModel.from_pretrained(model, str(folder / "adapters" / code)).eval()
 
 
 def user_answers(folder: Path, code: str | None, texts: list[str], tokens: int) -> list[str]:
-    """Greedy answers, one at a time, by transformers and peft alone."""
+    """Return greedy answers, one at a time, by transformers and peft alone."""
     model, tokenizer = user_model(folder, code), AutoTokenizer.from_pretrained(folder / "tuned")
     found = []
     for text in texts:
@@ -154,16 +154,16 @@ def user_answers(folder: Path, code: str | None, texts: list[str], tokens: int) 
     return found
 
 
-def test_shards_and_one_file_are_the_same_model(base):
-    """A base in several files loads to the bit as the base in one."""
+def test_shards_load_to_the_same_model_as_one_file(base):
+    """The weights are bit-identical."""
     assert len(list(base.shards.glob("*.safetensors"))) == 2
     assert len(list(base.whole.glob("*.safetensors"))) == 1
     models = [load_model(str(folder), torch.float32) for folder in (base.whole, base.shards)]
     assert fingerprint.fingerprint(models[0]) == fingerprint.fingerprint(models[1])
 
 
-def test_a_run_leaves_every_artefact(finished):
-    """The folder holds what the guide names, for every language, and no leftovers."""
+def test_a_run_writes_every_artefact(finished):
+    """The documented files exist for every language, and nothing else; a second start does nothing."""
     assert {path.name for path in finished.folder.iterdir()} == ARTEFACTS
     adapters = {path.name for path in (finished.folder / "adapters").iterdir()}
     assert adapters == {*TAUGHT, "tree.safetensors"}
@@ -172,8 +172,8 @@ def test_a_run_leaves_every_artefact(finished):
     assert not stages.run_all(finished.run)
 
 
-def test_the_tuned_folder_is_a_whole_model(finished, base):
-    """Tokenizer and template come along unchanged; of generation settings what begins, ends and fills."""
+def test_the_tuned_folder_is_a_complete_model(finished, base):
+    """Tokenizer and template are unchanged; of the generation settings, BOS, EOS and pad tokens are kept."""
     tuned, given = (AutoTokenizer.from_pretrained(f) for f in (finished.folder / "tuned", base.shards))
     assert tuned.chat_template == given.chat_template == trl_template("qwen3")
     assert tuned.get_vocab() == given.get_vocab()
@@ -189,7 +189,7 @@ def test_the_tuned_folder_is_a_whole_model(finished, base):
 
 
 def test_no_thinking_is_supervised(finished):
-    """The empty thinking block stands in every prompt; both stages learn the answer and its end alone."""
+    """Every prompt has the empty thinking block; only the answer and its end are trained, in both stages."""
     tokenizer = finished.run.tokenizer
     marks = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
     assert {bool(batch.languages[0]) for batch in finished.batches} == {False, True}
@@ -205,8 +205,8 @@ def test_no_thinking_is_supervised(finished):
             assert answer.count("<|") == 1
 
 
-def test_prompts_are_those_of_a_user(finished):
-    """The ids that are trained on are those that apply_chat_template gives without thinking."""
+def test_training_prompts_are_those_of_a_user(finished):
+    """They have the IDs that `apply_chat_template` gives without thinking."""
     tokenizer = finished.run.tokenizer
     for text in questions(finished.run, "ur"):
         ids = tokenizer.apply_chat_template(
@@ -216,8 +216,8 @@ def test_prompts_are_those_of_a_user(finished):
 
 
 @pytest.mark.parametrize("code", TAUGHT)
-def test_an_adapter_reloads_by_peft_alone(finished, code):
-    """PeftModel over the tuned folder has the logits of the tree's path, which are not the reference's."""
+def test_an_adapter_loads_with_peft_alone(finished, code):
+    """Over the tuned folder it has the logits of the tree's path, which are not the reference model's."""
     run = finished.run
     prompt = torch.tensor([encode_prompt(run.tokenizer, questions(run, code)[0])])
     adapters = run.student(run.reference_model(), trained=True)
@@ -232,7 +232,7 @@ def test_an_adapter_reloads_by_peft_alone(finished, code):
 
 @pytest.mark.parametrize("code", [None, "sw", "hi"])
 def test_a_user_gets_the_same_answers(finished, code):
-    """Greedy generation by transformers, one prompt at a time, gives what our padded batches give."""
+    """Greedy decoding by transformers, one prompt at a time, equals that of our padded batches."""
     run, texts = finished.run, questions(finished.run, code or "en")
     model = run.reference_model()
     adapters = run.student(model, trained=True) if code else None
@@ -245,14 +245,14 @@ def test_a_user_gets_the_same_answers(finished, code):
 
 
 def test_the_example_for_a_real_model_completes(example):
-    """Every artefact is there, the English answers that the model itself gave among them."""
+    """All files exist, including the English answers of the model itself."""
     assert {path.name for path in example.iterdir()} == ARTEFACTS | {"english_answers.jsonl"}
     scores = json.loads((example / "scores.json").read_text())
     assert set(scores["suites"]["demo"]["after"]["alignment"]["languages"]) == {*TAUGHT, "bg"}
 
 
-def test_stage_one_as_lora_is_merged(example, base):
-    """`tuned/` is a plain bfloat16 model: the base's names, its embeddings untouched, its layers moved."""
+def test_the_lora_of_stage_1_is_merged(example, base):
+    """`tuned/` is a plain bfloat16 model: the base's names, unchanged embeddings, changed layers."""
     assert not (example / "tuned" / "adapter_config.json").exists()
     before, after = (load_file(folder / "model.safetensors") for folder in (base.whole, example / "tuned"))
     assert set(before) == set(after)
@@ -262,7 +262,7 @@ def test_stage_one_as_lora_is_merged(example, base):
 
 
 def test_teacher_prompts_over_the_limit_are_refused(finished, tmp_path):
-    """One line names the row, its length, the limit and the setting; no adapters are left."""
+    """One line names the row, the limit and the setting; no adapters are written."""
     first = finished.run
     texts = [turn.instruction for item in first.examples for turn in item.turns.values()]
     limit = max(len(encode_prompt(first.tokenizer, text)) for text in texts)

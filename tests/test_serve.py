@@ -1,4 +1,4 @@
-"""Serving: the official client against a real server on loopback."""
+"""Serving: the official OpenAI client against a real server on loopback."""
 
 import socket
 import threading
@@ -18,7 +18,7 @@ RUSSIAN = "Доброе утро, мой дорогой друг"
 
 @pytest.fixture(scope="module")
 def client(aligned):
-    """The server lives as long as the module's tests."""
+    """A client of a server that runs for all tests of the module."""
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(make_app(aligned, size=8, longest=48), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -40,12 +40,12 @@ def ask(client, model, text, **options):
 
 
 def test_every_language_is_a_model(client):
-    """And one detects, English reads the root, and one has no adapters."""
+    """`auto` detects the language, `en` uses the root, and `reference` has no adapters."""
     assert [model.id for model in client.models.list()] == ["auto", "sw", "ru", "ur", "en", "reference"]
 
 
-def test_an_answer_is_that_of_the_library(client, aligned):
-    """By any code of the language; usage counts prompt and answer."""
+def test_an_answer_equals_that_of_the_library(client, aligned):
+    """Any code of the language works; usage counts prompt and answer."""
     found = ask(client, "rus_Cyrl", RUSSIAN, max_tokens=12)
     assert found.choices[0].message.content == aligned.generate([RUSSIAN], "ru", max_new_tokens=12)[0]
     assert found.choices[0].finish_reason in ("stop", "length")
@@ -56,8 +56,8 @@ def test_an_answer_is_that_of_the_library(client, aligned):
     assert ask(client, "auto", RUSSIAN, max_tokens=12).choices[0].message == found.choices[0].message
 
 
-def test_requests_of_many_languages_at_once_are_answered_each_on_its_path(client, aligned):
-    """Twenty-four at a time, in batches of eight, mixed with the reference model."""
+def test_concurrent_requests_are_answered_on_their_own_paths(client, aligned):
+    """24 requests arrive at once, some for the reference model, and are answered in batches of eight."""
     asked = [
         (model, f"{RUSSIAN} {number}") for number in range(6) for model in ("sw", "ru", "ur", "reference")
     ]
@@ -71,7 +71,7 @@ def test_requests_of_many_languages_at_once_are_answered_each_on_its_path(client
 
 
 def test_a_stream_is_the_same_answer_in_pieces(client):
-    """Role first, then text, then why it ended, then usage where it was asked for."""
+    """The role comes first, then text, the finish reason, and usage if requested."""
     whole = ask(client, "sw", "Habari", max_tokens=16)
     options = {"stream": True, "stream_options": {"include_usage": True}}
     chunks = list(ask(client, "sw", "Habari", max_tokens=16, **options))
@@ -82,8 +82,8 @@ def test_a_stream_is_the_same_answer_in_pieces(client):
     assert chunks[-1].usage == whole.usage
 
 
-def test_an_answer_ends_before_a_stop_text(client):
-    """And says so; a stream never shows a part of it."""
+def test_an_answer_ends_before_a_stop_string(client):
+    """The finish reason says so, and a stream never shows a part of the stop string."""
     whole = ask(client, "sw", "Habari", max_tokens=16).choices[0].message.content
     end = whole[len(whole) // 2 : len(whole) // 2 + 2]
     cut = ask(client, "sw", "Habari", max_tokens=16, stop=end).choices[0]
@@ -93,8 +93,8 @@ def test_an_answer_ends_before_a_stop_text(client):
     assert said.rstrip() == cut.message.content
 
 
-def test_a_conversation_has_several_turns(client):
-    """A system text and earlier turns are read; so the prompt is longer."""
+def test_a_conversation_may_have_several_turns(client):
+    """A system message and earlier turns are read, so the prompt is longer."""
     short = ask(client, "sw", "Habari", max_tokens=4)
     messages = [
         {"role": "system", "content": "Jibu kwa kifupi."},
@@ -108,7 +108,7 @@ def test_a_conversation_has_several_turns(client):
     )
 
 
-def test_leaving_a_stream_frees_the_server(client):
+def test_closing_a_stream_frees_the_server(client):
     """The next request is answered."""
     stream = ask(client, "sw", "Habari", max_tokens=48, stream=True)
     next(iter(stream))
@@ -116,8 +116,8 @@ def test_leaving_a_stream_frees_the_server(client):
     assert ask(client, "sw", "Habari", max_tokens=2).usage.completion_tokens <= 2
 
 
-def test_what_changes_no_answer_is_taken(client):
-    """What says that there is nothing, what other servers read, and a null whatever its name."""
+def test_parameters_that_do_not_change_the_answer_are_accepted(client):
+    """These are neutral values, parameters for other servers, and null for any name."""
     options = {
         "n": 1, "temperature": 0, "top_p": 0.5, "seed": 7, "frequency_penalty": 0, "presence_penalty": 0.0,
         "logit_bias": {"50": 0}, "logprobs": False, "top_logprobs": 0, "tools": [], "functions": [],
@@ -134,8 +134,8 @@ def test_what_changes_no_answer_is_taken(client):
     assert ask(client, "sw", "Habari", max_tokens=8, **nothing).choices == plain.choices
 
 
-def test_the_clients_own_message_goes_back_as_a_turn(client):
-    """As an object and as all its fields, most of them null."""
+def test_the_clients_own_message_can_be_sent_back_as_a_turn(client):
+    """It is sent as an object, and as all its fields, most of them null."""
     said = ask(client, "sw", "Habari", max_tokens=4).choices[0].message
     turns = [
         [{"role": "user", "content": "a"}, one, {"role": "user", "content": "b"}]
@@ -169,24 +169,24 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
         ({"function_call": {"name": "f"}}, "function_call: input should be 'none' or 'auto'"),
         ({"response_format": {"type": "json_object"}}, "response_format.type: input should be 'text'"),
         ({"modalities": ["text", "audio"]}, "modalities.1: input should be 'text'"),
-        ({"audio": {"voice": "alloy", "format": "wav"}}, "audio: not offered here; leave it out"),
+        ({"audio": {"voice": "alloy", "format": "wav"}}, "audio: not supported; leave it out"),
         ({"reasoning_effort": "high"}, "reasoning_effort: input should be 'none'"),
         ({"verbosity": "low"}, "verbosity: input should be 'medium'"),
-        ({"web_search_options": {}}, "web_search_options: not offered here; leave it out"),
-        ({"extra_body": {"repetition_penalty": 1.3}}, "repetition_penalty: not offered here; leave it out"),
+        ({"web_search_options": {}}, "web_search_options: not supported; leave it out"),
+        ({"extra_body": {"repetition_penalty": 1.3}}, "repetition_penalty: not supported; leave it out"),
         (
             {"messages": [{"role": "assistant", "content": "a", "tool_calls": [CALL]}]},
-            "messages.0.tool_calls: not offered here; leave it out",
+            "messages.0.tool_calls: not supported; leave it out",
         ),
         (
             {"messages": [{"role": "user", "content": "a", "name": "Asha"}]},
-            "messages.0.name: not offered here; leave it out",
+            "messages.0.name: not supported; leave it out",
         ),
     ],
     ids=lambda one: next(iter(one)) if isinstance(one, dict) else "",
 )
-def test_what_would_change_the_answer_is_not_dropped(options, says, client):
-    """One line that begins with the parameter."""
+def test_parameters_that_would_change_the_answer_are_refused(options, says, client):
+    """The error is one line that begins with the parameter."""
     given = {"model": "sw", "messages": [{"role": "user", "content": "Habari"}]} | options
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(**given)
@@ -237,20 +237,20 @@ def test_what_would_change_the_answer_is_not_dropped(options, says, client):
         (
             {"model": "sw", "messages": [{"role": "user", "content": "a" * 1100}]},
             openai.BadRequestError,
-            "the messages have 1103 tokens and the model reads 1024 with its answer; shorten them",
+            "the messages have 1103 tokens; the model's limit is 1024 including its answer; shorten them",
         ),
     ],
 )
-def test_what_is_not_offered_is_refused(options, error, says, client):
-    """In the form of the client's own errors."""
+def test_unsupported_requests_are_refused(options, error, says, client):
+    """The client raises its own types of errors."""
     with pytest.raises(error) as caught:
         client.chat.completions.create(**{"messages": [{"role": "user", "content": "Habari"}], **options})
     assert says in caught.value.body["message"]
     assert caught.value.body["type"] == "invalid_request_error"
 
 
-def test_turns_that_the_template_refuses_are_refused_in_its_words(client, aligned, monkeypatch):
-    """With status 400: others can be answered."""
+def test_turns_that_the_chat_template_rejects_are_refused(client, aligned, monkeypatch):
+    """The error has the template's message and status 400; later requests are answered."""
     tokenizer = aligned.run.tokenizer
     raising = (
         "{%- if messages[0]['role'] == 'system' -%}{{- raise_exception('no system texts') -}}{%- endif -%}"
@@ -258,7 +258,7 @@ def test_turns_that_the_template_refuses_are_refused_in_its_words(client, aligne
     monkeypatch.setattr(tokenizer, "chat_template", raising + tokenizer.chat_template)
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="sw", messages=[{"role": "system", "content": "Jibu."}])
-    assert caught.value.body["message"] == "messages: the model's chat template says: no system texts"
+    assert caught.value.body["message"] == "messages: rejected by the chat template: no system texts"
     assert ask(client, "sw", "Habari", max_tokens=1).choices
 
 
@@ -282,8 +282,8 @@ PARTS = '"messages": [{"role": "user", "content": [{"type": "text", "text": "%s"
         ('{"model": "sw", "' + HALF + '": 1, ' + TURN % "a" + "}", "body"),
     ],
 )
-def test_half_a_surrogate_pair_is_refused(body, param, client):
-    """JSON can spell it, no tokenizer reads it; wherever it stands."""
+def test_half_a_surrogate_pair_is_refused_anywhere_in_the_body(body, param, client):
+    """JSON can express it, but no tokenizer can read it."""
     answer = post(client, body.encode())
     assert answer.status_code == 400
     error = answer.json()["error"]
@@ -301,13 +301,13 @@ def test_half_a_surrogate_pair_is_refused(body, param, client):
     ],
 )
 def test_a_body_that_cannot_be_read_is_refused_in_one_line(body, status, says, client):
-    """Other encodings, endless nesting, half a document, too much of it."""
+    """It has another encoding, endless nesting, invalid JSON, or too many bytes."""
     answer = post(client, body)
     assert (answer.status_code, answer.json()["error"]["message"]) == (status, says)
 
 
 def test_a_model_is_found_by_any_code_of_its_language(client):
-    """As the client asks whether a model is there."""
+    """This is how the client asks whether a model exists."""
     for name in ("sw", "swh_Latn", "auto", "reference", "en"):
         assert client.models.retrieve(name).id == name
     with pytest.raises(openai.NotFoundError) as caught:
@@ -316,20 +316,19 @@ def test_a_model_is_found_by_any_code_of_its_language(client):
     assert "use one such as sw, swh_Latn or Swahili" in caught.value.body["message"]
 
 
-def test_what_is_not_served_says_what_is(client):
-    """Another path, and another method on one that there is."""
+def test_an_unknown_path_or_method_is_told_what_is_available(client):
     found = httpx2.post(f"{client.base_url}embeddings", json={})
     assert found.status_code == 404 and found.json()["error"]["message"] == (
-        "there is no POST /v1/embeddings here; there are GET /v1/models, GET /v1/models/NAME and POST "
+        "there is no POST /v1/embeddings here; available: GET /v1/models, GET /v1/models/NAME and POST "
         "/v1/chat/completions"
     )
     found = httpx2.get(f"{client.base_url}chat/completions")
     assert found.status_code == 405
-    assert found.json()["error"]["message"] == "/v1/chat/completions takes no GET; it takes POST"
+    assert found.json()["error"]["message"] == "/v1/chat/completions does not allow GET, only POST"
 
 
-def test_a_body_that_is_no_json_is_refused(client):
-    """With status 400, not 500."""
+def test_a_body_that_is_not_json_is_refused(client):
+    """The status is 400, not 500."""
     answer = httpx2.post(
         f"{client.base_url}chat/completions", content=b"{", headers={"content-type": "application/json"}
     )

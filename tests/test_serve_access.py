@@ -1,4 +1,4 @@
-"""Serving: who may ask, how much, and what happens to those who go away."""
+"""Serving: who may send requests, how many, and what happens when clients disconnect."""
 
 import errno
 import json
@@ -24,13 +24,13 @@ ASK = {"model": "sw", "messages": TURN, "max_tokens": 2}
 
 @pytest.fixture(scope="module")
 def guarded(aligned):
-    """Wants a key, and is known under another name too."""
+    """A server that needs a key and also accepts another host name."""
     with serving(aligned, access=Access("s3cret", frozenset({"answers.example"}))) as (port, _):
         yield port
 
 
 def raw(port: int, request: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of what comes back for these very bytes."""
+    """Send exactly these bytes and return the status, headers and body of the response."""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(request)
         answer = b""
@@ -65,13 +65,14 @@ KEY = "Authorization: Bearer s3cret"
         ("8.8.8.8", 403),
     ],
 )
-def test_a_request_has_to_name_this_endpoint_as_its_host(host, status, guarded):
-    """A name that somebody else points here is a page of theirs; ports may be forwarded."""
+def test_the_host_header_must_name_this_endpoint(host, status, guarded):
+    """Pages of others may resolve their own name to this machine; ports may be forwarded."""
     found, _, body = get(guarded, "/v1/models", KEY, host=host)
     assert found == status
     if status == 403:
         assert json.loads(body)["error"] == {
-            "message": f"Host: {host} is no name of this endpoint; if it is, start it with --allow-host",
+            "message": f"Host: {host} is not a known name of this endpoint; if it should be, start it with "
+            "--allow-host",
             "type": "invalid_request_error",
             "param": None,
             "code": None,
@@ -82,7 +83,7 @@ def test_a_request_has_to_name_this_endpoint_as_its_host(host, status, guarded):
     ("origin", "status"),
     [
         ("http://localhost:8000", 200),
-        ("https://localhost:8000", 200),  # behind a proxy that speaks TLS
+        ("https://localhost:8000", 200),  # behind a TLS proxy
         ("http://localhost:3000", 403),
         ("http://localhost", 403),
         ("https://evil.example", 403),
@@ -90,8 +91,8 @@ def test_a_request_has_to_name_this_endpoint_as_its_host(host, status, guarded):
         ("", 403),
     ],
 )
-def test_pages_of_other_sites_may_not_ask(origin, status, guarded):
-    """Nor do they get CORS permission, with the key or without it."""
+def test_pages_of_other_sites_are_refused(origin, status, guarded):
+    """They get no CORS headers either, with or without the key."""
     found, headers, _ = get(guarded, "/v1/models", KEY, f"Origin: {origin}", host="localhost:8000")
     assert found == status
     assert not [name for name in headers if name.startswith("access-control")]
@@ -116,8 +117,8 @@ def test_pages_of_other_sites_may_not_ask(origin, status, guarded):
         ("Bearer \xff", 401),
     ],
 )
-def test_only_the_key_opens(header, status, guarded):
-    """Also what is close to it, and what is not ASCII."""
+def test_only_the_exact_key_is_accepted(header, status, guarded):
+    """Similar and non-ASCII values are refused."""
     request = f"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: {header}\r\nConnection: close"
     found, headers, body = raw(guarded, (request + "\r\n\r\n").encode("latin-1"))
     assert found == status
@@ -131,16 +132,16 @@ def test_only_the_key_opens(header, status, guarded):
         }
 
 
-def test_without_the_key_nothing_is_read(guarded):
-    """A wrong key, a foreign host: refused before the body has come."""
+def test_without_the_key_the_body_is_not_read(guarded):
+    """A request without the key or with a foreign host is refused before its body arrives."""
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n"
     head += "Content-Length: 1000\r\nConnection: close\r\n\r\n"
     assert raw(guarded, head.format("localhost").encode())[0] == 401
     assert raw(guarded, head.format("evil.example").encode())[0] == 403
 
 
-def test_the_official_client_sends_the_key_and_hears_when_it_is_wrong(guarded):
-    """As an error of its own."""
+def test_the_official_client_sends_the_key_and_learns_if_it_is_wrong(guarded):
+    """The client raises its own AuthenticationError."""
     address = f"http://127.0.0.1:{guarded}/v1"
     with openai.OpenAI(base_url=address, api_key="s3cret", max_retries=0) as client:
         assert client.chat.completions.create(**ASK).choices
@@ -152,8 +153,8 @@ def test_the_official_client_sends_the_key_and_hears_when_it_is_wrong(guarded):
     assert caught.value.code == "invalid_api_key"
 
 
-def test_every_answer_says_how_browsers_are_to_treat_it(guarded):
-    """Not kept, not guessed at, not framed, not embedded by others; refusals too."""
+def test_every_response_has_security_headers_for_browsers(guarded):
+    """They forbid caching, sniffing, framing and embedding by other sites; refusals have them too."""
     for header in (KEY, "X: y"):
         _, headers, _ = get(guarded, "/v1/models", header)
         assert headers["cache-control"] == "no-store"
@@ -168,19 +169,18 @@ def test_every_answer_says_how_browsers_are_to_treat_it(guarded):
         ("", (), "the key must be one or more printable ASCII characters without blanks"),
         ("a b", (), "the key must be one or more printable ASCII characters without blanks"),
         ("schlüssel", (), "the key must be one or more printable ASCII characters without blanks"),
-        (None, ("http://a",), "'http://a' is no host; name it without scheme, port and path"),
-        (None, ("a:80",), "'a:80' is no host; name it without scheme, port and path"),
+        (None, ("http://a",), "'http://a' is not a host; give it without scheme, port and path"),
+        (None, ("a:80",), "'a:80' is not a host; give it without scheme, port and path"),
     ],
 )
 def test_a_key_or_host_that_no_request_could_send_is_refused(key, hosts, says):
-    """When the server is started."""
+    """It is refused when the server is started."""
     with pytest.raises(ConfigError) as caught:
         Access(key, frozenset(hosts))
     assert str(caught.value) == says
 
 
-def test_a_key_is_not_shown():
-    """Where an object is printed."""
+def test_the_repr_does_not_contain_the_key():
     assert "s3cret" not in repr(Access("s3cret"))
 
 
@@ -190,18 +190,18 @@ def test_a_key_is_not_shown():
         (
             "0.0.0.0",
             {},
-            "--host: 0.0.0.0 is reached from other machines; name a key with --api-key-env, or answer "
-            "whoever asks with --without-key",
+            "--host: 0.0.0.0 is reachable from other machines; give a key with --api-key-env, or allow "
+            "access to anyone with --without-key",
         ),
         (
             "127.0.0.1",
             {"without_key": True},
-            "--without-key: 127.0.0.1 is reached from this machine alone; leave it out",
+            "--without-key: 127.0.0.1 is only reachable from this machine; leave it out",
         ),
         (
             "0.0.0.0",
             {"without_key": True, "key_env": "SERVE_KEY"},
-            "--without-key: --api-key-env names a key; leave one of them out",
+            "--without-key: --api-key-env gives a key; leave one of them out",
         ),
         (
             "0.0.0.0",
@@ -210,8 +210,8 @@ def test_a_key_is_not_shown():
         ),
     ],
 )
-def test_beyond_the_loopback_a_key_is_wanted_or_the_word_that_none_is(host, options, says, monkeypatch):
-    """And a word that changes nothing is refused."""
+def test_beyond_loopback_a_key_or_an_explicit_opt_out_is_required(host, options, says, monkeypatch):
+    """An option without effect is refused too."""
     monkeypatch.setenv("SERVE_KEY", "s3cret")
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(ConfigError) as caught:
@@ -220,13 +220,13 @@ def test_beyond_the_loopback_a_key_is_wanted_or_the_word_that_none_is(host, opti
 
 
 def test_the_command_refuses_before_the_model_is_loaded(aligned, capsys):
-    """In one line, with exit code 2."""
+    """The error is one line, with exit code 2."""
     with pytest.raises(SystemExit) as caught:
         main(["serve", str(aligned.run.folder), "--host", "0.0.0.0", "--port", "0"])
     assert caught.value.code == 2
     assert capsys.readouterr().err == (
-        "error --host: 0.0.0.0 is reached from other machines; name a key with --api-key-env, or answer "
-        "whoever asks with --without-key\n"
+        "error --host: 0.0.0.0 is reachable from other machines; give a key with --api-key-env, or allow "
+        "access to anyone with --without-key\n"
     )
 
 
@@ -240,7 +240,7 @@ def test_the_command_refuses_before_the_model_is_loaded(aligned, capsys):
         ("0.0.0.0", {"without_key": True}),
     ],
 )
-def test_what_is_safe_is_listened_on(host, options, monkeypatch):
+def test_safe_addresses_are_listened_on(host, options, monkeypatch):
     """The key comes from the environment."""
     monkeypatch.setenv("SERVE_KEY", "s3cret")
     listening, access = listen(host, 0, options.pop("key_env", None), **options)
@@ -249,9 +249,9 @@ def test_what_is_safe_is_listened_on(host, options, monkeypatch):
 
 
 def test_ipv6_is_listened_on():
-    """Where the machine has it."""
+    """The test is skipped if the machine has no IPv6."""
     if not socket.has_ipv6:
-        pytest.skip("no IPv6")
+        pytest.skip("IPv6 is not available")
     try:
         listening, access = listen("::1", 0, None)
     except ValueError as error:
@@ -261,7 +261,7 @@ def test_ipv6_is_listened_on():
 
 
 class Held:
-    """A model that stops before its second token until it may go on, and counts steps and batches."""
+    """Pause a model before its second token until `go` is set; count steps and record batches."""
 
     def __init__(self, model, monkeypatch):
         self.go, self.steps, self.batches = threading.Event(), 0, []
@@ -287,8 +287,8 @@ def post(body: bytes, *headers: str) -> bytes:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_who_hangs_up_costs_nothing_more(stream, aligned, monkeypatch):
-    """The answer under way ends long before its limit, and those that wait are never begun."""
+def test_a_client_that_disconnects_costs_no_further_work(stream, aligned, monkeypatch):
+    """The current answer ends long before its limit, and waiting ones are never started."""
     held = Held(aligned, monkeypatch)
     with serving(aligned, size=1, longest=400) as (port, app):
         body = json.dumps({**ASK, "max_tokens": 400, "stream": stream}).encode()
@@ -306,8 +306,8 @@ def test_who_hangs_up_costs_nothing_more(stream, aligned, monkeypatch):
         assert held.steps <= 1 + ASK["max_tokens"]
 
 
-def test_more_than_the_queue_holds_is_told_when_to_come_again(aligned, monkeypatch):
-    """With 429; what waits is answered, and one that has hung up gives its place away."""
+def test_a_full_queue_gives_429_with_retry_after(aligned, monkeypatch):
+    """Waiting requests are answered, and a client that disconnects frees its place."""
     held = Held(aligned, monkeypatch)
     with serving(aligned, size=1, waiting=2) as (port, app):
         batcher, body = app.state.batcher, post(json.dumps(ASK).encode(), "Connection: close")
@@ -319,7 +319,7 @@ def test_more_than_the_queue_holds_is_told_when_to_come_again(aligned, monkeypat
         assert status == 429 and int(headers["retry-after"]) >= 1
         error = json.loads(said)["error"]
         assert (error["type"], error["code"]) == ("requests", "rate_limit_exceeded")
-        assert error["message"] == f"2 requests are waiting; ask again in {headers['retry-after']} s"
+        assert error["message"] == f"2 requests are waiting; try again in {headers['retry-after']} s"
         connections[2].close()
         until(lambda: batcher._queue[1].left.is_set())
         with socket.create_connection(("127.0.0.1", port), timeout=60) as another:
@@ -333,7 +333,7 @@ def test_more_than_the_queue_holds_is_told_when_to_come_again(aligned, monkeypat
 
 
 def test_a_body_that_is_too_large_is_refused_unread(guarded):
-    """By what it says of itself, or once it is; the server goes on."""
+    """Its content length is enough."""
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n{KEY}\r\n"
     head += "Content-Type: application/json\r\nConnection: close\r\n"
     declared = head + f"Content-Length: {guard.LARGEST + 1}\r\n\r\n"
@@ -342,18 +342,18 @@ def test_a_body_that_is_too_large_is_refused_unread(guarded):
     assert json.loads(body)["error"]["message"] == "the body has more than 1 MiB; shorten the messages"
 
 
-def test_a_body_that_never_comes_is_given_up(guarded, monkeypatch):
-    """So a shutdown does not wait for it."""
+def test_a_body_that_never_arrives_times_out(guarded, monkeypatch):
+    """A shutdown then need not wait for it."""
     monkeypatch.setattr(guard, "PATIENCE", 0.2)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n{KEY}\r\n"
     head += "Content-Type: application/json\r\nContent-Length: 100\r\nConnection: close\r\n\r\n{"
     status, _, body = raw(guarded, head.encode())
     assert status == 408
-    assert json.loads(body)["error"]["message"] == "the body was not there within 0 seconds"
+    assert json.loads(body)["error"]["message"] == "the body did not arrive within 0 seconds"
 
 
-def test_a_long_prompt_is_refused_whatever_the_model_reads(aligned):
-    """Its limit is told."""
+def test_a_prompt_over_the_servers_own_limit_is_refused(aligned):
+    """The error gives the limit."""
     with serving(aligned, longest_prompt=10) as (port, _):
         found = http_post(f"http://127.0.0.1:{port}/v1/chat/completions", json=ASK)
         assert found.status_code == 200
@@ -361,15 +361,15 @@ def test_a_long_prompt_is_refused_whatever_the_model_reads(aligned):
         found = http_post(f"http://127.0.0.1:{port}/v1/chat/completions", json=long)
     assert found.status_code == 400
     error = found.json()["error"]
-    assert error["message"] == "the messages have 14 tokens and at most 10 are read here; shorten them"
+    assert error["message"] == "the messages have 14 tokens; at most 10 are allowed here; shorten them"
     assert error["code"] == "context_length_exceeded"
 
 
 SECRET = "Neno la siri 4711"
 
 
-def test_a_failure_tells_no_prompt(aligned, monkeypatch, caplog, capfd):
-    """Neither to the asker nor to the log, even where the error's own message holds one."""
+def test_a_failure_does_not_reveal_the_prompt(aligned, monkeypatch, caplog, capfd):
+    """Neither the client nor the log gets it, even if the error's own message contains it."""
 
     def fail(prompts, *args, **options):
         raise RuntimeError(f"cannot read {SECRET}")
@@ -389,8 +389,8 @@ def test_a_failure_tells_no_prompt(aligned, monkeypatch, caplog, capfd):
     assert SECRET not in caplog.text + "".join(capfd.readouterr())
 
 
-def test_prompts_are_written_down_where_that_is_asked_for(aligned, tmp_path):
-    """As the model read them, with the answer, in a file that is its owner's alone."""
+def test_prompts_are_recorded_if_requested(aligned, tmp_path):
+    """They are stored as the model read them, with the answer, in a file that only its owner can read."""
     file = tmp_path / "asked.jsonl"
     with open_record(file) as record, serving(aligned, record=record) as (port, _):
         found = http_post(f"http://127.0.0.1:{port}/v1/chat/completions", json=ASK).json()
@@ -407,8 +407,8 @@ def test_prompts_are_written_down_where_that_is_asked_for(aligned, tmp_path):
     assert file.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_record_that_others_could_read_is_closed_to_them(tmp_path):
-    """It stays as it was but for who may read it."""
+def test_a_record_that_others_could_read_is_made_private(tmp_path):
+    """Its content is unchanged."""
     file = tmp_path / "asked.jsonl"
     file.write_text("{}\n")
     file.chmod(0o644)
@@ -418,7 +418,7 @@ def test_a_record_that_others_could_read_is_closed_to_them(tmp_path):
 
 
 def rows(aligned, *limits, ends=(), record=None):
-    """A batch's rows and, by row, the pieces that were heard."""
+    """Return a batch's rows and, for each row, the pieces that were sent."""
     heard = [[] for _ in limits]
     batch = [
         batches.Request((5, 6), "sw", limit, one.append, tuple(ends))
@@ -428,8 +428,8 @@ def rows(aligned, *limits, ends=(), record=None):
     return batches._Rows(aligned.run.tokenizer, batch, stops, record), heard
 
 
-def test_blanks_at_the_end_of_an_answer_are_not_told(aligned):
-    """Nor kept in what is written down; those between words are."""
+def test_whitespace_at_the_end_of_an_answer_is_not_sent(aligned):
+    """It is not recorded either; whitespace between words is kept."""
     tokenizer, written = aligned.run.tokenizer, []
     made, (heard,) = rows(aligned, 20, record=lambda request, prompt, text, finish: written.append(text))
     ids = tokenizer("Habari  yako \n\n", add_special_tokens=False)["input_ids"]
@@ -439,8 +439,8 @@ def test_blanks_at_the_end_of_an_answer_are_not_told(aligned):
     assert heard[-1].finish == "stop"
 
 
-def test_the_padding_of_a_row_that_was_left_is_no_answer(aligned):
-    """Others in its batch go on."""
+def test_the_padding_of_a_disconnected_row_is_not_an_answer(aligned):
+    """Other rows of the batch continue."""
     written = []
     made, (heard, other) = rows(aligned, 3, 3, record=lambda *given: written.append(given[2:]))
     (token,) = aligned.run.tokenizer("a", add_special_tokens=False)["input_ids"]
@@ -452,8 +452,8 @@ def test_the_padding_of_a_row_that_was_left_is_no_answer(aligned):
     assert [finish for _, finish in written] == ["length"]
 
 
-def test_a_full_disk_keeps_no_answer_back(aligned):
-    """It is heard before it is written down."""
+def test_a_full_disk_does_not_hold_back_an_answer(aligned):
+    """It is sent before it is recorded."""
 
     def record(*given):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -465,8 +465,8 @@ def test_a_full_disk_keeps_no_answer_back(aligned):
     assert heard and heard[-1].finish and heard[-1].tokens and heard[-1].error is None
 
 
-def test_batches_leave_nobody_behind(aligned):
-    """The one that has waited longest goes first, with those like it; too long ones go apart."""
+def test_batches_starve_no_request(aligned):
+    """The oldest request goes first, with others that fit its batch; long ones go separately."""
     batcher = batches.Batcher(aligned, size=4)
     batcher.close()
     batcher.tokens = 40
@@ -482,8 +482,8 @@ def test_batches_leave_nobody_behind(aligned):
     assert batcher._gather() == []
 
 
-def test_a_long_prompt_and_a_long_answer_are_answered_apart(aligned):
-    """A row goes on to the longest answer's end, where learned positions may have none left."""
+def test_a_long_prompt_and_a_long_answer_get_separate_batches(aligned):
+    """Each row runs to the end of the longest answer, where learned positions may run out."""
     batcher = batches.Batcher(aligned, positions=100)
     batcher.close()
     long, short = (batches.Request((5,) * n, "sw", most, print) for n, most in ((90, 10), (9, 60)))
@@ -491,15 +491,15 @@ def test_a_long_prompt_and_a_long_answer_are_answered_apart(aligned):
     assert [batcher._gather(), batcher._gather()] == [[long], [short]]
 
 
-def test_options_of_a_stream_without_a_stream_are_refused(guarded):
-    """They would change nothing; and usage is null until the end where it is asked for."""
+def test_stream_options_without_a_stream_are_refused(guarded):
+    """They would have no effect. In a stream with `include_usage`, usage is null until the end."""
     headers = {"Authorization": "Bearer s3cret"}
     address = f"http://127.0.0.1:{guarded}/v1/chat/completions"
     options = {"stream_options": {"include_usage": True}}
     found = http_post(address, json=ASK | options, headers=headers)
     assert (found.status_code, found.json()["error"]["message"]) == (
         400,
-        "stream_options: only a stream has options; set stream or leave them out",
+        "stream_options: only allowed with stream; set stream or leave them out",
     )
     found = http_post(address, json=ASK | options | {"stream": True}, headers=headers)
     assert found.headers["content-type"] == "text/event-stream; charset=utf-8"
@@ -510,8 +510,8 @@ def test_options_of_a_stream_without_a_stream_are_refused(guarded):
     assert found.status_code == 400 and found.json()["error"]["param"].startswith("stop")
 
 
-def test_a_detected_language_is_named_as_the_model(aligned):
-    """As other endpoints name the version that answered."""
+def test_the_response_names_the_detected_language_as_its_model(aligned):
+    """Other endpoints name the version that answered in the same way."""
     with serving(aligned) as (port, _):
         found = [
             http_post(f"http://127.0.0.1:{port}/v1/chat/completions", json=ASK | one).json()["model"]
@@ -524,8 +524,8 @@ def test_a_detected_language_is_named_as_the_model(aligned):
     assert found == ["ru", "ru", "reference"]
 
 
-def test_a_stopped_server_finishes_what_it_began(aligned, monkeypatch):
-    """An answer under way and one that waits; nobody new is let in."""
+def test_a_stopped_server_finishes_accepted_requests(aligned, monkeypatch):
+    """It finishes the current answer and a waiting one, and refuses new connections."""
     held = Held(aligned, monkeypatch)
     with serving(aligned, size=1) as (port, app):
         body = post(json.dumps(ASK).encode())
@@ -545,7 +545,7 @@ def test_a_stopped_server_finishes_what_it_began(aligned, monkeypatch):
 
 
 def listens(port: int) -> bool:
-    """Whether anybody new is let in."""
+    """Return whether new connections are accepted."""
     try:
         socket.create_connection(("127.0.0.1", port)).close()
     except OSError:

@@ -1,4 +1,4 @@
-"""The page to try a run at: what it is sent, and what a browser makes of it."""
+"""The page for trying out a run: its endpoints, and how a browser shows it."""
 
 import json
 import os
@@ -29,7 +29,7 @@ TWINS = {
 
 @pytest.fixture
 def speaking(aligned, monkeypatch):
-    """A model that gives these answers, a token at a time, and remembers what it was asked."""
+    """A model that gives fixed answers, one token at a time, and records its prompts."""
     tokenizer = aligned.run.tokenizer
     asked = []
 
@@ -48,7 +48,7 @@ def speaking(aligned, monkeypatch):
 
 
 def write_run(folder: Path) -> None:
-    """What an evaluation leaves, of two items, one of them without Urdu."""
+    """Write the files of an evaluation with two items, one of them without Urdu."""
     (folder / "predictions").mkdir(exist_ok=True)
     scores = {"schema": 1, "isogloss": "0.1.0", "suites": {"demo": {}}}
     (folder / "scores.json").write_text(json.dumps(scores))
@@ -66,7 +66,7 @@ def write_run(folder: Path) -> None:
 
 @pytest.fixture
 def evaluated(speaking):
-    """The same, of a run that has been evaluated."""
+    """The same model, with the files of an evaluated run."""
     folder = speaking.run.folder
     write_run(folder)
     yield speaking
@@ -94,7 +94,7 @@ def joined(lines):
 
 
 def test_an_instruction_is_answered_in_every_language_before_and_after(speaking):
-    """The reference model is asked once; each line says whose answer goes on, the last how it ended."""
+    """The reference model is asked once; each line names its answer, and the last one says how it ended."""
     with serving(speaking, longest=200) as (port, _):
         first, *lines = answers(port, {"text": "Где Мария купила хлеб?"})
     assert first == {"detected": "ru"}
@@ -108,13 +108,13 @@ def test_an_instruction_is_answered_in_every_language_before_and_after(speaking)
     assert len(ends) == 5
     assert ends["after", "ur"]["detected"] == "ur" and ends["after", "ru"]["detected"] == "ru"
     assert ends["after", "en"]["finish"] == "stop"
-    assert ends["after", "en"]["tokens"] == len(ANSWERS["en"]) + 1  # one token a byte, and the end
+    assert ends["after", "en"]["tokens"] == len(ANSWERS["en"]) + 1  # one token per byte, plus the end
     assert 0 < ends["after", "en"]["seconds"] < 60
-    assert len(lines) > 50  # in pieces
+    assert len(lines) > 50  # streamed in pieces
 
 
-def test_twins_are_asked_each_in_its_language(speaking):
-    """Before too; where there is none the text stands in."""
+def test_each_language_gets_its_own_twin(speaking):
+    """This also holds before training; a language without a twin gets the text itself."""
     twins = {code: TWINS[code] for code in ("ru", "ur")}
     with serving(speaking) as (port, _):
         answers(port, {"text": TWINS["en"], "twins": twins, "max_tokens": 3})
@@ -128,8 +128,8 @@ def test_twins_are_asked_each_in_its_language(speaking):
     )
 
 
-def test_the_page_offers_instructions_that_are_there_in_every_language(evaluated):
-    """And the report; a run that has not been evaluated offers nothing."""
+def test_the_page_offers_instructions_that_exist_in_every_language(evaluated):
+    """The report is offered too."""
     with serving(evaluated) as (port, _):
         about = http_get(f"http://127.0.0.1:{port}/page.json").json()
         report = http_get(f"http://127.0.0.1:{port}/report")
@@ -147,15 +147,14 @@ def test_the_page_offers_instructions_that_are_there_in_every_language(evaluated
 
 
 def test_a_run_without_scores_has_no_examples_and_no_report(speaking):
-    """The rest of the page is there."""
     with serving(speaking) as (port, _):
         about = http_get(f"http://127.0.0.1:{port}/page.json").json()
         assert about["examples"] == [] and about["report"] is False
         assert http_get(f"http://127.0.0.1:{port}/report").status_code == 404
 
 
-def test_the_page_loads_nothing_from_elsewhere_and_no_script_but_its_own(speaking):
-    """By its policy; no address of another host stands in it."""
+def test_the_page_loads_only_its_own_files(speaking):
+    """Its content security policy says so, and it contains no address of another host."""
     with serving(speaking) as (port, _):
         for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
             found = http_get(f"http://127.0.0.1:{port}{path}")
@@ -165,8 +164,8 @@ def test_the_page_loads_nothing_from_elsewhere_and_no_script_but_its_own(speakin
             assert "innerHTML" not in found.text and "style=" not in found.text
 
 
-def test_all_but_the_page_itself_wants_the_key(evaluated):
-    """Answers, what the run holds, and its report."""
+def test_everything_but_the_page_itself_needs_the_key(evaluated):
+    """This covers answers, the data of the run, and its report."""
     with serving(evaluated, access=Access("s3cret")) as (port, _):
         address = f"http://127.0.0.1:{port}"
         status = {
@@ -191,15 +190,15 @@ def test_all_but_the_page_itself_wants_the_key(evaluated):
     [
         ({"text": ""}, "text: string should have at least 1 character"),
         ({"text": "a", "twins": {"sw": 1}}, "twins.sw: input should be a valid string"),
-        ({"text": "a", "other": 1}, "other: not offered here; leave it out"),
+        ({"text": "a", "other": 1}, "other: not supported; leave it out"),
         (
             {"text": "a" * 1100},
-            "the messages have 1103 tokens and the model reads 1024 with its answer; shorten them",
+            "the messages have 1103 tokens; the model's limit is 1024 including its answer; shorten them",
         ),
     ],
 )
-def test_what_cannot_be_asked_everywhere_is_refused(body, says, speaking):
-    """Before anything is answered."""
+def test_an_invalid_instruction_is_refused(body, says, speaking):
+    """It is refused before anything is answered."""
     with serving(speaking) as (port, _):
         found = http_post(f"http://127.0.0.1:{port}/answers", json=body)
     assert (found.status_code, found.json()["error"]["message"]) == (400, says)
@@ -207,9 +206,10 @@ def test_what_cannot_be_asked_everywhere_is_refused(body, says, speaking):
 
 
 @pytest.mark.chromium
-def test_a_browser_shows_answers_as_text_and_asks_nobody_else(evaluated, tmp_path):
-    """Typed, asked by the keyboard, in every language; markup in an answer stays text. With pictures where
-    ISOGLOSS_PICTURES names a folder.
+def test_a_browser_shows_answers_as_text_and_contacts_no_other_host(evaluated, tmp_path):
+    """An instruction is sent by keyboard and answered in every language; markup in answers stays text.
+
+    Screenshots are saved if ISOGLOSS_PICTURES names a folder.
     """
     pictures = os.environ.get("ISOGLOSS_PICTURES")
     keyed = serving(evaluated, access=Access("s3cret"), longest=200)

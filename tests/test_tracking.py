@@ -1,4 +1,4 @@
-"""Trackers: shown the curves that a run draws, on this machine alone."""
+"""Trackers: they get the curves of a run, and send nothing from this machine."""
 
 import json
 import os
@@ -38,15 +38,15 @@ def lines(run: Run) -> list[dict]:
     return [json.loads(line) for line in run.curve.read_text("utf-8").splitlines()]
 
 
-def test_a_tracker_is_shown_the_curves_of_both_stages(base, tmp_path, monkeypatch):
-    """Every line of curves.jsonl, under its stage's name, while its folder is the run's."""
+def test_a_tracker_gets_the_curves_of_both_stages(base, tmp_path, monkeypatch):
+    """It gets every line of curves.jsonl under its stage's name; the log folder is the run's."""
     shown, folders = [], set()
 
     class Fake(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
             folders.add(os.environ["TENSORBOARD_LOGGING_DIR"])
             stages = {name.partition("/")[0] for name in logs} & {"tune", "distill"}
-            if stages:  # the trainer's own line at its end has none
+            if stages:  # the trainer's own last line has none
                 (stage,) = stages
                 values = {n.removeprefix(f"{stage}/"): v for n, v in logs.items() if "/" in n}
                 shown.append({"stage": stage, "step": state.global_step, **values})
@@ -61,8 +61,8 @@ def test_a_tracker_is_shown_the_curves_of_both_stages(base, tmp_path, monkeypatc
     assert "TENSORBOARD_LOGGING_DIR" not in os.environ
 
 
-def test_tensorboard_writes_what_it_is_shown(base, tmp_path):
-    """Read back by its own reader."""
+def test_tensorboard_writes_the_curves(base, tmp_path):
+    """They are read back with TensorBoard's own reader."""
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -77,7 +77,7 @@ def test_tensorboard_writes_what_it_is_shown(base, tmp_path):
 
 
 def test_trackers_stay_in_the_runs_folder_and_send_nothing(tmp_path, monkeypatch):
-    """Unless their own variables say otherwise; afterwards these are as they were."""
+    """Their own variables may say otherwise; afterwards the environment is restored."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://team.example")
     for name in ("WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT", "MLFLOW_EXPERIMENT_NAME", "TRACKIO_DIR"):
         monkeypatch.delenv(name, raising=False)
@@ -97,8 +97,8 @@ def test_trackers_stay_in_the_runs_folder_and_send_nothing(tmp_path, monkeypatch
     assert dict(os.environ) == before
 
 
-def test_without_trackers_nothing_is_made(tmp_path):
-    """Neither a folder nor a variable."""
+def test_without_trackers_nothing_changes(tmp_path):
+    """No folder is created and no variable set."""
     before = dict(os.environ)
     with tracking.tracking(tmp_path, ()):
         assert dict(os.environ) == before
@@ -106,7 +106,7 @@ def test_without_trackers_nothing_is_made(tmp_path):
 
 
 def test_a_tracker_that_is_not_installed_is_named(base, tmp_path, monkeypatch):
-    """Before anything is trained."""
+    """The error comes before training starts."""
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     with pytest.raises(ConfigError) as caught:
         train(base, tmp_path / "run", "wandb")
@@ -115,7 +115,7 @@ def test_a_tracker_that_is_not_installed_is_named(base, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["[comet]", "tensorboard", "{tensorboard: true}"])
-def test_only_known_trackers_are_taken(value):
-    """A list of them."""
+def test_only_known_trackers_are_accepted(value):
+    """They are given as a list."""
     with pytest.raises(ConfigError, match="report_to"):
         load_config(None, (f"report_to={value}",))

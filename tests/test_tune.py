@@ -1,4 +1,4 @@
-"""Stage 1 reads no row that is longer than the model can read."""
+"""Stage 1 leaves out rows that are longer than the model can read."""
 
 import json
 
@@ -12,7 +12,7 @@ from isogloss.pipeline import folder, stages
 
 
 def run_of(base, tmp_path, *overrides: str) -> folder.Run:
-    """Three English items, one a little and one much longer than the first; a token a byte."""
+    """Return a run with English items of 1, 100 and 1,100 characters; a character is a token."""
     asked = {"short": "q", "long": "q" * 100, "longest": "q" * 1100}
     rows = [
         {"id": id, "en": {"instruction": text, "response": "a"}, "sw": {"instruction": "s", "response": "b"}}
@@ -30,8 +30,8 @@ def run_of(base, tmp_path, *overrides: str) -> folder.Run:
     ("setting", "left_out", "limit"),
     [((), ["longest"], 1024), (("tune.max_tokens=60",), ["long", "longest"], 60)],
 )
-def test_rows_that_are_too_long_are_left_out_and_told(base, tmp_path, setting, left_out, limit):
-    """The model has 1,024 positions; the settings may say less."""
+def test_rows_that_are_too_long_are_left_out_with_a_reason(base, tmp_path, setting, left_out, limit):
+    """The model has 1,024 positions; the settings may set a lower limit."""
     found = stages.select_english(run_of(base, tmp_path, *setting))
     assert [one.example_id for one in found.dropped] == left_out
     for one in found.dropped:
@@ -39,8 +39,8 @@ def test_rows_that_are_too_long_are_left_out_and_told(base, tmp_path, setting, l
     assert {e.id for e in found.kept} == {"short", "long", "longest"} - set(left_out)
 
 
-def test_more_than_the_models_positions_cannot_be_asked_for(base, tmp_path):
-    """Both numbers are told."""
+def test_a_limit_above_the_models_positions_is_refused(base, tmp_path):
+    """The error gives both numbers."""
     with pytest.raises(ConfigError) as caught:
         stages.select_english(run_of(base, tmp_path, "tune.max_tokens=1025"))
     assert str(caught.value) == "tune.max_tokens is 1025; the model has 1024 positions"
@@ -49,7 +49,7 @@ def test_more_than_the_models_positions_cannot_be_asked_for(base, tmp_path):
 @pytest.mark.parametrize(
     "config", [MptConfig(max_seq_len=64), LlamaConfig(max_position_embeddings=64)], ids=["mpt", "llama"]
 )
-def test_positions_are_found_whatever_they_are_called(tmp_path, config):
-    """In the configuration alone."""
+def test_positions_are_found_under_any_name(tmp_path, config):
+    """They are read from the config alone."""
     config.save_pretrained(tmp_path)
     assert positions(str(tmp_path)) == 64

@@ -1,4 +1,4 @@
-"""A model that also sees: only its text decoder is read, adapted and asked for its layers."""
+"""A model with a vision tower: only its text decoder is read and adapted."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ IDS, MASK = pad([[5, 6, 7, 8], [9, 10]], 0)
 
 @pytest.fixture
 def seeing():
-    """Gemma 3 with a tower of so many layers, its text decoder with three."""
+    """Return a function that builds Gemma 3 with a three-layer text decoder and a tower of given depth."""
 
     def make(tower: int):
         text = Gemma3TextConfig(
@@ -43,7 +43,7 @@ def seeing():
 @torch.no_grad()
 @pytest.mark.parametrize("tower", [3, 2, 5])
 def test_layers_and_logits_are_those_of_the_text_decoder(seeing, tower):
-    """With as many layers in the tower as in the decoder, and with fewer or more."""
+    """The tower has as many layers as the decoder, fewer, or more."""
     model = seeing(tower)
     whole = model(input_ids=IDS, attention_mask=MASK, output_hidden_states=True, use_cache=False)
     assert layers_of(model) is model.model.language_model.layers
@@ -56,8 +56,8 @@ def test_layers_and_logits_are_those_of_the_text_decoder(seeing, tower):
 
 @pytest.mark.parametrize("layers", [None, 2])
 @pytest.mark.parametrize("tower", [3, 5])
-def test_adapters_lie_on_the_text_decoder_alone(seeing, five, tmp_path, tower, layers):
-    """The tower's linear layers have the same names; an exported path loads the same way."""
+def test_only_the_text_decoder_gets_adapters(seeing, five, tmp_path, tower, layers):
+    """The tower's linear layers have the same names; an exported path loads onto the same layers."""
     model = seeing(tower)
     names = linear_names(model)
     assert len(names) == 3 * 7 and all(name.startswith("model.language_model.layers.") for name in names)
@@ -73,8 +73,8 @@ def test_adapters_lie_on_the_text_decoder_alone(seeing, five, tmp_path, tower, l
 
 
 @pytest.mark.parametrize("tower", [3, 5])
-def test_stage_1_learns_in_the_text_decoder_alone(seeing, tower):
-    """No text reaches the tower, nor what lies between both."""
+def test_stage_1_trains_only_the_text_decoder(seeing, tower):
+    """Text does not reach the tower or the projector."""
     base = seeing(tower)
     model = get_peft_model(base, lora_everywhere(base, 2))
     learns = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -82,8 +82,8 @@ def test_stage_1_learns_in_the_text_decoder_alone(seeing, tower):
     assert all(".model.language_model.layers." in name for name in learns)
 
 
-def test_it_answers_and_its_folder_passes(seeing, tokenizer, tmp_path):
-    """As any other base."""
+def test_it_answers_and_its_folder_passes_the_check(seeing, tokenizer, tmp_path):
+    """It works like any other base."""
     model = seeing(3)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Shared: all eleven tasks of XGLUE in the official layout, two languages and two rows each."""
+"""All eleven XGLUE tasks in the official layout, with two languages and two rows each."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ MLQA = "MLQA/MLQA_V1/dev/dev-context-{0}-question-{0}.json"
 
 
 def squad(*rows: tuple[str, str, str, str]) -> str:
-    """Questions (id, context, question, answer) in SQuAD's layout."""
+    """Return questions (id, context, question, answer) in SQuAD's layout."""
     paragraphs = [
         {
             "context": context,
@@ -53,7 +53,7 @@ FILES = {
 
 
 def put(folder: Path, **changed: str) -> Path:
-    """The files under xglue_full_dataset; `changed` gives single ones another content, / written as __."""
+    """Write the files under xglue_full_dataset; `changed` replaces some, with __ for / in their names."""
     for name, text in (FILES | {key.replace("__", "/"): text for key, text in changed.items()}).items():
         path = folder / "xglue_full_dataset" / name
         path.parent.mkdir(parents=True, exist_ok=True)

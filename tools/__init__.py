@@ -1,1 +1,1 @@
-"""What builds the embedded base, and measures of the code; run as `python -m tools.NAME`."""
+"""Tools that build the embedded base model and measure the code; run as `python -m tools.NAME`."""

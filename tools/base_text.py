@@ -1,7 +1,7 @@
-"""What the demo's base model reads: sentences of the demo grammar and permissive real text.
+"""Training text of the demo's base model: sentences of the demo grammar and permissively licensed real text.
 
-Most prose says one thing in two languages, one line each, which is what gives the model one space for
-all of them. Exercises (`exercises.py`) are solved in one language, or in English and another. Only
+Most prose documents state the same content in two languages, one line each; this gives the model a shared
+representation space. Exercises (`exercises.py`) are solved in one language, or in English and another. Only
 training meanings occur, and no instruction or chat in any language.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from isogloss.data.demo.grammar import LANGUAGES, opinions, phrases
 from tools.exercises import Segment, draw, exercise
 
-# How often a language is met: plenty, some, or next to nothing, as in life.
+# Sampling weights of languages, as uneven as in real data.
 WEIGHTS = {
     "en": 3.0,
     **dict.fromkeys(("ar", "de", "es", "fr", "ru", "zh"), 1.0),
@@ -57,25 +57,25 @@ NTREX = {
     "zh": "zho-CN",
 }
 SHARES = {"pair": 0.5, "switched": 0.1, "real": 0.4}
-"""Of prose documents."""
+"""Shares of prose documents by kind."""
 EXERCISES = {"English": 0.15, "one": 0.60, "bilingual": 0.25}
-"""Of exercises: in English, in another language, in English and another."""
+"""Shares of exercises in English, in another language, and in English and another."""
 MAX_CHARS = 140
 
 
 @dataclass(frozen=True)
 class Real:
-    """Real sentences: each row maps language codes to translations of one another."""
+    """Real sentences; each row maps language codes to mutual translations."""
 
     rows: tuple[dict[str, str], ...]
     by_language: dict[str, tuple[int, ...]]
 
 
 def load_real(root: Path) -> Real:
-    """Parallel rows of the sets that may train a model that is given away.
+    """Load parallel rows of the datasets whose licences allow training a published model.
 
     Raises:
-        FileNotFoundError: A set is missing from the data root.
+        FileNotFoundError: A dataset is missing from the data root.
     """
     rows: list[dict[str, str]] = []
     codes = set(LANGUAGES)
@@ -118,7 +118,7 @@ def load_real(root: Path) -> Real:
 
 
 def prose(real: Real, rng: random.Random) -> Iterator[str]:
-    """An endless stream of documents in one or two languages."""
+    """Yield an endless stream of documents in one or two languages."""
     kinds, shares = list(SHARES), list(SHARES.values())
     while True:
         match rng.choices(kinds, shares)[0]:
@@ -138,7 +138,7 @@ def prose(real: Real, rng: random.Random) -> Iterator[str]:
 
 
 def exercises(rng: random.Random, *, kind: str = "") -> Iterator[list[Segment]]:
-    """An endless stream of solved exercises, of all kinds or of one."""
+    """Yield an endless stream of solved exercises, of all kinds or of one."""
     kinds, shares = list(EXERCISES), list(EXERCISES.values())
     while True:
         match rng.choices(kinds, shares)[0]:
@@ -157,14 +157,14 @@ def _language(rng: random.Random, without: str = "") -> str:
 
 
 def _two_languages(rng: random.Random) -> list[str]:
-    """Mostly English and another, as parallel text is in life."""
+    """Draw two languages, mostly English and another, as in real parallel text."""
     other = _language(rng, without="en")
     third = _language(rng, without=other)
     return rng.sample((other, "en" if rng.random() < 0.7 else third), 2)
 
 
 def _switched(rng: random.Random) -> str:
-    """A statement in one language with some phrases of another, and the whole in one of them."""
+    """Return a statement with some phrases in a second language, and the whole in one of the two."""
     event, (host, guest) = draw("train", rng), _two_languages(rng)
     mixed = phrases(host).event(event, "full")
     for kind in ("where", "when"):
@@ -177,13 +177,13 @@ def _switched(rng: random.Random) -> str:
 
 
 def _join(texts: dict[str, str], rng: random.Random) -> str:
-    """Lines that mean the same; half of the documents name each line's language."""
+    """Join lines with the same meaning; half of the documents name each line's language."""
     named = rng.random() < 0.5
     return "\n".join(f"{AUTONYMS[code]}: {text}" if named else text for code, text in texts.items())
 
 
 def _meaning(rng: random.Random) -> tuple:
-    """One or two statements, or a question: (kind, event, opinion or second event)."""
+    """Draw (kind, event, opinion, second event, question word); `_say` uses what the kind needs."""
     kind = rng.choice(
         ["full", "full", "full", "fronted", "no_when", "no_where", "opinion", "review", "question", "two"]
     )

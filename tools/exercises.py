@@ -1,7 +1,7 @@
-"""Exercises of the base model's text: statements looked up, compared, matched and sorted, with solutions.
+"""Exercises in the base model's training text: look up, compare, match and classify statements, with answers.
 
-They stand for what a base model has read on the web: solved in one language, or in English and then in
-another as in a learner's book. They contain no instruction in any language, and training meanings only.
+They stand in for what a base model sees on the web: exercises solved in one language, or in English and then
+in another, as in a language course. They contain no instruction in any language, and only training meanings.
 """
 
 import random
@@ -13,7 +13,7 @@ from isogloss.data.demo.pairs import SHORT, WHOLE, Said, another_deed, another_p
 from isogloss.data.demo.split import Split, events_of
 
 KINDS = {"question": 8, "inference": 5, "paraphrase": 5, "match": 1, "phrase": 8, "topic": 1, "sentiment": 1}
-"""How often each kind is met: looking up and comparing are the hardest, and begin with single phrases."""
+"""Sampling weights of the kinds: looking up and comparing are the hardest, and build on single phrases."""
 PARTS = {
     "question": 5,
     "who": 3,
@@ -24,20 +24,20 @@ PARTS = {
     "topic": 4,
     "sentiment": 3,
 }
-"""Most questions asked in one language of an exercise; half of them where there are two. A comparison stands
-alone: statements beside it would be compared too."""
+"""Maximum number of questions per exercise, divided by its number of languages. A comparison is always
+single: statements next to it would be compared too."""
 
 
 ASKED = {"who": 3, "where": 1, "when": 1}
-"""How often each is asked for: a place or a time mostly follows the deed that it belongs to, and is found at
-once; a person stands before it, and that is learnt from many questions or not at all."""
+"""Weights of question words: a place or a time mostly follows its deed and is found easily; a person precedes
+it, which is learnt only from many questions."""
 EXPLAINED = 0.3
-"""What a token that says why counts beside one of the answer, which is meant and has fewer of them."""
+"""Loss weight of an explanation's token relative to the answer, which matters more and has fewer tokens."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a document, and what one of its tokens counts as a thing to learn; 0: it is read alone."""
+    """A piece of a document, and the loss weight of its tokens; 0 for context only."""
 
     text: str
     counts: float
@@ -45,7 +45,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Part:
-    """What is read, and the answer; a difference says why, where two statements differ in one phrase."""
+    """A question's text and its answer; `difference` explains it, where statements differ in some phrase."""
 
     text: str
     answer: str
@@ -61,13 +61,13 @@ def exercise(
     kind: str = "",
     explained: float = 0.3,
 ) -> list[Segment]:
-    """One exercise, solved in one language or in several in turn.
+    """Return one exercise, solved in one language or in several in turn.
 
-    It may name its languages, list the words of the answers first, ask in one language about a text in
-    another, and say in which phrase two statements differ, before the answer or after it.
+    It may name its languages, list the possible answers first, ask in one language about a text in another,
+    and state the phrase in which two statements differ, before or after the answer.
 
     Args:
-        explained: How often the difference stands before the answer; as often it stands after.
+        explained: Probability that the difference precedes the answer; it follows with the same probability.
     """
     kind = kind or rng.choices(list(KINDS), list(KINDS.values()))[0]
     parts = max(1, rng.randint(1, PARTS[kind]) // len(codes))
@@ -97,25 +97,25 @@ def exercise(
 
 
 def draw(split: Split, rng: random.Random) -> Event:
-    """An event of the split, denied one time in four."""
+    """Draw an event of the split, negated with probability 1/4."""
     return replace(rng.choice(events_of(split)), denied=rng.random() < 0.25)
 
 
 Solved = dict[str, list[Part]]
-"""What is read in each language."""
+"""The questions and answers by language."""
 
 
 def _questions(event: Event, codes: Sequence[str], parts: int, rng: random.Random) -> Solved:
-    """One to three statements and questions about them."""
+    """Return one to three statements and questions about them."""
     kinds = [kind for kind, times in ASKED.items() for _ in range(times)]
     return _asked(event, codes, parts, rng, kinds, others=rng.choice([0, 1, 1, 1, 2]))
 
 
 def _who(event: Event, codes: Sequence[str], parts: int, rng: random.Random) -> Solved:
-    """Two or three statements, and who did what: the drill.
+    """Return statements and questions about who did what: the drill.
 
-    More often than not every statement is followed by its person, so that what ends a statement comes to
-    hold who it is about, which is where a question's deed can find it.
+    In 60 % of cases, every statement is followed by its person, so that the model learns to represent the
+    person at the end of a statement, where a question's deed can find it.
     """
     others = rng.choice([1, 1, 2])
     if rng.random() < 0.4:
@@ -130,7 +130,7 @@ def _who(event: Event, codes: Sequence[str], parts: int, rng: random.Random) -> 
 
 
 def _told(event: Event, others: int, rng: random.Random) -> list[Event]:
-    """An event and at most so many others of other people, none of them denied, in any order."""
+    """Return an event and at most `others` more events of other people, none negated, in random order."""
     told = [event]
     for _ in range(others):
         other = draw_like(told[-1], rng)
@@ -142,7 +142,7 @@ def _told(event: Event, others: int, rng: random.Random) -> list[Event]:
 def _asked(
     event: Event, codes: Sequence[str], parts: int, rng: random.Random, kinds: Sequence[str], others: int
 ) -> Solved:
-    """Statements, and questions of some kinds about them, the more often named the more often asked."""
+    """Return statements and questions about them; a kind listed more often is asked more often."""
     told = _told(event, others, rng)
     all_of_them = [(kind, e) for e in told for kind in kinds]
     asked = list(dict.fromkeys(rng.sample(all_of_them, len(all_of_them))))[:parts]
@@ -159,7 +159,7 @@ def _asked(
 
 
 def _phrases(event: Event, codes: Sequence[str], parts: int, rng: random.Random) -> Solved:
-    """A statement, and phrases that stand in it or do not: the smallest comparison."""
+    """Return a statement and phrases that do or do not occur in it: the smallest comparison."""
     sentence = rng.choice((*WHOLE, *SHORT))
     kinds = [kind for kind in ("who", "where", "when") if sentence != f"no_{kind}"]
     other = draw_like(event, rng)
@@ -186,7 +186,7 @@ def _phrases(event: Event, codes: Sequence[str], parts: int, rng: random.Random)
 
 
 def _matches(event: Event, codes: Sequence[str], parts: int, rng: random.Random) -> Solved:
-    """Numbered statements that differ in little, each found again by another wording or another language."""
+    """Return numbered, similar statements, each to be matched with another wording or another language."""
     told, orders = [event], rng.sample(WHOLE, 2)
     while len(told) < max(2, parts):
         other = vary(rng.choice(told), False, rng)[1][0]
@@ -206,13 +206,13 @@ def _matches(event: Event, codes: Sequence[str], parts: int, rng: random.Random)
 def _sorted_out(
     task: str, event: Event, codes: Sequence[str], parts: int, rng: random.Random
 ) -> tuple[Solved, list[str]]:
-    """Statements and the words they are sorted under; and which labels these are.
+    """Return statements with the words for their labels, and the labels.
 
-    The first sentence of a comparison may stand in another of the languages.
+    The first sentence of a comparison may be in another of the languages.
     """
     compared = task in ("inference", "paraphrase")
     drawn = [_sort(task, event, rng)]
-    for _ in range(24):  # few opinions are left beside some
+    for _ in range(24):  # bounded, as few distinct statements may be left
         if len(drawn) == parts:
             break
         label, said = _sort(task, draw_like(event, rng), rng)
@@ -230,7 +230,7 @@ def _sorted_out(
 
 
 def draw_like(event: Event, rng: random.Random) -> Event:
-    """Another event of the same split."""
+    """Return another event of the same split."""
     return another_deed(another_person(event, rng), rng)
 
 
@@ -239,7 +239,7 @@ def _word(said: Said | Opinion, code: str) -> str:
 
 
 def _difference(said: tuple[Said | Opinion, ...], code: str) -> str:
-    """The phrases in which two statements of one deed differ, or the phrase that the second adds."""
+    """Return the phrases in which two statements differ, or the phrase that the second adds."""
     (one, first), (two, second) = said  # type: ignore[misc]
     p = phrases(code)
     told = []
@@ -261,14 +261,14 @@ def _difference(said: tuple[Said | Opinion, ...], code: str) -> str:
 
 
 def _listed(task: str, codes: Sequence[str], labels: list[str], rng: random.Random) -> str:
-    """The words of the answers in every language: all of them where they are few."""
+    """List the answers' words in every language: all of them if fewer than four, else those that occur."""
     words = [phrases(c).labels(task) for c in codes]
     keys = rng.sample(list(words[0]), len(words[0])) if len(words[0]) < 4 else sorted(set(labels))
     return "; ".join("=".join(w[key] for w in words) for key in keys) + "\n"
 
 
 def _sort(task: str, event: Event, rng: random.Random) -> tuple[str, tuple[Said | Opinion, ...]]:
-    """A label and what is said."""
+    """Return a label and the statements it describes."""
     match task:
         case "inference":
             label = rng.choice(["entailment", "contradiction", "neutral"])

@@ -1,4 +1,4 @@
-"""Figures of the code: lines, files, functions, longest module: `python -m tools.measure_code [FOLDER]`."""
+"""Print code statistics: lines, files, functions, longest module: `python -m tools.measure_code [FOLDER]`."""
 
 import ast
 import statistics
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def measure(folder: Path) -> dict[str, float | int | str]:
-    """What a reader meets, counted from the source alone."""
+    """Return statistics of a folder's Python source."""
     sources = {path: path.read_text("utf-8") for path in sorted(folder.rglob("*.py"))}
     lines = {path: len(source.splitlines()) for path, source in sources.items()}
     nodes = [node for source in sources.values() for node in ast.walk(ast.parse(source))]
@@ -37,7 +37,7 @@ def measure(folder: Path) -> dict[str, float | int | str]:
 
 
 def _body(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of a function's body without its docstring."""
+    """Count the lines of a function's body without its docstring."""
     body = function.body[1:] if ast.get_docstring(function) else function.body
     return body[-1].end_lineno - body[0].lineno + 1 if body else 0  # type: ignore[operator]
 

@@ -1,7 +1,7 @@
-"""Trains the demo's base model: `python -m tools.train_base --data-root ../shared/data OUT`.
+"""Train the demo's base model: `python -m tools.train_base --data-root ../shared/data OUT`.
 
 Flow: documents → byte-level BPE → packed blocks → a small Qwen3 → plain Hugging Face files.
-Every step's text depends on the seed and the step alone, so a killed run goes on exactly where it was.
+Every step's text depends only on the seed and the step, so a killed run resumes exactly.
 """
 
 import json
@@ -39,31 +39,32 @@ CHAT_TEMPLATE = (
 VOCABULARY = 12_288
 BLOCK = 256
 EXERCISE_ROWS = 0.75
-"""Share of the rows that hold exercises, of which the answers alone are learnt."""
+"""Share of rows with exercises, where only the answers have a loss."""
 ANSWERS = 768
-"""Most answer tokens learnt in a step."""
+"""Maximum answer tokens in the loss per step."""
 PROSE, PRACTICE = 0.3, 0.05
-"""Weight of prose beside answers, and in practice: most of its loss is what nobody can know, and drowns what
-little an answer says about comparing. Without any it is forgotten."""
+"""Loss weight of prose relative to answers, and its weight during practice. Most of the prose loss is
+irreducible and would drown the small signal in answers about comparing; with no weight, prose is forgotten.
+"""
 IGNORED = -100
 
 
 def train_tokenizer(real: base_text.Real, seed: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE on the same kinds of text, each language given the same number of sentences."""
+    """Train byte-level BPE on the same kinds of text, with the same number of sentences per language."""
     rng = random.Random(seed)
 
     def sentences() -> list[str]:
         texts: list[str] = []
         for code in LANGUAGES:
             rows = [real.rows[i][code] for i in real.by_language[code]]
-            # Few rows are repeated rather than outvoted: every script should cost alike.
+            # Sampled with replacement, so that small languages count as much: all scripts should cost alike.
             texts.extend(rng.choices(rows, k=9_000))
             texts.extend(phrases(code).event(event) for event in rng.sample(events_of("train"), 3_000))
             texts.extend(phrases(code).opinion(opinion) for opinion in base_text.opinions())
         return texts
 
     tokenizer = Tokenizer(models.BPE())
-    # A word keeps its leading space; digits stand alone; Indic and Thai vowel signs stay with their letters.
+    # A word keeps its leading space; digits are split; Indic and Thai vowel signs stay with their letters.
     pattern = r" ?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -94,7 +95,7 @@ def train_tokenizer(real: base_text.Real, seed: int) -> PreTrainedTokenizerFast:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
-    """Eight million parameters, random."""
+    """Return a randomly initialised model of eight million parameters."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=VOCABULARY,
@@ -107,24 +108,24 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=SPECIAL.index("<|end|>"),  # special tokens have the first ids
+        eos_token_id=SPECIAL.index("<|end|>"),  # special tokens have the first IDs
         pad_token_id=SPECIAL.index("<|pad|>"),
     )
-    config._attn_implementation = "eager"  # the faster one for short rows on a processor
+    config._attn_implementation = "eager"  # faster for short rows on a CPU
     return Qwen3ForCausalLM(config)
 
 
 @dataclass
 class Step:
-    """What one optimiser step reads: rows of prose, then rows of exercises.
+    """Batch of one optimiser step: rows of prose, then rows of exercises.
 
     Attributes:
-        ids: (rows, `BLOCK`).
-        mask: What is added to attention: a document sees itself alone, as a prompt does.
-        prose: What each position of the prose rows but the last is followed by; `IGNORED` where by nothing.
-        at: Positions in the flattened ids that an answer's token follows, `ANSWERS` of them.
-        answers: These tokens, filled up with `IGNORED`.
-        counts: What each of them counts.
+        ids: Token IDs (rows, `BLOCK`).
+        mask: Additive causal attention mask, block-diagonal: a document only attends to itself.
+        prose: Next-token labels of the prose rows, for all positions but the last; `IGNORED` for padding.
+        at: Positions in the flattened IDs that precede an answer's token, `ANSWERS` of them.
+        answers: Labels at these positions, padded with `IGNORED`.
+        counts: Loss weights of these labels.
     """
 
     ids: Tensor
@@ -136,7 +137,7 @@ class Step:
 
 
 class Packed:
-    """Blocks of `BLOCK` tokens of whole documents; step n is the same whenever it is asked for."""
+    """Packs whole documents into blocks of `BLOCK` tokens; step n is deterministic."""
 
     def __init__(
         self,
@@ -149,9 +150,9 @@ class Packed:
     ):
         """
         Args:
-            drill: The one kind of exercise of the first steps: some are learnt from many tries at a time or
-                not at all.
-            drilled: How many steps these are.
+            drill: The only kind of exercise in the first steps: some kinds are learnt only with many examples
+                at a time.
+            drilled: Number of these steps.
         """
         self.real, self.tokenizer, self.seed, self.drill, self.drilled = real, tokenizer, seed, drill, drilled
         self.exercises = round(rows * EXERCISE_ROWS)
@@ -178,10 +179,10 @@ class Packed:
         return Step(torch.cat([told, solved]), mask, followed, at, answers, counts)
 
     def _blocks(self, documents: Iterator[list[Segment]], rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids, what each counts as an answer, and the number of each one's document in its block."""
+        """Return token IDs, their loss weights as answers, and the index of their document in the block."""
         blocks: list[list[tuple[int, float]]] = [[] for _ in range(rows)]
         misses = 0
-        while misses < rows:  # first fit: a document cut in two teaches no comparison
+        while misses < rows:  # first fit without splitting: half a document teaches no comparison
             some = list(islice(documents, 32))
             encoded = iter(
                 self.tokenizer([s.text for d in some for s in d], add_special_tokens=False)["input_ids"]
@@ -200,7 +201,7 @@ class Packed:
 
 
 def optimisers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings and norms."""
+    """Return Muon for the matrices inside the layers, AdamW for embeddings and norms."""
     named = list(model.named_parameters())
     matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in named if p.ndim != 2 or "embed" in name]
@@ -211,7 +212,7 @@ def optimisers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
 
 
 def schedule(step: int, steps: int) -> float:
-    """Warm-up over 100 steps, constant, then linear to zero over the last 60 %."""
+    """Return the learning rate factor: 100 warm-up steps, constant, linear to zero over the last 60 %."""
     return min(1.0, (step + 1) / 100, (steps - step) / (0.6 * steps))
 
 
@@ -219,7 +220,7 @@ def schedule(step: int, steps: int) -> float:
 def retrieval(
     model: nn.Module, tokenizer: PreTrainedTokenizerFast, layer: int = 4, n: int = 120
 ) -> dict[str, float]:
-    """Share of dev sentences whose nearest neighbour is their translation: mean-pooled, cosine, both ways."""
+    """Return retrieval accuracy by language on dev sentences: mean pooling, cosine, both directions."""
     said = random.Random(0).sample(events_of("dev"), n)
 
     def embed(code: str) -> Tensor:
@@ -240,7 +241,7 @@ def retrieval(
 
 @torch.no_grad()
 def solved(model: nn.Module, tokenizer: PreTrainedTokenizerFast, n: int = 24) -> dict[str, dict[str, float]]:
-    """Share of answers about dev meanings that are right to the last token, by language and kind."""
+    """Return the share of answers on dev meanings with every token right, by language and kind."""
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     shares: dict[str, dict[str, float]] = {}
     for code, kind in product(("en", "es", "hi", "sw"), KINDS):
@@ -263,7 +264,7 @@ def solved(model: nn.Module, tokenizer: PreTrainedTokenizerFast, n: int = 24) ->
 
 @torch.no_grad()
 def bits_per_byte(model: nn.Module, tokenizer: PreTrainedTokenizerFast, n: int = 100) -> dict[str, float]:
-    """Bits per UTF-8 byte of unseen demo sentences, by language."""
+    """Return bits per UTF-8 byte of unseen demo sentences, by language."""
     said, scores = random.Random(1).sample(events_of("dev"), n), {}
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     for code in LANGUAGES:
@@ -280,7 +281,7 @@ def bits_per_byte(model: nn.Module, tokenizer: PreTrainedTokenizerFast, n: int =
 def model_card(
     command: str, tokens: int, losses: list[float], bits: dict[str, float], found: dict[str, float]
 ) -> str:
-    """The README of the model: data, licence, how much was read, and what came of it."""
+    """Return the model's README: data, licence, training tokens and results."""
     rows = "\n".join(
         f"| {code} | {base_text.WEIGHTS[code]} | {bits[code]:.2f} | {100 * found[code]:.0f} |"
         if code in found
@@ -298,35 +299,33 @@ def model_card(
 
 
 def save_atomically(state: dict, path: Path) -> None:
-    """Replace a checkpoint in one step."""
+    """Replace a checkpoint atomically."""
     part = path.with_suffix(".part")
     torch.save(state, part)
     part.replace(path)
 
 
 def main(
-    out: Annotated[Path, typer.Argument(help="Folder for the model; checkpoints lie in it too.")],
-    data_root: Annotated[Path, typer.Option(help="Folder of the real data sets.")],
-    steps: Annotated[int, typer.Option(help="Optimiser steps in all.")] = 1_800,
-    rows: Annotated[int, typer.Option(help="Blocks of 256 tokens a step.")] = 16,
+    out: Annotated[Path, typer.Argument(help="Folder for the model and its checkpoints.")],
+    data_root: Annotated[Path, typer.Option(help="Folder of the real datasets.")],
+    steps: Annotated[int, typer.Option(help="Total number of optimiser steps.")] = 1_800,
+    rows: Annotated[int, typer.Option(help="Blocks of 256 tokens per step.")] = 16,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     seed: int = 0,
-    drill: Annotated[
-        str, typer.Option(help="The one kind of exercise of the first steps, such as who.")
-    ] = "",
-    drilled: Annotated[int, typer.Option(help="How many steps these are.")] = 0,
-    practice: Annotated[int, typer.Option(help="First steps in which prose hardly counts.")] = 0,
+    drill: Annotated[str, typer.Option(help="Only kind of exercise in the first steps, such as who.")] = "",
+    drilled: Annotated[int, typer.Option(help="Number of first steps with --drill.")] = 0,
+    practice: Annotated[int, typer.Option(help="Number of first steps with a low weight of prose.")] = 0,
     start: Annotated[
         Path | None,
-        typer.Option(help="Folder of a model, or of a part stopped early, to go on from; none: random."),
+        typer.Option(help="Folder of a model or a stopped training to start from; default: random weights."),
     ] = None,
     stop_after: Annotated[
         int, typer.Option(help="Stop at this step with a checkpoint; 0: run to the end.")
     ] = 0,
 ) -> None:
-    """Train, or go on from the last checkpoint."""
+    """Train, or resume from the last checkpoint."""
     if drill and drill not in PARTS:
-        raise typer.BadParameter(f"--drill {drill}: there are {', '.join(PARTS)}")
+        raise typer.BadParameter(f"--drill {drill}: unknown; choose from {', '.join(PARTS)}")
     out.mkdir(parents=True, exist_ok=True)
     real = base_text.load_real(data_root)
     known = out if (out / "tokenizer.json").exists() else start
@@ -347,7 +346,7 @@ def main(
 
     @torch.compile
     def step_losses(step: Step) -> Tensor:
-        """Mean nats a token of prose, and of answers."""
+        """Return the mean loss of prose and the weighted mean loss of answers, in nats per token."""
         with torch.autocast("cpu", torch.bfloat16):
             hidden = model.model(step.ids, step.mask, use_cache=False).last_hidden_state
             told = model.lm_head(hidden[: len(step.prose), :-1].flatten(0, 1))

@@ -1,4 +1,4 @@
-"""The page of all settings, from their definitions: `python -m tools.write_settings` writes it."""
+"""Generate the page of all settings from their definitions: `python -m tools.write_settings`."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ tools.write_settings` from `isogloss/config`.
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts = [HEAD, _table("The run", _rows(Config, "", deep=False))]
     for name in ("languages", "tune", "distill", "evaluate"):
         parts.append(_table(f"`{name}`", _rows(_of(Config, name), f"{name}.")))
@@ -35,7 +35,7 @@ def _of(model: Any, name: str) -> Any:
 
 
 def _by_type(name: str, annotation: Any) -> Iterator[str]:
-    """A table for each kind of a setting that `type` tells apart; kinds with the same settings share one."""
+    """Yield a table per type of a setting discriminated by `type`; types with the same rows share one."""
     alike: dict[tuple, list[str]] = {}
     for kind in _models(annotation):
         rows = tuple(_rows(kind, "", skip=("type",)))
@@ -44,7 +44,7 @@ def _by_type(name: str, annotation: Any) -> Iterator[str]:
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The settings classes that a setting may hold, each once."""
+    """Return the distinct settings classes in an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return list(dict.fromkeys(model for one in get_args(annotation) for model in _models(one)))

@@ -1,6 +1,7 @@
-"""The suites' items as lm-evaluation-harness reads them: the same rows, wording and answers.
+"""The suites' items for lm-evaluation-harness, with the same rows, wording and answers as in isogloss.
 
-Settings come from `--metadata` and `--model_args`; answers end as the model's own chat template ends a turn.
+Settings come from `--metadata` and `--model_args`; answers end with the end of turn of the model's own chat
+template.
 """
 
 from pathlib import Path
@@ -14,12 +15,12 @@ from isogloss.model.load import load_tokenizer
 
 
 def xnli(**settings: Any) -> dict[str, Dataset]:
-    """XNLI in the language of the settings."""
+    """Load XNLI in the language of the settings."""
     return _closed("xnli", **settings)
 
 
 def pawsx(**settings: Any) -> dict[str, Dataset]:
-    """PAWS-X in the language of the settings."""
+    """Load PAWS-X in the language of the settings."""
     return _closed("pawsx", **settings)
 
 
@@ -33,14 +34,14 @@ def _closed(
     items: int = 1_000_000,
     **others: Any,
 ) -> dict[str, Dataset]:
-    """One row an item: its instruction, whole answers in the order of the meanings, and which is right.
+    """Return one row per item: instruction, whole answers in option order, and the index of the right one.
 
     Args:
-        pretrained: The model whose chat template ends the answers.
-        data_root: Where the suite's data are.
-        language: Our code.
-        items: At most, spread over the split.
-        others: Of the model, and of the harness.
+        pretrained: Model whose chat template ends the answers.
+        data_root: Folder with the suite's data.
+        language: The isogloss code of the language.
+        items: Maximum number of items, spread over the split.
+        others: Further settings of the model and the harness; ignored.
     """
     end = end_of_turn(load_tokenizer(pretrained))
     rows = [

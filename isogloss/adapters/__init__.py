@@ -1,1 +1,1 @@
-"""Adapters: the tree, its nodes and paths, and what learns on a frozen model; knows no data and no loss."""
+"""Adapters: the language tree and the LoRA modules trained on a frozen model. Independent of the losses."""

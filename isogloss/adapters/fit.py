@@ -1,4 +1,4 @@
-"""Do the settings fit the model? Told from the model's configuration, before any weight is loaded."""
+"""Check that the settings fit the model, from its configuration and before any weights are loaded."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ from isogloss.model.load import skeleton
 
 
 def refuse_misfit(config: Config) -> None:
-    """Refuse adapters, or a layer, that the settings' model cannot have.
+    """Check that the configured model has the layers and modules that the settings name.
 
     Raises:
-        ConfigError: The model has fewer layers than a setting names, lacks a module that adapters are wanted
-            on, or a path could not be read there.
+        ConfigError: The model has fewer layers than a setting names, lacks a target module, or has one that
+            `TreeLora` cannot adapt.
     """
     settings, model = config.distill.adapter, skeleton(config.model)
     count = len(layers_of(model))
@@ -41,13 +41,13 @@ def refuse_misfit(config: Config) -> None:
 
 
 def lora_shape(model: nn.Module, settings: Adapter) -> dict[str, Any]:
-    """Where a model carries adapters and how they are scaled, as `TreeLora` and `lora_config` take it."""
+    """Return the target modules, scaling and layers as keyword arguments of `TreeLora` and `lora_config`."""
     layers = settings.layers or two_thirds(model)
     return {"targets": settings.target_modules, "scaling": settings.scaling, "layers": layers}
 
 
 def linear_names(model: nn.Module) -> list[str]:
-    """The text decoder's modules that adapters can be put on."""
+    """Return the names of the text decoder's linear modules, without the output head."""
     prefix, head = decoder_prefix(model), model.get_output_embeddings()  # type: ignore[operator]
     return [
         name

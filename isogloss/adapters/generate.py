@@ -1,4 +1,4 @@
-"""Greedy answers in batches, each row on its own path; knows no suite."""
+"""Batched generation, greedy or sampled, with a separate adapter path for each row."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,22 +17,22 @@ from isogloss.model.load import pad_id
 from isogloss.model.prefix import Prefix
 
 PROMPTS = 8192
-"""Tokens of prompts that are answered together on a processor, whose memory long ones would fill."""
+"""Maximum prompt tokens in a batch on a CPU, where long prompts would fill the memory."""
 
 
 class Answer(NamedTuple):
-    """What a model answers."""
+    """A generated response."""
 
     text: str
-    """Without end of turn and special tokens, in the form of all texts (`data.text`)."""
+    """Without end of turn and special tokens; normalised as all texts are (`data.text`)."""
     ended: bool
-    """It ends where the model ended it, not where the limit of new tokens cut it."""
+    """True if the model ended the response, False if it was truncated at `max_new_tokens`."""
 
 
 def answers(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, instructions: Sequence[str], **how: Any
 ) -> list[str]:
-    """The texts of `whole_answers`, which takes the same arguments."""
+    """Return only the texts of `whole_answers`; same arguments."""
     return [answer.text for answer in whole_answers(model, tokenizer, instructions, **how)]
 
 
@@ -50,12 +50,12 @@ def whole_answers(
     sample: bool = False,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Answer]:
-    """One answer per instruction, in their order.
+    """Generate one response per instruction, in order.
 
     Args:
-        languages: With adapters, whose path each row reads; without them the reference model answers.
-        systems: System text of each row, where there is one.
-        sample: Draw from the model's distribution; else the likeliest token each time.
+        languages: Language of each row, which selects its adapter path; None for the reference model.
+        systems: System message of each row, or None.
+        sample: Sample from the model's distribution instead of greedy decoding.
     """
     systems = systems or [None] * len(instructions)
     prompts = [
@@ -86,7 +86,11 @@ def whole_answers(
 def in_batches(
     order: Sequence[int], encoded: Sequence[Sequence[int]], rows: int, tokens: float
 ) -> Iterator[list[int]]:
-    """Row numbers in this order, from the shortest row on, at most so many rows and tokens together."""
+    """Yield batches of row numbers, with at most `rows` rows and `tokens` tokens (padding included) each.
+
+    Args:
+        order: Row numbers, shortest row first.
+    """
     made: list[int] = []
     for number in order:
         if made and (len(made) == rows or (len(made) + 1) * len(encoded[number]) > tokens):
@@ -110,14 +114,15 @@ def complete(
     prefix: Prefix | None = None,
     **options: Any,
 ) -> Int[Tensor, "prompts tokens"]:
-    """New tokens of one batch, greedy or drawn, padded behind each row's end of turn.
+    """Generate the new tokens of one batch, padded after each row's end of turn.
 
     Args:
-        prefix: What the frozen model has read already, and every prompt goes on from.
-        options: More of what transformers' `generate` takes, such as a streamer.
+        do_sample: Sample instead of greedy decoding.
+        prefix: Cached prefix, computed by the frozen model, that every prompt continues.
+        options: Further arguments of transformers' `generate`, such as a streamer.
 
-    Every token is the likeliest, or drawn from the model's own distribution; nothing that a model's folder
-    says of generation acts but which tokens end an answer.
+    Sampling uses the model's unmodified distribution (temperature 1, no top-p or top-k). The checkpoint's
+    generation settings are ignored, except for the tokens that end a response.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -153,14 +158,14 @@ def complete(
 
 
 def _in_window(model: nn.Module, lengths: Sequence[int], more: int) -> bool:
-    """Whether padding behind a prefix, which a sliding window counts as tokens, hides none of it."""
+    """Return whether the whole prefix stays visible: a sliding window counts padding after it as tokens."""
     window = getattr(causal_of(model).config.get_text_config(), "sliding_window", None)
     return len(set(lengths)) == 1 or not window or max(lengths) + more <= window
 
 
 @contextmanager
 def _generating(model: nn.Module, settings: GenerationConfig) -> Iterator[None]:
-    """`generate` fills what its settings leave open from the model's own, which are these inside."""
+    """Replace the model's generation config, from which `generate` fills fields that are not set."""
     causal = causal_of(model)
     own = causal.generation_config
     causal.generation_config = settings
@@ -171,7 +176,7 @@ def _generating(model: nn.Module, settings: GenerationConfig) -> Iterator[None]:
 
 
 def stops(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that end an answer: the template's end of turn, and what else the model was trained to end on."""
+    """Return the token IDs that end a response: the template's end of turn and the model's EOS tokens."""
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = [own] if isinstance(own, int) else list(own or ())
     stop: Any = tokenizer.convert_tokens_to_ids(end_of_turn(tokenizer))
@@ -179,6 +184,6 @@ def stops(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def up_to_end(ids: Sequence[int], ends: Collection[int]) -> tuple[int, ...]:
-    """New tokens up to the first that ends an answer, and with it; all of one that never ends."""
+    """Return the tokens up to and including the first in `ends`, or all if there is none."""
     end = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
     return tuple(ids[:end])

@@ -1,6 +1,6 @@
-"""Which languages share a node: by a file, at random, or by how the model represents parallel sentences.
+"""Group languages into families: from a file, at random, or by the model's states of parallel sentences.
 
-Each gives a family name per language, which `tree.build_tree` takes in place of Glottolog's branches.
+Each function returns a family name per language, which `tree.build_tree` uses instead of Glottolog's.
 """
 
 import random
@@ -21,10 +21,11 @@ from isogloss.languages import UnknownLanguageError, resolve
 
 
 def families_of_file(path: Path, targets: Sequence[str]) -> dict[str, str]:
-    """A YAML file of `family: [codes]`; other languages may be named too.
+    """Read families from a YAML file of `family: [codes]`, which may list further languages.
 
     Raises:
-        ConfigError: The file is missing or has another form, or a target is in no family or in two.
+        ConfigError: The file is missing or malformed, a language is unknown or in two families, or a target
+            is in none.
     """
     if not path.is_file():
         raise ConfigError(
@@ -53,7 +54,7 @@ def families_of_file(path: Path, targets: Sequence[str]) -> dict[str, str]:
 
 
 def random_families(targets: Sequence[str], seed: int) -> dict[str, str]:
-    """Families of the same sizes as Glottolog's, with the languages dealt out anew."""
+    """Assign languages at random to families of the same sizes as Glottolog's."""
     sizes: dict[str, int] = {}
     for code in targets:
         sizes[family_name(code)] = sizes.get(family_name(code), 0) + 1
@@ -67,15 +68,14 @@ def random_families(targets: Sequence[str], seed: int) -> dict[str, str]:
 
 
 def learned_families(vectors: Mapping[str, Float[Tensor, "sentences hidden"]], count: int) -> dict[str, str]:
-    """Languages whose parallel sentences lie alike, in `count` groups.
+    """Cluster languages into `count` groups by their representations of parallel sentences.
 
-    From each sentence's vectors their mean over languages is taken away, which leaves what a language
-    adds to the meaning; languages are joined by average linkage (UPGMA) on 1 - cosine of these remainders,
-    averaged over sentences.
+    Subtracting each sentence's mean over languages leaves what a language adds to the meaning. Languages are
+    merged by average linkage (UPGMA) on 1 - cosine of these residuals, averaged over sentences.
 
     Args:
-        vectors: Mean-pooled states of the same sentences, in the same order, by language.
-        count: How many groups.
+        vectors: Mean-pooled hidden states of the same sentences, in the same order, by language.
+        count: Number of groups.
     """
     codes = list(vectors)
     if len(codes) <= count:

@@ -1,14 +1,14 @@
-"""The adapters: one PEFT LoRA whose rows belong to the tree's nodes; a batch reads one path per row.
+"""The adapters: one PEFT LoRA whose rank rows belong to the tree's nodes; each batch row uses one path.
 
-PEFT injects, names and stores the adapter; only the two small products are ours. They read, for
-each row of the batch, just the rank rows on that row's path: Σ r(path) instead of Σ r(tree), so
-the cost of a step does not grow with the number of languages. While something learns, these rows are
-gathered for all adapters at once when the path is set; while nothing does, plain linear layers read what the
-whole batch reads in one masked product instead.
+PEFT injects, names and stores the adapter; only the two low-rank products are replaced. For each row of the
+batch they use only the rank rows on that row's path: Σ r(path) instead of Σ r(tree), so the cost of a step
+does not grow with the number of languages. With gradients enabled, these rows are gathered for all adapters
+at once when the path is set. Without, plain linear layers apply all rows that the batch uses in one masked
+product.
 
 Adapters are off until a path is set. The path is state that the model reads during forward *and* during the
-recomputation of gradient checkpointing: set it before the student's forward and leave it until backward is
-done.
+recomputation of gradient checkpointing: set it before the student's forward pass and keep it until the
+backward pass is done.
 """
 
 import re
@@ -38,43 +38,43 @@ from isogloss.model.decoder import causal_of, decoder_prefix, layers_of
 
 ADAPTER = "default"
 FEW = 64
-"""Tokens up to which a processor sets up a product in half precision for longer than one in float32 takes."""
+"""On a CPU, setting up a half-precision product for this many tokens or fewer costs more than float32."""
 
 
 class _Part(nn.Linear):
-    """One of the two products; its rows are those of the batch's paths."""
+    """One of the two low-rank products, restricted to the rank rows on the batch's paths."""
 
     scaled = False
-    """Rows that fill up a short path are zero."""
+    """Whether the rows that pad a short path are zeroed."""
     routing: Routing
     read: Float[Tensor, "batch width features"] | None
-    """What was gathered for a batch that is learned from."""
+    """Rows gathered for the current training batch."""
 
     def by_rank(self) -> Float[Tensor, "rank features"]:
-        """The weight, the tree's rows first."""
+        """Return the weight with the tree's rank rows as the first axis."""
         return self.weight
 
     def rows(self, dtype: torch.dtype) -> Float[Tensor, "batch width features"]:
-        """What each row of the batch reads."""
+        """Return the rank rows on each batch row's path."""
         if self.read is not None:
             return self.read.to(dtype)
         return self.routing.gather(self.by_rank(), dtype, scaled=self.scaled)
 
 
 class _Down(_Part):
-    """lora_A, read along each row's path: (batch, tokens, in) → (batch, tokens, width)."""
+    """lora_A along each row's path: (batch, tokens, in) → (batch, tokens, width)."""
 
     def forward(self, input: Float[Tensor, "..."]) -> Float[Tensor, "batch tokens width"]:
         if input.ndim != 3:
             raise ConfigError(
-                f"distill.adapter.target_modules: one, of {self.in_features} features, reads tokens apart "
-                "from their rows, as routers and experts do; name linear layers outside them"
+                f"distill.adapter.target_modules: a module with {self.in_features} input features receives "
+                "tokens without a batch dimension, as routers and experts do; name linear layers outside them"
             )
         return input @ self.rows(input.dtype).transpose(1, 2)
 
 
 class _Up(_Part):
-    """lora_B, read along each row's path; rows beyond a short path are scaled to zero."""
+    """lora_B along each row's path; the rows that pad a short path are zeroed."""
 
     scaled = True
 
@@ -89,7 +89,7 @@ class _Plain(LoraLinear):
     """PEFT's LoRA on a linear layer, with fast paths for training and for inference."""
 
     path: tuple[Tensor, Tensor, Tensor | None] | None
-    """Rows of A and of B that any row of the batch reads, and which of them each reads."""
+    """The rows of A and B that the batch uses, and a mask of which batch row uses which."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self._disable_adapters or x.ndim != 3:
@@ -110,7 +110,7 @@ class _Plain(LoraLinear):
         return self.base_layer(x, *args, **kwargs).add_(read @ up)
 
     def follow(self, shared: Shared | None) -> None:
-        """Take the rows that a batch reads, or none."""
+        """Store the rows of A and B that the batch uses; None clears them."""
         if shared is None:
             self.path = None
             return
@@ -132,27 +132,27 @@ def lora_config(
     layers: int | None = None,
     **more: Any,
 ) -> LoraConfig:
-    """PEFT's configuration of a LoRA on the targets of the lowest decoder layers, or of all.
+    """Return PEFT's configuration of a LoRA on the target modules of the lowest decoder layers, or of all.
 
     Args:
-        scaling: What the adapter's output is multiplied by (PEFT's alpha / r).
-        layers: How many layers; None for all.
+        scaling: Factor on the adapter's output (PEFT's alpha / r).
+        layers: Number of layers; None for all.
         more: Further fields of `LoraConfig`.
     """
     if layers is not None:
         blocks = layers_of(model)
         name = next(name for name, module in model.named_modules() if module is blocks)
-        # The list's own name, or the number of an expert inside a layer would be taken for the layer's.
+        # Name the list explicitly, or PEFT could take an expert's index inside a layer for the layer index.
         more |= {"layers_to_transform": list(range(layers)), "layers_pattern": name.rpartition(".")[2]}
     prefix = decoder_prefix(model)
     if any(
         not name.startswith(prefix) and name.rpartition(".")[2] in targets
         for name, _ in causal_of(model).named_modules()
-    ):  # such as a vision tower's, which no text reaches
+    ):  # such as a vision tower, which text does not pass through
         more |= {"exclude_modules": rf"(?!{re.escape(prefix)}).*"}
     return LoraConfig(
         r=rank,
-        lora_alpha=rank * scaling,  # type: ignore[arg-type]  # any number is read as alpha
+        lora_alpha=rank * scaling,  # type: ignore[arg-type]  # PEFT accepts floats
         target_modules=list(targets),
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),  # GPT-2's kind of linear layer
@@ -166,15 +166,16 @@ class TreeLora:
     Args:
         model: The reference model; its weights are frozen here.
         tree: Nodes and their ranks.
-        targets: Names of the modules that carry adapters, as PEFT takes them.
-        scaling: What the adapter's output is multiplied by (PEFT's alpha / r).
-        layers: How many decoder layers, from the lowest, carry adapters; None for all.
+        targets: Names of the modules that carry adapters, in PEFT's format.
+        scaling: Factor on the adapter's output (PEFT's alpha / r).
+        layers: Number of decoder layers, from the lowest, that carry adapters; None for all.
 
     Attributes:
-        model: The reference model under the adapters: reads a path while one is set.
+        model: The reference model with adapters, which are active while a path is set.
 
     Raises:
-        ConfigError: PEFT refuses a target or puts it on a parameter that is no linear layer's, as of experts.
+        ConfigError: PEFT rejects a target, or would adapt a parameter outside a linear layer, such as a
+            tensor of experts.
     """
 
     def __init__(
@@ -204,12 +205,12 @@ class TreeLora:
                 object.__setattr__(linear, "routing", self.routing)  # state, not a submodule
             if type(layer) is LoraLinear:
                 layer.__class__ = _Plain
-            # The products run in the base's type; PEFT would carry every input over to float32.
+            # The products run in the base model's dtype; PEFT would cast every input to float32.
             layer.cast_input_dtype_enabled = False
         self.off()
 
     def _refuse_parameters(self) -> None:
-        # PEFT adds all rows to such a weight before it is used: no path could be read, and no layer left out.
+        # PEFT adds all rows to such a parameter before use: paths and the layer limit would have no effect.
         for name, module in self.model.named_modules():
             if isinstance(module, ParamWrapper):
                 where = f"{name.removeprefix('base_model.model.')}.{module.parameter_name}"
@@ -227,7 +228,7 @@ class TreeLora:
             yield from (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER])  # type: ignore[misc]
 
     def off(self) -> None:
-        """The reference model, bit for bit."""
+        """Disable the adapters; the model is then bit-identical to the reference model."""
         self.routing.clear()
         self._forget()
         for layer in self.layers():
@@ -237,7 +238,7 @@ class TreeLora:
 
     @contextmanager
     def on(self, languages: Sequence[str]) -> Iterator[PeftModel]:
-        """The student: row b of every forward inside reads the path of `languages[b]`."""
+        """Yield the student: row b of every forward pass inside uses the path of `languages[b]`."""
         self.set_path(languages)
         try:
             yield self.model
@@ -245,10 +246,10 @@ class TreeLora:
             self.off()
 
     def set_path(self, languages: Sequence[str]) -> None:
-        """Set each row's path and leave it set, so that backward and recomputed layers read it too.
+        """Set each row's path until `off`, so that backward and recomputed layers use it too.
 
         Args:
-            languages: Of each row a language code, or a node's name, which ends the path at that node.
+            languages: For each row a language code, or the name of a node at which the path ends.
         """
         width = max(1, self.tree.path_rank())
         self.routing.set(languages, next(self.model.parameters()).device, width=width)
@@ -258,7 +259,7 @@ class TreeLora:
             layer._disable_adapters = False
             if isinstance(layer, _Plain):
                 layer.follow(shared)
-        # Where layers are computed again in backward, each on its own, each gathers for itself.
+        # With gradient checkpointing each layer is recomputed separately, so each gathers its own rows.
         if torch.is_grad_enabled() and not any(
             getattr(layer, "gradient_checkpointing", False) for layer in layers_of(self.model)
         ):
@@ -269,7 +270,7 @@ class TreeLora:
             part.read = None
 
     def _gather(self) -> None:
-        """For the batch that is learned from: the rows of all adapters, those of one shape together."""
+        """Gather the rows of all adapters for a training batch, in one operation per shape."""
         dtype = causal_of(self.model).dtype
         for parts in self._alike:
             weights = [part.by_rank() for part in parts]
@@ -279,38 +280,38 @@ class TreeLora:
 
     @cached_property
     def _alike(self) -> list[list[_Part]]:
-        """Parts of one kind, shape and device together."""
+        """Products grouped by class, shape and device."""
         found: dict[tuple, list[_Part]] = defaultdict(list)
         for part in self.parts():
             found[type(part), part.weight.shape, part.weight.device].append(part)
         return list(found.values())
 
     def met(self) -> float:
-        """Share of its rows that a text meets as it is set now: those of a path, or none."""
+        """Return the share of the tree's rank that a token uses: that of the longest path, or 0 if off."""
         return 0.0 if self.routing.rows is None else self.tree.path_rank() / max(1, self.tree.rank)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """All that learns, by name."""
+        """Return the trainable parameters by name."""
         return {name: p for name, p in self.model.named_parameters() if "lora_" in name}
 
     def axis(self, name: str) -> int:
-        """Which axis of a parameter counts the tree's rows."""
+        """Return the axis of a parameter that indexes the tree's rows."""
         return 0 if "lora_A" in name else 1
 
     def rows_of(self, name: str, tensor: Tensor, rows: Iterable[int]) -> Tensor:
-        """A copy of some rows of a parameter, or of a tensor shaped like it."""
+        """Copy some rows of a parameter, or of a tensor of its shape."""
         index = torch.tensor(list(rows), dtype=torch.long, device=tensor.device)
         return tensor.index_select(self.axis(name), index)
 
     def node_parameters(self, node: Node) -> dict[str, Tensor]:
-        """Views of a node's own rows."""
+        """Return views of a node's rows."""
         return {
             name: p.detach().narrow(self.axis(name), node.start, node.rank)
             for name, p in self.parameters().items()
         }
 
     def learn_only(self, nodes: Iterable[Node]) -> None:
-        """From now on no other node gets a gradient, so its rows stay as they are to the bit."""
+        """Zero the gradients of all other nodes from now on, so that their rows stay bit-identical."""
         mask = torch.zeros(self.tree.rank)
         for node in nodes:
             mask[list(node.rows)] = 1.0
@@ -319,7 +320,7 @@ class TreeLora:
             p.register_hook(lambda gradient, kept=kept: gradient * kept)
 
     def load_nodes(self, state: dict[str, Tensor], tree: Tree) -> None:
-        """Take over the rows of every node that another tree's adapters share with this one by name."""
+        """Copy the rows of every node whose name exists in both trees from another tree's adapters."""
         with torch.no_grad():
             for name, p in self.parameters().items():
                 for node in tree.nodes:
@@ -334,13 +335,13 @@ class TreeLora:
     def load_state(self, state: dict[str, Tensor]) -> None:
         own = self.parameters()
         if {n: p.shape for n, p in own.items()} != {n: p.shape for n, p in state.items()}:
-            raise ValueError("these adapters belong to a model or tree of another shape")
+            raise ValueError("these adapters belong to a model or tree with different shapes")
         with torch.no_grad():
             for name, p in own.items():
                 p.copy_(state[name])
 
     def path_state(self, language: str) -> dict[str, Tensor]:
-        """An ordinary PEFT state dict of rank Σ r(path)."""
+        """Return a standard PEFT state dict of rank Σ r(path)."""
         on = self.tree.rows(language)
         return {
             name.replace(f".{ADAPTER}", ""): self.rows_of(name, p.data, on).contiguous()
@@ -348,7 +349,11 @@ class TreeLora:
         }
 
     def export(self, language: str, folder: Path, base_model: str, max_rank: int | None = None) -> int:
-        """Write a language's path as a PEFT LoRA that `PeftModel.from_pretrained` loads; returns its rank."""
+        """Write a language's path as a PEFT LoRA for `PeftModel.from_pretrained`; return its rank.
+
+        Args:
+            max_rank: Truncate a path of higher rank to this rank.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         state, rank = self.path_state(language), sum(node.rank for node in self.tree.path(language))
         if max_rank is not None and max_rank < rank:
@@ -360,10 +365,10 @@ class TreeLora:
 
 
 def nearest_of_rank(state: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
-    """The LoRA of a smaller rank whose products B·A are nearest in the Frobenius norm.
+    """Return the lower-rank LoRA whose products B·A are nearest in the Frobenius norm.
 
-    The largest singular values of each product are kept (Eckart & Young 1936, doi:10.1007/BF02288367),
-    found through the QR factors of B and Aᵀ, which are as thin as the rank. Scaling stays as it was.
+    Keeps the largest singular values of each product (Eckart & Young 1936, doi:10.1007/BF02288367), computed
+    from the thin QR factors of B and Aᵀ. The scaling is unchanged.
     """
     smaller = {}
     for name in state:

@@ -1,4 +1,4 @@
-"""Which of the adapters' rows each text of a batch reads, and these rows gathered for all weights at once."""
+"""Map each batch row to the adapter rows on its path, and gather these rows for all weights at once."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -10,13 +10,13 @@ from torch import Tensor
 from isogloss.adapters.tree import Tree
 
 KEPT = 1 << 28
-"""Bytes of gathered rows that are kept, at most, while nothing learns."""
+"""Maximum bytes of gathered rows that are cached while gradients are disabled."""
 Shared = tuple[Int[Tensor, " used"], Float[Tensor, "batch 1 used"] | None]
-"""Rows that a batch reads, and which of its rows reads which; see `Routing.shared`."""
+"""Adapter rows that a batch uses, and a mask of which batch row uses which; see `Routing.shared`."""
 
 
 class _Rows(torch.autograd.Function):
-    """The same rows of many weights, in one tensor; languages share rows, whose gradient is a sum."""
+    """Gather the same rows of many weights into one tensor; gradients of shared rows are summed."""
 
     @staticmethod
     def forward(
@@ -34,15 +34,15 @@ class _Rows(torch.autograd.Function):
 
 
 class Routing:
-    """Which rows each row of the current batch reads; shared by all adapters.
+    """The adapter rows that each row of the current batch uses; one instance serves all adapters.
 
-    Batch rows of one language read the same rows, so weights are gathered once per *distinct* path. A path
-    that is shorter than others is filled up in front with rows that count for nothing. Without gradients, as
-    in generation, where every token would gather anew, what was gathered is kept until the path changes.
+    Batch rows of one language use the same adapter rows, so weights are gathered once per *distinct* path.
+    Shorter paths are padded on the left with rows that are scaled to zero. Without gradients, gathered rows
+    are cached until the path changes, because generation would otherwise gather them again for every token.
 
-    Two ways lead to the same sums. `gather` gives each batch row its own rows: as many products as a path is
-    wide. `shared` gives all batch rows what any of them reads, with a mask: more products, but in one plain
-    matrix, which is faster where few tokens are read at a time.
+    There are two equivalent methods. `gather` returns the path's rows for each batch row: as many products as
+    the path is wide. `shared` returns the union of all paths with a mask: more products, but in one plain
+    matrix multiplication, which is faster for few tokens at a time.
     """
 
     def __init__(self, tree: Tree):
@@ -53,10 +53,10 @@ class Routing:
         self._kept: dict[Hashable, Tensor] = {}
 
     def set(self, names: Sequence[str], device: torch.device, *, width: int = 0) -> None:
-        """The batch's languages (or nodes), one per row; no node off a row's path is read.
+        """Set the batch's languages (or nodes), one per row.
 
         Args:
-            width: Rows that are gathered at least, however short the batch's paths.
+            width: Minimum number of gathered rows, however short the batch's paths.
         """
         distinct = list(dict.fromkeys(names))
         paths = [self.tree.rows(name) for name in distinct]
@@ -71,24 +71,24 @@ class Routing:
         self.path_of = torch.tensor([distinct.index(name) for name in names], device=device)
 
     def clear(self) -> None:
-        """No path is set."""
+        """Unset the paths and empty the cache."""
         self.rows = self.scale = self.path_of = None
         self._kept.clear()
 
     def gather(
         self, weight: Float[Tensor, "rank ..."], dtype: torch.dtype, *, scaled: bool = False
     ) -> Float[Tensor, "batch width ..."]:
-        """Each batch row's share of a weight whose first axis is the tree's rows.
+        """Return each batch row's slice of a weight whose first axis is the tree's rows.
 
-        Languages share rows, whose gradient is a sum. `index_select` adds it up in one order; behind an index
-        in brackets the threads of a processor add as they come, and no two runs are alike.
+        Languages share rows, so their gradients are summed. `index_select` sums in a fixed order; with
+        bracket indexing, CPU threads sum in arbitrary order and runs are not reproducible.
 
         Args:
-            scaled: Rows that fill up a short path are zero.
+            scaled: Zero the rows that pad a short path.
         """
         if torch.is_grad_enabled() or weight.is_meta or weight.is_inference():
             return self._gathered(weight, dtype, scaled)
-        # Memory and version tell a weight from others and from what it was.
+        # Address and version identify a weight and whether it has changed.
         name = (weight.data_ptr(), weight.shape, weight._version, dtype, scaled)
         if name not in self._kept:
             found = self._gathered(weight, dtype, scaled)
@@ -105,10 +105,10 @@ class Routing:
         *,
         scaled: bool = False,
     ) -> Sequence[Float[Tensor, "batch width features"]]:
-        """As `gather`, for many weights of one shape: a few operations where each would take its own.
+        """As `gather`, for many weights of one shape in a few operations.
 
         Args:
-            spent: Called in backward, after which what was gathered can be learned from no more.
+            spent: Called in backward, after which the gathered rows can no longer be used for training.
         """
         rows, scale, path_of = self._set()
         found: Any = _Rows.apply(rows.flatten(), spent, *weights)
@@ -117,9 +117,9 @@ class Routing:
         return found.to(dtype).index_select(1, path_of).unbind()
 
     def shared(self) -> Shared:
-        """The rows that any row of the batch reads, in the tree's order, and 1 where one reads them, else 0.
+        """Return the adapter rows that any batch row uses, in tree order, and a 0/1 mask per batch row.
 
-        Instead of the zeros and ones None, where all of the batch read one path.
+        The mask is None if the whole batch uses one path.
         """
         rows, scale, path_of = self._set()
         used = rows[scale[..., 0] > 0].unique()
@@ -137,7 +137,7 @@ class Routing:
         return found.to(dtype).index_select(0, path_of)
 
     def _set(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows, scale and path of each batch row."""
+        """Return the rows and scale of each distinct path, and the path index of each batch row."""
         if self.rows is None or self.scale is None or self.path_of is None:
-            raise RuntimeError("no path is set; wrap the forward in adapters.on(languages)")
+            raise RuntimeError("no path is set; wrap the forward pass in adapters.on(languages)")
         return self.rows, self.scale, self.path_of

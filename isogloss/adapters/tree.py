@@ -1,7 +1,7 @@
-"""The tree of languages: root → family → language, and which rows of the adapter belong to each node.
+"""The language tree: root → family → language, and the adapter rows that belong to each node.
 
-Knows names, levels and ranks; no tensors. `shared` and `flat` are trees too: all rank in the root,
-or all in the leaves.
+Holds names, levels and ranks, no tensors. `shared` and `flat` are trees too: all rank is in the root, or all
+in the leaves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ ROOT = "root"
 
 @dataclass(frozen=True)
 class Node:
-    """A node, the languages below it, and how many adapter rows it has, beginning at `start`."""
+    """A node, the languages below it, and its `rank` adapter rows, beginning at `start`."""
 
     name: str
     level: Level
@@ -39,7 +39,7 @@ class Tree:
     """All nodes in the order of their rows.
 
     Attributes:
-        through: Languages that are read through a node of another name, as far as that node.
+        through: Languages that use the path to a node of another name.
     """
 
     nodes: tuple[Node, ...]
@@ -63,7 +63,7 @@ class Tree:
         return self.by_name[ROOT].languages
 
     def path(self, language: str) -> tuple[Node, ...]:
-        """Root to leaf; a language without a leaf goes as far as its family, or stays at the root."""
+        """Return the nodes from root to leaf; a language without a leaf ends at its family or at the root."""
         language = self.through.get(language, language)
         node = self.by_name[ROOT] if language == SOURCE else self.by_name.get(language)
         if node is None:
@@ -74,16 +74,16 @@ class Tree:
         return tuple(path)
 
     def rows(self, language: str) -> list[int]:
-        """Rows of all nodes on a path, root first."""
+        """Return the adapter rows of all nodes on the path, root first."""
         return [row for node in self.path(language) for row in node.rows]
 
     def path_rank(self) -> int:
-        """The rank of the longest path: what one language's exported adapter needs at most."""
+        """Return the highest rank of any path, which is the maximum rank of an exported adapter."""
         return max(sum(node.rank for node in self.path(code)) for code in self.languages)
 
 
 def shaped(shape: str, ranks: Mapping[str, int]) -> dict[str, int]:
-    """Ranks per level: `flat` puts the whole path's into the leaves, `shared` into the root."""
+    """Return the ranks per level; `flat` puts the whole path's rank in the leaves, `shared` in the root."""
     whole = sum(ranks[level] for level in LEVELS)
     if shape == "flat":
         return {"root": 0, "family": 0, "language": whole}
@@ -93,7 +93,7 @@ def shaped(shape: str, ranks: Mapping[str, int]) -> dict[str, int]:
 
 
 def family_name(language: str) -> str:
-    """A family node's name: the language's most specific Glottolog branch, or its own family."""
+    """Return the family node's name, such as `Uralic/Finnic` (Glottolog); empty for an unknown language."""
     entry = registry().get(language)
     return "/".join(entry.family) if entry else ""
 
@@ -104,16 +104,19 @@ def build_tree(
     families: Mapping[str, str] | Literal["families", "flat", "shared"] = "families",
     ranks: Mapping[str, int],
 ) -> Tree:
-    """A tree over the target languages.
+    """Build a tree over the target languages.
 
     Args:
-        targets: Our language codes, each once.
-        families: `families` groups by Glottolog branch, `flat` gives every rank to the leaves,
-            `shared` gives every rank to the root; a mapping names each language's family itself.
+        targets: Language codes, each once.
+        families: `families` groups by Glottolog branch, `flat` moves all rank to the leaves, `shared` moves
+            all rank to the root; a mapping gives each language's family.
         ranks: Adapter rows per node of each level: root, family, language.
+
+    Raises:
+        ConfigError: A target is listed twice, or a family has the name of a target or of the root.
     """
     if len(set(targets)) < len(targets):
-        raise ConfigError("a language is named twice among the targets; name each once")
+        raise ConfigError("a target language is listed twice; list each once")
     if isinstance(families, str):
         ranks = shaped(families, ranks)
     group = (
@@ -124,7 +127,7 @@ def build_tree(
     for family in group.values():
         if family in (ROOT, *targets):
             raise ConfigError(
-                f"a family is called {family}, like a language or the root; give it a name of its own"
+                f"the family name {family} is also the name of a language or of the root; rename the family"
             )
     specs: list[tuple[str, Level, str | None, tuple[str, ...]]] = [(ROOT, "root", None, tuple(targets))]
     for family in dict.fromkeys(group.values()):

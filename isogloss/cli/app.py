@@ -1,4 +1,4 @@
-"""The command line's application, and the arguments that several commands share."""
+"""The Typer application, and the arguments that several commands share."""
 
 from collections.abc import Callable
 from importlib.metadata import version
@@ -15,7 +15,7 @@ from isogloss.config import (
 
 
 class Commands(TyperGroup):
-    """Click takes every EOFError for Ctrl-D; from anywhere but the prompt it is a damaged file's."""
+    """Click treats every EOFError as Ctrl-D; outside the prompt it comes from a damaged file."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -33,7 +33,7 @@ app = typer.Typer(
 
 
 def path_of(text: Any) -> Path:
-    """A path on the command line; a shell leaves the `~` of `--out=~/runs` as it is."""
+    """Parse a path argument, expanding `~`: a shell does not expand it in `--out=~/runs`."""
     return home(Path(text))
 
 
@@ -42,22 +42,22 @@ ConfigFile = Annotated[
     typer.Argument(
         metavar="[CONFIG]",
         parser=path_of,
-        help="YAML settings, or a run's folder; without it the embedded default.",
+        help="YAML settings file or run folder. Default: the embedded demo settings.",
     ),
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", parser=path_of, help="A run's folder.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", parser=path_of, help="Run folder.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, e.g. distill.epochs=2; repeatable."),
 ]
 DataRoot = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", parser=path_of, help="Folder of the real data sets; else ISOGLOSS_DATA."),
+    typer.Option(metavar="FOLDER", parser=path_of, help="Folder of public datasets. Default: ISOGLOSS_DATA."),
 ]
 
 
 def alone(command: Callable[..., None]) -> typer.Typer:
-    """An application of one command, for scripts beside the package."""
+    """Return an application with a single command, for scripts outside the package."""
     made = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
     made.command()(command)
     return made
@@ -78,4 +78,4 @@ def start(
     ] = False,
 ) -> None:
     """Tune a language model on English instructions,
-    then have it follow them the same way in every language."""
+    then make it follow them the same way in every language."""

@@ -16,13 +16,13 @@ from isogloss.errors import ConfigError, RunError
 from isogloss.languages import UnknownLanguageError, resolve
 from isogloss.pipeline.logging import quiet
 
-RowLanguage = Annotated[str, typer.Option(metavar="CODE", help="The language of rows that name none.")]
+RowLanguage = Annotated[str, typer.Option(metavar="CODE", help="Language of rows that do not name one.")]
 
 
 def languages(
-    search: Annotated[str, typer.Argument(help="Part of a name or code; all languages without it.")] = "",
+    search: Annotated[str, typer.Argument(help="Part of a name or code. Default: all languages.")] = "",
 ) -> None:
-    """The languages that are known; one alone is shown with all its codes."""
+    """List the known languages, or show one with all its codes."""
     found = search_languages(search)
     if not found:
         try:
@@ -51,10 +51,10 @@ def data(
     ],
     language: RowLanguage = "en",
     split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which part of a folder; train without it.")
+        str | None, typer.Option(metavar="NAME", help="Split of a folder or dataset. Default: train.")
     ] = None,
 ) -> None:
-    """What is understood of a data file: its layout, counts by language, and what would be left out."""
+    """Show how a data file is read: its layout, counts by language, and rows that would be left out."""
     from isogloss.data.formats import layouts
 
     (code,) = codes_of([language], "--language")
@@ -65,8 +65,8 @@ def data(
     tasks = {example.task for example in examples}
     part = f", split: {split}" if split else ""
     print_line(
-        f"{file}: {layout.name}; {len(examples)} items, {len(tasks)} task{'s' * (len(tasks) > 1)}; read by "
-        f"data: {{type: {layout.type}, path: {json.dumps(str(file))}{part}}}"
+        f"{file}: {layout.name}; {len(examples)} items, {len(tasks)} task{'s' * (len(tasks) > 1)}; read it "
+        f"with data: {{type: {layout.type}, path: {json.dumps(str(file))}{part}}}"
     )
     table = Table(box=None, header_style="bold", pad_edge=False)
     for number, name in enumerate(("language", "instructions", "responses", "characters, median")):
@@ -89,110 +89,113 @@ def translate(
         typer.Argument(
             metavar="DATA",
             parser=path_of,
-            help="Instructions in English, in any layout: a file, a folder, or hub:OWNER/NAME.",
+            help="English instructions, in any layout: a file, a folder, or hub:OWNER/NAME.",
         ),
     ],
     to: Annotated[
-        str, typer.Option("--to", metavar="CODES", help="Languages, by any of their codes: sw,ur.")
+        str,
+        typer.Option("--to", metavar="CODES", help="Target languages, by any of their codes: sw,ur."),
     ],
     out_file: Annotated[
-        Path, typer.Option("--out", metavar="FILE", parser=path_of, help="The parallel file, in .jsonl.")
+        Path, typer.Option("--out", metavar="FILE", parser=path_of, help="Parallel file to write (.jsonl).")
     ],
     model: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="The translator: its name at the endpoint; without --url a seq2seq model such as NLLB, or a "
-            "base that is shown --examples.",
+            help="The translator: with --url its name at the endpoint, else a seq2seq model such as NLLB, or "
+            "a base model prompted with --examples.",
         ),
     ],
     url: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="An OpenAI-compatible endpoint, up to and with /v1."),
+        typer.Option(metavar="URL", help="OpenAI-compatible endpoint, up to and including /v1."),
     ] = None,
     examples_file: Annotated[
         Path | None,
         typer.Option(
-            "--examples", metavar="FILE", parser=path_of, help="Parallel data, of which a base is shown some."
+            "--examples",
+            metavar="FILE",
+            parser=path_of,
+            help="Parallel data: few-shot examples for a base model.",
         ),
     ] = None,
     likeness: Annotated[
         str | None,
         typer.Option(
-            metavar="BASE", help="Also leave out what is no translation to this base, as gemma-3-270m."
+            metavar="BASE",
+            help="Also drop pairs whose meanings differ according to a base model, e.g. gemma-3-270m.",
         ),
     ] = None,
     round_trip: Annotated[
         bool,
         typer.Option(
-            "--round-trip", help="Also translate back into English, and leave out what comes back otherwise."
+            "--round-trip",
+            help="Also translate back into English, and drop pairs that come back different.",
         ),
     ] = False,
     least_chrf: Annotated[
         float | None,
-        typer.Option(min=0, max=100, help="chrF that must come back with --round-trip; 25 without it."),
+        typer.Option(min=0, max=100, help="Minimum chrF of back-translations (--round-trip). Default: 25."),
     ] = None,
     key_env: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Environment variable that holds the endpoint's key.")
+        str | None, typer.Option(metavar="NAME", help="Environment variable that contains the API key.")
     ] = None,
     prompt: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", parser=path_of, help="YAML: prompt, glossary, parts to keep."),
+        typer.Option(metavar="FILE", parser=path_of, help="YAML file: prompt, glossary, parts to keep."),
     ] = None,
-    texts: Annotated[int | None, typer.Option(min=1, help="Most texts of a request; 8 without it.")] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Requests at a time; 8 without it.")] = None,
-    rate: Annotated[float | None, typer.Option(help="Requests a second, at most.")] = None,
+    texts: Annotated[int | None, typer.Option(min=1, help="Maximum texts per request. Default: 8.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Concurrent requests. Default: 8.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Maximum requests per second.")] = None,
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds without a byte after which it is asked again.")
+        float | None, typer.Option(help="Seconds without any data after which a request is retried.")
     ] = None,
     attempts: Annotated[
-        int | None, typer.Option(min=1, help="How often a request is made before the job ends.")
+        int | None, typer.Option(min=1, help="Maximum attempts per request; when all fail, the job ends.")
     ] = None,
     backoff: Annotated[
-        float | None, typer.Option(help="Seconds of the first wait after a fault, at most; it doubles.")
+        float | None, typer.Option(help="Maximum wait before the first retry, in seconds; it doubles.")
     ] = None,
     language: RowLanguage = "en",
-    split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which part of DATA; train without it.")
-    ] = None,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Split of DATA. Default: train.")] = None,
     review_file: Annotated[
         Path | None,
         typer.Option(
             "--review",
             metavar="FILE",
             parser=path_of,
-            help="Also write a page (.html) or table (.csv) on which a speaker marks translations.",
+            help="Also write a page (.html) or table (.csv) in which a speaker reviews translations.",
         ),
     ] = None,
     review_rows: Annotated[
-        int | None, typer.Option(min=1, help="Rows a language of --review; 200 without it.")
+        int | None, typer.Option(min=1, help="Rows per language for --review. Default: 200.")
     ] = None,
     reviewed: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", parser=path_of, help="What a speaker marked; repeatable."),
+        typer.Option(metavar="FILE", parser=path_of, help="A speaker's marks; repeatable."),
     ] = None,
     parquet: Annotated[bool, typer.Option("--parquet", help="Also write the data as FILE.parquet.")] = False,
     licence: Annotated[
         str | None,
-        typer.Option(
-            "--license", metavar="NAME", help="What the card says the data's licence is, as apache-2.0."
-        ),
+        typer.Option("--license", metavar="NAME", help="Licence of the data, for its card, e.g. apache-2.0."),
     ] = None,
     instructions_only: Annotated[
-        bool, typer.Option("--instructions-only", help="Leave responses to a teacher.")
+        bool, typer.Option("--instructions-only", help="Do not translate responses; leave them to a teacher.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what it would ask for and cost.")
+        bool,
+        typer.Option("--dry-run", help="Only print what would be translated, with estimated cost."),
     ] = False,
 ) -> None:
-    """From English alone: a parallel file of translated instructions, without the wrong ones."""
+    """Translate English instructions into a parallel file, and drop bad translations."""
     from isogloss.data.formats import layouts, parallel_jsonl
     from isogloss.translate import choosing, review
     from isogloss.translate.filter import ROUND_TRIP
     from isogloss.translate.job import Job, table_of
 
     if not out_file.name.endswith((".jsonl", ".jsonl.gz")):
-        raise ConfigError(f"--out {out_file}: parallel data are JSON lines; name a file in .jsonl")
+        raise ConfigError(f"--out {out_file}: parallel data is written as JSON lines; name a .jsonl file")
     codes = codes_of([one for one in to.split(",") if one.strip()], "--to")
     if not codes:
         raise ConfigError("--to: names no language; give codes such as sw,ur")
@@ -209,7 +212,7 @@ def translate(
         choosing.refuse_of_url({"prompt": prompt, "texts": texts, **more})
         quiet()
     elif examples_file is not None:
-        raise ConfigError("--examples: an endpoint is shown none; leave it out, or write them into --prompt")
+        raise ConfigError("--examples: not used with --url; leave it out, or write examples into --prompt")
     if least_chrf is not None and not round_trip:
         raise ConfigError("--least-chrf has no effect without --round-trip; leave it out")
     if review_rows is not None and review_file is None:
@@ -235,11 +238,11 @@ def translate(
         marks=marks,
     )
     missing, backs = job.missing()
-    print_line(f"{len(job.wanted)} texts to translate, {len(missing)} of them not answered yet")
+    print_line(f"{len(job.wanted)} texts to translate, {len(missing)} of them not translated yet")
     if missing:
         print_line(f"{who.name}: {who.plan(missing)}")
     if backs:
-        print_line(f"{len(backs)} translations at most to translate back: {who.plan(backs)}")
+        print_line(f"Up to {len(backs)} translations to translate back: {who.plan(backs)}")
     if dry_run:
         return
     alike = choosing.likeness(likeness) if likeness else None
@@ -254,11 +257,11 @@ def translate(
     spent = done.spent
     print_line(
         f"{spent.requests} requests, {spent.tokens_read} tokens read, {spent.tokens_written} written, "
-        f"{clock_time(spent.seconds)} of answering; of these now {done.new.requests} requests"
+        f"{clock_time(spent.seconds)} of response time; {done.new.requests} of the requests were made now"
     )
     heeded = sum(map(len, done.heeded.values()))
     if marks:
-        print_line(f"{heeded} of {len(marks)} marks heeded; the others are of other translations or items")
+        print_line(f"{heeded} of {len(marks)} marks applied; the others are for other translations or items")
     if parquet:
         parallel_jsonl.write_parquet(table_of(out_file), done.made)
     if review_file is not None:
@@ -268,4 +271,4 @@ def translate(
             print_line(
                 f"{page}: {min(len(rows), review_rows or review.ROWS)} translations for a speaker of {code}"
             )
-    print_line(f"Parallel data: {done.out}; what was left out, report and card: {job.folder}")
+    print_line(f"Parallel data: {done.out}; dropped translations, report and card: {job.folder}")

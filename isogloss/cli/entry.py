@@ -1,6 +1,6 @@
-"""The entry point: a command parses, calls one function, prints.
+"""The entry point: each command parses its arguments, calls one function, and prints.
 
-Nothing here imports torch before the settings are known to be right.
+Torch is not imported before the settings are known to be valid.
 """
 
 import io
@@ -38,29 +38,29 @@ COMMANDS = (
     training.plan,
     using.serve,
 )
-"""All commands, in the order of `isogloss --help`; a command is called as its function, with dashes."""
+"""All commands, in the order of `isogloss --help`; each is named after its function, with dashes."""
 for command in COMMANDS:
     app.command()(command)
 
 
 def main(arguments: Sequence[str] | None = None, app: typer.Typer = app, name: str = "isogloss") -> None:
-    """The entry point: what a user can mend is one line on stderr and exit code 2.
+    """Run the command line. An error that the user can fix gives one line on stderr and exit code 2.
 
     Args:
-        arguments: The command line's, if not given.
-        app: Another application, of a script beside the package.
-        name: What it is called in messages.
+        arguments: Those of the command line if not given.
+        app: Another application, of a script outside the package.
+        name: Program name in messages.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words and name == "isogloss":
         words = ["--help"]
-    # A terminal of another encoding shows a question mark for what it lacks, rather than end a run.
+    # A terminal with another encoding prints ? for characters it lacks, instead of ending the run.
     for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "replace"), (sys.stdin, "surrogateescape")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
     try:
         code = app(words, prog_name=name, standalone_mode=False) or 0
-        if code == INTERRUPTED:  # Typer has caught it
+        if code == INTERRUPTED:  # Typer has caught the interrupt
             raise KeyboardInterrupt
         sys.exit(code)
     except IsoglossError as error:
@@ -69,17 +69,17 @@ def main(arguments: Sequence[str] | None = None, app: typer.Typer = app, name: s
         _refuse(f"{' '.join(error.format_message().split())} See {_help_for(error)}.")
     except (KeyboardInterrupt, typer.Abort):
         _stopped()
-    except BrokenPipeError:  # whoever read our output has gone
+    except BrokenPipeError:  # the reader of our output has exited
         sys.stdout = None  # type: ignore[assignment]  # so that nothing is flushed at exit
         sys.exit(1)
     except OSError as error:
-        # Without a number it is transformers that found no model, in several lines.
+        # Without errno it is transformers' message of several lines for a missing model.
         told = str(error).split("\n")[0] if error.errno is None else error.strerror or str(error)
         _refuse(told if error.filename is None else f"{error.filename}: {told}")
 
 
 USAGE_ERROR: Any = typer.BadParameter.__base__
-"""What Typer raises for an unknown command, option or missing argument."""
+"""Raised by Typer for an unknown command or option, or a missing argument."""
 INTERRUPTED = 130
 
 

@@ -31,10 +31,10 @@ from isogloss.pipeline.logging import quiet
 
 def teacher_prompt(
     run_folder: RunFolder,
-    language: Annotated[str, typer.Option(metavar="CODE", help="A language that is taught, by any code.")],
-    id_: Annotated[str, typer.Option("--id", metavar="ID", help="The id of one of the run's examples.")],
+    language: Annotated[str, typer.Option(metavar="CODE", help="Trained language, by any of its codes.")],
+    id_: Annotated[str, typer.Option("--id", metavar="ID", help="ID of one of the run's examples.")],
 ) -> None:
-    """Exactly what teacher and student read of an example; the tokens that are learned from are marked."""
+    """Show the exact teacher and student prompts of an example, with the response tokens marked."""
     check_run_folder(run_folder)
     (code,) = codes_of([language], "--language")
     job = prepare(load_config(run_folder, places=True))
@@ -54,14 +54,14 @@ def teacher_gain(
     run_folder: RunFolder,
     suite: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A suite whose dev items are asked; the run's own without it."),
+        typer.Option(metavar="NAME", help="Suite whose dev items are used; repeatable. Default: the run's."),
     ] = None,
-    items: Annotated[int, typer.Option(min=1, help="Items of each suite, at most.")] = 40,
+    items: Annotated[int, typer.Option(min=1, help="Maximum items per suite.")] = 40,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
 ) -> None:
-    """What prompting adds in context: agreement with the model's own English answer, by prompt and language.
+    """Measure what prompts add: agreement with the model's own English answer, by prompt and language.
 
-    What is distilled can be no better. Needs stage 1 alone.
+    Distillation can be no better than the prompt. Needs stage 1 only.
     """
     check_run_folder(run_folder)
     require(run_folder, TUNED)
@@ -77,8 +77,8 @@ def teacher_gain(
         rows = [one for one in found if one.task == task]
         codes = list(dict.fromkeys(one.language for one in rows))
         table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left")
-        table.title = f"{task}: answers as in English, %"
-        table.add_column("read before the instruction", no_wrap=True)
+        table.title = f"{task}: agreement with the English answer, %"
+        table.add_column("prompt before the instruction", no_wrap=True)
         for name in ("mean", "gain", *codes):
             table.add_column(name, no_wrap=True, justify="right")
         for view in dict.fromkeys(one.view for one in rows):
@@ -94,17 +94,17 @@ def teacher_gain(
 def transfer(
     run_folder: RunFolder,
     language: Annotated[
-        list[str], typer.Option(metavar="CODE", help="A language that the run was not taught; repeatable.")
+        list[str], typer.Option(metavar="CODE", help="Language that the run was not trained on; repeatable.")
     ],
     suite: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A suite; the run's own without it.")
+        list[str] | None, typer.Option(metavar="NAME", help="Suite; repeatable. Default: the run's.")
     ] = None,
     set_: Overrides = None,
     data_root: DataRoot = None,
 ) -> None:
-    """What untaught languages get today: through their family, the root, other families, and no adapter.
+    """Measure untrained languages with their family's adapter, the root's, other families', and none.
 
-    Consistency and retrieval over the same items; written to transfer.json.
+    Consistency and retrieval over the same items; results are written to transfer.json.
     """
     check_run_folder(run_folder)
     require(run_folder, TUNED, DISTILLED)
@@ -151,7 +151,7 @@ def transfer(
                 gains = f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
                 print_line(f"{', '.join(some)} ({what}), {against}: {gains}")
     print_line(
-        "none: without adapters; others: mean of the other families; gain: family, else others, less root"
+        "none: without adapters; others: mean of the other families; gain: family (else others) minus root"
     )
 
 
@@ -159,18 +159,17 @@ def evaluate(
     run_folder: RunFolder,
     suite: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A suite to measure in place of the settings' own; repeatable."),
+        typer.Option(metavar="NAME", help="Suite to measure instead of those in the settings; repeatable."),
     ] = None,
     set_: Overrides = None,
     data_root: DataRoot = None,
 ) -> None:
-    """Every measure of a run, before and after."""
+    """Measure a run, before and after stage 2."""
     check_run_folder(run_folder)
     for override in set_ or ():
         if override.partition("=")[0].strip().partition(".")[0] not in ("evaluate", "data_root"):
             raise ConfigError(
-                f"--set {override}: a finished run may be given other settings of evaluate and another "
-                "data_root, nothing else"
+                f"--set {override}: for a finished run only evaluate settings and data_root may change"
             )
     settings = load_config(run_folder, [*_only(suite), *(set_ or ())], data_root=data_root)
     require(run_folder, TUNED, DISTILLED)
@@ -182,7 +181,7 @@ def evaluate(
 
     checks.check_suites(job)
     kept = settings
-    if suite:  # what is measured besides stays beside the run's own suites
+    if suite:  # scores of additional suites are kept beside those of the run's own suites
         own = (*load_config(run_folder).evaluate.suites, *settings.evaluate.suites)
         every = settings.evaluate.model_copy(update={"suites": tuple(dict.fromkeys(own))})
         kept = settings.model_copy(update={"evaluate": every})
@@ -201,11 +200,11 @@ def report(
         typer.Option(
             metavar="FOLDER",
             parser=path_of,
-            help="Also write the scores as lm-evaluation-harness writes its own.",
+            help="Also write the scores in the format of lm-evaluation-harness.",
         ),
     ] = None,
 ) -> None:
-    """Write the page of a run again."""
+    """Write the report of a run again."""
     check_run_folder(run_folder)
     from isogloss.report.page import write_report
 
@@ -220,13 +219,14 @@ def report(
 
 
 def compare(
-    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", parser=path_of, help="A run's folder.")],
+    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", parser=path_of, help="Run folder.")],
     run_b: Annotated[
-        Path, typer.Argument(metavar="RUN_B", parser=path_of, help="Another's, on the same items.")
+        Path,
+        typer.Argument(metavar="RUN_B", parser=path_of, help="Another run folder, on the same items."),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
 ) -> None:
-    """Is one run better than another: difference, interval and p, per language and on average."""
+    """Compare two runs: difference, confidence interval and p-value, per language and on average."""
     check_run_folder(run_a)
     check_run_folder(run_b)
     from isogloss.evaluate.compare import compare as paired
@@ -250,11 +250,11 @@ def compare(
                 for code, d in {"mean": one.mean, **one.languages}.items():
                     table.add_row(one.measure if code == "mean" else "", code, *difference_cells(asdict(d)))
         out.print(table)
-    print_line("p of single languages are corrected for their number (Holm); the mean's is not.")
+    print_line("p of single languages is corrected for multiple comparisons (Holm); p of the mean is not.")
 
 
 def suites(data_root: DataRoot = None) -> None:
-    """What can be measured: languages, licence, where to get it, and whether it is in the data root."""
+    """List the suites: languages, licence, source, and whether the data is in the data root."""
     root = data_root or root_of_environment()
     if root is not None and not root.is_dir():
         raise DataError(f"data root {root} does not exist; set --data-root or ISOGLOSS_DATA")
@@ -273,7 +273,7 @@ def suites(data_root: DataRoot = None) -> None:
 
 
 def check_leaks(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
-    """Which test items stand in the training data, whole or in part; exit code 1 where some do."""
+    """List test items that occur in the training data, whole or in part; exit code 1 if there are any."""
     job = prepare(settings_of(config, set_, data_root))
     from isogloss.pipeline import checks
 
@@ -295,5 +295,5 @@ def check_leaks(config: ConfigFile = None, set_: Overrides = None, data_root: Da
 
 
 def _only(suites: list[str] | None) -> list[str]:
-    """What has these suites in place of the settings' own; nothing where none is named."""
+    """Return the override that replaces the suites in the settings; none if no suites are given."""
     return [f"evaluate.suites={json.dumps(suites)}"] if suites else []

@@ -1,4 +1,4 @@
-"""From arguments to settings and runs; what is missing is refused in one line."""
+"""From command-line arguments to settings and runs; anything missing is a one-line error."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,20 +24,20 @@ DISTILLED = ("adapters/tree.safetensors", "no adapters", "distill")
 
 
 def settings_of(config: Path | None, overrides: list[str] | None, data_root: Path | None) -> Config:
-    """Settings of a file, or the default, with --set and --data-root; all files that they name are there."""
+    """Load the settings of a file, or the default, with --set and --data-root; check their paths."""
     return load_config(config, overrides or (), data_root=data_root, places=True)
 
 
 def settings_for_choosing(settings: Config) -> Config:
-    """Settings of a command by which variants or methods are chosen: on dev unless test is asked for."""
+    """Return the settings for a command that chooses variants or methods: on dev unless test is set."""
     chosen = for_choosing(settings)
     if chosen.evaluate.split == "test":
-        print_line("Warning: evaluate.split is test, on which nothing should be chosen; leave it out for dev")
+        print_line("Warning: evaluate.split is test, not meant for choosing settings; leave it out for dev")
     return chosen
 
 
 def codes_of(spellings: Sequence[str], where: str) -> list[str]:
-    """Our codes of languages named on the command line, each once."""
+    """Return the isogloss codes of languages named on the command line, without duplicates."""
     try:
         return list(dict.fromkeys(resolve(one).code for one in spellings))
     except UnknownLanguageError as error:
@@ -45,7 +45,7 @@ def codes_of(spellings: Sequence[str], where: str) -> list[str]:
 
 
 def prepare(settings: Config) -> "Run":
-    """A run whose folder is not touched; of several processes one speaks."""
+    """Return a run without touching its folder; only the main process prints."""
     quiet()
     from isogloss import processes
     from isogloss.pipeline.folder import ProgressReporter, Run
@@ -53,13 +53,13 @@ def prepare(settings: Config) -> "Run":
     out.quiet = not processes.is_main()
 
     class Shown(Screen, ProgressReporter):
-        """A Screen that the pipeline takes; made here because the pipeline imports torch."""
+        """A Screen that the pipeline accepts; defined here because the pipeline imports torch."""
 
     return Run(settings, Shown())
 
 
 def open_job(settings: Config) -> "Run":
-    """A run whose folder is there; nothing is written before all that it needs is."""
+    """Open a run and create its folder, after checking that everything it needs exists."""
     job = prepare(settings)
     from isogloss.pipeline import checks
     from isogloss.pipeline.folder import open_run
@@ -69,7 +69,7 @@ def open_job(settings: Config) -> "Run":
 
 
 def load_job(run_folder: Path) -> "Run":
-    """An existing run, as it is."""
+    """Load an existing run as it is."""
     reporter = prepare(load_config(run_folder)).reporter
     from isogloss.pipeline.folder import load_run
 
@@ -77,16 +77,16 @@ def load_job(run_folder: Path) -> "Run":
 
 
 def check_run_folder(folder: Path) -> None:
-    """Refuse what is no run's folder."""
+    """Raise an error if a folder is not a run folder."""
     if folder.is_file():
         own = run_folder_of(folder)
-        raise RunError(f"{folder} is a file; name the run's folder{f', {own}' if own else ''}")
+        raise RunError(f"{folder} is a file; name the run folder{f', {own}' if own else ''}")
     if not (folder / "config.yaml").is_file():
-        raise RunError(f"{folder} is no run folder; it has no config.yaml")
+        raise RunError(f"{folder} is not a run folder; it has no config.yaml")
 
 
 def require(folder: Path, *stages: tuple[str, str, str]) -> None:
-    """What an earlier stage leaves in the run folder must be there."""
+    """Raise an error if the output of an earlier stage is missing in the run folder."""
     bundle.restore(folder, print_line)
     for file, lacks, command in stages:
         if not (folder / file).exists():

@@ -1,4 +1,4 @@
-"""What a user sees while something runs: lines, bars, progress."""
+"""Terminal output while something runs: lines and progress bars."""
 
 import contextlib
 import sys
@@ -19,7 +19,7 @@ out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 
 
 class Clock(ProgressColumn):
-    """Time left while something runs, time taken when it is done."""
+    """Remaining time while a task runs, elapsed time when it is done."""
 
     def render(self, task: Task) -> Text:
         if task.finished:
@@ -29,18 +29,18 @@ class Clock(ProgressColumn):
 
 
 class Screen:
-    """Shows a run: bars on a terminal, now and then a plain line elsewhere."""
+    """Shows the progress of a run: bars on a terminal, otherwise a plain line now and then."""
 
     every = 15.0
     """Seconds between two plain lines."""
 
     def say(self, text: str) -> None:
-        """One line about the method."""
+        """Print a line about the current stage."""
         out.print(escape(text), style="bold")
 
     @contextmanager
     def bar(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Progress with the time left."""
+        """Show progress with the remaining time."""
         with self._bar(what) if out.is_terminal else self._lines(what) as progress:
             yield progress
 
@@ -76,24 +76,24 @@ class Screen:
 
 
 def print_line(text: str) -> None:
-    """A line that is never broken, so that a path in it can be copied."""
+    """Print a line without wrapping it, so that a path in it can be copied."""
     out.print(escape(text), soft_wrap=True)
 
 
 def clock_time(seconds: float) -> str:
-    """Minutes and seconds, hours before them where there are any."""
+    """Format seconds as minutes and seconds, with hours if there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def typed_lines(language: Language) -> Iterator[str]:
-    """Lines that are typed, or piped in, until an empty one or the end."""
+    """Yield lines that are typed or piped in, until an empty line or the end of input."""
     asked = sys.stdin.isatty()
     if asked:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # arrow keys and history
-        out.print(f"Ask in {language.name}; an empty line ends.")
+        out.print(f"Ask in {language.name}; an empty line quits.")
     while True:
         try:
             line = input("> " if asked else "").strip()
@@ -107,18 +107,20 @@ def typed_lines(language: Language) -> Iterator[str]:
 
 
 def readable(text: str) -> str:
-    """A text as it was typed.
+    """Return a typed text unchanged.
 
     Raises:
-        ConfigError: It came in another encoding.
+        ConfigError: The text is in another encoding.
     """
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ConfigError("the instruction is not UTF-8; set the terminal, or convert the text") from None
+        raise ConfigError(
+            "the instruction is not UTF-8; set the terminal to UTF-8, or convert the text"
+        ) from None
     return text
 
 
 def printable(text: str) -> str:
-    """A model's or a data set's text without control characters, which a terminal would obey."""
+    """Replace control characters, which a terminal would execute, in text of a model or dataset."""
     return "".join("�" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)

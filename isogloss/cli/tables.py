@@ -18,7 +18,7 @@ from isogloss.cli.screen import out, print_line, printable
 
 
 def show_scores(job: "Run") -> None:
-    """A run's scores by suite, then over all suites."""
+    """Print a run's scores by suite, then over all suites."""
     from isogloss.report.table import headline, official_table, overview_table, summary_table, tasks_table
 
     scores = read_json(job.folder / "scores.json", "suites", "remove it and run `isogloss evaluate` again")
@@ -36,12 +36,12 @@ def show_scores(job: "Run") -> None:
 
 
 def show_plan(found: "Plan") -> None:
-    """A row per stage, what holds its memory, then what is assumed and what to change."""
+    """Print a row per stage, its memory by component, then assumptions and what to change."""
     from isogloss.report import figures
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("stage", no_wrap=True)
-    for name in ("forwarded", "backward", "generated", "arithmetic", "time", "memory"):
+    for name in ("forwarded", "backward", "generated", "FLOPs", "time", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     for stage in found.stages:
         table.add_row(
@@ -60,7 +60,7 @@ def show_plan(found: "Plan") -> None:
     machine = found.machine
     print_line(
         f"On {machine.name}: {machine.devices} × {figures.size(machine.memory)}, "
-        f"{figures.count(machine.rate, 'FLOP')} a second, of which {machine.efficiency:.0%} is reached"
+        f"{figures.count(machine.rate, 'FLOP')} per second, at {machine.efficiency:.0%} utilisation"
     )
     for line in (*found.settings, *found.notes):
         print_line(line)
@@ -69,13 +69,13 @@ def show_plan(found: "Plan") -> None:
 
 
 def difference_cells(one: dict) -> tuple[str, str, str, str]:
-    """A paired difference in points, its interval, p and n."""
+    """Format a paired difference in points, its interval, p and n."""
     interval = f"{100 * one['low']:+.1f} to {100 * one['high']:+.1f}"
     return f"{100 * one['value']:+.1f}", interval, f"{one['p']:.4f}", str(one["n"])
 
 
 def mean_cell(value: tuple[float, float | None] | None, scale: float) -> str:
-    """A mean, and its spread where there are several seeds."""
+    """Format a mean, with its spread if there are several seeds."""
     if value is None:
         return "—"
     mean, spread = value
@@ -83,7 +83,7 @@ def mean_cell(value: tuple[float, float | None] | None, scale: float) -> str:
 
 
 def show_selection(job: "Run") -> None:
-    """How many English items are left out, by reason, and the first of them."""
+    """Print how many English items are dropped, by reason, and the first of them."""
     from isogloss.data.selection import summary
     from isogloss.pipeline.stages import select_english
 
@@ -101,7 +101,7 @@ def show_selection(job: "Run") -> None:
 
 
 def search_languages(text: str) -> list[Language]:
-    """The languages with the text in a name, code or family; a code that is exactly the text comes alone."""
+    """Return the languages with the text in a name, code, family or script; or the exact match alone."""
     wanted = text.strip().casefold()
     with contextlib.suppress(UnknownLanguageError):
         return [resolve(text)]
@@ -113,7 +113,7 @@ def search_languages(text: str) -> list[Language]:
 
 
 def language_card(one: Language) -> Table:
-    """All that the registry knows of a language."""
+    """Return a table of all that the registry knows about a language."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     rows = {
@@ -137,7 +137,7 @@ def language_card(one: Language) -> Table:
 
 
 def show_answers(asker: "Asker", text: str, twin: str | None) -> None:
-    """Answers side by side."""
+    """Print answers side by side."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
     answers = asker.answers(text, twin)
     for name in answers:

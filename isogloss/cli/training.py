@@ -1,4 +1,4 @@
-"""Commands that train: the whole job, its stages, another language, and what they will cost."""
+"""Commands that train (the whole job, its stages, another language) or estimate the cost."""
 
 import json
 import shlex
@@ -28,7 +28,7 @@ from isogloss.pipeline.logging import quiet
 
 
 def run(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
-    """The whole job: English tuning, distillation, evaluation, report."""
+    """Run the whole job: English tuning, distillation, evaluation, report."""
     settings = settings_of(config, set_, data_root)
     job = open_job(settings)
     from isogloss import processes
@@ -47,10 +47,10 @@ def tune(
     set_: Overrides = None,
     data_root: DataRoot = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show which items would be left out, and why.")
+        bool, typer.Option("--dry-run", help="Only show which items would be dropped, and why.")
     ] = False,
 ) -> None:
-    """Stage 1: selected English instructions tune the base."""
+    """Stage 1: tune the base model on selected English instructions."""
     settings = settings_of(config, set_, data_root)
     if dry_run:
         show_selection(prepare(settings))
@@ -63,7 +63,7 @@ def tune(
 
 
 def distill(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
-    """Stage 2: one adapter per language; prompts are distilled into it where distill.kl_weight is above 0."""
+    """Stage 2: train one adapter per language; if distill.kl_weight is above 0, distil prompts into it."""
     settings = settings_of(config, set_, data_root)
     require(settings.run, TUNED)
     job = open_job(settings)
@@ -74,7 +74,7 @@ def distill(config: ConfigFile = None, set_: Overrides = None, data_root: DataRo
 
 
 def cache(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
-    """Read the teacher's signals of stage 2 once, so that `distill` spends nothing on them."""
+    """Compute the teacher's outputs for stage 2 in advance, so that `distill` finds them cached."""
     settings = settings_of(config, set_, data_root)
     require(settings.run, TUNED)
     job = open_job(settings)
@@ -82,7 +82,7 @@ def cache(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot
 
     done = run_cache(job)
     print_line(
-        f"Signals: {job.signals}; {done.teacher_calls} rows read, {done.cached_hits} there already, "
+        f"Teacher outputs: {job.signals}; {done.teacher_calls} rows read, {done.cached_hits} already cached, "
         f"{done.cache_bytes_written} bytes written"
     )
 
@@ -97,13 +97,13 @@ def add_language(
         typer.Option(
             metavar="FILE",
             parser=path_of,
-            help="Parallel JSON lines with the language; the run's own data without it.",
+            help="Parallel data with the language. Default: the run's own data.",
         ),
     ] = None,
     set_: Overrides = None,
     data_root: DataRoot = None,
 ) -> None:
-    """Teach a finished run another language; every other language stays as it is, to the bit."""
+    """Add a language to a finished run; all other languages stay bit-identical."""
     check_run_folder(run_folder)
     refuse_shared(set_ or ())
     codes = codes_of(language, "CODE")
@@ -123,14 +123,16 @@ def plan(
     machine: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", parser=path_of, help="YAML: devices, memory_gib, tflops; without it this machine."
+            metavar="FILE",
+            parser=path_of,
+            help="YAML: devices, memory_gib, tflops. Default: this machine.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
     set_: Overrides = None,
     data_root: DataRoot = None,
 ) -> None:
-    """What a run will cost, from shapes alone; exits with 1 where it does not fit."""
+    """Estimate the cost of a run from tensor shapes alone; exit code 1 if it does not fit."""
     settings = settings_of(config, set_, data_root)
     quiet()
     from isogloss.plan import preflight

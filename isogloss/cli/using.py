@@ -16,9 +16,9 @@ from isogloss.pipeline.logging import quiet
 
 def ask(
     run_folder: RunFolder,
-    text: Annotated[str | None, typer.Argument(help="The instruction; without it a prompt loop.")] = None,
+    text: Annotated[str | None, typer.Argument(help="Instruction. Default: a prompt loop.")] = None,
     language: Annotated[
-        str, typer.Option(metavar="CODE", help="The language asked in, by any of its codes.")
+        str, typer.Option(metavar="CODE", help="Language of the instruction, by any of its codes.")
     ] = "en",
     twin: Annotated[
         str | None,
@@ -27,7 +27,7 @@ def ask(
         ),
     ] = None,
 ) -> None:
-    """Zero-shot and aligned answers side by side."""
+    """Show the answers without adapters (zero-shot) and with them (aligned) side by side."""
     check_run_folder(run_folder)
     (code,) = codes_of([language], "--language")
     if text is not None and not text.strip():
@@ -52,52 +52,52 @@ def ask(
 def export(
     run_folder: RunFolder,
     language: Annotated[
-        list[str] | None, typer.Option(metavar="CODE", help="A language, by any of its codes; repeatable.")
+        list[str] | None, typer.Option(metavar="CODE", help="Language, by any of its codes; repeatable.")
     ] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Every language that was taught.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="All trained languages.")] = False,
     form: Annotated[
         Literal["peft", "merged", "bundle", "sentence-transformers", "gguf"],
         typer.Option(
             "--format",
-            help="Adapters over the tuned model in PEFT's format, whole models, the run without what its "
-            "base has already, sentence embedders, or files for llama.cpp and Ollama.",
+            help="peft: adapters for the tuned model; merged: whole models; bundle: the run without what its "
+            "base contains; sentence-transformers: sentence embedders; gguf: for llama.cpp and Ollama.",
         ),
     ] = "peft",
     folder: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="FOLDER", parser=path_of, help="Where to; RUN/exports/FORMAT without it."
+            "--out", metavar="FOLDER", parser=path_of, help="Output folder. Default: RUN/exports/FORMAT."
         ),
     ] = None,
     max_rank: Annotated[
-        int | None, typer.Option(min=1, help="Refit adapters of a larger rank to this one.")
+        int | None, typer.Option(min=1, help="Refit adapters of a higher rank to this rank.")
     ] = None,
     precision: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PRECISION",
-            help="With --format gguf: the tuned model in f32, f16, bf16, q8_0 or q4_k_m; repeatable, the "
-            "first is what Ollama loads. f16 and q8_0 without it.",
+            help="With --format gguf: the tuned model in f32, f16, bf16, q8_0 or q4_k_m; repeatable, Ollama "
+            "loads the first. Default: f16 and q8_0.",
         ),
     ] = None,
     push_to_hub: Annotated[
         str | None,
         typer.Option(
             metavar="OWNER/NAME",
-            help="Also write to the hub, into private repositories: OWNER/NAME-CODE for each language.",
+            help="Also upload to the Hub, into private repositories: OWNER/NAME-CODE for each language.",
         ),
     ] = None,
 ) -> None:
-    """Languages as adapters or models that other programs load."""
+    """Export languages as adapters or models that other programs can load."""
     check_run_folder(run_folder)
     if precision and form != "gguf":
-        raise ConfigError(f"--precision: --format {form} has the run's own; leave it out")
+        raise ConfigError(f"--precision: --format {form} keeps the run's dtype; leave it out")
     if push_to_hub and form == "gguf":
-        raise ConfigError("--push-to-hub: GGUF files are not written to the hub; upload the folder yourself")
+        raise ConfigError("--push-to-hub: GGUF files are not uploaded to the Hub; upload the folder yourself")
     if form == "bundle":
         if language or all_ or max_rank is not None:
             raise ConfigError(
-                "--format bundle: holds all languages as they are; leave out --language, --all, --max-rank"
+                "--format bundle: contains all languages as they are; leave out --language, --all, --max-rank"
             )
         require(run_folder, TUNED, DISTILLED)
         _check_hub(push_to_hub)
@@ -107,10 +107,10 @@ def export(
         _push(push_to_hub, None, {"": written})
         return
     if bool(language) == all_:
-        raise ConfigError("name the languages by --language CODE, or all of them by --all")
+        raise ConfigError("name the languages with --language CODE, or all of them with --all")
     rankless = {"merged": "a merged model", "sentence-transformers": "an embedder"}
     if (what := rankless.get(form)) and max_rank is not None:
-        raise ConfigError(f"--max-rank: {what} has no rank; leave it out or take --format peft")
+        raise ConfigError(f"--max-rank: {what} has no rank; leave it out or use --format peft")
     codes = codes_of(language or (), "--language")
     require(run_folder, TUNED, DISTILLED)
     _check_hub(push_to_hub)
@@ -135,7 +135,7 @@ def export(
 
     made = adapters.export(job, codes or job.taught, form, out_folder, max_rank)
     if form == "peft":
-        print_line("All at once from vLLM, each as a model named by its code:")
+        print_line("Serve all of them with vLLM, each as a model named by its code:")
         out.print(adapters.serving(job, made), soft_wrap=True, markup=False)
     _push(push_to_hub, None if form == "merged" else job.tuned, {one.code: one.folder for one in made})
 
@@ -152,39 +152,39 @@ def _push(repo: str | None, tuned: Path | None, folders: dict[str, Path]) -> Non
         from isogloss.export import hub
 
         for name in hub.push(repo, tuned, folders):
-            print_line(f"On the hub: {name}")
+            print_line(f"On the Hub: {name}")
 
 
 def serve(
     run_folder: RunFolder,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    batch: Annotated[int, typer.Option(min=1, help="Most requests answered together.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Maximum batch size, in requests.")] = 32,
     queue: Annotated[
-        int, typer.Option(min=1, help="Most requests that wait; more are told to come again (429).")
+        int, typer.Option(min=1, help="Maximum queued requests; further ones get HTTP 429.")
     ] = 256,
-    longest: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
-    longest_prompt: Annotated[int, typer.Option(min=1, help="Most tokens of a prompt.")] = 8192,
+    longest: Annotated[int, typer.Option(min=1, help="Maximum answer length in tokens.")] = 512,
+    longest_prompt: Annotated[int, typer.Option(min=1, help="Maximum prompt length in tokens.")] = 8192,
     api_key_env: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Environment variable that holds the key every request must send."),
+        typer.Option(metavar="NAME", help="Environment variable with the API key of all requests."),
     ] = None,
     without_key: Annotated[
-        bool, typer.Option("--without-key", help="Listen beyond the loopback and answer whoever asks.")
+        bool, typer.Option("--without-key", help="Accept requests from other machines without an API key.")
     ] = False,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A name or address that requests reach this by; repeatable."),
+        typer.Option(metavar="NAME", help="Further host name or address that requests may use; repeatable."),
     ] = None,
     log_prompts: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", parser=path_of, help="Write what is asked and answered there, as JSON lines."
+            metavar="FILE", parser=path_of, help="Append prompts and answers to this file, as JSON lines."
         ),
     ] = None,
 ) -> None:
-    """A page to try a run at, and an OpenAI-compatible endpoint: a model for each language, and one that
-    detects it.
+    """Serve a page to try a run, and an OpenAI-compatible endpoint: a model for each language, and one that
+    detects the language.
     """
     check_run_folder(run_folder)
     require(run_folder, TUNED, DISTILLED)

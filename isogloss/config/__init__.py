@@ -1,4 +1,4 @@
-"""Settings: strict, frozen, and their own manual; the YAML file is their image. Imports no torch."""
+"""Settings: strict, frozen, self-documenting pydantic models that round-trip to YAML. Imports no torch."""
 
 from isogloss.config.base import Count, Positive, Settings, home
 from isogloss.config.data import (

@@ -1,4 +1,4 @@
-"""What all settings are made of: strict, frozen models, types of values, and refusals of combinations."""
+"""Building blocks of all settings: the base model, value types, and errors for settings that conflict."""
 
 import os
 from collections.abc import Iterable
@@ -21,34 +21,34 @@ S = TypeVar("S", bound="Settings")
 
 
 def code_of(spelling: str) -> str:
-    """Our code of a language, by any of its codes or names."""
-    return resolve(spelling).code  # an UnknownLanguageError is a ValueError: one line, with the nearest code
+    """Return the isogloss code of a language, given any of its codes or names."""
+    return resolve(spelling).code  # UnknownLanguageError is a ValueError: one line with the closest code
 
 
 def target_of(code: str) -> str:
-    """A language that is not English."""
+    """Return the code unless it is English."""
     if code == SOURCE:
-        raise ValueError("English is what all others follow; leave it out")
+        raise ValueError("English is the source language; leave it out")
     return code
 
 
 def once(values: tuple[T, ...]) -> tuple[T, ...]:
-    """Each value once, in the order given."""
+    """Remove duplicates, keeping the order."""
     return tuple(dict.fromkeys(values))
 
 
 def refusal(name: str, message: str) -> PydanticCustomError:
-    """A setting that cannot stand beside its neighbours: `tune.batch_size must be …`."""
+    """Return the error for a setting that conflicts with others, such as `tune.batch_size must be …`."""
     return PydanticCustomError("refusal", "{message}", {"name": name, "message": message})
 
 
 def without_effect(settings: S, *cases: tuple[Any, Iterable[str], str]) -> S:
-    """Refuse what was changed and does nothing beside its neighbours.
+    """Raise an error for settings that were changed but have no effect given the others.
 
-    A value that equals its default passes, so that resolved settings can be read again.
+    A value that equals its default passes, so that resolved settings can be read back.
 
     Args:
-        cases: Whether settings are without effect, their names, and why.
+        cases: Tuples of whether the settings have no effect, their names, and the reason.
     """
     for idle, names, why in cases:
         for name in names:
@@ -58,7 +58,7 @@ def without_effect(settings: S, *cases: tuple[Any, Iterable[str], str]) -> S:
 
 
 def home(path: T) -> T:
-    """A path, or a text that may be one, with a leading `~` written out."""
+    """Expand a leading `~` in a path, or in a string that may be a path."""
     written = os.path.expanduser(path)  # type: ignore[call-overload]  # noqa: PTH111  # keeps an unknown ~user
     return type(path)(written)  # type: ignore[call-arg]
 
@@ -72,19 +72,19 @@ Count = Annotated[int, Field(ge=1)]
 Rank = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 Place = Annotated[Path, AfterValidator(home)]
-"""A file or folder; `~` is the user's home."""
+"""A file or folder; a leading `~` is expanded."""
 ModelName = Annotated[Text, AfterValidator(home)]
-"""A model's folder, in which `~` is the user's home, or its hub name."""
+"""A model's folder, in which a leading `~` is expanded, or its Hub name."""
 Code = Annotated[str, AfterValidator(code_of)]
 Others = Annotated[tuple[Annotated[Code, AfterValidator(target_of)], ...], AfterValidator(once)]
-"""Languages that follow English."""
+"""Languages other than English."""
 Targets = Annotated[
     tuple[Annotated[Code, AfterValidator(target_of)], ...], Field(min_length=1), AfterValidator(once)
 ]
 
 
 class Settings(BaseModel):
-    """Base of all settings."""
+    """Base class of all settings."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -92,20 +92,20 @@ class Settings(BaseModel):
 
 
 class Optimisation(Settings):
-    """What the optimiser of either stage goes by; the learning rate is each stage's own."""
+    """Optimiser settings that both stages have; each stage defines its own learning rate."""
 
     batch_size: Count = 32
-    """Rows per optimiser step."""
+    """Rows per optimiser step, over all processes and micro-batches."""
     gradient_accumulation_steps: Count = 1
-    """Micro-batches that an optimiser step's rows are read in."""
+    """Micro-batches per optimiser step; must divide batch_size. More of them take less memory."""
     warmup_ratio: Fraction = 0.05
-    """Share of the steps over which the learning rate rises from 0; then it falls to 0 as a cosine."""
+    """Share of the steps with linear learning-rate warm-up from 0; cosine decay to 0 follows."""
     adam_beta1: Beta = 0.9
-    """AdamW's decay of its mean of gradients."""
+    """AdamW's beta1: decay rate of the running mean of gradients."""
     adam_beta2: Beta = 0.98
-    """AdamW's decay of its mean of squared gradients."""
+    """AdamW's beta2: decay rate of the running mean of squared gradients."""
     max_grad_norm: Weight = 1.0
-    """Norm above which a step's gradient is scaled down; 0 clips nothing."""
+    """Maximum gradient norm for gradient clipping; 0 disables clipping."""
 
     @model_validator(mode="after")
     def _whole_batches(self) -> Self:

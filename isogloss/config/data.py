@@ -1,4 +1,4 @@
-"""Settings of where instructions and parallel text come from."""
+"""Settings of the data sources: instructions and parallel text."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,38 +14,39 @@ from pydantic import (
 from isogloss.config.base import Code, Count, Place, Positive, Settings, once, refusal
 
 HUB = "hub:"
-"""How a path names a data set of the Hub: hub:OWNER/NAME, with /CONFIG and @REVISION behind it."""
+"""Prefix of a path that names a dataset on the Hub: hub:OWNER/NAME, optionally with /CONFIG and @REVISION."""
 
 
 def on_hub(path: Path) -> bool:
-    """Whether a path names a data set of the Hub."""
+    """Whether a path names a dataset on the Hub."""
     return str(path).startswith(HUB)
 
 
 class Source(Settings):
-    """Where instructions come from."""
+    """Base class of the sources of instructions."""
 
     weight: Positive = 1.0
-    """Its share of a language's items, in proportion to the weights of all sources that have the language;
-    what one of them cannot fill goes to the others."""
+    """Sampling weight of the source. The items of a language are split between all sources that have the
+    language, in proportion to their weights; what one source cannot fill goes to the others."""
 
 
 class DemoData(Source):
-    """The instruction set that comes with the package."""
+    """The demo's instruction set, included in the package."""
 
     type: Literal["demo"] = "demo"
-    """Which kind of data: demo, massive, sib200, xnli, pawsx, mlqa, topic, parallel, chat or table."""
+    """Kind of source: demo, massive, sib200, xnli, pawsx, mlqa, topic, parallel, chat or table."""
     english_items: Count = 8_000
-    """English items for stage 1."""
+    """Number of English items for stage 1."""
 
 
 class LabelledData(Source):
-    """A labelled set under the data root, put into instructions."""
+    """A labelled dataset under the data root, turned into instructions."""
 
     english_items: Count | None = None
-    """English items for stage 1, drawn over tasks and labels; all of them if not given."""
+    """Maximum number of English items for stage 1, sampled by task and label; all items if not given."""
     responses: Literal["english", "all"] = "english"
-    """Whose labels are read: of English alone, or of every language."""
+    """Languages whose labels are used as responses: `english` only, or `all`. With `english` the other
+    languages learn from this source only with `distill.responses: teacher`."""
 
 
 class MassiveData(LabelledData):
@@ -58,93 +59,94 @@ class MassiveData(LabelledData):
         "scenario",
         "slot",
     )
-    """What is asked about an utterance; slots are asked in stage 1 only."""
+    """Tasks built from each utterance; slot is used in stage 1 only."""
 
     @model_validator(mode="after")
     def _for_both_stages(self) -> "MassiveData":
         if set(self.tasks) <= {"slot"}:
-            raise refusal("tasks", "must name intent or scenario, as slots are asked in stage 1 only")
+            raise refusal("tasks", "must include intent or scenario, as slot is used in stage 1 only")
         return self
 
 
 class Sib200Data(LabelledData):
-    """SIB-200: the topic of a sentence, one of seven."""
+    """SIB-200: topic classification of sentences, with seven topics."""
 
     type: Literal["sib200"] = "sib200"
-    """SIB-200's train file; its sentences are lines of FLORES, which the suites then leave out."""
+    """SIB-200's train file. Its sentences are lines of FLORES, which the FLORES suites do not report."""
 
 
 class XnliData(LabelledData):
-    """XNLI: does a hypothesis follow from a premise."""
+    """XNLI: natural language inference (does a hypothesis follow from a premise?)."""
 
     type: Literal["xnli"] = "xnli"
-    """The part of XNLI's dev set that is never reported."""
+    """The part of XNLI's dev set that evaluation never reports."""
 
 
 class PawsxData(LabelledData):
-    """PAWS-X: do two sentences of nearly the same words mean the same."""
+    """PAWS-X: paraphrase identification (do two sentences with nearly the same words mean the same?)."""
 
     type: Literal["pawsx"] = "pawsx"
-    """The part of PAWS-X's dev set that is never reported."""
+    """The part of PAWS-X's dev set that evaluation never reports."""
 
 
 class MlqaData(LabelledData):
-    """MLQA: a question about a passage, answered with words of it."""
+    """MLQA: questions about a passage, answered with words from it."""
 
     type: Literal["mlqa"] = "mlqa"
-    """The part of MLQA's dev set that is never reported."""
+    """The part of MLQA's dev set that evaluation never reports."""
     max_chars: Count = 1_000
-    """Longest passage; questions about longer ones are not asked."""
+    """Maximum passage length in characters; questions about longer passages are skipped."""
 
 
 class TopicData(Source):
-    """Unlabelled parallel text, asked for its topic in SIB-200's words; the model answers in English."""
+    """Topic classification on unlabelled parallel text, with SIB-200's labels. Answers are the model's."""
 
     type: Literal["topic"] = "topic"
-    """Sentences of parallel text, for stage 2 alone."""
+    """Sentences of parallel text, for stage 2 only."""
     sentences: Annotated[
         tuple[Literal["tatoeba", "tico19", "course_text"], ...], Field(min_length=1), AfterValidator(once)
     ] = ("tatoeba", "tico19")
-    """Which sets under the data root, drawn by the square root of their sizes."""
+    """Sets of sentences under the data root, sampled in proportion to the square root of their sizes."""
     max_chars: Count = 400
-    """Longest sentence; pairs with a longer one are left out."""
+    """Maximum sentence length in characters; pairs with a longer sentence are dropped."""
 
 
 class FileData(Source):
-    """A file of the user's own."""
+    """A user's own file, folder or Hub dataset."""
 
     english_items: Count | None = None
-    """English items for stage 1, drawn over tasks and labels; all of them if not given."""
+    """Maximum number of English items for stage 1, sampled by task and label; all items if not given."""
     path: Place
-    """The file or folder, relative to the folder where the command runs, or a data set of the hub as
-    hub:OWNER/NAME, with /CONFIG and @REVISION behind it where they are needed."""
+    """File or folder, relative to the working directory, or a dataset on the Hub: hub:OWNER/NAME, optionally
+    followed by /CONFIG and @REVISION."""
     split: str | None = None
-    """Which part of a folder or data set is read; train where it holds several and none is named."""
+    """Split of a folder or dataset to read. If not given, train where there are several."""
 
 
 class ParallelFile(FileData):
-    """Parallel JSON lines: one object with all languages, or one row per language sharing an id."""
+    """Parallel data: one object with all languages per item, or one row per language, joined by id."""
 
     type: Literal["parallel"] = "parallel"
-    """A file of parallel JSON lines."""
+    """Parallel data, as JSON lines or another table."""
 
 
 class ChatFile(FileData):
-    """Chats: messages with a user and an assistant turn; languages are joined by id."""
+    """Chats: messages with a user and an assistant turn. Languages are joined by id."""
 
     type: Literal["chat"] = "chat"
-    """Chats, as JSON lines or any other table."""
+    """Chats, as JSON lines or another table."""
     language: Code = "en"
-    """The language of the rows that name none."""
+    """Language of rows that do not name one."""
 
 
 class TableFile(FileData):
-    """Parquet, CSV, JSON or Arrow, or a folder of them with splits and shards, as data sets are published."""
+    """A table (Parquet, CSV, JSON or Arrow), or a folder of tables with splits and shards."""
 
     type: Literal["table"] = "table"
     """A table, or a folder of them."""
     columns: dict[str, str]
-    """From our field (id, task, language, instruction, response, sw.instruction …) to the table's column."""
+    """Column map: from a field (id, task, language, instruction, response, sw.instruction …) to a column of
+    the table, or to a template of columns such as "{premise} {hypothesis}"."""
 
 
 AnySource = Annotated[
@@ -169,19 +171,20 @@ Data = Annotated[
 
 
 class ParallelText(Settings):
-    """Pairs of sentences without any task, English and another language, under the data root."""
+    """Sentence pairs of English and another language, without a task, under the data root."""
 
     type: Literal["tatoeba", "tico19", "course_text", "massive"]
-    """Tatoeba's sentences, TICO-19's about health, course text (machine-translated), or MASSIVE's train
-    utterances."""
+    """Source of the pairs. `tatoeba`: Tatoeba's sentences. `tico19`: TICO-19's sentences about health.
+    `course_text`: course text, machine-translated. `massive`: MASSIVE's train utterances."""
     items: Count = 2_000
-    """Pairs per language, at most."""
+    """Maximum number of pairs per language."""
     low_resource_factor: Positive = 1.0
-    """How many times as often a pair of a low-resource language is read."""
+    """Oversampling factor for pairs of low-resource languages; 1 does not oversample."""
     max_chars: Count = 400
-    """Longest sentence; pairs with a longer one are left out."""
+    """Maximum sentence length in characters; pairs with a longer sentence are dropped."""
     use: Annotated[tuple[Literal["alignment", "translation"], ...], Field(min_length=1)] = (
         "alignment",
         "translation",
     )
-    """`alignment`: bare sentences, for the hidden-state term; `translation`: instructions, both ways."""
+    """How pairs are used. `alignment`: as bare sentences in the hidden-state term. `translation`: as
+    instructions to translate, in both directions."""

@@ -1,9 +1,10 @@
-"""Settings that follow the model: what they are where the user leaves them out, and why.
+"""Settings that follow the model: their defaults where the user leaves them out, and the reasons.
 
-The defaults in `config` are the embedded model's, which is small and was made for the demo. Any other model
-was trained before and wants a LoRA and smaller steps. Knows no settings class and imports no torch by itself.
+The defaults in `config` are for the embedded model, which is small and was made for the demo. Any other model
+is pretrained and needs LoRA and lower learning rates. Depends on no settings class, and does not import torch
+itself.
 
-Flow: settings as written, and facts about the model → `by_model` → settings as written with the gaps filled.
+Flow: settings as written and facts about the model → `by_model` → settings with the gaps filled.
 """
 
 import copy
@@ -14,30 +15,30 @@ from typing import Any
 from isogloss.bases import EMBEDDED
 
 SMALL, MIDDLE = 500_000_000, 2_000_000_000
-"""Weights up to which a model takes the larger steps, and those in between."""
+"""Parameter counts up to which a model gets the highest and the middle learning rates."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a model from its config.json alone."""
+    """Facts about a model from its config.json alone."""
 
     parameters: int
-    """Weights, tied ones once."""
+    """Number of parameters; tied ones count once."""
     layers: int
-    """Decoder layers."""
+    """Number of decoder layers."""
     hidden: int
-    """Numbers in a hidden state."""
+    """Hidden size."""
 
 
 def facts_of(model: Any) -> Facts:
-    """Facts about a model, which may be without storage."""
+    """Return the facts about a model, which may be on the meta device."""
     config = model.config.get_text_config()
     weights = sum(p.numel() for p in model.parameters())
     return Facts(weights, config.num_hidden_layers, config.hidden_size)
 
 
 def look_up(name: str) -> Facts:
-    """Facts about the model of a folder or hub name; no weights are read.
+    """Return the facts about a model given by its folder or Hub name, without reading weights.
 
     Raises:
         ConfigError: There is no such model.
@@ -49,71 +50,71 @@ def look_up(name: str) -> Facts:
 
 @dataclass(frozen=True)
 class Default:
-    """A value, and the reason for it in words."""
+    """A default value and the reason for it, which is shown to the user."""
 
     value: Any
     why: str
 
 
 def table(facts: Facts | None, get: Callable[[str, Any], Any]) -> dict[str, Default]:
-    """By dotted name, the defaults for a model that was trained before.
+    """Return the defaults for a pretrained model, by dotted name.
 
     Args:
-        facts: None where the model is not at hand: then it is taken for a large one.
-        get: Gives a setting as it was written, or the given default.
+        facts: None if the model has not been looked up; it is then treated as a large one.
+        get: Returns a setting as it was written, or the given default.
     """
     method = get("tune.method", "lora")
     size = facts.parameters if facts else MIDDLE + 1
     few = size <= SMALL
-    big = "the model's size is unknown" if facts is None else f"{size / 1e6:,.0f} million weights"
+    big = "a model of unknown size" if facts is None else f"{size / 1e6:,.0f} million weights"
     found = {
-        # Full tuning of every weight forgets languages that the English rows do not hold.
-        "tune.method": Default("lora", "the model was trained before"),
-        "tune.epochs": Default(1.0, "the model was trained before"),
+        # Full tuning makes the model forget languages that the English rows do not contain.
+        "tune.method": Default("lora", "the model is pretrained"),
+        "tune.epochs": Default(1.0, "the model is pretrained"),
     }
     if method == "lora":
-        # 5e-4 for one pass: a pilot with rank 16 on Gemma 3 270M. 2e-4: what QLoRA takes for 7B and 13B
+        # 5e-4: a pilot of one epoch with rank 16 on Gemma 3 270M. 2e-4: QLoRA's value for 7B and 13B
         # (Dettmers et al. 2023, arXiv:2305.14314, table 9).
         found["tune.learning_rate"] = Default(5e-4 if few else 2e-4, f"LoRA on {big}")
-        # On Gemma 3 270M a quarter of the rows a step, with as many rows in all, has 83 % of English intents
-        # right for 67 (docs/log.md).
+        # On Gemma 3 270M, a quarter of the batch size over the same number of rows raised English intent
+        # accuracy from 67 to 83 % (docs/log.md).
         found["tune.batch_size"] = Default(8, "more steps from the same rows")
-        # Twice the pilot's rank: stage 1 learns several tasks at a time.
-        found["tune.lora_rank"] = Default(32, "the model was trained before")
+        # Twice the pilot's rank: stage 1 learns several tasks at once.
+        found["tune.lora_rank"] = Default(32, "the model is pretrained")
     else:
-        # What Tülu 2 takes for 7B and 13B (Ivison et al. 2023, arXiv:2311.10702).
-        found["tune.learning_rate"] = Default(2e-5, "all weights of a model that was trained before")
-    # 1e-3 for two passes: the same pilot, rank 16 on two thirds of the layers. Above it as in stage 1.
+        # Tülu 2's value for 7B and 13B (Ivison et al. 2023, arXiv:2311.10702).
+        found["tune.learning_rate"] = Default(2e-5, "all weights of a pretrained model")
+    # 1e-3: the same pilot, two epochs with rank 16 on two thirds of the layers. Larger models get less, as in
+    # stage 1.
     step = 1e-3 if few else 5e-4 if size <= MIDDLE else 2e-4
     found["distill.learning_rate"] = Default(step, f"adapters on {big}")
-    # The pilot gained 3.7 points by it, which the embedded model, too small to use a prompt, did not.
-    found["distill.kl_weight"] = Default(1.0, "the model was trained before and uses what it reads")
+    # The pilot gained 3.7 points from it; the embedded model, too small to use a prompt, did not.
+    found["distill.kl_weight"] = Default(1.0, "a pretrained model makes use of its prompt")
     teacher = get("distill.teacher.type", "self")
     if get("distill.kl_weight", 1.0) and teacher == "self":
-        # On the same model the English twin alone is followed in 92 to 98 % of answers, through node texts in
-        # 58 to 78 %, and an answer that is read is copied rather than learned from.
-        found["distill.teacher_view"] = Default("english", "the model was trained before")
+        # On the same model, 92 to 98 % of answers follow the English twin when it is read alone, and 58 to
+        # 78 % behind node texts. An answer in the prompt is copied rather than learned from.
+        found["distill.teacher_view"] = Default("english", "the model is pretrained")
         if not get("distill.texts", None):
-            found["distill.teacher_reads"] = Default(("twin",), "where answers are a language's own words")
-    found["tune.teacher_prompt_fraction"] = Default(
-        0.0, "the model was trained before and uses what it reads"
-    )
+            found["distill.teacher_reads"] = Default(("twin",), "for answers in the words of the language")
+    found["tune.teacher_prompt_fraction"] = Default(0.0, "a pretrained model makes use of its prompt")
     scores = get("distill.kl_weight", 1.0) or get("distill.replay_fraction", 0.1)
     if teacher == "self" and scores and get("distill.temperature", 1.0) == 1:
-        # Under a vocabulary of 262,144 a step's head takes half as long, a token a tenth of the space
-        # (docs/log.md).
+        # With a vocabulary of 262,144, the LM head takes half the time per step, and a cached token a tenth
+        # of the space (docs/log.md).
         found["distill.signal"] = Default("top_k", "the vocabulary is large")
-    found["distill.similarity_weight"] = Default(1.0, "the model was trained before")
+    found["distill.similarity_weight"] = Default(1.0, "the model is pretrained")
     if facts and get("distill.similarity_weight", 1.0):
-        # Standardised states find translations best a third of the way up; above they turn to answers.
+        # Retrieval of translations by standardised states is best a third of the way up; higher layers turn
+        # towards the answer.
         layer = max(1, round(0.4 * facts.layers))
         found["distill.similarity_layer"] = Default(
-            layer, f"two fifths of {facts.layers}, where translations are alike"
+            layer, f"two fifths of {facts.layers}, where translations are most similar"
         )
-    found["distill.epochs"] = Default(2.0, "the model was trained before")
-    # With 8 in the root, fine-tuning of one shared adapter of rank 16 was ahead (docs/log.md).
+    found["distill.epochs"] = Default(2.0, "the model is pretrained")
+    # With rank 8 in the root, fine-tuning one shared adapter of rank 16 did better (docs/log.md).
     for level, rank in (("root", 16), ("family", 4), ("language", 4)):
-        found[f"distill.adapter.ranks.{level}"] = Default(rank, "rank 24 a path, most of it shared")
+        found[f"distill.adapter.ranks.{level}"] = Default(rank, "rank 24 per path, most of it shared")
     return found
 
 
@@ -124,13 +125,13 @@ NAMES = tuple(
         for name in table(Facts(1, 1, 1), lambda name, default: method if name == "tune.method" else default)  # noqa: B023
     )
 )
-"""Settings that follow the model, in the order in which they are explained."""
+"""Names of the settings that follow the model, in the order of `explain`."""
 
 
 def by_model(entries: Mapping[str, Any], facts: Facts | None) -> tuple[dict[str, Any], list[str]]:
-    """Settings as they were written, with what the model decides in the gaps; null is a gap too.
+    """Fill in the settings that follow the model where they are missing or null.
 
-    Entries of a wrong form are left for the validation to refuse.
+    Entries of the wrong type are left for validation to reject.
 
     Returns:
         The settings, and the dotted names of those that were filled in; none for the embedded model.
@@ -151,11 +152,11 @@ def by_model(entries: Mapping[str, Any], facts: Facts | None) -> tuple[dict[str,
 
 
 def explain(config: Any, facts: Facts) -> list[str]:
-    """A line for each setting that follows the model: its value, and why that or what it would have been."""
+    """Return a line for each setting that follows the model: its value and why, or the default not used."""
     if config.model == EMBEDDED:
         return []
     head = (
-        f"{config.model}: {facts.parameters:,} weights in {facts.layers} layers of {facts.hidden}; "
+        f"{config.model}: {facts.parameters:,} weights, {facts.layers} layers, hidden size {facts.hidden}; "
         "settings that follow the model:"
     )
     lines = [head]
@@ -168,9 +169,9 @@ def explain(config: Any, facts: Facts) -> list[str]:
 
     for name, default in table(facts, get).items():
         value = get(name)
-        asked = f"as set; by the model {_plain(default.value)}"
+        asked = f"as set; the model's default is {_plain(default.value)}"
         lines.append(f"  {name} {_plain(value)}: {default.why if value == default.value else asked}")
-    # Where languages are told apart (docs/log.md); the pilot too had adapters on 12 of 18 layers.
+    # The layers that distinguish languages (docs/log.md); the pilot also had adapters on 12 of 18 layers.
     layers, why = config.distill.adapter.layers, "as set"
     if layers is None:
         layers, why = max(1, 2 * facts.layers // 3), f"two thirds of {facts.layers}"
@@ -179,7 +180,7 @@ def explain(config: Any, facts: Facts) -> list[str]:
 
 
 def _plain(value: Any) -> str:
-    """As it would be written in a file of settings."""
+    """Format a value as in a settings file."""
     if isinstance(value, tuple):
         return f"[{', '.join(map(_plain, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -194,7 +195,7 @@ def _get(entries: Mapping[str, Any], name: str, default: Any) -> Any:
 
 
 def _parent(entries: dict[str, Any], name: str, *, make: bool = False) -> dict[str, Any] | None:
-    """The settings that hold a setting; None where something else stands in their place."""
+    """Return the mapping that contains a setting; None if something else is in its place."""
     for part in name.split(".")[:-1]:
         below = entries.get(part)
         if below is None and make:

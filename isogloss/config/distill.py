@@ -26,30 +26,30 @@ from isogloss.config.base import (
 
 
 class Ranks(Settings):
-    """Adapter rows per node; most in the root, which a language of few items cannot fill alone. What is not
-    given follows the model."""
+    """LoRA rank per node, largest in the root: a language with few items cannot train a large rank alone.
+    Ranks that are not given follow the model."""
 
     root: Rank = 12
-    """Of the root, which all languages share."""
+    """LoRA rank of the root, which all languages share. Follows the model if not given."""
     family: Rank = 2
-    """Of each language family."""
+    """LoRA rank of each language family's node. Follows the model if not given."""
     language: Rank = 2
-    """Of each language."""
+    """LoRA rank of each language's own node. Follows the model if not given."""
 
     @model_validator(mode="after")
     def _some(self) -> "Ranks":
         if not self.root + self.family + self.language:
-            raise refusal("root", "must be above 0 where family and language are 0 too")
+            raise refusal("root", "must be above 0 if family and language are 0")
         return self
 
 
 class Adapter(Settings):
-    """Low-rank adapters (LoRA) of a model's linear layers."""
+    """LoRA adapters on the model's linear layers."""
 
     ranks: Ranks = Ranks()
-    """Adapter rows per node."""
+    """LoRA rank per node."""
     scaling: Positive = 2.0
-    """What the adapter's output is multiplied by (alpha / r)."""
+    """LoRA scaling factor of the adapter's output (alpha / r)."""
     target_modules: Annotated[tuple[Text, ...], Field(min_length=1), AfterValidator(once)] = (
         "q_proj",
         "k_proj",
@@ -59,76 +59,77 @@ class Adapter(Settings):
         "up_proj",
         "down_proj",
     )
-    """Modules of the model that carry adapters."""
+    """Names of the linear layers that get adapters."""
     layers: Count | None = None
-    """Lowest decoder layers that carry adapters, two thirds of all if not given; those above stay the
-    reference model's own in every language."""
+    """Number of decoder layers with adapters, from the lowest up; two thirds of all if not given. Higher
+    layers stay those of the reference model in every language."""
 
     @property
     def levels(self) -> dict[str, int]:
-        """Adapter rows per node of each level."""
+        """LoRA rank per node, by level."""
         return self.ranks.model_dump()
 
 
 class SelfTeacher(Settings):
-    """The frozen model itself, behind the privileged prompt."""
+    """The frozen model itself, given the privileged prompt."""
 
     type: Literal["self"] = "self"
-    """Which teacher: self, model or server."""
+    """Kind of teacher: self, model or server."""
 
 
 class ModelTeacher(Settings):
-    """Another model on this machine, behind its own rendering of the privileged prompt."""
+    """Another local model, given the privileged prompt in its own chat template."""
 
     type: Literal["model"] = "model"
     """Another local model."""
     path: ModelName
-    """Its folder, or hub name."""
+    """The teacher's folder or Hub name."""
     level: Literal["token", "sequence"] = "token"
-    """Score each response token, or write the responses that are learned from. Token by token a teacher with
-    another tokenizer covers the tokens that both cut alike."""
+    """`token`: the teacher scores each response token. `sequence`: it writes the responses to train on. With
+    `token` and a tokenizer unlike the student's, only positions where both tokenizers agree are scored."""
     top_k: Count = 32
-    """Likeliest tokens kept at each place; the others share one bucket."""
+    """Number of likeliest tokens kept per position; all others share one bucket."""
     max_new_tokens: Count = 128
-    """Longest answer, where level is sequence."""
+    """Maximum length of the teacher's responses in tokens, with level sequence."""
 
     @model_validator(mode="after")
     def _heeded(self) -> "ModelTeacher":
         return without_effect(
             self,
-            (self.level == "token", ["max_new_tokens"], "where level is token, which writes nothing"),
-            (self.level == "sequence", ["top_k"], "where level is sequence, which scores nothing"),
+            (self.level == "token", ["max_new_tokens"], "with level token, which writes no responses"),
+            (self.level == "sequence", ["top_k"], "with level sequence, which scores no tokens"),
         )
 
 
 class Endpoint(Settings):
-    """An OpenAI-compatible endpoint, and how it is asked."""
+    """An OpenAI-compatible endpoint, and how requests are made."""
 
     url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
-    """The endpoint, up to and with /v1; a key has no place in it."""
+    """Base URL of the endpoint, up to and including /v1, without a key."""
     model: Text
-    """The model's name there."""
+    """Name of the model at the endpoint."""
     key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    """Environment variable that holds the server's key; the key itself is never written down."""
+    """Environment variable that contains the API key; the key itself is never saved."""
     concurrency: Count = 8
-    """Requests at a time."""
+    """Maximum number of concurrent requests."""
     rate: Positive | None = None
-    """Requests a second, at most."""
+    """Maximum number of requests per second; no limit if not given."""
     timeout: Positive = 120.0
-    """Seconds without a byte after which a request is made again."""
+    """Seconds without any data after which a request is retried."""
     attempts: Count = 8
-    """How often a request is made before the work ends."""
+    """Maximum number of attempts per request; when all fail, the command ends."""
     backoff: Positive = 1.0
-    """Seconds of the first wait, at most; it doubles with every attempt."""
+    """Maximum wait before the first retry, in seconds; it doubles with every attempt."""
 
 
 class ServerTeacher(Endpoint):
-    """A model behind an OpenAI-compatible endpoint that returns prompts' log-probabilities, as vLLM does."""
+    """A model behind an OpenAI-compatible endpoint that returns prompt log-probabilities, such as vLLM."""
 
     type: Literal["server"] = "server"
-    """A served model; it must read the student's tokens."""
+    """A served model; it must have the student's tokenizer."""
     top_k: Count = 32
-    """Likeliest tokens kept at each place; vLLM returns 20 unless it is started with --max-logprobs."""
+    """Number of likeliest tokens kept per position. vLLM returns at most 20 unless started with a
+    higher --max-logprobs."""
 
 
 Teacher = Annotated[SelfTeacher | ModelTeacher | ServerTeacher, Field(discriminator="type")]
@@ -136,92 +137,103 @@ Teacher = Annotated[SelfTeacher | ModelTeacher | ServerTeacher, Field(discrimina
 
 KL_ONLY = ("texts", "require_texts", "teacher_reads", "divergence", "temperature")
 SIMILARITY_ONLY = ("similarity_temperature", "similarity_decay", "similarity_layer")
-"""Settings of stage 2 that one term of the loss alone heeds; the first three of the former are heeded by a
-teacher that writes answers too."""
+"""Stage-2 settings that affect only one term of the loss. The first three of `KL_ONLY` also affect a teacher
+that writes responses."""
 
 
 class Distill(Optimisation):
-    """Stage 2: adapters learn; where `kl_weight` is above 0, the prompts are distilled into them."""
+    """Stage 2: train the adapters; if `kl_weight` is above 0, prompts are distilled into them."""
 
     adapter: Adapter = Adapter()
-    """What a node's text is distilled into."""
+    """The LoRA adapters to train."""
     texts: Place | None = None
-    """Node texts; the package's own if not given."""
+    """YAML file with the node texts of the teacher's prompt; the package's own texts if not given."""
     require_texts: bool = False
-    """Refuse a tree with a node that has no text; else it is silent."""
+    """Raise an error if a node of the tree has no text. Otherwise such a node adds nothing to the prompt."""
     teacher: Teacher = SelfTeacher()
-    """Whose reading of the privileged prompt is learned: the frozen model's own, another's, or a server's."""
+    """The teacher, which reads a prompt with additional context, the privileged prompt (`teacher_reads`): the
+    frozen model itself (self), another local model (model) or a served model (server)."""
     teacher_view: Literal["english", "prompt"] = "prompt"
-    """`prompt`: always the privileged prompt. `english`: the English twin alone where the answer is the same
-    in every language or one of a closed set, otherwise the privileged prompt."""
+    """Prompt of the teacher. `prompt`: always the privileged prompt. `english`: the English twin (the English
+    version of the instruction) alone where the answer is the same in every language or one of a closed set,
+    otherwise the privileged prompt. Follows the model if not given."""
     teacher_reads: Annotated[tuple[Literal["texts", "twin", "answer"], ...], AfterValidator(once)] = (
         "texts",
         "twin",
         "answer",
     )
-    """What stands before the instruction for the teacher: node texts, the English twin, and its answer."""
+    """Contents of the privileged prompt, which come before the instruction: node texts (`texts`), the English
+    twin (`twin`) and the English answer (`answer`). Follows the model if not given."""
     responses: Literal["reference", "teacher"] = "reference"
-    """Score the data's own responses, or the reference model's English answers."""
+    """Responses to train on. `reference`: the dataset's own. `teacher`: the reference model's English
+    answers; in closed tasks, the option that the answer names, worded in the language."""
     divergence: Literal["forward", "reverse", "jensen_shannon"] = "forward"
-    """Between teacher and student on response tokens."""
+    """Divergence between teacher and student on response tokens: `forward` KL, `reverse` KL or
+    `jensen_shannon`."""
     temperature: Positive = 1.0
-    """Of the divergence."""
+    """Softmax temperature of the divergence; must be 1 if only the top-k tokens are kept."""
     signal: Literal["hidden", "top_k"] = "hidden"
-    """What is kept of the teacher: its last hidden states, which are exact, or its likeliest tokens with one
-    bucket for the rest."""
+    """What is cached of the teacher's output. `hidden`: the last hidden states, which give the exact
+    divergence. `top_k`: the likeliest tokens and one bucket for the rest. Follows the model if not given."""
     top_k: Count = 32
-    """Tokens kept, where the signal is top_k; 4 bytes each per response token."""
+    """Number of tokens kept with signal top_k; each takes 4 bytes per response token."""
     cache: Place | None = None
-    """Folder in which the teacher's signals are kept; `cache` in the run's folder if not given."""
+    """Folder for cached teacher outputs; `cache` in the run folder if not given."""
     checks: bool = True
-    """Check before training that teacher and student are aligned, and tell their divergence per language."""
+    """Run self-checks: teacher and student are aligned before training, and the first step changes only the
+    nodes on the paths read. Also print the divergence from the teacher per language."""
     kl_weight: Weight = 0.0
-    """Weight of the divergence per response token; 0 disables teacher scoring: no prompt is distilled.
-    If not given, 0 for the embedded model, which does better without (docs/log.md), and 1 for every other."""
+    """Weight of the divergence from the teacher (KL), per response token. 0 disables teacher scoring: no
+    prompt is distilled. If not given, 0 for the embedded model, which does better without (docs/log.md), and
+    1 for every other."""
     ce_weight: Weight = 1.0
-    """Weight of cross-entropy per response token."""
+    """Weight of the cross-entropy loss, per response token."""
     similarity_weight: Weight = 4.0
-    """Weight of the similarity loss, between hidden states of a row and its English twin, per row."""
+    """Weight of the hidden-state term, per row: similarity distillation between the hidden states of a row
+    and its English twin. 0 disables it. Follows the model if not given."""
     similarity_temperature: Positive | None = None
-    """Temperature of the similarity loss, which divides its cosines; if not given, such that a twin is
-    likened to ten on average."""
+    """Softmax temperature of the cosine similarities in the hidden-state term. If not given, it is chosen so
+    that the target spreads over ten English twins on average."""
     similarity_decay: Fraction = 0.7
-    """Share of the steps over which similarity_weight falls to 0; 0 keeps it."""
+    """Share of the steps over which similarity_weight decays linearly to 0; 0 keeps it constant."""
     similarity_layer: Count | None = None
-    """Decoder layer that the similarity loss reads; by the model if not given."""
+    """Decoder layer of the hidden-state term. If not given, two thirds of the way up for the embedded model
+    and two fifths for every other."""
     replay_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of rows that replay English of stage 1 through the root alone, with KL to the reference model,
-    whatever the other weights."""
+    """Share of rows that replay English items of stage 1. They use only the root's adapter, with KL to the
+    reference model, whatever the other weights are."""
     max_new_tokens: Count = 64
-    """Longest English answer that the model writes, in tokens. For one that does not end within it the data's
-    English response is taken; where there is none, the item is left out."""
+    """Maximum length in tokens of the English answers that the reference model generates. If an answer is
+    truncated, the dataset's English response is used instead; if there is none, the item is left out."""
     sampling_temperature: Positive = 2.0
-    """Languages are drawn with p ∝ n^(1/T) of their n rows: 1 in proportion to data, larger more evenly."""
+    """Temperature T of sampling over languages: a language with n rows has p ∝ n^(1/T). 1 is proportional to
+    the data; larger values are more even."""
     epochs: Positive = 4.5
-    """Passes over the parallel items of all languages together, English aside; by the model if not given."""
+    """Epochs over the parallel items of all languages, not counting English replay. Follows the model if not
+    given."""
     learning_rate: Positive = 3e-3
-    """Peak learning rate; by the model if not given."""
+    """Peak learning rate. Follows the model if not given."""
     gradient_checkpointing: bool = False
-    """Compute each layer again in backward: less memory, more time."""
+    """Recompute each layer in the backward pass: less memory, more time."""
     max_prompt_length: Count = 512
-    """Longest prompt in tokens, the teacher's included; longer ones are refused."""
+    """Maximum prompt length in tokens, for student and teacher; longer prompts raise an error."""
 
     @model_validator(mode="after")
     def _some_loss(self) -> "Distill":
         if not self.kl_weight + self.ce_weight + self.similarity_weight:
-            raise refusal("kl_weight", "must be above 0 where ce_weight and similarity_weight are 0 too")
+            raise refusal("kl_weight", "must be above 0 if ce_weight and similarity_weight are 0")
         return self
 
     @model_validator(mode="after")
     def _exact(self) -> "Distill":
         if self.form[0] == "top_k" and self.temperature != 1:
             name = f"teacher.type is {self.teacher.type}" if self.scored_elsewhere else "signal is top_k"
-            raise refusal("temperature", f"must be 1 where {name}; with hidden it may be another")
+            raise refusal("temperature", f"must be 1 if {name}; only signal hidden allows other values")
         return self
 
     @property
     def scored_elsewhere(self) -> bool:
-        """Whether another model's scores of each token are learned from."""
+        """Whether the teacher is another model that scores each response token."""
         teacher = self.teacher
         return isinstance(teacher, ServerTeacher) or (
             isinstance(teacher, ModelTeacher) and teacher.level == "token"
@@ -229,12 +241,12 @@ class Distill(Optimisation):
 
     @property
     def hears_itself(self) -> bool:
-        """Whether the frozen model's own reading of the privileged prompts is needed before training."""
+        """Whether the frozen model itself must read the privileged prompts before training."""
         return bool(self.kl_weight) and not self.scored_elsewhere
 
     @property
     def form(self) -> tuple[Literal["hidden", "top_k"], int]:
-        """What is kept of all rows, and k: another teacher's scores are its likeliest tokens."""
+        """The kind of signal kept for all rows, and k; another model's scores are always its top-k tokens."""
         if self.scored_elsewhere and not isinstance(self.teacher, SelfTeacher):
             return "top_k", self.teacher.top_k
         return self.signal, self.top_k
@@ -243,12 +255,12 @@ class Distill(Optimisation):
     def _teacher_is_heard(self) -> "Distill":
         if self.scored_elsewhere and not self.kl_weight:
             raise refusal(
-                "kl_weight", f"must be above 0 where the teacher is a {self.teacher.type} that scores tokens"
+                "kl_weight", f"must be above 0 if the teacher is a {self.teacher.type} that scores tokens"
             )
         if self.teacher_view == "english":
             reasons = {
-                "where kl_weight is 0, which scores nothing": not self.kl_weight,
-                f"where teacher.type is {self.teacher.type}": self.teacher.type != "self",
+                "if kl_weight is 0, as there is no teacher scoring": not self.kl_weight,
+                f"if teacher.type is {self.teacher.type}": self.teacher.type != "self",
             }
             for why in (why for why, holds in reasons.items() if holds):
                 raise refusal("teacher_view", f"must be prompt {why}")
@@ -256,15 +268,15 @@ class Distill(Optimisation):
 
     @property
     def prompts_are_read(self) -> bool:
-        """Whether a teacher reads the privileged prompts: to be learned from token by token, or to answer."""
+        """Whether a teacher reads the privileged prompts, to score tokens or to write responses."""
         return bool(self.kl_weight) or (
             isinstance(self.teacher, ModelTeacher) and self.teacher.level == "sequence"
         )
 
     @model_validator(mode="after")
     def _heeded(self) -> "Distill":
-        mute = "with kl_weight 0, where no prompt is distilled; set distill.kl_weight above 0"
-        retained = "with kl_weight and replay_fraction 0, where the teacher says nothing"
+        mute = "with kl_weight 0, as no prompt is distilled; set distill.kl_weight above 0"
+        retained = "with kl_weight and replay_fraction 0, as no teacher output is used"
         kept = self.form[0] == "top_k" and not self.scored_elsewhere
         return without_effect(
             self,
@@ -273,11 +285,11 @@ class Distill(Optimisation):
             (
                 "texts" not in self.teacher_reads,
                 ["texts", "require_texts"],
-                "where teacher_reads has no texts",
+                "unless teacher_reads includes texts",
             ),
-            (self.scored_elsewhere, ["signal"], "on what another teacher scores, which is its top_k"),
+            (self.scored_elsewhere, ["signal"], "if another model scores the tokens (always as top_k)"),
             (not self.kl_weight and not self.replay_fraction, ["signal", "top_k"], retained),
-            (self.scored_elsewhere, ["top_k"], "on what another teacher scores; set teacher.top_k"),
-            (not kept, ["top_k"], f"where signal is {self.signal}"),
+            (self.scored_elsewhere, ["top_k"], "if another model scores the tokens; set teacher.top_k"),
+            (not kept, ["top_k"], f"with signal {self.signal}"),
             (not self.similarity_weight, SIMILARITY_ONLY, "with similarity_weight 0"),
         )

@@ -1,4 +1,4 @@
-"""Pydantic's errors as lines: where, what, what would be right."""
+"""Turn pydantic's errors into lines: where, what is wrong, and what would be right."""
 
 import difflib
 import json
@@ -16,7 +16,7 @@ from isogloss.config.yaml_io import NUMBER, Written, dotted
 
 
 def explained(fault: Any, written: Written) -> tuple[tuple, str]:
-    """The path and the line of one of pydantic's errors."""
+    """Return the path and the message for one of pydantic's errors."""
     kind, context = fault["type"], fault.get("ctx", {})
     path, holder, hint = _walk(tuple(part for part in fault["loc"] if part not in (ONE, SEVERAL)))
     if kind == "union_tag_invalid":
@@ -37,14 +37,15 @@ def explained(fault: Any, written: Written) -> tuple[tuple, str]:
         return path, f"{at}: {name} is missing; it must be {_describe(hint)}"
     given = json.dumps(fault["input"], ensure_ascii=False, default=str)
     given = given if len(given) <= 60 else given[:59] + "…"
-    holds, must = ("holds", "each must be") if isinstance(path[-1], int) else ("is", "it must be")
+    holds, must = ("contains", "each must be") if isinstance(path[-1], int) else ("is", "it must be")
     return path, f"{at}: {name} {holds} {given}; {must} {_describe(hint)}{_mend(fault['input'], hint)}"
 
 
 def _walk(loc: tuple) -> tuple[tuple, type[Settings] | None, Any]:
-    """Pydantic's path as the user wrote it, the settings that hold its end, and what its end may be.
+    """Return pydantic's path as the user wrote it, the settings class that holds its last part, and the type
+    hint of that part.
 
-    Pydantic puts a union's tag into its path (data.massive.foo): it picks the class here, and is not kept.
+    Pydantic inserts a union's tag into the path (data.massive.foo): it selects the class here and is dropped.
     """
     path: list = []
     holder: type[Settings] | None = None
@@ -57,11 +58,11 @@ def _walk(loc: tuple) -> tuple[tuple, type[Settings] | None, Any]:
             hint = _hints(holder).get(part)
         else:
             kinds = [a for a in get_args(_bare(hint)) if a is not Ellipsis]
-            # Of a mapping the last kind is the values'; a fault in a key is its own part.
+            # In a mapping, the last type is that of the values; an error in a key has its own path part.
             hint = kinds[-1] if kinds else None
         options = _options(hint)
         if len(options) > 1 and (tag := next(parts, None)) is not None:
-            if isinstance(tag, int):  # of a list of such settings
+            if isinstance(tag, int):  # index into a list of such settings
                 path.append(tag)
                 if (tag := next(parts, None)) is None:
                     break
@@ -83,7 +84,7 @@ def _bare(hint: Any) -> Any:
 
 
 def _options(hint: Any) -> list[type[Settings]]:
-    """The classes that a hint chooses from; a list of what is chosen from counts as that."""
+    """Return the settings classes that a hint allows, directly or as entries of a list."""
     hint = _bare(hint)
     if get_origin(hint) in (Union, types.UnionType):
         return list(dict.fromkeys(option for one in get_args(hint) for option in _options(one)))
@@ -94,7 +95,7 @@ def _options(hint: Any) -> list[type[Settings]]:
 
 
 def _describe(hint: Any) -> str:
-    """What a value must be, in words."""
+    """Describe what a value must be."""
     bare, limits = _bare(hint), {}
     for note in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
         if getattr(note, "func", None) is code_of:
@@ -105,19 +106,19 @@ def _describe(hint: Any) -> str:
             }
     if get_origin(bare) in (Union, types.UnionType):
         kinds = [kind for kind in get_args(bare) if kind is not types.NoneType]
-        return "settings: a type and what belongs to it" if len(kinds) > 1 else _describe(kinds[0])
+        return "a mapping: a type and the settings of that type" if len(kinds) > 1 else _describe(kinds[0])
     if get_origin(bare) is Literal:
         return _or([str(option) for option in get_args(bare)])
     if get_origin(bare) is tuple:
         return "a list with at least one entry" if "min_length" in limits else "a list"
     if get_origin(bare) is dict:
-        return "names with their values, name: value"
+        return "a mapping, name: value"
     if isinstance(bare, type) and issubclass(bare, Settings):
-        return f"settings: {', '.join(bare.model_fields)}"
+        return f"a mapping of the settings {', '.join(bare.model_fields)}"
     if bare in (int, float):
         return ("a whole number" if bare is int else "a number") + _range(limits, whole=bare is int)
     if bare is str:
-        return "a text, not empty" if "min_length" in limits else "a text"
+        return "a non-empty string" if "min_length" in limits else "a string"
     return "true or false" if bare is bool else "a path"
 
 
@@ -148,7 +149,7 @@ def _or(words: list[str]) -> str:
 
 
 def _mend(given: Any, hint: Any) -> str:
-    """The way out, where the mistake is a common one."""
+    """Suggest a fix for a common mistake."""
     bare = _bare(hint)
     if get_origin(bare) is Literal and isinstance(given, str):
         near = difflib.get_close_matches(given, map(str, get_args(bare)), n=1)
@@ -163,7 +164,7 @@ def _mend(given: Any, hint: Any) -> str:
 
 
 def _instead(path: tuple, holder: type[Settings] | None) -> str:
-    """What to write for an unknown name: the nearest there, the same name elsewhere, else all there are."""
+    """Suggest a name for an unknown setting: the closest here, the same name elsewhere, or all names here."""
     if holder is None:
         return ""
     typed = holder.model_fields.get("type")
@@ -175,7 +176,7 @@ def _instead(path: tuple, holder: type[Settings] | None) -> str:
     names = (name for name in _all_names(Config, "") if name != dotted(path))
     if elsewhere := [name for name in names if name.rpartition(".")[2] == word]:
         return f"{kind}; did you mean {_or(elsewhere)}?"
-    return f"{kind}; there are {', '.join(known)}"
+    return f"{kind}; valid settings are {', '.join(known)}"
 
 
 def _all_names(settings: type[Settings], prefix: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Settings of what is measured."""
+"""Settings of the evaluation."""
 
 from typing import Annotated, Literal, get_args
 
@@ -29,55 +29,56 @@ XglueTask = Literal["NER", "POS", "NC", "MLQA", "XNLI", "PAWSX", "QADSM", "WPR",
 
 
 class Xglue(Settings):
-    """What the suite xglue holds."""
+    """Options of the suite xglue."""
 
     path: Place | None = None
-    """The unpacked folder xglue_full_dataset, or its archive; looked for in the data root if not given."""
+    """Unpacked folder xglue_full_dataset, or its archive; searched for in the data root if not given."""
     tasks: Annotated[tuple[XglueTask, ...], Field(min_length=1), AfterValidator(once)] = get_args(XglueTask)
-    """Which tasks; the overall score is the mean over them."""
+    """Tasks to evaluate; the overall score is their mean."""
     skip_missing: bool = False
-    """Leave out tasks and languages that are not there; else they are an error."""
+    """Skip tasks and languages whose data is missing; otherwise they raise an error."""
 
 
 class ParallelSuite(Settings):
-    """What the suite parallel holds."""
+    """Options of the suite parallel."""
 
     path: Place | None = None
-    """Parallel JSON lines, as data of type parallel has them; with responses accuracy is measured too."""
+    """Your test file, in the layout of data type parallel. If it has responses, accuracy is measured too."""
 
 
 class Translation(Settings):
-    """What the suite translation measures."""
+    """Options of the suite translation."""
 
     spbleu: bool = True
-    """Also BLEU on SentencePiece pieces; its model is fetched by sacrebleu on first use."""
+    """Also compute spBLEU (BLEU on SentencePiece tokens); sacrebleu downloads its model on first use."""
 
 
 class Evaluate(Settings):
-    """What is measured before and after."""
+    """What is measured, before and after stage 2."""
 
     suites: Annotated[tuple[Suite, ...], Field(min_length=1), AfterValidator(once)] = ("demo",)
-    """Suites, each with a table of its own in the report."""
+    """Suites to evaluate; each gets its own table in the report."""
     likelihood: Annotated[tuple[Suite, ...], AfterValidator(once)] = ()
-    """Suites whose closed tasks are answered by the likeliest option; else the model writes its answer."""
+    """Suites whose closed tasks are scored by likelihood: the likeliest option is the answer. In all others
+    the model generates its answer."""
     also: Others = ()
-    """Languages that are measured but not taught; they answer through their family or the root."""
+    """Languages to evaluate without training them; they use the adapter of their family or of the root."""
     split: Literal["dev", "test"] = "test"
-    """Split of every suite that has it; choose settings on dev only. `experiments.ablate` and
-    `experiments.compare_methods`, which are for choosing, take dev if not given."""
+    """Split to evaluate, in every suite that has it. Choose settings on dev only: `experiments.ablate` and
+    `experiments.compare_methods`, which are for choosing settings, use dev if not given."""
     items: Count = 210
-    """Items per suite and language, at most."""
+    """Maximum number of items per suite and language."""
     sentences: Count = 300
-    """Parallel sentences for retrieval, at most."""
+    """Maximum number of parallel sentences for retrieval."""
     max_new_tokens: Count = 24
-    """Longest answer."""
+    """Maximum length of generated answers in tokens, unless a suite allows more."""
     batch_size: Count = 64
-    """Prompts per forward."""
+    """Prompts per forward pass."""
     layer: Count | None = None
-    """Decoder layer for retrieval; chosen on dev sentences if not given."""
+    """Decoder layer for retrieval; if not given, it is chosen on sentences that are not reported."""
     xglue: Xglue = Xglue()
-    """What the suite xglue holds."""
+    """Options of the suite xglue."""
     translation: Translation = Translation()
-    """What the suite translation measures."""
+    """Options of the suite translation."""
     parallel: ParallelSuite = ParallelSuite()
-    """What the suite parallel holds."""
+    """Options of the suite parallel."""

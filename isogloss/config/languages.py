@@ -1,4 +1,4 @@
-"""Settings of which languages are taught, how they are related, and how much data each may use."""
+"""Settings of the target languages: which are trained, how they share adapters, how much data each gets."""
 
 from typing import Literal
 
@@ -7,40 +7,41 @@ from isogloss.languages import XGLUE_TWELVE, languages
 
 
 class Amounts(Settings):
-    """Parallel items per language of each resource class; `isogloss languages` shows the classes."""
+    """Parallel items per language, by resource class; `isogloss languages` shows the classes."""
 
     high: Count = 512
-    """For a high-resource language."""
+    """Maximum number of parallel items for each high-resource language, over all tasks together."""
     middle: Count = 192
-    """For a language of the middle class."""
+    """Maximum number of parallel items for each language of the middle resource class."""
     low: Count = 48
-    """For a low-resource language."""
+    """Maximum number of parallel items for each low-resource language."""
 
 
 class Languages(Settings):
-    """Which languages are taught, how they are related, and how much data each may use."""
+    """Which languages are trained, how they share adapters, and how much data each gets."""
 
     targets: Targets = XGLUE_TWELVE
-    """Language codes of any kind the registry knows (`isogloss languages` lists them)."""
+    """Languages to train, by any code or name in the registry (`isogloss languages` lists them)."""
     tree: Literal["families", "learned", "random", "flat", "shared"] | Place = "families"
-    """How adapters are shared: by language family, by groups that the tuned model represents alike, by groups
-    dealt out at random, not at all, by all languages, or by a YAML file of groups (lists of codes)."""
+    """How languages share adapters. `families`: by language family. `learned`: by groups of languages with
+    similar hidden states in the tuned model. `random`: by random groups. `flat`: not at all, one adapter per
+    language. `shared`: one adapter for all. Otherwise the path of a YAML file of groups (lists of codes)."""
     items: Amounts = Amounts()
-    """Parallel items per language of each resource class, over all tasks together."""
+    """Maximum number of parallel items per language, by resource class, over all tasks together."""
     amounts: dict[Code, Count] = {}  # noqa: RUF012  # pydantic copies it
-    """Languages with an amount of their own, by code."""
+    """Maximum number of parallel items for single languages, by code; overrides the resource class."""
     same_items: bool = True
-    """All languages learn the same instructions, as far as their amounts reach; else each its own as far as
-    there are enough: more of them in all, and more English answers to make."""
+    """Whether all languages learn the same instructions, up to their amounts. If false, each learns different
+    ones as far as there are enough: more instructions in all, and more English answers to generate."""
 
     def amount(self, code: str) -> int:
-        """Parallel items that a language may use."""
+        """Return the maximum number of parallel items for a language."""
         return self.amounts.get(code) or getattr(self.items, languages()[code].resource)
 
     def is_low(self, code: str) -> bool:
-        """Whether a language counts as low-resource: by its class, or by an amount as small as the class's.
+        """Whether a language counts as low-resource: by its class, or by an amount up to that class's.
 
-        Where low-resource languages get more than others, an amount says nothing of the kind.
+        If the low class does not get the fewest items, amounts are ignored.
         """
         fewest = self.items.low <= min(self.items.high, self.items.middle)
         own = self.amounts.get(code)

@@ -1,7 +1,7 @@
-"""From a YAML file and --set to settings. Imports no torch.
+"""Load settings from a YAML file and --set. Does not import torch.
 
-Flow: YAML file, then --set → entries, each with the place it was written → validation → `Config`.
-Everything that is wrong is said at once, one line each: where, what, what would be right.
+Flow: YAML file, then --set → entries, each with the place where it was written → validation → `Config`.
+All errors are reported at once, one line each: where, what is wrong, what would be right.
 """
 
 import json
@@ -29,26 +29,26 @@ def load_config(
     data_root: Path | None = None,
     places: bool = False,
 ) -> Config:
-    """Settings of a YAML file with `a.b=c` overrides; without a file, the embedded default.
+    """Load settings from a YAML file with `a.b=c` overrides; without a file, the embedded default.
 
     Args:
-        path: The file.
-        overrides: What --set takes: a dotted name, an equals sign, a YAML value.
-        data_root: What --data-root takes; beats the setting of that name.
-        places: Also refuse files and folders that are named but not there, and ask the hub about a model
-            that is no folder. Without it such a model is taken for a large one where settings follow it.
+        path: The YAML file, or a run folder.
+        overrides: Values of --set: a dotted name, an equals sign, a YAML value.
+        data_root: Value of --data-root; overrides the setting of that name.
+        places: Also raise errors for files and folders that do not exist, and look up a model on the Hub that
+            is not a local folder. Without it, settings that follow such a model are those of a large one.
 
     Raises:
-        ConfigError: All that is wrong, one line each, with file, line and the nearest valid name.
+        ConfigError: All errors, one line each, with file, line and the closest valid name.
     """
     folder = None if path is None else run_folder_of(path)
     if folder is not None:
         written = read_entries(folder / "config.yaml")
         if not written.entries:
             raise ConfigError(
-                f"{folder / 'config.yaml'} is empty; restore it, or begin in another run folder"
+                f"{folder / 'config.yaml'} is empty; restore it, or start in another run folder"
             )
-        written.entries["run"] = str(folder)  # whatever it was called when it was made
+        written.entries["run"] = str(folder)  # the folder may have been renamed
         drop_idle(written.entries)
     else:
         written = Written("settings") if path is None else read_entries(path)
@@ -66,9 +66,9 @@ def load_config(
 
 
 def run_folder_of(path: Path) -> Path | None:
-    """The run whose settings a path names: its folder, or the `config.yaml` of a run that has begun.
+    """Return the run folder that a path names: the folder itself, or that of a started run's `config.yaml`.
 
-    A run is what lies in its folder, copied or renamed; None for any other file.
+    A run is its folder, even if copied or renamed. Return None for any other file.
     """
     if path.is_dir():
         return path if (path / "config.yaml").is_file() else None
@@ -76,7 +76,7 @@ def run_folder_of(path: Path) -> Path | None:
 
 
 def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
-    """The settings with `a.b=c` overrides.
+    """Return the settings with `a.b=c` overrides.
 
     Raises:
         ConfigError: As `load_config`.
@@ -89,7 +89,7 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
 
 
 def for_choosing(config: Config) -> Config:
-    """The settings measured on dev, unless a split was asked for by name: test is not for choosing."""
+    """Return the settings with evaluation on dev unless a split was set: settings are not chosen on test."""
     if "split" in config.evaluate.model_fields_set:
         return config
     return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"split": "dev"})})
@@ -129,11 +129,11 @@ OWN = (
     "distill.gradient_accumulation_steps",
     "distill.learning_rate",
 )
-"""Settings that a language which joins a finished run may have of its own."""
+"""Settings that may differ for a language that is added to a finished run."""
 
 
 def refuse_shared(overrides: Iterable[str]) -> None:
-    """Refuse to change, for a language that joins, what the run's other languages were trained with.
+    """Reject overrides, for a language that is added, of settings that all languages of a run share.
 
     Raises:
         ConfigError: A setting is not among `OWN`.
@@ -144,19 +144,19 @@ def refuse_shared(overrides: Iterable[str]) -> None:
             raise ConfigError(f"--set {override}: {name} {why}")
         if not any(name == one or name.startswith(f"{one}.") for one in OWN):
             raise ConfigError(
-                f"--set {override}: {name} is the whole run's; a language that joins may have its own "
+                f"--set {override}: {name} is fixed for the whole run; an added language may only change "
                 f"{', '.join(OWN)}"
             )
 
 
 def _validate(written: Written, facts: Facts | None = None) -> Config:
-    """The settings, those that follow the model filled in; without facts, as for a large one."""
+    """Validate the settings after filling in those that follow the model (a large one without facts)."""
     entries, _ = by_model(written.entries, facts)
     if isinstance(entries.get("data"), dict):
         entries["data"].setdefault("type", "demo")
     faults, config = written.faults, None
     try:
-        # In JSON mode strict takes a text for a path and a list for a tuple, and nothing else for another.
+        # In JSON mode, strict validation accepts a string for a path and a list for a tuple, nothing else.
         config = Config.model_validate_json(json.dumps(entries, default=str))
     except ValidationError as error:
         faults = faults + [explained(fault, written) for fault in error.errors() if not _follows(fault)]
@@ -167,5 +167,5 @@ def _validate(written: Written, facts: Facts | None = None) -> Config:
 
 
 def _follows(fault: Any) -> bool:
-    """A list of which no entry is right also counts as too short: that is not told."""
+    """Whether an error only follows from others: a list with no valid entry is also reported as too short."""
     return fault["type"] == "too_short" and len(fault["input"]) > 0

@@ -1,4 +1,4 @@
-"""Files and folders that settings name: are they there?"""
+"""Check that the files and folders named in the settings exist."""
 
 import os
 from collections.abc import Iterator
@@ -13,18 +13,18 @@ from isogloss.config.yaml_io import Written
 
 
 def root_of_environment() -> Path | None:
-    """The data root that the environment names."""
+    """Return the data root from the environment variable ISOGLOSS_DATA."""
     given = os.environ.get("ISOGLOSS_DATA")
     return home(Path(given)) if given else None
 
 
 def is_model_folder(model: str) -> bool:
-    """Whether a model is at hand without the hub: in the package, or in a folder."""
+    """Whether a model is available without the Hub: packaged, or in a local folder."""
     return model in PACKAGED or (Path(model) / "config.json").is_file()
 
 
 def misplaced(config: Config, written: Written) -> Iterator[str]:
-    """Files and folders that are named and not there."""
+    """Yield an error line for each file, folder or variable that is named in the settings but missing."""
 
     def fault(name: str, text: str) -> str:
         return f"{written.at(tuple(name.split('.')))}: {name} {text}"
@@ -39,7 +39,7 @@ def misplaced(config: Config, written: Written) -> Iterator[str]:
     elif config.model.startswith((".", "/")) and not folder.is_dir():
         yield fault("model", f"is {config.model}; there is no such folder")
     elif folder.is_dir() and config.model != EMBEDDED and not (folder / "config.json").is_file():
-        yield fault("model", f"is {config.model}; it holds no config.json, which save_pretrained writes")
+        yield fault("model", f"is {config.model}; it has no config.json, which save_pretrained writes")
     for source in config.sources:
         if isinstance(source, FileData) and not on_hub(source.path) and not source.path.exists():
             yield fault("data.path", f"is {source.path}; there is no such file")
@@ -47,12 +47,12 @@ def misplaced(config: Config, written: Written) -> Iterator[str]:
         if code not in config.languages.targets:
             yield fault("languages.amounts", f"names {code}, which is not among languages.targets")
     if isinstance(config.languages.tree, Path) and not config.languages.tree.is_file():
-        shapes = "families, learned, random, flat nor shared"
-        yield fault("languages.tree", f"is {config.languages.tree}; it is no file, and neither {shapes}")
+        shapes = "families, learned, random, flat, shared"
+        yield fault("languages.tree", f"is {config.languages.tree}; it is neither a file nor one of {shapes}")
     teacher = config.distill.teacher
     path = teacher.path if isinstance(teacher, ModelTeacher) else ""
     if path.startswith((".", "/")) and not is_model_folder(path):
-        yield fault("distill.teacher.path", f"is {path}; no model lies there")
+        yield fault("distill.teacher.path", f"is {path}; there is no model")
     if isinstance(teacher, ServerTeacher) and teacher.key_env and not os.environ.get(teacher.key_env):
         yield fault("distill.teacher.key_env", f"is {teacher.key_env}; that environment variable is not set")
     if config.distill.texts is not None and not config.distill.texts.is_file():
@@ -63,7 +63,7 @@ def misplaced(config: Config, written: Written) -> Iterator[str]:
         if (path := getattr(config.evaluate, name).path) is not None and not path.exists():
             yield fault(f"evaluate.{name}.path", f"is {path}; there is no such file or folder")
     if "parallel" in config.evaluate.suites and config.evaluate.parallel.path is None:
-        yield fault("evaluate.suites", "holds parallel, which needs a file; set evaluate.parallel.path")
+        yield fault("evaluate.suites", "contains parallel, which needs a file; set evaluate.parallel.path")
     root = config.data_root or root_of_environment()
     if root is not None and not root.is_dir():
         if config.data_root is not None:
@@ -79,4 +79,4 @@ def misplaced(config: Config, written: Written) -> Iterator[str]:
             yield fault("parallel_text", way)
         for name in config.evaluate.suites:
             if name in ROOTED and not (name == "xglue" and config.evaluate.xglue.path):
-                yield fault("evaluate.suites", f"holds {name}, which {way}")
+                yield fault("evaluate.suites", f"contains {name}, which {way}")

@@ -1,4 +1,4 @@
-"""Settings of earlier releases: what each is called today, or what to do instead."""
+"""Settings of earlier releases: their new names, or what to do instead."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,34 +25,34 @@ RENAMED: Mapping[str, str] = {
     "distill.max_prompt": "distill.max_prompt_length",
     "evaluate.batch": "evaluate.batch_size",
 }
-"""By the old name, the new one."""
+"""From the old name to the new one."""
 GONE: dict[str, str] = {
     f"languages.{name}": "was removed: resource classes now come from the registry (`isogloss languages`); "
-    "languages.amounts gives single languages another amount"
+    "use languages.amounts to set the amount of single languages"
     for name in ("high", "middle")
 }
-GONE |= {"distill.weight_decay": "is not a setting: it would move the nodes that a step does not read too"}
+GONE |= {"distill.weight_decay": "is not a setting: it would also change the nodes that a step does not use"}
 GONE |= {
     f"distill.{name}": f"was removed: {why} (docs/log.md)"
     for why, names in {
-        "every adapter is a LoRA; prefix and embedding lost to it": (
+        "every adapter is a LoRA; prefix and embedding did worse": (
             "adapter.type",
             "adapter.num_virtual_tokens",
             "adapter.lengths",
             "adapter.init",
         ),
-        "its steps took longer and lost points": ("on_policy",),
-        "it was no better than without it": (
+        "its steps took longer and scores were lower": ("on_policy",),
+        "it did not improve scores": (
             "level_dropout",
             "shrinkage",
             "loraplus_lr_ratio",
             "lr_b_ratio",
         ),
-        "it lost points": ("kl_mask", "hear"),
+        "it lowered scores": ("kl_mask", "hear"),
     }.items()
     for name in names
 }
-"""What to do instead of a setting that there is not."""
+"""From a setting that does not exist to the reason, or to what to do instead."""
 
 
 DID_NOTHING: Mapping[str, object] = {
@@ -63,11 +63,11 @@ DID_NOTHING: Mapping[str, object] = {
     "distill.loraplus_lr_ratio": 1,
     "distill.kl_mask": "all",
 }
-"""Removed settings by the value at which they changed nothing: an earlier run that has it still opens."""
+"""Removed settings with the value that had no effect: an earlier run with this value still opens."""
 
 
 def drop_idle(entries: dict[str, Any]) -> None:
-    """Take removed settings that changed nothing out of an earlier run's settings."""
+    """Delete removed settings that had no effect from an earlier run's settings."""
     for name, idle in DID_NOTHING.items():
         *above, last = name.split(".")
         group: Any = entries
@@ -78,7 +78,7 @@ def drop_idle(entries: dict[str, Any]) -> None:
 
 
 def advice(name: str) -> str | None:
-    """What to tell whoever sets something by this name; None of a name that never was."""
+    """Return the message for a renamed or missing setting; None for a name that never existed."""
     if name in RENAMED:
         return f"was renamed; write {RENAMED[name]}"
     return GONE.get(name)

@@ -1,4 +1,4 @@
-"""The settings of a whole run."""
+"""The settings of a run."""
 
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -21,61 +21,63 @@ Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
 class Config(Settings):
-    """A whole run."""
+    """All settings of a run."""
 
     run: Place = Path("runs/demo")
-    """The run's folder."""
+    """Run folder, to which all results are written."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Of everything drawn at random."""
+    """Random seed of everything that is sampled."""
     model: ModelName = EMBEDDED
-    """The base: `demo` (embedded), a local folder, a `.gguf` file, a hub name, or a model that a package
-    holds: `gemma-3-270m` (extra `gemma`), `smollm2-135m` (extra `smollm2`)."""
+    """Base model: `demo` (embedded), a local folder, a `.gguf` file, a Hub name, or a model from a Python
+    package: `gemma-3-270m` (extra `gemma`), `smollm2-135m` (extra `smollm2`)."""
     chat_template: Text | None = None
-    """The base's chat template: gemma, chatml, llama3, mistral, plain, or a Jinja file. If not given the
-    tokenizer's own, and where it has none the first of these whose control tokens it has."""
+    """Chat template of the base model: gemma, chatml, llama3, mistral, plain, or a Jinja file. If not given,
+    the tokenizer's own; if it has none, the first of these whose control tokens it has."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the frozen weights; auto takes bfloat16 where the processor multiplies it."""
+    """Data type of the frozen weights. auto: bfloat16 where the GPU or CPU supports it natively, else
+    float32."""
     four_bit: bool = False
-    """From stage 2 on the frozen model's layers lie in 4 bits each (NF4); needs bitsandbytes and a GPU."""
+    """Quantise the frozen model's layers to 4 bits (NF4) from stage 2 on; needs bitsandbytes and a GPU."""
     shard: bool = False
-    """While adapters learn, each of several processes holds a part of the frozen model's layers, which come
-    together as they are read."""
+    """Shard the frozen model's layers across processes while LoRA adapters are trained, in both stages
+    (FSDP2). Layers are gathered when they are used. Needs tune.method lora."""
     compile: bool = False
-    """While something learns, torch compiles the decoder's layers: half a minute at first on a GPU, two on a
-    processor, then shorter steps and less memory."""
+    """Compile the decoder layers with torch.compile during training. This takes half a minute at the start on
+    a GPU and two minutes on a CPU; then steps are faster and take less memory."""
     report_to: Annotated[tuple[Tracker, ...], AfterValidator(once)] = ()
-    """Trackers that are shown the curves while something learns: they write to the run's `tracking/` and send
+    """Experiment trackers that log the training curves. They write to `tracking/` in the run folder and send
     nothing, unless their own environment variables say otherwise."""
     data_root: Place | None = None
-    """Folder of the real data sets; the environment variable ISOGLOSS_DATA if not given."""
+    """Folder of the public datasets; the environment variable ISOGLOSS_DATA if not given."""
     languages: Languages = Languages()
-    """Which languages are taught, how they are related, and how much data each may use."""
+    """Which languages are trained, how they share adapters, and how much data each gets."""
     data: Data = DemoData()
-    """What is learned from: one source, or a list of them."""
+    """Training data: one source, or a list of sources."""
     parallel_text: tuple[ParallelText, ...] = ()
-    """Sentence pairs without any task, for stage 2: to translate both ways, and for the hidden-state term."""
+    """Sentence pairs without a task, for stage 2: to translate in both directions, and for the hidden-state
+    term."""
     tune: Tune = Tune()
-    """Stage 1: English instructions tune the base."""
+    """Stage 1: tune the base model on English instructions."""
     distill: Distill = Distill()
-    """Stage 2: the adapters learn, by distilling the hierarchy of prompts or without it."""
+    """Stage 2: train the adapters, with or without distilling the hierarchy of prompts."""
     evaluate: Evaluate = Evaluate()
-    """What is measured before and after."""
+    """What is measured, before and after stage 2."""
 
     @property
     def sources(self) -> tuple[AnySource, ...]:
-        """What is learned from, in the order given."""
+        """The data sources, in the order given."""
         return self.data if isinstance(self.data, tuple) else (self.data,)
 
     @model_validator(mode="after")
     def _each_once(self) -> "Config":
         if len(self.sources) == 1 and self.sources[0].weight != 1:
-            raise refusal("data.weight", "must be 1 where there is one source")
+            raise refusal("data.weight", "must be 1 with a single source")
         for name, names in (
             ("data", [str(one.path) if isinstance(one, FileData) else one.type for one in self.sources]),
             ("parallel_text", [one.type for one in self.parallel_text]),
         ):
             if twice := [one for one in dict.fromkeys(names) if names.count(one) > 1]:
-                raise refusal(name, f"holds {twice[0]} twice; name each source once")
+                raise refusal(name, f"contains {twice[0]} twice; name each source once")
         return self
 
     @model_validator(mode="after")
@@ -84,24 +86,24 @@ class Config(Settings):
         if aligned and not self.distill.similarity_weight:
             raise refusal(
                 "parallel_text",
-                "must have use: [translation] where distill.similarity_weight is 0: alignment is "
-                "what the hidden-state term does",
+                "must have use: [translation] if distill.similarity_weight is 0, as alignment is only used "
+                "by the hidden-state term",
             )
         if taught := [code for code in self.evaluate.also if code in self.languages.targets]:
-            raise refusal("evaluate.also", f"names {', '.join(taught)}, which languages.targets does too")
+            raise refusal("evaluate.also", f"contains {', '.join(taught)}, already in languages.targets")
         return self
 
     @model_validator(mode="after")
     def _apart(self) -> "Config":
         if self.compile and self.shard:
-            raise refusal("shard", "must be false with compile, which wants a layer whole")
+            raise refusal("shard", "must be false with compile, which needs whole layers")
         if self.shard:
             if self.four_bit:
-                raise refusal("four_bit", "must be false with shard; each is there for a large model")
+                raise refusal("four_bit", "must be false with shard; use one of them for a large model")
             if self.tune.method != "lora":
-                raise refusal("tune.method", "must be lora with shard, which splits weights that are frozen")
+                raise refusal("tune.method", "must be lora with shard, which only shards frozen weights")
         return self
 
 
 ROOTED = {*get_args(Suite), "topic"} - {"demo", "parallel"}
-"""Data and suites that lie under the data root."""
+"""Sources and suites whose data is under the data root."""

@@ -19,42 +19,44 @@ from isogloss.config.base import (
 
 
 class Selection(Settings):
-    """Which English items are good enough to learn from."""
+    """Filter of the English items."""
 
     enabled: bool = True
     """Drop empty, degenerate, truncated, wrong-language and duplicate items."""
     keep: Share = 1.0
-    """Share kept by instruction-following difficulty under the base model; 1 keeps all and skips scoring."""
+    """Share of items to keep, those with the highest instruction-following difficulty (IFD) under the base
+    model; 1 keeps all and skips scoring."""
     max_chars: Count = 4_000
-    """Longest response."""
+    """Maximum response length in characters; longer ones are dropped."""
 
     @model_validator(mode="after")
     def _heeded(self) -> "Selection":
-        return without_effect(self, (not self.enabled, ["max_chars"], "where enabled is false"))
+        return without_effect(self, (not self.enabled, ["max_chars"], "if enabled is false"))
 
 
 class Tune(Optimisation):
-    """Stage 1: English instructions tune the base."""
+    """Stage 1: tune the base model on English instructions."""
 
     method: Literal["full", "lora"] = "full"
-    """All weights, or a LoRA that is merged at the end; if not given, full for the embedded model and lora
-    for every other."""
+    """What is trained. `full`: all weights. `lora`: a LoRA, merged at the end. If not given, full for the
+    embedded model and lora for every other."""
     lora_rank: Count = 16
-    """Rank, where the method is lora; by the model if not given."""
+    """LoRA rank, with method lora. Follows the model if not given."""
     selection: Selection = Selection()
-    """Which English items are good enough to learn from."""
+    """Filter of the English items."""
     epochs: Positive = 1.5
-    """Passes over the selected items; by the model if not given."""
+    """Epochs over the selected items. Follows the model if not given."""
     learning_rate: Positive = 1e-3
-    """Peak learning rate; by the model if not given."""
+    """Peak learning rate. Follows the model if not given."""
     weight_decay: Weight = 0.01
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay of AdamW."""
     max_tokens: Count | None = None
-    """Longest row, prompt and response together; the model's positions, at most 2048, if not given. Longer
-    rows are left out."""
+    """Maximum row length in tokens, prompt and response together; longer rows are dropped. If not given, the
+    model's number of positions, at most 2048."""
     teacher_prompt_fraction: Fraction = 0.1
-    """Share of items that are read once more behind the teacher's texts and their own answer."""
+    """Share of items that are also read with a prompt like the teacher's: the node texts and the item's own
+    instruction and answer come before the instruction. Follows the model if not given."""
 
     @model_validator(mode="after")
     def _heeded(self) -> "Tune":
-        return without_effect(self, (self.method == "full", ["lora_rank"], "with method full; take lora"))
+        return without_effect(self, (self.method == "full", ["lora_rank"], "with method full; use lora"))

@@ -1,4 +1,4 @@
-"""Settings as YAML 1.2: read with the line of every entry, written so that the same are read back."""
+"""Settings as YAML 1.2: read with the line of every entry, and written so that they round-trip."""
 
 import difflib
 import json
@@ -14,27 +14,27 @@ from isogloss.errors import ConfigError
 
 
 def dump_config(config: Config) -> str:
-    """The resolved settings as YAML; `load_config` reads back the same settings."""
+    """Return the resolved settings as YAML; `load_config` reads back the same settings."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, allow_unicode=True, sort_keys=False)
 
 
 def parse_config(text: str) -> Config:
-    """What `dump_config` has written; a setting that there was not yet has its default."""
+    """Parse the output of `dump_config`; a setting that did not exist then gets its default."""
     return Config.model_validate_json(json.dumps(yaml.load(text, Loader=Loader)))
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.2's plain scalars: `no` is a text (and Norwegian), `1e-3` a number; aliases are refused."""
+    """YAML 1.2's plain scalars: `no` is a string (and Norwegian), `1e-3` a number. Aliases raise an error."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise ComposerError(None, None, "an alias; write its value out", mark)
+            raise ComposerError(None, None, "aliases are not allowed; write the value out", mark)
         return super().compose_node(parent, index)
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes what `Loader` would take for something else."""
+    """Quotes strings that `Loader` would read as another type."""
 
 
 NUMBER = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
@@ -51,7 +51,7 @@ for _class in (Loader, Dumper):
 
 
 class Written:
-    """Entries as they were written, and where: `run.yaml:3` or `--set seed=1`."""
+    """Entries as they were written, and the place of each: `run.yaml:3` or `--set seed=1`."""
 
     def __init__(self, where: str):
         self.where = where
@@ -60,13 +60,13 @@ class Written:
         self.faults: list[tuple[tuple, str]] = []
 
     def place(self, path: tuple, label: str) -> None:
-        """Whatever was below the path is gone; an order of writing is kept."""
+        """Record the place of an entry, drop all places below it, and keep the order of writing."""
         for known in [known for known in self.places if known[: len(path)] == path]:
             del self.places[known]
         self.places[path] = label
 
     def at(self, path: tuple) -> str:
-        """Where the path, else what it holds, else what holds it, was written."""
+        """Return where the path was written, else an entry below it, else an entry above it."""
         known = self._nearest(path)
         return self.where if known is None else self.places[known]
 
@@ -84,10 +84,10 @@ class Written:
         return None
 
     def override(self, override: str) -> None:
-        """Put a `--set` in.
+        """Apply a `--set` override.
 
         Raises:
-            ConfigError: It is not written as name=value.
+            ConfigError: It is not written as name=value, or something in its way is not a mapping.
         """
         label = f"--set {override}"
         name, equals, value = override.partition("=")
@@ -101,7 +101,7 @@ class Written:
                 below = entries[parent] = {}
             if not isinstance(below, dict):
                 above = ".".join(path[:depth])
-                raise ConfigError(f"{label}: {above} holds no settings; write --set {above}=value")
+                raise ConfigError(f"{label}: {above} is not a mapping; write --set {above}=value")
             entries = below
         try:
             entries[path[-1]] = yaml.load(value, Loader)  # a SafeLoader
@@ -111,10 +111,10 @@ class Written:
 
 
 def read_entries(path: Path) -> Written:
-    """The entries of a file, and where each was written.
+    """Read the entries of a file, and where each was written.
 
     Raises:
-        ConfigError: It is not there, or holds something else.
+        ConfigError: The file does not exist, cannot be read, or does not contain settings.
     """
     if path.is_dir():
         raise ConfigError(f"{path} is a folder without config.yaml; name a YAML file of settings")
@@ -140,7 +140,7 @@ def read_entries(path: Path) -> Written:
     if entries is None:
         entries = {}
     if not isinstance(entries, dict):
-        raise ConfigError(f"{path}:{node.start_mark.line + 1}: not settings; write them as name: value")
+        raise ConfigError(f"{path}:{node.start_mark.line + 1}: not a mapping; write settings as name: value")
     written.entries = entries
     _note_lines(node, (), written)
     return written
@@ -159,13 +159,13 @@ def _note_lines(node: yaml.Node, path: tuple, written: Written) -> None:
     for part, begins, value in pairs:
         here, label = (*path, part), f"{written.where}:{begins.start_mark.line + 1}"
         if here in written.places:
-            text = f"{label}: {dotted(here)} was set before, at {written.places[here]}; keep one of them"
+            text = f"{label}: {dotted(here)} was already set at {written.places[here]}; keep one of them"
             written.faults.append((here, text))
         written.places[here] = label
         _note_lines(value, here, written)
 
 
 def dotted(path: tuple) -> str:
-    """A setting's name as it is written behind --set."""
-    # pydantic's last part where it is a mapping's key that is wrong
+    """Return a setting's name as in --set."""
+    # "[key]" is pydantic's last part where a mapping's key is wrong
     return ".".join(str(part) for part in path if not isinstance(part, int) and part != "[key]")

@@ -1,1 +1,1 @@
-"""Data: formats, examples, tasks, selection and chat templates; knows no model and no adapter."""
+"""Data: formats, examples, tasks, selection and chat templates; independent of models and adapters."""

@@ -1,19 +1,20 @@
-"""From a turn to token ids, through the model's own chat template.
+"""Encode conversations as token IDs with the model's own chat template.
 
-Prompt and response are tokenised apart, so the border between them never falls inside a token, and
+Prompt and response are tokenised separately, so the border between them never falls inside a token, and
 the prompt is exactly what the model reads when it generates. A response ends with the template's
-end-of-turn token. Which logits predict which response tokens is decided here and nowhere else.
+end-of-turn token. The mapping from logits to the response tokens they predict is defined only here.
 
-What surrounds an answer is read off the template once, by rendering a turn whose texts are known:
+What surrounds a response is read from the template once, by rendering a turn with known texts:
 
-- the prompt is the generation prompt. Where a finished turn has more than blanks before its answer (an
-  empty thinking block, a channel), that is prompt too; a thinking block that the generation prompt opens
-  and a finished turn lacks is left out. So nothing of it is ever supervised;
-- outer blanks of a response are dropped, as many templates and our own reading of generated answers do;
-  blanks that the template itself writes around an answer are kept, and belong to the response;
-- control tokens spelled out in a message, whoever wrote it, are plain text: nobody can end a turn but the
-  template;
-- a template that writes today's date writes that of `TODAY`.
+- the prompt is the generation prompt. If a finished turn has more than white space before its response (an
+  empty thinking block, a channel), that also belongs to the prompt; a thinking block that the generation
+  prompt opens and a finished turn lacks is removed. So none of it is ever supervised;
+- leading and trailing white space of a response is stripped, as many templates and our own parsing of
+  generated responses do; white space that the template itself writes around a response is kept and belongs
+  to the response;
+- control tokens spelled out in a message, whoever wrote it, are plain text: only the template can end a
+  turn;
+- a template that writes today's date gets the fixed date `TODAY`.
 """
 
 import re
@@ -34,7 +35,7 @@ from isogloss.errors import ConfigError
 ASKED = "isoglossinstruction"
 SENTINEL = "isoglossresponse"
 HELD = secrets.token_hex(8)
-"""Stands with a number where a message spells a control token, while the template is rendered."""
+"""With a number, the placeholder for a control token spelled in a message while the template is rendered."""
 TODAY = {
     "%Y": "2024",
     "%y": "24",
@@ -57,41 +58,41 @@ TODAY = {
     "%D": "07/26/24",
     "%T": "00:00:00",
 }
-"""The day of every rendering, by strftime's directives: what is learned must not depend on the calendar.
+"""The date of every rendering, by strftime directive: training data must not depend on the calendar.
 
-It is the one that Llama 3's template itself falls back on.
+It is the default date of Llama 3's template.
 """
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One row: what is read, what is answered (end of turn included), both as token ids."""
+    """One row as token IDs: the prompt, and the response with its end-of-turn token."""
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
     instruction_mask: tuple[bool, ...] = ()
-    """Which tokens of the prompt are the instruction itself, not BOS or the template; empty: all count."""
+    """True for prompt tokens of the instruction itself, not of BOS or the template; empty means all count."""
 
     @property
     def tokens(self) -> int:
-        """Of both together."""
+        """Number of tokens of prompt and response."""
         return len(self.prompt) + len(self.response)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What a template writes around an answer.
+    """What a template writes around a response.
 
     Args:
-        drop: End of the generation prompt that is no part of the prompt.
-        add: What the prompt has after the generation prompt.
+        drop: End of the generation prompt that is not part of the prompt.
+        add: Text of the prompt after the generation prompt.
         opening: The prompt from the end of the user's text on.
-        lead: Blanks before the answer.
-        closing: What stands between the answer and the end of turn.
+        lead: White space before the response.
+        closing: Text between the response and the end of turn.
         end: The end-of-turn token.
-        end_id: Its id.
-        controls: Ids of control tokens: the special ones, and those of the others that the template writes
-            around a question and its answer, thinking marks aside.
+        end_id: Its token ID.
+        controls: IDs of control tokens: the special tokens, and other added tokens that the template writes
+            around an instruction and its response, except thinking marks.
     """
 
     drop: str
@@ -107,20 +108,20 @@ class Frame:
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, instruction: str, system: str | None = None
 ) -> tuple[int, ...]:
-    """The prompt's ids, up to where the model begins to answer."""
+    """Return the prompt's token IDs, up to where the response begins."""
     return encode_chat(tokenizer, _messages(tokenizer, instruction, system))
 
 
 def encode_prompt_with_text(
     tokenizer: PreTrainedTokenizerBase, instruction: str, system: str | None = None
 ) -> Marked:
-    """As `encode_prompt`, and which of the ids hold the instruction itself.
+    """Like `encode_prompt`, plus a mask of the tokens of the instruction itself.
 
-    BOS, what the template writes, a system text and the end of turn do not. A token in which the text's first
-    or last letter has grown together with the template's does.
+    The mask excludes BOS, the template's text, a system text and the end of turn. It includes a token that
+    merges the instruction's first or last character with the template's text.
 
     Raises:
-        ConfigError: The template writes the instruction in other words, or the tokenizer knows no offsets.
+        ConfigError: The template rewrites the instruction, or the tokenizer has no offsets.
     """
     held, spelled = _held(tokenizer, _messages(tokenizer, instruction, system))
     prompt = _prompt(tokenizer, held)
@@ -129,33 +130,33 @@ def encode_prompt_with_text(
     asked = _pieces(inside, spelled, asked=True)
     words = "".join(piece.text for piece in asked)
     if before + inside + behind != prompt or words.strip() != instruction.strip():
-        raise ConfigError("the chat template rewrites the user's text; set one that writes it as it is")
+        raise ConfigError("the chat template rewrites the user's text; set one that leaves it unchanged")
     pieces = [*_pieces(before, spelled), *asked, *_pieces(behind, spelled)]
     return tokenize_with_asked(tokenizer, pieces, _frame(tokenizer, _state(tokenizer)).controls)
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Marked:
-    """A bare text's ids, with what the tokenizer puts around any text (BOS), and which are the text's own.
+    """Tokenise a bare text with the tokenizer's special tokens (BOS); the mask marks the text's own tokens.
 
-    Control tokens spelled out in it are text.
+    Control tokens spelled out in it are treated as text.
     """
     return tokenize_alone(tokenizer, text)
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> tuple[int, ...]:
-    """As `encode_prompt`, for a conversation of several turns."""
+    """Like `encode_prompt`, for a conversation of several turns."""
     held, spelled = _held(tokenizer, messages)
     pieces = _pieces(_prompt(tokenizer, held), spelled)
     return tokenize(tokenizer, pieces, _frame(tokenizer, _state(tokenizer)).controls)
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, response: str) -> tuple[int, ...]:
-    """The response's ids with the end of turn, the same whatever the prompt."""
+    """Return the response's token IDs with the end-of-turn token, independent of the prompt."""
     frame = _frame(tokenizer, _state(tokenizer))
     answer = [Piece(frame.lead), Piece(response.strip(), plain=True), Piece(frame.closing)]
     found: tuple[int, ...] = ()
-    # Read behind the template's own opening, because SentencePiece puts a blank before a text's first word;
-    # where the border would merge, behind a new line or nothing.
+    # Tokenised after the template's own opening, because SentencePiece puts a space before a text's first
+    # word; if that merges tokens across the border, after a new line, and last without a prefix.
     for before in (frame.opening, "\n", ""):
         border = tokenize(tokenizer, [Piece(before)], frame.controls)
         both = tokenize(tokenizer, [Piece(before), *answer], frame.controls)
@@ -166,10 +167,10 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, response: str) -> tuple[
 
 
 def surely_within(texts: Sequence[str], template: int, limit: int) -> bool:
-    """Whether texts must fit, unencoded: a letter of ASCII is a token at most.
+    """Return whether texts fit for certain, without tokenising: an ASCII character is at most one token.
 
     Args:
-        template: Tokens that the template adds.
+        template: Number of tokens that the template adds.
     """
     return all(map(str.isascii, texts)) and sum(map(len, texts)) + template <= limit
 
@@ -177,7 +178,7 @@ def surely_within(texts: Sequence[str], template: int, limit: int) -> bool:
 def encode(
     tokenizer: PreTrainedTokenizerBase, instruction: str, response: str, system: str | None = None
 ) -> Encoded:
-    """A turn as a row."""
+    """Encode one turn as a row."""
     prompt, mask = encode_prompt_with_text(tokenizer, instruction, system)
     return Encoded(prompt, encode_response(tokenizer, response), mask)
 
@@ -185,7 +186,7 @@ def encode(
 def written_behind(
     tokenizer: PreTrainedTokenizerBase, instruction: str, response: str, system: str | None = None
 ) -> tuple[str, str]:
-    """What a finished turn has behind the prompt, and what of the prompt's end stands there no more."""
+    """Return what a finished turn has after its common prefix with the prompt, and the rest of the prompt."""
     messages = _messages(tokenizer, instruction, system)
     prompt = _prompt(tokenizer, messages)
     finished = _render(tokenizer, [*messages, {"role": "assistant", "content": response}], generate=False)
@@ -195,12 +196,12 @@ def written_behind(
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The token that the template writes after an answer; where it writes none, the end of sequence."""
+    """Return the token that the template writes after a response, or EOS if it writes none."""
     return _frame(tokenizer, _state(tokenizer)).end
 
 
 def _state(tokenizer: PreTrainedTokenizerBase) -> Hashable:
-    """What a frame depends on besides the tokenizer object, which may be changed in place."""
+    """Cache key: what a frame depends on besides the tokenizer object, which may be changed in place."""
     if not tokenizer.chat_template:
         raise ConfigError("the tokenizer has no chat template; set chat_template")
     template = tokenizer.get_chat_template()
@@ -214,9 +215,9 @@ def _frame(tokenizer: PreTrainedTokenizerBase, state: Hashable) -> Frame:
     try:
         generation = _render(tokenizer, asked, generate=True)
         finished = _render(tokenizer, [*asked, {"role": "assistant", "content": SENTINEL}], generate=False)
-    except Exception as error:  # a template refuses by raising whatever its author chose
+    except Exception as error:  # templates raise whatever exception their author chose
         raise ConfigError(
-            f"the chat template cannot write a question and its answer ({error}); set one that takes plain "
+            f"the chat template cannot render a question and its answer ({error}); set one that takes plain "
             "strings"
         ) from None
     if ASKED not in generation:
@@ -237,7 +238,9 @@ def _frame(tokenizer: PreTrainedTokenizerBase, state: Hashable) -> Frame:
     )
     end = ends[0] if ends else tokenizer.eos_token
     if not isinstance(end, str):
-        raise ConfigError("the chat template ends no turn and the tokenizer has no eos_token; set one")
+        raise ConfigError(
+            "the chat template writes no end-of-turn token and the tokenizer has no eos_token; set one"
+        )
     end_id = tokenizer.convert_tokens_to_ids(end)
     if not isinstance(end_id, int) or tokenizer.convert_ids_to_tokens(end_id) != end:
         raise ConfigError(f"the tokenizer has no token {end!r} to end a turn with; add it, or set eos_token")
@@ -261,7 +264,7 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) 
 
 @lru_cache(maxsize=1024)
 def _around(tokenizer: PreTrainedTokenizerBase, state: Hashable, system: str | None) -> tuple[str, str]:
-    """What a prompt has before and behind the user's text."""
+    """Return the prompt's text before and after the user's text."""
     bare = _prompt(tokenizer, _held(tokenizer, _messages(tokenizer, ASKED, system))[0])
     before, _, behind = bare.rpartition(ASKED)
     return before, behind
@@ -286,13 +289,13 @@ def _renders_system(tokenizer: PreTrainedTokenizerBase, state: Hashable) -> bool
     messages = [{"role": "system", "content": SENTINEL}, {"role": "user", "content": ASKED}]
     try:
         text = _render(tokenizer, messages, generate=True)
-    except Exception:  # a template refuses by raising whatever its author chose
+    except Exception:  # templates raise whatever exception their author chose
         return False
     return SENTINEL in text and ASKED in text
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, generate: bool) -> str:
-    # Hybrid templates insert a thinking block unless told not to, on one side only.
+    # Without this option, hybrid templates insert a thinking block in only one of prompt and finished turn.
     options: dict[str, Any] = {"enable_thinking": False}
     template = _on_the_day() + tokenizer.get_chat_template()
     text = tokenizer.apply_chat_template(
@@ -304,7 +307,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], 
 
 @cache
 def _on_the_day() -> str:
-    """Jinja for the calendar of `TODAY`; the new line behind it belongs to it."""
+    """Return a Jinja macro that fixes the date to `TODAY`, including its trailing new line."""
     date = "".join(f"|replace({directive!r},{text!r})" for directive, text in TODAY.items())
     return f"{{%- macro strftime_now(format) -%}}{{{{ format{date} }}}}{{%- endmacro %}}\n"
 
@@ -312,9 +315,10 @@ def _on_the_day() -> str:
 def _held(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]
 ) -> tuple[list[dict[str, str]], dict[str, str]]:
-    """The messages with a placeholder for each control token that they spell, and what each stands for.
+    """Replace each control token spelled in the messages by a placeholder; return both.
 
-    So a template that trims its messages does so as ever, and what it writes itself is told from their texts.
+    This way a template that trims its messages still does so, and the control tokens that it writes itself
+    remain distinguishable from those in the messages.
     """
     controls, spelled, held = _frame(tokenizer, _state(tokenizer)).controls, {}, []
     for message in messages:
@@ -330,7 +334,7 @@ def _held(
 
 
 def _pieces(text: str, spelled: Mapping[str, str], *, asked: bool = False) -> list[Piece]:
-    """A rendering with the control tokens that its messages spell back in their places."""
+    """Split a rendering at the placeholders and restore the control tokens that its messages spell."""
     found = re.split(f"(<{HELD}:[0-9]+>)", text)
     return [Piece(spelled.get(part, part), asked or part in spelled, asked) for part in found]
 
@@ -338,7 +342,7 @@ def _pieces(text: str, spelled: Mapping[str, str], *, asked: bool = False) -> li
 def pad(
     rows: list[list[int]], value: int, side: Literal["left", "right"] = "right", *, width: int = 0
 ) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch length"]]:
-    """Ids padded to the longest row, or to a greater width, and the mask that is 1 on real tokens."""
+    """Pad token IDs to the longest row, or to `width` if it is greater; the mask is 1 on real tokens."""
     width = max(width, *map(len, rows))
     ids = torch.full((len(rows), width), value)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
@@ -350,13 +354,13 @@ def pad(
 
 
 def response_positions(starts: list[int], lengths: list[int], width: int) -> Int[Tensor, " tokens"]:
-    """Where the hidden states lie that predict each response token, in a flattened (batch · width) batch.
+    """Return the indices of the hidden states that predict each response token, in a flattened batch.
 
-    Token t is predicted from position t - 1: the one place where labels are shifted. Rows are padded
-    on the right; `starts[b]` is the length of row b's prompt.
+    Token t is predicted from position t - 1: the only place where labels are shifted. The batch is flattened
+    to (batch · width). Rows are padded on the right; `starts[b]` is the length of row b's prompt.
     """
     rows = list(zip(starts, lengths, strict=True))
-    assert all(0 < start <= width - length for start, length in rows), "a response leaves its row"
+    assert all(0 < start <= width - length for start, length in rows), "a response does not fit into its row"
     spans = [
         torch.arange(start - 1, start - 1 + length) + number * width
         for number, (start, length) in enumerate(rows)

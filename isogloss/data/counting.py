@@ -1,7 +1,7 @@
-"""Tokenizers that are never changed from here on, of which nothing is asked twice.
+"""Cached copies of tokenizers that no longer change.
 
-Chat encoding asks for a tokenizer's size at every turn, in case tokens were added, which takes longer than to
-encode a phrase where the vocabulary is large; parallel data ask for the same English texts in every language.
+Chat encoding checks a tokenizer's size at every turn, in case tokens were added, which takes longer than
+encoding a phrase if the vocabulary is large. Parallel data encode the same English texts for every language.
 """
 
 import copy
@@ -13,13 +13,13 @@ T = TypeVar("T", bound=PreTrainedTokenizerBase)
 
 
 def of_fixed_size(tokenizer: T) -> T:
-    """The tokenizer, whose size is counted once."""
+    """Return a copy of the tokenizer with its size cached."""
     size = len(tokenizer)
     return _changed(tokenizer, {"__len__": lambda self: size})
 
 
 def unchanging(tokenizer: T) -> T:
-    """A tokenizer of a fixed size that keeps what it has encoded, for as long as many texts are counted."""
+    """Return a copy of the tokenizer with cached size and encodings, for counting tokens of many texts."""
     known: dict[tuple, Any] = {}
     kind: Any = type(tokenizer)
 
@@ -35,7 +35,7 @@ def unchanging(tokenizer: T) -> T:
 
 
 def _changed(tokenizer: T, methods: dict[str, Any]) -> T:
-    """A copy with other methods under the same class name, by which transformers saves and loads it."""
+    """Return a copy with replaced methods; it keeps the class name, by which transformers saves and loads."""
     kind: Any = type(tokenizer)
     found = copy.copy(tokenizer)
     found.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__, **methods})

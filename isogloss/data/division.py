@@ -1,7 +1,7 @@
-"""Division: which part of a set that has no training file may be learned, and which part is reported.
+"""Division: splits a data set without a training file into a part for training and a part to report.
 
-It is decided by a hash of what is asked about (a premise, a passage), never of a row, so that all rows about
-it are on one side; the same on every machine and for every run, whatever its seed, languages or sources.
+The split is a hash of what a row is about (a premise, a passage), not of the row, so all rows about it are in
+the same part. It is the same on every machine and for every run, whatever its seed, languages or sources.
 """
 
 import hashlib
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from typing import Final
 
 LEARNED: Final = 0.6
-"""Share of the groups that may be learned."""
+"""Share of the groups that may be used for training."""
 REPORTED: Final = "40 %"
 
 
 @dataclass(frozen=True)
 class Division:
-    """A dev set in two parts.
+    """A dev set divided into two parts.
 
     Attributes:
-        name: The set.
-        by: What is never on both sides, in words.
-        groups: By id of a row, what it is about.
+        name: The data set.
+        by: What is never in both parts, in words (premise, article).
+        groups: By row ID, the group of what the row is about.
     """
 
     name: str
@@ -30,24 +30,24 @@ class Division:
     groups: Mapping[str, str]
 
     def learned(self, id: str) -> bool:
-        """Whether a row may be learned; what has no English row is neither learned nor left out."""
+        """Return whether a row may be trained on; False for a row without an English one."""
         return id in self.groups and is_learned(self.name, self.groups[id])
 
     @property
     def split(self) -> str:
-        """The split's name where the reported part alone is read."""
+        """Name of the split when only the reported part is evaluated."""
         return f"dev ({REPORTED} by {self.by})"
 
     @property
     def note(self) -> str:
-        """What a reader of the scores must know."""
+        """What readers of the scores need to know."""
         return (
-            f"{self.name} has no training file: of its dev set {REPORTED}, divided by {self.by}, are "
-            "reported, and the others are free to be learned."
+            f"{self.name} has no training file: {REPORTED} of its dev set, divided by {self.by}, are "
+            "reported, and the rest may be used for training."
         )
 
     def plain(self) -> dict[str, list[str]]:
-        """The ids of both parts."""
+        """Return the row IDs of both parts."""
         return {
             "learned": [id for id in self.groups if self.learned(id)],
             "reported": [id for id in self.groups if not self.learned(id)],
@@ -55,7 +55,7 @@ class Division:
 
 
 def is_learned(name: str, group: str) -> bool:
-    """Whether a group of a set belongs to the part that may be learned."""
+    """Return whether a group of a data set belongs to the part for training."""
     digest = hashlib.sha256(f"{name}/{group}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:6]) / 2**48 < LEARNED
 
@@ -63,14 +63,15 @@ def is_learned(name: str, group: str) -> bool:
 def components(
     texts: Mapping[str, Iterable[str]], keys: Mapping[str, Iterable[str]] | None = None, words: int = 6
 ) -> dict[str, str]:
-    """By id, the group of all rows that are linked, named by the smallest of what links them.
+    """Map each row ID to its group of linked rows, named after the smallest link in it.
 
-    Texts are linked that have the same words, in whatever order, or share a passage: sets hold near copies.
+    Texts are linked if they have the same words in any order or share a passage, because data sets contain
+    near duplicates.
 
     Args:
-        texts: By id, the English texts that a row is about.
-        keys: By id, what else rows have in common: an article's title.
-        words: Length of a passage.
+        texts: By row ID, the English texts that the row is about.
+        keys: By row ID, other links between rows, such as an article's title.
+        words: Length of a shared passage in words.
     """
     parents: dict[str, str] = {}
 
@@ -93,12 +94,12 @@ def components(
 
 
 def passages(text: str, words: int) -> Iterator[str]:
-    """Every run of so many words."""
+    """Yield every run of `words` consecutive words."""
     found = words_of(text)
     return (" ".join(found[start : start + words]) for start in range(len(found) - words + 1))
 
 
 def words_of(text: str) -> list[str]:
-    """Letters, signs and digits alone, case folded, between spaces."""
+    """Split a text into case-folded words of letters, marks and digits."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded).split()

@@ -1,8 +1,8 @@
-"""Draws: in which order examples are taken, so that any first n of them are a fair sample.
+"""Draws: orders examples so that any first n of them are a fair sample.
 
-Public sets are sorted by topic more often than not, so the first n of a file teach one topic, and say of the
-others nothing. Knows no file, no tokenizer and no language.
-Flow: examples → their strata (task, label) → order → the first n that can be used, over several sources.
+Public data sets are often sorted by topic, so the first n rows of a file teach one topic and none of the
+others. Depends on no file format and no tokenizer.
+Flow: examples → their strata (task, label) → order → the first n usable ones, over several sources.
 """
 
 import hashlib
@@ -17,18 +17,19 @@ from isogloss.languages import SOURCE
 T = TypeVar("T")
 
 MOST_LABELS: Final = 128
-"""Distinct English responses that a task without options may have and still count as closed."""
+"""Maximum number of distinct English responses of a task without options that counts as closed."""
 FEWEST_HELD: Final = 1000
-"""Of a stratum, however few are wanted, so that which tasks are closed is not judged by a handful."""
+"""Minimum number of rows held per stratum, so that a handful does not decide which tasks are closed."""
 BALANCE: Final = 0.5
-"""Power of a stratum's size by which training examples are drawn: between every label as often as any other,
-which leads to guessing rare ones, and as often as it occurs, which shows rare ones too seldom."""
+"""Exponent of a stratum's size when drawing training examples: a compromise between 0, all labels equally
+often, which leads to guessing rare ones, and 1, labels as often as they occur, which shows rare ones too
+seldom."""
 FIXED: Final = 0
-"""The seed of evaluation's draws, which do not depend on a run's."""
+"""Seed of evaluation's draws, which do not depend on a run's seed."""
 
 
 class Drawn(NamedTuple):
-    """What a draw goes by: of a row its id, its task, and its English response."""
+    """The fields of a row that decide a draw: its ID, task and English response."""
 
     id: str
     task: str
@@ -43,19 +44,19 @@ def draw(
     strata: Callable[[T], tuple[str, ...]],
     power: float,
 ) -> list[T]:
-    """All items in the order in which they are drawn.
+    """Return all items in draw order.
 
-    Within a stratum the order is that of a hash of seed and key: neither the file's order nor what is added
-    to the file changes which of two items comes first. Strata are met in proportion to a power of their
-    sizes, the outer ones first: 0 lets them take turns; 1 makes a mean over the items drawn an estimate of
-    the mean over all.
+    Within a stratum, items are ordered by a hash of seed and key, so neither the file's order nor rows added
+    to the file change which of two items comes first. Strata are interleaved in proportion to a power of
+    their sizes, outer ones first: with 0 they take turns; with 1 the mean over the first items estimates the
+    mean over all.
 
     Args:
-        items: What is drawn from, each once.
-        seed: Another seed draws others.
-        key: What identifies an item's meaning, the same in every language.
-        strata: Of an item, outermost first: its task, its label. As many of every item.
-        power: From 0 to 1.
+        items: The items to draw from, each once.
+        seed: Seed of the order.
+        key: Identifies an item's meaning, the same in every language.
+        strata: Returns the strata of an item, outermost first (task, label); equally many for every item.
+        power: Exponent of a stratum's size, from 0 to 1.
     """
 
     def ordered(some: Sequence[T], path: tuple[str, ...]) -> list[T]:
@@ -78,10 +79,10 @@ def _grouped(items: Iterable[T], by: Callable[[T], str]) -> dict[str, list[T]]:
 
 
 def _interleaved(groups: Iterable[tuple[float, Sequence[T]]], power: float) -> list[T]:
-    """Sequences as one, each met in proportion to a power of its length, in its own order.
+    """Interleave sequences in proportion to a power of their lengths, keeping the order within each.
 
     Args:
-        groups: Each with a start of its own, from 0 to 1, which lets a short one come early or late.
+        groups: Each sequence with its offset from 0 to 1, by which a short one comes early or late.
     """
     placed = [
         ((rank + start) / len(group) ** power, start, item)
@@ -94,7 +95,7 @@ def _interleaved(groups: Iterable[tuple[float, Sequence[T]]], power: float) -> l
 def sample(
     items: Sequence[T], most: int, *, key: Callable[[T], str], strata: Callable[[T], tuple[str, ...]]
 ) -> list[T]:
-    """What an evaluation reads: so many items, in proportion to their strata, in the order given."""
+    """Sample `most` items for evaluation in proportion to their strata; keep the order given."""
     if len(items) <= most:
         return list(items)
     drawn = draw(items, FIXED, key=key, strata=strata, power=1)[:most]
@@ -103,16 +104,16 @@ def sample(
 
 
 def first_of_each_task(rows: Iterable[T], most: int, seed: int, of: Callable[[T], Drawn]) -> list[T]:
-    """Of rows that may be millions all that `in_draw_order` can put among its first `most`, as they came.
+    """Keep the rows that `in_draw_order` can put among its first `most`; there may be millions of rows.
 
-    Within a stratum the lowest hashes are drawn first, so that of each no more than the lowest `most` are
-    held; it is drawn as often as one of the size that is held. A task may have labels for strata until it is
-    met with more of them than a closed one has.
+    Within a stratum the lowest hashes are drawn first, so at most the `most` lowest are held for each; the
+    number held then counts as the stratum's size. A task is stratified by label until it has more labels
+    than a closed task may have. Rows stay in the order given.
 
     Args:
-        of: What counts of a row.
+        of: Returns the fields of a row that decide a draw.
     """
-    # By task and label, the highest hash on top of a heap; a task that is open has one label, None.
+    # By task and label, a heap with the highest hash on top; an open task has the single label None.
     held: dict[str, dict[str | None, list[tuple[float, int, T]]]] = {}
     most = max(most, FEWEST_HELD)
     for number, row in enumerate(rows):
@@ -138,8 +139,10 @@ def first_of_each_task(rows: Iterable[T], most: int, seed: int, of: Callable[[T]
 
 
 def in_draw_order(examples: Sequence[ParallelExample], seed: int) -> list[ParallelExample]:
-    """Training examples as they are drawn: by the square root of how many a task has, and of a closed task
-    each label."""
+    """Return training examples in draw order.
+
+    Tasks, and the labels of closed tasks, are drawn in proportion to the square root of their size.
+    """
     labels = labels_of(examples)
     return draw(
         examples, seed, key=lambda e: e.id, strata=lambda e: (e.task, labels.get(e.id, "")), power=BALANCE
@@ -147,10 +150,10 @@ def in_draw_order(examples: Sequence[ParallelExample], seed: int) -> list[Parall
 
 
 def labels_of(examples: Sequence[ParallelExample]) -> dict[str, str]:
-    """By id the label of each example of a closed task: its English response.
+    """Map the ID of each example of a closed task to its label, the English response.
 
-    A task is closed where its options are known, or where three examples and more share a response on
-    average, and no more than `MOST_LABELS` responses are met.
+    A task is closed if its options are known, or if at least three examples share a response on average and
+    there are at most `MOST_LABELS` distinct responses.
     """
     responses: dict[str, Counter[str]] = {}
     for example in examples:
@@ -168,7 +171,7 @@ def _label(example: ParallelExample) -> str | None:
 
 
 def _hash(*parts: object) -> float:
-    """A number from 0 to 1 that the parts decide, the same on every machine."""
+    """Hash the parts to a number from 0 to 1, the same on every machine."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:6]) / 2**48
 
@@ -181,22 +184,22 @@ def choose(
     *,
     same: bool = True,
 ) -> dict[str, list[int]]:
-    """By language the places of the examples that it learns from: the first usable ones of every source.
+    """Return the indices of the examples for each language: the first usable ones of every source.
 
-    A source gets its share of a language's amount in proportion to its weight, over the sources that have the
-    language; what it cannot fill goes to the others.
+    A language's amount is divided among the sources that have the language in proportion to their weights;
+    what a source cannot fill goes to the others.
 
     Args:
-        examples: In the order in which they are drawn.
-        amounts: How many each language takes, at most.
-        weights: Of each source; `source` of an example is the place of its own.
-        lack: Why an example cannot be used in a language; None where it can.
-        same: All languages begin with the first example; else each at a place of its own in every stratum,
-            evenly apart, so that together they read more of them.
+        examples: Examples in draw order.
+        amounts: Maximum number of examples for each language.
+        weights: Weight of each source, indexed by an example's `source`.
+        lack: Returns why an example cannot be used in a language; None if it can.
+        same: All languages start at the first example; otherwise each starts at its own offset in every
+            stratum, evenly spaced, so that together they cover more examples.
     """
     chosen: dict[str, list[int]] = {}
     others = [code for code in amounts if code != SOURCE]
-    # English alone is replay: it has no say in which of the others' tasks are closed.
+    # English-only examples are replay and do not count towards which of the other tasks are closed.
     labels = {} if same else labels_of([e for e in examples if e.turns.keys() != {SOURCE}])
 
     def strata(n: int) -> tuple[str, str]:
@@ -206,7 +209,7 @@ def choose(
         there: dict[int, list[int]] = {}
         for n, example in enumerate(examples):
             if code in example.turns:
-                # English is not divided: what stage 1 has read comes before the others' twins.
+                # English is not divided by source: examples of stage 1 come before the others' English twins.
                 there.setdefault(0 if code == SOURCE else example.source, []).append(n)
         if not same and code != SOURCE:
             there = {
@@ -225,15 +228,15 @@ def choose(
             short = {source: len(found[source]) for source in there if len(found[source]) < wanted[source]}
             if not short:
                 break
-            held |= short  # it has no more; the others fill up
+            held |= short  # these sources are exhausted; the others fill up
         chosen[code] = sorted(n for source, count in wanted.items() for n in found[source][:count])
     return chosen
 
 
 def _begun_at(places: list[int], share: float, strata: Callable[[int], tuple[str, ...]]) -> list[int]:
-    """The same drawn anew: what is in a stratum begins at a share of the way, and so does its turn.
+    """Rotate a draw: start each stratum at the fraction `share` of its length, and shift its turns likewise.
 
-    So any first n hold tasks and labels as evenly as those that begin at the first example.
+    Any first n then cover tasks and labels as evenly as those that start at the first example.
     """
 
     def ordered(some: list[int], path: tuple[str, ...]) -> list[int]:
@@ -252,7 +255,7 @@ def _begun_at(places: list[int], share: float, strata: Callable[[int], tuple[str
 
 
 def _from(some: list[T], share: float) -> list[T]:
-    """The same in a circle, begun at a share of the way."""
+    """Rotate a list to start at the fraction `share` of its length."""
     start = int(len(some) * share)
     return some[start:] + some[:start]
 
@@ -261,7 +264,7 @@ K = TypeVar("K")
 
 
 def shares(amount: int, weights: Mapping[K, float], held: Mapping[K, int]) -> dict[K, int]:
-    """An amount divided in proportion to weights, by largest remainders; nobody gets more than is held."""
+    """Divide an amount in proportion to weights by largest remainders; no share exceeds what is held."""
     got = dict.fromkeys(weights, 0)
     while (left := min(amount, sum(held[one] for one in weights)) - sum(got.values())) > 0:
         open_ones = [one for one in weights if got[one] < held[one]]

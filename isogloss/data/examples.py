@@ -1,4 +1,4 @@
-"""What every data format is read into: the same instruction, with its response, in several languages."""
+"""The common form of all data formats: one instruction with its response in several languages."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One instruction and its response in one language; no response yet means a teacher writes it."""
+    """One instruction and its response in one language; None if a teacher is to write the response."""
 
     instruction: str
     response: str | None = None
@@ -17,12 +17,13 @@ class ParallelExample:
     """One meaning in several languages.
 
     Attributes:
-        turns: By our language codes, what is said in each.
-        options: For a closed task, by language, the wording of each possible meaning; None: open task.
-        group: What is divided as a whole: the premise, passage or utterance; the example itself if not given.
-        source: Which of the settings' sources it comes from.
-        own_response: Its responses are learned as they stand, whatever `distill.responses` says: the text is
-            a translation, not an answer that somebody gave.
+        turns: The turn in each language, by our language code.
+        options: For a closed task, by language, the wording of each possible answer; None for an open task.
+        group: Key of examples that stay together in a split: the premise, passage or utterance. Defaults to
+            the example's ID.
+        source: Index of its source in the settings.
+        own_response: Train on its responses as they are, whatever `distill.responses` says: they are
+            translations, not answers.
     """
 
     id: str

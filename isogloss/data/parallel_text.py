@@ -1,9 +1,9 @@
 """Parallel text: sentences in English and another language, without any task.
 
-A pair can be read as two instructions that mean the same, for the hidden-state term, be asked as a
-translation both ways, or for its topic; its text is a translation and no label. Sentences that evaluation
-retrieves or has translated are left out.
-Flow: files → pairs, each once, without evaluation's sentences → drawn by seed → examples.
+A pair can serve as two instructions with the same meaning for the hidden-state term, as translation tasks in
+both directions, or as topic classification; its text is a translation, not a label. Sentences that evaluation
+retrieves or translates are left out.
+Flow: files → unique pairs, without evaluation's sentences → drawn by seed → examples.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ FILES = {
     "course_text": "course_text/en-{code}.tsv",
 }
 SPELLINGS = {"tico19": {"es": "es-LA"}}
-"""Languages that a set calls otherwise."""
+"""Language codes that a data set spells differently."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Pair:
 def pairs_for(
     sources: Sequence[ParallelText], root: Path | None, codes: Sequence[str], seed: int
 ) -> dict[str, list[Pair]]:
-    """By language its pairs, as often as they are read; languages that no source has are absent.
+    """Return the pairs of each language, repeated as often as they are read; omit languages without pairs.
 
-    Of each source at most `items` pairs of a language, drawn by seed. Those of a low-resource language come
-    `low_resource_factor` times: all of them as often as that goes, then the first drawn once more.
+    Takes at most `items` pairs per language and source, drawn by seed. Pairs of a low-resource language are
+    repeated `low_resource_factor` times; for a fractional factor, the first drawn are repeated once more.
 
     Raises:
         DataError: There is no data root, a source has none of the languages, or a file is damaged.
@@ -73,7 +73,7 @@ def pairs_for(
 
 
 def topic_examples(name: str, root: Path, codes: Sequence[str], max_chars: int) -> list[ParallelExample]:
-    """A set's sentences asked for their topic, in the words of SIB-200; nobody has labelled them.
+    """Build topic-classification examples from a set's sentences, worded as for SIB-200, without labels.
 
     Raises:
         DataError: A file is damaged.
@@ -96,7 +96,7 @@ def topic_examples(name: str, root: Path, codes: Sequence[str], max_chars: int) 
 
 
 def translation_examples(pairs: Mapping[str, Sequence[Pair]]) -> list[ParallelExample]:
-    """Every pair asked both ways in its language; in English, the sentence is its own translation."""
+    """Build translation examples in both directions; in English, the sentence is its own translation."""
     return [
         ParallelExample(
             f"{pair.id}-{task}",
@@ -116,9 +116,9 @@ def translation_examples(pairs: Mapping[str, Sequence[Pair]]) -> list[ParallelEx
 
 @cache
 def held_out(root: Path, code: str) -> frozenset[str]:
-    """What evaluation retrieves and has translated, normalised: all of FLORES and NTREX that lies there.
+    """Return the normalised sentences of evaluation: all of FLORES and NTREX under the data root.
 
-    Whatever the suites are, so that the pairs do not depend on them.
+    Independent of the configured suites, so that the pairs do not depend on them.
     """
     found: set[str] = set()
     for one in (SOURCE, code):
@@ -127,7 +127,7 @@ def held_out(root: Path, code: str) -> frozenset[str]:
                 lines = (
                     flores.read_ntrex(root, [one]) if split == "ntrex" else flores.read(root, split, [one])
                 )
-            except DataError:  # it is not there: a suite that needs it says so
+            except DataError:  # missing: a suite that needs it raises
                 continue
             found.update(map(normalise, lines[one]))
     return frozenset(found)
@@ -135,7 +135,7 @@ def held_out(root: Path, code: str) -> frozenset[str]:
 
 @cache
 def _usable(name: str, root: Path, code: str, max_chars: int) -> tuple[Pair, ...]:
-    """A set's pairs that may be learned from, in the file's order; a run asks for them several times."""
+    """Return a set's pairs for training, in file order; cached, as a run needs them several times."""
     return tuple(
         pair
         for pair in _once(_read(name, root, code), held_out(root, code))
@@ -144,7 +144,7 @@ def _usable(name: str, root: Path, code: str, max_chars: int) -> tuple[Pair, ...
 
 
 def _once(pairs: Iterator[Pair], held_out: Collection[str]) -> Iterator[Pair]:
-    """Pairs with two texts, each English and each other sentence once, none of them held out."""
+    """Yield pairs of two different, non-empty texts; skip repeated and held-out sentences."""
     seen: set[str] = set()
     for pair in pairs:
         both = normalise(pair.english), normalise(pair.text)
@@ -154,7 +154,7 @@ def _once(pairs: Iterator[Pair], held_out: Collection[str]) -> Iterator[Pair]:
 
 
 def _read(name: str, root: Path, code: str) -> Iterator[Pair]:
-    """A set's pairs in a language, in the file's order; none where it does not have the language."""
+    """Yield a set's pairs in a language, in file order; nothing if the set lacks the language."""
     if name == "massive":
         if code in massive.available(root):
             for row in massive.read(root, "train", [SOURCE, code]):

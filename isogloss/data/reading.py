@@ -1,9 +1,9 @@
-"""Reading: what a free-text answer means, so that answers in different languages can be compared.
+"""Reading: maps a free-text answer to its meaning, so that answers in different languages can be compared.
 
-A closed task's answer becomes one of the item's options; an open task's becomes REFERENCE or its own words.
-Whether it is in the asked language is not judged here: fidelity does that. Knows no model and no metric.
-What a script writes in several ways without a change of meaning is in `writing`.
-Flow: normalise → the wordings of the asked language, of English, of the others → a wording as a clause.
+A closed task's answer becomes one of the item's options; an open task's becomes REFERENCE or the normalised
+answer. Whether it is in the requested language is not judged here but by fidelity. Depends on no model and no
+metric. Spelling variants within a script are handled in `writing`.
+Flow: normalise → wordings in the requested language, in English, in the others → a wording as a clause.
 """
 
 import re
@@ -16,19 +16,19 @@ from isogloss.data.examples import Turn
 from isogloss.data.writing import same_spelling
 
 REFERENCE: Final = "=reference"
-"""The meaning of an open answer that is worded like the reference response."""
+"""The meaning of an open answer that matches the reference response."""
 
 
-_WRAPPING: Final = "\"'`´‘’‚‛“”„‟«»‹›「」『』〝〞〟()[]{}*_"  # quotes, brackets, the emphasis of Markdown
+_WRAPPING: Final = "\"'`´‘’‚‛“”„‟«»‹›「」『』〝〞〟()[]{}*_"  # quotes, brackets, Markdown emphasis
 _OPENING: Final = "¿¡"
-# Sentence and clause marks of Latin, Greek, Arabic, Devanagari, Ethiopic, Khmer, Burmese, Armenian, Hebrew
-# and Tibetan, and the CJK ones that NFKC leaves as they are.
+# Sentence and clause punctuation of Latin, Greek, Arabic, Devanagari, Ethiopic, Khmer, Burmese, Armenian,
+# Hebrew and Tibetan, and the CJK marks that NFKC does not change.
 _FINAL: Final = ".,;:!?‥·،؛؞؟۔।॥።፣፤፥፦፧፨។៕၊။։՞՜׃།。、"
 _CLAUSE: Final = re.compile(rf"[\n/|{re.escape(_FINAL)}\"“”„‟«»‹›「」『』〝〞〟()\[\]{{}}*_]+|\s[-–—]\s")
 
 
 class Question(Protocol):
-    """What an answer is read by: a training example, or a suite's item."""
+    """What is needed to read an answer: a training example or a suite's item."""
 
     @property
     def turns(self) -> Mapping[str, Turn]:
@@ -37,34 +37,35 @@ class Question(Protocol):
 
     @property
     def options(self) -> Mapping[str, Mapping[str, str]] | None:
-        """By language, the wording of each possible meaning; None: open task."""
+        """By language, the wording of each possible meaning; None for an open task."""
         ...
 
 
 @lru_cache(maxsize=1 << 16)
 def normalise(text: str) -> str:
-    """The text without what does not change its meaning; empty when nothing is left.
+    """Remove from a text what does not change its meaning; empty if nothing is left.
 
-    One spelling of what `writing.same_spelling` knows to be the same, single spaces; no quotes, brackets or
-    emphasis around it, no punctuation at its end.
+    Applies `writing.same_spelling`, collapses white space, and strips quotes, brackets and emphasis around
+    the text, ¿ and ¡ at its start, and punctuation at its end.
     """
     text = " ".join(same_spelling(text).split())
     return text.lstrip(_WRAPPING + _OPENING + " ").rstrip(_WRAPPING + _FINAL + " ")
 
 
 def readable(text: str) -> bool:
-    """Whether the text holds a letter or a digit; nothing else can be an answer."""
+    """Return whether the text contains a letter or a digit; nothing else can be an answer."""
     return any(_is_letter_or_digit(c) for c in text)
 
 
 def read_answer(item: Question, language: str, answer: str) -> str | None:
-    """The meaning of the answer to the item in this language; None when it is empty or cannot be read.
+    """Return the meaning of an answer to the item in this language; None if it is empty or cannot be read.
 
-    Closed task: the option whose wording is the answer, in the asked language, in English, or in any other,
-    in this order; else the one whose wording is a clause of it ("Answer: yes.", "No, it is false"), in the
-    asked language or in English. Wordings of two options: None. A wording inside a clause is not read: what
-    is said there of an option ("not the same", "I have no idea") takes a reader of the language.
-    Open task: REFERENCE for the wording of the reference response, otherwise the normalised answer itself.
+    Closed task: the option whose wording equals the answer, in the requested language, in English, or in any
+    other, in this order; otherwise the one whose wording is a clause of it ("Answer: yes.", "No, it is
+    false"), in the requested language or in English. None if two options match. A wording inside a clause
+    does not count: what the clause says about the option ("not the same", "I have no idea") takes a speaker
+    of the language.
+    Open task: REFERENCE if it matches the reference response, otherwise the normalised answer.
     """
     given = normalise(answer)
     if not readable(given):
@@ -108,7 +109,7 @@ def _clauses(text: str) -> tuple[str, ...]:
 
 
 def _stated(wordings: Iterable[str], clauses: Sequence[str]) -> set[str]:
-    """The wordings that are clauses of an answer, one of several clauses ("yes, always") before its parts."""
+    """Return the wordings that are clauses of an answer; longer ones ("yes, always") before their parts."""
     parts = sorted(((_clauses(wording), wording) for wording in wordings), key=lambda one: -len(one[0]))
     found, place = set(), 0
     while place < len(clauses):

@@ -1,7 +1,8 @@
 """Selection: which of the English examples are worth tuning on, and why each of the others is not.
 
-`select` drops what is broken or said twice, by rules that need no model. `keep_best` then keeps what a model
-learns most from, by losses that the caller measured under the base model. Knows no model and no file format.
+`select` drops broken and duplicate examples by rules that need no model. `keep_best` then keeps the examples
+that a model learns most from, by losses that the caller measured under the base model. Depends on no model
+and no file format.
 Flow: select → keep_best → summary, write.
 """
 
@@ -29,12 +30,12 @@ from isogloss.languages.registry import resolve
 RULES: Final = ("empty", "degenerate", "truncated", "wrong_language", "duplicate", "near_duplicate")
 SCORE_RULES: Final = ("instruction_does_not_help", "below_share")
 TOO_LONG: Final = "too_long"
-"""Why an example is dropped that has more tokens than stage 1 reads in a row."""
+"""Reason for dropping an example with more tokens than stage 1 allows in a row."""
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """An example that was not kept: the rule's name, and what it saw."""
+    """A dropped example: its ID, the name of the rule that it failed, and what the rule found."""
 
     example_id: str
     reason: str
@@ -43,7 +44,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Selection:
-    """What was kept and what was dropped, both in the order given."""
+    """Kept and dropped examples, both in the order given."""
 
     kept: tuple[ParallelExample, ...]
     dropped: tuple[Dropped, ...]
@@ -57,30 +58,30 @@ def select(
     max_chars: int = 8_000,
     near: float = 0.9,
 ) -> Selection:
-    """Keep the examples that pass every rule; each other one is dropped by the first that it fails.
+    """Keep the examples that pass every rule; drop each of the others by the first rule that it fails.
 
     empty           No instruction or response in the language, or only white space.
-    degenerate      The response repeats one unit over half of itself, equals the instruction (unless the
-                    task copies, repeats or translates), or is longer than `max_chars`.
-    truncated       A long free text that ends in mid-sentence, in an open bracket or quotation, or any
-                    text that ends in open code. Short answers and lists without full stops pass.
-    wrong_language  Most letters are not of the language's script, or the detector (texts of 40 letters
-                    and more) is sure of another language. Tasks that translate are not looked at.
-    duplicate       Instruction and response equal an earlier example's but for case, width and spaces.
-    near_duplicate  An instruction of 20 words and more has the content words of an earlier one in the same
-                    order, and `near` of the character 5-grams (Jaccard). Any other content word, or
-                    number, keeps both: items made from one template are not duplicates.
+    degenerate      The response repeats one unit over at least half of its length, equals the instruction
+                    (unless the task copies, repeats or translates), or is longer than `max_chars`.
+    truncated       A long free text ends in mid-sentence, or within an open bracket or quotation, or any
+                    text ends within a code block. Short answers and lists without full stops pass.
+    wrong_language  Most letters are not of the language's script, or the detector (for texts of at least
+                    40 letters) is sure of another language. Translation tasks are not checked.
+    duplicate       Instruction and response equal an earlier example's except for case, width and spaces.
+    near_duplicate  An instruction of at least 20 words has the same content words as an earlier one, in the
+                    same order, and a Jaccard similarity of character 5-grams of at least `near`. Any
+                    different content word or number keeps both: items from one template are no duplicates.
 
     Args:
         examples: Any number; fifty thousand take well under a minute.
-        language: The language whose turns are looked at.
-        rules: Which of `RULES` to use; their order is always the one above.
-        max_chars: What counts as too long a response.
+        language: The language whose turns are checked.
+        rules: Which of `RULES` to apply; their order is always the one above.
+        max_chars: Maximum length of a response in characters.
         near: The Jaccard similarity from which a near duplicate is dropped.
 
     Raises:
-        ConfigError: A rule is unknown, or `near` is not a share.
-        UnknownLanguageError: No language is called so.
+        ConfigError: A rule is unknown, or `near` is not above 0 and at most 1.
+        UnknownLanguageError: The language is unknown.
     """
     for rule in rules:
         if rule not in RULES:
@@ -113,13 +114,14 @@ def select(
 def instruction_following_difficulty(
     loss_with: Sequence[float], loss_without: Sequence[float]
 ) -> list[float]:
-    """How little the instruction helps the base model to foresee each response; 1 when not at all.
+    """Return how little the instruction helps the base model to predict each response; 1 means not at all.
 
-    The ratio of two mean losses of the response's tokens: after its instruction, and alone (Li et al.
-    2024, arXiv:2308.12032). High means hard: much to learn. Over 1 the instruction misleads.
+    The ratio of two mean losses over the response tokens: with the instruction and without it (Li et al.
+    2024, arXiv:2308.12032). A high ratio means that there is much to learn; above 1 the instruction misleads.
 
     Raises:
-        ValueError: The lengths differ, or a loss is not finite, below 0, or 0 without the instruction.
+        ValueError: The lengths differ, a loss is negative or not finite, or a loss without the instruction
+            is 0.
     """
     ratios = []
     for index, (told, alone) in enumerate(zip(loss_with, loss_without, strict=True)):
@@ -132,23 +134,23 @@ def instruction_following_difficulty(
 def keep_best(examples: Sequence[ParallelExample], scores: Sequence[float], share: float) -> Selection:
     """Keep the hardest share of the examples whose instruction helps at all.
 
-    Those with a ratio of 1 and more go first (instruction_does_not_help). Of the rest, `share` with the
-    highest ratios stay, rounded to a whole number and at least one of those; equal ratios go by order.
+    Examples with a ratio of at least 1 are dropped (instruction_does_not_help). Of the rest, the `share` with
+    the highest ratios is kept, rounded to a whole number and at least one; ties go to the earlier example.
 
     Args:
         examples: What `select` kept.
         scores: Their `instruction_following_difficulty`.
-        share: Of the examples below 1, how much to keep: above 0, at most 1.
+        share: Fraction of the examples with a ratio below 1 to keep: above 0, at most 1.
 
     Raises:
         ConfigError: `share` is not in that range.
-        ValueError: The lengths differ, or a score is not a number.
+        ValueError: The lengths differ, or a score is NaN.
     """
     if not 0 < share <= 1:
         raise ConfigError(f"share is {share}; it must be above 0 and at most 1")
     rows = list(zip(examples, scores, strict=True))
     if any(math.isnan(score) for score in scores):
-        raise ValueError("a score is not a number; every score must be one")
+        raise ValueError("a score is NaN; every score must be a number")
     helped = [index for index, (_, score) in enumerate(rows) if score < 1]
     count = max(1, math.floor(share * len(helped) + 0.5))
     best = set(sorted(helped, key=lambda index: -rows[index][1])[:count])
@@ -164,13 +166,13 @@ def keep_best(examples: Sequence[ParallelExample], scores: Sequence[float], shar
 
 
 def summary(selection: Selection) -> dict[str, int]:
-    """How many examples each rule dropped, in the order of the rules; rules that dropped none are absent."""
+    """Count the examples that each rule dropped, in the order of the rules; omit rules that dropped none."""
     counts = Counter(dropped.reason for dropped in selection.dropped)
     return {reason: counts[reason] for reason in (*RULES, TOO_LONG, *SCORE_RULES) if counts[reason]}
 
 
 def write(selection: Selection, path: Path) -> None:
-    """Write one line per example, first the kept: its id, whether it was kept, else reason and detail."""
+    """Write one line per example, kept ones first: its ID, whether it was kept, else reason and detail."""
     rows: list[dict[str, Any]] = [{"id": example.id, "kept": True} for example in selection.kept]
     rows += [
         {"id": dropped.example_id, "kept": False, "reason": dropped.reason, "detail": dropped.detail}

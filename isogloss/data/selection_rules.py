@@ -1,4 +1,4 @@
-"""What is wrong with an English example: one function a rule, each None where nothing is."""
+"""Rules that detect bad examples: one function per rule, each returning None if nothing is wrong."""
 
 import re
 import unicodedata
@@ -14,28 +14,28 @@ from isogloss.languages.registry import XGLUE_TWELVE, languages, resolve
 from isogloss.languages.scripts import SCRIPTS
 
 _SAYS_AGAIN: Final = re.compile(r"copy|repeat|echo|translat")  # tasks whose answer may equal the instruction
-_LONGEST_PERIOD: Final = 60  # characters that a repeated unit may have
-_LEAST_REPEATED: Final = 20  # characters that a repetition must fill, so that "ha ha ha" may stay
+_LONGEST_PERIOD: Final = 60  # maximum length of a repeated unit, in characters
+_LEAST_REPEATED: Final = 20  # minimum length of a repetition, in characters, so that "ha ha ha" passes
 _LONG: Final = 20  # words from which a text counts as long
 _PROSE_LINE: Final = 8  # words from which a line counts as prose
-_LEAST_LETTERS: Final = 40  # what the language detector needs
-_SURE: Final = 0.99  # probability from which the detector is believed
-_SHINGLE: Final = 5  # characters
+_LEAST_LETTERS: Final = 40  # minimum for the language detector
+_SURE: Final = 0.99  # probability from which the detector is trusted
+_SHINGLE: Final = 5  # length of an n-gram, in characters
 
 _BRACKETS: Final = {"(": ")", "[": "]", "{": "}"}
 _TERMINAL: Final = ".!?…。！？｡।॥۔؟።፧។៕။։"
 _WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
-# Words that change nothing about what an instruction asks. "not", "no" and numbers are not among them.
+# Words that do not change what an instruction asks; "not", "no" and numbers do, so they are not listed.
 _FUNCTION_WORDS: Final = frozenset(
     """
     a an the please kindly of to and that this these those following given below above is are be
     i me you your can could would will
-    """.split()  # noqa: SIM905  # one word a line would be a page
+    """.split()  # noqa: SIM905  # one word per line would fill a page
 )
 
 
 def empty(turn: Turn) -> str | None:
-    """One side says nothing."""
+    """Instruction or response is empty."""
     if not turn.instruction.strip():
         return "no instruction"
     return None if turn.response and turn.response.strip() else "no response"
@@ -54,9 +54,9 @@ def degenerate(task: str, turn: Turn, max_chars: int) -> str | None:
 
 
 def repeated_unit(text: str) -> str | None:
-    """What a text repeats over at least half of itself, five times or more; None where it does not."""
+    """Return the unit that a text repeats at least five times, over at least half its length; else None."""
     grams = max(1, len(text) - 2)
-    # Half a text in fifths has at most 0.6 of its 3-grams once; the rest is spared the search.
+    # If five repetitions fill half a text, at most 0.6 of its 3-grams are distinct; others skip the search.
     if len(text) < _LEAST_REPEATED or len({text[i : i + 3] for i in range(grams)}) > 0.65 * grams + 3:
         return None
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
@@ -74,12 +74,12 @@ def repeated_unit(text: str) -> str | None:
 
 
 def truncation(text: str, language: str) -> str | None:
-    """What is open at the end of a long free text, or None where it ends as a text does."""
+    """Return how a long free text breaks off, or None if it ends properly."""
     if text.count("```") % 2:
         return "ends in an open code fence"
     prose = re.sub(r"```.*?```", "\n\n", text, flags=re.DOTALL).rstrip()
     if "```" in text and not prose.endswith(text.rstrip()[-1:]):
-        return None  # it ends with code
+        return None  # ends with a code block
     lines = [line.strip() for line in prose.split("\n") if line.strip()]
     if not lines or len(_words(prose)) < _LONG:
         return None
@@ -91,7 +91,7 @@ def truncation(text: str, language: str) -> str | None:
 
 
 def _open_mark(text: str, last: str) -> str | None:
-    # Only what opens a word of the last line counts: a face :( opens nothing, and 1) closes nothing.
+    # Only brackets at the start of a word of the last line count: :( opens nothing, and 1) closes nothing.
     opened: list[str] = []
     for before, character in zip(" " + last, last, strict=False):
         if character in _BRACKETS and not before.isalnum() and before not in ":;=-":
@@ -100,7 +100,7 @@ def _open_mark(text: str, last: str) -> str | None:
             opened.pop()
     if opened:
         return opened[-1]
-    # Typed and printed quotation marks mix; 10" are inches.
+    # Straight and curly quotation marks are mixed in practice; 10" means inches.
     marks = re.compile(r"(?<!\d)[\"“”„]")
     if len(marks.findall(last)) % 2 and len(marks.findall(text)) % 2:
         return marks.findall(last)[-1]
@@ -113,15 +113,15 @@ def _broken_off(lines: list[str], text: str, language: str) -> str | None:
     if resolve(language).script in ("Thai", "Laoo") or len(words) < _PROSE_LINE:
         return None
     if words[-1].startswith("#") or sum(any(map(str.isalpha, word)) for word in words) * 3 < len(words) * 2:
-        return None  # a tag, or figures
+        return None  # a hashtag, or mostly figures
     if re.search(r"[=<>{}|\\_;]|https?:|\w\(", last):
-        return None  # code, a table or an address
-    end = last.rstrip("\ufe0f")[-1:]  # what makes an emoji colourful is a mark like those of Hindi
+        return None  # code, a table or a URL
+    end = last.rstrip("\ufe0f")[-1:]  # the emoji variation selector is a mark (M) like those of Hindi
     if end in ",،、，:：-–—":
         return f"ends in {end!r}"
     if unicodedata.category(end)[0] not in "LM":
         return None
-    # A writer who ends no line with a full stop, as in lists and verse, has not been cut off.
+    # If most earlier lines lack a full stop, as in lists and verse, the text is not truncated.
     earlier = [line for line in lines[:-1] if len(_words(line)) >= _PROSE_LINE // 2]
     if earlier and sum(line.rstrip("\"'”’)]*")[-1:] in _TERMINAL for line in earlier) * 2 < len(earlier):
         return None
@@ -133,7 +133,7 @@ def _broken_off(lines: list[str], text: str, language: str) -> str | None:
 
 
 def wrong_language(task: str, turn: Turn, code: str) -> str | None:
-    """One side is in another language than the example's."""
+    """Instruction or response is in another language than the example's."""
     if "translat" in task.casefold():
         return None
     for part, text in (("instruction", turn.instruction), ("response", turn.response or "")):
@@ -164,7 +164,10 @@ def _letter_of(character: str, script: str) -> bool:
 
 @cache
 def _identifier(code: str) -> Callable[[str], tuple[str, float]] | None:
-    """The detector among this language and XGLUE's in its script; None where there is nothing to choose."""
+    """Return a detector for this language, English, German and XGLUE's twelve, limited to its script.
+
+    None if the detector does not know the language or no other one shares the script.
+    """
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     script = languages()[code].script
@@ -177,7 +180,7 @@ def _identifier(code: str) -> Callable[[str], tuple[str, float]] | None:
 
 
 class Duplicates:
-    """Says which earlier example had the same instruction and response."""
+    """Finds the earlier example with the same instruction and response."""
 
     def __init__(self) -> None:
         self._ids: dict[tuple[str, str], str] = {}
@@ -191,7 +194,7 @@ class Duplicates:
 
 
 class NearDuplicates:
-    """Says which earlier example asked the same in nearly the same words."""
+    """Finds an earlier example that asks the same in nearly the same words."""
 
     def __init__(self, near: float) -> None:
         self._near = near
@@ -230,5 +233,5 @@ def _bare_words(text: str) -> Iterator[str]:
 
 
 def _words(text: str) -> list[str]:
-    """Words between spaces; Chinese and Japanese characters count as words."""
+    """Split a text at spaces; each Chinese or Japanese character counts as a word."""
     return _WORD.findall(text)

@@ -1,4 +1,4 @@
-"""From the settings' `data` to examples: English ones for stage 1, parallel ones for stage 2."""
+"""Load examples from the settings' `data`: English ones for stage 1, parallel ones for stage 2."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,21 +41,21 @@ from isogloss.languages import SOURCE
 
 
 def english_examples(config: Config, root: Path | None, tell: Tell = nobody) -> list[ParallelExample]:
-    """Examples for stage 1, each with an English turn that has a response.
+    """Return the examples for stage 1, each with an English turn that has a response.
 
-    Of a source with a limit those that are drawn first, in that order; else all, in the file's.
+    From a source with a limit, the first in draw order; otherwise all, in file order.
 
     Args:
         config: The settings.
         root: The folder of the real data sets.
-        tell: Hears what of a file is left out, and why.
+        tell: Callback that receives a line for each skipped part of a file, with the reason.
 
     Raises:
-        DataError: There is none, or two sources share an id.
+        DataError: There is no such example, or two sources share an ID.
     """
     found = []
     for number, source in enumerate(config.sources):
-        if isinstance(source, TopicData):  # nobody has answered, in English either
+        if isinstance(source, TopicData):  # has no responses, not even in English
             continue
         if isinstance(source, DemoData):
             items = demo_items("train", source.english_items, [SOURCE], draw="english")
@@ -76,20 +76,20 @@ def english_examples(config: Config, root: Path | None, tell: Tell = nobody) -> 
 def parallel_examples(
     config: Config, root: Path | None, languages: Sequence[str], tell: Tell = nobody
 ) -> list[ParallelExample]:
-    """Examples for stage 2, each in English and in at least one of the languages, as they are drawn.
+    """Return the examples for stage 2 in draw order, each in English and at least one of the languages.
 
     Args:
-        tell: Hears what of a file is left out, and why.
+        tell: Callback that receives a line for each skipped part of a file, with the reason.
 
     Raises:
-        DataError: Two sources share an id.
+        DataError: Two sources share an ID.
     """
     found = []
     for number, source in enumerate(config.sources):
         if isinstance(source, DemoData):
             there = [code for code in languages if code in LANGUAGES]
             most = max((config.languages.amount(code) for code in there), default=0)
-            # Its series is a draw already: tasks and phrasings take turns.
+            # The demo is already in draw order: tasks and phrasings take turns.
             items = demo_items("train", most, [SOURCE, *there], draw="parallel")
             some = [item.example for item in items]
         else:
@@ -101,7 +101,7 @@ def parallel_examples(
 
 
 def divisions(config: Config, root: Path | None) -> list[Division]:
-    """How the dev sets that the settings learn from are divided."""
+    """Return how the dev sets that the settings train on are divided."""
     found = []
     for source in config.sources:
         match source:
@@ -117,7 +117,7 @@ def divisions(config: Config, root: Path | None) -> list[Division]:
 
 
 def lacking(example: ParallelExample, code: str, responses: str) -> str | None:
-    """Why an example cannot be learned in a language that it has, before anybody answers; None where it can.
+    """Return why an example cannot be used in one of its languages, as known before any answer; else None.
 
     Args:
         example: It has a turn in the language and in English.
@@ -141,14 +141,14 @@ def lacking(example: ParallelExample, code: str, responses: str) -> str | None:
 def response_of(
     example: ParallelExample, code: str, answer: str, responses: str
 ) -> tuple[str | None, str | None]:
-    """What an example teaches to answer in a language, or else why it cannot.
+    """Return an example's target response in a language and None, or None and why there is none.
 
     Args:
         example: It has a turn in the language and in English.
         code: The language.
         answer: The English answer that the teacher reads.
-        responses: `reference` takes the data's response; `teacher` the English answer, which a closed task's
-            options say in the language.
+        responses: `reference` takes the data's response; `teacher` the English answer, for a closed task
+            replaced by the option's wording in the language.
     """
     if why := lacking(example, code, responses):
         return None, why
@@ -169,7 +169,7 @@ def left_out(
     codes: Sequence[str],
     lack: Callable[[ParallelExample, str], str | None],
 ) -> dict[str, Counter[str]]:
-    """By language how many of its examples cannot be learned, by reason; languages without any are absent."""
+    """Count by language and reason the examples that cannot be used; omit languages where all can."""
     found = {
         code: Counter(why for e in examples if code in e.turns and (why := lack(e, code))) for code in codes
     }
@@ -177,19 +177,19 @@ def left_out(
 
 
 def nothing_in(code: str, found: Mapping[str, Counter[str]]) -> str:
-    """Why a language has nothing to learn from, in one line; `found` is what `left_out` says of it."""
+    """Explain in one line why a language has no usable example; `found` is the result of `left_out`."""
     if not (reasons := found.get(code)):
         return f"no item has {code}; add items in {code} or take it out of languages.targets"
     whys = ", ".join(f"{why} ({count})" for why, count in reasons.most_common())
-    way = f"mend them, set distill.responses=teacher or take {code} out of languages.targets"
-    return f"no item in {code} can be learned: {whys}; {way}"
+    way = f"fix them, set distill.responses=teacher or take {code} out of languages.targets"
+    return f"no item in {code} can be used: {whys}; {way}"
 
 
 def told(found: Mapping[str, Counter[str]]) -> list[str]:
-    """The same as lines, one a reason."""
+    """Format the result of `left_out` as one line per reason."""
     reasons = dict.fromkeys(reason for counts in found.values() for reason in counts)
     return [
-        f"Left out, as {reason}: "
+        f"Left out because {reason}: "
         + ", ".join(f"{counts[reason]} in {code}" for code, counts in found.items() if counts[reason])
         for reason in reasons
     ]
@@ -203,17 +203,17 @@ def _read(
     tell: Tell,
     only: Only = iter,
 ) -> list[ParallelExample]:
-    """All of a source's examples, in English and in those of the languages that it has.
+    """Return all examples of a source, in English and in those of the languages that it has.
 
     Args:
-        only: Of a file's rows those that are wanted.
+        only: Filter for the rows of a file.
     """
     match source:
         case MassiveData():
             folder = _root(root, source.type)
             has = massive_tasks.available(folder, "train")
             there = [code for code in languages if code in has]
-            # Slots are asked in stage 1 alone, which reads no other language.
+            # Slots are English only, so they are used only in stage 1, which reads no other language.
             tasks = [task for task in source.tasks if task != "slot" or not languages]
             return massive_tasks.examples(folder, there, tasks, all_labels=source.responses == "all")
         case MlqaData():
@@ -247,8 +247,7 @@ def _read(
 
 
 def _prefix(config: Config, source: AnySource) -> str:
-    """What is put before the ids of a file's rows where there are several sources: files count from 1, each
-    for itself."""
+    """Return the prefix of a file's IDs; with several sources they need one, as each file counts from 1."""
     if not isinstance(source, FileData) or len(config.sources) == 1:
         return ""
     alike = [one for one in config.sources if isinstance(one, FileData) and one.path.stem == source.path.stem]
@@ -256,7 +255,7 @@ def _prefix(config: Config, source: AnySource) -> str:
 
 
 def _drawn(most: int, seed: int, prefix: str, rows: Iterable[ParsedTurn]) -> list[ParsedTurn]:
-    """Of a file's rows those that stage 1 may draw."""
+    """Keep the rows of a file that stage 1 may draw."""
     answered = (row for row in rows if row.language == SOURCE and row.turn.response is not None)
     return first_of_each_task(
         answered, most, seed, lambda row: Drawn(prefix + row.id, row.task, (row.turn.response or "").strip())
@@ -278,7 +277,7 @@ def _of_different_ids(examples: list[ParallelExample]) -> list[ParallelExample]:
     seen: dict[str, int] = {}
     for example in examples:
         if seen.setdefault(example.id, example.source) != example.source:
-            raise DataError(f"data: the id {example.id!r} is in two sources; give each file ids of its own")
+            raise DataError(f"data: the id {example.id!r} is in two sources; give each file its own ids")
     return examples
 
 

@@ -1,8 +1,8 @@
-"""Chat templates for tokenizers that bring none, as a base model's do.
+"""Chat templates for tokenizers without one, such as those of base models.
 
-Each is made of control tokens that the base's tokenizer has, so that a turn ends with one token that no text
-spells; a tokenizer without any gets plain text and its end of sequence. A system text stands before the first
-turn of the user where a family of models has no role for it.
+Each template uses control tokens that the tokenizer already has, so that a turn ends with one token that no
+text can spell; a tokenizer without any gets plain text and its EOS token. If a model family has no system
+role, the system text is put before the user's first turn.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from isogloss.errors import ConfigError
 
-# What the first user turn says before its own text.
+# Collects the system text and puts it before the next turn.
 _SYSTEM_FIRST = (
     "{%- set ns = namespace(told='') -%}"
     "{%- for message in messages -%}"
@@ -62,17 +62,18 @@ TEMPLATES: Mapping[str, tuple[tuple[str, ...], str]] = {
         "{{- 'User:\\n' + text + '\\n\\n' if message['role'] == 'user' -}}" + _END + _asked("Assistant:\\n"),
     ),
 }
-"""By name, the control tokens that a template needs, and the template; the first that fits is the default."""
+"""By name, the control tokens that a template needs, and the template; the default is the first that fits."""
 
 
 def give_template(tokenizer: PreTrainedTokenizerBase, wanted: str | None = None) -> None:
-    """See that a tokenizer has a chat template.
+    """Make sure that a tokenizer has a chat template.
 
     Args:
-        wanted: A name of `TEMPLATES` or a Jinja file, instead of the tokenizer's own.
+        wanted: A name in `TEMPLATES` or a Jinja file, to use instead of the tokenizer's own template.
 
     Raises:
-        ConfigError: The tokenizer lacks a template's control tokens, or an end of sequence; no such file.
+        ConfigError: The tokenizer lacks a template's control tokens or an EOS token, or the file is missing
+            or empty.
     """
     if wanted is None and tokenizer.chat_template:
         return
@@ -86,29 +87,29 @@ def give_template(tokenizer: PreTrainedTokenizerBase, wanted: str | None = None)
         fitting = [name for name, (needed, _) in TEMPLATES.items() if not _lacks(tokenizer, needed)]
         raise ConfigError(
             f"chat_template: {wanted} needs the tokens {', '.join(lacking)}, which the model's tokenizer "
-            f"lacks; take {' or '.join(fitting)}, or leave it out"
+            f"lacks; use {' or '.join(fitting)}, or leave it out"
         )
     if "eos_token" in text and not tokenizer.eos_token:
         raise ConfigError(
-            f"chat_template: {wanted} ends a turn with the end of sequence, and the model's tokenizer names "
-            "none (eos_token); set chat_template to a Jinja file that ends an answer with a token it has"
+            f"chat_template: {wanted} ends a turn with the EOS token, but the model's tokenizer has no "
+            "eos_token; set chat_template to a Jinja file that ends an answer with a token it has"
         )
     tokenizer.chat_template = ("{{- bos_token -}}" if _begins(tokenizer) else "") + text
 
 
 def template_name(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Which of `TEMPLATES` a tokenizer has been given; nothing where it has one of its own."""
+    """Return the name in `TEMPLATES` of a tokenizer's chat template; empty if it is not one of them."""
     given = str(tokenizer.chat_template).removeprefix("{{- bos_token -}}")
     return next((name for name, (_, text) in TEMPLATES.items() if text == given), "")
 
 
 def _lacks(tokenizer: PreTrainedTokenizerBase, controls: tuple[str, ...]) -> list[str]:
-    """Those that a text's reading would cut into pieces."""
+    """Return the control tokens that the tokenizer would split."""
     return [token for token in controls if len(_ids(tokenizer, token)) != 1]
 
 
 def _begins(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer writes the beginning of sequence before a text, which the model then expects."""
+    """Return whether the tokenizer puts BOS before a text, which the model then expects."""
     read: Any = tokenizer("a")["input_ids"]
     return tokenizer.bos_token is not None and read[0] == tokenizer.bos_token_id
 
@@ -124,7 +125,7 @@ def _read(file: str) -> str:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError):
         raise ConfigError(
-            f"chat_template: {file} is neither {', '.join(TEMPLATES)} nor a file of UTF-8 text"
+            f"chat_template: {file} is not one of {', '.join(TEMPLATES)} and not a UTF-8 text file"
         ) from None
     if not text.strip():
         raise ConfigError(f"chat_template: {file} is empty")

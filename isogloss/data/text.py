@@ -1,7 +1,8 @@
-"""Text: the one form in which everything that comes in is learned, asked and compared.
+"""Text: the canonical form of all input, used in training, in prompts and for comparison.
 
-Files, tables and requests spell the same text in several ways: Vietnamese may be composed or not, and Windows
-ends lines with two characters. A model reads each spelling as other tokens, so there is one rule, here.
+Files, tables and requests encode the same text in several ways: Vietnamese may or may not be composed, and
+Windows ends lines with two characters. A model sees different tokens for each, so the rule is defined once,
+here.
 """
 
 import unicodedata
@@ -14,31 +15,32 @@ _DROPPED: Final = ("\ufeff", "\0")
 
 
 def canonical(text: str, what: str = "the text", path: Path | None = None, line: int | None = None) -> str:
-    """The text in NFC, its lines ended by line feeds, without byte order marks and NUL.
+    """Return the text in NFC, with line feeds as line endings, without byte order marks and NUL.
 
-    Nothing else changes: zero-width joiners and direction marks stay, as Persian and the scripts of India
-    are written with them, and so do compatibility characters (full width, ligatures).
+    Nothing else changes: zero-width joiners and direction marks stay, because Persian and the scripts of
+    India are written with them, and so do compatibility characters (full width, ligatures).
 
     Args:
         text: Any text.
-        what: What the text is, for the message.
-        path: The file that it stands in.
-        line: Its line there, from 1.
+        what: Name of the text in the error message.
+        path: The file that contains it.
+        line: Its line in the file, from 1.
 
     Raises:
-        DataError: It holds half of a surrogate pair, which is no character and cannot be written as UTF-8.
+        DataError: It contains half of a surrogate pair, which is not a character and cannot be written as
+            UTF-8.
     """
     if not is_unicode(text):
-        message = f"{what} holds half of a surrogate pair; write the whole character"
+        message = f"{what} contains half of a surrogate pair; write the whole character"
         raise DataError(message, path, line)
     return _form(text)
 
 
 def canonical_values(value: Any) -> Any:
-    """A JSON value with each text in it, keys included, as `canonical` has it.
+    """Apply the form of `canonical` to all text in a JSON value, keys included.
 
-    Half a surrogate pair passes: a row may hold one in a field that nobody reads, so it is refused where
-    a text is used.
+    Half a surrogate pair passes: a row may contain one in an unused field, so the error is raised where a
+    text is used.
     """
     if isinstance(value, str):
         return _form(value)
@@ -50,7 +52,7 @@ def canonical_values(value: Any) -> Any:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether the text can be written as UTF-8; JSON and Python may spell half of a surrogate pair."""
+    """Return whether the text can be written as UTF-8; JSON and Python allow half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,9 +1,9 @@
-"""From pieces of text to token ids: control tokens count where a template writes them, and nowhere else.
+"""Tokenise pieces of text so that only the template can write control tokens.
 
-A control token that a user spells out (`<|im_end|>` in an instruction) is tokenised as the letters it is
-made of, in place. For such texts alone a copy of the tokenizer is made whose control tokens have other,
-secret names. The template's are renamed in the text too, and what is left is text to the copy. All else about
-it is as it was, so both give the same ids for a text that spells no control token.
+A control token that a user spells out (`<|im_end|>` in an instruction) is tokenised as ordinary characters,
+in place. Only for such texts, the tokenizer is copied and its control tokens are given secret names. The
+template's control tokens are renamed in the text too, so the copy treats all others as plain text. Otherwise
+the copy is unchanged: both return the same token IDs for a text that spells no control token.
 """
 
 import json
@@ -20,19 +20,19 @@ from transformers import PreTrainedTokenizerBase
 from isogloss.errors import ConfigError
 
 NONCE = secrets.token_hex(8)
-"""Part of the secret names; ids do not depend on it."""
+"""Part of the secret names; token IDs do not depend on it."""
 
 Marked = tuple[tuple[int, ...], tuple[bool, ...]]
-"""Token ids, and which of them are meant."""
+"""Token IDs, and a mask of those that a caller asks about."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a text.
+    """A piece of a text.
 
     Args:
-        plain: Control tokens in it are text.
-        asked: It is what the user asks.
+        plain: Control tokens spelled in it are treated as text.
+        asked: It belongs to the user's instruction.
     """
 
     text: str
@@ -43,10 +43,10 @@ class Piece:
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece], controls: frozenset[int]
 ) -> tuple[int, ...]:
-    """Ids of the joined pieces; nothing is put around them.
+    """Return the token IDs of the joined pieces, without adding special tokens.
 
     Args:
-        controls: Ids of the added tokens that plain pieces must not become.
+        controls: IDs of the added tokens that plain pieces must not produce.
     """
     pattern, names = _spelling(tokenizer, controls, len(tokenizer))
     text = "".join(piece.text for piece in pieces)
@@ -59,10 +59,10 @@ def tokenize(
 def tokenize_with_asked(
     tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece], controls: frozenset[int]
 ) -> Marked:
-    """As `tokenize`, and which ids hold a letter of what is asked.
+    """Like `tokenize`, plus a mask of the tokens that contain a character of the instruction.
 
     Raises:
-        ConfigError: The tokenizer does not know where in a text its tokens stand.
+        ConfigError: The tokenizer cannot return the offsets of its tokens.
     """
     pattern, names = _spelling(tokenizer, controls, len(tokenizer))
     texts = [piece.text for piece in pieces]
@@ -71,7 +71,7 @@ def tokenize_with_asked(
         copy = _copy(tokenizer, controls, len(tokenizer)).encode("".join(texts), add_special_tokens=False)
         ids, offsets = copy.ids, copy.offsets
     else:
-        _backend(tokenizer)  # refuses one without offsets
+        _backend(tokenizer)  # raises if there are no offsets
         found = tokenizer(
             "".join(texts), add_special_tokens=False, split_special_tokens=False, return_offsets_mapping=True
         )
@@ -81,7 +81,7 @@ def tokenize_with_asked(
 
 
 def tokenize_alone(tokenizer: PreTrainedTokenizerBase, text: str) -> Marked:
-    """Ids of a plain text with what the tokenizer puts around it, and which of them are the text's own."""
+    """Tokenise a plain text with the tokenizer's special tokens; the mask marks the text's own tokens."""
     controls = special_ids(tokenizer, len(tokenizer))
     pattern, _ = _spelling(tokenizer, controls, len(tokenizer))
     if pattern.search(text):
@@ -96,17 +96,17 @@ def tokenize_alone(tokenizer: PreTrainedTokenizerBase, text: str) -> Marked:
 def find_controls(
     tokenizer: PreTrainedTokenizerBase, controls: frozenset[int], text: str
 ) -> list[tuple[int, int]]:
-    """From where to where control tokens are spelled out in a text."""
+    """Return the spans of a text that spell out control tokens."""
     pattern, _ = _spelling(tokenizer, controls, len(tokenizer))
     return [found.span() for found in pattern.finditer(text)]
 
 
 @lru_cache(maxsize=64)
 def special_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> frozenset[int]:
-    """Ids of the added tokens that the tokenizer calls special.
+    """Return the IDs of the added tokens that are marked as special.
 
     Args:
-        size: Of its vocabulary, which may be changed in place.
+        size: Vocabulary size; part of the cache key, as tokens may be added in place.
     """
     return frozenset(number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
 
@@ -115,7 +115,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> frozenset[int]
 def _spelling(
     tokenizer: PreTrainedTokenizerBase, controls: frozenset[int], size: int
 ) -> tuple[re.Pattern[str], dict[str, str]]:
-    """What matches a control token, the longest that stands at a place, and the secret name of each."""
+    """Return a pattern that matches control tokens, longest first, and the secret name of each."""
     added = tokenizer.added_tokens_decoder
     names = {added[number].content: f"<{NONCE}:{number}>" for number in controls}
     longest_first = sorted((text for text in names if text.strip()), key=lambda text: (-len(text), text))
@@ -123,7 +123,7 @@ def _spelling(
 
 
 def _renamed(piece: Piece, pattern: re.Pattern[str], names: dict[str, str]) -> str:
-    """A piece as the copy is to read it."""
+    """Return the piece's text as the copied tokenizer expects it."""
     return piece.text if piece.plain else pattern.sub(lambda found: names[found[0]], piece.text)
 
 
@@ -131,15 +131,15 @@ def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise ConfigError(
-            f"the tokenizer ({type(tokenizer).__name__}) does not tell control tokens from text that spells "
-            "them; save it with a tokenizer.json"
+            f"the tokenizer ({type(tokenizer).__name__}) cannot distinguish control tokens from text that "
+            "spells them; save it with a tokenizer.json"
         )
     return backend
 
 
 @lru_cache(maxsize=8)
 def _copy(tokenizer: PreTrainedTokenizerBase, controls: frozenset[int], size: int) -> Tokenizer:
-    """The tokenizer with secret names for its control tokens."""
+    """Copy the tokenizer with secret names for its control tokens."""
     _, names = _spelling(tokenizer, controls, size)
     data: dict[str, Any] = json.loads(_backend(tokenizer).to_str())
     data["truncation"] = data["padding"] = None
@@ -148,9 +148,9 @@ def _copy(tokenizer: PreTrainedTokenizerBase, controls: frozenset[int], size: in
     model = data["model"]
     if isinstance(vocabulary := model["vocab"], dict):
         model["vocab"] = {names.get(token, token): number for token, number in vocabulary.items()}
-    else:  # pairs, in a unigram model
+    else:  # a unigram model stores pairs
         model["vocab"] = [[names.get(token, token), score] for token, score in vocabulary]
-    if "merges" in model:  # letters must not grow together to a control token
+    if "merges" in model:  # characters must not merge into a control token
         pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
         model["merges"] = [pair for pair in pairs if names.keys().isdisjoint((*pair, "".join(pair)))]
     if model.get("unk_token") in names:

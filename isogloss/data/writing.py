@@ -1,8 +1,8 @@
-"""Writing: what each script writes in several ways without a change of meaning, as one.
+"""Writing: merges the spelling variants of each script that do not change the meaning.
 
-Only for comparing answers: what is learned and shown keeps its spelling. A rule is of one script and holds in
-all its languages; what tells words apart in one of them is left alone (vowel signs of India, tones of Thai,
-Vietnamese and Yoruba, hamza, the dots of Arabic letters, й, ä).
+Only used to compare answers: training and displayed text keep their spelling. Each rule belongs to one script
+and holds in all its languages. Marks that distinguish words in any of them are kept (vowel signs of India,
+tones of Thai, Vietnamese and Yoruba, hamza, the dots of Arabic letters, й, ä).
 Flow: marks of every script → width and case → letters of one script.
 """
 
@@ -12,17 +12,19 @@ from typing import Final
 
 
 def same_spelling(text: str) -> str:
-    """The text in one of the spellings that mean the same.
+    """Return the text with equivalent spellings merged into one.
 
-    Every script: composition, width, ligatures (NFKC), case, apostrophes, hyphens, quotation marks and
-    digits; no joiners, direction marks, variation selectors and soft hyphens.
-    Latin: Turkish ı and İ are i, or a capital would hide that two words are the same; Romanian ș and ț are
-    the older ş and ţ; œ is oe; the tone of Vietnamese oa, oe, uy stands on the first vowel (hoà, hòa).
-    Cyrillic: ё is е. Greek: no tonos, which capitals lack.
-    Arabic: no vowel marks, no tatweel; Arabic ك, ي, ه are ک, ی, ہ, as each keyboard has one of them.
-    Hebrew: no points. Ethiopic: letters that sound alike in Amharic are one.
-    Devanagari: anusvara is candrabindu, and a nasal before its own consonants is one (हिन्दी, हिंदी); no nukta
-    but in ड़ and ढ़. Malayalam: chillu letters by themselves. Thai and Lao: ae is one letter, not e twice.
+    Every script: composition, width and ligatures (NFKC), case, apostrophes, hyphens, quotation marks and
+    digits are unified; joiners, direction marks, variation selectors and soft hyphens are removed.
+    Latin: Turkish ı and İ become i, as capitals would otherwise hide that two words are the same; Romanian
+    ș and ț become the older ş and ţ; œ becomes oe; the tone of Vietnamese oa, oe, uy moves to the first vowel
+    (hoà → hòa).
+    Cyrillic: ё becomes е. Greek: the tonos is removed, as capitals lack it.
+    Arabic: vowel marks and tatweel are removed; Arabic ك, ي, ه become ک, ی, ہ, as keyboards have either form.
+    Hebrew: points are removed. Ethiopic: letters that sound alike in Amharic are merged.
+    Devanagari: anusvara and a nasal before a consonant of its class become candrabindu (हिन्दी, हिंदी); the
+    nukta of क, ख, ग, ज and फ is removed. Malayalam: chillu letters become single characters. Thai and Lao:
+    e written twice becomes the letter ae.
     """
     text = unicodedata.normalize("NFKC", text.translate(_MARKS))
     text = unicodedata.normalize("NFKC", text.casefold())
@@ -48,12 +50,12 @@ _MARKS: Final = {
     **_all("\u066c", ","),
 }
 _DROPPED: Final = re.compile(
-    "[\u00ad\u034f\u061c\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufe00-\ufe0f"  # not seen
+    "[\u00ad\u034f\u061c\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufe00-\ufe0f"  # invisible
     "\u0610-\u061a\u0640\u064b-\u0652\u0656-\u065f\u0670"
     "\u06d6-\u06dc\u06df-\u06e4\u06e7\u06e8\u06ea-\u06ed"
     "\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7]"
 )
-"""What is not seen; Arabic vowel marks and tatweel, but no hamza; Hebrew points."""
+"""Invisible characters, Arabic vowel marks and tatweel (but not hamza), and Hebrew points."""
 _ETHIOPIC: Final = {
     ord(alike) + order: chr(ord(letter) + order)
     for alike, letter in (("ሐ", "ሀ"), ("ኀ", "ሀ"), ("ሠ", "ሰ"), ("ዐ", "አ"), ("ፀ", "ጸ"))

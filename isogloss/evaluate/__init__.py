@@ -1,1 +1,1 @@
-"""Evaluation: suites, measures and statistics; a suite never knows what an adapter is."""
+"""Evaluation: suites, measures and statistics. Suites are independent of adapters."""

@@ -1,4 +1,4 @@
-"""Two runs on the same items, or two groups of them: is one better, by how much, and could it be chance?
+"""Compare two runs, or two groups of runs, on the same items: difference, interval and p-value.
 
 Flow: hits of both → differences per language and over languages → paired bootstrap → Holm over the languages.
 """
@@ -20,11 +20,11 @@ HALVES = {"alignment": ("consistency", "retrieval")}
 RESAMPLES = 10_000
 
 Hits = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""By measure, language and item or sentence; items of which a measure says nothing are not there."""
+"""By measure, language and item (or sentence); items for which a measure is undefined are absent."""
 
 
 def main_measure(measured: Collection[str]) -> str | None:
-    """What a suite with these measures is judged by: alignment, else consistency, else what it has."""
+    """Return the main measure: the first of `MEASURES` that was measured, or None."""
     return next((name for name in MEASURES if name in measured), None)
 
 
@@ -33,8 +33,8 @@ class Compared:
     """One measure of one suite, A minus B, as fractions.
 
     Attributes:
-        mean: Over the languages that both have, items drawn with all their languages.
-        languages: By language; their p-values are corrected for how many languages there are.
+        mean: Mean over the languages that both have; each item is resampled together with all its languages.
+        languages: By language; p-values are corrected for the number of languages (Holm).
     """
 
     suite: str
@@ -43,16 +43,16 @@ class Compared:
     languages: Mapping[str, Difference]
 
     def plain(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return a JSON-serialisable dict."""
         each = {code: asdict(one) for code, one in self.languages.items()}
         return {"suite": self.suite, "measure": self.measure, "mean": asdict(self.mean), "languages": each}
 
 
 def compare(a: Path, b: Path, *, seed: int = 0) -> list[Compared]:
-    """Every measure that both runs have, after training.
+    """Compare every measure that both runs have after training.
 
     Raises:
-        RunError: They have no suite in common, or one that was measured on other items or in another way.
+        RunError: The runs share no suite, or a shared suite was measured differently or on different items.
     """
     return compare_groups([a], [b], seed=seed)
 
@@ -65,13 +65,13 @@ def compare_groups(
     measures: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
 ) -> list[Compared]:
-    """As `compare`, for runs that differ in their seed alone: an item counts as its mean over a group's runs.
+    """Compare two groups of runs that differ only in their seed.
 
-    The interval is for other items, not for other seeds.
+    An item's value is its mean over the group's runs. The interval covers the choice of items, not of seeds.
 
     Args:
-        codes: The languages to look at; all that both groups have when not given.
-        measures: By suite, the measures to look at; all of `MEASURES` when not given.
+        codes: Languages to compare; defaults to all that both groups have.
+        measures: By suite, the measures to compare; defaults to all of `MEASURES`.
 
     Raises:
         RunError: As `compare`.
@@ -88,10 +88,10 @@ def compare_groups(
             )
         for suite in shared:
             if (field := unlike(ours[suite], theirs[suite])) is not None:
-                one, other = (signed[suite].get(field, "not told") for signed in (ours, theirs))
+                one, other = (signed[suite].get(field, "missing") for signed in (ours, theirs))
                 raise RunError(
                     f"{suite} was measured differently: {field} is {one} in {a[0]} and {other} in {run}; "
-                    "evaluate both alike"
+                    "evaluate both with the same settings"
                 )
     found = []
     for suite in shared:
@@ -99,13 +99,12 @@ def compare_groups(
         for run, one in zip((*a, *b), read, strict=True):
             if one["items"] != read[0]["items"]:
                 raise RunError(
-                    f"{suite} has other items in {a[0]} than in {run}; evaluate both with the same settings"
+                    f"{suite} has different items in {a[0]} and {run}; evaluate both with the same settings"
                 )
             here, there = read[0].get("data", {}), one.get("data", {})
             if code := next((c for c in here if c in there and here[c] != there[c]), None):
                 raise RunError(
-                    f"{suite} has other texts in {code} in {a[0]} than in {run}; evaluate both on the same "
-                    "data"
+                    f"{suite} has different {code} texts in {a[0]} and {run}; evaluate both on the same data"
                 )
         hits = [_hits_of(one) for one in read]
         hits_a, hits_b = _mean_hits(hits[: len(a)], codes), _mean_hits(hits[len(a) :], codes)
@@ -135,7 +134,7 @@ def _measure(suite: str, measure: str, a: Hits, b: Hits, seed: int) -> Compared 
 def _apart(
     a: Mapping[str, Mapping[str, float]], b: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, float]]:
-    """By language a minus b of each item of which the measure says something on both sides."""
+    """By language, a minus b for each item on which the measure is defined on both sides."""
     return {
         code: {id: value - b[code][id] for id, value in row.items() if id in b[code]}
         for code, row in a.items()
@@ -144,7 +143,7 @@ def _apart(
 
 
 def _signatures(run: Path) -> dict[str, Fields]:
-    """By suite, the fields of its signature."""
+    """Read the fields of each suite's signature."""
     file = run / "scores.json"
     if not file.is_file():
         raise RunError(f"{run} has no scores.json; run `isogloss evaluate` first")
@@ -153,7 +152,7 @@ def _signatures(run: Path) -> dict[str, Fields]:
 
 
 def _hits_of(read: Mapping[str, Any]) -> Hits:
-    """Of a file of hits: by measure and language, each item's or sentence's."""
+    """Convert the content of a hits file to `Hits`."""
     return {
         measure: {
             code: by_id(hits, read["ids"].get(measure, {}).get(code)) for code, hits in by_language.items()
@@ -163,7 +162,7 @@ def _hits_of(read: Mapping[str, Any]) -> Hits:
 
 
 def _mean_hits(runs: Sequence[Hits], codes: Sequence[str] | None) -> Hits:
-    """By measure and language, each item's mean over the runs; what one of them lacks is left out."""
+    """Average each item over the runs; items that any run lacks are left out."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for measure in runs[0]:
         for code in runs[0][measure]:

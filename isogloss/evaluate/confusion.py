@@ -1,9 +1,9 @@
 """Language confusion by line and by word (Marchisio et al. 2024, arXiv:2406.20052), for any language.
 
-As the benchmark defines them, with four differences: an empty answer fails instead of being skipped; one too
-short to be told from English does not count; scripts without spaces are counted by letter, or no line of Thai
-would be long enough; an English word in a text of another script is any lower-case Latin one of more than 3
-letters, which needs no word list.
+Differs from the benchmark in four ways: an empty answer fails instead of being skipped; an answer too short
+to distinguish from English is not counted; in scripts without spaces, length is counted in letters and
+digits, as no line of Thai would be long enough otherwise; in non-Latin scripts, any lower-case Latin word of
+more than 3 letters counts as English, which needs no word list.
 """
 
 import re
@@ -16,7 +16,7 @@ from isogloss.evaluate.fidelity import Detector, in_language
 from isogloss.languages import languages
 
 FEWEST: Final = 5
-"""Tokens of a line that is judged."""
+"""Minimum tokens for a line to be judged."""
 _STRIP: Final = str.maketrans("", "", string.punctuation)
 _ENGLISH: Final = re.compile(r"(?<![A-Za-z])[a-z]{4,}(?![A-Za-z])")
 
@@ -24,9 +24,9 @@ _ENGLISH: Final = re.compile(r"(?<![A-Za-z])[a-z]{4,}(?![A-Za-z])")
 def lines_pass(
     text: str, language: str, *, candidates: Collection[str], detector: Detector | None = None
 ) -> bool | None:
-    """Whether every line of at least five tokens is in the language; None where it can be told of no line.
+    """Whether every line of at least `FEWEST` tokens is in the language; None if undecidable for every line.
 
-    Where no line is that long, the answer is judged as a whole. Without a letter or digit it fails.
+    If no line is that long, the answer is judged as a whole. An answer without letters or digits fails.
     """
     text = _cut(text)
     if not readable(text):
@@ -38,21 +38,21 @@ def lines_pass(
 
 
 def words_pass(text: str, language: str) -> bool | None:
-    """Whether the answer has no English word; None in languages of Latin script, where that is not told."""
+    """Whether the answer has no English word; None for languages in Latin script, where it is undefined."""
     if languages()[language].script == "Latn":
         return None
     return _ENGLISH.search(_cut(text)) is None
 
 
 def harmonic(line: float, word: float | None) -> float:
-    """LCPR: the harmonic mean of both pass rates; of lines alone where words are not told."""
+    """LCPR: the harmonic mean of the line and word pass rates, or the line rate if `word` is None."""
     if word is None:
         return line
     return 2 * line * word / (line + word) if line + word else 0.0
 
 
 def _cut(text: str) -> str:
-    """Up to where a base model goes on with another question."""
+    """Cut the text where a base model continues with another question."""
     return text.split("\nQ:", 1)[0]
 
 

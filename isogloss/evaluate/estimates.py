@@ -1,4 +1,4 @@
-"""Measures over languages as means with intervals, and how far they spread."""
+"""Means of the measures over languages with intervals, and their spread over languages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,14 +18,14 @@ from isogloss.languages import SOURCE
 
 
 def retention(before: Sequence[bool], after: Sequence[bool], seed: int) -> dict[str, Any]:
-    """English accuracy with the root on minus the reference model's, as a measure of scores.json."""
+    """English accuracy with the root adapter minus the reference model's, as a measure of scores.json."""
     change = [float(b) - float(a) for a, b in zip(before, after, strict=True)]
     estimate = bootstrap_mean(change, seed=seed)
     return measure_of(estimate, {SOURCE: estimate})
 
 
 def spreads(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Worst language and standard deviation over languages, per measure."""
+    """Return the worst language and the standard deviation over languages, per measure."""
     found = {}
     for name in ("alignment", "consistency", "retrieval", "accuracy", "fidelity"):
         if name in scores:
@@ -39,11 +39,11 @@ def estimates(
     ids: Mapping[str, Mapping[str, Sequence[str]]],
     seed: int,
 ) -> dict[str, Any]:
-    """By measure, its mean over languages and each language's own, with intervals.
+    """Return each measure's mean over languages and its value per language, with intervals.
 
     Args:
-        values: By measure and language, a hit for each item, None where the measure says nothing of it.
-        ids: By measure and language, whose hit each is; sentences go by their place.
+        values: By measure and language, one hit per item; None where the measure is undefined.
+        ids: By measure and language, the item ID of each hit; without IDs (sentences) the index is used.
     """
     known = {
         name: {
@@ -76,13 +76,13 @@ def estimates(
 
 
 def by_id(hits: Sequence[Any], ids: Sequence[str] | None) -> dict[str, float]:
-    """What is known, by item."""
+    """Return the hits that are not None by item ID, or by index if `ids` is None."""
     named = map(str, range(len(hits))) if ids is None else ids
     return {id: float(hit) for id, hit in zip(named, hits, strict=True) if hit is not None}
 
 
 def measure_of(mean: Estimate, each: Mapping[str, Estimate]) -> dict[str, Any]:
-    """A measure as `scores.json` holds it."""
+    """Format a measure for `scores.json`."""
     return {
         "mean": mean.value,
         "low": mean.low,

@@ -1,8 +1,8 @@
-"""The consistency family: how far all languages, English among them, answer closed questions alike.
+"""Consistency family: how consistently all languages, including English, answer closed questions.
 
-Beside consistency with English, which trains and headlines, these tell agreement between any two languages
-and between several, and how alike whole rankings of the options are. One side of the comparison at a time.
-Knows no model: meanings and rankings go in.
+In addition to consistency with English, the training target, these measures give the agreement between pairs
+and sets of languages and the similarity of full option rankings, for one side (before or after) at a time.
+Model-independent: takes meanings and rankings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,13 +32,13 @@ class Closed:
 
 
 def consistency_family(answers: Mapping[str, Mapping[str, Closed]], *, seed: int) -> dict[str, Any]:
-    """Every measure, on the items that all languages answer; nothing where there is no such item.
+    """Compute every measure on the items that all languages answer; empty if there are none.
 
     Languages that share no item with English are left out.
 
     Args:
-        answers: By language and item id; English too.
-        seed: Of the shuffled RankC.
+        answers: By language (including English) and item ID.
+        seed: Seed of the shuffled RankC.
     """
     english = answers.get(SOURCE, {})
     codes = [code for code in answers if answers[code].keys() & english.keys()]
@@ -78,7 +78,7 @@ def consistency_family(answers: Mapping[str, Mapping[str, Closed]], *, seed: int
 
 
 def _matrix(codes: Sequence[str], of: Any) -> dict[str, dict[str, float | None]]:
-    """A symmetric measure of every pair; a language with itself is left out."""
+    """Compute a symmetric measure for every pair of different languages."""
     found: dict[str, dict[str, float | None]] = {code: {} for code in codes}
     for a, b in combinations(codes, 2):
         found[a][b] = found[b][a] = of(a, b)

@@ -1,8 +1,8 @@
-"""Fidelity: is an answer in the language that was asked for?
+"""Fidelity: is an answer in the requested language?
 
-The script decides where it can, then known wordings, then a language identifier among the candidates of that
-script. Whether the answer is right is not judged here. An empty or unreadable answer is in no language; where
-an answer could as well be English, nothing is said of it.
+Known wordings decide first, then the script, then a language identifier among the candidates written in that
+script. Correctness is not judged here. An empty or unreadable answer fails; an answer that could equally be
+English is undecided.
 Flow: known wordings → detector (script, then py3langid) → the script, if it is not English's, or undecided.
 """
 
@@ -19,16 +19,20 @@ from isogloss.data.reading import normalise, readable
 from isogloss.languages import SOURCE, languages
 from isogloss.languages.scripts import SCRIPTS
 
-_LABELS: Final = {"nb": "no", "ff": "fuv", "zh-Hant": "zh"}  # py3langid's label where it is not our code
-# Of fragments of FLORES-101 dev in 15 languages, where the script left a choice, py3langid mistook 12 % at
-# 7 to 9 letters, 7 % at 13 to 15, 3 % at 21 to 30 and 1 % at 31 to 45.
+_LABELS: Final = {
+    "nb": "no",
+    "ff": "fuv",
+    "zh-Hant": "zh",
+}  # py3langid's labels that differ from our codes
+# On fragments of FLORES-101 dev in 15 languages, where the script leaves a choice, py3langid's error rate is
+# 12 % at 7 to 9 letters, 7 % at 13 to 15, 3 % at 21 to 30 and 1 % at 31 to 45.
 _FEWEST_LETTERS: Final = 12
-_FEWEST_GUESSED: Final = 6  # benchmarks/detector.py: below, English itself is mistaken for others too often
+_FEWEST_GUESSED: Final = 6  # benchmarks/detector.py: below, English is misclassified too often
 
 
 @runtime_checkable
 class Detector(Protocol):
-    """Which of the candidates a text is written in; None when that cannot be told."""
+    """Detects which candidate language a text is written in; None if undecidable."""
 
     def __call__(self, text: str, candidates: Collection[str], /) -> str | None: ...
 
@@ -41,18 +45,19 @@ def in_language(
     known: Mapping[str, Collection[str]] | None = None,
     detector: Detector | None = None,
 ) -> bool | None:
-    """Whether the text is in the language rather than in another candidate; None where that cannot be told.
+    """Whether the text is in the language rather than in another candidate; None if undecidable.
 
-    It cannot be told of digits, of a wording that English has too, and of a text too short for the detector
-    in a script that English also writes. Another script than English's is evidence enough.
+    Undecidable are digits, wordings that also exist in English, and texts in English's script that are too
+    short for the detector. A script other than English's is sufficient evidence.
 
     Args:
         text: An answer. Empty or without a letter or digit: False.
-        language: Our code of the asked language, counted among the candidates.
-        candidates: Our codes of the languages that may be met, such as those of the run.
-        known: By language, wordings that are surely in it, such as an item's options. A text that is one of
-            the language's is in it, one that is only other candidates' is not, without asking the detector.
-        detector: Asked for the rest; `detect` when None.
+        language: Our code of the requested language, which is added to the candidates.
+        candidates: Our codes of the languages that may occur, such as those of the run.
+        known: By language, wordings that are certainly in it, such as an item's options. A text among the
+            language's own wordings is in it; a text found only among other candidates' wordings is not. The
+            detector is not called for these.
+        detector: Decides all other texts; defaults to `detect`.
     """
     if not readable(text):
         return False
@@ -74,9 +79,10 @@ def in_language(
 def tells_languages_apart(
     language: str, *, candidates: Collection[str], known: Mapping[str, Collection[str]]
 ) -> bool:
-    """Whether answers to an item can show their language: not where all of its wordings are English's too.
+    """Whether answers to an item reveal their language.
 
-    Labels that are the same words in every language are such a case: who gives one has chosen no language.
+    False if all of the language's wordings also occur in English (for English: in the other candidates), such
+    as labels that are identical in every language.
     """
     own = set(map(normalise, known.get(language, ())))
     theirs = {normalise(text) for code in _rivals(language, candidates) for text in known.get(code, ())}
@@ -84,15 +90,15 @@ def tells_languages_apart(
 
 
 def _rivals(language: str, candidates: Collection[str]) -> set[str]:
-    """What an answer in the language is mistaken for: English, and where English is asked for, the others."""
+    """Return the languages it must be told from: English, or for English all other candidates."""
     return {SOURCE} if language != SOURCE else set(candidates) - {SOURCE}
 
 
 def by_word(text: str, language: str) -> float:
-    """Share of words in the language's script; 0 for a text without letters, unless it holds digits.
+    """Share of words in the language's script; without letters, 1 if the text has digits, else 0.
 
-    Words without a letter do not count. Where a script puts no spaces between words, letters are counted in
-    place of words, or a Thai sentence would weigh as much as one English word.
+    Words without a letter do not count. For scripts without spaces, letters are counted instead of words;
+    otherwise a Thai sentence would weigh as much as one English word.
     """
     spoken = languages()[language]
     words, script = text if spoken.unspaced else text.split(), spoken.script
@@ -103,14 +109,14 @@ def by_word(text: str, language: str) -> float:
 
 
 def detect(text: str, candidates: Collection[str], /, *, fewest: int = _FEWEST_LETTERS) -> str | None:
-    """The detector of answers: candidates whose script holds half the letters, then py3langid among those.
+    """Detect an answer's language: candidates whose script covers half the letters, then py3langid.
 
-    None for a text without letters, in a script of no candidate, or too short for the identifier to choose
-    between several. A candidate that the identifier does not know is never its answer; another in the same
-    script is then only believed when it also wins against all that it knows.
+    None for a text without letters, in no candidate's script, or too short for py3langid to choose between
+    several candidates. Candidates unknown to py3langid are never returned when others share their script; if
+    there are any, another candidate must also win against all languages that py3langid knows.
 
     Args:
-        fewest: Letters from which on the identifier chooses.
+        fewest: Minimum number of letters for py3langid to choose.
 
     Raises:
         KeyError: A candidate is not one of our codes.
@@ -135,22 +141,22 @@ def detect(text: str, candidates: Collection[str], /, *, fewest: int = _FEWEST_L
 
 
 def guess(text: str, candidates: Collection[str], /) -> str | None:
-    """The detector of instructions: as `detect`, but chooses of shorter texts too.
+    """Detect an instruction's language: like `detect`, but also for shorter texts.
 
-    From 6 letters on and, in a script that is not English's, from the first. A judge of answers had better
-    not decide; who has to answer does better with the likeliest language than with English.
+    The minimum is 6 letters, or 1 in scripts other than English's. When judging answers, undecided is better
+    than wrong; when answering, the likeliest language is a better guess than English.
     """
     return detect(text, candidates, fewest=_FEWEST_GUESSED if _in_script(text, SOURCE) else 1)
 
 
 def rank(text: str, code: str) -> dict[str, float]:
-    """Log-likelihoods of a text under the identifier, by our code: a language and all others in its script.
+    """py3langid's log-likelihoods of a text, by our code, for a language and all others in its script.
 
-    Empty where the identifier does not know the language. Of languages that it has one label for (Chinese in
-    two scripts) only the asked one is there.
+    Empty if py3langid does not know the language. Of languages that share one label (Chinese in two scripts),
+    only the requested one is returned.
 
     Raises:
-        KeyError: It is not one of our codes.
+        KeyError: `code` is not one of our codes.
     """
     script, label = languages()[code].script, _LABELS.get(code, code)
     alike = {_LABELS.get(name, name): name for name, one in languages().items() if one.script == script}
@@ -161,7 +167,7 @@ def rank(text: str, code: str) -> dict[str, float]:
 
 
 def _letters(text: str) -> Counter[str]:
-    """Letters and the signs that belong to them, counted by the first word of their Unicode name."""
+    """Count letters and combining marks by the first word of their Unicode name."""
     return Counter(head for c in unicodedata.normalize("NFKC", text) if (head := _head(c)) is not None)
 
 
@@ -170,7 +176,7 @@ def _head(character: str) -> str | None:
     if unicodedata.category(character)[0] not in "LM":
         return None
     head = unicodedata.name(character, "").split(" ")[0]
-    return head if head not in {"", "COMBINING", "MODIFIER", "VARIATION"} else None  # those of all scripts
+    return head if head not in {"", "COMBINING", "MODIFIER", "VARIATION"} else None  # shared by all scripts
 
 
 def _share(letters: Counter[str], script: str) -> float | None:
@@ -189,7 +195,7 @@ def _has_digit(text: str) -> bool:
 
 @lru_cache(maxsize=64)
 def _identifier(labels: frozenset[str] | None) -> LanguageIdentifier:
-    """One model in memory (0.7 s to load), and a view of it for each set of labels; None: all of them."""
+    """Return a view of the cached model (0.7 s to load) limited to these labels; None: all labels."""
     if labels is None:
         return LanguageIdentifier.from_model_file(MODEL_FILE)
     view = copy.copy(_identifier(None))
@@ -203,7 +209,7 @@ def _all_labels() -> frozenset[str]:
 
 
 def _simplified_or_traditional(text: str) -> str | None:
-    """By the characters that only one of the two national character sets holds."""
+    """Decide by the characters that only one of the two national character sets contains."""
     simplified = sum(_fits(c, "gb2312") and not _fits(c, "big5") for c in text)
     traditional = sum(_fits(c, "big5") and not _fits(c, "gb2312") for c in text)
     if simplified == traditional:

@@ -1,8 +1,8 @@
-"""Gain in context: how much more often a prompted reading agrees with the model's own English answer.
+"""In-context gain: how much more often prompted answers agree with the model's own English answer.
 
-What is distilled can be no better than what the prompt does in context (OPCD, arXiv:2602.12275), so it is
-measured before anything is trained: the reference model answers held-out items as a bare instruction and
-behind each privileged prompt, and both are compared with its own answer to the English twin. Where prompted
+Distillation cannot do better than the prompt does in context (OPCD, arXiv:2602.12275), so the gain is
+measured before training: the reference model answers held-out items with the bare instruction and with each
+privileged prompt in front of it, and both are compared with its own answer to the English twin. If prompted
 minus bare is not above 0, there is nothing to distil.
 """
 
@@ -24,16 +24,16 @@ VIEWS: Mapping[str, tuple[str, ...]] = {
     "texts": ("texts",),
     "texts + twin": ("texts", "twin"),
 }
-"""What stands before the instruction; never an answer, which would be no measure of reading."""
+"""What precedes the instruction in each view; never an answer, which would reveal the result."""
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Agreement with the English answer of one view, task and language.
+    """Agreement with the English answer for one view, task and language.
 
     Attributes:
         agreement: Share of items answered as in English.
-        gain: The same less the bare instruction's, over the same items.
+        gain: Agreement minus that of the bare instruction, over the same items.
     """
 
     view: str
@@ -45,7 +45,7 @@ class Gain:
 
 
 def prompted(item: Item, code: str, reads: Sequence[str], texts: NodeTexts, tree: Tree) -> str | None:
-    """What the teacher reads before an item's instruction; None for the bare instruction."""
+    """Return the privileged prompt of an item; None for the bare instruction."""
     if not reads:
         return None
     twin = Turn(item.turns[SOURCE].instruction) if "twin" in reads else None
@@ -68,14 +68,14 @@ def gains(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Gain]:
-    """Every view's agreement and gain, by task and language; intervals from the paired items.
+    """Compute every view's agreement and gain by task and language, with intervals over paired items.
 
     Args:
         model: The reference model, adapters off.
-        items: Held-out items that have English; only these and the languages they have are read.
+        items: Held-out items. Those without English are ignored; languages that an item lacks are skipped.
     """
     items = [item for item in items if SOURCE in item.turns]
-    # By place: two suites may number their items alike.
+    # By index: item IDs may repeat across suites.
     places = [(n, code) for code in languages for n, item in enumerate(items) if code in item.turns]
     asked = [(items[n], code) for n, code in places]
     limit = max([max_new_tokens, *(item.longest or 0 for item in items)])

@@ -1,4 +1,4 @@
-"""What a suite hands to the evaluation: items to answer and sentences to retrieve. Knows no model."""
+"""What a suite provides to the evaluation: items to answer and sentences to retrieve. Model-independent."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,13 +12,13 @@ class Item:
     """One question in several languages.
 
     Attributes:
-        turns: Instruction and reference response by language. Without English nothing is said of consistency.
+        turns: Instruction and reference response by language. Without English, consistency is undefined.
         options: For a closed task, by language, the wording of each possible meaning; None: open task.
-        gold: The meaning of the right answer: a key of the options, or None where nobody knows it.
-        answer_language: The language that an answer must be in, where it is not the instruction's.
-        measures: What is judged item by item; the suite's own score may judge more.
-        longest: Tokens that an answer may need, where that is more than the settings give.
-        paraphrases: Other wordings of the English instruction, the same question with the same answer.
+        gold: The meaning of the right answer: a key of `options`, or None if unknown.
+        answer_language: By instruction language, the language expected of the answer, where it differs.
+        measures: Measures computed per item; the suite's own score may compute more.
+        longest: Tokens that an answer may need; used if larger than the setting `max_new_tokens`.
+        paraphrases: Other wordings of the English instruction with the same answer.
     """
 
     id: str
@@ -34,12 +34,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Official:
-    """What a benchmark's own metrics say of all answers.
+    """Results of a benchmark's own metrics.
 
     Attributes:
         tasks: By task and metric: `mean` over the languages, and `languages`.
-        more: Whatever else belongs to the score: an overall mean, how many answers could not be read.
-        files: Prediction files in the benchmark's own form, by relative path.
+        more: Further results, such as an overall mean or the number of unreadable answers.
+        files: Prediction files in the benchmark's own format, by relative path.
     """
 
     tasks: Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -47,18 +47,18 @@ class Official:
     files: Mapping[str, str] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
-        """As JSON, without the files."""
+        """Return a JSON-serialisable dict, without the files."""
         return {"tasks": {task: dict(metrics) for task, metrics in self.tasks.items()}, **self.more}
 
 
 def over_languages(values: Mapping[str, float]) -> dict[str, Any]:
-    """A metric's values with their plain mean."""
+    """Return a metric's values with their unweighted mean."""
     return {"mean": sum(values.values()) / len(values), "languages": dict(values)}
 
 
 @dataclass(frozen=True)
 class SuiteData:
-    """A suite's items and its parallel sentences: `sentences[code][i]` mean the same for every code."""
+    """A suite's items and parallel sentences: `sentences[code][i]` means the same for every code."""
 
     name: str
     revision: str
@@ -66,8 +66,8 @@ class SuiteData:
     items: tuple[Item, ...]
     sentences: Mapping[str, tuple[str, ...]]
     layer_sentences: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Parallel sentences that give retrieval its layers and statistics; never those that are reported."""
+    """Parallel sentences for choosing retrieval's layers and computing its statistics; never reported."""
     score: Callable[[Mapping[str, Mapping[str, str]]], Official] | None = None
-    """The benchmark's own metrics: from answers by language and item id."""
+    """Computes the benchmark's own metrics from answers by language and item ID."""
     notes: tuple[str, ...] = ()
-    """What a reader of the scores must know."""
+    """Notes for readers of the scores."""

@@ -1,10 +1,10 @@
-"""Leaks: test items that stand in the training data, word for word or by a long passage, in any language.
+"""Leaks: test items that occur in the training data, verbatim or by a long passage, in any language.
 
-A passage is 13 words in a row (Brown et al. 2020, appendix C), or 30 letters where a script puts no spaces
-between words. How a task is worded is no leak: what an instruction is about is taken out of its template, on
-both sides, and compared part by part, however many items share it. The demo's texts are made from one
-grammar, so every passage of theirs is common: they are compared whole.
-Knows no model. Flow: texts of the suites → index of passages → training texts, one by one → leaks.
+A passage is 13 consecutive words (Brown et al. 2020, appendix C), or 30 letters in scripts without spaces. A
+shared task template is not a leak: the content of an instruction is extracted from its template on both
+sides and compared part by part, however many items share it. The demo's texts come from one grammar, so all
+their passages are common; they are only compared as a whole.
+Model-independent. Flow: texts of the suites → index of passages → training texts, one by one → leaks.
 """
 
 import unicodedata
@@ -20,16 +20,17 @@ from isogloss.languages import languages
 
 WORDS: Final = 13
 LETTERS: Final = 30
-"""Fewest letters of such a passage, and of an answer that counts as a text."""
+"""Length of a passage in scripts without spaces; also the minimum length of a response to be checked."""
 _MADE: Final = ("demo",)
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text in a language; of a suite's item, or of a training example, whose suite is empty.
+    """A text of a suite's item or of a training example (`suite` is then empty).
 
     Attributes:
-        parts: What it is about, where it is an instruction whose template is known; else the text itself.
+        parts: The content extracted from an instruction whose template is known; else empty, and the whole
+            text is compared.
     """
 
     suite: str
@@ -41,11 +42,11 @@ class Text:
 
 @dataclass(frozen=True)
 class Leak:
-    """A test text that was met in a training text.
+    """A test text found in a training text.
 
     Attributes:
-        whole: The two are the same; else they share `passage`.
-        trained: Id and language of the training example.
+        whole: True if the two are identical; else they share `passage`.
+        trained: ID and language of the training example.
     """
 
     suite: str
@@ -56,7 +57,7 @@ class Leak:
     trained: tuple[str, str]
 
     def line(self) -> str:
-        """In one line."""
+        """Return a one-line description."""
         how = "is" if self.whole else "shares a passage with"
         words = self.passage if len(self.passage) <= 80 else self.passage[:79] + "…"
         return (
@@ -65,7 +66,7 @@ class Leak:
 
 
 def texts_of(suite: SuiteData) -> list[Text]:
-    """What a suite asks and retrieves; its answers are single words as a rule, and stand anywhere."""
+    """Return a suite's instructions and sentences; answers are left out, as most are single common words."""
     asked = [
         Text(suite.name, item.id, code, turn.instruction, parts_of(item.task, code, turn.instruction))
         for item in suite.items
@@ -79,7 +80,7 @@ def texts_of(suite: SuiteData) -> list[Text]:
 
 
 def trained_texts(examples: Iterable[ParallelExample]) -> Iterator[Text]:
-    """What examples ask and answer in words of their own: a label may well be somebody's whole utterance."""
+    """Yield instructions and long open responses; a label may well be someone's whole utterance."""
     for example in examples:
         for code, turn in example.turns.items():
             asked = turn.instruction
@@ -89,7 +90,7 @@ def trained_texts(examples: Iterable[ParallelExample]) -> Iterator[Text]:
 
 
 def find_leaks(tests: Iterable[Text], training: Iterable[Text]) -> list[Leak]:
-    """For every test text the first training text that is the same, else the first that shares a passage."""
+    """Return, per test text, the first identical training text, else the first that shares a passage."""
     tests = list(tests)
     same: dict[int, Leak] = {}
     shared: dict[int, Leak] = {}
@@ -100,14 +101,14 @@ def find_leaks(tests: Iterable[Text], training: Iterable[Text]) -> list[Leak]:
 
 
 def leaking(tests: Iterable[Text], training: Iterable[Text]) -> list[str]:
-    """Ids of all training examples that are the same as a test text or share a passage with one."""
+    """Return the IDs of all training examples that equal a test text or share a passage with one."""
     return list(dict.fromkeys(text.id for _, text, _, _ in _meetings(list(tests), training)))
 
 
 def _meetings(
     tests: Sequence[Text], training: Iterable[Text]
 ) -> Iterator[tuple[int, Text, bool, tuple[str, ...]]]:
-    """The number of a test text, a training text, whether they are the same, and what they share."""
+    """Yield (test text index, training text, whether identical, shared tokens) for every match."""
     whole: dict[tuple[tuple[str, ...], ...], list[int]] = {}
     passages: dict[tuple[str, ...], list[int]] = {}
     for number, test in enumerate(tests):
@@ -134,7 +135,7 @@ def _leak(test: Text, text: Text, whole: bool, tokens: tuple[str, ...]) -> Leak:
 
 
 def _parts(text: Text) -> tuple[tuple[str, ...], ...]:
-    """Of each part letters, signs and digits alone, case folded; by word, or by character without spaces."""
+    """Split each part into case-folded words (letters, marks, digits), or characters in unspaced scripts."""
     found = []
     for part in text.parts or (text.text,):
         folded = unicodedata.normalize("NFKC", part).casefold()

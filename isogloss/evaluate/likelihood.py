@@ -1,9 +1,9 @@
-"""Closed tasks without generation: the option that the model finds likeliest.
+"""Closed tasks without generation: choose the likeliest option.
 
-Flow: prompts → keys and values, once for what they share → each option behind them → log-probability of the
-whole answer. Prompts of one language begin alike: all of them with the words of the template, the lead, and
-some, a unit, with a whole premise. Such a beginning is read once and its keys and values are shared. Of
-models whose states run along the text (Mamba, linear attention) nothing is shared.
+Flow: prompts → KV cache, computed once per shared prefix → each option appended → log-probability of the
+whole answer. All prompts of a language start with the words of the template (the lead), and groups of them
+(units) share a longer prefix, such as a premise. Each shared prefix is read once and its keys and values are
+reused. With a recurrent state (Mamba, linear attention), nothing is shared.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from isogloss.model.load import pad_id
 
 Ids = Sequence[int]
 SHARED = 8
-"""Tokens in common that are worth a forward of their own."""
+"""Minimum length of a shared prefix, in tokens, to be read in a separate forward pass."""
 
 
 @torch.no_grad()
@@ -39,18 +39,19 @@ def log_probabilities(
     batch: int = 64,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[dict[str, float]]:
-    """ln p(option and end of turn | instruction) of every option of every instruction, in nats.
+    """Return ln p(option and end of turn | instruction) for every option of every instruction, in nats.
 
-    The end of turn belongs to the answer, so the options are whole answers and their probabilities add up to
-    no more than 1: no option gains by being the beginning of another, and no length has to be divided out.
+    The end of turn is part of the answer, so options are complete answers whose probabilities sum to at most
+    1: an option does not gain by being a prefix of another, and no length normalisation is needed.
 
     Args:
-        options: By meaning, the wordings that may answer each instruction.
-        languages: With adapters, whose path each row reads; without them the reference model is asked.
-        batch: Rows of a forward, at most.
+        options: For each instruction, the possible wordings by meaning.
+        languages: The language of each row, by which rows are grouped. With `adapters`, each row uses its
+            language's path; otherwise the reference model is scored.
+        batch: Maximum rows per forward pass.
     """
     model.eval()
-    answer = cache(lambda wording: encode_response(tokenizer, wording))  # options are the same in many rows
+    answer = cache(lambda wording: encode_response(tokenizer, wording))  # many rows have the same options
     prompts = [encode_prompt(tokenizer, text) for text in instructions]
     answers = [[answer(wording) for wording in wordings.values()] for wordings in options]
     found: list[dict[str, float]] = [{} for _ in prompts]
@@ -90,7 +91,7 @@ def log_probabilities(
 
 
 def _by_language(languages: Sequence[str]) -> dict[str, list[int]]:
-    """The rows of each language."""
+    """Group row numbers by language."""
     found: dict[str, list[int]] = {}
     for number, code in enumerate(languages):
         found.setdefault(code, []).append(number)
@@ -100,7 +101,7 @@ def _by_language(languages: Sequence[str]) -> dict[str, list[int]]:
 def _batches(
     numbers: Sequence[int], prompts: Sequence[Ids], lead: int, rows: int, tokens: float
 ) -> Iterator[list[list[int]]]:
-    """A language's rows by batch and unit: of about one length, each alone or all in company."""
+    """Yield batches of units of similar length; a batch has only single-row or only multi-row units."""
     units = _units(sorted(numbers, key=lambda n: tuple(prompts[n])), prompts, lead, rows)
     units.sort(key=lambda unit: (len(unit) > 1, max(len(prompts[n]) for n in unit)))
     made: list[list[int]] = []
@@ -116,7 +117,7 @@ def _batches(
 
 
 def _units(order: Sequence[int], prompts: Sequence[Ids], lead: int, rows: int) -> list[list[int]]:
-    """Neighbours in the alphabet that share most of what stands behind the lead, such as a premise."""
+    """Group rows, sorted by prompt, that share most of what follows the lead, such as a premise."""
     units: list[list[int]] = []
     for number in order:
         first = prompts[units[-1][0]] if units else ()
@@ -129,17 +130,17 @@ def _units(order: Sequence[int], prompts: Sequence[Ids], lead: int, rows: int) -
 
 
 def _beginning(prompts: Sequence[Ids]) -> Ids:
-    """What all have in common, but for the last token of each, whose state predicts the answer."""
+    """Return the common prefix, without any prompt's last token, whose state predicts the answer."""
     places = zip(*(prompt[:-1] for prompt in prompts), strict=False)
     return tuple(tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, places))
 
 
 def _levels(prompts: Sequence[Ids], sizes: Sequence[int], lead: int) -> list[tuple[list[Ids], list[int]]]:
-    """What is read behind the lead, in turn: texts, and behind which text of the level before each stands.
+    """Return the levels to read after the lead: per level, the texts and the index of each text's parent.
 
     Args:
-        sizes: Of each unit, how many of the prompts it has.
-        lead: Tokens that all have in common.
+        sizes: Number of prompts in each unit.
+        lead: Length of the lead in tokens.
     """
     if len(sizes) == len(prompts):
         return [([prompt[lead:] for prompt in prompts], [0] * len(prompts))]
@@ -162,13 +163,15 @@ def _score(
     begun: list[DynamicCache] | None = None,
     set_path: Callable[[int], None] = lambda rows: None,
 ) -> list[list[float]]:
-    """Rows × their options; prompts are padded on the left, so that every option begins at one place.
+    """Return the log-probabilities, rows × options.
+
+    Prompts are padded on the left, so all options start at the same position.
 
     Args:
-        sizes: Of each unit of rows that begin alike, how many of the prompts it has; each row is one without.
-        lead: What all prompts begin with, where it is to be read once.
-        begun: Keys and values of the lead; empty before the first batch.
-        set_path: Called with the rows of a forward before it.
+        sizes: Number of prompts in each unit with a shared prefix; defaults to one unit per row.
+        lead: Prefix of all prompts that is read once; empty if there is none.
+        begun: Cached keys and values of the lead; empty before the first batch.
+        set_path: Called before each forward pass with its number of rows.
     """
     device = next(model.parameters()).device
     levels = _levels(prompts, sizes or [1] * len(prompts), len(lead))
@@ -176,19 +179,19 @@ def _score(
     config = causal_of(model).config.get_text_config()
     windows = (getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size"))
     if longest > min((window for window in windows if window), default=longest):
-        # Blanks between a beginning and its rest would count in a sliding window, or move a chunk's border.
+        # Padding between a prefix and its rest would count in a sliding window, or shift chunk borders.
         lead, levels = (), [(list(prompts), [0] * len(prompts))]
     past = _read_lead(model, lead, [] if begun is None else begun, set_path) if lead else DynamicCache()
     mask = torch.ones(1, len(lead), dtype=torch.long, device=device)
     for texts, parents in levels[:-1]:
         ids, mask = _behind(texts, parents, mask, past, blank, set_path)
         _read(model, ids, mask, past)
-    # What is left of the prompts is read in one go with the first option.
+    # The rest of the prompts is read in one forward pass with the first option.
     unread, mask = _behind(*levels[-1], mask, past, blank, set_path)
     first: Tensor | None = None
     scores: list[list[float]] = [[] for _ in prompts]
     for place in range(max(map(len, options))):
-        # A row with fewer options reads an end of its own, which nobody counts.
+        # A row with fewer options reads a dummy token, whose score is discarded.
         answers = [list(row[place]) if place < len(row) else [blank] for row in options]
         said, there = (t.to(device) for t in pad(answers, blank))
         ids = torch.cat([unread, said[:, :-1]], 1)
@@ -217,7 +220,7 @@ def _score_whole(
     begun: list[DynamicCache],
     set_path: Callable[[int], None],
 ) -> list[list[float]]:
-    """As `_score`, of a model whose states run along the text: every prompt is read with every option."""
+    """Like `_score`, for models with a recurrent state: every prompt is read with every option."""
     scores: list[list[float]] = [[] for _ in prompts]
     for place in range(max(map(len, options))):
         rows = [number for number, row in enumerate(options) if place < len(row)]
@@ -239,7 +242,7 @@ def _behind(
     blank: int,
     set_path: Callable[[int], None],
 ) -> tuple[Tensor, Tensor]:
-    """A level's ids and the mask with them; what stands before each in the cache is its parent's."""
+    """Return a level's token IDs and the extended mask; select each text's parent in the cache, in place."""
     ids, there = (t.to(mask.device) for t in pad([list(text) for text in texts], blank, "left"))
     rows = torch.tensor(parents, device=mask.device)
     past.batch_select_indices(rows)
@@ -250,7 +253,7 @@ def _behind(
 def _read_lead(
     model: nn.Module, lead: Ids, begun: list[DynamicCache], set_path: Callable[[int], None]
 ) -> DynamicCache:
-    """Keys and values of the lead, read when it is first asked for."""
+    """Return a copy of the lead's keys and values, computed on first use."""
     if not begun:
         ids = torch.tensor([list(lead)], device=next(model.parameters()).device)
         begun.append(DynamicCache())
@@ -260,7 +263,7 @@ def _read_lead(
 
 
 def _read(model: nn.Module, ids: Tensor, mask: Tensor, past: Any) -> Tensor:
-    """Last hidden states of `ids`, which stand at the end of what the mask covers."""
+    """Return the last hidden states of `ids`, the final positions covered by the mask."""
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     return decoder_of(model)(
         input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=past, use_cache=True

@@ -1,7 +1,7 @@
-"""Metrics: whether answers agree and whether parallel sentences find each other. Pure functions.
+"""Metrics: agreement of answers and retrieval of parallel sentences. Pure functions.
 
-Everything is kept per item: intervals are made from items (`statistics`). Knows no model and no suite.
-Letters: n sentences, d dimensions. Formulae and sources: docstrings.
+Results are per item, as intervals are computed over items (`statistics`). Independent of models and suites.
+Letters: n sentences, d dimensions. Formulae and sources are in the docstrings.
 """
 
 import math
@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-# Two cosines closer than this are a tie: the rounding of a float32 product over some thousand dimensions.
+# Cosines closer than this are tied: rounding error of a float32 dot product over some thousand dimensions.
 TIE: Final = 1e-6
 NEIGHBOURS: Final = 4  # Artetxe and Schwenk 2019 (arXiv:1811.01136), and xSIM after them
 
 
 def agreement(reference: Sequence[str | None], answers: Sequence[str | None]) -> list[bool]:
-    """Per item, whether both answers mean the same; an unreadable one (None) agrees with nothing.
+    """Return, per item, whether both answers mean the same; an unreadable answer (None) agrees with nothing.
 
     Raises:
         ValueError: The two differ in length.
@@ -33,17 +33,17 @@ def agreement(reference: Sequence[str | None], answers: Sequence[str | None]) ->
 
 
 def chance_agreement(reference: Sequence[str | None], answers: Sequence[str | None]) -> float:
-    """How often both would agree if each kept its answers but gave them to other items: Σ_k p_k q_k.
+    """Agreement expected if each side's answers were assigned to items at random: Σ_k p_k q_k.
 
-    p and q are the shares of meaning k among all answers of either side; an unreadable one (None) has no
-    meaning, so the shares need not add up to 1.
+    p_k and q_k are the shares of meaning k among each side's answers. Unreadable answers (None) have no
+    meaning, so the shares need not sum to 1.
 
     Raises:
         ValueError: The two differ in length, or there is no item.
     """
     if len(reference) != len(answers) or not answers:
         raise ValueError(
-            f"{len(reference)} and {len(answers)} answers; both need the same items, at least one"
+            f"{len(reference)} and {len(answers)} answers; both sides need the same items, at least one"
         )
     ours, theirs = Counter(reference), Counter(answers)
     shared = sum(count * theirs[meaning] for meaning, count in ours.items() if meaning is not None)
@@ -53,16 +53,16 @@ def chance_agreement(reference: Sequence[str | None], answers: Sequence[str | No
 def beyond_chance(observed: float, chance: float) -> float:
     """Cohen's κ = (observed - chance) / (1 - chance), 1960 (doi:10.1177/001316446002000104).
 
-    1 where both always agree, 0 where they agree as often as chance has it, below 0 where less often. Where
-    both sides give one and the same answer to everything κ has no value; it counts as 0, since such agreement
-    shows nothing.
+    1 if both always agree, 0 if they agree as often as expected by chance, negative if less often. If both
+    sides give one identical answer to everything, κ is undefined and counts as 0, as such agreement shows
+    nothing.
     """
     return (observed - chance) / (1 - chance) if chance < 1 else 0.0
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Per sentence, whether its translation was found, from English (forward) and into English (backward)."""
+    """Whether each sentence's translation was found, from English (forward) and into English (backward)."""
 
     forward: Bool[Tensor, " n"]
     backward: Bool[Tensor, " n"]
@@ -71,12 +71,12 @@ class Retrieval:
 
     @property
     def strict(self) -> Bool[Tensor, " n"]:
-        """True pair above all others of its row and its column (MEXA, Kargaran et al. 2024)."""
+        """The true pair scores above all others in its row and column (MEXA, Kargaran et al. 2024)."""
         return self.forward & self.backward
 
     @property
     def scores(self) -> list[float]:
-        """Per sentence 0, ½ or 1: the mean of both directions; for resampling."""
+        """Mean of both directions per sentence (0, ½ or 1), for resampling."""
         return ((self.forward.float() + self.backward.float()) / 2).tolist()
 
     @property
@@ -93,9 +93,9 @@ class Retrieval:
 
 
 def same_targets(english: Sequence[str], other: Sequence[str]) -> Bool[Tensor, "n n"]:
-    """Which pairs of rows count as one in retrieval: the same sentence in English or in the other language.
+    """Mark pairs of rows with the same sentence in English or in the other language.
 
-    Whichever of two equal sentences is found, it is the right one. White space does not tell sentences apart.
+    Finding either of two equal sentences counts as correct. Differences in white space are ignored.
 
     Raises:
         ValueError: The two differ in length.
@@ -116,21 +116,21 @@ def same_targets(english: Sequence[str], other: Sequence[str]) -> Bool[Tensor, "
 def retrieve(
     english: Float[Tensor, "n d"], other: Float[Tensor, "n d"], same: Bool[Tensor, "n n"] | None = None
 ) -> Retrieval:
-    """Look for each sentence's translation among all, by cosine and by ratio margin, in both directions.
+    """Retrieve each sentence's translation among all sentences, by cosine and ratio margin, both ways.
 
-    Row i of both sides means the same. A tie is a failure, so embeddings that are all alike find nothing.
-    The margin is that of xSIM: cosine over the mean of both sides' mean cosine to their 4 nearest, chosen
-    among those 4. Nothing is centred; a mean that is not positive counts as `TIE`, which leaves the sign of
-    the cosine to decide instead of turning it round.
+    Row i of both sides means the same. A tie is a failure, so identical embeddings find nothing. The margin
+    is that of xSIM: the cosine divided by the mean of both sides' mean cosine to their 4 nearest neighbours,
+    chosen among those 4. Embeddings are not centred. A non-positive denominator is replaced by `TIE`, so that
+    the sign of the cosine decides instead of being flipped.
 
     Args:
-        english: Sentence embeddings of any float type; the products run in float32.
+        english: Sentence embeddings of any float type; products are computed in float32.
         other: Embeddings of the translations, in the same order.
-        same: Rows that count as one, from `same_targets`: any of them is the right one to find. When not
-            given, each row is right for itself alone.
+        same: Rows with equal sentences, from `same_targets`: finding any of them is correct. By default, only
+            row i is correct for row i.
 
     Raises:
-        ValueError: There is no sentence, or an embedding holds a number that is not finite.
+        ValueError: There are no sentences, or an embedding is not finite.
     """
     if not len(english):
         raise ValueError("no sentences to retrieve; give at least one pair")
@@ -150,13 +150,13 @@ def retrieve(
 
 
 def alignment(consistency: float, retrieval: float) -> float:
-    """½ (consistency + retrieval): the alignment accuracy of one language."""
+    """Alignment accuracy of one language: ½ (consistency + retrieval)."""
     return (consistency + retrieval) / 2
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How unequal the languages are: the worst one, its value, and the standard deviation over all."""
+    """Spread over languages: the worst language, its value, and the standard deviation over all."""
 
     worst: str
     lowest: float
@@ -164,10 +164,10 @@ class Spread:
 
 
 def spread(values: Mapping[str, float]) -> Spread:
-    """Spread of a measure over its languages: all that there are, so the deviation divides by their number.
+    """Return a measure's spread over languages, with the population standard deviation (divided by n).
 
     Raises:
-        ValueError: There is no language, or one has no number (nan).
+        ValueError: There are no languages, or a value is nan.
     """
     if not values or any(math.isnan(v) for v in values.values()):
         raise ValueError(f"{dict(values)} has no spread; it needs a number for every language")
@@ -204,22 +204,24 @@ def _above_neighbours(
 
 
 def rank_c(a: Sequence[Sequence[str]], b: Sequence[Sequence[str]]) -> list[float]:
-    """Per query, how alike two languages rank the same candidates (RankC, Qi et al. 2023).
+    """Return, per query, how similarly two languages rank the same candidates (RankC, Qi et al. 2023).
 
     Sum over j of w_j · |top j of a ∩ top j of b| / j with w = softmax(N, N − 1, …, 1). Never 0: see
     `rank_c_chance`.
 
     Args:
-        a: For each query its candidates from the likeliest down, by meaning.
+        a: For each query, the meanings of its candidates, likeliest first.
         b: The same queries in another language.
 
     Raises:
-        ValueError: The two differ in queries or in a query's candidates.
+        ValueError: The number of queries, or a query's candidates, differ between the two.
     """
     found = []
     for number, (first, second) in enumerate(zip(a, b, strict=True), start=1):
         if len(set(first)) != len(first) or sorted(first) != sorted(second):
-            raise ValueError(f"query {number} has other candidates on each side; both must rank the same")
+            raise ValueError(
+                f"query {number} has different candidates in a and b; both must rank the same ones"
+            )
         overlap, seen, value = 0, (set(), set()), 0.0
         for j, (one, other) in enumerate(zip(first, second, strict=True), start=1):
             seen[0].add(one)
@@ -231,13 +233,13 @@ def rank_c(a: Sequence[Sequence[str]], b: Sequence[Sequence[str]]) -> list[float
 
 
 def rank_c_chance(sizes: Sequence[int]) -> float:
-    """What rankings drawn at random come to on average: P@j is j/N, so Σ w_j · j/N, mean over the queries.
+    """Expected RankC of random rankings: P@j is j/N, so Σ w_j · j/N, averaged over the queries.
 
     Raises:
-        ValueError: There is no query, or one without candidates.
+        ValueError: There are no queries, or a query has no candidates.
     """
     if not sizes or min(sizes) < 1:
-        raise ValueError(f"the queries have {list(sizes)} candidates; there must be queries, each with some")
+        raise ValueError(f"the queries have {list(sizes)} candidates; give queries with at least one each")
     each = [math.fsum(w * j / n for j, w in enumerate(_rank_weights(n), start=1)) for n in sizes]
     return math.fsum(each) / len(each)
 
@@ -245,9 +247,9 @@ def rank_c_chance(sizes: Sequence[int]) -> float:
 def rank_c_shuffled(
     a: Sequence[Sequence[str]], b: Sequence[Sequence[str]], *, seed: int, draws: int = 20
 ) -> float | None:
-    """RankC when each query meets another one's ranking: what a liking for the same options brings by itself.
+    """RankC after shuffling one side's queries: the part due to a general preference for the same options.
 
-    Queries change places only with those that have the same candidates; None where no two do.
+    Only queries with the same candidates are shuffled with each other; None if no two queries have the same.
     """
     groups: dict[tuple[str, ...], list[int]] = {}
     for number, candidates in enumerate(a):
@@ -262,7 +264,7 @@ def rank_c_shuffled(
 
 
 def correct_overlap(a: Sequence[bool], b: Sequence[bool]) -> float | None:
-    """Right in both over right in either (Jiang et al. 2020); None where neither has anything right.
+    """Items right in both over items right in either (Jiang et al. 2020); None if no item is right in either.
 
     Raises:
         ValueError: The two differ in length.
@@ -273,17 +275,17 @@ def correct_overlap(a: Sequence[bool], b: Sequence[bool]) -> float | None:
 
 
 def seaeval_consistency(answers: Mapping[str, Sequence[str | None]], size: int) -> float:
-    """SeaEval's C_s: over all sets of `size` languages, the share of items that all of them answer alike.
+    """SeaEval's C_s: share of items on which all languages of a set agree, over all sets of `size` languages.
 
-    The same wrong answer is consistent; an unreadable one (None) agrees with nothing. An item on which groups
-    of g₁, g₂, … languages agree counts Σ C(gᵢ, s) / C(L, s), which is the mean over all sets.
+    The same wrong answer is consistent; an unreadable answer (None) agrees with nothing. An item on which
+    groups of g₁, g₂, … of the L languages agree counts Σ C(gᵢ, s) / C(L, s), the mean over all sets.
 
     Raises:
-        ValueError: `size` is not within 2 and the number of languages, there is no item, or the languages
+        ValueError: `size` is not between 2 and the number of languages, there are no items, or the languages
             differ in length.
     """
     if not 2 <= size <= len(answers):
-        raise ValueError(f"sets of {size} of {len(answers)} languages; the size must be 2 to their number")
+        raise ValueError(f"size is {size} of {len(answers)} languages; it must be between 2 and their number")
     items = list(zip(*answers.values(), strict=True))
     if not items:
         raise ValueError("no items; consistency needs at least one")
@@ -296,7 +298,7 @@ def seaeval_consistency(answers: Mapping[str, Sequence[str | None]], size: int) 
 
 
 def ac3(consistency: float, accuracy: float) -> float:
-    """SeaEval's AC3: the harmonic mean of consistency and accuracy; 0 where both are."""
+    """SeaEval's AC3: the harmonic mean of consistency and accuracy; 0 if both are 0."""
     total = consistency + accuracy
     return 2 * consistency * accuracy / total if total else 0.0
 

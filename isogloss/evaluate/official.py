@@ -1,7 +1,7 @@
-"""Official metrics: what the benchmarks' own scripts compute, as pure functions of gold and predictions.
+"""Official metrics as the benchmarks' own scripts compute them, as pure functions of gold and predictions.
 
-All values lie within 0 and 1. Knows no model, no suite and no file. Intervals are not made here: most of
-these numbers belong to a corpus and not to an item.
+All values lie between 0 and 1. Independent of models, suites and files. There are no intervals, as most of
+these metrics are defined on a corpus, not on an item.
 Sources: XGLUE's evaluation script (Liang et al. 2020), which calls seqeval for tags and sacrebleu for texts;
 MLQA's (Lewis et al. 2020); Järvelin and Kekäläinen 2002 for nDCG.
 """
@@ -23,7 +23,7 @@ _ARTICLES: Final = {
     "es": r"\b(un|una|unos|unas|el|la|los|las)\b",
     "de": r"\b(ein|eine|einen|einem|eines|einer|der|die|das|den|dem|des)\b",
     "vi": r"\b(của|là|cái|chiếc|những)\b",
-    "ar": "ال",  # anywhere, also inside a word, as the official script has it
+    "ar": "ال",  # anywhere, even inside a word, as in the official script
 }
 _HAN: Final = re.compile("[\u4e00-\u9fa5]")
 Span = tuple[str, int, int]
@@ -33,17 +33,17 @@ def accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
     """Share of predictions that are the gold label.
 
     Raises:
-        ValueError: The two differ in length, or there is none.
+        ValueError: The two differ in length or are empty.
     """
     _paired(gold, predicted)
     return sum(a == b for a, b in zip(gold, predicted, strict=True)) / len(gold)
 
 
 def token_accuracy(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> float:
-    """Share of tokens whose tag is right, over all sentences: what XGLUE documents for POS.
+    """Share of correctly tagged tokens over all sentences: the metric that XGLUE documents for POS.
 
     Raises:
-        ValueError: As `accuracy`; or a sentence has more tags on one side.
+        ValueError: As `accuracy`, or a sentence has a different number of tags on each side.
     """
     _paired(gold, predicted)
     _same_tokens(gold, predicted)
@@ -51,11 +51,12 @@ def token_accuracy(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[s
 
 
 def spans(sentences: Sequence[Sequence[str]]) -> set[Span]:
-    """Spans (type, first, last) of tag sequences; places are counted through all sentences.
+    """Return the spans (type, first, last) of tag sequences; positions run through all sentences.
 
-    seqeval 1.2's reading, which XGLUE's script uses for POS too: the first character of a tag is its prefix,
-    what follows the first hyphen, or the first character, its type. So IOB1 and IOB2 give the same spans,
-    equal neighbouring POS tags are one span, CCONJ and SCONJ are of one type, and SYM joins no neighbour.
+    Follows seqeval 1.2, which XGLUE's script also uses for POS: the first character of a tag is its prefix;
+    its type is what follows the first hyphen or, without a hyphen, the first character. So IOB1 and IOB2 give
+    the same spans, equal adjacent POS tags form one span, CCONJ and SCONJ have the same type, and SYM never
+    merges with a neighbour.
     """
     found, before, kind, first = set(), "O", "", 0
     tags = [tag for row in sentences for tag in (*row, "O")]
@@ -71,7 +72,7 @@ def spans(sentences: Sequence[Sequence[str]]) -> set[Span]:
 
 
 def span_precision(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> float:
-    """Share of predicted spans that are gold spans; 0 where none is predicted. What XGLUE computes for POS.
+    """Share of predicted spans that are gold spans; 0 if none is predicted. Computed by XGLUE for POS.
 
     Raises:
         ValueError: As `token_accuracy`.
@@ -81,7 +82,7 @@ def span_precision(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[s
 
 
 def span_f1(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> float:
-    """Micro F1 of spans, 0 where there is none on either side: XGLUE's NER.
+    """Micro F1 of spans; 0 if there are none on either side. XGLUE's NER metric.
 
     Raises:
         ValueError: As `token_accuracy`.
@@ -91,10 +92,10 @@ def span_f1(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -
 
 
 def answer_f1(gold: Sequence[str], predicted: str, language: str) -> float:
-    """MLQA's F1 of one answer: overlap of normalised tokens with the gold answer that it fits best.
+    """MLQA's F1 of one answer: overlap of normalised tokens with the best-matching gold answer.
 
     Raises:
-        ValueError: There is no gold answer.
+        ValueError: `gold` is empty.
     """
     if not gold:
         raise ValueError("a question has no gold answer; it needs at least one")
@@ -109,29 +110,29 @@ def answer_f1(gold: Sequence[str], predicted: str, language: str) -> float:
 
 
 def answer_match(gold: Sequence[str], predicted: str, language: str) -> bool:
-    """MLQA's exact match: some gold answer has the same normalised tokens."""
+    """MLQA's exact match: any gold answer has the same normalised tokens."""
     return any(_answer_tokens(one, language) == _answer_tokens(predicted, language) for one in gold)
 
 
 def ndcg(queries: Sequence[str], gold: Sequence[float], predicted: Sequence[float]) -> float:
     """Mean nDCG over groups of adjacent rows with the same query, as XGLUE's script groups them.
 
-    All ranks count, the gain is the relevance itself, rows that are predicted alike share their mean gain. A
-    group of one row is left out; one in which nothing is relevant is 0.
+    All ranks count, the gain is the relevance itself, and rows with tied predictions share their mean gain.
+    Groups of one row are skipped; a group without a relevant row scores 0.
 
     Raises:
-        ValueError: The three differ in length, or no query has two rows.
+        ValueError: The three differ in length, or no query has two adjacent rows.
     """
     rows = zip(queries, gold, predicted, strict=True)
     groups = [[row[1:] for row in group] for _, group in groupby(rows, key=lambda row: row[0])]
     values = [_ndcg_of([g for g, _ in group], [p for _, p in group]) for group in groups if len(group) > 1]
     if not values:
-        raise ValueError("no query has two rows that stand together; a ranking needs at least two")
+        raise ValueError("no query has two adjacent rows; a ranking needs at least two")
     return math.fsum(values) / len(values)
 
 
 def bleu(gold: Sequence[str], predicted: Sequence[str]) -> float:
-    """Corpus BLEU over 100, lower-cased, tokenised as 13a in every language: XGLUE's QG and NTG.
+    """Corpus BLEU / 100, lower-cased, tokenised with 13a in every language: XGLUE's metric for QG and NTG.
 
     Raises:
         ValueError: As `accuracy`.
@@ -154,7 +155,7 @@ def _same_tokens(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str
 
 
 def _span_counts(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> tuple[int, int, int]:
-    """Spans that are right, that were predicted, and that there are."""
+    """Return the numbers of correct, predicted and gold spans."""
     _paired(gold, predicted)
     _same_tokens(gold, predicted)
     there, found = spans(gold), spans(predicted)
@@ -182,7 +183,7 @@ def _answer_tokens(text: str, language: str) -> list[str]:
 
 
 def _mixed(text: str) -> Iterator[str]:
-    """Every Chinese character is a token, the rest is split at blanks."""
+    """Yield every Chinese character as a token; split the rest at white space."""
     yield from _HAN.sub(lambda match: f" {match[0]} ", text).split()
 
 

@@ -1,4 +1,4 @@
-"""Sentence vectors of a model, and how they are compared between languages."""
+"""Sentence embeddings of a model and their comparison across languages."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from isogloss.progress import Progress
 
 @dataclass(frozen=True)
 class Model:
-    """What answers: the reference model alone, or with its adapters on each language's path."""
+    """A model under evaluation: the reference model alone, or with adapters on each language's path."""
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
@@ -33,19 +33,19 @@ class Model:
 
 @dataclass(frozen=True)
 class Retriever:
-    """How a subject's sentences are looked for among the reference model's English ones, and back.
+    """Retrieval between the subject's sentences and the reference model's English ones, in both directions.
 
-    Both layers and the statistics come from sentences that are not reported. The statistics of a language
-    are of the subject that is measured, read on the language's path, so each side is standardised by its
-    own; English is the reference model's on both sides, statistics included.
+    Layers and statistics come from sentences that are not reported. A language's statistics are computed from
+    the measured subject on the language's path, so each side is standardised by its own. English embeddings
+    and statistics always come from the reference model.
 
     Attributes:
-        layer: Decoder layer of `retrieval` and its variants, the best one for them.
-        raw_layer: That of `retrieval_raw`, the plain cosine.
-        statistics: By language, at `layer`; None where there are fewer than `standardise.FEWEST` sentences to
-            take them from: `retrieval` is then the plain cosine too.
+        layer: Best decoder layer for `retrieval` and its variants.
+        raw_layer: Best decoder layer for `retrieval_raw`, the raw cosine.
+        statistics: By language, at `layer`. None with fewer than `standardise.FEWEST` sentences to compute
+            them from; `retrieval` then uses the raw cosine too.
         english: The reference model's embeddings of the reported English sentences, by layer.
-        sentences: How many the statistics are from.
+        sentences: Number of sentences that the layers and statistics come from.
     """
 
     layer: int
@@ -61,7 +61,7 @@ class Retriever:
     def compare(
         self, code: str, english: Sequence[str], texts: Sequence[str], vectors: Mapping[int, Tensor]
     ) -> tuple[Retrieval, Retrieval]:
-        """Retrieval, and retrieval by the plain cosine, of a language's reported sentences.
+        """Return `retrieval` and `retrieval_raw` of a language's reported sentences.
 
         Args:
             vectors: The subject's embeddings of the texts, at both layers.
@@ -83,15 +83,15 @@ def embed(
     batch: int,
     done: Callable[[int], None] = lambda count: None,
 ) -> dict[int, Float[Tensor, "texts hidden"]]:
-    """States of some decoder layers for bare sentences, read on a language's path, as the mean over the text.
+    """Embed bare sentences on a language's path: mean-pooled hidden states of some decoder layers.
 
-    No layer above the highest of them is read.
+    The forward pass stops at the highest requested layer.
 
-    BOS and other control tokens are read but not pooled: they say nothing of the sentence, and in many models
-    the first token's states are longer than all others together.
+    BOS and other control tokens are read but not pooled: they carry no information about the sentence, and in
+    many models the norm of the first token's state exceeds that of all others together.
 
     Args:
-        done: Told after each batch how many texts it held.
+        done: Called after each batch with its number of texts.
     """
     model, tokenizer, adapters = subject.model, subject.tokenizer, subject.adapters
     device = next(model.parameters()).device
@@ -116,10 +116,10 @@ def embed(
 def retriever(
     subject: Model, reference: Model, suite: SuiteData, settings: Evaluate, progress: Progress
 ) -> Retriever | None:
-    """The layers at which a subject's retrieval is best, mean over languages, and its statistics there.
+    """Choose the layers with the best mean retrieval over languages, and compute the statistics there.
 
-    Chosen on what is scored: the subject's sentences against the reference model's English ones, of lines
-    that are not reported. None where the suite has no sentences.
+    Uses the same comparison as the score, the subject's sentences against the reference model's English ones,
+    but on sentences that are not reported. Returns None if the suite has no sentences.
     """
     if not suite.sentences:
         return None
@@ -155,7 +155,7 @@ def retriever(
 
 
 def adding_up(progress: Progress, total: int) -> Callable[[int], None]:
-    """Progress told of parts."""
+    """Wrap a progress callback so that it takes increments."""
     seen = [0]
 
     def done(count: int) -> None:

@@ -1,7 +1,7 @@
-"""From a model to scores: answers, sentence embeddings, and every measure with its interval.
+"""Evaluate a model: answers, sentence embeddings, and every measure with its interval.
 
-Flow: M's English answers → answers per language → meanings → consistency, accuracy, fidelity;
-sentences → embeddings → standardised → retrieval. Knows adapters only as something that has a path.
+Flow: reference model's English answers → answers per language → meanings → consistency, accuracy, fidelity;
+sentences → embeddings → standardised → retrieval. Adapters are only used to set a language's path.
 """
 
 from collections import Counter
@@ -25,7 +25,7 @@ from isogloss.languages import SOURCE
 from isogloss.progress import Progress
 
 Rankings = dict[tuple[str, str], tuple[str, ...]]
-"""By language and item id, the options from the likeliest down."""
+"""By language and item ID, the options sorted from likeliest to least likely."""
 PER_LANGUAGE = (
     "alignment",
     "consistency",
@@ -41,11 +41,11 @@ PER_LANGUAGE = (
 
 @dataclass(frozen=True)
 class Given:
-    """Answers in the order in which they were asked for.
+    """Answers in the order of the requested items.
 
     Attributes:
-        cut: Whether each had no end within its limit; None where an option was chosen by likelihood.
-        rankings: Of the options, where likelihood gives them.
+        cut: Whether each answer was truncated at its token limit; None if an option was chosen by likelihood.
+        rankings: Option rankings, for options chosen by likelihood.
     """
 
     texts: list[str]
@@ -55,22 +55,22 @@ class Given:
 
 @dataclass
 class Side:
-    """One side of the comparison: scores and the answers behind them."""
+    """One side of the comparison (before or after): scores and the answers behind them."""
 
     scores: dict[str, Any]
     hits: dict[str, dict[str, list[Any]]]
-    """By measure and language, which items or sentences were right; None where a measure says nothing."""
+    """By measure and language, the score of each item or sentence; None where a measure is undefined."""
     ids: dict[str, dict[str, list[str]]]
-    """By measure and language, `task/id` of each of those items; sentences go by their place."""
+    """By measure and language, `task/id` of each of those items; absent for sentences, which go by index."""
     by_task: dict[str, dict[str, dict[str, dict[str, float]]]]
-    """By measure, task, language and item id."""
+    """Hits by measure, task, language and item ID."""
     kappa: dict[str, dict[str, float]]
-    """By closed task and language, consistency corrected for chance."""
+    """By closed task and language, consistency corrected for chance (Cohen's κ)."""
     predictions: list[dict[str, Any]]
     unreadable: dict[str, int]
-    """By language, how many answers to closed questions name no option; they count as wrong."""
+    """By language, the number of answers to closed questions that name no option; they count as wrong."""
     cut: dict[str, float]
-    """By language, the share of written answers that had no end within their limit."""
+    """By language, the share of generated answers that were truncated at their token limit."""
     rankings: Rankings
 
     @property
@@ -83,17 +83,17 @@ class Side:
 
 
 def english_answers(subject: Model, suite: SuiteData, settings: Evaluate, progress: Progress) -> Given:
-    """The subject's own answers to the English twins; with adapters, through the root."""
+    """Answer the English twins with the subject; with adapters, on the root path."""
     return _given(subject, suite, [(item, SOURCE) for item in twinned(suite)], settings, progress)
 
 
 def rephrased_answers(
     subject: Model, suite: SuiteData, english: Sequence[str], settings: Evaluate, progress: Progress
 ) -> dict[str, list[bool]]:
-    """By task, whether the answers to other wordings of the English instructions mean what the first do.
+    """Return, by task, whether answers to paraphrased English instructions mean the same as the originals.
 
     Args:
-        english: The subject's answers to the first wordings, in the order of `twinned`.
+        english: The subject's answers to the original wordings, in the order of `twinned`.
     """
     asked, meant = [], []
     for item, text in zip(twinned(suite), english, strict=True):
@@ -110,7 +110,7 @@ def rephrased_answers(
 def mastery_by_task(
     suite: SuiteData, english: Sequence[str], rephrased: Mapping[str, Sequence[bool]]
 ) -> dict[str, Mastery]:
-    """How well the reference model does each task in English.
+    """Compute how well the reference model masters each task in English.
 
     Args:
         english: Its answers, in the order of `twinned`.
@@ -127,7 +127,7 @@ def mastery_by_task(
 
 
 def twinned(suite: SuiteData) -> list[Item]:
-    """The items that are there in English."""
+    """Return the items that have an English instruction."""
     return [item for item in suite.items if SOURCE in item.turns]
 
 
@@ -138,7 +138,7 @@ def _given(
     settings: Evaluate,
     progress: Progress,
 ) -> Given:
-    """An answer to every item in its language: generated, or the likeliest option's wording."""
+    """Answer every item in its language: by generation, or with the likeliest option's wording."""
     options = [item.options[code] if item.options else {} for item, code in asked]
     chosen = [n for n, one in enumerate(options) if one and suite.name in settings.likelihood]
     free = sorted(set(range(len(asked))) - set(chosen))
@@ -180,11 +180,11 @@ def evaluate_side(
     seed: int,
     progress: Progress,
 ) -> Side:
-    """Every measure of one side, per language and on average.
+    """Compute every measure of one side, per language and averaged.
 
     Args:
-        english: The reference model's English answers, in the order of the items.
-        retriever: How its sentences are compared, None where the suite has none.
+        english: The reference model's English answers, in the order of `twinned`.
+        retriever: Compares the suite's sentences; None if it has none.
     """
     items = list(suite.items)
     asked = [(item, code) for code in languages for item in items if code in item.turns]
@@ -205,7 +205,7 @@ def evaluate_side(
         right = is_right(item, code, text)
         if item.options is not None:
             unreadable[code] = unreadable.get(code, 0) + (meaning is None)
-        # An option is in its language.
+        # An option's wording is always in its language, so fidelity would be trivial.
         chosen = item.options is not None and suite.name in settings.likelihood
         told = None if chosen else _told(item, code, text, candidates=(SOURCE, *languages))
         for name, value in (("consistency", consistent), ("accuracy", right), ("fidelity", told)):
@@ -261,18 +261,18 @@ def evaluate_side(
 
 
 TOLD: Final = 0.1
-"""Share of a task's answers whose language can be told, from which on they speak for the others."""
+"""Minimum share of a task's answers whose language is decidable for its fidelity to be reported."""
 
 
 def _leave_out_thin(
     values: Mapping[str, list[Any]], tasks: Mapping[str, Sequence[str]], by_task: dict[str, dict[str, Any]]
 ) -> None:
-    """Take fidelity back where it would rest on a handful of answers: of a task in a language, in place.
+    """Remove, in place, the fidelity of a task in a language where it would rest on a handful of answers.
 
     Args:
-        values: By language whether each answer is in it, where that can be told.
-        tasks: By language the task of each.
-        by_task: What can be told, by task, language and item.
+        values: By language, whether each answer is in it; None where undecidable.
+        tasks: By language, the task of each answer.
+        by_task: The decidable values by task, language and item.
     """
     for code, asked_of in tasks.items():
         asked = Counter(asked_of)
@@ -287,7 +287,7 @@ def _leave_out_thin(
 
 
 def cut_shares(codes: Iterable[str], cut: Sequence[bool | None]) -> dict[str, float]:
-    """By language, the share of written answers that had no end within their limit."""
+    """Return, by language, the share of generated answers that were truncated at their token limit."""
     found: dict[str, list[bool]] = {}
     for code, one in zip(codes, cut, strict=True):
         if one is not None:
@@ -296,17 +296,17 @@ def cut_shares(codes: Iterable[str], cut: Sequence[bool | None]) -> dict[str, fl
 
 
 def english_accuracy(subject: Model, suite: SuiteData, settings: Evaluate, progress: Progress) -> list[bool]:
-    """Which English items are right, with the root's rows on where there are adapters."""
+    """Answer the English items (with adapters, on the root path) and return which are right."""
     return english_right(suite, english_answers(subject, suite, settings, progress).texts)
 
 
 def english_right(suite: SuiteData, given: Sequence[str]) -> list[bool]:
-    """Which of the reference model's English answers are right."""
+    """Return which English answers are right, for items with a known gold."""
     return [hit for hits in english_hits(suite, given).values() for hit in hits.values()]
 
 
 def english_hits(suite: SuiteData, given: Sequence[str]) -> dict[str, dict[str, bool]]:
-    """By task and item, which English answers are right, of the items whose gold is known."""
+    """Return by task and item which English answers are right, for items with a known gold."""
     found: dict[str, dict[str, bool]] = {}
     for item, text in zip(twinned(suite), given, strict=True):
         if "accuracy" in item.measures:
@@ -315,16 +315,16 @@ def english_hits(suite: SuiteData, given: Sequence[str]) -> dict[str, dict[str, 
 
 
 def is_right(item: Item, code: str, text: str) -> bool:
-    """Whether an answer has the gold meaning; where either cannot be read, it has not."""
+    """Whether an answer has the gold meaning; False if either is unreadable."""
     return agreement([_gold(item, code)], [read_answer(item, code, text)])[0]
 
 
 def _told(item: Item, code: str, text: str, *, candidates: Sequence[str]) -> bool | None:
-    """Whether an answer is in the language asked for; None where answers to the item cannot show it."""
+    """Whether an answer is in the requested language; None if undecidable."""
     target, known = item.answer_language.get(code, code), _known(item)
     if not tells_languages_apart(target, candidates=candidates, known=known):
         return None
-    if item.options is None:  # an answer that is right in another language ("1990") may be right in this one
+    if item.options is None:  # a right answer in another language ("1990") may be right in this one too
         own = set(map(normalise, known.get(target, ())))
         known = {one: [text for text in texts if normalise(text) in own] for one, texts in known.items()}
     return in_language(text, target, candidates=candidates, known=known)
@@ -333,10 +333,11 @@ def _told(item: Item, code: str, text: str, *, candidates: Sequence[str]) -> boo
 def family(
     suite: SuiteData, english: Sequence[str], rankings: Rankings, side: Side, seed: int
 ) -> dict[str, Any]:
-    """The consistency family of one side's closed questions, its English answers among them.
+    """Compute the consistency family on one side's closed questions, including its own English answers.
 
     Args:
-        english: The side's own answers to the English twins, and their rankings.
+        english: The side's own answers to the English twins, in the order of `twinned`.
+        rankings: Their option rankings.
     """
     items = {item.id: item for item in suite.items if item.options is not None}
     given = [(SOURCE, item.id, text) for item, text in zip(twinned(suite), english, strict=True)]
@@ -357,7 +358,7 @@ def _gold(item: Item, code: str) -> str | None:
 
 
 def _known(item: Item) -> dict[str, list[str]]:
-    """Wordings whose language is known: what an answer of this item may say."""
+    """Return the item's options and reference responses, by the language they are in."""
     known = {code: list(options.values()) for code, options in (item.options or {}).items()}
     for code, turn in item.turns.items():
         if turn.response is not None:

@@ -1,7 +1,7 @@
-"""Signatures: everything that makes a score, in one line, and what two runs must share to be compared.
+"""Signatures: one line with everything that determines a score, and the fields that comparable runs share.
 
-A signature is `name:value` joined by `|`. What was measured, on which data and in which way must be the same
-in both runs; who was measured, which is what a comparison is about, may differ.
+A signature is `name:value` pairs joined by `|`. Two comparable runs agree on the measures, the data and the
+method; they may differ in the subject (model and adapters).
 """
 
 import hashlib
@@ -13,10 +13,11 @@ from isogloss.evaluate.items import SuiteData
 from isogloss.languages import SOURCE
 
 RULER: Final = 6
-"""To be raised when a measure, its layer or its interval is computed otherwise: scores are then made anew."""
+"""Version of the measures. Increment when the computation of a measure, its layer or its interval changes, so
+that scores are recomputed."""
 SUBJECT: Final = frozenset({"model", "adapters", "template", "seed", "layer", "raw_layer", "isogloss"})
-"""What may differ between runs that are compared: the model, its adapters, what its prompts look like, the
-run's seed, the layers that each side was found to be best at, and the program's version.
+"""Fields that may differ between compared runs: the model, its adapters, its prompt template, the run's seed,
+the best layers of each side, and the program's version.
 """
 NOT_SIGNED: Final = frozenset(
     {
@@ -32,24 +33,24 @@ NOT_SIGNED: Final = frozenset(
         "split",
     }
 )
-"""Settings of `evaluate` that change no score, or that other fields tell more exactly (`path`: the data;
+"""Settings of `evaluate` that change no score, or that other fields specify more precisely (`path`: the data;
 `split`: the suite's own, which may be a part of dev)."""
 
 Fields = dict[str, str]
 
 
 def signature(fields: Mapping[str, Any]) -> str:
-    """As one line."""
+    """Join the fields into one line."""
     return "|".join(f"{name}:{value}" for name, value in fields.items())
 
 
 def fields_of(line: str) -> Fields:
-    """The fields of a signature."""
+    """Parse a signature into its fields."""
     return {name: value for name, _, value in (part.partition(":") for part in line.split("|"))}
 
 
 def settings_fields(settings: Mapping[str, Any]) -> Fields:
-    """The settings of an evaluation as fields; those of a suite as `suite.name`."""
+    """Return evaluation settings as fields; a suite's own settings become `suite.name`."""
     found: Fields = {}
     for name, value in settings.items():
         if name in NOT_SIGNED:
@@ -62,13 +63,13 @@ def settings_fields(settings: Mapping[str, Any]) -> Fields:
 
 
 def unlike(a: Mapping[str, str], b: Mapping[str, str]) -> str | None:
-    """The first field that keeps two signatures' scores from being compared."""
+    """Return the first field that makes two signatures incomparable, or None."""
     names = [*a, *(name for name in b if name not in a)]
     return next((name for name in names if name not in SUBJECT and a.get(name) != b.get(name)), None)
 
 
 def data_hashes(suite: SuiteData) -> dict[str, str]:
-    """By language, a hash of all that is asked, wanted and retrieved in it: 12 hexadecimal digits."""
+    """Return, by language, a 12-digit hexadecimal hash of its items and sentences."""
     codes = dict.fromkeys([SOURCE, *(c for item in suite.items for c in item.turns), *suite.sentences])
     found = {}
     for code in codes:

@@ -1,7 +1,7 @@
-"""Statistics: how far a number could have come out otherwise had the items been others.
+"""Statistics: uncertainty of a number with respect to the choice of items.
 
-Percentile bootstrap over items, and paired tests corrected for their number. The same seed gives the same
-interval. Knows no metric: a value per item goes in, whatever it means.
+Percentile bootstrap over items, and paired tests with multiple-comparison correction. The same seed gives the
+same interval. Independent of the metric: takes one value per item.
 """
 
 import math
@@ -19,7 +19,7 @@ Values = Sequence[float | int]  # bool is an int
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over n items with the bounds of its interval."""
+    """A mean over n items and the bounds of its interval."""
 
     value: float
     low: float
@@ -29,16 +29,16 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """A paired mean difference, with the two-sided p-value of there being none."""
+    """A paired mean difference with the two-sided p-value of the null hypothesis of no difference."""
 
     p: float
 
 
 def bootstrap_mean(values: Values, *, seed: int, resamples: int = 1000, level: float = 0.95) -> Estimate:
-    """Mean over items and its percentile interval (Efron 1979).
+    """Return the mean over items and its percentile interval (Efron 1979).
 
     Raises:
-        ValueError: No values, one that is not finite, or a level or number of resamples that makes no sense.
+        ValueError: There are no values, a value is not finite, or `level` or `resamples` is out of range.
     """
     items = _array(values)
     means = _resampled_means(items, np.random.default_rng(seed), resamples)
@@ -48,9 +48,9 @@ def bootstrap_mean(values: Values, *, seed: int, resamples: int = 1000, level: f
 def bootstrap_alignment(
     consistency: Values, retrieval: Values, *, seed: int, resamples: int = 1000, level: float = 0.95
 ) -> Estimate:
-    """½ (mean consistency + mean retrieval), whose items are not the same: each side is resampled by itself.
+    """Return ½ (mean consistency + mean retrieval) and its interval for one language.
 
-    For the mean over languages give `mean_over_languages` of both. `n` is the smaller number of items.
+    The two have different items, so each is resampled separately. `n` is the smaller number of items.
 
     Raises:
         ValueError: As `bootstrap_mean`.
@@ -63,16 +63,16 @@ def bootstrap_alignment(
 
 
 Resampled = Mapping[str, tuple[float, NDArray[np.float64]]]
-"""By language, a statistic of one task as it was seen, and its value in every resample."""
+"""By language, a statistic of one task: its observed value, and its value in every resample."""
 
 
 def resampled_means(
     table: Mapping[str, Mapping[str, float]], rng: np.random.Generator, resamples: int = 1000
 ) -> Resampled:
-    """Means over items, an item being drawn with all the languages that have it.
+    """Return resampled means over items; an item is drawn together with all languages that have it.
 
     Args:
-        table: By language and item id, a value; languages may have other items each.
+        table: Values by language and item ID; languages may have different items.
     """
     ids = list(dict.fromkeys(id for row in table.values() for id in row))
     values = np.array([[row.get(id, 0.0) for row in table.values()] for id in ids], dtype=np.float64)
@@ -80,19 +80,20 @@ def resampled_means(
     rows, chance, means = max(1, _BLOCK // len(ids)), np.full(len(ids), 1 / len(ids)), []
     for start in range(0, resamples, rows):
         draws = rng.multinomial(len(ids), chance, size=min(rows, resamples - start)).astype(np.float64)
-        with np.errstate(invalid="ignore"):  # a resample may hold no item of a language: nan
+        with np.errstate(invalid="ignore"):  # nan if a resample has no item of a language
             means.append((draws @ values) / (draws @ there))
     seen, drawn = values.sum(0) / there.sum(0), np.concatenate(means)
     return {code: (float(seen[n]), drawn[:, n]) for n, code in enumerate(table)}
 
 
 def over_tasks(halves: Sequence[Sequence[Resampled]], *, level: float = 0.95) -> dict[str, Estimate]:
-    """Tasks count alike however many items they have: mean over tasks, then over halves, per language.
+    """Return, per language, the mean over equally weighted tasks, then over halves.
 
-    The mean over languages stands under `""`. One half is a plain mean over tasks; alignment has two, the
-    tasks and the sentences. A task that a language lacks is left out of its mean, a language that one half
-    lacks out of all. A resample that holds no item of a task or language is left out of the interval of what
-    they are part of. `n` is the number of tasks, or of a language's tasks; empty where no language is left.
+    The mean over languages has the key `""`. A single half gives a plain mean over tasks; alignment has two
+    halves, the tasks and the sentences. Tasks that a language lacks are left out of its mean; languages that
+    are missing from one half are left out entirely. Resamples without an item of a task or language are
+    left out of the intervals that depend on it. `n` is the number of a language's tasks, summed over halves;
+    for the mean over languages, the largest of these. Empty if no language is left.
     """
     codes = [
         code
@@ -117,7 +118,7 @@ def over_tasks(halves: Sequence[Sequence[Resampled]], *, level: float = 0.95) ->
 
 
 def _whole(draws: NDArray[np.float64], seen: float) -> NDArray[np.float64]:
-    """The resamples that lack nothing; where all do, no interval but what was seen."""
+    """Drop the resamples that are nan; if all are, return the observed value alone."""
     known = draws[np.isfinite(draws)]
     return known if known.size else np.array([seen])
 
@@ -129,24 +130,24 @@ def paired_over_languages(
     resamples: int = 1000,
     level: float = 0.95,
 ) -> Difference:
-    """Mean over languages of a − b, and over halves, its interval and two-sided p.
+    """Return the mean of a − b over languages and halves, its interval and two-sided p-value.
 
-    An item is drawn with all the languages that have it, so that the interval respects their correlation. p
-    is the share of resamples, their mean shifted to 0, that lie as far from 0 as what was seen; the seen one
-    counts as a resample, so p is never 0 (Davison and Hinkley 1997, section 4.4).
+    An item is drawn together with all languages that have it, so the interval respects their correlation. The
+    p-value is the share of resamples, shifted to centre on 0, that are at least as far from 0 as the observed
+    value. The observed value counts as a resample, so p is never 0 (Davison and Hinkley 1997, section 4.4).
 
     Args:
-        halves: Measures whose items are not the same, such as alignment's two, each drawn by itself:
-            differences by language and item id.
+        halves: Differences by language and item ID, for measures with different items, such as the two of
+            alignment; each half is resampled separately.
 
     Returns:
-        `n` is the smallest number of items of a half.
+        The difference; `n` is the smallest number of items of a half.
 
     Raises:
-        ValueError: There is no half, language or item.
+        ValueError: There is no half, or a half or language is empty.
     """
     if not halves or not all(table and all(table.values()) for table in halves):
-        raise ValueError("there is nothing to compare; give at least one item of each language")
+        raise ValueError("nothing to compare; give at least one item per language")
     rng = np.random.default_rng(seed)
     found = [resampled_means(table, rng, resamples).values() for table in halves]
     seen = float(np.mean([np.mean([value for value, _ in half]) for half in found]))
@@ -156,10 +157,10 @@ def paired_over_languages(
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
-    """The p-values, in their order, corrected for having been looked at together (Holm 1979).
+    """Return the p-values in their original order, corrected for multiple comparisons (Holm 1979).
 
     Raises:
-        ValueError: A p-value is not within 0 and 1.
+        ValueError: A p-value is not between 0 and 1.
     """
     corrected, largest = [0.0] * len(pvalues), 0.0
     for rank, index in enumerate(sorted(range(len(pvalues)), key=pvalues.__getitem__)):
@@ -172,7 +173,7 @@ def holm(pvalues: Sequence[float]) -> list[float]:
 
 
 def _difference(seen: float, means: NDArray[np.float64], level: float, n: int) -> Difference:
-    far = int((np.abs(means - seen) >= abs(seen) - 1e-12).sum())  # 1e-12: a mean's rounding is no evidence
+    far = int((np.abs(means - seen) >= abs(seen) - 1e-12).sum())  # 1e-12: rounding error of the mean
     estimate = _estimate(seen, means, level, n)
     return Difference(estimate.value, estimate.low, estimate.high, estimate.n, (far + 1) / (len(means) + 1))
 

@@ -1,8 +1,8 @@
-"""Tasks: which of them the reference model masters in English, and means in which every task counts alike.
+"""Tasks: which ones the reference model masters in English, and means over equally weighted tasks.
 
-A mean over items lets the largest task decide; a mean over tasks that nobody can do says nothing of a method.
-Knows no model: hits by task, language and item go in, of one suite or of all suites together.
-Flow: hits → mastery (English alone) → means over mastered tasks and over all → summary of a run.
+A mean over items is dominated by the largest task, and a mean over tasks that the model cannot do says
+nothing about a method. Model-independent: takes hits by task, language and item, of one suite or of several.
+Flow: hits → mastery (English only) → means over mastered tasks and over all → summary of a run.
 """
 
 from collections import Counter
@@ -17,25 +17,25 @@ from isogloss.evaluate.statistics import Estimate, Resampled, over_tasks, resamp
 from isogloss.languages import SOURCE
 
 MASTERED_ACCURACY: Final = 0.8
-"""English accuracy from which on a task can be mastered."""
+"""Minimum English accuracy of a mastered task."""
 MASTERED_COMMONEST: Final = 0.6
-"""Share of one answer in the outputs above which it is not: it may be right by class imbalance alone."""
+"""Maximum share of the commonest answer; above it, accuracy may come from class imbalance alone."""
 
 Hits = Mapping[str, Mapping[str, float]]
-"""By language and item id, what an item counts, from 0 to 1."""
+"""By language and item ID, the item's score from 0 to 1."""
 TaskHits = Mapping[str, Mapping[str, Hits]]
 """By measure (consistency, accuracy, fidelity) and task."""
 
 
 @dataclass(frozen=True)
 class Mastery:
-    """How well the reference model does a task in English.
+    """How well the reference model masters a task in English.
 
     Attributes:
-        accuracy: Share of right answers; None where nobody knows what is right.
-        commonest: Share of the commonest answer among all.
-        rephrased: How often it agrees with itself when the English instruction is worded otherwise: the noise
-            that is there without any other language. None where the data has no other wording.
+        accuracy: Share of right answers; None if no gold is known.
+        commonest: Share of the commonest answer.
+        rephrased: Self-agreement when the English instruction is rephrased: the noise that exists without
+            any other language. None if the data has no paraphrases.
     """
 
     items: int
@@ -52,17 +52,17 @@ class Mastery:
         )
 
     def plain(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return a JSON-serialisable dict."""
         return asdict(self) | {"mastered": self.mastered}
 
 
 def mastery(answers: Sequence[str], right: Sequence[bool | None], rephrased: Sequence[bool] = ()) -> Mastery:
-    """Of one task's English answers.
+    """Compute mastery from one task's English answers.
 
     Args:
-        answers: What was answered: the meaning, or the wording where it has none. At least one.
-        right: Whether each is; None where its gold is not known.
-        rephrased: For each answer to another wording whether it agrees with the one to the first.
+        answers: The meaning of each answer, or its wording if it has none. At least one.
+        right: Whether each is right; None if its gold is unknown.
+        rephrased: For each paraphrased instruction, whether its answer agrees with that to the original.
     """
     known = [hit for hit in right if hit is not None]
     return Mastery(
@@ -74,7 +74,7 @@ def mastery(answers: Sequence[str], right: Sequence[bool | None], rephrased: Seq
 
 
 def measure(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
-    """Estimates of `over_tasks` as a measure of `scores.json`."""
+    """Format estimates of `over_tasks` as a measure for `scores.json`."""
     mean = estimates[""]
     return {
         "mean": mean.value,
@@ -87,9 +87,9 @@ def measure(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
 def suite_means(
     consistency: Mapping[str, Hits], retrieval: Hits, mastered: Collection[str], *, seed: int
 ) -> dict[str, Any]:
-    """Consistency and alignment of one suite, its tasks weighted equally: over mastered tasks and over all.
+    """Return one suite's consistency and alignment over mastered tasks and over all, weighted equally.
 
-    A measure without a task or a language is left out.
+    A measure without tasks or languages is left out.
     """
     rng = np.random.default_rng(seed)
     every = {task: resampled_means(hits, rng) for task, hits in consistency.items() if hits}
@@ -100,13 +100,13 @@ def suite_means(
 def corrected_for_chance(
     meanings: Mapping[str, Mapping[str, Sequence[tuple[str | None, str | None]]]],
 ) -> dict[str, dict[str, float]]:
-    """Cohen's κ of the answers in English and in a language, by closed task and language (`beyond_chance`).
+    """Return Cohen's κ between English and each language's answers, by closed task (`beyond_chance`).
 
-    The chance agreement is of both sides' own answers: a model that says the same to everything agrees with
-    itself in every language, and has a κ of 0.
+    Chance agreement is computed from both sides' own answers: a model that always gives the same answer has
+    full agreement in every language, but a κ of 0.
 
     Args:
-        meanings: By task and language, the meanings of the English answer and of the language's.
+        meanings: By task and language, pairs of the meanings of the English answer and the language's answer.
     """
     found: dict[str, dict[str, float]] = {}
     for task, by_language in meanings.items():
@@ -119,9 +119,9 @@ def corrected_for_chance(
 
 
 def over_language_tasks(by_task: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Per language the mean over its tasks, then over languages; without an interval.
+    """Average each language over its tasks, then over languages, without an interval.
 
-    Empty where there is no task.
+    Empty if there are no tasks.
     """
     codes = dict.fromkeys(code for by_language in by_task.values() for code in by_language)
     each = {code: _mean([row[code] for row in by_task.values() if code in row]) for code in codes}
@@ -135,7 +135,7 @@ def over_language_tasks(by_task: Mapping[str, Mapping[str, float]]) -> dict[str,
 
 @dataclass(frozen=True)
 class SuiteHits:
-    """One side of a suite: hits by task, and retrieval's by sentence, standardised and by plain cosine."""
+    """One side of a suite: hits by task, and retrieval by sentence, standardised and by raw cosine."""
 
     tasks: TaskHits
     retrieval: Hits
@@ -150,17 +150,16 @@ def summary(
     low: Collection[str] = (),
     seed: int,
 ) -> dict[str, Any]:
-    """A run in a few numbers, over all its suites, for both sides; what a run lacks is left out.
+    """Summarise a run over all its suites, for both sides; measures that it lacks are left out.
 
-    A task is a suite's task, `suite/task`, and counts as much as any other; so does each suite that has
-    sentences. Every mean is one over tasks, then over languages, its interval a bootstrap over the items of
-    every task. `alignment_low` is of the low-resource languages over all tasks, `alignment_low_mastered` over
-    the mastered ones.
-    `retention` is the change of English accuracy, mean over tasks.
+    All tasks (`suite/task`) have equal weight, as do all suites with sentences. Means are over tasks, then
+    over languages; intervals come from a bootstrap over the items of every task. `alignment_low` covers the
+    low-resource languages over all tasks, `alignment_low_mastered` over the mastered ones. `retention` is the
+    change in English accuracy, averaged over tasks.
 
     Args:
-        mastered: The tasks, as `suite/task`, that the reference model masters.
-        low: The low-resource languages.
+        mastered: Tasks that the reference model masters, as `suite/task`.
+        low: Low-resource languages.
     """
     sides = {"before": before, "after": after}
     found: dict[str, Any] = {phase: _side_summary(side, mastered, low, seed) for phase, side in sides.items()}
@@ -205,7 +204,7 @@ def _side_summary(
 def _both(
     every: Mapping[str, Resampled], mastered: Collection[str], retrieval: Sequence[Resampled]
 ) -> dict[str, Any]:
-    """Consistency, and alignment where there is retrieval, over mastered tasks and over all."""
+    """Return consistency, and alignment if there is retrieval, over mastered tasks and over all."""
     chosen: dict[str, Callable[[str], bool]] = {
         "mastered": lambda task: task in mastered,
         "all": lambda _: True,
@@ -220,7 +219,7 @@ def _both(
 
 
 def _tasks(side: Mapping[str, SuiteHits], name: str) -> dict[str, Hits]:
-    """A measure's hits by `suite/task`, English left out: it is what the others are compared with."""
+    """Return a measure's hits by `suite/task`, without English, which the others are compared with."""
     found = {}
     for suite, hits in side.items():
         for task, by_language in hits.tasks.get(name, {}).items():
@@ -230,7 +229,7 @@ def _tasks(side: Mapping[str, SuiteHits], name: str) -> dict[str, Hits]:
 
 
 def _of_english(side: Mapping[str, SuiteHits]) -> dict[str, Mapping[str, float]]:
-    """English accuracy by `suite/task` and item."""
+    """Return the English accuracy hits by `suite/task` and item."""
     return {
         f"{suite}/{task}": by_language[SOURCE]
         for suite, hits in side.items()

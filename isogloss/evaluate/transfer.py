@@ -1,8 +1,8 @@
-"""Zero-shot transfer: how languages that were never taught answer through each node of a trained tree.
+"""Zero-shot transfer: evaluate languages without training data through each node of a trained tree.
 
-A language without data is read through its family's node, or the root where it has none. Whether that family
-helps is seen beside three other readings of the same items: the reference model alone, the root, and the
-other families' nodes, which have learned from languages that are no relatives.
+A language without training data uses its family's node, or the root if the tree has no such family. To see
+whether the family helps, the same items are also evaluated with the reference model alone, the root, and the
+nodes of the other families, which were trained on unrelated languages.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,18 +24,18 @@ from isogloss.model.standardise import statistics_of
 from isogloss.progress import Progress
 
 NOTHING = "nothing"
-"""The reference model, adapters off."""
+"""The reference model with adapters off."""
 MEASURES = ("consistency", "retrieval")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A suite in one language through one node.
+    """Results of a suite in one language through one node.
 
     Attributes:
         through: A node's name, or `NOTHING`.
         kind: `nothing`, `root`, `family` (the language's own) or `other family`.
-        hits: By measure and item, or place of a sentence, its score; the same items in all readings.
+        hits: Scores by measure and item ID or sentence index; all readings have the same items.
     """
 
     suite: str
@@ -50,15 +50,15 @@ class Reading:
 
 @dataclass(frozen=True)
 class Transfer:
-    """What a language's own family gives it, in one suite and measure; differences over the same items.
+    """Benefit of a language's own family in one suite and measure; differences are over the same items.
 
     Attributes:
-        nothing: Mean of the reference model alone.
-        root: Through the root.
-        family: Through its family's node; None where the tree has no relative.
-        others: Mean over the nodes of the other families; None where the tree has no other.
-        over_root: Family less root; of a language without relatives, the other families less the root.
-        over_others: Family less the mean of the others; None without a relative.
+        nothing: Mean with the reference model alone.
+        root: Mean through the root.
+        family: Mean through its family's node; None if the tree lacks its family.
+        others: Mean over the nodes of the other families; None if there are none.
+        over_root: Family minus root; without a family, the other families minus the root.
+        over_others: Family minus the mean of the others; None if either is missing.
     """
 
     suite: str
@@ -74,7 +74,7 @@ class Transfer:
 
 @contextmanager
 def read_through(adapters: TreeLora, language: str, node: str) -> Iterator[TreeLora]:
-    """A language's texts read a node's path, as far as that node."""
+    """Route a language's texts through the path from the root to a node while the context is open."""
     before = adapters.routing.tree
     adapters.routing.tree = replace(before, through={language: node})
     try:
@@ -84,7 +84,7 @@ def read_through(adapters: TreeLora, language: str, node: str) -> Iterator[TreeL
 
 
 def nodes_for(tree: Tree, language: str) -> dict[str, str]:
-    """By name, the nodes that a language is read through, and what each is to it."""
+    """Return the nodes to evaluate a language through, by name, with the `kind` of each."""
     own = family_name(language)
     families = [node.name for node in tree.nodes if node.level == "family" and node.rank]
     return {ROOT: "root"} | {name: "family" if name == own else "other family" for name in families}
@@ -99,10 +99,10 @@ def readings(
     seed: int,
     progress: Progress,
 ) -> list[Reading]:
-    """Every language of a suite through every node.
+    """Evaluate every language of a suite through every node.
 
-    Sentences are compared at the layer that suits the reference model's reading of these languages best, the
-    same for all readings; each reading is standardised by its own statistics.
+    All readings compare sentences at the same layer, the best one for the reference model on these languages;
+    each reading is standardised with its own statistics.
     """
     aligned = retrieval.Model(plain.model, plain.tokenizer, adapters)
     languages = [code for code in languages if code in suite.sentences or _asked(suite, code).items]
@@ -110,7 +110,7 @@ def readings(
     english = runner.english_answers(plain, suite, settings, _silent).texts if suite.items else []
     answered = {item.id: text for item, text in zip(runner.twinned(suite), english, strict=True)}
     retriever = retrieval.retriever(plain, plain, _only(suite, languages), settings, _silent)
-    if retriever is not None:  # the plain cosine is not reported, and may want a higher layer
+    if retriever is not None:  # the raw cosine is not reported, and may need a higher layer
         retriever = replace(retriever, raw_layer=retriever.layer)
     made = []
     for code in languages:
@@ -129,7 +129,7 @@ def readings(
 
 
 def transfers(found: Sequence[Reading], seed: int) -> list[Transfer]:
-    """What each language's family gives it, from all readings."""
+    """Compute the benefit of each language's family from all readings."""
     made = []
     for suite, code in dict.fromkeys((one.suite, one.language) for one in found):
         of = [one for one in found if (one.suite, one.language) == (suite, code)]
@@ -159,10 +159,10 @@ def transfers(found: Sequence[Reading], seed: int) -> list[Transfer]:
 def over_languages(
     found: Sequence[Reading], languages: Sequence[str], measure: str, seed: int
 ) -> dict[str, Estimate]:
-    """Mean differences over some languages, and over suites alike: `over_root`, `over_others`.
+    """Return `over_root` and `over_others` averaged over some languages, with suites weighted equally.
 
-    An item is drawn with all languages that have it. Of languages without relatives `over_root` is that of
-    the other families, and there is no other.
+    An item is drawn together with all languages that have it. For languages without a family in the tree,
+    `over_root` uses the other families, and `over_others` is undefined.
     """
     chosen = [one for one in found if one.language in languages and measure in one.hits]
     differences: dict[str, dict[str, dict[str, dict[str, float]]]] = {"over_root": {}, "over_others": {}}
@@ -205,7 +205,7 @@ def _by_own(
     code: str,
     settings: Evaluate,
 ) -> retrieval.Retriever | None:
-    """The retriever with a subject's own statistics of a language; English stays the reference model's."""
+    """Replace the statistics of a language by the subject's own; English stays the reference model's."""
     if retriever is None or retriever.statistics is None or code not in suite.layer_sentences:
         return retriever
     layer, texts = retriever.layer, suite.layer_sentences[code]
@@ -214,7 +214,7 @@ def _by_own(
 
 
 def _only(suite: SuiteData, languages: Sequence[str]) -> SuiteData:
-    """The suite's sentences in some languages, and English."""
+    """Restrict the suite's sentences to some languages and English."""
     kept = (SOURCE, *languages)
     return replace(
         suite,
@@ -224,7 +224,7 @@ def _only(suite: SuiteData, languages: Sequence[str]) -> SuiteData:
 
 
 def _asked(suite: SuiteData, code: str) -> SuiteData:
-    """The items that are there in a language and in English."""
+    """Restrict the suite to items that have both the language and English."""
     items = tuple(item for item in suite.items if code in item.turns and SOURCE in item.turns)
     return replace(suite, items=items)
 
@@ -243,4 +243,4 @@ def _difference(one: Mapping[str, float], other: Mapping[str, float], seed: int)
 
 
 def _silent(done: int, of: int) -> None:
-    """A reading is over before a line of its own is worth it."""
+    """Ignore progress within a reading, which is too short to report."""

@@ -1,1 +1,1 @@
-"""A finished run in forms that other programs load."""
+"""Export of a finished run to formats that other programs load."""

@@ -1,8 +1,9 @@
-"""A run's languages in forms that other programs load: PEFT adapters and merged models.
+"""Export a run's languages as PEFT adapters or merged models.
 
-Every exported language is loaded again as its user will load it and compared with the run's own model. An
-adapter as it was trained must be that model, in float32, where no other rounding hides a difference. What is
-smaller or merged cannot be, so there the differences are told.
+Every exported language is loaded again the way its user will load it, and compared with the run's own model.
+An adapter exported as trained must match that model; the comparison is in float32, so that rounding cannot
+hide a difference. Adapters of reduced rank and merged models cannot match exactly, so their differences are
+reported.
 """
 
 import shlex
@@ -31,11 +32,11 @@ from isogloss.pipeline.provenance import learned_from
 
 Kind = Literal["peft", "merged"]
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes as max_lora_rank, 1 aside."""
+"""Values that vLLM accepts for max_lora_rank, except 1."""
 COMPARED, ANSWERED = 16, 4
-"""Instructions on which an export is compared with the run's own model: their logits, and their answers."""
+"""Number of instructions whose logits, and whose answers, are compared with the run's own model."""
 EXACT = 1e-4
-"""Largest difference in logits of what is the run's own model."""
+"""Largest difference in logits at which an export counts as the run's own model."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ class Exported:
     """One language's files.
 
     Attributes:
-        rank: Of the adapter; 0 for a merged model.
+        rank: Rank of the adapter; 0 for a merged model.
         difference: Largest absolute difference in logits from the run's own model.
-        divergence: Mean KL from the run's own model to this one, in nats a token.
-        tokens: Prompt tokens over which both were taken.
-        same: Greedy answers that are the run's own to the token.
-        asked: Out of how many.
+        divergence: Mean KL from the run's own model to this one, in nats per token.
+        tokens: Number of prompt tokens in both measures.
+        same: Number of greedy answers with the same tokens as the run's own model.
+        asked: Number of greedy answers compared.
     """
 
     code: str
@@ -62,10 +63,10 @@ class Exported:
 
     @property
     def compared(self) -> str:
-        """What came of the comparison, in words."""
+        """One-line summary of the comparison."""
         return (
             f"largest difference in logits {self.difference:.2g}, mean divergence {self.divergence:.2g} nats "
-            f"a token, {self.same} of {self.asked} greedy answers the same"
+            f"per token, {self.same} of {self.asked} greedy answers identical"
         )
 
 
@@ -75,13 +76,13 @@ def export(
     """Write each language to `folder/<code>`, whole or not at all.
 
     Args:
-        codes: Our codes; one without a leaf is exported as its family or the root answers for it.
-        kind: `peft` writes adapters over the run's tuned model in PEFT's format, `merged` whole models.
-        max_rank: Refit adapters to this rank where their path has a larger one.
+        codes: isogloss codes; a language without a leaf is exported with its family's or the root's adapter.
+        kind: `peft` writes adapters for the run's tuned model in PEFT's format, `merged` whole models.
+        max_rank: Refit adapters to this rank if their path has a larger one.
 
     Raises:
-        RunError: A folder is there already, the run is not trained, or an adapter that was loaded again is
-            not what was trained.
+        RunError: A folder already exists, a language has no adapter, the run is not trained, or an adapter
+            loaded again differs from the trained one.
     """
     within = folder.resolve().is_relative_to(run.folder.resolve())
     with locked(run.folder) if within else nullcontext(), naming(folder):
@@ -90,7 +91,7 @@ def export(
 
 def _export(run: Run, codes: Sequence[str], kind: Kind, folder: Path, max_rank: int | None) -> list[Exported]:
     if there := [code for code in codes if (folder / code).exists()]:
-        raise RunError(f"{folder / there[0]} is there already; name another --out or remove it")
+        raise RunError(f"{folder / there[0]} already exists; choose another --out or remove it")
     refuse_bare(run, codes)
     adapters = run.student(_reference(run, kind), trained=True)
     prompts = {code: _prompts(run, code) for code in codes}
@@ -115,7 +116,7 @@ def _export(run: Run, codes: Sequence[str], kind: Kind, folder: Path, max_rank: 
         difference, divergence = _compare(wanted[code], _logits(loaded, prompts[code], run))
         found = _answers(loaded, prompts[code], run)
         if kind == "peft":
-            base = loaded.unload()  # the next language's adapter goes onto the same weights
+            base = loaded.unload()  # the next language's adapter uses the same weights
         one = Exported(
             code,
             folder / code,
@@ -136,37 +137,37 @@ def _export(run: Run, codes: Sequence[str], kind: Kind, folder: Path, max_rank: 
 
 
 def serving(run: Run, exported: Sequence[Exported]) -> str:
-    """The command by which vLLM serves all exported adapters at once, each as a model named by its code."""
+    """Return the vLLM command that serves all exported adapters, each as a model named by its code."""
     most = max(one.rank for one in exported)
     limit = next((rank for rank in RANKS if rank >= most), most)
     modules = [f"{one.code}={one.folder}" for one in exported]
     rank = ["--enable-lora", "--max-lora-rank", str(limit)]
-    if len(exported) > 1:  # its default is 1, by which languages would wait for each other
+    if len(exported) > 1:  # with the default of 1, languages would wait for each other
         rank += ["--max-loras", str(len(exported))]
     return shlex.join(["vllm", "serve", str(run.tuned), *rank, "--lora-modules", *modules])
 
 
 def _reference(run: Run, kind: Kind) -> Any:
-    """The tuned model, whole; where an adapter must be what was trained, in float32."""
+    """Load the tuned model; in float32 for PEFT exports, which are compared exactly."""
     dtype = torch.float32 if kind == "peft" else run.dtype
     return load_model(str(run.tuned), dtype).requires_grad_(False)
 
 
 def _loss(run: Run, kind: Kind, code: str, max_rank: int | None) -> str:
-    """Why an export need not be the run's own model; nothing where it must be."""
+    """Return why an export may differ from the run's own model; empty if it must match."""
     if max_rank is not None and max_rank < sum(node.rank for node in run.tree.path(code)):
-        return f"rank {max_rank} does not hold all of the path"
+        return f"rank {max_rank} is lower than the path's"
     if kind == "merged":
         return f"it is rounded to {str(run.dtype).removeprefix('torch.')}"
     return ""
 
 
 def _judge(run: Run, one: Exported, part: Path, loss: str) -> None:
-    """Refuse an export that is not what it has to be, and say where another answers differently."""
+    """Raise if an export that must match does not; otherwise warn about differing answers."""
     if not loss and not (one.difference <= EXACT and one.same == one.asked):
         raise RunError(
-            f"{one.code}: loaded again, the export is not the run's own model: {one.compared}, where at most "
-            f"{EXACT} and all are right; it is left in {part}"
+            f"{one.code}: loaded again, the export differs from the run's own model: {one.compared}; allowed "
+            f"are a difference of {EXACT} and no differing answer; it is left in {part}"
         )
     if one.same < one.asked:
         differ = one.asked - one.same
@@ -174,7 +175,7 @@ def _judge(run: Run, one: Exported, part: Path, loss: str) -> None:
 
 
 def _merge(run: Run, folder: Path) -> None:
-    """Replace an adapter by the whole model; the sum is taken in float32, then rounded once."""
+    """Replace an adapter folder by the merged model; merges in float32 and rounds once."""
     exact = PeftModel.from_pretrained(load_model(str(run.tuned), torch.float32), str(folder))
     merged: Any = exact.merge_and_unload(safe_merge=True)
     shutil.rmtree(folder)
@@ -183,7 +184,7 @@ def _merge(run: Run, folder: Path) -> None:
 
 
 def _prompts(run: Run, code: str) -> list[tuple[int, ...]]:
-    """Plain prompts in the language, from the run's own data; in English where it has none."""
+    """Return plain prompts in the language from the run's data; in English if it has none."""
     turns = [example.turns for example in run.examples]
     texts = [turn[code].instruction for turn in turns if code in turn]
     texts = texts or [turn[SOURCE].instruction for turn in turns]
@@ -192,7 +193,7 @@ def _prompts(run: Run, code: str) -> list[tuple[int, ...]]:
 
 @torch.no_grad()
 def _logits(model: Any, prompts: Sequence[Sequence[int]], run: Run) -> Float[Tensor, "tokens vocab"]:
-    """Logits at every prompt token."""
+    """Return the logits at every prompt token."""
     ids, mask = pad([list(prompt) for prompt in prompts], pad_id(run.tokenizer))
     device = next(model.parameters()).device
     found = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
@@ -202,7 +203,7 @@ def _logits(model: Any, prompts: Sequence[Sequence[int]], run: Run) -> Float[Ten
 def _answers(
     model: Any, prompts: Sequence[Sequence[int]], run: Run, adapters: TreeLora | None = None, code: str = ""
 ) -> list[list[int]]:
-    """New tokens behind the first prompts, each alone: PEFT counts padding before a prompt as positions."""
+    """Return greedy answers to the first prompts, one at a time: with PEFT, left padding shifts positions."""
     most = run.config.evaluate.max_new_tokens
     return [
         complete(
@@ -233,11 +234,11 @@ ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_ten
 model = {model}
 answer = model.generate(input_ids=ids, max_new_tokens=64)[0, ids.shape[1] :]
 print(tokenizer.decode(answer, skip_special_tokens=True))"""
-"""How an adapter or a model is loaded and asked."""
+"""Example code in a card that loads an adapter or model and generates an answer."""
 
 
 def _card(run: Run, one: Exported, kind: Kind, carried: list[str]) -> str:
-    """The README of an export: what it is, how well it does, how it is loaded, and the base's terms."""
+    """Return the README of an export: description, scores, loading code, and the base model's terms."""
     language, exact = resolve(one.code), " in float32" if kind == "peft" else ""
     base = notices_folder(run.config.model)
     licence = licence_of(base)
@@ -249,7 +250,11 @@ def _card(run: Run, one: Exported, kind: Kind, carried: list[str]) -> str:
     usage = imports + LOAD.format(tokenizer=tuned if peft else folder, model=load)
     what = f"A LoRA adapter of rank {one.rank}" if peft else "A whole model"
     taught = one.code in run.taught
-    through = "" if taught else f" It was not taught; it answers through {run.tree.path(one.code)[-1].name}."
+    through = (
+        ""
+        if taught
+        else f" The language was not trained; it uses the adapter of {run.tree.path(one.code)[-1].name}."
+    )
     return "\n".join(
         (
             "---",
@@ -260,8 +265,8 @@ def _card(run: Run, one: Exported, kind: Kind, carried: list[str]) -> str:
             "---",
             f"# {language.name}, by isogloss",
             "",
-            f"{what} that has a model tuned on English instructions follow them in {language.name} "
-            f"({language.autonym}).{through}",
+            f"{what} that follows instructions in {language.name} ({language.autonym}); the model was tuned "
+            f"on English instructions.{through}",
             "",
             f"Seed {run.config.seed}.",
             "",
@@ -281,7 +286,7 @@ def _card(run: Run, one: Exported, kind: Kind, carried: list[str]) -> str:
 
 
 def _measured(run: Run, code: str) -> list[str]:
-    """A table of the language's scores for each suite, with the suite's signature."""
+    """Return a table of the language's scores for each suite, with the suite's signature."""
     file = run.folder / "scores.json"
     remedy = "remove it and run `isogloss evaluate` again"
     suites = read_json(file, "suites", remedy)["suites"] if file.exists() else {}
@@ -309,12 +314,12 @@ def _percent(score: dict | None) -> str:
 
 
 def refuse_bare(run: Run, codes: Sequence[str]) -> None:
-    """Refuse a language whose path has no adapter rows.
+    """Raise if a language's path has no adapter rows.
 
     Raises:
-        RunError: There is one.
+        RunError: A language other than English has none.
     """
     if bare := [code for code in codes if code != SOURCE and not run.tree.rows(code)]:
         raise RunError(
-            f"{bare[0]} has no adapter: it answers as the tuned model in {run.tuned} does; leave it out"
+            f"{bare[0]} has no adapter: its answers are those of the tuned model in {run.tuned}; leave it out"
         )

@@ -1,9 +1,9 @@
-"""The aligned model as a sentence embedder: retrieval's vectors, from a folder of sentence-transformers.
+"""Export the aligned model as a sentence embedder for sentence-transformers, with retrieval's embeddings.
 
-A folder is one language's path, merged, the decoder layer that retrieval reads, the mean over the text's own
-tokens (BOS and other control tokens are read and weigh nothing), and that language's standardisation. English
-is the reference model's, as in retrieval. What is written is loaded again and compared with our own vectors.
-Flow: scores.json → layer; other sentences → statistics; merged decoder + modules → folder → compared.
+A folder contains the model merged with one language's path, the choice of decoder layer, mean pooling over
+the text's own tokens (BOS and other special tokens get weight 0), and the language's standardisation. English
+uses the reference model, as in retrieval. The export is loaded again and compared with the run's embeddings.
+Flow: scores.json → layer; other sentences → statistics; merged decoder + modules → folder → comparison.
 """
 
 import json
@@ -32,14 +32,14 @@ from isogloss.pipeline.folder import Run
 from isogloss.pipeline.provenance import learned_from
 
 COMPARED = 16
-"""Sentences on which a folder that was loaded again is compared with the run's own vectors."""
+"""Number of sentences on which the export is compared with the run's own embeddings."""
 CLOSE = 1e-3
-"""Largest difference in a standardised dimension: what the order of float32's sums leaves."""
+"""Largest allowed difference in a standardised dimension: covers the summation order in float32."""
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """One language's folder, and how far its vectors are from the run's own at most."""
+    """One language's folder, and the largest difference of its embeddings from the run's own."""
 
     code: str
     folder: Path
@@ -51,8 +51,9 @@ def export_embedders(run: Run, codes: Sequence[str], folder: Path) -> list[Embed
     """Write each language, and English, to `folder/<code>`, whole or not at all, in float32.
 
     Raises:
-        RunError: sentence-transformers is not there, the run has no scores of a suite with sentences, a
-            folder is there already, or what was loaded again has other vectors.
+        RunError: sentence-transformers is not installed, the run has no retrieval scores, a language has too
+            few sentences for standardisation, the layer is the last, a folder already exists, or the export
+            loaded again gives different embeddings.
     """
     _library()
     name, layer = _read_by(run)
@@ -60,14 +61,14 @@ def export_embedders(run: Run, codes: Sequence[str], folder: Path) -> list[Embed
     codes = (SOURCE, *(code for code in codes if code != SOURCE))
     if without := [code for code in codes if code not in suite.layer_sentences]:
         raise RunError(
-            f"{name} has no sentences in {', '.join(without)} to standardise by; leave out the language"
+            f"{name} has no sentences in {', '.join(without)} for standardisation; leave the language out"
         )
     if there := [code for code in codes if (folder / code).exists()]:
-        raise RunError(f"{folder / there[0]} is there already; name another --out or remove it")
+        raise RunError(f"{folder / there[0]} already exists; choose another --out or remove it")
     exact = load_model(str(run.tuned), torch.float32)
     if layer == len(layers_of(exact)):
         raise RunError(
-            f"retrieval reads layer {layer}, the last, which sentence-transformers sees only behind the "
+            f"retrieval uses layer {layer}, the last, which sentence-transformers only provides after the "
             f"final norm; evaluate with evaluate.layer={layer - 1} or lower"
         )
     plain = retrieval.Model(exact, run.tokenizer)
@@ -75,7 +76,7 @@ def export_embedders(run: Run, codes: Sequence[str], folder: Path) -> list[Embed
     subject = retrieval.Model(aligned, run.tokenizer, run.student(aligned, trained=True))
     found = _retriever(run, subject, plain, suite, codes, layer)
     if found.statistics is None:
-        raise RunError(f"{name} has too few other sentences to standardise by; raise evaluate.sentences")
+        raise RunError(f"{name} has too few sentences for standardisation; raise evaluate.sentences")
     with locked(run.folder), naming(folder):
         return [
             _export(
@@ -87,13 +88,15 @@ def export_embedders(run: Run, codes: Sequence[str], folder: Path) -> list[Embed
 
 def _library() -> None:
     try:
-        import sentence_transformers  # noqa: F401  # nothing else here needs it
+        import sentence_transformers  # noqa: F401  # only this export needs it
     except ImportError:
-        raise RunError("--format sentence-transformers needs that library; install isogloss[embed]") from None
+        raise RunError(
+            "--format sentence-transformers needs sentence-transformers; install isogloss[embed]"
+        ) from None
 
 
 def _read_by(run: Run) -> tuple[str, int]:
-    """The first suite that retrieval was measured on, and the layer it was best at."""
+    """Return the first suite with retrieval scores, and the layer used for retrieval."""
     file = run.folder / "scores.json"
     remedy = "run `isogloss evaluate` again"
     suites = read_json(file, "suites", remedy)["suites"] if file.exists() else {}
@@ -102,7 +105,8 @@ def _read_by(run: Run) -> tuple[str, int]:
         if layer:
             return name, layer
     raise RunError(
-        f"{file} has no retrieval, whose layer is wanted; run `isogloss evaluate` on a suite with sentences"
+        f"{file} has no retrieval scores, which determine the layer; run `isogloss evaluate` on a suite with "
+        "sentences"
     )
 
 
@@ -116,7 +120,7 @@ def _retriever(
 ) -> retrieval.Retriever:
     settings = run.config.evaluate.model_copy(update={"layer": layer})
     texts = {code: suite.layer_sentences[code] for code in codes}
-    with run.reporter.bar("Sentences to standardise by") as progress:
+    with run.reporter.bar("Sentences for standardisation") as progress:
         found = retrieval.retriever(subject, plain, replace(suite, layer_sentences=texts), settings, progress)
     assert found is not None
     return found
@@ -149,8 +153,8 @@ def _export(
     difference = _difference(part, texts, standardised(ours, statistics))
     if not difference <= CLOSE:
         raise RunError(
-            f"{code}: loaded again, the export has other vectors: they differ by {difference:.2g}, where at "
-            f"most {CLOSE} is right; it is left in {part}"
+            f"{code}: loaded again, the export's embeddings differ by {difference:.2g}, more than the "
+            f"allowed {CLOSE}; it is left in {part}"
         )
     one = Embedder(code, folder / code, layer, difference)
     carried = carry(notices_folder(run.config.model), part)
@@ -161,15 +165,15 @@ def _export(
 
 
 def _modules(decoder: Path, tokenizer: Any, layer: int, statistics: Statistics) -> Any:
-    """Text → states of a decoder layer → their mean over the text's own tokens → standardised."""
+    """Build the modules: text → hidden states of a layer → mean over the text's own tokens → standardised."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Dense, Transformer
     from sentence_transformers.sentence_transformer.modules import Pooling, WordWeights
 
-    # hidden_states begin with the embeddings, so the states behind layer n are the n-th.
+    # hidden_states[0] are the embeddings, so hidden_states[n] is the output of layer n.
     text: Any = {"text": {"method": "forward", "method_output_name": ["hidden_states", layer]}}
     read: Any = Transformer(str(decoder), modality_config=text, module_output_name="token_embeddings")
-    read.tokenizer.padding_side = "right"  # as in training: in front, padding would count as positions
+    read.tokenizer.padding_side = "right"  # as in training: left padding would shift positions
     width, tokens = len(statistics.mean), max(len(tokenizer), read.model.config.vocab_size)
     silent = {*special_ids(tokenizer, len(tokenizer)), *tokenizer("")["input_ids"]}
     weights = WordWeights([str(n) for n in range(tokens)], {str(n): 0.0 for n in sorted(silent)})
@@ -208,12 +212,12 @@ def _card(run: Run, one: Embedder, carried: list[str], compared: int) -> str:
             "---",
             f"# Sentences in {language.name}, by isogloss",
             "",
-            f"Sentence vectors of {what}: the mean of layer {one.layer} over the text's own tokens, every "
-            "dimension less its mean and over its deviation in this language. Compare them by cosine with "
-            "those of the other languages' folders beside this one, English among them.",
+            f"Sentence embeddings of {what}: the mean of layer {one.layer} over the text's own tokens, every "
+            "dimension standardised by its mean and standard deviation in this language. Compare them by "
+            "cosine with those of the other languages' folders next to this one, including English.",
             "",
-            f"Compared with the run's own vectors on {compared} sentences: no dimension differs by more than "
-            f"{one.difference:.2g} standard deviations.",
+            f"Compared with the run's own embeddings on {compared} sentences: no dimension differs by more "
+            f"than {one.difference:.2g} standard deviations.",
             "",
             "```python",
             "from sentence_transformers import SentenceTransformer",

@@ -1,11 +1,11 @@
-"""GGUF files of a run, for llama.cpp and Ollama: the tuned model, and each language as a LoRA over it.
+"""Export a run to GGUF for llama.cpp and Ollama: the tuned model, and each language as a LoRA on top of it.
 
-The tokenizer and whatever else a GGUF file says of its model are those of the file that the base came from;
-the weights, the chat template and the end of turn are the run's. The format's own conventions are kept here
-and nowhere else: tensors by llama.cpp's names, Gemma's norms one higher, and for Llama's layout the two
-halves of a head's rotary dimensions side by side. Vectors stay in float32, as llama.cpp wants them.
-Flow: source file → metadata; tuned weights → one file a precision; a path as PEFT writes it → its LoRA file
-and its Modelfile.
+The tokenizer and all other metadata come from the GGUF file of the base; the weights, the chat template and
+the end of turn are the run's. All conventions of the format are implemented here: llama.cpp's tensor names,
+1 added to Gemma's norm weights, and for Llama's layout the interleaved rotary dimensions of each head.
+Vectors stay in float32, as llama.cpp requires.
+Flow: source file → metadata; tuned weights → one file per precision; a path exported as PEFT → LoRA file and
+Modelfile.
 """
 
 import json
@@ -37,20 +37,20 @@ from isogloss.pipeline.provenance import learned_from
 
 Precision = Literal["f32", "f16", "bf16", "q8_0", "q4_k_m"]
 PRECISIONS: tuple[Precision, ...] = ("f16", "q8_0")
-"""Written where none is named; the first is what the Modelfiles load."""
+"""Default precisions; Modelfiles load the first one."""
 OURS = ("general.name", "general.file_type", "general.quantization_version", "general.architecture")
-"""What a source file says of itself and not of its model."""
+"""Metadata keys that describe the source file rather than the model; not copied."""
 TEMPLATE = "tokenizer.chat_template"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a kind of model lies in a GGUF file.
+    """How a type of model is stored in a GGUF file.
 
     Attributes:
-        architecture: GGUF's name.
-        norm: What is added to the weights of norms.
-        paired: In the rows of queries and keys, rotary dimensions i and i + half lie side by side.
+        architecture: GGUF's name of the architecture.
+        norm: Constant added to norm weights.
+        paired: Rotary dimensions i and i + half are adjacent in the rows of queries and keys.
     """
 
     architecture: str
@@ -65,7 +65,7 @@ LAYOUTS = {
     "qwen2": Layout("qwen2"),
     "qwen3": Layout("qwen3"),
 }
-"""By transformers' `model_type`."""
+"""Layouts by transformers' `model_type`."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,15 @@ def export_gguf(
     """Write `folder/tuned-<precision>.gguf`, and each language's LoRA and Modelfile to `folder/<code>`.
 
     Args:
-        codes: Our codes; one without a leaf is exported as its family or the root answers for it.
-        precisions: Of the tuned model; adapters are in float32.
-        max_rank: As for PEFT's adapters.
+        codes: isogloss codes; a language without a leaf is exported with its family's or the root's adapter.
+        precisions: Precisions of the tuned model; adapters are in float32.
+        max_rank: Refit adapters to this rank if their path has a larger one.
 
     Raises:
-        ConfigError: A precision is not known.
-        RunError: The base came from no GGUF file or has a layout not known here, a number does not fit, what
-            quantises is not installed, or a file is there already.
+        ConfigError: A precision is unknown.
+        RunError: The base did not come from a GGUF file or has an unsupported layout, a language has no
+            adapter, a weight overflows float16, llama.cpp is missing for quantisation, or a file already
+            exists.
     """
     chosen: tuple[Precision, ...] = tuple(dict.fromkeys(_known(one) for one in precisions))
     within = folder.resolve().is_relative_to(run.folder.resolve())
@@ -105,7 +106,7 @@ def _known(precision: str) -> Precision:
     for known in get_args(Precision):
         if precision == known:
             return known
-    raise ConfigError(f"--precision: {precision!r} is none of {', '.join(get_args(Precision))}")
+    raise ConfigError(f"--precision: {precision!r} is not one of {', '.join(get_args(Precision))}")
 
 
 def _export(
@@ -119,7 +120,7 @@ def _export(
     )
     for path in (*written.languages.values(), *written.models.values()):
         if path.exists():
-            raise RunError(f"{path} is there already; name another --out or remove it")
+            raise RunError(f"{path} already exists; choose another --out or remove it")
     refuse_bare(run, codes)
     model = load_model(str(run.tuned), torch.float32)
     names = _names(layout, config["num_hidden_layers"])
@@ -150,34 +151,34 @@ def _refuse(run: Run, config: dict[str, Any], precisions: Sequence[Precision]) -
     kind = config["model_type"]
     if kind not in LAYOUTS:
         raise RunError(
-            f"--format gguf: how a model of type {kind} lies in a GGUF file is not known here, only of "
-            f"{', '.join(LAYOUTS)}; `--format merged` writes a folder that llama.cpp's own converter may take"
+            f"--format gguf: models of type {kind} are not supported, only {', '.join(LAYOUTS)}; "
+            "`--format merged` writes a folder that llama.cpp's own converter may accept"
         )
     name = run.config.model
     if name not in bases.PACKAGED and not name.endswith(bases.SUFFIX):
         raise RunError(
-            f"--format gguf: {name} came from no GGUF file whose tokenizer could be taken; "
-            "`--format merged` writes a folder that llama.cpp's own converter may take"
+            f"--format gguf: {name} did not come from a GGUF file, whose tokenizer would be copied; "
+            "`--format merged` writes a folder that llama.cpp's own converter may accept"
         )
     if fault := bases.unavailable(name):
         raise RunError(f"--format gguf: {fault}")
     if "q4_k_m" in precisions and _llama_cpp() is None:
-        raise RunError("--precision q4_k_m: llama.cpp quantises; pip install llama-cpp-python")
+        raise RunError("--precision q4_k_m: needs llama.cpp to quantise; pip install llama-cpp-python")
     return LAYOUTS[kind]
 
 
 def _base(run: Run) -> str:
-    """The base's name, without where its file lies."""
+    """Return the base model's name, without the path of its file."""
     return Path(run.config.model).name.removesuffix(bases.SUFFIX)
 
 
 def _llama_cpp() -> Any:
-    """llama.cpp's library, where it is installed."""
+    """Import llama.cpp's Python bindings; None if not installed."""
     return import_module("llama_cpp") if find_spec("llama_cpp") else None
 
 
 def _names(layout: Layout, layers: int) -> Any:
-    """From transformers' names of parameters to llama.cpp's."""
+    """Return a function that maps transformers' parameter names to llama.cpp's."""
     import gguf
 
     (architecture,) = (a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == layout.architecture)
@@ -186,21 +187,21 @@ def _names(layout: Layout, layers: int) -> Any:
     def named(name: str) -> str:
         found = known.get_name(name, try_suffixes=(".weight", ".bias"))
         if found is None:
-            raise RunError(f"--format gguf: {layout.architecture} has no place for {name}")
+            raise RunError(f"--format gguf: {layout.architecture} has no tensor for {name}")
         return found
 
     return named
 
 
 def _weights(model: Any, config: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The parameters by name; a head that is the embedding itself is not written twice."""
+    """Yield parameters by name, except a head tied to the embeddings."""
     for name, weight in model.state_dict().items():
         if not (name == "lm_head.weight" and config.get("tie_word_embeddings")):
             yield name, weight
 
 
 def _laid_out(weight: torch.Tensor, name: str, layout: Layout, config: dict[str, Any]) -> np.ndarray:
-    """A parameter, or the output side of an adapter over it, as a GGUF file has it; in float32."""
+    """Convert a parameter, or the B matrix of its adapter, to the GGUF layout, in float32."""
     made = weight.detach().float().cpu().numpy()
     if layout.norm and "norm" in name:
         made = made + np.float32(layout.norm)
@@ -213,7 +214,10 @@ def _laid_out(weight: torch.Tensor, name: str, layout: Layout, config: dict[str,
 
 
 def _metadata(run: Run, layout: Layout, rows: int, work: Path) -> list[tuple[str, Any, Any, Any]]:
-    """Keys, values and types of the base's own GGUF file, with the run's chat template and end of turn."""
+    """Return the metadata of the base's GGUF file, with the run's chat template and end of turn.
+
+    Each entry is a key, its value, its type, and the type of its elements for arrays.
+    """
     import gguf
 
     file = bases.gguf_file(run.config.model, work)
@@ -230,10 +234,12 @@ def _metadata(run: Run, layout: Layout, rows: int, work: Path) -> list[tuple[str
         file.unlink()
     if architecture != layout.architecture:
         raise RunError(
-            f"--format gguf: {file.name} holds {architecture}, the run's model {layout.architecture}"
+            f"--format gguf: {file.name} contains {architecture}, the run's model is {layout.architecture}"
         )
     if tokens != rows:
-        raise RunError(f"--format gguf: {file.name} has {tokens} tokens, the tuned model embeds {rows}")
+        raise RunError(
+            f"--format gguf: {file.name} has {tokens} tokens, but the tuned model has {rows} embeddings"
+        )
     text, number = gguf.GGUFValueType.STRING, gguf.GGUFValueType.UINT32
     end = run.tokenizer.convert_tokens_to_ids(end_of_turn(run.tokenizer))
     return [
@@ -268,7 +274,7 @@ def _write_model(
         if tensor.ndim == 1:
             kind = gguf.GGMLQuantizationType.F32
         elif tensor.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
-            kind = gguf.GGMLQuantizationType.F16  # as llama.cpp does with rows that are no whole blocks
+            kind = gguf.GGMLQuantizationType.F16  # as llama.cpp does if rows are not whole blocks
         writer.add_tensor(name, _rounded(tensor, kind, name), raw_dtype=kind)
     _close(writer)
 
@@ -277,7 +283,7 @@ def _rounded(tensor: np.ndarray, kind: Any, name: str) -> np.ndarray:
     import gguf
 
     if kind == gguf.GGMLQuantizationType.F16 and np.abs(tensor).max() > np.finfo(np.float16).max:
-        raise RunError(f"--precision f16: {name} has numbers that float16 does not hold; take bf16 or f32")
+        raise RunError(f"--precision f16: {name} has values that overflow float16; use bf16 or f32")
     return gguf.quants.quantize(tensor, kind)
 
 
@@ -288,7 +294,7 @@ def _quantise(
     metadata: Sequence[tuple[str, Any, Any, Any]],
     tensors: Sequence[tuple[str, np.ndarray]],
 ) -> None:
-    """Four bits a weight, by llama.cpp itself, from float32."""
+    """Quantise to 4 bits with llama.cpp, from a temporary float32 file."""
     llama_cpp = _llama_cpp()
     exact = work / "exact.gguf"
     _write_model(exact, layout, metadata, tensors, "f32", work)
@@ -302,17 +308,18 @@ def _quantise(
 
 
 def write_adapter(peft: Path, file: Path, layout: Layout, config: dict[str, Any], name: str) -> None:
-    """A PEFT LoRA as llama.cpp's: `<tensor>.lora_a` of (rank, in) and `<tensor>.lora_b` of (out, rank).
+    """Write a PEFT LoRA in llama.cpp's format.
 
-    llama.cpp adds α/rank · B·A, with one α of the whole file and each pair's own rank; where PEFT scales a
-    module otherwise (`alpha_pattern`, rank-stabilised), B is multiplied by what is missing.
+    Tensors are `<tensor>.lora_a` of shape (rank, in) and `<tensor>.lora_b` of shape (out, rank). llama.cpp
+    adds α/rank · B·A, with one α per file and the rank of each pair; where PEFT scales a module differently
+    (`alpha_pattern`, rank-stabilised), B is multiplied by the ratio.
 
     Args:
         peft: A folder that `PeftModel.from_pretrained` loads.
-        config: Of the model that it adapts.
+        config: Config of the adapted model.
 
     Raises:
-        RunError: It is no plain LoRA.
+        RunError: It is not a plain LoRA.
     """
     import gguf
 
@@ -320,7 +327,7 @@ def write_adapter(peft: Path, file: Path, layout: Layout, config: dict[str, Any]
     state = load_file(peft / "adapter_model.safetensors")
     if settings.use_dora or settings.bias != "none" or not all(".lora_" in key for key in state):
         raise RunError(
-            "--format gguf: llama.cpp takes plain LoRA, without magnitudes, biases or whole modules"
+            "--format gguf: llama.cpp only supports plain LoRA, without magnitudes, biases or whole modules"
         )
     names = _names(layout, config["num_hidden_layers"])
     writer = gguf.GGUFWriter(file, layout.architecture)
@@ -340,7 +347,7 @@ def write_adapter(peft: Path, file: Path, layout: Layout, config: dict[str, Any]
 
 
 def _missing(settings: LoraConfig, module: str, rank: int) -> float:
-    """PEFT's scale of a module over α/rank."""
+    """Return the ratio of PEFT's scaling of a module to α/rank."""
     alphas = settings.alpha_pattern or {}
     alpha = next((a for key, a in alphas.items() if module.endswith(key)), settings.lora_alpha)
     root = rank**0.5 if settings.use_rslora else 1.0
@@ -355,7 +362,7 @@ def _close(writer: Any) -> None:
 
 
 def _describe(run: Run, code: str, folder: Path, model: str) -> None:
-    """A language's Modelfile and card."""
+    """Write a language's Modelfile and card."""
     language = resolve(code)
     told = modelfile(run.tokenizer, f"../{model}")
     if told is None:
@@ -367,7 +374,7 @@ def _describe(run: Run, code: str, folder: Path, model: str) -> None:
     what = [
         f"# {language.name}, by isogloss, for llama.cpp",
         "",
-        f"A LoRA adapter in GGUF that has ../{model} follow English instructions in {language.name} "
+        f"A LoRA adapter in GGUF with which ../{model} follows instructions in {language.name} "
         f"({language.autonym}):",
         "",
         "```",

@@ -1,6 +1,6 @@
-"""Exports on the hub: each folder a private repository, the tuned model beside the adapters that need it.
+"""Push exports to the Hub: each folder becomes a private repository, including the tuned model if needed.
 
-What names a place on this machine names its repository there: an adapter its base, a card what it loads.
+Local paths in the files (an adapter's base model, the code in a card) are replaced by repository names.
 """
 
 import json
@@ -15,21 +15,21 @@ from isogloss.languages import languages
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 NAMING = {".json", ".md", ".yaml"}
-"""Kinds of files that may name a place."""
+"""Suffixes of files that may contain local paths."""
 
 
 def check(repo: str) -> None:
-    """Before an export takes its time.
+    """Check the repository name and the login before an export starts.
 
     Raises:
-        ConfigError: The name is no OWNER/NAME, or the hub takes none like it.
-        RunError: The hub cannot be reached, or knows nobody here.
+        ConfigError: The name is not OWNER/NAME, or not a valid repository name.
+        RunError: The Hub cannot be reached, or the user is not logged in.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     if not NAME.fullmatch(repo):
-        raise ConfigError(f"--push-to-hub: {repo!r} is no OWNER/NAME")
+        raise ConfigError(f"--push-to-hub: {repo!r} is not of the form OWNER/NAME")
     try:
         validate_repo_id(f"{repo}-{max(languages(), key=len)}")
     except HFValidationError as error:
@@ -38,15 +38,15 @@ def check(repo: str) -> None:
 
 
 def push(repo: str, tuned: Path | None, folders: Mapping[str, Path]) -> list[str]:
-    """Write folders to the hub and give their repositories' names.
+    """Upload folders to the Hub and return the names of their repositories.
 
     Args:
-        repo: OWNER/NAME, which is the tuned model's.
-        tuned: The tuned model's folder; None where nothing needs it.
-        folders: By language, each of which goes to OWNER/NAME-CODE; one without a name to OWNER/NAME itself.
+        repo: OWNER/NAME, the tuned model's repository.
+        tuned: The tuned model's folder; None if no export needs it.
+        folders: Folders by language, each uploaded to OWNER/NAME-CODE; an empty code stands for OWNER/NAME.
 
     Raises:
-        RunError: The hub refuses.
+        RunError: The Hub rejects the upload, or a repository exists and is public.
     """
     names = {folder: f"{repo}-{code}" if code else repo for code, folder in folders.items()}
     names |= {tuned: repo} if tuned else {}
@@ -63,13 +63,13 @@ def _commit(api: Any, name: str, contents: Mapping[str, bytes | str]) -> None:
 
     api.create_repo(name, private=True, exist_ok=True)
     if not api.repo_info(name).private:
-        raise RunError(f"--push-to-hub: {name} is there already, and public; name another")
+        raise RunError(f"--push-to-hub: {name} already exists and is public; choose another name")
     operations = [CommitOperationAdd(path, content) for path, content in contents.items()]
     api.create_commit(name, operations, commit_message=f"isogloss {version('isogloss')}")
 
 
 def _portable(file: Path, places: Mapping[str, str]) -> bytes | str:
-    """A file's path, or its bytes where it names a place."""
+    """Return a file's path, or its rewritten bytes if it contains local paths."""
     if file.suffix not in NAMING:
         return str(file)
     text = was = file.read_text("utf-8")
@@ -80,11 +80,11 @@ def _portable(file: Path, places: Mapping[str, str]) -> bytes | str:
 
 
 def _told(act: Any) -> None:
-    """Do something on the hub; whatever it refuses is told in one line."""
+    """Call `act` with a Hub client, and turn any failure into a one-line RunError."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-    http: Any = HfHubHTTPError.__bases__  # the HTTP library's own error, whichever a release uses
+    http: Any = HfHubHTTPError.__bases__  # the HTTP library's base error, which differs between releases
     try:
         act(HfApi())
     except (*http, HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:

@@ -1,8 +1,8 @@
-"""A run's scores in the results layout of lm-evaluation-harness 0.4, for whatever reads its files.
+"""Export a run's scores in the results format of lm-evaluation-harness 0.4.
 
-One file is of one model, so each side has its own. A task is a suite in a language, a group is a suite; the
-metrics are our measures, and `acc` is accuracy. What only the harness has (its seeds, hashes of its samples)
-is null or empty.
+A results file describes one model, so each side (before, after) gets its own. A task is a suite in one
+language, a group is a suite; metrics are isogloss measures, with `acc` for accuracy. Fields that only the
+harness can fill (its seeds, hashes of its samples) are null or empty.
 """
 
 import hashlib
@@ -24,14 +24,14 @@ from isogloss.report.folder import read_folder
 
 Phase = Literal["before", "after"]
 NAMES: Final = {"accuracy": "acc"}
-"""What the harness calls our measures, where it has them."""
+"""The harness's names of isogloss measures, where it has them."""
 
 
 def write_results(run: Run, folder: Path) -> list[Path]:
-    """Write `folder/<phase>/results_<date>.json` for both sides; returns the files.
+    """Write `folder/<phase>/results_<date>.json` for both sides and return the files.
 
     Raises:
-        RunError: The run has no scores, or lacks the hits behind them.
+        RunError: The run has no scores, or the per-item hits are missing.
     """
     sides = {folder / phase: results(run, phase) for phase in ("before", "after")}
     files = []
@@ -43,12 +43,12 @@ def write_results(run: Run, folder: Path) -> list[Path]:
 
 
 def results(run: Run, phase: Phase) -> dict[str, Any]:
-    """One side of every suite of `scores.json`, as one file of the harness.
+    """Return one side of all suites in `scores.json`, as the contents of a harness results file.
 
-    Standard errors are of single languages: sample deviation over √items, as the harness computes them.
+    Only single languages have standard errors: sample standard deviation over √items, as in the harness.
 
     Raises:
-        RunError: The run has no scores, or lacks the hits behind them.
+        RunError: The run has no scores, or the per-item hits are missing.
     """
     tasks: dict[str, Any] = {}
     groups, members, signatures = {}, {}, {}
@@ -85,7 +85,7 @@ def results(run: Run, phase: Phase) -> dict[str, Any]:
 
 
 def _hits(run: Run, suite: str, phase: Phase) -> dict[str, dict[str, list[float]]]:
-    """By measure and language, what each item or sentence counted, where the measure says anything of it."""
+    """Return each item's or sentence's score by measure and language, leaving out undefined ones."""
     path = run.folder / "predictions" / f"{suite}.{phase}.hits.json"
     if not path.is_file():
         raise RunError(f"{path} is missing; run `isogloss evaluate` again, which writes it")
@@ -108,7 +108,7 @@ def _count(hits: dict[str, list[float]]) -> int:
 def _error(hits: list[float]) -> float | str:
     if len(hits) < 2:
         return "N/A"
-    # Summed as the harness sums, so that equal answers have equal errors to the last digit.
+    # Same order of summation as the harness, so that equal answers give bit-identical errors.
     middle = sum(hits) / len(hits)
     return sqrt(sum((hit - middle) ** 2 for hit in hits) / (len(hits) - 1)) / sqrt(len(hits))
 
@@ -137,7 +137,7 @@ def _config(task: str, hits: dict[str, list[float]], signature: str) -> dict[str
 
 
 def _about(run: Run, phase: Phase) -> dict[str, Any]:
-    """The model and what it ran in."""
+    """Return the fields about the model and the environment."""
     model, tokenizer = skeleton(str(run.tuned)), run.tokenizer
     adapters = run.folder / "adapters"
     name, peft = (run.tuned, {}) if phase == "before" else (adapters, {"peft": str(adapters)})

@@ -1,4 +1,4 @@
-"""Modelfiles: what Ollama makes a model of a GGUF base and a LoRA of."""
+"""Modelfiles, from which Ollama builds a model of a GGUF base and a LoRA."""
 
 import json
 
@@ -10,12 +10,13 @@ ADAPTER, MODELFILE = "adapter.gguf", "Modelfile"
 
 
 def modelfile(tokenizer: PreTrainedTokenizerBase, model: str) -> str | None:
-    """What Ollama makes a model of: base, adapter, the chat template in its own language, the end of turn.
+    """Return a Modelfile with base, adapter, chat template in Ollama's template language, and end of turn.
 
-    Ollama's template is written once for each turn, and BOS by its tokenizer.
+    Ollama applies its template once per turn, and its tokenizer adds BOS.
 
     Returns:
-        None: The chat template writes a turn otherwise behind another, or not as a text around the user's.
+        The file's text; None if the chat template cannot be expressed: it formats later turns differently,
+        or does not simply wrap the user's text.
     """
     template = _turns(tokenizer)
     if template is None:
@@ -29,7 +30,7 @@ def modelfile(tokenizer: PreTrainedTokenizerBase, model: str) -> str | None:
 
 
 def _turns(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """One turn in Ollama's template language, read off what the chat template writes."""
+    """Return one turn in Ollama's template language, inferred from the chat template's output."""
     system, first, answer, second = (f"isogloss{word}" for word in ("system", "first", "answer", "second"))
     asked = {"role": "user", "content": first}
     later = [{"role": "assistant", "content": answer}, {"role": "user", "content": second}]
@@ -39,7 +40,7 @@ def _turns(tokenizer: PreTrainedTokenizerBase) -> str | None:
             text = tokenizer.decode(
                 list(encode_chat(tokenizer, messages)), clean_up_tokenization_spaces=False
             )
-        except Exception:  # a template refuses by raising whatever its author chose
+        except Exception:  # templates reject messages with arbitrary exceptions
             return None
         assert isinstance(text, str)
         pieces = []

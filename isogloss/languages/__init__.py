@@ -1,4 +1,4 @@
-"""Which languages there are and what every data set calls them. Imports no torch."""
+"""The known languages and their codes in every data set. Does not import torch."""
 
 from isogloss.languages.registry import (
     XGLUE_TWELVE,
@@ -9,6 +9,6 @@ from isogloss.languages.registry import (
 )
 
 SOURCE = "en"
-"""The language of stage 1, which all others follow."""
+"""The language of stage 1, on which all others build."""
 
 __all__ = ["SOURCE", "XGLUE_TWELVE", "Language", "UnknownLanguageError", "languages", "resolve"]

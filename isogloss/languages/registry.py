@@ -1,7 +1,7 @@
-"""Registry: one entry per language, found under any code or name that a data set uses for it.
+"""Registry: one entry per language, found by any code or name that a data set uses for it.
 
-All facts stand in `languages.yaml`; this module only reads them, refuses clashes, and looks up.
-It must not know models, tensors, files of a data set, or a run's settings.
+All facts are in `languages.yaml`; this module only reads them, rejects clashes and looks languages up.
+It must not depend on models, tensors, data files or a run's settings.
 Flow: languages.yaml → languages() → an index of normalised spellings → resolve().
 """
 
@@ -17,16 +17,16 @@ import yaml
 
 XGLUE_TWELVE: Final = ("ar", "bg", "el", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi")
 _SLIP: Final = 0.85
-"""How alike two spellings of a name are, at least, of which one has a slip (Swahilli: 0.93)."""
+"""Minimum similarity at which a spelling counts as a typo of a name (Swahilli: 0.93)."""
 
 
 class UnknownLanguageError(ValueError):
-    """No language has this code or name; the message is one line and suggests the nearest."""
+    """No language has this code or name; the one-line message suggests the nearest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """One language in one script; the head of `languages.yaml` says what each field holds."""
+    """One language in one script; the header of `languages.yaml` describes the fields."""
 
     code: str
     name: str
@@ -47,11 +47,11 @@ class Language:
 
     @property
     def unspaced(self) -> bool:
-        """Whether its script puts no spaces between words."""
+        """Whether its script writes no spaces between words."""
         return self.script in ("Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai")
 
     def codes(self) -> tuple[str, ...]:
-        """Every code that means this language, each once, ours first.
+        """Return every code of this language once, ours first.
 
         ISO 639-3 names a language and not its script, so a second script (zh-Hant) leaves those
         codes to the plain entry (zh).
@@ -64,12 +64,12 @@ class Language:
 
 @cache
 def languages() -> dict[str, Language]:
-    """All languages by our code, in the order of the file.
+    """Return all languages by our code, in file order.
 
-    The same dictionary at every call: copy it before changing it.
+    Cached: copy the dictionary before changing it.
 
     Raises:
-        TypeError: An entry lacks a field or has one too many.
+        TypeError: An entry lacks a field or has an unknown one.
         ValueError: Two languages claim the same code or name.
     """
     text = resources.files("isogloss.languages").joinpath("languages.yaml").read_text(encoding="utf-8")
@@ -80,12 +80,12 @@ def languages() -> dict[str, Language]:
 
 
 def resolve(code: str) -> Language:
-    """The language that any data set's code, its English name or its own name stands for.
+    """Return the language with this code (of any data set), English name or native name.
 
-    Case does not matter, nor `_` against `-`.
+    Ignores case and the difference between `_` and `-`.
 
     Raises:
-        UnknownLanguageError: No language is called so.
+        UnknownLanguageError: No language has this code or name.
     """
     language = _index().get(_normalise(code))
     if language is None:
@@ -94,7 +94,7 @@ def resolve(code: str) -> Language:
 
 
 def index_spellings(table: Mapping[str, Language]) -> dict[str, Language]:
-    """Every normalised spelling with the one language it means.
+    """Map every normalised spelling to its language.
 
     Raises:
         ValueError: Two languages claim the same spelling.
@@ -126,7 +126,7 @@ def _spellings(language: Language) -> Iterator[str]:
 
 
 def _normalise(spelling: str) -> str:
-    # NFC after case folding: keyboards differ in how they compose the letters of Odia or Yoruba.
+    # NFC after case folding, as keyboards differ in how they compose letters of Odia or Yoruba.
     return unicodedata.normalize("NFC", spelling.strip().casefold()).replace("_", "-")
 
 
@@ -140,11 +140,11 @@ def _refusal(code: str) -> str:
 
 
 def _nearest(key: str) -> str | None:
-    """The spelling that was meant, if any.
+    """Return the known spelling that was probably meant, or None.
 
-    A known language part (swa in swa_Latn2) settles the language, and only its spelling is then in doubt.
-    Another code of two or three letters is hardly a slip, but one of the 7,000 languages that are not here,
-    so nothing is offered. What is longer may be a name with a slip or two.
+    A known language part (swa in swa_Latn2) settles the language; only its spellings are then considered.
+    Another code of two or three letters is rarely a typo and more likely one of the 7,000 languages that are
+    missing here, so nothing is suggested. Anything longer may be a name with a typo or two.
     """
     part = key.split("-")[0]
     if known := _index().get(part):

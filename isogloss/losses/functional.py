@@ -1,14 +1,14 @@
-"""The losses, as pure functions of tensors: sums over tokens or rows; divergences in nats.
+"""The losses, as pure functions of tensors: sums over tokens or rows, in nats.
 
-Every function takes response tokens already gathered from both sides, so nothing is masked here:
-`data.chat.response_positions` says where responses are predicted, `train.objective` gathers them.
+Every function takes response tokens already gathered for student and teacher, so nothing is masked here:
+`data.chat.response_positions` gives the positions that predict responses, and `train.objective` gathers them.
 
-A divergence takes the teacher as dense logits or as its k likeliest tokens and the rest (`TopK`). Of the
-latter it is the divergence between two distributions over k + 1 outcomes, the student's tokens that were not
-kept being one outcome too: no mass is renormalised away. It is never more than the dense one (data
-processing; Cover & Thomas 2006, section 2.8), and equal to it where teacher and student agree on how the rest
-is shared out, or where k = V. Exact is temperature 1 alone: how another temperature would change the rest
-cannot be told from its sum, so that is refused unless k = V.
+A divergence takes the teacher as dense logits or as its k likeliest tokens plus the remaining mass (`TopK`).
+For `TopK` it compares two distributions over k + 1 outcomes: the student's other tokens are also merged into
+one outcome, so no mass is renormalised away. It is never more than the dense divergence (data processing
+inequality; Cover & Thomas 2006, section 2.8), and equal to it if teacher and student distribute the rest
+alike, or if k = V. Only temperature 1 is exact: the sum of the rest does not tell how another temperature
+would change it, so other temperatures raise an error unless k = V.
 """
 
 import math
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from isogloss.losses.topk import TopK
 
 LEAST = -1e30
-"""ln p of what has the logit -inf, such as padded tokens: p is 0, and 0 · ln 0 is 0, not nan."""
+"""Replaces ln 0 (logits of -inf, as on padding entries of a vocabulary), so that 0 · ln 0 is 0, not nan."""
 
 
 def forward_kl(
@@ -37,12 +37,12 @@ def forward_kl(
 
     Args:
         student: Raw logits of any float type; the softmax runs in float32.
-        teacher: Raw logits of the same tokens, or what was kept of their distribution; without gradient.
-        temperature: Divides both logits; the sum is multiplied by its square, which keeps the
-            gradient's size (Hinton et al. 2015, arXiv:1503.02531, section 2).
+        teacher: Raw logits of the same tokens, or a `TopK` of their distribution; without gradient.
+        temperature: Divides both logits; the sum is multiplied by its square, which preserves the
+            gradient's scale (Hinton et al. 2015, arXiv:1503.02531, section 2).
 
     Raises:
-        ValueError: `temperature` is not a finite number above 0, or not 1 where the teacher's rest is a sum.
+        ValueError: `temperature` is not a finite number above 0, or not 1 for a `TopK` with k < V.
     """
     log_q, log_p = outcomes_of(log_softmax(student, temperature), teacher, temperature)
     return (log_p.exp() * (log_p - log_q)).sum() * temperature**2
@@ -56,8 +56,9 @@ def reverse_kl(
 ) -> Float[Tensor, ""]:
     """Sum over tokens of KL(student ‖ teacher) = Σ q·(ln q - ln p), in nats; 0 when both agree.
 
-    It keeps the student from tokens that the teacher finds unlikely, where the forward one has it cover all
-    that the teacher finds likely (Gu et al. 2024, arXiv:2306.08543, section 2). Arguments as in `forward_kl`.
+    Mode-seeking: it keeps the student off tokens that the teacher finds unlikely, whereas `forward_kl` makes
+    it cover all that the teacher finds likely (Gu et al. 2024, arXiv:2306.08543, section 2). Arguments as in
+    `forward_kl`.
 
     Raises:
         ValueError: As `forward_kl`.
@@ -79,7 +80,7 @@ def jensen_shannon(
     (Agarwal et al. 2024, arXiv:2306.13649, section 2). Other arguments as in `forward_kl`.
 
     Raises:
-        ValueError: `beta` does not lie strictly between 0 and 1, or as `forward_kl`.
+        ValueError: `beta` is not strictly between 0 and 1, or as `forward_kl`.
     """
     if not 0.0 < beta < 1.0:
         raise ValueError(
@@ -96,12 +97,12 @@ def cross_entropy(
 ) -> Float[Tensor, ""]:
     """Sum over tokens of -ln q(response token), in nats, where q is the student's distribution.
 
-    The negative log-likelihood of the response (Bishop 2006, section 4.3.4); what one-hot teachers make of
-    `forward_kl`.
+    The negative log-likelihood of the response (Bishop 2006, section 4.3.4), which equals `forward_kl` with
+    a one-hot teacher.
 
     Args:
         student: Raw logits of any float type; the softmax runs in float32.
-        response: The id of the token at each position.
+        response: The token ID at each position.
     """
     return F.cross_entropy(wide(student), response, reduction="sum")
 
@@ -111,19 +112,20 @@ def answer_set_kl(
 ) -> Float[Tensor, ""]:
     """Sum over rows of KL(p ‖ q) between distributions over whole answers, in nats.
 
-    p is the reference model's over a row's options in English, a softmax over their log-probabilities, so
-    that an option's length or its habit of naming other answers does not count; q is the student's own over
-    all answers there are. Renormalised to the set too, q could follow p while all of its mass went elsewhere.
-    The KL of a sequence is the expected sum of its tokens' (chain rule), so it counts as response tokens do.
+    p is the reference model's distribution over a row's options in English: a softmax over their
+    log-probabilities, so the total probability that it gives the option set does not matter. q is the
+    student's distribution over all possible answers: if it were renormalised to the options too, q could
+    match p while nearly all of its mass is on other answers. The KL of a sequence is the expected sum over
+    its tokens (chain rule), so it is weighted like response tokens.
 
     Args:
-        scores: The student's ln probability of each option as a whole answer, end of turn included; rows one
-            behind the other.
-        targets: The reference model's, in the same order; without gradient.
-        sizes: How many options each row has.
+        scores: The student's ln probability of each option as a whole answer, end of turn included, with the
+            rows concatenated.
+        targets: The reference model's ln probabilities, in the same order; without gradient.
+        sizes: Number of options of each row.
 
     Raises:
-        ValueError: The sizes do not add up to the options.
+        ValueError: `sizes` do not sum to the number of options.
     """
     if sum(sizes) != len(scores) or len(scores) != len(targets):
         raise ValueError(f"{len(scores)} scores and {len(targets)} targets for rows of {list(sizes)} options")
@@ -143,17 +145,17 @@ def similarity(
 ) -> Float[Tensor, ""]:
     """Sum over rows of the KL between softmax similarities to all twins, in nats.
 
-    Target: the softmax of cosines / τ from the row's own twin to all twins; prediction: the same from the row
-    (similarity distillation: Fang et al. 2021, arXiv:2101.04731, equation 5, with all twins for its queue).
-    The mean of that and of the reverse direction, from each twin to the rows of the batch. It is 0 where
-    every row coincides with its twin. InfoNCE, whose target is the own twin alone, would go on to push a row
-    away from twins of much the same wording, to where the layers above cannot read it.
+    The target is the softmax of cosines / τ from the row's own twin to all twins; the prediction is the same
+    from the row (similarity distillation: Fang et al. 2021, arXiv:2101.04731, equation 5, with all twins as
+    its queue). The loss is the mean of this and the reverse direction, from each row's twin to the rows of
+    the batch. It is 0 if every row coincides with its twin. InfoNCE, whose target is the own twin alone,
+    would keep pushing a row away from twins of similar wording, to where the layers above cannot read it.
 
     Args:
         student: Mean-pooled hidden states of the instructions.
-        twins: The same of the English twins, each meaning once, without gradient.
-        own: Which twin is whose.
-        temperature: Divides the cosines; the smaller, the more it is about the nearest alone.
+        twins: Mean-pooled hidden states of the English twins, each meaning once; without gradient.
+        own: Index of each row's twin.
+        temperature: Divides the cosines; a lower value concentrates on the nearest twins.
     """
     ours, theirs = F.normalize(wide(student), dim=-1), F.normalize(wide(twins), dim=-1)
     mine = theirs[own]
@@ -163,20 +165,21 @@ def similarity(
 
 
 def perplexity(twins: Float[Tensor, "meanings hidden"], temperature: float) -> float:
-    """How many twins the target of `similarity` names, on average: exp of its entropy.
+    """Return the mean perplexity (exp of the entropy) of the target of `similarity`.
 
-    1 is one-hot, the number of meanings uniform; near either it says nothing about which meanings are alike.
+    It is 1 for a one-hot target and the number of meanings for a uniform one; near either, the target does
+    not tell which meanings are alike.
 
     Args:
-        twins: The English twins' states, as `similarity` reads them.
+        twins: The English twins' hidden states, as in `similarity`.
     """
     return _named(_cosines(twins), temperature)
 
 
 def temperature_of(twins: Float[Tensor, "meanings hidden"], wanted: float) -> float:
-    """The temperature at which the target of `similarity` names so many twins; by bisection, to 1 %.
+    """Find the temperature at which the target of `similarity` has a given perplexity; bisection, to 1 %.
 
-    The perplexity rises with the temperature from the number of equal twins to the number of all.
+    The perplexity rises with the temperature, from the number of identical twins to the number of all twins.
     """
     low, high, cosines = 1e-3, 10.0, _cosines(twins)
     while high / low > 1.01:
@@ -186,7 +189,7 @@ def temperature_of(twins: Float[Tensor, "meanings hidden"], wanted: float) -> fl
 
 
 COSINES = 1 << 23
-"""Cosines that a perplexity is the mean over: of many twins some, evenly apart, each to all of them."""
+"""Cosines used for a perplexity: of many twins an evenly spaced subset, each compared with all twins."""
 
 
 def _cosines(twins: Float[Tensor, "meanings hidden"]) -> Float[Tensor, "some meanings"]:
@@ -207,21 +210,21 @@ def outcomes_of(
 ) -> tuple[Float[Tensor, "tokens outcomes"], Float[Tensor, "tokens outcomes"]]:
     """Log-probabilities of student and teacher over the same outcomes, in nats.
 
-    Outcomes are the vocabulary's tokens or, of a `TopK`, those kept in its own order and the rest.
+    Outcomes are the vocabulary's tokens or, for a `TopK` with k < V, its tokens in their order and the rest.
 
     Args:
         log_q: The student's log-probabilities at the temperature.
 
     Raises:
-        ValueError: As the divergences.
+        ValueError: As `forward_kl`.
     """
     if not isinstance(teacher, TopK):
         return log_q, log_softmax(teacher, temperature)
     ids, whole = teacher.ids.long(), teacher.ids.shape[1] == log_q.shape[1]
     if temperature != 1 and not whole:
         raise ValueError(
-            f"temperature is {temperature}; of the k likeliest tokens and the rest only 1 is exact; "
-            "take 1, or hidden states as the signal"
+            f"temperature is {temperature}; a top-k teacher is exact only at temperature 1; "
+            "use 1, or hidden states as the signal"
         )
     kept = log_q.gather(1, ids)
     if whole:
@@ -232,7 +235,7 @@ def outcomes_of(
 
 
 def log_softmax(logits: Float[Tensor, "tokens vocab"], temperature: float) -> Float[Tensor, "tokens vocab"]:
-    """ln of the softmax of logits / temperature, in float32 or wider.
+    """Return the log-softmax of logits / temperature, in float32 or wider.
 
     Raises:
         ValueError: `temperature` is not a finite number above 0.
@@ -245,5 +248,5 @@ def log_softmax(logits: Float[Tensor, "tokens vocab"], temperature: float) -> Fl
 
 
 def wide(values: Tensor) -> Tensor:
-    """Float32, or what is wider already."""
+    """Cast to float32, unless already float64."""
     return values if values.dtype == torch.float64 else values.float()

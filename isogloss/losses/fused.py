@@ -1,14 +1,15 @@
-"""From hidden states and a frozen head to losses and their gradient, a chunk of tokens at a time.
+"""Fused losses on hidden states and a frozen head, with their gradient, one chunk of tokens at a time.
 
-The head does not learn, so nothing is wanted of its logits but one gradient with respect to the states that
-it reads. It has a closed form and is found in forward, while a chunk's logits are there: tokens × vocabulary
-is never held beyond a chunk, nothing is computed twice, and backward multiplies [tokens, hidden] by a number.
-Equal to the functions of `losses` on whole logits.
+The head is frozen, so only the gradient with respect to its input states is needed. It has a closed form and
+is computed in forward, while a chunk's logits exist: the (tokens, vocabulary) logits never exceed one chunk,
+nothing is recomputed, and backward multiplies (tokens, hidden) by a scalar. Results equal those of
+`losses.functional` on full logits.
 
-Cross-entropy, and a divergence on top-k, set apart a few tokens: the response's own and those that are kept.
-The slopes of all others are as q: one product of q with the head, times a number a token, to which the few
-are added from their own rows of the head.
-Letters: T response tokens, V vocabulary, z logits, q student, p teacher, τ temperature.
+Cross-entropy and a top-k divergence treat only a few tokens specially: the response token and the top-k
+tokens. The logit gradient of every other token is proportional to q: it takes one product of q with the
+head, scaled by one number per response token, to which the few tokens are added from their rows of the head.
+Symbols: T response tokens, V vocabulary, z logits, q student, p teacher, τ temperature. "Slope" is the
+gradient with respect to the logits.
 """
 
 import math
@@ -30,9 +31,9 @@ Divergence = Literal["forward", "reverse", "jensen_shannon"]
 
 @dataclass(frozen=True)
 class Head:
-    """A linear head that is not trained, and what the architecture does to its product.
+    """A frozen linear head, with the architecture's logit scale and soft cap.
 
-    z = cap · tanh(scale · (W h + b) / cap), without a cap scale · (W h + b).
+    z = cap · tanh(scale · (W h + b) / cap), or scale · (W h + b) without a cap.
     """
 
     linear: nn.Linear
@@ -40,9 +41,10 @@ class Head:
     cap: float | None = None
 
     def logits(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
-        """In float32 or wider: products of half-precision factors are not rounded to half precision.
+        """Compute the logits in float32 or wider; half-precision products are not rounded to half precision.
 
-        Rounded logits move probabilities by percents, and gradients by more where both sides nearly agree.
+        Rounding the logits changes probabilities by percents, and gradients by more if teacher and student
+        nearly agree.
         """
         weight = self.linear.weight
         hidden = hidden.to(weight.dtype)
@@ -52,7 +54,7 @@ class Head:
         elif weight.is_cuda:
             z = torch.mm(hidden, weight.T, out_dtype=torch.float32)
         else:
-            # A processor's product is summed wide and rounded at its end: a second one finds what that took.
+            # A CPU sums in float32 and rounds at the end: a second product recovers the rounding error.
             rounded = hidden @ weight.T
             z = rounded.float().add_(torch.addmm(rounded, hidden, weight.T, beta=-1))
             with torch.no_grad():
@@ -60,7 +62,7 @@ class Head:
         return self._finished(z, self.linear.bias)
 
     def _finished(self, z: Tensor, bias: Tensor | None) -> Tensor:
-        """What stands behind the product: bias, scale and cap."""
+        """Apply bias, scale and soft cap to the product."""
         z = z if bias is None else z + bias
         z = z if self.scale == 1.0 else z * self.scale
         return z if self.cap is None else torch.tanh(z / self.cap) * self.cap
@@ -68,18 +70,18 @@ class Head:
     def token_logits(
         self, hidden: Float[Tensor, "tokens hidden"], ids: Int[Tensor, " tokens"]
     ) -> Float[Tensor, " tokens"]:
-        """The logit of one token at each state, from its own row of the head."""
+        """Compute the logit of one token per state, from that token's row of the head."""
         z = (wide(hidden) * wide(self.linear.weight[ids])).sum(1)
         return self._finished(z, None if self.linear.bias is None else self.linear.bias[ids])
 
     def softcap_grad(self, logits: Float[Tensor, "*any"]) -> Tensor | float:
-        """Derivative of the capping at some logits."""
+        """Return the derivative of the soft cap at capped logits."""
         return 1.0 if self.cap is None else 1 - (logits / self.cap).square()
 
     def input_grad(
         self, slope: Float[Tensor, "tokens vocab"], softcap: Tensor | float
     ) -> Float[Tensor, "tokens hidden"]:
-        """The gradient with respect to the states, from that with respect to the logits, which is used up."""
+        """Return the gradient with respect to the states; `slope` may be overwritten."""
         slope = slope if isinstance(softcap, float) else slope.mul_(softcap)
         back = slope.to(self.linear.weight.dtype) @ self.linear.weight
         return back if self.scale == 1.0 else back * self.scale
@@ -90,7 +92,7 @@ class Head:
         softcap: Tensor | float,
         ids: Int[Tensor, "tokens some"],
     ) -> Float[Tensor, "tokens hidden"]:
-        """As `input_grad`, of some tokens' logits alone."""
+        """As `input_grad`, for the logits of a few tokens only."""
         weight, each = self.linear.weight, slope * softcap * self.scale
         return F.embedding_bag(ids, weight, mode="sum", per_sample_weights=each.to(weight.dtype))
 
@@ -102,9 +104,9 @@ def announce(linear: nn.Linear, hidden: Tensor) -> None:
 
 
 def frozen_head(model: nn.Module) -> Head | None:
-    """The model's head, if it is a plain linear layer that learns nothing and lies whole on its device.
+    """Return the model's head if it is a plain frozen linear layer held whole on its device.
 
-    None for one that is trained, quantised, adapted or sharded: `model.head` with autograd serves all.
+    None if it is trained, quantised, adapted or sharded: `model.decoder.head` with autograd handles these.
     """
     causal = causal_of(model)
     linear = causal.get_output_embeddings()
@@ -113,7 +115,7 @@ def frozen_head(model: nn.Module) -> Head | None:
     weight = linear.weight
     if (
         type(weight) is not nn.Parameter
-        or (weight.is_meta and hasattr(linear, "_hf_hook"))  # accelerate holds it elsewhere
+        or (weight.is_meta and hasattr(linear, "_hf_hook"))  # offloaded by accelerate
         or weight.ndim != 2
         or not weight.is_floating_point()
     ):
@@ -134,19 +136,19 @@ def scored(
     temperature: float = 1.0,
     weights: tuple[float, float] = (1.0, 1.0),
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Cross-entropy and divergence, sums over tokens in nats, as `losses` has them; 0 what is not asked for.
+    """Return cross-entropy and divergence as in `losses.functional`: sums over tokens, in nats.
 
     Args:
-        hidden: The student's states, which the head reads.
+        hidden: The student's last hidden states, the input of the head.
         size: Tokens whose logits are held at a time.
-        response: The tokens of the cross-entropy.
-        teacher: The teacher's states under the same head, or what was kept of its distribution.
-        weights: How much either will count in what is differentiated, up to a common factor, so that one
-            product gives the gradient of both; nothing is learned of one that has 0.
+        response: Target tokens of the cross-entropy, which is 0 without them.
+        teacher: The teacher's hidden states, for the same head, or a `TopK`; the divergence is 0 without it.
+        weights: Weights of the two in the loss that is differentiated, up to a common factor, so that one
+            product gives the gradient of both. A term with weight 0 gets no gradient.
 
     Raises:
-        ValueError: As the divergences of `losses`.
-        RuntimeError: In backward, where the two count in another ratio.
+        ValueError: As the divergences of `losses.functional`.
+        RuntimeError: In backward, if the loss weights the two in another ratio.
     """
     if divergence == "jensen_shannon" and not 0.0 < beta < 1.0:
         raise ValueError(
@@ -166,19 +168,19 @@ def token_log_probs(
     size: int,
     fixed: Head | None = None,
 ) -> Float[Tensor, " tokens"]:
-    """ln q(id) of some tokens, in nats, differentiable with respect to the states that predict them.
+    """Return ln q(id) of some tokens, in nats, differentiable with respect to the predicting states.
 
-    d ln q(y) / dh = W_y - Σ_v q_v W_v: the sum over the vocabulary is found in forward, a chunk of places at
-    a time and once for all tokens that a place predicts, so backward is a number per token times vectors of
-    the hidden size. Tokens that are asked for are set apart from the sum, in float32: where q(y) is near 1,
-    W_y and the sum are nearly the same, and rounded to bfloat16 their difference would be lost.
+    d ln q(y) / dh = W_y - Σ_v q_v W_v. The sum over the vocabulary is computed in forward, one chunk of
+    positions at a time and once for all tokens that a position predicts, so backward multiplies vectors of
+    the hidden size by one number per token. The requested tokens are excluded from the sum and added in
+    float32: if q(y) is near 1, W_y and the sum nearly cancel, and bfloat16 would lose the difference.
 
     Args:
-        hidden: The model's last hidden states, which its head reads.
-        ids: The tokens whose probability is asked for.
-        where: The place in `hidden` that predicts each of them.
-        size: Places whose logits are held at a time.
-        fixed: The head; the model's own if not given. One that is not frozen serves with autograd.
+        hidden: The model's last hidden states, the input of its head.
+        ids: The requested tokens.
+        where: Index into `hidden` of the state that predicts each of them.
+        size: Positions whose logits are held at a time.
+        fixed: The frozen head; by default the model's. A head that is not frozen falls back to autograd.
     """
     fixed = fixed or frozen_head(model)
     if fixed is not None:
@@ -196,14 +198,14 @@ class _TokenLogProbs(torch.autograd.Function):
         learn, states = ctx.needs_input_grad[0], hidden.detach()
         mean = torch.empty_like(states) if learn else None
         found = torch.empty(len(states), dtype=wide(states[:0]).dtype, device=states.device)
-        # Answers that begin alike ask for the same token at the same place, once each.
+        # Answers with a common prefix request the same token at the same position: deduplicate the pairs.
         pairs, pair = torch.stack([where, ids]), torch.arange(len(ids), device=ids.device)
         if not ids.is_meta:
             pairs, pair = pairs.unique(dim=1, return_inverse=True)
         share = found.new_zeros(pairs.shape[1])
         for start in range(0, len(states), size):
             part = slice(start, start + size)
-            # Nothing here requires a gradient; a meter on the head sees that one is found.
+            # Nothing here requires a gradient; grad mode tells a meter on the head that one is computed.
             with torch.set_grad_enabled(learn):
                 z = head.logits(states[part])
             highest, softcap = z.amax(1, keepdim=True), head.softcap_grad(z)
@@ -247,7 +249,7 @@ class _How:
 
 
 Scores = tuple[Tensor | float, Tensor | float, Tensor | None]
-"""Cross-entropy, divergence, and the gradient of what they add up to."""
+"""Cross-entropy, divergence, and the gradient of their weighted sum."""
 
 
 class _Scored(torch.autograd.Function):
@@ -261,7 +263,7 @@ class _Scored(torch.autograd.Function):
         sums = torch.zeros(2, dtype=wide(states[:0]).dtype, device=states.device)
         for start in range(0, len(states), how.size):
             part = slice(start, start + how.size)
-            # Nothing here requires a gradient; a meter on the head sees that one is found.
+            # Nothing here requires a gradient; grad mode tells a meter on the head that one is computed.
             with torch.set_grad_enabled(learn):
                 z = how.head.logits(states[part])
             own = None if response is None else response[part]
@@ -289,30 +291,30 @@ class _Scored(torch.autograd.Function):
             return None, None, None, None
         factor, *other = [one / weight for one, weight in zip(outer, ctx.weights, strict=True) if weight]
         if other and not factor.is_meta and not torch.isclose(factor, other[0], rtol=1e-4):
-            raise RuntimeError(f"cross-entropy and divergence count otherwise than {ctx.weights}")
+            raise RuntimeError(f"the loss must weight cross-entropy and divergence as {ctx.weights}")
         return gradient * factor.to(gradient.dtype), None, None, None
 
 
 def _topk_grad(z: Tensor, response: Tensor | None, top: TopK | None, how: _How, learn: bool) -> Scores:
-    """Of the response's own tokens and of those that a teacher kept; all others have a slope like q's.
+    """Score the response tokens and the teacher's top-k; the slope of all other tokens is proportional to q.
 
-    With a = ∂D/∂ln q of each outcome, a kept token has the slope a - q Σa and one of the rest
-    (a(rest)/q(rest) - Σa) q; cross-entropy's slope is q, less 1 for the response's own token.
+    With a = ∂D/∂ln q of each outcome, a top-k token has the slope a - q Σa, and a token of the rest has
+    (a(rest)/q(rest) - Σa) q. The slope of cross-entropy is q, minus 1 for the response token.
     """
     if top is not None and how.temperature != 1:
-        outcomes_of(z, top, how.temperature)  # refuses it
+        outcomes_of(z, top, how.temperature)  # raises ValueError
     none = torch.empty(len(z), 0, dtype=torch.long, device=z.device)
     ids = none if top is None else top.ids.long()
     own = none if response is None else response[:, None]
     few, kept = torch.cat([ids, own], 1), ids.shape[1]
-    # The response's own token may stand among those kept: then its last place is empty.
+    # If the response token is among the top-k, its column at the end is masked.
     there = torch.ones_like(few, dtype=torch.bool)
     if top is not None and response is not None:
         there[:, kept:] = (ids != own).all(1, keepdim=True)
     logits, highest = z.gather(1, few), z.amax(1, keepdim=True)
     softcaps = how.head.softcap_grad(z), how.head.softcap_grad(logits)
     logits = logits - highest
-    # In place z becomes the others' exp(z - max): a number a token makes q of it.
+    # In place, z becomes exp(z - max) of the other tokens: q up to one factor per response token.
     others = z.sub_(highest).exp_().scatter_(1, few, 0.0)
     some, rest = logits.exp() * there, others.sum(1, keepdim=True)
     total = some.sum(1, keepdim=True) + rest
@@ -338,7 +340,7 @@ def _topk_grad(z: Tensor, response: Tensor | None, top: TopK | None, how: _How, 
 
 
 def _dense_grad(z: Tensor, response: Tensor | None, teacher: Tensor, how: _How, learn: bool) -> Scores:
-    """Of all tokens; at a temperature the divergence is times τ², and its slope (a - q Σa) τ."""
+    """Score the full vocabulary; the divergence is multiplied by τ², and its slope is (a - q Σa) τ."""
     tau, (w_ce, w_kl), ce = how.temperature, how.weights, 0.0
     ours, theirs = log_softmax(z, tau), log_softmax(teacher, tau)
     if response is not None:
@@ -356,7 +358,7 @@ def _dense_grad(z: Tensor, response: Tensor | None, teacher: Tensor, how: _How, 
 
 
 def _outcomes(ours: Tensor, theirs: Tensor, how: _How) -> tuple[Tensor, Tensor]:
-    """The divergence of log-probabilities over outcomes, and its derivative by `ours`; uses `theirs` up."""
+    """Return the divergence over outcomes and its derivative by `ours`; `theirs` may be overwritten."""
     if how.divergence == "forward":
         p = theirs.exp()
         return theirs.sub_(ours).mul_(p).sum(), p.neg_()

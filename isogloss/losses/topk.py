@@ -1,8 +1,8 @@
-"""What is kept of a teacher's distribution where all of it is too much: the k likeliest tokens, and the rest.
+"""Top-k compression of the teacher's distribution: the k likeliest tokens plus the remaining mass.
 
-Kept as log-probabilities at temperature 1. Packed for storage into one 32-bit word a pair, so 4·k bytes a
-response token: 128 at k = 32. Knows no model.
-Letters: T response tokens, V vocabulary.
+Stored as log-probabilities at temperature 1, each (token ID, log-probability) pair packed into one 32-bit
+word. A response token takes 4·k bytes: 128 at k = 32.
+Symbols: T response tokens, V vocabulary size.
 """
 
 import math
@@ -15,17 +15,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 RESOLUTION = 2.0**-24
-"""Float32 log-probabilities tell no smaller rest from their own rounding."""
+"""Smallest remaining mass; with float32 log-probabilities, less is rounding error."""
 CERTAIN = 17.0
-"""Highest log-odds that a word holds; they leave 4e-8 to all that comes after."""
+"""Highest log-odds that a word can encode; they leave a mass of 4e-8 to all later tokens."""
 
 
 @dataclass(frozen=True)
 class TopK:
-    """The k tokens that a teacher finds likeliest at each of T response tokens; `rest` is all the others.
+    """The teacher's k likeliest tokens at each of T response positions; `rest` covers all other tokens.
 
     Args:
-        ids: Token ids, each once in a row, in any order.
+        ids: Token IDs, unique within a row, in any order.
         logprobs: Their log-probabilities under the whole vocabulary's softmax at temperature 1, in nats.
     """
 
@@ -34,7 +34,7 @@ class TopK:
 
     @property
     def rest(self) -> Float[Tensor, " tokens"]:
-        """ln(1 - Σ p), the log-probability of every token that is not kept; at least ln 2⁻²⁴."""
+        """ln(1 - Σ p), the log-probability of all other tokens together; at least ln 2⁻²⁴."""
         kept = self.logprobs.double().exp().sum(-1)
         return (1 - kept).clamp(min=RESOLUTION).log().to(self.logprobs.dtype)
 
@@ -57,38 +57,39 @@ class TopK:
 
     @staticmethod
     def of(logits: Float[Tensor, "tokens vocab"], k: int) -> "TopK":
-        """The k likeliest of dense logits, or all where there are fewer; the softmax runs in float32."""
+        """Take the k likeliest tokens of dense logits, or all if V < k; the softmax runs in float32."""
         top = F.log_softmax(logits.float(), dim=-1).topk(min(k, logits.shape[-1]), dim=-1)
         return TopK(top.indices.int(), top.values)
 
     def check(self, vocab: int) -> None:
-        """Refuse what is no distribution over a vocabulary of this size.
+        """Check that this is a distribution over a vocabulary of the given size.
 
         Raises:
-            ValueError: An id is out of range or twice in a row, or the probabilities are not such.
+            ValueError: An ID is out of range or repeated in a row, or the probabilities are invalid.
         """
         ordered = self.ids.sort(-1).values
         if len(self) and (int(ordered[:, 0].min()) < 0 or int(ordered[:, -1].max()) >= vocab):
             raise ValueError(f"a top-k id is out of range; the vocabulary has {vocab} tokens")
         if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
-            raise ValueError("a top-k id stands twice among those of one token; name each once")
+            raise ValueError("a top-k id is repeated for one response token; give each id once")
         total = self.logprobs.double().exp().sum(-1)
         if not bool(self.logprobs.isfinite().all()) or bool((total > 1 + 1e-3).any()):
-            raise ValueError("top-k log-probabilities must be finite and add up to no more than 1")
+            raise ValueError("top-k log-probabilities must be finite with a total mass of at most 1")
 
 
 def pack(top: TopK, vocab: int) -> Int32[Tensor, "tokens k"]:
-    """One word a pair: the id in as many high bits as V needs, the probability in the others.
+    """Pack each pair into one word: the ID in as many high bits as V needs, the probability in the others.
 
-    Written, from the likeliest on, as its share v of all that is not yet written, in log-odds ln v/(1-v) and
-    equal steps between the least that a likeliest token can have and `CERTAIN`. So every probability keeps
-    its relative size however small, and the rest, which is what the shares leave, needs no bits of its own.
-    At V = 151,936 there are 18 + 14 bits: a step is 0.2 %, as fine as float16 keeps ln p at these sizes.
+    From the likeliest token on, a probability is encoded as its share v of the mass not yet encoded: the
+    log-odds ln v/(1-v), quantised uniformly between the least that a likeliest token can have and `CERTAIN`.
+    So the relative error does not grow for small probabilities, and the rest needs no bits, since it is the
+    mass that remains. At V = 151,936 there are 18 + 14 bits: a step is 0.2 %, about the precision of ln p in
+    float16 at these sizes.
     """
     low, step, bits = _steps(vocab)
     order = top.logprobs.argsort(dim=-1, descending=True, stable=True)
     ids, logprobs = top.ids.gather(1, order).long(), top.logprobs.gather(1, order).double()
-    # ln of what stands behind each place: the later ones and the rest.
+    # Log of the mass after each token: the later tokens and the rest.
     later = torch.cat([logprobs[:, 1:], top.rest.double()[:, None]], 1)
     behind = later.flip(-1).logcumsumexp(-1).flip(-1)
     levels = ((logprobs - behind - low) / step).round().clamp(0, 2**bits - 1).long()
@@ -97,7 +98,7 @@ def pack(top: TopK, vocab: int) -> Int32[Tensor, "tokens k"]:
 
 
 def unpack(words: Int32[Tensor, "tokens k"], vocab: int) -> TopK:
-    """What `pack` wrote, likeliest first."""
+    """Invert `pack`; the tokens are in descending order of probability."""
     low, step, bits = _steps(vocab)
     whole = words.long() & 0xFFFFFFFF
     odds = low + (whole & (2**bits - 1)).double() * step
@@ -107,9 +108,12 @@ def unpack(words: Int32[Tensor, "tokens k"], vocab: int) -> TopK:
 
 
 def _steps(vocab: int) -> tuple[float, float, int]:
-    """Least log-odds, step and number of bits. The likeliest of n tokens has a share of at least 1/n."""
+    """Return the lowest log-odds, the step and the number of bits.
+
+    The likeliest of n tokens has a share of at least 1/n, hence the lower bound.
+    """
     bits = 32 - max(1, (vocab - 1).bit_length())
     if bits < 10:
-        raise ValueError(f"a vocabulary of {vocab} leaves {bits} bits to a probability; it must leave 10")
+        raise ValueError(f"a vocabulary of {vocab} leaves {bits} bits per probability; 10 are needed")
     low = -math.log(vocab) - 1.0
     return low, (CERTAIN - low) / (2**bits - 1), bits

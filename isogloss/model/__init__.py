@@ -1,1 +1,1 @@
-"""The frozen decoder: loading it, its hidden states, head and attention, and what it costs; knows no tree."""
+"""The frozen decoder: loading, hidden states, head, attention and cost. Independent of the language tree."""

@@ -1,4 +1,4 @@
-"""How a decoder runs for a while, with another attention or with compiled layers; then it is as before."""
+"""Context managers that run a decoder with another attention or with compiled layers, then restore it."""
 
 import shutil
 import sys
@@ -17,17 +17,17 @@ from isogloss.errors import ConfigError
 from isogloss.model.decoder import causal_of, layers_of
 
 LONG = 128
-"""Tokens from which a processor's attention keeps no probabilities for backward."""
+"""Sequence length from which attention on a CPU recomputes its probabilities in the backward pass."""
 RECOMPUTED = "recomputed"
-"""Name of that attention among those of transformers."""
+"""Name under which this attention is registered with transformers."""
 
 
 @contextmanager
 def fused_attention(model: nn.Module) -> Iterator[None]:
-    """Attention as one kernel while nothing learns, where the architecture has it."""
+    """Use SDPA, if the architecture supports it; for forward passes without gradient."""
     causal = causal_of(model)
     config = causal.config.get_text_config()
-    # The kernel knows no capped logits (Gemma 2).
+    # SDPA does not support soft-capped attention logits (Gemma 2).
     capped = getattr(config, "attn_logit_softcapping", None) is not None
     plain = config._attn_implementation in ("eager", RECOMPUTED)
     served = plain and not capped and getattr(causal, "_supports_sdpa", False)
@@ -37,14 +37,14 @@ def fused_attention(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def thrifty_attention(model: nn.Module) -> Iterator[None]:
-    """Attention as the architecture's own plain products, where it was that, keeping less for backward.
+    """Make eager attention recompute its probabilities in the backward pass, to save memory.
 
-    Its probabilities, heads × tokens × tokens a row in float32 and once more in the type of the states, are
-    computed again in backward. Texts of fewer than `LONG` tokens keep them: there they are few.
+    The probabilities take heads × tokens × tokens per row in float32, and once more in the dtype of the
+    hidden states. Texts of fewer than `LONG` tokens store them, as they are small.
     """
     causal = causal_of(model)
     plain = causal.config.get_text_config()._attn_implementation == "eager"
-    # Architectures that take other attention name their own so.
+    # Architectures with exchangeable attention define their eager version under this name.
     own = hasattr(sys.modules[type(causal).__module__], "eager_attention_forward")
     with _attending(causal, RECOMPUTED if plain and own else None):
         yield
@@ -52,7 +52,7 @@ def thrifty_attention(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _attending(causal: Any, how: str | None) -> Iterator[None]:
-    """Another implementation of attention inside, or the same."""
+    """Switch the attention implementation inside the context; None keeps it."""
     before = causal.config.get_text_config()._attn_implementation
     if how is not None:
         causal.set_attn_implementation(how)
@@ -66,7 +66,7 @@ def _attending(causal: Any, how: str | None) -> Iterator[None]:
 def _recomputed(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """As transformers asks of an attention function; no weights are returned."""
+    """Attention function with transformers' signature; returns no attention weights."""
     plain = sys.modules[type(module).__module__].eager_attention_forward
 
     def attend(*given: Tensor | None) -> Tensor:
@@ -84,32 +84,33 @@ AttentionMaskInterface.register(RECOMPUTED, eager_mask)
 
 
 def check_compiler() -> None:
-    """A processor's code is compiled by a C++ compiler.
+    """Check that there is a C++ compiler, which `torch.compile` needs on a CPU.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: None was found.
     """
     if torch.cuda.is_available():
         return
-    from torch._inductor import config  # takes a second, which only this is worth
+    from torch._inductor import config  # importing it takes a second
 
     wanted = [name for name in config.cpp.cxx if name]
     if not any(map(shutil.which, wanted)):
         raise ConfigError(
-            f"compile is true and there is no C++ compiler ({', '.join(wanted)}); install one, name yours in "
-            "the environment variable CXX, or set compile: false"
+            f"compile is true, but no C++ compiler was found ({', '.join(wanted)}); install one, name yours "
+            "in the environment variable CXX, or set compile: false"
         )
 
 
 @contextmanager
 def compiled(model: nn.Module, **how: Any) -> Iterator[None]:
-    """Decoder layers compiled by torch inside; layers alike share what was compiled.
+    """Compile the decoder layers inside the context; identical layers share the compiled code.
 
-    On a GPU the first batch compiles for its own shape, the next shape for all; on a processor the first does
-    for all, as a graph of one shape alone (32 × 160 in bfloat16, torch 2.13) gave gradients of nan.
+    On a GPU the first batch compiles for its static shape, and the next shape for dynamic shapes. On a CPU
+    shapes are dynamic from the start, since a static graph (32 × 160 in bfloat16, torch 2.13) gave nan
+    gradients.
 
     Args:
-        how: As `torch.compile` takes it.
+        how: Arguments of `torch.compile`.
     """
     layers = layers_of(model)
     if next(model.parameters()).device.type == "cpu":
@@ -117,11 +118,11 @@ def compiled(model: nn.Module, **how: Any) -> Iterator[None]:
     for layer in layers:
         layer.compile(**how)
     try:
-        # One compilation each for layers with adapters and without, observed or not, of a shape or of any.
+        # Separate compilations for layers with or without adapters or hooks, and static or dynamic shapes.
         with torch._dynamo.config.patch(recompile_limit=32), warnings.catch_warnings():
-            # torch looks for one on all that a layer reads; the gathered rows of adapters have none.
+            # torch reads .grad of every input of a layer, but gathered adapter rows are not leaf tensors.
             warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor that is not a leaf")
             yield
     finally:
         for layer in layers:
-            layer._compiled_call_impl = None  # as before `compile`, which has no opposite
+            layer._compiled_call_impl = None  # undoes `compile`, which has no inverse

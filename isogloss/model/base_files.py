@@ -1,8 +1,8 @@
-"""What a base's folder brings along: what of it is refused, what is not taken, and what is kept.
+"""Check a base model's folder, and neutralise settings in it that would act implicitly.
 
-A folder from the hub is weights and a tokenizer, and besides that settings that other programs act on
-unasked: dropout, penalties on repeated tokens, beams, an adapter beside the weights, code of its own. Here
-nothing acts that is not asked for.
+Besides weights and a tokenizer, a folder from the Hub may contain settings that other programs apply by
+default: dropout, repetition penalties, beam search, an adapter next to the weights, custom code. Here only
+what the user configures takes effect.
 """
 
 import json
@@ -25,35 +25,36 @@ from isogloss.errors import ConfigError, IsoglossError
 
 POINTER = b"version https://git-lfs"
 NOISE = ("drop", "jitter")
-"""In the names of settings for what is drawn at random while a model learns."""
+"""Parts of the names of settings for randomness during training."""
 INDEXED = {
     "model.safetensors.index.json": "model.safetensors",
     "pytorch_model.bin.index.json": "pytorch_model.bin",
 }
-"""Files that transformers reads weights from, the first that is there: one file, else an index of several."""
+"""Weight files in transformers' order of preference; in each pair, the single file precedes its index."""
 
 
 @contextmanager
 def named(name: str) -> Iterator[None]:
-    """Says in a line which model a library cannot load; its own text is a paragraph or a traceback.
+    """Turn loading errors into one line that names the model; libraries raise paragraphs or tracebacks.
 
     Raises:
-        ConfigError: Whatever else is raised inside.
+        ConfigError: Replaces any exception raised inside, except `IsoglossError` and `OSError`.
     """
     try:
         yield
     except (IsoglossError, OSError):
         raise
-    except Exception as error:  # each library below has its own kinds
+    except Exception as error:  # each library raises its own types
         said = str(error).strip().partition("\n")[0][:200]
         raise ConfigError(f"model: {name} cannot be loaded: {type(error).__name__}: {said}") from error
 
 
 def read_config(name: str, folder: str) -> PreTrainedConfig:
-    """A model's configuration, without dropout and other noise, as a causal model runs it.
+    """Load a model's configuration, with dropout and other noise disabled.
 
     Raises:
-        ConfigError: It is of a kind that cannot be tuned here.
+        ConfigError: The model needs custom code, is an encoder-decoder or already quantised, or cannot be
+            loaded.
     """
     try:
         with named(name):
@@ -61,17 +62,17 @@ def read_config(name: str, folder: str) -> PreTrainedConfig:
     except ConfigError:
         if "auto_map" in _json(Path(folder) / "config.json"):
             raise ConfigError(
-                f"model: {name} comes with code of its own, which is never run; take a model that "
-                "transformers has a class for"
+                f"model: {name} needs custom code, which is never run; use a model that transformers has a "
+                "class for"
             ) from None
         raise
     if getattr(config, "is_encoder_decoder", False):
-        raise ConfigError(f"model: {name} has an encoder and a decoder; take a decoder-only model")
+        raise ConfigError(f"model: {name} is an encoder-decoder model; use a decoder-only model")
     if said := getattr(config, "quantization_config", None):
         said = said if isinstance(said, dict) else said.to_dict()
         raise ConfigError(
-            f"model: {name} is quantised already ({said.get('quant_method', 'unknown method')}); name the "
-            "folder of its original weights, and set four_bit to have them in 4 bits"
+            f"model: {name} is already quantised ({said.get('quant_method', 'unknown method')}); name the "
+            "folder of its original weights, and set four_bit to load them in 4 bits"
         )
     for part in (config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", ()))):
         if part is not None:
@@ -80,7 +81,7 @@ def read_config(name: str, folder: str) -> PreTrainedConfig:
 
 
 def _still(config: Any) -> None:
-    """Nothing is drawn at random, and a forward returns what it is asked for."""
+    """Reset a configuration in place: no randomness, and transformers' default outputs and attention."""
     for key, value in list(vars(config).items()):
         if isinstance(value, float) and value and any(noise in key for noise in NOISE):
             setattr(config, key, 0.0)
@@ -97,49 +98,49 @@ def _still(config: Any) -> None:
 
 
 def keep_ends(model: PreTrainedModel) -> None:
-    """Of how a folder wants its model to generate only the tokens that begin, end and fill are kept."""
+    """Reset the model's generation config to its BOS, EOS and padding tokens."""
     own = model.generation_config
     kept = ("bos_token_id", "eos_token_id", "pad_token_id")
     model.generation_config = GenerationConfig(**{key: getattr(own, key, None) for key in kept})
 
 
 def take_plainly(tokenizer: PreTrainedTokenizerBase) -> None:
-    """A tokenizer neither cuts nor fills texts up unasked, and gives back what was written."""
+    """Disable a tokenizer's implicit truncation and padding, and its clean-up in decoding."""
     if isinstance(backend := getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
         backend.no_truncation()
         backend.no_padding()
     tokenizer.split_special_tokens = False
-    # It would take blanks before punctuation away, of which not all languages have none.
+    # It would remove spaces before punctuation, which some languages write.
     tokenizer.clean_up_tokenization_spaces = False
 
 
 def check_adapter(name: str, folder: str) -> None:
-    """No adapter lies beside the weights; transformers would put it on them.
+    """Check that there is no adapter next to the weights, as transformers would load it too.
 
     Raises:
-        ConfigError: One does.
+        ConfigError: There is one.
     """
     if (Path(folder) / "adapter_config.json").exists():
         raise ConfigError(
-            f"model: {name} holds an adapter (adapter_config.json); name a folder without one, or merge it "
-            "into its base first"
+            f"model: {name} contains an adapter (adapter_config.json); name a folder without one, or merge "
+            "it into its base first"
         )
 
 
 def check_weights(name: str, folder: str, shapes: dict[str, tuple[int, ...]]) -> None:
-    """A local folder's weights are there, whole, and of the shapes that its configuration says.
+    """Check that a local folder's weights exist, are complete and match the shapes of its configuration.
 
-    Only what the files say of themselves is read.
+    Reads only the files' headers.
 
     Args:
-        shapes: Of the model's parameters.
+        shapes: Expected shapes of the model's parameters; parameters that are not listed are not checked.
 
     Raises:
-        ConfigError: A file is missing, cut short, a git-lfs pointer, or of another model.
+        ConfigError: A file is missing, truncated, a git-lfs pointer, or from another model.
     """
     place = Path(folder)
     if not place.is_dir():
-        return  # on the hub, where they are whole
+        return  # on the Hub, which serves complete files
     for index, single in INDEXED.items():
         if (place / single).exists():
             files = [single]
@@ -155,7 +156,7 @@ def check_weights(name: str, folder: str, shapes: dict[str, tuple[int, ...]]) ->
 
 def _check_file(name: str, path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     if not path.exists():
-        raise ConfigError(f"model: {name} lacks {path.name}, which its index names; fetch it again")
+        raise ConfigError(f"model: {name} lacks {path.name}, which its index lists; download it again")
     with path.open("rb") as file:
         if file.read(len(POINTER)) == POINTER:
             raise ConfigError(f"model: {path} is a git-lfs pointer; run `git lfs pull` in its folder")
@@ -166,13 +167,13 @@ def _check_file(name: str, path: Path, shapes: dict[str, tuple[int, ...]]) -> No
             there = {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ConfigError(
-            f"model: {path} is cut short or no safetensors file ({error}); fetch it again"
+            f"model: {path} is truncated or not a safetensors file ({error}); download it again"
         ) from None
     for key, shape in there.items():
         if (expected := shapes.get(key, shape)) != shape:
             raise ConfigError(
-                f"model: {name}'s config.json wants {key} to be {list(expected)} and its weights have "
-                f"{list(shape)}; they are of two models"
+                f"model: {name}'s config.json expects {key} to be {list(expected)}, but its weights have "
+                f"{list(shape)}; they are from different models"
             )
 
 

@@ -1,11 +1,11 @@
-"""Several answers behind one prompt, in one row: the prompt is read once, and no answer sees another.
+"""Several answers to one prompt in a single row: the prompt is processed once, and no answer sees another.
 
     ids       prompt … | response | option | option
     branch    0 0 0  0 | 1 1 1    | 2 2    | 3 3 3       (-1 on padding)
-    place     0 1 2  3 | 4 5 6    | 4 5    | 4 5 6       positions as if each answer stood there alone
+    place     0 1 2  3 | 4 5 6    | 4 5    | 4 5 6       position IDs as if each answer were the only one
 
-A token attends to the prompt and to its own branch, which a mask over pairs of tokens says. So each answer's
-log-probability is what it would be in a row of its own, for the price of its own tokens.
+A token attends to the prompt and to its own branch, through a 4D attention mask. So each answer has the same
+log-probability as in a separate row, at the cost of its own tokens only.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from isogloss.model.decoder import causal_of, decoder_of, keeps_keys_alone, last_hidden
 
 ATTENTION = {"full_attention", "sliding_attention"}
-"""Kinds of layers, in transformers' words, that a mask over pairs of tokens decides about."""
+"""Layer types, in transformers' terms, that a 4D attention mask fully controls."""
 
 
 def branches_fit(model: nn.Module) -> bool:
-    """Whether every layer of the model attends through a mask and goes by positions alone.
+    """Return whether every layer follows the attention mask and the position IDs only.
 
-    Recurrent layers read what stands before; ALiBi (BLOOM, MPT) and GPT-Neo's local layers count columns.
-    Told by reading two answers in one row and each by itself.
+    Recurrent layers read all earlier tokens; ALiBi (BLOOM, MPT) and GPT-Neo's local layers count columns
+    instead of using position IDs. Besides checking the layer types, this compares an answer's hidden states
+    after another answer with those in a separate row.
     """
     config = causal_of(model).config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ()
@@ -40,17 +41,17 @@ def branches_fit(model: nn.Module) -> bool:
         with torch.no_grad():
             both = branched_hidden(model, ids[None], *rows)[0, apart].float()
             alone = last_hidden(model, ids[None, apart], torch.ones_like(ids[None, apart]))[0].float()
-    except (RuntimeError, ValueError, TypeError, AttributeError):  # it takes no mask over pairs of tokens
+    except (RuntimeError, ValueError, TypeError, AttributeError):  # it does not support a 4D mask
         return False
     return bool((both - alone).abs().max() <= 0.05 * alone.abs().max().clamp(min=1e-6))
 
 
 def layout(prompt: int, answers: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
-    """Of one row: the branch and the place of each token, and where each answer begins.
+    """Return the branch and position ID of each token of one row, and the index where each answer begins.
 
     Args:
-        prompt: Tokens of the prompt.
-        answers: Tokens of each answer.
+        prompt: Length of the prompt in tokens.
+        answers: Length of each answer in tokens.
     """
     branch, place, starts = [0] * prompt, list(range(prompt)), []
     for number, length in enumerate(answers, start=1):
@@ -61,18 +62,18 @@ def layout(prompt: int, answers: Sequence[int]) -> tuple[list[int], list[int], l
 
 
 def predictors(prompt: int, start: int, length: int) -> list[int]:
-    """Where the tokens of an answer are predicted in its row: the prompt's last token predicts every first.
+    """Return the indices that predict an answer's tokens: every first token by the prompt's last token.
 
     Args:
-        prompt: Tokens of the prompt.
-        start: Where the answer begins.
-        length: Tokens of the answer.
+        prompt: Length of the prompt in tokens.
+        start: Index where the answer begins.
+        length: Length of the answer in tokens.
     """
     return [prompt - 1, *range(start, start + length - 1)]
 
 
 def visible(branch: Int[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens tokens"]:
-    """Which token (second axis) may look at which (third axis); padding sees itself alone."""
+    """Return which token (second axis) may attend to which (third axis); padding attends only to itself."""
     tokens = branch.shape[1]
     causal = torch.ones(tokens, tokens, dtype=torch.bool, device=branch.device).tril()
     own = branch[:, :, None] == branch[:, None, :]
@@ -84,7 +85,7 @@ def visible(branch: Int[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens t
 def branched_hidden(
     model: nn.Module, ids: Int[Tensor, "batch tokens"], branch: Int[Tensor, "batch tokens"], place: Tensor
 ) -> Float[Tensor, "batch tokens hidden"]:
-    """Hidden states after the final norm, each answer read behind its prompt alone."""
+    """Return the hidden states after the final norm, where each answer sees only its prompt and itself."""
     dtype = next(model.parameters()).dtype
     config = causal_of(model).config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())

@@ -1,4 +1,4 @@
-"""What a stage costs, and a meter of what a model computes."""
+"""The cost of a stage, and a meter that counts a model's FLOPs and tokens."""
 
 import math
 import time
@@ -19,8 +19,8 @@ from isogloss.model.decoder import DEPTH, causal_of, decoder_of, layers_of
 class StageCost:
     """The cost of one stage.
 
-    Seconds and energy are all that passed, with what a kill has lost; tokens and operations are those of work
-    that stayed. Self-checks, a few rows a language, are in the former alone.
+    Seconds and energy include work that was lost when a run was killed; tokens and FLOPs only cover work that
+    was kept. Self-checks, a few rows per language, only count in seconds and energy.
     """
 
     stage: str
@@ -28,38 +28,38 @@ class StageCost:
     tokens_backpropagated: int = 0
     tokens_generated: int = 0
     teacher_calls: int = 0
-    """Rows that the teacher scored, cache hits aside."""
+    """Rows that the teacher scored, without cache hits."""
     teacher_tokens: int = 0
-    """Tokens that it read for these rows and for twins."""
+    """Tokens that the teacher read for these rows and for twins."""
     cached_hits: int = 0
     """Rows whose signals were cached."""
     cache_bytes_written: int = 0
     flops: float = 0.0
     seconds: float = 0.0
     device_seconds: float = 0.0
-    """Seconds times processes, each of which has a device."""
+    """Seconds × processes; each process has one device."""
     peak_memory_bytes: int = 0
     bytes_written: int = 0
-    """To files and pipes, by the process that keeps the ledger."""
+    """Written to files and pipes by the process that keeps the ledger."""
     energy_joules: float = 0.0
-    """Device-seconds times an assumed power (`CORE_WATTS`, `GPU_WATTS`): an estimate, not a measurement."""
+    """Device-seconds × an assumed power (`CORE_WATTS`, `GPU_WATTS`): an estimate, not a measurement."""
     started: float = field(default_factory=time.monotonic, repr=False)
     had_written: int = field(default=0, repr=False)
 
     def add(self, meter: "Meter") -> None:
-        """What a meter has counted since it was asked last."""
+        """Add what a meter has counted since its last `take`."""
         flops, read, drawn = meter.take()
         self.flops += flops
         self.tokens_forwarded += read
         self.tokens_generated += drawn
 
     def take(self, other: "StageCost") -> None:
-        """Add another's tokens, calls and operations."""
+        """Add the tokens, calls and FLOPs of another cost."""
         for name in ("tokens_forwarded", "tokens_generated", "flops", *TEACHER):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def over_processes(self, before: "StageCost") -> None:
-        """What each process has spent since `before` becomes what all have; hits are the same in all."""
+        """Sum what was spent since `before` over all processes, except cache hits, which are equal in all."""
         names = ["flops", "tokens_forwarded", "tokens_generated", *TEACHER]
         names.remove("cached_hits")
         spent = processes.total([getattr(self, name) - getattr(before, name) for name in names])
@@ -72,23 +72,23 @@ TEACHER = ("teacher_calls", "teacher_tokens", "cached_hits", "cache_bytes_writte
 
 
 class Meter:
-    """Counts what a model computes, whoever calls it: a trainer of ours or a peer's.
+    """Count a model's FLOPs and tokens, whoever calls it: our trainer or another library's.
 
-    Hooks see every forward of the decoder and of the head, padding included, and whether a backward will
-    follow. A token costs twice the weights it meets, and the attention's two products; backward through
-    frozen weights costs the forward once more, through attention and what learns twice more. Layers above
-    the one at which a forward stops (`decoder.states_up_to`) are not counted. Agrees with torch's own counter
-    within 5 % (tests). Recomputation by gradient checkpointing is left out.
+    Hooks see every forward pass of the decoder and of the head, padding included, and whether gradients are
+    enabled. A token costs 2 FLOPs per weight that it uses, plus the two products of attention. Backward costs
+    one more forward through frozen weights, and two more through attention and trained weights. Layers above
+    the one at which a forward pass stops (`decoder.states_up_to`) are not counted. Agrees with torch's own
+    counter within 5 % (tests). Recomputation by gradient checkpointing is not counted.
 
     Args:
-        model: A causal model, without adapters or with them.
-        met: Share of the adapters' weights that a token meets: a path's, where they belong to a tree. A
-            function is asked at every forward.
-        learns: All weights are trained, not adapters alone.
+        model: A causal model, with or without adapters.
+        met: Share of the adapters' weights that a token uses: that of a path for a tree. A function is called
+            at every forward pass.
+        learns: All weights are trained, not only adapters.
 
     Attributes:
-        tokens: That were read, without padding;
-        generated: and that were drawn, without what fills up rows that have ended.
+        tokens: Tokens read, without padding.
+        generated: Tokens generated, without padding after the end of a row.
     """
 
     def __init__(self, model: nn.Module, met: float | Callable[[], float] = 1.0, *, learns: bool = False):
@@ -102,9 +102,9 @@ class Meter:
         self.forward_pairs = self.backward_pairs = 0
         self.forward_heads = self.backward_heads = 0
         self.adapted = 0.0
-        """Passes of tokens through adapters, each weighed by the share of them that is met."""
+        """Token passes through adapters, each weighted by the share of adapter weights used."""
         self.spared = 0.0
-        """Operations of layers above the one at which a forward stopped."""
+        """FLOPs of the layers above those at which forward passes stopped, to be subtracted."""
         self.generated = 0
         self._read: int | Tensor = 0
         self._taken = (0.0, 0, 0)
@@ -115,12 +115,12 @@ class Meter:
 
     @cached_property
     def adapters(self) -> int:
-        """Their weights, counted when first asked for: trainers put them on the model that they are given."""
+        """Number of adapter weights, counted on first use because trainers may add adapters themselves."""
         return _adapters(self.causal)
 
     @property
     def flops(self) -> float:
-        """All that was counted, in floating-point operations."""
+        """Total FLOPs so far."""
         weights = self.body * (self.forward_tokens + self.back * self.backward_tokens)
         weights += self.head * (self.forward_heads + self.back * self.backward_heads)
         return (
@@ -131,7 +131,7 @@ class Meter:
         )
 
     def take(self) -> tuple[float, int, int]:
-        """Operations, tokens read and tokens drawn since this was asked last."""
+        """Return FLOPs, tokens read and tokens generated since the last call."""
         now, before = (self.flops, self.tokens, self.generated), self._taken
         self._taken = now
         return now[0] - before[0], now[1] - before[1], now[2] - before[2]
@@ -145,11 +145,11 @@ class Meter:
         backward: bool = False,
         depth: int | None = None,
     ) -> None:
-        """A forward of the decoder.
+        """Count a forward pass of the decoder.
 
         Args:
-            seen: Positions that each token may attend to, where that is more than `width`.
-            depth: The layer at which it stops, where that is not the last.
+            seen: Positions that each token may attend to, if more than `width`.
+            depth: The layer at which the pass stops, if not the last.
         """
         tokens, met = rows * width, self.met()
         pairs = tokens * (width if seen is None else seen)
@@ -166,20 +166,20 @@ class Meter:
             self.spared += pairs * attended * (3 if backward else 1)
 
     def _above(self, depth: int) -> tuple[int, int, float]:
-        """Weights, adapters' weights and a pair's operations of the layers above one."""
+        """Return weights, adapter weights and attention FLOPs per token pair of the layers above `depth`."""
         layers = layers_of(self.causal)
         some = list(layers)[depth:]
         body, adapters = sum(map(_own, some)), sum(map(_adapters, some))
         return body, adapters, self.attended * len(some) / len(layers)
 
     def project(self, tokens: int, *, backward: bool = False) -> None:
-        """A forward of the head."""
+        """Count a forward pass of the head."""
         self.forward_heads += tokens
         self.backward_heads += tokens if backward else 0
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Counts what runs inside."""
+        """Count the model's calls inside the context."""
 
         def decoder(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             ids = kwargs.get("input_ids")
@@ -188,14 +188,14 @@ class Meter:
             rows, width = ids.shape[:2]
             mask = kwargs.get("attention_mask")
             mask = mask if isinstance(mask, Tensor) else None
-            # Behind a cache the mask is longer than what is read.
+            # With a KV cache the mask is longer than the input.
             seen = width if mask is None else mask.shape[-1]
             self.read(rows, width, seen=seen, backward=torch.is_grad_enabled(), depth=DEPTH.get())
             real = mask[:, -width:].sum() if mask is not None and mask.ndim == 2 else rows * width
             self._read = self._read + real
 
         def head(module: nn.Module, args: tuple) -> None:
-            # Within a backward pass what was checkpointed is computed again: one forward more.
+            # Recomputation of a checkpoint inside a backward pass counts as one more forward pass.
             again = torch._C._current_graph_task_id() != -1
             self.project(args[0].shape[:-1].numel(), backward=torch.is_grad_enabled() and not again)
 
@@ -215,7 +215,7 @@ class Meter:
             self.generated += new.numel() if filler is None else int((new != filler).sum())
             return made
 
-        self.causal.generate = generate  # no hook of a module hears of drawing
+        self.causal.generate = generate  # module hooks do not see `generate`
         try:
             yield
         finally:
@@ -229,7 +229,7 @@ class Meter:
 
 @contextmanager
 def spending(stage: StageCost, model: nn.Module, met: float | Callable[[], float] = 1.0) -> Iterator[None]:
-    """What a model computes inside is the stage's."""
+    """Add what the model computes inside the context to the stage's cost."""
     meter = Meter(model, met)
     try:
         with meter.counting():
@@ -243,26 +243,26 @@ def _head(model: nn.Module) -> nn.Linear:
 
 
 def _weights(p: nn.Parameter) -> int:
-    """How many; several lie in a byte where they are quantised."""
+    """Count a parameter's weights; a quantised one packs several into a byte."""
     packed = getattr(p, "quant_state", None)
     return p.numel() if packed is None else math.prod(packed.shape)
 
 
 def _adapters(module: nn.Module) -> int:
-    """Weights of the adapters on a module."""
-    # trl keeps the adapter that training began with beside the one that learns.
+    """Count the adapter weights in a module."""
+    # trl keeps a copy of the initial adapter, named ".ref.", next to the trained one.
     lora = (p for n, p in module.named_parameters() if "lora_" in n and ".ref." not in n)
     return sum(p.numel() for p in lora)
 
 
 def _body(model: nn.Module) -> int:
-    """Weights that every token meets, adapters and head aside."""
+    """Count the weights that every token uses, without adapters, embeddings and head."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     return _own(model, embeddings | {id(_head(model).weight)})
 
 
 def _own(module: nn.Module, without: Collection[int] = ()) -> int:
-    """A module's weights, adapters' aside, and those with these identities."""
+    """Count a module's weights, without adapters and the parameters whose `id` is in `without`."""
     return sum(
         _weights(p) for name, p in module.named_parameters() if id(p) not in without and "lora_" not in name
     )

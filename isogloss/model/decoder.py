@@ -1,4 +1,4 @@
-"""The few things asked of any decoder: its layers, its hidden states, its head. Knows no adapter."""
+"""Architecture-independent access to a decoder: layers, hidden states and head."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -19,25 +19,28 @@ from isogloss.errors import ConfigError
 from isogloss.model.readout import Readout, readout_of
 
 KEYED = ("full_attention", "sliding_attention", "chunked_attention")
-"""Kinds of layers, in transformers' words, that keep keys and values."""
+"""Layer types, in transformers' terms, that cache keys and values."""
 TOKENS = 1536
-"""Tokens of a forward without gradient on a processor, whose cache does not hold the states of more."""
+"""Tokens in a forward pass without gradient on a CPU: the hidden states of more exceed its cache."""
 
 
 def most_tokens(model: nn.Module, on_processor: int = TOKENS) -> float:
-    """Tokens, padding included, that a forward without gradient should read at most where the model lies."""
+    """Return the maximum tokens, padding included, of a forward pass without gradient; no limit on a GPU."""
     return on_processor if next(model.parameters()).device.type == "cpu" else math.inf
 
 
 def parts_of(model: nn.Module) -> list[str]:
-    """The names of the parameters that lie in parts with several processes."""
+    """Return the names of the parameters that are sharded over processes."""
     return [name for name, p in model.named_parameters() if isinstance(p, DTensor)]
 
 
 def layers_of(model: nn.Module) -> nn.ModuleList:
-    """The decoder's blocks, whatever the architecture calls them.
+    """Return the list of decoder layers of any architecture.
 
-    They are looked for below the text decoder alone: the tower of a model that sees may have as many.
+    Only the text decoder is searched: a vision tower may have as many layers.
+
+    Raises:
+        ConfigError: No list of that length was found.
     """
     count = causal_of(model).config.get_text_config().num_hidden_layers
     for module in decoder_of(model).modules():
@@ -47,16 +50,16 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
 
 
 def decoder_prefix(model: nn.Module) -> str:
-    """What the names of the text decoder's modules begin with, seen from the causal model."""
+    """Return the prefix of the text decoder's module names within the causal model."""
     causal, decoder = causal_of(model), decoder_of(model)
     name = next(name for name, module in causal.named_modules() if module is decoder)
     return f"{name}." if name else ""
 
 
 def keeps_keys_alone(model: nn.Module) -> bool:
-    """Whether what the decoder keeps of a text is keys and values of every token.
+    """Return whether the decoder caches only keys and values of every token.
 
-    These can be cut, shared and read at other positions; a state that runs along the text cannot.
+    Such a cache can be truncated, shared and used at other positions; a recurrent state cannot.
     """
     causal = causal_of(model)
     kinds = getattr(causal.config.get_text_config(), "layer_types", None) or ()
@@ -64,13 +67,13 @@ def keeps_keys_alone(model: nn.Module) -> bool:
 
 
 def two_thirds(model: nn.Module) -> int:
-    """How many of the decoder's layers lie in its lower two thirds, where languages are told apart."""
+    """Return the number of layers in the decoder's lower two thirds, where languages are told apart."""
     return max(1, 2 * len(layers_of(model)) // 3)
 
 
 @contextmanager
 def capture(model: nn.Module, layer: int) -> Iterator[list[Float[Tensor, "batch tokens hidden"]]]:
-    """Collects the output of decoder layer `layer` (1 is the first) of every forward inside.
+    """Collect the output of decoder layer `layer` (1 is the first) from every forward pass inside.
 
     Raises:
         ConfigError: The decoder has no such layer.
@@ -91,11 +94,11 @@ def capture(model: nn.Module, layer: int) -> Iterator[list[Float[Tensor, "batch 
 
 
 DEPTH: ContextVar[int | None] = ContextVar("DEPTH", default=None)
-"""How many decoder layers the forward that runs will read, where it stops below the last."""
+"""Number of decoder layers that the current forward pass runs; None if it does not stop early."""
 
 
 class _ReadEnough(Exception):  # noqa: N818 - no error
-    """No layer above is to be read."""
+    """Raised to end a forward pass early."""
 
 
 def states_up_to(
@@ -104,9 +107,9 @@ def states_up_to(
     mask: Int[Tensor, "batch tokens"],
     layers: Sequence[int],
 ) -> dict[int, Float[Tensor, "batch tokens hidden"]]:
-    """What `capture` finds of some decoder layers in one forward that ends with the highest of them.
+    """Return the outputs of some decoder layers from one forward pass that stops after the highest.
 
-    A decoder whose layers lie in parts with several processes is read to its end.
+    A decoder with sharded layers runs all layers.
 
     Raises:
         ConfigError: The decoder has no such layer.
@@ -119,7 +122,7 @@ def states_up_to(
     with ExitStack() as stack:
         found = {layer: stack.enter_context(capture(model, layer)) for layer in layers}
         if len(above) and not parts_of(above):
-            # Before any other hook, so that nothing is made ready for that layer, and not compiled with it.
+            # Before any other hook, so that nothing is prepared for that layer, and outside compiled code.
             stack.enter_context(_as_it_is(above[0]))
             handle = above[0].register_forward_pre_hook(stop, prepend=True)
             stack.callback(handle.remove)
@@ -131,7 +134,7 @@ def states_up_to(
 
 @contextmanager
 def _as_it_is(layer: nn.Module) -> Iterator[None]:
-    """A layer called as Python, whether it is compiled or not."""
+    """Run a layer uncompiled inside the context."""
     compiled, layer._compiled_call_impl = layer._compiled_call_impl, None
     try:
         yield
@@ -140,15 +143,15 @@ def _as_it_is(layer: nn.Module) -> Iterator[None]:
 
 
 def causal_of(model: Any) -> Any:
-    """The causal model itself, without a PEFT wrapper around it."""
+    """Return the causal model without a PEFT wrapper."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
-    """The model without its head: its output's last_hidden_state is what the head reads."""
+    """Return the model without its head; its `last_hidden_state` is the head's input."""
     causal = causal_of(model)
     found = causal.get_decoder() if hasattr(causal, "get_decoder") else causal.base_model
-    if found is causal:  # such as Llama 4's text model, whose prefix is that of the whole
+    if found is causal:  # as in Llama 4's text model, which has the prefix of the whole model
         found = next((child for child in causal.children() if isinstance(child, PreTrainedModel)), causal)
     return found
 
@@ -156,7 +159,7 @@ def decoder_of(model: nn.Module) -> nn.Module:
 def last_hidden(
     model: nn.Module, ids: Int[Tensor, "batch tokens"], mask: Int[Tensor, "batch tokens"]
 ) -> Float[Tensor, "batch tokens hidden"]:
-    """Hidden states after the final norm."""
+    """Return the hidden states after the final norm."""
     return decoder_of(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
 
@@ -164,7 +167,7 @@ def last_hidden(
 def response_states(
     model: nn.Module, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int
 ) -> list[Float[Tensor, "tokens hidden"]]:
-    """Hidden states after the final norm that predict each response behind its prompt, in one forward."""
+    """Return the final hidden states that predict each response after its prompt, from one forward pass."""
     device = next(model.parameters()).device
     ids, mask = pad([[*p, *r] for p, r in zip(prompts, responses, strict=True)], pad_id)
     lengths = [len(response) for response in responses]
@@ -174,16 +177,16 @@ def response_states(
 
 
 def head(model: nn.Module, hidden: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens vocab"]:
-    """Logits of some positions, with whatever scaling or capping the architecture adds."""
+    """Compute logits from hidden states, with the architecture's scaling and capping."""
     causal = causal_of(model)
     return readout(model)(causal.get_output_embeddings()(hidden))
 
 
 def readout(model: nn.Module) -> Readout:
-    """What the architecture makes of its head's product.
+    """Return how the architecture computes logits from its head's product.
 
     Raises:
-        ConfigError: Something else than scaled or capped logits.
+        ConfigError: It does anything but scale or cap them.
     """
     return readout_of(causal_of(model), decoder_of(model))
 
@@ -191,6 +194,6 @@ def readout(model: nn.Module) -> Readout:
 def mean_pool(
     hidden: Float[Tensor, "batch tokens hidden"], mask: Int[Tensor, "batch tokens"]
 ) -> Float[Tensor, "batch hidden"]:
-    """Mean over the positions where the mask is 1, in float32."""
+    """Average the hidden states where the mask is 1, in float32."""
     weights = mask[..., None].float()
     return (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1)

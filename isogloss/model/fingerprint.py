@@ -9,7 +9,7 @@ from isogloss.model.decoder import causal_of
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """A hash of every weight that belongs to the reference model; of parts, for all processes together."""
+    """Hash every weight of the reference model, without adapters; all processes must call it if sharded."""
     digest = hashlib.sha256()
     for name, p in sorted(causal_of(model).named_parameters()):
         if "lora_" not in name:

@@ -1,4 +1,4 @@
-"""A base and its tokenizer, loaded and checked."""
+"""Load and check a base model and its tokenizer."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,14 +39,14 @@ from isogloss.model.decoder import causal_of, decoder_of, head, last_hidden, lay
 from isogloss.notices import NOTICES
 
 PROBED = 8
-"""Tokens on which a model's own logits are compared with ours."""
+"""Number of tokens on which the model's own logits are compared with ours."""
 
 
 def model_folder(name: str) -> str:
-    """A model's folder or hub name; `demo` is the embedded base, and `bases` knows of packaged ones.
+    """Return a model's folder or Hub name; `demo` is the embedded base, `bases` lists packaged models.
 
     Raises:
-        ConfigError: A packaged model or GGUF file is not there.
+        ConfigError: A packaged model or GGUF file is missing.
     """
     if name == EMBEDDED:
         return str(resources.files("isogloss.data.demo") / "base")
@@ -54,9 +54,9 @@ def model_folder(name: str) -> str:
 
 
 def notices_folder(name: str) -> Path:
-    """Where a base's card, licence and notices lie; of a hub name they are fetched into the hub's cache.
+    """Return the folder of a base's card, licence and notices; for a Hub name, download them to its cache.
 
-    What cannot be fetched is not there: then the folder does not exist.
+    If the download fails, the returned folder does not exist.
     """
     folder = model_folder(name)
     if Path(folder).is_dir():
@@ -70,7 +70,7 @@ def notices_folder(name: str) -> Path:
 
 
 def pick_dtype(dtype: str) -> torch.dtype:
-    """`auto`: bfloat16 where the device multiplies it, float32 elsewhere."""
+    """Return the dtype; `auto` is bfloat16 if the device supports it, else float32."""
     if dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     if torch.cuda.is_available():
@@ -79,13 +79,13 @@ def pick_dtype(dtype: str) -> torch.dtype:
 
 
 def check_machine(*, four_bit: bool, shard: bool) -> None:
-    """This machine can hold a model as it is asked for; see `load_model`.
+    """Check that this machine supports the options of `load_model`.
 
     Raises:
-        ConfigError: A GPU or bitsandbytes is missing, or other processes are.
+        ConfigError: `four_bit` without a GPU or bitsandbytes, or `shard` in a single process.
     """
     if four_bit:
-        if not torch.cuda.is_available():  # bitsandbytes has no backward for its products on a processor
+        if not torch.cuda.is_available():  # bitsandbytes has no backward pass on a CPU
             raise ConfigError("four_bit: needs a GPU; leave it out")
         if not is_bitsandbytes_available():
             raise ConfigError("four_bit: needs bitsandbytes; pip install 'isogloss[four-bit]'")
@@ -96,21 +96,22 @@ def check_machine(*, four_bit: bool, shard: bool) -> None:
 def load_model(
     name: str, dtype: torch.dtype, *, four_bit: bool = False, shard: bool = False
 ) -> PreTrainedModel:
-    """Weights in the given type, in evaluation mode.
+    """Load a model in evaluation mode and check its logits.
 
     Args:
-        four_bit: The linear layers below the head lie in 4 bits a weight (NF4; Dettmers et al. 2023,
-            arXiv:2305.14314) and are multiplied in `dtype`.
-        shard: The layers, frozen, lie in parts with the processes that run together.
+        dtype: Data type of the weights.
+        four_bit: Quantise the linear layers below the head to 4 bits per weight (NF4; Dettmers et al. 2023,
+            arXiv:2305.14314); they compute in `dtype`.
+        shard: Freeze the model and shard its decoder layers over all processes.
 
     Raises:
-        ConfigError: No model lies there; a GPU or bitsandbytes is missing, or other processes are.
+        ConfigError: The model cannot be loaded or is not supported, or as `check_machine`.
     """
     check_machine(four_bit=four_bit, shard=shard)
     folder = model_folder(name)
     _check_folder(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    # On a processor the backward of fused attention costs more than plain products at instruction lengths.
+    # On a CPU the backward pass of fused attention is slower than eager attention at instruction lengths.
     attention = "eager" if device == "cpu" else None
     more: dict[str, Any] = {}
     if four_bit:
@@ -132,7 +133,7 @@ def load_model(
 
 
 def load_weights(name: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A model in one process, on the host, to be written again.
+    """Load a model whole into CPU memory, to be saved again.
 
     Raises:
         ConfigError: As `load_model`.
@@ -151,14 +152,14 @@ def _weights(name: str, folder: str, dtype: torch.dtype, **more: Any) -> Any:
                 folder, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True, **more
             )
         except RuntimeError:
-            check_weights(name, folder, _shapes(skeleton(name)))  # names the one that is of another shape
+            check_weights(name, folder, _shapes(skeleton(name)))  # names the weight with a wrong shape
             raise
     model, told = both
     if getattr(model, "_hf_peft_config_loaded", False):
         check_adapter(name, folder)
-        raise ConfigError(f"model: {name} holds an adapter; name a model without one")
+        raise ConfigError(f"model: {name} contains an adapter; name a model without one")
     if missing := sorted(told["missing_keys"]):
-        raise ConfigError(f"model: {name} lacks the weights {', '.join(missing[:3])}; fetch it again")
+        raise ConfigError(f"model: {name} lacks the weights {', '.join(missing[:3])}; download it again")
     keep_ends(model)
     return model
 
@@ -168,15 +169,15 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _gap_free(module: nn.Module, read: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The last token's states lie apart in memory; torch would copy a frozen head for each row of them."""
+    """Make the head's input contiguous; torch would copy a frozen head for each row of strided states."""
     return read[0].flatten().view_as(read[0]), *read[1:]
 
 
 def skeleton(name: str) -> PreTrainedModel:
-    """The model without its weights: modules and shapes, on no device.
+    """Return the model on the meta device: modules and shapes, without weights.
 
     Raises:
-        ConfigError: No model lies there.
+        ConfigError: The configuration cannot be loaded or is not supported.
     """
     folder = model_folder(name)
     _check_folder(folder)
@@ -187,48 +188,52 @@ def skeleton(name: str) -> PreTrainedModel:
 
 
 def check_base(name: str, tokenizer: PreTrainedTokenizerBase, *, weights: bool = True) -> None:
-    """What would stop a run later, read off the folder's files: nothing of the weights is loaded.
+    """Check a base for faults that would stop a run later, without loading weights.
 
     Args:
-        weights: Refuse a folder without any.
+        weights: Require weight files; otherwise check them only if there are any.
 
     Raises:
-        ConfigError: The weights are missing, broken or of another shape, the logits are made in an unknown
-            way, or a text has ids that the model has no embedding for.
+        ConfigError: The weights are missing, damaged or of another shape, the logits are computed in an
+            unsupported way, or the tokenizer produces IDs without an embedding.
     """
     folder, model = model_folder(name), skeleton(name)
     if weights or list(Path(folder).glob("*.safetensors")):
         check_weights(name, folder, _shapes(model))
     readout(model)
     rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
-    # Special tokens that no template writes (Gemma's of images) may lie beyond: texts never become them.
+    # Special tokens that the template does not use (Gemma's image tokens) may have no embedding.
     never = special_ids(tokenizer, len(tokenizer))
     written = {*encode_prompt(tokenizer, "?"), *encode_response(tokenizer, "?"), pad_id(tokenizer)}
     ids = (set(tokenizer.get_vocab().values()) - never) | written
     if max(ids) >= rows:
         token = tokenizer.convert_ids_to_tokens(max(ids))
         raise ConfigError(
-            f"model: {name} has embeddings for {rows} tokens and its tokenizer gives {token!r} the id "
-            f"{max(ids)}; name a tokenizer of the same model, or resize the embeddings"
+            f"model: {name} has embeddings for {rows} tokens, but its tokenizer gives {token!r} the id "
+            f"{max(ids)}; use the tokenizer of the same model, or resize the embeddings"
         )
 
 
 def check_length(model: nn.Module | PreTrainedModel, name: str, longest: int, what: str) -> None:
-    """No text is longer than the model's positions, beyond which learned ones end and others are untrained.
+    """Check that the longest text fits the model's positions; beyond, they do not exist or are untrained.
+
+    Args:
+        longest: Tokens of the longest text.
+        what: Names that text in the message.
 
     Raises:
-        ConfigError: One is.
+        ConfigError: It does not fit.
     """
     most = _positions(causal_of(model).config.get_text_config())
     if most is not None and longest > most:
-        raise ConfigError(f"{what} has {longest} tokens and {name} has {most} positions; leave it out")
+        raise ConfigError(f"{what} has {longest} tokens, but {name} has only {most} positions; leave it out")
 
 
 def positions(name: str) -> int | None:
-    """How many tokens a model can read; None where its configuration sets no limit.
+    """Return the model's maximum number of tokens; None if its configuration sets no limit.
 
     Raises:
-        ConfigError: No model lies there.
+        ConfigError: The configuration cannot be loaded or is not supported.
     """
     folder = model_folder(name)
     _check_folder(folder)
@@ -241,57 +246,57 @@ def _positions(config: Any) -> int | None:
 
 
 def load_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:
-    """A tokenizer that pads and has a chat template: its own, or one that its control tokens suggest.
+    """Load a tokenizer with a padding token and a chat template: its own, or one inferred from its tokens.
 
     Args:
-        chat_template: Another template, by name or as a file; see `data.templates`.
+        chat_template: Name or file of a template to use instead; see `data.templates`.
 
     Raises:
-        ConfigError: No model lies there, or the template is not to be had.
+        ConfigError: The tokenizer or the template cannot be loaded.
     """
     folder = model_folder(name)
     _check_folder(folder)
     with _named(name):
-        # Beside a tekken.json mistral-common's would be taken, which has no template as text.
+        # Next to a tekken.json, mistral-common's tokenizer would be used, which has no text chat template.
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, mistral_format=False)
     take_plainly(tokenizer)
     give_template(tokenizer, chat_template)
     if tokenizer.pad_token is None:
         try:
-            # A template may end its turns with a token of its own.
+            # A template may end its turns with another token than EOS.
             tokenizer.pad_token = tokenizer.eos_token or end_of_turn(tokenizer)
         except ConfigError:
             raise ConfigError(
-                f"model: the tokenizer of {name} has neither a pad_token nor an eos_token; name one of them "
+                f"model: the tokenizer of {name} has neither a pad_token nor an eos_token; set one of them "
                 "in its tokenizer_config.json"
             ) from None
     return tokenizer
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that fills rows up."""
-    assert isinstance(tokenizer.pad_token_id, int)  # load_tokenizer sees to it
+    """Return the ID of the padding token."""
+    assert isinstance(tokenizer.pad_token_id, int)  # load_tokenizer ensures it
     return tokenizer.pad_token_id
 
 
 def in_parts(model: nn.Module) -> None:
-    """Split the decoder's layers over all processes, each of which takes part in every forward from now on.
+    """Shard the decoder's layers over all processes, which must all run every forward pass from now on.
 
-    torch's `fully_shard` (Zhao et al. 2023, arXiv:2304.11277) puts a layer together while it is read, in
-    forward and again in backward. Embeddings and head, which losses and signals use by themselves, and what
-    is added to the layers afterwards are whole with every process.
+    torch's `fully_shard` (Zhao et al. 2023, arXiv:2304.11277) gathers a layer for its forward pass and again
+    for its backward pass. Embeddings and head, which losses and signals use separately, and modules added to
+    the layers later are replicated.
     """
     mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (processes.count(),))
     for layer in layers_of(model):
         fully_shard(layer, mesh=mesh)
-    # One root for all layers, so that the next is gathered while one is read.
+    # One root for all layers, so that the next layer is prefetched.
     rest = {p for p in decoder_of(model).parameters() if not isinstance(p, DTensor)}
     fully_shard(decoder_of(model), mesh=mesh, ignored_params=rest)
 
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Says which model is not to be had; transformers' own text is a paragraph."""
+    """As `named`, for `OSError` too: name the model that cannot be loaded in one line."""
     try:
         with named(name):
             yield
@@ -301,8 +306,8 @@ def _named(name: str) -> Iterator[None]:
                 f"model: {name} cannot be loaded: {str(error).partition(chr(10))[0]}"
             ) from error
         raise ConfigError(
-            f"model: {name} is neither a local folder, a packaged model ({', '.join(bases.PACKAGED)}) nor to "
-            "be had from the hub"
+            f"model: {name} is not a local folder or a packaged model ({', '.join(bases.PACKAGED)}), and "
+            "could not be loaded from the Hub"
         ) from error
 
 
@@ -310,19 +315,18 @@ def _check_folder(folder: str) -> None:
     looks_local = folder.startswith((".", "/", "~")) or Path(folder).exists()
     if looks_local and not (Path(folder) / "config.json").exists():
         check_adapter(folder, folder)
-        raise ConfigError(f"model: {folder} holds no config.json; name a folder that save_pretrained wrote")
+        raise ConfigError(f"model: {folder} has no config.json; name a folder that save_pretrained wrote")
     check_adapter(folder, folder)
 
 
 @torch.no_grad()
 def check_logits(model: nn.Module, name: str) -> None:
-    """What is read off the model here is what it says itself, on a few tokens.
+    """Check on a few tokens that `head` on `last_hidden` reproduces the model's own logits.
 
-    Its own logits are the reference: for `head` on `last_hidden`, and for a text that goes on behind a token,
-    which must not matter there.
+    Also check that the model is causal: truncating the text must not change the logits of earlier tokens.
 
     Raises:
-        ConfigError: The two differ, or the model reads ahead.
+        ConfigError: The logits differ, or the model attends to later tokens.
     """
     causal = causal_of(model)
     vocabulary = causal.get_input_embeddings().weight.shape[0]
@@ -334,14 +338,14 @@ def check_logits(model: nn.Module, name: str) -> None:
     what = f"model: {name} ({type(causal).__name__})"
     if own.shape != ours.shape or _apart(own, ours):
         raise ConfigError(
-            f"{what} makes its logits of its last states in a way that is not known here; take another base"
+            f"{what} computes its logits from its last states in an unsupported way; use another base"
         )
     if _apart(own[:, :2], short):
-        raise ConfigError(f"{what} reads the tokens behind a position; take a causal language model")
+        raise ConfigError(f"{what} attends to later tokens; use a causal language model")
 
 
 def _apart(one: Tensor, other: Tensor) -> bool:
-    """Whether logits differ by more than the types of their factors round, as far as half precision goes."""
+    """Return whether logits differ by more than rounding, with a tolerance for half precision."""
     finite = one.isfinite() & other.isfinite()
     far = ((one - other).abs() > 0.05 * one[finite].abs().max().clamp(min=1e-6)) & finite
     return bool(far.any() or (one.isfinite() != other.isfinite()).any())

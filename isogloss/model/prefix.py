@@ -1,4 +1,4 @@
-"""What many texts begin with, read once: its keys and values, forked for each batch that stands behind it."""
+"""Prefix caching: keys and values of a shared prefix, computed once and copied for each batch."""
 
 import copy
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from isogloss.model.decoder import causal_of, decoder_of
 
 @dataclass(frozen=True)
 class Prefix:
-    """Tokens, and their keys and values in every layer, of one row."""
+    """A prefix's tokens, and their keys and values in every layer, as one row."""
 
     ids: tuple[int, ...]
     cache: DynamicCache
 
     def fork(self, rows: int) -> DynamicCache:
-        """A copy for so many rows; the prefix's own is left as it was."""
+        """Copy the cache for `rows` rows; the original is unchanged."""
         forked = copy.deepcopy(self.cache)
         forked.batch_repeat_interleave(rows)
         return forked
@@ -28,7 +28,7 @@ class Prefix:
 
 @torch.no_grad()
 def prefill(model: nn.Module, ids: Sequence[int]) -> Prefix | None:
-    """Read a prefix; None where the architecture keeps something else than keys and values of every token."""
+    """Compute a prefix; None if the architecture caches anything but every token's keys and values."""
     kinds = getattr(causal_of(model).config.get_text_config(), "layer_types", None) or ()
     if not set(kinds) <= ATTENTION:
         return None

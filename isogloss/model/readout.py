@@ -1,12 +1,13 @@
-"""From last hidden states to logits: what an architecture does besides multiplying by its head.
+"""Detect how an architecture computes logits from the last hidden states, besides the head's product.
 
-Granite divides logits, HyperCLOVA X multiplies them by a setting of the same name, Gemma caps them, MiniCPM
-scales the states before: it is not read off settings but seen. The model's own forward is run on a decoder
-that returns known states and a head that returns known logits, and what it makes of them is compared with
+Granite divides the logits, HyperCLOVA X multiplies them by a setting of the same name, Gemma caps them and
+MiniCPM scales the states first, so this is measured instead of read from the configuration. The model's own
+forward pass runs with a decoder that returns known states and a head that returns known logits, and its
+output is fitted with
 
-    z = cap · tanh(scale · (W h + b) / cap), without a cap scale · (W h + b).
+    z = cap · tanh(scale · (W h + b) / cap), or scale · (W h + b) without a cap.
 
-No weight is read, so it works on a model without storage.
+No weights are read, so this works on the meta device.
 """
 
 import math
@@ -25,20 +26,20 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from isogloss.errors import ConfigError
 
 STATES = (1.0, -2.0, 4.0)
-"""Known last states, the same in every dimension; exact in any type of float."""
+"""Known last hidden states, equal in every dimension; exact in any float type."""
 SMALL, HUGE = 2.0**-24, 2.0**30
-"""Logits that no cap bends, and such that any would; exact in any type of float."""
+"""Logits too small for any cap to change, and large enough for any cap; exact in any float type."""
 
 
 @dataclass(frozen=True)
 class Readout:
-    """z = cap · tanh(scale · (W h + b) / cap), without a cap scale · (W h + b)."""
+    """z = cap · tanh(scale · (W h + b) / cap), or scale · (W h + b) without a cap."""
 
     scale: float = 1.0
     cap: float | None = None
 
     def __call__(self, product: Float[Tensor, "*tokens vocab"]) -> Float[Tensor, "*tokens vocab"]:
-        """Logits from the head's product."""
+        """Apply scale and cap to the head's product."""
         logits = product if self.scale == 1.0 else product * self.scale
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
@@ -47,19 +48,19 @@ _seen: WeakKeyDictionary[nn.Module, Readout] = WeakKeyDictionary()
 
 
 def readout_of(causal: Any, decoder: nn.Module) -> Readout:
-    """What a causal model makes of its head's product; seen once for every model object.
+    """Return how a causal model computes logits from its head's product; cached per model object.
 
-    A model that cannot be run on known states is taken for a plain one, which the check on its weights
-    (`model.check_logits`) confirms or not.
+    A model that cannot be run on known states is assumed to be plain; `load.check_logits` verifies it later
+    on the weights.
 
     Args:
-        decoder: What gives the last states.
+        decoder: The module that returns the last hidden states.
 
     Raises:
-        ConfigError: Its logits are another function of its last states.
+        ConfigError: The logits are another function of the last hidden states.
     """
     if causal not in _seen:
-        # Whoever counts operations or bytes meanwhile does not hear of it.
+        # Hide this from active counters of operations or bytes.
         with _disable_current_modes(), torch.device("cpu"):
             _seen[causal] = _look(causal, decoder)
     return _seen[causal]
@@ -87,17 +88,17 @@ def _look(causal: Any, decoder: nn.Module) -> Readout:
         return product
 
     known = _with(causal, names[id(head)], multiply)
-    # Architectures that turn states to their head's type would round what is to be seen.
+    # A float32 weight: architectures that cast states to the head's dtype would round the measurement.
     wide = nn.Parameter(torch.zeros(1, 1).expand(vocabulary, width), requires_grad=False)
     known.get_submodule(names[id(head)])._parameters = {"weight": wide}
-    for depth in range(1, len(path) + 1):  # the decoder, and whatever is between it and the whole model
+    for depth in range(1, len(path) + 1):  # the decoder and its parent modules
         known = _with(known, ".".join(path[:depth]), decode)
     try:
         ids = torch.zeros(1, len(STATES), dtype=torch.long)
         with torch.no_grad():
             logits = known.forward(input_ids=ids, use_cache=False).logits
         before = read[0].double() / states.double()
-    except Exception:  # whatever an architecture of its own kind does with strange parts
+    except Exception:  # an unusual architecture may raise anything
         return Readout()
     found = _fit(logits[0].double(), product[0])
     scaled = float(before.flatten()[0])
@@ -107,27 +108,27 @@ def _look(causal: Any, decoder: nn.Module) -> Readout:
         found = Readout(found.scale * scaled, found.cap) if getattr(head, "bias", None) is None else None
     if found is None:
         raise ConfigError(
-            f"model: {type(causal).__name__} makes its logits of its last states in a way that is not known "
-            "here (scaled or capped ones are); take another base"
+            f"model: {type(causal).__name__} computes its logits from its last states in an unsupported way "
+            "(scaling and capping are supported); use another base"
         )
     return found
 
 
 def _fit(logits: Tensor, product: Tensor) -> Readout | None:
-    """The readout that gives these logits, if one does."""
+    """Fit the readout that gives these logits; None if there is none."""
     if logits.shape != product.shape:
         return None
     huge = logits[2].abs()
     scale = float((logits[1] / product[1]).mean())
-    scale = 1.0 if math.isclose(scale, 1.0, rel_tol=1e-6) else scale  # capped in single precision
+    scale = 1.0 if math.isclose(scale, 1.0, rel_tol=1e-6) else scale  # float32 rounding of a cap
     cap = None if float(huge.min()) >= 0.5 * abs(scale) * HUGE else float(huge.mean())
     found = Readout(scale, cap)
     return found if torch.allclose(found(product), logits, rtol=1e-5, atol=1e-6) else None
 
 
 def _with(parent: nn.Module, name: str, forward: Callable[..., Any]) -> Any:
-    """A copy of a module, weights shared, in which one below it has another forward."""
-    made = object.__new__(type(parent))  # copy.copy would call what a sharded module's class makes anew
+    """Copy a module, sharing its weights, with the `forward` of one submodule replaced."""
+    made = object.__new__(type(parent))  # copy.copy calls __new__, which a sharded class overrides
     made.__dict__ = dict(parent.__dict__)
     made._modules = dict(parent._modules)
     for hooks in ("_forward_pre_hooks", "_forward_hooks"):
@@ -142,7 +143,7 @@ def _with(parent: nn.Module, name: str, forward: Callable[..., Any]) -> Any:
 
 
 class _Output(BaseModelOutputWithPast):
-    """An output that has nothing but states, whatever else is asked for."""
+    """A model output with hidden states only; all other attributes are None."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):

@@ -1,1 +1,1 @@
-"""A run: its folder, its stages in order, its ledger."""
+"""A run: its folder, stages and cost ledger."""

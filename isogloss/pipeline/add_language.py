@@ -1,7 +1,7 @@
-"""A finished run learns another language: new nodes are trained, every other one stays as it is to the bit.
+"""Add languages to a finished run: only new nodes are trained, all others stay bit-identical.
 
-Flow: families of the run + the new languages → larger tree → old rows taken over → examples that stand in the
-suites left out → only new nodes learn.
+Flow: families of the run + new languages → larger tree → trained adapter rows copied → training of the new
+nodes. Examples that also occur in the evaluation suites are excluded.
 """
 
 from collections.abc import Sequence
@@ -25,19 +25,19 @@ from isogloss.pipeline.training_rows import rows_for
 
 @writing
 def add_languages(run: Run, codes: Sequence[str]) -> None:
-    """Train a leaf for each language, and its family where the tree has none, and write them to the run.
+    """Train a leaf for each language, and its family if the tree lacks it, and write them to the run.
 
     Raises:
-        RunError: The run is not distilled, has a language already, or its tree gives a new one no rows.
-        DataError: The data has no item in a language.
-        ConfigError: A setting names a layer that the model lacks, or wants more of the machine than there is.
+        RunError: The run is not distilled, already has a language, or a new one would get no adapter rows.
+        DataError: The data has no usable item in a language.
+        ConfigError: The adapter settings do not fit the model, or the machine does not support a setting.
     """
     if not run.families:
-        raise RunError(f"{run.folder} has no adapters that can be added to; run `isogloss distill` first")
+        raise RunError(f"{run.folder} has no adapters to extend; run `isogloss distill` first")
     for code in codes:
         if code == SOURCE or code in run.families:
-            what = "is what all others follow" if code == SOURCE else "was taught already"
-            raise RunError(f"{code} {what}; name another language")
+            what = "is the source language" if code == SOURCE else "was already taught"
+            raise RunError(f"{code} {what}; choose another language")
     check_machine(four_bit=run.config.four_bit, shard=run.config.shard)
     examples = parallel_examples(run.config, run.data_root, codes, run.reporter.say_once)
     examples = without_leaks(run, examples, codes)
@@ -51,8 +51,8 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
         if not any(node.rank for node in path if node.name in names):
             held = " and ".join(node.name for node in path if node.rank)
             raise RunError(
-                f"{code} would learn nothing: its nodes would have no adapter rows, all of its path's being "
-                f"those of {held}, which stay as they are; it answers through them as it is"
+                f"{code} would learn nothing: its new nodes have no adapter rows; all rows of its path are "
+                f"in {held}, and trained nodes do not change"
             )
     refuse_misfit(run.config.model_copy(update={"model": str(run.tuned)}))
     model = run.reference_model(learning=True)
@@ -60,7 +60,7 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
     rows = rows_for(run, model, examples, tree, codes, stage, replay=False)
     run.reporter.say(
         f"{len(rows)} rows in {', '.join(codes)} train {len(new)} new nodes{no_kl(run.config)}; "
-        "the others stay"
+        "the others stay unchanged"
     )
     adapters = run.student(model, trained=False, tree=tree)
     adapters.load_nodes(load_file(run.trained), old)
@@ -69,7 +69,7 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
 
 
 def _families(run: Run, codes: Sequence[str]) -> dict[str, str]:
-    """Where new languages belong: as the run's file says, else Glottolog."""
+    """Return the families of new languages: from the run's file if it has one, else from Glottolog."""
     shape = run.config.languages.tree
     if isinstance(shape, Path) and shape.is_file():
         return families_of_file(shape, codes)

@@ -1,10 +1,10 @@
-"""A run without the weights that its base already has: base name + stage 1's adapter + tree, to hand on.
+"""Bundles: a run without the base's weights (base name + stage 1's adapter + tree), small enough to share.
 
-A bundle is a run folder without `tuned/`, which comes back when it is opened: the base is read where it is,
-the adapter is merged into it as stage 1 did, and every file and both sets of weights are compared with the
-manifest. Commands on the run may then write files anew, such as the tree when a language joins: where
-`tuned/` has to be made again, only what that takes is compared.
-Flow: run → `write` → a folder of some megabytes → `restore` → a run folder like any other.
+A bundle is a run folder without `tuned/`, which is rebuilt when the bundle is opened: the base is loaded, the
+adapter is merged into it as in stage 1, and every file and both sets of weights are checked against the
+manifest. Commands on the opened run may replace files, such as the tree when a language is added; if `tuned/`
+has to be rebuilt later, only the files needed for it are checked.
+Flow: run → `write` → a folder of some megabytes → `restore` → an ordinary run folder.
 """
 
 import hashlib
@@ -27,17 +27,17 @@ FORMAT = 1
 TREE = "adapters/tree.safetensors"
 TEMPLATE = "chat_template.jinja"
 OPENED = "tuned.opened"
-"""There once a bundle has been opened: files of it may since have been written anew."""
+"""Marker of a bundle that has been opened: its files may have been replaced since."""
 DESCRIBING = ("README.md", ".gitignore")
-"""What says something of a bundle; nothing is made of it."""
+"""Files that only describe the bundle; they are not checked."""
 
 
 def write(run: "Run", folder: Path) -> int:
-    """Write a finished run's bundle, whole or not at all; its bytes.
+    """Write the bundle of a finished run atomically and return its size in bytes.
 
     Raises:
-        RunError: The folder is there already, stage 1 left no adapter, or the bundle would not give back the
-            reference model to the bit.
+        RunError: The folder exists, stage 1 left no adapter, or the bundle would not reproduce the reference
+            model bit for bit.
     """
     from isogloss.config import dump_config
     from isogloss.model.fingerprint import fingerprint
@@ -47,10 +47,10 @@ def write(run: "Run", folder: Path) -> int:
 
     config, adapter = run.config, run.tuned / ADAPTER
     if folder.exists():
-        raise RunError(f"{folder} is there already; name another --out or remove it")
+        raise RunError(f"{folder} already exists; choose another --out or remove it")
     if not adapter.exists():
         raise RunError(
-            f"--format bundle: {run.tuned} holds no {ADAPTER}; a bundle is of a run with tune.method lora"
+            f"--format bundle: {run.tuned} has no {ADAPTER}; a bundle needs a run with tune.method lora"
         )
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -58,18 +58,18 @@ def write(run: "Run", folder: Path) -> int:
     pinned = {"dtype": str(run.dtype).removeprefix("torch."), "data_root": None}
     write_text(part / "config.yaml", dump_config(config.model_copy(update=pinned)))
     write_text(part / TEMPLATE, str(run.tokenizer.chat_template))
-    write_text(part / ".gitignore", "tuned\ntuned.*\n")  # what opening it makes
+    write_text(part / ".gitignore", "tuned\ntuned.*\n")  # created when the bundle is opened
     for file in (run.folder / "tree.json", run.learned):
         if file.exists():
             shutil.copyfile(file, part / file.name)
     base = load_model(config.model, run.dtype)
     hashes = {"base": fingerprint(base), "tuned": fingerprint(merged(base, part / ADAPTER))}
     del base
-    model = load_model(str(run.tuned), run.dtype)  # not in 4 bits, whatever the run trains on
+    model = load_model(str(run.tuned), run.dtype)  # not in 4 bits, even if the run trains with four_bit
     if fingerprint(model) != hashes["tuned"]:
         raise RunError(
-            f"{config.model} and {adapter} do not give {run.tuned}; the base, or transformers or peft, is "
-            "another than stage 1's"
+            f"{config.model} and {adapter} do not give {run.tuned}; the base, transformers or peft has "
+            "changed since stage 1"
         )
     (part / TREE).parent.mkdir()
     shutil.copyfile(run.trained, part / TREE)
@@ -93,11 +93,11 @@ def write(run: "Run", folder: Path) -> int:
 
 
 def restore(folder: Path, say: Callable[[str], None] = lambda text: None) -> None:
-    """Put a bundle's reference model back; nothing where the folder is no bundle or has it.
+    """Rebuild a bundle's reference model; do nothing if the folder is not a bundle or already has it.
 
     Raises:
-        RunError: A file is not as it was written, or the base is another.
-        ConfigError: The base is not there.
+        RunError: A file has changed, or the base has other weights.
+        ConfigError: The base is not available.
     """
     if not (folder / MANIFEST).exists() or (folder / "tuned").exists():
         return
@@ -112,13 +112,13 @@ def restore(folder: Path, say: Callable[[str], None] = lambda text: None) -> Non
     name: str = manifest["model"]
 
     def make(part: Path) -> None:
-        say(f"{folder}: its reference model is put together from {name}, once")
+        say(f"{folder}: rebuilding its reference model from {name}, once")
         base: Any = load_model(name, pick_dtype(load_config(folder / "config.yaml").dtype))
         if fingerprint(base) != manifest["base"]:
-            raise RunError(f"{folder} was made over other weights of {name} than those that are here")
+            raise RunError(f"{folder} was made with other weights of {name} than the local ones")
         tuned = merged(base, folder / ADAPTER)
         if fingerprint(tuned) != manifest["tuned"]:
-            say(f"Warning: {folder}: this machine rounds otherwise than the one it was made on")
+            say(f"Warning: {folder}: this machine rounds differently from the one that it was made on")
         tuned.save_pretrained(part)
         load_tokenizer(name, str(folder / TEMPLATE)).save_pretrained(part)
         shutil.copytree(folder / ADAPTER, part / ADAPTER)
@@ -129,24 +129,28 @@ def restore(folder: Path, say: Callable[[str], None] = lambda text: None) -> Non
 
 
 def _checked(folder: Path) -> dict[str, Any]:
-    """The manifest of a bundle whose files are as it says."""
+    """Check a bundle's files against its manifest and return the manifest.
+
+    Raises:
+        RunError: The manifest is damaged or of a later version, or a file is missing or has changed.
+    """
     from isogloss.train.stage1 import ADAPTER
 
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         written, known = manifest["files"].items(), manifest["format"] == FORMAT
     except (ValueError, LookupError, AttributeError, TypeError):
-        raise RunError(f"{folder / MANIFEST} is damaged; get the bundle anew") from None
+        raise RunError(f"{folder / MANIFEST} is damaged; get the bundle again") from None
     if not known:
-        raise RunError(f"{folder / MANIFEST} is of a later isogloss; upgrade")
+        raise RunError(f"{folder / MANIFEST} is from a later version of isogloss; upgrade")
     again = (folder / OPENED).exists()
     for file, digest in written:
         if file in DESCRIBING or (again and file != TEMPLATE and not file.startswith(f"{ADAPTER}/")):
             continue
         if not (folder / file).is_file():
-            raise RunError(f"{folder} lacks {file}; get the bundle anew")
+            raise RunError(f"{folder} lacks {file}; get the bundle again")
         if _hash(folder / file) != digest:
-            raise RunError(f"{folder / file} is not as the bundle was written; get it anew")
+            raise RunError(f"{folder / file} has changed since the bundle was written; get it again")
     return manifest
 
 

@@ -1,4 +1,4 @@
-"""What is refused before anything is written, and test items in the training data."""
+"""Checks before anything is written, and detection of test items in the training data."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -33,15 +33,15 @@ from isogloss.teacher.rows import Row
 
 
 def leaks(run: Run) -> list[Leak]:
-    """Test items of the settings' suites that stand in the training data of either stage, in any language."""
+    """Find test items of the configured suites in the training data of either stage, in any language."""
     return _compared(run, find_leaks)
 
 
 def leave_out_leaks(run: Run) -> None:
-    """Write down which training examples stand in the suites: no stage learns from them.
+    """Record the training examples that occur in the suites, which excludes them from every stage.
 
-    Looked for once a run, so both stages and a run that is resumed leave out the same, and again where other
-    suites are asked for since.
+    The check runs once per run, so that both stages and resumed runs exclude the same examples, and again if
+    the configured suites have changed.
     """
     with processes.main_first():
         suites, before = _suites_of(run), _looked_for(run)
@@ -54,35 +54,35 @@ def leave_out_leaks(run: Run) -> None:
             write_json(run.leaks, {"suites": suites, "left_out": both})
     if found:
         ids = "its id" if len(found) == 1 else "their ids"
-        run.reporter.say(f"{_left_out(len(found))}: {run.leaks.name} has {ids}")
+        run.reporter.say(f"{_left_out(len(found))}: {run.leaks.name} lists {ids}")
 
 
 def tell_of_leaks(run: Run) -> None:
-    """Say where a trained run is evaluated on what may stand in its training data."""
+    """Warn if a trained run is evaluated on items that occur in its training data."""
     before = _looked_for(run)
     if not run.trained.exists() or not before or before.get("suites") == _suites_of(run):
         return
     try:
         found = {(leak.suite, leak.id) for leak in leaks(run)}
-    except DataError:  # trained elsewhere: its data are not here
+    except DataError:  # trained elsewhere: its data are not available
         return
     if found:
-        what = "1 test item stands" if len(found) == 1 else f"{len(found)} test items stand"
+        what = "1 test item occurs" if len(found) == 1 else f"{len(found)} test items occur"
         run.reporter.say(
-            f"Warning: {what} in the data that the run was trained on, as it was trained for other suites or "
-            "items; scores may be too good. `isogloss check-leaks` lists them"
+            f"Warning: {what} in the run's training data, as it was trained with other suites or items "
+            "configured; scores may be too high. `isogloss check-leaks` lists them"
         )
 
 
 def _looked_for(run: Run) -> dict[str, Any]:
-    """For which suites leaks were looked for, and what was left out; nothing before stage 1."""
+    """Return the result of the last leak check: its suites and the excluded IDs; empty before stage 1."""
     if not run.leaks.exists():
         return {}
-    return read_json(run.leaks, "left_out", "remove it, and what leaks is looked for again")
+    return read_json(run.leaks, "left_out", "remove it to repeat the leak check")
 
 
 def _suites_of(run: Run) -> dict[str, Any]:
-    """What decides which texts are evaluated."""
+    """Return the settings that determine which texts are evaluated."""
     names = {"suites", "also", "split", "items", "sentences", "xglue", "parallel"}
     return run.config.evaluate.model_dump(mode="json", include=names)
 
@@ -90,13 +90,13 @@ def _suites_of(run: Run) -> dict[str, Any]:
 def without_leaks(
     run: Run, examples: Sequence[ParallelExample], codes: Sequence[str]
 ) -> list[ParallelExample]:
-    """Examples for languages that the run has not been taught, without those that stand in the suites."""
+    """Remove examples for new languages that occur in the suites."""
     suites = _suite_texts(run, tuple(dict.fromkeys((*run.measured, *codes))))
     pairs = _pairs(run, codes)
     found = set(leaking(suites, [*trained_texts(examples), *_texts_of(pairs)]))
     if found:
         run.reporter.say(_left_out(len(found)))
-    # Pairs are read anew from the data, less what this file names.
+    # Pairs are read from the data again later, without those listed in this file.
     if processes.is_main() and (gone := found & {pair.id for pair in pairs}):
         there = _looked_for(run)
         write_json(run.leaks, there | {"left_out": sorted({*there.get("left_out", []), *gone})})
@@ -105,8 +105,8 @@ def without_leaks(
 
 
 def _left_out(count: int) -> str:
-    what = "example is left out, as it stands" if count == 1 else "examples are left out, as they stand"
-    return f"{count} training {what} in what is evaluated"
+    what = "example is left out, as it occurs" if count == 1 else "examples are left out, as they occur"
+    return f"{count} training {what} in the evaluation suites"
 
 
 def _suite_texts(run: Run, codes: Sequence[str]) -> list[Text]:
@@ -118,7 +118,7 @@ def _suite_texts(run: Run, codes: Sequence[str]) -> list[Text]:
 
 
 def _pairs(run: Run, codes: Sequence[str]) -> list[Pair]:
-    """Each pair of sentences that is read in some languages, once."""
+    """Return all sentence pairs used in some languages, without duplicates."""
     read = [run.pairs(codes, use) for use in ("translation", "alignment")]
     return list(dict.fromkeys(pair for those in read for some in those.values() for pair in some))
 
@@ -133,7 +133,7 @@ T = TypeVar("T")
 
 
 def _compared(run: Run, compare: Callable[[Iterable[Text], Iterable[Text]], T]) -> T:
-    """What a comparison of the suites' texts with the training data finds."""
+    """Compare the suites' texts with the training data, using `compare`."""
     tests = _suite_texts(run, run.measured)
     examples = [*{example.id: example for example in run.english}.values(), *run.examples]
     pairs = _pairs(run, run.config.languages.targets)
@@ -156,16 +156,16 @@ def _check_lengths(run: Run, rows: Sequence[Row]) -> None:
 
 
 def check(run: Run) -> None:
-    """Refuse what cannot work before anything is written.
+    """Check that a run can work, before anything is written.
 
     Raises:
         DataError: Data, a language or a suite is missing.
-        ConfigError: The model or the teacher is not there or broken, the adapters do not fit the model, or
-            the machine cannot hold it so.
+        ConfigError: The model or the teacher is missing or broken, the adapters do not fit the model, or the
+            machine does not support a setting.
     """
     learned = run.trained.exists()
     check_machine(four_bit=run.config.four_bit and not learned, shard=run.config.shard and not learned)
-    bases.local(run.config.model, run.reporter.say)  # where it has to be converted, that is told first
+    bases.local(run.config.model, run.reporter.say)  # first, so that a conversion is announced
     with run.reporter.waiting("Checking the settings, the model and the data"):
         tokenizer = unchanging(run.base_tokenizer)
         check_base(run.config.model, tokenizer, weights=not run.tuned.exists())
@@ -178,13 +178,13 @@ def check(run: Run) -> None:
         if run.config.compile and not learned:
             check_compiler()
         if not learned:
-            _ = run.english  # refuses data that is not there
+            _ = run.english  # raises if data are missing
             _check_lengths(run, foreseen_rows(run, tokenizer))
         check_suites(run)
 
 
 def check_suites(run: Run) -> None:
-    """Refuse an evaluation that cannot be made, and tell where it would cut good answers short.
+    """Check that the suites can be evaluated, and warn if correct answers would be truncated.
 
     Raises:
         DataError: A suite's data are missing, or have none of the languages.
@@ -192,13 +192,13 @@ def check_suites(run: Run) -> None:
     settings = run.config.evaluate
     for name in settings.suites:
         if not in_suite(load_suite(name, run.data_root, settings, run.measured, 1, 1), run.measured):
-            raise DataError(f"{name} has none of {', '.join(run.measured)}; take it out of evaluate.suites")
-    if "parallel" in settings.suites:  # whose answers are as long as the user's own
+            raise DataError(f"{name} has none of {', '.join(run.measured)}; remove it from evaluate.suites")
+    if "parallel" in settings.suites:  # its answers are the user's own, of any length
         _tell_cuts(run, load_suite("parallel", run.data_root, settings, run.measured))
 
 
 def _tell_cuts(run: Run, suite: SuiteData) -> None:
-    """Say how many reference answers are longer than the answers that are compared with them may get."""
+    """Warn if reference answers are longer than the limit of generated tokens."""
     limit = run.config.evaluate.max_new_tokens
     lengths = [
         len(encode_response(run.tokenizer, turn.response))
@@ -210,5 +210,6 @@ def _tell_cuts(run: Run, suite: SuiteData) -> None:
     if over := [length for length in lengths if length > limit]:
         run.reporter.say(
             f"Warning: {len(over)} of {len(lengths)} reference answers of the suite {suite.name} have more "
-            f"than {limit} tokens, up to {max(over)}; longer answers are cut: raise evaluate.max_new_tokens"
+            f"than {limit} tokens, up to {max(over)}; longer answers are truncated: raise "
+            "evaluate.max_new_tokens"
         )

@@ -1,4 +1,4 @@
-"""What the reference model answers in English, kept in a file of the run."""
+"""The reference model's English answers, stored in a file of the run."""
 
 from collections.abc import Sequence
 
@@ -17,10 +17,10 @@ from isogloss.teacher.answers import TOGETHER, Answers, ended
 def english_answers(
     run: Run, model: PreTrainedModel, examples: Sequence[ParallelExample], stage: StageCost
 ) -> dict[str, str]:
-    """What the teacher reads as the English answer: the data's, or the reference model's where it has none.
+    """Return the English answer of each example by ID: the data's, or the reference model's if it has none.
 
-    With `responses: teacher` the reference model's own, unless it is cut off. Examples without an answer are
-    omitted.
+    With `responses: teacher`, it is the reference model's, or the data's if that is empty or truncated.
+    Examples that bring their own response always keep it. Examples without an answer are omitted.
     """
     longest = run.config.distill.max_new_tokens
     kept = kept_answers(run)
@@ -32,41 +32,41 @@ def english_answers(
                 prompts = [encode_prompt(run.tokenizer, e.turns[SOURCE].instruction) for e in some]
                 with spending(stage, model):
                     texts = dict(ended(model, run.tokenizer, prompts, max_new_tokens=longest))
-                # Of parts of a model all processes make the same answers.
+                # With a sharded model, all processes generate the same answers.
                 kept.keep({asked_of(e): texts[n] for n, e in enumerate(some)}, write=processes.is_main())
                 progress(begin + len(some), len(asked))
     return {e.id: answer for e in examples if (answer := english_answer(run, e, kept)) is not None}
 
 
 def kept_answers(run: Run) -> Answers:
-    """M's English answers: none that another model, template or limit gave."""
+    """Return the reference model's stored English answers, for its current weights, template and limit."""
     limit = run.config.distill.max_new_tokens
     return Answers(run.folder / "english_answers.jsonl", {**run.answering, "limit": limit})
 
 
 def asks(run: Run, example: ParallelExample) -> bool:
-    """Whether M answers an example in English."""
+    """Return whether the reference model generates the example's English answer."""
     if example.own_response:
         return False
     return run.config.distill.responses == "teacher" or example.turns[SOURCE].response is None
 
 
 def asked_of(example: ParallelExample) -> tuple[str, str]:
-    """What an answer is kept by."""
+    """Return the key under which an answer is stored."""
     return example.id, example.turns[SOURCE].instruction
 
 
 def english_answer(run: Run, example: ParallelExample, kept: Answers) -> str | None:
-    """The reference model's answer where it is asked for and has an end, else the data's; None: neither."""
+    """Return the reference model's answer if needed and complete, else the data's, else None."""
     given = (asks(run, example) and kept.of(*asked_of(example))) or example.turns[SOURCE].response
     return given if given and given.strip() else None
 
 
 def useless_because(run: Run, example: ParallelExample, answer: str | None) -> str | None:
-    """Why M's English answer teaches no language anything; None where it does."""
+    """Return why the English answer makes the example unusable in every language; None if it is usable."""
     if answer is None:
         limit = run.config.distill.max_new_tokens
-        return f"the model's English answer has no end within {limit} tokens (distill.max_new_tokens)"
+        return f"the model's English answer is empty or over {limit} tokens (distill.max_new_tokens)"
     if not asks(run, example) or example.options is None or run.config.distill.responses != "teacher":
         return None
     names = read_answer(example, SOURCE, answer) is not None

@@ -1,4 +1,4 @@
-"""Every measure of a run, before and after, with the signature that says how it was made."""
+"""Evaluation of a run before and after training, with a signature of how each score was measured."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -34,10 +34,12 @@ from isogloss.teacher.texts import node_texts
 
 @writing
 def run_evaluate(run: Run, kept: Path | None = None) -> None:
-    """Every measure before and after, in `scores.json` and `predictions/`.
+    """Evaluate the run before and after training; write `scores.json` and `predictions/`.
 
     Args:
-        kept: Folder in which runs on one reference model share its side, so that it is measured once.
+        run: A distilled run.
+        kept: Folder in which runs with the same reference model share its scores, so that it is evaluated
+            once.
     """
     settings, scores = run.config.evaluate, scores_of_run(run)
     with run.reporter.waiting("Reading the suites"):
@@ -52,12 +54,12 @@ def run_evaluate(run: Run, kept: Path | None = None) -> None:
             run.reporter.say(
                 f"{name} was scored with another model or other measures; its scores are dropped"
             )
-    if (run.folder / "scores.json").exists():  # without what was dropped
+    if (run.folder / "scores.json").exists():  # write it without the dropped scores
         write_json(run.folder / "scores.json", scores)
     model = run.reference_model()
     plain = retrieval.Model(model, run.tokenizer)
     stage = run.ledger.begin("evaluate")
-    # Counted when its scores are written: what a kill loses is done again.
+    # Added to the ledger when a suite's scores are written: a killed run evaluates the suite again.
     costs, found = {name: StageCost("evaluate") for name in missing}, {}
     for name in missing:
         with spending(costs[name], model):
@@ -65,7 +67,7 @@ def run_evaluate(run: Run, kept: Path | None = None) -> None:
     adapters = run.student(model, trained=True)
     aligned = retrieval.Model(model, run.tokenizer, adapters)
     for name in missing:
-        # Until its scores are whole again it has none: its answers are of both sides, measured alike.
+        # Drop the suite's scores until both sides are rewritten, so that they never mix old and new answers.
         if scores["suites"].pop(name, None):
             write_json(run.folder / "scores.json", scores | {"summary": {}})
         write_before(run, loaded[name], found[name])
@@ -78,14 +80,16 @@ def run_evaluate(run: Run, kept: Path | None = None) -> None:
 
 
 def teacher_gains(run: Run, suites: Sequence[str], items: int) -> list[Gain]:
-    """What each way of prompting adds in context, on the dev items of some suites; see `evaluate.gain`.
+    """Measure what each kind of prompt adds in context, on dev items of some suites; see `evaluate.gain`.
 
     Args:
-        items: Of each suite, at most.
+        run: A tuned run.
+        suites: Names of the suites.
+        items: Maximum number of items per suite.
 
     Raises:
         RunError: Stage 1 has not been run.
-        DataError: No suite has items that can be asked in English.
+        DataError: No suite has items that can be compared with an English answer.
     """
     held_out = run.config.evaluate.model_copy(update={"split": "dev"})
     asked = [
@@ -95,7 +99,9 @@ def teacher_gains(run: Run, suites: Sequence[str], items: int) -> list[Gain]:
         if SOURCE in item.turns and "consistency" in item.measures
     ]
     if not asked:
-        raise DataError(f"{', '.join(suites)}: no item can be compared with an English answer; name others")
+        raise DataError(
+            f"{', '.join(suites)}: no item can be compared with an English answer; use other suites"
+        )
     model = run.reference_model()
     with run.reporter.bar("Gain in context") as progress:
         return gains(
@@ -114,25 +120,26 @@ def teacher_gains(run: Run, suites: Sequence[str], items: int) -> list[Gain]:
 
 @writing
 def run_transfer(run: Run, languages: Sequence[str], suites: Sequence[str]) -> list[transfer.Reading]:
-    """Untaught languages through every node of the tree, in `transfer.json`; see `evaluate.transfer`.
+    """Evaluate untaught languages with the tree's nodes; write `transfer.json`; see `evaluate.transfer`.
 
     Raises:
-        RunError: Stage 2 has not been run, or the tree has no family that could be read through.
+        RunError: Stage 2 has not been run, or no family of the tree has adapter rows.
         ConfigError: A language was taught.
         DataError: No suite has one of the languages.
     """
     if taught := [code for code in languages if code in run.taught]:
-        raise ConfigError(f"{', '.join(taught)} was taught; name languages that the run has not seen")
+        raise ConfigError(f"{', '.join(taught)} was taught; choose languages that the run was not trained on")
     loaded = [load_suite(name, run.data_root, run.config.evaluate, languages) for name in suites]
     model = run.reference_model()
     adapters = run.student(model, trained=True)
     if not any(node.level == "family" and node.rank for node in adapters.tree.nodes):
         raise RunError(
-            f"{run.folder}: no family of its tree has rows (languages.tree {run.config.languages.tree})"
+            f"{run.folder}: no family of its tree has adapter rows "
+            f"(languages.tree {run.config.languages.tree})"
         )
     plain, found = retrieval.Model(model, run.tokenizer), []
     for suite in loaded:
-        with run.reporter.bar(f"{suite.name}: languages that were not taught") as progress:
+        with run.reporter.bar(f"{suite.name}: untaught languages") as progress:
             found += transfer.readings(
                 plain, adapters, suite, languages, run.config.evaluate, run.config.seed, progress
             )
@@ -144,7 +151,7 @@ def run_transfer(run: Run, languages: Sequence[str], suites: Sequence[str]) -> l
 
 
 def _summary(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's numbers over all suites, from the hits that lie beside the answers."""
+    """Compute the run's scores over all suites from the hits files in `predictions/`."""
 
     def read(phase: str) -> dict[str, tasks.SuiteHits]:
         found = {}
@@ -166,7 +173,7 @@ def _summary(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scores_of_run(run: Run) -> dict:
-    """What `scores.json` holds; without suites before the first evaluation."""
+    """Read `scores.json`; return it without suites before the first evaluation."""
     file = run.folder / "scores.json"
     if file.exists():
         return read_json(file, "suites", "remove it and run `isogloss evaluate` again")
@@ -174,10 +181,12 @@ def scores_of_run(run: Run) -> dict:
 
 
 def unscored(run: Run, scores: dict, loaded: Mapping[str, SuiteData] | None = None) -> list[str]:
-    """Suites that are asked for and have no scores, or those of another model or measured in another way.
+    """Return the configured suites without scores, or with scores of another model, settings or data.
 
     Args:
-        loaded: The suites, if their data are to be compared too.
+        run: The run.
+        scores: Content of `scores.json`.
+        loaded: The suites by name, to compare their data too.
     """
 
     def done(name: str) -> bool:
@@ -193,7 +202,7 @@ def unscored(run: Run, scores: dict, loaded: Mapping[str, SuiteData] | None = No
 
 
 def _data_of(run: Run, suite: str) -> dict[str, str]:
-    """By language, the hash of the texts that a suite was scored on; empty where nobody has told."""
+    """Return by language the hash of the texts that a suite was scored on; empty if not recorded."""
     file = run.folder / "predictions" / f"{suite}.after.hits.json"
     remedy = "remove scores.json and run `isogloss evaluate` again"
     return read_json(file, "hits", remedy).get("data", {}) if file.exists() else {}

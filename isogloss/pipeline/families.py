@@ -1,4 +1,4 @@
-"""Language families learned from the reference model's states."""
+"""Language families learned from the reference model's hidden states."""
 
 import yaml
 from transformers import PreTrainedModel
@@ -17,8 +17,10 @@ from isogloss.pipeline.folder import Run
 
 
 def learn_families(run: Run, model: PreTrainedModel, stage: StageCost, sentences: int = 48) -> None:
-    """Group the languages by their instructions' middle states, in as many groups as Glottolog has; if the
-    settings want that and it is not done."""
+    """Cluster the languages by hidden states of the middle layer, if configured and not done yet.
+
+    Forms as many groups as these languages have families in Glottolog.
+    """
     if run.config.languages.tree != "learned":
         return
     with processes.main_first(together=bool(parts_of(model))):

@@ -1,4 +1,4 @@
-"""A run's folder: its settings, what lies in it, and who may write to it."""
+"""The run folder: its settings, its contents, and exclusive write access."""
 
 import json
 import threading
@@ -42,17 +42,17 @@ from isogloss.progress import Progress
 
 E = TypeVar("E", ParallelExample, Pair)
 SILENCE = 5.0
-"""Seconds after which a user is told what is being waited for."""
+"""Seconds of waiting after which the user is told what the run is waiting for."""
 
 
 class ProgressReporter:
-    """Hears what a run is doing; the command line shows it, a program may ignore it."""
+    """Receives messages and progress of a run; ignores them unless a subclass, as in the CLI, shows them."""
 
     def say(self, text: str) -> None:
-        """One line about the method."""
+        """Report one line of text."""
 
     def say_once(self, text: str) -> None:
-        """As `say`, unless it was said before: both stages read the same file."""
+        """Report a line unless it was reported before: both stages read the same files."""
         said = self.__dict__.setdefault("_said", set())
         if text not in said:
             said.add(text)
@@ -60,12 +60,12 @@ class ProgressReporter:
 
     @contextmanager
     def bar(self, what: str) -> Iterator[Progress]:
-        """Progress on something that takes long."""
+        """Report progress of long-running work inside the context."""
         yield lambda done, of: None
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Something that cannot tell how far it is; said if it takes longer than `SILENCE`."""
+        """Wrap work without progress; report `what` if it takes longer than `SILENCE`."""
         timer = threading.Timer(SILENCE, self.say, (f"{what} …",))
         timer.daemon = True
         timer.start()
@@ -77,7 +77,7 @@ class ProgressReporter:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's settings, folder and what lies in it."""
+    """A run: its settings and the contents of its folder."""
 
     config: Config
     reporter: ProgressReporter
@@ -92,7 +92,7 @@ class Run:
 
     @property
     def trained(self) -> Path:
-        """The adapters of all nodes, once stage 2 has trained them."""
+        """File with the adapters of all nodes; exists once stage 2 has finished."""
         return self.folder / "adapters" / "tree.safetensors"
 
     @property
@@ -114,7 +114,7 @@ class Run:
 
     @cached_property
     def base_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The base's tokenizer, with the chat template that the settings want."""
+        """The base's tokenizer, with the configured chat template."""
         return of_fixed_size(load_tokenizer(self.config.model, self.config.chat_template))
 
     @cached_property
@@ -134,7 +134,7 @@ class Run:
 
     @property
     def families(self) -> dict[str, str]:
-        """By language, its family in the adapters that are there; nothing before stage 2."""
+        """Family of each language in the trained adapters; empty before stage 2."""
         if not self.trained.exists():
             return {}
         try:
@@ -147,7 +147,7 @@ class Run:
 
     @cached_property
     def answering(self) -> dict[str, str]:
-        """What the reference model's answers depend on besides what it is asked, as hashes of its files.
+        """Everything that the reference model's answers depend on besides the prompt: file hashes and dtype.
 
         Raises:
             RunError: Stage 1 has not been run.
@@ -168,14 +168,14 @@ class Run:
 
     @property
     def tree(self) -> Tree:
-        """The tree that the adapters were trained on, else the one that the settings ask for.
+        """The tree of the trained adapters, or the configured one before stage 2.
 
-        Learned families are Glottolog's until `run_distill` has learned them.
+        With `tree: learned`, the families are Glottolog's until they have been learned.
         """
         return self.tree_of(self.families) if self.families else self._planned_tree()
 
     def tree_of(self, families: Mapping[str, str]) -> Tree:
-        """A tree of these languages with the settings' ranks."""
+        """Build a tree of these languages with the configured ranks."""
         shape = self.config.languages.tree
         ranks = self.config.distill.adapter.levels
         return build_tree(
@@ -194,25 +194,25 @@ class Run:
 
     @property
     def leaks(self) -> Path:
-        """Ids of training examples that stand in what is evaluated; there once a stage has begun."""
+        """File with the IDs of training examples that occur in the suites; exists once a stage has begun."""
         return self.folder / "leaks.json"
 
     def _clean(self, examples: Iterable[E]) -> list[E]:
-        """Examples or pairs without those that leak."""
+        """Remove the examples or pairs listed in `leaks.json`."""
         if not self.leaks.exists():
             return list(examples)
-        remedy = "remove it, and what leaks is looked for again"
+        remedy = "remove it to repeat the leak check"
         leaking = set(read_json(self.leaks, "left_out", remedy)["left_out"])
         return [one for one in examples if one.id not in leaking]
 
     @property
     def english(self) -> list[ParallelExample]:
-        """What stage 1 may read."""
+        """Examples that stage 1 may use."""
         return self._clean(self._all_english)
 
     @property
     def examples(self) -> list[ParallelExample]:
-        """What stage 2 may read."""
+        """Examples that stage 2 may use."""
         return self._clean(self._all_examples)
 
     @cached_property
@@ -225,14 +225,14 @@ class Run:
         return parallel_examples(self.config, self.data_root, targets, self.reporter.say_once)
 
     def pairs(self, codes: Sequence[str], use: str) -> dict[str, list[Pair]]:
-        """By language, pairs of sentences without any task, as often as they are read for a use."""
+        """Return parallel sentence pairs by language for a use, repeated as often as configured."""
         sources = [source for source in self.config.parallel_text if use in source.use]
         found = pairs_for(sources, self.data_root, codes, self.config.seed)
         return {code: clean for code, pairs in found.items() if (clean := self._clean(pairs))}
 
     @property
     def taught(self) -> tuple[str, ...]:
-        """The languages that have adapters; before stage 2 the targets, all of which must have data."""
+        """The languages with adapters; before stage 2 the targets, all of which must have data."""
         return tuple(self.families) or self._targets
 
     @cached_property
@@ -242,14 +242,14 @@ class Run:
 
     @property
     def measured(self) -> tuple[str, ...]:
-        """The taught languages and those that are only measured."""
+        """The taught languages and those that are only evaluated."""
         return tuple(dict.fromkeys(self.taught + self.config.evaluate.also))
 
     def reference_model(self, *, learning: bool = False) -> PreTrainedModel:
-        """M: frozen, in evaluation mode.
+        """Load the reference model, frozen and in evaluation mode.
 
         Args:
-            learning: Adapters will be trained on it, by all processes together.
+            learning: Whether adapters will be trained on it; the model may then be sharded over processes.
 
         Raises:
             RunError: Stage 1 has not been run.
@@ -265,7 +265,16 @@ class Run:
         return model.requires_grad_(False)
 
     def student(self, model: PreTrainedModel, *, trained: bool, tree: Tree | None = None) -> TreeLora:
-        """M with the adapters of the run's tree, or of another."""
+        """Add adapters to the reference model.
+
+        Args:
+            model: The reference model.
+            trained: Whether to load the trained weights; otherwise they are newly initialised.
+            tree: Tree of the adapters; defaults to the run's.
+
+        Raises:
+            RunError: Trained weights are requested, but stage 2 has not been run.
+        """
         torch.manual_seed(self.config.seed)
         shape = lora_shape(model, self.config.distill.adapter)
         adapters = TreeLora(model, tree or self.tree, **shape)
@@ -282,10 +291,16 @@ def refuse_unusable(
     codes: Sequence[str],
     way: str = "add items or take {them} out of languages.targets",
 ) -> None:
-    """Refuse languages that have no example at all, or none that can be learned.
+    """Check that every language has an example that can be learned.
+
+    Args:
+        config: Settings of the run.
+        examples: All examples.
+        codes: The languages.
+        way: What the message suggests for a language without examples.
 
     Raises:
-        DataError: There is one.
+        DataError: A language has no example, or none that can be learned.
     """
     have = {code for example in examples for code in example.turns}
     if missing := [code for code in codes if code not in have]:
@@ -302,7 +317,7 @@ T = TypeVar("T")
 
 
 def writing(stage: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:
-    """A function that writes to a run's folder, and meanwhile keeps other programs from doing so."""
+    """Decorate a function that writes to a run folder: the folder is locked while it runs."""
 
     @wraps(stage)
     def alone(run: Run, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -313,10 +328,11 @@ def writing(stage: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run
 
 
 def open_run(config: Config, reporter: ProgressReporter | None = None) -> Run:
-    """Make the run's folder, or check that it belongs to these settings.
+    """Create the run folder, or check that it was made with these settings.
 
-    How it is evaluated may change, where the data and the folder itself lie, and how adapters are trained as
-    long as there are none: English is tuned without it.
+    The settings of the evaluation and of trackers may change, and so may the location of the data and of the
+    folder. Those of `distill` may change until adapters are trained, as stage 1 does not use them, unless its
+    texts change and stage 1 has read them.
 
     Raises:
         RunError: The folder was made with other settings, or another process writes to it.
@@ -333,7 +349,7 @@ def _keep_settings(run: Run) -> None:
         free = {"evaluate": config.evaluate, "data_root": config.data_root, "run": config.run}
         free["report_to"] = config.report_to
         before = load_config(run.folder)
-        # Stage 1 may have read the texts.
+        # With `teacher_prompt_fraction`, stage 1 has read the texts.
         told = config.tune.teacher_prompt_fraction and before.distill.texts != config.distill.texts
         if not run.trained.exists() and not told:
             free["distill"] = config.distill
@@ -348,33 +364,33 @@ def _keep_settings(run: Run) -> None:
 
 
 def load_run(folder: Path, reporter: ProgressReporter | None = None) -> Run:
-    """An existing run.
+    """Open an existing run; a bundle is restored first.
 
     Raises:
-        RunError: No run lies there.
+        RunError: The folder is not a run folder.
     """
     if not (folder / "config.yaml").is_file():
-        raise RunError(f"{folder} is no run folder; it has no config.yaml")
+        raise RunError(f"{folder} is not a run folder; it has no config.yaml")
     bundle.restore(folder, (reporter or ProgressReporter()).say)
     run = Run(load_config(folder), reporter or ProgressReporter())
     if processes.is_main():
-        with suppress(OSError):  # a run that one may only read
+        with suppress(OSError):  # the run may be read-only
             _point_to_base(run)
     return run
 
 
 def _point_to_base(run: Run) -> None:
-    """Write into the adapters where their base lies now: the run may have been moved or copied.
+    """Write the base's current path into the adapter configs: the run may have been moved or copied.
 
-    PEFT takes a relative path from the working directory, so only an absolute one is found from anywhere.
+    PEFT resolves relative paths against the working directory, so the path must be absolute.
     """
     base = str(run.tuned.resolve())
     there = [*run.folder.glob("adapters/*/adapter_config.json")]
     there += run.folder.glob("exports/*/*/adapter_config.json")
     for file in there:
-        if (file.parents[1] / bundle.MANIFEST).exists():  # a bundle is handed on as it was written
+        if (file.parents[1] / bundle.MANIFEST).exists():  # a bundle must not change
             continue
-        remedy = f"remove {file.parent} and write it anew with `isogloss export`"
+        remedy = f"remove {file.parent} and write it again with `isogloss export`"
         config = read_json(file, "base_model_name_or_path", remedy)
         if config["base_model_name_or_path"] != base:
             write_text(file, json.dumps(config | {"base_model_name_or_path": base}, indent=2, sort_keys=True))

@@ -1,8 +1,9 @@
-"""The ledger: what each stage cost, added up over resumes and never counted twice."""
+"""The ledger: the cost of each stage, summed over resumes without double counting."""
 
 import ctypes
 import gc
 import resource
+import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -16,12 +17,12 @@ from isogloss.files import read_json, write_json
 from isogloss.model.cost import StageCost
 
 CORE_WATTS, GPU_WATTS = 8.0, 400.0
-"""Assumed: a processor's core and a GPU under load, with their share of memory and cooling."""
+"""Assumed power of a CPU core and a GPU under load, including their share of memory and cooling."""
 ASSUMED = f"{CORE_WATTS:g} W a processor core, {GPU_WATTS:g} W a GPU"
 
 
 class Ledger:
-    """The stages of a run, kept in a file that is replaced whole."""
+    """The costs of a run's stages, stored in a file that is replaced atomically."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -32,10 +33,10 @@ class Ledger:
                 self.stages[entry["stage"]] = StageCost(**entry)
 
     def begin(self, stage: str) -> StageCost:
-        """A stage's entry; one that was begun before goes on counting.
+        """Return a stage's entry, continuing an earlier one.
 
-        So whatever counts adds itself once, when what it has done will not be done again after a kill: the
-        teacher as it reads into the cache, training at its end, from counts that its checkpoints hold.
+        Each cost must be added once, when the work can no longer be lost to a kill: the teacher's when its
+        signals are cached; training's at the end, from counts stored in its checkpoints.
         """
         before = self.stages.get(stage, StageCost(stage))
         self.stages[stage] = replace(before, started=time.monotonic(), had_written=_written())
@@ -43,7 +44,7 @@ class Ledger:
         return self.stages[stage]
 
     def pause(self, stage: StageCost) -> None:
-        """Add the time since `begin`, or since the last pause, and write."""
+        """Add the time since `begin` or the last `pause`, and write the file."""
         now, written = time.monotonic(), _written()
         passed = now - stage.started
         stage.seconds = round(stage.seconds + passed, 2)
@@ -62,19 +63,19 @@ class Ledger:
 
 
 def _watts() -> float:
-    """Of this process's device."""
+    """Return the assumed power of this process's device."""
     return GPU_WATTS if torch.cuda.is_available() else CORE_WATTS * torch.get_num_threads()
 
 
 def _written() -> int:
-    """Bytes that this process has written so far; 0 where the system does not tell."""
+    """Return the bytes written by this process so far; 0 except on Linux."""
     return getattr(psutil.Process().io_counters(), "write_chars", 0) if psutil.LINUX else 0
 
 
 def _reset_peak() -> None:
-    """The peak of a stage is its own, where the system lets a process forget its earlier one.
+    """Reset the peak memory counters where the system allows it, so that each stage has its own peak.
 
-    What earlier work has freed, the C library keeps; it is asked to give it back.
+    Also asks the C library to return memory that earlier work has freed.
     """
     gc.collect()
     with suppress(OSError, AttributeError):  # glibc
@@ -86,11 +87,11 @@ def _reset_peak() -> None:
 
 
 def _peak() -> int:
-    """Most bytes held since: of the device where there is one, else of the process."""
+    """Return the peak memory in bytes since the reset: of the GPU if there is one, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved()
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,4 +1,4 @@
-"""Other libraries' logs, bars and warnings are silenced: a run reports by itself."""
+"""Silence the logs, progress bars and warnings of other libraries: a run has its own reporting."""
 
 import logging
 import os
@@ -6,9 +6,9 @@ import warnings
 
 
 def quiet() -> None:
-    """The libraries' own logs, bars and warnings stay silent in this process."""
+    """Silence other libraries in this process."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # oneDNN keeps the code of the last 1,024 shapes: with batches of every width, megabytes for each of them.
+    # oneDNN caches kernels for the last 1,024 shapes: with batches of every width, megabytes for each.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     import transformers
 

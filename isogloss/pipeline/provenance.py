@@ -1,4 +1,4 @@
-"""What a run was learned from, and under which licences: a line of every card."""
+"""Training data of a run and its licences, for model cards."""
 
 from typing import TYPE_CHECKING
 
@@ -12,10 +12,11 @@ UNKNOWN = "licence not known here: state it before you pass this on"
 
 
 def learned_from(run: "Run", code: str | None = None) -> str:
-    """The data of a run, with their licences where those are known.
+    """Describe the data of a run, with their licences where known.
 
     Args:
-        code: The language that the card is about, if about one.
+        run: The run.
+        code: Language of the card, if it is about one.
     """
     found = " ".join(map(_told, run.config.sources))
     if run.config.parallel_text:

@@ -1,7 +1,7 @@
-"""The whole job: English tuning → distillation into the tree → evaluation → report.
+"""The stages of a run: English tuning → distillation into the tree → evaluation → report.
 
-Each stage leaves its result in the run folder, whole, and is skipped when it is already there; so
-running again resumes, or says that the run is complete.
+Each stage writes its result to the run folder atomically and is skipped if the result exists, so running
+again resumes the run, or reports that it is complete.
 """
 
 from collections.abc import Iterator
@@ -46,24 +46,28 @@ from isogloss.train.stage2 import read_signals
 
 @writing
 def run_all(run: Run) -> bool:
-    """Every stage that is not there yet; whether anything was left to do."""
+    """Run every stage that is not finished; return False if there was nothing left to do."""
     report, scores = run.folder / "report.html", run.folder / "scores.json"
     told = report.exists() and scores.exists() and report.stat().st_mtime_ns >= scores.stat().st_mtime_ns
     if told and not unscored(run, scores_of_run(run)):
         return False
     run_tune(run)
     run_distill(run)
-    if processes.is_main():  # the others have no part in the rest
+    if processes.is_main():  # the remaining stages run on one process
         run_evaluate(run)
         run_report(run)
     return True
 
 
 def select_english(run: Run, stage: StageCost | None = None) -> selection.Selection:
-    """The English examples that are good enough to learn from, and why the others are not.
+    """Select the English examples to tune on; the result also lists the dropped ones with reasons.
 
     Args:
-        stage: Gets what it costs to find out.
+        run: The run.
+        stage: Accumulates the cost of scoring the examples.
+
+    Raises:
+        DataError: No example is left.
     """
     examples = run.english
     settings = run.config.tune.selection
@@ -81,7 +85,7 @@ def select_english(run: Run, stage: StageCost | None = None) -> selection.Select
         chosen = selection.Selection(best.kept, chosen.dropped + best.dropped)
     if not chosen.kept:
         raise DataError(
-            f"none of {len(examples)} English examples is left to tune on: "
+            f"none of the {len(examples)} English examples is left to tune on: "
             + ", ".join(f"{rule} {count}" for rule, count in selection.summary(chosen).items())
         )
     return chosen
@@ -94,7 +98,7 @@ def _base(run: Run, dtype: torch.dtype) -> PreTrainedModel:
 
 @writing
 def run_tune(run: Run) -> None:
-    """Stage 1: the reference model, in `tuned/`."""
+    """Stage 1: tune the reference model and write it to `tuned/`."""
     if run.tuned.exists():
         return
     check_installed(run.config.report_to)
@@ -102,7 +106,7 @@ def run_tune(run: Run) -> None:
     stage, settings = run.ledger.begin("tune"), run.config.tune
     if processes.is_main() and (divided := divisions(run.config, run.data_root)):
         write_json(run.folder / "division.json", {one.name: one.plain() for one in divided})
-    selecting = StageCost("")  # done again where training is killed, so counted when it has ended
+    selecting = StageCost("")  # added after training, as a killed run selects again
     chosen = select_english(run, selecting)
     if processes.is_main():
         selection.write(chosen, run.folder / "selection.jsonl")
@@ -111,7 +115,7 @@ def run_tune(run: Run) -> None:
         run.reporter.say(
             f"Chat template: {name}" + ("" if run.config.chat_template else ", as the base has none")
         )
-    # Small steps are lost in weights of bfloat16; frozen ones take none.
+    # Small updates to bfloat16 weights are lost in rounding; with LoRA the base is frozen.
     dtype = torch.float32 if settings.method == "full" else run.dtype
     base = _base(run, dtype)
     with run.reporter.waiting("Tokenising the rows"):
@@ -153,7 +157,7 @@ def run_tune(run: Run) -> None:
 
 @writing
 def run_distill(run: Run) -> None:
-    """Stage 2: the adapters, in `adapters/`; the reference model is unchanged to the bit."""
+    """Stage 2: train the adapters and write them to `adapters/`; the reference model stays bit-identical."""
     if run.trained.exists():
         return
     check_installed(run.config.report_to)
@@ -175,13 +179,13 @@ def run_distill(run: Run) -> None:
 
 
 def no_kl(config: Config) -> str:
-    """A note where there is no divergence from a teacher, so that no prompt is distilled."""
+    """Return a note if no prompt is distilled, as no teacher reads one; "" otherwise."""
     return "" if config.distill.prompts_are_read else " (distill.kl_weight is 0: no prompt is distilled)"
 
 
 @writing
 def run_cache(run: Run) -> StageCost:
-    """The teacher's signals of every row, in the cache, so that stage 2 spends nothing on it; the cost."""
+    """Cache the teacher signals of every row, so that stage 2 need not compute them; return the cost."""
     leave_out_leaks(run)
     model = run.reference_model(learning=True)
     stage = run.ledger.begin("cache")
@@ -211,5 +215,5 @@ def run_cache(run: Run) -> StageCost:
 
 @writing
 def run_report(run: Run) -> Path:
-    """The page, in `report.html`."""
+    """Write the report page to `report.html`."""
     return write_report(run.folder)

@@ -1,4 +1,4 @@
-"""One suite's scores: the reference model's side, the aligned model's, and their files."""
+"""Scores of one suite: the reference model before, the aligned model after, and their files."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ from isogloss.pipeline.folder import Run
 
 @dataclass
 class Before:
-    """What the reference model gives a suite: its side, and what the other side is compared with."""
+    """Results of the reference model on a suite, including what the aligned model is compared with."""
 
     side: runner.Side
     english: runner.Given
@@ -36,10 +36,13 @@ class Before:
 
 
 def shared_before(run: Run, plain: retrieval.Model, suite: SuiteData, kept: Path | None) -> Before:
-    """As `score_before`, from a folder that other runs share, where it was measured there already.
+    """Return `score_before`, loaded from a folder shared with other runs if it was measured there.
 
     Args:
-        kept: The folder; None where nothing is shared.
+        run: The run.
+        plain: The reference model.
+        suite: The suite.
+        kept: The shared folder, or None to share nothing.
     """
     if kept is None:
         return score_before(run, plain, suite)
@@ -51,14 +54,14 @@ def shared_before(run: Run, plain: retrieval.Model, suite: SuiteData, kept: Path
         return pickle.loads(file.read_bytes())
     made = score_before(run, plain, suite)
     kept.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}")  # runs may be under way at the same time
+    part = file.with_suffix(f".{os.getpid()}")  # other runs may write at the same time
     part.write_bytes(pickle.dumps(made))
     part.replace(file)
     return made
 
 
 def score_before(run: Run, plain: retrieval.Model, suite: SuiteData) -> Before:
-    """The reference model's side of a suite."""
+    """Evaluate the reference model on a suite."""
     settings = run.config.evaluate
     english, rephrased = runner.Given([], []), {}
     if suite.items:
@@ -74,14 +77,14 @@ def score_before(run: Run, plain: retrieval.Model, suite: SuiteData) -> Before:
 
 
 def write_before(run: Run, suite: SuiteData, before: Before) -> None:
-    """The reference model's answers, in `predictions/`."""
+    """Write the reference model's answers to `predictions/`."""
     _write_side(run, suite, "before", before.side)
 
 
 def score_after(
     run: Run, aligned: retrieval.Model, plain: retrieval.Model, suite: SuiteData, before: Before
 ) -> dict:
-    """The aligned model's side, and both as a suite's entry in `scores.json`."""
+    """Evaluate the aligned model on a suite; return the suite's entry in `scores.json`, with both sides."""
     settings, languages = run.config.evaluate, in_suite(suite, run.measured)
     mastered = [task for task, one in before.mastery.items() if one.mastered]
     side, retriever = _side(run, aligned, plain, suite, before.english.texts, mastered, "after")
@@ -131,7 +134,7 @@ def _side(
     mastered: Sequence[str],
     phase: str,
 ) -> tuple[runner.Side, retrieval.Retriever | None]:
-    """One side's scores, means over its tasks among them, and how its sentences were compared."""
+    """Evaluate one side; return its scores, with means over tasks, and the retriever of its sentences."""
     settings, seed, retriever = run.config.evaluate, run.config.seed, None
     if suite.sentences:
         with run.reporter.bar(f"{suite.name}: layer {phase}") as progress:
@@ -156,7 +159,7 @@ def _side(
 def _with_english(
     suite: SuiteData, side: runner.Side, english: runner.Given
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Accuracy by task, language and item, English among the languages."""
+    """Return accuracy by task, language and item, with English among the languages."""
     found = {task: dict(by_language) for task, by_language in side.by_task["accuracy"].items()}
     for task, hits in runner.english_hits(suite, english.texts).items():
         found.setdefault(task, {})[SOURCE] = {id: float(hit) for id, hit in hits.items()}
@@ -164,7 +167,7 @@ def _with_english(
 
 
 def by_place(hits: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """Sentences are the same in every language by their place."""
+    """Key the hits by sentence index, which identifies a sentence in every language."""
     return {code: {str(n): float(hit) for n, hit in enumerate(row)} for code, row in hits.items()}
 
 
@@ -182,7 +185,7 @@ def _layers(retriever: retrieval.Retriever | None) -> dict[str, Any]:
 def _official(
     run: Run, suite: SuiteData, phase: str, english: Sequence[str], side: runner.Side
 ) -> dict[str, Any]:
-    """The benchmark's own metrics; its prediction files are written beside the answers."""
+    """Compute the benchmark's official metrics and write its prediction files beside the answers."""
     if suite.score is None:
         return {}
     answered: dict[str, dict[str, str]] = {
@@ -201,7 +204,7 @@ def _write_side(run: Run, suite: SuiteData, phase: str, side: runner.Side) -> No
     stem = run.folder / "predictions" / f"{suite.name}.{phase}"
     write_lines(stem.with_name(stem.name + ".jsonl"), side.predictions)
     hits = {
-        # Retrieval in one direction of two is half a hit; null where a measure says nothing of an answer.
+        # Retrieval in only one of two directions counts 0.5; null if a measure does not apply to an answer.
         name: {code: [int(h) if isinstance(h, bool) else h for h in row] for code, row in hits.items()}
         for name, hits in side.hits.items()
     }
@@ -216,7 +219,7 @@ def _write_side(run: Run, suite: SuiteData, phase: str, side: runner.Side) -> No
 
 
 def in_suite(suite: SuiteData, languages: Sequence[str]) -> tuple[str, ...]:
-    """Those of the languages that a suite has."""
+    """Return the languages that the suite has, in order."""
     have = {code for item in suite.items for code in item.turns} | set(suite.sentences)
     return tuple(code for code in languages if code in have)
 
@@ -224,19 +227,19 @@ def in_suite(suite: SuiteData, languages: Sequence[str]) -> tuple[str, ...]:
 def _notes(suite: SuiteData, run: Run, languages: Sequence[str]) -> list[str]:
     missing = [code for code in run.measured if code not in languages]
     notes = [
-        f"{code} was not taught; it is read through {run.tree.path(code)[-1].name}."
+        f"{code} was not taught; it uses the adapter of {run.tree.path(code)[-1].name}."
         for code in languages
         if code not in run.taught
     ]
     if missing:
-        notes.append(f"{suite.name} has no {', '.join(missing)}: left out of every mean of this suite.")
+        notes.append(f"{suite.name} has no {', '.join(missing)}: excluded from every mean of this suite.")
     return notes
 
 
 def suite_signature(
     run: Run, suite: SuiteData, before: retrieval.Retriever | None, after: retrieval.Retriever | None
 ) -> str:
-    """What a suite's scores depend on, in one line."""
+    """Return everything that a suite's scores depend on, in one line."""
     return signature(
         {
             "suite": suite.name,
@@ -255,33 +258,33 @@ def suite_signature(
 
 
 def measuring(run: Run, suite: str) -> dict[str, str]:
-    """Who is measured, and how: what is known of a suite's signature before its data are read."""
+    """Return the signature fields that are known without the suite's data: the model and the settings."""
     scoring = "likelihood" if suite in run.config.evaluate.likelihood else "generation"
-    who = run.answering if run.tuned.exists() else {}  # both may have been removed to make room
+    who = run.answering if run.tuned.exists() else {}  # model and adapters may be deleted to save space
     adapters = {"adapters": content_hash([run.trained])} if run.trained.exists() else {}
     settings = settings_fields(how_measured(run, suite))
     return {"scoring": scoring, **settings, **who, **adapters, "ruler": str(RULER)}
 
 
 def is_of_run(run: Run, name: str, suite: Mapping[str, Any]) -> bool:
-    """Whether a suite's scores are of the run's model and adapters as they are now, by today's measures."""
+    """Return whether a suite was scored with the run's current model and adapters, by current measures."""
     signed, now = fields_of(suite["signature"]), measuring(run, name)
     who = ("model", "template", "dtype", "adapters", "ruler")
     return all(signed.get(field) == now.get(field) for field in who)
 
 
 def _how_retrieved(before: retrieval.Retriever | None, after: retrieval.Retriever | None) -> dict[str, Any]:
-    """How sentences were compared, at which layer before and after, and what the statistics are of."""
+    """Return the signature fields of retrieval: kind, layers before and after, source of the statistics."""
     if before is None or after is None:
         return {}
     found: dict[str, Any] = {"retrieval": before.kind, "layer": f"{before.layer}/{after.layer}"}
     if before.statistics is not None:
-        found["statistics"] = f"own-{before.sentences}"  # of each side's own states of so many sentences
+        found["statistics"] = f"own-{before.sentences}"  # each side's own states of that many sentences
     return found | {"raw_layer": f"{before.raw_layer}/{after.raw_layer}"}
 
 
 def how_measured(run: Run, suite: str) -> dict:
-    """The settings that a suite is measured by."""
+    """Return the settings that a suite is measured with."""
     others = (SUITES.keys() & Evaluate.model_fields.keys()) - {suite}  # settings of other suites
     how = run.config.evaluate.model_dump(mode="json", exclude={"suites", "also", *others})
     return how | {"languages": list(run.measured)}

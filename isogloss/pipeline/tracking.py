@@ -1,7 +1,7 @@
-"""Trackers: the curves of a run where a team looks at curves, as transformers' Trainer reports them.
+"""Experiment trackers (TensorBoard, W&B and others), as supported by transformers' Trainer.
 
-They are those of `curves.jsonl`, under `train/STAGE/NAME`. All that a tracker writes stays in the run's
-`tracking/`, and nothing is sent anywhere, unless the tracker's own environment variables say otherwise.
+They get the curves of `curves.jsonl`, as `train/STAGE/NAME`. Everything that a tracker writes stays in the
+run's `tracking/` and nothing is uploaded, unless the tracker's own environment variables say otherwise.
 """
 
 import os
@@ -15,7 +15,7 @@ from isogloss.errors import ConfigError
 
 
 def check_installed(trackers: Sequence[Tracker]) -> None:
-    """Before hours are spent.
+    """Check that the trackers are installed, before any training starts.
 
     Raises:
         ConfigError: A tracker is not installed.
@@ -27,7 +27,7 @@ def check_installed(trackers: Sequence[Tracker]) -> None:
 
 @contextmanager
 def tracking(run: Path, trackers: Sequence[Tracker]) -> Iterator[None]:
-    """Inside, trackers that are started write to the run's folder."""
+    """Make trackers started inside the context write to the run folder."""
     folder = run.resolve() / "tracking"
     local = {
         "tensorboard": {"TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard")},
@@ -41,7 +41,7 @@ def tracking(run: Path, trackers: Sequence[Tracker]) -> Iterator[None]:
     chosen = {name: value for tracker in trackers for name, value in local[tracker].items()}
     added = {name: value for name, value in chosen.items() if name not in os.environ}
     if trackers:
-        (folder / "wandb").mkdir(parents=True, exist_ok=True)  # which it does not make itself
+        (folder / "wandb").mkdir(parents=True, exist_ok=True)  # wandb does not create it
     os.environ.update(added)
     try:
         yield

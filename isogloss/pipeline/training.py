@@ -1,4 +1,4 @@
-"""Adapters trained on rows: another teacher's scores, pauses of the ledger, what is written at the end."""
+"""Training of the adapters: external teacher scores, ledger updates and the files written at the end."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ from isogloss.train.stage2 import distil
 def train_adapters(
     run: Run, adapters: TreeLora, rows: Sequence[Row], codes: Sequence[str], stage: StageCost
 ) -> None:
-    """Distil the rows into the adapters, then write these, as a tree and by language, to the run."""
+    """Distil the rows into the adapters and write these to the run, as a tree and per language."""
     work = run.folder / f"{stage.stage}.work"
     with run.reporter.waiting("Hashing the model's weights"):
         before = fingerprint(adapters.model)
@@ -76,10 +76,10 @@ def train_adapters(
 
 
 def _keep(run: Run, adapters: TreeLora, rows: Sequence[Row], codes: Sequence[str]) -> None:
-    """Write trained adapters: each language's adapter, the tree, and last what says that all are there.
+    """Write the adapter of each language, the tree, and last the file that marks the stage as finished.
 
-    Learned in float32, they are kept in bfloat16, rounded before anything reads them: adapters, exports,
-    bundle and scores are of the same numbers.
+    The float32 weights are rounded to bfloat16 before anything uses them, so that adapters, exports, bundle
+    and scores are based on the same numbers.
     """
     state = {name: rows.bfloat16() for name, rows in adapters.state().items()}
     adapters.load_state(state)
@@ -92,13 +92,13 @@ def _keep(run: Run, adapters: TreeLora, rows: Sequence[Row], codes: Sequence[str
 
 
 def save_whole(state: dict[str, torch.Tensor], path: Path, about: dict[str, str] | None = None) -> None:
-    """Write tensors, and texts about them, whole or not at all."""
+    """Write tensors with metadata to a safetensors file, atomically."""
     with replacing(path) as draft:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, draft, about)
 
 
 def scored_elsewhere(run: Run, rows: Sequence[Row], stage: StageCost, bar: Bar) -> list[TokenScores] | None:
-    """What another teacher than the model itself says of the rows that are not English, if there is one."""
+    """Return an external teacher's scores of the non-English rows; None if there is no such teacher."""
     with processes.main_first():
         return joining.scores_of(
             rows,
@@ -113,10 +113,10 @@ def scored_elsewhere(run: Run, rows: Sequence[Row], stage: StageCost, bar: Bar) 
 
 
 def _tree_image(run: Run, tree: Tree, rows: Sequence) -> dict:
-    """The nodes with their texts and how many rows each has learnt from, before the tree grew too."""
+    """Describe the nodes: their texts, and how many rows each has learned from, over all trainings."""
     texts, file, earlier = node_texts(run.config), run.folder / "tree.json", {}
     if run.trained.exists() and file.exists():
-        remedy = "remove it; how many items the nodes have learned from is then counted anew"
+        remedy = "remove it; the count of items per node then starts from 0"
         earlier = {node["name"]: node["items"] for node in read_json(file, "nodes", remedy)["nodes"]}
     return {
         "nodes": [
@@ -135,7 +135,7 @@ def _tree_image(run: Run, tree: Tree, rows: Sequence) -> dict:
 
 
 def pausing(run: Run, stage: StageCost, progress: Progress) -> Progress:
-    """Progress that also writes the ledger now and then, so that a killed run loses little of its time."""
+    """Wrap a progress callback so that it also writes the ledger regularly; a kill then loses little time."""
 
     def report(done: int, of: int) -> None:
         if done % 50 == 0 or time.monotonic() - stage.started > 10:  # seconds

@@ -1,4 +1,4 @@
-"""From a run's data to the rows of stage 2: M answers in English, examples are chosen, rows are built."""
+"""Build the rows of stage 2: get English answers, choose examples, encode rows."""
 
 import math
 import random
@@ -42,15 +42,16 @@ from isogloss.teacher.texts import node_texts
 
 
 def row_of(run: Run, code: str, id: str) -> tuple[Row, PreTrainedTokenizerBase | None]:
-    """What student and teacher read of one example, in one language that is taught.
+    """Build the row of one example in one taught language.
 
-    Also the teacher's tokenizer, where it is another.
+    Returns:
+        The row, and the teacher's tokenizer if it is not the student's.
 
     Raises:
-        RunError: There is no such example or language, or nobody has answered it yet.
+        RunError: There is no such example or language, or the example has no answer yet.
     """
     if code not in run.taught:
-        raise RunError(f"{code} is not taught in {run.folder}; there are {', '.join(run.taught)}")
+        raise RunError(f"{code} is not taught in {run.folder}; it has {', '.join(run.taught)}")
     examples = {e.id: e for e in run.examples if code in e.turns}
     if id not in examples:
         raise RunError(f"--id {id}: no example in {code} has this id; {nearest(id, examples)}")
@@ -67,7 +68,7 @@ def row_of(run: Run, code: str, id: str) -> tuple[Row, PreTrainedTokenizerBase |
     theirs = _rows(run, *given, replay=False, teacher=its)
     answers = joining.answers_of(teacher, run.tokenizer, run.dtype, run.folder / "teacher_answers.jsonl")
     if answers.of(*joining.answer_key(theirs[0])) is None:
-        raise RunError(f"{id} has no answer of {teacher.path} yet; run `isogloss distill` first")
+        raise RunError(f"{id} has no answer by {teacher.path} yet; run `isogloss distill` first")
     (answered,) = joining.answered_rows([row], theirs, answers)
     return replace(answered, teacher_prompt=theirs[0].teacher_prompt), its
 
@@ -80,7 +81,7 @@ def _needed(
     *,
     same: bool = True,
 ) -> list[ParallelExample]:
-    """The examples that some language learns from, as far as that is known before M answers."""
+    """Return the examples that some language will learn from, as far as known before there are answers."""
     chosen = choose(examples, amounts, weights, lambda e, code: lacking(e, code, responses), same=same)
     return [examples[place] for place in sorted({place for places in chosen.values() for place in places})]
 
@@ -95,13 +96,19 @@ def rows_for(
     *,
     replay: bool = True,
 ) -> list[Row]:
-    """What stage 2 reads for these languages; M answers in English where the data does not.
+    """Build the rows of stage 2; the reference model generates missing English answers.
 
-    An example whose English answer has no end, or names no option of a closed task, is left out, and the next
-    one that is drawn takes its place.
+    An example whose English answer is truncated, or names no option of a closed task, is skipped, and the
+    next one in draw order replaces it.
 
     Args:
-        replay: Also English of stage 1, for the root.
+        run: The run.
+        model: The reference model.
+        examples: Examples in draw order.
+        tree: Tree of the languages.
+        codes: Languages to build rows for.
+        stage: Accumulates the cost.
+        replay: Whether to add English rows of stage 1, for the root.
     """
     english: dict[str, str] = {}
     without: Counter[str] = Counter()
@@ -125,11 +132,11 @@ def rows_for(
                 useless.add(example.id)
                 english.pop(example.id, None)
     for why, count in without.items():
-        run.reporter.say(f"{count} of {asked} examples are left out: {why}")
+        run.reporter.say(f"{count} of {asked} examples are skipped: {why}")
     if responses == "teacher" and (free := sum(e.options is None and not e.own_response for e in used)):
         run.reporter.say(
             f"{free} of {len(used)} examples have no answer options: every language learns the English "
-            "answer as it is"
+            "answer unchanged"
         )
     for line in told(left_out(examples, codes, lambda e, code: lacking(e, code, responses))):
         run.reporter.say(line)
@@ -158,7 +165,7 @@ def _bare_rows(
 
 
 def drawn(run: Run, rows: Sequence[Row], codes: Sequence[str]) -> Iterator[str]:
-    """What the languages of each resource class learn from: how many rows, which tasks, how many labels."""
+    """Describe the rows of each resource class: how many per language, which tasks, how many labels."""
     by_id, labels = {e.id: e for e in run.examples}, labels_of(run.examples)
     every: dict[str, set[str]] = {}
     for example in run.examples:
@@ -180,21 +187,21 @@ def drawn(run: Run, rows: Sequence[Row], codes: Sequence[str]) -> Iterator[str]:
                 f"{task} ({len(found)} of {len(every[task])} labels)" if every[task] else task
                 for task, found in met.items()
             ]
-            yield f"{resource} ({', '.join(those)}): {span} rows a language: {', '.join(tasks)}"
+            yield f"{resource} ({', '.join(those)}): {span} rows per language: {', '.join(tasks)}"
     if sentences := Counter(row.language for row in rows if row.bare):
         counted = ", ".join(f"{code} {count:,}" for code, count in sentences.items())
-        yield f"Parallel text, for the hidden-state term alone: {sentences.total():,} sentences: {counted}"
+        yield f"Parallel text, for the hidden-state term only: {sentences.total():,} sentences: {counted}"
 
 
 def _foreseen(example: ParallelExample) -> str:
-    """What stands in for M's English answer until there is one: the data's response, else a wording."""
+    """Return a placeholder for the English answer: the data's response, else the first option's wording."""
     if given := (example.turns[SOURCE].response or "").strip():
         return given
     return next(iter((example.options or {}).get(SOURCE, {}).values()), "…")
 
 
 def foreseen_rows(run: Run, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
-    """As `rows_for`, before there is a model: the data's English responses stand in for its answers."""
+    """Build rows like `rows_for` but without a model: the data's responses replace its English answers."""
     english = {e.id: _foreseen(e) for e in run.examples}
     pairs = translation_examples(run.pairs(run.taught, "translation"))
     bare = run.pairs(run.taught, "alignment")
@@ -219,14 +226,14 @@ def _rows(
     amounts = {code: run.config.languages.amount(code) for code in codes}
     kept = _english_kept(run) if settings.replay_fraction and replay else []
     limit, template = settings.max_prompt_length, len(encode_prompt(tokenizer, "a"))
-    kept = [  # stage 1 may have read longer ones
+    kept = [  # stage 1 may allow longer prompts
         e
         for e in kept
         if surely_within([text := e.turns[SOURCE].instruction], template, limit)
         or len(encode_prompt(tokenizer, text)) <= limit
     ]
     if kept:
-        # As many as there are draws, so that none is read twice where there are enough.
+        # One row per draw, so that none is repeated if there are enough.
         read = sum(amounts.values()) + sum(code in e.turns for e in pairs for code in codes)
         read += sum(map(len, bare.values()))
         draws = read * settings.epochs * settings.replay_fraction / (1 - settings.replay_fraction)
@@ -252,7 +259,7 @@ def _rows(
 
 
 def _english_kept(run: Run) -> list[ParallelExample]:
-    """What stage 1 read, English alone."""
+    """Return the examples that stage 1 was tuned on, with their English turn only."""
     file = run.folder / "selection.jsonl"
     remedy = "restore it, or tune again in another run folder"
     dropped = {e["id"] for e in read_lines(file, remedy) if not e["kept"]} if file.exists() else set()

@@ -1,1 +1,1 @@
-"""Preflight: what a run will cost, from shapes alone."""
+"""Preflight: estimate the cost of a run from tensor shapes alone."""

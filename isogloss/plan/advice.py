@@ -1,4 +1,4 @@
-"""What to change so that a stage fits."""
+"""Advice on settings that make a stage fit into memory."""
 
 import math
 
@@ -10,7 +10,7 @@ from isogloss.plan.work import StagePlan, Work
 
 
 def advise(work: Work, stage: StagePlan) -> str:
-    """What to change so that a stage fits: the first of the settings tried, from the mildest on."""
+    """Return the mildest change of settings with which a stage fits into memory, as a message."""
     needs, has = stage.memory_bytes / GIB, work.machine.memory / GIB
     least, best = needs, ()
     for changes in _changes(work, stage.stage):
@@ -22,15 +22,15 @@ def advise(work: Work, stage: StagePlan) -> str:
             )
         if found / GIB < least:
             least, best = found / GIB, changes
-    with_best = f"; with {' '.join(best)} a device of {math.ceil(least)} GiB would do" if best else ""
+    with_best = f"; with {' '.join(best)} a device of {math.ceil(least)} GiB would be enough" if best else ""
     return (
-        f"{stage.stage} needs {needs:.1f} GiB and a device has {has:.1f}: no setting makes it fit; take "
+        f"{stage.stage} needs {needs:.1f} GiB and a device has {has:.1f}: no setting makes it fit; use "
         f"larger devices or a smaller model{with_best}"
     )
 
 
 def _changes(work: Work, stage: str) -> list[tuple[str, ...]]:
-    """Settings to try, the mildest first."""
+    """Return the changes of settings to try, mildest first."""
     config = work.config
     if stage == "evaluate":
         sizes = [

@@ -1,4 +1,4 @@
-"""The machine that a plan is made for: this one, or a file's."""
+"""The machine that a plan is made for: this one, or one described in a file."""
 
 import math
 import time
@@ -17,33 +17,32 @@ from isogloss.model.load import (
 )
 
 EFFICIENCY = 0.4
-"""Share of the rate of large products that a step reaches; an assumption, which a machine's file may set."""
+"""Assumed share of the peak matmul rate that a training step reaches; a machine file may set it."""
 CONTEXT = 600 << 20
-"""Bytes that a GPU's context and its products' workspace take; an assumption."""
+"""Assumed bytes of a GPU's CUDA context and matmul workspace."""
 HEAP = 1.3
-"""Without a GPU: bytes that the C library's heap holds for each byte of tensors that come and go; 1.2 to 1.4
-was seen. An assumption."""
+"""Assumed bytes of C library heap per byte of temporary tensors on a CPU; 1.2 to 1.4 were observed."""
 GIB = 1 << 30
 
 
 class MachineFile(Settings):
-    """A machine that is not this one."""
+    """Description of another machine."""
 
     devices: Count = 1
-    """How many."""
+    """Number of devices."""
     memory_gib: Positive
     """Memory of each device, in GiB."""
     tflops: Positive
-    """Rate of large products on each device in the weights' type, in 10^12 operations a second."""
+    """Rate of large matmuls on each device in the weights' dtype, in 10^12 FLOPs per second."""
     efficiency: Positive = EFFICIENCY
-    """Share of this rate that a step reaches."""
+    """Share of this rate that a training step reaches."""
     gpu: bool = True
-    """Whether the devices are GPUs: weights are then bfloat16 unless `dtype` says otherwise."""
+    """Whether the devices are GPUs; weights are then bfloat16 unless `dtype` is set."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan is made for; bytes, and operations a second, of each device."""
+    """The machine of a plan; `memory` in bytes and `rate` in FLOPs per second are per device."""
 
     name: str
     devices: int
@@ -52,22 +51,22 @@ class Machine:
     gpu: bool
     efficiency: float = EFFICIENCY
     process: int = CONTEXT
-    """Bytes that the program takes on a device before it has a model."""
+    """Bytes that the program takes on a device before it loads a model."""
 
     def held(self, alive: int) -> int:
-        """Bytes held for tensors of which at most `alive` bytes are needed at once."""
+        """Return the bytes allocated for temporary tensors with a peak of `alive` bytes."""
         return alive if self.gpu else round(HEAP * alive)
 
     def dtype(self, asked: str) -> torch.dtype:
-        """The type of frozen weights there."""
+        """Return the dtype of frozen weights on this machine, for the setting `dtype`."""
         return torch.bfloat16 if asked == "auto" and self.gpu else pick_dtype(asked)
 
 
 def load_machine(path: Path) -> Machine:
-    """A machine from a YAML file: devices, memory_gib, tflops, efficiency, gpu.
+    """Load a machine from a YAML file with the keys devices, memory_gib, tflops, efficiency, gpu.
 
     Raises:
-        ConfigError: The file is missing or says something else.
+        ConfigError: The file is missing or malformed.
     """
     try:
         entries = yaml.safe_load(path.read_text("utf-8"))
@@ -81,7 +80,7 @@ def load_machine(path: Path) -> Machine:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"])) or "a machine"
         raise ConfigError(
-            f"{path}: {where}: {fault['msg']}; there are {', '.join(MachineFile.model_fields)}"
+            f"{path}: {where}: {fault['msg']}; the keys are {', '.join(MachineFile.model_fields)}"
         ) from None
     process = CONTEXT if said.gpu else psutil.Process().memory_info().rss
     return Machine(
@@ -96,7 +95,7 @@ def load_machine(path: Path) -> Machine:
 
 
 def this_machine(dtype: str = "auto") -> Machine:
-    """This machine, its rate measured for about a second."""
+    """Describe this machine; measures its rate for about a second."""
     gpu = torch.cuda.is_available()
     if gpu:
         memory, devices = torch.cuda.get_device_properties(0).total_memory, torch.cuda.device_count()
@@ -108,7 +107,7 @@ def this_machine(dtype: str = "auto") -> Machine:
 
 
 def measured_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
-    """Operations a second of a large product, the best of as many as fit into the time, two at least."""
+    """Return the FLOPs per second of a large matmul: the best of at least two runs within `seconds`."""
     gpu = torch.cuda.is_available()
     size = 8192 if gpu else 1024
     a = torch.randn(size, size, device="cuda" if gpu else "cpu").to(dtype)

@@ -1,4 +1,4 @@
-"""Bytes that are alive at once, from one step on tensors without storage."""
+"""Peak memory of a step, measured by running it on meta tensors."""
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +28,12 @@ from isogloss.train.objective import WEIGHED, Weights, batch_losses
 
 
 def meta_model(name: str, dtype: torch.dtype, *, gpu: bool) -> PreTrainedModel:
-    """A model of a folder's or hub name's shapes, without storage, attention as `load_model` would take it.
+    """Build a model on the meta device, with the same attention implementation as `load_model`.
+
+    Args:
+        name: Folder or Hub name of the model.
+        dtype: Dtype of the weights.
+        gpu: Whether it will run on a GPU.
 
     Raises:
         ConfigError: There is no config.json.
@@ -46,9 +51,9 @@ def meta_model(name: str, dtype: torch.dtype, *, gpu: bool) -> PreTrainedModel:
 
 
 class Alive(TorchDispatchMode):
-    """Bytes of the tensors made inside that are alive, now and at most; views and parameters cost nothing.
+    """Dispatch mode that tracks the bytes of tensors created inside: currently alive, and at peak.
 
-    Autograd's saved tensors, gradients and the products' own intermediate results are among them.
+    Includes tensors saved by autograd, gradients and intermediate results; views and parameters cost nothing.
     """
 
     def __init__(self):
@@ -59,7 +64,7 @@ class Alive(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return 0  # a question about values, such as whether no token is padding, is answered no
+            return 0  # meta tensors have no values: questions such as "is there no padding?" are answered no
         made = func(*args, **kwargs)
         given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for tensor in tree_leaves(made):
@@ -90,12 +95,15 @@ def step_bytes(
     twins: int = 0,
     gpu: bool = False,
 ) -> int:
-    """Most bytes that a micro-batch's forward, losses and backward hold at once, gradients included.
+    """Return the peak bytes of a micro-batch's forward pass, losses and backward pass, including gradients.
 
     Args:
-        model: Without storage; for stage 2 the one under the adapters.
-        twins: How many meanings there are in all.
-        gpu: It will be done on one.
+        model: Model on the meta device; for stage 2 the one that has the adapters.
+        samples: The micro-batch.
+        weights: Weights of the losses.
+        adapters: Adapters of stage 2.
+        twins: Number of distinct meanings in the data.
+        gpu: Whether the step will run on a GPU.
     """
     batch = _without_storage(collate(samples, 0))
     signals = [s.signal for s in samples if s.signal is not None]
@@ -105,7 +113,7 @@ def step_bytes(
             none = Statistics(torch.empty(len(known[0])), torch.empty(len(known[0])))
             vectors = torch.empty(max(twins, len(known)), len(known[0]))
             every = Twins(vectors, {False: none, True: none})
-    readout(model)  # is looked for once, long before a step
+    readout(model)  # computed once and cached, long before a step
     with Alive() as alive, thrifty_attention(model):
         parts = batch_losses(model, batch, weights, adapters, every, gpu=gpu)
         loss: Any = sum(getattr(weights, WEIGHED.get(name, name)) * part for name, part in parts.items())
@@ -116,7 +124,7 @@ def step_bytes(
 
 @torch.no_grad()
 def read_bytes(model: nn.Module, rows: int, width: int) -> int:
-    """Most bytes that reading a batch holds at once, head aside."""
+    """Return the peak bytes of a batch's forward pass without gradients and without the head."""
     with Alive() as alive:
         last_hidden(
             model,
@@ -128,11 +136,13 @@ def read_bytes(model: nn.Module, rows: int, width: int) -> int:
 
 @torch.no_grad()
 def options_bytes(model: nn.Module, rows: int, width: int, tokens: int) -> int:
-    """Most bytes that reading a batch of answer sets holds at once.
+    """Return the peak bytes of scoring a batch of answer sets.
 
     Args:
+        model: Model on the meta device.
+        rows: Number of prompts.
         width: Tokens of the longest prompt with all its answers.
-        tokens: Of all answers, a chunk of whose logits is held.
+        tokens: Tokens of all answers; their logits are computed in chunks.
     """
     ids = torch.zeros(rows, width, dtype=torch.long, device="meta")
     vocab = causal_of(model).config.get_text_config().vocab_size
@@ -144,21 +154,21 @@ def options_bytes(model: nn.Module, rows: int, width: int, tokens: int) -> int:
 
 @torch.no_grad()
 def cache_bytes(model: nn.Module, rows: int, width: int) -> int:
-    """Bytes that the model itself keeps of what it has read: keys and values, windows of them, or states."""
+    """Return the bytes of the model's cache: keys and values, sliding windows, or recurrent states."""
     ids = torch.zeros(rows, width, dtype=torch.long, device="meta")
-    with Alive():  # which answers what a decoder asks about values
+    with Alive():  # answers the decoder's questions about values
         found: Any = decoder_of(model)(input_ids=ids, use_cache=True)
     kept = getattr(found, "past_key_values", None) or getattr(found, "cache_params", None)
     return sum(tensor.nbytes for tensor in _tensors(kept, set()) if tensor.is_floating_point())
 
 
 def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    """Every tensor in a cache, each once, whatever its class calls it."""
+    """Yield every tensor in a cache once, whatever the attributes are called."""
     if id(value) in seen:
         return
     seen.add(id(value))
     if isinstance(value, Tensor):
-        if value.ndim:  # a single number, such as the length of a window, is no state
+        if value.ndim:  # skip scalars such as the length of a window
             yield value
     elif isinstance(value, Mapping):
         yield from (one for each in value.values() for one in _tensors(each, seen))
@@ -169,7 +179,7 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
 
 
 def _without_storage(batch: Batch) -> Batch:
-    """Masks of rows and tokens stay as they are: they decide shapes."""
+    """Move a batch to the meta device, except boolean masks: their values determine shapes."""
     entries: dict[str, Any] = {
         name: value.to(torch.device("meta"))
         if isinstance(value, Options) or (isinstance(value, Tensor) and value.dtype != torch.bool)
@@ -182,12 +192,14 @@ def _without_storage(batch: Batch) -> Batch:
 def parameter_bytes(
     model: nn.Module, *, adapters: bool = False, four_bit: bool = False, parts: int = 1
 ) -> int:
-    """Bytes of the frozen weights, tied ones once; or those of the adapters.
+    """Return the bytes of the frozen weights (tied weights once), or of the adapters.
 
     Args:
-        four_bit: Linear layers below the head hold 4 bits a weight, 8 for each 64 of them, 32 for each 256 of
-            those (Dettmers et al. 2023, arXiv:2305.14314, section 3).
-        parts: Processes over which the layers' frozen weights are split.
+        model: The model.
+        adapters: Whether to count the adapters instead of the frozen weights.
+        four_bit: Whether the decoder's linear layers are quantised: 4 bits per weight, 8 bits per block of 64
+            weights, and 32 bits per 256 blocks (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+        parts: Number of processes that the layers' frozen weights are sharded over; two layers count in full.
     """
     packed = set()
     if four_bit:

@@ -1,17 +1,18 @@
-"""Preflight: what a run will cost, before anything runs and from shapes alone; needs no weights.
+"""Preflight: estimate the cost of a run before it starts, from shapes alone and without weights.
 
-Flow: settings → the rows and batches that will be read → operations (by `cost.Meter`'s formulae) and, from
-one step on tensors without storage, the bytes that are alive at once → time and fit on a machine → advice.
+Flow: settings → rows and batches → FLOPs (by the formulae of `cost.Meter`) and peak memory (from one step on
+meta tensors) → time and memory on a machine → advice.
 
-What is assumed, and where it is off:
-    tokens      Exact where the model's tokenizer is at hand; else counted by the embedded one, and said so.
-                Of more than `SAMPLE` English examples in stage 1 so many are, spread over all lengths.
-    selection   `tune.selection.keep` drops the last items here, not the hardest.
-    answers     Evaluation writes `evaluate.max_new_tokens` each time: a bound, as answers end before.
-    attention   A GPU's fused attention is counted as plain products: a bound, near it at instruction lengths.
-    seconds     Operations over the machine's rate of large products, times `EFFICIENCY`.
-    devices     A step's rows are split over them; weights, adapters and signals lie on each. With `shard` the
-                layers' weights lie in parts but for two layers, the one that is read and the next.
+Assumptions and their errors:
+    tokens      Exact if the model's tokenizer is available; otherwise counted with the embedded one, with a
+                note. In stage 1, at most `SAMPLE` English examples are encoded, spread over all lengths.
+    selection   `tune.selection.keep` drops the last examples here instead of those that rank lowest.
+    answers     Every answer in evaluation has `evaluate.max_new_tokens` tokens: an upper bound.
+    attention   A GPU's fused attention is counted as plain matmuls: an upper bound, close at instruction
+                lengths.
+    seconds     FLOPs divided by the machine's rate of large matmuls times `EFFICIENCY`.
+    devices     The rows of a step are split over the devices; each has all weights, adapters and signals.
+                With `shard`, the layers' weights are sharded except for two layers, the current and the next.
 """
 
 from dataclasses import dataclass, field
@@ -28,18 +29,18 @@ from isogloss.plan.work import StagePlan, Work
 
 @dataclass
 class Plan:
-    """All stages of a run on a machine."""
+    """The planned cost of all stages on a machine."""
 
     machine: Machine
     stages: list[StagePlan]
     notes: list[str]
     advice: list[str] = field(default_factory=list)
-    """One line for each stage that does not fit: what to change."""
+    """One line for each stage that does not fit into memory: what to change."""
     settings: list[str] = field(default_factory=list)
-    """What the settings that follow the model are, and why."""
+    """Settings with model-dependent defaults: their values, and why."""
 
     def seconds(self, stage: StagePlan) -> float:
-        """How long a stage takes; one process evaluates, on one device."""
+        """Return the duration of a stage; evaluation runs on one device."""
         machine = self.machine
         devices = 1 if stage.stage == "evaluate" else machine.devices
         return stage.flops / (machine.rate * machine.efficiency * devices)
@@ -49,7 +50,7 @@ class Plan:
         return not self.advice
 
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the plan as JSON-serialisable values."""
         stages = [
             {**vars(stage), "memory_bytes": stage.memory_bytes, "seconds": round(self.seconds(stage), 1)}
             for stage in self.stages
@@ -65,11 +66,11 @@ class Plan:
 
 
 def plan(config: Config, machine: Machine) -> Plan:
-    """What each stage of a run costs on a machine, and what to change where one does not fit.
+    """Estimate what each stage of a run costs on a machine, with advice for stages that do not fit.
 
     Raises:
         DataError: Data, a language or a suite is missing.
-        ConfigError: The model's shapes are not to be had, or the settings do not fit them.
+        ConfigError: The model's config cannot be loaded, or the settings do not fit the model.
     """
     refuse_misfit(config)
     work = Work(config, machine)
@@ -78,19 +79,17 @@ def plan(config: Config, machine: Machine) -> Plan:
     for name, one in (("tune", config.tune), ("distill", config.distill)):
         if one.batch_size % (parts := machine.devices * one.gradient_accumulation_steps):
             found.notes.append(
-                f"{name}.batch_size: {one.batch_size} rows cannot be shared out over {machine.devices} "
-                f"devices and {one.gradient_accumulation_steps} micro-batches; take a multiple of {parts}"
+                f"{name}.batch_size: {one.batch_size} rows cannot be divided over {machine.devices} "
+                f"devices and {one.gradient_accumulation_steps} micro-batches; use a multiple of {parts}"
             )
     if config.distill.teacher.type != "self":
-        found.notes.append("distill.teacher: what another teacher's own reading costs is not counted")
+        found.notes.append("distill.teacher: the external teacher's own cost is not counted")
     if config.distill.gradient_checkpointing:
-        found.notes.append("distill.gradient_checkpointing: the second forward's arithmetic is not counted")
+        found.notes.append("distill.gradient_checkpointing: the second forward pass is not counted")
     if config.compile:
-        found.notes.append(
-            "compile: less memory is held than is planned; the time of compiling is not counted"
-        )
+        found.notes.append("compile: uses less memory than planned; compilation time is not counted")
     if config.distill.responses == "teacher":
-        found.notes.append("distill.responses: what the model's English answers cost is not counted")
+        found.notes.append("distill.responses: the cost of the model's English answers is not counted")
     found.settings = explain(config, facts_of(work.model(work.dtype)))
     found.advice = [advise(work, stage) for stage in found.stages if stage.memory_bytes > machine.memory]
     return found

@@ -1,4 +1,4 @@
-"""Stages 1 and 2 and evaluation on a machine: operations of every step, memory of the largest."""
+"""Cost of stages 1 and 2 and of evaluation on a machine: FLOPs of every step, memory of the largest."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -30,14 +30,14 @@ from isogloss.train.stage1 import lora_everywhere
 from isogloss.train.stage2 import layer_of, weights_of
 
 READ_TOGETHER = 64
-"""Rows per forward of the teacher."""
+"""Rows per forward pass of the teacher."""
 
 
 # --- stage 1
 
 
 def tune_plan(work: Work) -> StagePlan:
-    """Stage 1: operations of every step, memory of its largest."""
+    """Plan stage 1: FLOPs of every step, memory of the largest."""
     settings, machine = work.config.tune, work.machine
     lengths = [len(row.prompt) + len(row.response) for row in work.english]
     draws = max(settings.batch_size, round(len(lengths) * settings.epochs))
@@ -72,10 +72,11 @@ def tune_plan(work: Work) -> StagePlan:
     found.tokens_backpropagated = found.tokens_forwarded
     found.flops = meter.flops
     if work.config.tune.selection.keep < 1:
-        share = work.scored / max(1, len(lengths))  # all are scored, before some are kept
+        share = work.scored / max(1, len(lengths))  # all examples are scored before some are selected
         found.flops += 2 * share * _reading(model, lengths, READ_TOGETHER)
         found.tokens_forwarded += round(2 * share * sum(lengths))
-    # Autocast holds copies beside what it leaves in float32: about a fifth less than float32 alone.
+    # Full tuning is planned in float32. Autocast needs about a fifth less: it leaves some tensors in float32
+    # and holds half-precision copies beside them.
     step = max(
         step_bytes(model, [Sample(work.english[n]) for n in numbers], Weights(), gpu=machine.gpu)
         for numbers in _largest(micro, lengths)
@@ -87,7 +88,7 @@ def tune_plan(work: Work) -> StagePlan:
         "activations": machine.held(step),
     }
     found.kept = sum(p.numel() for p in work.model(work.dtype).parameters()) * work.dtype.itemsize
-    # A checkpoint has what learns and two moments of it; two are kept, and one is written before one goes.
+    # A checkpoint has the trained weights and two moments; two are kept while a third is being written.
     found.disk = found.kept + 3 * 3 * trained
     return found
 
@@ -96,7 +97,7 @@ def tune_plan(work: Work) -> StagePlan:
 
 
 def distill_plan(work: Work) -> StagePlan:
-    """Stage 2: the teacher's reading, then every step; memory of the fuller of the two."""
+    """Plan stage 2: the teacher's forward passes and every training step; memory of the larger of the two."""
     settings, machine, rows = work.config.distill, work.machine, work.rows
     adapters = work.adapters()
     model, found = adapters.model, StagePlan("distill")
@@ -106,7 +107,7 @@ def distill_plan(work: Work) -> StagePlan:
     found.tokens_forwarded = read.tokens
     found.flops = sum(_reading(model, some, READ_TOGETHER, off=True) for some in read.privileged)
     found.flops += _reading(model, read.sets, READ_TOGETHER, off=True, heads=read.options)
-    # The twins' states are read up to a layer.
+    # The twins' forward pass stops at the layer of the hidden-state term.
     share = 1.0 if work.parts > 1 else layer_of(model, settings) / len(layers_of(model))
     found.flops += share * _reading(model, read.twins, READ_TOGETHER, off=True)
     others = [_options(row, hears) for row in rows]
@@ -116,10 +117,11 @@ def distill_plan(work: Work) -> StagePlan:
     ]
     order = training_order(rows, settings, work.config.seed)
     micro = _micro(order, settings.batch_size, settings.gradient_accumulation_steps, machine.devices)
-    # In half precision a processor makes the frozen head's product again, for what was rounded.
+    # In half precision on a CPU, the frozen head's product is computed twice to correct rounding.
     again = 2 if not machine.gpu and work.dtype.itemsize == 2 and frozen_head(model) else 1
     for numbers in micro:
-        # An answer that is an option is scored as one; the prompt's end predicts the first token of all.
+        # A response that is one of the options is counted among them; the prompt's last token predicts the
+        # first token of every option.
         taught = sum(
             1 + sum(len(one) - 1 for one in rows[n].options) if others[n] else len(rows[n].student.response)
             for n in numbers
@@ -132,7 +134,7 @@ def distill_plan(work: Work) -> StagePlan:
         )
         width = max(lengths[n] for n in numbers)
         heads = again * (taught + asked)
-        if all(rows[n].bare for n in numbers) and machine.devices == 1:  # read up to the term's layer
+        if all(rows[n].bare for n in numbers) and machine.devices == 1:  # stops at the term's layer
             meter.read(len(numbers), width, backward=True, depth=layer_of(model, settings))
             found.tokens_backpropagated += sum(lengths[n] for n in numbers)
             continue
@@ -153,16 +155,16 @@ def distill_plan(work: Work) -> StagePlan:
 
 @dataclass(frozen=True)
 class _Reading:
-    """What the frozen model reads before training, in tokens of each text."""
+    """Lengths in tokens of the texts that the frozen model processes before training."""
 
     privileged: list[list[int]]
-    """Behind privileged prompts, those together that are read together,"""
+    """Rows with privileged prompts, by group that is processed together."""
     sets: list[int]
-    """English prompts with all answers of a closed set,"""
+    """English prompts with all answers of a closed set."""
     options: list[int]
-    """of which so many go through the head,"""
+    """Tokens of each of `sets` that go through the head."""
     twins: list[int]
-    """and English twins, up to a layer."""
+    """English twins, which only run up to a layer."""
 
     @property
     def tokens(self) -> int:
@@ -170,7 +172,7 @@ class _Reading:
 
 
 def _read(rows: Sequence[Row], settings: Distill) -> _Reading:
-    """As `stage2.read_signals` reads the rows: each text once."""
+    """Collect the texts as `stage2.read_signals` processes them, each once."""
     hears = settings.hears_itself
     alone = [r for r in rows if not r.bare and (r.language == SOURCE or (hears and not r.options))]
     sets = {(row.twin_prompt, row.twin_options) for row in rows if hears and row.options}
@@ -180,21 +182,21 @@ def _read(rows: Sequence[Row], settings: Distill) -> _Reading:
     return _Reading(
         _privileged(alone),
         [len(key[0]) + answers[key] for key in ordered],
-        # The prompt's end predicts the first token of all.
+        # The prompt's last token predicts the first token of every answer.
         [answers[key] - len(key[1]) + 1 for key in ordered],
         [len(prompt) for prompt, _ in twins],
     )
 
 
 def _options(row: Row, hears: bool) -> list[tuple[int, ...]]:
-    """The answers that stand behind a row's own response while it trains."""
+    """Return the options, other than the response, that a training row contains."""
     return [one for one in row.options if one != row.student.response] if hears else []
 
 
 def _privileged(rows: Sequence[Row]) -> list[list[int]]:
-    """Tokens of every text that the frozen teacher reads, those together that are read together.
+    """Return the lengths of the texts that the frozen teacher processes, by group that is processed together.
 
-    Equal rows are read once, and so is what prompts begin with.
+    Identical rows, and shared prompt prefixes, are processed once.
     """
     distinct = list({(row.teacher_prompt, row.student.response): row.language for row in rows}.items())
     found: list[list[int]] = []
@@ -247,7 +249,7 @@ def _distill_memory(
 
 
 def _is_told(row: Row, settings: Distill) -> bool:
-    """Whether a teacher scores a row's response token by token."""
+    """Return whether a teacher scores a row's response token by token."""
     if row.bare:
         return False
     if row.language == SOURCE or settings.scored_elsewhere:
@@ -274,7 +276,7 @@ def _sample(row: Row, place: int, settings: Distill, hidden: int, dtype: torch.d
 
 
 def evaluate_plan(work: Work) -> StagePlan:
-    """Every answer before and after, and the sentences' embeddings."""
+    """Plan evaluation: every answer before and after training, and the sentence embeddings."""
     settings, run, machine = work.config.evaluate, work.run, work.machine
     adapters = work.adapters()
     model, found = adapters.model, StagePlan("evaluate")
@@ -295,7 +297,7 @@ def evaluate_plan(work: Work) -> StagePlan:
             for code in (*run.measured, SOURCE)
             if code in item.turns
         ]
-        # The reference model alone is asked these.
+        # Only the reference model answers paraphrases.
         reworded = [read(item, text) for item in suite.items for text in item.paraphrases]
         for side, some in ((before, asked + reworded), (after, asked)):
             for prompt, new in some:
@@ -333,14 +335,14 @@ def evaluate_plan(work: Work) -> StagePlan:
 def _count(
     meter: Meter, rows: int, width: int, heads: int, *, backward: bool = False, taught: int = 0
 ) -> None:
-    """A batch into the meter; of what the head reads, so many tokens have a gradient."""
+    """Add a batch to the meter: the head processes `heads` tokens, of which `taught` have a gradient."""
     meter.read(rows, width, backward=backward)
     meter.project(taught, backward=backward)
     meter.project(heads - taught)
 
 
 def _generated(meter: Meter, prompt: int, new: int) -> None:
-    """The prompt once, then a token a time, each against all before it."""
+    """Add a generation to the meter: the prompt once, then one token at a time with a KV cache."""
     meter.read(1, prompt)
     for seen in range(prompt + 1, prompt + new):
         meter.read(1, 1, seen=seen)
@@ -355,7 +357,7 @@ def _reading(
     off: bool = False,
     heads: Sequence[int] = (),
 ) -> float:
-    """Operations of reading texts, those of like length together; of each the head reads so many tokens."""
+    """Return the FLOPs of forward passes over texts batched by length; `heads`: tokens through the head."""
     meter = Meter(model, 0.0 if off else 1.0)
     meter.project(sum(heads))
     ordered = sorted(lengths)
@@ -366,13 +368,13 @@ def _reading(
 
 
 def _micro(order: Sequence[int], batch: int, accumulate: int, devices: int) -> list[list[int]]:
-    """Row numbers of every micro-batch of a device."""
+    """Split the row indices into micro-batches as large as one device's."""
     size = max(1, math.ceil(batch / accumulate / devices))
     return [list(order[i : i + size]) for i in range(0, len(order), size)]
 
 
 def _largest(micro: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[Sequence[int]]:
-    """The micro-batch of most tokens, padding included, and the one with the longest row."""
+    """Return the micro-batch with most tokens, padding included, and the one with the longest row."""
 
     def width(numbers: Sequence[int]) -> int:
         return max(lengths[n] for n in numbers)

@@ -1,4 +1,4 @@
-"""What a run will read: its rows, and the shapes that they are read with."""
+"""The work of a planned run: its rows, and models without storage to process them."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -37,13 +37,13 @@ from isogloss.train.stage1 import english_rows, longest_row, within
 
 T = TypeVar("T")
 SAMPLE = 2_000
-"""English examples of stage 1 that are encoded; of more, the others are taken to be as long as these: right
-within 1 %."""
+"""Maximum number of English examples of stage 1 that are encoded. If there are more, their lengths are
+extrapolated from this sample, accurate within 1 %."""
 
 
 @dataclass
 class StagePlan:
-    """What a stage will cost; memory is each device's, in bytes, by what holds it, at its fullest moment."""
+    """Cost of a stage; `memory` is the peak per device, in bytes, by purpose."""
 
     stage: str
     tokens_forwarded: int = 0
@@ -52,9 +52,9 @@ class StagePlan:
     flops: float = 0.0
     memory: dict[str, int] = field(default_factory=dict)
     disk: int = 0
-    """Bytes written that are there together at some moment, checkpoints included."""
+    """Peak disk usage in bytes, checkpoints included."""
     kept: int = 0
-    """Bytes that stay."""
+    """Bytes that remain on disk after the stage."""
 
     @property
     def memory_bytes(self) -> int:
@@ -62,20 +62,25 @@ class StagePlan:
 
 
 class Work:
-    """What a run will read, and the shapes that it is read with."""
+    """Rows and models of a planned run.
+
+    Args:
+        config: Settings of the run.
+        machine: The machine that the plan is for.
+    """
 
     def __init__(self, config: Config, machine: Machine):
         self.config, self.machine = config, machine
-        # Foretold from the settings alone: what an earlier run left in the folder has no say.
+        # A folder that does not exist: the plan must not depend on what an earlier run left in the real one.
         self.run = Run(config.model_copy(update={"run": config.run / "planned"}), ProgressReporter())
         self.dtype = machine.dtype(config.dtype)
         self.notes: list[str] = []
         self.scored = 0
-        """English items of which the most difficult are kept; known once `english` is."""
+        """Number of English examples scored for difficulty; set by `english`."""
         self.tokenizer = unchanging(self._tokenizer())
 
     def changed(self, overrides: Iterable[str]) -> "Work":
-        """The same reading under other settings of how it is batched and trained."""
+        """Return a copy with other settings for batching and training, sharing the rows."""
         other = object.__new__(Work)
         other.__dict__ |= self.__dict__ | {"config": with_overrides(self.config, overrides)}
         other.dtype = self.machine.dtype(other.config.dtype)
@@ -92,7 +97,7 @@ class Work:
         self.scored = len(examples)
         kept = examples[: max(1, round(settings.selection.keep * len(examples)))]
         seed, texts = self.config.seed, node_texts(self.config)
-        # The examples that `english_rows` would draw of all: its draw of a sample has other lengths.
+        # Draw what `english_rows` would draw from all examples; its draw from a sample has other lengths.
         drawn = random.Random(seed).sample(kept, round(settings.teacher_prompt_fraction * len(kept)))
         found: list[Encoded] = []
         for examples, again in ((kept, 0.0), (drawn, 1.0)):
@@ -114,11 +119,11 @@ class Work:
 
     @property
     def parts(self) -> int:
-        """Over how many devices the frozen layers are split."""
+        """Number of devices over which the frozen layers are sharded."""
         return self.machine.devices if self.config.shard else 1
 
     def model(self, dtype: torch.dtype) -> PreTrainedModel:
-        """The model without storage."""
+        """Return the model on the meta device."""
         return meta_model(self.config.model, dtype, gpu=self.machine.gpu)
 
     def adapters(self) -> TreeLora:
@@ -129,7 +134,9 @@ class Work:
         folder = Path(model_folder(self.config.model))
         files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "tekken.json")
         if folder.is_dir() and not any((folder / name).exists() for name in files):
-            self.notes.append(f"{self.config.model} has no tokenizer: tokens are counted by the embedded one")
+            self.notes.append(
+                f"{self.config.model} has no tokenizer: tokens are counted with the embedded one"
+            )
             return load_tokenizer(EMBEDDED)
         tokenizer = self.run.base_tokenizer
         check_base(self.config.model, tokenizer, weights=False)
@@ -137,7 +144,7 @@ class Work:
 
 
 def spread(examples: Sequence[ParallelExample], most: int) -> list[ParallelExample]:
-    """So many of the examples, of all lengths in English alike, the longest among them."""
+    """Return at most `most` examples, evenly spread over their lengths in English, including the longest."""
     if len(examples) <= most:
         return list(examples)
 
@@ -150,6 +157,6 @@ def spread(examples: Sequence[ParallelExample], most: int) -> list[ParallelExamp
 
 
 def stretched(rows: Sequence[Encoded], count: int) -> list[Encoded]:
-    """So many rows in the place of a sample, each of its rows standing for those of like length."""
+    """Extend a sample to `count` rows by repeating rows; the length distribution stays the same."""
     ordered = sorted(rows, key=lambda row: len(row.prompt) + len(row.response))
     return [ordered[(2 * n + 1) * len(ordered) // (2 * count)] for n in range(count)]

@@ -1,4 +1,4 @@
-"""What a run shows: one page for people, one table for the terminal. Reads files only; loads no torch."""
+"""Reports of a run: an HTML page and tables for the terminal. Only reads files; does not import torch."""
 
 from isogloss.report.page import write_report
 from isogloss.report.table import headline, summary_table

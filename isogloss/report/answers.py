@@ -1,4 +1,4 @@
-"""Answers: which ten of thousands stand side by side on the page. A rule, so that nobody can pick.
+"""Answers: choose the ten answer pairs shown on the page, by a fixed rule that prevents cherry-picking.
 
 Flow: rows before and after → pairs with a verdict → chosen(), spread over languages and tasks.
 """
@@ -13,16 +13,16 @@ from isogloss.report.scores import Label
 
 Row = Mapping[str, Any]
 
-# Ten places. Where a verdict has run out, its place goes to the next verdict in VERDICTS.
+# Ten slots. If no pair with a verdict is left, its slot goes to the first verdict in VERDICTS that has one.
 PLACES: Final = (
     *("mended", "still wrong", "kept", "mended", "still wrong"),
     *("mended", "lost", "still wrong", "kept", "mended"),
 )
 VERDICTS: Final = ("mended", "still wrong", "kept", "lost")
 RULE: Final = (
-    "Chosen by a rule, not by hand: four mended, three still wrong, two kept and one lost, as far as there "
-    "are any. Each place goes to the language shown least so far, then to the task shown least; SHA-256 of "
-    "language and item decides between equals."
+    "Chosen by a fixed rule, not by hand: four mended, three still wrong, two kept and one lost, where "
+    "available. Each slot goes to the language shown least so far, then to the task shown least; ties are "
+    "broken by the SHA-256 of language and item."
 )
 LONGEST: Final = 800  # characters of one text on the page
 
@@ -60,7 +60,7 @@ class Pair:
 
 
 def pairs(before: Iterable[Row], after: Iterable[Row]) -> list[Pair]:
-    """The items answered both before and after, in the order of the answers after."""
+    """Pair the answers to items answered both before and after training, in the order of `after`."""
     earlier = {(str(row.get("language")), str(row.get("id"))): row for row in before}
     # Rows without an English twin have no verdict.
     judged = (row for row in after if row.get("consistent", False) is not None)
@@ -69,7 +69,7 @@ def pairs(before: Iterable[Row], after: Iterable[Row]) -> list[Pair]:
 
 
 def chosen(candidates: Iterable[Pair]) -> list[Pair]:
-    """At most ten pairs, by `RULE`; the same whatever the order of the candidates."""
+    """Choose at most ten pairs by `RULE`, independently of the order of the candidates."""
     left = sorted(candidates, key=lambda pair: pair.digest)
     languages, tasks = Counter[str](), Counter[str]()
     picked: list[Pair] = []
@@ -87,13 +87,13 @@ def chosen(candidates: Iterable[Pair]) -> list[Pair]:
 
 
 def tally(candidates: Iterable[Pair]) -> list[tuple[str, int]]:
-    """How many pairs there are of each verdict, all of them counted."""
+    """Count all pairs by verdict."""
     counts = Counter(pair.verdict for pair in candidates)
     return [(verdict, counts[verdict]) for verdict in VERDICTS]
 
 
 def cut(text: Any) -> str:
-    """The text, or its first 800 characters and how many were left out."""
+    """Truncate a text to `LONGEST` characters and append how many were left out."""
     text = "" if text is None else str(text)
     if len(text) <= LONGEST:
         return text

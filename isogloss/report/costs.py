@@ -1,4 +1,4 @@
-"""Costs: the ledger's stages as rows of text, with a total; and the run's cost in one line."""
+"""Costs: the ledger's stages as rows of text with totals, and the run's cost in one line."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -18,7 +18,7 @@ COLUMNS: Final = (
 
 
 def rows(stages: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Each stage's name with one text per column."""
+    """Return each stage's name with one text per column."""
     return [
         (str(stage.get("stage", "")), [write(stage.get(field)) for field, _, write in COLUMNS])
         for stage in stages
@@ -26,12 +26,12 @@ def rows(stages: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
 
 
 def totals(stages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Sums over stages; of the memory the highest."""
+    """Return the sums over stages; for memory, the maximum."""
     return [write(_total(stages, field)) for field, _, write in COLUMNS]
 
 
 def one_line(stages: Sequence[Mapping[str, Any]]) -> str:
-    """As "20 min 46 s · 18.1 M tokens forwarded · 9.21 TFLOP · peak memory 2.10 GiB"."""
+    """Format totals as "20 min 46 s · 18.1 M tokens forwarded · 9.21 TFLOP · peak memory 2.10 GiB"."""
     time, forwarded, _, _, _, flops, memory, _ = totals(stages)
     return f"{time} · {forwarded} tokens forwarded · {flops} · peak memory {memory}"
 

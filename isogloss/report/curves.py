@@ -1,4 +1,4 @@
-"""Curves: a line chart per stage and quantity, as numbers that the template draws. Knows no colours.
+"""Curves: coordinates of a line chart per stage and quantity, drawn and coloured by the template.
 
 Flow: rows of curves.jsonl → (stage, quantity) → at most `MOST` points, each a mean → Chart.
 """
@@ -18,7 +18,7 @@ LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 30
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark on an axis: where, in the chart's units, and what it says."""
+    """An axis tick: its position in the chart's units, and its label."""
 
     at: float
     text: str
@@ -40,7 +40,7 @@ class Chart:
 
 
 def charts(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Chart], list[Chart]]:
-    """The charts of the loss and its parts, and those of everything else, in the order of the stages."""
+    """Return the charts of the main quantities (`MAIN`) and of all others, in stage order."""
     stages = list(dict.fromkeys(str(row.get("stage", "")) for row in rows))
     main: list[Chart] = []
     further: list[Chart] = []
@@ -88,7 +88,7 @@ def _chart(stage: str, quantity: str, rows: Iterable[Mapping[str, Any]]) -> Char
 
 
 def _marks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """Three to six round numbers that enclose the range."""
+    """Return three to six round numbers that enclose the range."""
     if high <= low:
         high = low + (abs(low) or 1.0)
     rough = (high - low) / 4

@@ -1,17 +1,17 @@
-"""Figures: how a number is written for people. Fractions become per cent, differences become points.
+"""Figures: format numbers for people. Fractions become per cent, differences become percentage points.
 
-Pure and without locale: the same number gives the same text on every machine. Minus is U+2212.
+Pure and locale-independent: the same number gives the same text on every machine. Minus is U+2212.
 """
 
 import math
 from typing import Final, TypeGuard
 
 PREFIXES: Final = ("", "k", "M", "G", "T", "P", "E")
-NONE: Final = "–"  # what stands where there is no number
+NONE: Final = "–"  # shown where there is no number
 
 
 def percent(fraction: float | None) -> str:
-    """0.6304 → "63.0"; the unit stands in the heading."""
+    """0.6304 → "63.0"; the heading has the unit."""
     return _minus(f"{100 * fraction:.1f}") if _known(fraction) else NONE
 
 
@@ -24,12 +24,12 @@ def points(difference: float | None) -> str:
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """0.615, 0.644 → "61.5–64.4"; empty when either end is unknown."""
+    """0.615, 0.644 → "61.5–64.4"; empty if either bound is unknown."""
     return f"{percent(low)}–{percent(high)}" if _known(low) and _known(high) else ""
 
 
 def interval_of_points(low: float | None, high: float | None) -> str:
-    """-0.011, 0.003 → "−1.1 to +0.3"; empty when either end is unknown."""
+    """-0.011, 0.003 → "−1.1 to +0.3"; empty if either bound is unknown."""
     return f"{points(low)} to {points(high)}" if _known(low) and _known(high) else ""
 
 
@@ -63,14 +63,14 @@ def duration(seconds: float | None) -> str:
 
 
 def size(number: float | None) -> str:
-    """Bytes in MiB below one GiB, then in GiB with two digits."""
+    """Format bytes: in MiB below 1 GiB, else in GiB with two decimals."""
     if not _known(number):
         return NONE
     return f"{number / 2**20:,.0f} MiB" if number < 2**30 else f"{number / 2**30:,.2f} GiB"
 
 
 def short(number: float) -> str:
-    """At most three digits that matter, for an axis or a curve's end: 0.01234 → "0.0123"."""
+    """Three significant digits below 1000, for an axis or a curve's end: 0.01234 → "0.0123"."""
     if number and (abs(number) < 1e-3 or abs(number) >= 1e5):
         mantissa, _, power = f"{number:.2e}".partition("e")
         return f"{_minus(mantissa.rstrip('0').rstrip('.'))}e{int(power)}".replace("e-", "e−")
@@ -82,5 +82,5 @@ def _known(number: float | None) -> TypeGuard[float]:
 
 
 def _minus(text: str) -> str:
-    # −0.0 says no more than 0.0
+    # no sign on zero
     return text.removeprefix("-") if text.strip("-0.") == "" else text.replace("-", "−", 1)

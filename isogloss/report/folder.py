@@ -1,7 +1,7 @@
-"""Folder: what a run has left behind, read once. Knows file names and nothing of how they are shown.
+"""Folder: read the files of a run once, independently of how they are shown.
 
-Only `scores.json` must be there. Every other file that is missing or damaged becomes one sentence in
-`missing`, under its name, for the page to print where its section would have stood.
+Only `scores.json` is required. For every other file that is missing or damaged, `missing` holds one sentence
+under its name, which the page prints in place of its section.
 """
 
 import json
@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of one run; None or empty where `missing` says why."""
+    """The files of one run; None or empty if a file is in `missing`."""
 
     name: str
     scores: Row
@@ -32,10 +32,10 @@ class RunFolder:
 
 
 def read_folder(run: Path) -> RunFolder:
-    """Reads a run folder.
+    """Read a run folder.
 
     Raises:
-        RunError: `scores.json` is missing, is not JSON, or has another schema.
+        RunError: `scores.json` is missing, is not JSON, has no suites, or has another schema.
     """
     missing: dict[str, str] = {}
     scores = _scores(run / "scores.json")
@@ -99,7 +99,7 @@ def _lines(path: Path, missing: dict[str, str], key: str | None = None) -> list[
     text = _text(path, missing, key)
     rows: list[Row] = []
     damaged = 0
-    for line in (text or "").split("\n"):  # not splitlines(): U+2028 may stand inside a JSON string
+    for line in (text or "").split("\n"):  # not splitlines(): U+2028 may occur in a JSON string
         if not line.strip():
             continue
         try:
@@ -110,6 +110,6 @@ def _lines(path: Path, missing: dict[str, str], key: str | None = None) -> list[
             rows.append(row)
         else:
             damaged += 1
-    if damaged:  # a run that was stopped while writing leaves half a line
+    if damaged:  # a run stopped while writing leaves half a line
         missing[key or path.name] = f"{path.name}: lines that are not JSON objects were left out ({damaged})."
     return rows

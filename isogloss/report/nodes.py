@@ -1,4 +1,4 @@
-"""Nodes: the list in `tree.json` as a tree, whatever order it stands in."""
+"""Nodes: build the tree from the list in `tree.json`, whatever its order."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from isogloss.report.scores import Label
 
 @dataclass
 class Node:
-    """One node with its children; a language node carries its label."""
+    """One node with its children; `label` is set for language nodes."""
 
     name: str
     level: str
@@ -23,7 +23,7 @@ class Node:
 
 
 def grow(rows: Iterable[Mapping[str, Any]]) -> list[Node]:
-    """The roots; a node whose parent is unknown, or that stands in a ring, becomes a root itself."""
+    """Return the roots; a node with an unknown parent, or in a cycle, becomes a root."""
     listed = {str(row.get("name", "")): row for row in rows}
     nodes = {name: _node(name, row) for name, row in listed.items()}
     parents = {name: str(row.get("parent")) for name, row in listed.items()}
@@ -38,7 +38,7 @@ def grow(rows: Iterable[Mapping[str, Any]]) -> list[Node]:
 
 
 def total_rank(rows: Iterable[Mapping[str, Any]]) -> int:
-    """All rows of the one LoRA."""
+    """Return the summed rank of all nodes: the rows of the shared LoRA."""
     return sum(int(row.get("rank") or 0) for row in rows)
 
 

@@ -1,7 +1,7 @@
-"""Overview: what a whole run says, over all its suites, and what to conclude for each language.
+"""Overview: a run's results over all its suites, with a conclusion for each language.
 
-Shared by the page and the terminal. Knows no HTML. Tasks that the reference model does not master in English
-are kept apart: that all languages agree with a wrong answer helps nobody.
+Shared by the page and the terminal; independent of HTML. Tasks that the reference model does not master in
+English are kept separate: it is no use if all languages agree with a wrong answer.
 Flow: scores.json's summary and its suites' tasks → Overview (means, a verdict per language, a row per task).
 """
 
@@ -14,24 +14,25 @@ from isogloss.report import figures
 from isogloss.report.scores import OVER_TASKS, PHASES, Change, Label, Score, Suite
 
 RELIABLE: Final = 0.85
-"""Consistency over mastered tasks from which on a language can be used as English is …"""
+"""Minimum consistency over mastered tasks for a language to count as reliable."""
 USABLE: Final = 0.7
-"""… and from which on with care."""
+"""Minimum consistency over mastered tasks for a language to be used with care."""
 RULE: Final = (
     f"Reliable: at least {RELIABLE:.0%} of the answers to mastered tasks mean the same as in English; with "
     f"care: at least {USABLE:.0%}; below that, not to be relied on."
 ).replace("%", " %")
 MASTERED: Final = (
     "A task is mastered when the reference model, asked in English, is right on at least 80 % of its items "
-    "and gives no answer to more than 60 % of them. Only there does agreeing with it mostly mean being right."
+    "and gives no single answer to more than 60 % of them. Only on such tasks does agreeing with it mostly "
+    "mean being right."
 )
 FAITHFUL: Final = 0.95
-"""Fidelity below which a language's verdict mentions it."""
+"""Fidelity below which it is mentioned in a language's verdict."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a user should conclude for a language: a word, how good it is, and what else to know."""
+    """The conclusion for a language: a word, its tone (for colouring), and further notes."""
 
     word: str
     tone: str
@@ -47,7 +48,7 @@ class TaskRow:
     """One task of one suite.
 
     Attributes:
-        rephrased: How often the reference model agrees with itself when the English question is reworded.
+        rephrased: Self-agreement of the reference model when the English question is rephrased.
     """
 
     name: str
@@ -60,7 +61,7 @@ class TaskRow:
 
 
 class Overview:
-    """A run's `summary`, read through; false where the scores have none."""
+    """Accessors for a run's `summary`; falsy if the scores have none."""
 
     def __init__(self, scores: Mapping[str, Any]):
         self.scores = scores
@@ -77,18 +78,18 @@ class Overview:
         return Change(*map(Score.of, cells))
 
     def spoken(self, measure: str) -> int:
-        """Over how many languages a measure's mean is."""
+        """Number of languages in a measure's mean."""
         return len(self._measure("after", measure).get("languages", {}))
 
     @cached_property
     def languages(self) -> tuple[Label, ...]:
-        """All that have a measure, in the order of the suites."""
+        """All languages of the suites, in their order."""
         found = dict.fromkeys(code for suite in self.scores["suites"].values() for code in suite["languages"])
         return tuple(Label.of(code) for code in found)
 
     @cached_property
     def measures(self) -> tuple[str, ...]:
-        """Those that the summary has, over mastered tasks first."""
+        """The measures that the summary has, those over mastered tasks first."""
         names = [f"{name}_{kind}" for kind in OVER_TASKS for name in ("alignment", "consistency")]
         return tuple(
             name
@@ -98,7 +99,7 @@ class Overview:
 
     @property
     def by_consistency(self) -> list[Label]:
-        """From the most consistent language down."""
+        """Languages sorted from most to least consistent."""
         name = f"consistency_{self.kind}"
         return sorted(self.languages, key=lambda label: -(self.change(name, label.code).after.value or 0))
 
@@ -108,32 +109,32 @@ class Overview:
 
     @property
     def kind(self) -> str:
-        """Over which tasks means are shown first: `mastered`, or `all` where none is."""
+        """The tasks of the main means: `mastered`, or `all` if none is mastered."""
         return "mastered" if self.summary.get("mastered") else "all"
 
     @property
     def counted(self) -> str:
-        """How many tasks are mastered, in words."""
+        """The number of mastered tasks, in words."""
         every, mastered = len(self.summary.get("tasks", ())), len(self.summary.get("mastered", ()))
         if not every:
-            return "sentences alone"
+            return "sentences only"
         return f"{mastered} of {every} task{'s' * (every != 1)} mastered in English"
 
     def verdict(self, code: str) -> Verdict:
-        """By the consistency over mastered tasks; without it there is nothing to conclude."""
+        """Judge a language by its consistency over mastered tasks; without it there is no conclusion."""
         consistency, notes = self.change("consistency_mastered", code), []
         now, was = consistency.after, consistency.before
         if now.value is None:
             measured = self.change("consistency_all", code).after.value is not None
-            why = "no task mastered in English" if measured else "measured by retrieval alone"
-            return Verdict("nothing to conclude", "soft", (why,))
+            why = "no task mastered in English" if measured else "measured by retrieval only"
+            return Verdict("no conclusion", "soft", (why,))
         if was.value is not None and now.low is not None and now.low <= was.value:
             notes.append("no gain shown")
         fidelity = self.change("fidelity", code).after.value
         if fidelity is not None and fidelity < FAITHFUL:
             notes.append(f"{figures.percent(1 - fidelity)} % not in the language")
         if cut := self._cut(code):
-            notes.append(f"up to {figures.percent(cut)} % cut short")
+            notes.append(f"up to {figures.percent(cut)} % truncated")
         if now.value >= RELIABLE:
             return Verdict("reliable", "yes", tuple(notes))
         if now.value >= USABLE:
@@ -142,7 +143,7 @@ class Overview:
 
     @cached_property
     def tasks(self) -> list[TaskRow]:
-        """Mastered ones first, in the order of the suites."""
+        """All tasks, mastered ones first, in the order of the suites."""
         rows = []
         for name, entry in self.scores["suites"].items():
             suite, english = Suite(self.scores, name), (entry.get("english") or {}).get("tasks", {})
@@ -165,7 +166,7 @@ class Overview:
         return sorted(rows, key=lambda row: not row.mastered)
 
     def _cut(self, code: str) -> float:
-        """The largest share of cut answers over the suites, where it is worth a word."""
+        """Largest share of truncated answers after training over the suites; 0 if below 1 %."""
         shares = [
             (suite.get("cut") or {}).get("after", {}).get(code, 0.0)
             for suite in self.scores["suites"].values()

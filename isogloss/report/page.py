@@ -1,7 +1,7 @@
-"""Page: the report of a run as one HTML file, from the run's files alone.
+"""Page: the report of a run as one HTML file, built only from the run's files.
 
-Knows no model and draws nothing itself: numbers are made in the modules beside it, the templates lay them
-out with autoescape on, because a model's answers may hold anything. No value is ever marked as safe.
+The sibling modules prepare the numbers and the templates lay them out. Autoescape is on, because a model's
+answers may contain anything; no value is ever marked as safe.
 Flow: read_folder → one Block per suite, and the run's curves, tree and costs → page.html.jinja → report.html.
 """
 
@@ -21,14 +21,14 @@ from isogloss.report.folder import RunFolder, read_folder
 
 T = TypeVar("T")
 
-# Not allowed in HTML, or not encodable: controls but tab and newline, and half a surrogate pair.
+# Not allowed in HTML or not encodable: control characters except tab and newline, and lone surrogates.
 FORBIDDEN: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 DAMAGED: Final = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 @dataclass(frozen=True)
 class Block:
-    """All of one suite that the template shows."""
+    """Everything that the template shows of one suite."""
 
     id: str
     suite: scores.Suite
@@ -42,12 +42,12 @@ class Block:
 
 
 def write_report(run: Path) -> Path:
-    """Writes `report.html` into the run folder, whole or not at all, and returns its path.
+    """Write `report.html` into the run folder atomically, and return its path.
 
     The same files give the same bytes.
 
     Raises:
-        RunError: `scores.json` is missing or cannot be read, or another process writes to the run.
+        RunError: `scores.json` is missing or cannot be read, or another process is writing to the run.
     """
     folder = read_folder(run)
     try:
@@ -63,7 +63,7 @@ def write_report(run: Path) -> Path:
 
 
 def render(run: RunFolder) -> str:
-    """The page as text."""
+    """Render the page as text."""
     missing = dict(run.missing)
 
     def tolerant(file: str, rows: Sequence[Any], build: Callable[[Any], T], otherwise: T) -> T:
@@ -118,7 +118,7 @@ def _block(run: RunFolder, name: str, index: int) -> Block:
 
 
 def _glance(view: overview.Overview) -> list[tuple[str, scores.Change, str]]:
-    """What stands below the headline of a run: a title, the values, a word on them."""
+    """Return the values below the headline of a run: title, values, and a note on each."""
     other = "all" if view.kind == "mastered" else "mastered"
     low = ", ".join(label.name for label in view.low)
     alone = f"consistency alone {view.mean(f'consistency_{other}').arrow}"
@@ -126,14 +126,14 @@ def _glance(view: overview.Overview) -> list[tuple[str, scores.Change, str]]:
     return [
         (f"Consistency, {view.kind} tasks", view.mean(f"consistency_{view.kind}"), ""),
         (f"Alignment accuracy, {other} tasks", view.mean(f"alignment_{other}"), alone),
-        ("Retrieval of sentences", view.mean("retrieval"), f"by the plain cosine {raw.arrow}"),
+        ("Retrieval of sentences", view.mean("retrieval"), f"raw cosine {raw.arrow}"),
         ("Alignment, low-resource languages", view.mean("alignment_low"), f"{low}; all tasks"),
-        ("Fidelity: answers in the asked language", view.mean("fidelity"), ""),
+        ("Fidelity: answers in the requested language", view.mean("fidelity"), ""),
     ]
 
 
 def _facts(suite: scores.Suite) -> list[tuple[str, str]]:
-    """The signature's fields, and what stands beside it."""
+    """Return the signature's fields and further facts about a suite."""
     fields = [part.partition(":") for part in str(suite.entries.get("signature") or "").split("|") if part]
     facts = [(field, value) for field, _, value in fields]
     english = (suite.entries.get("english") or {}).get("accuracy")
@@ -149,12 +149,12 @@ def _facts(suite: scores.Suite) -> list[tuple[str, str]]:
         facts.append(("retrieval layer", layer))
     for phase in scores.PHASES:
         if (cut := suite.cut(phase)) is not None:
-            facts.append((f"answers cut at their limit, {phase}", f"{figures.percent(cut)} %"))
+            facts.append((f"answers truncated at the token limit, {phase}", f"{figures.percent(cut)} %"))
     return facts
 
 
 def _layer(layer: Any) -> str:
-    """The layers of both sides, by measure, and what was standardised by; empty without retrieval."""
+    """Describe the layers of both sides and the source of the statistics; empty without retrieval."""
     if not isinstance(layer, Mapping):
         return "" if layer is None else str(layer)
     was, now = layer["before"], layer["after"]
@@ -164,8 +164,8 @@ def _layer(layer: Any) -> str:
         f"{was['retrieval']} → {now['retrieval']}; raw cosine {was['retrieval_raw']} → {now['retrieval_raw']}"
     )
     if not now["statistics"]:
-        return f"{text}; not standardised, too few other sentences"
-    return f"{text}; statistics of {now['statistics']} other sentences"
+        return f"{text}; not standardised: too few unreported sentences"
+    return f"{text}; statistics from {now['statistics']} unreported sentences"
 
 
 def _environment() -> jinja2.Environment:

@@ -1,6 +1,6 @@
-"""Scores: the entries of `scores.json` under one suite, made ready for a table on paper or terminal.
+"""Scores: the entries of one suite in `scores.json`, prepared for tables.
 
-Shared by the page and the terminal table, so that both say the same. Knows no HTML.
+Shared by the page and the terminal table, so that both show the same. Independent of HTML.
 Flow: scores → Suite (order, labels) → Change (before, after, gain) per measure and language.
 """
 
@@ -18,7 +18,7 @@ MAIN: Final = (
 )
 FURTHER: Final = ("retrieval_strict", "retrieval_margin")
 OVER_TASKS: Final = ("mastered", "all")
-"""Means in which every task counts alike, of consistency and alignment."""
+"""Means of consistency and alignment over equally weighted tasks."""
 PHASES: Final = ("before", "after")
 
 NAMES: Final = {
@@ -33,26 +33,26 @@ NAMES: Final = {
     "retrieval_margin": "retrieval, by margin",
 }
 MEANINGS: Final = {
-    "alignment": "The mean of consistency and retrieval, then over languages.",
+    "alignment": "Mean of consistency and retrieval, averaged over languages.",
     "consistency": "Share of items whose answer means the same as the reference model's own English answer.",
-    "consistency_kappa": "Cohen's κ of the answers to closed questions: 0 where they agree no more often "
-    "than both sides' habits alone would bring about, 100 where always; mean over tasks.",
+    "consistency_kappa": "Cohen's κ of the answers to closed questions: 0 if they agree no more often than "
+    "expected by chance from both sides' answer frequencies, 100 if always; mean over tasks.",
     "retrieval": "Share of parallel sentences that find each other among all others by the cosine of their "
-    "hidden states, from English and into it; each language's states less their mean, by their spread, both "
-    "taken from other sentences. The signature says so; it says raw where there were too few for that.",
-    "retrieval_raw": "The same by the plain cosine, at the layer that is best for it.",
-    "retrieval_strict": "Both directions right at once, and no tie.",
-    "retrieval_margin": "Retrieval by the ratio to the nearest neighbours' similarity instead of cosine.",
-    "accuracy": "Share of items answered as the gold says.",
-    "fidelity": "Share of answers written in the language that was asked for, among those that can be told "
-    "from English; labels that are the same words in every language and short words do not count.",
+    "hidden states, from English and into it. Each language's states are standardised by their mean and "
+    "standard deviation on other, unreported sentences; the signature says raw if there were too few.",
+    "retrieval_raw": "The same with the raw cosine, at the best layer for it.",
+    "retrieval_strict": "Both directions right at once, without ties.",
+    "retrieval_margin": "Retrieval by the ratio to the nearest neighbours' similarity instead of the cosine.",
+    "accuracy": "Share of items answered correctly.",
+    "fidelity": "Share of answers in the requested language, among those that can be distinguished from "
+    "English; short words and labels that are the same in every language do not count.",
     "retention": "English accuracy after training minus the reference model's.",
 }
 
 
 @dataclass(frozen=True)
 class Label:
-    """What a language is called; an unknown code is its own name and leaves its direction to the text."""
+    """A language's names; an unknown code is used as its own name, with automatic text direction."""
 
     code: str
     name: str
@@ -71,7 +71,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Score:
-    """One value with its interval, as fractions; None where the run has none."""
+    """One value with its interval, as fractions; None if the run has none."""
 
     value: float | None = None
     low: float | None = None
@@ -101,7 +101,7 @@ class Score:
 
     @property
     def step(self) -> int | None:
-        """Which of the ten colours of the heat map: 0 for below 10 %, 9 for 90 % and above."""
+        """Index of the heat map's ten colours: 0 below 10 %, 9 for 90 % and above."""
         return None if self.value is None else min(9, max(0, int(self.value * 10)))
 
 
@@ -124,13 +124,13 @@ class Change:
 
     @property
     def arrow(self) -> str:
-        """As "41.2 → 63.0", or the one side there is."""
+        """Format as "41.2 → 63.0", or the only side that exists."""
         sides = [side.percent for side in (self.before, self.after) if side.value is not None]
         return " → ".join(sides) or figures.NONE
 
 
 class Suite:
-    """One suite of `scores.json`, read through."""
+    """Accessors for one suite of `scores.json`."""
 
     def __init__(self, scores: Mapping[str, Any], name: str):
         suites = scores["suites"]
@@ -145,7 +145,7 @@ class Suite:
 
     @cached_property
     def measures(self) -> tuple[str, ...]:
-        """The measures this suite has, the main ones first; retention is not one of a language."""
+        """The measures of this suite, the main ones first; without retention, which is not per language."""
         return tuple(m for m in MAIN + FURTHER if any(m in self.entries.get(phase, {}) for phase in PHASES))
 
     def mean(self, measure: str) -> Change:
@@ -157,13 +157,13 @@ class Suite:
 
     @cached_property
     def spoken(self) -> int:
-        """Over how many languages the mean is that the suite is headed with."""
+        """Number of languages in the headline mean."""
         found = self._measure("after", self.main).get("languages", {}) if self.main else {}
         return len(found) or len(self.languages)
 
     @cached_property
     def headline(self) -> tuple[str, Change] | None:
-        """What the suite is headed with: its first main measure, else its benchmark's own first metric."""
+        """The headline: the first main measure, else the first of the benchmark's own metrics."""
         for measure in MAIN:
             if self.mean(measure).after.value is not None:
                 return measure_name(measure), self.mean(measure)
@@ -176,16 +176,16 @@ class Suite:
 
     @cached_property
     def main(self) -> str | None:
-        """The first of its main measures."""
+        """The first main measure that this suite has."""
         return next((measure for measure in MAIN if measure in self.measures), None)
 
     def cut(self, phase: str) -> float | None:
-        """Share of the written answers that had no end within their limit, mean over the languages."""
+        """Mean over languages other than English of the share of truncated generated answers."""
         shares = (self.entries.get("cut") or {}).get(phase, {})
         return _mean(share for code, share in shares.items() if code != SOURCE)
 
     def spread(self, measure: str, phase: str) -> tuple[Label, float, float | None] | None:
-        """The worst language, its value, and the standard deviation over languages."""
+        """Return the worst language, its value, and the standard deviation over languages."""
         entry = self.entries.get("spread", {}).get(phase, {}).get(measure)
         if not entry or not entry.get("worst"):
             return None
@@ -206,7 +206,7 @@ class Suite:
         return Change(*(Score(_number(by_phase.get(p, {}).get(task, {}).get(code))) for p in PHASES))
 
     def task_mean(self, task: str, measure: str = "tasks") -> Change:
-        """Over the languages that have the task: consistency, or `kappa`."""
+        """Average a task over the languages that have it: consistency (`tasks`), or `kappa`."""
         rows = [self.task(task, label.code, measure) for label in self.languages]
         return Change(
             Score(_mean(row.before.value for row in rows)), Score(_mean(row.after.value for row in rows))
@@ -217,7 +217,7 @@ class Suite:
 
 
 def measure_name(measure: str) -> str:
-    """As people write it: alignment accuracy, retrieval (strict)."""
+    """Return a measure's display name, such as "alignment accuracy"."""
     return NAMES.get(measure, measure)
 
 

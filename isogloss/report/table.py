@@ -1,4 +1,4 @@
-"""Table: the scores of one suite for the terminal, and the same in one sentence."""
+"""Tables of a run's scores for the terminal, and a suite's headline sentence."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -15,14 +15,14 @@ SHOWN: Final = (
     *("consistency", "consistency_kappa", "retrieval", "retrieval_raw", "alignment", "accuracy", "fidelity"),
 )
 WIDEST: Final = 5
-"""Measures that fit 80 columns; the ones corrected or raw go first, and stand in the headline."""
+"""Measures that fit 80 columns; if there are more, those in `HEADS` only appear in the headline."""
 HEADS: Final = {"consistency_kappa": "κ", "retrieval_raw": "raw cosine"}
 
 
 def overview_table(scores: Mapping[str, Any]) -> Table | None:
-    """Per language what to conclude, over mastered tasks, with means over these and over all; None without.
+    """Tabulate the conclusion per language, with means over mastered and over all tasks.
 
-    Fits 80 columns.
+    Fits 80 columns. Returns None if the scores have no summary.
     """
     view = Overview(scores)
     if not view:
@@ -37,7 +37,7 @@ def overview_table(scores: Mapping[str, Any]) -> Table | None:
         cells = [Text(view.change(name, label.code).arrow) for name in shown]
         table.add_row(Text(label.name), *cells, Text(view.verdict(label.code).text))
     table.add_section()
-    # Retrieval has no tasks, and would alone make a row of mastered ones.
+    # Without mastered tasks, retrieval alone, which has no tasks, would fill their row.
     for kind in OVER_TASKS if view.kind == "mastered" else (view.kind,):
         means = [view.mean(name.replace(view.kind, kind)) for name in shown]
         if any(mean.after.value is not None for mean in means):
@@ -47,11 +47,11 @@ def overview_table(scores: Mapping[str, Any]) -> Table | None:
 
 
 def tasks_table(scores: Mapping[str, Any]) -> Table | None:
-    """Per task how well the reference model does it in English, and how consistent the languages are."""
+    """Tabulate, per task, the reference model's mastery in English and the consistency over languages."""
     view = Overview(scores)
     if not view.tasks:
         return None
-    table = _table("Tasks: the reference model in English, and the languages with it, %", "task")
+    table = _table("Tasks: reference model in English, and consistency with it, %", "task")
     for name in ("English", "commonest", "reworded", "consistency", "κ after"):
         table.add_column(Text(name), justify="right", no_wrap=True)
     table.add_column(Text("mastered"), no_wrap=True)
@@ -63,10 +63,11 @@ def tasks_table(scores: Mapping[str, Any]) -> Table | None:
 
 
 def summary_table(scores: Mapping[str, Any], suite: str) -> Table:
-    """Per language before → after in per cent; the last rows are means, the interval after below them.
+    """Tabulate before → after per language, in per cent; the last rows are means.
 
-    The first mean is over items, the others over tasks, each of which counts alike: those that the reference
-    model masters in English, and all. Fits 80 columns. Texts from the file are never read as markup.
+    The first mean is over items, with the interval after training below it; the others are over equally
+    weighted tasks: those that the reference model masters in English, and all. Fits 80 columns. Texts from
+    the file are never interpreted as markup.
 
     Raises:
         RunError: The scores have no such suite.
@@ -101,7 +102,7 @@ def _table(title: str, first: str) -> Table:
 
 
 def official_table(scores: Mapping[str, Any], suite: str) -> Table:
-    """The benchmark's own metrics, mean over languages, before → after in per cent."""
+    """Tabulate the benchmark's own metrics, averaged over languages, before → after in per cent."""
     by_phase = scores["suites"][suite]["official"]
     table = Table(
         title=Text(f"{suite}: the benchmark's own metrics, %"), box=box.SIMPLE_HEAD, show_edge=False
@@ -126,7 +127,7 @@ def official_table(scores: Mapping[str, Any], suite: str) -> Table:
 
 
 def headline(scores: Mapping[str, Any], suite: str) -> str:
-    """One plain sentence: what the suite measures first, its interval, worst language, fidelity, retention.
+    """Summarise a suite in one line: headline measure, interval, worst language, fidelity, retention.
 
     Raises:
         RunError: The scores have no such suite.
@@ -148,5 +149,5 @@ def headline(scores: Mapping[str, Any], suite: str) -> str:
     if view.retention.value is not None:
         parts.append(f"English accuracy {view.retention.points} points")
     if cut := view.cut("after"):
-        parts.append(f"{figures.percent(cut)} % of the answers cut at their limit")
+        parts.append(f"{figures.percent(cut)} % of the answers truncated at the token limit")
     return f"{suite}: " + "; ".join(parts)

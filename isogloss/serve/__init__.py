@@ -1,1 +1,1 @@
-"""An OpenAI-compatible endpoint over a finished run."""
+"""OpenAI-compatible server for a finished run."""

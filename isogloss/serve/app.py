@@ -1,6 +1,6 @@
-"""Chat completions and models in the form of OpenAI's API, and a page to try them at.
+"""OpenAI-compatible endpoints for chat completions and models, and a page to try them.
 
-A model's name is a language, by any of its codes; `auto` detects it in the user's last message, `reference`
+A model name is any code of a language; `auto` detects the language of the last user message, and `reference`
 is the model without adapters.
 """
 
@@ -55,13 +55,13 @@ class Message(Given):
 
 
 class Text(Given):
-    """The one form of an answer."""
+    """The only supported response format."""
 
     type: Literal["text"]
 
 
 class StreamOptions(Given):
-    """What a stream says besides the answer."""
+    """Options of a streamed response."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
@@ -72,7 +72,7 @@ Nothing = Annotated[list[Any], Field(max_length=0)]
 
 
 class Ask(Given):
-    """What of a request is read; what would change the answer and is not offered is refused."""
+    """Body of a chat completion request; unsupported options that would change the answer are rejected."""
 
     model: Written
     messages: list[Message] = Field(min_length=1)
@@ -82,7 +82,7 @@ class Ask(Given):
     stream_options: StreamOptions | None = None
     stop: Written | Annotated[list[Written], Field(max_length=4)] | None = None
 
-    # Answers are greedy text from the messages alone; these may say so.
+    # Answers are decoded greedily from the messages alone; only values that agree are accepted.
     n: Literal[1] | None = None
     temperature: Zero | None = None
     frequency_penalty: Zero | None = None
@@ -99,7 +99,7 @@ class Ask(Given):
     reasoning_effort: Literal["none"] | None = None
     verbosity: Literal["medium"] | None = None
 
-    # Whatever they are, a greedy answer is the same.
+    # Ignored: these do not change a greedy answer.
     top_p: float | None = Field(None, ge=0, le=1)
     seed: Any = None
     user: Any = None
@@ -117,7 +117,7 @@ class Ask(Given):
     @classmethod
     def _only_of_a_stream(cls, options: StreamOptions, info: ValidationInfo) -> StreamOptions:
         if not info.data.get("stream"):
-            raise PydanticCustomError("stream", "only a stream has options; set stream or leave them out")
+            raise PydanticCustomError("stream", "only allowed with stream; set stream or leave them out")
         return options
 
 
@@ -131,21 +131,22 @@ def make_app(
     longest_prompt: int = 8192,
     record: batches.Record | None = None,
 ) -> FastAPI:
-    """The application: the endpoint, and the page at its root.
+    """Return the application: the endpoints, and the page at its root.
 
     Args:
-        model: What answers.
-        access: Who may ask; if not given, whoever reaches the loopback.
-        size: Most requests in a batch.
-        waiting: Most requests that wait for theirs; more are answered with 429.
-        longest: Most tokens of an answer.
-        longest_prompt: Most tokens of a prompt, whatever the model could read.
-        record: Is told every finished request and its answer.
+        model: The model that answers.
+        access: Access rules; by default, no key and only the loopback's host names.
+        size: Maximum number of requests in a batch.
+        waiting: Maximum number of queued requests; further ones get status 429.
+        longest: Maximum number of tokens in an answer.
+        longest_prompt: Maximum number of tokens in a prompt, even if the model supports more.
+        record: Callback that receives every finished request with its answer.
     """
 
     @asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:
-        # One reader: a long text is read beside the answers, and no tokenizer by two at a time.
+        # One reader thread: long texts are tokenized without blocking answers, and the tokenizer is never
+        # used by two threads at once.
         with ThreadPoolExecutor(1) as app.state.reader:
             app.state.batcher = batches.Batcher(
                 model, size=size, waiting=waiting, positions=positions, record=record
@@ -153,7 +154,7 @@ def make_app(
             yield
             await asyncio.to_thread(app.state.batcher.close)
 
-    # Its pages of documentation would load scripts from elsewhere.
+    # FastAPI's documentation pages would load scripts from other sites.
     app = FastAPI(title="isogloss", lifespan=living, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(Refused, _refuse)
     app.add_exception_handler(batches.FullError, _full)
@@ -245,7 +246,7 @@ async def _whole(about: dict, job: batches.Request, pieces: asyncio.Queue, reque
 
 
 GONE = batches.Piece("")
-"""Stands in the queue of an answer that nobody waits for any more."""
+"""Queued when the client has disconnected, in place of further pieces."""
 
 
 async def _events(
@@ -295,19 +296,19 @@ def _full(request: Request, error: Any) -> JSONResponse:
 
 
 def _unserved(request: Request, error: Any) -> JSONResponse:
-    """A path or method that is not there, or a body that is no JSON, in the form of all other errors."""
+    """Report an unknown path or method, or a body that is not JSON, in the same form as other errors."""
     said = {
         400: "body: not JSON in UTF-8",
-        404: f"there is no {request.method} {request.url.path} here; there are GET /v1/models, GET "
+        404: f"there is no {request.method} {request.url.path} here; available: GET /v1/models, GET "
         "/v1/models/NAME and POST /v1/chat/completions",
-        405: f"{request.url.path} takes no {request.method}; it takes {(error.headers or {}).get('Allow')}",
+        405: f"{request.url.path} does not allow {request.method}, only {(error.headers or {}).get('Allow')}",
     }
     return error_response(said.get(error.status_code, str(error.detail)), error.status_code)
 
 
 def _invalid(request: Request, error: Any) -> JSONResponse:
     errors = error.errors()
-    # Where one of several forms is taken, the form that was meant says more than "not a string".
+    # For a union of types, the error of the intended type says more than "not a string".
     first = next((one for one in errors if one["type"] not in ("string_type", "list_type")), errors[0])
     parts = [str(part) for part in first["loc"][1:]]
     name = ".".join(part for part in parts if not part.startswith(("function-after[", "list["))) or "body"
@@ -315,5 +316,5 @@ def _invalid(request: Request, error: Any) -> JSONResponse:
     if first["type"] == "json_invalid":
         name, said = "body", f"not JSON at byte {first['loc'][-1]} ({first['ctx']['error']})"
     if first["type"] == "extra_forbidden":
-        said = "not offered here; leave it out"
+        said = "not supported; leave it out"
     return error_response(f"{name}: {said}", 400, param=name)

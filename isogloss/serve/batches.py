@@ -1,6 +1,6 @@
-"""Requests that wait at the same time are answered in one batch, each on its language's path.
+"""Batching: requests that wait at the same time share one generation, each on its language's path.
 
-Flow: Request → queue → batch of those that wait → one greedy generation → pieces of text to each.
+Flow: Request → queue → batch of waiting requests → greedy decoding → pieces of text for each request.
 """
 
 import math
@@ -23,7 +23,7 @@ Finish = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of an answer; the last one says why it ended, or what went wrong."""
+    """A part of an answer; the last one carries the finish reason or the error."""
 
     text: str
     tokens: int = 0
@@ -36,9 +36,9 @@ class Request:
     """One prompt; `hear` is called from the batcher's thread.
 
     Attributes:
-        code: The path's language; None: the reference model answers.
-        ends: Texts before which the answer ends.
-        left: Is set once nobody waits for the answer any more; no more is done for it.
+        code: Language of the path; None for the reference model.
+        ends: Stop strings; the answer ends before the first of them.
+        left: Set once the client is gone; the request is then abandoned.
     """
 
     prompt: tuple[int, ...]
@@ -50,18 +50,18 @@ class Request:
 
 
 Record = Callable[[Request, str, str, Finish], object]
-"""Hears a request, its prompt and whole answer as texts, and why that ended."""
+"""Callback for a finished request: the request, its prompt and whole answer as text, the finish reason."""
 
 
 class FullError(Exception):
-    """More is waiting than is let wait.
+    """The queue is full.
 
     Attributes:
-        seconds: After which there may be room.
+        seconds: Estimated seconds until there is room.
     """
 
     def __init__(self, waiting: int, seconds: int):
-        super().__init__(f"{waiting} requests are waiting; ask again in {seconds} s")
+        super().__init__(f"{waiting} requests are waiting; try again in {seconds} s")
         self.seconds = seconds
 
 
@@ -69,13 +69,13 @@ class Batcher:
     """Answers requests until it is closed.
 
     Args:
-        model: What answers.
-        size: Most requests in a batch.
-        waiting: Most requests that wait for theirs.
-        positions: Most tokens of a prompt and an answer in one batch: a row goes on to the longest answer's
-            end, and a model with learned positions has none beyond its last.
+        model: The model that answers.
+        size: Maximum number of requests in a batch.
+        waiting: Maximum number of queued requests.
+        positions: Maximum of the longest prompt plus the longest answer in a batch, in tokens: every row
+            continues until the longest answer ends, and learned position embeddings have a fixed number.
         wait: Seconds that a batch waits for another request.
-        record: Is told every finished request and its answer.
+        record: Callback that receives every finished request with its answer.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class Batcher:
         self._thread.start()
 
     def submit(self, *requests: Request) -> None:
-        """Have all of them answered; an empty queue takes any number.
+        """Queue requests; an empty queue accepts any number.
 
         Raises:
-            FullError: There is no room for all of them; none will be answered.
+            FullError: There is no room for all of them; none is queued.
         """
         with self._changed:
             self._queue = [one for one in self._queue if not one.left.is_set()]
@@ -112,7 +112,7 @@ class Batcher:
             self._changed.notify()
 
     def close(self) -> None:
-        """Answer whatever waits, and end."""
+        """Answer all queued requests, then stop."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -125,7 +125,7 @@ class Batcher:
             self._took = time.monotonic() - began
 
     def _gather(self) -> list[Request]:
-        """The request that has waited longest and those that can share its batch; none: it is over."""
+        """Return the oldest request and those that fit into its batch; empty once closed."""
         with self._changed:
             batch: list[Request] = []
             while not batch:
@@ -142,7 +142,7 @@ class Batcher:
             return batch
 
     def _fits(self, batch: Sequence[Request], request: Request) -> bool:
-        """Whether a request can be answered with these: all on paths or none, and not too much to read."""
+        """Return True if a request fits into a batch: all or none use adapters, and all limits hold."""
         if not batch:
             return True
         longest = max(len(one.prompt) for one in (*batch, request))
@@ -169,7 +169,7 @@ class Batcher:
 
 
 class _Rows(BaseStreamer):
-    """Hands each row's text to its request as it grows."""
+    """Streamer that passes new text of each row to its request."""
 
     def __init__(self, tokenizer: Any, batch: Sequence[Request], ends: frozenset[int], record: Record | None):
         self.tokenizer, self.batch, self.ends, self.record = tokenizer, batch, ends, record
@@ -178,20 +178,20 @@ class _Rows(BaseStreamer):
         self.done = [False] * len(batch)
 
     def put(self, value: Tensor) -> None:
-        """The prompts first, then one token for each row."""
+        """Receive one new token per row; the first call, with the prompts (2-D), is ignored."""
         if value.ndim == 1:
             for row, token in enumerate(value.tolist()):
-                if not self.stopped(row):  # one that was left gets padding
+                if not self.stopped(row):  # stopped rows get padding
                     self._take(row, token)
 
     def end(self) -> None:
-        """Every row has said why it ended by itself."""
+        """Do nothing: each row has already sent its finish reason."""
 
     def stopped(self, row: int) -> bool:
         return self.done[row] or self.batch[row].left.is_set()
 
     def fail(self, error: Exception) -> None:
-        """Tell those that are still waiting."""
+        """Send the error to all unfinished requests."""
         for row, request in enumerate(self.batch):
             if not self.done[row]:
                 self.done[row] = True
@@ -205,15 +205,15 @@ class _Rows(BaseStreamer):
             finish = "length"
         text = self.tokenizer.decode(tokens, skip_special_tokens=True).lstrip()
         if finish is None and text.endswith("�"):
-            return  # a character whose last bytes are still to come
+            return  # incomplete UTF-8: the character's last bytes are still to come
         found = [at for end in request.ends if (at := text.find(end)) >= 0]
         if found:
             text, finish = text[: min(found)], "stop"
         elif finish is None and request.ends:
-            # What may be the beginning of such an end is kept back.
+            # Hold back what may be the beginning of a stop string.
             kept = max(len(end) for end in request.ends) - 1
             text = text[: max(len(self.said[row]), len(text) - kept)]
-        text = text.rstrip()  # blanks are told with what follows them
+        text = text.rstrip()  # whitespace is sent with the text that follows it
         if finish:
             self.done[row] = True
         new, self.said[row] = text[len(self.said[row]) :], text
@@ -222,5 +222,5 @@ class _Rows(BaseStreamer):
         if finish and self.record:
             try:
                 self.record(request, self.tokenizer.decode(request.prompt), text, finish)
-            except OSError as error:  # a full disk must not keep others' answers back
+            except OSError as error:  # a full disk must not block other answers
                 log(error)

@@ -1,10 +1,10 @@
-"""Who may ask, and how much of a body is read; decided before any of it is.
+"""Access control and limits on request bodies, enforced before a body is read.
 
-A page of another site can have its reader's browser send requests to this machine, and a name that its owner
-points at this machine (DNS rebinding) makes that page and the endpoint one site to the browser. So `Host` has
-to be a name under which the endpoint is known, and `Origin`, where a browser sends one, the endpoint itself.
-Nobody is given CORS permission, nothing may be framed, and no message of an unforeseen error, which could
-hold a prompt, is logged.
+A page of another site can make its visitor's browser send requests to this machine, and if its owner points
+a host name at this machine (DNS rebinding), the browser takes that page and the endpoint for one site. So
+`Host` must be a known name of the endpoint, and `Origin`, if a browser sends one, the endpoint itself. CORS
+permission is never granted, framing is forbidden, and messages of unexpected errors are never logged, as they
+could contain a prompt.
 """
 
 import asyncio
@@ -27,13 +27,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from isogloss.errors import ConfigError
 
 LARGEST = 1 << 20
-"""Bytes of a request's body, at most: far more than a model reads."""
+"""Maximum bytes of a request body: far more than a model can process."""
 TOO_LARGE = f"the body has more than {LARGEST >> 20} MiB; shorten the messages"
 PATIENCE = 30.0
-"""Seconds in which a body has to be there: whoever sends it a byte at a time would hold up the shutdown."""
+"""Seconds within which a body must arrive: one sent byte by byte would delay the shutdown."""
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 PUBLIC = frozenset({"/", "/page.css", "/page.js"})
-"""What is read without a key: the page that asks for it."""
+"""Paths served without a key: those of the page that asks for the key."""
 HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -47,15 +47,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask.
+    """Access rules.
 
     Attributes:
-        key: Has to come with every request, as `Authorization: Bearer KEY`; None: no key is asked for.
-        hosts: Names under which the endpoint is known, beside those of the loopback and the address that a
-            request was sent to.
+        key: Required with every request as `Authorization: Bearer KEY`, except for `PUBLIC` paths; None
+            requires no key.
+        hosts: Names of the endpoint, besides those of the loopback and the address that a request was sent
+            to.
 
     Raises:
-        ConfigError: The key is nothing that a header can hold, or a host is more than a name or address.
+        ConfigError: The key is not valid in a header, or a host is not a plain name or address.
     """
 
     key: str | None = field(default=None, repr=False)
@@ -66,16 +67,16 @@ class Access:
             raise ConfigError("the key must be one or more printable ASCII characters without blanks")
         for host in self.hosts:
             if not (_is_address(host) or re.fullmatch(r"[^\s:/\[\]@]+", host)):
-                raise ConfigError(f"{host!r} is no host; name it without scheme, port and path")
+                raise ConfigError(f"{host!r} is not a host; give it without scheme, port and path")
 
     def knows(self, host: str, reached: str | None) -> bool:
-        """Whether a `Host` header names this endpoint; `reached` is the address that the request came to."""
+        """Return True if a `Host` header names this endpoint; `reached` is the address requested."""
         found = HOST.fullmatch(host.lower())
         name = found and found[1].strip("[]").removesuffix(".")
         return name in LOOPBACK or name == reached or name in {one.lower() for one in self.hosts}
 
     def opens(self, authorization: str) -> bool:
-        """Whether the header holds the key; takes the same time however much of it is right."""
+        """Return True if the header contains the key; the comparison takes constant time."""
         if self.key is None:
             return True
         scheme, _, given = authorization.partition(" ")
@@ -96,13 +97,13 @@ def _is_address(text: str) -> bool:
 
 
 class Guard:
-    """Turns away who may not ask, and hands on bodies of at most `LARGEST` bytes."""
+    """Middleware that rejects requests without access and bodies above `LARGEST` bytes."""
 
     def __init__(self, app: ASGIApp, access: Access):
         self.app, self.access = app, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -137,11 +138,13 @@ class Guard:
         if len(hosts) != 1 or not self.access.knows(hosts[0], reached):
             named = ", ".join(hosts) or "none"
             return error_response(
-                f"Host: {named} is no name of this endpoint; if it is, start it with --allow-host", 403
+                f"Host: {named} is not a known name of this endpoint; if it should be, start it with "
+                "--allow-host",
+                403,
             )
-        # Scheme aside: in front of a proxy the browser says https.
+        # The scheme is ignored: behind a TLS proxy, the browser's is https.
         if any(origin.partition("://")[2].lower() != hosts[0].lower() for origin in origins):
-            return error_response("Origin: pages of other sites may not ask here", 403)
+            return error_response("Origin: requests from pages of other sites are not allowed", 403)
         if scope["path"] not in PUBLIC and not self.access.opens(headers.get("authorization", "")):
             ask_for_it = {"WWW-Authenticate": "Bearer"}
             said = "Authorization: send the key as Bearer KEY"
@@ -151,7 +154,7 @@ class Guard:
 
 
 def _bounded(receive: Receive) -> Receive:
-    """Receives a body that is neither too large nor too slow, whether it tells its length or not."""
+    """Wrap `receive` to reject bodies that are too large or too slow, with or without a declared length."""
     read, whole, until = 0, False, asyncio.get_running_loop().time() + PATIENCE
 
     async def bounded() -> Message:
@@ -160,7 +163,7 @@ def _bounded(receive: Receive) -> Receive:
             async with asyncio.timeout_at(None if whole else until):
                 message = await receive()
         except TimeoutError:
-            raise HTTPException(408, f"the body was not there within {PATIENCE:.0f} seconds") from None
+            raise HTTPException(408, f"the body did not arrive within {PATIENCE:.0f} seconds") from None
         read, whole = read + len(message.get("body", b"")), not message.get("more_body", False)
         if read > LARGEST:
             raise HTTPException(413, TOO_LARGE)
@@ -170,7 +173,7 @@ def _bounded(receive: Receive) -> Receive:
 
 
 def log(unforeseen: Exception) -> None:
-    """Where it happened and its kind: its message may hold what somebody asked."""
+    """Log the traceback and type of an error, but not its message, which may contain a prompt."""
     frames = "".join(traceback.format_tb(unforeseen.__traceback__))
     _log.error("%s while answering\n%s", type(unforeseen).__name__, frames)
 
@@ -183,8 +186,8 @@ def error_response(
     code: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    """An error in the form of OpenAI's."""
-    # A name that the request spelled with half a surrogate pair cannot be sent back.
+    """Return an error in OpenAI's format."""
+    # A name from the request may contain a lone surrogate, which cannot be encoded.
     body: dict[str, Any] = {"message": message.encode("utf-8", "replace").decode(), "type": kind}
     body |= {"param": param and param.encode("utf-8", "replace").decode(), "code": code}
     return JSONResponse({"error": body}, status_code=status, headers=headers)

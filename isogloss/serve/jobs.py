@@ -1,4 +1,4 @@
-"""From what a request says to what the batcher answers: texts that can be read, within the limits."""
+"""Turn request bodies into batcher requests: validate texts and enforce the limits."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -23,17 +23,17 @@ from isogloss.serve import batches
 def _encodable(text: str) -> str:
     if not is_text(text):
         raise PydanticCustomError(
-            "surrogate", "holds half of a surrogate pair; send text that UTF-8 can write"
+            "surrogate", "contains half of a surrogate pair; send text that UTF-8 can encode"
         )
     return canonical(text)
 
 
 Written = Annotated[str, AfterValidator(_encodable)]
-"""JSON can spell what is no text, and no tokenizer reads."""
+"""Text that UTF-8 can encode: JSON escapes can spell lone surrogates, which no tokenizer accepts."""
 
 
 class Given(BaseModel):
-    """Takes no name that is not known, except with null, which says that nothing is given."""
+    """Request body that rejects unknown fields, except null ones, which count as absent."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,7 +44,7 @@ class Given(BaseModel):
 
 
 class Refused(Exception):  # noqa: N818  # the name says what happened to the request
-    """A request that cannot be answered, and with which status."""
+    """A rejected request, with its HTTP status."""
 
     def __init__(self, message: str, status: int = 400, param: str | None = None, code: str | None = None):
         super().__init__(message)
@@ -53,7 +53,7 @@ class Refused(Exception):  # noqa: N818  # the name says what happened to the re
 
 @dataclass(frozen=True)
 class Limits:
-    """Most tokens of an answer, of a prompt, and of both together."""
+    """Maximum tokens of an answer, of a prompt, and of both together."""
 
     answer: int
     prompt: int
@@ -65,7 +65,7 @@ Made = TypeVar("Made")
 
 
 async def heard(read: Callable[[Hear], Made], reader: Executor) -> tuple[Made, asyncio.Queue]:
-    """What is read beside the event loop, and the queue in which its answers arrive."""
+    """Run `read` outside the event loop; return its result and the queue in which its answers arrive."""
     loop, pieces = asyncio.get_running_loop(), asyncio.Queue()
     hear = partial(loop.call_soon_threadsafe, pieces.put_nowait)
     return await loop.run_in_executor(reader, read, hear), pieces
@@ -81,34 +81,34 @@ def limited(
     wanted: int | None = None,
     ends: Sequence[str] = (),
 ) -> batches.Request:
-    """A conversation to be answered on a language's path, or by the reference model.
+    """Return the request for a conversation on a language's path, or to the reference model.
 
     Raises:
-        Refused: The template takes no such turns, or they are too long.
+        Refused: The chat template rejects the turns, or they are too long.
     """
     try:
         prompt = encode_chat(model.run.tokenizer, messages)
     except TemplateError as error:
-        raise Refused(f"messages: the model's chat template says: {error}", param="messages") from None
+        raise Refused(f"messages: rejected by the chat template: {error}", param="messages") from None
     if len(prompt) > limits.prompt:
-        what = f"at most {limits.prompt} are read here"
+        what = f"at most {limits.prompt} are allowed here"
         if limits.prompt == limits.both - 1:
-            what = f"the model reads {limits.both} with its answer"
-        said = f"the messages have {len(prompt)} tokens and {what}; shorten them"
+            what = f"the model's limit is {limits.both} including its answer"
+        said = f"the messages have {len(prompt)} tokens; {what}; shorten them"
         raise Refused(said, param="messages", code="context_length_exceeded")
     most = min(wanted or limits.answer, limits.answer, limits.both - len(prompt))
     return batches.Request(prompt, code, most, hear, tuple(filter(None, ends)))
 
 
 class Streamed(StreamingResponse):
-    """What is sent as it comes; who has gone away is not answered to the end."""
+    """Streaming response that abandons its requests when the client disconnects."""
 
     def __init__(self, events: AsyncIterator[str], jobs: Sequence[batches.Request], media_type: str):
         super().__init__(events, media_type=media_type, headers={"X-Accel-Buffering": "no"})
         self.jobs = jobs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The whole of it, or as much as somebody hears."""
+        """Send the stream until it ends or the client disconnects."""
         try:
             await super().__call__(scope, receive, send)
         finally:

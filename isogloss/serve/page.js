@@ -104,7 +104,7 @@ function take(line) {
     else if (!judged) marks.append(element("li", "soft", `in ${found.name}`));
     else marks.append(element("li", right ? "yes" : "no", `${right ? "✓" : "✗"} in ${found.name}`));
     marks.append(element("li", "soft", `${line.tokens} tokens, there after ${seconds(line.seconds)}`));
-    if (line.finish === "length") marks.append(element("li", "no", "✗ cut at its limit"));
+    if (line.finish === "length") marks.append(element("li", "no", "✗ truncated at the token limit"));
   }
 }
 

@@ -1,6 +1,6 @@
-"""A page to try a run at: an instruction, written once, answered in every language, before and after.
+"""A page to try a run: one instruction, answered in every language, before and after.
 
-Everything it shows is put there as text. It loads nothing from anywhere else, and no script but its own.
+Content is only ever inserted as text. The page loads nothing from other sites, and no script but its own.
 Flow: GET / → GET /page.json → POST /answers → one line of JSON for each piece of an answer.
 """
 
@@ -34,16 +34,16 @@ POLICY = (
 )
 REPORTS = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'"
 EXAMPLES = 24
-"""Of the run's own instructions, at most, that are offered."""
+"""Maximum number of the run's instructions offered as examples."""
 
 
 class Everywhere(Given):
     """An instruction for all languages.
 
     Attributes:
-        text: As somebody wrote it.
-        twins: The same by language, where it is known; the text itself in all others.
-        max_tokens: Of every answer, at most.
+        text: The instruction as entered.
+        twins: Its known translations by language; the other languages get `text` itself.
+        max_tokens: Maximum tokens of each answer.
     """
 
     text: Written = Field(min_length=1)
@@ -52,7 +52,7 @@ class Everywhere(Given):
 
 
 def add_page(app: FastAPI, model: Aligned, limits: Limits) -> None:
-    """Serve the page, and what it asks for."""
+    """Add the page's routes to the application."""
     codes = (SOURCE, *(code for code in model.languages if code != SOURCE))
     report = model.run.folder / "report.html"
     own = resources.files("isogloss.serve")
@@ -100,13 +100,13 @@ def add_page(app: FastAPI, model: Aligned, limits: Limits) -> None:
 
 
 Side = tuple[str, tuple[str, ...]]
-"""Before or after, and the languages whose answer it is."""
+"""Before or after, and the languages that share the answer."""
 
 
 def _jobs(
     ask: Everywhere, model: Aligned, codes: tuple[str, ...], limits: Limits, hear: Hear
 ) -> list[tuple[Side, batches.Request]]:
-    """One for each language's path, and one of the reference model for each wording."""
+    """Return one request per language's path, and one per distinct wording for the reference model."""
     texts = {code: ask.twins.get(code, ask.text) for code in codes}
     wanted: list[tuple[Side, str, str | None]] = [
         (("before", tuple(code for code in codes if texts[code] == text)), text, None)
@@ -157,10 +157,10 @@ async def _lines(
 
 
 def _examples(model: Aligned, codes: tuple[str, ...]) -> list[dict[str, str]]:
-    """Instructions that the run was scored on and that are there in every language, spread over them all."""
+    """Return evenly spaced evaluation instructions of the run that exist in every language."""
     try:
         predictions = read_folder(model.run.folder).predictions
-    except RunError:  # it was not evaluated
+    except RunError:  # not evaluated
         return []
     found: dict[tuple[str, str], dict[str, str]] = {}
     for suite, (_, after) in predictions.items():

@@ -1,4 +1,4 @@
-"""From the command's options to a server that runs: where it listens, who may ask, what is written down."""
+"""Start the server from the command's options: socket, access rules and request record."""
 
 import ipaddress
 import json
@@ -20,29 +20,29 @@ from isogloss.serve.app import REFERENCE, make_app
 from isogloss.serve.guard import Access
 
 CONNECTIONS = 1024
-"""At the same time, at most; uvicorn answers others with 503."""
+"""Maximum number of concurrent connections; uvicorn answers further ones with 503."""
 GRACE = 300
-"""Seconds that a stopped server takes to finish what it began, at most."""
+"""Maximum seconds that a stopped server takes to finish open requests."""
 
 
 def listen(
     host: str, port: int, key_env: str | None, *, without_key: bool = False, names: Sequence[str] = ()
 ) -> tuple[socket.socket, Access]:
-    """A socket that listens, and who may ask there.
+    """Return a listening socket and its access rules.
 
     Args:
         host: A name or address of this machine, IPv4 or IPv6.
-        key_env: Name of the environment variable that holds the key.
-        without_key: Beyond the loopback no key is asked for.
-        names: Other names or addresses under which requests may come.
+        key_env: Name of the environment variable that contains the key.
+        without_key: Require no key although other machines can connect.
+        names: Further names or addresses accepted in the `Host` header.
 
     Raises:
-        ConfigError: Beyond the loopback there is neither a key nor the word that none is wanted; the variable
-            is empty; or a name is none.
-        RunError: The address cannot be listened on.
+        ConfigError: The address is not on the loopback, and there is neither a key nor `without_key`;
+            `without_key` has no effect or contradicts `key_env`; the variable is empty; or a name is invalid.
+        RunError: The server cannot listen on the address.
     """
     if key_env is not None and without_key:
-        raise ConfigError("--without-key: --api-key-env names a key; leave one of them out")
+        raise ConfigError("--without-key: --api-key-env gives a key; leave one of them out")
     key = None if key_env is None else os.environ.get(key_env, "")
     if key == "":
         raise ConfigError(f"--api-key-env: the environment variable {key_env} is not set; put the key there")
@@ -54,17 +54,17 @@ def listen(
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (")[0]
         raise RunError(
-            f"cannot listen on {host}:{port}: {reason}; name another --port or --host; --port 0 takes a free "
-            "port"
+            f"cannot listen on {host}:{port}: {reason}; choose another --port or --host; --port 0 takes a "
+            "free port"
         ) from None
     within = ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
     refusal = ""
     if within and without_key:
-        refusal = f"--without-key: {host} is reached from this machine alone; leave it out"
+        refusal = f"--without-key: {host} is only reachable from this machine; leave it out"
     if not within and not without_key and key is None:
         refusal = (
-            f"--host: {host} is reached from other machines; name a key with --api-key-env, or answer "
-            "whoever asks with --without-key"
+            f"--host: {host} is reachable from other machines; give a key with --api-key-env, or allow "
+            "access to anyone with --without-key"
         )
     if refusal:
         listening.close()
@@ -74,12 +74,12 @@ def listen(
 
 @contextmanager
 def open_record(file: Path | None) -> Iterator[batches.Record | None]:
-    """What appends requests and answers to a file that nobody else may read; nothing without a file."""
+    """Yield a callback that appends requests and answers to a private file; None without a file."""
     if file is None:
         yield None
         return
     private = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    if stat.S_ISREG(os.fstat(private).st_mode):  # one that was there may be open to others; not /dev/stdout
+    if stat.S_ISREG(os.fstat(private).st_mode):  # an existing file may be readable to others; not /dev/stdout
         os.fchmod(private, 0o600)
     with open(private, "a", encoding="utf-8") as lines:  # noqa: PTH123  # pathlib takes no descriptor
 
@@ -95,10 +95,10 @@ def open_record(file: Path | None) -> Iterator[batches.Record | None]:
 def serve_until_stopped(
     model: Aligned, listening: socket.socket, *, access: Access, record: batches.Record | None, **limits: Any
 ) -> None:
-    """Answer until the process is told to stop, and then whatever was asked before.
+    """Serve until the process is told to stop, then finish the open requests.
 
     Args:
-        limits: Those of `make_app`.
+        limits: Limits passed on to `make_app`.
     """
     app = make_app(model, access=access, record=record, **limits)
     settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}

@@ -1,1 +1,1 @@
-"""The teacher: what it reads, what it says of each row, and where that is kept."""
+"""The teacher: its prompts, its signals for each row, and their cache."""

@@ -1,4 +1,4 @@
-"""Answers that a model has written before training, kept in a file so that none is asked for twice."""
+"""Answers generated before training, stored in a file so that none is generated twice."""
 
 import hashlib
 import json
@@ -18,22 +18,22 @@ from isogloss.model.decoder import most_tokens
 from isogloss.model.load import load_tokenizer, model_folder
 
 TOGETHER = 256
-"""Answers that are written at a time: what a killed run loses at most."""
+"""Answers written to the file at a time: the most that a killed run loses."""
 
 
 VERSION = 3
-"""To be raised when answers are written otherwise."""
+"""Increase when answers are generated differently."""
 
 
 class Answers:
-    """By id and what was asked under it: another file's example of the same id is another example.
+    """Answers by example ID and prompt: another file may use the same ID for another example.
 
-    An answer that did not end is kept as an empty one.
+    Answers truncated at the token limit are stored as empty strings.
 
     Args:
-        file: JSON lines; made with the first answer.
-        by: Who answers, and how: the model, its template and type, and the limit. What others have answered
-            stays in the file and is not given.
+        file: JSON Lines file; created with the first answer.
+        by: Identifies how answers are generated: the model, its template and dtype, and the token limit.
+            Answers generated in another way stay in the file and are ignored.
     """
 
     def __init__(self, file: Path, by: Mapping[str, Any] = MappingProxyType({})):
@@ -50,11 +50,11 @@ class Answers:
         }
 
     def of(self, id: str, asked: str) -> Any:
-        """The answer; None: there is none yet."""
+        """Return the answer, or None if there is none yet."""
         return self.given.get((id, asked))
 
     def keep(self, new: Mapping[tuple[str, str], Any], *, write: bool = True) -> None:
-        """Add answers, and to the file too, which is replaced whole."""
+        """Add answers and, if `write`, replace the file."""
         self.given.update(new)
         if not write:
             return
@@ -66,7 +66,7 @@ class Answers:
 
 
 def identity(name: str) -> str:
-    """What tells a model and its tokenizer from others: a hash of its files, or its commit on the hub.
+    """Return an identifier of a model and its tokenizer: a hash of its files, or its commit on the Hub.
 
     Raises:
         ConfigError: There is no such model.
@@ -74,7 +74,7 @@ def identity(name: str) -> str:
     folder = Path(model_folder(name))
     if folder.is_dir():
         return content_hash(file for file in folder.iterdir() if file.is_file())
-    load_tokenizer(name)  # refuses a name that is none
+    load_tokenizer(name)  # raises if there is no such model
     return f"{name}@{AutoConfig.from_pretrained(name)._commit_hash}"
 
 
@@ -86,9 +86,9 @@ def ended(
     max_new_tokens: int,
     batch: int = 64,
 ) -> Iterator[tuple[int, str]]:
-    """Each prompt's number and greedy answer, short prompts first.
+    """Yield each prompt's index and greedy answer, shortest prompts first.
 
-    One that has no end within the limit is empty: cut short it would teach a wrong end.
+    An answer truncated at the limit is returned as "", as it would teach a wrong end.
     """
     ends = set(stops(model, tokenizer))
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))

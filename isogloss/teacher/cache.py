@@ -1,11 +1,11 @@
-"""The teacher's work on disk, found again by content: weights, prompt and response, never by name or place.
+"""Disk cache of teacher signals, addressed by content: weights, prompt and response, not name or path.
 
-A cache is a folder of parts; a part holds one kind of signal of one teacher and is named after the hash of
-all that its tensors depend on besides the ids they were read from (`about`, in `manifest.json` for people).
-A row's key is the hash of its ids. Rows are kept in shards, safetensors files named after the hash of their
-own bytes, which arrive whole by renaming. So processes need no lock: they only ever add files, and a row that
-two of them wrote is there twice. A shard that is not what its name says, or belongs to another part, is
-removed and its rows are read anew.
+A cache is a folder of parts. A part contains one kind of signal of one teacher and is named after the hash of
+everything its tensors depend on besides the input token IDs (`about`, readable in `manifest.json`). The key
+of a row is the hash of its token IDs. Rows are stored in shards: safetensors files named after the hash of
+their content and renamed into place once complete. Processes therefore need no lock: they only add files, and
+a row written by two processes is stored twice. A shard that does not match its name, or belongs to another
+part, is deleted and its rows are computed again.
 
     FOLDER/<part>/manifest.json
     FOLDER/<part>/<sha256>.safetensors     keys [rows, 32], lengths [rows], values [tokens, …]
@@ -32,13 +32,13 @@ from transformers import PreTrainedTokenizerBase
 from isogloss.model.decoder import causal_of
 
 VERSION = 1
-"""To be raised when a signal is computed otherwise."""
+"""Increase when a signal is computed differently."""
 ABANDONED = 3600.0
-"""Seconds after which a half-written file is some killed process's."""
+"""Seconds after which a partial file is taken for that of a killed process and deleted."""
 
 
 def row_key(*texts: Sequence[int]) -> bytes:
-    """The key of what was read from some token ids: 32 bytes that no other ids have."""
+    """Return the cache key of some token ID sequences: their SHA-256 digest, 32 bytes."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(struct.pack("<q", len(text)))
@@ -47,18 +47,18 @@ def row_key(*texts: Sequence[int]) -> bytes:
 
 
 class Cache:
-    """A folder of parts; `about` is who the teacher is (`teacher_of`)."""
+    """A folder of parts; `about` identifies the teacher (see `teacher_of`)."""
 
     def __init__(self, folder: Path, about: Mapping[str, Any]):
         self.folder, self.about = folder, dict(about)
 
     def part(self, **more: Any) -> "Part":
-        """What is kept of one kind of signal, on which the tensors depend too."""
+        """Return the part for one kind of signal, identified by `more`."""
         return Part(self.folder, self.about | more)
 
 
 class Part:
-    """Tensors by key; all of one type, and of one shape but for the first axis."""
+    """Tensors by key, all with the same dtype and the same shape except for the first axis."""
 
     def __init__(self, folder: Path, about: Mapping[str, Any]):
         text = json.dumps(about, sort_keys=True)
@@ -69,7 +69,7 @@ class Part:
         )
 
     def read(self, keys: Collection[bytes]) -> dict[bytes, Tensor]:
-        """The tensors of those keys that are there; what is damaged or stale is removed on the way."""
+        """Return the tensors of those keys that are cached; delete damaged or foreign shards on the way."""
         found: dict[bytes, Tensor] = {}
         missing = set(keys)
         for shard in sorted(self.folder.glob("*.safetensors")):
@@ -88,7 +88,7 @@ class Part:
         return found
 
     def write(self, rows: Mapping[bytes, Tensor]) -> int:
-        """Keep some tensors as one more shard; how many bytes it takes."""
+        """Write tensors as a new shard and return its size in bytes."""
         if not rows:
             return 0
         content = save(
@@ -107,10 +107,10 @@ class Part:
         return len(content)
 
     def _open(self, shard: Path) -> dict[bytes, Tensor]:
-        """A shard's rows.
+        """Return the rows of a shard.
 
         Raises:
-            ValueError: It is damaged, or another part's.
+            ValueError: It is damaged, or belongs to another part.
         """
         content = shard.read_bytes()
         if hashlib.sha256(content).hexdigest() != shard.stem:
@@ -122,13 +122,13 @@ class Part:
             keys = bytes(tensors["keys"].numpy().tobytes())
             rows = tensors["values"].split(tensors["lengths"].tolist())
         except (SafetensorError, KeyError, RuntimeError, struct.error) as error:
-            raise ValueError(f"{shard} is no shard") from error
+            raise ValueError(f"{shard} is not a shard") from error
         if about.get("part") != self.name:
             raise ValueError(f"{shard} belongs to another part")
         return dict(zip((keys[i : i + 32] for i in range(0, len(keys), 32)), rows, strict=True))
 
     def _put(self, name: str, content: bytes) -> None:
-        """A file that is there whole or not at all, whoever else writes it."""
+        """Write a file atomically, even if other processes write it too."""
         self.folder.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(dir=self.folder, prefix=f".{os.getpid()}.", suffix=".part")
         with os.fdopen(handle, "wb") as file:
@@ -143,13 +143,15 @@ class Part:
 
 
 def teacher_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, weights: str) -> dict[str, Any]:
-    """What any signal depends on besides its kind and its ids.
+    """Return everything that a signal depends on besides its kind and its token IDs.
 
     Args:
-        weights: Hash of all weights of the reference model.
+        model: The teacher.
+        tokenizer: The teacher's tokenizer.
+        weights: Hash of all weights of the model.
     """
     causal = causal_of(model)
-    # Where a model lies, and what wrote it, change nothing that it says.
+    # The model's path and the transformers version that saved it do not affect its outputs.
     config = {k: v for k, v in causal.config.to_dict().items() if not k.startswith(("_", "transformers_"))}
     return {
         "version": VERSION,
@@ -162,7 +164,7 @@ def teacher_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, weights: st
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Of all that decides which ids a text gets."""
+    """Hash everything that determines the token IDs of a text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return _hash(
         backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)

@@ -1,6 +1,7 @@
-"""From the settings' teacher to what stage 2 reads of it: the one place that tells the kinds apart.
+"""Scores and answers of the external teacher for stage 2; the only place that tells kinds of teachers apart.
 
-`self` needs nothing of this. English rows keep to the frozen model, whoever teaches the other languages.
+The teacher `self` needs none of this. English rows always use the frozen model as their teacher, whichever
+teacher the other languages have.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,15 +33,17 @@ Teacher = SelfTeacher | ModelTeacher | ServerTeacher
 def signals_from(
     rows: Sequence[Row], signals: Sequence[Signal], scored: Sequence[TokenScores], vocab: int
 ) -> list[Signal]:
-    """The rows' signals, those of every row that is not English with another teacher's scores in them.
+    """Replace the teacher signal of every non-English row with the external teacher's scores.
 
     Args:
-        signals: The frozen model's, as its likeliest tokens.
-        scored: Of the rows that are not English, in their order.
-        vocab: Tokens that the student's head knows.
+        rows: All rows.
+        signals: Top-k signals of the frozen model for these rows.
+        scored: Scores of the non-English rows that have a response, in order.
+        vocab: Vocabulary size of the student's head.
 
     Raises:
-        ConfigError: The teacher names tokens that the student has not, or no probabilities.
+        ConfigError: The teacher's token IDs are outside the student's vocabulary, or its log-probabilities
+            are not a distribution.
     """
     left, found = iter(scored), []
     for row, signal in zip(rows, signals, strict=True):
@@ -51,7 +54,7 @@ def signals_from(
                 said.check(vocab)
             except ValueError as error:
                 raise ConfigError(
-                    f"distill.teacher: of {row.id}, {error}; take a teacher that scores the student's tokens"
+                    f"distill.teacher: {row.id}: {error}; use a teacher that scores the student's tokens"
                 ) from None
             signal = Signal(said, signal.twin, None if bool(one.covered.all()) else one.covered)
         found.append(signal)
@@ -59,7 +62,7 @@ def signals_from(
 
 
 def tokenizer_of(teacher: Teacher) -> PreTrainedTokenizerBase | None:
-    """What renders the privileged prompts for who scores, where it is not the student's tokenizer."""
+    """Return the tokenizer for a scoring teacher's privileged prompts; None for the student's tokenizer."""
     if isinstance(teacher, ModelTeacher) and teacher.level == "token":
         return load_tokenizer(teacher.path)
     return None
@@ -75,14 +78,20 @@ def scores_of(
     bar: Bar,
     cache_of: Callable[[nn.Module, PreTrainedTokenizerBase], Cache] | None = None,
 ) -> list[TokenScores] | None:
-    """What another teacher says of every row that is not English, in their order; None: nobody is asked.
+    """Score every non-English row that has a response with the external teacher, in order.
 
     Args:
-        tokenizer: The student's.
-        dtype: Of a local teacher's weights.
-        store: File in which a server's scores are kept.
-        cost: Gets tokens, calls, hits and FLOPs.
-        cache_of: Where a local teacher's scores are looked for, and kept.
+        rows: All rows.
+        settings: Settings of stage 2.
+        tokenizer: The student's tokenizer.
+        dtype: Dtype of a local teacher's weights.
+        store: File that stores a server's scores.
+        cost: Accumulates tokens, calls, cache hits and FLOPs.
+        bar: Shows progress.
+        cache_of: Returns the cache for a local teacher's scores, given its model and tokenizer.
+
+    Returns:
+        The scores, or None if no external teacher scores tokens.
     """
     if not settings.scored_elsewhere:
         return None
@@ -95,7 +104,7 @@ def scores_of(
 
         kept = Store(store)
         had = len(kept)
-        with bar("Teacher answers") as progress:
+        with bar("Teacher scores") as progress:
             both = [ScoreRequest(row.teacher_prompt, row.student.response) for row in asked]
             try:
                 return server.score(both, teacher, kept, progress)
@@ -104,7 +113,7 @@ def scores_of(
                 cost.cached_hits += max(0, len(asked) - (len(kept) - had))
     assert isinstance(teacher, ModelTeacher)
     model, its = load_model(teacher.path, dtype), load_tokenizer(teacher.path)
-    with bar("Teacher reads") as progress:
+    with bar("Teacher scores") as progress:
         cache = None if cache_of is None else cache_of(model, its)
         return _scored_by(model, asked, local.TokenMap(tokenizer, its), teacher.top_k, cache, cost, progress)
 
@@ -119,15 +128,17 @@ def _scored_by(
     progress: Callable[[int, int], None],
     together: int = 256,
 ) -> list[TokenScores]:
-    """A local teacher's scores, from the cache where they are there; packed, so that both are the same.
+    """Return a local teacher's scores, from the cache where possible.
+
+    Fresh scores are packed and unpacked too, so that they are identical to cached ones.
 
     Args:
-        together: Rows that are scored at a time.
+        together: Rows scored at a time.
     """
     words = tokenizer_hash(translation.student)
     part = None if cache is None else cache.part(signal="scored", k=k, student=words)
     keys = [row_key(row.teacher_prompt, row.student.response) for row in rows]
-    kept = CachedTensors(part, keys, cost, alone=True)  # of several processes one comes here first
+    kept = CachedTensors(part, keys, cost, alone=True)  # called inside `processes.main_first`
     absent, vocab = sorted(kept.absent), len(translation.student_bytes)
     cost.cached_hits += len(rows) - len(absent)
     for begin in range(0, len(absent), together):
@@ -158,11 +169,17 @@ def with_answers(
     cost: StageCost,
     bar: Bar,
 ) -> list[Row]:
-    """The rows with another model's answers as responses, which are kept in a file.
+    """Replace the responses with answers that a local teacher generates; answers are stored in a file.
 
     Args:
-        theirs: The same rows, their privileged prompts in the teacher's own ids.
-        tokenizer: The student's.
+        rows: Rows to replace the responses of.
+        theirs: The same rows, with privileged prompts in the teacher's own token IDs.
+        teacher: Settings of the teacher.
+        tokenizer: The student's tokenizer.
+        dtype: Dtype of the teacher's weights.
+        file: Stores the answers.
+        cost: Accumulates tokens and FLOPs.
+        bar: Shows progress.
     """
     kept = answers_of(teacher, tokenizer, dtype, file)
     missing = [row for row in theirs if row.language != SOURCE and kept.of(*answer_key(row)) is None]
@@ -174,7 +191,7 @@ def with_answers(
                 longest = teacher.max_new_tokens
                 with spending(cost, model):
                     answered = local.written(model, some, its, tokenizer, max_new_tokens=longest)
-                # A row that stays has the data's response, which is no answer of the teacher's.
+                # An unchanged row still has the data's response: store an empty answer for it.
                 kept.keep(
                     {
                         answer_key(one): [] if one is before else list(one.student.response)
@@ -188,7 +205,7 @@ def with_answers(
 def answers_of(
     teacher: ModelTeacher, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, file: Path
 ) -> Answers:
-    """The answers in a file that this teacher gave with these settings, in the student's tokens.
+    """Open the file of answers, restricted to this teacher and settings; answers are the student's token IDs.
 
     Raises:
         ConfigError: There is no such teacher.
@@ -203,7 +220,7 @@ def answers_of(
 
 
 def answered_rows(rows: Sequence[Row], theirs: Sequence[Row], kept: Answers) -> list[Row]:
-    """The rows with the answers that are kept as responses; those without one stay."""
+    """Replace the responses with the stored answers; rows without an answer stay unchanged."""
     given = [kept.of(*answer_key(row)) for row in theirs]
     return [
         replace(row, student=replace(row.student, response=tuple(response))) if response else row
@@ -212,15 +229,15 @@ def answered_rows(rows: Sequence[Row], theirs: Sequence[Row], kept: Answers) -> 
 
 
 def answer_key(row: Row) -> tuple[str, str]:
-    """What another model's answer to a row is kept by."""
+    """Return the key under which a teacher's answer to a row is stored."""
     return row.id, row_key(row.teacher_prompt).hex()
 
 
 def check_server() -> None:
-    """Refuse a served teacher where what asks it is not installed.
+    """Check that the dependencies of a served teacher are installed.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: They are not.
     """
     try:
         from isogloss.teacher import server  # noqa: F401

@@ -1,18 +1,19 @@
-"""Another local model as teacher: it scores the student's responses, or writes them.
+"""A local model as external teacher: it scores the student's responses, or generates them.
 
-It reads the privileged prompt in its own chat template. With the student's tokenizer it scores the response's
-own ids, exactly. With another one there are two ways:
+The teacher reads the privileged prompt in its own chat template. If it shares the student's tokenizer, it
+scores the response's own token IDs, exactly. With another tokenizer there are two levels:
 
-    sequence    Its answers become the responses that are learned from: always possible, nothing approximated.
-    token       Both cut the same text. A token that both cut alike (same first and last byte) is *covered*:
-                there the teacher's distribution over its next token is carried over, each of its tokens to
-                the student's of the same bytes; what has no such token stays in the bucket of the rest.
+    sequence    The teacher's answers become the responses to learn from: always possible, no approximation.
+    token       Both tokenizers split the same text. A token with the same first and last byte in both is
+                *covered*: there the teacher's distribution is transferred, from each of its tokens to the
+                student's token with the same bytes. Mass on tokens without a match goes to the remainder.
 
-The approximation of the second: what the teacher says of a byte string is taken for what it would say of it
-in the student's cutting. Mass that it puts on the first piece of a word that the student cuts otherwise goes
-to the student's token of that piece. A place that only one of them cuts, or that begins a longer token of the
-other, is left out: there the teacher speaks of other pieces. `Scored.covered` says which places remain; of
-the embedded tokenizer's tokens Tekken, with ten times as many, cuts a quarter to a half alike (tests).
+The token level is an approximation: the probability that the teacher gives to a byte string stands for the
+one it would give under the student's tokenisation. If the teacher puts mass on the first piece of a word that
+the student splits differently, it goes to the student's token for that piece. Positions at which only one
+tokenizer splits, or that begin a longer token of the other, are not covered: there the two predict different
+pieces. `TokenScores.covered` marks the remaining positions. Of the embedded tokenizer's tokens, a quarter to
+a half are covered with Tekken, whose vocabulary is ten times as large (see the tests).
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,15 +35,15 @@ from isogloss.teacher.rows import Row
 from isogloss.teacher.scored import TokenScores
 
 NOWHERE = -1
-"""Where a teacher's token goes that the student has not."""
+"""Target of a teacher's token that the student does not have."""
 
 
 class TokenMap:
-    """From a teacher's tokens to a student's, by their bytes.
+    """Maps a teacher's tokens to the student's tokens with the same bytes.
 
     Args:
-        student: The tokenizer of the responses.
-        teacher: The one that the teacher reads with.
+        student: The student's tokenizer, which encoded the responses.
+        teacher: The teacher's tokenizer.
     """
 
     def __init__(self, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase):
@@ -56,10 +57,10 @@ class TokenMap:
         self.to: Int[Tensor, " teacher_vocab"] = torch.tensor(to)
 
     def response(self, ids: Sequence[int]) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
-        """The teacher's ids of a response, and which token of the student's is which of the teacher's.
+        """Return the teacher's token IDs of a response, and (student, teacher) index pairs of equal tokens.
 
-        Texts are compared behind their blanks at the beginning, as SentencePiece puts one before a word, and
-        up to the first byte in which they differ, as some tokenizers normalise.
+        Texts are compared without leading spaces, as SentencePiece adds one before a word, and up to the
+        first byte in which they differ, as some tokenizers normalise.
         """
         ours = [self.student_bytes[number] or b"" for number in ids]
         text = b"".join(ours).decode("utf-8", errors="replace")
@@ -71,7 +72,7 @@ class TokenMap:
         return theirs_ids, pairs
 
     def covered(self, ids: Sequence[int]) -> Bool[Tensor, " response"]:
-        """Which tokens of a response the teacher cuts alike."""
+        """Return a mask of the response tokens that the teacher's tokenizer splits identically."""
         if self.same:
             return torch.ones(len(ids), dtype=torch.bool)
         found = torch.zeros(len(ids), dtype=torch.bool)
@@ -81,27 +82,27 @@ class TokenMap:
     def carried(
         self, logits: Float[Tensor, "tokens teacher_vocab"], k: int
     ) -> tuple[Int[Tensor, "tokens k"], Float[Tensor, "tokens k"]]:
-        """The k likeliest of the student's tokens, and ln of the mass that the teacher gives their equals."""
+        """Transfer the teacher's logits to the student's tokens; return the k likeliest and their ln p."""
         p = logits.float().softmax(-1)[:, : len(self.to)]
         to = self.to[: p.shape[1]].to(p.device)
         known = to != NOWHERE
         mass = p.new_zeros(len(p), len(self.student_bytes))
         mass.index_add_(1, to[known], p[:, known])
         best = mass.topk(k, -1)
-        # Where fewer than k tokens have any mass: next to nothing, but a number that a loss can take.
+        # Fewer than k tokens may have mass; the clamp keeps the logarithm finite.
         return best.indices, best.values.clamp(min=1e-30).log()
 
 
 def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether every id means the same token in both."""
+    """Return whether both tokenizers have the same vocabulary."""
     return one.get_vocab() == other.get_vocab()
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
-    """The bytes of every token; None for control tokens.
+    """Return the bytes of every token; None for control tokens.
 
-    Reads byte-level vocabularies, whose letters stand for bytes, and SentencePiece's, in which ▁ is a blank
-    and <0x0A> a byte.
+    Supports byte-level vocabularies, in which letters stand for bytes, and SentencePiece vocabularies, in
+    which ▁ is a space and <0x0A> a byte.
     """
     size = len(tokenizer)
     tokens: Any = tokenizer.convert_ids_to_tokens(list(range(size)))
@@ -117,11 +118,15 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
 
 
 def aligned(ours: Sequence[bytes], theirs: Sequence[bytes]) -> tuple[list[tuple[int, int]], bool]:
-    """Tokens of both that span the same bytes of one text, and whether the whole texts are equal.
+    """Align two tokenisations of a text by byte spans.
 
     Args:
-        ours: The bytes of each token; none for a control token.
-        theirs: The same of the other cutting.
+        ours: The bytes of each token; empty for a control token.
+        theirs: The bytes of each token of the other tokenisation.
+
+    Returns:
+        Pairs (index in `ours`, index in `theirs`) of tokens that span the same bytes, and whether the texts
+        are equal apart from leading spaces.
     """
     texts = b"".join(ours), b"".join(theirs)
     bare = tuple(text.lstrip(b" ") for text in texts)
@@ -149,13 +154,15 @@ def score(
     batch: int = 16,
     progress: Progress = lambda done, of: None,
 ) -> list[TokenScores]:
-    """What a local teacher says about every row's response, in the rows' order.
+    """Score the response of every row with a local teacher, in order.
 
     Args:
         model: The teacher.
-        rows: Their privileged prompts are in the teacher's own ids.
-        translation: Between its tokens and the student's.
-        k: Tokens kept at each place.
+        rows: Rows whose privileged prompts are in the teacher's own token IDs.
+        translation: Maps the teacher's tokens to the student's.
+        k: Number of tokens kept at each position.
+        batch: Rows per forward pass.
+        progress: Callback with the number of rows done and the total.
     """
     model.eval()
     filler = pad_id(translation.teacher)
@@ -184,10 +191,10 @@ def written(
     *,
     max_new_tokens: int,
 ) -> list[Row]:
-    """The rows with the teacher's answers as responses; English ones stay.
+    """Replace the responses of non-English rows with the teacher's answers.
 
-    An answer that is empty, or not ended within the limit, teaches nothing or a wrong end: its row stays
-    as it is, the same object, with the data's response.
+    An empty answer teaches nothing, and one truncated at the limit teaches a wrong end: the row is then
+    returned unchanged (the same object), with the data's response.
     """
     asked = [n for n, row in enumerate(rows) if row.language != SOURCE]
     prompts, found = [rows[n].teacher_prompt for n in asked], list(rows)
@@ -207,7 +214,7 @@ def _kept(
     translation: TokenMap,
     k: int,
 ) -> TokenScores:
-    """The likeliest tokens at the places of a response that are covered."""
+    """Return the k likeliest tokens at the covered positions of a response."""
     covered = torch.ones(length, dtype=torch.bool)
     if pairs is None:
         best = head(model, states).float().log_softmax(-1)[:, : len(translation.student_bytes)].topk(k, -1)
@@ -220,7 +227,7 @@ def _kept(
 
 
 def _spans(tokens: Sequence[bytes], lead: int) -> Iterator[tuple[int, int]]:
-    """First and last byte of every token, counted from behind the blanks at the beginning."""
+    """Yield each token's byte span (start, end), counted from the first byte after `lead` leading spaces."""
     end = -lead
     for token in tokens:
         begin, end = end, end + len(token)
@@ -249,5 +256,5 @@ _SHOWN = [*range(33, 127), *range(161, 173), *range(174, 256)]
 LETTERS = {chr(byte): byte for byte in _SHOWN} | {
     chr(256 + number): byte for number, byte in enumerate(b for b in range(256) if b not in _SHOWN)
 }
-"""The letter that stands for each byte in byte-level vocabularies: itself where it is printable (Radford et
-al. 2019, section 2.2, and their code)."""
+"""Byte that each letter stands for in byte-level vocabularies; printable bytes stand for themselves (Radford
+et al. 2019, section 2.2, and their code)."""

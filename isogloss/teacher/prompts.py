@@ -1,6 +1,6 @@
-"""What the teacher reads: the texts on a language's path, the English twin with its answer, the instruction.
+"""The teacher's prompt: node texts on the language's path, English twin with its answer, the instruction.
 
-A prompt over the limit is refused, never cut: a cut would take away the instruction or the texts.
+A prompt over the limit raises an error; truncation would drop the instruction or the texts.
 """
 
 from collections.abc import Mapping
@@ -22,14 +22,14 @@ from isogloss.languages import UnknownLanguageError, resolve
 
 @dataclass(frozen=True)
 class NodeTexts:
-    """The text of every node that has one."""
+    """The texts of the tree's nodes."""
 
     root: str
     families: Mapping[str, str] = field(default_factory=dict)
     languages: Mapping[str, str] = field(default_factory=dict)
     tasks: Mapping[str, str] = field(default_factory=dict)
     answers: Mapping[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
-    """By language and task, how each English answer word is said: the text of a task's node."""
+    """By language and task: the wording of each English answer word in the language."""
 
     def of(self, node: Node) -> str | None:
         match node.level:
@@ -43,10 +43,10 @@ class NodeTexts:
 
 @cache
 def load_texts(path: Path | None = None) -> NodeTexts:
-    """The texts of a YAML file; without one, those that come with the package.
+    """Load node texts from a YAML file, or those that come with the package.
 
     Raises:
-        ConfigError: The file is missing or has other keys.
+        ConfigError: The file is missing or malformed.
     """
     source = resources.files("isogloss.teacher") / "texts.yaml" if path is None else path
     if not source.is_file():
@@ -58,7 +58,7 @@ def load_texts(path: Path | None = None) -> NodeTexts:
     allowed = tuple(field.name for field in fields(NodeTexts))
     entries = {k: v for k, v in entries.items() if v is not None} if isinstance(entries, dict) else {}
     if "root" not in entries or set(entries) - set(allowed):
-        raise ConfigError(f"{source}: node texts have the keys {', '.join(allowed)}, root at least")
+        raise ConfigError(f"{source}: node texts have the keys {', '.join(allowed)}; root is required")
     if plain := [name for name in entries if name != "root" and not isinstance(entries[name], dict)]:
         raise ConfigError(f"{source}: {plain[0]} must be a mapping of names to texts")
     for name in ("languages", "answers"):
@@ -73,7 +73,7 @@ def load_texts(path: Path | None = None) -> NodeTexts:
 
 
 def _code(spelling: str, source: object) -> str:
-    """A language by any of its codes."""
+    """Resolve any code of a language to the canonical one."""
     try:
         return resolve(spelling).code
     except UnknownLanguageError as error:
@@ -88,15 +88,15 @@ def privileged_text(
     *,
     answer: bool = True,
 ) -> str:
-    """The system text: node texts from root to leaf, the task's, then the English twin and its answer."""
+    """Build the system text: node texts from root to leaf, the task's text, English twin and its answer."""
     lines = [text for node in path if (text := texts.of(node))]
     if task in texts.tasks:
         lines.append(texts.tasks[task])
     if path and (words := texts.answers.get(path[-1].name, {}).get(task)):
-        # No blank before a word: it is then the same tokens as at the beginning of an answer.
+        # No space before a word, so that it has the same tokens as at the beginning of an answer.
         lines.append("; ".join(f"{english}={word}" for english, word in words.items()))
     if twin is not None:
-        # Alone it is read as it stands: a label in front of it costs agreement with the English answer.
+        # On its own it gets no label: a label lowers agreement with the English answer.
         alone = not lines and not answer
         lines.append(twin.instruction if alone else f"English: {twin.instruction}")
         if answer and twin.response is not None:
@@ -107,7 +107,7 @@ def privileged_text(
 def teacher_prompt(
     tokenizer: PreTrainedTokenizerBase, system: str, instruction: str, *, limit: int, row: str
 ) -> tuple[int, ...]:
-    """The teacher's prompt as ids.
+    """Return the token IDs of the teacher's prompt.
 
     Raises:
         ConfigError: It is longer than `limit` tokens.
@@ -122,7 +122,7 @@ def teacher_prompt(
 
 
 def check_texts(texts: NodeTexts, path: tuple[Node, ...]) -> None:
-    """Every node on a path says something.
+    """Check that every node on a path has a text.
 
     Raises:
         ConfigError: A node has no text.
@@ -140,10 +140,11 @@ def check_texts(texts: NodeTexts, path: tuple[Node, ...]) -> None:
 def check_response(
     tokenizer: PreTrainedTokenizerBase, system: str, instruction: str, response: str, *, row: str
 ) -> None:
-    """Behind the teacher's prompt the template writes the response as it does behind the student's.
+    """Check that the template formats the response the same after the teacher's and the student's prompt.
 
-    Ids are appended as ids, so both always score the same tokens; but of a template that writes an answer in
-    another way where a system text stands before, these would not be what the teacher expects to say.
+    The response's token IDs are appended to both prompts, so both always score the same tokens. But if the
+    template formats answers differently after a system text, these are not the tokens that the teacher
+    expects.
 
     Raises:
         ConfigError: The two differ.
@@ -152,6 +153,6 @@ def check_response(
     if ours != theirs:
         said = [f"{one!r}" + (f" in place of {gone!r}" if gone else "") for one, gone in (theirs, ours)]
         raise ConfigError(
-            f"the chat template writes the response of {row} behind the teacher's prompt as {said[0]} and "
-            f"behind the student's as {said[1]}; set chat_template to one that writes both alike"
+            f"the chat template writes the response of {row} after the teacher's prompt as {said[0]} and "
+            f"after the student's as {said[1]}; set chat_template to one that writes both alike"
         )

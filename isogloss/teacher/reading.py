@@ -1,4 +1,4 @@
-"""How the frozen model reads many texts: shared prefixes once, like lengths together, cached ones once."""
+"""Batched forward passes of the frozen model: grouped by length, with shared prefixes and a signal cache."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -15,25 +15,28 @@ from isogloss.model.prefix import Prefix, prefill
 from isogloss.teacher.cache import Cache, Part, row_key
 
 SHARD = 16 << 20
-"""Bytes of signals that are written together."""
+"""Bytes of signals after which a shard is written."""
 PATIENCE = 20.0
-"""Seconds after which signals are written even if they are fewer: the most that a killed run loses."""
+"""Seconds after which a smaller shard is written: about the most work that a killed run loses."""
 FORWARD = 256
-"""Tokens that it costs about to read a group of rows apart from the others."""
+"""Approximate overhead, in tokens, of processing a group of rows separately."""
 
 
 Set = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
-"""An English prompt and the answers that may follow it."""
+"""An English prompt and its possible answers, as token IDs."""
 
 
 class CachedTensors:
-    """One tensor for each key: those that the cache has, and those that are read now and kept in it.
+    """One tensor per key, from the cache or computed now and added to it.
 
-    Several processes share out what is absent, and find in the cache what the others have read.
+    Several processes divide the missing keys among them, and read the others' results from the cache.
 
     Args:
-        meets: Every forward needs all processes.
-        alone: This process reads all that is absent, whatever others do.
+        part: Part of the cache, or None for no cache.
+        keys: Keys of the tensors.
+        cost: Accumulates the cost of computed tensors.
+        meets: Whether every forward pass needs all processes, as with a sharded model.
+        alone: Let this process compute all missing tensors, even if there are others.
     """
 
     def __init__(
@@ -51,16 +54,16 @@ class CachedTensors:
         self.several = part is not None and processes.count() > 1 and not alone
         here = slice(processes.index(), None, processes.count()) if self.several else slice(None)
         self.share = set(sorted(self.absent)[here])
-        """What this process is to read."""
+        """Indices of the keys that this process computes."""
         self.fresh: dict[bytes, Tensor] = {}
         self.spent = StageCost("")
-        """What the fresh ones cost: counted when they are safe, as a killed process reads them again."""
+        """Cost of `fresh`; added to `cost` once they are written, as a killed run computes them again."""
         self.since = time.monotonic()
 
     def chosen(self, together: Sequence[int]) -> list[int]:
-        """What this process reads of some that are read together.
+        """Return the indices of a batch that this process computes.
 
-        Where it has none of them and a forward needs it, the first that another reads.
+        If it has none but forward passes need all processes, return the first one that another computes.
         """
         own = [number for number in together if number in self.share]
         return own or [number for number in together if self.meets and number in self.absent][:1]
@@ -85,7 +88,7 @@ class CachedTensors:
         self.fresh, self.spent, self.since = {}, StageCost(""), time.monotonic()
 
     def join(self) -> None:
-        """After the last: what the other processes have read is there too."""
+        """Finish: flush, wait for all processes, and read their results from the cache."""
         self.flush()
         if self.several and self.part is not None:
             processes.wait()
@@ -96,16 +99,16 @@ class CachedTensors:
 
 
 Asked = tuple[tuple[int, ...], tuple[bool, ...]]
-"""A prompt's ids, and which of them hold the instruction itself; where nobody has said, all count."""
+"""Token IDs of a prompt, and a mask of the instruction's own tokens; an empty mask means all tokens."""
 
 
 def pooled_part(cache: Cache | None, layer: int) -> Part | None:
-    """Where the cache keeps mean states of a layer."""
+    """Return the part of the cache for mean-pooled states of a layer."""
     return cache and cache.part(signal="pooled", layer=layer)
 
 
 def pooled_key(text: Asked) -> bytes:
-    """What they are kept by: the ids, and which of them are pooled."""
+    """Return the cache key of a pooled state: a hash of the token IDs and the pooling mask."""
     return row_key(text[0], list(map(int, text[1])))
 
 
@@ -117,7 +120,7 @@ def pooled_states(
     pad_id: int,
     batch: int,
 ) -> Iterator[tuple[list[int], list[Tensor]]]:
-    """States of the absent texts after a layer, mean over the instruction's own tokens."""
+    """Yield the missing hidden states after a layer, mean-pooled over the instruction's own tokens."""
     for places in by_length([ids for ids, _ in texts], batch):
         if chosen := kept.chosen(places):
             ids, mask = padded(model, [texts[n][0] for n in chosen], pad_id)
@@ -135,10 +138,18 @@ def read_states(
     batch: int,
     fork: bool,
 ) -> Iterator[tuple[list[int], list[Tensor]]]:
-    """Last hidden states at response positions of the absent rows, ((prompt, response), language) each.
+    """Yield the last hidden states at response positions of the missing rows.
 
-    Batches are laid out for all rows, so that what a killed run had read and what it had not are read as in
-    an unbroken one, to the bit.
+    Batches are formed over all rows, cached or not, so that a resumed run is bit-identical to an
+    uninterrupted one.
+
+    Args:
+        model: The reference model.
+        rows: ((prompt, response), language) of each row.
+        kept: Tensors of these rows, cached or missing.
+        pad_id: Padding token ID.
+        batch: Rows per forward pass.
+        fork: Process shared prefixes once.
     """
     prompts = [prompt for (prompt, _), _ in rows]
     for group, shared in groups(prompts, [language for _, language in rows], fork):
@@ -164,10 +175,11 @@ def read_states(
 def groups(
     prompts: Sequence[tuple[int, ...]], languages: Sequence[str], fork: bool
 ) -> list[tuple[list[int], int]]:
-    """Rows that are read together, and how many tokens all their prompts begin with; 0: not worth it.
+    """Group rows by shared prompt prefix; return each group with its prefix length in tokens.
 
-    The rows of a language share a path, and in it their node texts. In the order of their ids prompts that
-    begin alike are neighbours, so a group is a stretch; of a stretch and its parts what saves more tokens.
+    The length is 0 for rows where a shared prefix does not pay. Rows of one language share its path and thus
+    its node texts. With prompts sorted by token IDs, those with a common prefix are adjacent, so a group is a
+    contiguous range; a range is split wherever its parts save more tokens than the whole.
     """
     if not fork:
         return [(list(range(len(prompts))), 0)]
@@ -186,12 +198,12 @@ def groups(
 def _stretches(
     order: list[int], prompts: Sequence[tuple[int, ...]]
 ) -> tuple[int, list[tuple[list[int], int]]]:
-    """Tokens saved, and the groups that save them."""
+    """Return the number of tokens saved, and the groups that save them."""
     if len(order) < 2:
         return 0, [(order, 0)]
     common = [_common(prompts[a], prompts[b]) for a, b in pairwise(order)]
     least = min(common)
-    # A prompt's last token predicts the response's first, so it is read with the response.
+    # A prompt's last token predicts the response's first token, so it is never part of the prefix.
     shared = min(least, min(len(prompts[n]) for n in order) - 1)
     saved = max(0, (len(order) - 1) * shared - FORWARD)
     whole = [(order, shared if saved else 0)]
@@ -205,7 +217,7 @@ def _stretches(
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
+    """Return the length of the common prefix."""
     for place, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b:
             return place
@@ -213,7 +225,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def _behind(model: nn.Module, prefix: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
-    """Last hidden states of rows that stand behind one prefix."""
+    """Return the last hidden states of rows that continue a shared prefix."""
     rows, width = ids.shape
     start = len(prefix.ids)
     return decoder_of(model)(
@@ -226,13 +238,13 @@ def _behind(model: nn.Module, prefix: Prefix, ids: Tensor, mask: Tensor) -> Tens
 
 
 def padded(model: nn.Module, texts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask of texts of unlike length, where the model lies."""
+    """Pad texts to one length; return token IDs and padding mask on the model's device."""
     device = next(model.parameters()).device
     ids, mask = pad([list(text) for text in texts], pad_id)
     return ids.to(device), mask.to(device)
 
 
 def by_length(texts: Sequence[tuple[int, ...]], batch: int) -> list[list[int]]:
-    """Numbers of the texts in batches of like length."""
+    """Return the indices of the texts, in batches of similar length."""
     order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
     return [order[i : i + batch] for i in range(0, len(order), batch)]

@@ -1,6 +1,6 @@
-"""From parallel examples to training rows, as student and teacher read them.
+"""Convert parallel examples to training rows: token IDs for student and teacher.
 
-Knows the tokenizer and the tree's paths, no model.
+Needs the tokenizer and the tree's paths, but no model.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,17 +22,19 @@ from isogloss.teacher.prompts import NodeTexts, check_response, check_texts, pri
 
 @dataclass(frozen=True)
 class Row:
-    """One response in one language, as student and teacher read it.
+    """One response in one language, tokenised for student and teacher.
 
     Attributes:
-        meaning: Rows of one number mean the same: they come of one English instruction.
-        student: Plain prompt and response ids.
-        teacher_prompt: Privileged prompt ids; the same response ids are appended to it.
-        twin_prompt: Plain prompt ids of the English twin.
-        twin_mask: Which of them are the instruction itself; empty: all count.
-        options: Of a closed task whose answers are words of the row's language: ids of each possible answer,
+        id: ID of the example, a slash and the language.
+        language: Language code.
+        meaning: Index of the English instruction; rows with the same index have the same meaning.
+        student: Token IDs of the plain prompt and the response.
+        teacher_prompt: Token IDs of the privileged prompt; the same response IDs are appended to it.
+        twin_prompt: Token IDs of the English twin's plain prompt.
+        options: For a closed task with answers in the row's language: the token IDs of each possible answer,
             end of turn included.
         twin_options: The same answers in English, in the same order.
+        twin_mask: Marks the tokens of `twin_prompt` that belong to the instruction; empty if all do.
     """
 
     id: str
@@ -47,12 +49,12 @@ class Row:
 
     @property
     def bare(self) -> bool:
-        """Whether it is a sentence of parallel text, which nobody answers: the hidden-state term reads it."""
+        """True for a parallel-text sentence: it has no response and is only used by the hidden-state term."""
         return not self.student.response
 
     @property
     def tokens(self) -> int:
-        """What a batch holds of it: prompt and response, or all answers that it may have."""
+        """Number of tokens in a batch: the prompt with its response, or with all its options."""
         answers = self.options or (self.student.response,)
         return len(self.student.prompt) + sum(map(len, answers))
 
@@ -75,32 +77,38 @@ def build_rows(
     same: bool = True,
     extra: Sequence[ParallelExample] = (),
 ) -> list[Row]:
-    """The first `amounts[code]` usable examples of every language, English read through the root.
+    """Build rows from the first `amounts[code]` usable examples of every language.
 
-    English rows want what the reference model itself answers: their teacher reads the plain prompt.
+    The target of English rows is the reference model's own distribution: their teacher reads the plain
+    prompt.
 
     Args:
-        examples: In the order in which they are drawn.
-        english: The English answer of each example by id, which the teacher reads; an example without one is
-            left out.
-        responses: `reference` scores the data's response, `teacher` the English answer, which in a closed
-            task is said in the language.
-        limit: Longest prompt in tokens.
-        view: `english` has the teacher read the English twin alone where the response is the same tokens as
-            the English answer, or one of a closed set in the language; `prompt` the privileged prompt always.
-        reads: What the teacher reads before the instruction; nothing: it reads the student's prompt.
-        require_texts: Refuse a node on a language's path that has no text.
-        teacher: Renders the privileged prompts in its own template and ids; else `tokenizer` does.
-        weights: Of each source of examples; see `draw.choose`.
-        same: Whether languages learn the same examples, as far as their amounts reach.
-        extra: Examples that are read besides the amounts, in every language that they have.
+        examples: Examples in draw order.
+        amounts: Maximum number of examples per language.
+        tokenizer: The student's tokenizer.
+        tree: The tree of nodes.
+        texts: Texts of the nodes.
+        english: English answer by example ID, for the teacher's prompt; examples without one are skipped.
+        responses: `reference` takes the data's response; `teacher` takes the English answer, in closed tasks
+            worded in the language.
+        limit: Maximum prompt length in tokens.
+        view: With `english`, the teacher reads only the English twin if the response has the same tokens as
+            the English answer or is one of a closed set in the language. With `prompt`, it always reads the
+            privileged prompt.
+        reads: What precedes the instruction in the teacher's prompt; if empty, the teacher reads the
+            student's prompt.
+        require_texts: Raise if a node on a language's path has no text.
+        teacher: Tokenizer and template of the privileged prompts; defaults to `tokenizer`.
+        weights: Weight of each source of examples; see `draw.choose`.
+        same: Whether all languages learn the same examples, as far as their amounts allow.
+        extra: Examples used in addition to the amounts, in every language that they have.
 
     Raises:
         DataError: A language has no usable example.
-        ConfigError: A prompt is over the limit, a node lacks its text, or the template writes the response
-            behind the teacher's prompt in another way than behind the student's.
+        ConfigError: A prompt is over the limit, a node has no text, or the template formats the response
+            after the teacher's prompt differently from after the student's.
     """
-    # Examples that ask the same in English mean the same, whatever their ids.
+    # Examples with the same English instruction have the same meaning, whatever their IDs.
     meanings: dict[str, int] = {}
     everything = [*examples, *extra]
     meaning = [meanings.setdefault(e.turns[SOURCE].instruction, n) for n, e in enumerate(everything)]
@@ -108,7 +116,7 @@ def build_rows(
     def taught(example: ParallelExample, code: str) -> tuple[str | None, str | None]:
         return response_of(example, code, english.get(example.id, ""), responses)
 
-    # A twin is read once for all languages, and few answers are given often.
+    # Cached: all languages share a twin, and closed tasks repeat a few answers.
     said = cache(partial(encode_response, tokenizer))
     asked = cache(partial(encode_prompt_with_text, tokenizer))
 
@@ -121,7 +129,7 @@ def build_rows(
     rows: list[Row] = []
     too_long: list[str] = []
     for code in amounts:
-        # Replay is English of stage 1 alone; a pair's own English is no instruction of it.
+        # English replay only uses rows of stage 1, and the English of a pair is not one of them.
         more = [
             n
             for n, e in enumerate(extra, start=len(examples))
@@ -141,7 +149,7 @@ def build_rows(
                 whose = "prompt" if longest == len(student.prompt) else "English prompt"
                 too_long.append(
                     f"the {whose} of {name} has {longest} tokens and the limit is {limit}; "
-                    "raise distill.max_prompt_length or leave the row out"
+                    "raise distill.max_prompt_length or remove the row"
                 )
                 continue
             options, twin_options = (), ()
@@ -173,13 +181,13 @@ def build_rows(
         if not chosen[code]:
             raise DataError(nothing_in(code, left_out(examples, [code], lambda e, c: taught(e, c)[1])))
     if too_long:
-        others = f" ({len(too_long) - 1} more rows are over it)" if len(too_long) > 1 else ""
+        others = f" ({len(too_long) - 1} more rows fail)" if len(too_long) > 1 else ""
         raise ConfigError(too_long[0] + others)
     return rows
 
 
 class _Privileged:
-    """The teacher's prompt of an instruction in its language: what stands before it, in the teacher's ids."""
+    """Builds the teacher's privileged prompts, in the teacher's token IDs."""
 
     def __init__(
         self,
@@ -199,11 +207,11 @@ class _Privileged:
     def __call__(
         self, example: ParallelExample, code: str, student: tuple[int, ...], response: str
     ) -> tuple[int, ...]:
-        """The prompt's ids.
+        """Return the token IDs of the privileged prompt.
 
         Raises:
-            ConfigError: It is over the limit, or the template writes the response behind it in another way
-                than behind the student's.
+            ConfigError: It is over the limit, or the template formats the response after it differently from
+                after the student's prompt.
         """
         instruction, name = example.turns[code].instruction, f"{example.id}/{code}"
         if not self.reads:
@@ -218,8 +226,8 @@ class _Privileged:
         )
         tokenizer = self.teacher or self.tokenizer
         prompt = teacher_prompt(tokenizer, system, instruction, limit=self.limit, row=name)
-        # Apart from the twin the system text is fixed by language and task, so one check per pair is enough.
-        # Another model has its own template and tokens, so there is nothing to check.
+        # Apart from the twin, the system text depends only on language and task, so one check per pair of
+        # these is enough. A teacher with its own template and tokenizer needs no check.
         if self.teacher is None and (code, example.task) not in self.checked:
             self.checked.add((code, example.task))
             check_response(tokenizer, system, instruction, response, row=name)
@@ -229,11 +237,13 @@ class _Privileged:
 def sentence_rows(
     pairs: Mapping[str, Sequence[Pair]], tokenizer: PreTrainedTokenizerBase, limit: int, first: int = 0
 ) -> list[Row]:
-    """Bare sentences as rows without a response, one as often as its pair is given; too long ones left out.
+    """Build rows without a response from parallel sentences; repeated pairs stay, long sentences are skipped.
 
     Args:
-        limit: Longest sentence in tokens.
-        first: Number of the first meaning.
+        pairs: Sentence pairs by language.
+        tokenizer: The student's tokenizer.
+        limit: Maximum sentence length in tokens, in either language.
+        first: Index of the first meaning.
     """
     read = cache(partial(encode_text, tokenizer))
     meanings: dict[str, int] = {}
@@ -254,9 +264,10 @@ Answers = tuple[tuple[int, ...], ...]
 def _options(
     said: Callable[[str], tuple[int, ...]], example: ParallelExample, code: str, response: tuple[int, ...]
 ) -> tuple[Answers, Answers]:
-    """All answers that a closed task allows, in a language and in English, in one order; none of an open one.
+    """Return all answers of a closed task, in a language and in English, in the same order.
 
-    A response that is none of them, as in data whose labels are worded in another way, makes no set.
+    Both are empty for an open task, for options that are not distinct or not the same in both languages, and
+    for a response that is not one of the options (as in data that words its labels differently).
     """
     ours, theirs = ((example.options or {}).get(one, {}) for one in (code, SOURCE))
     if not ours or ours.keys() != theirs.keys():

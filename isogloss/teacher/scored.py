@@ -1,4 +1,4 @@
-"""What a teacher other than the model itself says about a response: likeliest tokens, and at which places."""
+"""Scores of a response by an external teacher: the likeliest tokens at the positions that it covers."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """What is scored: a response behind a prompt, both in the ids that the teacher reads."""
+    """A prompt and the response to score, both as the teacher's token IDs."""
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
@@ -17,12 +17,12 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """The likeliest tokens of every covered place of a response, likeliest first, in the student's ids.
+    """The likeliest tokens at every covered position of a response, likeliest first.
 
     Attributes:
-        ids: Token ids; no id twice in a row.
-        logprobs: ln p, raw: what is left to 1 is the bucket of all other tokens.
-        covered: Which of the response's tokens the rows belong to; all of them where both sides share a
+        ids: The student's token IDs, distinct at each position.
+        logprobs: Their ln p, not renormalised: the remaining mass belongs to all other tokens.
+        covered: Mask of the response tokens that have scores; all of them if teacher and student share a
             tokenizer.
     """
 
@@ -32,5 +32,5 @@ class TokenScores:
 
 
 def whole(ids: Int[Tensor, "tokens k"], logprobs: Float[Tensor, "tokens k"]) -> TokenScores:
-    """Every token of the response is covered."""
+    """Return scores that cover every token of the response."""
     return TokenScores(ids, logprobs, torch.ones(len(ids), dtype=torch.bool))

@@ -1,9 +1,9 @@
 """A served teacher: any OpenAI-compatible endpoint that returns a prompt's log-probabilities, as vLLM does.
 
-Prompt and response are sent as ids to `/completions`; the answer names the likeliest tokens at each place of
-the prompt, of which the response's are kept. The server must therefore read the student's tokens.
-Flow: rows → those not in the store → requests, as `isogloss.endpoint` makes them → store → rows in order.
-What was answered before a refusal is kept, and the next run asks the rest.
+Prompt and response are sent as token IDs to `/completions`. The server returns the likeliest tokens at each
+position, of which those of the response are kept. It must therefore use the student's tokenizer.
+Flow: rows → those not in the store → requests by `isogloss.endpoint` → store → rows in order.
+Scores received before an error are kept; the next run requests the rest.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from isogloss.teacher.scored import ScoreRequest, TokenScores
 from isogloss.teacher.store import Store, usable
 
 VERSION = 1
-"""Of what a key stands for."""
+"""Version of the key's content."""
 
 
 def score(
@@ -31,12 +31,12 @@ def score(
     store: Store,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[TokenScores]:
-    """What the server says about every row's response, in the rows' order; rows in the store are not asked.
+    """Score the response of every row with the server, in order; rows in the store are not requested.
 
     Raises:
-        ConfigError: The server refuses, returns no usable log-probabilities of prompts, or reads other
-            tokens; or the environment variable of the key is not set.
-        RunError: A row was asked as often as the settings say, in vain.
+        ConfigError: The server rejects a request, returns no usable prompt log-probabilities, or uses another
+            tokenizer; or the key's environment variable is not set or has no valid key.
+        RunError: All attempts for a row failed.
     """
     keys = [key_of(row, settings) for row in rows]
     missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in store}
@@ -65,20 +65,20 @@ def score(
 
 
 def key_of(row: ScoreRequest, settings: ServerTeacher) -> str:
-    """Names a row by its content and by who is asked for what; the key of the endpoint is no part of it."""
+    """Return the store key: a hash of the row, endpoint, model and top_k. The API key is not part of it."""
     content = [VERSION, settings.url, settings.model, settings.top_k, row.prompt, row.response]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _scored(said: Any, row: ScoreRequest, settings: ServerTeacher) -> TokenScores:
-    """The response's places of an answer."""
+    """Extract the scores of the response tokens from the server's answer."""
     try:
         places = said["choices"][0]["prompt_logprobs"]
     except (TypeError, LookupError):
         places = None
     if not isinstance(places, list):
         raise ConfigError(
-            f"distill.teacher: {settings.url} returns no prompt_logprobs; take a server that does, such as "
+            f"distill.teacher: {settings.url} returns no prompt_logprobs; use a server that does, such as "
             "vLLM"
         )
     sent = len(row.prompt) + len(row.response)
@@ -93,28 +93,28 @@ def _scored(said: Any, row: ScoreRequest, settings: ServerTeacher) -> TokenScore
             found = {int(name): float(one["logprob"]) for name, one in place.items()}
         except (AttributeError, TypeError, LookupError, ValueError, OverflowError):
             raise ConfigError(
-                f"distill.teacher: {settings.url} returns prompt_logprobs that do not name a logprob for the "
-                "id of each token; take a server that does, such as vLLM"
+                f"distill.teacher: {settings.url} returns prompt_logprobs without a logprob by token ID at "
+                "each position; use a server that does, such as vLLM"
             ) from None
         if token not in found:
             raise ConfigError(
-                f"distill.teacher: {settings.url} read another token than {token}, which was sent; it must "
+                f"distill.teacher: {settings.url} did not read the token {token} that was sent; it must "
                 f"serve {settings.model} with the student's tokenizer"
             )
-        # What is no number comes first: it must not be left out unseen.
+        # NaN sorts first, so that it is not dropped unnoticed.
         best = sorted(found.items(), key=lambda one: (not math.isnan(one[1]), -one[1], one[0]))
         best = best[: settings.top_k]
         if len(best) < settings.top_k:
             raise ConfigError(
                 f"distill.teacher.top_k is {settings.top_k} and {settings.url} returns {len(best)}; lower "
-                "it, or raise the server's own limit (vLLM: --max-logprobs)"
+                "it, or raise the server's limit (vLLM: --max-logprobs)"
             )
         ids.append([number for number, _ in best])
         logprobs.append([value for _, value in best])
     try:
         return usable(torch.tensor(ids), torch.tensor(logprobs))
-    except (ValueError, RuntimeError, OverflowError) as error:  # of the latter, an id beyond 64 bits
+    except (ValueError, RuntimeError, OverflowError) as error:  # OverflowError: an ID beyond 64 bits
         raise ConfigError(
-            f"distill.teacher: {settings.url} returns no distribution: {error}; see which model it serves, "
-            "and in which dtype"
+            f"distill.teacher: {settings.url} returns an invalid distribution: {error}; check which model it "
+            "serves, and in which dtype"
         ) from None

@@ -1,4 +1,4 @@
-"""A row as a person reads it: the prompt with its control tokens, then every response token in brackets."""
+"""Display a row for people: the prompt with its control tokens, then every response token in brackets."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,13 +13,15 @@ def shown(
     response: Sequence[int],
     reader: PreTrainedTokenizerBase | None = None,
 ) -> str:
-    """The prompt's text, and behind it each response token between ⟦ and ⟧.
+    """Return the prompt's text, followed by each response token between ⟦ and ⟧.
 
-    Tokens that hold parts of one character stand in one bracket, with their number.
+    Tokens that make up one character share a bracket, followed by their number.
 
     Args:
-        tokenizer: Of the response.
-        reader: Of the prompt, where another model reads it.
+        tokenizer: Decodes the response, and the prompt unless `reader` is given.
+        prompt: Token IDs of the prompt.
+        response: Token IDs of the response.
+        reader: Tokenizer of the prompt, if another model reads it.
     """
     marked = "".join(
         f"{OPEN}{text}{CLOSE}" if count == 1 else f"{OPEN}{text}{CLOSE}×{count}"
@@ -29,7 +31,7 @@ def shown(
 
 
 def _characters(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Iterator[tuple[str, int]]:
-    """Texts of tokens, several together where the first alone is no whole character."""
+    """Yield the text of each token, and 1; tokens that make up one character are merged and counted."""
     start = 0
     for end in range(1, len(ids) + 1):
         text = str(tokenizer.decode(list(ids[start:end])))

@@ -1,12 +1,11 @@
-"""Signals: what the reference model says about each row, computed once before training.
+"""Teacher signals: the reference model's outputs for each row, computed once before training.
 
-Two kinds. *Hidden*: teacher and student share the frozen head, so the teacher's last hidden states at
-response positions are an exact signal of H numbers per token (2·H bytes in bfloat16): the head turns them
-into full logits at the student's step. *Top-k*: the k likeliest tokens and the rest, 4·k bytes per token
-whatever the model, and the only form that a served teacher gives. A loss takes either and does not know
-where it came from.
+There are two kinds. *Hidden*: teacher and student share the frozen head, so the teacher's last hidden states
+at response positions are an exact signal of H numbers per token (2·H bytes in bfloat16); the head turns them
+into full logits during the student's step. *Top-k*: the k likeliest tokens and the remaining mass, 4·k bytes
+per token for any model, and the only kind that a served teacher provides. Losses accept either kind.
 
-Flow: rows → by content from the cache, else read, many together → kept in the cache → `Signal`.
+Flow: rows → cache lookup by content → batched forward passes for the rest → cache → `Signal`.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,23 +41,24 @@ from isogloss.teacher.rows import Row
 
 Kind = Literal["hidden", "top_k"]
 LOGITS = 1 << 25
-"""Logits in memory at a time."""
+"""Maximum number of logits in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Signal:
-    """What one row's loss needs of the reference model."""
+    """The teacher outputs that one row's loss needs."""
 
     teacher: Float[Tensor, "tokens hidden"] | TopK | None
-    """What it says of the response under the privileged prompt: last hidden states, or what was kept of the
-    distribution; None: not asked for."""
+    """Last hidden states or top-k distribution at the response tokens, given the privileged prompt; None if
+    not needed."""
     twin: Float[Tensor, " hidden"] | None
-    """Mean-pooled state of the English twin's prompt, after the layer that the hidden-state term reads; None:
-    not asked for."""
+    """Mean-pooled hidden state of the English twin's prompt, at the layer of the hidden-state term; None if
+    not needed."""
     covered: Bool[Tensor, " response"] | None = None
-    """Which response tokens `teacher` speaks of; None: all. Another tokenizer cuts some otherwise."""
+    """Mask of the response tokens that `teacher` has values for; None for all. A teacher with another
+    tokenizer splits some tokens differently."""
     options: Float[Tensor, " options"] | None = None
-    """ln probability of each of the row's answer options, in English behind the English twin alone."""
+    """ln probability of each answer option, in English, given the English twin as the whole prompt."""
 
 
 @torch.no_grad()
@@ -78,19 +78,25 @@ def teacher_signals(
     fork: bool = True,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Signal]:
-    """Signals of all rows, in their order; the model must be the reference model, adapters off.
+    """Compute the signals of all rows, in order.
 
-    Rows of like length share a forward; equal twins, and equal rows, are read once.
+    Rows of similar length share a forward pass; identical twins and identical rows are processed once.
 
     Args:
-        layer: Decoder layer of the twins' states.
-        kind: What is kept of the teacher; `k` belongs to `top_k`.
-        teacher: Without it English rows alone are scored, which keep to what the model answers itself: a loss
-            without a divergence needs no more.
-        twins: Without it no twin is read: a loss without a hidden-state term needs none.
-        cache: Where signals are looked for, and kept.
-        cost: Gets calls, hits, what was really read, operations and bytes written.
-        fork: Read the node texts that prompts begin with once for all of them.
+        model: The reference model, adapters off.
+        rows: All rows.
+        layer: Decoder layer of the twins' hidden states.
+        pad_id: Padding token ID.
+        kind: Kind of the teacher signal.
+        k: Number of tokens kept, for `top_k`.
+        teacher: If False, only score English rows, whose target is the model's own distribution. Enough for a
+            loss without a divergence.
+        twins: If False, skip the twins. Enough for a loss without a hidden-state term.
+        batch: Texts per forward pass.
+        cache: Where signals are looked up and stored.
+        cost: Accumulates calls, cache hits, tokens actually processed, FLOPs and bytes written.
+        fork: Process the shared beginning of prompts (the node texts) once.
+        progress: Callback with the number of texts done and the total.
     """
     model.eval()
     cost = StageCost("") if cost is None else cost
@@ -106,9 +112,9 @@ def teacher_signals(
     )
     cost.cached_hits += len(distinct) - len(said.absent)
     if said.several:
-        processes.wait()  # all must have seen the same before anything is added
+        processes.wait()  # all must look up the same cache content before anything is added
     sets = list(dict.fromkeys((row.twin_prompt, row.twin_options) for row in rows if row.options))
-    if not teacher or not branches_fit(model):  # then such rows have cross-entropy alone
+    if not teacher or not branches_fit(model):  # such rows then only have a cross-entropy loss
         sets = []
     vocab = causal_of(model).config.get_text_config().vocab_size
     work = len(distinct) + len(asked) + len(sets)
@@ -150,12 +156,12 @@ def teacher_signals(
 def _likeliest(
     logits: Callable[[Tensor], Tensor], k: int, vocab: int, states: Float[Tensor, "tokens hidden"]
 ) -> TopK:
-    """The k likeliest tokens at each state; of a long response some states at a time."""
+    """Return the k likeliest tokens at each state, with at most `LOGITS` logits in memory at a time."""
     return TopK.cat([TopK.of(logits(some), k) for some in states.split(max(1, LOGITS // vocab))])
 
 
 def _read_alone(row: Row, teacher: bool) -> bool:
-    """Whether the teacher scores a row's response token by token; of answer sets it is asked for the set."""
+    """Return whether the teacher scores a row's response token by token, rather than its set of options."""
     return not row.bare and (row.language == SOURCE or (teacher and not row.options))
 
 
@@ -168,9 +174,9 @@ def _option_signals(
     cost: StageCost,
     progress: Callable[[int], None],
 ) -> dict[Set, Float[Tensor, " options"]]:
-    """ln probability of every option, end of turn included, behind the English twin; one reading a meaning.
+    """Compute the ln probability of every option, end of turn included, given the English twin.
 
-    The options of a prompt are read in one row (`branches`), each as if it stood there alone.
+    All options of a prompt share one row (see `branches`); each only attends to the prompt and itself.
     """
     if not sets:
         return {}

@@ -1,4 +1,4 @@
-"""Rows that a served teacher has scored, in a file that only grows; what is no distribution is not there."""
+"""Append-only store of a served teacher's scores; entries that are not distributions are ignored."""
 
 import base64
 import zlib
@@ -15,14 +15,14 @@ from isogloss.losses.topk import TopK
 from isogloss.teacher.scored import TokenScores, whole
 
 LARGEST = 2**31
-"""Ids are kept in four bytes; which of them the student has is for the reader to know."""
+"""Upper bound of token IDs, stored in four bytes; they are checked against the student's vocabulary later."""
 
 
 def usable(ids: Int[Tensor, "tokens k"], logprobs: Float[Tensor, "tokens k"]) -> TokenScores:
-    """Every token of the response is covered, by a distribution.
+    """Return scores that cover every token of the response, after checking that they are distributions.
 
     Raises:
-        ValueError: Some token's is none.
+        ValueError: A token has an invalid distribution.
     """
     TopK(ids, logprobs).check(LARGEST)
     return whole(ids, logprobs)
@@ -32,7 +32,7 @@ class Store(Journal[TokenScores]):
     """Scored rows by key.
 
     Args:
-        path: The file; made with the first row.
+        path: The file; created with the first row.
     """
 
     def __init__(self, path: Path):

@@ -1,4 +1,4 @@
-"""What the tree's nodes say to the teacher, as the settings have it."""
+"""Node texts for the teacher's prompts, as configured."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from isogloss.teacher.prompts import NodeTexts, load_texts
 
 
 def node_texts(config: Config) -> NodeTexts:
-    """What the tree's nodes say; the demo's tasks also list their answer words in each language."""
+    """Load the node texts; for demo data, add each task's answer words in every language."""
     texts = load_texts(config.distill.texts)
     if not any(isinstance(source, DemoData) for source in config.sources) or texts.answers:
         return texts

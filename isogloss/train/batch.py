@@ -1,4 +1,4 @@
-"""Batches: rows with their signals, padded, and where each response token is predicted."""
+"""Batches: padded rows with their signals, and the positions that predict response tokens."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,25 +22,25 @@ from isogloss.teacher.signals import Signal
 
 @dataclass(frozen=True)
 class Sample:
-    """One row of a batch; stage 1 has neither language nor signal. Meanings are numbered from 0 on."""
+    """One row of a batch; stage 1 sets neither language nor signal. Meanings are numbered from 0."""
 
     encoded: Encoded
     language: str = ""
     meaning: int = 0
     signal: Signal | None = None
     options: tuple[tuple[int, ...], ...] = ()
-    """All that may be answered, end of turn included, where the signal has a distribution over it."""
+    """All answer options, end of turn included, if the signal has an informative distribution over them."""
     teacher_prompt: tuple[int, ...] = ()
-    """What the teacher read, where the signal has something of it."""
+    """The teacher's prompt, if the signal contains a teacher."""
 
     @property
     def bare(self) -> bool:
-        """Whether it is a sentence that nobody answers."""
+        """True for a parallel-text sentence, which has no response."""
         return not self.encoded.response
 
 
 class Ordered(Dataset):
-    """Samples in the order of training, repeats included."""
+    """Samples in training order, repeats included."""
 
     def __init__(self, samples: Sequence[Sample], order: Sequence[int]):
         self.samples, self.order = samples, order
@@ -53,20 +53,20 @@ class Ordered(Dataset):
 
 
 INFORMED = 0.8
-"""Share of ln n, the most that n options can have, which the target's entropy has to stay under."""
+"""Upper limit of the target's entropy, as a share of ln n, the maximum for n options."""
 
 
 def informed(options: Float[Tensor, " options"]) -> bool:
-    """Whether a distribution over options, as ln probabilities, says more than chance.
+    """Return whether a distribution over options, as ln probabilities, is clearly not uniform.
 
-    Where it does not, cross-entropy alone trains the row: a near-uniform target carries no signal.
+    Otherwise only cross-entropy trains the row, as a near-uniform target carries no signal.
     """
     log_p = options.float().log_softmax(0)
     return float(-(log_p.exp() * log_p).sum()) < INFORMED * math.log(len(options))
 
 
 def samples_of(rows: Sequence[Row], signals: Sequence[Signal]) -> list[Sample]:
-    """Rows joined to their signals, their meanings numbered anew without gaps."""
+    """Combine rows and signals into samples; meanings are renumbered without gaps."""
     numbers = {meaning: n for n, meaning in enumerate(dict.fromkeys(row.meaning for row in rows))}
     return [
         Sample(
@@ -82,19 +82,19 @@ def samples_of(rows: Sequence[Row], signals: Sequence[Signal]) -> list[Sample]:
 
 
 FEW = 8
-"""Fewest twins to estimate mean and spread from. With fewer, instructions and bare sentences share one
-estimate; with fewer of both, vectors stay as they are."""
+"""Fewest twins from which mean and standard deviation are estimated. With fewer, instructions and bare
+sentences share one estimate; with fewer of both together, vectors are not standardised."""
 
 
 @dataclass(frozen=True)
 class Twins:
-    """What the hidden-state term compares with.
+    """The English twins, which are the targets of the hidden-state term.
 
     Attributes:
-        vectors: The English twin of every meaning, standardised, in the order of their numbers.
-        statistics: Mean and spread of the twins that are instructions (False) and bare sentences (True): a
-            template moves every state behind it. Rows of all languages are standardised by them, so what
-            moves a whole language away from English is to be unlearned.
+        vectors: The standardised vector of every meaning's English twin, in the order of their numbers.
+        statistics: Statistics of the twins that are instructions (False) and bare sentences (True), separate
+            because a chat template shifts every state after it. Rows of all languages are standardised with
+            them, so the loss also penalises a constant offset of a language from English.
     """
 
     vectors: Float[Tensor, "meanings hidden"]
@@ -108,7 +108,7 @@ class Twins:
 
 
 def twins_of(samples: Sequence[Sample]) -> Twins | None:
-    """The English twins of all meanings; None in stage 1, and where no loss asks for them."""
+    """Return the English twins of all meanings; None if the signals contain none, as in stage 1."""
     found = {
         s.meaning: (s.signal.twin, s.bare)
         for s in samples
@@ -129,17 +129,17 @@ def twins_of(samples: Sequence[Sample]) -> Twins | None:
 
 @dataclass
 class Options:
-    """The answer options of a batch's rows, one behind the other.
+    """The answer options of a batch's rows, concatenated.
 
     Attributes:
-        branch: Which answer of its row each token belongs to, as `branches` lays them out.
-        place: The position of each token, as if its answer alone stood behind the prompt.
-        positions: Where option tokens are predicted, in the flattened batch, each place once.
+        branch: The answer of its row that each token belongs to, as in `model.branches`.
+        place: The position ID of each token, as if its answer alone followed the prompt.
+        positions: Positions in the flattened batch that predict option tokens, each once.
         ids: The option tokens.
-        where: Which of the positions predicts each.
-        own: Which option tokens are the row's response, where that is an option.
-        lengths: Tokens of each option.
-        sizes: Options of each row that has any.
+        where: Index into `positions` of the position that predicts each option token.
+        own: Indices of the option tokens that are their row's response, if that is an option.
+        lengths: Number of tokens of each option.
+        sizes: Number of options of each row that has any.
         targets: ln probability of each option under the reference model, in the order of `lengths`.
     """
 
@@ -167,28 +167,28 @@ class Batch:
     ids: Tensor
     """(B, W): prompt, response, and the other options of an answer set."""
     mask: Tensor
-    """(B, W): 1 where there is a token, 0 where there is padding."""
+    """(B, W): 1 for a token, 0 for padding."""
     prompt_mask: Tensor
     """(B, W): 1 on the prompt."""
     instruction_mask: Tensor
     """(B, W): 1 on the instruction itself, not on BOS or the template."""
     positions: Tensor
-    """(R,): where each response token is predicted, in the rows laid end to end."""
+    """(R,): the position in the flattened batch that predicts each response token."""
     response: Tensor
-    """(R,): the response tokens, which are all that the loss is of: there are no labels to mask."""
+    """(R,): the response tokens. The loss covers only these, so there are no labels to mask."""
     languages: list[str]
     bare: list[bool]
-    """Which rows are sentences without a response, for the hidden-state term alone."""
+    """True for rows that are sentences without a response, used only by the hidden-state term."""
     meanings: Tensor
-    """(B,): each row's English twin, as its place among the twins."""
+    """(B,): the index of each row's English twin among the twins."""
     teacher_mask: Tensor
     """(R,): which response tokens the teacher has scored."""
     replay_mask: Tensor
-    """(R,): which of those are English replay's."""
+    """(R,): which of those belong to English replay rows."""
     option_mask: Tensor
-    """(R,): which response tokens are an answer option's, and scored with the options."""
+    """(R,): which response tokens belong to an answer option and are scored with the options."""
     teacher: Tensor | TopK | None
-    """What the teacher gives each token of `teacher_mask`: hidden states, or its likeliest tokens."""
+    """The teacher's hidden states or top-k tokens for each token of `teacher_mask`."""
     options: Options | None = None
 
     def to(self, device: torch.device) -> "Batch":
@@ -199,9 +199,9 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
-    """Pad, and note where each response token is predicted."""
+    """Pad samples into a batch, with the positions that predict response tokens."""
     encoded = [sample.encoded for sample in samples]
-    # The response comes first, so what is said of responses is the same whatever stands behind them.
+    # The response comes first, so its positions do not depend on the options after it.
     others = [[one for one in s.options if one != s.encoded.response] for s in samples]
     texts = [[*e.prompt, *e.response, *chain(*more)] for e, more in zip(encoded, others, strict=True)]
     ids, mask = pad(texts, pad_id)
@@ -266,14 +266,14 @@ def _options(samples: Sequence[Sample], others: Sequence[Sequence[tuple[int, ...
 
 
 def _teacher_mask(signal: Signal | None, length: int) -> Tensor:
-    """Which tokens of a response the teacher has scored."""
+    """Return which tokens of a response the teacher has scored."""
     if signal is None or signal.teacher is None:
         return torch.zeros(length, dtype=torch.bool)
     return torch.ones(length, dtype=torch.bool) if signal.covered is None else signal.covered
 
 
 def _joined(said: Sequence[Tensor | TopK]) -> Tensor | TopK | None:
-    """What the teacher says of one row after the other; a batch's signals are all of one kind."""
+    """Concatenate the teacher's signals of all rows, which are all of one kind."""
     if not said:
         return None
     tops = [one for one in said if isinstance(one, TopK)]

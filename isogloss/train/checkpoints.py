@@ -1,4 +1,4 @@
-"""Checkpoints: which of them training may go on from."""
+"""Checkpoints: select the one from which training may resume."""
 
 import hashlib
 import json
@@ -17,22 +17,22 @@ DIGESTS = "digests.json"
 
 
 def forget_other_rows(folder: Path, rows: Ordered, how: object, say: Callable[[str], None]) -> None:
-    """Remove the checkpoints of training on other rows, in another order or way: all may have changed since.
+    """Remove checkpoints from training on other rows, in another order, or with other settings.
 
     Args:
-        folder: Holds them, and from now on a hash of the rows.
-        how: What else a step depends on; its `repr` counts.
-        say: Hears of it.
+        folder: Contains the checkpoints and a hash of the rows, which is updated.
+        how: Everything else that a step depends on; compared by its `repr`.
+        say: Callback that receives a warning if checkpoints are removed.
 
     Raises:
-        RunError: That hash is damaged.
+        RunError: The stored hash is damaged.
     """
     digest = hashlib.sha256(repr((rows.order, how)).encode())
     for sample in rows.samples:
         about = sample.encoded, sample.language, sample.meaning, sample.options, sample.teacher_prompt
         digest.update(repr(about).encode())
     file, ours = folder / "rows.json", digest.hexdigest()
-    remedy = f"remove {folder}, and training begins anew"
+    remedy = f"remove {folder} to restart training from the beginning"
     before = read_json(file, "rows", remedy)["rows"] if file.exists() else ours
     processes.wait()  # until all have read it
     if processes.is_main():
@@ -40,20 +40,23 @@ def forget_other_rows(folder: Path, rows: Ordered, how: object, say: Callable[[s
         for path in found:
             shutil.rmtree(path)
         if found:
-            say("Warning: what is learned from has changed since training was stopped; it begins anew")
+            say("Warning: the checkpoints are from other rows or settings; training restarts")
         write_json(file, {"rows": ours})
     processes.wait()
 
 
 NEEDED = ("counts.json", "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "*model*")
-"""What a checkpoint consists of; transformers silently does without some of it."""
+"""Files of a complete checkpoint; transformers silently ignores that some of them are missing."""
 
 
 def last_whole(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """The last checkpoint that can be read; None: training begins anew.
+    """Return the last intact checkpoint; None if training must start from the beginning.
 
-    Every file is read to its end beforehand: a library that meets a damaged one while it loads may raise
-    anything, and an EOFError, which command-line libraries take for Ctrl-D.
+    Files are checked before loading: a library that loads a damaged file may raise anything, even an
+    EOFError, which command-line libraries interpret as Ctrl-D.
+
+    Args:
+        say: Callback that receives a warning for each damaged checkpoint.
     """
     found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     for one in reversed(found):
@@ -61,13 +64,13 @@ def last_whole(folder: Path, say: Callable[[str], None]) -> Path | None:
         if fault is None:
             return one
         if fault:
-            say(f"Warning: {fault}; training goes back to an earlier checkpoint, or to its beginning")
+            say(f"Warning: {fault}; training resumes from an earlier checkpoint or restarts")
     return None
 
 
 def _fault(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint: empty where a kill has left it unfinished; None: it is whole."""
-    if not (checkpoint / "trainer_state.json").exists():  # which is written last
+    """Describe a checkpoint's damage; None if it is intact, empty if a kill left it unfinished."""
+    if not (checkpoint / "trainer_state.json").exists():  # written last
         return ""
     for pattern in NEEDED:
         if not any(checkpoint.glob(pattern)):
@@ -76,7 +79,7 @@ def _fault(checkpoint: Path) -> str | None:
     for file in sorted(path for path in checkpoint.iterdir() if path.is_file()):
         try:
             if file == digests and json.loads(file.read_text("utf-8")) != digests_of(checkpoint):
-                return f"{checkpoint} has weights that are not as they were written"
+                return f"{checkpoint} has weights that do not match their digests"
             if file.suffix == ".json":
                 json.loads(file.read_text("utf-8"))
             elif file.suffix == ".safetensors":
@@ -92,7 +95,7 @@ def _fault(checkpoint: Path) -> str | None:
 
 
 def digests_of(checkpoint: Path) -> dict[str, str]:
-    """SHA-256 of the files of weights, whose format has no checksum."""
+    """Return the SHA-256 of each weights file, since safetensors has no checksum."""
     found = {}
     for path in sorted(checkpoint.glob("*.safetensors")):
         with path.open("rb") as file:

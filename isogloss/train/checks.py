@@ -1,8 +1,7 @@
-"""Self-checks before and at the beginning of training: cheap, and each is there for a silent failure.
+"""Cheap self-checks before and at the start of training, each against a silent failure.
 
-A check that fails says what is wrong and stops the run: what would be trained is not what is meant. Of the
-user's data it is a `DataError`; else it is a fault of this program, or of a library below it, and no setting
-mends it.
+A failed check stops the run. A `DataError` is a fault in the user's data; any other error is a bug in this
+program or in a library, which no setting can fix.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,19 +27,19 @@ from isogloss.train.batch import Sample, collate, samples_of
 from isogloss.train.objective import Weights, batch_losses
 
 FEW = 4
-"""Rows that are read to see that teacher and student agree."""
+"""Number of rows on which teacher and student are compared."""
 PER_LANGUAGE = 8
-"""Rows of a language whose divergence is told before training."""
+"""Rows per language on which the divergence before training is measured."""
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-4}
-"""Nats a token by which two readings of one text may differ; in half precision `COARSE`."""
+"""Tolerance between two forward passes of one text, in nats per token; `COARSE` in half precision."""
 COARSE = 2e-2
 
 
 def check_rows(rows: Sequence[Row]) -> None:
-    """Every row has something to learn from: a batch without response tokens has a loss of exactly 0.
+    """Check that rows have a response: a batch without response tokens has a loss of exactly 0.
 
     Raises:
-        DataError: A row that is asked for an answer has no response token.
+        DataError: A row with a teacher prompt has no response token.
     """
     for row in rows:
         if row.teacher_prompt and not row.student.response:
@@ -51,12 +50,12 @@ def check_rows(rows: Sequence[Row]) -> None:
 def check_teacher(
     adapters: TreeLora, rows: Sequence[Row], *, pad_id: int, layer: int, kind: Kind, k: int
 ) -> None:
-    """The teacher is the reference model, reads without dropout, and is aligned with the student.
+    """Check that the teacher is the reference model, in eval mode, and aligned with the student.
 
-    On the shortest row of up to `FEW` languages: with adapters off the states are those of the model without
-    any adapter, to the bit, and the same when read again; and a teacher that reads the student's own prompt,
-    through signals, collation and loss, differs by nothing but rounding from the student without adapters and
-    from the logits that the model's own forward gives, as does the cross-entropy.
+    Uses the shortest row of up to `FEW` languages. With adapters off, hidden states must be bit-identical to
+    those of the model without adapters, and to those of a second forward pass. A teacher given the student's
+    prompt, through signals, collation and loss, must match the student without adapters and the logits of the
+    model's own forward pass up to rounding; so must the cross-entropy.
 
     Raises:
         RuntimeError: One of these does not hold.
@@ -69,7 +68,7 @@ def check_teacher(
     signals = teacher_signals(model, plain, layer=layer, pad_id=pad_id, kind=kind, k=k)
     if dropping := [name for name, module in model.named_modules() if module.training]:
         name = dropping[0] or "the model"
-        raise RuntimeError(f"self-check: the teacher reads in training mode ({name})")
+        raise RuntimeError(f"self-check: the teacher is in training mode ({name})")
     batch = collate(samples_of(plain, signals), pad_id).to(next(model.parameters()).device)
     off, again = (last_hidden(model, batch.ids, batch.mask) for _ in range(2))
     with _without(model):
@@ -84,9 +83,9 @@ def check_teacher(
     parts = batch_losses(model, batch, Weights(kl=1.0, layer=layer))
     nats = sum(float(parts[name]) for name in ("kl", "replay") if name in parts) / len(batch.response)
     if not nats <= few_nats:
-        far = f"{nats:.4f} nats a token"
-        raise RuntimeError(f"self-check: a teacher that reads the student's prompt differs from it by {far}")
-    # The reference is no code of ours: what transformers' own forward makes of the same rows.
+        far = f"{nats:.4f} nats per token"
+        raise RuntimeError(f"self-check: teacher and student differ by {far} on the same prompt")
+    # An independent reference: transformers' own forward pass on the same rows.
     reference = causal_of(model)
     own = reference(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
     assert batch.teacher is not None
@@ -103,13 +102,13 @@ def check_teacher(
         apart["the cross-entropy"] = abs(ours - float(reference(**read, use_cache=False).loss))
     limits = dict.fromkeys(apart, few_nats)
     if taught and off.dtype not in ROUNDING:
-        # Its logits are rounded to the model's type and ours are not: each token by up to half a unit in the
-        # last place of the largest, and the mean over few tokens by as much as chance leaves of it.
+        # Its logits are rounded to the model's dtype and ours are not: each token's loss is off by up to half
+        # a unit in the last place of the largest logit, and the errors average out over the tokens.
         rounding = float(own.abs().amax()) * torch.finfo(off.dtype).eps / 2
         limits["the cross-entropy"] = max(few_nats, 4 * rounding / count**0.5)
     for what, far in apart.items():
         if not far <= limits[what]:
-            raise RuntimeError(f"self-check: {what} is {far:.4f} nats a token from the model's own")
+            raise RuntimeError(f"self-check: {what} is off by {far:.4f} nats per token from the model's own")
 
 
 @torch.no_grad()
@@ -120,10 +119,10 @@ def divergence_by_language(
     pad_id: int,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, float]:
-    """Nats a response token between teacher and student, as the adapters are, on a few rows per language.
+    """Measure the divergence of student from teacher per language, in nats per response token, on a few rows.
 
-    Before training it is what the student would gain by reading what the teacher reads; languages without a
-    scored row are left out.
+    Before training, this is what the student would gain from the teacher's prompt. Languages without a scored
+    row are skipped.
     """
     device = next(adapters.model.parameters()).device
     found: dict[str, float] = {}
@@ -141,14 +140,13 @@ def divergence_by_language(
 
 
 class PathsOnly(TrainerCallback):
-    """After the first step that changes anything, only nodes on the paths of what was read have changed,
-    and to finite numbers.
+    """Check that the first update changes only nodes on the paths of the rows read, to finite values.
 
     Args:
-        read: The languages whose rows were read, as the trainer adds them.
+        read: The languages of the rows read so far, updated by the trainer.
 
     Raises, at that step's end:
-        RuntimeError: Another node has changed, or one holds no numbers any more.
+        RuntimeError: Another node has changed, or a node contains nan or infinity.
     """
 
     def __init__(self, adapters: TreeLora, read: set[str]):
@@ -156,7 +154,7 @@ class PathsOnly(TrainerCallback):
         self.before: dict[str, dict[str, Tensor]] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # After a resume the optimiser's moments move nodes that no row reads.
+        # After a resume, Adam's moments also update nodes that no row uses.
         if state.global_step == 0:
             self.before = {node.name: self._rows(node) for node in self.adapters.tree.nodes}
             self.read.clear()
@@ -181,7 +179,7 @@ class PathsOnly(TrainerCallback):
         everywhere = processes.gathered(sorted(self.read))
         read = {node.name for code in everywhere for node in self.adapters.tree.path(code)}
         if strays := [name for name in changed if name not in read]:
-            raise RuntimeError(f"self-check: {strays[0]} has changed, and no row that was read is below it")
+            raise RuntimeError(f"self-check: {strays[0]} has changed, but no row read so far uses it")
 
     def _rows(self, node: Any) -> dict[str, Tensor]:
         return {name: p.clone() for name, p in self.adapters.node_parameters(node).items()}
@@ -189,7 +187,7 @@ class PathsOnly(TrainerCallback):
 
 @contextmanager
 def _without(model: nn.Module) -> Iterator[None]:
-    """The model with its own layers in the places of those that carry adapters."""
+    """Replace the adapted layers with their base layers inside the context."""
     places = [
         (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], module)
         for name, module in model.named_modules()

@@ -1,9 +1,9 @@
-"""Each node's learning rate by how many of the rows it sees.
+"""Per-node learning rates, by the share of training rows that pass through each node.
 
-Adam divides a gradient by its own size, so a node that few rows reach takes steps as long as the root's, from
-a gradient that is as much noisier as it has fewer rows. Its steps are shortened by the square root of its
-share of the rows: Adam's scaling rule for the batch size (Malladi et al. 2022, arXiv:2205.10287, §4), as a
-node's batch is its share of the step's rows.
+Adam normalises gradients by their magnitude, so a node that few rows reach takes steps as large as the
+root's, from a noisier gradient. Its steps are scaled by the square root of its share of the rows: Adam's
+scaling rule for the batch size (Malladi et al. 2022, arXiv:2205.10287, §4), since a node's batch is its share
+of the step's rows.
 """
 
 from collections import Counter
@@ -18,12 +18,12 @@ from isogloss.adapters.tree import Tree
 
 
 def node_rates(tree: Tree, languages: Iterable[str]) -> Tensor:
-    """What each of the tree's rows has its steps multiplied by: (rank,), from 0 to 1.
+    """Return the factor on the steps of each of the tree's adapter rows: (rank,), from 0 to 1.
 
-    The node that sees the most rows, which is the root where it has any rank, keeps its steps.
+    It is 1 for the node that sees the most training rows: the root, if it has any rank.
 
     Args:
-        languages: Of every row that is learned from, in any order.
+        languages: The language of every training row, in any order.
     """
     seen = torch.zeros(tree.rank)
     for code, many in Counter(languages).items():
@@ -32,7 +32,7 @@ def node_rates(tree: Tree, languages: Iterable[str]) -> Tensor:
 
 
 class NodeRates:
-    """Shortens each step of an optimiser by the rates of the adapters' rows."""
+    """Scale each optimiser step of the adapters' rows by their rates."""
 
     def __init__(self, adapters: TreeLora, rates: Tensor):
         self.learned = [

@@ -1,4 +1,4 @@
-"""The loss of a batch in parts: cross-entropy, divergence from the teacher, similarity, replay."""
+"""The loss terms of a batch: cross-entropy, divergence from the teacher, similarity, replay."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ DIVERGENCES = {
 
 @dataclass(frozen=True)
 class Weights:
-    """How much each part of the loss counts, the layer and divergence it reads, and their temperatures."""
+    """Weights of the loss terms, with the hidden-state term's layer, the divergence and the temperatures."""
 
     ce: float = 1.0
     kl: float = 0.0
@@ -40,7 +40,10 @@ class Weights:
     similarity_decay: float = 0.0
 
     def at(self, done: float) -> "Weights":
-        """These at a share of the way; `similarity` falls to 0 in a line over `similarity_decay` of it."""
+        """Return the weights at a fraction `done` of training.
+
+        `similarity` decays linearly to 0 over the first `similarity_decay` of training.
+        """
         if not self.similarity_decay:
             return self
         return replace(self, similarity=self.similarity * max(0.0, 1 - done / self.similarity_decay))
@@ -55,15 +58,15 @@ def batch_losses(
     *,
     gpu: bool | None = None,
 ) -> dict[str, Tensor]:
-    """The parts of the loss as sums: `ce`, `kl` and `replay` over response tokens, `options` over rows' whole
-    answers, `similarity` over rows.
+    """Return the loss terms as sums: `ce`, `kl` and `replay` over response tokens, `options` and `similarity`
+    over rows.
 
-    English rows are replay: their only response loss is `replay`, the KL to the reference model on the same
-    prompt.
+    English rows scored by the teacher are replay: their only response loss is `replay`, the KL to the
+    reference model on the same prompt.
 
     Args:
-        twins: The English twins' states, for the hidden-state term.
-        gpu: Logits are held as on a GPU, or as on a processor; as where the batch lies if not given.
+        twins: The English twins, for the hidden-state term.
+        gpu: Use the chunk size of a GPU or of a CPU; by default that of the batch's device.
     """
     score = partial(_sums, model, size=chunk_size(model, batch.ids.is_cuda if gpu is None else gpu))
     if adapters is not None:
@@ -76,8 +79,8 @@ def batch_losses(
             pooled, twins.vectors, batch.meanings, temperature=weights.similarity_temperature
         )
 
-    # Bare sentences have no response loss, so the forward ends at the term's layer; not under DDP, where
-    # every adapter needs a gradient on every rank.
+    # Sentences without a response only need the hidden-state term, so the forward pass stops at its layer.
+    # Not under DDP, which expects a gradient for every adapter on every rank.
     if twins is not None and weights.similarity and all(batch.bare) and processes.count() == 1:
         states = states_up_to(model, batch.ids, batch.mask, [weights.layer])[weights.layer]
         return {"ce": states.new_zeros((), dtype=torch.float32), "similarity": alike(states)}
@@ -89,7 +92,7 @@ def batch_losses(
     answers = hidden.flatten(0, 1)[batch.positions]
 
     ce_mask, sets = ~batch.replay_mask, batch.options if weights.kl else None
-    if sets is not None:  # a response that is an option is scored with them
+    if sets is not None:  # a response that is an option is scored with the options
         ce_mask = ce_mask & ~batch.option_mask
     divided = batch.teacher is not None and bool(weights.kl)
     kl_mask = ce_mask & batch.teacher_mask if divided else ce_mask
@@ -121,7 +124,7 @@ def batch_losses(
 
 
 def _teacher_of(batch: Batch, tokens: Tensor) -> Tensor | TopK:
-    """The teacher's part of some response tokens, all of which it has scored."""
+    """Return the teacher's signals for response tokens, all of which it must have scored."""
     assert batch.teacher is not None
     return batch.teacher[tokens[batch.teacher_mask]]
 
@@ -137,7 +140,7 @@ def _sums(
     *,
     size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and divergence of some response tokens, sums in nats; 0 what is not asked for."""
+    """Return cross-entropy and divergence summed over response tokens, in nats; 0 for a missing input."""
     if not isinstance(teacher, TopK | None):
         teacher = teacher.to(hidden.dtype)
     fixed = fused.frozen_head(model)
@@ -170,22 +173,22 @@ def _sums(
 
 
 LOGITS, LOGITS_GPU = 1 << 25, 1 << 27
-"""Logits in memory at a time, of student and of teacher; more are computed in chunks.
+"""Maximum logits in memory at a time, for student and teacher each; more are computed in chunks.
 
-With a processor's chunks a GPU would be bound by kernel launches (docs/log.md)."""
+With the CPU's chunk size a GPU would be limited by kernel launches (docs/log.md)."""
 
 
 def chunk_size(model: nn.Module, gpu: bool) -> int:
-    """Response tokens whose logits are held at a time."""
+    """Return the number of response tokens whose logits are held at a time."""
     many = LOGITS_GPU if gpu else LOGITS
     return max(1, many // causal_of(model).config.get_text_config().vocab_size)
 
 
 def in_chunks(score: Callable[..., Tensor], size: int, hidden: Tensor, *others: Tensor | TopK) -> Tensor:
-    """The sum of `score` over tokens, never holding the logits of more than `size` of them.
+    """Sum `score` over tokens, with the logits of at most `size` tokens in memory at a time.
 
-    For a head that learns, as in stage 1, or is no plain linear layer; `fused` serves the others. Equal to
-    one call; where it takes several, each is computed again in backward.
+    For a head that is trained, as in stage 1, or not a plain linear layer; `losses.fused` handles the others.
+    The result equals a single call. With several chunks, each is recomputed in the backward pass.
     """
     if len(hidden) <= size:
         return score(hidden, *others)
@@ -195,10 +198,10 @@ def in_chunks(score: Callable[..., Tensor], size: int, hidden: Tensor, *others: 
 
 
 class Objective(nn.Module):
-    """The parts of the loss as one module's forward.
+    """The loss terms as the forward pass of one module.
 
-    DDP synchronises the gradients of what runs in its module's `forward`, so all of it does. `state_dict`
-    holds trainable parameters alone.
+    DDP only synchronises gradients of what runs in its module's `forward`, so the whole loss runs there.
+    `state_dict` contains only trainable parameters.
     """
 
     def __init__(self, model: nn.Module, adapters: TreeLora | None, twins: Twins | None):
@@ -213,13 +216,13 @@ class Objective(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         if state_dict.keys() != self.state_dict().keys():
-            raise ValueError("the checkpoint belongs to a model or tree of another shape")
+            raise ValueError("the checkpoint belongs to a model or tree with different shapes")
         super().load_state_dict(state_dict, strict=False)
         return SimpleNamespace(missing_keys=[], unexpected_keys=[])
 
 
 PARTS = ("loss", "ce", "kl", "options", "replay", "similarity")
 BY_ROW = ("similarity",)
-"""Parts that are means over rows; the others are means over response tokens."""
+"""Terms that are averaged over rows; the others are averaged over response tokens."""
 WEIGHED = {"options": "kl"}
-"""Parts that are weighed by the weight of another: both are divergences from the reference model."""
+"""Terms that use another term's weight: both are divergences from the reference model."""

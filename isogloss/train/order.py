@@ -1,4 +1,4 @@
-"""The order in which steps read the rows: languages balanced, rows of like length together."""
+"""The training order of rows: languages balanced, rows of similar length batched together."""
 
 import random
 from collections.abc import Collection, Mapping, Sequence
@@ -11,7 +11,7 @@ from isogloss.teacher.rows import Row
 
 
 def training_order(rows: Sequence[Row], settings: Distill, seed: int) -> list[int]:
-    """Row numbers in the order in which stage 2 reads them; English gets its share where there is any."""
+    """Return the row numbers in stage 2's training order; English rows, if any, get the replay share."""
     parallel = sum(row.language != SOURCE for row in rows)
     replay = settings.replay_fraction if parallel < len(rows) else 0.0
     return schedule(
@@ -22,7 +22,7 @@ def training_order(rows: Sequence[Row], settings: Distill, seed: int) -> list[in
         seed=seed,
         fixed={SOURCE: replay},
         alike=[(row.bare, row.tokens) for row in rows],
-        # Nobody answers a bare sentence: once the hidden-state term has faded it teaches nothing.
+        # Bare sentences have no response: they train nothing once the hidden-state term has decayed to 0.
         early=[n for n, row in enumerate(rows) if row.bare] if settings.similarity_decay else (),
         within=settings.similarity_decay,
     )
@@ -40,16 +40,20 @@ def schedule(
     early: Collection[int] = (),
     within: float = 1.0,
 ) -> list[int]:
-    """Row numbers in the order of training: languages balanced, every row of a language before any again.
+    """Return row numbers in training order, with languages balanced.
+
+    A row is repeated only after all rows of its language.
 
     Args:
         languages: The language of each row.
-        draws: How many rows are read in all; rounded down to whole batches.
+        draws: Total number of rows read; rounded down to whole batches, at least one.
         balance: A language of n rows is drawn in proportion to n^(1/balance).
-        batch: Rows per batch; rows that are alike are put together within windows of eight batches.
-        alike: What rows of a batch are to be alike in, such as their tokens; sorted by.
-        fixed: Share of all draws that a language gets whatever its rows.
-        early: Rows that are read in the first `within` of the draws, as far as they have room there.
+        batch: Rows per batch.
+        alike: Sort key of each row, such as its tokens: rows are sorted by it within windows of eight
+            batches, so that a batch holds similar rows.
+        fixed: Share of all draws for a language, regardless of its number of rows.
+        early: Rows that are read within the first `within` of the draws, as far as they fit.
+        within: Share of the draws, from 0 to 1.
     """
     rng = random.Random(seed)
     rows_of: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""Stage 1: selected English instructions tune the base; the result is the reference model."""
+"""Stage 1: fine-tune the base on selected English instructions; the result is the reference model."""
 
 import random
 import re
@@ -34,16 +34,16 @@ from isogloss.train.order import schedule
 from isogloss.train.trainer import ResponseTrainer, Watch, optimisation, train, training_arguments
 
 ADAPTER = "stage1_adapter"
-"""Folder in the reference model's, where stage 1 was a LoRA: what to add to the base."""
+"""Subfolder of the reference model with the adapter to add to the base, if stage 1 used LoRA."""
 USUAL = 2_048
-"""Tokens of stage 1's longest row, unless the settings say so or the model has fewer positions."""
+"""Default maximum tokens per row of stage 1, if the model has as many positions."""
 CARD = "# A base tuned on English instructions: the reference model of a run of isogloss"
 
 
 def lora_everywhere(model: torch.nn.Module, rank: int) -> LoraConfig:
-    """Stage 1's LoRA: on every linear layer of the text decoder.
+    """Return stage 1's LoRA configuration: every linear layer of the text decoder.
 
-    No text reaches a vision tower, whose adapters would have no gradient.
+    A vision tower is excluded: text does not pass through it, so its adapters would get no gradient.
     """
     prefix = decoder_prefix(model)
     top = model.get_output_embeddings()  # type: ignore[operator]
@@ -69,10 +69,13 @@ def english_rows(
     seed: int,
     limit: int | None = None,
 ) -> list[Encoded]:
-    """English turns as rows; a share of them once more as the teacher will read them.
+    """Encode English turns as rows, and a share of them again with the teacher's privileged prompt.
 
-    The second reading shows the model, in English alone, what the teacher's prompt looks like and
-    that the answer to the twin helps. One of more than `limit` tokens is not read so.
+    The second copy shows the model, in English only, what the teacher's prompt looks like and that the twin's
+    answer helps. Copies of more than `limit` tokens are skipped.
+
+    Args:
+        privileged: Share of the examples that get a second copy.
     """
     rows = []
     for example in examples:
@@ -90,10 +93,10 @@ def english_rows(
 
 
 def longest_row(config: Config) -> int:
-    """Tokens of the longest row of stage 1: what the settings say, else the model's positions.
+    """Return the maximum tokens per row of stage 1: as configured, else the model's positions up to `USUAL`.
 
     Raises:
-        ConfigError: The settings ask for more than the model has.
+        ConfigError: The settings exceed the model's positions.
     """
     there = positions(config.model)
     asked = config.tune.max_tokens
@@ -105,7 +108,7 @@ def longest_row(config: Config) -> int:
 def within(
     examples: Sequence[ParallelExample], tokenizer: PreTrainedTokenizerBase, limit: int
 ) -> selection.Selection:
-    """The examples whose row has at most `limit` tokens, prompt and response together."""
+    """Select the examples whose row has at most `limit` tokens, prompt and response together."""
     template = encode(tokenizer, "a", "a").tokens
     kept, dropped = [], []
     for example in examples:
@@ -128,7 +131,7 @@ def difficulty(
     progress: Progress,
     batch: int = 64,
 ) -> list[float]:
-    """How little each English instruction helps the base to foresee its response; see `selection`."""
+    """Return how little each English instruction helps the base to predict its response; see `selection`."""
     losses: dict[bool, list[float]] = {True: [], False: []}
     for told, found in losses.items():
         for start in range(0, len(examples), batch):
@@ -165,13 +168,13 @@ def tune(
     report_to: Sequence[str] = (),
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, float]:
-    """Train and write the reference model to `folder`, in `dtype`; returns the trainer's counts.
+    """Train the reference model and write it to `folder` in `dtype`; return the trainer's counts.
 
-    The folder appears at the end, whole; checkpoints lie beside it until then.
+    The folder only appears once it is complete; until then, checkpoints are stored next to it.
 
     Args:
-        base: In float32 where all of it is tuned; of what steps add to bfloat16 most is rounded away.
-        name: The base, as the settings name it.
+        base: The base model; in float32 for full fine-tuning, as bfloat16 would round away most updates.
+        name: The base's name in the settings.
         compile: As in `ResponseTrainer`.
         report_to: As in `training_arguments`.
         say: As in `train`.
@@ -202,7 +205,7 @@ def tune(
             weight_decay=settings.weight_decay,
             seed=seed,
             bf16=dtype == torch.bfloat16,
-            # A checkpoint of LoRA is small; one of all weights and AdamW's two moments is not.
+            # A LoRA checkpoint is small; one of all weights and AdamW's two moments is not.
             save_every=max(20, steps // 20) if settings.method == "lora" else max(50, steps // 4),
             report_to=report_to,
         ),
@@ -231,23 +234,23 @@ def tune(
 
 
 def merged(base: Any, adapter: Path) -> Any:
-    """The base with stage 1's adapter in its weights."""
+    """Merge stage 1's adapter into the base."""
     return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()  # type: ignore[operator]
 
 
 def _write_adapter(model: Any, folder: Path, base: str) -> None:
-    """In bfloat16: what is kept is the reference model's own, because that is made of it."""
+    """Write the adapter in bfloat16; the reference model is then merged from this file, so both agree."""
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.inference_mode = base, True
     config.save_pretrained(folder)
-    # Otherwise peft asks the hub for the base's configuration.
+    # Otherwise PEFT queries the Hub for the base's configuration.
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     state = {name: p.cpu().bfloat16().contiguous() for name, p in state.items()}
     save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
 
 
 def _whole(model: Any) -> Any:
-    """The base without adapters; of a model that lies in parts, read anew, whole and on the host."""
+    """Return the base without adapters; a sharded model is reloaded whole into CPU memory."""
     if not parts_of(model):
         return model.unload()
     base = causal_of(model)

@@ -1,4 +1,4 @@
-"""Stage 2 from rows to trained adapters: signals, the order of rows, training."""
+"""Stage 2, from rows to trained adapters: teacher signals, row order, training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,13 +28,15 @@ from isogloss.train.trainer import ResponseTrainer, Watch, optimisation, train, 
 
 
 def layer_of(model: nn.Module, settings: Distill) -> int:
-    """The decoder layer that the hidden-state term reads: as set, which `config.defaults` does for a model
-    trained before, else two thirds of the way up."""
+    """Return the hidden-state term's decoder layer: as set, else two thirds of the way up.
+
+    For models that were instruction-tuned before, `config.defaults` sets it.
+    """
     return settings.similarity_layer or two_thirds(model)
 
 
 def weights_of(model: nn.Module, settings: Distill, *, replay: bool) -> Weights:
-    """The settings' loss for a model; `replay`: there are English rows."""
+    """Return the loss weights for a model; `replay` is true if there are English rows."""
     return Weights(
         settings.ce_weight,
         settings.kl_weight,
@@ -59,15 +61,18 @@ def read_signals(
     cache: Cache | None = None,
     scored: Sequence[TokenScores] | None = None,
 ) -> list[Signal]:
-    """What the settings' loss needs of the reference model, from the cache where it is there.
+    """Compute the reference model's signals that the configured loss needs, or load them from the cache.
 
     Args:
-        scored: What another teacher says of the rows that are not English, which takes the model's place.
+        scored: Token scores of another teacher for the non-English rows, which replace the model's own.
+
+    Raises:
+        ValueError: The settings name another teacher and `scored` is missing.
     """
     if settings.scored_elsewhere and scored is None:
         raise ValueError(f"a {settings.teacher.type} teacher's scores must be given")
     kind, k = settings.form
-    with bar("Teacher reads") as progress:
+    with bar("Teacher scores") as progress:
         signals = teacher_signals(
             model,
             rows,
@@ -88,28 +93,30 @@ def read_signals(
 
 
 NAMED = 10.0
-"""Twins that the target of the hidden-state term names on average, where the settings give no temperature."""
+"""Default perplexity, in twins, of the hidden-state term's target."""
 
 
 def similarity_temperature(samples: Sequence[Sample], settings: Distill) -> float:
-    """The temperature of the hidden-state term: the settings', else what has its target name `NAMED` twins.
+    """Return the hidden-state term's temperature: as set, else one with a target perplexity of `NAMED`.
+
+    With fewer than 4 × `NAMED` twins, a quarter of them, at least 2, takes the place of `NAMED`.
 
     Raises:
-        ConfigError: At the settings' temperature the target is nearly one-hot or nearly uniform: it says
-            nothing about which meanings are alike.
+        ConfigError: At the configured temperature the target is nearly one-hot or nearly uniform, so it does
+            not tell which meanings are alike.
     """
     found = twins_of(samples)
     assert found is not None
     twins = found.vectors
+    usual = functional.temperature_of(twins, min(NAMED, max(2.0, len(twins) / 4)))
     if settings.similarity_temperature is None:
-        return functional.temperature_of(twins, min(NAMED, max(2.0, len(twins) / 4)))
+        return usual
     named = functional.perplexity(twins, settings.similarity_temperature)
     if not 2 <= named <= len(twins) / 2:
-        says = "one twin alone" if named < 2 else "nearly all of them alike"
+        says = "which is nearly one-hot" if named < 2 else "which is nearly uniform"
         raise ConfigError(
             f"distill.similarity_temperature is {settings.similarity_temperature:g}: the hidden-state term's "
-            f"target names {named:.1f} of {len(twins)} twins, {says}; leave it out, or take "
-            f"{functional.temperature_of(twins, NAMED):.2g}"
+            f"target covers {named:.1f} of {len(twins)} twins, {says}; leave it out, or use {usual:.2g}"
         )
     return settings.similarity_temperature
 
@@ -131,17 +138,17 @@ def distil(
     compile: bool = False,
     report_to: Sequence[str] = (),
 ) -> None:
-    """Train the adapters on the rows, the model below being frozen.
+    """Train the adapters on the rows; the model's weights are frozen.
 
     Args:
-        work: Folder for checkpoints, from which a killed run goes on; removed by the caller, who knows when
-            the adapters are safe.
-        curve: File that gets the learning curve.
-        cost: Gets tokens, teacher calls and FLOPs; its name is the curve's.
-        bar: Makes progress on something that takes long.
-        cache: Where the teacher's signals are looked for, and kept.
-        say: Hears the divergence of every language before training.
-        scored: What another teacher than the model itself says of the rows that are not English.
+        work: Folder for checkpoints, from which a killed run resumes; removed by the caller, who knows when
+            the adapters are saved.
+        curve: File to which the learning curve is written.
+        cost: Updated with tokens, teacher calls and FLOPs; its stage name is used in the curve.
+        bar: Creates progress bars.
+        cache: Cache of the teacher's signals.
+        say: Callback that receives each language's divergence before training, and warnings.
+        scored: Token scores of another teacher for the non-English rows.
         compile: As in `ResponseTrainer`.
         report_to: As in `training_arguments`.
     """
@@ -149,7 +156,7 @@ def distil(
     layer, (kind, k) = layer_of(adapters.model, settings), settings.form
     if settings.checks:
         check_rows(rows)
-        # What another teacher says of a prompt cannot be foretold: then the frozen model has English alone.
+        # Another teacher's scores cannot be predicted, so only the model's own rows (English) are checked.
         own = [r for r in rows if not r.bare and (r.language == SOURCE or not settings.scored_elsewhere)]
         if own:
             check_teacher(adapters, own, pad_id=pad_id, layer=layer, kind=kind, k=k)
@@ -190,9 +197,9 @@ def distil(
         with bar("Divergence before training") as progress:
             found = divergence_by_language(adapters, samples, weights, pad_id, progress)
         if found:
-            # Of two readings that agree, rounding may leave less than 0.
+            # Rounding may make the divergence of two identical distributions negative.
             nats = ", ".join(f"{code} {max(value, 0.0):.3f}" for code, value in found.items())
-            say(f"Divergence from the teacher before training, nats a token: {nats}")
+            say(f"Divergence from the teacher before training, nats per token: {nats}")
     with bar("Distillation") as progress:
         train(trainer, Watch(curve, cost.stage, max(1, steps // 60), progress), work, say)
     adapters.off()

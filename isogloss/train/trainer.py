@@ -1,8 +1,8 @@
 """One `transformers.Trainer` for both stages: response tokens only, normalised over the whole optimiser step.
 
 Stage 1 has cross-entropy; stage 2 adds the divergence from the teacher and the hidden-state term.
-The Trainer keeps its loop, schedule, checkpoints and distribution; the order of rows is fixed
-beforehand, so a resumed run reads what an unbroken one would have read.
+The Trainer's loop, schedule, checkpoints and distribution are unchanged. The row order is fixed beforehand,
+so a resumed run reads the same batches as an uninterrupted one.
 """
 
 import json
@@ -38,13 +38,18 @@ COUNTS = ("tokens", "responses", "flops")
 
 
 class ResponseTrainer(Trainer):
-    """Trains on response tokens; `adapters` makes it stage 2.
+    """Train on response tokens; pass `adapters` for stage 2.
 
     Args:
-        compile: The decoder's layers are compiled while it trains.
+        compile: Compile the decoder's layers during training.
+        rates: Factors on the steps of the adapters' rows; see `node_rates`.
+        also: Whatever else a step depends on, to tell whether a checkpoint may be resumed.
 
     Attributes:
-        counts: Of all processes and steps so far: `tokens`, `responses` (tokens of them) and `flops`.
+        counts: Totals over all processes and steps: `tokens`, `responses` (response tokens) and `flops`.
+
+    Raises:
+        ConfigError: One process has several GPUs, or accelerate's FSDP or DeepSpeed is enabled.
     """
 
     loss_is_scaled_for_ga = True
@@ -63,8 +68,8 @@ class ResponseTrainer(Trainer):
     ):
         args = kwargs["args"]
         if args.n_gpu > 1:
-            raise ConfigError("one process drives one GPU; start more with `accelerate launch`")
-        # An expert that no token is sent to has no gradient; all else has one in every step.
+            raise ConfigError("one process uses one GPU; start more with `accelerate launch`")
+        # Only an expert to which no token is routed lacks a gradient in a step.
         args.ddp_find_unused_parameters = adapters is None and any(
             "experts" in n for n, _ in model.named_modules()
         )
@@ -72,7 +77,7 @@ class ResponseTrainer(Trainer):
         if twins is not None:
             twins = replace(twins, vectors=twins.vectors.to(args.device))
         objective = Objective(model, adapters, twins)
-        # What lies in parts is not DDP's to compare and to bring together.
+        # DDP must not compare or synchronise sharded parameters.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, parts_of(objective))
         super().__init__(
             model=objective,
@@ -81,7 +86,7 @@ class ResponseTrainer(Trainer):
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ConfigError(
-                "accelerate's FSDP and DeepSpeed are not served; start with examples/accelerate/ddp.yaml, "
+                "accelerate's FSDP and DeepSpeed are not supported; start with examples/accelerate/ddp.yaml, "
                 "and for a large model set shard or four_bit"
             )
         self.remove_callback(PrinterCallback)
@@ -91,20 +96,20 @@ class ResponseTrainer(Trainer):
         self.meter = Meter(model, 1.0 if adapters is None else adapters.met, learns=whole)
         self.counts: dict[str, float] = {"tokens": 0, "responses": 0, "flops": 0}
         self.fresh: dict[str, float | Tensor] = {}
-        """Counts and parts of the loss of this process since all were brought together.
+        """This process's counts and loss terms since the last `settle`.
 
-        The parts lie on the device until then: to read one there would be to wait for it."""
+        Loss terms stay on the device until then, since reading one would synchronise with it."""
         self.languages: set[str] = set()
-        """Whose rows were read, for whoever clears it."""
+        """Languages of the rows read so far; `checks.PathsOnly` clears it."""
 
     @property
     def how(self) -> tuple:
-        """What a step depends on besides its rows: the optimiser, the loss, and what learns."""
+        """What a step depends on besides its rows: optimiser, loss and trainable parameters."""
         args = self.args
         optimiser = args.learning_rate, args.weight_decay, args.adam_beta1, args.adam_beta2
         learns = [(n, tuple(p.shape)) for n, p in self.model.named_parameters() if p.requires_grad]  # type: ignore[union-attr]
         steps = args.max_grad_norm, args.warmup_steps, args.max_steps, args.gradient_accumulation_steps
-        # The same shapes may be scaled otherwise, or be other nodes' rows.
+        # Parameters of the same shapes may have another scaling or belong to other nodes.
         rates = None if self.rates is None else self.rates.tolist()
         tree = self.adapters and (
             self.adapters.tree.nodes,
@@ -129,10 +134,10 @@ class ResponseTrainer(Trainer):
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # the order is in the data
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
-        """Response tokens and rows of the whole optimiser step, over accumulation and ranks."""
+        """Count response tokens and rows of the whole optimiser step, over accumulation and ranks."""
         batches = [sample["batch"] for sample in batch_samples]
         here = sum(len(b.response) for b in batches), sum(len(b.ids) for b in batches)
-        # A step of bare sentences has no response token.
+        # A step with only bare sentences has no response token.
         return torch.tensor(processes.total(here), dtype=torch.float32, device=device).clamp(min=1)
 
     def compute_loss(
@@ -155,16 +160,16 @@ class ResponseTrainer(Trainer):
         self.languages.update(batch.languages)
         self.note("tokens", int(inputs["batch"].mask.sum()))
         self.note("responses", len(batch.response))
-        # Wrappers for several processes average their gradients; the sum is what the normalisation means.
+        # DDP averages gradients over processes, but this normalisation needs their sum.
         loss = loss * self.args.world_size
         return (loss, None) if return_outputs else loss
 
     def note(self, name: str, amount: float | Tensor) -> None:
-        """More of a count or of a part of the loss."""
+        """Add to a count or loss term."""
         self.fresh[name] = self.fresh.get(name, 0) + amount
 
     def settle(self) -> dict[str, float]:
-        """Bring together what all processes have noted since this was done last; returns the loss's parts."""
+        """Sum over processes what was noted since the last call; return the loss terms."""
         self.note("flops", self.meter.take()[0])
         here, self.fresh = {name: float(value) for name, value in self.fresh.items()}, {}
         if self.args.world_size > 1:
@@ -189,13 +194,13 @@ class ResponseTrainer(Trainer):
         try:
             with naming(folder):
                 super()._save_checkpoint(*args, **kwargs)
-        except RuntimeError as error:  # torch tells a full disk by a wrong position in its file
+        except RuntimeError as error:  # torch reports a full disk as a wrong position
             if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
                 raise
             free = shutil.disk_usage(folder).free
             raise RunError(
-                f"{folder}: a checkpoint could not be written; {free / 1e9:.1f} GB are free there: make room "
-                "and run again"
+                f"{folder}: a checkpoint could not be written; only {free / 1e9:.1f} GB are left there: free "
+                "some space and run again"
             ) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -204,7 +209,7 @@ class ResponseTrainer(Trainer):
 
 
 class Watch(TrainerCallback):
-    """Writes a line of the learning curve per `every` steps and reports progress."""
+    """Write a line of the learning curve every `every` steps and report progress."""
 
     def __init__(self, curve: Path, stage: str, every: int, progress: Callable[[int, int], None]):
         self.curve, self.stage, self.every, self.progress = curve, stage, every, progress
@@ -213,11 +218,11 @@ class Watch(TrainerCallback):
         self.since = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Drop the lines beyond the checkpoint that training resumes from: those steps are made again."""
+        """Drop the lines after the checkpoint that training resumes from: those steps are repeated."""
         if not state.is_world_process_zero:
             return
         lines = self.curve.read_text("utf-8").split("\n") if self.curve.exists() else []
-        # A killed process may have left its last line half written; a power cut, lines of nothing.
+        # A killed process may leave a truncated last line; a power cut, lines of zeros.
         entries = [entry for line in lines if (entry := _entry(line)) is not None]
         write_lines(
             self.curve, (e for e in entries if e["stage"] != self.stage or e["step"] <= state.global_step)
@@ -242,7 +247,7 @@ class Watch(TrainerCallback):
 
 
 def _entry(line: str) -> dict[str, Any] | None:
-    """A line of a learning curve; None where it is damaged."""
+    """Parse a line of a learning curve; None if it is damaged."""
     try:
         entry = json.loads(line)
     except ValueError:
@@ -251,7 +256,7 @@ def _entry(line: str) -> dict[str, Any] | None:
 
 
 def optimisation(settings: Tune | Distill) -> dict[str, Any]:
-    """What both stages' settings have in common, as `training_arguments` takes it."""
+    """Return the optimisation settings that both stages share, as arguments of `training_arguments`."""
     return {name: getattr(settings, name) for name in ("learning_rate", *Optimisation.model_fields)}
 
 
@@ -272,15 +277,15 @@ def training_arguments(
     save_every: int,
     report_to: Sequence[str] = (),
 ) -> TrainingArguments:
-    """What both stages share: AdamW, linear warm-up, cosine to zero, quiet, checkpoints that resume.
+    """Return both stages' arguments: AdamW, linear warm-up, cosine decay to 0, no logging, checkpoints.
 
     Args:
-        batch_size: Rows of an optimiser step, over accumulation and processes.
-        gradient_accumulation_steps: Micro-batches in which a process reads its share of them.
-        report_to: Trackers, by transformers' names, that are shown the learning curve.
+        batch_size: Rows per optimiser step, over accumulation and processes.
+        gradient_accumulation_steps: Number of micro-batches into which each process splits its rows.
+        report_to: Trackers that receive the learning curve, by transformers' names.
 
     Raises:
-        ConfigError: A step's rows cannot be shared out evenly.
+        ConfigError: `batch_size` is not divisible by processes × accumulation steps.
     """
     several = processes.count()
     parts = several * gradient_accumulation_steps
@@ -320,15 +325,15 @@ def training_arguments(
 def train(
     trainer: ResponseTrainer, watch: Watch, folder: Path, say: Callable[[str], None] = lambda text: None
 ) -> None:
-    """Run, or go on from the last whole checkpoint in the folder, if it is of the same rows.
+    """Train, resuming from the last intact checkpoint in the folder if it is of the same rows and settings.
 
     Args:
-        say: Hears of checkpoints that are damaged and passed over, or of other rows.
+        say: Callback that receives a warning if checkpoints are damaged or from other rows or settings.
     """
     watch.trainer = trainer
     trainer.add_callback(watch)
     forget_other_rows(folder, trainer.train_dataset, trainer.how, say)  # type: ignore[arg-type]
     checkpoint = last_whole(folder, say)
-    # Not cuDNN's attention: its backward gives nan where a row's first positions are masked (torch 2.11).
+    # No cuDNN attention: its backward pass gives nan if a row's first positions are masked (torch 2.11).
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -1,4 +1,4 @@
-"""From English alone: instructions and responses translated, filtered, and written as parallel data.
+"""Build parallel data from English alone: translate instructions and responses, filter them, write them.
 
-Flow: data → texts not in the journal → translator → journal → filter → parallel file and report.
+Flow: data → texts missing from the journal → translator → journal → filter → parallel file and report.
 """

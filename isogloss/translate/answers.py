@@ -1,4 +1,4 @@
-"""Answers of a translator, kept by what was asked: each text, language, translator and prompt once."""
+"""Cache of a translator's answers, one per text, language pair, translator and prompt."""
 
 import hashlib
 import json
@@ -11,11 +11,11 @@ from isogloss.files import Journal
 from isogloss.languages import SOURCE
 
 VERSION = 2
-"""Of what a key stands for."""
+"""Version of the cache key's contents."""
 
 
 class Wanted(NamedTuple):
-    """A text that is to be said in a language, and the one that it is in; both by our codes."""
+    """A text to translate, with its target (`code`) and source languages as isogloss codes."""
 
     text: str
     code: str
@@ -24,7 +24,7 @@ class Wanted(NamedTuple):
 
 @dataclass
 class Spent:
-    """What answers cost: requests, tokens read and written where the translator tells, and its seconds."""
+    """Cost of answers: requests, prompt and completion tokens (where reported), and seconds."""
 
     requests: int = 0
     tokens_read: int = 0
@@ -32,17 +32,17 @@ class Spent:
     seconds: float = 0.0
 
     def add(self, other: "Spent") -> None:
-        """Count another's in."""
+        """Add another cost to this one, in place."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A translation, or why there is none.
+    """A translation, or None with the reason in `why`.
 
     Attributes:
-        spent: What it cost; of texts that are translated together the first has it all.
+        spent: Cost of the answer; for texts translated together, the first one carries the whole cost.
     """
 
     text: str | None
@@ -51,17 +51,17 @@ class Answer:
 
 
 class Translator(Protocol):
-    """Who translates; `run` keeps each answer as it comes."""
+    """Interface of a translator; `run` stores each answer as soon as it arrives."""
 
     name: str
-    """For the report."""
+    """Name shown in the report."""
 
     def identity(self, wanted: Wanted) -> list[Any]:
-        """All that its answer depends on, as JSON values."""
+        """Return everything that the answer depends on, as JSON values (part of the cache key)."""
         ...
 
     def plan(self, wanted: Sequence[Wanted]) -> str:
-        """What the answers will cost, in one line."""
+        """Return a one-line estimate of the cost."""
         ...
 
     def run(
@@ -70,18 +70,18 @@ class Translator(Protocol):
         keep: Callable[[Wanted, Answer], None],
         progress: Callable[[int, int], None],
     ) -> None:
-        """Translate, telling how many of how many are done."""
+        """Translate, pass each answer to `keep`, and report (done, total) to `progress`."""
         ...
 
 
 def key_of(translator: Translator, wanted: Wanted) -> str:
-    """Names what is asked by its content and by who is asked in which words."""
+    """Return the cache key: a hash of the text, its languages and the translator's identity."""
     content = [VERSION, *wanted, translator.identity(wanted)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def journal(path: Path) -> Journal[Answer]:
-    """The answers that are kept in a file."""
+    """Open the journal of cached answers in a file."""
     return Journal(path, _encode, _decode)
 
 
@@ -93,5 +93,5 @@ def _encode(answer: Answer) -> dict[str, Any]:
 def _decode(entry: Mapping[str, Any]) -> Answer:
     text, why = entry.get("text"), entry.get("why", "")
     if not isinstance(text, str | None) or not (isinstance(text, str) or why):
-        raise ValueError("neither a translation nor why there is none")
+        raise ValueError("neither a translation nor a reason for its absence")
     return Answer(text, why, Spent(*entry["spent"]))

@@ -11,7 +11,7 @@ from isogloss.translate.filter import CHECKS
 
 
 def card(report: Mapping[str, Any], made: Sequence[ParallelExample], codes: Sequence[str]) -> str:
-    """Where the data come from, what was left out, and a few examples."""
+    """Return the data card: the data's origin, counts of kept and dropped items, and a few examples."""
     table = languages()
     what = "instructions and responses" if report["responses"] else "instructions"
     licence = report.get("license")
@@ -20,13 +20,13 @@ def card(report: Mapping[str, Any], made: Sequence[ParallelExample], codes: Sequ
         *([f"license: {licence}"] if licence else []),
         *("---", "# Translated instructions", ""),
         f"English {what} from `{_name(report.get('data', 'a file'))}`,",
-        f"translated by {report['translator']}, a machine.",
+        f"machine-translated by {report['translator']}.",
         *_read_by(report["reviewed"]),
         "",
         f"Licence: {licence}."
         if licence
-        else "Licence: not known here. The terms of the English data and those of the translator hold for\n"
-        "this file; name both before you pass it on.",
+        else "Licence: unknown. The terms of the English data and of the translator apply to this file;\n"
+        "state both before you share it.",
         "",
         "## Counts",
         "",
@@ -42,7 +42,7 @@ def card(report: Mapping[str, Any], made: Sequence[ParallelExample], codes: Sequ
         *("", "## Cost", ""),
         f"{spent['requests']} requests, {spent['tokens_read']} tokens read,",
         f"{spent['tokens_written']} tokens written,",
-        f"{spent['seconds']:.0f} seconds of answering.",
+        f"{spent['seconds']:.0f} seconds of translation.",
     ]
     for code in codes:
         shown = [one for one in made if code in one.turns and SOURCE in one.turns][:3]
@@ -57,30 +57,30 @@ def card(report: Mapping[str, Any], made: Sequence[ParallelExample], codes: Sequ
 
 def _read_by(reviewed: Mapping[str, Mapping[str, int]]) -> list[str]:
     if not reviewed:
-        return ["No speaker has read them unless somebody says so here."]
+        return ["No speaker has reviewed them."]
     table = languages()
     return [
-        f"A speaker of {table[code].name} has read {sum(found.values())} of them: {found['right']} right, "
-        f"{found['corrected']} corrected, {found['wrong']} left out."
+        f"A speaker of {table[code].name} has reviewed {sum(found.values())} of them: "
+        f"{found['right']} right, {found['corrected']} corrected, {found['wrong']} left out."
         for code, found in reviewed.items()
     ]
 
 
 def _filtered_by(report: Mapping[str, Any]) -> list[str]:
     always = [name for name in CHECKS if name not in ("likeness", "round trip")]
-    lines = [f"A pair is left out for any of: {', '.join(always)}."]
+    lines = [f"A pair is dropped if any of these checks fails: {', '.join(always)}."]
     if report.get("likeness"):
-        lines.append(f"Also where both sides are not alike to {report['likeness']}.")
+        lines.append(f"It is also dropped if its two sides are too dissimilar for {report['likeness']}.")
     if report["round_trip"]:
         least = report["round_trip"]["least"]
         lines.append(
-            f"Also where less than chrF {least:g} comes back when the translator translates it back."
+            f"It is also dropped if its back-translation scores below chrF {least:g} against the English."
         )
     return lines
 
 
 def _name(data: str) -> str:
-    """A data set of the hub as it is, of a path its last part: a card goes to others."""
+    """Return a Hub dataset's name as is, but only the last part of a local path, as the card is published."""
     return data if on_hub(Path(data)) else Path(data).name
 
 

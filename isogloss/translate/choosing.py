@@ -1,4 +1,4 @@
-"""Who translates, from the options of the command line, which are checked before a model is loaded."""
+"""Build the translator from command-line options, which are checked before any model is loaded."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from isogloss.translate.answers import Translator
 from isogloss.translate.prompt import load_prompt
 
 TEXTS = 8
-"""Texts of a request, unless said otherwise."""
+"""Default number of texts per request."""
 
 
 def served(
@@ -25,14 +25,14 @@ def served(
     *,
     back: bool = False,
 ) -> Translator:
-    """A chat model behind an endpoint.
+    """Return a translator that calls a chat model behind an endpoint.
 
     Args:
-        back: Whether it will also be asked to translate into English.
-        more: Settings of `Endpoint` that are given.
+        back: True if it will also translate back into English.
+        more: Further settings of `Endpoint`.
 
     Raises:
-        ConfigError: An option is impossible, or the packages that ask an endpoint are not installed.
+        ConfigError: An option is invalid, or the client packages for endpoints are not installed.
     """
     try:
         from isogloss.translate.served import Served
@@ -44,42 +44,43 @@ def served(
         fault = error.errors()[0]
         option = "--" + str(fault["loc"][0]).replace("_", "-")
         what = {
-            "url": "must be http(s)://… up to and with /v1, without a name or key in it",
+            "url": "must be http(s)://…/v1, without a user name or key",
             "key_env": "must be the name of an environment variable, not the key itself",
         }.get(str(fault["loc"][0]), fault["msg"])
         raise ConfigError(f"{option}: {what}") from None
     said = load_prompt(prompt)
     if back and "source" not in Template(said.system + said.user).get_identifiers():
         raise ConfigError(
-            f"--round-trip: {prompt} names no $source, so it would tell to translate from English; write "
-            "$source in its place, or leave --round-trip out"
+            f"--round-trip: {prompt} does not use $source, so back-translation would have the wrong source "
+            "language; write $source for the language translated from, or leave --round-trip out"
         )
     return Served(settings, said, texts or TEXTS)
 
 
 def local(model: str, codes: Sequence[str], examples: Path | None, *, back: bool = False) -> Translator:
-    """A model on this machine: of an encoder and a decoder, or a base that is shown examples.
+    """Return a translator that runs on this machine: a seq2seq model, or a few-shot prompted base model.
 
     Raises:
-        ConfigError: It cannot be loaded or does not know a language, or examples are missing or of no effect.
+        ConfigError: The model cannot be loaded or does not support a language, or `examples` is missing or
+            has no effect.
     """
     from isogloss.data.formats import layouts
     from isogloss.translate.local import Seq2Seq, Shown, is_seq2seq
 
     if is_seq2seq(model):
         if examples is not None:
-            raise ConfigError("--examples: a seq2seq model is shown none; leave it out")
+            raise ConfigError("--examples: a seq2seq model uses no examples; leave it out")
         return Seq2Seq(model, codes, back=back)
     if examples is None:
         raise ConfigError(
-            f"--model: {model} is no translator by itself; name parallel data in --examples, of which it is "
-            "shown some, or an endpoint in --url"
+            f"--model: {model} is not a translation model; give parallel data for few-shot prompting in "
+            "--examples, or an endpoint in --url"
         )
     return Shown(model, layouts.read(examples)[1], codes)
 
 
 def likeness(base: str) -> Callable[..., list[float]]:
-    """How alike both sides of a pair are to a base."""
+    """Return a function that scores how similar the two sides of a pair are to a base model."""
     from isogloss.evaluate.retrieval import Model
     from isogloss.model.load import load_model, load_tokenizer, pick_dtype
     from isogloss.translate.likeness import scorer
@@ -88,10 +89,10 @@ def likeness(base: str) -> Callable[..., list[float]]:
 
 
 def refuse_of_url(given: Mapping[str, Any]) -> None:
-    """Options of an endpoint, where there is none.
+    """Reject endpoint options given without an endpoint.
 
     Raises:
-        ConfigError: One is given.
+        ConfigError: Any of them is given.
     """
     for name, value in given.items():
         if value is not None:
@@ -99,5 +100,5 @@ def refuse_of_url(given: Mapping[str, Any]) -> None:
 
 
 def kept_by(prompt: Path | None) -> Sequence[str]:
-    """The regular expressions of what must stand in a translation as in English."""
+    """Return the prompt's regular expressions for parts that must appear unchanged in a translation."""
     return load_prompt(prompt).keep

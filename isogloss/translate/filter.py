@@ -1,8 +1,8 @@
-"""Filter: what is wrong with a translation, as far as its two sides show it; no judgement of style.
+"""Filter translations by what can be seen from the pair itself; style is not judged.
 
-Every check says what it saw, in words. Limits differ by language and stand in `limits.yaml`, chosen by
-`benchmarks/filter.py` on clean pairs; a language without an entry has the widest of all that have one.
-Flow: English and translation → checks, the surest first → reasons to leave the pair out, or none.
+Every check returns a readable detail. Limits are per language and stored in `limits.yaml`, chosen by
+`benchmarks/filter.py` on clean pairs; a language without an entry gets wide limits derived from the others.
+Flow: English and translation → checks, most reliable first → reasons to drop the pair, or none.
 """
 
 import math
@@ -35,23 +35,24 @@ CHECKS: Final = (
     "likeness",
     "round trip",
 )
-"""What a pair is left out for, in the order in which they are looked at."""
+"""Names of the checks that can drop a pair, in order of evaluation."""
 
 
 ROUND_TRIP: Final = 25.0
-"""chrF that a text must reach which is translated back, unless said otherwise."""
+"""Default minimum chrF of a back-translation."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one language, in pairs with English.
+    """Limits for pairs of English and one language.
 
     Attributes:
-        ratio: Characters of the language for one of English, over all clean pairs.
+        ratio: Characters per English character, over all clean pairs.
         shortest, longest: Bounds of `surplus`, the standardised difference in length.
-        foreign: Bound of the identifier's score for the language, beside the likeliest other.
-        ends: Whether a translation of a text that ends in a full stop, question or exclamation mark does.
-        likeness: Lower bound of `likeness.scores`; None where it was not measured, so that it is no reason.
+        foreign: Lower bound of the language identifier's margin over the likeliest other language.
+        ends: True if a text that ends in a full stop, question or exclamation mark must also end in one
+            when translated.
+        likeness: Lower bound of `likeness.scores`; None if not measured, which disables the check.
     """
 
     ratio: float
@@ -64,7 +65,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a pair is left out: one of `CHECKS`, and what was seen."""
+    """Why a pair is dropped: one of `CHECKS`, and the details."""
 
     check: str
     detail: str
@@ -75,7 +76,11 @@ class Reason:
 
 @cache
 def limits_of(code: str) -> Limits:
-    """The limits of a language, or the widest, where it has none of its own."""
+    """Return a language's limits.
+
+    Without an entry, they are derived from the languages that likewise do or do not separate words by
+    spaces: the median ratio, twice the widest length bounds, and the most lenient of the rest.
+    """
     text = resources.files("isogloss.translate").joinpath("limits.yaml").read_text(encoding="utf-8")
     table = {name: Limits(**entry) for name, entry in yaml.safe_load(text).items()}
     if code in table:
@@ -102,17 +107,17 @@ def reasons(
     least: float = ROUND_TRIP,
     limits: Limits | None = None,
 ) -> list[Reason]:
-    """Why a translation is not to be learned from; empty where nothing speaks against it.
+    """Return the reasons to drop a translation; empty if it passes every check.
 
     Args:
-        english: What was translated.
+        english: English source text.
         text: Its translation.
-        code: Our code of the language it should be in.
-        keep: Regular expressions of what must stand in both, beside what is looked for anyway.
-        likeness: The pair's `likeness.scores`, where they were worked out.
-        back: The translation, translated back into English, where it was; empty where that failed.
-        least: chrF that `back` must reach.
-        limits: In place of the language's own.
+        code: isogloss code of the expected language.
+        keep: Regular expressions of further parts that must appear in both texts.
+        likeness: The pair's value from `likeness.scores`, if computed.
+        back: Back-translation into English, if there is one; empty if back-translation failed.
+        least: Minimum chrF of `back`.
+        limits: Replaces the language's limits.
     """
     limits = limits or limits_of(code)
     if not text.strip():
@@ -126,7 +131,7 @@ def reasons(
         "numbers": lambda: other_numbers(english, text),
         "kept parts": lambda: lost_parts(english, text, keep),
         "likeness": lambda: (
-            f"{likeness:.2f}, and {limits.likeness:.2f} is the least"
+            f"{likeness:.2f}, below the minimum of {limits.likeness:.2f}"
             if likeness is not None and limits.likeness is not None and likeness < limits.likeness
             else None
         ),
@@ -140,17 +145,17 @@ def reasons(
 
 
 def copied(english: str, text: str) -> str | None:
-    """The English again; what is only kept parts (a URL, code) may be."""
+    """Check for an untranslated copy; a text of nothing but kept parts (a URL, code) may be one."""
     if normalise(english) != normalise(text) or not any(c.isalpha() for c in _rest(english, ())):
         return None
     return "it is the English text"
 
 
 def foreign(text: str, code: str, limits: Limits, without: Collection[str] = ()) -> str | None:
-    """Another script, or a language that the identifier thinks likelier by more than is usual.
+    """Check the script, and that no other language is likelier to the identifier by more than usual.
 
     Args:
-        without: Parts that are in no language.
+        without: Parts without a language, removed before identification.
     """
     for part in without:
         text = text.replace(part, " ")
@@ -163,9 +168,9 @@ def foreign(text: str, code: str, limits: Limits, without: Collection[str] = ())
 
 
 def foreignness(text: str, code: str) -> tuple[float, str]:
-    """How much likelier the language is than the likeliest other, and which that is.
+    """Return the language's margin over the likeliest other language, and that language.
 
-    In nats over the root of the text's bytes, as the spread of log-likelihoods grows with it.
+    In nats, divided by the square root of the text's bytes, as the spread of log-likelihoods grows with it.
     """
     scores = rank(text, code)
     if not scores:
@@ -179,17 +184,17 @@ def foreignness(text: str, code: str) -> tuple[float, str]:
 
 
 def surplus(english: str, text: str, ratio: float) -> float:
-    """How much longer the text is than the English leads to expect, in standard deviations, about.
+    """Return how much longer the text is than expected from the English, roughly in standard deviations.
 
-    The difference of both lengths over the root of the English one, as the variance grows with length (Gale
-    and Church 1993, Computational Linguistics 19(1), section 3.1).
+    The length difference is divided by the square root of the English length, as the variance grows with
+    length (Gale and Church 1993, Computational Linguistics 19(1), section 3.1).
     """
     length = max(len(english.strip()), 1)
     return (len(text.strip()) / ratio - length) / math.sqrt(length)
 
 
 def too_long_or_short(english: str, text: str, limits: Limits) -> str | None:
-    """Far from what the English text's length leads to expect."""
+    """Check that the length is close to what the English length predicts."""
     found = surplus(english, text, limits.ratio)
     if limits.shortest <= found <= limits.longest:
         return None
@@ -202,14 +207,14 @@ _PAIRS: Final = ("()", "[]", "{}", "“”", "«»", "「」", "（）")
 
 
 def ends(text: str) -> bool:
-    """Whether it ends in a full stop, question or exclamation mark, of any script."""
+    """Return True if the text ends in a full stop, question or exclamation mark of any script."""
     return text.rstrip().rstrip(_CLOSING).endswith(tuple(_ENDS))
 
 
 def cut_off(english: str, text: str, limits: Limits) -> str | None:
-    """It lacks the mark at its end, or a bracket that it opens."""
+    """Check for missing final punctuation or an unclosed bracket."""
     if limits.ends and english.rstrip().endswith((".", "?", "!")) and not ends(text):
-        return "no mark at its end"
+        return "no final punctuation"
     text = re.sub("„([^„“”]*)[“”]", r"\1", text)  # where “ closes, as in German and Bulgarian
     for opening, closing in _PAIRS:
         if text.count(opening) > text.count(closing) and english.count(opening) <= english.count(closing):
@@ -221,12 +226,15 @@ _AGAIN: Final = re.compile(r"(.{1,40}?)\1{3,}", re.DOTALL)
 
 
 def repeated(english: str, text: str) -> str | None:
-    """A part comes four times in a row, 20 characters in all, or four words three times; not in English."""
+    """Check for repetition that the English does not have.
+
+    A part repeated four times in a row (20 characters in all), or the same four words three times.
+    """
     for match in _AGAIN.finditer(text):
         if len(match[0]) >= 20 and any(c.isalpha() for c in match[1]) and not _AGAIN.search(english):
-            return f"{match[1].strip()!r} again and again"
+            return f"{match[1].strip()!r} is repeated"
     most = _often(text)
-    return None if most is None or _often(english) is not None else f"{most!r} again and again"
+    return None if most is None or _often(english) is not None else f"{most!r} is repeated"
 
 
 def _often(text: str) -> str | None:
@@ -235,20 +243,20 @@ def _often(text: str) -> str | None:
     return next((four for four, count in fours.most_common(1) if count >= 3), None)
 
 
-# --- what comes back
+# --- back-translation
 
 
 def chrf(english: str, back: str) -> float:
-    """How much of the characters comes back, 0 to 100 (Popović 2015, W15-3049), by sacrebleu."""
+    """Return sacrebleu's chrF of a back-translation, 0 to 100 (Popović 2015, W15-3049)."""
     return CHRF().sentence_score(back, [english]).score
 
 
 def lost_on_the_way(english: str, back: str, least: float) -> str | None:
-    """Translated back, it is too far from the English."""
+    """Check that the back-translation is close enough to the English."""
     if not back.strip():
-        return "nothing comes back"
+        return "the back-translation is empty"
     found = chrf(english, back)
-    return None if found >= least else f"{back!r} comes back, chrF {found:.0f}, and {least:.0f} is the least"
+    return None if found >= least else f"back-translation {back!r} has chrF {found:.0f}, below {least:.0f}"
 
 
 # --- what must not change
@@ -264,17 +272,17 @@ _WORDS: Final = frozenset(
     june july august september october november december
     """.split()  # noqa: SIM905  # 60 words, one a line as a list
 )
-"""Words that another language may well write in figures; that there is one is enough, whatever its number."""
+"""Words that another language may write in digits; any one of them counts, whatever its value."""
 _SPELLED: Final = 100
-"""Whole numbers up to here may be written out in the translation."""
+"""Whole numbers up to this may be spelled out in the translation."""
 
 
 def other_numbers(english: str, text: str) -> str | None:
-    """A number that the English has not, in figures or words; or one of its own gone that is not small."""
+    """Check for numbers that the English has neither in digits nor in words, and for lost large numbers."""
     if _digits(english) == _digits(text):
-        return None  # only what parts them differs: 7:30 and 07.30
+        return None  # only the separators differ: 7:30 and 07.30
     theirs, ours = _numbers(english), _numbers(text)
-    raised = Counter(str(unicodedata.digit(c)) for c in text if _is_raised(c))  # m² is no number
+    raised = Counter(str(unicodedata.digit(c)) for c in text if _is_raised(c))  # m² contains no number
     added, gone = ours - theirs - raised, theirs - ours
     if not added and not gone:
         return None
@@ -282,12 +290,12 @@ def other_numbers(english: str, text: str) -> str | None:
     if added and (gone or not worded):
         return f"{', '.join(added)} in place of {', '.join(gone) or 'no number'}"
     lost = [number for number in gone if not added and (len(number) > 3 or float(number) > _SPELLED)]
-    return f"{', '.join(lost)} is gone" if lost else None
+    return f"{', '.join(lost)} is missing" if lost else None
 
 
 def _numbers(text: str) -> Counter[str]:
-    """In plain digits, without what parts thousands: 1,000 and 1.000 are 1000, 1,5 and 1.50 are 1.5."""
-    # Not by int, which refuses the thousands of digits that a translator without an end may write.
+    """Normalise numbers, without thousands separators: 1,000 and 1.000 are 1000, 1,5 and 1.50 are 1.5."""
+    # Not with int(), which rejects the thousands of digits that a degenerate translation may contain.
     found = Counter[str]()
     for match in _NUMBER.finditer(_plain(text)):
         *whole, last = re.split(r"\D", match[0])
@@ -299,7 +307,7 @@ def _numbers(text: str) -> Counter[str]:
 
 
 def _digits(text: str) -> Counter[str]:
-    """Runs of digits, whatever stands between them."""
+    """Count runs of digits, ignoring the separators between them."""
     return Counter(run.lstrip("0") or "0" for run in re.findall(r"\d+", _plain(text)))
 
 
@@ -334,7 +342,7 @@ _LINES: Final = {
 
 
 def kept_parts(text: str, keep: Sequence[str]) -> Counter[str]:
-    """What must stand in a translation as it is, with how often it stands in the text."""
+    """Count the parts of a text that a translation must keep unchanged."""
     found = Counter(match[0] for match in _KEPT.finditer(text))
     for pattern in keep:
         found.update(match[0] for match in re.finditer(pattern, text))
@@ -342,10 +350,10 @@ def kept_parts(text: str, keep: Sequence[str]) -> Counter[str]:
 
 
 def lost_parts(english: str, text: str, keep: Sequence[str]) -> str | None:
-    """Placeholders, URLs, addresses, code, tags, headings and list items that are not as in English."""
+    """Check that placeholders, URLs, code, tags, headings, list items and table rows match the English."""
     theirs, ours = kept_parts(english, keep), kept_parts(text, keep)
     if lost := theirs - ours:
-        return f"{next(iter(lost))!r} is gone"
+        return f"{next(iter(lost))!r} is missing"
     if added := ours - theirs:
         return f"{next(iter(added))!r} is not in the English"
     for name, pattern in _LINES.items():
@@ -361,5 +369,5 @@ def _rest(text: str, keep: Sequence[str]) -> str:
 
 
 def counts(found: Mapping[str, Sequence[Reason]]) -> Counter[str]:
-    """How many pairs are left out for each check; a pair counts for the first alone."""
+    """Count dropped pairs by check; each pair counts only for its first reason."""
     return Counter(some[0].check for some in found.values() if some)

@@ -1,9 +1,9 @@
-"""A file in English becomes a parallel one: what is missing is translated, what is wrong left out.
+"""Turn an English file into a parallel one: translate what is missing and drop what fails the filter.
 
-Beside FILE.jsonl lies the folder FILE.translate: `answers.jsonl`, which only grows and from which a killed
-job goes on; `dropped.jsonl`, every row that was left out, with its reason; `report.json`; `README.md`, the
-data card. FILE.jsonl itself is written at the end, whole, and so is what is asked for besides: FILE.parquet
-and what a speaker is to read.
+The folder FILE.translate next to FILE.jsonl contains `answers.jsonl`, an append-only journal from which a
+killed job resumes; `dropped.jsonl`, every dropped row with its reason; `report.json`; and `README.md`, the
+data card. FILE.jsonl is written in one go at the end, as are the optional outputs: FILE.parquet and the
+review files for speakers.
 """
 
 import time
@@ -27,12 +27,12 @@ from isogloss.translate.filter import Reason, reasons
 from isogloss.translate.review import Mark, Reading
 
 Likeness = Callable[[Sequence[str], Sequence[str], str], Sequence[float]]
-"""Of English texts and their translations into a language, how alike each pair is."""
+"""Maps English texts, their translations and the language's code to one similarity score per pair."""
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A translation that is left out, or missing; `reason` is the first of what speaks against it."""
+    """A dropped or missing translation; `reason` is the first check that it fails."""
 
     id: str
     language: str
@@ -45,17 +45,17 @@ class Dropped:
 
 @dataclass
 class Done:
-    """What came of a job.
+    """Result of a job.
 
     Attributes:
-        kept: By language, how many items are in the parallel file.
-        dropped: By language and reason, how many items are not.
-        new: What this call spent; `spent`, what all its answers cost, whenever they were asked for.
-        asked: How many texts this call asked for, of how many that were needed.
-        made: All items as they are in the parallel file.
-        readings: By language, what was made and kept and no speaker has marked, as it is drawn.
-        heeded: By language, the marks that are of these translations.
-        backs: How many translations are said in English again, of which this call asked for `asked_back`.
+        kept: Number of translated items in the parallel file, by language.
+        dropped: Number of dropped items, by language and reason.
+        new: Cost of this call; `spent` is the cost of all answers used, including cached ones.
+        asked: Texts sent to the translator by this call, out of `needed`.
+        made: All items as written to the parallel file.
+        readings: Kept translations without a valid mark, by language, in draw order.
+        heeded: Marks that apply to these translations, by language.
+        backs: Number of back-translations, of which this call requested `asked_back`.
     """
 
     out: Path
@@ -73,30 +73,29 @@ class Done:
 
 
 def folder_of(out: Path) -> Path:
-    """Where everything but the parallel file goes."""
+    """Return the folder for everything but the parallel file."""
     return out.with_name(f"{out.name.removesuffix('.gz').removesuffix('.jsonl')}.translate")
 
 
 def table_of(out: Path) -> Path:
-    """The parallel file's name as a table."""
+    """Return the path of the parallel file's Parquet version."""
     return out.with_name(f"{folder_of(out).stem}.parquet")
 
 
 class Job:
-    """Examples, the languages that they are to be had in, and who translates.
+    """Translation of examples into a set of languages.
 
     Args:
-        examples: Those without an English turn are left as they are.
-        codes: Our codes of the languages; what an example has already is kept.
-        responses: Whether responses are translated too, or left for a teacher to write.
-        keep: Regular expressions of what must stand in a translation as in English.
-        marks: What speakers said of earlier translations, which counts for more than the filter.
-        round_trip: chrF that a translation must reach which the translator says in English again; None where
-            it is not asked to.
+        examples: Examples to translate; those without an English turn stay unchanged.
+        codes: isogloss codes of the target languages; existing turns are kept.
+        responses: Translate responses too; False leaves them for a teacher to write.
+        keep: Regular expressions of parts that must appear unchanged in a translation.
+        marks: Speakers' marks on earlier translations; they override the filter.
+        round_trip: Minimum chrF of back-translations into English; None disables back-translation.
 
     Raises:
-        ConfigError: English is among the languages.
-        DataError: There is nothing in English.
+        ConfigError: English is among the target languages.
+        DataError: No example has an English turn.
     """
 
     def __init__(
@@ -112,7 +111,7 @@ class Job:
         round_trip: float | None = None,
     ):
         if SOURCE in codes:
-            raise ConfigError("--to: English is what is translated; leave it out")
+            raise ConfigError("--to: English is the source language; leave it out")
         if not any(SOURCE in example.turns for example in examples):
             raise DataError("the data have no instruction in English, so there is nothing to translate")
         self.examples, self.codes, self.translator, self.out = examples, codes, translator, out
@@ -130,9 +129,9 @@ class Job:
         self.keys = {one: key_of(translator, one) for one in self.wanted}
 
     def missing(self) -> tuple[list[Wanted], list[Wanted]]:
-        """What has no answer yet, and what is at most translated back after that; nothing is written.
+        """Return the texts without an answer, and an upper bound on the back-translations; writes nothing.
 
-        Of a translation that is not there yet the English text stands in its place.
+        For translations that do not exist yet, the English text stands in for the text to translate back.
         """
         there = answers.journal(self.folder / "answers.jsonl")
         missing = [one for one in self.wanted if self.keys[one] not in there]
@@ -142,15 +141,16 @@ class Job:
         return missing, backs + [Wanted(one.text, SOURCE, one.code) for one in missing]
 
     def run(self, bar: Bar, likeness: Likeness | None = None, about: Mapping[str, Any] = {}) -> Done:
-        """Ask for what is missing, then write the files.
+        """Translate what is missing, then write the files.
 
         Args:
-            bar: Shows how many texts of how many are answered.
-            likeness: Also filters by how alike both sides are to a model.
+            bar: Progress bar over the texts.
+            likeness: If given, also filters pairs by their similarity to a model.
             about: Further entries of the report.
 
         Raises:
-            IsoglossError: The translator fails; what it has answered is kept.
+            DataError: No translation passes the filter.
+            IsoglossError: The translator fails; answers received so far are kept.
         """
         with locked(self.folder):
             kept = answers.journal(self.folder / "answers.jsonl")
@@ -183,7 +183,7 @@ class Job:
             return done
 
     def _texts(self, example: ParallelExample) -> dict[str, str]:
-        """What of an example is translated, by part."""
+        """Return the English texts of an example to translate, by part."""
         turn = example.turns[SOURCE]
         found = {"instruction": turn.instruction}
         if self.responses and turn.response is not None and turn.response.strip():
@@ -196,7 +196,7 @@ class Job:
         return self.keys[wanted]
 
     def _backs(self, kept: Journal[Answer]) -> dict[Wanted, Wanted]:
-        """What is said in English again: the translations that are there and have no other fault."""
+        """Return the back-translations to request, by original: translations that pass all other checks."""
         return {
             one: Wanted(answer.text, SOURCE, one.code)
             for one in self.wanted
@@ -237,7 +237,7 @@ class Job:
         if not counts and self.wanted:
             write_lines(self.folder / "dropped.jsonl", [asdict(one) for one in dropped])
             raise DataError(
-                f"no translation is left after the filter; see {self.folder / 'dropped.jsonl'} for why"
+                f"no translation passed the filter; see {self.folder / 'dropped.jsonl'} for the reasons"
             )
         self.out.parent.mkdir(parents=True, exist_ok=True)
         parallel_jsonl.write(self.out, made)
@@ -271,7 +271,7 @@ class Job:
         alike: Mapping[Wanted, float],
         backs: Mapping[Wanted, Answer],
     ) -> tuple[list[Dropped], dict[str, str]]:
-        """Why an example is left out in a language, or its parts there."""
+        """Return the faults of an example's translation into a language, and its translated parts."""
         faults: list[Dropped] = []
         texts: dict[str, str] = {}
         for part, english in self._texts(example).items():
@@ -333,7 +333,7 @@ class Job:
 
 
 def _as_marked(mark: Mark, reading: Reading) -> tuple[list[Dropped], dict[str, str]]:
-    """What a speaker's mark makes of a translation, whatever the filter says."""
+    """Apply a speaker's mark to a translation, overriding the filter."""
     texts = dict(reading.own) | (dict(mark.texts) if mark.verdict == "corrected" else {})
     if mark.verdict != "wrong":
         return [], texts

@@ -1,11 +1,12 @@
-"""How alike both sides of a pair are: to a base model, and to what the other pairs of the batch teach.
+"""Similarity of the two sides of a pair, by a base model and by the other pairs of the batch.
 
-A translation of another sentence shows nothing wrong on its surface; what it says is far from the English.
-A base that knows a language little puts translations near each other only roughly. But most pairs of a batch
-are right, so that they say which states, and which pieces of words, go with which: each side is foretold from
-the other by the pairs beside it, and compared with what is there. Knows no suite and changes no weight.
-Flow: texts → mean-pooled states of the lower middle layers, and n-grams → kernels of either side → cosine of
-what is foretold and what is there, set against each side's nearest others → without the worst, once more.
+A correct translation of the wrong sentence looks fine on its own; only its meaning is far from the English.
+A base model that knows little of a language places translations near each other only roughly. But most pairs
+of a batch are right, so they show which hidden states and which character n-grams correspond: each side is
+predicted from the other by regression on the other pairs, and compared with the actual one. No suite is
+involved and no weight changes.
+Flow: texts → mean-pooled hidden states of the lower middle layers, and n-grams → a kernel per side → cosine
+of predicted and actual side, relative to each side's nearest neighbours → once more without the worst pairs.
 """
 
 from collections import Counter
@@ -24,34 +25,35 @@ from isogloss.model.decoder import layers_of
 from isogloss.model.standardise import standardised, statistics_of
 
 FEWEST: Final = 150
-"""Pairs of a language below which the others teach too little."""
+"""Minimum number of pairs of a language; fewer are too little data for the regression."""
 NEAREST: Final = 10
-"""Others that a side is set against."""
+"""Number of nearest neighbours that a side is compared with."""
 TOGETHER: Final = 1000
-"""Pairs that are compared with each other."""
+"""Maximum number of pairs compared with each other."""
 RIDGE: Final = 0.3
-"""What is added to each pair's likeness to itself, which is 1 at most, so that none is learned by heart."""
+"""Ridge added to the kernel's diagonal, whose entries are at most 1, so that no pair is memorised."""
 WORST: Final = 0.25
-"""Share of the pairs that teach nothing the second time, as they may be wrong."""
+"""Share of the pairs left out of the second regression, as they may be wrong."""
 GRAMS: Final = (3, 4, 5)
-"""Characters of an n-gram."""
+"""Lengths of character n-grams."""
 
 
 def layers(count: int) -> range:
-    """Layers of a model of `count` whose states of translations are alike: the second quarter, about.
+    """Return the layers whose hidden states are most similar across translations: about the second quarter.
 
-    In Gemma 3 270M, 5 to 9 of 18: on Tatoeba pairs their mean found more shuffled ones than any alone.
+    In Gemma 3 270M, layers 5 to 9 of 18: on Tatoeba pairs, their mean found more shuffled pairs than any
+    single layer.
     """
     return range(max(1, round(0.28 * count)), max(1, round(0.5 * count)) + 1)
 
 
 def scorer(subject: Model, done: Callable[[int], None] = lambda count: None) -> Callable[..., list[float]]:
-    """What `Job.run` takes as likeness: the scores of pairs, by a base.
+    """Return a `likeness` function for `Job.run` that scores pairs with a base model.
 
-    Of fewer than `FEWEST` pairs of a language the scores are infinite, and filter nothing.
+    With fewer than `FEWEST` pairs of a language, all scores are infinite and filter nothing.
 
     Args:
-        done: Told how many texts have been read.
+        done: Callback for the number of texts embedded.
     """
     chosen = list(layers(len(layers_of(subject.model))))
 
@@ -70,18 +72,19 @@ def scores(
     english_texts: Sequence[str],
     other_texts: Sequence[str],
 ) -> Float[Tensor, " n"]:
-    """The sum of three likenesses of a pair, each set against those of its sides to their nearest others: of
-    the states as they are, of what the language foretells and the English, and the reverse.
+    """Return the sum of three margins per pair: of the hidden states and of the predictions either way.
+
+    The predictions are those of the English from the other language, and the reverse.
 
     Args:
-        english, other: By layer, the states of both sides of n pairs of one language.
-        english_texts, other_texts: What was read.
+        english, other: Hidden states of both sides of n pairs of one language, by layer.
+        english_texts, other_texts: The texts themselves.
     """
     count = len(english_texts)
     found = []
     for part in torch.arange(count).tensor_split(
         -(-count // TOGETHER)
-    ):  # alike in size, so that none is small
+    ):  # of similar size, so that none is small
         units = [
             [
                 torch.nn.functional.normalize(standardised(v, statistics_of(v)), dim=1)[part]
@@ -107,10 +110,10 @@ def scores(
 
 
 def margins(alike: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
-    """Twice the likeness of a pair less the mean of each side's to its nearest others.
+    """Return twice each pair's similarity minus each side's mean similarity to its nearest neighbours.
 
-    Set against the nearest, a sentence that is alike to all others gains nothing (CSLS: Conneau et al. 2018,
-    arXiv:1710.04087, section 2.3).
+    The correction removes the advantage of sentences that are similar to all others (CSLS: Conneau et al.
+    2018, arXiv:1710.04087, section 2.3).
     """
     others = alike.clone().fill_diagonal_(-torch.inf)
     nearest = min(NEAREST, len(alike) - 1)
@@ -118,9 +121,9 @@ def margins(alike: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
 
 
 def grams(texts: Sequence[str]) -> Float[Tensor, "n n"]:
-    """Cosines of texts by their n-grams of characters, those that are rare counting for more (tf-idf).
+    """Return cosines of texts by tf-idf over character n-grams.
 
-    Of what only one text has nothing can be learned, so it is left out.
+    N-grams of a single text carry no information about other texts and are left out.
     """
     counts = []
     for text in texts:
@@ -140,13 +143,13 @@ def grams(texts: Sequence[str]) -> Float[Tensor, "n n"]:
 
 
 def normalised(products: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """Cosines of products; nothing is alike to nothing."""
+    """Turn a Gram matrix into cosines; zero vectors get 0."""
     length = products.diagonal().clamp(min=1e-12).sqrt()
     return products / length / length[:, None]
 
 
 def centred(kernel: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """Products of the same vectors without their mean, in double precision."""
+    """Centre a kernel: inner products after subtracting the vectors' mean, in double precision."""
     kernel = kernel.double()
     return kernel - kernel.mean(0) - kernel.mean(1, keepdim=True) + kernel.mean()
 
@@ -154,15 +157,15 @@ def centred(kernel: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
 def foretold(
     wanted: Float[Tensor, "n n"], given: Float[Tensor, "n n"], teach: Bool[Tensor, " n"]
 ) -> Float[Tensor, "n n"]:
-    """Cosines of what each given side foretells (rows) and each wanted side (columns), in the wanted space.
+    """Return cosines of each prediction from the given side (rows) and each wanted side (columns).
 
-    Ridge regression by kernels; what a pair foretells is learned from the others, without fitting n times:
-    the residual of leaving a pair out is its own over one less its leverage (Hastie, Tibshirani and Friedman
-    2009, The Elements of Statistical Learning, equation 7.64).
+    Kernel ridge regression, with leave-one-out predictions without n fits: a pair's leave-one-out residual is
+    its residual divided by one minus its leverage (Hastie, Tibshirani and Friedman 2009, The Elements of
+    Statistical Learning, equation 7.64).
 
     Args:
-        wanted, given: Products of either side of n pairs.
-        teach: The pairs that are learned from.
+        wanted, given: Kernels of the two sides of n pairs.
+        teach: The pairs used for fitting.
     """
     some = teach.nonzero().flatten()
     fit = given[some][:, some] + RIDGE * torch.eye(len(some), dtype=given.dtype)

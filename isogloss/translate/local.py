@@ -1,8 +1,8 @@
-"""A model on this machine as translator: a seq2seq model made for it, or a base that is shown translations.
+"""Translators that run on this machine: a seq2seq translation model, or a few-shot prompted base model.
 
-Both translate line by line, as the former know sentences and the latter stops at the end of a line; empty
-lines stay where they are.
-Flow: texts → lines, each once → batches by length → lines of translation → texts.
+Both translate line by line: seq2seq models are made for sentences, and the base model stops at the end of a
+line. Empty lines are preserved.
+Flow: texts → unique lines → batches by length → translated lines → texts.
 """
 
 import time
@@ -34,13 +34,13 @@ from isogloss.model.prefix import Prefix, prefill
 from isogloss.translate.answers import Answer, Spent, Wanted
 
 TOGETHER: Final = 16
-"""Texts that are translated, and then kept, together."""
+"""Texts per batch; answers are stored after each batch."""
 SHOWN: Final = 8
-"""Translations that a base is shown before each line."""
+"""Few-shot translations before each line."""
 
 
 class Line(NamedTuple):
-    """A line's translation, whether it ended by itself, and the tokens read and written."""
+    """A line's translation, whether generation finished (not truncated), and prompt and generated tokens."""
 
     text: str
     ended: bool
@@ -49,10 +49,10 @@ class Line(NamedTuple):
 
 
 class Local(ABC):
-    """What both have in common.
+    """Base class of local translators.
 
     Args:
-        model: A folder, or a name on the hub.
+        model: A folder, or a model name on the Hub.
     """
 
     def __init__(self, model: str):
@@ -64,16 +64,16 @@ class Local(ABC):
 
     @abstractmethod
     def identity(self, wanted: Wanted) -> list[Any]:
-        """All that its answer depends on, as JSON values."""
+        """Return everything that the answer depends on, as JSON values (part of the cache key)."""
 
     @abstractmethod
     def lines(self, texts: Sequence[str], code: str, source: str) -> list[Line]:
-        """Each line's translation from a language into another, by our codes."""
+        """Translate lines from `source` into `code`, both isogloss codes."""
 
     def plan(self, wanted: Sequence[Wanted]) -> str:
-        """What the answers will cost, in one line."""
+        """Return a one-line estimate of the cost."""
         count = sum(len(_lines(one.text)) for one in wanted)
-        return f"{count} lines on this machine; the time left is told as they are translated"
+        return f"{count} lines on this machine; the remaining time is shown during translation"
 
     def run(
         self,
@@ -81,7 +81,7 @@ class Local(ABC):
         keep: Callable[[Wanted, Answer], None],
         progress: Callable[[int, int], None],
     ) -> None:
-        """Translate, telling how many of how many are done."""
+        """Translate, pass each answer to `keep`, and report (done, total) to `progress`."""
         done = 0
         for code, source in dict.fromkeys((one.code, one.source) for one in wanted):
             own = sorted((one for one in wanted if one[1:] == (code, source)), key=lambda one: len(one.text))
@@ -100,14 +100,14 @@ class Local(ABC):
 
 
 class Seq2Seq(Local):
-    """NLLB, M2M100, MADLAD, OPUS-MT, and others whose vocabulary has a token for the language.
+    """NLLB, M2M100, MADLAD, OPUS-MT, and other models with language tokens or a single target language.
 
     Args:
-        codes: Our codes of the languages that it will be asked for.
-        back: Whether it will also be asked to translate from them into English.
+        codes: isogloss codes of the target languages.
+        back: True if it will also translate back into English.
 
     Raises:
-        ConfigError: The model cannot be loaded, or has no token for one of the languages.
+        ConfigError: The model cannot be loaded, or does not translate into one of the languages.
     """
 
     def __init__(self, model: str, codes: Sequence[str], *, back: bool = False):
@@ -120,7 +120,7 @@ class Seq2Seq(Local):
             self._targets[SOURCE] = self._token(SOURCE)
             if self._targets[SOURCE][0] is None:
                 raise ConfigError(
-                    f"--round-trip: {model} does not translate into English; leave it out, or take a model "
+                    f"--round-trip: {model} does not translate into English; leave it out, or use a model "
                     "that translates both ways"
                 )
         with named(model):
@@ -160,17 +160,19 @@ class Seq2Seq(Local):
         ]
 
     def _token(self, code: str) -> tuple[str | None, bool]:
-        """The language's token, and whether it stands before the text rather than before the translation.
+        """Return a language's token, and True if it precedes the source text, not the translation.
+
+        Returns None as the token of a model with one target language, and of English where it has none.
 
         Raises:
-            ConfigError: There is none, although other languages have one.
+            ConfigError: The model does not translate into the language.
         """
         one, known = languages()[code], self._tokenizer.get_vocab()
         spellings = dict.fromkeys((*one.codes(), one.iso639_3))
         for shape, before in (("{}", False), ("__{}__", False), ("<2{}>", True), (">>{}<<", True)):
             for spelling in spellings:
                 token = shape.format(spelling)
-                # A bare code is a language's only where it also says the script: "it" is a word.
+                # A bare code only counts if it includes the script: "it" is also a word.
                 if token in known and (shape != "{}" or "_" in token):
                     return token, before
         if code == SOURCE:
@@ -182,18 +184,18 @@ class Seq2Seq(Local):
         own = self._tokenizer.init_kwargs.get("target_lang")
         if own not in one.codes():
             raise ConfigError(
-                f"--model: {self.model} translates into {own or 'one language that it does not name'}, not "
-                f"{code}; take a model for {one.name}"
+                f"--model: {self.model} translates into {own or 'a single, unnamed language'}, not "
+                f"{code}; use a model for {one.name}"
             )
         return None, True
 
 
 class Shown(Local):
-    """Any causal model, which reads a few translations and goes on.
+    """Any causal model, prompted with a few translations.
 
     Args:
-        examples: Where the translations are taken from: the shortest of each language's instructions.
-        codes: Our codes of the languages that it will be asked for.
+        examples: Source of the few-shot translations: one-line instructions of medium length.
+        codes: isogloss codes of the target languages.
 
     Raises:
         ConfigError: A language has too few examples, or the model cannot be loaded.
@@ -209,7 +211,7 @@ class Shown(Local):
         self._read = cache(self._prefix)
 
     def _prefix(self, code: str, source: str) -> Prefix | None:
-        """The translations that it is shown, read once."""
+        """Return the key-value cache of the few-shot translations, computed once."""
         return prefill(self._net, encode_text(self._tokenizer, self._heads[code, source])[0])
 
     def identity(self, wanted: Wanted) -> list[Any]:
@@ -221,7 +223,7 @@ class Shown(Local):
         longest = 3 * max(len(encode_text(self._tokenizer, text)[0]) for text in texts) + 16
         stop = StoppingCriteriaList([StopStringCriteria(self._tokenizer, ["\n"])])
         prefix = self._read(code, source)
-        # A tokenizer may cut the end of what is shown otherwise where a text follows it.
+        # The end of the few-shot part may tokenize differently when a text follows it.
         if prefix and any(prompt[: len(prefix.ids)] != prefix.ids for prompt in prompts):
             prefix = None
         start = len(prefix.ids) if prefix else 0
@@ -244,10 +246,10 @@ class Shown(Local):
 
 
 def is_seq2seq(model: str) -> bool:
-    """Whether a model has an encoder and a decoder.
+    """Return True if a model has an encoder and a decoder.
 
     Raises:
-        ConfigError: It cannot be read.
+        ConfigError: Its config cannot be loaded.
     """
     with named(model):
         config = AutoConfig.from_pretrained(model_folder(model), trust_remote_code=False)
@@ -260,7 +262,7 @@ def _shown(text: str, translation: str, source: str, code: str) -> str:
 
 
 def _head(examples: Sequence[ParallelExample], code: str, source: str) -> str:
-    """The same translations whichever way they are shown."""
+    """Return the few-shot part of the prompt; both directions use the same translations."""
     other = source if code == SOURCE else code
     found = [
         (e.turns[SOURCE].instruction.strip(), e.turns[other].instruction.strip())
@@ -272,7 +274,7 @@ def _head(examples: Sequence[ParallelExample], code: str, source: str) -> str:
     )
     if len(found) < SHOWN:
         raise ConfigError(
-            f"--examples: {len(found)} instructions of one line have {other}; give at least {SHOWN}"
+            f"--examples: {len(found)} one-line instructions have {other}; give at least {SHOWN}"
         )
     # From the middle: the shortest are single words, the longest fill the prompt.
     start = (len(found) - SHOWN) // 2

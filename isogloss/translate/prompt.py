@@ -1,4 +1,4 @@
-"""What a chat model reads when it translates: data in `prompt.yaml`, of which a file may replace entries."""
+"""Translation prompt for a chat model: the entries of `prompt.yaml`, any of which a file may replace."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ _NAMES = {"source", "language", "autonym", "code", "script", "glossary", "texts"
 
 @dataclass(frozen=True)
 class Prompt:
-    """The entries of `prompt.yaml`, which says what they are; languages of the glossary are our codes."""
+    """The entries of `prompt.yaml`, which documents them; glossary languages are isogloss codes."""
 
     system: str
     user: str
@@ -31,12 +31,12 @@ class Prompt:
     request: Mapping[str, Any]
 
     def messages(self, texts: Sequence[str], code: str, tag: str, source: str = SOURCE) -> Messages:
-        """What is sent to have the texts translated.
+        """Return the chat messages that request translations of the texts.
 
         Args:
-            code: Our code of the language that they are translated into.
-            tag: Name of the tags that the texts stand between, before their number.
-            source: Our code of the language that they are in.
+            code: isogloss code of the target language.
+            tag: Name of the tags around each text, followed by the text's number.
+            source: isogloss code of the source language.
         """
         one = languages()[code]
         there = "\n".join(texts).casefold()
@@ -59,11 +59,11 @@ class Prompt:
 
 
 def load_prompt(path: Path | None = None) -> Prompt:
-    """The prompt, with the entries of a file in place of our own.
+    """Load the default prompt, with entries replaced by those in a file.
 
     Raises:
-        ConfigError: An entry is unknown or of another kind, or names a language, a pattern or a $name that
-            is none.
+        ConfigError: The file is not YAML, or an entry is unknown, has the wrong type, or contains an unknown
+            language, an invalid pattern or an unknown $name.
     """
     own = resources.files("isogloss.translate").joinpath("prompt.yaml").read_text(encoding="utf-8")
     entries: dict[str, Any] = yaml.safe_load(own)
@@ -74,7 +74,7 @@ def load_prompt(path: Path | None = None) -> Prompt:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(given, dict):
-        raise ConfigError(f"{path}: holds no entries; give some of {', '.join(entries)}")
+        raise ConfigError(f"{path}: contains no entries; give some of {', '.join(entries)}")
     for key, value in given.items():
         if key not in entries:
             raise ConfigError(f"{path}: {key!r} is not an entry; {nearest(str(key), list(entries))}")
@@ -87,12 +87,12 @@ def load_prompt(path: Path | None = None) -> Prompt:
         if isinstance(text := getattr(prompt, field.name), str):
             _check_template(text, field.name, path)
     if "$texts" not in prompt.user and "${texts}" not in prompt.user:
-        raise ConfigError(f"{path}: user lacks $texts, which the texts to translate stand for")
+        raise ConfigError(f"{path}: user lacks $texts, the placeholder for the texts to translate")
     for pattern in prompt.keep:
         try:
             re.compile(pattern)
         except (re.error, TypeError) as error:
-            raise ConfigError(f"{path}: keep: {pattern!r} is no regular expression ({error})") from None
+            raise ConfigError(f"{path}: keep: {pattern!r} is not a regular expression ({error})") from None
     return Prompt(**{**vars(prompt), "glossary": _glossary(prompt.glossary, path)})
 
 
@@ -104,10 +104,10 @@ def _check_template(text: str, name: str, path: Path) -> None:
         Template(text).substitute(dict.fromkeys(_NAMES, ""))
     except KeyError as error:
         raise ConfigError(
-            f"{path}: {name}: ${error.args[0]} stands for nothing; there are {', '.join(sorted(_NAMES))}"
+            f"{path}: {name}: ${error.args[0]} is unknown; available: {', '.join(sorted(_NAMES))}"
         ) from None
     except ValueError:
-        raise ConfigError(f"{path}: {name}: a dollar sign alone is written $$") from None
+        raise ConfigError(f"{path}: {name}: write a literal dollar sign as $$") from None
 
 
 def _glossary(given: Mapping[Any, Any], path: Path) -> dict[str, dict[str, str]]:

@@ -1,7 +1,7 @@
-"""Review: a page or table on which a speaker marks translations, and its marks read back.
+"""Review: a page or table in which a speaker marks translations, and the reader of those marks.
 
-A mark is about the texts that were read: it holds for as long as the translation is the same.
-Flow: translations that the filter kept → page or CSV → a speaker → marks → kept, replaced, or left out.
+A mark belongs to the reviewed texts and is valid only while the translation is unchanged.
+Flow: translations that passed the filter → page or CSV → speaker → marks → kept, replaced, or dropped.
 """
 
 import csv
@@ -24,7 +24,7 @@ from isogloss.languages import languages
 PARTS: Final = ("instruction", "response")
 VERDICTS: Final = ("right", "corrected", "wrong")
 ROWS: Final = 200
-"""Rows of a language that a speaker is given, unless said otherwise."""
+"""Default number of rows to review per language."""
 _COLUMNS: Final[tuple[str, ...]] = (
     "id",
     "language",
@@ -37,12 +37,12 @@ _COLUMNS: Final[tuple[str, ...]] = (
     "key",
 )
 _FORMULA: Final = "=+-@\t\r'"
-"""What a cell begins with that a spreadsheet does not take for text."""
+"""First characters of a cell that a spreadsheet does not treat as text."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a speaker is given: an item's parts in English and in the language."""
+    """A translation to review: an item's parts in English and in the language."""
 
     id: str
     language: str
@@ -51,20 +51,20 @@ class Reading:
 
     @property
     def key(self) -> str:
-        """Names the texts, so that a mark is not taken for one of others."""
+        """A hash of the texts, so that a mark is never applied to other texts."""
         content = json.dumps([[side.get(part) for part in PARTS] for side in (self.english, self.own)])
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What a speaker says of a `Reading`.
+    """A speaker's verdict on a `Reading`.
 
     Attributes:
-        key: Of the texts that were read.
+        key: Key of the reviewed texts.
         verdict: One of `VERDICTS`.
-        texts: Of what is corrected, its parts.
-        reason: Of what is wrong, if one is given.
+        texts: The parts as returned; the corrected ones if the verdict is `corrected`.
+        reason: Reason given, if any.
     """
 
     key: str
@@ -74,36 +74,36 @@ class Mark:
 
 
 Marks = dict[tuple[str, str], Mark]
-"""By id and language."""
+"""Marks by ID and language."""
 
 
 def check(path: Path) -> None:
-    """Before anything is asked.
+    """Check the suffix of the review file before any translation starts.
 
     Raises:
-        ConfigError: The name's ending says no kind of page.
+        ConfigError: The suffix is neither .html nor .csv.
     """
     if path.suffix not in (".html", ".csv"):
-        raise ConfigError(f"--review {path}: is neither a page nor a table; name a file in .html or .csv")
+        raise ConfigError(f"--review {path}: unknown file type; name a file in .html or .csv")
 
 
 def place(path: Path, code: str, codes: Iterable[str]) -> Path:
-    """The file of one language: a speaker of one does not read the others."""
+    """Return the review file of one language; each speaker gets only their own language."""
     return path if len(list(codes)) == 1 else path.with_suffix(f".{code}{path.suffix}")
 
 
 def write(path: Path, code: str, rows: Iterable[Reading]) -> None:
-    """A page (.html) that needs nothing else, or a table (.csv), of one language."""
+    """Write one language's rows as a self-contained page (.html) or a table (.csv)."""
     cells = [_cells(row) for row in rows]
     write_text(path, _table(cells) if path.suffix == ".csv" else _page(code, cells))
 
 
 def read(paths: Iterable[Path]) -> Marks:
-    """The marks of files that a page saved (.jsonl) or that a speaker filled in (.csv).
+    """Read the marks from files saved by a page (.jsonl) or filled in by a speaker (.csv).
 
     Raises:
-        DataError: A file cannot be read, holds no marks, has a verdict that is none, a correction without a
-            text, or an item of a language twice.
+        DataError: A file cannot be read, contains no marks, or has an unknown verdict, an empty correction,
+            or conflicting marks for an item of a language.
     """
     found: Marks = {}
     for path in paths:
@@ -115,7 +115,7 @@ def read(paths: Iterable[Path]) -> Marks:
                     message = f"id {place_of[0]!r} is marked twice in {place_of[1]}; keep one"
                     raise DataError(message, record.path, record.line)
         if not marked:
-            raise DataError("it holds no mark; mark some rows, and save them", path)
+            raise DataError("the file contains no marks; mark some rows and save them", path)
     return found
 
 
@@ -131,11 +131,11 @@ def _table(rows: Iterable[Mapping[str, str]]) -> str:
     writer: csv.DictWriter[str] = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        # A text is never a formula; the mark goes away when it is read back.
+        # Quoted, so that no text is taken for a formula; the quote is removed when read back.
         writer.writerow(
             {name: f"'{text}" if text[:1] in tuple(_FORMULA) else text for name, text in row.items()}
         )
-    return "\ufeff" + file.getvalue()  # by which a spreadsheet knows that it is UTF-8
+    return "\ufeff" + file.getvalue()  # a BOM, by which spreadsheets recognise UTF-8
 
 
 def _page(code: str, rows: list[dict[str, str]]) -> str:
@@ -143,7 +143,7 @@ def _page(code: str, rows: list[dict[str, str]]) -> str:
     style = resources.files("isogloss.report").joinpath("page.css.jinja").read_text("utf-8")
     page = resources.files("isogloss.translate").joinpath("review.html").read_text("utf-8")
     about = {"code": code, "name": own.name, "bcp47": own.bcp47, "direction": own.direction, "rows": rows}
-    # Inside a script nothing but "<" could end it.
+    # Inside a script element, only "<" could end it.
     data = json.dumps(about, ensure_ascii=False).replace("<", "\\u003c")
     return page.replace("/*style*/", style).replace("/*data*/", data)
 
@@ -152,7 +152,7 @@ def _mark(record: Record) -> Iterator[tuple[tuple[str, str], Mark]]:
     path, line, _, cells = record
     for name in ("id", "language", "key", "verdict"):
         if name not in cells:
-            raise DataError(f"there is no {name!r}; it must be a file that --review made", path, line)
+            raise DataError(f"there is no {name!r}; use a file that --review made", path, line)
     given = {name: _text(cells.get(name), name, record) for name in _COLUMNS}
     verdict = given["verdict"].strip().casefold()
     sides = [{part: text for part in PARTS if (text := given[prefix + part])} for prefix in ("english_", "")]
@@ -160,12 +160,12 @@ def _mark(record: Record) -> Iterator[tuple[tuple[str, str], Mark]]:
     if verdict and verdict not in VERDICTS:
         raise DataError(f"the verdict is {verdict!r}; {nearest(verdict, VERDICTS)}", path, line)
     if not verdict and not changed:
-        return  # nobody has looked at it
+        return  # not reviewed
     if verdict != "wrong" and changed:
-        verdict = "corrected"  # who changes a text in a table has corrected it, whatever else is said
+        verdict = "corrected"  # a changed text is a correction, whatever the verdict column says
         for part in sides[0]:
             if not sides[1].get(part, "").strip():
-                raise DataError(f"the {part} is corrected to nothing; write it, or mark it wrong", path, line)
+                raise DataError(f"the corrected {part} is empty; write it, or mark the row wrong", path, line)
     elif verdict == "corrected":
         verdict = "right"
     yield (given["id"], given["language"]), Mark(given["key"], verdict, sides[1], given["reason"].strip())
@@ -183,6 +183,6 @@ def _text(value: Any, name: str, record: Record) -> str:
 
 
 def counts(marks: Iterable[Mark]) -> dict[str, int]:
-    """How many of each verdict."""
+    """Count the marks by verdict."""
     verdicts = [mark.verdict for mark in marks]
     return {verdict: verdicts.count(verdict) for verdict in VERDICTS}

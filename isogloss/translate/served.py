@@ -1,8 +1,8 @@
-"""A chat model behind an OpenAI-compatible endpoint as translator.
+"""Translator that calls a chat model behind an OpenAI-compatible endpoint.
 
-Several texts go into one request, each between tags of its number. An answer that has not every number once,
-or was cut off, says nothing certain of which text is which: its texts are asked again in two halves, down to
-one, of which it is then kept why it has no translation.
+A request contains several texts, each between numbered tags. If the answer is truncated or does not have
+every number exactly once, its translations cannot be assigned reliably: the batch is split in halves and
+requested again, down to single texts, whose failure is stored with its reason.
 """
 
 import re
@@ -19,18 +19,18 @@ from isogloss.translate.answers import Answer, Spent, Wanted
 from isogloss.translate.prompt import Messages, Prompt
 
 CHARACTERS = 6000
-"""Of all texts of a request, so that the answer is not cut off."""
+"""Maximum characters of all texts in a request, so that the answer is not truncated."""
 PER_TOKEN = 4
-"""Characters of an English text that are a token, about; used for what is told beforehand."""
+"""Approximate characters per token of English text; used only for the estimate."""
 
 
 class Served:
-    """Asks an endpoint.
+    """Translator behind an endpoint.
 
     Args:
-        settings: Which, and how it is asked.
-        prompt: What it is told.
-        texts: Most texts of a request.
+        settings: The endpoint and its request settings.
+        prompt: The translation prompt.
+        texts: Maximum number of texts per request.
     """
 
     def __init__(self, settings: Endpoint, prompt: Prompt, texts: int):
@@ -49,10 +49,10 @@ class Served:
             read += sum(len(one["content"]) for one in messages) // PER_TOKEN
         written = sum(len(one.text) for one in wanted) // PER_TOKEN
         pace = self.settings.rate
-        least = f", {len(batches) / pace / 60:.0f} minutes at least" if pace else ""
+        least = f", at least {len(batches) / pace / 60:.0f} minutes" if pace else ""
         return (
-            f"{len(batches)} requests; about {read} tokens to read and, as in English, {written} to write "
-            f"(often twice as many in other scripts){least}"
+            f"{len(batches)} requests; about {read} prompt tokens and {written} generated tokens, counted "
+            f"as in English (often twice as many in other scripts){least}"
         )
 
     def run(
@@ -74,7 +74,7 @@ class Served:
             )
 
     def _batches(self, wanted: Sequence[Wanted]) -> Iterator[list[Wanted]]:
-        """Neighbours in one language and into one, so that an instruction goes with its response."""
+        """Yield batches of consecutive texts in one language pair, so responses stay with instructions."""
         made: list[Wanted] = []
         size = 0
         for one in wanted:
@@ -94,10 +94,10 @@ class Served:
         keep: Callable[[Wanted, Answer], None],
         before: Spent | None = None,
     ) -> None:
-        """Have a batch translated; `before` is what was spent on it in vain."""
+        """Translate a batch, splitting it if the answer is unusable; `before` is the cost of a failed try."""
         tag, texts = "t", [one.text for one in batch]
         while any(f"<{tag}" in text or f"</{tag}" in text for text in texts):
-            tag += "t"  # of which no text has its own
+            tag += "t"  # until no text contains the tag
         body = {
             "model": self.settings.model,
             "messages": self._messages(batch, tag),
@@ -129,10 +129,10 @@ class Served:
         return self.prompt.messages([one.text for one in batch], batch[0].code, tag, batch[0].source)
 
     def _read(self, said: Any) -> tuple[str, bool, Spent]:
-        """What was written, whether it was cut off, and the tokens.
+        """Return the answer's text, whether it was truncated, and its cost.
 
         Raises:
-            ConfigError: It is no chat completion.
+            ConfigError: The response is not a chat completion.
         """
         try:
             choice = said["choices"][0]
@@ -141,8 +141,8 @@ class Served:
             content = choice = None
         if not isinstance(choice, dict) or not isinstance(content, str | None):
             raise ConfigError(
-                f"--url: {self.settings.url} returns no chat completion; name an endpoint up to and with /v1 "
-                "that has /chat/completions"
+                f"--url: {self.settings.url} returns no chat completion; give the URL up to and including "
+                "/v1 of an endpoint that has /chat/completions"
             )
         usage = said.get("usage")
         read, written = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
@@ -150,10 +150,9 @@ class Served:
 
 
 def translations(content: str, count: int, tag: str) -> list[str] | None:
-    """The texts between the tags 1 to `count`; None unless each is there once, not empty, and no other is.
+    """Return the texts between tags 1 to `count`; None unless exactly these occur, once each and not empty.
 
-    What a model thinks aloud first (`<think>`) is no part of the answer. Of one text the whole answer is
-    taken where it has no tag at all.
+    A leading `<think>` block is removed. For a single text, an answer without any tag is taken whole.
     """
     content = re.sub(r"\A\s*<think>.*?</think>", "", content, flags=re.DOTALL)
     opened = [int(number) for number in re.findall(rf"<{tag}(\d+)>", content)]

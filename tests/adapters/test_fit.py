@@ -1,4 +1,4 @@
-"""Adapters that a model cannot have are refused from its configuration alone."""
+"""`refuse_misfit` rejects adapters that do not fit the model, from its configuration alone."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from isogloss.pipeline.folder import ProgressReporter, Run
 
 
 def settings(tiny, folder, kind, *overrides):
-    """A folder with a configuration and no weights: nothing could be loaded from it."""
+    """Save a model configuration without weights, so that no model could be loaded from the folder."""
     tiny(kind).config.save_pretrained(folder)
     return load_config(None, [f"model={folder}", *overrides])
 
@@ -31,15 +31,15 @@ def settings(tiny, folder, kind, *overrides):
         ),
     ],
 )
-def test_adapters_on_modules_that_are_not_there_are_refused(tiny, tmp_path, kind, says):
-    """One missing is enough: what is left would be another method than was asked for."""
+def test_missing_target_modules_are_refused(tiny, tmp_path, kind, says):
+    """One missing module is enough: adapters on the remaining ones would be another method."""
     with pytest.raises(ConfigError) as caught:
         refuse_misfit(settings(tiny, tmp_path, kind))
     assert str(caught.value) == f"distill.adapter.target_modules: {tmp_path} {says}"
 
 
 def test_adapters_on_experts_are_refused(tiny, tmp_path):
-    """One weight holds all, to which PEFT would add every language's rows; the first layer has none."""
+    """PEFT would add every language's rows to the experts' shared parameter; layer 0 has no experts."""
     config = settings(tiny, tmp_path, "qwen3_moe", "distill.adapter.target_modules=[q_proj, down_proj]")
     text = (tmp_path / "config.json").read_text()
     assert text.count('"mlp_only_layers": []') == 1
@@ -56,8 +56,8 @@ def test_adapters_on_experts_are_refused(tiny, tmp_path):
         refuse_misfit(with_overrides(config, ["distill.adapter.target_modules=[gate_proj]"]))
 
 
-def test_adapters_on_more_layers_than_there_are_are_refused(tiny, tmp_path):
-    """Three is all it has."""
+def test_adapters_on_more_layers_than_the_model_has_are_refused(tiny, tmp_path):
+    """The model has three layers."""
     refuse_misfit(settings(tiny, tmp_path, "llama", "distill.adapter.layers=3"))
     with pytest.raises(ConfigError) as caught:
         refuse_misfit(settings(tiny, tmp_path, "llama", "distill.adapter.layers=4"))
@@ -65,8 +65,8 @@ def test_adapters_on_more_layers_than_there_are_are_refused(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["distill.similarity_layer", "evaluate.layer"])
-def test_a_layer_above_the_models_is_refused(tiny, tmp_path, name):
-    """The last layer there is will do."""
+def test_a_layer_above_the_last_one_is_refused(tiny, tmp_path, name):
+    """The last layer itself is accepted."""
     refuse_misfit(settings(tiny, tmp_path, "qwen3", "distill.adapter.layers=3", f"{name}=3"))
     with pytest.raises(ConfigError) as caught:
         refuse_misfit(settings(tiny, tmp_path, "qwen3", "distill.adapter.layers=3", f"{name}=99"))
@@ -74,8 +74,8 @@ def test_a_layer_above_the_models_is_refused(tiny, tmp_path, name):
 
 
 @pytest.mark.parametrize(("kind", "modules"), [("gpt2", "c_attn"), ("qwen3_moe", "q_proj, o_proj")])
-def test_what_a_model_has_is_accepted(tiny, five, tmp_path, kind, modules):
-    """Modules of its own; adapters on what is accepted can be trained and read."""
+def test_modules_that_the_model_has_are_accepted(tiny, five, tmp_path, kind, modules):
+    """Adapters on them change the hidden states."""
     config = settings(tiny, tmp_path, kind, f"distill.adapter.target_modules=[{modules}]")
     refuse_misfit(config)
     made = Run(config, ProgressReporter()).student(tiny(kind), trained=False, tree=five)

@@ -1,4 +1,4 @@
-"""Shapes: families from a file, at random and learned."""
+"""Tree shapes: language families from a file, random and learned ones."""
 
 from collections import Counter
 
@@ -14,7 +14,7 @@ RANKS = {"root": 2, "family": 1, "language": 1}
 
 
 def test_a_file_names_the_families(tmp_path):
-    """By any of a language's codes; languages that are not taught may stand there."""
+    """Any code of a language is accepted; languages that are not trained may be listed."""
     file = tmp_path / "tree.yaml"
     file.write_text("west: [es, fra_Latn, de]\neast: [ru, sw]\n")
     found = families_of_file(file, ["es", "fr", "ru"])
@@ -26,7 +26,7 @@ def test_a_file_names_the_families(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("west: [es]\n", "fr is in no family; there are: es"),
+        ("west: [es]\n", "fr is in no family; available: es"),
         ("west: [es, fr]\neast: [spa]\n", "es is in west and in east; name it once"),
         ("west: [es, xq]\n", "west: 'xq' is not a known language code"),
         ("- es\n", "a tree is `family: [codes]`, one line for each family"),
@@ -34,8 +34,8 @@ def test_a_file_names_the_families(tmp_path):
         ("west: [es\n", "not YAML: "),
     ],
 )
-def test_a_file_that_is_no_tree_is_refused_by_name(text, says, tmp_path):
-    """One line with the file's name."""
+def test_an_invalid_tree_file_is_refused(text, says, tmp_path):
+    """The message is one line that starts with the file's name."""
     file = tmp_path / "tree.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:
@@ -45,15 +45,15 @@ def test_a_file_that_is_no_tree_is_refused_by_name(text, says, tmp_path):
 
 
 def test_random_families_have_glottologs_sizes():
-    """Three pairs and six alone; the same for the same seed."""
+    """Three pairs and six single languages; the same seed gives the same families."""
     found = random_families(XGLUE_TWELVE, 3)
     assert sorted(Counter(found.values()).values()) == [1, 1, 1, 1, 1, 1, 2, 2, 2]
     assert tuple(found) == XGLUE_TWELVE
     assert random_families(XGLUE_TWELVE, 3) == found != random_families(XGLUE_TWELVE, 4)
 
 
-def test_languages_that_add_the_same_to_every_meaning_are_grouped():
-    """Two pairs that share a direction and one alone, under meanings ten times as large."""
+def test_languages_with_a_common_offset_are_grouped():
+    """Two pairs share an offset and one language is alone; the meanings' vectors are ten times as large."""
     made = torch.Generator().manual_seed(0)
     meaning = 10 * torch.randn(20, 16, generator=made)
     a, b, c = torch.randn(3, 16, generator=made)
@@ -65,6 +65,5 @@ def test_languages_that_add_the_same_to_every_meaning_are_grouped():
 
 
 def test_as_many_groups_as_languages_leaves_each_alone():
-    """No clustering is needed."""
     vectors = {code: torch.zeros(2, 4) for code in ("es", "fr")}
     assert learned_families(vectors, 2) == {"es": "group 1", "fr": "group 2"}

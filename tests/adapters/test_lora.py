@@ -1,4 +1,4 @@
-"""The adapters: exact invariants of paths, and equality with PEFT's own adapter."""
+"""Tree LoRA: exact properties of paths, and equality with PEFT's LoRA."""
 
 import copy
 import json
@@ -46,7 +46,7 @@ def rows_of(name, tensor, rows):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mixed_batch_equals_separate_batches(tiny, five, student, kind):
-    """Five languages in one forward, or in five."""
+    """One forward pass over five languages equals five separate ones."""
     adapters = student(tiny(kind), five)
     with adapters.on(LANGUAGES) as model:
         mixed = logits(model)
@@ -60,8 +60,8 @@ def test_a_mixed_batch_equals_separate_batches(tiny, five, student, kind):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [1, 7, 40])
 @pytest.mark.parametrize("languages", [[*LANGUAGES, "en"], ["sw"] * 6])
-def test_answering_reads_what_learning_reads(tiny, five, student, languages, tokens, dtype):
-    """Masked products without gradients, gathered ones with them: apart by rounding alone."""
+def test_inference_matches_training(tiny, five, student, languages, tokens, dtype):
+    """Rows are masked without gradients and gathered with them; outputs differ by rounding only."""
     adapters = student(tiny(dtype=dtype), five)
     ids = torch.arange(6 * tokens).view(6, tokens) * 3 % 250 + 5
     with adapters.on(languages) as model:
@@ -73,16 +73,16 @@ def test_answering_reads_what_learning_reads(tiny, five, student, languages, tok
     assert apart < (1e-4 if dtype == torch.float32 else 0.1) * changed
 
 
-def test_every_language_answers_with_its_own_rows(tiny, five, student):
-    """The same ids read along six paths give six different outputs."""
+def test_every_language_uses_its_own_rows(tiny, five, student):
+    """The same token IDs give six different outputs along six paths."""
     adapters = student(tiny(), five)
     with adapters.on([*LANGUAGES, "en"]) as model:
         out = logits(model, IDS[:1].expand(6, -1))
     assert min((out[i] - out[j]).abs().max() for i in range(6) for j in range(i)) > 1e-2
 
 
-def test_the_gradient_of_shared_rows_is_the_same_to_the_bit_every_time():
-    """Five languages add to the root's rows, on two threads, in one order."""
+def test_the_gradient_of_shared_rows_is_deterministic():
+    """Five languages add to the root's rows in a fixed order, even with two threads."""
     routing = Routing(build_tree(LANGUAGES, ranks={"root": 8, "family": 4, "language": 4}))
     routing.set(LANGUAGES * 8, torch.device("cpu"))
     torch.manual_seed(0)
@@ -102,8 +102,8 @@ def test_the_gradient_of_shared_rows_is_the_same_to_the_bit_every_time():
         torch.set_num_threads(threads)
 
 
-def test_rows_are_gathered_once_while_nothing_learns_and_never_stale():
-    """Literal rows: root 0, then a leaf for each of two languages; a path, a changed weight, a gradient."""
+def test_gathered_rows_are_cached_without_gradients_and_never_stale():
+    """Row 0 is the root, 1 and 2 are leaves; a changed weight, a new path or gradients bypass the cache."""
     routing = Routing(build_tree(["es", "sw"], ranks={"root": 1, "family": 0, "language": 1}))
     weight = torch.nn.Parameter(torch.tensor([[1.0], [2.0], [3.0]]))
     routing.set(["es", "sw", "es"], torch.device("cpu"))
@@ -123,8 +123,8 @@ def test_rows_are_gathered_once_while_nothing_learns_and_never_stale():
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "gpt2", "qwen3_moe"])
-def test_two_steps_on_one_path_are_two_steps(tiny, five, student, kind):
-    """What was gathered for the first is not learned from twice, nor read after the rows have changed."""
+def test_a_path_can_be_kept_over_two_steps(tiny, five, student, kind):
+    """The second step neither reuses the graph of the first nor reads stale rows."""
     found = []
     for again in (False, True):
         adapters = student(tiny(kind), five)
@@ -142,8 +142,7 @@ def test_two_steps_on_one_path_are_two_steps(tiny, five, student, kind):
     assert not torch.equal(ours, student(tiny(kind), five).state()[name])
 
 
-def test_two_readings_of_a_path_are_learned_from_together(tiny, five, student):
-    """One backward of both is the sum of a backward each."""
+def test_one_backward_over_two_forwards_sums_their_gradients(tiny, five, student):
     adapters, other = student(tiny(), five), student(tiny(), five)
     mask = torch.ones_like(IDS)
     with adapters.on(LANGUAGES) as model:
@@ -158,8 +157,8 @@ def test_two_readings_of_a_path_are_learned_from_together(tiny, five, student):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_adapters_off_is_the_reference_model_to_the_bit(tiny, five, student, kind, dtype):
-    """Nothing is added, not even zero; and it stays so after the adapters were on."""
+def test_adapters_off_is_bit_identical_to_the_reference_model(tiny, five, student, kind, dtype):
+    """Nothing is added, not even zero, also after the adapters were on."""
     model = tiny(kind, dtype=dtype)
     before = logits(model)
     adapters = student(model, five)
@@ -170,7 +169,7 @@ def test_adapters_off_is_the_reference_model_to_the_bit(tiny, five, student, kin
 
 
 def test_adapters_are_off_after_an_error(tiny, five, student):
-    """A failed forward does not leave a path behind."""
+    """A failed forward pass does not leave a path set."""
     model = tiny()
     before = logits(model)
     adapters = student(model, five)
@@ -180,7 +179,7 @@ def test_adapters_are_off_after_an_error(tiny, five, student):
 
 
 def test_new_adapters_change_nothing(tiny, five, student):
-    """Columns begin at zero, so training begins at the reference model."""
+    """lora_B starts at zero, so training starts at the reference model."""
     model = tiny()
     before = logits(model)
     with student(model, five, filled=False).on(LANGUAGES) as on:
@@ -190,7 +189,7 @@ def test_new_adapters_change_nothing(tiny, five, student):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_off_the_path_are_exactly_zero(tiny, five, student, kind, dtype):
-    """A batch of Spanish and Swahili moves the root, both families and both leaves, and nothing else."""
+    """Spanish and Swahili rows only give gradients to the root, both families and both leaves."""
     adapters = student(tiny(kind, dtype=dtype), five)
     on = {row for code in ("es", "sw") for node in five.path(code) for row in node.rows}
     off = sorted(set(range(five.rank)) - on)
@@ -200,16 +199,16 @@ def test_gradients_off_the_path_are_exactly_zero(tiny, five, student, kind, dtyp
         assert all(rows_of(name, gradient, [row]).any() for row in on), name
 
 
-def test_only_adapters_learn(tiny, five, student):
-    """The base's weights take no gradient and adapters are float32 over a bfloat16 base."""
+def test_only_adapters_are_trained(tiny, five, student):
+    """The base weights are frozen, and the adapters are float32 over a bfloat16 model."""
     adapters = student(tiny(dtype=torch.bfloat16), five)
     learning = {name for name, p in adapters.model.named_parameters() if p.requires_grad}
     assert learning == set(adapters.parameters())
     assert {p.dtype for p in adapters.parameters().values()} == {torch.float32}
 
 
-def test_untouched_nodes_stay_the_same_to_the_bit(tiny, five, student):
-    """AdamW without weight decay leaves off-path rows alone, even after steps that did move them."""
+def test_nodes_off_the_path_stay_bit_identical(tiny, five, student):
+    """AdamW without weight decay moves only the nodes on the paths of the batch."""
     adapters = student(tiny(), five)
     optimiser = torch.optim.AdamW(list(adapters.parameters().values()), lr=0.01, weight_decay=0.0)
     before = copy.deepcopy({n.name: adapters.node_parameters(n) for n in five.nodes})
@@ -223,8 +222,8 @@ def test_untouched_nodes_stay_the_same_to_the_bit(tiny, five, student):
     assert moved == {n.name for code in ("es", "sw") for n in five.path(code)}
 
 
-def test_english_reads_the_roots_rows_alone(tiny, five, student):
-    """Beside longer paths, a short one is padded with rows that count for nothing."""
+def test_english_uses_only_the_roots_rows(tiny, five, student):
+    """Beside longer paths, English is padded with rows that have no effect."""
     adapters = student(tiny(), five)
     with adapters.on(["ru", "en"]) as model:
         mixed = logits(model, IDS[:2])[1]
@@ -239,8 +238,8 @@ def test_english_reads_the_roots_rows_alone(tiny, five, student):
         assert torch.equal(rows_of(name, gradient, off), torch.zeros_like(rows_of(name, gradient, off))), name
 
 
-def test_english_is_the_reference_model_where_the_root_is_empty(tiny, student):
-    """In a flat set English has no row at all, and nothing of the padding is learnt."""
+def test_english_is_the_reference_model_when_the_root_is_empty(tiny, student):
+    """In a flat tree English has no rows, and its padding gets no gradient."""
     tree = build_tree(("es", "sw"), families="flat", ranks=RANKS)
     model = tiny()
     before = logits(model)
@@ -252,7 +251,7 @@ def test_english_is_the_reference_model_where_the_root_is_empty(tiny, student):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_exported_language_is_an_ordinary_peft_adapter(tiny, five, student, tmp_path, kind):
-    """`PeftModel.from_pretrained` gives the same logits and the same greedy answers, and merges to them."""
+    """`PeftModel.from_pretrained` gives the same greedy responses and the same logits, also when merged."""
     adapters = student(tiny(kind), five)
     for code in ("ru", "sw"):
         adapters.export(code, tmp_path / code, base_model="../../tuned")
@@ -271,7 +270,7 @@ def test_an_exported_language_is_an_ordinary_peft_adapter(tiny, five, student, t
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_exported_language_over_a_bfloat16_model_differs_by_rounding(tiny, five, student, tmp_path, kind):
-    """PEFT multiplies adapters in float32 there: a twelfth of what the adapter changes, in the mean."""
+    """PEFT computes adapters in float32: the difference is below a twelfth of the adapter's effect."""
     model = tiny(kind, dtype=torch.bfloat16)
     off = logits(model)
     adapters = student(model, five)
@@ -291,7 +290,7 @@ def test_an_exported_language_over_a_bfloat16_model_differs_by_rounding(tiny, fi
     ],
 )  # fmt: skip
 def test_adapters_of_the_lowest_layers_leave_the_others_alone(tiny, five, tmp_path, kind, targets):
-    """Two of three layers carry them, whatever the architecture calls its layers; an export says so."""
+    """Two of three layers have adapters, whatever the architecture calls its layers; so has the export."""
     adapters = TreeLora(tiny(kind), five, targets=targets, scaling=2.0, layers=2)
     numbers = [re.findall(r"\.(?:layers|h)\.(\d+)\.", name) for name in adapters.parameters()]
     assert sorted(numbers) == sorted([["0"], ["1"]] * 2 * len(targets))
@@ -316,19 +315,19 @@ def test_an_adapter_on_a_parameter_is_refused(tiny, five):
     )
 
 
-def test_an_adapter_that_reads_tokens_without_their_rows_is_refused(tiny, five):
-    """Which path a token reads could not be told."""
+def test_an_adapter_on_a_module_without_a_batch_dimension_is_refused(tiny, five):
+    """The path of each token would be unknown."""
     adapters = TreeLora(tiny("qwen2_moe"), five, targets=("shared_expert_gate",), scaling=2.0)
     with adapters.on(LANGUAGES), pytest.raises(ConfigError) as caught:
         logits(adapters.model)
     assert str(caught.value) == (
-        "distill.adapter.target_modules: one, of 24 features, reads tokens apart from their rows, as "
-        "routers and experts do; name linear layers outside them"
+        "distill.adapter.target_modules: a module with 24 input features receives tokens without a batch "
+        "dimension, as routers and experts do; name linear layers outside them"
     )
 
 
-def test_a_refit_to_a_smaller_rank_is_the_nearest_there_is(tiny, five, student, tmp_path):
-    """Each product is cut as numpy's own decomposition cuts it; at full rank nothing is lost."""
+def test_a_refit_to_a_smaller_rank_is_the_best_approximation(tiny, five, student, tmp_path):
+    """Each product equals numpy's truncated SVD; at full rank nothing is lost."""
     adapters = student(tiny(), five)
     full = adapters.path_state("sw")
     for rank in (1, 3, 5):
@@ -346,7 +345,7 @@ def test_a_refit_to_a_smaller_rank_is_the_nearest_there_is(tiny, five, student, 
 
 
 def test_a_mixed_batch_generates_what_each_language_generates(tiny, five, student):
-    """Paths hold through the cache's one-token steps."""
+    """Paths also hold in the one-token steps with the KV cache."""
     adapters = student(tiny(), five)
     options = {"max_new_tokens": 6, "do_sample": False}
     with adapters.on(LANGUAGES) as model:
@@ -369,35 +368,35 @@ def test_a_saved_state_loads_into_new_adapters(tiny, five, student):
 
 
 def test_a_state_of_other_modules_is_refused(tiny, five, student):
-    """A tensor more or less is not the same adapters."""
+    """One missing tensor is enough."""
     adapters = student(tiny(), five)
     state = dict(adapters.state())
     state.popitem()
-    with pytest.raises(ValueError, match="these adapters belong to a model or tree of another shape"):
+    with pytest.raises(ValueError, match="these adapters belong to a model or tree with different shapes"):
         adapters.load_state(state)
 
 
 def test_a_state_of_another_tree_is_refused(tiny, five, student):
-    """Same modules, other ranks: one row is not copied into all fifteen."""
+    """Same modules but other ranks: one row is not broadcast into all fifteen."""
     adapters = student(tiny(), five)
     other = student(tiny(), build_tree(("sw",), ranks={"root": 1, "family": 0, "language": 0}))
-    with pytest.raises(ValueError, match="these adapters belong to a model or tree of another shape"):
+    with pytest.raises(ValueError, match="these adapters belong to a model or tree with different shapes"):
         adapters.load_state(other.state())
 
 
-def test_a_forward_without_a_path_says_what_is_missing(tiny, five, student):
-    """Switching adapters on by hand is not enough."""
+def test_a_forward_pass_without_a_path_is_refused(tiny, five, student):
+    """Enabling PEFT's layers by hand is not enough."""
     adapters = student(tiny(), five)
     for layer in adapters.layers():
         layer._disable_adapters = False
     with pytest.raises(RuntimeError) as caught:
         logits(adapters.model)
-    assert str(caught.value) == "no path is set; wrap the forward in adapters.on(languages)"
+    assert str(caught.value) == "no path is set; wrap the forward pass in adapters.on(languages)"
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_gives_the_same_gradients(tiny, five, student, reentrant):
-    """The recomputation reads the path of its forward, and the hidden-state term keeps its gradient."""
+    """The recomputation uses the path of its forward pass, and the hidden-state term keeps its gradient."""
 
     def run(checkpointing):
         adapters = student(tiny(), five)

@@ -1,4 +1,4 @@
-"""Nodes: the tree of the twelve languages, written out, and what each language reads."""
+"""The adapter tree of the twelve XGLUE languages, and the path of each language."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def names(path):
 
 
 def test_the_families_of_the_twelve_are_glottologs(tree):
-    """Russian and Bulgarian share a node, Spanish and French, Hindi and Urdu; the others stand alone."""
+    """Russian and Bulgarian, Spanish and French, Hindi and Urdu share a family; the others have their own."""
     assert {n.name: n.languages for n in tree.nodes if n.level == "family"} == FAMILIES
 
 
@@ -52,7 +52,7 @@ def test_rows_are_disjoint_and_cover_the_adapter(shape):
 
 
 def test_a_path_goes_from_root_to_leaf(tree):
-    """Russian reads the root, Slavic and its own rows."""
+    """Russian uses the rows of the root, of Slavic and its own."""
     assert names(tree.path("ru")) == ["root", SLAVIC, "ru"]
     assert [list(node.rows) for node in tree.path("ru")] == [
         [0, 1, 2, 3, 4, 5, 6, 7],
@@ -74,12 +74,12 @@ def test_a_path_goes_from_root_to_leaf(tree):
     ],
 )
 def test_a_language_without_a_leaf_goes_as_far_as_its_family(tree, language, path):
-    """Portuguese reads the root and Romance, Japanese the root; English is the source and reads the root."""
+    """Portuguese uses the root and Romance; Japanese, and English as the source language, only the root."""
     assert names(tree.path(language)) == path
 
 
-def test_english_reads_the_root_beside_another_germanic_language():
-    """A Germanic node is not English's: the source is answered as the root answers."""
+def test_english_uses_only_the_root_beside_another_germanic_language():
+    """The Germanic node is not on the path of English, which is the source language."""
     tree = build_tree(("de", "sw"), ranks=RANKS)
     assert names(tree.path("de")) == ["root", "Indo-European/Germanic/West Germanic", "de"]
     assert names(tree.path("en")) == ["root"]
@@ -87,15 +87,15 @@ def test_english_reads_the_root_beside_another_germanic_language():
 
 @pytest.mark.parametrize(("shape", "rank"), [("families", 92), ("flat", 192), ("shared", 16)])
 def test_every_shape_gives_a_language_the_same_rank(shape, rank):
-    """16 rows a path, wherever they lie."""
+    """Every path has 16 rows."""
     tree = build_tree(XGLUE_TWELVE, families=shape, ranks=RANKS)
     assert tree.path_rank() == 16
     assert {sum(n.rank for n in tree.path(code)) for code in XGLUE_TWELVE} == {16}
     assert tree.rank == rank
 
 
-def test_flat_languages_share_no_row_and_shared_ones_all():
-    """The two controls are the ends of what a tree can be."""
+def test_flat_languages_share_no_rows_and_shared_ones_all_rows():
+    """The two controls are the extremes of a tree."""
     rows = {}
     for shape in ("flat", "shared"):
         tree = build_tree(("es", "fr"), families=shape, ranks=RANKS)
@@ -105,7 +105,7 @@ def test_flat_languages_share_no_row_and_shared_ones_all():
 
 
 def test_families_can_be_named_by_the_caller():
-    """A random tree of the same shape is the control for the families' worth."""
+    """This allows random trees of the same shape, the control for the value of real families."""
     tree = build_tree(("es", "fr", "sw"), families={"es": "A", "fr": "B", "sw": "A"}, ranks=RANKS)
     assert tree.by_name["A"] == Node("A", "family", "root", ("es", "sw"), 4, 8)
     assert names(tree.path("fr")) == ["root", "B", "fr"]
@@ -115,4 +115,4 @@ def test_a_language_named_twice_is_refused():
     """Two leaves of one name would share a path and waste rows."""
     with pytest.raises(ConfigError) as caught:
         build_tree(("es", "fr", "es"), ranks=RANKS)
-    assert str(caught.value) == "a language is named twice among the targets; name each once"
+    assert str(caught.value) == "a target language is listed twice; list each once"

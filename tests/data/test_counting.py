@@ -1,4 +1,4 @@
-"""Tokenizers that are never changed: the same ids, sizes counted once, and saved as what they are."""
+"""Tokenizers of fixed size: the same IDs, the size counted once, and saved as their original class."""
 
 import pytest
 from transformers import AutoTokenizer
@@ -24,7 +24,7 @@ def test_an_unchanging_tokenizer_encodes_as_before_and_counts_its_size_once(made
 
 
 @pytest.mark.parametrize("made", [of_fixed_size, unchanging])
-def test_an_unchanging_tokenizer_is_saved_as_what_it_is(made, tmp_path):
+def test_an_unchanging_tokenizer_is_saved_as_its_original_class(made, tmp_path):
     tokenizer = load_tokenizer("demo")
     made(tokenizer).save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Division: what may be learned and what is reported of a dev set never meet."""
+"""Division of a dev set: no example is both used for training and reported."""
 
 import os
 from pathlib import Path
@@ -15,8 +15,8 @@ ROOT = Path(os.environ.get("ISOGLOSS_DATA", Path(__file__).parents[3] / "shared"
 needs_data = pytest.mark.skipif(not (ROOT / "massive").is_dir(), reason="no data root: set ISOGLOSS_DATA")
 
 
-def test_rows_that_share_a_sentence_by_others_are_one_group():
-    """1 and 3 have nothing in common but 2; the smallest sentence names the group."""
+def test_rows_linked_through_other_rows_are_one_group():
+    """Rows 1 and 3 have only row 2 in common; the smallest sentence names the group."""
     linked = {"1": ("b", "c"), "2": ("C!", "d"), "3": ("d", "e"), "4": ("x", "y")}
     assert components(linked) == {"1": "b", "2": "b", "3": "b", "4": "x"}
     assert components(dict(reversed(linked.items()))) == components(linked)
@@ -24,7 +24,7 @@ def test_rows_that_share_a_sentence_by_others_are_one_group():
 
 
 def test_near_copies_are_one_group():
-    """The same words in another order, or six in a row; five are nobody's."""
+    """The same words in another order, or six words in a row, link two rows; five words do not."""
     near = {
         "1": ["He won the cup in Lima after Ana left."],
         "2": ["After Ana left he won, in Lima, the cup."],
@@ -36,7 +36,7 @@ def test_near_copies_are_one_group():
 
 
 def test_the_division_is_a_hash_of_the_group():
-    """About three fifths are learned, and always the same, or two releases' figures could not be compared."""
+    """About three fifths are learned, and always the same, so that two releases can be compared."""
     groups = [f"premise {n}" for n in range(1000)]
     assert 560 < sum(is_learned("XNLI", group) for group in groups) < 640
     assert [is_learned("XNLI", f"premise {n}") for n in range(8)] == EIGHT
@@ -47,7 +47,7 @@ EIGHT = [False, True, True, True, True, False, False, False]
 
 
 def test_all_rows_of_a_premise_are_on_one_side():
-    """Blanks aside."""
+    """Whitespace is ignored."""
     divided = xnli.division(
         {str(n): f"He  ate {n // 3}." if n % 2 else f"He ate {n // 3}." for n in range(60)}
     )
@@ -58,8 +58,8 @@ def test_all_rows_of_a_premise_are_on_one_side():
     assert sorted(plain["learned"] + plain["reported"], key=int) == [str(n) for n in range(60)]
 
 
-def test_pairs_are_divided_by_what_they_share():
-    """Paraphrases of a paraphrase are on the first's side."""
+def test_pairs_that_share_sentences_are_on_one_side():
+    """A paraphrase of a paraphrase is on the same side as the first."""
     pairs = {str(n): (f"s{n // 4 * 4 + n % 4}", f"s{n // 4 * 4 + (n + 1) % 4}") for n in range(80)}
     divided = pawsx.division(pairs)
     assert len(set(divided.groups.values())) == 20
@@ -69,7 +69,7 @@ def test_pairs_are_divided_by_what_they_share():
 @pytest.mark.data
 @needs_data
 def test_nothing_that_is_learned_is_reported():
-    """The leak check's own proof, over all sets that are divided and those whose texts they share."""
+    """The leak check finds nothing, over all divided sets and those whose texts they share."""
     config = load_config(
         None,
         [
@@ -86,8 +86,8 @@ def test_nothing_that_is_learned_is_reported():
 
 @pytest.mark.data
 @needs_data
-def test_both_parts_are_all_of_the_set():
-    """Ids of what the suites report and of what the sources teach, for every set that is divided."""
+def test_suites_and_sources_have_different_ids():
+    """About 40 % of every divided set are reported, and no reported ID is used for training."""
     config = load_config(None, ["evaluate.split=dev"], data_root=ROOT)
     english = {
         "xnli": {e.id.partition("-")[2] for e in xnli.examples(ROOT, [], all_labels=False)},
@@ -95,7 +95,7 @@ def test_both_parts_are_all_of_the_set():
         "mlqa": {e.id.partition("-")[2] for e in mlqa.examples(ROOT, [], all_labels=False, most=10**6)},
     }
     for name, learned in english.items():
-        # Spanish decides nothing of what English sides are.
+        # The choice of Spanish does not affect which English items are reported.
         suite = load_suite(name, ROOT, config.evaluate, ["es"], 10**6, 0)
         reported = {item.id for item in suite.items}
         assert not learned & reported and suite.split.startswith("dev (40 % by ")

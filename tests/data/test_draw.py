@@ -1,4 +1,4 @@
-"""Draws: any first n of them are a fair sample, and stay so when the file grows."""
+"""Draws: any first n items are a fair sample, and remain one when the file grows."""
 
 from collections import Counter
 
@@ -29,7 +29,7 @@ SORTED = [
     for label in labels
     for n in range(30)
 ]
-"""210 examples: a file that is sorted by task and label, as public sets are."""
+"""210 examples, sorted by task and label as in public data sets."""
 
 
 def strata(e: ParallelExample) -> tuple[str, str]:
@@ -38,8 +38,8 @@ def strata(e: ParallelExample) -> tuple[str, str]:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("count", [10, 20, 60])
-def test_without_power_any_first_n_hold_tasks_and_labels_as_evenly_as_possible(count, seed):
-    """Tasks take turns, and within a task its labels."""
+def test_with_power_0_any_first_n_are_balanced_over_tasks_and_labels(count, seed):
+    """Tasks take turns, and so do the labels within a task."""
     drawn = draw(SORTED, seed, key=lambda e: e.id, strata=strata, power=0)
     met = Counter(map(strata, drawn[:count]))
     tasks = Counter(task for task, _ in met.elements())
@@ -49,8 +49,8 @@ def test_without_power_any_first_n_hold_tasks_and_labels_as_evenly_as_possible(c
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_training_meets_labels_by_the_square_root_of_how_many_there_are(seed):
-    """Of 900, 100, 100 and 25 with one label every 55 rows hold 30, 10, 10 and 5."""
+def test_training_draws_labels_by_the_square_root_of_their_size(seed):
+    """Of the first 55 rows, labels with 900, 100, 100 and 25 items get 30, 10, 10 and 5."""
     sizes = {"common": 900, "some": 100, "others": 100, "rare": 25}
     items = [example(f"{label}{n}", label=label) for label in sizes for n in range(sizes[label])]
     met = Counter(e.turns["en"].response for e in in_draw_order(items, seed)[:55])
@@ -58,14 +58,14 @@ def test_training_meets_labels_by_the_square_root_of_how_many_there_are(seed):
         assert abs(met[label] - count) <= 1
 
 
-def test_the_file_s_order_has_no_say():
-    """Nor do two seeds draw the same."""
+def test_the_draw_does_not_depend_on_the_order_of_the_file():
+    """Two seeds give different draws."""
     ids = [e.id for e in in_draw_order(SORTED, 3)]
     assert [e.id for e in in_draw_order(SORTED[::-1], 3)] == ids
     assert [e.id for e in in_draw_order(SORTED, 4)][:50] != ids[:50]
 
 
-def test_of_two_examples_of_a_label_the_same_comes_first_when_the_file_grows():
+def test_the_order_within_a_label_is_kept_when_the_file_grows():
     """New rows fall between the old ones."""
     more = [example(f"new-{n}", "topic", "a") for n in range(50)]
     before, after = ([e.id for e in in_draw_order(some, 0)] for some in (SORTED, [*more, *SORTED]))
@@ -75,9 +75,8 @@ def test_of_two_examples_of_a_label_the_same_comes_first_when_the_file_grows():
 
 
 @pytest.mark.parametrize("most", [4, 7, 40])
-def test_of_more_than_fit_those_are_held_that_are_drawn_first(most, monkeypatch):
-    """A closed task, one of two labels of which one is rare, and an open one: of a task and label as many as
-    could be among the first `most`, those that are drawn first, in the order in which they came."""
+def test_the_rows_that_are_drawn_first_are_held(most, monkeypatch):
+    """For each task and label, the first `most` of the draw are held, in the order of the file."""
     monkeypatch.setattr("isogloss.data.draw.FEWEST_HELD", 1)
     rare = [example(f"rare-{n}", "rare", "a" if n % 50 else "b") for n in range(200)]
     opened = [example(f"open-{n}", "open", f"answer {n}") for n in range(300)]
@@ -97,7 +96,7 @@ def test_of_more_than_fit_those_are_held_that_are_drawn_first(most, monkeypatch)
 
 
 def test_open_tasks_have_no_labels():
-    """Thirty answers to thirty questions are no classes; with options they are."""
+    """Thirty different answers to thirty questions are no classes, unless they are options."""
     opened = [example(str(n), "qa", f"answer {n}") for n in range(30)]
     assert labels_of(opened) == {}
     assert labels_of(SORTED[:60])["topic-b-0"] == "b"
@@ -106,8 +105,8 @@ def test_open_tasks_have_no_labels():
     assert labels_of(closed)["7"] == "answer 7"
 
 
-def test_an_evaluation_s_sample_keeps_the_proportions_and_the_order():
-    """Of 90 and 10 it takes 18 and 2, whatever the run's seed is."""
+def test_an_evaluation_sample_keeps_proportions_and_order():
+    """A sample of 20 from 90 and 10 items has 18 and 2, whatever the run's seed."""
     items = [("common", n) for n in range(90)] + [("rare", n) for n in range(10)]
     found = sample(items, 20, key=str, strata=lambda item: item[:1])
     assert Counter(name for name, _ in found) == {"common": 18, "rare": 2}
@@ -115,8 +114,8 @@ def test_an_evaluation_s_sample_keeps_the_proportions_and_the_order():
     assert sample(items, 100, key=str, strata=lambda item: item[:1]) == items
 
 
-def test_proportional_strata_of_one_are_met_by_chance():
-    """A hundred labels of one item each: the first ten are not those of one place in the file."""
+def test_proportional_strata_of_one_item_are_drawn_at_random():
+    """With a hundred labels of one item each, the first ten come from all over the file."""
     drawn = draw(range(100), 0, key=str, strata=lambda n: (str(n),), power=1)
     assert sorted(drawn) == list(range(100)) and max(drawn[:10]) > 50 > min(drawn[:10])
 
@@ -126,13 +125,13 @@ def test_proportional_strata_of_one_are_met_by_chance():
     [
         (48, {0: 1.0, 1: 1.0}, {0: 100, 1: 100}, {0: 24, 1: 24}),
         (48, {0: 2.0, 1: 1.0}, {0: 100, 1: 100}, {0: 32, 1: 16}),
-        (48, {0: 1.0, 1: 1.0}, {0: 10, 1: 100}, {0: 10, 1: 38}),  # what one lacks the other fills
+        (48, {0: 1.0, 1: 1.0}, {0: 10, 1: 100}, {0: 10, 1: 38}),  # the other source fills the gap
         (48, {0: 1.0, 1: 1.0, 2: 2.0}, {0: 5, 1: 9, 2: 11}, {0: 5, 1: 9, 2: 11}),
         (7, {0: 1.0, 1: 1.0, 2: 1.0}, {0: 9, 1: 9, 2: 0}, {0: 4, 1: 3, 2: 0}),
     ],
 )
 def test_an_amount_is_shared_by_weight(amount, weights, held, expected):
-    """By largest remainders."""
+    """Rounded by largest remainders."""
     assert shares(amount, weights, held) == expected
 
 
@@ -140,15 +139,15 @@ def usable(e: ParallelExample, code: str) -> str | None:
     return lacking(e, code, "reference")
 
 
-def test_a_language_of_few_has_the_first_of_one_with_many():
-    """The same meanings, though another language lacks some."""
+def test_a_smaller_language_gets_the_first_items_of_a_larger_one():
+    """So both learn the same meanings."""
     drawn = in_draw_order(SORTED, 0)
     chosen = choose(drawn, {"es": 120, "sw": 40}, [1.0], usable)
     assert chosen["sw"] == chosen["es"][:40] == list(range(40))
 
 
-def test_languages_of_own_items_have_labels_as_often_as_the_first():
-    """Of labels with 900, 100 and 25 items the last of twelve languages too, and hardly an item twice."""
+def test_languages_with_their_own_items_get_the_same_label_mix():
+    """Twelve languages draw alike from labels of 900, 100 and 25 items, and hardly any item twice."""
     codes = ["ar", "bg", "el", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi"]
     sizes = {"common": 900, "some": 100, "rare": 25}
     items = [
@@ -167,8 +166,8 @@ def test_languages_of_own_items_have_labels_as_often_as_the_first():
     assert len(set(of["some"])) >= 95 and len(set(of["rare"])) == 25
 
 
-def test_a_language_of_few_own_items_begins_with_other_labels():
-    """Of sixty labels the twelve that one has are not the twelve of the next; a circle has no end."""
+def test_a_small_language_with_its_own_items_starts_at_other_labels():
+    """Of sixty labels, it gets twelve that the other language has not; the draw wraps around at its end."""
     items = [example(str(n), label=f"label {n % 60}") for n in range(300)]
     drawn = in_draw_order(items, 0)
     chosen = choose(drawn, {"es": 30, "sw": 12}, [1.0], usable, same=False)
@@ -179,7 +178,7 @@ def test_a_language_of_few_own_items_begins_with_other_labels():
 
 
 def test_a_source_without_a_language_leaves_its_share_to_the_others():
-    """Weights are over the sources that have the language; what cannot be used is passed over."""
+    """Weights apply among the sources that have the language; unusable items are skipped."""
     first = [example(f"a{n}", label="x", codes=("en", "es")) for n in range(40)]
     second = [example(f"b{n}", label="x", source=1) for n in range(40)]
     blank = [

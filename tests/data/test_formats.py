@@ -1,4 +1,4 @@
-"""Data formats: what each reads, and the one line that each refusal is."""
+"""Data formats: what each reads, and the one-line message of each refusal."""
 
 import gzip
 import json
@@ -38,12 +38,12 @@ def refusal(read, *args, **kwargs) -> str:
 
 
 def test_parallel_reads_all_languages_of_a_line(tmp_path: Path) -> None:
-    """Any data set's code names the language, and a missing response is None."""
+    """Any data set's language code is accepted, and a missing response is None."""
     assert parallel_jsonl.read(put(tmp_path / "a.jsonl", WIDE)) == [ONE_TWO_LANGUAGES]
 
 
-def test_parallel_joins_rows_of_one_language(tmp_path: Path) -> None:
-    """Rows that share an id are one example, wherever they stand; a line separator is text."""
+def test_parallel_joins_rows_by_id(tmp_path: Path) -> None:
+    """Rows that share an ID are one example, wherever they occur; U+2028 is text, not a line end."""
     path = put(
         tmp_path / "a.jsonl",
         '{"id": 1, "language": "en", "instruction": "Hi\u2028all", "response": "Ho"}',
@@ -58,8 +58,8 @@ def test_parallel_joins_rows_of_one_language(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
-def test_parallel_writes_what_it_reads(tmp_path: Path, name: str) -> None:
-    """Written examples are read back equal, Indonesian included, and no draft is left."""
+def test_parallel_reads_what_it_writes(tmp_path: Path, name: str) -> None:
+    """Indonesian (`id`) survives the round trip too, and no temporary file is left."""
     examples = [ParallelExample("1", "qa", {"en": Turn("Hi", ""), "id": Turn("Hai\n", "Ho")})]
     parallel_jsonl.write(tmp_path / name, examples)
     assert examples == parallel_jsonl.read(tmp_path / name)
@@ -67,13 +67,13 @@ def test_parallel_writes_what_it_reads(tmp_path: Path, name: str) -> None:
 
 
 def test_parallel_writes_readable_lines(tmp_path: Path) -> None:
-    """A line is plain UTF-8, without an absent response."""
+    """A line is plain UTF-8, and an absent response has no key."""
     parallel_jsonl.write(tmp_path / "a.jsonl", [ParallelExample("1", "qa", {"ar": Turn("سلام")})])
     assert (tmp_path / "a.jsonl").read_text() == '{"id": "1", "task": "qa", "ar": {"instruction": "سلام"}}\n'
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    """What the file held stays where the new content cannot be made."""
+    """Its content stays, and no temporary file is left."""
     path = put(tmp_path / "a.jsonl", WIDE)
     with pytest.raises(UnicodeEncodeError):
         parallel_jsonl.write(path, [ParallelExample("1", "qa", {"en": Turn("\ud800")})])
@@ -90,36 +90,36 @@ ROW = '{"id": "1", "language": "en", "instruction": "Hi"}'
     [
         (["{"], "1: not JSON at column 2 (Expecting property name enclosed in double quotes); "
          "each line must be one JSON object"),
-        (["[]"], "1: the line holds a list; each line must be one JSON object"),
-        ([f"{{{EN}}}"], "1: no id; give each item a text or a whole number"),
-        ([f'{{"id": 1.5, {EN}}}'], "1: the id is 1.5; it must be a text or a whole number"),
+        (["[]"], "1: the line is a list; each line must be one JSON object"),
+        ([f"{{{EN}}}"], "1: no id; give each item text or an integer"),
+        ([f'{{"id": 1.5, {EN}}}'], "1: the id is 1.5; it must be text or an integer"),
         ([f'{{"id": {{}}, {EN}}}'],
-         "1: the id is an object; it must be a text or a whole number (Indonesian is written 'ind')"),
+         "1: the id is an object; it must be text or an integer (Indonesian is written 'ind')"),
         ([f'{{"id": "1", {EN}, "id": {{}}}}'], "1: the key 'id' occurs twice; write Indonesian as 'ind'"),
         ([f'{{"id": "1", {EN}, {EN}}}'], "1: the key 'en' occurs twice; keep one of them"),
         (['{"id": "1"}'], '1: no language; add one such as "sw": {"instruction": "…"}'),
         ([f'{{"id": "1", "task": 3, {EN}}}'], "1: the task is 3; it must be a name such as 'instruction'"),
         (['{"id": "1", "swa_Latn2": {"instruction": "Je"}}'],
          "1: 'swa_Latn2' is not a known language code; did you mean swh_Latn (Swahili)?"),
-        (['{"id": "1", "en": "Hi"}'], "1: en holds a str; it must be an object with an instruction"),
+        (['{"id": "1", "en": "Hi"}'], "1: en is a str; it must be an object with an instruction"),
         (['{"id": "1", "en": {"instruction": "Hi", "respnse": ""}}'],
          "1: 'respnse' is not a key; did you mean response?"),
         (['{"id": "1", "en": {"instruction": " "}}'],
          "1: the instruction in en is empty; write one or leave en out"),
         (['{"id": "1", "en": {"response": "Ho"}}'], "1: no instruction in en; add one or leave en out"),
         (['{"id": "1", "en": {"instruction": ["Hi"]}}'],
-         "1: the instruction in en is a list; it must be a text"),
+         "1: the instruction in en is a list; it must be text"),
         (['{"id": "1", "en": {"instruction": "\\ud800"}}'],
-         "1: the instruction in en holds half of a surrogate pair; write the whole character"),
+         "1: the instruction in en contains half of a surrogate pair; write the whole character"),
         (['{"id": "1", "sw": {"instruction": "a"}, "swh": {"instruction": "b"}}'],
-         "1: id '1' has sw twice; give each row an id of its own"),
-        ([ROW, ROW], "2: id '1' has en twice; give each row an id of its own"),
+         "1: id '1' has sw twice; give each row its own id"),
+        ([ROW, ROW], "2: id '1' has en twice; give each row its own id"),
         ([ROW, '{"id": "1", "task": "qa", "language": "sw", "instruction": "Je"}'],
          "2: id '1' has task 'qa' here and 'instruction' in line 1; an id has one task"),
-        ([ROW, WIDE], "2: this row holds all languages of an item and the first row one language; "
-         "use one form in a file"),
-        ([WIDE, ROW], "2: this row holds one language and the first row all languages of an item; "
-         "use one form in a file"),
+        ([ROW, WIDE], "2: this row has all languages of an item and the first row one language; "
+         "use one form per file"),
+        ([WIDE, ROW], "2: this row has one language and the first row all languages of an item; "
+         "use one form per file"),
         (['{"id": "1", "instruction": "Hi"}'], '1: no language; add one such as "language": "sw"'),
         (['{"id": "1", "language": 7, "instruction": "Hi"}'],
          "1: the language is 7; it must be a code such as sw"),
@@ -128,7 +128,7 @@ ROW = '{"id": "1", "language": "en", "instruction": "Hi"}'
     ],
 )  # fmt: skip
 def test_parallel_refuses_malformed_rows(tmp_path: Path, lines: list[str], says: str) -> None:
-    """The line names file, line, what is wrong and what would be right."""
+    """The message names the file, the line, the error and the fix."""
     path = put(tmp_path / "a.jsonl", *lines)
     assert f"{path}:{says}" == refusal(parallel_jsonl.read, path)
 
@@ -141,11 +141,11 @@ def test_parallel_refuses_malformed_rows(tmp_path: Path, lines: list[str], says:
             b'{"id": "1", "language": "sw", "instruction": "Hi"}\n\xff\n',
             ":2: the text is not UTF-8; convert the file to UTF-8",
         ),
-        (b"\x1f\x8bx", ": the gzip data are damaged; fetch or compress the file again"),
+        (b"\x1f\x8bx", ": the gzip data is damaged; download or compress the file again"),
     ],
 )
 def test_unreadable_files_are_refused(tmp_path: Path, data: bytes | None, says: str) -> None:
-    """A missing file, other encodings and a damaged gzip each say how to mend it."""
+    """A missing file, another encoding and damaged gzip data: each message says how to fix it."""
     put(tmp_path / "train.jsonl")
     path = tmp_path / "trian.jsonl"
     if data is not None:
@@ -158,7 +158,7 @@ def chat(*messages: tuple[str, object], **more: object) -> str:
 
 
 def test_chat_reads_single_turns(tmp_path: Path) -> None:
-    """System text goes before the instruction, and the line number serves as the id."""
+    """System text is put before the instruction, and the line number serves as the ID."""
     path = put(
         tmp_path / "a.jsonl",
         chat(("user", "Hi"), ("assistant", "Ho")),
@@ -178,8 +178,8 @@ def test_chat_reads_single_turns(tmp_path: Path) -> None:
         (chat(("assistant", "b"), ("user", "a")),
          "the roles are assistant, user; they must be user and assistant, after at most one system"),
         (chat(("usr", "a")), "'usr' is not a role; did you mean user?"),
-        (chat(("human", "a")), "'human' is not a role; there are: system, user, assistant"),
-        (chat(("user", [])), "the user's content is a list; it must be a text"),
+        (chat(("human", "a")), "'human' is not a role; available: system, user, assistant"),
+        (chat(("user", [])), "the user's content is a list; it must be text"),
         (chat(("system", "x"), ("user", "")), "the instruction in en is empty; write one or leave en out"),
         (chat(), "'messages' must be a list of a user message and its answer"),
         ('{"message": []}', "no key 'messages'; did you mean message?"),
@@ -187,7 +187,7 @@ def test_chat_reads_single_turns(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_chat_refuses_malformed_rows(tmp_path: Path, line: str, says: str) -> None:
-    """Roles out of turn or unknown, and odd content, are refused with the line."""
+    """Misplaced or unknown roles and invalid content are refused, with the line number."""
     path = put(tmp_path / "a.jsonl", line)
     assert f"{path}:1: {says}" == refusal(chat_jsonl.read, path)
 
@@ -237,13 +237,13 @@ def test_tables_of_every_kind_read_the_same(tmp_path: Path, kind: str) -> None:
 
 
 def test_table_reads_an_arrow_file(tmp_path: Path) -> None:
-    """The file that a saved data set consists of can be read alone."""
+    """The Arrow file of a saved data set can be read on its own."""
     save(tmp_path / "d", "saved")
     assert table.read(tmp_path / "d" / "data-00000-of-00001.arrow", COLUMNS) == JOINED
 
 
 def test_table_reads_all_languages_of_a_row(tmp_path: Path) -> None:
-    """Columns of languages and nested columns are read; a language without text is left out."""
+    """Columns for languages and nested columns are read; a language without text is left out."""
     path = put(
         tmp_path / "t.jsonl",
         '{"t": {"en": "Hi", "sw": "Je"}, "a": 1}',
@@ -257,7 +257,7 @@ def test_table_reads_all_languages_of_a_row(tmp_path: Path) -> None:
 
 
 def test_table_reads_quoted_csv_and_plain_tsv(tmp_path: Path) -> None:
-    """A quoted field of a .csv may hold commas and lines; the quotation marks of a .tsv are text."""
+    """A quoted .csv field may contain commas and line breaks; quotation marks in .tsv are text."""
     columns = {"instruction": "q", "response": "a"}
     quoted = put(tmp_path / "t.csv", "q,a", '"one, ', '""two""",x')
     plain = put(tmp_path / "t.tsv", "q\ta", '"one\tx')
@@ -277,7 +277,7 @@ def test_table_reads_quoted_csv_and_plain_tsv(tmp_path: Path) -> None:
         ({"instruction": "{question"}, ": the template '{question' is malformed (expected '}' before end of "
          "string); write each column as {name}"),
         ({"instrction": "question"}, ": 'instrction' is not a field; did you mean instruction?"),
-        ({"sw.answer": "question"}, ": 'sw.answer' is not a field; there are: instruction, response"),
+        ({"sw.answer": "question"}, ": 'sw.answer' is not a field; available: instruction, response"),
         ({"swx.instruction": "question"}, ": 'swx.instruction' names no language"),
         ({"response": "context"}, ": the columns name no 'instruction'; add it"),
         ({"sw.response": "context"}, ": the columns name no 'sw.instruction'; add it"),
@@ -285,17 +285,17 @@ def test_table_reads_quoted_csv_and_plain_tsv(tmp_path: Path) -> None:
         ({"instruction": "question", "language": "context"},
          ": the columns name 'language' but no 'id'; add it, as it joins the languages"),
         ({"sw.instruction": "question", "language": "context"},
-         ": the columns name both 'language' and languages of their own; keep one kind"),
+         ": the columns name both 'language' and fields such as sw.instruction; keep one kind"),
         ({"instruction": "question", "en.instruction": "context"},
          ": the columns name a language twice; keep one of its codes"),
-        ({"instruction": "question", "id": "context"}, ":3: no id; give each item a text or a whole number"),
+        ({"instruction": "question", "id": "context"}, ":3: no id; give each item text or an integer"),
         ({"instruction": "context"}, ":3: no instruction in en; add one or leave en out"),
         ({"sw.instruction": "context"},
-         ":3: no instruction in any language; fill one in or remove the row"),
+         ":3: no instruction in any language; add one or remove the row"),
     ],
 )  # fmt: skip
-def test_table_refuses_columns_and_rows(tmp_path: Path, columns: dict[str, str], says: str) -> None:
-    """Each impossible map of columns and each missing cell is refused in one line."""
+def test_table_refuses_invalid_columns_and_rows(tmp_path: Path, columns: dict[str, str], says: str) -> None:
+    """Each invalid column mapping and each missing cell is refused in one line."""
     path = put(tmp_path / "t.csv", "question,context", "q,c", "r,")
     if "names no language" in says:
         assert refusal(table.read, path, columns).startswith(f"{path}: 'swx' is not a known language code; ")
@@ -310,31 +310,35 @@ def test_table_refuses_columns_and_rows(tmp_path: Path, columns: dict[str, str],
         (
             "t.csv",
             ["q", '"x'],
-            ":2: not CSV (unexpected end of data); quote each field that holds a quotation mark",
+            ":2: not CSV (unexpected end of data); quote each field that contains a quotation mark",
         ),
         ("t.csv", ["q,a,q", "x,y,z"], ":1: the header names the column 'q' twice; name each once"),
         ("t.tsv", ["q\ta\ta", "x\ty\tz"], ":1: the header names the column 'a' twice; name each once"),
-        ("t.jsonl", ['{"q": [1]}'], ":1: the column 'q' holds a list; only texts and numbers can be read"),
+        ("t.jsonl", ['{"q": [1]}'], ":1: the column 'q' has a list; only text and numbers can be read"),
         ("t.json", ["[1]"], ": item 1 of the list is a int; it must be an object"),
-        ("t.xlsx", [], ": 't.xlsx' is not a kind of table; there are: parquet, csv, tsv, json, jsonl, arrow"),
+        (
+            "t.xlsx",
+            [],
+            ": 't.xlsx' is not a supported file type; available: parquet, csv, tsv, json, jsonl, arrow",
+        ),
         ("t.arrow", ["x"], ": the table cannot be read"),
         ("t.parquet", ["x"], ": the table cannot be read"),
     ],
 )
 def test_table_refuses_malformed_files(tmp_path: Path, name: str, lines: list[str], says: str) -> None:
-    """A row of another length, an unreadable file and an unknown kind are refused."""
+    """A row of another length, an unreadable file and an unknown file type are refused."""
     path = put(tmp_path / name, *lines)
     assert refusal(table.read, path, {"instruction": "q"}).startswith(f"{path}{says}")
 
 
-def test_table_reads_train_of_several_splits(tmp_path: Path) -> None:
-    """It says so; another is read where it is named, and an unknown one gets the nearest."""
+def test_table_reads_the_train_split_by_default(tmp_path: Path) -> None:
+    """The choice is reported; another split can be named, and a misspelt one gets a suggestion."""
     put(tmp_path / "train.csv", "q", "x")
     put(tmp_path / "test.csv", "q", "y")
     columns = {"instruction": "q"}
     told: list[str] = []
     assert table.read(tmp_path, columns, tell=told.append)[0].turns["en"].instruction == "x"
-    assert told == [f"{tmp_path}: of the splits train, test train is read; data.split names another"]
+    assert told == [f"{tmp_path}: reading train of the splits train, test; set data.split to read another"]
     assert f"{tmp_path}: there is no split 'trian'; did you mean train?" == refusal(
         table.read, tmp_path, columns, split="trian"
     )
@@ -349,15 +353,15 @@ def test_table_reads_train_of_several_splits(tmp_path: Path) -> None:
     ],
 )
 def test_flores_reads_both_releases(tmp_path: Path, names: tuple[str, str]) -> None:
-    """The folders of FLORES-101 and FLORES-200 give the same, by our codes."""
+    """The folders of FLORES-101 and FLORES-200 give the same sentences under our codes."""
     put(tmp_path / names[0], "One.", "Two\u2028.")
     put(tmp_path / names[1], "Moja.", "Mbili.")
     read = flores.read(tmp_path, "dev", ["en", "swh"])
     assert read == {"en": ("One.", "Two\u2028."), "sw": ("Moja.", "Mbili.")}
 
 
-def test_flores_refuses_what_is_not_aligned(tmp_path: Path) -> None:
-    """A missing file, an empty line and another length name the file."""
+def test_flores_refuses_files_that_are_not_aligned(tmp_path: Path) -> None:
+    """A missing file, an empty line and another number of lines: each message names the file."""
     folder = tmp_path / "flores101_dataset" / "dev"
     put(folder / "eng.dev", "One.", "Two.")
     put(folder / "swh.dev", "Moja.")
@@ -365,7 +369,7 @@ def test_flores_refuses_what_is_not_aligned(tmp_path: Path) -> None:
     for code, says in {
         "th": "tha.dev: no such file, so FLORES dev has no th here; put it there or leave it out",
         "sw": "swh.dev: 1 lines, but 2 in eng.dev; the files of a split must be aligned",
-        "ur": "urd.dev:2: the line is empty; line n must hold the same sentence in every language",
+        "ur": "urd.dev:2: the line is empty; line n must be the same sentence in every language",
     }.items():
         assert f"{folder}/{says}" == refusal(flores.read, tmp_path, "dev", ["en", code])
 
@@ -375,7 +379,7 @@ XNLI_ROWS = [XnliRow("7", "contradiction", {"en": 'A "b', "sw": "C"}, {"en": "B"
 
 
 def test_xnli_reads_columns_by_name_and_joins_by_pair(tmp_path: Path) -> None:
-    """More columns, another order and quotation marks do not matter, and pairID joins."""
+    """Extra columns, column order and quotation marks do not matter; pairID joins the languages."""
     put(
         tmp_path / "XNLI-1.0" / "xnli.dev.tsv",
         HEADER,
@@ -390,7 +394,7 @@ def test_xnli_reads_columns_by_name_and_joins_by_pair(tmp_path: Path) -> None:
 
 
 def test_xnli_reads_the_files_of_xglue(tmp_path: Path) -> None:
-    """Three columns without a header are joined by position; contradictory means contradiction."""
+    """Three columns without a header are joined by line; `contradictory` means contradiction."""
     put(tmp_path / "XNLI" / "en.dev", "A\tB\tcontradictory")
     (tmp_path / "XNLI" / "sw.dev.gz").write_bytes(gzip.compress(b"C\tD\tcontradiction\n"))
     assert [XnliRow("1", "contradiction", {"en": "A", "sw": "C"}, {"en": "B", "sw": "D"})] == xnli.read(
@@ -403,14 +407,14 @@ def test_xnli_reads_the_files_of_xglue(tmp_path: Path) -> None:
     [
         (["language\tgold_lable\tsentence1\tsentence2"],
          ":1: no column 'gold_label' in the header; did you mean gold_lable?"),
-        ([HEADER, "en\tneutral"], ":2: 2 fields, but the header has 6; separate them by tabs"),
+        ([HEADER, "en\tneutral"], ":2: 2 fields, but the header has 6; separate them with tabs"),
         ([HEADER, "en\tnutral\t-\tA\tB\t1"], ":2: 'nutral' is not a label; did you mean neutral?"),
         ([HEADER, "en\tneutral\t-\tA\t\t1"],
-         ":2: a sentence is empty; premise and hypothesis must both be there"),
+         ":2: a sentence is empty; both premise and hypothesis are required"),
         ([HEADER, "en\tneutral\t-\tA\tB\t1", "fr\tneutral\t-\tA\tB\t1"],
-         ": no rows in sw; there are: en, fr"),
+         ": no rows in sw; available: en, fr"),
         ([HEADER, "en\tneutral\t-\tA\tB\t1", "sw\tneutral\t-\tA\tB\t2"],
-         ": pair 1 is there in en but not in sw; both must have it"),
+         ": pair 1 is in en but not in sw; both must have it"),
         ([HEADER, "en\tneutral\t-\tA\tB\t1", "sw\tentailment\t-\tA\tB\t1"],
          ":3: pair 1 is 'entailment' in sw but 'neutral' in en; translations share their label"),
     ],
@@ -422,7 +426,7 @@ def test_xnli_refuses_malformed_files(tmp_path: Path, lines: list[str], says: st
 
 
 def test_xnli_says_where_it_looked(tmp_path: Path) -> None:
-    """Without either layout the line names both files."""
+    """If neither layout exists, the message names both files."""
     looked = "looked for XNLI-1.0/xnli.test.tsv and XNLI/en.test, plain or .gz"
     assert f"{tmp_path}: no XNLI test in en; {looked}" == refusal(xnli.read, tmp_path, "test", ["en"])
 
@@ -434,7 +438,7 @@ def said(id: str, annotated: str, partition: str = "dev", intent: str = "alarm_s
 
 @pytest.mark.parametrize("folder", ["massive", "1.0/data"])
 def test_massive_aligns_locales_by_id(tmp_path: Path, folder: str) -> None:
-    """Rows of the partition are joined by id, with the slots of each language."""
+    """Rows of the partition are joined by ID, with each language's slots."""
     put(
         tmp_path / folder / "en-US.jsonl",
         said("1", "x", "train"),
@@ -450,7 +454,7 @@ def test_massive_aligns_locales_by_id(tmp_path: Path, folder: str) -> None:
 
 
 def test_massive_counts_dev_only_for_dev(tmp_path: Path) -> None:
-    """A locale in dev_only is there for dev and for no other partition."""
+    """A locale in the dev_only folder is available for dev and no other partition."""
     put(tmp_path / "massive" / "dev_only" / "id-ID.jsonl", said("1", "x"))
     assert {"id"} == massive.available(tmp_path, "dev")
     assert set() == massive.available(tmp_path)
@@ -462,12 +466,12 @@ def test_massive_counts_dev_only_for_dev(tmp_path: Path) -> None:
     [
         ([said("1", "x [time : five")], ":1: a slot in annot_utt is malformed; it must read [name : value]"),
         ([said("1", "x"), said("1", "x")], ":2: id '1' occurs twice in dev; ids are unique"),
-        ([said("1", "x", "train")], ": no rows of partition dev; give a file that has them"),
-        ([said("2", "x")], ": id 1 is there in en but not in sw; both must have it"),
+        ([said("1", "x", "train")], ": no rows of partition dev; use a file that has them"),
+        ([said("2", "x")], ": id 1 is in en but not in sw; both must have it"),
         ([said("1", "x", intent="play")],
          ": id 1 is 'play' in sw but 'alarm_set' in en; translations share their intent"),
         (['{"id": "1", "partiton": "dev"}'], ":1: no text under the key 'partition'; did you mean partiton?"),
-        ([said("1", "x", utt=3)], ":1: no text under the key 'utt'; it must be a text"),
+        ([said("1", "x", utt=3)], ":1: no text under the key 'utt'; it must be text"),
     ],
 )  # fmt: skip
 def test_massive_refuses_malformed_files(tmp_path: Path, lines: list[str], says: str) -> None:
@@ -487,17 +491,17 @@ def test_massive_refuses_malformed_files(tmp_path: Path, lines: list[str], says:
     ],
 )  # fmt: skip
 def test_massive_says_what_is_missing(tmp_path: Path, partition: str, language: str, says: str) -> None:
-    """Unknown partitions, languages without the set, and missing files are told apart."""
+    """Unknown partitions, languages outside MASSIVE and missing files have different messages."""
     assert f"{tmp_path}: {says}" == refusal(massive.read, tmp_path, partition, [language])
 
 
 class TestRealData:
-    """The folders of the data root are read as they are."""
+    """Tests on the real files of the data root."""
 
     pytestmark = needs_data
 
     def test_flores(self) -> None:
-        """FLORES-101 dev has 997 sentences a language."""
+        """FLORES-101 dev has 997 sentences per language."""
         sentences = flores.read(DATA, "dev", ["en", "sw", "zh"])
         assert {code: len(lines) for code, lines in sentences.items()} == {"en": 997, "sw": 997, "zh": 997}
 
@@ -508,19 +512,19 @@ class TestRealData:
         assert rows[0].premise["sw"] == "Naye akasema, Mama, niko nyumbani."
 
     def test_massive(self) -> None:
-        """MASSIVE dev has 2,033 utterances, Indonesian among the languages of dev alone."""
+        """MASSIVE dev has 2,033 utterances; Indonesian is available for dev only."""
         assert len(massive.read(DATA, "dev", ["en", "sw", "id"])) == 2033
         assert "id" in massive.available(DATA, "dev") - massive.available(DATA)
 
     def test_table(self) -> None:
-        """Alpaca's three keys are read through a template."""
+        """Alpaca's three keys are read with a template."""
         columns = {"instruction": "{instruction}\n\n{input}", "response": "output"}
         path = DATA / "instructions" / "alpaca_sample" / "alpaca_data_5k.jsonl.gz"
         assert len(table.read(path, columns)) == 4990
 
 
-def test_an_empty_cell_of_a_table_is_not_there(tmp_path):
-    """A language, response or task that is left empty is as if there were no such column."""
+def test_an_empty_cell_of_a_table_counts_as_missing(tmp_path):
+    """An empty language, response or task is read as if there were no such column."""
     path = tmp_path / "a.csv"
     path.write_text("id,language,prompt,completion\n1,,Hi.,Ho\n2,en,Bye.,\n", encoding="utf-8")
     assert [e.turns["en"].response for e in chat_jsonl.read(path)] == ["Ho", None]

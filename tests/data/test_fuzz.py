@@ -1,4 +1,4 @@
-"""Damaged files: every loader reads on rightly, or says in one line which file is wrong; nothing else."""
+"""Damaged files: every loader either reads on or reports the wrong file in one line."""
 
 import json
 import tempfile
@@ -32,7 +32,7 @@ def table(header: str, *rows: str) -> str:
 
 @dataclass(frozen=True)
 class Loader:
-    """Files by name, the one that is damaged, how they are read, and what its fields are parted by."""
+    """Test files by name, the one to damage, the function that loads them, and the field separator."""
 
     files: dict[str, str]
     damaged: str
@@ -197,7 +197,7 @@ LOADERS = {
 
 
 def lay(loader: Loader, root: Path) -> Path:
-    """The undamaged files; returns the one to damage."""
+    """Write the undamaged files and return the one to damage."""
     if not loader.files:
         put(root)
     for name, text in loader.files.items():
@@ -208,7 +208,7 @@ def lay(loader: Loader, root: Path) -> Path:
 
 
 def outcome(loader: Loader, root: Path, path: Path) -> Any:
-    """What is read, or the message; it names a file under the root and is one line."""
+    """Return what is read, or the error message, which must be one line naming a file under the root."""
     try:
         found = loader.load(root)
     except DataError as error:
@@ -223,7 +223,6 @@ def _loader(request) -> Loader:
 
 
 def test_byte_order_marks_and_carriage_returns_change_nothing(loader, tmp_path):
-    """They are read away."""
     path = lay(loader, tmp_path)
     wanted, text = outcome(loader, tmp_path, path), path.read_bytes()
     assert not isinstance(wanted, str), wanted
@@ -233,7 +232,7 @@ def test_byte_order_marks_and_carriage_returns_change_nothing(loader, tmp_path):
 
 
 def test_an_empty_file_is_refused(loader, tmp_path):
-    """The message names it, or the language that is then missing."""
+    """The message names the file."""
     path = lay(loader, tmp_path)
     path.write_bytes(b"")
     assert isinstance(found := outcome(loader, tmp_path, path), str) and path.name in found
@@ -245,8 +244,8 @@ def test_an_empty_file_is_refused(loader, tmp_path):
     place=st.floats(0, 0.999),
     byte=st.sampled_from([b"\xff", b"\xc3("]),
 )
-def test_what_is_not_utf8_is_refused_by_line(name, place, byte):
-    """The line of the first bad byte."""
+def test_invalid_utf8_is_refused(name, place, byte):
+    """The message names the line of the first bad byte."""
     with tempfile.TemporaryDirectory() as folder:
         loader = LOADERS[name]
         path = lay(loader, Path(folder))
@@ -260,8 +259,8 @@ def test_what_is_not_utf8_is_refused_by_line(name, place, byte):
 
 @pytest.mark.parametrize("name", [name for name, loader in LOADERS.items() if loader.between])
 @pytest.mark.parametrize("more", [True, False])
-def test_a_row_with_another_number_of_fields_is_refused_by_line(name, more, tmp_path):
-    """Whichever row it is, one field more or one less."""
+def test_a_row_with_a_field_too_many_or_too_few_is_refused(name, more, tmp_path):
+    """This holds for every row, and the message names its line."""
     loader = LOADERS[name]
     path = lay(loader, tmp_path)
     lines = path.read_text("utf-8").split("\n")[:-1]
@@ -285,7 +284,7 @@ VALUES = (None, 1, 1.5, True, [], {}, "", "\ud800", [{}], {"en": 1}, 10**400)
     value=st.sampled_from(VALUES),
     noise=st.binary(max_size=40),
 )
-def test_no_damage_raises_anything_but_one_line(name, damage, place, value, noise):
+def test_damage_only_raises_one_line_errors(name, damage, place, value, noise):
     """Lines dropped, doubled, swapped, huge, cut or blank, stray bytes, JSON values of another type."""
     with tempfile.TemporaryDirectory() as folder:
         loader = LOADERS[name]
@@ -323,8 +322,8 @@ def mutated(line: str, place: float, value: Any) -> str:
 
 
 @pytest.mark.parametrize("name", ["flores", "ntrex", "xnli", "massive", "flores+"])
-def test_languages_of_other_lengths_are_refused(name, tmp_path):
-    """A row that is in one language alone never shifts the others."""
+def test_languages_with_different_numbers_of_rows_are_refused(name, tmp_path):
+    """A row that one language lacks never shifts the others."""
     loader = LOADERS[name]
     path = lay(loader, tmp_path)
     lines = path.read_text("utf-8").split("\n")[:-1]

@@ -1,4 +1,4 @@
-"""Data sets of the hub, without a network: what the library has cached, and what it says of the others."""
+"""Data sets on the Hub without a network: cached ones are read, and other cases have clear messages."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ CHATS = [{"messages": [{"role": "user", "content": f"ask {n}"}, {"role": "assist
 
 @pytest.fixture
 def cached(tmp_path, monkeypatch):
-    """Puts a data set into the library's cache as if it had been fetched, each split from a list of rows."""
+    """Return a function that puts splits of rows into the library's cache, as if downloaded."""
     cache = tmp_path / "cache"
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
@@ -45,19 +45,19 @@ def asked(examples):
     return [one.turns["en"].instruction for one in examples]
 
 
-def test_chats_of_the_hub_are_read_by_split(cached):
-    """Told apart by themselves, as those of a file are; of several splits train is read, which is told."""
+def test_chats_on_the_hub_are_read_by_split(cached):
+    """The layout is detected as for a file; train is read by default, which is reported."""
     name = Path(cached("org/chats", {"train": CHATS, "test": CHATS[:1]}))
     told = []
     layout, found = layouts.read(name, tell=told.append)
     assert layout.name == "messages" and asked(found) == ["ask 0", "ask 1", "ask 2"]
-    assert told == ["hub:org/chats: of the splits train, test train is read; data.split names another"]
+    assert told == ["hub:org/chats: reading train of the splits train, test; set data.split to read another"]
     assert asked(chat_jsonl.read(name, split="test")) == ["ask 0"]
     assert [record[:3] for record in read_records(name, "test")] == [(name, 1, 1)]
 
 
-def test_the_settings_name_a_data_set_of_the_hub(cached):
-    """No file has to be there."""
+def test_the_settings_can_name_a_data_set_on_the_hub(cached):
+    """No local file is needed."""
     name = cached("org/chats", {"train": CHATS})
     settings = load_config(None, [f"data={{type: chat, path: '{name}', split: train}}"], places=True)
     assert asked(english_examples(settings, None)) == ["ask 0", "ask 1", "ask 2"]
@@ -78,13 +78,13 @@ def test_the_settings_name_a_data_set_of_the_hub(cached):
         ),
     ],
 )  # fmt: skip
-def test_every_layout_may_lie_on_the_hub(cached, rows, layout):
+def test_every_layout_can_be_read_from_the_hub(cached, rows, layout):
     found, examples = layouts.read(Path(cached("org/set", {"train": rows})))
     assert found.name == layout and asked(examples) == ["ask 0"]
 
 
-def test_a_label_is_its_name(cached):
-    """In the library's table it is a number; the second row has none."""
+def test_a_class_label_is_read_as_its_name(cached):
+    """The library stores it as a number; the second row has none."""
     features = datasets.Features(
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
     )
@@ -97,30 +97,30 @@ def test_a_label_is_its_name(cached):
     assert asked(english_examples(Config(data=source), None)) == ["a"]
 
 
-def test_a_configuration_stands_behind_the_name(cached):
+def test_a_configuration_follows_the_name(cached):
     cached("org/several", {"train": CHATS[:1]}, config="small")
     cached("org/several", {"train": CHATS}, config="large")
     assert asked(chat_jsonl.read(Path("hub:org/several/small"))) == ["ask 0"]
     with pytest.raises(
-        DataError, match=r"hub:org/several: .*name its configuration as hub:OWNER/NAME/CONFIG"
+        DataError, match=r"hub:org/several: .*give its configuration as hub:OWNER/NAME/CONFIG"
     ):
         chat_jsonl.read(Path("hub:org/several"))
 
 
-def test_what_cannot_be_had_is_refused_in_one_line(cached, monkeypatch):
-    """Not cached, a split that is not there, gated, unknown, and what is no name at all."""
+def test_unavailable_data_sets_are_refused_in_one_line(cached, monkeypatch):
+    """Not cached, a missing split, gated, unknown, and an invalid name."""
     with pytest.raises(
-        DataError, match=r"^hub:org/none: .*; connect once, or name a folder that holds a copy"
+        DataError, match=r"^hub:org/none: .*; connect once, or give a folder with a copy"
     ) as error:
         chat_jsonl.read(Path("hub:org/none"))
     assert "\n" not in str(error.value)
     name = Path(cached("org/chats", {"train": CHATS}))
-    with pytest.raises(DataError, match=r"^hub:org/chats: there is no split 'tets'; there are: train$"):
+    with pytest.raises(DataError, match=r"^hub:org/chats: there is no split 'tets'; available: train$"):
         chat_jsonl.read(name, split="tets")
     for said, way in (
         (
             "Dataset 'org/x' is a gated dataset on the Hub. You must be authenticated.",
-            "ask for access on its page",
+            "request access on its page",
         ),
         (
             "Dataset 'org/x' doesn't exist on the Hub or cannot be accessed.",
@@ -135,13 +135,12 @@ def test_what_cannot_be_had_is_refused_in_one_line(cached, monkeypatch):
         with pytest.raises(DataError, match=f"^hub:org/x: .*; {way}"):
             chat_jsonl.read(Path("hub:org/x"))
     with pytest.raises(
-        DataError, match=r"^hub:squad: it is no data set of the hub; write hub:OWNER/NAME, with"
+        DataError, match=r"^hub:squad: not a data set on the Hub; write hub:OWNER/NAME, followed"
     ):
         chat_jsonl.read(Path("hub:squad"))
 
 
 def test_a_folder_of_parallel_files_is_read_by_split(tmp_path):
-    """As one of chats is."""
     for split in ("train", "test"):
         row = {"id": "1", "en": {"instruction": split}, "sw": {"instruction": "x"}}
         (tmp_path / f"{split}.jsonl").write_text(json.dumps(row))

@@ -1,4 +1,4 @@
-"""Layouts told from the first row, and what `isogloss data` says of a file."""
+"""Detecting the layout of a file from its first row, and the output of `isogloss data`."""
 
 import json
 
@@ -49,7 +49,7 @@ def put(path, *rows):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_each_layout_is_told_by_its_keys(tmp_path, name):
+def test_each_layout_is_detected_by_its_keys(tmp_path, name):
     row, kind, instruction, response = ROWS[name]
     layout, (example,) = layouts.read(put(tmp_path / "a.jsonl", row))
     assert layout.type == kind
@@ -57,8 +57,8 @@ def test_each_layout_is_told_by_its_keys(tmp_path, name):
 
 
 @pytest.mark.parametrize("ending", ["json", "csv", "parquet"])
-def test_a_layout_is_told_in_any_kind_of_file(tmp_path, ending):
-    """As pandas writes it."""
+def test_a_layout_is_detected_in_any_type_of_file(tmp_path, ending):
+    """The files are written by pandas."""
     import pandas as pd
 
     path, frame = tmp_path / f"a.{ending}", pd.DataFrame([ALPACA, ALPACA | {"output": "Red."}])
@@ -74,24 +74,24 @@ def test_a_layout_is_told_in_any_kind_of_file(tmp_path, ending):
     assert [e.turns["en"].response for e in examples] == ["Blue.", "Red."]
 
 
-def test_keys_that_nobody_knows_are_named(tmp_path):
+def test_unknown_keys_are_named_in_the_error(tmp_path):
     path = put(tmp_path / "a.jsonl", {"question": "x", "answer": "y"})
     with pytest.raises(DataError) as error:
         layouts.read(path)
     assert str(error.value) == (
-        f"{path}:1: the keys are question, answer, which is no layout known here; name what they hold in the "
+        f"{path}:1: the keys are question, answer, which match no known layout; map them in the "
         "settings, as data: {type: table, columns: {instruction: …, response: …}}"
     )
 
 
 def test_an_empty_file_is_refused(tmp_path):
     path = put(tmp_path / "a.jsonl")
-    with pytest.raises(DataError, match="the file holds no row; give it at least one"):
+    with pytest.raises(DataError, match="the file has no rows; it must have at least one"):
         layouts.read(path)
 
 
-def test_the_command_counts_languages_and_names_each_row_that_is_left_out(tmp_path, capsys):
-    """Two English rows, a Swahili one; one in no language known here, one with tools, and a second turn."""
+def test_the_command_counts_languages_and_lists_skipped_rows(tmp_path, capsys):
+    """It reads two English rows and one Swahili; an unknown language, tools and a second turn are skipped."""
     rows = [
         {"messages": [*SAID]},
         {"messages": [*SAID, *SAID]},
@@ -105,17 +105,17 @@ def test_the_command_counts_languages_and_names_each_row_that_is_left_out(tmp_pa
     assert ended.value.code == 0
     said = capsys.readouterr().out.splitlines()
     assert (
-        f"{path}: messages; 3 items, 1 task; read by data: {{type: chat, path: {json.dumps(str(path))}}}"
+        f"{path}: messages; 3 items, 1 task; read it with data: {{type: chat, path: {json.dumps(str(path))}}}"
         in said
     )
     assert ["en", "2", "2", "23"] in [line.split() for line in said]
     assert ["sw", "1", "0", "23"] in [line.split() for line in said]
     assert f"left out: {path}:2: it has several turns" in said
     assert any(line.startswith(f"left out: {path}:4: 'tlh' is not a known language code") for line in said)
-    assert f"left out: {path}:5: it calls tools; leave such chats out" in said
+    assert f"left out: {path}:5: it calls tools; remove such chats" in said
 
 
-def test_a_malformed_row_is_named_and_nothing_printed(tmp_path, capsys):
+def test_the_command_names_a_malformed_row(tmp_path, capsys):
     path = put(tmp_path / "a.jsonl", {"messages": [*SAID]}, {"messages": [{"role": "boss", "content": "x"}]})
     with pytest.raises(SystemExit) as ended:
         main(["data", str(path)])

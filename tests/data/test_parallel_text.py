@@ -1,4 +1,4 @@
-"""Parallel text: pairs without a task, drawn, deduplicated, and never what evaluation reads."""
+"""Parallel text: sentence pairs without a task, drawn, deduplicated and kept apart from evaluation data."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def write(path: Path, *lines: str) -> None:
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """Swahili: nine pairs of which five can be used. Spanish: twenty, and a file with ids."""
+    """Swahili has eleven pairs of which five are usable; Spanish has twenty, and a file with IDs."""
     write(
         tmp_path / "tatoeba/en-sw.tsv", "en\tsw", "It rains.\tMvua.", "it RAINS\tInanyesha.", "Go.\tNenda.",
         "Stop.\tNenda", "OK\tOK", "Held out.\tX.", "Y.\tImezuiwa.", "Dog.\tMbwa.", "Cat.\tPaka.",
@@ -31,8 +31,8 @@ def root(tmp_path) -> Path:
     return tmp_path
 
 
-def test_pairs_are_each_once_and_none_is_an_evaluation_s(root):
-    """Case and punctuation hide nothing; equal and long sentences go too."""
+def test_pairs_are_deduplicated_and_exclude_evaluation_sentences(root):
+    """Case and punctuation are ignored; pairs with equal sides and long sentences are dropped too."""
     found = pairs_for([ParallelText(type="tatoeba")], root, ["sw", "hi"], 0)
     assert {(p.english, p.text) for p in found["sw"]} == {
         ("It rains.", "Mvua."), ("Go.", "Nenda."), ("Dog.", "Mbwa."), ("Cat.", "Paka."), ("Sun.", "Jua."),
@@ -41,31 +41,30 @@ def test_pairs_are_each_once_and_none_is_an_evaluation_s(root):
 
 
 def test_low_resource_languages_are_read_more_often(root):
-    """Five pairs at 2.4 are twelve reads, none thrice before all are read twice; Spanish stays at its cap."""
+    """Five pairs at factor 2.4 are read twelve times, in full passes; Spanish stays at its cap."""
     source = ParallelText(type="tatoeba", items=7, low_resource_factor=2.4)
     found = pairs_for([source], root, ["sw", "es"], 0)
     assert len(found["sw"]) == 12 and len(set(found["sw"][:5])) == 5
     assert found["sw"][5:10] == found["sw"][:5] and found["sw"][10:] == found["sw"][:2]
     assert len(set(found["es"])) == 7 and found["es"] != pairs_for([source], root, ["es"], 1)["es"]
-    assert {p.id for p in found["es"]} != {f"tatoeba-es-{n}" for n in range(1, 8)}  # of the file
+    assert {p.id for p in found["es"]} != {f"tatoeba-es-{n}" for n in range(1, 8)}  # not the first ones
 
 
-def test_a_set_s_own_spelling_of_a_language_is_known(root):
-    """TICO-19 calls its Spanish es-LA."""
+def test_a_data_sets_own_language_codes_are_known(root):
+    """TICO-19's code for Spanish is es-LA."""
     (pair,) = pairs_for([ParallelText(type="tico19")], root, ["es"], 0)["es"]
     assert (pair.id, pair.english, pair.code, pair.text) == ("tico19-es-1", "cough", "es", "tos")
 
 
-def test_what_is_not_there_is_refused(root):
-    """A data root, and a language of the set."""
+def test_a_missing_data_root_or_language_is_refused(root):
     with pytest.raises(DataError, match="parallel_text needs a data root; set data_root"):
         pairs_for([ParallelText(type="tatoeba")], None, ["es"], 0)
     with pytest.raises(DataError, match="parallel_text: tico19 has none of sw; take it out"):
         pairs_for([ParallelText(type="tico19")], root, ["sw"], 0)
 
 
-def test_a_pair_is_asked_both_ways(root):
-    """In the language; the English turn has the English sentence for an answer."""
+def test_a_pair_gives_translation_tasks_in_both_directions(root):
+    """The instruction is in the target language; the response of the English turn is the English sentence."""
     pairs = pairs_for([ParallelText(type="tico19")], root, ["es"], 0)
     there, back = translation_examples(pairs)
     assert (there.task, back.task, there.group) == ("from_english", "to_english", "tico19-es-1")
@@ -74,8 +73,8 @@ def test_a_pair_is_asked_both_ways(root):
     assert there.turns["en"].response == back.turns["en"].response == "cough"
 
 
-def test_sentences_are_asked_for_their_topic_in_every_language_that_has_them(root):
-    """In SIB-200's words and options, one example an English sentence, without anybody's answer."""
+def test_sentences_give_topic_tasks_in_every_language_that_has_them(root):
+    """With SIB-200's wording and options, one example per English sentence and no responses."""
     write(root / "tatoeba/en-fr.tsv", "en\tfr", "e 3\tf 3", "Held out.\tY.")
     found = {e.turns["en"].instruction: e for e in topic_examples("tatoeba", root, ["es", "fr"], 100)}
     assert len(found) == 20
@@ -90,8 +89,8 @@ def test_sentences_are_asked_for_their_topic_in_every_language_that_has_them(roo
     assert both.options["fr"]["sports"] == "sport" and len(both.options["en"]) == 7
 
 
-def test_topics_are_learned_with_the_model_s_answers_alone(root, tmp_path):
-    """Stage 1 has none of them; stage 2 has them by weight, and they need a teacher's response."""
+def test_topic_tasks_are_learned_only_from_the_models_responses(root, tmp_path):
+    """Stage 1 uses none of them, and stage 2 draws them by weight."""
     settings = [
         "data=[{type: demo, english_items: 3}, {type: topic, sentences: [tatoeba], weight: 3}]",
         "languages.targets=[es]", "languages.items.high=8", f"run={tmp_path}/run",
@@ -104,8 +103,8 @@ def test_topics_are_learned_with_the_model_s_answers_alone(root, tmp_path):
     assert sum(row.id.startswith("topic-tatoeba-es") for row in rows) == 6 and len(rows) == 8
 
 
-def test_translations_are_rows_besides_the_amounts(root, tmp_path):
-    """One item of the demo, and seven pairs both ways."""
+def test_translations_are_added_to_the_amounts(root, tmp_path):
+    """One demo item, and seven pairs in both directions."""
     config = load_config(
         None,
         ["languages.targets=[es]", "languages.items.high=1", "data.english_items=3", f"run={tmp_path}/run",
@@ -117,8 +116,8 @@ def test_translations_are_rows_besides_the_amounts(root, tmp_path):
     assert len(rows) == 15 and sum(row.id.startswith("tatoeba") for row in rows) == 14
 
 
-def test_sentences_to_align_are_rows_without_a_response(root, tmp_path):
-    """Seven pairs as they stand, with what the tokenizer puts around any text, each with its own meaning."""
+def test_sentences_for_alignment_are_rows_without_a_response(root, tmp_path):
+    """Seven pairs as they are, each with its own meaning."""
     config = load_config(
         None,
         ["languages.targets=[es]", "languages.items.high=1", "data.english_items=3", f"run={tmp_path}/run",
@@ -137,8 +136,8 @@ def test_sentences_to_align_are_rows_without_a_response(root, tmp_path):
 
 
 def test_alignment_without_the_hidden_state_term_is_refused():
-    """Nothing else would read such sentences."""
+    """No other term uses such sentences."""
     with pytest.raises(ConfigError) as caught:
         load_config(None, ["parallel_text=[{type: tatoeba}]", "distill.similarity_weight=0"])
-    says = "parallel_text must have use: [translation] where distill.similarity_weight is 0"
+    says = "parallel_text must have use: [translation] if distill.similarity_weight is 0"
     assert says in str(caught.value)

@@ -1,4 +1,4 @@
-"""Files as other tools write them: splits, shards, compression, gaps, and rows that are left out and told."""
+"""Files as other tools write them: splits, shards, compression, missing values, and skipped rows."""
 
 import bz2
 import gzip
@@ -34,7 +34,7 @@ def put(path: Path, text: str) -> Path:
 
 
 def frame(path: Path, rows: list[dict]) -> Path:
-    """A Parquet file as pandas writes it."""
+    """Write a Parquet file with pandas."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pandas.DataFrame(rows).to_parquet(path)
     return path
@@ -76,7 +76,7 @@ HUB = ["data/train-00000-of-00002", "data/train-00001-of-00002", "data/test-0000
     ],
 )
 def test_a_folder_is_read_by_split_and_its_shards_are_joined(files, split, read, tmp_path):
-    """In the order of their names; files that name no split are train."""
+    """Shards are read in the order of their names; files that name no split are train."""
     for number, name in enumerate(files):
         frame(
             tmp_path / f"{name}.parquet", [{"id": str(number), "lang": "en", "q": f"file {number}", "a": "x"}]
@@ -84,8 +84,8 @@ def test_a_folder_is_read_by_split_and_its_shards_are_joined(files, split, read,
     assert asked(table.read(tmp_path, COLUMNS, split=split)) == [f"file {number}" for number in read]
 
 
-def test_what_lies_beside_the_tables_of_a_folder_is_no_table(tmp_path):
-    """A README, and what the library notes of a data set."""
+def test_other_files_beside_the_tables_are_ignored(tmp_path):
+    """Such as a README or the library's dataset_infos.json."""
     frame(tmp_path / "0000.parquet", [{"q": "x"}])
     frame(tmp_path / "0001.parquet", [{"q": "y"}])
     put(tmp_path / "README.md", "# Data")
@@ -94,8 +94,7 @@ def test_what_lies_beside_the_tables_of_a_folder_is_no_table(tmp_path):
     assert asked(table.read(tmp_path, {"instruction": "q"})) == ["x", "y"]
 
 
-def test_rows_without_ids_keep_apart_over_shards(tmp_path):
-    """The number goes on."""
+def test_rows_without_ids_are_numbered_across_shards(tmp_path):
     put(tmp_path / "train-00000-of-00002.jsonl", lines(chat("a", "b"), chat("c", "d")))
     put(tmp_path / "train-00001-of-00002.jsonl", lines(chat("e", "f")))
     assert [(e.id, e.turns["en"].instruction) for e in chat_jsonl.read(tmp_path)] == [
@@ -106,17 +105,16 @@ def test_rows_without_ids_keep_apart_over_shards(tmp_path):
 
 
 def test_an_error_names_the_shard_and_its_line(tmp_path):
-    """Not the folder."""
     put(tmp_path / "train-00000-of-00002.jsonl", lines(chat("a", "b")))
     shard = put(tmp_path / "train-00001-of-00002.jsonl", lines(chat("e", "f"), {"message": []}))
     assert refusal(chat_jsonl.read, tmp_path) == f"{shard}:2: no key 'messages'; did you mean message?"
 
 
-def test_a_folder_without_train_asks_for_a_setting_that_there_is(tmp_path):
-    """The message's setting is one of a table's and of a chat's."""
+def test_a_folder_without_train_asks_for_the_split_setting(tmp_path):
+    """Tables and chats both have the setting that the message names."""
     for name in ("test", "validation"):
         put(tmp_path / f"{name}.csv", "q\nx\n")
-    says = "the folder holds validation, test and no train; set data.split to one of them"
+    says = "the folder has validation, test but no train; set data.split to one of them"
     assert refusal(table.read, tmp_path, {"instruction": "q"}) == f"{tmp_path}: {says}"
     settings = load_config(
         None, [f"data={{type: table, path: {tmp_path}, columns: {{instruction: q}}, split: test}}"]
@@ -129,24 +127,24 @@ def test_a_folder_without_train_asks_for_a_setting_that_there_is(tmp_path):
 @pytest.mark.parametrize(
     ("name", "split", "says"),
     [
-        ("a.csv", "train", "a.csv: it is a file, which has no split 'train'; leave data.split out"),
+        ("a.csv", "train", "a.csv: a file has no splits, so no split 'train'; remove data.split"),
         (
             "d/notes.md",
             None,
-            "'notes.md' is not a kind of table; there are: parquet, csv, tsv, json, jsonl, arrow",
+            "'notes.md' is not a supported file type; available: parquet, csv, tsv, json, jsonl, arrow",
         ),
-        ("d/.hidden", None, "it must hold files in .parquet, .csv, .tsv, .json, .jsonl, .arrow"),
+        ("d/.hidden", None, "it must contain files in .parquet, .csv, .tsv, .json, .jsonl, .arrow"),
     ],
 )
-def test_what_cannot_be_split_or_read_is_refused(name, split, says, tmp_path):
-    """A split of a file would have no effect."""
+def test_splits_of_a_file_and_unsupported_files_are_refused(name, split, says, tmp_path):
+    """A split would have no effect on a single file."""
     path = put(tmp_path / name, "q\nx\n")
     found = refusal(table.read, path if name == "a.csv" else path.parent, {"instruction": "q"}, split=split)
     assert found.endswith(says) and "\n" not in found
 
 
-def test_a_saved_data_set_says_what_splits_it_has(tmp_path):
-    """`save_to_disk` of several splits, and of none."""
+def test_a_saved_data_set_knows_its_splits(tmp_path):
+    """Saved by `save_to_disk` with several splits, and with none."""
     from datasets import Dataset, DatasetDict
 
     one = Dataset.from_list([{"q": "x"}])
@@ -160,7 +158,7 @@ def test_a_saved_data_set_says_what_splits_it_has(tmp_path):
     )
     assert (
         refusal(table.read, tmp_path / "e", columns, split="test")
-        == f"{tmp_path / 'e'}: it has no splits, so no 'test' either; leave data.split out"
+        == f"{tmp_path / 'e'}: it has no splits, so no split 'test'; remove data.split"
     )
 
 
@@ -183,39 +181,39 @@ def zipped(data: bytes) -> bytes:
         ("a.jsonl.bz2", bz2.compress),
         ("a.jsonl.xz", lzma.compress),
         ("a.jsonl.zip", zipped),
-        ("a.zip", zipped),  # the file inside says its kind
+        ("a.zip", zipped),  # the file inside has the type
     ],
 )
-def test_what_pandas_compresses_is_read(name, compress, tmp_path):
-    """By what the file begins with."""
+def test_every_compression_of_pandas_is_read(name, compress, tmp_path):
+    """It is detected from the first bytes; truncated data is refused."""
     data = lines(chat("Hi", "Ho")).encode()
     (tmp_path / name).write_bytes(compress(data))
     assert asked(chat_jsonl.read(tmp_path / name)) == ["Hi"]
     (tmp_path / name).write_bytes(compress(data)[:-9])
     assert refusal(chat_jsonl.read, tmp_path / name).endswith(
-        "data are damaged; fetch or compress the file again"
+        "data is damaged; download or compress the file again"
     )
 
 
 def test_a_zip_of_several_files_is_refused(tmp_path):
-    """Which one is meant, nobody said."""
+    """It is unclear which one is meant."""
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a.jsonl", "{}")
         archive.writestr("b.jsonl", "{}")
-    says = "the archive holds 2 files; it must hold one file, so unpack it"
+    says = "the archive contains 2 files; it must contain one file, so unpack it"
     assert refusal(parallel_jsonl.read, tmp_path / "a.zip") == f"{tmp_path / 'a.zip'}: {says}"
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "chat"])
 def test_a_chat_may_be_parquet(name, tmp_path):
-    """Known by its first bytes."""
+    """Detected from its first bytes."""
     rows = [chat("Hi", "Ho", id="1", language="en"), chat("Je", "Ndiyo", id="1", language="sw")]
     (example,) = chat_jsonl.read(frame(tmp_path / name, rows))
     assert example.turns == {"en": Turn("Hi", "Ho"), "sw": Turn("Je", "Ndiyo")}
 
 
 def test_parallel_rows_may_be_parquet_or_a_list(tmp_path):
-    """A language that an item lacks is null there, or an object of nulls."""
+    """A language that an item lacks is null, or an object of nulls."""
     rows = [
         {
             "id": 1,
@@ -233,8 +231,8 @@ def test_parallel_rows_may_be_parquet_or_a_list(tmp_path):
         assert [example.turns for example in parallel_jsonl.read(path)] == wanted
 
 
-def test_answers_that_pandas_would_take_for_gaps_stay_as_written(tmp_path):
-    """No and None are words; 007 is no 7."""
+def test_text_that_pandas_would_read_as_missing_stays_as_written(tmp_path):
+    """None, NA and nan are text, no is a language, and 007 is not 7."""
     path = put(tmp_path / "a.csv", "id,lang,q,a\n007,en,q,None\n008,en,q,NA\n009,no,q,nan\n")
     read = table.read(path, COLUMNS)
     assert [(e.id, *[t.response for t in e.turns.values()]) for e in read] == [
@@ -245,16 +243,16 @@ def test_answers_that_pandas_would_take_for_gaps_stay_as_written(tmp_path):
 
 
 def test_a_cell_may_be_longer_than_128_kib(tmp_path):
-    """The csv module's own limit."""
+    """That is the csv module's default limit."""
     path = put(tmp_path / "a.csv", f'q\n"{"a" * 140_000}"\n')
     assert len(asked(table.read(path, {"instruction": "q"}))[0]) == 140_000
 
 
-# Gaps
+# Missing values
 
 
-def test_ids_that_pandas_made_floats_are_whole_numbers(tmp_path):
-    """0.0 is 0, whether or not other rows have an id."""
+def test_ids_that_pandas_made_floats_are_read_as_integers(tmp_path):
+    """0.0 is 0, whether or not other rows have an ID."""
     rows = [
         chat("a", "b", id=0.0),
         chat("c", "d", id=None),
@@ -264,8 +262,8 @@ def test_ids_that_pandas_made_floats_are_whole_numbers(tmp_path):
     assert [e.id for e in chat_jsonl.read(put(tmp_path / "a.jsonl", lines(*rows)))] == ["0", "2", "3", "7"]
 
 
-def test_a_column_of_whole_numbers_with_a_gap_is_of_whole_numbers(tmp_path):
-    """Pandas turns 0 into 0.0 where a cell is empty; a column with other fractions is left alone."""
+def test_an_integer_column_with_missing_values_stays_integer(tmp_path):
+    """Pandas turns 0 into 0.0 if a cell is empty; a column with real fractions is left alone."""
     rows = [{"q": "x", "label": 0.0, "x": 0.5}, {"q": "y", "label": None, "x": None}]
     path = frame(tmp_path / "a.parquet", rows)
     assert [e.turns["en"] for e in table.read(path, {"instruction": "q", "response": "label"})] == [
@@ -275,18 +273,18 @@ def test_a_column_of_whole_numbers_with_a_gap_is_of_whole_numbers(tmp_path):
     assert table.read(path, {"instruction": "q", "response": "x"})[0].turns["en"].response == "0.5"
 
 
-def test_null_id_language_and_task_are_as_if_they_were_not_there(tmp_path):
-    """The line, the default language and the default task."""
+def test_null_id_language_and_task_count_as_missing(tmp_path):
+    """The line number, the default language and the default task take their place."""
     row = chat("Hi", "Ho", id=None, language=None, task=None)
     (example,) = chat_jsonl.read(put(tmp_path / "a.jsonl", lines(row)), "de")
     assert (example.id, example.task, list(example.turns)) == ("1", "instruction", ["de"])
 
 
-# What is left out
+# Skipped rows
 
 
-def test_rows_in_unknown_languages_are_left_out_and_told(tmp_path):
-    """Of each reader; the others stay."""
+def test_rows_in_unknown_languages_are_skipped_and_reported(tmp_path):
+    """Every reader keeps the other rows."""
     told: list[str] = []
     path = put(tmp_path / "a.csv", "id,lang,q,a\n1,en,Hi,Ho\n1,tlh,nuq,x\n1,,?,x\n2,tlh,Qo,x\n2,en,Bye,x\n")
     assert asked(table.read(path, COLUMNS, tell=told.append)) == ["Hi", "Bye"]
@@ -296,23 +294,23 @@ def test_rows_in_unknown_languages_are_left_out_and_told(tmp_path):
         tmp_path / "b.jsonl", lines({"id": 1, "en": {"instruction": "Hi"}, "tlh": {"instruction": "nuq"}})
     )
     assert asked(parallel_jsonl.read(path, tell=told.append)) == ["Hi"]
-    unknown = "in 'tlh', which is no language known here"
+    unknown = "in the unknown language 'tlh'"
     assert told == [
-        f"{tmp_path}/a.csv: left out of 5 rows: 2 {unknown}; 1 without a language",
-        f"{tmp_path}/a.jsonl: left out of 2 rows: 1 {unknown}",
-        f"{tmp_path}/b.jsonl: left out of 2 rows: 1 {unknown}",
+        f"{tmp_path}/a.csv: 5 rows, skipped: 2 {unknown}; 1 without a language",
+        f"{tmp_path}/a.jsonl: 2 rows, skipped: 1 {unknown}",
+        f"{tmp_path}/b.jsonl: 2 rows, skipped: 1 {unknown}",
     ]
 
 
-def test_a_file_of_unknown_languages_alone_is_refused(tmp_path):
-    """By its first row."""
+def test_a_file_of_only_unknown_languages_is_refused(tmp_path):
+    """The message names the first row."""
     path = put(tmp_path / "a.jsonl", lines(chat("nuq", "x", language="tlh"), chat("Qo", "x", language="qya")))
     says = "'tlh' is not a known language code; use one such as sw, swh_Latn or Swahili"
     assert refusal(chat_jsonl.read, path) == f"{path}:1: {says}"
 
 
-def test_the_stages_say_what_was_left_out(tmp_path):
-    """What the reader tells comes through the settings' data to whoever asks, and into a suite's notes."""
+def test_the_stages_report_skipped_rows(tmp_path):
+    """The reader's report reaches the caller through the settings' data, and a suite's notes."""
     rows = [
         chat("Hi", "Ho", id=1),
         chat("Je", "x", id=1, language="sw"),
@@ -322,11 +320,11 @@ def test_the_stages_say_what_was_left_out(tmp_path):
     config, told = Config(data=ChatFile(path=path)), []
     english_examples(config, None, told.append)
     parallel_examples(config, None, ["sw"], told.append)
-    assert told == [f"{path}: left out of 3 rows: 1 in 'tlh', which is no language known here"] * 2
+    assert told == [f"{path}: 3 rows, skipped: 1 in the unknown language 'tlh'"] * 2
     wide = {"id": 1, "en": {"instruction": "Hi"}, "sw": {"instruction": "Je"}, "tlh": {"instruction": "nuq"}}
     path = put(tmp_path / "b.jsonl", lines(wide))
     suite = SUITES["parallel"](None, "dev", ["sw"], 9, 9, options=ParallelSuite(path=path))
-    assert suite.notes == (f"{path}: left out of 3 rows: 1 in 'tlh', which is no language known here",)
+    assert suite.notes == (f"{path}: 3 rows, skipped: 1 in the unknown language 'tlh'",)
 
 
 # Chats
@@ -348,36 +346,36 @@ def weighed(weight: object, key: str = "weight") -> dict:
         chat("Hi", "Ho", weight=0),
     ],
 )
-def test_an_answer_of_weight_0_is_not_learned(row, tmp_path):
-    """Nor read otherwise; 1 and null change nothing."""
+def test_a_row_with_weight_0_is_skipped(row, tmp_path):
+    """Weights of 1 and null change nothing."""
     told: list[str] = []
     path = put(tmp_path / "a.jsonl", lines(row, weighed(1), weighed(None), weighed(True, "train")))
     assert [e.id for e in chat_jsonl.read(path, tell=told.append)] == ["2", "3", "4"]
-    assert told == [f"{path}: left out of 4 rows: 1 that are not to be learned, as they say"]
-    says = "it is not to be learned, as it says; some row must be"
+    assert told == [f"{path}: 4 rows, skipped: 1 that are marked as not for training"]
+    says = "it is marked as not for training; at least one row must be used"
     assert refusal(chat_jsonl.read, put(path, lines(row))) == f"{path}:1: {says}"
 
 
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        (weighed(0.5), "'weight' is 0.5; it must be 1 or 0, for learned or not"),
-        (weighed("no", "train"), "'train' is 'no'; it must be 1 or 0, for learned or not"),
+        (weighed(0.5), "'weight' is 0.5; it must be 1 or 0, for training or not"),
+        (weighed("no", "train"), "'train' is 'no'; it must be 1 or 0, for training or not"),
         (
             chat("Hi", "Ho", loss_mask=[0, 1]),
-            "'loss_mask' says which parts are learned, which cannot be heeded here; "
-            "an answer is learned whole, so leave the row or the key out",
+            "'loss_mask' marks parts of an answer for training, which is not supported: "
+            "answers are trained on as a whole, so remove the row or the key",
         ),
     ],
 )
-def test_what_a_row_says_of_itself_and_cannot_be_heeded_is_refused(row, says, tmp_path):
-    """By the name of the key."""
+def test_unsupported_weights_and_loss_masks_are_refused(row, says, tmp_path):
+    """The message names the key."""
     path = put(tmp_path / "a.jsonl", lines(row))
     assert refusal(chat_jsonl.read, path) == f"{path}:1: {says}"
 
 
-def test_of_several_turns_the_first_is_read_and_the_others_are_told(tmp_path):
-    """An example is one turn; a weight of 0 on a later answer is no matter."""
+def test_only_the_first_of_several_turns_is_read(tmp_path):
+    """The others are reported as skipped; a weight of 0 on a later response does not matter."""
     told: list[str] = []
     later = chat("a", "b", "c", "d", id="x")
     later["messages"][3]["weight"] = 0
@@ -387,7 +385,7 @@ def test_of_several_turns_the_first_is_read_and_the_others_are_told(tmp_path):
         Turn("e", "f"),
         Turn("g", "h"),
     ]
-    assert told == [f"{path}: left out of 3 rows: all after the first turn of 2"]
+    assert told == [f"{path}: 3 rows, skipped: all after the first turn of 2"]
 
 
 @pytest.mark.parametrize(
@@ -403,12 +401,12 @@ def test_of_several_turns_the_first_is_read_and_the_others_are_told(tmp_path):
         },
     ],
 )
-def test_chats_with_tools_are_left_out_and_told(more, tmp_path):
-    """Their prompt is not in their messages alone; empty lists of tools are none."""
+def test_chats_with_tools_are_skipped_and_reported(more, tmp_path):
+    """Their prompt is more than their messages; an empty list of tools does not count."""
     told: list[str] = []
     path = put(tmp_path / "a.jsonl", lines(chat("Hi", "Ho") | more, chat("Hi", "Ho", tools=[])))
     assert [e.id for e in chat_jsonl.read(path, tell=told.append)] == ["2"]
-    assert told == [f"{path}: left out of 2 rows: 1 that call tools"]
+    assert told == [f"{path}: 2 rows, skipped: 1 that call tools"]
 
 
 SHAREGPT = {
@@ -447,15 +445,15 @@ SHAREGPT = {
         ),
     ],
 )
-def test_every_layout_of_a_chat_is_told_by_its_keys(row, turn, tmp_path):
-    """ShareGPT, prompt and completion, Alpaca, messages."""
+def test_every_layout_of_a_chat_is_detected_by_its_keys(row, turn, tmp_path):
+    """ShareGPT, prompt and completion, Alpaca, and messages."""
     assert chat_jsonl.read(put(tmp_path / "a.jsonl", lines(row)))[0].turns["en"] == turn
     assert chat_jsonl.read(put(tmp_path / "a.json", json.dumps([row])))[0].turns["en"] == turn
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.csv", "a.tsv"])
-def test_a_row_is_there_before_the_rest_is_read(name, tmp_path):
-    """The second row is not UTF-8, which is said when it is met, with its line."""
+def test_rows_are_read_lazily(name, tmp_path):
+    """An invalid second row only raises when it is reached, and the message has its line."""
     first = b'{"q": "x"}\n' if "json" in name else b"q\nx\n"
     data = first + b"\xff\n"
     path = tmp_path / name
@@ -466,8 +464,8 @@ def test_a_row_is_there_before_the_rest_is_read(name, tmp_path):
         next(rows)
 
 
-def test_the_numbers_of_rows_go_on_from_batch_to_batch(tmp_path):
-    """Of both forms of Arrow, and of a table of more rows than are read together."""
+def test_row_numbers_continue_across_batches(tmp_path):
+    """In both Arrow formats, and in a table with more rows than are read at a time."""
     import pyarrow
     import pyarrow.parquet
 
@@ -486,8 +484,8 @@ def test_the_numbers_of_rows_go_on_from_batch_to_batch(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_rows_that_are_read_one_after_the_other_are_not_held(kind, tmp_path):
-    """Two megabytes of them take less than a quarter of one."""
+def test_rows_are_streamed_and_not_held_in_memory(kind, tmp_path):
+    """Reading two megabytes takes less than a quarter of a megabyte."""
     long = "x" * 400
     rows = [f'{{"q": "{n} {long}"}}' if kind == "jsonl" else f"{n} {long}" for n in range(5000)]
     path = put(tmp_path / f"a.{kind}", "\n".join([*(["q"] if kind == "csv" else []), *rows]) + "\n")
@@ -499,7 +497,7 @@ def test_rows_that_are_read_one_after_the_other_are_not_held(kind, tmp_path):
 
 
 def test_stage_1_draws_the_same_from_more_rows_than_it_holds(tmp_path, monkeypatch):
-    """Of two files, whose ids are told apart, and whose Swahili rows it does not read."""
+    """From two files with equal IDs, whose Swahili rows it does not use."""
     for name in ("a", "b"):
         rows = [chat(f"ask {name}{n}", f"say {n}") for n in range(150)]
         put(tmp_path / f"{name}.jsonl", lines(*rows, {**chat("x", "y"), "language": "sw", "id": "sw"}))
@@ -515,8 +513,8 @@ def test_stage_1_draws_the_same_from_more_rows_than_it_holds(tmp_path, monkeypat
     assert [len(some) for some in held] == [9, 9]
 
 
-def test_records_say_where_they_stand(tmp_path):
-    """Lines of text files, of quoted fields the first; numbers of rows in Parquet."""
+def test_records_have_their_line_or_row_number(tmp_path):
+    """Text files count lines, at the first one of a quoted field; Parquet counts rows."""
     path = put(tmp_path / "a.csv", 'q\n"a\nb"\nc\n')
     assert [(r.line, r.cells["q"]) for r in read_records(path)] == [(2, "a\nb"), (4, "c")]
     path = frame(tmp_path / "a.parquet", [{"q": "a"}, {"q": "b"}])

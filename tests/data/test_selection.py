@@ -1,4 +1,4 @@
-"""Selection: each rule drops what it is for and lets pass what only looks like it."""
+"""Selection: each rule drops what it targets and keeps what only looks like it."""
 
 import json
 import time
@@ -55,15 +55,15 @@ def reasons(*examples: ParallelExample, **settings) -> list[tuple[str, str]]:
         ("Say hi.", "√2 ≈ 1.41", "qa", []),
     ],
 )
-def test_each_rule_drops_what_it_is_for(
+def test_each_rule_drops_what_it_targets(
     instruction: str, response: str | None, task: str, expected: list[tuple[str, str]]
 ) -> None:
-    """The first rule that an example fails names the reason."""
+    """The reason is the first rule that an example fails."""
     assert expected == reasons(example(instruction, response, task=task))
 
 
-def test_a_language_of_the_same_script_is_noticed() -> None:
-    """German prose is not English, and English prose is."""
+def test_another_language_in_the_same_script_is_detected() -> None:
+    """German prose is dropped, English prose is kept."""
     german = "Der Fluss entspringt in den Bergen und fließt dann langsam durch das breite Tal zum Meer."
     english = "The river rises in the mountains and then flows slowly through the wide valley to the sea."
     assert reasons(example("Where is it?", german)) == [("wrong_language", "response: de (1.00)")]
@@ -71,7 +71,7 @@ def test_a_language_of_the_same_script_is_noticed() -> None:
 
 
 def test_an_example_without_the_language_is_empty() -> None:
-    """What has no turn in the language is dropped, under any code of it."""
+    """An example without a turn in the language is dropped, under any code of the language."""
     swahili = ParallelExample("1", "qa", {"sw": Turn("Habari?", "Nzuri.")})
     assert reasons(swahili) == [("empty", "no instruction")]
     assert reasons(swahili, language="swh_Latn") == []
@@ -87,12 +87,12 @@ def test_an_example_without_the_language_is_empty() -> None:
             "| --- | --- | --- |\n| the river | rises in | the hills |\n| it flows | through | a valley |",
             None,
         ),
-        (PROSE * 4, None),  # four times, and too long a unit
+        (PROSE * 4, None),  # only four times, and the unit is too long
         ("", None),
     ],
 )
 def test_repetition_over_half_of_a_text_is_found(text: str, unit: str | None) -> None:
-    """A unit counts when it fills half the text five times over, and at least twenty characters."""
+    """A unit counts if it fills half the text, with at least five repetitions and twenty characters."""
     assert unit == repeated_unit(text)
 
 
@@ -127,15 +127,15 @@ LIST = "To save water at home, try:\n- Take short showers in the morning\n- Fix 
         ("", "en", None),
     ],
 )
-def test_truncation_is_seen_at_the_end_of_long_prose_only(
+def test_truncation_is_only_detected_at_the_end_of_long_prose(
     text: str, language: str, detail: str | None
 ) -> None:
-    """Short answers, lists, tags, letters and code may end without a full stop."""
+    """Short answers, lists, hashtags, letter closings and code may end without a full stop."""
     assert detail == truncation(text, language)
 
 
 def test_exact_duplicates_ignore_case_width_and_spaces() -> None:
-    """The later of two equal examples goes; another response makes it another example."""
+    """The later of two equal examples is dropped; another response makes it a different example."""
     first = example("Say hi.", "Hi.", "a")
     again = example("ｓａｙ  HI.", "hi.\n", "a")  # an equal id changes nothing
     other = example("Say hi.", "Hello.", "c")
@@ -158,18 +158,18 @@ def test_exact_duplicates_ignore_case_width_and_spaces() -> None:
 def test_near_duplicates_have_the_same_content_words(
     instruction: str, expected: list[tuple[str, str]]
 ) -> None:
-    """Marks and function words may differ; one other content word, number or order keeps both."""
+    """Punctuation and function words may differ; another content word, number or order keeps both."""
     first, second = example(TEMPLATE.format("church")), example(instruction, "Another answer.", "2")
     assert expected == reasons(first, second)
 
 
 def test_short_instructions_are_never_near_duplicates() -> None:
-    """Below twenty words only an exact duplicate is one."""
+    """Below twenty words only exact duplicates count."""
     assert reasons(example(WORDS), example(WORDS + "!", "Another answer.", "2")) == []
 
 
 def test_fifty_thousand_template_items_are_all_kept_within_a_minute() -> None:
-    """Items that differ in one number stay, and looking at them takes seconds."""
+    """The items differ in one number."""
     items = [example(TEMPLATE.format(f"house {n}"), f"It is {n}.", str(n)) for n in range(50_000)]
     begin = time.perf_counter()
     assert len(select(items, rules=("duplicate", "near_duplicate")).kept) == 50_000
@@ -184,22 +184,22 @@ def test_fifty_thousand_template_items_are_all_kept_within_a_minute() -> None:
     ],
 )
 def test_impossible_settings_are_refused(settings: dict, says: str) -> None:
-    """The line says what would be right."""
+    """The message says what would be valid."""
     with pytest.raises(ConfigError) as caught:
         select([], **settings)
     assert says == str(caught.value)
 
 
 def test_difficulty_is_the_ratio_of_the_losses() -> None:
-    """Loss with the instruction over loss without it, row by row."""
+    """The loss with the instruction divided by the loss without it, row by row."""
     assert instruction_following_difficulty([1.0, 2.5, 0.0], [2.0, 2.0, 1.0]) == [0.5, 1.25, 0.0]
 
 
 @pytest.mark.parametrize(
     ("told", "alone"), [([1.0], []), ([1.0], [0.0]), ([float("nan")], [1.0]), ([-1.0], [1.0])]
 )
-def test_difficulty_refuses_what_is_no_loss(told: list[float], alone: list[float]) -> None:
-    """Unequal lengths and impossible losses raise."""
+def test_difficulty_refuses_invalid_losses(told: list[float], alone: list[float]) -> None:
+    """Different lengths, NaN, a negative loss, or a zero loss without the instruction."""
     with pytest.raises(ValueError):
         instruction_following_difficulty(told, alone)
 
@@ -209,7 +209,7 @@ def test_difficulty_refuses_what_is_no_loss(told: list[float], alone: list[float
     [(0.5, ["b", "d"]), (1.0, ["a", "b", "d", "e"]), (0.25, ["b"]), (0.01, ["b"])],
 )
 def test_the_hardest_share_below_one_is_kept(share: float, kept: list[str]) -> None:
-    """Rows from 1 upwards go first; of the four others the highest stay, equal ones by order."""
+    """Rows with a ratio of 1 or more are dropped; of the four others the highest are kept, ties in order."""
     examples = [example("Q", id=id) for id in "abcde"]
     selection = keep_best(examples, [0.2, 0.9, 1.0, 0.9, 0.3], share)
     assert kept == [one.id for one in selection.kept]
@@ -217,26 +217,25 @@ def test_the_hardest_share_below_one_is_kept(share: float, kept: list[str]) -> N
 
 
 def test_nothing_is_kept_where_no_instruction_helps() -> None:
-    """With every ratio at 1 or above nothing stays."""
+    """Every ratio is 1 or above."""
     assert keep_best([example("Q")], [1.5], 0.5).kept == ()
 
 
 @pytest.mark.parametrize("share", [0.0, 1.1, float("nan")])
 def test_an_impossible_share_is_refused(share: float) -> None:
-    """The share is above 0 and at most 1."""
     with pytest.raises(ConfigError) as caught:
         keep_best([], [], share)
     assert f"share is {share}; it must be above 0 and at most 1" == str(caught.value)
 
 
 def test_summary_counts_in_the_order_of_the_rules() -> None:
-    """Each reason that occurred is there once."""
+    """Each reason that occurred is listed once."""
     dropped = [Dropped("1", "duplicate", ""), Dropped("2", "empty", ""), Dropped("3", "duplicate", "")]
     assert list(summary(Selection((), tuple(dropped))).items()) == [("empty", 1), ("duplicate", 2)]
 
 
 def test_selection_is_written_as_json_lines(tmp_path: Path) -> None:
-    """One line per example, the kept before the dropped."""
+    """One line per example, kept ones before dropped ones."""
     write(select([example("Say hi.", "", "é"), example("Say ho.", id="2")]), tmp_path / "s.jsonl")
     assert [json.loads(line) for line in (tmp_path / "s.jsonl").read_text(encoding="utf-8").splitlines()] == [
         {"id": "2", "kept": True},

@@ -1,4 +1,4 @@
-"""Sources: what the settings' data give to each stage, one source or several."""
+"""Sources: what the data settings give to each stage, from one source or several."""
 
 import json
 from pathlib import Path
@@ -37,8 +37,8 @@ def run_of(tmp_path: Path, rows: list[dict], *more: str) -> folder.Run:
 TOPICS = ["alarm", "audio", "iot", "calendar", "play", "news", "weather", "email", "lists", "qa"]
 
 
-def test_a_sorted_file_is_drawn_over_all_its_tasks(tmp_path):
-    """48 of ten topics are four or five of each, in both stages."""
+def test_a_sorted_file_is_drawn_across_all_its_tasks(tmp_path):
+    """48 items of ten topics are four or five of each, and 50 English ones are five of each."""
     run = run_of(tmp_path, [item(f"{t}{n}", t) for t in TOPICS for n in range(30)], "data.english_items=50")
     used = training_rows._needed(run.examples, {"sw": 48})
     counts = [sum(e.task == topic for e in used) for topic in TOPICS]
@@ -46,12 +46,12 @@ def test_a_sorted_file_is_drawn_over_all_its_tasks(tmp_path):
     assert [sum(e.task == topic for e in run.english) for topic in TOPICS] == [5] * 10
 
 
-def test_rows_are_counted_as_they_will_be_built(tmp_path):
-    """Every second response is missing: 48 of the 100 others are taken, and what was left out is told."""
+def test_only_usable_rows_are_counted(tmp_path):
+    """Every second response is missing: 48 of the 100 others are used, and the gaps are reported."""
     run = run_of(tmp_path, [item(str(n), "qa", swahili=None if n % 2 else "r") for n in range(200)])
     assert len([row for row in training_rows.foreseen_rows(run, run.tokenizer) if row.language == "sw"]) == 48
     found = left_out(run.examples, ["sw"], lambda e, code: lacking(e, code, "reference"))
-    assert told(found) == ["Left out, as there is no response: 100 in sw"]
+    assert told(found) == ["Left out because there is no response: 100 in sw"]
 
 
 @pytest.mark.parametrize(
@@ -59,12 +59,12 @@ def test_rows_are_counted_as_they_will_be_built(tmp_path):
     [
         (
             [item("1", "qa", swahili=None), item("2", "qa", swahili=" "), item("3", "qa", swahili=None)],
-            "no item in sw can be learned: there is no response (2), the response is empty (1); mend them, "
+            "no item in sw can be used: there is no response (2), the response is empty (1); fix them, "
             "set distill.responses=teacher or take sw out of languages.targets",
         ),
         (
             [item("1", "qa", english=" "), item("2", "qa", english="a", language="es")],
-            "no item in sw can be learned: the English response is empty (1); mend them, "
+            "no item in sw can be used: the English response is empty (1); fix them, "
             "set distill.responses=teacher or take sw out of languages.targets",
         ),
         (
@@ -73,15 +73,15 @@ def test_rows_are_counted_as_they_will_be_built(tmp_path):
         ),
     ],
 )
-def test_a_language_with_nothing_usable_is_refused_before_stage_1(rows, says, tmp_path):
-    """With its true reason."""
+def test_a_language_without_usable_items_is_refused_before_stage_1(rows, says, tmp_path):
+    """The message gives the reason."""
     with pytest.raises(DataError) as caught:
         checks.check(run_of(tmp_path, rows))
     assert str(caught.value) == says
 
 
-def test_a_row_over_the_model_s_positions_is_left_out_of_stage_1(tmp_path):
-    """The embedded model reads 512 tokens; a limit above that is refused."""
+def test_a_row_over_the_token_limit_is_left_out_of_stage_1(tmp_path):
+    """The packaged model has 512 positions; a higher limit is refused."""
     rows = [item("long", "qa", english="word " * 2000), *(item(str(n), "qa") for n in range(3))]
     run = run_of(tmp_path, rows, "tune.selection.enabled=false")
     chosen = stages.select_english(run)
@@ -90,14 +90,14 @@ def test_a_row_over_the_model_s_positions_is_left_out_of_stage_1(tmp_path):
     assert (dropped.example_id, dropped.reason) == ("long", "too_long")
     assert dropped.detail.endswith(" tokens; tune.max_tokens is 512")
     short = run_of(tmp_path, rows, "tune.max_tokens=3", "tune.selection.enabled=false")
-    with pytest.raises(DataError, match=r"^none of 4 English examples is left to tune on: too_long 4$"):
+    with pytest.raises(DataError, match=r"^none of the 4 English examples is left to tune on: too_long 4$"):
         stages.select_english(short)
     with pytest.raises(ConfigError, match=r"^tune.max_tokens is 9999; the model has 512 positions$"):
         stages.select_english(run_of(tmp_path, rows, "tune.max_tokens=9999"))
 
 
 def test_several_sources_share_a_language_by_weight(tmp_path):
-    """Two of three items come from the demo; Japanese has one source alone; ids of files are told apart."""
+    """Two of three Swahili items come from the demo; Japanese is in one source only."""
     mine = write(tmp_path / "mine.jsonl", [item(str(n), "mine") for n in range(60)])
     other = write(tmp_path / "other.jsonl", [item(str(n), "other", language="ja") for n in range(60)])
     sources = (
@@ -118,8 +118,8 @@ def test_several_sources_share_a_language_by_weight(tmp_path):
     assert {e.source for e in parallel_examples(config, None, ["sw", "ja"])} == {0, 1, 2}
 
 
-def test_files_of_one_name_are_told_apart(tmp_path):
-    """Two folders with a train.jsonl each, whose rows count from 1."""
+def test_files_with_the_same_name_give_different_ids(tmp_path):
+    """Two folders have a train.jsonl each, with rows numbered from 1."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write(tmp_path / name / "train.jsonl", [{"prompt": f"{name}?", "completion": "yes"}])
@@ -128,9 +128,11 @@ def test_files_of_one_name_are_told_apart(tmp_path):
     assert [e.id for e in found] == ["train-1-1", "train-2-1"]
 
 
-def test_nothing_left_by_difficulty_is_refused(tmp_path, monkeypatch):
-    """In a line, before a trainer without steps is made."""
+def test_a_selection_by_difficulty_that_keeps_nothing_is_refused(tmp_path, monkeypatch):
+    """It raises one line before a trainer without steps is built."""
     run = run_of(tmp_path, [item("1", "qa")], "tune.selection.keep=0.5")
     monkeypatch.setattr(stages, "difficulty", lambda base, tokenizer, kept, progress: [1.2] * len(kept))
-    with pytest.raises(DataError, match=r"^none of 1 English examples is left to tune on: instruction_does"):
+    with pytest.raises(
+        DataError, match=r"^none of the 1 English examples is left to tune on: instruction_does"
+    ):
         stages.select_english(run)

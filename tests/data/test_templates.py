@@ -1,4 +1,4 @@
-"""Chat templates for tokenizers without one: which, what they write, and that turns are read off them."""
+"""Default chat templates for tokenizers without one: the choice, the rendered text and the end of turn."""
 
 import shutil
 from pathlib import Path
@@ -46,7 +46,7 @@ ENDS = {
 
 
 def bare(*controls: str, eos: str | None = "</s>", bos: str | None = None) -> PreTrainedTokenizerFast:
-    """One token a byte, some control tokens, no template; begins a text with `bos` where that is given."""
+    """Return a byte-level tokenizer with some control tokens and no template; it prepends `bos` if given."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(models.BPE(vocab={token: n for n, token in enumerate(alphabet)}, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -63,8 +63,8 @@ def bare(*controls: str, eos: str | None = "</s>", bos: str | None = None) -> Pr
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_base_gets_the_template_of_its_control_tokens(name: str):
-    """Turns, a system text and the generation prompt are written as that family of models has them."""
+def test_a_base_model_gets_the_template_of_its_control_tokens(name: str):
+    """Turns, system text and generation prompt are written as in that model family."""
     tokenizer = bare(*TEMPLATES[name][0])
     give_template(tokenizer)
     assert template_name(tokenizer) == name
@@ -72,8 +72,8 @@ def test_a_base_gets_the_template_of_its_control_tokens(name: str):
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_the_end_of_turn_is_one_token_behind_the_answer(name: str):
-    """What is learned is the answer and the template's own end of turn; a system text is in the prompt."""
+def test_the_end_of_turn_is_one_token_after_the_answer(name: str):
+    """The response is the answer and the template's own end of turn; the system text is in the prompt."""
     tokenizer = bare(*TEMPLATES[name][0])
     give_template(tokenizer)
     row = encode(tokenizer, "Hi", " Yes\n", "Be brief.")
@@ -85,8 +85,8 @@ def test_the_end_of_turn_is_one_token_behind_the_answer(name: str):
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_bos_is_written_once_and_only_where_the_tokenizer_writes_it(name: str):
-    """A model that was trained behind a beginning of sequence gets one."""
+def test_bos_is_written_once(name: str):
+    """Models that were trained with a BOS token get one."""
     tokenizer = bare(*TEMPLATES[name][0], bos="<s>")
     give_template(tokenizer)
     ids = encode_prompt(tokenizer, "Hi")
@@ -94,7 +94,7 @@ def test_bos_is_written_once_and_only_where_the_tokenizer_writes_it(name: str):
     assert template_name(tokenizer) == name
 
 
-def test_a_tokenizers_own_template_stays():
+def test_a_tokenizers_own_template_is_kept():
     tokenizer = bare("<|im_start|>", "<|im_end|>")
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
     before = tokenizer.chat_template
@@ -105,27 +105,27 @@ def test_a_tokenizers_own_template_stays():
 
 
 def test_control_tokens_that_are_cut_into_pieces_do_not_count():
-    """A tokenizer that reads <|im_start|> letter by letter has no ChatML; the error says what it has."""
+    """A tokenizer that splits <|im_start|> cannot use ChatML; the error lists what it can use."""
     tokenizer = bare("<start_of_turn>", "<end_of_turn>")
     with pytest.raises(ConfigError) as caught:
         give_template(tokenizer, "chatml")
     assert str(caught.value) == (
         "chat_template: chatml needs the tokens <|im_start|>, <|im_end|>, which the model's tokenizer lacks; "
-        "take gemma or plain, or leave it out"
+        "use gemma or plain, or leave it out"
     )
 
 
-def test_without_any_end_there_is_no_default():
+def test_a_tokenizer_without_eos_has_no_default_template():
     with pytest.raises(ConfigError) as caught:
         give_template(bare(eos=None))
     assert str(caught.value) == (
-        "chat_template: plain ends a turn with the end of sequence, and the model's tokenizer names none "
-        "(eos_token); set chat_template to a Jinja file that ends an answer with a token it has"
+        "chat_template: plain ends a turn with the EOS token, but the model's tokenizer has no "
+        "eos_token; set chat_template to a Jinja file that ends an answer with a token it has"
     )
 
 
-def test_a_template_of_ones_own_is_a_file(tmp_path: Path):
-    """It is read as it is; a name of nothing, and an empty file, are told in one line."""
+def test_a_custom_template_is_a_file(tmp_path: Path):
+    """It is used as it is; an unknown name and an empty file are refused in one line."""
     tokenizer, file = bare(), tmp_path / "own.jinja"
     file.write_text("{% for m in messages %}{{ m.role }}>{{ m.content }}</s>{% endfor %}assistant>")
     give_template(tokenizer, str(file))
@@ -136,12 +136,12 @@ def test_a_template_of_ones_own_is_a_file(tmp_path: Path):
     with pytest.raises(ConfigError) as caught:
         give_template(tokenizer, "chatlm")
     assert str(caught.value) == (
-        "chat_template: chatlm is neither gemma, chatml, llama3, mistral, plain nor a file of UTF-8 text"
+        "chat_template: chatlm is not one of gemma, chatml, llama3, mistral, plain and not a UTF-8 text file"
     )
 
 
-def test_a_base_without_a_template_keeps_its_default_when_it_is_saved(tmp_path: Path, tiny):
-    """Loaded, saved and loaded again, as stage 1 does, it reads the same prompt."""
+def test_the_default_template_is_kept_when_the_tokenizer_is_saved(tmp_path: Path, tiny):
+    """Loaded, saved and loaded again, as in stage 1, the tokenizer encodes the same prompt."""
     bare("<|im_start|>", "<|im_end|>").save_pretrained(tmp_path / "base")
     tiny("qwen3").config.save_pretrained(tmp_path / "base")
     first = load_tokenizer(str(tmp_path / "base"))
@@ -154,15 +154,13 @@ def test_a_base_without_a_template_keeps_its_default_when_it_is_saved(tmp_path: 
     assert overruled.decode(encode_prompt(overruled, "Hi")) == "User:\nHi\n\nAssistant:\n"
 
 
-def test_of_mistrals_own_tokenizer_file_it_is_told_what_is_missing(tmp_path: Path):
-    """A tekken.json names no end of sequence; with a template in a file the model can be used."""
+def test_mistrals_own_tokenizer_file_needs_a_template(tmp_path: Path):
+    """A tekken.json names no EOS token; with a template file the model can be used."""
     shutil.copyfile(mistral_data() / "tekken_240911.json", tmp_path / "tekken.json")
     MistralConfig(num_hidden_layers=1).save_pretrained(tmp_path)
     with pytest.raises(ConfigError) as caught:
         load_tokenizer(str(tmp_path))
-    assert str(caught.value).startswith(
-        "chat_template: mistral ends a turn with the end of sequence, and the"
-    )
+    assert str(caught.value).startswith("chat_template: mistral ends a turn with the EOS token, but the")
     own = tmp_path / "own.jinja"
     own.write_text(
         "<s>{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]"

@@ -1,4 +1,4 @@
-"""Text: one form for all that comes in, whatever it was read from."""
+"""Text: one canonical form for everything that is read, whatever the source."""
 
 import json
 import unicodedata
@@ -28,14 +28,14 @@ NFC, NFD = "Tiếng Việt", "Tie\u0302\u0301ng Vie\u0323\u0302t"
     ],
 )
 def test_a_text_has_one_form(text, form):
-    """Equivalent spellings are one; line ends are line feeds; byte order marks and NUL are gone."""
+    """Equivalent spellings become equal, line ends line feeds; byte order marks and NUL are removed."""
     assert canonical(text) == form
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "می\u200cخواهم",  # Persian: the non-joiner parts a prefix
+        "می\u200cخواهم",  # Persian: the non-joiner separates a prefix
         "क्\u200dष",  # Devanagari: the joiner keeps the half letter
         "\u200fنعم\u200e",
         "ＡＢ\ufb01",  # full width, a ligature: compatible, not equivalent
@@ -43,23 +43,23 @@ def test_a_text_has_one_form(text, form):
         "รูปแบบ",
     ],
 )
-def test_what_a_script_is_written_with_stays(text):
+def test_characters_that_a_script_needs_are_kept(text):
     """Joiners, direction marks, compatibility characters and line separators are text."""
     assert canonical(text) == text
 
 
-def test_half_a_surrogate_pair_is_refused_by_name_and_line():
-    """It is no character and cannot be written."""
+def test_half_a_surrogate_pair_is_refused():
+    """It cannot be encoded; the message names field, file and line."""
     with pytest.raises(DataError) as error:
         canonical("a\ud800", "the instruction", Path("a.jsonl"), 3)
     assert (
         str(error.value)
-        == "a.jsonl:3: the instruction holds half of a surrogate pair; write the whole character"
+        == "a.jsonl:3: the instruction contains half of a surrogate pair; write the whole character"
     )
 
 
 def both(text: str, folder: Path, name: str) -> list[Path]:
-    """The same file in NFC and, with a byte order mark and carriage returns, in NFD."""
+    """Write the same file in NFC and, with a byte order mark and carriage returns, in NFD."""
     paths = []
     for form, change in (("NFC", str), ("NFD", lambda t: "\ufeff" + t.replace("\n", "\r\n"))):
         path = folder / form / name
@@ -105,14 +105,14 @@ ASKED = {"instruction": "q"}
     ],
 )
 def test_a_decomposed_file_is_read_as_the_composed_one(name, text, read, tmp_path):
-    """Every reader has the one form, byte order marks and carriage returns included."""
+    """Every reader returns the canonical form, also with byte order marks and carriage returns."""
     composed, decomposed = both(text + "\n", tmp_path, name)
     assert read(decomposed) == read(composed)
     assert NFC in repr(read(decomposed))
 
 
 def test_a_decomposed_parquet_file_is_read_as_the_composed_one(tmp_path):
-    """Cells and names of columns too."""
+    """Both cells and column names are normalised."""
     import pyarrow
     import pyarrow.parquet
 
@@ -122,14 +122,14 @@ def test_a_decomposed_parquet_file_is_read_as_the_composed_one(tmp_path):
 
 
 def test_letters_that_json_escapes_have_the_same_form(tmp_path):
-    """Python writes é so by default; a NUL comes in no other way."""
+    """Python's json escapes é by default, and NUL only occurs escaped."""
     path = tmp_path / "a.jsonl"
     path.write_text('{"id": 1, "language": "fr", "instruction": "e\\u0301\\u0000te\\u0301"}\n')
     assert parallel_jsonl.read(path)[0].turns["fr"].instruction == "été"
 
 
-def test_a_request_has_the_form():
-    """Of its whole content, and of each part."""
+def test_a_request_is_normalised():
+    """Both plain content and each part of a list."""
     from isogloss.serve.app import Message
 
     parts = [{"type": "text", "text": NFD}, {"type": "text", "text": "\r\n"}]
@@ -138,16 +138,16 @@ def test_a_request_has_the_form():
         assert message.plain() == {"role": "user", "content": form}
 
 
-def test_half_a_surrogate_pair_in_a_field_that_nobody_reads_is_no_harm(tmp_path):
-    """A chat's source may hold anything."""
+def test_half_a_surrogate_pair_in_an_unused_field_is_ignored(tmp_path):
+    """The source field of a chat may contain anything."""
     row = CHAT | {"source": "\ud800"}
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(row) + "\n")
     assert chat_jsonl.read(path)[0].turns["vi"].instruction == NFC
 
 
-def test_the_texts_of_the_package_have_the_form():
-    """Wordings are compared with what was read."""
+def test_the_packages_own_texts_are_normalised():
+    """They are compared with normalised input."""
     files = [
         file
         for part in ("data/demo/phrases", "teacher", "evaluate/suites", "languages", "data/tasks")

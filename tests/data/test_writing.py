@@ -1,4 +1,4 @@
-"""Writing: spellings that mean the same are one, script by script, and others stay apart."""
+"""Spelling, script by script: equivalent spellings become equal, and different words stay distinct."""
 
 import unicodedata
 
@@ -92,8 +92,8 @@ def pairs(table: dict[str, list[tuple[str, str]]]) -> list:
 
 
 @pytest.mark.parametrize(("one", "other"), pairs(SAME))
-def test_spellings_that_mean_the_same_are_one(one, other):
-    """In both orders, composed or not; and what is one already stays so."""
+def test_equivalent_spellings_become_equal(one, other):
+    """Composed or not, in both directions; normalising twice changes nothing more."""
     assert one != other
     assert normalise(one) == normalise(other) != ""
     assert normalise(unicodedata.normalize("NFD", one)) == normalise(unicodedata.normalize("NFC", other))
@@ -101,20 +101,20 @@ def test_spellings_that_mean_the_same_are_one(one, other):
 
 
 @pytest.mark.parametrize(("one", "other"), pairs(APART))
-def test_spellings_that_mean_something_else_stay_apart(one, other):
-    """Vowel signs, tones, dots and hamza tell words apart."""
+def test_different_words_stay_distinct(one, other):
+    """Vowel signs, tones, dots and hamza distinguish words."""
     assert normalise(one) != normalise(other)
 
 
 @pytest.mark.parametrize("answer", ["نَعَم", "نعـم", "«نعم»", "الجواب: نَعَم."])
-def test_a_vowelled_answer_means_its_option(answer):
-    """As a model may give it, alone or inside a sentence."""
+def test_a_vowelled_answer_is_read_as_its_option(answer):
+    """Alone or inside a sentence."""
     item = Item("1", "x", {"ar": Turn("?")}, options={"ar": {"yes": "نعم", "no": "لا"}})
     assert read_answer(item, "ar", answer) == "yes"
 
 
-def test_an_open_answer_in_other_digits_is_the_reference():
-    """٣ is 3 is ३, in whichever language."""
+def test_an_open_answer_in_other_digits_matches_the_reference():
+    """٣, 3 and ३ are equal, in any language."""
     item = Item("1", "x", {"ar": Turn("?", "٣"), "hi": Turn("?", "३"), "en": Turn("?", "3")})
     for language in ("ar", "hi", "en"):
         for digit in "3٣३۳๓３":

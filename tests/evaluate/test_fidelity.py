@@ -1,4 +1,4 @@
-"""Fidelity: short answers judged by hand, and the detector's error on FLORES-101 dev."""
+"""Language fidelity: short answers judged by hand, and the detector's error on FLORES-101 dev."""
 
 import os
 import unicodedata
@@ -34,27 +34,27 @@ SWAHILI = "Hali ya hewa itakuwa nzuri sana kesho."
         ("Завтра погода будет очень хорошая.", "ru"),
         ("سيكون الطقس جميلا جدا غدا.", "ar"),
         ("کل موسم بہت اچھا ہو گا۔", "ur"),
-        ("ναι", "el"),  # the script singles it out, however short
+        ("ναι", "el"),  # identified by its script, however short
         ("हाँ", "hi"),
         ("ใช่", "th"),
         ("是", "zh"),
         ("Apple ने iPhone को बाज़ार में उतारा है", "hi"),
-        ("yes", None),  # too short to tell among the Latin ones
+        ("yes", None),  # too short to tell Latin-script languages apart
         ("да", None),
-        ("한국어", None),  # a script of no candidate
+        ("한국어", None),  # no candidate has this script
         ("42", None),
         ("", None),
     ],
 )
 def test_the_detector_names_the_language_or_none(text, language):
-    """Script first, then the identifier, and no guess for a short text."""
+    """The script first, then the language identifier, and no guess for a short text."""
     assert detect(text, MAIN) == language
 
 
 @pytest.mark.parametrize(
     ("text", "language"),
     [
-        ("добрый", "ru"),  # no English, so the likeliest, however short
+        ("добрый", "ru"),  # cannot be English, so the likeliest, however short
         ("какъв", "bg"),
         ("مرحبا", "ar"),
         ("ہیلو", "ur"),
@@ -66,26 +66,26 @@ def test_the_detector_names_the_language_or_none(text, language):
         ("42", None),
     ],
 )
-def test_of_a_short_instruction_the_likeliest_language_is_guessed(text, language):
-    """Only what could well be English is left open under six letters."""
+def test_the_likeliest_language_of_a_short_instruction_is_guessed(text, language):
+    """Only texts under six letters that could be English stay undecided."""
     assert guess(text, MAIN) == language
     assert detect(text, MAIN) is None
 
 
 def test_simplified_and_traditional_are_told_apart():
-    """By characters that only one of them uses; the identifier knows no difference."""
+    """By characters that only one of them uses, as the language identifier does not distinguish them."""
     assert detect("这个国家的语言说明书", ["zh", "zh-Hant", "en"]) is None  # under 12 letters
     assert detect("这个国家的语言说明书很难读懂吗", ["zh", "zh-Hant", "en"]) == "zh"
     assert detect("這個國家的語言說明書很難讀懂嗎", ["zh", "zh-Hant", "en"]) == "zh-Hant"
 
 
-def test_kana_singles_out_japanese_among_han_scripts():
-    """A Japanese sentence is mostly kana, which Chinese has not."""
+def test_kana_identifies_japanese_among_han_scripts():
+    """Japanese sentences are mostly kana, which Chinese does not use."""
     assert detect("ありがとう", ["ja", "zh"]) == "ja"
 
 
 def test_a_language_unknown_to_the_identifier_is_not_mistaken_for_its_neighbour():
-    """Kamba has no label: a Kamba text is not called Swahili, a Swahili text still is."""
+    """The identifier has no label for Kamba: a Kamba text is not called Swahili, a Swahili text still is."""
     kamba = "Nĩtonya kũkwatya ũvoo ũsu nũndũ wa mũndũ ũla wĩ vaa ĩndĩ ĩĩ"
     assert detect(kamba, ["kam", "sw"]) is None
     assert in_language(kamba, "kam", candidates=["kam", "sw"])
@@ -101,15 +101,15 @@ KNOWN = {"en": ["yes", "no"], "es": ["sí", "no"], "sw": ["ndiyo", "hapana"], "x
     [
         ("Ndiyo.", "sw", True),
         ("Yes!", "sw", False),
-        ("No", "es", None),  # a word of both
+        ("No", "es", None),  # a word in both languages
         ("no", "en", None),
         ("sí", "es", True),
         ("no", "sw", False),
-        ("maybe", "sw", None),  # short and unknown: it could as well be English
-        ("zzz", "sw", None),  # known in a language that is no candidate
+        ("maybe", "sw", None),  # short and unknown: it could be English
+        ("zzz", "sw", None),  # only known in a language that is not a candidate
         ("weather query", "tr", False),  # an English label, long enough for the identifier …
-        ("weather", "tr", None),  # … and not
-        ("погода", "ru", True),  # no English in that script
+        ("weather", "tr", None),  # … and too short
+        ("погода", "ru", True),  # English does not use that script
         ("I do not know", "sw", None),
         ("a red car", "sw", None),
         ("да", "sw", False),
@@ -124,13 +124,13 @@ KNOWN = {"en": ["yes", "no"], "es": ["sí", "no"], "sw": ["ndiyo", "hapana"], "x
         ("-", "sw", False),
     ],
 )
-def test_an_answer_is_in_the_asked_language_or_not(text, language, expected):
-    """Known wordings, then the detector, then the script; None where it could as well be English."""
+def test_an_answer_is_in_the_requested_language_or_not(text, language, expected):
+    """Known wordings, then the detector, then the script; None if it could also be English."""
     assert in_language(text, language, candidates=MAIN, known=KNOWN) is expected
 
 
-def test_the_asked_language_counts_as_a_candidate():
-    """Leaving it out of the candidates does not make it impossible."""
+def test_the_requested_language_counts_as_a_candidate():
+    """It need not be among the given candidates."""
     assert in_language(SWAHILI, "sw", candidates=["en"])
     assert not in_language(ENGLISH, "sw", candidates=["en"])
 
@@ -140,19 +140,19 @@ def test_the_asked_language_counts_as_a_candidate():
     [
         ({"en": ["alarm set", "news"], "tr": ["alarm set", "news"]}, "en", False),  # MASSIVE: English labels
         ({"en": ["alarm set", "news"], "tr": ["Alarm set.", "News"]}, "tr", False),
-        ({"en": ["yes", "no"], "es": ["sí", "no"]}, "es", True),  # one label of two is the language's own
+        ({"en": ["yes", "no"], "es": ["sí", "no"]}, "es", True),  # one of two labels is only in this language
         ({"en": ["Paris"], "fr": ["Paris"]}, "fr", False),
-        ({"en": ["At the market."]}, "en", True),  # translated into English from anywhere
-        ({}, "sw", True),  # nothing is known of an open question
+        ({"en": ["At the market."]}, "en", True),  # a translation into English
+        ({}, "sw", True),  # an open question has no known wordings
     ],
 )
-def test_answers_of_the_same_words_in_all_languages_tell_no_language(known, language, tells):
-    """Neither a right label nor a long wrong answer is then counted, or only the wrong ones would be."""
+def test_answers_with_the_same_words_in_all_languages_are_not_judged(known, language, tells):
+    """Neither right labels nor long wrong answers count: otherwise only the wrong ones would."""
     assert tells_languages_apart(language, candidates=MAIN, known=known) is tells
 
 
-def test_another_detector_is_asked_after_the_known_wordings():
-    """It sees the text as it is, and is not asked about a known wording."""
+def test_a_custom_detector_is_called_after_the_known_wordings():
+    """It gets the text unchanged, and is not called for a known wording."""
     asked = []
 
     def detector(text, candidates, /):
@@ -169,7 +169,7 @@ def test_another_detector_is_asked_after_the_known_wordings():
     ("text", "language", "share"),
     [
         ("यह एक good उदाहरण है", "hi", 0.8),
-        ("это iPhone-смартфон 15", "ru", 1.0),  # 8 of 14 letters are Cyrillic; 15 is no word
+        ("это iPhone-смартфон 15", "ru", 1.0),  # 8 of 14 letters are Cyrillic; 15 is not a word
         ("yes да", "en", 0.5),
         ("ใช่ ok", "th", 0.6),  # letters: ใ ช and the tone mark, then o k
         ("我喜欢ABC", "zh", 0.5),
@@ -179,7 +179,7 @@ def test_another_detector_is_asked_after_the_known_wordings():
     ],
 )
 def test_words_are_judged_by_script(text, language, share):
-    """Words of the script over all words, or letters over letters where nothing parts the words."""
+    """The share of words in the script, or of letters if the script does not separate words."""
     assert by_word(text, language) == pytest.approx(share)
 
 
@@ -192,7 +192,7 @@ def test_every_script_of_the_registry_is_known():
 
 
 def test_an_unknown_language_is_refused():
-    """A candidate that is no code of ours is a mistake of the caller."""
+    """An unknown code among the candidates is a mistake of the caller."""
     with pytest.raises(KeyError, match="swahili"):
         detect(SWAHILI, ["swahili", "en"])
 
@@ -200,7 +200,7 @@ def test_an_unknown_language_is_refused():
 @pytest.mark.data
 @pytest.mark.skipif(not FLORES.is_dir(), reason=f"no FLORES-101 dev in {FLORES}; set ISOGLOSS_DATA")
 def test_the_detector_errs_on_few_sentences_of_flores():
-    """100 dev sentences in each of 15 languages: at most 3 % wrong in the mean, 10 % in any."""
+    """100 dev sentences in each of 15 languages: at most 3 % wrong on average, 10 % in any."""
     errors = {}
     for code in MAIN:
         path = FLORES / f"{languages()[code].flores101}.dev"

@@ -1,4 +1,4 @@
-"""Gain in context: prompted minus bare agreement with the model's own English answer."""
+"""Gain in context: agreement with the model's own English answer, with a prompt minus without."""
 
 import pytest
 
@@ -18,7 +18,7 @@ TEXTS = NodeTexts(root="Rule.", languages={"sw": "Jibu."})
 
 
 def told(monkeypatch, answer):
-    """Has `answer(instruction, system)` stand in for the model; returns what was asked."""
+    """Replace the model by `answer(instruction, system)` and return the list of calls."""
     asked = []
 
     def answers(model, tokenizer, instructions, *, systems, **more):
@@ -37,7 +37,7 @@ def measured(**more):
 
 
 def test_agreement_and_gain_are_counted_by_view_and_language(monkeypatch):
-    """English says yes; bare, Swahili is right on one item of four; the twin makes it right on all four."""
+    """English says yes; without a prompt Swahili is right on one item of four, with the twin on all four."""
 
     def answer(instruction, system):
         code, _, number = instruction.split()
@@ -54,8 +54,8 @@ def test_agreement_and_gain_are_counted_by_view_and_language(monkeypatch):
     assert found["twin", "sw"].items == 4
 
 
-def test_no_view_tells_the_answer(monkeypatch):
-    """What is read before an instruction: the twin as it stands, or behind the texts on the path."""
+def test_no_view_contains_the_answer(monkeypatch):
+    """A view has the twin, the texts on the path, or both."""
     asked = told(monkeypatch, lambda instruction, system: "yes")
     measured()
     read = {system for instruction, system in asked if instruction == "sw question 1"}
@@ -64,13 +64,13 @@ def test_no_view_tells_the_answer(monkeypatch):
     }  # fmt: skip
 
 
-def test_an_unreadable_english_answer_is_agreed_with_by_nobody(monkeypatch):
+def test_nothing_agrees_with_an_unreadable_english_answer(monkeypatch):
     told(monkeypatch, lambda instruction, system: "perhaps")
     assert {one.agreement for one in measured().values()} == {0.0}
 
 
-def test_suites_that_number_their_items_alike_are_kept_apart(monkeypatch):
-    """Each item is compared with its own English answer, of which one is yes and one is no."""
+def test_suites_with_the_same_item_ids_are_kept_apart(monkeypatch):
+    """Each item is compared with its own English answer, yes for one and no for the other."""
     said = {"en question 0": "yes", "sw question 0": "yes", "en other": "no", "sw other": "no"}
     told(monkeypatch, lambda instruction, system: said[instruction])
     other = Item("0", "other", {code: Turn(f"{code} other") for code in ("en", "sw")}, OPTIONS, "b")
@@ -81,7 +81,7 @@ def test_suites_that_number_their_items_alike_are_kept_apart(monkeypatch):
         }  # fmt: skip
 
 
-def test_an_item_without_english_is_not_asked(monkeypatch):
+def test_an_item_without_english_is_skipped(monkeypatch):
     asked = told(monkeypatch, lambda instruction, system: "yes")
     items = [*ITEMS, Item("x", "closed", {"sw": Turn("sw alone")}, OPTIONS, "a")]
     gain.gains(None, None, items, ("sw",), TEXTS, TREE)

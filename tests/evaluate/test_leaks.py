@@ -20,29 +20,29 @@ def said(text: str, language: str = "en", suite: str = "xnli", id: str = "1") ->
     [
         (said("It rained!"), said("it  RAINED"), True),
         (said(f"{LONG} and on"), said(f"so {LONG}."), False),
-        (said(LONG, "sw"), said(f"so {LONG}", "fr"), False),  # any language
-        (said("猫" * 29 + "狗猫", "zh"), said("狗" + "猫" * 29 + "狗", "zh"), False),  # 30 letters
+        (said(LONG, "sw"), said(f"so {LONG}", "fr"), False),  # in any language
+        (said("猫" * 29 + "狗猫", "zh"), said("狗" + "猫" * 29 + "狗", "zh"), False),  # 30 characters
         (said("It rained!"), said("It rained today."), None),
         (said(LONG), said(LONG.replace("seven", "7")), None),
         (said("猫" * 28 + "狗", "zh"), said("猫" * 28 + "鱼", "zh"), None),
-        (said(f"{LONG} and on", suite="demo"), said(f"so {LONG}"), None),  # one grammar makes all
+        (said(f"{LONG} and on", suite="demo"), said(f"so {LONG}"), None),  # one grammar generates all
     ],
 )
 def test_what_leaks(tested, trained, whole):
-    """Case, blanks and punctuation do not hide a text; twelve words in a row are no passage."""
+    """Case, spaces and punctuation are ignored; twelve words in a row are not a passage."""
     found = find_leaks([tested], [trained])
     assert [leak.whole for leak in found] == ([] if whole is None else [whole])
 
 
 @pytest.mark.parametrize("items", [1, 2, 3, 50])
 def test_a_passage_leaks_however_many_items_share_it(items):
-    """Questions about one passage are all leaks where the passage is trained on."""
+    """All questions about a passage are leaks if the passage is trained on."""
     tests = [said(f"Read this. {LONG} Question {n}?", suite="xquad", id=str(n)) for n in range(items)]
     assert [leak.id for leak in find_leaks(tests, [said(f"{LONG} other")])] == [str(n) for n in range(items)]
 
 
-def test_how_a_task_is_worded_is_no_leak():
-    """Eleven words of template and a hypothesis of two are no passage; the premise alone is one."""
+def test_the_wording_of_a_task_is_no_leak():
+    """Template words with a short hypothesis are no passage; the premise alone is one."""
     premise, other = LONG, LONG.replace("seven", "7").replace("one", "1")
     asked = [xnli.ask("en", one, "It rained.") for one in (premise, other, f"{premise} and on")]
     tested = Text("xnli", "1", "en", asked[0], parts_of("xnli", "en", asked[0]))
@@ -51,13 +51,13 @@ def test_how_a_task_is_worded_is_no_leak():
     assert find_leaks([tested], [apart]) == []
     assert [leak.whole for leak in find_leaks([tested], [same, tested])] == [True]
     assert [leak.passage for leak in find_leaks([tested], [same])] == [LONG]
-    # What is taken out is compared whole too: the same sentence in another suite's wording.
+    # The extracted parts are compared whole too, so another suite's wording does not hide a sentence.
     assert parts_of("sib200", "sw", sib200.ask("sw", "Mvua imenyesha.")) == ("Mvua imenyesha.",)
     assert parts_of("xnli", "en", "Something else") == ()
 
 
-def test_an_answer_leaks_where_it_is_a_text_of_its_own():
-    """A label may be somebody's whole utterance, and so may a short answer; a long open one is a text."""
+def test_only_a_long_open_answer_can_leak():
+    """A label or a short answer may happen to be somebody's whole utterance."""
     label, said_so = "play some music for me in the kitchen", "the cat sat on the mat all day long"
     tests = [said(label, id="1"), said(said_so, id="2"), said("Yes.", id="3")]
     asked = [Turn(f"Question {n}", answer) for n, answer in enumerate((label, said_so.title(), "yes"))]
@@ -68,8 +68,8 @@ def test_an_answer_leaks_where_it_is_a_text_of_its_own():
 
 
 @pytest.mark.parametrize("code", LANGUAGES)
-def test_every_template_is_taken_off_again(code):
-    """In all fifteen languages, whatever stands in the slots."""
+def test_every_template_can_be_removed(code):
+    """In all fifteen languages, whatever fills the slots."""
     assert parts_of("xnli", code, xnli.ask(code, "A b.", "c d")) == ("A b.", "c d")
     assert parts_of("pawsx", code, pawsx.ask(code, "A b.", "c d")) == ("A b.", "c d")
     assert parts_of("intent", code, massive.ask("intent", code, "a b")) == ("a b",)
@@ -78,8 +78,8 @@ def test_every_template_is_taken_off_again(code):
     )  # fmt: skip
 
 
-def test_a_leak_is_told_in_one_line():
-    """Case and punctuation aside the two are the same."""
+def test_a_leak_is_described_in_one_line():
+    """The two texts are the same except for case and punctuation."""
     (leak,) = find_leaks([said(f"{LONG} 2", id="2")], [Text("", "t", "en", f"{LONG} 2!")])
     assert leak.line() == (
         "xnli 2 in en is t in en: one two three four five six seven eight nine ten eleven twelve thirteen 2"

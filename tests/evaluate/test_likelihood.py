@@ -1,4 +1,4 @@
-"""The likeliest option, against reading every whole answer by itself."""
+"""The likeliest option, compared with scoring every whole answer on its own."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ OPTIONS = (
 
 
 def by_itself(model, tokenizer, instruction: str, wording: str) -> float:
-    """ln p of the answer and its end, one row, no cache, no padding."""
+    """Return ln p of the answer and its end of turn, from one row without cache or padding."""
     row = encode(tokenizer, instruction, wording)
     ids = torch.tensor([[*row.prompt, *row.response]])
     with torch.no_grad():
@@ -26,7 +26,7 @@ def by_itself(model, tokenizer, instruction: str, wording: str) -> float:
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama", "gemma3_text", "mistral"])
-def test_equals_reading_each_answer_alone(kind, tokenizer, tiny):
+def test_scores_equal_those_of_each_answer_alone(kind, tokenizer, tiny):
     model = tiny(kind)
     found = log_probabilities(model, tokenizer, INSTRUCTIONS, OPTIONS, batch=2)
     for one, instruction, options in zip(found, INSTRUCTIONS, OPTIONS, strict=True):
@@ -35,8 +35,8 @@ def test_equals_reading_each_answer_alone(kind, tokenizer, tiny):
             assert one[key] == pytest.approx(by_itself(model, tokenizer, instruction, wording), abs=2e-4)
 
 
-def test_each_row_reads_its_own_path(tokenizer, aligned):
-    """Mixed in one batch as alone; without languages the adapters are off."""
+def test_each_row_uses_its_own_path(tokenizer, aligned):
+    """A mixed batch equals single rows; without languages the adapters are off."""
     adapters, model = aligned.adapters, aligned.adapters.model
     codes = ("sw", "ru", "ur")
 
@@ -69,8 +69,8 @@ EACH = [OPTIONS[0]] * len(ASKED)
 @pytest.mark.parametrize("kind", ["qwen3", "gemma3_text", "mistral", "gpt2"])
 @pytest.mark.parametrize("batch", [64, 3])
 @pytest.mark.parametrize("window", [4096, 64])
-def test_a_beginning_that_is_shared_changes_no_score(kind, batch, window, tokenizer, tiny):
-    """Template and premise are read once; a sliding window is as wide as for each prompt alone."""
+def test_sharing_a_prefix_changes_no_score(kind, batch, window, tokenizer, tiny):
+    """Template and premise are computed once; a sliding window is as wide as for each prompt alone."""
     model = tiny(kind)
     if kind != "gpt2":
         model.config.sliding_window = window
@@ -80,8 +80,8 @@ def test_a_beginning_that_is_shared_changes_no_score(kind, batch, window, tokeni
             assert one[key] == pytest.approx(by_itself(model, tokenizer, instruction, wording), abs=3e-4)
 
 
-def test_what_prompts_share_is_read_once(tokenizer, tiny, monkeypatch):
-    """One token a byte: the template's words once, each premise once, and the claims with an option."""
+def test_shared_prefixes_are_computed_once(tokenizer, tiny, monkeypatch):
+    """With one token per byte: the template's words and each premise once, and the claims with an option."""
     model, read = tiny(), []
     inner = likelihood._read
     monkeypatch.setattr(
@@ -94,13 +94,13 @@ def test_what_prompts_share_is_read_once(tokenizer, tiny, monkeypatch):
     tail = len("?") + 2  # the question mark, the end of turn and the assistant's token
     rest = len("bread is sold in the morning") + tail
     heads = [len(premise) + len(" Is it so: ") for premise in PREMISES]
-    # The first option is read with the rest of the prompt, the other behind it.
+    # The first option is computed with the rest of the prompt, the other after it.
     units = [shape for head in heads for shape in ((1, head), (4, rest + 1), (4, 2))]
     assert read == [(1, lead), *units]
 
 
-def test_a_shared_beginning_reads_its_language(tokenizer, tiny, five, student):
-    """Two languages in one call, each on its own path."""
+def test_a_shared_prefix_uses_the_path_of_its_language(tokenizer, tiny, five, student):
+    """One call has two languages, each on its own path."""
     adapters = student(tiny(), five)
     codes = ["sw" if number % 2 else "ru" for number in range(len(ASKED))]
     found = log_probabilities(adapters.model, tokenizer, ASKED, EACH, languages=codes, adapters=adapters)
@@ -111,8 +111,8 @@ def test_a_shared_beginning_reads_its_language(tokenizer, tiny, five, student):
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "gemma2", "gpt2"])
-def test_attention_is_as_it_was_behind_the_scoring(kind, tokenizer, tiny, monkeypatch):
-    """One kernel while scoring, save for capped logits, which it would leave uncapped."""
+def test_the_attention_implementation_is_restored(kind, tokenizer, tiny, monkeypatch):
+    """Scoring uses SDPA, except with logit capping, which SDPA would leave out."""
     model, seen = tiny(kind), []
     model.set_attn_implementation("eager")
     inner = likelihood._read
@@ -130,8 +130,8 @@ def test_attention_is_as_it_was_behind_the_scoring(kind, tokenizer, tiny, monkey
 
 
 @pytest.mark.parametrize("kind", ["mamba", "qwen3_next", "falcon_h1", "lfm2"])
-def test_states_that_run_along_the_text_are_never_cut(kind, tokenizer, tiny):
-    """Every score is that of the whole answer read alone, though prompts begin alike."""
+def test_recurrent_states_are_never_cut(kind, tokenizer, tiny):
+    """Every score is that of the whole answer alone, though prompts share a prefix."""
     model = tiny(kind)
     found = log_probabilities(model, tokenizer, ASKED[-3:], OPTIONS, batch=2)
     for one, instruction, options in zip(found, ASKED[-3:], OPTIONS, strict=True):
@@ -140,8 +140,8 @@ def test_states_that_run_along_the_text_are_never_cut(kind, tokenizer, tiny):
             assert one[key] == pytest.approx(by_itself(model, tokenizer, instruction, wording), abs=3e-4)
 
 
-def test_states_that_run_along_the_text_read_their_language(tokenizer, tiny, five, student):
-    """Adapters lie on the layers of both kinds."""
+def test_recurrent_models_use_the_path_of_each_language(tokenizer, tiny, five, student):
+    """Both kinds of layers have adapters."""
     adapters = student(tiny("lfm2"), five)
     found = log_probabilities(
         adapters.model, tokenizer, INSTRUCTIONS[:2], OPTIONS[:2], languages=["sw", "ru"], adapters=adapters

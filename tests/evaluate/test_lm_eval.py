@@ -1,4 +1,4 @@
-"""lm-evaluation-harness and our own scoring, on the same model, adapter and items."""
+"""lm-evaluation-harness and our own scoring agree on the same model, adapter and items."""
 
 import json
 import os
@@ -37,7 +37,7 @@ pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """A data root with XNLI and PAWS-X in English and German."""
+    """Return a data root with XNLI and PAWS-X in English and German."""
     folder = tmp_path_factory.mktemp("data")
     lines = ["language\tgold_label\tsentence1\tsentence2"]
     lines += [f"en\t{label}\t{first}\t{second}" for first, second, label in FACTS]
@@ -56,7 +56,7 @@ def _write(path: Path, lines: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def run(root, tmp_path_factory) -> Run:
-    """The embedded base under random adapters, German exported, measured on both suites."""
+    """Return a run of the packaged base with random adapters, German exported, evaluated on both suites."""
     folder = tmp_path_factory.mktemp("runs") / "done"
     both = ("evaluate.suites=[xnli,pawsx]", "evaluate.likelihood=[xnli,pawsx]", "evaluate.split=dev")
     settings = ("languages.targets=[de]", f"run={folder}", f"data_root={root}", "dtype=float32", *both)
@@ -75,7 +75,7 @@ def run(root, tmp_path_factory) -> Run:
 
 @pytest.fixture(scope="module")
 def harness(run, root, tmp_path_factory) -> Path:
-    """What the harness's own command writes for the exported adapter."""
+    """Return the folder that the harness's own command writes for the exported adapter."""
     out = tmp_path_factory.mktemp("harness")
     model = f"pretrained={run.tuned},peft={run.folder / 'adapters' / 'de'},dtype=float32"
     command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", model]
@@ -92,7 +92,7 @@ def harness(run, root, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", ["xnli", "pawsx"])
 def test_an_exported_adapter_scores_in_the_harness_as_it_does_here(name, harness, run, root):
-    """Every option of every item has the same log-probability; so answers and accuracy are the same."""
+    """Every option of every item has the same log-probability, so answers and accuracy are the same."""
     suite = SUITES[name](root, "dev", ["de"], 100, 0)
     model, tokenizer = load_peft(run.folder, "de")
     ours = log_probabilities(
@@ -110,11 +110,11 @@ def test_an_exported_adapter_scores_in_the_harness_as_it_does_here(name, harness
         assert row["acc"] == float(max(mine, key=lambda key: mine[key]) == item.gold)
 
 
-def test_our_results_file_has_the_keys_and_the_scores_of_the_harness_own(harness, run):
-    """What a reader of its files looks up is there; accuracy and its error are the same to the last digit."""
+def test_our_results_file_has_the_keys_and_scores_of_the_harness(harness, run):
+    """Accuracy and its standard error are equal to the last digit."""
     (written,) = harness.rglob("results_*.json")
     theirs, ours = json.loads(written.read_text("utf-8")), results(run, "after")
-    assert set(ours) == set(theirs) | {"groups"}  # the harness has them where a group says how to average
+    assert set(ours) == set(theirs) | {"groups"}  # the harness writes groups only if one defines an average
     assert set(ours["config"]) == set(theirs["config"])
     for name in ("xnli", "pawsx"):
         mine, task = f"{name}_de", f"isogloss_{name}"

@@ -31,7 +31,7 @@ def test_unreadable_answers_never_agree():
     ]
 
 
-def test_answers_of_another_number_are_refused():
+def test_different_numbers_of_answers_are_refused():
     """Nothing is silently cut off at the shorter side."""
     with pytest.raises(ValueError, match="shorter"):
         agreement(["a", "b"], ["a"])
@@ -43,7 +43,7 @@ def test_alignment_is_the_mean_of_both_halves():
 
 
 def test_retrieval_matches_a_table_worked_out_by_hand():
-    """Cosines .6 0 0 / .8 1 0 / 0 0 1: y0 is nearer to x1, but its margin is not."""
+    """Cosines .6 0 0 / .8 1 0 / 0 0 1: y0 is nearer to x1, but not by the margin."""
     english = torch.eye(3)
     other = torch.tensor([[3.0, 4.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     found = retrieve(english, other)
@@ -59,7 +59,7 @@ def test_retrieval_matches_a_table_worked_out_by_hand():
 
 
 def test_swapping_the_sides_swaps_the_directions():
-    """English first: the hub is now on the English side."""
+    """The hub is on the English side."""
     other = torch.eye(3)
     english = torch.tensor([[3.0, 4.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     found = retrieve(english, other)
@@ -75,7 +75,7 @@ def test_a_rotation_of_the_rows_finds_nothing():
 
 @pytest.mark.parametrize("size", [2, 3, 7, 65])
 def test_embeddings_that_are_all_alike_find_nothing(size):
-    """Ties are failures, even when the products round differently."""
+    """Ties are failures, even if the products round differently."""
     vector = torch.randn(1, 301, generator=torch.Generator().manual_seed(0))
     scales = torch.linspace(0.1, 9.0, size)[:, None]
     found = retrieve(vector * scales, vector * scales.flip(0))
@@ -83,7 +83,7 @@ def test_embeddings_that_are_all_alike_find_nothing(size):
 
 
 def test_two_equal_translations_are_a_tie_for_both():
-    """y0 = y1: going there is undecided; coming back each y has one nearest x, which is wrong for one."""
+    """y0 = y1: forward is undecided; backward, each y has one nearest x, which is wrong for one of them."""
     found = retrieve(torch.eye(3), torch.tensor([[1.0, 0.1, 0.0], [1.0, 0.1, 0.0], [0.0, 0.0, 1.0]]))
     assert found.forward.tolist() == [False, False, True]
     assert found.backward.tolist() == [True, False, True]
@@ -91,7 +91,7 @@ def test_two_equal_translations_are_a_tie_for_both():
 
 
 def test_equal_sentences_are_one_target():
-    """By text in either language; white space and composition do not tell them apart."""
+    """Equal in either language; white space and Unicode composition are ignored."""
     same = same_targets(["a", "b", "a", "c"], ["u", "\u1ec7  x", "v", "e\u0323\u0302 x "])
     assert same.tolist() == [
         [True, False, True, False],
@@ -102,7 +102,7 @@ def test_equal_sentences_are_one_target():
 
 
 def test_every_sentence_twice_is_retrieved_as_well_as_once():
-    """A copy of the right translation is right, so no score changes; counted by row, none is found."""
+    """A copy of the right translation is right, so no score changes; counted by row, none would be found."""
     english, other = noisy_pairs(20, 0)
     texts = [f"sentence {n}" for n in range(20)]
     once = retrieve(english, other, same_targets(texts, texts))
@@ -115,18 +115,18 @@ def test_every_sentence_twice_is_retrieved_as_well_as_once():
 
 
 def test_a_copy_of_a_wrong_sentence_stays_wrong():
-    """x0 and x1 are one sentence, both nearest to y2: neither is found, and y2 is still its own."""
+    """x0 and x1 are one sentence, both nearest to y2: neither is found, but x2 and y2 still are."""
     english = torch.tensor([[0.0, 0.6, 0.8], [0.0, 0.6, 0.8], [0.0, 0.0, 1.0]])
     other = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     found = retrieve(english, other, same_targets(["a", "a", "b"], ["u", "v", "w"]))
     assert found.forward.tolist() == [False, False, True]
 
 
-def test_three_huge_dimensions_drown_the_plain_cosine_and_not_the_standardised_one():
+def test_three_huge_dimensions_spoil_the_plain_cosine_but_not_the_standardised_one():
     """Sentence i has its meaning in dimension 3 + i; the first three are 1,000 times as large, and noise.
 
-    The other language lies elsewhere and is half as wide. Its plain cosines are within 1e-4 of each other,
-    so noise decides.
+    The other language has another mean and half the scale. All plain cosines are within 1e-4, so noise
+    decides.
     """
     meaning, far = torch.eye(6), torch.tensor([1000.0, -2000.0, 3000.0])
     noise = torch.tensor([[1.0, -1, 1, -1, 1, -1], [1, 1, -1, -1, 1, -1], [-1, 1, 1, -1, -1, 1]]).T
@@ -139,7 +139,7 @@ def test_three_huge_dimensions_drown_the_plain_cosine_and_not_the_standardised_o
     assert retrieve(*scaled).accuracy == 1.0
 
 
-def test_agreement_by_chance_is_that_of_both_sides_own_answers():
+def test_chance_agreement_follows_from_both_sides_answers():
     """p = (½, ½), q = (¾, ¼): ½·¾ + ½·¼ = ½; with one unreadable answer q = (½, ¼) and 3/8."""
     english = ["a", "a", "b", "b"]
     assert chance_agreement(english, ["a", "a", "a", "b"]) == 0.5
@@ -156,18 +156,18 @@ def test_agreement_by_chance_is_that_of_both_sides_own_answers():
     ],
 )
 def test_kappa_matches_values_worked_out_by_hand(answers, kappa):
-    """Cohen's formula, both sides having two answers of four."""
+    """Cohen's formula; both sides have two different answers over four items."""
     english = ["a", "a", "b", "b"]
     observed = sum(agreement(english, answers)) / 4
     assert beyond_chance(observed, chance_agreement(english, answers)) == pytest.approx(kappa)
 
 
 def test_two_models_that_always_say_the_same_agree_no_more_than_chance():
-    """κ has no value there; it counts as 0."""
+    """κ is undefined there and counts as 0."""
     assert beyond_chance(1.0, chance_agreement(["a", "a"], ["a", "a"])) == 0.0
 
 
-def test_negative_cosines_do_not_turn_the_margin_round():
+def test_negative_cosines_do_not_reverse_the_margin():
     """-.6 beats -.8, though -.6/-.7 is below -.8/-.7."""
     found = retrieve(torch.eye(2), torch.tensor([[-0.6, -0.8], [-0.8, -0.6]]))
     assert found.forward.tolist() == [True, True]
@@ -176,7 +176,7 @@ def test_negative_cosines_do_not_turn_the_margin_round():
 
 
 def test_a_zero_embedding_finds_nothing_and_spoils_nothing():
-    """A vector without direction is a failure of its own row only."""
+    """A zero vector only fails in its own row."""
     english = torch.eye(4)
     english[1] = 0.0
     found = retrieve(english, torch.eye(4))
@@ -196,7 +196,7 @@ def noisy_pairs(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def margin_hits(english: torch.Tensor, other: torch.Tensor, k: int) -> list[bool]:
-    """XSIM as its definition says it, in float64 and loops."""
+    """Compute xSIM by its definition, in float64 and loops."""
     x, y = ([(v / v.norm()) for v in side.double()] for side in (english, other))
     n = len(x)
     cosine = [[float(a @ b) for b in y] for a in x]
@@ -221,7 +221,7 @@ def test_the_margin_agrees_with_a_slow_reference(seed):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_strict_counts_the_rows_right_in_both_directions(seed):
-    """MEXA's own formula, computed apart, gives the same rows and is below either direction."""
+    """MEXA's own formula gives the same rows; their share is at most that of either direction."""
     english, other = noisy_pairs(60, seed)
     found = retrieve(english, other)
     cosine = torch.nn.functional.cosine_similarity(english[:, None].double(), other[None].double(), dim=-1)
@@ -235,7 +235,7 @@ def test_strict_counts_the_rows_right_in_both_directions(seed):
 
 
 def test_half_precision_is_computed_in_float32():
-    """bfloat16 embeddings give what their float32 copies give."""
+    """bfloat16 embeddings give the results of their float32 copies."""
     english, other = (side.bfloat16() for side in noisy_pairs(40, 0))
     low, high = retrieve(english, other), retrieve(english.float(), other.float())
     assert low.scores == high.scores
@@ -243,7 +243,7 @@ def test_half_precision_is_computed_in_float32():
 
 
 def test_a_number_that_is_not_finite_is_refused():
-    """One nan would otherwise make every row of its column fail in silence."""
+    """One NaN would otherwise make every row fail in its column, unnoticed."""
     other = torch.eye(3)
     other[1, 2] = math.nan
     with pytest.raises(ValueError, match=r"^embedding 1 of other holds nan or infinity; all must be finite$"):
@@ -265,7 +265,7 @@ def test_spread_names_the_worst_language():
 
 @pytest.mark.parametrize("values", [{}, {"sw": math.nan, "es": 0.5}])
 def test_spread_refuses_a_language_without_a_number(values):
-    """Nan would hide the worst language."""
+    """NaN would hide the worst language."""
     with pytest.raises(ValueError, match="it needs a number for every language"):
         spread(values)
 
@@ -280,14 +280,14 @@ def test_spread_refuses_a_language_without_a_number(values):
     ],
 )
 def test_rank_c_matches_values_worked_out_by_hand(a, b, value):
-    """Overlap of the best j, weighted by the softmax of N − j + 1; the same both ways."""
+    """Overlap of the best j, weighted by the softmax of N − j + 1; symmetric."""
     assert metrics.rank_c([list(a)], [list(b)]) == pytest.approx([value], abs=1e-6)
     assert metrics.rank_c([list(b)], [list(a)]) == pytest.approx([value], abs=1e-6)
 
 
 @pytest.mark.parametrize(("n", "chance"), [(1, 1.0), (2, 0.634471), (3, 0.474930), (10, 0.158152)])
 def test_the_chance_of_rank_c_is_the_mean_over_all_rankings(n, chance):
-    """Enumerated; for 10 the mean of a cut geometric series, (1/(1 − q) − 10 q¹⁰/(1 − q¹⁰)) / 10, q = 1/e."""
+    """By enumeration; for 10 a truncated geometric series: (1/(1 − q) − 10 q¹⁰/(1 − q¹⁰)) / 10, q = 1/e."""
     assert metrics.rank_c_chance([n]) == pytest.approx(chance, abs=1e-5)
     if n < 5:
         every = list(permutations("abcdefghij"[:n]))
@@ -296,33 +296,33 @@ def test_the_chance_of_rank_c_is_the_mean_over_all_rankings(n, chance):
 
 
 def test_shuffled_rank_c_keeps_what_both_always_prefer():
-    """Languages that always rank alike get 1 from any pairing, where chance is 0.634."""
+    """Languages that always rank alike get 1 from any pairing, though chance is 0.634."""
     a = [["x", "y"]] * 6
     assert metrics.rank_c_shuffled(a, a, seed=0) == 1.0
     assert metrics.rank_c_shuffled([["x", "y"]], [["x", "y"]], seed=0) is None
-    with pytest.raises(ValueError, match="query 1 has other candidates on each side"):
+    with pytest.raises(ValueError, match="query 1 has different candidates in a and b"):
         metrics.rank_c([["x", "y"]], [["x", "z"]])
 
 
 def test_correct_overlap_divides_by_what_either_has_right():
-    """Both right once, one of them twice more: 1/3; nothing right: no number."""
+    """Both right once, one of the two right twice more: 1/3; nothing right: no number."""
     assert metrics.correct_overlap([True, True, False, False], [True, False, True, False]) == 1 / 3
     assert metrics.correct_overlap([False], [False]) is None
 
 
 def test_seaevals_consistency_is_the_mean_over_all_sets_of_languages():
-    """Item 1: a a b, item 2: all c. Pairs: (1 + 3) of 6; triples: 1 of 2; None agrees with none."""
+    """Item 1: a a b, item 2: all c. Pairs: (1 + 3) of 6; triples: 1 of 2; None never agrees."""
     answers = {"en": ["a", "c"], "sw": ["a", "c"], "ur": ["b", "c"]}
     assert metrics.seaeval_consistency(answers, 2) == pytest.approx(4 / 6)
     assert metrics.seaeval_consistency(answers, 3) == pytest.approx(1 / 2)
     assert metrics.seaeval_consistency({"en": [None], "sw": [None]}, 2) == 0.0
     assert metrics.ac3(0.5, 1.0) == pytest.approx(2 / 3) and metrics.ac3(0.0, 0.0) == 0.0
-    with pytest.raises(ValueError, match="sets of 4 of 3 languages; the size must be 2 to their number"):
+    with pytest.raises(ValueError, match="size is 4 of 3 languages; it must be between 2 and their number"):
         metrics.seaeval_consistency(answers, 4)
 
 
 def test_the_family_is_measured_on_what_all_languages_answer():
-    """Two shared items; the third is not there in Urdu, and Italian shares none with English."""
+    """Two shared items; Urdu lacks the third, and Italian shares none with English."""
 
     def said(*meanings: str | None) -> dict[str, Closed]:
         return {

@@ -1,4 +1,4 @@
-"""NTREX, translation, XQuAD, language confusion, your own file: what they ask, scores by hand."""
+"""NTREX, translation, XQuAD, language confusion and your own file: instructions, and scores by hand."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def write(path: Path, *lines: str) -> Path:
 
 
 def test_ntrex_reports_no_line_on_which_its_layer_was_chosen(tmp_path):
-    """The first 200 lines choose; a language that NTREX lacks is left out; there is no dev."""
+    """The first 200 lines choose the layer; a language without a file is left out; there is no dev split."""
     for name in ("src.eng", "ref.swa"):
         write(tmp_path / f"NTREX-128/newstest2019-{name}.txt", *(f"{name} {n}" for n in range(210)))
     suite = SUITES["ntrex"](tmp_path, "test", ["sw", "ast"], 0, 4)
@@ -31,7 +31,7 @@ def test_ntrex_reports_no_line_on_which_its_layer_was_chosen(tmp_path):
     assert set(suite.sentences["sw"]) < {f"ref.swa {n}" for n in range(200, 210)}
     assert [s.split()[-1] for s in suite.sentences["en"]] == [s.split()[-1] for s in suite.sentences["sw"]]
     assert len(suite.layer_sentences["en"]) == 200 and set(suite.sentences) == {"en", "sw"}
-    with pytest.raises(DataError, match="NTREX has no dev; take ntrex out"):
+    with pytest.raises(DataError, match="NTREX has no dev split; remove ntrex"):
         SUITES["ntrex"](tmp_path, "dev", ["sw"], 0, 4)
 
 
@@ -44,14 +44,14 @@ def test_ntrex_reports_no_line_on_which_its_layer_was_chosen(tmp_path):
     ],
 )
 def test_flores_is_read_under_the_names_of_every_release(folder, english, chinese, tmp_path):
-    """FLORES+ calls Chinese cmn."""
+    """The code of Chinese in FLORES+ is cmn."""
     write(tmp_path / folder / english, "one", "two")
     write(tmp_path / folder / chinese, "一", "二")
     assert flores.read(tmp_path, "dev", ["en", "zh"]) == {"en": ("one", "two"), "zh": ("一", "二")}
 
 
-def test_flores_plus_is_read_from_objects_in_the_order_of_their_ids(tmp_path):
-    """As the Hub has it."""
+def test_flores_plus_is_read_from_json_lines_with_unique_ids(tmp_path):
+    """The format of the Hub's first release."""
     for code, text in (("eng_Latn", "one"), ("cmn_Hans", "一")):
         write(tmp_path / f"flores_plus/dev/{code}.jsonl", json.dumps({"id": 7, "text": text}))
     assert flores.read(tmp_path, "dev", ["en", "zh"]) == {"en": ("one",), "zh": ("一",)}
@@ -62,7 +62,7 @@ def test_flores_plus_is_read_from_objects_in_the_order_of_their_ids(tmp_path):
 
 @pytest.mark.parametrize("folder", ["flores_plus", "flores_plus_v4.2", "floresp-v4.2"])
 def test_flores_plus_is_read_from_parquet_under_its_new_codes(folder, tmp_path):
-    """As the Hub has it since 2024; what is missing is said of the release that is there."""
+    """The Hub's format since 2024; an error names the file of the release that is there."""
     import pyarrow
     import pyarrow.parquet
 
@@ -92,7 +92,7 @@ def translated(tmp_path):
 
 
 def test_translation_asks_both_ways_and_scores_the_corpus(translated):
-    """References score 1, an empty answer costs; a language without wording is asked in English."""
+    """References score 1, and an empty answer costs; a language without templates is asked in English."""
     options = Translation(spbleu=False)
     suite = SUITES["translation"](translated, "dev", ["sw", "nl"], 10, 0, options=options)
     turns = {item.id: item.turns for item in suite.items}
@@ -111,7 +111,7 @@ def test_translation_asks_both_ways_and_scores_the_corpus(translated):
 
 
 def test_without_its_model_spbleu_is_refused_before_anything_runs(translated, monkeypatch, tmp_path):
-    """The message names the file and the way out."""
+    """The message names the missing file and the fix."""
 
     def no_network(*args, **kwargs):
         raise OSError("no network")
@@ -122,13 +122,13 @@ def test_without_its_model_spbleu_is_refused_before_anything_runs(translated, mo
     with pytest.raises(DataError) as error:
         SUITES["translation"](translated, "dev", ["sw"], 10, 0)
     assert str(error.value) == (
-        f"spBLEU cannot be computed: its model {tmp_path}/models/sacrebleu_tokenizer_spm.model is not there "
-        "and cannot be fetched; put it there, or set evaluate.translation.spbleu=false"
+        f"spBLEU cannot be computed: its model {tmp_path}/models/sacrebleu_tokenizer_spm.model is missing "
+        "and cannot be downloaded; put it there, or set evaluate.translation.spbleu=false"
     )
 
 
-def test_xquad_is_scored_as_mlqa_is(tmp_path):
-    """Spanish articles fall; a partial answer counts by its tokens: 2·1/(1+2)."""
+def test_xquad_is_scored_like_mlqa(tmp_path):
+    """Spanish articles are dropped; a partial answer counts by its tokens: 2·1/(1+2)."""
     write(tmp_path / "xquad/xquad.en.json", squad(("1", "A red cat.", "What?", "A red cat")))
     write(tmp_path / "xquad/xquad.es.json", squad(("1", "Un gato rojo.", "¿Qué?", "Un gato rojo")))
     suite = SUITES["xquad"](tmp_path, "test", ["es", "sw"], 10, 0)
@@ -137,27 +137,27 @@ def test_xquad_is_scored_as_mlqa_is(tmp_path):
     assert found.tasks["xquad"]["f1"]["languages"] == {"en": 1.0, "es": pytest.approx(2 / 3)}
     assert found.tasks["xquad"]["exact_match"]["languages"] == {"en": 1.0, "es": 0.0}
     write(tmp_path / "xquad/xquad.es.json", squad(("2", "Un gato rojo.", "¿Qué?", "gato")))
-    with pytest.raises(DataError, match="question 1 is there in en or in es, but not in both"):
+    with pytest.raises(DataError, match="question 1 exists in en or in es, but not in both"):
         SUITES["xquad"](tmp_path, "test", ["es"], 10, 0)
 
 
 @pytest.mark.parametrize(
     ("text", "language", "passes"),
     [
-        ("", "sw", False),  # the benchmark skips it
+        ("", "sw", False),  # the benchmark skips empty answers
         ("...", "sw", False),
         ("Привет, как у тебя дела сегодня", "ru", True),
         ("Привет, как у тебя дела сегодня\nI am fine and you are too", "ru", False),
         ("Привет, как у тебя дела сегодня\nI am fine", "ru", True),  # under five tokens
-        ("Привет, как у тебя дела сегодня\nQ: and what else is there to say", "ru", True),  # cut
-        ("Да", "ru", True),  # no line of five tokens: judged whole
+        ("Привет, как у тебя дела сегодня\nQ: and what else is there to say", "ru", True),  # cut off at Q:
+        ("Да", "ru", True),  # no line of five tokens: judged as a whole
         ("Yes", "ru", False),
-        ("สวัสดีครับวันนี้อากาศดีมาก", "th", True),  # one word to a splitter at blanks
+        ("สวัสดีครับวันนี้อากาศดีมาก", "th", True),  # one word if split at spaces
         ("Hello there, the weather is good today", "th", False),
     ],
 )
-def test_lines_pass_where_all_long_ones_are_in_the_language(text, language, passes):
-    """By script where that decides."""
+def test_lines_pass_if_all_long_ones_are_in_the_language(text, language, passes):
+    """Decided by the script where possible."""
     assert lines_pass(text, language, candidates=CANDIDATES) is passes
 
 
@@ -172,18 +172,18 @@ def test_lines_pass_where_all_long_ones_are_in_the_language(text, language, pass
     ],
 )
 def test_words_pass_without_english_ones(text, language, passes):
-    """Told in other scripts alone."""
+    """Only decided in other scripts than Latin."""
     assert words_pass(text, language) is passes
 
 
-def test_both_rates_are_joined_by_their_harmonic_mean():
-    """2 · ½ · 1 / 1.5; lines alone where words are not told."""
+def test_both_rates_are_combined_by_their_harmonic_mean():
+    """2 · ½ · 1 / 1.5; lines only if words are not decided."""
     assert harmonic(0.5, 1.0) == pytest.approx(2 / 3) and harmonic(0.5, None) == 0.5
     assert harmonic(0.0, 0.0) == 0.0
 
 
 def test_confusion_is_averaged_over_sources_then_languages(tmp_path):
-    """Russian: one source ½ by line, the other 1: ¾. Of the passing answers with words, all and half."""
+    """Russian lines: ½ in one source and 1 in the other, so ¾. Words of passing answers: 1 and ½."""
     folder = tmp_path / "language_confusion/test_sets/monolingual"
     write(folder / "a/ru.csv", "prompt,source,language", '"Раз,\nдва",a,ru', "Три,a,ru")
     write(folder / "b/ru.csv", "prompt,source,language", "Четыре,b,ru", "Пять,b,ru")
@@ -210,7 +210,7 @@ def test_confusion_is_averaged_over_sources_then_languages(tmp_path):
 
 
 def test_your_own_file_is_a_suite(tmp_path):
-    """Accuracy only where every response is there; no retrieval from fewer than 40 instructions."""
+    """Accuracy only if every response is there; no retrieval from fewer than 40 instructions."""
     rows = [
         {
             "id": "1",
@@ -231,9 +231,9 @@ def test_your_own_file_is_a_suite(tmp_path):
     suite = SUITES["parallel"](None, "dev", ["sw"], 10, 10, options=ParallelSuite(path=path))
     assert len(suite.layer_sentences["sw"]) == len(suite.sentences["en"]) == 10
     assert not set(suite.layer_sentences["sw"]) & set(suite.sentences["sw"])
-    assert set(suite.layer_sentences["sw"]) != {f"s {n}" for n in range(10)}  # not the first of the file
+    assert set(suite.layer_sentences["sw"]) != {f"s {n}" for n in range(10)}  # not the first ones
     write(path, *map(json.dumps, more), *(json.dumps({**row, "id": f"again {row['id']}"}) for row in more))
     twice = SUITES["parallel"](None, "dev", ["sw"], 10, 10, options=ParallelSuite(path=path))
     assert (twice.sentences, twice.layer_sentences) == (suite.sentences, suite.layer_sentences)
-    with pytest.raises(DataError, match="no example is in English and one of ur"):
+    with pytest.raises(DataError, match="no example has both English and one of ur"):
         SUITES["parallel"](None, "dev", ["ur"], 10, 10, options=ParallelSuite(path=path))

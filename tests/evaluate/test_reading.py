@@ -1,4 +1,4 @@
-"""Reading: answers as models give them, and the meanings that a person would read."""
+"""Reading: answers as models write them, and the meanings that a person would read."""
 
 import pytest
 
@@ -61,7 +61,7 @@ OPEN = Item("3", "open", {"en": Turn("?", "Paris."), "ur": Turn("?", "پیرس۔
     ],
 )
 def test_normalise_drops_only_what_does_not_change_the_meaning(text, expected):
-    """Case, width, quotes, end punctuation and spaces go; signs of numbers stay."""
+    """Case, width, quotes, final punctuation and extra spaces are dropped; signs of numbers are kept."""
     assert normalise(text) == expected
 
 
@@ -78,19 +78,19 @@ def test_normalise_drops_only_what_does_not_change_the_meaning(text, expected):
         ("en", "Entailment - it follows", "e"),
         ("en", "**Neutral**\nbecause nothing is said of it", "n"),
         ("en", "entailment / neutral", None),
-        ("en", "It is not entailment.", None),  # inside a clause: no longer what the option says
+        ("en", "It is not entailment.", None),  # inside a clause: no longer the option's meaning
         ("en", "entailment or neutral", None),
         ("en", "non-entailment", None),  # another word
         ("en", "entailments", None),
         ("hi", "उत्तर: ना।", "c"),
         ("hi", "नाम", None),
         ("hi", "शायद, पता नहीं", "n"),
-        ("hi", "Neutral, ना", "c"),  # the asked language goes first
+        ("hi", "Neutral, ना", "c"),  # the requested language comes first
         ("th", "คำตอบคือใช่ครับ", None),
         ("th", "ใช่ ครับ", None),
         ("zh", "答案：不是。", "c"),
         ("zh", "这是真的", None),
-        ("tr", "शायद, पता नहीं", None),  # a third language's words count as the whole answer alone
+        ("tr", "शायद, पता नहीं", None),  # words of a third language only count as the whole answer
         ("sw", "neutral", "n"),  # a language without wordings of its own
         ("en", "", None),
         ("en", "...", None),
@@ -99,7 +99,7 @@ def test_normalise_drops_only_what_does_not_change_the_meaning(text, expected):
     ],
 )
 def test_a_closed_answer_means_one_option_or_none(language, answer, meaning):
-    """The wording decides, in whichever language; two options or none are unreadable."""
+    """Wordings of any language count; an answer with two options or none is unreadable."""
     assert read_answer(CLOSED, language, answer) == meaning
 
 
@@ -108,13 +108,13 @@ def test_a_closed_answer_means_one_option_or_none(language, answer, meaning):
     [
         ("en", "A", "0"),
         ("en", "(b)", "1"),
-        ("es", "A", "1"),  # the asked language goes first
+        ("es", "A", "1"),  # the requested language comes first
         ("de", "A", "0"),  # then English
         ("en", "a cat", None),  # an article, not an option
     ],
 )
 def test_a_single_letter_is_an_option_only_alone(language, answer, meaning):
-    """Option letters are read when they are the whole answer."""
+    """Option letters only count as the whole answer."""
     assert read_answer(LETTERS, language, answer) == meaning
 
 
@@ -151,8 +151,8 @@ def test_an_open_answer_is_the_reference_or_its_own_words(language, answer, mean
         ("en", "inference", "no way of knowing"), ("ru", "inference", "Не очевидно"),
     ],
 )  # fmt: skip
-def test_what_is_said_of_an_option_is_not_the_option(code, task, said):
-    """Negated or part of an idiom, it may mean anything but what it says alone."""
+def test_an_option_inside_a_statement_about_it_is_not_read(code, task, said):
+    """Negated or part of an idiom, the word may mean anything."""
     item = closed({language: phrases(language).labels(task) for language in ("en", "bg", code)})
     assert read_answer(item, code, said) is None
 
@@ -166,7 +166,7 @@ def test_what_is_said_of_an_option_is_not_the_option(code, task, said):
         ("igual, diferente", None),
     ],
 )
-def test_a_clause_of_its_own_is_read(said, meaning):
+def test_an_option_in_its_own_clause_is_read(said, meaning):
     item = closed({"es": {"same": "igual", "other": "diferente"}})
     assert read_answer(item, "es", said) == meaning
 

@@ -1,4 +1,4 @@
-"""What a side's measures are made of: pooled states, layers, statistics, mastered tasks, fidelity."""
+"""How one side is measured: pooled states, layers, statistics, mastered tasks and fidelity."""
 
 import pytest
 import torch
@@ -17,11 +17,11 @@ SETTINGS = Evaluate(max_new_tokens=3, batch_size=8)
 
 
 def quiet(done, of):
-    """Hears no progress."""
+    """Ignore progress."""
 
 
 def suite(items=(), sentences=0, for_layer=0, name="demo"):
-    """Two languages, sentences that differ."""
+    """Return a suite in two languages with different sentences."""
     texts = {code: tuple(f"{code} {n} {'x' * (n % 5)}" for n in range(sentences)) for code in ("en", "sw")}
     few = {code: tuple(f"{code} {n} {'y' * (n % 7)}" for n in range(for_layer)) for code in ("en", "sw")}
     return SuiteData(name, "1", "dev", tuple(items), texts if sentences else {}, few)
@@ -29,7 +29,7 @@ def suite(items=(), sentences=0, for_layer=0, name="demo"):
 
 @pytest.fixture(scope="module")
 def with_bos(tokenizer):
-    """The tokenizer of the tests with a control token before every text and another behind it."""
+    """Return the test tokenizer with one control token before every text and another after it."""
     made = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer.from_str(tokenizer.backend_tokenizer.to_str()),
         pad_token="<|pad|>",
@@ -43,8 +43,8 @@ def with_bos(tokenizer):
     return made
 
 
-def test_pooling_leaves_out_bos_and_what_stands_behind_the_text(with_bos, tiny):
-    """The mean of the text's own states, read with the others there; of texts in one padded batch."""
+def test_pooling_leaves_out_the_special_tokens_around_the_text(with_bos, tiny):
+    """The mean of the text's own states, computed with the other tokens present, for one padded batch."""
     model, texts = tiny("llama"), ["Habari", "A longer sentence", "ok"]
     found = retrieval.embed(retrieval.Model(model, with_bos), texts, "sw", [1, 2], 8)
     for number, text in enumerate(texts):
@@ -56,8 +56,8 @@ def test_pooling_leaves_out_bos_and_what_stands_behind_the_text(with_bos, tiny):
             assert torch.allclose(found[layer][number], states[layer][0, 1:-1].mean(0), atol=1e-5)
 
 
-def test_progress_is_told_of_all_sentences(tokenizer, tiny):
-    """To the layer's choice and to the reported ones belong 60 × 2 and 20 texts."""
+def test_progress_counts_all_sentences(tokenizer, tiny):
+    """60 × 2 texts to choose the layer, and 20 that are reported."""
     told = []
     retrieval.retriever(
         retrieval.Model(tiny(), tokenizer),
@@ -69,8 +69,8 @@ def test_progress_is_told_of_all_sentences(tokenizer, tiny):
     assert told[-1] == (140, 140) and len(told) > 10
 
 
-def test_statistics_are_the_subjects_own_and_of_sentences_that_are_not_reported(tokenizer, tiny):
-    """English is the reference model's, statistics included."""
+def test_statistics_are_the_subjects_own_and_from_unreported_sentences(tokenizer, tiny):
+    """English comes from the reference model, including its statistics."""
     subject, reference = (retrieval.Model(tiny(seed=seed), tokenizer) for seed in (1, 0))
     data = suite(sentences=20, for_layer=60)
     found = retrieval.retriever(subject, reference, data, SETTINGS, quiet)
@@ -85,7 +85,7 @@ def test_statistics_are_the_subjects_own_and_of_sentences_that_are_not_reported(
 
 
 def test_standardised_and_raw_retrieval_are_each_reported_at_their_best_layer(tokenizer, tiny):
-    """Best on the sentences that are not reported, by the same measure."""
+    """Best by the same measure on the sentences that are not reported."""
     subject = retrieval.Model(tiny(seed=3), tokenizer)
     data = suite(sentences=20, for_layer=60)
     found = retrieval.retriever(subject, subject, data, SETTINGS, quiet)
@@ -101,7 +101,7 @@ def test_standardised_and_raw_retrieval_are_each_reported_at_their_best_layer(to
 
 
 def test_too_few_sentences_give_no_statistics(tokenizer, tiny):
-    """Retrieval is then the plain cosine, at one layer, and says so."""
+    """Retrieval is then the plain cosine at one layer, and its kind says so."""
     subject = retrieval.Model(tiny(), tokenizer)
     data = suite(sentences=12, for_layer=49)
     found = retrieval.retriever(subject, subject, data, SETTINGS, quiet)
@@ -110,8 +110,8 @@ def test_too_few_sentences_give_no_statistics(tokenizer, tiny):
     assert side.hits["retrieval"] == side.hits["retrieval_raw"]
 
 
-def test_the_layer_after_is_chosen_with_the_english_that_is_scored(tokenizer, tiny, student, five):
-    """The reference model's: the adapters is never set to English's path."""
+def test_the_layer_after_training_is_chosen_with_the_scored_english(tokenizer, tiny, student, five):
+    """English comes from the reference model: the adapters are never set to English's path."""
     model = tiny()
     adapters = student(model, five)
     asked, set_path = [], adapters.set_path
@@ -132,14 +132,14 @@ def test_the_layer_after_is_chosen_with_the_english_that_is_scored(tokenizer, ti
 
 
 def closed(id, gold="yes", labels=None, **more):
-    """A yes-no question in English and Swahili."""
+    """Return a yes-no question in English and Swahili."""
     labels = labels or {"en": {"yes": "yes", "no": "no"}, "sw": {"yes": "ndiyo", "no": "hapana"}}
     turns = {code: Turn(f"{code} {id}?", labels[code][gold]) for code in labels}
     return Item(id, "ask", turns, labels, gold, **more)
 
 
-def test_an_answer_to_a_gold_that_cannot_be_read_is_wrong():
-    """Whether or not it is the same sign."""
+def test_an_answer_to_an_unreadable_gold_is_wrong():
+    """Even if it is the same symbol."""
     item = Item("1", "x", {"en": Turn("Reply with a thumbs up", "👍")})
     data = suite([item], name="parallel")
     assert runner.english_right(data, ["..."]) == [False]
@@ -147,7 +147,7 @@ def test_an_answer_to_a_gold_that_cannot_be_read_is_wrong():
 
 
 def test_mastery_counts_meanings_and_unreadable_answers_by_their_wording():
-    """Yes, "Yes.", no, and two different unreadable ones: the commonest is yes, with two of five."""
+    """Yes, "Yes.", no and two different unreadable ones: the commonest is yes, with two of five."""
     items = [closed(str(n)) for n in range(5)]
     found = runner.mastery_by_task(suite(items), ["yes", "Yes.", "no", "what", "who"], {"ask": [True, False]})
     assert found["ask"].plain() == {
@@ -156,7 +156,7 @@ def test_mastery_counts_meanings_and_unreadable_answers_by_their_wording():
 
 
 def test_right_open_answers_are_not_one_answer():
-    """Each is worded as its own reference, which is no reason to call the task unbalanced."""
+    """Each has the words of its own reference, so the task does not count as unbalanced."""
     items = [Item(str(n), "x", {"en": Turn("?", f"answer {n}")}) for n in range(4)]
     found = runner.mastery_by_task(suite(items), [f"answer {n}" for n in range(4)], {})
     assert (found["x"].accuracy, found["x"].commonest, found["x"].mastered) == (1.0, 0.25, True)
@@ -164,7 +164,7 @@ def test_right_open_answers_are_not_one_answer():
 
 @pytest.fixture
 def answers(monkeypatch):
-    """By instruction, what every model answers."""
+    """Replace every model by answers looked up by instruction."""
     texts = {}
 
     def answer(*_, instructions, **__):
@@ -176,18 +176,18 @@ def answers(monkeypatch):
 
 @pytest.fixture(scope="module")
 def subject(tokenizer, tiny):
-    """Any model."""
+    """Return any model."""
     return retrieval.Model(tiny(), tokenizer)
 
 
 def side_of(subject, items):
-    """Where English says yes to all."""
+    """Evaluate a side where English answers yes to everything."""
     english = ["yes"] * len(items)
     return runner.evaluate_side(subject, suite(items), ["sw"], english, None, SETTINGS, 0, quiet)
 
 
-def test_fidelity_says_nothing_of_labels_that_are_english_in_every_language(subject, answers):
-    """Neither of a right label nor of a long Swahili sentence: as in MASSIVE."""
+def test_fidelity_is_not_judged_if_labels_are_english_in_every_language(subject, answers):
+    """Neither for a right label nor for a long Swahili sentence, as in MASSIVE."""
     labels = {code: {"yes": "alarm set", "no": "alarm query"} for code in ("en", "sw")}
     items = [closed(str(n), labels=labels, answer_language={"en": "en", "sw": "en"}) for n in range(2)]
     answers.update({"sw 0?": "alarm set", "sw 1?": "Mtumiaji anataka kuweka kengele ya kesho asubuhi"})
@@ -197,8 +197,8 @@ def test_fidelity_says_nothing_of_labels_that_are_english_in_every_language(subj
     assert side.scores["accuracy"]["mean"] == 0.5
 
 
-def test_fidelity_counts_only_answers_of_which_it_can_be_told(subject, answers):
-    """An own label is in the language, an English one is not; a short word keeps its place alone."""
+def test_fidelity_counts_only_answers_that_can_be_judged(subject, answers):
+    """A label is in its language, an English one is not; a short unknown word is not counted."""
     answers.update({"sw 0?": "ndiyo", "sw 1?": "sure", "sw 2?": "yes"})
     side = side_of(subject, [closed(str(n)) for n in range(3)])
     assert side.hits["fidelity"] == {"sw": [True, None, False]}
@@ -207,8 +207,8 @@ def test_fidelity_counts_only_answers_of_which_it_can_be_told(subject, answers):
 
 
 @pytest.mark.parametrize(("judged", "n"), [(1, None), (4, None), (5, 5)])
-def test_a_handful_of_judged_answers_is_no_fidelity(subject, answers, judged, n):
-    """Of 47 answers a tenth has to be judged; the others are words too short to tell."""
+def test_fidelity_needs_a_tenth_of_the_answers_judged(subject, answers, judged, n):
+    """Of 47 answers, five must be judged; the others are words too short to tell."""
     answers.update({f"sw {k}?": "ndiyo" if k < judged else "sure" for k in range(47)})
     side = side_of(subject, [closed(str(k)) for k in range(47)])
     told = side.scores.get("fidelity", {"languages": {"sw": {"n": None}}})["languages"]["sw"]
@@ -218,8 +218,8 @@ def test_a_handful_of_judged_answers_is_no_fidelity(subject, answers, judged, n)
     assert side.by_task["fidelity"] == {"ask": hits}
 
 
-def test_consistency_stands_beside_its_form_corrected_for_chance(subject, answers):
-    """English says yes to all: agreement of ¾ is what chance has, so κ is 0."""
+def test_consistency_is_also_corrected_for_chance(subject, answers):
+    """English says yes to everything: agreement of ¾ is that of chance, so κ is 0."""
     answers.update({"sw 0?": "ndiyo", "sw 1?": "ndiyo", "sw 2?": "ndiyo", "sw 3?": "hapana"})
     side = side_of(subject, [closed(str(n)) for n in range(4)])
     assert side.scores["consistency"]["mean"] == 0.75
@@ -227,8 +227,8 @@ def test_consistency_stands_beside_its_form_corrected_for_chance(subject, answer
     assert side.tasks == {"ask": {"sw": 0.75}} and side.kappa == {"ask": {"sw": 0.0}}
 
 
-def test_the_share_of_answers_without_an_end_is_counted_by_language(subject, answers):
-    """One of four; what likelihood chooses has none."""
+def test_the_share_of_truncated_answers_is_counted_by_language(subject, answers):
+    """One of four here; answers chosen by likelihood are not counted."""
     answers.update({f"sw {n}?": "ndiyo" for n in range(3)} | {"sw 3?": "ndiyo, kwa sababu …"})
     side = side_of(subject, [closed(str(n)) for n in range(4)])
     assert side.cut == {"sw": 0.25}
@@ -237,7 +237,7 @@ def test_the_share_of_answers_without_an_end_is_counted_by_language(subject, ans
 
 
 def test_the_noise_floor_is_the_models_agreement_with_itself_on_another_wording(subject, answers):
-    """Two items of three have other wordings; one of these is answered otherwise."""
+    """Two of three items have other wordings; one of them is answered differently."""
     items = [closed("0", paraphrases=("first?",)), closed("1", paraphrases=("second?",)), closed("2")]
     answers.update({"first?": "Yes", "second?": "no"})
     found = runner.rephrased_answers(subject, suite(items), ["yes", "yes", "yes"], SETTINGS, quiet)
@@ -245,12 +245,12 @@ def test_the_noise_floor_is_the_models_agreement_with_itself_on_another_wording(
 
 
 def test_without_other_wordings_the_model_is_not_asked(subject, answers):
-    """The instruction itself would have no answer here."""
+    """The fixture has no answer for the instruction itself."""
     assert runner.rephrased_answers(subject, suite([closed("0")]), ["yes"], SETTINGS, quiet) == {}
 
 
 def test_a_task_with_a_slash_in_its_name_keeps_its_fidelity():
-    """All but one of twenty answers of the other task say nothing, so that one is taken back."""
+    """Of the other task, only one of twenty answers is judged, so that one is removed."""
     values = {"es": [True] * 4 + [True] + [None] * 19}
     tasks = {"es": ["confusion/okapi"] * 4 + ["confusion/dolly"] * 20}
     by_task = {

@@ -1,4 +1,4 @@
-"""What `scores.json` and the prediction files hold for suites with their own metrics; a tiny random model."""
+"""Scores and prediction files of suites with their own metrics, from a tiny random model."""
 
 import json
 import shutil
@@ -31,10 +31,10 @@ EVALUATE = (
 
 @pytest.fixture(scope="module")
 def finished(tokenizer, tiny, tmp_path_factory) -> Run:
-    """A run whose adapters are random, evaluated on XGLUE's official layout and on a file of one's own."""
+    """Return a run with random adapters, evaluated on XGLUE's official layout and on your own file."""
     folder = tmp_path_factory.mktemp("scored")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("isogloss.data.division.LEARNED", 0.0)  # two rows a task are too few to divide
+        patch.setattr("isogloss.data.division.LEARNED", 0.0)  # two rows per task are too few to divide
         yield scored(folder, tokenizer, tiny)
 
 
@@ -58,8 +58,8 @@ def scores(run: Run) -> dict:
     return json.loads((run.folder / "scores.json").read_text("utf-8"))
 
 
-def test_the_benchmarks_own_metrics_stand_beside_ours(finished):
-    """Of both sides, English included; languages with other items each still have a mean."""
+def test_the_benchmarks_own_metrics_are_reported_beside_ours(finished):
+    """For both sides and with English; languages with different items each have a mean."""
     entry = scores(finished)["suites"]["xglue"]
     for phase in ("before", "after"):
         tasks = entry["official"][phase]["tasks"]
@@ -73,18 +73,18 @@ def test_the_benchmarks_own_metrics_stand_beside_ours(finished):
     assert {code: one["n"] for code, one in accuracy["languages"].items()} == {"es": 4, "fr": 2}
     mean = sum(one["value"] for one in accuracy["languages"].values()) / 2
     assert accuracy["mean"] == pytest.approx(mean)
-    assert entry["unreadable"]["after"] == {"es": 0, "fr": 0}  # by likelihood all are options
-    # French is no language of NC's and QG's files here, and Spanish none of QAM's at all.
+    assert entry["unreadable"]["after"] == {"es": 0, "fr": 0}  # options chosen by likelihood are readable
+    # The files here have no French for NC and QG, and QAM has no Spanish at all.
     assert entry["notes"] == [
         *(f"XGLUE's {task} dev was not found in fr." for task in ("XNLI", "NC", "QG")),
-        "XNLI has no training file: of its dev set 40 %, divided by premise, are reported, and the others "
-        "are free to be learned.",
+        "XNLI has no training file: 40 % of its dev set, divided by premise, are reported, and the rest "
+        "may be used for training.",
     ]
     assert "|split:dev (40 % of XNLI)|" in entry["signature"]
 
 
-def test_only_items_with_an_english_twin_are_consistent_or_not(finished):
-    """French has none, so it is not in the mean; its rows say so."""
+def test_only_items_with_an_english_twin_have_a_consistency(finished):
+    """French has none: it is not in the mean, and its rows have None."""
     assert list(scores(finished)["suites"]["xglue"]["after"]["consistency"]["languages"]) == ["es"]
     lines = (finished.folder / "predictions" / "xglue.after.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
@@ -92,7 +92,7 @@ def test_only_items_with_an_english_twin_are_consistent_or_not(finished):
     assert {row["task"] for row in rows if row["english_answer"] is not None} == {"XNLI"}
 
 
-def test_the_consistency_family_is_of_the_questions_that_all_answer(finished):
+def test_the_consistency_family_covers_the_questions_that_all_languages_have(finished):
     """The two of XNLI, ranked by likelihood."""
     family = scores(finished)["suites"]["xglue"]["family"]["before"]
     assert family["items"] == 2 and family["languages"] == ["en", "es"]
@@ -105,7 +105,7 @@ def test_the_consistency_family_is_of_the_questions_that_all_answer(finished):
 
 
 def test_official_prediction_files_are_written_for_both_sides(finished):
-    """One line a row."""
+    """One line per row."""
     for phase in ("before", "after"):
         folder = finished.folder / "predictions" / f"xglue.{phase}"
         found = {
@@ -119,8 +119,8 @@ def test_official_prediction_files_are_written_for_both_sides(finished):
         assert all(text.count("\n") == 2 for text in found.values())
 
 
-def test_the_run_is_summed_up_at_the_top(finished):
-    """Over both suites; each mean has its interval, and the gate is the reference model's English."""
+def test_the_summary_of_the_run_comes_first(finished):
+    """Over both suites; means have intervals, and a task is mastered by the reference model's English."""
     found = scores(finished)
     assert list(found)[:3] == ["schema", "isogloss", "summary"]
     summary = found["summary"]
@@ -136,8 +136,8 @@ def test_the_run_is_summed_up_at_the_top(finished):
     assert summary["after"]["retention"]["languages"].keys() == {"en"}
 
 
-def test_written_answers_are_counted_where_they_were_cut(finished):
-    """Three tokens are no answer to a random model; what likelihood chooses is never cut."""
+def test_truncated_answers_are_counted(finished):
+    """A random model never ends within three tokens; answers chosen by likelihood are never truncated."""
     cut = scores(finished)["suites"]["parallel"]["cut"]
     assert set(cut) == {"before", "after"} and set(cut["after"]) == {"en", "es"}
     assert all(0 <= share <= 1 for shares in cut.values() for share in shares.values())
@@ -145,8 +145,8 @@ def test_written_answers_are_counted_where_they_were_cut(finished):
     assert [json.loads(line)["cut"] for line in lines] == [cut["after"]["es"] == 1.0]
 
 
-def test_what_is_evaluated_stays_so(finished):
-    """Settings of another suite do not have it measured again."""
+def test_finished_suites_are_not_evaluated_again(finished):
+    """Not even if the settings of another suite change."""
     assert evaluation.unscored(finished, scores(finished)) == []
     changed = finished.config.evaluate.model_copy(
         update={"translation": finished.config.evaluate.translation.model_copy(update={"spbleu": False})}
@@ -156,7 +156,7 @@ def test_what_is_evaluated_stays_so(finished):
 
 
 class Killed(BaseException):
-    """Stands for a process that ends without a word."""
+    """Simulates a process that ends without notice."""
 
 
 class Told(ProgressReporter):
@@ -168,7 +168,7 @@ class Told(ProgressReporter):
 
 
 class Killer(ProgressReporter):
-    """Kills an evaluation, in its second suite if nothing else is said."""
+    """Kills an evaluation, by default in its second suite."""
 
     def __init__(self, when: str = "parallel: after"):
         self.when = when
@@ -190,7 +190,7 @@ def copied(run: Run, folder: Path, *lost: str) -> Run:
 
 
 def test_a_kill_in_the_second_suite_counts_no_work_twice(finished, tmp_path):
-    """What was done before it for both is done again for the second alone."""
+    """Work that both suites share is repeated for the second one only."""
     killed = copied(finished, tmp_path / "killed", "scores.json", "ledger.json")
     with pytest.raises(Killed):
         evaluation.run_evaluate(Run(killed.config, Killer()))
@@ -204,7 +204,7 @@ def test_a_kill_in_the_second_suite_counts_no_work_twice(finished, tmp_path):
 
 
 def test_a_kill_between_the_sides_leaves_no_scores_of_other_answers(finished, tmp_path):
-    """Stopped where fewer items are asked for, and asked for all again: both sides are of all."""
+    """Stopped with fewer items and rerun with all: both sides have all items."""
     run = copied(finished, tmp_path / "killed")
     fewer = run.config.evaluate.model_copy(update={"items": 1})
     killed = Run(run.config.model_copy(update={"evaluate": fewer}), Killer("xglue: after"))
@@ -224,14 +224,14 @@ def test_a_kill_between_the_sides_leaves_no_scores_of_other_answers(finished, tm
 
 
 def answers_of(run: Run) -> dict[str, bytes]:
-    """What lies in `predictions/`."""
+    """Return the contents of the files in `predictions/`."""
     folder = run.folder / "predictions"
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_runs_on_one_reference_model_measure_it_once(finished, tmp_path, monkeypatch):
-    """A second run's scores and files are the same, and its reference model is not asked."""
+    """A second run has the same scores and files without evaluating its reference model."""
     kept = tmp_path / "kept"
     runs = [copied(finished, tmp_path / name, "scores.json") for name in ("one", "two")]
     for run in runs:
@@ -253,8 +253,8 @@ def test_runs_on_one_reference_model_measure_it_once(finished, tmp_path, monkeyp
     assert asked == ["xglue"]
 
 
-def test_other_adapters_data_or_limits_are_measured_anew(finished, tmp_path):
-    """Scores are of who was measured and of what was asked; batches change nothing."""
+def test_other_adapters_data_or_limits_are_evaluated_again(finished, tmp_path):
+    """Scores belong to the model and the data they were measured with; the batch size does not matter."""
     run = copied(finished, tmp_path / "copy")
     assert evaluation.unscored(run, scores(run)) == []
     settings = run.config.evaluate
@@ -276,7 +276,7 @@ def test_other_adapters_data_or_limits_are_measured_anew(finished, tmp_path):
     pages = run.config.evaluate.model_copy(update={"suites": ("parallel",)})
     told = Told()
     evaluation.run_evaluate(Run(run.config.model_copy(update={"evaluate": pages}), told))
-    assert list(scores(run)["suites"]) == ["parallel"]  # none of the adapters that are no more
+    assert list(scores(run)["suites"]) == ["parallel"]  # none from the replaced adapters
     assert told.lines == ["xglue was scored with another model or other measures; its scores are dropped"]
     run = load_run(run.folder)
     was = fields_of(scores(finished)["suites"]["parallel"]["signature"])
@@ -285,7 +285,7 @@ def test_other_adapters_data_or_limits_are_measured_anew(finished, tmp_path):
 
 
 def test_the_terminal_shows_the_official_scores(finished):
-    """A row a metric, and the overall mean; the other tables stand a suite without alignment."""
+    """One row per metric and the overall mean; the other tables work without alignment."""
     found = scores(finished)
     table = official_table(found, "xglue")
     assert [str(cell) for cell in table.columns[0].cells] == ["XNLI", "NC", "QAM", "QG", "overall"]
@@ -295,7 +295,7 @@ def test_the_terminal_shows_the_official_scores(finished):
 
 
 def test_test_items_in_the_training_data_are_found_and_left_out(finished, tmp_path, monkeypatch):
-    """A file with items that are trained and tested: those are found, and no stage reads them."""
+    """A data file contains items of a suite: they are found, and no stage uses them."""
     path: Path = finished.config.evaluate.parallel.path  # type: ignore[assignment]
     texts = {code: {"instruction": f"{code} x", "response": "y"} for code in ("en", "es", "fr", "sw")}
     path.write_text(json.dumps({"id": "1", **texts}) + "\n")
@@ -318,17 +318,17 @@ def test_test_items_in_the_training_data_are_found_and_left_out(finished, tmp_pa
     assert [e.id for e in run.examples] == [e.id for e in run.english] == ["1", "2"]
     checks.leave_out_leaks(replace(run, reporter=told))
     assert told.lines == [
-        "1 training example is left out, as it stands in what is evaluated: leaks.json has its id"
+        "1 training example is left out, as it occurs in the evaluation suites: leaks.json lists its id"
     ]
     assert [e.id for e in run.examples] == [e.id for e in run.english] == ["2"]
     assert checks.leaks(run) == []
-    # Looked for again where other suites are asked for, and only then.
+    # The search is repeated if the suites change, and only then.
     elsewhere = load_config(None, (*settings_given, "evaluate.suites=[demo]", f"run={tmp_path / 'demo'}"))
     checks.leave_out_leaks(early := Run(elsewhere, ProgressReporter()))
     assert [e.id for e in early.examples] == ["1", "2"]
     changed = elsewhere.model_copy(update={"evaluate": run.config.evaluate})
     later, told = Run(changed, ProgressReporter()), Told()
-    # A run that is trained is only told.
+    # A trained run only gets a warning.
     checks.tell_of_leaks(replace(later, reporter=told))
     later.trained.parent.mkdir(parents=True)
     shutil.copy(finished.trained, later.trained)
@@ -336,21 +336,21 @@ def test_test_items_in_the_training_data_are_found_and_left_out(finished, tmp_pa
     assert told.lines == []
     checks.tell_of_leaks(replace(later, reporter=told))
     assert told.lines == [
-        "Warning: 1 test item stands in the data that the run was trained on, as it was trained for other "
-        "suites or items; scores may be too good. `isogloss check-leaks` lists them"
+        "Warning: 1 test item occurs in the run's training data, as it was trained with other suites or "
+        "items configured; scores may be too high. `isogloss check-leaks` lists them"
     ]
     later.trained.unlink()
     checks.leave_out_leaks(later)
     assert [e.id for e in later.examples] == ["2"]
     monkeypatch.setattr(checks, "_compared", None)
     checks.leave_out_leaks(later)
-    # A language that joins later: its suite is read too, though the run is not measured in it.
+    # A language that is added later is checked too, though the run is not evaluated in it.
     new = [
         ParallelExample(id, "", {"en": Turn(f"en {id}", "y"), "sw": Turn(f"sw {word}")})
         for id, word in (("3", "x"), ("4", "v"))
     ]
     assert [e.id for e in checks.without_leaks(run, new, ["sw"])] == ["4"]
-    # So are the sentence pairs that it would read, and those of before stay left out.
+    # So are its sentence pairs, and what was left out before stays out.
     (tmp_path / "tatoeba").mkdir()
     (tmp_path / "tatoeba/en-sw.tsv").write_text("en\tsw\nother\tsw x\nOne.\tMoja.\n")
     text = load_config(None, (*settings_given, "parallel_text=[{type: tatoeba}]", f"data_root={tmp_path}"))
@@ -365,7 +365,7 @@ def test_test_items_in_the_training_data_are_found_and_left_out(finished, tmp_pa
 
 
 def test_the_page_has_the_official_scores(finished):
-    """Among each suite's facts, whatever measures the suite lacks."""
+    """They are among each suite's facts, whatever measures the suite lacks."""
     page = stages.run_report(finished).read_text("utf-8")
     for name in ("XNLI accuracy", "NC accuracy", "QAM accuracy", "QG bleu"):
         assert name in page

@@ -1,4 +1,4 @@
-"""Signatures: what is in them, and which of it keeps two runs from being compared."""
+"""Signatures: their fields, and which of them make two runs incomparable."""
 
 import pytest
 
@@ -14,28 +14,28 @@ FIELDS = {
 
 
 def test_a_signature_is_read_back():
-    """A value may hold a colon."""
+    """A value may contain a colon."""
     line = signature({"suite": "xnli", "rev": "1.0:b", "items": 3})
     assert line == "suite:xnli|rev:1.0:b|items:3"
     assert fields_of(line) == {"suite": "xnli", "rev": "1.0:b", "items": "3"}
 
 
 @pytest.mark.parametrize("name", ["suite", "scoring", "max_new_tokens", "dtype", "data", "ruler"])
-def test_how_and_on_what_was_measured_must_be_alike(name):
-    """Another value, and none at all, as in a run of an earlier version."""
+def test_how_and_on_what_was_measured_must_be_equal(name):
+    """Neither a different value nor a missing one, as in a run of an earlier version, is accepted."""
     assert unlike(FIELDS, FIELDS | {name: "other"}) == name
     without = {key: value for key, value in FIELDS.items() if key != name}
     assert unlike(FIELDS, without) == unlike(without, FIELDS) == name
 
 
-def test_who_was_measured_may_differ():
-    """A comparison is about that; each side has the layer that is its best."""
+def test_the_measured_model_may_differ():
+    """Comparing models is the purpose; each side has its own best layer."""
     who = dict.fromkeys(("model", "adapters", "template", "layer", "seed", "isogloss"), "other")
     assert unlike(FIELDS, FIELDS | who) is None
 
 
 def test_settings_that_change_a_score_are_signed():
-    """Whatever they are called, a suite's own among them; not where its data lie, nor how many at a time."""
+    """Also a suite's own settings, but neither data paths nor batch sizes."""
     plain = Evaluate().model_dump(mode="json", exclude={"translation", "parallel"})
     assert settings_fields(plain) == {
         "max_new_tokens": "24", "xglue.skip_missing": "False",
@@ -46,8 +46,8 @@ def test_settings_that_change_a_score_are_signed():
     assert (found["max_new_tokens"], found["xglue.tasks"]) == ("9", "NC")
 
 
-def test_other_texts_in_one_language_are_other_data_in_that_language():
-    """The wording of an option, the gold answer and a sentence count; the other language stays as it was."""
+def test_changed_texts_change_the_hash_of_their_language_only():
+    """A changed instruction, option wording or sentence leaves the other language's hash as it was."""
     options = {"en": {"y": "yes"}, "sw": {"y": "ndiyo"}}
 
     def hashes(sw="Habari", yes="ndiyo", sentence="Moja"):

@@ -1,4 +1,4 @@
-"""Readers of real data on files of a few lines: what the tests on the data root say, where there is none."""
+"""Readers of real data on files of a few lines: the tests of the data root, for machines without one."""
 
 import gzip
 import json
@@ -24,7 +24,7 @@ def write(path: Path, *lines: str) -> None:
 
 
 def massive(root: Path) -> None:
-    """Six utterances of train and of dev in three languages, compressed as in the data root."""
+    """Write six utterances of train and dev in three languages, compressed as in the data root."""
     for code, locale in LOCALES.items():
         rows = [
             {
@@ -42,7 +42,7 @@ def massive(root: Path) -> None:
 
 
 def test_massive_asks_about_intents_and_scenarios_in_turn(tmp_path):
-    """Labels are English in every language; Bulgarian is not there."""
+    """Labels are English in every language; Bulgarian is left out, as it is not in MASSIVE."""
     massive(tmp_path)
     suite = SUITES["massive"](tmp_path, "dev", ["sw", "bg"], 6, 0)
     assert [item.task for item in suite.items] == ["intent", "scenario"] * 3
@@ -55,8 +55,8 @@ def test_massive_asks_about_intents_and_scenarios_in_turn(tmp_path):
         assert f"sw dev {number}" in item.turns["sw"].instruction
 
 
-def test_a_label_that_is_trained_alone_is_an_option_of_massive_all_the_same(tmp_path):
-    """Whatever partition has it; dev itself has one intent."""
+def test_massives_options_include_the_labels_of_all_partitions(tmp_path):
+    """Dev itself has only one intent."""
     for locale in ("en-US", "sw-KE"):
         labels = (("train", "iot_cleaning"), ("dev", "alarm_set"), ("test", "play_music"))
         rows = [
@@ -74,8 +74,8 @@ def test_a_label_that_is_trained_alone_is_an_option_of_massive_all_the_same(tmp_
     assert list(scenario.options["en"]) == ["alarm", "iot", "play"]
 
 
-def test_training_examples_of_massive_hold_no_label_outside_english(tmp_path):
-    """And slots in English only, of which the first is asked for."""
+def test_training_examples_of_massive_have_labels_in_english_only(tmp_path):
+    """Slots exist in English only, and the first of them is asked for."""
     massive(tmp_path)
     examples = tasks.examples(tmp_path, ["sw", "ur"], ["intent", "scenario", "slot"])
     assert len(examples) == 18
@@ -85,7 +85,7 @@ def test_training_examples_of_massive_hold_no_label_outside_english(tmp_path):
 
 
 def test_flores_reports_no_sentence_on_which_its_layer_was_chosen(tmp_path):
-    """200 of 203 lines of dev choose; all of devtest are reported."""
+    """200 of 203 dev lines choose the layer; all of devtest are reported."""
     for code in ("eng", "bul"):
         write(tmp_path / f"flores101_dataset/dev/{code}.dev", *(f"{code} dev {n}" for n in range(203)))
         write(tmp_path / f"flores101_dataset/devtest/{code}.devtest", *(f"{code} test {n}" for n in range(4)))
@@ -103,8 +103,8 @@ def test_flores_reports_no_sentence_on_which_its_layer_was_chosen(tmp_path):
     )
 
 
-def test_flores_dev_knows_no_line_of_devtest(tmp_path):
-    """SIB-200's official files number those on from dev's; two lines of dev are theirs."""
+def test_flores_dev_ignores_sib200s_devtest_lines(tmp_path):
+    """SIB-200's official files continue dev's numbering in devtest; two of these lines are dev's."""
     for code in ("eng", "bul"):
         write(tmp_path / f"flores101_dataset/dev/{code}.dev", *(f"{code} dev {n}" for n in range(203)))
     rows = (f"{n}\ttravel\tText {n}." for n in (1, 2, 1500))
@@ -128,13 +128,13 @@ def test_flores_dev_knows_no_line_of_devtest(tmp_path):
     ],
 )
 def test_sib200_is_read_without_the_quotes_of_csv(tmp_path, written, read):
-    """Some of its files quote a text that holds quotation marks, and double those."""
+    """Some of its files quote a text that contains quotation marks, and double those."""
     write(tmp_path / "sib-200/eng_Latn/dev.tsv", "index_id\tcategory\ttext", f"7\ttravel\t{written}")
     assert sib200.read(tmp_path, "dev", ["en"]) == {"en": {"7": ("travel", read)}}
 
 
 def test_xnli_is_asked_and_answered_in_the_language(tmp_path):
-    """Premise, hypothesis and label word are all in Swahili."""
+    """Premise, hypothesis and label are all in Swahili."""
     rows = [
         f"{code}\t{label}\t{code} premise {n}\t{code} hypothesis {n}\t{n}"
         for code in ("en", "sw")
@@ -153,8 +153,8 @@ def test_xnli_is_asked_and_answered_in_the_language(tmp_path):
         assert f"Sw premise {item.id}" in asked and f"sw hypothesis {item.id}" in asked
 
 
-def test_mlqa_s_files_are_read_compressed(tmp_path):
-    """Its answers stand in their contexts; letters that JSON escapes do too."""
+def test_mlqas_files_are_read_compressed(tmp_path):
+    """Answers are still found in their contexts after normalisation to NFC."""
     path = tmp_path / "dev-context-vi-question-vi.json.gz"
     context, asked = (unicodedata.normalize("NFD", text) for text in ("Hà Nội là thủ đô.", "Ở đâu?"))
     text = squad(("q1", context, asked, "Hà Nội"))

@@ -1,4 +1,4 @@
-"""Statistics: intervals worked out by hand and against scipy; p-values by hand."""
+"""Statistics: intervals worked out by hand and compared with scipy; p-values by hand."""
 
 import numpy as np
 import pytest
@@ -24,13 +24,13 @@ def test_two_items_give_the_interval_worked_out_by_hand(level, low, high):
     assert bootstrap_mean(HALVES, seed=0, level=level) == Estimate(0.5, low, high, 2)
 
 
-def test_equal_items_leave_no_doubt():
-    """Every resample of ones is one; booleans are values."""
+def test_equal_items_have_an_interval_of_width_zero():
+    """Every resample of ones is one; booleans count as numbers."""
     assert bootstrap_mean([True, True, True], seed=3) == Estimate(1.0, 1.0, 1.0, 3)
 
 
 def test_the_interval_agrees_with_scipy():
-    """Same method, other draws: both bounds within the noise of 20,000 resamples."""
+    """Same method, other draws: both bounds are within the noise of 20,000 resamples."""
     values = np.random.default_rng(1).random(80).tolist()
     ours = bootstrap_mean(values, seed=0, resamples=20_000, level=0.9)
     theirs = stats.bootstrap(
@@ -40,15 +40,14 @@ def test_the_interval_agrees_with_scipy():
     assert ours.high == pytest.approx(theirs.high, abs=2e-3)
 
 
-def test_a_seed_gives_one_interval():
-    """Same seed same interval, another seed another."""
+def test_the_interval_depends_only_on_the_seed():
     values = [0.13, 0.58, 0.71, 0.22, 0.94, 0.37, 0.05, 0.66, 0.49]
     assert bootstrap_mean(values, seed=7) == bootstrap_mean(values, seed=7)
     assert bootstrap_mean(values, seed=7) != bootstrap_mean(values, seed=8)
 
 
 def test_many_items_are_drawn_in_blocks():
-    """More indices than a block holds: the interval is still mean ± 1.96 standard errors."""
+    """There are more indices than fit a block: the interval is still mean ± 1.96 standard errors."""
     values = [0.0, 1.0] * 5000
     found = bootstrap_mean(values, seed=0)
     assert found.low == pytest.approx(0.5 - 1.96 * 0.005, abs=1e-3)
@@ -56,23 +55,23 @@ def test_many_items_are_drawn_in_blocks():
 
 
 def test_alignment_resamples_each_side_by_itself():
-    """Consistency 1 for sure, retrieval 0 to 1: ½ to 1 around ¾."""
+    """Consistency is always 1 and retrieval 0 to 1: ½ to 1 around ¾."""
     assert bootstrap_alignment([1.0, 1.0, 1.0], HALVES, seed=0) == Estimate(0.75, 0.5, 1.0, 2)
 
 
 def test_alignment_sides_are_independent():
-    """Two doubtful sides: both at 0 has chance 1/16, so a level of 0.8 reaches only ¼ and ¾."""
+    """Both sides at 0 has probability 1/16, so a level of 0.8 reaches only from ¼ to ¾."""
     assert bootstrap_alignment(HALVES, HALVES, seed=0, level=0.8) == Estimate(0.5, 0.25, 0.75, 2)
 
 
 def paired(a, b, **how) -> Difference:
-    """Of one language."""
+    """Compare two systems in one language."""
     apart = {str(n): x - y for n, (x, y) in enumerate(zip(a, b, strict=True))}
     return paired_over_languages([{"sw": apart}], **how)
 
 
 def test_a_difference_that_never_varies_has_the_smallest_p():
-    """No resample of four equal differences lies as far out: (0 + 1) / (1000 + 1)."""
+    """No resample of four equal differences is as extreme: (0 + 1) / (1000 + 1)."""
     found = paired([1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], seed=0)
     assert found == Difference(1.0, 1.0, 1.0, 4, 1 / 1001)
 
@@ -83,14 +82,14 @@ def test_no_difference_has_p_one():
 
 
 def test_two_sided_p_matches_enumeration():
-    """Differences 1 and 0, seen ½: of the shifted means -½ (¼), 0 (½), ½ (¼) half lie as far out."""
+    """Differences 1 and 0, mean ½: of the shifted means -½ (¼), 0 (½), ½ (¼) half are as extreme."""
     found = paired([1.0, 1.0], [0.0, 1.0], seed=0, resamples=20_000)
     assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
     assert found.p == pytest.approx(0.5, abs=0.015)
 
 
-def test_the_sign_says_who_is_better():
-    """Swapping the systems turns the interval round and leaves p."""
+def test_the_sign_shows_which_system_is_better():
+    """Swapping the systems negates the interval and keeps p."""
     a, b = [1.0, 1.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0, 0.0]
     one, other = paired(a, b, seed=0), paired(b, a, seed=0)
     assert (one.value, one.p) == (-other.value, other.p)
@@ -98,26 +97,26 @@ def test_the_sign_says_who_is_better():
 
 
 def test_a_language_without_an_item_is_refused():
-    with pytest.raises(ValueError, match=r"^there is nothing to compare; give at least one item of each"):
+    with pytest.raises(ValueError, match=r"^nothing to compare; give at least one item per language"):
         paired_over_languages([{"sw": {"1": 1.0}, "ur": {}}], seed=0)
 
 
 def test_holm_matches_a_table_worked_out_by_hand():
-    """Sorted .005×4, .01×3, .03×2, then .04×1 raised to the one before it."""
+    """Sorted: .005×4, .01×3, .03×2, then .04×1, raised to the one before it."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
     assert holm([]) == []
 
 
-def test_holm_refuses_what_is_no_probability():
-    """Nan and numbers outside 0 to 1 are named."""
+def test_holm_refuses_numbers_that_are_no_probabilities():
+    """The message names the number."""
     with pytest.raises(ValueError, match=r"^p-value 1 is 1.5; it must lie within 0 and 1$"):
         holm([0.5, 1.5])
 
 
 @pytest.mark.parametrize("values", [[], [0.5, float("nan")]])
 def test_no_items_or_nan_are_refused(values):
-    """An interval around nothing is none."""
+    """There would be no interval."""
     with pytest.raises(
         ValueError, match=r"^an interval needs at least one item, and a finite number for each$"
     ):
@@ -132,14 +131,14 @@ def test_no_items_or_nan_are_refused(values):
     ],
 )
 def test_impossible_settings_are_refused(setting, message):
-    """A level in percent is the usual mistake."""
+    """A level in per cent is the usual mistake."""
     with pytest.raises(ValueError) as caught:
         bootstrap_mean([0.0, 1.0], seed=0, **setting)
     assert str(caught.value) == message
 
 
-def test_an_item_that_one_language_lacks_leaves_the_interval_as_wide():
-    """Twelve languages that are right about the same items, of 60, are as doubtful as one."""
+def test_a_missing_item_in_one_language_does_not_narrow_the_interval():
+    """Twelve languages that are right on the same 60 items are as uncertain as one."""
     rng = np.random.default_rng(2)
     row = {str(n): float(rng.random() < 0.7) for n in range(60)}
     table = {f"l{n}": row for n in range(12)}
@@ -151,8 +150,8 @@ def test_an_item_that_one_language_lacks_leaves_the_interval_as_wide():
     assert widths[1] == pytest.approx(widths[0], rel=0.1) and widths[0] > 0.2
 
 
-def test_between_equals_a_difference_is_seldom_found():
-    """Of 40 pairs of models that are alike, over languages that share their items and one that lacks one."""
+def test_equal_models_rarely_differ_significantly():
+    """40 pairs of equal models, over languages that share their items except for one item of one language."""
     rng, found = np.random.default_rng(3), 0
     for _ in range(40):
         apart = rng.choice([-1.0, 0.0, 1.0], size=40, p=[0.2, 0.6, 0.2])
@@ -163,7 +162,7 @@ def test_between_equals_a_difference_is_seldom_found():
 
 
 def test_a_resample_that_lacks_a_language_is_left_out():
-    """A language with one item of ten: its mean is 0 in every resample that has it."""
+    """A language has one item of ten: its mean is 0 in every resample that contains it."""
     row = {str(n): 1.0 for n in range(10)}
     found = over_tasks([[resampled_means({"sw": row, "ur": {"3": 0.0}}, np.random.default_rng(0))]])
     assert (found[""].value, found[""].low, found[""].high) == (0.5, 0.5, 0.5)

@@ -1,4 +1,4 @@
-"""The suites: what they ask, in which language an answer is due, and what they never read."""
+"""The suites: their instructions, the language of the answers, and the data that they never use."""
 
 import json
 import os
@@ -17,8 +17,8 @@ needs_data = pytest.mark.skipif(not (ROOT / "massive").is_dir(), reason="no data
 
 
 @pytest.mark.parametrize("name", [name for name, about in ABOUT.items() if about.folders])
-def test_a_suite_of_real_data_says_that_it_needs_a_data_root(name):
-    """Without a data root the message names the setting."""
+def test_a_suite_of_real_data_needs_a_data_root(name):
+    """The message names the setting."""
     with pytest.raises(
         DataError, match=f"the {name} suite needs a data root; set data_root or ISOGLOSS_DATA"
     ):
@@ -28,7 +28,7 @@ def test_a_suite_of_real_data_says_that_it_needs_a_data_root(name):
 @pytest.mark.data
 @needs_data
 def test_massive_asks_about_intents_and_scenarios_in_turn():
-    """Items are parallel by id; labels are English in every language; Bulgarian is not there."""
+    """Items are parallel by ID; labels are English in every language; Bulgarian is left out."""
     suite = SUITES["massive"](ROOT, "dev", ["sw", "bg"], 20, 0)
     assert {item.task for item in suite.items} == {"intent", "scenario"}
     item = suite.items[0]
@@ -39,8 +39,8 @@ def test_massive_asks_about_intents_and_scenarios_in_turn():
 
 @pytest.mark.data
 @needs_data
-def test_training_examples_of_massive_hold_no_label_outside_english():
-    """A target language's labels are never read: its responses are for the teacher to write."""
+def test_training_examples_of_massive_have_labels_in_english_only():
+    """A target language's labels are never read: the teacher writes its responses."""
     examples = tasks.examples(ROOT, ["sw", "ur"], ["intent", "scenario", "slot"])
     assert all(turn.response is None for e in examples for code, turn in e.turns.items() if code != "en")
     assert all(e.turns["en"].response for e in examples)
@@ -69,7 +69,7 @@ def test_flores_reports_no_sentence_on_which_its_layer_was_chosen():
 @pytest.mark.data
 @needs_data
 def test_xnli_is_asked_and_answered_in_the_language():
-    """Premise, hypothesis and label word are all in Swahili."""
+    """Premise, hypothesis and label are all in Swahili."""
     suite = SUITES["xnli"](ROOT, "dev", ["sw"], 30, 0)
     item = next(item for item in suite.items if item.gold == "entailment")
     assert item.options["sw"] == {"entailment": "ndiyo", "neutral": "labda", "contradiction": "hapana"}
@@ -87,16 +87,16 @@ def xnli(root: Path, *rows: tuple[str, str, str], codes=("en", "sw"), split: str
 
 
 def test_a_language_that_a_suite_does_not_have_is_left_out(tmp_path):
-    """XNLI has no Japanese, nor had it ever; a missing file of one that it has is still an error."""
+    """XNLI never had Japanese; a missing file of a language that it has is still an error."""
     xnli(tmp_path, ("It rained.", "It was wet.", "entailment"), split="test")
     suite = SUITES["xnli"](tmp_path, "test", ["sw", "ja"], 10, 0)
     assert set(suite.items[0].turns) == {"en", "sw"} and suite.split == "test"
-    with pytest.raises(DataError, match="no rows in ur; there are: en, sw"):
+    with pytest.raises(DataError, match="no rows in ur; available: en, sw"):
         SUITES["xnli"](tmp_path, "test", ["sw", "ur"], 10, 0)
 
 
-def test_massive_is_asked_in_the_languages_of_the_split_that_is_read(tmp_path):
-    """Of a language in dev_only nothing is there but dev; one that is not worded here is left out."""
+def test_massive_uses_the_languages_of_the_requested_split(tmp_path):
+    """Languages in dev_only are only used for dev; a language without templates is left out."""
     for locale, utt in (("en-US", "wake me up"), ("sw-KE", "niamshe"), ("cy-GB", "deffro fi")):
         rows = [
             {"id": str(n), "partition": "dev", "scenario": "alarm", "intent": "alarm_set", "utt": utt,
@@ -121,12 +121,12 @@ def pawsx(root: Path, *rows: str, code: str = "es") -> None:
 
 @pytest.fixture
 def undivided(monkeypatch):
-    """All of a dev set is reported; `test_division.py` has the division."""
+    """Report all of a dev set; `test_division.py` tests the division."""
     monkeypatch.setattr("isogloss.data.division.LEARNED", 0.0)
 
 
-def test_pawsx_joins_by_id_and_leaves_out_what_was_not_translated(tmp_path, undivided):
-    """A pair with the release's placeholder, or with another label elsewhere, is in no language."""
+def test_pawsx_joins_by_id_and_leaves_out_untranslated_pairs(tmp_path, undivided):
+    """A pair with the release's placeholder, or with different labels, is left out in every language."""
     pawsx(tmp_path, '1\tA "b\tB\t1', "2\tC\tD\t0", "3\tE\tF\t0", "4\tG\tH\t1", code="en")
     pawsx(tmp_path, "4\tg\th\t0", "2\tNS\td\t0", "3\te\tf\t0", '1\ta "b\tb\t1')
     suite = SUITES["pawsx"](tmp_path, "dev", ["sw", "es"], 10, 0)
@@ -144,7 +144,7 @@ def test_pawsx_joins_by_id_and_leaves_out_what_was_not_translated(tmp_path, undi
         (["1\ta\tb\t1", "1\ta\tb\t1"], "dev_2k.tsv:3: id 1 occurs twice; keep one row of each"),
     ],
 )
-def test_a_damaged_pawsx_file_is_refused_by_line(rows, says, tmp_path):
+def test_a_damaged_pawsx_file_is_refused_with_its_line(rows, says, tmp_path):
     pawsx(tmp_path, "1\tA\tB\t1", code="en")
     pawsx(tmp_path, *rows)
     with pytest.raises(DataError) as error:
@@ -167,7 +167,7 @@ def test_sib200_is_asked_and_answered_in_the_language(tmp_path):
     (again,) = suite.items[0].paraphrases
     assert "Book early." in again and again != suite.items[0].turns["en"].instruction
     write(tmp_path / "sib-200/swh_Latn/dev.tsv", header + "9\thealthy\tPumzika.\n")
-    with pytest.raises(DataError, match=r"dev.tsv:2: 'healthy' is no category; did you mean health\?"):
+    with pytest.raises(DataError, match=r"dev.tsv:2: 'healthy' is not a category; did you mean health\?"):
         SUITES["sib200"](tmp_path, "dev", ["sw"], 10, 0)
 
 
@@ -185,7 +185,7 @@ def test_xcopa_answers_with_the_likelier_choice(tmp_path):
     write(tmp_path / "xcopa/data/en/val.en.jsonl", "\n".join(english) + "\n")
     write(tmp_path / "xcopa/data/tr/val.tr.jsonl", "\n".join(turkish) + "\n")
     suite = SUITES["xcopa"](tmp_path, "dev", ["tr", "es"], 10, 0)
-    assert [item.id for item in suite.items] == ["0"]  # of the other the labels differ
+    assert [item.id for item in suite.items] == ["0"]  # the labels of the other one differ
     turn = suite.items[0].turns["tr"]
     assert turn.response == "Düştü."
     assert turn.instruction == "Kırıldı. Bunun nedeni neydi? 1. Şarkı söyledi. 2. Düştü."
@@ -195,7 +195,7 @@ def test_xcopa_answers_with_the_likelier_choice(tmp_path):
 @needs_data
 @pytest.mark.parametrize(("name", "code"), [("pawsx", "fr"), ("sib200", "ur"), ("xcopa", "th")])
 def test_the_real_files_are_read(name, code):
-    """As they were released."""
+    """The released files can be read."""
     suite = SUITES[name](ROOT, "dev", [code], 20, 0)
     assert len(suite.items) >= 20
     for item in suite.items:

@@ -1,4 +1,4 @@
-"""Tasks: what counts as mastered, and means in which every task counts alike, worked out by hand."""
+"""Tasks: which are mastered, and means that weigh every task equally, worked out by hand."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from isogloss.evaluate.tasks import (
 
 
 def hits(**by_language):
-    """By language and item, from strings such as "1101"."""
+    """Return hits by language and item from strings such as "1101"."""
     return {c: {str(n): float(x) for n, x in enumerate(row)} for c, row in by_language.items()}
 
 
@@ -24,20 +24,20 @@ def hits(**by_language):
     [
         ("aabbc", "11110", True),  # 80 % right, the commonest 40 %
         ("aabbc", "11100", False),  # 60 %
-        ("aaabb", "11111", True),  # 60 % is not above 60 %
-        ("aaaab", "11111", False),  # all right, and yet one answer for nearly everything
+        ("aaabb", "11111", True),  # 60 % is allowed
+        ("aaaab", "11111", False),  # all right, but nearly always the same answer
     ],
 )
 def test_mastered_means_right_in_english_and_not_one_answer_for_all(answers, right, mastered):
-    """At least 80 % right, no answer above 60 %."""
+    """At least 80 % right, and no answer above 60 %."""
     found = mastery(list(answers), [one == "1" for one in right])
     assert found.mastered is mastered
     assert found.accuracy == right.count("1") / 5
     assert found.commonest == max(map(answers.count, answers)) / 5
 
 
-def test_a_task_whose_answers_nobody_knows_is_not_mastered():
-    """Its accuracy is none."""
+def test_a_task_without_gold_answers_is_not_mastered():
+    """Its accuracy is None."""
     found = mastery(["a", "b"], [None, None], [True, False, True, True])
     assert (found.accuracy, found.mastered, found.rephrased) == (None, False, 0.75)
     assert found.plain() == {
@@ -52,8 +52,8 @@ CONSISTENCY = {
 RETRIEVAL = hits(sw="1100", ur="1111")  # ½ and 1
 
 
-def test_tasks_count_alike_however_many_items_they_have():
-    """All: Swahili (¾ + ½)/2, Urdu (1 + 0)/2; over items it would be 4/6 and 4/6."""
+def test_tasks_have_equal_weight_however_many_items_they_have():
+    """All: Swahili (¾ + ½)/2, Urdu (1 + 0)/2; over items both would be 4/6."""
     found = suite_means(CONSISTENCY, RETRIEVAL, ["easy"], seed=0)
     values = {
         name: (one["mean"], {code: each["value"] for code, each in one["languages"].items()})
@@ -69,14 +69,14 @@ def test_tasks_count_alike_however_many_items_they_have():
 
 
 def test_without_a_mastered_task_there_is_no_mean_over_mastered_tasks():
-    """Neither of consistency nor of alignment; and without sentences no alignment at all."""
+    """Neither for consistency nor for alignment; without sentences there is no alignment at all."""
     assert set(suite_means(CONSISTENCY, RETRIEVAL, [], seed=0)) == {"consistency_all", "alignment_all"}
     assert set(suite_means(CONSISTENCY, {}, ["hard"], seed=0)) == {"consistency_mastered", "consistency_all"}
     assert suite_means({}, RETRIEVAL, [], seed=0) == {}
 
 
 def test_a_language_without_a_task_has_the_mean_of_its_others():
-    """Urdu has the first task alone; Hindi has no sentences and is left out of alignment."""
+    """Urdu has only the first task; Hindi has no sentences and is left out of alignment."""
     tasks = {"a": hits(sw="10", ur="11", hi="00"), "b": hits(sw="00")}
     found = suite_means(tasks, hits(sw="11", ur="00"), [], seed=0)
     each = {code: one["value"] for code, one in found["consistency_all"]["languages"].items()}
@@ -85,14 +85,14 @@ def test_a_language_without_a_task_has_the_mean_of_its_others():
 
 
 def test_items_are_drawn_with_all_their_languages():
-    """Two languages that are right on complementary items: their mean is ½ in every resample."""
+    """Two languages are right on complementary items: their mean is ½ in every resample."""
     found = over_tasks([[resampled_means(hits(sw="110010", ur="001101"), np.random.default_rng(0))]])
     assert (found[""].value, found[""].low, found[""].high) == (0.5, 0.5, 0.5)
     assert found["sw"].low < 0.5 < found["sw"].high
 
 
 def test_the_interval_is_that_of_the_plain_bootstrap():
-    """One task and language: the binomial's standard error, √(0.2 · 0.8 / 400) = 0.02."""
+    """One task and language: the binomial standard error is √(0.2 · 0.8 / 400) = 0.02."""
     table = hits(sw="1" * 320 + "0" * 80)
     found = over_tasks([[resampled_means(table, np.random.default_rng(0), 4000)]])["sw"]
     assert found.value == 0.8
@@ -100,8 +100,8 @@ def test_the_interval_is_that_of_the_plain_bootstrap():
     assert found.high == pytest.approx(0.8 + 1.96 * 0.02, abs=0.004)
 
 
-def test_chance_is_taken_off_by_task_and_language():
-    """Observed ¾ at chance ½: κ = ½; one answer for everything: 0."""
+def test_chance_is_corrected_for_by_task_and_language():
+    """Observed ¾ with chance ½: κ = ½; one answer for everything: 0."""
     english = ("a", "a", "b", "b")
     found = corrected_for_chance(
         {"t": {"sw": list(zip(english, "aaab", strict=True)), "ur": list(zip(english, "aaaa", strict=True))}}
@@ -113,8 +113,8 @@ def test_chance_is_taken_off_by_task_and_language():
     assert over_language_tasks({}) == {}
 
 
-def test_a_run_is_summed_up_over_all_its_suites():
-    """Three tasks of two suites, sentences of a third; Swahili is low-resource, Spanish is not."""
+def test_a_run_is_summarised_over_all_its_suites():
+    """Three tasks of two suites, and sentences of a third; Swahili is low-resource, Spanish is not."""
     before = {
         "one": SuiteHits(
             {

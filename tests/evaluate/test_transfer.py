@@ -1,4 +1,4 @@
-"""Untaught languages through each node of a tree: which nodes, which rows, and what the differences are."""
+"""Unseen languages through each node of a tree: the nodes, their rows, and the differences."""
 
 import pytest
 
@@ -28,14 +28,14 @@ KOREAN = [
 ]
 
 
-def test_a_language_is_read_through_the_root_and_every_family():
-    """Bengali's own is told from the others; Korean has none."""
+def test_a_language_is_evaluated_through_the_root_and_every_family():
+    """Bengali's own family is marked; Korean has none."""
     assert nodes_for(TREE, "bn") == {"root": "root", INDO_ARYAN: "family", BANTU: "other family"}
     assert nodes_for(TREE, "ko") == {"root": "root", INDO_ARYAN: "other family", BANTU: "other family"}
 
 
-def test_the_nodes_rows_are_read_and_afterwards_the_languages_own():
-    """Root 0 and 1, Indo-Aryan 2, Bantu 3: the tree's order."""
+def test_the_nodes_rows_are_used_and_then_the_languages_own_again():
+    """Rows in the tree's order: root 0 and 1, Indo-Aryan 2, Bantu 3."""
 
     class Few:
         routing = Routing(TREE)
@@ -51,7 +51,7 @@ def test_the_nodes_rows_are_read_and_afterwards_the_languages_own():
 
 
 def test_a_familys_gain_is_over_the_root_and_over_other_families():
-    """Three of four against one and two; without relatives the other families stand against the root."""
+    """Three of four against one and two; without relatives, other families are compared with the root."""
     bengali, korean = transfers([*BENGALI, *KOREAN], seed=0)
     assert (bengali.nothing, bengali.root, bengali.family, bengali.others) == (0, 0.25, 0.75, 0.5)
     assert bengali.over_root.value == 0.5
@@ -60,7 +60,7 @@ def test_a_familys_gain_is_over_the_root_and_over_other_families():
     assert korean.over_root.value == 0.0
 
 
-def test_over_languages_items_are_drawn_once_for_all():
+def test_items_are_drawn_once_for_all_languages():
     """Means of the languages' differences, by item: 0, 1, 1, 0 and 0, -0.5, 0.5, 0."""
     found = over_languages([*BENGALI, *KOREAN], ["bn", "ko"], "consistency", seed=0)
     assert found["over_root"].value == pytest.approx((0 + 0.25 + 0.75 + 0) / 4)
@@ -69,8 +69,8 @@ def test_over_languages_items_are_drawn_once_for_all():
     assert over_languages(KOREAN, ["ko"], "retrieval", seed=0) == {}
 
 
-def test_suites_of_other_sizes_count_alike():
-    """Half a point over four items of one, one over a single item of the other."""
+def test_suites_of_different_sizes_have_equal_weight():
+    """A gain of ½ over four items of one suite, and of 1 over a single item of the other."""
     small = [
         Reading("small", "bn", through, kind, {"consistency": {"z": float(hit)}})
         for through, kind, hit in ((NOTHING, "nothing", 0), ("root", "root", 0), (INDO_ARYAN, "family", 1))

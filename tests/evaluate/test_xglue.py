@@ -1,4 +1,4 @@
-"""XGLUE: what is found where, what is asked, and scores whose values were worked out by hand."""
+"""XGLUE: where the files are, the instructions, and scores worked out by hand."""
 
 import io
 import json
@@ -23,7 +23,7 @@ SOME = Xglue(skip_missing=True)
 
 @pytest.fixture(scope="module", autouse=True)
 def undivided():
-    """Two rows a task are too few to divide; `test_division.py` has that."""
+    """Two rows per task are too few to divide; `test_division.py` tests the division."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("isogloss.data.division.LEARNED", 0.0)
         yield
@@ -40,7 +40,7 @@ def suite(root):
 
 
 def references(suite) -> dict[str, dict[str, str]]:
-    """The right answer to every item."""
+    """Return the right answer to every item."""
     found: dict[str, dict[str, str]] = {}
     for item in suite.items:
         for code, turn in item.turns.items():
@@ -48,8 +48,8 @@ def references(suite) -> dict[str, dict[str, str]]:
     return found
 
 
-def test_every_task_is_worded_in_each_of_its_languages():
-    """Templates use the row's own slots; two labels never share a word."""
+def test_every_task_has_templates_in_each_of_its_languages():
+    """Templates use the row's own slots; no two labels have the same word."""
     for task, codes in LANGUAGES.items():
         for code in codes:
             if task in ("XNLI", "PAWSX"):
@@ -66,7 +66,7 @@ def test_every_task_is_worded_in_each_of_its_languages():
 
 
 def test_all_eleven_tasks_are_read(suite):
-    """Parallel tasks are joined by id, save where a translation has another label; the others stand alone."""
+    """Items of parallel tasks are joined by ID if their labels are equal; other items are separate."""
     assert list(dict.fromkeys(item.task for item in suite.items)) == list(LANGUAGES)
     held = {item.id: set(item.turns) for item in suite.items}
     assert held["MLQA-q1"] == held["XNLI-1"] == held["PAWSX-1"] == {"en", "es"}
@@ -77,7 +77,7 @@ def test_all_eleven_tasks_are_read(suite):
 
 
 def test_right_answers_score_one_everywhere(suite):
-    """And nothing is unreadable."""
+    """Nothing is unreadable."""
     found = suite.score(references(suite))
     means = {(task, m): one["mean"] for task, by in found.tasks.items() for m, one in by.items()}
     assert means == pytest.approx({
@@ -92,14 +92,14 @@ def test_right_answers_score_one_everywhere(suite):
 
 
 def test_scores_are_those_worked_out_by_hand(suite):
-    """One answer in Spanish wrong per task, one unreadable; English all right."""
+    """One Spanish answer per task is wrong, one is unreadable; English is all right."""
     answers = references(suite)
     answers["es"] |= {
-        "NER-0-es": "O O",  # PER missed: of 2 spans 1 found, precision 1: F1 2/3
+        "NER-0-es": "O O",  # PER missed: 1 of 2 spans found, precision 1: F1 2/3
         "POS-1-es": "NOUN NOUN VERB",  # three tags for two words: unreadable, both wrong
         "NC-1-es": "Viajes!", "NC-2-es": "?",  # wrong label; unreadable
-        "MLQA-q1": "gato negro",  # gold: gato (articles fall): 2·1/(2+1) = 2/3; q2 right
-        "XNLI-1": "no", "WPR-1-es": "perfecto",  # the irrelevant page above the relevant one
+        "MLQA-q1": "gato negro",  # gold: gato (no articles): 2·1/(2+1) = 2/3; q2 right
+        "XNLI-1": "no", "WPR-1-es": "perfecto",  # the irrelevant page is above the relevant one
     }  # fmt: skip
     found = suite.score(answers)
     spanish = {
@@ -137,7 +137,7 @@ def test_scores_are_those_worked_out_by_hand(suite):
 
 
 def test_prediction_files_are_what_the_official_script_reads(suite):
-    """One line a row; tags one a line, a blank between sentences; MLQA one object; labels as in the gold."""
+    """One line per row or tag, an empty one between sentences; one object for MLQA; labels as in the gold."""
     answers = references(suite)
     answers["es"] |= {"NC-1-es": "", "WPR-2-es": "nada que ver", "QG-1-es": "¿ quién\n ganó ?"}
     files = suite.score(answers).files
@@ -147,7 +147,7 @@ def test_prediction_files_are_what_the_official_script_reads(suite):
     assert files["XNLI/en.prediction"] == "neutral\ncontradiction\n"
     assert files["PAWSX/es.prediction"] == "1\n1\n"
     assert files["QADSM/fr.prediction"] == "Good\nBad\n"
-    assert files["WPR/es.prediction"] == "1\n-4\n"  # unreadable: below all, the best at the end
+    assert files["WPR/es.prediction"] == "1\n-4\n"  # unreadable: below all others, the most relevant last
     assert json.loads(files["MLQA/es.prediction"]) == {"q1": "El gato", "q2": "llovido"}
     assert files["QG/es.prediction"] == "¿ quién ganó ?\n¿ qué tiempo hace hoy ?\n"
     assert set(files) == {
@@ -168,12 +168,12 @@ def test_prediction_files_are_what_the_official_script_reads(suite):
     ],
 )
 def test_tags_are_read_strictly(text, tags):
-    """As many as there are tokens, each spelled as a tag."""
+    """There must be as many as tokens, each spelled as a tag."""
     assert read_tags(text, "NER", 2) == tags
 
 
-def test_what_is_missing_is_named_with_where_it_was_looked_for(root):
-    """A missing language is an error unless the options skip it."""
+def test_a_missing_language_is_named_with_the_searched_paths(root):
+    """It is an error unless the options skip it."""
     with pytest.raises(DataError) as error:
         SUITES["xglue"](root, "dev", ["fr"], 10, 0, options=Xglue(tasks=("QAM", "NC")))
     folder = root / "xglue_full_dataset"
@@ -182,12 +182,12 @@ def test_what_is_missing_is_named_with_where_it_was_looked_for(root):
         "it there, name others in evaluate.xglue.tasks, or set evaluate.xglue.skip_missing"
     )
     assert len(SUITES["xglue"](root, "dev", ["fr"], 10, 0, options=Xglue(tasks=("QAM",))).items) == 4
-    with pytest.raises(DataError, match="XGLUE dev has no task here in any of fr; add a language"):
+    with pytest.raises(DataError, match="XGLUE dev has none of the selected tasks in fr; add a language"):
         SUITES["xglue"](root, "dev", ["fr"], 10, 0, options=Xglue(tasks=("NC",), skip_missing=True))
 
 
 def test_an_archive_is_unpacked_once_beside_itself(root, tmp_path):
-    """And gives the same items as its folder."""
+    """It gives the same items as its folder."""
     archive = tmp_path / "xglue_full_dataset.tar.gz"
     with tarfile.open(archive, "w:gz") as made:
         made.add(root / "xglue_full_dataset", "xglue_full_dataset")
@@ -210,13 +210,19 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0) -> tarfile.T
 @pytest.mark.parametrize(
     ("one", "says"),
     [
-        (member("../evil"), "it holds '../evil', which is not inside xglue_full_dataset; do not unpack it"),
-        (member("/evil"), "it holds '/evil', which is not inside xglue_full_dataset; do not unpack it"),
+        (
+            member("../evil"),
+            "it contains '../evil', which is not inside xglue_full_dataset; do not unpack it",
+        ),
+        (member("/evil"), "it contains '/evil', which is not inside xglue_full_dataset; do not unpack it"),
         (
             member("xglue_full_dataset/../../evil"),
-            "it holds 'xglue_full_dataset/../../evil', which is not inside",
+            "it contains 'xglue_full_dataset/../../evil', which is not inside",
         ),
-        (member("other/NER/en.dev"), "it holds 'other/NER/en.dev', which is not inside xglue_full_dataset"),
+        (
+            member("other/NER/en.dev"),
+            "it contains 'other/NER/en.dev', which is not inside xglue_full_dataset",
+        ),
         (
             member("xglue_full_dataset/a", tarfile.SYMTYPE),
             "'xglue_full_dataset/a' is neither a file nor a folder",
@@ -228,7 +234,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0) -> tarfile.T
     ],
 )
 def test_a_dangerous_archive_is_refused_and_nothing_written(one, says, tmp_path):
-    """Members are looked at before any is unpacked."""
+    """All members are checked before any is unpacked."""
     archive = tmp_path / "xglue_full_dataset.tar.gz"
     with tarfile.open(archive, "w:gz") as made:
         made.addfile(member("xglue_full_dataset/NER/en.dev"), io.BytesIO())
@@ -240,14 +246,14 @@ def test_a_dangerous_archive_is_refused_and_nothing_written(one, says, tmp_path)
 
 
 def test_too_large_and_damaged_archives_are_refused(root, tmp_path, monkeypatch):
-    """By the sizes its members claim; a cut one by its end."""
+    """One has more files than the limit, which is lowered here; the other is cut in half."""
     archive = tmp_path / "xglue_full_dataset.tar.gz"
     with tarfile.open(archive, "w:gz") as made:
         made.add(root / "xglue_full_dataset", "xglue_full_dataset")
     whole = archive.read_bytes()
     with monkeypatch.context() as changed:
         changed.setattr("isogloss.data.formats.archive.MOST_FILES", 5)
-        with pytest.raises(DataError, match="it holds more than 5 files or 16 GiB; do not unpack it"):
+        with pytest.raises(DataError, match="it contains more than 5 files or 16 GiB; do not unpack it"):
             SUITES["xglue"](tmp_path, "dev", CODES, 10, 0)
     archive.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="the archive is damaged"):
@@ -259,30 +265,30 @@ def test_too_large_and_damaged_archives_are_refused(root, tmp_path, monkeypatch)
     ("name", "text", "says"),
     [
         ("NER/es.dev", "Ana B-PER\ncanta\n",
-         "NER/es.dev:2: the line must be a token, a blank or tab, and its tag"),
-        ("NER/es.dev", "Ana B-PERS\n", "NER/es.dev:1: 'B-PERS' is no NER tag; did you mean B-PER?"),
-        ("POS/es.dev", "\n\n", "POS/es.dev: the file is empty; it must hold POS in es"),
+         "NER/es.dev:2: the line must be a token, a space or tab, and its tag"),
+        ("NER/es.dev", "Ana B-PERS\n", "NER/es.dev:1: 'B-PERS' is not a tag of NER; did you mean B-PER?"),
+        ("POS/es.dev", "\n\n", "POS/es.dev: the file is empty; it must contain POS in es"),
         ("NC/xglue.nc.es.dev", "a\tb\tsports\na\tb\n",
-         "NC/xglue.nc.es.dev:2: 2 fields, the label is missing; older releases leave it out of their test, "
-         "so fetch the newer one"),
+         "NC/xglue.nc.es.dev:2: 2 fields, the label is missing; older releases lack it in their test, "
+         "so download the newer one"),
         ("NC/xglue.nc.es.dev", "a\tb\tsport\n",
-         "NC/xglue.nc.es.dev:1: 'sport' is no NC label; did you mean sports?"),
+         "NC/xglue.nc.es.dev:1: 'sport' is not a label of NC; did you mean sports?"),
         ("QADSM/xglue.qadsm.fr.dev", "q\tt\td\tx\tGood\n",
          "QADSM/xglue.qadsm.fr.dev:1: 5 fields; there must be 4: query, title, description, label"),
         ("PAWSX/es/dev_2k.tsv", "id\tsentence1\tsentence2\tlabel\n1\ta\tb\t1\n1\ta\tb\t1\n",
          "PAWSX/es/dev_2k.tsv:3: id 1 occurs twice; keep one row of each"),
         ("XNLI/es.dev", "Comió.\tEstá lleno.\tneutral\n",
-         "XNLI/es.dev: pair 2 is there in en but not in es; both must have it"),
+         "XNLI/es.dev: pair 2 is in en but not in es; both must have it"),
         ("QG/xglue.qg.es.src.dev", "uno\n",
-         "QG/xglue.qg.es.tgt.dev: 2 lines, but 1 in xglue.qg.es.src.dev; line n answers line n"),
+         "QG/xglue.qg.es.tgt.dev: 2 lines, but 1 in xglue.qg.es.src.dev; they must match line by line"),
         ("WPR/xglue.wpr.es.dev", "a\tb\tc\t1\nd\tb\tc\t1\n",
-         "WPR/xglue.wpr.es.dev: no query has two rows that stand together; there is nothing to rank"),
+         "WPR/xglue.wpr.es.dev: no query has two consecutive rows; there is nothing to rank"),
         ("MLQA/MLQA_V1/dev/dev-context-es-question-es.json", "{\n  nonsense",
-         "dev-context-es-question-es.json:2: not JSON; the file must hold one object in SQuAD's layout"),
+         "dev-context-es-question-es.json:2: not JSON; the file must be one object in SQuAD's layout"),
     ],
 )  # fmt: skip
-def test_a_damaged_file_is_refused_by_line(name, text, says, tmp_path):
-    """Where, what, what would be right."""
+def test_a_damaged_file_is_refused_with_its_line(name, text, says, tmp_path):
+    """The message says what is wrong and what would be right."""
     put(tmp_path, **{name.replace("/", "__"): text})
     with pytest.raises(DataError) as error:
         SUITES["xglue"](tmp_path, "dev", CODES, 10, 0, options=SOME)
@@ -290,7 +296,7 @@ def test_a_damaged_file_is_refused_by_line(name, text, says, tmp_path):
 
 
 def test_the_variants_of_the_release_read_the_same(root, tmp_path):
-    """MLQA_v1 for MLQA_V1, one XNLI file of all languages, spelled-out labels, a query column."""
+    """MLQA_v1 for MLQA_V1, one XNLI file for all languages, spelled-out labels, a query column."""
     moved = put(tmp_path)
     folder = moved / "xglue_full_dataset"
     (folder / "MLQA/MLQA_V1").rename(folder / "MLQA/MLQA_v1")
@@ -312,8 +318,8 @@ def test_the_variants_of_the_release_read_the_same(root, tmp_path):
     assert ours == SUITES["xglue"](root, "dev", CODES, 10, 0, options=SOME).items
 
 
-def test_parts_in_the_data_root_stand_in(root, tmp_path):
-    """WikiANN for NER and UD for POS, tab-separated; the notes say so."""
+def test_parts_in_the_data_root_are_used_instead(root, tmp_path):
+    """WikiANN for NER and UD for POS, tab-separated; the notes name them."""
     for name, text in (("wikiann/dev-{}.tsv", "Ana\tB-PER\n"), ("udpos/dev-{}.tsv", "Ana\tPROPN\n")):
         for code in ("en", "es"):
             path = tmp_path / name.format(code)
@@ -325,7 +331,7 @@ def test_parts_in_the_data_root_stand_in(root, tmp_path):
 
 
 def test_fewer_items_are_spread_over_a_file_and_whole_queries(tmp_path):
-    """Two of ten rows, not the first two; of a ranking, queries stay whole and single rows go."""
+    """Two of ten rows, not the first two; rankings keep whole queries and drop single rows."""
     tags = "".join(f"w{n} O\n\n" for n in range(10))
     pages = "".join(f"q{n // 2}\tt\ts\t{n % 5}\n" for n in range(10)) + "alone\tt\ts\t1\n"
     put(tmp_path, **{"NER__es.dev": tags, "WPR__xglue.wpr.es.dev": pages})

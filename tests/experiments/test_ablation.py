@@ -1,4 +1,4 @@
-"""Variants of stage 2: what they train on given settings, which are refused, and what they are judged by."""
+"""Variants of stage 2: their training settings, which ones are refused, and how they are compared."""
 
 import json
 import os
@@ -18,8 +18,8 @@ def variants(*names: str, items=()) -> list[Variant]:
     return with_items([parse(name) for name in names], items)
 
 
-def test_what_the_teacher_reads_is_told_by_a_divergence_where_the_settings_have_none():
-    """`with-kl` is trained once, and what the teacher does not read is compared with it."""
+def test_variants_of_the_teachers_prompt_add_a_divergence_if_the_settings_have_none():
+    """`with-kl` is trained once, as the baseline of the variants of what the teacher reads."""
     found = resolved(load_config(), variants("families", "no-texts", "no-english"))
     assert [(one.name, one.overrides, one.against) for one in found] == [
         ("families", ("languages.tree=families",), None),
@@ -35,8 +35,8 @@ def test_what_the_teacher_reads_is_told_by_a_divergence_where_the_settings_have_
     assert [one.name for one in resolved(load_config(), asked)] == ["families", "no-texts", "with-kl"]
 
 
-def test_each_number_of_items_has_its_own_divergence_to_compare_with():
-    """As many items on both sides."""
+def test_each_number_of_items_has_its_own_with_kl_baseline():
+    """Both sides of a comparison have the same number of items."""
     found = resolved(load_config(), variants("families", "no-texts", items=(8, 16)))
     assert [(one.name, one.against) for one in found] == [
         ("families@8", None), ("with-kl@8", None), ("no-texts@8", "with-kl@8"),
@@ -44,8 +44,8 @@ def test_each_number_of_items_has_its_own_divergence_to_compare_with():
     ]  # fmt: skip
 
 
-def test_without_a_hidden_state_term_bare_sentences_go():
-    """They have no other loss, and are refused beside it; pairs stay where they are translated."""
+def test_bare_sentences_are_dropped_without_a_hidden_state_term():
+    """No other loss uses them; pairs that are also translated are kept for that."""
     text = "parallel_text=[{type: tatoeba}, {type: tico19, use: [alignment]}]"
     config = load_config(None, [text, "distill.kl_weight=1"])
     for one in resolved(config, variants("sft", "no-hidden")):
@@ -57,8 +57,8 @@ def test_without_a_hidden_state_term_bare_sentences_go():
     assert with_overrides(config, whole.overrides).parallel_text == config.parallel_text
 
 
-def test_a_variant_takes_along_what_it_leaves_without_effect():
-    """Settings that only the term which goes would heed are refused elsewhere, and are gone here."""
+def test_a_variant_resets_settings_that_would_have_no_effect():
+    """Settings that only concern the removed term would otherwise be refused."""
     config = load_config(
         None, ["distill.kl_weight=1", "distill.divergence=reverse", "distill.similarity_temperature=0.1"]
     )
@@ -73,8 +73,8 @@ def test_a_variant_takes_along_what_it_leaves_without_effect():
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_is_one_of_a_model_that_was_trained_before_too(name):
-    """Whose teacher reads English alone, at a layer of its own: what a variant cannot have of it is gone."""
+def test_every_variant_applies_to_a_model_of_earlier_settings(name):
+    """Its teacher reads English only and its layer is set; what a variant cannot have is reset."""
     settings = [
         "distill.kl_weight=1",
         "distill.teacher_view=english",
@@ -90,8 +90,8 @@ def test_every_variant_is_one_of_a_model_that_was_trained_before_too(name):
     "setting",
     ["distill.kl_weight=0.5", "distill.teacher={type: model, path: elsewhere, level: sequence}"],
 )
-def test_a_teacher_that_is_heard_is_left_alone(setting):
-    """By a divergence of its own weight, or by answers that it writes."""
+def test_no_divergence_is_added_if_the_teacher_is_used_anyway(setting):
+    """Either by a divergence with its own weight, or by responses that it writes."""
     asked = variants("families", "no-texts")
     assert resolved(load_config(None, [setting]), asked) == asked
 
@@ -99,35 +99,38 @@ def test_a_teacher_that_is_heard_is_left_alone(setting):
 @pytest.mark.parametrize(
     ("settings", "names", "items", "says"),
     [
-        ([], ["no-kl"], (), "no-kl: the settings have distill.kl_weight=0 already; take with-kl or none"),
+        (
+            [], ["no-kl"], (),
+            "no-kl: the settings already have distill.kl_weight=0; use with-kl, or leave it out",
+        ),
         (
             ["distill.kl_weight=1"], ["flat", "with-kl"], (8,),
-            "with-kl@8: the settings have distill.kl_weight=1 already; take no-kl or none",
+            "with-kl@8: the settings already have distill.kl_weight=1; use no-kl, or leave it out",
         ),
         (
             ["distill.similarity_weight=0"], ["no-hidden"], (),
-            "no-hidden: the settings have distill.similarity_weight=0 already; take another "
-            "distill.similarity_weight by --set or none",
+            "no-hidden: the settings already have distill.similarity_weight=0; use another "
+            "distill.similarity_weight by --set, or leave it out",
         ),
         (
             [], ["families", "mine: distill.similarity_weight=4"], (),
-            "mine: it trains what families does; leave one out",
+            "mine: same settings as families; leave one out",
         ),
         (
             ["distill.kl_weight=1"], ["no-english", "mine: distill.teacher_reads=[texts]"], (),
-            "mine: it trains what no-english does; leave one out",
+            "mine: same settings as no-english; leave one out",
         ),
     ],
 )  # fmt: skip
 def test_a_variant_that_changes_nothing_is_refused(settings, names, items, says):
-    """It would be trained to report that there is no difference; a tree may be the settings' own."""
+    """Training it could only show no difference; only a tree may equal that of the settings."""
     with pytest.raises(ConfigError) as caught:
         resolved(load_config(None, settings), variants(*names, items=items))
     assert str(caught.value) == f"--variant {says}"
 
 
 def test_a_refusal_leaves_nothing_behind(tmp_path):
-    """Nor is a reference model tuned before it."""
+    """No file is written and no reference model is tuned."""
     with pytest.raises(ConfigError, match=r"^--variant no-kl: "):
         ablation.ablate(
             load_config(), variants("families", "no-kl"), [0], tmp_path / "out", ProgressReporter()
@@ -136,17 +139,16 @@ def test_a_refusal_leaves_nothing_behind(tmp_path):
 
 
 def killed(reporter: ProgressReporter) -> None:
-    """A run's process under the kernel's hand."""
+    """Simulate a process that the kernel kills."""
     os._exit(9)
 
 
-def test_a_process_that_is_ended_from_outside_is_told():
-    """The others stop, and the line says what helps."""
+def test_a_killed_process_is_reported():
+    """The other processes stop, and the message says what helps."""
     with pytest.raises(RunError) as caught, ablation._calling(2, ProgressReporter()) as each:
         list(each(killed, [(), ()]))
     assert str(caught.value) == (
-        "a run's process was ended from outside, as for want of memory; --jobs 1 needs less, and goes on "
-        "where this was"
+        "a run's process was killed, possibly for lack of memory; --jobs 1 needs less and resumes from here"
     )
 
 
@@ -156,7 +158,7 @@ def difference(variant: str, p: float, suite: str = "demo", languages: str = "al
 
 
 def test_p_is_corrected_for_the_comparisons_of_a_suite():
-    """0.01, 0.02 and 0.4 of three become 0.03, 0.04 and 0.4; another suite's one stays."""
+    """Of three, 0.01, 0.02 and 0.4 become 0.03, 0.04 and 0.4; another suite's p is unchanged."""
     given = [
         difference("a", 0.02),
         difference("b", 0.01),
@@ -169,8 +171,8 @@ def test_p_is_corrected_for_the_comparisons_of_a_suite():
     assert [one["p"] for one in given] == [0.02, 0.01, 0.4, 0.03]
 
 
-def test_p_over_seeds_is_a_paired_t_tests():
-    """Differences of 1, 2 and 3 points: t = 2 · √3 with 2 degrees of freedom; two seeds give none."""
+def test_p_over_seeds_is_that_of_a_paired_t_test():
+    """Differences of 1, 2 and 3 points: t = 2 · √3 with 2 degrees of freedom; two seeds give no p."""
 
     def row(variant: str, seed: int, value: float) -> dict:
         languages = {"es": value, "sw": value}
@@ -186,7 +188,7 @@ def test_p_over_seeds_is_a_paired_t_tests():
 
 
 def test_seeds_without_a_spread_need_no_t_test():
-    """The same difference in every seed says nothing of others; none at all is none."""
+    """The same difference in every seed gives no p, and no difference at all gives 1."""
     for value, p in ((0.75, None), (0.5, 1.0)):
         rows = [
             {"suite": "demo", "variant": variant, "seed": seed, "languages": {"sw": each}, "low": each}
@@ -200,12 +202,12 @@ MASSIVE = {
     "families": {"es": [1, 1, 0, 1], "sw": [1, 0, 0, 0], "ur": [1, 1, 0, 0]},
     "flat": {"es": [1, 1, 0, 1], "sw": [0, 0, 0, 0], "ur": [1, 0, 0, 0]},
 }
-"""By variant, consistency of each item."""
+"""Consistency of each item, by variant and language."""
 
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Stages that leave what MASSIVE's evaluation does, which knows no retrieval and so no alignment."""
+    """Replace the stages by ones that write what MASSIVE's evaluation does: no retrieval, so no alignment."""
 
     def begin(config, reporter):
         config.run.mkdir(parents=True, exist_ok=True)
@@ -233,8 +235,8 @@ def measured(monkeypatch):
         monkeypatch.setattr(ablation, name, stage or (lambda run: None))
 
 
-def test_a_suite_without_alignment_is_judged_by_its_consistency(measured, tmp_path, capsys):
-    """Flat loses ¼ in Swahili and in Urdu: a sixth over three languages, a quarter in the low class."""
+def test_a_suite_without_alignment_is_compared_by_its_consistency(measured, tmp_path, capsys):
+    """Flat loses ¼ in Swahili and in Urdu: a sixth over three languages, and a quarter in the low class."""
     config = load_config(None, ["languages.targets=[es,sw,ur]"])
     done = ablation.ablate(config, variants("families", "flat"), [0], tmp_path / "out", ProgressReporter())
     rows = {row["variant"]: (row["measure"], row["languages"], row["low"]) for row in done.rows}
@@ -253,8 +255,8 @@ def test_a_suite_without_alignment_is_judged_by_its_consistency(measured, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["families", "sft", "no-kl", "no-hidden", "shared", "flat", "random"])
-def test_every_variant_of_the_real_model_is_a_setting_of_its_example(name, tmp_path):
-    """`benchmarks/real.py` finds out before anything is trained, not when a variant's turn has come."""
+def test_every_variant_of_the_real_model_fits_its_example(name, tmp_path):
+    """Otherwise `benchmarks/real.py` would only fail when it reaches the variant."""
     example = Path(__file__).parents[2] / "examples" / "real.yaml"
     config = load_config(example, [f"data_root={tmp_path}"], places=True)
     made = with_overrides(config, ablation.VARIANTS[name])

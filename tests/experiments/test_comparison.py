@@ -1,4 +1,4 @@
-"""Every method on the same work, through the command line, with trl's own trainers."""
+"""All methods on the same work, through the command line and with TRL's own trainers."""
 
 import json
 from typing import Any
@@ -36,8 +36,8 @@ def leave(command: list[str]) -> int:
 
 
 @pytest.mark.filterwarnings("ignore")  # trl's and transformers' own
-def test_every_method_is_trained_and_measured_and_a_stopped_comparison_goes_on(base, tmp_path, capsys):
-    """Points lie at growing cost; ours is measured as often; a second call does nothing again."""
+def test_every_method_is_trained_and_evaluated_and_a_stopped_comparison_resumes(base, tmp_path, capsys):
+    """Every method, ours included, has points of growing cost; a second call trains nothing again."""
     folder = tmp_path / "out"
     settings = (
         f"model={base}",
@@ -59,7 +59,7 @@ def test_every_method_is_trained_and_measured_and_a_stopped_comparison_goes_on(b
     )
     command = ["--points", "2", "--times", "1000", "--out", str(folder)]
     command += [part for one in settings for part in ("--set", one)]
-    assert leave([*command, "--method", "sft"]) == 0  # ours comes first, asked for or not
+    assert leave([*command, "--method", "sft"]) == 0  # ours comes first, requested or not
     assert [r["method"] for r in json.loads((folder / "methods.json").read_text())["rows"]] == [
         "isogloss",
         "sft",
@@ -78,7 +78,7 @@ def test_every_method_is_trained_and_measured_and_a_stopped_comparison_goes_on(b
         levels = {"80", "85", "90", "92.3", "best-rl", "own-best"}
         assert levels == set(row["reached"]) == set(row["reached_consistency"])
         assert 0 <= row["alignment"] <= 1 and -1 <= row["retention"] <= 1
-    # A group of eight answers is drawn for each prompt before a step on them.
+    # Eight answers are sampled for each prompt before a step on them.
     assert rows["grpo"]["tokens_forwarded"] > 1.5 * rows["grpo"]["tokens_backpropagated"]
     drawn = (folder / "methods.svg").read_text()
     assert all(f">{name}</text>" in drawn for name in rows)
@@ -94,13 +94,14 @@ def test_an_unknown_method_is_refused(tmp_path, capsys):
     assert leave(["--method", "ppo", "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert (
-        "--method ppo: there are isogloss, reference, flat, shared, sft, sft-languages, sequence, dco" in said
+        "--method ppo: unknown; choose from isogloss, reference, flat, shared, sft, sft-languages, sequence"
+        in said
     )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_work_is_refused_before_stage_1(base, tmp_path, capsys):
-    """A layer that the model lacks would end the comparison after its first training."""
+def test_invalid_settings_are_refused_before_stage_1(base, tmp_path, capsys):
+    """A layer that the model lacks would otherwise end the comparison after the first training."""
     command = ["--out", str(tmp_path / "out"), "--set", f"model={base}"]
     assert (
         leave([*command, "--set", "distill.similarity_layer=99", "--set", "distill.max_prompt_length=2000"])
@@ -113,7 +114,8 @@ def test_what_cannot_work_is_refused_before_stage_1(base, tmp_path, capsys):
 
 
 def entry(method: str, seed: int, *found: float, cost: float = 10.0) -> Entry:
-    """A method whose n-th point lies at n and n · `cost`, with this alignment; consistency is 0.1 less."""
+    """Return a method with time n and cost n · `cost` at its n-th point; consistency is 0.1 below the
+    alignment."""
     points = [
         Point(n, cost * n, float(n), {"alignment": a, "consistency": a - 0.1})
         for n, a in enumerate(found, start=1)
@@ -126,7 +128,7 @@ def table(*entries: Entry) -> dict[str, Any]:
 
 
 def test_levels_are_reached_at_the_first_point_that_has_them():
-    """Literal points; `best-rl` is the best that any RL method has at any point, by seed."""
+    """`best-rl` is the best alignment of any RL method at any point, per seed."""
     made = table(
         entry("isogloss", 0, 0.7, 0.84, 0.91),
         entry("grpo", 0, 0.5, 0.83, 0.81, cost=40),
@@ -153,8 +155,8 @@ def test_levels_are_reached_at_the_first_point_that_has_them():
     }
 
 
-def test_what_is_never_reached_has_a_lower_bound():
-    """GRPO has spent 120 in 3 s; to 85 % ours took 30 in 3 s. Each own best is compared at that accuracy."""
+def test_levels_that_are_never_reached_have_a_lower_bound():
+    """GRPO spent 120 in 3 s; ours reached 85 % for 30 in 3 s. Ours is also compared at GRPO's own best."""
     made = table(entry("isogloss", 0, 0.7, 0.84, 0.91), entry("grpo", 0, 0.5, 0.83, 0.81, cost=40))
     ours, grpo = made["rows"]
     assert (ours["not_within"], grpo["not_within"]) == (
@@ -172,11 +174,11 @@ SEEDS = (
     entry("isogloss", 2, 0.7, 0.7, 0.86),
     entry("grpo", 2, 0.7, cost=15),
 )
-"""GRPO comes to 86, 85 and 70 % for 200, 100 and 15; ours as far for 10, 20 and 10."""
+"""GRPO reaches 86, 85 and 70 % for 200, 100 and 15; ours gets as far for 10, 20 and 10."""
 
 
-def test_seeds_are_brought_together():
-    """A t interval over three; over the two that reach a level what it cost them, and that they are two."""
+def test_seeds_are_summarised():
+    """A t interval over three seeds; over the two that reach a level, the mean cost and their number."""
     made = table(*SEEDS)
     ours, grpo = made["summary"]
     assert (ours["method"], ours["seeds"], grpo["method"]) == ("isogloss", 3, "grpo")
@@ -197,13 +199,13 @@ def test_seeds_are_brought_together():
     }
     assert grpo["times"]["80"]["flops"]["mean"] == (200 / 10 + 100 / 20) / 2
     assert (grpo["reached"]["90"], grpo["times"]["90"]) == (None, None)
-    # Ours took 20 in the first seed and 30 in the second; the third did not come as far.
+    # Ours took 20 in the first seed and 30 in the second; the third did not get as far.
     assert grpo["not_within"]["90"] == {"flops": 100 / 30, "seconds": 1 / 3}
     assert "80" not in grpo["not_within"]
 
 
-def test_what_ours_saves_beside_the_best_method_of_reinforcement():
-    """1 − 10/200, 1 − 20/100 and 1 − 10/15 of the operations."""
+def test_savings_are_relative_to_the_best_rl_method():
+    """1 − 10/200, 1 − 20/100 and 1 − 10/15 of the FLOPs."""
     saved = table(*SEEDS)["saving"]
     assert [one["flops"] for one in saved["seeds"]] == pytest.approx([0.95, 0.8, 1 / 3])
     assert [(one["seed"], one["method"], one["alignment"]) for one in saved["seeds"]] == [
@@ -222,22 +224,22 @@ def test_what_ours_saves_beside_the_best_method_of_reinforcement():
 
 
 def test_the_table_shows_bounds_and_intervals(capsys):
-    """Times ours behind the cost; > where a level was never reached."""
+    """The factor over our cost follows the cost; > marks a level that was never reached."""
     show_methods(table(*SEEDS)["rows"])
     said = capsys.readouterr().out
-    seconds = said[said.index("Seconds to an") : said.index("TFLOP to an")].split("\n")
+    seconds = said[said.index("Seconds to reach") : said.index("TFLOP to reach")].split("\n")
     assert seconds[1].split() == ["method", "80", "85", "90", "92.3", "best-rl", "own-best"]
     cells = next(line.split() for line in seconds if line.startswith("grpo"))
     assert cells == ["grpo", *["2,", "2.2×"] * 2, *[">", "0.3×"] * 2, *["2,", "1.8×"] * 2]
     reached = [line.split() for line in seconds if "2 of 3" in line]
     assert reached == [["2", "of", "3"] * 2, ["2", "of", "3"] * 2]  # ours to 90 and 92.3 %, GRPO to 80 and 85
-    assert "To what the best RL method reaches: 69.4 ±79.9 % fewer operations" in said
+    assert "To reach the best RL method's level: 69.4 ±79.9 % fewer operations" in said
     show_methods(table(*SEEDS[:2])["rows"])
     assert "±" not in capsys.readouterr().out
 
 
-def test_rows_of_an_earlier_form_are_brought_up_to_date(tmp_path):
-    """Fewer levels, no bounds, no summary: nothing is trained again, and it says as much as a new one."""
+def test_results_of_an_earlier_format_are_upgraded(tmp_path):
+    """They lack levels, bounds and summary: nothing is trained again, and the result equals a new one."""
     about = {
         "points": 10,
         "times": 3.0,
@@ -261,8 +263,8 @@ def test_rows_of_an_earlier_form_are_brought_up_to_date(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"methods.json", "methods.svg"}
 
 
-def test_seeds_are_drawn_behind_their_mean(tmp_path, monkeypatch):
-    """Two pale lines and one of means of as many points as both have; a method is named once."""
+def test_seeds_are_plotted_behind_their_mean(tmp_path, monkeypatch):
+    """Two pale lines and one of the means over the points that both have; a method is labelled once."""
     figures: list[Any] = []
     monkeypatch.setattr(plot.pyplot, "close", figures.append)
     plot.draw(table(*SEEDS[:4])["rows"], tmp_path / "methods.svg")

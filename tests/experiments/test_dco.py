@@ -1,4 +1,4 @@
-"""Direct consistency optimisation: its loss by hand, its two answers, log-odds as transformers has them."""
+"""Direct consistency optimisation: its loss by hand, its two answers, and log-odds as in transformers."""
 
 import pytest
 import torch
@@ -24,21 +24,21 @@ def row(response: str) -> Row:
 
 
 def test_the_loss_is_the_papers():
-    """o_θ 1.0 and 0.5, o 0.2 and 0.4, β 2: |0.8 - 0.2| + |0.1 - 0.4|; at the optimum nothing."""
+    """o_θ 1.0 and 0.5, o 0.2 and 0.4, β 2: |0.8 - 0.2| + |0.1 - 0.4|; zero at the optimum."""
     reference = torch.tensor([[0.2, 0.4]])
     assert dco_loss(torch.tensor([[1.0, 0.5]]), reference, beta=2.0).item() == pytest.approx(0.9)
     assert dco_loss(torch.tensor([[0.2 + 0.2, 0.4 + 0.4]]), reference, beta=2.0).item() == pytest.approx(0.0)
 
 
 def test_the_two_answers_are_the_response_and_another_of_the_task():
-    """In the language and in English; a response that is none of the task's answers makes no pair."""
+    """In the language and in English; a response that is not one of the options makes no pair."""
     found = pair_of(row("ndiyo"), EXAMPLE, IDS.__getitem__, 0)
     assert found == Pair((((1, 2), (7, 8, 9)), ((1, 2), (4, 9)), ((2, 3), (5, 9)), ((2, 3), (6, 9))))
     assert pair_of(row("else"), EXAMPLE, IDS.__getitem__, 0) is None
 
 
 def test_log_odds_are_those_of_whole_answers(tiny):
-    """As transformers' own loss has them, each answer alone, without padding."""
+    """Compared with transformers' own loss on each answer alone, without padding."""
     model = tiny().eval()
     pair = pair_of(row("ndiyo"), EXAMPLE, IDS.__getitem__, 0)
     assert pair is not None

@@ -1,4 +1,4 @@
-"""trl's trainers beside ours: what they multiply is counted, and their step comes to rest in time."""
+"""TRL's trainers beside ours: their FLOPs are counted, and their step size decays in time."""
 
 import math
 
@@ -28,7 +28,7 @@ CHATS = [
 
 
 def counter_of_torch() -> FlopCounterMode:
-    """Also hears the product that trl adds up in place."""
+    """Return torch's counter, extended by the product that TRL adds in place."""
 
     def in_place(into, a, b, *, out_shape=None, **kwargs):
         return 2 * a[0] * a[1] * b[1]
@@ -53,8 +53,8 @@ def trainer(base, folder, **more):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_head_reads_labelled_positions_and_is_counted(base, tmp_path):
-    """Against torch's own counter; the loss is that of every position; afterwards trl is as it was."""
+def test_the_head_only_processes_labelled_positions_and_is_counted(base, tmp_path):
+    """Checked with torch's own counter; the loss is unchanged, and afterwards TRL is as it was."""
     _, plain = trainer(base, tmp_path / "plain")
     with counter_of_torch() as wasteful:
         loss = plain.train().training_loss
@@ -74,16 +74,16 @@ def test_the_head_reads_labelled_positions_and_is_counted(base, tmp_path):
     assert after.get_total_flops() == wasteful.get_total_flops()
 
 
-def test_a_step_grows_and_comes_to_rest():
+def test_the_step_size_warms_up_and_decays():
     assert [size(one) for one in (0.0, 0.025, 0.05, 1.0, 1.2)] == [0.0, 0.5, 1.0, 0.0, 0.0]
     assert size(0.525) == pytest.approx(0.5)
     assert size(0.2875) == pytest.approx(0.5 + 0.5 * math.sqrt(0.5))
 
 
 class Slow(MethodRun):
-    """Ten seconds a step; stopped after a hundred."""
+    """Takes ten seconds per step and is stopped after a hundred."""
 
-    spent = 0.0  # type: ignore[assignment]  # a clock of its own
+    spent = 0.0  # type: ignore[assignment]  # its own clock
 
     def __init__(self, limit):
         self.contest = type("Contest", (), {"limit": limit})  # type: ignore[assignment]
@@ -95,8 +95,8 @@ class Slow(MethodRun):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("limit", "last"), [(None, size(10 / 20)), (100.0, 0.0)])
-def test_a_method_that_is_stopped_has_come_to_rest(base, tmp_path, limit, last):
-    """Of 20 steps 10 fit: by steps the way is half gone, by time it is over."""
+def test_the_step_size_of_a_stopped_method_has_decayed(base, tmp_path, limit, last):
+    """10 of 20 steps fit: the schedule is halfway by steps, and at its end by time."""
     _, made = trainer(base, tmp_path / "out", learning_rate=1e-3)
     made.args.max_steps = 20
     made.add_callback(StepCallback(Slow(limit)))

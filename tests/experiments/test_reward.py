@@ -20,7 +20,7 @@ REWARD = Reward([SPANISH, INTO_ENGLISH, TURKISH], ["at the market", "Anna bought
         (SPANISH, "evet", 0.0),  # a wording that is known to be Turkish
         (SPANISH, "", 0.0),
         (SPANISH, "?!", 0.0),
-        (INTO_ENGLISH, "anna bought bread", 1.5),  # English is what is asked for
+        (INTO_ENGLISH, "anna bought bread", 1.5),  # English is requested
         (TURKISH, "Evet", 1.5),
         (TURKISH, "yes", 0.0),
     ],
@@ -29,8 +29,8 @@ def test_meaning_and_language(prompt, answer, reward):
     assert REWARD(answer, prompt) == reward
 
 
-def test_what_is_nearly_right_gets_a_share():
-    """Half of sacrebleu's chrF; more where more is right."""
+def test_nearly_right_answers_get_a_partial_reward():
+    """Half of sacreBLEU's chrF; more if more is right."""
     near = REWARD("en el mercado grande", SPANISH)
     expected = 0.5 * CHRF().sentence_score("en el mercado grande", ["en el mercado"]).score / 100
     assert near == pytest.approx(expected)

@@ -1,4 +1,4 @@
-"""The search for settings of reinforcement learning: it goes on where it was; edges are told."""
+"""The search for RL settings: it resumes where it stopped, and reports settings at an edge."""
 
 import math
 
@@ -15,7 +15,7 @@ def search():
 
 
 def walk(search, method, rows, best, stop=100):
-    """Rows of the candidates that are left, each the better the nearer it is to `best`."""
+    """Append rows of the untried candidates, the better the nearer they are to `best`."""
     for settings in search.untried(method, 60.0, rows):
         if not stop:
             break
@@ -26,15 +26,15 @@ def walk(search, method, rows, best, stop=100):
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 5, 8])
-def test_a_stopped_search_goes_on_with_the_candidates_that_are_left(search, stop):
-    """In the same order, whatever later rounds had found by then."""
+def test_a_stopped_search_resumes_with_the_remaining_candidates(search, stop):
+    """In the same order, whatever later rounds have found by then."""
     best = {"learning_rate": 3e-3, "beta": 0.04, "num_generations": 8, "temperature": 1.3}
     whole = walk(search, "grpo", [], best)
     assert len(whole) == 3 + 4 + 2
     assert whole[-1]["settings"] == best | {"steps_per_generation": 4}
     assert walk(search, "grpo", walk(search, "grpo", [], best, stop), best) == whole
     assert list(search.untried("grpo", 60.0, whole)) == []
-    assert next(search.untried("grpo", 240.0, whole)) == search.START["grpo"]  # rows of another limit
+    assert next(search.untried("grpo", 240.0, whole)) == search.START["grpo"]  # rows have another limit
 
 
 @pytest.mark.parametrize(
@@ -45,13 +45,13 @@ def test_a_stopped_search_goes_on_with_the_candidates_that_are_left(search, stop
         ("sft-grpo", {"learning_rate": 1e-4, "beta": 0.04, "temperature": 1.0}),
     ],
 )
-def test_the_settings_in_use_lie_inside_what_is_tried(search, method, best):
-    """Those of `experiments/methods.py`; a better one at an edge is told."""
+def test_the_settings_in_use_are_inside_the_search_range(search, method, best):
+    """The settings of `experiments/methods.py`; a better one at an edge is reported."""
     used = {"grpo": search.methods.GRPO, "dpo": search.methods.DPO, "sft-grpo": search.methods.BEHIND_SFT}
     assert used[method] | best == used[method]
     assert search.edges(method, 60.0, walk(search, method, [], best)) == []
     tried = {"grpo": "0.001 to 0.01", "dpo": "0.0005 to 0.005", "sft-grpo": "3e-05 to 0.001"}[method]
     low = walk(search, method, [], best | {"learning_rate": 1e-9})
     assert search.edges(method, 60.0, low) == [
-        f"{method}: learning_rate {tried.split()[0]} is on the edge of {tried}"
+        f"{method}: learning_rate {tried.split()[0]} is at the edge of {tried}"
     ]

@@ -1,4 +1,4 @@
-"""Registry of languages: expectations are literals from the data sets' own lists."""
+"""Language registry: expected values are literals from the data sets' own lists."""
 
 import subprocess
 import sys
@@ -49,7 +49,7 @@ srp_Cyrl swe_Latn swh_Latn tam_Taml tel_Telu tgk_Cyrl tha_Thai tur_Latn ukr_Cyrl
 vie_Latn wol_Latn xho_Latn yor_Latn zsm_Latn zul_Latn
 """
 NOT_IN_NTREX = "as ast ceb ff jv kam kea lg ln luo oc or umb"
-# ISO 15924 to the words that begin the Unicode names of its letters.
+# ISO 15924 code to the first word of its letters' Unicode names.
 LETTERS = {
     "Arab": "ARABIC", "Armn": "ARMENIAN", "Beng": "BENGALI", "Cyrl": "CYRILLIC", "Deva": "DEVANAGARI",
     "Ethi": "ETHIOPIC", "Geor": "GEORGIAN", "Grek": "GREEK", "Gujr": "GUJARATI", "Guru": "GURMUKHI",
@@ -60,13 +60,13 @@ LETTERS = {
 
 
 def test_every_language_of_flores_101_is_there_once() -> None:
-    """The registry holds the 102 codes of FLORES-101: 101 languages, Chinese in two scripts."""
+    """The registry has the 102 codes of FLORES-101: 101 languages, Chinese in two scripts."""
     assert len(FLORES_101.split()) == 102
     assert sorted(FLORES_101.split()) == sorted(language.flores101 for language in languages().values())
 
 
 def test_xglue_and_massive_are_covered() -> None:
-    """The 19 languages of XGLUE and 51 locales of MASSIVE are each named once."""
+    """The 19 languages of XGLUE and 51 locales of MASSIVE each occur once."""
     assert XGLUE.split() == sorted(language.xglue for language in languages().values() if language.xglue)
     assert MASSIVE.split() == sorted(
         language.massive for language in languages().values() if language.massive
@@ -81,7 +81,7 @@ def test_languages_that_ntrex_lacks_have_no_code_there() -> None:
 
 
 def test_every_code_is_one_of_its_release() -> None:
-    """FLORES-200 as NLLB's tokenizer lists it, FLORES+ as its repository does, NTREX as its LANGUAGES.tsv."""
+    """FLORES-200 from NLLB's tokenizer, FLORES+ from its repository, NTREX from its LANGUAGES.tsv."""
     from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
 
     table = languages().values()
@@ -90,8 +90,8 @@ def test_every_code_is_one_of_its_release() -> None:
     assert {language.ntrex for language in table} - {None, "eng"} <= set(NTREX.split())
 
 
-def test_what_flores_plus_renamed_leads_to_the_same_language() -> None:
-    """Estonian, Filipino and Chinese; a new code alone means the language, of Chinese the simplified."""
+def test_codes_renamed_by_flores_plus_resolve_to_the_same_language() -> None:
+    """Estonian, Filipino and Chinese; a new code without script works too, and cmn is simplified Chinese."""
     renamed = {one.code: one.flores_plus for one in languages().values() if one.flores_plus != one.flores200}
     assert renamed == {"et": "ekk_Latn", "tl": "fil_Latn", "zh": "cmn_Hans", "zh-Hant": "cmn_Hant"}
     for code, name in renamed.items():
@@ -103,21 +103,21 @@ def test_what_flores_plus_renamed_leads_to_the_same_language() -> None:
     ("spelling", "code"),
     [
         *[("iw", "he"), ("in", "id"), ("jw", "jv"), ("mo", "ro")],  # withdrawn
-        *[("no", "nb"), ("nor", "nb"), ("aze", "az"), ("ori", "or"), ("lav", "lv")],  # of the macrolanguage
+        *[("no", "nb"), ("nor", "nb"), ("aze", "az"), ("ori", "or"), ("lav", "lv")],  # macrolanguages
         *[("ger", "de"), ("fre", "fr"), ("chi", "zh"), ("per", "fa"), ("dut", "nl")],  # ISO 639-2/B
         *[("pt-BR", "pt"), ("en_GB", "en")],
     ],
 )
 def test_other_codes_in_use_resolve(spelling: str, code: str) -> None:
-    """Withdrawn ones, those of macrolanguages, of ISO 639-2/B, and of regions that data sets name."""
+    """Withdrawn codes, macrolanguages, ISO 639-2/B, and regions that data sets name."""
     assert resolve(spelling).code == code
 
 
 @pytest.mark.parametrize(
     "code", ["vec", "qya", "tlh_Latn", "xx", "kas_Arab", "Uru", "Latin", "Corsican", "Sumerian"]
 )
-def test_no_language_is_offered_for_another(code: str) -> None:
-    """A code that is not known is hardly a slip; nor is a name of which a third is different."""
+def test_an_unrelated_language_is_never_suggested(code: str) -> None:
+    """An unknown code is rarely a typo, nor is a name that differs in a third of its letters."""
     with pytest.raises(UnknownLanguageError) as error:
         resolve(code)
     says = "is not a known language code; use one such as sw, swh_Latn or Swahili"
@@ -148,8 +148,8 @@ def test_flores_200_codes_are_distinct_and_made_of_language_and_script() -> None
         ("zho_trad", "zho_Hant"),
     ],
 )
-def test_flores_101_codes_that_changed_lead_to_their_flores_200_code(flores101: str, flores200: str) -> None:
-    """Where FLORES renamed a language, both names mean it."""
+def test_changed_flores_101_codes_resolve_to_their_flores_200_code(flores101: str, flores200: str) -> None:
+    """Where FLORES renamed a language, both codes resolve to it."""
     assert flores200 == resolve(flores101).flores200
     assert resolve(flores200) is resolve(flores101)
 
@@ -172,7 +172,7 @@ def test_every_spelling_of_a_language_resolves_to_it(code: str, spellings: str) 
 
 
 def test_every_code_and_name_maps_to_its_own_language() -> None:
-    """No code or name in the whole file is claimed by two languages."""
+    """No code or name is claimed by two languages."""
     for language in languages().values():
         for spelling in (*language.codes(), language.name, language.autonym):
             assert resolve(spelling) is language
@@ -185,7 +185,7 @@ def test_a_name_typed_in_decomposed_letters_resolves() -> None:
 
 
 def test_a_code_claimed_by_two_languages_is_refused() -> None:
-    """Loading stops at a clash and says which languages share the spelling."""
+    """Loading stops at a conflict and names the two languages."""
     clash = replace(resolve("zu"), ntrex="swa")
     with pytest.raises(ValueError) as error:
         index_spellings({"sw": resolve("sw"), "zu": clash})
@@ -204,7 +204,7 @@ def test_a_code_claimed_by_two_languages_is_refused() -> None:
     ],
 )
 def test_an_unknown_code_is_refused_with_the_nearest_known_one(code: str, message: str) -> None:
-    """The refusal is one line that names the input and what would be right."""
+    """The one-line message names the input and what would be right."""
     with pytest.raises(UnknownLanguageError) as error:
         resolve(code)
     assert message == str(error.value)
@@ -239,7 +239,7 @@ def test_family_is_a_path_from_the_top(code: str, family: tuple[str, ...]) -> No
 
 
 def test_resource_classes_follow_joshi_2020() -> None:
-    """The XGLUE targets fall into the classes that their Joshi numbers give."""
+    """The XGLUE targets are in the classes of their Joshi numbers."""
     by_class: dict[str, list[str]] = {"high": [], "middle": [], "low": []}
     for code in XGLUE_TWELVE:
         by_class[resolve(code).resource].append(code)

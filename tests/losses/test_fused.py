@@ -1,4 +1,4 @@
-"""The fused form: what `losses` say of whole logits, in value and gradient, for whatever head a model has."""
+"""Fused losses: equal to those on full logits, in value and gradient, for every kind of head."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def made(tokens=23, hidden=12, vocab=41, *, dtype=torch.float32, scale=1.0, cap=
 
 
 def dense(head, hidden):
-    """The head written out, with autograd."""
+    """Compute the head's logits step by step, with autograd."""
     z = hidden @ head.linear.weight.T
     z = (z if head.linear.bias is None else z + head.linear.bias) * head.scale
     return z if head.cap is None else torch.tanh(z / head.cap) * head.cap
@@ -39,7 +39,7 @@ def dense(head, hidden):
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("size", [1, 5, 100])
 def test_dense_losses_and_gradients_equal_the_plain_form(divergence, kind, temperature, size):
-    """Chunks that divide the tokens and that do not; both parts, weighed differently, to 1e-5."""
+    """Chunk sizes that divide the tokens or not; both parts, with different weights, to 1e-5."""
     scale, cap = HEADS[kind]
     head, hidden, teacher, response = made(scale=scale, cap=cap, bias=kind == "both")
     found = []
@@ -64,9 +64,9 @@ def test_dense_losses_and_gradients_equal_the_plain_form(divergence, kind, tempe
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("weights", [(0.7, 1.3), (0, 1)])
 def test_top_k_losses_and_gradients_equal_the_plain_form(divergence, k, kind, weights):
-    """The rest's slope is shared out among the tokens in it as the student shares its own rest.
+    """The gradient of the remaining mass is split among its tokens as the student splits its own.
 
-    The response's own token stands there, or among those kept, or is not asked for.
+    The response token is part of it, among the kept tokens, or not used.
     """
     scale, cap = HEADS[kind]
     head, hidden, teacher, response = made(scale=scale, cap=cap)
@@ -90,8 +90,8 @@ def test_top_k_losses_and_gradients_equal_the_plain_form(divergence, k, kind, we
 
 @pytest.mark.parametrize("divergence", PLAIN)
 @pytest.mark.parametrize("k", [None, 2])
-def test_gradients_are_those_of_finite_differences(divergence, k):
-    """gradcheck in float64 through scale and cap, both parts at once, weighed as was said."""
+def test_gradients_equal_finite_differences(divergence, k):
+    """gradcheck in float64 through scale and cap, both parts at once with the given weights."""
     head, hidden, teacher, response = made(3, 4, 6, dtype=torch.float64, scale=0.5, cap=4.0)
     if k is not None:
         top = dense(head, teacher).log_softmax(-1).topk(k)
@@ -107,8 +107,8 @@ def test_gradients_are_those_of_finite_differences(divergence, k):
     assert torch.autograd.gradcheck(both, [hidden.requires_grad_()])
 
 
-def test_products_of_bfloat16_are_not_rounded_to_it():
-    """Logits near 30, of 896 products each: rounded ones are off by 0.05 and more, ours by 0.0005 at most."""
+def test_logits_of_bfloat16_weights_are_not_rounded_to_bfloat16():
+    """Logits near 30, of 896 products each: rounded ones are off by over 0.05, ours by at most 0.0005."""
     head, hidden, _, _ = made(8, 896, 200, dtype=torch.bfloat16)
     exact = hidden.double() @ head.linear.weight.double().T
     assert (head.linear(hidden).double() - exact).abs().max().item() > 0.05
@@ -116,7 +116,7 @@ def test_products_of_bfloat16_are_not_rounded_to_it():
 
 
 def test_bfloat16_states_are_compared_in_float32():
-    """The value to 1e-4 of what float32 weights would give; the gradient is rounded to bfloat16 once."""
+    """Values are within 1e-4 of those with float32 weights; the gradient is rounded to bfloat16 once."""
     head, hidden, teacher, response = made(dtype=torch.bfloat16)
     states = hidden.clone().requires_grad_()
     ce, kl = scored(states, head, size=5, response=response, teacher=teacher)
@@ -132,8 +132,8 @@ def test_bfloat16_states_are_compared_in_float32():
     torch.testing.assert_close(states.grad.float(), ours.grad, rtol=2**-6, atol=2**-6)
 
 
-def test_a_meter_on_the_head_hears_of_every_product():
-    """23 tokens in chunks of 5: the student's with a gradient to come, the teacher's without."""
+def test_a_hook_on_the_head_sees_every_product():
+    """23 tokens in chunks of 5: the student's with gradients, the teacher's without."""
     head, hidden, teacher, _ = made()
     heard = {True: 0, False: 0}
 
@@ -145,8 +145,8 @@ def test_a_meter_on_the_head_hears_of_every_product():
     assert heard == {True: 23, False: 23}
 
 
-def test_what_is_not_learned_is_told_and_does_not_pull():
-    """A part of weight 0 stands in the curve and costs no product."""
+def test_a_part_of_weight_0_is_computed_without_a_gradient():
+    """Its value is still reported in the curve."""
     head, hidden, teacher, response = made()
     both = scored(hidden, head, size=5, response=response, teacher=teacher)
     states = hidden.clone().requires_grad_()
@@ -159,16 +159,16 @@ def test_what_is_not_learned_is_told_and_does_not_pull():
     assert scored(hidden, head, size=5)[0].item() == 0.0
 
 
-def test_parts_that_count_otherwise_than_was_said_are_refused():
-    """One gradient was found for both."""
+def test_weights_that_differ_from_the_given_ones_are_refused():
+    """One gradient was computed for both parts together."""
     head, hidden, teacher, response = made()
     ce, kl = scored(hidden.requires_grad_(), head, size=5, response=response, teacher=teacher, weights=(1, 2))
-    with pytest.raises(RuntimeError, match=r"cross-entropy and divergence count otherwise than \(1, 2\)"):
+    with pytest.raises(RuntimeError, match=r"cross-entropy and divergence as \(1, 2\)"):
         (ce + kl).backward()
 
 
-def test_a_rest_that_the_student_rules_out_leaves_numbers():
-    """Logits 400 nats apart, where the teacher gives the rest a tenth."""
+def test_remaining_mass_that_the_student_rules_out_stays_finite():
+    """Logits are 400 nats apart where the teacher leaves a tenth to the remaining tokens."""
     head, hidden, _, response = made()
     said = TopK(response[:, None].int(), torch.full((23, 1), 0.9).log())
     states = (hidden * 0 + 100 * head.linear.weight[response]).requires_grad_()
@@ -178,7 +178,7 @@ def test_a_rest_that_the_student_rules_out_leaves_numbers():
 
 
 def test_no_tokens_give_zero():
-    """A batch without rows of a kind."""
+    """As in a batch without rows of one kind."""
     head, hidden, teacher, response = made()
     states = hidden[:0].clone().requires_grad_()
     ce, kl = scored(states, head, size=5, response=response[:0], teacher=teacher[:0])
@@ -187,7 +187,7 @@ def test_no_tokens_give_zero():
 
 
 def test_logits_are_held_for_a_chunk_at_a_time():
-    """64 tokens of a vocabulary of 512, four at a time: nothing larger than the weight is ever made."""
+    """64 tokens and a vocabulary of 512, four tokens at a time: no tensor is larger than the weight."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Largest(TorchDispatchMode):
@@ -203,7 +203,7 @@ def test_logits_are_held_for_a_chunk_at_a_time():
     hidden.requires_grad_()
     with Largest():
         sum(scored(hidden, head, size=4, response=response, teacher=teacher)).backward()
-    # The weight itself, transposed, has 12 · 512.
+    # The transposed weight has 12 · 512 elements.
     assert Largest.size == 12 * 512
 
 
@@ -216,8 +216,8 @@ def test_logits_are_held_for_a_chunk_at_a_time():
         ("cohere", "logit_scale", 0.25),
     ],
 )
-def test_a_models_head_is_the_models(tiny, kind, set_, value):
-    """Scaling and capping of every architecture that has them: the logits of `model.head`."""
+def test_a_frozen_head_equals_the_models_head(tiny, kind, set_, value):
+    """The logits of `model.head`, with the scaling and capping of every architecture that has them."""
     model = tiny(kind).requires_grad_(False)
     if set_ is not None:
         setattr(model.config, set_, value)
@@ -227,8 +227,8 @@ def test_a_models_head_is_the_models(tiny, kind, set_, value):
     assert (set_ is None) == ((found.scale, found.cap) == (1.0, None))
 
 
-def test_a_head_that_learns_or_is_no_linear_layer_is_left_to_autograd(tiny):
-    """As in stage 1, under quantisation or an adapter."""
+def test_a_head_that_is_trained_or_not_linear_uses_autograd(tiny):
+    """As in stage 1, with quantisation or with an adapter on the head."""
     model = tiny(tie=False)
     assert frozen_head(model) is None
     model.requires_grad_(False)
@@ -243,11 +243,11 @@ def test_a_head_that_learns_or_is_no_linear_layer_is_left_to_autograd(tiny):
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0])
 def test_impossible_settings_are_refused_as_in_the_plain_form(temperature):
-    """The same sentences."""
+    """The messages are the same."""
     head, hidden, teacher, _ = made()
     with pytest.raises(ValueError, match=f"temperature is {temperature}; it must be a finite number"):
         scored(hidden, head, size=5, teacher=teacher, temperature=temperature)
-    with pytest.raises(ValueError, match=r"of the k likeliest tokens and the rest only 1 is exact"):
+    with pytest.raises(ValueError, match=r"a top-k teacher is exact only at temperature 1"):
         scored(hidden, head, size=5, teacher=TopK.of(dense(head, teacher), 3), temperature=2.0)
     with pytest.raises(ValueError, match=r"beta is 1.0; it must lie between 0 and 1"):
         scored(hidden, head, size=5, teacher=teacher, divergence="jensen_shannon", beta=1.0)
@@ -255,8 +255,8 @@ def test_impossible_settings_are_refused_as_in_the_plain_form(temperature):
 
 @pytest.mark.parametrize("divergence", PLAIN)
 @pytest.mark.parametrize("k", [None, 4])
-def test_tokens_that_cannot_be_said_change_nothing(divergence, k):
-    """A head's bias of -inf on padded tokens: values and gradient are those of a head without them."""
+def test_tokens_of_probability_zero_change_nothing(divergence, k):
+    """Padded tokens have a bias of -inf: values and gradient equal those of a head without them."""
     head, hidden, teacher, response = made(bias=True)
     linear = nn.Linear(12, 44).requires_grad_(False)
     linear.weight.data = torch.cat([head.linear.weight, torch.ones(3, 12)])

@@ -1,4 +1,4 @@
-"""Losses: nats worked out by hand, a float64 reference of our own, and identities."""
+"""Losses: nats worked out by hand, an independent float64 reference, and identities."""
 
 import math
 from itertools import pairwise
@@ -23,7 +23,7 @@ SIZES = [(1, 2), (7, 13), (41, 271)]
 
 
 def kl64(p, q):
-    """Σ p ln(p / q) over all tokens, in float64, from raw logits."""
+    """Compute Σ p ln(p / q) over all tokens in float64, from raw logits."""
     p, q = p.double(), q.double()
     p, q = p.exp() / p.exp().sum(-1, keepdim=True), q.exp() / q.exp().sum(-1, keepdim=True)
     return (p * (p / q).log()).sum()
@@ -49,7 +49,7 @@ def pair(tokens, vocab, seed=0):
     ],
 )
 def test_forward_kl_matches_values_worked_out_by_hand(student, teacher, nats):
-    """The teacher's probabilities weigh."""
+    """Weighted by the teacher's probabilities."""
     assert forward_kl(student, teacher).item() == pytest.approx(nats, abs=1e-6)
 
 
@@ -58,7 +58,7 @@ def test_forward_kl_matches_values_worked_out_by_hand(student, teacher, nats):
     [(NINE_TO_ONE, HALVES, 0.368064), (HALVES, NINE_TO_ONE, 0.510826), (HALVES, HALVES, 0.0)],
 )
 def test_reverse_kl_matches_values_worked_out_by_hand(student, teacher, nats):
-    """The student's probabilities weigh."""
+    """Weighted by the student's probabilities."""
     assert reverse_kl(student, teacher).item() == pytest.approx(nats, abs=1e-6)
 
 
@@ -75,7 +75,7 @@ def test_reverse_kl_matches_values_worked_out_by_hand(student, teacher, nats):
     ],
 )
 def test_jensen_shannon_matches_values_worked_out_by_hand(student, teacher, beta, nats):
-    """β weighs the teacher's side and the mixture alike."""
+    """β weights both the teacher's side and the mixture."""
     assert jensen_shannon(student, teacher, beta=beta).item() == pytest.approx(nats, abs=1e-6)
 
 
@@ -91,7 +91,7 @@ def test_jensen_shannon_tends_to_the_two_divergences():
 @pytest.mark.parametrize("loss", DIVERGENCES)
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_equal_inputs_give_zero_and_no_gradient(loss, temperature):
-    """Not the teacher's entropy, and nothing that pulls."""
+    """The value does not include the teacher's entropy."""
     student = pair(7, 13)[0].requires_grad_()
     value = loss(student, student.detach(), temperature=temperature)
     value.backward()
@@ -101,7 +101,7 @@ def test_equal_inputs_give_zero_and_no_gradient(loss, temperature):
 
 @pytest.mark.parametrize("loss", DIVERGENCES)
 def test_no_tokens_give_zero(loss):
-    """A step without response tokens is no NaN."""
+    """A step without response tokens does not give NaN."""
     assert loss(torch.zeros(0, 5), torch.zeros(0, 5)).item() == 0.0
     assert cross_entropy(torch.zeros(0, 5), torch.zeros(0, dtype=torch.long)).item() == 0.0
 
@@ -109,7 +109,7 @@ def test_no_tokens_give_zero(loss):
 @pytest.mark.parametrize(("tokens", "vocab"), SIZES)
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
 def test_divergences_match_float64(tokens, vocab, temperature):
-    """Sums over tokens, multiplied by the temperature's square."""
+    """Sums over tokens, times the squared temperature."""
     student, teacher = pair(tokens, vocab)
     s, t, square = student / temperature, teacher / temperature, temperature**2
     expected = {
@@ -123,7 +123,7 @@ def test_divergences_match_float64(tokens, vocab, temperature):
 
 @pytest.mark.parametrize("loss", DIVERGENCES)
 def test_bfloat16_logits_are_compared_in_float32(loss):
-    """The softmax of half-precision logits is that of their values."""
+    """Half-precision logits give the result of their float32 copies."""
     student, teacher = (x.bfloat16() for x in pair(7, 271))
     assert loss(student, teacher).dtype == torch.float32
     assert loss(student, teacher).item() == loss(student.float(), teacher.float()).item()
@@ -140,7 +140,7 @@ def test_logits_far_apart_give_finite_values_and_gradients(loss):
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_forward_kl_has_the_closed_forms_gradient(temperature):
-    """τ · (q - p), in float64, for a loss that was multiplied by τ²."""
+    """τ · (q - p), in float64, as the loss is multiplied by τ²."""
     student, teacher = pair(7, 13)
     student.requires_grad_()
     forward_kl(student, teacher, temperature=temperature).backward()
@@ -161,7 +161,7 @@ def test_reverse_kl_has_the_closed_forms_gradient(temperature):
 
 
 def test_jensen_shannon_has_the_closed_forms_gradient():
-    """(1 - β) · q · (ln q/m - KL(q ‖ m)), in float64: what m changes cancels."""
+    """(1 - β) · q · (ln q/m - KL(q ‖ m)), in float64; the gradient through m cancels."""
     student, teacher = pair(7, 13)
     student.requires_grad_()
     jensen_shannon(student, teacher, beta=0.3).backward()
@@ -174,7 +174,6 @@ def test_jensen_shannon_has_the_closed_forms_gradient():
 @pytest.mark.parametrize("loss", DIVERGENCES)
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
 def test_an_impossible_temperature_is_refused(loss, temperature):
-    """The message says what it is and what it may be."""
     with pytest.raises(ValueError) as caught:
         loss(HALVES, HALVES, temperature=temperature)
     assert str(caught.value) == f"temperature is {temperature}; it must be a finite number above 0"
@@ -182,7 +181,7 @@ def test_an_impossible_temperature_is_refused(loss, temperature):
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, -0.1, 1.5, math.nan])
 def test_an_impossible_beta_is_refused(beta):
-    """At the ends the divergence is zero; the two limits have names of their own."""
+    """At the ends the divergence is zero; the two limits have their own functions."""
     with pytest.raises(ValueError) as caught:
         jensen_shannon(HALVES, HALVES, beta=beta)
     assert str(caught.value) == (
@@ -191,7 +190,7 @@ def test_an_impossible_beta_is_refused(beta):
 
 
 def test_cross_entropy_matches_a_table_worked_out_by_hand():
-    """-ln 0.9 - ln 0.5: a sum over tokens."""
+    """-ln 0.9 - ln 0.5, summed over tokens."""
     student = torch.cat([NINE_TO_ONE, HALVES])
     value = cross_entropy(student, torch.tensor([0, 1])).item()
     assert value == pytest.approx(0.105361 + 0.693147, abs=1e-6)
@@ -217,7 +216,7 @@ def naive_similarity(student, twins, own, temperature):
 @pytest.mark.parametrize("own", [[0, 1, 2, 3, 4], [4, 1, 4, 2, 1], [3, 3, 3, 3, 3], [0]])
 @pytest.mark.parametrize("temperature", [0.05, 0.5])
 def test_similarity_matches_a_naive_loop(own, temperature):
-    """All twins are compared with, in the batch or not; rows of one meaning have equal shares."""
+    """Rows are compared with all twins, in the batch or not; rows of one meaning have equal shares."""
     student, twins = pair(5, 6, seed=3)
     value = similarity(student[: len(own)], twins, torch.tensor(own), temperature=temperature).item()
     expected = naive_similarity(student[: len(own)], twins, own, temperature)
@@ -225,7 +224,7 @@ def test_similarity_matches_a_naive_loop(own, temperature):
 
 
 def test_similarity_matches_values_worked_out_by_hand():
-    """Orthogonal twins at τ = 1, swapped: (e - 1) / (e + 1) a row and way; (e - 1) / (e + 2) among three."""
+    """Swapped orthogonal twins, τ = 1: (e - 1) / (e + 1) per row and way, or (e - 1) / (e + 2) with three."""
     eye, own = torch.eye(2), torch.tensor([0, 1])
     assert similarity(eye.flip(0), eye, own, temperature=1.0).item() == pytest.approx(2 * 0.462117, abs=1e-5)
     # A third twin outside the batch, orthogonal to both.
@@ -234,8 +233,8 @@ def test_similarity_matches_values_worked_out_by_hand():
     assert value == pytest.approx(0.364175 + 0.462117, abs=1e-5)
 
 
-def test_a_temperature_names_as_many_of_all_twins_as_are_wanted():
-    """Of 6,000, where the search itself looks from a quarter of them."""
+def test_the_temperature_gives_the_wanted_perplexity():
+    """Measured from all 6,000 twins, though the search itself starts from a quarter of them."""
     twins = torch.randn(6000, 8, generator=torch.Generator().manual_seed(0))
     temperature = temperature_of(twins, 10.0)
     units = torch.nn.functional.normalize(twins, dim=-1)
@@ -246,8 +245,8 @@ def test_a_temperature_names_as_many_of_all_twins_as_are_wanted():
     assert torch.cat(named).mean().item() == pytest.approx(10, rel=0.05)
 
 
-def test_rows_that_lie_on_their_twins_are_left_alone():
-    """However alike two twins are: a longer state is on its twin too, and nothing pulls."""
+def test_rows_in_the_direction_of_their_twins_get_no_gradient():
+    """However similar two twins are, and however long the states are."""
     twins = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
     student = (3 * twins).requires_grad_()
     value = similarity(student, twins, torch.arange(3), temperature=0.05)
@@ -256,8 +255,8 @@ def test_rows_that_lie_on_their_twins_are_left_alone():
     assert student.grad.abs().max().item() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_similarity_does_not_see_length():
-    """Cosines: a state ten times as long says the same."""
+def test_similarity_ignores_vector_length():
+    """It uses cosines."""
     student, twins = pair(4, 6)
     own = torch.arange(4)
     assert similarity(10 * student, twins / 10, own, temperature=0.05).item() == pytest.approx(
@@ -265,11 +264,11 @@ def test_similarity_does_not_see_length():
     )
 
 
-# --- the k likeliest tokens and the rest
+# --- the top-k tokens and the remaining mass
 
 
 def bucketed64(student, teacher, k):
-    """Float64 probabilities of both over the k likeliest of the teacher and all others, by a plain loop."""
+    """Return the float64 probabilities of both over the teacher's top k and the rest, by a plain loop."""
     p, q = teacher.double().softmax(-1), student.double().softmax(-1)
     ours, theirs = [], []
     for row in range(len(p)):
@@ -299,7 +298,7 @@ def tabled(student, teacher, k, beta=0.5):
     ],
 )
 def test_top_1_and_the_rest_match_values_worked_out_by_hand(loss, nats, turned):
-    """The student's other tokens are one outcome, whatever each of them has; the direction is pinned."""
+    """The student's other tokens are one outcome, however their mass is split; the direction matters."""
     student, ids = torch.tensor([[0.2, 0.7, 0.1]]).log(), torch.tensor([[0]], dtype=torch.int32)
     teacher = TopK(ids, torch.tensor([[0.6]]).log())
     assert loss(student, teacher).item() == pytest.approx(nats, abs=1e-6)
@@ -310,7 +309,7 @@ def test_top_1_and_the_rest_match_values_worked_out_by_hand(loss, nats, turned):
 @pytest.mark.parametrize("loss", DIVERGENCES)
 @pytest.mark.parametrize(("tokens", "vocab", "k"), [(1, 3, 1), (7, 13, 5), (9, 271, 32)])
 def test_top_k_divergences_match_float64(loss, tokens, vocab, k):
-    """A loop over tokens and outcomes, in float64."""
+    """The reference is a loop over tokens and outcomes in float64."""
     student, teacher = pair(tokens, vocab)
     value = loss(student, TopK.of(teacher, k)).item()
     assert value == pytest.approx(tabled(student, teacher, k)[loss], rel=1e-5, abs=1e-6)
@@ -319,7 +318,7 @@ def test_top_k_divergences_match_float64(loss, tokens, vocab, k):
 @pytest.mark.parametrize("loss", DIVERGENCES)
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
 def test_all_tokens_kept_equal_the_dense_divergence_and_its_gradient(loss, temperature):
-    """k = V, at any temperature, to 1e-6 of the value."""
+    """k = V, at any temperature, to 1e-6."""
     student, teacher = (x / 3 for x in pair(7, 31))
     found = []
     for said in (teacher, TopK.of(teacher, 31)):
@@ -333,7 +332,7 @@ def test_all_tokens_kept_equal_the_dense_divergence_and_its_gradient(loss, tempe
 @pytest.mark.parametrize("loss", DIVERGENCES)
 @pytest.mark.parametrize("k", [1, 4, 12, 13])
 def test_equal_inputs_give_zero_on_top_k_as_well(loss, k):
-    """And no gradient."""
+    """There is no gradient either."""
     student = (pair(7, 13)[0] / 3).requires_grad_()
     value = loss(student, TopK.of(student.detach(), k))
     value.backward()
@@ -342,8 +341,8 @@ def test_equal_inputs_give_zero_on_top_k_as_well(loss, k):
 
 
 @pytest.mark.parametrize("loss", DIVERGENCES)
-def test_fewer_outcomes_never_show_more(loss):
-    """Data processing: what is told apart less differs less, and k = V - 1 is exact already."""
+def test_fewer_outcomes_never_increase_the_divergence(loss):
+    """This is the data processing inequality; k = V - 1 is already exact."""
     student, teacher = pair(7, 13)
     values = [loss(student, TopK.of(teacher, k)).item() for k in range(1, 13)]
     dense = loss(student, teacher).item()
@@ -354,7 +353,7 @@ def test_fewer_outcomes_never_show_more(loss):
 
 @pytest.mark.parametrize("loss", DIVERGENCES)
 @pytest.mark.parametrize("k", [None, 1, 3, 5])
-def test_gradients_are_those_of_finite_differences(loss, k):
+def test_gradients_equal_finite_differences(loss, k):
     """gradcheck in float64, dense and on k of five tokens."""
     student, teacher = (x.double() / 3 for x in pair(3, 5))
     if k is not None:
@@ -365,8 +364,8 @@ def test_gradients_are_those_of_finite_differences(loss, k):
 
 @pytest.mark.parametrize("loss", DIVERGENCES)
 @pytest.mark.parametrize("kept", [False, True])
-def test_masks_are_indices(loss, kept):
-    """Tokens left out by a mask, or never gathered: the same sum, and nothing pulls on the others."""
+def test_masks_work_as_indices(loss, kept):
+    """Tokens left out by a mask add nothing to the sum and get no gradient."""
     student, teacher = pair(7, 13)
     mask = torch.tensor([True, False, True, True, False, False, True])
     said = TopK.of(teacher, 4) if kept else teacher
@@ -380,31 +379,31 @@ def test_masks_are_indices(loss, kept):
 
 @pytest.mark.parametrize("loss", DIVERGENCES)
 def test_top_k_at_another_temperature_is_refused(loss):
-    """What it would do to the rest cannot be told; the message names the way out."""
+    """Its effect on the remaining mass is unknown; the message names an alternative."""
     student, teacher = pair(3, 13)
     with pytest.raises(ValueError) as caught:
         loss(student, TopK.of(teacher, 4), temperature=2.0)
     assert str(caught.value) == (
-        "temperature is 2.0; of the k likeliest tokens and the rest only 1 is exact; "
-        "take 1, or hidden states as the signal"
+        "temperature is 2.0; a top-k teacher is exact only at temperature 1; "
+        "use 1, or hidden states as the signal"
     )
 
 
 @pytest.mark.parametrize("loss", DIVERGENCES)
 def test_a_certain_teacher_and_a_sure_but_wrong_student_stay_finite(loss):
-    """Neither a rest of nothing nor a student's of exp(-200) is NaN."""
+    """Neither a remaining mass of zero nor a student's probability of exp(-200) gives NaN."""
     student = torch.tensor([[200.0, 0.0, 0.0, 0.0]], requires_grad=True)
     value = loss(student, TopK.of(torch.tensor([[0.0, 200.0, 1.0, 0.0]]), 2))
     value.backward()
     assert value.isfinite() and student.grad.isfinite().all()
 
 
-# --- hidden states and nodes
+# --- tokens of probability zero
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_what_cannot_be_said_costs_nothing(divergence):
-    """Padded tokens have the logit -inf on both sides: value and slopes are those without them."""
+def test_tokens_of_probability_zero_change_nothing(divergence):
+    """Padded tokens have the logit -inf on both sides: value and gradients equal those without them."""
     student, teacher = pair(5, 9)
     ruled_out = torch.full((5, 3), -math.inf)
     longer = torch.cat([student, ruled_out], 1).requires_grad_()
@@ -419,7 +418,7 @@ def test_what_cannot_be_said_costs_nothing(divergence):
     torch.testing.assert_close(divergence(longer, kept), divergence(plain, kept))
 
 
-def test_what_the_teacher_says_and_the_student_cannot_is_no_nan():
-    """It costs more than anything else."""
+def test_a_token_that_only_the_teacher_can_produce_gives_no_nan():
+    """Its loss is huge instead."""
     found = forward_kl(torch.tensor([[0.0, -math.inf]]), torch.tensor([[0.0, 0.0]]))
     assert found > 1e20

@@ -1,4 +1,4 @@
-"""Top-k: the rest is one bucket, and what is packed is read again."""
+"""Top-k: the remaining mass is one bucket, and packed values can be unpacked."""
 
 import math
 
@@ -12,22 +12,22 @@ def random_logits(tokens, vocab, seed=0, scale=3.0):
     return torch.randn(tokens, vocab, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-def test_the_rest_is_what_the_kept_leave():
-    """0.5 and 0.3 leave 0.2; nothing left is 2⁻²⁴, below which float32 cannot tell."""
+def test_the_rest_is_the_mass_that_is_left():
+    """0.5 and 0.3 leave 0.2; no mass counts as 2⁻²⁴, the resolution of float32."""
     top = TopK(torch.tensor([[4, 1], [0, 2]]), torch.tensor([[0.5, 0.3], [0.75, 0.25]]).log())
     assert top.rest.tolist() == pytest.approx([math.log(0.2), -24 * math.log(2)], abs=1e-6)
 
 
-def test_the_likeliest_are_kept_with_their_dense_probabilities():
-    """A table by hand: probabilities 0.1 0.4 0.2 0.3 keep 1 and 3."""
+def test_the_likeliest_tokens_keep_their_dense_probabilities():
+    """By hand: of the probabilities 0.1 0.4 0.2 0.3, tokens 1 and 3 are kept."""
     top = TopK.of(torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log(), 2)
     assert top.ids.tolist() == [[1, 3]]
     assert top.logprobs.exp().tolist() == [pytest.approx([0.4, 0.3])]
     assert top.rest.exp().item() == pytest.approx(0.3)
 
 
-def test_parts_and_choices_keep_pairs_together():
-    """Chunks, masks and joined rows are those of both tensors."""
+def test_splitting_and_indexing_keep_pairs_together():
+    """Chunks, masks and joined rows apply to both tensors."""
     top = TopK.of(random_logits(7, 20), 3)
     joined = TopK.cat(top.split(3))
     assert torch.equal(joined.ids, top.ids) and torch.equal(joined.logprobs, top.logprobs)
@@ -42,13 +42,13 @@ def test_parts_and_choices_keep_pairs_together():
 )
 @pytest.mark.parametrize("scale", [0.1, 3.0, 8.0])
 def test_a_packed_pair_takes_four_bytes_and_keeps_its_probability(vocab, k, off, scale):
-    """Ids to the bit, and ln p of every token, likely or not, nearly; in 4·k bytes, rest included."""
+    """IDs are exact and ln p nearly so, for likely and unlikely tokens; 4·k bytes include the rest."""
     top = TopK.of(random_logits(40, vocab, scale=scale), k)
     words = pack(top, vocab)
     assert words.nbytes == 40 * 4 * k
     found = unpack(words, vocab)
     assert torch.equal(found.ids, top.ids)
-    # Where nearly nothing is left, float32 itself does not know how much.
+    # If nearly no mass is left, float32 cannot represent how much.
     sure = top.rest > math.log(1e-4)
     assert sure.any() or scale == 8.0 or vocab == 5
     torch.testing.assert_close(found.logprobs[sure], top.logprobs[sure], rtol=0, atol=off)
@@ -57,14 +57,14 @@ def test_a_packed_pair_takes_four_bytes_and_keeps_its_probability(vocab, k, off,
 
 
 def test_the_order_of_pairs_does_not_matter_to_a_packed_row():
-    """A server may name the response's own token first."""
+    """A server may list the response token first."""
     top = TopK.of(random_logits(6, 50), 4)
     turned = TopK(top.ids.flip(1), top.logprobs.flip(1))
     assert torch.equal(pack(turned, 50), pack(top, 50))
 
 
-def test_all_tokens_fit_as_well():
-    """k = V leaves nothing, and nothing is what is read."""
+def test_all_tokens_can_be_packed():
+    """k = V leaves no mass, also after unpacking."""
     top = TopK.of(random_logits(6, 9), 9)
     found = unpack(pack(top, 9), 9)
     torch.testing.assert_close(found.logprobs, top.logprobs, rtol=0, atol=1e-4)
@@ -75,20 +75,20 @@ def test_all_tokens_fit_as_well():
     ("ids", "probabilities", "message"),
     [
         ([[3, 9]], [[0.5, 0.2]], "a top-k id is out of range; the vocabulary has 9 tokens"),
-        ([[3, 3]], [[0.5, 0.2]], "a top-k id stands twice among those of one token; name each once"),
-        ([[3, 4]], [[0.9, 0.2]], "top-k log-probabilities must be finite and add up to no more than 1"),
-        ([[3, 4]], [[0.9, 0.0]], "top-k log-probabilities must be finite and add up to no more than 1"),
+        ([[3, 3]], [[0.5, 0.2]], "a top-k id is repeated for one response token; give each id once"),
+        ([[3, 4]], [[0.9, 0.2]], "top-k log-probabilities must be finite with a total mass of at most 1"),
+        ([[3, 4]], [[0.9, 0.0]], "top-k log-probabilities must be finite with a total mass of at most 1"),
     ],
 )
-def test_what_is_no_distribution_is_refused(ids, probabilities, message):
-    """Each with what would be right."""
+def test_invalid_distributions_are_refused(ids, probabilities, message):
+    """Each message says what would be valid."""
     with pytest.raises(ValueError) as caught:
         TopK(torch.tensor(ids), torch.tensor(probabilities).log()).check(9)
     assert str(caught.value) == message
 
 
 def test_a_vocabulary_that_leaves_too_few_bits_is_refused():
-    """Of 32 bits an id of 2²³ tokens takes 23."""
+    """With 2²³ tokens, an ID takes 23 of 32 bits."""
     with pytest.raises(ValueError) as caught:
         pack(TopK(torch.tensor([[0]]), torch.tensor([[-1.0]])), 2**23)
-    assert str(caught.value) == "a vocabulary of 8388608 leaves 9 bits to a probability; it must leave 10"
+    assert str(caught.value) == "a vocabulary of 8388608 leaves 9 bits per probability; 10 are needed"

@@ -1,4 +1,4 @@
-"""A run folder as a finished run leaves it: twelve languages, made by arithmetic, hostile answers too."""
+"""The folder of a finished run in twelve languages, with computed values and hostile answers."""
 
 import json
 from pathlib import Path
@@ -207,5 +207,5 @@ def make_run(folder: Path, *suites: str) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A complete run with one suite, the demonstration."""
+    """Return a complete run with one suite, the demo."""
     return make_run(tmp_path / "english-to-twelve", "demo")

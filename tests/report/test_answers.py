@@ -1,4 +1,4 @@
-"""Answers: the ten that are shown follow from the files alone."""
+"""Answers: the ten that are shown depend on the files only."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Figures: every expected text is a literal."""
+"""Formatting of figures; every expected text is a literal."""
 
 import math
 

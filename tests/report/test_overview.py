@@ -1,4 +1,4 @@
-"""Overview: what a run says in a minute; every verdict and figure is a literal."""
+"""Overview: the short summary of a run; every verdict and figure is a literal."""
 
 import json
 
@@ -16,7 +16,7 @@ CONSISTENCY = {"es": (0.5, 0.92), "sw": (0.3, 0.6), "th": (0.71, 0.75), "ur": (0
 
 
 def measure(at, shift=0.0, codes=tuple(CONSISTENCY)):
-    """A measure of the summary: its intervals reach 5 points down and up."""
+    """Return a measure of the summary, with intervals of ± 5 points for each language."""
     values = {code: CONSISTENCY[code][at] + shift for code in codes}
     cells = {c: {"value": v, "low": v - 0.05, "high": v + 0.05, "n": 2} for c, v in values.items()}
     mean = sum(values.values()) / len(values)
@@ -24,7 +24,7 @@ def measure(at, shift=0.0, codes=tuple(CONSISTENCY)):
 
 
 def made():
-    """Two suites with a mastered task and one that is not, and a summary."""
+    """Return scores of two suites, one with a mastered task and one without, and their summary."""
     scores = make_scores("massive", "xnli")
     summary = {"tasks": ["massive/scenario", "xnli/xnli"], "mastered": ["massive/scenario"], "low": ["sw"]}
     for at, phase in enumerate(("before", "after")):
@@ -53,7 +53,7 @@ def made():
     [
         ("es", "reliable"),
         ("ur", "reliable"),  # 85 % is enough
-        ("th", "with care; no gain shown; up to 4.0 % cut short"),  # 71 lies within 70 to 80
+        ("th", "with care; no gain shown; up to 4.0 % truncated"),  # 71 is within 70 to 80
         ("sw", "not to be relied on; 35.0 % not in the language"),
     ],
 )
@@ -68,14 +68,14 @@ def test_without_a_mastered_task_there_is_nothing_to_conclude():
         for name in ("consistency_mastered", "alignment_mastered"):
             del scores["summary"][phase][name]
     view = Overview(scores)
-    assert view.verdict("es").text == "nothing to conclude; no task mastered in English"
+    assert view.verdict("es").text == "no conclusion; no task mastered in English"
     assert (view.kind, view.counted) == ("all", "0 of 2 tasks mastered in English")
     for phase in ("before", "after"):
         del scores["summary"][phase]["consistency_all"]
-    assert Overview(scores).verdict("es").text == "nothing to conclude; measured by retrieval alone"
+    assert Overview(scores).verdict("es").text == "no conclusion; measured by retrieval only"
 
 
-def test_the_terminal_says_it_in_eighty_columns():
+def test_the_terminal_table_fits_eighty_columns():
     lines = show(overview_table(made()))
     assert lines == [
         "          The run: 1 of 2 tasks mastered in English; before → after, %",
@@ -84,7 +84,7 @@ def test_the_terminal_says_it_in_eighty_columns():
         "Spanish         50.0 → 92.0  55.0 → 97.0  55.0 → 97.0  reliable",
         "Urdu            40.0 → 85.0  45.0 → 90.0  45.0 → 90.0  reliable",
         "Thai            71.0 → 75.0  76.0 → 80.0  76.0 → 80.0  with care; no gain shown;",
-        "                                                       up to 4.0 % cut short",
+        "                                                       up to 4.0 % truncated",
         "Swahili         30.0 → 60.0  35.0 → 65.0  35.0 → 65.0  not to be relied on; 35.0",
         "                                                       % not in the language",
         "",
@@ -95,7 +95,7 @@ def test_the_terminal_says_it_in_eighty_columns():
     ]
 
 
-def test_tasks_are_told_with_the_reference_models_english():
+def test_tasks_are_listed_with_the_reference_models_english():
     lines = show(tasks_table(made()))
     assert lines[1:] == [
         "task               English  commonest  reworded  consistency  κ after  mastered",
@@ -111,7 +111,7 @@ def test_scores_without_a_summary_have_no_overview():
 
 
 def test_a_mean_is_over_the_languages_that_have_the_measure(tmp_path):
-    """Of twelve languages one has no answers, only sentences; so it is in the suite too."""
+    """One of twelve languages has sentences but no answers, in the summary and in the suite."""
     folder = make_run(tmp_path / "run", "demo")
     scores = make_scores("demo")
     cells = {code: {"value": 0.5, "low": 0.4, "high": 0.6, "n": 2} for code in CODES}
@@ -137,10 +137,10 @@ def test_the_page_begins_with_the_run_and_folds_its_suites(tmp_path):
         "Alignment accuracy over mastered tasks: 1 of 2 tasks mastered in English, 4 languages 52.8 → 83.0 %",
         "+30.2 points; interval 81.0–85.0",
         "Alignment accuracy, all tasks 42.8 → 73.0 % consistency alone 37.8 → 68.0",
-        "by the plain cosine 27.7 → 58.0",
+        "raw cosine 27.7 → 58.0",
         "Alignment, low-resource languages 30.0 → 60.0 % Swahili; all tasks",
         "Retention: English accuracy −1.0 points interval −2.0 to 0.0",
-        "71.0 → 75.0 with care no gain shown; up to 4.0 % cut short",
+        "71.0 → 75.0 with care no gain shown; up to 4.0 % truncated",
         "mastered massive: scenario 91.0 20.0 94.0 47.8 78.0 +30.2 20.0 45.0",
         "not mastered xnli 60.0 70.0 – 47.8 78.0 +30.2 20.0 45.0",
     ):

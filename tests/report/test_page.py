@@ -1,4 +1,4 @@
-"""Page: one file, nothing fetched, nothing hostile executed, every value as in the run's files."""
+"""The page: one file that loads nothing, executes nothing hostile, and shows the run's own values."""
 
 import re
 import shutil
@@ -18,7 +18,7 @@ VOID = {"meta", "br", "img", "link", "input", "hr"}
 
 
 class Reader(HTMLParser):
-    """Collects elements, texts and whether every element is closed in order."""
+    """Collects elements and text, and checks that elements are closed in order."""
 
     def __init__(self, page):
         super().__init__()
@@ -50,7 +50,7 @@ def plain(page):
     return re.sub(r"\s+", " ", " ".join(Reader(page).text))
 
 
-def test_every_element_is_closed_and_every_id_is_its_own(page):
+def test_every_element_is_closed_and_every_id_is_unique(page):
     reader = Reader(page)
     ids = [attrs["id"] for _, attrs in reader.elements if "id" in attrs]
     assert reader.open == []
@@ -87,7 +87,7 @@ def test_hostile_answers_are_shown_as_text(page):
     assert "&lt;/pre&gt;&lt;script&gt;x&lt;/script&gt;" in page
 
 
-def test_each_hostile_string_is_escaped_wherever_it_stands(run, tmp_path):
+def test_each_hostile_string_is_escaped_wherever_it_occurs(run, tmp_path):
     hostile = "</style></title><script>alert('x')</script>{{ 7 * 7 }}\" onload=\"y\u202e\x00\ud800"
     scores = make_scores(hostile)
     suite = scores["suites"][hostile]
@@ -145,15 +145,15 @@ def test_every_language_is_marked_with_its_code_and_direction(page):
         "all 20 min 46 s 16.5 M 6.30 M 8,400 3,296 921 TFLOP 2.10 GiB",
         "English accuracy 87.3 % retrieval layer 3",
         "scoring map seed 0",
-        "All ranks together: 72.",
+        "Total rank: 72.",
         "server: 'https://localhost:8000/v1'",
     ],
 )
-def test_values_stand_as_in_the_files(page, value):
+def test_values_equal_those_in_the_files(page, value):
     assert value in plain(page)
 
 
-def test_the_demo_says_that_it_is_one_and_other_suites_do_not(tmp_path):
+def test_only_the_demo_is_labelled_as_a_demonstration(tmp_path):
     page = write_report(make_run(tmp_path / "both", "demo", "massive")).read_text(encoding="utf-8")
     assert page.count("This is a demonstration.") == 1
     assert '<a href="#suite-1">demo</a>' in page
@@ -208,12 +208,12 @@ def test_wrong_types_inside_a_file_leave_out_its_section(run):
     assert "tree.json is not as expected; its section is left out." in text
 
 
-def test_without_predictions_curves_and_rest_the_scores_still_make_a_page(tmp_path):
+def test_scores_alone_make_a_page(tmp_path):
     write_json(tmp_path / "scores.json", make_scores("demo"))
     assert "62.7" in write_report(tmp_path).read_text(encoding="utf-8")
 
 
-def test_a_suite_without_an_after_shows_what_there_is(run):
+def test_a_suite_without_after_scores_shows_the_others(run):
     scores = make_scores("demo")
     for part in (
         scores["suites"]["demo"],

@@ -1,4 +1,4 @@
-"""Curves, nodes and costs: geometry and order, by hand."""
+"""Curves, nodes and costs: geometry and order, checked by hand."""
 
 import math
 
@@ -16,7 +16,7 @@ def test_a_curve_runs_from_corner_to_corner_of_its_box():
     assert further == []
 
 
-def test_a_long_curve_is_averaged_and_says_over_how_many():
+def test_a_long_curve_is_averaged_over_a_stated_number_of_steps():
     main, further = curves.charts(make_curves())
     names = [(chart.stage, chart.quantity, chart.steps_per_point) for chart in main]
     assert names == [
@@ -33,12 +33,12 @@ def test_a_loss_that_is_not_finite_is_left_out_and_counted():
     assert (chart.left_out, chart.summary) == (2, "2 → 1 over 2 logged steps")
 
 
-def test_a_single_or_constant_step_still_draws():
+def test_a_curve_of_a_single_step_is_drawn():
     (chart,), _ = curves.charts([{"stage": "tune", "step": 1, "loss": 0.0}])
     assert "nan" not in chart.line
 
 
-def test_the_tree_grows_whatever_the_order_of_its_nodes():
+def test_the_tree_does_not_depend_on_the_order_of_its_nodes():
     (root,) = nodes.grow(make_tree()["nodes"])
     assert root.name == "root"
     assert [child.name for child in root.children] == [
@@ -48,7 +48,7 @@ def test_the_tree_grows_whatever_the_order_of_its_nodes():
     assert nodes.total_rank(make_tree()["nodes"]) == 72  # 8 + 4 families of 4 + 12 leaves of 4
 
 
-def test_orphans_and_rings_are_shown_and_never_loop():
+def test_orphans_and_cycles_are_shown_without_looping():
     rows = [
         {"name": "orphan", "level": "language", "parent": "gone"},
         {"name": "a", "level": "family", "parent": "b"},

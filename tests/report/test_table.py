@@ -1,4 +1,4 @@
-"""Table: what the terminal shows, character by character."""
+"""The terminal's table, character by character."""
 
 import io
 
@@ -64,7 +64,7 @@ def test_a_measure_that_the_suite_lacks_has_no_column_and_is_not_its_headline():
     )
 
 
-def test_a_suite_with_nothing_but_its_own_metric_is_headed_with_that():
+def test_a_suite_with_only_its_own_metric_has_it_as_headline():
     official = {"to_english": {"chrf": {"mean": 0.3, "languages": {"sw": 0.3}}}}
     after = {"to_english": {"chrf": {"mean": 0.44, "languages": {"sw": 0.44}}}}
     suite = {
@@ -76,7 +76,7 @@ def test_a_suite_with_nothing_but_its_own_metric_is_headed_with_that():
     )
 
 
-def test_what_is_corrected_or_raw_stands_in_a_column_where_there_is_room_else_in_the_headline():
+def test_corrected_and_raw_values_are_in_a_column_if_there_is_room_else_in_the_headline():
     def measure(value):
         return {"mean": value, "languages": {"sw": {"value": value}}}
 
@@ -93,7 +93,7 @@ def test_what_is_corrected_or_raw_stands_in_a_column_where_there_is_room_else_in
     assert "retrieval, raw cosine 20.0 → 40.0 %" in headline(full, "demo")
 
 
-def test_means_over_mastered_tasks_and_over_all_stand_below_the_mean_over_items():
+def test_means_over_tasks_are_shown_below_the_mean_over_items():
     scores = make_scores("demo")
     for side, values in (("before", (0.4, 0.3)), ("after", (0.9, 0.7))):
         for kind, value in zip(("mastered", "all"), values, strict=True):
@@ -107,6 +107,6 @@ def test_means_over_mastered_tasks_and_over_all_stand_below_the_mean_over_items(
     ]
 
 
-def test_an_unknown_suite_is_refused_with_those_there_are():
+def test_an_unknown_suite_is_refused_with_the_available_ones():
     with pytest.raises(RunError, match=r"scores\.json has no suite 'flores'; it has demo, massive"):
         headline(make_scores("demo", "massive"), "flores")

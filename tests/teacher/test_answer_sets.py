@@ -1,4 +1,4 @@
-"""Answer-set distillation: what is packed into one row equals rows read apart, in value and in gradient."""
+"""Answer-set distillation: options packed into one row equal separate rows, in value and gradient."""
 
 import math
 from dataclasses import replace
@@ -29,7 +29,7 @@ def row(number=0, language="sw", response=OPTIONS[1], options=OPTIONS, twins=TWI
 
 
 def apart(model, prompt, options):
-    """ln probability of each option, from a forward of its own through the whole model, in float64."""
+    """Return each option's ln probability in float64, from its own forward pass through the whole model."""
     found = []
     for option in options:
         logits = model(input_ids=torch.tensor([[*prompt, *option]]), use_cache=False).logits[0].double()
@@ -38,7 +38,7 @@ def apart(model, prompt, options):
     return torch.stack(found)
 
 
-def test_a_row_is_laid_out_as_its_picture_says():
+def test_the_layout_of_a_row_with_two_branches():
     branch, place, starts = layout(4, [3, 2])
     assert branch == [0, 0, 0, 0, 1, 1, 1, 2, 2]
     assert place == [0, 1, 2, 3, 4, 5, 6, 4, 5]
@@ -58,8 +58,8 @@ def test_a_branch_sees_the_prompt_and_itself():
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama", "mistral", "gemma3_text", "qwen2", "granite"])
-def test_each_answer_is_read_as_if_it_stood_alone(tiny, kind):
-    """Rows of unlike length in one batch: the states of every answer are those of a row of its own."""
+def test_each_answer_has_the_states_of_a_separate_row(tiny, kind):
+    """Also with rows of different lengths in one batch."""
     model = tiny(kind)
     assert branches_fit(model)
     laid = [layout(len(p), [len(o) for o in OPTIONS]) for p in (PROMPT, PROMPT[:2])]
@@ -82,8 +82,8 @@ def test_each_answer_is_read_as_if_it_stood_alone(tiny, kind):
                 )
 
 
-def test_a_sliding_window_counts_places_not_columns(tiny):
-    """A prompt longer than the window of 4: a late branch sees what it would alone."""
+def test_a_sliding_window_counts_position_ids_not_columns(tiny):
+    """The prompt is longer than the window of 4; a late branch attends to the tokens it would alone."""
     model = tiny("mistral")
     model.config.sliding_window = 4
     prompt, options = tuple(range(10, 19)), OPTIONS
@@ -98,8 +98,8 @@ def test_a_sliding_window_counts_places_not_columns(tiny):
 
 
 @pytest.mark.parametrize("kind", ["bloom", "mpt", "gpt_neo"])
-def test_where_attention_counts_columns_branches_do_not_fit(kind):
-    """ALiBi, and local layers: the first takes no mask over pairs, the others would be wrong in silence."""
+def test_branches_do_not_fit_where_attention_counts_columns(kind):
+    """ALiBi and local layers either accept no mask over pairs or would be silently wrong."""
     sizes: dict[str, Any] = {"vocab_size": 269, "hidden_size": 24}
     if kind == "gpt_neo":
         local = [[["global", "local"], 1]]
@@ -111,7 +111,7 @@ def test_where_attention_counts_columns_branches_do_not_fit(kind):
     assert not branches_fit(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval())
 
 
-def test_a_recurrent_layer_takes_no_branches(tiny):
+def test_branches_do_not_fit_a_recurrent_layer(tiny):
     model = tiny()
     model.config.layer_types = ["full_attention", "linear_attention", "full_attention"]
     assert not branches_fit(model)
@@ -120,7 +120,7 @@ def test_a_recurrent_layer_takes_no_branches(tiny):
 @pytest.mark.parametrize("cap", [None, 3.0])
 @pytest.mark.parametrize("size", [1, 3, 100])
 def test_token_log_probabilities_equal_autograd_through_all_logits(tiny, size, cap):
-    """Each token weighed differently, as the options of a row are, some at one place; float64, to 1e-9."""
+    """Tokens have different weights, and some share a position, like a row's options; float64, to 1e-9."""
     model = tiny("gemma3_text", dtype=torch.float64)
     fixed = replace(frozen_head(model.requires_grad_(False)), cap=cap)
     torch.manual_seed(0)
@@ -140,7 +140,7 @@ def test_token_log_probabilities_equal_autograd_through_all_logits(tiny, size, c
 
 
 def test_gradients_of_sure_tokens_are_not_lost_in_bfloat16():
-    """q is above 0.99: what W_y and the mean differ by is less than what bfloat16 rounds of either."""
+    """q is above 0.99: W_y and the mean differ by less than bfloat16 rounds either."""
     torch.manual_seed(0)
     linear = nn.Linear(64, 50, bias=False, dtype=torch.bfloat16).requires_grad_(False)
     linear.weight.data = torch.randn(50, 64).bfloat16()
@@ -155,24 +155,24 @@ def test_gradients_of_sure_tokens_are_not_lost_in_bfloat16():
     assert (ours.grad.double() - exact.grad).norm() < 0.02 * exact.grad.norm()
 
 
-def test_the_divergence_over_answers_is_worked_out_by_hand():
+def test_the_divergence_over_answers_matches_values_worked_out_by_hand():
     """Teacher ½, ½ and student 0.9, 0.1: ½ ln(½/0.9) + ½ ln(½/0.1); the second row has a fifth of its mass
     elsewhere: - ln 0.8."""
     scores = torch.tensor([0.9, 0.1, 0.4, 0.4]).log()
-    targets = torch.tensor([0.5, 0.5, 0.2, 0.2]).log() - 7  # the teacher's may miss any constant
+    targets = torch.tensor([0.5, 0.5, 0.2, 0.2]).log() - 7  # the teacher's may be off by a constant
     expected = 0.510826 - math.log(0.8)
     assert answer_set_kl(scores, targets, [2, 2]).item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_mass_goes_back_to_the_set():
-    """A student that ranks as the teacher does, and says something else nearly always."""
+def test_the_gradient_moves_mass_back_to_the_set():
+    """The student ranks like the teacher, but nearly always says something else."""
     logits = torch.tensor([2.0, 1.0, 9.0], requires_grad=True)
     answer_set_kl(logits.log_softmax(0)[:2], torch.tensor([2.0, 1.0]), [2]).backward()
     assert logits.grad[2] > 0.99 and (logits.grad[:2] < 0).all()
 
 
-def test_of_a_coin_the_answer_alone_is_learned(tiny):
-    """Of two and three options: nearly uniform says nothing, 0.9 does."""
+def test_of_a_nearly_uniform_set_only_the_response_is_learned(tiny):
+    """With two and three options: a nearly uniform target is uninformative, 0.9 is not."""
     assert [informed(torch.tensor(p).log()) for p in ((0.5, 0.5), (0.6, 0.4), (0.9, 0.1))] == [
         False,
         False,
@@ -183,14 +183,14 @@ def test_of_a_coin_the_answer_alone_is_learned(tiny):
     assert sample.options == () and sample.encoded.response == OPTIONS[1]
 
 
-def test_sizes_that_do_not_fit_are_refused():
+def test_mismatched_sizes_are_refused():
     with pytest.raises(ValueError, match="3 scores and 3 targets for rows of"):
         answer_set_kl(torch.zeros(3), torch.zeros(3), [2])
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "gemma3_text"])
-def test_the_target_is_the_models_own_reading_of_the_english_options(tiny, kind):
-    """Read behind the English twin alone, whole answers; what a meaning shares is read once."""
+def test_the_target_is_the_models_own_score_of_the_english_options(tiny, kind):
+    """Whole answers are scored after the English twin alone, and once per meaning."""
     model = tiny(kind)
     rows = [row(0), row(1), row(0, language="ur", options=((70, 1), (71, 1), (72, 1)), response=(71, 1))]
     signals = teacher_signals(model, rows, layer=2, pad_id=0)
@@ -204,8 +204,8 @@ def test_the_target_is_the_models_own_reading_of_the_english_options(tiny, kind)
 
 @pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("kind", ["qwen3", "gemma3_text"])
-def test_a_batch_equals_rows_apart(tiny, five, student, kind, alone):
-    """Rows with answer sets, and beside them one whose answer is no option and one without a set."""
+def test_a_batch_equals_separate_rows(tiny, five, student, kind, alone):
+    """Rows with answer sets, one whose response is no option, and one without a set."""
     model = tiny(kind)
     rows = [row(0), row(1, language="ru", response=OPTIONS[2]), row(2, language="es", options=(), twins=())]
     rows.append(row(3, language="fr", response=(99, 98, 1)))

@@ -1,4 +1,4 @@
-"""Answers that a model writes before training: whole or none, each kept under what was asked."""
+"""Answers that a model writes before training: complete or empty, each stored by its prompt."""
 
 import json
 import shutil
@@ -42,8 +42,8 @@ class Heard(folder.ProgressReporter):
         self.lines.append(text)
 
 
-def test_an_answer_without_an_end_is_none(tiny, tokenizer, monkeypatch):
-    """Cut at the limit it would teach a wrong end; the prompts' own order does not matter."""
+def test_a_truncated_answer_is_empty(tiny, tokenizer, monkeypatch):
+    """It would teach a wrong end; the order of the prompts does not matter."""
     (end, *_) = stops(tiny(), tokenizer)
     yes = tokenizer("yes", add_special_tokens=False)["input_ids"]
     made = {5: [*yes, end, 0], 2: [*yes, *yes][:4], 3: [end, 0, 0, 0]}
@@ -56,16 +56,16 @@ def test_an_answer_without_an_end_is_none(tiny, tokenizer, monkeypatch):
     assert found == {0: "yes", 1: "", 2: ""}
 
 
-def test_a_written_answer_is_composed_as_all_texts_are(tiny, tokenizer, monkeypatch):
-    """It is learned from: its tokens must be those of the same word in the data."""
+def test_a_written_answer_is_normalised_like_all_texts(tiny, tokenizer, monkeypatch):
+    """Its training tokens must equal those of the same word in the data."""
     (end, *_) = stops(tiny(), tokenizer)
     apart = tokenizer(unicodedata.normalize("NFD", "Việt"), add_special_tokens=False)["input_ids"]
     monkeypatch.setattr(answers, "complete", lambda *given, **how: torch.tensor([[*apart, end]]))
     assert dict(ended(tiny(), tokenizer, [[9]], max_new_tokens=20)) == {0: "Việt"}
 
 
-def test_answers_belong_to_what_was_asked(tmp_path):
-    """Another file's example of the same id has none yet; an empty answer is an answer."""
+def test_answers_are_stored_by_prompt(tmp_path):
+    """An example with the same ID from another file has none yet; an empty answer counts as one."""
     kept = Answers(tmp_path / "answers.jsonl")
     kept.keep({("1", "Say yes."): "yes", ("2", "Say no."): ""})
     again = Answers(tmp_path / "answers.jsonl")
@@ -83,10 +83,10 @@ def test_answers_belong_to_what_was_asked(tmp_path):
     ]
 
 
-def test_answers_belong_to_who_gave_them(tmp_path):
-    """Another teacher, limit or version of ours asks again; who answered before is not asked twice."""
+def test_answers_are_stored_by_model_and_limit(tmp_path):
+    """Another teacher, limit or version is asked again; the same one is not asked twice."""
     file, asked = tmp_path / "answers.jsonl", ("1", "Say yes.")
-    file.write_text('{"id": "1", "asked": "Say yes.", "answer": ""}\n')  # of the first version
+    file.write_text('{"id": "1", "asked": "Say yes.", "answer": ""}\n')  # written by the first version
     assert Answers(file).of(*asked) is None
     for by, answer in (({"model": "a", "limit": 9}, ""), ({"model": "a", "limit": 99}, "yes"), ({}, "no")):
         kept = Answers(file, by)
@@ -104,8 +104,8 @@ def test_answers_belong_to_who_gave_them(tmp_path):
         ('{"id": "1"}', " has lines without id, asked or answer; "),
     ],
 )
-def test_damaged_answers_are_named(line, says, tmp_path):
-    """With what is to be done."""
+def test_damaged_answer_files_are_refused(line, says, tmp_path):
+    """The message says what to do."""
     (tmp_path / "answers.jsonl").write_text(line + "\n")
     with pytest.raises(RunError) as caught:
         Answers(tmp_path / "answers.jsonl")
@@ -114,8 +114,8 @@ def test_damaged_answers_are_named(line, says, tmp_path):
     )
 
 
-def test_a_teacher_is_its_files(base, tmp_path):
-    """A copy is the same one; another weight, template or setting is another; a missing one is refused."""
+def test_a_teacher_is_identified_by_its_files(base, tmp_path):
+    """A copy is the same teacher, another settings file makes another; a missing folder is refused."""
     copy = tmp_path / "copy"
     shutil.copytree(base, copy)
     assert answers.identity(str(copy)) == answers.identity(str(base))
@@ -127,7 +127,7 @@ def test_a_teacher_is_its_files(base, tmp_path):
 
 @pytest.fixture
 def run(base, tmp_path):
-    """Stage 1 is done; two of three examples have no English response."""
+    """Return a run with stage 1 done; two of its three examples have no English response."""
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
     data = f"data={{type: parallel, path: {tmp_path / 'data.jsonl'}}}"
     settings = (*SMALL, data, f"run={tmp_path / 'run'}", f"model={base}", "distill.max_new_tokens=6")
@@ -136,8 +136,8 @@ def run(base, tmp_path):
     return made
 
 
-def test_an_example_whose_answer_has_no_end_is_left_out_and_told(run, monkeypatch):
-    """The first is answered, the second is not, the third falls back to its own response."""
+def test_an_example_with_a_truncated_answer_is_skipped_and_reported(run, monkeypatch):
+    """The first example is answered, the second is not, and the third falls back to its own response."""
     asked = []
 
     def answer(model, tokenizer, prompts, *, max_new_tokens):
@@ -150,22 +150,22 @@ def test_an_example_whose_answer_has_no_end_is_left_out_and_told(run, monkeypatc
     texts = {row.id: run.tokenizer.decode(row.student.response, skip_special_tokens=True) for row in rows}
     assert texts == {"1/sw": "yes", "3/sw": "it"}
     assert run.reporter.lines == [
-        "1 of 3 examples are left out: the model's English answer has no end within 6 tokens "
+        "1 of 3 examples are skipped: the model's English answer is empty or over 6 tokens "
         "(distill.max_new_tokens)",
-        "2 of 2 examples have no answer options: every language learns the English answer as it is",
+        "2 of 2 examples have no answer options: every language learns the English answer unchanged",
     ]
     training_rows.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
-    assert asked == [(3, 6)]  # once
+    assert asked == [(3, 6)]  # only once
     more = load_config(run.folder, ["distill.max_new_tokens=9"])
     training_rows.rows_for(
         folder.Run(more, run.reporter), run.reference_model(), run.examples, run.tree, run.taught, stage
     )
-    assert asked == [(3, 6), (3, 9)]  # with another limit, again
-    assert run.reporter.lines[-2].endswith("has no end within 9 tokens (distill.max_new_tokens)")
+    assert asked == [(3, 6), (3, 9)]  # again with another limit
+    assert run.reporter.lines[-2].endswith("is empty or over 9 tokens (distill.max_new_tokens)")
 
 
 def test_a_teachers_own_answer_and_prompt_are_shown(run, base, monkeypatch):
-    """Where another model writes the responses; before it has, there is nothing to show."""
+    """Another model writes the responses; before it has, there is nothing to show."""
     config = load_config(
         run.folder / "config.yaml",
         [
@@ -178,7 +178,7 @@ def test_a_teachers_own_answer_and_prompt_are_shown(run, base, monkeypatch):
     items = [item | {"sw": item["sw"] | {"response": "b"}} for item in items]
     config.data.path.write_text("".join(json.dumps(item) + "\n" for item in items))
     run = folder.Run(config, Heard())
-    with pytest.raises(RunError, match=r"^1 has no answer of .* yet; run `isogloss distill` first$"):
+    with pytest.raises(RunError, match=r"^1 has no answer by .* yet; run `isogloss distill` first$"):
         training_rows.row_of(run, "sw", "1")
     monkeypatch.setattr("isogloss.teacher.local.ended", lambda *given, **how: iter([(0, "ndiyo")]))
     stage = run.ledger.begin("distill")
@@ -194,7 +194,7 @@ def test_a_teachers_own_answer_and_prompt_are_shown(run, base, monkeypatch):
             "distill.teacher_view=prompt",
         ],
     )
-    with pytest.raises(RunError, match=r"^1 has no answer of .* yet; "):  # with another limit
+    with pytest.raises(RunError, match=r"^1 has no answer by .* yet; "):  # with another limit
         training_rows.row_of(folder.Run(longer, Heard()), "sw", "1")
-    other, _ = training_rows.row_of(run, "sw", "2")  # its answer had no end: the data's response stays
+    other, _ = training_rows.row_of(run, "sw", "2")  # its answer was truncated: the data's response stays
     assert run.tokenizer.decode(other.student.response, skip_special_tokens=True) == "b"

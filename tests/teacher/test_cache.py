@@ -1,4 +1,4 @@
-"""The cache: content finds, damage is found, and nobody gets in another's way."""
+"""The cache: rows are found by content, damage is detected, and processes do not interfere."""
 
 import hashlib
 import json
@@ -34,8 +34,8 @@ def assert_found(part, *numbers):
     assert all(torch.equal(found[key], value) for key, value in wanted.items())
 
 
-def test_what_was_written_is_read_from_any_shard(tmp_path):
-    """Rows of unequal length, one of them of a single token, in two files."""
+def test_written_rows_are_found_in_any_shard(tmp_path):
+    """Rows of different lengths in two files, one of them a single token long."""
     part = part_of(tmp_path)
     written = part.write(rows(0, 3, 5)) + part.write(rows(1, 2))
     assert written == sum(shard.stat().st_size for shard in shards(tmp_path))
@@ -44,8 +44,8 @@ def test_what_was_written_is_read_from_any_shard(tmp_path):
     assert part.write({}) == 0 and len(shards(tmp_path)) == 2
 
 
-def test_keys_tell_where_a_prompt_ends():
-    """The same ids in another order, or parted elsewhere, are other rows."""
+def test_keys_depend_on_where_the_prompt_ends():
+    """The same IDs in another order, or split elsewhere, have other keys."""
     keys = [row_key([1, 2], [3]), row_key([1], [2, 3]), row_key([2, 1], [3]), row_key([1, 2, 3])]
     assert len(set(keys)) == 4
     assert keys[0] == row_key((1, 2), (3,)) and len(keys[0]) == 32
@@ -62,8 +62,8 @@ def test_keys_tell_where_a_prompt_ends():
         {"version": 2},
     ],
 )
-def test_what_signals_depend_on_keeps_them_apart(tmp_path, other):
-    """Another teacher, kind or version finds nothing, though the ids are the same."""
+def test_signals_are_kept_apart_by_what_they_depend_on(tmp_path, other):
+    """Another teacher, kind or version finds nothing for the same IDs."""
     part_of(tmp_path).write(rows(1))
     changed = Cache(tmp_path, ABOUT | other).part(signal=other.get("signal", "hidden"))
     assert changed.read(rows(1)) == {}
@@ -91,7 +91,7 @@ def empty(shard):
 
 @pytest.mark.parametrize("spoil", [spoil_byte, spoil_header, cut, empty])
 def test_a_damaged_shard_is_removed_and_its_rows_are_not_used(tmp_path, spoil):
-    """One flipped bit is enough; the other shard's rows are there, and what is written again is found."""
+    """One flipped bit is enough; other shards stay usable, and rows that are written again are found."""
     part = part_of(tmp_path)
     part.write(rows(1, 2))
     (good,) = shards(tmp_path)
@@ -105,7 +105,7 @@ def test_a_damaged_shard_is_removed_and_its_rows_are_not_used(tmp_path, spoil):
 
 
 def test_another_parts_shard_is_not_used(tmp_path):
-    """Whole, but laid here by hand from a teacher of other weights."""
+    """It is intact, but was copied from a teacher with other weights."""
     stale = Cache(tmp_path, ABOUT | {"weights": "v"}).part(signal="hidden")
     stale.write(rows(1))
     (shard,) = shards(tmp_path)
@@ -118,7 +118,6 @@ def test_another_parts_shard_is_not_used(tmp_path):
 
 
 def test_a_file_that_is_no_shard_is_removed_though_its_name_is_its_hash(tmp_path):
-    """Nothing of another form is read as one."""
     part = part_of(tmp_path)
     part.write(rows(1))
     text = b"no shard"
@@ -127,8 +126,8 @@ def test_a_file_that_is_no_shard_is_removed_though_its_name_is_its_hash(tmp_path
     assert part.read(rows(2)) == {} and len(shards(tmp_path)) == 1
 
 
-def test_the_manifest_tells_people_what_a_part_is(tmp_path):
-    """And is written again where it was changed."""
+def test_the_manifest_describes_a_part(tmp_path):
+    """It is written again if it was changed."""
     part = part_of(tmp_path, layer=3)
     part.write(rows(1))
     manifest = part.folder / "manifest.json"
@@ -138,8 +137,8 @@ def test_the_manifest_tells_people_what_a_part_is(tmp_path):
     assert json.loads(manifest.read_text()) == ABOUT | {"signal": "hidden", "layer": 3}
 
 
-def test_writers_and_readers_side_by_side_lose_nothing(tmp_path):
-    """Eight at once, with rows in common, reading too: every row is whole, and no half file is left."""
+def test_concurrent_writers_and_readers_lose_nothing(tmp_path):
+    """Eight threads write and read, some of them the same rows: all are intact, no temporary file is left."""
 
     def work(number):
         part = part_of(tmp_path)
@@ -153,8 +152,8 @@ def test_writers_and_readers_side_by_side_lose_nothing(tmp_path):
     assert list(tmp_path.glob("*/.*")) == []
 
 
-def test_half_files_of_killed_processes_are_tidied_up(tmp_path):
-    """An old one goes, a young one may be somebody's work."""
+def test_temporary_files_of_killed_processes_are_removed(tmp_path):
+    """An old one is removed; a recent one may still be in use."""
     part = part_of(tmp_path)
     part.write(rows(1))
     old, young = part.folder / ".1.old.part", part.folder / ".2.young.part"
@@ -166,8 +165,8 @@ def test_half_files_of_killed_processes_are_tidied_up(tmp_path):
     assert_found(part, 1, 2)
 
 
-def test_a_shard_that_vanishes_while_it_is_looked_for_is_missing(tmp_path, monkeypatch):
-    """Another process found it damaged first."""
+def test_a_shard_that_vanishes_during_a_lookup_counts_as_missing(tmp_path, monkeypatch):
+    """Another process may have found it damaged first."""
     part = part_of(tmp_path)
     part.write(rows(1))
     opened = part._open
@@ -180,8 +179,8 @@ def test_a_shard_that_vanishes_while_it_is_looked_for_is_missing(tmp_path, monke
     assert part.read(rows(1)) == {}
 
 
-def test_a_teacher_is_its_weights_tokenizer_template_and_type(tiny, tokenizer):
-    """Each changes who it is; where the model lies does not."""
+def test_a_teacher_is_identified_by_its_weights_template_dtype_and_architecture(tiny, tokenizer):
+    """The folder of the model does not matter."""
     model = tiny()
     same = teacher_of(model, tokenizer, "w")
     model.config._name_or_path = "elsewhere"

@@ -1,4 +1,4 @@
-"""The settings' teacher and what stage 2 gets of it."""
+"""The teacher of the settings, and what stage 2 gets from it."""
 
 import sys
 from dataclasses import replace
@@ -34,13 +34,13 @@ def distill(*overrides):
 
 
 def signals():
-    """The frozen model's two likeliest of every response token."""
+    """Return signals with the frozen model's two likeliest tokens for each response token."""
     said = TopK(torch.tensor([[3, 4], [5, 6]], dtype=torch.int32), torch.full((2, 2), -1.0))
     return [Signal(said, torch.full((4,), float(n))) for n in range(4)]
 
 
-def test_another_teachers_scores_take_the_place_of_all_but_english():
-    """In the rows' order; twins stay; places that are not covered are told."""
+def test_another_teachers_scores_replace_all_but_english():
+    """In the order of the rows; twins stay, and positions that are not covered are marked."""
     first, second = (torch.tensor([[7, 8], [9, 2]]), torch.tensor([[7, 8]]))
     covered = torch.tensor([False, True])
     scored = [
@@ -58,15 +58,15 @@ def test_another_teachers_scores_take_the_place_of_all_but_english():
     assert [one.twin[0].item() for one in found] == [0.0, 1.0, 2.0, 3.0]
 
 
-def test_a_token_that_the_student_has_not_is_refused():
-    """One line, before any loss would look it up."""
+def test_a_token_outside_the_students_vocabulary_is_refused():
+    """The one-line error comes before a loss would look the token up."""
     scored = [whole(torch.tensor([[7, 8], [9, 2]]), torch.full((2, 2), -1.0))] * 3
-    with pytest.raises(ConfigError, match="of 0/sw, a top-k id is out of range; the vocabulary has 9 tokens"):
+    with pytest.raises(ConfigError, match="0/sw: a top-k id is out of range; the vocabulary has 9 tokens"):
         joining.signals_from(ROWS, signals(), scored, 9)
 
 
-def test_what_a_local_teacher_has_scored_is_found_again(base, tokenizer, tmp_path, monkeypatch):
-    """The same scores, and no row is read twice; another k is another part."""
+def test_scores_of_a_local_teacher_are_cached(base, tokenizer, tmp_path, monkeypatch):
+    """The second call gives the same scores without the teacher; another k is cached separately."""
     settings = distill("kl_weight=1.0", f"teacher={{type: model, path: '{base}', top_k: 4}}")
 
     def ask(settings):
@@ -86,8 +86,8 @@ def test_what_a_local_teacher_has_scored_is_found_again(base, tokenizer, tmp_pat
     assert ask(distill("kl_weight=1.0", f"teacher={{type: model, path: '{base}', top_k: 5}}"))[1] == (3, 0)
 
 
-def test_of_several_processes_the_first_scores_every_row(base, tokenizer, tmp_path, monkeypatch):
-    """The others wait for it, and find all in the cache."""
+def test_the_first_of_several_processes_scores_every_row(base, tokenizer, tmp_path, monkeypatch):
+    """The others wait for it and find all rows in the cache."""
     settings = distill("kl_weight=1.0", f"teacher={{type: model, path: '{base}', top_k: 4}}")
 
     def ask():
@@ -105,16 +105,16 @@ def test_of_several_processes_the_first_scores_every_row(base, tokenizer, tmp_pa
     assert ask() == ([(2, 4)] * 3, (0, 3))
 
 
-def test_nobody_is_asked_where_the_model_teaches_itself(tokenizer):
-    """Neither scores nor another rendering."""
+def test_a_model_that_teaches_itself_needs_no_other_teacher(tokenizer):
+    """There are neither scores nor another tokenizer."""
     settings, cost = distill("kl_weight=1.0"), StageCost("distill")
     assert joining.tokenizer_of(settings.teacher) is None
     found = joining.scores_of(ROWS, settings, tokenizer, torch.float32, Path("none"), cost, BAR)
     assert found is None and cost.teacher_calls == 0
 
 
-def test_a_server_without_what_it_needs_names_the_extra(tokenizer, monkeypatch):
-    """Told before anything is asked."""
+def test_a_server_without_its_packages_names_the_extra(tokenizer, monkeypatch):
+    """The error comes before any request."""
     import isogloss.teacher
 
     monkeypatch.setitem(sys.modules, "tenacity", None)  # as if it were not installed
@@ -127,8 +127,8 @@ def test_a_server_without_what_it_needs_names_the_extra(tokenizer, monkeypatch):
     assert str(caught.value) == ("distill.teacher: a server needs tenacity; pip install 'isogloss[teacher]'")
 
 
-def test_a_local_teacher_scores_what_is_not_english(base, tokenizer):
-    """Three rows of four, likeliest first, and the ledger has their tokens."""
+def test_a_local_teacher_scores_all_rows_but_english(base, tokenizer):
+    """Three of four rows, likeliest tokens first; the ledger counts their tokens."""
     settings, cost = (
         distill("kl_weight=1.0", f"teacher={{type: model, path: '{base}', top_k: 4}}"),
         StageCost("distill"),
@@ -139,8 +139,8 @@ def test_a_local_teacher_scores_what_is_not_english(base, tokenizer):
     assert (cost.teacher_calls, cost.cached_hits, cost.tokens_forwarded) == (3, 0, 3 * (3 + 2))
 
 
-def test_answers_are_kept_and_never_asked_again(base, tokenizer, tmp_path, monkeypatch):
-    """Privileged prompts in the teacher's ids for it, the student's own for whoever comes after."""
+def test_answers_are_stored_and_never_requested_again(base, tokenizer, tmp_path, monkeypatch):
+    """The teacher gets privileged prompts in its own IDs; the rows keep prompts in the student's."""
     asked = []
 
     def written(model, rows, its, student, *, max_new_tokens):
@@ -164,8 +164,8 @@ def test_answers_are_kept_and_never_asked_again(base, tokenizer, tmp_path, monke
     assert [row.student.response for row in second] == [(90, 1), (41, 1), (92, 1), (93, 1)]
 
 
-def test_a_response_of_the_data_is_not_kept_as_an_answer(base, tokenizer, tmp_path, monkeypatch):
-    """An answer that is cut off is none: the row learns the data's response, also when that has changed."""
+def test_a_response_of_the_data_is_not_stored_as_an_answer(base, tokenizer, tmp_path, monkeypatch):
+    """If an answer is truncated, the row uses the data's response, also after that has changed."""
     monkeypatch.setattr(joining.local, "written", lambda model, rows, its, student, *, max_new_tokens: rows)
     teacher = distill(f"teacher={{type: model, path: '{base}', level: sequence, max_new_tokens: 9}}").teacher
     given = teacher, tokenizer, torch.float32, tmp_path / "answers.jsonl", StageCost("distill"), BAR
@@ -175,8 +175,8 @@ def test_a_response_of_the_data_is_not_kept_as_an_answer(base, tokenizer, tmp_pa
     assert (first, second) == (ROWS[0], changed)
 
 
-def test_another_models_answer_leaves_what_of_the_prompt_was_asked(tmp_path):
-    """The hidden-state term pools those tokens; of the row without an answer too."""
+def test_another_models_answer_keeps_the_instruction_mask(tmp_path):
+    """The hidden-state term pools those tokens, also in a row without an answer."""
     rows = [replace(row, student=replace(row.student, instruction_mask=(False, True))) for row in ROWS[:2]]
     kept = Answers(tmp_path / "answers.jsonl")
     kept.keep({("0/sw", row_key((107, 108)).hex()): [90, 1]})

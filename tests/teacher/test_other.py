@@ -1,4 +1,4 @@
-"""Another local model as teacher: alignment by hand and on real tokenizers, scores against the model's."""
+"""Another local model as teacher: token alignment by hand and on real tokenizers, and its scores."""
 
 import sys
 from pathlib import Path
@@ -46,21 +46,21 @@ def large():
         (["ab", "c"], ["a", "bc"], [], True),
         (["ab", "c", "d"], ["a", "b", "c", "d"], [(1, 2), (2, 3)], True),
         (["a", "b", "cd"], ["ab", "cd"], [(2, 1)], True),
-        (["ab", "c"], [" ab", "c"], [(1, 1)], True),  # a blank before the first word: that one differs
+        (["ab", "c"], [" ab", "c"], [(1, 1)], True),  # a space before the first word: that token differs
         ([" ab", "c"], ["ab", "c"], [(1, 1)], True),
         ([" ab", "c"], [" ab", "c"], [(1, 1)], True),
-        (["ab", "cd", "e"], ["ab", "cx", "e"], [(0, 0)], False),  # nothing behind a difference
+        (["ab", "cd", "e"], ["ab", "cx", "e"], [(0, 0)], False),  # nothing after a difference
         (["ab", ""], ["ab", ""], [(0, 0)], True),
     ],
 )
-def test_tokens_of_the_same_bytes(ours, theirs, pairs, whole):
-    """Same first and last byte of the same text, by hand."""
+def test_tokens_of_the_same_bytes_are_aligned(ours, theirs, pairs, whole):
+    """The same first and last byte of the same text, by hand."""
     encode = [[token.encode() for token in tokens] for tokens in (ours, theirs)]
     assert local.aligned(*encode) == (pairs, whole)
 
 
 def test_bytes_of_real_vocabularies(demo, large):
-    """The tokens of a text, joined, are its bytes: letters split over tokens included."""
+    """The joined tokens of a text are its bytes, including letters split over tokens."""
     for tokenizer in (demo, large):
         table = local.token_bytes(tokenizer)
         for text in SENTENCES.values():
@@ -70,14 +70,14 @@ def test_bytes_of_real_vocabularies(demo, large):
 
 
 def test_sentencepiece_bytes_by_hand():
-    """A blank is ▁, a byte is spelled out."""
+    """A space is ▁, and a byte is spelled out."""
     assert local._piece("▁Paris") == b" Paris"
     assert local._piece("<0x0A>") == b"\n"
     assert local._letters("Ġpa") == b" pa"
 
 
 def test_coverage_of_two_real_tokenizers(demo, large):
-    """The embedded tokenizer's tokens that Tekken cuts alike, end of turn included, by language."""
+    """The share of the packaged tokenizer's tokens that Tekken splits alike, end of turn included."""
     translation = local.TokenMap(demo, large)
     assert not translation.same
     found = {}
@@ -95,7 +95,7 @@ COVERED = {"en": 5 / 19, "es": 7 / 14, "sw": 6 / 11, "ru": 6 / 17, "hi": 8 / 14,
 
 
 def test_a_tokenizer_is_covered_by_itself(demo):
-    """Every token of every language, with a translation that does not know they are the same."""
+    """Every token of every language, without a shortcut for equal tokenizers."""
     translation = local.TokenMap(demo, demo)
     assert translation.same
     for text in SENTENCES.values():
@@ -106,7 +106,7 @@ def test_a_tokenizer_is_covered_by_itself(demo):
 
 
 def test_mass_goes_to_the_same_bytes_and_the_rest_stays_in_the_bucket():
-    """Teacher's tokens a, ab, b, xyz, end; the student has b, a, ab, end: xyz has nowhere to go."""
+    """Teacher's tokens a, ab, b, xyz, end; the student has b, a, ab, end, so xyz has no counterpart."""
     translation = object.__new__(local.TokenMap)
     translation.student_bytes = [b"b", b"a", b"ab", None]
     translation.to = torch.tensor([1, 2, 0, local.NOWHERE, 3])
@@ -127,7 +127,7 @@ def row(number, prompt, response, language="sw"):
 
 
 def test_scores_with_the_same_tokenizer_are_the_models_own(tiny, tokenizer):
-    """Rows of mixed lengths, in their order: the likeliest of the full distribution at each place."""
+    """Rows of different lengths, in order: the likeliest tokens of the full distribution at each position."""
     teacher = tiny("llama", seed=3)
     rows = [
         row(n, 4 + 3 * n % 7, encode_response(tokenizer, text)) for n, text in enumerate(["ab", "ünd", "xyz"])
@@ -144,9 +144,9 @@ def test_scores_with_the_same_tokenizer_are_the_models_own(tiny, tokenizer):
         assert scored.covered.tolist() == [True] * len(one.student.response)
 
 
-def test_scores_with_another_tokenizer_are_those_of_the_covered_places(tiny, tokenizer, demo):
-    """Against the mass of each byte string, added up one token at a time."""
-    teacher = tiny("qwen3", seed=2)  # 269 tokens: bytes; the student is the demo's tokenizer
+def test_scores_with_another_tokenizer_are_those_of_the_covered_positions(tiny, tokenizer, demo):
+    """Compared with the mass of each byte string, summed one token at a time."""
+    teacher = tiny("qwen3", seed=2)  # 269 byte tokens; the student has the demo's tokenizer
     translation = local.TokenMap(demo, tokenizer)
     response = encode_response(demo, "no 7, a b!")
     one = row(1, 6, response)
@@ -171,7 +171,7 @@ def test_scores_with_another_tokenizer_are_those_of_the_covered_places(tiny, tok
 
 
 def test_answers_become_responses_in_the_students_ids(tiny, tokenizer, monkeypatch):
-    """One that is empty or never ends keeps the data's response; English is not asked."""
+    """An empty or truncated answer keeps the data's response; English rows are not sent."""
     end = 1
     said = [[*encode_response(tokenizer, "kitabu"), 7, 7], [end, 0, 0], [9, 9, 9]]
     asked = []
@@ -192,7 +192,7 @@ def test_answers_become_responses_in_the_students_ids(tiny, tokenizer, monkeypat
     assert [r.student.prompt for r in found] == [r.student.prompt for r in rows]
 
 
-def test_an_answer_leaves_what_of_the_prompt_was_asked(tiny, tokenizer, monkeypatch):
+def test_an_answer_keeps_the_instruction_mask(tiny, tokenizer, monkeypatch):
     """The hidden-state term pools those tokens."""
     monkeypatch.setattr(local, "ended", lambda *given, **how: [(0, "kitabu")])
     one = Row("0", "sw", 0, Encoded((5, 6), (50, 1), (False, True)), (7, 8), (5,))

@@ -1,4 +1,4 @@
-"""Teacher prompts: what is said, in which order, and what is refused."""
+"""Teacher prompts: their parts, the order of the parts, and what is refused."""
 
 import copy
 
@@ -25,7 +25,7 @@ TEXTS = NodeTexts(
     {"topic": "Topic."},
 )
 TREE = build_tree(("ru", "bg", "fr", "sw"), ranks={"root": 1, "family": 1, "language": 1})
-SPOKEN = (*XGLUE_TWELVE, "de", "zh")  # the last two are there to be grown
+SPOKEN = (*XGLUE_TWELVE, "de", "zh")  # the last two can be added to a run later
 TWIN = Turn("Say yes", "yes")
 
 
@@ -41,32 +41,32 @@ TWIN = Turn("Say yes", "yes")
     ],
 )
 def test_texts_go_from_root_to_leaf_then_task_then_twin(language, task, text):
-    """A node or task without a text is silent."""
+    """A node or task without a text adds nothing."""
     assert privileged_text(TEXTS, TREE.path(language), task, TWIN) == text
 
 
 def test_the_privileged_answer_can_be_left_out():
-    """The twin's instruction stays: how much the answer itself gives can be measured."""
+    """The twin's instruction stays, so that the effect of the answer can be measured."""
     assert privileged_text(TEXTS, TREE.path("sw"), "", TWIN, answer=False) == "Root.\nEnglish: Say yes"
 
 
 def test_a_twin_without_an_answer_gives_its_instruction():
-    """No empty line and no None is shown to the teacher."""
+    """The teacher sees neither an empty line nor None."""
     assert privileged_text(TEXTS, TREE.path("sw"), "", Turn("Say yes")) == "Root.\nEnglish: Say yes"
 
 
-def test_without_a_twin_only_texts_are_read():
-    """The prompt itself, as a person would write it."""
+def test_without_a_twin_only_texts_are_used():
+    """This is the prompt that a person would write."""
     assert privileged_text(TEXTS, TREE.path("ru"), "topic", None) == "Root.\nSlavic.\nRussian.\nTopic."
 
 
 def test_a_teachers_prompt_is_a_system_turn_before_the_instruction(tokenizer):
-    """Through the model's own template, up to where it answers."""
+    """Rendered by the model's own template, up to the start of the response."""
     ids = teacher_prompt(tokenizer, "Root.", "Sema", limit=100, row="x/sw")
     assert tokenizer.decode(ids) == "<|system|>Root.<|end|><|user|>Sema<|end|><|assistant|>"
 
 
-def test_a_prompt_at_the_limit_is_taken_and_one_over_it_refused(tokenizer):
+def test_a_prompt_at_the_limit_is_accepted_and_one_over_it_refused(tokenizer):
     """1 + 5 + 1 + 1 + 4 + 1 + 1 tokens."""
     assert len(teacher_prompt(tokenizer, "Root.", "Sema", limit=14, row="x/sw")) == 14
     with pytest.raises(ConfigError) as caught:
@@ -78,19 +78,19 @@ def test_a_prompt_at_the_limit_is_taken_and_one_over_it_refused(tokenizer):
 
 
 def test_every_target_has_a_text_at_each_level():
-    """A misspelt node name in the package's texts would be silent for ever."""
+    """A misspelt node name in the package's texts would go unnoticed."""
     texts, tree = load_texts(), build_tree(SPOKEN, ranks={"root": 1, "family": 1, "language": 1})
     assert [node.name for node in tree.nodes if not texts.of(node)] == []
 
 
 def test_every_text_of_the_package_belongs_to_a_node():
-    """No text is kept for a node that no language has."""
+    """No text is kept for a node that no language uses."""
     texts, tree = load_texts(), build_tree(SPOKEN, ranks={"root": 1, "family": 1, "language": 1})
     assert set(texts.families) | set(texts.languages) <= set(tree.by_name)
 
 
 def test_a_missing_file_of_texts_is_refused(tmp_path):
-    """The message names setting and file."""
+    """The message names the setting and the file."""
     path = tmp_path / "texts.yaml"
     with pytest.raises(ConfigError) as caught:
         load_texts(path)
@@ -99,18 +99,18 @@ def test_a_missing_file_of_texts_is_refused(tmp_path):
 
 @pytest.mark.parametrize("text", ["root: A\nfamily: {}\n", "families: {}\n", "- root\n", ""])
 def test_texts_with_other_keys_are_refused(tmp_path, text):
-    """A key that is misspelt is not left out in silence."""
+    """A misspelt key is not silently ignored."""
     path = tmp_path / "texts.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
         load_texts(path)
     assert str(caught.value) == (
-        f"{path}: node texts have the keys root, families, languages, tasks, answers, root at least"
+        f"{path}: node texts have the keys root, families, languages, tasks, answers; root is required"
     )
 
 
 def test_texts_are_found_by_any_code_of_their_language(tmp_path):
-    """`no` is Norwegian and no truth value; a section with nothing below it is none."""
+    """`no` is Norwegian and not a boolean; an empty section counts as missing."""
     path = tmp_path / "texts.yaml"
     path.write_text(
         "root: A\nfamilies:\nlanguages:\n  no: Norsk.\n  swh: Swahili.\n"
@@ -122,8 +122,8 @@ def test_texts_are_found_by_any_code_of_their_language(tmp_path):
 
 
 @pytest.mark.parametrize("section", ["languages", "answers"])
-def test_a_text_for_no_language_is_refused(tmp_path, section):
-    """It would be silent for ever."""
+def test_a_text_for_an_unknown_language_is_refused(tmp_path, section):
+    """It would never be used."""
     path = tmp_path / "texts.yaml"
     path.write_text(f"root: A\n{section}:\n  swx: {{}}\n")
     with pytest.raises(ConfigError) as caught:
@@ -132,8 +132,8 @@ def test_a_text_for_no_language_is_refused(tmp_path, section):
     assert "\n" not in str(caught.value)
 
 
-def test_a_node_without_a_text_is_refused_where_texts_are_demanded():
-    """Root, family and language; the message says under which key to write it."""
+def test_a_node_without_a_text_is_refused_if_texts_are_required():
+    """Root, family or language: the message names the key to add it under."""
     check_texts(TEXTS, TREE.path("ru"))
     with pytest.raises(ConfigError) as caught:
         check_texts(TEXTS, TREE.path("bg"))
@@ -147,8 +147,8 @@ def test_a_node_without_a_text_is_refused_where_texts_are_demanded():
         check_texts(NodeTexts(""), TREE.path("ru"))
 
 
-def test_a_template_that_writes_the_response_otherwise_behind_a_system_text_is_refused(tokenizer):
-    """Here it greets where a system text stands before."""
+def test_a_template_that_changes_the_response_after_a_system_text_is_refused(tokenizer):
+    """This one adds a greeting if there is a system text."""
     check_response(tokenizer, "Root.", "Sema", "ndiyo", row="x/sw")
     greeting = copy.deepcopy(tokenizer)
     greeting.chat_template = (
@@ -160,15 +160,15 @@ def test_a_template_that_writes_the_response_otherwise_behind_a_system_text_is_r
     with pytest.raises(ConfigError) as caught:
         check_response(greeting, "Root.", "Sema", "ndiyo", row="x/sw")
     assert str(caught.value) == (
-        "the chat template writes the response of x/sw behind the teacher's prompt as "
-        "'Well, ndiyo<|end|>' and behind the student's as 'ndiyo<|end|>'; "
+        "the chat template writes the response of x/sw after the teacher's prompt as "
+        "'Well, ndiyo<|end|>' and after the student's as 'ndiyo<|end|>'; "
         "set chat_template to one that writes both alike"
     )
 
 
 @pytest.mark.parametrize(("instruction", "response"), [("Sema\nsasa", "ndiyo"), ("ndiyo", "O ndiyo")])
 def test_a_template_that_rewrites_the_instruction_is_checked_too(tokenizer, instruction, response):
-    """It writes it on one line, and greets behind a system text; a response may repeat the instruction."""
+    """It joins lines and greets after a system text; a response may repeat the instruction."""
     made = copy.deepcopy(tokenizer)
     plain = (
         "{%- for m in messages -%}{{- '<|' + m['role'] + '|>' + GREETING -}}"
@@ -180,25 +180,25 @@ def test_a_template_that_rewrites_the_instruction_is_checked_too(tokenizer, inst
     greeting = "('Well, ' if m['role'] == 'assistant' and messages[0]['role'] == 'system' else '')"
     made.chat_template = plain.replace("GREETING", greeting)
     with pytest.raises(
-        ConfigError, match=f"prompt as 'Well, {response}<.*' and behind the student's as '{response}<"
+        ConfigError, match=f"prompt as 'Well, {response}<.*' and after the student's as '{response}<"
     ):
         check_response(made, "Root.", instruction, response, row="x/sw")
 
 
-def test_a_prompt_that_ends_otherwise_behind_a_system_text_is_refused(tokenizer):
-    """Here the teacher alone would begin to think."""
+def test_a_prompt_that_ends_differently_after_a_system_text_is_refused(tokenizer):
+    """Here only the teacher would start to think."""
     thinking = copy.deepcopy(tokenizer)
     thinking.chat_template = tokenizer.chat_template.replace(
         "'<|assistant|>'", "'<|assistant|>' + ('<think>' if messages[0]['role'] == 'system' else '')"
     )
     with pytest.raises(ConfigError) as caught:
         check_response(thinking, "Root.", "Sema", "ndiyo", row="x/sw")
-    assert "as 'ndiyo<|end|>' in place of '<think>' and behind the student's as 'ndiyo<|end|>';" in str(
+    assert "as 'ndiyo<|end|>' in place of '<think>' and after the student's as 'ndiyo<|end|>';" in str(
         caught.value
     )
 
 
 def test_response_tokens_are_shown_one_by_one_and_split_characters_together(tokenizer):
-    """Byte tokens: ж is two of them, its own bracket says so."""
+    """ж is two byte tokens, which its bracket shows."""
     ids = tokenizer("aж")["input_ids"]
     assert shown(tokenizer, [3, *tokenizer("Hi")["input_ids"]], [*ids, 1]) == "<|user|>Hi⟦a⟧⟦ж⟧×2⟦<|end|>⟧"

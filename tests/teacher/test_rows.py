@@ -1,4 +1,4 @@
-"""Rows and their order: what student and teacher read, and how often."""
+"""Rows and their schedule: the prompts of student and teacher, and how often each row is drawn."""
 
 from collections import Counter
 from dataclasses import replace
@@ -41,7 +41,7 @@ def build(tokenizer):
     return made
 
 
-def test_a_row_is_what_student_and_teacher_read(build, tokenizer):
+def test_a_row_has_the_prompts_of_student_and_teacher(build, tokenizer):
     """Plain prompt, privileged prompt, plain English twin, and the response with its end of turn."""
     row = build({"es": 1})[0]
     assert (row.id, row.language, row.meaning) == ("a/es", "es", 0)
@@ -62,19 +62,19 @@ def test_a_row_is_what_student_and_teacher_read(build, tokenizer):
         ((), ""),
     ],
 )
-def test_each_part_of_the_privilege_can_be_left_out(build, tokenizer, reads, system):
-    """Without any the teacher reads what the student reads."""
+def test_each_part_of_the_privileged_prompt_can_be_left_out(build, tokenizer, reads, system):
+    """Without any of them, the teacher's prompt is the student's."""
     row = build({"es": 1}, reads=reads)[0]
     assert tokenizer.decode(row.teacher_prompt) == f"{system}<|user|>Hola<|end|><|assistant|>"
 
 
 def test_a_language_gets_its_first_examples(build):
-    """An amount is an upper bound, and an example without the language or its response does not count."""
+    """An amount is an upper bound; an example without the language or its response does not count."""
     assert [row.id for row in build({"es": 2, "sw": 9})] == ["a/es", "c/es", "b/sw"]
 
 
-def test_the_teachers_answers_can_be_scored_instead(build, tokenizer):
-    """With `teacher` every response is the English answer, so a turn needs none of its own."""
+def test_the_english_answers_can_be_the_responses(build, tokenizer):
+    """With `teacher` every response is the English answer, so a turn needs no response of its own."""
     rows = build({"sw": 9}, "teacher")
     assert [(row.id, tokenizer.decode(row.student.response)) for row in rows] == [
         ("b/sw", "no<|end|>"),
@@ -82,21 +82,21 @@ def test_the_teachers_answers_can_be_scored_instead(build, tokenizer):
     ]
 
 
-def test_english_rows_are_read_alike_by_both(build):
-    """The root learns to answer English as the reference model does: same prompt on both sides."""
+def test_english_rows_have_the_same_prompt_for_both(build):
+    """The root learns to answer English like the reference model."""
     for row in build({"en": 4}):
         assert row.teacher_prompt == row.student.prompt == row.twin_prompt
 
 
-def test_a_pairs_english_is_no_replay(build):
-    """English is what stage 1 read; a pair that is translated is read in the other language alone."""
+def test_translation_pairs_are_not_replayed_in_english(build):
+    """Replay is what stage 1 was trained on; a translation pair is only used in the other language."""
     pair = ParallelExample("p", "to_english", {"en": Turn("Moon", "Moon"), "es": Turn("Luna", "Moon")})
     rows = build({"en": 2, "es": 1}, extra=[pair], english=ENGLISH | {"p": "Moon"})
     assert [row.id for row in rows] == ["a/en", "b/en", "a/es", "p/es"]
 
 
-def test_an_english_view_needs_no_other_reading(build, tokenizer):
-    """Where the answer is the same in all languages the twin is read, whatever is read elsewhere."""
+def test_an_english_view_only_uses_the_twin(build, tokenizer):
+    """If the answer is the same in all languages, the teacher reads the twin whatever `reads` is."""
     (row,) = build({"es": 1}, "teacher", view="english", reads=())
     assert tokenizer.decode(row.teacher_prompt) == "<|user|>Hi<|end|><|assistant|>"
 
@@ -109,8 +109,8 @@ def test_a_twin_over_the_limit_is_refused(build):
         build({"es": 1}, limit=40, examples=[long])
 
 
-def test_replay_has_no_say_in_which_task_is_closed(build):
-    """Two languages share no row where there are enough, though all English rows of the task say the same."""
+def test_replay_does_not_decide_which_task_is_closed(build):
+    """The rows of two languages stay the same, though all English rows of the task have one answer."""
     many = [
         ParallelExample(
             f"n{n}", "open", {"en": Turn(f"Q {n}", f"a {n}"), "es": Turn(f"P {n}"), "sw": Turn(f"S {n}")}
@@ -133,12 +133,12 @@ def test_a_language_without_items_is_refused(build):
 
 
 def test_a_language_without_responses_is_refused(build):
-    """Instructions alone cannot be scored against references; the reason is the true one."""
+    """Instructions alone give no references to train on; the message says so."""
     with pytest.raises(DataError) as caught:
         build({"sw": 1}, examples=EXAMPLES[2:3])
     assert str(caught.value) == (
-        "no item in sw can be learned: there is no response (1); "
-        "mend them, set distill.responses=teacher or take sw out of languages.targets"
+        "no item in sw can be used: there is no response (1); "
+        "fix them, set distill.responses=teacher or take sw out of languages.targets"
     )
 
 
@@ -151,15 +151,15 @@ def test_a_language_without_responses_is_refused(build):
         (Turn(" ", "three"), Turn("Mwezi", "tatu")),
     ],
 )
-def test_what_is_blank_in_either_language_is_not_learned(build, twin, turn):
+def test_examples_that_are_blank_in_either_language_are_skipped(build, twin, turn):
     """The next usable example takes its place."""
     blank = ParallelExample("blank", "topic", {"en": twin, "sw": turn})
     rows = build({"sw": 1}, examples=[blank, *EXAMPLES], english=ENGLISH | {"blank": twin.response})
     assert [row.id for row in rows] == ["b/sw"]
 
 
-def test_a_closed_answer_is_said_in_the_language(build, tokenizer):
-    """The model's "No." is Swahili's hapana; an answer that names no option teaches nothing."""
+def test_a_closed_answer_is_translated_by_its_options(build, tokenizer):
+    """The model's "No." becomes Swahili's hapana; an answer that names no option is skipped."""
     options = {"en": {"1": "yes", "0": "no"}, "sw": {"1": "ndiyo", "0": "hapana"}}
     closed = [
         ParallelExample(id, "xnli", {"en": Turn(id, "yes"), "sw": Turn(f"s{id}")}, options) for id in "xyz"
@@ -172,8 +172,8 @@ def test_a_closed_answer_is_said_in_the_language(build, tokenizer):
     ]
 
 
-def test_extra_examples_are_read_besides_the_amounts(build, tokenizer):
-    """Their own text is learned, whatever the English answers are."""
+def test_extra_examples_are_added_to_the_amounts(build, tokenizer):
+    """They keep their own response, whatever the English answers are."""
     pair = ParallelExample(
         "p", "to_english", {"en": Turn("To English: Hi", "Hi"), "es": Turn("Al inglés: Hola", "Hi")},
         own_response=True,
@@ -184,23 +184,23 @@ def test_extra_examples_are_read_besides_the_amounts(build, tokenizer):
 
 
 def test_all_rows_that_are_too_long_are_counted(build):
-    """The first is named."""
-    with pytest.raises(ConfigError, match=r"^the prompt of a/es has 7 .*out \(2 more rows are over it\)$"):
+    """The message names the first."""
+    with pytest.raises(ConfigError, match=r"^the prompt of a/es has 7 .*row \(2 more rows fail\)$"):
         build({"es": 9}, limit=6)
 
 
 def test_a_long_prompt_of_the_student_is_refused(build):
-    """Never cut: <|user|>, four letters, <|end|> and <|assistant|> are seven tokens."""
+    """It is never truncated: <|user|>, four letters, <|end|> and <|assistant|> are seven tokens."""
     with pytest.raises(ConfigError) as caught:
         build({"es": 1}, limit=6)
     assert str(caught.value) == (
         "the prompt of a/es has 7 tokens and the limit is 6; raise distill.max_prompt_length or "
-        "leave the row out"
+        "remove the row"
     )
 
 
 def test_a_long_prompt_of_the_teacher_is_refused(build):
-    """Its texts are a token a byte; two enclose the system turn, and seven follow."""
+    """Its texts have one token per byte; two more enclose the system turn, and seven follow."""
     with pytest.raises(ConfigError) as caught:
         build({"es": 1}, limit=30)
     text = "Root.\nRomance.\nEspañol.\nEnglish: Hi\n→ yes"
@@ -211,7 +211,7 @@ def test_a_long_prompt_of_the_teacher_is_refused(build):
 
 
 def test_the_response_is_checked_in_each_task_of_a_language(build, tokenizer, monkeypatch):
-    """Here the template greets behind a system text that holds "one", which the second task's has."""
+    """The template greets after a system text that contains "one", as that of the second task does."""
     says = "('Well, ' if m['role'] == 'assistant' and 'one' in messages[0]['content'] else '')"
     monkeypatch.setattr(
         tokenizer,
@@ -223,7 +223,7 @@ def test_the_response_is_checked_in_each_task_of_a_language(build, tokenizer, mo
     )
     build({"es": 1})
     with pytest.raises(
-        ConfigError, match=r"^the chat template writes the response of c/es behind the teacher's"
+        ConfigError, match=r"^the chat template writes the response of c/es after the teacher's"
     ):
         build({"es": 2}, examples=[EXAMPLES[0], replace(EXAMPLES[2], task="letter")])
 
@@ -250,22 +250,22 @@ UNEVEN = ["es"] * 16 + ["sw"] * 4
     ],
 )
 def test_languages_are_balanced_by_the_formula(balance, draws, counts):
-    """n^(1/balance): in proportion to data at 1, evenly at infinity."""
+    """n^(1/balance): proportional to the data at 1, uniform at infinity."""
     assert draws_of(UNEVEN, plan(UNEVEN, draws, balance=balance)) == counts
 
 
 @pytest.mark.parametrize("draws", [20, 40, 60])
 @pytest.mark.parametrize("balance", [1.0, 2.0])
-def test_every_row_is_read_before_any_is_read_again(draws, balance):
-    """Within a language, the most and the least read row differ by one reading at most."""
+def test_every_row_is_drawn_before_any_is_repeated(draws, balance):
+    """The numbers of draws of a language's rows differ by at most one."""
     order = Counter(plan(UNEVEN, draws, balance=balance))
     for rows in (range(16), range(16, 20)):
         readings = [order[row] for row in rows]
         assert max(readings) - min(readings) <= 1
 
 
-def test_each_row_is_read_once_an_epoch():
-    """One pass in proportion to data is every row once."""
+def test_each_row_is_drawn_once_per_epoch():
+    """The balance is proportional to the data."""
     assert sorted(plan(UNEVEN, 20)) == list(range(20))
 
 
@@ -277,24 +277,23 @@ def test_a_fixed_share_is_kept_whatever_the_rows():
 
 
 def test_a_fixed_share_of_a_language_without_rows_is_given_to_the_others():
-    """No English rows, no English share."""
     assert draws_of(UNEVEN, plan(UNEVEN, 20, fixed={"en": 0.5})) == {"es": 16, "sw": 4}
 
 
 def test_the_same_seed_gives_the_same_order():
-    """And another seed another one."""
+    """Another seed gives another order."""
     assert plan(UNEVEN, 20, seed=7) == plan(UNEVEN, 20, seed=7)
     assert plan(UNEVEN, 20, seed=7) != plan(UNEVEN, 20, seed=8)
 
 
 @pytest.mark.parametrize(("draws", "rows"), [(20, 20), (23, 20), (19, 16), (4, 4), (3, 4), (1, 4)])
 def test_batches_are_whole(draws, rows):
-    """Draws are rounded down to whole batches, one at least."""
+    """The number of draws is rounded down to whole batches, at least one."""
     assert len(plan(UNEVEN, draws)) == rows
 
 
-def test_rows_of_like_length_share_a_batch():
-    """A window of eight batches is read sorted by length, the batches themselves in random order."""
+def test_rows_of_similar_length_share_a_batch():
+    """A window of eight batches is sorted by length, and its batches are shuffled."""
     lengths = list(range(32))
     order = plan(["sw"] * 32, 32, alike=lengths)
     batches = [order[i : i + 4] for i in range(0, 32, 4)]
@@ -303,8 +302,8 @@ def test_rows_of_like_length_share_a_batch():
     assert [batch[0] for batch in batches] != [0, 4, 8, 12, 16, 20, 24, 28]
 
 
-def test_every_row_is_read_before_any_again_when_shares_are_rounded():
-    """Shares that are no whole numbers of draws keep the promise too."""
+def test_every_row_is_drawn_before_any_is_repeated_with_rounded_shares():
+    """The shares are not whole numbers of draws."""
     languages = ["a"] * 7 + ["b"] * 5 + ["c"] * 9 + ["d"]
     for seed in range(20):
         order = Counter(plan(languages, 52, balance=2.0, batch=8, seed=seed))
@@ -318,8 +317,8 @@ def test_fewer_draws_than_languages_still_make_a_batch():
     assert len(plan(["a", "b", "c", "d", "e"], 2, batch=2)) == 2
 
 
-def test_bare_sentences_are_read_before_their_term_has_faded():
-    """Every one as often as without; behind seven tenths, but for a window of batches, none."""
+def test_bare_sentences_are_drawn_before_their_term_has_faded():
+    """As often as without the limit, but none after seven tenths, apart from a window of batches."""
     rows, early = 400, range(0, 400, 4)
     given = {"balance": 1.0, "batch": 2, "alike": [(n in early, 0) for n in range(rows)], "seed": 0}
     plain = schedule(["sw"] * rows, rows, **given)

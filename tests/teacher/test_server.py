@@ -1,4 +1,4 @@
-"""A served teacher over a real HTTP server on loopback, with faults: nothing is lost or asked twice."""
+"""A served teacher over a real HTTP server on loopback, with faults: nothing is lost or requested twice."""
 
 import json
 import math
@@ -28,7 +28,7 @@ ROWS = [ScoreRequest(tuple(range(10 + n, 14 + n)), tuple(range(40 + n, 42 + n + 
 
 
 def place(token: int) -> dict:
-    """The k likeliest and the token itself, as vLLM names them; the token is likely if it is even."""
+    """Return the top k and the token itself in vLLM's format; the token is likely if it is even."""
     best = {1: -1.0, 2: -2.0, 3: -3.0, token: -1.5 if token % 2 == 0 else -9.0}
     return {
         str(number): {"logprob": value, "rank": 1, "decoded_token": "?"} for number, value in best.items()
@@ -36,14 +36,14 @@ def place(token: int) -> dict:
 
 
 def expected(row: ScoreRequest):
-    """By hand: an even token is second, an odd one is left out."""
+    """Return the scores by hand: an even token is second, an odd one is not in the top k."""
     ids = [[1, t, 2] if t % 2 == 0 else [1, 2, 3] for t in row.response]
     logprobs = [[-1.0, -1.5, -2.0] if t % 2 == 0 else [-1.0, -2.0, -3.0] for t in row.response]
     return torch.tensor(ids), torch.tensor(logprobs)
 
 
 class Endpoint(Faulty):
-    """Answers as vLLM does."""
+    """Answers like vLLM."""
 
     def __init__(self):
         super().__init__()
@@ -80,8 +80,8 @@ def check(found):
         assert one.covered.all() and len(one.covered) == len(row.response)
 
 
-def test_the_likeliest_tokens_of_the_response_alone(endpoint, tmp_path):
-    """Each row is asked once, as ids, and the prompt's places are left out."""
+def test_only_the_positions_of_the_response_are_scored(endpoint, tmp_path):
+    """Each row is requested once, as token IDs."""
     check(served.score(ROWS, settings(endpoint), Store(tmp_path / "rows.jsonl")))
     assert endpoint.asked == Counter({ids_of(row): 1 for row in ROWS})
     assert endpoint.bodies[0] | {"prompt": []} == {
@@ -92,23 +92,22 @@ def test_the_likeliest_tokens_of_the_response_alone(endpoint, tmp_path):
 @pytest.mark.parametrize(
     "fault", [(500,), (503,), (429, {"retry-after": "0"}), (408,), "drop", "cut", "half"]
 )
-def test_a_fault_that_passes_costs_one_more_request_each_time(endpoint, tmp_path, fault):
-    """Two rows fail once and thrice: two and four requests; the results are those without faults."""
+def test_a_temporary_fault_costs_one_more_request_each_time(endpoint, tmp_path, fault):
+    """Rows that fail once and three times take two and four requests; the results are as without faults."""
     endpoint.faults = {ids_of(ROWS[1]): [fault], ids_of(ROWS[4]): [fault] * 3}
     check(served.score(ROWS, settings(endpoint), Store(tmp_path / "rows.jsonl")))
     counts = dict.fromkeys(map(ids_of, ROWS), 1) | {ids_of(ROWS[1]): 2, ids_of(ROWS[4]): 4}
     assert endpoint.asked == Counter(counts)
 
 
-def test_a_slow_answer_is_asked_for_again(endpoint, tmp_path):
-    """A time-out, then the answer."""
+def test_a_request_that_times_out_is_repeated(endpoint, tmp_path):
     endpoint.faults = {ids_of(ROWS[0]): ["slow"]}
     check(served.score(ROWS, settings(endpoint, timeout=4.0, concurrency=2), Store(tmp_path / "rows.jsonl")))
     assert endpoint.asked == Counter(dict.fromkeys(map(ids_of, ROWS), 1) | {ids_of(ROWS[0]): 2})
 
 
-def test_retry_after_is_waited_for_by_everybody(endpoint, tmp_path):
-    """After a 429 that names 0.7 seconds no request starts before; one that was under way may."""
+def test_all_requests_wait_for_retry_after(endpoint, tmp_path):
+    """After a 429 with 0.7 seconds no request starts earlier; one that was under way may finish."""
     endpoint.faults = {ids_of(ROWS[0]): [(429, {"retry-after": "0.7"})]}
     check(served.score(ROWS, settings(endpoint, concurrency=1), Store(tmp_path / "rows.jsonl")))
     (first, name), (second, _), *_ = endpoint.times
@@ -118,7 +117,7 @@ def test_retry_after_is_waited_for_by_everybody(endpoint, tmp_path):
 
 
 def test_retry_after_by_hand():
-    """Seconds, a date, what is past, what is neither."""
+    """Seconds, a date, a date in the past, and neither."""
     assert retry_after("3") == 3.0
     assert retry_after(formatdate(time.time() + 30, usegmt=True)) == pytest.approx(30, abs=3)
     assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
@@ -126,8 +125,8 @@ def test_retry_after_by_hand():
     assert retry_after(None) is None
 
 
-def test_what_is_answered_is_kept_and_the_rest_is_asked_later(endpoint, tmp_path):
-    """One row is refused: the run ends with one line. Healed, only what is missing is asked."""
+def test_answers_are_kept_and_the_rest_is_requested_later(endpoint, tmp_path):
+    """One row is refused and the run ends with one line; the next run only requests what is missing."""
     endpoint.faults = {ids_of(ROWS[3]): [(400, {}, b'{"error": "too   long"}')]}
     store = Store(tmp_path / "rows.jsonl")
     with pytest.raises(ConfigError) as error:
@@ -143,24 +142,23 @@ def test_what_is_answered_is_kept_and_the_rest_is_asked_later(endpoint, tmp_path
 
 
 def test_a_server_that_never_answers_ends_the_run(endpoint, tmp_path):
-    """As many attempts as the settings say, then one line that says what to do."""
+    """After the number of attempts in the settings, with one line that says what to do."""
     endpoint.faults = {ids_of(ROWS[0]): [(503,)] * 9}
     with pytest.raises(
-        RunError, match="did not answer in 3 attempts \\(the last: 503\\); what it has answered"
+        RunError, match="did not answer in 3 attempts \\(the last: 503\\); the answers so far are kept"
     ):
         served.score(ROWS[:1], settings(endpoint, attempts=3), Store(tmp_path / "rows.jsonl"))
     assert endpoint.asked[ids_of(ROWS[0])] == 3
 
 
-def test_equal_rows_are_asked_once(endpoint, tmp_path):
-    """Twice in the list, once over the wire."""
+def test_equal_rows_are_requested_once(endpoint, tmp_path):
     found = served.score([ROWS[0], ROWS[0]], settings(endpoint), Store(tmp_path / "rows.jsonl"))
     assert torch.equal(found[0].ids, found[1].ids)
     assert endpoint.asked == Counter({ids_of(ROWS[0]): 1})
 
 
-def test_no_more_at_a_time_and_no_faster_than_the_settings_say(endpoint, tmp_path):
-    """Two at once, ten a second: six rows take half a second at least."""
+def test_concurrency_and_rate_are_limited(endpoint, tmp_path):
+    """Two at a time and ten a second: six rows take at least half a second."""
     endpoint.pause = 0.15
     served.score(ROWS, settings(endpoint, concurrency=2, rate=10.0), Store(tmp_path / "rows.jsonl"))
     assert endpoint.most <= 2
@@ -169,9 +167,9 @@ def test_no_more_at_a_time_and_no_faster_than_the_settings_say(endpoint, tmp_pat
 
 
 def test_the_key_comes_from_the_environment_and_goes_nowhere_else(endpoint, tmp_path, monkeypatch):
-    """It is in the header, neither in the store nor in an error that repeats it."""
+    """It is in the header, but neither in the store nor in an error that repeats it."""
     monkeypatch.setenv("TEACHER_KEY", "abc\r")
-    with pytest.raises(ConfigError, match="the environment variable TEACHER_KEY holds no key"):
+    with pytest.raises(ConfigError, match="the environment variable TEACHER_KEY has no valid key"):
         served.score(ROWS, settings(endpoint, key_env="TEACHER_KEY"), Store(tmp_path / "rows.jsonl"))
     monkeypatch.delenv("TEACHER_KEY")
     with pytest.raises(ConfigError, match="the environment variable TEACHER_KEY is not set"):
@@ -188,8 +186,8 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(endpoint, tmp_
     assert b"s3cret" not in (tmp_path / "rows.jsonl").read_bytes()
 
 
-def test_no_part_of_a_key_is_shown_where_a_refusal_is_cut(endpoint, tmp_path, monkeypatch):
-    """It stands across the place at which the server's reason ends."""
+def test_no_part_of_a_key_is_shown_where_a_message_is_cut(endpoint, tmp_path, monkeypatch):
+    """The key straddles the place where the server's message is cut."""
     monkeypatch.setenv("TEACHER_KEY", "s3cret-abcdefghijklmnop")
     endpoint.faults = {ids_of(ROWS[1]): [(400, {}, b"x" * 189 + b" s3cret-abcdefghijklmnop is no key")]}
     with pytest.raises(ConfigError) as error:
@@ -198,12 +196,12 @@ def test_no_part_of_a_key_is_shown_where_a_refusal_is_cut(endpoint, tmp_path, mo
 
 
 def answering(place):
-    """The same at every place."""
+    """Return an endpoint's answer with the same entry at every position."""
     return lambda ids: {"choices": [{"prompt_logprobs": [None] + [place] * (len(ids) - 1)}]}
 
 
 def likeliest(logprob: float, token: int = 2) -> dict:
-    """The tokens that ROWS[0] sends, and two of which one is kept."""
+    """Return an entry with the tokens that ROWS[0] sends and two others, of which one is kept."""
     named = {1: logprob, token: logprob, 40: -2.0, 41: -2.0}
     return {str(number): {"logprob": value} for number, value in named.items()}
 
@@ -211,11 +209,11 @@ def likeliest(logprob: float, token: int = 2) -> dict:
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        (lambda ids: {"choices": [{"text": "x"}]}, "returns no prompt_logprobs; take a server that does"),
+        (lambda ids: {"choices": [{"text": "x"}]}, "returns no prompt_logprobs; use a server that does"),
         (lambda ids: {"choices": [{"prompt_logprobs": [None]}]}, "read 1 tokens where 6 were sent"),
         (
             lambda ids: {"choices": [{"prompt_logprobs": [None] + [place(99)] * (len(ids) - 1)}]},
-            "read another token than 40, which was sent",
+            "did not read the token 40 that was sent",
         ),
         (
             lambda ids: {
@@ -224,7 +222,7 @@ def likeliest(logprob: float, token: int = 2) -> dict:
             "distill.teacher.top_k is 3 and",
         ),
         *(
-            (lambda ids, said=said: said, "returns no prompt_logprobs; take a server that does")
+            (lambda ids, said=said: said, "returns no prompt_logprobs; use a server that does")
             for said in (
                 None,
                 [],
@@ -239,7 +237,7 @@ def likeliest(logprob: float, token: int = 2) -> dict:
             )
         ),
         *(
-            (answering(place), "returns prompt_logprobs that do not name a logprob for the id")
+            (answering(place), "returns prompt_logprobs without a logprob by token ID")
             for place in (
                 None,
                 [],
@@ -257,7 +255,7 @@ def likeliest(logprob: float, token: int = 2) -> dict:
             )
         ),
         *(
-            (answering(place), "returns no distribution: ")
+            (answering(place), "returns an invalid distribution: ")
             for place in (
                 likeliest(-math.inf),
                 likeliest(math.nan),
@@ -272,7 +270,7 @@ def likeliest(logprob: float, token: int = 2) -> dict:
     ],
 )
 def test_another_kind_of_server_is_refused_in_one_line(endpoint, tmp_path, answer, says):
-    """Once: asking again would not help."""
+    """After one request: repeating it would not help."""
     endpoint.answer = answer
     with pytest.raises(ConfigError) as error:
         served.score(ROWS[:1], settings(endpoint), Store(tmp_path / "rows.jsonl"))
@@ -280,8 +278,8 @@ def test_another_kind_of_server_is_refused_in_one_line(endpoint, tmp_path, answe
     assert sum(endpoint.asked.values()) == 1 and not (tmp_path / "rows.jsonl").exists()
 
 
-def test_a_sent_token_that_is_impossible_but_not_among_the_likeliest_is_no_fault(endpoint, tmp_path):
-    """-Infinity for the token itself, which is then left out."""
+def test_a_sent_token_of_probability_zero_is_no_fault(endpoint, tmp_path):
+    """It is -Infinity outside the top k, and is dropped."""
     best = {str(number): {"logprob": -float(number)} for number in (1, 2, 3)}
     endpoint.answer = lambda ids: {
         "choices": [{"prompt_logprobs": [None, *(best | {str(t): {"logprob": -math.inf}} for t in ids[1:])]}]
@@ -296,15 +294,15 @@ def test_a_sent_token_that_is_impossible_but_not_among_the_likeliest_is_no_fault
 ROW = whole(torch.tensor([[5, 7], [9, 2]]), torch.tensor([[-0.1, -2.5], [-1e-8, -20.5]]))
 
 
-def test_a_row_comes_back_to_the_bit(tmp_path):
-    """From the file, by another reader."""
+def test_a_stored_row_is_bit_identical(tmp_path):
+    """Read from the file by another instance."""
     Store(tmp_path / "s").put("a", ROW)
     found = Store(tmp_path / "s")["a"]
     assert torch.equal(found.ids, ROW.ids) and torch.equal(found.logprobs, ROW.logprobs)
 
 
-def test_a_torn_line_is_not_there_and_takes_no_other_with_it(tmp_path):
-    """Cut anywhere within the last line: the first row stays, a third can be added."""
+def test_a_torn_line_is_ignored_and_spoils_no_other_line(tmp_path):
+    """Cut anywhere within the last line: the first row stays, and a third can be added."""
     path = tmp_path / "s"
     store = Store(path)
     store.put("a", ROW)
@@ -320,8 +318,8 @@ def test_a_torn_line_is_not_there_and_takes_no_other_with_it(tmp_path):
         assert "a" in healed and "b" not in healed and "c" in healed
 
 
-def test_a_damaged_row_is_not_there(tmp_path):
-    """Another letter within the numbers, although the line is still JSON."""
+def test_a_damaged_row_is_ignored(tmp_path):
+    """A letter within the numbers has changed, but the line is still JSON."""
     path = tmp_path / "s"
     Store(path).put("a", ROW)
     entry = json.loads(path.read_text())
@@ -330,8 +328,8 @@ def test_a_damaged_row_is_not_there(tmp_path):
     assert "a" not in Store(path)
 
 
-def test_a_row_of_no_use_is_not_there(tmp_path):
-    """So that a file which holds one is asked for it again, and need not be deleted."""
+def test_an_invalid_row_is_ignored(tmp_path):
+    """So it is requested again, and the file need not be deleted."""
     Store(tmp_path / "s").put("a", whole(ROW.ids, torch.full((2, 2), -math.inf)))
     Store(tmp_path / "s").put("b", ROW)
     found = Store(tmp_path / "s")
@@ -339,7 +337,7 @@ def test_a_row_of_no_use_is_not_there(tmp_path):
 
 
 def test_two_writers_share_a_file(tmp_path):
-    """Each appends; a third reads both."""
+    """Each appends, and a third instance reads both."""
     one, two = Store(tmp_path / "s"), Store(tmp_path / "s")
     one.put("a", ROW)
     two.put("b", ROW)
@@ -354,7 +352,7 @@ def test_two_writers_share_a_file(tmp_path):
 def test_a_model_and_a_server_of_the_same_weights_teach_the_same(
     endpoint, base, tiny, five, student, tokenizer, tmp_path
 ):
-    """Both train, with scores equal to what packing keeps; the divergence told before is the textbook's."""
+    """Both train, with curves equal up to packing; the divergence reported before is the textbook's."""
     teacher = tiny("qwen3", seed=5)
     teacher.save_pretrained(tmp_path / "teacher")
     tokenizer.save_pretrained(tmp_path / "teacher")

@@ -1,4 +1,4 @@
-"""Signals: what is stored is what the teacher says live."""
+"""Signals: stored ones equal those of the live teacher."""
 
 import json
 
@@ -36,7 +36,7 @@ ROWS = [row(number, *sizes) for number, sizes in enumerate(SIZES)]
 @pytest.mark.parametrize("kind", ["qwen3", "llama", "mistral", "gemma3_text"])
 @pytest.mark.parametrize("batch", [2, 64])
 def test_a_stored_signal_is_the_live_teachers_logits(tiny, kind, batch):
-    """Prompts and responses of mixed lengths, in their order: the head of the states is what was said."""
+    """Prompts and responses of different lengths, in order: the head of stored states gives the logits."""
     model = tiny(kind)
     found = teacher_signals(model, ROWS, layer=2, pad_id=0, batch=batch)
     for one, signal in zip(ROWS, found, strict=True):
@@ -49,7 +49,7 @@ def test_a_stored_signal_is_the_live_teachers_logits(tiny, kind, batch):
 
 @pytest.mark.parametrize("layer", [1, 2])
 def test_a_twin_is_the_mean_state_of_its_prompt(tiny, layer):
-    """Over real tokens only, at the layer that was asked for."""
+    """Over real tokens only, at the requested layer."""
     model = tiny()
     for one, signal in zip(ROWS, teacher_signals(model, ROWS, layer=layer, pad_id=0), strict=True):
         with torch.no_grad():
@@ -57,8 +57,8 @@ def test_a_twin_is_the_mean_state_of_its_prompt(tiny, layer):
         torch.testing.assert_close(signal.twin, states[layer][0].mean(0), rtol=1e-4, atol=1e-5)
 
 
-def test_signals_carry_no_gradient_and_their_own_memory(tiny):
-    """A view would keep a whole batch of states alive."""
+def test_signals_have_no_gradient_and_their_own_memory(tiny):
+    """A view would keep a whole batch of states in memory."""
     model = tiny().train()
     for signal in teacher_signals(model, ROWS, layer=1, pad_id=0):
         assert not signal.teacher.requires_grad and not signal.twin.requires_grad
@@ -66,7 +66,7 @@ def test_signals_carry_no_gradient_and_their_own_memory(tiny):
     assert not model.training
 
 
-def test_equal_twins_are_read_once(tiny):
+def test_equal_twins_are_computed_once(tiny):
     """Five rows of one example: five teacher prompts and one twin."""
     shared = [Row(r.id, r.language, 0, r.student, r.teacher_prompt, (7, 8, 9)) for r in ROWS]
     heard = []
@@ -75,7 +75,7 @@ def test_equal_twins_are_read_once(tiny):
 
 
 def test_a_teacher_without_privilege_is_the_student(tiny, five, student):
-    """Reading the student's own prompt, with adapters off, the divergence is zero."""
+    """With the student's own prompt and adapters off, the divergence is zero."""
     model = tiny()
     plain = [Row(r.id, r.language, r.meaning, r.student, r.student.prompt, r.twin_prompt) for r in ROWS]
     adapters = student(model, five)
@@ -88,7 +88,7 @@ def test_a_teacher_without_privilege_is_the_student(tiny, five, student):
 
 
 def shared_rows():
-    """Nine rows of two paths: node texts of 12 and 9 tokens; six rows of the first have a task's 6 more."""
+    """Return nine rows of two paths with texts of 12 and 9 tokens; six rows also have a task's 6 tokens."""
     made = torch.Generator().manual_seed(7)
 
     def ids(length):
@@ -107,8 +107,8 @@ def shared_rows():
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama", "mistral", "gemma3_text"])
 @pytest.mark.parametrize("batch", [2, 64])
-def test_a_prefix_read_once_gives_what_plain_reading_gives(tiny, kind, batch, monkeypatch):
-    """In float32, window shorter than a prompt included; texts and task are read once for six rows."""
+def test_sharing_a_prefix_changes_no_signal(tiny, kind, batch, monkeypatch):
+    """In float32, also with a window shorter than a prompt; six rows share the texts and the task."""
     monkeypatch.setattr(reading, "FORWARD", 40)
     model, rows = tiny(kind), shared_rows()
     if getattr(model.config, "sliding_window", None):
@@ -121,22 +121,22 @@ def test_a_prefix_read_once_gives_what_plain_reading_gives(tiny, kind, batch, mo
     for one, other in zip(plain, forked, strict=True):
         torch.testing.assert_close(other.teacher, one.teacher, rtol=1e-4, atol=1e-4)
     assert costs[0].teacher_calls == costs[1].teacher_calls == 9
-    # Six prompts begin with 12 + 6 equal tokens; five times they are not read again.
+    # Six prompts begin with 12 + 6 equal tokens, which are saved five times.
     assert costs[0].teacher_tokens - costs[1].teacher_tokens == 5 * 18
 
 
-def test_rows_are_grouped_by_what_their_prompts_begin_with(monkeypatch):
-    """A stretch of a path's rows, or its parts, whichever saves more tokens; never a prompt's last token."""
+def test_rows_are_grouped_by_the_prefix_of_their_prompts(monkeypatch):
+    """A run of a path's rows, or its parts, whichever saves more tokens; never a prompt's last token."""
     monkeypatch.setattr(reading, "FORWARD", 0)
     prompts = [(1, 2, 3, 4, n) for n in range(4)] + [(1, 2, 9, 9, 9, n) for n in range(4)] + [(1, 2, 3, 4)]
     codes = ["sw"] * 9
     # All nine share 2 tokens: 16 saved. Four and five share 5 and 3: 15 + 12.
     assert groups(prompts, codes, True) == [([8, 0, 1, 2, 3], 3), ([4, 5, 6, 7], 5)]
     assert groups(prompts, codes, False) == [(list(range(9)), 0)]
-    # Rows of other languages share nothing, whatever their ids.
+    # Rows of different languages share nothing, whatever their IDs.
     assert groups(prompts[:4], ["sw", "sw", "sw", "ru"], True) == [([3], 0), ([0, 1, 2], 4)]
     assert groups([(1, 2, 3)] * 4, ["sw"] * 4, True) == [([0, 1, 2, 3], 2)]
-    # Five rows save 4 · 2 tokens, which is no more than a forward costs; six save 10.
+    # Five rows save 4 · 2 tokens, no more than a forward pass costs; six save 10.
     monkeypatch.setattr(reading, "FORWARD", 8)
     assert groups([(1, 2, 3)] * 5, ["sw"] * 5, True) == [([0, 1, 2, 3, 4], 0)]
     assert groups([(1, 2, 3)] * 6, ["sw"] * 6, True) == [([0, 1, 2, 3, 4, 5], 2)]
@@ -144,7 +144,7 @@ def test_rows_are_grouped_by_what_their_prompts_begin_with(monkeypatch):
 
 @pytest.mark.parametrize("k", [4, 269])
 def test_top_k_signals_are_the_live_teachers_likeliest_tokens(tiny, k):
-    """Ids to the bit, log-probabilities as packing keeps them."""
+    """IDs are exact, and log-probabilities are as precise as packing allows."""
     model = tiny()
     dense = teacher_signals(model, ROWS, layer=1, pad_id=0)
     found = teacher_signals(model, ROWS, layer=1, pad_id=0, kind="top_k", k=k)
@@ -155,8 +155,8 @@ def test_top_k_signals_are_the_live_teachers_likeliest_tokens(tiny, k):
         assert torch.equal(other.twin, one.twin)
 
 
-def test_a_loss_does_not_see_where_its_signal_came_from(tiny, five, student):
-    """All tokens kept: cross-entropy, divergence and their gradients are those of hidden states."""
+def test_losses_do_not_depend_on_the_kind_of_signal(tiny, five, student):
+    """With all tokens kept, cross-entropy, divergence and gradients equal those from hidden states."""
     found = []
     for settings in ({}, {"kind": "top_k", "k": 269}):
         adapters = student(tiny(), five)
@@ -190,8 +190,8 @@ def assert_same_signals(ours, theirs):
 
 
 @pytest.mark.parametrize("settings", [{}, {"kind": "top_k", "k": 4}])
-def test_a_second_reading_spends_nothing_and_gives_the_same_bits(tiny, tmp_path, settings):
-    """And so does one without a cache."""
+def test_a_second_pass_costs_nothing_and_is_bit_identical(tiny, tmp_path, settings):
+    """So is one without a cache."""
     model, rows = tiny(), shared_rows()
     first, spent = cached(model, tmp_path, rows, **settings)
     second, again = cached(model, tmp_path, rows, **settings)
@@ -203,8 +203,8 @@ def test_a_second_reading_spends_nothing_and_gives_the_same_bits(tiny, tmp_path,
     assert_same_signals(first, teacher_signals(model, rows, layer=1, pad_id=0, **settings))
 
 
-def test_kinds_k_and_layers_are_kept_apart(tiny, tmp_path):
-    """What is found is what was asked for; twins do not depend on the teacher's kind."""
+def test_kinds_and_k_are_cached_separately(tiny, tmp_path):
+    """Twins do not depend on the teacher's kind."""
     model, rows = tiny(), shared_rows()
     cached(model, tmp_path, rows)
     top, cost = cached(model, tmp_path, rows, kind="top_k", k=4)
@@ -215,8 +215,8 @@ def test_kinds_k_and_layers_are_kept_apart(tiny, tmp_path):
         assert json.loads(manifest.read_text())["weights"] == "some"
 
 
-def test_a_killed_reading_goes_on_where_it_was(tiny, tmp_path, monkeypatch):
-    """Killed between two batches: the rest is read, and all is that of an unbroken reading, to the bit."""
+def test_a_killed_pass_resumes_where_it_was(tiny, tmp_path, monkeypatch):
+    """Killed between two batches: only the rest is computed, and all signals are bit-identical."""
     monkeypatch.setattr(reading, "SHARD", 1)
     model, rows = tiny(), shared_rows()
     whole, _ = cached(model, tmp_path / "whole", rows, batch=2)
@@ -232,8 +232,8 @@ def test_a_killed_reading_goes_on_where_it_was(tiny, tmp_path, monkeypatch):
     assert_same_signals(whole, found)
 
 
-def test_equal_rows_are_read_once_and_new_ones_alone(tiny, tmp_path):
-    """By content: other ids and names change nothing."""
+def test_only_rows_with_new_content_are_computed(tiny, tmp_path):
+    """Other IDs and names of the rows change nothing."""
     rows = shared_rows()
     _, cost = cached(tiny(), tmp_path, [*rows[:3], *rows[:3]])
     assert cost.teacher_calls == 3
@@ -243,8 +243,8 @@ def test_equal_rows_are_read_once_and_new_ones_alone(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("k", [8, 32])
-def test_what_is_kept_of_a_token_is_four_bytes_a_pair(tiny, tmp_path, k):
-    """128 bytes at k = 32; besides them 36 bytes a row, and a header."""
+def test_a_stored_pair_takes_four_bytes(tiny, tmp_path, k):
+    """128 bytes per token at k = 32, besides 36 bytes per row and a header."""
     rows = shared_rows()
     cached(tiny(), tmp_path, rows, kind="top_k", k=k)
     tokens = sum(len(row.student.response) for row in rows)

@@ -1,4 +1,4 @@
-"""Self-checks: each passes where all is well, and each catches the fault that it is there for."""
+"""Self-checks: each passes on a correct setup and catches the fault that it is for."""
 
 from types import SimpleNamespace
 
@@ -43,7 +43,7 @@ def test_a_row_without_response_tokens_is_refused():
 @pytest.mark.parametrize("architecture", ["qwen3", "gemma3_text"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_aligned_teacher_passes_and_nothing_is_left_behind(tiny, five, student, kind, architecture, dtype):
-    """Adapters are off afterwards, and every layer is in its place."""
+    """Adapters are off afterwards, and every module is in its place."""
     adapters = student(tiny(architecture, dtype=dtype), five)
     before = [name for name, _ in adapters.model.named_modules()]
     check_teacher(adapters, ROWS, **(OPTIONS | {"kind": kind}))
@@ -52,13 +52,13 @@ def test_an_aligned_teacher_passes_and_nothing_is_left_behind(tiny, five, studen
 
 
 def test_a_teacher_one_position_late_is_caught(tiny, five, student, monkeypatch):
-    """The classic: every response token scored by the state that has read it."""
+    """The classic bug: every response token is scored by the state that has already read it."""
 
     def late(starts, lengths, width):
         return chat.response_positions(starts, lengths, width) + 1
 
     monkeypatch.setattr("isogloss.teacher.reading.response_positions", late)
-    with pytest.raises(RuntimeError, match=r"self-check: a teacher that reads the student's prompt differs"):
+    with pytest.raises(RuntimeError, match=r"self-check: teacher and student differ by"):
         check_teacher(student(tiny(), five), ROWS, **OPTIONS)
 
 
@@ -67,12 +67,12 @@ def test_a_teacher_in_training_mode_is_caught(tiny, five, student, monkeypatch):
     adapters = student(tiny(), five)
     adapters.model.train()
     monkeypatch.setattr(adapters.model, "eval", lambda: adapters.model)
-    with pytest.raises(RuntimeError, match=r"self-check: the teacher reads in training mode"):
+    with pytest.raises(RuntimeError, match=r"self-check: the teacher is in training mode"):
         check_teacher(adapters, ROWS, **OPTIONS)
 
 
 def test_noise_in_the_teacher_is_caught(tiny, five, student):
-    """Whatever its mode is called: two readings of the same rows differ."""
+    """Two passes over the same rows differ, whatever the model's mode is."""
     adapters = student(tiny(), five)
     layer = adapters.model.get_base_model().model.layers[0]
     layer.register_forward_hook(lambda module, inputs, output: output + 1e-3 * torch.randn_like(output))
@@ -80,8 +80,8 @@ def test_noise_in_the_teacher_is_caught(tiny, five, student):
         check_teacher(adapters, ROWS, **OPTIONS)
 
 
-def test_adapters_that_are_never_off_is_caught(tiny, five, student, monkeypatch):
-    """A teacher that reads through adapters is no reference model."""
+def test_adapters_that_are_never_off_are_caught(tiny, five, student, monkeypatch):
+    """A teacher with adapters is not the reference model."""
     adapters = student(tiny(), five)
     adapters.set_path(["sw"] * 4)
     monkeypatch.setattr(adapters, "off", lambda: None)
@@ -90,7 +90,7 @@ def test_adapters_that_are_never_off_is_caught(tiny, five, student, monkeypatch)
 
 
 def checker(adapters, languages):
-    found = PathsOnly(adapters, {"fr"})  # of before training
+    found = PathsOnly(adapters, {"fr"})  # from before training
     found.on_train_begin(SimpleNamespace(world_size=1), SimpleNamespace(global_step=0), None)
     found.read.update(languages)
     return found
@@ -102,7 +102,7 @@ def move(adapters, name):
 
 
 def test_a_node_off_the_paths_that_changes_is_caught(tiny, five, student):
-    """At the first step that changes anything."""
+    """It is caught at the first step that changes anything."""
     adapters = student(tiny(), five)
     check = checker(adapters, ["sw"])
     check.on_step_end(None, None, None)
@@ -110,11 +110,11 @@ def test_a_node_off_the_paths_that_changes_is_caught(tiny, five, student):
     move(adapters, "ru")
     with pytest.raises(RuntimeError) as caught:
         check.on_step_end(None, None, None)
-    assert str(caught.value) == "self-check: ru has changed, and no row that was read is below it"
+    assert str(caught.value) == "self-check: ru has changed, but no row read so far uses it"
 
 
 def test_nodes_on_the_paths_may_change(tiny, five, student):
-    """Once that is seen, nothing is compared any more."""
+    """After the first change nothing is compared any more."""
     adapters = student(tiny(), five)
     check = checker(adapters, ["sw"])
     move(adapters, "root")
@@ -125,8 +125,8 @@ def test_nodes_on_the_paths_may_change(tiny, five, student):
     assert check.before == {}
 
 
-def test_a_first_step_that_ends_in_no_number_is_caught(tiny, five, student):
-    """Nan differs from itself, and would pass for a node that was rightly changed."""
+def test_a_first_step_that_gives_nan_is_caught(tiny, five, student):
+    """NaN differs from itself, so it would pass for a legitimate change."""
     adapters = student(tiny(), five)
     check = checker(adapters, ["sw"])
     for p in adapters.node_parameters(adapters.tree.by_name["sw"]).values():
@@ -137,14 +137,14 @@ def test_a_first_step_that_ends_in_no_number_is_caught(tiny, five, student):
 
 
 def test_a_resumed_run_is_not_compared(tiny, five, student):
-    """The optimiser's moments move what no row reads."""
+    """The optimiser's moments also move nodes that no row uses."""
     check = PathsOnly(student(tiny(), five), set())
     check.on_train_begin(SimpleNamespace(world_size=1), SimpleNamespace(global_step=3), None)
     assert check.before == {}
 
 
 def test_divergences_before_training_are_means_over_each_languages_tokens(tiny, five, student):
-    """What the loss says of its rows alone; English against its own reading."""
+    """Equal to the loss on each language's rows alone; English is compared on its own prompt."""
     adapters = student(tiny(), five)
     adapters.off()
     samples = samples_of(ROWS, teacher_signals(adapters.model, ROWS, layer=1, pad_id=0))
@@ -159,22 +159,22 @@ def test_divergences_before_training_are_means_over_each_languages_tokens(tiny, 
 
 @pytest.mark.parametrize("kind", ["hidden", "top_k"])
 @pytest.mark.parametrize("wrong", [Readout(scale=2.0), Readout(cap=1.0), Readout(scale=0.5)])
-def test_logits_that_the_model_does_not_say_are_caught(tiny, five, student, monkeypatch, kind, wrong):
-    """Teacher and student would share the fault, and agree; the model's own forward does not have it."""
+def test_logits_that_differ_from_the_models_are_caught(tiny, five, student, monkeypatch, kind, wrong):
+    """Teacher and student would share the fault and agree; the model's own forward pass does not have it."""
     adapters = student(tiny(), five)
     monkeypatch.setitem(readout._seen, adapters.model.get_base_model(), wrong)
-    expected = r"^self-check: the teacher's distribution is \d\.\d+ nats a token from the model's own$"
+    expected = r"^self-check: the teacher's distribution is off by \d\.\d+ nats per token from the model's"
     with pytest.raises(RuntimeError, match=expected):
         check_teacher(adapters, ROWS, **(OPTIONS | {"kind": kind}))
 
 
-def test_a_student_one_position_late_is_caught(tiny, five, student, monkeypatch):
-    """Together with its teacher, so that both agree."""
+def test_a_student_one_position_off_is_caught(tiny, five, student, monkeypatch):
+    """The teacher is off by the same position, so that both agree."""
 
     def late(starts, lengths, width):
         return chat.response_positions(starts, lengths, width) - 1
 
     monkeypatch.setattr("isogloss.teacher.reading.response_positions", late)
     monkeypatch.setattr("isogloss.train.batch.response_positions", late)
-    with pytest.raises(RuntimeError, match=r"^self-check: the cross-entropy is \d+\.\d+ nats a token from"):
+    with pytest.raises(RuntimeError, match=r"^self-check: the cross-entropy is off by \d+\.\d+ nats per"):
         check_teacher(student(tiny(), five), ROWS, **OPTIONS)

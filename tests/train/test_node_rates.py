@@ -1,4 +1,4 @@
-"""A node's steps by its share of the rows, against AdamW with a learning rate for every node."""
+"""A node's step size by its share of the rows, compared with AdamW with one learning rate per node."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from isogloss.train.node_rates import NodeRates, node_rates
 
 
 def test_rates_are_square_roots_of_shares(five):
-    """`five`: ru and bg are Slavic, es and fr Romance, sw alone; English passes through the root."""
+    """In `five`, ru and bg are Slavic, es and fr Romance, and sw is alone; English uses the root."""
     rates = node_rates(five, ["ru"] * 4 + ["bg"] * 5 + ["es"] * 4 + ["sw"] * 1 + ["en"] * 2)
     found = {node.name: rates[list(node.rows)] for node in five.nodes}
     assert found["root"].tolist() == [1.0] * five.by_name["root"].rank
@@ -19,8 +19,8 @@ def test_rates_are_square_roots_of_shares(five):
     assert found["fr"].tolist() == [0.0] * five.by_name["fr"].rank
 
 
-def test_steps_are_those_of_a_learning_rate_for_every_node(tiny, five, student):
-    """Five steps of AdamW; the reference has each node's rows as parameters of its own."""
+def test_steps_equal_those_of_a_learning_rate_per_node(tiny, five, student):
+    """Five steps of AdamW; in the reference, each node's rows are separate parameters."""
     adapters = student(tiny(), five)
     rates = node_rates(five, ["ru", "ru", "bg", "es", "sw", "en"])
     adam = {"betas": (0.9, 0.98), "weight_decay": 0.0}
@@ -52,7 +52,7 @@ def test_steps_are_those_of_a_learning_rate_for_every_node(tiny, five, student):
 
 
 def test_the_node_with_most_rows_keeps_its_steps():
-    """All rank in the root; and none there: then the largest language's."""
+    """The root, if it has all the rank; the largest language's node, if the root has none."""
     ranks = {"root": 1, "family": 0, "language": 1}
     shared = build_tree(["es", "fr"], families="shared", ranks=ranks)
     assert node_rates(shared, ["es", "fr", "en"]).tolist() == [1.0, 1.0]

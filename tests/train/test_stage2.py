@@ -1,4 +1,4 @@
-"""Stage 2 with cache and checks on a tiny random model: what is spent on the teacher, and what is told."""
+"""Stage 2 with cache and checks on a tiny random model: the teacher's cost, and what is reported."""
 
 import json
 import re
@@ -32,7 +32,7 @@ SMALL = (
 
 
 class Heard(ProgressReporter):
-    """Keeps what a run says."""
+    """Keeps the lines that a run reports."""
 
     def __init__(self):
         self.lines: list[str] = []
@@ -42,7 +42,7 @@ class Heard(ProgressReporter):
 
 
 def opened(folder: Path, base: Path, *more: str) -> Run:
-    """A run whose stage 1 is done: the random model as it is."""
+    """Return a run whose stage 1 is done, with the random model as it is."""
     run = open_run(load_config(None, (*SMALL, f"run={folder}", f"model={base}", *more)), Heard())
     if not run.tuned.exists():
         shutil.copytree(base, run.tuned)
@@ -56,7 +56,7 @@ def stages(run: Run) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def filled(base, tmp_path_factory) -> tuple[Run, StageCost]:
-    """A run with its cache, distilled."""
+    """Return a distilled run with its cache."""
     run = opened(tmp_path_factory.mktemp("runs") / "one", base)
     done = run_cache(run)
     run_distill(run)
@@ -64,7 +64,7 @@ def filled(base, tmp_path_factory) -> tuple[Run, StageCost]:
 
 
 def test_the_cache_is_filled_once_and_distillation_spends_nothing_on_the_teacher(filled):
-    """6 rows in each of two languages, and English for a tenth of one pass, rounded up."""
+    """6 rows in each of two languages, and English for a tenth of an epoch, rounded up."""
     run, done = filled
     rows = 6 + 6 + 2
     assert (done.teacher_calls, done.cached_hits) == (rows, 0)
@@ -79,8 +79,8 @@ def test_the_cache_is_filled_once_and_distillation_spends_nothing_on_the_teacher
     assert run.signals == run.folder / "cache"
 
 
-def test_in_the_english_view_one_reading_of_a_meaning_serves_all_languages(base, tmp_path):
-    """No prompt is privileged: the twin alone is read, for answers of the same tokens and for closed sets."""
+def test_in_the_english_view_one_pass_per_meaning_serves_all_languages(base, tmp_path):
+    """No prompt is privileged: only the twin is used, for answers with equal tokens and for answer sets."""
     run = opened(tmp_path / "english", base, "distill.teacher_view=english", "distill.responses=reference")
     model, stage = run.reference_model(), StageCost("distill")
     rows = training_rows.rows_for(run, model, run.examples, run.tree, run.taught, stage)
@@ -96,8 +96,8 @@ def test_in_the_english_view_one_reading_of_a_meaning_serves_all_languages(base,
     assert stages(run)["distill"]["teacher_calls"] == len(sets) + len(alone)
 
 
-def test_a_second_distillation_of_the_same_data_spends_nothing_and_learns_the_same(filled, base, tmp_path):
-    """Another run folder, the same cache by its setting: the same adapters, to the bit."""
+def test_a_second_distillation_of_the_same_data_costs_nothing_and_is_bit_identical(filled, base, tmp_path):
+    """Another run folder uses the same cache by its setting."""
     run, _ = filled
     again = opened(tmp_path / "two", base, f"distill.cache={run.signals}")
     run_distill(again)
@@ -106,8 +106,8 @@ def test_a_second_distillation_of_the_same_data_spends_nothing_and_learns_the_sa
     assert all((ours[name] == theirs[name]).all() for name in ours) and not (again.folder / "cache").exists()
 
 
-def test_distillation_fills_the_cache_by_itself_on_top_k_too(base, tmp_path):
-    """Signals that are read live and signals that are found give the same adapters, to the bit."""
+def test_distillation_fills_the_cache_with_top_k_too(base, tmp_path):
+    """Live and cached signals give bit-identical adapters."""
     first = opened(tmp_path / "one", base, "distill.signal=top_k", "distill.top_k=8")
     run_distill(first)
     assert stages(first)["distill"]["teacher_calls"] == 14
@@ -120,34 +120,34 @@ def test_distillation_fills_the_cache_by_itself_on_top_k_too(base, tmp_path):
     assert all((ours[name] == theirs[name]).all() for name in ours)
 
 
-def test_the_divergence_before_training_is_told_per_language(filled):
-    """One line, each language once; English reads what the teacher reads."""
+def test_the_divergence_before_training_is_reported_per_language(filled):
+    """One line with each language once; English has the teacher's prompt, so 0."""
     (line,) = [line for line in filled[0].reporter.lines if line.startswith("Divergence")]
     number = r"\d+\.\d{3}"
     assert re.fullmatch(
-        f"Divergence from the teacher before training, nats a token: sw {number}, ur {number}, en 0.000", line
+        f"Divergence from the teacher before training, nats per token: sw {number}, ur {number}, en 0.000",
+        line,
     )
 
 
-def test_checks_can_be_left_out(base, tmp_path):
-    """Nothing is told then."""
+def test_checks_can_be_disabled(base, tmp_path):
+    """No divergence is reported then."""
     run = opened(tmp_path / "run", base, "distill.checks=false")
     run_distill(run)
     assert [line for line in run.reporter.lines if line.startswith("Divergence")] == []
 
 
-def test_top_k_at_another_temperature_is_refused_with_the_settings():
-    """Before anything is read."""
+def test_top_k_at_another_temperature_is_refused_when_settings_are_loaded():
     with pytest.raises(ConfigError) as caught:
         load_config(None, ["distill.signal=top_k", "distill.temperature=2.0"])
     assert str(caught.value) == (
-        "--set distill.temperature=2.0: distill.temperature must be 1 where signal is top_k; "
-        "with hidden it may be another"
+        "--set distill.temperature=2.0: distill.temperature must be 1 if signal is top_k; "
+        "only signal hidden allows other values"
     )
 
 
-def test_the_prompt_of_a_row_is_shown_as_it_is_read(filled, capsys):
-    """Teacher and student, control tokens and all; the response's tokens are the same, each in brackets."""
+def test_the_prompts_of_a_row_are_shown_as_encoded(filled, capsys):
+    """With control tokens, for teacher and student; the response tokens are the same, each in brackets."""
     run, _ = filled
     example = next(e for e in run.examples if "sw" in e.turns)
     turn = example.turns["sw"]
@@ -170,17 +170,17 @@ def test_the_prompt_of_a_row_is_shown_as_it_is_read(filled, capsys):
 
 
 def test_an_unknown_row_is_refused(filled):
-    """Language and id, each with what there is."""
+    """An unknown language, with the available ones, and an unknown ID."""
     run, _ = filled
     with pytest.raises(RunError) as caught:
         training_rows.row_of(run, "fr", "1")
-    assert str(caught.value) == f"fr is not taught in {run.folder}; there are sw, ur"
+    assert str(caught.value) == f"fr is not taught in {run.folder}; it has sw, ur"
     with pytest.raises(RunError, match=r"--id nothing: no example in sw has this id; "):
         training_rows.row_of(run, "sw", "nothing")
 
 
-def test_filling_a_full_cache_reads_nothing(filled):
-    """The ledger's stage keeps what was spent before."""
+def test_filling_a_full_cache_costs_nothing(filled):
+    """The ledger's stage keeps the earlier cost."""
     run, _ = filled
     done = run_cache(run)
     assert (done.teacher_calls, done.teacher_tokens, done.cached_hits) == (0, 0, 14)
@@ -190,7 +190,7 @@ def test_filling_a_full_cache_reads_nothing(filled):
 
 @pytest.fixture(scope="module")
 def other_cut(tiny, tokenizer, tmp_path_factory) -> Path:
-    """A random model whose tokenizer joins four pairs of letters."""
+    """Return a random model whose tokenizer merges four pairs of letters."""
     folder = tmp_path_factory.mktemp("other")
     tiny("qwen3", seed=5).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -203,8 +203,8 @@ def other_cut(tiny, tokenizer, tmp_path_factory) -> Path:
     return folder
 
 
-def test_another_teacher_is_learned_from_where_both_cut_alike_and_asked_once(other_cut, base, tmp_path):
-    """12 rows are scored by it, 2 in English by the model; a second run asks nobody and learns the same."""
+def test_another_teacher_is_used_where_tokens_agree_and_called_once(other_cut, base, tmp_path):
+    """It scores 12 rows, the model itself 2 in English; a second run calls neither and is bit-identical."""
     teacher = f"distill.teacher={{type: model, path: '{other_cut}', top_k: 8}}"
     first = opened(tmp_path / "one", base, teacher)
     translation = TokenMap(first.tokenizer, load_tokenizer(str(other_cut)))
@@ -233,8 +233,8 @@ def test_each_signal_passes_the_checks(base, tmp_path, signal):
     assert any(line.startswith("Divergence") for line in run.reporter.lines)
 
 
-def test_the_temperature_is_that_at_which_all_twins_are_counted():
-    """A target over fewer of them would name fewer at the same temperature."""
+def test_the_temperature_is_chosen_over_all_twins():
+    """A target over fewer twins would have a lower perplexity at the same temperature."""
     made = torch.randn(2500, 8, generator=torch.Generator().manual_seed(0))
     samples = [Sample(Encoded((5,), (6,)), "sw", n, Signal(None, twin)) for n, twin in enumerate(made)]
     temperature = similarity_temperature(samples, load_config(None, ["model=demo"]).distill)

@@ -1,4 +1,4 @@
-"""The trainer: which tokens carry loss, what a step is normalised by, and what a killed run ends with."""
+"""The trainer: which tokens have a loss, how a step is normalised, and how a killed run ends."""
 
 import errno
 import json
@@ -40,7 +40,7 @@ PLAIN = [Sample(s.encoded) for s in SAMPLES]
 
 
 class Bigrams(nn.Module):
-    """A decoder whose logits at a position are a table's row for the token there."""
+    """A decoder whose logits at a position are the table's row for the token there."""
 
     def __init__(self, table):
         super().__init__()
@@ -60,7 +60,7 @@ class Bigrams(nn.Module):
         return lambda states: states @ self.table
 
 
-TABLE = [  # row: token read; column: probability of the next
+TABLE = [  # row: current token; column: probability of the next
     [0.25, 0.25, 0.25, 0.25],
     [0.10, 0.20, 0.30, 0.40],
     [0.125, 0.125, 0.25, 0.5],
@@ -87,8 +87,8 @@ def test_labels_are_shifted_once(prompt, response, nats):
     assert ce_of((prompt, response)).item() == pytest.approx(nats, abs=1e-5)
 
 
-def test_english_rows_keep_to_the_reference_model_and_nothing_else():
-    """KL of (.25 .25 .25 .25) from (.1 .2 .3 .4) is 0.121776 nats; the Swahili row alone has ce and kl."""
+def test_english_rows_only_have_the_replay_loss():
+    """KL of (.25 .25 .25 .25) from (.1 .2 .3 .4) is 0.121776 nats; only the Swahili row has ce and kl."""
     model = Bigrams(TABLE)
     teacher = nn.functional.one_hot(torch.tensor([0]), 4).float()  # reads a 0 where the student reads a 1
     same = nn.functional.one_hot(torch.tensor([2]), 4).float()
@@ -102,8 +102,8 @@ def test_english_rows_keep_to_the_reference_model_and_nothing_else():
     )
 
 
-def test_without_a_divergence_english_rows_are_kept_all_the_same():
-    """Only they have a signal then."""
+def test_without_a_divergence_english_rows_keep_their_replay_loss():
+    """Only they have a teacher's signal then."""
     teacher = nn.functional.one_hot(torch.tensor([0]), 4).float()
     rows = [
         Sample(Encoded((2,), (3,)), "sw", 1, Signal(None, torch.zeros(4))),
@@ -115,14 +115,14 @@ def test_without_a_divergence_english_rows_are_kept_all_the_same():
     )
 
 
-def test_padding_carries_no_loss():
-    """Rows of unequal length: the sum of what each costs alone."""
+def test_padding_has_no_loss():
+    """Rows of different lengths: the loss is the sum of each row's own."""
     rows = [((1, 2), (3, 0)), ((1,), (1,)), ((3, 3, 3), (2, 2, 3))]
     assert ce_of(*rows).item() == pytest.approx(2.079442 + 1.609438 + 2.590267, abs=1e-5)
 
 
-def test_prompt_tokens_carry_no_loss():
-    """In a table of pairs, what stands before the prompt's last token changes nothing, to the bit."""
+def test_prompt_tokens_have_no_loss():
+    """With bigrams, tokens before the prompt's last one change nothing; the losses are bit-identical."""
     first = ce_of(((1, 2), (3, 0)))
     for prompt in ((0, 2), (3, 2), (3, 1, 0, 2), (2,)):
         assert torch.equal(ce_of((prompt, (3, 0))), first)
@@ -161,7 +161,7 @@ def test_cross_entropy_is_what_transformers_computes(tiny, kind):
     ],
 )
 def test_the_divergence_is_between_matching_tokens(tiny, five, student, divergence, loss):
-    """Row by row, token by token, each language on its own path: the sum of eight separate rows."""
+    """Token by token, each language on its own path: the sum of eight separate rows."""
     model = tiny()
     adapters = student(model, five)
     weights = Weights(kl=1.0, divergence=divergence, temperature=2.0)
@@ -182,7 +182,7 @@ def test_the_divergence_is_between_matching_tokens(tiny, five, student, divergen
 
 
 def test_chunks_of_tokens_give_the_same_losses_and_gradients(tiny, five, student, monkeypatch):
-    """30 response tokens at once, and three at a time, the last chunk smaller."""
+    """30 response tokens at once, and three at a time with a smaller last chunk."""
     found = []
     for logits in (objective.LOGITS, 3 * 269):
         monkeypatch.setattr(objective, "LOGITS", logits)
@@ -196,8 +196,8 @@ def test_chunks_of_tokens_give_the_same_losses_and_gradients(tiny, five, student
     torch.testing.assert_close(their_gradients, its_gradients, rtol=1e-4, atol=1e-4)
 
 
-def test_the_hidden_term_pools_the_instruction_alone(tiny, five, student):
-    """The student's middle states over its prompt, on its path, by the twins' mean and spread."""
+def test_the_hidden_state_term_pools_the_prompt_alone(tiny, five, student):
+    """The student's states on its path, pooled over its prompt and standardised by the twins' statistics."""
     adapters = student(tiny(), five)
     pooled = []
     with torch.no_grad():
@@ -221,7 +221,7 @@ BARE = [
 
 
 def test_bare_sentences_are_standardised_by_their_own_twins(tiny, five, student):
-    """Beside instructions in a batch; another mean moves each kind's rows by itself."""
+    """Also in one batch with instructions: each kind of row has its own mean."""
     adapters = student(tiny(), five)
     bare = [
         Sample(s.encoded, s.language, 8 + s.meaning, Signal(None, 3 * s.signal.twin.flip(0) + 1))
@@ -247,13 +247,13 @@ def test_bare_sentences_are_standardised_by_their_own_twins(tiny, five, student)
 
 
 def test_too_few_twins_are_compared_as_they_are():
-    """Of seven nobody knows a spread."""
+    """Seven are too few to estimate a spread."""
     twins = twins_of(SAMPLES[:7])
     assert torch.equal(twins.vectors, torch.stack([s.signal.twin for s in SAMPLES[:7]]).float())
 
 
-def test_a_step_of_bare_sentences_learns_from_the_hidden_term_alone(tiny, five, student, tmp_path):
-    """No response token: the loss is the mean over rows, and no number is lost to a division by 0."""
+def test_a_step_of_bare_sentences_only_uses_the_hidden_state_term(tiny, five, student, tmp_path):
+    """Without response tokens the loss is the mean over rows, and nothing is divided by 0."""
     adapters = student(tiny(), five)
     weights = Weights(ce=1.0, kl=1.0, similarity=0.5, layer=2)
     with torch.no_grad():
@@ -267,8 +267,8 @@ def test_a_step_of_bare_sentences_learns_from_the_hidden_term_alone(tiny, five, 
     ]
 
 
-def test_bare_sentences_are_read_up_to_the_terms_layer(tiny, five, student):
-    """The term and its gradients are those of a whole forward, and no layer above is run."""
+def test_bare_sentences_only_run_up_to_the_terms_layer(tiny, five, student):
+    """Loss and gradients equal those of a full forward pass, and no layer above is run."""
     adapters, twins = student(tiny(), five), twins_of(BARE)
     weights, batch = Weights(similarity=1.0, layer=2, similarity_temperature=0.5), collate(BARE, 0)
     run = []
@@ -289,8 +289,8 @@ def test_bare_sentences_are_read_up_to_the_terms_layer(tiny, five, student):
         torch.testing.assert_close(found[name], grad)
 
 
-def test_the_hidden_terms_weight_fades_in_a_line():
-    """From all of it at the start to none at `similarity_decay` of the way and behind it; at 0 it stays."""
+def test_the_hidden_state_terms_weight_decays_linearly():
+    """From its full value to 0 at `similarity_decay` of the steps, then 0; a decay of 0 keeps it."""
     fading = Weights(ce=0.5, similarity=2.0, similarity_decay=0.5)
     assert [fading.at(done).similarity for done in (0.0, 0.25, 0.5, 0.75)] == [2.0, 1.0, 0.0, 0.0]
     assert fading.at(0.75).ce == 0.5
@@ -298,7 +298,7 @@ def test_the_hidden_terms_weight_fades_in_a_line():
 
 
 def test_rows_of_one_example_share_its_twin(tiny, five, student):
-    """A row and its like alone in a batch cost nothing as one example's, something as two examples'."""
+    """Two equal rows alone in a batch cost nothing as one example, and something as two examples."""
     adapters = student(tiny(), five)
 
     def hidden(example, signal):
@@ -326,7 +326,7 @@ def run(
     say=print,
     rate=1e-4,
 ):
-    """Train for some steps without clipping; `stop` is the step at which the run is killed."""
+    """Train for some steps without gradient clipping; `stop` is the step at which the run is killed."""
     folder.mkdir(exist_ok=True)
     arguments = training_arguments(
         folder / "work",
@@ -371,7 +371,7 @@ def assert_same_training(one, many, first, second):
 
 @pytest.mark.parametrize(("batch", "accumulate"), [(1, 8), (2, 4)])
 def test_accumulation_does_not_change_stage_1(tiny, tmp_path, batch, accumulate):
-    """Responses of 1 to 9 tokens: a step is normalised by all its tokens, not by means of means."""
+    """Responses have 1 to 9 tokens: a step is normalised by all its tokens, it is no mean of means."""
     whole, parts = tiny(), tiny()
     one = run(tmp_path / "one", whole, PLAIN, steps=2)
     many = run(tmp_path / "many", parts, PLAIN, batch=batch, accumulate=accumulate, steps=2)
@@ -391,8 +391,8 @@ def test_accumulation_does_not_change_stage_2(tiny, five, student, tmp_path, bat
     assert_same_training(one, many, whole.parameters().values(), parts.parameters().values())
 
 
-def test_rows_that_cannot_be_shared_out_are_refused(tmp_path, monkeypatch):
-    """Seven rows a step and two processes."""
+def test_a_batch_that_processes_cannot_share_equally_is_refused(tmp_path, monkeypatch):
+    """Seven rows per step and two processes."""
     monkeypatch.setattr(processes, "count", lambda: 2)
     with pytest.raises(ConfigError) as caught:
         training_arguments(
@@ -412,7 +412,7 @@ def test_rows_that_cannot_be_shared_out_are_refused(tmp_path, monkeypatch):
 
 
 def test_a_steps_gradient_is_that_of_the_mean_over_its_tokens(tiny, tmp_path):
-    """The scale too: transformers' own mean loss over the whole batch, differentiated."""
+    """Including its scale: compared with transformers' own mean loss over the whole batch."""
     model, reference = tiny(), tiny()
     found = run(tmp_path / "run", model, PLAIN, batch=2, accumulate=4, steps=1)
     batch = collate(PLAIN, 0)
@@ -424,7 +424,7 @@ def test_a_steps_gradient_is_that_of_the_mean_over_its_tokens(tiny, tmp_path):
     assert found.curve[0]["ce"] == pytest.approx(loss.item(), abs=2e-5)
 
 
-def test_the_hidden_term_is_a_mean_over_rows(tiny, five, student, tmp_path):
+def test_the_hidden_state_term_is_a_mean_over_rows(tiny, five, student, tmp_path):
     """Negatives come from the micro-batch, the normalisation from the whole step."""
     weights = Weights(ce=1.0, kl=0.5, similarity=0.3, layer=2)
     adapters = student(tiny(), five)
@@ -453,7 +453,7 @@ def curve_of(folder):
 
 
 def test_a_killed_stage_1_ends_with_the_same_weights(tiny, tmp_path):
-    """Killed at step 5 of 8, resumed from the checkpoint of step 3: to the bit what an unbroken one gives."""
+    """Killed at step 5 of 8, resumed from the checkpoint of step 3: bit-identical to an unbroken run."""
     whole, broken, resumed = tiny(), tiny(), tiny(seed=9)
     expected = run(tmp_path / "whole", whole, PLAIN, batch=2, accumulate=2, steps=8)
     with pytest.raises(KeyboardInterrupt):
@@ -467,7 +467,7 @@ def test_a_killed_stage_1_ends_with_the_same_weights(tiny, tmp_path):
 
 
 def test_a_killed_stage_2_ends_with_the_same_adapters(tiny, five, student, tmp_path):
-    """The same for adapters, whose checkpoint PEFT writes and reads; the base stays M's to the bit."""
+    """PEFT writes and reads the adapters' checkpoint; the base stays bit-identical to the reference model."""
     tiny().save_pretrained(tmp_path / "tuned")
 
     def made(seed):
@@ -491,9 +491,8 @@ def test_a_killed_stage_2_ends_with_the_same_adapters(tiny, five, student, tmp_p
             assert torch.equal(p, reference[name.replace(".base_layer", "")])
 
 
-def test_a_stopped_stage_2_that_is_set_otherwise_begins_anew(tiny, five, student, tmp_path):
-    """Another rate, teacher's prompt, node, share of the rank or scale: all four steps are made again, and it
-    is told; else one."""
+def test_a_stopped_stage_2_with_other_settings_restarts(tiny, five, student, tmp_path):
+    """Another rate, teacher prompt, node, rank split or scale repeats all four steps with a warning."""
     options = {"batch": 2, "steps": 4, "weights": DISTIL}
     first = student(tiny(), five)
     with pytest.raises(KeyboardInterrupt):
@@ -519,13 +518,13 @@ def test_a_stopped_stage_2_that_is_set_otherwise_begins_anew(tiny, five, student
             tmp_path / name, adapters.model, samples, adapters=adapters, say=said.append, **options, **more
         )
         assert (name, len(found.gradients)) == (name, steps)
-        anew = "Warning: what is learned from has changed since training was stopped; it begins anew"
+        anew = "Warning: the checkpoints are from other rows or settings; training restarts"
         assert said == ([] if name == "same" else [anew])
         assert [line["step"] for line in found.curve] == [1, 2, 3, 4]
 
 
-def test_a_torn_checkpoint_is_passed_over(tiny, tmp_path):
-    """A folder without the file that is written last counts for nothing."""
+def test_an_incomplete_checkpoint_is_ignored(tiny, tmp_path):
+    """A folder without the file that is written last does not count."""
     whole, resumed = tiny(), tiny(seed=9)
     run(tmp_path / "whole", whole, PLAIN, batch=2, steps=4)
     with pytest.raises(KeyboardInterrupt):
@@ -544,7 +543,7 @@ def empty(checkpoint):
 
 
 def flip(checkpoint):
-    """A byte in the middle of the optimiser's moments."""
+    """Flip the bits of a byte in the middle of the optimiser's moments."""
     content = bytearray((checkpoint / "optimizer.pt").read_bytes())
     content[len(content) // 2] ^= 255
     (checkpoint / "optimizer.pt").write_bytes(content)
@@ -556,7 +555,7 @@ def cut(checkpoint):
 
 
 def wipe(checkpoint):
-    """The last weights are zeros: header and length are right."""
+    """Replace the last weights by zeros; header and length stay valid."""
     file = checkpoint / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-64] + bytes(64))
 
@@ -570,7 +569,7 @@ def blank(checkpoint):
 
 
 @pytest.mark.parametrize("damage", [empty, flip, cut, wipe, lose, blank])
-def test_a_damaged_checkpoint_is_told_and_an_earlier_one_taken(tiny, tmp_path, damage):
+def test_a_damaged_checkpoint_is_reported_and_an_earlier_one_used(tiny, tmp_path, damage):
     """The last of two is damaged, then both: the weights are those of an unbroken run each time."""
     whole = tiny()
     run(tmp_path / "whole", whole, PLAIN, batch=2, steps=8)
@@ -586,13 +585,13 @@ def test_a_damaged_checkpoint_is_told_and_an_earlier_one_taken(tiny, tmp_path, d
         assert len(said) == len(damaged)
         for name, line in zip(damaged, said, strict=True):
             assert line.startswith(f"Warning: {folder}/work/{name}")
-            assert line.endswith("; training goes back to an earlier checkpoint, or to its beginning")
+            assert line.endswith("; training resumes from an earlier checkpoint or restarts")
         for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
             assert torch.equal(a, b)
 
 
-def test_a_checkpoint_that_finds_no_room_names_its_folder(tiny, tmp_path, monkeypatch):
-    """torch tells of a wrong position, safetensors and the system of no space; other errors stay theirs."""
+def test_a_checkpoint_on_a_full_disk_names_its_folder(tiny, tmp_path, monkeypatch):
+    """torch reports a wrong position, safetensors and the system a full disk; other errors are unchanged."""
     position = "[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file data/0"
     full = OSError(errno.ENOSPC, "No space left on device")
     for error, type_, says in (
@@ -608,8 +607,8 @@ def test_a_checkpoint_that_finds_no_room_names_its_folder(tiny, tmp_path, monkey
             assert caught.value.filename == str(tmp_path / "run" / "work")
 
 
-def test_damaged_lines_of_a_curve_are_left_out(tmp_path):
-    """Zeros after a power cut, half a line after a kill; whole lines of other stages stay."""
+def test_damaged_lines_of_a_curve_are_removed(tmp_path):
+    """NUL bytes after a power cut, half a line after a kill; complete lines of other stages stay."""
     curve = tmp_path / "curves.jsonl"
     curve.write_text('{"stage": "tune", "step": 9, "loss": 1.0}\n\0\0\n{"stage": "test", "st')
     Watch(curve, "test", 1, lambda done, of: None).on_train_begin(
@@ -618,8 +617,8 @@ def test_damaged_lines_of_a_curve_are_left_out(tmp_path):
     assert curve.read_text() == '{"stage": "tune", "step": 9, "loss": 1.0}\n'
 
 
-def test_places_that_another_teacher_does_not_cover_have_cross_entropy_alone(tiny):
-    """Of two of three tokens the divergence, of all the cross-entropy, each as if read alone."""
+def test_positions_that_another_teacher_does_not_cover_only_have_cross_entropy(tiny):
+    """Divergence on two of three tokens, cross-entropy on all, each equal to its own computation."""
     model = tiny("qwen3").requires_grad_(False)
     encoded = Encoded((5, 6, 7), (40, 41, 1))
     top = TopK(torch.tensor([[40, 9], [1, 3]], dtype=torch.int32), torch.tensor([[-0.5, -2.0], [-1.0, -1.5]]))
@@ -634,7 +633,7 @@ def test_places_that_another_teacher_does_not_cover_have_cross_entropy_alone(tin
 
 
 def test_one_process_does_not_drive_two_gpus():
-    """torch would copy the model onto both, whose paths and counts then part."""
+    """torch would copy the model to both, and their paths and counts would diverge."""
     with pytest.raises(ConfigError) as caught:
         ResponseTrainer(model=nn.Linear(1, 1), weights=DISTIL, pad_id=0, args=SimpleNamespace(n_gpu=2))
-    assert str(caught.value) == "one process drives one GPU; start more with `accelerate launch`"
+    assert str(caught.value) == "one process uses one GPU; start more with `accelerate launch`"

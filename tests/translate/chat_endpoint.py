@@ -1,4 +1,4 @@
-"""A chat endpoint on loopback that translates by a rule, with faults injected."""
+"""A chat endpoint on loopback that translates from a table, with injected faults."""
 
 import re
 
@@ -18,7 +18,7 @@ BACK = {own: english for english, own in SWAHILI.items()}
 
 
 class Endpoint(Faulty):
-    """Answers with the translations that it knows, either way; some faults are the answer's own."""
+    """Answers with the known translations in either direction; some faults are in the answer itself."""
 
     refusal = b'{"error": "no"}'
 
@@ -48,5 +48,5 @@ class Endpoint(Faulty):
 
 
 def _asked(body) -> list[tuple[str, str]]:
-    """Each text of a request, and its tag."""
+    """Return the tag and the text of each text in a request."""
     return re.findall(r"<(t+\d+)>(.*?)</\1>", body["messages"][-1]["content"], re.DOTALL)

@@ -1,4 +1,4 @@
-"""Likeness of both sides of a pair, from states made by hand."""
+"""Likeness of the two sides of a pair, from states made by hand."""
 
 import random
 
@@ -10,14 +10,14 @@ from isogloss.translate import likeness
 from isogloss.translate.likeness import FEWEST, centred, foretold, grams, layers, margins, scorer, scores
 
 
-def test_the_layers_of_a_model_of_eighteen():
-    """5 to 9 in Gemma 3 270M; a model of two has one below its middle."""
+def test_the_layers_of_a_model_with_eighteen():
+    """5 to 9, as in Gemma 3 270M; a model with two layers has one below its middle."""
     assert list(layers(18)) == [5, 6, 7, 8, 9]
     assert list(layers(2)) == [1]
 
 
 def test_true_pairs_score_above_shuffled_ones_whatever_the_languages_mean_and_scale():
-    """The other side is the English, stretched, moved and with some noise; a tenth are another's."""
+    """The other side is the English one, scaled, shifted and noisy; a tenth of the pairs is mismatched."""
     torch.manual_seed(0)
     english = torch.randn(60, 16)
     other = 7 * english + 100 + torch.randn(60, 16)
@@ -27,8 +27,8 @@ def test_true_pairs_score_above_shuffled_ones_whatever_the_languages_mean_and_sc
     assert found[6:].min() > 0 > found[:6].max()
 
 
-def test_what_the_base_does_not_see_the_other_pairs_teach():
-    """The language turns the states round, so that no pair is alike as it is; the pairs say how."""
+def test_a_rotation_is_learned_from_the_other_pairs():
+    """The language's states are rotated, so that no pair is similar as it is."""
     torch.manual_seed(0)
     english = torch.randn(200, 8)
     other = english @ torch.linalg.qr(torch.randn(8, 8)).Q
@@ -39,7 +39,7 @@ def test_what_the_base_does_not_see_the_other_pairs_teach():
 
 
 def test_words_that_go_together_are_learned_from_texts_alone():
-    """The states say nothing; of 200 sentences of three words each, a tenth are another's."""
+    """The states are all equal; of 200 sentences with three words each, a tenth is mismatched."""
     chance = random.Random(0)
     pairs = [[chance.randrange(20) for _ in range(3)] for _ in range(200)]
     english = [f"the{a}the is{b}is of{c}of" for a, b, c in pairs]
@@ -51,13 +51,13 @@ def test_words_that_go_together_are_learned_from_texts_alone():
 
 
 def test_margins_by_hand():
-    """Cosines of 1 and -1: twice 1 less the others', -1 on each side."""
+    """Cosines of 1 and -1: twice 1, minus the others' -1 on each side."""
     alike = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
     assert margins(alike).tolist() == pytest.approx([4.0, 4.0])
 
 
-def test_what_is_foretold_is_learned_from_the_others_alone():
-    """As if the regression were fitted anew without each pair, and without those that teach nothing."""
+def test_predictions_are_learned_from_the_other_pairs_only():
+    """As if the regression were fitted again without each pair and without pairs that must not teach."""
     torch.manual_seed(1)
     given, wanted = (torch.randn(7, 5, dtype=torch.float64) for _ in range(2))
     teach = torch.tensor([True, True, False, True, True, True, True])
@@ -72,8 +72,8 @@ def test_what_is_foretold_is_learned_from_the_others_alone():
         assert found[n].tolist() == pytest.approx(expected.tolist())
 
 
-def test_n_grams_that_one_text_has_count_for_nothing():
-    """The same words in another order are nearly the same; without one in common, nothing."""
+def test_n_grams_of_a_single_text_do_not_count():
+    """The same words in another order are nearly equal; texts without a common word have 0."""
     found = grams(["red car", "car red", "blue sky", "a very red house", "sky"])
     assert found[0, 1] > 0.5 > found[0, 3] > 0 and found[0, 2] == 0 and found[0, 0] == pytest.approx(1)
     assert grams(["abc", "xyz"]).tolist() == [[0, 0], [0, 0]]
@@ -86,7 +86,7 @@ def test_a_centred_kernel_is_that_of_centred_vectors():
 
 
 def test_too_few_pairs_filter_nothing(tiny, tokenizer):
-    """The base reads none of them."""
+    """The base model does not read them."""
     score = scorer(Model(tiny("qwen3", seed=5), tokenizer))
     few = ["a"] * (FEWEST - 1)
     assert score(few, few, "sw") == [float("inf")] * (FEWEST - 1)

@@ -1,4 +1,4 @@
-"""Models on this machine as translators: tiny ones of each architecture, drawn at random here."""
+"""Local models as translators: tiny ones of each architecture with random weights."""
 
 import json
 
@@ -44,7 +44,7 @@ def tokenizer(folder, tokens, **more):
 
 
 def nllb(folder):
-    """The real tokenizer's class, over words; its languages are FLORES-200 codes."""
+    """Save a model with NLLB's tokenizer class over words; its languages are FLORES-200 codes."""
     made = NllbTokenizer(vocab={word: n for n, word in enumerate(WORDS)}, merges=[])
     made.save_pretrained(folder)
     net = M2M100ForConditionalGeneration(M2M100Config(vocab_size=len(made), **SIZES, **ENDS))
@@ -81,7 +81,7 @@ def drawn():
 
 @pytest.mark.parametrize(("make", "token"), [(nllb, "swh_Latn"), (m2m, "__sw__")])
 def test_the_translation_begins_with_the_languages_token(tmp_path, monkeypatch, make, token):
-    """Where the language is told to the decoder: its first token is that of the language."""
+    """These decoders are given the language by their first token."""
     found = Seq2Seq(str(make(tmp_path)), ["sw", "ur"])
     seen = []
     generate = type(found._net).generate
@@ -100,8 +100,8 @@ def test_the_translation_begins_with_the_languages_token(tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize(("make", "token"), [(madlad, "<2sw>"), (opus, ">>swa<<")])
-def test_the_languages_token_stands_before_the_text(tmp_path, monkeypatch, make, token):
-    """Where the language is told to the encoder: the first id of each row is that token's."""
+def test_the_languages_token_precedes_the_text(tmp_path, monkeypatch, make, token):
+    """These encoders are given the language by the first ID of each row."""
     found = Seq2Seq(str(make(tmp_path)), ["sw"])
     seen = []
     generate = type(found._net).generate
@@ -117,8 +117,8 @@ def test_the_languages_token_stands_before_the_text(tmp_path, monkeypatch, make,
 @pytest.mark.parametrize(
     ("make", "source", "target"), [(nllb, "swh_Latn", "eng_Latn"), (m2m, "sw", "__en__")]
 )
-def test_the_way_back_begins_with_the_token_of_english(tmp_path, monkeypatch, make, source, target):
-    """And the tokenizer is told which language it reads, each time anew."""
+def test_the_back_translation_begins_with_the_token_of_english(tmp_path, monkeypatch, make, source, target):
+    """The tokenizer's source language is set for each call."""
     found = Seq2Seq(str(make(tmp_path)), ["sw"], back=True)
     seen = []
     generate = type(found._net).generate
@@ -137,23 +137,23 @@ def test_a_model_that_does_not_translate_into_english_is_refused_for_the_round_t
 
 
 def test_a_language_without_a_token_is_refused(tmp_path):
-    """`it` is a word of the vocabulary and no token of a language."""
+    """`it` is a word of the vocabulary, but not the token of a language."""
     with pytest.raises(ConfigError, match=r"has no token for it \(Italian\); leave it out of --to"):
         Seq2Seq(str(madlad(tmp_path)), ["it"])
 
 
-def test_a_model_of_one_pair_is_taken_for_its_own_language_alone(tmp_path):
-    """OPUS-MT of one pair has no tokens of languages; its tokenizer names the language."""
+def test_a_model_of_one_pair_is_only_used_for_its_own_language(tmp_path):
+    """OPUS-MT models of one pair have no language tokens; their tokenizer's settings name the language."""
     folder = opus(tmp_path, ())
     file = folder / "tokenizer_config.json"
-    with pytest.raises(ConfigError, match="translates into one language that it does not name, not sw"):
+    with pytest.raises(ConfigError, match="translates into a single, unnamed language, not sw"):
         Seq2Seq(str(folder), ["sw"])
     file.write_text(json.dumps(json.loads(file.read_text()) | {"target_lang": "swa"}))
     assert Seq2Seq(str(folder), ["sw"]).identity(Wanted("it", "sw"))[2] is None
 
 
 def test_texts_are_translated_line_by_line_and_each_line_once(tmp_path):
-    """Empty lines stay; a line that two texts share is read once; what does not end is no translation."""
+    """Empty lines stay, a shared line is translated once, and a truncated line gives no translation."""
 
     class Fixed(Seq2Seq):
         def __init__(self):
@@ -172,8 +172,8 @@ def test_texts_are_translated_line_by_line_and_each_line_once(tmp_path):
     assert kept["b"].spent.tokens_read == 16 and kept["a\n\n  b"].spent.tokens_read == 0
 
 
-def test_a_base_is_shown_translations_and_stops_at_the_line(monkeypatch):
-    """The demo's base reads eight pairs, then the line; what it writes after a line break is not taken."""
+def test_a_base_model_gets_examples_and_stops_at_the_end_of_the_line(monkeypatch):
+    """The prompt has eight pairs and the line; text after a line break is dropped."""
     examples = [
         ParallelExample(str(n), "t", {"en": Turn(f"say {n}"), "sw": Turn(f"sema {n}")}) for n in range(9)
     ]
@@ -196,22 +196,22 @@ def test_a_base_is_shown_translations_and_stops_at_the_line(monkeypatch):
     assert lines[0][:2] == ("sema 5", True) and lines[1][0] == "sema"
 
 
-def test_what_a_base_is_shown_is_read_once_and_its_lines_are_the_same():
+def test_examples_are_computed_once_and_lines_are_the_same():
     examples = [
         ParallelExample(str(n), "t", {"en": Turn(f"say {n}"), "sw": Turn(f"sema {n}")}) for n in range(9)
     ]
     once, always = Shown("demo", examples, ["sw"]), Shown("demo", examples, ["sw"])
     for one in (once, always):
-        one._net.float()  # in bfloat16 near ties fall either way
+        one._net.float()  # in bfloat16 near ties can go either way
     assert once._read("sw", "en") is once._read("sw", "en") is not None
     always._read = lambda code, source: None
     texts = ["say 5", "say it to the others as well", "7"]
     assert once.lines(texts, "sw", "en") == always.lines(texts, "sw", "en")
 
 
-def test_a_base_without_enough_examples_is_refused():
+def test_a_base_model_without_enough_examples_is_refused():
     examples = [ParallelExample("1", "t", {"en": Turn("say"), "sw": Turn("sema")})]
-    with pytest.raises(ConfigError, match="--examples: 1 instructions of one line have sw; give at least 8"):
+    with pytest.raises(ConfigError, match="--examples: 1 one-line instructions have sw; give at least 8"):
         Shown("demo", examples, ["sw"])
 
 

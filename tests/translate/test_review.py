@@ -1,4 +1,4 @@
-"""What a speaker is given to read, what a browser makes of it, and what the marks do."""
+"""The review files for speakers, their page in a browser, and the effect of the marks."""
 
 import csv
 import json
@@ -27,9 +27,9 @@ ROWS = [
 ]
 
 
-def test_a_table_comes_back_as_it_was_marked(tmp_path):
-    """Right, wrong with a reason, corrected without a word; what nobody touched says nothing. A text that a
-    spreadsheet would reckon with is quoted, and comes back without the quote."""
+def test_marks_are_read_back_from_a_table(tmp_path):
+    """Right, wrong with a reason, corrected without a verdict, and unmarked. A text that a spreadsheet would
+    evaluate is quoted, and read back without the quote."""
     more = Reading("4", "ur", {"instruction": "Wait."}, {"instruction": "ٹھہرو"})
     path = tmp_path / "r.csv"
     review.write(path, "ur", [*ROWS, more])
@@ -54,12 +54,12 @@ def test_a_table_comes_back_as_it_was_marked(tmp_path):
     ("change", "says"),
     [
         ({"verdict": "corected"}, "the verdict is 'corected'; did you mean corrected?"),
-        ({"instruction": " "}, "the instruction is corrected to nothing; write it, or mark it wrong"),
+        ({"instruction": " "}, "the corrected instruction is empty; write it, or mark the row wrong"),
         ({"reason": 3, "verdict": "wrong"}, "the reason is a int; it must be a text"),
-        ({}, "it holds no mark; mark some rows, and save them"),
+        ({}, "the file contains no marks; mark some rows and save them"),
     ],
 )
-def test_marks_that_cannot_be_heeded_are_refused(change, says, tmp_path):
+def test_invalid_marks_are_refused(change, says, tmp_path):
     path = tmp_path / "marks.jsonl"
     path.write_text(json.dumps(review._cells(ROWS[0]) | change))
     with pytest.raises(DataError) as error:
@@ -68,7 +68,7 @@ def test_marks_that_cannot_be_heeded_are_refused(change, says, tmp_path):
 
 
 def test_two_speakers_may_not_disagree(tmp_path):
-    """Of the same row; the same mark twice is one."""
+    """On the same row; two equal marks count as one."""
     files = [tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl")]
     for file, verdict in zip(files, ("right", "right", "wrong"), strict=True):
         file.write_text(json.dumps(review._cells(ROWS[0]) | {"verdict": verdict}))
@@ -77,16 +77,16 @@ def test_two_speakers_may_not_disagree(tmp_path):
         review.read(files)
 
 
-def test_a_file_that_is_no_review_and_a_page_of_another_kind_are_refused(tmp_path):
+def test_files_that_are_no_review_and_other_file_types_are_refused(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("id,text\n1,a\n")
-    with pytest.raises(DataError, match="there is no 'language'; it must be a file that --review made"):
+    with pytest.raises(DataError, match="there is no 'language'; use a file that --review made"):
         review.read([path])
     with pytest.raises(ConfigError, match=r"name a file in \.html or \.csv"):
         review.check(tmp_path / "r.xlsx")
 
 
-def test_each_language_has_a_file_of_its_own(tmp_path):
+def test_each_language_has_its_own_file(tmp_path):
     assert review.place(tmp_path / "r.html", "sw", ["sw"]) == tmp_path / "r.html"
     assert review.place(tmp_path / "r.html", "sw", ["sw", "ur"]) == tmp_path / "r.sw.html"
 
@@ -111,9 +111,9 @@ def translate(folder, endpoint, *more):
     return subprocess.run(line, capture_output=True, text=True, check=False)
 
 
-def test_a_speaker_outweighs_the_filter(endpoint, tmp_path):
-    """Of four, one is corrected, with a number that the filter would not let pass, and one is wrong; the page
-    that is written next holds only what nobody has read."""
+def test_a_speakers_marks_override_the_filter(endpoint, tmp_path):
+    """Of four rows, one is corrected with a number that the filter would reject, and one is wrong; the next
+    page only has the rows that nobody has marked."""
     assert translate(tmp_path, endpoint, "--review", tmp_path / "r.csv", "--review-rows", "3").returncode == 0
     with (tmp_path / "r.csv").open(encoding="utf-8-sig", newline="") as file:
         cells = {row["id"]: row for row in csv.DictReader(file)}
@@ -128,7 +128,7 @@ def test_a_speaker_outweighs_the_filter(endpoint, tmp_path):
         tmp_path, endpoint, "--reviewed", marks, "--review", tmp_path / "next.html", "--parquet",
         "--license", "cc-by-4.0",
     )  # fmt: skip
-    assert found.returncode == 0 and "2 of 2 marks heeded" in found.stdout
+    assert found.returncode == 0 and "2 of 2 marks applied" in found.stdout
     made = {one.id: one.turns for one in parallel_jsonl.read(tmp_path / "out.jsonl")}
     assert made[first]["sw"].instruction == "Nyingine 1999" and "sw" not in made[second]
     assert parallel_jsonl.read(tmp_path / "out.parquet") == parallel_jsonl.read(tmp_path / "out.jsonl")
@@ -138,14 +138,14 @@ def test_a_speaker_outweighs_the_filter(endpoint, tmp_path):
     rows = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])["rows"]
     assert {row["id"] for row in rows} == {third, rest}
     card = (tmp_path / "out.translate" / "README.md").read_text("utf-8")
-    assert "A speaker of Swahili has read 2 of them: 0 right, 1 corrected, 1 left out." in card
+    assert "A speaker of Swahili has reviewed 2 of them: 0 right, 1 corrected, 1 left out." in card
     assert "license: cc-by-4.0\n" in card and "| Swahili | 3 | review 1 |" in card
     assert "from `english.jsonl`," in card and str(tmp_path) not in card
-    assert "A pair is left out for any of: empty, copy, language, length" in card
+    assert "A pair is dropped if any of these checks fails: empty, copy, language, length" in card
     assert endpoint.asked.total() == 4
 
 
-def test_what_has_no_effect_is_refused_before_anything_is_asked(endpoint, tmp_path):
+def test_options_without_effect_are_refused_before_any_request(endpoint, tmp_path):
     found = translate(tmp_path, endpoint, "--review-rows", "3")
     assert found.returncode == 2 and "--review-rows has no effect without --review" in found.stderr
     assert endpoint.asked.total() == 0
@@ -156,8 +156,8 @@ def test_what_has_no_effect_is_refused_before_anything_is_asked(endpoint, tmp_pa
 
 @pytest.mark.chromium
 def test_a_page_is_marked_by_keyboard_and_shows_markup_as_text(tmp_path):
-    """1, 3 with a reason, 2 with another text; what the page saves is read back. On a phone nothing is wider
-    than the screen, Urdu goes from right to left, and nothing is asked of any host."""
+    """Keys 1, 3 with a reason and 2 with another text; the saved marks are read back. On a phone nothing is
+    wider than the screen, Urdu runs from right to left, and no host is contacted."""
     page = tmp_path / "r.html"
     review.write(page, "ur", ROWS)
     with chromium(tmp_path / "profile") as tab:
@@ -168,8 +168,8 @@ def test_a_page_is_marked_by_keyboard_and_shows_markup_as_text(tmp_path):
         ]  # fmt: skip
         assert tab.run("getComputedStyle(document.querySelector('.own')).direction") == "rtl"
         assert tab.run("document.querySelectorAll('.own *').length") == 0
-        tab.press("1", 49)  # right, and on to the second
-        tab.press("3", 51)  # wrong, and into the reason
+        tab.press("1", 49)  # right, moves on to the second
+        tab.press("3", 51)  # wrong, moves into the reason
         assert tab.run("document.activeElement.getAttribute('aria-label')") == "What is wrong"
         tab.do("Input.insertText", text="markup 1")
         tab.press("Enter", 13)

@@ -1,4 +1,4 @@
-"""Translating through a real HTTP server on loopback, with faults: nothing is lost, nothing asked twice."""
+"""Translating through a real HTTP server on loopback, with faults: nothing is lost or requested twice."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def endpoint(monkeypatch):
 
 @pytest.fixture
 def data(tmp_path):
-    """Alpaca rows: eight instructions, the last two with the same response."""
+    """Write Alpaca rows: eight instructions, the last two with the same response."""
     path = tmp_path / "english.jsonl"
     rows = [{"instruction": text} for text in TEXTS[:6]]
     rows += [{"instruction": TEXTS[6], "output": TEXTS[7]}, {"instruction": TEXTS[7], "output": TEXTS[7]}]
@@ -68,8 +68,8 @@ def dropped(data):
     return [json.loads(line) for line in lines]
 
 
-def test_a_file_becomes_parallel_and_each_text_is_asked_once(endpoint, data):
-    """Eight different texts, of which one stands thrice; the second call asks nothing."""
+def test_a_file_becomes_parallel_and_each_text_is_requested_once(endpoint, data):
+    """One of the eight different texts occurs three times; the second call requests nothing."""
     assert command(arguments(endpoint, data, "--texts", "3")) == 0
     found = result(data)
     assert [one.turns["sw"].instruction for one in found] == [SWAHILI[text] for text in TEXTS]
@@ -83,37 +83,37 @@ def test_a_file_becomes_parallel_and_each_text_is_asked_once(endpoint, data):
     card = (data.parent / "out.translate" / "README.md").read_text("utf-8")
     assert card.startswith("---\nlanguage:\n- en\n- sw\n---\n# Translated instructions\n")
     assert "| Swahili | 8 | none |" in card and "- Where is the library? → Maktaba iko wapi?" in card
-    assert command(arguments(endpoint, data, "--texts", "2")) == 0  # how many go together changes no answer
+    assert command(arguments(endpoint, data, "--texts", "2")) == 0  # the number per request changes no answer
     assert endpoint.asked == Counter(TEXTS)
     assert report(data)["texts"] == {"needed": 8, "asked_now": 0}
     assert report(data)["spent"]["requests"] == 3 and report(data)["spent_now"]["requests"] == 0
 
 
 @pytest.mark.parametrize("fault", [(500, {}), (429, {"retry-after": "0"}), "drop", "cut", "half"])
-def test_a_fault_that_passes_is_asked_again(endpoint, data, fault):
-    """One text twice, another four times; the file is that without faults."""
+def test_a_request_with_a_temporary_fault_is_repeated(endpoint, data, fault):
+    """One text is requested twice, another four times; the file is the same as without faults."""
     endpoint.faults = {TEXTS[1]: [fault], TEXTS[4]: [fault] * 3}
     assert command(arguments(endpoint, data, "--texts", "1")) == 0
     assert [one.turns["sw"].instruction for one in result(data)] == list(SWAHILI.values())
     assert endpoint.asked == Counter(TEXTS) + Counter({TEXTS[1]: 1, TEXTS[4]: 3})
 
 
-def test_a_slow_answer_is_asked_for_again(endpoint, data):
+def test_a_request_that_times_out_is_repeated(endpoint, data):
     endpoint.faults = {TEXTS[0]: ["slow"]}
     assert command(arguments(endpoint, data, "--texts", "1", "--timeout", "3")) == 0
     assert endpoint.asked == Counter(TEXTS) + Counter({TEXTS[0]: 1})
 
 
 def test_retry_after_is_waited_for(endpoint, data):
-    """0.7 seconds, one request at a time."""
+    """0.7 seconds, with one request at a time."""
     endpoint.faults = {TEXTS[0]: [(429, {"retry-after": "0.7"})]}
     assert command(arguments(endpoint, data, "--texts", "1", "--concurrency", "1")) == 0
     (first, _), (second, _), *_ = endpoint.times
     assert second - first >= 0.69
 
 
-def test_no_more_at_a_time_and_no_faster_than_asked_for(endpoint, data):
-    """Two at once, ten a second: eight requests take 0.7 seconds at least."""
+def test_concurrency_and_rate_are_limited(endpoint, data):
+    """Two at a time and ten a second: eight requests take at least 0.7 seconds."""
     endpoint.pause = 0.1
     assert command(arguments(endpoint, data, "--texts", "1", "--concurrency", "2", "--rate", "10")) == 0
     times = [moment for moment, _ in endpoint.times]
@@ -121,8 +121,8 @@ def test_no_more_at_a_time_and_no_faster_than_asked_for(endpoint, data):
 
 
 @pytest.mark.parametrize("fault", ["one too few", "one too many", "length", "nothing"])
-def test_an_answer_of_another_count_is_asked_for_in_halves(endpoint, data, fault):
-    """Four texts go together; 4 fails, 2 and 2 do not. No text gets another's translation."""
+def test_an_answer_with_a_wrong_count_is_requested_again_in_halves(endpoint, data, fault):
+    """One request of four texts fails, two of two succeed; no text gets the translation of another."""
     endpoint.faults = {TEXTS[1]: [fault]}
     assert command(arguments(endpoint, data, "--texts", "4")) == 0
     assert [one.turns["sw"].instruction for one in result(data)] == list(SWAHILI.values())
@@ -140,7 +140,7 @@ def test_an_answer_of_another_count_is_asked_for_in_halves(endpoint, data, fault
     ],
 )
 def test_a_text_that_stays_wrong_is_left_out_with_its_reason(endpoint, data, fault, reason, detail):
-    """It is asked once, alone; nothing is written in its place, and the next call asks no more."""
+    """It is requested once, alone; nothing replaces it, and the next call requests nothing."""
     endpoint.faults = {TEXTS[2]: [fault]}
     for _ in range(2):
         assert command(arguments(endpoint, data, "--texts", "1")) == 0
@@ -156,8 +156,8 @@ def test_a_text_that_stays_wrong_is_left_out_with_its_reason(endpoint, data, fau
     assert endpoint.asked == Counter(TEXTS)
 
 
-def test_what_is_answered_before_a_refusal_is_kept(endpoint, data, capsys):
-    """A 400 ends the job with one line and no parallel file; healed, the rest alone is asked."""
+def test_answers_before_a_refusal_are_kept(endpoint, data, capsys):
+    """A 400 ends the job with one line and no parallel file; the next call only requests the rest."""
     endpoint.faults = {TEXTS[5]: [(400, {})]}
     assert command(arguments(endpoint, data, "--texts", "1", "--concurrency", "1")) == 2
     assert f'error --url: {endpoint.url} answered 400: {{"error": "no"}}\n' in capsys.readouterr().err
@@ -168,8 +168,8 @@ def test_what_is_answered_before_a_refusal_is_kept(endpoint, data, capsys):
     assert endpoint.asked == Counter(TEXTS) + Counter({TEXTS[5]: 1})
 
 
-def test_a_process_killed_in_the_middle_goes_on_where_it_was(endpoint, data):
-    """SIGKILL once three are answered; the second process asks at most what was under way then again."""
+def test_a_killed_process_resumes_where_it_was(endpoint, data):
+    """SIGKILL after three answers; at most the requests that were under way are repeated."""
     endpoint.pause = 0.2
     line = [
         sys.executable,
@@ -192,8 +192,8 @@ def test_a_process_killed_in_the_middle_goes_on_where_it_was(endpoint, data):
     assert [one.turns["sw"].instruction for one in result(data)] == list(SWAHILI.values())
 
 
-def test_another_prompt_or_model_is_another_question(endpoint, data, tmp_path):
-    """Only texts in which a term of the glossary occurs are asked again."""
+def test_another_prompt_only_requests_the_texts_it_affects(endpoint, data, tmp_path):
+    """Only texts with a term of the glossary are requested again."""
     assert command(arguments(endpoint, data)) == 0
     (tmp_path / "prompt.yaml").write_text("glossary: {swahili: {rice: mchele}, ur: {library: x}}\n")
     assert command(arguments(endpoint, data, "--prompt", str(tmp_path / "prompt.yaml"))) == 0
@@ -201,16 +201,16 @@ def test_another_prompt_or_model_is_another_question(endpoint, data, tmp_path):
     assert "rice: mchele" in endpoint.bodies[-1]["messages"][0]["content"]
 
 
-def test_a_dry_run_asks_and_writes_nothing(endpoint, data, capsys):
+def test_a_dry_run_requests_and_writes_nothing(endpoint, data, capsys):
     before = sorted(data.parent.rglob("*"))
     assert command(arguments(endpoint, data, "--dry-run")) == 0
     assert endpoint.asked == Counter() and sorted(data.parent.rglob("*")) == before
     said = capsys.readouterr().out
-    assert "8 texts to translate, 8 of them not answered yet\n" in said and ": 1 requests; about " in said
+    assert "8 texts to translate, 8 of them not translated yet\n" in said and ": 1 requests; about " in said
 
 
 def test_the_key_comes_from_the_environment(endpoint, data, monkeypatch, capsys):
-    """It is sent, and stands in no file and no message."""
+    """It is sent, but appears in no file and no message."""
     assert command(arguments(endpoint, data, "--key-env", "MT_KEY")) == 2
     assert "--key-env: the environment variable MT_KEY is not set" in capsys.readouterr().err
     monkeypatch.setenv("MT_KEY", "s3cret")
@@ -220,8 +220,8 @@ def test_the_key_comes_from_the_environment(endpoint, data, monkeypatch, capsys)
     assert b"s3cret" not in written and "s3cret" not in capsys.readouterr().out
 
 
-def test_what_is_there_is_kept_and_not_asked(endpoint, tmp_path):
-    """A parallel file with one instruction in Swahili already: seven are asked, its own stays."""
+def test_existing_translations_are_kept_and_not_requested(endpoint, tmp_path):
+    """One instruction has Swahili already: the seven others are requested."""
     rows = [{"id": str(n), "en": {"instruction": text}} for n, text in enumerate(TEXTS)]
     rows[0]["sw"] = {"instruction": "Maktaba?"}
     data = tmp_path / "english.jsonl"
@@ -234,19 +234,19 @@ def test_what_is_there_is_kept_and_not_asked(endpoint, tmp_path):
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--to", "en"], "--to: English is what is translated; leave it out"),
+        (["--to", "en"], "--to: English is the source language; leave it out"),
         (["--to", "swahilli"], "did you mean sw"),
         (["--to", ","], "--to: names no language; give codes such as sw,ur"),
-        (["--out", "x.csv"], "--out x.csv: parallel data are JSON lines; name a file in .jsonl"),
-        (["--url", "127.0.0.1"], "--url: must be http(s)://… up to and with /v1"),
+        (["--out", "x.csv"], "--out x.csv: parallel data is written as JSON lines; name a .jsonl file"),
+        (["--url", "127.0.0.1"], "--url: must be http(s)://…/v1, without a user name or key"),
         (["--url", "http://user:pw@host/v1"], "--url: must be http(s)://…"),
         (["--key-env", "sk-123"], "--key-env: must be the name of an environment variable"),
         (["--rate", "0"], "--rate: "),
         (["--least-chrf", "30"], "--least-chrf has no effect without --round-trip; leave it out"),
-        (["--examples", "x.jsonl"], "--examples: an endpoint is shown none; leave it out"),
+        (["--examples", "x.jsonl"], "--examples: not used with --url; leave it out"),
     ],
 )
-def test_an_impossible_option_is_refused_before_anything_is_asked(endpoint, data, capsys, more, says):
+def test_an_invalid_option_is_refused_before_any_request(endpoint, data, capsys, more, says):
     assert command(arguments(endpoint, data, *more)) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
@@ -258,10 +258,10 @@ def test_an_impossible_option_is_refused_before_anything_is_asked(endpoint, data
     [
         (["--rate", "3"], "--rate has no effect without --url; leave it out"),
         (["--prompt", "x.yaml"], "--prompt has no effect without --url; leave it out"),
-        ([], "--model: demo is no translator by itself; name parallel data in --examples"),
+        ([], "--model: demo is not a translation model; give parallel data"),
     ],
 )
-def test_a_model_on_this_machine_takes_no_options_of_an_endpoint(data, capsys, more, says):
+def test_a_local_model_takes_no_options_of_an_endpoint(data, capsys, more, says):
     out = str(data.parent / "out.jsonl")
     assert command(["translate", str(data), "--to", "sw", "--out", out, "--model", "demo", *more]) == 2
     error = capsys.readouterr().err
@@ -271,15 +271,15 @@ def test_a_model_on_this_machine_takes_no_options_of_an_endpoint(data, capsys, m
 # --- the round trip
 
 
-def test_what_comes_back_otherwise_is_left_out(endpoint, data):
-    """Seven come back as they were; of another the endpoint says something else. Nothing is asked twice."""
+def test_texts_that_come_back_different_are_left_out(endpoint, data):
+    """Seven come back as they were, and one as something else; nothing is requested twice."""
     endpoint.faults["Maktaba iko wapi?"] = ["another"]
     assert command(arguments(endpoint, data, "--texts", "1", "--round-trip")) == 0
     assert len(result(data)) == 8 and [one.id for one in result(data) if "sw" not in one.turns] == ["1"]
     (left,) = dropped(data)
     assert (left["english"], left["text"], left["reason"]) == (TEXTS[0], "Maktaba iko wapi?", "round trip")
     assert left["details"] == [
-        "round trip: 'My cat sleeps on the roof.' comes back, chrF 14, and 25 is the least"
+        "round trip: back-translation 'My cat sleeps on the roof.' has chrF 14, below 25"
     ]
     assert endpoint.asked == Counter(TEXTS) + Counter(list(BACK))
     told = {"from English into Swahili (Kiswahili)", "from Swahili into English (English)"}
@@ -292,22 +292,22 @@ def test_what_comes_back_otherwise_is_left_out(endpoint, data):
 
 
 def test_only_translations_without_another_fault_are_translated_back(endpoint, data):
-    """The English again costs no second request; what never comes back is left out like what is wrong."""
+    """A copy of the English is not requested again; a text that never comes back is left out too."""
     endpoint.faults[TEXTS[1]] = ["in English"]
     lost = SWAHILI[TEXTS[2]]
     endpoint.faults[lost] = ["nothing"] * 9
     assert command(arguments(endpoint, data, "--texts", "1", "--round-trip")) == 0
     first, second = dropped(data)
-    assert first["english"] == TEXTS[1] and second["details"] == ["round trip: nothing comes back"]
+    assert first["english"] == TEXTS[1] and second["details"] == ["round trip: the back-translation is empty"]
     assert SWAHILI[TEXTS[1]] not in endpoint.asked and endpoint.asked[lost] == 1
 
 
-def test_the_round_trip_of_what_is_translated_already_asks_for_the_way_back_alone(endpoint, data, capsys):
-    """And says before what it will cost: a request for eight texts."""
+def test_the_round_trip_of_existing_translations_only_requests_the_way_back(endpoint, data, capsys):
+    """A dry run says what it will cost: one request for eight texts."""
     assert command(arguments(endpoint, data)) == 0
     capsys.readouterr()
     assert command(arguments(endpoint, data, "--round-trip", "--dry-run")) == 0
-    assert "8 translations at most to translate back: 1 requests; about " in capsys.readouterr().out
+    assert "Up to 8 translations to translate back: 1 requests; about " in capsys.readouterr().out
     assert command(arguments(endpoint, data, "--round-trip")) == 0
     assert endpoint.asked == Counter(TEXTS) + Counter(list(BACK))
 
@@ -318,7 +318,7 @@ def test_a_prompt_that_always_says_from_english_is_refused_for_the_round_trip(
     prompt = tmp_path / "prompt.yaml"
     prompt.write_text("system: From English into $language.\n")
     assert command(arguments(endpoint, data, "--prompt", str(prompt), "--round-trip")) == 2
-    assert f"--round-trip: {prompt} names no $source" in capsys.readouterr().err
+    assert f"--round-trip: {prompt} does not use $source" in capsys.readouterr().err
     assert endpoint.asked == Counter()
 
 
@@ -329,7 +329,7 @@ def test_a_prompt_that_always_says_from_english_is_refused_for_the_round_trip(
     ("content", "count", "found"),
     [
         ("<t1>Moja</t1>\n<t2>Mbili</t2>", 2, ["Moja", "Mbili"]),
-        ("<t2>Mbili</t2><t1>Moja</t1>", 2, ["Moja", "Mbili"]),  # the number says which it is
+        ("<t2>Mbili</t2><t1>Moja</t1>", 2, ["Moja", "Mbili"]),  # the number decides the order
         ("Hapa: <t1> Moja\nmbili </t1>.", 1, ["Moja\nmbili"]),
         ("<think>maybe <t1>x</t1></think><t1>Moja</t1>", 1, ["Moja"]),
         ("<think>hm</think><t1><think>Fikiri.</think>Jibu</t1>", 1, ["<think>Fikiri.</think>Jibu"]),
@@ -343,12 +343,12 @@ def test_a_prompt_that_always_says_from_english_is_refused_for_the_round_trip(
         ("", 1, None),
     ],
 )
-def test_only_an_answer_with_every_number_once_is_taken(content, count, found):
+def test_only_an_answer_with_every_number_once_is_accepted(content, count, found):
     assert translations(content, count, "t") == found
 
 
-def test_texts_with_tags_of_their_own_get_others(tmp_path):
-    """A text that holds <t1> goes between <tt1>, and the prompt says so."""
+def test_texts_that_contain_the_tags_get_other_ones(tmp_path):
+    """A text that contains <t1> is put between <tt1>, and the prompt says so."""
     asked = []
 
     class Client:
@@ -367,7 +367,7 @@ def test_texts_with_tags_of_their_own_get_others(tmp_path):
 @pytest.mark.parametrize("said", [None, [], {"choices": []}, {"choices": [{"message": {"content": 3}}]}])
 def test_another_kind_of_server_is_refused_in_one_line(said):
     served = Served(Settings(url="http://h/v1", model="m"), load_prompt(), 8)
-    with pytest.raises(ConfigError, match=r"^--url: http://h/v1 returns no chat completion; name an"):
+    with pytest.raises(ConfigError, match=r"^--url: http://h/v1 returns no chat completion; give the URL"):
         served._read(said)
 
 
@@ -376,17 +376,17 @@ def test_another_kind_of_server_is_refused_in_one_line(said):
     [
         ("systm: x", "'systm' is not an entry; did you mean system?"),
         ("user: Translate this.", "user lacks $texts"),
-        ("system: to $lang", "system: $lang stands for nothing; there are autonym, code, glossary"),
-        ("system: costs 5$", "system: a dollar sign alone is written $$"),
-        ("keep: ['(']", "keep: '(' is no regular expression"),
+        ("system: to $lang", "system: $lang is unknown; available: autonym, code, glossary"),
+        ("system: costs 5$", "system: write a literal dollar sign as $$"),
+        ("keep: ['(']", "keep: '(' is not a regular expression"),
         ("glossary: {xx: {a: b}}", "glossary: 'xx' is not a known language code"),
         ("glossary: {sw: [a]}", "glossary: sw must map English terms to texts"),
         ("request: 3", "request is a int, not a mapping"),
-        ("[]", "holds no entries; give some of system, user"),
+        ("[]", "contains no entries; give some of system, user"),
         ("a: [", "not YAML: "),
     ],
 )
-def test_a_prompt_that_cannot_be_used_is_refused_in_one_line(tmp_path, text, says):
+def test_an_invalid_prompt_is_refused_in_one_line(tmp_path, text, says):
     path = tmp_path / "prompt.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as error:
@@ -394,8 +394,8 @@ def test_a_prompt_that_cannot_be_used_is_refused_in_one_line(tmp_path, text, say
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
-def test_an_answer_comes_back_from_the_journal(tmp_path):
-    """A translation and a refusal, with what they cost; a torn line and one that says nothing do not."""
+def test_answers_are_read_back_from_the_journal(tmp_path):
+    """A translation and a refusal with their cost; a torn line and one without an answer are ignored."""
     path = tmp_path / "a.jsonl"
     first, second = Answer("Ndiyo", "", Spent(1, 10, 3, 0.5)), Answer(None, "cut off")
     journal = answers.journal(path)

@@ -1,7 +1,7 @@
-"""The demo's grammar: meanings without a language, and their wording in each of fifteen.
+"""The demo's grammar: language-independent meanings and their wording in fifteen languages.
 
-A phrase file stores whole phrases, so word order, agreement and case are data that a speaker can
-read and correct; this module only picks forms and fills templates. It knows no task, model or split.
+A phrase file stores whole phrases, so word order, agreement and case are data that a speaker can read and
+correct; this module only picks forms and fills templates. It does not depend on tasks, models or splits.
 """
 
 import itertools
@@ -35,7 +35,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Opinion:
-    """A thing was of a quality."""
+    """A thing had a quality."""
 
     thing: str
     quality: str
@@ -47,19 +47,19 @@ class Opinion:
 
 @cache
 def meanings() -> dict:
-    """What can be talked about: meanings.yaml."""
+    """Return everything that sentences can be about, from meanings.yaml."""
     return yaml.safe_load(resources.files("isogloss.data.demo").joinpath("meanings.yaml").read_text("utf-8"))
 
 
 @cache
 def topic_of_action() -> dict[str, str]:
-    """The topic that each action belongs to."""
+    """Return the topic of each action."""
     return {action: topic for topic, entry in meanings()["topics"].items() for action in entry["actions"]}
 
 
 @cache
 def events() -> tuple[Event, ...]:
-    """All affirmed events, in a fixed order."""
+    """Return all affirmed events, in a fixed order."""
     m = meanings()
     return tuple(
         Event(person, action, place, time)
@@ -72,7 +72,7 @@ def events() -> tuple[Event, ...]:
 
 @cache
 def opinions() -> tuple[Opinion, ...]:
-    """All opinions, in a fixed order."""
+    """Return all opinions, in a fixed order."""
     m = meanings()
     qualities = [q for group in m["sentiments"].values() for q in group]
     return tuple(Opinion(thing, quality) for thing, quality in itertools.product(m["things"], qualities))
@@ -105,14 +105,14 @@ class Phrases:
         )
 
     def answer(self, kind: str, event: Event) -> str:
-        """The span that answers a who, where or when question."""
+        """Return the span that answers a who, where or when question."""
         if kind == "who":
             return self._fill(self.entries["questions"].get("who_answer", "{who}"), event, capital=False)
         slot = {"where": ("places", event.place), "when": ("times", event.time)}[kind]
         return _text(self.entries[slot[0]][slot[1]])
 
     def deed(self, event: Event) -> str:
-        """What was done or not done, as it stands in the sentence: its verb, or what goes with it."""
+        """Return what was done or not done, as worded in the sentence: the verb or its complement."""
         return self._fill("{did}", event, capital=False)
 
     def label(self, task: str, label: str) -> str:
@@ -162,7 +162,7 @@ class Phrases:
 
 @cache
 def phrases(language: str) -> Phrases:
-    """The wording of one of `LANGUAGES`, read once."""
+    """Return the wording in one of `LANGUAGES`; cached."""
     return Phrases(language)
 
 
@@ -175,12 +175,12 @@ def _text(entry: "str | dict") -> str:
 
 
 def _form(entry: "str | dict[str, str]", form: str) -> str:
-    """The wording for an agreement form; a plain string serves them all."""
+    """Return the wording for an agreement form; a plain string applies to all forms."""
     return entry if isinstance(entry, str) else entry[form]
 
 
 def check(language: str) -> list[str]:
-    """What a phrase file lacks or has too much, one line each; empty when it is complete."""
+    """Return the faults of a phrase file, one line each; empty if it is complete."""
     have, want, faults = phrases(language).entries, meanings(), []
     english = phrases("en").entries
 
@@ -246,7 +246,7 @@ def check(language: str) -> list[str]:
 
 
 def sample(language: str, seed: int = 0) -> list[str]:
-    """Sentences for a reader to check: every action, person, place, time, thing and quality appears."""
+    """Return sentences to proofread: every action, person, place, time, thing and quality appears."""
     import random
 
     rng = random.Random(seed)

@@ -1,7 +1,7 @@
-"""The demo's instruction set: seven tasks in fifteen languages, made from the grammar by number.
+"""The demo's instruction set: seven tasks in fifteen languages, generated from the grammar by item number.
 
-Item n of a split is the same item in every language and on every machine; tasks and phrasings take
-turns, so that the first 48 items already hold every task in every phrasing.
+Item n of a split is the same item in every language and on every machine. Tasks and phrasings take turns, so
+the first 21 items already cover every task in every phrasing.
 """
 
 import random
@@ -20,7 +20,7 @@ ASKED = {"who": "people", "where": "places", "when": "times"}
 
 @dataclass(frozen=True)
 class DemoItem:
-    """A parallel example, what its answers can mean, and which meaning is right."""
+    """A parallel example, the possible meanings of its answers, and the correct one."""
 
     example: ParallelExample
     options: Mapping[str, Mapping[str, str]] | None
@@ -30,7 +30,7 @@ class DemoItem:
 def demo_items(
     split: Split, count: int, languages: Sequence[str], *, draw: str = "", tasks: Sequence[str] = TASKS
 ) -> list[DemoItem]:
-    """The first `count` items of a split; another `draw` names another endless series of the same split."""
+    """Return the first `count` items of a split; each `draw` names a separate endless series of the split."""
     return [_item(split, number, languages, draw, tasks) for number in range(count)]
 
 

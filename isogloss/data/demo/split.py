@@ -1,7 +1,7 @@
-"""Which meanings may be trained on, tuned on and tested on: decided once, by a hash of the meaning.
+"""Split of meanings into train, dev and test, by a hash of the meaning.
 
-What was done, where and when decides the split, whoever did it and whether it is denied; so no
-test meaning is ever read in training, in any language, by any task, nor by the base model.
+What was done, where and when decides the split, no matter who did it and whether it is denied. So no test
+meaning occurs in training, in any language or task, nor in the base model's training.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ Split = Literal["train", "dev", "test"]
 
 
 def split_of(event: Event) -> Split:
-    """The split of an event: about 86 % train, 7 % dev, 7 % test."""
+    """Return the split of an event: about 86 % train, 7 % dev, 7 % test."""
     key = "/".join((event.action, event.place, event.time))
     share = hashlib.sha256(key.encode()).digest()[0] / 256
     return "train" if share < 0.86 else "dev" if share < 0.93 else "test"
@@ -22,13 +22,13 @@ def split_of(event: Event) -> Split:
 
 @cache
 def events_of(split: Split) -> tuple[Event, ...]:
-    """The split's affirmed events, in a fixed order."""
+    """Return the split's affirmed events, in a fixed order."""
     return tuple(event for event in events() if split_of(event) == split)
 
 
 @cache
 def events_by_deed(split: Split) -> dict[tuple[str, str], tuple[Event, ...]]:
-    """The split's events by (person, action): one deed at several places and times."""
+    """Return the split's events by (person, action): the same action at several places and times."""
     groups: dict[tuple[str, str], list[Event]] = {}
     for event in events_of(split):
         groups.setdefault((event.person, event.action), []).append(event)

@@ -1,4 +1,4 @@
-"""Archives: a tar is looked through before anything of it is written, and appears whole or not at all."""
+"""Archives: a tar is checked before anything is written, and unpacked completely or not at all."""
 
 import shutil
 import tarfile
@@ -11,14 +11,15 @@ from isogloss.errors import DataError
 
 MOST_FILES: Final = 5_000
 MOST_BYTES: Final = 16 << 30
-"""Of all files unpacked; XGLUE's archive of 0.9 GB holds under 4."""
+"""Limit on the total unpacked size; XGLUE's 0.9 GB archive unpacks to under 4 GB."""
 
 
 def unpack(archive: Path, name: str) -> Path:
-    """The folder `name` of an archive, unpacked beside it; at once where it is there already.
+    """Unpack the folder `name` of an archive next to it and return its path; reuse it if it exists.
 
     Raises:
-        DataError: The archive is damaged, holds anything but files and folders under `name`, or is too large.
+        DataError: The archive is damaged, contains anything but files and folders under `name`, or is too
+            large.
     """
     folder = archive.parent / name
     if folder.is_dir():
@@ -26,7 +27,7 @@ def unpack(archive: Path, name: str) -> Path:
     try:
         draft = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=archive.parent))
     except OSError:
-        message = "nothing can be written beside the archive; unpack it elsewhere and name its folder"
+        message = "the archive's folder is not writable; unpack it elsewhere and give that folder"
         raise DataError(message, archive) from None
     try:
         with tarfile.open(archive) as opened:
@@ -34,7 +35,7 @@ def unpack(archive: Path, name: str) -> Path:
             opened.extractall(draft, filter="data")
         (draft / name).rename(folder)
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise DataError(f"the archive is damaged ({error}); fetch it again", archive) from None
+        raise DataError(f"the archive is damaged ({error}); download it again", archive) from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
@@ -46,13 +47,13 @@ def _check(opened: tarfile.TarFile, archive: Path, name: str) -> None:
         parts = PurePosixPath(member.name).parts
         if not parts or parts[0] == "/" or ".." in parts or parts[0] != name:
             raise DataError(
-                f"it holds {member.name!r}, which is not inside {name}; do not unpack it", archive
+                f"it contains {member.name!r}, which is not inside {name}; do not unpack it", archive
             )
         if not (member.isreg() or member.isdir()):
             raise DataError(f"{member.name!r} is neither a file nor a folder; do not unpack it", archive)
         total, files = total + member.size, files + 1
         if total > MOST_BYTES or files > MOST_FILES:
-            message = f"it holds more than {MOST_FILES} files or {MOST_BYTES >> 30} GiB; do not unpack it"
+            message = f"it contains more than {MOST_FILES} files or {MOST_BYTES >> 30} GiB; do not unpack it"
             raise DataError(message, archive)
     if not files:
-        raise DataError(f"the archive is empty; it must hold {name}", archive)
+        raise DataError(f"the archive is empty; it must contain {name}", archive)

@@ -1,4 +1,4 @@
-"""Chats: rows of messages in any layout that instruction data comes in, also with an id and a language.
+"""Chats: rows of messages in the common layouts of instruction data, optionally with an id and a language.
 
     {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
     {"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]}    ShareGPT
@@ -6,11 +6,10 @@
     {"instruction": "…", "input": "…", "output": "…"}                                      Alpaca
     {"instruction": "…", "context": "…", "response": "…"}                                  Dolly
 
-The first user message and its answer are read, a system message being put before the instruction. Left out,
-and told, are what follows in the conversation, as an example is one turn; rows in a language that is not
-known here, with tools, or whose answer says of itself that it is not to be learned (`"weight": 0`). Without
-an id the line number serves; rows that share an id are the same item in several languages. What can be
-opened is said in `records`.
+The first user message and its answer are read; a system message is put before the instruction. The following
+are skipped and reported: later turns, as an example is one turn; rows in an unknown language; rows with
+tools; and rows whose answer is marked as not for training (`"weight": 0`). Without an id, the line number is
+used; rows that share an id are the same item in several languages. `records` lists the supported files.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -39,13 +38,13 @@ _SAME: Final = {"developer": "system"}
 _SENDERS: Final = {"human": "user", "gpt": "assistant"}
 _TOOLS: Final = ("tools", "functions", "tool_calls", "function_call")
 _LEARNED: Final = ("weight", "loss", "learn", "train", "training")
-"""Keys by which a row or an answer says that it is learned or, with 0 or false, that it is not."""
+"""Keys that mark a row or an answer as used for training or, with 0 or false, as not used."""
 _BY_TOKEN: Final = ("loss_mask", "train_mask", "train_detail", "training_detail", "assistant_masks")
-"""Keys that say it of parts of an answer."""
+"""Keys that mark parts of an answer."""
 
 
 class Message(NamedTuple):
-    """What one side says, and whether it says of itself that it is to be learned."""
+    """One message, and whether it is to be trained on."""
 
     role: str
     content: str
@@ -61,19 +60,18 @@ def read(
     each: Callable[[LeftOut], object] = nothing,
     only: Only = iter,
 ) -> list[ParallelExample]:
-    """The first turn of every conversation.
+    """Return the first turn of every conversation.
 
     Args:
         path: A file or folder.
-        language: The language of the rows that name none.
-        split: Which part of a folder to read; train where it holds several and none is named.
-        tell: Hears which split was taken, and what is left out, and why.
-        each: Is given everything that is left out.
-        only: Of all rows those that are wanted.
+        language: The language of rows that name none.
+        split: Split of a folder to read; defaults to train if there are several.
+        tell: Callback that receives lines about the split that was chosen and what is skipped, with reasons.
+        each: Callback that receives every skipped item.
+        only: Filter for the rows.
 
     Raises:
-        DataError: The file is missing, a row is malformed or says of itself what cannot be heeded, or none
-            can be used.
+        DataError: The file is missing, a row is malformed or masks parts of an answer, or no row can be used.
     """
     default = language_of(language, path).code
     return join(_rows(path, default, split, tell), path, tell, each, only)
@@ -93,18 +91,18 @@ def _row(record: Record, default: str) -> Iterator[ParsedTurn | LeftOut]:
         return
     given = _given(cells, path, line)
     if any(_calls_tools(one) for one in (cells, *given)):
-        yield LeftOut("{} that call tools", DataError("it calls tools; leave such chats out", path, line))
+        yield LeftOut("{} that call tools", DataError("it calls tools; remove such chats", path, line))
         return
     messages = _turns([_message(one, path, line) for one in given], path, line)
     first = {message.role: message for message in messages[: 3 if messages[0].role == "system" else 2]}
     if not _learned(cells, path, line) or ("assistant" in first and not first["assistant"].learned):
-        error = DataError("it is not to be learned, as it says; some row must be", path, line)
-        yield LeftOut("{} that are not to be learned, as they say", error)
+        error = DataError("it is marked as not for training; at least one row must be used", path, line)
+        yield LeftOut("{} that are marked as not for training", error)
         return
     said = {role: message.content for role, message in first.items()}
     instruction = "\n\n".join(said[role] for role in ("system", "user") if said.get(role))
     if not said["user"].strip():
-        instruction = ""  # system text alone asks nothing
+        instruction = ""  # a system text alone is no instruction
     id = identifier(number if absent(cells.get("id")) else cells["id"], path, line)
     task = task_of(cells.get("task"), path, line)
     yield ParsedTurn(path, line, id, task, code, turn(instruction, said.get("assistant"), code, path, line))
@@ -114,7 +112,7 @@ def _row(record: Record, default: str) -> Iterator[ParsedTurn | LeftOut]:
 
 
 def _given(cells: Mapping[str, Any], path: Path, line: int) -> list[Mapping[str, Any]]:
-    """The messages of a row in any layout, as mappings with role and content."""
+    """Return the messages of a row in any layout, as mappings with role and content."""
     has = {key for key, value in cells.items() if not absent(value)}
     if "messages" in has:
         return _list(cells["messages"], "messages", path, line)
@@ -142,7 +140,7 @@ def _either_key(cells: Mapping[str, Any], one: str, other: str) -> Any:
 
 
 def _either(value: Any, role: str, path: Path, line: int) -> list[Mapping[str, Any]]:
-    """A text as the message that it is; messages as they are."""
+    """Wrap a text as a message with the role; return messages as they are."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     return _list(value, "prompt" if role == "user" else "completion", path, line)
@@ -166,7 +164,7 @@ def _message(message: Mapping[str, Any], path: Path, line: int) -> Message:
     if isinstance(content, list) and content and all(_is_text(part) for part in content):
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
-        raise DataError(f"the {role}'s content is a {type(content).__name__}; it must be a text", path, line)
+        raise DataError(f"the {role}'s content is a {type(content).__name__}; it must be text", path, line)
     return Message(role, content, role != "assistant" or _learned(message, path, line))
 
 
@@ -175,7 +173,7 @@ def _is_text(part: Any) -> bool:
 
 
 def _turns(messages: list[Message], path: Path, line: int) -> list[Message]:
-    """The messages, if they are turns of user and assistant behind at most one system message."""
+    """Check that the messages alternate between user and assistant, after at most one system message."""
     roles = [message.role for message in messages]
     said = roles[1:] if roles[0] == "system" else roles
     if not said or said != [("user", "assistant")[n % 2] for n in range(len(said))]:
@@ -191,15 +189,15 @@ def _calls_tools(holder: Mapping[str, Any]) -> bool:
 
 
 def _learned(holder: Mapping[str, Any], path: Path, line: int) -> bool:
-    """Whether a row or an answer says that it is learned; where it says nothing, it is."""
+    """Return whether a row or an answer is to be trained on, which it is unless marked otherwise."""
     for key in _BY_TOKEN:
         if not absent(holder.get(key)):
             message = (
-                f"{key!r} says which parts are learned, which cannot be heeded here; an answer is learned"
+                f"{key!r} marks parts of an answer for training, which is not supported: answers are trained"
             )
-            raise DataError(f"{message} whole, so leave the row or the key out", path, line)
+            raise DataError(f"{message} on as a whole, so remove the row or the key", path, line)
     said = {key: holder[key] for key in _LEARNED if not absent(holder.get(key))}
     for key, value in said.items():
         if not isinstance(value, bool | int | float) or value not in (0, 1):
-            raise DataError(f"{key!r} is {value!r}; it must be 1 or 0, for learned or not", path, line)
+            raise DataError(f"{key!r} is {value!r}; it must be 1 or 0, for training or not", path, line)
     return all(said.values())

@@ -1,6 +1,6 @@
-"""FLORES and NTREX: the same sentences in every language, one a line.
+"""FLORES and NTREX: the same sentences in every language, one per line.
 
-FLORES-101, FLORES-200 and FLORES+ differ in the names of folders and files; NTREX has one test set of news.
+FLORES-101, FLORES-200 and FLORES+ name their folders and files differently; NTREX is one test set of news.
 """
 
 import json
@@ -14,29 +14,29 @@ from isogloss.languages.registry import Language
 
 
 def read(root: Path, split: str, languages: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """The sentences of a split by our language code; sentence i means the same in each.
+    """Return the sentences of a split by our language code; sentence i has the same meaning in each.
 
-    One release is read, never two at once: FLORES-101, FLORES-200 or FLORES+, the first that has every file.
-    They differ in corrections.
+    Only one release is read: FLORES-101, FLORES-200 or FLORES+, the first with a file for every language.
+    They are not mixed, because they differ in corrections.
 
     Args:
-        root: The folder that holds flores101_dataset, flores200_dataset, floresp… or flores_plus, the last
-            with text, JSON lines or Parquet.
-        split: Which sentences, as the release names them: dev or devtest.
-        languages: Codes of any data set.
+        root: The folder with flores101_dataset, flores200_dataset, floresp… or flores_plus; the last may
+            contain text, JSON lines or Parquet.
+        split: Name of the split in the release: dev or devtest.
+        languages: Language codes of any data set.
 
     Raises:
-        DataError: A file is missing, has an empty line, or is of another length than the others.
+        DataError: A file is missing, has an empty line, or differs in length from the others.
     """
     files = _files(root, split, languages_of(languages, root))
     return _aligned({code: (path, _sentences(path)) for code, path in files.items()})
 
 
 def read_ntrex(root: Path, languages: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """NTREX-128's 1,997 sentences of news by our language code, English being the source.
+    """Return NTREX-128's 1,997 news sentences by our language code; English is the source.
 
     Raises:
-        DataError: As `read`; or NTREX has no such language.
+        DataError: As for `read`, or NTREX does not have a language.
     """
     found = {}
     for language in languages_of(languages, root):
@@ -56,10 +56,10 @@ def _aligned(found: Mapping[str, tuple[Path, tuple[str, ...]]]) -> dict[str, tup
     for path, sentences in found.values():
         for number, sentence in enumerate(sentences, start=1):
             if not sentence.strip():
-                message = "the line is empty; line n must hold the same sentence in every language"
+                message = "the line is empty; line n must be the same sentence in every language"
                 raise DataError(message, path, number)
         if not sentences:
-            raise DataError("the file is empty; it must hold a sentence a line", path)
+            raise DataError("the file is empty; it must contain one sentence per line", path)
         first, lines = next(iter(found.values()))
         if len(sentences) != len(lines):
             message = f"{len(sentences)} lines, but {len(lines)} in {first.name}"
@@ -68,7 +68,7 @@ def _aligned(found: Mapping[str, tuple[Path, tuple[str, ...]]]) -> dict[str, tup
 
 
 def _sentences(path: Path) -> tuple[str, ...]:
-    """Of FLORES+ on the Hub, rows with an id and a text; else one sentence a line."""
+    """Read rows with id and text, as FLORES+ has on the Hub, or else one sentence per line."""
     if not {".jsonl", ".parquet"} & set(path.suffixes):
         return tuple(read_lines(path))
     rows: dict[int, str] = {}
@@ -76,12 +76,12 @@ def _sentences(path: Path) -> tuple[str, ...]:
         id, text = row.get("id"), row.get("text")
         if not isinstance(id, int) or isinstance(id, bool) or not is_text(text):
             given = json.dumps({"id": id, "text": text}, ensure_ascii=False)[:60]
-            raise DataError(f"{given}: the row needs a whole number id and a text", path, line)
+            raise DataError(f"{given}: the row needs an integer id and a text", path, line)
         if id in rows:
             raise DataError(f"id {id} occurs twice; keep one row", path, line)
         rows[id] = text
     if list(rows) != sorted(rows):
-        raise DataError("the ids do not rise; keep the release's order, which aligns the languages", path)
+        raise DataError("the ids do not ascend; keep the release's order, which aligns the languages", path)
     return tuple(rows.values())
 
 
@@ -107,6 +107,6 @@ def _files(root: Path, split: str, languages: list[Language]) -> dict[str, Path]
         if len(files) == len(layout):
             return files
         missing.append(next((code, path, len(files)) for code, path in layout.items() if code not in files))
-    # Of the release that has the most of them.
+    # Report the missing file of the release that has the most languages.
     code, path, _ = max(missing, key=lambda one: (one[2], one[1].parent.is_dir()))
     raise DataError(f"no such file, so FLORES {split} has no {code} here; put it there or leave it out", path)

@@ -1,7 +1,7 @@
-"""Which layout a file is in, told from its first row: our parallel form, or one of the chat layouts.
+"""Detects the layout of a file from the keys of its first row: our parallel format or a chat layout.
 
-Told by the keys, so that nobody has to say it. A table with columns of its own is none of them; its settings
-name its columns (`data: {type: table, columns: …}`).
+A table with other columns matches none of them; its columns are named in the settings
+(`data: {type: table, columns: …}`).
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ CHATS: Final = {
     "prompt": "prompt and completion",
     "instruction": "instruction and output (Alpaca, Dolly)",
 }
-"""By the key that tells it, the first that is there, what a layout of `chat_jsonl` is called."""
+"""Names of the layouts of `chat_jsonl` by the key that identifies them; the first key present wins."""
 _PARALLEL: Final = {"id", "task", "language", "instruction", "response"}
 
 
@@ -30,7 +30,7 @@ class Layout(NamedTuple):
 
     Attributes:
         type: The settings' `data.type`.
-        name: For people.
+        name: Name for display.
     """
 
     type: str
@@ -38,18 +38,18 @@ class Layout(NamedTuple):
 
 
 def layout_of(path: Path, split: str | None = None) -> Layout:
-    """What the first row says.
+    """Detect the layout from the first row.
 
     Raises:
-        DataError: The file cannot be opened, is empty, or its first row is in no layout that is known.
+        DataError: The file cannot be opened, is empty, or its first row matches no known layout.
     """
     first = next(read_records(path, split, kind="jsonl"), None)
     if first is None:
-        raise DataError("the file holds no row; give it at least one", path)
+        raise DataError("the file has no rows; it must have at least one", path)
     if (found := _layout(first.cells)) is None:
         keys = ", ".join(map(str, list(first.cells)[:12]))
         raise DataError(
-            f"the keys are {keys}, which is no layout known here; name what they hold in the settings, as "
+            f"the keys are {keys}, which match no known layout; map them in the settings, as "
             "data: {type: table, columns: {instruction: …, response: …}}",
             first.path,
             first.line,
@@ -66,18 +66,18 @@ def read(
     each: Callable[[LeftOut], object] = nothing,
     only: Only = iter,
 ) -> tuple[Layout, list[ParallelExample]]:
-    """All items of a file in whatever layout, and which that is.
+    """Return a file's layout and all its items.
 
     Args:
         path: A file, a folder of files, or hub:OWNER/NAME.
         language: The language of chats that name none.
-        split: Which part of a folder or data set is read.
-        tell: Hears what is left out, and why.
-        each: Is given everything that is left out.
-        only: Of all rows those that are wanted.
+        split: Split of a folder or data set to read.
+        tell: Callback that receives a line for each skipped part, with the reason.
+        each: Callback that receives every skipped item.
+        only: Filter for the rows.
 
     Raises:
-        DataError: As `layout_of`, or a row is malformed.
+        DataError: As for `layout_of`, or a row is malformed.
     """
     layout = layout_of(path, split)
     if layout.type == "parallel":

@@ -1,7 +1,7 @@
-"""Lines: how every format reads and writes text, and the refusals that all formats share.
+"""Lines: text input and output of all formats, and the error checks that they share.
 
-Files are UTF-8, compressed or not, and split on line feeds only: some texts hold other separators. Texts are
-in the form that `isogloss.data.text` states.
+Files are UTF-8, compressed or not, and split on line feeds only, as some texts contain other separators.
+Texts are returned in the form that `isogloss.data.text` defines.
 """
 
 import bz2
@@ -24,7 +24,7 @@ from isogloss.languages.registry import Language, UnknownLanguageError, resolve
 
 
 def stream_lines(path: Path) -> Iterator[str]:
-    """Each line without its ending; no more than one is held.
+    """Yield each line without its ending, holding only one in memory.
 
     Raises:
         DataError: The file is missing, damaged, or not UTF-8.
@@ -40,15 +40,15 @@ def stream_lines(path: Path) -> Iterator[str]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """All of `stream_lines`; a final line feed does not start another line."""
+    """Return all lines of `stream_lines`; a final line feed does not start another line."""
     return list(stream_lines(path))
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each JSON object with the number of its line; blank lines are skipped.
+    """Yield each JSON object with its line number; skip blank lines.
 
     Raises:
-        DataError: A line is no JSON object, or an object has a key twice.
+        DataError: A line is not a JSON object, or an object has a key twice.
     """
     for number, line in enumerate(stream_lines(path), start=1):
         if line.strip():
@@ -56,10 +56,10 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def parse_object(line: str, path: Path, number: int) -> dict[str, Any]:
-    """The one JSON object of a line that is `canonical`.
+    """Parse a line in `canonical` form as one JSON object.
 
     Raises:
-        DataError: It is something else, or has a key twice.
+        DataError: It is not a JSON object, or has a key twice.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -82,22 +82,22 @@ def parse_object(line: str, path: Path, number: int) -> dict[str, Any]:
     except DataError:
         raise
     except ValueError:
-        message = "not JSON (a number of too many digits); each line must be one JSON object"
+        message = "not JSON (a number with too many digits); each line must be one JSON object"
         raise DataError(message, path, number) from None
     if not isinstance(value, dict):
-        message = f"the line holds a {type(value).__name__}; each line must be one JSON object"
+        message = f"the line is a {type(value).__name__}; each line must be one JSON object"
         raise DataError(message, path, number)
-    # What no escape spells stood in the line, which is canonical.
+    # Without escapes, all text comes from the line, which is already canonical.
     return canonical_values(value) if "\\" in line else value
 
 
 def is_text(value: object) -> TypeGuard[str]:
-    """Whether the value is a text, and one that can be written as UTF-8."""
+    """Return whether the value is a string that can be written as UTF-8."""
     return isinstance(value, str) and is_unicode(value)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write the lines beside the file, then put them in its place; a name in .gz is compressed."""
+    """Write the lines to a temporary file, then replace the file; compress if its name ends in .gz."""
     data = "".join(line + "\n" for line in lines).encode()
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -108,15 +108,15 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def plain_or_gz(path: Path) -> Path | None:
-    """The file itself, or the same with .gz behind its name, or None where neither exists."""
+    """Return the file, or the one with .gz appended to its name, or None if neither exists."""
     return next((p for p in (path, path.with_name(path.name + ".gz")) if p.is_file()), None)
 
 
 def language_of(code: object, path: Path, line: int | None = None) -> Language:
-    """The language that a code in a file means.
+    """Return the language of a code in a file.
 
     Raises:
-        DataError: No language is called so; the message suggests the nearest.
+        DataError: The language is unknown; the message suggests the nearest.
     """
     if not isinstance(code, str):
         raise DataError(f"the language is {code!r}; it must be a code such as sw", path, line)
@@ -127,26 +127,26 @@ def language_of(code: object, path: Path, line: int | None = None) -> Language:
 
 
 def languages_of(codes: Iterable[str], path: Path) -> list[Language]:
-    """The languages that the codes mean, each once.
+    """Return the languages of the codes, each once.
 
     Raises:
-        DataError: No language is called so.
+        DataError: A language is unknown.
     """
     return list({language.code: language for language in (language_of(c, path) for c in codes)}.values())
 
 
 def nearest(name: str, names: Collection[str]) -> str:
-    """What to say after an unknown name: the nearest one, else all that there are."""
+    """Return a hint for an unknown name: the nearest known one, or all known ones."""
     near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are: {', '.join(names)}"
+    return f"did you mean {near[0]}?" if near else f"available: {', '.join(names)}"
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """A file's bytes as they were before it was compressed, a line at a time.
+    """Open a file for reading its uncompressed bytes.
 
     Raises:
-        DataError: It is missing, or turns out to be damaged.
+        DataError: The file is missing, or proves to be damaged while it is read.
     """
     try:
         with path.open("rb") as file:
@@ -170,15 +170,15 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     except DataError:
         raise
     except LookupError as error:
-        message = f"the archive holds {error}; it must hold one file, so unpack it"
+        message = f"the archive contains {error}; it must contain one file, so unpack it"
         raise DataError(message, path) from None
     except (OSError, EOFError, ValueError, RuntimeError, *_DAMAGES):
-        message = f"the {name} data are damaged; fetch or compress the file again"
+        message = f"the {name} data is damaged; download or compress the file again"
         raise DataError(message, path) from None
 
 
 def name_within(path: Path, begins: bytes) -> str:
-    """A file's name without what compressed it, or the name of the one file in a zip archive."""
+    """Return a file's name without the compression suffix, or the name of the one file in a zip archive."""
     if begins.startswith(_ZIP):
         with contextlib.suppress(zipfile.BadZipFile, LookupError), zipfile.ZipFile(path) as archive:
             return _member(archive)
@@ -207,4 +207,4 @@ _COMPRESSED: Final[dict[bytes, tuple[str, Callable[[Path], Any]]]] = {
     b"\xfd7zXZ": ("xz", lzma.open),
     _ZIP: ("zip", _unzipped),
 }
-"""By what a file begins with, whatever its name."""
+"""Compression formats by the file's first bytes, regardless of its name."""

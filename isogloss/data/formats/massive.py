@@ -1,6 +1,6 @@
-"""MASSIVE: what people say to a voice assistant, with its intent and slots, in 51 languages.
+"""MASSIVE: utterances to a voice assistant, with intent and slots, in 51 languages.
 
-The locales share their ids. Looked for as massive/<locale>.jsonl, as the releases lay it out
+The locales share their IDs. Files are looked up as massive/<locale>.jsonl, in the layout of the releases
 (1.0/data/<locale>.jsonl, 1.1/data/…), and for dev also as massive/dev_only/<locale>.jsonl.
 """
 
@@ -24,7 +24,7 @@ _SLOT: Final = re.compile(r"\[(\w+) : ([^\[\]]*)\]")
 
 
 class _Line(NamedTuple):
-    """What is read of a line, and which it is."""
+    """The fields read from a line, and its number."""
 
     id: str
     partition: str
@@ -47,15 +47,15 @@ class MassiveRow:
 
 
 def read(root: Path, partition: str, languages: Iterable[str]) -> list[MassiveRow]:
-    """The rows of a partition, in the order of the first language.
+    """Return the rows of a partition, in the order of the first language.
 
     Args:
-        root: The folder that holds massive, or a release's 1.0.
+        root: The folder that contains massive, or a release's 1.0.
         partition: train, dev or test.
-        languages: Codes of any data set.
+        languages: Language codes of any data set.
 
     Raises:
-        DataError: A language or partition is not there, a row is malformed, or the languages do not match.
+        DataError: A language or partition is missing, a row is malformed, or the languages do not match.
     """
     if partition not in PARTITIONS:
         raise DataError(f"{partition!r} is not a partition; {nearest(partition, PARTITIONS)}", root)
@@ -66,7 +66,7 @@ def read(root: Path, partition: str, languages: Iterable[str]) -> list[MassiveRo
         return []
     for code, rows in utterances.items():
         if not rows:
-            raise DataError(f"no rows of partition {partition}; give a file that has them", files[code])
+            raise DataError(f"no rows of partition {partition}; use a file that has them", files[code])
         _refuse_mismatch(code, rows, first, utterances[first], files[code])
     return [
         MassiveRow(
@@ -81,13 +81,13 @@ def read(root: Path, partition: str, languages: Iterable[str]) -> list[MassiveRo
 
 
 def labelled(root: Path, partition: str) -> tuple[_Line, ...]:
-    """All rows of the English file that holds a partition, of whichever partition: those have every label."""
+    """Return all rows of the English file with a partition; only all partitions together have every label."""
     path = _file(root, partition, all_languages()[SOURCE])
     return _lines(path, path.stat().st_mtime_ns)
 
 
 def available(root: Path, partition: str = "train") -> set[str]:
-    """Our codes of the languages whose file is there; what is only in dev_only counts for dev alone."""
+    """Return our codes of the languages with a file; those only in dev_only count for dev alone."""
     return {
         code
         for code, lang in all_languages().items()
@@ -131,12 +131,12 @@ def _read(path: Path, partition: str) -> Iterator[tuple[str, _Line]]:
 
 @lru_cache(maxsize=16)
 def _lines(path: Path, changed: int) -> tuple[_Line, ...]:
-    """All lines of a file, of which training and evaluation read parts in turn."""
+    """Return all lines of a file; cached, as training and evaluation read different parts of it."""
     keys, found = _Line._fields[:-1], []
     for number, row in read_objects(path):
         for key in keys:
             if not is_text(row.get(key)):
-                hint = "it must be a text" if key in row else nearest(key, list(row))
+                hint = "it must be text" if key in row else nearest(key, list(row))
                 raise DataError(f"no text under the key {key!r}; {hint}", path, number)
         found.append(_Line._make([*(row[key] for key in keys), number]))
     return tuple(found)
@@ -152,7 +152,7 @@ def _refuse_mismatch(
     for id in [*firsts, *rows]:
         if id not in rows or id not in firsts:
             has, lacks = (first, code) if id in firsts else (code, first)
-            raise DataError(f"id {id} is there in {has} but not in {lacks}; both must have it", path)
+            raise DataError(f"id {id} is in {has} but not in {lacks}; both must have it", path)
         if rows[id].intent != firsts[id].intent:
             message = f"id {id} is {rows[id].intent!r} in {code} but {firsts[id].intent!r} in {first}"
             raise DataError(message + "; translations share their intent", path)

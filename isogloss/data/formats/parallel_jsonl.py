@@ -1,16 +1,16 @@
-"""Our own format: JSON lines of the same instruction in several languages, in either of two forms.
+"""Our own format: JSON lines of the same instruction in several languages, in one of two forms.
 
-All languages of an item in one line (what `write` makes), the codes being any that the registry knows:
+All languages of an item on one line (as `write` does), under any code that the registry knows:
 
     {"id": "1", "task": "qa", "en": {"instruction": "…", "response": "…"}, "sw": {"instruction": "…"}}
 
-or one language a line, joined by id:
+or one language per line, joined by id:
 
     {"id": "1", "task": "qa", "language": "sw", "instruction": "…", "response": "…"}
 
-The first row settles the form of the file. A task may be left out, and so may a response, which a teacher
-then writes; a language that is null is not there. Indonesian is `ind` in the first form, because `id` is the
-item's. The same rows may come as a list in a .json, or as .csv or .parquet.
+The first row decides the form of the file. A task may be left out, and so may a response, which a teacher
+then writes; a language that is null counts as absent. Indonesian is `ind` in the first form, because `id` is
+the item's ID. The same rows may also be a list in a .json file, or a .csv or .parquet file.
 """
 
 import json
@@ -50,28 +50,29 @@ def read(
     each: Callable[[LeftOut], object] = nothing,
     only: Only = iter,
 ) -> list[ParallelExample]:
-    """All items of the file, in the order in which their ids first occur.
+    """Return all items of the file, in the order in which their IDs first occur.
 
     Args:
         path: The file, a folder of such files, or hub:OWNER/NAME.
-        split: Which part of a folder or data set; train where there are several and none is named.
-        tell: Hears how many rows are left out because their language is not known here.
-        each: Is given each of them.
-        only: Of all rows those that are wanted.
+        split: Split of a folder or data set to read; defaults to train if there are several.
+        tell: Callback that receives lines about the split that was chosen and the number of rows skipped
+            because of an unknown language.
+        each: Callback that receives each skipped row.
+        only: Filter for the rows.
 
     Raises:
-        DataError: The file is missing, a row is malformed, or none can be used.
+        DataError: The file is missing, a row is malformed, or no row can be used.
     """
     return join(_rows(path, split, tell), path, tell, each, only)
 
 
 def write(path: Path, examples: Iterable[ParallelExample]) -> None:
-    """Write one item a line, in place of what the file held; a name in .gz is compressed."""
+    """Write one item per line, replacing the file; compress if its name ends in .gz."""
     write_lines(path, (json.dumps(_item(example), ensure_ascii=False) for example in examples))
 
 
 def write_parquet(path: Path, examples: Iterable[ParallelExample]) -> None:
-    """Write the same items as a table with a column a language, in place of what the file held."""
+    """Write the same items as a table with one column per language, replacing the file."""
     import pyarrow
     import pyarrow.parquet
 
@@ -93,7 +94,7 @@ def _rows(source: Path, split: str | None, tell: Tell) -> Iterator[ParsedTurn | 
         if form != one_language:
             forms = ("one language", "all languages of an item")
             here, before = forms if one_language else forms[::-1]
-            message = f"this row holds {here} and the first row {before}; use one form in a file"
+            message = f"this row has {here} and the first row {before}; use one form per file"
             raise DataError(message, path, line)
         yield from [_row(row, path, line)] if one_language else _wide(row, path, line)
 
@@ -119,7 +120,7 @@ def _wide(row: Mapping[str, Any], path: Path, line: int) -> Iterator[ParsedTurn 
     for key, value in said.items():
         if not isinstance(value, dict):
             language_of(key, path, line)
-            message = f"{key} holds a {type(value).__name__}; it must be an object with an instruction"
+            message = f"{key} is a {type(value).__name__}; it must be an object with an instruction"
             raise DataError(message, path, line)
         _refuse_unknown(value, _TURN, path, line)
         code = language_or_none(key, path, line)
@@ -131,7 +132,7 @@ def _wide(row: Mapping[str, Any], path: Path, line: int) -> Iterator[ParsedTurn 
 
 
 def _empty(value: Any) -> bool:
-    """Whether a language is not there: tables have null in its place, or an object of nulls."""
+    """Return whether a language is absent: tables then have null, or an object of nulls."""
     return absent(value) or (isinstance(value, dict) and value != {} and all(map(absent, value.values())))
 
 

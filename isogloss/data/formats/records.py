@@ -1,10 +1,10 @@
-"""Records: the rows of any file or folder that people keep tables and chats in, each with where it stands.
+"""Records: the rows of any supported file or folder, each with its position.
 
 Opens .jsonl, .json, .csv and .tsv, compressed or not, .parquet, .arrow, a folder of such files with its
-splits and shards, what `Dataset.save_to_disk` wrote, and, as hub:OWNER/NAME, a data set of the hub, which the
-`datasets` library fetches and caches. A .tsv is split at tabs, its quotation marks being
-text. Text stays as it is written: readers that guess types make 1.0 of an id 1, and nothing of the answers
-"None" and "NA". Of files nothing is cached, and of what has rows in a line or batch no more than one is held.
+splits and shards, a folder written by `Dataset.save_to_disk`, and, as hub:OWNER/NAME, a data set on the Hub,
+which the `datasets` library downloads and caches. A .tsv is split at tabs, and quotation marks are text. Text
+stays as written: readers that infer types turn the id 1 into 1.0 and the answers "None" and "NA" into null.
+Files are not cached, and formats with rows in lines or batches are read one line or batch at a time.
 """
 
 import csv
@@ -21,19 +21,19 @@ from isogloss.data.text import canonical_values
 from isogloss.errors import DataError
 
 Tell = Callable[[str], object]
-"""Takes one line about what was read, for the user."""
+"""Callback that receives one line for the user about what was read."""
 
 
 Numbered = Iterator[tuple[int, Mapping[str, Any]]]
 
 
 class Record(NamedTuple):
-    """A row by column or key.
+    """A row and its position.
 
     Attributes:
         path: The file.
-        line: Its line there, or the number of the row where there are no lines, from 1.
-        number: The line, going on over the files of a folder.
+        line: Its line in the file, or its row number if the file has no lines, from 1.
+        number: The line, counted on across the files of a folder.
         cells: Values by column or key.
     """
 
@@ -47,24 +47,24 @@ _ON_HUB: Final = re.compile(r"hub:([\w-][\w.-]*/[\w-][\w.-]*)(?:/([^@]+))?(?:@(.
 
 
 def nobody(text: str) -> None:
-    """Tells nobody."""
+    """Ignore the line; the default for `Tell`."""
 
 
 def read_records(
     path: Path, split: str | None = None, *, tell: Tell = nobody, kind: str | None = None
 ) -> Iterator[Record]:
-    """The rows of a file, or of one split of a folder, its shards in the order of their names.
+    """Yield the rows of a file, or of one split of a folder, its shards in the order of their names.
 
     Args:
-        path: A file or folder, or hub:OWNER/NAME, with /CONFIG behind it where the data set has several, and
-            @REVISION to stay with one.
-        split: Which part of a folder or data set; train where there are several and none is named.
-        tell: Hears which split was taken where there were several.
-        kind: What a file is whose name does not say it, such as jsonl.
+        path: A file or folder, or hub:OWNER/NAME, followed by /CONFIG if the data set has several, and
+            @REVISION to pin one.
+        split: Split of a folder or data set to read; defaults to train if there are several.
+        tell: Callback that receives a line about the split that was chosen if there are several.
+        kind: Kind of a file whose name does not tell, such as jsonl.
 
     Raises:
         DataError: The file is missing, damaged or of an unknown kind, the folder has no such split, or the
-            hub does not give the data set.
+            data set could not be loaded from the Hub.
     """
     if on_hub(path):
         yield from _hub(path, split, tell)
@@ -79,22 +79,22 @@ def read_records(
             before += last
         return
     if split is not None:
-        raise DataError(f"it is a file, which has no split {split!r}; leave data.split out", path)
+        raise DataError(f"a file has no splits, so no split {split!r}; remove data.split", path)
     yield from read_file(path, kind)
 
 
 def read_file(path: Path, kind: str | None = None) -> Iterator[Record]:
-    """As `read_records`, of one file."""
+    """Like `read_records`, for one file."""
     told = _kind(path)
     found = told if told in _OPENERS or kind is None else kind
     if found not in _OPENERS:
-        raise DataError(f"{path.name!r} is not a kind of table; {nearest(found, _OPENERS)}", path)
+        raise DataError(f"{path.name!r} is not a supported file type; {nearest(found, _OPENERS)}", path)
     for line, cells in _OPENERS[found](path):
         yield Record(path, line, line, cells)
 
 
 def _kind(path: Path) -> str:
-    """By what a file begins with, else by its name's ending."""
+    """Detect the kind of a file by its first bytes, otherwise by its suffix."""
     begins = b""
     if path.is_file():
         with path.open("rb") as file:
@@ -116,16 +116,16 @@ def _folder(path: Path, split: str | None, tell: Tell) -> Iterator[Iterable[Reco
         yield _saved(saved[_one(list(saved), split, path, tell)])
     elif (path / "state.json").is_file():
         if split is not None:
-            raise DataError(f"it has no splits, so no {split!r} either; leave data.split out", path)
+            raise DataError(f"it has no splits, so no split {split!r}; remove data.split", path)
         yield _saved(path)
     else:
-        try:  # its rules for names of splits and shards, and what a README says of them
+        try:  # the library's rules for names of splits and shards, and those in a README
             with tempfile.TemporaryDirectory() as cache:
                 found = datasets.load_dataset_builder(str(path), cache_dir=cache).config.data_files or {}
         except (DatasetsError, OSError, ValueError) as error:
             kinds = ", .".join(_OPENERS)
-            message = f"no table in the folder ({str(error).splitlines()[0][:90].rstrip('. ')})"
-            raise DataError(f"{message}; it must hold files in .{kinds}", path) from None
+            message = f"the folder contains no table ({str(error).splitlines()[0][:90].rstrip('. ')})"
+            raise DataError(f"{message}; it must contain files in .{kinds}", path) from None
         files = {str(name): sorted(map(Path, paths)) for name, paths in found.items()}
         known = {word: str(name) for name, words in SPLIT_KEYWORDS.items() for word in words}
         asked = split if split is None or split in files else known.get(split, split)
@@ -141,8 +141,8 @@ def _one(splits: Sequence[str], split: str | None, path: Path, tell: Tell, what:
     if len(splits) == 1:
         return splits[0]
     if "train" not in splits:
-        raise DataError(f"{what} holds {', '.join(splits)} and no train; set data.split to one of them", path)
-    tell(f"{path}: of the splits {', '.join(splits)} train is read; data.split names another")
+        raise DataError(f"{what} has {', '.join(splits)} but no train; set data.split to one of them", path)
+    tell(f"{path}: reading train of the splits {', '.join(splits)}; set data.split to read another")
     return "train"
 
 
@@ -150,7 +150,7 @@ def _saved(path: Path) -> Iterator[Record]:
     import datasets
 
     def batches() -> Any:
-        saved: Any = datasets.load_from_disk(str(path))  # a folder of splits was opened above
+        saved: Any = datasets.load_from_disk(str(path))  # a folder of splits is handled in `_folder`
         return saved.with_format("arrow").iter(1000)
 
     for line, cells in _arrow_rows(batches, path):
@@ -163,8 +163,8 @@ def _hub(path: Path, split: str | None, tell: Tell) -> Iterator[Record]:
 
     if (parts := _ON_HUB.fullmatch(str(path))) is None:
         raise DataError(
-            "it is no data set of the hub; write hub:OWNER/NAME, with /CONFIG behind it where there are "
-            "several and @REVISION to stay with one",
+            "not a data set on the Hub; write hub:OWNER/NAME, followed by /CONFIG if there are several and "
+            "@REVISION to pin one",
             path,
         )
     name, config, revision = parts.groups()
@@ -173,18 +173,16 @@ def _hub(path: Path, split: str | None, tell: Tell) -> Iterator[Record]:
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         said = " ".join(str(error).split())[:200].rstrip(". ")
         if "gated" in said:
-            way = "ask for access on its page, then log in with `hf auth login` or set HF_TOKEN"
+            way = "request access on its page, then log in with `hf auth login` or set HF_TOKEN"
         elif isinstance(error, ConnectionError):
-            way = "connect once, or name a folder that holds a copy of its files"
+            way = "connect once, or give a folder with a copy of its files"
         elif isinstance(error, FileNotFoundError):
             way = "correct the name; if it is private, log in with `hf auth login`"
         else:
-            way = (
-                "name its configuration as hub:OWNER/NAME/CONFIG, or a folder that holds a copy of its files"
-            )
+            way = "give its configuration as hub:OWNER/NAME/CONFIG, or a folder with a copy of its files"
         raise DataError(f"{said}; {way}", path) from None
     rows = found[_one([str(part) for part in found], split, path, tell, "the data set")]
-    # A label is a number there, which says nothing to whom reads it.
+    # The Hub stores a label as a number, which means nothing to a reader.
     names = {column: feature.names for column, feature in rows.features.items() if hasattr(feature, "names")}
     for line, cells in _arrow_rows(lambda: rows.with_format("arrow").iter(1000), path):
         worded = {
@@ -208,7 +206,7 @@ def _csv(path: Path) -> Numbered:
                 yield start, _named(header, fields, path, start)
             start = reader.line_num + 1
     except csv.Error as error:
-        message = f"not CSV ({error}); quote each field that holds a quotation mark"
+        message = f"not CSV ({error}); quote each field that contains a quotation mark"
         raise DataError(message, path, start) from None
 
 
@@ -230,7 +228,7 @@ def _named(header: list[str], fields: list[str], path: Path, line: int) -> Mappi
     if len(fields) != len(header):
         message = f"{len(fields)} fields, but the header has {len(header)}; each row must have as many"
         raise DataError(message, path, line)
-    # A table of text has no other way to say that nothing is there.
+    # An empty cell is the only way to mark a missing value in a text table.
     return {name: cell or None for name, cell in zip(header, fields, strict=True)}
 
 
@@ -245,7 +243,7 @@ def _json(path: Path) -> Numbered:
         message = f"not JSON at column {error.colno} ({error.msg}); the file must be one list of objects"
         raise DataError(message, path, error.lineno) from None
     except (RecursionError, ValueError):
-        raise DataError("the JSON is nested too deeply, or has a number of too many digits", path) from None
+        raise DataError("the JSON is nested too deeply, or has a number with too many digits", path) from None
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             message = f"item {number} of the list is a {type(row).__name__}; it must be an object"
@@ -264,7 +262,7 @@ def _arrow(path: Path) -> Numbered:
 
     def batches() -> Iterator[Any]:
         with pyarrow.OSFile(str(path)) as file:
-            if file.read(6) == b"ARROW1":  # the file format; the library that writes data sets streams
+            if file.read(6) == b"ARROW1":  # the file format; the `datasets` library writes the stream format
                 whole = pyarrow.ipc.open_file(file)
                 yield from map(whole.get_batch, range(whole.num_record_batches))
             else:
@@ -275,7 +273,7 @@ def _arrow(path: Path) -> Numbered:
 
 
 def _arrow_rows(batches: Callable[[], Iterable[Any]], path: Path) -> Numbered:
-    """The rows of tables or batches of Arrow, of which one is held at a time."""
+    """Yield the rows of Arrow tables or batches, holding one batch at a time."""
     import pyarrow
 
     number = 0

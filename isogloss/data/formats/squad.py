@@ -1,4 +1,4 @@
-"""SQuAD's layout, in which MLQA and XQuAD are released: paragraphs with questions and their answer spans."""
+"""SQuAD's layout, used by MLQA and XQuAD: paragraphs with questions and their answer spans."""
 
 import json
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from isogloss.errors import DataError
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a context, with every answer that counts as right, and its article's title."""
+    """A question about a context, with every correct answer and the article's title."""
 
     id: str
     context: str
@@ -22,18 +22,18 @@ class Question:
 
 
 def read(path: Path) -> dict[str, Question]:
-    """The questions by id, in the order of the file.
+    """Return the questions by ID, in file order.
 
     Raises:
-        DataError: The file is no JSON, an entry is malformed, an id occurs twice, or an answer does not stand
-            in its context.
+        DataError: The file is not JSON, an entry is malformed, an ID occurs twice, or an answer does not
+            occur in its context.
     """
     text = "\n".join(read_lines(path))
     try:
         whole = canonical_values(json.loads(text))
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
-        raise DataError("not JSON; the file must hold one object in SQuAD's layout", path, line) from None
+        raise DataError("not JSON; the file must be one object in SQuAD's layout", path, line) from None
     found: dict[str, Question] = {}
     for a, article in enumerate(_list(whole, "data", "the file", path)):
         where = f"data[{a}]"
@@ -48,7 +48,7 @@ def read(path: Path) -> dict[str, Question]:
                     raise DataError(f"id {one.id!r} occurs twice; keep one question of each", path)
                 found[one.id] = one
     if not found:
-        raise DataError("the file holds no question; give one in SQuAD's layout", path)
+        raise DataError("the file has no question; use a file in SQuAD's layout", path)
     return found
 
 
@@ -58,7 +58,7 @@ def _question(entry: Any, context: str, where: str, path: Path) -> Question:
     for number, answer in enumerate(_list(entry, "answers", where, path)):
         said = _text(answer, "text", f"{where}.answers[{number}]", path)
         if said not in context:
-            raise DataError(f"{where}: the answer {said!r} does not stand in its context", path)
+            raise DataError(f"{where}: the answer {said!r} does not occur in its context", path)
         answers.append(said)
     if not answers:
         raise DataError(f"{where}: the question has no answer; every question needs one", path)

@@ -1,4 +1,4 @@
-"""Tab-separated files with a header: fields are split at tabs, quotation marks are text."""
+"""Tab-separated files with a header: fields are split at tabs, and quotation marks are text."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from isogloss.errors import DataError
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The named columns of every row.
+    """Return the named columns of every row.
 
     Raises:
         DataError: A column is missing, or a row has more or fewer fields than the header.

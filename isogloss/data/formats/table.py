@@ -1,10 +1,10 @@
-"""Tables: files and folders of them, read through a map from our fields to the table's columns.
+"""Tables: files and folders of them, read with a mapping from our fields to the table's columns.
 
-One language a row, joined by id:       {"id": "uid", "language": "locale", "instruction": "text"}
+One language per row, joined by id:     {"id": "uid", "language": "locale", "instruction": "text"}
 all languages in a row:                 {"en.instruction": "question", "sw.instruction": "question_sw"}
 A field may be a template of columns:   {"instruction": "{premise}\\n{hypothesis}", "response": "label"}
 
-What can be opened is said in `records`.
+`records` lists the supported files.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -44,27 +44,28 @@ def read(
     tell: Tell = nobody,
     only: Only = iter,
 ) -> list[ParallelExample]:
-    """All items of the table, in the order in which their ids first occur.
+    """Return all items of the table, in the order in which their IDs first occur.
 
-    Columns inside an object are named with dots (translation.sw). Where all languages are in a row, one
-    whose cells are empty is left out, and so is a row in a language that is not known here. Without an id the
-    number of the row serves.
+    Columns inside an object are named with dots (translation.sw). If all languages are in a row, a language
+    with empty cells is skipped. A row in an unknown language is also skipped. Without an id, the row number
+    is used.
 
     Args:
         path: A file or folder.
-        columns: Our field (id, task, language, instruction, response, or sw.instruction …) to the name of
-            a column, or to a template with names of columns in braces.
-        language: The language of instruction and response where there is no language column.
-        split: Which part of a folder to read; train where it holds several and none is named.
-        tell: Hears which split was taken, and how many rows are left out, and why.
-        only: Of all rows those that are wanted.
+        columns: Maps our field (id, task, language, instruction, response, or sw.instruction …) to the name
+            of a column, or to a template with column names in braces.
+        language: The language of instruction and response if there is no language column.
+        split: Split of a folder to read; defaults to train if there are several.
+        tell: Callback that receives lines about the split that was chosen and the number of skipped rows,
+            with reasons.
+        only: Filter for the rows.
 
     Raises:
-        DataError: The table cannot be opened, lacks a column, has a malformed row, or none that can be used.
-            In a file without lines (parquet, arrow) the number after the path counts rows.
+        DataError: The table cannot be opened, lacks a column, has a malformed row, or has no usable row. In a
+            file without lines (parquet, arrow), the number after the path is the row number.
     """
     languages = _languages(columns, language_of(language, path).code, path)
-    # Read twice, as what a column holds shows at its end, and a table may not fit in memory.
+    # Read twice: a column's type is known only at its end, and a table may not fit in memory.
     names, whole = _columns(_flat_records(path, split, tell))
     columns = {field: canonical(column) for field, column in columns.items()}
     fills = {field: _template(column, names, path) for field, column in columns.items()} if names else {}
@@ -78,7 +79,7 @@ def _flat_records(path: Path, split: str | None, tell: Tell = nobody) -> Iterato
 
 
 def _languages(columns: Mapping[str, str], default: str, path: Path) -> dict[str, str]:
-    """Our language code for each prefix of a field: '' for plain fields, sw for sw.instruction."""
+    """Return our language code for each field prefix: '' for plain fields, sw for sw.instruction."""
     languages: dict[str, str] = {}
     for field in columns:
         code, _, name = field.rpartition(".")
@@ -97,7 +98,9 @@ def _languages(columns: Mapping[str, str], default: str, path: Path) -> dict[str
     if len(set(languages.values())) < len(languages):
         raise DataError("the columns name a language twice; keep one of its codes", path)
     if "language" in columns and set(languages) != {""}:
-        raise DataError("the columns name both 'language' and languages of their own; keep one kind", path)
+        raise DataError(
+            "the columns name both 'language' and fields such as sw.instruction; keep one kind", path
+        )
     if "language" in columns and "id" not in columns:
         raise DataError("the columns name 'language' but no 'id'; add it, as it joins the languages", path)
     return languages
@@ -127,17 +130,17 @@ def _rows(
             said = turn(instruction, response, code or default, path, line)
             yield ParsedTurn(path, line, id, task, code or default, said)
         if not there:
-            raise DataError("no instruction in any language; fill one in or remove the row", path, line)
+            raise DataError("no instruction in any language; add one or remove the row", path, line)
 
 
 def _language(code: str | None, path: Path, line: int) -> str | LeftOut:
     if code is None:
-        return LeftOut("{} without a language", DataError("no language; fill it in", path, line))
+        return LeftOut("{} without a language", DataError("no language; add it", path, line))
     return language_or_none(code, path, line)
 
 
 def _template(column: str, names: list[str], path: Path) -> Fill:
-    """What fills a field from a row: a column's text, or several in a template."""
+    """Return a function that fills a field from a row: with a column's text, or several in a template."""
     if column in names or "{" not in column:
         _refuse_unknown(column, names, path)
         return lambda record: _text(column, record)
@@ -171,18 +174,18 @@ def _refuse_unknown(column: str, names: list[str], path: Path) -> None:
 
 
 def _text(column: str, record: Record) -> str | None:
-    """A cell as text; None where it is empty or not a number."""
+    """Return a cell as text; None if it is empty or NaN."""
     value = record.cells.get(column)
     if absent(value) or value == "":
         return None
     if isinstance(value, list | dict | bytes):
-        message = f"the column {column!r} holds a {type(value).__name__}; only texts and numbers can be read"
+        message = f"the column {column!r} has a {type(value).__name__}; only text and numbers can be read"
         raise DataError(message, record.path, record.line)
     return str(value)
 
 
 def _columns(table: Iterable[Record]) -> tuple[list[str], set[str]]:
-    """The columns, and those of whole numbers that pandas turned into floats because a cell is empty."""
+    """Return all columns, and those of integers that pandas made floats because a cell is empty."""
     names: dict[str, None] = {}
     gaps, others = set[str](), set[str]()
     for record in table:

@@ -1,4 +1,4 @@
-"""Turns, one in one language, as most formats give them, and their joining by id into examples."""
+"""Turns in one language each, as most formats provide them, and joining them by ID into examples."""
 
 import math
 from collections import Counter
@@ -12,12 +12,12 @@ from isogloss.data.formats.records import Tell, nobody
 from isogloss.data.text import canonical
 from isogloss.errors import DataError
 
-TASK = "instruction"  # the task of a row that names none
+TASK = "instruction"  # task of a row that names none
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedTurn:
-    """A turn, the language it is in (our code), and the file and line where it stands."""
+    """A turn with its language (our code), file and line."""
 
     path: Path
     line: int
@@ -29,12 +29,12 @@ class ParsedTurn:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """What a file holds and this reader cannot use, which is no reason to refuse the rest.
+    """Part of a file that this reader cannot use and skips.
 
     Attributes:
-        why: In words, {} being how many there are of the same.
-        error: What is said where the file holds nothing else.
-        whole: Whether it is a row, or a part of one that is used otherwise.
+        why: Description, with {} for the number of such parts.
+        error: Raised if the file has no usable row.
+        whole: Whether it is a whole row, or part of a row that is otherwise used.
     """
 
     why: str
@@ -46,7 +46,7 @@ Only = Callable[[Iterator[ParsedTurn]], Iterable[ParsedTurn]]
 
 
 def nothing(left: LeftOut) -> None:
-    """Heeds nothing that is left out."""
+    """Ignore what is skipped."""
 
 
 def join(
@@ -56,21 +56,21 @@ def join(
     each: Callable[[LeftOut], object] = nothing,
     only: Only = iter,
 ) -> list[ParallelExample]:
-    """One example per id, in the order in which the ids first occur.
+    """Join rows into one example per ID, in the order in which the IDs first occur.
 
     Args:
-        rows: In the order of the file.
+        rows: Rows in file order.
         path: The file or folder, for messages.
-        tell: Hears how much is left out, and why, in one line.
-        each: Is given everything that is left out.
-        only: Of all rows those that are wanted.
+        tell: Callback that receives one line with the number of skipped rows and the reasons.
+        each: Callback that receives every skipped item.
+        only: Filter for the rows.
 
     Raises:
-        DataError: There is no row that can be used, or an id has a language twice, or two tasks.
+        DataError: No row can be used, or an ID has a language twice or two tasks.
     """
     found: dict[str, tuple[str, int, dict[str, Turn]]] = {}
     left = Counter[str]()
-    error = DataError("the file holds no row; give it at least one", path)
+    error = DataError("the file has no rows; it must have at least one", path)
     whole = used = 0
 
     def usable() -> Iterator[ParsedTurn]:
@@ -92,16 +92,16 @@ def join(
             message = f"id {row.id!r} has task {row.task!r} here and {task!r} in line {line}"
             raise DataError(message + "; an id has one task", row.path, row.line)
         if row.language in turns:
-            message = f"id {row.id!r} has {row.language} twice; give each row an id of its own"
+            message = f"id {row.id!r} has {row.language} twice; give each row its own id"
             raise DataError(message, row.path, row.line)
         turns[row.language] = row.turn
     if not used:
         raise error
     if left:
         reasons = "; ".join(why.format(number) for why, number in left.most_common())
-        tell(f"{path}: left out of {used + whole} rows: {reasons}")
+        tell(f"{path}: {used + whole} rows, skipped: {reasons}")
     made = []
-    while found:  # so that no row is held twice
+    while found:  # frees each row as it is converted
         id, (task, _, turns) = found.popitem()
         made.append(ParallelExample(id, task, turns))
     made.reverse()
@@ -109,49 +109,49 @@ def join(
 
 
 def language_or_none(code: object, path: Path, line: int) -> str | LeftOut:
-    """Our code of the language; a row in a language that is not known here is left out.
+    """Return our code of the language, or a `LeftOut` if the language is unknown.
 
     Raises:
-        DataError: It is no text.
+        DataError: The code is not text.
     """
     try:
         return language_of(code, path, line).code
     except DataError as error:
         if not isinstance(code, str):
             raise
-        return LeftOut(f"{{}} in {code!r}, which is no language known here", error)
+        return LeftOut(f"{{}} in the unknown language {code!r}", error)
 
 
 def absent(value: object) -> bool:
-    """Whether a cell is empty: null, or pandas' not-a-number."""
+    """Return whether a cell is empty: null, or NaN from pandas."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def identifier(value: object, path: Path, line: int) -> str:
-    """A text or whole number as an id; 3.0, which pandas makes of 3 where an id is missing, is 3.
+    """Return a string or integer as an ID; 3.0, which pandas makes of 3 if another ID is missing, becomes 3.
 
     Raises:
-        DataError: It is empty or something else.
+        DataError: The value is empty or of another type.
     """
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, dict):
-        message = "the id is an object; it must be a text or a whole number (Indonesian is written 'ind')"
+        message = "the id is an object; it must be text or an integer (Indonesian is written 'ind')"
         raise DataError(message, path, line)
     if absent(value) or value == "":
-        raise DataError("no id; give each item a text or a whole number", path, line)
+        raise DataError("no id; give each item text or an integer", path, line)
     if not isinstance(value, str):
-        raise DataError(f"the id is {value!r}; it must be a text or a whole number", path, line)
+        raise DataError(f"the id is {value!r}; it must be text or an integer", path, line)
     return canonical(value, "the id", path, line)
 
 
 def turn(instruction: object, response: object, language: str, path: Path, line: int) -> Turn:
-    """A turn whose instruction is not empty; the response may be absent (None).
+    """Return a turn with a non-empty instruction; the response may be absent (None).
 
     Raises:
-        DataError: The instruction is absent or empty, or one of them is no text.
+        DataError: The instruction is absent or empty, or one of the two is not text.
     """
     if absent(instruction):
         raise DataError(f"no instruction in {language}; add one or leave {language} out", path, line)
@@ -164,10 +164,10 @@ def turn(instruction: object, response: object, language: str, path: Path, line:
 
 
 def task_of(value: object, path: Path, line: int) -> str:
-    """The task's name; absent means `TASK`.
+    """Return the task's name; `TASK` if it is absent.
 
     Raises:
-        DataError: It is empty or no text.
+        DataError: The name is empty or not text.
     """
     if absent(value):
         return TASK
@@ -178,6 +178,6 @@ def task_of(value: object, path: Path, line: int) -> str:
 
 def _text(value: object, field: str, language: str, path: Path, line: int) -> str:
     if not isinstance(value, str):
-        message = f"the {field} in {language} is a {type(value).__name__}; it must be a text"
+        message = f"the {field} in {language} is a {type(value).__name__}; it must be text"
         raise DataError(message, path, line)
     return canonical(value, f"the {field} in {language}", path, line)

@@ -1,8 +1,8 @@
-"""XGLUE: eleven tasks, each in the languages that the benchmark scores it in (Liang et al. 2020).
+"""XGLUE: eleven tasks, each in the languages in which the benchmark scores it (Liang et al. 2020).
 
-Read from the unpacked archive (`xglue_full_dataset/NER/de.dev`), and where that lacks a task from what
-else lies in the data root: XNLI-1.0, pawsx, MLQA_V1, xglue_de, udpos for POS, wikiann for NER.
-Fields are split at tabs and never stripped, so an empty first or last field stays one.
+Read from the unpacked archive (`xglue_full_dataset/NER/de.dev`) or, if that lacks a task, from other releases
+in the data root: XNLI-1.0, pawsx, MLQA_V1, xglue_de, udpos for POS, wikiann for NER.
+Fields are split at tabs and never stripped, so an empty first or last field is kept.
 Flow: task → files of its languages, all from one place → rows, each line checked.
 """
 
@@ -49,7 +49,7 @@ LANGUAGES: Final = {
     "QG": ("de", "en", "es", "fr", "it", "pt"),
     "NTG": ("de", "en", "es", "fr", "ru"),
 }
-"""The languages over which a task's score is the mean."""
+"""The languages over which a task's score is averaged."""
 TAGS: Final = {
     "NER": ("O", *(f"{prefix}-{kind}" for kind in ("PER", "LOC", "ORG", "MISC") for prefix in "BI")),
     "POS": (
@@ -92,12 +92,12 @@ LABELS: Final = {
     "WPR": ("0", "1", "2", "3", "4"),
     "QAM": ("0", "1"),
 }
-"""As the official prediction files spell them."""
+"""Labels as spelled in the official prediction files."""
 _OTHER_SPELLINGS: Final = {
     "PAWSX": {"different": "0", "same": "1"},
     "WPR": {"Bad": "0", "Fair": "1", "Good": "2", "Excellent": "3", "Perfect": "4"},
     "QAM": {"False": "0", "True": "1"},
-}  # of the copies made with `datasets`
+}  # in copies made with `datasets`
 _FIELDS: Final = {
     "NC": ("title", "body"),
     "QADSM": ("query", "title", "description"),
@@ -105,7 +105,7 @@ _FIELDS: Final = {
     "QAM": ("question", "passage"),
 }
 PARALLEL: Final = ("MLQA", "XNLI", "PAWSX")
-"""Tasks whose ids mean the same in every language."""
+"""Tasks whose IDs identify the same item in every language."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ class XglueRow:
     """One row of one language.
 
     Attributes:
-        parts: What is asked about, by name.
-        gold: The one label, the tag of each token, the answers that count, or the one reference text.
-        tokens: Of a tagging task.
+        parts: The inputs by name.
+        gold: The single label, the tag of each token, the accepted answers, or the single reference text.
+        tokens: The tokens of a tagging task.
     """
 
     id: str
@@ -126,21 +126,21 @@ class XglueRow:
 
 @dataclass(frozen=True)
 class Places:
-    """Where XGLUE may lie: its own unpacked folder, and the data root with other releases of its parts."""
+    """Places to look for XGLUE: its unpacked folder, and the data root with other releases of its parts."""
 
     folder: Path
     root: Path | None
 
     def looked(self, task: str, split: str, code: str) -> list[Path]:
-        """The files that may hold a task in a language, in the order in which they are tried."""
+        """Return the possible files of a task in a language, in the order in which they are tried."""
         found = [self.folder / name for name in _official(task, split, code)]
         return found + ([self.root / name for name in _stand_ins(task, split, code)] if self.root else [])
 
 
 def available(task: str, split: str, codes: Sequence[str], places: Places) -> dict[str, Path]:
-    """By language the file of the task; all from the first place that has any of the languages.
+    """Return the task's file by language, all from the first place that has any of the languages.
 
-    Two places are never mixed: they may hold other rows.
+    Places are never mixed, because they may have different rows.
     """
     patterns = {code: places.looked(task, split, code) for code in codes}
     for number in range(max((len(paths) for paths in patterns.values()), default=0)):
@@ -155,13 +155,13 @@ def available(task: str, split: str, codes: Sequence[str], places: Places) -> di
 
 
 def read(task: str, split: str, files: dict[str, Path]) -> dict[str, list[XglueRow]]:
-    """The rows of every language, each in the order of its file.
+    """Return the rows of every language, in file order.
 
     Args:
-        files: What `available` found.
+        files: The result of `available`.
 
     Raises:
-        DataError: A file is empty or damaged, an id occurs twice, or two files that belong together differ
+        DataError: A file is empty or damaged, an ID occurs twice, or two files that belong together differ
             in length.
     """
     if task == "XNLI":
@@ -170,10 +170,10 @@ def read(task: str, split: str, files: dict[str, Path]) -> dict[str, list[XglueR
     for code, path in files.items():
         found[code] = list(_reader(task)(task, path))
         if not found[code]:
-            raise DataError(f"the file is empty; it must hold {task} in {code}", path)
+            raise DataError(f"the file is empty; it must contain {task} in {code}", path)
         queries = [row.parts.get("query") for row in found[code]]
         if task == "WPR" and not any(a == b for a, b in pairwise(queries)):
-            raise DataError("no query has two rows that stand together; there is nothing to rank", path)
+            raise DataError("no query has two consecutive rows; there is nothing to rank", path)
     return found
 
 
@@ -184,7 +184,7 @@ def _official(task: str, split: str, code: str) -> list[str]:
             return [f"XNLI/{code}.{split}", f"XNLI/xnli.{split}.tsv"]
         case "NER" | "POS":
             return [f"{task}/{code}.{split}"]
-        case "MLQA":  # documents and script disagree on the folder's case
+        case "MLQA":  # documentation and script disagree on the folder's case
             file = f"{split}/{split}-context-{code}-question-{code}.json"
             return [f"MLQA/{folder}/{file}" for folder in ("MLQA_V1", "MLQA_v1")]
         case "PAWSX":
@@ -220,16 +220,16 @@ def _reader(task: str) -> Callable[[str, Path], Iterator[XglueRow]]:
 
 
 def _read_tags(task: str, path: Path) -> Iterator[XglueRow]:
-    """Token, blank or tab, tag; a blank line ends a sentence; the markers of documents are no sentences."""
+    """Read lines of token, space or tab, tag; a blank line ends a sentence; document markers are skipped."""
     pairs: list[tuple[str, str]] = []
     sentences = 0
     for number, line in enumerate([*read_lines(path), ""], start=1):
         if line.strip() and not line.startswith("-DOCSTART-"):
             token, _, tag = line.rpartition("\t" if "\t" in line else " ")
             if not token.strip() or "\t" in token:
-                raise DataError("the line must be a token, a blank or tab, and its tag", path, number)
+                raise DataError("the line must be a token, a space or tab, and its tag", path, number)
             if tag not in TAGS[task]:
-                raise DataError(f"{tag!r} is no {task} tag; {nearest(tag, TAGS[task])}", path, number)
+                raise DataError(f"{tag!r} is not a tag of {task}; {nearest(tag, TAGS[task])}", path, number)
             pairs.append((token, tag))
         elif pairs:
             tokens, tags = zip(*pairs, strict=True)
@@ -246,8 +246,8 @@ def _read_fields(task: str, path: Path) -> Iterator[XglueRow]:
         fields = line.split("\t")
         width = width or len(fields)
         if len(fields) == len(names):
-            message = f"{len(fields)} fields, the label is missing; older releases leave it out of their test"
-            raise DataError(f"{message}, so fetch the newer one", path, number)
+            message = f"{len(fields)} fields, the label is missing; older releases lack it in their test"
+            raise DataError(f"{message}, so download the newer one", path, number)
         if len(fields) != width or width not in allowed:
             message = f"{len(fields)} fields; there must be {len(names) + 1}: {', '.join(names)}, label"
             raise DataError(message, path, number)
@@ -273,15 +273,15 @@ def _read_pawsx(task: str, path: Path) -> Iterator[XglueRow]:
 
 
 def _read_texts(task: str, path: Path) -> Iterator[XglueRow]:
-    """Source and target stand in two files, line by line."""
+    """Read sources and targets from two files, line by line."""
     wanted = path.with_name(path.name.removesuffix(".gz").replace(".tgt.", ".src."))
     source = plain_or_gz(wanted)
     if source is None:
-        raise DataError(f"no such file, but {path.name} is there; both belong together", wanted)
+        raise DataError(f"no such file, but {path.name} exists; both belong together", wanted)
     texts, targets = read_lines(source), read_lines(path)
     if len(texts) != len(targets):
         raise DataError(
-            f"{len(targets)} lines, but {len(texts)} in {source.name}; line n answers line n", path
+            f"{len(targets)} lines, but {len(texts)} in {source.name}; they must match line by line", path
         )
     for number, (text, target) in enumerate(zip(texts, targets, strict=True), start=1):
         yield XglueRow(str(number), {"text": text}, (target,))
@@ -291,7 +291,7 @@ def _read_xnli(split: str, files: dict[str, Path]) -> dict[str, list[XglueRow]]:
     rows = xnli.read_files(split, files)
     if not rows:
         code, path = next(iter(files.items()))
-        raise DataError(f"the file is empty; it must hold XNLI in {code}", path)
+        raise DataError(f"the file is empty; it must contain XNLI in {code}", path)
     return {
         code: [
             XglueRow(row.id, {"premise": row.premise[code], "hypothesis": row.hypothesis[code]}, (row.label,))
@@ -304,5 +304,5 @@ def _read_xnli(split: str, files: dict[str, Path]) -> dict[str, list[XglueRow]]:
 def _label(task: str, written: str, path: Path, line: int) -> str:
     label = _OTHER_SPELLINGS.get(task, {}).get(written, written)
     if label not in LABELS[task]:
-        raise DataError(f"{written!r} is no {task} label; {nearest(written, LABELS[task])}", path, line)
+        raise DataError(f"{written!r} is not a label of {task}; {nearest(written, LABELS[task])}", path, line)
     return label

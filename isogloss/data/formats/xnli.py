@@ -1,7 +1,7 @@
-"""XNLI: a premise, a hypothesis and what the one says of the other, in fifteen languages.
+"""XNLI: a premise, a hypothesis and the relation between them, in fifteen languages.
 
-Read from XNLI 1.0 (one file with a header, columns by name) or else from XGLUE (one file a language, three
-columns: premise, hypothesis, label). Fields are split at tabs; quotation marks are text.
+Read from XNLI 1.0 (one file with a header and named columns) or else from XGLUE (one file per language with
+three columns: premise, hypothesis, label). Fields are split at tabs; quotation marks are text.
 """
 
 from collections.abc import Iterable
@@ -36,12 +36,12 @@ class _Pair(NamedTuple):
 
 
 def read(root: Path, split: str, languages: Iterable[str]) -> list[XnliRow]:
-    """The rows of a split (dev or test), in the order of the first language.
+    """Return the rows of a split (dev or test), in the order of the first language.
 
-    Languages are joined by pairID where the file has one that is unique in each, else by position.
+    Languages are joined by pairID if the file has one that is unique in each language, else by position.
 
     Raises:
-        DataError: Neither layout is there, a language is missing, or the languages do not match.
+        DataError: Neither layout is found, a language is missing, or the languages do not match.
     """
     asked = languages_of(languages, root)
     official = plain_or_gz(root / "XNLI-1.0" / f"xnli.{split}.tsv")
@@ -58,13 +58,13 @@ def read(root: Path, split: str, languages: Iterable[str]) -> list[XnliRow]:
 
 
 def read_files(split: str, files: dict[str, Path]) -> list[XnliRow]:
-    """As `read`, from one file of all languages, or from one of each.
+    """Like `read`, from one file for all languages or one file per language.
 
     Args:
-        files: By our language code; a file named xnli.<split>.tsv holds several languages.
+        files: Files by our language code; a file named xnli.<split>.tsv has several languages.
 
     Raises:
-        DataError: As `read`.
+        DataError: As for `read`.
     """
     together = next((path for path in files.values() if path.name.startswith(f"xnli.{split}.tsv")), None)
     if together is None:
@@ -73,7 +73,7 @@ def read_files(split: str, files: dict[str, Path]) -> list[XnliRow]:
 
 
 def languages_in(path: Path) -> set[str]:
-    """The codes of the languages that a file of all languages holds; none where its header is not one."""
+    """Return the language codes in a file of several languages; empty if it has no language column."""
     lines = [line.split("\t") for line in read_lines(path)]
     if not lines or "language" not in lines[0]:
         return set()
@@ -95,7 +95,7 @@ def _read_official(path: Path, languages: list[Language]) -> dict[str, list[_Pai
     others: dict[str, None] = {}
     for number, fields in enumerate(lines[1:], start=2):
         if len(fields) != len(header):
-            message = f"{len(fields)} fields, but the header has {len(header)}; separate them by tabs"
+            message = f"{len(fields)} fields, but the header has {len(header)}; separate them with tabs"
             raise DataError(message, path, number)
         if fields[code] not in pairs:
             others[fields[code]] = None
@@ -106,7 +106,7 @@ def _read_official(path: Path, languages: list[Language]) -> dict[str, list[_Pai
     for language in languages:
         if not pairs[_code(language)]:
             there = [name for name, rows in pairs.items() if rows] + list(others)
-            raise DataError(f"no rows in {language.code}; there are: {', '.join(there)}", path)
+            raise DataError(f"no rows in {language.code}; available: {', '.join(there)}", path)
     return {language.code: pairs[_code(language)] for language in languages}
 
 
@@ -127,7 +127,7 @@ def _pair(line: int, id: str | None, label: str, premise: str, hypothesis: str, 
     if meant not in LABELS:
         raise DataError(f"{label!r} is not a label; {nearest(label, LABELS)}", path, line)
     if not premise.strip() or not hypothesis.strip():
-        raise DataError("a sentence is empty; premise and hypothesis must both be there", path, line)
+        raise DataError("a sentence is empty; both premise and hypothesis are required", path, line)
     return _Pair(line, id, meant, premise, hypothesis)
 
 
@@ -162,7 +162,7 @@ def _refuse_mismatch(
     for id in [*firsts, *pairs]:
         if id not in pairs or id not in firsts:
             has, lacks = (first, code) if id in firsts else (code, first)
-            raise DataError(f"pair {id} is there in {has} but not in {lacks}; both must have it", path)
+            raise DataError(f"pair {id} is in {has} but not in {lacks}; both must have it", path)
         if pairs[id].label != firsts[id].label:
             message = f"pair {id} is {pairs[id].label!r} in {code} but {firsts[id].label!r} in {first}"
             raise DataError(message + "; translations share their label", path, pairs[id].line)

@@ -1,1 +1,1 @@
-"""How labelled data is put into instructions, per data set."""
+"""Instructions built from labelled data, one module per data set."""

@@ -1,6 +1,6 @@
 """MASSIVE: intents and scenarios of virtual-assistant utterances, parallel by id (FitzGerald et al. 2022).
 
-The same wording makes examples for training and items for evaluation.
+Training examples and evaluation items use the same wording.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,30 +25,30 @@ def templates() -> dict[str, dict[str, str]]:
 
 
 def wording(label: str) -> str:
-    """A label as it is answered: `alarm_set` reads alarm set."""
+    """Return a label as it is written in an answer: `alarm_set` becomes alarm set."""
     return label.replace("_", " ")
 
 
 def available(root: Path, partition: str) -> set[str]:
-    """The languages whose file has the partition, and in which utterances are asked about here."""
+    """Return the languages with a file for the partition and instruction templates here."""
     return massive.available(root, partition) & templates().keys()
 
 
 def options(rows: Iterable[Any], task: str) -> dict[str, str]:
-    """The wording of every label that is met, the same in each language."""
+    """Return the wording of every label in the rows, the same in each language."""
     return {label: wording(label) for label in sorted({getattr(row, task) for row in rows})}
 
 
 def examples(
     root: Path, languages: Sequence[str], tasks: Sequence[str], *, all_labels: bool = False
 ) -> list[ParallelExample]:
-    """Train utterances with English labels; slots are English only.
+    """Return the train utterances with English labels; slots are English only.
 
     Args:
         root: The data root.
-        languages: Beside English.
-        tasks: What is asked about each utterance.
-        all_labels: Also give the labels to other languages than English.
+        languages: Languages besides English.
+        tasks: The tasks for each utterance.
+        all_labels: Also give the labels to languages other than English.
     """
     made = []
     rows = massive.read(root, "train", [SOURCE, *languages])
@@ -72,10 +72,10 @@ def examples(
 
 
 def ask(task: str, code: str, utt: str) -> str:
-    """A task's instruction about an utterance."""
+    """Return a task's instruction for an utterance."""
     return templates()[code][task].format(utt=utt)
 
 
 def reworded(task: str, utt: str) -> str:
-    """A task's English instruction in other words."""
+    """Return a task's English instruction in a different wording."""
     return templates()["en_reworded"][task].format(utt=utt)

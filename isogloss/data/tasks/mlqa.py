@@ -1,7 +1,7 @@
-"""MLQA: a question about a passage of Wikipedia, answered with words of it (Lewis et al. 2020).
+"""MLQA: extractive question answering about a passage of Wikipedia (Lewis et al. 2020).
 
-The passages differ from language to language, the question and its answer are the same. There is no training
-file: the dev set is divided by article.
+The passages differ between languages; the question and its answer are the same. There is no training file, so
+the dev set is divided by article.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,22 +22,22 @@ from isogloss.languages import SOURCE
 TASK = "mlqa"
 LANGUAGES = xglue.LANGUAGES["MLQA"]
 LONGEST = 48
-"""Tokens that an answer may need."""
+"""Maximum length of an answer in tokens."""
 
 
 @cache
 def templates() -> dict[str, str]:
-    """By language, how a question about a passage is asked; also in languages of XQuAD alone."""
+    """Instruction templates by language, including languages that only XQuAD has."""
     return yaml.safe_load((resources.files("isogloss.data.tasks") / "mlqa.yaml").read_text("utf-8"))
 
 
 def ask(code: str, context: str, question: str) -> str:
-    """The instruction about a passage."""
+    """Return the instruction for a question about a passage."""
     return templates()[code].format(context=context, question=question)
 
 
 def read(root: Path, split: str, code: str) -> dict[str, Question]:
-    """The questions of a split whose passage is in their own language, by id.
+    """Return the questions of a split by ID, with question and passage in the same language.
 
     Raises:
         DataError: The file is missing or damaged.
@@ -50,21 +50,21 @@ def read(root: Path, split: str, code: str) -> dict[str, Question]:
 
 
 def division(english: Mapping[str, Question]) -> Division:
-    """The dev set in two parts; questions about one article, or one passage, are on one side."""
+    """Divide the dev set; questions about the same article or passage are in the same part."""
     articles = {id: (f"article {one.article}",) for id, one in english.items() if one.article}
-    # Passages are long: of six words in a row some are everybody's.
+    # Passages are long, so unrelated ones may share six words in a row.
     groups = components({id: (one.context,) for id, one in english.items()}, articles, words=8)
     return Division("MLQA", "article", groups)
 
 
 def examples(root: Path, languages: Sequence[str], *, all_labels: bool, most: int) -> list[ParallelExample]:
-    """The part of dev that may be learned, in the languages that MLQA has; see `xnli.examples`.
+    """Return the part of dev for training, in the languages that MLQA has; see `xnli.examples`.
 
     Args:
         root: The data root.
-        languages: Beside English.
-        all_labels: Also read the answers of other languages than English.
-        most: Characters of the longest passage.
+        languages: Languages besides English.
+        all_labels: Also use the answers in languages other than English.
+        most: Maximum length of a passage in characters.
     """
     codes = [SOURCE, *(code for code in languages if code in LANGUAGES)]
     tables = {code: read(root, "dev", code) for code in codes}

@@ -1,7 +1,7 @@
-"""PAWS-X: do two sentences of nearly the same words mean the same (Yang et al. 2019).
+"""PAWS-X: whether two sentences with nearly the same words have the same meaning (Yang et al. 2019).
 
-Asked in the wording of the demo's paraphrase task, with label words in the language. Its training files are
-machine translations and are not read: the dev set is divided by what the English sentences share.
+Instructions use the wording of the demo's paraphrase task, with label words in the language. The training
+files are machine translations and are not used: the dev set is divided by what the English sentences share.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,25 +20,25 @@ TASK = "pawsx"
 LABELS = {"0": "different", "1": "same"}
 LANGUAGES = ("en", "de", "es", "fr", "zh")
 UNTRANSLATED = "NS"
-"""What stands in the release where a sentence was not translated; such a pair is not there."""
+"""Marks an untranslated sentence in the release; pairs with one are skipped."""
 
 Table = dict[str, dict[str, str]]
-"""By id, the columns of a row."""
+"""The columns of each row, by ID."""
 
 
 def ask(code: str, first: str, second: str, *, phrasing: int = 0) -> str:
-    """The instruction about a pair of sentences, in one of the wordings."""
+    """Return the instruction for a pair of sentences, in one of the phrasings."""
     return phrases(code).instruction("paraphrase", phrasing, first=first, second=second)
 
 
 @cache
 def options(code: str) -> dict[str, str]:
-    """The wording of each label."""
+    """Return the wording of each label."""
     return phrases(code).labels("paraphrase")
 
 
 def read(root: Path, split: str, code: str) -> Table:
-    """The pairs of a split in one language, without those that were not translated.
+    """Return the pairs of a split in one language, without untranslated ones.
 
     Raises:
         DataError: The file is missing or damaged.
@@ -62,17 +62,17 @@ def read(root: Path, split: str, code: str) -> Table:
 
 
 def division(pairs: Mapping[str, tuple[str, str]]) -> Division:
-    """The dev set in two parts; English pairs with a like sentence, if only by others, are on one side."""
+    """Divide the dev set; English pairs linked by similar sentences, even indirectly, are in one part."""
     return Division("PAWS-X", "sentence", components(pairs))
 
 
 def pairs(table: Table) -> dict[str, tuple[str, str]]:
-    """Both sentences of each row."""
+    """Return both sentences of each row."""
     return {id: (row["sentence1"], row["sentence2"]) for id, row in table.items()}
 
 
 def examples(root: Path, languages: Sequence[str], *, all_labels: bool) -> list[ParallelExample]:
-    """The part of dev that may be learned, in the languages that PAWS-X has; see `xnli.examples`."""
+    """Return the part of dev for training, in the languages that PAWS-X has; see `xnli.examples`."""
     codes = [SOURCE, *(code for code in languages if code in LANGUAGES)]
     tables = {code: read(root, "dev", code) for code in codes}
     divided = division(pairs(tables[SOURCE]))
@@ -81,7 +81,7 @@ def examples(root: Path, languages: Sequence[str], *, all_labels: bool) -> list[
         if not divided.learned(id):
             continue
         rows = {code: table[id] for code, table in tables.items() if id in table}
-        if all_labels:  # of some pairs the translation has another
+        if all_labels:  # some translated pairs have a different label
             rows = {code: row for code, row in rows.items() if row["label"] == english["label"]}
         label = LABELS[english["label"]]
         turns = {

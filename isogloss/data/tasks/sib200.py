@@ -1,8 +1,8 @@
 """SIB-200: the topic of a sentence, one of seven, in 205 languages (Adelani et al. 2024).
 
-Its sentences are FLORES-200's: up to 996 an index is the line of FLORES dev, counted from 0. Asked in the
-wording of the demo's topic task, with the seven categories below. Its train file is learned, its dev file
-reported.
+Its sentences come from FLORES-200: an index up to 996 is a line of FLORES dev, counted from 0. Instructions
+use the wording of the demo's topic task, followed by the seven categories. The train file is used for
+training, the dev file for reported scores.
 """
 
 from collections.abc import Sequence
@@ -21,27 +21,27 @@ from isogloss.languages import SOURCE
 
 TASK = "sib200"
 Table = dict[str, tuple[str, str]]
-"""By index, the category and the text."""
+"""Category and text of each row, by index."""
 
 
 def ask(code: str, text: str, *, phrasing: int = 0) -> str:
-    """The instruction about a sentence, in one of the wordings, and the categories to choose from."""
+    """Return the instruction for a sentence, in one of the phrasings, with the categories to choose from."""
     return f"{phrases(code).instruction('topic', phrasing, text=text)}\n{choices(code)}"
 
 
 def choices(code: str) -> str:
-    """The categories on one line, as they are worded in a language."""
+    """Return the categories in a language on one line."""
     return " / ".join(labels()[code].values())
 
 
 @cache
 def labels() -> dict[str, dict[str, str]]:
-    """By language, the wording of each category."""
+    """Return the wording of each category by language."""
     return yaml.safe_load((resources.files("isogloss.data.tasks") / "sib200.yaml").read_text("utf-8"))
 
 
 def read(root: Path, split: str, languages: Sequence[str]) -> dict[str, Table]:
-    """The sentences of a split by language.
+    """Return the sentences of a split by language.
 
     Raises:
         DataError: A file is missing or damaged.
@@ -50,7 +50,7 @@ def read(root: Path, split: str, languages: Sequence[str]) -> dict[str, Table]:
 
 
 def examples(root: Path, languages: Sequence[str], *, all_labels: bool) -> list[ParallelExample]:
-    """The train file, in the languages whose labels are worded here; see `xnli.examples`."""
+    """Return the train file in the languages that have label wordings here; see `xnli.examples`."""
     wordings = labels()
     codes = [SOURCE, *(code for code in languages if code in wordings)]
     tables = read(root, "train", codes)
@@ -73,9 +73,9 @@ def examples(root: Path, languages: Sequence[str], *, all_labels: bool) -> list[
 
 
 def flores_lines(root: Path) -> frozenset[int]:
-    """The lines of FLORES, counted from 0, that stand in a train or dev file under the data root.
+    """Return the FLORES lines, counted from 0, that occur in a train or dev file under the data root.
 
-    The official release numbers those of devtest on from dev's.
+    The official release continues the numbers of dev in devtest.
     """
     found = set()
     for folder in sorted((root / "sib-200").glob("*_*")):
@@ -86,7 +86,7 @@ def flores_lines(root: Path) -> frozenset[int]:
 
 
 def _unquoted(text: str) -> str:
-    """The release quotes a text that holds quotation marks as CSV does, in some languages."""
+    """Undo CSV quoting, which the release uses in some languages for a text with quotation marks."""
     inner = text[1:-1].replace('""', "")
     quoted = len(text) > 1 and text[0] == text[-1] == '"' and '"' not in inner
     return text[1:-1].replace('""', '"') if quoted else text
@@ -101,7 +101,7 @@ def _read(root: Path, split: str, code: str) -> Table:
     for line, row in enumerate(read_table(path, ("index_id", "category", "text")), start=2):
         if row["category"] not in labels()[SOURCE]:
             hint = nearest(row["category"], labels()[SOURCE])
-            raise DataError(f"{row['category']!r} is no category; {hint}", path, line)
+            raise DataError(f"{row['category']!r} is not a category; {hint}", path, line)
         if row["index_id"] in found:
             raise DataError(f"index {row['index_id']} occurs twice; keep one row", path, line)
         found[row["index_id"]] = row["category"], _unquoted(row["text"])

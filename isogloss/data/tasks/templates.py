@@ -1,4 +1,4 @@
-"""Templates: how each task is worded, so that what an instruction is about can be taken out of it again."""
+"""Templates: the wording of each task, used to extract the inputs from an instruction again."""
 
 import re
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ PHRASED = {
     "from_english": "from_english",
     "to_english": "to_english",
 }
-"""Tasks that are asked in the words of one of the demo's."""
+"""Tasks that use the wording of a demo task."""
 _BLANK = re.compile(r"\s+")
 
 
 def parts_of(task: str, code: str, instruction: str) -> tuple[str, ...]:
-    """What an instruction is about: its premise and hypothesis, its passage and question.
+    """Return the inputs in an instruction: its premise and hypothesis, or its passage and question.
 
-    Empty where the task's template is not known, or the instruction is worded in another way.
+    Empty if the task has no known template or the instruction does not match it.
     """
     for pattern in _patterns(task, code):
         if found := pattern.fullmatch(_BLANK.sub(" ", instruction).strip()):
@@ -51,7 +51,7 @@ def _templates(task: str, code: str) -> Iterator[str]:
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    """Its words as they stand, but for case: a sentence's first letter is written large."""
+    """Compile a template to a pattern; case is ignored, as a sentence's first letter is capitalised."""
     pieces = []
     for words, slot, _, _ in Formatter().parse(_BLANK.sub(" ", template)):
         pieces.append(re.escape(words) + ("" if slot is None else "(.*)"))

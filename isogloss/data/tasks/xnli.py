@@ -1,7 +1,7 @@
-"""XNLI: does a hypothesis follow from a premise, in fifteen languages (Conneau et al. 2018).
+"""XNLI: whether a hypothesis follows from a premise, in fifteen languages (Conneau et al. 2018).
 
-Asked in the wording of the demo's inference task, with label words in the language. There is no training file
-in the languages: the dev set is divided by premise.
+Instructions use the wording of the demo's inference task, with label words in the language. There is no
+training file in these languages, so the dev set is divided by premise.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,28 +19,28 @@ LANGUAGES = xglue.LANGUAGES["XNLI"]
 
 
 def ask(code: str, premise: str, hypothesis: str, *, phrasing: int = 0) -> str:
-    """The instruction about a pair of sentences, in one of the wordings."""
+    """Return the instruction for a pair of sentences, in one of the phrasings."""
     return phrases(code).instruction("inference", phrasing, premise=premise, hypothesis=hypothesis)
 
 
 @cache
 def options(code: str) -> dict[str, str]:
-    """The wording of each label."""
+    """Return the wording of each label."""
     return phrases(code).labels("inference")
 
 
 def division(premises: Mapping[str, str]) -> Division:
-    """The dev set in two parts, by the English premise of each row."""
+    """Divide the dev set by the English premise of each row."""
     return Division("XNLI", "premise", components({id: (text,) for id, text in premises.items()}))
 
 
 def examples(root: Path, languages: Sequence[str], *, all_labels: bool) -> list[ParallelExample]:
-    """The part of dev that may be learned, in the languages that XNLI has.
+    """Return the part of dev for training, in the languages that XNLI has.
 
     Args:
         root: The data root.
-        languages: Beside English.
-        all_labels: Also read the labels of other languages than English.
+        languages: Languages besides English.
+        all_labels: Also use the labels in languages other than English.
     """
     codes = [SOURCE, *(code for code in languages if code in LANGUAGES)]
     rows = xnli.read(root, "dev", codes)

@@ -1,4 +1,4 @@
-"""The registry of suites: a name, what loads it, and what a user must know about it."""
+"""Registry of suites: name, loader, and user-facing information."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,8 @@ class About:
     """What a suite measures, and where its data come from.
 
     Attributes:
-        folders: Where it is looked for under the data root, the first that is there; none: in the package.
+        folders: Possible folders under the data root, of which the first existing one is used; empty if the
+            data are in the package or have a path setting.
     """
 
     measures: str
@@ -129,14 +130,14 @@ def load_suite(
     items: int | None = None,
     sentences: int | None = None,
 ) -> SuiteData:
-    """A suite as the settings ask for it; a setting of the suite's own name is passed on as its options.
+    """Load a suite according to the settings; a setting with the suite's name is passed on as its options.
 
     Args:
-        items: Fewer of them than the settings say.
-        sentences: Fewer of them.
+        items: Overrides `settings.items`.
+        sentences: Overrides `settings.sentences`.
 
     Raises:
-        DataError: Its data are not there, or damaged.
+        DataError: The suite's data are missing or damaged.
     """
     more = {"options": getattr(settings, name)} if name in Evaluate.model_fields else {}
     most = settings.items if items is None else items

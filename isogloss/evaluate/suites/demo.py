@@ -1,4 +1,4 @@
-"""The demo suite: seven tasks on meanings that nothing was trained on."""
+"""The demo suite: seven tasks on meanings held out from training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ REVISION = "1"
 
 
 def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
-    """Items and sentences of the demo grammar; needs no data root."""
+    """Load items and sentences from the demo grammar; needs no data root."""
     codes = [SOURCE, *(code for code in languages if code in LANGUAGES)]
     made = demo_items("test" if split == "test" else "dev", items, codes)
     return SuiteData(
@@ -37,7 +37,7 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
 
 
 def _sentences(split: str, codes: Sequence[str], count: int) -> dict[str, tuple[str, ...]]:
-    # Every k-th event, so that people, deeds, places and times are all met.
+    # Every k-th event, so that all people, actions, places and times are covered.
     events = events_of(split)  # type: ignore[arg-type]
     chosen = events[:: max(1, len(events) // count)][:count]
     return {code: tuple(phrases(code).event(event) for event in chosen) for code in codes}

@@ -1,7 +1,7 @@
 """FLORES-101: sentence retrieval between English and each language (Goyal et al. 2022).
 
-SIB-200's texts are lines of FLORES dev: where it lies in the data root, they may be learned, so they are
-never reported, and choose the layer instead.
+SIB-200's texts are lines of FLORES dev. If it is in the data root, they may be trained on, so they are used
+to choose the layer and are never reported.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,15 @@ from isogloss.evaluate.leaks import WORDS
 from isogloss.languages import SOURCE
 
 FOR_LAYER = 200
-"""Lines of dev on which the layer is chosen; they are not reported."""
+"""Lines of dev for choosing the layer; they are not reported."""
 
 
 def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
-    """Sentences of dev but for those of SIB-200 and those that choose the layer, or of devtest; no items."""
+    """Load sentences of dev or devtest; no items.
+
+    Lines of dev are not reported if they are in SIB-200, share a passage with a line that is, or are used to
+    choose the layer.
+    """
     if root is None:
         raise DataError("the flores101 suite needs a data root; set data_root or ISOGLOSS_DATA")
     codes = [SOURCE, *languages]
@@ -42,7 +46,7 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
         name, reported = "devtest", list(range(len(lines[SOURCE])))
     elif learned:
         name = f"dev ({len(reported)} lines without SIB-200's)"
-        notes = (f"{len(learned)} lines of FLORES dev are SIB-200's and are not reported.",)
+        notes = (f"{len(learned)} lines of FLORES dev are in SIB-200 and are not reported.",)
     chosen = _some(reported, sentences)
     return SuiteData(
         name="flores101",
@@ -56,5 +60,5 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
 
 
 def _some(lines: Sequence[int], most: int) -> list[int]:
-    """So many lines, spread over the file, whose neighbours are of one article."""
+    """Sample at most `most` lines, spread over the file, as neighbouring lines come from one article."""
     return sample(lines, most, key=str, strata=lambda n: ())

@@ -1,4 +1,4 @@
-"""The Language Confusion Benchmark: are answers in the language asked for (Marchisio et al. 2024)."""
+"""Language Confusion Benchmark: are answers in the requested language? (Marchisio et al. 2024)"""
 
 import csv
 import io
@@ -21,13 +21,15 @@ COLUMNS = ("prompt", "language")
 
 
 def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
-    """Every k-th prompt of each setting, source and language; it has one set, whatever the split."""
+    """Load a sample of prompts per setting, source and language; `split` is ignored, as there is one set."""
     if root is None:
         raise DataError("the language_confusion suite needs a data root; set data_root or ISOGLOSS_DATA")
     folder = next((root / one for one in FOLDERS if (root / one / SETTINGS[0]).is_dir()), None)
     if folder is None:
         looked = ", ".join(FOLDERS)
-        raise DataError(f"no Language Confusion Benchmark; looked for monolingual in {looked}", root)
+        raise DataError(
+            f"Language Confusion Benchmark not found; looked for a folder monolingual in {looked}", root
+        )
     files = [
         (setting, source.name, code, source / f"{code}.csv")
         for setting in SETTINGS
@@ -54,7 +56,7 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
 
 
 def score(items: Sequence[Item], answers: Mapping[str, Mapping[str, str]]) -> Official:
-    """Pass rates by setting and language, a language's being the mean over the sources of its prompts."""
+    """Compute pass rates by setting and language, averaged over the sources of the prompts."""
     candidates = list(answers)
     rates: dict[str, dict[str, dict[str, list[float]]]] = {}
     for task in dict.fromkeys(item.task for item in items):
@@ -84,7 +86,7 @@ def score(items: Sequence[Item], answers: Mapping[str, Mapping[str, str]]) -> Of
 
 
 def _read(path: Path, code: str) -> list[str]:
-    """The prompts of a file; quoted ones go over several lines."""
+    """Read the prompts of a file; quoted prompts may span several lines."""
     text = "\n".join(read_lines(path))
     reader = csv.reader(io.StringIO(text), strict=True)
     prompts: list[str] = []
@@ -99,12 +101,16 @@ def _read(path: Path, code: str) -> list[str]:
                 raise DataError(message, path, reader.line_num)
             prompt, language = (row[header.index(column)] for column in COLUMNS)
             if language != code:
-                raise DataError(f"the language is {language!r}; the file is {code}'s", path, reader.line_num)
+                raise DataError(
+                    f"the language is {language!r}, but the file is for {code}", path, reader.line_num
+                )
             if not prompt.strip():
                 raise DataError("the prompt is empty; leave the row out", path, reader.line_num)
             prompts.append(prompt)
     except csv.Error as error:
-        raise DataError(f"not CSV ({error}); quote prompts that hold lines", path, reader.line_num) from None
+        raise DataError(
+            f"not CSV ({error}); quote prompts that contain line breaks", path, reader.line_num
+        ) from None
     if not prompts:
-        raise DataError("the file is empty; it must hold prompts", path)
+        raise DataError("the file is empty; it must contain prompts", path)
     return prompts

@@ -13,7 +13,7 @@ from isogloss.languages import SOURCE
 
 
 def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
-    """Dev or test utterances of the languages that MASSIVE has; the others are named in no mean."""
+    """Load dev or test utterances in the languages that MASSIVE has; other languages are ignored."""
     if root is None:
         raise DataError("the massive suite needs a data root; set data_root or ISOGLOSS_DATA")
     has = available(root, split)

@@ -1,4 +1,4 @@
-"""MLQA: a question about a passage, answered with words of it, in seven languages (Lewis et al. 2020)."""
+"""MLQA: extractive question answering about a passage, in seven languages (Lewis et al. 2020)."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -12,9 +12,9 @@ from isogloss.languages import SOURCE
 
 
 def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
-    """Questions in the languages that MLQA has, those that most languages have first; no sentences.
+    """Load questions in the languages that MLQA has; no sentences.
 
-    Of dev the part that nobody learns.
+    Of dev, only the part that is never trained on.
     """
     if root is None:
         raise DataError("the mlqa suite needs a data root; set data_root or ISOGLOSS_DATA")
@@ -25,7 +25,7 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
         divided = division(tables[SOURCE])
         ids = [id for id in ids if not divided.learned(id)]
         split, notes = divided.split, (divided.note,)
-    # A question is there in English and in some of the languages: each of these gets its items.
+    # A question exists in English and some of the languages, so items are chosen per language.
     chosen = {
         item.id
         for code in codes[1:]

@@ -1,4 +1,4 @@
-"""NTREX-128: sentence retrieval in news, shaped as FLORES; a test set alone (Federmann et al. 2022)."""
+"""NTREX-128: sentence retrieval in news, formatted like FLORES; a test set only (Federmann et al. 2022)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,16 +11,16 @@ from isogloss.evaluate.items import SuiteData
 from isogloss.languages import SOURCE
 
 FOR_LAYER = 200
-"""Lines on which the layer is chosen; they are not reported."""
+"""Lines for choosing the layer; they are not reported."""
 
 
 def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
-    """Sentences after the first 200, in the languages that NTREX has; no items."""
+    """Load sentences after the first `FOR_LAYER`, in the languages that NTREX has; no items."""
     if root is None:
         raise DataError("the ntrex suite needs a data root; set data_root or ISOGLOSS_DATA")
     if split != "test":
         raise DataError(
-            f"NTREX has no {split}; take ntrex out of evaluate.suites, or set evaluate.split=test"
+            f"NTREX has no {split} split; remove ntrex from evaluate.suites or set evaluate.split=test"
         )
     there = [language.code for language in languages_of(languages, root) if language.ntrex]
     lines = flores.read_ntrex(root, [SOURCE, *there])

@@ -1,4 +1,4 @@
-"""Your own parallel JSON lines: instructions in several languages, with responses where you have them."""
+"""Your own parallel JSON lines: instructions in several languages, with optional responses."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from isogloss.evaluate.items import Item, SuiteData
 from isogloss.languages import SOURCE
 
 FEWEST = 40
-"""Instructions in all languages that retrieval needs; a quarter of them chooses the layer."""
+"""Minimum number of instructions in all languages for retrieval; a quarter is used to choose the layer."""
 
 
 def load(
@@ -22,11 +22,9 @@ def load(
     sentences: int,
     options: ParallelSuite = ParallelSuite(),  # frozen
 ) -> SuiteData:
-    """Examples that have English and one of the languages, spread over tasks and labels.
+    """Load examples that have English and one of the languages, spread over tasks and labels.
 
-    Retrieval is between the instructions.
-
-    Accuracy is of the examples whose every response is there.
+    Retrieval is between instructions. Accuracy covers the examples with a response in every language.
     """
     if options.path is None:
         raise DataError("the parallel suite needs a file; set evaluate.parallel.path")
@@ -37,7 +35,7 @@ def load(
         if SOURCE in example.turns and any(code in example.turns for code in languages)
     ]
     if not examples:
-        raise DataError(f"no example is in English and one of {', '.join(languages)}", options.path)
+        raise DataError(f"no example has both English and one of {', '.join(languages)}", options.path)
     made = []
     labels = labels_of(examples)
     for example in sample(
@@ -48,7 +46,7 @@ def load(
         measures = {"consistency", "fidelity"} | ({"accuracy"} if known else set())
         made.append(Item(example.id, example.task, turns, measures=frozenset(measures)))
     codes = [SOURCE, *(code for code in languages if any(code in e.turns for e in examples))]
-    # Each text once: a copy among the reported ones would have been seen when the layer was chosen.
+    # Deduplicate: a copy of a reported text may otherwise have been used to choose the layer.
     distinct = {e.turns[SOURCE].instruction: e for e in reversed(examples)}.values()
     shared = [e for e in distinct if all(code in e.turns for code in codes)]
     shared = shared if len(shared) >= FEWEST else []

@@ -1,4 +1,4 @@
-"""PAWS-X: do two sentences of nearly the same words mean the same (Yang et al. 2019)."""
+"""PAWS-X: do two sentences with nearly the same words mean the same? (Yang et al. 2019)"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +12,9 @@ from isogloss.languages import SOURCE
 
 
 def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
-    """Pairs of the split, spread over the labels, that all its languages have; no sentences.
+    """Load pairs that all its languages have with the same label, spread over the labels; no sentences.
 
-    Of dev the part that nobody learns.
+    Of dev, only the part that is never trained on.
     """
     if root is None:
         raise DataError("the pawsx suite needs a data root; set data_root or ISOGLOSS_DATA")

@@ -12,7 +12,7 @@ from isogloss.languages import SOURCE
 
 
 def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
-    """Sentences of the split, spread over the topics, in the languages worded here; no retrieval."""
+    """Load sentences of the split, spread over topics, in the languages with templates; no retrieval."""
     if root is None:
         raise DataError("the sib200 suite needs a data root; set data_root or ISOGLOSS_DATA")
     codes = [SOURCE, *(code for code in languages if code in labels())]

@@ -18,7 +18,7 @@ from isogloss.evaluate.items import Item, Official, SuiteData, over_languages
 from isogloss.languages import SOURCE
 
 LONGEST = 192
-"""Tokens that a translation may need."""
+"""Maximum tokens of a translation."""
 
 
 def load(
@@ -29,9 +29,9 @@ def load(
     sentences: int,
     options: Translation = Translation(),  # frozen
 ) -> SuiteData:
-    """Sentences of dev or devtest, spread over the file, once from English and once into it.
+    """Load sentences of dev or devtest, spread over the file, each once from English and once into it.
 
-    Of dev those that SIB-200 does not hold, as far as it lies in the data root.
+    Of dev, lines that are in SIB-200 are left out, if it is in the data root.
     """
     if root is None:
         raise DataError("the translation suite needs a data root; set data_root or ISOGLOSS_DATA")
@@ -44,7 +44,7 @@ def load(
     taken, notes = flores_lines(root) if split == "dev" else frozenset(), ()
     taken = taken.intersection(range(len(english)))
     if taken:
-        notes = (f"{len(taken)} lines of FLORES dev are SIB-200's and are not translated.",)
+        notes = (f"{len(taken)} lines of FLORES dev are in SIB-200 and are not translated.",)
     free = [number for number in range(len(english)) if number not in taken]
     for number in sample(free, items, key=str, strata=lambda number: ()):
         for task in TASKS:
@@ -71,7 +71,7 @@ def load(
 def score(
     items: Sequence[Item], metrics: Mapping[str, BLEU | CHRF], answers: Mapping[str, Mapping[str, str]]
 ) -> Official:
-    """Corpus scores over 100, by task, metric and language; an empty answer stays an empty hypothesis."""
+    """Return corpus scores / 100 by task, metric and language; empty answers count as empty hypotheses."""
     tasks: dict[str, dict] = {}
     empty: dict[str, dict[str, int]] = {task: {} for task in TASKS}
     for task in TASKS:
@@ -95,12 +95,12 @@ def score(
 
 
 def _spbleu() -> BLEU:
-    """BLEU on the pieces of the SentencePiece model that FLORES-101 was released with."""
+    """Return BLEU with the SentencePiece model that FLORES-101 was released with."""
     try:
         return BLEU(tokenize="flores101")
     except ImportError:
         way = "install sentencepiece"
-    except Exception:  # whatever a download may raise, in any library
+    except Exception:  # a download may raise anything, from any library
         model = Path(SACREBLEU_DIR) / "models" / "sacrebleu_tokenizer_spm.model"
-        way = f"its model {model} is not there and cannot be fetched; put it there"
+        way = f"its model {model} is missing and cannot be downloaded; put it there"
     raise DataError(f"spBLEU cannot be computed: {way}, or set evaluate.translation.spbleu=false")

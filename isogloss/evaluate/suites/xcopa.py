@@ -1,4 +1,4 @@
-"""XCOPA: the likelier cause or effect of two (Ponti et al. 2020); English is COPA's own."""
+"""XCOPA: choose the likelier of two causes or effects (Ponti et al. 2020); English is from COPA."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -20,7 +20,7 @@ FILES = {"dev": "val", "test": "test"}
 
 
 def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
-    """Premises of the split, spread over question and answer, in the languages worded here; no sentences."""
+    """Load premises, spread over question and answer, in the languages with templates; no sentences."""
     if root is None:
         raise DataError("the xcopa suite needs a data root; set data_root or ISOGLOSS_DATA")
     codes = [SOURCE, *(code for code in languages if code in questions())]
@@ -47,13 +47,13 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
 
 @cache
 def questions() -> dict[str, dict[str, str]]:
-    """By language, how a cause and an effect are asked for."""
+    """Return the question templates for causes and effects by language."""
     source = resources.files("isogloss.evaluate.suites").joinpath("xcopa.yaml")
     return yaml.safe_load(source.read_text("utf-8"))
 
 
 def _same(table: dict[int, dict], idx: int, tables: dict[str, dict[int, dict]]) -> bool:
-    """Some premises were adapted in translation; what is asked and its answer must be English's."""
+    """Whether question and label equal those in English; some premises were adapted in translation."""
     english = tables[SOURCE][idx]
     return idx in table and all(table[idx][key] == english[key] for key in ("question", "label"))
 

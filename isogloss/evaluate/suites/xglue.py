@@ -1,8 +1,8 @@
-"""XGLUE: eleven tasks, scored as the benchmark scores them (Liang et al. 2020).
+"""XGLUE: eleven tasks, scored as in the benchmark (Liang et al. 2020).
 
-Items of XNLI, PAWS-X and MLQA are parallel and have an English twin; those of the other tasks stand alone, so
-nothing is said of their consistency.
-Flow: files → rows, some of each language → items (`xglue_items`) → answers → scores (`xglue_scores`).
+Items of XNLI, PAWS-X and MLQA are parallel and have an English twin; items of the other tasks have none, so
+their consistency is undefined.
+Flow: files → rows, sampled per language → items (`xglue_items`) → answers → scores (`xglue_scores`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from isogloss.languages import SOURCE
 
 FOLDER = "xglue_full_dataset"
 Rows = dict[str, dict[str, XglueRow]]
-"""By language and id, in the order of the file."""
+"""By language and ID, in file order."""
 T = TypeVar("T")
 
 
@@ -38,10 +38,10 @@ def load(
     sentences: int,
     options: Xglue = Xglue(),  # frozen
 ) -> SuiteData:
-    """Rows of every task that has one of the languages, at most `items` per task and language; no sentences.
+    """Load at most `items` rows per task and language, of every task with one of the languages; no sentences.
 
     Raises:
-        DataError: A task or language is not there, unless the options skip it; or a file is damaged.
+        DataError: A task or language is missing and not skipped by the options, or a file is damaged.
     """
     places = _places(root, options)
     files, notes = _found(split, languages, options, places)
@@ -67,7 +67,7 @@ def load(
 
 
 def _division(task: str, english: Sequence[XglueRow], files: Mapping[str, Path]) -> Division | None:
-    """How the dev set of a task that may be learned is divided; English rows decide it."""
+    """Divide the dev set of a task that may be trained on, by its English rows; None for other tasks."""
     if not english:
         return None
     match task:
@@ -93,7 +93,7 @@ def _places(root: Path | None, options: Xglue) -> Places:
 def _found(
     split: str, languages: Sequence[str], options: Xglue, places: Places
 ) -> tuple[dict[str, dict[str, Path]], tuple[str, ...]]:
-    """By task and language the files, and what a reader must know of them."""
+    """Return the files by task and language, and notes for readers of the scores."""
     files, notes, lacking = {}, [], []
     for task in options.tasks:
         wanted = [code for code in xglue.LANGUAGES[task] if code == SOURCE or code in languages]
@@ -114,12 +114,14 @@ def _found(
         hint = "put it there, name others in evaluate.xglue.tasks, or set evaluate.xglue.skip_missing"
         raise DataError(f"XGLUE {split} lacks {'; '.join(lacking)}; {hint}")
     if not files:
-        raise DataError(f"XGLUE {split} has no task here in any of {', '.join(languages)}; add a language")
+        raise DataError(
+            f"XGLUE {split} has none of the selected tasks in {', '.join(languages)}; add a language"
+        )
     return files, tuple(notes)
 
 
 def _select(task: str, rows: dict[str, list[XglueRow]], most: int) -> Rows:
-    """At most so many rows of each language; of parallel tasks the same in all, as far as they have them."""
+    """Sample at most `most` rows per language; for parallel tasks the same rows in all where possible."""
     if task not in xglue.PARALLEL:
         return {code: {row.id: row for row in _some(task, those, most)} for code, those in rows.items()}
     by_id = {code: {row.id: row for row in those} for code, those in rows.items()}
@@ -127,7 +129,7 @@ def _select(task: str, rows: dict[str, list[XglueRow]], most: int) -> Rows:
     for those in by_id.values():
         for id in those:
             holders[id] = holders.get(id, 0) + 1
-    order = []  # ids that most languages have come first, spread over the file
+    order = []  # ids shared by most languages first, spread over the file
     for count in range(len(by_id), 0, -1):
         ids = [id for id, held in holders.items() if held == count]
         spread = dict.fromkeys(_every(ids, most))
@@ -141,7 +143,7 @@ def _select(task: str, rows: dict[str, list[XglueRow]], most: int) -> Rows:
 
 
 def _some(task: str, rows: list[XglueRow], most: int) -> list[XglueRow]:
-    """Some rows, spread over the file; of a ranking, whole queries."""
+    """Sample rows spread over the file; for ranking (WPR), whole queries."""
     if task != "WPR":
         return _every(rows, most)
     queries = [list(group) for _, group in groupby(rows, key=lambda row: row.parts["query"])]

@@ -1,4 +1,4 @@
-"""XGLUE's rows as items: how they are asked, in the words of `xglue.yaml`, and what may be answered."""
+"""Convert XGLUE's rows to items: instructions from the templates in `xglue.yaml`, and answer options."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -15,21 +15,21 @@ from isogloss.evaluate.items import Item
 from isogloss.languages import SOURCE
 
 LONGEST = {"NER": 256, "POS": 256, "MLQA": mlqa.LONGEST, "QG": 48, "NTG": 48}
-"""Tokens that an answer may need."""
+"""Maximum tokens of an answer."""
 MEASURES = {"NER": (), "POS": (), "QG": ("fidelity",), "NTG": ("fidelity",)}
-"""What is judged item by item, where not everything is: a whole headline is hardly ever right."""
+"""Per-item measures of tasks that do not have all of them: a whole headline is hardly ever right."""
 CUT = 1_500
-"""Characters of an article or passage that are shown, except where the answer must stand in it."""
+"""Characters after which an article is truncated; not for the tasks in `SHARED`."""
 
 SHARED = {"XNLI": xnli, "PAWSX": pawsx, "MLQA": mlqa}
-"""Tasks that are worded with the set of that name."""
+"""Tasks that use the templates of the dataset of that name."""
 
 Made = tuple[str, Item, Mapping[str, XglueRow]]
 """The task, an item of it, and its row in each language."""
 
 
 def make_items(rows: Mapping[str, Mapping[str, Mapping[str, XglueRow]]]) -> list[Made]:
-    """Items from rows by task, language and id."""
+    """Build items from rows by task, language and ID."""
     made = []
     for task, by_language in rows.items():
         for id, twins in _twins(task, by_language):
@@ -38,7 +38,7 @@ def make_items(rows: Mapping[str, Mapping[str, Mapping[str, XglueRow]]]) -> list
 
 
 def ask(task: str, code: str, row: XglueRow) -> str:
-    """A task's instruction about a row."""
+    """Return a task's instruction for a row."""
     parts: dict[str, Any] = dict(row.parts)
     if task in SHARED:
         return SHARED[task].ask(code, **parts)
@@ -52,7 +52,7 @@ def ask(task: str, code: str, row: XglueRow) -> str:
 
 
 def labels(task: str, code: str) -> dict[str, str]:
-    """The wording of a closed task's labels in a language."""
+    """Return the wordings of a closed task's labels in a language."""
     if task == "XNLI":
         return xnli.options(code)
     if task == "PAWSX":
@@ -62,7 +62,7 @@ def labels(task: str, code: str) -> dict[str, str]:
 
 @cache
 def wordings() -> dict[str, Any]:
-    """Instruction templates, and the labels' wording, by task and language."""
+    """Load the instruction templates and label wordings, by task and language."""
     return yaml.safe_load(
         resources.files("isogloss.evaluate.suites").joinpath("xglue.yaml").read_text("utf-8")
     )
@@ -71,7 +71,7 @@ def wordings() -> dict[str, Any]:
 def _twins(
     task: str, by_language: Mapping[str, Mapping[str, XglueRow]]
 ) -> Sequence[tuple[str, dict[str, XglueRow]]]:
-    """Rows that are one item: of one id where the task is parallel and the label the same, else single."""
+    """Group rows into items: by ID if the task is parallel and the English label is equal, else singly."""
     found: list[tuple[str, dict[str, XglueRow]]] = []
     joined: dict[str, dict[str, XglueRow]] = {}
     english = by_language.get(SOURCE, {})

@@ -1,7 +1,7 @@
-"""XGLUE's scores from free-text answers: read strictly, scored and written as the official script has it.
+"""XGLUE's scores from free-text answers, parsed strictly, scored and written as in the official script.
 
-An answer that cannot be read becomes a wrong prediction, in the files too, and is never left out: another
-label, tags that cannot be right, a relevance below all others. How many there were is reported.
+An unreadable answer is never left out. It becomes a wrong prediction, also in the files: another label, tags
+that cannot be right, or a relevance below all others. The number of unreadable answers is reported.
 """
 
 import json
@@ -23,15 +23,15 @@ MAIN: Final = {
     "QG": "bleu",
     "NTG": "bleu",
 }
-"""The metric that the official script computes; of all other tasks it is the accuracy."""
+"""The metric that the official script computes; accuracy for all other tasks."""
 
 
 def score(made: Sequence[Made], answers: Mapping[str, Mapping[str, str]]) -> Official:
-    """All tasks in all languages that were answered.
+    """Score all tasks in all languages that have answers.
 
     Args:
         made: Every item with its task and rows.
-        answers: By language and item id.
+        answers: By language and item ID.
     """
     scores: dict[str, dict[str, Any]] = {}
     more: dict[str, Any] = {"items": {}, "unreadable": {}}
@@ -60,7 +60,7 @@ def score(made: Sequence[Made], answers: Mapping[str, Mapping[str, str]]) -> Off
 
 
 def read_tags(text: str, task: str, count: int) -> tuple[str, ...] | None:
-    """One tag a token, apart by blanks; None where the number or a tag is not right."""
+    """Parse space-separated tags, one per token; None if their number is wrong or a tag is unknown."""
     tags = tuple(text.split())
     return tags if len(tags) == count and set(tags) <= set(xglue.TAGS[task]) else None
 
@@ -68,7 +68,7 @@ def read_tags(text: str, task: str, count: int) -> tuple[str, ...] | None:
 def _predictions(
     task: str, code: str, asked: Sequence[tuple[Item, XglueRow]], answers: Mapping[str, str]
 ) -> tuple[list[Any], int]:
-    """A prediction for every row, and how many answers could not be read."""
+    """Return a prediction for every row, and the number of unreadable answers."""
     read = [_read(task, code, item, row, answers[item.id]) for item, row in asked]
     wrong = _WRONG.get(task, _another_label if task in xglue.LABELS else lambda task, row: "")
     filled = [wrong(task, row) if p is None else p for p, (_, row) in zip(read, asked, strict=True)]
@@ -89,7 +89,7 @@ def _another_label(task: str, row: XglueRow) -> str:
 
 
 def _wrong_tags(task: str, row: XglueRow) -> tuple[str, ...]:
-    """Tags that are all wrong and never join into one span, or no hard sentence would cost precision."""
+    """Return tags that are all wrong and never merge into one span, so that every token costs precision."""
     tags: list[str] = []
     for gold in row.gold:
         before = tags[-1] if tags else ""
@@ -98,9 +98,9 @@ def _wrong_tags(task: str, row: XglueRow) -> tuple[str, ...]:
 
 
 _WRONG: Final[Mapping[str, Callable[[str, XglueRow], Any]]] = {
-    "NER": lambda task, row: ("O",) * len(row.tokens),  # all its names are missed
+    "NER": lambda task, row: ("O",) * len(row.tokens),  # all entities are missed
     "POS": _wrong_tags,
-    "WPR": lambda task, row: -1.0 - float(row.gold[0]),  # below every readable one, the best at the end
+    "WPR": lambda task, row: -1.0 - float(row.gold[0]),  # below every readable one, the most relevant last
 }
 
 
@@ -127,7 +127,7 @@ def _metrics(task: str, code: str, rows: Sequence[XglueRow], predicted: Sequence
 
 
 def _file(task: str, rows: Sequence[XglueRow], predicted: Sequence[Any]) -> str:
-    """As the official script reads it: one line a row; tags one a line, a blank line between sentences."""
+    """Format predictions for the official script: one per line; tags with a blank line between sentences."""
     if task == "MLQA":
         by_id = {row.id: text for row, text in zip(rows, predicted, strict=True)}
         return json.dumps(by_id, ensure_ascii=False) + "\n"

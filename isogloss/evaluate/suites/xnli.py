@@ -1,4 +1,4 @@
-"""XNLI: does a hypothesis follow from a premise, in fifteen languages (Conneau et al. 2018)."""
+"""XNLI: does a hypothesis follow from a premise? In fifteen languages (Conneau et al. 2018)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +13,9 @@ from isogloss.languages import SOURCE
 
 
 def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
-    """Pairs of the split, spread over the labels, in the languages that XNLI has; no sentences.
+    """Load pairs of the split, spread over the labels, in the languages that XNLI has; no sentences.
 
-    Of dev the part that nobody learns.
+    Of dev, only the part that is never trained on.
     """
     if root is None:
         raise DataError("the xnli suite needs a data root; set data_root or ISOGLOSS_DATA")

@@ -1,7 +1,7 @@
-"""XQuAD: a question about a paragraph, answered with words of it, in twelve languages (Artetxe et al. 2020).
+"""XQuAD: extractive question answering about a paragraph, in twelve languages (Artetxe et al. 2020).
 
-Asked in the wording of MLQA, and scored as MLQA is: by normalisation that knows each language's articles and,
-in Chinese, counts characters. SQuAD's own script knows English only.
+Uses the templates and scoring of MLQA, whose normalisation handles the articles of each language and splits
+Chinese into characters. SQuAD's own script only supports English.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,29 +22,29 @@ from isogloss.languages import SOURCE
 
 LANGUAGES = ("en", "ar", "de", "el", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
 Tables = Mapping[str, Mapping[str, Question]]
-"""By language and id."""
+"""By language and ID."""
 
 
 def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
-    """Questions, spread over the file, in the languages that XQuAD has; no sentences. It is a test set."""
+    """Load questions in the languages that XQuAD has, spread over the file; test split only, no sentences."""
     if root is None:
         raise DataError("the xquad suite needs a data root; set data_root or ISOGLOSS_DATA")
     if split != "test":
         raise DataError(
-            f"XQuAD has no {split}; take xquad out of evaluate.suites, or set evaluate.split=test"
+            f"XQuAD has no {split} split; remove xquad from evaluate.suites or set evaluate.split=test"
         )
     codes = [SOURCE, *(code for code in languages if code in LANGUAGES)]
     tables = {code: _read(root, code) for code in codes}
     for code, table in tables.items():
         if table.keys() != tables[SOURCE].keys():
             id = min(table.keys() ^ tables[SOURCE].keys())
-            raise DataError(f"question {id} is there in en or in {code}, but not in both", root / "xquad")
+            raise DataError(f"question {id} exists in en or in {code}, but not in both", root / "xquad")
     made = questions("xquad", tables, list(tables[SOURCE]), items)
     return SuiteData("xquad", "1.0", split, made, {}, score=partial(score, "xquad", tables))
 
 
 def questions(task: str, tables: Tables, ids: Sequence[str], items: int) -> tuple[Item, ...]:
-    """Items of so many of the questions, in the languages that have each."""
+    """Sample at most `items` questions as items, each in the languages that have it."""
     return tuple(
         Item(
             id,
@@ -61,7 +61,7 @@ def questions(task: str, tables: Tables, ids: Sequence[str], items: int) -> tupl
 
 
 def score(task: str, tables: Tables, answers: Mapping[str, Mapping[str, str]]) -> Official:
-    """F1 and exact match by language."""
+    """Compute F1 and exact match by language."""
     f1, exact, unread = {}, {}, {}
     for code, given in answers.items():
         rows = [(tables[code][id].answers, " ".join(text.split())) for id, text in given.items()]

@@ -1,4 +1,4 @@
-"""The demo grammar words every meaning in every language, and each meaning only once."""
+"""The demo grammar has exactly one wording per language for every meaning."""
 
 import pytest
 
@@ -8,8 +8,8 @@ EVENT = Event("maria", "buy_bread", "market", "monday")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_a_phrase_file_words_every_meaning_exactly_once(language):
-    """Nothing is missing, superfluous or ambiguous, and every answer stands in its sentence."""
+def test_a_phrase_file_covers_every_meaning_exactly_once(language):
+    """Nothing is missing, superfluous or ambiguous, and every answer occurs in its sentence."""
     assert check(language) == []
 
 
@@ -24,34 +24,34 @@ def test_a_phrase_file_words_every_meaning_exactly_once(language):
     ],
 )
 def test_a_sentence_reads_as_a_speaker_would_write_it(language, sentence):
-    """Word order and agreement come out of the stored phrases."""
+    """Word order and agreement come from the stored phrases."""
     assert phrases(language).event(EVENT) == sentence
 
 
-def test_a_denied_event_is_worded_with_the_denial():
-    """The same template serves the statement and its denial."""
+def test_a_denied_event_is_negated():
+    """The same template serves the statement and its negation."""
     denied = Event("maria", "buy_bread", "market", "monday", denied=True)
     assert phrases("en").event(denied, "fronted") == "On Monday, Maria did not buy bread at the market."
 
 
-def test_verbs_agree_with_the_subject_where_the_language_asks_for_it():
-    """Russian past tense has a feminine and a masculine form."""
+def test_verbs_agree_with_the_subject_where_the_language_requires_it():
+    """The Russian past tense has a feminine and a masculine form."""
     omar = Event("omar", "buy_bread", "market", "monday")
     assert "купила" in phrases("ru").event(EVENT)
     assert "купил " in phrases("ru").event(omar)
 
 
 def test_turkish_capitalises_a_dotted_i():
-    """A Turkish sentence never begins with a dotless I where an i stood."""
+    """A Turkish sentence never begins with a dotless I in place of a dotted one."""
     assert phrases("tr")._sentence("itfaiye geldi.") == "İtfaiye geldi."
 
 
 def test_there_are_as_many_events_as_the_meanings_allow():
-    """12 people, 40 actions, 6 places each and 12 times."""
+    """12 people, 40 actions with 6 places each, and 12 times."""
     assert len(events()) == 12 * 40 * 6 * 12
 
 
-def test_an_opinion_knows_its_sentiment():
-    """The quality alone decides."""
+def test_an_opinion_has_a_sentiment():
+    """The quality alone decides it."""
     assert Opinion("soup", "terrible").sentiment == "negative"
     assert phrases("en").opinion(Opinion("soup", "terrible")) == "The soup was terrible."

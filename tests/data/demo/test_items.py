@@ -1,4 +1,4 @@
-"""The instruction set: reproducible, split by meaning, answerable."""
+"""The demo's instruction set: reproducible, split by meaning, and answerable."""
 
 import itertools
 import random
@@ -26,21 +26,21 @@ TEST_SENTENCES = {
 }
 
 
-def test_every_event_lies_in_one_split_whoever_did_it():
-    """The split depends on deed, place and time, not on the person or on denial."""
+def test_every_event_is_in_one_split_whoever_did_it():
+    """The split depends on action, place and time, not on the person or on negation."""
     for event in events()[::97]:
         for person, denied in itertools.product(("maria", "omar"), (False, True)):
             assert split_of(Event(person, event.action, event.place, event.time, denied)) == split_of(event)
 
 
-def test_splits_have_the_sizes_that_the_documentation_names():
-    """About 86, 7 and 7 % of all meanings."""
+def test_splits_have_the_documented_sizes():
+    """About 86, 7 and 6 % of all meanings."""
     assert Counter(split_of(event) for event in events()) == {"train": 29_892, "dev": 2_544, "test": 2_124}
 
 
 @pytest.mark.parametrize("draw", ["english", "parallel"])
 def test_no_training_item_contains_a_test_sentence(draw):
-    """No whole statement of the test split is read in training, whatever the task."""
+    """No whole statement of the test split occurs in training, whatever the task."""
     text = "\n".join(
         item.example.turns["en"].instruction for item in demo_items("train", 3_000, ["en"], draw=draw)
     )
@@ -50,8 +50,8 @@ def test_no_training_item_contains_a_test_sentence(draw):
 REAL = base_text.Real((dict.fromkeys(LANGUAGES, "Hello."),), dict.fromkeys(LANGUAGES, (0,)))
 
 
-def test_the_base_model_reads_no_test_sentence():
-    """Its documents are made of training meanings alone."""
+def test_the_base_model_is_trained_on_no_test_sentence():
+    """Its documents contain training meanings only."""
     rng = random.Random(0)
     solved = itertools.islice(base_text.exercises(rng), 3_000)
     texts = [*itertools.islice(base_text.prose(REAL, rng), 3_000)]
@@ -61,8 +61,8 @@ def test_the_base_model_reads_no_test_sentence():
     assert not [sentence for sentence in TEST_SENTENCES if sentence in text]
 
 
-def test_a_block_holds_whole_documents_and_says_the_same_at_every_asking():
-    """Step n does not depend on what was asked before; a document is never cut in two."""
+def test_a_block_holds_whole_documents_and_is_reproducible():
+    """Step n does not depend on earlier steps, and no document is cut in two."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(files("isogloss.data.demo") / "base")
     step = Packed(REAL, tokenizer, rows=8, seed=1).step(7)
     again = Packed(REAL, tokenizer, rows=8, seed=1).step(7)
@@ -78,8 +78,8 @@ def test_a_block_holds_whole_documents_and_says_the_same_at_every_asking():
         assert set(documents) <= read
 
 
-def test_of_exercises_just_the_answers_are_learnt():
-    """Each position named in `at` is followed by the token beside it in `answers`; prose is learnt whole."""
+def test_only_the_answers_of_exercises_are_learnt():
+    """The token after each position in `at` is the one beside it in `answers`; prose is learnt whole."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(files("isogloss.data.demo") / "base")
     step = Packed(REAL, tokenizer, rows=8, seed=2).step(0)
     flat, known = step.ids.flatten(), step.answers != IGNORED
@@ -93,7 +93,7 @@ def test_of_exercises_just_the_answers_are_learnt():
 
 
 def test_an_exercise_is_solved_in_every_language_it_names():
-    """The same label word stands in both languages; the difference names phrases, and counts less."""
+    """The label is the same in both languages; phrases that explain a difference have a lower weight."""
     rng = random.Random(5)
     for _ in range(40):
         segments = exercise(["en", "sw"], rng, autonyms=base_text.AUTONYMS, kind="paraphrase", explained=1.0)
@@ -106,8 +106,8 @@ def test_an_exercise_is_solved_in_every_language_it_names():
             assert ("(" in one) == ("(" in other) == (not one.endswith("same"))
 
 
-def test_a_match_names_the_number_of_the_statement_that_says_the_same():
-    """Among statements that differ in little, the probe's other wording is found by its number."""
+def test_a_match_names_the_number_of_the_equivalent_statement():
+    """Among similar statements, the answer is the number of the one with the probe's words."""
     rng = random.Random(2)
     for _ in range(40):
         first, *rest = exercise(["en"], rng, autonyms=base_text.AUTONYMS, kind="match")
@@ -121,14 +121,14 @@ def event_words(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"\w+", text.lower()))
 
 
-def test_items_are_the_same_whatever_languages_are_asked_for():
-    """Item n means the same with three languages as with fifteen."""
+def test_items_do_not_depend_on_the_requested_languages():
+    """Item n is the same with two languages as with fifteen."""
     few, all_ = demo_items("dev", 30, ["en", "sw"]), demo_items("dev", 30, LANGUAGES)
     assert [item.example.turns["sw"] for item in few] == [item.example.turns["sw"] for item in all_]
 
 
-def test_the_first_48_items_hold_every_task_in_every_phrasing():
-    """A low-resource language sees all of the work in its 48 items."""
+def test_the_first_48_items_cover_every_task():
+    """A low-resource language sees every task in its 48 items, in more than 15 phrasings."""
     items = demo_items("train", 48, ["en", "sw"], draw="parallel")
     assert Counter(item.example.task for item in items).keys() == set(TASKS)
     openings = {item.example.turns["en"].instruction.split("{")[0][:12] for item in items}
@@ -136,7 +136,7 @@ def test_the_first_48_items_hold_every_task_in_every_phrasing():
 
 
 def test_a_reference_response_means_the_gold_answer_in_every_language():
-    """Reading an item's own response gives its gold meaning: no two options read alike."""
+    """Each item's own response is read as its gold answer, so no two options are confused."""
     suite = load(None, "dev", LANGUAGES[1:], 70, 10)
     for item in suite.items:
         for code, turn in item.turns.items():
@@ -155,7 +155,7 @@ def test_a_short_hypothesis_never_follows_from_a_denial():
             assert sentence in ("full", "fronted")
 
 
-def test_two_wordings_differ_in_meaning_just_when_they_should():
+def test_two_wordings_differ_in_meaning_only_when_they_should():
     """`vary` returns one event twice, or two different ones of the same split."""
     rng = random.Random(0)
     for event in events_of("test")[::50]:
@@ -166,7 +166,7 @@ def test_two_wordings_differ_in_meaning_just_when_they_should():
 
 
 def test_retrieval_sentences_are_parallel_and_distinct():
-    """Every language words the same meanings, each once."""
+    """Every language has a sentence for each meaning, and none twice."""
     suite = load(None, "test", ["sw", "zh"], 1, 100)
     assert {code: len(set(texts)) for code, texts in suite.sentences.items()} == {
         "en": 100,
@@ -176,8 +176,8 @@ def test_retrieval_sentences_are_parallel_and_distinct():
     assert not set(suite.sentences["en"]) & set(suite.layer_sentences["en"])
 
 
-def test_the_drill_asks_for_persons_alone():
-    """The answer is whose statement is asked about; some drills name the person behind each statement."""
+def test_the_drill_only_asks_for_people():
+    """The answer is the person whose statement is asked about; some drills name each statement's person."""
     rng, noted = random.Random(4), 0
     people = {entry["text"] for entry in phrases("en").entries["people"].values()}
     for _ in range(60):
