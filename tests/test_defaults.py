@@ -48,7 +48,7 @@ def followed(config: Config) -> tuple:
     ("settings", "signal"),
     [
         ([], "top_k"),
-        (["distill.temperature=2"], "hidden"),
+        (["distill.temperature=2"], "top_k"),
         (["distill.kl_weight=0"], "top_k"),
         (["distill.kl_weight=0", "distill.replay_fraction=0"], "hidden"),
         (["distill.teacher={type: server, url: 'http://localhost:1/v1', model: m}"], "hidden"),

@@ -171,7 +171,8 @@ class Distill(Optimisation):
     """Divergence between teacher and student on response tokens: `forward` KL, `reverse` KL or
     `jensen_shannon`."""
     temperature: Positive = 1.0
-    """Softmax temperature of the divergence; must be 1 if only the top-k tokens are kept."""
+    """Softmax temperature of the divergence. If only the top-k tokens are kept, a value other than 1 adds the
+    divergence among them at that temperature to the one at 1."""
     signal: Literal["hidden", "top_k"] = "hidden"
     """What is cached of the teacher's output. `hidden`: the last hidden states, which give the exact
     divergence. `top_k`: the likeliest tokens and one bucket for the rest. Follows the model if not given."""
@@ -222,13 +223,6 @@ class Distill(Optimisation):
     def _some_loss(self) -> "Distill":
         if not self.kl_weight + self.ce_weight + self.similarity_weight:
             raise refusal("kl_weight", "must be above 0 if ce_weight and similarity_weight are 0")
-        return self
-
-    @model_validator(mode="after")
-    def _exact(self) -> "Distill":
-        if self.form[0] == "top_k" and self.temperature != 1:
-            name = f"teacher.type is {self.teacher.type}" if self.scored_elsewhere else "signal is top_k"
-            raise refusal("temperature", f"must be 1 if {name}; only signal hidden allows other values")
         return self
 
     @property

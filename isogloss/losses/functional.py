@@ -7,12 +7,14 @@ A divergence takes the teacher as dense logits or as its k likeliest tokens plus
 For `TopK` it compares two distributions over k + 1 outcomes: the student's other tokens are also merged into
 one outcome, so no mass is renormalised away. It is never more than the dense divergence (data processing
 inequality; Cover & Thomas 2006, section 2.8), and equal to it if teacher and student distribute the rest
-alike, or if k = V. Only temperature 1 is exact: the sum of the rest does not tell how another temperature
-would change it, so other temperatures raise an error unless k = V.
+alike, or if k = V. Another temperature cannot be applied to the rest, of which only the sum is known. So at
+temperature τ the divergence is the one at temperature 1 over the k + 1 outcomes, plus τ² times the one at τ
+between the distributions renormalised to the k tokens: the first moves mass to the k tokens, the second keeps
+the teacher's ratios among them (Hinton et al. 2015, arXiv:1503.02531) even where it is nearly one-hot.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -42,10 +44,13 @@ def forward_kl(
             gradient's scale (Hinton et al. 2015, arXiv:1503.02531, section 2).
 
     Raises:
-        ValueError: `temperature` is not a finite number above 0, or not 1 for a `TopK` with k < V.
+        ValueError: `temperature` is not a finite number above 0.
     """
-    log_q, log_p = outcomes_of(log_softmax(student, temperature), teacher, temperature)
-    return (log_p.exp() * (log_p - log_q)).sum() * temperature**2
+
+    def kl(log_q: Tensor, log_p: Tensor) -> Tensor:
+        return (log_p.exp() * (log_p - log_q)).sum()
+
+    return _divergence(kl, student, teacher, temperature)
 
 
 def reverse_kl(
@@ -63,8 +68,11 @@ def reverse_kl(
     Raises:
         ValueError: As `forward_kl`.
     """
-    log_q, log_p = outcomes_of(log_softmax(student, temperature), teacher, temperature)
-    return (log_q.exp() * (log_q - log_p)).sum() * temperature**2
+
+    def kl(log_q: Tensor, log_p: Tensor) -> Tensor:
+        return (log_q.exp() * (log_q - log_p)).sum()
+
+    return _divergence(kl, student, teacher, temperature)
 
 
 def jensen_shannon(
@@ -86,10 +94,12 @@ def jensen_shannon(
         raise ValueError(
             f"beta is {beta}; it must lie between 0 and 1; at the ends use forward_kl or reverse_kl"
         )
-    log_q, log_p = outcomes_of(log_softmax(student, temperature), teacher, temperature)
-    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
-    both = beta * log_p.exp() * (log_p - log_m) + (1 - beta) * log_q.exp() * (log_q - log_m)
-    return both.sum() * temperature**2
+
+    def both(log_q: Tensor, log_p: Tensor) -> Tensor:
+        log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
+        return (beta * log_p.exp() * (log_p - log_m) + (1 - beta) * log_q.exp() * (log_q - log_m)).sum()
+
+    return _divergence(both, student, teacher, temperature)
 
 
 def cross_entropy(
@@ -203,6 +213,21 @@ def _named(cosines: Float[Tensor, "some meanings"], temperature: float) -> float
     return (-(log_p.exp() * log_p).sum(-1)).exp().mean().item()
 
 
+def _divergence(
+    measure: Callable[[Tensor, Tensor], Tensor],
+    student: Float[Tensor, "tokens vocab"],
+    teacher: Float[Tensor, "tokens vocab"] | TopK,
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Apply a divergence of log q and log p at a temperature, times its square; `TopK`: see the module."""
+    if not isinstance(teacher, TopK) or temperature == 1 or teacher.ids.shape[1] == student.shape[1]:
+        log_q = log_softmax(student, temperature)
+        return measure(*outcomes_of(log_q, teacher, temperature)) * temperature**2
+    kept = log_softmax(student.gather(1, teacher.ids.long()), temperature)
+    among = measure(kept, log_softmax(teacher.logprobs, temperature))
+    return measure(*outcomes_of(log_softmax(student, 1.0), teacher, 1.0)) + among * temperature**2
+
+
 def outcomes_of(
     log_q: Float[Tensor, "tokens vocab"],
     teacher: Float[Tensor, "tokens vocab"] | TopK,
@@ -214,18 +239,11 @@ def outcomes_of(
 
     Args:
         log_q: The student's log-probabilities at the temperature.
-
-    Raises:
-        ValueError: As `forward_kl`.
+        temperature: 1 for a `TopK` with k < V.
     """
     if not isinstance(teacher, TopK):
         return log_q, log_softmax(teacher, temperature)
     ids, whole = teacher.ids.long(), teacher.ids.shape[1] == log_q.shape[1]
-    if temperature != 1 and not whole:
-        raise ValueError(
-            f"temperature is {temperature}; a top-k teacher is exact only at temperature 1; "
-            "use 1, or hidden states as the signal"
-        )
     kept = log_q.gather(1, ids)
     if whole:
         return kept, log_softmax(teacher.logprobs, temperature)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from isogloss.losses.functional import LEAST, log_softmax, outcomes_of, wide
+from isogloss.losses.functional import LEAST, log_softmax, wide
 from isogloss.losses.topk import TopK
 from isogloss.model.decoder import causal_of, head, readout
 
@@ -301,8 +301,6 @@ def _topk_grad(z: Tensor, response: Tensor | None, top: TopK | None, how: _How, 
     With a = ∂D/∂ln q of each outcome, a top-k token has the slope a - q Σa, and a token of the rest has
     (a(rest)/q(rest) - Σa) q. The slope of cross-entropy is q, minus 1 for the response token.
     """
-    if top is not None and how.temperature != 1:
-        outcomes_of(z, top, how.temperature)  # raises ValueError
     none = torch.empty(len(z), 0, dtype=torch.long, device=z.device)
     ids = none if top is None else top.ids.long()
     own = none if response is None else response[:, None]
@@ -333,6 +331,11 @@ def _topk_grad(z: Tensor, response: Tensor | None, top: TopK | None, how: _How, 
         factor = factor + w_kl * (all_q + rest_q)
         own_a = torch.cat([a[:, :kept], rest_q * some[:, kept:]], 1)
         slope += w_kl * (all_q * some + own_a)
+        if (tau := how.temperature) != 1:
+            kept_q = log_softmax(logits[:, :kept], tau)
+            among, a = _outcomes(kept_q, log_softmax(top.logprobs, tau), how)
+            kl = kl + among * tau**2
+            slope[:, :kept] += w_kl * tau * (a - kept_q.exp() * a.sum(1, keepdim=True))
     if not learn:
         return ce, kl, None
     most = how.head.input_grad(others, softcaps[0]) * (factor / total)

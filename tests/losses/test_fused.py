@@ -62,8 +62,8 @@ def test_dense_losses_and_gradients_equal_the_plain_form(divergence, kind, tempe
 @pytest.mark.parametrize("divergence", PLAIN)
 @pytest.mark.parametrize("k", [1, 8, 40, 41])
 @pytest.mark.parametrize("kind", HEADS)
-@pytest.mark.parametrize("weights", [(0.7, 1.3), (0, 1)])
-def test_top_k_losses_and_gradients_equal_the_plain_form(divergence, k, kind, weights):
+@pytest.mark.parametrize(("weights", "temperature"), [((0.7, 1.3), 1.0), ((0, 1), 1.0), ((0.7, 1.3), 4.0)])
+def test_top_k_losses_and_gradients_equal_the_plain_form(divergence, k, kind, weights, temperature):
     """The gradient of the remaining mass is split among its tokens as the student splits its own.
 
     The response token is part of it, among the kept tokens, or not used.
@@ -77,12 +77,12 @@ def test_top_k_losses_and_gradients_equal_the_plain_form(divergence, k, kind, we
         if fused:
             ce, kl = scored(
                 states, head, size=7, response=response if weights[0] else None, teacher=said,
-                divergence=divergence, weights=weights,
+                divergence=divergence, temperature=temperature, weights=weights,
             )  # fmt: skip
         else:
             z = dense(head, states)
             ce = functional.cross_entropy(z, response) if weights[0] else z.new_zeros(())
-            kl = PLAIN[divergence](z, said)
+            kl = PLAIN[divergence](z, said, temperature=temperature)
         (weights[0] * ce + weights[1] * kl).backward()
         found.append((ce.detach(), kl.detach(), states.grad))
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
@@ -247,8 +247,8 @@ def test_impossible_settings_are_refused_as_in_the_plain_form(temperature):
     head, hidden, teacher, _ = made()
     with pytest.raises(ValueError, match=f"temperature is {temperature}; it must be a finite number"):
         scored(hidden, head, size=5, teacher=teacher, temperature=temperature)
-    with pytest.raises(ValueError, match=r"a top-k teacher is exact only at temperature 1"):
-        scored(hidden, head, size=5, teacher=TopK.of(dense(head, teacher), 3), temperature=2.0)
+    with pytest.raises(ValueError, match=f"temperature is {temperature}; it must be a finite number"):
+        scored(hidden, head, size=5, teacher=TopK.of(dense(head, teacher), 3), temperature=temperature)
     with pytest.raises(ValueError, match=r"beta is 1.0; it must lie between 0 and 1"):
         scored(hidden, head, size=5, teacher=teacher, divergence="jensen_shannon", beta=1.0)
 

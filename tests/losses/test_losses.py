@@ -353,13 +353,16 @@ def test_fewer_outcomes_never_increase_the_divergence(loss):
 
 @pytest.mark.parametrize("loss", DIVERGENCES)
 @pytest.mark.parametrize("k", [None, 1, 3, 5])
-def test_gradients_equal_finite_differences(loss, k):
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_gradients_equal_finite_differences(loss, k, temperature):
     """gradcheck in float64, dense and on k of five tokens."""
     student, teacher = (x.double() / 3 for x in pair(3, 5))
     if k is not None:
         top = teacher.log_softmax(-1).topk(k)
         teacher = TopK(top.indices, top.values)
-    assert torch.autograd.gradcheck(lambda s: loss(s, teacher), [student.requires_grad_()])
+    assert torch.autograd.gradcheck(
+        lambda s: loss(s, teacher, temperature=temperature), [student.requires_grad_()]
+    )
 
 
 @pytest.mark.parametrize("loss", DIVERGENCES)
@@ -378,15 +381,26 @@ def test_masks_work_as_indices(loss, kept):
 
 
 @pytest.mark.parametrize("loss", DIVERGENCES)
-def test_top_k_at_another_temperature_is_refused(loss):
-    """Its effect on the remaining mass is unknown; the message names an alternative."""
+@pytest.mark.parametrize("temperature", [0.5, 4.0])
+def test_top_k_at_another_temperature_adds_the_divergence_among_the_kept_tokens(loss, temperature):
+    """That is the dense divergence of the two sides' logits of those tokens alone, in any order."""
     student, teacher = pair(3, 13)
-    with pytest.raises(ValueError) as caught:
-        loss(student, TopK.of(teacher, 4), temperature=2.0)
-    assert str(caught.value) == (
-        "temperature is 2.0; a top-k teacher is exact only at temperature 1; "
-        "use 1, or hidden states as the signal"
-    )
+    said = TopK.of(teacher, 4)
+    kept = (x.gather(1, said.ids.long()) for x in (student, teacher))
+    expected = loss(student, said) + loss(*kept, temperature=temperature)
+    torch.testing.assert_close(loss(student, said, temperature=temperature), expected)
+
+
+def test_a_temperature_passes_on_ratios_of_a_nearly_one_hot_top_k_teacher():
+    """By hand: p ∝ (1, e⁻⁸, e⁻¹²) is (1, e⁻², e⁻³) at temperature 4; the student swaps the last two."""
+    teacher = torch.tensor([[0.0, -8.0, -12.0, -40.0]])
+    student = torch.tensor([[0.0, -12.0, -8.0, -40.0]])
+    said = TopK.of(teacher, 3)
+    assert forward_kl(student, said).item() < 0.002
+    whole = 1 + math.exp(-2) + math.exp(-3)
+    expected = 16 * (math.exp(-2) - math.exp(-3)) / whole
+    more = forward_kl(student, said, temperature=4.0) - forward_kl(student, said)
+    assert more.item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("loss", DIVERGENCES)

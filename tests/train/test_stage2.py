@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from isogloss.cli import main
 from isogloss.config import load_config
 from isogloss.data.chat import Encoded
-from isogloss.errors import ConfigError, RunError
+from isogloss.errors import RunError
 from isogloss.losses import functional
 from isogloss.model.load import load_tokenizer
 from isogloss.pipeline import training_rows
@@ -135,15 +135,6 @@ def test_checks_can_be_disabled(base, tmp_path):
     run = opened(tmp_path / "run", base, "distill.checks=false")
     run_distill(run)
     assert [line for line in run.reporter.lines if line.startswith("Divergence")] == []
-
-
-def test_top_k_at_another_temperature_is_refused_when_settings_are_loaded():
-    with pytest.raises(ConfigError) as caught:
-        load_config(None, ["distill.signal=top_k", "distill.temperature=2.0"])
-    assert str(caught.value) == (
-        "--set distill.temperature=2.0: distill.temperature must be 1 if signal is top_k; "
-        "only signal hidden allows other values"
-    )
 
 
 def test_the_prompts_of_a_row_are_shown_as_encoded(filled, capsys):
