@@ -90,7 +90,7 @@ def show_methods(rows: Sequence[dict]) -> None:
             table.add_row(entry["method"], *(_cost(entry, level, name) for level in levels))
     out.print(scores)
     for name, unit in (("seconds", "Seconds"), ("flops", "TFLOP")):
-        about = "to reach an alignment accuracy, and ratio to ours; > n×: not within"
+        about = "to reach an alignment accuracy, × ours; > n×: not within n times ours"
         out.print(f"\n{unit} {about}", style="bold")
         out.print(costs[name])
     seeds = max(entry["seeds"] for entry in methods)

@@ -220,35 +220,25 @@ def _divergence(
     temperature: float,
 ) -> Float[Tensor, ""]:
     """Apply a divergence of log q and log p at a temperature, times its square; `TopK`: see the module."""
-    if not isinstance(teacher, TopK) or temperature == 1 or teacher.ids.shape[1] == student.shape[1]:
-        log_q = log_softmax(student, temperature)
-        return measure(*outcomes_of(log_q, teacher, temperature)) * temperature**2
-    kept = log_softmax(student.gather(1, teacher.ids.long()), temperature)
-    among = measure(kept, log_softmax(teacher.logprobs, temperature))
-    return measure(*outcomes_of(log_softmax(student, 1.0), teacher, 1.0)) + among * temperature**2
-
-
-def outcomes_of(
-    log_q: Float[Tensor, "tokens vocab"],
-    teacher: Float[Tensor, "tokens vocab"] | TopK,
-    temperature: float,
-) -> tuple[Float[Tensor, "tokens outcomes"], Float[Tensor, "tokens outcomes"]]:
-    """Log-probabilities of student and teacher over the same outcomes, in nats.
-
-    Outcomes are the vocabulary's tokens or, for a `TopK` with k < V, its tokens in their order and the rest.
-
-    Args:
-        log_q: The student's log-probabilities at the temperature.
-        temperature: 1 for a `TopK` with k < V.
-    """
     if not isinstance(teacher, TopK):
-        return log_q, log_softmax(teacher, temperature)
-    ids, whole = teacher.ids.long(), teacher.ids.shape[1] == log_q.shape[1]
-    kept = log_q.gather(1, ids)
-    if whole:
-        return kept, log_softmax(teacher.logprobs, temperature)
+        return measure(log_softmax(student, temperature), log_softmax(teacher, temperature)) * temperature**2
+    everything = teacher.ids.shape[1] == student.shape[1]
+    if not everything:
+        with_rest = measure(*_with_rest(log_softmax(student, 1.0), teacher))
+        if temperature == 1:
+            return with_rest
+    kept = log_softmax(student.gather(1, teacher.ids.long()), temperature)
+    among = measure(kept, log_softmax(teacher.logprobs, temperature)) * temperature**2
+    return among if everything else with_rest + among
+
+
+def _with_rest(
+    log_q: Float[Tensor, "tokens vocab"], teacher: TopK
+) -> tuple[Float[Tensor, "tokens outcomes"], Float[Tensor, "tokens outcomes"]]:
+    """Log-probabilities of student and teacher over the k tokens, in the teacher's order, and the rest."""
+    ids = teacher.ids.long()
     rest = log_q.scatter(1, ids, -math.inf).logsumexp(1, keepdim=True)
-    kept = torch.cat([kept, rest], 1).clamp(min=LEAST)
+    kept = torch.cat([log_q.gather(1, ids), rest], 1).clamp(min=LEAST)
     return kept, torch.cat([wide(teacher.logprobs), wide(teacher.rest)[:, None]], 1).clamp(min=LEAST)
 
 

@@ -108,15 +108,16 @@ def similarity_temperature(samples: Sequence[Sample], settings: Distill) -> floa
     found = twins_of(samples)
     assert found is not None
     twins = found.vectors
-    usual = functional.temperature_of(twins, min(NAMED, max(2.0, len(twins) / 4)))
+    wanted = min(NAMED, max(2.0, len(twins) / 4))
     if settings.similarity_temperature is None:
-        return usual
+        return functional.temperature_of(twins, wanted)
     named = functional.perplexity(twins, settings.similarity_temperature)
     if not 2 <= named <= len(twins) / 2:
         says = "which is nearly one-hot" if named < 2 else "which is nearly uniform"
         raise ConfigError(
             f"distill.similarity_temperature is {settings.similarity_temperature:g}: the hidden-state term's "
-            f"target covers {named:.1f} of {len(twins)} twins, {says}; leave it out, or use {usual:.2g}"
+            f"target covers {named:.1f} of {len(twins)} twins, {says}; leave it out, or use "
+            f"{functional.temperature_of(twins, wanted):.2g}"
         )
     return settings.similarity_temperature
 
