@@ -489,6 +489,24 @@ def test_an_evaluation_answers_every_wording_up_to_its_limit(read, monkeypatch):
     assert found.tokens_generated == 2 * len(texts) * (10 + 100) + 10
 
 
+@pytest.mark.parametrize(
+    ("gold", "likelihood", "generated", "scored"),
+    [("no", "[]", 3, 0), (None, "[]", 6, 0), ("no", "[demo]", 0, 3 + 6)],
+)
+def test_a_closed_answer_is_as_long_as_its_option(read, monkeypatch, gold, likelihood, generated, scored):
+    """With an unknown answer, as the longest option; scored by likelihood, all options are read."""
+    item = Item("1", "task", {"en": Turn("Is it?")}, options={"en": {"no": "ab", "yes": "abcde"}}, gold=gold)
+    monkeypatch.setattr(stages, "load_suite", lambda *given: SuiteData("demo", "1", "dev", (item,), {}))
+    monkeypatch.setattr(stages, "encode_prompt", lambda tokenizer, text: [0] * 7)
+    monkeypatch.setattr("isogloss.plan.work.encode_response", lambda tokenizer, text: [0] * (len(text) + 1))
+    work = read.changed(
+        ["evaluate.suites=[demo]", "evaluate.max_new_tokens=10", f"evaluate.likelihood={likelihood}"]
+    )
+    found = stages.evaluate_plan(work)
+    assert found.tokens_generated == 2 * generated
+    assert found.tokens_forwarded == 2 * (7 + max(0, generated - 1) + scored)
+
+
 def test_a_batch_that_cannot_be_divided_over_the_devices_gives_a_note(read):
     """Training would refuse it."""
     few = Machine("some", 16, 64 << 30, 1e12, gpu=False, process=0)

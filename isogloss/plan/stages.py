@@ -284,28 +284,26 @@ def evaluate_plan(work: Work) -> StagePlan:
     config = causal.config.get_text_config()
     before = Meter(causal, 0.0)
     after = Meter(causal, adapters.tree.path_rank() / max(1, adapters.tree.rank))
-    sides, longest, width, answers = (before, after), 1, 1, settings.max_new_tokens
+    sides, longest, width = (before, after), 1, 1
     for name in settings.suites:
         suite = load_suite(name, run.data_root, settings, run.measured)
-
-        def read(item: Item, text: str) -> tuple[int, int]:
-            return len(encode_prompt(work.tokenizer, text)), max(answers, item.longest or 0)
-
         asked = [
-            read(item, item.turns[code].instruction)
+            _answered(work, name, item, code, item.turns[code].instruction)
             for item in suite.items
             for code in (*run.measured, SOURCE)
             if code in item.turns
         ]
         # Only the reference model answers paraphrases.
-        reworded = [read(item, text) for item in suite.items for text in item.paraphrases]
+        reworded = [
+            _answered(work, name, item, SOURCE, text) for item in suite.items for text in item.paraphrases
+        ]
         for side, some in ((before, asked + reworded), (after, asked)):
-            for prompt, new in some:
-                _generated(side, prompt, new)
-                found.tokens_forwarded += prompt + new - 1
+            for prompt, new, scored in some:
+                _generated(side, prompt, new, scored)
+                found.tokens_forwarded += prompt + max(0, new - 1) + scored
                 found.tokens_generated += new
-        longest = max([longest, *(prompt for prompt, _ in asked + reworded)])
-        width = max([width, *(prompt + new for prompt, new in asked + reworded)])
+        longest = max([longest, *(prompt for prompt, _, _ in asked + reworded)])
+        width = max([width, *(prompt + new + scored for prompt, new, scored in asked + reworded)])
         for sentences in (suite.sentences, suite.layer_sentences):
             for code, texts in sentences.items():
                 if code in (*run.measured, SOURCE):
@@ -341,12 +339,29 @@ def _count(
     meter.project(heads - taught)
 
 
-def _generated(meter: Meter, prompt: int, new: int) -> None:
-    """Add a generation to the meter: the prompt once, then one token at a time with a KV cache."""
+def _answered(work: Work, suite: str, item: Item, code: str, text: str) -> tuple[int, int, int]:
+    """Return the tokens of a prompt, those generated for it, and those of the options scored after it.
+
+    On a closed task the answer is as long as the right option or, if that is unknown, as the longest one. An
+    open answer may reach its limit.
+    """
+    settings, prompt = work.config.evaluate, len(encode_prompt(work.tokenizer, text))
+    limit = max(settings.max_new_tokens, item.longest or 0)
+    if not item.options:
+        return prompt, limit, 0
+    lengths = {key: work.answer_length(wording) for key, wording in item.options[code].items()}
+    if suite in settings.likelihood:
+        return prompt, 0, sum(lengths.values())
+    return prompt, min(limit, lengths.get(item.gold or "", max(lengths.values()))), 0
+
+
+def _generated(meter: Meter, prompt: int, new: int, scored: int) -> None:
+    """Add an answer: the prompt once, then generated tokens one at a time with a KV cache, or all options."""
     meter.read(1, prompt)
     for seen in range(prompt + 1, prompt + new):
         meter.read(1, 1, seen=seen)
-    meter.project(new)
+    meter.read(1, scored, seen=prompt + scored)
+    meter.project(new + scored)
 
 
 def _reading(

@@ -17,7 +17,7 @@ from isogloss.adapters.lora import TreeLora
 from isogloss.adapters.tree import Tree
 from isogloss.config import Config, with_overrides
 from isogloss.data import selection
-from isogloss.data.chat import Encoded
+from isogloss.data.chat import Encoded, encode_response
 from isogloss.data.counting import unchanging
 from isogloss.data.examples import ParallelExample
 from isogloss.languages import SOURCE
@@ -77,6 +77,7 @@ class Work:
         self.notes: list[str] = []
         self.scored = 0
         """Number of English examples scored for difficulty; set by `english`."""
+        self._lengths: dict[str, int] = {}
         self.tokenizer = unchanging(self._tokenizer())
 
     def changed(self, overrides: Iterable[str]) -> "Work":
@@ -85,6 +86,12 @@ class Work:
         other.__dict__ |= self.__dict__ | {"config": with_overrides(self.config, overrides)}
         other.dtype = self.machine.dtype(other.config.dtype)
         return other
+
+    def answer_length(self, wording: str) -> int:
+        """Return the tokens of an answer with its end of turn."""
+        if wording not in self._lengths:
+            self._lengths[wording] = len(encode_response(self.tokenizer, wording))
+        return self._lengths[wording]
 
     @cached_property
     def english(self) -> list[Encoded]:
