@@ -21,7 +21,8 @@ from isogloss.languages import languages
 WORDS: Final = 13
 LETTERS: Final = 30
 """Length of a passage in scripts without spaces; also the minimum length of a response to be checked."""
-_MADE: Final = ("demo",)
+GENERATED: Final = ("demo",)
+"""Suites made by a grammar, without end."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def _meetings(
         if not any(parts):
             continue
         whole.setdefault(parts, []).append(number)
-        if test.suite not in _MADE:
+        if test.suite not in GENERATED:
             for passage in {passage for part in parts for passage in _passages(part, test.language)}:
                 passages.setdefault(passage, []).append(number)
     for text in training:
