@@ -45,20 +45,22 @@ def followed(config: Config) -> tuple:
 
 
 @pytest.mark.parametrize(
-    ("settings", "signal"),
+    ("settings", "signal", "temperature"),
     [
-        ([], "top_k"),
-        (["distill.temperature=2"], "top_k"),
-        (["distill.kl_weight=0"], "top_k"),
-        (["distill.kl_weight=0", "distill.replay_fraction=0"], "hidden"),
-        (["distill.teacher={type: server, url: 'http://localhost:1/v1', model: m}"], "hidden"),
+        ([], "top_k", 4),
+        (["distill.temperature=2"], "top_k", 2),
+        (["distill.signal=hidden"], "hidden", 1),
+        (["distill.kl_weight=0"], "top_k", 1),
+        (["distill.kl_weight=0", "distill.replay_fraction=0"], "hidden", 1),
+        (["distill.teacher={type: server, url: 'http://localhost:1/v1', model: m}"], "hidden", 1),
     ],
 )
-def test_the_default_signal_fits_the_other_settings(known, settings, signal):
+def test_the_default_signal_fits_the_other_settings(known, settings, signal, temperature):
     """Stage 1 never includes the teacher's prompt, whichever teacher is set."""
     known["some/model"] = GEMMA_270M
     found = load_config(None, ["model=some/model", *settings], places=True)
-    assert (found.distill.signal, found.tune.teacher_prompt_fraction) == (signal, 0)
+    assert (found.distill.signal, found.distill.temperature) == (signal, temperature)
+    assert found.tune.teacher_prompt_fraction == 0
 
 
 def test_the_embedded_model_has_its_own_defaults(known):
@@ -181,6 +183,7 @@ def test_resolved_settings_are_explained(known):
         "  distill.teacher_reads [twin]: for answers in the words of the language",
         "  tune.teacher_prompt_fraction 0: a pretrained model makes use of its prompt",
         "  distill.signal top_k: the vocabulary is large",
+        "  distill.temperature 4: a nearly certain teacher's other answers count too",
         "  distill.similarity_weight 1: the model is pretrained",
         "  distill.similarity_layer 7: two fifths of 18, where translations are most similar",
         "  distill.epochs 4: as set; the model's default is 2",

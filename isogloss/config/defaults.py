@@ -103,6 +103,9 @@ def table(facts: Facts | None, get: Callable[[str, Any], Any]) -> dict[str, Defa
         # With a vocabulary of 262,144, the LM head takes half the time per step, and a cached token a tenth
         # of the space (docs/log.md).
         found["distill.signal"] = Default("top_k", "the vocabulary is large")
+        if get("distill.kl_weight", 1.0) and get("distill.signal", "top_k") == "top_k":
+            # Two points of consistency in a pilot on Gemma 3 270M (docs/log.md).
+            found["distill.temperature"] = Default(4.0, "a nearly certain teacher's other answers count too")
     found["distill.similarity_weight"] = Default(1.0, "the model is pretrained")
     if facts and get("distill.similarity_weight", 1.0):
         # Retrieval of translations by standardised states is best a third of the way up; higher layers turn

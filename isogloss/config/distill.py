@@ -172,7 +172,7 @@ class Distill(Optimisation):
     `jensen_shannon`."""
     temperature: Positive = 1.0
     """Softmax temperature of the divergence. If only the top-k tokens are kept, a value other than 1 adds the
-    divergence among them at that temperature to the one at 1."""
+    divergence among them at that temperature to the one at 1. Follows the model if not given."""
     signal: Literal["hidden", "top_k"] = "hidden"
     """What is cached of the teacher's output. `hidden`: the last hidden states, which give the exact
     divergence. `top_k`: the likeliest tokens and one bucket for the rest. Follows the model if not given."""

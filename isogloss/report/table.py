@@ -52,7 +52,7 @@ def tasks_table(scores: Mapping[str, Any]) -> Table | None:
     if not view.tasks:
         return None
     table = _table("Tasks: reference model in English, and consistency with it, %", "task")
-    for name in ("English", "commonest", "reworded", "consistency", "κ after"):
+    for name in ("English", "commonest", "reworded", "consistency", "κ"):
         table.add_column(Text(name), justify="right", no_wrap=True)
     table.add_column(Text("mastered"), no_wrap=True)
     for row in view.tasks:

@@ -98,10 +98,10 @@ def test_the_terminal_table_fits_eighty_columns():
 def test_tasks_are_listed_with_the_reference_models_english():
     lines = show(tasks_table(made()))
     assert lines[1:] == [
-        "task               English  commonest  reworded  consistency  κ after  mastered",
-        "───────────────────────────────────────────────────────────────────────────────",
-        "massive: scenario     91.0       20.0      94.0  47.8 → 78.0     45.0  yes",
-        "xnli                  60.0       70.0         –  47.8 → 78.0     45.0  no",
+        "task               English  commonest  reworded  consistency     κ  mastered",
+        "────────────────────────────────────────────────────────────────────────────",
+        "massive: scenario     91.0       20.0      94.0  47.8 → 78.0  45.0  yes",
+        "xnli                  60.0       70.0         –  47.8 → 78.0  45.0  no",
     ]
 
 
