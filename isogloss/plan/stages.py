@@ -355,7 +355,7 @@ def _answered(work: Work, suite: str, item: Item, code: str, text: str) -> tuple
     return prompt, min(limit, lengths.get(item.gold or "", max(lengths.values()))), 0
 
 
-def _generated(meter: Meter, prompt: int, new: int, scored: int) -> None:
+def _generated(meter: Meter, prompt: int, new: int, scored: int = 0) -> None:
     """Add an answer: the prompt once, then generated tokens one at a time with a KV cache, or all options."""
     meter.read(1, prompt)
     for seen in range(prompt + 1, prompt + new):
