@@ -21,8 +21,7 @@ from isogloss.languages import languages
 WORDS: Final = 13
 LETTERS: Final = 30
 """Length of a passage in scripts without spaces; also the minimum length of a response to be checked."""
-GENERATED: Final = ("demo",)
-"""Suites made by a grammar, without end."""
+_MADE: Final = ("demo",)
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def _meetings(
         if not any(parts):
             continue
         whole.setdefault(parts, []).append(number)
-        if test.suite not in GENERATED:
+        if test.suite not in _MADE:
             for passage in {passage for part in parts for passage in _passages(part, test.language)}:
                 passages.setdefault(passage, []).append(number)
     for text in training:

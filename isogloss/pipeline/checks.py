@@ -1,6 +1,5 @@
 """Checks before anything is written, and detection of test items in the training data."""
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -13,7 +12,7 @@ from isogloss.data.examples import ParallelExample
 from isogloss.data.parallel_text import Pair
 from isogloss.errors import DataError
 from isogloss.evaluate.items import SuiteData
-from isogloss.evaluate.leaks import GENERATED, Leak, Text, find_leaks, leaking, texts_of, trained_texts
+from isogloss.evaluate.leaks import Leak, Text, find_leaks, leaking, texts_of, trained_texts
 from isogloss.evaluate.suites import load_suite
 from isogloss.files import read_json, write_json
 from isogloss.languages import SOURCE
@@ -35,21 +34,20 @@ from isogloss.teacher.rows import Row
 
 def leaks(run: Run) -> list[Leak]:
     """Find test items of the configured suites in the training data of either stage, in any language."""
-    return _compared(run, find_leaks, _suite_texts(run, run.measured))
+    return _compared(run, find_leaks)
 
 
 def leave_out_leaks(run: Run) -> None:
     """Record the training examples that occur in the suites, which excludes them from every stage.
 
-    All items of the evaluated split count, however many are configured, as the run may be evaluated on more
-    of them later. The check runs once per run, so that both stages and resumed runs exclude the same
-    examples, and again if the configured suites have changed.
+    The check runs once per run, so that both stages and resumed runs exclude the same examples, and again if
+    the configured suites have changed.
     """
     with processes.main_first():
         suites, before = _suites_of(run), _looked_for(run)
         if before.get("suites") == suites:
             return
-        found = _compared(run, leaking, _suite_texts(run, run.measured, every=True))
+        found = _compared(run, leaking)
         if processes.is_main():
             run.leaks.parent.mkdir(parents=True, exist_ok=True)
             both = [*dict.fromkeys([*before.get("left_out", []), *found])]
@@ -93,7 +91,7 @@ def without_leaks(
     run: Run, examples: Sequence[ParallelExample], codes: Sequence[str]
 ) -> list[ParallelExample]:
     """Remove examples for new languages that occur in the suites."""
-    suites = _suite_texts(run, tuple(dict.fromkeys((*run.measured, *codes))), every=True)
+    suites = _suite_texts(run, tuple(dict.fromkeys((*run.measured, *codes))))
     pairs = _pairs(run, codes)
     found = set(leaking(suites, [*trained_texts(examples), *_texts_of(pairs)]))
     if found:
@@ -111,13 +109,11 @@ def _left_out(count: int) -> str:
     return f"{count} training {what} in the evaluation suites"
 
 
-def _suite_texts(run: Run, codes: Sequence[str], *, every: bool = False) -> list[Text]:
-    """Return the texts of the configured suites; `every`: of all items and sentences that a data set has."""
+def _suite_texts(run: Run, codes: Sequence[str]) -> list[Text]:
     settings, tests = run.config.evaluate, []
     with run.reporter.waiting("Reading the suites"):
         for name in settings.suites:
-            most = sys.maxsize if every and name not in GENERATED else None
-            tests += texts_of(load_suite(name, run.data_root, settings, codes, most, most))
+            tests += texts_of(load_suite(name, run.data_root, settings, codes))
     return tests
 
 
@@ -136,8 +132,9 @@ def _texts_of(pairs: Iterable[Pair]) -> Iterator[Text]:
 T = TypeVar("T")
 
 
-def _compared(run: Run, compare: Callable[[Iterable[Text], Iterable[Text]], T], tests: Iterable[Text]) -> T:
-    """Compare test texts with the training data, using `compare`."""
+def _compared(run: Run, compare: Callable[[Iterable[Text], Iterable[Text]], T]) -> T:
+    """Compare the suites' texts with the training data, using `compare`."""
+    tests = _suite_texts(run, run.measured)
     examples = [*{example.id: example for example in run.english}.values(), *run.examples]
     pairs = _pairs(run, run.config.languages.targets)
 

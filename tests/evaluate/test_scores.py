@@ -294,36 +294,6 @@ def test_the_terminal_shows_the_official_scores(finished):
     assert summary_table(found, "xglue").row_count == 4 and headline(found, "xglue").startswith("xglue: ")
 
 
-def test_items_beyond_those_evaluated_are_left_out_of_training_too(finished, tmp_path):
-    """The run may be evaluated on more later; `check-leaks` only lists what is evaluated."""
-    test, trained = tmp_path / "test.jsonl", tmp_path / "trained.jsonl"
-    lines = [
-        json.dumps(
-            {"id": str(n), **{c: {"instruction": f"{c} {word}", "response": "y"} for c in ("en", "es", "fr")}}
-        )
-        for n, word in enumerate(("a", "b", "c", "d"))
-    ]
-    test.write_text("\n".join(lines[:3]) + "\n")
-    trained.write_text("\n".join(lines) + "\n")
-    run = Run(
-        load_config(
-            None,
-            (
-                *EVALUATE[:2],
-                f"run={tmp_path}",
-                "evaluate.suites=[parallel]",
-                "evaluate.items=1",
-                f"evaluate.parallel.path={test}",
-                f"data={{type: parallel, path: {trained}}}",
-            ),
-        ),
-        ProgressReporter(),
-    )
-    assert len({leak.id for leak in checks.leaks(run)}) == 1
-    checks.leave_out_leaks(run)
-    assert [e.id for e in run.examples] == [e.id for e in run.english] == ["3"]
-
-
 def test_test_items_in_the_training_data_are_found_and_left_out(finished, tmp_path, monkeypatch):
     """A data file contains items of a suite: they are found, and no stage uses them."""
     path: Path = finished.config.evaluate.parallel.path  # type: ignore[assignment]
