@@ -87,9 +87,9 @@ def check_run_folder(folder: Path) -> None:
 
 def require(folder: Path, *stages: tuple[str, str, str]) -> None:
     """Raise an error if the output of an earlier stage is missing in the run folder."""
-    if (folder / bundle.MANIFEST).exists():
-        quiet()  # rebuilding the reference model loads and writes it
-    bundle.restore(folder, print_line)
+    if bundle.needs_restoring(folder):
+        quiet()
+        bundle.restore(folder, print_line)
     for file, lacks, command in stages:
         if not (folder / file).exists():
             raise RunError(f"{folder} has {lacks}; run `isogloss {command}` first")

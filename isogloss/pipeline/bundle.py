@@ -92,6 +92,11 @@ def write(run: "Run", folder: Path) -> int:
     return size
 
 
+def needs_restoring(folder: Path) -> bool:
+    """Return whether a folder is a bundle whose reference model has not been rebuilt yet."""
+    return (folder / MANIFEST).exists() and not (folder / "tuned").exists()
+
+
 def restore(folder: Path, say: Callable[[str], None] = lambda text: None) -> None:
     """Rebuild a bundle's reference model; do nothing if the folder is not a bundle or already has it.
 
@@ -99,7 +104,7 @@ def restore(folder: Path, say: Callable[[str], None] = lambda text: None) -> Non
         RunError: A file has changed, or the base has other weights.
         ConfigError: The base is not available.
     """
-    if not (folder / MANIFEST).exists() or (folder / "tuned").exists():
+    if not needs_restoring(folder):
         return
     from isogloss.bases import made_once
     from isogloss.config import load_config

@@ -1,9 +1,9 @@
 """The work of a planned run: its rows, and models without storage to process them."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -77,7 +77,6 @@ class Work:
         self.notes: list[str] = []
         self.scored = 0
         """Number of English examples scored for difficulty; set by `english`."""
-        self._lengths: dict[str, int] = {}
         self.tokenizer = unchanging(self._tokenizer())
 
     def changed(self, overrides: Iterable[str]) -> "Work":
@@ -87,11 +86,10 @@ class Work:
         other.dtype = self.machine.dtype(other.config.dtype)
         return other
 
-    def answer_length(self, wording: str) -> int:
-        """Return the tokens of an answer with its end of turn."""
-        if wording not in self._lengths:
-            self._lengths[wording] = len(encode_response(self.tokenizer, wording))
-        return self._lengths[wording]
+    @cached_property
+    def answer_length(self) -> Callable[[str], int]:
+        """Return the tokens of an answer with its end of turn; many items share their options."""
+        return cache(lambda wording: len(encode_response(self.tokenizer, wording)))
 
     @cached_property
     def english(self) -> list[Encoded]:
