@@ -21,10 +21,10 @@ compare: $(READY) ## Compare our method with reinforcement learning on the same 
 
 engines: $(READY) $(ENGINES)/llama/.ready $(ENGINES)/vllm/.ready ## Compare a finished run's answers from vLLM and llama.cpp with ours (RUN=runs/real).
 	@test -f "$(RUN)/tree.json" || { echo "make engines needs a finished run: RUN=FOLDER"; exit 2; }
-	test -d $(ENGINES)/gguf || $(VENV)/bin/isogloss export "$(RUN)" --all --format gguf --out $(ENGINES)/gguf
-	test -d $(ENGINES)/peft || $(VENV)/bin/isogloss export "$(RUN)" --all --out $(ENGINES)/peft
-	$(PYTHON) benchmarks/engines.py "$(RUN)" --gguf $(ENGINES)/gguf --peft $(ENGINES)/peft --venvs $(ENGINES) \
-	  --work $(ENGINES)/answers --out benchmarks/engines.json
+	test -d "$(RUN)/exports/gguf" || $(VENV)/bin/isogloss export "$(RUN)" --all --format gguf
+	test -d "$(RUN)/exports/peft" || $(VENV)/bin/isogloss export "$(RUN)" --all
+	$(PYTHON) benchmarks/engines.py "$(RUN)" --gguf "$(RUN)/exports/gguf" --peft "$(RUN)/exports/peft" \
+	  --venvs $(ENGINES) --work "$(RUN)/exports/answers" --out benchmarks/engines.json
 
 # Built from source if there is no wheel, which takes ten minutes and a C++ compiler.
 $(ENGINES)/llama/.ready:

@@ -17,7 +17,7 @@ from statistics import mean, median
 from machine import put
 
 from isogloss.data.demo.grammar import LANGUAGES
-from isogloss.evaluate.fidelity import _UNSPACED, _letters, detect, guess
+from isogloss.evaluate.fidelity import _letters, detect, guess
 from isogloss.languages import SOURCE, languages
 
 CHOSEN_ON = 200
@@ -47,8 +47,7 @@ def measure(folder: Path) -> list[dict]:
     }
     for name, cut in CUTS.items():
         texts = {
-            code: [cut(line, table[code].script not in _UNSPACED) for line in lines]
-            for code, lines in sentences.items()
+            code: [cut(line, not table[code].unspaced) for line in lines] for code, lines in sentences.items()
         }
         letters = median(_letters(text).total() for lines in texts.values() for text in lines)
         for detector in (guess, detect):

@@ -30,7 +30,7 @@ from typing import Any
 from machine import processor, put
 
 NEW_TOKENS, CONTEXT = 24, 512
-TIE = {"f32": 1e-3, "float32": 1e-3, "f16": 0.05, "q8_0": 0.5, "q4_k_m": 2.0}
+TIE = {"f32": 1e-3, "float32": 1e-3, "f16": 0.05, "bf16": 0.5, "bfloat16": 0.5, "q8_0": 0.5, "q4_k_m": 2.0}
 """Effect of each precision's rounding on logits, by order of magnitude."""
 STARTED = 1200
 """Seconds within which an engine must start; vLLM needs minutes on a slow CPU."""

@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def base(asked: Asked) -> Any:
 
     from isogloss.model.load import load_model
 
-    return load_model(asked.model, getattr(torch, asked.dtype))
+    return load_model(asked.model, getattr(torch, asked.dtype)).to(asked.device)
 
 
 # --- contenders
@@ -169,6 +169,7 @@ def apart(contender: str, suite: str, batch: str, asked: Asked) -> dict[str, Any
     command = [sys.executable, __file__, "--inside", contender, "--suite", suite, "--batch", batch]
     command += ["--language", asked.language or SUITES.get(suite, ""), "--items", str(asked.items)]
     command += ["--data-root", str(asked.data_root), "--model", asked.model, "--dtype", asked.dtype]
+    command += ["--device", asked.device]
     command += ["--adapter", str(asked.adapter)] if asked.adapter else []
     began = time.monotonic()
     done = subprocess.run(
@@ -187,6 +188,8 @@ def apart(contender: str, suite: str, batch: str, asked: Asked) -> dict[str, Any
         "suite": suite,
         "contender": contender,
         "batch": batch,
+        "dtype": asked.dtype,
+        **({"adapter": asked.adapter.name} if asked.adapter else {}),
         **found,
         "load_s": took - found["seconds"],
     }
@@ -247,17 +250,18 @@ def main() -> None:
     for suite in [] if chosen else asked.suite or SUITES:
         rows += compared(suite, asked)
     if asked.out:
-        done = {(one["suite"], one["contender"]) for one in rows if one}
+        done = [_what(one) for one in rows if one]
         old = json.loads(asked.out.read_text("utf-8")) if asked.out.exists() else []
-        kept = [one for one in old if (one["suite"], one["contender"]) not in done]
-        new = [
-            one | about("isogloss", "lm-eval", "torch", "transformers", "peft") | {"dtype": asked.dtype}
-            for one in rows
-            if one
-        ]
+        kept = [one for one in old if _what(one) not in done]
+        new = [one | about("isogloss", "lm-eval", "torch", "transformers", "peft") for one in rows if one]
         asked.out.write_text(json.dumps([*kept, *new], indent=1) + "\n", encoding="utf-8")
     if None in rows:
         raise SystemExit(1)
+
+
+def _what(row: Mapping[str, Any]) -> tuple:
+    """Return what a row is about; a newer row replaces one about the same."""
+    return tuple(row.get(name) for name in ("suite", "contender", "language", "dtype", "adapter"))
 
 
 if __name__ == "__main__":

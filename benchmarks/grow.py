@@ -104,9 +104,10 @@ def main() -> None:
         given.runs,
         *overrides(given.set),
     )
+    done = json.loads((given.runs / "ablation.json").read_text("utf-8"))["rows"]
+    seeds = sorted({one["seed"] for one in done})  # starting from the settings' seed
     calls = [
-        (given.runs / f"{given.name}-{code}-{seed}", seed, code)
-        for seed, code in product(range(given.seeds), JOINING)
+        (given.runs / f"{given.name}-{code}-{seed}", seed, code) for seed, code in product(seeds, JOINING)
     ]
     with ThreadPoolExecutor(given.jobs) as pool:
         list(pool.map(lambda call: join(*call, given.joining), calls))

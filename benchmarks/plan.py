@@ -44,7 +44,7 @@ def of_run(folder: Path) -> list[dict]:
     config = load_config(folder / "config.yaml").model_copy(update={"run": folder})
     ledger = {one["stage"]: one for one in json.loads((folder / "ledger.json").read_text("utf-8"))["stages"]}
     return [
-        row("demo", stage, ledger[stage.stage]["flops"], ledger[stage.stage]["peak_memory_bytes"])
+        row(folder.name, stage, ledger[stage.stage]["flops"], ledger[stage.stage]["peak_memory_bytes"])
         for stage in plan(config, this_machine(config.dtype)).stages
     ]
 

@@ -22,6 +22,8 @@ import real_page
 import yaml
 from machine import about
 
+from isogloss.evaluate.signature import fields_of
+
 ROOT = Path(__file__).parent.parent
 SETTINGS = {"scarce": "examples/real.yaml", "parallel": "examples/real-parallel.yaml"}
 """Example files by setting: unlabelled instructions alone, or all unlabelled parallel text too."""
@@ -58,7 +60,7 @@ def rows_of(run: Path, variant: str, seed: int, setting: str) -> list[dict]:
     cost = next(stage for stage in stages if stage["stage"] == "distill")
     made = []
     for suite, found in scores["suites"].items():
-        split = dict(field.split(":", 1) for field in found["signature"].split("|"))["split"]
+        split = fields_of(found["signature"])["split"]
         if not split.startswith("dev"):
             raise SystemExit(f"{run}: {suite} was evaluated on {split}; only dev data is allowed")
         measures = {

@@ -28,7 +28,6 @@ from isogloss.errors import ConfigError, RunError
 from isogloss.evaluate.compare import compare_groups, main_measure
 from isogloss.evaluate.statistics import holm
 from isogloss.files import read_json, write_json
-from isogloss.languages import languages
 from isogloss.pipeline.evaluation import run_evaluate
 from isogloss.pipeline.folder import ProgressReporter, Run, open_run
 from isogloss.pipeline.logging import quiet
@@ -388,7 +387,7 @@ def corrected(differences: Sequence[dict]) -> list[dict]:
 
 def _low(config: Config) -> list[str]:
     """Return the low-resource target languages."""
-    return [code for code in config.languages.targets if languages()[code].resource == "low"]
+    return [code for code in config.languages.targets if config.languages.is_low(code)]
 
 
 def summary(rows: Sequence[Mapping]) -> list[dict]:

@@ -177,8 +177,10 @@ class Contest:
             subject, self.suite, self.run.taught, self.english, retriever, settings, seed, quiet
         )
         right = runner.english_accuracy(subject, self.suite, settings, quiet)
-        scores = {name: side.scores[name]["mean"] for name in MEASURES}
-        return scores | {"retention": (sum(right) - sum(self.right)) / len(right)}
+        scores = {name: side.scores[name]["mean"] for name in MEASURES if name in side.scores}
+        if right:
+            scores["retention"] = (sum(right) - sum(self.right)) / len(right)
+        return scores
 
     def start(self, method: str, subject: retrieval.Model, steps: int, met: float = 1.0) -> "MethodRun":
         """Return a counter for a method that takes `steps` steps."""

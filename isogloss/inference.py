@@ -96,7 +96,9 @@ class Aligned:
     def stream(
         self, text: str, language: str | None = None, *, max_new_tokens: int = LONGEST
     ) -> Iterator[str]:
-        """Stream the answer of `generate` to one instruction; closing the iterator stops generation.
+        """Stream the answer to one instruction as it is decoded; closing the iterator stops generation.
+
+        `generate` also normalises its answers (NFC) and strips them.
 
         Raises:
             RunError: The language code is unknown.

@@ -71,11 +71,13 @@ def test_an_approximate_export_warns_about_differing_answers(aligned, tmp_path):
 
 
 def test_a_language_without_adapter_rows_is_not_exported():
-    """German was not taught, so its path is only the root, which has rank 0."""
+    """German was not taught and English is the root's, so their path is only the root, which has rank 0."""
     ranks = "distill.adapter.ranks={root: 0, family: 0, language: 2}"
     config = load_config(None, ["languages.targets=[es, sw]", ranks, "run=runs/a"])
     run = Run(config, ProgressReporter())
-    refuse_bare(run, ["en", "es", "sw"])
+    refuse_bare(run, ["es", "sw"])
+    with pytest.raises(RunError, match=r"^en has no adapter"):
+        refuse_bare(run, ["es", "en"])
     with pytest.raises(
         RunError, match=r"^de has no adapter: its answers are those of the tuned model in runs/a/tuned"
     ):

@@ -213,7 +213,11 @@ SERVER = "kl_weight: 1, teacher: {type: server, url: 'http://a/v1', model: m}"
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("distill: {texts: a.yaml}", f"distill.texts {MUTE}"),
+        (
+            "{distill: {texts: a.yaml}, tune: {teacher_prompt_fraction: 0}}",
+            "distill.texts has no effect with distill.kl_weight and tune.teacher_prompt_fraction 0, "
+            "as no prompt is read; set one of them above 0",
+        ),
         ("distill: {require_texts: true}", f"distill.require_texts {MUTE}"),
         ("distill: {teacher_reads: [texts]}", f"distill.teacher_reads {MUTE}"),
         ("distill: {divergence: reverse}", f"distill.divergence {MUTE}"),
@@ -225,8 +229,9 @@ SERVER = "kl_weight: 1, teacher: {type: server, url: 'http://a/v1', model: m}"
             "as no teacher output is used",
         ),
         (
-            "distill: {kl_weight: 1, teacher_reads: [twin], texts: a.yaml}",
-            "distill.texts has no effect unless teacher_reads includes texts",
+            "{distill: {kl_weight: 1, teacher_reads: [twin], texts: a.yaml}, "
+            "tune: {teacher_prompt_fraction: 0}}",
+            "distill.texts has no effect unless distill.teacher_reads includes texts",
         ),
         (
             f"distill: {{{SERVER}, signal: top_k}}",
@@ -256,6 +261,11 @@ SERVER = "kl_weight: 1, teacher: {type: server, url: 'http://a/v1', model: m}"
             "distill: {teacher: {type: model, path: a/b, level: sequence, top_k: 9}}",
             "distill.teacher.top_k has no effect with level sequence, which scores no tokens",
         ),
+        (
+            "tune: {vary_wording: true}",
+            "tune.vary_wording must be false unless data includes massive, sib200, xnli or pawsx, "
+            "as no other task has several wordings",
+        ),
         ("tune: {lora_rank: 8}", "tune.lora_rank has no effect with method full; use lora"),
         (
             "tune: {selection: {enabled: false, max_chars: 9}}",
@@ -279,6 +289,7 @@ def test_a_setting_without_effect_is_refused(text, says, tmp_path):
         "{signal: top_k, top_k: 8}",  # English replay rows use the model's own output
         "{teacher: {type: model, path: a/b, level: sequence}, teacher_reads: [texts], texts: a.yaml}",
         "{temperature: 1, top_k: 32}",  # the defaults
+        "{texts: a.yaml}",  # stage 1 reads them
     ],
 )
 def test_a_setting_with_an_effect_is_accepted(distill, tmp_path):

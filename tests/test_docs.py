@@ -23,7 +23,7 @@ from tools import write_settings
 GROUP: Any = typer.main.get_command(app)
 MAKE = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-OTHERS = {"cd", "curl", "llama-server", "lm_eval", "ollama", "tensorboard", "vllm"}
+OTHERS = {"cd", "curl", "llama-export-lora", "llama-server", "lm_eval", "ollama", "tensorboard", "vllm"}
 """Programs of others, whose arguments are not checked."""
 GUIDE = [page for page in PAGES if page.parent.name == "guide"]
 COMMANDS = [command for page in PAGES for command in commands(page)]

@@ -319,8 +319,9 @@ def test_ollamas_template_renders_the_same_text_as_ours(name, tokenizer):
     )
     ours.bos_token = "<bos>"
     ours.chat_template = template
-    told = modelfile(ours, "../tuned-f16.gguf")
-    assert told is not None and told.startswith("FROM ../tuned-f16.gguf\nADAPTER ./adapter.gguf\n")
+    told = modelfile(ours)
+    assert told is not None and told.startswith("FROM ./merged.gguf\n")
+    assert told.endswith("PARAMETER temperature 0\nPARAMETER repeat_penalty 1\n")
     written = re.search(r'TEMPLATE """(.*)"""', told, re.DOTALL)
     assert written
     asked = [{"role": "user", "content": "Habari?"}]
@@ -340,7 +341,7 @@ def test_a_template_that_ollama_cannot_express_has_no_modelfile(tokenizer):
     ours.chat_template = (
         "{%- for message in messages -%}{{- loop.index ~ message['content'] + '<|end|>' -}}{%- endfor -%}"
     )
-    assert modelfile(ours, "x") is None
+    assert modelfile(ours) is None
 
 
 def test_llama_cpp_gives_the_same_logits(run, tmp_path):

@@ -16,13 +16,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from isogloss.config import Config, dump_config, load_config
+from isogloss.data.chat import Encoded
 from isogloss.data.demo.items import demo_items
 from isogloss.errors import ConfigError, DataError, RunError
 from isogloss.model.cost import TEACHER
-from isogloss.pipeline import add_language, checks, evaluation
+from isogloss.pipeline import add_language, checks, evaluation, training
 from isogloss.pipeline.folder import ProgressReporter, Run, load_run, open_run
 from isogloss.pipeline.ledger import CORE_WATTS
 from isogloss.pipeline.stages import run_all, run_distill, select_english
+from isogloss.teacher.rows import Row
 from tools.train_base import CHAT_TEMPLATE, SPECIAL
 
 SMALL = (
@@ -511,3 +513,78 @@ def test_a_language_that_cannot_be_added_is_refused(codes, error, says, finished
         add_language.add_languages(load_run(finished[0].run), codes)
     assert str(caught.value) == says
     assert (finished[0].run / "adapters" / "tree.safetensors").read_bytes() == before
+
+
+class Told(ProgressReporter):
+    """Keeps the lines that a run reports."""
+
+    def __init__(self):
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_leaks_that_stage_1_was_tuned_on_are_reported_and_remembered(tmp_path):
+    """Other suites after stage 1 contain three of its items, one of which selection had dropped."""
+
+    def file(name: str, **words: str) -> Path:
+        rows = [
+            {"id": id, **{code: {"instruction": f"{code} {word}", "response": "y"} for code in ("en", "sw")}}
+            for id, word in words.items()
+        ]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path / name
+
+    given = (
+        f"run={tmp_path / 'run'}", "languages.targets=[sw]", "evaluate.suites=[parallel]",
+        f"data={{type: parallel, path: {file('data.jsonl', a='x', b='z', c='v', d='w')}}}",
+    )  # fmt: skip
+    first, second = file("first.jsonl", t="w"), file("second.jsonl", t="x", u="v", w="w")
+
+    def run_with(suite: Path) -> Run:
+        return Run(load_config(None, (*given, f"evaluate.parallel.path={suite}")), Told())
+
+    checks.leave_out_leaks(early := run_with(first))
+    assert [e.id for e in early.english] == ["a", "b", "c"]
+    early.tuned.mkdir()
+    lines = [{"id": "a", "kept": True}, {"id": "b", "kept": True}, {"id": "c", "kept": False}]
+    (early.folder / "selection.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    checks.leave_out_leaks(late := run_with(second))
+    assert late.reporter.lines == [
+        "2 training examples are left out, as they occur in the evaluation suites: "
+        "leaks.json lists their ids",
+        "Warning: stage 1 was already tuned on 1 of 2 training examples that occur in the evaluation suites; "
+        "scores may be too high: tune again in another run folder",
+    ]
+    assert [e.id for e in late.examples] == ["b"]
+    found = json.loads(late.leaks.read_text())
+    assert (found["left_out"], found["tuned_on"]) == (["d", "a", "c"], ["a"])
+    # A finished run still warns, though its suites are those of the last check, and keeps that check.
+    training.save_whole({}, late.trained, {"families": '{"sw": "Bantu"}'})
+    for suite, says in ((second, 1), (first, 0)):
+        checks.tell_of_leaks(again := run_with(suite))
+        assert [line.partition("'s")[0] for line in again.reporter.lines] == [
+            "Warning: 1 test item occurs in the run"
+        ] * says
+        checks.leave_out_leaks(again)
+    assert json.loads(late.leaks.read_text()) == found
+
+
+def test_another_teachers_prompts_are_measured_against_its_own_positions(base, tmp_path):
+    """They are in its own tokens; a served teacher knows its limit itself."""
+    short = Path(shutil.copytree(base, tmp_path / "short"))
+    sizes = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(sizes | {"max_position_embeddings": 64}))
+    row = Row("1/sw", "sw", 0, Encoded((5,) * 10, (6, 1)), (7,) * 70, (5,))
+
+    def check(model: Path, teacher: str) -> None:
+        more = f"model={model}", "distill.kl_weight=1", f"distill.teacher={teacher}"
+        checks._check_lengths(Run(load_config(None, more), ProgressReporter()), [row])
+
+    for model, teacher in ((base, f"{{type: model, path: {short}}}"), (short, "{type: self}")):
+        with pytest.raises(ConfigError) as caught:
+            check(model, teacher)
+        assert str(caught.value) == f"1/sw has 72 tokens, but {short} has only 64 positions; leave it out"
+    check(short, f"{{type: model, path: {base}}}")
+    check(short, "{type: server, url: 'http://a/v1', model: m}")

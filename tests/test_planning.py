@@ -27,7 +27,7 @@ from isogloss.evaluate.items import Item, SuiteData
 from isogloss.model.cost import Meter, StageCost
 from isogloss.model.load import load_tokenizer
 from isogloss.pipeline.folder import ProgressReporter, Run
-from isogloss.plan import memory, preflight, stages
+from isogloss.plan import evaluation, memory, preflight, stages
 from isogloss.plan.advice import _changes, advise
 from isogloss.plan.machine import Machine, load_machine
 from isogloss.plan.memory import Alive
@@ -335,7 +335,7 @@ def test_a_generated_answer_matches_a_hand_count():
     """A prompt of 40 tokens and five new ones: 44 are read, each attends to all before it, and the head runs
     five times."""
     meter = Meter(qwen3(), 0.0)
-    stages._generated(meter, 40, 5)
+    evaluation._generated(meter, 40, 5)
     assert (meter.forward_tokens, meter.forward_heads) == (44, 5)
     assert meter.forward_pairs == 1600 + 41 + 42 + 43 + 44
 
@@ -417,6 +417,9 @@ def test_sharding_is_advised_if_the_model_only_fits_on_several_devices(read, sta
     least = plan(work.changed(["tune.method=lora", "shard=true", f"{stage}.gradient_accumulation_steps=4"]))
     work.machine = Machine("eight", 8, least.memory_bytes, 1e12, gpu=False, process=0)
     assert " shard=true" in advise(work, plan(work))
+    whole = work.changed(["compile=true"])  # which needs whole layers
+    whole.machine = work.machine
+    assert "shard" not in advise(whole, plan(whole))
 
 
 def test_the_advice_says_if_no_setting_makes_it_fit(read):
@@ -483,9 +486,9 @@ def test_an_evaluation_answers_every_wording_up_to_its_limit(read, monkeypatch):
         for n, (longest, more) in enumerate([(None, ("in other words",)), (100, ())])
     )
     suite = SuiteData("demo", "1", "dev", items, {})
-    monkeypatch.setattr(stages, "load_suite", lambda *given: suite)
+    monkeypatch.setattr(evaluation, "load_suite", lambda *given: suite)
     work = read.changed(["evaluate.suites=[demo]", "evaluate.max_new_tokens=10"])
-    found = stages.evaluate_plan(work)
+    found = evaluation.evaluate_plan(work)
     assert found.tokens_generated == 2 * len(texts) * (10 + 100) + 10
 
 
@@ -496,13 +499,13 @@ def test_an_evaluation_answers_every_wording_up_to_its_limit(read, monkeypatch):
 def test_a_closed_answer_is_as_long_as_its_option(read, monkeypatch, gold, likelihood, generated, scored):
     """With an unknown answer, as the longest option; scored by likelihood, all options are read."""
     item = Item("1", "task", {"en": Turn("Is it?")}, options={"en": {"no": "ab", "yes": "abcde"}}, gold=gold)
-    monkeypatch.setattr(stages, "load_suite", lambda *given: SuiteData("demo", "1", "dev", (item,), {}))
-    monkeypatch.setattr(stages, "encode_prompt", lambda tokenizer, text: [0] * 7)
+    monkeypatch.setattr(evaluation, "load_suite", lambda *given: SuiteData("demo", "1", "dev", (item,), {}))
+    monkeypatch.setattr(evaluation, "encode_prompt", lambda tokenizer, text: [0] * 7)
     monkeypatch.setattr("isogloss.plan.work.encode_response", lambda tokenizer, text: [0] * (len(text) + 1))
     work = read.changed(
         ["evaluate.suites=[demo]", "evaluate.max_new_tokens=10", f"evaluate.likelihood={likelihood}"]
     )
-    found = stages.evaluate_plan(work)
+    found = evaluation.evaluate_plan(work)
     assert found.tokens_generated == 2 * generated
     assert found.tokens_forwarded == 2 * (7 + max(0, generated - 1) + scored)
 

@@ -3,12 +3,15 @@
 import json
 
 import pytest
+import torch
 from transformers import LlamaConfig, MptConfig
 
 from isogloss.config import load_config
+from isogloss.data.examples import ParallelExample, Turn
 from isogloss.errors import ConfigError
 from isogloss.model.load import positions
 from isogloss.pipeline import folder, stages
+from isogloss.train import stage1
 
 
 def run_of(base, tmp_path, *overrides: str) -> folder.Run:
@@ -53,3 +56,12 @@ def test_positions_are_found_under_any_name(tmp_path, config):
     """They are read from the config alone."""
     config.save_pretrained(tmp_path)
     assert positions(str(tmp_path)) == 64
+
+
+def test_a_loss_that_rounding_made_negative_counts_as_0(tiny, tokenizer, monkeypatch):
+    """Both losses of the certain response are 0, so its instruction does not help."""
+    monkeypatch.setattr(
+        stage1, "token_log_probs", lambda base, states, *given, size: torch.full((len(states),), 1e-6)
+    )
+    example = ParallelExample("1", "qa", {"en": Turn("Say a.", "a")})
+    assert stage1.difficulty(tiny(), tokenizer, [example], lambda done, of: None) == [1.0]

@@ -13,8 +13,8 @@ from isogloss.config.defaults import NAMES
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 HEAD = """# All settings
 
-Every setting of a YAML file or `--set`, with its default. † marks the demo model's default, in whose place
-[a pretrained model's](guide/model.md#defaults-that-follow-the-model) is taken. Written by `python -m
+Every setting of a YAML file or `--set`, with its default. † means that the value is the demo model's; other
+models have [their own default](guide/model.md#defaults-that-follow-the-model). Written by `python -m
 tools.write_settings` from `isogloss/config`.
 """
 

@@ -21,10 +21,7 @@ from isogloss.cli.runs import (
 )
 from isogloss.cli.screen import out, print_line, printable
 from isogloss.cli.tables import difference_cells, show_scores
-from isogloss.config import (
-    load_config,
-    root_of_environment,
-)
+from isogloss.config import Config, load_config, root_of_environment
 from isogloss.errors import ConfigError, DataError
 from isogloss.pipeline.logging import quiet
 
@@ -106,13 +103,13 @@ def transfer(
 
     Consistency and retrieval over the same items; results are written to transfer.json.
     """
-    check_run_folder(run_folder)
+    settings = _finished(run_folder, suite, set_, data_root)
     require(run_folder, TUNED, DISTILLED)
     from isogloss.evaluate import transfer as measure
     from isogloss.pipeline import evaluation
 
     codes = codes_of(language, "--language")
-    job = prepare(load_config(run_folder, [*_only(suite), *(set_ or ())], data_root=data_root))
+    job = prepare(settings)
     found = evaluation.run_transfer(job, codes, job.config.evaluate.suites)
     seed = job.config.seed
     for name, title in (("consistency", "Consistency, %"), ("retrieval", "Retrieval, %")):
@@ -165,13 +162,7 @@ def evaluate(
     data_root: DataRoot = None,
 ) -> None:
     """Measure a run, before and after stage 2."""
-    check_run_folder(run_folder)
-    for override in set_ or ():
-        if override.partition("=")[0].strip().partition(".")[0] not in ("evaluate", "data_root"):
-            raise ConfigError(
-                f"--set {override}: for a finished run only evaluate settings and data_root may change"
-            )
-    settings = load_config(run_folder, [*_only(suite), *(set_ or ())], data_root=data_root)
+    settings = _finished(run_folder, suite, set_, data_root)
     require(run_folder, TUNED, DISTILLED)
     job = prepare(settings)
     from isogloss import processes
@@ -210,6 +201,7 @@ def report(
 
     print_line(f"Report: {write_report(run_folder)}")
     if lm_eval_json is not None:
+        require(run_folder, TUNED)
         quiet()
         from isogloss.export.lm_eval import write_results
         from isogloss.pipeline.folder import load_run
@@ -265,7 +257,7 @@ def suites(data_root: DataRoot = None) -> None:
         table.add_column(name, no_wrap=name != "what it measures, and where it comes from")
     for name, about in ABOUT.items():
         there = not about.folders or (
-            root is not None and any((root / folder).is_dir() for folder in about.folders)
+            root is not None and any(path for pattern in about.folders for path in root.glob(pattern))
         )
         table.add_row(name, "here" if there else "—", f"{about.measures}; languages: {about.languages}")
         table.add_row("", "", f"{about.source}; {about.licence}", style="dim")
@@ -297,3 +289,20 @@ def check_leaks(config: ConfigFile = None, set_: Overrides = None, data_root: Da
 def _only(suites: list[str] | None) -> list[str]:
     """Return the override that replaces the suites in the settings; none if no suites are given."""
     return [f"evaluate.suites={json.dumps(suites)}"] if suites else []
+
+
+def _finished(
+    folder: Path, suites: list[str] | None, overrides: list[str] | None, root: Path | None
+) -> Config:
+    """Load a finished run's settings, of which only those of the evaluation may change.
+
+    Raises:
+        ConfigError: It is not a run folder, or an override changes anything else.
+    """
+    check_run_folder(folder)
+    for override in overrides or ():
+        if override.partition("=")[0].strip().partition(".")[0] not in ("evaluate", "data_root"):
+            raise ConfigError(
+                f"--set {override}: for a finished run only evaluate settings and data_root may change"
+            )
+    return load_config(folder, [*_only(suites), *(overrides or ())], data_root=root)

@@ -274,11 +274,11 @@ class Distill(Optimisation):
         kept = self.form[0] == "top_k" and not self.scored_elsewhere
         return without_effect(
             self,
-            (not self.prompts_are_read, ["teacher_reads", "texts", "require_texts"], mute),
+            (not self.prompts_are_read, ["teacher_reads", "require_texts"], mute),
             (not self.kl_weight, ["divergence", "temperature"], mute),
             (
                 "texts" not in self.teacher_reads,
-                ["texts", "require_texts"],
+                ["require_texts"],
                 "unless teacher_reads includes texts",
             ),
             (self.scored_elsewhere, ["signal"], "if another model scores the tokens (always as top_k)"),

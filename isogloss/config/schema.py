@@ -11,7 +11,17 @@ from pydantic import (
 
 from isogloss.bases import EMBEDDED
 from isogloss.config.base import ModelName, Place, Settings, Text, once, refusal
-from isogloss.config.data import AnySource, Data, DemoData, FileData, ParallelText
+from isogloss.config.data import (
+    AnySource,
+    Data,
+    DemoData,
+    FileData,
+    MassiveData,
+    ParallelText,
+    PawsxData,
+    Sib200Data,
+    XnliData,
+)
 from isogloss.config.distill import Distill
 from isogloss.config.evaluate import Evaluate, Suite
 from isogloss.config.languages import Languages
@@ -91,6 +101,31 @@ class Config(Settings):
             )
         if taught := [code for code in self.evaluate.also if code in self.languages.targets]:
             raise refusal("evaluate.also", f"contains {', '.join(taught)}, already in languages.targets")
+        return self
+
+    @model_validator(mode="after")
+    def _texts_are_read(self) -> "Config":
+        if self.distill.texts is None or self.tune.teacher_prompt_fraction:  # stage 1 then reads them too
+            return self
+        if not self.distill.prompts_are_read:
+            raise refusal(
+                "distill.texts",
+                "has no effect with distill.kl_weight and tune.teacher_prompt_fraction 0, as no prompt is "
+                "read; set one of them above 0",
+            )
+        if "texts" not in self.distill.teacher_reads:
+            raise refusal("distill.texts", "has no effect unless distill.teacher_reads includes texts")
+        return self
+
+    @model_validator(mode="after")
+    def _wordings_exist(self) -> "Config":
+        worded = (MassiveData, Sib200Data, XnliData, PawsxData)
+        if self.tune.vary_wording and not any(isinstance(source, worded) for source in self.sources):
+            raise refusal(
+                "tune.vary_wording",
+                "must be false unless data includes massive, sib200, xnli or pawsx, as no other task has "
+                "several wordings",
+            )
         return self
 
     @model_validator(mode="after")

@@ -57,6 +57,10 @@ class Tune(Optimisation):
     """Share of items that are also read with a prompt like the teacher's: the node texts and the item's own
     instruction and answer come before the instruction. Follows the model if not given."""
 
+    vary_wording: bool = False
+    """Ask each English item in one of several wordings, where the task has them (intents, scenarios, topics,
+    inference and paraphrases). A model tuned on one wording answers hardly any other."""
+
     @model_validator(mode="after")
     def _heeded(self) -> "Tune":
         return without_effect(self, (self.method == "full", ["lora_rank"], "with method full; use lora"))

@@ -19,21 +19,17 @@ class ParallelExample:
     Attributes:
         turns: The turn in each language, by our language code.
         options: For a closed task, by language, the wording of each possible answer; None for an open task.
-        group: Key of examples that stay together in a split: the premise, passage or utterance. Defaults to
-            the example's ID.
         source: Index of its source in the settings.
         own_response: Train on its responses as they are, whatever `distill.responses` says: they are
             translations, not answers.
+        wordings: Other wordings of the English instruction that ask for the same answer. Only stage 1 reads
+            them (`tune.vary_wording`); everything else takes the instruction as it stands in `turns`.
     """
 
     id: str
     task: str
     turns: Mapping[str, Turn]
     options: Mapping[str, Mapping[str, str]] | None = None
-    group: str = ""
     source: int = 0
     own_response: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.group:
-            object.__setattr__(self, "group", self.id)
+    wordings: tuple[str, ...] = ()

@@ -105,7 +105,6 @@ def translation_examples(pairs: Mapping[str, Sequence[Pair]]) -> list[ParallelEx
                 SOURCE: translation.turn(task, SOURCE, pair.english, pair.english),
                 code: translation.turn(task, code, pair.english, pair.text),
             },
-            group=pair.id,
             own_response=True,
         )
         for code, those in pairs.items()

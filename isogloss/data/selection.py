@@ -118,16 +118,16 @@ def instruction_following_difficulty(
 
     The ratio of two mean losses over the response tokens: with the instruction and without it (Li et al.
     2024, arXiv:2308.12032). A high ratio means that there is much to learn; above 1 the instruction misleads.
+    An instruction does not help with a response whose loss is 0 without it.
 
     Raises:
-        ValueError: The lengths differ, a loss is negative or not finite, or a loss without the instruction
-            is 0.
+        ValueError: The lengths differ, or a loss is negative or not finite.
     """
     ratios = []
     for index, (told, alone) in enumerate(zip(loss_with, loss_without, strict=True)):
-        if not (0 <= told < math.inf and 0 < alone < math.inf):
-            raise ValueError(f"losses {index} are {told} and {alone}; they must be finite and above 0")
-        ratios.append(told / alone)
+        if not (0 <= told < math.inf and 0 <= alone < math.inf):
+            raise ValueError(f"losses {index} are {told} and {alone}; they must be finite and not negative")
+        ratios.append(told / alone if alone else 1.0)
     return ratios
 
 

@@ -239,10 +239,7 @@ def _read(
             found = _file(source, tell, only)
             if not (prefix := _prefix(config, source)):
                 return found
-            return [
-                replace(e, id=(id := f"{prefix}{e.id}"), group=id if e.group == e.id else e.group)
-                for e in found
-            ]
+            return [replace(e, id=f"{prefix}{e.id}") for e in found]
     raise TypeError(source)
 
 
@@ -285,3 +282,30 @@ def _root(root: Path | None, name: str) -> Path:
     if root is None:
         raise DataError(f"data {name} needs a data root; set data_root, --data-root or ISOGLOSS_DATA")
     return root
+
+
+def refuse_unusable(
+    config: Config,
+    examples: Sequence[ParallelExample],
+    codes: Sequence[str],
+    way: str = "add items or take {them} out of languages.targets",
+) -> None:
+    """Check that every language has an example that can be learned.
+
+    Args:
+        config: Settings of the run.
+        examples: All examples.
+        codes: The languages.
+        way: What the message suggests for a language without examples.
+
+    Raises:
+        DataError: A language has no example, or none that can be learned.
+    """
+    have = {code for example in examples for code in example.turns}
+    if missing := [code for code in codes if code not in have]:
+        them = "it" if len(missing) == 1 else "them"
+        raise DataError(f"the data has no {', '.join(missing)}; {way.format(them=them)}")
+    found = left_out(examples, codes, lambda e, code: lacking(e, code, config.distill.responses))
+    for code, reasons in found.items():
+        if reasons.total() == sum(code in example.turns for example in examples):
+            raise DataError(nothing_in(code, found))

@@ -65,6 +65,9 @@ TEMPLATES: Mapping[str, tuple[tuple[str, ...], str]] = {
 """By name, the control tokens that a template needs, and the template; the default is the first that fits."""
 
 
+NO_THINKING = "{%- set enable_thinking = false -%}"
+
+
 def give_template(tokenizer: PreTrainedTokenizerBase, wanted: str | None = None) -> None:
     """Make sure that a tokenizer has a chat template.
 
@@ -76,11 +79,12 @@ def give_template(tokenizer: PreTrainedTokenizerBase, wanted: str | None = None)
             or empty.
     """
     if wanted is None and tokenizer.chat_template:
+        tokenizer.chat_template = _without_thinking(tokenizer.chat_template)
         return
     if wanted is None:
         wanted = next(name for name, (controls, _) in TEMPLATES.items() if not _lacks(tokenizer, controls))
     if wanted not in TEMPLATES:
-        tokenizer.chat_template = _read(wanted)
+        tokenizer.chat_template = _without_thinking(_read(wanted))
         return
     controls, text = TEMPLATES[wanted]
     if lacking := _lacks(tokenizer, controls):
@@ -95,6 +99,13 @@ def give_template(tokenizer: PreTrainedTokenizerBase, wanted: str | None = None)
             "eos_token; set chat_template to a Jinja file that ends an answer with a token it has"
         )
     tokenizer.chat_template = ("{{- bos_token -}}" if _begins(tokenizer) else "") + text
+
+
+def _without_thinking(template: Any) -> Any:
+    """Turn off a hybrid template's thinking for whoever renders it, as the model is tuned without."""
+    if not isinstance(template, str) or "enable_thinking" not in template or template.startswith(NO_THINKING):
+        return template
+    return NO_THINKING + template
 
 
 def template_name(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -149,11 +149,6 @@ def retrieve(
     )
 
 
-def alignment(consistency: float, retrieval: float) -> float:
-    """Alignment accuracy of one language: ½ (consistency + retrieval)."""
-    return (consistency + retrieval) / 2
-
-
 @dataclass(frozen=True)
 class Spread:
     """Spread over languages: the worst language, its value, and the standard deviation over all."""

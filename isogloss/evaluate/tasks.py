@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from isogloss.evaluate.estimates import measure_of
 from isogloss.evaluate.metrics import agreement, beyond_chance, chance_agreement
 from isogloss.evaluate.statistics import Estimate, Resampled, over_tasks, resampled_means
 from isogloss.languages import SOURCE
@@ -75,13 +76,7 @@ def mastery(answers: Sequence[str], right: Sequence[bool | None], rephrased: Seq
 
 def measure(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
     """Format estimates of `over_tasks` as a measure for `scores.json`."""
-    mean = estimates[""]
-    return {
-        "mean": mean.value,
-        "low": mean.low,
-        "high": mean.high,
-        "languages": {code: asdict(one) for code, one in estimates.items() if code},
-    }
+    return measure_of(estimates[""], {code: one for code, one in estimates.items() if code})
 
 
 def suite_means(
@@ -155,7 +150,8 @@ def summary(
     All tasks (`suite/task`) have equal weight, as do all suites with sentences. Means are over tasks, then
     over languages; intervals come from a bootstrap over the items of every task. `alignment_low` covers the
     low-resource languages over all tasks, `alignment_low_mastered` over the mastered ones. `retention` is the
-    change in English accuracy, averaged over tasks.
+    change in English accuracy over all tasks, `consistency_gain` that in consistency over the mastered ones;
+    both are paired by item.
 
     Args:
         mastered: Tasks that the reference model masters, as `suite/task`.
@@ -163,15 +159,13 @@ def summary(
     """
     sides = {"before": before, "after": after}
     found: dict[str, Any] = {phase: _side_summary(side, mastered, low, seed) for phase, side in sides.items()}
-    change = {
-        name: {SOURCE: {id: row[id] - earlier[name][id] for id in row if id in earlier.get(name, {})}}
-        for earlier in [_of_english(before)]
-        for name, row in _of_english(after).items()
-    }
-    rng = np.random.default_rng(seed)
-    kept = [resampled_means(hits, rng) for hits in change.values() if hits[SOURCE]]
-    if estimates := over_tasks([kept]):
-        found["after"]["retention"] = measure(estimates)
+    english = _changes(_of_english(before), _of_english(after))
+    others = _changes(_tasks(before, "consistency"), _tasks(after, "consistency"))
+    gained = {task: hits for task, hits in others.items() if task in mastered}
+    for name, changes in (("retention", english), ("consistency_gain", gained)):
+        rng = np.random.default_rng(seed)
+        if estimates := over_tasks([[resampled_means(hits, rng) for hits in changes.values()]]):
+            found["after"][name] = measure(estimates)
     every = dict.fromkeys(name for side in sides.values() for name in _tasks(side, "consistency"))
     names = {"tasks": list(every), "mastered": [task for task in every if task in mastered]}
     return found | names | {"low": sorted(low)}
@@ -228,10 +222,25 @@ def _tasks(side: Mapping[str, SuiteHits], name: str) -> dict[str, Hits]:
     return found
 
 
-def _of_english(side: Mapping[str, SuiteHits]) -> dict[str, Mapping[str, float]]:
+def _changes(before: Mapping[str, Hits], after: Mapping[str, Hits]) -> dict[str, Hits]:
+    """Return, by task, language and item, the score after minus that before, where there are both."""
+    found: dict[str, Hits] = {}
+    for task, by_language in after.items():
+        earlier = before.get(task, {})
+        change = {
+            code: {id: row[id] - earlier[code][id] for id in row if id in earlier[code]}
+            for code, row in by_language.items()
+            if code in earlier
+        }
+        if kept := {code: row for code, row in change.items() if row}:
+            found[task] = kept
+    return found
+
+
+def _of_english(side: Mapping[str, SuiteHits]) -> dict[str, Hits]:
     """Return the English accuracy hits by `suite/task` and item."""
     return {
-        f"{suite}/{task}": by_language[SOURCE]
+        f"{suite}/{task}": {SOURCE: by_language[SOURCE]}
         for suite, hits in side.items()
         for task, by_language in hits.tasks.get("accuracy", {}).items()
         if SOURCE in by_language

@@ -33,8 +33,9 @@ from isogloss.pipeline.provenance import learned_from
 Kind = Literal["peft", "merged"]
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM accepts for max_lora_rank, except 1."""
-COMPARED, ANSWERED = 16, 4
-"""Number of instructions whose logits, and whose answers, are compared with the run's own model."""
+COMPARED, LAST, ANSWERED = 16, 4, 4
+"""Number of instructions, and of their last tokens, whose logits are compared with the run's own model, and
+of instructions whose answers are."""
 EXACT = 1e-4
 """Largest difference in logits at which an export counts as the run's own model."""
 
@@ -193,11 +194,12 @@ def _prompts(run: Run, code: str) -> list[tuple[int, ...]]:
 
 @torch.no_grad()
 def _logits(model: Any, prompts: Sequence[Sequence[int]], run: Run) -> Float[Tensor, "tokens vocab"]:
-    """Return the logits at every prompt token."""
+    """Return the logits at the last tokens of every prompt: those of a vocabulary take a lot of memory."""
     ids, mask = pad([list(prompt) for prompt in prompts], pad_id(run.tokenizer))
     device = next(model.parameters()).device
     found = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
-    return found[mask.bool().to(device)].float().cpu()
+    from_end = mask.flip(1).cumsum(1).flip(1)
+    return found[(mask.bool() & (from_end <= LAST)).to(device)].float().cpu()
 
 
 def _answers(
@@ -249,7 +251,7 @@ def _card(run: Run, one: Exported, kind: Kind, carried: list[str]) -> str:
         load, imports = f"PeftModel.from_pretrained({load}, {folder!r})", "from peft import PeftModel\n"
     usage = imports + LOAD.format(tokenizer=tuned if peft else folder, model=load)
     what = f"A LoRA adapter of rank {one.rank}" if peft else "A whole model"
-    taught = one.code in run.taught
+    taught = one.code in run.taught or one.code == SOURCE
     through = (
         ""
         if taught
@@ -317,9 +319,9 @@ def refuse_bare(run: Run, codes: Sequence[str]) -> None:
     """Raise if a language's path has no adapter rows.
 
     Raises:
-        RunError: A language other than English has none.
+        RunError: A language has none.
     """
-    if bare := [code for code in codes if code != SOURCE and not run.tree.rows(code)]:
+    if bare := [code for code in codes if not run.tree.rows(code)]:
         raise RunError(
             f"{bare[0]} has no adapter: its answers are those of the tuned model in {run.tuned}; leave it out"
         )

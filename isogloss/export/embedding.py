@@ -22,6 +22,7 @@ from isogloss.errors import RunError
 from isogloss.evaluate import retrieval
 from isogloss.evaluate.items import SuiteData
 from isogloss.evaluate.suites import load_suite
+from isogloss.export.adapters import refuse_bare
 from isogloss.files import locked, naming, read_json
 from isogloss.languages import SOURCE, resolve
 from isogloss.model.decoder import layers_of
@@ -63,6 +64,7 @@ def export_embedders(run: Run, codes: Sequence[str], folder: Path) -> list[Embed
         raise RunError(
             f"{name} has no sentences in {', '.join(without)} for standardisation; leave the language out"
         )
+    refuse_bare(run, codes[1:])  # English needs no adapter
     if there := [code for code in codes if (folder / code).exists()]:
         raise RunError(f"{folder / there[0]} already exists; choose another --out or remove it")
     exact = load_model(str(run.tuned), torch.float32)

@@ -27,7 +27,7 @@ from isogloss import bases
 from isogloss.data.chat import end_of_turn
 from isogloss.errors import ConfigError, RunError
 from isogloss.export.adapters import refuse_bare
-from isogloss.export.modelfile import ADAPTER, MODELFILE, modelfile
+from isogloss.export.modelfile import ADAPTER, MERGED, MODELFILE, modelfile
 from isogloss.files import locked, naming
 from isogloss.languages import resolve
 from isogloss.model.load import load_model, notices_folder
@@ -37,7 +37,7 @@ from isogloss.pipeline.provenance import learned_from
 
 Precision = Literal["f32", "f16", "bf16", "q8_0", "q4_k_m"]
 PRECISIONS: tuple[Precision, ...] = ("f16", "q8_0")
-"""Default precisions; Modelfiles load the first one."""
+"""Default precisions; cards name the first one."""
 OURS = ("general.name", "general.file_type", "general.quantization_version", "general.architecture")
 """Metadata keys that describe the source file rather than the model; not copied."""
 TEMPLATE = "tokenizer.chat_template"
@@ -364,7 +364,11 @@ def _close(writer: Any) -> None:
 def _describe(run: Run, code: str, folder: Path, model: str) -> None:
     """Write a language's Modelfile and card."""
     language = resolve(code)
-    told = modelfile(run.tokenizer, f"../{model}")
+    told = modelfile(run.tokenizer)
+    ollama = (
+        f"llama-export-lora --model ../{model} --lora {ADAPTER} --output {MERGED}",
+        f"ollama create {code} --file {MODELFILE}",
+    )
     if told is None:
         run.reporter.say(
             f"Warning: {code}: Ollama cannot express the chat template; no {MODELFILE} is written"
@@ -379,7 +383,7 @@ def _describe(run: Run, code: str, folder: Path, model: str) -> None:
         "",
         "```",
         f"llama-server --model ../{model} --lora {ADAPTER}",
-        *([f"ollama create {code} --file {MODELFILE}"] if told is not None else []),
+        *(ollama if told is not None else ()),
         "```",
         "",
         f"Data: {learned_from(run, code)}",

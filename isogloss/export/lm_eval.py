@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 
 from isogloss.data.chat import end_of_turn
 from isogloss.errors import RunError
+from isogloss.evaluate.signature import fields_of
 from isogloss.files import read_json, write_json
 from isogloss.model.load import skeleton
 from isogloss.pipeline.folder import Run
@@ -74,7 +75,7 @@ def results(run: Run, phase: Phase) -> dict[str, Any]:
         "groups": groups,
         "group_subtasks": members,
         "configs": {task: _config(task, its, signatures[task]) for task, its in tasks.items()},
-        "versions": {task: _part(signature, "rev") for task, signature in signatures.items()},
+        "versions": {task: fields_of(signature)["rev"] for task, signature in signatures.items()},
         "n-shot": dict.fromkeys(tasks, 0),
         "higher_is_better": {task: dict.fromkeys(its, True) for task, its in tasks.items()},
         "n-samples": {
@@ -120,19 +121,15 @@ def _entry(name: str, metrics: Mapping[str, tuple[float, float | str]]) -> dict[
     return entry
 
 
-def _part(signature: str, name: str) -> str:
-    return dict(part.split(":", 1) for part in signature.split("|"))[name]
-
-
 def _config(task: str, hits: dict[str, list[float]], signature: str) -> dict[str, Any]:
-    kind = "multiple_choice" if _part(signature, "scoring") == "likelihood" else "generate_until"
+    kind = "multiple_choice" if fields_of(signature)["scoring"] == "likelihood" else "generate_until"
     return {
         "task": task,
         "output_type": kind,
         "num_fewshot": 0,
         "repeats": 1,
         "metric_list": [{"metric": name} for name in hits],
-        "metadata": {"version": _part(signature, "rev"), "signature": signature},
+        "metadata": {"version": fields_of(signature)["rev"], "signature": signature},
     }
 
 

@@ -1,4 +1,4 @@
-"""Modelfiles, from which Ollama builds a model of a GGUF base and a LoRA."""
+"""Modelfiles, from which Ollama builds a model; the LoRA has to be merged first."""
 
 import json
 
@@ -6,13 +6,14 @@ from transformers import PreTrainedTokenizerBase
 
 from isogloss.data.chat import encode_chat, end_of_turn
 
-ADAPTER, MODELFILE = "adapter.gguf", "Modelfile"
+ADAPTER, MERGED, MODELFILE = "adapter.gguf", "merged.gguf", "Modelfile"
 
 
-def modelfile(tokenizer: PreTrainedTokenizerBase, model: str) -> str | None:
-    """Return a Modelfile with base, adapter, chat template in Ollama's template language, and end of turn.
+def modelfile(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return a Modelfile for the merged model, with our chat template in Ollama's template language.
 
-    Ollama applies its template once per turn, and its tokenizer adds BOS.
+    Ollama applies its template once per turn, and its tokenizer adds BOS. Since 0.34.1 it takes no adapters,
+    and by default it penalises tokens that the prompt contains.
 
     Returns:
         The file's text; None if the chat template cannot be expressed: it formats later turns differently,
@@ -22,10 +23,11 @@ def modelfile(tokenizer: PreTrainedTokenizerBase, model: str) -> str | None:
     if template is None:
         return None
     return (
-        f"FROM {model}\nADAPTER ./{ADAPTER}\n"
+        f"FROM ./{MERGED}\n"
         f'TEMPLATE """{template}"""\n'
         f"PARAMETER stop {json.dumps(end_of_turn(tokenizer), ensure_ascii=False)}\n"
         "PARAMETER temperature 0\n"
+        "PARAMETER repeat_penalty 1\n"
     )
 
 

@@ -224,7 +224,7 @@ def check_length(model: nn.Module | PreTrainedModel, name: str, longest: int, wh
     Raises:
         ConfigError: It does not fit.
     """
-    most = _positions(causal_of(model).config.get_text_config())
+    most = positions_of(model)
     if most is not None and longest > most:
         raise ConfigError(f"{what} has {longest} tokens, but {name} has only {most} positions; leave it out")
 
@@ -239,6 +239,11 @@ def positions(name: str) -> int | None:
     _check_folder(folder)
     with _named(name):
         return _positions(read_config(name, folder).get_text_config(decoder=True))
+
+
+def positions_of(model: nn.Module) -> int | None:
+    """Return a loaded model's maximum number of tokens; None if its configuration sets no limit."""
+    return _positions(causal_of(model).config.get_text_config())
 
 
 def _positions(config: Any) -> int | None:

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from isogloss.adapters.fit import refuse_misfit
 from isogloss.adapters.grouping import families_of_file
 from isogloss.adapters.tree import family_name
-from isogloss.data.sources import parallel_examples
+from isogloss.data.sources import parallel_examples, refuse_unusable
 from isogloss.errors import RunError
 from isogloss.languages import SOURCE
 from isogloss.model.load import check_machine
 from isogloss.pipeline.checks import without_leaks
-from isogloss.pipeline.folder import Run, refuse_unusable, writing
+from isogloss.pipeline.folder import Run, writing
 from isogloss.pipeline.stages import no_kl
 from isogloss.pipeline.training import train_adapters
 from isogloss.pipeline.training_rows import rows_for

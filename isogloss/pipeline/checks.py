@@ -24,9 +24,9 @@ from isogloss.model.load import (
     load_tokenizer,
     skeleton,
 )
-from isogloss.pipeline.folder import Run
+from isogloss.pipeline.folder import LEAKS_REMEDY, Run
 from isogloss.pipeline.suite_scores import in_suite
-from isogloss.pipeline.training_rows import foreseen_rows
+from isogloss.pipeline.training_rows import english_kept, foreseen_rows
 from isogloss.progress import Progress
 from isogloss.teacher.joining import check_server
 from isogloss.teacher.rows import Row
@@ -41,26 +41,37 @@ def leave_out_leaks(run: Run) -> None:
     """Record the training examples that occur in the suites, which excludes them from every stage.
 
     The check runs once per run, so that both stages and resumed runs exclude the same examples, and again if
-    the configured suites have changed.
+    the configured suites have changed, until the run is trained. Stage 1 may then have been tuned on some of
+    them, which cannot be undone: these are also recorded, for `tell_of_leaks`.
     """
     with processes.main_first():
         suites, before = _suites_of(run), _looked_for(run)
-        if before.get("suites") == suites:
+        if before.get("suites") == suites or run.trained.exists():
             return
         found = _compared(run, leaking)
+        read = {e.id for e in (*english_kept(run), *run.tuned_on_leaks)} if run.tuned.exists() else set()
+        tuned_on = [id for id in found if id in read]
         if processes.is_main():
             run.leaks.parent.mkdir(parents=True, exist_ok=True)
-            both = [*dict.fromkeys([*before.get("left_out", []), *found])]
-            write_json(run.leaks, {"suites": suites, "left_out": both})
+            new = {"left_out": found, "tuned_on": tuned_on}
+            both = {name: [*dict.fromkeys([*before.get(name, []), *ids])] for name, ids in new.items()}
+            write_json(run.leaks, {"suites": suites, **both})
     if found:
         ids = "its id" if len(found) == 1 else "their ids"
         run.reporter.say(f"{_left_out(len(found))}: {run.leaks.name} lists {ids}")
+    if tuned_on:
+        run.reporter.say(
+            f"Warning: stage 1 was already tuned on {len(tuned_on)} of {len(found)} training examples that "
+            "occur in the evaluation suites; scores may be too high: tune again in another run folder"
+        )
 
 
 def tell_of_leaks(run: Run) -> None:
     """Warn if a trained run is evaluated on items that occur in its training data."""
     before = _looked_for(run)
-    if not run.trained.exists() or not before or before.get("suites") == _suites_of(run):
+    if not run.trained.exists() or not before:
+        return
+    if before.get("suites") == _suites_of(run) and not before.get("tuned_on"):
         return
     try:
         found = {(leak.suite, leak.id) for leak in leaks(run)}
@@ -75,10 +86,11 @@ def tell_of_leaks(run: Run) -> None:
 
 
 def _looked_for(run: Run) -> dict[str, Any]:
-    """Return the result of the last leak check: its suites and the excluded IDs; empty before stage 1."""
+    """Return the result of the last leak check: its suites, the excluded IDs, and which of them stage 1 was
+    tuned on; empty before stage 1."""
     if not run.leaks.exists():
         return {}
-    return read_json(run.leaks, "left_out", "remove it to repeat the leak check")
+    return read_json(run.leaks, "left_out", LEAKS_REMEDY)
 
 
 def _suites_of(run: Run) -> dict[str, Any]:
@@ -135,7 +147,8 @@ T = TypeVar("T")
 def _compared(run: Run, compare: Callable[[Iterable[Text], Iterable[Text]], T]) -> T:
     """Compare the suites' texts with the training data, using `compare`."""
     tests = _suite_texts(run, run.measured)
-    examples = [*{example.id: example for example in run.english}.values(), *run.examples]
+    english = {example.id: example for example in (*run.english, *run.tuned_on_leaks)}
+    examples = [*english.values(), *run.examples]
     pairs = _pairs(run, run.config.languages.targets)
 
     def texts(progress: Progress) -> Iterator[Text]:
@@ -149,10 +162,16 @@ def _compared(run: Run, compare: Callable[[Iterable[Text], Iterable[Text]], T]) 
 
 
 def _check_lengths(run: Run, rows: Sequence[Row]) -> None:
-    model = skeleton(run.config.model)
+    """Check that each row fits the positions of its readers; a server knows its own."""
+    model, teacher = skeleton(run.config.model), run.config.distill.teacher
+    reader, name = (model, run.config.model) if run.config.distill.hears_itself else (None, "")
+    if isinstance(teacher, ModelTeacher) and teacher.level == "token":
+        reader, name = skeleton(teacher.path), teacher.path
     for row in rows:
-        for prompt in (row.student.prompt, row.teacher_prompt):
-            check_length(model, run.config.model, len(prompt) + len(row.student.response), row.id)
+        answer = len(row.student.response)
+        check_length(model, run.config.model, len(row.student.prompt) + answer, row.id)
+        if reader is not None and row.language != SOURCE:  # in English, both read the same prompt
+            check_length(reader, name, len(row.teacher_prompt) + answer, row.id)
 
 
 def check(run: Run) -> None:

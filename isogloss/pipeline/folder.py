@@ -23,7 +23,7 @@ from isogloss.config import Config, dump_config, load_config, root_of_environmen
 from isogloss.data.counting import of_fixed_size
 from isogloss.data.examples import ParallelExample
 from isogloss.data.parallel_text import Pair, pairs_for
-from isogloss.data.sources import english_examples, lacking, left_out, nothing_in, parallel_examples
+from isogloss.data.sources import english_examples, parallel_examples, refuse_unusable
 from isogloss.errors import DataError, RunError
 from isogloss.files import (
     content_hash,
@@ -41,6 +41,7 @@ from isogloss.pipeline.ledger import Ledger
 from isogloss.progress import Progress
 
 E = TypeVar("E", ParallelExample, Pair)
+LEAKS_REMEDY = "remove it to repeat the leak check"
 SILENCE = 5.0
 """Seconds of waiting after which the user is told what the run is waiting for."""
 
@@ -201,14 +202,21 @@ class Run:
         """Remove the examples or pairs listed in `leaks.json`."""
         if not self.leaks.exists():
             return list(examples)
-        remedy = "remove it to repeat the leak check"
-        leaking = set(read_json(self.leaks, "left_out", remedy)["left_out"])
+        leaking = set(read_json(self.leaks, "left_out", LEAKS_REMEDY)["left_out"])
         return [one for one in examples if one.id not in leaking]
 
     @property
     def english(self) -> list[ParallelExample]:
         """Examples that stage 1 may use."""
         return self._clean(self._all_english)
+
+    @property
+    def tuned_on_leaks(self) -> list[ParallelExample]:
+        """Examples that stage 1 was tuned on before a later leak check excluded them."""
+        if not self.leaks.exists():
+            return []
+        ids = set(read_json(self.leaks, "left_out", LEAKS_REMEDY).get("tuned_on", ()))
+        return [example for example in self._all_english if example.id in ids]
 
     @property
     def examples(self) -> list[ParallelExample]:
@@ -283,33 +291,6 @@ class Run:
                 raise RunError(f"{self.folder} has no adapters; run `isogloss distill` first")
             adapters.load_state(load_file(self.trained))
         return adapters
-
-
-def refuse_unusable(
-    config: Config,
-    examples: Sequence[ParallelExample],
-    codes: Sequence[str],
-    way: str = "add items or take {them} out of languages.targets",
-) -> None:
-    """Check that every language has an example that can be learned.
-
-    Args:
-        config: Settings of the run.
-        examples: All examples.
-        codes: The languages.
-        way: What the message suggests for a language without examples.
-
-    Raises:
-        DataError: A language has no example, or none that can be learned.
-    """
-    have = {code for example in examples for code in example.turns}
-    if missing := [code for code in codes if code not in have]:
-        them = "it" if len(missing) == 1 else "them"
-        raise DataError(f"the data has no {', '.join(missing)}; {way.format(them=them)}")
-    found = left_out(examples, codes, lambda e, code: lacking(e, code, config.distill.responses))
-    for code, reasons in found.items():
-        if reasons.total() == sum(code in example.turns for example in examples):
-            raise DataError(nothing_in(code, found))
 
 
 P = ParamSpec("P")

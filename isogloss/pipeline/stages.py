@@ -17,6 +17,7 @@ from isogloss.config import Config
 from isogloss.data import selection
 from isogloss.data.counting import unchanging
 from isogloss.data.sources import divisions
+from isogloss.data.tasks.wordings import reworded
 from isogloss.data.templates import template_name
 from isogloss.errors import DataError
 from isogloss.files import (
@@ -75,7 +76,8 @@ def select_english(run: Run, stage: StageCost | None = None) -> selection.Select
     with run.reporter.waiting("Selecting English items"):
         if settings.enabled:
             chosen = selection.select(examples, max_chars=settings.max_chars)
-        short = within(chosen.kept, run.base_tokenizer, longest_row(run.config))
+        kept = reworded(chosen.kept, run.config.seed) if run.config.tune.vary_wording else chosen.kept
+        short = within(kept, run.base_tokenizer, longest_row(run.config))
     chosen = selection.Selection(short.kept, chosen.dropped + short.dropped)
     if settings.keep < 1 and chosen.kept:
         base = _base(run, run.dtype)
@@ -112,9 +114,7 @@ def run_tune(run: Run) -> None:
         selection.write(chosen, run.folder / "selection.jsonl")
     tokenizer = run.base_tokenizer
     if name := template_name(tokenizer):
-        run.reporter.say(
-            f"Chat template: {name}" + ("" if run.config.chat_template else ", as the base has none")
-        )
+        run.reporter.say(f"Chat template: {name}")
     # Small updates to bfloat16 weights are lost in rounding; with LoRA the base is frozen.
     dtype = torch.float32 if settings.method == "full" else run.dtype
     base = _base(run, dtype)
@@ -167,10 +167,11 @@ def run_distill(run: Run) -> None:
     learn_families(run, model, stage)
     rows = rows_for(run, model, run.examples, run.tree, run.taught, stage)
     parallel = sum(row.language != SOURCE for row in rows)
+    replayed = len(rows) - parallel
     run.reporter.say(
         f"Stage 2: {parallel} rows in {len(run.taught)} languages train {len(run.tree.nodes)} nodes, rank "
-        f"{run.tree.path_rank()} per path{no_kl(run.config)}; {len(rows) - parallel} English replay rows "
-        "train the root (KL to the reference model)"
+        f"{run.tree.path_rank()} per path{no_kl(run.config)}"
+        + (f"; {replayed} English replay rows train the root (KL to the reference model)" if replayed else "")
     )
     for line in drawn(run, rows, run.taught):
         run.reporter.say(line)

@@ -249,7 +249,7 @@ def suite_signature(
             "sentences": len(suite.sentences.get(SOURCE, ())),
             **measuring(run, suite.name),
             "data": data_hashes(suite)[SOURCE],
-            "layer_from": "settings" if run.config.evaluate.layer else "sentences",
+            "layer_from": f"settings-{layer}" if (layer := run.config.evaluate.layer) else "sentences",
             **_how_retrieved(before, after),
             "seed": run.config.seed,
             "isogloss": version("isogloss"),

@@ -19,7 +19,7 @@ from isogloss.data.examples import ParallelExample
 from isogloss.data.formats.lines import nearest
 from isogloss.data.parallel_text import Pair, translation_examples
 from isogloss.data.sources import lacking, left_out, told
-from isogloss.errors import RunError
+from isogloss.errors import DataError, RunError
 from isogloss.files import (
     read_lines,
 )
@@ -61,7 +61,7 @@ def row_of(run: Run, code: str, id: str) -> tuple[Row, PreTrainedTokenizerBase |
         raise RunError(f"{id} has no English answer yet; run `isogloss cache` or `isogloss distill` first")
     given: tuple = run.tokenizer, [example], {id: answer}, run.tree, [code]
     teacher = run.config.distill.teacher
-    (row,) = _rows(run, *given, replay=False)
+    (row,) = _rows(run, *given, replay=False, shown=True)
     if not (isinstance(teacher, ModelTeacher) and teacher.level == "sequence"):
         return row, joining.tokenizer_of(teacher)
     its = load_tokenizer(teacher.path)
@@ -111,8 +111,7 @@ def rows_for(
         replay: Whether to add English rows of stage 1, for the root.
     """
     english: dict[str, str] = {}
-    without: Counter[str] = Counter()
-    useless: set[str] = set()
+    useless: dict[str, str] = {}
     asked, responses = 0, run.config.distill.responses
     amounts = {code: run.config.languages.amount(code) for code in codes}
     weights = [source.weight for source in run.config.sources]
@@ -128,11 +127,11 @@ def rows_for(
         asked += len(new)
         for example in new:
             if why := useless_because(run, example, english.get(example.id)):
-                without[why] += 1
-                useless.add(example.id)
+                useless[example.id] = why
                 english.pop(example.id, None)
-    for why, count in without.items():
+    for why, count in Counter(useless.values()).items():
         run.reporter.say(f"{count} of {asked} examples are skipped: {why}")
+    _refuse_useless(examples, useless, codes)
     if responses == "teacher" and (free := sum(e.options is None and not e.own_response for e in used)):
         run.reporter.say(
             f"{free} of {len(used)} examples have no answer options: every language learns the English "
@@ -147,9 +146,8 @@ def rows_for(
     teacher = run.config.distill.teacher
     if isinstance(teacher, ModelTeacher) and teacher.level == "sequence":
         its, file = load_tokenizer(teacher.path), run.folder / "teacher_answers.jsonl"
-        theirs = _rows(
-            run, run.tokenizer, left, english, tree, codes, pairs, bare, replay=replay, teacher=its
-        )
+        # Without the pairs, whose translations are kept, and English, which the frozen model answers.
+        theirs = _rows(run, run.tokenizer, left, english, tree, codes, replay=False, teacher=its)
         with processes.main_first():
             rows = joining.with_answers(
                 rows, theirs, teacher, run.tokenizer, run.dtype, file, stage, run.reporter.bar
@@ -157,11 +155,30 @@ def rows_for(
     return rows + _bare_rows(run, tokenizer, bare, rows)
 
 
+def _refuse_useless(
+    examples: Sequence[ParallelExample], useless: Mapping[str, str], codes: Sequence[str]
+) -> None:
+    """Check that no language lost all its examples to unusable English answers.
+
+    Raises:
+        DataError: A language did.
+    """
+    for code in codes:
+        there = [e.id for e in examples if code in e.turns]
+        if there and all(id in useless for id in there):
+            ((why, count),) = Counter(useless[id] for id in there).most_common(1)
+            raise DataError(
+                f"no item in {code} can be used: {why} ({count} of {len(there)}); tune stage 1 for longer, "
+                "or add responses and set distill.responses=reference"
+            )
+
+
 def _bare_rows(
     run: Run, tokenizer: PreTrainedTokenizerBase, pairs: Mapping[str, Sequence[Pair]], rows: Sequence[Row]
 ) -> list[Row]:
     first = 1 + max((row.meaning for row in rows), default=-1)
-    return sentence_rows(pairs, tokenizer, run.config.distill.max_prompt_length, first)
+    limit = run.config.distill.max_prompt_length
+    return sentence_rows(pairs, tokenizer, limit, first, tell=run.reporter.say_once)
 
 
 def drawn(run: Run, rows: Sequence[Row], codes: Sequence[str]) -> Iterator[str]:
@@ -221,10 +238,18 @@ def _rows(
     *,
     replay: bool = True,
     teacher: PreTrainedTokenizerBase | None = None,
+    shown: bool = False,
 ) -> list[Row]:
+    """Build the rows that have a response.
+
+    Args:
+        shown: Build the teacher's prompts even if no teacher reads them.
+    """
     settings = run.config.distill
     amounts = {code: run.config.languages.amount(code) for code in codes}
-    kept = _english_kept(run) if settings.replay_fraction and replay else []
+    # English uses the root alone, which learns nothing without adapter rows.
+    replay = replay and any(node.rank for node in tree.path(SOURCE))
+    kept = english_kept(run) if settings.replay_fraction and replay else []
     limit, template = settings.max_prompt_length, len(encode_prompt(tokenizer, "a"))
     kept = [  # stage 1 may allow longer prompts
         e
@@ -249,17 +274,19 @@ def _rows(
         responses=settings.responses,
         limit=settings.max_prompt_length,
         view=settings.teacher_view,
-        reads=settings.teacher_reads,
+        reads=settings.teacher_reads if settings.prompts_are_read or shown else (),
         require_texts=settings.require_texts,
         teacher=teacher or joining.tokenizer_of(settings.teacher),
         weights=[source.weight for source in run.config.sources],
         same=run.config.languages.same_items,
         extra=pairs,
+        tell=run.reporter.say_once,
     )
 
 
-def _english_kept(run: Run) -> list[ParallelExample]:
-    """Return the examples that stage 1 was tuned on, with their English turn only."""
+def english_kept(run: Run) -> list[ParallelExample]:
+    """Return the examples that stage 1 was tuned on, with their English turn only, in its original wording:
+    replay keeps to that wording, whatever `tune.vary_wording` made of it."""
     file = run.folder / "selection.jsonl"
     remedy = "restore it, or tune again in another run folder"
     dropped = {e["id"] for e in read_lines(file, remedy) if not e["kept"]} if file.exists() else set()

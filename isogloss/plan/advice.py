@@ -1,12 +1,20 @@
 """Advice on settings that make a stage fit into memory."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
+from isogloss.plan.evaluation import evaluate_plan
 from isogloss.plan.machine import GIB
-from isogloss.plan.stages import STAGES
+from isogloss.plan.stages import distill_plan, tune_plan
 from isogloss.plan.work import StagePlan, Work
+
+STAGES: dict[str, Callable[[Work], StagePlan]] = {
+    "tune": tune_plan,
+    "distill": distill_plan,
+    "evaluate": evaluate_plan,
+}
 
 
 def advise(work: Work, stage: StagePlan) -> str:
@@ -47,7 +55,7 @@ def _changes(work: Work, stage: str) -> list[tuple[str, ...]]:
     more: list[tuple[str, ...]] = []
     if stage == "tune" and config.tune.method == "full":
         more.append(("tune.method=lora",))
-    several = work.machine.devices > 1 and not (config.shard or config.four_bit)
+    several = work.machine.devices > 1 and not (config.shard or config.four_bit or config.compile)
     if stage == "tune" and several:
         more.append(("tune.method=lora", "shard=true"))
     if stage == "distill":

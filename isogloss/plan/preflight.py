@@ -23,8 +23,9 @@ from isogloss.adapters.fit import refuse_misfit
 from isogloss.config import Config
 from isogloss.config.defaults import explain, facts_of
 from isogloss.plan.advice import advise
+from isogloss.plan.evaluation import evaluate_plan
 from isogloss.plan.machine import Machine
-from isogloss.plan.stages import distill_plan, evaluate_plan, tune_plan
+from isogloss.plan.stages import distill_plan, tune_plan
 from isogloss.plan.work import StagePlan, Work
 
 

@@ -1,7 +1,7 @@
-"""Cost of stages 1 and 2 and of evaluation on a machine: FLOPs of every step, memory of the largest."""
+"""Cost of stages 1 and 2 on a machine: FLOPs of every step, memory of the largest."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +10,12 @@ from torch import Tensor, nn
 
 from isogloss.adapters.lora import TreeLora
 from isogloss.config import Distill
-from isogloss.data.chat import encode_prompt
-from isogloss.evaluate.items import Item
-from isogloss.evaluate.suites import load_suite
 from isogloss.languages import SOURCE
 from isogloss.losses.fused import frozen_head
 from isogloss.losses.topk import TopK
 from isogloss.model.cost import Meter
 from isogloss.model.decoder import layers_of
-from isogloss.plan.memory import cache_bytes, options_bytes, parameter_bytes, read_bytes, step_bytes
+from isogloss.plan.memory import options_bytes, parameter_bytes, read_bytes, step_bytes
 from isogloss.plan.work import StagePlan, Work
 from isogloss.teacher.reading import groups
 from isogloss.teacher.rows import Row
@@ -272,61 +269,6 @@ def _sample(row: Row, place: int, settings: Distill, hidden: int, dtype: torch.d
         return Sample(row.student, row.language, place, signal, options)
 
 
-# --- evaluation
-
-
-def evaluate_plan(work: Work) -> StagePlan:
-    """Plan evaluation: every answer before and after training, and the sentence embeddings."""
-    settings, run, machine = work.config.evaluate, work.run, work.machine
-    adapters = work.adapters()
-    model, found = adapters.model, StagePlan("evaluate")
-    causal: Any = model.get_base_model()
-    config = causal.config.get_text_config()
-    before = Meter(causal, 0.0)
-    after = Meter(causal, adapters.tree.path_rank() / max(1, adapters.tree.rank))
-    sides, longest, width = (before, after), 1, 1
-    for name in settings.suites:
-        suite = load_suite(name, run.data_root, settings, run.measured)
-        asked = [
-            _answered(work, name, item, code, item.turns[code].instruction)
-            for item in suite.items
-            for code in (*run.measured, SOURCE)
-            if code in item.turns
-        ]
-        # Only the reference model answers paraphrases.
-        reworded = [
-            _answered(work, name, item, SOURCE, text) for item in suite.items for text in item.paraphrases
-        ]
-        for side, some in ((before, asked + reworded), (after, asked)):
-            for prompt, new, scored in some:
-                _generated(side, prompt, new, scored)
-                found.tokens_forwarded += prompt + max(0, new - 1) + scored
-                found.tokens_generated += new
-        longest = max([longest, *(prompt for prompt, _, _ in asked + reworded)])
-        width = max([width, *(prompt + new + scored for prompt, new, scored in asked + reworded)])
-        for sentences in (suite.sentences, suite.layer_sentences):
-            for code, texts in sentences.items():
-                if code in (*run.measured, SOURCE):
-                    sizes = [len(ids) for ids in work.tokenizer(list(texts))["input_ids"]]
-                    for side in sides:
-                        for size in sizes:
-                            side.read(1, size, depth=settings.layer)
-                    found.tokens_forwarded += 2 * sum(sizes)
-    found.flops = before.flops + after.flops
-    adapters.off()
-    found.memory = {
-        "program": machine.process,
-        "weights": parameter_bytes(model, four_bit=work.config.four_bit),
-        "adapters": parameter_bytes(model, adapters=True),
-        "cache": cache_bytes(causal, settings.batch_size, width),
-        "activations": machine.held(
-            read_bytes(model, settings.batch_size, longest)
-            + settings.batch_size * config.vocab_size * (work.dtype.itemsize + 4)
-        ),
-    }
-    return found
-
-
 # --- counts
 
 
@@ -337,31 +279,6 @@ def _count(
     meter.read(rows, width, backward=backward)
     meter.project(taught, backward=backward)
     meter.project(heads - taught)
-
-
-def _answered(work: Work, suite: str, item: Item, code: str, text: str) -> tuple[int, int, int]:
-    """Return the tokens of a prompt, those generated for it, and those of the options scored after it.
-
-    On a closed task the answer is as long as the right option or, if that is unknown, as the longest one. An
-    open answer may reach its limit.
-    """
-    settings, prompt = work.config.evaluate, len(encode_prompt(work.tokenizer, text))
-    limit = max(settings.max_new_tokens, item.longest or 0)
-    if not item.options:
-        return prompt, limit, 0
-    lengths = {key: work.answer_length(wording) for key, wording in item.options[code].items()}
-    if suite in settings.likelihood:
-        return prompt, 0, sum(lengths.values())
-    return prompt, min(limit, lengths.get(item.gold or "", max(lengths.values()))), 0
-
-
-def _generated(meter: Meter, prompt: int, new: int, scored: int = 0) -> None:
-    """Add an answer: the prompt once, then generated tokens one at a time with a KV cache, or all options."""
-    meter.read(1, prompt)
-    for seen in range(prompt + 1, prompt + new):
-        meter.read(1, 1, seen=seen)
-    meter.read(1, scored, seen=prompt + scored)
-    meter.project(new + scored)
 
 
 def _reading(
@@ -396,12 +313,3 @@ def _largest(micro: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[Seq
 
     found = [max(micro, key=lambda numbers: len(numbers) * width(numbers)), max(micro, key=width)]
     return found[:1] if found[0] is found[1] else found
-
-
-# --- advice
-
-STAGES: dict[str, Callable[[Work], StagePlan]] = {
-    "tune": tune_plan,
-    "distill": distill_plan,
-    "evaluate": evaluate_plan,
-}

@@ -123,12 +123,13 @@ class Overview:
     def verdict(self, code: str) -> Verdict:
         """Judge a language by its consistency over mastered tasks; without it there is no conclusion."""
         consistency, notes = self.change("consistency_mastered", code), []
-        now, was = consistency.after, consistency.before
+        now = consistency.after
         if now.value is None:
             measured = self.change("consistency_all", code).after.value is not None
             why = "no task mastered in English" if measured else "measured by retrieval only"
             return Verdict("no conclusion", "soft", (why,))
-        if was.value is not None and now.low is not None and now.low <= was.value:
+        gain = self.change("consistency_gain", code).after.low
+        if gain is not None and gain <= 0:
             notes.append("no gain shown")
         fidelity = self.change("fidelity", code).after.value
         if fidelity is not None and fidelity < FAITHFUL:

@@ -28,6 +28,7 @@ from starlette.exceptions import HTTPException
 
 from isogloss.inference import Aligned
 from isogloss.languages import UnknownLanguageError, resolve
+from isogloss.model.load import positions_of
 from isogloss.serve import batches
 from isogloss.serve.guard import Access, Guard, error_response
 from isogloss.serve.jobs import Given, Hear, Limits, Refused, Streamed, Written, heard, limited
@@ -161,7 +162,7 @@ def make_app(
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _unserved)
     app.add_middleware(Guard, access=access or Access())
-    positions = int(getattr(model.model.config, "max_position_embeddings", longest_prompt + longest))
+    positions = positions_of(model.model) or longest_prompt + longest
     limits = Limits(longest, min(longest_prompt, positions - 1), positions)
 
     add_page(app, model, limits)

@@ -15,8 +15,8 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import struct
-import tempfile
 import time
 from array import array
 from collections.abc import Collection, Mapping, Sequence
@@ -130,10 +130,10 @@ class Part:
     def _put(self, name: str, content: bytes) -> None:
         """Write a file atomically, even if other processes write it too."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=self.folder, prefix=f".{os.getpid()}.", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(part).replace(self.folder / name)
+        # Not by `tempfile`, whose files only their owner can read: users may share a cache.
+        part = self.folder / f".{os.getpid()}.{secrets.token_hex(8)}.part"
+        part.write_bytes(content)
+        part.replace(self.folder / name)
 
     def _tidy(self) -> None:
         for part in self.folder.glob(".*.part"):

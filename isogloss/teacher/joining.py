@@ -172,8 +172,8 @@ def with_answers(
     """Replace the responses with answers that a local teacher generates; answers are stored in a file.
 
     Args:
-        rows: Rows to replace the responses of.
-        theirs: The same rows, with privileged prompts in the teacher's own token IDs.
+        rows: All rows.
+        theirs: Those whose response is replaced, with privileged prompts in the teacher's own token IDs.
         teacher: Settings of the teacher.
         tokenizer: The student's tokenizer.
         dtype: Dtype of the teacher's weights.
@@ -221,10 +221,12 @@ def answers_of(
 
 def answered_rows(rows: Sequence[Row], theirs: Sequence[Row], kept: Answers) -> list[Row]:
     """Replace the responses with the stored answers; rows without an answer stay unchanged."""
-    given = [kept.of(*answer_key(row)) for row in theirs]
+    given = {row.id: kept.of(*answer_key(row)) for row in theirs}
     return [
-        replace(row, student=replace(row.student, response=tuple(response))) if response else row
-        for row, response in zip(rows, given, strict=True)
+        replace(row, student=replace(row.student, response=tuple(response)))
+        if (response := given.get(row.id))
+        else row
+        for row in rows
     ]
 
 

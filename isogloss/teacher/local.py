@@ -29,7 +29,6 @@ from isogloss.data.chat import encode_response, end_of_turn
 from isogloss.languages import SOURCE
 from isogloss.model.decoder import head, response_states
 from isogloss.model.load import pad_id
-from isogloss.progress import Progress
 from isogloss.teacher.answers import ended
 from isogloss.teacher.rows import Row
 from isogloss.teacher.scored import TokenScores
@@ -152,7 +151,6 @@ def score(
     k: int,
     *,
     batch: int = 16,
-    progress: Progress = lambda done, of: None,
 ) -> list[TokenScores]:
     """Score the response of every row with a local teacher, in order.
 
@@ -162,7 +160,6 @@ def score(
         translation: Maps the teacher's tokens to the student's.
         k: Number of tokens kept at each position.
         batch: Rows per forward pass.
-        progress: Callback with the number of rows done and the total.
     """
     model.eval()
     filler = pad_id(translation.teacher)
@@ -179,7 +176,6 @@ def score(
         )
         for n, states in zip(chosen, hidden, strict=True):
             found[n] = _kept(model, states, len(rows[n].student.response), asked[n][1], translation, k)
-        progress(len(found), len(rows))
     return [found[n] for n in range(len(rows))]
 
 

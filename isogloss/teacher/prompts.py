@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +19,10 @@ from isogloss.data.chat import encode_prompt, written_behind
 from isogloss.data.examples import Turn
 from isogloss.errors import ConfigError
 from isogloss.languages import UnknownLanguageError, resolve
+
+
+class TooLongError(ConfigError):
+    """A prompt is over the limit."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ def load_texts(path: Path | None = None) -> NodeTexts:
         raise ConfigError(f"distill.texts: {source} does not exist")
     try:
         entries = yaml.load(source.read_text("utf-8"), Loader=Loader)
+    except UnicodeDecodeError:
+        raise ConfigError(f"{source}: not UTF-8; convert the file to UTF-8") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not YAML: {getattr(error, 'problem', error)}") from None
     allowed = tuple(field.name for field in fields(NodeTexts))
@@ -61,15 +68,31 @@ def load_texts(path: Path | None = None) -> NodeTexts:
         raise ConfigError(f"{source}: node texts have the keys {', '.join(allowed)}; root is required")
     if plain := [name for name in entries if name != "root" and not isinstance(entries[name], dict)]:
         raise ConfigError(f"{source}: {plain[0]} must be a mapping of names to texts")
-    for name in ("languages", "answers"):
-        if name in entries:
-            entries[name] = {_code(str(key), source): value for key, value in entries[name].items()}
+    for name in [name for name in entries if name != "root"]:
+        coded = name in ("languages", "answers")
+        entries[name] = {
+            _code(str(key), source) if coded else str(key): value
+            for key, value in entries[name].items()
+            if value is not None
+        }
     for name, value in entries.items():
-        inner = value if isinstance(value, dict) else {"": value}
-        for key, text in inner.items():
-            if name != "answers" and not isinstance(text, str | None):
+        for key, text in [("", value)] if name == "root" else value.items():
+            if name == "answers":
+                _check_answers(text, f"{source}: {name}.{key}")
+            elif not isinstance(text, str):
                 raise ConfigError(f"{source}: {f'{name}.{key}'.rstrip('.')} must be a text")
     return NodeTexts(**entries)
+
+
+def _check_answers(tasks: Any, where: str) -> None:
+    """Check the answer words of a language.
+
+    Raises:
+        ConfigError: They are not a mapping of tasks to mappings of words.
+    """
+    words = tasks.values() if isinstance(tasks, dict) else [tasks]
+    if not all(one is None or (isinstance(one, dict) and None not in one.values()) for one in words):
+        raise ConfigError(f"{where} must map each task to its English answer words and their wordings")
 
 
 def _code(spelling: str, source: object) -> str:
@@ -110,11 +133,11 @@ def teacher_prompt(
     """Return the token IDs of the teacher's prompt.
 
     Raises:
-        ConfigError: It is longer than `limit` tokens.
+        TooLongError: It is longer than `limit` tokens.
     """
     prompt = encode_prompt(tokenizer, instruction, system)
     if len(prompt) > limit:
-        raise ConfigError(
+        raise TooLongError(
             f"the teacher's prompt for {row} has {len(prompt)} tokens and the limit is {limit}; "
             "raise distill.max_prompt_length or shorten the node texts"
         )

@@ -17,7 +17,14 @@ from isogloss.data.parallel_text import Pair
 from isogloss.data.sources import left_out, nothing_in, response_of
 from isogloss.errors import ConfigError, DataError
 from isogloss.languages import SOURCE
-from isogloss.teacher.prompts import NodeTexts, check_response, check_texts, privileged_text, teacher_prompt
+from isogloss.teacher.prompts import (
+    NodeTexts,
+    TooLongError,
+    check_response,
+    check_texts,
+    privileged_text,
+    teacher_prompt,
+)
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,7 @@ def build_rows(
     weights: Sequence[float] = (1.0,),
     same: bool = True,
     extra: Sequence[ParallelExample] = (),
+    tell: Callable[[str], object] = lambda text: None,
 ) -> list[Row]:
     """Build rows from the first `amounts[code]` usable examples of every language.
 
@@ -101,7 +109,9 @@ def build_rows(
         teacher: Tokenizer and template of the privileged prompts; defaults to `tokenizer`.
         weights: Weight of each source of examples; see `draw.choose`.
         same: Whether all languages learn the same examples, as far as their amounts allow.
-        extra: Examples used in addition to the amounts, in every language that they have.
+        extra: Examples used in addition to the amounts, in every language that they have; those with a prompt
+            over the limit are skipped.
+        tell: Callback that receives a line with the number of skipped ones.
 
     Raises:
         DataError: A language has no usable example.
@@ -127,7 +137,8 @@ def build_rows(
     beside = _Privileged(tokenizer, teacher, tree, texts, reads, english, limit)
     chosen = choose(examples, amounts, weights, lambda example, code: taught(example, code)[1], same=same)
     rows: list[Row] = []
-    too_long: list[str] = []
+    faults: list[str] = []
+    skipped = of = 0
     for code in amounts:
         # English replay only uses rows of stage 1, and the English of a pair is not one of them.
         more = [
@@ -135,6 +146,7 @@ def build_rows(
             for n, e in enumerate(extra, start=len(examples))
             if code != SOURCE and code in e.turns and taught(e, code)[0]
         ]
+        of += len(more)
         if require_texts and "texts" in reads and code != SOURCE:
             check_texts(texts, tree.path(code))
         for number in [*chosen[code], *more]:
@@ -145,26 +157,23 @@ def build_rows(
             name = f"{example.id}/{code}"
             student = read(turn.instruction, response)
             plain = student if code == SOURCE else read(twin.instruction, answer)
-            if (longest := max(len(student.prompt), len(plain.prompt))) > limit:
-                whose = "prompt" if longest == len(student.prompt) else "English prompt"
-                too_long.append(
-                    f"the {whose} of {name} has {longest} tokens and the limit is {limit}; "
-                    "raise distill.max_prompt_length or remove the row"
-                )
-                continue
             options, twin_options = (), ()
             if view == "english" and code != SOURCE and student.response != plain.response:
                 options, twin_options = _options(said, example, code, student.response)
-            if code == SOURCE:
-                privileged = student.prompt
-            elif options or (view == "english" and student.response == plain.response):
-                privileged = plain.prompt
-            else:
-                try:
+            try:
+                _check_prompts(name, student.prompt, plain.prompt, limit)
+                if code == SOURCE:
+                    privileged = student.prompt
+                elif options or (view == "english" and student.response == plain.response):
+                    privileged = plain.prompt
+                else:
                     privileged = beside(example, code, student.prompt, response)
-                except ConfigError as error:
-                    too_long.append(str(error))
-                    continue
+            except ConfigError as error:
+                if number >= len(examples) and isinstance(error, TooLongError):
+                    skipped += 1
+                else:
+                    faults.append(str(error))
+                continue
             rows.append(
                 Row(
                     name,
@@ -180,10 +189,33 @@ def build_rows(
             )
         if not chosen[code]:
             raise DataError(nothing_in(code, left_out(examples, [code], lambda e, c: taught(e, c)[1])))
-    if too_long:
-        others = f" ({len(too_long) - 1} more rows fail)" if len(too_long) > 1 else ""
-        raise ConfigError(too_long[0] + others)
+    if faults:
+        others = f" ({len(faults) - 1} more rows fail)" if len(faults) > 1 else ""
+        raise ConfigError(faults[0] + others)
+    if skipped:
+        tell(_skipped("translations", skipped, of, limit))
     return rows
+
+
+def _check_prompts(name: str, prompt: Sequence[int], twin: Sequence[int], limit: int) -> None:
+    """Check the length of a row's plain prompts.
+
+    Raises:
+        TooLongError: One is over the limit.
+    """
+    if (longest := max(len(prompt), len(twin))) > limit:
+        whose = "prompt" if longest == len(prompt) else "English prompt"
+        raise TooLongError(
+            f"the {whose} of {name} has {longest} tokens and the limit is {limit}; "
+            "raise distill.max_prompt_length or remove the row"
+        )
+
+
+def _skipped(what: str, count: int, of: int, limit: int) -> str:
+    return (
+        f"{count} of {of} {what} of parallel_text are skipped: "
+        f"over {limit} tokens (distill.max_prompt_length)"
+    )
 
 
 class _Privileged:
@@ -235,7 +267,11 @@ class _Privileged:
 
 
 def sentence_rows(
-    pairs: Mapping[str, Sequence[Pair]], tokenizer: PreTrainedTokenizerBase, limit: int, first: int = 0
+    pairs: Mapping[str, Sequence[Pair]],
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int,
+    first: int = 0,
+    tell: Callable[[str], object] = lambda text: None,
 ) -> list[Row]:
     """Build rows without a response from parallel sentences; repeated pairs stay, long sentences are skipped.
 
@@ -244,6 +280,7 @@ def sentence_rows(
         tokenizer: The student's tokenizer.
         limit: Maximum sentence length in tokens, in either language.
         first: Index of the first meaning.
+        tell: Callback that receives a line with the number of skipped pairs.
     """
     read = cache(partial(encode_text, tokenizer))
     meanings: dict[str, int] = {}
@@ -255,6 +292,9 @@ def sentence_rows(
                 meaning = meanings.setdefault(pair.english, first + len(meanings))
                 sentence = Encoded(own, (), asked)
                 rows.append(Row(f"{pair.id}/{code}", code, meaning, sentence, (), twin, twin_mask=twin_mask))
+    of = sum(map(len, pairs.values()))
+    if len(rows) < of:
+        tell(_skipped("sentence pairs", of - len(rows), of, limit))
     return rows
 
 

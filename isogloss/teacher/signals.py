@@ -128,8 +128,11 @@ def teacher_signals(
         fixed = frozen_head(model)
         for chosen, states in read_states(model, distinct, said, pad_id, batch, fork):
             if kind == "top_k":
-                likeliest = partial(_likeliest, fixed.logits if fixed else partial(head, model), k, vocab)
-                states = [pack(likeliest(one), vocab) for one in states]
+                # All rows' tokens together: each product reads the whole head, however few tokens it has.
+                likeliest = _likeliest(
+                    fixed.logits if fixed else partial(head, model), k, vocab, torch.cat(states)
+                )
+                states = pack(likeliest, vocab).split([len(one) for one in states])
             said.spent.add(meter)
             said.spent.teacher_calls += len(chosen)
             said.keep(chosen, states)

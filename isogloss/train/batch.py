@@ -32,6 +32,8 @@ class Sample:
     """All answer options, end of turn included, if the signal has an informative distribution over them."""
     teacher_prompt: tuple[int, ...] = ()
     """The teacher's prompt, if the signal contains a teacher."""
+    twin_prompt: tuple[int, ...] = ()
+    """The English twin's prompt, if the signal depends on it."""
 
     @property
     def bare(self) -> bool:
@@ -76,6 +78,7 @@ def samples_of(rows: Sequence[Row], signals: Sequence[Signal]) -> list[Sample]:
             signal,
             row.options if signal.options is not None and informed(signal.options) else (),
             row.teacher_prompt if signal.teacher is not None else (),
+            () if signal.twin is None and signal.options is None else row.twin_prompt,
         )
         for row, signal in zip(rows, signals, strict=True)
     ]

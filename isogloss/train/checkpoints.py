@@ -29,8 +29,8 @@ def forget_other_rows(folder: Path, rows: Ordered, how: object, say: Callable[[s
     """
     digest = hashlib.sha256(repr((rows.order, how)).encode())
     for sample in rows.samples:
-        about = sample.encoded, sample.language, sample.meaning, sample.options, sample.teacher_prompt
-        digest.update(repr(about).encode())
+        about = sample.encoded, sample.language, sample.meaning, sample.options
+        digest.update(repr((*about, sample.teacher_prompt, sample.twin_prompt)).encode())
     file, ours = folder / "rows.json", digest.hexdigest()
     remedy = f"remove {folder} to restart training from the beginning"
     before = read_json(file, "rows", remedy)["rows"] if file.exists() else ours

@@ -131,7 +131,9 @@ def divergence_by_language(
         scored = [s for s in samples if s.language == code and s.signal and s.signal.teacher is not None]
         if scored:
             batch = collate(scored[:PER_LANGUAGE], pad_id).to(device)
-            parts = batch_losses(adapters.model, batch, replace(weights, kl=1.0), adapters)
+            # At another temperature, the loss is no longer in nats.
+            plain = replace(weights, kl=1.0, temperature=1.0)
+            parts = batch_losses(adapters.model, batch, plain, adapters)
             told = float(parts["replay" if "replay" in parts else "kl"])
             found[code] = told / max(1, int(batch.teacher_mask.sum()))
         progress(number, len(codes))

@@ -147,7 +147,8 @@ def difficulty(
             size = chunk_size(base, states.is_cuda)
             tokens = -token_log_probs(base, states, collated.response, every, size=size)
             lengths = [len(sample.encoded.response) for sample in encoded]
-            found.extend(part.mean().item() for part in tokens.split(lengths))
+            # Rounding may make the loss of a certain token negative.
+            found.extend(max(0.0, part.mean().item()) for part in tokens.split(lengths))
             progress(len(losses[True]) + len(losses[False]), 2 * len(examples))
     return instruction_following_difficulty(losses[True], losses[False])
 

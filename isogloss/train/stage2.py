@@ -164,6 +164,12 @@ def distil(
     signals = read_signals(
         adapters.model, rows, settings, pad_id=pad_id, cost=cost, bar=bar, cache=cache, scored=scored
     )
+    asked = sum(bool(row.options) for row in rows)
+    if asked and settings.hears_itself and all(signal.options is None for signal in signals):
+        say(
+            f"Warning: {asked} rows with answer options are trained without the divergence (kl_weight), as "
+            "the model cannot read several answers in one row; set distill.teacher_view=prompt to have it"
+        )
     samples = samples_of(rows, signals)
     weights = weights_of(adapters.model, settings, replay=False)
     if settings.similarity_weight:

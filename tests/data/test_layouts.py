@@ -26,6 +26,7 @@ ROWS = {
         {"conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi!"}]},
         "chat", "Hello", "Hi!",
     ),
+    "Alpaca, a prompt": (ALPACA | {"prompt": "Name a colour. Blue."}, "chat", "Name a colour.", "Blue."),
     "prompt and completion": (
         {"prompt": "The sky is", "completion": " blue."}, "chat", "The sky is", " blue.",
     ),

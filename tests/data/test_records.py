@@ -94,6 +94,24 @@ def test_other_files_beside_the_tables_are_ignored(tmp_path):
     assert asked(table.read(tmp_path, {"instruction": "q"})) == ["x", "y"]
 
 
+def test_tables_of_another_type_in_a_folder_are_reported(tmp_path):
+    """The library reads the most frequent type only; a hidden folder is none of the data."""
+    for name in ("a.csv", "b.csv"):
+        put(tmp_path / name, "q\nx\n")
+    put(tmp_path / "c.jsonl.gz", lines({"q": "y"}))
+    put(tmp_path / ".cache" / "d.jsonl", lines({"q": "z"}))
+    told: list[str] = []
+    assert asked(table.read(tmp_path, {"instruction": "q"}, tell=told.append)) == ["x", "x"]
+    assert told == [f"{tmp_path}: only .csv is read, not c.jsonl.gz; keep files of one type"]
+
+
+def test_a_key_twice_in_a_list_is_refused(tmp_path):
+    """As in JSON lines: which of the two values is meant cannot be known."""
+    path = put(tmp_path / "a.json", '[{"q": "x", "q": "y"}]')
+    says = "the key 'q' occurs twice; keep one of them"
+    assert refusal(table.read, path, {"instruction": "q"}) == f"{path}: {says}"
+
+
 def test_rows_without_ids_are_numbered_across_shards(tmp_path):
     put(tmp_path / "train-00000-of-00002.jsonl", lines(chat("a", "b"), chat("c", "d")))
     put(tmp_path / "train-00001-of-00002.jsonl", lines(chat("e", "f")))
@@ -392,6 +410,7 @@ def test_only_the_first_of_several_turns_is_read(tmp_path):
     "more",
     [
         {"tools": [{"name": "f"}]},
+        {"tools": '[{"name": "f"}]'},
         {
             "messages": [
                 {"role": "user", "content": "Hi"},
@@ -402,11 +421,12 @@ def test_only_the_first_of_several_turns_is_read(tmp_path):
     ],
 )
 def test_chats_with_tools_are_skipped_and_reported(more, tmp_path):
-    """Their prompt is more than their messages; an empty list of tools does not count."""
+    """Their prompt is more than their messages; an empty list of tools, also as a text, does not count."""
     told: list[str] = []
-    path = put(tmp_path / "a.jsonl", lines(chat("Hi", "Ho") | more, chat("Hi", "Ho", tools=[])))
-    assert [e.id for e in chat_jsonl.read(path, tell=told.append)] == ["2"]
-    assert told == [f"{path}: 2 rows, skipped: 1 that call tools"]
+    none = [chat("Hi", "Ho", tools=tools) for tools in ([], "[]", " {} ", "", "null", "None")]
+    path = put(tmp_path / "a.jsonl", lines(chat("Hi", "Ho") | more, *none))
+    assert [e.id for e in chat_jsonl.read(path, tell=told.append)] == ["2", "3", "4", "5", "6", "7"]
+    assert told == [f"{path}: 7 rows, skipped: 1 that call tools"]
 
 
 SHAREGPT = {
@@ -433,6 +453,8 @@ SHAREGPT = {
         ({"instruction": "Q", "input": "I", "output": "A"}, Turn("Q\n\nI", "A")),
         ({"instruction": "Q", "input": "", "output": "A"}, Turn("Q", "A")),
         ({"instruction": "Q"}, Turn("Q")),
+        ({"prompt": "Do this: Q. A", "instruction": "Q", "output": "A"}, Turn("Q", "A")),
+        ({"prompt": "Q", "instruction": "Be brief.", "completion": "A"}, Turn("Q", "A")),
         (
             {
                 "messages": [

@@ -195,11 +195,16 @@ def test_difficulty_is_the_ratio_of_the_losses() -> None:
     assert instruction_following_difficulty([1.0, 2.5, 0.0], [2.0, 2.0, 1.0]) == [0.5, 1.25, 0.0]
 
 
+def test_an_instruction_does_not_help_with_a_response_without_loss() -> None:
+    """The base is sure of it without the instruction."""
+    assert instruction_following_difficulty([0.0, 2.0], [0.0, 0.0]) == [1.0, 1.0]
+
+
 @pytest.mark.parametrize(
-    ("told", "alone"), [([1.0], []), ([1.0], [0.0]), ([float("nan")], [1.0]), ([-1.0], [1.0])]
+    ("told", "alone"), [([1.0], []), ([1.0], [-0.1]), ([float("nan")], [1.0]), ([-1.0], [1.0])]
 )
 def test_difficulty_refuses_invalid_losses(told: list[float], alone: list[float]) -> None:
-    """Different lengths, NaN, a negative loss, or a zero loss without the instruction."""
+    """Different lengths, NaN, or a negative loss."""
     with pytest.raises(ValueError):
         instruction_following_difficulty(told, alone)
 

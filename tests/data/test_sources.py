@@ -1,6 +1,7 @@
 """Sources: what the data settings give to each stage, from one source or several."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,24 @@ def test_a_selection_by_difficulty_that_keeps_nothing_is_refused(tmp_path, monke
         DataError, match=r"^none of the 1 English examples is left to tune on: instruction_does"
     ):
         stages.select_english(run)
+
+
+def test_prompts_that_no_teacher_reads_are_not_built(tmp_path):
+    """With the divergence, they are over the limit of tokens."""
+    short = "distill.max_prompt_length=12", "distill.replay_fraction=0"
+    run = run_of(tmp_path, [item("1", "qa")], *short)
+    (row,) = training_rows.foreseen_rows(run, run.tokenizer)
+    assert row.teacher_prompt == row.student.prompt
+    heard = run_of(tmp_path, [item("1", "qa")], *short, "distill.kl_weight=1")
+    with pytest.raises(
+        ConfigError, match=r"^the teacher's prompt for 1/sw has \d+ tokens and the limit is 12; "
+    ):
+        training_rows.foreseen_rows(heard, heard.tokenizer)
+
+
+@pytest.mark.parametrize(("shape", "english"), [("families", 1), ("flat", 0), ("shared", 1)])
+def test_english_is_replayed_only_where_the_root_learns(tmp_path, shape, english):
+    """English uses the root alone; a flat tree has no adapter rows there."""
+    run = run_of(tmp_path, [item("1", "qa")], f"languages.tree={shape}")
+    rows = training_rows.foreseen_rows(run, run.tokenizer)
+    assert Counter(row.language for row in rows) == Counter({"sw": 1, "en": english})

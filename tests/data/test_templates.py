@@ -168,3 +168,18 @@ def test_mistrals_own_tokenizer_file_needs_a_template(tmp_path: Path):
     )
     tokenizer = load_tokenizer(str(tmp_path), str(own))
     assert tokenizer.decode(encode_chat(tokenizer, CHAT[3:])) == "<s>[INST]Bye[/INST]"
+
+
+def test_a_hybrid_template_is_saved_with_thinking_off():
+    """Other engines render it without our option, and must send the prompt that the model is tuned on."""
+    tokenizer = bare("<|im_start|>", "<|im_end|>")
+    tokenizer.chat_template = (
+        "{%- for m in messages -%}{{- m['content'] -}}{%- endfor -%}"
+        "{%- if enable_thinking is not defined or enable_thinking -%}<think>{%- else -%}</think>{%- endif -%}"
+    )
+    asked = [{"role": "user", "content": "Hi"}]
+    assert tokenizer.apply_chat_template(asked, tokenize=False) == "Hi<think>"
+    for _ in range(2):  # a run's own template is read again
+        give_template(tokenizer)
+        assert tokenizer.apply_chat_template(asked, tokenize=False) == "Hi</think>"
+    assert tokenizer.chat_template.count("set enable_thinking") == 1

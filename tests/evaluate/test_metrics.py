@@ -10,7 +10,6 @@ from isogloss.evaluate import metrics
 from isogloss.evaluate.family import Closed, consistency_family
 from isogloss.evaluate.metrics import (
     agreement,
-    alignment,
     beyond_chance,
     chance_agreement,
     retrieve,
@@ -35,11 +34,6 @@ def test_different_numbers_of_answers_are_refused():
     """Nothing is silently cut off at the shorter side."""
     with pytest.raises(ValueError, match="shorter"):
         agreement(["a", "b"], ["a"])
-
-
-def test_alignment_is_the_mean_of_both_halves():
-    """½ (0.5 + 1)."""
-    assert alignment(0.5, 1.0) == 0.75
 
 
 def test_retrieval_matches_a_table_worked_out_by_hand():

@@ -153,6 +153,7 @@ def test_a_run_is_summarised_over_all_its_suites():
         "alignment_low": 0.75,  # Swahili: (½ + 1)/2
         "alignment_low_mastered": 0.875,
         "retention": 0.0,  # +¼ and -¼
+        "consistency_gain": 0.625,  # Swahili +¾, Spanish +½
     }
     assert found["before"]["consistency_all"]["mean"] == pytest.approx(1 / 12)  # Spanish ½, 0, 0
     assert found["after"]["retention"]["languages"].keys() == {"en"}

@@ -236,13 +236,13 @@ def measured(monkeypatch):
 
 
 def test_a_suite_without_alignment_is_compared_by_its_consistency(measured, tmp_path, capsys):
-    """Flat loses ¼ in Swahili and in Urdu: a sixth over three languages, and a quarter in the low class."""
-    config = load_config(None, ["languages.targets=[es,sw,ur]"])
+    """Flat loses ¼ in Swahili and in Urdu: a sixth over all three languages, a quarter over the low ones."""
+    config = load_config(None, ["languages.targets=[es,sw,ur]", "languages.amounts={ur: 48}"])
     done = ablation.ablate(config, variants("families", "flat"), [0], tmp_path / "out", ProgressReporter())
     rows = {row["variant"]: (row["measure"], row["languages"], row["low"]) for row in done.rows}
     assert rows == {
-        "families": ("consistency", {"es": 0.75, "sw": 0.25, "ur": 0.5}, 0.25),
-        "flat": ("consistency", {"es": 0.75, "sw": 0.0, "ur": 0.25}, 0.0),
+        "families": ("consistency", {"es": 0.75, "sw": 0.25, "ur": 0.5}, 0.375),
+        "flat": ("consistency", {"es": 0.75, "sw": 0.0, "ur": 0.25}, 0.125),
     }
     found = [(one["languages"], one["measure"], one["value"], one["n"]) for one in done.differences]
     assert [(one["comparisons"], one["p_seeds"]) for one in done.differences] == [(2, None), (2, None)]

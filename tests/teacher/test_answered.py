@@ -9,7 +9,7 @@ import torch
 
 from isogloss.adapters.generate import stops
 from isogloss.config import load_config
-from isogloss.errors import ConfigError, RunError
+from isogloss.errors import ConfigError, DataError, RunError
 from isogloss.model.load import load_tokenizer
 from isogloss.pipeline import folder, training_rows
 from isogloss.teacher import answers
@@ -162,6 +162,48 @@ def test_an_example_with_a_truncated_answer_is_skipped_and_reported(run, monkeyp
     )
     assert asked == [(3, 6), (3, 9)]  # again with another limit
     assert run.reporter.lines[-2].endswith("is empty or over 9 tokens (distill.max_new_tokens)")
+
+
+def test_examples_that_are_all_without_an_answer_are_refused(run, monkeypatch):
+    """The reason is the answers: the data has items in the language."""
+    run.config.data.path.write_text("".join(json.dumps(item) + "\n" for item in ITEMS[:2]))
+    monkeypatch.setattr("isogloss.pipeline.english.ended", lambda *given, **how: [(0, ""), (1, "")])
+    stage = run.ledger.begin("distill")
+    with pytest.raises(DataError) as caught:
+        training_rows.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
+    assert str(caught.value) == (
+        "no item in sw can be used: the model's English answer is empty or over 6 tokens "
+        "(distill.max_new_tokens) (2 of 2); tune stage 1 for longer, or add responses and set "
+        "distill.responses=reference"
+    )
+
+
+def test_another_model_is_not_asked_for_translations_of_parallel_text(run, base, tmp_path, monkeypatch):
+    """Their responses are the data's own, whatever writes the others."""
+    (tmp_path / "tatoeba").mkdir()
+    (tmp_path / "tatoeba/en-sw.tsv").write_text("en\tsw\nOne.\tMoja.\n")
+    more = [
+        f"distill.teacher={{type: model, path: {base}, level: sequence}}",
+        "distill.teacher_view=prompt",
+        "parallel_text=[{type: tatoeba, use: [translation]}]",
+        f"data_root={tmp_path}",
+    ]
+    run = folder.Run(load_config(run.folder, more), run.reporter)
+    monkeypatch.setattr(
+        "isogloss.pipeline.english.ended", lambda *given, **how: [(n, "yes") for n in range(3)]
+    )
+    asked = []
+
+    def with_answers(rows, theirs, *given):
+        asked.extend(row.id for row in theirs)
+        return rows
+
+    monkeypatch.setattr(training_rows.joining, "with_answers", with_answers)
+    stage = run.ledger.begin("distill")
+    rows = training_rows.rows_for(run, run.reference_model(), run.examples, run.tree, run.taught, stage)
+    assert [row.id for row in rows if row.id not in asked] == [
+        "tatoeba-sw-1-from_english/sw", "tatoeba-sw-1-to_english/sw"
+    ]  # fmt: skip
 
 
 def test_a_teachers_own_answer_and_prompt_are_shown(run, base, monkeypatch):

@@ -196,3 +196,13 @@ def test_a_teacher_is_identified_by_its_weights_template_dtype_and_architecture(
     ]
     assert all(one != same for one in changed)
     assert [name for name in same if changed[1][name] != same[name]] == ["template"]
+
+
+def test_files_have_the_users_usual_mode(tmp_path):
+    """Others may share the cache."""
+    (tmp_path / "plain").write_text("")
+    part = part_of(tmp_path)
+    part.write(rows(1))
+    (shard,) = shards(tmp_path)
+    modes = {path.stat().st_mode for path in (tmp_path / "plain", part.folder / "manifest.json", shard)}
+    assert len(modes) == 1

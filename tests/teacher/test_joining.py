@@ -184,3 +184,12 @@ def test_another_models_answer_keeps_the_instruction_mask(tmp_path):
     assert [row.student for row in found] == [
         Encoded((5, 6), (90, 1), (False, True)), Encoded((5, 6), (41, 1), (False, True))
     ]  # fmt: skip
+
+
+def test_rows_that_another_model_is_not_asked_for_keep_their_response(tmp_path):
+    """Translations of parallel text are not among `theirs`."""
+    pair = Row("tatoeba-sw-1-to_english/sw", "sw", 9, Encoded((5, 6), (49, 1)), (7, 8, 9), (5,))
+    kept = Answers(tmp_path / "answers.jsonl")
+    kept.keep({("0/sw", row_key((107, 108)).hex()): [90, 1]})
+    found = joining.answered_rows([ROWS[0], pair], THEIRS[:1], kept)
+    assert [row.student.response for row in found] == [(90, 1), (49, 1)]

@@ -109,6 +109,47 @@ def test_texts_with_other_keys_are_refused(tmp_path, text):
     )
 
 
+def test_a_text_that_is_missing_counts_as_none(tmp_path):
+    """In every section, whatever its level."""
+    path = tmp_path / "texts.yaml"
+    path.write_text(
+        "root: A\ntasks: {qa: }\nfamilies: {Uralic: }\nlanguages: {sw: }\nanswers: {sw: , ru: {qa: }}\n"
+    )
+    assert load_texts(path) == NodeTexts("A", answers={"ru": {"qa": None}})
+    assert privileged_text(load_texts(path), (), "qa", None) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "what"), [("root: {a: b}", "root"), ("root: A\ntasks: {qa: [b]}", "tasks.qa")]
+)
+def test_a_text_of_another_type_is_refused(tmp_path, text, what):
+    path = tmp_path / "texts.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_texts(path)
+    assert str(caught.value) == f"{path}: {what} must be a text"
+
+
+@pytest.mark.parametrize("words", ["yes", "{topic: yes}", "{topic: {yes: }}"])
+def test_answer_words_that_are_no_mapping_are_refused(tmp_path, words):
+    """They are given by language and task."""
+    path = tmp_path / "texts.yaml"
+    path.write_text(f"root: A\nanswers: {{sw: {words}}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_texts(path)
+    assert str(caught.value) == (
+        f"{path}: answers.sw must map each task to its English answer words and their wordings"
+    )
+
+
+def test_texts_in_another_encoding_are_refused(tmp_path):
+    path = tmp_path / "texts.yaml"
+    path.write_bytes("root: Español".encode("latin-1"))
+    with pytest.raises(ConfigError) as caught:
+        load_texts(path)
+    assert str(caught.value) == f"{path}: not UTF-8; convert the file to UTF-8"
+
+
 def test_texts_are_found_by_any_code_of_their_language(tmp_path):
     """`no` is Norwegian and not a boolean; an empty section counts as missing."""
     path = tmp_path / "texts.yaml"

@@ -7,9 +7,10 @@ import pytest
 
 from isogloss.adapters.tree import build_tree
 from isogloss.data.examples import ParallelExample, Turn
+from isogloss.data.parallel_text import Pair
 from isogloss.errors import ConfigError, DataError
 from isogloss.teacher.prompts import NodeTexts
-from isogloss.teacher.rows import build_rows
+from isogloss.teacher.rows import build_rows, sentence_rows
 from isogloss.train.order import schedule
 
 TEXTS = NodeTexts("Root.", {"Indo-European/Italic/Romance": "Romance."}, {"es": "Español."})
@@ -181,6 +182,32 @@ def test_extra_examples_are_added_to_the_amounts(build, tokenizer):
     rows = build({"es": 1}, "teacher", extra=[pair], english=ENGLISH | {"p": "Hi"})
     assert [row.id for row in rows] == ["a/es", "p/es"]
     assert tokenizer.decode(rows[1].student.response) == "Hi<|end|>"
+
+
+@pytest.mark.parametrize("twin", ["Hi", "Hi " * 60])
+def test_translations_that_are_too_long_are_skipped_and_counted(build, twin):
+    """In either language, or behind the node texts; the examples' own rows must fit."""
+    pairs = [
+        ParallelExample(
+            id, "to_english", {"en": Turn(english, "Hi"), "es": Turn(text, "Hi")}, own_response=True
+        )
+        for id, english, text in (("p", "Hi", "Hola"), ("q", twin, "Hola " * (60 if twin == "Hi" else 1)))
+    ]
+    told: list[str] = []
+    rows = build({"es": 1}, extra=pairs, english=ENGLISH | {"p": "Hi", "q": "Hi"}, limit=90, tell=told.append)
+    assert [row.id for row in rows] == ["a/es", "p/es"]
+    assert told == [
+        "1 of 2 translations of parallel_text are skipped: over 90 tokens (distill.max_prompt_length)"
+    ]
+
+
+def test_sentences_that_are_too_long_are_skipped_and_counted(tokenizer):
+    pairs = {"es": [Pair("1", "Hi", "es", "Hola"), Pair("2", "Hi " * 9, "es", "Hola")]}
+    told: list[str] = []
+    assert [row.id for row in sentence_rows(pairs, tokenizer, 9, tell=told.append)] == ["1/es"]
+    assert told == [
+        "1 of 2 sentence pairs of parallel_text are skipped: over 9 tokens (distill.max_prompt_length)"
+    ]
 
 
 def test_all_rows_that_are_too_long_are_counted(build):

@@ -149,6 +149,8 @@ def test_divergences_before_training_are_means_over_each_languages_tokens(tiny, 
     adapters.off()
     samples = samples_of(ROWS, teacher_signals(adapters.model, ROWS, layer=1, pad_id=0))
     found = divergence_by_language(adapters, samples, Weights(), 0)
+    # The loss's temperature does not change the unit.
+    assert divergence_by_language(adapters, samples, Weights(temperature=2.0), 0) == found
     assert list(found) == ["sw", "ru", "en", "es", "fr"]
     with torch.no_grad():
         alone = batch_losses(adapters.model, collate([samples[0], samples[3]], 0), Weights(kl=1.0), adapters)

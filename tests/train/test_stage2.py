@@ -230,3 +230,14 @@ def test_the_temperature_is_chosen_over_all_twins():
     samples = [Sample(Encoded((5,), (6,)), "sw", n, Signal(None, twin)) for n, twin in enumerate(made)]
     temperature = similarity_temperature(samples, load_config(None, ["model=demo"]).distill)
     assert functional.perplexity(twins_of(samples).vectors, temperature) == pytest.approx(10, rel=0.05)
+
+
+def test_answer_sets_without_a_divergence_are_reported(base, tmp_path, monkeypatch):
+    """A model that cannot read several answers in one row learns such rows from their responses alone."""
+    monkeypatch.setattr("isogloss.teacher.signals.branches_fit", lambda model: False)
+    run = opened(tmp_path / "run", base, "distill.teacher_view=english", "distill.checks=false")
+    run_distill(run)
+    assert [line for line in run.reporter.lines if line.startswith("Warning")] == [
+        "Warning: 10 rows with answer options are trained without the divergence (kl_weight), as the model "
+        "cannot read several answers in one row; set distill.teacher_view=prompt to have it"
+    ]

@@ -492,7 +492,7 @@ def test_a_killed_stage_2_ends_with_the_same_adapters(tiny, five, student, tmp_p
 
 
 def test_a_stopped_stage_2_with_other_settings_restarts(tiny, five, student, tmp_path):
-    """Another rate, teacher prompt, node, rank split or scale repeats all four steps with a warning."""
+    """Another rate, teacher prompt, twin, node, rank split or scale repeats all four steps with a warning."""
     options = {"batch": 2, "steps": 4, "weights": DISTIL}
     first = student(tiny(), five)
     with pytest.raises(KeyboardInterrupt):
@@ -505,6 +505,7 @@ def test_a_stopped_stage_2_with_other_settings_restarts(tiny, five, student, tmp
         ("same", SAMPLES, five, {}, 1),
         ("rate", SAMPLES, five, {"rate": 2e-4}, 4),
         ("prompt", read_otherwise, five, {}, 4),
+        ("twin", [replace(SAMPLES[0], twin_prompt=(5, 6)), *SAMPLES[1:]], five, {}, 4),
         ("node", SAMPLES, grown, {}, 4),
         ("split", SAMPLES, split, {}, 4),
         ("scale", SAMPLES, five, {}, 4),

@@ -124,9 +124,6 @@ class Phrases:
     def instruction(self, task: str, phrasing: int, **parts: str) -> str:
         return self._sentence(self.entries["instructions"][task][phrasing].format(**parts))
 
-    def phrasings(self, task: str) -> int:
-        return len(self.entries["instructions"][task])
-
     def _fill(self, template: "str | dict[str, str]", event: Event, capital: bool = True) -> str:
         person = self.entries["people"][event.person]
         action = self.entries["actions"][event.action]

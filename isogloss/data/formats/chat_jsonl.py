@@ -12,7 +12,7 @@ tools; and rows whose answer is marked as not for training (`"weight": 0`). With
 used; rows that share an id are the same item in several languages. `records` lists the supported files.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -37,6 +37,7 @@ _ROLES: Final = ("system", "user", "assistant")
 _SAME: Final = {"developer": "system"}
 _SENDERS: Final = {"human": "user", "gpt": "assistant"}
 _TOOLS: Final = ("tools", "functions", "tool_calls", "function_call")
+_NO_TOOLS: Final = ("", "[]", "{}", "null", "None")
 _LEARNED: Final = ("weight", "loss", "learn", "train", "training")
 """Keys that mark a row or an answer as used for training or, with 0 or false, as not used."""
 _BY_TOKEN: Final = ("loss_mask", "train_mask", "train_detail", "training_detail", "assistant_masks")
@@ -111,23 +112,35 @@ def _row(record: Record, default: str) -> Iterator[ParsedTurn | LeftOut]:
         yield LeftOut("all after the first turn of {}", error, whole=False)
 
 
+def key_of(keys: Collection[str]) -> str | None:
+    """Return the key that identifies the layout of a row with these keys; None for a row of no chat layout.
+
+    A prompt beside an instruction, without a completion, is the whole row in a template, as in some copies of
+    Alpaca.
+    """
+    copied = "instruction" in keys and "completion" not in keys
+    known = ("messages", "conversations", *(() if copied else ("prompt",)), "instruction")
+    return next((key for key in known if key in keys), None)
+
+
 def _given(cells: Mapping[str, Any], path: Path, line: int) -> list[Mapping[str, Any]]:
     """Return the messages of a row in any layout, as mappings with role and content."""
     has = {key for key, value in cells.items() if not absent(value)}
-    if "messages" in has:
+    key = key_of(has)
+    if key == "messages":
         return _list(cells["messages"], "messages", path, line)
-    if "conversations" in has:
+    if key == "conversations":
         return [
             {**one, "role": _SENDERS.get(one["from"], one["from"]), "content": one.get("value")}
             if isinstance(one.get("from"), str)
             else one
             for one in _list(cells["conversations"], "conversations", path, line)
         ]
-    if "prompt" in has:
+    if key == "prompt":
         answer = cells.get("completion")
         asked = _either(cells["prompt"], "user", path, line)
         return asked if absent(answer) else [*asked, *_either(answer, "assistant", path, line)]
-    if "instruction" in has:
+    if key == "instruction":
         more, answer = _either_key(cells, "input", "context"), _either_key(cells, "output", "response")
         asked = cells["instruction"] if absent(more) or more == "" else f"{cells['instruction']}\n\n{more}"
         said = [] if absent(answer) else [{"role": "assistant", "content": answer}]
@@ -185,7 +198,12 @@ def _turns(messages: list[Message], path: Path, line: int) -> list[Message]:
 
 
 def _calls_tools(holder: Mapping[str, Any]) -> bool:
-    return holder.get("role") in ("tool", "function") or any(holder.get(key) for key in _TOOLS)
+    return holder.get("role") in ("tool", "function") or any(_some(holder.get(key)) for key in _TOOLS)
+
+
+def _some(tools: Any) -> bool:
+    """Return whether tools are given, as a list or, as in LLaMA-Factory's files, as its JSON text."""
+    return tools.strip() not in _NO_TOOLS if isinstance(tools, str) else not absent(tools) and bool(tools)
 
 
 def _learned(holder: Mapping[str, Any], path: Path, line: int) -> bool:

@@ -21,7 +21,7 @@ CHATS: Final = {
     "prompt": "prompt and completion",
     "instruction": "instruction and output (Alpaca, Dolly)",
 }
-"""Names of the layouts of `chat_jsonl` by the key that identifies them; the first key present wins."""
+"""Names of the layouts of `chat_jsonl` by the key that identifies them."""
 _PARALLEL: Final = {"id", "task", "language", "instruction", "response"}
 
 
@@ -89,9 +89,8 @@ def _layout(cells: Mapping[str, Any]) -> Layout | None:
     there = {key for key, value in cells.items() if not absent(value)}
     if {"language", "instruction"} <= there <= _PARALLEL:
         return Layout("parallel", "one language a row")
-    for key, name in CHATS.items():
-        if key in there:
-            return Layout("chat", name)
+    if key := chat_jsonl.key_of(there):
+        return Layout("chat", CHATS[key])
     if any(isinstance(cells[key], Mapping) and _is_language(key) for key in there - {"id", "task"}):
         return Layout("parallel", "all languages in a row")
     return None

@@ -61,18 +61,8 @@ def parse_object(line: str, path: Path, number: int) -> dict[str, Any]:
     Raises:
         DataError: It is not a JSON object, or has a key twice.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            hint = "; write Indonesian as 'ind'" if twice == "id" else "; keep one of them"
-            raise DataError(f"the key {twice!r} occurs twice{hint}", path, number)
-        return found
-
     try:
-        value = json.loads(line, object_pairs_hook=unique)
+        value = json.loads(line, object_pairs_hook=unique_keys(path, number))
     except json.JSONDecodeError as error:
         message = f"not JSON at column {error.colno} ({error.msg}); each line must be one JSON object"
         raise DataError(message, path, number) from None
@@ -89,6 +79,21 @@ def parse_object(line: str, path: Path, number: int) -> dict[str, Any]:
         raise DataError(message, path, number)
     # Without escapes, all text comes from the line, which is already canonical.
     return canonical_values(value) if "\\" in line else value
+
+
+def unique_keys(path: Path, number: int | None = None) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """Return an `object_pairs_hook` for `json` that raises a DataError if an object has a key twice."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            hint = "; write Indonesian as 'ind'" if twice == "id" else "; keep one of them"
+            raise DataError(f"the key {twice!r} occurs twice{hint}", path, number)
+        return found
+
+    return unique
 
 
 def is_text(value: object) -> TypeGuard[str]:

@@ -11,12 +11,12 @@ import csv
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from isogloss.config.data import on_hub
-from isogloss.data.formats.lines import name_within, nearest, read_objects, stream_lines
+from isogloss.data.formats.lines import name_within, nearest, read_objects, stream_lines, unique_keys
 from isogloss.data.text import canonical_values
 from isogloss.errors import DataError
 
@@ -43,6 +43,8 @@ class Record(NamedTuple):
     cells: Mapping[str, Any]
 
 
+_ABOUT: Final = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""Files with which the `datasets` library describes a folder."""
 _ON_HUB: Final = re.compile(r"hub:([\w-][\w.-]*/[\w-][\w.-]*)(?:/([^@]+))?(?:@(.+))?", re.ASCII)
 
 
@@ -129,8 +131,25 @@ def _folder(path: Path, split: str | None, tell: Tell) -> Iterator[Iterable[Reco
         files = {str(name): sorted(map(Path, paths)) for name, paths in found.items()}
         known = {word: str(name) for name, words in SPLIT_KEYWORDS.items() for word in words}
         asked = split if split is None or split in files else known.get(split, split)
-        for file in files[_one(list(files), asked, path, tell)]:
+        chosen = files[_one(list(files), asked, path, tell)]
+        _tell_unread(path, {file for some in files.values() for file in some}, tell)
+        for file in chosen:
             yield read_file(file)
+
+
+def _tell_unread(path: Path, read: Collection[Path], tell: Tell) -> None:
+    """Report the tables in a folder that belong to no split: the library takes files of one type only."""
+    kinds = {_kind(file) for file in read}
+    unread = [
+        str(file)
+        for file in sorted(one.relative_to(path) for one in path.rglob("*.*"))
+        if not any(part.startswith((".", "_")) for part in file.parts)
+        and file.name not in _ABOUT
+        and name_within(file, b"").rpartition(".")[2].lower() in _OPENERS.keys() - kinds
+    ]
+    if unread:
+        names = ", ".join(unread[:3]) + (f" and {len(unread) - 3} more" if len(unread) > 3 else "")
+        tell(f"{path}: only .{', .'.join(sorted(kinds))} is read, not {names}; keep files of one type")
 
 
 def _one(splits: Sequence[str], split: str | None, path: Path, tell: Tell, what: str = "the folder") -> str:
@@ -238,10 +257,12 @@ def _json(path: Path) -> Numbered:
         yield from read_objects(path)
         return
     try:
-        rows = json.loads("\n".join(stream_lines(path)))
+        rows = json.loads("\n".join(stream_lines(path)), object_pairs_hook=unique_keys(path))
     except json.JSONDecodeError as error:
         message = f"not JSON at column {error.colno} ({error.msg}); the file must be one list of objects"
         raise DataError(message, path, error.lineno) from None
+    except DataError:
+        raise
     except (RecursionError, ValueError):
         raise DataError("the JSON is nested too deeply, or has a number with too many digits", path) from None
     for number, row in enumerate(rows, start=1):

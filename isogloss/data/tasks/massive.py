@@ -13,6 +13,7 @@ import yaml
 
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.formats import massive
+from isogloss.data.tasks.wordings import english_wordings
 from isogloss.languages import SOURCE
 
 CLOSED = ("intent", "scenario")
@@ -59,7 +60,7 @@ def examples(
                 for slot, value in row.slots.get(SOURCE, ())[:1]:
                     text = templates()[SOURCE]["slot"].format(slot=wording(slot), utt=row.utt[SOURCE])
                     turns = {SOURCE: Turn(text, value)}
-                    made.append(ParallelExample(f"{row.id}-slot", task, turns, group=row.id))
+                    made.append(ParallelExample(f"{row.id}-slot", task, turns))
             else:
                 label = wording(getattr(row, task))
                 turns = {
@@ -67,7 +68,8 @@ def examples(
                     for code, utt in row.utt.items()
                 }
                 texts = dict.fromkeys(turns, by_task[task])
-                made.append(ParallelExample(f"{row.id}-{task}", task, turns, texts, row.id))
+                again = english_wordings(task, utt=row.utt[SOURCE])
+                made.append(ParallelExample(f"{row.id}-{task}", task, turns, texts, wordings=again))
     return made
 
 

@@ -81,5 +81,5 @@ def examples(root: Path, languages: Sequence[str], *, all_labels: bool, most: in
             for code, table in tables.items()
             if id in table and len(table[id].context) <= most
         }
-        found.append(ParallelExample(f"{TASK}-{id}", TASK, turns, group=divided.groups[id]))
+        found.append(ParallelExample(f"{TASK}-{id}", TASK, turns))
     return found

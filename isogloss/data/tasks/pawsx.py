@@ -13,6 +13,7 @@ from isogloss.data.division import Division, components
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.formats.lines import plain_or_gz
 from isogloss.data.formats.tab import read_table
+from isogloss.data.tasks.wordings import english_wordings
 from isogloss.errors import DataError
 from isogloss.languages import SOURCE
 
@@ -92,5 +93,6 @@ def examples(root: Path, languages: Sequence[str], *, all_labels: bool) -> list[
             for code, row in rows.items()
         }
         texts = {code: options(code) for code in rows}
-        found.append(ParallelExample(f"{TASK}-{id}", TASK, turns, texts, divided.groups[id]))
+        again = english_wordings(TASK, first=english["sentence1"], second=english["sentence2"])
+        found.append(ParallelExample(f"{TASK}-{id}", TASK, turns, texts, wordings=again))
     return found

@@ -16,6 +16,7 @@ from isogloss.data.demo.grammar import phrases
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.formats.lines import languages_of, nearest, plain_or_gz
 from isogloss.data.formats.tab import read_table
+from isogloss.data.tasks.wordings import english_wordings
 from isogloss.errors import DataError
 from isogloss.languages import SOURCE
 
@@ -67,8 +68,9 @@ def examples(root: Path, languages: Sequence[str], *, all_labels: bool) -> list[
                 if index in table
             },
             {code: wordings[code] for code in codes},
+            wordings=tuple(f"{again}\n{choices(SOURCE)}" for again in english_wordings(TASK, text=text)),
         )
-        for index, (category, _) in tables[SOURCE].items()
+        for index, (category, text) in tables[SOURCE].items()
     ]
 
 

@@ -12,6 +12,7 @@ from isogloss.data.demo.grammar import phrases
 from isogloss.data.division import Division, components
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.formats import xglue, xnli
+from isogloss.data.tasks.wordings import english_wordings
 from isogloss.languages import SOURCE
 
 TASK = "xnli"
@@ -57,7 +58,7 @@ def examples(root: Path, languages: Sequence[str], *, all_labels: bool) -> list[
                 for code in codes
             },
             {code: options(code) for code in codes},
-            divided.groups[row.id],
+            wordings=english_wordings(TASK, premise=row.premise[SOURCE], hypothesis=row.hypothesis[SOURCE]),
         )
         for row in rows
         if divided.learned(row.id)

@@ -29,8 +29,8 @@ class About:
     """What a suite measures, and where its data come from.
 
     Attributes:
-        folders: Possible folders under the data root, of which the first existing one is used; empty if the
-            data are in the package or have a path setting.
+        folders: Patterns of folders or archives under the data root, of which the first existing one is used;
+            empty if the data are in the package or have a path setting.
     """
 
     measures: str
@@ -56,6 +56,7 @@ SUITES: dict[str, Callable[..., SuiteData]] = {
     "language_confusion": language_confusion.load,
     "parallel": parallel.load,
 }
+FLORES = ("flores101_dataset", "flores200_dataset", "floresp*", "flores*plus*")
 ABOUT: dict[str, About] = {
     "demo": About("seven tasks and retrieval on unseen meanings", "15", "Apache-2.0", "the package"),
     "massive": About(
@@ -70,7 +71,7 @@ ABOUT: dict[str, About] = {
         "101",
         "CC BY-SA 4.0",
         "FLORES-101 or FLORES-200, flores101_dataset.tar.gz",
-        ("flores101_dataset", "flores200_dataset"),
+        FLORES,
     ),
     "xnli": About(
         "inference", "15", "CC BY-NC 4.0", "XNLI-1.0.zip, or XGLUE's XNLI folder", ("XNLI-1.0", "XNLI")
@@ -89,7 +90,15 @@ ABOUT: dict[str, About] = {
         "19 in all, 3 to 18 a task",
         "non-commercial research only",
         "XGLUE, xglue_full_dataset.tar.gz, or other releases of its parts",
-        ("xglue_full_dataset", "XNLI-1.0", "pawsx", "MLQA_V1", "udpos", "wikiann"),
+        (
+            "xglue_full_dataset",
+            "xglue_full_dataset.tar.gz",
+            "XNLI-1.0",
+            "pawsx",
+            "MLQA_V1",
+            "udpos",
+            "wikiann",
+        ),
     ),
     "ntrex": About(
         "sentence retrieval with English, in news", "128", "CC BY-SA 4.0", "NTREX-128", ("NTREX-128",)
@@ -99,7 +108,7 @@ ABOUT: dict[str, About] = {
         "101",
         "CC BY-SA 4.0",
         "as flores101",
-        ("flores101_dataset", "flores200_dataset"),
+        FLORES,
     ),
     "xquad": About(
         "questions about a paragraph",
