@@ -130,7 +130,9 @@ SHARDED = (
 """With these, the model writes answers and reads texts to learn the tree before stage 2."""
 
 
-@pytest.mark.parametrize("how", [(), SHARDED], ids=["whole", "sharded"])
+@pytest.mark.parametrize(
+    "how", [pytest.param((), marks=pytest.mark.slow, id="whole"), pytest.param(SHARDED, id="sharded")]
+)
 def test_a_whole_run_works_with_two_processes(base, tmp_path, how):
     """It has both stages, evaluation and report; the ledger has the tokens of a run by one process."""
     stages = []
