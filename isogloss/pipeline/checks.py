@@ -14,7 +14,7 @@ from isogloss.errors import DataError
 from isogloss.evaluate.items import SuiteData
 from isogloss.evaluate.leaks import Leak, Text, find_leaks, leaking, texts_of, trained_texts
 from isogloss.evaluate.suites import load_suite
-from isogloss.files import read_json, write_json
+from isogloss.files import write_json
 from isogloss.languages import SOURCE
 from isogloss.model.attention import check_compiler
 from isogloss.model.load import (
@@ -24,7 +24,7 @@ from isogloss.model.load import (
     load_tokenizer,
     skeleton,
 )
-from isogloss.pipeline.folder import LEAKS_REMEDY, Run
+from isogloss.pipeline.folder import Run
 from isogloss.pipeline.suite_scores import in_suite
 from isogloss.pipeline.training_rows import english_kept, foreseen_rows
 from isogloss.progress import Progress
@@ -45,7 +45,7 @@ def leave_out_leaks(run: Run) -> None:
     them, which cannot be undone: these are also recorded, for `tell_of_leaks`.
     """
     with processes.main_first():
-        suites, before = _suites_of(run), _looked_for(run)
+        suites, before = _suites_of(run), run.leak_check
         if before.get("suites") == suites or run.trained.exists():
             return
         found = _compared(run, leaking)
@@ -68,7 +68,7 @@ def leave_out_leaks(run: Run) -> None:
 
 def tell_of_leaks(run: Run) -> None:
     """Warn if a trained run is evaluated on items that occur in its training data."""
-    before = _looked_for(run)
+    before = run.leak_check
     if not run.trained.exists() or not before:
         return
     if before.get("suites") == _suites_of(run) and not before.get("tuned_on"):
@@ -83,14 +83,6 @@ def tell_of_leaks(run: Run) -> None:
             f"Warning: {what} in the run's training data, as it was trained with other suites or items "
             "configured; scores may be too high. `isogloss check-leaks` lists them"
         )
-
-
-def _looked_for(run: Run) -> dict[str, Any]:
-    """Return the result of the last leak check: its suites, the excluded IDs, and which of them stage 1 was
-    tuned on; empty before stage 1."""
-    if not run.leaks.exists():
-        return {}
-    return read_json(run.leaks, "left_out", LEAKS_REMEDY)
 
 
 def _suites_of(run: Run) -> dict[str, Any]:
@@ -110,7 +102,7 @@ def without_leaks(
         run.reporter.say(_left_out(len(found)))
     # Pairs are read from the data again later, without those listed in this file.
     if processes.is_main() and (gone := found & {pair.id for pair in pairs}):
-        there = _looked_for(run)
+        there = run.leak_check
         write_json(run.leaks, there | {"left_out": sorted({*there.get("left_out", []), *gone})})
     processes.wait()
     return [example for example in examples if example.id not in found]

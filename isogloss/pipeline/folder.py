@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,7 +41,6 @@ from isogloss.pipeline.ledger import Ledger
 from isogloss.progress import Progress
 
 E = TypeVar("E", ParallelExample, Pair)
-LEAKS_REMEDY = "remove it to repeat the leak check"
 SILENCE = 5.0
 """Seconds of waiting after which the user is told what the run is waiting for."""
 
@@ -198,11 +197,19 @@ class Run:
         """File with the IDs of training examples that occur in the suites; exists once a stage has begun."""
         return self.folder / "leaks.json"
 
+    @property
+    def leak_check(self) -> dict[str, Any]:
+        """The last leak check: its suites, the excluded IDs, and those that stage 1 was tuned on.
+
+        Empty before stage 1.
+        """
+        if not self.leaks.exists():
+            return {}
+        return read_json(self.leaks, "left_out", "remove it to repeat the leak check")
+
     def _clean(self, examples: Iterable[E]) -> list[E]:
         """Remove the examples or pairs listed in `leaks.json`."""
-        if not self.leaks.exists():
-            return list(examples)
-        leaking = set(read_json(self.leaks, "left_out", LEAKS_REMEDY)["left_out"])
+        leaking = set(self.leak_check.get("left_out", ()))
         return [one for one in examples if one.id not in leaking]
 
     @property
@@ -213,9 +220,7 @@ class Run:
     @property
     def tuned_on_leaks(self) -> list[ParallelExample]:
         """Examples that stage 1 was tuned on before a later leak check excluded them."""
-        if not self.leaks.exists():
-            return []
-        ids = set(read_json(self.leaks, "left_out", LEAKS_REMEDY).get("tuned_on", ()))
+        ids = set(self.leak_check.get("tuned_on", ()))
         return [example for example in self._all_english if example.id in ids]
 
     @property

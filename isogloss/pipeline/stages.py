@@ -17,7 +17,7 @@ from isogloss.config import Config
 from isogloss.data import selection
 from isogloss.data.counting import unchanging
 from isogloss.data.sources import divisions
-from isogloss.data.tasks.wordings import reworded
+from isogloss.data.tasks.wordings import vary_wordings
 from isogloss.data.templates import template_name
 from isogloss.errors import DataError
 from isogloss.files import (
@@ -76,7 +76,7 @@ def select_english(run: Run, stage: StageCost | None = None) -> selection.Select
     with run.reporter.waiting("Selecting English items"):
         if settings.enabled:
             chosen = selection.select(examples, max_chars=settings.max_chars)
-        kept = reworded(chosen.kept, run.config.seed) if run.config.tune.vary_wording else chosen.kept
+        kept = vary_wordings(chosen.kept, run.config.seed) if run.config.tune.vary_wording else chosen.kept
         short = within(kept, run.base_tokenizer, longest_row(run.config))
     chosen = selection.Selection(short.kept, chosen.dropped + short.dropped)
     if settings.keep < 1 and chosen.kept:

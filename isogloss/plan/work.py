@@ -20,7 +20,7 @@ from isogloss.data import selection
 from isogloss.data.chat import Encoded, encode_response
 from isogloss.data.counting import unchanging
 from isogloss.data.examples import ParallelExample
-from isogloss.data.tasks.wordings import reworded
+from isogloss.data.tasks.wordings import vary_wordings
 from isogloss.languages import SOURCE
 from isogloss.model.load import (
     EMBEDDED,
@@ -100,7 +100,7 @@ class Work:
             examples = list(selection.select(examples, max_chars=settings.selection.max_chars).kept)
         limit = longest_row(self.config)
         if settings.vary_wording:
-            examples = reworded(examples, self.config.seed)
+            examples = vary_wordings(examples, self.config.seed)
         examples = within(examples, self.tokenizer, limit).kept
         self.scored = len(examples)
         kept = examples[: max(1, round(settings.selection.keep * len(examples)))]

@@ -126,12 +126,11 @@ def teacher_signals(
             progress(done := done + len(chosen), work)
         pooled.join()
         fixed = frozen_head(model)
+        logits = fixed.logits if fixed else partial(head, model)
         for chosen, states in read_states(model, distinct, said, pad_id, batch, fork):
             if kind == "top_k":
                 # All rows' tokens together: each product reads the whole head, however few tokens it has.
-                likeliest = _likeliest(
-                    fixed.logits if fixed else partial(head, model), k, vocab, torch.cat(states)
-                )
+                likeliest = _likeliest(logits, k, vocab, torch.cat(states))
                 states = pack(likeliest, vocab).split([len(one) for one in states])
             said.spent.add(meter)
             said.spent.teacher_calls += len(chosen)

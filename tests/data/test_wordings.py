@@ -6,7 +6,7 @@ import pytest
 
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.tasks import massive, pawsx, sib200, xnli
-from isogloss.data.tasks.wordings import english_wordings, reworded
+from isogloss.data.tasks.wordings import english_wordings, vary_wordings
 
 INPUTS = {
     "intent": {"utt": "wake me at five"},
@@ -49,7 +49,7 @@ def test_a_task_has_seven_other_wordings_and_none_is_known_already(task):
 def test_a_task_without_wordings_keeps_its_instruction():
     assert english_wordings("slot", slot="time", utt="wake me at five") == ()
     example = ParallelExample("1", "slot", {"en": Turn("What is the time?", "five")})
-    assert reworded([example], seed=0) == [example]
+    assert vary_wordings([example], seed=0) == [example]
 
 
 def test_wordings_are_drawn_evenly_by_seed_and_id_for_english_alone():
@@ -57,11 +57,11 @@ def test_wordings_are_drawn_evenly_by_seed_and_id_for_english_alone():
         turns = {"en": Turn("a", "yes"), "es": Turn("a", None)}
         return ParallelExample(str(id), "qa", turns, wordings=("b", "c", "d"))
 
-    drawn = reworded([example(id) for id in range(4_000)], seed=0)
+    drawn = vary_wordings([example(id) for id in range(4_000)], seed=0)
     counts = Counter(one.turns["en"].instruction for one in drawn)
     assert sorted(counts) == ["a", "b", "c", "d"]
     assert all(900 < count < 1_100 for count in counts.values())
     assert {(one.turns["en"].response, one.turns["es"].instruction) for one in drawn} == {("yes", "a")}
-    assert reworded([example(7)], seed=0) == [drawn[7]]
-    others = reworded([example(id) for id in range(4_000)], seed=1)
+    assert vary_wordings([example(7)], seed=0) == [drawn[7]]
+    others = vary_wordings([example(id) for id in range(4_000)], seed=1)
     assert 800 < sum(a == b for a, b in zip(drawn, others, strict=True)) < 1_200

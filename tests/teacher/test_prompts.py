@@ -1,6 +1,7 @@
 """Teacher prompts: their parts, the order of the parts, and what is refused."""
 
 import copy
+from pathlib import Path
 
 import pytest
 
@@ -97,14 +98,19 @@ def test_a_missing_file_of_texts_is_refused(tmp_path):
     assert str(caught.value) == f"distill.texts: {path} does not exist"
 
 
+def refusal(path: Path, content: bytes) -> str:
+    """Return the message with which a file of node texts is refused."""
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_texts(path)
+    return str(caught.value)
+
+
 @pytest.mark.parametrize("text", ["root: A\nfamily: {}\n", "families: {}\n", "- root\n", ""])
 def test_texts_with_other_keys_are_refused(tmp_path, text):
     """A misspelt key is not silently ignored."""
     path = tmp_path / "texts.yaml"
-    path.write_text(text)
-    with pytest.raises(ConfigError) as caught:
-        load_texts(path)
-    assert str(caught.value) == (
+    assert refusal(path, text.encode()) == (
         f"{path}: node texts have the keys root, families, languages, tasks, answers; root is required"
     )
 
@@ -124,30 +130,21 @@ def test_a_text_that_is_missing_counts_as_none(tmp_path):
 )
 def test_a_text_of_another_type_is_refused(tmp_path, text, what):
     path = tmp_path / "texts.yaml"
-    path.write_text(text)
-    with pytest.raises(ConfigError) as caught:
-        load_texts(path)
-    assert str(caught.value) == f"{path}: {what} must be a text"
+    assert refusal(path, text.encode()) == f"{path}: {what} must be a text"
 
 
 @pytest.mark.parametrize("words", ["yes", "{topic: yes}", "{topic: {yes: }}"])
 def test_answer_words_that_are_no_mapping_are_refused(tmp_path, words):
     """They are given by language and task."""
     path = tmp_path / "texts.yaml"
-    path.write_text(f"root: A\nanswers: {{sw: {words}}}\n")
-    with pytest.raises(ConfigError) as caught:
-        load_texts(path)
-    assert str(caught.value) == (
+    assert refusal(path, f"root: A\nanswers: {{sw: {words}}}\n".encode()) == (
         f"{path}: answers.sw must map each task to its English answer words and their wordings"
     )
 
 
 def test_texts_in_another_encoding_are_refused(tmp_path):
     path = tmp_path / "texts.yaml"
-    path.write_bytes("root: Español".encode("latin-1"))
-    with pytest.raises(ConfigError) as caught:
-        load_texts(path)
-    assert str(caught.value) == f"{path}: not UTF-8; convert the file to UTF-8"
+    assert refusal(path, "root: Español".encode("latin-1")) == f"{path}: not UTF-8; convert the file to UTF-8"
 
 
 def test_texts_are_found_by_any_code_of_their_language(tmp_path):

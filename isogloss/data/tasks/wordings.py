@@ -23,15 +23,15 @@ def english_wordings(task: str, **inputs: str) -> tuple[str, ...]:
     return tuple(template.format(**inputs) for template in _templates().get(task, ()))
 
 
-def reworded(examples: Iterable[ParallelExample], seed: int) -> list[ParallelExample]:
+def vary_wordings(examples: Iterable[ParallelExample], seed: int) -> list[ParallelExample]:
     """Return the examples with their English instruction in one of its wordings, drawn by seed and ID.
 
     All wordings are equally likely, the instruction's own among them.
     """
-    return [_reworded(example, seed) if example.wordings else example for example in examples]
+    return [_vary(example, seed) if example.wordings else example for example in examples]
 
 
-def _reworded(example: ParallelExample, seed: int) -> ParallelExample:
+def _vary(example: ParallelExample, seed: int) -> ParallelExample:
     turn = example.turns[SOURCE]
     drawn = random.Random(f"{seed} {example.id}").choice((turn.instruction, *example.wordings))
     return replace(example, turns={**example.turns, SOURCE: Turn(drawn, turn.response)})
