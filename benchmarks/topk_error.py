@@ -22,14 +22,14 @@ from isogloss.config import load_config
 from isogloss.data.chat import pad, response_positions
 from isogloss.data.sources import parallel_examples
 from isogloss.languages import SOURCE
-from isogloss.losses.fused import Divergence, Head, frozen_head, scored
+from isogloss.losses.functional import Kept
+from isogloss.losses.fused import Divergence, Head, frozen_head, scored, token_log_probs
 from isogloss.losses.topk import TopK, pack, unpack
 from isogloss.model.decoder import last_hidden
 from isogloss.model.load import load_model, load_tokenizer, pad_id
 from isogloss.teacher.rows import Row, build_rows
 from isogloss.teacher.texts import node_texts
-
-DIVERGENCES: tuple[Divergence, ...] = ("forward", "reverse", "jensen_shannon")
+from isogloss.train.objective import DIVERGENCES
 
 
 def rows_of(folder: str, items: int, limit: int) -> list[Row]:
@@ -68,7 +68,14 @@ def states(model, rows: list[Row], blank: int, *, privileged: bool) -> Tensor:
 def judged(student: Tensor, head: Head, said: Tensor | TopK, divergence: Divergence) -> tuple[float, Tensor]:
     """Return the divergence in nats per token and its gradient with respect to the hidden states."""
     hidden = student.clone().requires_grad_()
-    total = scored(hidden, head, size=64, teacher=said, divergence=divergence)[1]
+    if isinstance(said, TopK):
+        where = torch.arange(len(said)).repeat_interleave(said.ids.shape[1])
+        tokens, rest = token_log_probs(
+            head.linear, hidden, said.ids.long().flatten(), where, size=64, fixed=head
+        )
+        total = DIVERGENCES[divergence](Kept(tokens.view(said.ids.shape), rest), said)
+    else:
+        total = scored(hidden, head, said, size=64, divergence=divergence)[1]
     total.backward()
     assert hidden.grad is not None
     return total.item() / len(hidden), hidden.grad

@@ -65,6 +65,8 @@ READINGS = ("no-texts", "no-english")
 """Variants of the teacher's prompt, which reach the student only through the KL term."""
 CHANGES = ("no-", "with-")
 """Prefixes of variants that remove or add a part of the method."""
+SCORED = {"distill.kl_weight=0": "replay_fraction", "distill.replay_fraction=0": "kl_weight"}
+"""From an override that removes a use of the teacher's output to the weight of the other use."""
 OPPOSITES = {"no-kl": "with-kl", "with-kl": "no-kl"}
 FEWEST = 3
 """Minimum number of seeds for a t test."""
@@ -160,6 +162,8 @@ def resolved(config: Config, variants: Sequence[Variant]) -> list[Variant]:
             variant = replace(variant, overrides=(*told.overrides, *variant.overrides), against=told.name)
         if NO_HIDDEN[0] in variant.overrides and config.parallel_text:
             variant = replace(variant, overrides=(*variant.overrides, _without_bare(config)))
+        if any(one in variant.overrides and not getattr(config.distill, SCORED[one]) for one in SCORED):
+            variant = replace(variant, overrides=(*variant.overrides, *as_usual("signal", "top_k")))
         found.append(variant)
     _refuse_alike(config, found)
     return found

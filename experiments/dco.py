@@ -87,7 +87,7 @@ def log_odds(model: nn.Module, pairs: Sequence[Pair], pad_id: int) -> Float[Tens
     states = last_hidden(model, ids, mask).flatten(0, 1)[at]
     said = torch.tensor([token for _, answer in texts for token in answer], device=device)
     where = torch.arange(len(said), device=device)
-    tokens = token_log_probs(model, states, said, where, size=chunk_size(model, ids.is_cuda))
+    tokens, _ = token_log_probs(model, states, said, where, size=chunk_size(model, ids.is_cuda))
     each = torch.stack([one.sum() for one in tokens.split(lengths)]).view(len(pairs), 2, 2)
     return each[..., 0] - each[..., 1]
 

@@ -71,10 +71,10 @@ class Aligned:
             batch: Prompts per forward pass.
 
         Raises:
-            RunError: A language code is unknown, or there is not one language per text.
+            RunError: A language code is unknown, there is not one language per text, or `texts` is a string.
             DataError: A text contains an unpaired surrogate.
         """
-        texts = [canonical(text, "the instruction") for text in texts]
+        texts = _instructions(texts)
         codes = self._codes(texts, languages)
         with self._turn:
             return answers(
@@ -89,7 +89,7 @@ class Aligned:
 
     def reference(self, texts: Sequence[str], *, max_new_tokens: int = LONGEST) -> list[str]:
         """Answer by greedy decoding with the reference model, adapters off."""
-        texts = [canonical(text, "the instruction") for text in texts]
+        texts = _instructions(texts)
         with self._turn:
             return answers(self.model, self.run.tokenizer, texts, max_new_tokens=max_new_tokens)
 
@@ -170,6 +170,12 @@ class Aligned:
             return [resolve(one).code for one in given]
         except UnknownLanguageError as error:
             raise RunError(str(error)) from None
+
+
+def _instructions(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise RunError("texts is a single string; give a list of instructions")
+    return [canonical(text, "the instruction") for text in texts]
 
 
 class Asker:

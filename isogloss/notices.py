@@ -47,8 +47,12 @@ def licence_of(base: Path) -> str:
     card = base / CARD
     if not card.is_file():
         return ""
-    found = [line for line in card.read_text("utf-8").split("\n")[:30] if line.startswith("license:")]
+    found = [line for line in _text(card).split("\n")[:30] if line.startswith("license:")]
     return found[0].removeprefix("license:").strip() if found else ""
+
+
+def _text(file: Path) -> str:
+    return file.read_text("utf-8", errors="replace")  # by other people, in any encoding
 
 
 def carry(base: Path, folder: Path) -> list[str]:
@@ -71,7 +75,7 @@ def base_section(model: str, base: Path, carried: list[str]) -> list[str]:
         base: Folder with the base's card and notice.
         carried: Names returned by `carry`.
     """
-    notice = (base / NOTICE).read_text("utf-8").strip() if NOTICE in carried else ""
+    notice = _text(base / NOTICE).strip() if NOTICE in carried else ""
     beside = f" What travels with it: {', '.join(carried)}." if carried else ""
     lines = [
         "## Base model",

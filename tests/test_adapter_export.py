@@ -10,7 +10,7 @@ import pytest
 
 from isogloss.adapters.lora import TreeLora
 from isogloss.config import AnySource, FileData, load_config
-from isogloss.errors import RunError
+from isogloss.errors import DataError, RunError
 from isogloss.export import adapters
 from isogloss.export.adapters import refuse_bare
 from isogloss.pipeline.folder import ProgressReporter, Run
@@ -25,6 +25,22 @@ def test_the_code_in_a_card_loads_the_export_and_answers(aligned, tmp_path, caps
     assert "Data: demo (the package); licence: Apache-2.0." in card
     exec(card.split("```")[1].removeprefix("python").replace('"..."', '"Habari ya leo"'), {})
     assert capsys.readouterr().out.strip() == aligned.generate(["Habari ya leo"], "sw")[0]
+
+
+def test_without_its_data_a_run_is_compared_on_fixed_instructions(aligned, tmp_path, monkeypatch):
+    """A run that was moved to another machine can be exported there."""
+
+    def examples(self):
+        raise DataError("there is no such file", tmp_path / "gone.jsonl")
+
+    said = []
+    reporter = type("Heard", (ProgressReporter,), {"say": lambda self, text: said.append(text)})()
+    run = Run(aligned.run.config, reporter)
+    assert "sw" in run.taught  # while the data is there, as this run does not name its families
+    monkeypatch.setattr(Run, "examples", property(examples))
+    (one,) = adapters.export(run, ["sw"], "peft", tmp_path)
+    assert (one.tokens, one.same, one.asked) == (16, 4, 4)
+    assert said[0].endswith("there is no such file; the export is compared on 4 fixed instructions")
 
 
 def test_an_adapter_of_a_bfloat16_run_is_compared_in_float32(aligned, tmp_path):

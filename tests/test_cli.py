@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from experiments import ablate
 from isogloss.cli import main
 from isogloss.cli.screen import printable
+from isogloss.config import dump_config, load_config
 from isogloss.files import LOCK
 
 SMALL = (
@@ -102,6 +103,76 @@ def test_a_refusal_is_one_line_and_creates_no_files(arguments, line, capsys, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("data", "out", "fault"),
+    [
+        ("en/a.jsonl", "en/../en/a.jsonl", "is DATA itself, which would be overwritten"),
+        ("en/a.jsonl", "b.jsonl", "is a folder"),
+        ("en", "en/more/a.jsonl", "is in en, and would be read as data"),
+        ("en/a.jsonl", "en/a.jsonl/b.jsonl", "cannot be written, as FOLDER/en/a.jsonl is a file"),
+    ],
+)
+def test_a_translation_that_could_not_be_written_is_refused(data, out, fault, capsys, tmp_path, monkeypatch):
+    """Nothing is read or requested before."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "en").mkdir()
+    (tmp_path / "b.jsonl").mkdir()
+    Path("en/a.jsonl").write_text("no data")
+    assert refusal(["translate", data, "--to", "sw", "--out", out, "--model", "none"], capsys) == [
+        f"error --out {out}: {fault}; name another .jsonl file".replace("FOLDER", str(tmp_path.resolve()))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["evaluate", "--suite", "nope"],
+            "error --suite: nope is not a suite; choose from demo, massive, flores101, ntrex, translation, "
+            "xnli, pawsx, sib200, xcopa, xquad, mlqa, xglue, language_confusion, parallel",
+        ),
+        (
+            ["evaluate", "--suite", "demo", "--set", "evaluate.suites=[xnli]"],
+            "error --set evaluate.suites=[xnli]: --suite names the suites; leave one of them out",
+        ),
+        (
+            ["ask", "Habari", "--twin", " "],
+            "error --twin: is empty; write the instruction in English, or leave it out",
+        ),
+        (
+            ["add-language", "de", "--data", "de.jsonl"],
+            "error RUN has no tuned model; run `isogloss tune` first",
+        ),
+    ],
+)
+def test_a_run_whose_wordings_were_varied_is_only_refused_what_it_lacks(
+    arguments, line, capsys, tmp_path, monkeypatch
+):
+    """Its stage 1 is over, so a language may come from a file without wordings."""
+    monkeypatch.chdir(tmp_path)
+    run = Path("RUN")
+    run.mkdir()
+    settings = load_config(None, ["data={type: massive}", "tune.vary_wording=true"])
+    (run / "config.yaml").write_text(dump_config(settings))
+    Path("de.jsonl").touch()
+    command, *rest = arguments
+    assert refusal([command, "RUN", *rest], capsys) == [line]
+
+
+def test_data_shows_a_line_that_can_be_pasted(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("Kiswahili é.jsonl").write_text('{"id": "1", "en": {"instruction": "Hi"}}\n')
+    assert leave(["data", "Kiswahili é.jsonl"]) == 0
+    assert 'data: {type: parallel, path: "Kiswahili é.jsonl"}' in capsys.readouterr().out
+
+
+def test_a_data_root_must_be_a_folder(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert refusal(["suites", "--data-root", str(tmp_path / "file")], capsys) == [
+        f"error data root {tmp_path}/file is not a folder; set --data-root or ISOGLOSS_DATA"
+    ]
+
+
 def test_all_errors_of_a_file_are_printed(capsys, tmp_path, monkeypatch):
     """There is one line per error, each marked as an error."""
     monkeypatch.chdir(tmp_path)
@@ -118,8 +189,8 @@ def test_all_errors_of_a_file_are_printed(capsys, tmp_path, monkeypatch):
     ("rows", "says"),
     [
         (
-            '{"id": "1", "en": {"instruction": "Hi", "response": "Y"}}\n{"id": 2, "sw": {"instruction": ""}}',
-            "data.jsonl:2: the instruction in sw is empty; write one or leave sw out",
+            '{"id": "1", "en": {"instruction": "Hi", "response": "Y"}}\n{"id": 2, "sw": {"instruction": 3}}',
+            "data.jsonl:2: the instruction in sw is a number; it must be text",
         ),
         (
             '{"id": "1", "en": {"instruction": "Hi", "response": "Yo"}, "sw": {"instruction": "Jambo"}}\n',
@@ -409,7 +480,7 @@ def test_the_list_of_suites_says_whether_their_data_is_available(capsys, tmp_pat
     there = {line.split()[0]: line.split()[1] for line in lines[1:] if not line.startswith(" ")}
     assert there == {
         "demo": "here", "massive": "—", "flores101": "here", "xnli": "—", "pawsx": "here", "sib200": "—",
-        "xcopa": "—", "xglue": "—", "ntrex": "—", "translation": "here", "xquad": "—", "mlqa": "—",
+        "xcopa": "—", "xglue": "here", "ntrex": "—", "translation": "here", "xquad": "—", "mlqa": "—",
         "language_confusion": "—", "parallel": "here",
     }  # fmt: skip
 

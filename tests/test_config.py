@@ -185,6 +185,28 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
             "ntrex, translation, xnli, pawsx, sib200, xcopa, xquad, mlqa, xglue, language_confusion or "
             "parallel; did you mean flores101?",
         ),
+        (
+            "languages: {tree: 3}",
+            "run.yaml:1: languages.tree is 3; it must be families, learned, random, flat, shared or a path",
+        ),
+        (
+            "languages:\n  amounts: {sw: 3, swh_Latn: 5}",
+            "run.yaml:2: languages.amounts: sw and swh_Latn are the same language; keep one of them",
+        ),
+        ('run: ""', "run.yaml:1: run: names no folder; write . for the working directory"),
+        (
+            r'run: "\ud83d"',
+            "run.yaml: a text has half a character (a lone surrogate); write it in UTF-8",
+        ),
+        (
+            f"x: {'[' * 3000}",
+            "run.yaml:1: not YAML (nested more than 50 deep); write settings as name: value",
+        ),
+        (
+            "languages: {tree: learned}\ndistill: {kl_weight: 1, require_texts: true}",
+            "run.yaml:2: distill.require_texts must be false with languages.tree learned, as its groups are "
+            "not known before stage 1",
+        ),
         ("model: 3", "run.yaml:1: model is 3; it must be a non-empty string; put it in quotes"),
         ("seed: -1", "run.yaml:1: seed is -1; it must be a whole number between 0 and 4294967295"),
         ("seed: 1\n\nseed: 2", "run.yaml:3: seed was already set at run.yaml:1; keep one of them"),
@@ -422,7 +444,7 @@ def test_a_missing_file_or_folder_is_named(tmp_path, monkeypatch):
         ("teacher: {type: model, path: FOLDER/large}", "distill.teacher.path is large; there is no model"),
         (
             "teacher: {type: server, url: 'http://a/v1', model: m, key_env: NO_KEY}",
-            "distill.teacher.key_env is NO_KEY; that environment variable is not set",
+            "distill.teacher.key_env names an environment variable that is not set; put the key there",
         ),
         ("cache: FOLDER/run.yaml", "distill.cache is run.yaml, which is a file; name a folder"),
     ],
@@ -581,7 +603,52 @@ def test_several_sources_survive_a_dump_and_load(tmp_path):
 
 def test_a_missing_file_of_one_of_several_sources_is_refused(tmp_path):
     text = f"data:\n- {{type: demo}}\n- {{type: parallel, path: {tmp_path}/x.jsonl}}\n"
-    assert refused(text, tmp_path, places=True) == ["run.yaml:1: data.path is x.jsonl; there is no such file"]
+    assert refused(text, tmp_path, places=True) == ["run.yaml:3: data.path is x.jsonl; there is no such file"]
+
+
+def test_each_source_without_a_data_root_is_named_at_its_line(tmp_path, monkeypatch):
+    monkeypatch.delenv("ISOGLOSS_DATA", raising=False)
+    way = "needs a data root; set data_root, --data-root or ISOGLOSS_DATA"
+    assert refused("data:\n- type: massive\n- type: xnli\n", tmp_path, places=True) == [
+        f"run.yaml:2: data.type massive {way}",
+        f"run.yaml:3: data.type xnli {way}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("key_env=sk-1", "key_env must be the name of an environment variable, not the key itself"),
+        ("url=http://me:sk-1@a/v1", "url must be http(s)://…/v1, without a user name or key"),
+    ],
+)
+def test_a_key_is_never_shown(setting, says, tmp_path):
+    """Neither in the message nor in the option that it repeats; the same holds for a file."""
+    name, _, value = setting.partition("=")
+    teacher = {"type": "server", "url": "http://a/v1", "model": "m"}
+    text = f"distill: {{kl_weight: 1, teacher: {teacher}}}"
+    option = f"--set distill.teacher.{name}=…: "
+    assert refused(text, tmp_path, f"distill.teacher.{setting}") == [f"{option}distill.teacher.{says}"]
+    text = f"distill: {{kl_weight: 1, teacher: {teacher | {name: value}}}}"
+    assert refused(text, tmp_path) == [f"run.yaml:1: distill.teacher.{says}"]
+
+
+def test_settings_of_a_suite_that_is_not_measured_are_refused(tmp_path):
+    """Only in new settings: in a run, `evaluate --suite` measures others than the settings name."""
+    text = (
+        "evaluate:\n  likelihood: [xnli, flores101]\n  parallel: {path: RUN}\n"
+        "  xglue: {skip_missing: true}\n  translation: {spbleu: false}\n"
+    ).replace("RUN", str(tmp_path / "run.yaml"))
+    what = "has no effect unless evaluate.suites contains"
+    assert refused(text, tmp_path, places=True) == [
+        "run.yaml:2: evaluate.likelihood contains xnli; add it to evaluate.suites, or leave it out here",
+        "run.yaml:2: evaluate.likelihood contains flores101, which has no closed tasks; leave it out",
+        f"run.yaml:4: evaluate.xglue {what} xglue; add it, or leave this out",
+        f"run.yaml:5: evaluate.translation {what} translation; add it, or leave this out",
+        f"run.yaml:3: evaluate.parallel {what} parallel; add it, or leave this out",
+    ]
+    (tmp_path / "config.yaml").write_text(text)
+    assert load_config(tmp_path, places=True).evaluate.likelihood == ("xnli", "flores101")
 
 
 def nested(name: str) -> str:

@@ -23,7 +23,13 @@ GEMMA_270M, QWEN_06B, LLAMA_8B = (
 def known(monkeypatch):
     """Replace look-ups on the Hub: only the models that a test adds are known."""
     models: dict[str, Facts] = {}
-    monkeypatch.setattr("isogloss.config.load.look_up", models.__getitem__)
+
+    def look_up(name: str) -> Facts:
+        if name not in models:
+            raise ConfigError(f"model: there is no {name}")
+        return models[name]
+
+    monkeypatch.setattr("isogloss.config.load.look_up", look_up)
     return models
 
 
@@ -144,6 +150,30 @@ def test_resolved_settings_are_not_looked_up_again(known, tmp_path):
     known.clear()
     assert load_config(tmp_path / "config.yaml", places=True) == found
     assert with_overrides(found, ["seed=3"]).tune == found.tune
+
+
+def test_an_override_of_a_run_changes_the_defaults_that_depend_on_it(known, tmp_path):
+    """What the user set, here the layer and the temperature, stays."""
+    known["some/model"] = GEMMA_270M
+    run = load_config(None, ["model=some/model", "distill.similarity_layer=3"], places=True)
+    (tmp_path / "config.yaml").write_text(dump_config(run))
+    without = load_config(tmp_path, ["distill.kl_weight=0"], places=True).distill
+    assert (without.teacher_view, without.teacher_reads) == ("prompt", ("texts", "twin", "answer"))
+    assert (without.temperature, without.signal, without.similarity_layer) == (1.0, "top_k", 3)
+    assert with_overrides(run, ["distill.kl_weight=0", "distill.kl_weight=1"]) == run
+    assert with_overrides(with_overrides(run, ["distill.kl_weight=0"]), ["distill.kl_weight=1"]) == run
+    warm = with_overrides(run, ["distill.temperature=2"])
+    with pytest.raises(ConfigError, match=r"distill\.temperature has no effect with kl_weight 0"):
+        with_overrides(warm, ["distill.kl_weight=0"])
+
+
+def test_another_method_of_stage_1_gets_its_own_defaults(known):
+    """As in advice on memory."""
+    known["some/model"] = GEMMA_270M
+    full = load_config(None, ["model=some/model", "tune.method=full"], places=True)
+    lora = with_overrides(full, ["tune.method=lora"]).tune
+    assert (lora.learning_rate, lora.lora_rank, lora.batch_size) == (5e-4, 32, 8)
+    assert with_overrides(full, ["seed=3"]).tune == full.tune
 
 
 def test_errors_are_reported_before_a_model_is_looked_up(known):

@@ -14,7 +14,6 @@ pytest.importorskip("gguf")
 
 import gguf
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
-from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from isogloss.config import load_config
@@ -22,7 +21,7 @@ from isogloss.data.chat import encode_chat
 from isogloss.data.templates import TEMPLATES
 from isogloss.errors import ConfigError, RunError
 from isogloss.export import gguf as gguf_export
-from isogloss.export.gguf import LAYOUTS, Layout, export_gguf, write_adapter
+from isogloss.export.gguf import LAYOUTS, export_gguf
 from isogloss.export.modelfile import modelfile
 from isogloss.pipeline.folder import Run, open_run
 from isogloss.pipeline.training import save_whole
@@ -215,48 +214,6 @@ def read_back(like: Path, whole: dict[str, np.ndarray], folder: Path, run: Run):
     return AutoModelForCausalLM.from_pretrained(
         folder, gguf_file="sum.gguf", dtype=torch.float32, config=AutoConfig.from_pretrained(run.tuned)
     )
-
-
-@pytest.mark.parametrize(
-    "how", [{"use_rslora": True}, {"alpha_pattern": {"down_proj": 3, "layers.1.mlp.up_proj": 5}}]
-)
-def test_every_lora_scaling_of_peft_is_kept(how, tmp_path):
-    """llama.cpp only knows α / rank with a single α."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **SIZES))
-    config = LoraConfig(
-        r=4,
-        lora_alpha=8,
-        target_modules=["up_proj", "down_proj"],
-        init_lora_weights=False,
-        rank_pattern={"layers.0.mlp.up_proj": 2},
-        **how,
-    )
-    get_peft_model(model, config).save_pretrained(tmp_path)
-    write_adapter(tmp_path, tmp_path / "one.gguf", Layout("qwen3"), SIZES, "one")
-    pairs = tensors(tmp_path / "one.gguf")
-    assert GGUFReader(tmp_path / "one.gguf").fields["adapter.lora.alpha"].contents() == 8
-    names = {"up_proj": "ffn_up", "down_proj": "ffn_down"}
-    checked = 0
-    for name, module in model.named_modules():
-        if hasattr(module, "get_delta_weight"):
-            layer, short = re.findall(r"\d+|\w+$", name.removeprefix("base_model."))
-            target = f"blk.{layer}.{names[short]}.weight"
-            down, up = pairs[f"{target}.lora_a"], pairs[f"{target}.lora_b"]
-            delta = module.get_delta_weight("default").detach().numpy()
-            assert np.allclose(8 / len(down) * up @ down, delta, atol=1e-6)
-            checked += 1
-    assert checked == 6
-
-
-@pytest.mark.parametrize("how", [{"use_dora": True}, {"bias": "lora_only"}, {"modules_to_save": ["lm_head"]}])
-def test_adapters_that_llama_cpp_does_not_support_are_refused(how, tmp_path):
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", **SIZES))
-    get_peft_model(model, LoraConfig(target_modules=["q_proj"], **how)).save_pretrained(tmp_path)
-    with pytest.raises(
-        RunError, match=r"only supports plain LoRA, without magnitudes, biases or whole modules"
-    ):
-        write_adapter(tmp_path, tmp_path / "one.gguf", Layout("qwen2"), SIZES, "one")
 
 
 def test_an_impossible_export_is_refused_and_leaves_no_files(aligned, run, tokenizer, tmp_path):

@@ -46,3 +46,16 @@ def test_a_sharded_run_in_a_single_process_is_refused_first(tmp_path):
     run = distilled(tmp_path, "shard=true", "tune.method=lora")
     with pytest.raises(ConfigError, match=r"^shard: needs several processes"):
         add_language.add_languages(run, ["es"])
+
+
+def test_scores_stay_valid_when_notes_are_added_to_the_model(tmp_path):
+    """Only files that decide the prompt's token IDs or the weights count."""
+    run = distilled(tmp_path)
+    run.tuned.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (run.tuned / name).write_text(name)
+    before = run.answering
+    (run.tuned / "README.md").write_text("Licence")
+    assert Run(run.config, ProgressReporter()).answering == before
+    (run.tuned / "tokenizer_config.json").write_text("other")
+    assert Run(run.config, ProgressReporter()).answering["template"] != before["template"]

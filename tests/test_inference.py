@@ -69,6 +69,13 @@ def test_a_streamed_answer_equals_the_whole_answer(aligned):
     assert aligned.reference(TEXTS[:1], max_new_tokens=4) == before
 
 
+def test_a_single_string_is_refused(aligned):
+    """Each of its characters would be answered."""
+    for answer in (aligned.generate, aligned.reference):
+        with pytest.raises(RunError, match=r"^texts is a single string; give a list of instructions$"):
+            answer("Habari")
+
+
 @pytest.mark.parametrize(
     ("languages", "says"),
     [

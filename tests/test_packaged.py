@@ -72,6 +72,8 @@ def test_a_gguf_file_is_converted_once(cache: Path, tmp_path: Path, monkeypatch,
     assert skeleton("~/tiny.gguf").config.num_hidden_layers == 1
     assert len(caplog.messages) == 2
     assert licence_of(folder) == "mit"
+    (folder / "README.md").write_bytes("---\nlicense: mit\n---\nJosé".encode("latin-1"))
+    assert licence_of(folder) == "mit"
     assert f"Source: tiny.gguf, SHA-256 {sha256}." in (folder / "NOTICE.md").read_text()
 
 

@@ -20,7 +20,7 @@ from isogloss.data.chat import Encoded
 from isogloss.data.demo.items import demo_items
 from isogloss.errors import ConfigError, DataError, RunError
 from isogloss.model.cost import TEACHER
-from isogloss.pipeline import add_language, checks, evaluation, training
+from isogloss.pipeline import add_language, checks, evaluation, stages, training, training_rows
 from isogloss.pipeline.folder import ProgressReporter, Run, load_run, open_run
 from isogloss.pipeline.ledger import CORE_WATTS
 from isogloss.pipeline.stages import run_all, run_distill, select_english
@@ -470,7 +470,12 @@ def test_adding_a_language_leaves_the_others_bit_identical(finished, tmp_path, t
         with torch.no_grad(), adapters.on([code] * 2) as model:
             return model(input_ids=ids).logits
 
+    def items():
+        nodes = json.loads((config.run / "tree.json").read_text())["nodes"]
+        return {node["name"]: node["items"] for node in nodes}
+
     before = {code: logits(code) for code in ("sw", "ur", "hi", "en")}
+    counted = items()
     zero_shot = logits("de")
     add_language.add_languages(run, ["de"])
     add_language.add_languages(run, ["ar"])
@@ -486,10 +491,15 @@ def test_adding_a_language_leaves_the_others_bit_identical(finished, tmp_path, t
     loaded = PeftModel.from_pretrained(run.reference_model(), str(config.run / "adapters" / "de"))
     with torch.no_grad():
         assert (loaded(input_ids=ids).logits - logits("de")).abs().max() <= 1e-4
-    items = {n["name"]: n["items"] for n in json.loads((config.run / "tree.json").read_text())["nodes"]}
-    assert (items["sw"], items["de"], items["ar"]) == (14, 21, 21)
-    stages = json.loads((config.run / "ledger.json").read_text())["stages"]
-    assert [stage["stage"] for stage in stages][-2:] == ["add de", "add ar"]
+    assert counted["root"] > counted["sw"] == 14  # the root also learns from English replay
+    families = ("Indo-European/Germanic/West Germanic", "Afro-Asiatic/Semitic/Central Semitic")
+    assert items() == counted | dict.fromkeys((*families, "de", "ar"), 21)
+    # The run's data have German too, so its rows can be shown and their signals are cached.
+    row, _ = training_rows.row_of(run, "de", next(e.id for e in run.examples if "de" in e.turns))
+    assert row.language == "de"
+    assert stages.run_cache(run).cached_hits >= 14 + 21 + 21
+    spent = json.loads((config.run / "ledger.json").read_text())["stages"]
+    assert [stage["stage"] for stage in spent][-3:] == ["add de", "add ar", "cache"]
     evaluation.run_evaluate(run)
     scores = json.loads((config.run / "scores.json").read_text())["suites"]["demo"]
     assert scores["languages"] == ["sw", "ur", "hi", "de", "ar"]
@@ -580,7 +590,7 @@ def test_another_teachers_prompts_are_measured_against_its_own_positions(base, t
 
     def check(model: Path, teacher: str) -> None:
         more = f"model={model}", "distill.kl_weight=1", f"distill.teacher={teacher}"
-        checks._check_lengths(Run(load_config(None, more), ProgressReporter()), [row])
+        checks.check_lengths(Run(load_config(None, more), ProgressReporter()), [row])
 
     for model, teacher in ((base, f"{{type: model, path: {short}}}"), (short, "{type: self}")):
         with pytest.raises(ConfigError) as caught:

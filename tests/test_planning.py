@@ -2,6 +2,7 @@
 
 import json
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,7 +157,8 @@ def test_the_adapters_are_counted_by_node(read):
     assert found.memory["adapters"] == 4 * 10 * 4 * sizes
     assert found.memory["optimiser"] == 2 * found.memory["adapters"]
     # All rows once, plus each language's path of rank 2 + 1 + 3.
-    assert found.kept == 4 * (10 + 2 * 6) * 4 * sizes
+    cached = stages._cached(stages._read(work.rows, work.config.distill), work.config.distill, 256, 4)
+    assert found.kept == 4 * (10 + 2 * 6) * 4 * sizes + cached
 
 
 def test_a_step_on_the_meta_device_needs_the_memory_of_a_real_one(five, student):
@@ -324,6 +326,8 @@ def test_flops_of_stage_2_match_torchs_counter(read, tmp_path, view):
     assert found.flops == pytest.approx(counted(everything), rel=0.05)
     assert found.tokens_backpropagated == cost.tokens_backpropagated
     assert found.tokens_forwarded == cost.teacher_tokens + cost.tokens_backpropagated
+    cached = stages._cached(stages._read(work.rows, work.config.distill), work.config.distill, 256, 4)
+    assert cached == pytest.approx(cost.cache_bytes_written, rel=0.02)
 
 
 @contextmanager
@@ -354,7 +358,7 @@ def test_time_is_flops_over_the_speed_that_the_machine_reaches():
 def test_a_machine_file_loads(tmp_path):
     """It gives GiB, TFLOP/s, devices, and the dtype that `auto` means there."""
     file = tmp_path / "a100.yaml"
-    file.write_text("devices: 4\nmemory_gib: 80\ntflops: 200\n")
+    file.write_text("devices: 4\nmemory_gib: 80\ntflops: 2e2\n")
     found = load_machine(file)
     assert (found.name, found.devices, found.memory, found.rate) == ("a100", 4, 80 << 30, 2e14)
     assert found.dtype("auto") == torch.bfloat16
@@ -364,20 +368,29 @@ def test_a_machine_file_loads(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("memory_gib: 80\n", "tflops: Field required; the keys are devices, memory_gib, tflops"),
-        ("memory_gib: 80\ntflops: 1\ngpus: 2\n", "gpus: Extra inputs are not permitted; the keys are"),
-        ("- 1\n", "a machine: Input should be a valid dictionary"),
-        ("a: [", "not YAML"),
+        ("", ": memory_gib is missing; it must be a number above 0"),
+        ("memory_gib: 80\ntflops: 1\ngpus: 2\n", ":3: gpus is not a setting; did you mean gpu?"),
+        ("memory_gib: 80\ntflops: fast\n", ':2: tflops is "fast"; it must be a number above 0'),
+        ("- 1\n", ":1: not a mapping; write settings as name: value"),
+        ("a: [", ":1: not YAML (expected the node content, but found '<stream end>'); "),
     ],
 )
 def test_an_invalid_machine_file_is_a_one_line_error(tmp_path, text, says):
-    """It names the file, the entry and the valid keys."""
+    """It names the file, the line, and what would be right."""
     file = tmp_path / "machine.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError) as error:
         load_machine(file)
-    assert str(error.value).startswith(f"{file}: ") and says in str(error.value)
-    assert "\n" not in str(error.value)
+    assert str(error.value).split("\n")[0].startswith(f"{file}{says}")
+
+
+def test_a_missing_machine_file_is_named():
+    with pytest.raises(ConfigError) as error:
+        load_machine(Path("gone.yaml"))
+    assert str(error.value) == (
+        "--machine gone.yaml: there is no such file; name a YAML file with devices, memory_gib, tflops, "
+        "efficiency, gpu"
+    )
 
 
 def test_the_advised_settings_make_it_fit(read):

@@ -169,8 +169,17 @@ def test_every_response_has_security_headers_for_browsers(guarded):
         ("", (), "the key must be one or more printable ASCII characters without blanks"),
         ("a b", (), "the key must be one or more printable ASCII characters without blanks"),
         ("schlüssel", (), "the key must be one or more printable ASCII characters without blanks"),
-        (None, ("http://a",), "'http://a' is not a host; give it without scheme, port and path"),
-        (None, ("a:80",), "'a:80' is not a host; give it without scheme, port and path"),
+        (
+            None,
+            ("http://a",),
+            "--host, --allow-host: 'http://a' is not a host; give it without scheme, port and path",
+        ),
+        (
+            None,
+            ("a:80",),
+            "--host, --allow-host: 'a:80' is not a host; give it without scheme, port and path",
+        ),
+        (None, ("",), "--host, --allow-host: '' is not a host; give it without scheme, port and path"),
     ],
 )
 def test_a_key_or_host_that_no_request_could_send_is_refused(key, hosts, says):
@@ -437,6 +446,16 @@ def test_whitespace_at_the_end_of_an_answer_is_not_sent(aligned):
         made.put(torch.tensor([token]))
     assert "".join(piece.text for piece in heard) == written[0] == "Habari  yako"
     assert heard[-1].finish == "stop"
+
+
+@pytest.mark.parametrize("ends", [("\n\n",), ("\nHa", "yako")])
+def test_a_stop_string_may_be_whitespace_before_an_answer(aligned, ends):
+    """The answer is then empty."""
+    made, (heard,) = rows(aligned, 20, ends=ends)
+    for token in aligned.run.tokenizer("\n\nHabari yako", add_special_tokens=False)["input_ids"]:
+        if not made.stopped(0):
+            made.put(torch.tensor([token]))
+    assert [(piece.text, piece.finish) for piece in heard] == [("", "stop")]
 
 
 def test_the_padding_of_a_disconnected_row_is_not_an_answer(aligned):

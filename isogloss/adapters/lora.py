@@ -188,6 +188,8 @@ class TreeLora:
         layers: int | None = None,
     ):
         self.tree = tree
+        self.learning = {node.name for node in tree.nodes if node.rank}
+        """Names of the nodes that training changes."""
         self.like = partial(lora_config, model, targets=targets, scaling=scaling, layers=layers)
         config = self.like(tree.rank)
         model.requires_grad_(False)
@@ -312,7 +314,8 @@ class TreeLora:
 
     def learn_only(self, nodes: Iterable[Node]) -> None:
         """Zero the gradients of all other nodes from now on, so that their rows stay bit-identical."""
-        mask = torch.zeros(self.tree.rank)
+        mask, nodes = torch.zeros(self.tree.rank), list(nodes)
+        self.learning = {node.name for node in nodes if node.rank}
         for node in nodes:
             mask[list(node.rows)] = 1.0
         for name, p in self.parameters().items():

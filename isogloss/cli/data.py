@@ -66,7 +66,7 @@ def data(
     part = f", split: {split}" if split else ""
     print_line(
         f"{file}: {layout.name}; {len(examples)} items, {len(tasks)} task{'s' * (len(tasks) > 1)}; read it "
-        f"with data: {{type: {layout.type}, path: {json.dumps(str(file))}{part}}}"
+        f"with data: {{type: {layout.type}, path: {json.dumps(str(file), ensure_ascii=False)}{part}}}"
     )
     table = Table(box=None, header_style="bold", pad_edge=False)
     for number, name in enumerate(("language", "instructions", "responses", "characters, median")):
@@ -196,6 +196,7 @@ def translate(
 
     if not out_file.name.endswith((".jsonl", ".jsonl.gz")):
         raise ConfigError(f"--out {out_file}: parallel data is written as JSON lines; name a .jsonl file")
+    _check_place(out_file, data)
     codes = codes_of([one for one in to.split(",") if one.strip()], "--to")
     if not codes:
         raise ConfigError("--to: names no language; give codes such as sw,ur")
@@ -254,6 +255,8 @@ def translate(
         whys = ", ".join(f"{why} {count}" for why, count in reasons.items())
         table.add_row(code, str(done.kept[code]), str(sum(reasons.values())), whys)
     out.print(table)
+    if likeness and (unread := [code for code in codes if code not in done.compared]):
+        print_line(f"{likeness} has no limit or too few pairs for {', '.join(unread)}: not compared there")
     spent = done.spent
     print_line(
         f"{spent.requests} requests, {spent.tokens_read} tokens read, {spent.tokens_written} written, "
@@ -272,3 +275,24 @@ def translate(
                 f"{page}: {min(len(rows), review_rows or review.ROWS)} translations for a speaker of {code}"
             )
     print_line(f"Parallel data: {done.out}; dropped translations, report and card: {job.folder}")
+
+
+def _check_place(out_file: Path, data: Path) -> None:
+    """Raise if a translation cannot be written to a file, or would change the data that it is made from.
+
+    Raises:
+        ConfigError: It is the data, lies in their folder, is a folder, or a folder above it is a file.
+    """
+    written, source = out_file.resolve(), data.resolve()
+    above = next(folder for folder in written.parents if folder.exists())
+    fault = ""
+    if written == source:
+        fault = "is DATA itself, which would be overwritten"
+    elif written.is_dir():
+        fault = "is a folder"
+    elif source.is_dir() and written.is_relative_to(source):
+        fault = f"is in {data}, and would be read as data"
+    elif not above.is_dir():
+        fault = f"cannot be written, as {above} is a file"
+    if fault:
+        raise ConfigError(f"--out {out_file}: {fault}; name another .jsonl file")

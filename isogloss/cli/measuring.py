@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from rich.table import Table
@@ -22,6 +22,8 @@ from isogloss.cli.runs import (
 from isogloss.cli.screen import out, print_line, printable
 from isogloss.cli.tables import difference_cells, show_scores
 from isogloss.config import Config, load_config, root_of_environment
+from isogloss.config.evaluate import Suite
+from isogloss.config.yaml_io import label_of
 from isogloss.errors import ConfigError, DataError
 from isogloss.pipeline.logging import quiet
 
@@ -30,11 +32,12 @@ def teacher_prompt(
     run_folder: RunFolder,
     language: Annotated[str, typer.Option(metavar="CODE", help="Trained language, by any of its codes.")],
     id_: Annotated[str, typer.Option("--id", metavar="ID", help="ID of one of the run's examples.")],
+    data_root: DataRoot = None,
 ) -> None:
     """Show the exact teacher and student prompts of an example, with the response tokens marked."""
     check_run_folder(run_folder)
     (code,) = codes_of([language], "--language")
-    job = prepare(load_config(run_folder, places=True))
+    job = prepare(load_config(run_folder, data_root=data_root, places=True))
     from isogloss.pipeline import training_rows
     from isogloss.teacher.showing import shown
 
@@ -55,6 +58,7 @@ def teacher_gain(
     ] = None,
     items: Annotated[int, typer.Option(min=1, help="Maximum items per suite.")] = 40,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+    data_root: DataRoot = None,
 ) -> None:
     """Measure what prompts add: agreement with the model's own English answer, by prompt and language.
 
@@ -62,8 +66,8 @@ def teacher_gain(
     """
     check_run_folder(run_folder)
     require(run_folder, TUNED)
-    job = load_job(run_folder)
     suites = load_config(run_folder, _only(suite)).evaluate.suites
+    job = load_job(run_folder, data_root)
     from isogloss.pipeline import evaluation
 
     found = evaluation.teacher_gains(job, suites, items)
@@ -249,7 +253,7 @@ def suites(data_root: DataRoot = None) -> None:
     """List the suites: languages, licence, source, and whether the data is in the data root."""
     root = data_root or root_of_environment()
     if root is not None and not root.is_dir():
-        raise DataError(f"data root {root} does not exist; set --data-root or ISOGLOSS_DATA")
+        raise DataError(f"data root {root} is not a folder; set --data-root or ISOGLOSS_DATA")
     from isogloss.evaluate.suites import ABOUT
 
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -287,7 +291,14 @@ def check_leaks(config: ConfigFile = None, set_: Overrides = None, data_root: Da
 
 
 def _only(suites: list[str] | None) -> list[str]:
-    """Return the override that replaces the suites in the settings; none if no suites are given."""
+    """Return the override that replaces the suites in the settings; none if no suites are given.
+
+    Raises:
+        ConfigError: There is no such suite.
+    """
+    known = get_args(Suite)
+    if unknown := [name for name in suites or () if name not in known]:
+        raise ConfigError(f"--suite: {unknown[0]} is not a suite; choose from {', '.join(known)}")
     return [f"evaluate.suites={json.dumps(suites)}"] if suites else []
 
 
@@ -301,8 +312,11 @@ def _finished(
     """
     check_run_folder(folder)
     for override in overrides or ():
-        if override.partition("=")[0].strip().partition(".")[0] not in ("evaluate", "data_root"):
+        name = override.partition("=")[0].strip()
+        if name.partition(".")[0] not in ("evaluate", "data_root"):
             raise ConfigError(
-                f"--set {override}: for a finished run only evaluate settings and data_root may change"
+                f"{label_of(override)}: for a finished run only evaluate settings and data_root may change"
             )
+        if suites and name in ("evaluate", "evaluate.suites"):
+            raise ConfigError(f"{label_of(override)}: --suite names the suites; leave one of them out")
     return load_config(folder, [*_only(suites), *(overrides or ())], data_root=root)

@@ -68,12 +68,13 @@ def open_job(settings: Config) -> "Run":
     return open_run(settings, job.reporter)
 
 
-def load_job(run_folder: Path) -> "Run":
-    """Load an existing run as it is."""
-    reporter = prepare(load_config(run_folder)).reporter
+def load_job(run_folder: Path, data_root: Path | None = None) -> "Run":
+    """Load an existing run as it is, except for the data root."""
+    job = prepare(load_config(run_folder, data_root=data_root))
     from isogloss.pipeline.folder import load_run
 
-    return load_run(run_folder, reporter)
+    load_run(run_folder, job.reporter)
+    return job
 
 
 def check_run_folder(folder: Path) -> None:

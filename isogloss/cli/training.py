@@ -107,7 +107,8 @@ def add_language(
     check_run_folder(run_folder)
     refuse_shared(set_ or ())
     codes = codes_of(language, "CODE")
-    more = [f"data={{type: parallel, path: {json.dumps(str(data))}}}"] if data else []
+    more = ["tune.vary_wording=false"]  # stage 1 is over, and other data may have only one wording
+    more += [f"data={{type: parallel, path: {json.dumps(str(data))}}}"] if data else []
     settings = load_config(run_folder, [*more, *(set_ or ())], data_root=data_root, places=True)
     require(run_folder, TUNED, DISTILLED)
     job = prepare(settings)

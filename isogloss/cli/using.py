@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from isogloss.cli.app import RunFolder, path_of
+from isogloss.cli.app import DataRoot, RunFolder, path_of
 from isogloss.cli.runs import DISTILLED, TUNED, check_run_folder, codes_of, load_job, require
 from isogloss.cli.screen import out, print_line, readable, typed_lines
 from isogloss.cli.tables import show_answers
@@ -32,6 +32,8 @@ def ask(
     (code,) = codes_of([language], "--language")
     if text is not None and not text.strip():
         raise ConfigError("the instruction is empty; write one, or leave it out for a prompt loop")
+    if twin is not None and not twin.strip():
+        raise ConfigError("--twin: is empty; write the instruction in English, or leave it out")
     for given in filter(None, (text, twin)):
         readable(given)
     require(run_folder, TUNED, DISTILLED)
@@ -87,6 +89,7 @@ def export(
             help="Also upload to the Hub, into private repositories: OWNER/NAME-CODE for each language.",
         ),
     ] = None,
+    data_root: DataRoot = None,
 ) -> None:
     """Export languages as adapters or models that other programs can load."""
     check_run_folder(run_folder)
@@ -114,7 +117,7 @@ def export(
     codes = codes_of(language or (), "--language")
     require(run_folder, TUNED, DISTILLED)
     _check_hub(push_to_hub)
-    job = load_job(run_folder)
+    job = load_job(run_folder, data_root)
     out_folder = folder or run_folder / "exports" / form
     if form == "sentence-transformers":
         from isogloss.export import embedding

@@ -4,7 +4,8 @@ The defaults in `config` are for the embedded model, which is small and was made
 is pretrained and needs LoRA and lower learning rates. Depends on no settings class, and does not import torch
 itself.
 
-Flow: settings as written and facts about the model → `by_model` → settings with the gaps filled.
+Flow: settings as written and facts about the model → `by_model` → settings with the gaps filled. Before
+resolved settings are overridden, `unfilled` opens the gaps again.
 """
 
 import copy
@@ -152,6 +153,23 @@ def by_model(entries: Mapping[str, Any], facts: Facts | None) -> tuple[dict[str,
             parent[last] = default.value
             done.append(name)
     return filled, done
+
+
+def unfilled(entries: Mapping[str, Any], facts: Facts, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return resolved settings without those that have the model's default, so that `by_model` fills them.
+
+    Args:
+        entries: Settings of a pretrained model.
+        fixed: Defaults of settings for which the model has none.
+    """
+    left = copy.deepcopy(dict(entries))
+    found = table(facts, lambda name, usual: _get(entries, name, usual))
+    for name in NAMES:
+        default = found[name].value if name in found else _get(fixed, name, None)
+        default = list(default) if isinstance(default, tuple) else default
+        if _get(left, name, ()) == default:
+            _parent(left, name).pop(name.rpartition(".")[2])  # type: ignore[union-attr]
+    return left
 
 
 def explain(config: Any, facts: Facts) -> list[str]:

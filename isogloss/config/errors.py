@@ -14,11 +14,19 @@ from isogloss.config.renamed import advice
 from isogloss.config.schema import Config
 from isogloss.config.yaml_io import NUMBER, Written, dotted
 
+NEVER_SHOWN = {
+    "url": "must be http(s)://…/v1, without a user name or key",
+    "key_env": "must be the name of an environment variable, not the key itself",
+}
+"""Settings whose value may contain a key, and what they must be."""
 
-def explained(fault: Any, written: Written) -> tuple[tuple, str]:
+
+def explained(fault: Any, written: Written, settings: type[Settings] = Config) -> tuple[tuple, str]:
     """Return the path and the message for one of pydantic's errors."""
     kind, context = fault["type"], fault.get("ctx", {})
-    path, holder, hint = _walk(tuple(part for part in fault["loc"] if part not in (ONE, SEVERAL)))
+    if kind == "json_invalid":
+        return (), f"{written.where}: a text has half a character (a lone surrogate); write it in UTF-8"
+    path, holder, hint = _walk(tuple(part for part in fault["loc"] if part not in (ONE, SEVERAL)), settings)
     if kind == "union_tag_invalid":
         path, hint = (*path, "type"), Literal[tuple(context["expected_tags"].replace("'", "").split(", "))]
         fault = {**fault, "input": fault["input"]["type"]}
@@ -35,13 +43,15 @@ def explained(fault: Any, written: Written) -> tuple[tuple, str]:
         return path, f"{at}: {name} {context['message']}"
     if kind == "missing":
         return path, f"{at}: {name} is missing; it must be {_describe(hint)}"
+    if path[-1] in NEVER_SHOWN:
+        return path, f"{at}: {name} {NEVER_SHOWN[path[-1]]}"
     given = json.dumps(fault["input"], ensure_ascii=False, default=str)
     given = given if len(given) <= 60 else given[:59] + "…"
     holds, must = ("contains", "each must be") if isinstance(path[-1], int) else ("is", "it must be")
     return path, f"{at}: {name} {holds} {given}; {must} {_describe(hint)}{_mend(fault['input'], hint)}"
 
 
-def _walk(loc: tuple) -> tuple[tuple, type[Settings] | None, Any]:
+def _walk(loc: tuple, settings: type[Settings]) -> tuple[tuple, type[Settings] | None, Any]:
     """Return pydantic's path as the user wrote it, the settings class that holds its last part, and the type
     hint of that part.
 
@@ -49,7 +59,7 @@ def _walk(loc: tuple) -> tuple[tuple, type[Settings] | None, Any]:
     """
     path: list = []
     holder: type[Settings] | None = None
-    hint: Any = Config
+    hint: Any = settings
     parts = iter(loc)
     for part in parts:
         holder = hint if isinstance(hint, type) and issubclass(hint, Settings) else None
@@ -69,6 +79,8 @@ def _walk(loc: tuple) -> tuple[tuple, type[Settings] | None, Any]:
             hint = next(o for o in options if o.model_fields["type"].default == tag)
         elif options:
             hint = options[0] if len(options) == 1 else hint
+        elif len(_kinds(hint)) > 1:
+            next(parts, None)  # pydantic's name of one of the types
     return tuple(path), holder, hint
 
 
@@ -81,6 +93,13 @@ def _hints(settings: type[Settings]) -> dict[str, Any]:
 
 def _bare(hint: Any) -> Any:
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """Return the types of a union other than None; none for any other hint."""
+    bare = _bare(hint)
+    union = get_origin(bare) in (Union, types.UnionType)
+    return [kind for kind in get_args(bare) if kind is not types.NoneType] if union else []
 
 
 def _options(hint: Any) -> list[type[Settings]]:
@@ -102,11 +121,15 @@ def _describe(hint: Any) -> str:
             return "a language code such as sw"
         for limit in getattr(note, "metadata", None) or [note]:
             limits |= {
-                k: v for k in ("ge", "gt", "le", "lt", "min_length") if (v := _limit(limit, k)) is not None
+                k: v
+                for k in ("ge", "gt", "le", "lt", "min_length")
+                if (v := getattr(limit, k, None)) is not None
             }
-    if get_origin(bare) in (Union, types.UnionType):
-        kinds = [kind for kind in get_args(bare) if kind is not types.NoneType]
-        return "a mapping: a type and the settings of that type" if len(kinds) > 1 else _describe(kinds[0])
+    if _options(hint)[1:]:
+        return "a mapping: a type and the settings of that type"
+    if kinds := _kinds(hint):
+        literal = [str(option) for kind in kinds for option in _literal(kind)]
+        return _or([*literal, *(_describe(kind) for kind in kinds if not _literal(kind))])
     if get_origin(bare) is Literal:
         return _or([str(option) for option in get_args(bare)])
     if get_origin(bare) is tuple:
@@ -122,8 +145,8 @@ def _describe(hint: Any) -> str:
     return "true or false" if bare is bool else "a path"
 
 
-def _limit(note: Any, name: str) -> Any:
-    return getattr(note, name, None)
+def _literal(hint: Any) -> tuple:
+    return get_args(hint) if get_origin(hint) is Literal else ()
 
 
 def _range(limits: dict[str, Any], *, whole: bool) -> str:

@@ -25,6 +25,8 @@ Suite = Literal[
     "language_confusion",
     "parallel",
 ]
+CLOSED = ("demo", "massive", "xnli", "pawsx", "sib200", "xcopa", "xglue")
+"""Suites with closed tasks, whose options can be scored by likelihood."""
 XglueTask = Literal["NER", "POS", "NC", "MLQA", "XNLI", "PAWSX", "QADSM", "WPR", "QAM", "QG", "NTG"]
 
 

@@ -1,9 +1,12 @@
 """Settings of the target languages: which are trained, how they share adapters, how much data each gets."""
 
-from typing import Literal
+from contextlib import suppress
+from typing import Any, Literal
+
+from pydantic import field_validator
 
 from isogloss.config.base import Code, Count, Place, Settings, Targets
-from isogloss.languages import XGLUE_TWELVE, languages
+from isogloss.languages import XGLUE_TWELVE, UnknownLanguageError, languages, resolve
 
 
 class Amounts(Settings):
@@ -33,6 +36,16 @@ class Languages(Settings):
     same_items: bool = True
     """Whether all languages learn the same instructions, up to their amounts. If false, each learns different
     ones as far as there are enough: more instructions in all, and more English answers to generate."""
+
+    @field_validator("amounts", mode="before")
+    @classmethod
+    def _each_once(cls, given: Any) -> Any:
+        spelt: dict[str, str] = {}
+        for spelling in given if isinstance(given, dict) else ():
+            with suppress(UnknownLanguageError):  # reported with the key's own place
+                if (first := spelt.setdefault(resolve(spelling).code, spelling)) != spelling:
+                    raise ValueError(f"{first} and {spelling} are the same language; keep one of them")
+        return given
 
     def amount(self, code: str) -> int:
         """Return the maximum number of parallel items for a language."""

@@ -5,21 +5,26 @@ All errors are reported at once, one line each: where, what is wrong, what would
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import (
     ValidationError,
 )
 
-from isogloss.config.defaults import Facts, by_model, look_up
+from isogloss.bases import EMBEDDED
+from isogloss.config.base import Settings
+from isogloss.config.defaults import Facts, by_model, look_up, unfilled
 from isogloss.config.errors import explained
-from isogloss.config.paths import is_model_folder, misplaced
+from isogloss.config.paths import idle, is_model_folder, misplaced
 from isogloss.config.renamed import advice, drop_idle
 from isogloss.config.schema import Config
-from isogloss.config.yaml_io import Written, read_entries
+from isogloss.config.yaml_io import Written, label_of, read_entries
 from isogloss.errors import ConfigError
+
+S = TypeVar("S", bound=Settings)
 
 
 def load_config(
@@ -41,6 +46,7 @@ def load_config(
     Raises:
         ConfigError: All errors, one line each, with file, line and the closest valid name.
     """
+    overrides = list(overrides)
     folder = None if path is None else run_folder_of(path)
     if folder is not None:
         written = read_entries(folder / "config.yaml")
@@ -50,6 +56,8 @@ def load_config(
             )
         written.entries["run"] = str(folder)  # the folder may have been renamed
         drop_idle(written.entries)
+        if overrides:
+            _open_gaps(written, places=places)
     else:
         written = Written("settings") if path is None else read_entries(path)
     for override in overrides:
@@ -58,8 +66,11 @@ def load_config(
         written.entries["data_root"] = str(data_root)
         written.place(("data_root",), f"--data-root {data_root}")
     config = _validate(written)
-    if places and (faults := list(misplaced(config, written))):
-        raise ConfigError("\n".join(faults))
+    if places:
+        # In a run, suites may have been measured that its settings do not name.
+        faults = [*misplaced(config, written), *(idle(config, written) if folder is None else ())]
+        if faults:
+            raise ConfigError("\n".join(faults))
     if by_model(written.entries, None)[1] and (places or is_model_folder(config.model)):
         config = _validate(written, look_up(config.model))
     return config
@@ -76,16 +87,32 @@ def run_folder_of(path: Path) -> Path | None:
 
 
 def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
-    """Return the settings with `a.b=c` overrides.
+    """Return the settings with `a.b=c` overrides; settings that follow the model follow it again.
 
     Raises:
         ConfigError: As `load_config`.
     """
     written = Written("settings")
     written.entries = config.model_dump(mode="json")
+    facts = _open_gaps(written, places=True)
     for override in overrides:
         written.override(override)
-    return _validate(written)
+    return _validate(written, facts)
+
+
+def _open_gaps(written: Written, *, places: bool) -> Facts | None:
+    """Remove the settings that have the model's default, and return the facts about the model.
+
+    An override of one of them may change the others' defaults. Without facts nothing is removed.
+    """
+    model = written.entries.get("model", EMBEDDED)
+    if model == EMBEDDED or not (places or is_model_folder(str(model))):
+        return None
+    with suppress(ConfigError):  # the model is gone, and perhaps overridden
+        facts = look_up(str(model))
+        written.entries = unfilled(written.entries, facts, Config().model_dump(mode="json"))
+        return facts
+    return None
 
 
 def for_choosing(config: Config) -> Config:
@@ -141,10 +168,10 @@ def refuse_shared(overrides: Iterable[str]) -> None:
     for override in overrides:
         name = override.partition("=")[0].strip()
         if why := advice(name):
-            raise ConfigError(f"--set {override}: {name} {why}")
+            raise ConfigError(f"{label_of(override)}: {name} {why}")
         if not any(name == one or name.startswith(f"{one}.") for one in OWN):
             raise ConfigError(
-                f"--set {override}: {name} is fixed for the whole run; an added language may only change "
+                f"{label_of(override)}: {name} is fixed for the whole run; an added language may only change "
                 f"{', '.join(OWN)}"
             )
 
@@ -154,16 +181,25 @@ def _validate(written: Written, facts: Facts | None = None) -> Config:
     entries, _ = by_model(written.entries, facts)
     if isinstance(entries.get("data"), dict):
         entries["data"].setdefault("type", "demo")
-    faults, config = written.faults, None
+    return validated(Config, entries, written)
+
+
+def validated(kind: type[S], entries: Mapping[str, Any], written: Written) -> S:
+    """Return entries as settings of a kind.
+
+    Raises:
+        ConfigError: All errors, one line each.
+    """
+    faults, made = written.faults, None
     try:
         # In JSON mode, strict validation accepts a string for a path and a list for a tuple, nothing else.
-        config = Config.model_validate_json(json.dumps(entries, default=str))
+        made = kind.model_validate_json(json.dumps(entries, default=str))
     except ValidationError as error:
-        faults = faults + [explained(fault, written) for fault in error.errors() if not _follows(fault)]
-    if config is None or faults:
+        faults = faults + [explained(fault, written, kind) for fault in error.errors() if not _follows(fault)]
+    if made is None or faults:
         ordered = sorted(faults, key=lambda fault: written.order(fault[0]))
         raise ConfigError("\n".join(dict.fromkeys(text for _, text in ordered)))
-    return config
+    return made
 
 
 def _follows(fault: Any) -> bool:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from isogloss.bases import EMBEDDED, PACKAGED, SUFFIX, unavailable
 from isogloss.config.base import home
-from isogloss.config.data import FileData, on_hub
+from isogloss.config.data import AnySource, FileData, on_hub
 from isogloss.config.distill import ModelTeacher, ServerTeacher
+from isogloss.config.evaluate import CLOSED
 from isogloss.config.schema import ROOTED, Config
 from isogloss.config.yaml_io import Written
 
@@ -26,8 +27,12 @@ def is_model_folder(model: str) -> bool:
 def misplaced(config: Config, written: Written) -> Iterator[str]:
     """Yield an error line for each file, folder or variable that is named in the settings but missing."""
 
-    def fault(name: str, text: str) -> str:
-        return f"{written.at(tuple(name.split('.')))}: {name} {text}"
+    def fault(name: str, text: str, number: int | None = None) -> str:
+        return f"{written.at(_path(name, number))}: {name} {text}"
+
+    def numbered() -> Iterator[tuple[int | None, AnySource]]:
+        for number, source in enumerate(config.sources):
+            yield number if isinstance(config.data, tuple) else None, source
 
     if config.run.exists() and not config.run.is_dir():
         yield fault("run", f"is {config.run}, which is a file; name a folder")
@@ -40,9 +45,9 @@ def misplaced(config: Config, written: Written) -> Iterator[str]:
         yield fault("model", f"is {config.model}; there is no such folder")
     elif folder.is_dir() and config.model != EMBEDDED and not (folder / "config.json").is_file():
         yield fault("model", f"is {config.model}; it has no config.json, which save_pretrained writes")
-    for source in config.sources:
+    for number, source in numbered():
         if isinstance(source, FileData) and not on_hub(source.path) and not source.path.exists():
-            yield fault("data.path", f"is {source.path}; there is no such file")
+            yield fault("data.path", f"is {source.path}; there is no such file", number)
     for code in config.languages.amounts:
         if code not in config.languages.targets:
             yield fault("languages.amounts", f"names {code}, which is not among languages.targets")
@@ -54,7 +59,9 @@ def misplaced(config: Config, written: Written) -> Iterator[str]:
     if path.startswith((".", "/")) and not is_model_folder(path):
         yield fault("distill.teacher.path", f"is {path}; there is no model")
     if isinstance(teacher, ServerTeacher) and teacher.key_env and not os.environ.get(teacher.key_env):
-        yield fault("distill.teacher.key_env", f"is {teacher.key_env}; that environment variable is not set")
+        yield fault(
+            "distill.teacher.key_env", "names an environment variable that is not set; put the key there"
+        )
     if config.distill.texts is not None and not config.distill.texts.is_file():
         yield fault("distill.texts", f"is {config.distill.texts}; there is no such file")
     if config.distill.cache is not None and config.distill.cache.is_file():
@@ -72,11 +79,37 @@ def misplaced(config: Config, written: Written) -> Iterator[str]:
             yield f"ISOGLOSS_DATA is {root}; there is no such folder"
     if root is None:
         way = "needs a data root; set data_root, --data-root or ISOGLOSS_DATA"
-        for source in config.sources:
+        for number, source in numbered():
             if source.type in ROOTED:
-                yield fault("data.type", f"{source.type} {way}")
+                yield fault("data.type", f"{source.type} {way}", number)
         if config.parallel_text:
             yield fault("parallel_text", way)
         for name in config.evaluate.suites:
             if name in ROOTED and not (name == "xglue" and config.evaluate.xglue.path):
                 yield fault("evaluate.suites", f"contains {name}, which {way}")
+
+
+def idle(config: Config, written: Written) -> Iterator[str]:
+    """Yield an error line for each setting of a suite that has no effect with the suites to evaluate."""
+    settings = config.evaluate
+
+    def fault(name: str, text: str) -> str:
+        return f"{written.at(_path(f'evaluate.{name}'))}: evaluate.{name} {text}"
+
+    for suite in settings.likelihood:
+        if suite not in CLOSED:
+            yield fault("likelihood", f"contains {suite}, which has no closed tasks; leave it out")
+        elif suite not in settings.suites:
+            yield fault("likelihood", f"contains {suite}; add it to evaluate.suites, or leave it out here")
+    for suite in ("xglue", "translation", "parallel"):
+        options = getattr(settings, suite)
+        if suite not in settings.suites and options != type(options)():
+            yield fault(
+                suite, f"has no effect unless evaluate.suites contains {suite}; add it, or leave this out"
+            )
+
+
+def _path(name: str, number: int | None = None) -> tuple:
+    """Return the path of a setting; `number` is the index of its source in a list."""
+    first, *rest = name.split(".")
+    return (first, *rest) if number is None else (first, number, *rest)

@@ -1,11 +1,12 @@
 """The settings of a run."""
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
     Field,
+    field_validator,
     model_validator,
 )
 
@@ -78,6 +79,13 @@ class Config(Settings):
         """The data sources, in the order given."""
         return self.data if isinstance(self.data, tuple) else (self.data,)
 
+    @field_validator("run", mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        if given == "":
+            raise ValueError("names no folder; write . for the working directory")
+        return given
+
     @model_validator(mode="after")
     def _each_once(self) -> "Config":
         if len(self.sources) == 1 and self.sources[0].weight != 1:
@@ -105,6 +113,11 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _texts_are_read(self) -> "Config":
+        if self.distill.require_texts and self.languages.tree == "learned":
+            raise refusal(
+                "distill.require_texts",
+                "must be false with languages.tree learned, as its groups are not known before stage 1",
+            )
         if self.distill.texts is None or self.tune.teacher_prompt_fraction:  # stage 1 then reads them too
             return self
         if not self.distill.prompts_are_read:

@@ -23,14 +23,29 @@ def parse_config(text: str) -> Config:
     return Config.model_validate_json(json.dumps(yaml.load(text, Loader=Loader)))
 
 
+DEEPEST = 50
+"""Deepest nesting of YAML; settings need a few levels."""
+
+
 class Loader(yaml.SafeLoader):
-    """YAML 1.2's plain scalars: `no` is a string (and Norwegian), `1e-3` a number. Aliases raise an error."""
+    """YAML 1.2's plain scalars: `no` is a string (and Norwegian), `1e-3` a number.
+
+    Aliases, and nesting deeper than `DEEPEST`, raise an error.
+    """
+
+    depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        mark = self.peek_event().start_mark
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
             raise ComposerError(None, None, "aliases are not allowed; write the value out", mark)
-        return super().compose_node(parent, index)
+        if self.depth == DEEPEST:
+            raise ComposerError(None, None, f"nested more than {DEEPEST} deep", mark)
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
 
 class Dumper(yaml.SafeDumper):
@@ -89,8 +104,8 @@ class Written:
         Raises:
             ConfigError: It is not written as name=value, or something in its way is not a mapping.
         """
-        label = f"--set {override}"
         name, equals, value = override.partition("=")
+        label = label_of(override)
         path = tuple(name.strip().split("."))
         if not equals or not all(path):
             raise ConfigError(f"{label}: write it as name=value, for example --set distill.epochs=2")
@@ -108,6 +123,12 @@ class Written:
         except yaml.YAMLError as error:
             raise ConfigError(f"{label}: the value is not YAML ({_problem(error)}); quote it") from None
         self.place(path, label)
+
+
+def label_of(override: str) -> str:
+    """Return an override as it was written, without a value that may contain a key."""
+    name = override.partition("=")[0]
+    return f"--set {name}=…" if re.search(r"key_env|://\S*@", override) else f"--set {override}"
 
 
 def read_entries(path: Path) -> Written:

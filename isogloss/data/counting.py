@@ -5,10 +5,13 @@ encoding a phrase if the vocabulary is large. Parallel data encode the same Engl
 """
 
 import copy
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from transformers import PreTrainedTokenizerBase
+import numpy as np
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+MOST_BYTES: Final = 1 << 26
+"""Size of the cached encodings; when it is reached, all are forgotten."""
 T = TypeVar("T", bound=PreTrainedTokenizerBase)
 
 
@@ -20,16 +23,25 @@ def of_fixed_size(tokenizer: T) -> T:
 
 def unchanging(tokenizer: T) -> T:
     """Return a copy of the tokenizer with cached size and encodings, for counting tokens of many texts."""
-    known: dict[tuple, Any] = {}
+    # Other caches hold the copy as long as the process lives, so this one must stay small.
+    known: dict[tuple, dict[str, np.ndarray]] = {}
+    size = 0
     kind: Any = type(tokenizer)
 
     def encode(self: Any, text: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(text, str) or args:
+        nonlocal size
+        if not isinstance(text, str) or args or "return_tensors" in kwargs:
             return kind.__call__(self, text, *args, **kwargs)
         key = (text, *sorted(kwargs.items()))
-        if key not in known:
-            known[key] = kind.__call__(self, text, **kwargs)
-        return known[key]
+        if (found := known.get(key)) is None:
+            encoded = kind.__call__(self, text, **kwargs)
+            found = {name: np.asarray(value, np.int32) for name, value in encoded.items()}
+            size += len(text) + sum(value.nbytes for value in found.values())
+            if size > MOST_BYTES:
+                known.clear()
+                size = 0
+            known[key] = found
+        return BatchEncoding({name: value.tolist() for name, value in found.items()})
 
     return _changed(of_fixed_size(tokenizer), {"__call__": encode})
 

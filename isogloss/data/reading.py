@@ -24,6 +24,8 @@ _OPENING: Final = "¿¡"
 # Sentence and clause punctuation of Latin, Greek, Arabic, Devanagari, Ethiopic, Khmer, Burmese, Armenian,
 # Hebrew and Tibetan, and the CJK marks that NFKC does not change.
 _FINAL: Final = ".,;:!?‥·،؛؞؟۔।॥።፣፤፥፦፧፨។៕၊။։՞՜׃།。、"
+_BULLET: Final = re.compile(r"^(?:- |[—•] ?)+")  # a hyphen without a space is a sign; – is a hyphen here
+_UNDERSCORE: Final = re.compile(r"(?<=[^\W\d_])_+(?=[^\W\d_])")  # between letters
 _CLAUSE: Final = re.compile(rf"[\n/|{re.escape(_FINAL)}\"“”„‟«»‹›「」『』〝〞〟()\[\]{{}}*_]+|\s[-–—]\s")
 
 
@@ -45,10 +47,11 @@ class Question(Protocol):
 def normalise(text: str) -> str:
     """Remove from a text what does not change its meaning; empty if nothing is left.
 
-    Applies `writing.same_spelling`, collapses white space, and strips quotes, brackets and emphasis around
-    the text, ¿ and ¡ at its start, and punctuation at its end.
+    Applies `writing.same_spelling`, collapses white space, reads an underscore between letters as a space,
+    and strips quotes, brackets and emphasis around the text, bullets, ¿ and ¡ at its start, and punctuation
+    at its end.
     """
-    text = " ".join(same_spelling(text).split())
+    text = _BULLET.sub("", " ".join(_UNDERSCORE.sub(" ", same_spelling(text)).split()))
     return text.lstrip(_WRAPPING + _OPENING + " ").rstrip(_WRAPPING + _FINAL + " ")
 
 
@@ -105,7 +108,8 @@ def _only(meanings: Iterable[str]) -> str | None:
 
 
 def _clauses(text: str) -> tuple[str, ...]:
-    return tuple(clause for part in _CLAUSE.split(same_spelling(text)) if (clause := normalise(part)))
+    parts = _CLAUSE.split(_UNDERSCORE.sub(" ", same_spelling(text)))
+    return tuple(clause for part in parts if (clause := normalise(part)))
 
 
 def _stated(wordings: Iterable[str], clauses: Sequence[str]) -> set[str]:

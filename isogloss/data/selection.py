@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from isogloss.data.examples import ParallelExample, Turn
-from isogloss.data.formats.lines import nearest
 from isogloss.data.selection_rules import (
     Duplicates,
     NearDuplicates,
@@ -25,7 +24,7 @@ from isogloss.data.selection_rules import (
 )
 from isogloss.errors import ConfigError
 from isogloss.files import write_lines
-from isogloss.languages.registry import resolve
+from isogloss.languages import SOURCE
 
 RULES: Final = ("empty", "degenerate", "truncated", "wrong_language", "duplicate", "near_duplicate")
 SCORE_RULES: Final = ("instruction_does_not_help", "below_share")
@@ -50,59 +49,38 @@ class Selection:
     dropped: tuple[Dropped, ...]
 
 
-def select(
-    examples: Iterable[ParallelExample],
-    *,
-    language: str = "en",
-    rules: Sequence[str] = RULES,
-    max_chars: int = 8_000,
-    near: float = 0.9,
-) -> Selection:
-    """Keep the examples that pass every rule; drop each of the others by the first rule that it fails.
+def select(examples: Iterable[ParallelExample], *, max_chars: int = 8_000) -> Selection:
+    """Keep the examples that pass every rule in English; drop each other by the first rule that it fails.
 
-    empty           No instruction or response in the language, or only white space.
+    empty           No instruction or response, or only white space.
     degenerate      The response repeats one unit over at least half of its length, equals the instruction
                     (unless the task copies, repeats or translates), or is longer than `max_chars`.
     truncated       A long free text ends in mid-sentence, or within an open bracket or quotation, or any
                     text ends within a code block. Short answers and lists without full stops pass.
-    wrong_language  Most letters are not of the language's script, or the detector (for texts of at least
-                    40 letters) is sure of another language. Translation tasks are not checked.
+    wrong_language  Most letters are not Latin, or the detector (for texts of at least 40 letters) is sure of
+                    another language. Translation tasks are not checked.
     duplicate       Instruction and response equal an earlier example's except for case, width and spaces.
     near_duplicate  An instruction of at least 20 words has the same content words as an earlier one, in the
-                    same order, and a Jaccard similarity of character 5-grams of at least `near`. Any
+                    same order, and a Jaccard similarity of character 5-grams of at least 0.9. Any
                     different content word or number keeps both: items from one template are no duplicates.
 
     Args:
         examples: Any number; fifty thousand take well under a minute.
-        language: The language whose turns are checked.
-        rules: Which of `RULES` to apply; their order is always the one above.
         max_chars: Maximum length of a response in characters.
-        near: The Jaccard similarity from which a near duplicate is dropped.
-
-    Raises:
-        ConfigError: A rule is unknown, or `near` is not above 0 and at most 1.
-        UnknownLanguageError: The language is unknown.
     """
-    for rule in rules:
-        if rule not in RULES:
-            raise ConfigError(f"{rule!r} is not a rule; {nearest(rule, RULES)}")
-    if not 0 < near <= 1:
-        raise ConfigError(f"near is {near}; it must be above 0 and at most 1")
-    code = resolve(language).code
     checks: dict[str, Callable[[ParallelExample, Turn], str | None]] = {
         "empty": lambda example, turn: empty(turn),
         "degenerate": lambda example, turn: degenerate(example.task, turn, max_chars),
-        "truncated": lambda example, turn: truncation(turn.response or "", code),
-        "wrong_language": lambda example, turn: wrong_language(example.task, turn, code),
+        "truncated": lambda example, turn: truncation(turn.response or "", SOURCE),
+        "wrong_language": lambda example, turn: wrong_language(example.task, turn, SOURCE),
         "duplicate": Duplicates(),
-        "near_duplicate": NearDuplicates(near),
+        "near_duplicate": NearDuplicates(),
     }
-    used = [(rule, checks[rule]) for rule in RULES if rule in rules]
     kept: list[ParallelExample] = []
     dropped: list[Dropped] = []
     for example in examples:
-        turn = example.turns.get(code, Turn(""))
-        found = ((rule, check(example, turn)) for rule, check in used)
+        turn = example.turns.get(SOURCE, Turn(""))
+        found = ((rule, check(example, turn)) for rule, check in checks.items())
         failed = next(((rule, detail) for rule, detail in found if detail), None)
         if failed:
             dropped.append(Dropped(example.id, *failed))

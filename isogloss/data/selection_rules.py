@@ -21,6 +21,7 @@ _PROSE_LINE: Final = 8  # words from which a line counts as prose
 _LEAST_LETTERS: Final = 40  # minimum for the language detector
 _SURE: Final = 0.99  # probability from which the detector is trusted
 _SHINGLE: Final = 5  # length of an n-gram, in characters
+_NEAR: Final = 0.9  # Jaccard similarity of near duplicates
 
 _BRACKETS: Final = {"(": ")", "[": "]", "{": "}"}
 _TERMINAL: Final = ".!?…。！？｡।॥۔؟።፧។៕။։"
@@ -196,8 +197,7 @@ class Duplicates:
 class NearDuplicates:
     """Finds an earlier example that asks the same in nearly the same words."""
 
-    def __init__(self, near: float) -> None:
-        self._near = near
+    def __init__(self) -> None:
         self._buckets: dict[tuple[str, ...], list[tuple[str, str]]] = {}
 
     def __call__(self, example: ParallelExample, turn: Turn) -> str | None:
@@ -208,7 +208,7 @@ class NearDuplicates:
         bucket = self._buckets.setdefault(tuple(w for w in words if w not in _FUNCTION_WORDS), [])
         for id, other in bucket:
             alike = _jaccard(text, other)
-            if alike >= self._near:
+            if alike >= _NEAR:
                 return f"{alike:.2f} like {id}"
         bucket.append((example.id, text))
         return None

@@ -24,7 +24,7 @@ def same_spelling(text: str) -> str:
     Hebrew: points are removed. Ethiopic: letters that sound alike in Amharic are merged.
     Devanagari: anusvara and a nasal before a consonant of its class become candrabindu (हिन्दी, हिंदी); the
     nukta of क, ख, ग, ज and फ is removed. Malayalam: chillu letters become single characters. Thai and Lao:
-    e written twice becomes the letter ae.
+    e written twice becomes the letter ae, and a tone mark comes before nikhahit (niggahita), as in am (น้ำ).
     """
     text = unicodedata.normalize("NFKC", text.translate(_MARKS))
     text = unicodedata.normalize("NFKC", text.casefold())
@@ -32,6 +32,7 @@ def same_spelling(text: str) -> str:
         text = text.replace(chillu, letter)
     text = unicodedata.normalize("NFC", _DROPPED.sub("", text).translate(_LETTERS))
     text = text.replace("i\u0307", "i").replace("\u0e40\u0e40", "\u0e41").replace("\u0ec0\u0ec0", "\u0ec1")
+    text = _AM.sub(r"\2\1", text)
     text = _NUKTA.sub("", _NASAL.sub("\u0902", text)).replace("\u0902", "\u0901")
     text = _TONED.sub(lambda found: _FIRST_VOWEL[found[0]], text)
     return re.sub(r"\d", lambda digit: str(unicodedata.decimal(digit[0])), text)
@@ -70,6 +71,7 @@ _LETTERS: Final = {
 _CHILLU: Final = {letter + "\u0d4d\u200d": chillu for letter, chillu in zip("ണനരലളക", "ൺൻർൽൾൿ", strict=True)}
 _NASAL: Final = re.compile("ङ्(?=[क-घ])|ञ्(?=[च-झ])|ण्(?=[ट-ढ])|न्(?=[त-ध])|म्(?=[प-भ])")
 _NUKTA: Final = re.compile("(?<=[कखगजफ])\u093c")
+_AM: Final = re.compile("([\u0e4d\u0ecd])([\u0e48-\u0e4b\u0ec8-\u0ecb])")
 _FIRST_VOWEL: Final = {
     unicodedata.normalize("NFC", first + second + tone): unicodedata.normalize("NFC", first + tone + second)
     for first, second in ("oa", "oe", "uy")

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from typing import Final
 
 from isogloss.data.reading import readable
-from isogloss.evaluate.fidelity import Detector, in_language
+from isogloss.evaluate.fidelity import in_language
 from isogloss.languages import languages
 
 FEWEST: Final = 5
@@ -21,9 +21,7 @@ _STRIP: Final = str.maketrans("", "", string.punctuation)
 _ENGLISH: Final = re.compile(r"(?<![A-Za-z])[a-z]{4,}(?![A-Za-z])")
 
 
-def lines_pass(
-    text: str, language: str, *, candidates: Collection[str], detector: Detector | None = None
-) -> bool | None:
+def lines_pass(text: str, language: str, *, candidates: Collection[str]) -> bool | None:
     """Whether every line of at least `FEWEST` tokens is in the language; None if undecidable for every line.
 
     If no line is that long, the answer is judged as a whole. An answer without letters or digits fails.
@@ -33,7 +31,7 @@ def lines_pass(
         return False
     stripped = (line.translate(_STRIP).strip() for line in text.splitlines())
     lines = [line for line in stripped if _tokens(line, language) >= FEWEST] or [text]
-    told = [in_language(line, language, candidates=candidates, detector=detector) for line in lines]
+    told = [in_language(line, language, candidates=candidates) for line in lines]
     return None if told.count(None) == len(told) else False not in told
 
 

@@ -43,21 +43,19 @@ def in_language(
     *,
     candidates: Collection[str],
     known: Mapping[str, Collection[str]] | None = None,
-    detector: Detector | None = None,
 ) -> bool | None:
     """Whether the text is in the language rather than in another candidate; None if undecidable.
 
     Undecidable are digits, wordings that also exist in English, and texts in English's script that are too
-    short for the detector. A script other than English's is sufficient evidence.
+    short to detect. A script other than English's is sufficient evidence.
 
     Args:
         text: An answer. Empty or without a letter or digit: False.
         language: Our code of the requested language, which is added to the candidates.
         candidates: Our codes of the languages that may occur, such as those of the run.
         known: By language, wordings that are certainly in it, such as an item's options. A text among the
-            language's own wordings is in it; a text found only among other candidates' wordings is not. The
-            detector is not called for these.
-        detector: Decides all other texts; defaults to `detect`.
+            language's own wordings is in it; a text found only among other candidates' wordings is not. All
+            other texts are decided by `detect`.
     """
     if not readable(text):
         return False
@@ -67,7 +65,7 @@ def in_language(
         return None if owners & _rivals(language, candidates) else True
     if owners.intersection(candidates):
         return False
-    if (found := (detector or detect)(text, {*candidates, language})) is not None:
+    if (found := detect(text, {*candidates, language})) is not None:
         return found == language
     share = _share(letters, script)
     if share is None:

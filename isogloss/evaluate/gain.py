@@ -62,7 +62,6 @@ def gains(
     texts: NodeTexts,
     tree: Tree,
     *,
-    views: Mapping[str, tuple[str, ...]] = VIEWS,
     batch: int = 64,
     max_new_tokens: int = 24,
     seed: int = 0,
@@ -79,7 +78,7 @@ def gains(
     places = [(n, code) for code in languages for n, item in enumerate(items) if code in item.turns]
     asked = [(items[n], code) for n, code in places]
     limit = max([max_new_tokens, *(item.longest or 0 for item in items)])
-    work, done = len(items) + len(asked) * len(views), 0
+    work, done = len(items) + len(asked) * len(VIEWS), 0
 
     def ask(pairs: Sequence[tuple[Item, str]], systems: Sequence[str | None]) -> list[str]:
         nonlocal done
@@ -103,7 +102,7 @@ def gains(
     english = ask([(item, SOURCE) for item in items], [None] * len(items))
     reference = [read_answer(item, SOURCE, text) for item, text in zip(items, english, strict=True)]
     agrees: dict[str, list[bool]] = {}
-    for view, reads in views.items():
+    for view, reads in VIEWS.items():
         systems = [prompted(item, code, reads, texts, tree) for item, code in asked]
         found = ask(asked, systems)
         agrees[view] = [
@@ -123,6 +122,6 @@ def gains(
             sum(agrees[view][n] for n in numbers) / len(numbers),
             bootstrap_mean([float(agrees[view][n]) - float(bare[n]) for n in numbers], seed=seed),
         )
-        for view in views
+        for view in VIEWS
         for (task, code), numbers in groups.items()
     ]

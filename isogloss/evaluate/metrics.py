@@ -83,14 +83,6 @@ class Retrieval:
     def accuracy(self) -> float:
         return (_share(self.forward) + _share(self.backward)) / 2
 
-    @property
-    def strict_accuracy(self) -> float:
-        return _share(self.strict)
-
-    @property
-    def margin_accuracy(self) -> float:
-        return (_share(self.margin_forward) + _share(self.margin_backward)) / 2
-
 
 def same_targets(english: Sequence[str], other: Sequence[str]) -> Bool[Tensor, "n n"]:
     """Mark pairs of rows with the same sentence in English or in the other language.

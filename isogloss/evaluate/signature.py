@@ -12,7 +12,7 @@ from typing import Any, Final
 from isogloss.evaluate.items import SuiteData
 from isogloss.languages import SOURCE
 
-RULER: Final = 6
+RULER: Final = 7
 """Version of the measures. Increment when the computation of a measure, its layer or its interval changes, so
 that scores are recomputed."""
 SUBJECT: Final = frozenset({"model", "adapters", "template", "seed", "layer", "raw_layer", "isogloss"})

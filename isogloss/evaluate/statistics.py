@@ -4,7 +4,6 @@ Percentile bootstrap over items, and paired tests with multiple-comparison corre
 same interval. Independent of the metric: takes one value per item.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -12,6 +11,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+LEVEL: Final = 0.95
+"""Probability that an interval covers."""
+RESAMPLES: Final = 1000
+"""Default number of resamples."""
 _BLOCK: Final = 1 << 21  # indices drawn at a time: 16 MiB
 
 Values = Sequence[float | int]  # bool is an int
@@ -34,20 +37,18 @@ class Difference(Estimate):
     p: float
 
 
-def bootstrap_mean(values: Values, *, seed: int, resamples: int = 1000, level: float = 0.95) -> Estimate:
+def bootstrap_mean(values: Values, *, seed: int) -> Estimate:
     """Return the mean over items and its percentile interval (Efron 1979).
 
     Raises:
-        ValueError: There are no values, a value is not finite, or `level` or `resamples` is out of range.
+        ValueError: There are no values, or a value is not finite.
     """
     items = _array(values)
-    means = _resampled_means(items, np.random.default_rng(seed), resamples)
-    return _estimate(items.mean(), means, level, len(items))
+    means = _resampled_means(items, np.random.default_rng(seed))
+    return _estimate(items.mean(), means, len(items))
 
 
-def bootstrap_alignment(
-    consistency: Values, retrieval: Values, *, seed: int, resamples: int = 1000, level: float = 0.95
-) -> Estimate:
+def bootstrap_alignment(consistency: Values, retrieval: Values, *, seed: int) -> Estimate:
     """Return ½ (mean consistency + mean retrieval) and its interval for one language.
 
     The two have different items, so each is resampled separately. `n` is the smaller number of items.
@@ -57,9 +58,9 @@ def bootstrap_alignment(
     """
     sides = _array(consistency), _array(retrieval)
     rng = np.random.default_rng(seed)
-    means = [_resampled_means(side, rng, resamples) for side in sides]
+    means = [_resampled_means(side, rng) for side in sides]
     value = (sides[0].mean() + sides[1].mean()) / 2
-    return _estimate(value, (means[0] + means[1]) / 2, level, min(len(side) for side in sides))
+    return _estimate(value, (means[0] + means[1]) / 2, min(len(side) for side in sides))
 
 
 Resampled = Mapping[str, tuple[float, NDArray[np.float64]]]
@@ -67,7 +68,7 @@ Resampled = Mapping[str, tuple[float, NDArray[np.float64]]]
 
 
 def resampled_means(
-    table: Mapping[str, Mapping[str, float]], rng: np.random.Generator, resamples: int = 1000
+    table: Mapping[str, Mapping[str, float]], rng: np.random.Generator, resamples: int = RESAMPLES
 ) -> Resampled:
     """Return resampled means over items; an item is drawn together with all languages that have it.
 
@@ -86,7 +87,7 @@ def resampled_means(
     return {code: (float(seen[n]), drawn[:, n]) for n, code in enumerate(table)}
 
 
-def over_tasks(halves: Sequence[Sequence[Resampled]], *, level: float = 0.95) -> dict[str, Estimate]:
+def over_tasks(halves: Sequence[Sequence[Resampled]]) -> dict[str, Estimate]:
     """Return, per language, the mean over equally weighted tasks, then over halves.
 
     The mean over languages has the key `""`. A single half gives a plain mean over tasks; alignment has two
@@ -108,11 +109,11 @@ def over_tasks(halves: Sequence[Sequence[Resampled]], *, level: float = 0.95) ->
         seen = float(np.mean([np.mean([value for value, _ in half]) for half in tasks]))
         draws = np.mean([np.mean([draw for _, draw in half], axis=0) for half in tasks], axis=0)
         resampled.append((seen, draws))
-        found[code] = _estimate(seen, _whole(draws, seen), level, sum(map(len, tasks)))
+        found[code] = _estimate(seen, _whole(draws, seen), sum(map(len, tasks)))
     mean = float(np.mean([seen for seen, _ in resampled]))
     draws = np.mean([draw for _, draw in resampled], axis=0)
     return {
-        "": _estimate(mean, _whole(draws, mean), level, max(one.n for one in found.values())),
+        "": _estimate(mean, _whole(draws, mean), max(one.n for one in found.values())),
         **found,
     }
 
@@ -127,8 +128,7 @@ def paired_over_languages(
     halves: Sequence[Mapping[str, Mapping[str, float]]],
     *,
     seed: int,
-    resamples: int = 1000,
-    level: float = 0.95,
+    resamples: int = RESAMPLES,
 ) -> Difference:
     """Return the mean of a − b over languages and halves, its interval and two-sided p-value.
 
@@ -153,7 +153,7 @@ def paired_over_languages(
     seen = float(np.mean([np.mean([value for value, _ in half]) for half in found]))
     means = np.mean([np.mean([draw for _, draw in half], axis=0) for half in found], axis=0)
     items = min(len(set().union(*table.values())) for table in halves)
-    return _difference(seen, _whole(means, seen), level, items)
+    return _difference(seen, _whole(means, seen), items)
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
@@ -172,9 +172,9 @@ def holm(pvalues: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _difference(seen: float, means: NDArray[np.float64], level: float, n: int) -> Difference:
+def _difference(seen: float, means: NDArray[np.float64], n: int) -> Difference:
     far = int((np.abs(means - seen) >= abs(seen) - 1e-12).sum())  # 1e-12: rounding error of the mean
-    estimate = _estimate(seen, means, level, n)
+    estimate = _estimate(seen, means, n)
     return Difference(estimate.value, estimate.low, estimate.high, estimate.n, (far + 1) / (len(means) + 1))
 
 
@@ -185,18 +185,12 @@ def _array(values: Values) -> NDArray[np.float64]:
     return array
 
 
-def _resampled_means(
-    items: NDArray[np.float64], rng: np.random.Generator, resamples: int
-) -> NDArray[np.float64]:
-    if resamples < 1:
-        raise ValueError(f"resamples is {resamples}; it must be at least 1")
+def _resampled_means(items: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
     rows = max(1, _BLOCK // len(items))
-    sizes = [min(rows, resamples - start) for start in range(0, resamples, rows)]
+    sizes = [min(rows, RESAMPLES - start) for start in range(0, RESAMPLES, rows)]
     return np.concatenate([items[rng.integers(len(items), size=(m, len(items)))].mean(1) for m in sizes])
 
 
-def _estimate(value: float, means: NDArray[np.float64], level: float, n: int) -> Estimate:
-    if not (0 < level < 1 and math.isfinite(level)):
-        raise ValueError(f"level is {level}; it must lie between 0 and 1")
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+def _estimate(value: float, means: NDArray[np.float64], n: int) -> Estimate:
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(value), float(low), float(high), n)

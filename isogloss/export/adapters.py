@@ -22,7 +22,7 @@ from torch import Tensor
 from isogloss.adapters.generate import complete
 from isogloss.adapters.lora import TreeLora
 from isogloss.data.chat import encode_prompt, pad
-from isogloss.errors import RunError
+from isogloss.errors import DataError, RunError
 from isogloss.files import locked, naming, read_json
 from isogloss.languages import SOURCE, resolve
 from isogloss.model.load import load_model, notices_folder, pad_id
@@ -36,6 +36,13 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 COMPARED, LAST, ANSWERED = 16, 4, 4
 """Number of instructions, and of their last tokens, whose logits are compared with the run's own model, and
 of instructions whose answers are."""
+FIXED = (
+    "Name the capital of France.",
+    "Translate into English: Guten Morgen!",
+    "Is this review positive or negative? The food was cold and nobody apologised.",
+    "Wake me up at seven tomorrow.",
+)
+"""Instructions that are compared if the run's data is not there."""
 EXACT = 1e-4
 """Largest difference in logits at which an export counts as the run's own model."""
 
@@ -185,10 +192,17 @@ def _merge(run: Run, folder: Path) -> None:
 
 
 def _prompts(run: Run, code: str) -> list[tuple[int, ...]]:
-    """Return plain prompts in the language from the run's data; in English if it has none."""
-    turns = [example.turns for example in run.examples]
+    """Return plain prompts in the language from the run's data; in English if it has none.
+
+    Without the data, which a moved run may lack, they are `FIXED`.
+    """
+    try:
+        turns = [example.turns for example in run.examples]
+    except DataError as error:
+        run.reporter.say_once(f"{error}; the export is compared on {len(FIXED)} fixed instructions")
+        turns = []
     texts = [turn[code].instruction for turn in turns if code in turn]
-    texts = texts or [turn[SOURCE].instruction for turn in turns]
+    texts = texts or [turn[SOURCE].instruction for turn in turns] or list(FIXED)
     return [encode_prompt(run.tokenizer, text) for text in texts[:COMPARED]]
 
 

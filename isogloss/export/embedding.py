@@ -9,6 +9,7 @@ Flow: scores.json → layer; other sentences → statistics; merged decoder + mo
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ def export_embedders(run: Run, codes: Sequence[str], folder: Path) -> list[Embed
     found = _retriever(run, subject, plain, suite, codes, layer)
     if found.statistics is None:
         raise RunError(f"{name} has too few sentences for standardisation; raise evaluate.sentences")
-    with locked(run.folder), naming(folder):
+    within = folder.resolve().is_relative_to(run.folder.resolve())
+    with locked(run.folder) if within else nullcontext(), naming(folder):
         return [
             _export(
                 run, code, folder, layer, found.statistics[code], plain if code == SOURCE else subject, suite

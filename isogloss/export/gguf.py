@@ -308,27 +308,19 @@ def _quantise(
 
 
 def write_adapter(peft: Path, file: Path, layout: Layout, config: dict[str, Any], name: str) -> None:
-    """Write a PEFT LoRA in llama.cpp's format.
+    """Write a path exported as PEFT in llama.cpp's format.
 
     Tensors are `<tensor>.lora_a` of shape (rank, in) and `<tensor>.lora_b` of shape (out, rank). llama.cpp
-    adds α/rank · B·A, with one α per file and the rank of each pair; where PEFT scales a module differently
-    (`alpha_pattern`, rank-stabilised), B is multiplied by the ratio.
+    adds α/rank · B·A, as PEFT does.
 
     Args:
-        peft: A folder that `PeftModel.from_pretrained` loads.
+        peft: Folder of the path.
         config: Config of the adapted model.
-
-    Raises:
-        RunError: It is not a plain LoRA.
     """
     import gguf
 
     settings: Any = LoraConfig.from_pretrained(str(peft))
     state = load_file(peft / "adapter_model.safetensors")
-    if settings.use_dora or settings.bias != "none" or not all(".lora_" in key for key in state):
-        raise RunError(
-            "--format gguf: llama.cpp only supports plain LoRA, without magnitudes, biases or whole modules"
-        )
     names = _names(layout, config["num_hidden_layers"])
     writer = gguf.GGUFWriter(file, layout.architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
@@ -342,16 +334,8 @@ def write_adapter(peft: Path, file: Path, layout: Layout, config: dict[str, Any]
         up = _laid_out(state[key.replace("lora_A", "lora_B")], f"{module}.weight", layout, config)
         target = names(f"{module}.weight")
         writer.add_tensor(f"{target}.lora_a", down.float().numpy())
-        writer.add_tensor(f"{target}.lora_b", up * np.float32(_missing(settings, module, len(down))))
+        writer.add_tensor(f"{target}.lora_b", up)
     _close(writer)
-
-
-def _missing(settings: LoraConfig, module: str, rank: int) -> float:
-    """Return the ratio of PEFT's scaling of a module to α/rank."""
-    alphas = settings.alpha_pattern or {}
-    alpha = next((a for key, a in alphas.items() if module.endswith(key)), settings.lora_alpha)
-    root = rank**0.5 if settings.use_rslora else 1.0
-    return alpha / settings.lora_alpha * root
 
 
 def _close(writer: Any) -> None:

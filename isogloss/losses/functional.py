@@ -15,6 +15,7 @@ the teacher's ratios among them (Hinton et al. 2015, arXiv:1503.02531) even wher
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -27,8 +28,22 @@ LEAST = -1e30
 """Replaces ln 0 (logits of -inf, as on padding entries of a vocabulary), so that 0 · ln 0 is 0, not nan."""
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The student's ln probability of a `TopK`'s tokens, and of all other tokens together, if any."""
+
+    logprobs: Float[Tensor, "tokens k"]
+    rest: Float[Tensor, " tokens"] | None
+
+    @staticmethod
+    def of(logits: Float[Tensor, "tokens vocab"], top: TopK) -> "Kept":
+        where = torch.arange(len(top), device=logits.device).repeat_interleave(top.ids.shape[1])
+        kept, rest = token_log_probs(logits, top.ids.long().flatten(), where)
+        return Kept(kept.view(top.ids.shape), rest if top.ids.shape[1] < logits.shape[1] else None)
+
+
 def forward_kl(
-    student: Float[Tensor, "tokens vocab"],
+    student: Float[Tensor, "tokens vocab"] | Kept,
     teacher: Float[Tensor, "tokens vocab"] | TopK,
     *,
     temperature: float = 1.0,
@@ -38,7 +53,7 @@ def forward_kl(
     p is the teacher's distribution, q the student's (Kullback & Leibler 1951, doi:10.1214/aoms/1177729694).
 
     Args:
-        student: Raw logits of any float type; the softmax runs in float32.
+        student: Raw logits of any float type, the softmax runs in float32; or `Kept`, for a `TopK`.
         teacher: Raw logits of the same tokens, or a `TopK` of their distribution; without gradient.
         temperature: Divides both logits; the sum is multiplied by its square, which preserves the
             gradient's scale (Hinton et al. 2015, arXiv:1503.02531, section 2).
@@ -54,7 +69,7 @@ def forward_kl(
 
 
 def reverse_kl(
-    student: Float[Tensor, "tokens vocab"],
+    student: Float[Tensor, "tokens vocab"] | Kept,
     teacher: Float[Tensor, "tokens vocab"] | TopK,
     *,
     temperature: float = 1.0,
@@ -76,7 +91,7 @@ def reverse_kl(
 
 
 def jensen_shannon(
-    student: Float[Tensor, "tokens vocab"],
+    student: Float[Tensor, "tokens vocab"] | Kept,
     teacher: Float[Tensor, "tokens vocab"] | TopK,
     *,
     beta: float = 0.5,
@@ -115,6 +130,20 @@ def cross_entropy(
         response: The token ID at each position.
     """
     return F.cross_entropy(wide(student), response, reduction="sum")
+
+
+def token_log_probs(
+    logits: Float[Tensor, "states vocab"], ids: Int[Tensor, " tokens"], where: Int[Tensor, " tokens"]
+) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " states"]]:
+    """Return ln q of some tokens, and of all other tokens of each state together, in nats.
+
+    Args:
+        ids: The tokens.
+        where: Index of the state that predicts each of them.
+    """
+    log_q = log_softmax(logits, 1.0)
+    others = log_q.index_put((where, ids), log_q.new_tensor(LEAST))
+    return log_q[where, ids], others.logsumexp(1)
 
 
 def answer_set_kl(
@@ -215,31 +244,24 @@ def _named(cosines: Float[Tensor, "some meanings"], temperature: float) -> float
 
 def _divergence(
     measure: Callable[[Tensor, Tensor], Tensor],
-    student: Float[Tensor, "tokens vocab"],
+    student: Float[Tensor, "tokens vocab"] | Kept,
     teacher: Float[Tensor, "tokens vocab"] | TopK,
     temperature: float,
 ) -> Float[Tensor, ""]:
     """Apply a divergence of log q and log p at a temperature, times its square; `TopK`: see the module."""
     if not isinstance(teacher, TopK):
+        assert not isinstance(student, Kept)
         return measure(log_softmax(student, temperature), log_softmax(teacher, temperature)) * temperature**2
-    everything = teacher.ids.shape[1] == student.shape[1]
-    if not everything:
-        with_rest = measure(*_with_rest(log_softmax(student, 1.0), teacher))
-        if temperature == 1:
-            return with_rest
-    kept = log_softmax(student.gather(1, teacher.ids.long()), temperature)
-    among = measure(kept, log_softmax(teacher.logprobs, temperature)) * temperature**2
-    return among if everything else with_rest + among
-
-
-def _with_rest(
-    log_q: Float[Tensor, "tokens vocab"], teacher: TopK
-) -> tuple[Float[Tensor, "tokens outcomes"], Float[Tensor, "tokens outcomes"]]:
-    """Log-probabilities of student and teacher over the k tokens, in the teacher's order, and the rest."""
-    ids = teacher.ids.long()
-    rest = log_q.scatter(1, ids, -math.inf).logsumexp(1, keepdim=True)
-    kept = torch.cat([log_q.gather(1, ids), rest], 1).clamp(min=LEAST)
-    return kept, torch.cat([wide(teacher.logprobs), wide(teacher.rest)[:, None]], 1).clamp(min=LEAST)
+    ours = student if isinstance(student, Kept) else Kept.of(student, teacher)
+    total = ours.logprobs.new_zeros(())
+    if ours.rest is not None:
+        outcomes = ((ours.logprobs, ours.rest), (teacher.logprobs, teacher.rest))
+        both = (torch.cat([wide(kept), wide(rest)[:, None]], 1).clamp(min=LEAST) for kept, rest in outcomes)
+        total = measure(*both)
+    if ours.rest is None or temperature != 1:
+        kept = (log_softmax(one.logprobs, temperature) for one in (ours, teacher))
+        total = total + measure(*kept) * temperature**2
+    return total
 
 
 def log_softmax(logits: Float[Tensor, "tokens vocab"], temperature: float) -> Float[Tensor, "tokens vocab"]:

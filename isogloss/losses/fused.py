@@ -5,15 +5,16 @@ is computed in forward, while a chunk's logits exist: the (tokens, vocabulary) l
 nothing is recomputed, and backward multiplies (tokens, hidden) by a scalar. Results equal those of
 `losses.functional` on full logits.
 
-Cross-entropy and a top-k divergence treat only a few tokens specially: the response token and the top-k
-tokens. The logit gradient of every other token is proportional to q: it takes one product of q with the
-head, scaled by one number per response token, to which the few tokens are added from their rows of the head.
+Most losses treat only a few tokens of a state specially: the response token, answer options, the teacher's
+likeliest tokens. They are functions of `token_log_probs`, which reads the head once for all of them. A
+teacher given by its hidden states has a probability for every token; `scored` handles that.
 Symbols: T response tokens, V vocabulary, z logits, q student, p teacher, τ temperature. "Slope" is the
 gradient with respect to the logits.
 """
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -21,9 +22,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from isogloss.losses import functional
 from isogloss.losses.functional import LEAST, log_softmax, wide
-from isogloss.losses.topk import TopK
 from isogloss.model.decoder import causal_of, head, readout
 
 Divergence = Literal["forward", "reverse", "jensen_shannon"]
@@ -67,13 +69,6 @@ class Head:
         z = z if self.scale == 1.0 else z * self.scale
         return z if self.cap is None else torch.tanh(z / self.cap) * self.cap
 
-    def token_logits(
-        self, hidden: Float[Tensor, "tokens hidden"], ids: Int[Tensor, " tokens"]
-    ) -> Float[Tensor, " tokens"]:
-        """Compute the logit of one token per state, from that token's row of the head."""
-        z = (wide(hidden) * wide(self.linear.weight[ids])).sum(1)
-        return self._finished(z, None if self.linear.bias is None else self.linear.bias[ids])
-
     def softcap_grad(self, logits: Float[Tensor, "*any"]) -> Tensor | float:
         """Return the derivative of the soft cap at capped logits."""
         return 1.0 if self.cap is None else 1 - (logits / self.cap).square()
@@ -87,14 +82,11 @@ class Head:
         return back if self.scale == 1.0 else back * self.scale
 
     def sparse_input_grad(
-        self,
-        slope: Float[Tensor, "tokens some"],
-        softcap: Tensor | float,
-        ids: Int[Tensor, "tokens some"],
-    ) -> Float[Tensor, "tokens hidden"]:
-        """As `input_grad`, for the logits of a few tokens only."""
-        weight, each = self.linear.weight, slope * softcap * self.scale
-        return F.embedding_bag(ids, weight, mode="sum", per_sample_weights=each.to(weight.dtype))
+        self, slope: Float[Tensor, " tokens"], ids: Int[Tensor, " tokens"], starts: Int[Tensor, " states"]
+    ) -> Float[Tensor, "states hidden"]:
+        """As `input_grad`, for a few tokens of each state: those from its start to the next state's."""
+        weight, each = self.linear.weight, (slope * self.scale).to(self.linear.weight.dtype)
+        return F.embedding_bag(ids, weight, starts, mode="sum", per_sample_weights=each)
 
 
 def announce(linear: nn.Linear, hidden: Tensor) -> None:
@@ -127,12 +119,11 @@ def frozen_head(model: nn.Module) -> Head | None:
 def scored(
     hidden: Float[Tensor, "tokens hidden"],
     head: Head,
+    teacher: Float[Tensor, "tokens hidden"],
     *,
     size: int,
     response: Int[Tensor, " tokens"] | None = None,
-    teacher: Float[Tensor, "tokens hidden"] | TopK | None = None,
     divergence: Divergence = "forward",
-    beta: float = 0.5,
     temperature: float = 1.0,
     weights: tuple[float, float] = (1.0, 1.0),
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
@@ -140,9 +131,9 @@ def scored(
 
     Args:
         hidden: The student's last hidden states, the input of the head.
+        teacher: The teacher's hidden states, for the same head.
         size: Tokens whose logits are held at a time.
         response: Target tokens of the cross-entropy, which is 0 without them.
-        teacher: The teacher's hidden states, for the same head, or a `TopK`; the divergence is 0 without it.
         weights: Weights of the two in the loss that is differentiated, up to a common factor, so that one
             product gives the gradient of both. A term with weight 0 gets no gradient.
 
@@ -150,92 +141,127 @@ def scored(
         ValueError: As the divergences of `losses.functional`.
         RuntimeError: In backward, if the loss weights the two in another ratio.
     """
-    if divergence == "jensen_shannon" and not 0.0 < beta < 1.0:
-        raise ValueError(
-            f"beta is {beta}; it must lie between 0 and 1; at the ends use forward_kl or reverse_kl"
-        )
-    weights = weights[0] if response is not None else 0.0, weights[1] if teacher is not None else 0.0
-    how = _How(head, size, divergence, beta, temperature, weights)
+    weights = weights[0] if response is not None else 0.0, weights[1]
+    how = _How(head, size, divergence, temperature, weights)
     return _Scored.apply(hidden, response, teacher, how)  # type: ignore[return-value]
 
 
 def token_log_probs(
     model: nn.Module,
-    hidden: Float[Tensor, "places hidden"],
+    hidden: Float[Tensor, "states hidden"],
     ids: Int[Tensor, " tokens"],
     where: Int[Tensor, " tokens"],
     *,
     size: int,
     fixed: Head | None = None,
-) -> Float[Tensor, " tokens"]:
-    """Return ln q(id) of some tokens, in nats, differentiable with respect to the predicting states.
+) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " states"]]:
+    """Return ln q of some tokens, and of all other tokens of each state together, in nats.
 
-    d ln q(y) / dh = W_y - Σ_v q_v W_v. The sum over the vocabulary is computed in forward, one chunk of
-    positions at a time and once for all tokens that a position predicts, so backward multiplies vectors of
-    the hidden size by one number per token. The requested tokens are excluded from the sum and added in
-    float32: if q(y) is near 1, W_y and the sum nearly cancel, and bfloat16 would lose the difference.
+    Both are differentiable with respect to the states, so every loss on a few tokens per state is a function
+    of them: cross-entropy, answer sets, and a divergence from the teacher's likeliest tokens.
 
     Args:
         hidden: The model's last hidden states, the input of its head.
-        ids: The requested tokens.
+        ids: The tokens.
         where: Index into `hidden` of the state that predicts each of them.
-        size: Positions whose logits are held at a time.
-        fixed: The frozen head; by default the model's. A head that is not frozen falls back to autograd.
+        size: States whose logits are held at a time.
+        fixed: The frozen head; by default the model's. With a head that is not frozen, the logits of each
+            chunk are computed again in the backward pass.
     """
     fixed = fixed or frozen_head(model)
     if fixed is not None:
         return _TokenLogProbs.apply(hidden, ids, where, fixed, size)  # type: ignore[return-value]
-    found = [
-        head(model, states).float().log_softmax(-1).gather(1, own[:, None])[:, 0]
-        for states, own in zip(hidden[where].split(size), ids.split(size), strict=True)
-    ]
-    return torch.cat(found)
+
+    def read(states: Tensor, ids: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+        return functional.token_log_probs(head(model, states), ids, where)
+
+    if len(hidden) <= size:
+        return read(hidden, ids, where)
+    order = torch.arange(len(where), device=where.device) if where.is_meta else where.argsort(stable=True)
+    found = []
+    for start, tokens in zip(
+        range(0, len(hidden), size), _by_chunk(where[order], len(hidden), size), strict=True
+    ):
+        mine = order[tokens]
+        chunk = hidden[start : start + size], ids[mine], where[mine] - start
+        found.append(checkpoint(read, *chunk, use_reentrant=False))
+    tokens, rest = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return tokens[order.argsort()], rest
+
+
+def _by_chunk(where: Int[Tensor, " tokens"], states: int, size: int) -> list[slice]:
+    """Return which tokens, sorted by state, belong to each chunk of `size` states."""
+    starts = range(0, states, size)
+    if where.is_meta:  # values are unknown: spread them evenly
+        ends = [len(where) * start // states for start in starts]
+    else:
+        ends = torch.searchsorted(where, torch.tensor(list(starts), device=where.device)).tolist()
+    return [slice(one, other) for one, other in pairwise([*ends, len(where)])]
 
 
 class _TokenLogProbs(torch.autograd.Function):
+    """ln q(y) of some tokens, and ln r, where r is the mass of a state's other tokens.
+
+    By the states, d ln q(y) = W_y - m and d ln r = o - m, with o = Σ_others (q_v / r) W_v and
+    m = r o + Σ_few q_v W_v. Only o needs a product with the head; it is taken in forward, while the logits
+    exist. Each of the few tokens is added with its one total coefficient, as W_y and m nearly cancel where
+    q(y) is near 1, and bfloat16 would lose the difference.
+    """
+
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, ids: Tensor, where: Tensor, head: Head, size: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, ids: Tensor, where: Tensor, head: Head, size: int
+    ) -> tuple[Tensor, Tensor]:
         learn, states = ctx.needs_input_grad[0], hidden.detach()
-        mean = torch.empty_like(states) if learn else None
-        found = torch.empty(len(states), dtype=wide(states[:0]).dtype, device=states.device)
-        # Answers with a common prefix request the same token at the same position: deduplicate the pairs.
-        pairs, pair = torch.stack([where, ids]), torch.arange(len(ids), device=ids.device)
+        vocab, device = head.linear.weight.shape[0], states.device
+        # Several losses, and answers with a common prefix, ask for the same token of the same state.
+        pairs, pair = where * vocab + ids, torch.arange(len(ids), device=device)
         if not ids.is_meta:
-            pairs, pair = pairs.unique(dim=1, return_inverse=True)
-        share = found.new_zeros(pairs.shape[1])
-        for start in range(0, len(states), size):
+            pairs, pair = pairs.unique(return_inverse=True)
+        where, ids = pairs // vocab, pairs % vocab
+        tokens, rest = (
+            torch.empty(n, dtype=wide(states[:0]).dtype, device=device) for n in (len(ids), len(states))
+        )
+        mean, softcaps = (torch.empty_like(states) if learn else None), torch.ones_like(tokens)
+        for start, mine in zip(range(0, len(states), size), _by_chunk(where, len(states), size), strict=True):
             part = slice(start, start + size)
             # Nothing here requires a gradient; grad mode tells a meter on the head that one is computed.
             with torch.set_grad_enabled(learn):
                 z = head.logits(states[part])
+            at = None if ids.is_meta else (where[mine] - start, ids[mine])
             highest, softcap = z.amax(1, keepdim=True), head.softcap_grad(z)
-            q = z.sub_(highest).exp_()
-            total = q.sum(1, keepdim=True)
-            found[part] = (highest + total.log())[:, 0]
+            z = z.sub_(highest)
+            if at is not None:
+                tokens[mine] = z[at]
+                softcaps[mine] = softcap[at] if isinstance(softcap, Tensor) else softcap
+            others = z.exp_()
+            if at is not None:
+                others[at] = 0.0
+            left = others.sum(1)
+            total = left if at is None else left.index_add(0, at[0], tokens[mine].exp())
+            if at is not None:
+                tokens[mine] -= total.log()[at[0]]
+            left = left.clamp_(min=torch.finfo(z.dtype).tiny)
+            rest[part] = left.log() - total.log()
             if mean is not None:
-                slope = q.div_(total)
-                slope = slope if isinstance(softcap, float) else slope.mul_(softcap)
-                if not ids.is_meta:
-                    here = ((pairs[0] >= start) & (pairs[0] < start + size)).nonzero()[:, 0]
-                    at, token = pairs[0, here] - start, pairs[1, here]
-                    share[here] = slope[at, token]
-                    slope[at, token] = 0.0
-                mean[part] = head.input_grad(slope, 1.0)
-        own = head.token_logits(states[where], ids)
-        ctx.head, ctx.softcap = head, head.softcap_grad(own)
-        ctx.save_for_backward(mean, where, pairs, pair, share)
-        return own - found[where]
+                mean[part] = head.input_grad(others.div_(left[:, None]), softcap)
+        tokens.clamp_(min=LEAST)
+        ctx.head = head
+        ctx.save_for_backward(mean, tokens, rest, softcaps, ids, where, pair)
+        return tokens[pair], rest.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple:
-        mean, where, pairs, pair, share = ctx.saved_tensors
-        each, head = outer[0], ctx.head
-        sums = each.new_zeros(len(mean)).index_add_(0, where, each)
-        pull = torch.zeros_like(share).index_add_(0, pair, each * ctx.softcap) - sums[pairs[0]] * share
-        rows = wide(head.linear.weight[pairs[1]]) * (pull * head.scale)[:, None]
-        gradient = wide(mean) * -sums[:, None]
-        return gradient.index_add_(0, pairs[0], rows).to(mean.dtype), None, None, None, None
+        mean, tokens, rest, softcaps, ids, where, pair = ctx.saved_tensors
+        each = torch.zeros_like(tokens).index_add_(0, pair, outer[0])
+        total = outer[1].index_add(0, where, each)
+        few = (each - tokens.exp() * total[where]) * softcaps
+        starts = torch.arange(len(rest), device=rest.device)
+        starts = starts if where.is_meta else torch.searchsorted(where, starts)
+        gradient = wide(mean) * (outer[1] - rest.exp() * total)[:, None]
+        gradient += ctx.head.sparse_input_grad(few, ids, starts)
+        return gradient.to(mean.dtype), None, None, None, None
 
 
 @dataclass(frozen=True)
@@ -243,7 +269,6 @@ class _How:
     head: Head
     size: int
     divergence: Divergence
-    beta: float
     temperature: float
     weights: tuple[float, float]
 
@@ -255,7 +280,7 @@ Scores = tuple[Tensor | float, Tensor | float, Tensor | None]
 class _Scored(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, response: Tensor | None, teacher: Tensor | TopK | None, how: _How
+        ctx: Any, hidden: Tensor, response: Tensor | None, teacher: Tensor, how: _How
     ) -> tuple[Tensor, Tensor]:
         learn = ctx.needs_input_grad[0] and any(how.weights)
         states, ctx.weights = hidden.detach(), how.weights
@@ -267,15 +292,7 @@ class _Scored(torch.autograd.Function):
             with torch.set_grad_enabled(learn):
                 z = how.head.logits(states[part])
             own = None if response is None else response[part]
-            said = None if teacher is None else teacher[part]
-            if isinstance(said, TopK) and said.ids.shape[1] == z.shape[1]:
-                said = torch.empty_like(z).scatter_(1, said.ids.long(), said.logprobs.to(z))
-            elif isinstance(said, Tensor):
-                said = how.head.logits(said)
-            if isinstance(said, Tensor):
-                ce, kl, found = _dense_grad(z, own, said, how, learn)
-            else:
-                ce, kl, found = _topk_grad(z, own, said, how, learn)
+            ce, kl, found = _dense_grad(z, own, how.head.logits(teacher[part]), how, learn)
             sums[0] += ce
             sums[1] += kl
             if gradient is not None and found is not None:
@@ -293,53 +310,6 @@ class _Scored(torch.autograd.Function):
         if other and not factor.is_meta and not torch.isclose(factor, other[0], rtol=1e-4):
             raise RuntimeError(f"the loss must weight cross-entropy and divergence as {ctx.weights}")
         return gradient * factor.to(gradient.dtype), None, None, None
-
-
-def _topk_grad(z: Tensor, response: Tensor | None, top: TopK | None, how: _How, learn: bool) -> Scores:
-    """Score the response tokens and the teacher's top-k; the slope of all other tokens is proportional to q.
-
-    With a = ∂D/∂ln q of each outcome, a top-k token has the slope a - q Σa, and a token of the rest has
-    (a(rest)/q(rest) - Σa) q. The slope of cross-entropy is q, minus 1 for the response token.
-    """
-    none = torch.empty(len(z), 0, dtype=torch.long, device=z.device)
-    ids = none if top is None else top.ids.long()
-    own = none if response is None else response[:, None]
-    few, kept = torch.cat([ids, own], 1), ids.shape[1]
-    # If the response token is among the top-k, its column at the end is masked.
-    there = torch.ones_like(few, dtype=torch.bool)
-    if top is not None and response is not None:
-        there[:, kept:] = (ids != own).all(1, keepdim=True)
-    logits, highest = z.gather(1, few), z.amax(1, keepdim=True)
-    softcaps = how.head.softcap_grad(z), how.head.softcap_grad(logits)
-    logits = logits - highest
-    # In place, z becomes exp(z - max) of the other tokens: q up to one factor per response token.
-    others = z.sub_(highest).exp_().scatter_(1, few, 0.0)
-    some, rest = logits.exp() * there, others.sum(1, keepdim=True)
-    total = some.sum(1, keepdim=True) + rest
-    some, rest, logits = some / total, rest / total, logits - total.log()
-    (w_ce, w_kl), tiny = how.weights, torch.finfo(z.dtype).tiny
-    ce, kl, factor, slope = 0.0, 0.0, torch.full_like(total, w_ce), w_ce * some
-    if response is not None:
-        ce = -logits[:, kept:].sum()
-        slope -= w_ce * ((few == own) & there)
-    if top is not None:
-        rest = (rest + some[:, kept:].sum(1, keepdim=True)).clamp(min=tiny)
-        ours = torch.cat([logits[:, :kept], rest.log()], 1)
-        theirs = torch.cat([wide(top.logprobs), wide(top.rest)[:, None]], 1)
-        kl, a = _outcomes(ours.clamp_(min=LEAST), theirs.clamp_(min=LEAST), how)
-        all_q, rest_q = -a.sum(1, keepdim=True), a[:, kept:] / rest
-        factor = factor + w_kl * (all_q + rest_q)
-        own_a = torch.cat([a[:, :kept], rest_q * some[:, kept:]], 1)
-        slope += w_kl * (all_q * some + own_a)
-        if (tau := how.temperature) != 1:
-            kept_q = log_softmax(logits[:, :kept], tau)
-            among, a = _outcomes(kept_q, log_softmax(top.logprobs, tau), how)
-            kl = kl + among * tau**2
-            slope[:, :kept] += w_kl * tau * (a - kept_q.exp() * a.sum(1, keepdim=True))
-    if not learn:
-        return ce, kl, None
-    most = how.head.input_grad(others, softcaps[0]) * (factor / total)
-    return ce, kl, most + how.head.sparse_input_grad(slope, softcaps[1], few)
 
 
 def _dense_grad(z: Tensor, response: Tensor | None, teacher: Tensor, how: _How, learn: bool) -> Scores:
@@ -368,6 +338,6 @@ def _outcomes(ours: Tensor, theirs: Tensor, how: _How) -> tuple[Tensor, Tensor]:
     if how.divergence == "reverse":
         a = ours.exp().mul_(theirs.neg_().add_(ours))
         return a.sum(), a
-    middle = torch.logaddexp(theirs + math.log(how.beta), ours + math.log1p(-how.beta))
-    a = (1 - how.beta) * ours.exp() * (ours - middle)
-    return a.sum() + how.beta * (theirs.exp() * (theirs - middle)).sum(), a
+    middle = torch.logaddexp(theirs, ours) - math.log(2)
+    a = ours.exp() * (ours - middle) / 2
+    return a.sum() + (theirs.exp() * (theirs - middle)).sum() / 2, a

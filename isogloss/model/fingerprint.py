@@ -1,11 +1,27 @@
-"""A hash of a model's weights."""
+"""Hashes of a model's weights, and of the files that decide its answers."""
 
 import hashlib
+from pathlib import Path
 
 import torch
 from torch.distributed.tensor import DTensor
 
+from isogloss.files import content_hash
 from isogloss.model.decoder import causal_of
+
+READING = ("tokenizer", "special_tokens_map", "added_tokens", "vocab", "merges", "chat_template", "spiece")
+"""How the names of the files begin on which a prompt's token IDs depend."""
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Hash the files that decide a saved model's answers: the weights (`model`) and tokenizer (`template`).
+
+    Cards and licences beside them change nothing.
+    """
+    files = {file for file in folder.iterdir() if file.is_file()}
+    reading = {file for file in files if file.name.startswith(READING)}
+    model = {file for file in files if ".safetensors" in file.name or file.name.endswith("config.json")}
+    return {"model": content_hash(model - reading), "template": content_hash(reading)}
 
 
 def fingerprint(model: torch.nn.Module) -> str:

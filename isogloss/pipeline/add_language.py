@@ -15,10 +15,12 @@ from isogloss.adapters.tree import family_name
 from isogloss.data.sources import parallel_examples, refuse_unusable
 from isogloss.errors import RunError
 from isogloss.languages import SOURCE
+from isogloss.model.attention import check_compiler
 from isogloss.model.load import check_machine
-from isogloss.pipeline.checks import without_leaks
+from isogloss.pipeline.checks import check_lengths, without_leaks
 from isogloss.pipeline.folder import Run, writing
 from isogloss.pipeline.stages import no_kl
+from isogloss.pipeline.tracking import check_installed
 from isogloss.pipeline.training import train_adapters
 from isogloss.pipeline.training_rows import rows_for
 
@@ -39,6 +41,9 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
             what = "is the source language" if code == SOURCE else "was already taught"
             raise RunError(f"{code} {what}; choose another language")
     check_machine(four_bit=run.config.four_bit, shard=run.config.shard)
+    check_installed(run.config.report_to)
+    if run.config.compile:
+        check_compiler()
     examples = parallel_examples(run.config, run.data_root, codes, run.reporter.say_once)
     examples = without_leaks(run, examples, codes)
     refuse_unusable(run.config, examples, codes, "add items, or name a file by --data")
@@ -58,8 +63,10 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
     model = run.reference_model(learning=True)
     stage = run.ledger.begin(f"add {' '.join(codes)}")
     rows = rows_for(run, model, examples, tree, codes, stage, replay=False)
+    check_lengths(run, rows)
+    count = sum(bool(node.rank) for node in new)
     run.reporter.say(
-        f"{len(rows)} rows in {', '.join(codes)} train {len(new)} new nodes{no_kl(run.config)}; "
+        f"{len(rows)} rows in {', '.join(codes)} train {count} new nodes{no_kl(run.config)}; "
         "the others stay unchanged"
     )
     adapters = run.student(model, trained=False, tree=tree)

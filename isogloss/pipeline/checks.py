@@ -94,7 +94,8 @@ def _suites_of(run: Run) -> dict[str, Any]:
 def without_leaks(
     run: Run, examples: Sequence[ParallelExample], codes: Sequence[str]
 ) -> list[ParallelExample]:
-    """Remove examples for new languages that occur in the suites."""
+    """Remove examples for new languages that occur in the suites, now or at an earlier check."""
+    examples = run.clean(examples)
     suites = _suite_texts(run, tuple(dict.fromkeys((*run.measured, *codes))))
     pairs = _pairs(run, codes)
     found = set(leaking(suites, [*trained_texts(examples), *_texts_of(pairs)]))
@@ -141,7 +142,7 @@ def _compared(run: Run, compare: Callable[[Iterable[Text], Iterable[Text]], T]) 
     tests = _suite_texts(run, run.measured)
     english = {example.id: example for example in (*run.english, *run.tuned_on_leaks)}
     examples = [*english.values(), *run.examples]
-    pairs = _pairs(run, run.config.languages.targets)
+    pairs = _pairs(run, run.taught)
 
     def texts(progress: Progress) -> Iterator[Text]:
         for number, example in enumerate(examples, start=1):
@@ -153,7 +154,7 @@ def _compared(run: Run, compare: Callable[[Iterable[Text], Iterable[Text]], T]) 
         return compare(tests, texts(progress))
 
 
-def _check_lengths(run: Run, rows: Sequence[Row]) -> None:
+def check_lengths(run: Run, rows: Sequence[Row]) -> None:
     """Check that each row fits the positions of its readers; a server knows its own."""
     model, teacher = skeleton(run.config.model), run.config.distill.teacher
     reader, name = (model, run.config.model) if run.config.distill.hears_itself else (None, "")
@@ -190,7 +191,7 @@ def check(run: Run) -> None:
             check_compiler()
         if not learned:
             _ = run.english  # raises if data are missing
-            _check_lengths(run, foreseen_rows(run, tokenizer))
+            check_lengths(run, foreseen_rows(run, tokenizer))
         check_suites(run)
 
 

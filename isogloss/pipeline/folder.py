@@ -26,11 +26,11 @@ from isogloss.data.parallel_text import Pair, pairs_for
 from isogloss.data.sources import english_examples, parallel_examples, refuse_unusable
 from isogloss.errors import DataError, RunError
 from isogloss.files import (
-    content_hash,
     locked,
     read_json,
     write_text,
 )
+from isogloss.model.fingerprint import file_hashes
 from isogloss.model.load import (
     load_model,
     load_tokenizer,
@@ -153,14 +153,8 @@ class Run:
             RunError: Stage 1 has not been run.
         """
         self._need_tuned()
-        dtype, files = str(self.dtype).removeprefix("torch."), set(self.tuned.iterdir())
-        model = {file for file in files if ".safetensors" in file.name or file.name.endswith("config.json")}
-        model -= {file for file in model if file.name.startswith("tokenizer")}
-        return {
-            "model": content_hash(model),
-            "template": content_hash(file for file in files - model if file.is_file()),
-            "dtype": f"nf4 in {dtype}" if self.config.four_bit else dtype,
-        }
+        dtype = str(self.dtype).removeprefix("torch.")
+        return file_hashes(self.tuned) | {"dtype": f"nf4 in {dtype}" if self.config.four_bit else dtype}
 
     def _need_tuned(self) -> None:
         if not self.tuned.exists():
@@ -207,7 +201,7 @@ class Run:
             return {}
         return read_json(self.leaks, "left_out", "remove it to repeat the leak check")
 
-    def _clean(self, examples: Iterable[E]) -> list[E]:
+    def clean(self, examples: Iterable[E]) -> list[E]:
         """Remove the examples or pairs listed in `leaks.json`."""
         leaking = set(self.leak_check.get("left_out", ()))
         return [one for one in examples if one.id not in leaking]
@@ -215,7 +209,7 @@ class Run:
     @property
     def english(self) -> list[ParallelExample]:
         """Examples that stage 1 may use."""
-        return self._clean(self._all_english)
+        return self.clean(self._all_english)
 
     @property
     def tuned_on_leaks(self) -> list[ParallelExample]:
@@ -226,7 +220,7 @@ class Run:
     @property
     def examples(self) -> list[ParallelExample]:
         """Examples that stage 2 may use."""
-        return self._clean(self._all_examples)
+        return self.clean(self._all_examples)
 
     @cached_property
     def _all_english(self) -> list[ParallelExample]:
@@ -234,14 +228,14 @@ class Run:
 
     @cached_property
     def _all_examples(self) -> list[ParallelExample]:
-        targets = self.config.languages.targets
-        return parallel_examples(self.config, self.data_root, targets, self.reporter.say_once)
+        codes = dict.fromkeys((*self.config.languages.targets, *self.families))
+        return parallel_examples(self.config, self.data_root, list(codes), self.reporter.say_once)
 
     def pairs(self, codes: Sequence[str], use: str) -> dict[str, list[Pair]]:
         """Return parallel sentence pairs by language for a use, repeated as often as configured."""
         sources = [source for source in self.config.parallel_text if use in source.use]
         found = pairs_for(sources, self.data_root, codes, self.config.seed)
-        return {code: clean for code, pairs in found.items() if (clean := self._clean(pairs))}
+        return {code: clean for code, pairs in found.items() if (clean := self.clean(pairs))}
 
     @property
     def taught(self) -> tuple[str, ...]:

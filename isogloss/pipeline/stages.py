@@ -4,6 +4,7 @@ Each stage writes its result to the run folder atomically and is skipped if the 
 again resumes the run, or reports that it is complete.
 """
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -102,6 +103,7 @@ def _base(run: Run, dtype: torch.dtype) -> PreTrainedModel:
 def run_tune(run: Run) -> None:
     """Stage 1: tune the reference model and write it to `tuned/`."""
     if run.tuned.exists():
+        shutil.rmtree(run.folder / "tuned.work", ignore_errors=True)  # a kill may have left it
         return
     check_installed(run.config.report_to)
     leave_out_leaks(run)
@@ -159,6 +161,7 @@ def run_tune(run: Run) -> None:
 def run_distill(run: Run) -> None:
     """Stage 2: train the adapters and write them to `adapters/`; the reference model stays bit-identical."""
     if run.trained.exists():
+        shutil.rmtree(run.folder / "distill.work", ignore_errors=True)  # a kill may have left it
         return
     check_installed(run.config.report_to)
     leave_out_leaks(run)
@@ -166,16 +169,16 @@ def run_distill(run: Run) -> None:
     stage = run.ledger.begin("distill")
     learn_families(run, model, stage)
     rows = rows_for(run, model, run.examples, run.tree, run.taught, stage)
+    adapters = run.student(model, trained=False)
     parallel = sum(row.language != SOURCE for row in rows)
     replayed = len(rows) - parallel
     run.reporter.say(
-        f"Stage 2: {parallel} rows in {len(run.taught)} languages train {len(run.tree.nodes)} nodes, rank "
+        f"Stage 2: {parallel} rows in {len(run.taught)} languages train {len(adapters.learning)} nodes, rank "
         f"{run.tree.path_rank()} per path{no_kl(run.config)}"
         + (f"; {replayed} English replay rows train the root (KL to the reference model)" if replayed else "")
     )
     for line in drawn(run, rows, run.taught):
         run.reporter.say(line)
-    adapters = run.student(model, trained=False)
     train_adapters(run, adapters, rows, run.taught, stage)
 
 
@@ -192,7 +195,9 @@ def run_cache(run: Run) -> StageCost:
     stage = run.ledger.begin("cache")
     earlier = replace(stage)
     learn_families(run, model, stage)
-    rows = rows_for(run, model, run.examples, run.tree, run.taught, stage)
+    here = {code for example in run.examples for code in example.turns}  # others were added from other data
+    codes = [code for code in run.taught if code in here]
+    rows = rows_for(run, model, run.examples, run.tree, codes, stage)
 
     @contextmanager
     def bar(what: str) -> Iterator[Progress]:

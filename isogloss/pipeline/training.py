@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,6 @@ from safetensors.torch import save_file
 
 from isogloss import processes
 from isogloss.adapters.lora import TreeLora
-from isogloss.adapters.tree import Tree
 from isogloss.files import (
     naming,
     read_json,
@@ -65,6 +65,7 @@ def train_adapters(
             scored=scored_elsewhere(run, rows, stage, bar),
             compile=run.config.compile,
             report_to=run.config.report_to,
+            reference=before,
         )
     if fingerprint(adapters.model) != before:
         raise RuntimeError("stage 2 changed the reference model's weights")
@@ -87,7 +88,7 @@ def _keep(run: Run, adapters: TreeLora, rows: Sequence[Row], codes: Sequence[str
         adapter = run.folder / "adapters" / code
         with naming(adapter):
             adapters.export(code, adapter, base_model=str(run.tuned.resolve()))
-    write_json(run.folder / "tree.json", _tree_image(run, adapters.tree, rows))
+    write_json(run.folder / "tree.json", _tree_image(run, adapters, rows))
     save_whole(state, run.trained, {"families": json.dumps(adapters.tree.families)})
 
 
@@ -112,8 +113,9 @@ def scored_elsewhere(run: Run, rows: Sequence[Row], stage: StageCost, bar: Bar) 
         )
 
 
-def _tree_image(run: Run, tree: Tree, rows: Sequence) -> dict:
+def _tree_image(run: Run, adapters: TreeLora, rows: Sequence[Row]) -> dict:
     """Describe the nodes: their texts, and how many rows each has learned from, over all trainings."""
+    learned = Counter(node.name for row in rows for node in adapters.tree.path(row.language))
     texts, file, earlier = node_texts(run.config), run.folder / "tree.json", {}
     if run.trained.exists() and file.exists():
         remedy = "remove it; the count of items per node then starts from 0"
@@ -127,9 +129,10 @@ def _tree_image(run: Run, tree: Tree, rows: Sequence) -> dict:
                 "rank": node.rank,
                 "languages": list(node.languages),
                 "text": texts.of(node) or "",
-                "items": earlier.get(node.name, 0) + sum(row.language in node.languages for row in rows),
+                "items": earlier.get(node.name, 0)
+                + (learned[node.name] if node.name in adapters.learning else 0),
             }
-            for node in tree.nodes
+            for node in adapters.tree.nodes
         ]
     }
 

@@ -53,6 +53,8 @@ def row_of(run: Run, code: str, id: str) -> tuple[Row, PreTrainedTokenizerBase |
     if code not in run.taught:
         raise RunError(f"{code} is not taught in {run.folder}; it has {', '.join(run.taught)}")
     examples = {e.id: e for e in run.examples if code in e.turns}
+    if not examples:
+        raise RunError(f"the run's data have no example in {code}; use the data that it was taught with")
     if id not in examples:
         raise RunError(f"--id {id}: no example in {code} has this id; {nearest(id, examples)}")
     example, kept = examples[id], kept_answers(run)
@@ -73,17 +75,16 @@ def row_of(run: Run, code: str, id: str) -> tuple[Row, PreTrainedTokenizerBase |
     return replace(answered, teacher_prompt=theirs[0].teacher_prompt), its
 
 
-def _needed(
-    examples: Sequence[ParallelExample],
-    amounts: Mapping[str, int],
-    weights: Sequence[float] = (1.0,),
-    responses: str = "reference",
-    *,
-    same: bool = True,
-) -> list[ParallelExample]:
-    """Return the examples that some language will learn from, as far as known before there are answers."""
-    chosen = choose(examples, amounts, weights, lambda e, code: lacking(e, code, responses), same=same)
-    return [examples[place] for place in sorted({place for places in chosen.values() for place in places})]
+def chosen_for(run: Run, examples: Sequence[ParallelExample], codes: Sequence[str]) -> dict[str, list[int]]:
+    """Return which examples each language learns from, as far as known before there are answers."""
+    settings = run.config.languages
+    return choose(
+        examples,
+        {code: settings.amount(code) for code in codes},
+        [source.weight for source in run.config.sources],
+        lambda example, code: lacking(example, code, run.config.distill.responses),
+        same=settings.same_items,
+    )
 
 
 def rows_for(
@@ -113,12 +114,10 @@ def rows_for(
     english: dict[str, str] = {}
     useless: dict[str, str] = {}
     asked, responses = 0, run.config.distill.responses
-    amounts = {code: run.config.languages.amount(code) for code in codes}
-    weights = [source.weight for source in run.config.sources]
-    same = run.config.languages.same_items
     while True:
         left = [e for e in examples if e.id not in useless]
-        used = _needed(left, amounts, weights, responses, same=same)
+        places = {place for some in chosen_for(run, left, codes).values() for place in some}
+        used = [left[place] for place in sorted(places)]
         new = [e for e in used if e.id not in english]
         if not new:
             break
@@ -259,8 +258,8 @@ def _rows(
     ]
     if kept:
         # One row per draw, so that none is repeated if there are enough.
-        read = sum(amounts.values()) + sum(code in e.turns for e in pairs for code in codes)
-        read += sum(map(len, bare.values()))
+        read = sum(map(len, chosen_for(run, examples, codes).values()))
+        read += sum(code in e.turns for e in pairs for code in codes) + sum(map(len, bare.values()))
         draws = read * settings.epochs * settings.replay_fraction / (1 - settings.replay_fraction)
         kept = random.Random(run.config.seed).sample(kept, min(len(kept), math.ceil(draws - 1e-9)))
         amounts[SOURCE] = len(kept)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import psutil
 import torch
-import yaml
-from pydantic import ValidationError
 
 from isogloss.config import Count, Positive, Settings
+from isogloss.config.load import validated
+from isogloss.config.yaml_io import read_entries
 from isogloss.errors import ConfigError
 from isogloss.model.load import (
     pick_dtype,
@@ -68,20 +68,11 @@ def load_machine(path: Path) -> Machine:
     Raises:
         ConfigError: The file is missing or malformed.
     """
-    try:
-        entries = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--machine: {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {getattr(error, 'problem', error)}") from None
-    try:
-        said = MachineFile.model_validate(entries)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "a machine"
-        raise ConfigError(
-            f"{path}: {where}: {fault['msg']}; the keys are {', '.join(MachineFile.model_fields)}"
-        ) from None
+    if not path.is_file():
+        keys = ", ".join(MachineFile.model_fields)
+        raise ConfigError(f"--machine {path}: there is no such file; name a YAML file with {keys}")
+    written = read_entries(path)
+    said = validated(MachineFile, written.entries, written)
     process = CONTEXT if said.gpu else psutil.Process().memory_info().rss
     return Machine(
         path.stem,

@@ -145,7 +145,8 @@ def distill_plan(work: Work) -> StagePlan:
     exported = sum(
         share * sum(node.rank for node in adapters.tree.path(code)) for code in adapters.tree.languages
     )
-    found.kept = round(learnt + exported)
+    hidden = model.get_base_model().config.get_text_config().hidden_size  # type: ignore[operator]
+    found.kept = round(learnt + exported) + _cached(read, settings, hidden, work.dtype.itemsize)
     found.disk = found.kept + 3 * 3 * learnt
     return found
 
@@ -162,6 +163,10 @@ class _Reading:
     """Tokens of each of `sets` that go through the head."""
     twins: list[int]
     """English twins, which only run up to a layer."""
+    responses: list[int]
+    """Response tokens of each row in `privileged`."""
+    answers: list[int]
+    """Number of answers of each of `sets`."""
 
     @property
     def tokens(self) -> int:
@@ -182,7 +187,17 @@ def _read(rows: Sequence[Row], settings: Distill) -> _Reading:
         # The prompt's last token predicts the first token of every answer.
         [answers[key] - len(key[1]) + 1 for key in ordered],
         [len(prompt) for prompt, _ in twins],
+        [len(response) for _, response in {(row.teacher_prompt, row.student.response) for row in alone}],
+        [len(key[1]) for key in ordered],
     )
+
+
+def _cached(texts: _Reading, settings: Distill, hidden: int, wide: int) -> int:
+    """Return the bytes of the teacher's outputs on disk: values, and a key and a length for each text."""
+    kind, k = settings.form
+    values = sum(texts.responses) * (hidden * wide if kind == "hidden" else 4 * k)
+    values += 4 * sum(texts.answers) + 4 * hidden * len(texts.twins)
+    return values + 36 * (len(texts.responses) + len(texts.answers) + len(texts.twins))
 
 
 def _options(row: Row, hears: bool) -> list[tuple[int, ...]]:

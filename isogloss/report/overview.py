@@ -18,8 +18,8 @@ RELIABLE: Final = 0.85
 USABLE: Final = 0.7
 """Minimum consistency over mastered tasks for a language to be used with care."""
 RULE: Final = (
-    f"Reliable: at least {RELIABLE:.0%} of the answers to mastered tasks mean the same as in English; with "
-    f"care: at least {USABLE:.0%}; below that, not to be relied on."
+    "By consistency, the share of answers that mean the same as in English, as a mean over mastered tasks: "
+    f"reliable from {RELIABLE:.0%}, with care from {USABLE:.0%}; below that, not to be relied on."
 ).replace("%", " %")
 MASTERED: Final = (
     "A task is mastered when the reference model, asked in English, is right on at least 80 % of its items "
@@ -128,8 +128,10 @@ class Overview:
             measured = self.change("consistency_all", code).after.value is not None
             why = "no task mastered in English" if measured else "measured by retrieval only"
             return Verdict("no conclusion", "soft", (why,))
-        gain = self.change("consistency_gain", code).after.low
-        if gain is not None and gain <= 0:
+        gain = self.change("consistency_gain", code).after
+        if gain.high is not None and gain.high < 0:
+            notes.append("worse than before")
+        elif gain.low is not None and gain.low <= 0:
             notes.append("no gain shown")
         fidelity = self.change("fidelity", code).after.value
         if fidelity is not None and fidelity < FAITHFUL:

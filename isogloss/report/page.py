@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 import jinja2
 
+from isogloss.bases import EMBEDDED
 from isogloss.errors import RunError
 from isogloss.files import locked, write_text
 from isogloss.report import answers, costs, curves, figures, nodes, overview, scores
@@ -81,6 +82,7 @@ def render(run: RunFolder) -> str:
     context = {
         "run": run,
         "overview": glance,
+        "demo_model": re.search(rf"^model: {EMBEDDED}$", run.config or "", re.MULTILINE) is not None,
         "facts": _glance(glance),
         "blocks": [_block(run, name, index) for index, name in enumerate(run.scores["suites"], start=1)],
         "curves": tolerant("curves.jsonl", run.curves, curves.charts, no_charts),

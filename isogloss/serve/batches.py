@@ -19,6 +19,8 @@ from isogloss.model.decoder import most_tokens
 from isogloss.serve.guard import log
 
 Finish = Literal["stop", "length"]
+WAIT = 0.005
+"""Seconds that a batch waits for another request."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,6 @@ class Batcher:
         waiting: Maximum number of queued requests.
         positions: Maximum of the longest prompt plus the longest answer in a batch, in tokens: every row
             continues until the longest answer ends, and learned position embeddings have a fixed number.
-        wait: Seconds that a batch waits for another request.
         record: Callback that receives every finished request with its answer.
     """
 
@@ -85,10 +86,9 @@ class Batcher:
         size: int = 32,
         waiting: int = 256,
         positions: float = math.inf,
-        wait: float = 0.005,
         record: Record | None = None,
     ):
-        self.model, self.size, self.waiting, self.wait, self.record = model, size, waiting, wait, record
+        self.model, self.size, self.waiting, self.record = model, size, waiting, record
         self.positions = positions
         self.ends = frozenset(stops(model.model, model.run.tokenizer))
         self.tokens = most_tokens(model.model, PROMPTS)
@@ -132,7 +132,7 @@ class Batcher:
                 self._changed.wait_for(lambda: self._queue or self._closed)
                 if not self._queue:
                     return []
-                while len(self._queue) < self.size and not self._closed and self._changed.wait(self.wait):
+                while len(self._queue) < self.size and not self._closed and self._changed.wait(WAIT):
                     pass
                 left: list[Request] = []
                 for request in self._queue:
@@ -203,7 +203,8 @@ class _Rows(BaseStreamer):
         tokens.append(token)
         if finish is None and len(tokens) == request.max_new_tokens:
             finish = "length"
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True).lstrip()
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        blank = len(text) - len(text.lstrip())  # not sent, but may be a stop string
         if finish is None and text.endswith("�"):
             return  # incomplete UTF-8: the character's last bytes are still to come
         found = [at for end in request.ends if (at := text.find(end)) >= 0]
@@ -212,8 +213,8 @@ class _Rows(BaseStreamer):
         elif finish is None and request.ends:
             # Hold back what may be the beginning of a stop string.
             kept = max(len(end) for end in request.ends) - 1
-            text = text[: max(len(self.said[row]), len(text) - kept)]
-        text = text.rstrip()  # whitespace is sent with the text that follows it
+            text = text[: max(blank + len(self.said[row]), len(text) - kept)]
+        text = text.strip()  # whitespace is sent with the text that follows it
         if finish:
             self.done[row] = True
         new, self.said[row] = text[len(self.said[row]) :], text

@@ -67,7 +67,9 @@ class Access:
             raise ConfigError("the key must be one or more printable ASCII characters without blanks")
         for host in self.hosts:
             if not (_is_address(host) or re.fullmatch(r"[^\s:/\[\]@]+", host)):
-                raise ConfigError(f"{host!r} is not a host; give it without scheme, port and path")
+                raise ConfigError(
+                    f"--host, --allow-host: {host!r} is not a host; give it without scheme, port and path"
+                )
 
     def knows(self, host: str, reached: str | None) -> bool:
         """Return True if a `Host` header names this endpoint; `reached` is the address requested."""

@@ -13,8 +13,9 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from isogloss.adapters.generate import PROMPTS, complete, in_batches, stops, up_to_end
 from isogloss.data.text import canonical
 from isogloss.errors import RunError
-from isogloss.files import content_hash, read_lines, write_lines
+from isogloss.files import read_lines, write_lines
 from isogloss.model.decoder import most_tokens
+from isogloss.model.fingerprint import file_hashes
 from isogloss.model.load import load_tokenizer, model_folder
 
 TOGETHER = 256
@@ -73,7 +74,7 @@ def identity(name: str) -> str:
     """
     folder = Path(model_folder(name))
     if folder.is_dir():
-        return content_hash(file for file in folder.iterdir() if file.is_file())
+        return "-".join(file_hashes(folder).values())
     load_tokenizer(name)  # raises if there is no such model
     return f"{name}@{AutoConfig.from_pretrained(name)._commit_hash}"
 

@@ -139,7 +139,7 @@ def teacher_prompt(
     if len(prompt) > limit:
         raise TooLongError(
             f"the teacher's prompt for {row} has {len(prompt)} tokens and the limit is {limit}; "
-            "raise distill.max_prompt_length or shorten the node texts"
+            "raise distill.max_prompt_length" + (" or shorten the node texts" if system else "")
         )
     return prompt
 

@@ -212,7 +212,7 @@ def _option_signals(
                         where.append(at.setdefault(row * ids.shape[1] + one, len(at)))
             states = hidden.flatten(0, 1)[list(at)]
             tokens = torch.tensor([[*chain(*options)], where]).to(ids.device)
-            said = token_log_probs(model, states, *tokens, size=max(1, LOGITS // vocab))
+            said, _ = token_log_probs(model, states, *tokens, size=max(1, LOGITS // vocab))
             scores = torch.stack([one.sum() for one in said.split([len(option) for option in options])])
             found = list(scores.split([len(sets[n][1]) for n in chosen]))
             kept.spent.add(meter)

@@ -16,7 +16,6 @@ from transformers import TrainerCallback
 
 from isogloss import processes
 from isogloss.adapters.lora import TreeLora
-from isogloss.errors import DataError
 from isogloss.languages import SOURCE
 from isogloss.losses.functional import forward_kl
 from isogloss.losses.topk import TopK
@@ -33,17 +32,6 @@ PER_LANGUAGE = 8
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Tolerance between two forward passes of one text, in nats per token; `COARSE` in half precision."""
 COARSE = 2e-2
-
-
-def check_rows(rows: Sequence[Row]) -> None:
-    """Check that rows have a response: a batch without response tokens has a loss of exactly 0.
-
-    Raises:
-        DataError: A row with a teacher prompt has no response token.
-    """
-    for row in rows:
-        if row.teacher_prompt and not row.student.response:
-            raise DataError(f"{row.id} has no response token; give it a response or leave it out")
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from isogloss.model.branches import branched_hidden
 from isogloss.model.decoder import capture, causal_of, head, last_hidden, mean_pool, states_up_to
 from isogloss.train.batch import Batch, Twins
 
-DIVERGENCES = {
+DIVERGENCES: dict[fused.Divergence, Callable[..., Tensor]] = {
     "forward": functional.forward_kl,
     "reverse": functional.reverse_kl,
     "jensen_shannon": functional.jensen_shannon,
@@ -68,7 +68,7 @@ def batch_losses(
         twins: The English twins, for the hidden-state term.
         gpu: Use the chunk size of a GPU or of a CPU; by default that of the batch's device.
     """
-    score = partial(_sums, model, size=chunk_size(model, batch.ids.is_cuda if gpu is None else gpu))
+    size = chunk_size(model, batch.ids.is_cuda if gpu is None else gpu)
     if adapters is not None:
         adapters.set_path(batch.languages)
 
@@ -89,86 +89,110 @@ def batch_losses(
             hidden = last_hidden(model, batch.ids, batch.mask)
         else:
             hidden = branched_hidden(model, batch.ids, batch.options.branch, batch.options.place)
-    answers = hidden.flatten(0, 1)[batch.positions]
-
-    ce_mask, sets = ~batch.replay_mask, batch.options if weights.kl else None
-    if sets is not None:  # a response that is an option is scored with the options
-        ce_mask = ce_mask & ~batch.option_mask
-    divided = batch.teacher is not None and bool(weights.kl)
-    kl_mask = ce_mask & batch.teacher_mask if divided else ce_mask
-    ce, kl = score(
-        answers[kl_mask],
-        batch.response[kl_mask],
-        _teacher_of(batch, kl_mask) if divided else None,
-        weights.divergence,
-        weights.temperature,
-        (weights.ce, weights.kl),
-    )
-    parts = {"ce": ce} | ({"kl": kl} if divided else {})
-    ce_only = ce_mask & ~kl_mask
-    if sets is not None:
-        predicting, size = hidden.flatten(0, 1)[sets.positions], score.keywords["size"]
-        tokens = fused.token_log_probs(model, predicting, sets.ids, sets.where, size=size)
-        scores = torch.stack([one.sum() for one in tokens.split(sets.lengths)])
-        parts["options"] = functional.answer_set_kl(scores, sets.targets, sets.sizes)
-        parts["ce"] = parts["ce"] - tokens[sets.own].sum()
-    if ce_only.any():
-        alone = score(answers[ce_only], batch.response[ce_only], None, weighed=(weights.ce, 0.0))
-        parts["ce"] = parts["ce"] + alone[0]
-    if batch.replay_mask.any():
-        replay = batch.replay_mask
-        parts["replay"] = score(answers[replay], None, _teacher_of(batch, replay))[1]
+    parts = _response_losses(model, batch, hidden.flatten(0, 1), weights, size)
     if twins is not None and weights.similarity:
         parts["similarity"] = alike(states[0])
     return parts
 
 
-def _teacher_of(batch: Batch, tokens: Tensor) -> Tensor | TopK:
-    """Return the teacher's signals for response tokens, all of which it must have scored."""
-    assert batch.teacher is not None
-    return batch.teacher[tokens[batch.teacher_mask]]
+def _response_losses(
+    model: nn.Module, batch: Batch, hidden: Tensor, weights: Weights, size: int
+) -> dict[str, Tensor]:
+    """Return the terms over response tokens and answer options.
+
+    All that need the probabilities of a few tokens read the head together: with the few tokens of a batch,
+    the time of each product with it is that of reading its weights.
+
+    Args:
+        hidden: Last hidden states of the flattened batch.
+    """
+    replay, sets = batch.replay_mask, batch.options if weights.kl else None
+    teacher = batch.teacher if weights.kl or bool(replay.any()) else None
+    # A response that is an option is scored with the options.
+    ce_mask = ~replay if sets is None else ~(replay | batch.option_mask)
+    kl_mask = ce_mask & batch.teacher_mask & bool(weights.kl)
+    told, dense = kl_mask | replay, isinstance(teacher, Tensor)
+
+    few = ce_mask & ~kl_mask if dense else ce_mask | told  # tokens whose loss needs few tokens' probabilities
+    answers, state = hidden[batch.positions], (few.cumsum(0) - 1).to(hidden.device)
+    states, ids, where = [answers[few]], [batch.response[few]], [state[few]]
+    if isinstance(teacher, TopK):
+        top = teacher[told[batch.teacher_mask]]
+        ids.append(top.ids.long().flatten())
+        where.append(state[told].repeat_interleave(top.ids.shape[1]))
+    if sets is not None:
+        states.append(hidden[sets.positions])
+        ids.append(sets.ids)
+        where.append(sets.where + len(states[0]))
+    found, rest = fused.token_log_probs(model, torch.cat(states), torch.cat(ids), torch.cat(where), size=size)
+    own, *more = found.split([len(part) for part in ids])
+
+    parts = {"ce": -own[ce_mask[few]].sum()}
+    if isinstance(teacher, TopK):
+        kept = more[0].view(top.ids.shape)
+        # `rest` leaves out the response too, which is another token unless the teacher kept it.
+        among = (top.ids == batch.response[told][:, None]).any(1)
+        others = torch.logaddexp(rest[state[told]], own[told[few]].masked_fill(among, functional.LEAST))
+        everything = top.ids.shape[1] >= _vocabulary(model)
+
+        def part(of: Tensor) -> tuple[functional.Kept, TopK]:
+            return functional.Kept(kept[of], None if everything else others[of]), top[of]
+
+        parts["kl"] = DIVERGENCES[weights.divergence](*part(kl_mask[told]), temperature=weights.temperature)
+        parts["replay"] = functional.forward_kl(*part(replay[told]))
+    elif teacher is not None:
+        score = partial(_dense, model, size=size, weights=weights)
+        ce, parts["kl"] = score(
+            answers[kl_mask], teacher[kl_mask[batch.teacher_mask]], batch.response[kl_mask]
+        )
+        parts["ce"] = parts["ce"] + ce
+        parts["replay"] = score(answers[replay], teacher[replay[batch.teacher_mask]])[1]
+    if sets is not None:
+        scores = torch.stack([one.sum() for one in more[-1].split(sets.lengths)])
+        parts["options"] = functional.answer_set_kl(scores, sets.targets, sets.sizes)
+        parts["ce"] = parts["ce"] - more[-1][sets.own].sum()
+    there = {"kl": bool(weights.kl), "replay": bool(replay.any())}
+    return {name: part for name, part in parts.items() if there.get(name, True)}
 
 
-def _sums(
+def _dense(
     model: nn.Module,
     hidden: Tensor,
-    response: Tensor | None,
-    teacher: Tensor | TopK | None,
-    divergence: fused.Divergence = "forward",
-    temperature: float = 1.0,
-    weighed: tuple[float, float] = (1.0, 1.0),
+    teacher: Tensor,
+    response: Tensor | None = None,
     *,
     size: int,
+    weights: Weights,
 ) -> tuple[Tensor, Tensor]:
-    """Return cross-entropy and divergence summed over response tokens, in nats; 0 for a missing input."""
-    if not isinstance(teacher, TopK | None):
-        teacher = teacher.to(hidden.dtype)
-    fixed = fused.frozen_head(model)
+    """Return cross-entropy and divergence from a teacher given by its hidden states, summed over tokens.
+
+    Without responses these are replay tokens: forward KL at temperature 1.
+    """
+    teacher, fixed = teacher.to(hidden.dtype), fused.frozen_head(model)
+    divergence, temperature = weights.divergence, weights.temperature
+    if response is None:
+        divergence, temperature = "forward", 1.0
     if fixed is not None:
+        both = (weights.ce, weights.kl) if response is not None else (0.0, 1.0)
         return fused.scored(
             hidden,
             fixed,
+            teacher,
             size=size,
             response=response,
-            teacher=teacher,
             divergence=divergence,
             temperature=temperature,
-            weights=weighed,
+            weights=both,
         )
 
-    def score(hidden: Tensor, *given: Any) -> Tensor:
-        student, left = head(model, hidden), list(given)
-        ce = kl = student.new_zeros((), dtype=torch.float32)
-        if response is not None:
-            ce = functional.cross_entropy(student, left.pop(0))
-        if teacher is not None:
-            said = left.pop(0)
-            with torch.no_grad():
-                said = said if isinstance(said, TopK) else head(model, said)
-            kl = DIVERGENCES[divergence](student, said, temperature=temperature)
-        return torch.stack([ce, kl])
+    def score(hidden: Tensor, teacher: Tensor, *response: Tensor) -> Tensor:
+        student = head(model, hidden)
+        with torch.no_grad():
+            said = head(model, teacher)
+        ce = sum((functional.cross_entropy(student, one) for one in response), student.new_zeros(()))
+        return torch.stack([ce.float(), DIVERGENCES[divergence](student, said, temperature=temperature)])
 
-    ce, kl = in_chunks(score, size, hidden, *(one for one in (response, teacher) if one is not None))
+    ce, kl = in_chunks(score, size, hidden, teacher, *([] if response is None else [response]))
     return ce, kl
 
 
@@ -180,14 +204,17 @@ With the CPU's chunk size a GPU would be limited by kernel launches (docs/log.md
 
 def chunk_size(model: nn.Module, gpu: bool) -> int:
     """Return the number of response tokens whose logits are held at a time."""
-    many = LOGITS_GPU if gpu else LOGITS
-    return max(1, many // causal_of(model).config.get_text_config().vocab_size)
+    return max(1, (LOGITS_GPU if gpu else LOGITS) // _vocabulary(model))
 
 
-def in_chunks(score: Callable[..., Tensor], size: int, hidden: Tensor, *others: Tensor | TopK) -> Tensor:
+def _vocabulary(model: nn.Module) -> int:
+    return causal_of(model).config.get_text_config().vocab_size
+
+
+def in_chunks(score: Callable[..., Tensor], size: int, hidden: Tensor, *others: Tensor) -> Tensor:
     """Sum `score` over tokens, with the logits of at most `size` tokens in memory at a time.
 
-    For a head that is trained, as in stage 1, or not a plain linear layer; `losses.fused` handles the others.
+    For a head that is not a plain frozen linear layer; `losses.fused` handles the others.
     The result equals a single call. With several chunks, each is recomputed in the backward pass.
     """
     if len(hidden) <= size:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from isogloss import processes
+from isogloss.adapters.generate import PROMPTS, in_batches
 from isogloss.config import Config, Tune
 from isogloss.data import selection
 from isogloss.data.chat import Encoded, encode, surely_within
@@ -23,7 +24,7 @@ from isogloss.errors import ConfigError
 from isogloss.files import naming
 from isogloss.languages import SOURCE
 from isogloss.losses.fused import token_log_probs
-from isogloss.model.decoder import causal_of, decoder_of, decoder_prefix, last_hidden, parts_of
+from isogloss.model.decoder import causal_of, decoder_of, decoder_prefix, last_hidden, most_tokens, parts_of
 from isogloss.model.load import load_weights, notices_folder, pad_id, positions
 from isogloss.notices import write_derived_card
 from isogloss.progress import Progress
@@ -129,27 +130,29 @@ def difficulty(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[ParallelExample],
     progress: Progress,
-    batch: int = 64,
 ) -> list[float]:
     """Return how little each English instruction helps the base to predict its response; see `selection`."""
-    losses: dict[bool, list[float]] = {True: [], False: []}
+    losses = {told: [0.0] * len(examples) for told in (True, False)}
+    done, most = 0, most_tokens(base, PROMPTS)
     for told, found in losses.items():
-        for start in range(0, len(examples), batch):
-            encoded = []
-            for example in examples[start : start + batch]:
-                turn = example.turns[SOURCE]
-                assert turn.response is not None
-                row = encode(tokenizer, turn.instruction if told else "", turn.response)
-                encoded.append(Sample(row))
+        rows = []
+        for example in examples:
+            turn = example.turns[SOURCE]
+            assert turn.response is not None
+            rows.append(encode(tokenizer, turn.instruction if told else "", turn.response))
+        texts = [[*row.prompt, *row.response] for row in rows]
+        order = sorted(range(len(rows)), key=lambda number: len(texts[number]))
+        for numbers in in_batches(order, texts, 64, most):
+            encoded = [Sample(rows[number]) for number in numbers]
             collated = collate(encoded, pad_id(tokenizer)).to(next(base.parameters()).device)
             states = last_hidden(base, collated.ids, collated.mask).flatten(0, 1)[collated.positions]
             every = torch.arange(len(states), device=states.device)
             size = chunk_size(base, states.is_cuda)
-            tokens = -token_log_probs(base, states, collated.response, every, size=size)
+            tokens = -token_log_probs(base, states, collated.response, every, size=size)[0]
             lengths = [len(sample.encoded.response) for sample in encoded]
-            # Rounding may make the loss of a certain token negative.
-            found.extend(max(0.0, part.mean().item()) for part in tokens.split(lengths))
-            progress(len(losses[True]) + len(losses[False]), 2 * len(examples))
+            for number, part in zip(numbers, tokens.split(lengths), strict=True):
+                found[number] = max(0.0, part.mean().item())  # rounding may make it negative
+            progress(done := done + len(numbers), 2 * len(examples))
     return instruction_following_difficulty(losses[True], losses[False])
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from isogloss.adapters.lora import TreeLora
-from isogloss.config import Distill
+from isogloss.config import Distill, ModelTeacher, SelfTeacher, ServerTeacher
 from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE
 from isogloss.losses import functional
@@ -20,7 +21,7 @@ from isogloss.teacher.rows import Row
 from isogloss.teacher.scored import TokenScores
 from isogloss.teacher.signals import Signal, teacher_signals
 from isogloss.train.batch import Ordered, Sample, samples_of, twins_of
-from isogloss.train.checks import PathsOnly, check_rows, check_teacher, divergence_by_language
+from isogloss.train.checks import PathsOnly, check_teacher, divergence_by_language
 from isogloss.train.node_rates import node_rates
 from isogloss.train.objective import Weights
 from isogloss.train.order import training_order
@@ -92,6 +93,11 @@ def read_signals(
     return signals_from(rows, signals, scored, vocab)
 
 
+def scores_by(teacher: SelfTeacher | ModelTeacher | ServerTeacher) -> dict[str, Any]:
+    """Return the settings that determine a teacher's scores, not how it is called."""
+    return teacher.model_dump(mode="json", include={"type", "path", "url", "model", "level", "top_k"})
+
+
 NAMED = 10.0
 """Default perplexity, in twins, of the hidden-state term's target."""
 
@@ -112,7 +118,7 @@ def similarity_temperature(samples: Sequence[Sample], settings: Distill) -> floa
     if settings.similarity_temperature is None:
         return functional.temperature_of(twins, wanted)
     named = functional.perplexity(twins, settings.similarity_temperature)
-    if not 2 <= named <= len(twins) / 2:
+    if len(twins) >= 4 and not 2 <= named <= len(twins) / 2:
         says = "which is nearly one-hot" if named < 2 else "which is nearly uniform"
         raise ConfigError(
             f"distill.similarity_temperature is {settings.similarity_temperature:g}: the hidden-state term's "
@@ -138,6 +144,7 @@ def distil(
     scored: Sequence[TokenScores] | None = None,
     compile: bool = False,
     report_to: Sequence[str] = (),
+    reference: str = "",
 ) -> None:
     """Train the adapters on the rows; the model's weights are frozen.
 
@@ -152,11 +159,11 @@ def distil(
         scored: Token scores of another teacher for the non-English rows.
         compile: As in `ResponseTrainer`.
         report_to: As in `training_arguments`.
+        reference: Fingerprint of the model's weights; checkpoints of another model are not resumed.
     """
     adapters.off()
     layer, (kind, k) = layer_of(adapters.model, settings), settings.form
     if settings.checks:
-        check_rows(rows)
         # Another teacher's scores cannot be predicted, so only the model's own rows (English) are checked.
         own = [r for r in rows if not r.bare and (r.language == SOURCE or not settings.scored_elsewhere)]
         if own:
@@ -197,7 +204,7 @@ def distil(
         pad_id=pad_id,
         compile=compile,
         rates=node_rates(adapters.tree, [rows[number].language for number in order]),
-        also=(settings.teacher, settings.form),
+        also=(scores_by(settings.teacher), settings.form, reference),
     )
     if settings.checks:
         trainer.add_callback(PathsOnly(adapters, trainer.languages))

@@ -69,14 +69,22 @@ def _read_by(reviewed: Mapping[str, Mapping[str, int]]) -> list[str]:
 def _filtered_by(report: Mapping[str, Any]) -> list[str]:
     always = [name for name in CHECKS if name not in ("likeness", "round trip")]
     lines = [f"A pair is dropped if any of these checks fails: {', '.join(always)}."]
-    if report.get("likeness"):
-        lines.append(f"It is also dropped if its two sides are too dissimilar for {report['likeness']}.")
+    if base := report.get("likeness"):
+        lines.append(_compared_by(base, report["compared"], report["languages"]))
     if report["round_trip"]:
         least = report["round_trip"]["least"]
         lines.append(
             f"It is also dropped if its back-translation scores below chrF {least:g} against the English."
         )
     return lines
+
+
+def _compared_by(base: str, compared: Sequence[str], codes: Sequence[str]) -> str:
+    names = [languages()[code].name for code in codes if code in compared]
+    if not names:
+        return f"No pair was compared by {base}: no language has a limit for it and enough pairs."
+    only = "" if len(names) == len(codes) else "only "
+    return f"It is also dropped if its two sides are too dissimilar for {base} ({only}in {', '.join(names)})."
 
 
 def _name(data: str) -> str:

@@ -1,6 +1,7 @@
 """Build the translator from command-line options, which are checked before any model is loaded."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -80,12 +81,20 @@ def local(model: str, codes: Sequence[str], examples: Path | None, *, back: bool
 
 
 def likeness(base: str) -> Callable[..., list[float]]:
-    """Return a function that scores how similar the two sides of a pair are to a base model."""
+    """Return a function that scores how similar the two sides of a pair are to a base model.
+
+    The model is loaded when it is first called.
+
+    Raises:
+        ConfigError: The model has no tokenizer.
+    """
     from isogloss.evaluate.retrieval import Model
     from isogloss.model.load import load_model, load_tokenizer, pick_dtype
     from isogloss.translate.likeness import scorer
 
-    return scorer(Model(load_model(base, pick_dtype("auto")), load_tokenizer(base)))
+    tokenizer = load_tokenizer(base)
+    load = cache(lambda: scorer(Model(load_model(base, pick_dtype("auto")), tokenizer)))
+    return lambda *pairs: load()(*pairs)
 
 
 def refuse_of_url(given: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -40,6 +40,12 @@ CHECKS: Final = (
 
 ROUND_TRIP: Final = 25.0
 """Default minimum chrF of a back-translation."""
+
+
+SHORT: Final = 3
+"""Maximum words of a response that may equal the English one: a name, a number, "No" in Spanish."""
+FEWEST_LETTERS: Final = 20
+"""Minimum letters for the language identifier to judge; it is often wrong about shorter texts."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,7 @@ def reasons(
     code: str,
     *,
     keep: Sequence[str] = (),
+    response: bool = False,
     likeness: float | None = None,
     back: str | None = None,
     least: float = ROUND_TRIP,
@@ -114,6 +121,7 @@ def reasons(
         text: Its translation.
         code: isogloss code of the expected language.
         keep: Regular expressions of further parts that must appear in both texts.
+        response: Whether it is a response, which may be the same in both languages if it is short.
         likeness: The pair's value from `likeness.scores`, if computed.
         back: Back-translation into English, if there is one; empty if back-translation failed.
         least: Minimum chrF of `back`.
@@ -123,7 +131,7 @@ def reasons(
     if not text.strip():
         return [Reason("empty", "there is no text")]
     checks: dict[str, Callable[[], str | None]] = {
-        "copy": lambda: copied(english, text),
+        "copy": lambda: None if response and len(english.split()) <= SHORT else copied(english, text),
         "language": lambda: foreign(text, code, limits, without=kept_parts(english, keep)),
         "length": lambda: too_long_or_short(english, text, limits),
         "cut off": lambda: cut_off(english, text, limits),
@@ -154,15 +162,18 @@ def copied(english: str, text: str) -> str | None:
 def foreign(text: str, code: str, limits: Limits, without: Collection[str] = ()) -> str | None:
     """Check the script, and that no other language is likelier to the identifier by more than usual.
 
+    A text of fewer than `FEWEST_LETTERS` is judged by its script alone.
+
     Args:
         without: Parts without a language, removed before identification.
     """
     for part in without:
         text = text.replace(part, " ")
-    if not any(c.isalpha() for c in text):
-        return None
-    if by_word(text, code) < 0.5:
+    letters = sum(c.isalpha() for c in text)
+    if letters and by_word(text, code) < 0.5:
         return f"not written in {languages()[code].script}"
+    if letters < FEWEST_LETTERS:
+        return None
     margin, other = foreignness(text, code)
     return f"rather {other}" if margin < limits.foreign else None
 
@@ -366,8 +377,3 @@ def _rest(text: str, keep: Sequence[str]) -> str:
     for part in kept_parts(text, keep):
         text = text.replace(part, " ")
     return text
-
-
-def counts(found: Mapping[str, Sequence[Reason]]) -> Counter[str]:
-    """Count dropped pairs by check; each pair counts only for its first reason."""
-    return Counter(some[0].check for some in found.values() if some)

@@ -6,6 +6,7 @@ data card. FILE.jsonl is written in one go at the end, as are the optional outpu
 review files for speakers.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from isogloss.progress import Bar
 from isogloss.translate import answers, review
 from isogloss.translate.answers import Answer, Spent, Translator, Wanted, key_of
 from isogloss.translate.card import card
-from isogloss.translate.filter import Reason, reasons
+from isogloss.translate.filter import Reason, limits_of, reasons
 from isogloss.translate.review import Mark, Reading
 
 Likeness = Callable[[Sequence[str], Sequence[str], str], Sequence[float]]
@@ -56,6 +57,7 @@ class Done:
         readings: Kept translations without a valid mark, by language, in draw order.
         heeded: Marks that apply to these translations, by language.
         backs: Number of back-translations, of which this call requested `asked_back`.
+        compared: Languages whose pairs were also filtered by their similarity to a model.
     """
 
     out: Path
@@ -68,6 +70,7 @@ class Done:
     heeded: dict[str, list[Mark]] = field(default_factory=dict)
     backs: int = 0
     asked_back: int = 0
+    compared: list[str] = field(default_factory=list)
     new: Spent = field(default_factory=Spent)
     spent: Spent = field(default_factory=Spent)
 
@@ -145,7 +148,7 @@ class Job:
 
         Args:
             bar: Progress bar over the texts.
-            likeness: If given, also filters pairs by their similarity to a model.
+            likeness: If given, also filters by similarity to a model, in languages with a limit.
             about: Further entries of the report.
 
         Raises:
@@ -255,6 +258,7 @@ class Job:
             made,
             self._drawn(readings),
             heeded,
+            compared=[code for code in self.codes if any(one.code == code for one in alike)],
         )
 
     def _drawn(self, readings: Mapping[tuple[str, str], Reading]) -> dict[str, list[Reading]]:
@@ -286,6 +290,7 @@ class Job:
                     answer.text,
                     code,
                     keep=self.keep,
+                    response=part == "response",
                     likeness=alike.get(wanted),
                     back=back,
                     least=self.round_trip or 0.0,
@@ -297,8 +302,11 @@ class Job:
         return faults, texts
 
     def _alike(self, kept: Journal[Answer], likeness: Likeness) -> dict[Wanted, float]:
+        """Return the similarity of pairs in languages with a limit and enough pairs."""
         found: dict[Wanted, float] = {}
         for code in self.codes:
+            if limits_of(code).likeness is None:
+                continue
             pairs = [
                 (one, text)
                 for one in self.wanted
@@ -306,7 +314,7 @@ class Job:
             ]
             if pairs:
                 scores = likeness([one.text for one, _ in pairs], [text for _, text in pairs], code)
-                found.update(zip((one for one, _ in pairs), scores, strict=True))
+                found |= {one: s for (one, _), s in zip(pairs, scores, strict=True) if math.isfinite(s)}
         return found
 
     def _report(self, done: Done, elapsed: float, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -318,6 +326,7 @@ class Job:
             "responses": self.responses,
             "kept": done.kept,
             "dropped": done.dropped,
+            "compared": done.compared,
             "reviewed": {code: review.counts(marks) for code, marks in done.heeded.items() if marks},
             "texts": {"needed": done.needed, "asked_now": done.asked},
             "round_trip": None

@@ -47,21 +47,18 @@ def layers(count: int) -> range:
     return range(max(1, round(0.28 * count)), max(1, round(0.5 * count)) + 1)
 
 
-def scorer(subject: Model, done: Callable[[int], None] = lambda count: None) -> Callable[..., list[float]]:
+def scorer(subject: Model) -> Callable[..., list[float]]:
     """Return a `likeness` function for `Job.run` that scores pairs with a base model.
 
     With fewer than `FEWEST` pairs of a language, all scores are infinite and filter nothing.
-
-    Args:
-        done: Callback for the number of texts embedded.
     """
     chosen = list(layers(len(layers_of(subject.model))))
 
     def score(english: Sequence[str], texts: Sequence[str], code: str) -> list[float]:
         if len(english) < FEWEST:
             return [float("inf")] * len(english)
-        ours = embed(subject, english, SOURCE, chosen, 32, done)
-        return scores(ours, embed(subject, texts, code, chosen, 32, done), english, texts).tolist()
+        ours = embed(subject, english, SOURCE, chosen, 32)
+        return scores(ours, embed(subject, texts, code, chosen, 32), english, texts).tolist()
 
     return score
 

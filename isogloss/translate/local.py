@@ -35,6 +35,8 @@ from isogloss.translate.answers import Answer, Spent, Wanted
 
 TOGETHER: Final = 16
 """Texts per batch; answers are stored after each batch."""
+LINES: Final = 64
+"""Lines translated at once."""
 SHOWN: Final = 8
 """Few-shot translations before each line."""
 
@@ -88,8 +90,11 @@ class Local(ABC):
             for start in range(0, len(own), TOGETHER):
                 batch = own[start : start + TOGETHER]
                 began = time.monotonic()
-                lines = list(dict.fromkeys(line for one in batch for line in _lines(one.text)))
-                made = dict(zip(lines, self.lines(lines, code, source), strict=True))
+                lines = sorted(dict.fromkeys(line for one in batch for line in _lines(one.text)), key=len)
+                made: dict[str, Line] = {}
+                for first in range(0, len(lines), LINES):
+                    some = lines[first : first + LINES]
+                    made |= zip(some, self.lines(some, code, source), strict=True)
                 read = sum(one.read for one in made.values())
                 written = sum(one.written for one in made.values())
                 spent = Spent(1, read, written, round(time.monotonic() - began, 3))

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from isogloss.data.formats.lines import nearest
+from isogloss.data.formats.lines import kind_of, nearest
 from isogloss.data.formats.records import Record, read_file
 from isogloss.data.formats.turns import absent
 from isogloss.errors import ConfigError, DataError
@@ -175,9 +175,7 @@ def _text(value: Any, name: str, record: Record) -> str:
     if absent(value):
         return ""
     if not isinstance(value, str):
-        raise DataError(
-            f"the {name} is a {type(value).__name__}; it must be a text", record.path, record.line
-        )
+        raise DataError(f"the {name} is {kind_of(value)}; it must be a text", record.path, record.line)
     quoted = record.path.name.endswith(".csv") and value[:1] == "'" and value[1:2] in tuple(_FORMULA)
     return value[1:] if quoted else value
 

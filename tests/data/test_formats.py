@@ -101,7 +101,7 @@ ROW = '{"id": "1", "language": "en", "instruction": "Hi"}'
         ([f'{{"id": "1", "task": 3, {EN}}}'], "1: the task is 3; it must be a name such as 'instruction'"),
         (['{"id": "1", "swa_Latn2": {"instruction": "Je"}}'],
          "1: 'swa_Latn2' is not a known language code; did you mean swh_Latn (Swahili)?"),
-        (['{"id": "1", "en": "Hi"}'], "1: en is a str; it must be an object with an instruction"),
+        (['{"id": "1", "en": "Hi"}'], "1: en is a text; it must be an object with an instruction"),
         (['{"id": "1", "en": {"instruction": "Hi", "respnse": ""}}'],
          "1: 'respnse' is not a key; did you mean response?"),
         (['{"id": "1", "en": {"instruction": " "}}'],
@@ -264,9 +264,7 @@ def test_table_reads_quoted_csv_and_plain_tsv(tmp_path: Path) -> None:
     assert [ParallelExample("1", "instruction", {"en": Turn('one, \n"two"', "x")})] == table.read(
         quoted, columns
     )
-    assert [ParallelExample("1", "instruction", {"de": Turn('"one', "x")})] == table.read(
-        plain, columns, language="deu"
-    )
+    assert [ParallelExample("1", "instruction", {"en": Turn('"one', "x")})] == table.read(plain, columns)
 
 
 @pytest.mark.parametrize(
@@ -289,9 +287,6 @@ def test_table_reads_quoted_csv_and_plain_tsv(tmp_path: Path) -> None:
         ({"instruction": "question", "en.instruction": "context"},
          ": the columns name a language twice; keep one of its codes"),
         ({"instruction": "question", "id": "context"}, ":3: no id; give each item text or an integer"),
-        ({"instruction": "context"}, ":3: no instruction in en; add one or leave en out"),
-        ({"sw.instruction": "context"},
-         ":3: no instruction in any language; add one or remove the row"),
     ],
 )  # fmt: skip
 def test_table_refuses_invalid_columns_and_rows(tmp_path: Path, columns: dict[str, str], says: str) -> None:
@@ -315,7 +310,18 @@ def test_table_refuses_invalid_columns_and_rows(tmp_path: Path, columns: dict[st
         ("t.csv", ["q,a,q", "x,y,z"], ":1: the header names the column 'q' twice; name each once"),
         ("t.tsv", ["q\ta\ta", "x\ty\tz"], ":1: the header names the column 'a' twice; name each once"),
         ("t.jsonl", ['{"q": [1]}'], ":1: the column 'q' has a list; only text and numbers can be read"),
-        ("t.json", ["[1]"], ": item 1 of the list is a int; it must be an object"),
+        (
+            "t.json",
+            ["{", '  "q": "x"', "}"],
+            ": the file is one object over several lines; it must be a list of objects, or have one object "
+            "per line",
+        ),
+        (
+            "t.csv",
+            ["q,a\rx,y\rz,w"],
+            ":1: a line ends in CR alone; save the file with LF or CRLF, or quote fields that contain a CR",
+        ),
+        ("t.json", ["[1]"], ": item 1 of the list is a number; it must be an object"),
         (
             "t.xlsx",
             [],
@@ -329,6 +335,41 @@ def test_table_refuses_malformed_files(tmp_path: Path, name: str, lines: list[st
     """A row of another length, an unreadable file and an unknown file type are refused."""
     path = put(tmp_path / name, *lines)
     assert refusal(table.read, path, {"instruction": "q"}).startswith(f"{path}{says}")
+
+
+def test_rows_without_an_instruction_are_left_out(tmp_path: Path) -> None:
+    """In chats, tables and parallel files; the other rows are read."""
+    told: list[str] = []
+    chats = put(tmp_path / "a.jsonl", chat(("user", " ")), chat(("user", "Hi"), ("assistant", "Ho")))
+    cells = put(tmp_path / "t.csv", "en,sw", "Hi,", ",", "Bye,Kwa heri")
+    wide = put(
+        tmp_path / "w.jsonl",
+        '{"id": 1, "en": {"instruction": "Hi"}, "sw": {"instruction": ""}}',
+        '{"id": 2, "en": {"response": "Ho"}, "sw": {"instruction": "Je"}}',
+    )
+    left: list = []
+    assert [e.turns for e in chat_jsonl.read(chats, tell=told.append, each=left.append)] == [
+        {"en": Turn("Hi", "Ho")}
+    ]
+    columns = {"en.instruction": "en", "sw.instruction": "sw"}
+    assert [e.turns for e in table.read(cells, columns, tell=told.append)] == [
+        {"en": Turn("Hi")}, {"en": Turn("Bye"), "sw": Turn("Kwa heri")}
+    ]  # fmt: skip
+    assert [e.turns for e in parallel_jsonl.read(wide, tell=told.append)] == [
+        {"en": Turn("Hi")}, {"sw": Turn("Je")}
+    ]  # fmt: skip
+    assert str(left[0].error) == f"{chats}:1: the instruction in en is empty; write one or leave en out"
+    assert told == [
+        f"{chats}: 2 rows, skipped: 1 without an instruction",
+        f"{cells}: 4 rows, skipped: 1 without an instruction",
+        f"{wide}: 4 rows, skipped: 2 without an instruction",
+    ]
+
+
+def test_csv_may_be_separated_by_semicolons(tmp_path: Path) -> None:
+    """As Excel saves it where a comma is the decimal mark."""
+    path = put(tmp_path / "t.csv", "q;a", "one, two;x")
+    assert table.read(path, {"instruction": "q", "response": "a"})[0].turns["en"] == Turn("one, two", "x")
 
 
 def test_table_reads_the_train_split_by_default(tmp_path: Path) -> None:

@@ -362,6 +362,8 @@ def weighed(weight: object, key: str = "weight") -> dict:
         weighed(False, "train"),
         weighed(False, "loss"),
         chat("Hi", "Ho", weight=0),
+        chat("Hi", "Ho", weight="0"),
+        chat("Hi", "Ho", train="False"),
     ],
 )
 def test_a_row_with_weight_0_is_skipped(row, tmp_path):
@@ -541,3 +543,61 @@ def test_records_have_their_line_or_row_number(tmp_path):
     assert [(r.line, r.cells["q"]) for r in read_records(path)] == [(2, "a\nb"), (4, "c")]
     path = frame(tmp_path / "a.parquet", [{"q": "a"}, {"q": "b"}])
     assert [(r.line, r.number, r.cells["q"]) for r in read_records(path)] == [(1, 1, "a"), (2, 2, "b")]
+
+
+SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
+
+
+def test_system_and_history_of_a_row_are_read(tmp_path):
+    """As in LLaMA-Factory's files; a system message among the messages comes before the row's own."""
+    rows = [
+        {"instruction": "Hi", "output": "Ho", "system": "Be brief."},
+        {"conversations": SHAREGPT, "system": "Be brief."},
+        chat("Hi", "Ho", system=""),
+        {
+            "messages": [{"role": "system", "content": "Be kind."}, *chat("Hi", "Ho")["messages"]],
+            "system": "No.",
+        },
+        {"instruction": "c", "output": "d", "system": "S", "history": [["a", "b"]]},
+    ]
+    told: list[str] = []
+    path = put(tmp_path / "a.jsonl", lines(*rows))
+    assert [e.turns["en"] for e in chat_jsonl.read(path, tell=told.append)] == [
+        Turn("Be brief.\n\nHi", "Ho"),
+        Turn("Be brief.\n\nHi", "Ho"),
+        Turn("Hi", "Ho"),
+        Turn("Be kind.\n\nHi", "Ho"),
+        Turn("S\n\na", "b"),
+    ]
+    assert told == [f"{path}: 5 rows, skipped: all after the first turn of 1"]
+    path = put(tmp_path / "a.jsonl", lines({"instruction": "c", "history": ["a"]}))
+    says = "'history' must be a list of pairs, each a user's text and its answer"
+    assert refusal(chat_jsonl.read, path) == f"{path}:1: {says}"
+
+
+@pytest.mark.parametrize("key", ["completion", "response", "output"])
+def test_the_answer_to_a_prompt_is_read_and_other_keys_are_named(key, tmp_path):
+    told: list[str] = []
+    rows = [
+        {"prompt": "Hi", key: "Ho", "source": "x"},
+        {"prompt": "Bye", key: "Oh", "score": 3, "lang": "sw"},
+    ]
+    path = put(tmp_path / "a.jsonl", lines(*rows))
+    assert [e.turns for e in chat_jsonl.read(path, tell=told.append)] == [
+        {"en": Turn("Hi", "Ho")},
+        {"sw": Turn("Bye", "Oh")},
+    ]
+    assert told == [f"{path}: not read: source, score"]
+
+
+def test_sharegpt_rows_with_tools_or_roles_out_of_order_are_skipped(tmp_path):
+    told: list[str] = []
+    rows = [
+        {"conversations": [*SHAREGPT, {"from": "function_call", "value": "{}"}]},
+        {"conversations": [SHAREGPT[0], {"from": "observation", "value": "7"}, SHAREGPT[1]]},
+        {"conversations": SHAREGPT[::-1]},
+        {"conversations": SHAREGPT},
+    ]
+    path = put(tmp_path / "a.jsonl", lines(*rows))
+    assert [e.id for e in chat_jsonl.read(path, tell=told.append)] == ["4"]
+    assert told == [f"{path}: 4 rows, skipped: 2 that call tools; 1 whose roles are out of order"]

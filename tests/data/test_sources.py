@@ -41,7 +41,7 @@ TOPICS = ["alarm", "audio", "iot", "calendar", "play", "news", "weather", "email
 def test_a_sorted_file_is_drawn_across_all_its_tasks(tmp_path):
     """48 items of ten topics are four or five of each, and 50 English ones are five of each."""
     run = run_of(tmp_path, [item(f"{t}{n}", t) for t in TOPICS for n in range(30)], "data.english_items=50")
-    used = training_rows._needed(run.examples, {"sw": 48})
+    used = [run.examples[n] for n in training_rows.chosen_for(run, run.examples, ["sw"])["sw"]]
     counts = [sum(e.task == topic for e in used) for topic in TOPICS]
     assert sorted(counts) == [4, 4, *[5] * 8]
     assert [sum(e.task == topic for e in run.english) for topic in TOPICS] == [5] * 10

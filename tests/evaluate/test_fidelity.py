@@ -151,20 +151,6 @@ def test_answers_with_the_same_words_in_all_languages_are_not_judged(known, lang
     assert tells_languages_apart(language, candidates=MAIN, known=known) is tells
 
 
-def test_a_custom_detector_is_called_after_the_known_wordings():
-    """It gets the text unchanged, and is not called for a known wording."""
-    asked = []
-
-    def detector(text, candidates, /):
-        asked.append((text, sorted(candidates)))
-        return "sw"
-
-    assert not in_language("Yes.", "sw", candidates=["en"], known=KNOWN, detector=detector)
-    assert in_language("Poa!", "sw", candidates=["en"], known=KNOWN, detector=detector)
-    assert not in_language("Poa!", "en", candidates=["sw"], known=KNOWN, detector=detector)
-    assert asked == [("Poa!", ["en", "sw"]), ("Poa!", ["en", "sw"])]
-
-
 @pytest.mark.parametrize(
     ("text", "language", "share"),
     [

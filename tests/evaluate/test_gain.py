@@ -75,7 +75,7 @@ def test_suites_with_the_same_item_ids_are_kept_apart(monkeypatch):
     told(monkeypatch, lambda instruction, system: said[instruction])
     other = Item("0", "other", {code: Turn(f"{code} other") for code in ("en", "sw")}, OPTIONS, "b")
     for items in ([ITEMS[0], other], [other, ITEMS[0]]):
-        found = gain.gains(None, None, items, ("sw",), TEXTS, TREE, views={"bare": ()})
+        found = gain.gains(None, None, items, ("sw",), TEXTS, TREE)
         assert {one.task: (one.items, one.agreement) for one in found} == {
             "closed": (1, 1.0), "other": (1, 1.0)
         }  # fmt: skip

@@ -48,6 +48,12 @@ def test_flores_is_read_under_the_names_of_every_release(folder, english, chines
     write(tmp_path / folder / english, "one", "two")
     write(tmp_path / folder / chinese, "一", "二")
     assert flores.read(tmp_path, "dev", ["en", "zh"]) == {"en": ("one", "two"), "zh": ("一", "二")}
+    signed = {
+        "flores101_dataset/dev": "101",
+        "flores200_dataset/dev": "200",
+        "floresp-v2.1/dev": "floresp-v2.1",
+    }
+    assert SUITES["flores101"](tmp_path, "dev", ["zh"], 0, 1).revision == signed[folder]
 
 
 def test_flores_plus_is_read_from_json_lines_with_unique_ids(tmp_path):
@@ -108,6 +114,12 @@ def test_translation_asks_both_ways_and_scores_the_corpus(translated):
     assert found.tasks["to_english"]["chrf++"]["languages"]["nl"] < 0.8
     assert found.more["unreadable"]["to_english"] == {"sw": 0, "nl": 1}
     assert found.more["signatures"]["chrf++"].startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:2|space:no|")
+
+
+def test_the_items_of_translation_count_both_directions(translated):
+    suite = SUITES["translation"](translated, "dev", ["sw"], 2, 0, options=Translation(spbleu=False))
+    assert [item.task for item in suite.items] == ["from_english", "to_english"]
+    assert suite.revision == "101"
 
 
 def test_without_its_model_spbleu_is_refused_before_anything_runs(translated, monkeypatch, tmp_path):
@@ -207,6 +219,34 @@ def test_confusion_is_averaged_over_sources_then_languages(tmp_path):
     assert found["wpr"]["languages"] == {"ru": 0.75}
     # a: 2·½·1/1.5 = 2/3; b: 2·1·½/1.5 = 2/3
     assert found["lcpr"]["languages"]["ru"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (["prompt,lang", "Uno,es"], "es.csv:1: the header has no column language; did you mean lang?"),
+        (["prompt,language", "Uno,ru"], "es.csv:2: the language is 'ru', but the file is for es"),
+        (["prompt,language", '" ",es'], "es.csv:2: the prompt is empty; leave the row out"),
+        (["prompt,language"], "es.csv: the file is empty; it must contain prompts"),
+    ],
+)
+def test_damaged_prompts_of_language_confusion_are_refused(lines, says, tmp_path):
+    write(tmp_path / "language_confusion/monolingual/a/es.csv", *lines)
+    with pytest.raises(DataError) as error:
+        SUITES["language_confusion"](tmp_path, "dev", ["es"], 10, 0)
+    assert str(error.value).endswith(says)
+
+
+def test_a_blank_response_of_your_own_file_counts_as_none(tmp_path):
+    row = {
+        "id": "1",
+        "en": {"instruction": "Hi", "response": "Ho"},
+        "sw": {"instruction": "Je", "response": ""},
+    }
+    path = write(tmp_path / "own.jsonl", json.dumps(row))
+    (item,) = SUITES["parallel"](None, "dev", ["sw"], 10, 10, options=ParallelSuite(path=path)).items
+    assert sorted(item.measures) == ["consistency", "fidelity"]
+    assert item.turns["sw"].response is None
 
 
 def test_your_own_file_is_a_suite(tmp_path):

@@ -54,6 +54,13 @@ OPEN = Item("3", "open", {"en": Turn("?", "Paris."), "ur": Turn("?", "پیرس۔
         ("a \n\t b", "a b"),
         ("\u200fنعم\u200e", "نعم"),
         ("-5.", "-5"),
+        ("- alarm set", "alarm set"),
+        ("– alarm set", "alarm set"),
+        ("—alarm set", "alarm set"),
+        ("• alarm set", "alarm set"),
+        ("* alarm set", "alarm set"),
+        ("alarm_set", "alarm set"),
+        ("a_1", "a_1"),
         ("50%", "50%"),
         ("(B)", "b"),
         (" .!? ", ""),
@@ -175,3 +182,9 @@ def test_an_option_of_several_clauses_is_not_read_as_its_first():
     item = closed({"en": {"a": "yes", "b": "yes, always", "c": "no"}})
     assert read_answer(item, "en", "I would say: yes, always.") == "b"
     assert read_answer(item, "en", "I would say: yes.") == "a"
+
+
+@pytest.mark.parametrize("said", ["- alarm set", "• alarm set", "alarm_set", "Answer: alarm_set"])
+def test_a_label_is_read_in_a_list_and_with_underscores(said):
+    item = closed({"en": {"alarm_set": "alarm set", "alarm_query": "alarm query"}})
+    assert read_answer(item, "en", said) == "alarm_set"

@@ -95,6 +95,43 @@ def test_a_language_that_a_suite_does_not_have_is_left_out(tmp_path):
         SUITES["xnli"](tmp_path, "test", ["sw", "ur"], 10, 0)
 
 
+@pytest.mark.parametrize(
+    ("folders", "revision"),
+    [(("massive",) * 2, "1.0"), (("1.1/data",) * 2, "1.1"), (("1.0/data", "1.1/data"), "1.0+1.1")],
+)
+def test_massive_signs_the_release_that_it_read(folders, revision, tmp_path):
+    row = {
+        "id": "1",
+        "partition": "dev",
+        "scenario": "alarm",
+        "intent": "alarm_set",
+        "utt": "u",
+        "annot_utt": "u",
+    }
+    for folder, locale in zip(folders, ("en-US", "sw-KE"), strict=True):
+        write(tmp_path / folder / f"{locale}.jsonl", json.dumps(row) + "\n")
+    assert SUITES["massive"](tmp_path, "dev", ["sw"], 4, 0).revision == revision
+
+
+@pytest.mark.parametrize(
+    ("folder", "names"),
+    [
+        ("1.1", {"massive"}),
+        ("XNLI", {"xnli", "xglue"}),
+        ("x-final", {"pawsx", "xglue"}),
+        ("xglue_de", {"xglue"}),
+    ],
+)
+def test_a_suite_is_present_in_every_folder_that_it_reads(folder, names, tmp_path):
+    (tmp_path / folder).mkdir()
+    here = {
+        name
+        for name, one in ABOUT.items()
+        if any(path for pattern in one.folders for path in tmp_path.glob(pattern))
+    }
+    assert here == names
+
+
 def test_massive_uses_the_languages_of_the_requested_split(tmp_path):
     """Languages in dev_only are only used for dev; a language without templates is left out."""
     for locale, utt in (("en-US", "wake me up"), ("sw-KE", "niamshe"), ("cy-GB", "deffro fi")):

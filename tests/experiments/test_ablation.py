@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from transformers import Qwen3Config
 
 from experiments import ablation
 from experiments.ablation import VARIANTS, Variant, corrected, parse, resolved, with_items, with_seeds
@@ -84,6 +85,26 @@ def test_every_variant_applies_to_a_model_of_earlier_settings(name):
     changed = with_overrides(load_config(None, settings), parse(name).overrides).distill
     without = ("no-kl", "no-english", "sft")
     assert changed.teacher_view == ("prompt" if name in without else "english")
+
+
+@pytest.mark.parametrize(
+    ("name", "off"), [("no-kl", "replay_fraction"), ("sft", "replay_fraction"), ("no-replay", "kl_weight")]
+)
+def test_without_kl_and_replay_a_variant_has_the_usual_signal(name, off):
+    """No teacher output is used then, so another signal would be refused."""
+    settings = ["distill.kl_weight=1", "distill.signal=top_k", "distill.top_k=16", f"distill.{off}=0"]
+    config = load_config(None, settings)
+    (variant,) = resolved(config, variants(name))
+    assert with_overrides(config, variant.overrides).distill.form == ("hidden", 32)
+
+
+def test_with_kl_a_pretrained_model_gets_its_own_divergence(tmp_path):
+    """Not the one of the demo, which settings without a divergence contain."""
+    Qwen3Config(num_hidden_layers=5, hidden_size=32, intermediate_size=48).save_pretrained(tmp_path)
+    config = load_config(None, [f"model={tmp_path}", "distill.kl_weight=0"])
+    (variant,) = resolved(config, variants("with-kl"))
+    found = with_overrides(config, variant.overrides).distill
+    assert (found.teacher_view, found.teacher_reads, found.temperature) == ("english", ("twin",), 4)
 
 
 @pytest.mark.parametrize(

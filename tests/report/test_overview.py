@@ -66,6 +66,20 @@ def test_each_language_has_a_verdict(code, says):
     assert Overview(made()).verdict(code).text == says
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "says"),
+    [
+        (-0.1, -0.01, "reliable; worse than before"),
+        (-0.1, 0.0, "reliable; no gain shown"),
+        (0.01, 0.1, "reliable"),
+    ],
+)
+def test_a_loss_is_not_only_a_missing_gain(low, high, says):
+    scores = made()
+    scores["summary"]["after"]["consistency_gain"]["languages"]["es"] = {"value": 0, "low": low, "high": high}
+    assert Overview(scores).verdict("es").text == says
+
+
 def test_without_a_mastered_task_there_is_nothing_to_conclude():
     scores = made()
     scores["summary"]["mastered"] = []

@@ -160,6 +160,31 @@ def test_only_the_demo_is_labelled_as_a_demonstration(tmp_path):
     assert '<a href="#suite-2">massive</a>' in page
 
 
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (
+            "demo",
+            "The model is the small one that ships with isogloss, and the items were written by its authors.",
+        ),
+        ("Qwen/Qwen3-0.6B", "The items were written by the authors of isogloss; they are few and easy."),
+    ],
+)
+def test_only_the_demo_model_is_called_the_small_one(run, model, says):
+    (run / "config.yaml").write_text(f"run: runs/x\nmodel: {model}\n", encoding="utf-8")
+    text = plain(write_report(run).read_text(encoding="utf-8"))
+    assert f"This is a demonstration. {says}" in text
+    assert ("ships with isogloss" in text) == (model == "demo")
+
+
+def test_a_suite_without_english_says_that_nothing_can_be_compared(run):
+    for phase in ("before", "after"):
+        row = {"id": "1", "task": "t", "language": "sw", "answer": "a", "consistent": None}
+        write_json(run / f"predictions/demo.{phase}.jsonl", row)
+    text = plain(write_report(run).read_text(encoding="utf-8"))
+    assert "No item can be compared with an English answer." in text
+
+
 def test_tables_are_made_for_screen_readers(page):
     elements = Reader(page).elements
     assert all(attrs.get("scope") for tag, attrs in elements if tag == "th")

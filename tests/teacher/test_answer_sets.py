@@ -131,7 +131,7 @@ def test_token_log_probabilities_equal_autograd_through_all_logits(tiny, size, c
     for fused in (True, False):
         one = states.clone().requires_grad_()
         if fused:
-            said = token_log_probs(model, one, ids, where, size=size, fixed=fixed)
+            said, _ = token_log_probs(model, one, ids, where, size=size, fixed=fixed)
         else:
             said = fixed.logits(one).log_softmax(-1)[where, ids]
         (said * weigh).sum().backward()
@@ -147,7 +147,7 @@ def test_gradients_of_sure_tokens_are_not_lost_in_bfloat16():
     where, ids = torch.tensor([0, 1, 1]), torch.tensor([3, 7, 7])
     states, weigh = (0.18 * linear.weight[[3, 7]].float()).bfloat16(), torch.tensor([0.0123, 0.0071, 0.0049])
     ours, exact = states.clone().requires_grad_(), states.double().requires_grad_()
-    said = token_log_probs(linear, ours, ids, where, size=1, fixed=Head(linear))
+    said, _ = token_log_probs(linear, ours, ids, where, size=1, fixed=Head(linear))
     assert (said.exp() > 0.99).all()
     (said * weigh).sum().backward()
     wanted = (exact @ linear.weight.double().T).log_softmax(-1)[where, ids]

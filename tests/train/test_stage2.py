@@ -20,6 +20,7 @@ from isogloss.pipeline.folder import ProgressReporter, Run, open_run
 from isogloss.pipeline.stages import StageCost, run_cache, run_distill
 from isogloss.teacher.local import TokenMap
 from isogloss.teacher.signals import Signal
+from isogloss.train import stage2
 from isogloss.train.batch import Sample, twins_of
 from isogloss.train.stage2 import similarity_temperature
 
@@ -230,6 +231,25 @@ def test_the_temperature_is_chosen_over_all_twins():
     samples = [Sample(Encoded((5,), (6,)), "sw", n, Signal(None, twin)) for n, twin in enumerate(made)]
     temperature = similarity_temperature(samples, load_config(None, ["model=demo"]).distill)
     assert functional.perplexity(twins_of(samples).vectors, temperature) == pytest.approx(10, rel=0.05)
+
+
+def test_a_configured_temperature_is_taken_with_fewer_twins_than_can_be_compared():
+    """With three twins, no target is neither one-hot nor uniform."""
+    samples = [Sample(Encoded((5,), (6,)), "sw", n, Signal(None, torch.eye(3)[n])) for n in range(3)]
+    settings = load_config(None, ["model=demo", "distill.similarity_temperature=0.3"]).distill
+    assert similarity_temperature(samples, settings) == 0.3
+
+
+def test_how_a_teacher_is_called_does_not_restart_training():
+    """Its scores are the same with another time limit, but not from another model."""
+
+    def scores_by(*changed):
+        server = "distill.teacher={type: server, url: 'http://127.0.0.1:1/v1', model: m}"
+        config = load_config(None, ["model=demo", "distill.kl_weight=1", server, *changed])
+        return stage2.scores_by(config.distill.teacher)
+
+    assert scores_by() == scores_by("distill.teacher.timeout=9", "distill.teacher.concurrency=2")
+    assert scores_by() != scores_by("distill.teacher.model=other")
 
 
 def test_answer_sets_without_a_divergence_are_reported(base, tmp_path, monkeypatch):

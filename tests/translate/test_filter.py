@@ -35,6 +35,25 @@ def test_good_translations_are_kept(english, text, code):
 
 
 @pytest.mark.parametrize(
+    ("english", "text", "code"),
+    [
+        ("Red", "Rot", "de"), ("No", "Nein", "de"), ("Yes", "Oui", "fr"), ("Hello", "سلام", "ur"),
+        ("Yes", "نعم", "ar"), ("Paris", "Paris", "es"), ("No", "No", "es"),
+    ],
+)  # fmt: skip
+def test_short_answers_are_kept(english, text, code):
+    """The identifier cannot judge them, and some are the same in both languages."""
+    assert reasons(english, text, code, response=True) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "response"), [("Wake me up", False), ("I do not know.", True), ("The cat sat on the mat.", True)]
+)
+def test_a_copied_instruction_or_sentence_is_a_copy(text, response):
+    assert [one.check for one in reasons(text, text, "es", response=response)] == ["copy"]
+
+
+@pytest.mark.parametrize(
     ("english", "text", "reason"),
     [
         ("Where is the library?", "  ", "empty: there is no text"),

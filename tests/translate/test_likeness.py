@@ -1,12 +1,16 @@
 """Likeness of the two sides of a pair, from states made by hand."""
 
 import random
+from contextlib import nullcontext
 
 import pytest
 import torch
 
+from isogloss.data.examples import ParallelExample, Turn
 from isogloss.evaluate.retrieval import Model
 from isogloss.translate import likeness
+from isogloss.translate.answers import Answer
+from isogloss.translate.job import Job
 from isogloss.translate.likeness import FEWEST, centred, foretold, grams, layers, margins, scorer, scores
 
 
@@ -90,3 +94,39 @@ def test_too_few_pairs_filter_nothing(tiny, tokenizer):
     score = scorer(Model(tiny("qwen3", seed=5), tokenizer))
     few = ["a"] * (FEWEST - 1)
     assert score(few, few, "sw") == [float("inf")] * (FEWEST - 1)
+
+
+SAID = {"sw": "Maktaba iko wapi?", "th": "ห้องสมุดอยู่ที่ไหน"}
+
+
+class Fixed:
+    name = "fixed"
+
+    def identity(self, wanted):
+        return []
+
+    def run(self, wanted, keep, progress):
+        for one in wanted:
+            keep(one, Answer(SAID[one.code]))
+
+
+@pytest.mark.parametrize(
+    ("score", "compared", "says"),
+    [
+        (0.0, ["sw"], "It is also dropped if its two sides are too dissimilar for tiny (only in Swahili)."),
+        (float("inf"), [], "No pair was compared by tiny: no language has a limit for it and enough pairs."),
+    ],
+)
+def test_only_languages_with_a_limit_are_compared_and_the_card_names_them(tmp_path, score, compared, says):
+    """Thai has no limit, so the base model does not read it; too few pairs are not compared."""
+    asked = []
+
+    def alike(english, texts, code):
+        asked.append(code)
+        return [score] * len(texts)
+
+    example = ParallelExample("1", "t", {"en": Turn("Where is the library?")})
+    job = Job([example], ["sw", "th"], Fixed(), tmp_path / "out.jsonl")
+    done = job.run(lambda what: nullcontext(lambda done, of: None), alike, {"likeness": "tiny"})
+    assert asked == ["sw"] and done.compared == compared and done.kept == {"sw": 1, "th": 1}
+    assert says in (job.folder / "README.md").read_text("utf-8")

@@ -172,6 +172,21 @@ def test_texts_are_translated_line_by_line_and_each_line_once(tmp_path):
     assert kept["b"].spent.tokens_read == 16 and kept["a\n\n  b"].spent.tokens_read == 0
 
 
+def test_at_most_64_lines_are_translated_at_once():
+    class Fixed(Seq2Seq):
+        def __init__(self):
+            self.sizes = []
+
+        def lines(self, texts, code, source):
+            self.sizes.append(len(texts))
+            return [Line(text, True, 1, 1) for text in texts]
+
+    found, kept = Fixed(), []
+    text = "\n".join(f"line {n}" for n in range(70))
+    found.run([Wanted(text, "sw")], lambda one, answer: kept.append(answer.text), lambda done, of: None)
+    assert found.sizes == [64, 6] and kept == [text]
+
+
 def test_a_base_model_gets_examples_and_stops_at_the_end_of_the_line(monkeypatch):
     """The prompt has eight pairs and the line; text after a line break is dropped."""
     examples = [

@@ -50,12 +50,23 @@ def test_marks_are_read_back_from_a_table(tmp_path):
     }
 
 
+def test_a_table_saved_with_semicolons_is_read(tmp_path):
+    """As Excel does where a comma is the decimal mark."""
+    cells = review._cells(ROWS[0]) | {"verdict": "right", "reason": "short, but right"}
+    with (tmp_path / "r.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, cells, delimiter=";")
+        writer.writeheader()
+        writer.writerow(cells)
+    mark = Mark(ROWS[0].key, "right", ROWS[0].own, "short, but right")
+    assert review.read([tmp_path / "r.csv"]) == {("1", "ur"): mark}
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"verdict": "corected"}, "the verdict is 'corected'; did you mean corrected?"),
         ({"instruction": " "}, "the corrected instruction is empty; write it, or mark the row wrong"),
-        ({"reason": 3, "verdict": "wrong"}, "the reason is a int; it must be a text"),
+        ({"reason": 3, "verdict": "wrong"}, "the reason is a number; it must be a text"),
         ({}, "the file contains no marks; mark some rows and save them"),
     ],
 )

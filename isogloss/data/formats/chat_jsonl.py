@@ -6,10 +6,12 @@
     {"instruction": "…", "input": "…", "output": "…"}                                      Alpaca
     {"instruction": "…", "context": "…", "response": "…"}                                  Dolly
 
-The first user message and its answer are read; a system message is put before the instruction. The following
-are skipped and reported: later turns, as an example is one turn; rows in an unknown language; rows with
-tools; and rows whose answer is marked as not for training (`"weight": 0`). Without an id, the line number is
-used; rows that share an id are the same item in several languages. `records` lists the supported files.
+A prompt's answer may also be its `response` or `output`. The first user message and its answer are read; a
+system message, or the row's `system`, is put before the instruction, and the turns of `history` before the
+row's own. The following are skipped and reported: later turns, as an example is one turn; rows in an unknown
+language, without an instruction, with tools or with roles out of order; and rows whose answer is marked as
+not for training (`"weight": 0`). Keys that are not read are named. Without an id, the line number is used;
+rows that share an id are the same item in several languages. `records` lists the supported files.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from isogloss.data.examples import ParallelExample
-from isogloss.data.formats.lines import language_of, nearest
+from isogloss.data.formats.lines import kind_of, language_of, nearest
 from isogloss.data.formats.records import Record, Tell, nobody, read_records
 from isogloss.data.formats.turns import (
     LeftOut,
@@ -28,6 +30,7 @@ from isogloss.data.formats.turns import (
     join,
     language_or_none,
     nothing,
+    parsed,
     task_of,
     turn,
 )
@@ -37,11 +40,25 @@ _ROLES: Final = ("system", "user", "assistant")
 _SAME: Final = {"developer": "system"}
 _SENDERS: Final = {"human": "user", "gpt": "assistant"}
 _TOOLS: Final = ("tools", "functions", "tool_calls", "function_call")
+_TOOL_ROLES: Final = ("tool", "function", "function_call", "observation")
 _NO_TOOLS: Final = ("", "[]", "{}", "null", "None")
 _LEARNED: Final = ("weight", "loss", "learn", "train", "training")
 """Keys that mark a row or an answer as used for training or, with 0 or false, as not used."""
+_MARKS: Final = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 _BY_TOKEN: Final = ("loss_mask", "train_mask", "train_detail", "training_detail", "assistant_masks")
 """Keys that mark parts of an answer."""
+_LAYOUTS: Final = {
+    "messages": (),
+    "conversations": (),
+    "prompt": ("completion", "response", "output"),
+    "instruction": ("input", "context", "output", "response"),
+}
+"""The keys that identify a layout, and the others that it has."""
+_READ: Final = {
+    *("id", "task", "language", "lang", "system", "history"),
+    *(*_TOOLS, *_LEARNED, *_BY_TOKEN),
+}
+"""Keys that are read in every layout."""
 
 
 class Message(NamedTuple):
@@ -79,13 +96,26 @@ def read(
 
 
 def _rows(path: Path, default: str, split: str | None, tell: Tell) -> Iterator[ParsedTurn | LeftOut]:
+    unread: dict[str, None] = {}
     for record in read_records(path, split, tell=tell, kind="jsonl"):
+        unread |= dict.fromkeys(_unread(record.cells))
         yield from _row(record, default)
+    if unread:
+        names = ", ".join(list(unread)[:8]) + (f" and {len(unread) - 8} more" if len(unread) > 8 else "")
+        tell(f"{path}: not read: {names}")
+
+
+def _unread(cells: Mapping[str, Any]) -> list[str]:
+    has = {key for key, value in cells.items() if not absent(value)}
+    key = key_of(has)
+    return [
+        one for one in cells if one in has - _READ and one != key and one not in _LAYOUTS.get(key or "", ())
+    ]
 
 
 def _row(record: Record, default: str) -> Iterator[ParsedTurn | LeftOut]:
     path, line, number, cells = record
-    named = cells.get("language")
+    named = _first(cells, "language", "lang")
     code = default if absent(named) else language_or_none(named, path, line)
     if isinstance(code, LeftOut):
         yield code
@@ -94,7 +124,10 @@ def _row(record: Record, default: str) -> Iterator[ParsedTurn | LeftOut]:
     if any(_calls_tools(one) for one in (cells, *given)):
         yield LeftOut("{} that call tools", DataError("it calls tools; remove such chats", path, line))
         return
-    messages = _turns([_message(one, path, line) for one in given], path, line)
+    messages = [_message(one, path, line) for one in given]
+    if error := _disorder(messages, path, line):
+        yield LeftOut("{} whose roles are out of order", error)
+        return
     first = {message.role: message for message in messages[: 3 if messages[0].role == "system" else 2]}
     if not _learned(cells, path, line) or ("assistant" in first and not first["assistant"].learned):
         error = DataError("it is marked as not for training; at least one row must be used", path, line)
@@ -106,7 +139,7 @@ def _row(record: Record, default: str) -> Iterator[ParsedTurn | LeftOut]:
         instruction = ""  # a system text alone is no instruction
     id = identifier(number if absent(cells.get("id")) else cells["id"], path, line)
     task = task_of(cells.get("task"), path, line)
-    yield ParsedTurn(path, line, id, task, code, turn(instruction, said.get("assistant"), code, path, line))
+    yield parsed(path, line, id, task, code, turn(instruction, said.get("assistant"), code, path, line))
     if len(messages) > len(first):
         error = DataError("it has several turns", path, line)
         yield LeftOut("all after the first turn of {}", error, whole=False)
@@ -119,12 +152,29 @@ def key_of(keys: Collection[str]) -> str | None:
     Alpaca.
     """
     copied = "instruction" in keys and "completion" not in keys
-    known = ("messages", "conversations", *(() if copied else ("prompt",)), "instruction")
-    return next((key for key in known if key in keys), None)
+    return next((key for key in _LAYOUTS if key in keys and not (copied and key == "prompt")), None)
 
 
 def _given(cells: Mapping[str, Any], path: Path, line: int) -> list[Mapping[str, Any]]:
     """Return the messages of a row in any layout, as mappings with role and content."""
+    messages = [*_history(cells, path, line), *_own(cells, path, line)]
+    system = cells.get("system")
+    if absent(system) or system == "" or messages[0].get("role") in ("system", "developer"):
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _history(cells: Mapping[str, Any], path: Path, line: int) -> list[Mapping[str, Any]]:
+    pairs = cells.get("history")
+    if not _some(pairs):
+        return []
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise DataError("'history' must be a list of pairs, each a user's text and its answer", path, line)
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
+
+
+def _own(cells: Mapping[str, Any], path: Path, line: int) -> list[Mapping[str, Any]]:
     has = {key for key, value in cells.items() if not absent(value)}
     key = key_of(has)
     if key == "messages":
@@ -137,19 +187,20 @@ def _given(cells: Mapping[str, Any], path: Path, line: int) -> list[Mapping[str,
             for one in _list(cells["conversations"], "conversations", path, line)
         ]
     if key == "prompt":
-        answer = cells.get("completion")
+        answer = _first(cells, *_LAYOUTS["prompt"])
         asked = _either(cells["prompt"], "user", path, line)
         return asked if absent(answer) else [*asked, *_either(answer, "assistant", path, line)]
     if key == "instruction":
-        more, answer = _either_key(cells, "input", "context"), _either_key(cells, "output", "response")
+        more, answer = _first(cells, "input", "context"), _first(cells, "output", "response")
         asked = cells["instruction"] if absent(more) or more == "" else f"{cells['instruction']}\n\n{more}"
         said = [] if absent(answer) else [{"role": "assistant", "content": answer}]
         return [{"role": "user", "content": asked}, *said]
     raise DataError(f"no key 'messages'; {nearest('messages', list(cells))}", path, line)
 
 
-def _either_key(cells: Mapping[str, Any], one: str, other: str) -> Any:
-    return cells.get(other) if absent(cells.get(one)) else cells[one]
+def _first(cells: Mapping[str, Any], *keys: str) -> Any:
+    """Return the value of the first of the keys that has one."""
+    return next((cells[key] for key in keys if not absent(cells.get(key))), None)
 
 
 def _either(value: Any, role: str, path: Path, line: int) -> list[Mapping[str, Any]]:
@@ -177,7 +228,7 @@ def _message(message: Mapping[str, Any], path: Path, line: int) -> Message:
     if isinstance(content, list) and content and all(_is_text(part) for part in content):
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
-        raise DataError(f"the {role}'s content is a {type(content).__name__}; it must be text", path, line)
+        raise DataError(f"the {role}'s content is {kind_of(content)}; it must be text", path, line)
     return Message(role, content, role != "assistant" or _learned(message, path, line))
 
 
@@ -185,20 +236,18 @@ def _is_text(part: Any) -> bool:
     return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
-def _turns(messages: list[Message], path: Path, line: int) -> list[Message]:
-    """Check that the messages alternate between user and assistant, after at most one system message."""
+def _disorder(messages: list[Message], path: Path, line: int) -> DataError | None:
+    """Return an error unless user and assistant alternate, after at most one system message."""
     roles = [message.role for message in messages]
     said = roles[1:] if roles[0] == "system" else roles
-    if not said or said != [("user", "assistant")[n % 2] for n in range(len(said))]:
-        message = (
-            f"the roles are {', '.join(roles)}; they must be user and assistant, after at most one system"
-        )
-        raise DataError(message, path, line)
-    return messages
+    if said and said == [("user", "assistant")[n % 2] for n in range(len(said))]:
+        return None
+    message = f"the roles are {', '.join(roles)}; they must be user and assistant, after at most one system"
+    return DataError(message, path, line)
 
 
 def _calls_tools(holder: Mapping[str, Any]) -> bool:
-    return holder.get("role") in ("tool", "function") or any(_some(holder.get(key)) for key in _TOOLS)
+    return holder.get("role") in _TOOL_ROLES or any(_some(holder.get(key)) for key in _TOOLS)
 
 
 def _some(tools: Any) -> bool:
@@ -216,6 +265,6 @@ def _learned(holder: Mapping[str, Any], path: Path, line: int) -> bool:
             raise DataError(f"{message} on as a whole, so remove the row or the key", path, line)
     said = {key: holder[key] for key in _LEARNED if not absent(holder.get(key))}
     for key, value in said.items():
-        if not isinstance(value, bool | int | float) or value not in (0, 1):
+        if str(value).lower() not in _MARKS:
             raise DataError(f"{key!r} is {value!r}; it must be 1 or 0, for training or not", path, line)
-    return all(said.values())
+    return all(_MARKS[str(value).lower()] for value in said.values())

@@ -32,6 +32,13 @@ def read(root: Path, split: str, languages: Iterable[str]) -> dict[str, tuple[st
     return _aligned({code: (path, _sentences(path)) for code, path in files.items()})
 
 
+def release(root: Path, split: str, languages: Iterable[str]) -> str:
+    """Return the release that `read` takes: 101, 200, or the name of FLORES+'s folder."""
+    path = next(iter(_files(root, split, languages_of(languages, root)).values()))
+    folder = path.relative_to(root).parts[0]
+    return folder.removeprefix("flores").removesuffix("_dataset") if folder.endswith("_dataset") else folder
+
+
 def read_ntrex(root: Path, languages: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Return NTREX-128's 1,997 news sentences by our language code; English is the source.
 

@@ -10,7 +10,6 @@ import difflib
 import gzip
 import json
 import lzma
-import os
 import re
 import zipfile
 import zlib
@@ -20,6 +19,7 @@ from typing import IO, Any, Final, TypeGuard
 
 from isogloss.data.text import canonical, canonical_values, is_unicode
 from isogloss.errors import DataError
+from isogloss.files import replacing
 from isogloss.languages.registry import Language, UnknownLanguageError, resolve
 
 
@@ -75,7 +75,7 @@ def parse_object(line: str, path: Path, number: int) -> dict[str, Any]:
         message = "not JSON (a number with too many digits); each line must be one JSON object"
         raise DataError(message, path, number) from None
     if not isinstance(value, dict):
-        message = f"the line is a {type(value).__name__}; each line must be one JSON object"
+        message = f"the line is {kind_of(value)}; each line must be one JSON object"
         raise DataError(message, path, number)
     # Without escapes, all text comes from the line, which is already canonical.
     return canonical_values(value) if "\\" in line else value
@@ -96,20 +96,21 @@ def unique_keys(path: Path, number: int | None = None) -> Callable[[list[tuple[s
     return unique
 
 
+def kind_of(value: object) -> str:
+    """Return the kind of a JSON value with its article, for messages."""
+    return _KINDS.get(type(value)) or f"a {type(value).__name__}"
+
+
 def is_text(value: object) -> TypeGuard[str]:
     """Return whether the value is a string that can be written as UTF-8."""
     return isinstance(value, str) and is_unicode(value)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write the lines to a temporary file, then replace the file; compress if its name ends in .gz."""
+    """Replace the file atomically; compress if its name ends in .gz."""
     data = "".join(line + "\n" for line in lines).encode()
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as draft:
         draft.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def plain_or_gz(path: Path) -> Path | None:
@@ -204,6 +205,14 @@ def _unzipped(path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
+_KINDS: Final = {
+    **dict.fromkeys((int, float), "a number"),
+    str: "a text",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
 _DAMAGES: Final = (zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 _ZIP: Final = b"PK\x03\x04"
 _COMPRESSED: Final[dict[bytes, tuple[str, Callable[[Path], Any]]]] = {

@@ -80,6 +80,13 @@ def read(root: Path, partition: str, languages: Iterable[str]) -> list[MassiveRo
     ]
 
 
+def release(root: Path, partition: str, languages: Iterable[str]) -> str:
+    """Return the releases that `read` takes; a folder massive counts as 1.0."""
+    paths = [_file(root, partition, language) for language in languages_of(languages, root)]
+    folders = {path.relative_to(root).parts[0] for path in paths}
+    return "+".join(sorted({"1.0" if folder == "massive" else folder for folder in folders}))
+
+
 def labelled(root: Path, partition: str) -> tuple[_Line, ...]:
     """Return all rows of the English file with a partition; only all partitions together have every label."""
     path = _file(root, partition, all_languages()[SOURCE])

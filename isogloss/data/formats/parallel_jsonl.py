@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from isogloss.data.examples import ParallelExample, Turn
-from isogloss.data.formats.lines import language_of, nearest, write_lines
+from isogloss.data.formats.lines import kind_of, language_of, nearest, write_lines
 from isogloss.data.formats.records import Tell, nobody, read_records
 from isogloss.data.formats.turns import (
     LeftOut,
@@ -30,6 +30,7 @@ from isogloss.data.formats.turns import (
     join,
     language_or_none,
     nothing,
+    parsed,
     task_of,
     turn,
 )
@@ -55,8 +56,8 @@ def read(
     Args:
         path: The file, a folder of such files, or hub:OWNER/NAME.
         split: Split of a folder or data set to read; defaults to train if there are several.
-        tell: Callback that receives lines about the split that was chosen and the number of rows skipped
-            because of an unknown language.
+        tell: Callback that receives lines about the split that was chosen and the number of skipped rows,
+            with reasons.
         each: Callback that receives each skipped row.
         only: Filter for the rows.
 
@@ -107,9 +108,8 @@ def _row(row: Mapping[str, Any], path: Path, line: int) -> ParsedTurn | LeftOut:
     if isinstance(code, LeftOut):
         return code
     said = turn(row.get("instruction"), row.get("response"), code, path, line)
-    return ParsedTurn(
-        path, line, identifier(row.get("id"), path, line), task_of(row.get("task"), path, line), code, said
-    )
+    id, task = identifier(row.get("id"), path, line), task_of(row.get("task"), path, line)
+    return parsed(path, line, id, task, code, said)
 
 
 def _wide(row: Mapping[str, Any], path: Path, line: int) -> Iterator[ParsedTurn | LeftOut]:
@@ -120,7 +120,7 @@ def _wide(row: Mapping[str, Any], path: Path, line: int) -> Iterator[ParsedTurn 
     for key, value in said.items():
         if not isinstance(value, dict):
             language_of(key, path, line)
-            message = f"{key} is a {type(value).__name__}; it must be an object with an instruction"
+            message = f"{key} is {kind_of(value)}; it must be an object with an instruction"
             raise DataError(message, path, line)
         _refuse_unknown(value, _TURN, path, line)
         code = language_or_none(key, path, line)
@@ -128,7 +128,7 @@ def _wide(row: Mapping[str, Any], path: Path, line: int) -> Iterator[ParsedTurn 
             yield code
             continue
         asked = turn(value.get("instruction"), value.get("response"), code, path, line)
-        yield ParsedTurn(path, line, id, task, code, asked)
+        yield parsed(path, line, id, task, code, asked)
 
 
 def _empty(value: Any) -> bool:

@@ -12,11 +12,12 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from isogloss.config.data import on_hub
-from isogloss.data.formats.lines import name_within, nearest, read_objects, stream_lines, unique_keys
+from isogloss.data.formats.lines import kind_of, name_within, nearest, read_objects, stream_lines, unique_keys
 from isogloss.data.text import canonical_values
 from isogloss.errors import DataError
 
@@ -214,7 +215,11 @@ def _hub(path: Path, split: str | None, tell: Tell) -> Iterator[Record]:
 
 def _csv(path: Path) -> Numbered:
     csv.field_size_limit(1 << 30)  # a document may be longer than 128 KiB
-    reader = csv.reader((line + "\n" for line in stream_lines(path)), strict=True)
+    lines = stream_lines(path)
+    first = next(lines, "")
+    delimiter = ";" if ";" in first and "," not in first else ","  # as Excel writes where 1.5 is 1,5
+    texts = (line + "\n" for line in chain([first], lines))
+    reader = csv.reader(texts, delimiter=delimiter, strict=True)
     start = 1
     header: list[str] | None = None
     try:
@@ -225,7 +230,12 @@ def _csv(path: Path) -> Numbered:
                 yield start, _named(header, fields, path, start)
             start = reader.line_num + 1
     except csv.Error as error:
-        message = f"not CSV ({error}); quote each field that contains a quotation mark"
+        if "new-line" in str(error):
+            message = (
+                "a line ends in CR alone; save the file with LF or CRLF, or quote fields that contain a CR"
+            )
+        else:
+            message = f"not CSV ({error}); quote each field that contains a quotation mark"
         raise DataError(message, path, start) from None
 
 
@@ -254,6 +264,9 @@ def _named(header: list[str], fields: list[str], path: Path, line: int) -> Mappi
 def _json(path: Path) -> Numbered:
     first = next((line for line in stream_lines(path) if line.strip()), "")
     if not first.lstrip().startswith("["):
+        if first.strip() == "{":
+            message = "the file is one object over several lines"
+            raise DataError(f"{message}; it must be a list of objects, or have one object per line", path)
         yield from read_objects(path)
         return
     try:
@@ -267,7 +280,7 @@ def _json(path: Path) -> Numbered:
         raise DataError("the JSON is nested too deeply, or has a number with too many digits", path) from None
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            message = f"item {number} of the list is a {type(row).__name__}; it must be an object"
+            message = f"item {number} of the list is {kind_of(row)}; it must be an object"
             raise DataError(message, path)
         yield number, canonical_values(row)
 

@@ -1,7 +1,7 @@
 """SQuAD's layout, used by MLQA and XQuAD: paragraphs with questions and their answer spans."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,12 @@ def read(path: Path) -> dict[str, Question]:
     for a, article in enumerate(_list(whole, "data", "the file", path)):
         where = f"data[{a}]"
         title = article.get("title") if isinstance(article, dict) else None
+        title = title if is_text(title) else ""
         for p, paragraph in enumerate(_list(article, "paragraphs", where, path)):
             inside = f"{where}.paragraphs[{p}]"
             context = _text(paragraph, "context", inside, path)
             for q, entry in enumerate(_list(paragraph, "qas", inside, path)):
-                one = _question(entry, context, f"{inside}.qas[{q}]", path)
-                one = replace(one, article=title if is_text(title) else "")
+                one = _question(entry, context, title, f"{inside}.qas[{q}]", path)
                 if one.id in found:
                     raise DataError(f"id {one.id!r} occurs twice; keep one question of each", path)
                 found[one.id] = one
@@ -52,7 +52,7 @@ def read(path: Path) -> dict[str, Question]:
     return found
 
 
-def _question(entry: Any, context: str, where: str, path: Path) -> Question:
+def _question(entry: Any, context: str, title: str, where: str, path: Path) -> Question:
     id, asked = _text(entry, "id", where, path), _text(entry, "question", where, path)
     answers = []
     for number, answer in enumerate(_list(entry, "answers", where, path)):
@@ -62,7 +62,7 @@ def _question(entry: Any, context: str, where: str, path: Path) -> Question:
         answers.append(said)
     if not answers:
         raise DataError(f"{where}: the question has no answer; every question needs one", path)
-    return Question(id, context, asked, tuple(dict.fromkeys(answers)))
+    return Question(id, context, asked, tuple(dict.fromkeys(answers)), title)
 
 
 def _list(holder: Any, key: str, where: str, path: Path) -> list[Any]:

@@ -13,9 +13,10 @@ from string import Formatter
 from typing import Any, Final
 
 from isogloss.data.examples import ParallelExample
-from isogloss.data.formats.lines import language_of, nearest
+from isogloss.data.formats.lines import kind_of, language_of, nearest
 from isogloss.data.formats.records import Record, Tell, nobody, read_records
 from isogloss.data.formats.turns import (
+    NO_INSTRUCTION,
     LeftOut,
     Only,
     ParsedTurn,
@@ -23,11 +24,13 @@ from isogloss.data.formats.turns import (
     identifier,
     join,
     language_or_none,
+    parsed,
     task_of,
     turn,
 )
 from isogloss.data.text import canonical
 from isogloss.errors import DataError
+from isogloss.languages import SOURCE
 
 _TURN: Final = ("instruction", "response")
 _FIELDS: Final = ("id", "task", "language", *_TURN)
@@ -39,7 +42,6 @@ def read(
     path: Path,
     columns: Mapping[str, str],
     *,
-    language: str = "en",
     split: str | None = None,
     tell: Tell = nobody,
     only: Only = iter,
@@ -54,7 +56,6 @@ def read(
         path: A file or folder.
         columns: Maps our field (id, task, language, instruction, response, or sw.instruction …) to the name
             of a column, or to a template with column names in braces.
-        language: The language of instruction and response if there is no language column.
         split: Split of a folder to read; defaults to train if there are several.
         tell: Callback that receives lines about the split that was chosen and the number of skipped rows,
             with reasons.
@@ -64,7 +65,7 @@ def read(
         DataError: The table cannot be opened, lacks a column, has a malformed row, or has no usable row. In a
             file without lines (parquet, arrow), the number after the path is the row number.
     """
-    languages = _languages(columns, language_of(language, path).code, path)
+    languages = _languages(columns, path)
     # Read twice: a column's type is known only at its end, and a table may not fit in memory.
     names, whole = _columns(_flat_records(path, split, tell))
     columns = {field: canonical(column) for field, column in columns.items()}
@@ -78,8 +79,8 @@ def _flat_records(path: Path, split: str | None, tell: Tell = nobody) -> Iterato
         yield record._replace(cells=_flat(record.cells))
 
 
-def _languages(columns: Mapping[str, str], default: str, path: Path) -> dict[str, str]:
-    """Return our language code for each field prefix: '' for plain fields, sw for sw.instruction."""
+def _languages(columns: Mapping[str, str], path: Path) -> dict[str, str]:
+    """Return our language code for each field prefix: '' (English) for plain fields, sw for sw.response."""
     languages: dict[str, str] = {}
     for field in columns:
         code, _, name = field.rpartition(".")
@@ -88,7 +89,7 @@ def _languages(columns: Mapping[str, str], default: str, path: Path) -> dict[str
         if code and name not in _TURN:
             raise DataError(f"{field!r} is not a field; {nearest(name, _TURN)}", path)
         if code or name in _TURN:
-            languages[code] = language_of(code, path).code if code else default
+            languages[code] = language_of(code, path).code if code else SOURCE
     for code in languages:
         field = f"{code}.instruction" if code else "instruction"
         if field not in columns:
@@ -127,10 +128,11 @@ def _rows(
             if prefix and instruction is None and response is None:
                 continue
             there = True
-            said = turn(instruction, response, code or default, path, line)
-            yield ParsedTurn(path, line, id, task, code or default, said)
+            own = code or default
+            yield parsed(path, line, id, task, own, turn(instruction, response, own, path, line))
         if not there:
-            raise DataError("no instruction in any language; add one or remove the row", path, line)
+            error = DataError("no instruction in any language; add one or remove the row", path, line)
+            yield LeftOut(NO_INSTRUCTION, error)
 
 
 def _language(code: str | None, path: Path, line: int) -> str | LeftOut:
@@ -179,7 +181,7 @@ def _text(column: str, record: Record) -> str | None:
     if absent(value) or value == "":
         return None
     if isinstance(value, list | dict | bytes):
-        message = f"the column {column!r} has a {type(value).__name__}; only text and numbers can be read"
+        message = f"the column {column!r} has {kind_of(value)}; only text and numbers can be read"
         raise DataError(message, record.path, record.line)
     return str(value)
 

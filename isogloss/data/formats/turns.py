@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isogloss.data.examples import ParallelExample, Turn
-from isogloss.data.formats.lines import language_of
+from isogloss.data.formats.lines import kind_of, language_of
 from isogloss.data.formats.records import Tell, nobody
 from isogloss.data.text import canonical
 from isogloss.errors import DataError
 
 TASK = "instruction"  # task of a row that names none
+NO_INSTRUCTION = "{} without an instruction"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,13 @@ class LeftOut:
     why: str
     error: DataError
     whole: bool = True
+
+
+def parsed(
+    path: Path, line: int, id: str, task: str, language: str, turn: Turn | LeftOut
+) -> ParsedTurn | LeftOut:
+    """Return a turn with its place, or what is left out of it."""
+    return turn if isinstance(turn, LeftOut) else ParsedTurn(path, line, id, task, language, turn)
 
 
 Only = Callable[[Iterator[ParsedTurn]], Iterable[ParsedTurn]]
@@ -147,18 +155,19 @@ def identifier(value: object, path: Path, line: int) -> str:
     return canonical(value, "the id", path, line)
 
 
-def turn(instruction: object, response: object, language: str, path: Path, line: int) -> Turn:
-    """Return a turn with a non-empty instruction; the response may be absent (None).
+def turn(instruction: object, response: object, language: str, path: Path, line: int) -> Turn | LeftOut:
+    """Return a turn, whose response may be absent (None); a `LeftOut` without an instruction.
 
     Raises:
-        DataError: The instruction is absent or empty, or one of the two is not text.
+        DataError: Instruction or response is not text.
     """
     if absent(instruction):
-        raise DataError(f"no instruction in {language}; add one or leave {language} out", path, line)
+        message = f"no instruction in {language}; add one or leave {language} out"
+        return LeftOut(NO_INSTRUCTION, DataError(message, path, line))
     asked = _text(instruction, "instruction", language, path, line)
     if not asked.strip():
         message = f"the instruction in {language} is empty; write one or leave {language} out"
-        raise DataError(message, path, line)
+        return LeftOut(NO_INSTRUCTION, DataError(message, path, line))
     answer = None if absent(response) else _text(response, "response", language, path, line)
     return Turn(asked, answer)
 
@@ -178,6 +187,6 @@ def task_of(value: object, path: Path, line: int) -> str:
 
 def _text(value: object, field: str, language: str, path: Path, line: int) -> str:
     if not isinstance(value, str):
-        message = f"the {field} in {language} is a {type(value).__name__}; it must be text"
+        message = f"the {field} in {language} is {kind_of(value)}; it must be text"
         raise DataError(message, path, line)
     return canonical(value, f"the {field} in {language}", path, line)

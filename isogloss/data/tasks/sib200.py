@@ -2,7 +2,7 @@
 
 Its sentences come from FLORES-200: an index up to 996 is a line of FLORES dev, counted from 0. Instructions
 use the wording of the demo's topic task, followed by the seven categories. The train file is used for
-training, the dev file for reported scores.
+training, the test or dev file for reported scores.
 """
 
 from collections.abc import Sequence

@@ -50,7 +50,7 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
     chosen = _some(reported, sentences)
     return SuiteData(
         name="flores101",
-        revision="101",
+        revision=flores.release(root, "dev" if split == "dev" else "devtest", codes),
         split=name,
         items=(),
         sentences={code: tuple(texts[n] for n in chosen) for code, texts in lines.items()},

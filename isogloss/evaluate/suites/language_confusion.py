@@ -1,14 +1,13 @@
 """Language Confusion Benchmark: are answers in the requested language? (Marchisio et al. 2024)"""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from isogloss.data.draw import sample
 from isogloss.data.examples import Turn
-from isogloss.data.formats.lines import nearest, read_lines
+from isogloss.data.formats.lines import nearest
+from isogloss.data.formats.records import read_file
 from isogloss.errors import DataError
 from isogloss.evaluate.confusion import harmonic, lines_pass, words_pass
 from isogloss.evaluate.items import Item, Official, SuiteData, over_languages
@@ -87,30 +86,17 @@ def score(items: Sequence[Item], answers: Mapping[str, Mapping[str, str]]) -> Of
 
 def _read(path: Path, code: str) -> list[str]:
     """Read the prompts of a file; quoted prompts may span several lines."""
-    text = "\n".join(read_lines(path))
-    reader = csv.reader(io.StringIO(text), strict=True)
     prompts: list[str] = []
-    try:
-        header = next(reader, [])
+    for _, line, _, row in read_file(path):
         for column in COLUMNS:
-            if column not in header:
-                raise DataError(f"the header has no column {column}; {nearest(column, header)}", path, 1)
-        for row in reader:
-            if len(row) != len(header):
-                message = f"{len(row)} fields, but the header names {len(header)}"
-                raise DataError(message, path, reader.line_num)
-            prompt, language = (row[header.index(column)] for column in COLUMNS)
-            if language != code:
-                raise DataError(
-                    f"the language is {language!r}, but the file is for {code}", path, reader.line_num
-                )
-            if not prompt.strip():
-                raise DataError("the prompt is empty; leave the row out", path, reader.line_num)
-            prompts.append(prompt)
-    except csv.Error as error:
-        raise DataError(
-            f"not CSV ({error}); quote prompts that contain line breaks", path, reader.line_num
-        ) from None
+            if column not in row:
+                raise DataError(f"the header has no column {column}; {nearest(column, list(row))}", path, 1)
+        prompt, language = (row[column] or "" for column in COLUMNS)
+        if language != code:
+            raise DataError(f"the language is {language!r}, but the file is for {code}", path, line)
+        if not prompt.strip():
+            raise DataError("the prompt is empty; leave the row out", path, line)
+        prompts.append(prompt)
     if not prompts:
         raise DataError("the file is empty; it must contain prompts", path)
     return prompts

@@ -37,4 +37,4 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
                 paraphrases=(reworded(task, row.utt[SOURCE]),),
             )
         )
-    return SuiteData("massive", "1.0", split, tuple(made), {})
+    return SuiteData("massive", massive.release(root, split, codes), split, tuple(made), {})

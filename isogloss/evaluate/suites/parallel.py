@@ -5,6 +5,7 @@ from pathlib import Path
 
 from isogloss.config import ParallelSuite
 from isogloss.data.draw import FIXED, draw, labels_of, sample
+from isogloss.data.examples import Turn
 from isogloss.data.formats import parallel_jsonl
 from isogloss.errors import DataError
 from isogloss.evaluate.items import Item, SuiteData
@@ -41,7 +42,11 @@ def load(
     for example in sample(
         examples, items, key=lambda e: e.id, strata=lambda e: (e.task, labels.get(e.id, ""))
     ):
-        turns = {code: turn for code, turn in example.turns.items() if code in (SOURCE, *languages)}
+        turns = {
+            code: turn if (turn.response or "").strip() else Turn(turn.instruction)
+            for code, turn in example.turns.items()
+            if code in (SOURCE, *languages)
+        }
         known = all(turn.response is not None for turn in turns.values())
         measures = {"consistency", "fidelity"} | ({"accuracy"} if known else set())
         made.append(Item(example.id, example.task, turns, measures=frozenset(measures)))

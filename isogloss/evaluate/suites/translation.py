@@ -31,14 +31,15 @@ def load(
 ) -> SuiteData:
     """Load sentences of dev or devtest, spread over the file, each once from English and once into it.
 
-    Of dev, lines that are in SIB-200 are left out, if it is in the data root.
+    `items` counts both directions. Of dev, lines that are in SIB-200 are left out, if it is in the data root.
     """
     if root is None:
         raise DataError("the translation suite needs a data root; set data_root or ISOGLOSS_DATA")
     metrics: dict[str, BLEU | CHRF] = {"chrf++": CHRF(word_order=2)}
     if options.spbleu:
         metrics["spbleu"] = _spbleu()
-    lines = flores.read(root, "dev" if split == "dev" else "devtest", [SOURCE, *languages])
+    part, codes = "dev" if split == "dev" else "devtest", [SOURCE, *languages]
+    lines = flores.read(root, part, codes)
     english = lines[SOURCE]
     made = []
     taken, notes = flores_lines(root) if split == "dev" else frozenset(), ()
@@ -46,7 +47,7 @@ def load(
     if taken:
         notes = (f"{len(taken)} lines of FLORES dev are in SIB-200 and are not translated.",)
     free = [number for number in range(len(english)) if number not in taken]
-    for number in sample(free, items, key=str, strata=lambda number: ()):
+    for number in sample(free, max(1, items // len(TASKS)), key=str, strata=lambda number: ()):
         for task in TASKS:
             turns = {
                 code: turn(task, code, english[number], texts[number])
@@ -63,9 +64,9 @@ def load(
                     longest=LONGEST,
                 )
             )
-    return SuiteData(
-        "translation", "101", split, tuple(made), {}, score=partial(score, made, metrics), notes=notes
-    )
+    release = flores.release(root, part, codes)
+    scored = partial(score, made, metrics)
+    return SuiteData("translation", release, split, tuple(made), {}, score=scored, notes=notes)
 
 
 def score(
