@@ -13,6 +13,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 
+from isogloss.errors import ConfigError
+
 PATIENCE = timedelta(days=2)
 """Timeout of collective operations: how long a process waits for the main one."""
 
@@ -25,6 +27,18 @@ def count() -> int:
 def index() -> int:
     """Return the index of this process, starting at 0."""
     return _state().process_index
+
+
+def refuse_idle_gpus() -> None:
+    """Check that a single process does not see several GPUs, all but one of which would be idle.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if torch.cuda.device_count() > 1 and count() == 1:
+        raise ConfigError(
+            "one process uses one GPU: start one per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES=0"
+        )
 
 
 def is_main() -> bool:

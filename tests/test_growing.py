@@ -48,6 +48,16 @@ def test_a_sharded_run_in_a_single_process_is_refused_first(tmp_path):
         add_language.add_languages(run, ["es"])
 
 
+def test_several_gpus_in_a_single_process_are_refused_first(tmp_path, monkeypatch):
+    """Before data are read; a launcher gives each process one."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(ConfigError) as caught:
+        add_language.add_languages(distilled(tmp_path), ["es"])
+    assert str(caught.value) == (
+        "one process uses one GPU: start one per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES=0"
+    )
+
+
 def test_scores_stay_valid_when_notes_are_added_to_the_model(tmp_path):
     """Only files that decide the prompt's token IDs or the weights count."""
     run = distilled(tmp_path)

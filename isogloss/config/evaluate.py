@@ -61,8 +61,9 @@ class Evaluate(Settings):
     suites: Annotated[tuple[Suite, ...], Field(min_length=1), AfterValidator(once)] = ("demo",)
     """Suites to evaluate; each gets its own table in the report."""
     likelihood: Annotated[tuple[Suite, ...], AfterValidator(once)] = ()
-    """Suites whose closed tasks are scored by likelihood: the likeliest option is the answer. In all others
-    the model generates its answer."""
+    """Suites whose closed tasks are scored by likelihood: the likeliest option is the answer. Only demo,
+    massive, xnli, pawsx, sib200, xcopa and xglue have closed tasks. In all others the model generates its
+    answer."""
     also: Others = ()
     """Languages to evaluate without training them; they use the adapter of their family or of the root."""
     split: Literal["dev", "test"] = "test"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from isogloss import processes
 from isogloss.adapters.fit import refuse_misfit
 from isogloss.adapters.grouping import families_of_file
 from isogloss.adapters.tree import family_name
@@ -41,6 +42,7 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
             what = "is the source language" if code == SOURCE else "was already taught"
             raise RunError(f"{code} {what}; choose another language")
     check_machine(four_bit=run.config.four_bit, shard=run.config.shard)
+    processes.refuse_idle_gpus()
     check_installed(run.config.report_to)
     if run.config.compile:
         check_compiler()

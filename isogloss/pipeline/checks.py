@@ -177,6 +177,8 @@ def check(run: Run) -> None:
     """
     learned = run.trained.exists()
     check_machine(four_bit=run.config.four_bit and not learned, shard=run.config.shard and not learned)
+    if not learned:
+        processes.refuse_idle_gpus()
     bases.local(run.config.model, run.reporter.say)  # first, so that a conversion is announced
     with run.reporter.waiting("Checking the settings, the model and the data"):
         tokenizer = unchanging(run.base_tokenizer)

@@ -68,7 +68,7 @@ class ResponseTrainer(Trainer):
     ):
         args = kwargs["args"]
         if args.n_gpu > 1:
-            raise ConfigError("one process uses one GPU; start more with `accelerate launch`")
+            raise ConfigError("one process uses one GPU; start one per GPU with `accelerate launch`")
         # Only an expert to which no token is routed lacks a gradient in a step.
         args.ddp_find_unused_parameters = adapters is None and any(
             "experts" in n for n, _ in model.named_modules()

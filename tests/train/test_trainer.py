@@ -637,4 +637,4 @@ def test_one_process_does_not_drive_two_gpus():
     """torch would copy the model to both, and their paths and counts would diverge."""
     with pytest.raises(ConfigError) as caught:
         ResponseTrainer(model=nn.Linear(1, 1), weights=DISTIL, pad_id=0, args=SimpleNamespace(n_gpu=2))
-    assert str(caught.value) == "one process uses one GPU; start more with `accelerate launch`"
+    assert str(caught.value) == "one process uses one GPU; start one per GPU with `accelerate launch`"

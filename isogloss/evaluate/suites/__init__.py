@@ -61,7 +61,7 @@ ABOUT: dict[str, About] = {
     "demo": About("seven tasks and retrieval on unseen meanings", "15", "Apache-2.0", "the package"),
     "massive": About(
         "intents and scenarios of utterances",
-        "14 here, 51 in all",
+        "25 here, 51 in all",
         "CC BY 4.0",
         "MASSIVE 1.0 or 1.1, amazon-massive-dataset-1.0.tar.gz",
         ("massive", "1.0", "1.1"),
