@@ -162,11 +162,19 @@ def resolved(config: Config, variants: Sequence[Variant]) -> list[Variant]:
             variant = replace(variant, overrides=(*told.overrides, *variant.overrides), against=told.name)
         if NO_HIDDEN[0] in variant.overrides and config.parallel_text:
             variant = replace(variant, overrides=(*variant.overrides, _without_bare(config)))
-        if any(one in variant.overrides and not getattr(config.distill, SCORED[one]) for one in SCORED):
+        if _scores_nothing(config, variant.overrides):
             variant = replace(variant, overrides=(*variant.overrides, *as_usual("signal", "top_k")))
         found.append(variant)
     _refuse_alike(config, found)
     return found
+
+
+def _scores_nothing(config: Config, overrides: Sequence[str]) -> bool:
+    """Return whether these overrides switch off one of KL and replay, and the other is off too."""
+    values = {name: getattr(config.distill, name) for name in SCORED.values()}
+    said = dict(one.partition("=")[::2] for one in overrides)
+    left = [float(said.get(f"distill.{name}", value)) for name, value in values.items()]
+    return any(one in overrides for one in SCORED) and not any(left)
 
 
 def _without_bare(config: Config) -> str:

@@ -37,7 +37,7 @@ def refuse_idle_gpus() -> None:
     """
     if torch.cuda.device_count() > 1 and count() == 1:
         raise ConfigError(
-            "one process uses one GPU: start one per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES=0"
+            "one process uses one GPU: start several with `accelerate launch`, or set CUDA_VISIBLE_DEVICES=0"
         )
 
 

@@ -54,7 +54,7 @@ def test_several_gpus_in_a_single_process_are_refused_first(tmp_path, monkeypatc
     with pytest.raises(ConfigError) as caught:
         add_language.add_languages(distilled(tmp_path), ["es"])
     assert str(caught.value) == (
-        "one process uses one GPU: start one per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES=0"
+        "one process uses one GPU: start several with `accelerate launch`, or set CUDA_VISIBLE_DEVICES=0"
     )
 
 

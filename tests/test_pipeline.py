@@ -590,7 +590,7 @@ def test_another_teachers_prompts_are_measured_against_its_own_positions(base, t
 
     def check(model: Path, teacher: str) -> None:
         more = f"model={model}", "distill.kl_weight=1", f"distill.teacher={teacher}"
-        checks.check_lengths(Run(load_config(None, more), ProgressReporter()), [row])
+        checks.check_lengths(Run(load_config(None, more), ProgressReporter()), [row], str(model))
 
     for model, teacher in ((base, f"{{type: model, path: {short}}}"), (short, "{type: self}")):
         with pytest.raises(ConfigError) as caught:

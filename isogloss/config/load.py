@@ -97,6 +97,8 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
     facts = _open_gaps(written, places=True)
     for override in overrides:
         written.override(override)
+    if (model := str(written.entries.get("model", EMBEDDED))) != config.model:
+        facts = None if model == EMBEDDED else look_up(model)
     return _validate(written, facts)
 
 

@@ -133,17 +133,24 @@ def cross_entropy(
 
 
 def token_log_probs(
-    logits: Float[Tensor, "states vocab"], ids: Int[Tensor, " tokens"], where: Int[Tensor, " tokens"]
+    logits: Float[Tensor, "states vocab"],
+    ids: Int[Tensor, " tokens"],
+    where: Int[Tensor, " tokens"],
+    *,
+    others: bool = True,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " states"]]:
     """Return ln q of some tokens, and of all other tokens of each state together, in nats.
 
     Args:
         ids: The tokens.
         where: Index of the state that predicts each of them.
+        others: Whether the second is needed; otherwise it is 0.
     """
-    log_q = log_softmax(logits, 1.0)
-    others = log_q.index_put((where, ids), log_q.new_tensor(LEAST))
-    return log_q[where, ids], others.logsumexp(1)
+    log_q = wide(logits).log_softmax(-1)
+    tokens = log_q[where, ids].clamp(min=LEAST)
+    if not others:
+        return tokens, log_q.new_zeros(len(log_q))
+    return tokens, log_q.index_put((where, ids), log_q.new_tensor(LEAST)).logsumexp(1)
 
 
 def answer_set_kl(

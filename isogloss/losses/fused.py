@@ -1,9 +1,9 @@
 """Fused losses on hidden states and a frozen head, with their gradient, one chunk of tokens at a time.
 
 The head is frozen, so only the gradient with respect to its input states is needed. It has a closed form and
-is computed in forward, while a chunk's logits exist: the (tokens, vocabulary) logits never exceed one chunk,
-nothing is recomputed, and backward multiplies (tokens, hidden) by a scalar. Results equal those of
-`losses.functional` on full logits.
+its products with the head are computed in forward, while a chunk's logits exist: the (tokens, vocabulary)
+logits never exceed one chunk, and nothing is recomputed. Results equal those of `losses.functional` on full
+logits.
 
 Most losses treat only a few tokens of a state specially: the response token, answer options, the teacher's
 likeliest tokens. They are functions of `token_log_probs`, which reads the head once for all of them. A
@@ -154,6 +154,7 @@ def token_log_probs(
     *,
     size: int,
     fixed: Head | None = None,
+    others: bool = True,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " states"]]:
     """Return ln q of some tokens, and of all other tokens of each state together, in nats.
 
@@ -167,13 +168,14 @@ def token_log_probs(
         size: States whose logits are held at a time.
         fixed: The frozen head; by default the model's. With a head that is not frozen, the logits of each
             chunk are computed again in the backward pass.
+        others: Whether the second is needed; without it, a head that is not frozen takes less memory.
     """
     fixed = fixed or frozen_head(model)
     if fixed is not None:
         return _TokenLogProbs.apply(hidden, ids, where, fixed, size)  # type: ignore[return-value]
 
     def read(states: Tensor, ids: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-        return functional.token_log_probs(head(model, states), ids, where)
+        return functional.token_log_probs(head(model, states), ids, where, others=others)
 
     if len(hidden) <= size:
         return read(hidden, ids, where)
@@ -254,6 +256,8 @@ class _TokenLogProbs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple:
         mean, tokens, rest, softcaps, ids, where, pair = ctx.saved_tensors
+        if not len(rest):
+            return torch.zeros_like(mean), None, None, None, None
         each = torch.zeros_like(tokens).index_add_(0, pair, outer[0])
         total = outer[1].index_add(0, where, each)
         few = (each - tokens.exp() * total[where]) * softcaps

@@ -9,8 +9,13 @@ from torch.distributed.tensor import DTensor
 from isogloss.files import content_hash
 from isogloss.model.decoder import causal_of
 
-READING = ("tokenizer", "special_tokens_map", "added_tokens", "vocab", "merges", "chat_template", "spiece")
+READING = (
+    *("tokenizer", "special_tokens_map", "added_tokens", "vocab", "merges", "chat_template"),
+    *("spiece", "sentencepiece", "tekken"),
+)
 """How the names of the files begin on which a prompt's token IDs depend."""
+WEIGHTS = (".safetensors", "pytorch_model")
+"""Parts of the names of weight files."""
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
@@ -20,7 +25,7 @@ def file_hashes(folder: Path) -> dict[str, str]:
     """
     files = {file for file in folder.iterdir() if file.is_file()}
     reading = {file for file in files if file.name.startswith(READING)}
-    model = {file for file in files if ".safetensors" in file.name or file.name.endswith("config.json")}
+    model = {f for f in files if any(w in f.name for w in WEIGHTS) or f.name.endswith("config.json")}
     return {"model": content_hash(model - reading), "template": content_hash(reading)}
 
 

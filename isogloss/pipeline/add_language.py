@@ -65,7 +65,7 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
     model = run.reference_model(learning=True)
     stage = run.ledger.begin(f"add {' '.join(codes)}")
     rows = rows_for(run, model, examples, tree, codes, stage, replay=False)
-    check_lengths(run, rows)
+    check_lengths(run, rows, str(run.tuned))
     count = sum(bool(node.rank) for node in new)
     run.reporter.say(
         f"{len(rows)} rows in {', '.join(codes)} train {count} new nodes{no_kl(run.config)}; "

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from isogloss import bases, processes
 from isogloss.adapters.fit import refuse_misfit
-from isogloss.config import ModelTeacher, ServerTeacher
+from isogloss.config import ModelTeacher, ServerTeacher, load_config
 from isogloss.data.chat import encode_response
 from isogloss.data.counting import unchanging
 from isogloss.data.examples import ParallelExample
@@ -95,7 +95,8 @@ def without_leaks(
     run: Run, examples: Sequence[ParallelExample], codes: Sequence[str]
 ) -> list[ParallelExample]:
     """Remove examples for new languages that occur in the suites, now or at an earlier check."""
-    examples = run.clean(examples)
+    if run.config.data == load_config(run.folder / "config.yaml").data:  # other data may repeat its ids
+        examples = run.clean(examples)
     suites = _suite_texts(run, tuple(dict.fromkeys((*run.measured, *codes))))
     pairs = _pairs(run, codes)
     found = set(leaking(suites, [*trained_texts(examples), *_texts_of(pairs)]))
@@ -154,15 +155,15 @@ def _compared(run: Run, compare: Callable[[Iterable[Text], Iterable[Text]], T]) 
         return compare(tests, texts(progress))
 
 
-def check_lengths(run: Run, rows: Sequence[Row]) -> None:
+def check_lengths(run: Run, rows: Sequence[Row], base: str) -> None:
     """Check that each row fits the positions of its readers; a server knows its own."""
-    model, teacher = skeleton(run.config.model), run.config.distill.teacher
-    reader, name = (model, run.config.model) if run.config.distill.hears_itself else (None, "")
+    model, teacher = skeleton(base), run.config.distill.teacher
+    reader, name = (model, base) if run.config.distill.hears_itself else (None, "")
     if isinstance(teacher, ModelTeacher) and teacher.level == "token":
         reader, name = skeleton(teacher.path), teacher.path
     for row in rows:
         answer = len(row.student.response)
-        check_length(model, run.config.model, len(row.student.prompt) + answer, row.id)
+        check_length(model, base, len(row.student.prompt) + answer, row.id)
         if reader is not None and row.language != SOURCE:  # in English, both read the same prompt
             check_length(reader, name, len(row.teacher_prompt) + answer, row.id)
 
@@ -193,7 +194,7 @@ def check(run: Run) -> None:
             check_compiler()
         if not learned:
             _ = run.english  # raises if data are missing
-            check_lengths(run, foreseen_rows(run, tokenizer))
+            check_lengths(run, foreseen_rows(run, tokenizer), run.config.model)
         check_suites(run)
 
 

@@ -228,8 +228,12 @@ class Run:
 
     @cached_property
     def _all_examples(self) -> list[ParallelExample]:
-        codes = dict.fromkeys((*self.config.languages.targets, *self.families))
-        return parallel_examples(self.config, self.data_root, list(codes), self.reporter.say_once)
+        targets = self.config.languages.targets
+        added = [code for code in self.families if code not in targets]
+        if added:
+            with suppress(DataError):  # they may have been added from other data
+                return parallel_examples(self.config, self.data_root, [*targets, *added])
+        return parallel_examples(self.config, self.data_root, targets, self.reporter.say_once)
 
     def pairs(self, codes: Sequence[str], use: str) -> dict[str, list[Pair]]:
         """Return parallel sentence pairs by language for a use, repeated as often as configured."""

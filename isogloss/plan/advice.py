@@ -54,10 +54,10 @@ def _changes(work: Work, stage: str) -> list[tuple[str, ...]]:
     smaller = smaller[:: max(1, len(smaller) // 3)] + smaller[-1:] if len(smaller) > 4 else smaller
     more: list[tuple[str, ...]] = []
     if stage == "tune" and config.tune.method == "full":
-        more.append(("tune.method=lora",))
+        more.append(("tune.method=lora", f"tune.batch_size={batch}"))
     several = work.machine.devices > 1 and not (config.shard or config.four_bit or config.compile)
     if stage == "tune" and several:
-        more.append(("tune.method=lora", "shard=true"))
+        more.append(("tune.method=lora", f"tune.batch_size={batch}", "shard=true"))
     if stage == "distill":
         helps = {
             "distill.gradient_checkpointing=true": not config.distill.gradient_checkpointing,

@@ -124,7 +124,14 @@ def _response_losses(
         states.append(hidden[sets.positions])
         ids.append(sets.ids)
         where.append(sets.where + len(states[0]))
-    found, rest = fused.token_log_probs(model, torch.cat(states), torch.cat(ids), torch.cat(where), size=size)
+    found, rest = fused.token_log_probs(
+        model,
+        torch.cat(states),
+        torch.cat(ids),
+        torch.cat(where),
+        size=size,
+        others=isinstance(teacher, TopK),
+    )
     own, *more = found.split([len(part) for part in ids])
 
     parts = {"ce": -own[ce_mask[few]].sum()}

@@ -198,6 +198,15 @@ def test_no_tokens_give_zero():
     assert (ce.item(), kl.item()) == (0.0, 0.0)
 
 
+def test_no_states_have_an_empty_gradient():
+    """As in a batch of which every token is compared with the teacher's hidden states."""
+    head, hidden, _, _ = made()
+    states, none = hidden[:0].clone().requires_grad_(), torch.empty(0, dtype=torch.long)
+    tokens, rest = token_log_probs(head.linear, states, none, none, size=5, fixed=head)
+    (tokens.sum() + rest.sum()).backward()
+    assert states.grad.shape == (0, 12)
+
+
 def test_logits_are_held_for_a_chunk_at_a_time():
     """64 tokens and a vocabulary of 512, four tokens at a time: no tensor is larger than the weight."""
     from torch.utils._python_dispatch import TorchDispatchMode

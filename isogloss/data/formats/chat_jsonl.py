@@ -120,6 +120,10 @@ def _row(record: Record, default: str) -> Iterator[ParsedTurn | LeftOut]:
     if isinstance(code, LeftOut):
         yield code
         return
+    if not _paired(cells.get("history")):
+        error = DataError("'history' must be a list of pairs, each a user's text and its answer", path, line)
+        yield LeftOut("{} whose history is not a list of pairs", error)
+        return
     given = _given(cells, path, line)
     if any(_calls_tools(one) for one in (cells, *given)):
         yield LeftOut("{} that call tools", DataError("it calls tools; remove such chats", path, line))
@@ -157,21 +161,22 @@ def key_of(keys: Collection[str]) -> str | None:
 
 def _given(cells: Mapping[str, Any], path: Path, line: int) -> list[Mapping[str, Any]]:
     """Return the messages of a row in any layout, as mappings with role and content."""
-    messages = [*_history(cells, path, line), *_own(cells, path, line)]
+    before, roles = (cells.get("history") or ()), ("user", "assistant")
+    messages = [
+        *({"role": role, "content": said} for pair in before for role, said in zip(roles, pair, strict=True)),
+        *_own(cells, path, line),
+    ]
     system = cells.get("system")
     if absent(system) or system == "" or messages[0].get("role") in ("system", "developer"):
         return messages
     return [{"role": "system", "content": system}, *messages]
 
 
-def _history(cells: Mapping[str, Any], path: Path, line: int) -> list[Mapping[str, Any]]:
-    pairs = cells.get("history")
-    if not _some(pairs):
-        return []
-    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise DataError("'history' must be a list of pairs, each a user's text and its answer", path, line)
-    roles = ("user", "assistant")
-    return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
+def _paired(history: Any) -> bool:
+    return not _some(history) or (
+        isinstance(history, list)
+        and all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in history)
+    )
 
 
 def _own(cells: Mapping[str, Any], path: Path, line: int) -> list[Mapping[str, Any]]:
