@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from isogloss.evaluate.signature import RULER
+from isogloss.evaluate.signature import RULER, fields_of
 
 NAMES = {
     "alignment_mastered": "alignment, mastered tasks",
@@ -78,11 +78,14 @@ def _setting(found: Mapping[str, Any], setting: str) -> Iterable[str]:
         yield f"- `{name}`: {VARIANTS.get(name, name)}"
     yield ""
     rows = [row for row in found["rows"] if row["setting"] == setting and row["variant"] == "ours"]
+    asked = {row["suite"]: fields_of(row["signature"]) for row in rows}
+    counts = [f"{name} {int(one['items']) or one['sentences'] + ' sentences'}" for name, one in asked.items()]
+    yield f"Items per suite and language, at most: {', '.join(counts)}.\n"
     if old := sorted({version for row in rows if (version := _ruler(row)) < RULER}):
         versions = ", ".join(map(str, old))
         yield (
-            f"Measured by an earlier version of the metrics (`ruler` {versions}, now {RULER}); intervals "
-            "over languages, fidelity and the reading of negated answers have changed since.\n"
+            f"Measured by an earlier version of the metrics (`ruler` {versions}, now {RULER}): answers are read "
+            "differently since.\n"
         )
     yield from _tasks(rows)
     yield from _languages(rows)

@@ -95,7 +95,8 @@ def without_leaks(
     run: Run, examples: Sequence[ParallelExample], codes: Sequence[str]
 ) -> list[ParallelExample]:
     """Remove examples for new languages that occur in the suites, now or at an earlier check."""
-    if run.config.data == load_config(run.folder / "config.yaml").data:  # other data may repeat its ids
+    settings = run.folder / "config.yaml"
+    if settings.exists() and load_config(settings).data == run.config.data:  # other data may repeat its ids
         examples = run.clean(examples)
     suites = _suite_texts(run, tuple(dict.fromkeys((*run.measured, *codes))))
     pairs = _pairs(run, codes)
