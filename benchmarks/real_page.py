@@ -84,8 +84,8 @@ def _setting(found: Mapping[str, Any], setting: str) -> Iterable[str]:
     if old := sorted({version for row in rows if (version := _ruler(row)) < RULER}):
         versions = ", ".join(map(str, old))
         yield (
-            f"Measured by an earlier version of the metrics (`ruler` {versions}, now {RULER}): answers are read "
-            "differently since.\n"
+            f"Measured by an earlier version of the metrics (`ruler` {versions}, now {RULER}): answers are "
+            "read differently since.\n"
         )
     yield from _tasks(rows)
     yield from _languages(rows)
