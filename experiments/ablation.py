@@ -172,9 +172,9 @@ def resolved(config: Config, variants: Sequence[Variant]) -> list[Variant]:
 def _scores_nothing(config: Config, overrides: Sequence[str]) -> bool:
     """Return whether these overrides switch off one of KL and replay, and the other is off too."""
     values = {name: getattr(config.distill, name) for name in SCORED.values()}
-    said = dict(one.partition("=")[::2] for one in overrides)
-    left = [float(said.get(f"distill.{name}", value)) for name, value in values.items()]
-    return any(one in overrides for one in SCORED) and not any(left)
+    said = {name: value for name, _, value in (one.partition("=") for one in overrides)}
+    left = [said.get(f"distill.{name}", str(value)) for name, value in values.items()]
+    return any(one in overrides for one in SCORED) and all(value in ("0", "0.0") for value in left)
 
 
 def _without_bare(config: Config) -> str:
