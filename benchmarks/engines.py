@@ -48,6 +48,10 @@ def questions(asked: Asked) -> dict[str, list[str]]:
                 suite.setdefault(row["language"], []).append(row["instruction"])
         for code, texts in suite.items():
             found.setdefault(code, []).append(list(dict.fromkeys(texts)))
+    if not found:
+        raise SystemExit(
+            f"{asked.run} has no predictions, which the prompts come from; run `isogloss evaluate`"
+        )
     chosen = {}
     for code, suites in sorted(found.items()):
         turns = [texts[n] for n in range(asked.prompts) for texts in suites if n < len(texts)]

@@ -3,6 +3,7 @@
 Torch is not imported before the settings are known to be valid.
 """
 
+import gc
 import io
 import sys
 from collections.abc import Sequence
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None, app: typer.Typer = app, name: s
         app: Another application, of a script outside the package.
         name: Program name in messages.
     """
+    # Python's collector would look through a data set's rows again and again while they are read.
+    gc.set_threshold(20_000)
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words and name == "isogloss":
         words = ["--help"]

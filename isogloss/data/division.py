@@ -101,5 +101,15 @@ def passages(text: str, words: int) -> Iterator[str]:
 
 def words_of(text: str) -> list[str]:
     """Split a text into case-folded words of letters, marks and digits."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded).split()
+    return unicodedata.normalize("NFKC", text).casefold().translate(_SPACES).split()
+
+
+class _Spaces(dict[int, int]):
+    """Table for `str.translate`: characters that are no letter, mark or digit become a space."""
+
+    def __missing__(self, point: int) -> int:
+        self[point] = point if unicodedata.category(chr(point))[0] in "LMN" else ord(" ")
+        return self[point]
+
+
+_SPACES: Final = _Spaces()

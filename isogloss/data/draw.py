@@ -201,9 +201,7 @@ def choose(
     others = [code for code in amounts if code != SOURCE]
     # English-only examples are replay and do not count towards which of the other tasks are closed.
     labels = {} if same else labels_of([e for e in examples if e.turns.keys() != {SOURCE}])
-
-    def strata(n: int) -> tuple[str, str]:
-        return examples[n].task, labels.get(examples[n].id, "")
+    strata = [(example.task, labels.get(example.id, "")) for example in examples].__getitem__
 
     for code, amount in amounts.items():
         there: dict[int, list[int]] = {}

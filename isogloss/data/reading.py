@@ -76,13 +76,13 @@ def read_answer(item: Question, language: str, answer: str) -> str | None:
     if item.options is None:
         reference = item.turns[language].response
         return REFERENCE if reference is not None and given == normalise(reference) else given
-    stages = [_meanings_by_wording(stage) for stage in _stages(item.options, language)]
-    for meanings in stages:
-        if given in meanings:
+    stages = _stages(item.options, language)
+    for stage in stages:  # one at a time: nearly every answer is in the first
+        if given in (meanings := _meanings_by_wording(stage)):
             return _only(meanings[given])
     clauses = _clauses(answer)
-    for meanings in stages[:-1]:
-        if found := _stated(meanings, clauses):
+    for stage in stages[:-1]:
+        if found := _stated(meanings := _meanings_by_wording(stage), clauses):
             return _only(meaning for wording in found for meaning in meanings[wording])
     return None
 

@@ -68,7 +68,7 @@ def examples(
                     for code, utt in row.utt.items()
                 }
                 texts = dict.fromkeys(turns, by_task[task])
-                again = english_wordings(task, utt=row.utt[SOURCE])
+                again = () if languages else english_wordings(task, utt=row.utt[SOURCE])  # for stage 1
                 made.append(ParallelExample(f"{row.id}-{task}", task, turns, texts, wordings=again))
     return made
 
