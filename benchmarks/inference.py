@@ -14,16 +14,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from machine import about
 
+from isogloss.adapters.decode import decode
 from isogloss.adapters.fit import lora_shape
-from isogloss.adapters.generate import complete
 from isogloss.adapters.lora import TreeLora
 from isogloss.adapters.tree import build_tree
 from isogloss.config import load_config
-from isogloss.data.chat import encode_prompt
+from isogloss.data.chat import encode_prompt, pad
 from isogloss.data.sources import parallel_examples
-from isogloss.model.load import load_model, load_tokenizer, pick_dtype
+from isogloss.model.load import load_model, load_tokenizer, pad_id, pick_dtype
 
 
 def main() -> None:
@@ -46,20 +47,18 @@ def main() -> None:
     for batch in (1, 32):
         languages = [codes[n % len(codes)] for n in range(batch)]
         prompts = [
-            encode_prompt(tokenizer, examples[n].turns[code].instruction) for n, code in enumerate(languages)
+            list(encode_prompt(tokenizer, examples[n].turns[code].instruction))
+            for n, code in enumerate(languages)
         ]
 
         def answer(on: bool, languages: list[str] = languages, prompts: list = prompts) -> float:
             began = time.perf_counter()
-            given: dict[str, Any] = {"languages": languages, "adapters": adapters} if on else {}
-            complete(
-                adapters.model if on else alone,
-                tokenizer,
-                prompts,
-                max_new_tokens=asked.tokens,
-                min_new_tokens=asked.tokens,
-                **given,
-            )
+            if on:
+                adapters.set_path(languages)
+            ids, mask = pad(prompts, pad_id(tokenizer), "left")
+            how: dict[str, Any] = {"ends": (), "pad": pad_id(tokenizer), "max_new_tokens": asked.tokens}
+            with torch.no_grad():
+                decode(adapters.model if on else alone, ids, mask, **how)
             return time.perf_counter() - began
 
         taken = [(answer(False), answer(True)) for _ in range(asked.repeat + 1)][1:]

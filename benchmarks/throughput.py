@@ -23,12 +23,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from engines import CONTEXT, installed, questions, serving, vllm
+from engines import installed, questions, serving, vllm, vllm_server, wait_for
 from machine import about, put
 
 NEW_TOKENS = 24
-STARTED = 1200
-"""Seconds within which a server must start."""
 Asked = argparse.Namespace
 
 
@@ -45,12 +43,8 @@ def adapters(asked: Asked, codes: list[str], port: int) -> tuple[list[str], dict
 
 def merged(asked: Asked, codes: list[str], port: int) -> tuple[list[str], dict[str, str]]:
     """Return the command of vLLM with one language's merged model under every language's name."""
-    _, variables = vllm(asked, "float32", codes, port)
-    command = [str(asked.venvs / "vllm" / "bin" / "python"), "-m", "vllm.entrypoints.cli.main", "serve"]
-    command += [str(asked.merged / codes[-1]), "--served-model-name", *codes]
-    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", str(CONTEXT)]
-    command += ["--max-num-seqs", "12", "--max-num-batched-tokens", str(CONTEXT)]
-    return [*command, "--host", "127.0.0.1", "--port", str(port)], variables
+    model = next(path for path in sorted(asked.merged.iterdir()) if path.is_dir())
+    return vllm_server(asked, model, "float32", port, {"served-model-name": codes})
 
 
 CONTENDERS = {"serve": serve, "vllm-adapters": adapters, "vllm-merged": merged}
@@ -83,15 +77,7 @@ def measure(asked: Asked, name: str, texts: dict[str, list[str]]) -> dict[str, A
     rounds = itertools.zip_longest(*([(code, text) for text in some] for code, some in texts.items()))
     requests = [one for some in rounds for one in some if one]
     with serving(command, log, **variables) as process:
-        until = time.monotonic() + STARTED
-        while True:
-            try:
-                client.models.list()
-                break
-            except openai.APIConnectionError:
-                if process.poll() is not None or time.monotonic() > until:
-                    raise SystemExit(f"{name} did not start; see {log}") from None
-                time.sleep(2)
+        wait_for(client, process, log)
         with ThreadPoolExecutor(len(texts)) as pool:
             list(pool.map(ask, requests[: len(texts)]))
             started = time.perf_counter()

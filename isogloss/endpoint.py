@@ -165,7 +165,9 @@ class Client:
             raise _Stopped
         try:
             answer = self._http.post(f"{self.settings.url.rstrip('/')}/{path}", json=body)
-        except httpx2.TransportError as error:
+        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, UnicodeError) as error:
+            raise ConfigError(f"{self._where}: {self.settings.url!r} is not a valid URL ({error})") from None
+        except httpx2.RequestError as error:
             raise _Again(type(error).__name__) from None
         status = answer.status_code
         if status in (408, 429) or status >= 500:

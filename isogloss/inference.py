@@ -5,13 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Lock
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 
-from isogloss.adapters.generate import answers, complete
+from isogloss.adapters.generate import answers, complete, stops
 from isogloss.data.chat import encode_prompt
 from isogloss.data.text import canonical
 from isogloss.errors import RunError
@@ -36,14 +35,14 @@ class Aligned:
 
     def __init__(self, run: Run, detector: Detector = guess):
         self.run, self.detector = run, detector
-        self.model = run.reference_model()
+        self.model = run.reference_model(measured=False)
         self.adapters = run.student(self.model, trained=True)
         self._turn = Lock()  # the active adapter path is state of the model
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Codes of the taught languages."""
-        return self.run.taught
+        """Codes of the taught languages, as of the adapters in memory."""
+        return self.adapters.tree.languages
 
     def language_of(self, text: str) -> str:
         """Detect the language of a text among English and the taught languages; default to English.
@@ -109,7 +108,8 @@ class Aligned:
 
     def _stream(self, prompt: Sequence[int], codes: list[str], max_new_tokens: int) -> Iterator[str]:
         tokenizer, left = self.run.tokenizer, Event()
-        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
+        ends = set(stops(self.model, tokenizer))
+        streamer = _UpToEnd(ends, tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
         with ThreadPoolExecutor(1) as speaker:
             spoken = speaker.submit(
                 self.complete,
@@ -145,9 +145,6 @@ class Aligned:
             stopped: Returns True for a row whose generation should stop.
         """
 
-        def criterion(ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-            return torch.tensor([stopped(row) for row in range(len(ids))], device=ids.device)
-
         with self._turn:
             return complete(
                 self.model,
@@ -157,7 +154,7 @@ class Aligned:
                 adapters=None if codes is None else self.adapters,
                 max_new_tokens=max_new_tokens,
                 streamer=streamer,
-                stopping_criteria=[criterion],
+                stopped=lambda made: [stopped(row) for row in range(len(made))],
             )
 
     def _codes(self, texts: Sequence[str], languages: str | Sequence[str] | None) -> list[str]:
@@ -170,6 +167,18 @@ class Aligned:
             return [resolve(one).code for one in given]
         except UnknownLanguageError as error:
             raise RunError(str(error)) from None
+
+
+class _UpToEnd(TextIteratorStreamer):
+    """Streamer of one answer without its end, which need not be a special token."""
+
+    def __init__(self, ends: set[int], *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.ends = ends
+
+    def put(self, value: Tensor) -> None:
+        if value.ndim > 1 or value.item() not in self.ends:
+            super().put(value)
 
 
 def _instructions(texts: Sequence[str]) -> list[str]:

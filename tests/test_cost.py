@@ -6,9 +6,10 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from isogloss.adapters.generate import complete
+from isogloss.adapters.decode import decode
 from isogloss.adapters.lora import TreeLora
 from isogloss.adapters.tree import build_tree
+from isogloss.data.chat import pad
 from isogloss.model.cost import Meter
 from isogloss.model.decoder import states_up_to
 
@@ -59,7 +60,7 @@ def test_without_gradients_only_a_forward_pass_is_counted():
     assert (meter.forward_tokens, meter.backward_tokens) == (4 * 48, 0)
 
 
-def test_generation_with_a_cache_is_counted(tokenizer):
+def test_generation_with_a_cache_is_counted():
     """The prompt is read once, then one token per step that attends to all earlier ones."""
     plain = model()
     plain.generation_config.eos_token_id = None
@@ -67,12 +68,14 @@ def test_generation_with_a_cache_is_counted(tokenizer):
     prompts = [list(range(10, 50)), list(range(30, 50))]
 
     def draw() -> None:
-        complete(plain, tokenizer, prompts, max_new_tokens=6, min_new_tokens=6)
+        ids, mask = pad(prompts, 0, "left")
+        decode(plain, ids, mask, ends=(), pad=0, max_new_tokens=6)
 
-    with meter.counting():
+    with meter.counting(), torch.no_grad():
         expected = counted(draw)
     assert meter.flops == pytest.approx(expected, rel=0.05)
     assert meter.forward_tokens == 2 * (40 + 5)
+    assert meter.generated == 2 * 6
 
 
 def test_only_the_path_of_a_token_in_the_tree_is_counted():

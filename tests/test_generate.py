@@ -5,8 +5,10 @@ import unicodedata
 import pytest
 import torch
 from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
 
 from isogloss.adapters.generate import answers, complete, whole_answers
+from isogloss.adapters.tree import build_tree
 from isogloss.data.chat import encode_prompt
 from isogloss.model.load import load_model, load_tokenizer
 from isogloss.model.prefix import prefill
@@ -94,7 +96,7 @@ def test_sampling_follows_the_models_own_distribution(tiny, tokenizer, brought):
     model = with_settings(tiny(), {key: BROUGHT[key] for key in brought})
     prompt = encode_prompt(tokenizer, "aa")
     torch.manual_seed(0)
-    drawn = complete(model, tokenizer, [prompt] * 1000, max_new_tokens=1, do_sample=True)[:, 0]
+    drawn = complete(model, tokenizer, [prompt] * 1000, max_new_tokens=1, sample=True)[:, 0]
     with torch.no_grad():
         p = model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
     share = torch.bincount(drawn, minlength=len(p)) / len(drawn)
@@ -137,6 +139,67 @@ def test_a_loaded_tokenizer_does_not_truncate_pad_or_clean_up(tiny, tokenizer, t
     assert plain.backend_tokenizer.truncation is None and plain.backend_tokenizer.padding is None
     assert encode_prompt(plain, "Was ?") == encode_prompt(tokenizer, "Was ?")
     assert plain.decode(plain("x != y , ok .")["input_ids"]) == "x != y , ok ."
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma3_text", "gpt2", "llama"])
+def test_rows_that_have_ended_are_dropped_and_the_others_go_on(tiny, tokenizer, kind):
+    """Each row's tokens are those of the row alone, though the batch shrinks under it."""
+    model = tiny(kind)
+    prompts = [encode_prompt(tokenizer, text) for text in ["Jambo", "abc abc", "Wo?", "1 2 3", "x", "y z"]]
+    alone = [complete(model, tokenizer, [prompt], max_new_tokens=12)[0].tolist() for prompt in prompts]
+    # The first row ends at its first token, the second at its second, and so on.
+    model.generation_config.eos_token_id = ends = [row[n] for n, row in enumerate(alone)]
+    expected = [row[: 1 + next(n for n, token in enumerate(row) if token in ends)] for row in alone]
+    sizes: list[int] = []
+    handle = model.register_forward_pre_hook(
+        lambda _, args, given: sizes.append(len(given["input_ids"])), with_kwargs=True
+    )
+    made = complete(model, tokenizer, prompts, max_new_tokens=12)
+    handle.remove()
+    longest = max(map(len, expected))
+    assert made.tolist() == [row + [0] * (longest - len(row)) for row in expected]
+    assert len(sizes) == longest
+    assert sizes[0] == len(prompts)
+    if longest > 2:
+        assert sizes[-1] < len(prompts)
+
+
+def test_after_rows_are_dropped_each_row_keeps_its_languages_adapter(tiny, tokenizer, student):
+    """With a different adapter for each row, answers equal those of the rows alone."""
+    codes = ["es", "hi", "sw", "tr"]
+    adapters = student(tiny(), build_tree(codes, ranks={"root": 2, "family": 2, "language": 4}))
+    model = adapters.model
+    prompts = [encode_prompt(tokenizer, text) for text in ASKED]
+    how = {"adapters": adapters, "max_new_tokens": 10}
+    alone = [
+        complete(model, tokenizer, [prompt], languages=[code], **how)[0].tolist()
+        for prompt, code in zip(prompts, codes, strict=True)
+    ]
+    bare = complete(model, tokenizer, prompts, max_new_tokens=10).tolist()
+    assert sum(one != other for one, other in zip(alone, bare, strict=True)) >= 3
+    left = [False, False, False, False]
+
+    def stopped(made):
+        for row in range(made.shape[1] // 2):  # one row more after every second token
+            left[row] = True
+        return left
+
+    streamed: list[list[int]] = []
+
+    class Streamer(BaseStreamer):
+        def put(self, value):
+            streamed.append(value.tolist())
+
+        def end(self):
+            streamed.append([])
+
+    made = complete(
+        model, tokenizer, prompts, languages=codes, stopped=stopped, streamer=Streamer(), **how
+    ).tolist()
+    lengths = [2, 4, 6, 8]
+    assert made == [row[:n] + [0] * (8 - n) for row, n in zip(alone, lengths, strict=True)]
+    assert len(streamed[0]) == 4 and streamed[-1] == []
+    assert [list(row) for row in zip(*streamed[1:-1], strict=True)] == made
 
 
 def test_truncated_answers_are_marked_as_not_ended(tiny, tokenizer):

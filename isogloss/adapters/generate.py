@@ -8,12 +8,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
+from isogloss.adapters.decode import Stopped, decode
 from isogloss.adapters.lora import TreeLora
 from isogloss.data.chat import encode_prompt, end_of_turn, pad
 from isogloss.data.text import canonical
-from isogloss.model.decoder import causal_of, most_tokens
-from isogloss.model.load import pad_id
+from isogloss.errors import RunError
+from isogloss.model.decoder import causal_of, keeps_keys_alone, most_tokens
+from isogloss.model.load import pad_id, positions_of
 from isogloss.model.prefix import Prefix
 
 PROMPTS = 8192
@@ -73,10 +76,11 @@ def whole_answers(
             languages=None if languages is None else [languages[i] for i in chosen],
             adapters=adapters,
             max_new_tokens=max_new_tokens,
-            do_sample=sample,
+            sample=sample,
         )
-        texts = tokenizer.batch_decode(made, skip_special_tokens=True)
-        for number, text, tokens in zip(chosen, texts, made.tolist(), strict=True):
+        rows = made.tolist()
+        texts = tokenizer.batch_decode([without_end(row, ends) for row in rows], skip_special_tokens=True)
+        for number, text, tokens in zip(chosen, texts, rows, strict=True):
             found[number] = Answer(canonical(text).strip(), ended=not ends.isdisjoint(tokens))
         done += len(chosen)
         progress(done, len(order))
@@ -110,19 +114,20 @@ def complete(
     languages: Sequence[str] | None = None,
     adapters: TreeLora | None = None,
     max_new_tokens: int,
-    do_sample: bool = False,
+    sample: bool = False,
     prefix: Prefix | None = None,
-    **options: Any,
+    streamer: BaseStreamer | None = None,
+    stopped: Stopped | None = None,
 ) -> Int[Tensor, "prompts tokens"]:
     """Generate the new tokens of one batch, padded after each row's end of turn.
 
     Args:
-        do_sample: Sample instead of greedy decoding.
+        sample: Sample from the model's unmodified distribution (temperature 1, no top-p or top-k) instead of
+            greedy decoding. The checkpoint's generation settings are ignored, except for the tokens that end
+            a response.
         prefix: Cached prefix, computed by the frozen model, that every prompt continues.
-        options: Further arguments of transformers' `generate`, such as a streamer.
-
-    Sampling uses the model's unmodified distribution (temperature 1, no top-p or top-k). The checkpoint's
-    generation settings are ignored, except for the tokens that end a response.
+        streamer: As in `decode`.
+        stopped: As in `decode`.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -130,31 +135,71 @@ def complete(
         model, [len(prefix.ids) + len(p) for p in prompts], max_new_tokens
     ):
         prompts, prefix = [(*prefix.ids, *prompt) for prompt in prompts], None
-    ids, mask = (t.to(device) for t in pad([list(prompt) for prompt in prompts], pad_id(tokenizer), "left"))
-    if prefix is not None:
-        read = torch.tensor([prefix.ids], device=device).expand(len(ids), -1)
-        ids, mask = torch.cat([read, ids], 1), torch.cat([torch.ones_like(read), mask], 1)
-        options["past_key_values"] = prefix.fork(len(ids))
-    if adapters is not None and languages is not None:
-        adapters.set_path(languages)
-    drawn = {"temperature": 1.0, "top_p": 1.0, "top_k": 0} if do_sample else {}
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=do_sample,
-        use_cache=True,
-        eos_token_id=stops(model, tokenizer),
-        pad_token_id=pad_id(tokenizer),
-        **drawn,
-    )
-    try:
-        with _generating(model, settings):
-            made = model.generate(  # type: ignore[operator]  # PeftModel and PreTrainedModel both generate
-                input_ids=ids, attention_mask=mask, generation_config=settings, **options
+    longest = max(map(len, prompts), default=0) + (len(prefix.ids) if prefix else 0)
+    if (most := positions_of(model)) is not None:
+        if longest >= most:
+            raise RunError(
+                f"a prompt has {longest} tokens, but the model has only {most} positions; shorten it"
             )
+        max_new_tokens = min(max_new_tokens, most - longest)
+    ids, mask = (t.to(device) for t in pad([list(prompt) for prompt in prompts], pad_id(tokenizer), "left"))
+    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sample": sample, "streamer": streamer}
+    how |= {"ends": stops(model, tokenizer), "pad": pad_id(tokenizer), "stopped": stopped}
+
+    def chosen(rows: Sequence[int]) -> None:
+        if adapters is not None and languages is not None:
+            adapters.set_path([languages[row] for row in rows])
+
+    chosen(range(len(prompts)))
+    try:
+        if not keeps_keys_alone(model):  # nor has it a prefix
+            return _by_generate(model, ids, mask, **how)
+        if prefix is not None:
+            mask = torch.cat([mask.new_ones(len(ids), len(prefix.ids)), mask], 1)
+            how["cache"] = prefix.fork(len(ids))
+        return decode(model, ids, mask, chosen=chosen, **how)
     finally:
         if adapters is not None:
             adapters.off()
-    return made[:, ids.shape[1] :]
+
+
+def _by_generate(
+    model: nn.Module,
+    ids: Int[Tensor, "prompts tokens"],
+    mask: Int[Tensor, "prompts tokens"],
+    *,
+    ends: Sequence[int],
+    pad: int,
+    max_new_tokens: int,
+    sample: bool,
+    streamer: BaseStreamer | None,
+    stopped: Stopped | None,
+) -> Int[Tensor, "prompts tokens"]:
+    """Decode with transformers, which knows the caches of recurrent layers."""
+    start = ids.shape[1]
+
+    def criterion(so_far: Tensor, scores: Any, **others: Any) -> Tensor:
+        return torch.tensor(
+            stopped(so_far[:, start:]) if stopped else [False] * len(so_far), device=ids.device
+        )
+
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=sample,
+        use_cache=True,
+        eos_token_id=list(ends),
+        pad_token_id=pad,
+        **({"temperature": 1.0, "top_p": 1.0, "top_k": 0} if sample else {}),
+    )
+    with _generating(model, settings):
+        made = model.generate(  # type: ignore[operator]  # PeftModel and PreTrainedModel both generate
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=settings,
+            streamer=streamer,
+            stopping_criteria=[criterion],
+        )
+    return made[:, start:]
 
 
 def _in_window(model: nn.Module, lengths: Sequence[int], more: int) -> bool:
@@ -177,10 +222,30 @@ def _generating(model: nn.Module, settings: GenerationConfig) -> Iterator[None]:
 
 def stops(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the token IDs that end a response: the template's end of turn and the model's EOS tokens."""
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends = [own] if isinstance(own, int) else list(own or ())
     stop: Any = tokenizer.convert_tokens_to_ids(end_of_turn(tokenizer))
-    return list(dict.fromkeys([stop, *ends]))
+    return list(dict.fromkeys([stop, *_own(getattr(model, "generation_config", None))]))
+
+
+def end_with_turn(settings: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Add the end of turn to a saved model's EOS tokens, unless it is one; return whether it was added.
+
+    transformers and vLLM stop at these alone, and would otherwise generate up to the limit.
+    """
+    stop: Any = tokenizer.convert_tokens_to_ids(end_of_turn(tokenizer))
+    if stop in _own(settings):
+        return False
+    settings.eos_token_id = [stop, *_own(settings)]
+    return True
+
+
+def _own(settings: GenerationConfig | None) -> list[int]:
+    own: int | list[int] | None = getattr(settings, "eos_token_id", None)
+    return [own] if isinstance(own, int) else list(own or ())
+
+
+def without_end(ids: Sequence[int], ends: Collection[int]) -> list[int]:
+    """Return the tokens before the first in `ends`: an end of turn need not be a special token."""
+    return [token for token in up_to_end(ids, ends) if token not in ends]
 
 
 def up_to_end(ids: Sequence[int], ends: Collection[int]) -> tuple[int, ...]:

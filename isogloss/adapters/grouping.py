@@ -15,6 +15,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from isogloss.adapters.tree import family_name
+from isogloss.config.yaml_io import Loader
 from isogloss.data.formats.lines import nearest
 from isogloss.errors import ConfigError
 from isogloss.languages import UnknownLanguageError, resolve
@@ -33,7 +34,7 @@ def families_of_file(path: Path, targets: Sequence[str]) -> dict[str, str]:
             "families, flat, shared, learned or random"
         )
     try:
-        entries = yaml.safe_load(path.read_text("utf-8"))
+        entries = yaml.load(path.read_text("utf-8"), Loader=Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(entries, dict) or not all(isinstance(codes, list) for codes in entries.values()):

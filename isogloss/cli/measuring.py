@@ -170,11 +170,13 @@ def evaluate(
     require(run_folder, TUNED, DISTILLED)
     job = prepare(settings)
     from isogloss import processes
+    from isogloss.adapters.fit import refuse_misfit
     from isogloss.pipeline import checks, evaluation
     from isogloss.pipeline.folder import open_run
     from isogloss.pipeline.stages import run_report
 
     checks.check_suites(job)
+    refuse_misfit(settings)
     kept = settings
     if suite:  # scores of additional suites are kept beside those of the run's own suites
         own = (*load_config(run_folder).evaluate.suites, *settings.evaluate.suites)
@@ -183,6 +185,9 @@ def evaluate(
     open_run(kept, job.reporter)
     if processes.is_main():
         evaluation.run_evaluate(job)
+        whole = open_run(kept, job.reporter)
+        if stale := evaluation.unscored(whole, evaluation.scores_of_run(whole)):
+            print_line(f"Scored with other settings, so `isogloss run` scores again: {', '.join(stale)}")
         page = run_report(job)
         show_scores(job)
         print_line(f"Report: {page}")

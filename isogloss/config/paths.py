@@ -1,7 +1,7 @@
 """Check that the files and folders named in the settings exist."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from isogloss.bases import EMBEDDED, PACKAGED, SUFFIX, unavailable
@@ -89,21 +89,28 @@ def misplaced(config: Config, written: Written) -> Iterator[str]:
                 yield fault("evaluate.suites", f"contains {name}, which {way}")
 
 
-def idle(config: Config, written: Written) -> Iterator[str]:
-    """Yield an error line for each setting of a suite that has no effect with the suites to evaluate."""
+def idle(config: Config, written: Written, only: Collection[str] | None = None) -> Iterator[str]:
+    """Yield an error line for each setting of a suite that has no effect with the suites to evaluate.
+
+    Args:
+        only: Names of the settings to check; all if not given.
+    """
     settings = config.evaluate
+
+    def checked(name: str) -> bool:
+        return only is None or any(f"{one}.".startswith(f"evaluate.{name}.") for one in only)
 
     def fault(name: str, text: str) -> str:
         return f"{written.at(_path(f'evaluate.{name}'))}: evaluate.{name} {text}"
 
-    for suite in settings.likelihood:
+    for suite in settings.likelihood if checked("likelihood") else ():
         if suite not in CLOSED:
             yield fault("likelihood", f"contains {suite}, which has no closed tasks; leave it out")
         elif suite not in settings.suites:
             yield fault("likelihood", f"contains {suite}; add it to evaluate.suites, or leave it out here")
     for suite in ("xglue", "translation", "parallel"):
         options = getattr(settings, suite)
-        if suite not in settings.suites and options != type(options)():
+        if checked(suite) and suite not in settings.suites and options != type(options)():
             yield fault(
                 suite, f"has no effect unless evaluate.suites contains {suite}; add it, or leave this out"
             )

@@ -2,13 +2,15 @@
 
 A passage is 13 consecutive words (Brown et al. 2020, appendix C), or 30 letters in scripts without spaces. A
 shared task template is not a leak: the content of an instruction is extracted from its template on both
-sides and compared part by part, however many items share it. The demo's texts come from one grammar, so all
-their passages are common; they are only compared as a whole.
+sides and compared part by part, however many items share it. Nor is a passage that most test items and many
+training texts share, such as a system prompt. The demo's texts come from one grammar, so all their passages
+are common; they are only compared as a whole.
 Model-independent. Flow: texts of the suites → index of passages → training texts, one by one → leaks.
 """
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Final
@@ -21,6 +23,11 @@ from isogloss.languages import languages
 WORDS: Final = 13
 LETTERS: Final = 30
 """Length of a passage in scripts without spaces; also the minimum length of a response to be checked."""
+FEWEST: Final = 5
+TESTED: Final = 0.5
+TRAINED: Final = 0.1
+"""A passage in more than half of a suite's texts in a language and a tenth of the training texts, and in at
+least five of each, is no leak but a system prompt or the like."""
 _MADE: Final = ("demo",)
 
 
@@ -119,19 +126,37 @@ def _meetings(
         if test.suite not in _MADE:
             for passage in {passage for part in parts for passage in _passages(part, test.language)}:
                 passages.setdefault(passage, []).append(number)
+    sizes = Counter((test.suite, test.language) for test in tests)
+    # Training texts by passage, as a passage is only known to be common at the end.
+    matched: dict[tuple[str, ...], list[Text]] = {}
+    total = 0
     for text in training:
+        total += 1
         parts = _parts(text)
         for number in whole.get(parts, ()):
             yield number, text, True, tuple(chain(*parts))
         for part in parts if passages else ():
-            for passage in _passages(part, text.language):
-                for number in passages.get(passage, ()):
-                    yield number, text, False, passage
+            for passage in {p for p in _passages(part, text.language) if p in passages}:
+                matched.setdefault(passage, []).append(text)
+    for passage, texts in matched.items():
+        numbers = passages[passage]
+        common = len(texts) >= FEWEST and len(texts) > TRAINED * total
+        if common and _asked_by_most([tests[number] for number in numbers], sizes):
+            continue
+        for text in texts:
+            for number in numbers:
+                yield number, text, False, passage
 
 
 def _leak(test: Text, text: Text, whole: bool, tokens: tuple[str, ...]) -> Leak:
     passage = ("" if languages()[test.language].unspaced else " ").join(tokens)
     return Leak(test.suite, test.id, test.language, whole, passage, (text.id, text.language))
+
+
+def _asked_by_most(tests: Sequence[Text], sizes: Mapping[tuple[str, str], int]) -> bool:
+    """Return whether most texts of a suite in a language are among some tests."""
+    found = Counter((test.suite, test.language) for test in tests)
+    return any(count >= FEWEST and count > TESTED * sizes[where] for where, count in found.items())
 
 
 def _parts(text: Text) -> tuple[tuple[str, ...], ...]:

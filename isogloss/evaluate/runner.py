@@ -232,6 +232,7 @@ def evaluate_side(
                 "answer": text,
                 "consistent": consistent,
                 "correct": right if "accuracy" in item.measures else None,
+                "answer_language": item.answer_language.get(code, code),
                 "in_language": told,
                 "cut": cut,
             }

@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor
+from transformers import GenerationConfig
 
-from isogloss.adapters.generate import complete
+from isogloss.adapters.generate import complete, end_with_turn
 from isogloss.adapters.lora import TreeLora
 from isogloss.data.chat import encode_prompt, pad
 from isogloss.errors import DataError, RunError
@@ -101,13 +102,16 @@ def _export(run: Run, codes: Sequence[str], kind: Kind, folder: Path, max_rank: 
     if there := [code for code in codes if (folder / code).exists()]:
         raise RunError(f"{folder / there[0]} already exists; choose another --out or remove it")
     refuse_bare(run, codes)
+    settings = GenerationConfig.from_pretrained(str(run.tuned))
+    if end_with_turn(settings, run.tokenizer):  # earlier versions left it out
+        settings.save_pretrained(str(run.tuned))
     adapters = run.student(_reference(run, kind), trained=True)
     prompts = {code: _prompts(run, code) for code in codes}
     wanted, answers, ranks = {}, {}, {}
     for code in codes:
         with adapters.on([code] * len(prompts[code])) as student:
             wanted[code] = _logits(student, prompts[code], run)
-        answers[code] = _answers(adapters.model, prompts[code], run, adapters, code)
+        answers[code] = _answers(adapters, prompts[code], run, code)
         part = folder / f"{code}.part"
         shutil.rmtree(part, ignore_errors=True)
         ranks[code] = adapters.export(code, part, str(run.tuned.resolve()), max_rank)
@@ -122,7 +126,7 @@ def _export(run: Run, codes: Sequence[str], kind: Kind, folder: Path, max_rank: 
         else:
             loaded = PeftModel.from_pretrained(base, str(part)).eval()
         difference, divergence = _compare(wanted[code], _logits(loaded, prompts[code], run))
-        found = _answers(loaded, prompts[code], run)
+        found = _plainly(loaded, prompts[code], run)
         if kind == "peft":
             base = loaded.unload()  # the next language's adapter uses the same weights
         one = Exported(
@@ -216,22 +220,33 @@ def _logits(model: Any, prompts: Sequence[Sequence[int]], run: Run) -> Float[Ten
     return found[(mask.bool() & (from_end <= LAST)).to(device)].float().cpu()
 
 
-def _answers(
-    model: Any, prompts: Sequence[Sequence[int]], run: Run, adapters: TreeLora | None = None, code: str = ""
-) -> list[list[int]]:
-    """Return greedy answers to the first prompts, one at a time: with PEFT, left padding shifts positions."""
-    most = run.config.evaluate.max_new_tokens
+def _answers(adapters: TreeLora, prompts: Sequence[Sequence[int]], run: Run, code: str) -> list[list[int]]:
+    """Return the run's own greedy answers to the first prompts, one at a time."""
+    how: dict[str, Any] = {"languages": [code], "adapters": adapters}
+    how["max_new_tokens"] = run.config.evaluate.max_new_tokens
     return [
-        complete(
-            model,
-            run.tokenizer,
-            [prompt],
-            languages=[code] if adapters else None,
-            adapters=adapters,
-            max_new_tokens=most,
-        )[0].tolist()
-        for prompt in prompts[:ANSWERED]
+        complete(adapters.model, run.tokenizer, [prompt], **how)[0].tolist() for prompt in prompts[:ANSWERED]
     ]
+
+
+@torch.no_grad()
+def _plainly(model: Any, prompts: Sequence[Sequence[int]], run: Run) -> list[list[int]]:
+    """Return an export's greedy answers as transformers generates them, with its own end tokens.
+
+    One at a time: with PEFT, left padding shifts positions.
+    """
+    found = []
+    for prompt in prompts[:ANSWERED]:
+        ids = torch.tensor([list(prompt)], device=next(model.parameters()).device)
+        made = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=run.config.evaluate.max_new_tokens,
+            pad_token_id=pad_id(run.tokenizer),
+        )
+        found.append(made[0, len(prompt) :].tolist())
+    return found
 
 
 def _compare(
@@ -241,6 +256,10 @@ def _compare(
     return (ours - theirs).abs().max().item(), (p.exp() * (p - q)).sum(-1).mean().item()
 
 
+FOUR_BIT = (
+    "The run was trained and scored on weights in 4 bits. This export belongs to the weights before "
+    "quantisation, on which answers and scores can differ."
+)
 LOAD = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -291,6 +310,7 @@ def _card(run: Run, one: Exported, kind: Kind, carried: list[str]) -> str:
             f"Compared{exact} with the run's own model on {one.tokens} prompt tokens and {one.asked} "
             f"instructions: {one.compared}.",
             "",
+            *([FOUR_BIT, ""] if run.config.four_bit else []),
             *_measured(run, one.code),
             "```python",
             usage,

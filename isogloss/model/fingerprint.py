@@ -11,7 +11,7 @@ from isogloss.model.decoder import causal_of
 
 READING = (
     *("tokenizer", "special_tokens_map", "added_tokens", "vocab", "merges", "chat_template"),
-    *("spiece", "sentencepiece", "tekken"),
+    *("spiece", "sentencepiece", "tekken", "source.spm", "target.spm"),
 )
 """How the names of the files begin on which a prompt's token IDs depend."""
 WEIGHTS = (".safetensors", "pytorch_model")

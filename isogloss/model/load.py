@@ -183,6 +183,11 @@ def skeleton(name: str) -> PreTrainedModel:
     _check_folder(folder)
     with _named(name):
         config = read_config(name, folder)
+        text = config.get_text_config(decoder=True)
+        if not getattr(text, "num_attention_heads", None):
+            raise ConfigError(
+                f"model: {name} is a {text.model_type}, a decoder without attention; choose another"
+            )
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
 

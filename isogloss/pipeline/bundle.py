@@ -106,6 +106,7 @@ def restore(folder: Path, say: Callable[[str], None] = lambda text: None) -> Non
     """
     if not needs_restoring(folder):
         return
+    from isogloss.adapters.generate import end_with_turn
     from isogloss.bases import made_once
     from isogloss.config import load_config
     from isogloss.model.fingerprint import fingerprint
@@ -124,8 +125,10 @@ def restore(folder: Path, say: Callable[[str], None] = lambda text: None) -> Non
         tuned = merged(base, folder / ADAPTER)
         if fingerprint(tuned) != manifest["tuned"]:
             say(f"Warning: {folder}: this machine rounds differently from the one that it was made on")
+        tokenizer = load_tokenizer(name, str(folder / TEMPLATE))
+        end_with_turn(tuned.generation_config, tokenizer)
         tuned.save_pretrained(part)
-        load_tokenizer(name, str(folder / TEMPLATE)).save_pretrained(part)
+        tokenizer.save_pretrained(part)
         shutil.copytree(folder / ADAPTER, part / ADAPTER)
         write_derived_card(part, name, notices_folder(name), CARD)
 

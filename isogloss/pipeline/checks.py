@@ -1,12 +1,13 @@
 """Checks before anything is written, and detection of test items in the training data."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from isogloss import bases, processes
 from isogloss.adapters.fit import refuse_misfit
-from isogloss.config import ModelTeacher, ServerTeacher, load_config
-from isogloss.data.chat import encode_response
+from isogloss.config import FileData, ModelTeacher, ServerTeacher, load_config
+from isogloss.data.chat import encode_prompt, encode_response
 from isogloss.data.counting import unchanging
 from isogloss.data.examples import ParallelExample
 from isogloss.data.parallel_text import Pair
@@ -14,7 +15,7 @@ from isogloss.errors import DataError
 from isogloss.evaluate.items import SuiteData
 from isogloss.evaluate.leaks import Leak, Text, find_leaks, leaking, texts_of, trained_texts
 from isogloss.evaluate.suites import load_suite
-from isogloss.files import write_json
+from isogloss.files import content_hash, write_json
 from isogloss.languages import SOURCE
 from isogloss.model.attention import check_compiler
 from isogloss.model.load import (
@@ -22,6 +23,7 @@ from isogloss.model.load import (
     check_length,
     check_machine,
     load_tokenizer,
+    positions,
     skeleton,
 )
 from isogloss.pipeline.folder import Run
@@ -45,9 +47,13 @@ def leave_out_leaks(run: Run) -> None:
     them, which cannot be undone: these are also recorded, for `tell_of_leaks`.
     """
     with processes.main_first():
-        suites, before = _suites_of(run), run.leak_check
-        if before.get("suites") == suites or run.trained.exists():
+        suites, data, before = _suites_of(run), _data_of(run), run.leak_check
+        same = before.get("data", data) == data
+        if (same and before.get("suites") == suites) or run.trained.exists():
             return
+        if not same:  # the IDs may be those of other examples now
+            run.leaks.unlink()
+            before = {}
         found = _compared(run, leaking)
         read = {e.id for e in (*english_kept(run), *run.tuned_on_leaks)} if run.tuned.exists() else set()
         tuned_on = [id for id in found if id in read]
@@ -55,7 +61,7 @@ def leave_out_leaks(run: Run) -> None:
             run.leaks.parent.mkdir(parents=True, exist_ok=True)
             new = {"left_out": found, "tuned_on": tuned_on}
             both = {name: [*dict.fromkeys([*before.get(name, []), *ids])] for name, ids in new.items()}
-            write_json(run.leaks, {"suites": suites, **both})
+            write_json(run.leaks, {"suites": suites, "data": data, **both})
     if found:
         ids = "its id" if len(found) == 1 else "their ids"
         run.reporter.say(f"{_left_out(len(found))}: {run.leaks.name} lists {ids}")
@@ -87,8 +93,21 @@ def tell_of_leaks(run: Run) -> None:
 
 def _suites_of(run: Run) -> dict[str, Any]:
     """Return the settings that determine which texts are evaluated."""
+    settings = run.config.evaluate
     names = {"suites", "also", "split", "items", "sentences", "xglue", "parallel"}
-    return run.config.evaluate.model_dump(mode="json", include=names)
+    found = settings.model_dump(mode="json", include=names)
+    return found | {"file": _content(settings.parallel.path) if "parallel" in settings.suites else ""}
+
+
+def _data_of(run: Run) -> str:
+    """Return a hash of the user's own training files; public data sets do not change."""
+    return " ".join(_content(source.path) for source in run.config.sources if isinstance(source, FileData))
+
+
+def _content(path: Path | None) -> str:
+    if path is None or not path.exists():  # on the Hub
+        return ""
+    return content_hash([path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()])
 
 
 def without_leaks(
@@ -209,8 +228,26 @@ def check_suites(run: Run) -> None:
     for name in settings.suites:
         if not in_suite(load_suite(name, run.data_root, settings, run.measured, 1, 1), run.measured):
             raise DataError(f"{name} has none of {', '.join(run.measured)}; remove it from evaluate.suites")
-    if "parallel" in settings.suites:  # its answers are the user's own, of any length
-        _tell_cuts(run, load_suite("parallel", run.data_root, settings, run.measured))
+    if "parallel" in settings.suites:  # its texts are the user's own, of any length
+        own = load_suite("parallel", run.data_root, settings, run.measured)
+        _tell_cuts(run, own)
+        _refuse_long(run, own)
+
+
+def _refuse_long(run: Run, suite: SuiteData) -> None:
+    """Check that every instruction fits the model's positions."""
+    most = positions(str(run.tuned) if run.tuned.exists() else run.config.model)
+    if most is None:
+        return
+    for item in suite.items:
+        for code, turn in item.turns.items():
+            if len(turn.instruction) > most // 8:  # a token has at most a few characters
+                length = len(encode_prompt(run.tokenizer, turn.instruction))
+                if length >= most:
+                    raise DataError(
+                        f"{suite.name}: {item.id} in {code} has {length} tokens, and the model {most} "
+                        "positions; leave it out"
+                    )
 
 
 def _tell_cuts(run: Run, suite: SuiteData) -> None:

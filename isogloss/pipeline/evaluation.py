@@ -22,6 +22,7 @@ from isogloss.pipeline.checks import tell_of_leaks
 from isogloss.pipeline.folder import Run, writing
 from isogloss.pipeline.suite_scores import (
     by_place,
+    deciding,
     how_measured,
     is_of_run,
     measuring,
@@ -54,8 +55,9 @@ def run_evaluate(run: Run, kept: Path | None = None) -> None:
             run.reporter.say(
                 f"{name} was scored with another model or other measures; its scores are dropped"
             )
+    scores["isogloss"] = version("isogloss")
     if (run.folder / "scores.json").exists():  # write it without the dropped scores
-        write_json(run.folder / "scores.json", scores)
+        write_json(run.folder / "scores.json", scores | {"summary": _summary(run, scores)})
     model = run.reference_model()
     plain = retrieval.Model(model, run.tokenizer)
     stage = run.ledger.begin("evaluate")
@@ -191,7 +193,7 @@ def unscored(run: Run, scores: dict, loaded: Mapping[str, SuiteData] | None = No
 
     def done(name: str) -> bool:
         suite = scores["suites"].get(name)
-        if suite is None or suite["settings"] != how_measured(run, name):
+        if suite is None or deciding(suite["settings"], name) != deciding(how_measured(run, name), name):
             return False
         signed, now = fields_of(suite["signature"]), measuring(run, name)
         if loaded is not None and _data_of(run, name) != data_hashes(loaded[name]):

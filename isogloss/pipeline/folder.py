@@ -256,21 +256,30 @@ class Run:
         """The taught languages and those that are only evaluated."""
         return tuple(dict.fromkeys(self.taught + self.config.evaluate.also))
 
-    def reference_model(self, *, learning: bool = False) -> PreTrainedModel:
+    def reference_model(self, *, learning: bool = False, measured: bool = True) -> PreTrainedModel:
         """Load the reference model, frozen and in evaluation mode.
 
         Args:
             learning: Whether adapters will be trained on it; the model may then be sharded over processes.
+            measured: Whether scores depend on it. If not, a machine that does not support 4 bits loads the
+                weights as they are, with a warning.
 
         Raises:
             RunError: Stage 1 has not been run.
         """
         self._need_tuned()
+        four_bit = self.config.four_bit
+        if four_bit and not measured and not torch.cuda.is_available():
+            self.reporter.say(
+                f"Warning: {self.folder} was trained in 4 bits, which needs a GPU: answers come from the "
+                "weights before quantisation, and can differ"
+            )
+            four_bit = False
         with self.reporter.waiting(f"Loading {self.tuned}"):
             model = load_model(
                 str(self.tuned),
                 self.dtype,
-                four_bit=self.config.four_bit,
+                four_bit=four_bit,
                 shard=learning and self.config.shard,
             )
         return model.requires_grad_(False)

@@ -71,7 +71,11 @@ def select_english(run: Run, stage: StageCost | None = None) -> selection.Select
     Raises:
         DataError: No example is left.
     """
-    examples = run.english
+    if not (examples := run.english):
+        raise DataError(
+            f"all English examples occur in the evaluation suites, so none is left to tune on; "
+            f"{run.leaks.name} lists them, and `isogloss check-leaks` says where"
+        )
     settings = run.config.tune.selection
     chosen = selection.Selection(tuple(examples), ())
     with run.reporter.waiting("Selecting English items"):

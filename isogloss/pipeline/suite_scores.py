@@ -288,3 +288,9 @@ def how_measured(run: Run, suite: str) -> dict:
     others = (SUITES.keys() & Evaluate.model_fields.keys()) - {suite}  # settings of other suites
     how = run.config.evaluate.model_dump(mode="json", exclude={"suites", "also", *others})
     return how | {"languages": list(run.measured)}
+
+
+def deciding(how: Mapping[str, Any], suite: str) -> dict[str, Any]:
+    """Return the settings of `how_measured` that decide a suite's scores."""
+    kept = {name: value for name, value in how.items() if name != "batch_size"}
+    return kept | {"likelihood": suite in how.get("likelihood", ())}

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from isogloss import processes
 from isogloss.adapters.lora import TreeLora
+from isogloss.errors import RunError
 from isogloss.files import (
     naming,
     read_json,
@@ -83,6 +84,8 @@ def _keep(run: Run, adapters: TreeLora, rows: Sequence[Row], codes: Sequence[str
     and scores are based on the same numbers.
     """
     state = {name: rows.bfloat16() for name, rows in adapters.state().items()}
+    if not all(rows.isfinite().all() for rows in state.values()):
+        raise RunError("the last step made the adapters nan or infinite; try a lower distill.learning_rate")
     adapters.load_state(state)
     for code in codes:
         adapter = run.folder / "adapters" / code

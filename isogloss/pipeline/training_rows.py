@@ -130,7 +130,7 @@ def rows_for(
                 english.pop(example.id, None)
     for why, count in Counter(useless.values()).items():
         run.reporter.say(f"{count} of {asked} examples are skipped: {why}")
-    _refuse_useless(examples, useless, codes)
+    _refuse_useless(examples, useless, codes, responses)
     if responses == "teacher" and (free := sum(e.options is None and not e.own_response for e in used)):
         run.reporter.say(
             f"{free} of {len(used)} examples have no answer options: every language learns the English "
@@ -155,17 +155,18 @@ def rows_for(
 
 
 def _refuse_useless(
-    examples: Sequence[ParallelExample], useless: Mapping[str, str], codes: Sequence[str]
+    examples: Sequence[ParallelExample], useless: Mapping[str, str], codes: Sequence[str], responses: str
 ) -> None:
-    """Check that no language lost all its examples to unusable English answers.
+    """Check that no language lost all its examples to unusable English answers or missing responses.
 
     Raises:
         DataError: A language did.
     """
     for code in codes:
-        there = [e.id for e in examples if code in e.turns]
-        if there and all(id in useless for id in there):
-            ((why, count),) = Counter(useless[id] for id in there).most_common(1)
+        there = [e for e in examples if code in e.turns]
+        whys = [useless.get(e.id) or lacking(e, code, responses) for e in there]
+        if there and all(whys):
+            ((why, count),) = Counter(whys).most_common(1)
             raise DataError(
                 f"no item in {code} can be used: {why} ({count} of {len(there)}); tune stage 1 for longer, "
                 "or add responses and set distill.responses=reference"

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from isogloss.adapters.generate import PROMPTS
 from isogloss.data.chat import encode_prompt
 from isogloss.evaluate.items import Item
 from isogloss.evaluate.suites import load_suite
 from isogloss.languages import SOURCE
 from isogloss.model.cost import Meter
+from isogloss.model.decoder import TOKENS
 from isogloss.plan.memory import cache_bytes, parameter_bytes, read_bytes
 from isogloss.plan.work import StagePlan, Work
 
@@ -20,7 +22,7 @@ def evaluate_plan(work: Work) -> StagePlan:
     config = causal.config.get_text_config()
     before = Meter(causal, 0.0)
     after = Meter(causal, adapters.tree.path_rank() / max(1, adapters.tree.rank))
-    sides, longest, width = (before, after), 1, 1
+    sides, longest, width, scores = (before, after), 1, 1, 0
     for name in settings.suites:
         suite = load_suite(name, run.data_root, settings, run.measured)
         asked = [
@@ -40,6 +42,7 @@ def evaluate_plan(work: Work) -> StagePlan:
                 found.tokens_generated += new
         longest = max([longest, *(prompt for prompt, _, _ in asked + reworded)])
         width = max([width, *(prompt + new + scored for prompt, new, scored in asked + reworded)])
+        scores = max([scores, *(scored for _, _, scored in asked)])
         for sentences in (suite.sentences, suite.layer_sentences):
             for code, texts in sentences.items():
                 if code in (*run.measured, SOURCE):
@@ -50,14 +53,16 @@ def evaluate_plan(work: Work) -> StagePlan:
                     found.tokens_forwarded += 2 * sum(sizes)
     found.flops = before.flops + after.flops
     adapters.off()
+    rows = settings.batch_size if machine.gpu else min(settings.batch_size, max(1, PROMPTS // longest))
+    scored = rows if machine.gpu else min(rows, max(1, TOKENS // longest))
     found.memory = {
         "program": machine.process,
         "weights": parameter_bytes(model, four_bit=work.config.four_bit),
         "adapters": parameter_bytes(model, adapters=True),
-        "cache": cache_bytes(causal, settings.batch_size, width),
+        "cache": cache_bytes(causal, rows, width),
         "activations": machine.held(
-            read_bytes(model, settings.batch_size, longest)
-            + settings.batch_size * config.vocab_size * (work.dtype.itemsize + 4)
+            read_bytes(model, rows, longest)
+            + max(rows, scored * scores) * config.vocab_size * (work.dtype.itemsize + 4)
         ),
     }
     return found

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from isogloss.adapters.lora import TreeLora
 from isogloss.config import Distill
+from isogloss.errors import DataError
 from isogloss.languages import SOURCE
 from isogloss.losses.fused import frozen_head
 from isogloss.losses.topk import TopK
@@ -37,6 +38,10 @@ def tune_plan(work: Work) -> StagePlan:
     """Plan stage 1: FLOPs of every step, memory of the largest."""
     settings, machine = work.config.tune, work.machine
     lengths = [len(row.prompt) + len(row.response) for row in work.english]
+    if not lengths:
+        raise DataError(
+            "none of the English examples is left to tune on; see tune.selection and tune.max_tokens"
+        )
     draws = max(settings.batch_size, round(len(lengths) * settings.epochs))
     order = schedule(
         [SOURCE] * len(lengths),

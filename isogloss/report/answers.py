@@ -50,6 +50,11 @@ class Pair:
         return Label.of(self.language)
 
     @property
+    def answered_in(self) -> Label:
+        """The language in which the answer should be."""
+        return Label.of(str(self.after.get("answer_language") or self.language))
+
+    @property
     def task(self) -> str:
         return str(self.after.get("task", ""))
 

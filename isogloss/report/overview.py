@@ -126,7 +126,7 @@ class Overview:
         now = consistency.after
         if now.value is None:
             measured = self.change("consistency_all", code).after.value is not None
-            why = "no task mastered in English" if measured else "measured by retrieval only"
+            why = "none of its tasks is mastered in English" if measured else "measured by retrieval only"
             return Verdict("no conclusion", "soft", (why,))
         gain = self.change("consistency_gain", code).after
         if gain.high is not None and gain.high < 0:

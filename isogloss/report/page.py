@@ -122,7 +122,10 @@ def _block(run: RunFolder, name: str, index: int) -> Block:
 def _glance(view: overview.Overview) -> list[tuple[str, scores.Change, str]]:
     """Return the values below the headline of a run: title, values, and a note on each."""
     other = "all" if view.kind == "mastered" else "mastered"
-    low = ", ".join(label.name for label in view.low)
+    counted = [
+        label for label in view.low if view.change("alignment_low", label.code).after.value is not None
+    ]
+    low = ", ".join(label.name for label in counted)
     alone = f"consistency alone {view.mean(f'consistency_{other}').arrow}"
     raw = view.mean("retrieval_raw")
     return [

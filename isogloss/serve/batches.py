@@ -203,7 +203,8 @@ class _Rows(BaseStreamer):
         tokens.append(token)
         if finish is None and len(tokens) == request.max_new_tokens:
             finish = "length"
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        said = tokens[:-1] if finish == "stop" else tokens  # an end of turn need not be a special token
+        text = self.tokenizer.decode(said, skip_special_tokens=True)
         blank = len(text) - len(text.lstrip())  # not sent, but may be a stop string
         if finish is None and text.endswith("�"):
             return  # incomplete UTF-8: the character's last bytes are still to come

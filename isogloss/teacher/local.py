@@ -87,7 +87,7 @@ class TokenMap:
         known = to != NOWHERE
         mass = p.new_zeros(len(p), len(self.student_bytes))
         mass.index_add_(1, to[known], p[:, known])
-        best = mass.topk(k, -1)
+        best = mass.topk(min(k, mass.shape[-1]), -1)
         # Fewer than k tokens may have mass; the clamp keeps the logarithm finite.
         return best.indices, best.values.clamp(min=1e-30).log()
 
@@ -125,10 +125,10 @@ def aligned(ours: Sequence[bytes], theirs: Sequence[bytes]) -> tuple[list[tuple[
 
     Returns:
         Pairs (index in `ours`, index in `theirs`) of tokens that span the same bytes, and whether the texts
-        are equal apart from leading spaces.
+        are equal apart from leading white space, which a template may put before a response.
     """
     texts = b"".join(ours), b"".join(theirs)
-    bare = tuple(text.lstrip(b" ") for text in texts)
+    bare = tuple(text.lstrip() for text in texts)
     common = next((n for n, (a, b) in enumerate(zip(*bare, strict=False)) if a != b), min(map(len, bare)))
     spans = {
         span: number
@@ -213,7 +213,8 @@ def _kept(
     """Return the k likeliest tokens at the covered positions of a response."""
     covered = torch.ones(length, dtype=torch.bool)
     if pairs is None:
-        best = head(model, states).float().log_softmax(-1)[:, : len(translation.student_bytes)].topk(k, -1)
+        known = head(model, states).float().log_softmax(-1)[:, : len(translation.student_bytes)]
+        best = known.topk(min(k, known.shape[-1]), -1)
         return TokenScores(best.indices.cpu(), best.values.cpu(), covered)
     covered[:] = False
     covered[[ours for ours, _ in pairs]] = True

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from isogloss import processes
-from isogloss.adapters.generate import PROMPTS, in_batches
+from isogloss.adapters.generate import PROMPTS, end_with_turn, in_batches
 from isogloss.config import Config, Tune
 from isogloss.data import selection
 from isogloss.data.chat import Encoded, encode, surely_within
@@ -228,6 +228,7 @@ def tune(
                 _write_adapter(model, part / ADAPTER, name)
                 tuned = merged(_whole(model), part / ADAPTER)
             tuned.config.use_cache = True
+            end_with_turn(tuned.generation_config, tokenizer)
             tuned.to(dtype).save_pretrained(part)
             tokenizer.save_pretrained(part)
             write_derived_card(part, name, notices_folder(name), CARD)

@@ -231,6 +231,11 @@ class Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.trainer is not None
         for name, value in self.trainer.settle().items():
+            if not math.isfinite(value):
+                raise RunError(
+                    f"{name} is {value} at step {state.global_step} of {state.max_steps}; try a lower "
+                    f"{self.stage}.learning_rate, or dtype: float32"
+                )
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.since += 1
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:

@@ -5,6 +5,7 @@ line. Empty lines are preserved.
 Flow: texts → unique lines → batches by length → translated lines → texts.
 """
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,6 @@ from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
-    StoppingCriteriaList,
     StopStringCriteria,
 )
 
@@ -26,9 +26,9 @@ from isogloss.data.chat import encode_text
 from isogloss.data.examples import ParallelExample
 from isogloss.data.text import canonical
 from isogloss.errors import ConfigError
-from isogloss.files import content_hash
 from isogloss.languages import SOURCE, languages
 from isogloss.model.base_files import named
+from isogloss.model.fingerprint import file_hashes
 from isogloss.model.load import load_model, load_tokenizer, model_folder, pick_dtype
 from isogloss.model.prefix import Prefix, prefill
 from isogloss.translate.answers import Answer, Spent, Wanted
@@ -61,8 +61,7 @@ class Local(ABC):
         self.model = model
         self.name = model
         folder = Path(model_folder(model))
-        files = [*folder.glob("*.json"), *folder.glob("*.safetensors")] if folder.is_dir() else []
-        self._content = content_hash(files) if files else model
+        self._content = "-".join(file_hashes(folder).values()) if folder.is_dir() else model
 
     @abstractmethod
     def identity(self, wanted: Wanted) -> list[Any]:
@@ -132,6 +131,7 @@ class Seq2Seq(Local):
             self._net = AutoModelForSeq2SeqLM.from_pretrained(
                 folder, dtype=pick_dtype("auto"), trust_remote_code=False
             ).eval()
+        self._net.generation_config.forced_eos_token_id = None  # it would hide that a line was cut off
         self._net.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def identity(self, wanted: Wanted) -> list[Any]:
@@ -143,9 +143,15 @@ class Seq2Seq(Local):
         if hasattr(self._tokenizer, "src_lang") and (own := self._token(source)[0]) is not None:
             self._tokenizer.src_lang = own.strip("_") if own.startswith("__") else own
         given = [f"{token} {text}" if token and before else text for text in texts]
+        most = getattr(self._net.config, "max_position_embeddings", None) or math.inf
+        lengths = [len(ids) for ids in self._tokenizer(given)["input_ids"]]
+        if max(lengths) > most:  # left out, as cut off
+            fit = [n for n, length in enumerate(lengths) if length <= most]
+            done = iter(self.lines([texts[n] for n in fit], code, source) if fit else [])
+            return [next(done) if length <= most else Line("", False, length, 0) for length in lengths]
         read = self._tokenizer(given, return_tensors="pt", padding=True).to(self._net.device)
         start = {} if before else {"forced_bos_token_id": self._tokenizer.convert_tokens_to_ids(token)}
-        longest = 2 * read["input_ids"].shape[1] + 32
+        longest = int(min(2 * read["input_ids"].shape[1] + 32, most - 1))
         made = self._net.generate(
             input_ids=read["input_ids"],
             attention_mask=read["attention_mask"],
@@ -226,7 +232,7 @@ class Shown(Local):
         head = self._heads[code, source]
         prompts = [encode_text(self._tokenizer, head + _shown(text, "", source, code))[0] for text in texts]
         longest = 3 * max(len(encode_text(self._tokenizer, text)[0]) for text in texts) + 16
-        stop = StoppingCriteriaList([StopStringCriteria(self._tokenizer, ["\n"])])
+        line_ends: Any = StopStringCriteria(self._tokenizer, ["\n"])
         prefix = self._read(code, source)
         # The end of the few-shot part may tokenize differently when a text follows it.
         if prefix and any(prompt[: len(prefix.ids)] != prefix.ids for prompt in prompts):
@@ -237,7 +243,7 @@ class Shown(Local):
             self._tokenizer,
             [prompt[start:] for prompt in prompts],
             max_new_tokens=longest,
-            stopping_criteria=stop,
+            stopped=lambda ids: line_ends(ids, None).tolist(),
             prefix=prefix,
         )
         ends = set(stops(self._net, self._tokenizer))

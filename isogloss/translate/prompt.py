@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from isogloss.config.yaml_io import Loader
 from isogloss.data.formats.lines import nearest
 from isogloss.data.text import canonical
 from isogloss.errors import ConfigError
@@ -70,7 +71,7 @@ def load_prompt(path: Path | None = None) -> Prompt:
     if path is None:
         return Prompt(**entries)
     try:
-        given = yaml.safe_load(path.read_text("utf-8"))
+        given = yaml.load(path.read_text("utf-8"), Loader=Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(given, dict):

@@ -6,7 +6,7 @@ from isogloss.data.demo.grammar import LANGUAGES
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.tasks import massive, pawsx, sib200, translation, xnli
 from isogloss.data.tasks.templates import parts_of
-from isogloss.evaluate.leaks import Text, find_leaks, trained_texts
+from isogloss.evaluate.leaks import Text, find_leaks, leaking, trained_texts
 
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen"
 
@@ -32,6 +32,24 @@ def test_what_leaks(tested, trained, whole):
     """Case, spaces and punctuation are ignored; twelve words in a row are not a passage."""
     found = find_leaks([tested], [trained])
     assert [leak.whole for leak in found] == ([] if whole is None else [whole])
+
+
+def test_a_system_prompt_of_most_items_and_many_examples_is_no_leak():
+    """It is still one where few training texts have it; what follows it is compared as before."""
+    tests = [said(f"{LONG} a{n} apples?", suite="parallel", id=str(n)) for n in range(10)]
+    training = [said(f"{LONG} p{n} pears?", id=f"t{n}") for n in range(20)]
+    assert find_leaks(tests, training) == []
+    assert leaking(tests, training) == []
+    asked = said(f"{LONG} a3 apples?", id="same")
+    assert [(one.id, one.whole, one.trained[0]) for one in find_leaks(tests, [*training, asked])] == [
+        ("3", True, "same")
+    ]
+    assert leaking(tests, [*training, asked]) == ["same"]
+    assert len(leaking(tests, training[:4])) == 4  # in fewer than five
+    others = [said(f"short {n}", id=f"o{n}") for n in range(200)]
+    assert len(leaking(tests, [*training, *others])) == 20  # in less than a tenth
+    half = [said(f"other {n}", suite="parallel", id=f"h{n}") for n in range(10)]
+    assert len(leaking([*tests, *half], training)) == 20  # of half of the items only
 
 
 @pytest.mark.parametrize("items", [1, 2, 3, 50])

@@ -87,7 +87,7 @@ def test_without_a_mastered_task_there_is_nothing_to_conclude():
         for name in ("consistency_mastered", "alignment_mastered"):
             del scores["summary"][phase][name]
     view = Overview(scores)
-    assert view.verdict("es").text == "no conclusion; no task mastered in English"
+    assert view.verdict("es").text == "no conclusion; none of its tasks is mastered in English"
     assert (view.kind, view.counted) == ("all", "0 of 2 tasks mastered in English")
     for phase in ("before", "after"):
         del scores["summary"][phase]["consistency_all"]

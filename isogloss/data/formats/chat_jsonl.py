@@ -161,7 +161,7 @@ def key_of(keys: Collection[str]) -> str | None:
 
 def _given(cells: Mapping[str, Any], path: Path, line: int) -> list[Mapping[str, Any]]:
     """Return the messages of a row in any layout, as mappings with role and content."""
-    before, roles = (cells.get("history") or ()), ("user", "assistant")
+    before, roles = (cells["history"] if _some(cells.get("history")) else ()), ("user", "assistant")
     messages = [
         *({"role": role, "content": said} for pair in before for role, said in zip(roles, pair, strict=True)),
         *_own(cells, path, line),
@@ -197,7 +197,11 @@ def _own(cells: Mapping[str, Any], path: Path, line: int) -> list[Mapping[str, A
         return asked if absent(answer) else [*asked, *_either(answer, "assistant", path, line)]
     if key == "instruction":
         more, answer = _first(cells, "input", "context"), _first(cells, "output", "response")
-        asked = cells["instruction"] if absent(more) or more == "" else f"{cells['instruction']}\n\n{more}"
+        asked = cells["instruction"]
+        if not (absent(more) or more == ""):
+            if not (isinstance(asked, str) and isinstance(more, str)):
+                raise DataError("'instruction' or its input is not text; write both as text", path, line)
+            asked = f"{asked}\n\n{more}"
         said = [] if absent(answer) else [{"role": "assistant", "content": answer}]
         return [{"role": "user", "content": asked}, *said]
     raise DataError(f"no key 'messages'; {nearest('messages', list(cells))}", path, line)
