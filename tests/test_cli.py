@@ -297,6 +297,29 @@ def test_evaluate_writes_to_the_given_folder(finished, capsys, tmp_path):
             ]
 
 
+def test_settings_without_effect_on_a_finished_run_are_refused_and_not_saved(finished, capsys, tmp_path):
+    """Of suites that are not evaluated, and a layer that the model lacks."""
+    shutil.copytree(finished, copy := tmp_path / "copy")
+    before = (copy / "config.yaml").read_text()
+    for name, value, says in (
+        ("evaluate.parallel.path", finished / "config.yaml", "evaluate.suites contains parallel; add it"),
+        ("evaluate.likelihood", "[xnli]", "contains xnli; add it to evaluate.suites"),
+        ("evaluate.layer", "99", "evaluate.layer"),
+    ):
+        (line,) = refusal(["evaluate", str(copy), "--set", f"{name}={value}"], capsys)
+        assert says in line
+    assert (copy / "config.yaml").read_text() == before
+
+
+def test_another_batch_size_scores_nothing_again(finished, capsys, tmp_path):
+    """The number of prompts read together changes no score."""
+    shutil.copytree(finished, copy := tmp_path / "copy")
+    changed = (copy / "predictions" / "demo.after.jsonl").stat().st_mtime_ns
+    assert leave(["evaluate", str(copy), "--set", "evaluate.batch_size=5"]) == 0
+    assert (copy / "predictions" / "demo.after.jsonl").stat().st_mtime_ns == changed
+    capsys.readouterr()
+
+
 def test_a_run_that_another_process_writes_to_is_unchanged(finished, base, capsys):
     """Every command that would write is refused; reading is allowed."""
     code = (

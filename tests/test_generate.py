@@ -7,9 +7,10 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from isogloss.adapters.generate import answers, complete, whole_answers
+from isogloss.adapters.generate import answers, complete, end_with_turn, whole_answers
 from isogloss.adapters.tree import build_tree
 from isogloss.data.chat import encode_prompt
+from isogloss.errors import RunError
 from isogloss.model.load import load_model, load_tokenizer
 from isogloss.model.prefix import prefill
 
@@ -216,6 +217,42 @@ def test_truncated_answers_are_marked_as_not_ended(tiny, tokenizer):
     cut = whole_answers(model, tokenizer, ASKED[:1], max_new_tokens=length - 1)
     assert not cut[0].ended
     assert answers(model, tokenizer, ASKED, max_new_tokens=length) == [answer.text for answer in found]
+
+
+def test_the_end_of_turn_is_no_part_of_an_answer_even_if_it_is_no_special_token(tiny, tokenizer, monkeypatch):
+    """A template may end turns with an ordinary added token, which decoding would keep."""
+    model = tiny()
+    decoded: list[list[int]] = []
+    monkeypatch.setattr(
+        tokenizer, "batch_decode", lambda rows, **how: decoded.extend(map(list, rows)) or ["x"] * len(rows)
+    )
+    prompt = encode_prompt(tokenizer, ASKED[0])
+    said = by_hand(model, prompt, 4)
+    model.generation_config.eos_token_id = [said[2]]
+    expected = said[: said.index(said[2])]
+    whole_answers(model, tokenizer, ASKED[:1], max_new_tokens=4)
+    assert decoded == [expected]
+
+
+def test_the_end_of_turn_is_added_to_the_saved_eos_tokens_once(tokenizer):
+    """transformers and vLLM stop at these alone; the model's own stay."""
+    settings = GenerationConfig(eos_token_id=7)
+    assert end_with_turn(settings, tokenizer)
+    assert settings.eos_token_id == [1, 7]
+    assert not end_with_turn(settings, tokenizer)
+    assert settings.eos_token_id == [1, 7]
+    assert end_with_turn(empty := GenerationConfig(), tokenizer)
+    assert empty.eos_token_id == [1]
+
+
+def test_generation_ends_at_the_models_last_position(tiny, tokenizer):
+    """GPT-2 has an embedding for each position: a longer prompt is refused, and an answer stops there."""
+    model = tiny("gpt2")
+    most = model.config.n_positions
+    prompt = [5] * (most - 3)
+    assert complete(model, tokenizer, [prompt, [6]], max_new_tokens=9).shape[1] <= 3
+    with pytest.raises(RunError, match=f"^a prompt has {most} tokens, but the model has only {most}"):
+        complete(model, tokenizer, [[5] * most], max_new_tokens=1)
 
 
 def test_answers_are_normalised_to_composed_characters(tiny, tokenizer, monkeypatch):

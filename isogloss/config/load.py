@@ -66,12 +66,14 @@ def load_config(
         written.entries["data_root"] = str(data_root)
         written.place(("data_root",), f"--data-root {data_root}")
     config = _validate(written)
-    if places:
-        # In a run, suites may have been measured that its settings do not name: only what is new is checked.
-        new = None if folder is None else [name.partition("=")[0].strip() for name in overrides]
-        faults = [*misplaced(config, written), *idle(config, written, new)]
-        if faults:
-            raise ConfigError("\n".join(faults))
+    # In a run, suites may have been measured that its settings do not name: only what is new is checked.
+    new = None if folder is None else [name.partition("=")[0].strip() for name in overrides]
+    faults = [
+        *(misplaced(config, written) if places else ()),
+        *(idle(config, written, new) if places or folder is not None else ()),
+    ]
+    if faults:
+        raise ConfigError("\n".join(faults))
     if by_model(written.entries, None)[1] and (places or is_model_folder(config.model)):
         config = _validate(written, look_up(config.model))
     return config

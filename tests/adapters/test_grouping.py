@@ -44,6 +44,12 @@ def test_an_invalid_tree_file_is_refused(text, says, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_norwegian_is_a_language_in_a_tree_file(tmp_path):
+    """YAML 1.1 would read it as false."""
+    (path := tmp_path / "tree.yaml").write_text("north: [no, sv]")
+    assert families_of_file(path, ["nb", "sv"]) == {"nb": "north", "sv": "north"}
+
+
 def test_random_families_have_glottologs_sizes():
     """Three pairs and six single languages; the same seed gives the same families."""
     found = random_families(XGLUE_TWELVE, 3)

@@ -570,8 +570,19 @@ def test_system_and_history_of_a_row_are_read(tmp_path):
         Turn("S\n\na", "b"),
     ]
     assert told == [f"{path}: 5 rows, skipped: all after the first turn of 1"]
+    empty = [{"instruction": "c", "output": "d", "history": none} for none in ("[]", "", "null", [], None)]
+    path = put(tmp_path / "a.jsonl", lines(*empty))
+    assert [e.turns["en"] for e in chat_jsonl.read(path)] == [Turn("c", "d")] * 5
     path = put(tmp_path / "a.jsonl", lines({"instruction": "c", "history": ["a"]}))
     says = "'history' must be a list of pairs, each a user's text and its answer"
+    assert refusal(chat_jsonl.read, path) == f"{path}:1: {says}"
+
+
+@pytest.mark.parametrize(("asked", "more"), [(["a"], "b"), ("a", {"x": 1})])
+def test_an_instruction_or_input_that_is_no_text_is_refused(tmp_path, asked, more):
+    """Python's spelling of a list must not become an instruction."""
+    path = put(tmp_path / "a.jsonl", lines({"instruction": asked, "input": more, "output": "d"}))
+    says = "'instruction' or its input is not text; write both as text"
     assert refusal(chat_jsonl.read, path) == f"{path}:1: {says}"
 
 

@@ -608,6 +608,19 @@ def test_a_checkpoint_on_a_full_disk_names_its_folder(tiny, tmp_path, monkeypatc
             assert caught.value.filename == str(tmp_path / "run" / "work")
 
 
+def test_training_stops_at_a_loss_that_is_not_finite(tmp_path):
+    """One line names the step and what to change; nothing is written for it."""
+    watch = Watch(curve := tmp_path / "curves.jsonl", "distill", 1, lambda done, of: None)
+    watch.trainer = SimpleNamespace(settle=lambda: {"loss": float("nan"), "ce": 1.0})
+    state = SimpleNamespace(is_world_process_zero=True, global_step=3, max_steps=9)
+    with pytest.raises(RunError) as caught:
+        watch.on_step_end(SimpleNamespace(report_to=[]), state, None)
+    assert str(caught.value) == (
+        "loss is nan at step 3 of 9; try a lower distill.learning_rate, or dtype: float32"
+    )
+    assert not curve.exists()
+
+
 def test_damaged_lines_of_a_curve_are_removed(tmp_path):
     """NUL bytes after a power cut, half a line after a kill; complete lines of other stages stay."""
     curve = tmp_path / "curves.jsonl"

@@ -114,6 +114,38 @@ def test_the_languages_token_precedes_the_text(tmp_path, monkeypatch, make, toke
     assert "forced_bos_token_id" not in seen[0]
 
 
+def test_a_line_beyond_the_models_positions_is_cut_off_and_the_others_are_translated(tmp_path):
+    """The model has 128 positions, for what it reads and for what it writes."""
+    found = Seq2Seq(str(opus(tmp_path)), ["sw"])
+    lines = found.lines(["it", "the " * 200, "book"], "sw", "en")
+    assert lines[1] == Line("", False, 202, 0)
+    assert [line.read for line in lines] == [3, 202, 3]
+    assert found.lines(["book"], "sw", "en")[0].text == lines[2].text
+    assert found.lines(["the " * 100], "sw", "en")[0].written < 128
+
+
+def test_an_endless_translation_is_cut_off_though_the_model_forces_an_end(tmp_path):
+    """OPUS-MT's settings force the end token at the limit, which would look like a finished line."""
+    opus(tmp_path)
+    net = MarianMTModel.from_pretrained(tmp_path)
+    net.generation_config.forced_eos_token_id = 1
+    net.final_logits_bias[0, 4] = 50.0
+    net.save_pretrained(tmp_path)
+    line = Seq2Seq(str(tmp_path), ["sw"]).lines(["it"], "sw", "en")[0]
+    assert not line.ended
+    assert line.written == 2 * 3 + 32
+
+
+def test_other_weights_or_vocabularies_are_another_translator(tmp_path):
+    """Files in any format count: answers of the old ones must not be used."""
+    wanted = Wanted("it", "sw")
+    found = {str(Seq2Seq(str(opus(tmp_path)), ["sw"]).identity(wanted))}
+    for name in ("source.spm", "target.spm", "pytorch_model.bin"):
+        (tmp_path / name).write_bytes(b"other")
+        found.add(str(Seq2Seq(str(tmp_path), ["sw"]).identity(wanted)))
+    assert len(found) == 4
+
+
 @pytest.mark.parametrize(
     ("make", "source", "target"), [(nllb, "swh_Latn", "eng_Latn"), (m2m, "sw", "__en__")]
 )

@@ -15,6 +15,7 @@ from chat_endpoint import BACK, SWAHILI, Endpoint
 from isogloss.cli import main
 from isogloss.config import Endpoint as Settings
 from isogloss.data.formats import parallel_jsonl
+from isogloss.endpoint import Client
 from isogloss.errors import ConfigError
 from isogloss.translate import answers
 from isogloss.translate.answers import Answer, Spent, Wanted
@@ -392,6 +393,20 @@ def test_an_invalid_prompt_is_refused_in_one_line(tmp_path, text, says):
     with pytest.raises(ConfigError) as error:
         load_prompt(path)
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_norwegian_is_a_language_in_a_glossary(tmp_path):
+    (path := tmp_path / "prompt.yaml").write_text("glossary: {no: {book: bok}}")
+    assert load_prompt(path).glossary == {"nb": {"book": "bok"}}
+
+
+@pytest.mark.parametrize("url", ["http://localhost:port/v1", "http://[::1/v1", "http://a..b/v1"])
+def test_an_invalid_url_is_refused_in_one_line(url):
+    client = Client(Settings(url=url, model="m"), "--url", "--key-env")
+    with client, pytest.raises(ConfigError) as error:
+        client.post("chat/completions", {})
+    assert str(error.value).startswith(f"--url: {url!r} is not a valid URL (")
+    assert "\n" not in str(error.value)
 
 
 def test_answers_are_read_back_from_the_journal(tmp_path):
