@@ -1,6 +1,7 @@
-"""Closed questions scored by likelihood, ours and lm-evaluation-harness: items per second and accuracy.
+"""Closed questions scored by likelihood, open ones answered: ours and lm-evaluation-harness, items per second.
 
     python benchmarks/evaluate.py --data-root ../shared/data --out benchmarks/evaluate.json
+    python benchmarks/evaluate.py --data-root ../shared/data --suite mlqa --items 48 --model FOLDER
 
 Every contender runs in a separate process on the same items and prompts, with the same model and dtype. The
 clock starts when model and items are in memory and stops when the accuracy is computed: it includes chat
@@ -25,8 +26,11 @@ from typing import Any
 from machine import about
 
 TASKS = Path(__file__).parents[1] / "examples" / "lm_eval"
-SUITES = {"xnli": "sw", "pawsx": "es"}
+SUITES = {"xnli": "sw", "pawsx": "es", "mlqa": "es"}
 """Suites compared, with the language of each."""
+OPEN = "mlqa"
+"""Suite whose answers are generated, greedily; the others are scored by likelihood."""
+NEW_TOKENS = 24
 CODES = ("ar", "bg", "el", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi")
 Asked = argparse.Namespace
 
@@ -68,15 +72,23 @@ def isogloss(asked: Asked) -> dict[str, Any]:
     """Score items with the package."""
     from peft import PeftModel
 
+    from isogloss.adapters.generate import answers
     from isogloss.evaluate.likelihood import log_probabilities
     from isogloss.evaluate.suites import SUITES as LOADERS
     from isogloss.model.load import load_tokenizer
 
     (name,), code = asked.suite, asked.language
-    items = LOADERS[name](asked.data_root, "dev", [code], asked.items, 0).items
+    suite = LOADERS[name](asked.data_root, "dev", [code], asked.items, 0)
+    items = [item for item in suite.items if code in item.turns][: asked.items]
     model, tokenizer = base(asked), load_tokenizer(asked.model)
     if asked.adapter:
         model = PeftModel.from_pretrained(model, str(asked.adapter)).eval()
+    if name == OPEN:
+        with Clock() as clock:
+            texts = [item.turns[code].instruction for item in items]
+            said = answers(model, tokenizer, texts, batch=int(asked.batch[0]), max_new_tokens=NEW_TOKENS)
+            right = sum(map(str.__eq__, said, [item.turns[code].response or "" for item in items]))
+        return row(clock, len(items), accuracy=right / len(items), answers=said)
     with Clock() as clock:
         scores = log_probabilities(
             model,
@@ -85,9 +97,9 @@ def isogloss(asked: Asked) -> dict[str, Any]:
             [item.options[code] for item in items],
             batch=int(asked.batch[0]),
         )
-        answers = [max(one, key=lambda key: one[key]) for one in scores]
-        right = sum(answer == item.gold for answer, item in zip(answers, items, strict=True))
-    places = [list(one).index(answer) for one, answer in zip(scores, answers, strict=True)]
+        best = [max(one, key=lambda key: one[key]) for one in scores]
+        right = sum(answer == item.gold for answer, item in zip(best, items, strict=True))
+    places = [list(one).index(answer) for one, answer in zip(scores, best, strict=True)]
     return row(clock, len(items), accuracy=right / len(items), answers=places)
 
 
@@ -100,6 +112,8 @@ def harness(asked: Asked) -> dict[str, Any]:
     from isogloss.model.load import model_folder
 
     folder, batch = model_folder(asked.model), asked.batch[0]
+    if asked.suite[0] == OPEN:
+        return written(asked, folder)
     given = {"pretrained": folder, "language": asked.language, "data_root": str(asked.data_root)}
     task = f"isogloss_{asked.suite[0]}"
     manager = TaskManager(
@@ -127,6 +141,40 @@ def harness(asked: Asked) -> dict[str, Any]:
         done = evaluate(model, loaded, bootstrap_iters=0, apply_chat_template=True, log_samples=False)
     places = [values.index(max(values)) for _, values in sorted(scores.items())]
     return row(clock, len(places), accuracy=done["results"][task]["acc,none"], answers=places)
+
+
+def written(asked: Asked, folder: str) -> dict[str, Any]:
+    """Answer the open questions with the harness's Hugging Face model."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from isogloss.data.chat import end_of_turn
+    from isogloss.evaluate.suites import SUITES as LOADERS
+    from isogloss.model.load import load_tokenizer
+
+    (name,), code, tokenizer = asked.suite, asked.language, load_tokenizer(asked.model)
+    suite = LOADERS[name](asked.data_root, "dev", [code], asked.items, 0)
+    items = [item for item in suite.items if code in item.turns][: asked.items]
+    batch = asked.batch[0]
+    model = HFLM(
+        pretrained=folder,
+        tokenizer=tokenizer,
+        peft=asked.adapter and str(asked.adapter),
+        dtype=asked.dtype,
+        device=asked.device,
+        batch_size=batch if batch == "auto" else int(batch),
+        add_bos_token=False,  # the chat template writes it
+    )
+    how = {"until": [end_of_turn(tokenizer)], "max_gen_toks": NEW_TOKENS, "do_sample": False}
+    with Clock() as clock:
+        requests = []
+        for number, item in enumerate(items):
+            chat = [{"role": "user", "content": item.turns[code].instruction}]
+            text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            requests.append(Instance("generate_until", {}, (text, how), number))
+        said = [answer.strip() for answer in model.generate_until(requests)]
+        right = sum(map(str.__eq__, said, [item.turns[code].response or "" for item in items]))
+    return row(clock, len(items), accuracy=right / len(items), answers=said)
 
 
 # --- our own evaluation of twelve languages
@@ -189,6 +237,7 @@ def apart(contender: str, suite: str, batch: str, asked: Asked) -> dict[str, Any
         "contender": contender,
         "batch": batch,
         "dtype": asked.dtype,
+        "model": asked.model,
         **({"adapter": asked.adapter.name} if asked.adapter else {}),
         **found,
         "load_s": took - found["seconds"],
@@ -211,7 +260,7 @@ def compared(suite: str, asked: Asked) -> list[dict[str, Any]]:
     theirs = max(tries, key=lambda one: one["items_per_s"])
     theirs["tried"] = {one["batch"]: one["items_per_s"] for one in tries}
     answers = [one.pop("answers") for one in (ours, theirs)]
-    ours["same_answers"] = sum(map(int.__eq__, *answers)) / len(answers[0])
+    ours["same_answers"] = sum(one == other for one, other in zip(*answers, strict=True)) / len(answers[0])
     ours["times"] = ours["items_per_s"] / theirs["items_per_s"]
     ours["times_cpu"] = theirs["cpu_s"] / ours["cpu_s"]
     print(
@@ -224,7 +273,7 @@ def compared(suite: str, asked: Asked) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--suite", action="append", help="xnli or pawsx; default: both")
+    parser.add_argument("--suite", action="append", help="xnli, pawsx or mlqa; default: all")
     parser.add_argument("--language", help="language of the comparison; default: each suite's own")
     parser.add_argument("--items", type=int, default=2490, help="maximum items per suite and language")
     parser.add_argument(
@@ -261,7 +310,8 @@ def main() -> None:
 
 def _what(row: Mapping[str, Any]) -> tuple:
     """Return what a row is about; a newer row replaces one about the same."""
-    return tuple(row.get(name) for name in ("suite", "contender", "language", "dtype", "adapter"))
+    names = ("suite", "contender", "language", "dtype", "adapter")
+    return row.get("model", "demo"), *(row.get(name) for name in names)
 
 
 if __name__ == "__main__":
