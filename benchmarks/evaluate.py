@@ -1,4 +1,4 @@
-"""Closed questions scored by likelihood, open ones answered: ours and lm-evaluation-harness, items per second.
+"""Closed questions scored by likelihood, open ones answered: items per second of ours and lm-eval-harness.
 
     python benchmarks/evaluate.py --data-root ../shared/data --out benchmarks/evaluate.json
     python benchmarks/evaluate.py --data-root ../shared/data --suite mlqa --items 48 --model FOLDER
