@@ -99,7 +99,8 @@ def _takes_positions(causal: nn.Module) -> bool:
 
 
 def _can_drop(cache: Cache) -> bool:
-    return all(hasattr(layer, "batch_select_indices") for layer in cache.layers)
+    layers = getattr(cache, "layers", ())
+    return bool(layers) and all(hasattr(layer, "batch_select_indices") for layer in layers)
 
 
 @contextmanager
