@@ -581,6 +581,35 @@ def test_leaks_that_stage_1_was_tuned_on_are_reported_and_remembered(tmp_path):
     assert json.loads(late.leaks.read_text()) == found
 
 
+def test_the_leak_check_runs_again_when_a_file_of_the_user_has_changed(tmp_path):
+    """The ids may be row numbers; those of before must not stay left out."""
+
+    def file(name: str, *words: str) -> Path:
+        turns = (
+            {code: {"instruction": f"{code} {word}", "response": "y"} for code in ("en", "sw")}
+            for word in words
+        )
+        rows = [{"id": number, **turn} for number, turn in enumerate(turns)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path / name
+
+    given = (
+        f"run={tmp_path / 'run'}", "languages.targets=[sw]", "evaluate.suites=[parallel]",
+        f"data={{type: parallel, path: {file('data.jsonl', 'x', 'v', 'w')}}}",
+        f"evaluate.parallel.path={file('own.jsonl', 'x')}",
+    )  # fmt: skip
+
+    def checked() -> list[str]:
+        checks.leave_out_leaks(run := Run(load_config(None, given), Told()))
+        return [example.turns["en"].instruction for example in run.english]
+
+    assert checked() == ["en v", "en w"]
+    file("own.jsonl", "w")
+    assert checked() == ["en v"]  # what an earlier test file had stays left out
+    file("data.jsonl", "w", "v", "x")
+    assert checked() == ["en v", "en x"]
+
+
 def test_another_teachers_prompts_are_measured_against_its_own_positions(base, tmp_path):
     """They are in its own tokens; a served teacher knows its limit itself."""
     short = Path(shutil.copytree(base, tmp_path / "short"))

@@ -52,7 +52,7 @@ def leave_out_leaks(run: Run) -> None:
         if (same and before.get("suites") == suites) or run.trained.exists():
             return
         if not same:  # the IDs may be those of other examples now
-            run.leaks.unlink()
+            run.leaks.unlink(missing_ok=True)
             before = {}
         found = _compared(run, leaking)
         read = {e.id for e in (*english_kept(run), *run.tuned_on_leaks)} if run.tuned.exists() else set()

@@ -188,7 +188,7 @@ def unscored(run: Run, scores: dict, loaded: Mapping[str, SuiteData] | None = No
     Args:
         run: The run.
         scores: Content of `scores.json`.
-        loaded: The suites by name, to compare their data too.
+        loaded: Suites by name, to compare their data too.
     """
 
     def done(name: str) -> bool:
@@ -196,7 +196,7 @@ def unscored(run: Run, scores: dict, loaded: Mapping[str, SuiteData] | None = No
         if suite is None or deciding(suite["settings"], name) != deciding(how_measured(run, name), name):
             return False
         signed, now = fields_of(suite["signature"]), measuring(run, name)
-        if loaded is not None and _data_of(run, name) != data_hashes(loaded[name]):
+        if loaded and name in loaded and _data_of(run, name) != data_hashes(loaded[name]):
             return False
         return all(signed.get(field) == value for field, value in now.items())
 

@@ -21,6 +21,7 @@ from isogloss.data.sources import divisions
 from isogloss.data.tasks.wordings import vary_wordings
 from isogloss.data.templates import template_name
 from isogloss.errors import DataError
+from isogloss.evaluate.suites import load_suite
 from isogloss.files import (
     write_json,
 )
@@ -51,7 +52,14 @@ def run_all(run: Run) -> bool:
     """Run every stage that is not finished; return False if there was nothing left to do."""
     report, scores = run.folder / "report.html", run.folder / "scores.json"
     told = report.exists() and scores.exists() and report.stat().st_mtime_ns >= scores.stat().st_mtime_ns
-    if told and not unscored(run, scores_of_run(run)):
+    settings = run.config.evaluate
+    # Public data sets do not change, but the user's own test file may have.
+    own = {
+        name: load_suite(name, run.data_root, settings, run.measured)
+        for name in settings.suites
+        if told and name == "parallel"
+    }
+    if told and not unscored(run, scores_of_run(run), own):
         return False
     run_tune(run)
     run_distill(run)
