@@ -22,8 +22,9 @@ from tools import write_settings
 
 GROUP: Any = typer.main.get_command(app)
 MAKE = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+VARIABLES = re.findall(r"^(\w+) :=", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-OTHERS = {"cd", "curl", "llama-export-lora", "llama-server", "lm_eval", "ollama", "tensorboard", "vllm"}
+OTHERS = {"cd", "cp", "curl", "llama-export-lora", "llama-server", "lm_eval", "ollama", "tensorboard", "vllm"}
 """Programs of others, whose arguments are not checked."""
 GUIDE = [page for page in PAGES if page.parent.name == "guide"]
 COMMANDS = [command for page in PAGES for command in commands(page)]
@@ -61,7 +62,8 @@ def accepted(words: list[str]) -> None:
     if program == "isogloss":
         parse(rest)
     elif program == "make":
-        assert set(rest) <= set(MAKE), f"the Makefile has no {rest}"
+        known = {*MAKE, *VARIABLES}
+        assert {word.partition("=")[0] for word in rest} <= known, f"the Makefile has no {rest}"
     elif program == "python" and rest[0] == "-m":
         module = find_spec(rest[1])
         assert module and module.origin, f"there is no module {rest[1]}"
