@@ -92,7 +92,10 @@ def table(facts: Facts | None, get: Callable[[str, Any], Any]) -> dict[str, Defa
     # The pilot gained 3.7 points from it; the embedded model, too small to use a prompt, did not.
     found["distill.kl_weight"] = Default(1.0, "a pretrained model makes use of its prompt")
     teacher = get("distill.teacher.type", "self")
-    if get("distill.kl_weight", 1.0) and teacher == "self":
+    elsewhere = teacher == "server" or (
+        teacher == "model" and get("distill.teacher.level", "token") == "token"
+    )
+    if get("distill.kl_weight", 1.0) and (teacher == "self" or elsewhere):
         # On the same model, 92 to 98 % of answers follow the English twin when it is read alone, and 58 to
         # 78 % behind node texts. An answer in the prompt is copied rather than learned from.
         found["distill.teacher_view"] = Default("english", "the model is pretrained")
@@ -104,9 +107,10 @@ def table(facts: Facts | None, get: Callable[[str, Any], Any]) -> dict[str, Defa
         # With a vocabulary of 262,144, the LM head takes half the time per step, and a cached token a tenth
         # of the space (docs/log.md).
         found["distill.signal"] = Default("top_k", "the vocabulary is large")
-        if get("distill.kl_weight", 1.0) and get("distill.signal", "top_k") == "top_k":
-            # Two points of consistency in a pilot on Gemma 3 270M (docs/log.md).
-            found["distill.temperature"] = Default(4.0, "a nearly certain teacher's other answers count too")
+    few_tokens = elsewhere or (teacher == "self" and get("distill.signal", "top_k") == "top_k")
+    if get("distill.kl_weight", 1.0) and few_tokens:
+        # Two points of consistency in a pilot on Gemma 3 270M (docs/log.md).
+        found["distill.temperature"] = Default(4.0, "a nearly certain teacher's other answers count too")
     found["distill.similarity_weight"] = Default(1.0, "the model is pretrained")
     if facts and get("distill.similarity_weight", 1.0):
         # Retrieval of translations by standardised states is best a third of the way up; higher layers turn

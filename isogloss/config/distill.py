@@ -155,8 +155,8 @@ class Distill(Optimisation):
     frozen model itself (self), another local model (model) or a served model (server)."""
     teacher_view: Literal["english", "prompt"] = "prompt"
     """Prompt of the teacher. `prompt`: always the privileged prompt. `english`: the English twin (the English
-    version of the instruction) alone where the answer is the same in every language or one of a closed set,
-    otherwise the privileged prompt. Follows the model if not given."""
+    version of the instruction) alone where the answer is the same in every language or, if the teacher is the
+    model itself, one of a closed set; otherwise the privileged prompt. Follows the model if not given."""
     teacher_reads: Annotated[tuple[Literal["texts", "twin", "answer"], ...], AfterValidator(once)] = (
         "texts",
         "twin",
@@ -254,7 +254,9 @@ class Distill(Optimisation):
         if self.teacher_view == "english":
             reasons = {
                 "if kl_weight is 0, as there is no teacher scoring": not self.kl_weight,
-                f"if teacher.type is {self.teacher.type}": self.teacher.type != "self",
+                "if the teacher writes the responses": (
+                    isinstance(self.teacher, ModelTeacher) and self.teacher.level == "sequence"
+                ),
             }
             for why in (why for why, holds in reasons.items() if holds):
                 raise refusal("teacher_view", f"must be prompt {why}")

@@ -274,6 +274,7 @@ def _rows(
         responses=settings.responses,
         limit=settings.max_prompt_length,
         view=settings.teacher_view,
+        sets=settings.teacher.type == "self",
         reads=settings.teacher_reads if settings.prompts_are_read or shown else (),
         require_texts=settings.require_texts,
         teacher=teacher or joining.tokenizer_of(settings.teacher),

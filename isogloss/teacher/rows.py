@@ -77,6 +77,7 @@ def build_rows(
     responses: str,
     limit: int,
     view: str = "prompt",
+    sets: bool = True,
     reads: Collection[str] = ("texts", "twin", "answer"),
     require_texts: bool = False,
     teacher: PreTrainedTokenizerBase | None = None,
@@ -101,8 +102,9 @@ def build_rows(
             worded in the language.
         limit: Maximum prompt length in tokens.
         view: With `english`, the teacher reads only the English twin if the response has the same tokens as
-            the English answer or is one of a closed set in the language. With `prompt`, it always reads the
-            privileged prompt.
+            the English answer or, with `sets`, is one of a closed set in the language. With `prompt`, it
+            always reads the privileged prompt.
+        sets: Whether the teacher can score the options of a closed set, as only the model itself can.
         reads: What precedes the instruction in the teacher's prompt; if empty, the teacher reads the
             student's prompt.
         require_texts: Raise if a node on a language's path has no text.
@@ -158,14 +160,16 @@ def build_rows(
             student = read(turn.instruction, response)
             plain = student if code == SOURCE else read(twin.instruction, answer)
             options, twin_options = (), ()
-            if view == "english" and code != SOURCE and student.response != plain.response:
+            if view == "english" and sets and code != SOURCE and student.response != plain.response:
                 options, twin_options = _options(said, example, code, student.response)
             try:
                 _check_prompts(name, student.prompt, plain.prompt, limit)
                 if code == SOURCE:
                     privileged = student.prompt
-                elif options or (view == "english" and student.response == plain.response):
+                elif options:
                     privileged = plain.prompt
+                elif view == "english" and student.response == plain.response:
+                    privileged = beside.twin(example, plain.prompt)
                 else:
                     privileged = beside(example, code, student.prompt, response)
             except ConfigError as error:
@@ -235,6 +239,13 @@ class _Privileged:
         self.texts = texts if "texts" in reads else NodeTexts(root="")
         self.reads, self.english, self.limit = reads, english, limit
         self.checked: set[tuple[str, str]] = set()
+
+    def twin(self, example: ParallelExample, plain: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the token IDs of the English twin alone; `plain` has the student's."""
+        if self.teacher is None:
+            return plain
+        asked, answer = example.turns[SOURCE].instruction, self.english[example.id]
+        return encode(self.teacher, asked, answer).prompt
 
     def __call__(
         self, example: ParallelExample, code: str, student: tuple[int, ...], response: str
