@@ -58,7 +58,9 @@ def followed(config: Config) -> tuple:
         (["distill.signal=hidden"], "hidden", 1),
         (["distill.kl_weight=0"], "top_k", 1),
         (["distill.kl_weight=0", "distill.replay_fraction=0"], "hidden", 1),
-        (["distill.teacher={type: server, url: 'http://localhost:1/v1', model: m}"], "hidden", 1),
+        (["distill.teacher={type: server, url: 'http://localhost:1/v1', model: m}"], "hidden", 4),
+        (["distill.teacher={type: model, path: a/b}"], "hidden", 4),
+        (["distill.teacher={type: model, path: a/b, level: sequence}"], "hidden", 1),
     ],
 )
 def test_the_default_signal_fits_the_other_settings(known, settings, signal, temperature):
@@ -67,6 +69,26 @@ def test_the_default_signal_fits_the_other_settings(known, settings, signal, tem
     found = load_config(None, ["model=some/model", *settings], places=True)
     assert (found.distill.signal, found.distill.temperature) == (signal, temperature)
     assert found.tune.teacher_prompt_fraction == 0
+
+
+@pytest.mark.parametrize(
+    ("teacher", "view", "reads"),
+    [
+        ("{type: server, url: 'http://localhost:1/v1', model: m}", "english", ("twin",)),
+        ("{type: model, path: a/b}", "english", ("twin",)),
+        ("{type: model, path: a/b, level: sequence}", "prompt", ("texts", "twin", "answer")),
+    ],
+)
+def test_another_teacher_that_scores_tokens_reads_the_twin(known, teacher, view, reads):
+    """An answer in its prompt would be copied; one that writes the responses still reads everything."""
+    known["some/model"] = GEMMA_270M
+    found = load_config(None, ["model=some/model", f"distill.teacher={teacher}"]).distill
+    assert (found.teacher_view, found.teacher_reads) == (view, reads)
+    if view == "prompt":
+        with pytest.raises(ConfigError, match="must be prompt if the teacher writes the responses"):
+            load_config(
+                None, ["model=some/model", f"distill.teacher={teacher}", "distill.teacher_view=english"]
+            )
 
 
 def test_the_embedded_model_has_its_own_defaults(known):

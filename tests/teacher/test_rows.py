@@ -102,6 +102,22 @@ def test_an_english_view_only_uses_the_twin(build, tokenizer):
     assert tokenizer.decode(row.teacher_prompt) == "<|user|>Hi<|end|><|assistant|>"
 
 
+def test_a_teacher_that_scores_no_options_reads_the_twin_beside_the_instruction(build, tokenizer):
+    """The model itself scores the options behind the twin alone; another one scores the response's tokens."""
+    wordings = {"en": {"y": "yes", "n": "no"}, "es": {"y": "sí", "n": "nunca"}}
+    closed = ParallelExample("s", "topic", {"en": Turn("Sun", "yes"), "es": Turn("Sol")}, wordings)
+    given = {"examples": [closed], "english": {"s": "yes"}, "view": "english", "reads": ("twin",)}
+    (own,) = build({"es": 1}, "teacher", **given)
+    assert len(own.options) == 2
+    assert tokenizer.decode(own.teacher_prompt) == "<|user|>Sun<|end|><|assistant|>"
+    (others,) = build({"es": 1}, "teacher", sets=False, **given)
+    assert others.options == ()
+    assert tokenizer.decode(others.student.response) == "sí<|end|>"
+    assert tokenizer.decode(others.teacher_prompt) == (
+        "<|system|>English: Sun<|end|><|user|>Sol<|end|><|assistant|>"
+    )
+
+
 def test_a_twin_over_the_limit_is_refused(build):
     long = ParallelExample("a", "topic", {"en": Turn("Hi " * 60, "yes"), "es": Turn("Hola", "sí")})
     with pytest.raises(
