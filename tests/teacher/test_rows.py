@@ -113,9 +113,7 @@ def test_a_teacher_that_scores_no_options_reads_the_twin_beside_the_instruction(
     (others,) = build({"es": 1}, "teacher", sets=False, **given)
     assert others.options == ()
     assert tokenizer.decode(others.student.response) == "sí<|end|>"
-    assert tokenizer.decode(others.teacher_prompt) == (
-        "<|system|>English: Sun<|end|><|user|>Sol<|end|><|assistant|>"
-    )
+    assert tokenizer.decode(others.teacher_prompt) == ("<|system|>Sun<|end|><|user|>Sol<|end|><|assistant|>")
 
 
 def test_a_twin_over_the_limit_is_refused(build):
