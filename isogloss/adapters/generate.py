@@ -19,8 +19,8 @@ from isogloss.model.decoder import causal_of, keeps_keys_alone, most_tokens
 from isogloss.model.load import pad_id, positions_of
 from isogloss.model.prefix import Prefix
 
-PROMPTS = 8192
-"""Maximum prompt tokens in a batch on a CPU, where long prompts would fill the memory."""
+PROMPTS = 2048
+"""Maximum prompt tokens in a batch on a CPU, where larger batches of long prompts take longer (docs/log.md)."""
 
 
 class Answer(NamedTuple):
