@@ -20,7 +20,7 @@ from isogloss.model.load import pad_id, positions_of
 from isogloss.model.prefix import Prefix
 
 PROMPTS = 2048
-"""Maximum prompt tokens in a batch on a CPU, where larger batches of long prompts are slower (docs/log.md)."""
+"""Maximum prompt tokens in a batch on a CPU, where larger batches of long prompts are slower."""
 
 
 class Answer(NamedTuple):
