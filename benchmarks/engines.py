@@ -122,6 +122,17 @@ def serving(command: list[str], log: Path, **variables: str) -> Iterator[subproc
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+def endpoint() -> tuple[int, Any]:
+    """Return a free port, and a client for the server that will listen on it."""
+    import openai
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/v1"
+    return port, openai.OpenAI(base_url=url, api_key="none", timeout=600, max_retries=0)
+
+
 def wait_for(client: Any, process: subprocess.Popen, log: Path) -> None:
     """Wait until a server answers."""
     import openai
@@ -208,18 +219,14 @@ PACKAGES = {"llama.cpp": ("llama", "llama_cpp_python"), "vllm": ("vllm", "vllm_c
 
 def answers(asked: Asked, engine: str, precision: str, texts: dict[str, list[str]]) -> dict[str, list[str]]:
     """Return an engine's answers, including those kept from an earlier call."""
-    import openai
 
     kept = asked.work / f"{engine}-{precision}.json"
     found: dict[str, list[str]] = json.loads(kept.read_text()) if kept.exists() else {}
     if found.keys() == texts.keys():
         return found
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port, client = endpoint()
     command, variables = ENGINES[engine](asked, precision, list(texts), port)
     log = asked.work / f"{engine}-{precision}.log"
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=600, max_retries=0)
     with serving(command, log, **variables) as process:
         wait_for(client, process, log)
         for code, prompts in texts.items():

@@ -16,14 +16,13 @@ those that the servers report for their answers.
 import argparse
 import itertools
 import os
-import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from engines import installed, questions, serving, vllm, vllm_server, wait_for
+from engines import endpoint, installed, questions, serving, vllm, vllm_server, wait_for
 from machine import about, put
 
 NEW_TOKENS = 24
@@ -52,15 +51,11 @@ CONTENDERS = {"serve": serve, "vllm-adapters": adapters, "vllm-merged": merged}
 
 def measure(asked: Asked, name: str, texts: dict[str, list[str]]) -> dict[str, Any]:
     """Start a contender, send all requests, and return its tokens and requests per second."""
-    import openai
     import psutil
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port, client = endpoint()
     command, variables = CONTENDERS[name](asked, list(texts), port)
     log = asked.work / f"throughput-{name}.log"
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=600, max_retries=0)
 
     def ask(one: tuple[str, str]) -> int:
         code, prompt = one

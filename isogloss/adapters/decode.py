@@ -7,10 +7,10 @@ tokens, so most of its time would go into rows that have ended, each with a prod
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Cache
 from transformers.generation.streamers import BaseStreamer
@@ -58,10 +58,22 @@ def decode(
     over = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     final = torch.tensor(list(ends), device=ids.device)
     places = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    placed = "position_ids" in inspect.signature(causal_of(model).forward).parameters
     with _streaming(streamer, ids):
         length = 0
         while length < max_new_tokens:
-            tokens, cache = _next(model, ids, mask, places, cache, sample)
+            named = {"position_ids": places} if placed else {}
+            found = model(
+                input_ids=ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **named,
+            )
+            cache = found.past_key_values
+            assert cache is not None
+            tokens = _drawn(found.logits[:, -1].float(), sample)
             made[rows, length] = torch.where(over[rows], pad, tokens)
             length += 1
             if streamer is not None:
@@ -82,20 +94,8 @@ def decode(
     return made[:, :length]
 
 
-def _next(
-    model: nn.Module, ids: Tensor, mask: Tensor, places: Tensor, cache: Cache | None, sample: bool
-) -> tuple[Int[Tensor, " rows"], Cache]:
-    named: dict[str, Any] = {"position_ids": places} if _takes_positions(causal_of(model)) else {}
-    found = model(
-        input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1, **named
-    )
-    logits = found.logits[:, -1].float()
-    tokens = torch.multinomial(logits.softmax(-1), 1).flatten() if sample else logits.argmax(-1)
-    return tokens, found.past_key_values
-
-
-def _takes_positions(causal: nn.Module) -> bool:
-    return "position_ids" in inspect.signature(causal.forward).parameters
+def _drawn(logits: Float[Tensor, "rows vocab"], sample: bool) -> Int[Tensor, " rows"]:
+    return torch.multinomial(logits.softmax(-1), 1).flatten() if sample else logits.argmax(-1)
 
 
 def _can_drop(cache: Cache) -> bool:

@@ -179,9 +179,8 @@ def _by_generate(
     start = ids.shape[1]
 
     def criterion(so_far: Tensor, scores: Any, **others: Any) -> Tensor:
-        return torch.tensor(
-            stopped(so_far[:, start:]) if stopped else [False] * len(so_far), device=ids.device
-        )
+        assert stopped is not None
+        return torch.tensor(stopped(so_far[:, start:]), device=ids.device)
 
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -197,7 +196,7 @@ def _by_generate(
             attention_mask=mask,
             generation_config=settings,
             streamer=streamer,
-            stopping_criteria=[criterion],
+            stopping_criteria=[criterion] if stopped else [],
         )
     return made[:, start:]
 

@@ -182,10 +182,9 @@ def evaluate(
         own = (*load_config(run_folder).evaluate.suites, *settings.evaluate.suites)
         every = settings.evaluate.model_copy(update={"suites": tuple(dict.fromkeys(own))})
         kept = settings.model_copy(update={"evaluate": every})
-    open_run(kept, job.reporter)
+    whole = open_run(kept, job.reporter)
     if processes.is_main():
         evaluation.run_evaluate(job)
-        whole = open_run(kept, job.reporter)
         if stale := evaluation.unscored(whole, evaluation.scores_of_run(whole)):
             print_line(f"Scored with other settings, so `isogloss run` scores again: {', '.join(stale)}")
         page = run_report(job)

@@ -8,13 +8,13 @@ are common; they are only compared as a whole.
 Model-independent. Flow: texts of the suites → index of passages → training texts, one by one → leaks.
 """
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Final
 
+from isogloss.data.division import words_of
 from isogloss.data.examples import ParallelExample
 from isogloss.data.tasks.templates import parts_of
 from isogloss.evaluate.items import SuiteData
@@ -163,9 +163,7 @@ def _parts(text: Text) -> tuple[tuple[str, ...], ...]:
     """Split each part into case-folded words (letters, marks, digits), or characters in unspaced scripts."""
     found = []
     for part in text.parts or (text.text,):
-        folded = unicodedata.normalize("NFKC", part).casefold()
-        kept = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded)
-        words = kept.split()
+        words = words_of(part)
         found.append(tuple("".join(words)) if languages()[text.language].unspaced else tuple(words))
     return tuple(found)
 

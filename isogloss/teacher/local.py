@@ -58,7 +58,7 @@ class TokenMap:
     def response(self, ids: Sequence[int]) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
         """Return the teacher's token IDs of a response, and (student, teacher) index pairs of equal tokens.
 
-        Texts are compared without leading spaces, as SentencePiece adds one before a word, and up to the
+        Texts are compared without leading white space, as SentencePiece adds a space to a word, and up to the
         first byte in which they differ, as some tokenizers normalise.
         """
         ours = [self.student_bytes[number] or b"" for number in ids]

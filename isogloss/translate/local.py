@@ -143,13 +143,14 @@ class Seq2Seq(Local):
         if hasattr(self._tokenizer, "src_lang") and (own := self._token(source)[0]) is not None:
             self._tokenizer.src_lang = own.strip("_") if own.startswith("__") else own
         given = [f"{token} {text}" if token and before else text for text in texts]
+        read = self._tokenizer(given, return_tensors="pt", padding=True)
         most = getattr(self._net.config, "max_position_embeddings", None) or math.inf
-        lengths = [len(ids) for ids in self._tokenizer(given)["input_ids"]]
+        lengths = read["attention_mask"].sum(1).tolist()
         if max(lengths) > most:  # left out, as cut off
             fit = [n for n, length in enumerate(lengths) if length <= most]
             done = iter(self.lines([texts[n] for n in fit], code, source) if fit else [])
             return [next(done) if length <= most else Line("", False, length, 0) for length in lengths]
-        read = self._tokenizer(given, return_tensors="pt", padding=True).to(self._net.device)
+        read = read.to(self._net.device)
         start = {} if before else {"forced_bos_token_id": self._tokenizer.convert_tokens_to_ids(token)}
         longest = int(min(2 * read["input_ids"].shape[1] + 32, most - 1))
         made = self._net.generate(
