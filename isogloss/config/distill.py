@@ -2,11 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, model_validator
 
 from isogloss.config.base import (
     Count,
@@ -226,12 +222,14 @@ class Distill(Optimisation):
         return self
 
     @property
+    def answered_elsewhere(self) -> bool:
+        """Whether the teacher is another model that writes the responses."""
+        return isinstance(self.teacher, ModelTeacher) and self.teacher.level == "sequence"
+
+    @property
     def scored_elsewhere(self) -> bool:
         """Whether the teacher is another model that scores each response token."""
-        teacher = self.teacher
-        return isinstance(teacher, ServerTeacher) or (
-            isinstance(teacher, ModelTeacher) and teacher.level == "token"
-        )
+        return not (isinstance(self.teacher, SelfTeacher) or self.answered_elsewhere)
 
     @property
     def hears_itself(self) -> bool:
@@ -251,23 +249,16 @@ class Distill(Optimisation):
             raise refusal(
                 "kl_weight", f"must be above 0 if the teacher is a {self.teacher.type} that scores tokens"
             )
-        if self.teacher_view == "english":
-            reasons = {
-                "if kl_weight is 0, as there is no teacher scoring": not self.kl_weight,
-                "if the teacher writes the responses": (
-                    isinstance(self.teacher, ModelTeacher) and self.teacher.level == "sequence"
-                ),
-            }
-            for why in (why for why, holds in reasons.items() if holds):
-                raise refusal("teacher_view", f"must be prompt {why}")
+        if self.teacher_view == "english" and not self.kl_weight:
+            raise refusal("teacher_view", "must be prompt if kl_weight is 0, as there is no teacher scoring")
+        if self.teacher_view == "english" and self.answered_elsewhere:
+            raise refusal("teacher_view", "must be prompt if the teacher writes the responses")
         return self
 
     @property
     def prompts_are_read(self) -> bool:
         """Whether a teacher reads the privileged prompts, to score tokens or to write responses."""
-        return bool(self.kl_weight) or (
-            isinstance(self.teacher, ModelTeacher) and self.teacher.level == "sequence"
-        )
+        return bool(self.kl_weight) or self.answered_elsewhere
 
     @model_validator(mode="after")
     def _heeded(self) -> "Distill":
@@ -278,11 +269,7 @@ class Distill(Optimisation):
             self,
             (not self.prompts_are_read, ["teacher_reads", "require_texts"], mute),
             (not self.kl_weight, ["divergence", "temperature"], mute),
-            (
-                "texts" not in self.teacher_reads,
-                ["require_texts"],
-                "unless teacher_reads includes texts",
-            ),
+            ("texts" not in self.teacher_reads, ["require_texts"], "unless teacher_reads includes texts"),
             (self.scored_elsewhere, ["signal"], "if another model scores the tokens (always as top_k)"),
             (not self.kl_weight and not self.replay_fraction, ["signal", "top_k"], retained),
             (self.scored_elsewhere, ["top_k"], "if another model scores the tokens; set teacher.top_k"),

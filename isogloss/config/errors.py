@@ -150,21 +150,14 @@ def _literal(hint: Any) -> tuple:
 
 
 def _range(limits: dict[str, Any], *, whole: bool) -> str:
-    if "ge" in limits and "lt" in limits:
-        if whole:
-            return f" between {limits['ge']} and {limits['lt'] - 1}"
-        return f" of at least {limits['ge']} and below {limits['lt']}"
-    if "ge" in limits and "le" in limits:
-        return f" between {limits['ge']} and {limits['le']}"
-    if "gt" in limits and "le" in limits:
-        return f" above {limits['gt']} and at most {limits['le']}"
-    return (
-        f" of at least {limits['ge']}"
-        if "ge" in limits
-        else f" above {limits['gt']}"
-        if "gt" in limits
-        else ""
-    )
+    low = f" of at least {limits['ge']}" if "ge" in limits else ""
+    low = f" above {limits['gt']}" if "gt" in limits else low
+    if "lt" in limits and not whole:
+        return f"{low} and below {limits['lt']}"
+    most = limits["lt"] - 1 if "lt" in limits else limits.get("le")
+    if most is None:
+        return low
+    return f" between {limits['ge']} and {most}" if "ge" in limits else f"{low} and at most {most}"
 
 
 def _or(words: list[str]) -> str:

@@ -2,10 +2,7 @@
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import (
-    AfterValidator,
-    Field,
-)
+from pydantic import AfterValidator, Field
 
 from isogloss.config.base import Count, Others, Place, Settings, once
 

@@ -10,13 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from isogloss.bases import EMBEDDED
 from isogloss.config.base import Settings
 from isogloss.config.defaults import Facts, by_model, look_up, unfilled
+from isogloss.config.distill import Distill
 from isogloss.config.errors import explained
 from isogloss.config.paths import idle, is_model_folder, misplaced
 from isogloss.config.renamed import advice, drop_idle
@@ -127,39 +126,10 @@ def for_choosing(config: Config) -> Config:
     return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"split": "dev"})})
 
 
+_SHARED = {"adapter", "texts", "require_texts", "replay_fraction"}
 OWN = (
-    "data",
-    "data_root",
-    "parallel_text",
-    "languages.items",
-    "distill.responses",
-    "distill.teacher",
-    "distill.teacher_view",
-    "distill.teacher_reads",
-    "distill.max_new_tokens",
-    "distill.gradient_checkpointing",
-    "distill.divergence",
-    "distill.temperature",
-    "distill.signal",
-    "distill.top_k",
-    "distill.cache",
-    "distill.checks",
-    "distill.kl_weight",
-    "distill.ce_weight",
-    "distill.similarity_weight",
-    "distill.similarity_temperature",
-    "distill.similarity_decay",
-    "distill.similarity_layer",
-    "distill.max_prompt_length",
-    "distill.sampling_temperature",
-    "distill.warmup_ratio",
-    "distill.adam_beta1",
-    "distill.adam_beta2",
-    "distill.max_grad_norm",
-    "distill.epochs",
-    "distill.batch_size",
-    "distill.gradient_accumulation_steps",
-    "distill.learning_rate",
+    *("data", "data_root", "parallel_text", "languages.items"),
+    *(f"distill.{name}" for name in Distill.model_fields if name not in _SHARED),
 )
 """Settings that may differ for a language that is added to a finished run."""
 

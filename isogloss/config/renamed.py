@@ -42,12 +42,7 @@ GONE |= {
             "adapter.init",
         ),
         "its steps took longer and scores were lower": ("on_policy",),
-        "it did not improve scores": (
-            "level_dropout",
-            "shrinkage",
-            "loraplus_lr_ratio",
-            "lr_b_ratio",
-        ),
+        "it did not improve scores": ("level_dropout", "shrinkage", "loraplus_lr_ratio", "lr_b_ratio"),
         "it lowered scores": ("kl_mask", "hear"),
     }.items()
     for name in names

@@ -3,12 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from isogloss.bases import EMBEDDED
 from isogloss.config.base import ModelName, Place, Settings, Text, once, refusal

@@ -2,9 +2,7 @@
 
 from typing import Literal
 
-from pydantic import (
-    model_validator,
-)
+from pydantic import model_validator
 
 from isogloss.config.base import (
     Count,

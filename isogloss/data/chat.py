@@ -270,15 +270,11 @@ def _around(tokenizer: PreTrainedTokenizerBase, state: Hashable, system: str | N
     return before, behind
 
 
-def _asking(instruction: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": instruction}]
-
-
 def _messages(
     tokenizer: PreTrainedTokenizerBase, instruction: str, system: str | None
 ) -> list[dict[str, str]]:
     if system is None:
-        return _asking(instruction)
+        return [{"role": "user", "content": instruction}]
     if _renders_system(tokenizer, _state(tokenizer)):
         return [{"role": "system", "content": system}, {"role": "user", "content": instruction}]
     return [{"role": "user", "content": f"{system}\n\n{instruction}"}]

@@ -8,7 +8,9 @@ Flow: examples → their strata (task, label) → order → the first n usable o
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from operator import itemgetter
 from typing import Final, NamedTuple, TypeVar
 
 from isogloss.data.examples import ParallelExample
@@ -59,37 +61,43 @@ def draw(
         power: Exponent of a stratum's size, from 0 to 1.
     """
 
-    def ordered(some: Sequence[T], path: tuple[str, ...]) -> list[T]:
-        if not some or len(path) == len(strata(some[0])):
-            return sorted(some, key=lambda item: _hash(seed, key(item)))
-        groups = _grouped(some, lambda item: strata(item)[len(path)])
-        return _interleaved(
-            [(_hash(seed, *path, name), ordered(group, (*path, name))) for name, group in groups.items()],
-            power,
-        )
+    def within(stratum: Sequence[T]) -> list[T]:
+        return sorted(stratum, key=lambda item: _hash(seed, key(item)))
 
-    return ordered(items, ())
+    return list(_interleaved(items, strata, within, partial(_hash, seed), power))
 
 
-def _grouped(items: Iterable[T], by: Callable[[T], str]) -> dict[str, list[T]]:
-    groups: dict[str, list[T]] = {}
-    for item in items:
-        groups.setdefault(by(item), []).append(item)
-    return groups
-
-
-def _interleaved(groups: Iterable[tuple[float, Sequence[T]]], power: float) -> list[T]:
-    """Interleave sequences in proportion to a power of their lengths, keeping the order within each.
+def _interleaved(
+    items: Sequence[T],
+    strata: Callable[[T], tuple[str, ...]],
+    within: Callable[[Sequence[T]], Iterable[T]],
+    offset: Callable[..., float],
+    power: float,
+    path: tuple[str, ...] = (),
+) -> Iterator[T]:
+    """Yield items with their strata interleaved in proportion to a power of their sizes, one at a time.
 
     Args:
-        groups: Each sequence with its offset from 0 to 1, by which a short one comes early or late.
+        within: Orders the items of an innermost stratum.
+        offset: Maps the names of a stratum, outermost first, to a number from 0 to 1, by which a small one
+            comes early or late.
+        path: Names of the stratum that contains the items.
     """
-    placed = [
-        ((rank + start) / len(group) ** power, start, item)
-        for start, group in groups
-        for rank, item in enumerate(group)
-    ]
-    return [item for _, _, item in sorted(placed, key=lambda one: one[:2])]
+    if not items or len(path) == len(strata(items[0])):
+        yield from within(items)
+        return
+    groups: dict[str, list[T]] = {}
+    for item in items:
+        groups.setdefault(strata(item)[len(path)], []).append(item)
+
+    def placed(name: str, group: list[T]) -> Iterator[tuple[float, float, T]]:
+        start, size = offset(*path, name), len(group) ** power
+        for rank, item in enumerate(_interleaved(group, strata, within, offset, power, (*path, name))):
+            yield (rank + start) / size, start, item
+
+    # Merged as they are read: `choose` takes a few hundred of thousands.
+    turns = heapq.merge(*(placed(*one) for one in groups.items()), key=itemgetter(0, 1))
+    yield from (item for _, _, item in turns)
 
 
 def sample(
@@ -209,13 +217,11 @@ def choose(
             if code in example.turns:
                 # English is not divided by source: examples of stage 1 come before the others' English twins.
                 there.setdefault(0 if code == SOURCE else example.source, []).append(n)
-        if not same and code != SOURCE:
-            there = {
-                source: _begun_at(places, others.index(code) / len(others), strata)
-                for source, places in there.items()
-            }
         held = {source: len(places) for source, places in there.items()}
         rest = {source: iter(places) for source, places in there.items()}
+        if not same and code != SOURCE:
+            share = others.index(code) / len(others)
+            rest = {source: _begun_at(places, share, strata) for source, places in there.items()}
         found: dict[int, list[int]] = {source: [] for source in there}
         while True:
             wanted = shares(amount, {source: weights[source] for source in there}, held)
@@ -231,31 +237,17 @@ def choose(
     return chosen
 
 
-def _begun_at(places: list[int], share: float, strata: Callable[[int], tuple[str, ...]]) -> list[int]:
+def _begun_at(places: list[int], share: float, strata: Callable[[int], tuple[str, ...]]) -> Iterator[int]:
     """Rotate a draw: start each stratum at the fraction `share` of its length, and shift its turns likewise.
 
     Any first n then cover tasks and labels as evenly as those that start at the first example.
     """
 
-    def ordered(some: list[int], path: tuple[str, ...]) -> list[int]:
-        if len(path) == len(strata(some[0])):
-            return _from(some, share)
-        groups = _grouped(some, lambda n: strata(n)[len(path)])
-        return _interleaved(
-            [
-                ((_hash(*path, name) + share) % 1, ordered(group, (*path, name)))
-                for name, group in groups.items()
-            ],
-            BALANCE,
-        )
+    def within(stratum: Sequence[int]) -> list[int]:
+        start = int(len(stratum) * share)
+        return [*stratum[start:], *stratum[:start]]
 
-    return ordered(places, ()) if places else []
-
-
-def _from(some: list[T], share: float) -> list[T]:
-    """Rotate a list to start at the fraction `share` of its length."""
-    start = int(len(some) * share)
-    return some[start:] + some[:start]
+    return _interleaved(places, strata, within, lambda *path: (_hash(*path) + share) % 1, BALANCE)
 
 
 K = TypeVar("K")

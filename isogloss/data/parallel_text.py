@@ -52,11 +52,12 @@ def pairs_for(
     Raises:
         DataError: There is no data root, a source has none of the languages, or a file is damaged.
     """
-    if sources and root is None:
+    if not sources:
+        return {}
+    if root is None:
         raise DataError("parallel_text needs a data root; set data_root, --data-root or ISOGLOSS_DATA")
     found: dict[str, list[Pair]] = {}
     for source in sources:
-        assert root is not None
         there = 0
         for code in codes:
             pairs = _usable(source.type, root, code, source.max_chars)

@@ -57,7 +57,7 @@ def normalise(text: str) -> str:
 
 def readable(text: str) -> bool:
     """Return whether the text contains a letter or a digit; nothing else can be an answer."""
-    return any(_is_letter_or_digit(c) for c in text)
+    return any(unicodedata.category(character)[0] in "LMN" for character in text)
 
 
 def read_answer(item: Question, language: str, answer: str) -> str | None:
@@ -122,7 +122,3 @@ def _stated(wordings: Iterable[str], clauses: Sequence[str]) -> set[str]:
             found.add(fit[1])
         place += len(fit[0]) if fit else 1
     return found
-
-
-def _is_letter_or_digit(character: str) -> bool:
-    return unicodedata.category(character)[0] in "LMN"

@@ -208,38 +208,30 @@ def _read(
     Args:
         only: Filter for the rows of a file.
     """
+    if isinstance(source, FileData):
+        found = _file(source, tell, only)
+        prefix = _prefix(config, source)
+        return [replace(e, id=f"{prefix}{e.id}") for e in found] if prefix else found
+    folder = _root(root, source.type)
     match source:
         case MassiveData():
-            folder = _root(root, source.type)
             has = massive_tasks.available(folder, "train")
             there = [code for code in languages if code in has]
             # Slots are English only, so they are used only in stage 1, which reads no other language.
             tasks = [task for task in source.tasks if task != "slot" or not languages]
             return massive_tasks.examples(folder, there, tasks, all_labels=source.responses == "all")
         case MlqaData():
-            return mlqa_tasks.examples(
-                _root(root, source.type),
-                languages,
-                all_labels=source.responses == "all",
-                most=source.max_chars,
-            )
+            all_labels = source.responses == "all"
+            return mlqa_tasks.examples(folder, languages, all_labels=all_labels, most=source.max_chars)
         case Sib200Data() | XnliData() | PawsxData():
             tasks_of = {"sib200": sib200_tasks, "xnli": xnli_tasks, "pawsx": pawsx_tasks}[source.type]
-            return tasks_of.examples(
-                _root(root, source.type), languages, all_labels=source.responses == "all"
-            )
+            return tasks_of.examples(folder, languages, all_labels=source.responses == "all")
         case TopicData():
-            folder = _root(root, source.type)
             return [
                 example
                 for name in source.sentences
                 for example in topic_examples(name, folder, languages, source.max_chars)
             ]
-        case FileData():
-            found = _file(source, tell, only)
-            if not (prefix := _prefix(config, source)):
-                return found
-            return [replace(e, id=f"{prefix}{e.id}") for e in found]
     raise TypeError(source)
 
 

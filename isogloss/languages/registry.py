@@ -7,7 +7,7 @@ Flow: languages.yaml → languages() → an index of normalised spellings → re
 
 import difflib
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -101,7 +101,7 @@ def index_spellings(table: Mapping[str, Language]) -> dict[str, Language]:
     """
     index: dict[str, Language] = {}
     for language in table.values():
-        for spelling in _spellings(language):
+        for spelling in (*language.codes(), language.name, language.autonym):
             owner = index.setdefault(_normalise(spelling), language)
             if owner is not language:
                 raise ValueError(
@@ -118,11 +118,6 @@ def _entry(code: str, row: Mapping[str, Any]) -> Language:
 @cache
 def _index() -> dict[str, Language]:
     return index_spellings(languages())
-
-
-def _spellings(language: Language) -> Iterator[str]:
-    yield from language.codes()
-    yield from (language.name, language.autonym)
 
 
 def _normalise(spelling: str) -> str:

@@ -6,7 +6,7 @@ the first 21 items already cover every task in every phrasing.
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isogloss.data.demo.grammar import Event, Phrases, meanings, opinions, phrases
 from isogloss.data.demo.pairs import another_deed, another_person, infer, vary
@@ -15,7 +15,8 @@ from isogloss.data.examples import ParallelExample, Turn
 
 TASKS = ("inference", "paraphrase", "question", "topic", "sentiment", "to_english", "from_english")
 PHRASINGS = 3
-ASKED = {"who": "people", "where": "places", "when": "times"}
+ASKED = {"who": ("person", "people"), "where": ("place", "places"), "when": ("time", "times")}
+"""By question word, the part of an event that it asks for, and the meanings that may answer."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def _closed(
 def _inference(event: Event, wordings: Sequence[Phrases], phrasing: int, rng: random.Random) -> Made:
     verdict = rng.choice(["entailment", "neutral", "contradiction"])
     if rng.random() < 0.3:
-        event = Event(event.person, event.action, event.place, event.time, denied=True)
+        event = replace(event, denied=True)
     premise, hypothesis = infer(event, verdict, rng)
     parts = {p.language: {"premise": p.event(*premise), "hypothesis": p.event(*hypothesis)} for p in wordings}
     return _closed("inference", verdict, wordings, phrasing, parts)
@@ -89,6 +90,7 @@ def _sentiment(event: Event, wordings: Sequence[Phrases], phrasing: int, rng: ra
 
 def _question(event: Event, wordings: Sequence[Phrases], phrasing: int, rng: random.Random) -> Made:
     asked = rng.choice(list(ASKED))
+    part, possible = ASKED[asked]
     other = another_deed(another_person(event, rng), rng)
     told = rng.sample((event, other), 2)
     turns, options = {}, {}
@@ -97,14 +99,9 @@ def _question(event: Event, wordings: Sequence[Phrases], phrasing: int, rng: ran
         instruction = p.instruction("question", phrasing, context=context, question=p.question(asked, event))
         turns[p.language] = Turn(instruction, p.answer(asked, event))
         options[p.language] = {
-            key: p.answer(asked, _with(event, asked, key)) for key in meanings()[ASKED[asked]]
+            key: p.answer(asked, replace(event, **{part: key})) for key in meanings()[possible]
         }
-    return turns, options, {"who": event.person, "where": event.place, "when": event.time}[asked]
-
-
-def _with(event: Event, asked: str, key: str) -> Event:
-    parts = {"who": event.person, "where": event.place, "when": event.time} | {asked: key}
-    return Event(parts["who"], event.action, parts["where"], parts["when"])
+    return turns, options, getattr(event, part)
 
 
 def _to_english(event: Event, wordings: Sequence[Phrases], phrasing: int, rng: random.Random) -> Made:

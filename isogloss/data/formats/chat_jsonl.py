@@ -32,7 +32,6 @@ from isogloss.data.formats.turns import (
     nothing,
     parsed,
     task_of,
-    turn,
 )
 from isogloss.errors import DataError
 
@@ -54,10 +53,7 @@ _LAYOUTS: Final = {
     "instruction": ("input", "context", "output", "response"),
 }
 """The keys that identify a layout, and the others that it has."""
-_READ: Final = {
-    *("id", "task", "language", "lang", "system", "history"),
-    *(*_TOOLS, *_LEARNED, *_BY_TOKEN),
-}
+_READ: Final = {*("id", "task", "language", "lang", "system", "history"), *(*_TOOLS, *_LEARNED, *_BY_TOKEN)}
 """Keys that are read in every layout."""
 
 
@@ -81,12 +77,8 @@ def read(
     """Return the first turn of every conversation.
 
     Args:
-        path: A file or folder.
         language: The language of rows that name none.
-        split: Split of a folder to read; defaults to train if there are several.
-        tell: Callback that receives lines about the split that was chosen and what is skipped, with reasons.
-        each: Callback that receives every skipped item.
-        only: Filter for the rows.
+        path, split, tell, each, only: As in `parallel_jsonl.read`.
 
     Raises:
         DataError: The file is missing, a row is malformed or masks parts of an answer, or no row can be used.
@@ -114,38 +106,38 @@ def _unread(cells: Mapping[str, Any]) -> list[str]:
 
 
 def _row(record: Record, default: str) -> Iterator[ParsedTurn | LeftOut]:
-    path, line, number, cells = record
+    cells = record.cells
     named = _first(cells, "language", "lang")
-    code = default if absent(named) else language_or_none(named, path, line)
+    code = default if absent(named) else language_or_none(named, record)
     if isinstance(code, LeftOut):
         yield code
         return
     if not _paired(cells.get("history")):
-        error = DataError("'history' must be a list of pairs, each a user's text and its answer", path, line)
+        error = record.error("'history' must be a list of pairs, each a user's text and its answer")
         yield LeftOut("{} whose history is not a list of pairs", error)
         return
-    given = _given(cells, path, line)
+    given = _given(record)
     if any(_calls_tools(one) for one in (cells, *given)):
-        yield LeftOut("{} that call tools", DataError("it calls tools; remove such chats", path, line))
+        yield LeftOut("{} that call tools", record.error("it calls tools; remove such chats"))
         return
-    messages = [_message(one, path, line) for one in given]
-    if error := _disorder(messages, path, line):
+    messages = [_message(one, record) for one in given]
+    if error := _disorder(messages, record):
         yield LeftOut("{} whose roles are out of order", error)
         return
     first = {message.role: message for message in messages[: 3 if messages[0].role == "system" else 2]}
-    if not _learned(cells, path, line) or ("assistant" in first and not first["assistant"].learned):
-        error = DataError("it is marked as not for training; at least one row must be used", path, line)
+    if not _learned(cells, record) or ("assistant" in first and not first["assistant"].learned):
+        error = record.error("it is marked as not for training; at least one row must be used")
         yield LeftOut("{} that are marked as not for training", error)
         return
     said = {role: message.content for role, message in first.items()}
     instruction = "\n\n".join(said[role] for role in ("system", "user") if said.get(role))
     if not said["user"].strip():
         instruction = ""  # a system text alone is no instruction
-    id = identifier(number if absent(cells.get("id")) else cells["id"], path, line)
-    task = task_of(cells.get("task"), path, line)
-    yield parsed(path, line, id, task, code, turn(instruction, said.get("assistant"), code, path, line))
+    id = identifier(record.number if absent(cells.get("id")) else cells["id"], record)
+    task = task_of(cells.get("task"), record)
+    yield parsed(record, id, task, code, instruction, said.get("assistant"))
     if len(messages) > len(first):
-        error = DataError("it has several turns", path, line)
+        error = record.error("it has several turns")
         yield LeftOut("all after the first turn of {}", error, whole=False)
 
 
@@ -159,12 +151,13 @@ def key_of(keys: Collection[str]) -> str | None:
     return next((key for key in _LAYOUTS if key in keys and not (copied and key == "prompt")), None)
 
 
-def _given(cells: Mapping[str, Any], path: Path, line: int) -> list[Mapping[str, Any]]:
+def _given(at: Record) -> list[Mapping[str, Any]]:
     """Return the messages of a row in any layout, as mappings with role and content."""
+    cells = at.cells
     before, roles = (cells["history"] if _some(cells.get("history")) else ()), ("user", "assistant")
     messages = [
         *({"role": role, "content": said} for pair in before for role, said in zip(roles, pair, strict=True)),
-        *_own(cells, path, line),
+        *_own(at),
     ]
     system = cells.get("system")
     if absent(system) or system == "" or messages[0].get("role") in ("system", "developer"):
@@ -179,32 +172,33 @@ def _paired(history: Any) -> bool:
     )
 
 
-def _own(cells: Mapping[str, Any], path: Path, line: int) -> list[Mapping[str, Any]]:
+def _own(at: Record) -> list[Mapping[str, Any]]:
+    cells = at.cells
     has = {key for key, value in cells.items() if not absent(value)}
     key = key_of(has)
     if key == "messages":
-        return _list(cells["messages"], "messages", path, line)
+        return _list(cells["messages"], "messages", at)
     if key == "conversations":
         return [
             {**one, "role": _SENDERS.get(one["from"], one["from"]), "content": one.get("value")}
             if isinstance(one.get("from"), str)
             else one
-            for one in _list(cells["conversations"], "conversations", path, line)
+            for one in _list(cells["conversations"], "conversations", at)
         ]
     if key == "prompt":
         answer = _first(cells, *_LAYOUTS["prompt"])
-        asked = _either(cells["prompt"], "user", path, line)
-        return asked if absent(answer) else [*asked, *_either(answer, "assistant", path, line)]
+        asked = _either(cells["prompt"], "user", at)
+        return asked if absent(answer) else [*asked, *_either(answer, "assistant", at)]
     if key == "instruction":
         more, answer = _first(cells, "input", "context"), _first(cells, "output", "response")
         asked = cells["instruction"]
         if not (absent(more) or more == ""):
             if not (isinstance(asked, str) and isinstance(more, str)):
-                raise DataError("'instruction' or its input is not text; write both as text", path, line)
+                raise at.error("'instruction' or its input is not text; write both as text")
             asked = f"{asked}\n\n{more}"
         said = [] if absent(answer) else [{"role": "assistant", "content": answer}]
         return [{"role": "user", "content": asked}, *said]
-    raise DataError(f"no key 'messages'; {nearest('messages', list(cells))}", path, line)
+    raise at.error(f"no key 'messages'; {nearest('messages', list(cells))}")
 
 
 def _first(cells: Mapping[str, Any], *keys: str) -> Any:
@@ -212,47 +206,47 @@ def _first(cells: Mapping[str, Any], *keys: str) -> Any:
     return next((cells[key] for key in keys if not absent(cells.get(key))), None)
 
 
-def _either(value: Any, role: str, path: Path, line: int) -> list[Mapping[str, Any]]:
+def _either(value: Any, role: str, at: Record) -> list[Mapping[str, Any]]:
     """Wrap a text as a message with the role; return messages as they are."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
-    return _list(value, "prompt" if role == "user" else "completion", path, line)
+    return _list(value, "prompt" if role == "user" else "completion", at)
 
 
-def _list(messages: Any, key: str, path: Path, line: int) -> list[Mapping[str, Any]]:
+def _list(messages: Any, key: str, at: Record) -> list[Mapping[str, Any]]:
     if not isinstance(messages, list) or not messages:
-        raise DataError(f"{key!r} must be a list of a user message and its answer", path, line)
+        raise at.error(f"{key!r} must be a list of a user message and its answer")
     if not all(isinstance(message, Mapping) for message in messages):
-        raise DataError("a message lacks its role or content; it must have both", path, line)
+        raise at.error("a message lacks its role or content; it must have both")
     return messages
 
 
-def _message(message: Mapping[str, Any], path: Path, line: int) -> Message:
+def _message(message: Mapping[str, Any], at: Record) -> Message:
     if not {"role", "content"} <= message.keys():
-        raise DataError("a message lacks its role or content; it must have both", path, line)
+        raise at.error("a message lacks its role or content; it must have both")
     role, content = message["role"], message["content"]
     role = _SAME.get(role, role) if isinstance(role, str) else role
     if role not in _ROLES:
-        raise DataError(f"{role!r} is not a role; {nearest(str(role), _ROLES)}", path, line)
+        raise at.error(f"{role!r} is not a role; {nearest(str(role), _ROLES)}")
     if isinstance(content, list) and content and all(_is_text(part) for part in content):
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
-        raise DataError(f"the {role}'s content is {kind_of(content)}; it must be text", path, line)
-    return Message(role, content, role != "assistant" or _learned(message, path, line))
+        raise at.error(f"the {role}'s content is {kind_of(content)}; it must be text")
+    return Message(role, content, role != "assistant" or _learned(message, at))
 
 
 def _is_text(part: Any) -> bool:
     return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
-def _disorder(messages: list[Message], path: Path, line: int) -> DataError | None:
+def _disorder(messages: list[Message], at: Record) -> DataError | None:
     """Return an error unless user and assistant alternate, after at most one system message."""
     roles = [message.role for message in messages]
     said = roles[1:] if roles[0] == "system" else roles
     if said and said == [("user", "assistant")[n % 2] for n in range(len(said))]:
         return None
     message = f"the roles are {', '.join(roles)}; they must be user and assistant, after at most one system"
-    return DataError(message, path, line)
+    return at.error(message)
 
 
 def _calls_tools(holder: Mapping[str, Any]) -> bool:
@@ -264,16 +258,16 @@ def _some(tools: Any) -> bool:
     return tools.strip() not in _NO_TOOLS if isinstance(tools, str) else not absent(tools) and bool(tools)
 
 
-def _learned(holder: Mapping[str, Any], path: Path, line: int) -> bool:
+def _learned(holder: Mapping[str, Any], at: Record) -> bool:
     """Return whether a row or an answer is to be trained on, which it is unless marked otherwise."""
     for key in _BY_TOKEN:
         if not absent(holder.get(key)):
-            message = (
-                f"{key!r} marks parts of an answer for training, which is not supported: answers are trained"
+            raise at.error(
+                f"{key!r} marks parts of an answer for training, which is not supported: answers are trained "
+                "on as a whole, so remove the row or the key"
             )
-            raise DataError(f"{message} on as a whole, so remove the row or the key", path, line)
     said = {key: holder[key] for key in _LEARNED if not absent(holder.get(key))}
     for key, value in said.items():
         if str(value).lower() not in _MARKS:
-            raise DataError(f"{key!r} is {value!r}; it must be 1 or 0, for training or not", path, line)
+            raise at.error(f"{key!r} is {value!r}; it must be 1 or 0, for training or not")
     return all(_MARKS[str(value).lower()] for value in said.values())

@@ -69,12 +69,8 @@ def read(
     """Return a file's layout and all its items.
 
     Args:
-        path: A file, a folder of files, or hub:OWNER/NAME.
         language: The language of chats that name none.
-        split: Split of a folder or data set to read.
-        tell: Callback that receives a line for each skipped part, with the reason.
-        each: Callback that receives every skipped item.
-        only: Filter for the rows.
+        path, split, tell, each, only: As in `parallel_jsonl.read`.
 
     Raises:
         DataError: As for `layout_of`, or a row is malformed.

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final, TypeGuard
 
-from isogloss.data.text import canonical, canonical_values, is_unicode
+from isogloss.data.text import canonical_values, is_unicode
 from isogloss.errors import DataError
 from isogloss.files import replacing
 from isogloss.languages.registry import Language, UnknownLanguageError, resolve
@@ -36,7 +36,7 @@ def stream_lines(path: Path) -> Iterator[str]:
             except UnicodeDecodeError:
                 message = "the text is not UTF-8; convert the file to UTF-8"
                 raise DataError(message, path, number) from None
-            yield canonical(text.removesuffix("\n").removesuffix("\r"))
+            yield canonical_values(text.removesuffix("\n").removesuffix("\r"))
 
 
 def read_lines(path: Path) -> list[str]:
@@ -61,19 +61,7 @@ def parse_object(line: str, path: Path, number: int) -> dict[str, Any]:
     Raises:
         DataError: It is not a JSON object, or has a key twice.
     """
-    try:
-        value = json.loads(line, object_pairs_hook=unique_keys(path, number))
-    except json.JSONDecodeError as error:
-        message = f"not JSON at column {error.colno} ({error.msg}); each line must be one JSON object"
-        raise DataError(message, path, number) from None
-    except RecursionError:
-        message = "the JSON is nested too deeply; each line must be one JSON object"
-        raise DataError(message, path, number) from None
-    except DataError:
-        raise
-    except ValueError:
-        message = "not JSON (a number with too many digits); each line must be one JSON object"
-        raise DataError(message, path, number) from None
+    value = parse_json(line, "each line must be one JSON object", path, number)
     if not isinstance(value, dict):
         message = f"the line is {kind_of(value)}; each line must be one JSON object"
         raise DataError(message, path, number)
@@ -81,19 +69,40 @@ def parse_object(line: str, path: Path, number: int) -> dict[str, Any]:
     return canonical_values(value) if "\\" in line else value
 
 
-def unique_keys(path: Path, number: int | None = None) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
-    """Return an `object_pairs_hook` for `json` that raises a DataError if an object has a key twice."""
+def parse_json(text: str, must: str, path: Path, number: int | None = None) -> Any:
+    """Parse JSON.
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            hint = "; write Indonesian as 'ind'" if twice == "id" else "; keep one of them"
-            raise DataError(f"the key {twice!r} occurs twice{hint}", path, number)
-        return found
+    Args:
+        must: What the text must be, for the error message.
+        number: The line of the text; if not given, an error names the line within the text.
 
-    return unique
+    Raises:
+        DataError: It is not JSON, or an object has a key twice.
+    """
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        message = f"not JSON at column {error.colno} ({error.msg}); {must}"
+        raise DataError(message, path, number or error.lineno) from None
+    except RecursionError:
+        raise DataError(f"the JSON is nested too deeply; {must}", path, number) from None
+    except DataError as error:
+        raise DataError(str(error), path, number) from None
+    except ValueError:
+        raise DataError(f"not JSON (a number with too many digits); {must}", path, number) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        hint = "write Indonesian as 'ind'" if twice == "id" else "keep one of them"
+        raise DataError(f"the key {twice!r} occurs twice; {hint}")
+    return found
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def kind_of(value: object) -> str:

@@ -130,7 +130,7 @@ def _read(path: Path, partition: str) -> Iterator[tuple[str, _Line]]:
         if row.id in seen:
             raise DataError(f"id {row.id!r} occurs twice in {partition}; ids are unique", path, row.number)
         seen.add(row.id)
-        if set("[]") & set(_SLOT.sub("", row.annot_utt)):
+        if not set("[]").isdisjoint(_SLOT.sub("", row.annot_utt)):
             message = "a slot in annot_utt is malformed; it must read [name : value]"
             raise DataError(message, path, row.number)
         yield row.id, row
@@ -141,11 +141,12 @@ def _lines(path: Path, changed: int) -> tuple[_Line, ...]:
     """Return all lines of a file; cached, as training and evaluation read different parts of it."""
     keys, found = _Line._fields[:-1], []
     for number, row in read_objects(path):
-        for key in keys:
-            if not is_text(row.get(key)):
-                hint = "it must be text" if key in row else nearest(key, list(row))
-                raise DataError(f"no text under the key {key!r}; {hint}", path, number)
-        found.append(_Line._make([*(row[key] for key in keys), number]))
+        values = list(map(row.get, keys))
+        if not all(map(is_text, values)):
+            key = next(key for key in keys if not is_text(row.get(key)))
+            hint = "it must be text" if key in row else nearest(key, list(row))
+            raise DataError(f"no text under the key {key!r}; {hint}", path, number)
+        found.append(_Line(*values, number))
     return tuple(found)
 
 

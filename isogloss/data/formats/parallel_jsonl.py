@@ -14,13 +14,13 @@ the item's ID. The same rows may also be a list in a .json file, or a .csv or .p
 """
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.formats.lines import kind_of, language_of, nearest, write_lines
-from isogloss.data.formats.records import Tell, nobody, read_records
+from isogloss.data.formats.records import Record, Tell, nobody, read_records
 from isogloss.data.formats.turns import (
     LeftOut,
     Only,
@@ -32,9 +32,7 @@ from isogloss.data.formats.turns import (
     nothing,
     parsed,
     task_of,
-    turn,
 )
-from isogloss.errors import DataError
 from isogloss.files import replacing
 from isogloss.languages.registry import resolve
 
@@ -88,47 +86,45 @@ def write_parquet(path: Path, examples: Iterable[ParallelExample]) -> None:
 
 def _rows(source: Path, split: str | None, tell: Tell) -> Iterator[ParsedTurn | LeftOut]:
     form: bool | None = None
-    for path, line, _, row in read_records(source, split, tell=tell, kind="jsonl"):
-        one_language = "language" in row or "instruction" in row
+    for at in read_records(source, split, tell=tell, kind="jsonl"):
+        one_language = "language" in at.cells or "instruction" in at.cells
         if form is None:
             form = one_language
         if form != one_language:
             forms = ("one language", "all languages of an item")
             here, before = forms if one_language else forms[::-1]
-            message = f"this row has {here} and the first row {before}; use one form per file"
-            raise DataError(message, path, line)
-        yield from [_row(row, path, line)] if one_language else _wide(row, path, line)
+            raise at.error(f"this row has {here} and the first row {before}; use one form per file")
+        yield from [_row(at)] if one_language else _wide(at)
 
 
-def _row(row: Mapping[str, Any], path: Path, line: int) -> ParsedTurn | LeftOut:
-    _refuse_unknown(row, _ROW, path, line)
+def _row(at: Record) -> ParsedTurn | LeftOut:
+    row = at.cells
+    _refuse_unknown(row, _ROW, at)
     if absent(row.get("language")):
-        raise DataError('no language; add one such as "language": "sw"', path, line)
-    code = language_or_none(row["language"], path, line)
+        raise at.error('no language; add one such as "language": "sw"')
+    code = language_or_none(row["language"], at)
     if isinstance(code, LeftOut):
         return code
-    said = turn(row.get("instruction"), row.get("response"), code, path, line)
-    id, task = identifier(row.get("id"), path, line), task_of(row.get("task"), path, line)
-    return parsed(path, line, id, task, code, said)
+    id, task = identifier(row.get("id"), at), task_of(row.get("task"), at)
+    return parsed(at, id, task, code, row.get("instruction"), row.get("response"))
 
 
-def _wide(row: Mapping[str, Any], path: Path, line: int) -> Iterator[ParsedTurn | LeftOut]:
-    id, task = identifier(row.get("id"), path, line), task_of(row.get("task"), path, line)
+def _wide(at: Record) -> Iterator[ParsedTurn | LeftOut]:
+    row = at.cells
+    id, task = identifier(row.get("id"), at), task_of(row.get("task"), at)
     said = {key: value for key, value in row.items() if key not in _ITEM and not _empty(value)}
     if not said:
-        raise DataError('no language; add one such as "sw": {"instruction": "…"}', path, line)
+        raise at.error('no language; add one such as "sw": {"instruction": "…"}')
     for key, value in said.items():
         if not isinstance(value, dict):
-            language_of(key, path, line)
-            message = f"{key} is {kind_of(value)}; it must be an object with an instruction"
-            raise DataError(message, path, line)
-        _refuse_unknown(value, _TURN, path, line)
-        code = language_or_none(key, path, line)
+            language_of(key, at.path, at.line)
+            raise at.error(f"{key} is {kind_of(value)}; it must be an object with an instruction")
+        _refuse_unknown(value, _TURN, at)
+        code = language_or_none(key, at)
         if isinstance(code, LeftOut):
             yield code
             continue
-        asked = turn(value.get("instruction"), value.get("response"), code, path, line)
-        yield parsed(path, line, id, task, code, asked)
+        yield parsed(at, id, task, code, value.get("instruction"), value.get("response"))
 
 
 def _empty(value: Any) -> bool:
@@ -136,10 +132,10 @@ def _empty(value: Any) -> bool:
     return absent(value) or (isinstance(value, dict) and value != {} and all(map(absent, value.values())))
 
 
-def _refuse_unknown(keys: Iterable[str], known: Collection[str], path: Path, line: int) -> None:
+def _refuse_unknown(keys: Iterable[str], known: Collection[str], at: Record) -> None:
     for key in keys:
         if key not in known:
-            raise DataError(f"{key!r} is not a key; {nearest(key, known)}", path, line)
+            raise at.error(f"{key!r} is not a key; {nearest(key, known)}")
 
 
 def _item(example: ParallelExample) -> dict[str, Any]:

@@ -8,7 +8,6 @@ Files are not cached, and formats with rows in lines or batches are read one lin
 """
 
 import csv
-import json
 import re
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from isogloss.config.data import on_hub
-from isogloss.data.formats.lines import kind_of, name_within, nearest, read_objects, stream_lines, unique_keys
+from isogloss.data.formats.lines import kind_of, name_within, nearest, parse_json, read_objects, stream_lines
 from isogloss.data.text import canonical_values
 from isogloss.errors import DataError
 
@@ -42,6 +41,9 @@ class Record(NamedTuple):
     line: int
     number: int
     cells: Mapping[str, Any]
+
+    def error(self, message: str) -> DataError:
+        return DataError(message, self.path, self.line)
 
 
 _ABOUT: Final = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
@@ -92,8 +94,7 @@ def read_file(path: Path, kind: str | None = None) -> Iterator[Record]:
     found = told if told in _OPENERS or kind is None else kind
     if found not in _OPENERS:
         raise DataError(f"{path.name!r} is not a supported file type; {nearest(found, _OPENERS)}", path)
-    for line, cells in _OPENERS[found](path):
-        yield Record(path, line, line, cells)
+    return _records(path, _OPENERS[found](path))
 
 
 def _kind(path: Path) -> str:
@@ -173,8 +174,11 @@ def _saved(path: Path) -> Iterator[Record]:
         saved: Any = datasets.load_from_disk(str(path))  # a folder of splits is handled in `_folder`
         return saved.with_format("arrow").iter(1000)
 
-    for line, cells in _arrow_rows(batches, path):
-        yield Record(path, line, line, cells)
+    return _records(path, _arrow_rows(batches, path))
+
+
+def _records(path: Path, rows: Numbered) -> Iterator[Record]:
+    return (Record(path, line, line, cells) for line, cells in rows)
 
 
 def _hub(path: Path, split: str | None, tell: Tell) -> Iterator[Record]:
@@ -269,15 +273,7 @@ def _json(path: Path) -> Numbered:
             raise DataError(f"{message}; it must be a list of objects, or have one object per line", path)
         yield from read_objects(path)
         return
-    try:
-        rows = json.loads("\n".join(stream_lines(path)), object_pairs_hook=unique_keys(path))
-    except json.JSONDecodeError as error:
-        message = f"not JSON at column {error.colno} ({error.msg}); the file must be one list of objects"
-        raise DataError(message, path, error.lineno) from None
-    except DataError:
-        raise
-    except (RecursionError, ValueError):
-        raise DataError("the JSON is nested too deeply, or has a number with too many digits", path) from None
+    rows = parse_json("\n".join(stream_lines(path)), "the file must be one list of objects", path)
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             message = f"item {number} of the list is {kind_of(row)}; it must be an object"

@@ -26,7 +26,6 @@ from isogloss.data.formats.turns import (
     language_or_none,
     parsed,
     task_of,
-    turn,
 )
 from isogloss.data.text import canonical
 from isogloss.errors import DataError
@@ -53,13 +52,9 @@ def read(
     is used.
 
     Args:
-        path: A file or folder.
         columns: Maps our field (id, task, language, instruction, response, or sw.instruction …) to the name
             of a column, or to a template with column names in braces.
-        split: Split of a folder to read; defaults to train if there are several.
-        tell: Callback that receives lines about the split that was chosen and the number of skipped rows,
-            with reasons.
-        only: Filter for the rows.
+        path, split, tell, only: As in `parallel_jsonl.read`.
 
     Raises:
         DataError: The table cannot be opened, lacks a column, has a malformed row, or has no usable row. In a
@@ -114,13 +109,12 @@ def _rows(
         return fills[field](record) if field in fills else None
 
     for number, record in enumerate(table, start=1):
-        path, line = record.path, record.line
-        code = _language(cell("language", record), path, line) if "language" in fills else ""
+        code = _language(cell("language", record), record) if "language" in fills else ""
         if isinstance(code, LeftOut):
             yield code
             continue
-        id = identifier(cell("id", record) if "id" in fills else number, path, line)
-        task = task_of(cell("task", record), path, line)
+        id = identifier(cell("id", record) if "id" in fills else number, record)
+        task = task_of(cell("task", record), record)
         there = False
         for prefix, default in languages.items():
             dot = f"{prefix}." if prefix else ""
@@ -128,17 +122,16 @@ def _rows(
             if prefix and instruction is None and response is None:
                 continue
             there = True
-            own = code or default
-            yield parsed(path, line, id, task, own, turn(instruction, response, own, path, line))
+            yield parsed(record, id, task, code or default, instruction, response)
         if not there:
-            error = DataError("no instruction in any language; add one or remove the row", path, line)
+            error = record.error("no instruction in any language; add one or remove the row")
             yield LeftOut(NO_INSTRUCTION, error)
 
 
-def _language(code: str | None, path: Path, line: int) -> str | LeftOut:
+def _language(code: str | None, at: Record) -> str | LeftOut:
     if code is None:
-        return LeftOut("{} without a language", DataError("no language; add it", path, line))
-    return language_or_none(code, path, line)
+        return LeftOut("{} without a language", at.error("no language; add it"))
+    return language_or_none(code, at)
 
 
 def _template(column: str, names: list[str], path: Path) -> Fill:
@@ -181,8 +174,7 @@ def _text(column: str, record: Record) -> str | None:
     if absent(value) or value == "":
         return None
     if isinstance(value, list | dict | bytes):
-        message = f"the column {column!r} has {kind_of(value)}; only text and numbers can be read"
-        raise DataError(message, record.path, record.line)
+        raise record.error(f"the column {column!r} has {kind_of(value)}; only text and numbers can be read")
     return str(value)
 
 

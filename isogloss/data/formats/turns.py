@@ -8,7 +8,7 @@ from pathlib import Path
 
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.formats.lines import kind_of, language_of
-from isogloss.data.formats.records import Tell, nobody
+from isogloss.data.formats.records import Record, Tell, nobody
 from isogloss.data.text import canonical
 from isogloss.errors import DataError
 
@@ -43,13 +43,6 @@ class LeftOut:
     whole: bool = True
 
 
-def parsed(
-    path: Path, line: int, id: str, task: str, language: str, turn: Turn | LeftOut
-) -> ParsedTurn | LeftOut:
-    """Return a turn with its place, or what is left out of it."""
-    return turn if isinstance(turn, LeftOut) else ParsedTurn(path, line, id, task, language, turn)
-
-
 Only = Callable[[Iterator[ParsedTurn]], Iterable[ParsedTurn]]
 
 
@@ -69,9 +62,7 @@ def join(
     Args:
         rows: Rows in file order.
         path: The file or folder, for messages.
-        tell: Callback that receives one line with the number of skipped rows and the reasons.
-        each: Callback that receives every skipped item.
-        only: Filter for the rows.
+        tell, each, only: As in `parallel_jsonl.read`.
 
     Raises:
         DataError: No row can be used, or an ID has a language twice or two tasks.
@@ -116,14 +107,14 @@ def join(
     return made
 
 
-def language_or_none(code: object, path: Path, line: int) -> str | LeftOut:
+def language_or_none(code: object, at: Record) -> str | LeftOut:
     """Return our code of the language, or a `LeftOut` if the language is unknown.
 
     Raises:
         DataError: The code is not text.
     """
     try:
-        return language_of(code, path, line).code
+        return language_of(code, at.path, at.line).code
     except DataError as error:
         if not isinstance(code, str):
             raise
@@ -135,7 +126,7 @@ def absent(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def identifier(value: object, path: Path, line: int) -> str:
+def identifier(value: object, at: Record) -> str:
     """Return a string or integer as an ID; 3.0, which pandas makes of 3 if another ID is missing, becomes 3.
 
     Raises:
@@ -146,33 +137,34 @@ def identifier(value: object, path: Path, line: int) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, dict):
-        message = "the id is an object; it must be text or an integer (Indonesian is written 'ind')"
-        raise DataError(message, path, line)
+        raise at.error("the id is an object; it must be text or an integer (Indonesian is written 'ind')")
     if absent(value) or value == "":
-        raise DataError("no id; give each item text or an integer", path, line)
+        raise at.error("no id; give each item text or an integer")
     if not isinstance(value, str):
-        raise DataError(f"the id is {value!r}; it must be text or an integer", path, line)
-    return canonical(value, "the id", path, line)
+        raise at.error(f"the id is {value!r}; it must be text or an integer")
+    return canonical(value, "the id", at.path, at.line)
 
 
-def turn(instruction: object, response: object, language: str, path: Path, line: int) -> Turn | LeftOut:
-    """Return a turn, whose response may be absent (None); a `LeftOut` without an instruction.
+def parsed(
+    at: Record, id: str, task: str, language: str, instruction: object, response: object
+) -> ParsedTurn | LeftOut:
+    """Return a row's turn in a language; its response may be absent. Without an instruction, a `LeftOut`.
 
     Raises:
         DataError: Instruction or response is not text.
     """
     if absent(instruction):
-        message = f"no instruction in {language}; add one or leave {language} out"
-        return LeftOut(NO_INSTRUCTION, DataError(message, path, line))
-    asked = _text(instruction, "instruction", language, path, line)
+        error = at.error(f"no instruction in {language}; add one or leave {language} out")
+        return LeftOut(NO_INSTRUCTION, error)
+    asked = _text(instruction, "instruction", language, at)
     if not asked.strip():
-        message = f"the instruction in {language} is empty; write one or leave {language} out"
-        return LeftOut(NO_INSTRUCTION, DataError(message, path, line))
-    answer = None if absent(response) else _text(response, "response", language, path, line)
-    return Turn(asked, answer)
+        error = at.error(f"the instruction in {language} is empty; write one or leave {language} out")
+        return LeftOut(NO_INSTRUCTION, error)
+    answer = None if absent(response) else _text(response, "response", language, at)
+    return ParsedTurn(at.path, at.line, id, task, language, Turn(asked, answer))
 
 
-def task_of(value: object, path: Path, line: int) -> str:
+def task_of(value: object, at: Record) -> str:
     """Return the task's name; `TASK` if it is absent.
 
     Raises:
@@ -181,12 +173,11 @@ def task_of(value: object, path: Path, line: int) -> str:
     if absent(value):
         return TASK
     if not isinstance(value, str) or not value:
-        raise DataError(f"the task is {value!r}; it must be a name such as {TASK!r}", path, line)
-    return canonical(value, "the task", path, line)
+        raise at.error(f"the task is {value!r}; it must be a name such as {TASK!r}")
+    return canonical(value, "the task", at.path, at.line)
 
 
-def _text(value: object, field: str, language: str, path: Path, line: int) -> str:
+def _text(value: object, field: str, language: str, at: Record) -> str:
     if not isinstance(value, str):
-        message = f"the {field} in {language} is {kind_of(value)}; it must be text"
-        raise DataError(message, path, line)
-    return canonical(value, f"the {field} in {language}", path, line)
+        raise at.error(f"the {field} in {language} is {kind_of(value)}; it must be text")
+    return canonical(value, f"the {field} in {language}", at.path, at.line)
