@@ -221,6 +221,10 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
             "write settings as name: value",
         ),
         ("- 1", "run.yaml:1: not a mapping; write settings as name: value"),
+        (
+            "seed: !!int x",
+            "run.yaml: not YAML (invalid literal for int() with base 10: 'x'); write settings as name: value",
+        ),
     ],
 )
 def test_an_invalid_setting_gives_one_line_with_its_location_and_a_fix(text, line, tmp_path):
@@ -398,6 +402,10 @@ def test_an_added_language_may_have_its_own_training_settings(setting):
             "--set tune.learning_rate=-1: tune.learning_rate is -1; it must be a number above 0",
         ),
         ("a=[1", "--set a=[1: the value is not YAML (expected ',' or ']', but got '<stream end>'); quote it"),
+        (
+            "a=!!int x",
+            "--set a=!!int x: the value is not YAML (invalid literal for int() with base 10: 'x'); quote it",
+        ),
         ("data.type=chat", "--set data.type=chat: data.path is missing; it must be a path"),
     ],
 )

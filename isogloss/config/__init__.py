@@ -1,5 +1,7 @@
 """Settings: strict, frozen, self-documenting pydantic models that round-trip to YAML. Imports no torch."""
 
+# ruff: noqa: F401  # these imports are the public names
+
 from isogloss.config.base import Count, Positive, Settings, home
 from isogloss.config.data import (
     AnySource,
@@ -32,46 +34,3 @@ from isogloss.config.paths import root_of_environment
 from isogloss.config.schema import Config, Tracker
 from isogloss.config.tune import Tune
 from isogloss.config.yaml_io import dump_config, parse_config
-
-__all__ = [
-    "KL_ONLY",
-    "SIMILARITY_ONLY",
-    "Adapter",
-    "AnySource",
-    "ChatFile",
-    "Config",
-    "Count",
-    "DemoData",
-    "Distill",
-    "Endpoint",
-    "Evaluate",
-    "FileData",
-    "MassiveData",
-    "MlqaData",
-    "ModelTeacher",
-    "ParallelFile",
-    "ParallelSuite",
-    "ParallelText",
-    "PawsxData",
-    "Positive",
-    "SelfTeacher",
-    "ServerTeacher",
-    "Settings",
-    "Sib200Data",
-    "TableFile",
-    "TopicData",
-    "Tracker",
-    "Translation",
-    "Tune",
-    "Xglue",
-    "XnliData",
-    "dump_config",
-    "for_choosing",
-    "home",
-    "load_config",
-    "parse_config",
-    "refuse_shared",
-    "root_of_environment",
-    "run_folder_of",
-    "with_overrides",
-]

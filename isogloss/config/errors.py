@@ -33,10 +33,8 @@ def explained(fault: Any, written: Written, settings: type[Settings] = Config) -
     elif kind == "refusal":
         path = (*path, *context["name"].split("."))
     at, name = written.at(path), dotted(path)
-    if kind == "extra_forbidden" and (why := advice(name)):
-        return path, f"{at}: {name} {why}"
     if kind == "extra_forbidden":
-        return path, f"{at}: {name} is not a setting{_instead(path, holder)}"
+        return path, f"{at}: {name} {advice(name) or 'is not a setting' + _instead(path, holder)}"
     if kind == "value_error":
         return path, f"{at}: {name}: {context['error']}"
     if kind == "refusal":

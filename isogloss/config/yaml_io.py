@@ -120,7 +120,7 @@ class Written:
             entries = below
         try:
             entries[path[-1]] = yaml.load(value, Loader)  # a SafeLoader
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: a number with too many digits
             raise ConfigError(f"{label}: the value is not YAML ({_problem(error)}); quote it") from None
         self.place(path, label)
 
@@ -154,7 +154,7 @@ def read_entries(path: Path) -> Written:
     try:
         node = yaml.compose(text, Loader)
         entries = yaml.load(text, Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         at = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(f"{at}: not YAML ({_problem(error)}); write settings as name: value") from None
@@ -167,7 +167,7 @@ def read_entries(path: Path) -> Written:
     return written
 
 
-def _problem(error: yaml.YAMLError) -> str:
+def _problem(error: Exception) -> str:
     return " ".join(str(getattr(error, "problem", None) or getattr(error, "reason", error)).split())
 
 

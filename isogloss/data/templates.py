@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from isogloss.config import home
 from isogloss.errors import ConfigError
 
 # Collects the system text and puts it before the next turn.
@@ -131,7 +132,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _read(file: str) -> str:
-    path = Path(file).expanduser()
+    path = home(Path(file))
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError):

@@ -31,8 +31,7 @@ def canonical(text: str, what: str = "the text", path: Path | None = None, line:
             UTF-8.
     """
     if not is_unicode(text):
-        message = f"{what} contains half of a surrogate pair; write the whole character"
-        raise DataError(message, path, line)
+        raise DataError(f"{what} contains half of a surrogate pair; write the whole character", path, line)
     return _form(text)
 
 

@@ -9,6 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pandas
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from isogloss.config import ChatFile, Config, ParallelSuite, TableFile, load_config
@@ -486,6 +488,14 @@ def test_rows_are_read_lazily(name, tmp_path):
     assert next(rows).cells == {"q": "x"}
     with pytest.raises(DataError, match=f":{data.count(10)}: the text is not UTF-8"):
         next(rows)
+
+
+def test_a_table_with_a_date_after_9999_is_refused(tmp_path):
+    """Python has no such date, so the row cannot be read."""
+    at = pyarrow.array([2**62], pyarrow.timestamp("us"))
+    pyarrow.parquet.write_table(pyarrow.table({"q": ["Hi"], "at": at}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"the table cannot be read \(.*\); write it again$"):
+        table.read(tmp_path / "t.parquet", {"instruction": "q"})
 
 
 def test_row_numbers_continue_across_batches(tmp_path):

@@ -138,6 +138,8 @@ def test_a_custom_template_is_a_file(tmp_path: Path):
     assert str(caught.value) == (
         "chat_template: chatlm is not one of gemma, chatml, llama3, mistral, plain and not a UTF-8 text file"
     )
+    with pytest.raises(ConfigError, match=r"^chat_template: ~no-such-user/own\.jinja is not one of gemma, "):
+        give_template(tokenizer, "~no-such-user/own.jinja")
 
 
 def test_the_default_template_is_kept_when_the_tokenizer_is_saved(tmp_path: Path, tiny):

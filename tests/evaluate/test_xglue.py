@@ -1,5 +1,6 @@
 """XGLUE: where the files are, the instructions, and scores worked out by hand."""
 
+import gzip
 import io
 import json
 import re
@@ -246,7 +247,7 @@ def test_a_dangerous_archive_is_refused_and_nothing_written(one, says, tmp_path)
 
 
 def test_too_large_and_damaged_archives_are_refused(root, tmp_path, monkeypatch):
-    """One has more files than the limit, which is lowered here; the other is cut in half."""
+    """One has more files than the limit, lowered here; the others are cut or have a wrong checksum."""
     archive = tmp_path / "xglue_full_dataset.tar.gz"
     with tarfile.open(archive, "w:gz") as made:
         made.add(root / "xglue_full_dataset", "xglue_full_dataset")
@@ -255,9 +256,13 @@ def test_too_large_and_damaged_archives_are_refused(root, tmp_path, monkeypatch)
         changed.setattr("isogloss.data.formats.archive.MOST_FILES", 5)
         with pytest.raises(DataError, match="it contains more than 5 files or 16 GiB; do not unpack it"):
             SUITES["xglue"](tmp_path, "dev", CODES, 10, 0)
-    archive.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="the archive is damaged"):
-        SUITES["xglue"](tmp_path, "dev", CODES, 10, 0)
+    open_ended = gzip.decompress(whole).rstrip(b"\0")
+    wrong_sum = bytearray(gzip.compress(open_ended + bytes(-len(open_ended) % 512)))
+    wrong_sum[-8] ^= 1
+    for damaged in (whole[: len(whole) // 2], wrong_sum):
+        archive.write_bytes(damaged)
+        with pytest.raises(DataError, match="the archive is damaged"):
+            SUITES["xglue"](tmp_path, "dev", CODES, 10, 0)
     assert [path.name for path in tmp_path.iterdir()] == [archive.name]
 
 

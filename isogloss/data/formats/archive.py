@@ -1,5 +1,7 @@
 """Archives: a tar is checked before anything is written, and unpacked completely or not at all."""
 
+import gzip
+import lzma
 import shutil
 import tarfile
 import tempfile
@@ -34,7 +36,7 @@ def unpack(archive: Path, name: str) -> Path:
             _check(opened, archive, name)
             opened.extractall(draft, filter="data")
         (draft / name).rename(folder)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
         raise DataError(f"the archive is damaged ({error}); download it again", archive) from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)

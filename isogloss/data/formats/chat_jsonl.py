@@ -137,8 +137,7 @@ def _row(record: Record, default: str) -> Iterator[ParsedTurn | LeftOut]:
     task = task_of(cells.get("task"), record)
     yield parsed(record, id, task, code, instruction, said.get("assistant"))
     if len(messages) > len(first):
-        error = record.error("it has several turns")
-        yield LeftOut("all after the first turn of {}", error, whole=False)
+        yield LeftOut("all after the first turn of {}", record.error("it has several turns"), whole=False)
 
 
 def key_of(keys: Collection[str]) -> str | None:

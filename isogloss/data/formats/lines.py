@@ -34,8 +34,7 @@ def stream_lines(path: Path) -> Iterator[str]:
             try:
                 text = line.decode()
             except UnicodeDecodeError:
-                message = "the text is not UTF-8; convert the file to UTF-8"
-                raise DataError(message, path, number) from None
+                raise DataError("the text is not UTF-8; convert the file to UTF-8", path, number) from None
             yield canonical_values(text.removesuffix("\n").removesuffix("\r"))
 
 
@@ -63,8 +62,7 @@ def parse_object(line: str, path: Path, number: int) -> dict[str, Any]:
     """
     value = parse_json(line, "each line must be one JSON object", path, number)
     if not isinstance(value, dict):
-        message = f"the line is {kind_of(value)}; each line must be one JSON object"
-        raise DataError(message, path, number)
+        raise DataError(f"the line is {kind_of(value)}; each line must be one JSON object", path, number)
     # Without escapes, all text comes from the line, which is already canonical.
     return canonical_values(value) if "\\" in line else value
 
@@ -188,8 +186,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         message = f"the archive contains {error}; it must contain one file, so unpack it"
         raise DataError(message, path) from None
     except (OSError, EOFError, ValueError, RuntimeError, *_DAMAGES):
-        message = f"the {name} data is damaged; download or compress the file again"
-        raise DataError(message, path) from None
+        raise DataError(f"the {name} data is damaged; download or compress the file again", path) from None
 
 
 def name_within(path: Path, begins: bytes) -> str:

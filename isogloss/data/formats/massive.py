@@ -108,8 +108,7 @@ def _file(root: Path, partition: str, language: Language) -> Path:
     path = _found(root, partition, language.massive)
     if path is None:
         looked = ", ".join(f"{folder}/{language.massive}.jsonl" for folder in _folders(partition))
-        message = f"no MASSIVE {partition} in {language.code}; looked for {looked}, plain or .gz"
-        raise DataError(message, root)
+        raise DataError(f"no MASSIVE {partition} in {language.code}; looked for {looked}, plain or .gz", root)
     return path
 
 
@@ -131,8 +130,7 @@ def _read(path: Path, partition: str) -> Iterator[tuple[str, _Line]]:
             raise DataError(f"id {row.id!r} occurs twice in {partition}; ids are unique", path, row.number)
         seen.add(row.id)
         if not set("[]").isdisjoint(_SLOT.sub("", row.annot_utt)):
-            message = "a slot in annot_utt is malformed; it must read [name : value]"
-            raise DataError(message, path, row.number)
+            raise DataError("a slot in annot_utt is malformed; it must read [name : value]", path, row.number)
         yield row.id, row
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from isogloss.data.examples import ParallelExample, Turn
+from isogloss.data.examples import ParallelExample
 from isogloss.data.formats.lines import kind_of, language_of, nearest, write_lines
 from isogloss.data.formats.records import Record, Tell, nobody, read_records
 from isogloss.data.formats.turns import (
@@ -139,14 +139,9 @@ def _refuse_unknown(keys: Iterable[str], known: Collection[str], at: Record) -> 
 
 
 def _item(example: ParallelExample) -> dict[str, Any]:
-    turns = {_key(code): _said(said) for code, said in example.turns.items()}
-    return {"id": example.id, "task": example.task, **turns}
-
-
-def _key(code: str) -> str:
-    return resolve(code).iso639_3 if code in _ITEM else code
-
-
-def _said(said: Turn) -> dict[str, str]:
-    response = {} if said.response is None else {"response": said.response}
-    return {"instruction": said.instruction, **response}
+    item: dict[str, Any] = {"id": example.id, "task": example.task}
+    for code, turn in example.turns.items():
+        response = {} if turn.response is None else {"response": turn.response}
+        key = resolve(code).iso639_3 if code in _ITEM else code
+        item[key] = {"instruction": turn.instruction, **response}
+    return item

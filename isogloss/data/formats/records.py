@@ -276,8 +276,7 @@ def _json(path: Path) -> Numbered:
     rows = parse_json("\n".join(stream_lines(path)), "the file must be one list of objects", path)
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            message = f"item {number} of the list is {kind_of(row)}; it must be an object"
-            raise DataError(message, path)
+            raise DataError(f"item {number} of the list is {kind_of(row)}; it must be an object", path)
         yield number, canonical_values(row)
 
 
@@ -315,7 +314,7 @@ def _arrow_rows(batches: Callable[[], Iterable[Any]], path: Path) -> Numbered:
         raise DataError("there is no such file; give the path of an existing file", path) from None
     except UnicodeDecodeError:
         raise DataError("a text is not UTF-8; write the table again", path) from None
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except (pyarrow.ArrowException, OSError, OverflowError, ValueError) as error:  # a date after 9999
         message = str(error).splitlines()[0].rstrip(". ")
         raise DataError(f"the table cannot be read ({message}); write it again", path) from None
 

@@ -79,18 +79,15 @@ def _languages(columns: Mapping[str, str], path: Path) -> dict[str, str]:
     languages: dict[str, str] = {}
     for field in columns:
         code, _, name = field.rpartition(".")
-        if not code and field not in _FIELDS:
-            raise DataError(f"{field!r} is not a field; {nearest(field, _FIELDS)}", path)
-        if code and name not in _TURN:
-            raise DataError(f"{field!r} is not a field; {nearest(name, _TURN)}", path)
+        given, known = (name, _TURN) if code else (field, _FIELDS)
+        if given not in known:
+            raise DataError(f"{field!r} is not a field; {nearest(given, known)}", path)
         if code or name in _TURN:
             languages[code] = language_of(code, path).code if code else SOURCE
-    for code in languages:
+    for code in languages or [""]:
         field = f"{code}.instruction" if code else "instruction"
         if field not in columns:
             raise DataError(f"the columns name no {field!r}; add it", path)
-    if not languages:
-        raise DataError("the columns name no 'instruction'; add it", path)
     if len(set(languages.values())) < len(languages):
         raise DataError("the columns name a language twice; keep one of its codes", path)
     if "language" in columns and set(languages) != {""}:
@@ -141,10 +138,7 @@ def _template(column: str, names: list[str], path: Path) -> Fill:
         return lambda record: _text(column, record)
     try:
         parts = [
-            (
-                text,
-                name if name is None else name + (f"!{conv}" if conv else "") + (f":{spec}" if spec else ""),
-            )
+            (text, name and name + (f"!{conv}" if conv else "") + (f":{spec}" if spec else ""))
             for text, name, spec, conv in Formatter().parse(column)
         ]
     except ValueError as error:

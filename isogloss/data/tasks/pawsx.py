@@ -48,12 +48,10 @@ def read(root: Path, split: str, code: str) -> Table:
     path = plain_or_gz(wanted) or plain_or_gz(root / "x-final" / code / f"{split}_2k.tsv")
     if path is None:
         raise DataError(f"no PAWS-X {split} in {code}; put it there or leave the language out", wanted)
-    rows = read_table(path, ("id", "sentence1", "sentence2", "label"))
-    for line, row in enumerate(rows, start=2):
+    found: Table = {}
+    for line, row in enumerate(read_table(path, ("id", "sentence1", "sentence2", "label")), start=2):
         if row["label"] not in LABELS:
             raise DataError(f"the label is {row['label']!r}; it must be 0 or 1", path, line)
-    found: Table = {}
-    for line, row in enumerate(rows, start=2):
         if row["id"] in found:
             raise DataError(f"id {row['id']} occurs twice; keep one row of each", path, line)
         found[row["id"]] = row
