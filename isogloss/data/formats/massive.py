@@ -145,7 +145,7 @@ def _lines(path: Path, changed: int) -> tuple[_Line, ...]:
             key = next(key for key in keys if not is_text(row.get(key)))
             hint = "it must be text" if key in row else nearest(key, list(row))
             raise DataError(f"no text under the key {key!r}; {hint}", path, number)
-        found.append(_Line(*values, number))
+        found.append(_Line._make([*values, number]))
     return tuple(found)
 
 
