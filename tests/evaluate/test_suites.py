@@ -228,6 +228,17 @@ def test_xcopa_answers_with_the_likelier_choice(tmp_path):
     assert turn.instruction == "Kırıldı. Bunun nedeni neydi? 1. Şarkı söyledi. 2. Düştü."
 
 
+@pytest.mark.parametrize("label", ["1.0", "true", '"1"', "2"])
+def test_an_xcopa_label_is_the_number_0_or_1(label, tmp_path):
+    row = (
+        f'{{"premise": "P", "choice1": "Q", "choice2": "R", "question": "cause", "label": {label}, "idx": 0}}'
+    )
+    for code in ("en", "tr"):
+        write(tmp_path / f"xcopa/data/{code}/val.{code}.jsonl", row)
+    with pytest.raises(DataError, match=r"val.en.jsonl:1: question is 'cause' and label .*, and 0 or 1"):
+        SUITES["xcopa"](tmp_path, "dev", ["tr"], 10, 0)
+
+
 @pytest.mark.data
 @needs_data
 @pytest.mark.parametrize(("name", "code"), [("pawsx", "fr"), ("sib200", "ur"), ("xcopa", "th")])

@@ -2,9 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from isogloss.config import Evaluate
+from isogloss.errors import DataError
 from isogloss.evaluate.items import SuiteData
 from isogloss.evaluate.suites import (
     demo,
@@ -40,20 +44,31 @@ class About:
     folders: tuple[str, ...] = ()
 
 
+def _needing_root(suite: ModuleType) -> Callable[..., SuiteData]:
+    @wraps(suite.load)
+    def load(root: Path | None, *given: Any, **more: Any) -> SuiteData:
+        if root is None:
+            name = suite.__name__.rpartition(".")[2]
+            raise DataError(f"the {name} suite needs a data root; set data_root or ISOGLOSS_DATA")
+        return suite.load(root, *given, **more)
+
+    return load
+
+
 SUITES: dict[str, Callable[..., SuiteData]] = {
     "demo": demo.load,
-    "massive": massive.load,
-    "flores101": flores101.load,
-    "xnli": xnli.load,
-    "pawsx": pawsx.load,
-    "sib200": sib200.load,
-    "xcopa": xcopa.load,
+    "massive": _needing_root(massive),
+    "flores101": _needing_root(flores101),
+    "xnli": _needing_root(xnli),
+    "pawsx": _needing_root(pawsx),
+    "sib200": _needing_root(sib200),
+    "xcopa": _needing_root(xcopa),
     "xglue": xglue.load,
-    "ntrex": ntrex.load,
-    "translation": translation.load,
-    "xquad": xquad.load,
-    "mlqa": mlqa.load,
-    "language_confusion": language_confusion.load,
+    "ntrex": _needing_root(ntrex),
+    "translation": _needing_root(translation),
+    "xquad": _needing_root(xquad),
+    "mlqa": _needing_root(mlqa),
+    "language_confusion": _needing_root(language_confusion),
     "parallel": parallel.load,
 }
 FLORES = ("flores101_dataset", "flores200_dataset", "floresp*", "flores*plus*")

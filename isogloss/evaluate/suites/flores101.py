@@ -11,7 +11,6 @@ from isogloss.data.division import passages
 from isogloss.data.draw import sample
 from isogloss.data.formats import flores
 from isogloss.data.tasks.sib200 import flores_lines
-from isogloss.errors import DataError
 from isogloss.evaluate.items import SuiteData
 from isogloss.evaluate.leaks import WORDS
 from isogloss.languages import SOURCE
@@ -20,14 +19,12 @@ FOR_LAYER = 200
 """Lines of dev for choosing the layer; they are not reported."""
 
 
-def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
+def load(root: Path, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
     """Load sentences of dev or devtest; no items.
 
     Lines of dev are not reported if they are in SIB-200, share a passage with a line that is, or are used to
     choose the layer.
     """
-    if root is None:
-        raise DataError("the flores101 suite needs a data root; set data_root or ISOGLOSS_DATA")
     codes = [SOURCE, *languages]
     lines = dev = flores.read(root, "dev", codes)
     every = range(len(dev[SOURCE]))

@@ -1,5 +1,6 @@
 """Language Confusion Benchmark: are answers in the requested language? (Marchisio et al. 2024)"""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,10 +20,8 @@ LONGEST = 100
 COLUMNS = ("prompt", "language")
 
 
-def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
+def load(root: Path, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
     """Load a sample of prompts per setting, source and language; `split` is ignored, as there is one set."""
-    if root is None:
-        raise DataError("the language_confusion suite needs a data root; set data_root or ISOGLOSS_DATA")
     folder = next((root / one for one in FOLDERS if (root / one / SETTINGS[0]).is_dir()), None)
     if folder is None:
         looked = ", ".join(FOLDERS)
@@ -36,7 +35,7 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
         for code in (SOURCE, *languages)
         if (source / f"{code}.csv").is_file()
     ]
-    each = {code: sum(one == code for _, _, one, _ in files) for _, _, code, _ in files}
+    each = Counter(code for _, _, code, _ in files)
     made = []
     for setting, source, code, path in files:
         prompts = _read(path, code)
@@ -62,13 +61,13 @@ def score(items: Sequence[Item], answers: Mapping[str, Mapping[str, str]]) -> Of
         setting = task.split("/")[0]
         for code, given in answers.items():
             texts = [given[item.id] for item in items if item.task == task and item.id in given]
-            told = {text: lines_pass(text, code, candidates=candidates) for text in texts}
-            texts = [text for text in texts if told[text] is not None]
-            if not texts:
+            told = [(text, lines_pass(text, code, candidates=candidates)) for text in texts]
+            told = [(text, passes) for text, passes in told if passes is not None]
+            if not told:
                 continue
-            passed = [text for text in texts if told[text]]
-            words = [told for text in passed if (told := words_pass(text, code)) is not None]
-            line, word = len(passed) / len(texts), sum(words) / len(words) if words else None
+            passed = [text for text, passes in told if passes]
+            words = [pure for text in passed if (pure := words_pass(text, code)) is not None]
+            line, word = len(passed) / len(told), sum(words) / len(words) if words else None
             found = {"lpr": line, "wpr": word, "lcpr": harmonic(line, word)}
             for name, value in found.items():
                 if value is not None:

@@ -7,15 +7,12 @@ from isogloss.data.draw import sample
 from isogloss.data.examples import Turn
 from isogloss.data.formats import massive
 from isogloss.data.tasks.massive import CLOSED, ask, available, options, reworded, wording
-from isogloss.errors import DataError
 from isogloss.evaluate.items import Item, SuiteData
 from isogloss.languages import SOURCE
 
 
-def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
+def load(root: Path, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
     """Load dev or test utterances in the languages that MASSIVE has; other languages are ignored."""
-    if root is None:
-        raise DataError("the massive suite needs a data root; set data_root or ISOGLOSS_DATA")
     has = available(root, split)
     codes = [SOURCE, *(code for code in languages if code in has)]
     rows = massive.read(root, split, codes)

@@ -5,19 +5,16 @@ from functools import partial
 from pathlib import Path
 
 from isogloss.data.tasks.mlqa import LANGUAGES, TASK, division, read
-from isogloss.errors import DataError
 from isogloss.evaluate.items import SuiteData
 from isogloss.evaluate.suites.xquad import questions, score
 from isogloss.languages import SOURCE
 
 
-def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
+def load(root: Path, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
     """Load questions in the languages that MLQA has; no sentences.
 
     Of dev, only the part that is never trained on.
     """
-    if root is None:
-        raise DataError("the mlqa suite needs a data root; set data_root or ISOGLOSS_DATA")
     codes = [SOURCE, *(code for code in languages if code in LANGUAGES)]
     tables = {code: read(root, split, code) for code in codes}
     ids, notes = list(tables[SOURCE]), ()

@@ -14,10 +14,8 @@ FOR_LAYER = 200
 """Lines for choosing the layer; they are not reported."""
 
 
-def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
+def load(root: Path, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
     """Load sentences after the first `FOR_LAYER`, in the languages that NTREX has; no items."""
-    if root is None:
-        raise DataError("the ntrex suite needs a data root; set data_root or ISOGLOSS_DATA")
     if split != "test":
         raise DataError(
             f"NTREX has no {split} split; remove ntrex from evaluate.suites or set evaluate.split=test"

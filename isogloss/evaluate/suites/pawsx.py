@@ -6,18 +6,15 @@ from pathlib import Path
 from isogloss.data.draw import sample
 from isogloss.data.examples import Turn
 from isogloss.data.tasks.pawsx import LABELS, LANGUAGES, TASK, ask, division, options, pairs, read
-from isogloss.errors import DataError
 from isogloss.evaluate.items import Item, SuiteData
 from isogloss.languages import SOURCE
 
 
-def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
+def load(root: Path, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
     """Load pairs that all its languages have with the same label, spread over the labels; no sentences.
 
     Of dev, only the part that is never trained on.
     """
-    if root is None:
-        raise DataError("the pawsx suite needs a data root; set data_root or ISOGLOSS_DATA")
     codes = [SOURCE, *(code for code in languages if code in LANGUAGES)]
     tables = {code: read(root, split, code) for code in codes}
     english, notes = tables[SOURCE], ()

@@ -6,15 +6,12 @@ from pathlib import Path
 from isogloss.data.draw import sample
 from isogloss.data.examples import Turn
 from isogloss.data.tasks.sib200 import TASK, ask, labels, read
-from isogloss.errors import DataError
 from isogloss.evaluate.items import Item, SuiteData
 from isogloss.languages import SOURCE
 
 
-def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
+def load(root: Path, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
     """Load sentences of the split, spread over topics, in the languages with templates; no retrieval."""
-    if root is None:
-        raise DataError("the sib200 suite needs a data root; set data_root or ISOGLOSS_DATA")
     codes = [SOURCE, *(code for code in languages if code in labels())]
     tables = read(root, split, codes)
     english = tables[SOURCE]

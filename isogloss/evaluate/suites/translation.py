@@ -22,7 +22,7 @@ LONGEST = 192
 
 
 def load(
-    root: Path | None,
+    root: Path,
     split: str,
     languages: Sequence[str],
     items: int,
@@ -33,8 +33,6 @@ def load(
 
     `items` counts both directions. Of dev, lines that are in SIB-200 are left out, if it is in the data root.
     """
-    if root is None:
-        raise DataError("the translation suite needs a data root; set data_root or ISOGLOSS_DATA")
     metrics: dict[str, BLEU | CHRF] = {"chrf++": CHRF(word_order=2)}
     if options.spbleu:
         metrics["spbleu"] = _spbleu()

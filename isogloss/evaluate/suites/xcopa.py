@@ -19,18 +19,16 @@ KEYS = ("premise", "choice1", "choice2", "question", "label", "idx")
 FILES = {"dev": "val", "test": "test"}
 
 
-def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
+def load(root: Path, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
     """Load premises, spread over question and answer, in the languages with templates; no sentences."""
-    if root is None:
-        raise DataError("the xcopa suite needs a data root; set data_root or ISOGLOSS_DATA")
     codes = [SOURCE, *(code for code in languages if code in questions())]
     tables = {code: _read(root, FILES[split], code) for code in codes}
-    shared = [idx for idx in tables[SOURCE] if all(_same(table, idx, tables) for table in tables.values())]
-    made = []
     english = tables[SOURCE]
+    shared = [idx for idx in english if all(_same(table, idx, english) for table in tables.values())]
     strata = {idx: (english[idx]["question"], str(english[idx]["label"])) for idx in shared}
+    made = []
     for idx in sample(shared, items, key=str, strata=strata.__getitem__):
-        gold = str(tables[SOURCE][idx]["label"])
+        gold = str(english[idx]["label"])
         options = {code: {"0": t[idx]["choice1"], "1": t[idx]["choice2"]} for code, t in tables.items()}
         turns = {
             code: Turn(
@@ -52,10 +50,9 @@ def questions() -> dict[str, dict[str, str]]:
     return yaml.safe_load(source.read_text("utf-8"))
 
 
-def _same(table: dict[int, dict], idx: int, tables: dict[str, dict[int, dict]]) -> bool:
+def _same(table: dict[int, dict], idx: int, english: dict[int, dict]) -> bool:
     """Whether question and label equal those in English; some premises were adapted in translation."""
-    english = tables[SOURCE][idx]
-    return idx in table and all(table[idx][key] == english[key] for key in ("question", "label"))
+    return idx in table and all(table[idx][key] == english[idx][key] for key in ("question", "label"))
 
 
 def _read(root: Path, split: str, code: str) -> dict[int, dict[str, Any]]:
@@ -72,7 +69,8 @@ def _read(root: Path, split: str, code: str) -> dict[int, dict[str, Any]]:
                 raise DataError(f"{key} is {row[key]!r}; it must be a text", path, line)
         if not isinstance(row["idx"], int):
             raise DataError(f"idx is {row['idx']!r}; it must be a whole number", path, line)
-        if row["question"] not in ("cause", "effect") or row["label"] not in (0, 1):
+        # By their text, as 1.0 and true equal 1.
+        if row["question"] not in ("cause", "effect") or repr(row["label"]) not in ("0", "1"):
             asked = f"question is {row['question']!r} and label {row['label']!r}"
             raise DataError(f"{asked}; they must be cause or effect, and 0 or 1", path, line)
         if row["idx"] in found:

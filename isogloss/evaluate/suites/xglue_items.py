@@ -1,6 +1,6 @@
 """Convert XGLUE's rows to items: instructions from the templates in `xglue.yaml`, and answer options."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -30,11 +30,11 @@ Made = tuple[str, Item, Mapping[str, XglueRow]]
 
 def make_items(rows: Mapping[str, Mapping[str, Mapping[str, XglueRow]]]) -> list[Made]:
     """Build items from rows by task, language and ID."""
-    made = []
-    for task, by_language in rows.items():
-        for id, twins in _twins(task, by_language):
-            made.append((task, _item(task, id, twins), twins))
-    return made
+    return [
+        (task, _item(task, id, twins), twins)
+        for task, by_language in rows.items()
+        for id, twins in _twins(task, by_language).items()
+    ]
 
 
 def ask(task: str, code: str, row: XglueRow) -> str:
@@ -68,24 +68,15 @@ def wordings() -> dict[str, Any]:
     )
 
 
-def _twins(
-    task: str, by_language: Mapping[str, Mapping[str, XglueRow]]
-) -> Sequence[tuple[str, dict[str, XglueRow]]]:
+def _twins(task: str, by_language: Mapping[str, Mapping[str, XglueRow]]) -> dict[str, dict[str, XglueRow]]:
     """Group rows into items: by ID if the task is parallel and the English label is equal, else singly."""
-    found: list[tuple[str, dict[str, XglueRow]]] = []
-    joined: dict[str, dict[str, XglueRow]] = {}
-    english = by_language.get(SOURCE, {})
+    found: dict[str, dict[str, XglueRow]] = {}
+    english = by_language.get(SOURCE, {}) if task in xglue.PARALLEL else {}
     for code, rows in by_language.items():
         for id, row in rows.items():
             twin = english.get(id)
             same = twin is not None and (task == "MLQA" or row.gold == twin.gold)
-            if task in xglue.PARALLEL and same:
-                if id not in joined:
-                    joined[id] = {}
-                    found.append((f"{task}-{id}", joined[id]))
-                joined[id][code] = row
-            else:
-                found.append((f"{task}-{id}-{code}", {code: row}))
+            found.setdefault(f"{task}-{id}" if same else f"{task}-{id}-{code}", {})[code] = row
     return found
 
 
@@ -94,9 +85,9 @@ def _item(task: str, id: str, rows: Mapping[str, XglueRow]) -> Item:
     options = {code: labels(task, code) for code in rows} if closed else None
 
     def response(code: str, row: XglueRow) -> str:
-        return (
-            labels(task, code)[row.gold[0]] if closed else " ".join(row.gold) if row.tokens else row.gold[0]
-        )
+        if closed:
+            return labels(task, code)[row.gold[0]]
+        return " ".join(row.gold) if row.tokens else row.gold[0]
 
     return Item(
         id,

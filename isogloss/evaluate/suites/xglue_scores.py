@@ -107,10 +107,9 @@ _WRONG: Final[Mapping[str, Callable[[str, XglueRow], Any]]] = {
 def _metrics(task: str, code: str, rows: Sequence[XglueRow], predicted: Sequence[Any]) -> dict[str, float]:
     gold = [row.gold for row in rows]
     if task in xglue.TAGS:
-        found = {"span_precision": official.span_precision(gold, predicted)} if task == "POS" else {}
+        spans = official.span_precision if task == "POS" else official.span_f1
         return {
-            **found,
-            **({"span_f1": official.span_f1(gold, predicted)} if task == "NER" else {}),
+            MAIN[task]: spans(gold, predicted),
             "token_accuracy": official.token_accuracy(gold, predicted),
         }
     match task:

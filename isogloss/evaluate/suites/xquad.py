@@ -25,10 +25,8 @@ Tables = Mapping[str, Mapping[str, Question]]
 """By language and ID."""
 
 
-def load(root: Path | None, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
+def load(root: Path, split: str, languages: Sequence[str], items: int, sentences: int) -> SuiteData:
     """Load questions in the languages that XQuAD has, spread over the file; test split only, no sentences."""
-    if root is None:
-        raise DataError("the xquad suite needs a data root; set data_root or ISOGLOSS_DATA")
     if split != "test":
         raise DataError(
             f"XQuAD has no {split} split; remove xquad from evaluate.suites or set evaluate.split=test"
