@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM
 
 from experiments import ablate
 from isogloss.cli import main
-from isogloss.cli.screen import printable
+from isogloss.cli.screen import out, printable
+from isogloss.cli.tables import columns
 from isogloss.config import dump_config, load_config
 from isogloss.files import LOCK
 
@@ -446,6 +447,12 @@ def test_ask_without_a_text_answers_line_by_line(finished, capsys, monkeypatch):
 def test_a_models_control_characters_never_reach_the_terminal():
     """Zero-width joiners, which scripts need, are kept."""
     assert printable("a\x1b[31m\u200db\n\x07") == "a�[31m\u200db\n�"
+
+
+def test_a_table_title_with_brackets_is_printed_as_it_is(capsys):
+    """A task of someone's file is named in it."""
+    out.print(columns("prompt before the instruction", "mean", "gain", title="qa [open] [/x]"))
+    assert capsys.readouterr().out.startswith("qa [open] [/x]")
 
 
 def test_report_rewrites_the_page(finished, capsys):

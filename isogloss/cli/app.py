@@ -9,9 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from isogloss.cli.screen import out
-from isogloss.config import (
-    home,
-)
+from isogloss.config import home
 
 
 class Commands(TyperGroup):
@@ -54,6 +52,7 @@ DataRoot = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", parser=path_of, help="Folder of public datasets. Default: ISOGLOSS_DATA."),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 
 
 def alone(command: Callable[..., None]) -> typer.Typer:

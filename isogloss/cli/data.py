@@ -10,8 +10,8 @@ from rich.table import Table
 
 from isogloss.cli.app import path_of
 from isogloss.cli.runs import codes_of
-from isogloss.cli.screen import Screen, clock_time, out, print_line, printable
-from isogloss.cli.tables import language_card, search_languages
+from isogloss.cli.screen import Screen, clock_time, out, print_first, print_line
+from isogloss.cli.tables import columns, language_card, search_languages
 from isogloss.errors import ConfigError, RunError
 from isogloss.languages import UnknownLanguageError, resolve
 from isogloss.pipeline.logging import quiet
@@ -33,9 +33,7 @@ def languages(
         for number, one in enumerate(found):
             out.print(*[""] * bool(number), language_card(one), sep="\n")
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("code", "name", "autonym", "data", "family"):
-        table.add_column(name, no_wrap=True)
+    table = columns("code", "name", "autonym", "data", "family", left=5)
     for one in found:
         branch = one.family[-1]
         branch = branch if len(branch) <= 22 else branch[:21] + "…"  # so that all fit 80 columns
@@ -60,7 +58,7 @@ def data(
     (code,) = codes_of([language], "--language")
     left: list[str] = []
     layout, examples = layouts.read(
-        file, code, split=split, tell=print_line, each=lambda one: left.append(str(one.error))
+        file, code, split=split, tell=print_line, each=lambda one: left.append(f"left out: {one.error}")
     )
     tasks = {example.task for example in examples}
     part = f", split: {split}" if split else ""
@@ -68,19 +66,14 @@ def data(
         f"{file}: {layout.name}; {len(examples)} items, {len(tasks)} task{'s' * (len(tasks) > 1)}; read it "
         f"with data: {{type: {layout.type}, path: {json.dumps(str(file), ensure_ascii=False)}{part}}}"
     )
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for number, name in enumerate(("language", "instructions", "responses", "characters, median")):
-        table.add_column(name, no_wrap=True, justify="right" if number else "left")
+    table = columns("language", "instructions", "responses", "characters, median")
     for one in dict.fromkeys(code for example in examples for code in example.turns):
         turns = [example.turns[one] for example in examples if one in example.turns]
         answered = sum(turn.response is not None for turn in turns)
         middle = sorted(len(turn.instruction) for turn in turns)[len(turns) // 2]
         table.add_row(one, str(len(turns)), str(answered), str(middle))
     out.print(table)
-    for line in left[:20]:
-        print_line(printable(f"left out: {line}"))
-    if len(left) > 20:
-        out.print(f"and {len(left) - 20} more")
+    print_first(20, left)
 
 
 def translate(
@@ -269,11 +262,9 @@ def translate(
         parallel_jsonl.write_parquet(table_of(out_file), done.made)
     if review_file is not None:
         for code, rows in done.readings.items():
-            page = review.place(review_file, code, codes)
-            review.write(page, code, rows[: review_rows or review.ROWS])
-            print_line(
-                f"{page}: {min(len(rows), review_rows or review.ROWS)} translations for a speaker of {code}"
-            )
+            page, rows = review.place(review_file, code, codes), rows[: review_rows or review.ROWS]
+            review.write(page, code, rows)
+            print_line(f"{page}: {len(rows)} translations for a speaker of {code}")
     print_line(f"Parallel data: {done.out}; dropped translations, report and card: {job.folder}")
 
 
@@ -285,7 +276,6 @@ def _check_place(out_file: Path, data: Path) -> None:
     """
     written, source = out_file.resolve(), data.resolve()
     above = next(folder for folder in written.parents if folder.exists())
-    fault = ""
     if written == source:
         fault = "is DATA itself, which would be overwritten"
     elif written.is_dir():
@@ -294,5 +284,6 @@ def _check_place(out_file: Path, data: Path) -> None:
         fault = f"is in {data}, and would be read as data"
     elif not above.is_dir():
         fault = f"cannot be written, as {above} is a file"
-    if fault:
-        raise ConfigError(f"--out {out_file}: {fault}; name another .jsonl file")
+    else:
+        return
+    raise ConfigError(f"--out {out_file}: {fault}; name another .jsonl file")

@@ -69,9 +69,11 @@ def main(arguments: Sequence[str] | None = None, app: typer.Typer = app, name: s
     except IsoglossError as error:
         _refuse(str(error))
     except USAGE_ERROR as error:
-        _refuse(f"{' '.join(error.format_message().split())} See {_help_for(error)}.")
+        path = error.ctx.command_path if error.ctx else "isogloss"
+        _refuse(f"{' '.join(error.format_message().split())} See `{path} --help`.")
     except (KeyboardInterrupt, typer.Abort):
-        _stopped()
+        err.print("stopped; the same command resumes from the last checkpoint")
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has exited
         sys.stdout = None  # type: ignore[assignment]  # so that nothing is flushed at exit
         sys.exit(1)
@@ -90,13 +92,3 @@ def _refuse(lines: str) -> None:
     for line in lines.split("\n"):
         err.print(f"[red]error[/] {escape(line)}", soft_wrap=True)
     sys.exit(2)
-
-
-def _stopped() -> None:
-    err.print("stopped; the same command resumes from the last checkpoint")
-    sys.exit(INTERRUPTED)
-
-
-def _help_for(error: Any) -> str:
-    context = getattr(error, "ctx", None)
-    return f"`{context.command_path if context else 'isogloss'} --help`"

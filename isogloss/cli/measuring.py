@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated, get_args
 
 import typer
-from rich.table import Table
 
-from isogloss.cli.app import ConfigFile, DataRoot, Overrides, RunFolder, path_of
+from isogloss.cli.app import AsJson, ConfigFile, DataRoot, Overrides, RunFolder, path_of
 from isogloss.cli.runs import (
     DISTILLED,
     TUNED,
@@ -19,8 +18,8 @@ from isogloss.cli.runs import (
     require,
     settings_of,
 )
-from isogloss.cli.screen import out, print_line, printable
-from isogloss.cli.tables import difference_cells, show_scores
+from isogloss.cli.screen import out, print_first, print_line, printable
+from isogloss.cli.tables import columns, difference_cells, points_cells, show_scores
 from isogloss.config import Config, load_config, root_of_environment
 from isogloss.config.evaluate import Suite
 from isogloss.config.yaml_io import label_of
@@ -57,7 +56,7 @@ def teacher_gain(
         typer.Option(metavar="NAME", help="Suite whose dev items are used; repeatable. Default: the run's."),
     ] = None,
     items: Annotated[int, typer.Option(min=1, help="Maximum items per suite.")] = 40,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+    as_json: AsJson = False,
     data_root: DataRoot = None,
 ) -> None:
     """Measure what prompts add: agreement with the model's own English answer, by prompt and language.
@@ -77,11 +76,8 @@ def teacher_gain(
     for task in dict.fromkeys(one.task for one in found):
         rows = [one for one in found if one.task == task]
         codes = list(dict.fromkeys(one.language for one in rows))
-        table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left")
-        table.title = f"{task}: agreement with the English answer, %"
-        table.add_column("prompt before the instruction", no_wrap=True)
-        for name in ("mean", "gain", *codes):
-            table.add_column(name, no_wrap=True, justify="right")
+        title = f"{printable(task)}: agreement with the English answer, %"
+        table = columns("prompt before the instruction", "mean", "gain", *codes, title=title)
         for view in dict.fromkeys(one.view for one in rows):
             each = {one.language: one for one in rows if one.view == view}
             mean = sum(one.agreement for one in each.values()) / len(each)
@@ -120,37 +116,22 @@ def transfer(
         rows = [one for one in measure.transfers(found, seed) if one.measure == name]
         if not rows:
             continue
-        table = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
-        for head in (
-            "suite",
-            "language",
-            "none",
-            "root",
-            "family",
-            "others",
-            "gain",
-            "interval",
-        ):
-            table.add_column(head, no_wrap=True, justify="left" if head in ("suite", "language") else "right")
+        heads = ("suite", "language", "none", "root", "family", "others", "gain", "interval")
+        table = columns(*heads, left=2, title=title)
         for one in rows:
-            shares = [f"{100 * one.nothing:.1f}", f"{100 * one.root:.1f}"]
-            shares += ["–" if n is None else f"{100 * n:.1f}" for n in (one.family, one.others)]
+            means = (one.nothing, one.root, one.family, one.others)
+            shares = ["–" if mean is None else f"{100 * mean:.1f}" for mean in means]
             gain = one.over_root
-            table.add_row(
-                one.suite,
-                one.language,
-                *shares,
-                f"{100 * gain.value:+.1f}",
-                f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}",
-            )
+            gains = points_cells(gain.value, gain.low, gain.high)
+            table.add_row(one.suite, one.language, *shares, *gains)
         out.print(table)
         relatives = list(dict.fromkeys(one.language for one in rows if one.family is not None))
         others = [code for code in codes if code not in relatives]
         for what, some in (("with relatives in the tree", relatives), ("without", others)):
             for key, gain in measure.over_languages(found, some, name, seed).items():
                 against = {"over_root": "over the root", "over_others": "over other families"}[key]
-                gains = f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
-                print_line(f"{', '.join(some)} ({what}), {against}: {gains}")
+                value, interval = points_cells(gain.value, gain.low, gain.high)
+                print_line(f"{', '.join(some)} ({what}), {against}: {value} ({interval})")
     print_line(
         "none: without adapters; others: mean of the other families; gain: family (else others) minus root"
     )
@@ -224,7 +205,7 @@ def compare(
         Path,
         typer.Argument(metavar="RUN_B", parser=path_of, help="Another run folder, on the same items."),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare two runs: difference, confidence interval and p-value, per language and on average."""
     check_run_folder(run_a)
@@ -236,15 +217,8 @@ def compare(
         print(json.dumps([one.plain() for one in found], indent=1))
         return
     for suite in dict.fromkeys(one.suite for one in found):
-        table = Table(
-            box=None,
-            header_style="bold",
-            pad_edge=False,
-            title=f"{suite}: A minus B, points",
-            title_justify="left",
-        )
-        for number, name in enumerate(("measure", "language", "difference", "95 % interval", "p", "n")):
-            table.add_column(name, no_wrap=True, justify="left" if number < 2 else "right")
+        heads = ("measure", "language", "difference", "95 % interval", "p", "n")
+        table = columns(*heads, left=2, title=f"{suite}: A minus B, points")
         for one in found:
             if one.suite == suite:
                 for code, d in {"mean": one.mean, **one.languages}.items():
@@ -260,9 +234,8 @@ def suites(data_root: DataRoot = None) -> None:
         raise DataError(f"data root {root} is not a folder; set --data-root or ISOGLOSS_DATA")
     from isogloss.evaluate.suites import ABOUT
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("suite", "data", "what it measures, and where it comes from"):
-        table.add_column(name, no_wrap=name != "what it measures, and where it comes from")
+    table = columns("suite", "data", left=2)
+    table.add_column("what it measures, and where it comes from")
     for name, about in ABOUT.items():
         there = not about.folders or (
             root is not None and any(path for pattern in about.folders for path in root.glob(pattern))
@@ -278,10 +251,7 @@ def check_leaks(config: ConfigFile = None, set_: Overrides = None, data_root: Da
     from isogloss.pipeline import checks
 
     found = checks.leaks(job)
-    for leak in found[:50]:
-        print_line(printable(leak.line()))
-    if len(found) > 50:
-        out.print(f"and {len(found) - 50} more")
+    print_first(50, [leak.line() for leak in found])
     for suite in job.config.evaluate.suites:
         exact, part = (
             len({leak.id for leak in found if leak.suite == suite and leak.whole is whole})

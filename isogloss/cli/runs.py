@@ -4,12 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isogloss.config import (
-    Config,
-    for_choosing,
-    load_config,
-    run_folder_of,
-)
+from isogloss.config import Config, for_choosing, load_config, run_folder_of
 from isogloss.errors import ConfigError, RunError
 from isogloss.languages import UnknownLanguageError, resolve
 from isogloss.pipeline import bundle

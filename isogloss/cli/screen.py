@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -78,6 +78,14 @@ class Screen:
 def print_line(text: str) -> None:
     """Print a line without wrapping it, so that a path in it can be copied."""
     out.print(escape(text), soft_wrap=True)
+
+
+def print_first(most: int, lines: Sequence[str]) -> None:
+    """Print the first lines of a list, which may hold text of a dataset, and the number of the others."""
+    for line in lines[:most]:
+        print_line(printable(line))
+    if len(lines) > most:
+        out.print(f"and {len(lines) - most} more")
 
 
 def clock_time(seconds: float) -> str:

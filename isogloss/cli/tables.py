@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from isogloss.inference import Asker
     from isogloss.pipeline.folder import Run
     from isogloss.plan.preflight import Plan
-from isogloss.cli.screen import out, print_line, printable
+from isogloss.cli.screen import out, print_first, print_line, printable
 
 
 def show_scores(job: "Run") -> None:
@@ -35,14 +35,19 @@ def show_scores(job: "Run") -> None:
     out.print()
 
 
+def columns(*names: str, left: int = 1, title: str = "") -> Table:
+    """Return a plain table whose cells do not wrap; columns after the first `left` ones are right-aligned."""
+    table = Table(box=None, header_style="bold", pad_edge=False, title=escape(title), title_justify="left")
+    for number, name in enumerate(names):
+        table.add_column(name, no_wrap=True, justify="left" if number < left else "right")
+    return table
+
+
 def show_plan(found: "Plan") -> None:
     """Print a row per stage, its memory by component, then assumptions and what to change."""
     from isogloss.report import figures
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("stage", no_wrap=True)
-    for name in ("forwarded", "backward", "generated", "FLOPs", "time", "memory"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = columns("stage", "forwarded", "backward", "generated", "FLOPs", "time", "memory")
     for stage in found.stages:
         table.add_row(
             stage.stage,
@@ -70,8 +75,12 @@ def show_plan(found: "Plan") -> None:
 
 def difference_cells(one: dict) -> tuple[str, str, str, str]:
     """Format a paired difference in points, its interval, p and n."""
-    interval = f"{100 * one['low']:+.1f} to {100 * one['high']:+.1f}"
-    return f"{100 * one['value']:+.1f}", interval, f"{one['p']:.4f}", str(one["n"])
+    return *points_cells(one["value"], one["low"], one["high"]), f"{one['p']:.4f}", str(one["n"])
+
+
+def points_cells(value: float, low: float, high: float) -> tuple[str, str]:
+    """Format a difference of fractions and its interval in points."""
+    return f"{100 * value:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"
 
 
 def mean_cell(value: tuple[float, float | None] | None, scale: float) -> str:
@@ -88,16 +97,12 @@ def show_selection(job: "Run") -> None:
     from isogloss.pipeline.stages import select_english
 
     chosen = select_english(job)
-    table = Table("reason", "items", box=None, header_style="bold", pad_edge=False)
-    table.columns[1].justify = "right"
+    table = columns("reason", "items")
     for reason, count in summary(chosen).items():
         table.add_row(escape(reason), str(count))
     table.add_row("kept", str(len(chosen.kept)), style="bold")
     out.print(table)
-    for dropped in chosen.dropped[:20]:
-        print_line(printable(f"{dropped.example_id}: {dropped.reason}: {dropped.detail}"))
-    if len(chosen.dropped) > 20:
-        out.print(f"and {len(chosen.dropped) - 20} more")
+    print_first(20, [f"{one.example_id}: {one.reason}: {one.detail}" for one in chosen.dropped])
 
 
 def search_languages(text: str) -> list[Language]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from isogloss.cli.app import ConfigFile, DataRoot, Overrides, RunFolder, path_of
+from isogloss.cli.app import AsJson, ConfigFile, DataRoot, Overrides, RunFolder, path_of
 from isogloss.cli.runs import (
     DISTILLED,
     TUNED,
@@ -20,10 +20,7 @@ from isogloss.cli.runs import (
 )
 from isogloss.cli.screen import print_line
 from isogloss.cli.tables import show_plan, show_scores, show_selection
-from isogloss.config import (
-    load_config,
-    refuse_shared,
-)
+from isogloss.config import load_config, refuse_shared
 from isogloss.pipeline.logging import quiet
 
 
@@ -129,7 +126,7 @@ def plan(
             help="YAML: devices, memory_gib, tflops. Default: this machine.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+    as_json: AsJson = False,
     set_: Overrides = None,
     data_root: DataRoot = None,
 ) -> None:
