@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from isogloss.errors import RunError
+from isogloss.files import read_json
 
 SCHEMA: Final = 1
 
@@ -60,12 +61,10 @@ def read_folder(run: Path) -> RunFolder:
 def _scores(path: Path) -> Row:
     if not path.is_file():
         raise RunError(f"{path} is missing; run `isogloss evaluate` first, which writes it")
-    try:
-        scores = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path} is not JSON ({error}); run `isogloss evaluate` again") from error
-    if not isinstance(scores, dict) or not isinstance(scores.get("suites"), dict):
-        raise RunError(f"{path} has no suites; run `isogloss evaluate` again")
+    remedy = "remove it and run `isogloss evaluate` again"
+    scores = read_json(path, "suites", remedy)
+    if not isinstance(scores["suites"], dict):
+        raise RunError(f"{path} has no suites; {remedy}")
     if scores.get("schema") != SCHEMA:
         raise RunError(f"{path} has schema {scores.get('schema')!r}; this version reads {SCHEMA}")
     return scores

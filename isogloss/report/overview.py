@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from isogloss.report import figures
-from isogloss.report.scores import OVER_TASKS, PHASES, Change, Label, Score, Suite
+from isogloss.report.scores import OVER_TASKS, PHASES, Change, Label, Measures, Score, Suite
 
 RELIABLE: Final = 0.85
 """Minimum consistency over mastered tasks for a language to count as reliable."""
@@ -60,26 +60,15 @@ class TaskRow:
     kappa: Change
 
 
-class Overview:
+class Overview(Measures):
     """Accessors for a run's `summary`; falsy if the scores have none."""
 
     def __init__(self, scores: Mapping[str, Any]):
         self.scores = scores
-        self.summary: Mapping[str, Any] = scores.get("summary") or {}
+        self.entries = scores.get("summary") or {}
 
     def __bool__(self) -> bool:
-        return any(self.summary.get(phase) for phase in PHASES)
-
-    def mean(self, measure: str) -> Change:
-        return Change(*(Score.of(self._measure(phase, measure)) for phase in PHASES))
-
-    def change(self, measure: str, code: str) -> Change:
-        cells = (self._measure(phase, measure).get("languages", {}).get(code) for phase in PHASES)
-        return Change(*map(Score.of, cells))
-
-    def spoken(self, measure: str) -> int:
-        """Number of languages in a measure's mean."""
-        return len(self._measure("after", measure).get("languages", {}))
+        return any(self.entries.get(phase) for phase in PHASES)
 
     @cached_property
     def languages(self) -> tuple[Label, ...]:
@@ -105,17 +94,17 @@ class Overview:
 
     @cached_property
     def low(self) -> tuple[Label, ...]:
-        return tuple(Label.of(code) for code in self.summary.get("low", ()))
+        return tuple(Label.of(code) for code in self.entries.get("low", ()))
 
     @property
     def kind(self) -> str:
         """The tasks of the main means: `mastered`, or `all` if none is mastered."""
-        return "mastered" if self.summary.get("mastered") else "all"
+        return "mastered" if self.entries.get("mastered") else "all"
 
     @property
     def counted(self) -> str:
         """The number of mastered tasks, in words."""
-        every, mastered = len(self.summary.get("tasks", ())), len(self.summary.get("mastered", ()))
+        every, mastered = len(self.entries.get("tasks", ())), len(self.entries.get("mastered", ()))
         if not every:
             return "sentences only"
         return f"{mastered} of {every} task{'s' * (every != 1)} mastered in English"
@@ -152,16 +141,11 @@ class Overview:
             suite, english = Suite(self.scores, name), (entry.get("english") or {}).get("tasks", {})
             for task in suite.tasks:
                 one = english.get(task, {})
-                accuracy, commonest, rephrased = (
-                    Score(one.get(key)) for key in ("accuracy", "commonest", "rephrased")
-                )
                 rows.append(
                     TaskRow(
                         name if task == name else f"{name}: {task}",
                         bool(one.get("mastered")),
-                        accuracy,
-                        commonest,
-                        rephrased,
+                        *(Score(one.get(key)) for key in ("accuracy", "commonest", "rephrased")),
                         suite.task_mean(task),
                         suite.task_mean(task, "kappa"),
                     )
@@ -170,11 +154,6 @@ class Overview:
 
     def _cut(self, code: str) -> float:
         """Largest share of truncated answers after training over the suites; 0 if below 1 %."""
-        shares = [
-            (suite.get("cut") or {}).get("after", {}).get(code, 0.0)
-            for suite in self.scores["suites"].values()
-        ]
+        suites = self.scores["suites"].values()
+        shares = [(suite.get("cut") or {}).get("after", {}).get(code, 0.0) for suite in suites]
         return most if (most := max(shares, default=0.0)) >= 0.01 else 0.0
-
-    def _measure(self, phase: str, measure: str) -> Mapping[str, Any]:
-        return self.summary.get(phase, {}).get(measure) or {}

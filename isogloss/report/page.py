@@ -54,9 +54,8 @@ def write_report(run: Path) -> Path:
     try:
         page = render(folder)
     except (*DAMAGED, jinja2.UndefinedError) as error:
-        raise RunError(
-            f"{run / 'scores.json'} is not as expected ({error!r}); run `isogloss evaluate` again"
-        ) from error
+        file, remedy = run / "scores.json", "remove it and run `isogloss evaluate` again"
+        raise RunError(f"{file} is not as expected ({error!r}); {remedy}") from error
     path = run / "report.html"
     with locked(run):
         write_text(path, page)
@@ -74,10 +73,7 @@ def render(run: RunFolder) -> str:
             missing[file] = f"{file} is not as expected; its section is left out."
             return otherwise
 
-    no_charts: tuple[list[curves.Chart], list[curves.Chart]] = ([], [])
-    time, _, _, _, _, flops, *_ = tolerant("ledger.json", run.ledger, costs.totals, [""] * len(costs.COLUMNS))
-    no_stages: list[tuple[str, list[str]]] = []
-    no_nodes: list[nodes.Node] = []
+    totals = tolerant("ledger.json", run.ledger, costs.totals, [])
     glance = overview.Overview(run.scores)
     context = {
         "run": run,
@@ -85,15 +81,13 @@ def render(run: RunFolder) -> str:
         "demo_model": re.search(rf"^model: {EMBEDDED}$", run.config or "", re.MULTILINE) is not None,
         "facts": _glance(glance),
         "blocks": [_block(run, name, index) for index, name in enumerate(run.scores["suites"], start=1)],
-        "curves": tolerant("curves.jsonl", run.curves, curves.charts, no_charts),
-        "roots": tolerant("tree.json", run.tree, nodes.grow, no_nodes),
+        "curves": tolerant("curves.jsonl", run.curves, curves.charts, ([], [])),
+        "roots": tolerant("tree.json", run.tree, nodes.grow, []),
         "total_rank": tolerant("tree.json", run.tree, nodes.total_rank, 0),
-        "stages": tolerant("ledger.json", run.ledger, costs.rows, no_stages),
-        "totals": tolerant("ledger.json", run.ledger, costs.totals, []),
+        "stages": tolerant("ledger.json", run.ledger, costs.rows, []),
+        "totals": totals,
         "cost": tolerant("ledger.json", run.ledger, costs.one_line, ""),
         "columns": [name for _, name, _ in costs.COLUMNS],
-        "time": time,
-        "flops": flops,
         "missing": missing,
     }
     page = _environment().get_template("page.html.jinja").render(context)
@@ -144,12 +138,9 @@ def _facts(suite: scores.Suite) -> list[tuple[str, str]]:
     english = (suite.entries.get("english") or {}).get("accuracy")
     if english is not None:
         facts.append(("English accuracy", f"{figures.percent(english)} %"))
-    official = suite.entries.get("official") or {}
-    for task, metrics in (official.get("after") or {}).get("tasks", {}).items():
-        for metric, one in metrics.items():
-            was = official.get("before", {}).get("tasks", {}).get(task, {}).get(metric, {}).get("mean")
-            values = f"{figures.percent(was)} → {figures.percent(one['mean'])} %"
-            facts.append((f"{task} {metric.replace('_', ' ')}", values))
+    for name, was, now in suite.official:
+        before = figures.percent((was or {}).get("mean"))
+        facts.append((name, f"{before} → {figures.percent(now['mean'])} %"))
     if layer := _layer(suite.entries.get("layer")):
         facts.append(("retrieval layer", layer))
     for phase in scores.PHASES:

@@ -129,7 +129,27 @@ class Change:
         return " → ".join(sides) or figures.NONE
 
 
-class Suite:
+class Measures:
+    """Accessors for measures by phase: those of one suite, or of a run's summary."""
+
+    entries: Mapping[str, Any]
+
+    def mean(self, measure: str) -> Change:
+        return Change(*(Score.of(self._measure(phase, measure)) for phase in PHASES))
+
+    def change(self, measure: str, code: str) -> Change:
+        cells = (self._measure(phase, measure).get("languages", {}).get(code) for phase in PHASES)
+        return Change(*map(Score.of, cells))
+
+    def spoken(self, measure: str) -> int:
+        """Number of languages in a measure's mean."""
+        return len(self._measure("after", measure).get("languages", {}))
+
+    def _measure(self, phase: str, measure: str) -> Mapping[str, Any]:
+        return self.entries.get(phase, {}).get(measure) or {}
+
+
+class Suite(Measures):
     """Accessors for one suite of `scores.json`."""
 
     def __init__(self, scores: Mapping[str, Any], name: str):
@@ -137,7 +157,7 @@ class Suite:
         if name not in suites:
             raise RunError(f"scores.json has no suite {name!r}; it has {', '.join(suites) or 'none'}")
         self.name = name
-        self.entries: Mapping[str, Any] = suites[name]
+        self.entries = suites[name]
 
     @cached_property
     def languages(self) -> tuple[Label, ...]:
@@ -148,31 +168,24 @@ class Suite:
         """The measures of this suite, the main ones first; without retention, which is not per language."""
         return tuple(m for m in MAIN + FURTHER if any(m in self.entries.get(phase, {}) for phase in PHASES))
 
-    def mean(self, measure: str) -> Change:
-        return Change(*(Score.of(self._measure(phase, measure)) for phase in PHASES))
-
-    def change(self, measure: str, code: str) -> Change:
-        cells = (self._measure(phase, measure).get("languages", {}).get(code) for phase in PHASES)
-        return Change(*map(Score.of, cells))
-
     @cached_property
-    def spoken(self) -> int:
-        """Number of languages in the headline mean."""
-        found = self._measure("after", self.main).get("languages", {}) if self.main else {}
-        return len(found) or len(self.languages)
-
-    @cached_property
-    def headline(self) -> tuple[str, Change] | None:
-        """The headline: the first main measure, else the first of the benchmark's own metrics."""
+    def headline(self) -> tuple[str, Change, int] | None:
+        """The first main measure, else the first of the benchmark's own, with its number of languages."""
         for measure in MAIN:
             if self.mean(measure).after.value is not None:
-                return measure_name(measure), self.mean(measure)
-        official = self.entries.get("official") or {}
-        for task, metrics in (official.get("after") or {}).get("tasks", {}).items():
-            for metric, one in metrics.items():
-                was = (official.get("before") or {}).get("tasks", {}).get(task, {}).get(metric)
-                return f"{task} {metric.replace('_', ' ')}", Change(Score.of(was), Score.of(one))
-        return None
+                return measure_name(measure), self.mean(measure), self.spoken(measure)
+        name, was, now = next(self.official, ("", None, None))
+        return (name, Change(Score.of(was), Score.of(now)), len(now["languages"])) if now else None
+
+    @property
+    def official(self) -> Iterator[tuple[str, Mapping[str, Any] | None, Mapping[str, Any]]]:
+        """The benchmark's own metrics: the name, and the entry before (None if there is none) and after."""
+        before, after = (
+            ((self.entries.get("official") or {}).get(phase) or {}).get("tasks", {}) for phase in PHASES
+        )
+        for task, metrics in after.items():
+            for metric, now in metrics.items():
+                yield f"{task} {metric.replace('_', ' ')}", before.get(task, {}).get(metric), now
 
     @cached_property
     def main(self) -> str | None:
@@ -211,9 +224,6 @@ class Suite:
         return Change(
             Score(_mean(row.before.value for row in rows)), Score(_mean(row.after.value for row in rows))
         )
-
-    def _measure(self, phase: str, measure: str) -> Mapping[str, Any]:
-        return self.entries.get(phase, {}).get(measure) or {}
 
 
 def measure_name(measure: str) -> str:

@@ -135,7 +135,7 @@ def headline(scores: Mapping[str, Any], suite: str) -> str:
     view = Suite(scores, suite)
     if view.headline is None:
         return f"{suite}: nothing was measured"
-    name, first = view.headline
+    name, first, _ = view.headline
     parts = [f"{name} {first.arrow} %"]
     if first.after.interval:
         parts[0] += f" (interval {first.after.interval})"

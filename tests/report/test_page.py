@@ -250,6 +250,16 @@ def test_a_suite_without_after_scores_shows_the_others(run):
     assert "42.1" in plain(write_report(run).read_text(encoding="utf-8"))
 
 
+def test_a_headline_of_the_benchmarks_own_counts_the_languages_in_its_mean(run):
+    """Not those of the suite, of which a task may lack some."""
+    tasks = {"NER": {"span_f1": {"mean": 0.3, "languages": {"de": 0.2, "es": 0.4}}}}
+    official = {"before": {"tasks": tasks}, "after": {"tasks": tasks}}
+    suite = {"languages": ["de", "es", "sw"], "before": {}, "after": {}, "official": official}
+    write_json(run / "scores.json", make_scores() | {"suites": {"xglue": suite}})
+    text = plain(write_report(run).read_text(encoding="utf-8"))
+    assert "NER span f1, mean over 2 languages" in text
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
