@@ -102,14 +102,7 @@ def export(
             raise ConfigError(
                 "--format bundle: contains all languages as they are; leave out --language, --all, --max-rank"
             )
-        require(run_folder, TUNED, DISTILLED)
-        _check_hub(push_to_hub)
-        job = load_job(run_folder)
-        written = folder or run_folder / "exports" / form
-        print_line(f"Bundle: {written}, {bundle.write(job, written) / 1e6:.1f} MB")
-        _push(push_to_hub, None, {"": written})
-        return
-    if bool(language) == all_:
+    elif bool(language) == all_:
         raise ConfigError("name the languages with --language CODE, or all of them with --all")
     rankless = {"merged": "a merged model", "sentence-transformers": "an embedder"}
     if (what := rankless.get(form)) and max_rank is not None:
@@ -119,24 +112,27 @@ def export(
     _check_hub(push_to_hub)
     job = load_job(run_folder, data_root)
     out_folder = folder or run_folder / "exports" / form
+    if form == "bundle":
+        print_line(f"Bundle: {out_folder}, {bundle.write(job, out_folder) / 1e6:.1f} MB")
+        _push(push_to_hub, None, {"": out_folder})
+        return
+    codes = codes or job.taught
     if form == "sentence-transformers":
         from isogloss.export import embedding
 
-        found = embedding.export_embedders(job, codes or job.taught, out_folder)
+        found = embedding.export_embedders(job, codes, out_folder)
         _push(push_to_hub, None, {one.code: one.folder for one in found})
         return
     if form == "gguf":
         from isogloss.export import gguf as gguf_export
 
-        wrote = gguf_export.export_gguf(
-            job, codes or job.taught, out_folder, precision or gguf_export.PRECISIONS, max_rank
-        )
+        wrote = gguf_export.export_gguf(job, codes, out_folder, precision or gguf_export.PRECISIONS, max_rank)
         for path in (*wrote.models.values(), *wrote.languages.values()):
             print_line(f"GGUF: {path}")
         return
     from isogloss.export import adapters
 
-    made = adapters.export(job, codes or job.taught, form, out_folder, max_rank)
+    made = adapters.export(job, codes, form, out_folder, max_rank)
     if form == "peft":
         print_line("Serve all of them with vLLM, each as a model named by its code:")
         out.print(adapters.serving(job, made), soft_wrap=True, markup=False)

@@ -12,7 +12,7 @@ from typing import Any
 from isogloss.errors import RunError
 from isogloss.evaluate.estimates import by_id
 from isogloss.evaluate.signature import Fields, fields_of, unlike
-from isogloss.evaluate.statistics import Difference, holm, paired_over_languages
+from isogloss.evaluate.statistics import Difference, differences, holm, paired_over_languages
 from isogloss.files import read_json
 
 MEASURES = ("alignment", "consistency", "retrieval", "accuracy", "fidelity")
@@ -116,7 +116,7 @@ def compare_groups(
 
 def _measure(suite: str, measure: str, a: Hits, b: Hits, seed: int) -> Compared | None:
     halves = HALVES.get(measure, (measure,))
-    apart = {half: _apart(a.get(half, {}), b.get(half, {})) for half in halves}
+    apart = {half: differences(a.get(half, {}), b.get(half, {})) for half in halves}
     codes = [code for code in apart[halves[0]] if all(apart[half].get(code) for half in halves)]
     if not codes:
         return None
@@ -129,17 +129,6 @@ def _measure(suite: str, measure: str, a: Hits, b: Hits, seed: int) -> Compared 
     corrected = holm([one.p for one in each.values()])
     each = {code: replace(one, p=p) for (code, one), p in zip(each.items(), corrected, strict=True)}
     return Compared(suite, measure, over(*codes), each)
-
-
-def _apart(
-    a: Mapping[str, Mapping[str, float]], b: Mapping[str, Mapping[str, float]]
-) -> dict[str, dict[str, float]]:
-    """By language, a minus b for each item on which the measure is defined on both sides."""
-    return {
-        code: {id: value - b[code][id] for id, value in row.items() if id in b[code]}
-        for code, row in a.items()
-        if code in b
-    }
 
 
 def _signatures(run: Path) -> dict[str, Fields]:

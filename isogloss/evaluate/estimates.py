@@ -1,6 +1,6 @@
 """Means of the measures over languages with intervals, and their spread over languages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -53,26 +53,21 @@ def estimates(
         }
         for name, by_language in values.items()
     }
-    scores: dict[str, Any] = {}
-    for name, by_language in known.items():
-        if by_language:
-            each = {
-                code: bootstrap_mean(list(hits.values()), seed=seed) for code, hits in by_language.items()
-            }
-            mean = over_tasks([[resampled_means(by_language, np.random.default_rng(seed))]])[""]
-            scores[name] = measure_of(mean, each)
-    consistency, retrieval = known.get("consistency", {}), known.get("retrieval", {})
-    shared = [code for code in consistency if code in retrieval]
-    if shared:
-        sides = [{code: values[code] for code in shared} for values in (consistency, retrieval)]
-        each = {
-            code: bootstrap_alignment(*(list(side[code].values()) for side in sides), seed=seed)
-            for code in shared
-        }
-        rng = np.random.default_rng(seed)
-        mean = over_tasks([[resampled_means(side, rng)] for side in sides])[""]
-        scores["alignment"] = measure_of(mean, each)
+    scores = {name: _measure([hits], bootstrap_mean, seed) for name, hits in known.items() if hits}
+    halves = [known.get("consistency", {}), known.get("retrieval", {})]
+    if shared := [code for code in halves[0] if code in halves[1]]:
+        halves = [{code: half[code] for code in shared} for half in halves]
+        scores["alignment"] = _measure(halves, bootstrap_alignment, seed)
     return scores
+
+
+def _measure(
+    halves: Sequence[Mapping[str, Mapping[str, float]]], bootstrap: Callable[..., Estimate], seed: int
+) -> dict[str, Any]:
+    """Return the mean over halves with the same languages, as a measure of scores.json."""
+    each = {code: bootstrap(*(list(half[code].values()) for half in halves), seed=seed) for code in halves[0]}
+    rng = np.random.default_rng(seed)
+    return measure_of(over_tasks([[resampled_means(half, rng)] for half in halves])[""], each)
 
 
 def by_id(hits: Sequence[Any], ids: Sequence[str] | None) -> dict[str, float]:

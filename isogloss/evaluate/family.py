@@ -8,6 +8,7 @@ Model-independent: takes meanings and rankings.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import fmean
 from typing import Any
 
 from isogloss.evaluate.metrics import (
@@ -58,7 +59,7 @@ def consistency_family(answers: Mapping[str, Mapping[str, Closed]], *, seed: int
     found: dict[str, Any] = {
         "items": len(shared),
         "languages": codes,
-        "agreement": _matrix(codes, lambda a, b: _mean(agreement(meanings[a], meanings[b]))),
+        "agreement": _matrix(codes, lambda a, b: fmean(agreement(meanings[a], meanings[b]))),
         "correct_overlap": _matrix(codes, lambda a, b: correct_overlap(right[a], right[b])),
         "consistency": several,
         "ac3": {name: ac3(value, accuracy) for name, value in several.items()},
@@ -67,12 +68,12 @@ def consistency_family(answers: Mapping[str, Mapping[str, Closed]], *, seed: int
     if all(ranking is not None for row in ranked.values() for ranking in row):
         rankings = {code: [ranking or () for ranking in row] for code, row in ranked.items()}
         pairs = list(combinations(codes, 2))
-        shuffled = [rank_c_shuffled(rankings[a], rankings[b], seed=seed, draws=2) for a, b in pairs]
+        shuffled = [rank_c_shuffled(rankings[a], rankings[b], seed=seed) for a, b in pairs]
         known = [value for value in shuffled if value is not None]
         found["rankc"] = {
-            "pairs": _matrix(codes, lambda a, b: _mean(rank_c(rankings[a], rankings[b]))),
+            "pairs": _matrix(codes, lambda a, b: fmean(rank_c(rankings[a], rankings[b]))),
             "chance": rank_c_chance([len(ranking) for ranking in rankings[codes[0]]]),
-            "shuffled": _mean(known) if known else None,
+            "shuffled": fmean(known) if known else None,
         }
     return found
 
@@ -83,7 +84,3 @@ def _matrix(codes: Sequence[str], of: Any) -> dict[str, dict[str, float | None]]
     for a, b in combinations(codes, 2):
         found[a][b] = found[b][a] = of(a, b)
     return found
-
-
-def _mean(values: Sequence[float] | Sequence[bool]) -> float:
-    return sum(values) / len(values)

@@ -82,22 +82,16 @@ def gains(
 
     def ask(pairs: Sequence[tuple[Item, str]], systems: Sequence[str | None]) -> list[str]:
         nonlocal done
-        before = done
-
-        def tell(so_far: int, of: int) -> None:
-            progress(before + so_far, work)
-
-        given = answers(
+        before, done = done, done + len(pairs)
+        return answers(
             model,
             tokenizer,
             [item.turns[code].instruction for item, code in pairs],
             systems=list(systems),
             batch=batch,
             max_new_tokens=limit,
-            progress=tell,
+            progress=lambda so_far, of: progress(before + so_far, work),
         )
-        done += len(pairs)
-        return given
 
     english = ask([(item, SOURCE) for item in items], [None] * len(items))
     reference = [read_answer(item, SOURCE, text) for item, text in zip(items, english, strict=True)]

@@ -158,30 +158,30 @@ def _score(
     prompts: Sequence[Ids],
     options: Sequence[Sequence[Ids]],
     blank: int,
-    sizes: Sequence[int] | None = None,
-    lead: Ids = (),
-    begun: list[DynamicCache] | None = None,
-    set_path: Callable[[int], None] = lambda rows: None,
+    sizes: Sequence[int],
+    lead: Ids,
+    begun: list[DynamicCache],
+    set_path: Callable[[int], None],
 ) -> list[list[float]]:
     """Return the log-probabilities, rows × options.
 
     Prompts are padded on the left, so all options start at the same position.
 
     Args:
-        sizes: Number of prompts in each unit with a shared prefix; defaults to one unit per row.
+        sizes: Number of prompts in each unit with a shared prefix.
         lead: Prefix of all prompts that is read once; empty if there is none.
         begun: Cached keys and values of the lead; empty before the first batch.
         set_path: Called before each forward pass with its number of rows.
     """
     device = next(model.parameters()).device
-    levels = _levels(prompts, sizes or [1] * len(prompts), len(lead))
+    levels = _levels(prompts, sizes, len(lead))
     longest = len(lead) + sum(max(map(len, texts)) for texts, _ in levels) + max(map(len, chain(*options)))
     config = causal_of(model).config.get_text_config()
     windows = (getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size"))
     if longest > min((window for window in windows if window), default=longest):
         # Padding between a prefix and its rest would count in a sliding window, or shift chunk borders.
         lead, levels = (), [(list(prompts), [0] * len(prompts))]
-    past = _read_lead(model, lead, [] if begun is None else begun, set_path) if lead else DynamicCache()
+    past = _read_lead(model, lead, begun, set_path) if lead else DynamicCache()
     mask = torch.ones(1, len(lead), dtype=torch.long, device=device)
     for texts, parents in levels[:-1]:
         ids, mask = _behind(texts, parents, mask, past, blank, set_path)

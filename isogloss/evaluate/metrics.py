@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from statistics import pstdev
 from typing import Final
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 # Cosines closer than this are tied: rounding error of a float32 dot product over some thousand dimensions.
 TIE: Final = 1e-6
 NEIGHBOURS: Final = 4  # Artetxe and Schwenk 2019 (arXiv:1811.01136), and xSIM after them
+SHUFFLES: Final = 2  # of `rank_c_shuffled`
 
 
 def agreement(reference: Sequence[str | None], answers: Sequence[str | None]) -> list[bool]:
@@ -159,9 +161,7 @@ def spread(values: Mapping[str, float]) -> Spread:
     if not values or any(math.isnan(v) for v in values.values()):
         raise ValueError(f"{dict(values)} has no spread; it needs a number for every language")
     worst = min(values, key=values.__getitem__)
-    mean = math.fsum(values.values()) / len(values)
-    variance = math.fsum((v - mean) ** 2 for v in values.values()) / len(values)
-    return Spread(worst, values[worst], math.sqrt(variance))
+    return Spread(worst, values[worst], pstdev(values.values()))
 
 
 def _share(hits: Bool[Tensor, " n"]) -> float:
@@ -231,9 +231,7 @@ def rank_c_chance(sizes: Sequence[int]) -> float:
     return math.fsum(each) / len(each)
 
 
-def rank_c_shuffled(
-    a: Sequence[Sequence[str]], b: Sequence[Sequence[str]], *, seed: int, draws: int = 20
-) -> float | None:
+def rank_c_shuffled(a: Sequence[Sequence[str]], b: Sequence[Sequence[str]], *, seed: int) -> float | None:
     """RankC after shuffling one side's queries: the part due to a general preference for the same options.
 
     Only queries with the same candidates are shuffled with each other; None if no two queries have the same.
@@ -243,7 +241,7 @@ def rank_c_shuffled(
         groups.setdefault(tuple(sorted(candidates)), []).append(number)
     groups = {key: numbers for key, numbers in groups.items() if len(numbers) > 1}
     rng, values = random.Random(seed), []
-    for _ in range(draws):
+    for _ in range(SHUFFLES):
         for numbers in groups.values():
             dealt = rng.sample(numbers, len(numbers))
             values += rank_c([a[n] for n in numbers], [b[n] for n in dealt])

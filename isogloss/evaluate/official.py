@@ -11,7 +11,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
 from typing import Final
@@ -179,12 +179,9 @@ def _answer_tokens(text: str, language: str) -> list[str]:
     kept = "".join(c for c in text.lower() if not _is_punctuation(c))
     if language in _ARTICLES:
         kept = re.sub(_ARTICLES[language], " ", kept)
-    return list(_mixed(kept)) if language == "zh" else kept.split()
-
-
-def _mixed(text: str) -> Iterator[str]:
-    """Yield every Chinese character as a token; split the rest at white space."""
-    yield from _HAN.sub(lambda match: f" {match[0]} ", text).split()
+    if language == "zh":  # every Chinese character is a token
+        kept = _HAN.sub(r" \g<0> ", kept)
+    return kept.split()
 
 
 @cache

@@ -156,6 +156,17 @@ def paired_over_languages(
     return _difference(seen, _whole(means, seen), items)
 
 
+def differences(
+    a: Mapping[str, Mapping[str, float]], b: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """Return, by language and item, the value in a minus that in b, where there are both."""
+    return {
+        code: {id: value - b[code][id] for id, value in row.items() if id in b[code]}
+        for code, row in a.items()
+        if code in b
+    }
+
+
 def holm(pvalues: Sequence[float]) -> list[float]:
     """Return the p-values in their original order, corrected for multiple comparisons (Holm 1979).
 

@@ -8,13 +8,14 @@ Flow: hits → mastery (English only) → means over mastered tasks and over all
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any, Final
 
 import numpy as np
 
 from isogloss.evaluate.estimates import measure_of
 from isogloss.evaluate.metrics import agreement, beyond_chance, chance_agreement
-from isogloss.evaluate.statistics import Estimate, Resampled, over_tasks, resampled_means
+from isogloss.evaluate.statistics import Estimate, Resampled, differences, over_tasks, resampled_means
 from isogloss.languages import SOURCE
 
 MASTERED_ACCURACY: Final = 0.8
@@ -119,11 +120,11 @@ def over_language_tasks(by_task: Mapping[str, Mapping[str, float]]) -> dict[str,
     Empty if there are no tasks.
     """
     codes = dict.fromkeys(code for by_language in by_task.values() for code in by_language)
-    each = {code: _mean([row[code] for row in by_task.values() if code in row]) for code in codes}
+    each = {code: fmean([row[code] for row in by_task.values() if code in row]) for code in codes}
     if not each:
         return {}
     return {
-        "mean": _mean(list(each.values())),
+        "mean": fmean(each.values()),
         "languages": {code: {"value": value} for code, value in each.items()},
     }
 
@@ -159,7 +160,7 @@ def summary(
     """
     sides = {"before": before, "after": after}
     found: dict[str, Any] = {phase: _side_summary(side, mastered, low, seed) for phase, side in sides.items()}
-    english = _changes(_of_english(before), _of_english(after))
+    english = _changes(*(_tasks(side, "accuracy", lambda code: code == SOURCE) for side in sides.values()))
     others = _changes(_tasks(before, "consistency"), _tasks(after, "consistency"))
     gained = {task: hits for task, hits in others.items() if task in mastered}
     for name, changes in (("retention", english), ("consistency_gain", gained)):
@@ -212,13 +213,15 @@ def _both(
     return found
 
 
-def _tasks(side: Mapping[str, SuiteHits], name: str) -> dict[str, Hits]:
-    """Return a measure's hits by `suite/task`, without English, which the others are compared with."""
+def _tasks(
+    side: Mapping[str, SuiteHits], name: str, wanted: Callable[[str], bool] = lambda code: code != SOURCE
+) -> dict[str, Hits]:
+    """Return a measure's hits by `suite/task`; by default without English, the standard of comparison."""
     found = {}
     for suite, hits in side.items():
         for task, by_language in hits.tasks.get(name, {}).items():
-            if others := {code: row for code, row in by_language.items() if code != SOURCE and row}:
-                found[f"{suite}/{task}"] = others
+            if kept := {code: row for code, row in by_language.items() if wanted(code) and row}:
+                found[f"{suite}/{task}"] = kept
     return found
 
 
@@ -226,26 +229,7 @@ def _changes(before: Mapping[str, Hits], after: Mapping[str, Hits]) -> dict[str,
     """Return, by task, language and item, the score after minus that before, where there are both."""
     found: dict[str, Hits] = {}
     for task, by_language in after.items():
-        earlier = before.get(task, {})
-        change = {
-            code: {id: row[id] - earlier[code][id] for id in row if id in earlier[code]}
-            for code, row in by_language.items()
-            if code in earlier
-        }
+        change = differences(by_language, before.get(task, {}))
         if kept := {code: row for code, row in change.items() if row}:
             found[task] = kept
     return found
-
-
-def _of_english(side: Mapping[str, SuiteHits]) -> dict[str, Hits]:
-    """Return the English accuracy hits by `suite/task` and item."""
-    return {
-        f"{suite}/{task}": {SOURCE: by_language[SOURCE]}
-        for suite, hits in side.items()
-        for task, by_language in hits.tasks.get("accuracy", {}).items()
-        if SOURCE in by_language
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -131,13 +131,10 @@ def readings(
 def transfers(found: Sequence[Reading], seed: int) -> list[Transfer]:
     """Compute the benefit of each language's family from all readings."""
     made = []
-    for suite, code in dict.fromkeys((one.suite, one.language) for one in found):
-        of = [one for one in found if (one.suite, one.language) == (suite, code)]
+    for (suite, code), of in _by_suite_and_language(found).items():
         for measure in MEASURES:
-            by_kind = {
-                kind: _mean_hits(of, kind, measure) for kind in (NOTHING, "root", "family", "other family")
-            }
-            nothing, root, family, others = by_kind.values()
+            kinds = (NOTHING, "root", "family", "other family")
+            nothing, root, family, others = (_mean_hits(of, kind, measure) for kind in kinds)
             if not nothing or not root or not (family or others):
                 continue
             made.append(
@@ -166,8 +163,7 @@ def over_languages(
     """
     chosen = [one for one in found if one.language in languages and measure in one.hits]
     differences: dict[str, dict[str, dict[str, dict[str, float]]]] = {"over_root": {}, "over_others": {}}
-    for suite, code in dict.fromkeys((one.suite, one.language) for one in chosen):
-        of = [one for one in chosen if (one.suite, one.language) == (suite, code)]
+    for (suite, code), of in _by_suite_and_language(chosen).items():
         root, family, others = (_mean_hits(of, kind, measure) for kind in ("root", "family", "other family"))
         if root and (family or others):
             differences["over_root"].setdefault(suite, {})[code] = _minus(family or others, root)
@@ -227,6 +223,13 @@ def _asked(suite: SuiteData, code: str) -> SuiteData:
     """Restrict the suite to items that have both the language and English."""
     items = tuple(item for item in suite.items if code in item.turns and SOURCE in item.turns)
     return replace(suite, items=items)
+
+
+def _by_suite_and_language(readings: Sequence[Reading]) -> dict[tuple[str, str], list[Reading]]:
+    found: dict[tuple[str, str], list[Reading]] = {}
+    for one in readings:
+        found.setdefault((one.suite, one.language), []).append(one)
+    return found
 
 
 def _mean_hits(readings: Sequence[Reading], kind: str, measure: str) -> dict[str, float]:
