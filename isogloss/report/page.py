@@ -138,9 +138,9 @@ def _facts(suite: scores.Suite) -> list[tuple[str, str]]:
     english = (suite.entries.get("english") or {}).get("accuracy")
     if english is not None:
         facts.append(("English accuracy", f"{figures.percent(english)} %"))
-    for name, was, now in suite.official:
-        before = figures.percent((was or {}).get("mean"))
-        facts.append((name, f"{before} → {figures.percent(now['mean'])} %"))
+    for task, metric, was, now in suite.official:
+        means = f"{figures.percent(was.get('mean'))} → {figures.percent(now['mean'])} %"
+        facts.append((f"{task} {metric}", means))
     if layer := _layer(suite.entries.get("layer")):
         facts.append(("retrieval layer", layer))
     for phase in scores.PHASES:

@@ -174,18 +174,19 @@ class Suite(Measures):
         for measure in MAIN:
             if self.mean(measure).after.value is not None:
                 return measure_name(measure), self.mean(measure), self.spoken(measure)
-        name, was, now = next(self.official, ("", None, None))
-        return (name, Change(Score.of(was), Score.of(now)), len(now["languages"])) if now else None
+        for task, metric, was, now in self.official:
+            return f"{task} {metric}", Change(Score.of(was), Score.of(now)), len(now["languages"])
+        return None
 
     @property
-    def official(self) -> Iterator[tuple[str, Mapping[str, Any] | None, Mapping[str, Any]]]:
-        """The benchmark's own metrics: the name, and the entry before (None if there is none) and after."""
+    def official(self) -> Iterator[tuple[str, str, Mapping[str, Any], Mapping[str, Any]]]:
+        """The benchmark's own metrics: task, metric, and the entry before (may be empty) and after."""
         before, after = (
             ((self.entries.get("official") or {}).get(phase) or {}).get("tasks", {}) for phase in PHASES
         )
         for task, metrics in after.items():
             for metric, now in metrics.items():
-                yield f"{task} {metric.replace('_', ' ')}", before.get(task, {}).get(metric), now
+                yield task, metric.replace("_", " "), before.get(task, {}).get(metric, {}), now
 
     @cached_property
     def main(self) -> str | None:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from isogloss.report import figures
 from isogloss.report.overview import Overview
-from isogloss.report.scores import OVER_TASKS, Suite, measure_name
+from isogloss.report.scores import OVER_TASKS, PHASES, Suite, measure_name
 
 SHOWN: Final = (
     *("consistency", "consistency_kappa", "retrieval", "retrieval_raw", "alignment", "accuracy", "fidelity"),
@@ -103,25 +103,20 @@ def _table(title: str, first: str) -> Table:
 
 def official_table(scores: Mapping[str, Any], suite: str) -> Table:
     """Tabulate the benchmark's own metrics, averaged over languages, before → after in per cent."""
-    by_phase = scores["suites"][suite]["official"]
+    view = Suite(scores, suite)
     table = Table(
         title=Text(f"{suite}: the benchmark's own metrics, %"), box=box.SIMPLE_HEAD, show_edge=False
     )
     for name in ("task", "metric", "languages", "mean", "unreadable"):
         table.add_column(Text(name), justify="left" if name in ("task", "metric") else "right", no_wrap=True)
-    after = by_phase["after"]
-    for task, metrics in after["tasks"].items():
+    before, after = (view.entries["official"][phase] for phase in PHASES)
+    for task, metric, was, now in view.official:
         unread = after.get("unreadable", {}).get(task)
-        for metric, one in metrics.items():
-            was = by_phase["before"].get("tasks", {}).get(task, {}).get(metric, {}).get("mean")
-            means = " → ".join(figures.percent(value) for value in (was, one["mean"]))
-            count = "" if unread is None else str(sum(unread.values()))
-            table.add_row(
-                *map(Text, (task, metric.replace("_", " "), str(len(one["languages"])), means, count))
-            )
+        means = f"{figures.percent(was.get('mean'))} → {figures.percent(now['mean'])}"
+        count = "" if unread is None else str(sum(unread.values()))
+        table.add_row(*map(Text, (task, metric, str(len(now["languages"])), means, count)))
     if after.get("overall") is not None:
-        values = (by_phase["before"].get("overall"), after["overall"])
-        means = " → ".join(figures.percent(value) for value in values)
+        means = f"{figures.percent(before.get('overall'))} → {figures.percent(after['overall'])}"
         table.add_row(Text("overall"), Text("mean over tasks"), "", Text(means), "", style="bold")
     return table
 
