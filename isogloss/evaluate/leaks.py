@@ -102,7 +102,10 @@ def find_leaks(tests: Iterable[Text], training: Iterable[Text]) -> list[Leak]:
     same: dict[int, Leak] = {}
     shared: dict[int, Leak] = {}
     for number, text, whole, tokens in _meetings(tests, training):
-        (same if whole else shared).setdefault(number, _leak(tests[number], text, whole, tokens))
+        test, trained = tests[number], (text.id, text.language)
+        passage = ("" if languages()[test.language].unspaced else " ").join(tokens)
+        leak = Leak(test.suite, test.id, test.language, whole, passage, trained)
+        (same if whole else shared).setdefault(number, leak)
     found = shared | same
     return [found[number] for number in sorted(found)]
 
@@ -146,11 +149,6 @@ def _meetings(
         for text in texts:
             for number in numbers:
                 yield number, text, False, passage
-
-
-def _leak(test: Text, text: Text, whole: bool, tokens: tuple[str, ...]) -> Leak:
-    passage = ("" if languages()[test.language].unspaced else " ").join(tokens)
-    return Leak(test.suite, test.id, test.language, whole, passage, (text.id, text.language))
 
 
 def _asked_by_most(tests: Sequence[Text], sizes: Mapping[tuple[str, str], int]) -> bool:

@@ -128,38 +128,35 @@ def retriever(
     layers = [settings.layer] if settings.layer else list(range(1, len(layers_of(subject.model)) + 1))
     done = adding_up(progress, sum(map(len, texts.values())) + len(suite.sentences[SOURCE]))
     raw, scaled = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
-    statistics: dict[int, dict[str, Statistics]] = {layer: {} for layer in layers}
+    statistics: dict[int, dict[str, Statistics]] = {}
     if settings.layer is None or enough:
         english = embed(reference, texts[SOURCE], SOURCE, layers, settings.batch_size, done)
-        for code in (SOURCE, *(code for code in texts if code != SOURCE)):
-            vectors = english
-            if code != SOURCE:
-                vectors = embed(subject, texts[code], code, layers, settings.batch_size, done)
+        if enough:
+            statistics = {layer: {SOURCE: statistics_of(english[layer])} for layer in layers}
+        for code in [code for code in texts if code != SOURCE]:
+            vectors = embed(subject, texts[code], code, layers, settings.batch_size, done)
             same = same_targets(texts[SOURCE], texts[code])
             for layer in layers:
+                raw[layer] += retrieve(english[layer], vectors[layer], same).accuracy
                 if enough:
-                    statistics[layer][code] = statistics_of(vectors[layer])
-                if code != SOURCE:
-                    raw[layer] += retrieve(english[layer], vectors[layer], same).accuracy
-                if code != SOURCE and enough:
                     of = statistics[layer]
+                    of[code] = statistics_of(vectors[layer])
                     sides = standardised(english[layer], of[SOURCE]), standardised(vectors[layer], of[code])
                     scaled[layer] += retrieve(*sides, same).accuracy
     raw_layer = max(raw, key=lambda layer: raw[layer])
     layer = max(scaled, key=lambda layer: scaled[layer]) if enough else raw_layer
     chosen = sorted({layer, raw_layer})
     english = embed(reference, suite.sentences[SOURCE], SOURCE, chosen, settings.batch_size, done)
-    return Retriever(
-        layer, raw_layer, statistics[layer] if enough else None, english, len(texts.get(SOURCE, ()))
-    )
+    return Retriever(layer, raw_layer, statistics.get(layer), english, len(texts.get(SOURCE, ())))
 
 
 def adding_up(progress: Progress, total: int) -> Callable[[int], None]:
     """Wrap a progress callback so that it takes increments."""
-    seen = [0]
+    seen = 0
 
     def done(count: int) -> None:
-        seen[0] += count
-        progress(seen[0], total)
+        nonlocal seen
+        seen += count
+        progress(seen, total)
 
     return done

@@ -2,12 +2,11 @@
 
 The sibling modules prepare the numbers and the templates lay them out. Autoescape is on, because a model's
 answers may contain anything; no value is ever marked as safe.
-Flow: read_folder → one Block per suite, and the run's curves, tree and costs → page.html.jinja → report.html.
+Flow: read_folder → one block per suite, and the run's curves, tree and costs → page.html.jinja → report.html.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -25,21 +24,6 @@ T = TypeVar("T")
 # Not allowed in HTML or not encodable: control characters except tab and newline, and lone surrogates.
 FORBIDDEN: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 DAMAGED: Final = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
-
-
-@dataclass(frozen=True)
-class Block:
-    """Everything that the template shows of one suite."""
-
-    id: str
-    suite: scores.Suite
-    is_demo: bool
-    by_main: Sequence[scores.Label]
-    answers: Sequence[answers.Pair]
-    answered: str
-    tally: Sequence[tuple[str, int]]
-    facts: Sequence[tuple[str, str]]
-    missing: str | None
 
 
 def write_report(run: Path) -> Path:
@@ -94,23 +78,24 @@ def render(run: RunFolder) -> str:
     return FORBIDDEN.sub("\ufffd", page)
 
 
-def _block(run: RunFolder, name: str, index: int) -> Block:
+def _block(run: RunFolder, name: str, index: int) -> dict[str, Any]:
+    """Return everything that the template shows of one suite."""
     suite = scores.Suite(run.scores, name)
     before, after = run.predictions[name]
     pairs = answers.pairs(before, after)
-    return Block(
-        id=f"suite-{index}",
-        suite=suite,
-        is_demo=name == "demo" or name.startswith("demo-"),
-        by_main=sorted(
+    return {
+        "id": f"suite-{index}",
+        "suite": suite,
+        "is_demo": name == "demo" or name.startswith("demo-"),
+        "by_main": sorted(
             suite.languages, key=lambda label: -(suite.change(suite.main or "", label.code).after.value or 0)
         ),
-        answers=answers.chosen(pairs),
-        answered=f"{len(pairs):,}",
-        tally=answers.tally(pairs),
-        facts=_facts(suite),
-        missing=run.missing.get(f"predictions/{name}"),
-    )
+        "answers": answers.chosen(pairs),
+        "answered": f"{len(pairs):,}",
+        "tally": answers.tally(pairs),
+        "facts": _facts(suite),
+        "missing": run.missing.get(f"predictions/{name}"),
+    }
 
 
 def _glance(view: overview.Overview) -> list[tuple[str, scores.Change, str]]:
