@@ -104,11 +104,11 @@ def transfer(
     Consistency and retrieval over the same items; results are written to transfer.json.
     """
     settings = _finished(run_folder, suite, set_, data_root)
+    codes = codes_of(language, "--language")
     require(run_folder, TUNED, DISTILLED)
     from isogloss.evaluate import transfer as measure
     from isogloss.pipeline import evaluation
 
-    codes = codes_of(language, "--language")
     job = prepare(settings)
     found = evaluation.run_transfer(job, codes, job.config.evaluate.suites)
     seed = job.config.seed
@@ -126,7 +126,7 @@ def transfer(
             table.add_row(one.suite, one.language, *shares, *gains)
         out.print(table)
         relatives = list(dict.fromkeys(one.language for one in rows if one.family is not None))
-        others = [code for code in codes if code not in relatives]
+        others = list(dict.fromkeys(one.language for one in rows if one.family is None))
         for what, some in (("with relatives in the tree", relatives), ("without", others)):
             for key, gain in measure.over_languages(found, some, name, seed).items():
                 against = {"over_root": "over the root", "over_others": "over other families"}[key]

@@ -45,7 +45,6 @@ def token_accuracy(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[s
     Raises:
         ValueError: As `accuracy`, or a sentence has a different number of tags on each side.
     """
-    _paired(gold, predicted)
     _same_tokens(gold, predicted)
     return accuracy([t for row in gold for t in row], [t for row in predicted for t in row])
 
@@ -149,6 +148,7 @@ def _paired(gold: Sequence[object], predicted: Sequence[object]) -> None:
 
 
 def _same_tokens(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> None:
+    _paired(gold, predicted)
     for number, (a, b) in enumerate(zip(gold, predicted, strict=True), start=1):
         if len(a) != len(b):
             raise ValueError(f"sentence {number} has {len(b)} tags for {len(a)} tokens; tag every token once")
@@ -156,7 +156,6 @@ def _same_tokens(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str
 
 def _span_counts(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> tuple[int, int, int]:
     """Return the numbers of correct, predicted and gold spans."""
-    _paired(gold, predicted)
     _same_tokens(gold, predicted)
     there, found = spans(gold), spans(predicted)
     return len(there & found), len(found), len(there)

@@ -5,7 +5,7 @@ same interval. Independent of the metric: takes one value per item.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Final
 
 import numpy as np
@@ -153,7 +153,9 @@ def paired_over_languages(
     seen = float(np.mean([np.mean([value for value, _ in half]) for half in found]))
     means = np.mean([np.mean([draw for _, draw in half], axis=0) for half in found], axis=0)
     items = min(len(set().union(*table.values())) for table in halves)
-    return _difference(seen, _whole(means, seen), items)
+    means = _whole(means, seen)
+    far = int((np.abs(means - seen) >= abs(seen) - 1e-12).sum())  # 1e-12: rounding error of the mean
+    return Difference(*astuple(_estimate(seen, means, items)), p=(far + 1) / (len(means) + 1))
 
 
 def differences(
@@ -181,12 +183,6 @@ def holm(pvalues: Sequence[float]) -> list[float]:
         largest = max(largest, (len(pvalues) - rank) * p)
         corrected[index] = min(largest, 1.0)
     return corrected
-
-
-def _difference(seen: float, means: NDArray[np.float64], n: int) -> Difference:
-    far = int((np.abs(means - seen) >= abs(seen) - 1e-12).sum())  # 1e-12: rounding error of the mean
-    estimate = _estimate(seen, means, n)
-    return Difference(estimate.value, estimate.low, estimate.high, estimate.n, (far + 1) / (len(means) + 1))
 
 
 def _array(values: Values) -> NDArray[np.float64]:

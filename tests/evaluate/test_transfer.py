@@ -1,10 +1,15 @@
 """Unseen languages through each node of a tree: the nodes, their rows, and the differences."""
 
+from pathlib import Path
+from unittest.mock import Mock
+
 import pytest
 
 from isogloss.adapters.routing import Routing
 from isogloss.adapters.tree import build_tree
+from isogloss.cli import measuring
 from isogloss.evaluate.transfer import NOTHING, Reading, nodes_for, over_languages, read_through, transfers
+from isogloss.pipeline import evaluation
 
 INDO_ARYAN, BANTU = "Indo-European/Indo-Iranian/Indo-Aryan", "Atlantic-Congo/Benue-Congo/Narrow Bantu"
 TREE = build_tree(("hi", "ur", "sw"), ranks={"root": 2, "family": 1, "language": 1})
@@ -77,3 +82,13 @@ def test_suites_of_different_sizes_have_equal_weight():
     ]
     found = over_languages([*BENGALI, *small], ["bn"], "consistency", seed=0)
     assert found["over_root"].value == pytest.approx((0.5 + 1) / 2)
+
+
+def test_the_terminal_names_only_languages_that_a_measure_has(monkeypatch, capsys):
+    """No suite has anything in Thai."""
+    monkeypatch.setattr(measuring, "_finished", Mock())
+    monkeypatch.setattr(measuring, "require", Mock())
+    monkeypatch.setattr(measuring, "prepare", lambda settings: Mock(**{"config.seed": 0}))
+    monkeypatch.setattr(evaluation, "run_transfer", lambda *given: KOREAN)
+    measuring.transfer(Path("run"), ["ko", "th"])
+    assert "\nko (without), over the root: +0.0 (" in capsys.readouterr().out
