@@ -89,8 +89,7 @@ def suite_means(
     """
     rng = np.random.default_rng(seed)
     every = {task: resampled_means(hits, rng) for task, hits in consistency.items() if hits}
-    found = resampled_means(retrieval, rng) if retrieval else {}
-    return _both(every, mastered, [found] if found else [])
+    return _both(every, mastered, [resampled_means(retrieval, rng)] if retrieval else [])
 
 
 def corrected_for_chance(

@@ -75,7 +75,7 @@ def _text(path: Path, missing: dict[str, str], key: str | None = None) -> str | 
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         missing[key or path.name] = f"{path.name} is not in this run."
-    except (OSError, UnicodeDecodeError, ValueError):
+    except (OSError, ValueError):
         missing[key or path.name] = f"{path.name} cannot be read."
     return None
 

@@ -29,7 +29,7 @@ def load(root: Path, split: str, languages: Sequence[str], items: int, sentences
     lines = dev = flores.read(root, "dev", codes)
     every = range(len(dev[SOURCE]))
     learned = flores_lines(root).intersection(every)
-    first = [*(n for n in every if n in learned), *(n for n in every if n not in learned)]
+    first = sorted(every, key=lambda n: n not in learned)
     for_layer = _some(first[: max(FOR_LAYER, len(learned))], FOR_LAYER)
     taken = {passage for n in learned for passage in passages(dev[SOURCE][n], WORDS)} if learned else set()
     reported = [
