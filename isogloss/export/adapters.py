@@ -8,8 +8,8 @@ reported.
 
 import shlex
 import shutil
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from isogloss.errors import DataError, RunError
 from isogloss.files import locked, naming, read_json
 from isogloss.languages import SOURCE, resolve
 from isogloss.model.load import load_model, notices_folder, pad_id
-from isogloss.notices import CARD, base_section, carry, licence_of
+from isogloss.notices import write_derived_card
 from isogloss.pipeline.folder import Run
 from isogloss.pipeline.provenance import learned_from
 
@@ -93,15 +93,26 @@ def export(
         RunError: A folder already exists, a language has no adapter, the run is not trained, or an adapter
             loaded again differs from the trained one.
     """
-    within = folder.resolve().is_relative_to(run.folder.resolve())
-    with locked(run.folder) if within else nullcontext(), naming(folder):
+    with writing(run, folder, [folder / code for code in codes]):
+        refuse_bare(run, codes)
         return _export(run, codes, kind, folder, max_rank)
 
 
+@contextmanager
+def writing(run: Run, folder: Path, paths: Iterable[Path]) -> Iterator[None]:
+    """Guard an export: the run is locked if the folder is inside it, and write errors name the folder.
+
+    Raises:
+        RunError: One of the paths to be written already exists.
+    """
+    within = folder.resolve().is_relative_to(run.folder.resolve())
+    with locked(run.folder) if within else nullcontext(), naming(folder):
+        if there := next((path for path in paths if path.exists()), None):
+            raise RunError(f"{there} already exists; choose another --out or remove it")
+        yield
+
+
 def _export(run: Run, codes: Sequence[str], kind: Kind, folder: Path, max_rank: int | None) -> list[Exported]:
-    if there := [code for code in codes if (folder / code).exists()]:
-        raise RunError(f"{folder / there[0]} already exists; choose another --out or remove it")
-    refuse_bare(run, codes)
     settings = GenerationConfig.from_pretrained(str(run.tuned))
     if end_with_turn(settings, run.tokenizer):  # earlier versions left it out
         settings.save_pretrained(str(run.tuned))
@@ -140,8 +151,7 @@ def _export(run: Run, codes: Sequence[str], kind: Kind, folder: Path, max_rank: 
             len(found),
         )
         _judge(run, one, part, _loss(run, kind, code, max_rank))
-        carried = carry(notices_folder(run.config.model), part)
-        (part / CARD).write_text(_card(run, one, kind, carried), encoding="utf-8")
+        _describe(run, one, kind, part)
         part.rename(one.folder)
         exported.append(one)
         run.reporter.say(f"{code}: {one.folder}, {one.compared}")
@@ -272,62 +282,55 @@ print(tokenizer.decode(answer, skip_special_tokens=True))"""
 """Example code in a card that loads an adapter or model and generates an answer."""
 
 
-def _card(run: Run, one: Exported, kind: Kind, carried: list[str]) -> str:
-    """Return the README of an export: description, scores, loading code, and the base model's terms."""
-    language, exact = resolve(one.code), " in float32" if kind == "peft" else ""
-    base = notices_folder(run.config.model)
-    licence = licence_of(base)
-    peft = kind == "peft"
+def _describe(run: Run, one: Exported, kind: Kind, part: Path) -> None:
+    """Write the README of an export: description, scores, loading code, and the base model's terms."""
+    language, peft = resolve(one.code), kind == "peft"
+    exact = " in float32" if peft else ""
     tuned, folder = str(run.tuned.resolve()), str(one.folder.resolve())
     load, imports = f"AutoModelForCausalLM.from_pretrained({(tuned if peft else folder)!r})", ""
     if peft:
         load, imports = f"PeftModel.from_pretrained({load}, {folder!r})", "from peft import PeftModel\n"
     usage = imports + LOAD.format(tokenizer=tuned if peft else folder, model=load)
     what = f"A LoRA adapter of rank {one.rank}" if peft else "A whole model"
-    taught = one.code in run.taught or one.code == SOURCE
-    through = (
-        ""
-        if taught
-        else f" The language was not trained; it uses the adapter of {run.tree.path(one.code)[-1].name}."
+    through = ""
+    if one.code not in (*run.taught, SOURCE):
+        through = f" The language was not trained; it uses the adapter of {run.tree.path(one.code)[-1].name}."
+    lines = [
+        f"# {language.name}, by isogloss",
+        "",
+        f"{what} that follows instructions in {language.name} ({language.autonym}); the model was tuned "
+        f"on English instructions.{through}",
+        "",
+        f"Seed {run.config.seed}.",
+        "",
+        f"Data: {learned_from(run, one.code)}",
+        "",
+        f"Compared{exact} with the run's own model on {one.tokens} prompt tokens and {one.asked} "
+        f"instructions: {one.compared}.",
+        "",
+        *([FOUR_BIT, ""] if run.config.four_bit else []),
+        *_measured(run, one.code),
+        "```python",
+        usage,
+        "```",
+    ]
+    front = (f"language: [{language.bcp47}]", *(["library_name: peft"] if peft else []))
+    base = notices_folder(run.config.model)
+    write_derived_card(
+        part, run.config.model, base, "\n".join(lines), *front, "pipeline_tag: text-generation"
     )
-    return "\n".join(
-        (
-            "---",
-            *([f"license: {licence}"] if licence else []),
-            f"language: [{language.bcp47}]",
-            *(["library_name: peft"] if peft else []),
-            "pipeline_tag: text-generation",
-            "---",
-            f"# {language.name}, by isogloss",
-            "",
-            f"{what} that follows instructions in {language.name} ({language.autonym}); the model was tuned "
-            f"on English instructions.{through}",
-            "",
-            f"Seed {run.config.seed}.",
-            "",
-            f"Data: {learned_from(run, one.code)}",
-            "",
-            f"Compared{exact} with the run's own model on {one.tokens} prompt tokens and {one.asked} "
-            f"instructions: {one.compared}.",
-            "",
-            *([FOUR_BIT, ""] if run.config.four_bit else []),
-            *_measured(run, one.code),
-            "```python",
-            usage,
-            "```",
-            "",
-            *base_section(run.config.model, base, carried),
-        )
-    )
+
+
+def suites_of(run: Run) -> dict[str, Any]:
+    """Return the run's scores by suite; empty before the evaluation."""
+    file, remedy = run.folder / "scores.json", "remove it and run `isogloss evaluate` again"
+    return read_json(file, "suites", remedy)["suites"] if file.exists() else {}
 
 
 def _measured(run: Run, code: str) -> list[str]:
     """Return a table of the language's scores for each suite, with the suite's signature."""
-    file = run.folder / "scores.json"
-    remedy = "remove it and run `isogloss evaluate` again"
-    suites = read_json(file, "suites", remedy)["suites"] if file.exists() else {}
     lines = []
-    for name, suite in suites.items():
+    for name, suite in suites_of(run).items():
         rows = [
             (
                 measure,

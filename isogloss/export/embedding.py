@@ -9,7 +9,6 @@ Flow: scores.json → layer; other sentences → statistics; merged decoder + mo
 import json
 import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,12 @@ from isogloss.errors import RunError
 from isogloss.evaluate import retrieval
 from isogloss.evaluate.items import SuiteData
 from isogloss.evaluate.suites import load_suite
-from isogloss.export.adapters import refuse_bare
-from isogloss.files import locked, naming, read_json
+from isogloss.export.adapters import refuse_bare, suites_of, writing
 from isogloss.languages import SOURCE, resolve
 from isogloss.model.decoder import layers_of
 from isogloss.model.load import load_model, notices_folder
 from isogloss.model.standardise import Statistics, standardised
-from isogloss.notices import CARD, base_section, carry, licence_of
+from isogloss.notices import write_derived_card
 from isogloss.pipeline.folder import Run
 from isogloss.pipeline.provenance import learned_from
 
@@ -65,9 +63,12 @@ def export_embedders(run: Run, codes: Sequence[str], folder: Path) -> list[Embed
         raise RunError(
             f"{name} has no sentences in {', '.join(without)} for standardisation; leave the language out"
         )
-    refuse_bare(run, codes[1:])  # English needs no adapter
-    if there := [code for code in codes if (folder / code).exists()]:
-        raise RunError(f"{folder / there[0]} already exists; choose another --out or remove it")
+    with writing(run, folder, [folder / code for code in codes]):
+        refuse_bare(run, codes[1:])  # English needs no adapter
+        return _export_all(run, codes, folder, layer, suite)
+
+
+def _export_all(run: Run, codes: Sequence[str], folder: Path, layer: int, suite: SuiteData) -> list[Embedder]:
     exact = load_model(str(run.tuned), torch.float32)
     if layer == len(layers_of(exact)):
         raise RunError(
@@ -77,17 +78,16 @@ def export_embedders(run: Run, codes: Sequence[str], folder: Path) -> list[Embed
     plain = retrieval.Model(exact, run.tokenizer)
     aligned = load_model(str(run.tuned), torch.float32)
     subject = retrieval.Model(aligned, run.tokenizer, run.student(aligned, trained=True))
-    found = _retriever(run, subject, plain, suite, codes, layer)
-    if found.statistics is None:
-        raise RunError(f"{name} has too few sentences for standardisation; raise evaluate.sentences")
-    within = folder.resolve().is_relative_to(run.folder.resolve())
-    with locked(run.folder) if within else nullcontext(), naming(folder):
-        return [
-            _export(
-                run, code, folder, layer, found.statistics[code], plain if code == SOURCE else subject, suite
-            )
-            for code in codes
-        ]
+    settings = run.config.evaluate.model_copy(update={"layer": layer})
+    told = replace(suite, layer_sentences={code: suite.layer_sentences[code] for code in codes})
+    with run.reporter.bar("Sentences for standardisation") as progress:
+        found = retrieval.retriever(subject, plain, told, settings, progress)
+    if found is None or found.statistics is None:
+        raise RunError(f"{suite.name} has too few sentences for standardisation; raise evaluate.sentences")
+    return [
+        _export(run, code, folder, layer, found.statistics[code], plain if code == SOURCE else subject, suite)
+        for code in codes
+    ]
 
 
 def _library() -> None:
@@ -101,33 +101,13 @@ def _library() -> None:
 
 def _read_by(run: Run) -> tuple[str, int]:
     """Return the first suite with retrieval scores, and the layer used for retrieval."""
-    file = run.folder / "scores.json"
-    remedy = "run `isogloss evaluate` again"
-    suites = read_json(file, "suites", remedy)["suites"] if file.exists() else {}
-    for name, suite in suites.items():
-        layer = suite["layer"]["after"].get("retrieval")
-        if layer:
+    for name, suite in suites_of(run).items():
+        if layer := suite["layer"]["after"].get("retrieval"):
             return name, layer
     raise RunError(
-        f"{file} has no retrieval scores, which determine the layer; run `isogloss evaluate` on a suite with "
-        "sentences"
+        f"{run.folder / 'scores.json'} has no retrieval scores, which determine the layer; "
+        "run `isogloss evaluate` on a suite with sentences"
     )
-
-
-def _retriever(
-    run: Run,
-    subject: retrieval.Model,
-    plain: retrieval.Model,
-    suite: SuiteData,
-    codes: Sequence[str],
-    layer: int,
-) -> retrieval.Retriever:
-    settings = run.config.evaluate.model_copy(update={"layer": layer})
-    texts = {code: suite.layer_sentences[code] for code in codes}
-    with run.reporter.bar("Sentences for standardisation") as progress:
-        found = retrieval.retriever(subject, plain, replace(suite, layer_sentences=texts), settings, progress)
-    assert found is not None
-    return found
 
 
 def _export(
@@ -152,7 +132,7 @@ def _export(
     made = _modules(work, run.tokenizer, layer, statistics)
     made.save_pretrained(str(part), create_model_card=False)
     shutil.rmtree(work)
-    texts = [*suite.layer_sentences[code][:COMPARED]]
+    texts = suite.layer_sentences[code][:COMPARED]
     ours = retrieval.embed(subject, texts, code, [layer], run.config.evaluate.batch_size)[layer]
     difference = _difference(part, texts, standardised(ours, statistics))
     if not difference <= CLOSE:
@@ -161,8 +141,7 @@ def _export(
             f"allowed {CLOSE}; it is left in {part}"
         )
     one = Embedder(code, folder / code, layer, difference)
-    carried = carry(notices_folder(run.config.model), part)
-    (part / CARD).write_text(_card(run, one, carried, len(texts)), encoding="utf-8")
+    _describe(run, one, part, len(texts))
     part.rename(one.folder)
     run.reporter.say(f"{code}: {one.folder}, largest difference in a dimension {difference:.2g}")
     return one
@@ -200,38 +179,35 @@ def _difference(folder: Path, texts: Sequence[str], ours: Tensor) -> float:
     return (theirs.float().cpu() - ours.cpu()).abs().max().item()
 
 
-def _card(run: Run, one: Embedder, carried: list[str], compared: int) -> str:
-    language, base = resolve(one.code), notices_folder(run.config.model)
-    licence = licence_of(base)
-    head = [*([f"license: {licence}"] if licence else []), f"language: [{language.bcp47}]"]
+def _describe(run: Run, one: Embedder, part: Path, compared: int) -> None:
+    """Write the README of an export."""
+    language = resolve(one.code)
     what = (
         "the reference model, without adapters" if one.code == SOURCE else "the path of its language, merged"
     )
-    return "\n".join(
-        (
-            "---",
-            *head,
-            "library_name: sentence-transformers",
-            "pipeline_tag: sentence-similarity",
-            "---",
-            f"# Sentences in {language.name}, by isogloss",
-            "",
-            f"Sentence embeddings of {what}: the mean of layer {one.layer} over the text's own tokens, every "
-            "dimension standardised by its mean and standard deviation in this language. Compare them by "
-            "cosine with those of the other languages' folders next to this one, including English.",
-            "",
-            f"Compared with the run's own embeddings on {compared} sentences: no dimension differs by more "
-            f"than {one.difference:.2g} standard deviations.",
-            "",
-            "```python",
-            "from sentence_transformers import SentenceTransformer",
-            "",
-            f"model = SentenceTransformer({json.dumps(str(one.folder.resolve()))})",
-            'vectors = model.encode(["..."])',
-            "```",
-            "",
-            f"Data: {learned_from(run, one.code)}",
-            "",
-            *base_section(run.config.model, base, carried),
-        )
+    lines = (
+        f"# Sentences in {language.name}, by isogloss",
+        "",
+        f"Sentence embeddings of {what}: the mean of layer {one.layer} over the text's own tokens, every "
+        "dimension standardised by its mean and standard deviation in this language. Compare them by "
+        "cosine with those of the other languages' folders next to this one, including English.",
+        "",
+        f"Compared with the run's own embeddings on {compared} sentences: no dimension differs by more "
+        f"than {one.difference:.2g} standard deviations.",
+        "",
+        "```python",
+        "from sentence_transformers import SentenceTransformer",
+        "",
+        f"model = SentenceTransformer({json.dumps(str(one.folder.resolve()))})",
+        'vectors = model.encode(["..."])',
+        "```",
+        "",
+        f"Data: {learned_from(run, one.code)}",
     )
+    front = (
+        f"language: [{language.bcp47}]",
+        "library_name: sentence-transformers",
+        "pipeline_tag: sentence-similarity",
+    )
+    base = notices_folder(run.config.model)
+    write_derived_card(part, run.config.model, base, "\n".join(lines), *front)

@@ -10,13 +10,12 @@ Modelfile.
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,21 +25,23 @@ from safetensors.torch import load_file
 from isogloss import bases
 from isogloss.data.chat import end_of_turn
 from isogloss.errors import ConfigError, RunError
-from isogloss.export.adapters import refuse_bare
+from isogloss.export.adapters import refuse_bare, writing
 from isogloss.export.modelfile import ADAPTER, MERGED, MODELFILE, modelfile
-from isogloss.files import locked, naming
 from isogloss.languages import resolve
 from isogloss.model.load import load_model, notices_folder
 from isogloss.notices import carry, write_derived_card
 from isogloss.pipeline.folder import Run
 from isogloss.pipeline.provenance import learned_from
 
-Precision = Literal["f32", "f16", "bf16", "q8_0", "q4_k_m"]
-PRECISIONS: tuple[Precision, ...] = ("f16", "q8_0")
+KNOWN = ("f32", "f16", "bf16", "q8_0", "q4_k_m")
+"""All precisions."""
+PRECISIONS = ("f16", "q8_0")
 """Default precisions; cards name the first one."""
 OURS = ("general.name", "general.file_type", "general.quantization_version", "general.architecture")
 """Metadata keys that describe the source file rather than the model; not copied."""
 TEMPLATE = "tokenizer.chat_template"
+Entry = tuple[str, Any, Any, Any]
+"""Metadata: a key, its value, its type, and the type of its elements for arrays."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ LAYOUTS = {
 class Written:
     """The tuned model's files by precision, and each language's folder."""
 
-    models: dict[Precision, Path]
+    models: dict[str, Path]
     languages: dict[str, Path]
 
 
@@ -96,36 +97,29 @@ def export_gguf(
             adapter, a weight overflows float16, llama.cpp is missing for quantisation, or a file already
             exists.
     """
-    chosen: tuple[Precision, ...] = tuple(dict.fromkeys(_known(one) for one in precisions))
-    within = folder.resolve().is_relative_to(run.folder.resolve())
-    with locked(run.folder) if within else nullcontext(), naming(folder):
-        return _export(run, codes, folder, chosen, max_rank)
-
-
-def _known(precision: str) -> Precision:
-    for known in get_args(Precision):
-        if precision == known:
-            return known
-    raise ConfigError(f"--precision: {precision!r} is not one of {', '.join(get_args(Precision))}")
-
-
-def _export(
-    run: Run, codes: Sequence[str], folder: Path, precisions: Sequence[Precision], max_rank: int | None
-) -> Written:
+    if unknown := [one for one in precisions if one not in KNOWN]:
+        raise ConfigError(f"--precision: {unknown[0]!r} is not one of {', '.join(KNOWN)}")
     config = json.loads((run.tuned / "config.json").read_text("utf-8"))
     layout = _refuse(run, config, precisions)
     written = Written(
         {precision: folder / f"tuned-{precision}.gguf" for precision in precisions},
         {code: folder / code for code in codes},
     )
-    for path in (*written.languages.values(), *written.models.values()):
-        if path.exists():
-            raise RunError(f"{path} already exists; choose another --out or remove it")
-    refuse_bare(run, codes)
+    with writing(run, folder, [*written.languages.values(), *written.models.values()]):
+        refuse_bare(run, codes)
+        _export(run, config, layout, written, folder, max_rank)
+    return written
+
+
+def _export(
+    run: Run, config: dict[str, Any], layout: Layout, written: Written, folder: Path, max_rank: int | None
+) -> None:
     model = load_model(str(run.tuned), torch.float32)
     names = _names(layout, config["num_hidden_layers"])
     tensors = [
-        (names(name), _laid_out(weight, name, layout, config)) for name, weight in _weights(model, config)
+        (names(name), _laid_out(weight, name, layout, config))
+        for name, weight in model.state_dict().items()
+        if not (name == "lm_head.weight" and config.get("tie_word_embeddings"))
     ]
     adapters = run.student(model, trained=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,19 +129,19 @@ def _export(
         for precision, file in written.models.items():
             with run.reporter.waiting(f"Writing {file}"):
                 _write_model(part / file.name, layout, made, tensors, precision, part)
-        for code in codes:
+        first = next(iter(written.models.values()))
+        for code in written.languages:
             (into := part / code).mkdir()
             plain = part / f"{code}.peft"
             adapters.export(code, plain, str(run.tuned.resolve()), max_rank)
             write_adapter(plain, into / ADAPTER, layout, config, f"{_base(run)} {code}")
-            _describe(run, code, into, written.models[precisions[0]].name)
+            _describe(run, code, into, first.name)
         for path in (*written.models.values(), *written.languages.values()):
             (part / path.name).rename(path)
     carry(notices_folder(run.config.model), folder)
-    return written
 
 
-def _refuse(run: Run, config: dict[str, Any], precisions: Sequence[Precision]) -> Layout:
+def _refuse(run: Run, config: dict[str, Any], precisions: Sequence[str]) -> Layout:
     kind = config["model_type"]
     if kind not in LAYOUTS:
         raise RunError(
@@ -160,7 +154,7 @@ def _refuse(run: Run, config: dict[str, Any], precisions: Sequence[Precision]) -
             f"--format gguf: {name} did not come from a GGUF file, whose tokenizer would be copied; "
             "`--format merged` writes a folder that llama.cpp's own converter may accept"
         )
-    if fault := bases.unavailable(name):
+    if fault := bases.unavailable(name, converted=False):
         raise RunError(f"--format gguf: {fault}")
     if "q4_k_m" in precisions and _llama_cpp() is None:
         raise RunError("--precision q4_k_m: needs llama.cpp to quantise; pip install llama-cpp-python")
@@ -177,7 +171,7 @@ def _llama_cpp() -> Any:
     return import_module("llama_cpp") if find_spec("llama_cpp") else None
 
 
-def _names(layout: Layout, layers: int) -> Any:
+def _names(layout: Layout, layers: int) -> Callable[[str], str]:
     """Return a function that maps transformers' parameter names to llama.cpp's."""
     import gguf
 
@@ -193,13 +187,6 @@ def _names(layout: Layout, layers: int) -> Any:
     return named
 
 
-def _weights(model: Any, config: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield parameters by name, except a head tied to the embeddings."""
-    for name, weight in model.state_dict().items():
-        if not (name == "lm_head.weight" and config.get("tie_word_embeddings")):
-            yield name, weight
-
-
 def _laid_out(weight: torch.Tensor, name: str, layout: Layout, config: dict[str, Any]) -> np.ndarray:
     """Convert a parameter, or the B matrix of its adapter, to the GGUF layout, in float32."""
     made = weight.detach().float().cpu().numpy()
@@ -213,11 +200,8 @@ def _laid_out(weight: torch.Tensor, name: str, layout: Layout, config: dict[str,
     return made
 
 
-def _metadata(run: Run, layout: Layout, rows: int, work: Path) -> list[tuple[str, Any, Any, Any]]:
-    """Return the metadata of the base's GGUF file, with the run's chat template and end of turn.
-
-    Each entry is a key, its value, its type, and the type of its elements for arrays.
-    """
+def _metadata(run: Run, layout: Layout, rows: int, work: Path) -> list[Entry]:
+    """Return the metadata of the base's GGUF file, with the run's chat template and end of turn."""
     import gguf
 
     file = bases.gguf_file(run.config.model, work)
@@ -253,9 +237,9 @@ def _metadata(run: Run, layout: Layout, rows: int, work: Path) -> list[tuple[str
 def _write_model(
     file: Path,
     layout: Layout,
-    metadata: Sequence[tuple[str, Any, Any, Any]],
+    metadata: Sequence[Entry],
     tensors: Sequence[tuple[str, np.ndarray]],
-    precision: Precision,
+    precision: str,
     work: Path,
 ) -> None:
     import gguf
@@ -263,11 +247,11 @@ def _write_model(
     if precision == "q4_k_m":
         _quantise(work, file, layout, metadata, tensors)
         return
-    kinds = {"f32": "ALL_F32"}
     writer = gguf.GGUFWriter(file, layout.architecture)
     for key, value, kind, of in metadata:
         writer.add_key_value(key, value, kind, of)
-    writer.add_file_type(gguf.LlamaFileType[kinds.get(precision, f"MOSTLY_{precision.upper()}")])
+    whole = "ALL" if precision == "f32" else "MOSTLY"
+    writer.add_file_type(gguf.LlamaFileType[f"{whole}_{precision.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for name, tensor in tensors:
         kind = gguf.GGMLQuantizationType[precision.upper()]
@@ -291,7 +275,7 @@ def _quantise(
     work: Path,
     file: Path,
     layout: Layout,
-    metadata: Sequence[tuple[str, Any, Any, Any]],
+    metadata: Sequence[Entry],
     tensors: Sequence[tuple[str, np.ndarray]],
 ) -> None:
     """Quantise to 4 bits with llama.cpp, from a temporary float32 file."""

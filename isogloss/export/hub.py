@@ -72,11 +72,11 @@ def _portable(file: Path, places: Mapping[str, str]) -> bytes | str:
     """Return a file's path, or its rewritten bytes if it contains local paths."""
     if file.suffix not in NAMING:
         return str(file)
-    text = was = file.read_text("utf-8")
+    content = was = file.read_bytes()  # a base's notices may be in any encoding
     for place, name in places.items():
         for spelled in (place, json.dumps(place)[1:-1]):
-            text = text.replace(spelled, name)
-    return str(file) if text == was else text.encode()
+            content = content.replace(spelled.encode(), name.encode())
+    return str(file) if content == was else content
 
 
 def _told(act: Any) -> None:

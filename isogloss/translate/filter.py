@@ -9,7 +9,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -36,12 +36,8 @@ CHECKS: Final = (
     "round trip",
 )
 """Names of the checks that can drop a pair, in order of evaluation."""
-
-
 ROUND_TRIP: Final = 25.0
 """Default minimum chrF of a back-translation."""
-
-
 SHORT: Final = 3
 """Maximum words of a response that may equal the English one: a name, a number, "No" in Spanish."""
 FEWEST_LETTERS: Final = 20
@@ -154,12 +150,13 @@ def reasons(
 
 def copied(english: str, text: str) -> str | None:
     """Check for an untranslated copy; a text of nothing but kept parts (a URL, code) may be one."""
-    if normalise(english) != normalise(text) or not any(c.isalpha() for c in _rest(english, ())):
+    if normalise(english) != normalise(text):
         return None
-    return "it is the English text"
+    said = any(c.isalpha() for c in _without(kept_parts(english, ()), english))
+    return "it is the English text" if said else None
 
 
-def foreign(text: str, code: str, limits: Limits, without: Collection[str] = ()) -> str | None:
+def foreign(text: str, code: str, limits: Limits, without: Iterable[str] = ()) -> str | None:
     """Check the script, and that no other language is likelier to the identifier by more than usual.
 
     A text of fewer than `FEWEST_LETTERS` is judged by its script alone.
@@ -167,8 +164,7 @@ def foreign(text: str, code: str, limits: Limits, without: Collection[str] = ())
     Args:
         without: Parts without a language, removed before identification.
     """
-    for part in without:
-        text = text.replace(part, " ")
+    text = _without(without, text)
     letters = sum(c.isalpha() for c in text)
     if letters and by_word(text, code) < 0.5:
         return f"not written in {languages()[code].script}"
@@ -356,8 +352,14 @@ def kept_parts(text: str, keep: Sequence[str]) -> Counter[str]:
     """Count the parts of a text that a translation must keep unchanged."""
     found = Counter(match[0] for match in _KEPT.finditer(text))
     for pattern in keep:
-        found.update(match[0] for match in re.finditer(pattern, text))
+        found.update(match[0] for match in re.finditer(pattern, text) if match[0])
     return found
+
+
+def _without(parts: Iterable[str], text: str) -> str:
+    for part in parts:
+        text = text.replace(part, " ")
+    return text
 
 
 def lost_parts(english: str, text: str, keep: Sequence[str]) -> str | None:
@@ -371,9 +373,3 @@ def lost_parts(english: str, text: str, keep: Sequence[str]) -> str | None:
         if (there := len(pattern.findall(english))) != (here := len(pattern.findall(text))):
             return f"{here} {name}, {there} in English"
     return None
-
-
-def _rest(text: str, keep: Sequence[str]) -> str:
-    for part in kept_parts(text, keep):
-        text = text.replace(part, " ")
-    return text

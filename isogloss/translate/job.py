@@ -51,25 +51,18 @@ class Done:
     Attributes:
         kept: Number of translated items in the parallel file, by language.
         dropped: Number of dropped items, by language and reason.
-        new: Cost of this call; `spent` is the cost of all answers used, including cached ones.
-        asked: Texts sent to the translator by this call, out of `needed`.
         made: All items as written to the parallel file.
         readings: Kept translations without a valid mark, by language, in draw order.
         heeded: Marks that apply to these translations, by language.
-        backs: Number of back-translations, of which this call requested `asked_back`.
         compared: Languages whose pairs were also filtered by their similarity to a model.
+        new: Cost of this call; `spent` is the cost of all answers used, including cached ones.
     """
 
-    out: Path
     kept: dict[str, int]
-    dropped: dict[str, dict[str, int]]
-    asked: int
-    needed: int
+    heeded: dict[str, list[Mark]]
+    dropped: dict[str, dict[str, int]] = field(default_factory=dict)
     made: list[ParallelExample] = field(default_factory=list)
     readings: dict[str, list[Reading]] = field(default_factory=dict)
-    heeded: dict[str, list[Mark]] = field(default_factory=dict)
-    backs: int = 0
-    asked_back: int = 0
     compared: list[str] = field(default_factory=list)
     new: Spent = field(default_factory=Spent)
     spent: Spent = field(default_factory=Spent)
@@ -157,14 +150,14 @@ class Job:
         """
         with locked(self.folder):
             kept = answers.journal(self.folder / "answers.jsonl")
-            new = Spent()
+            done = Done(dict.fromkeys(self.codes, 0), {code: [] for code in self.codes})
 
             def ask(wanted: Sequence[Wanted], what: str) -> int:
                 missing = [one for one in wanted if self._key(one) not in kept]
 
                 def keep(one: Wanted, answer: Answer) -> None:
                     kept.put(self._key(one), answer)
-                    new.add(answer.spent)
+                    done.new.add(answer.spent)
 
                 if missing:
                     with bar(what) as progress:
@@ -174,13 +167,31 @@ class Job:
             began = time.monotonic()
             asked = ask(self.wanted, "Translating")
             backs = self._backs(kept) if self.round_trip is not None else {}
-            asked_back = ask(list(dict.fromkeys(backs.values())), "Translating back")
+            distinct = list(dict.fromkeys(backs.values()))
+            trip = {
+                "least": self.round_trip,
+                "texts": len(backs),
+                "asked_now": ask(distinct, "Translating back"),
+            }
             elapsed = time.monotonic() - began
-            done = self._write(kept, likeness, {one: kept[self._key(back)] for one, back in backs.items()})
-            done.asked, done.asked_back, done.backs, done.new = asked, asked_back, len(backs), new
-            for one in (*self.wanted, *dict.fromkeys(backs.values())):
+            self._write(done, kept, likeness, {one: kept[self._key(back)] for one, back in backs.items()})
+            for one in (*self.wanted, *distinct):
                 done.spent.add(kept[self._key(one)].spent)
-            report = self._report(done, elapsed, about)
+            report = {
+                "translator": self.translator.name,
+                **about,
+                "languages": list(self.codes),
+                "items": len(self.examples),
+                "responses": self.responses,
+                "kept": done.kept,
+                "dropped": done.dropped,
+                "compared": done.compared,
+                "reviewed": {code: review.counts(marks) for code, marks in done.heeded.items() if marks},
+                "texts": {"needed": len(self.wanted), "asked_now": asked},
+                "round_trip": None if self.round_trip is None else trip,
+                "spent": asdict(done.spent),
+                "spent_now": {**asdict(done.new), "elapsed": round(elapsed, 3)},
+            }
             write_json(self.folder / "report.json", report)
             write_text(self.folder / "README.md", card(report, done.made, self.codes))
             return done
@@ -209,25 +220,23 @@ class Job:
         }
 
     def _write(
-        self, kept: Journal[Answer], likeness: Likeness | None, backs: Mapping[Wanted, Answer]
-    ) -> Done:
+        self, done: Done, kept: Journal[Answer], likeness: Likeness | None, backs: Mapping[Wanted, Answer]
+    ) -> None:
+        """Judge every translation, write the files of items, and fill in what became of them."""
         alike = self._alike(kept, likeness) if likeness else {}
+        done.compared = [code for code in self.codes if any(one.code == code for one in alike)]
         dropped: list[Dropped] = []
-        made: list[ParallelExample] = []
-        counts = Counter[str]()
         readings: dict[tuple[str, str], Reading] = {}
-        heeded: dict[str, list[Mark]] = {code: [] for code in self.codes}
         for example in self.examples:
             turns = dict(example.turns)
             for code in self.codes if SOURCE in turns else ():
                 if code in example.turns:
                     continue
                 faults, texts = self._judge(example, code, kept, alike, backs)
-                english = self._texts(example)
-                reading = Reading(example.id, code, english, texts)
+                reading = Reading(example.id, code, self._texts(example), texts)
                 mark = self.marks.get((example.id, code))
                 if mark is not None and mark.key == reading.key:
-                    heeded[code].append(mark)
+                    done.heeded[code].append(mark)
                     faults, texts = _as_marked(mark, reading)
                 elif not faults:
                     readings[example.id, code] = reading
@@ -235,37 +244,20 @@ class Job:
                     dropped += faults
                 else:
                     turns[code] = Turn(texts["instruction"], texts.get("response"))
-                    counts[code] += 1
-            made.append(replace(example, turns=turns))
-        if not counts and self.wanted:
-            write_lines(self.folder / "dropped.jsonl", [asdict(one) for one in dropped])
+                    done.kept[code] += 1
+            done.made.append(replace(example, turns=turns))
+        write_lines(self.folder / "dropped.jsonl", [asdict(one) for one in dropped])
+        if self.wanted and not any(done.kept.values()):
             raise DataError(
                 f"no translation passed the filter; see {self.folder / 'dropped.jsonl'} for the reasons"
             )
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        parallel_jsonl.write(self.out, made)
-        write_lines(self.folder / "dropped.jsonl", [asdict(one) for one in dropped])
+        parallel_jsonl.write(self.out, done.made)
         firsts = {(one.id, one.language): one.reason for one in reversed(dropped)}
-        by_code = {
-            code: Counter(why for (_, own), why in firsts.items() if own == code) for code in self.codes
-        }
-        return Done(
-            self.out,
-            {code: counts[code] for code in self.codes},
-            {code: dict(found.most_common()) for code, found in by_code.items()},
-            0,
-            len(self.wanted),
-            made,
-            self._drawn(readings),
-            heeded,
-            compared=[code for code in self.codes if any(one.code == code for one in alike)],
-        )
-
-    def _drawn(self, readings: Mapping[tuple[str, str], Reading]) -> dict[str, list[Reading]]:
-        order = in_draw_order(self.examples, FIXED)
-        return {
-            code: [readings[e.id, code] for e in order if (e.id, code) in readings] for code in self.codes
-        }
+        order = [example.id for example in in_draw_order(self.examples, FIXED)]
+        for code in self.codes:
+            whys = Counter(why for (_, own), why in firsts.items() if own == code)
+            done.dropped[code] = dict(whys.most_common())
+            done.readings[code] = [readings[name, code] for name in order if (name, code) in readings]
 
     def _judge(
         self,
@@ -316,29 +308,6 @@ class Job:
                 scores = likeness([one.text for one, _ in pairs], [text for _, text in pairs], code)
                 found |= {one: s for (one, _), s in zip(pairs, scores, strict=True) if math.isfinite(s)}
         return found
-
-    def _report(self, done: Done, elapsed: float, about: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "translator": self.translator.name,
-            **about,
-            "languages": list(self.codes),
-            "items": len(self.examples),
-            "responses": self.responses,
-            "kept": done.kept,
-            "dropped": done.dropped,
-            "compared": done.compared,
-            "reviewed": {code: review.counts(marks) for code, marks in done.heeded.items() if marks},
-            "texts": {"needed": done.needed, "asked_now": done.asked},
-            "round_trip": None
-            if self.round_trip is None
-            else {
-                "least": self.round_trip,
-                "texts": done.backs,
-                "asked_now": done.asked_back,
-            },
-            "spent": asdict(done.spent),
-            "spent_now": {**asdict(done.new), "elapsed": round(elapsed, 3)},
-        }
 
 
 def _as_marked(mark: Mark, reading: Reading) -> tuple[list[Dropped], dict[str, str]]:

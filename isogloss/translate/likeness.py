@@ -79,23 +79,20 @@ def scores(
     """
     count = len(english_texts)
     found = []
-    for part in torch.arange(count).tensor_split(
-        -(-count // TOGETHER)
-    ):  # of similar size, so that none is small
-        units = [
-            [
-                torch.nn.functional.normalize(standardised(v, statistics_of(v)), dim=1)[part]
-                for v in side.values()
-            ]
-            for side in (english, other)
-        ]
-        plain = margins(torch.stack([one @ two.T for one, two in zip(*units, strict=True)]).mean(0))
+    units = [
+        [torch.nn.functional.normalize(standardised(v, statistics_of(v)), dim=1) for v in side.values()]
+        for side in (english, other)
+    ]
+    # Of similar size, so that none is small.
+    for part in torch.arange(count).tensor_split(-(-count // TOGETHER)):
+        ours, theirs = ([whole[part] for whole in unit] for unit in units)
+        plain = margins(torch.stack([one @ two.T for one, two in zip(ours, theirs, strict=True)]).mean(0))
         first, second = (
             centred(
                 torch.stack([one @ one.T for one in unit]).mean(0) / 2
                 + grams([texts[int(n)] for n in part]) / 2
             )
-            for unit, texts in zip(units, (english_texts, other_texts), strict=True)
+            for unit, texts in ((ours, english_texts), (theirs, other_texts))
         )
         teach = torch.ones(len(part), dtype=torch.bool)
         for _ in range(2):
@@ -136,12 +133,8 @@ def grams(texts: Sequence[str]) -> Float[Tensor, "n n"]:
     ]
     rows, columns, values = zip(*cells, strict=True) if cells else ((), (), ())
     table = csr_matrix((values, (rows, columns)), shape=(len(texts), max(1, len(place))))
-    return normalised(torch.from_numpy((table @ table.T).toarray()).double())
-
-
-def normalised(products: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """Turn a Gram matrix into cosines; zero vectors get 0."""
-    length = products.diagonal().clamp(min=1e-12).sqrt()
+    products = torch.from_numpy((table @ table.T).toarray()).double()
+    length = products.diagonal().clamp(min=1e-12).sqrt()  # so that a text without n-grams gets 0
     return products / length / length[:, None]
 
 

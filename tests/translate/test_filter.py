@@ -114,6 +114,12 @@ def test_a_pattern_of_the_users_must_occur_in_both():
     assert "kept parts: 'ACME' is missing" in found("Call ACME now.", "Piga simu sasa.", keep=["ACME"])
 
 
+def test_a_pattern_may_match_nothing():
+    """An empty match is no part that could be lost, and no letter is set apart by it."""
+    pair = "Where is the big library?", "¿Dónde está la gran biblioteca, por favor?"
+    assert found(*pair, keep=[r"\d*"]) == found(*pair)
+
+
 def test_surplus_by_hand():
     """25 characters in English, 40 at twice the length: (20 - 25) / 5."""
     assert surplus("a" * 25, "b" * 40, 2.0) == pytest.approx(-1.0)
