@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
+from ablated import ablate
 from machine import about, put
 
 from isogloss.config import dump_config, load_config
@@ -26,12 +27,8 @@ JOINING = ("de", "zh")
 WITH = "from-start"
 
 
-def command(module: str, *arguments: str | Path) -> None:
-    subprocess.run([sys.executable, "-m", module, *map(str, arguments)], check=True)
-
-
-def overrides(settings: list[str]) -> list[str]:
-    return [word for setting in settings for word in ("--set", setting)]
+def command(*words: str | Path) -> None:
+    subprocess.run([sys.executable, "-m", "isogloss", *map(str, words)], check=True)
 
 
 def join(run: Path, seed: int, code: str, joining: list[str]) -> None:
@@ -43,9 +40,9 @@ def join(run: Path, seed: int, code: str, joining: list[str]) -> None:
         (part / "scores.json").unlink()
         config = load_config(part / "config.yaml").model_copy(update={"run": run})
         (part / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        command("isogloss", "add-language", part, code, *overrides(joining))
+        command("add-language", part, code, *(word for one in joining for word in ("--set", one)))
         part.rename(run)
-    command("isogloss", "evaluate", run)
+    command("evaluate", run)
 
 
 def scores(run: Path, code: str) -> dict[str, float]:
@@ -90,22 +87,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file; printed if not given")
     given = parser.parse_args()
     targets = ",".join((*load_config().languages.targets, *JOINING))
-    command(
-        "experiments.ablate",
-        "--variant",
-        "families",
-        "--variant",
-        f"{WITH}: languages.targets=[{targets}]",
-        "--seeds",
-        str(given.seeds),
-        "--jobs",
-        str(given.jobs),
-        "--out",
-        given.runs,
-        *overrides(given.set),
-    )
-    done = json.loads((given.runs / "ablation.json").read_text("utf-8"))["rows"]
-    seeds = sorted({one["seed"] for one in done})  # starting from the settings' seed
+    variants = ("families", f"{WITH}: languages.targets=[{targets}]")
+    seeds = ablate(given, variants, "--jobs", str(given.jobs))
     calls = [
         (given.runs / f"{given.name}-{code}-{seed}", seed, code) for seed, code in product(seeds, JOINING)
     ]

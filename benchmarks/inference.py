@@ -37,7 +37,6 @@ def main() -> None:
     asked = parser.parse_args()
     config, dtype = load_config(), pick_dtype(asked.dtype)
     settings, codes = config.distill.adapter, list(config.languages.targets)
-    assert settings.type == "lora"
     tokenizer = load_tokenizer(asked.model)
     tree = build_tree(codes, ranks=settings.ranks.model_dump())
     alone, under = (load_model(asked.model, dtype) for _ in range(2))

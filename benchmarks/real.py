@@ -14,12 +14,11 @@ by suite and language; `summary` has, by variant and setting, means over seeds a
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import real_page
 import yaml
+from ablated import ablate
 from machine import about
 
 from isogloss.evaluate.signature import fields_of
@@ -130,14 +129,9 @@ def training(given: argparse.Namespace) -> list[tuple[str, int, Path]]:
     if unknown := [name for name in names if name not in VARIANTS]:
         raise SystemExit(f"there is no variant {unknown[0]}; choose from {', '.join(VARIANTS)}")
     example = str(ROOT / SETTINGS[given.setting])
-    command = [sys.executable, "-m", "experiments.ablate", example, "--data-root", str(given.data_root)]
-    command += ["--seeds", str(given.seeds), "--out", str(given.runs)]
-    command += [word for name in names for word in ("--variant", VARIANTS[name])]
-    command += [word for one in given.set for word in ("--set", one)]
-    subprocess.run(command, check=True)
+    variants = [VARIANTS[name] for name in names]
+    seeds = ablate(given, variants, example, "--data-root", str(given.data_root))
     folders = {name: VARIANTS[name].partition(":")[0] for name in names}
-    done = json.loads((given.runs / "ablation.json").read_text("utf-8"))["rows"]
-    seeds = sorted({row["seed"] for row in done})  # starting from the settings' seed
     return [(n, seed, given.runs / f"{folders[n]}-{seed}") for n in names for seed in seeds]
 
 

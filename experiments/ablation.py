@@ -125,11 +125,7 @@ def with_items(variants: Sequence[Variant], items: Sequence[int]) -> list[Varian
     if not items:
         return list(variants)
     return [
-        Variant(
-            f"{variant.name}@{n}",
-            (*variant.overrides, *_items(n)),
-            items=n,
-        )
+        Variant(f"{variant.name}@{n}", (*variant.overrides, *_items(n)), items=n)
         for n in items
         for variant in variants
     ]
@@ -148,7 +144,7 @@ def resolved(config: Config, variants: Sequence[Variant]) -> list[Variant]:
     of `with-kl` and are compared with it; it is added if missing.
 
     Raises:
-        ConfigError: A variant equals the settings or an earlier variant.
+        ConfigError: A variant equals the settings or an earlier variant, or has its name.
     """
     found: list[Variant] = []
     # Another teacher's prompt also reaches the student through the responses that the teacher writes.
@@ -193,6 +189,8 @@ def _refuse_alike(config: Config, variants: Sequence[Variant]) -> None:
 
     seen: dict[str, str] = {}
     for variant in variants:
+        if variant.name in seen.values():
+            raise ConfigError(f"--variant {variant.name}: two variants have this name; rename one")
         settings = trained(*variant.overrides)
         # A tree variant may equal the settings, as others are compared with it.
         if variant.base.startswith(CHANGES) and settings == trained(*_items(variant.items)):

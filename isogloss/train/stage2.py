@@ -27,6 +27,9 @@ from isogloss.train.objective import Weights
 from isogloss.train.order import training_order
 from isogloss.train.trainer import ResponseTrainer, Watch, optimisation, train, training_arguments
 
+TRAINING = "Distillation"
+"""Label of the progress bar over the steps."""
+
 
 def layer_of(model: nn.Module, settings: Distill) -> int:
     """Return the hidden-state term's decoder layer: as set, else two thirds of the way up.
@@ -214,7 +217,7 @@ def distil(
             # Rounding may make the divergence of two identical distributions negative.
             nats = ", ".join(f"{code} {max(value, 0.0):.3f}" for code, value in found.items())
             say(f"Divergence from the teacher before training, nats per token: {nats}")
-    with bar("Distillation") as progress:
+    with bar(TRAINING) as progress:
         train(trainer, Watch(curve, cost.stage, max(1, steps // 60), progress), work, say)
     adapters.off()
     tokens = int(trainer.counts["tokens"])

@@ -141,6 +141,10 @@ def test_no_divergence_is_added_if_the_teacher_is_used_anyway(setting):
             ["distill.kl_weight=1"], ["no-english", "mine: distill.teacher_reads=[texts]"], (),
             "mine: same settings as no-english; leave one out",
         ),
+        (
+            [], ["mine: distill.epochs=1", "mine: distill.epochs=2"], (),
+            "mine: two variants have this name; rename one",
+        ),
     ],
 )  # fmt: skip
 def test_a_variant_that_changes_nothing_is_refused(settings, names, items, says):
