@@ -19,7 +19,7 @@ from pathlib import Path
 import real_page
 import yaml
 from ablated import ablate
-from machine import about
+from machine import about, put
 
 from isogloss.evaluate.signature import fields_of
 
@@ -180,7 +180,7 @@ def main() -> None:
         "overrides": given.set,
         "rows": kept + rows,
     }
-    given.out.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    put(written, given.out)
 
 
 if __name__ == "__main__":

@@ -187,19 +187,14 @@ def _converted(
             stated = _convert(given, part)
             if given.parent == part:
                 given.unlink()
-            licence = model.licence if model else _stated(stated, given)
+            notice = f"These are the weights of {given.name}, dequantised; not the original release."
+            licence = model.licence if model else Licence(stated, stated or "not stated in the file", notice)
             write_card(part, name, licence, f"{given.name}, SHA-256 {sha256}")
             if model and model.terms:
                 shutil.copyfile(_file(*model.terms), part / Path(model.terms[1]).name)
         say(f"{name}: {licence.name}. {licence.notice}".replace("\n\n", " "))
 
     return made_once(folder, make)
-
-
-def _stated(code: str, file: Path) -> Licence:
-    """Return the licence stated in a GGUF file."""
-    notice = f"These are the weights of {file.name}, dequantised; not the original release."
-    return Licence(code, code or "not stated in the file", notice)
 
 
 @contextmanager

@@ -144,7 +144,6 @@ class Aligned:
             streamer: Receives the prompts' token IDs, then the tokens of each step.
             stopped: Returns True for a row whose generation should stop.
         """
-
         with self._turn:
             return complete(
                 self.model,

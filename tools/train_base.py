@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from isogloss.data.demo.grammar import LANGUAGES, phrases
 from isogloss.data.demo.split import events_of
+from isogloss.files import replacing
 from isogloss.model.load import pad_id
 from tools import base_text
 from tools.exercises import KINDS, PARTS, Segment, exercise
@@ -298,13 +299,6 @@ def model_card(
     )
 
 
-def save_atomically(state: dict, path: Path) -> None:
-    """Replace a checkpoint atomically."""
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    part.replace(path)
-
-
 def main(
     out: Annotated[Path, typer.Argument(help="Folder for the model and its checkpoints.")],
     data_root: Annotated[Path, typer.Option(help="Folder of the real datasets.")],
@@ -386,10 +380,13 @@ def main(
                 json.dumps({"step": done, "retrieval": found, "solved": solved(model, tokenizer)}) + "\n"
             )
             model.train()
-            save_atomically(
-                {"model": model.state_dict(), "optimisers": [o.state_dict() for o in optims], "step": done},
-                saved,
-            )
+            state = {
+                "model": model.state_dict(),
+                "optimisers": [o.state_dict() for o in optims],
+                "step": done,
+            }
+            with replacing(saved) as draft:
+                torch.save(state, draft)
     if last == steps:
         model.eval()
         lines = [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,14 +57,15 @@ class Translator(Protocol):
     name: str
     """Name shown in the report."""
 
+    @abstractmethod
     def identity(self, wanted: Wanted) -> list[Any]:
         """Return everything that the answer depends on, as JSON values (part of the cache key)."""
-        ...
 
+    @abstractmethod
     def plan(self, wanted: Sequence[Wanted]) -> str:
         """Return a one-line estimate of the cost."""
-        ...
 
+    @abstractmethod
     def run(
         self,
         wanted: Sequence[Wanted],
@@ -71,7 +73,6 @@ class Translator(Protocol):
         progress: Callable[[int, int], None],
     ) -> None:
         """Translate, pass each answer to `keep`, and report (done, total) to `progress`."""
-        ...
 
 
 def key_of(translator: Translator, wanted: Wanted) -> str:

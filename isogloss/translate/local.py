@@ -7,19 +7,14 @@ Flow: texts → unique lines → batches by length → translated lines → text
 
 import math
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    StopStringCriteria,
-)
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, StopStringCriteria
 
 from isogloss.adapters.generate import complete, stops
 from isogloss.data.chat import encode_text
@@ -31,7 +26,7 @@ from isogloss.model.base_files import named
 from isogloss.model.fingerprint import file_hashes
 from isogloss.model.load import load_model, load_tokenizer, model_folder, pick_dtype
 from isogloss.model.prefix import Prefix, prefill
-from isogloss.translate.answers import Answer, Spent, Wanted
+from isogloss.translate.answers import Answer, Spent, Translator, Wanted
 
 TOGETHER: Final = 16
 """Texts per batch; answers are stored after each batch."""
@@ -50,7 +45,7 @@ class Line(NamedTuple):
     written: int
 
 
-class Local(ABC):
+class Local(Translator):
     """Base class of local translators.
 
     Args:
@@ -64,15 +59,10 @@ class Local(ABC):
         self._content = "-".join(file_hashes(folder).values()) if folder.is_dir() else model
 
     @abstractmethod
-    def identity(self, wanted: Wanted) -> list[Any]:
-        """Return everything that the answer depends on, as JSON values (part of the cache key)."""
-
-    @abstractmethod
     def lines(self, texts: Sequence[str], code: str, source: str) -> list[Line]:
         """Translate lines from `source` into `code`, both isogloss codes."""
 
     def plan(self, wanted: Sequence[Wanted]) -> str:
-        """Return a one-line estimate of the cost."""
         count = sum(len(_lines(one.text)) for one in wanted)
         return f"{count} lines on this machine; the remaining time is shown during translation"
 
@@ -82,7 +72,6 @@ class Local(ABC):
         keep: Callable[[Wanted, Answer], None],
         progress: Callable[[int, int], None],
     ) -> None:
-        """Translate, pass each answer to `keep`, and report (done, total) to `progress`."""
         done = 0
         for code, source in dict.fromkeys((one.code, one.source) for one in wanted):
             own = sorted((one for one in wanted if one[1:] == (code, source)), key=lambda one: len(one.text))
@@ -276,23 +265,20 @@ def _shown(text: str, translation: str, source: str, code: str) -> str:
 def _head(examples: Sequence[ParallelExample], code: str, source: str) -> str:
     """Return the few-shot part of the prompt; both directions use the same translations."""
     other = source if code == SOURCE else code
-    found = [
+    pairs = dict.fromkeys(
         (e.turns[SOURCE].instruction.strip(), e.turns[other].instruction.strip())
         for e in examples
         if SOURCE in e.turns and other in e.turns
-    ]
-    found = sorted(
-        (pair for pair in dict.fromkeys(found) if "\n" not in "".join(pair)), key=lambda p: len(p[0])
     )
+    found = sorted((pair for pair in pairs if "\n" not in "".join(pair)), key=lambda pair: len(pair[0]))
     if len(found) < SHOWN:
         raise ConfigError(
             f"--examples: {len(found)} one-line instructions have {other}; give at least {SHOWN}"
         )
     # From the middle: the shortest are single words, the longest fill the prompt.
     start = (len(found) - SHOWN) // 2
-    shown = found[start : start + SHOWN]
-    pairs = shown if source == SOURCE else [(other, english) for english, other in shown]
-    return "".join(_shown(asked, said, source, code) + "\n\n" for asked, said in pairs)
+    shown = [pair if source == SOURCE else pair[::-1] for pair in found[start : start + SHOWN]]
+    return "".join(_shown(asked, said, source, code) + "\n\n" for asked, said in shown)
 
 
 def _lines(text: str) -> list[str]:

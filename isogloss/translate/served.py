@@ -43,10 +43,8 @@ class Served:
 
     def plan(self, wanted: Sequence[Wanted]) -> str:
         batches = list(self._batches(wanted))
-        read = 0
-        for batch in batches:
-            messages = self._messages(batch, "t")
-            read += sum(len(one["content"]) for one in messages) // PER_TOKEN
+        asked = [self._messages(batch, "t") for batch in batches]
+        read = sum(sum(len(one["content"]) for one in messages) // PER_TOKEN for messages in asked)
         written = sum(len(one.text) for one in wanted) // PER_TOKEN
         pace = self.settings.rate
         least = f", at least {len(batches) / pace / 60:.0f} minutes" if pace else ""
@@ -98,25 +96,18 @@ class Served:
         tag, texts = "t", [one.text for one in batch]
         while any(f"<{tag}" in text or f"</{tag}" in text for text in texts):
             tag += "t"  # until no text contains the tag
-        body = {
-            "model": self.settings.model,
-            "messages": self._messages(batch, tag),
-            **self.prompt.request,
-        }
+        body = {"model": self.settings.model, "messages": self._messages(batch, tag), **self.prompt.request}
+        body = {name: value for name, value in body.items() if value is not None}
         began = time.monotonic()
-        content, cut, spent = self._read(
-            client.post(
-                "chat/completions", {name: value for name, value in body.items() if value is not None}
-            )
-        )
+        content, cut, spent = self._read(client.post("chat/completions", body))
         spent.seconds = round(time.monotonic() - began, 3)
         if before is not None:
             spent.add(before)
         found = translations(content, len(batch), tag)
         if found is not None and not cut:
             for number, (one, text) in enumerate(zip(batch, found, strict=True)):
-                answer = Answer(text) if is_unicode(text) else Answer(None, "half of a surrogate pair")
-                keep(one, Answer(answer.text, answer.why, spent if number == 0 else Spent()))
+                why = "" if is_unicode(text) else "half of a surrogate pair"
+                keep(one, Answer(None if why else text, why, Spent() if number else spent))
         elif len(batch) == 1:
             why = "cut off" if cut else "no answer" if not content.strip() else "no translation in its tags"
             keep(batch[0], Answer(None, why, spent))
