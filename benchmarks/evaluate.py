@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from machine import about
+from machine import about, put
 
 TASKS = Path(__file__).parents[1] / "examples" / "lm_eval"
 SUITES = {"xnli": "sw", "pawsx": "es", "mlqa": "es"}
@@ -65,6 +65,15 @@ def base(asked: Asked) -> Any:
     return load_model(asked.model, getattr(torch, asked.dtype)).to(asked.device)
 
 
+def items_of(asked: Asked) -> list[Any]:
+    """Return the items of the suite in the language, which all contenders get."""
+    from isogloss.evaluate.suites import SUITES as LOADERS
+
+    (name,), code = asked.suite, asked.language
+    suite = LOADERS[name](asked.data_root, "dev", [code], asked.items, 0)
+    return [item for item in suite.items if code in item.turns][: asked.items]
+
+
 # --- contenders
 
 
@@ -74,12 +83,10 @@ def isogloss(asked: Asked) -> dict[str, Any]:
 
     from isogloss.adapters.generate import answers
     from isogloss.evaluate.likelihood import log_probabilities
-    from isogloss.evaluate.suites import SUITES as LOADERS
     from isogloss.model.load import load_tokenizer
 
     (name,), code = asked.suite, asked.language
-    suite = LOADERS[name](asked.data_root, "dev", [code], asked.items, 0)
-    items = [item for item in suite.items if code in item.turns][: asked.items]
+    items = items_of(asked)
     model, tokenizer = base(asked), load_tokenizer(asked.model)
     if asked.adapter:
         model = PeftModel.from_pretrained(model, str(asked.adapter)).eval()
@@ -149,12 +156,9 @@ def written(asked: Asked, folder: str) -> dict[str, Any]:
     from lm_eval.models.huggingface import HFLM
 
     from isogloss.data.chat import end_of_turn
-    from isogloss.evaluate.suites import SUITES as LOADERS
     from isogloss.model.load import load_tokenizer
 
-    (name,), code, tokenizer = asked.suite, asked.language, load_tokenizer(asked.model)
-    suite = LOADERS[name](asked.data_root, "dev", [code], asked.items, 0)
-    items = [item for item in suite.items if code in item.turns][: asked.items]
+    code, tokenizer, items = asked.language, load_tokenizer(asked.model), items_of(asked)
     batch = asked.batch[0]
     model = HFLM(
         pretrained=folder,
@@ -303,7 +307,7 @@ def main() -> None:
         old = json.loads(asked.out.read_text("utf-8")) if asked.out.exists() else []
         kept = [one for one in old if _what(one) not in done]
         new = [one | about("isogloss", "lm-eval", "torch", "transformers", "peft") for one in rows if one]
-        asked.out.write_text(json.dumps([*kept, *new], indent=1) + "\n", encoding="utf-8")
+        put([*kept, *new], asked.out)
     if None in rows:
         raise SystemExit(1)
 

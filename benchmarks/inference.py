@@ -8,14 +8,13 @@ model as loaded by transformers; medians over repetitions, without the first.
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from machine import about
+from machine import about, put
 
 from isogloss.adapters.decode import decode
 from isogloss.adapters.fit import lora_shape
@@ -79,7 +78,7 @@ def main() -> None:
     if asked.out:
         here = {"model": asked.model, "dtype": str(dtype).removeprefix("torch.")}
         here |= about("isogloss", "torch", "transformers", "peft")
-        asked.out.write_text(json.dumps([row | here for row in rows], indent=1) + "\n", encoding="utf-8")
+        put([row | here for row in rows], asked.out)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def about(*packages: str) -> dict[str, Any]:
     }
 
 
-def put(found: dict[str, Any], out: Path | None) -> None:
+def put(found: Any, out: Path | None) -> None:
     """Write a benchmark's result to a file, or print it."""
     text = json.dumps(found, indent=1)
     if out:

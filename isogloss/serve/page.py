@@ -63,9 +63,7 @@ def add_page(app: FastAPI, model: Aligned, limits: Limits) -> None:
         "/page.js": (own.joinpath("page.js").read_text("utf-8"), "text/javascript"),
     }
 
-    @cache
-    def examples() -> list[dict[str, str]]:
-        return _examples(model, codes)
+    examples = cache(lambda: _examples(model, codes))
 
     @app.get("/")
     @app.get("/page.css")
