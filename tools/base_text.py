@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isogloss.data.demo.grammar import LANGUAGES, opinions, phrases
+from isogloss.languages import languages
 from tools.exercises import Segment, draw, exercise
 
 # Sampling weights of languages, as uneven as in real data.
@@ -23,39 +24,7 @@ WEIGHTS = {
     **dict.fromkeys(("bg", "el", "hi", "th", "tr", "vi"), 0.7),
     **dict.fromkeys(("sw", "ur"), 0.4),
 }
-AUTONYMS = {
-    "en": "English",
-    "ar": "العربية",
-    "bg": "български",
-    "de": "Deutsch",
-    "el": "Ελληνικά",
-    "es": "español",
-    "fr": "français",
-    "hi": "हिन्दी",
-    "ru": "русский",
-    "sw": "Kiswahili",
-    "th": "ไทย",
-    "tr": "Türkçe",
-    "ur": "اردو",
-    "vi": "Tiếng Việt",
-    "zh": "中文",
-}
-NTREX = {
-    "ar": "arb",
-    "bg": "bul",
-    "de": "deu",
-    "el": "ell",
-    "es": "spa",
-    "fr": "fra",
-    "hi": "hin",
-    "ru": "rus",
-    "sw": "swa",
-    "th": "tha",
-    "tr": "tur",
-    "ur": "urd",
-    "vi": "vie",
-    "zh": "zho-CN",
-}
+AUTONYMS = {code: languages()[code].autonym for code in LANGUAGES} | {"zh": "中文"}
 SHARES = {"pair": 0.5, "switched": 0.1, "real": 0.4}
 """Shares of prose documents by kind."""
 EXERCISES = {"English": 0.15, "one": 0.60, "bilingual": 0.25}
@@ -98,7 +67,9 @@ def load_real(root: Path) -> Real:
                     {"en": row["en"], code: row[target]} for row in reader if row["en"] and row[target]
                 )
     columns = {"en": _lines(root / "NTREX-128" / "newstest2019-src.eng.txt.gz")} | {
-        code: _lines(root / "NTREX-128" / f"newstest2019-ref.{name}.txt.gz") for code, name in NTREX.items()
+        code: _lines(root / "NTREX-128" / f"newstest2019-ref.{languages()[code].ntrex}.txt.gz")
+        for code in LANGUAGES
+        if code != "en"
     }
     rows.extend(dict(zip(columns, texts, strict=True)) for texts in zip(*columns.values(), strict=True))
     articles: dict[str, dict[str, str]] = {}

@@ -5,7 +5,8 @@ Local paths in the files (an adapter's base model, the code in a card) are repla
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def check(repo: str) -> None:
         validate_repo_id(f"{repo}-{max(languages(), key=len)}")
     except HFValidationError as error:
         raise ConfigError(f"--push-to-hub: {str(error).rstrip('.')}") from None
-    _told(lambda api: api.whoami())
+    with _hub() as api:
+        api.whoami()
 
 
 def push(repo: str, tuned: Path | None, folders: Mapping[str, Path]) -> list[str]:
@@ -48,24 +50,21 @@ def push(repo: str, tuned: Path | None, folders: Mapping[str, Path]) -> list[str
     Raises:
         RunError: The Hub rejects the upload, or a repository exists and is public.
     """
+    from huggingface_hub import CommitOperationAdd
+
     names = {folder: f"{repo}-{code}" if code else repo for code, folder in folders.items()}
     names |= {tuned: repo} if tuned else {}
     places = {str(folder.resolve()): name for folder, name in names.items()}
     for folder, name in names.items():
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         contents = {file.relative_to(folder).as_posix(): _portable(file, places) for file in files}
-        _told(lambda api, name=name, contents=contents: _commit(api, name, contents))
+        with _hub() as api:
+            api.create_repo(name, private=True, exist_ok=True)
+            if not api.repo_info(name).private:
+                raise RunError(f"--push-to-hub: {name} already exists and is public; choose another name")
+            operations = [CommitOperationAdd(path, content) for path, content in contents.items()]
+            api.create_commit(name, operations, commit_message=f"isogloss {version('isogloss')}")
     return list(names.values())
-
-
-def _commit(api: Any, name: str, contents: Mapping[str, bytes | str]) -> None:
-    from huggingface_hub import CommitOperationAdd
-
-    api.create_repo(name, private=True, exist_ok=True)
-    if not api.repo_info(name).private:
-        raise RunError(f"--push-to-hub: {name} already exists and is public; choose another name")
-    operations = [CommitOperationAdd(path, content) for path, content in contents.items()]
-    api.create_commit(name, operations, commit_message=f"isogloss {version('isogloss')}")
 
 
 def _portable(file: Path, places: Mapping[str, str]) -> bytes | str:
@@ -79,14 +78,15 @@ def _portable(file: Path, places: Mapping[str, str]) -> bytes | str:
     return str(file) if content == was else content
 
 
-def _told(act: Any) -> None:
-    """Call `act` with a Hub client, and turn any failure into a one-line RunError."""
+@contextmanager
+def _hub() -> Iterator[Any]:
+    """Yield a Hub client, and turn any of its failures into a one-line RunError."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     http: Any = HfHubHTTPError.__bases__  # the HTTP library's base error, which differs between releases
     try:
-        act(HfApi())
+        yield HfApi()
     except (*http, HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
         told = " ".join(str(error).split("\n")[0].split())
         raise RunError(
