@@ -15,7 +15,7 @@ from isogloss.data.chat import encode_prompt
 from isogloss.data.text import canonical
 from isogloss.errors import RunError
 from isogloss.evaluate.fidelity import Detector, guess
-from isogloss.languages import SOURCE, UnknownLanguageError, resolve
+from isogloss.languages import SOURCE, Language, UnknownLanguageError, resolve
 from isogloss.pipeline.folder import Run
 
 LONGEST = 64
@@ -162,10 +162,7 @@ class Aligned:
         given = [languages] * len(texts) if isinstance(languages, str) else list(languages)
         if len(given) != len(texts):
             raise RunError(f"{len(texts)} texts and {len(given)} languages; give one language for each text")
-        try:
-            return [resolve(one).code for one in given]
-        except UnknownLanguageError as error:
-            raise RunError(str(error)) from None
+        return [_language(one).code for one in given]
 
 
 class _UpToEnd(TextIteratorStreamer):
@@ -178,6 +175,13 @@ class _UpToEnd(TextIteratorStreamer):
     def put(self, value: Tensor) -> None:
         if value.ndim > 1 or value.item() not in self.ends:
             super().put(value)
+
+
+def _language(code: str) -> Language:
+    try:
+        return resolve(code)
+    except UnknownLanguageError as error:
+        raise RunError(str(error)) from None
 
 
 def _instructions(texts: Sequence[str]) -> list[str]:
@@ -196,10 +200,7 @@ class Asker:
     """
 
     def __init__(self, run: Run, language: str):
-        try:
-            self.language = resolve(language)
-        except UnknownLanguageError as error:
-            raise RunError(str(error)) from None
+        self.language = _language(language)
         self.aligned = Aligned(run)
 
     @property
