@@ -314,30 +314,37 @@ def result(asked: Asked, rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parse = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def parsed(parse: argparse.ArgumentParser) -> Asked:
+    """Add the options that all comparisons of engines have, and parse the command line."""
     parse.add_argument("run", type=Path)
-    parse.add_argument("--gguf", type=Path, required=True, help="output of `isogloss export --format gguf`")
     parse.add_argument("--peft", type=Path, required=True, help="output of `isogloss export`")
-    parse.add_argument("--venvs", type=Path, required=True, help="folder of the environments llama and vllm")
-    parse.add_argument("--engines", nargs="+", default=["llama.cpp:f16", "llama.cpp:q8_0", "vllm:float32"])
+    parse.add_argument("--venvs", type=Path, required=True, help="folder of the engines' environments")
     parse.add_argument("--languages", nargs="+")
     parse.add_argument("--prompts", type=int, default=10)
     parse.add_argument("--characters", type=int, default=160, help="maximum characters of a prompt")
-    parse.add_argument("--max-loras", type=int, default=1)
     parse.add_argument("--threads", type=int, default=os.cpu_count())
     parse.add_argument("--work", type=Path, required=True, help="folder for answers and logs")
     parse.add_argument("--out", type=Path)
-    parse.add_argument("--step", help=argparse.SUPPRESS)
     asked = parse.parse_args()
-    for name in ("run", "gguf", "peft", "venvs", "work"):
-        setattr(asked, name, getattr(asked, name).absolute())
+    for name, value in vars(asked).items():
+        if isinstance(value, Path):
+            setattr(asked, name, value.absolute())
+    asked.work.mkdir(parents=True, exist_ok=True)
+    return asked
+
+
+def main() -> None:
+    parse = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parse.add_argument("--gguf", type=Path, required=True, help="output of `isogloss export --format gguf`")
+    parse.add_argument("--engines", nargs="+", default=["llama.cpp:f16", "llama.cpp:q8_0", "vllm:float32"])
+    parse.add_argument("--max-loras", type=int, default=1)
+    parse.add_argument("--step", help=argparse.SUPPRESS)
+    asked = parsed(parse)
     if asked.step:
         given = json.loads((asked.work / f"{asked.step}.asked.json").read_text())
         found = {"ours": ours, "gaps": gaps}[asked.step](asked, given)
         (asked.work / f"{asked.step}.found.json").write_text(json.dumps(found))
         return
-    asked.work.mkdir(parents=True, exist_ok=True)
     put(measure(asked), asked.out)
 
 

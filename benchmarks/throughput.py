@@ -15,14 +15,13 @@ those that the servers report for their answers.
 
 import argparse
 import itertools
-import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from engines import endpoint, installed, questions, serving, vllm, vllm_server, wait_for
+from engines import endpoint, installed, parsed, questions, serving, vllm, vllm_server, wait_for
 from machine import about, put
 
 NEW_TOKENS = 24
@@ -94,24 +93,12 @@ def measure(asked: Asked, name: str, texts: dict[str, list[str]]) -> dict[str, A
 
 def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parse.add_argument("run", type=Path)
-    parse.add_argument("--peft", type=Path, required=True, help="output of `isogloss export`")
     parse.add_argument(
         "--merged", type=Path, required=True, help="output of `isogloss export --format merged`"
     )
-    parse.add_argument("--venvs", type=Path, required=True, help="folder of the environment vllm")
     parse.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parse.add_argument("--prompts", type=int, default=10)
-    parse.add_argument("--characters", type=int, default=160, help="maximum characters of a prompt")
-    parse.add_argument("--languages", nargs="+")
     parse.add_argument("--max-loras", type=int, default=12)
-    parse.add_argument("--threads", type=int, default=os.cpu_count())
-    parse.add_argument("--work", type=Path, required=True, help="folder for logs")
-    parse.add_argument("--out", type=Path)
-    asked = parse.parse_args()
-    for name in ("run", "peft", "merged", "venvs", "work"):
-        setattr(asked, name, getattr(asked, name).absolute())
-    asked.work.mkdir(parents=True, exist_ok=True)
+    asked = parsed(parse)
     texts = questions(asked)
     rows = [measure(asked, name, texts) for name in asked.contenders]
     found = about("isogloss", "torch", "transformers") | {"vllm": installed(asked, "vllm")}
