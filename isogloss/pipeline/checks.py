@@ -18,14 +18,7 @@ from isogloss.evaluate.suites import load_suite
 from isogloss.files import content_hash, write_json
 from isogloss.languages import SOURCE
 from isogloss.model.attention import check_compiler
-from isogloss.model.load import (
-    check_base,
-    check_length,
-    check_machine,
-    load_tokenizer,
-    positions,
-    skeleton,
-)
+from isogloss.model.load import check_base, check_length, check_machine, load_tokenizer, positions, skeleton
 from isogloss.pipeline.folder import Run
 from isogloss.pipeline.suite_scores import in_suite
 from isogloss.pipeline.training_rows import english_kept, foreseen_rows

@@ -12,10 +12,7 @@ from isogloss.evaluate.gain import Gain, gains
 from isogloss.evaluate.items import SuiteData
 from isogloss.evaluate.signature import data_hashes, fields_of
 from isogloss.evaluate.suites import load_suite
-from isogloss.files import (
-    read_json,
-    write_json,
-)
+from isogloss.files import read_json, write_json
 from isogloss.languages import SOURCE
 from isogloss.model.cost import StageCost, spending
 from isogloss.pipeline.checks import tell_of_leaks

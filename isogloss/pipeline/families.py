@@ -8,9 +8,7 @@ from isogloss.adapters.grouping import learned_families
 from isogloss.adapters.tree import family_name
 from isogloss.errors import DataError
 from isogloss.evaluate import retrieval
-from isogloss.files import (
-    write_text,
-)
+from isogloss.files import write_text
 from isogloss.model.cost import StageCost, spending
 from isogloss.model.decoder import layers_of, parts_of
 from isogloss.pipeline.folder import Run

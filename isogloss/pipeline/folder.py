@@ -25,17 +25,9 @@ from isogloss.data.examples import ParallelExample
 from isogloss.data.parallel_text import Pair, pairs_for
 from isogloss.data.sources import english_examples, parallel_examples, refuse_unusable
 from isogloss.errors import DataError, RunError
-from isogloss.files import (
-    locked,
-    read_json,
-    write_text,
-)
+from isogloss.files import locked, read_json, write_text
 from isogloss.model.fingerprint import file_hashes
-from isogloss.model.load import (
-    load_model,
-    load_tokenizer,
-    pick_dtype,
-)
+from isogloss.model.load import load_model, load_tokenizer, pick_dtype
 from isogloss.pipeline import bundle
 from isogloss.pipeline.ledger import Ledger
 from isogloss.progress import Progress

@@ -22,16 +22,11 @@ from isogloss.data.tasks.wordings import vary_wordings
 from isogloss.data.templates import template_name
 from isogloss.errors import DataError
 from isogloss.evaluate.suites import load_suite
-from isogloss.files import (
-    write_json,
-)
+from isogloss.files import write_json
 from isogloss.languages import SOURCE
 from isogloss.model.cost import TEACHER, StageCost, spending
 from isogloss.model.fingerprint import fingerprint
-from isogloss.model.load import (
-    load_model,
-    pad_id,
-)
+from isogloss.model.load import load_model, pad_id
 from isogloss.pipeline.checks import leave_out_leaks
 from isogloss.pipeline.evaluation import run_evaluate, scores_of_run, unscored
 from isogloss.pipeline.families import learn_families

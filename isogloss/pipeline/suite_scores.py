@@ -14,12 +14,7 @@ from isogloss.evaluate import estimates, retrieval, runner, tasks
 from isogloss.evaluate.items import SuiteData
 from isogloss.evaluate.signature import RULER, data_hashes, fields_of, settings_fields, signature
 from isogloss.evaluate.suites import SUITES
-from isogloss.files import (
-    content_hash,
-    write_json,
-    write_lines,
-    write_text,
-)
+from isogloss.files import content_hash, write_json, write_lines, write_text
 from isogloss.languages import SOURCE
 from isogloss.pipeline.folder import Run
 

@@ -14,17 +14,10 @@ from safetensors.torch import save_file
 from isogloss import processes
 from isogloss.adapters.lora import TreeLora
 from isogloss.errors import RunError
-from isogloss.files import (
-    naming,
-    read_json,
-    replacing,
-    write_json,
-)
+from isogloss.files import naming, read_json, replacing, write_json
 from isogloss.model.cost import StageCost
 from isogloss.model.fingerprint import fingerprint
-from isogloss.model.load import (
-    pad_id,
-)
+from isogloss.model.load import pad_id
 from isogloss.pipeline.folder import Run
 from isogloss.pipeline.tracking import tracking
 from isogloss.progress import Bar, Progress

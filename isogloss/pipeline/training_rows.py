@@ -20,9 +20,7 @@ from isogloss.data.formats.lines import nearest
 from isogloss.data.parallel_text import Pair, translation_examples
 from isogloss.data.sources import lacking, left_out, told
 from isogloss.errors import DataError, RunError
-from isogloss.files import (
-    read_lines,
-)
+from isogloss.files import read_lines
 from isogloss.languages import SOURCE, languages
 from isogloss.model.cost import StageCost
 from isogloss.model.decoder import parts_of

@@ -2,10 +2,7 @@
 
 from dataclasses import replace
 
-from isogloss.config import (
-    Config,
-    DemoData,
-)
+from isogloss.config import Config, DemoData
 from isogloss.data.demo.grammar import LANGUAGES, phrases
 from isogloss.languages import SOURCE
 from isogloss.teacher.prompts import NodeTexts, load_texts
