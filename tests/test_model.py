@@ -215,7 +215,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path, load):
 
 def test_sharding_needs_several_processes(base, monkeypatch):
     """The error says how to start several, and is raised before the weights are read."""
-    monkeypatch.setattr("isogloss.model.load._weights", None)
+    monkeypatch.setattr("isogloss.model.load.load_weights", None)
     with pytest.raises(ConfigError, match=r"^shard: needs several processes; start with `accelerate launch`"):
         load_model(str(base), torch.float32, shard=True)
 

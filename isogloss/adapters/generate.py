@@ -1,7 +1,8 @@
 """Batched generation, greedy or sampled, with a separate adapter path for each row."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -39,35 +40,48 @@ def answers(
     return [answer.text for answer in whole_answers(model, tokenizer, instructions, **how)]
 
 
-@torch.no_grad()
 def whole_answers(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     instructions: Sequence[str],
     *,
-    languages: Sequence[str] | None = None,
-    adapters: TreeLora | None = None,
     systems: Sequence[str | None] | None = None,
-    batch: int = 64,
-    max_new_tokens: int = 24,
-    sample: bool = False,
-    progress: Callable[[int, int], None] = lambda done, of: None,
+    **how: Any,
 ) -> list[Answer]:
     """Generate one response per instruction, in order.
 
     Args:
-        languages: Language of each row, which selects its adapter path; None for the reference model.
         systems: System message of each row, or None.
-        sample: Sample from the model's distribution instead of greedy decoding.
+        how: Further arguments of `answers_to`.
     """
     systems = systems or [None] * len(instructions)
     prompts = [
         encode_prompt(tokenizer, text, system) for text, system in zip(instructions, systems, strict=True)
     ]
+    return answers_to(model, tokenizer, prompts, **how)
+
+
+def answers_to(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    languages: Sequence[str] | None = None,
+    adapters: TreeLora | None = None,
+    batch: int = 64,
+    max_new_tokens: int = 24,
+    sample: bool = False,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> list[Answer]:
+    """Generate one response per prompt, given as token IDs, in order.
+
+    Args:
+        languages: Language of each row, which selects its adapter path; None for the reference model.
+        sample: Sample from the model's distribution instead of greedy decoding.
+    """
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     found = [Answer("", ended=False)] * len(prompts)
-    ends = set(stops(model, tokenizer))
-    done = 0
+    ends, done = set(stops(model, tokenizer)), 0
     for chosen in in_batches(order, prompts, batch, most_tokens(model, PROMPTS)):
         made = complete(
             model,
@@ -79,11 +93,12 @@ def whole_answers(
             sample=sample,
         )
         rows = made.tolist()
-        texts = tokenizer.batch_decode([without_end(row, ends) for row in rows], skip_special_tokens=True)
+        # An end of turn need not be a special token.
+        before = [list(takewhile(lambda token: token not in ends, row)) for row in rows]
+        texts = tokenizer.batch_decode(before, skip_special_tokens=True)
         for number, text, tokens in zip(chosen, texts, rows, strict=True):
             found[number] = Answer(canonical(text).strip(), ended=not ends.isdisjoint(tokens))
-        done += len(chosen)
-        progress(done, len(order))
+        progress(done := done + len(chosen), len(order))
     return found
 
 
@@ -221,8 +236,13 @@ def _generating(model: nn.Module, settings: GenerationConfig) -> Iterator[None]:
 
 def stops(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the token IDs that end a response: the template's end of turn and the model's EOS tokens."""
-    stop: Any = tokenizer.convert_tokens_to_ids(end_of_turn(tokenizer))
-    return list(dict.fromkeys([stop, *_own(getattr(model, "generation_config", None))]))
+    return list(dict.fromkeys([end_id(tokenizer), *_own(getattr(model, "generation_config", None))]))
+
+
+def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the ID of the template's end-of-turn token."""
+    found: Any = tokenizer.convert_tokens_to_ids(end_of_turn(tokenizer))
+    return found
 
 
 def end_with_turn(settings: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -230,24 +250,12 @@ def end_with_turn(settings: GenerationConfig, tokenizer: PreTrainedTokenizerBase
 
     transformers and vLLM stop at these alone, and would otherwise generate up to the limit.
     """
-    stop: Any = tokenizer.convert_tokens_to_ids(end_of_turn(tokenizer))
-    if stop in _own(settings):
-        return False
-    settings.eos_token_id = [stop, *_own(settings)]
-    return True
+    stop, own = end_id(tokenizer), _own(settings)
+    if stop not in own:
+        settings.eos_token_id = [stop, *own]
+    return stop not in own
 
 
 def _own(settings: GenerationConfig | None) -> list[int]:
     own: int | list[int] | None = getattr(settings, "eos_token_id", None)
     return [own] if isinstance(own, int) else list(own or ())
-
-
-def without_end(ids: Sequence[int], ends: Collection[int]) -> list[int]:
-    """Return the tokens before the first in `ends`: an end of turn need not be a special token."""
-    return [token for token in up_to_end(ids, ends) if token not in ends]
-
-
-def up_to_end(ids: Sequence[int], ends: Collection[int]) -> tuple[int, ...]:
-    """Return the tokens up to and including the first in `ends`, or all if there is none."""
-    end = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
-    return tuple(ids[:end])

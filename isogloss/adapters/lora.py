@@ -218,8 +218,7 @@ class TreeLora:
                 where = f"{name.removeprefix('base_model.model.')}.{module.parameter_name}"
                 raise ConfigError(
                     "distill.adapter.target_modules: PEFT would add all languages' rows to the parameter "
-                    f"{where}; "
-                    "name linear layers outside experts and routers"
+                    f"{where}; name linear layers outside experts and routers"
                 )
 
     def layers(self) -> Iterator[LoraLayer]:
@@ -300,10 +299,9 @@ class TreeLora:
         """Return the axis of a parameter that indexes the tree's rows."""
         return 0 if "lora_A" in name else 1
 
-    def rows_of(self, name: str, tensor: Tensor, rows: Iterable[int]) -> Tensor:
-        """Copy some rows of a parameter, or of a tensor of its shape."""
-        index = torch.tensor(list(rows), dtype=torch.long, device=tensor.device)
-        return tensor.index_select(self.axis(name), index)
+    def by_row(self, name: str, values: Float[Tensor, " rank"]) -> Tensor:
+        """Give a value for each of the tree's rows the shape that multiplies a parameter."""
+        return values[:, None] if self.axis(name) == 0 else values
 
     def node_parameters(self, node: Node) -> dict[str, Tensor]:
         """Return views of a node's rows."""
@@ -319,18 +317,15 @@ class TreeLora:
         for node in nodes:
             mask[list(node.rows)] = 1.0
         for name, p in self.parameters().items():
-            kept = (mask[:, None] if self.axis(name) == 0 else mask).to(p.device)
+            kept = self.by_row(name, mask).to(p.device)
             p.register_hook(lambda gradient, kept=kept: gradient * kept)
 
     def load_nodes(self, state: dict[str, Tensor], tree: Tree) -> None:
         """Copy the rows of every node whose name exists in both trees from another tree's adapters."""
-        with torch.no_grad():
-            for name, p in self.parameters().items():
-                for node in tree.nodes:
-                    own = self.tree.by_name.get(node.name)
-                    if own is not None:
-                        rows = torch.tensor(list(own.rows), dtype=torch.long, device=p.device)
-                        p.index_copy_(self.axis(name), rows, self.rows_of(name, state[name], node.rows).to(p))
+        for node in tree.nodes:
+            if own := self.tree.by_name.get(node.name):
+                for name, rows in self.node_parameters(own).items():
+                    rows.copy_(state[name].narrow(self.axis(name), node.start, node.rank))
 
     def state(self) -> dict[str, Tensor]:
         return {name: p.data for name, p in self.parameters().items()}
@@ -345,9 +340,11 @@ class TreeLora:
 
     def path_state(self, language: str) -> dict[str, Tensor]:
         """Return a standard PEFT state dict of rank Σ r(path)."""
-        on = self.tree.rows(language)
+        on = torch.tensor(self.tree.rows(language), dtype=torch.long)
         return {
-            name.replace(f".{ADAPTER}", ""): self.rows_of(name, p.data, on).contiguous()
+            name.replace(f".{ADAPTER}", ""): p.data.index_select(
+                self.axis(name), on.to(p.device)
+            ).contiguous()
             for name, p in self.parameters().items()
         }
 

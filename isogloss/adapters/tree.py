@@ -82,8 +82,11 @@ class Tree:
         return max(sum(node.rank for node in self.path(code)) for code in self.languages)
 
 
-def shaped(shape: str, ranks: Mapping[str, int]) -> dict[str, int]:
-    """Return the ranks per level; `flat` puts the whole path's rank in the leaves, `shared` in the root."""
+def shaped(shape: object, ranks: Mapping[str, int]) -> dict[str, int]:
+    """Return the ranks per level of a tree's shape, which differ from `ranks` for two of them.
+
+    `flat` puts the whole path's rank in the leaves, `shared` in the root.
+    """
     whole = sum(ranks[level] for level in LEVELS)
     if shape == "flat":
         return {"root": 0, "family": 0, "language": whole}
@@ -119,11 +122,8 @@ def build_tree(
         raise ConfigError("a target language is listed twice; list each once")
     if isinstance(families, str):
         ranks = shaped(families, ranks)
-    group = (
-        {code: families[code] for code in targets}
-        if isinstance(families, Mapping)
-        else {code: family_name(code) for code in targets}
-    )
+        families = {code: family_name(code) for code in targets}
+    group = {code: families[code] for code in targets}
     for family in group.values():
         if family in (ROOT, *targets):
             raise ConfigError(

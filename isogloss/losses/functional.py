@@ -61,11 +61,7 @@ def forward_kl(
     Raises:
         ValueError: `temperature` is not a finite number above 0.
     """
-
-    def kl(log_q: Tensor, log_p: Tensor) -> Tensor:
-        return (log_p.exp() * (log_p - log_q)).sum()
-
-    return _divergence(kl, student, teacher, temperature)
+    return _divergence(lambda log_q, log_p: _kl(log_p, log_q), student, teacher, temperature)
 
 
 def reverse_kl(
@@ -83,11 +79,7 @@ def reverse_kl(
     Raises:
         ValueError: As `forward_kl`.
     """
-
-    def kl(log_q: Tensor, log_p: Tensor) -> Tensor:
-        return (log_q.exp() * (log_q - log_p)).sum()
-
-    return _divergence(kl, student, teacher, temperature)
+    return _divergence(_kl, student, teacher, temperature)
 
 
 def jensen_shannon(
@@ -177,8 +169,7 @@ def answer_set_kl(
         raise ValueError(f"{len(scores)} scores and {len(targets)} targets for rows of {list(sizes)} options")
     total = scores.new_zeros(())
     for log_q, theirs in zip(scores.split(list(sizes)), targets.split(list(sizes)), strict=True):
-        log_p = theirs.to(log_q.dtype).log_softmax(0)
-        total = total + (log_p.exp() * (log_p - log_q)).sum()
+        total = total + _kl(theirs.to(log_q.dtype).log_softmax(0), log_q)
     return total
 
 
@@ -247,6 +238,11 @@ def _cosines(twins: Float[Tensor, "meanings hidden"]) -> Float[Tensor, "some mea
 def _named(cosines: Float[Tensor, "some meanings"], temperature: float) -> float:
     log_p = F.log_softmax(cosines / temperature, dim=-1)
     return (-(log_p.exp() * log_p).sum(-1)).exp().mean().item()
+
+
+def _kl(log_p: Float[Tensor, "*any"], log_q: Float[Tensor, "*any"]) -> Float[Tensor, ""]:
+    """Sum p·(ln p - ln q) over all outcomes, for either of the two as p."""
+    return (log_p.exp() * (log_p - log_q)).sum()
 
 
 def _divergence(

@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from isogloss.losses import functional
 from isogloss.losses.functional import LEAST, log_softmax, wide
 from isogloss.model.decoder import causal_of, head, readout
+from isogloss.model.readout import Readout
 
 Divergence = Literal["forward", "reverse", "jensen_shannon"]
 
@@ -61,13 +62,7 @@ class Head:
             z = rounded.float().add_(torch.addmm(rounded, hidden, weight.T, beta=-1))
             with torch.no_grad():
                 announce(self.linear, hidden)
-        return self._finished(z, self.linear.bias)
-
-    def _finished(self, z: Tensor, bias: Tensor | None) -> Tensor:
-        """Apply bias, scale and soft cap to the product."""
-        z = z if bias is None else z + bias
-        z = z if self.scale == 1.0 else z * self.scale
-        return z if self.cap is None else torch.tanh(z / self.cap) * self.cap
+        return Readout(self.scale, self.cap)(z if self.linear.bias is None else z + self.linear.bias)
 
     def softcap_grad(self, logits: Float[Tensor, "*any"]) -> Tensor | float:
         """Return the derivative of the soft cap at capped logits."""
@@ -100,8 +95,7 @@ def frozen_head(model: nn.Module) -> Head | None:
 
     None if it is trained, quantised, adapted or sharded: `model.decoder.head` with autograd handles these.
     """
-    causal = causal_of(model)
-    linear = causal.get_output_embeddings()
+    linear = causal_of(model).get_output_embeddings()
     if type(linear) is not nn.Linear or any(p.requires_grad for p in linear.parameters()):
         return None
     weight = linear.weight

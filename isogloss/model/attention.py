@@ -75,8 +75,7 @@ def _recomputed(
     if not torch.is_grad_enabled() or key.shape[-2] < LONG:
         return attend(query, key, value, mask), None
     random = bool(kwargs.get("dropout"))
-    found = checkpoint(attend, query, key, value, mask, use_reentrant=False, preserve_rng_state=random)
-    return found, None
+    return checkpoint(attend, query, key, value, mask, use_reentrant=False, preserve_rng_state=random), None
 
 
 AttentionInterface.register(RECOMPUTED, _recomputed)
@@ -102,21 +101,17 @@ def check_compiler() -> None:
 
 
 @contextmanager
-def compiled(model: nn.Module, **how: Any) -> Iterator[None]:
+def compiled(model: nn.Module) -> Iterator[None]:
     """Compile the decoder layers inside the context; identical layers share the compiled code.
 
     On a GPU the first batch compiles for its static shape, and the next shape for dynamic shapes. On a CPU
     shapes are dynamic from the start, since a static graph (32 × 160 in bfloat16, torch 2.13) gave nan
     gradients.
-
-    Args:
-        how: Arguments of `torch.compile`.
     """
     layers = layers_of(model)
-    if next(model.parameters()).device.type == "cpu":
-        how = {"dynamic": True} | how
+    dynamic = True if next(model.parameters()).device.type == "cpu" else None
     for layer in layers:
-        layer.compile(**how)
+        layer.compile(dynamic=dynamic)
     try:
         # Separate compilations for layers with or without adapters or hooks, and static or dynamic shapes.
         with torch._dynamo.config.patch(recompile_limit=32), warnings.catch_warnings():

@@ -91,19 +91,13 @@ def branched_hidden(
     kinds = set(getattr(config, "layer_types", None) or ())
     seen = visible(branch)
     window = getattr(config, "sliding_window", None)
-    near = seen
-    if window is not None:
-        near = seen & (place[:, :, None] - place[:, None, :] < window)
+    near = seen if window is None else seen & (place[:, :, None] - place[:, None, :] < window)
 
     def additive(allowed: Tensor) -> Tensor:
         mask = torch.zeros(allowed.shape, dtype=dtype, device=ids.device)
         return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
 
-    if kinds:
-        masks = {"full_attention": seen, "sliding_attention": near}
-        given: Any = {kind: additive(masks[kind]) for kind in kinds}
-    else:
-        given = additive(near)
-    return (
-        decoder_of(model)(input_ids=ids, attention_mask=given, position_ids=place, use_cache=False)
-    ).last_hidden_state
+    masks = {"full_attention": seen, "sliding_attention": near}
+    given: Any = {kind: additive(masks[kind]) for kind in kinds} if kinds else additive(near)
+    found = decoder_of(model)(input_ids=ids, attention_mask=given, position_ids=place, use_cache=False)
+    return found.last_hidden_state

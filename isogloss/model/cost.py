@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -55,13 +55,18 @@ class StageCost:
 
     def take(self, other: "StageCost") -> None:
         """Add the tokens, calls and FLOPs of another cost."""
-        for name in ("tokens_forwarded", "tokens_generated", "flops", *TEACHER):
+        for name in SPENT:
             setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def trained(self, counts: Mapping[str, float]) -> None:
+        """Add the `tokens` and `flops` of a training, all of which were read forward and backward."""
+        self.tokens_forwarded += int(counts["tokens"])
+        self.tokens_backpropagated += int(counts["tokens"])
+        self.flops += counts["flops"]
 
     def over_processes(self, before: "StageCost") -> None:
         """Sum what was spent since `before` over all processes, except cache hits, which are equal in all."""
-        names = ["flops", "tokens_forwarded", "tokens_generated", *TEACHER]
-        names.remove("cached_hits")
+        names = [name for name in SPENT if name != "cached_hits"]
         spent = processes.total([getattr(self, name) - getattr(before, name) for name in names])
         for name, value in zip(names, spent, strict=True):
             was = getattr(before, name)
@@ -69,6 +74,7 @@ class StageCost:
 
 
 TEACHER = ("teacher_calls", "teacher_tokens", "cached_hits", "cache_bytes_written")
+SPENT = ("tokens_forwarded", "tokens_generated", "flops", *TEACHER)
 
 
 class Meter:
@@ -264,8 +270,7 @@ def _weights(p: nn.Parameter) -> int:
 def _adapters(module: nn.Module) -> int:
     """Count the adapter weights in a module."""
     # trl keeps a copy of the initial adapter, named ".ref.", next to the trained one.
-    lora = (p for n, p in module.named_parameters() if "lora_" in n and ".ref." not in n)
-    return sum(p.numel() for p in lora)
+    return sum(p.numel() for n, p in module.named_parameters() if "lora_" in n and ".ref." not in n)
 
 
 def _body(model: nn.Module) -> int:

@@ -108,8 +108,6 @@ def load_model(
         ConfigError: The model cannot be loaded or is not supported, or as `check_machine`.
     """
     check_machine(four_bit=four_bit, shard=shard)
-    folder = model_folder(name)
-    _check_folder(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # On a CPU the backward pass of fused attention is slower than eager attention at instruction lengths.
     attention = "eager" if device == "cpu" else None
@@ -122,7 +120,7 @@ def load_model(
             bnb_4bit_use_double_quant=True,
         )
         more = {"quantization_config": quantized, "device_map": {"": device}}
-    model = _weights(name, folder, dtype, attn_implementation=attention, **more)
+    model = load_weights(name, dtype, attn_implementation=attention, **more)
     if (last := model.get_output_embeddings()) is not None:
         last.register_forward_pre_hook(_gap_free)
     if shard:
@@ -132,18 +130,13 @@ def load_model(
     return model
 
 
-def load_weights(name: str, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a model whole into CPU memory, to be saved again.
+def load_weights(name: str, dtype: torch.dtype, **more: Any) -> Any:
+    """Load a model as it is in its files, by default into CPU memory; `more` goes to `from_pretrained`.
 
     Raises:
         ConfigError: As `load_model`.
     """
-    folder = model_folder(name)
-    _check_folder(folder)
-    return _weights(name, folder, dtype)
-
-
-def _weights(name: str, folder: str, dtype: torch.dtype, **more: Any) -> Any:
+    folder = _checked_folder(name)
     check_weights(name, folder, {})
     with _named(name):
         config = read_config(name, folder)
@@ -179,8 +172,7 @@ def skeleton(name: str) -> PreTrainedModel:
     Raises:
         ConfigError: The configuration cannot be loaded or is not supported.
     """
-    folder = model_folder(name)
-    _check_folder(folder)
+    folder = _checked_folder(name)
     with _named(name):
         config = read_config(name, folder)
         text = config.get_text_config(decoder=True)
@@ -219,7 +211,7 @@ def check_base(name: str, tokenizer: PreTrainedTokenizerBase, *, weights: bool =
         )
 
 
-def check_length(model: nn.Module | PreTrainedModel, name: str, longest: int, what: str) -> None:
+def check_length(model: nn.Module, name: str, longest: int, what: str) -> None:
     """Check that the longest text fits the model's positions; beyond, they do not exist or are untrained.
 
     Args:
@@ -240,8 +232,7 @@ def positions(name: str) -> int | None:
     Raises:
         ConfigError: The configuration cannot be loaded or is not supported.
     """
-    folder = model_folder(name)
-    _check_folder(folder)
+    folder = _checked_folder(name)
     with _named(name):
         return _positions(read_config(name, folder).get_text_config(decoder=True))
 
@@ -264,8 +255,7 @@ def load_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTok
     Raises:
         ConfigError: The tokenizer or the template cannot be loaded.
     """
-    folder = model_folder(name)
-    _check_folder(folder)
+    folder = _checked_folder(name)
     with _named(name):
         # Next to a tekken.json, mistral-common's tokenizer would be used, which has no text chat template.
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, mistral_format=False)
@@ -312,21 +302,21 @@ def _named(name: str) -> Iterator[None]:
             yield
     except OSError as error:
         if Path(name).is_dir():
-            raise ConfigError(
-                f"model: {name} cannot be loaded: {str(error).partition(chr(10))[0]}"
-            ) from error
+            said = str(error).partition("\n")[0]
+            raise ConfigError(f"model: {name} cannot be loaded: {said}") from error
         raise ConfigError(
             f"model: {name} is not a local folder or a packaged model ({', '.join(bases.PACKAGED)}), and "
             "could not be loaded from the Hub"
         ) from error
 
 
-def _check_folder(folder: str) -> None:
+def _checked_folder(name: str) -> str:
+    folder = model_folder(name)
+    check_adapter(folder, folder)
     looks_local = folder.startswith((".", "/", "~")) or Path(folder).exists()
     if looks_local and not (Path(folder) / "config.json").exists():
-        check_adapter(folder, folder)
         raise ConfigError(f"model: {folder} has no config.json; name a folder that save_pretrained wrote")
-    check_adapter(folder, folder)
+    return folder
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property, wraps
+from itertools import chain
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -162,11 +163,8 @@ class Run:
 
     def tree_of(self, families: Mapping[str, str]) -> Tree:
         """Build a tree of these languages with the configured ranks."""
-        shape = self.config.languages.tree
-        ranks = self.config.distill.adapter.levels
-        return build_tree(
-            list(families), families=families, ranks=shaped(shape, ranks) if isinstance(shape, str) else ranks
-        )
+        ranks = shaped(self.config.languages.tree, self.config.distill.adapter.levels)
+        return build_tree(list(families), families=families, ranks=ranks)
 
     def _planned_tree(self) -> Tree:
         shape, codes = self.config.languages.tree, self.taught
@@ -268,12 +266,8 @@ class Run:
             )
             four_bit = False
         with self.reporter.waiting(f"Loading {self.tuned}"):
-            model = load_model(
-                str(self.tuned),
-                self.dtype,
-                four_bit=four_bit,
-                shard=learning and self.config.shard,
-            )
+            shard = learning and self.config.shard
+            model = load_model(str(self.tuned), self.dtype, four_bit=four_bit, shard=shard)
         return model.requires_grad_(False)
 
     def student(self, model: PreTrainedModel, *, trained: bool, tree: Tree | None = None) -> TreeLora:
@@ -288,8 +282,7 @@ class Run:
             RunError: Trained weights are requested, but stage 2 has not been run.
         """
         torch.manual_seed(self.config.seed)
-        shape = lora_shape(model, self.config.distill.adapter)
-        adapters = TreeLora(model, tree or self.tree, **shape)
+        adapters = TreeLora(model, tree or self.tree, **lora_shape(model, self.config.distill.adapter))
         if trained:
             if not self.trained.exists():
                 raise RunError(f"{self.folder} has no adapters; run `isogloss distill` first")
@@ -331,13 +324,12 @@ def open_run(config: Config, reporter: ProgressReporter | None = None) -> Run:
 def _keep_settings(run: Run) -> None:
     config, file, text = run.config, run.folder / "config.yaml", dump_config(run.config)
     if file.exists():
-        free = {"evaluate": config.evaluate, "data_root": config.data_root, "run": config.run}
-        free["report_to"] = config.report_to
-        before = load_config(run.folder)
+        before, names = load_config(run.folder), ["evaluate", "data_root", "run", "report_to"]
         # With `teacher_prompt_fraction`, stage 1 has read the texts.
         told = config.tune.teacher_prompt_fraction and before.distill.texts != config.distill.texts
         if not run.trained.exists() and not told:
-            free["distill"] = config.distill
+            names.append("distill")
+        free = {name: getattr(config, name) for name in names}
         if (theirs := dump_config(before.model_copy(update=free))) != text:
             raise RunError(
                 f"{config.run} was made with other settings ({_difference(theirs, text)}); "
@@ -356,8 +348,9 @@ def load_run(folder: Path, reporter: ProgressReporter | None = None) -> Run:
     """
     if not (folder / "config.yaml").is_file():
         raise RunError(f"{folder} is not a run folder; it has no config.yaml")
-    bundle.restore(folder, (reporter or ProgressReporter()).say)
-    run = Run(load_config(folder), reporter or ProgressReporter())
+    reporter = reporter or ProgressReporter()
+    bundle.restore(folder, reporter.say)
+    run = Run(load_config(folder), reporter)
     if processes.is_main():
         with suppress(OSError):  # the run may be read-only
             _point_to_base(run)
@@ -370,9 +363,8 @@ def _point_to_base(run: Run) -> None:
     PEFT resolves relative paths against the working directory, so the path must be absolute.
     """
     base = str(run.tuned.resolve())
-    there = [*run.folder.glob("adapters/*/adapter_config.json")]
-    there += run.folder.glob("exports/*/*/adapter_config.json")
-    for file in there:
+    places = ("adapters/*/adapter_config.json", "exports/*/*/adapter_config.json")
+    for file in chain.from_iterable(map(run.folder.glob, places)):
         if (file.parents[1] / bundle.MANIFEST).exists():  # a bundle must not change
             continue
         remedy = f"remove {file.parent} and write it again with `isogloss export`"

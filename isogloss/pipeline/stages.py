@@ -156,9 +156,7 @@ def run_tune(run: Run) -> None:
             say=run.reporter.say,
         )
     stage.take(selecting)
-    stage.tokens_forwarded += int(counts["tokens"])
-    stage.tokens_backpropagated += int(counts["tokens"])
-    stage.flops += counts["flops"]
+    stage.trained(counts)
     run.ledger.pause(stage)
 
 

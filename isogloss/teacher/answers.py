@@ -10,18 +10,14 @@ from typing import Any
 from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from isogloss.adapters.generate import PROMPTS, complete, in_batches, stops, up_to_end
-from isogloss.data.text import canonical
+from isogloss.adapters.generate import answers_to
 from isogloss.errors import RunError
 from isogloss.files import read_lines, write_lines
-from isogloss.model.decoder import most_tokens
 from isogloss.model.fingerprint import file_hashes
 from isogloss.model.load import load_tokenizer, model_folder
 
 TOGETHER = 256
 """Answers written to the file at a time: the most that a killed run loses."""
-
-
 VERSION = 3
 """Increase when answers are generated differently."""
 
@@ -87,15 +83,6 @@ def ended(
     max_new_tokens: int,
     batch: int = 64,
 ) -> Iterator[tuple[int, str]]:
-    """Yield each prompt's index and greedy answer, shortest prompts first.
-
-    An answer truncated at the limit is returned as "", as it would teach a wrong end.
-    """
-    ends = set(stops(model, tokenizer))
-    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    for chosen in in_batches(order, prompts, batch, most_tokens(model, PROMPTS)):
-        made = complete(model, tokenizer, [prompts[n] for n in chosen], max_new_tokens=max_new_tokens)
-        for number, ids in zip(chosen, made.tolist(), strict=True):
-            *said, last = up_to_end(ids, ends)
-            text = str(tokenizer.decode(said, skip_special_tokens=True)) if last in ends else ""
-            yield number, canonical(text).strip()
+    """Return each prompt's index and greedy answer; one truncated at the limit is "", as its end is wrong."""
+    made = answers_to(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch=batch)
+    return enumerate(answer.text if answer.ended else "" for answer in made)

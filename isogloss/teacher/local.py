@@ -24,14 +24,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from isogloss.data.chat import encode_response, end_of_turn
+from isogloss.adapters.generate import end_id
+from isogloss.data.chat import encode_response
 from isogloss.languages import SOURCE
 from isogloss.model.decoder import head, response_states
 from isogloss.model.load import pad_id
 from isogloss.teacher.answers import ended
 from isogloss.teacher.rows import Row
-from isogloss.teacher.scored import TokenScores
+from isogloss.teacher.scored import TokenScores, whole
 
 NOWHERE = -1
 """Target of a teacher's token that the student does not have."""
@@ -47,8 +49,8 @@ class TokenMap:
 
     def __init__(self, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase):
         self.student, self.teacher = student, teacher
-        self.ends = _end_id(student), _end_id(teacher)
-        self.same = same_tokens(student, teacher) and self.ends[0] == self.ends[1]
+        self.ends = end_id(student), end_id(teacher)
+        self.same = student.get_vocab() == teacher.get_vocab() and self.ends[0] == self.ends[1]
         self.student_bytes, self.teacher_bytes = token_bytes(student), token_bytes(teacher)
         of = {text: number for number, text in reversed(list(enumerate(self.student_bytes))) if text}
         to = [NOWHERE if text is None else of.get(text, NOWHERE) for text in self.teacher_bytes]
@@ -74,9 +76,7 @@ class TokenMap:
         """Return a mask of the response tokens that the teacher's tokenizer splits identically."""
         if self.same:
             return torch.ones(len(ids), dtype=torch.bool)
-        found = torch.zeros(len(ids), dtype=torch.bool)
-        found[[ours for ours, _ in self.response(ids)[1]]] = True
-        return found
+        return _mask(len(ids), self.response(ids)[1])
 
     def carried(
         self, logits: Float[Tensor, "tokens teacher_vocab"], k: int
@@ -90,11 +90,6 @@ class TokenMap:
         best = mass.topk(min(k, mass.shape[-1]), -1)
         # Fewer than k tokens may have mass; the clamp keeps the logarithm finite.
         return best.indices, best.values.clamp(min=1e-30).log()
-
-
-def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Return whether both tokenizers have the same vocabulary."""
-    return one.get_vocab() == other.get_vocab()
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
@@ -211,16 +206,20 @@ def _kept(
     k: int,
 ) -> TokenScores:
     """Return the k likeliest tokens at the covered positions of a response."""
-    covered = torch.ones(length, dtype=torch.bool)
     if pairs is None:
         known = head(model, states).float().log_softmax(-1)[:, : len(translation.student_bytes)]
         best = known.topk(min(k, known.shape[-1]), -1)
-        return TokenScores(best.indices.cpu(), best.values.cpu(), covered)
-    covered[:] = False
-    covered[[ours for ours, _ in pairs]] = True
+        return whole(best.indices.cpu(), best.values.cpu())
     at = torch.tensor([theirs for _, theirs in pairs], dtype=torch.long, device=states.device)
     ids, logprobs = translation.carried(head(model, states[at]), k)
-    return TokenScores(ids.cpu(), logprobs.cpu(), covered)
+    return TokenScores(ids.cpu(), logprobs.cpu(), _mask(length, pairs))
+
+
+def _mask(length: int, pairs: Sequence[tuple[int, int]]) -> Bool[Tensor, " response"]:
+    """Return which tokens of a response are in pairs of equal tokens."""
+    covered = torch.zeros(length, dtype=torch.bool)
+    covered[[ours for ours, _ in pairs]] = True
+    return covered
 
 
 def _spans(tokens: Sequence[bytes], lead: int) -> Iterator[tuple[int, int]]:
@@ -229,11 +228,6 @@ def _spans(tokens: Sequence[bytes], lead: int) -> Iterator[tuple[int, int]]:
     for token in tokens:
         begin, end = end, end + len(token)
         yield begin, end
-
-
-def _end_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    found: Any = tokenizer.convert_tokens_to_ids(end_of_turn(tokenizer))
-    return found
 
 
 def _piece(token: str) -> bytes:
@@ -249,9 +243,6 @@ def _letters(token: str) -> bytes | None:
         return token.encode()
 
 
-_SHOWN = [*range(33, 127), *range(161, 173), *range(174, 256)]
-LETTERS = {chr(byte): byte for byte in _SHOWN} | {
-    chr(256 + number): byte for number, byte in enumerate(b for b in range(256) if b not in _SHOWN)
-}
+LETTERS = {letter: byte for byte, letter in bytes_to_unicode().items()}
 """Byte that each letter stands for in byte-level vocabularies; printable bytes stand for themselves (Radford
 et al. 2019, section 2.2, and their code)."""

@@ -36,8 +36,7 @@ class NodeRates:
 
     def __init__(self, adapters: TreeLora, rates: Tensor):
         self.learned = [
-            (p, rates.to(p.device)[:, None] if adapters.axis(name) == 0 else rates.to(p.device))
-            for name, p in adapters.parameters().items()
+            (p, adapters.by_row(name, rates).to(p.device)) for name, p in adapters.parameters().items()
         ]
         self.before: list[Tensor] = []
 

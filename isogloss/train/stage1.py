@@ -78,19 +78,20 @@ def english_rows(
     Args:
         privileged: Share of the examples that get a second copy.
     """
-    rows = []
-    for example in examples:
-        turn = example.turns[SOURCE]
-        assert turn.response is not None
-        rows.append(encode(tokenizer, turn.instruction, turn.response))
+    rows = [encode(tokenizer, *_turn(example)) for example in examples]
     for example in random.Random(seed).sample(examples, round(privileged * len(examples))):
-        turn = example.turns[SOURCE]
-        assert turn.response is not None
-        system = texts.root + "\n" + privileged_text(texts, (), example.task, turn)
-        behind = encode(tokenizer, turn.instruction, turn.response, system)
+        system = texts.root + "\n" + privileged_text(texts, (), example.task, example.turns[SOURCE])
+        behind = encode(tokenizer, *_turn(example), system)
         if limit is None or behind.tokens <= limit:
             rows.append(behind)
     return rows
+
+
+def _turn(example: ParallelExample) -> tuple[str, str]:
+    """Return an example's English instruction and response; stage 1 has no example without a response."""
+    turn = example.turns[SOURCE]
+    assert turn.response is not None
+    return turn.instruction, turn.response
 
 
 def longest_row(config: Config) -> int:
@@ -135,21 +136,19 @@ def difficulty(
     losses = {told: [0.0] * len(examples) for told in (True, False)}
     done, most = 0, most_tokens(base, PROMPTS)
     for told, found in losses.items():
-        rows = []
-        for example in examples:
-            turn = example.turns[SOURCE]
-            assert turn.response is not None
-            rows.append(encode(tokenizer, turn.instruction if told else "", turn.response))
+        turns = map(_turn, examples)
+        rows = [encode(tokenizer, asked if told else "", response) for asked, response in turns]
         texts = [[*row.prompt, *row.response] for row in rows]
         order = sorted(range(len(rows)), key=lambda number: len(texts[number]))
         for numbers in in_batches(order, texts, 64, most):
-            encoded = [Sample(rows[number]) for number in numbers]
-            collated = collate(encoded, pad_id(tokenizer)).to(next(base.parameters()).device)
+            collated = collate([Sample(rows[number]) for number in numbers], pad_id(tokenizer)).to(
+                base.device
+            )
             states = last_hidden(base, collated.ids, collated.mask).flatten(0, 1)[collated.positions]
             every = torch.arange(len(states), device=states.device)
             size = chunk_size(base, states.is_cuda)
             tokens = -token_log_probs(base, states, collated.response, every, size=size)[0]
-            lengths = [len(sample.encoded.response) for sample in encoded]
+            lengths = [len(rows[number].response) for number in numbers]
             for number, part in zip(numbers, tokens.split(lengths), strict=True):
                 found[number] = max(0.0, part.mean().item())  # rounding may make it negative
             progress(done := done + len(numbers), 2 * len(examples))
@@ -184,7 +183,7 @@ def tune(
         say: As in `train`.
     """
     work = folder.with_name(folder.name + ".work")
-    lengths = [len(row.prompt) + len(row.response) for row in rows]
+    lengths = [row.tokens for row in rows]
     draws = max(settings.batch_size, round(len(rows) * settings.epochs))
     order = schedule(
         [SOURCE] * len(rows), draws, balance=1.0, batch=settings.batch_size, alike=lengths, seed=seed

@@ -181,13 +181,12 @@ def distil(
             "the model cannot read several answers in one row; set distill.teacher_view=prompt to have it"
         )
     samples = samples_of(rows, signals)
-    weights = weights_of(adapters.model, settings, replay=False)
+    replay = bool(settings.replay_fraction) and any(row.language == SOURCE for row in rows)
+    weights = weights_of(adapters.model, settings, replay=replay)
     if settings.similarity_weight:
         weights = replace(weights, similarity_temperature=similarity_temperature(samples, settings))
     order = training_order(rows, settings, seed)
     steps = len(order) // settings.batch_size
-    replay = bool(settings.replay_fraction) and any(row.language == SOURCE for row in rows)
-    weights = replace(weights, replay=float(replay))
     if settings.gradient_checkpointing:
         adapters.model.gradient_checkpointing_enable({"use_reentrant": False})
     trainer = ResponseTrainer(
@@ -220,7 +219,4 @@ def distil(
     with bar(TRAINING) as progress:
         train(trainer, Watch(curve, cost.stage, max(1, steps // 60), progress), work, say)
     adapters.off()
-    tokens = int(trainer.counts["tokens"])
-    cost.tokens_forwarded += tokens
-    cost.tokens_backpropagated += tokens
-    cost.flops += trainer.counts["flops"]
+    cost.trained(trainer.counts)

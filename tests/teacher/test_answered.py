@@ -7,6 +7,7 @@ import unicodedata
 import pytest
 import torch
 
+from isogloss.adapters import generate
 from isogloss.adapters.generate import stops
 from isogloss.config import load_config
 from isogloss.errors import ConfigError, DataError, RunError
@@ -48,10 +49,10 @@ def test_a_truncated_answer_is_empty(tiny, tokenizer, monkeypatch):
     yes = tokenizer("yes", add_special_tokens=False)["input_ids"]
     made = {5: [*yes, end, 0], 2: [*yes, *yes][:4], 3: [end, 0, 0, 0]}
 
-    def complete(model, tokenizer, prompts, max_new_tokens):
+    def complete(model, tokenizer, prompts, **how):
         return torch.tensor([made[len(prompt)] for prompt in prompts])
 
-    monkeypatch.setattr(answers, "complete", complete)
+    monkeypatch.setattr(generate, "complete", complete)
     found = dict(ended(tiny(), tokenizer, [[9] * 5, [9] * 2, [9] * 3], max_new_tokens=4, batch=2))
     assert found == {0: "yes", 1: "", 2: ""}
 
@@ -60,7 +61,7 @@ def test_a_written_answer_is_normalised_like_all_texts(tiny, tokenizer, monkeypa
     """Its training tokens must equal those of the same word in the data."""
     (end, *_) = stops(tiny(), tokenizer)
     apart = tokenizer(unicodedata.normalize("NFD", "Việt"), add_special_tokens=False)["input_ids"]
-    monkeypatch.setattr(answers, "complete", lambda *given, **how: torch.tensor([[*apart, end]]))
+    monkeypatch.setattr(generate, "complete", lambda *given, **how: torch.tensor([[*apart, end]]))
     assert dict(ended(tiny(), tokenizer, [[9]], max_new_tokens=20)) == {0: "Việt"}
 
 
