@@ -5,7 +5,6 @@ teacher the other languages have.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from isogloss.languages import SOURCE
 from isogloss.losses.topk import TopK, pack, unpack
 from isogloss.model.cost import StageCost, spending
 from isogloss.model.load import load_model, load_tokenizer
-from isogloss.progress import Bar
+from isogloss.progress import Bar, Progress
 from isogloss.teacher import local
 from isogloss.teacher.answers import TOGETHER, Answers, identity
 from isogloss.teacher.cache import Cache, row_key, tokenizer_hash
@@ -114,7 +113,7 @@ def scores_of(
     assert isinstance(teacher, ModelTeacher)
     model, its = load_model(teacher.path, dtype), load_tokenizer(teacher.path)
     with bar("Teacher scores") as progress:
-        cache = None if cache_of is None else cache_of(model, its)
+        cache = cache_of and cache_of(model, its)
         return _scored_by(model, asked, local.TokenMap(tokenizer, its), teacher.top_k, cache, cost, progress)
 
 
@@ -125,30 +124,24 @@ def _scored_by(
     k: int,
     cache: Cache | None,
     cost: StageCost,
-    progress: Callable[[int, int], None],
-    together: int = 256,
+    progress: Progress,
 ) -> list[TokenScores]:
     """Return a local teacher's scores, from the cache where possible.
 
     Fresh scores are packed and unpacked too, so that they are identical to cached ones.
-
-    Args:
-        together: Rows scored at a time.
     """
-    words = tokenizer_hash(translation.student)
-    part = None if cache is None else cache.part(signal="scored", k=k, student=words)
+    part = cache and cache.part(signal="scored", k=k, student=tokenizer_hash(translation.student))
     keys = [row_key(row.teacher_prompt, row.student.response) for row in rows]
     kept = CachedTensors(part, keys, cost, alone=True)  # called inside `processes.main_first`
     absent, vocab = sorted(kept.absent), len(translation.student_bytes)
     cost.cached_hits += len(rows) - len(absent)
-    for begin in range(0, len(absent), together):
-        chosen = absent[begin : begin + together]
+    for begin in range(0, len(absent), TOGETHER):
+        chosen = absent[begin : begin + TOGETHER]
         some = [rows[n] for n in chosen]
         with spending(kept.spent, model):
             fresh = local.score(model, some, translation, k)
-        read = sum(len(row.teacher_prompt) + len(row.student.response) for row in some)
         kept.spent.teacher_calls += len(some)
-        kept.spent.teacher_tokens += read
+        kept.spent.teacher_tokens += sum(len(row.teacher_prompt) + len(row.student.response) for row in some)
         kept.keep(chosen, [pack(TopK(one.ids, one.logprobs), vocab) for one in fresh])
         progress(len(rows) - len(absent) + begin + len(chosen), len(rows))
     kept.flush()
@@ -187,17 +180,12 @@ def with_answers(
         model, its = load_model(teacher.path, dtype), load_tokenizer(teacher.path)
         with bar("Teacher answers") as progress:
             for begin in range(0, len(missing), TOGETHER):
-                some = missing[begin : begin + TOGETHER]
-                longest = teacher.max_new_tokens
+                some, longest = missing[begin : begin + TOGETHER], teacher.max_new_tokens
                 with spending(cost, model):
                     answered = local.written(model, some, its, tokenizer, max_new_tokens=longest)
+                pairs = zip(some, answered, strict=True)
                 # An unchanged row still has the data's response: store an empty answer for it.
-                kept.keep(
-                    {
-                        answer_key(one): [] if one is before else list(one.student.response)
-                        for before, one in zip(some, answered, strict=True)
-                    }
-                )
+                kept.keep({answer_key(a): [] if b is a else list(b.student.response) for a, b in pairs})
                 progress(begin + len(some), len(missing))
     return answered_rows(rows, theirs, kept)
 
@@ -222,12 +210,7 @@ def answers_of(
 def answered_rows(rows: Sequence[Row], theirs: Sequence[Row], kept: Answers) -> list[Row]:
     """Replace the responses with the stored answers; rows without an answer stay unchanged."""
     given = {row.id: kept.of(*answer_key(row)) for row in theirs}
-    return [
-        replace(row, student=replace(row.student, response=tuple(response)))
-        if (response := given.get(row.id))
-        else row
-        for row in rows
-    ]
+    return [row.answering(tuple(said)) if (said := given.get(row.id)) else row for row in rows]
 
 
 def answer_key(row: Row) -> tuple[str, str]:

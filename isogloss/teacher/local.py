@@ -17,7 +17,6 @@ a half are covered with Tekken, whose vocabulary is ten times as large (see the 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,6 +31,7 @@ from isogloss.languages import SOURCE
 from isogloss.model.decoder import head, response_states
 from isogloss.model.load import pad_id
 from isogloss.teacher.answers import ended
+from isogloss.teacher.reading import common_length
 from isogloss.teacher.rows import Row
 from isogloss.teacher.scored import TokenScores, whole
 
@@ -124,7 +124,7 @@ def aligned(ours: Sequence[bytes], theirs: Sequence[bytes]) -> tuple[list[tuple[
     """
     texts = b"".join(ours), b"".join(theirs)
     bare = tuple(text.lstrip() for text in texts)
-    common = next((n for n, (a, b) in enumerate(zip(*bare, strict=False)) if a != b), min(map(len, bare)))
+    common = common_length(*bare)
     spans = {
         span: number
         for number, span in enumerate(_spans(theirs, len(texts[1]) - len(bare[1])))
@@ -140,12 +140,7 @@ def aligned(ours: Sequence[bytes], theirs: Sequence[bytes]) -> tuple[list[tuple[
 
 @torch.no_grad()
 def score(
-    model: nn.Module,
-    rows: Sequence[Row],
-    translation: TokenMap,
-    k: int,
-    *,
-    batch: int = 16,
+    model: nn.Module, rows: Sequence[Row], translation: TokenMap, k: int, *, batch: int = 16
 ) -> list[TokenScores]:
     """Score the response of every row with a local teacher, in order.
 
@@ -187,13 +182,11 @@ def written(
     An empty answer teaches nothing, and one truncated at the limit teaches a wrong end: the row is then
     returned unchanged (the same object), with the data's response.
     """
-    asked = [n for n, row in enumerate(rows) if row.language != SOURCE]
-    prompts, found = [rows[n].teacher_prompt for n in asked], list(rows)
+    asked, found = [n for n, row in enumerate(rows) if row.language != SOURCE], list(rows)
+    prompts = [rows[n].teacher_prompt for n in asked]
     for place, text in ended(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch=16):
         if text:
-            row = rows[asked[place]]
-            response = encode_response(student, text)
-            found[asked[place]] = replace(row, student=replace(row.student, response=response))
+            found[asked[place]] = rows[asked[place]].answering(encode_response(student, text))
     return found
 
 

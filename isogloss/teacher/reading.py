@@ -12,7 +12,7 @@ from isogloss.data.chat import pad, response_positions
 from isogloss.model.cost import StageCost
 from isogloss.model.decoder import decoder_of, last_hidden, mean_pool, states_up_to
 from isogloss.model.prefix import Prefix, prefill
-from isogloss.teacher.cache import Cache, Part, row_key
+from isogloss.teacher.cache import Part
 
 SHARD = 16 << 20
 """Bytes of signals after which a shard is written."""
@@ -100,16 +100,6 @@ class CachedTensors:
 
 Asked = tuple[tuple[int, ...], tuple[bool, ...]]
 """Token IDs of a prompt, and a mask of the instruction's own tokens; an empty mask means all tokens."""
-
-
-def pooled_part(cache: Cache | None, layer: int) -> Part | None:
-    """Return the part of the cache for mean-pooled states of a layer."""
-    return cache and cache.part(signal="pooled", layer=layer)
-
-
-def pooled_key(text: Asked) -> bytes:
-    """Return the cache key of a pooled state: a hash of the token IDs and the pooling mask."""
-    return row_key(text[0], list(map(int, text[1])))
 
 
 def pooled_states(
@@ -201,7 +191,7 @@ def _stretches(
     """Return the number of tokens saved, and the groups that save them."""
     if len(order) < 2:
         return 0, [(order, 0)]
-    common = [_common(prompts[a], prompts[b]) for a, b in pairwise(order)]
+    common = [common_length(prompts[a], prompts[b]) for a, b in pairwise(order)]
     least = min(common)
     # A prompt's last token predicts the response's first token, so it is never part of the prefix.
     shared = min(least, min(len(prompts[n]) for n in order) - 1)
@@ -216,18 +206,15 @@ def _stretches(
     return saved, whole
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
     """Return the length of the common prefix."""
-    for place, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return place
-    return min(len(one), len(other))
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _behind(model: nn.Module, prefix: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
     """Return the last hidden states of rows that continue a shared prefix."""
-    rows, width = ids.shape
-    start = len(prefix.ids)
+    (rows, width), start = ids.shape, len(prefix.ids)
     return decoder_of(model)(
         input_ids=ids,
         attention_mask=torch.cat([mask.new_ones(rows, start), mask], 1),

@@ -4,7 +4,7 @@ Needs the tokenizer and the tree's paths, but no model.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from transformers import PreTrainedTokenizerBase
@@ -58,6 +58,10 @@ class Row:
     def bare(self) -> bool:
         """True for a parallel-text sentence: it has no response and is only used by the hidden-state term."""
         return not self.student.response
+
+    def answering(self, response: tuple[int, ...]) -> "Row":
+        """Return the row with another response, given with its end of turn."""
+        return replace(self, student=replace(self.student, response=response))
 
     @property
     def tokens(self) -> int:
@@ -178,19 +182,8 @@ def build_rows(
                 else:
                     faults.append(str(error))
                 continue
-            rows.append(
-                Row(
-                    name,
-                    code,
-                    meaning[number],
-                    student,
-                    privileged,
-                    plain.prompt,
-                    options,
-                    twin_options,
-                    plain.instruction_mask,
-                )
-            )
+            prompts, answers = (privileged, plain.prompt), (options, twin_options)
+            rows.append(Row(name, code, meaning[number], student, *prompts, *answers, plain.instruction_mask))
         if not chosen[code]:
             raise DataError(nothing_in(code, left_out(examples, [code], lambda e, c: taught(e, c)[1])))
     if faults:
@@ -216,10 +209,8 @@ def _check_prompts(name: str, prompt: Sequence[int], twin: Sequence[int], limit:
 
 
 def _skipped(what: str, count: int, of: int, limit: int) -> str:
-    return (
-        f"{count} of {of} {what} of parallel_text are skipped: "
-        f"over {limit} tokens (distill.max_prompt_length)"
-    )
+    where = f"over {limit} tokens (distill.max_prompt_length)"
+    return f"{count} of {of} {what} of parallel_text are skipped: {where}"
 
 
 class _Privileged:

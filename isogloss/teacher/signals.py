@@ -32,8 +32,6 @@ from isogloss.teacher.reading import (
     Set,
     by_length,
     padded,
-    pooled_key,
-    pooled_part,
     pooled_states,
     read_states,
 )
@@ -105,7 +103,8 @@ def teacher_signals(
     scored = [row for row in rows if _read_alone(row, teacher)]
     distinct = list({(row.teacher_prompt, row.student.response): row.language for row in scored}.items())
     meets = bool(parts_of(model))
-    pooled = CachedTensors(pooled_part(cache, layer), list(map(pooled_key, asked)), cost, meets)
+    part = cache and cache.part(signal="pooled", layer=layer)
+    pooled = CachedTensors(part, [row_key(ids, list(map(int, own))) for ids, own in asked], cost, meets)
     about: dict[str, Any] = {"signal": kind} | ({"k": k} if kind == "top_k" else {})
     said = CachedTensors(
         cache and cache.part(**about), [row_key(*texts) for texts, _ in distinct], cost, meets
@@ -130,7 +129,8 @@ def teacher_signals(
         for chosen, states in read_states(model, distinct, said, pad_id, batch, fork):
             if kind == "top_k":
                 # All rows' tokens together: each product reads the whole head, however few tokens it has.
-                likeliest = _likeliest(logits, k, vocab, torch.cat(states))
+                some = torch.cat(states).split(max(1, LOGITS // vocab))
+                likeliest = TopK.cat([TopK.of(logits(few), k) for few in some])
                 states = pack(likeliest, vocab).split([len(one) for one in states])
             said.spent.add(meter)
             said.spent.teacher_calls += len(chosen)
@@ -153,13 +153,6 @@ def teacher_signals(
         )
         for row in rows
     ]
-
-
-def _likeliest(
-    logits: Callable[[Tensor], Tensor], k: int, vocab: int, states: Float[Tensor, "tokens hidden"]
-) -> TopK:
-    """Return the k likeliest tokens at each state, with at most `LOGITS` logits in memory at a time."""
-    return TopK.cat([TopK.of(logits(some), k) for some in states.split(max(1, LOGITS // vocab))])
 
 
 def _read_alone(row: Row, teacher: bool) -> bool:
@@ -197,10 +190,8 @@ def _option_signals(
                 continue
             laid = [layout(len(sets[n][0]), [len(o) for o in sets[n][1]]) for n in chosen]
             ids, mask = padded(model, [(*sets[n][0], *chain(*sets[n][1])) for n in chosen], pad_id)
-            branch, place = (
-                pad(part, fill)[0].to(ids.device)
-                for part, fill in (([one for one, _, _ in laid], -1), ([one for _, one, _ in laid], 0))
-            )
+            branch = pad([one for one, _, _ in laid], -1)[0].to(ids.device)
+            place = pad([one for _, one, _ in laid], 0)[0].to(ids.device)
             kept.spent.teacher_tokens += int(mask.sum())
             kept.spent.teacher_calls += len(chosen)
             hidden = branched_hidden(model, ids, branch, place)
