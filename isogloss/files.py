@@ -114,12 +114,17 @@ def read_lines(path: Path, remedy: str) -> list[dict[str, Any]]:
     return found
 
 
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def content_hash(files: Iterable[Path]) -> str:
     """Hash the names and contents of files, sorted by path, into 12 hexadecimal digits."""
     digest = hashlib.sha256()
     for file in sorted(files):
-        with file.open("rb") as opened:
-            digest.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
+        digest.update(file.name.encode() + bytes.fromhex(file_hash(file)))
     return digest.hexdigest()[:12]
 
 

@@ -4,18 +4,19 @@ Each function returns a family name per language, which `tree.build_tree` uses i
 """
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
-import yaml
 from jaxtyping import Float
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from isogloss.adapters.tree import family_name
-from isogloss.config.yaml_io import Loader
+from isogloss.config.yaml_io import load_yaml
 from isogloss.data.formats.lines import nearest
 from isogloss.errors import ConfigError
 from isogloss.languages import UnknownLanguageError, resolve
@@ -33,10 +34,7 @@ def families_of_file(path: Path, targets: Sequence[str]) -> dict[str, str]:
             f"languages.tree: {path} does not exist; name a YAML file of `family: [codes]`, or "
             "families, flat, shared, learned or random"
         )
-    try:
-        entries = yaml.load(path.read_text("utf-8"), Loader=Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {getattr(error, 'problem', error)}") from None
+    entries = load_yaml(path)
     if not isinstance(entries, dict) or not all(isinstance(codes, list) for codes in entries.values()):
         raise ConfigError(f"{path}: a tree is `family: [codes]`, one line for each family")
     found: dict[str, str] = {}
@@ -56,15 +54,9 @@ def families_of_file(path: Path, targets: Sequence[str]) -> dict[str, str]:
 
 def random_families(targets: Sequence[str], seed: int) -> dict[str, str]:
     """Assign languages at random to families of the same sizes as Glottolog's."""
-    sizes: dict[str, int] = {}
-    for code in targets:
-        sizes[family_name(code)] = sizes.get(family_name(code), 0) + 1
-    dealt = random.Random(f"families/{seed}").sample(list(targets), len(targets))
-    found = {}
-    for number, size in enumerate(sizes.values()):
-        for code in dealt[:size]:
-            found[code] = f"group {number + 1}"
-        del dealt[:size]
+    dealt = iter(random.Random(f"families/{seed}").sample(list(targets), len(targets)))
+    sizes = Counter(map(family_name, targets)).values()
+    found = {code: f"group {n}" for n, size in enumerate(sizes, start=1) for code in islice(dealt, size)}
     return {code: found[code] for code in targets}
 
 

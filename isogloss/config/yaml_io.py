@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,20 @@ def read_entries(path: Path) -> Written:
     written.entries = entries
     _note_lines(node, (), written)
     return written
+
+
+def load_yaml(source: Path | Traversable) -> Any:
+    """Read the user's YAML file of something else than settings.
+
+    Raises:
+        ConfigError: It is not UTF-8 or not YAML.
+    """
+    try:
+        return yaml.load(source.read_text("utf-8"), Loader)  # a SafeLoader
+    except UnicodeDecodeError:
+        raise ConfigError(f"{source}: not UTF-8; convert the file to UTF-8") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{source}: not YAML: {_problem(error)}") from None
 
 
 def _problem(error: Exception) -> str:

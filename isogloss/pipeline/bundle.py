@@ -7,7 +7,6 @@ has to be rebuilt later, only the files needed for it are checked.
 Flow: run → `write` → a folder of some megabytes → `restore` → an ordinary run folder.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isogloss.errors import RunError
-from isogloss.files import write_json, write_text
+from isogloss.files import file_hash, write_json, write_text
 from isogloss.pipeline.provenance import learned_from
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def write(run: "Run", folder: Path) -> int:
         "`isogloss.load(folder)`, `isogloss ask` and `isogloss serve` take it where the base is.\n\n"
         f"Data: {learned_from(run)}",
     )
-    files = {str(f.relative_to(part)): _hash(f) for f in sorted(part.rglob("*")) if f.is_file()}
+    files = {str(f.relative_to(part)): file_hash(f) for f in sorted(part.rglob("*")) if f.is_file()}
     write_json(
         part / MANIFEST,
         {"format": FORMAT, "isogloss": version("isogloss"), "model": config.model, **hashes, "files": files},
@@ -106,13 +105,11 @@ def restore(folder: Path, say: Callable[[str], None] = lambda text: None) -> Non
     """
     if not needs_restoring(folder):
         return
-    from isogloss.adapters.generate import end_with_turn
     from isogloss.bases import made_once
     from isogloss.config import load_config
     from isogloss.model.fingerprint import fingerprint
-    from isogloss.model.load import load_model, load_tokenizer, notices_folder, pick_dtype
-    from isogloss.notices import write_derived_card
-    from isogloss.train.stage1 import ADAPTER, CARD, merged
+    from isogloss.model.load import load_model, load_tokenizer, pick_dtype
+    from isogloss.train.stage1 import ADAPTER, merged, write_reference
 
     manifest = _checked(folder)
     name: str = manifest["model"]
@@ -125,12 +122,8 @@ def restore(folder: Path, say: Callable[[str], None] = lambda text: None) -> Non
         tuned = merged(base, folder / ADAPTER)
         if fingerprint(tuned) != manifest["tuned"]:
             say(f"Warning: {folder}: this machine rounds differently from the one that it was made on")
-        tokenizer = load_tokenizer(name, str(folder / TEMPLATE))
-        end_with_turn(tuned.generation_config, tokenizer)
-        tuned.save_pretrained(part)
-        tokenizer.save_pretrained(part)
+        write_reference(tuned, load_tokenizer(name, str(folder / TEMPLATE)), part, name)
         shutil.copytree(folder / ADAPTER, part / ADAPTER)
-        write_derived_card(part, name, notices_folder(name), CARD)
 
     made_once(folder / "tuned", make)
     (folder / OPENED).touch()
@@ -157,11 +150,6 @@ def _checked(folder: Path) -> dict[str, Any]:
             continue
         if not (folder / file).is_file():
             raise RunError(f"{folder} lacks {file}; get the bundle again")
-        if _hash(folder / file) != digest:
+        if file_hash(folder / file) != digest:
             raise RunError(f"{folder / file} has changed since the bundle was written; get it again")
     return manifest
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

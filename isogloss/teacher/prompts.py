@@ -10,11 +10,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import PreTrainedTokenizerBase
 
 from isogloss.adapters.tree import Node
-from isogloss.config.yaml_io import Loader
+from isogloss.config.yaml_io import load_yaml
 from isogloss.data.chat import encode_prompt, written_behind
 from isogloss.data.examples import Turn
 from isogloss.errors import ConfigError
@@ -56,40 +55,41 @@ def load_texts(path: Path | None = None) -> NodeTexts:
     source = resources.files("isogloss.teacher") / "texts.yaml" if path is None else path
     if not source.is_file():
         raise ConfigError(f"distill.texts: {source} does not exist")
-    try:
-        entries = yaml.load(source.read_text("utf-8"), Loader=Loader)
-    except UnicodeDecodeError:
-        raise ConfigError(f"{source}: not UTF-8; convert the file to UTF-8") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not YAML: {getattr(error, 'problem', error)}") from None
+    entries = load_yaml(source)
     allowed = tuple(field.name for field in fields(NodeTexts))
     entries = {k: v for k, v in entries.items() if v is not None} if isinstance(entries, dict) else {}
     if "root" not in entries or set(entries) - set(allowed):
         raise ConfigError(f"{source}: node texts have the keys {', '.join(allowed)}; root is required")
-    if plain := [name for name in entries if name != "root" and not isinstance(entries[name], dict)]:
-        raise ConfigError(f"{source}: {plain[0]} must be a mapping of names to texts")
+    _check_text(entries["root"], f"{source}: root")
     for name in [name for name in entries if name != "root"]:
-        coded = name in ("languages", "answers")
-        entries[name] = {
-            _code(str(key), source) if coded else str(key): value
-            for key, value in entries[name].items()
-            if value is not None
-        }
-    for name, value in entries.items():
-        for key, text in [("", value)] if name == "root" else value.items():
-            if name == "answers":
-                _check_answers(text, f"{source}: {name}.{key}")
-            elif not isinstance(text, str):
-                raise ConfigError(f"{source}: {f'{name}.{key}'.rstrip('.')} must be a text")
+        entries[name] = _section(name, entries[name], source)
     return NodeTexts(**entries)
 
 
-def _check_answers(tasks: Any, where: str) -> None:
-    """Check the answer words of a language.
+def _section(name: str, given: Any, source: object) -> dict[str, Any]:
+    """Check the texts under one key of the file, and return them by canonical name."""
+    if not isinstance(given, dict):
+        raise ConfigError(f"{source}: {name} must be a mapping of names to texts")
+    found: dict[str, Any] = {}
+    for key, text in given.items():
+        if text is None:
+            continue
+        own = _code(str(key), source) if name in ("languages", "answers") else str(key)
+        if own in found:
+            raise ConfigError(f"{source}: {name}: {key} is another name of {own}; give one of them")
+        check = _check_answers if name == "answers" else _check_text
+        check(text, f"{source}: {name}.{own}")
+        found[own] = text
+    return found
 
-    Raises:
-        ConfigError: They are not a mapping of tasks to mappings of words.
-    """
+
+def _check_text(text: Any, where: str) -> None:
+    if not isinstance(text, str):
+        raise ConfigError(f"{where} must be a text")
+
+
+def _check_answers(tasks: Any, where: str) -> None:
+    """Check that the answer words of a language are a mapping of tasks to mappings of words."""
     words = tasks.values() if isinstance(tasks, dict) else [tasks]
     if not all(one is None or (isinstance(one, dict) and None not in one.values()) for one in words):
         raise ConfigError(f"{where} must map each task to its English answer words and their wordings")

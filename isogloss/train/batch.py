@@ -157,10 +157,7 @@ class Options:
     targets: Tensor
 
     def to(self, device: torch.device) -> "Options":
-        moved: dict[str, Any] = {
-            k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()
-        }
-        return Options(**moved)
+        return _moved(self, device)
 
 
 @dataclass
@@ -195,10 +192,13 @@ class Batch:
     options: Options | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        moved: dict[str, Any] = {
-            k: v.to(device) if isinstance(v, Tensor | TopK | Options) else v for k, v in vars(self).items()
-        }
-        return Batch(**moved)
+        return _moved(self, device)
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    """Copy a dataclass with everything that lies on a device moved to another."""
+    there = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor | TopK | Options)}
+    return replace(batch, **{name: value.to(device) for name, value in there.items()})
 
 
 def collate(samples: Sequence[Sample], pad_id: int) -> Batch:

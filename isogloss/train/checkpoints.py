@@ -10,7 +10,7 @@ from zipfile import BadZipFile, ZipFile
 from safetensors import SafetensorError, safe_open
 
 from isogloss import processes
-from isogloss.files import read_json, write_json
+from isogloss.files import file_hash, read_json, write_json
 from isogloss.train.batch import Ordered
 
 DIGESTS = "digests.json"
@@ -96,8 +96,4 @@ def _fault(checkpoint: Path) -> str | None:
 
 def digests_of(checkpoint: Path) -> dict[str, str]:
     """Return the SHA-256 of each weights file, since safetensors has no checksum."""
-    found = {}
-    for path in sorted(checkpoint.glob("*.safetensors")):
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {path.name: file_hash(path) for path in sorted(checkpoint.glob("*.safetensors"))}

@@ -227,10 +227,7 @@ def tune(
                 _write_adapter(model, part / ADAPTER, name)
                 tuned = merged(_whole(model), part / ADAPTER)
             tuned.config.use_cache = True
-            end_with_turn(tuned.generation_config, tokenizer)
-            tuned.to(dtype).save_pretrained(part)
-            tokenizer.save_pretrained(part)
-            write_derived_card(part, name, notices_folder(name), CARD)
+            write_reference(tuned.to(dtype), tokenizer, part, name)
         part.rename(folder)
         shutil.rmtree(work, ignore_errors=True)
     processes.wait()
@@ -240,6 +237,14 @@ def tune(
 def merged(base: Any, adapter: Path) -> Any:
     """Merge stage 1's adapter into the base."""
     return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()  # type: ignore[operator]
+
+
+def write_reference(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, base: str) -> None:
+    """Write a reference model with its tokenizer, its card and the base's notices."""
+    end_with_turn(model.generation_config, tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_derived_card(folder, base, notices_folder(base), CARD)
 
 
 def _write_adapter(model: Any, folder: Path, base: str) -> None:

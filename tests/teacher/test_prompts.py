@@ -159,6 +159,20 @@ def test_texts_are_found_by_any_code_of_their_language(tmp_path):
     )
 
 
+def test_two_texts_for_one_language_are_refused(tmp_path):
+    """Under two of its codes; one of them would be ignored."""
+    path = tmp_path / "texts.yaml"
+    assert refusal(path, b"root: A\nlanguages: {sw: Swahili., swh: Kiswahili.}\n") == (
+        f"{path}: languages: swh is another name of sw; give one of them"
+    )
+
+
+def test_a_control_character_in_texts_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "texts.yaml"
+    said = refusal(path, b"root: A\x07\n")
+    assert said.startswith(f"{path}: not YAML: ") and "\n" not in said
+
+
 @pytest.mark.parametrize("section", ["languages", "answers"])
 def test_a_text_for_an_unknown_language_is_refused(tmp_path, section):
     """It would never be used."""
