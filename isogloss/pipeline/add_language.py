@@ -52,10 +52,9 @@ def add_languages(run: Run, codes: Sequence[str]) -> None:
     old = run.tree
     tree = run.tree_of(run.families | _families(run, codes))
     new = [node for node in tree.nodes if node.name not in old.by_name]
-    names = {node.name for node in new}
     for code in codes:
         path = tree.path(code)
-        if not any(node.rank for node in path if node.name in names):
+        if not any(node.rank for node in path if node in new):
             held = " and ".join(node.name for node in path if node.rank)
             raise RunError(
                 f"{code} would learn nothing: its new nodes have no adapter rows; all rows of its path are "

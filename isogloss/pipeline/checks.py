@@ -232,15 +232,14 @@ def _refuse_long(run: Run, suite: SuiteData) -> None:
     most = positions(str(run.tuned) if run.tuned.exists() else run.config.model)
     if most is None:
         return
-    for item in suite.items:
-        for code, turn in item.turns.items():
-            if len(turn.instruction) > most // 8:  # a token has at most a few characters
-                length = len(encode_prompt(run.tokenizer, turn.instruction))
-                if length >= most:
-                    raise DataError(
-                        f"{suite.name}: {item.id} in {code} has {length} tokens, and the model {most} "
-                        "positions; leave it out"
-                    )
+    turns = ((item.id, code, turn.instruction) for item in suite.items for code, turn in item.turns.items())
+    for id, code, text in turns:
+        # A token has at most a few characters.
+        if len(text) > most // 8 and (length := len(encode_prompt(run.tokenizer, text))) >= most:
+            raise DataError(
+                f"{suite.name}: {id} in {code} has {length} tokens, and the model {most} positions; leave it "
+                "out"
+            )
 
 
 def _tell_cuts(run: Run, suite: SuiteData) -> None:

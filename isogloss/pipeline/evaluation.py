@@ -39,7 +39,7 @@ def run_evaluate(run: Run, kept: Path | None = None) -> None:
         kept: Folder in which runs with the same reference model share its scores, so that it is evaluated
             once.
     """
-    settings, scores = run.config.evaluate, scores_of_run(run)
+    settings, scores, file = run.config.evaluate, scores_of_run(run), run.folder / "scores.json"
     with run.reporter.waiting("Reading the suites"):
         loaded = {name: load_suite(name, run.data_root, settings, run.measured) for name in settings.suites}
     missing = unscored(run, scores, loaded)
@@ -53,8 +53,8 @@ def run_evaluate(run: Run, kept: Path | None = None) -> None:
                 f"{name} was scored with another model or other measures; its scores are dropped"
             )
     scores["isogloss"] = version("isogloss")
-    if (run.folder / "scores.json").exists():  # write it without the dropped scores
-        write_json(run.folder / "scores.json", scores | {"summary": _summary(run, scores)})
+    if file.exists():  # write it without the dropped scores
+        write_json(file, scores | {"summary": _summary(run, scores)})
     model = run.reference_model()
     plain = retrieval.Model(model, run.tokenizer)
     stage = run.ledger.begin("evaluate")
@@ -68,12 +68,12 @@ def run_evaluate(run: Run, kept: Path | None = None) -> None:
     for name in missing:
         # Drop the suite's scores until both sides are rewritten, so that they never mix old and new answers.
         if scores["suites"].pop(name, None):
-            write_json(run.folder / "scores.json", scores | {"summary": {}})
+            write_json(file, scores | {"summary": {}})
         write_before(run, loaded[name], found[name])
         with spending(costs[name], adapters.model, adapters.met):
             scores["suites"][name] = score_after(run, aligned, plain, loaded[name], found[name])
         scores["summary"] = _summary(run, scores)
-        write_json(run.folder / "scores.json", scores)
+        write_json(file, scores)
         stage.take(costs[name])
         run.ledger.pause(stage)
 
@@ -155,8 +155,7 @@ def _summary(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
     def read(phase: str) -> dict[str, tasks.SuiteHits]:
         found = {}
         for name in scores["suites"]:
-            file = run.folder / "predictions" / f"{name}.{phase}.hits.json"
-            kept = read_json(file, "hits", "remove scores.json and run `isogloss evaluate` again")
+            kept = _kept_hits(run, name, phase)
             sentences = [by_place(kept["hits"].get(m, {})) for m in ("retrieval", "retrieval_raw")]
             found[name] = tasks.SuiteHits(kept.get("tasks", {}), *sentences)
         return found
@@ -202,6 +201,12 @@ def unscored(run: Run, scores: dict, loaded: Mapping[str, SuiteData] | None = No
 
 def _data_of(run: Run, suite: str) -> dict[str, str]:
     """Return by language the hash of the texts that a suite was scored on; empty if not recorded."""
-    file = run.folder / "predictions" / f"{suite}.after.hits.json"
-    remedy = "remove scores.json and run `isogloss evaluate` again"
-    return read_json(file, "hits", remedy).get("data", {}) if file.exists() else {}
+    try:
+        return _kept_hits(run, suite, "after").get("data", {})
+    except FileNotFoundError:
+        return {}
+
+
+def _kept_hits(run: Run, suite: str, phase: str) -> dict[str, Any]:
+    file = run.folder / "predictions" / f"{suite}.{phase}.hits.json"
+    return read_json(file, "hits", "remove scores.json and run `isogloss evaluate` again")

@@ -5,8 +5,6 @@ again resumes the run, or reports that it is complete.
 """
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,9 +30,8 @@ from isogloss.pipeline.evaluation import run_evaluate, scores_of_run, unscored
 from isogloss.pipeline.families import learn_families
 from isogloss.pipeline.folder import Run, writing
 from isogloss.pipeline.tracking import check_installed, tracking
-from isogloss.pipeline.training import pausing, scored_elsewhere, train_adapters
+from isogloss.pipeline.training import pausing, pausing_bar, scored_elsewhere, train_adapters
 from isogloss.pipeline.training_rows import drawn, rows_for
-from isogloss.progress import Progress
 from isogloss.report.page import write_report
 from isogloss.teacher.cache import Cache, teacher_of
 from isogloss.teacher.texts import node_texts
@@ -74,7 +71,7 @@ def select_english(run: Run, stage: StageCost | None = None) -> selection.Select
     """
     if not (examples := run.english):
         raise DataError(
-            f"all English examples occur in the evaluation suites, so none is left to tune on; "
+            "all English examples occur in the evaluation suites, so none is left to tune on; "
             f"{run.leaks.name} lists them, and `isogloss check-leaks` says where"
         )
     settings = run.config.tune.selection
@@ -125,15 +122,9 @@ def run_tune(run: Run) -> None:
     # Small updates to bfloat16 weights are lost in rounding; with LoRA the base is frozen.
     dtype = torch.float32 if settings.method == "full" else run.dtype
     base = _base(run, dtype)
+    told = node_texts(run.config), settings.teacher_prompt_fraction, run.config.seed
     with run.reporter.waiting("Tokenising the rows"):
-        rows = english_rows(
-            chosen.kept,
-            unchanging(tokenizer),
-            node_texts(run.config),
-            settings.teacher_prompt_fraction,
-            run.config.seed,
-            longest_row(run.config),
-        )
+        rows = english_rows(chosen.kept, unchanging(tokenizer), *told, longest_row(run.config))
     why = ", ".join(f"{count} {rule}" for rule, count in selection.summary(chosen).items())
     run.reporter.say(
         f"Stage 1: {len(chosen.kept)} English instructions tune the base ({len(chosen.dropped)} left out"
@@ -200,13 +191,7 @@ def run_cache(run: Run) -> StageCost:
     learn_families(run, model, stage)
     here = {code for example in run.examples for code in example.turns}  # others were added from other data
     codes = [code for code in run.taught if code in here]
-    rows = rows_for(run, model, run.examples, run.tree, codes, stage)
-
-    @contextmanager
-    def bar(what: str) -> Iterator[Progress]:
-        with run.reporter.bar(what) as progress:
-            yield pausing(run, stage, progress)
-
+    rows, bar = rows_for(run, model, run.examples, run.tree, codes, stage), pausing_bar(run, stage)
     scored = scored_elsewhere(run, rows, stage, bar)
     read_signals(
         model,

@@ -89,9 +89,8 @@ def score_after(
             given = runner.english_answers(aligned, suite, settings, progress)
     right = runner.english_right(suite, before.english.texts)
     if right:
-        after["retention"] = estimates.retention(
-            right, runner.english_right(suite, given.texts), run.config.seed
-        )
+        now = runner.english_right(suite, given.texts)
+        after["retention"] = estimates.retention(right, now, run.config.seed)
     side.by_task["accuracy"] = _with_english(suite, side, given)
     _write_side(run, suite, "after", side)
     sides = {"before": (before.english, before.side), "after": (given, side)}
@@ -135,16 +134,8 @@ def _side(
         with run.reporter.bar(f"{suite.name}: layer {phase}") as progress:
             retriever = retrieval.retriever(subject, plain, suite, settings, progress)
     with run.reporter.bar(f"{suite.name}: {phase}") as progress:
-        side = runner.evaluate_side(
-            subject,
-            suite,
-            in_suite(suite, run.measured),
-            english,
-            retriever,
-            settings,
-            seed,
-            progress,
-        )
+        languages = in_suite(suite, run.measured)
+        side = runner.evaluate_side(subject, suite, languages, english, retriever, settings, seed, progress)
     side.scores |= tasks.suite_means(
         side.by_task["consistency"], by_place(side.hits.get("retrieval", {})), mastered, seed=seed
     )
@@ -203,13 +194,8 @@ def _write_side(run: Run, suite: SuiteData, phase: str, side: runner.Side) -> No
         name: {code: [int(h) if isinstance(h, bool) else h for h in row] for code, row in hits.items()}
         for name, hits in side.hits.items()
     }
-    found = {
-        "items": [item.id for item in suite.items],
-        "data": data_hashes(suite),
-        "hits": hits,
-        "ids": side.ids,
-        "tasks": side.by_task,
-    }
+    found = {"items": [item.id for item in suite.items], "data": data_hashes(suite)}
+    found |= {"hits": hits, "ids": side.ids, "tasks": side.by_task}
     write_json(stem.with_name(stem.name + ".hits.json"), found)
 
 

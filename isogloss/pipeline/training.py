@@ -33,16 +33,9 @@ def train_adapters(
     run: Run, adapters: TreeLora, rows: Sequence[Row], codes: Sequence[str], stage: StageCost
 ) -> None:
     """Distil the rows into the adapters and write these to the run, as a tree and per language."""
-    work = run.folder / f"{stage.stage}.work"
+    work, bar = run.folder / f"{stage.stage}.work", pausing_bar(run, stage)
     with run.reporter.waiting("Hashing the model's weights"):
         before = fingerprint(adapters.model)
-
-    @contextmanager
-    def bar(what: str) -> Iterator[Progress]:
-        with run.reporter.bar(what) as progress:
-            yield pausing(run, stage, progress)
-        run.ledger.pause(stage)
-
     with tracking(run.folder, run.config.report_to):
         distil(
             adapters,
@@ -131,6 +124,18 @@ def _tree_image(run: Run, adapters: TreeLora, rows: Sequence[Row]) -> dict:
             for node in adapters.tree.nodes
         ]
     }
+
+
+def pausing_bar(run: Run, stage: StageCost) -> Bar:
+    """Return a creator of progress bars that also write the ledger, as in `pausing` and at their end."""
+
+    @contextmanager
+    def bar(what: str) -> Iterator[Progress]:
+        with run.reporter.bar(what) as progress:
+            yield pausing(run, stage, progress)
+        run.ledger.pause(stage)
+
+    return bar
 
 
 def pausing(run: Run, stage: StageCost, progress: Progress) -> Progress:

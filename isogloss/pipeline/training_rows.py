@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from types import MappingProxyType
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -114,7 +115,7 @@ def rows_for(
     asked, responses = 0, run.config.distill.responses
     while True:
         left = [e for e in examples if e.id not in useless]
-        places = {place for some in chosen_for(run, left, codes).values() for place in some}
+        places = set(chain.from_iterable(chosen_for(run, left, codes).values()))
         used = [left[place] for place in sorted(places)]
         new = [e for e in used if e.id not in english]
         if not new:
@@ -182,20 +183,21 @@ def _bare_rows(
 def drawn(run: Run, rows: Sequence[Row], codes: Sequence[str]) -> Iterator[str]:
     """Describe the rows of each resource class: how many per language, which tasks, how many labels."""
     by_id, labels = {e.id: e for e in run.examples}, labels_of(run.examples)
-    every: dict[str, set[str]] = {}
-    for example in run.examples:
-        every.setdefault(example.task, set()).update({labels.get(example.id, "")} - {""})
+
+    def labels_by_task(examples: Sequence[ParallelExample]) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for example in examples:
+            found.setdefault(example.task, set()).update({labels.get(example.id, "")} - {""})
+        return found
+
+    every, answered = labels_by_task(run.examples), [row for row in rows if not row.bare]
     for resource in ("high", "middle", "low"):
         those = [code for code in codes if languages()[code].resource == resource]
-        answered = [row for row in rows if not row.bare]
         ids = {
             code: [row.id.rpartition("/")[0] for row in answered if row.language == code] for code in those
         }
-        used = [by_id[id] for found in ids.values() for id in found if id in by_id]
-        met: dict[str, set[str]] = {}
-        for example in used:
-            met.setdefault(example.task, set()).update({labels.get(example.id, "")} - {""})
         if those:
+            met = labels_by_task([by_id[id] for found in ids.values() for id in found if id in by_id])
             counts = sorted({len(found) for found in ids.values()})
             span = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
             tasks = [
@@ -270,7 +272,7 @@ def _rows(
         node_texts(run.config),
         english={e.id: e.turns[SOURCE].response or "" for e in [*kept, *pairs]} | dict(english),
         responses=settings.responses,
-        limit=settings.max_prompt_length,
+        limit=limit,
         view=settings.teacher_view,
         sets=settings.teacher.type == "self",
         reads=settings.teacher_reads if settings.prompts_are_read or shown else (),
