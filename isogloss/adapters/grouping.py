@@ -68,7 +68,6 @@ def learned_families(vectors: Mapping[str, Float[Tensor, "sentences hidden"]], c
 
     Args:
         vectors: Mean-pooled hidden states of the same sentences, in the same order, by language.
-        count: Number of groups.
     """
     codes = list(vectors)
     if len(codes) <= count:

@@ -164,8 +164,6 @@ class TreeLora:
     """A frozen model with a tree of low-rank adapters; off unless a path is set.
 
     Args:
-        model: The reference model; its weights are frozen here.
-        tree: Nodes and their ranks.
         targets: Names of the modules that carry adapters, in PEFT's format.
         scaling: Factor on the adapter's output (PEFT's alpha / r).
         layers: Number of decoder layers, from the lowest, that carry adapters; None for all.

@@ -134,7 +134,6 @@ def token_log_probs(
     """Return ln q of some tokens, and of all other tokens of each state together, in nats.
 
     Args:
-        ids: The tokens.
         where: Index of the state that predicts each of them.
         others: Whether the second is needed; otherwise it is 0.
     """
@@ -160,7 +159,6 @@ def answer_set_kl(
         scores: The student's ln probability of each option as a whole answer, end of turn included, with the
             rows concatenated.
         targets: The reference model's ln probabilities, in the same order; without gradient.
-        sizes: Number of options of each row.
 
     Raises:
         ValueError: `sizes` do not sum to the number of options.
@@ -206,9 +204,6 @@ def perplexity(twins: Float[Tensor, "meanings hidden"], temperature: float) -> f
 
     It is 1 for a one-hot target and the number of meanings for a uniform one; near either, the target does
     not tell which meanings are alike.
-
-    Args:
-        twins: The English twins' hidden states, as in `similarity`.
     """
     return _named(_cosines(twins), temperature)
 

@@ -157,7 +157,6 @@ def token_log_probs(
 
     Args:
         hidden: The model's last hidden states, the input of its head.
-        ids: The tokens.
         where: Index into `hidden` of the state that predicts each of them.
         size: States whose logits are held at a time.
         fixed: The frozen head; by default the model's. With a head that is not frozen, the logits of each

@@ -99,7 +99,6 @@ def load_model(
     """Load a model in evaluation mode and check its logits.
 
     Args:
-        dtype: Data type of the weights.
         four_bit: Quantise the linear layers below the head to 4 bits per weight (NF4; Dettmers et al. 2023,
             arXiv:2305.14314); they compute in `dtype`.
         shard: Freeze the model and shard its decoder layers over all processes.

@@ -35,7 +35,6 @@ def run_evaluate(run: Run, kept: Path | None = None) -> None:
     """Evaluate the run before and after training; write `scores.json` and `predictions/`.
 
     Args:
-        run: A distilled run.
         kept: Folder in which runs with the same reference model share its scores, so that it is evaluated
             once.
     """
@@ -82,8 +81,6 @@ def teacher_gains(run: Run, suites: Sequence[str], items: int) -> list[Gain]:
     """Measure what each kind of prompt adds in context, on dev items of some suites; see `evaluate.gain`.
 
     Args:
-        run: A tuned run.
-        suites: Names of the suites.
         items: Maximum number of items per suite.
 
     Raises:
@@ -182,8 +179,6 @@ def unscored(run: Run, scores: dict, loaded: Mapping[str, SuiteData] | None = No
     """Return the configured suites without scores, or with scores of another model, settings or data.
 
     Args:
-        run: The run.
-        scores: Content of `scores.json`.
         loaded: Suites by name, to compare their data too.
     """
 

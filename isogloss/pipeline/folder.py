@@ -274,7 +274,6 @@ class Run:
         """Add adapters to the reference model.
 
         Args:
-            model: The reference model.
             trained: Whether to load the trained weights; otherwise they are newly initialised.
             tree: Tree of the adapters; defaults to the run's.
 

@@ -15,7 +15,6 @@ def learned_from(run: "Run", code: str | None = None) -> str:
     """Describe the data of a run, with their licences where known.
 
     Args:
-        run: The run.
         code: Language of the card, if it is about one.
     """
     found = " ".join(map(_told, run.config.sources))

@@ -63,7 +63,6 @@ def select_english(run: Run, stage: StageCost | None = None) -> selection.Select
     """Select the English examples to tune on; the result also lists the dropped ones with reasons.
 
     Args:
-        run: The run.
         stage: Accumulates the cost of scoring the examples.
 
     Raises:

@@ -34,9 +34,6 @@ def shared_before(run: Run, plain: retrieval.Model, suite: SuiteData, kept: Path
     """Return `score_before`, loaded from a folder shared with other runs if it was measured there.
 
     Args:
-        run: The run.
-        plain: The reference model.
-        suite: The suite.
         kept: The shared folder, or None to share nothing.
     """
     if kept is None:

@@ -102,11 +102,7 @@ def rows_for(
     next one in draw order replaces it.
 
     Args:
-        run: The run.
-        model: The reference model.
         examples: Examples in draw order.
-        tree: Tree of the languages.
-        codes: Languages to build rows for.
         stage: Accumulates the cost.
         replay: Whether to add English rows of stage 1, for the root.
     """

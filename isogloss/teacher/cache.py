@@ -146,8 +146,6 @@ def teacher_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, weights: st
     """Return everything that a signal depends on besides its kind and its token IDs.
 
     Args:
-        model: The teacher.
-        tokenizer: The teacher's tokenizer.
         weights: Hash of all weights of the model.
     """
     causal = causal_of(model)

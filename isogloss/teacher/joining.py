@@ -35,7 +35,6 @@ def signals_from(
     """Replace the teacher signal of every non-English row with the external teacher's scores.
 
     Args:
-        rows: All rows.
         signals: Top-k signals of the frozen model for these rows.
         scored: Scores of the non-English rows that have a response, in order.
         vocab: Vocabulary size of the student's head.
@@ -80,13 +79,9 @@ def scores_of(
     """Score every non-English row that has a response with the external teacher, in order.
 
     Args:
-        rows: All rows.
-        settings: Settings of stage 2.
         tokenizer: The student's tokenizer.
         dtype: Dtype of a local teacher's weights.
         store: File that stores a server's scores.
-        cost: Accumulates tokens, calls, cache hits and FLOPs.
-        bar: Shows progress.
         cache_of: Returns the cache for a local teacher's scores, given its model and tokenizer.
 
     Returns:
@@ -165,14 +160,9 @@ def with_answers(
     """Replace the responses with answers that a local teacher generates; answers are stored in a file.
 
     Args:
-        rows: All rows.
-        theirs: Those whose response is replaced, with privileged prompts in the teacher's own token IDs.
-        teacher: Settings of the teacher.
+        theirs: The rows whose response is replaced, with privileged prompts in the teacher's own token IDs.
         tokenizer: The student's tokenizer.
         dtype: Dtype of the teacher's weights.
-        file: Stores the answers.
-        cost: Accumulates tokens and FLOPs.
-        bar: Shows progress.
     """
     kept = answers_of(teacher, tokenizer, dtype, file)
     missing = [row for row in theirs if row.language != SOURCE and kept.of(*answer_key(row)) is None]

@@ -40,12 +40,7 @@ NOWHERE = -1
 
 
 class TokenMap:
-    """Maps a teacher's tokens to the student's tokens with the same bytes.
-
-    Args:
-        student: The student's tokenizer, which encoded the responses.
-        teacher: The teacher's tokenizer.
-    """
+    """Maps a teacher's tokens to the student's tokens with the same bytes."""
 
     def __init__(self, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase):
         self.student, self.teacher = student, teacher
@@ -145,11 +140,9 @@ def score(
     """Score the response of every row with a local teacher, in order.
 
     Args:
-        model: The teacher.
         rows: Rows whose privileged prompts are in the teacher's own token IDs.
         translation: Maps the teacher's tokens to the student's.
         k: Number of tokens kept at each position.
-        batch: Rows per forward pass.
     """
     model.eval()
     filler = pad_id(translation.teacher)

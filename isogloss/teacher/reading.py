@@ -33,7 +33,6 @@ class CachedTensors:
 
     Args:
         part: Part of the cache, or None for no cache.
-        keys: Keys of the tensors.
         cost: Accumulates the cost of computed tensors.
         meets: Whether every forward pass needs all processes, as with a sharded model.
         alone: Let this process compute all missing tensors, even if there are others.
@@ -134,11 +133,8 @@ def read_states(
     uninterrupted one.
 
     Args:
-        model: The reference model.
         rows: ((prompt, response), language) of each row.
         kept: Tensors of these rows, cached or missing.
-        pad_id: Padding token ID.
-        batch: Rows per forward pass.
         fork: Process shared prefixes once.
     """
     prompts = [prompt for (prompt, _), _ in rows]

@@ -33,7 +33,6 @@ class Row:
 
     Attributes:
         id: ID of the example, a slash and the language.
-        language: Language code.
         meaning: Index of the English instruction; rows with the same index have the same meaning.
         student: Token IDs of the plain prompt and the response.
         teacher_prompt: Token IDs of the privileged prompt; the same response IDs are appended to it.
@@ -99,8 +98,6 @@ def build_rows(
         examples: Examples in draw order.
         amounts: Maximum number of examples per language.
         tokenizer: The student's tokenizer.
-        tree: The tree of nodes.
-        texts: Texts of the nodes.
         english: English answer by example ID, for the teacher's prompt; examples without one are skipped.
         responses: `reference` takes the data's response; `teacher` takes the English answer, in closed tasks
             worded in the language.
@@ -278,7 +275,6 @@ def sentence_rows(
     """Build rows without a response from parallel sentences; repeated pairs stay, long sentences are skipped.
 
     Args:
-        pairs: Sentence pairs by language.
         tokenizer: The student's tokenizer.
         limit: Maximum sentence length in tokens, in either language.
         first: Index of the first meaning.

@@ -19,8 +19,6 @@ def shown(
 
     Args:
         tokenizer: Decodes the response, and the prompt unless `reader` is given.
-        prompt: Token IDs of the prompt.
-        response: Token IDs of the response.
         reader: Tokenizer of the prompt, if another model reads it.
     """
     marked = "".join(

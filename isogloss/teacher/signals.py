@@ -82,15 +82,11 @@ def teacher_signals(
 
     Args:
         model: The reference model, adapters off.
-        rows: All rows.
         layer: Decoder layer of the twins' hidden states.
-        pad_id: Padding token ID.
-        kind: Kind of the teacher signal.
         k: Number of tokens kept, for `top_k`.
         teacher: If False, only score English rows, whose target is the model's own distribution. Enough for a
             loss without a divergence.
         twins: If False, skip the twins. Enough for a loss without a hidden-state term.
-        batch: Texts per forward pass.
         cache: Where signals are looked up and stored.
         cost: Accumulates calls, cache hits, tokens actually processed, FLOPs and bytes written.
         fork: Process the shared beginning of prompts (the node texts) once.

@@ -45,10 +45,8 @@ def schedule(
     A row is repeated only after all rows of its language.
 
     Args:
-        languages: The language of each row.
         draws: Total number of rows read; rounded down to whole batches, at least one.
         balance: A language of n rows is drawn in proportion to n^(1/balance).
-        batch: Rows per batch.
         alike: Sort key of each row, such as its tokens: rows are sorted by it within windows of eight
             batches, so that a batch holds similar rows.
         fixed: Share of all draws for a language, regardless of its number of rows.

@@ -154,10 +154,7 @@ def distil(
     Args:
         work: Folder for checkpoints, from which a killed run resumes; removed by the caller, who knows when
             the adapters are saved.
-        curve: File to which the learning curve is written.
         cost: Updated with tokens, teacher calls and FLOPs; its stage name is used in the curve.
-        bar: Creates progress bars.
-        cache: Cache of the teacher's signals.
         say: Callback that receives each language's divergence before training, and warnings.
         scored: Token scores of another teacher for the non-English rows.
         compile: As in `ResponseTrainer`.
