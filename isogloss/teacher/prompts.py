@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,12 @@ def _check_text(text: Any, where: str) -> None:
 
 def _check_answers(tasks: Any, where: str) -> None:
     """Check that the answer words of a language are a mapping of tasks to mappings of words."""
-    words = tasks.values() if isinstance(tasks, dict) else [tasks]
-    if not all(one is None or (isinstance(one, dict) and None not in one.values()) for one in words):
+    words = [one for one in tasks.values() if one is not None] if isinstance(tasks, dict) else [tasks]
+    if not all(isinstance(one, dict) and None not in one.values() for one in words):
         raise ConfigError(f"{where} must map each task to its English answer words and their wordings")
+    # YAML reads an unquoted `true` as a boolean, which the prompt would spell `True`.
+    if other := [word for one in words for word in chain(*one.items()) if not isinstance(word, str)]:
+        raise ConfigError(f"{where}: {other[0]} is not a text; put it in quotes")
 
 
 def _code(spelling: str, source: object) -> str:

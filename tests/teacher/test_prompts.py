@@ -142,6 +142,13 @@ def test_answer_words_that_are_no_mapping_are_refused(tmp_path, words):
     )
 
 
+def test_an_answer_word_that_yaml_reads_as_another_type_is_refused(tmp_path):
+    """The teacher would read `True=ndiyo`, though the English answer is `true`."""
+    path = tmp_path / "texts.yaml"
+    said = f"{path}: answers.sw: True is not a text; put it in quotes"
+    assert refusal(path, b"root: A\nanswers: {sw: {topic: {true: ndiyo}}}\n") == said
+
+
 def test_texts_in_another_encoding_are_refused(tmp_path):
     path = tmp_path / "texts.yaml"
     assert refusal(path, "root: Español".encode("latin-1")) == f"{path}: not UTF-8; convert the file to UTF-8"
