@@ -13,10 +13,10 @@ from transformers.generation.streamers import BaseStreamer
 
 from isogloss.adapters.decode import Stopped, decode
 from isogloss.adapters.lora import TreeLora
-from isogloss.data.chat import encode_prompt, end_of_turn, pad
+from isogloss.data.chat import encode_prompt, end_of_turn
 from isogloss.data.text import canonical
 from isogloss.errors import RunError
-from isogloss.model.decoder import causal_of, keeps_keys_alone, most_tokens
+from isogloss.model.decoder import causal_of, keeps_keys_alone, most_tokens, padded
 from isogloss.model.load import pad_id, positions_of
 from isogloss.model.prefix import Prefix
 
@@ -145,7 +145,6 @@ def complete(
         stopped: As in `decode`.
     """
     model.eval()
-    device = next(model.parameters()).device
     if prefix is not None and not _in_window(
         model, [len(prefix.ids) + len(p) for p in prompts], max_new_tokens
     ):
@@ -157,7 +156,7 @@ def complete(
                 f"a prompt has {longest} tokens, but the model has only {most} positions; shorten it"
             )
         max_new_tokens = min(max_new_tokens, most - longest)
-    ids, mask = (t.to(device) for t in pad([list(prompt) for prompt in prompts], pad_id(tokenizer), "left"))
+    ids, mask = padded(model, prompts, pad_id(tokenizer), "left")
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sample": sample, "streamer": streamer}
     how |= {"ends": stops(model, tokenizer), "pad": pad_id(tokenizer), "stopped": stopped}
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from isogloss.model.decoder import causal_of, decoder_of, keeps_keys_alone, last_hidden
+from isogloss.model.decoder import causal_of, decoder_of, keeps_keys_alone, last_hidden, layer_types
 
 ATTENTION = {"full_attention", "sliding_attention"}
 """Layer types, in transformers' terms, that a 4D attention mask fully controls."""
@@ -29,8 +29,7 @@ def branches_fit(model: nn.Module) -> bool:
     after another answer with those in a separate row.
     """
     config = causal_of(model).config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or ()
-    if not keeps_keys_alone(model) or not set(kinds) <= ATTENTION or config.model_type == "gpt_neo":
+    if not keeps_keys_alone(model) or not layer_types(model) <= ATTENTION or config.model_type == "gpt_neo":
         return False
     first = next(model.parameters())
     ids = torch.linspace(3, config.vocab_size - 1, 9, device=first.device).long()
@@ -87,10 +86,8 @@ def branched_hidden(
 ) -> Float[Tensor, "batch tokens hidden"]:
     """Return the hidden states after the final norm, where each answer sees only its prompt and itself."""
     dtype = next(model.parameters()).dtype
-    config = causal_of(model).config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    seen = visible(branch)
-    window = getattr(config, "sliding_window", None)
+    kinds, seen = layer_types(model), visible(branch)
+    window = getattr(causal_of(model).config.get_text_config(), "sliding_window", None)
     near = seen if window is None else seen & (place[:, :, None] - place[:, None, :] < window)
 
     def additive(allowed: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +16,7 @@ from isogloss.data.chat import pad, response_positions
 from isogloss.errors import ConfigError
 from isogloss.model.readout import Readout, readout_of
 
-KEYED = ("full_attention", "sliding_attention", "chunked_attention")
+KEYED = {"full_attention", "sliding_attention", "chunked_attention"}
 """Layer types, in transformers' terms, that cache keys and values."""
 TOKENS = 1536
 """Tokens in a forward pass without gradient on a CPU: the hidden states of more exceed its cache."""
@@ -59,9 +59,12 @@ def keeps_keys_alone(model: nn.Module) -> bool:
 
     Such a cache can be truncated, shared and used at other positions; a recurrent state cannot.
     """
-    causal = causal_of(model)
-    kinds = getattr(causal.config.get_text_config(), "layer_types", None) or ()
-    return not getattr(causal, "_is_stateful", False) and set(kinds) <= set(KEYED)
+    return not getattr(causal_of(model), "_is_stateful", False) and layer_types(model) <= KEYED
+
+
+def layer_types(model: nn.Module) -> set[str]:
+    """Return the types of the decoder's layers, in transformers' terms; empty if it does not tell them."""
+    return set(getattr(causal_of(model).config.get_text_config(), "layer_types", None) or ())
 
 
 def two_thirds(model: nn.Module) -> int:
@@ -161,17 +164,24 @@ def last_hidden(
     return decoder_of(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
 
+def padded(
+    model: nn.Module, texts: Sequence[Sequence[int]], pad_id: int, side: Literal["left", "right"] = "right"
+) -> tuple[Int[Tensor, "texts tokens"], Int[Tensor, "texts tokens"]]:
+    """Pad texts to one length; return token IDs and padding mask on the model's device."""
+    device = next(model.parameters()).device
+    ids, mask = pad([list(text) for text in texts], pad_id, side)
+    return ids.to(device), mask.to(device)
+
+
 @torch.no_grad()
 def response_states(
     model: nn.Module, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int
 ) -> list[Float[Tensor, "tokens hidden"]]:
     """Return the final hidden states that predict each response after its prompt, from one forward pass."""
-    device = next(model.parameters()).device
-    ids, mask = pad([[*p, *r] for p, r in zip(prompts, responses, strict=True)], pad_id)
+    ids, mask = padded(model, [[*p, *r] for p, r in zip(prompts, responses, strict=True)], pad_id)
     lengths = [len(response) for response in responses]
-    at = response_positions([len(prompt) for prompt in prompts], lengths, ids.shape[1])
-    hidden = last_hidden(model, ids.to(device), mask.to(device)).flatten(0, 1)[at.to(device)]
-    return list(hidden.split(lengths))
+    at = response_positions([len(prompt) for prompt in prompts], lengths, ids.shape[1]).to(ids.device)
+    return list(last_hidden(model, ids, mask).flatten(0, 1)[at].split(lengths))
 
 
 def head(model: nn.Module, hidden: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens vocab"]:

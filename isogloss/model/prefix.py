@@ -9,7 +9,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from isogloss.model.branches import ATTENTION
-from isogloss.model.decoder import causal_of, decoder_of
+from isogloss.model.decoder import decoder_of, layer_types
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ class Prefix:
 @torch.no_grad()
 def prefill(model: nn.Module, ids: Sequence[int]) -> Prefix | None:
     """Compute a prefix; None if the architecture caches anything but every token's keys and values."""
-    kinds = getattr(causal_of(model).config.get_text_config(), "layer_types", None) or ()
-    if not set(kinds) <= ATTENTION:
+    if not layer_types(model) <= ATTENTION:
         return None
     cache = DynamicCache()
     text = torch.tensor([list(ids)], device=next(model.parameters()).device)

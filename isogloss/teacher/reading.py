@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from isogloss import processes
 from isogloss.data.chat import pad, response_positions
 from isogloss.model.cost import StageCost
-from isogloss.model.decoder import decoder_of, last_hidden, mean_pool, states_up_to
+from isogloss.model.decoder import decoder_of, last_hidden, mean_pool, padded, states_up_to
 from isogloss.model.prefix import Prefix, prefill
 from isogloss.teacher.cache import Part
 
@@ -218,13 +218,6 @@ def _behind(model: nn.Module, prefix: Prefix, ids: Tensor, mask: Tensor) -> Tens
         past_key_values=prefix.fork(rows),
         use_cache=True,
     ).last_hidden_state
-
-
-def padded(model: nn.Module, texts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Pad texts to one length; return token IDs and padding mask on the model's device."""
-    device = next(model.parameters()).device
-    ids, mask = pad([list(text) for text in texts], pad_id)
-    return ids.to(device), mask.to(device)
 
 
 def by_length(texts: Sequence[tuple[int, ...]], batch: int) -> list[list[int]]:

@@ -25,13 +25,12 @@ from isogloss.losses.fused import frozen_head, token_log_probs
 from isogloss.losses.topk import TopK, pack, unpack
 from isogloss.model.branches import branched_hidden, branches_fit, layout, predictors
 from isogloss.model.cost import Meter, StageCost
-from isogloss.model.decoder import causal_of, head, parts_of
+from isogloss.model.decoder import causal_of, head, padded, parts_of
 from isogloss.teacher.cache import Cache, row_key
 from isogloss.teacher.reading import (
     CachedTensors,
     Set,
     by_length,
-    padded,
     pooled_states,
     read_states,
 )
