@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from isogloss import bases
 from isogloss.errors import ConfigError, IsoglossError
 
 POINTER = b"version https://git-lfs"
@@ -38,12 +39,20 @@ def named(name: str) -> Iterator[None]:
     """Turn loading errors into one line that names the model; libraries raise paragraphs or tracebacks.
 
     Raises:
-        ConfigError: Replaces any exception raised inside, except `IsoglossError` and `OSError`.
+        ConfigError: Replaces any exception raised inside, except `IsoglossError`.
     """
     try:
         yield
-    except (IsoglossError, OSError):
+    except IsoglossError:
         raise
+    except OSError as error:
+        if Path(name).is_dir():
+            said = str(error).partition("\n")[0]
+            raise ConfigError(f"model: {name} cannot be loaded: {said}") from error
+        raise ConfigError(
+            f"model: {name} is not a local folder or a packaged model ({', '.join(bases.PACKAGED)}), and "
+            "could not be loaded from the Hub"
+        ) from error
     except Exception as error:  # each library raises its own types
         said = str(error).strip().partition("\n")[0][:200]
         raise ConfigError(f"model: {name} cannot be loaded: {type(error).__name__}: {said}") from error

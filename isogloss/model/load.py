@@ -1,7 +1,5 @@
 """Load and check a base model and its tokenizer."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -137,7 +135,7 @@ def load_weights(name: str, dtype: torch.dtype, **more: Any) -> Any:
     """
     folder = _checked_folder(name)
     check_weights(name, folder, {})
-    with _named(name):
+    with named(name):
         config = read_config(name, folder)
         try:
             both: Any = AutoModelForCausalLM.from_pretrained(
@@ -172,7 +170,7 @@ def skeleton(name: str) -> PreTrainedModel:
         ConfigError: The configuration cannot be loaded or is not supported.
     """
     folder = _checked_folder(name)
-    with _named(name):
+    with named(name):
         config = read_config(name, folder)
         text = config.get_text_config(decoder=True)
         if not getattr(text, "num_attention_heads", None):
@@ -232,7 +230,7 @@ def positions(name: str) -> int | None:
         ConfigError: The configuration cannot be loaded or is not supported.
     """
     folder = _checked_folder(name)
-    with _named(name):
+    with named(name):
         return _positions(read_config(name, folder).get_text_config(decoder=True))
 
 
@@ -255,7 +253,7 @@ def load_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTok
         ConfigError: The tokenizer or the template cannot be loaded.
     """
     folder = _checked_folder(name)
-    with _named(name):
+    with named(name):
         # Next to a tekken.json, mistral-common's tokenizer would be used, which has no text chat template.
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, mistral_format=False)
     take_plainly(tokenizer)
@@ -291,22 +289,6 @@ def in_parts(model: nn.Module) -> None:
     # One root for all layers, so that the next layer is prefetched.
     rest = {p for p in decoder_of(model).parameters() if not isinstance(p, DTensor)}
     fully_shard(decoder_of(model), mesh=mesh, ignored_params=rest)
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """As `named`, for `OSError` too: name the model that cannot be loaded in one line."""
-    try:
-        with named(name):
-            yield
-    except OSError as error:
-        if Path(name).is_dir():
-            said = str(error).partition("\n")[0]
-            raise ConfigError(f"model: {name} cannot be loaded: {said}") from error
-        raise ConfigError(
-            f"model: {name} is not a local folder or a packaged model ({', '.join(bases.PACKAGED)}), and "
-            "could not be loaded from the Hub"
-        ) from error
 
 
 def _checked_folder(name: str) -> str:

@@ -252,8 +252,9 @@ def is_seq2seq(model: str) -> bool:
     Raises:
         ConfigError: Its config cannot be loaded.
     """
+    folder = model_folder(model)
     with named(model):
-        config = AutoConfig.from_pretrained(model_folder(model), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     return bool(getattr(config, "is_encoder_decoder", False))
 
 
