@@ -31,7 +31,7 @@ from isogloss.languages import SOURCE
 from isogloss.model.decoder import head, response_states
 from isogloss.model.load import pad_id
 from isogloss.teacher.answers import ended
-from isogloss.teacher.reading import common_length
+from isogloss.teacher.reading import by_length, common_length
 from isogloss.teacher.rows import Row
 from isogloss.teacher.scored import TokenScores, whole
 
@@ -150,10 +150,9 @@ def score(
         (row.student.response, None) if translation.same else translation.response(row.student.response)
         for row in rows
     ]
-    order = sorted(range(len(rows)), key=lambda n: len(rows[n].teacher_prompt) + len(asked[n][0]))
+    texts = [(*row.teacher_prompt, *ids) for row, (ids, _) in zip(rows, asked, strict=True)]
     found: dict[int, TokenScores] = {}
-    for begin in range(0, len(order), batch):
-        chosen = order[begin : begin + batch]
+    for chosen in by_length(texts, batch):
         hidden = response_states(
             model, [rows[n].teacher_prompt for n in chosen], [asked[n][0] for n in chosen], filler
         )

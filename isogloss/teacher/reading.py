@@ -137,10 +137,10 @@ def read_states(
         kept: Tensors of these rows, cached or missing.
         fork: Process shared prefixes once.
     """
-    prompts = [prompt for (prompt, _), _ in rows]
+    prompts, responses = [prompt for (prompt, _), _ in rows], [response for (_, response), _ in rows]
     for group, shared in groups(prompts, [language for _, language in rows], fork):
         prefix: Prefix | None = None
-        for places in by_length([rows[n][0][0] + rows[n][0][1] for n in group], batch):
+        for places in by_length([prompts[n] + responses[n] for n in group], batch):
             chosen = kept.chosen([group[place] for place in places])
             if not chosen:
                 continue
@@ -148,11 +148,11 @@ def read_states(
                 prefix = prefill(model, prompts[group[0]][:shared])
                 shared = 0 if prefix is None else shared
                 kept.spent.teacher_tokens += shared
-            texts = [(*rows[n][0][0][shared:], *rows[n][0][1]) for n in chosen]
+            texts = [(*prompts[n][shared:], *responses[n]) for n in chosen]
             ids, mask = padded(model, texts, pad_id)
             kept.spent.teacher_tokens += int(mask.sum())
             hidden = last_hidden(model, ids, mask) if prefix is None else _behind(model, prefix, ids, mask)
-            lengths = [len(rows[n][0][1]) for n in chosen]
+            lengths = [len(responses[n]) for n in chosen]
             starts = [len(prompts[n]) - shared for n in chosen]
             at = response_positions(starts, lengths, ids.shape[1]).to(ids.device)
             yield chosen, list(hidden.flatten(0, 1)[at].split(lengths))
