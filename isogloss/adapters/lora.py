@@ -298,7 +298,7 @@ class TreeLora:
         return 0 if "lora_A" in name else 1
 
     def by_row(self, name: str, values: Float[Tensor, " rank"]) -> Tensor:
-        """Give a value for each of the tree's rows the shape that multiplies a parameter."""
+        """Reshape a vector with one value per row of the tree so that it multiplies a parameter."""
         return values[:, None] if self.axis(name) == 0 else values
 
     def node_parameters(self, node: Node) -> dict[str, Tensor]:
@@ -340,9 +340,7 @@ class TreeLora:
         """Return a standard PEFT state dict of rank Σ r(path)."""
         on = torch.tensor(self.tree.rows(language), dtype=torch.long)
         return {
-            name.replace(f".{ADAPTER}", ""): p.data.index_select(
-                self.axis(name), on.to(p.device)
-            ).contiguous()
+            name.replace(f".{ADAPTER}", ""): p.data.index_select(self.axis(name), on.to(p.device))
             for name, p in self.parameters().items()
         }
 

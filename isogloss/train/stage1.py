@@ -141,9 +141,8 @@ def difficulty(
         texts = [[*row.prompt, *row.response] for row in rows]
         order = sorted(range(len(rows)), key=lambda number: len(texts[number]))
         for numbers in in_batches(order, texts, 64, most):
-            collated = collate([Sample(rows[number]) for number in numbers], pad_id(tokenizer)).to(
-                base.device
-            )
+            samples = [Sample(rows[number]) for number in numbers]
+            collated = collate(samples, pad_id(tokenizer)).to(base.device)
             states = last_hidden(base, collated.ids, collated.mask).flatten(0, 1)[collated.positions]
             every = torch.arange(len(states), device=states.device)
             size = chunk_size(base, states.is_cuda)
