@@ -297,6 +297,11 @@ class TreeLora:
         """Return the axis of a parameter that indexes the tree's rows."""
         return 0 if "lora_A" in name else 1
 
+    def rows_of(self, name: str, tensor: Tensor, rows: Iterable[int]) -> Tensor:
+        """Copy some rows of a parameter, or of a tensor of its shape."""
+        index = torch.tensor(list(rows), dtype=torch.long, device=tensor.device)
+        return tensor.index_select(self.axis(name), index)
+
     def by_row(self, name: str, values: Float[Tensor, " rank"]) -> Tensor:
         """Reshape a vector with one value per row of the tree so that it multiplies a parameter."""
         return values[:, None] if self.axis(name) == 0 else values
@@ -338,9 +343,9 @@ class TreeLora:
 
     def path_state(self, language: str) -> dict[str, Tensor]:
         """Return a standard PEFT state dict of rank Σ r(path)."""
-        on = torch.tensor(self.tree.rows(language), dtype=torch.long)
+        on = self.tree.rows(language)
         return {
-            name.replace(f".{ADAPTER}", ""): p.data.index_select(self.axis(name), on.to(p.device))
+            name.replace(f".{ADAPTER}", ""): self.rows_of(name, p.data, on)
             for name, p in self.parameters().items()
         }
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from isogloss.adapters import generate
 from isogloss.data.chat import Encoded, encode_response
 from isogloss.model.decoder import head, last_hidden
 from isogloss.model.load import model_folder
-from isogloss.teacher import answers, local
+from isogloss.teacher import local
 from isogloss.teacher.rows import Row
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -176,13 +177,13 @@ def test_answers_become_responses_in_the_students_ids(tiny, tokenizer, monkeypat
     said = [[*encode_response(tokenizer, "kitabu"), 7, 7], [end, 0, 0], [9, 9, 9]]
     asked = []
 
-    def complete(model, its, prompts, *, max_new_tokens):
+    def complete(model, its, prompts, **how):
         asked.extend(prompts)
         width = max(map(len, said))
         return torch.tensor([[*ids, *[0] * (width - len(ids))][:width] for ids in said])
 
-    monkeypatch.setattr(answers, "complete", complete)
-    monkeypatch.setattr(answers, "stops", lambda model, its: [end])
+    monkeypatch.setattr(generate, "complete", complete)
+    monkeypatch.setattr(generate, "stops", lambda model, its: [end])
     rows = [row(n, 3 + n, (50 + n, end)) for n in range(3)] + [row(9, 3, (60, end), "en")]
     found = local.written(tiny(), rows, tokenizer, tokenizer, max_new_tokens=8)
     assert [r.student.response for r in found] == [
