@@ -101,17 +101,21 @@ def check_compiler() -> None:
 
 
 @contextmanager
-def compiled(model: nn.Module) -> Iterator[None]:
+def compiled(model: nn.Module, **how: Any) -> Iterator[None]:
     """Compile the decoder layers inside the context; identical layers share the compiled code.
 
     On a GPU the first batch compiles for its static shape, and the next shape for dynamic shapes. On a CPU
     shapes are dynamic from the start, since a static graph (32 × 160 in bfloat16, torch 2.13) gave nan
     gradients.
+
+    Args:
+        how: Arguments of `torch.compile`.
     """
     layers = layers_of(model)
-    dynamic = True if next(model.parameters()).device.type == "cpu" else None
+    if next(model.parameters()).device.type == "cpu":
+        how = {"dynamic": True} | how
     for layer in layers:
-        layer.compile(dynamic=dynamic)
+        layer.compile(**how)
     try:
         # Separate compilations for layers with or without adapters or hooks, and static or dynamic shapes.
         with torch._dynamo.config.patch(recompile_limit=32), warnings.catch_warnings():
