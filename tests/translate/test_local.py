@@ -264,3 +264,11 @@ def test_a_base_model_without_enough_examples_is_refused():
 
 def test_the_kind_of_a_model_is_read_from_its_configuration(tmp_path):
     assert is_seq2seq(str(madlad(tmp_path))) and not is_seq2seq("demo")
+
+
+def test_a_folder_without_a_model_is_named_in_one_line(tmp_path):
+    """As for every other model; transformers' own error is a paragraph."""
+    with pytest.raises(ConfigError) as caught:
+        is_seq2seq(str(tmp_path))
+    said = str(caught.value)
+    assert said.startswith(f"model: {tmp_path} cannot be loaded: ") and "\n" not in said
