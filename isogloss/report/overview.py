@@ -145,7 +145,9 @@ class Overview(Measures):
                     TaskRow(
                         name if task == name else f"{name}: {task}",
                         bool(one.get("mastered")),
-                        *(Score(one.get(key)) for key in ("accuracy", "commonest", "rephrased")),
+                        Score(one.get("accuracy")),
+                        Score(one.get("commonest")),
+                        Score(one.get("rephrased")),
                         suite.task_mean(task),
                         suite.task_mean(task, "kappa"),
                     )
