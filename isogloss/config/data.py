@@ -173,7 +173,7 @@ class ParallelText(Settings):
     items: Count = 2_000
     """Maximum number of pairs per language."""
     low_resource_factor: Positive = 1.0
-    """Oversampling factor for pairs of low-resource languages; 1 does not oversample."""
+    """Factor for the number of pairs of low-resource languages; repeats pairs if the source has too few."""
     max_chars: Count = 400
     """Maximum sentence length in characters; pairs with a longer sentence are dropped."""
     use: Annotated[tuple[Literal["alignment", "translation"], ...], Field(min_length=1)] = (

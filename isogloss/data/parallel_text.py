@@ -46,8 +46,8 @@ def pairs_for(
 ) -> dict[str, list[Pair]]:
     """Return the pairs of each language, repeated as often as they are read; omit languages without pairs.
 
-    Takes at most `items` pairs per language and source, drawn by seed. Pairs of a low-resource language are
-    repeated `low_resource_factor` times; for a fractional factor, the first drawn are repeated once more.
+    Takes at most `items` pairs per language and source, drawn by seed, or `low_resource_factor` times as many
+    for a low-resource language. If there are fewer, they are repeated in the order in which they were drawn.
 
     Raises:
         DataError: There is no data root, a source has none of the languages, or a file is damaged.
@@ -63,9 +63,8 @@ def pairs_for(
             pairs = _usable(source.type, root, code, source.max_chars)
             there += len(pairs)
             drawn = draw(pairs, seed, key=lambda pair: pair.english, strata=lambda pair: (), power=1)
-            drawn = drawn[: source.items]
             factor = source.low_resource_factor if languages()[code].resource == "low" else 1.0
-            reads = round(factor * len(drawn))
+            reads = round(factor * min(source.items, len(drawn)))
             if reads:
                 found.setdefault(code, []).extend(drawn[n % len(drawn)] for n in range(reads))
         if not there:

@@ -40,6 +40,13 @@ def test_pairs_are_deduplicated_and_exclude_evaluation_sentences(root):
     assert set(found) == {"sw"}
 
 
+def test_low_resource_languages_read_more_pairs_before_any_twice(root):
+    """Three pairs at factor 1.5 are four (4.5, rounded to even) different ones of Swahili's five."""
+    source = ParallelText(type="tatoeba", items=3, low_resource_factor=1.5)
+    found = pairs_for([source], root, ["sw", "es"], 0)
+    assert len(found["sw"]) == len(set(found["sw"])) == 4 and len(found["es"]) == 3
+
+
 def test_low_resource_languages_are_read_more_often(root):
     """Five pairs at factor 2.4 are read twelve times, in full passes; Spanish stays at its cap."""
     source = ParallelText(type="tatoeba", items=7, low_resource_factor=2.4)
