@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats.records import on_hub
 from isogloss.languages import SOURCE, languages
@@ -15,9 +17,9 @@ def card(report: Mapping[str, Any], made: Sequence[ParallelExample], codes: Sequ
     table = languages()
     what = "instructions and responses" if report["responses"] else "instructions"
     licence = report.get("license")
+    front = {"language": [SOURCE, *codes]} | ({"license": licence} if licence else {})
     lines = [
-        *("---", "language:", *(f"- {code}" for code in (SOURCE, *codes))),
-        *([f"license: {licence}"] if licence else []),
+        *("---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip()),
         *("---", "# Translated instructions", ""),
         f"English {what} from `{_name(report.get('data', 'a file'))}`,",
         f"machine-translated by {report['translator']}.",

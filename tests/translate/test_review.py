@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from browser import chromium
 from chat_endpoint import SWAHILI, Endpoint
 
@@ -137,7 +138,7 @@ def test_a_speakers_marks_override_the_filter(endpoint, tmp_path):
     marks.write_text("".join(json.dumps(row) + "\n" for row in cells.values()))
     found = translate(
         tmp_path, endpoint, "--reviewed", marks, "--review", tmp_path / "next.html", "--parquet",
-        "--license", "cc-by-4.0",
+        "--license", "CC BY 4.0: see LICENCE",
     )  # fmt: skip
     assert found.returncode == 0 and "2 of 2 marks applied" in found.stdout
     made = {one.id: one.turns for one in parallel_jsonl.read(tmp_path / "out.jsonl")}
@@ -150,7 +151,9 @@ def test_a_speakers_marks_override_the_filter(endpoint, tmp_path):
     assert {row["id"] for row in rows} == {third, rest}
     card = (tmp_path / "out.translate" / "README.md").read_text("utf-8")
     assert "A speaker of Swahili has reviewed 2 of them: 0 right, 1 corrected, 1 left out." in card
-    assert "license: cc-by-4.0\n" in card and "| Swahili | 3 | review 1 |" in card
+    front = yaml.safe_load(card.split("---")[1])
+    assert front == {"language": ["en", "sw"], "license": "CC BY 4.0: see LICENCE"}
+    assert "| Swahili | 3 | review 1 |" in card
     assert "from `english.jsonl`," in card and str(tmp_path) not in card
     assert "A pair is dropped if any of these checks fails: empty, copy, language, length" in card
     assert endpoint.asked.total() == 4
