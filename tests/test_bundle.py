@@ -133,6 +133,17 @@ def test_a_bundle_with_a_changed_or_missing_file_is_refused(handed: Path, file: 
     assert not (handed / "tuned").exists()
 
 
+@pytest.mark.parametrize("name", ["model", "base", "tuned", "files"])
+def test_a_bundle_with_an_incomplete_manifest_is_refused(handed: Path, name: str):
+    """A hash or the base's name is missing."""
+    manifest = json.loads((handed / bundle.MANIFEST).read_text())
+    del manifest[name]
+    (handed / bundle.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(RunError) as caught:
+        isogloss.load(handed)
+    assert str(caught.value) == f"{handed / 'bundle.json'} is damaged; get the bundle again"
+
+
 def test_a_used_bundle_opens_again(finished: Config, handed: Path):
     """Its card may be edited at any time, and after the first use tree.json may change (as when a language is
     added) and tuned/ may be removed. The chat template may not change."""

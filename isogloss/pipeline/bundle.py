@@ -144,6 +144,8 @@ def _checked(folder: Path) -> dict[str, Any]:
         raise RunError(f"{folder / MANIFEST} is damaged; get the bundle again") from None
     if not known:
         raise RunError(f"{folder / MANIFEST} is from a later version of isogloss; upgrade")
+    if not all(isinstance(manifest.get(name), str) for name in ("model", "base", "tuned")):
+        raise RunError(f"{folder / MANIFEST} is damaged; get the bundle again")
     again = (folder / OPENED).exists()
     for file, digest in written:
         if file in DESCRIBING or (again and file != TEMPLATE and not file.startswith(f"{ADAPTER}/")):
