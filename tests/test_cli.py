@@ -22,6 +22,8 @@ from isogloss.cli import main
 from isogloss.cli.screen import out, printable
 from isogloss.cli.tables import columns
 from isogloss.config import dump_config, load_config
+from isogloss.evaluate.gain import Gain
+from isogloss.evaluate.statistics import Estimate
 from isogloss.files import LOCK
 
 SMALL = (
@@ -432,6 +434,32 @@ def test_ask_names_the_node_that_answers_for_an_untaught_language(code, says, fi
 def test_ask_refuses_an_unknown_language(finished, capsys):
     assert refusal(["ask", str(finished), "x", "--language", "sww"], capsys) == [
         "error --language: 'sww' is not a known language code; use one such as sw, swh_Latn or Swahili"
+    ]
+
+
+def test_gains_come_from_the_suites_that_have_dev_items(finished, capsys, tmp_path, monkeypatch):
+    """Of the run's own suites, those without a dev split are left out; a named one is refused."""
+
+    def gains(model, tokenizer, items, languages, *others, progress, **more):
+        progress(1, 1)
+        return [Gain("bare", "demo", "sw", len(items), 0.5, Estimate(0.0, 0.0, 0.0, len(items)))]
+
+    monkeypatch.setattr("isogloss.pipeline.evaluation.gains", gains)
+    shutil.copytree(finished, folder := tmp_path / "copy")
+    suites = load_config(folder, ["evaluate.suites=[ntrex, demo, xquad]"])
+    (folder / "config.yaml").write_text(dump_config(suites))
+    capsys.readouterr()
+    assert leave(["teacher-gain", str(folder), "--items", "2", "--json"]) == 0
+    said = capsys.readouterr()
+    (found,) = json.loads(said.out)
+    assert found["items"] > 0 and found["agreement"] == 0.5
+    assert said.err.splitlines()[:2] == [
+        f"{name} is left out, as it has no dev split" for name in ("ntrex", "xquad")
+    ]
+    assert leave(["teacher-gain", str(folder), "--items", "2"]) == 0
+    assert "ntrex is left out, as it has no dev split\n" in capsys.readouterr().out
+    assert refusal(["teacher-gain", str(folder), "--suite", "ntrex"], capsys) == [
+        "error --suite: ntrex has no dev split, on which gains are measured; name other suites"
     ]
 
 

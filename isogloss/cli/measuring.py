@@ -1,7 +1,7 @@
 """Commands that measure, compare and report."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -18,10 +18,10 @@ from isogloss.cli.runs import (
     require,
     settings_of,
 )
-from isogloss.cli.screen import out, print_first, print_line, printable
+from isogloss.cli.screen import err, out, print_first, print_line, printable
 from isogloss.cli.tables import columns, difference_cells, points_cells, show_scores
 from isogloss.config import Config, load_config, root_of_environment
-from isogloss.config.evaluate import Suite
+from isogloss.config.evaluate import TEST_ONLY, Suite
 from isogloss.config.yaml_io import label_of
 from isogloss.errors import ConfigError, DataError
 from isogloss.pipeline.logging import quiet
@@ -53,7 +53,10 @@ def teacher_gain(
     run_folder: RunFolder,
     suite: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Suite whose dev items are used; repeatable. Default: the run's."),
+        typer.Option(
+            metavar="NAME",
+            help="Suite whose dev items are used; repeatable. Default: the run's that have dev items.",
+        ),
     ] = None,
     items: Annotated[int, typer.Option(min=1, help="Maximum items per suite.")] = 40,
     as_json: AsJson = False,
@@ -65,10 +68,20 @@ def teacher_gain(
     """
     check_run_folder(run_folder)
     require(run_folder, TUNED)
-    suites = load_config(run_folder, _only(suite)).evaluate.suites
+    asked = load_config(run_folder, _only(suite)).evaluate.suites
+    suites, lacking = ([n for n in asked if (n in TEST_ONLY) == one] for one in (False, True))
+    if lacking and (suite or not suites):
+        raise ConfigError(
+            f"--suite: {', '.join(lacking)} has no dev split, on which gains are measured; name other suites"
+        )
+    for name in lacking:
+        (err if as_json else out).print(f"{name} is left out, as it has no dev split")
     job = load_job(run_folder, data_root)
     from isogloss.pipeline import evaluation
+    from isogloss.pipeline.folder import ProgressReporter
 
+    if as_json:  # progress goes to standard output
+        job = replace(job, reporter=ProgressReporter())
     found = evaluation.teacher_gains(job, suites, items)
     if as_json:
         print(json.dumps([asdict(one) for one in found], indent=1))

@@ -24,6 +24,8 @@ Suite = Literal[
 ]
 CLOSED = ("demo", "massive", "xnli", "pawsx", "sib200", "xcopa", "xglue")
 """Suites with closed tasks, whose options can be scored by likelihood."""
+TEST_ONLY = ("ntrex", "xquad")
+"""Suites without a dev split."""
 XglueTask = Literal["NER", "POS", "NC", "MLQA", "XNLI", "PAWSX", "QADSM", "WPR", "QAM", "QG", "NTG"]
 
 

@@ -7,6 +7,7 @@ import pytest
 from xglue_files import squad
 
 from isogloss.config import ParallelSuite, Translation
+from isogloss.config.evaluate import TEST_ONLY
 from isogloss.data.formats import flores
 from isogloss.errors import DataError
 from isogloss.evaluate.confusion import harmonic, lines_pass, words_pass
@@ -20,6 +21,12 @@ def write(path: Path, *lines: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return path
+
+
+@pytest.mark.parametrize("name", TEST_ONLY)
+def test_a_suite_without_a_dev_split_says_so(name, tmp_path):
+    with pytest.raises(DataError, match=f"has no dev split; remove {name} from evaluate.suites"):
+        SUITES[name](tmp_path, "dev", ["es"], 1, 1)
 
 
 def test_ntrex_reports_no_line_on_which_its_layer_was_chosen(tmp_path):
