@@ -153,6 +153,14 @@ def test_a_run_without_scores_has_no_examples_and_no_report(speaking):
         assert http_get(f"http://127.0.0.1:{port}/report").status_code == 404
 
 
+def test_a_run_that_is_evaluated_while_it_is_served_gets_its_examples(speaking, request):
+    with serving(speaking) as (port, _):
+        address = f"http://127.0.0.1:{port}/page.json"
+        assert http_get(address).json()["examples"] == []
+        request.getfixturevalue("evaluated")
+        assert http_get(address).json()["examples"] == [TWINS]
+
+
 def test_the_page_loads_only_its_own_files(speaking):
     """Its content security policy says so, and it contains no address of another host."""
     with serving(speaking) as (port, _):

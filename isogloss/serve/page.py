@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from dataclasses import asdict
-from functools import cache, partial
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -63,7 +63,12 @@ def add_page(app: FastAPI, model: Aligned, limits: Limits) -> None:
         "/page.js": (own.joinpath("page.js").read_text("utf-8"), "text/javascript"),
     }
 
-    examples = cache(lambda: _examples(model, codes))
+    offered: list[dict[str, str]] = []
+
+    def examples() -> list[dict[str, str]]:
+        if not offered:  # the run may be evaluated while it is served
+            offered[:] = _examples(model, codes)
+        return offered
 
     @app.get("/")
     @app.get("/page.css")
