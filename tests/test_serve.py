@@ -325,6 +325,33 @@ def test_an_unknown_path_or_method_is_told_what_is_available(client):
     found = httpx2.get(f"{client.base_url}chat/completions")
     assert found.status_code == 405
     assert found.json()["error"]["message"] == "/v1/chat/completions does not allow GET, only POST"
+    assert found.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/x-www-form-urlencoded", b'{"model": "sw"}'),  # what curl sends unless told otherwise
+        ("application/json", b"[1]"),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_refused(kind, body, client):
+    """The error names the content type, without which no body is read as JSON."""
+    found = httpx2.post(f"{client.base_url}chat/completions", content=body, headers={"content-type": kind})
+    says = "body: not a JSON object; send one, with Content-Type: application/json"
+    assert (found.status_code, found.json()["error"]["message"]) == (400, says)
+
+
+def test_turns_for_which_the_chat_template_writes_nothing_are_refused(client, aligned, monkeypatch):
+    """An empty prompt would fail, and with it every other request of its batch."""
+    tokenizer = aligned.run.tokenizer
+    silent = "{%- if messages[0]['role'] != 'system' -%}" + tokenizer.chat_template + "{%- endif -%}"
+    monkeypatch.setattr(tokenizer, "chat_template", silent)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="sw", messages=[{"role": "system", "content": "Jibu."}])
+    assert caught.value.body["message"] == (
+        "messages: the chat template writes no prompt; end with a user turn"
+    )
 
 
 def test_a_body_that_is_not_json_is_refused(client):

@@ -141,8 +141,7 @@ def make_app(
 
     @asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:
-        # One reader thread: long texts are tokenized without blocking answers, and the tokenizer is never
-        # used by two threads at once.
+        # One reader thread: long texts are tokenized without blocking answers, and never two at once.
         with ThreadPoolExecutor(1) as app.state.reader:
             app.state.batcher = batches.Batcher(
                 model, size=size, waiting=waiting, positions=positions, record=record
@@ -299,7 +298,8 @@ def _unserved(request: Request, error: Any) -> JSONResponse:
         "/v1/models/NAME and POST /v1/chat/completions",
         405: f"{request.url.path} does not allow {request.method}, only {(error.headers or {}).get('Allow')}",
     }
-    return error_response(said.get(error.status_code, str(error.detail)), error.status_code)
+    text = said.get(error.status_code, str(error.detail))
+    return error_response(text, error.status_code, headers=error.headers)
 
 
 def _invalid(request: Request, error: Any) -> JSONResponse:
@@ -313,4 +313,6 @@ def _invalid(request: Request, error: Any) -> JSONResponse:
         name, said = "body", f"not JSON at byte {first['loc'][-1]} ({first['ctx']['error']})"
     if first["type"] == "extra_forbidden":
         said = "not supported; leave it out"
+    if first["type"] == "model_attributes_type" and name == "body":  # FastAPI parses no other content type
+        said = "not a JSON object; send one, with Content-Type: application/json"
     return error_response(f"{name}: {said}", 400, param=name)

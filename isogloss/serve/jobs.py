@@ -84,12 +84,14 @@ def limited(
     """Return the request for a conversation on a language's path, or to the reference model.
 
     Raises:
-        Refused: The chat template rejects the turns, or they are too long.
+        Refused: The chat template rejects the turns or writes nothing for them, or they are too long.
     """
     try:
         prompt = encode_chat(model.run.tokenizer, messages)
     except TemplateError as error:
         raise Refused(f"messages: rejected by the chat template: {error}", param="messages") from None
+    if not prompt:
+        raise Refused("messages: the chat template writes no prompt; end with a user turn", param="messages")
     if len(prompt) > limits.prompt:
         what = f"at most {limits.prompt} are allowed here"
         if limits.prompt == limits.both - 1:
