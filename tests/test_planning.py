@@ -21,7 +21,7 @@ from transformers import (
 from isogloss.adapters.lora import TreeLora
 from isogloss.cli import main
 from isogloss.config import load_config
-from isogloss.data.chat import Encoded
+from isogloss.data.chat import Encoded, encode_prompt
 from isogloss.data.examples import Turn
 from isogloss.errors import ConfigError
 from isogloss.evaluate.items import Item, SuiteData
@@ -283,6 +283,21 @@ def test_flops_of_stage_1_match_torchs_counter(read):
 
     assert found.flops == pytest.approx(counted(steps), rel=0.05)
     assert found.tokens_forwarded == sum(lengths)
+
+
+def test_selection_by_difficulty_reads_each_example_with_and_without_its_instruction(read, monkeypatch):
+    """Twice as many examples are scored as kept; the head reads each response twice."""
+    monkeypatch.setattr(stages, "_reading", lambda model, texts, *given, heads=(), **how: float(sum(heads)))
+    plans = []
+    for keep in ("1", "0.5"):
+        work = read.changed([f"tune.selection.keep={keep}"])
+        work.__dict__["english"], work.scored = read.english[:12], 24
+        plans.append(stages.tune_plan(work))
+    answers = sum(len(row.response) for row in read.english[:12])
+    prompts = sum(len(row.prompt) for row in read.english[:12])
+    bare = 12 * len(encode_prompt(read.tokenizer, ""))
+    assert plans[1].flops - plans[0].flops == pytest.approx(2 * 2 * answers)
+    assert plans[1].tokens_forwarded - plans[0].tokens_forwarded == 2 * (prompts + bare + 2 * answers)
 
 
 @pytest.mark.parametrize("view", ["prompt", "english"])

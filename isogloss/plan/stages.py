@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from isogloss.adapters.lora import TreeLora
 from isogloss.config import Distill
+from isogloss.data.chat import encode_prompt
 from isogloss.errors import DataError
 from isogloss.languages import SOURCE
 from isogloss.losses.fused import frozen_head
@@ -74,9 +75,12 @@ def tune_plan(work: Work) -> StagePlan:
     found.tokens_backpropagated = found.tokens_forwarded
     found.flops = meter.flops
     if work.config.tune.selection.keep < 1:
-        share = work.scored / max(1, len(lengths))  # all examples are scored before some are selected
-        found.flops += 2 * share * _reading(model, lengths, READ_TOGETHER)
-        found.tokens_forwarded += round(2 * share * sum(lengths))
+        # All examples are scored before some are selected, each with and without its instruction.
+        share, answers = work.scored / len(lengths), [len(row.response) for row in work.english]
+        bare = len(encode_prompt(work.tokenizer, ""))
+        for texts in (lengths, [bare + answer for answer in answers]):
+            found.flops += share * _reading(model, texts, READ_TOGETHER, off=True, heads=answers)
+            found.tokens_forwarded += round(share * sum(texts))
     # Full tuning is planned in float32. Autocast needs about a fifth less: it leaves some tensors in float32
     # and holds half-precision copies beside them.
     step = max(
