@@ -156,9 +156,9 @@ def test_the_adapters_are_counted_by_node(read):
     found = stages.distill_plan(work)
     assert found.memory["adapters"] == 4 * 10 * 4 * sizes
     assert found.memory["optimiser"] == 2 * found.memory["adapters"]
-    # All rows once, plus each language's path of rank 2 + 1 + 3.
+    # All rows once in bfloat16, plus each language's path of rank 2 + 1 + 3 in float32.
     cached = stages._cached(stages._read(work.rows, work.config.distill), work.config.distill, 256, 4)
-    assert found.kept == 4 * (10 + 2 * 6) * 4 * sizes + cached
+    assert found.kept == (2 * 10 + 4 * 2 * 6) * 4 * sizes + cached
 
 
 def test_a_step_on_the_meta_device_needs_the_memory_of_a_real_one(five, student):

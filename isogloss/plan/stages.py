@@ -155,7 +155,8 @@ def distill_plan(work: Work) -> StagePlan:
         share * sum(node.rank for node in adapters.tree.path(code)) for code in adapters.tree.languages
     )
     hidden = model.get_base_model().config.get_text_config().hidden_size  # type: ignore[operator]
-    found.kept = round(learnt + exported) + _cached(read, settings, hidden, work.dtype.itemsize)
+    # The tree is written in bfloat16, each language's adapter in float32.
+    found.kept = round(learnt / 2 + exported) + _cached(read, settings, hidden, work.dtype.itemsize)
     found.disk = found.kept + 3 * 3 * learnt
     return found
 
