@@ -178,6 +178,17 @@ def test_a_step_on_the_meta_device_needs_the_memory_of_a_real_one(five, student)
     assert found > 250_000
 
 
+def test_a_later_micro_batch_begins_with_the_gradients_of_earlier_ones():
+    """The gradients of all weights are there before the forward pass, and a new one is added to its own."""
+    with torch.device("meta"):
+        model = qwen3()
+    rows = [Sample(Encoded(tuple(range(5, 45)), tuple(range(9, 49))))]
+    first = memory.step_bytes(model, rows, Weights())
+    later = memory.step_bytes(model, rows, Weights(), accumulated=True)
+    assert first < later <= first + memory.parameter_bytes(model)
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_a_gpu_computes_the_logits_of_more_tokens_at_a_time(five, student, monkeypatch):
     """300 logits of one token at a time, or of all twelve tokens: eleven tokens more, in float32."""
     monkeypatch.setattr("isogloss.train.objective.LOGITS", 300)

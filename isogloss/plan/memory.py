@@ -94,6 +94,7 @@ def step_bytes(
     *,
     twins: int = 0,
     gpu: bool = False,
+    accumulated: bool = False,
 ) -> int:
     """Return the peak bytes of a micro-batch's forward pass, losses and backward pass, including gradients.
 
@@ -104,6 +105,7 @@ def step_bytes(
         adapters: Adapters of stage 2.
         twins: Number of distinct meanings in the data.
         gpu: Whether the step will run on a GPU.
+        accumulated: Whether an earlier micro-batch of the same step has left its gradients.
     """
     batch = _without_storage(collate(samples, 0))
     signals = [s.signal for s in samples if s.signal is not None]
@@ -115,6 +117,8 @@ def step_bytes(
             every = Twins(vectors, {False: none, True: none})
     readout(model)  # computed once and cached, long before a step
     with Alive() as alive, thrifty_attention(model):
+        for p in model.parameters() if accumulated else ():
+            p.grad = torch.empty_like(p) if p.requires_grad else None
         parts = batch_losses(model, batch, weights, adapters, every, gpu=gpu)
         loss: Any = sum(getattr(weights, WEIGHED.get(name, name)) * part for name, part in parts.items())
         loss.backward()

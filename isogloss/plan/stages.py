@@ -74,17 +74,13 @@ def tune_plan(work: Work) -> StagePlan:
         found.tokens_forwarded += sum(lengths[n] for n in numbers)
     found.tokens_backpropagated = found.tokens_forwarded
     found.flops = meter.flops
-    if work.config.tune.selection.keep < 1:
-        # All examples are scored before some are selected, each with and without its instruction.
-        share, answers = work.scored / len(lengths), [len(row.response) for row in work.english]
-        bare = len(encode_prompt(work.tokenizer, ""))
-        for texts in (lengths, [bare + answer for answer in answers]):
-            found.flops += share * _reading(model, texts, READ_TOGETHER, off=True, heads=answers)
-            found.tokens_forwarded += round(share * sum(texts))
+    if settings.selection.keep < 1:
+        _count_difficulty(found, work, model, lengths)
     # Full tuning is planned in float32. Autocast needs about a fifth less: it leaves some tensors in float32
     # and holds half-precision copies beside them.
+    how = {"gpu": machine.gpu, "accumulated": settings.gradient_accumulation_steps > 1}
     step = max(
-        step_bytes(model, [Sample(work.english[n]) for n in numbers], Weights(), gpu=machine.gpu)
+        step_bytes(model, [Sample(work.english[n]) for n in numbers], Weights(), **how)
         for numbers in _largest(micro, lengths)
     )
     found.memory = {
@@ -97,6 +93,15 @@ def tune_plan(work: Work) -> StagePlan:
     # A checkpoint has the trained weights and two moments; two are kept while a third is being written.
     found.disk = found.kept + 3 * 3 * trained
     return found
+
+
+def _count_difficulty(found: StagePlan, work: Work, model: nn.Module, lengths: Sequence[int]) -> None:
+    """Add the scoring of all examples, each with and without its instruction, before some are selected."""
+    share, answers = work.scored / len(lengths), [len(row.response) for row in work.english]
+    bare = len(encode_prompt(work.tokenizer, ""))
+    for texts in (lengths, [bare + answer for answer in answers]):
+        found.flops += share * _reading(model, texts, READ_TOGETHER, off=True, heads=answers)
+        found.tokens_forwarded += round(share * sum(texts))
 
 
 # --- stage 2
