@@ -356,6 +356,24 @@ def test_flops_of_stage_2_match_torchs_counter(read, tmp_path, view):
     assert cached == pytest.approx(cost.cache_bytes_written, rel=0.02)
 
 
+def test_a_model_that_reads_one_answer_per_row_is_planned_without_options(read, monkeypatch):
+    """With recurrent layers, rows with options only learn their own answer."""
+
+    def never(*given):
+        raise AssertionError("several answers in one row")
+
+    for place in ("train.objective", "plan.memory"):
+        monkeypatch.setattr(f"isogloss.{place}.branched_hidden", never)
+    monkeypatch.setattr(stages, "attends_alone", lambda model: False)
+    work = read.changed(["distill.kl_weight=1.0", "distill.teacher_view=english"])
+    work.run = Run(work.config, ProgressReporter())
+    del work.__dict__["rows"]
+    assert any(row.options for row in work.rows)
+    order = training_order(work.rows, work.config.distill, work.config.seed)
+    tokens = sum(work.rows[n].student.tokens for n in order)
+    assert stages.distill_plan(work).tokens_backpropagated == tokens
+
+
 @contextmanager
 def silent(what):
     yield lambda done, of: None

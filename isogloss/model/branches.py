@@ -28,10 +28,9 @@ def branches_fit(model: nn.Module) -> bool:
     instead of using position IDs. Besides checking the layer types, this compares an answer's hidden states
     after another answer with those in a separate row.
     """
-    config = causal_of(model).config.get_text_config()
-    if not keeps_keys_alone(model) or not layer_types(model) <= ATTENTION or config.model_type == "gpt_neo":
+    if not attends_alone(model):
         return False
-    first = next(model.parameters())
+    config, first = causal_of(model).config.get_text_config(), next(model.parameters())
     ids = torch.linspace(3, config.vocab_size - 1, 9, device=first.device).long()
     branch, place, starts = layout(3, [3, 3])
     rows = [torch.tensor([one], device=first.device) for one in (branch, place)]
@@ -43,6 +42,12 @@ def branches_fit(model: nn.Module) -> bool:
     except (RuntimeError, ValueError, TypeError, AttributeError):  # it does not support a 4D mask
         return False
     return bool((both - alone).abs().max() <= 0.05 * alone.abs().max().clamp(min=1e-6))
+
+
+def attends_alone(model: nn.Module) -> bool:
+    """Return whether, by its configuration, every layer only attends where the mask allows it."""
+    config = causal_of(model).config.get_text_config()
+    return keeps_keys_alone(model) and layer_types(model) <= ATTENTION and config.model_type != "gpt_neo"
 
 
 def layout(prompt: int, answers: Sequence[int]) -> tuple[list[int], list[int], list[int]]:

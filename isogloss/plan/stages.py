@@ -15,6 +15,7 @@ from isogloss.errors import DataError
 from isogloss.languages import SOURCE
 from isogloss.losses.fused import frozen_head
 from isogloss.losses.topk import TopK
+from isogloss.model.branches import attends_alone
 from isogloss.model.cost import Meter
 from isogloss.model.decoder import layers_of
 from isogloss.plan.memory import options_bytes, parameter_bytes, read_bytes, step_bytes
@@ -113,15 +114,16 @@ def distill_plan(work: Work) -> StagePlan:
     adapters = work.adapters()
     model, found = adapters.model, StagePlan("distill")
     meter = Meter(model, adapters.tree.path_rank() / max(1, adapters.tree.rank))
-    hears = settings.hears_itself
-    read = _read(rows, settings)
+    # Otherwise, rows with options only have a cross-entropy loss.
+    branches = settings.hears_itself and attends_alone(model)
+    read = _read(rows, settings, branches)
     found.tokens_forwarded = read.tokens
     found.flops = sum(_reading(model, some, READ_TOGETHER, off=True) for some in read.privileged)
     found.flops += _reading(model, read.sets, READ_TOGETHER, off=True, heads=read.options)
     # The twins' forward pass stops at the layer of the hidden-state term.
     share = 1.0 if work.parts > 1 else layer_of(model, settings) / len(layers_of(model))
     found.flops += share * _reading(model, read.twins, READ_TOGETHER, off=True)
-    others = [_options(row, hears) for row in rows]
+    others = [_options(row) if branches else [] for row in rows]
     lengths = [
         len(row.student.prompt) + len(row.student.response) + sum(map(len, more))
         for row, more in zip(rows, others, strict=True)
@@ -140,8 +142,7 @@ def distill_plan(work: Work) -> StagePlan:
         asked = sum(
             len(rows[n].student.response)
             for n in numbers
-            if settings.form[0] == "hidden"
-            and (rows[n].language == SOURCE or (settings.kl_weight and not others[n]))
+            if settings.form[0] == "hidden" and _is_told(rows[n], settings)
         )
         width = max(lengths[n] for n in numbers)
         heads = again * (taught + asked)
@@ -188,11 +189,15 @@ class _Reading:
         return sum(map(sum, (*self.privileged, self.sets, self.twins)))
 
 
-def _read(rows: Sequence[Row], settings: Distill) -> _Reading:
-    """Collect the texts as `stage2.read_signals` processes them, each once."""
+def _read(rows: Sequence[Row], settings: Distill, branches: bool = True) -> _Reading:
+    """Collect the texts as `stage2.read_signals` processes them, each once.
+
+    Args:
+        branches: Whether the model can read several answers in one row.
+    """
     hears = settings.hears_itself
     alone = [r for r in rows if not r.bare and (r.language == SOURCE or (hears and not r.options))]
-    sets = {(row.twin_prompt, row.twin_options) for row in rows if hears and row.options}
+    sets = {(row.twin_prompt, row.twin_options) for row in rows if hears and branches and row.options}
     twins = {(row.twin_prompt, row.twin_mask) for row in rows if settings.similarity_weight}
     answers = {key: sum(map(len, key[1])) for key in sets}
     ordered = sorted(answers, key=lambda key: len(key[0]) + answers[key])
@@ -215,9 +220,9 @@ def _cached(texts: _Reading, settings: Distill, hidden: int, wide: int) -> int:
     return values + 36 * (len(texts.responses) + len(texts.answers) + len(texts.twins))
 
 
-def _options(row: Row, hears: bool) -> list[tuple[int, ...]]:
+def _options(row: Row) -> list[tuple[int, ...]]:
     """Return the options, other than the response, that a training row contains."""
-    return [one for one in row.options if one != row.student.response] if hears else []
+    return [one for one in row.options if one != row.student.response]
 
 
 def _privileged(rows: Sequence[Row]) -> list[list[int]]:
@@ -256,7 +261,7 @@ def _distill_memory(
     model.train(settings.gradient_checkpointing)
     step = 0
     for numbers in _largest(micro, lengths):
-        samples = [_sample(rows[n], place, settings, hidden, work.dtype) for place, n in enumerate(numbers)]
+        samples = [_sample(rows[n], place, settings, model, work.dtype) for place, n in enumerate(numbers)]
         bytes_held = step_bytes(model, samples, loss, adapters, twins=meanings, gpu=machine.gpu)
         step = max(step, bytes_held)
     model.eval()
@@ -284,12 +289,13 @@ def _is_told(row: Row, settings: Distill) -> bool:
     return settings.hears_itself and not row.options
 
 
-def _sample(row: Row, place: int, settings: Distill, hidden: int, dtype: torch.dtype) -> Sample:
+def _sample(row: Row, place: int, settings: Distill, model: Any, dtype: torch.dtype) -> Sample:
     tokens, (kind, k) = len(row.student.response), settings.form
+    hidden = model.get_base_model().config.get_text_config().hidden_size
     said: Tensor | TopK | None = None
-    options = row.options if settings.hears_itself else ()
+    options = row.options if settings.hears_itself and attends_alone(model) else ()
     with torch.device("meta"):
-        if not row.bare and (row.language == SOURCE or (settings.kl_weight and not options)):
+        if _is_told(row, settings):
             said = torch.empty(tokens, hidden, dtype=dtype)
             if kind == "top_k":
                 said = TopK(torch.empty(tokens, k, dtype=torch.int32), torch.empty(tokens, k))
