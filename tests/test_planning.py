@@ -567,6 +567,21 @@ def test_a_closed_answer_is_as_long_as_its_option(read, monkeypatch, gold, likel
     assert found.tokens_forwarded == 2 * (7 + max(0, generated - 1) + scored)
 
 
+def test_options_that_are_scored_are_held_one_at_a_time(read, monkeypatch):
+    """Forty need the memory of two of the same length."""
+    monkeypatch.setattr(evaluation, "encode_prompt", lambda tokenizer, text: [0] * 7)
+    monkeypatch.setattr("isogloss.plan.work.encode_response", lambda tokenizer, text: [0] * (len(text) + 1))
+    work = read.changed(["evaluate.suites=[demo]", "evaluate.likelihood=[demo]"])
+    needs = []
+    for count in (2, 40):
+        options = {"en": {str(n): "abcde" for n in range(count)}}
+        item = Item("1", "task", {"en": Turn("Is it?")}, options=options, gold="0")
+        suite = SuiteData("demo", "1", "dev", (item,), {})
+        monkeypatch.setattr(evaluation, "load_suite", lambda *given, suite=suite: suite)
+        needs.append(evaluation.evaluate_plan(work).memory)
+    assert needs[0] == needs[1]
+
+
 def test_a_batch_that_cannot_be_divided_over_the_devices_gives_a_note(read):
     """Training would refuse it."""
     few = Machine("some", 16, 64 << 30, 1e12, gpu=False, process=0)

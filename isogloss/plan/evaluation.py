@@ -1,6 +1,6 @@
 """Cost of evaluation on a machine: every answer before and after training, and the sentences of retrieval."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from isogloss.adapters.generate import PROMPTS
 from isogloss.data.chat import encode_prompt
@@ -13,6 +13,16 @@ from isogloss.plan.memory import cache_bytes, parameter_bytes, read_bytes
 from isogloss.plan.work import StagePlan, Work
 
 
+class _Asked(NamedTuple):
+    """Tokens of one question: of its prompt, of its answer, and of all options scored instead."""
+
+    prompt: int
+    new: int
+    scored: int = 0
+    option: int = 0
+    """The longest of the scored options, which are read one at a time."""
+
+
 def evaluate_plan(work: Work) -> StagePlan:
     """Plan evaluation: every answer before and after training, and the sentence embeddings."""
     settings, run, machine = work.config.evaluate, work.run, work.machine
@@ -22,7 +32,7 @@ def evaluate_plan(work: Work) -> StagePlan:
     config = causal.config.get_text_config()
     before = Meter(causal, 0.0)
     after = Meter(causal, adapters.tree.path_rank() / max(1, adapters.tree.rank))
-    sides, longest, width, scores = (before, after), 1, 1, 0
+    sides, longest, width, option = (before, after), 1, 1, 0
     for name in settings.suites:
         suite = load_suite(name, run.data_root, settings, run.measured)
         asked = [
@@ -36,13 +46,13 @@ def evaluate_plan(work: Work) -> StagePlan:
             _answered(work, name, item, SOURCE, text) for item in suite.items for text in item.paraphrases
         ]
         for side, some in ((before, asked + reworded), (after, asked)):
-            for prompt, new, scored in some:
-                _generated(side, prompt, new, scored)
-                found.tokens_forwarded += prompt + max(0, new - 1) + scored
-                found.tokens_generated += new
-        longest = max([longest, *(prompt for prompt, _, _ in asked + reworded)])
-        width = max([width, *(prompt + new + scored for prompt, new, scored in asked + reworded)])
-        scores = max([scores, *(scored for _, _, scored in asked)])
+            for one in some:
+                _generated(side, one.prompt, one.new, one.scored)
+                found.tokens_forwarded += one.prompt + max(0, one.new - 1) + one.scored
+                found.tokens_generated += one.new
+        longest = max([longest, *(one.prompt for one in asked + reworded)])
+        width = max([width, *(one.prompt + max(one.new, one.option) for one in asked + reworded)])
+        option = max([option, *(one.option for one in asked)])
         for sentences in (suite.sentences, suite.layer_sentences):
             for code, texts in sentences.items():
                 if code in (*run.measured, SOURCE):
@@ -61,15 +71,16 @@ def evaluate_plan(work: Work) -> StagePlan:
         "adapters": parameter_bytes(model, adapters=True),
         "cache": cache_bytes(causal, rows, width),
         "activations": machine.held(
+            # Scoring holds the logits of two options, both joined, and their exponentials, in float32.
             read_bytes(model, rows, longest)
-            + max(rows, scored * scores) * config.vocab_size * (work.dtype.itemsize + 4)
+            + max(rows * (work.dtype.itemsize + 4), scored * option * 4 * 4) * config.vocab_size
         ),
     }
     return found
 
 
-def _answered(work: Work, suite: str, item: Item, code: str, text: str) -> tuple[int, int, int]:
-    """Return the tokens of a prompt, those generated for it, and those of the options scored after it.
+def _answered(work: Work, suite: str, item: Item, code: str, text: str) -> _Asked:
+    """Return the tokens of an instruction's prompt and answer.
 
     On a closed task the answer is as long as the right option or, if that is unknown, as the longest one. An
     open answer may reach its limit.
@@ -77,11 +88,11 @@ def _answered(work: Work, suite: str, item: Item, code: str, text: str) -> tuple
     settings, prompt = work.config.evaluate, len(encode_prompt(work.tokenizer, text))
     limit = max(settings.max_new_tokens, item.longest or 0)
     if not item.options:
-        return prompt, limit, 0
+        return _Asked(prompt, limit)
     lengths = {key: work.answer_length(wording) for key, wording in item.options[code].items()}
     if suite in settings.likelihood:
-        return prompt, 0, sum(lengths.values())
-    return prompt, min(limit, lengths.get(item.gold or "", max(lengths.values()))), 0
+        return _Asked(prompt, 0, sum(lengths.values()), max(lengths.values()))
+    return _Asked(prompt, min(limit, lengths.get(item.gold or "", max(lengths.values()))))
 
 
 def _generated(meter: Meter, prompt: int, new: int, scored: int = 0) -> None:
