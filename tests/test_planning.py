@@ -567,6 +567,25 @@ def test_a_closed_answer_is_as_long_as_its_option(read, monkeypatch, gold, likel
     assert found.tokens_forwarded == 2 * (7 + max(0, generated - 1) + scored)
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["four_bit=true"], "four_bit: needs a GPU, and big has none; leave it out there"),
+        (
+            ["shard=true", "tune.method=lora"],
+            "shard: needs several devices, and big has one; leave it out there",
+        ),
+    ],
+    ids=["four_bit", "shard"],
+)
+def test_settings_that_the_machine_does_not_support_give_a_note(settings, says, monkeypatch):
+    """`run` would refuse them there."""
+    for stage in ("tune", "distill", "evaluate"):
+        monkeypatch.setattr(f"isogloss.plan.preflight.{stage}_plan", lambda work, name=stage: StagePlan(name))
+    config = load_config(None, (*SMALL, "dtype=float32", *settings))
+    assert says in preflight.plan(config, BIG).notes
+
+
 def test_options_that_are_scored_are_held_one_at_a_time(read, monkeypatch):
     """Forty need the memory of two of the same length."""
     monkeypatch.setattr(evaluation, "encode_prompt", lambda tokenizer, text: [0] * 7)

@@ -84,6 +84,10 @@ def plan(config: Config, machine: Machine) -> Plan:
                 f"{name}.batch_size: {one.batch_size} rows cannot be divided over {machine.devices} "
                 f"devices and {one.gradient_accumulation_steps} micro-batches; use a multiple of {parts}"
             )
+    if config.four_bit and not machine.gpu:
+        found.notes.append(f"four_bit: needs a GPU, and {machine.name} has none; leave it out there")
+    if config.shard and machine.devices == 1:
+        found.notes.append(f"shard: needs several devices, and {machine.name} has one; leave it out there")
     if config.distill.teacher.type != "self":
         found.notes.append("distill.teacher: the external teacher's own cost is not counted")
     if config.distill.gradient_checkpointing:
