@@ -586,6 +586,19 @@ def test_settings_that_the_machine_does_not_support_give_a_note(settings, says, 
     assert says in preflight.plan(config, BIG).notes
 
 
+def test_english_answers_that_the_model_gives_are_noted(monkeypatch):
+    """With `responses: teacher` it answers every item, otherwise those without an English response."""
+    for stage in ("tune", "distill", "evaluate"):
+        monkeypatch.setattr(f"isogloss.plan.preflight.{stage}_plan", lambda work, name=stage: StagePlan(name))
+    config = load_config(None, (*SMALL, "dtype=float32"))
+    assert preflight.plan(config, BIG).notes == []
+    items = len(Run(config, ProgressReporter()).examples)
+    taught = load_config(None, (*SMALL, "dtype=float32", "distill.responses=teacher"))
+    assert preflight.plan(taught, BIG).notes == [
+        f"English answers: the model generates up to {items:,} of them, which are not counted"
+    ]
+
+
 def test_options_that_are_scored_are_held_one_at_a_time(read, monkeypatch):
     """Forty need the memory of two of the same length."""
     monkeypatch.setattr(evaluation, "encode_prompt", lambda tokenizer, text: [0] * 7)

@@ -22,6 +22,7 @@ from typing import Any
 from isogloss.adapters.fit import refuse_misfit
 from isogloss.config import Config
 from isogloss.config.defaults import explain, facts_of
+from isogloss.pipeline.english import asks
 from isogloss.plan.advice import advise
 from isogloss.plan.evaluation import evaluate_plan
 from isogloss.plan.machine import Machine
@@ -94,8 +95,10 @@ def plan(config: Config, machine: Machine) -> Plan:
         found.notes.append("distill.gradient_checkpointing: the second forward pass is not counted")
     if config.compile:
         found.notes.append("compile: uses less memory than planned; compilation time is not counted")
-    if config.distill.responses == "teacher":
-        found.notes.append("distill.responses: the cost of the model's English answers is not counted")
+    if generated := sum(asks(work.run, example) for example in work.run.examples):
+        found.notes.append(
+            f"English answers: the model generates up to {generated:,} of them, which are not counted"
+        )
     found.settings = explain(config, facts_of(work.model(work.dtype)))
     found.advice = [advise(work, stage) for stage in found.stages if stage.memory_bytes > machine.memory]
     return found
