@@ -79,9 +79,11 @@ def tune_plan(work: Work) -> StagePlan:
         _count_difficulty(found, work, model, lengths)
     # Full tuning is planned in float32. Autocast needs about a fifth less: it leaves some tensors in float32
     # and holds half-precision copies beside them.
-    how = {"gpu": machine.gpu, "accumulated": settings.gradient_accumulation_steps > 1}
+    several = settings.gradient_accumulation_steps > 1
     step = max(
-        step_bytes(model, [Sample(work.english[n]) for n in numbers], Weights(), **how)
+        step_bytes(
+            model, [Sample(work.english[n]) for n in numbers], Weights(), gpu=machine.gpu, accumulated=several
+        )
         for numbers in _largest(micro, lengths)
     )
     found.memory = {
