@@ -16,7 +16,7 @@ from isogloss.cli import main
 from isogloss.errors import ConfigError
 from isogloss.serve import batches, guard
 from isogloss.serve.guard import Access
-from isogloss.serve.starting import listen, open_record
+from isogloss.serve.starting import listen, open_record, serve_until_stopped
 
 TURN = [{"role": "user", "content": "Habari"}]
 ASK = {"model": "sw", "messages": TURN, "max_tokens": 2}
@@ -187,6 +187,11 @@ def test_a_key_or_host_that_no_request_could_send_is_refused(key, hosts, says):
     with pytest.raises(ConfigError) as caught:
         Access(key, frozenset(hosts))
     assert str(caught.value) == says
+
+
+def test_a_host_header_that_is_no_host_is_unknown_at_an_address_without_a_name():
+    """The address that was requested is None, for instance, on a Unix socket."""
+    assert not Access().knows("127.0.0.1:80:80", None) and Access().knows("localhost", None)
 
 
 def test_the_repr_does_not_contain_the_key():
@@ -561,6 +566,17 @@ def test_a_stopped_server_finishes_accepted_requests(aligned, monkeypatch):
                 answer += piece
             assert answer.startswith(b"HTTP/1.1 200") and b'"finish_reason"' in answer
             connection.close()
+
+
+def test_ctrl_c_ends_the_server_without_an_error(aligned, monkeypatch):
+    """uvicorn raises the interrupt again when it has finished."""
+
+    def run(server, sockets):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("uvicorn.Server.run", run)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        serve_until_stopped(aligned, listening, access=Access(), record=None)
 
 
 def listens(port: int) -> bool:

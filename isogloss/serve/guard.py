@@ -74,7 +74,9 @@ class Access:
     def knows(self, host: str, reached: str | None) -> bool:
         """Return True if a `Host` header names this endpoint; `reached` is the address requested."""
         found = HOST.fullmatch(host.lower())
-        name = found and found[1].strip("[]").removesuffix(".")
+        if found is None:
+            return False
+        name = found[1].strip("[]").removesuffix(".")
         return name in LOOPBACK or name == reached or name in {one.lower() for one in self.hosts}
 
     def opens(self, authorization: str) -> bool:

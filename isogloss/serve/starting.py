@@ -6,7 +6,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -103,4 +103,5 @@ def serve_until_stopped(
     app = make_app(model, access=access, record=record, **limits)
     settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
     settings |= {"limit_concurrency": CONNECTIONS, "timeout_graceful_shutdown": GRACE}
-    uvicorn.Server(uvicorn.Config(app, **settings)).run(sockets=[listening])
+    with suppress(KeyboardInterrupt):  # raised again once the server has stopped
+        uvicorn.Server(uvicorn.Config(app, **settings)).run(sockets=[listening])
