@@ -28,7 +28,7 @@ from isogloss.evaluate.items import Item, SuiteData
 from isogloss.model.cost import Meter, StageCost
 from isogloss.model.load import load_tokenizer
 from isogloss.pipeline.folder import ProgressReporter, Run
-from isogloss.plan import evaluation, memory, preflight, stages
+from isogloss.plan import evaluation, machine, memory, preflight, stages
 from isogloss.plan.advice import _changes, advise
 from isogloss.plan.machine import Machine, load_machine
 from isogloss.plan.memory import Alive
@@ -407,6 +407,17 @@ def test_a_machine_file_loads(tmp_path):
     assert (found.name, found.devices, found.memory, found.rate) == ("a100", 4, 80 << 30, 2e14)
     assert found.dtype("auto") == torch.bfloat16
     assert found.dtype("float32") == torch.float32
+
+
+@pytest.mark.parametrize(("limit", "most"), [("1073741824\n", 1 << 30), ("max\n", None), (None, None)])
+def test_a_container_has_no_more_memory_than_its_limit(limit, most, tmp_path, monkeypatch):
+    """Without a limit, it has that of the machine."""
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(limit)
+    monkeypatch.setattr(machine, "LIMIT", tmp_path / "memory.max")
+    monkeypatch.setattr(machine, "measured_rate", lambda dtype: 1e12)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert machine.this_machine().memory == (most or machine.psutil.virtual_memory().total)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ CONTEXT = 600 << 20
 HEAP = 1.3
 """Assumed bytes of C library heap per byte of temporary tensors on a CPU; 1.2 to 1.4 were observed."""
 GIB = 1 << 30
+LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""File in which Linux tells a container how much memory it may take."""
 
 
 class MachineFile(Settings):
@@ -91,10 +93,19 @@ def this_machine(dtype: str = "auto") -> Machine:
     if gpu:
         memory, devices = torch.cuda.get_device_properties(0).total_memory, torch.cuda.device_count()
     else:
-        memory, devices = psutil.virtual_memory().total, 1
+        memory, devices = _allowed(), 1
     kind = pick_dtype(dtype)
     process = CONTEXT if gpu else psutil.Process().memory_info().rss
     return Machine("this machine", devices, memory, measured_rate(kind), gpu, process=process)
+
+
+def _allowed() -> int:
+    """Return the bytes of memory that this process may take on a CPU."""
+    total = psutil.virtual_memory().total
+    try:
+        return min(total, int(LIMIT.read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return total
 
 
 def measured_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
