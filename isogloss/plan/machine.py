@@ -103,7 +103,7 @@ def _allowed() -> int:
     """Return the bytes of memory that this process may take on a CPU."""
     total = psutil.virtual_memory().total
     try:
-        return min(total, int(LIMIT.read_text()))
+        return min(total, int(LIMIT.read_text("utf-8")))
     except (OSError, ValueError):  # no container, or one without a limit ("max")
         return total
 
