@@ -69,7 +69,8 @@ def teacher_gain(
     check_run_folder(run_folder)
     require(run_folder, TUNED)
     asked = load_config(run_folder, _only(suite)).evaluate.suites
-    suites, lacking = ([n for n in asked if (n in TEST_ONLY) == one] for one in (False, True))
+    suites = [name for name in asked if name not in TEST_ONLY]
+    lacking = [name for name in asked if name in TEST_ONLY]
     if lacking and (suite or not suites):
         raise ConfigError(
             f"--suite: {', '.join(lacking)} has no dev split, on which gains are measured; name other suites"

@@ -156,7 +156,7 @@ def distill_plan(work: Work) -> StagePlan:
         found.tokens_backpropagated += sum(lengths[n] for n in numbers)
     found.tokens_forwarded += found.tokens_backpropagated
     found.flops += meter.flops
-    found.memory = _distill_memory(work, adapters, micro, lengths, read)
+    found.memory = _distill_memory(work, adapters, micro, lengths, read, branches)
     learnt = parameter_bytes(model, adapters=True)
     share = learnt / max(1, adapters.tree.rank)
     exported = sum(
@@ -247,6 +247,7 @@ def _distill_memory(
     micro: list[list[int]],
     lengths: list[int],
     texts: _Reading,
+    branches: bool,
 ) -> dict[str, int]:
     settings, machine, rows = work.config.distill, work.machine, work.rows
     model = adapters.model
@@ -263,7 +264,9 @@ def _distill_memory(
     model.train(settings.gradient_checkpointing)
     step = 0
     for numbers in _largest(micro, lengths):
-        samples = [_sample(rows[n], place, settings, model, work.dtype) for place, n in enumerate(numbers)]
+        samples = [
+            _sample(rows[n], place, settings, branches, hidden, work.dtype) for place, n in enumerate(numbers)
+        ]
         bytes_held = step_bytes(model, samples, loss, adapters, twins=meanings, gpu=machine.gpu)
         step = max(step, bytes_held)
     model.eval()
@@ -291,11 +294,12 @@ def _is_told(row: Row, settings: Distill) -> bool:
     return settings.hears_itself and not row.options
 
 
-def _sample(row: Row, place: int, settings: Distill, model: Any, dtype: torch.dtype) -> Sample:
+def _sample(
+    row: Row, place: int, settings: Distill, branches: bool, hidden: int, dtype: torch.dtype
+) -> Sample:
     tokens, (kind, k) = len(row.student.response), settings.form
-    hidden = model.get_base_model().config.get_text_config().hidden_size
     said: Tensor | TopK | None = None
-    options = row.options if settings.hears_itself and attends_alone(model) else ()
+    options = row.options if branches else ()
     with torch.device("meta"):
         if _is_told(row, settings):
             said = torch.empty(tokens, hidden, dtype=dtype)
