@@ -4,6 +4,7 @@
     python benchmarks/real.py --data-root FOLDER --variants ours,sft --seeds 3 --set evaluate.items=30
     python benchmarks/real.py --finished ours=runs/real --setting scarce
     python benchmarks/real.py --finished ours=runs/real-parallel --setting parallel
+    (a bundle, such as benchmarks/real/parallel-seed-0, is first copied and evaluated: isogloss evaluate COPY)
 
 Dev data only. Every variant is a run of `python -m experiments.ablate` with the setting's example, so a
 stopped benchmark resumes and trains nothing twice; `--finished` adds an existing run. Rows have the measures
@@ -53,10 +54,10 @@ SUMMARY = (
 
 
 def rows_of(run: Path, variant: str, seed: int, setting: str) -> list[dict]:
-    """Return one row per suite of an evaluated run."""
+    """Return one row per suite of an evaluated run; the cost is None for a bundle, which does not have it."""
     scores = json.loads((run / "scores.json").read_text("utf-8"))
     stages = json.loads((run / "ledger.json").read_text("utf-8"))["stages"]
-    cost = next(stage for stage in stages if stage["stage"] == "distill")
+    cost = next((stage for stage in stages if stage["stage"] == "distill"), {})
     made = []
     for suite, found in scores["suites"].items():
         split = fields_of(found["signature"])["split"]
@@ -80,8 +81,8 @@ def rows_of(run: Path, variant: str, seed: int, setting: str) -> list[dict]:
                 **measures,
                 "tasks": found["tasks"],
                 "english": found["english"],
-                "flops": cost["flops"],
-                "seconds": cost["seconds"],
+                "flops": cost.get("flops"),
+                "seconds": cost.get("seconds"),
             }
         )
     return made

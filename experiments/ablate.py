@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
+from experiments.settings import settings_for_choosing
 from experiments.tables import show_ablation
 from isogloss.cli import main
 from isogloss.cli.app import ConfigFile, DataRoot, Overrides, alone, path_of
-from isogloss.cli.runs import prepare, settings_for_choosing, settings_of
+from isogloss.cli.runs import prepare
 from isogloss.cli.screen import print_line
 from isogloss.pipeline.logging import quiet
 
@@ -46,7 +47,7 @@ def ablate(
     data_root: DataRoot = None,
 ) -> None:
     """Compare variants of stage 2 on one reference model per seed."""
-    settings = settings_for_choosing(settings_of(config, set_, data_root))
+    settings = settings_for_choosing(config, set_, data_root)
     quiet()
     from experiments import ablation
 

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
+from experiments.settings import settings_for_choosing
 from experiments.tables import show_methods
 from isogloss.cli import main
 from isogloss.cli.app import ConfigFile, DataRoot, Overrides, alone, path_of
-from isogloss.cli.runs import prepare, settings_for_choosing, settings_of
+from isogloss.cli.runs import prepare
 from isogloss.cli.screen import print_line
 from isogloss.errors import ConfigError
 from isogloss.pipeline.logging import quiet
@@ -39,7 +40,7 @@ def compare_methods(
     data_root: DataRoot = None,
 ) -> None:
     """Compare the cost of our method and others, such as reinforcement learning, to align the languages."""
-    settings = settings_for_choosing(settings_of(config, set_, data_root))
+    settings = settings_for_choosing(config, set_, data_root)
     quiet()
     try:
         from experiments import comparison

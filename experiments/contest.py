@@ -176,7 +176,8 @@ class Contest:
         side = runner.evaluate_side(
             subject, self.suite, self.run.taught, self.english, retriever, settings, seed, quiet
         )
-        right = runner.english_accuracy(subject, self.suite, settings, quiet)
+        given = runner.english_answers(subject, self.suite, settings, quiet)
+        right = runner.english_right(self.suite, given.texts)
         scores = {name: side.scores[name]["mean"] for name in MEASURES if name in side.scores}
         if right:
             scores["retention"] = (sum(right) - sum(self.right)) / len(right)

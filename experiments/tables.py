@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from isogloss.cli.screen import out, print_line
-from isogloss.cli.tables import difference_cells, mean_cell
+from isogloss.cli.tables import difference_cells
 
 
 def show_ablation(summary: Sequence[dict], differences: Sequence[dict]) -> None:
@@ -128,3 +128,11 @@ def _over_seeds(value: dict | None, scale: float, between: str = "\n", digits: i
         return mean
     half = f"±{scale * (value['high'] - value['mean']):.{digits}f}"
     return mean + between + (half if value["interval"] == "t" else f"{low} to {high}")
+
+
+def mean_cell(value: tuple[float, float | None] | None, scale: float) -> str:
+    """Format a mean, with its spread if there are several seeds."""
+    if value is None:
+        return "—"
+    mean, spread = value
+    return f"{scale * mean:.1f}" + ("" if spread is None else f" ±{scale * spread:.1f}")

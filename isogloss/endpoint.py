@@ -194,10 +194,8 @@ def retry_after(header: str | None) -> float | None:
     """Parse `Retry-After` into seconds; it is a number or an HTTP date (RFC 9110, section 10.2.3)."""
     if header is None:
         return None
-    try:
-        return max(0.0, float(header))
-    except ValueError:
-        pass
+    if re.fullmatch(r"\d+(\.\d+)?", header.strip(), re.ASCII):
+        return float(header)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
     except ValueError:

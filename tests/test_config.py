@@ -9,10 +9,8 @@ import pytest
 
 from isogloss.config import (
     Config,
-    Evaluate,
     Settings,
     dump_config,
-    for_choosing,
     home,
     load_config,
     refuse_shared,
@@ -372,13 +370,6 @@ def notes(field) -> list:
         for part in parts
         for note in (*getattr(part, "metadata", ()), *getattr(part, "__metadata__", ()))
     ]
-
-
-def test_settings_for_choosing_evaluate_on_dev():
-    """A split that is set explicitly is kept."""
-    assert for_choosing(load_config()).evaluate.split == "dev"
-    assert for_choosing(load_config(None, ["evaluate.split=test"])).evaluate.split == "test"
-    assert for_choosing(load_config(None, ["evaluate.items=5"])).evaluate == Evaluate(split="dev", items=5)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from isogloss.errors import ConfigError, DataError, RunError
 from isogloss.model.cost import TEACHER
 from isogloss.pipeline import add_language, checks, evaluation, stages, training, training_rows
 from isogloss.pipeline.folder import ProgressReporter, Run, load_run, open_run
-from isogloss.pipeline.ledger import CORE_WATTS
+from isogloss.pipeline.ledger import CORE_WATTS, Ledger
 from isogloss.pipeline.stages import run_all, run_distill, select_english
 from isogloss.teacher.rows import Row
 from tools.train_base import CHAT_TEMPLATE, SPECIAL
@@ -293,6 +293,18 @@ def test_an_empty_state_file_is_named(finished, tmp_path, name, says):
         _ = run.ledger
         evaluation.run_evaluate(run)
     assert str(caught.value).startswith(f"{copy}/{says}")
+
+
+@pytest.mark.parametrize("stage", ['{"stage": "tune", "watts": 3}', '{"seconds": 3.0}'])
+def test_the_ledger_of_another_version_is_refused(tmp_path, stage):
+    """Costs are not dropped silently."""
+    (tmp_path / "ledger.json").write_text('{"schema": 1, "stages": [' + stage + "]}")
+    with pytest.raises(RunError) as caught:
+        Ledger(tmp_path / "ledger.json")
+    assert str(caught.value) == (
+        f"{tmp_path}/ledger.json is not a ledger of this version; remove it to go on; what was counted so "
+        "far is lost"
+    )
 
 
 def test_slow_steps_are_announced(capsys):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isogloss.config import Config, for_choosing, load_config, run_folder_of
+from isogloss.config import Config, load_config, run_folder_of
 from isogloss.errors import ConfigError, RunError
 from isogloss.languages import UnknownLanguageError, resolve
 from isogloss.pipeline import bundle
@@ -21,14 +21,6 @@ DISTILLED = ("adapters/tree.safetensors", "no adapters", "distill")
 def settings_of(config: Path | None, overrides: list[str] | None, data_root: Path | None) -> Config:
     """Load the settings of a file, or the default, with --set and --data-root; check their paths."""
     return load_config(config, overrides or (), data_root=data_root, places=True)
-
-
-def settings_for_choosing(settings: Config) -> Config:
-    """Return the settings for a command that chooses variants or methods: on dev unless test is set."""
-    chosen = for_choosing(settings)
-    if chosen.evaluate.split == "test":
-        print_line("Warning: evaluate.split is test, not meant for choosing settings; leave it out for dev")
-    return chosen
 
 
 def codes_of(spellings: Sequence[str], where: str) -> list[str]:

@@ -83,14 +83,6 @@ def points_cells(value: float, low: float, high: float) -> tuple[str, str]:
     return f"{100 * value:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"
 
 
-def mean_cell(value: tuple[float, float | None] | None, scale: float) -> str:
-    """Format a mean, with its spread if there are several seeds."""
-    if value is None:
-        return "—"
-    mean, spread = value
-    return f"{scale * mean:.1f}" + ("" if spread is None else f" ±{scale * spread:.1f}")
-
-
 def show_selection(job: "Run") -> None:
     """Print how many English items are dropped, by reason, and the first of them."""
     from isogloss.data.selection import summary

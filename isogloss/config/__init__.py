@@ -29,7 +29,7 @@ from isogloss.config.distill import (
     ServerTeacher,
 )
 from isogloss.config.evaluate import Evaluate, ParallelSuite, Translation, Xglue
-from isogloss.config.load import for_choosing, load_config, refuse_shared, run_folder_of, with_overrides
+from isogloss.config.load import load_config, refuse_shared, run_folder_of, with_overrides
 from isogloss.config.paths import root_of_environment
 from isogloss.config.schema import Config, Tracker
 from isogloss.config.tune import Tune

@@ -119,13 +119,6 @@ def _open_gaps(written: Written, *, places: bool) -> Facts | None:
     return None
 
 
-def for_choosing(config: Config) -> Config:
-    """Return the settings with evaluation on dev unless a split was set: settings are not chosen on test."""
-    if "split" in config.evaluate.model_fields_set:
-        return config
-    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"split": "dev"})})
-
-
 _SHARED = {"adapter", "texts", "require_texts", "replay_fraction"}
 OWN = (
     *("data", "data_root", "parallel_text", "languages.items"),

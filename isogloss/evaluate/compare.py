@@ -3,7 +3,7 @@
 Flow: hits of both → differences per language and over languages → paired bootstrap → Holm over the languages.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -21,11 +21,6 @@ RESAMPLES = 10_000
 
 Hits = Mapping[str, Mapping[str, Mapping[str, float]]]
 """By measure, language and item (or sentence); items for which a measure is undefined are absent."""
-
-
-def main_measure(measured: Collection[str]) -> str | None:
-    """Return the main measure: the first of `MEASURES` that was measured, or None."""
-    return next((name for name in MEASURES if name in measured), None)
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,7 @@ def _score(
             if said.shape[1] > 1:
                 past.crop(1 - said.shape[1])
         logits = torch.cat(found, 1)
-        first, unread = logits[:, :1], unread[:, :0]
+        first, unread = logits[:, :1].clone(), unread[:, :0]  # a view would keep all of these logits
         each = (logits.gather(-1, said[..., None])[..., 0] - logits.logsumexp(-1)) * there
         for number, total in enumerate(each.sum(1).tolist()):
             if place < len(options[number]):

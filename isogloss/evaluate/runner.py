@@ -296,11 +296,6 @@ def cut_shares(codes: Iterable[str], cut: Sequence[bool | None]) -> dict[str, fl
     return {code: sum(row) / len(row) for code, row in found.items()}
 
 
-def english_accuracy(subject: Model, suite: SuiteData, settings: Evaluate, progress: Progress) -> list[bool]:
-    """Answer the English items (with adapters, on the root path) and return which are right."""
-    return english_right(suite, english_answers(subject, suite, settings, progress).texts)
-
-
 def english_right(suite: SuiteData, given: Sequence[str]) -> list[bool]:
     """Return which English answers are right, for items with a known gold."""
     return [hit for hits in english_hits(suite, given).values() for hit in hits.values()]

@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from isogloss import processes
+from isogloss.errors import RunError
 from isogloss.files import read_json, write_json
 from isogloss.model.cost import StageCost
 
@@ -30,7 +31,10 @@ class Ledger:
         if path.exists():
             remedy = "remove it to go on; what was counted so far is lost"
             for entry in read_json(path, "stages", remedy)["stages"]:
-                self.stages[entry["stage"]] = StageCost(**entry)
+                try:
+                    self.stages[entry["stage"]] = StageCost(**entry)
+                except (KeyError, TypeError):
+                    raise RunError(f"{path} is not a ledger of this version; {remedy}") from None
 
     def begin(self, stage: str) -> StageCost:
         """Return a stage's entry, continuing an earlier one.

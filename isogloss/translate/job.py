@@ -133,7 +133,7 @@ class Job:
         missing = [one for one in self.wanted if self.keys[one] not in there]
         if self.round_trip is None:
             return missing, []
-        backs = [one for one in self._backs(there).values() if self._key(one) not in there]
+        backs = [one for one in self._backs(there, {}).values() if self._key(one) not in there]
         return missing, backs + [Wanted(one.text, SOURCE, one.code) for one in missing]
 
     def run(self, bar: Bar, likeness: Likeness | None = None, about: Mapping[str, Any] = {}) -> Done:
@@ -166,15 +166,18 @@ class Job:
 
             began = time.monotonic()
             asked = ask(self.wanted, "Translating")
-            backs = self._backs(kept) if self.round_trip is not None else {}
+            elapsed = time.monotonic() - began
+            alike = self._alike(kept, likeness) if likeness else {}
+            began = time.monotonic()
+            backs = self._backs(kept, alike) if self.round_trip is not None else {}
             distinct = list(dict.fromkeys(backs.values()))
             trip = {
                 "least": self.round_trip,
                 "texts": len(backs),
                 "asked_now": ask(distinct, "Translating back"),
             }
-            elapsed = time.monotonic() - began
-            self._write(done, kept, likeness, {one: kept[self._key(back)] for one, back in backs.items()})
+            elapsed += time.monotonic() - began
+            self._write(done, kept, alike, {one: kept[self._key(back)] for one, back in backs.items()})
             for one in (*self.wanted, *distinct):
                 done.spent.add(kept[self._key(one)].spent)
             report = {
@@ -209,21 +212,24 @@ class Job:
             self.keys[wanted] = key_of(self.translator, wanted)
         return self.keys[wanted]
 
-    def _backs(self, kept: Journal[Answer]) -> dict[Wanted, Wanted]:
+    def _backs(self, kept: Journal[Answer], alike: Mapping[Wanted, float]) -> dict[Wanted, Wanted]:
         """Return the back-translations to request, by original: translations that pass all other checks."""
         return {
             one: Wanted(answer.text, SOURCE, one.code)
             for one in self.wanted
             if (answer := kept.get(self.keys[one])) is not None
             and answer.text is not None
-            and not reasons(one.text, answer.text, one.code, keep=self.keep)
+            and not reasons(one.text, answer.text, one.code, keep=self.keep, likeness=alike.get(one))
         }
 
     def _write(
-        self, done: Done, kept: Journal[Answer], likeness: Likeness | None, backs: Mapping[Wanted, Answer]
+        self,
+        done: Done,
+        kept: Journal[Answer],
+        alike: Mapping[Wanted, float],
+        backs: Mapping[Wanted, Answer],
     ) -> None:
         """Judge every translation, write the files of items, and fill in what became of them."""
-        alike = self._alike(kept, likeness) if likeness else {}
         done.compared = [code for code in self.codes if any(one.code == code for one in alike)]
         dropped: list[Dropped] = []
         readings: dict[tuple[str, str], Reading] = {}

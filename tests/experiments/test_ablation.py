@@ -9,6 +9,7 @@ from transformers import Qwen3Config
 
 from experiments import ablation
 from experiments.ablation import VARIANTS, Variant, corrected, parse, resolved, with_items, with_seeds
+from experiments.settings import settings_for_choosing
 from experiments.tables import show_ablation
 from isogloss.config import load_config, with_overrides
 from isogloss.errors import ConfigError, RunError
@@ -292,3 +293,14 @@ def test_every_variant_of_the_real_model_fits_its_example(name, tmp_path):
         "no-kl": (0, 1, "families"),
         "no-hidden": (1, 0, "families"),
     }.get(name, (1, 1, name))
+
+
+def test_settings_for_choosing_evaluate_on_dev(capsys):
+    """A split that is set explicitly is kept, with a warning if it is test."""
+    of = settings_for_choosing
+    assert of(None, None, None).evaluate.split == "dev"
+    assert of(None, ["evaluate.items=5"], None).evaluate.items == 5
+    assert of(None, ["evaluate.items=5"], None).evaluate.split == "dev"
+    assert capsys.readouterr().out == ""
+    assert of(None, ["evaluate.split=test"], None).evaluate.split == "test"
+    assert "evaluate.split is test, not meant for choosing" in capsys.readouterr().out

@@ -122,6 +122,7 @@ def test_retry_after_by_hand():
     assert retry_after(formatdate(time.time() + 30, usegmt=True)) == pytest.approx(30, abs=3)
     assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
     assert retry_after("soon") is None
+    assert retry_after("inf") is None
     assert retry_after(None) is None
 
 

@@ -130,3 +130,20 @@ def test_only_languages_with_a_limit_are_compared_and_the_card_names_them(tmp_pa
     done = job.run(lambda what: nullcontext(lambda done, of: None), alike, {"likeness": "tiny"})
     assert asked == ["sw"] and done.compared == compared and done.kept == {"sw": 1, "th": 1}
     assert says in (job.folder / "README.md").read_text("utf-8")
+
+
+def test_pairs_that_are_too_dissimilar_are_not_translated_back(tmp_path):
+    """A back-translation costs a request, and could not save them."""
+    asked = []
+
+    class Both(Fixed):
+        def run(self, wanted, keep, progress):
+            asked.extend(one.text for one in wanted if one.code == "en")
+            for one in wanted:
+                keep(one, Answer(SAID.get(one.code, "Where is the library?")))
+
+    example = ParallelExample("1", "t", {"en": Turn("Where is the library?")})
+    job = Job([example], ["sw", "th"], Both(), tmp_path / "out.jsonl", round_trip=30.0)
+    alike = lambda english, texts, code: [-9.0] * len(texts)  # noqa: E731
+    done = job.run(lambda what: nullcontext(lambda done, of: None), alike, {})
+    assert asked == [SAID["th"]] and done.kept == {"sw": 0, "th": 1}
