@@ -122,7 +122,31 @@ def test_a_translation_that_could_not_be_written_is_refused(data, out, fault, ca
     (tmp_path / "b.jsonl").mkdir()
     Path("en/a.jsonl").write_text("no data")
     assert refusal(["translate", data, "--to", "sw", "--out", out, "--model", "none"], capsys) == [
-        f"error --out {out}: {fault}; name another .jsonl file".replace("FOLDER", str(tmp_path.resolve()))
+        f"error --out {out}: {fault}; name another --out file".replace("FOLDER", str(tmp_path.resolve()))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "option", "file"),
+    [("a.parquet", ["--parquet"], "a.parquet"), ("a.csv", ["--review", "a.csv"], "a.csv")],
+)
+def test_no_file_of_a_translation_overwrites_its_data(data, option, file, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(data).write_text("id,text\n")
+    line = ["translate", data, "--to", "sw", "--out", "a.jsonl", "--model", "none", *option]
+    (said,) = refusal(line, capsys)
+    assert said.startswith(f"error {option[0]} {file}: is DATA itself, which would be overwritten")
+
+
+def test_the_language_of_chats_is_in_the_line_to_copy(capsys, tmp_path):
+    """For data that name their languages, it is refused."""
+    chats, table = tmp_path / "chats.jsonl", tmp_path / "rows.jsonl"
+    chats.write_text('{"prompt": "Habari?", "completion": "Nzuri."}\n')
+    table.write_text('{"id": "1", "en": {"instruction": "Hi"}, "sw": {"instruction": "Habari"}}\n')
+    assert leave(["data", str(chats), "--language", "swh"]) == 0
+    assert f'{{type: chat, path: "{chats}", language: sw}}' in " ".join(capsys.readouterr().out.split())
+    assert refusal(["data", str(table), "--language", "sw"], capsys) == [
+        f"error --language sw: {table} names its languages (all languages in a row); leave it out"
     ]
 
 

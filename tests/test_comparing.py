@@ -22,11 +22,15 @@ def written(
     signature=SIGNATURE,
     data=None,
     ids=None,
+    languages=("sw", "ur"),
 ) -> Path:
     """Write the files of a run's folder that a comparison reads."""
     (folder / "predictions").mkdir(parents=True)
     (folder / "config.yaml").touch()
-    scores = {"schema": 1, "suites": {"demo": {"signature": signature.format(seed=seed)}}}
+    scores = {
+        "schema": 1,
+        "suites": {"demo": {"signature": signature.format(seed=seed), "languages": languages}},
+    }
     (folder / "scores.json").write_text(json.dumps(scores))
     text = json.dumps({"items": items, "hits": hits, "ids": ids or {}} | ({"data": data} if data else {}))
     (folder / "predictions" / "demo.after.hits.json").write_text(text)
@@ -55,6 +59,14 @@ def test_differences_match_those_worked_out_by_hand(tmp_path):
     }
     assert (found["consistency"].mean.n, found["alignment"].mean.n) == (4, 2)
     assert found["retrieval"].languages["ur"].p == 1.0
+
+
+def test_fidelity_is_only_compared_among_the_same_candidates(tmp_path):
+    """An answer in Portuguese is found out only if Portuguese was measured."""
+    hits = {"consistency": {"sw": [1, 1, 0, 1]}, "fidelity": {"sw": [1, 1, 1, 1]}}
+    runs = [written(tmp_path / str(n), hits, languages=("sw", "pt")[: 2 - n // 2]) for n in range(3)]
+    assert [one.measure for one in compare(*runs[:2])] == ["consistency", "fidelity"]
+    assert [one.measure for one in compare(*runs[1:])] == ["consistency"]
 
 
 def test_p_is_close_to_a_t_test_and_corrected_for_the_number_of_languages(tmp_path):

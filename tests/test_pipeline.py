@@ -488,6 +488,7 @@ def test_adding_a_language_leaves_the_others_bit_identical(finished, tmp_path, t
 
     before = {code: logits(code) for code in ("sw", "ur", "hi", "en")}
     counted = items()
+    assert counted["root"] == sum(counted[code] for code in run.taught)  # without English replay
     zero_shot = logits("de")
     add_language.add_languages(run, ["de"])
     add_language.add_languages(run, ["ar"])

@@ -1,5 +1,6 @@
 """The preflight plan: bytes worked out by hand, FLOPs against torch's counter, advice that works."""
 
+import copy
 import json
 from contextlib import contextmanager
 from pathlib import Path
@@ -460,6 +461,20 @@ def test_the_advised_settings_make_it_fit(read):
     assert "set distill.gradient_accumulation_steps=4 (" in advice and "no setting" not in advice
 
 
+def test_weights_in_half_or_four_bits_are_advised_where_they_help(read):
+    """Full fine-tuning keeps its weights in float32."""
+    work = read.changed(["dtype=float32"])
+    work.machine = Machine("gpu", 1, 64 << 30, 1e12, gpu=True, process=0)
+    found = {stage: _changes(work, stage) for stage in ("tune", "distill", "evaluate")}
+    assert {stage: ("dtype=bfloat16",) in found[stage] for stage in found} == {
+        "tune": False,
+        "distill": True,
+        "evaluate": True,
+    }
+    assert ("four_bit=true",) in found["evaluate"] and ("four_bit=true",) not in found["tune"]
+    assert ("dtype=bfloat16",) in _changes(read.changed(["dtype=float32", "tune.method=lora"]), "tune")
+
+
 @pytest.mark.parametrize("stage", ["tune", "distill"])
 @pytest.mark.parametrize(("devices", "parts"), [(1, [2, 4, 8, 24]), (4, [2, 3, 6]), (8, [3]), (24, [])])
 def test_advised_micro_batches_divide_evenly_over_the_devices(read, stage, devices, parts):
@@ -576,6 +591,9 @@ def test_a_closed_answer_is_as_long_as_its_option(read, monkeypatch, gold, likel
     found = evaluation.evaluate_plan(work)
     assert found.tokens_generated == 2 * generated
     assert found.tokens_forwarded == 2 * (7 + max(0, generated - 1) + scored)
+    monkeypatch.setattr(evaluation, "keeps_keys_alone", lambda model: False)
+    again = 7 if scored else 0  # a recurrent model reads the prompt with each of both options
+    assert evaluation.evaluate_plan(work).tokens_forwarded == found.tokens_forwarded + 2 * again
 
 
 @pytest.mark.parametrize(
@@ -623,6 +641,23 @@ def test_options_that_are_scored_are_held_one_at_a_time(read, monkeypatch):
         monkeypatch.setattr(evaluation, "load_suite", lambda *given, suite=suite: suite)
         needs.append(evaluation.evaluate_plan(work).memory)
     assert needs[0] == needs[1]
+
+
+def test_a_suite_with_long_prompts_does_not_lower_the_plan(read, monkeypatch):
+    """Its batches have fewer rows, those of the other suites do not."""
+    monkeypatch.setattr(evaluation, "encode_prompt", lambda tokenizer, text: [0] * len(text))
+    options = {"en": {"0": "abcdefgh" * 4, "1": "b"}}
+    suites = {
+        name: SuiteData("demo", "1", "dev", (Item("1", "t", {"en": Turn(text)}, options=options),), {})
+        for name, text in (("demo", "Is it?"), ("parallel", "Is it? " * 100))
+    }
+    monkeypatch.setattr(evaluation, "load_suite", lambda name, *given: suites[name])
+    work = read.changed(["evaluate.suites=[demo]", "evaluate.likelihood=[demo]"])
+    both = copy.copy(work)
+    evaluate = work.config.evaluate.model_copy(update={"suites": ("demo", "parallel")})
+    both.config = work.config.model_copy(update={"evaluate": evaluate})
+    one, two = (evaluation.evaluate_plan(each).memory["activations"] for each in (work, both))
+    assert two >= one
 
 
 def test_a_batch_that_cannot_be_divided_over_the_devices_gives_a_note(read):

@@ -13,7 +13,7 @@ from isogloss.cli.runs import codes_of
 from isogloss.cli.screen import Screen, clock_time, out, print_first, print_line
 from isogloss.cli.tables import columns, language_card, search_languages
 from isogloss.errors import ConfigError, RunError
-from isogloss.languages import UnknownLanguageError, resolve
+from isogloss.languages import SOURCE, UnknownLanguageError, resolve
 from isogloss.pipeline.logging import quiet
 
 RowLanguage = Annotated[str, typer.Option(metavar="CODE", help="Language of rows that do not name one.")]
@@ -62,6 +62,10 @@ def data(
     )
     tasks = {example.task for example in examples}
     part = f", split: {split}" if split else ""
+    if layout.type == "chat" and code != SOURCE:
+        part += f", language: {code}"
+    elif code != SOURCE:
+        raise ConfigError(f"--language {language}: {file} names its languages ({layout.name}); leave it out")
     print_line(
         f"{file}: {layout.name}; {len(examples)} items, {len(tasks)} task{'s' * (len(tasks) > 1)}; read it "
         f"with data: {{type: {layout.type}, path: {json.dumps(str(file), ensure_ascii=False)}{part}}}"
@@ -189,7 +193,9 @@ def translate(
 
     if not out_file.name.endswith((".jsonl", ".jsonl.gz")):
         raise ConfigError(f"--out {out_file}: parallel data is written as JSON lines; name a .jsonl file")
-    _check_place(out_file, data)
+    _check_place("--out", out_file, data)
+    if parquet:
+        _check_place("--parquet", table_of(out_file), data)
     codes = codes_of([one for one in to.split(",") if one.strip()], "--to")
     if not codes:
         raise ConfigError("--to: names no language; give codes such as sw,ur")
@@ -212,7 +218,9 @@ def translate(
     if review_rows is not None and review_file is None:
         raise ConfigError("--review-rows has no effect without --review; leave it out")
     if review_file is not None:
-        review.check(review_file)
+        review.check(review_file, codes)
+        for code in codes:
+            _check_place("--review", review.place(review_file, code, codes), data)
     marks = review.read(reviewed or ())
     layout, examples = layouts.read(data, language, split=split, tell=print_line)
     print_line(f"{data}: {len(examples)} items, {layout.name}")
@@ -268,8 +276,8 @@ def translate(
     print_line(f"Parallel data: {out_file}; dropped translations, report and card: {job.folder}")
 
 
-def _check_place(out_file: Path, data: Path) -> None:
-    """Raise if a translation cannot be written to a file, or would change the data that it is made from.
+def _check_place(option: str, out_file: Path, data: Path) -> None:
+    """Raise if an option's file cannot be written, or would change the data that are translated.
 
     Raises:
         ConfigError: It is the data, lies in their folder, is a folder, or a folder above it is a file.
@@ -286,4 +294,4 @@ def _check_place(out_file: Path, data: Path) -> None:
         fault = f"cannot be written, as {above} is a file"
     else:
         return
-    raise ConfigError(f"--out {out_file}: {fault}; name another .jsonl file")
+    raise ConfigError(f"{option} {out_file}: {fault}; name another --out file")

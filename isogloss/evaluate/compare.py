@@ -11,7 +11,7 @@ from typing import Any
 
 from isogloss.errors import RunError
 from isogloss.evaluate.estimates import by_id
-from isogloss.evaluate.signature import Fields, fields_of, unlike
+from isogloss.evaluate.signature import fields_of, unlike
 from isogloss.evaluate.statistics import Difference, differences, holm, paired_over_languages
 from isogloss.files import read_json
 
@@ -71,10 +71,10 @@ def compare_groups(
     Raises:
         RunError: As `compare`.
     """
-    ours = _signatures(a[0])
-    shared = list(ours)
+    ours = _suites(a[0])
+    shared, judged = list(ours), dict.fromkeys(ours, True)
     for run in (*a[1:], *b):
-        theirs = _signatures(run)
+        theirs = _suites(run)
         shared = [suite for suite in shared if suite in theirs]
         if not shared:
             raise RunError(
@@ -82,12 +82,15 @@ def compare_groups(
                 f"they have {', '.join(ours)} and {', '.join(theirs)}"
             )
         for suite in shared:
-            if (field := unlike(ours[suite], theirs[suite])) is not None:
-                one, other = (signed[suite].get(field, "missing") for signed in (ours, theirs))
+            one, other = (fields_of(suites[suite]["signature"]) for suites in (ours, theirs))
+            if (field := unlike(one, other)) is not None:
+                one, other = (fields.get(field, "missing") for fields in (one, other))
                 raise RunError(
                     f"{suite} was measured differently: {field} is {one} in {a[0]} and {other} in {run}; "
                     "evaluate both with the same settings"
                 )
+            # The languages that were measured are those that an answer can be identified as.
+            judged[suite] &= ours[suite].get("languages") == theirs[suite].get("languages")
     found = []
     for suite in shared:
         read = [_read(run, suite) for run in (*a, *b)]
@@ -104,6 +107,8 @@ def compare_groups(
         hits = [_hits_of(one) for one in read]
         hits_a, hits_b = _mean_hits(hits[: len(a)], codes), _mean_hits(hits[len(a) :], codes)
         for measure in MEASURES if measures is None else measures.get(suite, ()):
+            if measure == "fidelity" and not judged[suite]:
+                continue
             if one := _measure(suite, measure, hits_a, hits_b, seed):
                 found.append(one)
     return found
@@ -126,13 +131,12 @@ def _measure(suite: str, measure: str, a: Hits, b: Hits, seed: int) -> Compared 
     return Compared(suite, measure, over(*codes), each)
 
 
-def _signatures(run: Path) -> dict[str, Fields]:
-    """Read the fields of each suite's signature."""
+def _suites(run: Path) -> dict[str, dict[str, Any]]:
+    """Read the suites of `scores.json`."""
     file = run / "scores.json"
     if not file.is_file():
         raise RunError(f"{run} has no scores.json; run `isogloss evaluate` first")
-    suites = read_json(file, "suites", "remove it and run `isogloss evaluate` again")["suites"]
-    return {name: fields_of(suite["signature"]) for name, suite in suites.items()}
+    return read_json(file, "suites", "remove it and run `isogloss evaluate` again")["suites"]
 
 
 def _hits_of(read: Mapping[str, Any]) -> Hits:

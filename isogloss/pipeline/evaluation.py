@@ -75,6 +75,10 @@ def run_evaluate(run: Run, kept: Path | None = None) -> None:
         write_json(file, scores)
         stage.take(costs[name])
         run.ledger.pause(stage)
+    if others := scores["suites"].keys() - set(_of_split(run, scores)):
+        run.reporter.say(
+            f"The summary leaves out {', '.join(sorted(others))}: not scored on the {settings.split} split"
+        )
 
 
 def teacher_gains(run: Run, suites: Sequence[str], items: int) -> list[Gain]:
@@ -146,12 +150,22 @@ def run_transfer(run: Run, languages: Sequence[str], suites: Sequence[str]) -> l
     return found
 
 
+def _of_split(run: Run, scores: Mapping[str, Any]) -> list[str]:
+    """Return the suites that were scored on the configured split."""
+    split = run.config.evaluate.split
+    return [name for name, suite in scores["suites"].items() if suite["settings"]["split"] == split]
+
+
 def _summary(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Compute the run's scores over all suites from the hits files in `predictions/`."""
+    """Compute the run's scores over its suites from the hits files in `predictions/`.
+
+    Suites scored on another split than the configured one are left out: dev and test do not mix.
+    """
+    suites = {name: scores["suites"][name] for name in _of_split(run, scores)}
 
     def read(phase: str) -> dict[str, tasks.SuiteHits]:
         found = {}
-        for name in scores["suites"]:
+        for name in suites:
             kept = _kept_hits(run, name, phase)
             sentences = [by_place(kept["hits"].get(m, {})) for m in ("retrieval", "retrieval_raw")]
             found[name] = tasks.SuiteHits(kept.get("tasks", {}), *sentences)
@@ -159,7 +173,7 @@ def _summary(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
 
     mastered = {
         f"{name}/{task}"
-        for name, suite in scores["suites"].items()
+        for name, suite in suites.items()
         for task, one in suite["english"].get("tasks", {}).items()
         if one["mastered"]
     }

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -178,6 +179,7 @@ def _official(
         answered.setdefault(row["language"], {})[row["id"]] = row["answer"]
     found = suite.score(answered)
     folder = run.folder / "predictions" / f"{suite.name}.{phase}"
+    shutil.rmtree(folder, ignore_errors=True)  # it may hold tasks or languages that are measured no longer
     for name, text in found.files.items():
         write_text(folder / name, text)
     return found.plain()

@@ -15,6 +15,7 @@ from isogloss import processes
 from isogloss.adapters.lora import TreeLora
 from isogloss.errors import RunError
 from isogloss.files import naming, read_json, replacing, write_json
+from isogloss.languages import SOURCE
 from isogloss.model.cost import StageCost
 from isogloss.model.fingerprint import fingerprint
 from isogloss.model.load import pad_id
@@ -103,8 +104,12 @@ def scored_elsewhere(run: Run, rows: Sequence[Row], stage: StageCost, bar: Bar) 
 
 
 def _tree_image(run: Run, adapters: TreeLora, rows: Sequence[Row]) -> dict:
-    """Describe the nodes: their texts, and how many rows each has learned from, over all trainings."""
-    learned = Counter(node.name for row in rows for node in adapters.tree.path(row.language))
+    """Describe the nodes: their texts, and how many instructions each has learned from.
+
+    Neither English replay nor bare sentences count.
+    """
+    own = [row.language for row in rows if not row.bare and row.language != SOURCE]
+    learned = Counter(node.name for code in own for node in adapters.tree.path(code))
     texts, file, earlier = node_texts(run.config), run.folder / "tree.json", {}
     if run.trained.exists() and file.exists():
         remedy = "remove it; the count of items per node then starts from 0"
@@ -118,8 +123,7 @@ def _tree_image(run: Run, adapters: TreeLora, rows: Sequence[Row]) -> dict:
                 "rank": node.rank,
                 "languages": list(node.languages),
                 "text": texts.of(node) or "",
-                "items": earlier.get(node.name, 0)
-                + (learned[node.name] if node.name in adapters.learning else 0),
+                "items": (learned if node.name in adapters.learning else earlier).get(node.name, 0),
             }
             for node in adapters.tree.nodes
         ]

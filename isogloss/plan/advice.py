@@ -39,32 +39,31 @@ def advise(work: Work, stage: StagePlan) -> str:
 
 def _changes(work: Work, stage: str) -> list[tuple[str, ...]]:
     """Return the changes of settings to try, mildest first."""
-    config = work.config
+    config, more = work.config, list[tuple[str, ...]]()
+    several = work.machine.devices > 1 and not (config.shard or config.four_bit or config.compile)
     if stage == "evaluate":
-        sizes = [
-            config.evaluate.batch_size // n for n in (2, 4, 8, 16, 32, 64) if config.evaluate.batch_size // n
+        size = config.evaluate.batch_size
+        smaller = [(f"evaluate.batch_size={size // n}",) for n in (2, 4, 8, 16, 32, 64) if size // n]
+    else:
+        batch, now = getattr(config, stage).batch_size, getattr(config, stage).gradient_accumulation_steps
+        smaller = [
+            (f"{stage}.gradient_accumulation_steps={n}",)
+            for n in range(now + 1, batch + 1)
+            if batch % (n * work.machine.devices) == 0
         ]
-        return [(f"evaluate.batch_size={size}",) for size in sizes]
-    batch, now = getattr(config, stage).batch_size, getattr(config, stage).gradient_accumulation_steps
-    smaller = [
-        (f"{stage}.gradient_accumulation_steps={n}",)
-        for n in range(now + 1, batch + 1)
-        if batch % (n * work.machine.devices) == 0
-    ]
-    smaller = smaller[:: max(1, len(smaller) // 3)] + smaller[-1:] if len(smaller) > 4 else smaller
-    more: list[tuple[str, ...]] = []
+        smaller = smaller[:: max(1, len(smaller) // 3)] + smaller[-1:] if len(smaller) > 4 else smaller
     if stage == "tune" and config.tune.method == "full":
         more.append(("tune.method=lora", f"tune.batch_size={batch}"))
-    several = work.machine.devices > 1 and not (config.shard or config.four_bit or config.compile)
     if stage == "tune" and several:
         more.append(("tune.method=lora", f"tune.batch_size={batch}", "shard=true"))
-    if stage == "distill":
-        helps = {
-            "distill.gradient_checkpointing=true": not config.distill.gradient_checkpointing,
-            "dtype=bfloat16": work.dtype == torch.float32,
-            "four_bit=true": not (config.four_bit or config.shard) and work.machine.gpu,
-            "shard=true": several and config.tune.method == "lora",
-        }
-        more += [(change,) for change, can in helps.items() if can]
+    trains_all = stage == "tune" and config.tune.method == "full"  # in float32, whatever `dtype` is
+    helps = {
+        "distill.gradient_checkpointing=true": stage == "distill"
+        and not config.distill.gradient_checkpointing,
+        "dtype=bfloat16": work.dtype == torch.float32 and not trains_all,
+        "four_bit=true": stage != "tune" and not (config.four_bit or config.shard) and work.machine.gpu,
+        "shard=true": stage == "distill" and several and config.tune.method == "lora",
+    }
+    more += [(change,) for change, can in helps.items() if can]
     last = smaller[-1:] or [()]
     return [*smaller, *more, *((*some, *last[0]) for some in more)]

@@ -1,5 +1,6 @@
 """Cost of evaluation on a machine: every answer before and after training, and the sentences of retrieval."""
 
+from math import prod
 from typing import Any, NamedTuple
 
 from isogloss.adapters.generate import PROMPTS
@@ -8,7 +9,7 @@ from isogloss.evaluate.items import Item
 from isogloss.evaluate.suites import load_suite
 from isogloss.languages import SOURCE
 from isogloss.model.cost import Meter
-from isogloss.model.decoder import TOKENS
+from isogloss.model.decoder import TOKENS, keeps_keys_alone
 from isogloss.plan.memory import cache_bytes, parameter_bytes, read_bytes
 from isogloss.plan.work import StagePlan, Work
 
@@ -21,6 +22,7 @@ class _Asked(NamedTuple):
     scored: int = 0
     option: int = 0
     """The longest of the scored options, which are read one at a time."""
+    options: int = 1
 
 
 def evaluate_plan(work: Work) -> StagePlan:
@@ -32,7 +34,9 @@ def evaluate_plan(work: Work) -> StagePlan:
     config = causal.config.get_text_config()
     before = Meter(causal, 0.0)
     after = Meter(causal, adapters.tree.path_rank() / max(1, adapters.tree.rank))
-    sides, longest, width, option = (before, after), 1, 1, 0
+    sides, prompts, cached, logits = (before, after), [(1, 1)], [(1, 1)], 0
+    # A recurrent model reads the prompt again with every option.
+    again = not keeps_keys_alone(causal)
     for name in settings.suites:
         suite = load_suite(name, run.data_root, settings, run.measured)
         asked = [
@@ -50,9 +54,20 @@ def evaluate_plan(work: Work) -> StagePlan:
                 _generated(side, one.prompt, one.new, one.scored)
                 found.tokens_forwarded += one.prompt + max(0, one.new - 1) + one.scored
                 found.tokens_generated += one.new
-        longest = max([longest, *(one.prompt for one in asked + reworded)])
-        width = max([width, *(one.prompt + max(one.new, one.option) for one in asked + reworded)])
-        option = max([option, *(one.option for one in asked)])
+                for _ in range(again * (one.options - 1)):
+                    side.read(1, one.prompt)
+                    found.tokens_forwarded += one.prompt
+        if asked:
+            longest = max(one.prompt for one in asked + reworded)
+            width = max(one.prompt + max(one.new, one.option) for one in asked + reworded)
+            option = max(one.option for one in asked + reworded)
+            most = settings.batch_size
+            rows = most if machine.gpu else min(most, max(1, PROMPTS // longest))
+            scored = rows if machine.gpu else min(rows, max(1, TOKENS // longest))
+            prompts.append((rows, longest))
+            cached.append((rows, width))
+            # Scoring holds the logits of two options, both joined, and their exponentials, in float32.
+            logits = max(logits, rows * (work.dtype.itemsize + 4), scored * option * 4 * 4)
         for sentences in (suite.sentences, suite.layer_sentences):
             for code, texts in sentences.items():
                 if code in (*run.measured, SOURCE):
@@ -63,18 +78,12 @@ def evaluate_plan(work: Work) -> StagePlan:
                     found.tokens_forwarded += 2 * sum(sizes)
     found.flops = before.flops + after.flops
     adapters.off()
-    rows = settings.batch_size if machine.gpu else min(settings.batch_size, max(1, PROMPTS // longest))
-    scored = rows if machine.gpu else min(rows, max(1, TOKENS // longest))
     found.memory = {
         "program": machine.process,
         "weights": parameter_bytes(model, four_bit=work.config.four_bit),
         "adapters": parameter_bytes(model, adapters=True),
-        "cache": cache_bytes(causal, rows, width),
-        "activations": machine.held(
-            # Scoring holds the logits of two options, both joined, and their exponentials, in float32.
-            read_bytes(model, rows, longest)
-            + max(rows * (work.dtype.itemsize + 4), scored * option * 4 * 4) * config.vocab_size
-        ),
+        "cache": cache_bytes(causal, *max(cached, key=prod)),
+        "activations": machine.held(read_bytes(model, *max(prompts, key=prod)) + logits * config.vocab_size),
     }
     return found
 
@@ -91,7 +100,7 @@ def _answered(work: Work, suite: str, item: Item, code: str, text: str) -> _Aske
         return _Asked(prompt, limit)
     lengths = {key: work.answer_length(wording) for key, wording in item.options[code].items()}
     if suite in settings.likelihood:
-        return _Asked(prompt, 0, sum(lengths.values()), max(lengths.values()))
+        return _Asked(prompt, 0, sum(lengths.values()), max(lengths.values()), len(lengths))
     return _Asked(prompt, min(limit, lengths.get(item.gold or "", max(lengths.values()))))
 
 

@@ -8,7 +8,7 @@ Assumptions and their errors:
                 note. In stage 1, at most `SAMPLE` English examples are encoded, spread over all lengths.
     selection   `tune.selection.keep` drops the last examples here instead of those that rank lowest.
     answers     In evaluation, an answer to a closed task has as many tokens as the right option; any other
-                has `evaluate.max_new_tokens`: an upper bound.
+                reaches its limit: an upper bound.
     attention   A GPU's fused attention is counted as plain matmuls: an upper bound, close at instruction
                 lengths.
     seconds     FLOPs divided by the machine's rate of large matmuls times `EFFICIENCY`.

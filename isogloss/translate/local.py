@@ -287,8 +287,12 @@ def _lines(text: str) -> list[str]:
 
 
 def _answer(text: str, made: Mapping[str, Line], spent: Spent) -> Answer:
-    lines = [made[line.strip()] if line.strip() else Line("", True, 0, 0) for line in text.split("\n")]
-    if not all(line.ended for line in lines):
-        return Answer(None, "cut off", spent)
-    said = canonical("\n".join(line.text for line in lines)).strip()
+    said = []
+    for line in text.split("\n"):
+        one = made[line.strip()] if line.strip() else Line("", True, 0, 0)
+        if not one.ended:
+            return Answer(None, "cut off", spent)
+        indentation = line[: len(line) - len(line.lstrip())]  # of lists and code
+        said.append(indentation + one.text)
+    said = canonical("\n".join(said)).strip()
     return Answer(said, "", spent) if said else Answer(None, "no answer", spent)

@@ -8,9 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import yaml
-
-from isogloss.config.yaml_io import Loader
+from isogloss.config.yaml_io import load_yaml
 from isogloss.data.formats.lines import nearest
 from isogloss.data.text import canonical
 from isogloss.errors import ConfigError
@@ -66,14 +64,10 @@ def load_prompt(path: Path | None = None) -> Prompt:
         ConfigError: The file is not YAML, or an entry is unknown, has the wrong type, or contains an unknown
             language, an invalid pattern or an unknown $name.
     """
-    own = resources.files("isogloss.translate").joinpath("prompt.yaml").read_text(encoding="utf-8")
-    entries: dict[str, Any] = yaml.safe_load(own)
+    entries: dict[str, Any] = load_yaml(resources.files("isogloss.translate") / "prompt.yaml")
     if path is None:
         return Prompt(**entries)
-    try:
-        given = yaml.load(path.read_text("utf-8"), Loader=Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    given = load_yaml(path)
     if not isinstance(given, dict):
         raise ConfigError(f"{path}: contains no entries; give some of {', '.join(entries)}")
     for key, value in given.items():
@@ -112,7 +106,7 @@ def _check_template(text: str, name: str, path: Path) -> None:
 
 
 def _glossary(given: Mapping[Any, Any], path: Path) -> dict[str, dict[str, str]]:
-    found = {}
+    found: dict[str, dict[str, str]] = {}
     for language, terms in given.items():
         try:
             code = resolve(str(language)).code
@@ -120,7 +114,8 @@ def _glossary(given: Mapping[Any, Any], path: Path) -> dict[str, dict[str, str]]
             raise ConfigError(f"{path}: glossary: {error}") from None
         if not isinstance(terms, dict) or not all(isinstance(t, str) for pair in terms.items() for t in pair):
             raise ConfigError(f"{path}: glossary: {language} must map English terms to texts")
-        found[code] = {en: canonical(own) for en, own in terms.items()}
+        own = {canonical(term): canonical(text) for term, text in terms.items()}
+        found.setdefault(code, {}).update(own)  # a language may be named by several of its codes
     return found
 
 

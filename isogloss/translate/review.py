@@ -8,7 +8,8 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -36,8 +37,8 @@ _COLUMNS: Final[tuple[str, ...]] = (
     "reason",
     "key",
 )
-_FORMULA: Final = "=+-@\t\r'"
-"""First characters of a cell that a spreadsheet does not treat as text."""
+_NOT_TEXT: Final = tuple("=+-@\t\r'0123456789")
+"""First characters of a cell that a spreadsheet may take for a formula, a number or a date."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,22 @@ Marks = dict[tuple[str, str], Mark]
 """Marks by ID and language."""
 
 
-def check(path: Path) -> None:
-    """Check the suffix of the review file before any translation starts.
+def check(path: Path, codes: Sequence[str]) -> None:
+    """Check where the languages' review files will be written, before any translation starts.
 
     Raises:
-        ConfigError: The suffix is neither .html nor .csv.
+        ConfigError: The suffix is neither .html nor .csv, or a table there already has a speaker's marks.
     """
     if path.suffix not in (".html", ".csv"):
         raise ConfigError(f"--review {path}: unknown file type; name a file in .html or .csv")
+    for file in (place(path, code, codes) for code in codes):
+        if path.suffix == ".csv" and file.exists():
+            with suppress(DataError):  # it has no marks
+                read([file])
+                raise ConfigError(
+                    f"--review {path}: {file} has marks, which would be lost; name another file, and read "
+                    "this one with --reviewed"
+                )
 
 
 def place(path: Path, code: str, codes: Iterable[str]) -> Path:
@@ -131,9 +140,9 @@ def _table(rows: Iterable[Mapping[str, str]]) -> str:
     writer: csv.DictWriter[str] = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        # Quoted, so that no text is taken for a formula; the quote is removed when read back.
+        # Quoted, so that a spreadsheet keeps it as text; the quote is removed when read back.
         writer.writerow(
-            {name: f"'{text}" if text[:1] in tuple(_FORMULA) else text for name, text in row.items()}
+            {name: f"'{text}" if text.startswith(_NOT_TEXT) else text for name, text in row.items()}
         )
     return "\ufeff" + file.getvalue()  # a BOM, by which spreadsheets recognise UTF-8
 
@@ -176,7 +185,7 @@ def _text(value: Any, name: str, record: Record) -> str:
         return ""
     if not isinstance(value, str):
         raise DataError(f"the {name} is {kind_of(value)}; it must be a text", record.path, record.line)
-    quoted = record.path.name.endswith(".csv") and value[:1] == "'" and value[1:2] in tuple(_FORMULA)
+    quoted = record.path.name.endswith(".csv") and value[:1] == "'" and value[1:].startswith(_NOT_TEXT)
     return value[1:] if quoted else value
 
 

@@ -223,6 +223,15 @@ def test_a_kill_between_the_sides_leaves_no_scores_of_other_answers(finished, tm
     assert scores(run)["suites"] == scores(finished)["suites"]
 
 
+def test_the_summary_does_not_mix_dev_and_test(finished, tmp_path):
+    run = copied(finished, tmp_path / "mixed")
+    found = scores(run)
+    whole = evaluation._summary(run, found)
+    assert {task.partition("/")[0] for task in whole["tasks"]} == {"xglue", "parallel"}
+    found["suites"]["parallel"]["settings"]["split"] = "test"
+    assert {task.partition("/")[0] for task in evaluation._summary(run, found)["tasks"]} == {"xglue"}
+
+
 def answers_of(run: Run) -> dict[str, bytes]:
     """Return the contents of the files in `predictions/`."""
     folder = run.folder / "predictions"

@@ -209,7 +209,10 @@ def test_sib200_is_asked_and_answered_in_the_language(tmp_path):
 
 
 def test_xcopa_answers_with_the_likelier_choice(tmp_path):
-    """Cause and effect are asked for in the language's own words; rows are joined by idx."""
+    """Cause and effect are asked for in the language's own words; rows are joined by idx.
+
+    Which of them is asked for is English's: the Turkish file always says "effect".
+    """
 
     def row(idx: int, label: int, question: str, *texts: str) -> str:
         keys = ("premise", "choice1", "choice2")
@@ -218,7 +221,10 @@ def test_xcopa_answers_with_the_likelier_choice(tmp_path):
         )
 
     english = [row(0, 1, "cause", "It broke.", "It sang.", "It fell."), row(1, 0, "effect", "P", "Q", "R")]
-    turkish = [row(1, 1, "effect", "p", "q", "r"), row(0, 1, "cause", "Kırıldı.", "Şarkı söyledi.", "Düştü.")]
+    turkish = [
+        row(1, 1, "effect", "p", "q", "r"),
+        row(0, 1, "effect", "Kırıldı.", "Şarkı söyledi.", "Düştü."),
+    ]
     write(tmp_path / "xcopa/data/en/val.en.jsonl", "\n".join(english) + "\n")
     write(tmp_path / "xcopa/data/tr/val.tr.jsonl", "\n".join(turkish) + "\n")
     suite = SUITES["xcopa"](tmp_path, "dev", ["tr", "es"], 10, 0)
@@ -245,6 +251,6 @@ def test_an_xcopa_label_is_the_number_0_or_1(label, tmp_path):
 def test_the_real_files_are_read(name, code):
     """The released files can be read."""
     suite = SUITES[name](ROOT, "dev", [code], 20, 0)
-    assert len(suite.items) >= 20
+    assert len(suite.items) == 20
     for item in suite.items:
         assert item.gold in item.options[code] and item.turns[code].response == item.options[code][item.gold]

@@ -38,7 +38,7 @@ def test_good_translations_are_kept(english, text, code):
     ("english", "text", "code"),
     [
         ("Red", "Rot", "de"), ("No", "Nein", "de"), ("Yes", "Oui", "fr"), ("Hello", "سلام", "ur"),
-        ("Yes", "نعم", "ar"), ("Paris", "Paris", "es"), ("No", "No", "es"),
+        ("Yes", "نعم", "ar"), ("Paris", "Paris", "es"), ("No", "No", "es"), ("Paris", "Paris", "ur"),
     ],
 )  # fmt: skip
 def test_short_answers_are_kept(english, text, code):

@@ -185,7 +185,7 @@ def test_a_model_of_one_pair_is_only_used_for_its_own_language(tmp_path):
 
 
 def test_texts_are_translated_line_by_line_and_each_line_once(tmp_path):
-    """Empty lines stay, a shared line is translated once, and a truncated line gives no translation."""
+    """Empty lines and indentation stay, a shared line is translated once, a truncated one gives no answer."""
 
     class Fixed(Seq2Seq):
         def __init__(self):
@@ -199,7 +199,7 @@ def test_texts_are_translated_line_by_line_and_each_line_once(tmp_path):
     wanted = [Wanted(text, "sw") for text in ("a\n\n  b", "b", "c\nendless")]
     found.run(wanted, lambda one, answer: kept.setdefault(one.text, answer), lambda done, of: None)
     assert found.read == ["b", "a", "c", "endless"]
-    assert [kept[one.text].text for one in wanted] == ["A\n\nB", "B", None]
+    assert [kept[one.text].text for one in wanted] == ["A\n\n  B", "B", None]
     assert kept["c\nendless"].why == "cut off"
     assert kept["b"].spent.tokens_read == 16 and kept["a\n\n  b"].spent.tokens_read == 0
 

@@ -95,7 +95,31 @@ def test_files_that_are_no_review_and_other_file_types_are_refused(tmp_path):
     with pytest.raises(DataError, match="there is no 'language'; use a file that --review made"):
         review.read([path])
     with pytest.raises(ConfigError, match=r"name a file in \.html or \.csv"):
-        review.check(tmp_path / "r.xlsx")
+        review.check(tmp_path / "r.xlsx", ["sw"])
+
+
+def test_a_table_with_marks_is_not_written_over(tmp_path):
+    """A fresh one may be, as nothing is lost."""
+    page, own = tmp_path / "r.csv", tmp_path / "r.sw.csv"
+    review.write(own, "sw", ROWS)
+    review.check(page, ["sw", "ur"])
+    own.write_text(own.read_text("utf-8-sig").replace(",,,", ",,right,", 1))
+    assert len(review.read([own])) == 1
+    with pytest.raises(ConfigError) as caught:
+        review.check(page, ["sw", "ur"])
+    assert str(caught.value) == (
+        f"--review {page}: {own} has marks, which would be lost; name another file, and read this one with "
+        "--reviewed"
+    )
+
+
+@pytest.mark.parametrize("text", ["3/4", "007", "42.0", "=1+1", "-5"])
+def test_a_spreadsheet_gets_numbers_and_formulas_as_text(text, tmp_path):
+    row = review.Reading(text, "sw", {"instruction": text}, {"instruction": "tatu"})
+    review.write(tmp_path / "r.csv", "sw", [row])
+    with (tmp_path / "r.csv").open(encoding="utf-8-sig", newline="") as file:
+        (cells,) = csv.DictReader(file)
+    assert cells["id"] == cells["english_instruction"] == f"'{text}" and cells["instruction"] == "tatu"
 
 
 def test_each_language_has_its_own_file(tmp_path):

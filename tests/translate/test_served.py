@@ -400,6 +400,13 @@ def test_norwegian_is_a_language_in_a_glossary(tmp_path):
     assert load_prompt(path).glossary == {"nb": {"book": "bok"}}
 
 
+def test_a_language_named_twice_in_a_glossary_keeps_all_its_terms(tmp_path):
+    (path := tmp_path / "prompt.yaml").write_text(
+        "glossary: {sw: {bank: benki}, Swahili: {cafe\u0301: mkahawa}}"
+    )
+    assert load_prompt(path).glossary == {"sw": {"bank": "benki", "caf\u00e9": "mkahawa"}}
+
+
 @pytest.mark.parametrize("url", ["http://localhost:port/v1", "http://[::1/v1", "http://a..b/v1"])
 def test_an_invalid_url_is_refused_in_one_line(url):
     client = Client(Settings(url=url, model="m"), "--url", "--key-env")

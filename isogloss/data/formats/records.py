@@ -126,7 +126,7 @@ def _folder(path: Path, split: str | None, tell: Tell) -> Iterator[Iterable[Reco
         try:  # the library's rules for names of splits and shards, and those in a README
             with tempfile.TemporaryDirectory() as cache:
                 found = datasets.load_dataset_builder(str(path), cache_dir=cache).config.data_files or {}
-        except (DatasetsError, OSError, ValueError) as error:
+        except (DatasetsError, OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loading script
             kinds = ", .".join(_OPENERS)
             message = f"the folder contains no table ({str(error).splitlines()[0][:90].rstrip('. ')})"
             raise DataError(f"{message}; it must contain files in .{kinds}", path) from None
@@ -283,7 +283,7 @@ def _json(path: Path) -> Numbered:
 def _parquet(path: Path) -> Numbered:
     import pyarrow.parquet
 
-    return _arrow_rows(lambda: pyarrow.parquet.ParquetFile(path).iter_batches(), path)
+    return _arrow_rows(lambda: pyarrow.parquet.ParquetFile(path).iter_batches(1000), path)
 
 
 def _arrow(path: Path) -> Numbered:
