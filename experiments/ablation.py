@@ -31,7 +31,8 @@ from isogloss.files import read_json, write_json
 from isogloss.pipeline.evaluation import run_evaluate
 from isogloss.pipeline.folder import ProgressReporter, Run, open_run
 from isogloss.pipeline.logging import quiet
-from isogloss.pipeline.stages import run_distill, run_report, run_tune
+from isogloss.pipeline.stages import run_distill, run_tune
+from isogloss.report.page import write_report
 
 
 def as_usual(*names: str) -> tuple[str, ...]:
@@ -316,7 +317,7 @@ def _measured(
     reporter.say(f"{variant.name}, seed {seed}")
     run_distill(run)
     run_evaluate(run, folder / f"seed-{seed}" / "before")
-    run_report(run)
+    write_report(run.folder)
     return variant, seed, _rows(run, variant, seed)
 
 

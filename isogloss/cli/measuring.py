@@ -168,7 +168,7 @@ def evaluate(
     from isogloss.adapters.fit import refuse_misfit
     from isogloss.pipeline import checks, evaluation
     from isogloss.pipeline.folder import open_run
-    from isogloss.pipeline.stages import run_report
+    from isogloss.report.page import write_report
 
     checks.check_suites(job)
     refuse_misfit(settings)
@@ -182,7 +182,7 @@ def evaluate(
         evaluation.run_evaluate(job)
         if stale := evaluation.unscored(whole, evaluation.scores_of_run(whole)):
             print_line(f"Scored with other settings, so `isogloss run` scores again: {', '.join(stale)}")
-        page = run_report(job)
+        page = write_report(job.folder)
         show_scores(job)
         print_line(f"Report: {page}")
 
@@ -228,7 +228,7 @@ def compare(
 
     found = paired(run_a, run_b)
     if as_json:
-        print(json.dumps([one.plain() for one in found], indent=1))
+        print(json.dumps([asdict(one) for one in found], indent=1))
         return
     for suite in dict.fromkeys(one.suite for one in found):
         heads = ("measure", "language", "difference", "95 % interval", "p", "n")

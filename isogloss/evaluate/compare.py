@@ -4,7 +4,7 @@ Flow: hits of both → differences per language and over languages → paired bo
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -36,11 +36,6 @@ class Compared:
     measure: str
     mean: Difference
     languages: Mapping[str, Difference]
-
-    def plain(self) -> dict[str, Any]:
-        """Return a JSON-serialisable dict."""
-        each = {code: asdict(one) for code, one in self.languages.items()}
-        return {"suite": self.suite, "measure": self.measure, "mean": asdict(self.mean), "languages": each}
 
 
 def compare(a: Path, b: Path, *, seed: int = 0) -> list[Compared]:

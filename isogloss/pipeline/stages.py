@@ -6,7 +6,6 @@ again resumes the run, or reports that it is complete.
 
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -55,7 +54,7 @@ def run_all(run: Run) -> bool:
     run_distill(run)
     if processes.is_main():  # the remaining stages run on one process
         run_evaluate(run)
-        run_report(run)
+        write_report(run.folder)
     return True
 
 
@@ -204,9 +203,3 @@ def run_cache(run: Run) -> StageCost:
     )
     run.ledger.pause(stage)
     return StageCost("cache", **{name: getattr(stage, name) - getattr(earlier, name) for name in TEACHER})
-
-
-@writing
-def run_report(run: Run) -> Path:
-    """Write the report page to `report.html`."""
-    return write_report(run.folder)

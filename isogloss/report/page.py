@@ -86,7 +86,7 @@ def _block(run: RunFolder, name: str, index: int) -> dict[str, Any]:
     return {
         "id": f"suite-{index}",
         "suite": suite,
-        "is_demo": name == "demo" or name.startswith("demo-"),
+        "is_demo": name == "demo",
         "by_main": sorted(
             suite.languages, key=lambda label: -(suite.change(suite.main or "", label.code).after.value or 0)
         ),

@@ -17,8 +17,9 @@ from isogloss.data.formats import parallel_jsonl
 from isogloss.errors import RunError
 from isogloss.evaluate.signature import fields_of
 from isogloss.evaluate.suites import load_suite
-from isogloss.pipeline import checks, evaluation, stages, suite_scores, training
+from isogloss.pipeline import checks, evaluation, suite_scores, training
 from isogloss.pipeline.folder import ProgressReporter, Run, load_run, open_run
+from isogloss.report.page import write_report
 from isogloss.report.table import headline, official_table, summary_table
 
 EVALUATE = (
@@ -375,6 +376,6 @@ def test_test_items_in_the_training_data_are_found_and_left_out(finished, tmp_pa
 
 def test_the_page_has_the_official_scores(finished):
     """They are among each suite's facts, whatever measures the suite lacks."""
-    page = stages.run_report(finished).read_text("utf-8")
+    page = write_report(finished.folder).read_text("utf-8")
     for name in ("XNLI accuracy", "NC accuracy", "QAM accuracy", "QG bleu"):
         assert name in page

@@ -257,7 +257,7 @@ def measured(monkeypatch):
         (predictions / "massive.after.hits.json").write_text(written)
 
     stages = {"open_run": begin, "run_tune": tune, "run_evaluate": evaluate}
-    for name, stage in (stages | {"run_distill": None, "run_report": None}).items():
+    for name, stage in (stages | {"run_distill": None, "write_report": None}).items():
         monkeypatch.setattr(ablation, name, stage or (lambda run: None))
 
 

@@ -31,6 +31,7 @@ from isogloss.data.formats.turns import (
     language_or_none,
     nothing,
     parsed,
+    present,
     task_of,
 )
 from isogloss.errors import DataError
@@ -98,7 +99,7 @@ def _rows(path: Path, default: str, split: str | None, tell: Tell) -> Iterator[P
 
 
 def _unread(cells: Mapping[str, Any]) -> list[str]:
-    has = {key for key, value in cells.items() if not absent(value)}
+    has = present(cells)
     key = key_of(has)
     return [
         one for one in cells if one in has - _READ and one != key and one not in _LAYOUTS.get(key or "", ())
@@ -173,7 +174,7 @@ def _paired(history: Any) -> bool:
 
 def _own(at: Record) -> list[Mapping[str, Any]]:
     cells = at.cells
-    has = {key for key, value in cells.items() if not absent(value)}
+    has = present(cells)
     key = key_of(has)
     if key == "messages":
         return _list(cells["messages"], "messages", at)

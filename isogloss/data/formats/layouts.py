@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats import chat_jsonl, parallel_jsonl
 from isogloss.data.formats.records import Tell, nobody, read_records
-from isogloss.data.formats.turns import LeftOut, Only, absent, nothing
+from isogloss.data.formats.turns import LeftOut, Only, nothing, present
 from isogloss.errors import DataError
 from isogloss.languages import UnknownLanguageError, resolve
 
@@ -82,7 +82,7 @@ def read(
 
 
 def _layout(cells: Mapping[str, Any]) -> Layout | None:
-    there = {key for key, value in cells.items() if not absent(value)}
+    there = present(cells)
     if {"language", "instruction"} <= there <= _PARALLEL:
         return Layout("parallel", "one language a row")
     if key := chat_jsonl.key_of(there):

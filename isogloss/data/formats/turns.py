@@ -2,9 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.formats.lines import kind_of, language_of
@@ -124,6 +125,11 @@ def language_or_none(code: object, at: Record) -> str | LeftOut:
 def absent(value: object) -> bool:
     """Return whether a cell is empty: null, or NaN from pandas."""
     return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def present(cells: Mapping[str, Any]) -> set[str]:
+    """Return the names of the cells that are not empty."""
+    return {name for name, value in cells.items() if not absent(value)}
 
 
 def identifier(value: object, at: Record) -> str:
