@@ -45,7 +45,7 @@ def meta_model(name: str, dtype: torch.dtype, *, gpu: bool) -> PreTrainedModel:
         raise ConfigError(f"model: {name} has no config.json that transformers reads") from error
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation="sdpa" if gpu else "eager"
+            config, dtype=dtype, attn_implementation=None if gpu else "eager"
         )
     return model.eval()
 

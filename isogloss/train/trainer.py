@@ -234,7 +234,7 @@ class Watch(TrainerCallback):
             if not math.isfinite(value):
                 raise RunError(
                     f"{name} is {value} at step {state.global_step} of {state.max_steps}; try a lower "
-                    f"{self.stage}.learning_rate, or dtype: float32"
+                    f"{'tune' if self.stage == 'tune' else 'distill'}.learning_rate, or dtype: float32"
                 )
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.since += 1

@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ _COLUMNS: Final[tuple[str, ...]] = (
 )
 _NOT_TEXT: Final = tuple("=+-@\t\r'0123456789")
 """First characters of a cell that a spreadsheet may take for a formula, a number or a date."""
+_NUMBER: Final = re.compile(r"0|[1-9]\d{0,10}", re.ASCII)
+"""A number that a spreadsheet writes as it was."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,10 @@ def _table(rows: Iterable[Mapping[str, str]]) -> str:
     for row in rows:
         # Quoted, so that a spreadsheet keeps it as text; the quote is removed when read back.
         writer.writerow(
-            {name: f"'{text}" if text.startswith(_NOT_TEXT) else text for name, text in row.items()}
+            {
+                name: f"'{text}" if text.startswith(_NOT_TEXT) and not _NUMBER.fullmatch(text) else text
+                for name, text in row.items()
+            }
         )
     return "\ufeff" + file.getvalue()  # a BOM, by which spreadsheets recognise UTF-8
 

@@ -113,7 +113,7 @@ def test_a_table_with_marks_is_not_written_over(tmp_path):
     )
 
 
-@pytest.mark.parametrize("text", ["3/4", "007", "42.0", "=1+1", "-5"])
+@pytest.mark.parametrize("text", ["3/4", "007", "42.0", "123456789012", "=1+1", "-5"])
 def test_a_spreadsheet_gets_numbers_and_formulas_as_text(text, tmp_path):
     row = review.Reading(text, "sw", {"instruction": text}, {"instruction": "tatu"})
     review.write(tmp_path / "r.csv", "sw", [row])
@@ -152,7 +152,7 @@ def test_a_speakers_marks_override_the_filter(endpoint, tmp_path):
     page only has the rows that nobody has marked."""
     assert translate(tmp_path, endpoint, "--review", tmp_path / "r.csv", "--review-rows", "3").returncode == 0
     with (tmp_path / "r.csv").open(encoding="utf-8-sig", newline="") as file:
-        cells = {row["id"]: row for row in csv.DictReader(file)}
+        cells = {row["id"]: row | {"key": row["key"].removeprefix("'")} for row in csv.DictReader(file)}
     assert len(cells) == 3
     rest = ({"1", "2", "3", "4"} - set(cells)).pop()
     first, second, third = cells
