@@ -126,10 +126,11 @@ def reasons(
     limits = limits or limits_of(code)
     if not text.strip():
         return [Reason("empty", "there is no text")]
-    name = response and len(english.split()) <= SHORT and normalise(english) == normalise(text)
+    # A short answer such as "Paris" may be the same in both languages, whatever their scripts.
+    same = response and len(english.split()) <= SHORT and normalise(english) == normalise(text)
     checks: dict[str, Callable[[], str | None]] = {
-        "copy": lambda: None if name else copied(english, text),
-        "language": lambda: None if name else foreign(text, code, limits, without=kept_parts(english, keep)),
+        "copy": lambda: None if same else copied(english, text),
+        "language": lambda: None if same else foreign(text, code, limits, without=kept_parts(english, keep)),
         "length": lambda: too_long_or_short(english, text, limits),
         "cut off": lambda: cut_off(english, text, limits),
         "repetition": lambda: repeated(english, text),

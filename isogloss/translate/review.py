@@ -10,7 +10,6 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -86,17 +85,16 @@ def check(path: Path, codes: Sequence[str]) -> None:
 
     Raises:
         ConfigError: The suffix is neither .html nor .csv, or a table there already has a speaker's marks.
+        DataError: A table there is no review, or its marks are invalid; it would be lost too.
     """
     if path.suffix not in (".html", ".csv"):
         raise ConfigError(f"--review {path}: unknown file type; name a file in .html or .csv")
     for file in (place(path, code, codes) for code in codes):
-        if path.suffix == ".csv" and file.exists():
-            with suppress(DataError):  # it has no marks
-                read([file])
-                raise ConfigError(
-                    f"--review {path}: {file} has marks, which would be lost; name another file, and read "
-                    "this one with --reviewed"
-                )
+        if path.suffix == ".csv" and file.exists() and next(_marks(file), None):
+            raise ConfigError(
+                f"--review {path}: {file} has marks, which would be lost; name another file, and read this "
+                "one with --reviewed"
+            )
 
 
 def place(path: Path, code: str, codes: Iterable[str]) -> Path:
@@ -120,15 +118,21 @@ def read(paths: Iterable[Path]) -> Marks:
     found: Marks = {}
     for path in paths:
         marked = False
-        for record in read_file(path, "jsonl"):
-            for place_of, mark in _mark(record):
-                marked = True
-                if found.setdefault(place_of, mark) != mark:
-                    message = f"id {place_of[0]!r} is marked twice in {place_of[1]}; keep one"
-                    raise DataError(message, record.path, record.line)
+        for record, place_of, mark in _marks(path):
+            marked = True
+            if found.setdefault(place_of, mark) != mark:
+                message = f"id {place_of[0]!r} is marked twice in {place_of[1]}; keep one"
+                raise DataError(message, record.path, record.line)
         if not marked:
             raise DataError("the file contains no marks; mark some rows and save them", path)
     return found
+
+
+def _marks(path: Path) -> Iterator[tuple[Record, tuple[str, str], Mark]]:
+    """Yield the marks of a file, each with its record and its place (ID and language)."""
+    for record in read_file(path, "jsonl"):
+        for place_of, mark in _mark(record):
+            yield record, place_of, mark
 
 
 def _cells(row: Reading) -> dict[str, str]:

@@ -103,7 +103,7 @@ def test_a_table_with_marks_is_not_written_over(tmp_path):
     page, own = tmp_path / "r.csv", tmp_path / "r.sw.csv"
     review.write(own, "sw", ROWS)
     review.check(page, ["sw", "ur"])
-    own.write_text(own.read_text("utf-8-sig").replace(",,,", ",,right,", 1))
+    own.write_text(review._table([review._cells(ROWS[0]) | {"verdict": "right"}]))
     assert len(review.read([own])) == 1
     with pytest.raises(ConfigError) as caught:
         review.check(page, ["sw", "ur"])
@@ -111,6 +111,10 @@ def test_a_table_with_marks_is_not_written_over(tmp_path):
         f"--review {page}: {own} has marks, which would be lost; name another file, and read this one with "
         "--reviewed"
     )
+    # A typing error is no reason to lose it.
+    own.write_text(review._table([review._cells(ROWS[0]) | {"verdict": "rigth"}]))
+    with pytest.raises(DataError, match="the verdict is 'rigth'; did you mean right"):
+        review.check(page, ["sw", "ur"])
 
 
 @pytest.mark.parametrize("text", ["3/4", "007", "42.0", "123456789012", "=1+1", "-5"])
