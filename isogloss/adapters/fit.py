@@ -1,7 +1,9 @@
 """Check that the settings fit the model, from its configuration and before any weights are loaded."""
 
+from contextlib import suppress
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -9,8 +11,9 @@ from isogloss.adapters.lora import TreeLora
 from isogloss.adapters.tree import ROOT, Node, Tree
 from isogloss.config import Adapter, Config
 from isogloss.errors import ConfigError
-from isogloss.model.decoder import decoder_prefix, layers_of, two_thirds
+from isogloss.model.decoder import decoder_prefix, last_hidden, layers_of, two_thirds
 from isogloss.model.load import skeleton
+from isogloss.model.shapes import ShapesOnly
 
 
 def refuse_misfit(config: Config) -> None:
@@ -37,7 +40,12 @@ def refuse_misfit(config: Config) -> None:
             f"distill.adapter.target_modules: {config.model} has no {', '.join(missing)}; "
             f"it has {', '.join(there)}"
         )
-    TreeLora(model, Tree((Node(ROOT, "root", None, (ROOT,), 1, 0),)), **lora_shape(model, settings))
+    tree = Tree((Node(ROOT, "root", None, (ROOT,), 1, 0),))
+    adapters = TreeLora(model.to(torch.bfloat16), tree, **lora_shape(model, settings))
+    ids = torch.zeros(2, 3, dtype=torch.long, device="meta")
+    # Raises if a module gets tokens without a batch dimension. Kernels without a meta version prove nothing.
+    with suppress(RuntimeError), ShapesOnly(), adapters.on([ROOT, ROOT]):
+        last_hidden(adapters.model, ids, torch.ones_like(ids))
 
 
 def lora_shape(model: nn.Module, settings: Adapter) -> dict[str, Any]:

@@ -13,7 +13,9 @@ gradient with respect to the logits.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -108,6 +110,12 @@ def frozen_head(model: nn.Module) -> Head | None:
         return None
     made = readout(model)
     return Head(linear, made.scale, made.cap)
+
+
+def logits_of(model: nn.Module) -> Callable[[Float[Tensor, "tokens hidden"]], Float[Tensor, "tokens vocab"]]:
+    """Return the function from last hidden states to logits; a frozen head's are not rounded to its dtype."""
+    fixed = frozen_head(model)
+    return partial(head, model) if fixed is None else fixed.logits
 
 
 def scored(

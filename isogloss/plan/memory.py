@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
     AutoModelForCausalLM,
@@ -21,6 +20,7 @@ from isogloss.model.base_files import read_config
 from isogloss.model.branches import branched_hidden
 from isogloss.model.decoder import causal_of, decoder_of, head, last_hidden, layers_of, readout
 from isogloss.model.load import model_folder
+from isogloss.model.shapes import ShapesOnly
 from isogloss.model.standardise import Statistics
 from isogloss.teacher.signals import LOGITS
 from isogloss.train.batch import Batch, Options, Sample, Twins, collate
@@ -50,7 +50,7 @@ def meta_model(name: str, dtype: torch.dtype, *, gpu: bool) -> PreTrainedModel:
     return model.eval()
 
 
-class Alive(TorchDispatchMode):
+class Alive(ShapesOnly):
     """Dispatch mode that tracks the bytes of tensors created inside: currently alive, and at peak.
 
     Includes tensors saved by autograd, gradients and intermediate results; views and parameters cost nothing.
@@ -63,9 +63,7 @@ class Alive(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return 0  # meta tensors have no values: questions such as "is there no padding?" are answered no
-        made = func(*args, **kwargs)
+        made = super().__torch_dispatch__(func, types, args, kwargs)
         given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):

@@ -125,7 +125,9 @@ def _scored_by(
 
     Fresh scores are packed and unpacked too, so that they are identical to cached ones.
     """
-    part = cache and cache.part(signal="scored", k=k, student=tokenizer_hash(translation.student))
+    part = cache and cache.part(
+        signal="scored", logits="float32", k=k, student=tokenizer_hash(translation.student)
+    )
     keys = [row_key(row.teacher_prompt, row.student.response) for row in rows]
     kept = CachedTensors(part, keys, cost, alone=True)  # called inside `processes.main_first`
     absent, vocab = sorted(kept.absent), len(translation.student_bytes)

@@ -16,7 +16,7 @@ pieces. `TokenScores.covered` marks the remaining positions. Of the embedded tok
 a half are covered with Tekken, whose vocabulary is ten times as large (see the tests).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from isogloss.adapters.generate import end_id
 from isogloss.data.chat import encode_response
 from isogloss.languages import SOURCE
-from isogloss.model.decoder import head, response_states
+from isogloss.losses.fused import logits_of
+from isogloss.model.decoder import response_states
 from isogloss.model.load import pad_id
 from isogloss.teacher.answers import ended
 from isogloss.teacher.reading import by_length, common_length
@@ -144,8 +145,8 @@ def score(
         translation: Maps the teacher's tokens to the student's.
         k: Number of tokens kept at each position.
     """
-    model.eval()
-    filler = pad_id(translation.teacher)
+    model.eval().requires_grad_(False)
+    logits, filler = logits_of(model), pad_id(translation.teacher)
     asked = [
         (row.student.response, None) if translation.same else translation.response(row.student.response)
         for row in rows
@@ -157,7 +158,7 @@ def score(
             model, [rows[n].teacher_prompt for n in chosen], [asked[n][0] for n in chosen], filler
         )
         for n, states in zip(chosen, hidden, strict=True):
-            found[n] = _kept(model, states, len(rows[n].student.response), asked[n][1], translation, k)
+            found[n] = _kept(logits, states, len(rows[n].student.response), asked[n][1], translation, k)
     return [found[n] for n in range(len(rows))]
 
 
@@ -183,7 +184,7 @@ def written(
 
 
 def _kept(
-    model: nn.Module,
+    logits: Callable[[Tensor], Tensor],
     states: Float[Tensor, "theirs hidden"],
     length: int,
     pairs: list[tuple[int, int]] | None,
@@ -192,11 +193,11 @@ def _kept(
 ) -> TokenScores:
     """Return the k likeliest tokens at the covered positions of a response."""
     if pairs is None:
-        known = head(model, states).float().log_softmax(-1)[:, : len(translation.student_bytes)]
+        known = logits(states).float().log_softmax(-1)[:, : len(translation.student_bytes)]
         best = known.topk(min(k, known.shape[-1]), -1)
         return whole(best.indices.cpu(), best.values.cpu())
     at = torch.tensor([theirs for _, theirs in pairs], dtype=torch.long, device=states.device)
-    ids, logprobs = translation.carried(head(model, states[at]), k)
+    ids, logprobs = translation.carried(logits(states[at]), k)
     return TokenScores(ids.cpu(), logprobs.cpu(), _mask(length, pairs))
 
 

@@ -10,7 +10,6 @@ Flow: rows → cache lookup by content → batched forward passes for the rest �
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 from typing import Any, Literal
 
@@ -21,11 +20,11 @@ from torch import Tensor, nn
 from isogloss import processes
 from isogloss.data.chat import pad
 from isogloss.languages import SOURCE
-from isogloss.losses.fused import frozen_head, token_log_probs
+from isogloss.losses.fused import logits_of, token_log_probs
 from isogloss.losses.topk import TopK, pack, unpack
 from isogloss.model.branches import branched_hidden, branches_fit, layout, predictors
 from isogloss.model.cost import Meter, StageCost
-from isogloss.model.decoder import causal_of, head, padded, parts_of
+from isogloss.model.decoder import causal_of, padded, parts_of
 from isogloss.teacher.cache import Cache, row_key
 from isogloss.teacher.reading import (
     CachedTensors,
@@ -119,8 +118,7 @@ def teacher_signals(
             pooled.keep(chosen, states)
             progress(done := done + len(chosen), work)
         pooled.join()
-        fixed = frozen_head(model)
-        logits = fixed.logits if fixed else partial(head, model)
+        logits = logits_of(model)
         for chosen, states in read_states(model, distinct, said, pad_id, batch, fork):
             if kind == "top_k":
                 # All rows' tokens together: each product reads the whole head, however few tokens it has.

@@ -56,6 +56,18 @@ def test_adapters_on_experts_are_refused(tiny, tmp_path):
         refuse_misfit(with_overrides(config, ["distill.adapter.target_modules=[gate_proj]"]))
 
 
+def test_adapters_on_a_shared_expert_are_refused(tiny, tmp_path):
+    """Qwen2-MoE's shared expert is a linear layer, but receives the tokens of all batch rows in one axis."""
+    config = settings(tiny, tmp_path, "qwen2_moe")
+    with pytest.raises(ConfigError) as caught:
+        refuse_misfit(with_overrides(config, ["distill.adapter.target_modules=[q_proj, up_proj]"]))
+    assert str(caught.value) == (
+        "distill.adapter.target_modules: a module with 24 input features receives tokens without a batch "
+        "dimension, as routers and experts do; name linear layers outside them"
+    )
+    refuse_misfit(with_overrides(config, ["distill.adapter.target_modules=[q_proj, o_proj]"]))
+
+
 def test_adapters_on_more_layers_than_the_model_has_are_refused(tiny, tmp_path):
     """The model has three layers."""
     refuse_misfit(settings(tiny, tmp_path, "llama", "distill.adapter.layers=3"))

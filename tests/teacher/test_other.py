@@ -145,6 +145,20 @@ def test_scores_with_the_same_tokenizer_are_the_models_own(tiny, tokenizer):
         assert scored.covered.tolist() == [True] * len(one.student.response)
 
 
+def test_scores_of_a_half_precision_teacher_are_not_rounded(tiny, tokenizer):
+    """Rounded to bfloat16, logits near 4 would be wrong by up to 0.008."""
+    teacher = tiny("llama", seed=3).to(torch.bfloat16)
+    one = row(1, 6, encode_response(tokenizer, "ab"))
+    (scored,) = local.score(teacher, [one], local.TokenMap(tokenizer, tokenizer), 5)
+    ids = torch.tensor([[*one.teacher_prompt, *one.student.response]])
+    with torch.no_grad():
+        states = last_hidden(teacher, ids, torch.ones_like(ids))[0].double()
+        weight = teacher.get_output_embeddings().weight.double()
+    full = (states @ weight.T)[len(one.teacher_prompt) - 1 : -1].log_softmax(-1)
+    expected = full.gather(-1, scored.ids)
+    torch.testing.assert_close(scored.logprobs.double(), expected, atol=5e-4, rtol=0)
+
+
 def test_scores_with_another_tokenizer_are_those_of_the_covered_positions(tiny, tokenizer, demo):
     """Compared with the mass of each byte string, summed one token at a time."""
     teacher = tiny("qwen3", seed=2)  # 269 byte tokens; the student has the demo's tokenizer
