@@ -41,7 +41,7 @@ def refuse_misfit(config: Config) -> None:
             f"it has {', '.join(there)}"
         )
     tree = Tree((Node(ROOT, "root", None, (ROOT,), 1, 0),))
-    adapters = TreeLora(model.to(torch.bfloat16), tree, **lora_shape(model, settings))
+    adapters = TreeLora(model.bfloat16(), tree, **lora_shape(model, settings))
     ids = torch.zeros(2, 3, dtype=torch.long, device="meta")
     # Raises if a module gets tokens without a batch dimension. Kernels without a meta version prove nothing.
     with suppress(RuntimeError), ShapesOnly(), adapters.on([ROOT, ROOT]):
