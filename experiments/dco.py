@@ -26,7 +26,6 @@ from isogloss.languages import SOURCE
 from isogloss.losses.fused import token_log_probs
 from isogloss.model.decoder import last_hidden
 from isogloss.teacher.rows import Row
-from isogloss.train.objective import chunk_size
 
 Ids = tuple[int, ...]
 
@@ -87,7 +86,7 @@ def log_odds(model: nn.Module, pairs: Sequence[Pair], pad_id: int) -> Float[Tens
     states = last_hidden(model, ids, mask).flatten(0, 1)[at]
     said = torch.tensor([token for _, answer in texts for token in answer], device=device)
     where = torch.arange(len(said), device=device)
-    tokens, _ = token_log_probs(model, states, said, where, size=chunk_size(model, ids.is_cuda))
+    tokens, _ = token_log_probs(model, states, said, where)
     each = torch.stack([one.sum() for one in tokens.split(lengths)]).view(len(pairs), 2, 2)
     return each[..., 0] - each[..., 1]
 

@@ -192,8 +192,8 @@ def test_a_later_micro_batch_begins_with_the_gradients_of_earlier_ones():
 
 def test_a_gpu_computes_the_logits_of_more_tokens_at_a_time(five, student, monkeypatch):
     """300 logits of one token at a time, or of all twelve tokens: eleven tokens more, in float32."""
-    monkeypatch.setattr("isogloss.train.objective.LOGITS", 300)
-    monkeypatch.setattr("isogloss.train.objective.LOGITS_GPU", 12 * 300)
+    monkeypatch.setattr("isogloss.losses.fused.LOGITS", 300)
+    monkeypatch.setattr("isogloss.losses.fused.LOGITS_GPU", 12 * 300)
     with torch.device("meta"):
         adapters = student(qwen3(), five, filled=False)
     rows = [Sample(Encoded((5, 6, 7), tuple(range(9, 21))), "sw", 0)]

@@ -16,7 +16,7 @@ from isogloss.adapters.lora import TreeLora
 from isogloss.data.chat import encode_prompt, end_of_turn
 from isogloss.data.text import canonical
 from isogloss.errors import RunError
-from isogloss.model.decoder import causal_of, keeps_keys_alone, most_tokens, padded
+from isogloss.model.decoder import causal_of, keeps_keys_alone, most_tokens, padded, text_config
 from isogloss.model.load import pad_id, positions_of
 from isogloss.model.prefix import Prefix
 
@@ -217,7 +217,7 @@ def _by_generate(
 
 def _in_window(model: nn.Module, lengths: Sequence[int], more: int) -> bool:
     """Return whether the whole prefix stays visible: a sliding window counts padding after it as tokens."""
-    window = getattr(causal_of(model).config.get_text_config(), "sliding_window", None)
+    window = getattr(text_config(model), "sliding_window", None)
     return len(set(lengths)) == 1 or not window or max(lengths) + more <= window
 
 

@@ -19,7 +19,14 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from isogloss.adapters.lora import TreeLora
 from isogloss.data.chat import encode_prompt, encode_response, pad
 from isogloss.model.attention import fused_attention
-from isogloss.model.decoder import causal_of, decoder_of, head, keeps_keys_alone, most_tokens, response_states
+from isogloss.model.decoder import (
+    decoder_of,
+    head,
+    keeps_keys_alone,
+    most_tokens,
+    response_states,
+    text_config,
+)
 from isogloss.model.load import pad_id
 
 Ids = Sequence[int]
@@ -176,7 +183,7 @@ def _score(
     device = next(model.parameters()).device
     levels = _levels(prompts, sizes, len(lead))
     longest = len(lead) + sum(max(map(len, texts)) for texts, _ in levels) + max(map(len, chain(*options)))
-    config = causal_of(model).config.get_text_config()
+    config = text_config(model)
     windows = (getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size"))
     if longest > min((window for window in windows if window), default=longest):
         # Padding between a prefix and its rest would count in a sliding window, or shift chunk borders.

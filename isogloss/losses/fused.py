@@ -28,10 +28,19 @@ from torch.utils.checkpoint import checkpoint
 
 from isogloss.losses import functional
 from isogloss.losses.functional import LEAST, log_softmax, wide
-from isogloss.model.decoder import causal_of, head, readout
+from isogloss.model.decoder import causal_of, head, readout, text_config
 from isogloss.model.readout import Readout
 
 Divergence = Literal["forward", "reverse", "jensen_shannon"]
+LOGITS, LOGITS_GPU = 1 << 25, 1 << 27
+"""Maximum logits in memory at a time, for student and teacher each; more are computed in chunks.
+
+With the CPU's chunk size a GPU would be limited by kernel launches (docs/log.md)."""
+
+
+def chunk_size(model: nn.Module, gpu: bool) -> int:
+    """Return the number of tokens whose logits are held at a time."""
+    return max(1, (LOGITS_GPU if gpu else LOGITS) // text_config(model).vocab_size)
 
 
 @dataclass(frozen=True)
@@ -154,7 +163,7 @@ def token_log_probs(
     ids: Int[Tensor, " tokens"],
     where: Int[Tensor, " tokens"],
     *,
-    size: int,
+    size: int | None = None,
     fixed: Head | None = None,
     others: bool = True,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " states"]]:
@@ -166,12 +175,12 @@ def token_log_probs(
     Args:
         hidden: The model's last hidden states, the input of its head.
         where: Index into `hidden` of the state that predicts each of them.
-        size: States whose logits are held at a time.
+        size: States whose logits are held at a time; by default `chunk_size`.
         fixed: The frozen head; by default the model's. With a head that is not frozen, the logits of each
             chunk are computed again in the backward pass.
         others: Whether the second is needed; without it, a head that is not frozen takes less memory.
     """
-    fixed = fixed or frozen_head(model)
+    fixed, size = fixed or frozen_head(model), size or chunk_size(model, hidden.is_cuda)
     if fixed is not None:
         return _TokenLogProbs.apply(hidden, ids, where, fixed, size)  # type: ignore[return-value]
 

@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from isogloss.errors import ConfigError
-from isogloss.model.decoder import causal_of, layers_of
+from isogloss.model.decoder import causal_of, layers_of, text_config
 
 LONG = 128
 """Sequence length from which attention on a CPU recomputes its probabilities in the backward pass."""
@@ -25,8 +25,7 @@ RECOMPUTED = "recomputed"
 @contextmanager
 def fused_attention(model: nn.Module) -> Iterator[None]:
     """Use SDPA, if the architecture supports it; for forward passes without gradient."""
-    causal = causal_of(model)
-    config = causal.config.get_text_config()
+    causal, config = causal_of(model), text_config(model)
     # SDPA does not support soft-capped attention logits (Gemma 2).
     capped = getattr(config, "attn_logit_softcapping", None) is not None
     plain = config._attn_implementation in ("eager", RECOMPUTED)
@@ -43,7 +42,7 @@ def thrifty_attention(model: nn.Module) -> Iterator[None]:
     hidden states. Texts of fewer than `LONG` tokens store them, as they are small.
     """
     causal = causal_of(model)
-    plain = causal.config.get_text_config()._attn_implementation == "eager"
+    plain = text_config(causal)._attn_implementation == "eager"
     # Architectures with exchangeable attention define their eager version under this name.
     own = hasattr(sys.modules[type(causal).__module__], "eager_attention_forward")
     with _attending(causal, RECOMPUTED if plain and own else None):
@@ -53,7 +52,7 @@ def thrifty_attention(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _attending(causal: Any, how: str | None) -> Iterator[None]:
     """Switch the attention implementation inside the context; None keeps it."""
-    before = causal.config.get_text_config()._attn_implementation
+    before = text_config(causal)._attn_implementation
     if how is not None:
         causal.set_attn_implementation(how)
     try:

@@ -15,7 +15,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from isogloss.model.decoder import causal_of, decoder_of, keeps_keys_alone, last_hidden, layer_types
+from isogloss.model.decoder import (
+    decoder_of,
+    keeps_keys_alone,
+    last_hidden,
+    layer_types,
+    text_config,
+)
 
 ATTENTION = {"full_attention", "sliding_attention"}
 """Layer types, in transformers' terms, that a 4D attention mask fully controls."""
@@ -30,7 +36,7 @@ def branches_fit(model: nn.Module) -> bool:
     """
     if not attends_alone(model):
         return False
-    config, first = causal_of(model).config.get_text_config(), next(model.parameters())
+    config, first = text_config(model), next(model.parameters())
     ids = torch.linspace(3, config.vocab_size - 1, 9, device=first.device).long()
     branch, place, starts = layout(3, [3, 3])
     rows = [torch.tensor([one], device=first.device) for one in (branch, place)]
@@ -46,7 +52,7 @@ def branches_fit(model: nn.Module) -> bool:
 
 def attends_alone(model: nn.Module) -> bool:
     """Return whether, by its configuration, every layer only attends where the mask allows it."""
-    config = causal_of(model).config.get_text_config()
+    config = text_config(model)
     return keeps_keys_alone(model) and layer_types(model) <= ATTENTION and config.model_type != "gpt_neo"
 
 
@@ -92,7 +98,7 @@ def branched_hidden(
     """Return the hidden states after the final norm, where each answer sees only its prompt and itself."""
     dtype = next(model.parameters()).dtype
     kinds, seen = layer_types(model), visible(branch)
-    window = getattr(causal_of(model).config.get_text_config(), "sliding_window", None)
+    window = getattr(text_config(model), "sliding_window", None)
     near = seen if window is None else seen & (place[:, :, None] - place[:, None, :] < window)
 
     def additive(allowed: Tensor) -> Tensor:

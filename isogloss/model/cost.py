@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from isogloss import processes
-from isogloss.model.decoder import DEPTH, causal_of, decoder_of, layers_of
+from isogloss.model.decoder import DEPTH, causal_of, decoder_of, layers_of, text_config
 
 
 @dataclass
@@ -100,7 +100,7 @@ class Meter:
     def __init__(self, model: nn.Module, met: float | Callable[[], float] = 1.0, *, learns: bool = False):
         self.causal, self.back = causal_of(model), 2 if learns else 1
         self.met = met if callable(met) else lambda: met
-        config = self.causal.config.get_text_config()
+        config = text_config(model)
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.attended = 4.0 * config.num_hidden_layers * config.num_attention_heads * width
         self.body, self.head = _body(self.causal), _head(self.causal).weight.numel()

@@ -27,6 +27,11 @@ def most_tokens(model: nn.Module, on_processor: int = TOKENS) -> float:
     return on_processor if next(model.parameters()).device.type == "cpu" else math.inf
 
 
+def text_config(model: nn.Module) -> Any:
+    """Return the configuration of the text decoder, also of a multimodal or PEFT model."""
+    return causal_of(model).config.get_text_config()
+
+
 def parts_of(model: nn.Module) -> list[str]:
     """Return the names of the parameters that are sharded over processes."""
     return [name for name, p in model.named_parameters() if isinstance(p, DTensor)]
@@ -40,7 +45,7 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
     Raises:
         ConfigError: No list of that length was found.
     """
-    count = causal_of(model).config.get_text_config().num_hidden_layers
+    count = text_config(model).num_hidden_layers
     for module in decoder_of(model).modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
@@ -64,7 +69,7 @@ def keeps_keys_alone(model: nn.Module) -> bool:
 
 def layer_types(model: nn.Module) -> set[str]:
     """Return the types of the decoder's layers, in transformers' terms; empty if it does not tell them."""
-    return set(getattr(causal_of(model).config.get_text_config(), "layer_types", None) or ())
+    return set(getattr(text_config(model), "layer_types", None) or ())
 
 
 def two_thirds(model: nn.Module) -> int:

@@ -33,7 +33,7 @@ from isogloss.model.base_files import (
     read_config,
     take_plainly,
 )
-from isogloss.model.decoder import causal_of, decoder_of, head, last_hidden, layers_of, readout
+from isogloss.model.decoder import causal_of, decoder_of, head, last_hidden, layers_of, readout, text_config
 from isogloss.notices import NOTICES
 
 PROBED = 8
@@ -236,7 +236,7 @@ def positions(name: str) -> int | None:
 
 def positions_of(model: nn.Module) -> int | None:
     """Return a loaded model's maximum number of tokens; None if its configuration sets no limit."""
-    return _positions(causal_of(model).config.get_text_config())
+    return _positions(text_config(model))
 
 
 def _positions(config: Any) -> int | None:

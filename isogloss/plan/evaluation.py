@@ -9,7 +9,7 @@ from isogloss.evaluate.items import Item
 from isogloss.evaluate.suites import load_suite
 from isogloss.languages import SOURCE
 from isogloss.model.cost import Meter
-from isogloss.model.decoder import TOKENS, keeps_keys_alone
+from isogloss.model.decoder import TOKENS, keeps_keys_alone, text_config
 from isogloss.plan.memory import cache_bytes, parameter_bytes, read_bytes
 from isogloss.plan.work import StagePlan, Work
 
@@ -31,7 +31,7 @@ def evaluate_plan(work: Work) -> StagePlan:
     adapters = work.adapters()
     model, found = adapters.model, StagePlan("evaluate")
     causal: Any = model.get_base_model()
-    config = causal.config.get_text_config()
+    config = text_config(model)
     before = Meter(causal, 0.0)
     after = Meter(causal, adapters.tree.path_rank() / max(1, adapters.tree.rank))
     sides, prompts, cached, logits = (before, after), [(1, 1)], [(1, 1)], 0

@@ -15,14 +15,14 @@ from transformers import (
 
 from isogloss.adapters.lora import TreeLora
 from isogloss.errors import ConfigError
+from isogloss.losses.fused import chunk_size
 from isogloss.model.attention import thrifty_attention
 from isogloss.model.base_files import read_config
 from isogloss.model.branches import branched_hidden
-from isogloss.model.decoder import causal_of, decoder_of, head, last_hidden, layers_of, readout
+from isogloss.model.decoder import decoder_of, head, last_hidden, layers_of, readout
 from isogloss.model.load import model_folder
 from isogloss.model.shapes import ShapesOnly
 from isogloss.model.standardise import Statistics
-from isogloss.teacher.signals import LOGITS
 from isogloss.train.batch import Batch, Options, Sample, Twins, collate
 from isogloss.train.objective import WEIGHED, Weights, batch_losses
 
@@ -137,7 +137,7 @@ def read_bytes(model: nn.Module, rows: int, width: int) -> int:
 
 
 @torch.no_grad()
-def options_bytes(model: nn.Module, rows: int, width: int, tokens: int) -> int:
+def options_bytes(model: nn.Module, rows: int, width: int, tokens: int, *, gpu: bool) -> int:
     """Return the peak bytes of scoring a batch of answer sets.
 
     Args:
@@ -147,9 +147,8 @@ def options_bytes(model: nn.Module, rows: int, width: int, tokens: int) -> int:
         tokens: Tokens of all answers; their logits are computed in chunks.
     """
     ids = torch.zeros(rows, width, dtype=torch.long, device="meta")
-    vocab = causal_of(model).config.get_text_config().vocab_size
     with Alive() as alive:
-        states = branched_hidden(model, ids, ids, ids).flatten(0, 1)[: min(tokens, max(1, LOGITS // vocab))]
+        states = branched_hidden(model, ids, ids, ids).flatten(0, 1)[: min(tokens, chunk_size(model, gpu))]
         head(model, states).float().logsumexp(1)
     return alive.most
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +12,18 @@ from isogloss.config import Distill
 from isogloss.data.chat import encode_prompt
 from isogloss.errors import DataError
 from isogloss.languages import SOURCE
-from isogloss.losses.fused import frozen_head
+from isogloss.losses.fused import chunk_size, frozen_head
 from isogloss.losses.topk import TopK
 from isogloss.model.branches import attends_alone
 from isogloss.model.cost import Meter
-from isogloss.model.decoder import layers_of
+from isogloss.model.decoder import layers_of, text_config
 from isogloss.plan.memory import options_bytes, parameter_bytes, read_bytes, step_bytes
 from isogloss.plan.work import StagePlan, Work
 from isogloss.teacher.reading import groups
 from isogloss.teacher.rows import Row
 from isogloss.teacher.signals import Signal
 from isogloss.train.batch import Sample
-from isogloss.train.objective import Weights, chunk_size
+from isogloss.train.objective import Weights
 from isogloss.train.order import schedule, training_order
 from isogloss.train.stage1 import lora_everywhere
 from isogloss.train.stage2 import layer_of, weights_of
@@ -162,7 +161,7 @@ def distill_plan(work: Work) -> StagePlan:
     exported = sum(
         share * sum(node.rank for node in adapters.tree.path(code)) for code in adapters.tree.languages
     )
-    hidden = model.get_base_model().config.get_text_config().hidden_size  # type: ignore[operator]
+    hidden = text_config(model).hidden_size
     # The tree is written in bfloat16, each language's adapter in float32.
     found.kept = round(learnt / 2 + exported) + _cached(read, settings, hidden, work.dtype.itemsize)
     found.disk = found.kept + 3 * 3 * learnt
@@ -251,8 +250,7 @@ def _distill_memory(
 ) -> dict[str, int]:
     settings, machine, rows = work.config.distill, work.machine, work.rows
     model = adapters.model
-    causal: Any = model.get_base_model()
-    hidden, wide = causal.config.get_text_config().hidden_size, work.dtype.itemsize
+    hidden, wide = text_config(model).hidden_size, work.dtype.itemsize
     meanings = len({row.meaning for row in rows})
     kind, k = settings.form
     each = hidden * wide if kind == "hidden" else 8 * k
@@ -276,7 +274,7 @@ def _distill_memory(
         (read_bytes(model, min(READ_TOGETHER, len(some)), max(some)) for some in plain if some), default=0
     )
     if last := texts.options[-READ_TOGETHER:]:
-        read = max(read, options_bytes(model, len(last), texts.sets[-1], sum(last)))
+        read = max(read, options_bytes(model, len(last), texts.sets[-1], sum(last), gpu=machine.gpu))
     learnt = parameter_bytes(model, adapters=True)
     weights = parameter_bytes(model, four_bit=work.config.four_bit, parts=work.parts)
     frozen = {"program": machine.process, "weights": weights, "adapters": learnt}

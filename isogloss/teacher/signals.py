@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from isogloss import processes
 from isogloss.data.chat import pad
 from isogloss.languages import SOURCE
-from isogloss.losses.fused import logits_of, token_log_probs
+from isogloss.losses.fused import chunk_size, logits_of, token_log_probs
 from isogloss.losses.topk import TopK, pack, unpack
 from isogloss.model.branches import branched_hidden, branches_fit, layout, predictors
 from isogloss.model.cost import Meter, StageCost
-from isogloss.model.decoder import causal_of, padded, parts_of
+from isogloss.model.decoder import padded, parts_of, text_config
 from isogloss.teacher.cache import Cache, row_key
 from isogloss.teacher.reading import (
     CachedTensors,
@@ -36,8 +36,6 @@ from isogloss.teacher.reading import (
 from isogloss.teacher.rows import Row
 
 Kind = Literal["hidden", "top_k"]
-LOGITS = 1 << 25
-"""Maximum number of logits in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def teacher_signals(
     sets = list(dict.fromkeys((row.twin_prompt, row.twin_options) for row in rows if row.options))
     if not teacher or not branches_fit(model):  # such rows then only have a cross-entropy loss
         sets = []
-    vocab = causal_of(model).config.get_text_config().vocab_size
+    vocab = text_config(model).vocab_size
     work = len(distinct) + len(asked) + len(sets)
     done = len(distinct) + len(asked) - len(pooled.absent) - len(said.absent)
     with meter.counting():
@@ -122,7 +120,7 @@ def teacher_signals(
         for chosen, states in read_states(model, distinct, said, pad_id, batch, fork):
             if kind == "top_k":
                 # All rows' tokens together: each product reads the whole head, however few tokens it has.
-                some = torch.cat(states).split(max(1, LOGITS // vocab))
+                some = torch.cat(states).split(chunk_size(model, states[0].is_cuda))
                 likeliest = TopK.cat([TopK.of(logits(few), k) for few in some])
                 states = pack(likeliest, vocab).split([len(one) for one in states])
             said.spent.add(meter)
@@ -168,7 +166,7 @@ def _option_signals(
     """
     if not sets:
         return {}
-    meets, vocab = bool(parts_of(model)), causal_of(model).config.get_text_config().vocab_size
+    meets = bool(parts_of(model))
     kept = CachedTensors(
         cache and cache.part(signal="options"), [row_key(p, *o) for p, o in sets], cost, meets
     )
@@ -196,7 +194,7 @@ def _option_signals(
                         where.append(at.setdefault(row * ids.shape[1] + one, len(at)))
             states = hidden.flatten(0, 1)[list(at)]
             tokens = torch.tensor([[*chain(*options)], where]).to(ids.device)
-            said, _ = token_log_probs(model, states, *tokens, size=max(1, LOGITS // vocab))
+            said, _ = token_log_probs(model, states, *tokens)
             scores = torch.stack([one.sum() for one in said.split([len(option) for option in options])])
             found = list(scores.split([len(sets[n][1]) for n in chosen]))
             kept.spent.add(meter)

@@ -15,7 +15,7 @@ from isogloss.adapters.lora import TreeLora
 from isogloss.losses import functional, fused
 from isogloss.losses.topk import TopK
 from isogloss.model.branches import branched_hidden
-from isogloss.model.decoder import capture, causal_of, head, last_hidden, mean_pool, states_up_to
+from isogloss.model.decoder import capture, head, last_hidden, mean_pool, states_up_to, text_config
 from isogloss.train.batch import Batch, Twins
 
 DIVERGENCES: dict[fused.Divergence, Callable[..., Tensor]] = {
@@ -68,7 +68,7 @@ def batch_losses(
         twins: The English twins, for the hidden-state term.
         gpu: Use the chunk size of a GPU or of a CPU; by default that of the batch's device.
     """
-    size = chunk_size(model, batch.ids.is_cuda if gpu is None else gpu)
+    size = fused.chunk_size(model, batch.ids.is_cuda if gpu is None else gpu)
     if adapters is not None:
         adapters.set_path(batch.languages)
 
@@ -140,7 +140,7 @@ def _response_losses(
         # `rest` leaves out the response too, which is another token unless the teacher kept it.
         among = (top.ids == batch.response[told][:, None]).any(1)
         others = torch.logaddexp(rest[state[told]], own[told[few]].masked_fill(among, functional.LEAST))
-        everything = top.ids.shape[1] >= _vocabulary(model)
+        everything = top.ids.shape[1] >= text_config(model).vocab_size
 
         def part(of: Tensor) -> tuple[functional.Kept, TopK]:
             return functional.Kept(kept[of], None if everything else others[of]), top[of]
@@ -201,21 +201,6 @@ def _dense(
 
     ce, kl = in_chunks(score, size, hidden, teacher, *([] if response is None else [response]))
     return ce, kl
-
-
-LOGITS, LOGITS_GPU = 1 << 25, 1 << 27
-"""Maximum logits in memory at a time, for student and teacher each; more are computed in chunks.
-
-With the CPU's chunk size a GPU would be limited by kernel launches (docs/log.md)."""
-
-
-def chunk_size(model: nn.Module, gpu: bool) -> int:
-    """Return the number of response tokens whose logits are held at a time."""
-    return max(1, (LOGITS_GPU if gpu else LOGITS) // _vocabulary(model))
-
-
-def _vocabulary(model: nn.Module) -> int:
-    return causal_of(model).config.get_text_config().vocab_size
 
 
 def in_chunks(score: Callable[..., Tensor], size: int, hidden: Tensor, *others: Tensor) -> Tensor:

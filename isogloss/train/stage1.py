@@ -30,7 +30,7 @@ from isogloss.notices import write_derived_card
 from isogloss.progress import Progress
 from isogloss.teacher.prompts import NodeTexts, privileged_text
 from isogloss.train.batch import Ordered, Sample, collate
-from isogloss.train.objective import Weights, chunk_size
+from isogloss.train.objective import Weights
 from isogloss.train.order import schedule
 from isogloss.train.trainer import ResponseTrainer, Watch, optimisation, train, training_arguments
 
@@ -145,8 +145,7 @@ def difficulty(
             collated = collate(samples, pad_id(tokenizer)).to(base.device)
             states = last_hidden(base, collated.ids, collated.mask).flatten(0, 1)[collated.positions]
             every = torch.arange(len(states), device=states.device)
-            size = chunk_size(base, states.is_cuda)
-            tokens = -token_log_probs(base, states, collated.response, every, size=size)[0]
+            tokens = -token_log_probs(base, states, collated.response, every)[0]
             lengths = [len(rows[number].response) for number in numbers]
             for number, part in zip(numbers, tokens.split(lengths), strict=True):
                 found[number] = max(0.0, part.mean().item())  # rounding may make it negative

@@ -13,7 +13,7 @@ from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE
 from isogloss.losses import functional
 from isogloss.model.cost import StageCost
-from isogloss.model.decoder import causal_of, two_thirds
+from isogloss.model.decoder import text_config, two_thirds
 from isogloss.progress import Bar
 from isogloss.teacher.cache import Cache
 from isogloss.teacher.joining import signals_from
@@ -92,7 +92,7 @@ def read_signals(
         )
     if scored is None:
         return signals
-    vocab = causal_of(model).config.get_text_config().vocab_size
+    vocab = text_config(model).vocab_size
     return signals_from(rows, signals, scored, vocab)
 
 

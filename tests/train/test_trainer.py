@@ -16,11 +16,10 @@ from transformers import AutoModelForCausalLM
 from isogloss.adapters.tree import build_tree
 from isogloss.data.chat import Encoded
 from isogloss.errors import ConfigError, RunError
-from isogloss.losses import functional
+from isogloss.losses import functional, fused
 from isogloss.losses.topk import TopK
 from isogloss.model.decoder import capture, last_hidden, layers_of, mean_pool
 from isogloss.teacher.signals import Signal
-from isogloss.train import objective
 from isogloss.train.batch import Ordered, Sample, collate, twins_of
 from isogloss.train.objective import Weights, batch_losses
 from isogloss.train.trainer import (
@@ -184,8 +183,8 @@ def test_the_divergence_is_between_matching_tokens(tiny, five, student, divergen
 def test_chunks_of_tokens_give_the_same_losses_and_gradients(tiny, five, student, monkeypatch):
     """30 response tokens at once, and three at a time with a smaller last chunk."""
     found = []
-    for logits in (objective.LOGITS, 3 * 269):
-        monkeypatch.setattr(objective, "LOGITS", logits)
+    for logits in (fused.LOGITS, 3 * 269):
+        monkeypatch.setattr(fused, "LOGITS", logits)
         adapters = student(tiny(), five)
         parts = batch_losses(adapters.model, collate(SAMPLES, 0), Weights(0.7, 1.3), adapters)
         (0.7 * parts["ce"] + 1.3 * parts["kl"] + 0.4 * parts["replay"]).backward()
