@@ -27,7 +27,7 @@ from isogloss.losses.fused import Divergence, Head, frozen_head, scored, token_l
 from isogloss.losses.topk import TopK, pack, unpack
 from isogloss.model.decoder import last_hidden
 from isogloss.model.load import load_model, load_tokenizer, pad_id
-from isogloss.teacher.rows import Row, build_rows
+from isogloss.teacher.rows import Row, TeacherView, build_rows
 from isogloss.teacher.texts import node_texts
 from isogloss.train.objective import DIVERGENCES
 
@@ -43,7 +43,7 @@ def rows_of(folder: str, items: int, limit: int) -> list[Row]:
         dict.fromkeys(codes, items),
         load_tokenizer(folder),
         tree,
-        node_texts(config),
+        TeacherView(node_texts(config)),
         english={e.id: e.turns[SOURCE].response or "" for e in examples},
         responses="reference",
         limit=limit,

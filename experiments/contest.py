@@ -27,7 +27,7 @@ from isogloss.pipeline.folder import Run
 from isogloss.pipeline.training_rows import rows_for
 from isogloss.teacher.local import written
 from isogloss.teacher.rows import Row
-from isogloss.train.order import schedule
+from isogloss.train.order import row_order
 
 OURS, REFERENCE = "isogloss", "reference"
 MEASURES = ("alignment", "consistency", "retrieval", "accuracy", "fidelity")
@@ -140,7 +140,7 @@ class Contest:
     def order(self, parallel: Sequence[Row]) -> list[int]:
         """Return row indices with the frequency and order of stage 2."""
         settings = self.run.config.distill
-        return schedule(
+        return row_order(
             [row.language for row in parallel],
             round(settings.epochs * len(parallel)),
             balance=settings.sampling_temperature,

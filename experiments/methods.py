@@ -41,7 +41,7 @@ from isogloss.model.decoder import causal_of
 from isogloss.model.load import pad_id
 from isogloss.pipeline.folder import Run
 from isogloss.pipeline.training import scored_elsewhere
-from isogloss.train.stage2 import TRAINING, distil
+from isogloss.train.stage2 import TRAINING, distill
 
 SFT = {"learning_rate": 3e-3}
 DPO = {"learning_rate": 2e-3, "beta": 0.1, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]}
@@ -104,7 +104,7 @@ def distilled(contest: Contest, method: str, *overrides: str) -> Entry:
 
     cost = StageCost(method)
     with way, suppress(_Late):
-        distil(
+        distill(
             adapters,
             rows,
             settings,

@@ -14,7 +14,7 @@ from isogloss.adapters.lora import TreeLora
 from isogloss.adapters.tree import build_tree
 from isogloss.config import dump_config, load_config
 from isogloss.data.sources import parallel_examples
-from isogloss.teacher.rows import build_rows
+from isogloss.teacher.rows import TeacherView, build_rows
 from isogloss.teacher.signals import teacher_signals
 from isogloss.teacher.texts import node_texts
 from isogloss.train.batch import Ordered, samples_of
@@ -63,7 +63,7 @@ def package_rows(config, tokenizer):
         {"sw": 10},
         tokenizer,
         tree,
-        node_texts(config),
+        TeacherView(node_texts(config)),
         english=english,
         responses="reference",
         limit=2000,
@@ -92,7 +92,7 @@ def test_the_loop_builds_the_rows_of_the_package(loop, run, tokenizer):
 
 def test_the_loop_has_the_losses_of_the_package_at_every_step(loop, run, tokenizer, tmp_path, capsys):
     """From the same rows and initial weights, so the optimiser steps are the same too."""
-    flat = loop.distil(run, "sw", STEPS)
+    flat = loop.distill(run, "sw", STEPS)
     printed = capsys.readouterr().out.splitlines()
     config = load_config(run / "config.yaml")
     rows, tree = package_rows(config, tokenizer)

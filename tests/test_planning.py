@@ -37,7 +37,7 @@ from isogloss.plan.work import StagePlan, Work
 from isogloss.teacher.cache import Cache
 from isogloss.train.batch import Sample, collate, samples_of, twins_of
 from isogloss.train.objective import Weights, batch_losses
-from isogloss.train.order import schedule, training_order
+from isogloss.train.order import row_order, training_order
 from isogloss.train.stage2 import read_signals
 
 SMALL = (
@@ -284,7 +284,7 @@ def test_flops_of_stage_1_match_torchs_counter(read):
     config = memory.meta_model("demo", torch.float32, gpu=False).config
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     lengths = [len(row.prompt) + len(row.response) for row in work.english]
-    order = schedule(
+    order = row_order(
         ["en"] * 12, 12, balance=1.0, batch=4, alike=lengths, seed=work.config.seed
     )  # fmt: skip
 

@@ -2,7 +2,8 @@
 
 Prompt and response are tokenised separately, so the border between them never falls inside a token, and
 the prompt is exactly what the model reads when it generates. A response ends with the template's
-end-of-turn token. The mapping from logits to the response tokens they predict is defined only here.
+end-of-turn token. `response_positions` says which positions predict it; for several answers in one row,
+`model.branches.predictors` does.
 
 What surrounds a response is read from the template once, by rendering a turn with known texts:
 
@@ -352,8 +353,8 @@ def pad(
 def response_positions(starts: list[int], lengths: list[int], width: int) -> Int[Tensor, " tokens"]:
     """Return the indices of the hidden states that predict each response token, in a flattened batch.
 
-    Token t is predicted from position t - 1: the only place where labels are shifted. The batch is flattened
-    to (batch · width). Rows are padded on the right; `starts[b]` is the length of row b's prompt.
+    Token t is predicted from position t - 1, so labels need no shift later. The batch is flattened to
+    (batch · width). Rows are padded on the right; `starts[b]` is the length of row b's prompt.
     """
     rows = list(zip(starts, lengths, strict=True))
     assert all(0 < start <= width - length for start, length in rows), "a response does not fit into its row"

@@ -2,6 +2,8 @@
 
 Every function takes response tokens already gathered for student and teacher, so nothing is masked here:
 `data.chat.response_positions` gives the positions that predict responses, and `train.objective` gathers them.
+Behind a frozen head, training computes the same values chunk by chunk with `losses.fused`; tests compare the
+two.
 
 A divergence takes the teacher as dense logits or as its k likeliest tokens plus the remaining mass (`TopK`).
 For `TopK` it compares two distributions over k + 1 outcomes: the student's other tokens are also merged into

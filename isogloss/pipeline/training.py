@@ -27,7 +27,7 @@ from isogloss.teacher.cache import Cache, teacher_of
 from isogloss.teacher.rows import Row
 from isogloss.teacher.scored import TokenScores
 from isogloss.teacher.texts import node_texts
-from isogloss.train.stage2 import distil
+from isogloss.train.stage2 import distill
 
 
 def train_adapters(
@@ -38,7 +38,7 @@ def train_adapters(
     with run.reporter.waiting("Hashing the model's weights"):
         before = fingerprint(adapters.model)
     with tracking(run.folder, run.config.report_to):
-        distil(
+        distill(
             adapters,
             rows,
             run.config.distill,
@@ -70,8 +70,8 @@ def _keep(run: Run, adapters: TreeLora, rows: Sequence[Row], codes: Sequence[str
     The float32 weights are rounded to bfloat16 before anything uses them, so that adapters, exports, bundle
     and scores are based on the same numbers.
     """
-    state = {name: rows.bfloat16() for name, rows in adapters.state().items()}
-    if not all(rows.isfinite().all() for rows in state.values()):
+    state = {name: weight.bfloat16() for name, weight in adapters.state().items()}
+    if not all(weight.isfinite().all() for weight in state.values()):
         raise RunError("the last step made the adapters nan or infinite; try a lower distill.learning_rate")
     adapters.load_state(state)
     for code in codes:

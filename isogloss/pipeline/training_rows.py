@@ -36,7 +36,7 @@ from isogloss.pipeline.english import (
 )
 from isogloss.pipeline.folder import Run
 from isogloss.teacher import joining
-from isogloss.teacher.rows import Row, build_rows, sentence_rows
+from isogloss.teacher.rows import Row, TeacherView, build_rows, sentence_rows
 from isogloss.teacher.texts import node_texts
 
 
@@ -62,11 +62,11 @@ def row_of(run: Run, code: str, id: str) -> tuple[Row, PreTrainedTokenizerBase |
         raise RunError(f"{id} has no English answer yet; run `isogloss cache` or `isogloss distill` first")
     given: tuple = run.tokenizer, [example], {id: answer}, run.tree, [code]
     teacher = run.config.distill.teacher
-    (row,) = _rows(run, *given, replay=False, shown=True)
+    (row,) = rows_with_responses(run, *given, replay=False, shown=True)
     if not (isinstance(teacher, ModelTeacher) and teacher.level == "sequence"):
         return row, joining.tokenizer_of(teacher)
     its = load_tokenizer(teacher.path)
-    theirs = _rows(run, *given, replay=False, teacher=its)
+    theirs = rows_with_responses(run, *given, replay=False, teacher=its)
     answers = joining.answers_of(teacher, run.tokenizer, run.dtype, run.folder / "teacher_answers.jsonl")
     if answers.of(*joining.answer_key(theirs[0])) is None:
         raise RunError(f"{id} has no answer by {teacher.path} yet; run `isogloss distill` first")
@@ -136,12 +136,14 @@ def rows_for(
     pairs, bare = translation_examples(run.pairs(codes, "translation")), run.pairs(codes, "alignment")
     tokenizer = unchanging(run.tokenizer)
     with run.reporter.waiting("Tokenising the rows"):
-        rows = _rows(run, tokenizer, left, english, tree, codes, pairs, bare, replay=replay)
+        rows = rows_with_responses(run, tokenizer, left, english, tree, codes, pairs, bare, replay=replay)
     teacher = run.config.distill.teacher
     if isinstance(teacher, ModelTeacher) and teacher.level == "sequence":
         its, file = load_tokenizer(teacher.path), run.folder / "teacher_answers.jsonl"
         # Without the pairs, whose translations are kept, and English, which the frozen model answers.
-        theirs = _rows(run, run.tokenizer, left, english, tree, codes, replay=False, teacher=its)
+        theirs = rows_with_responses(
+            run, run.tokenizer, left, english, tree, codes, replay=False, teacher=its
+        )
         with processes.main_first():
             rows = joining.with_answers(
                 rows, theirs, teacher, run.tokenizer, run.dtype, file, stage, run.reporter.bar
@@ -218,11 +220,11 @@ def foreseen_rows(run: Run, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     english = {e.id: _foreseen(e) for e in run.examples}
     pairs = translation_examples(run.pairs(run.taught, "translation"))
     bare = run.pairs(run.taught, "alignment")
-    rows = _rows(run, tokenizer, run.examples, english, run.tree, run.taught, pairs, bare)
+    rows = rows_with_responses(run, tokenizer, run.examples, english, run.tree, run.taught, pairs, bare)
     return rows + _bare_rows(run, tokenizer, bare, rows)
 
 
-def _rows(
+def rows_with_responses(
     run: Run,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[ParallelExample],
@@ -265,15 +267,17 @@ def _rows(
         amounts,
         tokenizer,
         tree,
-        node_texts(run.config),
+        TeacherView(
+            node_texts(run.config),
+            twin_alone=settings.teacher_view == "english",
+            sets=settings.teacher.type == "self",
+            reads=settings.teacher_reads if settings.prompts_are_read or shown else (),
+            require_texts=settings.require_texts,
+            tokenizer=teacher or joining.tokenizer_of(settings.teacher),
+        ),
         english={e.id: e.turns[SOURCE].response or "" for e in [*kept, *pairs]} | dict(english),
         responses=settings.responses,
         limit=limit,
-        view=settings.teacher_view,
-        sets=settings.teacher.type == "self",
-        reads=settings.teacher_reads if settings.prompts_are_read or shown else (),
-        require_texts=settings.require_texts,
-        teacher=teacher or joining.tokenizer_of(settings.teacher),
         weights=[source.weight for source in run.config.sources],
         same=run.config.languages.same_items,
         extra=pairs,

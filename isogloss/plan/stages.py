@@ -24,7 +24,7 @@ from isogloss.teacher.rows import Row
 from isogloss.teacher.signals import Signal
 from isogloss.train.batch import Sample
 from isogloss.train.objective import Weights
-from isogloss.train.order import schedule, training_order
+from isogloss.train.order import row_order, training_order
 from isogloss.train.stage1 import lora_everywhere
 from isogloss.train.stage2 import layer_of, weights_of
 
@@ -44,7 +44,7 @@ def tune_plan(work: Work) -> StagePlan:
             "none of the English examples is left to tune on; see tune.selection and tune.max_tokens"
         )
     draws = max(settings.batch_size, round(len(lengths) * settings.epochs))
-    order = schedule(
+    order = row_order(
         [SOURCE] * len(lengths),
         draws,
         balance=1.0,

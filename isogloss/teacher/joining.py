@@ -1,4 +1,4 @@
-"""Scores and answers of the external teacher for stage 2; the only place that tells kinds of teachers apart.
+"""Scores and answers of an external teacher for stage 2: another local model, or a server.
 
 The teacher `self` needs none of this. English rows always use the frozen model as their teacher, whichever
 teacher the other languages have.

@@ -35,7 +35,8 @@ class Row:
         id: ID of the example, a slash and the language.
         meaning: Index of the English instruction; rows with the same index have the same meaning.
         student: Token IDs of the plain prompt and the response.
-        teacher_prompt: Token IDs of the privileged prompt; the same response IDs are appended to it.
+        teacher_prompt: Token IDs of what the teacher reads (see `TeacherPrompts.of`); the same response IDs
+            are appended to it.
         twin_prompt: Token IDs of the English twin's plain prompt.
         options: For a closed task with answers in the row's language: the token IDs of each possible answer,
             end of turn included.
@@ -69,21 +70,39 @@ class Row:
         return len(self.student.prompt) + sum(map(len, answers))
 
 
+@dataclass(frozen=True)
+class TeacherView:
+    """What the teacher reads before a response.
+
+    Attributes:
+        texts: The texts of the tree's nodes.
+        twin_alone: Read only the English twin if the response has the same tokens as the English answer or,
+            with `sets`, is one of a closed set in the language.
+        sets: Whether the teacher can score the options of a closed set, as only the model itself can.
+        reads: What precedes the instruction in the privileged prompt; if empty, the teacher reads the
+            student's prompt.
+        require_texts: Raise if a node on a language's path has no text.
+        tokenizer: Tokenizer and template of the privileged prompts; defaults to the student's.
+    """
+
+    texts: NodeTexts
+    twin_alone: bool = False
+    sets: bool = True
+    reads: Collection[str] = ("texts", "twin", "answer")
+    require_texts: bool = False
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+
 def build_rows(
     examples: Sequence[ParallelExample],
     amounts: Mapping[str, int],
     tokenizer: PreTrainedTokenizerBase,
     tree: Tree,
-    texts: NodeTexts,
+    view: TeacherView,
     *,
     english: Mapping[str, str],
     responses: str,
     limit: int,
-    view: str = "prompt",
-    sets: bool = True,
-    reads: Collection[str] = ("texts", "twin", "answer"),
-    require_texts: bool = False,
-    teacher: PreTrainedTokenizerBase | None = None,
     weights: Sequence[float] = (1.0,),
     same: bool = True,
     extra: Sequence[ParallelExample] = (),
@@ -91,25 +110,15 @@ def build_rows(
 ) -> list[Row]:
     """Build rows from the first `amounts[code]` usable examples of every language.
 
-    The target of English rows is the reference model's own distribution: their teacher reads the plain
-    prompt.
-
     Args:
         examples: Examples in draw order.
         amounts: Maximum number of examples per language.
         tokenizer: The student's tokenizer.
+        view: What the teacher reads.
         english: English answer by example ID, for the teacher's prompt; examples without one are skipped.
         responses: `reference` takes the data's response; `teacher` takes the English answer, in closed tasks
             worded in the language.
         limit: Maximum prompt length in tokens.
-        view: With `english`, the teacher reads only the English twin if the response has the same tokens as
-            the English answer or, with `sets`, is one of a closed set in the language. With `prompt`, it
-            always reads the privileged prompt.
-        sets: Whether the teacher can score the options of a closed set, as only the model itself can.
-        reads: What precedes the instruction in the teacher's prompt; if empty, the teacher reads the
-            student's prompt.
-        require_texts: Raise if a node on a language's path has no text.
-        teacher: Tokenizer and template of the privileged prompts; defaults to `tokenizer`.
         weights: Weight of each source of examples; see `draw.choose`.
         same: Whether all languages learn the same examples, as far as their amounts allow.
         extra: Examples used in addition to the amounts, in every language that they have; those with a prompt
@@ -137,7 +146,7 @@ def build_rows(
         prompt, own = asked(instruction)
         return Encoded(prompt, said(response), own)
 
-    beside = _Privileged(tokenizer, teacher, tree, texts, reads, english, limit)
+    prompts = TeacherPrompts(view, tokenizer, tree, english, limit)
     chosen = choose(examples, amounts, weights, lambda example, code: taught(example, code)[1], same=same)
     rows: list[Row] = []
     faults: list[str] = []
@@ -150,8 +159,8 @@ def build_rows(
             if code != SOURCE and code in e.turns and taught(e, code)[0]
         ]
         of += len(more)
-        if require_texts and "texts" in reads and code != SOURCE:
-            check_texts(texts, tree.path(code))
+        if view.require_texts and "texts" in view.reads and code != SOURCE:
+            check_texts(view.texts, tree.path(code))
         for number in [*chosen[code], *more]:
             example = everything[number]
             turn, twin, answer = example.turns[code], example.turns[SOURCE], english[example.id]
@@ -161,26 +170,19 @@ def build_rows(
             student = read(turn.instruction, response)
             plain = student if code == SOURCE else read(twin.instruction, answer)
             options, twin_options = (), ()
-            if view == "english" and sets and code != SOURCE and student.response != plain.response:
+            if view.twin_alone and view.sets and code != SOURCE and student.response != plain.response:
                 options, twin_options = _options(said, example, code, student.response)
             try:
                 _check_prompts(name, student.prompt, plain.prompt, limit)
-                if code == SOURCE:
-                    privileged = student.prompt
-                elif options:
-                    privileged = plain.prompt
-                elif view == "english" and student.response == plain.response:
-                    privileged = beside.twin(example, plain.prompt)
-                else:
-                    privileged = beside(example, code, student.prompt, response)
+                shown = prompts.of(example, code, student, plain, response, closed=bool(options))
             except ConfigError as error:
                 if number >= len(examples) and isinstance(error, TooLongError):
                     skipped += 1
                 else:
                     faults.append(str(error))
                 continue
-            prompts, answers = (privileged, plain.prompt), (options, twin_options)
-            rows.append(Row(name, code, meaning[number], student, *prompts, *answers, plain.instruction_mask))
+            twins = plain.prompt, options, twin_options, plain.instruction_mask
+            rows.append(Row(name, code, meaning[number], student, shown, *twins))
         if not chosen[code]:
             raise DataError(nothing_in(code, left_out(examples, [code], lambda e, c: taught(e, c)[1])))
     if faults:
@@ -210,58 +212,85 @@ def _skipped(what: str, count: int, of: int, limit: int) -> str:
     return f"{count} of {of} {what} of parallel_text are skipped: {where}"
 
 
-class _Privileged:
-    """Builds the teacher's privileged prompts, in the teacher's token IDs."""
+class TeacherPrompts:
+    """Builds what the teacher reads, in its token IDs.
+
+    Args:
+        tokenizer: The student's tokenizer.
+        english: English answer by example ID.
+        limit: Maximum prompt length in tokens.
+    """
 
     def __init__(
         self,
+        view: TeacherView,
         tokenizer: PreTrainedTokenizerBase,
-        teacher: PreTrainedTokenizerBase | None,
         tree: Tree,
-        texts: NodeTexts,
-        reads: Collection[str],
         english: Mapping[str, str],
         limit: int,
     ):
-        self.tokenizer, self.teacher, self.tree = tokenizer, teacher, tree
-        self.texts = texts if "texts" in reads else NodeTexts(root="")
-        self.reads, self.english, self.limit = reads, english, limit
+        self.view, self.tokenizer, self.tree, self.english, self.limit = view, tokenizer, tree, english, limit
+        self.texts = view.texts if "texts" in view.reads else NodeTexts(root="")
         self.checked: set[tuple[str, str]] = set()
 
-    def twin(self, example: ParallelExample, plain: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the token IDs of the English twin alone; `plain` has the student's."""
-        if self.teacher is None:
-            return plain
-        asked, answer = example.turns[SOURCE].instruction, self.english[example.id]
-        return encode(self.teacher, asked, answer).prompt
-
-    def __call__(
-        self, example: ParallelExample, code: str, student: tuple[int, ...], response: str
+    def of(
+        self,
+        example: ParallelExample,
+        code: str,
+        student: Encoded,
+        twin: Encoded,
+        response: str,
+        *,
+        closed: bool,
     ) -> tuple[int, ...]:
-        """Return the token IDs of the privileged prompt.
+        """Return the token IDs of what the teacher reads before one response.
+
+        - English replay: the student's prompt, as the target is the reference model's own distribution.
+        - An answer of a closed set in the language (`closed`), or a response with the tokens of the English
+          answer: the English twin, with `view.twin_alone`.
+        - Any other: the privileged prompt.
+
+        Args:
+            student: The row's plain prompt and response.
+            twin: The English twin's, in the student's token IDs.
+            response: The response as text.
 
         Raises:
-            ConfigError: It is over the limit, or the template formats the response after it differently from
-                after the student's prompt.
+            ConfigError: The privileged prompt is over the limit, or the template formats the response after
+                it differently from after the student's prompt.
         """
+        if code == SOURCE:
+            return student.prompt
+        if closed:
+            return twin.prompt
+        if self.view.twin_alone and student.response == twin.response:
+            if self.view.tokenizer is None:
+                return twin.prompt
+            asked, answer = example.turns[SOURCE].instruction, self.english[example.id]
+            return encode(self.view.tokenizer, asked, answer).prompt
+        return self._privileged(example, code, student.prompt, response)
+
+    def _privileged(
+        self, example: ParallelExample, code: str, student: tuple[int, ...], response: str
+    ) -> tuple[int, ...]:
         instruction, name = example.turns[code].instruction, f"{example.id}/{code}"
-        if not self.reads:
-            return student if self.teacher is None else encode(self.teacher, instruction, response).prompt
+        theirs, reads = self.view.tokenizer, self.view.reads
+        if not reads:
+            return student if theirs is None else encode(theirs, instruction, response).prompt
         twin = Turn(example.turns[SOURCE].instruction, self.english[example.id])
         system = privileged_text(
             self.texts,
             self.tree.path(code),
             example.task,
-            twin if "twin" in self.reads else None,
-            answer="answer" in self.reads,
+            twin if "twin" in reads else None,
+            answer="answer" in reads,
         )
-        tokenizer = self.teacher or self.tokenizer
-        prompt = teacher_prompt(tokenizer, system, instruction, limit=self.limit, row=name)
+        prompt = teacher_prompt(theirs or self.tokenizer, system, instruction, limit=self.limit, row=name)
         # Apart from the twin, the system text depends only on language and task, so one check per pair of
         # these is enough. A teacher with its own template and tokenizer needs no check.
-        if self.teacher is None and (code, example.task) not in self.checked:
+        if theirs is None and (code, example.task) not in self.checked:
             self.checked.add((code, example.task))
-            check_response(tokenizer, system, instruction, response, row=name)
+            check_response(self.tokenizer, system, instruction, response, row=name)
         return prompt
 
 

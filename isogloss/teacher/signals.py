@@ -43,8 +43,8 @@ class Signal:
     """The teacher outputs that one row's loss needs."""
 
     teacher: Float[Tensor, "tokens hidden"] | TopK | None
-    """Last hidden states or top-k distribution at the response tokens, given the privileged prompt; None if
-    not needed."""
+    """Last hidden states or top-k distribution at the response tokens, given what the teacher reads; None
+    if not needed."""
     twin: Float[Tensor, " hidden"] | None
     """Mean-pooled hidden state of the English twin's prompt, at the layer of the hidden-state term; None if
     not needed."""

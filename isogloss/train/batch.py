@@ -169,7 +169,7 @@ class Batch:
     mask: Tensor
     """(B, W): 1 for a token, 0 for padding."""
     prompt_mask: Tensor
-    """(B, W): 1 on the prompt."""
+    """(B, W): 1 on the prompt. Only the self-check reads it; the loss uses `positions`."""
     instruction_mask: Tensor
     """(B, W): 1 on the instruction itself, not on BOS or the template."""
     positions: Tensor

@@ -14,7 +14,7 @@ def training_order(rows: Sequence[Row], settings: Distill, seed: int) -> list[in
     """Return the row numbers in stage 2's training order; English rows, if any, get the replay share."""
     parallel = sum(row.language != SOURCE for row in rows)
     replay = settings.replay_fraction if parallel < len(rows) else 0.0
-    return schedule(
+    return row_order(
         [row.language for row in rows],
         round(settings.epochs * parallel / (1 - replay)),
         balance=settings.sampling_temperature,
@@ -28,7 +28,7 @@ def training_order(rows: Sequence[Row], settings: Distill, seed: int) -> list[in
     )
 
 
-def schedule(
+def row_order(
     languages: Sequence[str],
     draws: int,
     *,

@@ -31,7 +31,7 @@ from isogloss.progress import Progress
 from isogloss.teacher.prompts import NodeTexts, privileged_text
 from isogloss.train.batch import Ordered, Sample, collate
 from isogloss.train.objective import Weights
-from isogloss.train.order import schedule
+from isogloss.train.order import row_order
 from isogloss.train.trainer import ResponseTrainer, Watch, optimisation, train, training_arguments
 
 ADAPTER = "stage1_adapter"
@@ -183,7 +183,7 @@ def tune(
     work = folder.with_name(folder.name + ".work")
     lengths = [row.tokens for row in rows]
     draws = max(settings.batch_size, round(len(rows) * settings.epochs))
-    order = schedule(
+    order = row_order(
         [SOURCE] * len(rows), draws, balance=1.0, batch=settings.batch_size, alike=lengths, seed=seed
     )
     base.config.use_cache = False

@@ -131,7 +131,7 @@ def similarity_temperature(samples: Sequence[Sample], settings: Distill) -> floa
     return settings.similarity_temperature
 
 
-def distil(
+def distill(
     adapters: TreeLora,
     rows: Sequence[Row],
     settings: Distill,

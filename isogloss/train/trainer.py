@@ -1,8 +1,8 @@
 """One `transformers.Trainer` for both stages: response tokens only, normalised over the whole optimiser step.
 
 Stage 1 has cross-entropy; stage 2 adds the divergence from the teacher and the hidden-state term.
-The Trainer's loop, schedule, checkpoints and distribution are unchanged. The row order is fixed beforehand,
-so a resumed run reads the same batches as an uninterrupted one.
+The Trainer's loop, schedule and distribution are unchanged; its checkpoints also have counts and digests. The
+row order is fixed beforehand, so a resumed run reads the same batches as an uninterrupted one.
 """
 
 import json
@@ -106,7 +106,8 @@ class ResponseTrainer(Trainer):
     def how(self) -> tuple:
         """What a step depends on besides its rows: optimiser, loss and trainable parameters."""
         args = self.args
-        optimiser = args.learning_rate, args.weight_decay, args.adam_beta1, args.adam_beta2
+        kind = str(args.optim), str(args.lr_scheduler_type)
+        optimiser = *kind, args.learning_rate, args.weight_decay, args.adam_beta1, args.adam_beta2
         learns = [(n, tuple(p.shape)) for n, p in self.model.named_parameters() if p.requires_grad]  # type: ignore[union-attr]
         steps = args.max_grad_norm, args.warmup_steps, args.max_steps, args.gradient_accumulation_steps
         # Parameters of the same shapes may have another scaling or belong to other nodes.
@@ -305,6 +306,7 @@ def training_arguments(
         max_steps=steps,
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=gradient_accumulation_steps,
+        optim="adamw_torch_fused",
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         adam_beta1=adam_beta1,

@@ -10,8 +10,8 @@ from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.parallel_text import Pair
 from isogloss.errors import ConfigError, DataError
 from isogloss.teacher.prompts import NodeTexts
-from isogloss.teacher.rows import build_rows, sentence_rows
-from isogloss.train.order import schedule
+from isogloss.teacher.rows import TeacherView, build_rows, sentence_rows
+from isogloss.train.order import row_order
 
 TEXTS = NodeTexts("Root.", {"Indo-European/Italic/Romance": "Romance."}, {"es": "Español."})
 EXAMPLES = [
@@ -25,14 +25,16 @@ ENGLISH = {"a": "yes", "b": "no", "c": "one", "d": "two"}
 
 @pytest.fixture
 def build(tokenizer):
-    def made(amounts, responses="reference", limit=200, examples=EXAMPLES, english=ENGLISH, **more):
+    def made(
+        amounts, responses="reference", limit=200, examples=EXAMPLES, english=ENGLISH, view=None, **more
+    ):
         tree = build_tree(("es", "sw"), ranks={"root": 1, "family": 1, "language": 1})
         return build_rows(
             examples,
             amounts,
             tokenizer,
             tree,
-            TEXTS,
+            TeacherView(**{"texts": TEXTS} | (view or {})),
             english=english,
             responses=responses,
             limit=limit,
@@ -65,7 +67,7 @@ def test_a_row_has_the_prompts_of_student_and_teacher(build, tokenizer):
 )
 def test_each_part_of_the_privileged_prompt_can_be_left_out(build, tokenizer, reads, system):
     """Without any of them, the teacher's prompt is the student's."""
-    row = build({"es": 1}, reads=reads)[0]
+    row = build({"es": 1}, view={"reads": reads})[0]
     assert tokenizer.decode(row.teacher_prompt) == f"{system}<|user|>Hola<|end|><|assistant|>"
 
 
@@ -98,7 +100,7 @@ def test_translation_pairs_are_not_replayed_in_english(build):
 
 def test_an_english_view_only_uses_the_twin(build, tokenizer):
     """If the answer is the same in all languages, the teacher reads the twin whatever `reads` is."""
-    (row,) = build({"es": 1}, "teacher", view="english", reads=())
+    (row,) = build({"es": 1}, "teacher", view={"twin_alone": True, "reads": ()})
     assert tokenizer.decode(row.teacher_prompt) == "<|user|>Hi<|end|><|assistant|>"
 
 
@@ -106,11 +108,11 @@ def test_a_teacher_that_scores_no_options_reads_the_twin_beside_the_instruction(
     """The model itself scores the options behind the twin alone; another one scores the response's tokens."""
     wordings = {"en": {"y": "yes", "n": "no"}, "es": {"y": "sí", "n": "nunca"}}
     closed = ParallelExample("s", "topic", {"en": Turn("Sun", "yes"), "es": Turn("Sol")}, wordings)
-    given = {"examples": [closed], "english": {"s": "yes"}, "view": "english", "reads": ("twin",)}
-    (own,) = build({"es": 1}, "teacher", **given)
+    given, view = {"examples": [closed], "english": {"s": "yes"}}, {"twin_alone": True, "reads": ("twin",)}
+    (own,) = build({"es": 1}, "teacher", view=view, **given)
     assert len(own.options) == 2
     assert tokenizer.decode(own.teacher_prompt) == "<|user|>Sun<|end|><|assistant|>"
-    (others,) = build({"es": 1}, "teacher", sets=False, **given)
+    (others,) = build({"es": 1}, "teacher", view=view | {"sets": False}, **given)
     assert others.options == ()
     assert tokenizer.decode(others.student.response) == "sí<|end|>"
     assert tokenizer.decode(others.teacher_prompt) == ("<|system|>Sun<|end|><|user|>Sol<|end|><|assistant|>")
@@ -271,7 +273,7 @@ def test_the_response_is_checked_in_each_task_of_a_language(build, tokenizer, mo
 
 def plan(languages, draws, **options):
     settings = {"balance": 1.0, "batch": 4, "seed": 0, "alike": [1] * len(languages)} | options
-    return schedule(languages, draws, **settings)
+    return row_order(languages, draws, **settings)
 
 
 def draws_of(languages, order):
@@ -362,8 +364,8 @@ def test_bare_sentences_are_drawn_before_their_term_has_faded():
     """As often as without the limit, but none after seven tenths, apart from a window of batches."""
     rows, early = 400, range(0, 400, 4)
     given = {"balance": 1.0, "batch": 2, "alike": [(n in early, 0) for n in range(rows)], "seed": 0}
-    plain = schedule(["sw"] * rows, rows, **given)
-    order = schedule(["sw"] * rows, rows, **given, early=early, within=0.7)
+    plain = row_order(["sw"] * rows, rows, **given)
+    order = row_order(["sw"] * rows, rows, **given, early=early, within=0.7)
     assert sorted(order) == sorted(plain) == list(range(rows))
     assert max(place for place, n in enumerate(order) if n in early) < 0.7 * rows + 16
     assert max(place for place, n in enumerate(plain) if n in early) > 0.9 * rows

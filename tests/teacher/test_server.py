@@ -21,7 +21,7 @@ from isogloss.teacher.joining import scores_of
 from isogloss.teacher.rows import Row
 from isogloss.teacher.scored import ScoreRequest, whole
 from isogloss.teacher.store import Store
-from isogloss.train.stage2 import distil
+from isogloss.train.stage2 import distill
 
 K = 3
 ROWS = [ScoreRequest(tuple(range(10 + n, 14 + n)), tuple(range(40 + n, 42 + n + n % 3))) for n in range(6)]
@@ -394,7 +394,7 @@ def test_a_model_and_a_server_of_the_same_weights_teach_the_same(
         assert cost.teacher_calls == 3
         adapters, said = student(tiny("qwen3"), five), []
         before = {name: p.detach().clone() for name, p in adapters.parameters().items()}
-        distil(
+        distill(
             adapters, rows, settings, pad_id=0, seed=0, work=tmp_path / f"{kind}.work",
             curve=tmp_path / f"{kind}.jsonl", cost=cost, bar=bar, say=said.append, scored=scored,
         )  # fmt: skip
