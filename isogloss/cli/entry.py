@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None, app: typer.Typer = app, name: s
         path = error.ctx.command_path if error.ctx else "isogloss"
         _refuse(f"{' '.join(error.format_message().split())} See `{path} --help`.")
     except (KeyboardInterrupt, typer.Abort):
-        err.print("stopped; the same command resumes from the last checkpoint")
+        err.print("stopped; the same command resumes from what was saved")
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has exited
         sys.stdout = None  # type: ignore[assignment]  # so that nothing is flushed at exit

@@ -125,9 +125,8 @@ def read_states(
     kept: CachedTensors,
     pad_id: int,
     batch: int,
-    fork: bool,
 ) -> Iterator[tuple[list[int], list[Tensor]]]:
-    """Yield the last hidden states at response positions of the missing rows.
+    """Yield the last hidden states at response positions of the missing rows; shared prefixes are read once.
 
     Batches are formed over all rows, cached or not, so that a resumed run is bit-identical to an
     uninterrupted one.
@@ -135,10 +134,9 @@ def read_states(
     Args:
         rows: ((prompt, response), language) of each row.
         kept: Tensors of these rows, cached or missing.
-        fork: Process shared prefixes once.
     """
     prompts, responses = [prompt for (prompt, _), _ in rows], [response for (_, response), _ in rows]
-    for group, shared in groups(prompts, [language for _, language in rows], fork):
+    for group, shared in groups(prompts, [language for _, language in rows]):
         prefix: Prefix | None = None
         for places in by_length([prompts[n] + responses[n] for n in group], batch):
             chosen = kept.chosen([group[place] for place in places])
@@ -158,17 +156,13 @@ def read_states(
             yield chosen, list(hidden.flatten(0, 1)[at].split(lengths))
 
 
-def groups(
-    prompts: Sequence[tuple[int, ...]], languages: Sequence[str], fork: bool
-) -> list[tuple[list[int], int]]:
+def groups(prompts: Sequence[tuple[int, ...]], languages: Sequence[str]) -> list[tuple[list[int], int]]:
     """Group rows by shared prompt prefix; return each group with its prefix length in tokens.
 
     The length is 0 for rows where a shared prefix does not pay. Rows of one language share its path and thus
     its node texts. With prompts sorted by token IDs, those with a common prefix are adjacent, so a group is a
     contiguous range; a range is split wherever its parts save more tokens than the whole.
     """
-    if not fork:
-        return [(list(range(len(prompts))), 0)]
     apart: list[tuple[list[int], int]] = []
     plain: list[int] = []
     for code in dict.fromkeys(languages):

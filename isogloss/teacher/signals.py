@@ -69,7 +69,6 @@ def teacher_signals(
     batch: int = 64,
     cache: Cache | None = None,
     cost: StageCost | None = None,
-    fork: bool = True,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Signal]:
     """Compute the signals of all rows, in order.
@@ -85,7 +84,6 @@ def teacher_signals(
         twins: If False, skip the twins. Enough for a loss without a hidden-state term.
         cache: Where signals are looked up and stored.
         cost: Accumulates calls, cache hits, tokens actually processed, FLOPs and bytes written.
-        fork: Process the shared beginning of prompts (the node texts) once.
         progress: Callback with the number of texts done and the total.
     """
     model.eval()
@@ -117,7 +115,7 @@ def teacher_signals(
             progress(done := done + len(chosen), work)
         pooled.join()
         logits = logits_of(model)
-        for chosen, states in read_states(model, distinct, said, pad_id, batch, fork):
+        for chosen, states in read_states(model, distinct, said, pad_id, batch):
             if kind == "top_k":
                 # All rows' tokens together: each product reads the whole head, however few tokens it has.
                 some = torch.cat(states).split(chunk_size(model, states[0].is_cuda))

@@ -109,16 +109,14 @@ def shared_rows():
 @pytest.mark.parametrize("batch", [2, 64])
 def test_sharing_a_prefix_changes_no_signal(tiny, kind, batch, monkeypatch):
     """In float32, also with a window shorter than a prompt; six rows share the texts and the task."""
-    monkeypatch.setattr(reading, "FORWARD", 40)
     model, rows = tiny(kind), shared_rows()
     if getattr(model.config, "sliding_window", None):
         model.config.sliding_window = 8
-    costs = StageCost("plain"), StageCost("forked")
-    plain, forked = (
-        teacher_signals(model, rows, layer=1, pad_id=0, batch=batch, fork=fork, cost=cost)
-        for fork, cost in zip((False, True), costs, strict=True)
-    )
-    for one, other in zip(plain, forked, strict=True):
+    costs, found = (StageCost("plain"), StageCost("shared")), []
+    for least, cost in zip((1000, 40), costs, strict=True):  # tokens that sharing must save
+        monkeypatch.setattr(reading, "FORWARD", least)
+        found.append(teacher_signals(model, rows, layer=1, pad_id=0, batch=batch, cost=cost))
+    for one, other in zip(*found, strict=True):
         torch.testing.assert_close(other.teacher, one.teacher, rtol=1e-4, atol=1e-4)
     assert costs[0].teacher_calls == costs[1].teacher_calls == 9
     # Six prompts begin with 12 + 6 equal tokens, which are saved five times.
@@ -131,15 +129,14 @@ def test_rows_are_grouped_by_the_prefix_of_their_prompts(monkeypatch):
     prompts = [(1, 2, 3, 4, n) for n in range(4)] + [(1, 2, 9, 9, 9, n) for n in range(4)] + [(1, 2, 3, 4)]
     codes = ["sw"] * 9
     # All nine share 2 tokens: 16 saved. Four and five share 5 and 3: 15 + 12.
-    assert groups(prompts, codes, True) == [([8, 0, 1, 2, 3], 3), ([4, 5, 6, 7], 5)]
-    assert groups(prompts, codes, False) == [(list(range(9)), 0)]
+    assert groups(prompts, codes) == [([8, 0, 1, 2, 3], 3), ([4, 5, 6, 7], 5)]
     # Rows of different languages share nothing, whatever their IDs.
-    assert groups(prompts[:4], ["sw", "sw", "sw", "ru"], True) == [([3], 0), ([0, 1, 2], 4)]
-    assert groups([(1, 2, 3)] * 4, ["sw"] * 4, True) == [([0, 1, 2, 3], 2)]
+    assert groups(prompts[:4], ["sw", "sw", "sw", "ru"]) == [([3], 0), ([0, 1, 2], 4)]
+    assert groups([(1, 2, 3)] * 4, ["sw"] * 4) == [([0, 1, 2, 3], 2)]
     # Five rows save 4 · 2 tokens, no more than a forward pass costs; six save 10.
     monkeypatch.setattr(reading, "FORWARD", 8)
-    assert groups([(1, 2, 3)] * 5, ["sw"] * 5, True) == [([0, 1, 2, 3, 4], 0)]
-    assert groups([(1, 2, 3)] * 6, ["sw"] * 6, True) == [([0, 1, 2, 3, 4, 5], 2)]
+    assert groups([(1, 2, 3)] * 5, ["sw"] * 5) == [([0, 1, 2, 3, 4], 0)]
+    assert groups([(1, 2, 3)] * 6, ["sw"] * 6) == [([0, 1, 2, 3, 4, 5], 2)]
 
 
 @pytest.mark.parametrize("k", [4, 269])
