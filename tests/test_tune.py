@@ -61,7 +61,7 @@ def test_positions_are_found_under_any_name(tmp_path, config):
 def test_a_loss_that_rounding_made_negative_counts_as_0(tiny, tokenizer, monkeypatch):
     """Both losses of the certain response are 0, so its instruction does not help."""
     monkeypatch.setattr(
-        stage1, "token_log_probs", lambda base, states, *given, size: (torch.full((len(states),), 1e-6), None)
+        stage1, "token_log_probs", lambda base, states, *given: (torch.full((len(states),), 1e-6), None)
     )
     example = ParallelExample("1", "qa", {"en": Turn("Say a.", "a")})
     assert stage1.difficulty(tiny(), tokenizer, [example], lambda done, of: None) == [1.0]

@@ -234,7 +234,7 @@ def _privileged(rows: Sequence[Row]) -> list[list[int]]:
     distinct = list({(row.teacher_prompt, row.student.response): row.language for row in rows}.items())
     found: list[list[int]] = []
     prompts, languages = [prompt for (prompt, _), _ in distinct], [code for _, code in distinct]
-    for group, shared in groups(prompts, languages, True):
+    for group, shared in groups(prompts, languages):
         found += [[shared]] if shared else []
         found.append([len(distinct[n][0][0]) - shared + len(distinct[n][0][1]) for n in group])
     return found
