@@ -205,7 +205,7 @@ class Distill(Optimisation):
     sampling_temperature: Positive = 2.0
     """Temperature T of sampling over languages: a language with n rows has p ∝ n^(1/T). 1 is proportional to
     the data; larger values are more even."""
-    epochs: Positive = 4.5
+    epochs: Positive = 3.5
     """Epochs over the parallel items of all languages, not counting English replay. Follows the model if not
     given."""
     learning_rate: Positive = 3e-3
