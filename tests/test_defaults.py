@@ -93,7 +93,7 @@ def test_another_teacher_that_scores_tokens_reads_the_twin(known, teacher, view,
 
 def test_the_embedded_model_has_its_own_defaults(known):
     """They are measured (docs/log.md), and no model is looked up."""
-    assert followed(load_config(places=True)) == ("full", 16, 1.5, 1e-3, 32, 3e-3, 4.5, 0.0, (12, 2, 2))
+    assert followed(load_config(places=True)) == ("full", 16, 1.5, 1e-3, 32, 3e-3, 3.5, 0.0, (12, 2, 2))
     assert followed(load_config(None, ["model=demo", "tune.learning_rate=null"])) == followed(Config())
 
 
