@@ -160,7 +160,7 @@ def distill(run: Path, language: str, steps: int) -> list[dict[str, float]]:
         betas=(settings.adam_beta1, settings.adam_beta2),
         weight_decay=0.0,
     )
-    schedule = get_cosine_schedule_with_warmup(optimiser, int(steps * settings.warmup_ratio), steps)
+    schedule = get_cosine_schedule_with_warmup(optimiser, int(steps * settings.warmup_ratio + 1e-9), steps)
 
     layer = settings.similarity_layer or late
     with torch.no_grad(), student.disable_adapter():  # the English twins are fixed

@@ -137,6 +137,8 @@ def test_rows_are_grouped_by_the_prefix_of_their_prompts(monkeypatch):
     monkeypatch.setattr(reading, "FORWARD", 8)
     assert groups([(1, 2, 3)] * 5, ["sw"] * 5) == [([0, 1, 2, 3, 4], 0)]
     assert groups([(1, 2, 3)] * 6, ["sw"] * 6) == [([0, 1, 2, 3, 4, 5], 2)]
+    monkeypatch.setattr(reading, "FORWARD", 1000)
+    assert groups(prompts, codes) == [(list(range(9)), 0)]
 
 
 @pytest.mark.parametrize("k", [4, 269])
