@@ -39,8 +39,7 @@ def rows_of(folder: str, items: int, limit: int) -> list[Row]:
     examples = parallel_examples(config, None, codes)
     tree = build_tree(list(codes), ranks={"root": 1, "family": 1, "language": 1})
     return build_rows(
-        examples,
-        dict.fromkeys(codes, items),
+        {code: [e for e in examples if code in e.turns][:items] for code in codes},
         load_tokenizer(folder),
         tree,
         TeacherView(node_texts(config)),

@@ -25,7 +25,7 @@ def compare_methods(
         typer.Option(
             metavar="NAME",
             help="isogloss, reference, flat, shared, sft, sft-languages, sequence, dco, dpo, grpo or "
-            "sft-grpo; repeatable. Default: all.",
+            "sft-grpo; repeatable. With other trainer settings: 'grpo: learning_rate=3e-4'. Default: all.",
         ),
     ] = None,
     seeds: Annotated[
@@ -43,18 +43,17 @@ def compare_methods(
     settings = settings_for_choosing(config, set_, data_root)
     quiet()
     try:
-        from experiments import comparison
+        from experiments import comparison, methods
     except ImportError as error:
         raise ConfigError(f"comparing methods needs trl ({error.name}); pip install 'isogloss[rl]'") from None
 
-    for name in method or ():
-        if name not in comparison.METHODS:
-            raise ConfigError(f"--method {name}: unknown; choose from {', '.join(comparison.METHODS)}")
+    for text in method or ():
+        methods.parse(text)
     job = prepare(settings)
     from isogloss.pipeline import checks
 
     checks.check(job)
-    chosen = tuple(dict.fromkeys(method or comparison.METHODS))
+    chosen = tuple(dict.fromkeys(method or methods.METHODS))
     if comparison.OURS not in chosen:
         chosen = (comparison.OURS, *chosen)
     found = comparison.compare_methods(

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.contest import MEASURES, OURS, Contest, Entry, Point, held_out
-from experiments.methods import DCO, DPO, GRPO, METHODS, SAMPLES, SFT
+from experiments.methods import SAMPLES, settings_of, train
 from experiments.plot import draw
-from experiments.summary import BEST_RL, OWN_BEST, RL, ratios, saving, summary
+from experiments.summary import BEST_RL, OWN_BEST, is_rl, ratios, saving, summary
 from isogloss.config import Config, dump_config, parse_config, with_overrides
 from isogloss.errors import RunError
 from isogloss.files import write_json
@@ -41,7 +41,7 @@ def compare_methods(
     """Train and evaluate each method; return the contents of `folder/methods.json` and draw `methods.svg`.
 
     Args:
-        methods: Names from `METHODS`; ours runs first, as its time limits the others'.
+        methods: Names as for `methods.parse`; ours runs first, as its time limits the others'.
         points: Number of evaluations per method.
         times: Time limit of a method, as a multiple of ours.
 
@@ -52,10 +52,7 @@ def compare_methods(
     about = {
         "points": points,
         "times": times,
-        "sft": SFT,
-        "dco": DCO,
-        "dpo": DPO,
-        "grpo": GRPO,
+        **{name: settings_of(name, config) for name in ("sft", "dco", "dpo", "grpo", "sft-grpo")},
         "samples": SAMPLES,
     }
     done = _done(file, config, about)
@@ -74,7 +71,7 @@ def compare_methods(
             ours = next((e.seconds for e in done if e.method == OURS and e.seed == seed), None)
             contest.limit = None if ours is None else times * ours
             reporter.say(f"{name}, seed {seed}")
-            done.append(METHODS[name](contest))
+            done.append(train(contest, name))
             write_json(file, table(config, done, about))
     found = table(config, done, about)
     write_json(file, found)  # an earlier one may say less
@@ -136,7 +133,7 @@ def _row(entry: Entry, same_seed: Sequence[Entry]) -> dict[str, Any]:
 
 def _levels(entry: Entry, same_seed: Sequence[Entry], measure: str) -> dict[str, float]:
     levels = {f"{level:g}": level / 100 for level in LEVELS}
-    if learners := [other.best(measure) for other in same_seed if other.method in RL]:
+    if learners := [other.best(measure) for other in same_seed if is_rl(other.method)]:
         levels[BEST_RL] = max(learners)
     return levels | {OWN_BEST: entry.best(measure)}
 

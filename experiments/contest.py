@@ -35,20 +35,21 @@ LAYER_SENTENCES = 60
 
 
 def held_out(run: Run) -> SuiteData:
-    """Load the suite that every method is evaluated on: the first in the settings.
+    """Load what every method is evaluated on: the first suite with items, and the first with sentences.
 
     Raises:
-        ConfigError: It has no parallel sentences, or no items.
+        ConfigError: No suite has items, or none has parallel sentences.
     """
-    name = run.config.evaluate.suites[0]
-    suite = load_suite(name, run.data_root, run.config.evaluate, run.taught)
-    if not suite.items or not suite.sentences:
-        lacks = "parallel sentences" if suite.items else "items"
-        raise ConfigError(
-            f"evaluate.suites: methods are compared by alignment on the first suite, and {name} has no "
-            f"{lacks}; put demo or parallel first"
-        )
-    return suite
+    settings = run.config.evaluate
+    items = sentences = None
+    for name in settings.suites:
+        suite = load_suite(name, run.data_root, settings, run.taught)
+        items = items or (suite if suite.items else None)
+        sentences = sentences or (suite if suite.sentences else None)
+        if items and sentences:
+            return replace(items, sentences=sentences.sentences, layer_sentences=sentences.layer_sentences)
+    lacks = "parallel sentences, such as flores101" if items else "items, such as massive"
+    raise ConfigError(f"evaluate.suites: methods are compared by alignment, and no suite has {lacks}")
 
 
 @dataclass(frozen=True)

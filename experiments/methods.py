@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from torch import nn
@@ -31,9 +32,11 @@ from experiments.reward import Prompt, Reward
 from isogloss.adapters.fit import lora_shape
 from isogloss.adapters.generate import answers
 from isogloss.adapters.lora import lora_config
-from isogloss.config import with_overrides
+from isogloss.bases import EMBEDDED
+from isogloss.config import Config, with_overrides
+from isogloss.config.yaml_io import Loader
 from isogloss.data.chat import encode_response
-from isogloss.errors import DataError
+from isogloss.errors import ConfigError, DataError
 from isogloss.evaluate import retrieval
 from isogloss.languages import SOURCE
 from isogloss.model.cost import StageCost
@@ -43,17 +46,36 @@ from isogloss.pipeline.folder import Run
 from isogloss.pipeline.training import scored_elsewhere
 from isogloss.train.stage2 import TRAINING, distill
 
-SFT = {"learning_rate": 3e-3}
-DPO = {"learning_rate": 2e-3, "beta": 0.1, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]}
-GRPO = {
+Settings = Mapping[str, Any]
+
+SFT: Settings = {"learning_rate": 3e-3}
+DPO: Settings = {
+    "learning_rate": 2e-3,
+    "beta": 0.1,
+    "loss_type": ["sigmoid", "sft"],
+    "loss_weights": [1.0, 1.0],
+}
+GRPO: Settings = {
     "learning_rate": 3e-3,
     "beta": 0.04,
     "num_generations": 8,
     "temperature": 1.0,
     "steps_per_generation": 4,
 }
-BEHIND_SFT = GRPO | {"learning_rate": 1e-4}
-DCO = {"learning_rate": 1e-3, "beta": 1.0}
+BEHIND_SFT: Settings = {**GRPO, "learning_rate": 1e-4}
+DCO: Settings = {"learning_rate": 1e-3, "beta": 1.0}
+FOR_DEMO: Mapping[str, Settings] = {"sft": SFT, "dco": DCO, "dpo": DPO, "grpo": GRPO, "sft-grpo": BEHIND_SFT}
+"""Settings of the methods on the demo model; docs/baselines.md says how they were chosen."""
+_GROUPS = {"learning_rate": 1e-4, "per_device_train_batch_size": 32}
+FOR_OTHERS: Mapping[str, Settings] = {
+    "sft": {"learning_rate": 5e-4},
+    "dco": {"learning_rate": 5e-4, "beta": 1.0},
+    "dpo": {**DPO, "learning_rate": 1e-4},
+    "grpo": {**GRPO, **_GROUPS},
+    "sft-grpo": {**GRPO, **_GROUPS},
+}
+"""Settings of the methods on any other model: stage 2's learning rate, and for RL what LoRA is commonly tuned
+with. GRPO's steps have at least 4 prompts with 8 answers each, whatever stage 2's batch size is."""
 SAMPLES = 4
 """Answers sampled per prompt for preference pairs."""
 CROSS_ENTROPY = (
@@ -70,7 +92,7 @@ TOGETHER = 256
 """Batch size for sampling answers."""
 
 
-Method = Callable[[Contest], Entry]
+Method = Callable[[Contest, Settings], Entry]
 
 
 def untrained(contest: Contest) -> Entry:
@@ -119,14 +141,14 @@ def distilled(contest: Contest, method: str, *overrides: str) -> Entry:
     return way.entry
 
 
-def sft(contest: Contest) -> Entry:
+def sft(contest: Contest, settings: Settings) -> Entry:
     """Supervised fine-tuning on the responses in every language, one adapter for all."""
     model, way = _begin(contest, "sft", _steps(contest))
-    _sft(contest, model, way, _steps(contest), contest.prompts)
+    _sft(contest, model, way, _steps(contest), settings, contest.prompts)
     return way.entry
 
 
-def sequence(contest: Contest) -> Entry:
+def sequence(contest: Contest, settings: Settings) -> Entry:
     """Sequence-level distillation (Kim & Rush 2016, D16-1139): supervised on the teacher's answers.
 
     The teacher gets the same privileged prompts as in our method, and may answer in another language.
@@ -135,11 +157,11 @@ def sequence(contest: Contest) -> Entry:
     model, way = _begin(contest, "sequence", _steps(contest))
     with way:
         prompts = contest.taught_prompts(model)
-    _sft(contest, model, way, _steps(contest), prompts)
+    _sft(contest, model, way, _steps(contest), settings, prompts)
     return way.entry
 
 
-def dco(contest: Contest, settings: Mapping[str, Any] = DCO) -> Entry:
+def dco(contest: Contest, settings: Settings) -> Entry:
     """Direct consistency optimisation towards the reference model's English, on rows of closed tasks."""
     run, rows = contest.run, contest.parallel
     encode = cache(partial(encode_response, run.tokenizer))
@@ -162,7 +184,7 @@ def dco(contest: Contest, settings: Mapping[str, Any] = DCO) -> Entry:
     return way.entry
 
 
-def dpo(contest: Contest, settings: Mapping[str, Any] = DPO, pairs: Dataset | None = None) -> Entry:
+def dpo(contest: Contest, settings: Settings, pairs: Dataset | None = None) -> Entry:
     """Direct preference optimisation on pairs built with the reward.
 
     Among `SAMPLES` answers of the reference model and the data's response, the one with the highest reward is
@@ -183,32 +205,32 @@ def dpo(contest: Contest, settings: Mapping[str, Any] = DPO, pairs: Dataset | No
     return way.entry
 
 
-def grpo(contest: Contest, settings: Mapping[str, Any] = GRPO) -> Entry:
+def grpo(contest: Contest, settings: Settings) -> Entry:
     """Group-relative policy optimisation from the reference model."""
     model, way = _begin(contest, "grpo", _steps(contest))
     _grpo(contest, model, way, _steps(contest), settings)
     return way.entry
 
 
-def sft_grpo(contest: Contest, settings: Mapping[str, Any] = BEHIND_SFT) -> Entry:
+def sft_grpo(contest: Contest, settings: Settings) -> Entry:
     """The usual recipe: supervised fine-tuning, then group-relative policy optimisation.
 
-    The supervised part adds a third of the steps.
+    The supervised part adds a third of the steps, with the settings of `sft`.
     """
     steps = _steps(contest)
     model, way = _begin(contest, "sft-grpo", steps + steps // 3)
-    _sft(contest, model, way, steps // 3, contest.prompts)
+    _sft(contest, model, way, steps // 3, settings_of("sft", contest.run.config), contest.prompts)
     _grpo(contest, model, way, steps, settings, after=steps // 3)
     return way.entry
 
 
 METHODS: Mapping[str, Method] = {
-    OURS: lambda contest: distilled(contest, OURS),
-    REFERENCE: untrained,
-    "flat": lambda contest: distilled(contest, "flat", "languages.tree=flat"),
-    "shared": lambda contest: distilled(contest, "shared", "languages.tree=shared"),
+    OURS: lambda contest, settings: distilled(contest, OURS),
+    REFERENCE: lambda contest, settings: untrained(contest),
+    "flat": lambda contest, settings: distilled(contest, "flat", "languages.tree=flat"),
+    "shared": lambda contest, settings: distilled(contest, "shared", "languages.tree=shared"),
     "sft": sft,
-    "sft-languages": lambda contest: distilled(contest, "sft-languages", *CROSS_ENTROPY),
+    "sft-languages": lambda contest, settings: distilled(contest, "sft-languages", *CROSS_ENTROPY),
     "sequence": sequence,
     "dco": dco,
     "dpo": dpo,
@@ -218,11 +240,49 @@ METHODS: Mapping[str, Method] = {
 """Methods by name; ours first, as its cost limits the others'."""
 
 
-def _sft(contest: Contest, model: PeftModel, way: MethodRun, steps: int, prompts: Sequence[Prompt]) -> None:
+def settings_of(method: str, config: Config) -> Settings:
+    """Return the trainer settings of a method for a run's model; empty for ours and its variants."""
+    given = FOR_DEMO if config.model == EMBEDDED else FOR_OTHERS
+    return given.get("sft" if method == "sequence" else method, {})
+
+
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """Parse a method's name, or a method with other trainer settings: `grpo: learning_rate=3e-4 beta=0`.
+
+    Raises:
+        ConfigError: The method is unknown, or lacks the setting.
+    """
+    name, colon, rest = text.partition(":")
+    if name not in METHODS:
+        raise ConfigError(f"--method {text}: unknown; choose from {', '.join(METHODS)}")
+    known = FOR_OTHERS.get("sft" if name == "sequence" else name, {})
+    changes = {setting: value for setting, _, value in (change.partition("=") for change in rest.split())}
+    if colon and (not changes or not all(changes.values()) or not changes.keys() <= known.keys()):
+        takes = f"known settings: {', '.join(known)}" if known else "it has no settings here"
+        raise ConfigError(f"--method {text}: write it as '{name}: setting=value'; {takes}")
+    return name, {setting: yaml.load(value, Loader) for setting, value in changes.items()}
+
+
+def train(contest: Contest, text: str) -> Entry:
+    """Train and evaluate a method named as for `parse`."""
+    name, changes = parse(text)
+    entry = METHODS[name](contest, {**settings_of(name, contest.run.config), **changes})
+    entry.method = text
+    return entry
+
+
+def _sft(
+    contest: Contest,
+    model: PeftModel,
+    way: MethodRun,
+    steps: int,
+    settings: Settings,
+    prompts: Sequence[Prompt],
+) -> None:
     rows = [_chat(prompt) | {"completion": _said(prompt.response)} for prompt in prompts]
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(**SFT, **_arguments(contest, "sft", steps), max_length=None),
+        args=SFTConfig(**_arguments(contest, "sft", steps) | dict(settings), max_length=None),
         train_dataset=Dataset.from_list(rows),
         processing_class=contest.run.tokenizer,
         callbacks=[StepCallback(way)],
@@ -235,7 +295,7 @@ def _grpo(
     model: PeftModel,
     way: MethodRun,
     steps: int,
-    settings: Mapping[str, Any],
+    settings: Settings,
     after: int = 0,
 ) -> None:
     prompts = contest.prompts

@@ -141,7 +141,7 @@ def _alike(method: str, limit: float, rows: list[dict[str, Any]]) -> list[dict[s
 def _train(contest: Contest, method: str, settings: dict[str, Any], pairs: Any) -> Entry:
     if method == "dpo":
         return methods.dpo(contest, settings, pairs)
-    return {"grpo": methods.grpo, "sft-grpo": methods.sft_grpo}[method](contest, settings)
+    return methods.METHODS[method](contest, settings)
 
 
 if __name__ == "__main__":

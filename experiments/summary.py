@@ -33,6 +33,11 @@ def over_seeds(values: Iterable[float]) -> dict[str, Any]:
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": n, "interval": "t"}
 
 
+def is_rl(method: str) -> bool:
+    """Return whether a method, or one with other settings (`grpo: beta=0`), is reinforcement learning."""
+    return method.partition(":")[0] in RL
+
+
 def ratios(cost: Row, ours: Row) -> dict[str, float]:
     """Return the ratio of each cost to ours."""
     return {name: cost[name] / ours[name] for name in COSTS}
@@ -78,7 +83,7 @@ def saving(rows: Sequence[Row]) -> dict[str, Any]:
     seeds: dict[int, dict[str, Any]] = {}
     for row in rows:
         best = row["reached"].get(BEST_RL)
-        if row["method"] in RL and best and row["seed"] not in seeds:
+        if is_rl(row["method"]) and best and row["seed"] not in seeds:
             ours = row["ours"][BEST_RL]
             seeds[row["seed"]] = {
                 "seed": row["seed"],

@@ -59,8 +59,7 @@ def package_rows(config, tokenizer):
     english = {e.id: e.turns["en"].response for e in examples}
     tree = build_tree(["sw"], families="flat", ranks=RANKS)
     rows = build_rows(
-        examples,
-        {"sw": 10},
+        {"sw": examples[:10]},
         tokenizer,
         tree,
         TeacherView(node_texts(config)),

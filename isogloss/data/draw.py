@@ -206,21 +206,18 @@ def choose(
             stratum, evenly spaced, so that together they cover more examples.
     """
     chosen: dict[str, list[int]] = {}
-    others = [code for code in amounts if code != SOURCE]
-    # English-only examples are replay and do not count towards which of the other tasks are closed.
-    labels = {} if same else labels_of([e for e in examples if e.turns.keys() != {SOURCE}])
+    labels = {} if same else labels_of(examples)
     strata = [(example.task, labels.get(example.id, "")) for example in examples].__getitem__
 
-    for code, amount in amounts.items():
+    for language, (code, amount) in enumerate(amounts.items()):
         there: dict[int, list[int]] = {}
         for n, example in enumerate(examples):
             if code in example.turns:
-                # English is not divided by source: examples of stage 1 come before the others' English twins.
-                there.setdefault(0 if code == SOURCE else example.source, []).append(n)
+                there.setdefault(example.source, []).append(n)
         held = {source: len(places) for source, places in there.items()}
         rest = {source: iter(places) for source, places in there.items()}
-        if not same and code != SOURCE:
-            share = others.index(code) / len(others)
+        if not same:
+            share = language / len(amounts)
             rest = {source: _begun_at(places, share, strata) for source, places in there.items()}
         found: dict[int, list[int]] = {source: [] for source in there}
         while True:

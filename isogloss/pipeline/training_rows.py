@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from types import MappingProxyType
 
@@ -19,7 +20,7 @@ from isogloss.data.draw import choose, labels_of
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats.lines import nearest
 from isogloss.data.parallel_text import Pair, translation_examples
-from isogloss.data.sources import lacking, left_out, told
+from isogloss.data.sources import lacking, left_out, nothing_in, response_of, told
 from isogloss.errors import DataError, RunError
 from isogloss.files import read_lines
 from isogloss.languages import SOURCE, languages
@@ -60,7 +61,7 @@ def row_of(run: Run, code: str, id: str) -> tuple[Row, PreTrainedTokenizerBase |
     answer = english_answer(run, example, kept)
     if answer is None or (asks(run, example) and kept.of(*asked_of(example)) is None):
         raise RunError(f"{id} has no English answer yet; run `isogloss cache` or `isogloss distill` first")
-    given: tuple = run.tokenizer, [example], {id: answer}, run.tree, [code]
+    given: tuple = run.tokenizer, {code: [example]}, {id: answer}, run.tree
     teacher = run.config.distill.teacher
     (row,) = rows_with_responses(run, *given, replay=False, shown=True)
     if not (isinstance(teacher, ModelTeacher) and teacher.level == "sequence"):
@@ -74,16 +75,32 @@ def row_of(run: Run, code: str, id: str) -> tuple[Row, PreTrainedTokenizerBase |
     return replace(answered, teacher_prompt=theirs[0].teacher_prompt), its
 
 
-def chosen_for(run: Run, examples: Sequence[ParallelExample], codes: Sequence[str]) -> dict[str, list[int]]:
-    """Return which examples each language learns from, as far as known before there are answers."""
+def chosen_for(
+    run: Run,
+    examples: Sequence[ParallelExample],
+    codes: Sequence[str],
+    english: Mapping[str, str] | None = None,
+) -> dict[str, list[ParallelExample]]:
+    """Return the examples that each language learns from.
+
+    Args:
+        examples: Examples in draw order.
+        english: English answer by example ID; if None, as far as known before there are answers.
+    """
     settings = run.config.languages
-    return choose(
-        examples,
-        {code: settings.amount(code) for code in codes},
-        [source.weight for source in run.config.sources],
-        lambda example, code: lacking(example, code, run.config.distill.responses),
-        same=settings.same_items,
-    )
+    lack = partial(_lack, english=english, responses=run.config.distill.responses)
+    amounts = {code: settings.amount(code) for code in codes}
+    weights = [source.weight for source in run.config.sources]
+    chosen = choose(examples, amounts, weights, lack, same=settings.same_items)
+    return {code: [examples[place] for place in places] for code, places in chosen.items()}
+
+
+def _lack(
+    example: ParallelExample, code: str, english: Mapping[str, str] | None, responses: str
+) -> str | None:
+    if english is None:
+        return lacking(example, code, responses)
+    return response_of(example, code, english.get(example.id, ""), responses)[1]
 
 
 def rows_for(
@@ -111,8 +128,9 @@ def rows_for(
     asked, responses = 0, run.config.distill.responses
     while True:
         left = [e for e in examples if e.id not in useless]
-        places = set(chain.from_iterable(chosen_for(run, left, codes).values()))
-        used = [left[place] for place in sorted(places)]
+        chosen = chosen_for(run, left, codes)
+        places = {e.id for e in chain.from_iterable(chosen.values())}
+        used = [e for e in left if e.id in places]
         new = [e for e in used if e.id not in english]
         if not new:
             break
@@ -136,14 +154,12 @@ def rows_for(
     pairs, bare = translation_examples(run.pairs(codes, "translation")), run.pairs(codes, "alignment")
     tokenizer = unchanging(run.tokenizer)
     with run.reporter.waiting("Tokenising the rows"):
-        rows = rows_with_responses(run, tokenizer, left, english, tree, codes, pairs, bare, replay=replay)
+        rows = rows_with_responses(run, tokenizer, chosen, english, tree, pairs, bare, replay=replay)
     teacher = run.config.distill.teacher
     if isinstance(teacher, ModelTeacher) and teacher.level == "sequence":
         its, file = load_tokenizer(teacher.path), run.folder / "teacher_answers.jsonl"
         # Without the pairs, whose translations are kept, and English, which the frozen model answers.
-        theirs = rows_with_responses(
-            run, run.tokenizer, left, english, tree, codes, replay=False, teacher=its
-        )
+        theirs = rows_with_responses(run, run.tokenizer, chosen, english, tree, replay=False, teacher=its)
         with processes.main_first():
             rows = joining.with_answers(
                 rows, theirs, teacher, run.tokenizer, run.dtype, file, stage, run.reporter.bar
@@ -154,15 +170,17 @@ def rows_for(
 def _refuse_useless(
     examples: Sequence[ParallelExample], useless: Mapping[str, str], codes: Sequence[str], responses: str
 ) -> None:
-    """Check that no language lost all its examples to unusable English answers or missing responses.
+    """Check that every language has an example, whose English answer is usable and whose response is there.
 
     Raises:
-        DataError: A language did.
+        DataError: A language has none.
     """
     for code in codes:
         there = [e for e in examples if code in e.turns]
+        if not there:
+            raise DataError(nothing_in(code, {}))
         whys = [useless.get(e.id) or lacking(e, code, responses) for e in there]
-        if there and all(whys):
+        if all(whys):
             ((why, count),) = Counter(whys).most_common(1)
             raise DataError(
                 f"no item in {code} can be used: {why} ({count} of {len(there)}); tune stage 1 for longer, "
@@ -216,21 +234,29 @@ def _foreseen(example: ParallelExample) -> str:
 
 
 def foreseen_rows(run: Run, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
-    """Build rows like `rows_for` but without a model: the data's responses replace its English answers."""
+    """Build rows like `rows_for` but without a model: the data's responses replace its English answers.
+
+    Raises:
+        DataError: A language has no usable example.
+    """
     english = {e.id: _foreseen(e) for e in run.examples}
     pairs = translation_examples(run.pairs(run.taught, "translation"))
     bare = run.pairs(run.taught, "alignment")
-    rows = rows_with_responses(run, tokenizer, run.examples, english, run.tree, run.taught, pairs, bare)
+    chosen = chosen_for(run, run.examples, run.taught, english)
+    for code in [code for code, those in chosen.items() if not those]:
+        responses = run.config.distill.responses
+        lack = partial(_lack, english=english, responses=responses)
+        raise DataError(nothing_in(code, left_out(run.examples, [code], lack)))
+    rows = rows_with_responses(run, tokenizer, chosen, english, run.tree, pairs, bare)
     return rows + _bare_rows(run, tokenizer, bare, rows)
 
 
 def rows_with_responses(
     run: Run,
     tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[ParallelExample],
+    chosen: Mapping[str, Sequence[ParallelExample]],
     english: Mapping[str, str],
     tree: Tree,
-    codes: Sequence[str],
     pairs: Sequence[ParallelExample] = (),
     bare: Mapping[str, Sequence[Pair]] = MappingProxyType({}),
     *,
@@ -241,10 +267,10 @@ def rows_with_responses(
     """Build the rows that have a response.
 
     Args:
+        chosen: Examples by language.
         shown: Build the teacher's prompts even if no teacher reads them.
     """
     settings = run.config.distill
-    amounts = {code: run.config.languages.amount(code) for code in codes}
     # English uses the root alone, which learns nothing without adapter rows.
     replay = replay and any(node.rank for node in tree.path(SOURCE))
     kept = english_kept(run) if settings.replay_fraction and replay else []
@@ -257,14 +283,13 @@ def rows_with_responses(
     ]
     if kept:
         # One row per draw, so that none is repeated if there are enough.
-        read = sum(map(len, chosen_for(run, examples, codes).values()))
-        read += sum(code in e.turns for e in pairs for code in codes) + sum(map(len, bare.values()))
+        read = sum(map(len, [*chosen.values(), *bare.values()]))
+        read += sum(code in e.turns for e in pairs for code in chosen)
         draws = read * settings.epochs * settings.replay_fraction / (1 - settings.replay_fraction)
         kept = random.Random(run.config.seed).sample(kept, min(len(kept), math.ceil(draws - 1e-9)))
-        amounts[SOURCE] = len(kept)
+        chosen = {**chosen, SOURCE: kept}
     return build_rows(
-        [*kept, *examples],
-        amounts,
+        chosen,
         tokenizer,
         tree,
         TeacherView(
@@ -278,8 +303,6 @@ def rows_with_responses(
         english={e.id: e.turns[SOURCE].response or "" for e in [*kept, *pairs]} | dict(english),
         responses=settings.responses,
         limit=limit,
-        weights=[source.weight for source in run.config.sources],
-        same=run.config.languages.same_items,
         extra=pairs,
         tell=run.reporter.say_once,
     )

@@ -11,11 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from isogloss.adapters.tree import Tree
 from isogloss.data.chat import Encoded, encode, encode_prompt_with_text, encode_response, encode_text
-from isogloss.data.draw import choose
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.parallel_text import Pair
-from isogloss.data.sources import left_out, nothing_in, response_of
-from isogloss.errors import ConfigError, DataError
+from isogloss.data.sources import response_of
+from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE
 from isogloss.teacher.prompts import (
     NodeTexts,
@@ -94,8 +93,7 @@ class TeacherView:
 
 
 def build_rows(
-    examples: Sequence[ParallelExample],
-    amounts: Mapping[str, int],
+    examples: Mapping[str, Sequence[ParallelExample]],
     tokenizer: PreTrainedTokenizerBase,
     tree: Tree,
     view: TeacherView,
@@ -103,41 +101,29 @@ def build_rows(
     english: Mapping[str, str],
     responses: str,
     limit: int,
-    weights: Sequence[float] = (1.0,),
-    same: bool = True,
     extra: Sequence[ParallelExample] = (),
     tell: Callable[[str], object] = lambda text: None,
 ) -> list[Row]:
-    """Build rows from the first `amounts[code]` usable examples of every language.
+    """Build the rows of every language from the examples that it learns.
 
     Args:
-        examples: Examples in draw order.
-        amounts: Maximum number of examples per language.
+        examples: Examples by language, each with a response there; those of English are replay.
         tokenizer: The student's tokenizer.
         view: What the teacher reads.
-        english: English answer by example ID, for the teacher's prompt; examples without one are skipped.
+        english: English answer by example ID.
         responses: `reference` takes the data's response; `teacher` takes the English answer, in closed tasks
             worded in the language.
         limit: Maximum prompt length in tokens.
-        weights: Weight of each source of examples; see `draw.choose`.
-        same: Whether all languages learn the same examples, as far as their amounts allow.
-        extra: Examples used in addition to the amounts, in every language that they have; those with a prompt
-            over the limit are skipped.
-        tell: Callback that receives a line with the number of skipped ones.
+        extra: Further examples, used in every language that they have; those without a response, or with a
+            prompt over the limit, are skipped.
+        tell: Callback that receives a line with the number of those over the limit.
 
     Raises:
-        DataError: A language has no usable example.
         ConfigError: A prompt is over the limit, a node has no text, or the template formats the response
             after the teacher's prompt differently from after the student's.
     """
     # Examples with the same English instruction have the same meaning, whatever their IDs.
     meanings: dict[str, int] = {}
-    everything = [*examples, *extra]
-    meaning = [meanings.setdefault(e.turns[SOURCE].instruction, n) for n, e in enumerate(everything)]
-
-    def taught(example: ParallelExample, code: str) -> tuple[str | None, str | None]:
-        return response_of(example, code, english.get(example.id, ""), responses)
-
     # Cached: all languages share a twin, and closed tasks repeat a few answers.
     said = cache(partial(encode_response, tokenizer))
     asked = cache(partial(encode_prompt_with_text, tokenizer))
@@ -147,44 +133,40 @@ def build_rows(
         return Encoded(prompt, said(response), own)
 
     prompts = TeacherPrompts(view, tokenizer, tree, english, limit)
-    chosen = choose(examples, amounts, weights, lambda example, code: taught(example, code)[1], same=same)
+
+    def row_of(example: ParallelExample, code: str, response: str) -> Row:
+        name, turn, twin = f"{example.id}/{code}", example.turns[code], example.turns[SOURCE]
+        student = read(turn.instruction, response)
+        plain = student if code == SOURCE else read(twin.instruction, english[example.id])
+        options, twin_options = (), ()
+        if view.twin_alone and view.sets and code != SOURCE and student.response != plain.response:
+            options, twin_options = _options(said, example, code, student.response)
+        _check_prompts(name, student.prompt, plain.prompt, limit)
+        shown = prompts.of(example, code, student, plain, response, closed=bool(options))
+        meaning = meanings.setdefault(twin.instruction, len(meanings))
+        twins = plain.prompt, options, twin_options, plain.instruction_mask
+        return Row(name, code, meaning, student, shown, *twins)
+
     rows: list[Row] = []
     faults: list[str] = []
     skipped = of = 0
-    for code in amounts:
+    for code, chosen in examples.items():
         # English replay only uses rows of stage 1, and the English of a pair is not one of them.
-        more = [
-            n
-            for n, e in enumerate(extra, start=len(examples))
-            if code != SOURCE and code in e.turns and taught(e, code)[0]
-        ]
-        of += len(more)
+        more = [e for e in extra if code != SOURCE and code in e.turns]
         if view.require_texts and "texts" in view.reads and code != SOURCE:
             check_texts(view.texts, tree.path(code))
-        for number in [*chosen[code], *more]:
-            example = everything[number]
-            turn, twin, answer = example.turns[code], example.turns[SOURCE], english[example.id]
-            response, _ = taught(example, code)
-            assert response is not None
-            name = f"{example.id}/{code}"
-            student = read(turn.instruction, response)
-            plain = student if code == SOURCE else read(twin.instruction, answer)
-            options, twin_options = (), ()
-            if view.twin_alone and view.sets and code != SOURCE and student.response != plain.response:
-                options, twin_options = _options(said, example, code, student.response)
+        for number, example in enumerate([*chosen, *more]):
+            response, _ = response_of(example, code, english.get(example.id, ""), responses)
+            if response is None:
+                continue
+            of += number >= len(chosen)
             try:
-                _check_prompts(name, student.prompt, plain.prompt, limit)
-                shown = prompts.of(example, code, student, plain, response, closed=bool(options))
+                rows.append(row_of(example, code, response))
             except ConfigError as error:
-                if number >= len(examples) and isinstance(error, TooLongError):
+                if number >= len(chosen) and isinstance(error, TooLongError):
                     skipped += 1
                 else:
                     faults.append(str(error))
-                continue
-            twins = plain.prompt, options, twin_options, plain.instruction_mask
-            rows.append(Row(name, code, meaning[number], student, shown, *twins))
-        if not chosen[code]:
-            raise DataError(nothing_in(code, left_out(examples, [code], lambda e, c: taught(e, c)[1])))
     if faults:
         others = f" ({len(faults) - 1} more rows fail)" if len(faults) > 1 else ""
         raise ConfigError(faults[0] + others)

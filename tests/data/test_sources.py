@@ -41,7 +41,7 @@ TOPICS = ["alarm", "audio", "iot", "calendar", "play", "news", "weather", "email
 def test_a_sorted_file_is_drawn_across_all_its_tasks(tmp_path):
     """48 items of ten topics are four or five of each, and 50 English ones are five of each."""
     run = run_of(tmp_path, [item(f"{t}{n}", t) for t in TOPICS for n in range(30)], "data.english_items=50")
-    used = [run.examples[n] for n in training_rows.chosen_for(run, run.examples, ["sw"])["sw"]]
+    used = training_rows.chosen_for(run, run.examples, ["sw"])["sw"]
     counts = [sum(e.task == topic for e in used) for topic in TOPICS]
     assert sorted(counts) == [4, 4, *[5] * 8]
     assert [sum(e.task == topic for e in run.english) for topic in TOPICS] == [5] * 10
@@ -150,6 +150,27 @@ def test_prompts_that_no_teacher_reads_are_not_built(tmp_path):
         ConfigError, match=r"^the teacher's prompt for 1/sw has \d+ tokens and the limit is 12; "
     ):
         training_rows.foreseen_rows(heard, heard.tokenizer)
+
+
+def test_a_language_without_items_is_refused(tmp_path):
+    """All of its items were left out as leaks: it would otherwise be missing from every mean."""
+    rows = [item("1", "qa"), item("2", "qa", language="fr")]
+    run = run_of(tmp_path, rows, "languages.targets=[sw, fr]")
+    run.__dict__["_all_examples"] = [e for e in run.examples if "sw" in e.turns]
+    with pytest.raises(DataError) as caught:
+        training_rows.foreseen_rows(run, run.tokenizer)
+    assert str(caught.value) == "no item has fr; add items in fr or take it out of languages.targets"
+
+
+def test_a_language_without_responses_is_refused(tmp_path):
+    """Instructions alone give no references to train on; the message says so."""
+    run = run_of(tmp_path, [item("1", "qa", swahili=None)], "distill.responses=reference")
+    with pytest.raises(DataError) as caught:
+        training_rows.foreseen_rows(run, run.tokenizer)
+    assert str(caught.value) == (
+        "no item in sw can be used: there is no response (1); "
+        "fix them, set distill.responses=teacher or take sw out of languages.targets"
+    )
 
 
 @pytest.mark.parametrize(("shape", "english"), [("families", 1), ("flat", 0), ("shared", 1)])

@@ -1,17 +1,21 @@
 """All methods on the same work, through the command line and with TRL's own trainers."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("trl", reason="the baselines need the extra isogloss[rl]")
 
-from experiments import compare_methods, comparison, plot
+from experiments import compare_methods, comparison, contest, methods, plot
 from experiments.contest import Entry, Point
 from experiments.tables import show_methods
 from isogloss.cli import main
 from isogloss.config import load_config
+from isogloss.data.examples import Turn
+from isogloss.errors import ConfigError
+from isogloss.evaluate.items import Item, SuiteData
 from isogloss.pipeline.folder import ProgressReporter
 
 METHODS = (
@@ -97,7 +101,55 @@ def test_an_unknown_method_is_refused(tmp_path, capsys):
         "--method ppo: unknown; choose from isogloss, reference, flat, shared, sft, sft-languages, sequence"
         in said
     )
+    assert leave(["--method", "grpo: lr=3e-4", "--out", str(tmp_path / "out")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "--method grpo: lr=3e-4: write it as 'grpo: setting=value'; known settings: learning_rate, beta"
+        in said
+    )
+    assert leave(["--method", "flat: beta=1", "--out", str(tmp_path / "out")]) == 2
+    assert "it has no settings here" in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_method_with_other_settings_is_an_entry_of_its_own(monkeypatch):
+    """The value is read as YAML, and what is not given stays; RL with other settings is RL."""
+    got = {}
+
+    def grpo(contest, settings):
+        got.update(settings)
+        return entry("grpo", 0, 0.8)
+
+    monkeypatch.setitem(methods.METHODS, "grpo", grpo)
+    contest = SimpleNamespace(run=SimpleNamespace(config=load_config()))
+    trained = methods.train(contest, "grpo: learning_rate=3.0e-4 num_generations=4")
+    assert got == {**methods.GRPO, "learning_rate": 3e-4, "num_generations": 4}
+    assert trained.method == "grpo: learning_rate=3.0e-4 num_generations=4"
+    made = table(entry("isogloss", 0, 0.9), trained)
+    assert made["saving"]["seeds"][0]["method"] == trained.method
+
+
+def test_items_and_sentences_may_come_from_two_suites(monkeypatch):
+    """As on a real model: items of MASSIVE, sentences of FLORES-101."""
+    turns = {"en": Turn("Wake me", "alarm"), "es": Turn("Despiértame", "alarm")}
+    item = Item("1", "intent", turns)
+    suites = {
+        "massive": SuiteData("massive", "1", "dev", (item,), {}),
+        "flores101": SuiteData("flores101", "1", "dev", (), {"en": ("a",)}, {"en": ("b",)}),
+    }
+    monkeypatch.setattr(contest, "load_suite", lambda name, *given: suites[name])
+
+    def asked(*names):
+        evaluate = SimpleNamespace(suites=names)
+        return SimpleNamespace(config=SimpleNamespace(evaluate=evaluate), data_root=None, taught=("es",))
+
+    suite = contest.held_out(asked("flores101", "massive"))
+    assert (suite.name, suite.items, suite.sentences) == ("massive", (item,), {"en": ("a",)})
+    assert suite.layer_sentences == {"en": ("b",)}
+    with pytest.raises(ConfigError, match="no suite has parallel sentences, such as flores101"):
+        contest.held_out(asked("massive"))
+    with pytest.raises(ConfigError, match="no suite has items, such as massive"):
+        contest.held_out(asked("flores101"))
 
 
 def test_invalid_settings_are_refused_before_stage_1(base, tmp_path, capsys):
@@ -243,10 +295,7 @@ def test_results_of_an_earlier_format_are_upgraded(tmp_path):
     about = {
         "points": 10,
         "times": 3.0,
-        "sft": comparison.SFT,
-        "dco": comparison.DCO,
-        "dpo": comparison.DPO,
-        "grpo": comparison.GRPO,
+        **methods.FOR_DEMO,
         "samples": comparison.SAMPLES,
     }
     made = comparison.table(load_config(), SEEDS, about)
