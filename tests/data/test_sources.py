@@ -156,6 +156,7 @@ def test_a_language_without_items_is_refused(tmp_path):
     """All of its items were left out as leaks: it would otherwise be missing from every mean."""
     rows = [item("1", "qa"), item("2", "qa", language="fr")]
     run = run_of(tmp_path, rows, "languages.targets=[sw, fr]")
+    assert run.taught == ("sw", "fr")
     run.__dict__["_all_examples"] = [e for e in run.examples if "sw" in e.turns]
     with pytest.raises(DataError) as caught:
         training_rows.foreseen_rows(run, run.tokenizer)
