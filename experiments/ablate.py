@@ -23,7 +23,7 @@ def ablate(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="families, learned, random, flat, shared, no-hidden, no-kl, with-kl, no-texts, no-english, "
+            help="families, random, flat, shared, no-hidden, no-kl, with-kl, no-texts, no-english, "
             "no-replay, sft, or your own as 'NAME: a.b=c d.e=f'; repeatable. Default: the five trees.",
         ),
     ] = None,
@@ -52,7 +52,7 @@ def ablate(
     from experiments import ablation
 
     variants = ablation.with_items(
-        [ablation.parse(text) for text in variant or ("families", "learned", "random", "flat", "shared")],
+        [ablation.parse(text) for text in variant or ("families", "random", "flat", "shared")],
         items or (),
     )
     job = prepare(settings)

@@ -48,7 +48,6 @@ NO_HIDDEN = ("distill.similarity_weight=0", *as_usual(*SIMILARITY_ONLY))
 NO_KL = ("distill.kl_weight=0", *as_usual(*KL_ONLY, "teacher_view"))
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "families": ("languages.tree=families",),
-    "learned": ("languages.tree=learned",),
     "random": ("languages.tree=random",),
     "flat": ("languages.tree=flat",),
     "shared": ("languages.tree=shared",),

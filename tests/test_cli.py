@@ -767,7 +767,7 @@ def test_an_ablation_over_item_counts_is_a_learning_curve(base, tmp_path):
 @pytest.mark.parametrize(
     ("variant", "line"),
     [
-        ("flatt", "error --variant flatt: unknown; choose from families, learned, random, flat, shared, "),
+        ("flatt", "error --variant flatt: unknown; choose from families, random, flat, shared, "),
         (
             "x: tune.epochs=1",
             "error --variant x: tune.epochs=1: tune.epochs=1 changes stage 1 or the evaluation, ",

@@ -185,7 +185,7 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         ),
         (
             "languages: {tree: 3}",
-            "run.yaml:1: languages.tree is 3; it must be families, learned, random, flat, shared or a path",
+            "run.yaml:1: languages.tree is 3; it must be families, random, flat, shared or a path",
         ),
         (
             "languages:\n  amounts: {sw: 3, swh_Latn: 5}",
@@ -199,11 +199,6 @@ def refused(text: str, tmp_path: Path, *overrides: str, **options) -> list[str]:
         (
             f"x: {'[' * 3000}",
             "run.yaml:1: not YAML (nested more than 50 deep); write settings as name: value",
-        ),
-        (
-            "languages: {tree: learned}\ndistill: {kl_weight: 1, require_texts: true}",
-            "run.yaml:2: distill.require_texts must be false with languages.tree learned, as its groups are "
-            "not known before stage 1",
         ),
         ("model: 3", "run.yaml:1: model is 3; it must be a non-empty string; put it in quotes"),
         ("seed: -1", "run.yaml:1: seed is -1; it must be a whole number between 0 and 4294967295"),
@@ -461,7 +456,7 @@ def test_a_tree_that_is_not_a_shape_must_be_a_file(tmp_path):
     """A misspelt shape is taken for a file, so the error mentions both."""
     assert refused("languages: {tree: familes}\n", tmp_path, places=True) == [
         "run.yaml:1: languages.tree is familes; it is neither a file nor one of "
-        "families, learned, random, flat, shared",
+        "families, random, flat, shared",
     ]
     assert load_config(tmp_path / "run.yaml").languages.tree == Path("familes")
 

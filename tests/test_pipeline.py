@@ -9,7 +9,6 @@ from pkgutil import resolve_name
 
 import pytest
 import torch
-import yaml
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -23,7 +22,7 @@ from isogloss.model.cost import TEACHER
 from isogloss.pipeline import add_language, checks, evaluation, stages, training, training_rows
 from isogloss.pipeline.folder import ProgressReporter, Run, load_run, open_run
 from isogloss.pipeline.ledger import CORE_WATTS, Ledger
-from isogloss.pipeline.stages import run_all, run_distill, select_english
+from isogloss.pipeline.stages import run_all, select_english
 from isogloss.teacher.rows import Row
 from tools.train_base import CHAT_TEMPLATE, SPECIAL
 
@@ -453,21 +452,6 @@ def test_the_ledger_counts_every_stage(finished):
         assert stage["peak_memory_bytes"] > 100e6
     # Checkpoints and adapters are written too, not only the cached signals.
     assert stages["distill"]["bytes_written"] > stages["distill"]["cache_bytes_written"] > 0
-
-
-def test_learned_families_are_found_once_and_kept(finished, tmp_path, tiny_model_folder):
-    """The tuned model groups the languages; loading the run again gives the same tree."""
-    config = settings(tmp_path / "run", tiny_model_folder, "languages.tree=learned")
-    shutil.copytree(finished[0].run / "tuned", config.run / "tuned")
-    run = open_run(config)
-    run_distill(run)
-    groups = yaml.safe_load((config.run / "families.yaml").read_text())
-    assert sorted(code for codes in groups.values() for code in codes) == ["hi", "sw", "ur"]
-    nodes = json.loads((config.run / "tree.json").read_text())["nodes"]
-    assert {n["name"]: n["languages"] for n in nodes if n["level"] == "family"} == groups
-    again = load_run(config.run)
-    assert again.tree == run.tree
-    again.student(again.reference_model(), trained=True)
 
 
 def test_adding_a_language_leaves_the_others_bit_identical(finished, tmp_path, tiny_model_folder):

@@ -123,11 +123,10 @@ SHARDED = (
     "tune.method=lora",
     "distill.responses=teacher",
     "distill.max_new_tokens=9",
-    "languages.tree=learned",
     "distill.gradient_checkpointing=true",
     "languages.items={high: 8, middle: 8, low: 8}",
 )
-"""With these, the model writes answers and reads texts to learn the tree before stage 2."""
+"""With these, the model writes answers before stage 2."""
 
 
 @pytest.mark.parametrize(

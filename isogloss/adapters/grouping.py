@@ -1,19 +1,13 @@
-"""Group languages into families: from a file, at random, or by the model's states of parallel sentences.
+"""Group languages into families: from a file, or at random.
 
 Each function returns a family name per language, which `tree.build_tree` uses instead of Glottolog's.
 """
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-
-import torch
-from jaxtyping import Float
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
-from torch import Tensor
 
 from isogloss.adapters.tree import family_name
 from isogloss.config.yaml_io import load_yaml
@@ -32,7 +26,7 @@ def families_of_file(path: Path, targets: Sequence[str]) -> dict[str, str]:
     if not path.is_file():
         raise ConfigError(
             f"languages.tree: {path} does not exist; name a YAML file of `family: [codes]`, or "
-            "families, flat, shared, learned or random"
+            "families, flat, shared or random"
         )
     entries = load_yaml(path)
     if not isinstance(entries, dict) or not all(isinstance(codes, list) for codes in entries.values()):
@@ -58,24 +52,3 @@ def random_families(targets: Sequence[str], seed: int) -> dict[str, str]:
     sizes = Counter(map(family_name, targets)).values()
     found = {code: f"group {n}" for n, size in enumerate(sizes, start=1) for code in islice(dealt, size)}
     return {code: found[code] for code in targets}
-
-
-def learned_families(vectors: Mapping[str, Float[Tensor, "sentences hidden"]], count: int) -> dict[str, str]:
-    """Cluster languages into `count` groups by their representations of parallel sentences.
-
-    Subtracting each sentence's mean over languages leaves what a language adds to the meaning. Languages are
-    merged by average linkage (UPGMA) on 1 - cosine of these residuals, averaged over sentences.
-
-    Args:
-        vectors: Mean-pooled hidden states of the same sentences, in the same order, by language.
-    """
-    codes = list(vectors)
-    if len(codes) <= count:
-        return {code: f"group {number + 1}" for number, code in enumerate(codes)}
-    stacked = torch.stack([vectors[code].double().cpu() for code in codes])
-    left = torch.nn.functional.normalize(stacked - stacked.mean(0), dim=-1)
-    distance = 1 - torch.einsum("ash,bsh->ab", left, left) / left.shape[1]
-    distance.fill_diagonal_(0)
-    groups = fcluster(linkage(squareform(distance.numpy(), checks=False), "average"), count, "maxclust")
-    names = {group: f"group {number + 1}" for number, group in enumerate(dict.fromkeys(groups.tolist()))}
-    return {code: names[group] for code, group in zip(codes, groups.tolist(), strict=True)}

@@ -25,10 +25,10 @@ class Languages(Settings):
 
     targets: Targets = XGLUE_TWELVE
     """Languages to train, by any code or name in the registry (`isogloss languages` lists them)."""
-    tree: Literal["families", "learned", "random", "flat", "shared"] | Place = "families"
-    """How languages share adapters. `families`: by language family. `learned`: by groups of languages with
-    similar hidden states in the tuned model. `random`: by random groups. `flat`: not at all, one adapter per
-    language. `shared`: one adapter for all. Otherwise the path of a YAML file of groups (lists of codes)."""
+    tree: Literal["families", "random", "flat", "shared"] | Place = "families"
+    """How languages share adapters. `families`: by language family. `random`: by random groups, a control.
+    `flat`: not at all, one adapter per language. `shared`: one adapter for all. Otherwise the path of a YAML
+    file of groups (lists of codes)."""
     items: Amounts = Amounts()
     """Maximum number of parallel items per language, by resource class, over all tasks together."""
     amounts: dict[Code, Count] = {}  # noqa: RUF012  # pydantic copies it

@@ -52,7 +52,7 @@ def misplaced(config: Config, written: Written) -> Iterator[str]:
         if code not in config.languages.targets:
             yield fault("languages.amounts", f"names {code}, which is not among languages.targets")
     if isinstance(config.languages.tree, Path) and not config.languages.tree.is_file():
-        shapes = "families, learned, random, flat, shared"
+        shapes = "families, random, flat, shared"
         yield fault("languages.tree", f"is {config.languages.tree}; it is neither a file nor one of {shapes}")
     teacher = config.distill.teacher
     path = teacher.path if isinstance(teacher, ModelTeacher) else ""

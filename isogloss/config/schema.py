@@ -108,11 +108,6 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _texts_are_read(self) -> "Config":
-        if self.distill.require_texts and self.languages.tree == "learned":
-            raise refusal(
-                "distill.require_texts",
-                "must be false with languages.tree learned, as its groups are not known before stage 1",
-            )
         if self.distill.texts is None or self.tune.teacher_prompt_fraction:  # stage 1 then reads them too
             return self
         if not self.distill.prompts_are_read:

@@ -58,9 +58,8 @@ def write(run: "Run", folder: Path) -> int:
     write_text(part / "config.yaml", dump_config(config.model_copy(update=pinned)))
     write_text(part / TEMPLATE, str(run.tokenizer.chat_template))
     write_text(part / ".gitignore", "tuned\ntuned.*\n")  # created when the bundle is opened
-    for file in (run.folder / "tree.json", run.learned):
-        if file.exists():
-            shutil.copyfile(file, part / file.name)
+    if (file := run.folder / "tree.json").exists():
+        shutil.copyfile(file, part / file.name)
     base = load_model(config.model, run.dtype)
     hashes = {"base": fingerprint(base), "tuned": fingerprint(merged(base, part / ADAPTER))}
     del base

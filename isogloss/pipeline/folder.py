@@ -122,10 +122,6 @@ class Run:
         return Ledger(self.folder / "ledger.json")
 
     @property
-    def learned(self) -> Path:
-        return self.folder / "families.yaml"
-
-    @property
     def families(self) -> dict[str, str]:
         """Family of each language in the trained adapters; empty before stage 2."""
         if not self.trained.exists():
@@ -155,10 +151,7 @@ class Run:
 
     @property
     def tree(self) -> Tree:
-        """The tree of the trained adapters, or the configured one before stage 2.
-
-        With `tree: learned`, the families are Glottolog's until they have been learned.
-        """
+        """The tree of the trained adapters, or the configured one before stage 2."""
         return self.tree_of(self.families) if self.families else self._planned_tree()
 
     def tree_of(self, families: Mapping[str, str]) -> Tree:
@@ -170,8 +163,6 @@ class Run:
         shape, codes = self.config.languages.tree, self.taught
         if shape == "random":
             return self.tree_of(random_families(codes, self.config.seed))
-        if shape == "learned" and self.learned.exists():
-            return self.tree_of(families_of_file(self.learned, codes))
         if isinstance(shape, Path):
             return self.tree_of(families_of_file(shape, codes))
         return self.tree_of({code: family_name(code) for code in codes})

@@ -26,7 +26,6 @@ from isogloss.model.fingerprint import fingerprint
 from isogloss.model.load import load_model, pad_id
 from isogloss.pipeline.checks import leave_out_leaks
 from isogloss.pipeline.evaluation import run_evaluate, scores_of_run, unscored
-from isogloss.pipeline.families import learn_families
 from isogloss.pipeline.folder import Run, writing
 from isogloss.pipeline.tracking import check_installed, tracking
 from isogloss.pipeline.training import pausing, pausing_bar, scored_elsewhere, train_adapters
@@ -159,7 +158,6 @@ def run_distill(run: Run) -> None:
     leave_out_leaks(run)
     model = run.reference_model(learning=True)
     stage = run.ledger.begin("distill")
-    learn_families(run, model, stage)
     rows = rows_for(run, model, run.examples, run.tree, run.taught, stage)
     adapters = run.student(model, trained=False)
     parallel = sum(row.language != SOURCE for row in rows)
@@ -186,7 +184,6 @@ def run_cache(run: Run) -> StageCost:
     model = run.reference_model(learning=True)
     stage = run.ledger.begin("cache")
     earlier = replace(stage)
-    learn_families(run, model, stage)
     here = {code for example in run.examples for code in example.turns}  # others were added from other data
     codes = [code for code in run.taught if code in here]
     rows, bar = rows_for(run, model, run.examples, run.tree, codes, stage), pausing_bar(run, stage)

@@ -1,11 +1,10 @@
-"""Tree shapes: language families from a file, random and learned ones."""
+"""Tree shapes: language families from a file, and random ones."""
 
 from collections import Counter
 
 import pytest
-import torch
 
-from isogloss.adapters.grouping import families_of_file, learned_families, random_families
+from isogloss.adapters.grouping import families_of_file, random_families
 from isogloss.adapters.tree import build_tree
 from isogloss.errors import ConfigError
 from isogloss.languages import XGLUE_TWELVE
@@ -56,20 +55,3 @@ def test_random_families_have_glottologs_sizes():
     assert sorted(Counter(found.values()).values()) == [1, 1, 1, 1, 1, 1, 2, 2, 2]
     assert tuple(found) == XGLUE_TWELVE
     assert random_families(XGLUE_TWELVE, 3) == found != random_families(XGLUE_TWELVE, 4)
-
-
-def test_languages_with_a_common_offset_are_grouped():
-    """Two pairs share an offset and one language is alone; the meanings' vectors are ten times as large."""
-    made = torch.Generator().manual_seed(0)
-    meaning = 10 * torch.randn(20, 16, generator=made)
-    a, b, c = torch.randn(3, 16, generator=made)
-    adds = {"es": a, "ru": b, "fr": 1.1 * a, "sw": c, "bg": 0.9 * b}
-    vectors = {code: meaning + add + 0.1 * torch.randn(20, 16, generator=made) for code, add in adds.items()}
-    found = learned_families(vectors, 3)
-    assert found["es"] == found["fr"] and found["ru"] == found["bg"]
-    assert len({found["es"], found["ru"], found["sw"]}) == 3
-
-
-def test_as_many_groups_as_languages_leaves_each_alone():
-    vectors = {code: torch.zeros(2, 4) for code in ("es", "fr")}
-    assert learned_families(vectors, 2) == {"es": "group 1", "fr": "group 2"}
