@@ -23,7 +23,6 @@ SMALL = (
     "tune.learning_rate=0.01",
     "tune.batch_size=4",
     "tune.epochs=1",
-    "tune.teacher_prompt_fraction=0",
     "languages.targets=[sw,ur]",
     "languages.items={high: 7, middle: 7, low: 7}",
     "distill.adapter.layers=3",

@@ -64,11 +64,9 @@ def followed(config: Config) -> tuple:
     ],
 )
 def test_the_default_signal_fits_the_other_settings(known, settings, signal, temperature):
-    """Stage 1 never includes the teacher's prompt, whichever teacher is set."""
     known["some/model"] = GEMMA_270M
     found = load_config(None, ["model=some/model", *settings], places=True)
     assert (found.distill.signal, found.distill.temperature) == (signal, temperature)
-    assert found.tune.teacher_prompt_fraction == 0
 
 
 @pytest.mark.parametrize(
@@ -233,7 +231,6 @@ def test_resolved_settings_are_explained(known):
         "  distill.kl_weight 1: a pretrained model makes use of its prompt",
         "  distill.teacher_view english: the model is pretrained",
         "  distill.teacher_reads [twin]: for answers in the words of the language",
-        "  tune.teacher_prompt_fraction 0: a pretrained model makes use of its prompt",
         "  distill.signal top_k: the vocabulary is large",
         "  distill.temperature 4: a nearly certain teacher's other answers count too",
         "  distill.similarity_weight 1: the model is pretrained",

@@ -35,7 +35,6 @@ SETTINGS = (
     "tune.learning_rate=0.0002",
     "tune.batch_size=2",
     "tune.epochs=0.5",
-    "tune.teacher_prompt_fraction=0",
     "languages.targets=[sw,ur]",
     "languages.items={high: 2, middle: 2, low: 2}",
     "distill.adapter.ranks={root: 2, family: 1, language: 1}",

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from isogloss.config import Config, dump_config, load_config
+from isogloss.config import Config, load_config
 from isogloss.data.chat import Encoded
 from isogloss.data.demo.items import demo_items
 from isogloss.errors import ConfigError, DataError, RunError
@@ -377,12 +377,6 @@ def test_distillation_settings_may_change_until_there_are_adapters(finished, tin
     assert load_config(folder).distill.learning_rate == 0.5
     with pytest.raises(RunError, match="made with other settings"):
         open_run(settings(folder, tiny_model_folder, "tune.learning_rate=0.5"))
-    texts = tmp_path / "texts.yaml"
-    texts.write_text("root: Answer.")
-    more = f"distill.texts={texts}", "tune.teacher_prompt_fraction=0.1"
-    (folder / "config.yaml").write_text(dump_config(settings(folder, tiny_model_folder, more[1])))
-    with pytest.raises(RunError, match="made with other settings"):
-        open_run(settings(folder, tiny_model_folder, *more))
 
 
 def test_the_data_root_of_a_run_may_change(finished, tiny_model_folder, tmp_path):

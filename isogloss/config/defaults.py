@@ -101,7 +101,6 @@ def table(facts: Facts | None, get: Callable[[str, Any], Any]) -> dict[str, Defa
         found["distill.teacher_view"] = Default("english", "the model is pretrained")
         if not get("distill.texts", None):
             found["distill.teacher_reads"] = Default(("twin",), "for answers in the words of the language")
-    found["tune.teacher_prompt_fraction"] = Default(0.0, "a pretrained model makes use of its prompt")
     scores = get("distill.kl_weight", 1.0) or get("distill.replay_fraction", 0.1)
     if teacher == "self" and scores:
         # With a vocabulary of 262,144, the LM head takes half the time per step, and a cached token a tenth

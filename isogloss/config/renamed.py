@@ -7,7 +7,6 @@ RENAMED: Mapping[str, str] = {
     "tune.batch": "tune.batch_size",
     "tune.accumulate": "tune.gradient_accumulation_steps",
     "tune.lr": "tune.learning_rate",
-    "tune.privileged": "tune.teacher_prompt_fraction",
     "distill.carrier": "distill.adapter",
     "distill.adapter.targets": "distill.adapter.target_modules",
     "distill.batch": "distill.batch_size",
@@ -33,17 +32,24 @@ GONE: dict[str, str] = {
 }
 GONE |= {"distill.weight_decay": "is not a setting: it would also change the nodes that a step does not use"}
 GONE |= {
-    f"distill.{name}": f"was removed: {why} (docs/log.md)"
+    name: f"was removed: {why} (docs/log.md)"
     for why, names in {
         "every adapter is a LoRA; prefix and embedding did worse": (
-            "adapter.type",
-            "adapter.num_virtual_tokens",
-            "adapter.lengths",
-            "adapter.init",
+            "distill.adapter.type",
+            "distill.adapter.num_virtual_tokens",
+            "distill.adapter.lengths",
+            "distill.adapter.init",
         ),
-        "its steps took longer and scores were lower": ("on_policy",),
-        "it did not improve scores": ("level_dropout", "shrinkage", "loraplus_lr_ratio", "lr_b_ratio"),
-        "it lowered scores": ("kl_mask", "hear"),
+        "its steps took longer and scores were lower": ("distill.on_policy",),
+        "it did not improve scores": (
+            "distill.level_dropout",
+            "distill.shrinkage",
+            "distill.loraplus_lr_ratio",
+            "distill.lr_b_ratio",
+            "tune.teacher_prompt_fraction",
+            "tune.privileged",
+        ),
+        "it lowered scores": ("distill.kl_mask", "distill.hear"),
     }.items()
     for name in names
 }
@@ -51,6 +57,7 @@ GONE |= {
 
 
 DID_NOTHING: Mapping[str, object] = {
+    "tune.teacher_prompt_fraction": 0,
     "distill.adapter.type": "lora",
     "distill.on_policy": 0,
     "distill.level_dropout": 0,

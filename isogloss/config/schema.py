@@ -108,13 +108,12 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _texts_are_read(self) -> "Config":
-        if self.distill.texts is None or self.tune.teacher_prompt_fraction:  # stage 1 then reads them too
+        if self.distill.texts is None:
             return self
         if not self.distill.prompts_are_read:
             raise refusal(
                 "distill.texts",
-                "has no effect with distill.kl_weight and tune.teacher_prompt_fraction 0, as no prompt is "
-                "read; set one of them above 0",
+                "has no effect with kl_weight 0, as no prompt is distilled; set distill.kl_weight above 0",
             )
         if "texts" not in self.distill.teacher_reads:
             raise refusal("distill.texts", "has no effect unless distill.teacher_reads includes texts")

@@ -6,7 +6,6 @@ from pydantic import model_validator
 
 from isogloss.config.base import (
     Count,
-    Fraction,
     Optimisation,
     Positive,
     Settings,
@@ -51,10 +50,6 @@ class Tune(Optimisation):
     max_tokens: Count | None = None
     """Maximum row length in tokens, prompt and response together; longer rows are dropped. If not given, the
     model's number of positions, at most 2048."""
-    teacher_prompt_fraction: Fraction = 0.1
-    """Share of items that are also read with a prompt like the teacher's: the node texts and the item's own
-    instruction and answer come before the instruction. Follows the model if not given."""
-
     vary_wording: bool = False
     """Ask each English item in one of several wordings, where the task has them (intents, scenarios, topics,
     inference and paraphrases). A model tuned on one wording answers hardly any other."""

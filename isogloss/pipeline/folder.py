@@ -315,9 +315,7 @@ def _keep_settings(run: Run) -> None:
     config, file, text = run.config, run.folder / "config.yaml", dump_config(run.config)
     if file.exists():
         before, names = load_config(run.folder), ["evaluate", "data_root", "run", "report_to"]
-        # With `teacher_prompt_fraction`, stage 1 has read the texts.
-        told = config.tune.teacher_prompt_fraction and before.distill.texts != config.distill.texts
-        if not run.trained.exists() and not told:
+        if not run.trained.exists():
             names.append("distill")
         free = {name: getattr(config, name) for name in names}
         if (theirs := dump_config(before.model_copy(update=free))) != text:

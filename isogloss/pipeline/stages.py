@@ -32,7 +32,6 @@ from isogloss.pipeline.training import pausing, pausing_bar, scored_elsewhere, t
 from isogloss.pipeline.training_rows import drawn, rows_for
 from isogloss.report.page import write_report
 from isogloss.teacher.cache import Cache, teacher_of
-from isogloss.teacher.texts import node_texts
 from isogloss.train.stage1 import difficulty, english_rows, longest_row, tune, within
 from isogloss.train.stage2 import read_signals
 
@@ -119,9 +118,8 @@ def run_tune(run: Run) -> None:
     # Small updates to bfloat16 weights are lost in rounding; with LoRA the base is frozen.
     dtype = torch.float32 if settings.method == "full" else run.dtype
     base = _base(run, dtype)
-    told = node_texts(run.config), settings.teacher_prompt_fraction, run.config.seed
     with run.reporter.waiting("Tokenising the rows"):
-        rows = english_rows(chosen.kept, unchanging(tokenizer), *told, longest_row(run.config))
+        rows = english_rows(chosen.kept, unchanging(tokenizer))
     why = ", ".join(f"{count} {rule}" for rule, count in selection.summary(chosen).items())
     run.reporter.say(
         f"Stage 1: {len(chosen.kept)} English instructions tune the base ({len(chosen.dropped)} left out"

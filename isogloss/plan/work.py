@@ -1,6 +1,5 @@
 """The work of a planned run: its rows, and models without storage to process them."""
 
-import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -33,7 +32,6 @@ from isogloss.pipeline.training_rows import foreseen_rows
 from isogloss.plan.machine import Machine
 from isogloss.plan.memory import meta_model
 from isogloss.teacher.rows import Row
-from isogloss.teacher.texts import node_texts
 from isogloss.train.stage1 import english_rows, longest_row, within
 
 T = TypeVar("T")
@@ -104,17 +102,7 @@ class Work:
         examples = within(examples, self.tokenizer, limit).kept
         self.scored = len(examples)
         kept = examples[: max(1, round(settings.selection.keep * len(examples)))]
-        seed, texts = self.config.seed, node_texts(self.config)
-        # Draw what `english_rows` would draw from all examples; its draw from a sample has other lengths.
-        drawn = random.Random(seed).sample(kept, round(settings.teacher_prompt_fraction * len(kept)))
-        found: list[Encoded] = []
-        for examples, again in ((kept, 0.0), (drawn, 1.0)):
-            sample = spread(examples, SAMPLE)
-            rows = english_rows(sample, self.tokenizer, texts, again, seed, limit)
-            rows = rows[len(sample) :] if again else rows
-            rows.sort(key=lambda row: len(row.prompt) + len(row.response))
-            found += stretched(rows, round(len(rows) * len(examples) / max(1, len(sample))))
-        return found
+        return stretched(english_rows(spread(kept, SAMPLE), self.tokenizer), len(kept))
 
     @cached_property
     def rows(self) -> list[Row]:

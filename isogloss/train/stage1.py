@@ -1,6 +1,5 @@
 """Stage 1: fine-tune the base on selected English instructions; the result is the reference model."""
 
-import random
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -28,7 +27,6 @@ from isogloss.model.decoder import causal_of, decoder_of, decoder_prefix, last_h
 from isogloss.model.load import load_weights, notices_folder, pad_id, positions
 from isogloss.notices import write_derived_card
 from isogloss.progress import Progress
-from isogloss.teacher.prompts import NodeTexts, privileged_text
 from isogloss.train.batch import Ordered, Sample, collate
 from isogloss.train.objective import Weights
 from isogloss.train.order import row_order
@@ -62,29 +60,9 @@ def lora_everywhere(model: torch.nn.Module, rank: int) -> LoraConfig:
     )
 
 
-def english_rows(
-    examples: Sequence[ParallelExample],
-    tokenizer: PreTrainedTokenizerBase,
-    texts: NodeTexts,
-    privileged: float,
-    seed: int,
-    limit: int | None = None,
-) -> list[Encoded]:
-    """Encode English turns as rows, and a share of them again with the teacher's privileged prompt.
-
-    The second copy shows the model, in English only, what the teacher's prompt looks like and that the twin's
-    answer helps. Copies of more than `limit` tokens are skipped.
-
-    Args:
-        privileged: Share of the examples that get a second copy.
-    """
-    rows = [encode(tokenizer, *_turn(example)) for example in examples]
-    for example in random.Random(seed).sample(examples, round(privileged * len(examples))):
-        system = texts.root + "\n" + privileged_text(texts, (), example.task, example.turns[SOURCE])
-        behind = encode(tokenizer, *_turn(example), system)
-        if limit is None or behind.tokens <= limit:
-            rows.append(behind)
-    return rows
+def english_rows(examples: Sequence[ParallelExample], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+    """Encode English turns as rows."""
+    return [encode(tokenizer, *_turn(example)) for example in examples]
 
 
 def _turn(example: ParallelExample) -> tuple[str, str]:
