@@ -18,7 +18,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from experiments import ablate
-from isogloss.cli import main
+from isogloss.cli import main, screen
 from isogloss.cli.screen import out, printable
 from isogloss.cli.tables import columns
 from isogloss.config import dump_config, load_config
@@ -267,6 +267,22 @@ def test_without_a_terminal_a_run_prints_its_stages_in_plain_lines(base, tmp_pat
     assert [name for name in begins if name in stages] == stages
     assert "train_runtime" not in said.out
     assert lines[-1] == f"Report: {folder}/report.html"
+
+
+def test_the_time_left_follows_the_latest_steps(monkeypatch, capsys):
+    """Resumed at step 50 of 100; the first step compiles for ten minutes, and each of the others 20 s."""
+    clock = iter([0.0, 600.0, 620.0, 640.0, 660.0, 700.0])
+    monkeypatch.setattr(screen.time, "monotonic", lambda: next(clock))
+    with screen.Screen()._lines("Tuning") as progress:
+        for done in (51, 52, 53, 54):
+            progress(done, 100)
+    assert capsys.readouterr().out.splitlines() == [
+        "  Tuning: 51 %",
+        "  Tuning: 52 %, 16:00 left",
+        "  Tuning: 53 %, 15:40 left",
+        "  Tuning: 54 %, 15:20 left",
+        "  Tuning: 11:40",
+    ]
 
 
 def test_a_second_run_says_that_it_is_complete(finished, base, capsys):

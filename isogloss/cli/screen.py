@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 import unicodedata
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,6 +15,9 @@ from rich.text import Text
 
 from isogloss.errors import ConfigError
 from isogloss.languages import Language
+
+RECENT = 8
+"""Number of lines of progress over which the remaining time is estimated."""
 
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 
@@ -36,7 +40,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Print a line about the current stage."""
-        out.print(escape(text), style="bold")
+        out.print(escape(text), style="bold", soft_wrap=not out.is_terminal)
 
     @contextmanager
     def bar(self, what: str) -> Iterator[Callable[[int, int], None]]:
@@ -62,14 +66,20 @@ class Screen:
     @contextmanager
     def _lines(self, what: str) -> Iterator[Callable[[int, int], None]]:
         began = said = time.monotonic()
+        # The first step may compile, or be the first after a resumed half: neither tells the rate.
+        recent: deque[tuple[float, int]] = deque(maxlen=RECENT)
 
         def progress(done: int, of: int) -> None:
             nonlocal said
             now = time.monotonic()
+            if not recent or now - said >= self.every:
+                recent.append((now, done))
             if now - said >= self.every and 0 < done < of:
                 said = now
-                left = (now - began) * (of - done) / done
-                print_line(f"  {what}: {100 * done // of} %, {clock_time(left)} left")
+                (then, before), *_ = recent
+                rest = (now - then) * (of - done) / (done - before) if done > before else None
+                left = f", {clock_time(rest)} left" if rest is not None else ""
+                print_line(f"  {what}: {100 * done // of} %{left}")
 
         yield progress
         print_line(f"  {what}: {clock_time(time.monotonic() - began)}")
