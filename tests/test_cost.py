@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from isogloss.adapters.decode import decode
 from isogloss.adapters.lora import TreeLora
@@ -46,6 +46,20 @@ def test_a_training_step_of_a_lora_is_counted():
         expected = counted(step)
     assert meter.flops == pytest.approx(expected, rel=0.05)
     assert meter.forward_tokens == meter.backward_tokens == 4 * 48
+
+
+def test_a_token_uses_some_experts_of_a_mixture():
+    """Two of eight routed experts per layer, as transformers' loop over experts computes them."""
+    config = Qwen3MoeConfig(
+        vocab_size=2_000, hidden_size=256, moe_intermediate_size=352, num_hidden_layers=2, num_experts=8,
+        num_experts_per_tok=2, num_attention_heads=4, num_key_value_heads=4, head_dim=64,
+    )  # fmt: skip
+    config._attn_implementation, config._experts_implementation = "eager", "eager"
+    mixture, ids = Qwen3MoeForCausalLM(config), torch.randint(2_000, (4, 48))
+    meter = Meter(mixture)
+    with meter.counting(), torch.no_grad():
+        expected = counted(lambda: mixture(input_ids=ids, use_cache=False))
+    assert meter.flops == pytest.approx(expected, rel=0.05)
 
 
 def test_without_gradients_only_a_forward_pass_is_counted():

@@ -103,7 +103,8 @@ class Meter:
         config = text_config(model)
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.attended = 4.0 * config.num_hidden_layers * config.num_attention_heads * width
-        self.body, self.head = _body(self.causal), _head(self.causal).weight.numel()
+        self.routed = _routed(config)
+        self.body, self.head = _body(self.causal, self.routed), _head(self.causal).weight.numel()
         self.forward_tokens = self.backward_tokens = 0
         self.forward_pairs = self.backward_pairs = 0
         self.forward_heads = self.backward_heads = 0
@@ -171,11 +172,11 @@ class Meter:
             self.spared += 2.0 * tokens * met * adapters * (3 if backward else 1)
             self.spared += pairs * attended * (3 if backward else 1)
 
-    def _above(self, depth: int) -> tuple[int, int, float]:
+    def _above(self, depth: int) -> tuple[float, int, float]:
         """Return weights, adapter weights and attention FLOPs per token pair of the layers above `depth`."""
         layers = layers_of(self.causal)
         some = list(layers)[depth:]
-        body, adapters = sum(map(_own, some)), sum(map(_adapters, some))
+        body, adapters = sum(_own(one, self.routed) for one in some), sum(map(_adapters, some))
         return body, adapters, self.attended * len(some) / len(layers)
 
     def project(self, tokens: int, *, backward: bool = False) -> None:
@@ -273,14 +274,27 @@ def _adapters(module: nn.Module) -> int:
     return sum(p.numel() for n, p in module.named_parameters() if "lora_" in n and ".ref." not in n)
 
 
-def _body(model: nn.Module) -> int:
+def _routed(config: Any) -> float:
+    """Return the share of a mixture's routed experts that a token uses; 1 if there are none."""
+    names = "num_local_experts", "num_experts", "n_routed_experts"
+    experts = next((n for name in names if (n := getattr(config, name, None))), None)
+    return min(1.0, (getattr(config, "num_experts_per_tok", None) or experts) / experts) if experts else 1.0
+
+
+def _body(model: nn.Module, routed: float) -> float:
     """Count the weights that every token uses, without adapters, embeddings and head."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    return _own(model, embeddings | {id(_head(model).weight)})
+    return _own(model, routed, embeddings | {id(_head(model).weight)})
 
 
-def _own(module: nn.Module, without: Collection[int] = ()) -> int:
-    """Count a module's weights, without adapters and the parameters whose `id` is in `without`."""
+def _own(module: nn.Module, routed: float, without: Collection[int] = ()) -> float:
+    """Count a module's weights, without adapters and the parameters whose `id` is in `without`.
+
+    Args:
+        routed: Share of the routed experts' weights that counts.
+    """
     return sum(
-        _weights(p) for name, p in module.named_parameters() if id(p) not in without and "lora_" not in name
+        _weights(p) * (routed if ".experts." in f".{name}" else 1)
+        for name, p in module.named_parameters()
+        if id(p) not in without and "lora_" not in name
     )
