@@ -84,8 +84,12 @@ def load_peft(run: str | Path, language: str) -> tuple[Any, Any]:
     job = load_run(Path(run))
     folder = job.folder / "adapters" / code
     if not folder.exists():
-        have = ", ".join(sorted(p.name for p in folder.parent.glob("*/"))) or "none"
-        raise RunError(f"{run} has no adapter for {code}; it has {have}")
+        have = ", ".join(sorted(p.name for p in folder.parent.glob("*/")))
+        if code in job.families and not have:
+            raise RunError(
+                f"{run} is a bundle, without PEFT adapters; use isogloss.load, or `isogloss export`"
+            )
+        raise RunError(f"{run} has no adapter for {code}; it has {have or 'none'}")
     return PeftModel.from_pretrained(job.reference_model(), str(folder)).eval(), job.tokenizer
 
 

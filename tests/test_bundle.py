@@ -84,6 +84,17 @@ def test_derived_weights_carry_the_bases_licence(finished: Config):
     assert load_tokenizer(str(tuned)).chat_template == load_tokenizer(finished.model).chat_template
 
 
+@pytest.mark.parametrize("seed", sorted(Path("benchmarks/real").glob("*/bundle.json")), ids=str)
+def test_the_settings_of_the_committed_bundles_are_still_read(seed: Path):
+    """A setting that was removed must have had no effect there."""
+    assert load_config(seed.parent).model == "gemma-3-270m"
+
+
+def test_a_bundle_has_no_peft_adapters(handed: Path):
+    with pytest.raises(RunError, match=r"has no PEFT adapters, as a bundle; use isogloss\.load or"):
+        isogloss.load_peft(handed, "sw")
+
+
 def test_a_bundle_gives_the_same_model_and_the_same_answers(finished: Config, handed: Path):
     """The rebuilt tuned weights are bit-identical to the run's; bundling again writes the same tree."""
     assert sorted(f.name for f in handed.iterdir()) == [

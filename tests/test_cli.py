@@ -122,7 +122,7 @@ def test_a_translation_that_could_not_be_written_is_refused(data, out, fault, ca
     (tmp_path / "b.jsonl").mkdir()
     Path("en/a.jsonl").write_text("no data")
     assert refusal(["translate", data, "--to", "sw", "--out", out, "--model", "none"], capsys) == [
-        f"error --out {out}: {fault}; name another --out file".replace("FOLDER", str(tmp_path.resolve()))
+        f"error --out {out}: {fault}; name another file".replace("FOLDER", str(tmp_path.resolve()))
     ]
 
 

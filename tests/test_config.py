@@ -433,6 +433,7 @@ def test_a_missing_file_or_folder_is_named(tmp_path, monkeypatch):
     ("distill", "line"),
     [
         ("teacher: {type: model, path: FOLDER/large}", "distill.teacher.path is large; there is no model"),
+        ("teacher: {type: model, path: FOLDER/t.gguf}", "distill.teacher.path is t.gguf; there is no model"),
         (
             "teacher: {type: server, url: 'http://a/v1', model: m, key_env: NO_KEY}",
             "distill.teacher.key_env names an environment variable that is not set; put the key there",

@@ -192,11 +192,11 @@ def test_closed_tasks_by_likelihood_answer_with_an_option(finished, tiny_model_f
     items = {item.example.id: item for item in demo_items("test", 14, ["en", "sw", "ur", "hi"])}
     lines = (copy / "predictions" / "demo.after.jsonl").read_text("utf-8").split("\n")[:-1]
     rows = [json.loads(line) for line in lines]
-    closed = [row for row in rows if items[row["id"]].options]
+    closed = [row for row in rows if items[row["id"]].example.options]
     assert closed
     for row in closed:
-        assert row["answer"] in items[row["id"]].options[row["language"]].values()
-    free = sum(not items[row["id"]].options for row in rows) // 3
+        assert row["answer"] in items[row["id"]].example.options[row["language"]].values()
+    free = sum(not items[row["id"]].example.options for row in rows) // 3
     assert scored["after"]["fidelity"]["languages"]["sw"]["n"] == free
     assert scored["after"]["consistency"]["languages"]["sw"]["n"] == 14
 
@@ -369,7 +369,7 @@ def test_other_settings_are_refused_in_the_same_folder(finished, tiny_model_fold
 
 
 def test_distillation_settings_may_change_until_there_are_adapters(finished, tiny_model_folder, tmp_path):
-    """Settings of stage 1 may not change, nor texts that stage 1 has read."""
+    """Settings of stage 1 may not change."""
     folder = tmp_path / "run"
     shutil.copytree(finished[0].run, folder, ignore=shutil.ignore_patterns("adapters"))
     changed = settings(folder, tiny_model_folder, "distill.learning_rate=0.5")

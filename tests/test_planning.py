@@ -400,6 +400,13 @@ def test_time_is_flops_over_the_speed_that_the_machine_reaches():
     assert found.seconds(StagePlan("evaluate", flops=1e15)) == pytest.approx(25)  # one process evaluates
 
 
+def test_a_cpu_machine_does_not_get_this_computers_gpu_dtype(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert Machine("one", 1, 1 << 30, 1e12, gpu=False).dtype("auto") == torch.float32
+
+
 def test_a_machine_file_loads(tmp_path):
     """It gives GiB, TFLOP/s, devices, and the dtype that `auto` means there."""
     file = tmp_path / "a100.yaml"

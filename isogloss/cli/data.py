@@ -190,6 +190,7 @@ def translate(
     from isogloss.translate import choosing, review
     from isogloss.translate.filter import ROUND_TRIP
     from isogloss.translate.job import Job, table_of
+    from isogloss.translate.prompt import load_prompt
 
     if not out_file.name.endswith((".jsonl", ".jsonl.gz")):
         raise ConfigError(f"--out {out_file}: parallel data is written as JSON lines; name a .jsonl file")
@@ -235,7 +236,7 @@ def translate(
         who,
         out_file,
         responses=not instructions_only,
-        keep=choosing.kept_by(prompt),
+        keep=load_prompt(prompt).keep,
         round_trip=least,
         marks=marks,
     )
@@ -294,4 +295,4 @@ def _check_place(option: str, out_file: Path, data: Path) -> None:
         fault = f"cannot be written, as {above} is a file"
     else:
         return
-    raise ConfigError(f"{option} {out_file}: {fault}; name another --out file")
+    raise ConfigError(f"{option} {out_file}: {fault}; name another file")

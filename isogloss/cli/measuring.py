@@ -171,7 +171,8 @@ def evaluate(
     from isogloss.report.page import write_report
 
     checks.check_suites(job)
-    refuse_misfit(settings)
+    # The base may be gone; the run reads its tuned model.
+    refuse_misfit(settings.model_copy(update={"model": str(job.tuned)}))
     kept = settings
     if suite:  # scores of additional suites are kept beside those of the run's own suites
         own = (*load_config(run_folder).evaluate.suites, *settings.evaluate.suites)

@@ -56,7 +56,8 @@ def misplaced(config: Config, written: Written) -> Iterator[str]:
         yield fault("languages.tree", f"is {config.languages.tree}; it is neither a file nor one of {shapes}")
     teacher = config.distill.teacher
     path = teacher.path if isinstance(teacher, ModelTeacher) else ""
-    if path.startswith((".", "/")) and not is_model_folder(path):
+    there = Path(path).is_file() if path.endswith(SUFFIX) else is_model_folder(path)
+    if path.startswith((".", "/")) and not there:
         yield fault("distill.teacher.path", f"is {path}; there is no model")
     if isinstance(teacher, ServerTeacher) and teacher.key_env and not os.environ.get(teacher.key_env):
         yield fault(

@@ -30,7 +30,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from isogloss.data.tokens import Marked, Piece, find_controls, tokenize, tokenize_alone, tokenize_with_asked
+from isogloss.data.tokens import Marked, Piece, find_controls, tokenize, tokenize_with_asked
 from isogloss.errors import ConfigError
 
 ASKED = "isoglossinstruction"
@@ -134,14 +134,6 @@ def encode_prompt_with_text(
         raise ConfigError("the chat template rewrites the user's text; set one that leaves it unchanged")
     pieces = [*_pieces(before, spelled), *asked, *_pieces(behind, spelled)]
     return tokenize_with_asked(tokenizer, pieces, _frame(tokenizer, _state(tokenizer)).controls)
-
-
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Marked:
-    """Tokenise a bare text with the tokenizer's special tokens (BOS); the mask marks the text's own tokens.
-
-    Control tokens spelled out in it are treated as text.
-    """
-    return tokenize_alone(tokenizer, text)
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> tuple[int, ...]:

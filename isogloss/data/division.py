@@ -4,11 +4,12 @@ The split is a hash of what a row is about (a premise, a passage), not of the ro
 the same part. It is the same on every machine and for every run, whatever its seed, languages or sources.
 """
 
-import hashlib
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
+
+from isogloss.data.draw import uniform
 
 LEARNED: Final = 0.6
 """Share of the groups that may be used for training."""
@@ -56,8 +57,7 @@ class Division:
 
 def is_learned(name: str, group: str) -> bool:
     """Return whether a group of a data set belongs to the part for training."""
-    digest = hashlib.sha256(f"{name}/{group}".encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:6]) / 2**48 < LEARNED
+    return uniform(f"{name}/{group}") < LEARNED
 
 
 def components(

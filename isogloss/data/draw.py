@@ -62,9 +62,9 @@ def draw(
     """
 
     def within(stratum: Sequence[T]) -> list[T]:
-        return sorted(stratum, key=lambda item: _hash(seed, key(item)))
+        return sorted(stratum, key=lambda item: uniform(seed, key(item)))
 
-    return list(_interleaved(items, strata, within, partial(_hash, seed), power))
+    return list(_interleaved(items, strata, within, partial(uniform, seed), power))
 
 
 def _interleaved(
@@ -101,7 +101,11 @@ def _interleaved(
 
 
 def sample(
-    items: Sequence[T], most: int, *, key: Callable[[T], str], strata: Callable[[T], tuple[str, ...]]
+    items: Sequence[T],
+    most: int,
+    *,
+    key: Callable[[T], str] = str,
+    strata: Callable[[T], tuple[str, ...]] = lambda item: (),
 ) -> list[T]:
     """Sample `most` items for evaluation in proportion to their strata; keep the order given."""
     if len(items) <= most:
@@ -135,7 +139,7 @@ def first_of_each_task(rows: Iterable[T], most: int, seed: int, of: Callable[[T]
             labels.clear()
             labels[label := None] = together
         heap = labels.setdefault(label, [])
-        one = -_hash(seed, id), -number, row
+        one = -uniform(seed, id), -number, row
         if len(heap) < most:
             heapq.heappush(heap, one)
         else:
@@ -178,7 +182,7 @@ def _label(example: ParallelExample) -> str | None:
     return twin.response.strip() if twin and twin.response else None
 
 
-def _hash(*parts: object) -> float:
+def uniform(*parts: object) -> float:
     """Hash the parts to a number from 0 to 1, the same on every machine."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:6]) / 2**48
@@ -244,7 +248,7 @@ def _begun_at(places: list[int], share: float, strata: Callable[[int], tuple[str
         start = int(len(stratum) * share)
         return [*stratum[start:], *stratum[:start]]
 
-    return _interleaved(places, strata, within, lambda *path: (_hash(*path) + share) % 1, BALANCE)
+    return _interleaved(places, strata, within, lambda *path: (uniform(*path) + share) % 1, BALANCE)
 
 
 K = TypeVar("K")

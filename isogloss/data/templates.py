@@ -117,18 +117,13 @@ def template_name(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _lacks(tokenizer: PreTrainedTokenizerBase, controls: tuple[str, ...]) -> list[str]:
     """Return the control tokens that the tokenizer would split."""
-    return [token for token in controls if len(_ids(tokenizer, token)) != 1]
+    return [token for token in controls if len(tokenizer(token, add_special_tokens=False)["input_ids"]) != 1]
 
 
 def _begins(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether the tokenizer puts BOS before a text, which the model then expects."""
     read: Any = tokenizer("a")["input_ids"]
     return tokenizer.bos_token is not None and read[0] == tokenizer.bos_token_id
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    found: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return found
 
 
 def _read(file: str) -> str:

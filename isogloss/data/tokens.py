@@ -80,8 +80,11 @@ def tokenize_with_asked(
     return tuple(ids), tuple(any(asked[start:end]) for start, end in offsets)
 
 
-def tokenize_alone(tokenizer: PreTrainedTokenizerBase, text: str) -> Marked:
-    """Tokenise a plain text with the tokenizer's special tokens; the mask marks the text's own tokens."""
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Marked:
+    """Tokenise a bare text with the tokenizer's special tokens (BOS); the mask marks the text's own tokens.
+
+    Control tokens spelled out in it are treated as text.
+    """
     controls = special_ids(tokenizer, len(tokenizer))
     pattern, _ = _spelling(tokenizer, controls, len(tokenizer))
     if pattern.search(text):

@@ -1,6 +1,6 @@
 """Means of the measures over languages with intervals, and their spread over languages."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,7 +9,6 @@ import numpy as np
 from isogloss.evaluate.metrics import spread
 from isogloss.evaluate.statistics import (
     Estimate,
-    bootstrap_alignment,
     bootstrap_mean,
     over_tasks,
     resampled_means,
@@ -29,8 +28,9 @@ def spreads(scores: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for name in ("alignment", "consistency", "retrieval", "accuracy", "fidelity"):
         if name in scores:
-            one = spread({code: entry["value"] for code, entry in scores[name]["languages"].items()})
-            found[name] = {"worst": [one.worst, one.lowest], "sd": one.deviation}
+            values = {code: entry["value"] for code, entry in scores[name]["languages"].items()}
+            worst, lowest, deviation = spread(values)
+            found[name] = {"worst": [worst, lowest], "sd": deviation}
     return found
 
 
@@ -53,19 +53,19 @@ def estimates(
         }
         for name, by_language in values.items()
     }
-    scores = {name: _measure([hits], bootstrap_mean, seed) for name, hits in known.items() if hits}
+    scores = {name: _measure([hits], seed) for name, hits in known.items() if hits}
     halves = [known.get("consistency", {}), known.get("retrieval", {})]
     if shared := [code for code in halves[0] if code in halves[1]]:
         halves = [{code: half[code] for code in shared} for half in halves]
-        scores["alignment"] = _measure(halves, bootstrap_alignment, seed)
+        scores["alignment"] = _measure(halves, seed)
     return scores
 
 
-def _measure(
-    halves: Sequence[Mapping[str, Mapping[str, float]]], bootstrap: Callable[..., Estimate], seed: int
-) -> dict[str, Any]:
+def _measure(halves: Sequence[Mapping[str, Mapping[str, float]]], seed: int) -> dict[str, Any]:
     """Return the mean over halves with the same languages, as a measure of scores.json."""
-    each = {code: bootstrap(*(list(half[code].values()) for half in halves), seed=seed) for code in halves[0]}
+    each = {
+        code: bootstrap_mean(*(list(half[code].values()) for half in halves), seed=seed) for code in halves[0]
+    }
     rng = np.random.default_rng(seed)
     return measure_of(over_tasks([[resampled_means(half, rng)] for half in halves])[""], each)
 

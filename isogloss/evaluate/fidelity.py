@@ -9,9 +9,9 @@ Flow: known wordings → detector (script, then py3langid) → the script, if it
 import copy
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache, lru_cache
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
@@ -30,11 +30,8 @@ _FEWEST_LETTERS: Final = 12
 _FEWEST_GUESSED: Final = 6  # benchmarks/detector.py: below, English is misclassified too often
 
 
-@runtime_checkable
-class Detector(Protocol):
-    """Detects which candidate language a text is written in; None if undecidable."""
-
-    def __call__(self, text: str, candidates: Collection[str], /) -> str | None: ...
+Detector = Callable[[str, Collection[str]], str | None]
+"""Detects in which of the candidate languages a text is written; None if undecidable."""
 
 
 def in_language(

@@ -143,17 +143,8 @@ def retrieve(
     )
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Spread over languages: the worst language, its value, and the standard deviation over all."""
-
-    worst: str
-    lowest: float
-    deviation: float
-
-
-def spread(values: Mapping[str, float]) -> Spread:
-    """Return a measure's spread over languages, with the population standard deviation (divided by n).
+def spread(values: Mapping[str, float]) -> tuple[str, float, float]:
+    """Return the worst language, its value, and the population standard deviation over languages.
 
     Raises:
         ValueError: There are no languages, or a value is nan.
@@ -161,7 +152,7 @@ def spread(values: Mapping[str, float]) -> Spread:
     if not values or any(math.isnan(v) for v in values.values()):
         raise ValueError(f"{dict(values)} has no spread; it needs a number for every language")
     worst = min(values, key=values.__getitem__)
-    return Spread(worst, values[worst], pstdev(values.values()))
+    return worst, values[worst], pstdev(values.values())
 
 
 def _share(hits: Bool[Tensor, " n"]) -> float:

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from isogloss.adapters.generate import in_batches
 from isogloss.adapters.lora import TreeLora
 from isogloss.config import Evaluate
-from isogloss.data.chat import encode_text, pad
+from isogloss.data.chat import pad
+from isogloss.data.tokens import encode_text
 from isogloss.evaluate.items import SuiteData
 from isogloss.evaluate.metrics import Retrieval, retrieve, same_targets
 from isogloss.languages import SOURCE

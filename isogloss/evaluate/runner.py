@@ -26,17 +26,6 @@ from isogloss.progress import Progress
 
 Rankings = dict[tuple[str, str], tuple[str, ...]]
 """By language and item ID, the options sorted from likeliest to least likely."""
-PER_LANGUAGE = (
-    "alignment",
-    "consistency",
-    "consistency_kappa",
-    "retrieval",
-    "retrieval_raw",
-    "retrieval_strict",
-    "retrieval_margin",
-    "accuracy",
-    "fidelity",
-)
 
 
 @dataclass(frozen=True)
@@ -249,7 +238,7 @@ def evaluate_side(
     if kappa:
         scores["consistency_kappa"] = over_language_tasks(kappa)
     return Side(
-        scores={name: scores[name] for name in PER_LANGUAGE if name in scores},
+        scores=scores,
         hits={name: by_language for name, by_language in values.items() if by_language},
         ids={name: by_language for name, by_language in ids.items() if by_language},
         by_task=by_task,

@@ -37,30 +37,18 @@ class Difference(Estimate):
     p: float
 
 
-def bootstrap_mean(values: Values, *, seed: int) -> Estimate:
-    """Return the mean over items and its percentile interval (Efron 1979).
+def bootstrap_mean(*halves: Values, seed: int) -> Estimate:
+    """Return the mean over items, or over several such means, and its percentile interval (Efron 1979).
+
+    Alignment is the mean of two: consistency and retrieval have different items, so each is resampled
+    separately. `n` is the smallest number of items.
 
     Raises:
         ValueError: There are no values, or a value is not finite.
     """
-    items = _array(values)
-    means = _resampled_means(items, np.random.default_rng(seed))
-    return _estimate(items.mean(), means, len(items))
-
-
-def bootstrap_alignment(consistency: Values, retrieval: Values, *, seed: int) -> Estimate:
-    """Return ½ (mean consistency + mean retrieval) and its interval for one language.
-
-    The two have different items, so each is resampled separately. `n` is the smaller number of items.
-
-    Raises:
-        ValueError: As `bootstrap_mean`.
-    """
-    sides = _array(consistency), _array(retrieval)
-    rng = np.random.default_rng(seed)
-    means = [_resampled_means(side, rng) for side in sides]
-    value = (sides[0].mean() + sides[1].mean()) / 2
-    return _estimate(value, (means[0] + means[1]) / 2, min(len(side) for side in sides))
+    items, rng = [_array(half) for half in halves], np.random.default_rng(seed)
+    means = np.mean([_resampled_means(half, rng) for half in items], axis=0)
+    return _estimate(float(np.mean([half.mean() for half in items])), means, min(map(len, items)))
 
 
 Resampled = Mapping[str, tuple[float, NDArray[np.float64]]]

@@ -26,7 +26,7 @@ from isogloss.data.chat import encode_prompt, pad
 from isogloss.errors import DataError, RunError
 from isogloss.files import locked, naming, read_json
 from isogloss.languages import SOURCE, resolve
-from isogloss.model.load import load_model, notices_folder, pad_id
+from isogloss.model.load import load_model, notices_folder, pad_id, positions_of
 from isogloss.notices import write_derived_card
 from isogloss.pipeline.folder import Run
 from isogloss.pipeline.provenance import learned_from
@@ -243,16 +243,16 @@ def _answers(adapters: TreeLora, prompts: Sequence[Sequence[int]], run: Run, cod
 def _plainly(model: Any, prompts: Sequence[Sequence[int]], run: Run) -> list[list[int]]:
     """Return an export's greedy answers as transformers generates them, with its own end tokens.
 
-    One at a time: with PEFT, left padding shifts positions.
+    One at a time: with PEFT, left padding shifts positions. Like ours, they end at the model's last position.
     """
-    found = []
+    found, longest, most = [], run.config.evaluate.max_new_tokens, positions_of(model)
     for prompt in prompts[:ANSWERED]:
         ids = torch.tensor([list(prompt)], device=next(model.parameters()).device)
         made = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
-            max_new_tokens=run.config.evaluate.max_new_tokens,
+            max_new_tokens=longest if most is None else min(longest, most - len(prompt)),
             pad_token_id=pad_id(run.tokenizer),
         )
         found.append(made[0, len(prompt) :].tolist())

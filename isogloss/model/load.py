@@ -67,11 +67,15 @@ def notices_folder(name: str) -> Path:
         return Path(folder)
 
 
-def pick_dtype(dtype: str) -> torch.dtype:
-    """Return the dtype; `auto` is bfloat16 if the device supports it, else float32."""
+def pick_dtype(dtype: str, *, gpu: bool = True) -> torch.dtype:
+    """Return the dtype; `auto` is bfloat16 if the device supports it, else float32.
+
+    Args:
+        gpu: Use the GPU, if there is one.
+    """
     if dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
-    if torch.cuda.is_available():
+    if gpu and torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 

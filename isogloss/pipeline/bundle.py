@@ -115,7 +115,7 @@ def restore(folder: Path, say: Callable[[str], None] = lambda text: None) -> Non
 
     def make(part: Path) -> None:
         say(f"{folder}: rebuilding its reference model from {name}, once")
-        base: Any = load_model(name, pick_dtype(load_config(folder / "config.yaml").dtype))
+        base: Any = load_model(name, pick_dtype(load_config(folder).dtype))
         if fingerprint(base) != manifest["base"]:
             raise RunError(f"{folder} was made with other weights of {name} than the local ones")
         tuned = merged(base, folder / ADAPTER)

@@ -107,8 +107,8 @@ def without_leaks(
     run: Run, examples: Sequence[ParallelExample], codes: Sequence[str]
 ) -> list[ParallelExample]:
     """Remove examples for new languages that occur in the suites, now or at an earlier check."""
-    settings = run.folder / "config.yaml"
-    if settings.exists() and load_config(settings).data == run.config.data:  # other data may repeat its ids
+    own = (run.folder / "config.yaml").exists()
+    if own and load_config(run.folder).data == run.config.data:  # other data may repeat its ids
         examples = run.clean(examples)
     suites = _suite_texts(run, tuple(dict.fromkeys((*run.measured, *codes))))
     pairs = _pairs(run, codes)

@@ -299,8 +299,7 @@ def open_run(config: Config, reporter: ProgressReporter | None = None) -> Run:
     """Create the run folder, or check that it was made with these settings.
 
     The settings of the evaluation and of trackers may change, and so may the location of the data and of the
-    folder. Those of `distill` may change until adapters are trained, as stage 1 does not use them, unless its
-    texts change and stage 1 has read them.
+    folder. Those of `distill` may change until adapters are trained, as stage 1 does not use them.
 
     Raises:
         RunError: The folder was made with other settings, or another process writes to it.

@@ -61,7 +61,7 @@ class Machine:
 
     def dtype(self, asked: str) -> torch.dtype:
         """Return the dtype of frozen weights on this machine, for the setting `dtype`."""
-        return torch.bfloat16 if asked == "auto" and self.gpu else pick_dtype(asked)
+        return torch.bfloat16 if asked == "auto" and self.gpu else pick_dtype(asked, gpu=self.gpu)
 
 
 def load_machine(path: Path) -> Machine:

@@ -74,7 +74,7 @@ def short(number: float) -> str:
     if number and (abs(number) < 1e-3 or abs(number) >= 1e5):
         mantissa, _, power = f"{number:.2e}".partition("e")
         return f"{_minus(mantissa.rstrip('0').rstrip('.'))}e{int(power)}".replace("e-", "e−")
-    return _minus(f"{number:.3g}" if abs(number) < 1000 else f"{number:,.0f}")
+    return _minus(f"{number:.3g}" if abs(number) < 999.5 else f"{number:,.0f}")
 
 
 def _known(number: float | None) -> TypeGuard[float]:

@@ -207,10 +207,6 @@ class Suite(Measures):
         return Label.of(code), float(value), _number(entry.get("sd"))
 
     @cached_property
-    def retention(self) -> Score:
-        return Score.of(self._measure("after", "retention"))
-
-    @cached_property
     def tasks(self) -> tuple[str, ...]:
         by_phase = self.entries.get("tasks", {})
         return tuple(dict.fromkeys(task for phase in PHASES for task in by_phase.get(phase, {})))

@@ -141,8 +141,8 @@ def headline(scores: Mapping[str, Any], suite: str) -> str:
         mean = view.mean(measure)
         if mean.after.value is not None and measure != view.main:
             parts.append(f"{measure_name(measure)} {mean.arrow} %")
-    if view.retention.value is not None:
-        parts.append(f"English accuracy {view.retention.points} points")
+    if (retention := view.mean("retention").after).value is not None:
+        parts.append(f"English accuracy {retention.points} points")
     if cut := view.cut("after"):
         parts.append(f"{figures.percent(cut)} % of the answers truncated at the token limit")
     return f"{suite}: " + "; ".join(parts)

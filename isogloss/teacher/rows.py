@@ -10,10 +10,11 @@ from functools import cache, partial
 from transformers import PreTrainedTokenizerBase
 
 from isogloss.adapters.tree import Tree
-from isogloss.data.chat import Encoded, encode, encode_prompt_with_text, encode_response, encode_text
+from isogloss.data.chat import Encoded, encode, encode_prompt_with_text, encode_response
 from isogloss.data.examples import ParallelExample, Turn
 from isogloss.data.parallel_text import Pair
 from isogloss.data.sources import response_of
+from isogloss.data.tokens import encode_text
 from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE
 from isogloss.teacher.prompts import (

@@ -106,8 +106,3 @@ def refuse_of_url(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if value is not None:
             raise ConfigError(f"--{name.replace('_', '-')} has no effect without --url; leave it out")
-
-
-def kept_by(prompt: Path | None) -> Sequence[str]:
-    """Return the prompt's regular expressions for parts that must appear unchanged in a translation."""
-    return load_prompt(prompt).keep

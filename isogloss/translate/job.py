@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ class Job:
             for text in self._texts(example).values()
         ]
         self.wanted = list(dict.fromkeys(found))
-        self.keys = {one: key_of(translator, one) for one in self.wanted}
+        self._key = cache(partial(key_of, translator))
 
     def missing(self) -> tuple[list[Wanted], list[Wanted]]:
         """Return the texts without an answer, and an upper bound on the back-translations; writes nothing.
@@ -130,7 +131,7 @@ class Job:
         For translations that do not exist yet, the English text stands in for the text to translate back.
         """
         there = answers.journal(self.folder / "answers.jsonl")
-        missing = [one for one in self.wanted if self.keys[one] not in there]
+        missing = [one for one in self.wanted if self._key(one) not in there]
         if self.round_trip is None:
             return missing, []
         backs = [one for one in self._backs(there, {}).values() if self._key(one) not in there]
@@ -207,17 +208,12 @@ class Job:
             found["response"] = turn.response
         return found
 
-    def _key(self, wanted: Wanted) -> str:
-        if wanted not in self.keys:
-            self.keys[wanted] = key_of(self.translator, wanted)
-        return self.keys[wanted]
-
     def _backs(self, kept: Journal[Answer], alike: Mapping[Wanted, float]) -> dict[Wanted, Wanted]:
         """Return the back-translations to request, by original: translations that pass all other checks."""
         return {
             one: Wanted(answer.text, SOURCE, one.code)
             for one in self.wanted
-            if (answer := kept.get(self.keys[one])) is not None
+            if (answer := kept.get(self._key(one))) is not None
             and answer.text is not None
             and not reasons(one.text, answer.text, one.code, keep=self.keep, likeness=alike.get(one))
         }
@@ -278,7 +274,7 @@ class Job:
         texts: dict[str, str] = {}
         for part, english in self._texts(example).items():
             wanted = Wanted(english, code)
-            answer = kept[self.keys[wanted]]
+            answer = kept[self._key(wanted)]
             if answer.text is None:
                 found = [Reason("no translation", answer.why)]
             else:
@@ -308,7 +304,7 @@ class Job:
             pairs = [
                 (one, text)
                 for one in self.wanted
-                if one.code == code and (text := kept[self.keys[one]].text) is not None
+                if one.code == code and (text := kept[self._key(one)].text) is not None
             ]
             if pairs:
                 scores = likeness([one.text for one, _ in pairs], [text for _, text in pairs], code)

@@ -17,9 +17,9 @@ import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, StopStringCriteria
 
 from isogloss.adapters.generate import complete, stops
-from isogloss.data.chat import encode_text
 from isogloss.data.examples import ParallelExample
 from isogloss.data.text import canonical
+from isogloss.data.tokens import encode_text
 from isogloss.errors import ConfigError
 from isogloss.languages import SOURCE, languages
 from isogloss.model.base_files import named

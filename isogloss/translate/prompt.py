@@ -40,16 +40,17 @@ class Prompt:
         one = languages()[code]
         there = "\n".join(texts).casefold()
         terms = {en: own for en, own in self.glossary.get(code, {}).items() if _word(en, there)}
-        lines = [f"{en}: {own}" for en, own in terms.items()]
         values = {
             "source": languages()[source].name,
             "language": one.name,
             "autonym": one.autonym,
             "code": one.code,
             "script": one.script,
-            "glossary": "\n".join(["", self.glossary_heading, *lines]) if lines else "",
             "texts": "\n".join(f"<{tag}{n}>{text}</{tag}{n}>" for n, text in enumerate(texts, start=1)),
         }
+        heading = Template(self.glossary_heading).substitute({**values, "glossary": ""})
+        lines = ["", heading, *(f"{en}: {own}" for en, own in terms.items())]
+        values["glossary"] = "\n".join(lines) if terms else ""
         said = {"system": self.system, "user": self.user}
         filled = {role: Template(text).substitute(values).strip() for role, text in said.items()}
         if tag != "t":

@@ -195,7 +195,8 @@ def _text(value: Any, name: str, record: Record) -> str:
         return ""
     if not isinstance(value, str):
         raise DataError(f"the {name} is {kind_of(value)}; it must be a text", record.path, record.line)
-    quoted = record.path.name.endswith(".csv") and value[:1] == "'" and value[1:].startswith(_NOT_TEXT)
+    csv = record.path.name.lower().removesuffix(".gz").endswith(".csv")
+    quoted = csv and value[:1] == "'" and value[1:].startswith(_NOT_TEXT)
     return value[1:] if quoted else value
 
 

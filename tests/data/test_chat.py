@@ -17,13 +17,12 @@ from isogloss.data.chat import (
     encode_prompt,
     encode_prompt_with_text,
     encode_response,
-    encode_text,
     end_of_turn,
     pad,
 )
 from isogloss.data.chat import response_positions as positions
 from isogloss.data.demo.grammar import LANGUAGES, sample
-from isogloss.data.tokens import Piece, special_ids, tokenize
+from isogloss.data.tokens import Piece, encode_text, special_ids, tokenize
 from isogloss.errors import ConfigError
 from isogloss.teacher.prompts import check_response, teacher_prompt
 

@@ -366,9 +366,10 @@ def test_rows_without_an_instruction_are_left_out(tmp_path: Path) -> None:
     ]
 
 
-def test_csv_may_be_separated_by_semicolons(tmp_path: Path) -> None:
-    """As Excel saves it where a comma is the decimal mark."""
-    path = put(tmp_path / "t.csv", "q;a", "one, two;x")
+@pytest.mark.parametrize("above", [(), ("", " ")])
+def test_csv_may_be_separated_by_semicolons(above: tuple[str, ...], tmp_path: Path) -> None:
+    """As Excel saves it where a comma is the decimal mark; lines above the header may be empty."""
+    path = put(tmp_path / "t.csv", *above, "q;a", "one, two;x")
     assert table.read(path, {"instruction": "q", "response": "a"})[0].turns["en"] == Turn("one, two", "x")
 
 

@@ -57,6 +57,19 @@ def test_each_layout_is_detected_by_its_keys(tmp_path, name):
     assert (example.turns["en"].instruction, example.turns["en"].response) == (instruction, response)
 
 
+@pytest.mark.parametrize("context", ["", "Colours."])
+def test_an_empty_cell_does_not_decide_the_layout(context, tmp_path):
+    """The columns do: without IDs, or with a context, rows are chats that name their language."""
+    (path := tmp_path / "a.csv").write_text(
+        f"instruction,context,response,language\nSay hi.,{context},Hi.,sw\nSay ho.,A song.,Ho.,sw\n"
+    )
+    layout, (first, _) = layouts.read(path)
+    assert (layout.type, first.turns["sw"].response) == ("chat", "Hi.")
+    said = {"instruction": "Say hi.", "response": "Hi.", "language": "sw"}
+    layout, (only,) = layouts.read(put(tmp_path / "a.jsonl", said))
+    assert (layout.type, only.turns["sw"].response) == ("chat", "Hi.")
+
+
 @pytest.mark.parametrize("ending", ["json", "csv", "parquet"])
 def test_a_layout_is_detected_in_any_type_of_file(tmp_path, ending):
     """The files are written by pandas."""

@@ -261,8 +261,9 @@ def test_no_sentences_are_refused():
 def test_spread_names_the_worst_language():
     """Mean 0.6; deviations 0.2, 0 and 0.2: √(0.08 / 3)."""
     found = spread({"es": 0.8, "hi": 0.6, "sw": 0.4})
-    assert (found.worst, found.lowest) == ("sw", 0.4)
-    assert found.deviation == pytest.approx(math.sqrt(0.08 / 3))
+    worst, lowest, deviation = found
+    assert (worst, lowest) == ("sw", 0.4)
+    assert deviation == pytest.approx(math.sqrt(0.08 / 3))
 
 
 @pytest.mark.parametrize("values", [{}, {"sw": math.nan, "es": 0.5}])

@@ -65,7 +65,8 @@ def test_bytes_are_written_in_binary_units():
 
 
 @pytest.mark.parametrize(
-    ("number", "text"), [(0.01234, "0.0123"), (0, "0"), (0.00015, "1.5e−4"), (1200, "1,200"), (-2.5, "−2.5")]
+    ("number", "text"),
+    [(0.01234, "0.0123"), (0, "0"), (0.00015, "1.5e−4"), (1200, "1,200"), (-2.5, "−2.5"), (999.6, "1,000")],
 )
 def test_an_axis_has_short_numbers(number, text):
     assert figures.short(number) == text

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from isogloss.report import write_report
 from isogloss.report.overview import Overview
+from isogloss.report.page import write_report
 from isogloss.report.table import overview_table, tasks_table
 
 from .conftest import CODES, make_run, make_scores

@@ -10,7 +10,7 @@ from importlib import resources
 import pytest
 
 from isogloss.errors import RunError
-from isogloss.report import write_report
+from isogloss.report.page import write_report
 
 from .conftest import ANSWERS, CODES, make_run, make_scores, write_json
 

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from isogloss.errors import RunError
-from isogloss.report import headline, summary_table
+from isogloss.report.table import headline, summary_table
 
 from .conftest import make_scores
 

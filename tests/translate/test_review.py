@@ -1,6 +1,7 @@
 """The review files for speakers, their page in a browser, and the effect of the marks."""
 
 import csv
+import gzip
 import json
 import subprocess
 import sys
@@ -28,7 +29,8 @@ ROWS = [
 ]
 
 
-def test_marks_are_read_back_from_a_table(tmp_path):
+@pytest.mark.parametrize("name", ["r.csv", "R.CSV", "r.csv.gz"])
+def test_marks_are_read_back_from_a_table(name, tmp_path):
     """Right, wrong with a reason, corrected without a verdict, and unmarked. A text that a spreadsheet would
     evaluate is quoted, and read back without the quote."""
     more = Reading("4", "ur", {"instruction": "Wait."}, {"instruction": "ٹھہرو"})
@@ -44,6 +46,8 @@ def test_marks_are_read_back_from_a_table(tmp_path):
         writer = csv.DictWriter(file, cells[0])
         writer.writeheader()
         writer.writerows(cells)
+    data, path = path.read_bytes(), tmp_path / name
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     assert review.read([path]) == {
         ("1", "ur"): Mark(ROWS[0].key, "wrong", ROWS[0].own, "too rude"),
         ("2", "ur"): Mark(ROWS[1].key, "corrected", {"instruction": MARKUP, "response": "مکمل۔"}),

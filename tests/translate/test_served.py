@@ -202,6 +202,15 @@ def test_another_prompt_only_requests_the_texts_it_affects(endpoint, data, tmp_p
     assert "rice: mchele" in endpoint.bodies[-1]["messages"][0]["content"]
 
 
+def test_a_glossarys_heading_may_name_the_language(tmp_path):
+    """It is filled in like the rest of the prompt; $$ is a dollar sign."""
+    (path := tmp_path / "prompt.yaml").write_text(
+        'glossary_heading: "In $language ($$):"\nglossary: {sw: {rice: mchele}}\n'
+    )
+    system = load_prompt(path).messages(["Cook rice"], "sw", "t")[0]["content"]
+    assert "\nIn Swahili ($):\nrice: mchele" in system
+
+
 def test_a_dry_run_requests_and_writes_nothing(endpoint, data, capsys):
     before = sorted(data.parent.rglob("*"))
     assert command(arguments(endpoint, data, "--dry-run")) == 0

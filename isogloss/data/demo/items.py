@@ -5,7 +5,7 @@ the first 21 items already cover every task in every phrasing.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from isogloss.data.demo.grammar import Event, Phrases, meanings, opinions, phrases
@@ -21,29 +21,26 @@ ASKED = {"who": ("person", "people"), "where": ("place", "places"), "when": ("ti
 
 @dataclass(frozen=True)
 class DemoItem:
-    """A parallel example, the possible meanings of its answers, and the correct one."""
+    """A parallel example and the meaning of its answer; None in an open task."""
 
     example: ParallelExample
-    options: Mapping[str, Mapping[str, str]] | None
     gold: str | None
 
 
-def demo_items(
-    split: Split, count: int, languages: Sequence[str], *, draw: str = "", tasks: Sequence[str] = TASKS
-) -> list[DemoItem]:
+def demo_items(split: Split, count: int, languages: Sequence[str], *, draw: str = "") -> list[DemoItem]:
     """Return the first `count` items of a split; each `draw` names a separate endless series of the split."""
-    return [_item(split, number, languages, draw, tasks) for number in range(count)]
+    return [_item(split, number, languages, draw) for number in range(count)]
 
 
-def _item(split: Split, number: int, languages: Sequence[str], draw: str, tasks: Sequence[str]) -> DemoItem:
+def _item(split: Split, number: int, languages: Sequence[str], draw: str) -> DemoItem:
     rng = random.Random(f"{split}/{draw}/{number}")
-    task = tasks[number % len(tasks)]
-    phrasing = number // len(tasks) % PHRASINGS
+    task = TASKS[number % len(TASKS)]
+    phrasing = number // len(TASKS) % PHRASINGS
     event = rng.choice(events_of(split))
     make = globals()[f"_{task}"]
     turns, options, gold = make(event, [phrases(code) for code in languages], phrasing, rng)
     name = f"{split}{'-' + draw if draw else ''}-{number:05d}-{task}"
-    return DemoItem(ParallelExample(name, task, turns, options), options, gold)
+    return DemoItem(ParallelExample(name, task, turns, options), gold)
 
 
 Made = tuple[dict[str, Turn], dict[str, dict[str, str]] | None, str | None]

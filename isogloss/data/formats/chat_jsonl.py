@@ -29,7 +29,6 @@ from isogloss.data.formats.turns import (
     identifier,
     join,
     language_or_none,
-    nothing,
     parsed,
     present,
     task_of,
@@ -72,7 +71,7 @@ def read(
     *,
     split: str | None = None,
     tell: Tell = nobody,
-    each: Callable[[LeftOut], object] = nothing,
+    each: Callable[[LeftOut], object] = nobody,
     only: Only = iter,
 ) -> list[ParallelExample]:
     """Return the first turn of every conversation.

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats import chat_jsonl, parallel_jsonl
 from isogloss.data.formats.records import Tell, nobody, read_records
-from isogloss.data.formats.turns import LeftOut, Only, nothing, present
+from isogloss.data.formats.turns import LeftOut, Only, present
 from isogloss.errors import DataError
 from isogloss.languages import UnknownLanguageError, resolve
 
@@ -63,7 +63,7 @@ def read(
     *,
     split: str | None = None,
     tell: Tell = nobody,
-    each: Callable[[LeftOut], object] = nothing,
+    each: Callable[[LeftOut], object] = nobody,
     only: Only = iter,
 ) -> tuple[Layout, list[ParallelExample]]:
     """Return a file's layout and all its items.
@@ -83,7 +83,7 @@ def read(
 
 def _layout(cells: Mapping[str, Any]) -> Layout | None:
     there = present(cells)
-    if {"language", "instruction"} <= there <= _PARALLEL:
+    if {"id", "language", "instruction"} <= cells.keys() <= _PARALLEL:
         return Layout("parallel", "one language a row")
     if key := chat_jsonl.key_of(there):
         return Layout("chat", CHATS[key])

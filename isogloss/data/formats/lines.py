@@ -19,7 +19,6 @@ from typing import IO, Any, Final, TypeGuard
 
 from isogloss.data.text import canonical_values, is_unicode
 from isogloss.errors import DataError
-from isogloss.files import replacing
 from isogloss.languages.registry import Language, UnknownLanguageError, resolve
 
 
@@ -51,20 +50,12 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     for number, line in enumerate(stream_lines(path), start=1):
         if line.strip():
-            yield number, parse_object(line, path, number)
-
-
-def parse_object(line: str, path: Path, number: int) -> dict[str, Any]:
-    """Parse a line in `canonical` form as one JSON object.
-
-    Raises:
-        DataError: It is not a JSON object, or has a key twice.
-    """
-    value = parse_json(line, "each line must be one JSON object", path, number)
-    if not isinstance(value, dict):
-        raise DataError(f"the line is {kind_of(value)}; each line must be one JSON object", path, number)
-    # Without escapes, all text comes from the line, which is already canonical.
-    return canonical_values(value) if "\\" in line else value
+            value = parse_json(line, "each line must be one JSON object", path, number)
+            if not isinstance(value, dict):
+                said = f"the line is {kind_of(value)}; each line must be one JSON object"
+                raise DataError(said, path, number)
+            # Without escapes, all text comes from the line, which is already canonical.
+            yield number, canonical_values(value) if "\\" in line else value
 
 
 def parse_json(text: str, must: str, path: Path, number: int | None = None) -> Any:
@@ -111,13 +102,6 @@ def kind_of(value: object) -> str:
 def is_text(value: object) -> TypeGuard[str]:
     """Return whether the value is a string that can be written as UTF-8."""
     return isinstance(value, str) and is_unicode(value)
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Replace the file atomically; compress if its name ends in .gz."""
-    data = "".join(line + "\n" for line in lines).encode()
-    with replacing(path) as draft:
-        draft.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
 def plain_or_gz(path: Path) -> Path | None:

@@ -61,9 +61,7 @@ def read(root: Path, partition: str, languages: Iterable[str]) -> list[MassiveRo
         raise DataError(f"{partition!r} is not a partition; {nearest(partition, PARTITIONS)}", root)
     files = {lang.code: _file(root, partition, lang) for lang in languages_of(languages, root)}
     utterances = {code: dict(_read(path, partition)) for code, path in files.items()}
-    first = next(iter(utterances), None)
-    if first is None:
-        return []
+    first = next(iter(utterances))
     for code, rows in utterances.items():
         if not rows:
             raise DataError(f"no rows of partition {partition}; use a file that has them", files[code])

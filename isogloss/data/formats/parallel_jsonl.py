@@ -13,13 +13,14 @@ then writes; a language that is null counts as absent. Indonesian is `ind` in th
 the item's ID. The same rows may also be a list in a .json file, or a .csv or .parquet file.
 """
 
+import gzip
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from isogloss.data.examples import ParallelExample
-from isogloss.data.formats.lines import kind_of, language_of, nearest, write_lines
+from isogloss.data.formats.lines import kind_of, language_of, nearest
 from isogloss.data.formats.records import Record, Tell, nobody, read_records
 from isogloss.data.formats.turns import (
     LeftOut,
@@ -29,7 +30,6 @@ from isogloss.data.formats.turns import (
     identifier,
     join,
     language_or_none,
-    nothing,
     parsed,
     task_of,
 )
@@ -46,7 +46,7 @@ def read(
     *,
     split: str | None = None,
     tell: Tell = nobody,
-    each: Callable[[LeftOut], object] = nothing,
+    each: Callable[[LeftOut], object] = nobody,
     only: Only = iter,
 ) -> list[ParallelExample]:
     """Return all items of the file, in the order in which their IDs first occur.
@@ -67,7 +67,9 @@ def read(
 
 def write(path: Path, examples: Iterable[ParallelExample]) -> None:
     """Write one item per line, replacing the file; compress if its name ends in .gz."""
-    write_lines(path, (json.dumps(_item(example), ensure_ascii=False) for example in examples))
+    data = "".join(json.dumps(_item(example), ensure_ascii=False) + "\n" for example in examples).encode()
+    with replacing(path) as draft:
+        draft.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
 def write_parquet(path: Path, examples: Iterable[ParallelExample]) -> None:

@@ -51,8 +51,8 @@ _ABOUT: Final = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json",
 _ON_HUB: Final = re.compile(r"hub:([\w-][\w.-]*/[\w-][\w.-]*)(?:/([^@]+))?(?:@(.+))?", re.ASCII)
 
 
-def nobody(text: str) -> None:
-    """Ignore the line; the default for `Tell`."""
+def nobody(said: object) -> None:
+    """Ignore what is told; the default of such callbacks."""
 
 
 def read_records(
@@ -220,9 +220,12 @@ def _hub(path: Path, split: str | None, tell: Tell) -> Iterator[Record]:
 def _csv(path: Path) -> Numbered:
     csv.field_size_limit(1 << 30)  # a document may be longer than 128 KiB
     lines = stream_lines(path)
-    first = next(lines, "")
+    above = 0
+    while (first := next(lines, None)) is not None and not first.strip():
+        above += 1
+    first = first or ""
     delimiter = ";" if ";" in first and "," not in first else ","  # as Excel writes where 1.5 is 1,5
-    texts = (line + "\n" for line in chain([first], lines))
+    texts = (line + "\n" for line in chain([""] * above, [first], lines))
     reader = csv.reader(texts, delimiter=delimiter, strict=True)
     start = 1
     header: list[str] | None = None

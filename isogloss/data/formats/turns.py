@@ -47,15 +47,11 @@ class LeftOut:
 Only = Callable[[Iterator[ParsedTurn]], Iterable[ParsedTurn]]
 
 
-def nothing(left: LeftOut) -> None:
-    """Ignore what is skipped."""
-
-
 def join(
     rows: Iterable[ParsedTurn | LeftOut],
     path: Path,
     tell: Tell = nobody,
-    each: Callable[[LeftOut], object] = nothing,
+    each: Callable[[LeftOut], object] = nobody,
     only: Only = iter,
 ) -> list[ParallelExample]:
     """Join rows into one example per ID, in the order in which the IDs first occur.

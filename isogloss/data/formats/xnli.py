@@ -140,9 +140,7 @@ def _join(pairs_by_language: dict[str, list[_Pair]], paths: dict[str, Path]) -> 
         code: {(pair.id if by_id and pair.id else str(n)): pair for n, pair in enumerate(pairs, start=1)}
         for code, pairs in pairs_by_language.items()
     }
-    first = next(iter(keyed), None)
-    if first is None:
-        return []
+    first = next(iter(keyed))
     for code, pairs in keyed.items():
         _refuse_mismatch(code, pairs, first, keyed[first], paths[code])
     return [

@@ -27,7 +27,7 @@ def load(root: Path | None, split: str, languages: Sequence[str], items: int, se
                 id=item.example.id,
                 task=item.example.task,
                 turns=item.example.turns,
-                options=item.options,
+                options=item.example.options,
                 gold=item.gold,
                 answer_language=dict.fromkeys(codes, SOURCE) if item.example.task == "to_english" else {},
             )

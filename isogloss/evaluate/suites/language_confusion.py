@@ -40,7 +40,7 @@ def load(root: Path, split: str, languages: Sequence[str], items: int, sentences
     for setting, source, code, path in files:
         prompts = _read(path, code)
         most = max(1, items // each[code])
-        for number in sample(range(len(prompts)), most, key=str, strata=lambda number: ()):
+        for number in sample(range(len(prompts)), most):
             made.append(
                 Item(
                     f"{setting}-{source}-{code}-{number + 1}",

@@ -23,7 +23,7 @@ def load(root: Path, split: str, languages: Sequence[str], items: int, sentences
     there = [language.code for language in languages_of(languages, root) if language.ntrex]
     lines = flores.read_ntrex(root, [SOURCE, *there])
     after = range(FOR_LAYER, len(lines[SOURCE]))
-    chosen = sample(after, sentences, key=str, strata=lambda n: ())
+    chosen = sample(after, sentences)
     return SuiteData(
         "ntrex",
         "128",

@@ -28,7 +28,7 @@ def load(root: Path, split: str, languages: Sequence[str], items: int, sentences
         whole = [id for id in whole if not divided.learned(id)]
         split, notes = divided.split, (divided.note,)
     made = []
-    for id in sample(whole, items, key=str, strata=lambda id: (english[id]["label"],)):
+    for id in sample(whole, items, strata=lambda id: (english[id]["label"],)):
         label = LABELS[english[id]["label"]]
         turns = {
             code: Turn(ask(code, table[id]["sentence1"], table[id]["sentence2"]), options(code)[label])

@@ -21,7 +21,7 @@ def load(root: Path, split: str, languages: Sequence[str], items: int, sentences
         if all(table.get(index, ("", ""))[0] == category for table in tables.values())
     ]
     made = []
-    for index in sample(shared, items, key=str, strata=lambda index: (english[index][0],)):
+    for index in sample(shared, items, strata=lambda index: (english[index][0],)):
         category = english[index][0]
         turns = {
             code: Turn(ask(code, table[index][1]), labels()[code][category]) for code, table in tables.items()

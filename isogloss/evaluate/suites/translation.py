@@ -45,7 +45,7 @@ def load(
     if taken:
         notes = (f"{len(taken)} lines of FLORES dev are in SIB-200 and are not translated.",)
     free = [number for number in range(len(english)) if number not in taken]
-    for number in sample(free, max(1, items // len(TASKS)), key=str, strata=lambda number: ()):
+    for number in sample(free, max(1, items // len(TASKS))):
         for task in TASKS:
             turns = {
                 code: turn(task, code, english[number], texts[number])

@@ -35,7 +35,7 @@ def load(root: Path, split: str, languages: Sequence[str], items: int, sentences
     ]
     strata = {idx: (english[idx]["question"], str(english[idx]["label"])) for idx in shared}
     made = []
-    for idx in sample(shared, items, key=str, strata=strata.__getitem__):
+    for idx in sample(shared, items, strata=strata.__getitem__):
         gold = str(english[idx]["label"])
         options = {code: {"0": t[idx]["choice1"], "1": t[idx]["choice2"]} for code, t in tables.items()}
         turns = {

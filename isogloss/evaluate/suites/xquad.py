@@ -54,7 +54,7 @@ def questions(task: str, tables: Tables, ids: Sequence[str], items: int) -> tupl
             },
             longest=LONGEST,
         )
-        for id in sample(ids, items, key=str, strata=lambda id: ())
+        for id in sample(ids, items)
     )
 
 
