@@ -86,9 +86,7 @@ def load_peft(run: str | Path, language: str) -> tuple[Any, Any]:
     if not folder.exists():
         have = ", ".join(sorted(p.name for p in folder.parent.glob("*/")))
         if code in job.families and not have:
-            raise RunError(
-                f"{run} is a bundle, without PEFT adapters; use isogloss.load, or `isogloss export`"
-            )
+            raise RunError(f"{run} has no PEFT adapters, as a bundle; use isogloss.load or `isogloss export`")
         raise RunError(f"{run} has no adapter for {code}; it has {have or 'none'}")
     return PeftModel.from_pretrained(job.reference_model(), str(folder)).eval(), job.tokenizer
 
