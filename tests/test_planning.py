@@ -27,9 +27,9 @@ from isogloss.data.examples import Turn
 from isogloss.errors import ConfigError
 from isogloss.evaluate.items import Item, SuiteData
 from isogloss.model.cost import Meter, StageCost
-from isogloss.model.load import load_tokenizer
+from isogloss.model.load import load_tokenizer, skeleton
 from isogloss.pipeline.folder import ProgressReporter, Run
-from isogloss.plan import evaluation, machine, memory, preflight, stages
+from isogloss.plan import advice, evaluation, machine, memory, preflight, stages
 from isogloss.plan.advice import _changes, advise
 from isogloss.plan.machine import Machine, load_machine
 from isogloss.plan.memory import Alive
@@ -138,7 +138,7 @@ LLAMA_8B = LlamaConfig(
 def test_billions_of_weights_are_counted_without_loading_any(tmp_path, shapes, count, in_four_bit):
     """The counts are the published ones, in bfloat16, in 4 bits and sharded."""
     shapes.save_pretrained(tmp_path)
-    model = memory.meta_model(str(tmp_path), torch.bfloat16, gpu=True)
+    model = skeleton(str(tmp_path), dtype=torch.bfloat16).eval()
     assert memory.parameter_bytes(model) == 2 * count
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert memory.parameter_bytes(model, four_bit=True) == in_four_bit
@@ -281,7 +281,7 @@ def test_flops_of_stage_1_match_torchs_counter(read):
     work = read.changed(["tune.batch_size=4", "tune.epochs=1"])
     work.__dict__["english"] = read.english[:12]
     found = stages.tune_plan(work)
-    config = memory.meta_model("demo", torch.float32, gpu=False).config
+    config = skeleton("demo", dtype=torch.float32).config
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     lengths = [len(row.prompt) + len(row.response) for row in work.english]
     order = row_order(
@@ -299,7 +299,7 @@ def test_flops_of_stage_1_match_torchs_counter(read):
 
 def test_selection_by_difficulty_reads_each_example_with_and_without_its_instruction(read, monkeypatch):
     """Twice as many examples are scored as kept; the head reads each response twice."""
-    monkeypatch.setattr(stages, "_reading", lambda model, texts, *given, heads=(), **how: float(sum(heads)))
+    monkeypatch.setattr(stages, "_reading", lambda model, texts, heads=(): float(sum(heads)))
     plans = []
     for keep in ("1", "0.5"):
         work = read.changed([f"tune.selection.keep={keep}"])
@@ -328,7 +328,7 @@ def test_flops_of_stage_2_match_torchs_counter(read, tmp_path, view):
     del work.__dict__["rows"]
     assert any(row.options for row in work.rows) == (view == "english")
     found = stages.distill_plan(work)
-    config = memory.meta_model("demo", torch.float32, gpu=False).config
+    config = skeleton("demo", dtype=torch.float32).config
     real = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     adapters = TreeLora(
         real, work.tree, targets=work.config.distill.adapter.target_modules, scaling=2.0, layers=4
@@ -617,7 +617,7 @@ def test_a_closed_answer_is_as_long_as_its_option(read, monkeypatch, gold, likel
 def test_settings_that_the_machine_does_not_support_give_a_note(settings, says, monkeypatch):
     """`run` would refuse them there."""
     for stage in ("tune", "distill", "evaluate"):
-        monkeypatch.setattr(f"isogloss.plan.preflight.{stage}_plan", lambda work, name=stage: StagePlan(name))
+        monkeypatch.setitem(advice.STAGES, stage, lambda work, name=stage: StagePlan(name))
     config = load_config(None, (*SMALL, "dtype=float32", *settings))
     assert says in preflight.plan(config, BIG).notes
 
@@ -625,7 +625,7 @@ def test_settings_that_the_machine_does_not_support_give_a_note(settings, says, 
 def test_english_answers_that_the_model_gives_are_noted(monkeypatch):
     """With `responses: teacher` it answers every item, otherwise those without an English response."""
     for stage in ("tune", "distill", "evaluate"):
-        monkeypatch.setattr(f"isogloss.plan.preflight.{stage}_plan", lambda work, name=stage: StagePlan(name))
+        monkeypatch.setitem(advice.STAGES, stage, lambda work, name=stage: StagePlan(name))
     config = load_config(None, (*SMALL, "dtype=float32"))
     assert preflight.plan(config, BIG).notes == []
     items = len(Run(config, ProgressReporter()).examples)

@@ -7,11 +7,10 @@ from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3TextConfig, S
 
 from isogloss.adapters.fit import linear_names
 from isogloss.adapters.generate import answers
-from isogloss.adapters.lora import TreeLora
+from isogloss.adapters.lora import TreeLora, lora_config
 from isogloss.data.chat import pad
 from isogloss.model.decoder import capture, head, last_hidden, layers_of
 from isogloss.model.load import check_base, check_logits, load_model
-from isogloss.train.stage1 import lora_everywhere
 
 IDS, MASK = pad([[5, 6, 7, 8], [9, 10]], 0)
 
@@ -76,7 +75,7 @@ def test_only_the_text_decoder_gets_adapters(seeing, five, tmp_path, tower, laye
 def test_stage_1_trains_only_the_text_decoder(seeing, tower):
     """Text does not reach the tower or the projector."""
     base = seeing(tower)
-    model = get_peft_model(base, lora_everywhere(base, 2))
+    model = get_peft_model(base, lora_config(base, 2, targets="all-linear", scaling=2.0))
     learns = [name for name, p in model.named_parameters() if p.requires_grad]
     assert len(learns) == 2 * 3 * 7
     assert all(".model.language_model.layers." in name for name in learns)

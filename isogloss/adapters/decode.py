@@ -5,8 +5,7 @@ tokens, so most of its time would go into rows that have ended, each with a prod
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
@@ -59,37 +58,40 @@ def decode(
     final = torch.tensor(list(ends), device=ids.device)
     places = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     placed = "position_ids" in inspect.signature(causal_of(model).forward).parameters
-    with _streaming(streamer, ids):
-        length = 0
-        while length < max_new_tokens:
-            named = {"position_ids": places} if placed else {}
-            found = model(
-                input_ids=ids,
-                attention_mask=mask,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-                **named,
-            )
-            cache = found.past_key_values
-            assert cache is not None
-            tokens = _drawn(found.logits[:, -1].float(), sample)
-            made[rows, length] = torch.where(over[rows], pad, tokens)
-            length += 1
-            if streamer is not None:
-                streamer.put(made[:, length - 1].cpu())
-            over[rows] |= torch.isin(tokens, final)
-            if stopped is not None:
-                over |= torch.tensor(stopped(made[:, :length]), device=over.device)
-            left = (~over[rows]).nonzero().flatten()
-            if not len(left):
-                break
-            if len(left) <= KEPT * len(rows) and _can_drop(cache):
-                cache.batch_select_indices(left)
-                rows, tokens, mask, places = rows[left], tokens[left], mask[left], places[left]
-                chosen(rows.tolist())
-            ids, places = tokens[:, None], places[:, -1:] + 1
-            mask = torch.cat([mask, torch.ones_like(ids)], 1)
+    if streamer is not None:
+        streamer.put(ids.cpu())
+    length = 0
+    while length < max_new_tokens:
+        named = {"position_ids": places} if placed else {}
+        found = model(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **named,
+        )
+        cache = found.past_key_values
+        assert cache is not None
+        tokens = _drawn(found.logits[:, -1].float(), sample)
+        made[rows, length] = torch.where(over[rows], pad, tokens)
+        length += 1
+        if streamer is not None:
+            streamer.put(made[:, length - 1].cpu())
+        over[rows] |= torch.isin(tokens, final)
+        if stopped is not None:
+            over |= torch.tensor(stopped(made[:, :length]), device=over.device)
+        left = (~over[rows]).nonzero().flatten()
+        if not len(left):
+            break
+        if len(left) <= KEPT * len(rows) and _can_drop(cache):
+            cache.batch_select_indices(left)
+            rows, tokens, mask, places = rows[left], tokens[left], mask[left], places[left]
+            chosen(rows.tolist())
+        ids, places = tokens[:, None], places[:, -1:] + 1
+        mask = torch.cat([mask, torch.ones_like(ids)], 1)
+    if streamer is not None:
+        streamer.end()
     count_generated(model, int((made[:, :length] != pad).sum()))
     return made[:, :length]
 
@@ -101,14 +103,3 @@ def _drawn(logits: Float[Tensor, "rows vocab"], sample: bool) -> Int[Tensor, " r
 def _can_drop(cache: Cache) -> bool:
     layers = getattr(cache, "layers", ())
     return bool(layers) and all(hasattr(layer, "batch_select_indices") for layer in layers)
-
-
-@contextmanager
-def _streaming(streamer: BaseStreamer | None, ids: Tensor) -> Iterator[None]:
-    """Send the prompts first; `end` follows unless there was an error."""
-    if streamer is None:
-        yield
-        return
-    streamer.put(ids.cpu())
-    yield
-    streamer.end()

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -127,7 +127,7 @@ def lora_config(
     model: nn.Module,
     rank: int,
     *,
-    targets: Sequence[str],
+    targets: Sequence[str] | Literal["all-linear"],
     scaling: float,
     layers: int | None = None,
     **more: Any,
@@ -135,6 +135,7 @@ def lora_config(
     """Return PEFT's configuration of a LoRA on the target modules of the lowest decoder layers, or of all.
 
     Args:
+        targets: Names of modules; "all-linear" for every linear layer of the text decoder.
         scaling: Factor on the adapter's output (PEFT's alpha / r).
         layers: Number of layers; None for all.
         more: Further fields of `LoraConfig`.
@@ -144,16 +145,19 @@ def lora_config(
         name = next(name for name, module in model.named_modules() if module is blocks)
         # Name the list explicitly, or PEFT could take an expert's index inside a layer for the layer index.
         more |= {"layers_to_transform": list(range(layers)), "layers_pattern": name.rpartition(".")[2]}
-    prefix = decoder_prefix(model)
-    if any(
-        not name.startswith(prefix) and name.rpartition(".")[2] in targets
-        for name, _ in causal_of(model).named_modules()
-    ):  # such as a vision tower, which text does not pass through
+    prefix, causal = decoder_prefix(model), causal_of(model)
+    outside = {name: one for name, one in causal.named_modules() if not name.startswith(prefix)}
+    if targets == "all-linear":
+        head = causal.get_output_embeddings()
+        met = any(isinstance(one, nn.Linear) and one is not head for one in outside.values())
+    else:
+        met = any(name.rpartition(".")[2] in targets for name in outside)
+    if met:  # such as a vision tower, through which text does not pass, so adapters would get no gradient
         more |= {"exclude_modules": rf"(?!{re.escape(prefix)}).*"}
     return LoraConfig(
         r=rank,
         lora_alpha=rank * scaling,  # type: ignore[arg-type]  # PEFT accepts floats
-        target_modules=list(targets),
+        target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),  # GPT-2's kind of linear layer
         **more,

@@ -263,13 +263,14 @@ class Distill(Optimisation):
     @model_validator(mode="after")
     def _heeded(self) -> "Distill":
         mute = "with kl_weight 0, as no prompt is distilled; set distill.kl_weight above 0"
+        unread = "unless distill.teacher_reads includes texts"
         retained = "with kl_weight and replay_fraction 0, as no teacher output is used"
         kept = self.form[0] == "top_k" and not self.scored_elsewhere
         return without_effect(
             self,
-            (not self.prompts_are_read, ["teacher_reads", "require_texts"], mute),
+            (not self.prompts_are_read, ["texts", "teacher_reads", "require_texts"], mute),
             (not self.kl_weight, ["divergence", "temperature"], mute),
-            ("texts" not in self.teacher_reads, ["require_texts"], "unless teacher_reads includes texts"),
+            ("texts" not in self.teacher_reads, ["texts", "require_texts"], unread),
             (self.scored_elsewhere, ["signal"], "if another model scores the tokens (always as top_k)"),
             (not self.kl_weight and not self.replay_fraction, ["signal", "top_k"], retained),
             (self.scored_elsewhere, ["top_k"], "if another model scores the tokens; set teacher.top_k"),

@@ -107,19 +107,6 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
-    def _texts_are_read(self) -> "Config":
-        if self.distill.texts is None:
-            return self
-        if not self.distill.prompts_are_read:
-            raise refusal(
-                "distill.texts",
-                "has no effect with kl_weight 0, as no prompt is distilled; set distill.kl_weight above 0",
-            )
-        if "texts" not in self.distill.teacher_reads:
-            raise refusal("distill.texts", "has no effect unless distill.teacher_reads includes texts")
-        return self
-
-    @model_validator(mode="after")
     def _wordings_exist(self) -> "Config":
         worded = (MassiveData, Sib200Data, XnliData, PawsxData)
         if self.tune.vary_wording and not any(isinstance(source, worded) for source in self.sources):

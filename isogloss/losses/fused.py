@@ -102,20 +102,12 @@ def announce(linear: nn.Linear, hidden: Tensor) -> None:
 
 
 def frozen_head(model: nn.Module) -> Head | None:
-    """Return the model's head if it is a plain frozen linear layer held whole on its device.
+    """Return the model's head if it is a plain frozen linear layer.
 
-    None if it is trained, quantised, adapted or sharded: `model.decoder.head` with autograd handles these.
+    None if it is trained or adapted: `model.decoder.head` with autograd handles these.
     """
     linear = causal_of(model).get_output_embeddings()
     if type(linear) is not nn.Linear or any(p.requires_grad for p in linear.parameters()):
-        return None
-    weight = linear.weight
-    if (
-        type(weight) is not nn.Parameter
-        or (weight.is_meta and hasattr(linear, "_hf_hook"))  # offloaded by accelerate
-        or weight.ndim != 2
-        or not weight.is_floating_point()
-    ):
         return None
     made = readout(model)
     return Head(linear, made.scale, made.cap)

@@ -44,10 +44,6 @@ class TopK:
     def __getitem__(self, tokens: Tensor | slice) -> "TopK":
         return TopK(self.ids[tokens], self.logprobs[tokens])
 
-    def split(self, size: int) -> "list[TopK]":
-        parts = zip(self.ids.split(size), self.logprobs.split(size), strict=True)
-        return [TopK(ids, logprobs) for ids, logprobs in parts]
-
     def to(self, device: torch.device) -> "TopK":
         return TopK(self.ids.to(device), self.logprobs.to(device))
 

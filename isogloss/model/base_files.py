@@ -123,19 +123,6 @@ def take_plainly(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.clean_up_tokenization_spaces = False
 
 
-def check_adapter(name: str, folder: str) -> None:
-    """Check that there is no adapter next to the weights, as transformers would load it too.
-
-    Raises:
-        ConfigError: There is one.
-    """
-    if (Path(folder) / "adapter_config.json").exists():
-        raise ConfigError(
-            f"model: {name} contains an adapter (adapter_config.json); name a folder without one, or merge "
-            "it into its base first"
-        )
-
-
 def check_weights(name: str, folder: str, shapes: dict[str, tuple[int, ...]]) -> None:
     """Check that a local folder's weights exist, are complete and match the shapes of its configuration.
 

@@ -26,7 +26,6 @@ from isogloss.data.templates import give_template
 from isogloss.data.tokens import special_ids
 from isogloss.errors import ConfigError
 from isogloss.model.base_files import (
-    check_adapter,
     check_weights,
     keep_ends,
     named,
@@ -150,7 +149,6 @@ def load_weights(name: str, dtype: torch.dtype, **more: Any) -> Any:
             raise
     model, told = both
     if getattr(model, "_hf_peft_config_loaded", False):
-        check_adapter(name, folder)
         raise ConfigError(f"model: {name} contains an adapter; name a model without one")
     if missing := sorted(told["missing_keys"]):
         raise ConfigError(f"model: {name} lacks the weights {', '.join(missing[:3])}; download it again")
@@ -167,8 +165,8 @@ def _gap_free(module: nn.Module, read: tuple[Tensor, ...]) -> tuple[Tensor, ...]
     return read[0].flatten().view_as(read[0]), *read[1:]
 
 
-def skeleton(name: str) -> PreTrainedModel:
-    """Return the model on the meta device: modules and shapes, without weights.
+def skeleton(name: str, **how: Any) -> PreTrainedModel:
+    """Return the model on the meta device: modules and shapes, without weights; `how` goes to `from_config`.
 
     Raises:
         ConfigError: The configuration cannot be loaded or is not supported.
@@ -182,7 +180,7 @@ def skeleton(name: str) -> PreTrainedModel:
                 f"model: {name} is a {text.model_type}, a decoder without attention; choose another"
             )
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(config, **how)
 
 
 def check_base(name: str, tokenizer: PreTrainedTokenizerBase, *, weights: bool = True) -> None:
@@ -297,7 +295,11 @@ def in_parts(model: nn.Module) -> None:
 
 def _checked_folder(name: str) -> str:
     folder = model_folder(name)
-    check_adapter(folder, folder)
+    if (Path(folder) / "adapter_config.json").exists():  # transformers would load it too
+        raise ConfigError(
+            f"model: {folder} contains an adapter (adapter_config.json); name a folder without one, or merge "
+            "it into its base first"
+        )
     looks_local = folder.startswith((".", "/", "~")) or Path(folder).exists()
     if looks_local and not (Path(folder) / "config.json").exists():
         raise ConfigError(f"model: {folder} has no config.json; name a folder that save_pretrained wrote")

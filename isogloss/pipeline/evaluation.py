@@ -25,7 +25,7 @@ from isogloss.pipeline.suite_scores import (
     measuring,
     score_after,
     shared_before,
-    write_before,
+    write_side,
 )
 from isogloss.teacher.texts import node_texts
 
@@ -68,7 +68,7 @@ def run_evaluate(run: Run, kept: Path | None = None) -> None:
         # Drop the suite's scores until both sides are rewritten, so that they never mix old and new answers.
         if scores["suites"].pop(name, None):
             write_json(file, scores | {"summary": {}})
-        write_before(run, loaded[name], found[name])
+        write_side(run, loaded[name], "before", found[name].side)
         with spending(costs[name], adapters.model, adapters.met):
             scores["suites"][name] = score_after(run, aligned, plain, loaded[name], found[name])
         scores["summary"] = _summary(run, scores)

@@ -69,11 +69,6 @@ def score_before(run: Run, plain: retrieval.Model, suite: SuiteData) -> Before:
     return Before(side, english, mastery, retriever, family)
 
 
-def write_before(run: Run, suite: SuiteData, before: Before) -> None:
-    """Write the reference model's answers to `predictions/`."""
-    _write_side(run, suite, "before", before.side)
-
-
 def score_after(
     run: Run, aligned: retrieval.Model, plain: retrieval.Model, suite: SuiteData, before: Before
 ) -> dict:
@@ -90,7 +85,7 @@ def score_after(
         now = runner.english_right(suite, given.texts)
         after["retention"] = estimates.retention(right, now, run.config.seed)
     side.by_task["accuracy"] = _with_english(suite, side, given)
-    _write_side(run, suite, "after", side)
+    write_side(run, suite, "after", side)
     sides = {"before": (before.english, before.side), "after": (given, side)}
     more = {phase: _official(run, suite, phase, own.texts, one) for phase, (own, one) in sides.items()}
     family = runner.family(suite, given.texts, given.rankings, side, run.config.seed)
@@ -185,7 +180,8 @@ def _official(
     return found.plain()
 
 
-def _write_side(run: Run, suite: SuiteData, phase: str, side: runner.Side) -> None:
+def write_side(run: Run, suite: SuiteData, phase: str, side: runner.Side) -> None:
+    """Write the answers of one side (`before` or `after`), and what was hit, to `predictions/`."""
     stem = run.folder / "predictions" / f"{suite.name}.{phase}"
     write_lines(stem.with_name(stem.name + ".jsonl"), side.predictions)
     hits = {

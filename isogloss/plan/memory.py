@@ -8,46 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers import (
-    AutoModelForCausalLM,
     PretrainedConfig,
-    PreTrainedModel,
 )
 
 from isogloss.adapters.lora import TreeLora
-from isogloss.errors import ConfigError
 from isogloss.losses.fused import chunk_size
 from isogloss.model.attention import thrifty_attention
-from isogloss.model.base_files import read_config
 from isogloss.model.branches import branched_hidden
 from isogloss.model.decoder import decoder_of, head, last_hidden, layers_of, readout
-from isogloss.model.load import model_folder
 from isogloss.model.shapes import ShapesOnly
 from isogloss.model.standardise import Statistics
 from isogloss.train.batch import Batch, Options, Sample, Twins, collate
 from isogloss.train.objective import WEIGHED, Weights, batch_losses
-
-
-def meta_model(name: str, dtype: torch.dtype, *, gpu: bool) -> PreTrainedModel:
-    """Build a model on the meta device, with the same attention implementation as `load_model`.
-
-    Args:
-        name: Folder or Hub name of the model.
-        dtype: Dtype of the weights.
-        gpu: Whether it will run on a GPU.
-
-    Raises:
-        ConfigError: There is no config.json.
-    """
-    folder = model_folder(name)
-    try:
-        config = read_config(name, folder)
-    except OSError as error:
-        raise ConfigError(f"model: {name} has no config.json that transformers reads") from error
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=None if gpu else "eager"
-        )
-    return model.eval()
 
 
 class Alive(ShapesOnly):

@@ -23,10 +23,8 @@ from isogloss.adapters.fit import refuse_misfit
 from isogloss.config import Config
 from isogloss.config.defaults import explain, facts_of
 from isogloss.pipeline.english import asks
-from isogloss.plan.advice import advise
-from isogloss.plan.evaluation import evaluate_plan
+from isogloss.plan.advice import STAGES, advise
 from isogloss.plan.machine import Machine
-from isogloss.plan.stages import distill_plan, tune_plan
 from isogloss.plan.work import StagePlan, Work
 
 
@@ -77,7 +75,7 @@ def plan(config: Config, machine: Machine) -> Plan:
     """
     refuse_misfit(config)
     work = Work(config, machine)
-    stages = [tune_plan(work), distill_plan(work), evaluate_plan(work)]
+    stages = [stage(work) for stage in STAGES.values()]
     found = Plan(machine, stages, work.notes)
     for name, one in (("tune", config.tune), ("distill", config.distill)):
         if one.batch_size % (parts := machine.devices * one.gradient_accumulation_steps):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from isogloss.adapters.lora import TreeLora
+from isogloss.adapters.lora import TreeLora, lora_config
 from isogloss.config import Distill
 from isogloss.data.chat import encode_prompt
 from isogloss.errors import DataError
@@ -25,7 +25,6 @@ from isogloss.teacher.signals import Signal
 from isogloss.train.batch import Sample
 from isogloss.train.objective import Weights
 from isogloss.train.order import row_order, training_order
-from isogloss.train.stage1 import lora_everywhere
 from isogloss.train.stage2 import layer_of, weights_of
 
 READ_TOGETHER = 64
@@ -60,7 +59,7 @@ def tune_plan(work: Work) -> StagePlan:
         from peft import get_peft_model
 
         base = work.model(work.dtype)
-        model = get_peft_model(base, lora_everywhere(base, settings.lora_rank))
+        model = get_peft_model(base, lora_config(base, settings.lora_rank, targets="all-linear", scaling=2.0))
         trained = parameter_bytes(model, adapters=True)
     else:
         model.requires_grad_(True)
@@ -70,7 +69,7 @@ def tune_plan(work: Work) -> StagePlan:
         width = max(lengths[n] for n in numbers)
         responses = sum(len(row.response) for row in rows)
         again = 2 if responses > chunk_size(model, machine.gpu) else 1
-        _count(meter, len(rows), width, again * responses, backward=True, taught=responses)
+        _count(meter, len(rows), width, again * responses, taught=responses)
         found.tokens_forwarded += sum(lengths[n] for n in numbers)
     found.tokens_backpropagated = found.tokens_forwarded
     found.flops = meter.flops
@@ -102,7 +101,7 @@ def _count_difficulty(found: StagePlan, work: Work, model: nn.Module, lengths: S
     share, answers = work.scored / len(lengths), [len(row.response) for row in work.english]
     bare = len(encode_prompt(work.tokenizer, ""))
     for texts in (lengths, [bare + answer for answer in answers]):
-        found.flops += share * _reading(model, texts, READ_TOGETHER, off=True, heads=answers)
+        found.flops += share * _reading(model, texts, answers)
         found.tokens_forwarded += round(share * sum(texts))
 
 
@@ -119,11 +118,11 @@ def distill_plan(work: Work) -> StagePlan:
     branches = settings.hears_itself and attends_alone(model)
     read = _read(rows, settings, branches)
     found.tokens_forwarded = read.tokens
-    found.flops = sum(_reading(model, some, READ_TOGETHER, off=True) for some in read.privileged)
-    found.flops += _reading(model, read.sets, READ_TOGETHER, off=True, heads=read.options)
+    found.flops = sum(_reading(model, some) for some in read.privileged)
+    found.flops += _reading(model, read.sets, read.options)
     # The twins' forward pass stops at the layer of the hidden-state term.
     share = 1.0 if work.parts > 1 else layer_of(model, settings) / len(layers_of(model))
-    found.flops += share * _reading(model, read.twins, READ_TOGETHER, off=True)
+    found.flops += share * _reading(model, read.twins)
     others = [_options(row) if branches else [] for row in rows]
     lengths = [
         len(row.student.prompt) + len(row.student.response) + sum(map(len, more))
@@ -151,7 +150,7 @@ def distill_plan(work: Work) -> StagePlan:
             meter.read(len(numbers), width, backward=True, depth=layer_of(model, settings))
             found.tokens_backpropagated += sum(lengths[n] for n in numbers)
             continue
-        _count(meter, len(numbers), width, heads, backward=True, taught=taught)
+        _count(meter, len(numbers), width, heads, taught=taught)
         found.tokens_backpropagated += sum(lengths[n] for n in numbers)
     found.tokens_forwarded += found.tokens_backpropagated
     found.flops += meter.flops
@@ -312,30 +311,21 @@ def _sample(
 # --- counts
 
 
-def _count(
-    meter: Meter, rows: int, width: int, heads: int, *, backward: bool = False, taught: int = 0
-) -> None:
-    """Add a batch to the meter: the head processes `heads` tokens, of which `taught` have a gradient."""
-    meter.read(rows, width, backward=backward)
-    meter.project(taught, backward=backward)
+def _count(meter: Meter, rows: int, width: int, heads: int, *, taught: int) -> None:
+    """Add a step to the meter: the head processes `heads` tokens, of which `taught` have a gradient."""
+    meter.read(rows, width, backward=True)
+    meter.project(taught, backward=True)
     meter.project(heads - taught)
 
 
-def _reading(
-    model: nn.Module,
-    lengths: Sequence[int],
-    together: int,
-    *,
-    off: bool = False,
-    heads: Sequence[int] = (),
-) -> float:
-    """Return the FLOPs of forward passes over texts batched by length; `heads`: tokens through the head."""
-    meter = Meter(model, 0.0 if off else 1.0)
+def _reading(model: nn.Module, lengths: Sequence[int], heads: Sequence[int] = ()) -> float:
+    """Return the FLOPs of forward passes over texts, without adapters; `heads`: tokens through the head."""
+    meter = Meter(model, 0.0)
     meter.project(sum(heads))
     ordered = sorted(lengths)
-    for start in range(0, len(ordered), together):
-        some = ordered[start : start + together]
-        _count(meter, len(some), some[-1], 0)
+    for start in range(0, len(ordered), READ_TOGETHER):
+        some = ordered[start : start + READ_TOGETHER]
+        meter.read(len(some), some[-1])
     return meter.flops
 
 

@@ -26,11 +26,11 @@ from isogloss.model.load import (
     check_base,
     load_tokenizer,
     model_folder,
+    skeleton,
 )
 from isogloss.pipeline.folder import ProgressReporter, Run
 from isogloss.pipeline.training_rows import foreseen_rows
 from isogloss.plan.machine import Machine
-from isogloss.plan.memory import meta_model
 from isogloss.teacher.rows import Row
 from isogloss.train.stage1 import english_rows, longest_row, within
 
@@ -119,8 +119,9 @@ class Work:
         return self.machine.devices if self.config.shard else 1
 
     def model(self, dtype: torch.dtype) -> PreTrainedModel:
-        """Return the model on the meta device."""
-        return meta_model(self.config.model, dtype, gpu=self.machine.gpu)
+        """Return the model on the meta device, with the attention that `load_model` picks on the machine."""
+        attention = None if self.machine.gpu else "eager"
+        return skeleton(self.config.model, dtype=dtype, attn_implementation=attention).eval()
 
     def adapters(self) -> TreeLora:
         run = Run(self.config, ProgressReporter())

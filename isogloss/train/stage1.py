@@ -1,19 +1,18 @@
 """Stage 1: fine-tune the base on selected English instructions; the result is the reference model."""
 
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from isogloss import processes
 from isogloss.adapters.generate import PROMPTS, end_with_turn, in_batches
+from isogloss.adapters.lora import lora_config
 from isogloss.config import Config, Tune
 from isogloss.data import selection
 from isogloss.data.chat import Encoded, encode, surely_within
@@ -23,7 +22,7 @@ from isogloss.errors import ConfigError
 from isogloss.files import naming
 from isogloss.languages import SOURCE
 from isogloss.losses.fused import token_log_probs
-from isogloss.model.decoder import causal_of, decoder_of, decoder_prefix, last_hidden, most_tokens, parts_of
+from isogloss.model.decoder import causal_of, decoder_of, last_hidden, most_tokens, parts_of
 from isogloss.model.load import load_weights, notices_folder, pad_id, positions
 from isogloss.notices import write_derived_card
 from isogloss.progress import Progress
@@ -37,27 +36,6 @@ ADAPTER = "stage1_adapter"
 USUAL = 2_048
 """Default maximum tokens per row of stage 1, if the model has as many positions."""
 CARD = "# A base tuned on English instructions: the reference model of a run of isogloss"
-
-
-def lora_everywhere(model: torch.nn.Module, rank: int) -> LoraConfig:
-    """Return stage 1's LoRA configuration: every linear layer of the text decoder.
-
-    A vision tower is excluded: text does not pass through it, so its adapters would get no gradient.
-    """
-    prefix = decoder_prefix(model)
-    top = model.get_output_embeddings()  # type: ignore[operator]
-    outside = any(
-        isinstance(module, torch.nn.Linear) and module is not top and not name.startswith(prefix)
-        for name, module in model.named_modules()
-    )
-    return LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules="all-linear",
-        exclude_modules=rf"(?!{re.escape(prefix)}).*" if outside else None,
-        task_type="CAUSAL_LM",
-        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),  # GPT-2's kind of linear layer
-    )
 
 
 def english_rows(examples: Sequence[ParallelExample], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
@@ -167,7 +145,8 @@ def tune(
     base.config.use_cache = False
     if settings.method == "lora":
         torch.manual_seed(seed)
-        model: torch.nn.Module = get_peft_model(base, lora_everywhere(base, settings.lora_rank))
+        adapter = lora_config(base, settings.lora_rank, targets="all-linear", scaling=2.0)
+        model: torch.nn.Module = get_peft_model(base, adapter)
     else:
         base.requires_grad_(False)
         top: Any = base.get_output_embeddings()

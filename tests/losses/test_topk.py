@@ -29,7 +29,7 @@ def test_the_likeliest_tokens_keep_their_dense_probabilities():
 def test_splitting_and_indexing_keep_pairs_together():
     """Chunks, masks and joined rows apply to both tensors."""
     top = TopK.of(random_logits(7, 20), 3)
-    joined = TopK.cat(top.split(3))
+    joined = TopK.cat([top[:3], top[3:]])
     assert torch.equal(joined.ids, top.ids) and torch.equal(joined.logprobs, top.logprobs)
     mask = torch.tensor([True, False, True, False, False, True, False])
     assert torch.equal(top[mask].ids, top.ids[[0, 2, 5]])
