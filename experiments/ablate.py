@@ -24,7 +24,7 @@ def ablate(
         typer.Option(
             metavar="NAME",
             help="families, random, flat, shared, no-hidden, no-kl, with-kl, no-texts, no-english, "
-            "no-replay, sft, or your own as 'NAME: a.b=c d.e=f'; repeatable. Default: the five trees.",
+            "no-replay, sft, or your own as 'NAME: a.b=c d.e=f'; repeatable. Default: the four trees.",
         ),
     ] = None,
     items: Annotated[

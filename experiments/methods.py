@@ -64,11 +64,20 @@ GRPO: Settings = {
 }
 BEHIND_SFT: Settings = {**GRPO, "learning_rate": 1e-4}
 DCO: Settings = {"learning_rate": 1e-3, "beta": 1.0}
-FOR_DEMO: Mapping[str, Settings] = {"sft": SFT, "dco": DCO, "dpo": DPO, "grpo": GRPO, "sft-grpo": BEHIND_SFT}
+FOR_DEMO: Mapping[str, Settings] = {
+    "sft": SFT,
+    "sequence": SFT,
+    "dco": DCO,
+    "dpo": DPO,
+    "grpo": GRPO,
+    "sft-grpo": BEHIND_SFT,
+}
 """Settings of the methods on the demo model; docs/baselines.md says how they were chosen."""
+_SFT: Settings = {"learning_rate": 5e-4}
 _GROUPS = {"learning_rate": 1e-4, "per_device_train_batch_size": 32}
 FOR_OTHERS: Mapping[str, Settings] = {
-    "sft": {"learning_rate": 5e-4},
+    "sft": _SFT,
+    "sequence": _SFT,
     "dco": {"learning_rate": 5e-4, "beta": 1.0},
     "dpo": {**DPO, "learning_rate": 1e-4},
     "grpo": {**GRPO, **_GROUPS},
@@ -243,7 +252,7 @@ METHODS: Mapping[str, Method] = {
 def settings_of(method: str, config: Config) -> Settings:
     """Return the trainer settings of a method for a run's model; empty for ours and its variants."""
     given = FOR_DEMO if config.model == EMBEDDED else FOR_OTHERS
-    return given.get("sft" if method == "sequence" else method, {})
+    return given.get(method, {})
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
@@ -255,7 +264,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     name, colon, rest = text.partition(":")
     if name not in METHODS:
         raise ConfigError(f"--method {text}: unknown; choose from {', '.join(METHODS)}")
-    known = FOR_OTHERS.get("sft" if name == "sequence" else name, {})
+    known = FOR_OTHERS.get(name, {})
     changes = {setting: value for setting, _, value in (change.partition("=") for change in rest.split())}
     if colon and (not changes or not all(changes.values()) or not changes.keys() <= known.keys()):
         takes = f"known settings: {', '.join(known)}" if known else "it has no settings here"

@@ -76,7 +76,7 @@ class Screen:
                 recent.append((now, done))
             if now - said >= self.every and 0 < done < of:
                 said = now
-                (then, before), *_ = recent
+                then, before = recent[0]
                 rest = (now - then) * (of - done) / (done - before) if done > before else None
                 left = f", {clock_time(rest)} left" if rest is not None else ""
                 print_line(f"  {what}: {100 * done // of} %{left}")

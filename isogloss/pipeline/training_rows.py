@@ -243,10 +243,9 @@ def foreseen_rows(run: Run, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     pairs = translation_examples(run.pairs(run.taught, "translation"))
     bare = run.pairs(run.taught, "alignment")
     chosen = chosen_for(run, run.examples, run.taught, english)
-    for code in [code for code, those in chosen.items() if not those]:
-        responses = run.config.distill.responses
-        lack = partial(_lack, english=english, responses=responses)
-        raise DataError(nothing_in(code, left_out(run.examples, [code], lack)))
+    if empty := [code for code, those in chosen.items() if not those]:
+        lack = partial(_lack, english=english, responses=run.config.distill.responses)
+        raise DataError(nothing_in(empty[0], left_out(run.examples, empty[:1], lack)))
     rows = rows_with_responses(run, tokenizer, chosen, english, run.tree, pairs, bare)
     return rows + _bare_rows(run, tokenizer, bare, rows)
 
