@@ -29,7 +29,7 @@ from isogloss.model.load import pick_dtype
 from isogloss.model.standardise import Statistics, standardised, statistics_of
 from isogloss.teacher.prompts import privileged_text
 from isogloss.teacher.texts import node_texts
-from isogloss.train.stage2 import NAMED
+from isogloss.train.stage2 import TARGET_PERPLEXITY
 
 
 class Row(NamedTuple):
@@ -168,7 +168,8 @@ def distill(run: Path, language: str, steps: int) -> list[dict[str, float]]:
     statistics = statistics_of(twins)
     twins = standardised(twins, statistics)
     # By default, the target spreads over ten twins on average.
-    tau = settings.similarity_temperature or temperature_of(twins, min(NAMED, max(2.0, len(rows) / 4)))
+    wanted = min(TARGET_PERPLEXITY, max(2.0, len(rows) / 4))
+    tau = settings.similarity_temperature or temperature_of(twins, wanted)
 
     curve = []
     for step in range(steps):

@@ -36,11 +36,12 @@ def run(config: str | Path | None = None, **overrides: Any) -> Path:
         places=True,
     )
     from isogloss.pipeline import checks, stages
-    from isogloss.pipeline.folder import ProgressReporter, Run, open_run
+    from isogloss.pipeline.folder import ProgressReporter, Run, open_folder
 
     job = Run(settings, ProgressReporter())
     checks.check(job)
-    stages.run_all(open_run(settings))
+    open_folder(job)
+    stages.run_all(job)
     return settings.run
 
 

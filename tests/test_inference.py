@@ -4,9 +4,9 @@ from itertools import islice
 
 import pytest
 
-from isogloss.adapters.generate import in_batches
 from isogloss.errors import RunError
 from isogloss.inference import Aligned
+from isogloss.model.decoder import by_length
 
 TEXTS = [
     "Habari za asubuhi, rafiki yangu",
@@ -31,9 +31,9 @@ def test_a_mixed_batch_gives_the_answers_of_each_language_alone(aligned):
 def test_batches_keep_to_the_limits_of_rows_and_tokens():
     """Padding counts; a row over the limit gets a batch of its own."""
     encoded = [[0] * length for length in (2, 2, 3, 5, 20)]
-    assert list(in_batches(range(5), encoded, rows=2, tokens=9)) == [[0, 1], [2], [3], [4]]
-    assert list(in_batches(range(5), encoded, rows=4, tokens=12)) == [[0, 1, 2], [3], [4]]
-    assert list(in_batches([], [], rows=4, tokens=12)) == []
+    assert list(by_length(encoded, rows=2, tokens=9)) == [[0, 1], [2], [3], [4]]
+    assert list(by_length(encoded, rows=4, tokens=12)) == [[0, 1, 2], [3], [4]]
+    assert list(by_length([], rows=4, tokens=12)) == []
 
 
 def test_the_language_is_detected_if_none_is_given(aligned):

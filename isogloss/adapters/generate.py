@@ -16,7 +16,14 @@ from isogloss.adapters.lora import TreeLora
 from isogloss.data.chat import encode_prompt, end_of_turn
 from isogloss.data.text import canonical
 from isogloss.errors import RunError
-from isogloss.model.decoder import causal_of, keeps_keys_alone, most_tokens, padded, text_config
+from isogloss.model.decoder import (
+    by_length,
+    causal_of,
+    keeps_keys_alone,
+    most_tokens,
+    padded,
+    text_config,
+)
 from isogloss.model.load import pad_id, positions_of
 from isogloss.model.prefix import Prefix
 
@@ -79,10 +86,9 @@ def answers_to(
         languages: Language of each row, which selects its adapter path; None for the reference model.
         sample: Sample from the model's distribution instead of greedy decoding.
     """
-    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     found = [Answer("", ended=False)] * len(prompts)
     ends, done = set(stops(model, tokenizer)), 0
-    for chosen in in_batches(order, prompts, batch, most_tokens(model, PROMPTS)):
+    for chosen in by_length(prompts, batch, most_tokens(model, PROMPTS)):
         made = complete(
             model,
             tokenizer,
@@ -98,26 +104,8 @@ def answers_to(
         texts = tokenizer.batch_decode(before, skip_special_tokens=True)
         for number, text, tokens in zip(chosen, texts, rows, strict=True):
             found[number] = Answer(canonical(text).strip(), ended=not ends.isdisjoint(tokens))
-        progress(done := done + len(chosen), len(order))
+        progress(done := done + len(chosen), len(prompts))
     return found
-
-
-def in_batches(
-    order: Sequence[int], encoded: Sequence[Sequence[int]], rows: int, tokens: float
-) -> Iterator[list[int]]:
-    """Yield batches of row numbers, with at most `rows` rows and `tokens` tokens (padding included) each.
-
-    Args:
-        order: Row numbers, shortest row first.
-    """
-    made: list[int] = []
-    for number in order:
-        if made and (len(made) == rows or (len(made) + 1) * len(encoded[number]) > tokens):
-            yield made
-            made = []
-        made.append(number)
-    if made:
-        yield made
 
 
 @torch.no_grad()

@@ -37,8 +37,8 @@ class Routing:
     """The adapter rows that each row of the current batch uses; one instance serves all adapters.
 
     Batch rows of one language use the same adapter rows, so weights are gathered once per *distinct* path.
-    Shorter paths are padded on the left with rows that are scaled to zero. Without gradients, gathered rows
-    are cached until the path changes, because generation would otherwise gather them again for every token.
+    Shorter paths are padded on the left with rows that are scaled to zero. Without gradients, the rows
+    of a batch are cached until the path changes, as generation would otherwise select them for every token.
 
     There are two equivalent methods. `gather` returns the path's rows for each batch row: as many products as
     the path is wide. `shared` returns the union of all paths with a mask: more products, but in one plain

@@ -46,7 +46,7 @@ ConfigFile = Annotated[
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", parser=path_of, help="Run folder.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, e.g. distill.epochs=2; repeatable."),
+    typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, e.g. evaluate.items=9; repeatable."),
 ]
 DataRoot = Annotated[
     Path | None,

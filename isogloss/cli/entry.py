@@ -72,7 +72,8 @@ def main(arguments: Sequence[str] | None = None, app: typer.Typer = app, name: s
         path = error.ctx.command_path if error.ctx else "isogloss"
         _refuse(f"{' '.join(error.format_message().split())} See `{path} --help`.")
     except (KeyboardInterrupt, typer.Abort):
-        err.print("stopped; the same command resumes from what was saved")
+        kept = not words or words[0] not in UNSAVED
+        err.print("stopped; the same command resumes from what was saved" if kept else "stopped")
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has exited
         sys.stdout = None  # type: ignore[assignment]  # so that nothing is flushed at exit
@@ -86,6 +87,8 @@ def main(arguments: Sequence[str] | None = None, app: typer.Typer = app, name: s
 USAGE_ERROR: Any = typer.BadParameter.__base__
 """Raised by Typer for an unknown command or option, or a missing argument."""
 INTERRUPTED = 130
+UNSAVED = ("ask", "plan", "compare", "check-leaks", "teacher-gain", "teacher-prompt")
+"""Commands that only print, so that nothing is left to resume."""
 
 
 def _refuse(lines: str) -> None:

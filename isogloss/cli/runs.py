@@ -49,10 +49,11 @@ def open_job(settings: Config) -> "Run":
     """Open a run and create its folder, after checking that everything it needs exists."""
     job = prepare(settings)
     from isogloss.pipeline import checks
-    from isogloss.pipeline.folder import open_run
+    from isogloss.pipeline.folder import open_folder
 
     checks.check(job)
-    return open_run(settings, job.reporter)
+    open_folder(job)
+    return job
 
 
 def load_job(run_folder: Path, data_root: Path | None = None) -> "Run":

@@ -60,7 +60,7 @@ def tune(
 
 
 def distill(config: ConfigFile = None, set_: Overrides = None, data_root: DataRoot = None) -> None:
-    """Stage 2: train one adapter per language; if distill.kl_weight is above 0, distil prompts into it."""
+    """Stage 2: train the adapters of all languages on the frozen model."""
     settings = settings_of(config, set_, data_root)
     require(settings.run, TUNED)
     job = open_job(settings)

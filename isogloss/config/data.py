@@ -84,7 +84,8 @@ class PawsxData(LabelledData):
 
 
 class MlqaData(LabelledData):
-    """MLQA: questions about a passage, answered with words from it."""
+    """MLQA: questions about a passage, answered with words from it. Stage 2 only uses them with the data's
+    answers in each language (`responses: all`), as English ones would make the model answer in English."""
 
     type: Literal["mlqa"] = "mlqa"
     """The part of MLQA's dev set that evaluation never reports."""

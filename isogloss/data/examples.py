@@ -20,8 +20,8 @@ class ParallelExample:
         turns: The turn in each language, by our language code.
         options: For a closed task, by language, the wording of each possible answer; None for an open task.
         source: Index of its source in the settings.
-        own_response: Train on its responses as they are, whatever `distill.responses` says: they are
-            translations, not answers.
+        own_response: Train on its responses as they are, whatever `distill.responses` says: no English answer
+            can replace a translation, or words of a passage. Without a response, it is not used in stage 2.
         wordings: Other wordings of the English instruction that ask for the same answer. Only stage 1 reads
             them (`tune.vary_wording`); everything else takes the instruction as it stands in `turns`.
     """

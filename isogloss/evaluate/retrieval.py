@@ -9,7 +9,6 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from isogloss.adapters.generate import in_batches
 from isogloss.adapters.lora import TreeLora
 from isogloss.config import Evaluate
 from isogloss.data.chat import pad
@@ -17,7 +16,7 @@ from isogloss.data.tokens import encode_text
 from isogloss.evaluate.items import SuiteData
 from isogloss.evaluate.metrics import Retrieval, retrieve, same_targets
 from isogloss.languages import SOURCE
-from isogloss.model.decoder import layers_of, mean_pool, most_tokens, states_up_to
+from isogloss.model.decoder import by_length, layers_of, mean_pool, most_tokens, padded, states_up_to
 from isogloss.model.load import pad_id
 from isogloss.model.standardise import FEWEST, Statistics, standardised, statistics_of
 from isogloss.progress import Progress
@@ -95,18 +94,16 @@ def embed(
         done: Called after each batch with its number of texts.
     """
     model, tokenizer, adapters = subject.model, subject.tokenizer, subject.adapters
-    device = next(model.parameters()).device
     encoded = [encode_text(tokenizer, text) for text in texts]
     rows = [ids for ids, _ in encoded]
-    order = sorted(range(len(texts)), key=lambda number: len(rows[number]))
     found: dict[int, list[Tensor]] = {layer: [torch.empty(0)] * len(texts) for layer in layers}
-    for chosen in in_batches(order, rows, batch, most_tokens(model)):
-        ids, mask = (t.to(device) for t in pad([list(rows[i]) for i in chosen], pad_id(tokenizer)))
+    for chosen in by_length(rows, batch, most_tokens(model)):
+        ids, mask = padded(model, [rows[i] for i in chosen], pad_id(tokenizer))
         own, _ = pad([[int(one) for one in encoded[i][1]] for i in chosen], 0)
         if adapters is not None:
             adapters.set_path([language] * len(chosen))
         for layer, states in states_up_to(model, ids, mask, layers).items():
-            for number, vector in zip(chosen, mean_pool(states, own.to(device)), strict=True):
+            for number, vector in zip(chosen, mean_pool(states, own.to(ids.device)), strict=True):
                 found[layer][number] = vector
         done(len(chosen))
     if adapters is not None:

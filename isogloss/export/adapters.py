@@ -22,10 +22,11 @@ from transformers import GenerationConfig
 
 from isogloss.adapters.generate import complete, end_with_turn
 from isogloss.adapters.lora import TreeLora
-from isogloss.data.chat import encode_prompt, pad
+from isogloss.data.chat import encode_prompt
 from isogloss.errors import DataError, RunError
 from isogloss.files import locked, naming, read_json
 from isogloss.languages import SOURCE, resolve
+from isogloss.model.decoder import padded
 from isogloss.model.load import load_model, notices_folder, pad_id, positions_of
 from isogloss.notices import write_derived_card
 from isogloss.pipeline.folder import Run
@@ -223,11 +224,10 @@ def _prompts(run: Run, code: str) -> list[tuple[int, ...]]:
 @torch.no_grad()
 def _logits(model: Any, prompts: Sequence[Sequence[int]], run: Run) -> Float[Tensor, "tokens vocab"]:
     """Return the logits at the last tokens of every prompt: those of a vocabulary take a lot of memory."""
-    ids, mask = pad([list(prompt) for prompt in prompts], pad_id(run.tokenizer))
-    device = next(model.parameters()).device
-    found = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+    ids, mask = padded(model, prompts, pad_id(run.tokenizer))
+    found = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     from_end = mask.flip(1).cumsum(1).flip(1)
-    return found[(mask.bool() & (from_end <= LAST)).to(device)].float().cpu()
+    return found[mask.bool() & (from_end <= LAST)].float().cpu()
 
 
 def _answers(adapters: TreeLora, prompts: Sequence[Sequence[int]], run: Run, code: str) -> list[list[int]]:

@@ -189,8 +189,8 @@ def similarity(
     would keep pushing a row away from twins of similar wording, to where the layers above cannot read it.
 
     Args:
-        student: Mean-pooled hidden states of the instructions.
-        twins: Mean-pooled hidden states of the English twins, each meaning once; without gradient.
+        student: Standardised mean-pooled hidden states of the instructions.
+        twins: The same of the English twins, each meaning once; without gradient.
         own: Index of each row's twin.
         temperature: Divides the cosines; a lower value concentrates on the nearest twins.
     """
@@ -207,7 +207,7 @@ def perplexity(twins: Float[Tensor, "meanings hidden"], temperature: float) -> f
     It is 1 for a one-hot target and the number of meanings for a uniform one; near either, the target does
     not tell which meanings are alike.
     """
-    return _named(_cosines(twins), temperature)
+    return _perplexity(_cosines(twins), temperature)
 
 
 def temperature_of(twins: Float[Tensor, "meanings hidden"], wanted: float) -> float:
@@ -218,7 +218,7 @@ def temperature_of(twins: Float[Tensor, "meanings hidden"], wanted: float) -> fl
     low, high, cosines = 1e-3, 10.0, _cosines(twins)
     while high / low > 1.01:
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if _named(cosines, middle) < wanted else (low, middle)
+        low, high = (middle, high) if _perplexity(cosines, middle) < wanted else (low, middle)
     return math.sqrt(low * high)
 
 
@@ -232,7 +232,7 @@ def _cosines(twins: Float[Tensor, "meanings hidden"]) -> Float[Tensor, "some mea
     return units[some] @ units.T
 
 
-def _named(cosines: Float[Tensor, "some meanings"], temperature: float) -> float:
+def _perplexity(cosines: Float[Tensor, "some meanings"], temperature: float) -> float:
     log_p = F.log_softmax(cosines / temperature, dim=-1)
     return (-(log_p.exp() * log_p).sum(-1)).exp().mean().item()
 

@@ -178,6 +178,23 @@ def padded(
     return ids.to(device), mask.to(device)
 
 
+def by_length(texts: Sequence[Sequence[int]], rows: int, tokens: float = math.inf) -> Iterator[list[int]]:
+    """Yield the indices of the texts, shortest first, in batches.
+
+    Args:
+        rows: Maximum texts per batch.
+        tokens: Maximum tokens per batch, padding included.
+    """
+    made: list[int] = []
+    for number in sorted(range(len(texts)), key=lambda number: len(texts[number])):
+        if made and (len(made) == rows or (len(made) + 1) * len(texts[number]) > tokens):
+            yield made
+            made = []
+        made.append(number)
+    if made:
+        yield made
+
+
 @torch.no_grad()
 def response_states(
     model: nn.Module, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int

@@ -1,8 +1,9 @@
-"""Standardise sentence vectors per language: subtract the mean, divide by the standard deviation.
+"""Standardise sentence vectors: subtract the mean of each dimension, divide by its standard deviation.
 
 A few dimensions of a decoder's hidden states are hundreds of times larger than the rest and hardly vary
-between sentences, so they dominate a plain cosine.
-Flow: vectors of one language → statistics_of → Statistics; any vectors of that language → standardised.
+between sentences, so they dominate a plain cosine. Retrieval standardises each language with its own
+statistics; the hidden-state term standardises all languages with those of English.
+Flow: vectors → statistics_of → Statistics; any vectors → standardised.
 """
 
 from dataclasses import dataclass

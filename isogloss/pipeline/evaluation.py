@@ -127,7 +127,7 @@ def run_transfer(run: Run, languages: Sequence[str], suites: Sequence[str]) -> l
         ConfigError: A language was taught.
         DataError: No suite has one of the languages.
     """
-    if taught := [code for code in languages if code in run.taught]:
+    if taught := [code for code in languages if code in (SOURCE, *run.taught)]:
         raise ConfigError(f"{', '.join(taught)} was taught; choose languages that the run was not trained on")
     loaded = [load_suite(name, run.data_root, run.config.evaluate, languages) for name in suites]
     model = run.reference_model()

@@ -101,9 +101,14 @@ class Run:
     def dtype(self) -> torch.dtype:
         return pick_dtype(self.config.dtype)
 
-    @cached_property
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return of_fixed_size(load_tokenizer(str(self.tuned))) if self.tuned.exists() else self.base_tokenizer
+        """The tuned model's tokenizer; the base's before stage 1."""
+        return self._tuned_tokenizer if self.tuned.exists() else self.base_tokenizer
+
+    @cached_property
+    def _tuned_tokenizer(self) -> PreTrainedTokenizerBase:
+        return of_fixed_size(load_tokenizer(str(self.tuned)))
 
     @cached_property
     def base_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -296,6 +301,14 @@ def writing(stage: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run
 
 
 def open_run(config: Config, reporter: ProgressReporter | None = None) -> Run:
+    """Return a run after `open_folder`."""
+    run = Run(config, reporter or ProgressReporter())
+    open_folder(run)
+    return run
+
+
+@writing
+def open_folder(run: Run) -> None:
     """Create the run folder, or check that it was made with these settings.
 
     The settings of the evaluation and of trackers may change, and so may the location of the data and of the
@@ -304,13 +317,6 @@ def open_run(config: Config, reporter: ProgressReporter | None = None) -> Run:
     Raises:
         RunError: The folder was made with other settings, or another process writes to it.
     """
-    run = Run(config, reporter or ProgressReporter())
-    _keep_settings(run)
-    return run
-
-
-@writing
-def _keep_settings(run: Run) -> None:
     config, file, text = run.config, run.folder / "config.yaml", dump_config(run.config)
     if file.exists():
         before, names = load_config(run.folder), ["evaluate", "data_root", "run", "report_to"]

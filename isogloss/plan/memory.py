@@ -19,7 +19,7 @@ from isogloss.model.decoder import decoder_of, head, last_hidden, layers_of, rea
 from isogloss.model.shapes import ShapesOnly
 from isogloss.model.standardise import Statistics
 from isogloss.train.batch import Batch, Options, Sample, Twins, collate
-from isogloss.train.objective import WEIGHED, Weights, batch_losses
+from isogloss.train.objective import Weights, batch_losses
 
 
 class Alive(ShapesOnly):
@@ -90,8 +90,7 @@ def step_bytes(
         for p in model.parameters() if accumulated else ():
             p.grad = torch.empty_like(p) if p.requires_grad else None
         parts = batch_losses(model, batch, weights, adapters, every, gpu=gpu)
-        loss: Any = sum(getattr(weights, WEIGHED.get(name, name)) * part for name, part in parts.items())
-        loss.backward()
+        weights.total(parts).backward()
     model.zero_grad(set_to_none=True)
     return alive.most
 

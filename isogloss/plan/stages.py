@@ -24,7 +24,7 @@ from isogloss.teacher.rows import Row
 from isogloss.teacher.signals import Signal
 from isogloss.train.batch import Sample
 from isogloss.train.objective import Weights
-from isogloss.train.order import row_order, training_order
+from isogloss.train.order import english_order, training_order
 from isogloss.train.stage2 import layer_of, weights_of
 
 READ_TOGETHER = 64
@@ -37,20 +37,12 @@ READ_TOGETHER = 64
 def tune_plan(work: Work) -> StagePlan:
     """Plan stage 1: FLOPs of every step, memory of the largest."""
     settings, machine = work.config.tune, work.machine
-    lengths = [len(row.prompt) + len(row.response) for row in work.english]
+    lengths = [row.tokens for row in work.english]
     if not lengths:
         raise DataError(
             "none of the English examples is left to tune on; see tune.selection and tune.max_tokens"
         )
-    draws = max(settings.batch_size, round(len(lengths) * settings.epochs))
-    order = row_order(
-        [SOURCE] * len(lengths),
-        draws,
-        balance=1.0,
-        batch=settings.batch_size,
-        alike=lengths,
-        seed=work.config.seed,
-    )
+    order = english_order(lengths, settings, work.config.seed)
     micro = _micro(order, settings.batch_size, settings.gradient_accumulation_steps, machine.devices)
     whole = settings.method == "full"
     model: nn.Module = work.model(torch.float32 if whole else work.dtype)
@@ -123,11 +115,7 @@ def distill_plan(work: Work) -> StagePlan:
     # The twins' forward pass stops at the layer of the hidden-state term.
     share = 1.0 if work.parts > 1 else layer_of(model, settings) / len(layers_of(model))
     found.flops += share * _reading(model, read.twins)
-    others = [_options(row) if branches else [] for row in rows]
-    lengths = [
-        len(row.student.prompt) + len(row.student.response) + sum(map(len, more))
-        for row, more in zip(rows, others, strict=True)
-    ]
+    lengths = [row.tokens if branches else row.student.tokens for row in rows]
     order = training_order(rows, settings, work.config.seed)
     micro = _micro(order, settings.batch_size, settings.gradient_accumulation_steps, machine.devices)
     # In half precision on a CPU, the frozen head's product is computed twice to correct rounding.
@@ -136,7 +124,9 @@ def distill_plan(work: Work) -> StagePlan:
         # A response that is one of the options is counted among them; the prompt's last token predicts the
         # first token of every option.
         taught = sum(
-            1 + sum(len(one) - 1 for one in rows[n].options) if others[n] else len(rows[n].student.response)
+            1 + sum(len(one) - 1 for one in rows[n].options)
+            if branches and rows[n].options
+            else len(rows[n].student.response)
             for n in numbers
         )
         asked = sum(
@@ -218,11 +208,6 @@ def _cached(texts: _Reading, settings: Distill, hidden: int, wide: int) -> int:
     values = sum(texts.responses) * (hidden * wide if kind == "hidden" else 4 * k)
     values += 4 * sum(texts.answers) + 4 * hidden * len(texts.twins)
     return values + 36 * (len(texts.responses) + len(texts.answers) + len(texts.twins))
-
-
-def _options(row: Row) -> list[tuple[int, ...]]:
-    """Return the options, other than the response, that a training row contains."""
-    return [one for one in row.options if one != row.student.response]
 
 
 def _privileged(rows: Sequence[Row]) -> list[list[int]]:

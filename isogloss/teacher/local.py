@@ -29,10 +29,10 @@ from isogloss.adapters.generate import end_id
 from isogloss.data.chat import encode_response
 from isogloss.languages import SOURCE
 from isogloss.losses.fused import logits_of
-from isogloss.model.decoder import response_states
+from isogloss.model.decoder import by_length, response_states
 from isogloss.model.load import pad_id
 from isogloss.teacher.answers import ended
-from isogloss.teacher.reading import by_length, common_length
+from isogloss.teacher.reading import common_length
 from isogloss.teacher.rows import Row
 from isogloss.teacher.scored import TokenScores, whole
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from isogloss import processes
 from isogloss.data.chat import pad, response_positions
 from isogloss.model.cost import StageCost
-from isogloss.model.decoder import decoder_of, last_hidden, mean_pool, padded, states_up_to
+from isogloss.model.decoder import by_length, decoder_of, last_hidden, mean_pool, padded, states_up_to
 from isogloss.model.prefix import Prefix, prefill
 from isogloss.teacher.cache import Part
 
@@ -212,9 +212,3 @@ def _behind(model: nn.Module, prefix: Prefix, ids: Tensor, mask: Tensor) -> Tens
         past_key_values=prefix.fork(rows),
         use_cache=True,
     ).last_hidden_state
-
-
-def by_length(texts: Sequence[tuple[int, ...]], batch: int) -> list[list[int]]:
-    """Return the indices of the texts, in batches of similar length."""
-    order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
-    return [order[i : i + batch] for i in range(0, len(order), batch)]

@@ -24,12 +24,11 @@ from isogloss.losses.fused import chunk_size, logits_of, token_log_probs
 from isogloss.losses.topk import TopK, pack, unpack
 from isogloss.model.branches import branched_hidden, branches_fit, layout, predictors
 from isogloss.model.cost import Meter, StageCost
-from isogloss.model.decoder import padded, parts_of, text_config
+from isogloss.model.decoder import by_length, padded, parts_of, text_config
 from isogloss.teacher.cache import Cache, row_key
 from isogloss.teacher.reading import (
     CachedTensors,
     Set,
-    by_length,
     pooled_states,
     read_states,
 )

@@ -1,8 +1,7 @@
 """The loss terms of a batch: cross-entropy, divergence from the teacher, similarity, replay."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,6 +46,12 @@ class Weights:
         if not self.similarity_decay:
             return self
         return replace(self, similarity=self.similarity * max(0.0, 1 - done / self.similarity_decay))
+
+    def total(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """Return the weighted sum of loss terms; `options` has the weight of `kl`, as it is one too."""
+        named = asdict(self) | {"options": self.kl}
+        loss: Any = sum(named[name] * part for name, part in parts.items())
+        return loss
 
 
 def batch_losses(
@@ -148,12 +153,13 @@ def _response_losses(
         parts["kl"] = DIVERGENCES[weights.divergence](*part(kl_mask[told]), temperature=weights.temperature)
         parts["replay"] = functional.forward_kl(*part(replay[told]))
     elif teacher is not None:
-        score = partial(_dense, model, size=size, weights=weights)
-        ce, parts["kl"] = score(
-            answers[kl_mask], teacher[kl_mask[batch.teacher_mask]], batch.response[kl_mask]
+        theirs = teacher[kl_mask[batch.teacher_mask]]
+        ce, parts["kl"] = _dense(
+            model, answers[kl_mask], theirs, batch.response[kl_mask], size=size, weights=weights
         )
         parts["ce"] = parts["ce"] + ce
-        parts["replay"] = score(answers[replay], teacher[replay[batch.teacher_mask]])[1]
+        plain, theirs = Weights(ce=0.0, kl=1.0), teacher[replay[batch.teacher_mask]]
+        parts["replay"] = _dense(model, answers[replay], theirs, size=size, weights=plain)[1]
     if sets is not None:
         scores = torch.stack([one.sum() for one in more[-1].split(sets.lengths)])
         parts["options"] = functional.answer_set_kl(scores, sets.targets, sets.sizes)
@@ -173,14 +179,11 @@ def _dense(
 ) -> tuple[Tensor, Tensor]:
     """Return cross-entropy and divergence from a teacher given by its hidden states, summed over tokens.
 
-    Without responses these are replay tokens: forward KL at temperature 1.
+    Without responses, as of replay tokens, cross-entropy is 0.
     """
     teacher, fixed = teacher.to(hidden.dtype), fused.frozen_head(model)
     divergence, temperature = weights.divergence, weights.temperature
-    if response is None:
-        divergence, temperature = "forward", 1.0
     if fixed is not None:
-        both = (weights.ce, weights.kl) if response is not None else (0.0, 1.0)
         return fused.scored(
             hidden,
             fixed,
@@ -189,7 +192,7 @@ def _dense(
             response=response,
             divergence=divergence,
             temperature=temperature,
-            weights=both,
+            weights=(weights.ce, weights.kl),
         )
 
     def score(hidden: Tensor, teacher: Tensor, *response: Tensor) -> Tensor:
@@ -243,5 +246,3 @@ class Objective(nn.Module):
 PARTS = ("loss", "ce", "kl", "options", "replay", "similarity")
 BY_ROW = ("similarity",)
 """Terms that are averaged over rows; the others are averaged over response tokens."""
-WEIGHED = {"options": "kl"}
-"""Terms that use another term's weight: both are divergences from the reference model."""

@@ -4,10 +4,22 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from isogloss.config import Distill
+from isogloss.config import Distill, Tune
 from isogloss.data.draw import shares as shared_out
 from isogloss.languages import SOURCE
 from isogloss.teacher.rows import Row
+
+
+def english_order(lengths: Sequence[int], settings: Tune, seed: int) -> list[int]:
+    """Return the row numbers in stage 1's training order; `lengths` are the rows' tokens."""
+    return row_order(
+        [SOURCE] * len(lengths),
+        round(len(lengths) * settings.epochs),
+        balance=1.0,
+        batch=settings.batch_size,
+        alike=lengths,
+        seed=seed,
+    )
 
 
 def training_order(rows: Sequence[Row], settings: Distill, seed: int) -> list[int]:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from isogloss import processes
-from isogloss.adapters.generate import PROMPTS, end_with_turn, in_batches
+from isogloss.adapters.generate import PROMPTS, end_with_turn
 from isogloss.adapters.lora import lora_config
 from isogloss.config import Config, Tune
 from isogloss.data import selection
@@ -22,13 +22,13 @@ from isogloss.errors import ConfigError
 from isogloss.files import naming
 from isogloss.languages import SOURCE
 from isogloss.losses.fused import token_log_probs
-from isogloss.model.decoder import causal_of, decoder_of, last_hidden, most_tokens, parts_of
+from isogloss.model.decoder import by_length, causal_of, decoder_of, last_hidden, most_tokens, parts_of
 from isogloss.model.load import load_weights, notices_folder, pad_id, positions
 from isogloss.notices import write_derived_card
 from isogloss.progress import Progress
 from isogloss.train.batch import Ordered, Sample, collate
 from isogloss.train.objective import Weights
-from isogloss.train.order import row_order
+from isogloss.train.order import english_order
 from isogloss.train.trainer import ResponseTrainer, Watch, optimisation, train, training_arguments
 
 ADAPTER = "stage1_adapter"
@@ -95,8 +95,7 @@ def difficulty(
         turns = map(_turn, examples)
         rows = [encode(tokenizer, asked if told else "", response) for asked, response in turns]
         texts = [[*row.prompt, *row.response] for row in rows]
-        order = sorted(range(len(rows)), key=lambda number: len(texts[number]))
-        for numbers in in_batches(order, texts, 64, most):
+        for numbers in by_length(texts, 64, most):
             samples = [Sample(rows[number]) for number in numbers]
             collated = collate(samples, pad_id(tokenizer)).to(base.device)
             states = last_hidden(base, collated.ids, collated.mask).flatten(0, 1)[collated.positions]
@@ -137,11 +136,7 @@ def tune(
         say: As in `train`.
     """
     work = folder.with_name(folder.name + ".work")
-    lengths = [row.tokens for row in rows]
-    draws = max(settings.batch_size, round(len(rows) * settings.epochs))
-    order = row_order(
-        [SOURCE] * len(rows), draws, balance=1.0, batch=settings.batch_size, alike=lengths, seed=seed
-    )
+    order = english_order([row.tokens for row in rows], settings, seed)
     base.config.use_cache = False
     if settings.method == "lora":
         torch.manual_seed(seed)

@@ -34,7 +34,7 @@ TRAINING = "Distillation"
 def layer_of(model: nn.Module, settings: Distill) -> int:
     """Return the hidden-state term's decoder layer: as set, else two thirds of the way up.
 
-    For models that were instruction-tuned before, `config.defaults` sets it.
+    `config.defaults` sets it for every model but the embedded one.
     """
     return settings.similarity_layer or two_thirds(model)
 
@@ -101,14 +101,14 @@ def scores_by(teacher: SelfTeacher | ModelTeacher | ServerTeacher) -> dict[str, 
     return teacher.model_dump(mode="json", include={"type", "path", "url", "model", "level", "top_k"})
 
 
-NAMED = 10.0
+TARGET_PERPLEXITY = 10.0
 """Default perplexity, in twins, of the hidden-state term's target."""
 
 
 def similarity_temperature(samples: Sequence[Sample], settings: Distill) -> float:
-    """Return the hidden-state term's temperature: as set, else one with a target perplexity of `NAMED`.
+    """Return the hidden-state term's temperature: as set, else that of `TARGET_PERPLEXITY`.
 
-    With fewer than 4 × `NAMED` twins, a quarter of them, at least 2, takes the place of `NAMED`.
+    With fewer than 4 × `TARGET_PERPLEXITY` twins, the target perplexity is a quarter of them, at least 2.
 
     Raises:
         ConfigError: At the configured temperature the target is nearly one-hot or nearly uniform, so it does
@@ -117,7 +117,7 @@ def similarity_temperature(samples: Sequence[Sample], settings: Distill) -> floa
     found = twins_of(samples)
     assert found is not None
     twins = found.vectors
-    wanted = min(NAMED, max(2.0, len(twins) / 4))
+    wanted = min(TARGET_PERPLEXITY, max(2.0, len(twins) / 4))
     if settings.similarity_temperature is None:
         return functional.temperature_of(twins, wanted)
     named = functional.perplexity(twins, settings.similarity_temperature)

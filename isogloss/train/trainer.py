@@ -32,7 +32,7 @@ from isogloss.model.decoder import decoder_of, parts_of
 from isogloss.train.batch import Batch, collate, twins_of
 from isogloss.train.checkpoints import DIGESTS, digests_of, forget_other_rows, last_whole
 from isogloss.train.node_rates import NodeRates
-from isogloss.train.objective import BY_ROW, PARTS, WEIGHED, Objective, Weights
+from isogloss.train.objective import BY_ROW, PARTS, Objective, Weights
 
 COUNTS = ("tokens", "responses", "flops")
 
@@ -153,9 +153,7 @@ class ResponseTrainer(Trainer):
         parts = model(batch, weights)
         tokens, rows = num_items_in_batch
         scaled = {name: part / (rows if name in BY_ROW else tokens) for name, part in parts.items()}
-        loss: Any = sum(
-            getattr(weights, str(WEIGHED.get(name, name))) * part for name, part in scaled.items()
-        )
+        loss = weights.total(scaled)
         for name, part in (scaled | {"loss": loss}).items():
             self.note(name, part.detach())
         self.languages.update(batch.languages)

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from isogloss.config import load_config
-from isogloss.data.sources import english_examples, lacking, left_out, parallel_examples, told
+from isogloss.data.sources import (
+    english_examples,
+    lacking,
+    left_out,
+    parallel_examples,
+    response_of,
+    told,
+)
 from isogloss.errors import ConfigError, DataError
 from isogloss.pipeline import checks, folder, stages, training_rows
 
@@ -180,3 +187,27 @@ def test_english_is_replayed_only_where_the_root_learns(tmp_path, shape, english
     run = run_of(tmp_path, [item("1", "qa")], f"languages.tree={shape}")
     rows = training_rows.foreseen_rows(run, run.tokenizer)
     assert Counter(row.language for row in rows) == Counter({"sw": 1, "en": english})
+
+
+@pytest.mark.parametrize(("responses", "lacks"), [("english", "there is no response"), ("all", None)])
+def test_questions_about_passages_need_answers_of_each_language_in_stage_2(responses, lacks, tmp_path):
+    """`distill.responses=teacher` gives them no English answer: the model would answer in English."""
+    folder = tmp_path / "MLQA_V1" / "dev"
+    folder.mkdir(parents=True)
+    for code, words in {"en": "the sea near town {}", "es": "el mar junto a la ciudad {}"}.items():
+        articles = [
+            {"title": f"Article {n}", "paragraphs": [{"context": words.format(n), "qas": [
+                {"id": f"{n}", "question": f"{code} {n}?", "answers": [{"text": words.split()[1]}]},
+            ]}]}
+            for n in range(20)
+        ]  # fmt: skip
+        file = folder / f"dev-context-{code}-question-{code}.json"
+        file.write_text(json.dumps({"data": articles}))
+    data = f"data={{type: mlqa, responses: {responses}}}"
+    config = load_config(None, [data, "languages.targets=[es]", "distill.responses=teacher"])
+    examples = parallel_examples(config, tmp_path, ["es"])
+    assert 0 < len(examples) < 20
+    assert {lacking(one, "es", "teacher") for one in examples} == {lacks}
+    found = {response_of(one, "es", "sea", "teacher") for one in examples}
+    assert found == {(None, lacks) if lacks else ("mar", None)}
+    assert len(english_examples(config, tmp_path)) == len(examples)

@@ -81,5 +81,6 @@ def examples(root: Path, languages: Sequence[str], *, all_labels: bool, most: in
             for code, table in tables.items()
             if id in table and len(table[id].context) <= most
         }
-        found.append(ParallelExample(f"{TASK}-{id}", TASK, turns))
+        # An English answer in another language's place would turn its answers to English (docs/log.md).
+        found.append(ParallelExample(f"{TASK}-{id}", TASK, turns, own_response=True))
     return found

@@ -30,7 +30,7 @@ def load(root: Path, split: str, languages: Sequence[str], items: int, sentences
     every = range(len(dev[SOURCE]))
     learned = flores_lines(root).intersection(every)
     first = sorted(every, key=lambda n: n not in learned)
-    for_layer = _some(first[: max(FOR_LAYER, len(learned))], FOR_LAYER)
+    for_layer = sample(first[: max(FOR_LAYER, len(learned))], FOR_LAYER)
     taken = {passage for n in learned for passage in passages(dev[SOURCE][n], WORDS)} if learned else set()
     reported = [
         n
@@ -44,7 +44,7 @@ def load(root: Path, split: str, languages: Sequence[str], items: int, sentences
     elif learned:
         name = f"dev ({len(reported)} lines without SIB-200's)"
         notes = (f"{len(learned)} lines of FLORES dev are in SIB-200 and are not reported.",)
-    chosen = _some(reported, sentences)
+    chosen = sample(reported, sentences)
     return SuiteData(
         name="flores101",
         revision=flores.release(root, "dev" if split == "dev" else "devtest", codes),
@@ -54,8 +54,3 @@ def load(root: Path, split: str, languages: Sequence[str], items: int, sentences
         layer_sentences={code: tuple(texts[n] for n in for_layer) for code, texts in dev.items()},
         notes=notes,
     )
-
-
-def _some(lines: Sequence[int], most: int) -> list[int]:
-    """Sample at most `most` lines, spread over the file, as neighbouring lines come from one article."""
-    return sample(lines, most, key=str, strata=lambda n: ())
