@@ -108,6 +108,7 @@ def test_a_bundle_gives_the_same_model_and_the_same_answers(finished: Config, ha
         "stage1_adapter",
         "tree.json",
     ]
+    assert f"run: {finished.run.name}\n" in (handed / "config.yaml").read_text()
     here, there = isogloss.load(finished.run), isogloss.load(handed)
     ours, theirs = here.run.reference_model().state_dict(), there.run.reference_model().state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
