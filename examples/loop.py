@@ -29,7 +29,7 @@ from isogloss.model.load import pick_dtype
 from isogloss.model.standardise import Statistics, standardised, statistics_of
 from isogloss.teacher.prompts import privileged_text
 from isogloss.teacher.texts import node_texts
-from isogloss.train.stage2 import TARGET_PERPLEXITY
+from isogloss.train.stage2 import target_perplexity
 
 
 class Row(NamedTuple):
@@ -168,8 +168,7 @@ def distill(run: Path, language: str, steps: int) -> list[dict[str, float]]:
     statistics = statistics_of(twins)
     twins = standardised(twins, statistics)
     # By default, the target spreads over ten twins on average.
-    wanted = min(TARGET_PERPLEXITY, max(2.0, len(rows) / 4))
-    tau = settings.similarity_temperature or temperature_of(twins, wanted)
+    tau = settings.similarity_temperature or temperature_of(twins, target_perplexity(len(rows)))
 
     curve = []
     for step in range(steps):

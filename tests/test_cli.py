@@ -603,6 +603,8 @@ def test_an_interrupted_command_says_how_to_resume(monkeypatch, capsys):
     monkeypatch.setattr("isogloss.cli.runs.load_config", interrupted)
     assert leave(["run"]) == 130
     assert capsys.readouterr().err == "stopped; the same command resumes from what was saved\n"
+    assert leave(["plan"]) == 130  # which saves nothing
+    assert capsys.readouterr().err == "stopped\n"
 
 
 def test_the_command_without_arguments_shows_the_help(capsys):

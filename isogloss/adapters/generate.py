@@ -16,14 +16,7 @@ from isogloss.adapters.lora import TreeLora
 from isogloss.data.chat import encode_prompt, end_of_turn
 from isogloss.data.text import canonical
 from isogloss.errors import RunError
-from isogloss.model.decoder import (
-    by_length,
-    causal_of,
-    keeps_keys_alone,
-    most_tokens,
-    padded,
-    text_config,
-)
+from isogloss.model.decoder import by_length, causal_of, keeps_keys_alone, most_tokens, padded, text_config
 from isogloss.model.load import pad_id, positions_of
 from isogloss.model.prefix import Prefix
 

@@ -54,9 +54,11 @@ def write(run: "Run", folder: Path) -> int:
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(adapter, part / ADAPTER)
-    # Paths of this machine mean nothing elsewhere.
-    local = {"run": Path(run.folder.name), "data_root": None}
-    pinned = {"dtype": str(run.dtype).removeprefix("torch."), **local}
+    pinned = {
+        "dtype": str(run.dtype).removeprefix("torch."),
+        "run": Path(run.folder.name),  # paths of this machine mean nothing elsewhere
+        "data_root": None,
+    }
     write_text(part / "config.yaml", dump_config(config.model_copy(update=pinned)))
     write_text(part / TEMPLATE, str(run.tokenizer.chat_template))
     write_text(part / ".gitignore", "tuned\ntuned.*\n")  # created when the bundle is opened

@@ -26,12 +26,7 @@ from isogloss.model.branches import branched_hidden, branches_fit, layout, predi
 from isogloss.model.cost import Meter, StageCost
 from isogloss.model.decoder import by_length, padded, parts_of, text_config
 from isogloss.teacher.cache import Cache, row_key
-from isogloss.teacher.reading import (
-    CachedTensors,
-    Set,
-    pooled_states,
-    read_states,
-)
+from isogloss.teacher.reading import CachedTensors, Set, pooled_states, read_states
 from isogloss.teacher.rows import Row
 
 Kind = Literal["hidden", "top_k"]

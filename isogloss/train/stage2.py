@@ -101,14 +101,14 @@ def scores_by(teacher: SelfTeacher | ModelTeacher | ServerTeacher) -> dict[str, 
     return teacher.model_dump(mode="json", include={"type", "path", "url", "model", "level", "top_k"})
 
 
-TARGET_PERPLEXITY = 10.0
-"""Default perplexity, in twins, of the hidden-state term's target."""
+def target_perplexity(twins: int) -> float:
+    """Return the default perplexity, in twins, of the hidden-state term's target: 10, or with fewer than 40
+    twins a quarter of them, at least 2."""
+    return min(10.0, max(2.0, twins / 4))
 
 
 def similarity_temperature(samples: Sequence[Sample], settings: Distill) -> float:
-    """Return the hidden-state term's temperature: as set, else that of `TARGET_PERPLEXITY`.
-
-    With fewer than 4 × `TARGET_PERPLEXITY` twins, the target perplexity is a quarter of them, at least 2.
+    """Return the hidden-state term's temperature: as set, else that of the target perplexity.
 
     Raises:
         ConfigError: At the configured temperature the target is nearly one-hot or nearly uniform, so it does
@@ -117,7 +117,7 @@ def similarity_temperature(samples: Sequence[Sample], settings: Distill) -> floa
     found = twins_of(samples)
     assert found is not None
     twins = found.vectors
-    wanted = min(TARGET_PERPLEXITY, max(2.0, len(twins) / 4))
+    wanted = target_perplexity(len(twins))
     if settings.similarity_temperature is None:
         return functional.temperature_of(twins, wanted)
     named = functional.perplexity(twins, settings.similarity_temperature)

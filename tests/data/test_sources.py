@@ -7,14 +7,7 @@ from pathlib import Path
 import pytest
 
 from isogloss.config import load_config
-from isogloss.data.sources import (
-    english_examples,
-    lacking,
-    left_out,
-    parallel_examples,
-    response_of,
-    told,
-)
+from isogloss.data.sources import english_examples, lacking, left_out, parallel_examples, response_of, told
 from isogloss.errors import ConfigError, DataError
 from isogloss.pipeline import checks, folder, stages, training_rows
 

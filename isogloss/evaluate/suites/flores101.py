@@ -30,6 +30,7 @@ def load(root: Path, split: str, languages: Sequence[str], items: int, sentences
     every = range(len(dev[SOURCE]))
     learned = flores_lines(root).intersection(every)
     first = sorted(every, key=lambda n: n not in learned)
+    # Lines are sampled from the whole file, as neighbouring ones come from one article.
     for_layer = sample(first[: max(FOR_LAYER, len(learned))], FOR_LAYER)
     taken = {passage for n in learned for passage in passages(dev[SOURCE][n], WORDS)} if learned else set()
     reported = [
