@@ -36,10 +36,10 @@ def write_card(folder: Path, name: str, licence: Licence, source: str) -> None:
         licence: The base's terms.
         source: The file that the weights come from.
     """
-    told = f"Licence: {licence.name}.\n\n{licence.notice}\n\nSource: {source}.\n"
-    (folder / NOTICE).write_text(told, encoding="utf-8")
+    notice_text = f"Licence: {licence.name}.\n\n{licence.notice}\n\nSource: {source}.\n"
+    (folder / NOTICE).write_text(notice_text, encoding="utf-8")
     front = f"---\nlicense: {licence.code}\n---\n" if licence.code else ""
-    (folder / CARD).write_text(f"{front}# {name}\n\n{told}", encoding="utf-8")
+    (folder / CARD).write_text(f"{front}# {name}\n\n{notice_text}", encoding="utf-8")
 
 
 def licence_of(base: Path) -> str:

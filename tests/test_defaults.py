@@ -70,6 +70,29 @@ def test_the_default_signal_fits_the_other_settings(known, settings, signal, tem
 
 
 @pytest.mark.parametrize(
+    ("data", "inputs"),
+    [
+        ("{type: massive}", True),
+        ("[{type: parallel, path: x.jsonl}, {type: sib200}]", True),
+        ("{type: parallel, path: x.jsonl}", False),
+    ],
+)
+def test_inputs_are_read_if_the_data_has_known_templates(known, data, inputs):
+    known["some/model"] = GEMMA_270M
+    given = ["model=some/model", f"data={data}"]
+    found = load_config(None, given).distill
+    assert (found.similarity_inputs, found.similarity_decay) == (inputs, 0.0 if inputs else 0.7)
+    off = load_config(None, [*given, "distill.similarity_inputs=false"]).distill
+    assert off.similarity_decay == 0.7
+    assert load_config(None, [*given, "distill.similarity_weight=0"]).distill.similarity_inputs is False
+    if not inputs:
+        with pytest.raises(
+            ConfigError, match="similarity_inputs must be false unless data includes one of massive"
+        ):
+            load_config(None, [*given, "distill.similarity_inputs=true"])
+
+
+@pytest.mark.parametrize(
     ("teacher", "view", "reads"),
     [
         ("{type: server, url: 'http://localhost:1/v1', model: m}", "english", ("twin",)),
@@ -282,7 +305,7 @@ def test_the_documented_commands_are_found():
     assert len(DOCUMENTED) >= 6 and any("model=Qwen/Qwen3-0.6B" in command for command in DOCUMENTED)
 
 
-def test_the_guides_table_of_defaults_matches_the_code(known):
+def test_the_guides_table_of_defaults_matches_the_code(known, tmp_path):
     """Each row has a value for the embedded model and for one model of each size."""
     cells = " ".join([r"(\S+) \|"] * 4)
     rows = re.findall(
@@ -291,8 +314,10 @@ def test_the_guides_table_of_defaults_matches_the_code(known):
     assert len(rows) >= 8
     configs = [load_config()]
     for known["some/model"] in (GEMMA_270M, QWEN_06B, LLAMA_8B):
-        configs.append(load_config(None, ["model=some/model"], places=True))
+        given = ["model=some/model", "data={type: massive}"]
+        configs.append(load_config(None, given, data_root=tmp_path, places=True))
     for name, *values in rows:
         for config, value in zip(configs, values, strict=True):
             found = reduce(getattr, name.split("."), config)
-            assert found == (value if isinstance(found, str) else float(value)), name
+            number = {"true": 1, "false": 0}.get(value, value)
+            assert found == (value if isinstance(found, str) else float(number)), name

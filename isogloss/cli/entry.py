@@ -80,8 +80,8 @@ def main(arguments: Sequence[str] | None = None, app: typer.Typer = app, name: s
         sys.exit(1)
     except OSError as error:
         # Without errno it is transformers' message of several lines for a missing model.
-        told = str(error).split("\n")[0] if error.errno is None else error.strerror or str(error)
-        _refuse(told if error.filename is None else f"{error.filename}: {told}")
+        message = str(error).split("\n")[0] if error.errno is None else error.strerror or str(error)
+        _refuse(message if error.filename is None else f"{error.filename}: {message}")
 
 
 USAGE_ERROR: Any = typer.BadParameter.__base__

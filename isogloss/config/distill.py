@@ -132,7 +132,7 @@ Teacher = Annotated[SelfTeacher | ModelTeacher | ServerTeacher, Field(discrimina
 
 
 KL_ONLY = ("texts", "require_texts", "teacher_reads", "divergence", "temperature")
-SIMILARITY_ONLY = ("similarity_temperature", "similarity_decay", "similarity_layer")
+SIMILARITY_ONLY = ("similarity_temperature", "similarity_decay", "similarity_layer", "similarity_inputs")
 """Stage-2 settings that affect only one term of the loss. The first three of `KL_ONLY` also affect a teacher
 that writes responses."""
 
@@ -192,10 +192,15 @@ class Distill(Optimisation):
     """Softmax temperature of the cosine similarities in the hidden-state term. If not given, it is chosen so
     that the target spreads over ten English twins on average."""
     similarity_decay: Fraction = 0.7
-    """Share of the steps over which similarity_weight decays linearly to 0; 0 keeps it constant."""
+    """Share of the steps over which similarity_weight decays linearly to 0; 0 keeps it constant. Follows
+    similarity_inputs if not given."""
     similarity_layer: Count | None = None
     """Decoder layer of the hidden-state term. If not given, two thirds of the way up for the embedded model
     and two fifths for every other."""
+    similarity_inputs: bool = False
+    """Read the inputs of instructions (an utterance, or a premise and a hypothesis) once more for the
+    hidden-state term, as sentences without the task's wording. Follows the model and the data if not
+    given."""
     replay_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of rows that replay English items of stage 1. They use only the root's adapter, with KL to the
     reference model, whatever the other weights are."""

@@ -18,6 +18,7 @@ from isogloss.config.data import (
     Sib200Data,
     XnliData,
 )
+from isogloss.config.defaults import WITH_INPUTS
 from isogloss.config.distill import Distill
 from isogloss.config.evaluate import Evaluate, Suite
 from isogloss.config.languages import Languages
@@ -114,6 +115,16 @@ class Config(Settings):
                 "tune.vary_wording",
                 "must be false unless data includes massive, sib200, xnli or pawsx, as no other task has "
                 "several wordings",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _inputs_known(self) -> "Config":
+        if self.distill.similarity_inputs and not any(one.type in WITH_INPUTS for one in self.sources):
+            raise refusal(
+                "distill.similarity_inputs",
+                f"must be false unless data includes one of {', '.join(WITH_INPUTS)}, as the inputs of other "
+                "instructions are not known",
             )
         return self
 

@@ -19,6 +19,7 @@ from isogloss.data.formats.lines import plain_or_gz
 from isogloss.data.formats.tab import read_table
 from isogloss.data.reading import normalise
 from isogloss.data.tasks import sib200, translation
+from isogloss.data.tasks.templates import parts_of
 from isogloss.errors import DataError
 from isogloss.languages import SOURCE, languages
 
@@ -111,6 +112,30 @@ def translation_examples(pairs: Mapping[str, Sequence[Pair]]) -> list[ParallelEx
         for pair in those
         for task in translation.TASKS
     ]
+
+
+def input_pairs(examples: Mapping[str, Sequence[ParallelExample]]) -> dict[str, list[Pair]]:
+    """Return the inputs of instructions, without the task's wording, as sentence pairs by language.
+
+    An utterance gives one pair, a premise and its hypothesis two; each distinct pair occurs once.
+    Instructions whose template is unknown give none, nor do passages, which are not translations of each
+    other.
+
+    Args:
+        examples: Examples by language, each with a turn in it and in English.
+    """
+    found: dict[str, dict[tuple[str, str], Pair]] = {}
+    for code, those in examples.items():
+        for example in those:
+            if example.own_response:
+                continue
+            texts, english = (
+                parts_of(example.task, one, example.turns[one].instruction) for one in (code, SOURCE)
+            )
+            for number, both in enumerate(zip(english, texts, strict=False), start=1):
+                pair = Pair(f"{example.id}-input-{number}", both[0], code, both[1])
+                found.setdefault(code, {}).setdefault(both, pair)
+    return {code: list(pairs.values()) for code, pairs in found.items()}
 
 
 @cache

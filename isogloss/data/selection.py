@@ -102,10 +102,12 @@ def instruction_following_difficulty(
         ValueError: The lengths differ, or a loss is negative or not finite.
     """
     ratios = []
-    for index, (told, alone) in enumerate(zip(loss_with, loss_without, strict=True)):
-        if not (0 <= told < math.inf and 0 <= alone < math.inf):
-            raise ValueError(f"losses {index} are {told} and {alone}; they must be finite and not negative")
-        ratios.append(told / alone if alone else 1.0)
+    for index, (instructed, alone) in enumerate(zip(loss_with, loss_without, strict=True)):
+        if not (0 <= instructed < math.inf and 0 <= alone < math.inf):
+            raise ValueError(
+                f"losses {index} are {instructed} and {alone}; they must be finite and not negative"
+            )
+        ratios.append(instructed / alone if alone else 1.0)
     return ratios
 
 

@@ -176,16 +176,22 @@ def left_out(
     return {code: reasons for code, reasons in found.items() if reasons}
 
 
-def nothing_in(code: str, found: Mapping[str, Counter[str]]) -> str:
-    """Explain in one line why a language has no usable example; `found` is the result of `left_out`."""
+def nothing_in(code: str, found: Mapping[str, Counter[str]], responses: str) -> str:
+    """Explain in one line why a language has no usable example.
+
+    Args:
+        found: The result of `left_out`.
+        responses: As in `response_of`.
+    """
     if not (reasons := found.get(code)):
         return f"no item has {code}; add items in {code} or take it out of languages.targets"
     whys = ", ".join(f"{why} ({count})" for why, count in reasons.most_common())
-    way = f"fix them, set distill.responses=teacher or take {code} out of languages.targets"
-    return f"no item in {code} can be used: {whys}; {way}"
+    # MLQA's items need responses in the language in any case.
+    way = "set responses: all for mlqa" if responses == "teacher" else "set distill.responses=teacher"
+    return f"no item in {code} can be used: {whys}; fix them, {way} or take {code} out of languages.targets"
 
 
-def told(found: Mapping[str, Counter[str]]) -> list[str]:
+def left_out_lines(found: Mapping[str, Counter[str]]) -> list[str]:
     """Format the result of `left_out` as one line per reason."""
     reasons = dict.fromkeys(reason for counts in found.values() for reason in counts)
     return [
@@ -300,4 +306,4 @@ def refuse_unusable(
     found = left_out(examples, codes, lambda e, code: lacking(e, code, config.distill.responses))
     for code, reasons in found.items():
         if reasons.total() == sum(code in example.turns for example in examples):
-            raise DataError(nothing_in(code, found))
+            raise DataError(nothing_in(code, found, config.distill.responses))

@@ -31,8 +31,8 @@ def lines_pass(text: str, language: str, *, candidates: Collection[str]) -> bool
         return False
     stripped = (line.translate(_STRIP).strip() for line in text.splitlines())
     lines = [line for line in stripped if _tokens(line, language) >= FEWEST] or [text]
-    told = [in_language(line, language, candidates=candidates) for line in lines]
-    return None if told.count(None) == len(told) else False not in told
+    passed = [in_language(line, language, candidates=candidates) for line in lines]
+    return None if passed.count(None) == len(passed) else False not in passed
 
 
 def words_pass(text: str, language: str) -> bool | None:

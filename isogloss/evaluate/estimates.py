@@ -47,9 +47,9 @@ def estimates(
     """
     known = {
         name: {
-            code: told
+            code: found
             for code, hits in by_language.items()
-            if (told := by_id(hits, ids.get(name, {}).get(code)))
+            if (found := by_id(hits, ids.get(name, {}).get(code)))
         }
         for name, by_language in values.items()
     }

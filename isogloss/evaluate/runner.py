@@ -196,8 +196,8 @@ def evaluate_side(
             unreadable[code] = unreadable.get(code, 0) + (meaning is None)
         # An option's wording is always in its language, so fidelity would be trivial.
         chosen = item.options is not None and suite.name in settings.likelihood
-        told = None if chosen else _told(item, code, text, candidates=(SOURCE, *languages))
-        for name, value in (("consistency", consistent), ("accuracy", right), ("fidelity", told)):
+        in_target = None if chosen else _in_target(item, code, text, candidates=(SOURCE, *languages))
+        for name, value in (("consistency", consistent), ("accuracy", right), ("fidelity", in_target)):
             if name not in item.measures or (name == "consistency" and value is None):
                 continue
             values[name].setdefault(code, []).append(value)
@@ -222,7 +222,7 @@ def evaluate_side(
                 "consistent": consistent,
                 "correct": right if "accuracy" in item.measures else None,
                 "answer_language": item.answer_language.get(code, code),
-                "in_language": told,
+                "in_language": in_target,
                 "cut": cut,
             }
         )
@@ -304,7 +304,7 @@ def is_right(item: Item, code: str, text: str) -> bool:
     return agreement([_gold(item, code)], [read_answer(item, code, text)])[0]
 
 
-def _told(item: Item, code: str, text: str, *, candidates: Sequence[str]) -> bool | None:
+def _in_target(item: Item, code: str, text: str, *, candidates: Sequence[str]) -> bool | None:
     """Whether an answer is in the requested language; None if undecidable."""
     target, known = item.answer_language.get(code, code), _known(item)
     if not tells_languages_apart(target, candidates=candidates, known=known):

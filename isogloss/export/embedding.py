@@ -79,9 +79,9 @@ def _export_all(run: Run, codes: Sequence[str], folder: Path, layer: int, suite:
     aligned = load_model(str(run.tuned), torch.float32)
     subject = retrieval.Model(aligned, run.tokenizer, run.student(aligned, trained=True))
     settings = run.config.evaluate.model_copy(update={"layer": layer})
-    told = replace(suite, layer_sentences={code: suite.layer_sentences[code] for code in codes})
+    limited = replace(suite, layer_sentences={code: suite.layer_sentences[code] for code in codes})
     with run.reporter.bar("Sentences for standardisation") as progress:
-        found = retrieval.retriever(subject, plain, told, settings, progress)
+        found = retrieval.retriever(subject, plain, limited, settings, progress)
     if found is None or found.statistics is None:
         raise RunError(f"{suite.name} has too few sentences for standardisation; raise evaluate.sentences")
     return [

@@ -332,17 +332,17 @@ def _close(writer: Any) -> None:
 def _describe(run: Run, code: str, folder: Path, model: str) -> None:
     """Write a language's Modelfile and card."""
     language = resolve(code)
-    told = modelfile(run.tokenizer)
+    modelfile_text = modelfile(run.tokenizer)
     ollama = (
         f"llama-export-lora --model ../{model} --lora {ADAPTER} --output {MERGED}",
         f"ollama create {code} --file {MODELFILE}",
     )
-    if told is None:
+    if modelfile_text is None:
         run.reporter.say(
             f"Warning: {code}: Ollama cannot express the chat template; no {MODELFILE} is written"
         )
     else:
-        (folder / MODELFILE).write_text(told, encoding="utf-8")
+        (folder / MODELFILE).write_text(modelfile_text, encoding="utf-8")
     what = [
         f"# {language.name}, by isogloss, for llama.cpp",
         "",
@@ -351,7 +351,7 @@ def _describe(run: Run, code: str, folder: Path, model: str) -> None:
         "",
         "```",
         f"llama-server --model ../{model} --lora {ADAPTER}",
-        *(ollama if told is not None else ()),
+        *(ollama if modelfile_text is not None else ()),
         "```",
         "",
         f"Data: {learned_from(run, code)}",

@@ -88,7 +88,7 @@ def _hub() -> Iterator[Any]:
     try:
         yield HfApi()
     except (*http, HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        told = " ".join(str(error).split("\n")[0].split())
+        message = " ".join(str(error).split("\n")[0].split())
         raise RunError(
-            f"--push-to-hub: {told or type(error).__name__}; log in with `hf auth login`, or leave it out"
+            f"--push-to-hub: {message or type(error).__name__}; log in with `hf auth login`, or leave it out"
         ) from None

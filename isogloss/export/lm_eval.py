@@ -91,11 +91,11 @@ def _hits(run: Run, suite: str, phase: Phase) -> dict[str, dict[str, list[float]
     if not path.is_file():
         raise RunError(f"{path} is missing; run `isogloss evaluate` again, which writes it")
     hits = read_json(path, "hits", "remove scores.json and run `isogloss evaluate` again")["hits"]
-    told = {
+    scores = {
         measure: {code: [h for h in row if h is not None] for code, row in by_language.items()}
         for measure, by_language in hits.items()
     }
-    return {measure: {c: row for c, row in by.items() if row} for measure, by in told.items()}
+    return {measure: {c: row for c, row in by.items() if row} for measure, by in scores.items()}
 
 
 def _name(measure: str) -> str:

@@ -63,13 +63,12 @@ def _turns(tokenizer: PreTrainedTokenizerBase) -> str | None:
     if more[:2] != alone or more[3] != behind or not more[2].endswith(before):
         return None
     ending = more[2].removesuffix(before)
-    told = read([{"role": "system", "content": system}, asked], system, first)
+    with_system = read([{"role": "system", "content": system}, asked], system, first)
     opening = before
-    if told is not None and told[2] == behind:
-        opening = (
-            f"{{{{ if .System }}}}{told[0]}{{{{ .System }}}}{told[1]}{{{{ else }}}}{before}{{{{ end }}}}"
-        )
-    written = (before, behind, ending, *(told or ()))
+    if with_system is not None and with_system[2] == behind:
+        start, middle, _ = with_system
+        opening = f"{{{{ if .System }}}}{start}{{{{ .System }}}}{middle}{{{{ else }}}}{before}{{{{ end }}}}"
+    written = (before, behind, ending, *(with_system or ()))
     if any('"""' in text or "{{" in text for text in written):
         return None
     return f"{opening}{{{{ .Prompt }}}}{behind}{{{{ .Response }}}}{ending}"

@@ -147,10 +147,10 @@ def load_weights(name: str, dtype: torch.dtype, **more: Any) -> Any:
         except RuntimeError:
             check_weights(name, folder, _shapes(skeleton(name)))  # names the weight with a wrong shape
             raise
-    model, told = both
+    model, loading = both
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ConfigError(f"model: {name} contains an adapter; name a model without one")
-    if missing := sorted(told["missing_keys"]):
+    if missing := sorted(loading["missing_keys"]):
         raise ConfigError(f"model: {name} lacks the weights {', '.join(missing[:3])}; download it again")
     keep_ends(model)
     return model

@@ -40,13 +40,13 @@ from isogloss.train.stage2 import read_signals
 def run_all(run: Run) -> bool:
     """Run every stage that is not finished; return False if there was nothing left to do."""
     report, scores = run.folder / "report.html", run.folder / "scores.json"
-    told = report.exists() and scores.exists() and report.stat().st_mtime_ns >= scores.stat().st_mtime_ns
+    reported = report.exists() and scores.exists() and report.stat().st_mtime_ns >= scores.stat().st_mtime_ns
     settings = run.config.evaluate
     # Public data sets do not change, but the user's own test file may have.
     own = {}
-    if told and "parallel" in settings.suites:
+    if reported and "parallel" in settings.suites:
         own["parallel"] = load_suite("parallel", run.data_root, settings, run.measured)
-    if told and not unscored(run, scores_of_run(run), own):
+    if reported and not unscored(run, scores_of_run(run), own):
         return False
     run_tune(run)
     run_distill(run)

@@ -19,8 +19,8 @@ from isogloss.data.counting import unchanging
 from isogloss.data.draw import choose, labels_of
 from isogloss.data.examples import ParallelExample
 from isogloss.data.formats.lines import nearest
-from isogloss.data.parallel_text import Pair, translation_examples
-from isogloss.data.sources import lacking, left_out, nothing_in, response_of, told
+from isogloss.data.parallel_text import Pair, input_pairs, translation_examples
+from isogloss.data.sources import lacking, left_out, left_out_lines, nothing_in, response_of
 from isogloss.errors import DataError, RunError
 from isogloss.files import read_lines
 from isogloss.languages import SOURCE, languages
@@ -149,9 +149,9 @@ def rows_for(
             f"{free} of {len(used)} examples have no answer options: every language learns the English "
             "answer unchanged"
         )
-    for line in told(left_out(examples, codes, lambda e, code: lacking(e, code, responses))):
+    for line in left_out_lines(left_out(examples, codes, lambda e, code: lacking(e, code, responses))):
         run.reporter.say(line)
-    pairs, bare = translation_examples(run.pairs(codes, "translation")), run.pairs(codes, "alignment")
+    pairs, bare = translation_examples(run.pairs(codes, "translation")), _sentences(run, chosen)
     tokenizer = unchanging(run.tokenizer)
     with run.reporter.waiting("Tokenising the rows"):
         rows = rows_with_responses(run, tokenizer, chosen, english, tree, pairs, bare, replay=replay)
@@ -178,7 +178,7 @@ def _refuse_useless(
     for code in codes:
         there = [e for e in examples if code in e.turns]
         if not there:
-            raise DataError(nothing_in(code, {}))
+            raise DataError(nothing_in(code, {}, responses))
         whys = [useless.get(e.id) or lacking(e, code, responses) for e in there]
         if all(whys):
             ((why, count),) = Counter(whys).most_common(1)
@@ -186,6 +186,14 @@ def _refuse_useless(
                 f"no item in {code} can be used: {why} ({count} of {len(there)}); tune stage 1 for longer, "
                 "or add responses and set distill.responses=reference"
             )
+
+
+def _sentences(run: Run, chosen: Mapping[str, Sequence[ParallelExample]]) -> dict[str, list[Pair]]:
+    """Return the sentence pairs of the hidden-state term: parallel text, and the inputs of instructions."""
+    inputs = input_pairs(chosen) if run.config.distill.similarity_inputs else {}
+    text = run.pairs(tuple(chosen), "alignment")
+    both = {code: [*inputs.get(code, ()), *text.get(code, ())] for code in chosen}
+    return {code: pairs for code, pairs in both.items() if pairs}
 
 
 def _bare_rows(
@@ -223,7 +231,7 @@ def drawn(run: Run, rows: Sequence[Row], codes: Sequence[str]) -> Iterator[str]:
             yield f"{resource} ({', '.join(those)}): {span} rows per language: {', '.join(tasks)}"
     if sentences := Counter(row.language for row in rows if row.bare):
         counted = ", ".join(f"{code} {count:,}" for code, count in sentences.items())
-        yield f"Parallel text, for the hidden-state term only: {sentences.total():,} sentences: {counted}"
+        yield f"For the hidden-state term only: {sentences.total():,} sentences: {counted}"
 
 
 def _foreseen(example: ParallelExample) -> str:
@@ -241,11 +249,12 @@ def foreseen_rows(run: Run, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     """
     english = {e.id: _foreseen(e) for e in run.examples}
     pairs = translation_examples(run.pairs(run.taught, "translation"))
-    bare = run.pairs(run.taught, "alignment")
     chosen = chosen_for(run, run.examples, run.taught, english)
     if empty := [code for code, those in chosen.items() if not those]:
-        lack = partial(_lack, english=english, responses=run.config.distill.responses)
-        raise DataError(nothing_in(empty[0], left_out(run.examples, empty[:1], lack)))
+        responses = run.config.distill.responses
+        lack = partial(_lack, english=english, responses=responses)
+        raise DataError(nothing_in(empty[0], left_out(run.examples, empty[:1], lack), responses))
+    bare = _sentences(run, chosen)
     rows = rows_with_responses(run, tokenizer, chosen, english, run.tree, pairs, bare)
     return rows + _bare_rows(run, tokenizer, bare, rows)
 

@@ -132,7 +132,7 @@ def distill_plan(work: Work) -> StagePlan:
         asked = sum(
             len(rows[n].student.response)
             for n in numbers
-            if settings.form[0] == "hidden" and _is_told(rows[n], settings)
+            if settings.form[0] == "hidden" and _is_scored(rows[n], settings)
         )
         width = max(lengths[n] for n in numbers)
         heads = again * (taught + asked)
@@ -238,8 +238,9 @@ def _distill_memory(
     meanings = len({row.meaning for row in rows})
     kind, k = settings.form
     each = hidden * wide if kind == "hidden" else 8 * k
-    told = sum(len(row.student.response) for row in rows if _is_told(row, settings))
-    signals = told * each + (len(texts.twins) + meanings) * hidden * 4 * bool(settings.similarity_weight)
+    scored_tokens = sum(len(row.student.response) for row in rows if _is_scored(row, settings))
+    twins = (len(texts.twins) + meanings) * hidden * 4 * bool(settings.similarity_weight)
+    signals = scored_tokens * each + twins
     loss = weights_of(model, settings, replay=True)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -267,7 +268,7 @@ def _distill_memory(
     return max(reading, training, key=lambda memory: sum(memory.values()))
 
 
-def _is_told(row: Row, settings: Distill) -> bool:
+def _is_scored(row: Row, settings: Distill) -> bool:
     """Return whether a teacher scores a row's response token by token."""
     if row.bare:
         return False
@@ -283,7 +284,7 @@ def _sample(
     said: Tensor | TopK | None = None
     options = row.options if branches else ()
     with torch.device("meta"):
-        if _is_told(row, settings):
+        if _is_scored(row, settings):
             said = torch.empty(tokens, hidden, dtype=dtype)
             if kind == "top_k":
                 said = TopK(torch.empty(tokens, k, dtype=torch.int32), torch.empty(tokens, k))

@@ -192,7 +192,7 @@ def _check_prompts(name: str, prompt: Sequence[int], twin: Sequence[int], limit:
 
 def _skipped(what: str, count: int, of: int, limit: int) -> str:
     where = f"over {limit} tokens (distill.max_prompt_length)"
-    return f"{count} of {of} {what} of parallel_text are skipped: {where}"
+    return f"{count} of {of} {what} are skipped: {where}"
 
 
 class TeacherPrompts:

@@ -78,10 +78,10 @@ def check_teacher(
     own = reference(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
     assert batch.teacher is not None
     said = batch.teacher if isinstance(batch.teacher, TopK) else head(model, batch.teacher.to(off.dtype))
-    told = forward_kl(own.flatten(0, 1)[batch.positions][batch.teacher_mask], said) / int(
+    divergence = forward_kl(own.flatten(0, 1)[batch.positions][batch.teacher_mask], said) / int(
         batch.teacher_mask.sum()
     )
-    apart = {"the teacher's distribution": float(told)}
+    apart = {"the teacher's distribution": float(divergence)}
     if taught := [number for number, code in enumerate(batch.languages) if code != SOURCE]:
         labels = batch.ids.masked_fill((batch.mask == 0) | (batch.prompt_mask == 1), -100)[taught]
         read = {"input_ids": batch.ids[taught], "attention_mask": batch.mask[taught], "labels": labels}
@@ -122,8 +122,8 @@ def divergence_by_language(
             # At another temperature, the loss is no longer in nats.
             plain = replace(weights, kl=1.0, temperature=1.0)
             parts = batch_losses(adapters.model, batch, plain, adapters)
-            told = float(parts["replay" if "replay" in parts else "kl"])
-            found[code] = told / max(1, int(batch.teacher_mask.sum()))
+            divergence = float(parts["replay" if "replay" in parts else "kl"])
+            found[code] = divergence / max(1, int(batch.teacher_mask.sum()))
         progress(number, len(codes))
     adapters.off()
     return found

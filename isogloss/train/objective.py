@@ -116,15 +116,16 @@ def _response_losses(
     # A response that is an option is scored with the options.
     ce_mask = ~replay if sets is None else ~(replay | batch.option_mask)
     kl_mask = ce_mask & batch.teacher_mask & bool(weights.kl)
-    told, dense = kl_mask | replay, isinstance(teacher, Tensor)
+    scored, dense = kl_mask | replay, isinstance(teacher, Tensor)
 
-    few = ce_mask & ~kl_mask if dense else ce_mask | told  # tokens whose loss needs few tokens' probabilities
+    # Tokens whose loss needs the probabilities of few tokens.
+    few = ce_mask & ~kl_mask if dense else ce_mask | scored
     answers, state = hidden[batch.positions], (few.cumsum(0) - 1).to(hidden.device)
     states, ids, where = [answers[few]], [batch.response[few]], [state[few]]
     if isinstance(teacher, TopK):
-        top = teacher[told[batch.teacher_mask]]
+        top = teacher[scored[batch.teacher_mask]]
         ids.append(top.ids.long().flatten())
-        where.append(state[told].repeat_interleave(top.ids.shape[1]))
+        where.append(state[scored].repeat_interleave(top.ids.shape[1]))
     if sets is not None:
         states.append(hidden[sets.positions])
         ids.append(sets.ids)
@@ -143,15 +144,15 @@ def _response_losses(
     if isinstance(teacher, TopK):
         kept = more[0].view(top.ids.shape)
         # `rest` leaves out the response too, which is another token unless the teacher kept it.
-        among = (top.ids == batch.response[told][:, None]).any(1)
-        others = torch.logaddexp(rest[state[told]], own[told[few]].masked_fill(among, functional.LEAST))
+        among = (top.ids == batch.response[scored][:, None]).any(1)
+        others = torch.logaddexp(rest[state[scored]], own[scored[few]].masked_fill(among, functional.LEAST))
         everything = top.ids.shape[1] >= text_config(model).vocab_size
 
         def part(of: Tensor) -> tuple[functional.Kept, TopK]:
             return functional.Kept(kept[of], None if everything else others[of]), top[of]
 
-        parts["kl"] = DIVERGENCES[weights.divergence](*part(kl_mask[told]), temperature=weights.temperature)
-        parts["replay"] = functional.forward_kl(*part(replay[told]))
+        parts["kl"] = DIVERGENCES[weights.divergence](*part(kl_mask[scored]), temperature=weights.temperature)
+        parts["replay"] = functional.forward_kl(*part(replay[scored]))
     elif teacher is not None:
         theirs = teacher[kl_mask[batch.teacher_mask]]
         ce, parts["kl"] = _dense(

@@ -89,11 +89,11 @@ def difficulty(
     progress: Progress,
 ) -> list[float]:
     """Return how little each English instruction helps the base to predict its response; see `selection`."""
-    losses = {told: [0.0] * len(examples) for told in (True, False)}
+    losses = {instructed: [0.0] * len(examples) for instructed in (True, False)}
     done, most = 0, most_tokens(base, PROMPTS)
-    for told, found in losses.items():
+    for instructed, found in losses.items():
         turns = map(_turn, examples)
-        rows = [encode(tokenizer, asked if told else "", response) for asked, response in turns]
+        rows = [encode(tokenizer, asked if instructed else "", response) for asked, response in turns]
         texts = [[*row.prompt, *row.response] for row in rows]
         for numbers in by_length(texts, 64, most):
             samples = [Sample(rows[number]) for number in numbers]

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 from isogloss.config import ParallelText, load_config
-from isogloss.data.parallel_text import pairs_for, topic_examples, translation_examples
+from isogloss.data.examples import ParallelExample, Turn
+from isogloss.data.parallel_text import (
+    Pair,
+    input_pairs,
+    pairs_for,
+    topic_examples,
+    translation_examples,
+)
+from isogloss.data.tasks import massive, xnli
 from isogloss.errors import ConfigError, DataError
 from isogloss.pipeline.folder import ProgressReporter, Run
 from isogloss.pipeline.training_rows import foreseen_rows
@@ -109,6 +117,13 @@ def test_topic_tasks_are_learned_only_from_the_models_responses(root, tmp_path):
     rows = foreseen_rows(run, run.tokenizer)
     assert sum(row.id.startswith("topic-tatoeba-es") for row in rows) == 6 and len(rows) == 8
 
+    inputs = [*settings, "distill.responses=teacher", "distill.similarity_inputs=true"]
+    run = Run(load_config(None, inputs, data_root=root), ProgressReporter())
+    bare = foreseen_rows(run, run.tokenizer)[8:]
+    texts = {pair.text for pair in pairs_for([ParallelText(type="tatoeba")], root, ["es"], 0)["es"]}
+    assert len({row.student.prompt for row in bare if row.bare}) == len(bare) == 6
+    assert {run.tokenizer.decode(row.student.prompt) for row in bare} <= texts
+
 
 def test_translations_are_added_to_the_amounts(root, tmp_path):
     """One demo item, and seven pairs in both directions."""
@@ -148,3 +163,29 @@ def test_alignment_without_the_hidden_state_term_is_refused():
         load_config(None, ["parallel_text=[{type: tatoeba}]", "distill.similarity_weight=0"])
     says = "parallel_text must have use: [translation] if distill.similarity_weight is 0"
     assert says in str(caught.value)
+
+
+def test_the_inputs_of_instructions_are_sentence_pairs():
+    """Without the task's wording, and each pair once, even if both its intent and its scenario are asked."""
+    texts = {"en": "play jazz", "sw": "cheza jazz"}
+
+    def example(id: str, ask) -> ParallelExample:
+        return ParallelExample(id, id.split("-")[1], {code: Turn(ask(code)) for code in texts})
+
+    both = [
+        example(f"1-{task}", lambda code, task=task: massive.ask(task, code, texts[code]))
+        for task in ("intent", "scenario")
+    ]
+    pair = example(
+        "2-xnli", lambda code: xnli.ask(code, *(("A b.", "C d.") if code == "en" else ("E f.", "G h.")))
+    )
+    free = example("3-open", lambda code: f"Say {texts[code]}")
+    passage = ParallelExample("4-xnli", "xnli", pair.turns, own_response=True)
+    assert input_pairs({"sw": [*both, pair, free, passage]}) == {
+        "sw": [
+            Pair("1-intent-input-1", "play jazz", "sw", "cheza jazz"),
+            Pair("2-xnli-input-1", "A b.", "sw", "E f."),
+            Pair("2-xnli-input-2", "C d.", "sw", "G h."),
+        ]
+    }
+    assert input_pairs({"sw": [free]}) == {}

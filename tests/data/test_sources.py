@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from isogloss.config import load_config
-from isogloss.data.sources import english_examples, lacking, left_out, parallel_examples, response_of, told
+from isogloss.data.sources import (
+    english_examples,
+    lacking,
+    left_out,
+    left_out_lines,
+    parallel_examples,
+    refuse_unusable,
+    response_of,
+)
 from isogloss.errors import ConfigError, DataError
 from isogloss.pipeline import checks, folder, stages, training_rows
 
@@ -52,7 +60,7 @@ def test_only_usable_rows_are_counted(tmp_path):
     run = run_of(tmp_path, [item(str(n), "qa", swahili=None if n % 2 else "r") for n in range(200)])
     assert len([row for row in training_rows.foreseen_rows(run, run.tokenizer) if row.language == "sw"]) == 48
     found = left_out(run.examples, ["sw"], lambda e, code: lacking(e, code, "reference"))
-    assert told(found) == ["Left out because there is no response: 100 in sw"]
+    assert left_out_lines(found) == ["Left out because there is no response: 100 in sw"]
 
 
 @pytest.mark.parametrize(
@@ -204,3 +212,7 @@ def test_questions_about_passages_need_answers_of_each_language_in_stage_2(respo
     found = {response_of(one, "es", "sea", "teacher") for one in examples}
     assert found == {(None, lacks) if lacks else ("mar", None)}
     assert len(english_examples(config, tmp_path)) == len(examples)
+    if lacks:
+        says = rf"in es can be used: {lacks} \({len(examples)}\); fix them, set responses: all for mlqa or"
+        with pytest.raises(DataError, match=says):
+            refuse_unusable(config, examples, ["es"])

@@ -185,18 +185,14 @@ def test_translations_that_are_too_long_are_skipped_and_counted(build, twin):
     told: list[str] = []
     rows = build({"es": 1}, extra=pairs, english=ENGLISH | {"p": "Hi", "q": "Hi"}, limit=90, tell=told.append)
     assert [row.id for row in rows] == ["a/es", "p/es"]
-    assert told == [
-        "1 of 2 translations of parallel_text are skipped: over 90 tokens (distill.max_prompt_length)"
-    ]
+    assert told == ["1 of 2 translations are skipped: over 90 tokens (distill.max_prompt_length)"]
 
 
 def test_sentences_that_are_too_long_are_skipped_and_counted(tokenizer):
     pairs = {"es": [Pair("1", "Hi", "es", "Hola"), Pair("2", "Hi " * 9, "es", "Hola")]}
     told: list[str] = []
     assert [row.id for row in sentence_rows(pairs, tokenizer, 9, tell=told.append)] == ["1/es"]
-    assert told == [
-        "1 of 2 sentence pairs of parallel_text are skipped: over 9 tokens (distill.max_prompt_length)"
-    ]
+    assert told == ["1 of 2 sentence pairs are skipped: over 9 tokens (distill.max_prompt_length)"]
 
 
 def test_all_rows_that_are_too_long_are_counted(build):

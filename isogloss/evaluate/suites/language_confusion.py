@@ -61,13 +61,13 @@ def score(items: Sequence[Item], answers: Mapping[str, Mapping[str, str]]) -> Of
         setting = task.split("/")[0]
         for code, given in answers.items():
             texts = [given[item.id] for item in items if item.task == task and item.id in given]
-            told = [(text, lines_pass(text, code, candidates=candidates)) for text in texts]
-            told = [(text, passes) for text, passes in told if passes is not None]
-            if not told:
+            judged = [(text, lines_pass(text, code, candidates=candidates)) for text in texts]
+            judged = [(text, passes) for text, passes in judged if passes is not None]
+            if not judged:
                 continue
-            passed = [text for text, passes in told if passes]
+            passed = [text for text, passes in judged if passes]
             words = [pure for text in passed if (pure := words_pass(text, code)) is not None]
-            line, word = len(passed) / len(told), sum(words) / len(words) if words else None
+            line, word = len(passed) / len(judged), sum(words) / len(words) if words else None
             found = {"lpr": line, "wpr": word, "lcpr": harmonic(line, word)}
             for name, value in found.items():
                 if value is not None:
